@@ -1,0 +1,2 @@
+//! gclab
+fn main() {}
