@@ -1,1 +1,3 @@
-//! gc-test-harness
+//! A real language on Urge, machine code as mean as can be, and the laboratory (`gclab`) that stops, measures and tests both.
+
+pub mod kernels;

@@ -1,0 +1,661 @@
+//! Cranelift plumbing: compiles functions into one arena and says of each what a stack walker must know.
+//!
+//! Both the kernels beside this file and the Lox JIT compile through [`Arena`]. What is particular to running under a
+//! collector that stops threads anywhere, and why:
+//!
+//! - **System V calling convention, RBP frames, never `tail`.** The walker follows RBP and finds a frame's SP as
+//!   `FP - span`. The `tail` convention moves RBP, the return address and the arguments in the middle of a frame.
+//! - **One arena a module**, reserved at once and filled from its start, so that calls between functions reach by
+//!   `call rel32` and all code lies in one range.
+//! - **No stack probes.** A frame is a few hundred bytes, far from a guard page's 4 KiB, and an inline probe would move
+//!   RSP in the middle of the prologue.
+//! - **Facts are taken between compilation and `clear_context`** ([`FrameFacts`]); afterwards Cranelift has forgotten them.
+//!   The call sites, not the stack maps, are the table's backbone: a call with no live reference has no map, and neither
+//!   has a library call that Cranelift inserted on its own. The former means "no references", the latter "nobody knows".
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cranelift_codegen::ir::{self, AbiParam, FuncRef, Signature, Type, UserStackMap};
+use cranelift_codegen::isa::{CallConv, OwnedTargetIsa, TargetIsa, unwind::UnwindInst};
+use cranelift_codegen::settings::{self, Configurable};
+use cranelift_codegen::{CompiledCode, Context, FinalizedRelocTarget};
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+use cranelift_jit::{
+    ArenaMemoryProvider, BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule,
+};
+use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
+
+/// Address space of an arena unless another size is asked for: enough for any program here, and far below the 2 GiB
+/// that `call rel32` reaches. Only the pages that hold code cost memory.
+pub const ARENA_BYTES: usize = 64 << 20;
+
+/// Why code could not be compiled.
+#[derive(Debug)]
+pub enum CodegenError {
+    /// Cranelift cannot generate code for this machine.
+    Host(String),
+    /// The arena's address space could not be reserved, or is used up.
+    Arena(String),
+    /// Cranelift refused a declaration or a function's body.
+    Compile {
+        /// The function's name.
+        function: String,
+        /// Cranelift's own words.
+        why: String,
+    },
+}
+
+impl fmt::Display for CodegenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CodegenError::Host(why) => {
+                write!(f, "cannot generate machine code on this host: {why}")
+            }
+            CodegenError::Arena(why) => write!(f, "no room for machine code: {why}"),
+            CodegenError::Compile { function, why } => {
+                write!(f, "cannot compile `{function}`: {why}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CodegenError {}
+
+/// The memory behind an [`Arena`]: unmapped once neither the arena nor any [`Code`] (nor what either was given to as an
+/// owner) holds it any more.
+pub struct CodeMemory(Mutex<ArenaMemoryProvider>);
+
+impl CodeMemory {
+    fn lock(&self) -> MutexGuard<'_, ArenaMemoryProvider> {
+        // A panic inside the provider leaves it as it was before the call, so a poisoned lock is still good.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for CodeMemory {
+    fn drop(&mut self) {
+        // SAFETY: the last owner is gone: no `Code` that could be called, and no registration whose guard still waits
+        // for a stack to return from the code.
+        unsafe { self.lock().free_memory() };
+    }
+}
+
+impl fmt::Debug for CodeMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CodeMemory")
+    }
+}
+
+/// What `JITModule` sees of [`CodeMemory`]; the module never frees it.
+struct SharedProvider(Arc<CodeMemory>);
+
+impl JITMemoryProvider for SharedProvider {
+    fn allocate(
+        &mut self,
+        size: usize,
+        align: u64,
+        kind: JITMemoryKind,
+    ) -> std::io::Result<*mut u8> {
+        self.0.lock().allocate(size, align, kind)
+    }
+
+    unsafe fn free_memory(&mut self) {}
+
+    fn finalize(&mut self, branch_protection: BranchProtection) -> ModuleResult<()> {
+        JITMemoryProvider::finalize(&mut *self.0.lock(), branch_protection)
+    }
+}
+
+/// One place of a function that calls, by its return address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SiteFacts {
+    /// The return address, as an offset from the function's start.
+    pub return_offset: u32,
+    /// Whether the slots below are all there is. `false` where the call may be a library call that Cranelift inserted:
+    /// such a site has no map although references may be live across it, in callee-saved registers.
+    pub known: bool,
+    /// Offsets from the frame's SP during the call of the words that hold live references, ascending.
+    pub slots: Vec<u32>,
+}
+
+/// What a stack walker must know of one compiled function. From SP upward, a frame holds: outgoing arguments, stack
+/// slots (references live across calls are here), spills, saved callee-saved registers, the caller's RBP, the return
+/// address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameFacts {
+    /// Bytes of machine code, constants and jump tables included.
+    pub size: u32,
+    /// `RBP - RSP` anywhere between prologue and epilogue.
+    pub frame_to_fp: u32,
+    /// Bytes below RBP in which the prologue saved callee-saved registers: possibly the only copy of a reference of
+    /// some caller further out.
+    pub clobber: u32,
+    /// Bytes above RSP that may hold outgoing arguments: up to the lowest stack slot, or to the saved registers where
+    /// there is no slot (Cranelift does not tell the area's own size).
+    pub outgoing: u32,
+    /// Every call, ascending by return address.
+    pub sites: Vec<SiteFacts>,
+}
+
+impl FrameFacts {
+    /// Reads the facts of a function that was just compiled; `None` if a part is missing or contradicts another, which
+    /// no released Cranelift does.
+    fn of(compiled: &CompiledCode, func: &ir::Function) -> Option<FrameFacts> {
+        let buffer = &compiled.buffer;
+        let layout = buffer.frame_layout()?;
+        let frame_to_fp = layout.frame_to_fp_offset;
+        let clobber = buffer
+            .unwind_info
+            .iter()
+            .find_map(|(_, inst)| match inst {
+                UnwindInst::DefineNewFrame {
+                    offset_downward_to_clobbers,
+                    ..
+                } => Some(*offset_downward_to_clobbers),
+                _ => None,
+            })
+            .filter(|&bytes| bytes <= frame_to_fp)?;
+        let lowest_slot = func
+            .sized_stack_slots
+            .keys()
+            .map(|slot| layout.stackslots[slot].offset)
+            .min();
+        let outgoing = lowest_slot.unwrap_or(frame_to_fp - clobber);
+        let maps: HashMap<u32, &UserStackMap> = buffer
+            .user_stack_maps()
+            .iter()
+            .map(|(return_offset, _, map)| (*return_offset, map))
+            .collect();
+        let may_call_library = buffer.relocs().iter().any(|reloc| {
+            matches!(
+                &reloc.target,
+                FinalizedRelocTarget::ExternalName(ir::ExternalName::LibCall(_))
+            )
+        });
+        let mut sites: Vec<SiteFacts> = buffer
+            .call_sites()
+            .map(|site| {
+                let mut slots: Vec<u32> = maps
+                    .get(&site.ret_addr)
+                    .into_iter()
+                    .flat_map(|map| map.entries().map(|(_, offset)| offset))
+                    .collect();
+                slots.sort_unstable();
+                slots.dedup();
+                SiteFacts {
+                    return_offset: site.ret_addr,
+                    known: maps.contains_key(&site.ret_addr) || !may_call_library,
+                    slots,
+                }
+            })
+            .collect();
+        sites.sort_unstable_by_key(|site| site.return_offset);
+        let spans_agree = buffer
+            .user_stack_maps()
+            .iter()
+            .all(|(_, span, _)| *span == frame_to_fp);
+        let maps_have_sites = buffer.user_stack_maps().iter().all(|(at, _, _)| {
+            sites
+                .binary_search_by_key(at, |site| site.return_offset)
+                .is_ok()
+        });
+        (spans_agree && maps_have_sites && outgoing <= frame_to_fp).then_some(FrameFacts {
+            size: buffer.total_size(),
+            frame_to_fp,
+            clobber,
+            outgoing,
+            sites,
+        })
+    }
+}
+
+/// A compiled function, ready to be called; it keeps its memory mapped.
+#[derive(Clone, Debug)]
+pub struct Code {
+    /// The name it was declared under.
+    pub name: String,
+    /// What a walker must know of it.
+    pub facts: FrameFacts,
+    entry: usize,
+    memory: Arc<CodeMemory>,
+}
+
+impl Code {
+    /// The address of its first instruction.
+    pub fn entry(&self) -> *const u8 {
+        self.entry as *const u8
+    }
+
+    /// The addresses it occupies.
+    pub fn range(&self) -> Range<usize> {
+        self.entry..self.entry + self.facts.size as usize
+    }
+
+    /// Its bytes, relocations applied.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the arena wrote `size` bytes at `entry`, made them read-only and executable, and stays mapped as
+        // long as `self.memory` lives.
+        unsafe { std::slice::from_raw_parts(self.entry as *const u8, self.facts.size as usize) }
+    }
+
+    /// The memory it lies in: the owner value to give to a code registration.
+    pub fn memory(&self) -> Arc<CodeMemory> {
+        Arc::clone(&self.memory)
+    }
+}
+
+/// The body of a function under construction.
+pub struct Body<'a, 'f> {
+    /// Cranelift's builder. Blocks left unsealed are sealed at the end.
+    pub builder: FunctionBuilder<'f>,
+    module: &'a mut JITModule,
+}
+
+impl Body<'_, '_> {
+    /// Makes a declared or imported function callable from this body.
+    pub fn callee(&mut self, id: FuncId) -> FuncRef {
+        self.module.declare_func_in_func(id, self.builder.func)
+    }
+
+    /// Creates the entry block with the function's parameters and switches to it; returns the parameters.
+    pub fn enter(&mut self) -> Vec<ir::Value> {
+        let block = self.builder.create_block();
+        self.builder.append_block_params_for_function_params(block);
+        self.builder.switch_to_block(block);
+        self.builder.seal_block(block);
+        self.builder.block_params(block).to_vec()
+    }
+}
+
+/// A module of machine code in one arena.
+pub struct Arena {
+    module: JITModule,
+    context: Context,
+    builder_context: FunctionBuilderContext,
+    memory: Arc<CodeMemory>,
+    imports: Arc<Mutex<HashMap<String, usize>>>,
+    unfinished: Vec<(FuncId, String, FrameFacts)>,
+}
+
+impl Arena {
+    /// An arena of [`ARENA_BYTES`].
+    pub fn new() -> Result<Arena, CodegenError> {
+        Arena::with_size(ARENA_BYTES)
+    }
+
+    /// An arena of so many bytes of address space.
+    pub fn with_size(bytes: usize) -> Result<Arena, CodegenError> {
+        Arena::for_isa(bytes, host_isa(true)?)
+    }
+
+    fn for_isa(bytes: usize, isa: OwnedTargetIsa) -> Result<Arena, CodegenError> {
+        let provider = ArenaMemoryProvider::new_with_size(bytes)
+            .map_err(|e| CodegenError::Arena(format!("cannot reserve {bytes} bytes: {e}")))?;
+        let memory = Arc::new(CodeMemory(Mutex::new(provider)));
+        let imports: HashMap<String, usize> = library_calls()
+            .into_iter()
+            .map(|(name, address)| (name.to_owned(), address))
+            .collect();
+        let imports = Arc::new(Mutex::new(imports));
+        let mut builder = JITBuilder::with_isa(isa, cranelift_module::default_libcall_names());
+        builder.memory_provider(Box::new(SharedProvider(Arc::clone(&memory))));
+        let known = Arc::clone(&imports);
+        builder.symbol_lookup_fn(Box::new(move |name| {
+            let known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(name).map(|&address| address as *const u8)
+        }));
+        let module = JITModule::new(builder);
+        Ok(Arena {
+            context: module.make_context(),
+            builder_context: FunctionBuilderContext::new(),
+            module,
+            memory,
+            imports,
+            unfinished: Vec::new(),
+        })
+    }
+
+    /// The target that code is generated for.
+    pub fn isa(&self) -> &dyn TargetIsa {
+        self.module.isa()
+    }
+
+    /// A System V signature.
+    pub fn signature(&self, params: &[Type], returns: &[Type]) -> Signature {
+        let mut signature = Signature::new(CallConv::SystemV);
+        signature
+            .params
+            .extend(params.iter().copied().map(AbiParam::new));
+        signature
+            .returns
+            .extend(returns.iter().copied().map(AbiParam::new));
+        signature
+    }
+
+    /// Makes native code at `address` callable under `name`. An import is called as `movabs; call reg`.
+    ///
+    /// A name is bound once; importing it again with another address is an error.
+    pub fn import(
+        &mut self,
+        name: &str,
+        address: *const u8,
+        signature: &Signature,
+    ) -> Result<FuncId, CodegenError> {
+        let previous = self
+            .imports
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), address as usize);
+        if previous.is_some_and(|previous| previous != address as usize) {
+            return Err(CodegenError::Compile {
+                function: name.to_owned(),
+                why: "imported before with another address".to_owned(),
+            });
+        }
+        self.module
+            .declare_function(name, Linkage::Import, signature)
+            .map_err(|e| refused(name, &e))
+    }
+
+    /// Declares a function of this module, so that others (and it itself) can call it before it is defined.
+    pub fn declare(&mut self, name: &str, signature: &Signature) -> Result<FuncId, CodegenError> {
+        self.module
+            .declare_function(name, Linkage::Export, signature)
+            .map_err(|e| refused(name, &e))
+    }
+
+    /// Compiles the body of a declared function. It may be called after the next [`finish`](Arena::finish).
+    pub fn define<R>(
+        &mut self,
+        id: FuncId,
+        body: impl FnOnce(&mut Body<'_, '_>) -> R,
+    ) -> Result<R, CodegenError> {
+        let declaration = self.module.declarations().get_function_decl(id);
+        let name = declaration.linkage_name(id).into_owned();
+        self.context.func.signature = declaration.signature.clone();
+        self.context.func.name = ir::UserFuncName::User(ir::UserExternalName::new(0, id.as_u32()));
+        let frontend_config = self.module.target_config();
+        let mut under_way = Body {
+            builder: FunctionBuilder::new(&mut self.context.func, &mut self.builder_context),
+            module: &mut self.module,
+        };
+        let result = body(&mut under_way);
+        under_way.builder.seal_all_blocks();
+        under_way.builder.finalize(frontend_config);
+        let defined = self.module.define_function(id, &mut self.context);
+        let facts = self
+            .context
+            .compiled_code()
+            .and_then(|compiled| FrameFacts::of(compiled, &self.context.func));
+        self.module.clear_context(&mut self.context);
+        defined.map_err(|e| refused(&name, &e))?;
+        let facts = facts.ok_or_else(|| CodegenError::Compile {
+            function: name.clone(),
+            why: "Cranelift did not say how its frame is laid out".to_owned(),
+        })?;
+        self.unfinished.push((id, name, facts));
+        Ok(result)
+    }
+
+    /// Declares and defines at once.
+    pub fn function<R>(
+        &mut self,
+        name: &str,
+        signature: &Signature,
+        body: impl FnOnce(&mut Body<'_, '_>) -> R,
+    ) -> Result<R, CodegenError> {
+        let id = self.declare(name, signature)?;
+        self.define(id, body)
+    }
+
+    /// Links all that was defined since the last call and makes it executable, in the order of definition.
+    pub fn finish(&mut self) -> Result<Vec<Code>, CodegenError> {
+        self.module
+            .finalize_definitions()
+            .map_err(|e| CodegenError::Arena(e.to_string()))?;
+        let finished = std::mem::take(&mut self.unfinished);
+        Ok(finished
+            .into_iter()
+            .map(|(id, name, facts)| Code {
+                entry: self.module.get_finalized_function(id) as usize,
+                name,
+                facts,
+                memory: Arc::clone(&self.memory),
+            })
+            .collect())
+    }
+}
+
+impl fmt::Debug for Arena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Arena")
+            .field("unfinished", &self.unfinished.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn refused(function: &str, error: &ModuleError) -> CodegenError {
+    let why = match error {
+        ModuleError::Allocation { err } => return CodegenError::Arena(err.to_string()),
+        ModuleError::Compilation(inner) => format!("{inner:?}"),
+        other => other.to_string(),
+    };
+    CodegenError::Compile {
+        function: function.to_owned(),
+        why,
+    }
+}
+
+/// What Cranelift calls where the host lacks an instruction (rounding before SSE4.1, FMA), by the names of libm. A Rust
+/// program need not have libm among its dynamic symbols, and `JITModule` panics on a name that it cannot resolve.
+fn library_calls() -> [(&'static str, usize); 10] {
+    macro_rules! shim {
+        ($name:literal, $float:ty, ($($x:ident),+), $body:expr) => {{
+            extern "C" fn shim($($x: $float),+) -> $float {
+                $body
+            }
+            ($name, shim as *const () as usize)
+        }};
+    }
+    [
+        shim!("ceil", f64, (x), x.ceil()),
+        shim!("ceilf", f32, (x), x.ceil()),
+        shim!("floor", f64, (x), x.floor()),
+        shim!("floorf", f32, (x), x.floor()),
+        shim!("trunc", f64, (x), x.trunc()),
+        shim!("truncf", f32, (x), x.trunc()),
+        shim!("nearbyint", f64, (x), x.round_ties_even()),
+        shim!("nearbyintf", f32, (x), x.round_ties_even()),
+        shim!("fma", f64, (x, y, z), x.mul_add(y, z)),
+        shim!("fmaf", f32, (x, y, z), x.mul_add(y, z)),
+    ]
+}
+
+/// The host's target with the settings that this file's head argues for; without `extensions`, the oldest x86-64.
+fn host_isa(extensions: bool) -> Result<OwnedTargetIsa, CodegenError> {
+    let mut flags = settings::builder();
+    for (name, value) in [
+        ("opt_level", "speed"),
+        ("preserve_frame_pointers", "true"),
+        ("unwind_info", "true"),
+        ("is_pic", "false"),
+        ("use_colocated_libcalls", "false"),
+        ("enable_probestack", "false"),
+        // 16 bytes, as every C compiler aligns functions.
+        ("log2_min_function_alignment", "4"),
+        (
+            "enable_verifier",
+            if cfg!(debug_assertions) {
+                "true"
+            } else {
+                "false"
+            },
+        ),
+    ] {
+        flags
+            .set(name, value)
+            .map_err(|e| CodegenError::Host(format!("setting {name}={value}: {e}")))?;
+    }
+    cranelift_native::builder_with_options(extensions)
+        .map_err(|why| CodegenError::Host(why.to_owned()))?
+        .finish(settings::Flags::new(flags))
+        .map_err(|e| CodegenError::Host(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cranelift_codegen::ir::{InstBuilder, types};
+
+    extern "C" fn nothing() {}
+
+    fn facts(arena: &mut Arena, name: &str) -> FrameFacts {
+        let all = arena.finish().expect("links");
+        let code = all.into_iter().find(|code| code.name == name);
+        code.expect("was defined").facts
+    }
+
+    /// `fn(reference) -> reference`, with two calls: the reference is live across the first only.
+    fn one_live_call(arena: &mut Arena, library: bool) {
+        let void = arena.signature(&[], &[]);
+        let callee = arena
+            .import("nothing", nothing as *const u8, &void)
+            .expect("imports");
+        let signature = arena.signature(&[types::I64, types::F64], &[types::F64]);
+        arena
+            .function("one_live_call", &signature, |body| {
+                let params = body.enter();
+                body.builder.declare_value_needs_stack_map(params[0]);
+                let callee = body.callee(callee);
+                body.builder.ins().call(callee, &[]);
+                let loaded =
+                    body.builder
+                        .ins()
+                        .load(types::F64, ir::MemFlagsData::trusted(), params[0], 0);
+                let sum = body.builder.ins().fadd(loaded, params[1]);
+                body.builder.ins().call(callee, &[]);
+                let result = if library {
+                    body.builder.ins().ceil(sum)
+                } else {
+                    sum
+                };
+                body.builder.ins().return_(&[result]);
+            })
+            .expect("compiles");
+    }
+
+    #[test]
+    fn a_call_without_live_references_is_known_and_empty() {
+        let mut arena = Arena::new().expect("an arena");
+        one_live_call(&mut arena, false);
+        let facts = facts(&mut arena, "one_live_call");
+        let sites: Vec<(bool, usize)> = facts
+            .sites
+            .iter()
+            .map(|site| (site.known, site.slots.len()))
+            .collect();
+        assert_eq!(sites, [(true, 1), (true, 0)]);
+        let slot = facts.sites[0].slots[0];
+        assert!(slot >= facts.outgoing && slot + 8 <= facts.frame_to_fp - facts.clobber);
+    }
+
+    #[test]
+    fn a_library_call_makes_sites_without_a_map_unknown() {
+        let mut arena =
+            Arena::for_isa(1 << 20, host_isa(false).expect("a target")).expect("an arena");
+        one_live_call(&mut arena, true);
+        let facts = facts(&mut arena, "one_live_call");
+        let known: Vec<bool> = facts.sites.iter().map(|site| site.known).collect();
+        assert_eq!(known, [true, false, false]);
+    }
+
+    #[test]
+    fn a_finished_arena_takes_more_functions_that_call_the_earlier_ones() {
+        let mut arena = Arena::new().expect("an arena");
+        let signature = arena.signature(&[types::I64], &[types::I64]);
+        let first = arena.declare("first", &signature).expect("declares");
+        arena
+            .define(first, |body| {
+                let params = body.enter();
+                let next = body.builder.ins().iadd_imm_s(params[0], 1);
+                body.builder.ins().return_(&[next]);
+            })
+            .expect("compiles");
+        arena.finish().expect("links");
+        arena
+            .function("second", &signature, |body| {
+                let params = body.enter();
+                let first = body.callee(first);
+                let call = body.builder.ins().call(first, &params);
+                let result = body.builder.inst_results(call)[0];
+                let twice = body.builder.ins().iadd(result, result);
+                body.builder.ins().return_(&[twice]);
+            })
+            .expect("compiles");
+        let code = arena.finish().expect("links").remove(0);
+        drop(arena); // the code keeps the memory
+        // SAFETY: compiled just above with this signature.
+        let second: extern "C" fn(i64) -> i64 = unsafe { std::mem::transmute(code.entry()) };
+        assert_eq!(second(20), 42);
+    }
+
+    #[test]
+    fn code_memory_goes_with_its_last_owner() {
+        let mut arena = Arena::new().expect("an arena");
+        one_live_call(&mut arena, false);
+        let code = arena.finish().expect("links").remove(0);
+        let memory = Arc::downgrade(&code.memory());
+        let entry = code.range().start;
+        drop(arena);
+        assert!(memory.upgrade().is_some() && is_mapped(entry));
+        drop(code);
+        assert!(memory.upgrade().is_none() && !is_mapped(entry));
+    }
+
+    fn is_mapped(address: usize) -> bool {
+        let mut resident = 0_u8;
+        // SAFETY: mincore only looks at the page tables and writes one byte per page.
+        let status = unsafe { libc::mincore((address & !4095) as *mut _, 4096, &mut resident) };
+        status == 0
+    }
+
+    #[test]
+    fn an_exhausted_arena_is_an_error_value() {
+        let mut arena = Arena::for_isa(1, host_isa(true).expect("a target")).expect("an arena");
+        let void = arena.signature(&[], &[]);
+        let callee = arena
+            .import("nothing", nothing as *const u8, &void)
+            .expect("imports");
+        let fill = |arena: &mut Arena, name: &str| {
+            arena.function(name, &void, |body| {
+                body.enter();
+                let callee = body.callee(callee);
+                for _ in 0..400 {
+                    body.builder.ins().call(callee, &[]);
+                }
+                body.builder.ins().return_(&[]);
+            })
+        };
+        let error = (0..10)
+            .find_map(|i| fill(&mut arena, &format!("f{i}")).err())
+            .expect("one page cannot hold all");
+        assert!(matches!(error, CodegenError::Arena(_)), "{error}");
+    }
+
+    #[test]
+    fn a_name_is_imported_once() {
+        let mut arena = Arena::new().expect("an arena");
+        let void = arena.signature(&[], &[]);
+        arena
+            .import("nothing", nothing as *const u8, &void)
+            .expect("imports");
+        arena
+            .import("nothing", nothing as *const u8, &void)
+            .expect("the same again is the same");
+        let error = arena.import("nothing", is_mapped as *const u8, &void);
+        assert!(error.is_err());
+    }
+}
