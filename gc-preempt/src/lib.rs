@@ -1,1 +1,6 @@
 //! gc-preempt
+
+pub mod code;
+pub mod context;
+pub mod stackmap;
+pub mod walk;

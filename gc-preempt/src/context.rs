@@ -1,0 +1,74 @@
+//! What a stopped thread looked like: its registers, its vector state, and how it came to stand there.
+//!
+//! The stopping side fills a [`Snapshot`] in and the walker reads it. A snapshot is plain memory that stays where it is while the thread is stopped, so the
+//! walker hands the registers to a root sink as a range of words like any other.
+
+use std::ops::Range;
+
+/// DWARF number of RSP, the index of the stack pointer in [`Registers::gpr`].
+pub const RSP: usize = 7;
+/// DWARF number of RBP, the index of the frame pointer in [`Registers::gpr`].
+pub const RBP: usize = 6;
+
+/// The general registers of a stopped thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Registers {
+    /// In DWARF's order: RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP, R8 to R15.
+    pub gpr: [usize; 16],
+    /// The instruction that runs next when the thread is resumed.
+    pub pc: usize,
+    /// RFLAGS.
+    pub flags: usize,
+}
+
+impl Registers {
+    /// The stack pointer.
+    pub fn sp(&self) -> usize {
+        self.gpr[RSP]
+    }
+
+    /// The frame pointer, RBP. In code that keeps no frame pointer it is a register like any other.
+    pub fn fp(&self) -> usize {
+        self.gpr[RBP]
+    }
+}
+
+/// How a thread came to stand where its snapshot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A signal interrupted it, and it waits in the handler. The PC is any instruction at all, and the red zone below SP is alive.
+    Signal,
+    /// It runs a call to `async_preempt` that a signal pushed. The PC, the registers and the red zone are those of the interruption.
+    Injected,
+    /// It called us: a blocking region, or a poll. The PC is a return address and SP its value after that return; the registers that a callee must keep were
+    /// pushed at or above SP, and there is no red zone. Registers that hold nothing of the caller's are zero in the snapshot.
+    Call,
+}
+
+/// A stopped thread's state at the instant of its stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The general registers.
+    pub registers: Registers,
+    /// Where the vector state lies in memory, as XSAVE left it. Empty where it can hold nothing ([`Origin::Call`]).
+    pub vectors: Range<usize>,
+    /// How the thread came to stand here.
+    pub origin: Origin,
+    /// The injected calls further out on the stack whose hook still runs, innermost first; null where there is none.
+    pub interrupted: *const Interrupted,
+}
+
+/// An injected call to `async_preempt` whose hook still runs: the thread stands somewhere inside that hook.
+///
+/// When a walk reaches it, it starts again as if the thread had just been interrupted there, also when that PC happens to equal a return address.
+#[repr(C)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interrupted {
+    /// The next one further out, or null.
+    pub next: *const Interrupted,
+    /// The registers at the interruption.
+    pub registers: Registers,
+    /// Where the vector state lies, as XSAVE left it.
+    pub vectors: Range<usize>,
+}
