@@ -59,6 +59,18 @@ pub struct Snapshot {
     pub interrupted: *const Interrupted,
 }
 
+impl Default for Snapshot {
+    /// A thread of which nothing is known: no registers, no vectors, no interruptions.
+    fn default() -> Self {
+        Self {
+            registers: Registers::default(),
+            vectors: 0..0,
+            origin: Origin::Call,
+            interrupted: std::ptr::null(),
+        }
+    }
+}
+
 /// An injected call to `async_preempt` whose hook still runs: the thread stands somewhere inside that hook.
 ///
 /// When a walk reaches it, it starts again as if the thread had just been interrupted there, also when that PC happens to equal a return address.
