@@ -1,0 +1,363 @@
+//! What a cell holds: where its edges are, told once for all cells of a kind.
+//!
+//! The descriptors lie in mapped memory and never move or change once published, so that a marker reads them in the
+//! stopped world, without a lock, from nothing but the kind's number in the unit table.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bitvec::prelude::{BitVec, Lsb0};
+
+use crate::encoding::Encoding;
+use crate::heap::lock::SpinLock;
+use crate::heap::map::{MapError, Table};
+use crate::mark::Tracer;
+
+/// A kind's number in its heap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KindId(pub(crate) u16);
+
+impl KindId {
+    /// The number itself, for tables beside the heap.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// The most kinds a heap can have. A kind's number must fit the 16 bits that the unit table has for it.
+pub const MAX_KINDS: usize = 1 << 16;
+
+/// Reports every edge of one cell to the tracer.
+///
+/// The first argument is the cell's first byte, the second its size in bytes (the size class's, not the request's).
+///
+/// # Safety
+/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this cell: it must accept
+/// any state that an interrupted store order can leave, the all-zero cell above all. It must not allocate, lock, panic
+/// or call anything that may.
+pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'_>);
+
+/// A description of cells, given to the heap once.
+#[derive(Debug, Clone)]
+pub struct Kind {
+    name: String,
+    shape: Shape,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Shape {
+    Leaf,
+    Words {
+        slots: BitVec<u64, Lsb0>,
+        encoding: Encoding,
+    },
+    Array {
+        first_word: u32,
+        encoding: Encoding,
+    },
+    Traced(TraceFn),
+    Conservative,
+    Weak {
+        first_word: u32,
+        encoding: Encoding,
+        cleared: usize,
+    },
+}
+
+impl Kind {
+    /// Cells without edges: strings, numbers, machine words.
+    pub fn leaf(name: impl Into<String>) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Leaf,
+        }
+    }
+
+    /// Cells whose edges are the words with a set bit in `slots`; words past its end hold none.
+    pub fn words(name: impl Into<String>, slots: BitVec<u64, Lsb0>, encoding: Encoding) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Words { slots, encoding },
+        }
+    }
+
+    /// As [`Kind::words`], with the slots given as word numbers.
+    pub fn words_at(name: impl Into<String>, words: &[u32], encoding: Encoding) -> Kind {
+        let mut slots = BitVec::new();
+        for &word in words {
+            if slots.len() <= word as usize {
+                slots.resize(word as usize + 1, false);
+            }
+            slots.set(word as usize, true);
+        }
+        Kind::words(name, slots, encoding)
+    }
+
+    /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never written are zero, and
+    /// zero is no edge, so the length needs no telling.
+    pub fn array(name: impl Into<String>, first_word: u32, encoding: Encoding) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Array {
+                first_word,
+                encoding,
+            },
+        }
+    }
+
+    /// Cells whose edges a function of the embedder reports.
+    ///
+    /// # Safety
+    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell.
+    pub unsafe fn traced(name: impl Into<String>, trace: TraceFn) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Traced(trace),
+        }
+    }
+
+    /// Cells whose every word is taken for a pointer if it names a cell, by the heap's conservative encodings.
+    pub fn conservative(name: impl Into<String>) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Conservative,
+        }
+    }
+
+    /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target dies becomes
+    /// `cleared` while the world is stopped.
+    pub fn weak(
+        name: impl Into<String>,
+        first_word: u32,
+        encoding: Encoding,
+        cleared: usize,
+    ) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Weak {
+                first_word,
+                encoding,
+                cleared,
+            },
+        }
+    }
+
+    /// The name that reports and error messages use.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// Why a kind was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KindError {
+    /// The heap has [`MAX_KINDS`] kinds already.
+    TooMany,
+    /// The encoding's `value` has bits outside its `mask`: no word could ever be an edge.
+    Encoding(Encoding),
+}
+
+impl fmt::Display for KindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            KindError::TooMany => write!(
+                f,
+                "the heap has {MAX_KINDS} kinds already; share a kind among types of one layout"
+            ),
+            KindError::Encoding(e) => write!(
+                f,
+                "encoding value {:#x} has bits outside its mask {:#x}: no word would be an edge",
+                e.value, e.mask
+            ),
+        }
+    }
+}
+
+impl std::error::Error for KindError {}
+
+/// What a marker reads of a kind. One cache line, plain words only.
+#[repr(C, align(64))]
+pub(crate) struct Descriptor {
+    pub(crate) tag: Tag,
+    pub(crate) first_word: u32,
+    pub(crate) encoding: Encoding,
+    /// Words: the slot bitmap's words and how many there are. It belongs to `Kinds::owned` and lives as long.
+    pub(crate) slots: *const u64,
+    pub(crate) slot_words: u32,
+    pub(crate) trace: Option<TraceFn>,
+    pub(crate) cleared: usize,
+}
+
+/// Which of the shapes a descriptor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Tag {
+    /// Also what a zeroed descriptor says: an unpublished kind has no edges.
+    Leaf = 0,
+    Words,
+    Array,
+    Traced,
+    Conservative,
+    Weak,
+}
+
+/// A heap's kinds.
+pub(crate) struct Kinds {
+    table: Table<Descriptor>,
+    count: AtomicU32,
+    owned: SpinLock<Vec<Kind>>,
+}
+
+// SAFETY: descriptors are written once, before their number is published, and hold only plain words, function
+// pointers and pointers into `owned`, which lives as long as the table.
+unsafe impl Send for Kinds {}
+// SAFETY: as above; writers are serialised by the lock of `owned`.
+unsafe impl Sync for Kinds {}
+
+impl Kinds {
+    pub(crate) fn new() -> Result<Kinds, MapError> {
+        Ok(Kinds {
+            table: Table::new(MAX_KINDS)?,
+            count: AtomicU32::new(0),
+            owned: SpinLock::new(Vec::new()),
+        })
+    }
+
+    /// Adds a kind. Allocates with malloc: call it from an unattached thread or under `no_preempt`.
+    pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
+        if let Shape::Words { encoding, .. }
+        | Shape::Array { encoding, .. }
+        | Shape::Weak { encoding, .. } = &kind.shape
+            && encoding.value & !encoding.mask != 0
+        {
+            return Err(KindError::Encoding(*encoding));
+        }
+        let mut owned = self.owned.lock();
+        let index = owned.len();
+        if index == MAX_KINDS {
+            return Err(KindError::TooMany);
+        }
+        let none = Descriptor {
+            tag: Tag::Leaf,
+            first_word: 0,
+            encoding: Encoding::RAW,
+            slots: std::ptr::null(),
+            slot_words: 0,
+            trace: None,
+            cleared: 0,
+        };
+        let descriptor = match &kind.shape {
+            Shape::Leaf => none,
+            Shape::Words { slots, encoding } => Descriptor {
+                tag: Tag::Words,
+                encoding: *encoding,
+                // The vector's heap block stays where it is when the vector itself moves into `owned`.
+                slots: slots.as_raw_slice().as_ptr(),
+                slot_words: slots.as_raw_slice().len() as u32,
+                ..none
+            },
+            Shape::Array {
+                first_word,
+                encoding,
+            } => Descriptor {
+                tag: Tag::Array,
+                first_word: *first_word,
+                encoding: *encoding,
+                ..none
+            },
+            Shape::Traced(trace) => Descriptor {
+                tag: Tag::Traced,
+                trace: Some(*trace),
+                ..none
+            },
+            Shape::Conservative => Descriptor {
+                tag: Tag::Conservative,
+                ..none
+            },
+            Shape::Weak {
+                first_word,
+                encoding,
+                cleared,
+            } => Descriptor {
+                tag: Tag::Weak,
+                first_word: *first_word,
+                encoding: *encoding,
+                cleared: *cleared,
+                ..none
+            },
+        };
+        // SAFETY: `index` is within the table and not yet published, so nobody else reads or writes the entry.
+        unsafe { self.table.at(index).write(descriptor) };
+        owned.push(kind);
+        // Ordering: Release, so that whoever learns the count or a KindId made from it sees the descriptor.
+        self.count.store(index as u32 + 1, Ordering::Release);
+        Ok(KindId(index as u16))
+    }
+
+    /// The descriptor of a kind of this heap.
+    #[inline(always)]
+    pub(crate) fn get(&self, kind: KindId) -> &Descriptor {
+        // SAFETY: every KindId(u16) is within the table; entries are written once before their KindId exists, and a
+        // zeroed entry is a valid Leaf descriptor.
+        unsafe { &*self.table.at(kind.index()) }
+    }
+
+    pub(crate) fn contains(&self, kind: KindId) -> bool {
+        // Ordering: Acquire pairs with the Release in `add`.
+        kind.index() < self.count.load(Ordering::Acquire) as usize
+    }
+
+    /// The kind's name, for reports. Takes the lock and mallocs.
+    pub(crate) fn name(&self, kind: KindId) -> Option<String> {
+        self.owned.lock().get(kind.index()).map(|k| k.name.clone())
+    }
+
+    /// The bytes that a cell of this kind must have at least for its slots to lie inside.
+    pub(crate) fn least_bytes(&self, kind: KindId) -> usize {
+        let owned = self.owned.lock();
+        match owned.get(kind.index()).map(|k| &k.shape) {
+            Some(Shape::Words { slots, .. }) => slots.last_one().map_or(0, |last| (last + 1) * 8),
+            _ => 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_zeroed_descriptor_is_a_leaf() {
+        let kinds = Kinds::new().unwrap();
+        assert_eq!(kinds.get(KindId(77)).tag, Tag::Leaf);
+        assert!(!kinds.contains(KindId(0)));
+    }
+
+    #[test]
+    fn slots_are_read_back_by_word() {
+        let kinds = Kinds::new().unwrap();
+        let id = kinds
+            .add(Kind::words_at("pair", &[1, 70], Encoding::RAW))
+            .unwrap();
+        let d = kinds.get(id);
+        // SAFETY: the slots belong to `kinds`, which is alive.
+        let words = unsafe { std::slice::from_raw_parts(d.slots, d.slot_words as usize) };
+        assert_eq!(words, &[1 << 1, 1 << 6]);
+        assert_eq!(kinds.least_bytes(id), 71 * 8);
+        assert_eq!(kinds.name(id).as_deref(), Some("pair"));
+    }
+
+    #[test]
+    fn an_encoding_that_matches_nothing_is_refused() {
+        let kinds = Kinds::new().unwrap();
+        let bad = Encoding {
+            mask: 1,
+            value: 2,
+            keep: !3,
+        };
+        assert_eq!(
+            kinds.add(Kind::array("a", 0, bad)),
+            Err(KindError::Encoding(bad))
+        );
+    }
+}
