@@ -1,0 +1,330 @@
+//! What the compiler makes and both tiers execute: instructions, functions, inline caches.
+//!
+//! # Instructions
+//!
+//! An [`Instruction`] is 8 bytes: an opcode, a small operand `a`, an operand `b`, a wide operand `c`. A
+//! function's code is an array of them, jump targets are indices into it, so a translator needs no decoding.
+//! The code is stack code with a depth that is known at each instruction ([`Instruction::effect`]); a local variable
+//! is the stack slot with its number. Each instruction has a line.
+//!
+//! | opcode | operands | stack: before -> after |
+//! |---|---|---|
+//! | `Constant` | c: index into constants | -> v |
+//! | `Nil` `True` `False` | | -> v |
+//! | `Pop` | | v -> |
+//! | `GetLocal` | c: slot | -> v |
+//! | `SetLocal` | c: slot | v -> v |
+//! | `GetGlobal` | c: index into globals | -> v, error when undefined |
+//! | `DefineGlobal` | c | v -> |
+//! | `SetGlobal` | c | v -> v, error when undefined |
+//! | `GetUpvalue` `SetUpvalue` | c: index into the closure's upvalues | -> v; v -> v |
+//! | `GetProperty` | b: cache, c: symbol | object -> v |
+//! | `SetProperty` | b: cache, c: symbol | object v -> v |
+//! | `GetSuper` | b: cache, c: symbol | this superclass -> bound method |
+//! | `Equal` `Greater` `Less` `Add` `Subtract` `Multiply` `Divide` | | x y -> v |
+//! | `Not` `Negate` | | x -> v |
+//! | `Print` | | v -> |
+//! | `Jump` | c: target, always forwards | |
+//! | `JumpIfFalse` | c: target, forwards | v -> v (both ways) |
+//! | `PopJumpIfFalse` | c: target, forwards | v -> (both ways) |
+//! | `Loop` | c: target, always backwards: the back-edge of a loop | |
+//! | `Call` | a: arguments | callee arg.. -> v |
+//! | `Invoke` | a: arguments, b: cache, c: symbol | receiver arg.. -> v |
+//! | `SuperInvoke` | a: arguments, b: cache, c: symbol | this arg.. superclass -> v |
+//! | `Closure` | c: index into [`Proto::children`]; what it captures: [`Function::captures`] | -> closure |
+//! | `CloseUpvalue` | | v -> ; the slot was captured at least once |
+//! | `Return` | | v -> (ends the activation) |
+//! | `Class` | b: name in constants, c: fields that its methods set on `this` | -> class |
+//! | `Inherit` | | superclass class -> superclass |
+//! | `Method` | c: symbol | class closure -> class |
+//!
+//! There is no `>=`, `<=`, `!=`: as in the book, they are `Less Not`, `Greater Not`, `Equal Not`, which is how they answer
+//! for NaN. `JumpIfFalse` is made by `and` and `or` only.
+//!
+//! # Captured slots
+//!
+//! [`Function::captured`] names each slot that some closure may capture at some time. A slot outside of it can live in
+//! a register; one inside must be on the value stack, where open upvalues point. Two variables of
+//! blocks that follow each other may share a slot. [`Function::captures_any`] says whether `Return` has
+//! anything to close.
+//!
+//! # Caches
+//!
+//! `GetProperty`, `SetProperty`, `GetSuper`, `Invoke`, `SuperInvoke` each have a [`Cache`] of their own in [`Proto::caches`]. No
+//! cell is in it: ids and slots only (ids are never used twice), so it is neither a root nor ever cleared.
+
+use super::value::Value;
+use super::vm::Vm;
+use std::mem::offset_of;
+use std::sync::Arc;
+
+/// What an instruction does. The table is at the head of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "the table at the head of the file says it all")]
+pub enum Op {
+    Constant,
+    Nil,
+    True,
+    False,
+    Pop,
+    GetLocal,
+    SetLocal,
+    GetGlobal,
+    DefineGlobal,
+    SetGlobal,
+    GetUpvalue,
+    SetUpvalue,
+    GetProperty,
+    SetProperty,
+    GetSuper,
+    Equal,
+    Greater,
+    Less,
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Not,
+    Negate,
+    Print,
+    Jump,
+    JumpIfFalse,
+    PopJumpIfFalse,
+    Loop,
+    Call,
+    Invoke,
+    SuperInvoke,
+    Closure,
+    CloseUpvalue,
+    Return,
+    Class,
+    Inherit,
+    Method,
+}
+
+/// One instruction. See the head of the file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+pub struct Instruction {
+    /// what to do
+    pub op: Op,
+    /// number of arguments
+    pub a: u8,
+    /// cache, or constant
+    pub b: u16,
+    /// everything else
+    pub c: u32,
+}
+
+impl Instruction {
+    /// By how much the stack is higher after the instruction than before.
+    pub fn effect(self) -> i32 {
+        let arguments = i32::from(self.a);
+        match self.op {
+            Op::Constant
+            | Op::Nil
+            | Op::True
+            | Op::False
+            | Op::GetLocal
+            | Op::GetGlobal
+            | Op::GetUpvalue
+            | Op::Closure
+            | Op::Class => 1,
+            Op::SetLocal
+            | Op::SetGlobal
+            | Op::SetUpvalue
+            | Op::GetProperty
+            | Op::Not
+            | Op::Negate
+            | Op::Jump
+            | Op::JumpIfFalse
+            | Op::Loop => 0,
+            Op::Pop
+            | Op::DefineGlobal
+            | Op::SetProperty
+            | Op::GetSuper
+            | Op::Equal
+            | Op::Greater
+            | Op::Less
+            | Op::Add
+            | Op::Subtract
+            | Op::Multiply
+            | Op::Divide
+            | Op::Print
+            | Op::PopJumpIfFalse
+            | Op::CloseUpvalue
+            | Op::Return
+            | Op::Inherit
+            | Op::Method => -1,
+            Op::Call | Op::Invoke => -arguments,
+            Op::SuperInvoke => -arguments - 1,
+        }
+    }
+
+    /// Where this may go other than to the next instruction.
+    pub fn target(self) -> Option<usize> {
+        matches!(
+            self.op,
+            Op::Jump | Op::JumpIfFalse | Op::PopJumpIfFalse | Op::Loop
+        )
+        .then_some(self.c as usize)
+    }
+
+    /// Whether the next instruction is reached only by a jump.
+    pub fn ends_block(self) -> bool {
+        matches!(self.op, Op::Jump | Op::Loop | Op::Return)
+    }
+}
+
+/// A constant as the compiler leaves it; strings become cells when an isolate is made.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Constant {
+    /// a number literal
+    Number(f64),
+    /// a string literal, or a name
+    String(Box<[u8]>),
+}
+
+/// What a closure captures when it is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Capture {
+    /// the slot of the function that makes it
+    Local(u8),
+    /// the upvalue of the function that makes it
+    Upvalue(u8),
+}
+
+/// A compiled function: immutable, no cells in it, shared by all isolates that run the same source.
+#[derive(Debug)]
+pub struct Function {
+    /// `None`: the script
+    pub name: Option<Box<[u8]>>,
+    /// number of parameters
+    pub arity: u32,
+    /// what a closure of it captures
+    pub captures: Vec<Capture>,
+    /// the code
+    pub code: Vec<Instruction>,
+    /// the line of each instruction
+    pub lines: Vec<u32>,
+    /// the constants
+    pub constants: Vec<Constant>,
+    /// the functions declared inside
+    pub functions: Vec<Arc<Function>>,
+    /// how many slots an activation needs: callee or `this`, parameters, locals, operands
+    pub max_stack: u32,
+    /// bit n: slot n is captured by some closure made here
+    pub captured: [u64; 4],
+    /// number of inline caches
+    pub caches: u32,
+    /// is it an `init` method (then it returns `this`, slot 0)?
+    pub is_initializer: bool,
+    /// is slot 0 `this`, not the callee?
+    pub is_method: bool,
+}
+
+impl Function {
+    /// Whether some closure may capture this slot.
+    pub fn is_captured(&self, slot: usize) -> bool {
+        slot < 256 && self.captured[slot / 64] >> (slot % 64) & 1 == 1
+    }
+
+    /// Whether any slot is ever captured, so that `Return` must close upvalues.
+    pub fn captures_any(&self) -> bool {
+        self.captured != [0; 4]
+    }
+}
+
+/// A whole compiled program.
+#[derive(Debug)]
+pub struct Program {
+    /// the top level
+    pub script: Arc<Function>,
+    /// the names of the global variables, by index; the first ones are the natives
+    pub globals: Vec<Box<[u8]>>,
+    /// the names of the properties, by symbol
+    pub symbols: Vec<Box<[u8]>>,
+}
+
+/// The symbol of `init`.
+pub const SYMBOL_INIT: u32 = 0;
+
+/// What one property access has seen last. Empty: `id` 0, which no header has where an instance's or class's stands.
+///
+/// `GetProperty`, `SetProperty`, `Invoke`: `id` is the instance's shape. `GetSuper`, `SuperInvoke`: the superclass's id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub struct Cache {
+    /// shape or class
+    pub id: u32,
+    /// No flag: a field, the instance's inline slot of that number. [`CACHE_OVERFLOW`]: a field, the slot of that
+    /// number in the overflow cell. [`CACHE_METHOD`]: that entry of the class's method table. [`CACHE_ADD`]
+    /// (`SetProperty` only): adds a field, the inline slot of that number, and stores [`Cache::header`].
+    pub slot: u32,
+    /// With [`CACHE_ADD`]: the instance's header after the field was added.
+    pub header: u64,
+}
+
+/// See [`Cache::slot`].
+pub const CACHE_METHOD: u32 = 1 << 31;
+/// See [`Cache::slot`].
+pub const CACHE_ADD: u32 = 1 << 30;
+/// See [`Cache::slot`].
+pub const CACHE_OVERFLOW: u32 = 1 << 29;
+/// The bits of [`Cache::slot`] that are a number.
+pub const CACHE_NUMBER: u32 = CACHE_OVERFLOW - 1;
+
+/// How any function is called: `base[0]` is the callee or receiver, `base[1..]` the arguments, whose number
+/// has been checked; `closure` is the boxed closure. Returns [`Value::ERROR`] after a runtime error.
+/// The callee counts frames and publishes the stack's limit (see [`super::vm`]).
+pub type Entry = unsafe extern "C" fn(vm: *mut Vm, closure: Value, base: *mut Value) -> Value;
+
+/// A function as one isolate runs it: its code, its constants' cells, its caches, its counters, its machine code.
+/// Lives at one address for as long as the isolate; every closure of the function refers to it.
+#[repr(C)]
+pub struct Proto {
+    /// Never null. The interpreter first; machine code once there is some.
+    pub entry: Entry,
+    /// The compiled code's own entry (arguments in registers), or null. Only the JIT writes and reads it.
+    pub fast_entry: *const u8,
+    /// The constants. Cells among them are roots of the isolate for good: machine code may hold their addresses.
+    pub constants: *const Value,
+    /// The inline caches.
+    pub caches: *mut Cache,
+    /// The code.
+    pub code: *const Instruction,
+    /// The functions declared inside, for `Closure`.
+    pub children: *const *mut Proto,
+    /// Number of calls until the JIT is asked (counts down; the interpreter does it).
+    pub calls_left: u32,
+    /// Number of back-edges until the JIT is asked (counts down; the interpreter does it).
+    pub loops_left: u32,
+    /// what [`header`](super::object::Header) of its closures carries as id
+    pub id: u32,
+    /// number of parameters
+    pub arity: u32,
+    /// slots of an activation
+    pub max_stack: u32,
+    /// number of upvalues
+    pub upvalues: u32,
+    /// length of the code
+    pub length: u32,
+    /// [`Function::captures_any`]
+    pub captures_any: bool,
+    /// The JIT's own record of this function, or null.
+    pub jit: *mut std::ffi::c_void,
+    /// Everything else.
+    pub function: Arc<Function>,
+}
+
+/// Byte offset of [`Proto::entry`].
+pub const PROTO_ENTRY: i32 = offset_of!(Proto, entry) as i32;
+/// Byte offset of [`Proto::fast_entry`].
+pub const PROTO_FAST_ENTRY: i32 = offset_of!(Proto, fast_entry) as i32;
+/// Byte offset of [`Proto::arity`].
+pub const PROTO_ARITY: i32 = offset_of!(Proto, arity) as i32;
+/// Byte offset of [`Proto::calls_left`].
+pub const PROTO_CALLS_LEFT: i32 = offset_of!(Proto, calls_left) as i32;
+/// Byte offset of [`Proto::loops_left`].
+pub const PROTO_LOOPS_LEFT: i32 = offset_of!(Proto, loops_left) as i32;

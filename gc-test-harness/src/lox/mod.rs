@@ -1,0 +1,6 @@
+//! Lox as the book's C implementation runs it, on Urge's heap: bytecode, a virtual machine, a JIT.
+
+pub mod bytecode;
+pub mod object;
+pub mod value;
+pub mod vm;

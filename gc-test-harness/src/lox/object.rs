@@ -1,0 +1,420 @@
+//! The layout of every cell that Lox keeps in the heap.
+//!
+//! The virtual machine and the compiled code both read and write cells by what this file says. All cells are
+//! `repr(C)`, 8 bytes a word, and zero when fresh. References inside cells are boxed [`Value`]s, with one
+//! exception: a closure's upvalues are raw addresses, since every access to a captured variable goes through one.
+//! Compiled code that keeps a reference across a call keeps it **boxed** (one encoding a code range).
+//!
+//! # The header
+//!
+//! Every cell that a [`Value`] can refer to begins with a [`Header`] word:
+//!
+//! | bits | name | meaning |
+//! |---|---|---|
+//! | 0..8 | tag | what the cell is, [`Tag`] |
+//! | 8..32 | index | instances: number of the shape within its class; closures: upvalues; overflow: slots |
+//! | 32..64 | id | instances: the shape's id; classes: the class's; closures: the function's; all others: 0 |
+//!
+//! Ids of all three sorts come from one counter of the isolate, are never used twice and never 0. So the one
+//! comparison of the 32 bits at [`HEADER_ID`] with a constant tells the type *and* which shape, class or function.
+//! No cache and no compiled code needs to hold a cell to recognise it, and none can be fooled by a reused address.
+//!
+//! # Instances, classes, shapes
+//!
+//! An instance is its header, one reference, and the inline slots of the first fields. How many slots there are
+//! is a property of the shape (`inline_capacity`), predicted for a class from what its instances used so far.
+//! The reference ([`Instance::class`]) is the class, or, when the fields outgrew the slots (tag
+//! [`Tag::InstanceOverflow`], which the shape's id implies), the [`Overflow`] cell, which then refers to the class
+//! and holds all further fields. When that is full, a longer copy replaces it by one store.
+//!
+//! Adding a field within the capacity is two plain stores, in this order: the value into the slot (its old content
+//! was the zero of a fresh cell, no reference, so the store needs no barrier), then the new shape's
+//! [`Shape::instance_header`] over the header. A collector reads no headers: it takes every word after the first as
+//! an edge if it is boxed, so any state in between is good.
+//!
+//! A class's methods never change once it can be instantiated: the class declaration runs no other code between its
+//! first and its last instruction. So a shape determines what `instance.name` is for good: a field's slot, or
+//! an entry of the class's method table. That is what an inline [`Cache`](super::bytecode::Cache) holds.
+//!
+//! Names of properties are *symbols*: small numbers of the isolate, one a name (see [`super::bytecode`]).
+
+use super::value::Value;
+use std::mem::offset_of;
+
+/// What a cell is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Tag {
+    /// [`Str`]
+    String = 1,
+    /// [`Native`]
+    Native = 2,
+    /// [`Closure`]
+    Closure = 3,
+    /// [`BoundMethod`]
+    BoundMethod = 4,
+    /// [`Class`]
+    Class = 5,
+    /// [`Shape`]; never a program's value
+    Shape = 6,
+    /// [`Array`]; never a program's value
+    Array = 7,
+    /// [`Methods`]; never a program's value
+    Methods = 8,
+    /// [`Overflow`]; never a program's value
+    Overflow = 9,
+    /// [`Instance`] with all fields in its own slots
+    Instance = 16,
+    /// [`Instance`] whose further fields are in an [`Overflow`] cell
+    InstanceOverflow = 17,
+}
+
+/// Clear these bits of a tag and compare with [`Tag::Instance`]: is it an instance, with or without overflow?
+pub const INSTANCE_TAG_MASK: u8 = 0xFE;
+
+/// The first word of a cell. See the head of this file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(transparent)]
+pub struct Header(pub u64);
+
+/// Byte offset of the tag (one byte) in a cell.
+pub const HEADER_TAG: i32 = 0;
+/// Byte offset of the id (`u32`) in a cell.
+pub const HEADER_ID: i32 = 4;
+
+impl Header {
+    /// Puts a header together. `index` has 24 bits.
+    #[inline(always)]
+    pub const fn new(tag: Tag, index: u32, id: u32) -> Header {
+        Header(tag as u64 | ((index as u64) << 8 & 0xFFFF_FF00) | (id as u64) << 32)
+    }
+
+    /// The tag's number.
+    #[inline(always)]
+    pub const fn tag(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Bits 8 to 32.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        (self.0 as u32) >> 8
+    }
+
+    /// Bits 32 to 64.
+    #[inline(always)]
+    pub const fn id(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Whether the cell is an instance, with or without overflow.
+    #[inline(always)]
+    pub const fn is_instance(self) -> bool {
+        self.tag() & INSTANCE_TAG_MASK == Tag::Instance as u8
+    }
+
+    /// Whether the cell is what `tag` says.
+    #[inline(always)]
+    pub const fn is(self, tag: Tag) -> bool {
+        self.tag() == tag as u8
+    }
+}
+
+/// The largest number that fits the header's index.
+pub const MAX_INDEX: u32 = (1 << 24) - 1;
+
+/// A string: interned, immutable. Leaf. The bytes follow.
+#[repr(C)]
+pub struct Str {
+    /// tag [`Tag::String`]
+    pub header: Header,
+    /// bytes
+    pub length: u32,
+    /// of the bytes, as the intern table computes it
+    pub hash: u32,
+}
+
+/// Byte offset of a string's bytes.
+pub const STRING_BYTES: usize = size_of::<Str>();
+
+impl Str {
+    /// The string's bytes.
+    ///
+    /// # Safety
+    /// `string` must be a live string cell.
+    #[inline]
+    pub unsafe fn bytes<'a>(string: *const Str) -> &'a [u8] {
+        // SAFETY: the caller's promise; the cell was allocated with `length` bytes behind the header.
+        unsafe {
+            std::slice::from_raw_parts(
+                string.cast::<u8>().add(STRING_BYTES),
+                (*string).length as usize,
+            )
+        }
+    }
+}
+
+/// A function of ours that programs can call. Leaf.
+#[repr(C)]
+pub struct Native {
+    /// tag [`Tag::Native`]
+    pub header: Header,
+    /// Gets the isolate, the number of arguments, and the address of the first one on the value stack.
+    pub function: NativeFn,
+}
+
+/// Code of a [`Native`].
+pub type NativeFn =
+    unsafe extern "C" fn(vm: *mut super::vm::Vm, count: u32, arguments: *const Value) -> Value;
+
+/// A function with the variables it captured. The raw addresses of its [`Upvalue`]s follow, as many as the header's
+/// index says. Traced from word 2 on, raw.
+#[repr(C)]
+pub struct Closure {
+    /// tag [`Tag::Closure`], index: number of upvalues, id: the function's ([`Proto::id`](super::bytecode::Proto))
+    pub header: Header,
+    /// Not in the heap: lives as long as the isolate.
+    pub proto: *mut super::bytecode::Proto,
+}
+
+/// Byte offset of [`Closure::proto`].
+pub const CLOSURE_PROTO: i32 = offset_of!(Closure, proto) as i32;
+/// Byte offset of a closure's first upvalue (a raw address; 8 bytes each).
+pub const CLOSURE_UPVALUES: i32 = size_of::<Closure>() as i32;
+
+impl Closure {
+    /// The place of the upvalue numbered `index`.
+    ///
+    /// # Safety
+    /// `closure` must be a live closure with more than `index` upvalues.
+    #[inline(always)]
+    pub unsafe fn upvalue(closure: *mut Closure, index: usize) -> *mut *mut Upvalue {
+        // SAFETY: the caller's promise; upvalues follow the fixed part.
+        unsafe { closure.add(1).cast::<*mut Upvalue>().add(index) }
+    }
+}
+
+/// A captured variable. No header: no value refers to it. Traced from word 1 on.
+#[repr(C)]
+pub struct Upvalue {
+    /// Where the variable is: a slot of the value stack while open, then [`Upvalue::closed`] of this very cell.
+    pub location: *mut Value,
+    /// The variable, once it has left the stack.
+    pub closed: Value,
+    /// The open upvalue of the next lower slot, or nil.
+    pub next: Value,
+}
+
+/// Byte offset of [`Upvalue::location`].
+pub const UPVALUE_LOCATION: i32 = offset_of!(Upvalue, location) as i32;
+/// Byte offset of [`Upvalue::closed`].
+pub const UPVALUE_CLOSED: i32 = offset_of!(Upvalue, closed) as i32;
+
+/// A class. Traced from word 3 on.
+#[repr(C)]
+pub struct Class {
+    /// tag [`Tag::Class`], id: the class's
+    pub header: Header,
+    /// The header of a fresh instance. Changes when the prediction does; an older one stays valid.
+    pub instance_header: Header,
+    /// Slots that a fresh instance has, even; the cell is `16 + 8 *` that many bytes.
+    pub inline_capacity: u32,
+    /// How many shapes [`Class::shapes`] holds.
+    pub shape_count: u32,
+    /// boxed [`Str`]
+    pub name: Value,
+    /// boxed [`Methods`], or nil
+    pub methods: Value,
+    /// boxed [`Closure`] of `init`, or nil
+    pub init: Value,
+    /// boxed [`Array`] of all shapes of this class's instances; a shape's place is its index
+    pub shapes: Value,
+}
+
+/// Byte offset of [`Class::instance_header`].
+pub const CLASS_INSTANCE_HEADER: i32 = offset_of!(Class, instance_header) as i32;
+/// Byte offset of [`Class::inline_capacity`].
+pub const CLASS_INLINE_CAPACITY: i32 = offset_of!(Class, inline_capacity) as i32;
+/// Byte offset of [`Class::methods`].
+pub const CLASS_METHODS: i32 = offset_of!(Class, methods) as i32;
+/// Byte offset of [`Class::init`].
+pub const CLASS_INIT: i32 = offset_of!(Class, init) as i32;
+
+/// An instance; its inline slots follow. Traced from word 1 on.
+#[repr(C)]
+pub struct Instance {
+    /// tag [`Tag::Instance`] or [`Tag::InstanceOverflow`], index: the shape's place, id: the shape's
+    pub header: Header,
+    /// boxed [`Class`], or boxed [`Overflow`] where the tag says so
+    pub class: Value,
+}
+
+/// Byte offset of [`Instance::class`].
+pub const INSTANCE_CLASS: i32 = offset_of!(Instance, class) as i32;
+/// Byte offset of an instance's first slot.
+pub const INSTANCE_SLOTS: i32 = size_of::<Instance>() as i32;
+
+/// The fields of an instance that have no room in it. Traced from word 1 on.
+#[repr(C)]
+pub struct Overflow {
+    /// tag [`Tag::Overflow`], index: number of slots
+    pub header: Header,
+    /// boxed [`Class`]
+    pub class: Value,
+}
+
+/// Byte offset of [`Overflow::class`].
+pub const OVERFLOW_CLASS: i32 = offset_of!(Overflow, class) as i32;
+/// Byte offset of the first slot of an overflow cell.
+pub const OVERFLOW_SLOTS: i32 = size_of::<Overflow>() as i32;
+
+/// Which fields an instance has, in which order they came, and how many of them fit into it. Immutable but for the
+/// list of what it can become. Traced from word 3 on.
+#[repr(C)]
+pub struct Shape {
+    /// tag [`Tag::Shape`], index: inline capacity
+    pub header: Header,
+    /// The header of an instance of this shape, ready to be stored.
+    pub instance_header: Header,
+    /// number of fields
+    pub fields: u32,
+    /// the name of the field that came last (meaningless without fields)
+    pub symbol: u32,
+    /// boxed shape without the last field, or nil
+    pub parent: Value,
+    /// boxed first shape that has one field more, or nil
+    pub first_child: Value,
+    /// boxed next shape with the same parent, or nil
+    pub next_sibling: Value,
+}
+
+impl Shape {
+    /// How many fields an instance of this shape holds in itself.
+    #[inline(always)]
+    pub fn inline_capacity(&self) -> u32 {
+        self.header.index()
+    }
+}
+
+/// A plain array of values. Traced from word 1 on.
+#[repr(C)]
+pub struct Array {
+    /// tag [`Tag::Array`], index: number of elements
+    pub header: Header,
+}
+
+/// Byte offset of an array's first element.
+pub const ARRAY_ELEMENTS: i32 = size_of::<Array>() as i32;
+
+/// A class's methods: a hash table with open addressing, made anew when it grows. [`MethodEntry`]s follow.
+/// Traced from word 1 on (counts and symbols are small numbers, no edges).
+#[repr(C)]
+pub struct Methods {
+    /// tag [`Tag::Methods`], index: number of entries, a power of two
+    pub header: Header,
+    /// how many are used
+    pub count: u64,
+}
+
+/// One entry of [`Methods`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct MethodEntry {
+    /// the method's symbol plus one; 0: free
+    pub key: u64,
+    /// boxed [`Closure`]
+    pub method: Value,
+}
+
+/// Byte offset of the first [`MethodEntry`].
+pub const METHODS_ENTRIES: i32 = size_of::<Methods>() as i32;
+
+/// A method taken off its instance. Traced from word 1 on.
+#[repr(C)]
+pub struct BoundMethod {
+    /// tag [`Tag::BoundMethod`]
+    pub header: Header,
+    /// boxed instance
+    pub receiver: Value,
+    /// boxed [`Closure`]
+    pub method: Value,
+}
+
+/// Byte offset of [`BoundMethod::receiver`].
+pub const BOUND_RECEIVER: i32 = offset_of!(BoundMethod, receiver) as i32;
+/// Byte offset of [`BoundMethod::method`].
+pub const BOUND_METHOD: i32 = offset_of!(BoundMethod, method) as i32;
+
+/// The intern table's cell; [`InternEntry`]s follow. Weak from word 2 on: the strings live only as long as
+/// something else refers to them.
+#[repr(C)]
+pub struct Interned {
+    /// number of entries, a power of two
+    pub capacity: u64,
+    /// how many are used, cleared ones among them
+    pub used: u64,
+}
+
+/// One entry of the intern table. Free: all zero. Cleared by the collector: [`INTERN_CLEARED`].
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InternEntry {
+    /// the string's hash, beside it so that most entries that do not match need not be touched
+    pub hash: u64,
+    /// boxed [`Str`], read only by the heap's upgrade unit
+    pub string: Value,
+}
+
+/// What the collector writes over the reference to a dead string.
+pub const INTERN_CLEARED: Value = Value::FALSE;
+
+/// Everything a cell's first word says about it.
+///
+/// # Safety
+/// `value` must refer to a live cell.
+#[inline(always)]
+pub unsafe fn header(value: Value) -> Header {
+    // SAFETY: all cells that values refer to begin with a header.
+    unsafe { *value.as_cell::<Header>() }
+}
+
+/// Whether `value` refers to a cell with this tag.
+///
+/// # Safety
+/// `value` must be a number, a singleton or refer to a live cell.
+#[inline(always)]
+pub unsafe fn is(value: Value, tag: Tag) -> bool {
+    // SAFETY: the caller's promise.
+    value.is_cell() && unsafe { header(value) }.is(tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_keep_their_parts_apart() {
+        let header = Header::new(Tag::InstanceOverflow, MAX_INDEX, u32::MAX);
+        assert_eq!(
+            (header.tag(), header.index(), header.id()),
+            (17, MAX_INDEX, u32::MAX)
+        );
+        let header = Header::new(Tag::Class, 0, 7);
+        assert_eq!((header.tag(), header.index(), header.id()), (5, 0, 7));
+        assert!(!header.is_instance());
+        assert!(Header::new(Tag::Instance, 1, 2).is_instance());
+        assert!(Header::new(Tag::InstanceOverflow, 1, 2).is_instance());
+    }
+
+    #[test]
+    fn edges_stand_where_the_kinds_say() {
+        // The kinds in `cells.rs` trace from these words on.
+        assert_eq!(CLOSURE_UPVALUES, 2 * 8);
+        assert_eq!(offset_of!(Upvalue, closed), 8);
+        assert_eq!(offset_of!(Class, name), 3 * 8);
+        assert_eq!(offset_of!(Instance, class), 8);
+        assert_eq!(offset_of!(Shape, parent), 3 * 8);
+        assert_eq!(size_of::<Interned>(), 2 * 8);
+        assert_eq!(HEADER_TAG, 0);
+    }
+}
