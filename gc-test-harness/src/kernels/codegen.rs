@@ -219,6 +219,8 @@ pub struct Code {
     pub name: String,
     /// What a walker must know of it.
     pub facts: FrameFacts,
+    /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] asked for that.
+    pub listing: Option<String>,
     entry: usize,
     memory: Arc<CodeMemory>,
 }
@@ -270,6 +272,14 @@ impl Body<'_, '_> {
     }
 }
 
+/// A function between `define` and `finish`.
+struct Unfinished {
+    id: FuncId,
+    name: String,
+    facts: FrameFacts,
+    listing: Option<String>,
+}
+
 /// A module of machine code in one arena.
 pub struct Arena {
     module: JITModule,
@@ -277,7 +287,7 @@ pub struct Arena {
     builder_context: FunctionBuilderContext,
     memory: Arc<CodeMemory>,
     imports: Arc<Mutex<HashMap<String, usize>>>,
-    unfinished: Vec<(FuncId, String, FrameFacts)>,
+    unfinished: Vec<Unfinished>,
 }
 
 impl Arena {
@@ -316,6 +326,11 @@ impl Arena {
             imports,
             unfinished: Vec::new(),
         })
+    }
+
+    /// From now on each [`Code`] carries its instructions as text: for tests that read them, and for people.
+    pub fn keep_listings(&mut self) {
+        self.context.set_disasm(true);
     }
 
     /// The target that code is generated for.
@@ -386,17 +401,21 @@ impl Arena {
         under_way.builder.seal_all_blocks();
         under_way.builder.finalize(frontend_config);
         let defined = self.module.define_function(id, &mut self.context);
-        let facts = self
-            .context
-            .compiled_code()
-            .and_then(|compiled| FrameFacts::of(compiled, &self.context.func));
+        let compiled = self.context.compiled_code();
+        let facts = compiled.and_then(|compiled| FrameFacts::of(compiled, &self.context.func));
+        let listing = compiled.and_then(|compiled| compiled.vcode.clone());
         self.module.clear_context(&mut self.context);
         defined.map_err(|e| refused(&name, &e))?;
         let facts = facts.ok_or_else(|| CodegenError::Compile {
             function: name.clone(),
             why: "Cranelift did not say how its frame is laid out".to_owned(),
         })?;
-        self.unfinished.push((id, name, facts));
+        self.unfinished.push(Unfinished {
+            id,
+            name,
+            facts,
+            listing,
+        });
         Ok(result)
     }
 
@@ -419,10 +438,11 @@ impl Arena {
         let finished = std::mem::take(&mut self.unfinished);
         Ok(finished
             .into_iter()
-            .map(|(id, name, facts)| Code {
-                entry: self.module.get_finalized_function(id) as usize,
-                name,
-                facts,
+            .map(|function| Code {
+                entry: self.module.get_finalized_function(function.id) as usize,
+                name: function.name,
+                facts: function.facts,
+                listing: function.listing,
                 memory: Arc::clone(&self.memory),
             })
             .collect())
