@@ -26,6 +26,7 @@
 //! | `Print` | | v -> |
 //! | `Jump` | c: target, always forwards | |
 //! | `JumpIfFalse` | c: target, forwards | v -> v (both ways) |
+//! | `JumpIfTrue` | c: target, forwards | v -> v (both ways) |
 //! | `PopJumpIfFalse` | c: target, forwards | v -> (both ways) |
 //! | `Loop` | c: target, always backwards: the back-edge of a loop | |
 //! | `Call` | a: arguments | callee arg.. -> v |
@@ -39,7 +40,7 @@
 //! | `Method` | c: symbol | class closure -> class |
 //!
 //! There is no `>=`, `<=`, `!=`: as in the book, they are `Less Not`, `Greater Not`, `Equal Not`, which is how they answer
-//! for NaN. `JumpIfFalse` is made by `and` and `or` only.
+//! for NaN. `JumpIfFalse` is made by `and`, `JumpIfTrue` by `or`; a `Pop` follows.
 //!
 //! # Captured slots
 //!
@@ -90,6 +91,7 @@ pub enum Op {
     Print,
     Jump,
     JumpIfFalse,
+    JumpIfTrue,
     PopJumpIfFalse,
     Loop,
     Call,
@@ -139,6 +141,7 @@ impl Instruction {
             | Op::Negate
             | Op::Jump
             | Op::JumpIfFalse
+            | Op::JumpIfTrue
             | Op::Loop => 0,
             Op::Pop
             | Op::DefineGlobal
@@ -166,7 +169,7 @@ impl Instruction {
     pub fn target(self) -> Option<usize> {
         matches!(
             self.op,
-            Op::Jump | Op::JumpIfFalse | Op::PopJumpIfFalse | Op::Loop
+            Op::Jump | Op::JumpIfFalse | Op::JumpIfTrue | Op::PopJumpIfFalse | Op::Loop
         )
         .then_some(self.c as usize)
     }

@@ -1,0 +1,886 @@
+//! Source text to bytecode in one pass: declarations and statements. Expressions are in `expression.rs`.
+//!
+//! Grammar, messages, their order, and the limits are those of the book's C compiler, to the letter. Some of its
+//! limits are about the size of *its* bytecode (constants in a function, bytes to jump over); ours differs, so each function also
+//! keeps the book's account ([`Scope::book_bytes`], [`Scope::book_constants`]): `emit` is told what the book emits.
+//!
+//! The compiler uses no heap: names and literals are bytes until an isolate is made.
+
+use super::bytecode::{Capture, Constant, Function, Instruction, Op, Program};
+use super::scanner::{Kind, Scanner, Token};
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::Arc;
+
+/// Nested blocks, functions and parentheses. The book's compiler has no such limit: it runs out of C stack.
+/// Two thousand levels take a native stack of about 2 MiB in a debug build.
+pub(super) const NESTING_MAX: u32 = 2_000;
+
+/// Slots that instructions can name; the book's UINT8_COUNT.
+const SLOTS: usize = 256;
+
+/// Which sort of function is being compiled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum FunctionKind {
+    Script,
+    Function,
+    Method,
+    Initializer,
+}
+
+struct Local<'s> {
+    name: &'s [u8],
+    /// `None` until its initializer is done
+    depth: Option<u32>,
+    captured: bool,
+}
+
+/// One function under construction.
+pub(super) struct Scope<'s> {
+    pub(super) kind: FunctionKind,
+    name: Option<Box<[u8]>>,
+    arity: u32,
+    locals: Vec<Local<'s>>,
+    captures: Vec<Capture>,
+    depth: u32,
+    pub(super) code: Vec<Instruction>,
+    lines: Vec<u32>,
+    constants: Vec<Constant>,
+    functions: Vec<Arc<Function>>,
+    captured: [u64; 4],
+    caches: u32,
+    height: i32,
+    max_height: i32,
+    book_bytes: usize,
+    book_constants: usize,
+}
+
+/// One class declaration under way.
+pub(super) struct ClassScope {
+    pub(super) has_superclass: bool,
+    /// symbols of the fields that its methods set on `this`
+    pub(super) fields: Vec<u32>,
+}
+
+/// A forward jump whose target is not known yet.
+pub(super) struct Patch {
+    instruction: usize,
+    book_bytes: usize,
+}
+
+/// The place where a loop begins.
+#[derive(Clone, Copy)]
+struct LoopStart {
+    instruction: usize,
+    book_bytes: usize,
+}
+
+/// A `for` loop's increment: it stands before the body in the source and behind it in the code.
+struct Cut {
+    code: Vec<Instruction>,
+    lines: Vec<u32>,
+    from: LoopStart,
+}
+
+/// The compiler's state; one for a source.
+pub(super) struct Compiler<'s> {
+    scanner: Scanner<'s>,
+    pub(super) current: Token<'s>,
+    pub(super) previous: Token<'s>,
+    had_error: bool,
+    panicking: bool,
+    /// no message after this one
+    gave_up: bool,
+    messages: Vec<u8>,
+    /// the innermost function is the last one
+    pub(super) scopes: Vec<Scope<'s>>,
+    pub(super) classes: Vec<ClassScope>,
+    globals: Names,
+    symbols: Names,
+    pub(super) nesting: u32,
+}
+
+/// Names and the numbers they got.
+struct Names {
+    numbers: HashMap<Box<[u8]>, u32>,
+    names: Vec<Box<[u8]>>,
+}
+
+impl Names {
+    fn new(first: &[&str]) -> Names {
+        let mut names = Names {
+            numbers: HashMap::new(),
+            names: Vec::new(),
+        };
+        for name in first {
+            names.number(name.as_bytes());
+        }
+        names
+    }
+
+    fn number(&mut self, name: &[u8]) -> u32 {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        // A name takes at least two bytes of source, so 32 bits suffice for sources up to 8 GiB.
+        let number = self.names.len() as u32;
+        self.names.push(name.into());
+        self.numbers.insert(name.into(), number);
+        number
+    }
+}
+
+/// Compiles a source. `natives` are the names of the first global variables. The error is what goes to stderr.
+pub fn compile(source: &[u8], natives: &[&str]) -> Result<Program, Vec<u8>> {
+    let nothing = Token {
+        kind: Kind::End,
+        text: b"",
+        line: 1,
+    };
+    let mut compiler = Compiler {
+        scanner: Scanner::new(source),
+        current: nothing,
+        previous: nothing,
+        had_error: false,
+        panicking: false,
+        gave_up: false,
+        messages: Vec::new(),
+        scopes: Vec::new(),
+        classes: Vec::new(),
+        globals: Names::new(natives),
+        symbols: Names::new(&["init"]),
+        nesting: 0,
+    };
+    compiler.begin_function(FunctionKind::Script);
+    compiler.advance();
+    while !compiler.matches(Kind::End) {
+        compiler.declaration();
+    }
+    let script = compiler.end_function();
+    if compiler.had_error {
+        return Err(compiler.messages);
+    }
+    Ok(Program {
+        script: Arc::new(script),
+        globals: compiler.globals.names,
+        symbols: compiler.symbols.names,
+    })
+}
+
+/// Tokens and messages.
+impl<'s> Compiler<'s> {
+    fn error_at(&mut self, token: Token<'s>, message: &[u8]) {
+        if self.panicking || self.gave_up {
+            return;
+        }
+        self.panicking = true;
+        self.had_error = true;
+        let out = &mut self.messages;
+        // Writing to a vector cannot fail.
+        let _ = write!(out, "[line {}] Error", token.line);
+        match token.kind {
+            Kind::End => out.extend_from_slice(b" at end"),
+            Kind::Error => {}
+            _ => {
+                out.extend_from_slice(b" at '");
+                out.extend_from_slice(token.text);
+                out.push(b'\'');
+            }
+        }
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(message);
+        out.push(b'\n');
+    }
+
+    pub(super) fn error(&mut self, message: &str) {
+        self.error_at(self.previous, message.as_bytes());
+    }
+
+    fn error_at_current(&mut self, message: &str) {
+        self.error_at(self.current, message.as_bytes());
+    }
+
+    pub(super) fn advance(&mut self) {
+        self.previous = self.current;
+        loop {
+            self.current = self.scanner.next_token();
+            if self.current.kind != Kind::Error {
+                return;
+            }
+            self.error_at(self.current, self.current.text);
+        }
+    }
+
+    pub(super) fn consume(&mut self, kind: Kind, message: &str) {
+        if self.current.kind == kind {
+            self.advance();
+        } else {
+            self.error_at_current(message);
+        }
+    }
+
+    pub(super) fn check(&self, kind: Kind) -> bool {
+        self.current.kind == kind
+    }
+
+    pub(super) fn matches(&mut self, kind: Kind) -> bool {
+        let found = self.check(kind);
+        if found {
+            self.advance();
+        }
+        found
+    }
+
+    /// Runs `inner` one level deeper. Where there are too many levels, the source ends here: what called this
+    /// may be a loop that relies on `inner` to take tokens.
+    pub(super) fn nested(&mut self, inner: impl FnOnce(&mut Self)) {
+        if self.nesting == NESTING_MAX {
+            self.error("Too much nesting.");
+            self.gave_up = true;
+            self.scanner = Scanner::new(b"");
+            self.current.kind = Kind::End;
+            return;
+        }
+        self.nesting += 1;
+        inner(self);
+        self.nesting -= 1;
+    }
+}
+
+/// Code.
+impl<'s> Compiler<'s> {
+    pub(super) fn scope(&mut self) -> &mut Scope<'s> {
+        self.scopes
+            .last_mut()
+            .expect("the script's scope is there until the end")
+    }
+
+    /// Appends an instruction for which the book has `book_bytes` bytes.
+    pub(super) fn emit_full(&mut self, op: Op, a: u8, b: u16, c: u32, book_bytes: usize) {
+        let line = self.previous.line;
+        let instruction = Instruction { op, a, b, c };
+        let scope = self.scope();
+        scope.code.push(instruction);
+        scope.lines.push(line);
+        scope.book_bytes += book_bytes;
+        scope.height += instruction.effect();
+        scope.max_height = scope.max_height.max(scope.height);
+    }
+
+    /// An instruction that is one byte in the book.
+    pub(super) fn emit(&mut self, op: Op) {
+        self.emit_full(op, 0, 0, 0, 1);
+    }
+
+    /// An instruction that is opcode and operand in the book.
+    pub(super) fn emit_with(&mut self, op: Op, c: u32) {
+        self.emit_full(op, 0, 0, c, 2);
+    }
+
+    /// Counts what the book has and we do not need.
+    pub(super) fn skip_book(&mut self, bytes: usize) {
+        self.scope().book_bytes += bytes;
+    }
+
+    /// Counts one of the book's constants; it never uses one twice.
+    pub(super) fn count_constant(&mut self) {
+        let scope = self.scope();
+        scope.book_constants += 1;
+        if scope.book_constants > SLOTS {
+            self.error("Too many constants in one chunk.");
+        }
+    }
+
+    pub(super) fn constant(&mut self, constant: Constant) -> u32 {
+        self.count_constant();
+        let constants = &mut self.scope().constants;
+        constants.push(constant);
+        (constants.len() - 1) as u32
+    }
+
+    /// The symbol of a property's name.
+    pub(super) fn symbol(&mut self, name: &[u8]) -> u32 {
+        self.count_constant();
+        self.symbols.number(name)
+    }
+
+    /// The index of a global variable.
+    pub(super) fn global(&mut self, name: &[u8]) -> u32 {
+        self.count_constant();
+        self.globals.number(name)
+    }
+
+    pub(super) fn cache(&mut self) -> u16 {
+        let caches = &mut self.scope().caches;
+        *caches += 1;
+        // At most one for each of the 256 constants, or an error has been reported.
+        (*caches - 1) as u16
+    }
+
+    pub(super) fn emit_jump(&mut self, op: Op) -> Patch {
+        self.emit_full(op, 0, 0, u32::MAX, 3);
+        let scope = self.scope();
+        Patch {
+            instruction: scope.code.len() - 1,
+            book_bytes: scope.book_bytes,
+        }
+    }
+
+    pub(super) fn patch(&mut self, patch: Patch) {
+        let scope = self.scope();
+        let target = scope.code.len() as u32;
+        scope.code[patch.instruction].c = target;
+        if scope.book_bytes - patch.book_bytes > usize::from(u16::MAX) {
+            self.error("Too much code to jump over.");
+        }
+    }
+
+    /// The same jump where the book has `bytes` more before the place that it jumps from.
+    pub(super) fn after_book(&mut self, patch: Patch, bytes: usize) -> Patch {
+        self.skip_book(bytes);
+        Patch {
+            book_bytes: patch.book_bytes + bytes,
+            ..patch
+        }
+    }
+
+    fn loop_start(&mut self) -> LoopStart {
+        let scope = self.scope();
+        LoopStart {
+            instruction: scope.code.len(),
+            book_bytes: scope.book_bytes,
+        }
+    }
+
+    fn emit_loop(&mut self, start: &LoopStart) {
+        self.emit_full(Op::Loop, 0, 0, start.instruction as u32, 3);
+        self.check_loop(start);
+    }
+
+    fn check_loop(&mut self, start: &LoopStart) {
+        if self.scope().book_bytes - start.book_bytes > usize::from(u16::MAX) {
+            self.error("Loop body too large.");
+        }
+    }
+
+    fn emit_return(&mut self) {
+        if self.scope().kind == FunctionKind::Initializer {
+            self.emit_with(Op::GetLocal, 0);
+        } else {
+            self.emit(Op::Nil);
+        }
+        self.emit(Op::Return);
+    }
+}
+
+/// Variables.
+impl<'s> Compiler<'s> {
+    fn begin_function(&mut self, kind: FunctionKind) {
+        let name = (kind != FunctionKind::Script).then(|| self.previous.text.into());
+        let first = if kind == FunctionKind::Function {
+            &b""[..]
+        } else {
+            &b"this"[..]
+        };
+        self.scopes.push(Scope {
+            kind,
+            name,
+            arity: 0,
+            locals: vec![Local {
+                name: first,
+                depth: Some(0),
+                captured: false,
+            }],
+            captures: Vec::new(),
+            depth: 0,
+            code: Vec::new(),
+            lines: Vec::new(),
+            constants: Vec::new(),
+            functions: Vec::new(),
+            captured: [0; 4],
+            caches: 0,
+            height: 1,
+            max_height: 1,
+            book_bytes: 0,
+            book_constants: 0,
+        });
+    }
+
+    fn end_function(&mut self) -> Function {
+        self.emit_return();
+        let scope = self.scopes.pop().expect("begin_function pushed it");
+        Function {
+            name: scope.name,
+            arity: scope.arity,
+            captures: scope.captures,
+            code: scope.code,
+            lines: scope.lines,
+            constants: scope.constants,
+            functions: scope.functions,
+            max_stack: scope.max_height as u32,
+            captured: scope.captured,
+            caches: scope.caches,
+            is_initializer: scope.kind == FunctionKind::Initializer,
+            is_method: matches!(scope.kind, FunctionKind::Initializer | FunctionKind::Method),
+        }
+    }
+
+    fn begin_scope(&mut self) {
+        self.scope().depth += 1;
+    }
+
+    fn end_scope(&mut self) {
+        self.scope().depth -= 1;
+        loop {
+            let scope = self.scope();
+            let Some(local) = scope
+                .locals
+                .last()
+                .filter(|local| local.depth.is_some_and(|depth| depth > scope.depth))
+            else {
+                return;
+            };
+            let op = if local.captured {
+                Op::CloseUpvalue
+            } else {
+                Op::Pop
+            };
+            self.emit(op);
+            self.scope().locals.pop();
+        }
+    }
+
+    fn resolve_local(&mut self, function: usize, name: &[u8]) -> Option<u8> {
+        let slot = self.scopes[function]
+            .locals
+            .iter()
+            .rposition(|local| local.name == name)?;
+        if self.scopes[function].locals[slot].depth.is_none() {
+            self.error("Can't read local variable in its own initializer.");
+        }
+        Some(slot as u8)
+    }
+
+    fn resolve_upvalue(&mut self, function: usize, name: &[u8]) -> Option<u8> {
+        let outer = function.checked_sub(1)?;
+        if let Some(slot) = self.resolve_local(outer, name) {
+            let scope = &mut self.scopes[outer];
+            scope.locals[usize::from(slot)].captured = true;
+            scope.captured[usize::from(slot) / 64] |= 1 << (slot % 64);
+            return Some(self.add_upvalue(function, Capture::Local(slot)));
+        }
+        let upvalue = self.resolve_upvalue(outer, name)?;
+        Some(self.add_upvalue(function, Capture::Upvalue(upvalue)))
+    }
+
+    fn add_upvalue(&mut self, function: usize, capture: Capture) -> u8 {
+        let captures = &mut self.scopes[function].captures;
+        if let Some(index) = captures.iter().position(|&known| known == capture) {
+            return index as u8;
+        }
+        if captures.len() == SLOTS {
+            self.error("Too many closure variables in function.");
+            return 0;
+        }
+        captures.push(capture);
+        (captures.len() - 1) as u8
+    }
+
+    fn add_local(&mut self, name: &'s [u8]) {
+        if self.scope().locals.len() == SLOTS {
+            self.error("Too many local variables in function.");
+            return;
+        }
+        self.scope().locals.push(Local {
+            name,
+            depth: None,
+            captured: false,
+        });
+    }
+
+    fn declare_variable(&mut self) {
+        let name = self.previous.text;
+        let scope = self.scope();
+        if scope.depth == 0 {
+            return;
+        }
+        let here = scope.depth;
+        let mut same_block = scope
+            .locals
+            .iter()
+            .rev()
+            .take_while(|local| local.depth.is_none_or(|depth| depth >= here));
+        if same_block.any(|local| local.name == name) {
+            self.error("Already a variable with this name in this scope.");
+        }
+        self.add_local(name);
+    }
+
+    /// Takes the variable's name. For a global one, its index.
+    fn parse_variable(&mut self, message: &str) -> Option<u32> {
+        self.consume(Kind::Identifier, message);
+        self.declare_variable();
+        if self.scope().depth > 0 {
+            return None;
+        }
+        Some(self.global(self.previous.text))
+    }
+
+    fn mark_initialized(&mut self) {
+        let scope = self.scope();
+        if scope.depth == 0 {
+            return;
+        }
+        let depth = scope.depth;
+        if let Some(local) = scope.locals.last_mut() {
+            local.depth = Some(depth);
+        }
+    }
+
+    fn define_variable(&mut self, global: Option<u32>) {
+        match global {
+            Some(index) => self.emit_with(Op::DefineGlobal, index),
+            None => self.mark_initialized(),
+        }
+    }
+
+    /// Reads the variable `name`, or assigns to it where an `=` follows and may.
+    pub(super) fn named_variable(&mut self, name: &[u8], can_assign: bool) {
+        let innermost = self.scopes.len() - 1;
+        let (get, set, index) = if let Some(slot) = self.resolve_local(innermost, name) {
+            (Op::GetLocal, Op::SetLocal, u32::from(slot))
+        } else if let Some(upvalue) = self.resolve_upvalue(innermost, name) {
+            (Op::GetUpvalue, Op::SetUpvalue, u32::from(upvalue))
+        } else {
+            (Op::GetGlobal, Op::SetGlobal, self.global(name))
+        };
+        if can_assign && self.matches(Kind::Equal) {
+            self.expression();
+            self.emit_with(set, index);
+        } else {
+            self.emit_with(get, index);
+        }
+    }
+}
+
+/// Declarations.
+impl<'s> Compiler<'s> {
+    fn declaration(&mut self) {
+        if self.matches(Kind::Class) {
+            self.class_declaration();
+        } else if self.matches(Kind::Fun) {
+            self.function_declaration();
+        } else if self.matches(Kind::Var) {
+            self.variable_declaration();
+        } else {
+            self.statement();
+        }
+        if self.panicking {
+            self.synchronize();
+        }
+    }
+
+    /// Skips to where a statement seems to begin.
+    fn synchronize(&mut self) {
+        self.panicking = false;
+        while !self.check(Kind::End) {
+            let begins = matches!(
+                self.current.kind,
+                Kind::Class
+                    | Kind::Fun
+                    | Kind::Var
+                    | Kind::For
+                    | Kind::If
+                    | Kind::While
+                    | Kind::Print
+                    | Kind::Return
+            );
+            if self.previous.kind == Kind::Semicolon || begins {
+                return;
+            }
+            self.advance();
+        }
+    }
+
+    fn class_declaration(&mut self) {
+        self.consume(Kind::Identifier, "Expect class name.");
+        let name = self.previous.text;
+        let constant = self.constant(Constant::String(name.into()));
+        self.declare_variable();
+        let class = self.scope().code.len();
+        self.emit_full(Op::Class, 0, constant as u16, 0, 2);
+        let global = (self.scope().depth == 0).then(|| self.globals.number(name));
+        self.define_variable(global);
+        self.classes.push(ClassScope {
+            has_superclass: false,
+            fields: Vec::new(),
+        });
+
+        if self.matches(Kind::Less) {
+            self.consume(Kind::Identifier, "Expect superclass name.");
+            self.named_variable(self.previous.text, false);
+            if self.previous.text == name {
+                self.error("A class can't inherit from itself.");
+            }
+            self.begin_scope();
+            self.add_local(b"super");
+            self.define_variable(None);
+            self.named_variable(name, false);
+            self.emit(Op::Inherit);
+            self.class().has_superclass = true;
+        }
+        self.named_variable(name, false);
+        self.consume(Kind::LeftBrace, "Expect '{' before class body.");
+        while !self.check(Kind::RightBrace) && !self.check(Kind::End) {
+            self.method();
+        }
+        self.consume(Kind::RightBrace, "Expect '}' after class body.");
+        self.emit(Op::Pop);
+        if self.class().has_superclass {
+            self.end_scope();
+        }
+        let fields = self.class().fields.len() as u32;
+        self.scope().code[class].c = fields;
+        self.classes.pop();
+    }
+
+    fn class(&mut self) -> &mut ClassScope {
+        self.classes
+            .last_mut()
+            .expect("class_declaration pushed it")
+    }
+
+    fn method(&mut self) {
+        self.consume(Kind::Identifier, "Expect method name.");
+        let name = self.previous.text;
+        let symbol = self.symbol(name);
+        self.function(if name == b"init" {
+            FunctionKind::Initializer
+        } else {
+            FunctionKind::Method
+        });
+        self.emit_with(Op::Method, symbol);
+    }
+
+    fn function_declaration(&mut self) {
+        let global = self.parse_variable("Expect function name.");
+        self.mark_initialized();
+        self.function(FunctionKind::Function);
+        self.define_variable(global);
+    }
+
+    fn function(&mut self, kind: FunctionKind) {
+        self.nested(|compiler| compiler.function_body(kind));
+    }
+
+    fn function_body(&mut self, kind: FunctionKind) {
+        self.begin_function(kind);
+        self.begin_scope();
+        self.consume(Kind::LeftParen, "Expect '(' after function name.");
+        if !self.check(Kind::RightParen) {
+            loop {
+                self.scope().arity += 1;
+                if self.scope().arity > 255 {
+                    self.error_at_current("Can't have more than 255 parameters.");
+                }
+                let global = self.parse_variable("Expect parameter name.");
+                self.define_variable(global);
+                // An argument is on the stack without an instruction that puts it there.
+                let scope = self.scope();
+                scope.height += 1;
+                scope.max_height = scope.max_height.max(scope.height);
+                if !self.matches(Kind::Comma) {
+                    break;
+                }
+            }
+        }
+        self.consume(Kind::RightParen, "Expect ')' after parameters.");
+        self.consume(Kind::LeftBrace, "Expect '{' before function body.");
+        self.block();
+        let function = self.end_function();
+        let captures = function.captures.len();
+        self.count_constant();
+        let functions = &mut self.scope().functions;
+        functions.push(Arc::new(function));
+        let index = (functions.len() - 1) as u32;
+        self.emit_full(Op::Closure, 0, 0, index, 2 + 2 * captures);
+    }
+
+    fn variable_declaration(&mut self) {
+        let global = self.parse_variable("Expect variable name.");
+        if self.matches(Kind::Equal) {
+            self.expression();
+        } else {
+            self.emit(Op::Nil);
+        }
+        self.consume(Kind::Semicolon, "Expect ';' after variable declaration.");
+        self.define_variable(global);
+    }
+}
+
+/// Statements.
+impl<'s> Compiler<'s> {
+    fn statement(&mut self) {
+        self.nested(Self::statement_body);
+    }
+
+    fn statement_body(&mut self) {
+        if self.matches(Kind::Print) {
+            self.expression();
+            self.consume(Kind::Semicolon, "Expect ';' after value.");
+            self.emit(Op::Print);
+        } else if self.matches(Kind::For) {
+            self.for_statement();
+        } else if self.matches(Kind::If) {
+            self.if_statement();
+        } else if self.matches(Kind::Return) {
+            self.return_statement();
+        } else if self.matches(Kind::While) {
+            self.while_statement();
+        } else if self.matches(Kind::LeftBrace) {
+            self.begin_scope();
+            self.block();
+            self.end_scope();
+        } else {
+            self.expression_statement();
+        }
+    }
+
+    fn block(&mut self) {
+        while !self.check(Kind::RightBrace) && !self.check(Kind::End) {
+            self.declaration();
+        }
+        self.consume(Kind::RightBrace, "Expect '}' after block.");
+    }
+
+    fn expression_statement(&mut self) {
+        self.expression();
+        self.consume(Kind::Semicolon, "Expect ';' after expression.");
+        self.emit(Op::Pop);
+    }
+
+    /// Pops the condition and jumps when it is false. The book pops on both ways.
+    fn emit_condition(&mut self) -> Patch {
+        let patch = self.emit_jump(Op::PopJumpIfFalse);
+        self.skip_book(1);
+        patch
+    }
+
+    fn patch_condition(&mut self, patch: Patch) {
+        self.patch(patch);
+        self.skip_book(1);
+    }
+
+    fn if_statement(&mut self) {
+        self.consume(Kind::LeftParen, "Expect '(' after 'if'.");
+        self.expression();
+        self.consume(Kind::RightParen, "Expect ')' after condition.");
+        let otherwise = self.emit_condition();
+        self.statement();
+        if self.check(Kind::Else) {
+            let end = self.emit_jump(Op::Jump);
+            self.patch_condition(otherwise);
+            self.advance();
+            self.statement();
+            self.patch(end);
+        } else {
+            self.skip_book(3);
+            self.patch_condition(otherwise);
+        }
+    }
+
+    fn while_statement(&mut self) {
+        let start = self.loop_start();
+        self.consume(Kind::LeftParen, "Expect '(' after 'while'.");
+        self.expression();
+        self.consume(Kind::RightParen, "Expect ')' after condition.");
+        let exit = self.emit_condition();
+        self.statement();
+        self.emit_loop(&start);
+        self.patch_condition(exit);
+    }
+
+    fn for_statement(&mut self) {
+        self.begin_scope();
+        self.consume(Kind::LeftParen, "Expect '(' after 'for'.");
+        if self.matches(Kind::Semicolon) {
+            // no initializer
+        } else if self.matches(Kind::Var) {
+            self.variable_declaration();
+        } else {
+            self.expression_statement();
+        }
+
+        let start = self.loop_start();
+        let mut exit = None;
+        if !self.matches(Kind::Semicolon) {
+            self.expression();
+            self.consume(Kind::Semicolon, "Expect ';' after loop condition.");
+            exit = Some(self.emit_condition());
+        }
+        let mut increment = None;
+        if !self.matches(Kind::RightParen) {
+            // The book leaves the increment here and jumps around it: a jump before it, a loop after it.
+            self.skip_book(3);
+            let begins = self.loop_start();
+            self.expression();
+            self.emit(Op::Pop);
+            self.consume(Kind::RightParen, "Expect ')' after for clauses.");
+            self.skip_book(3);
+            self.check_loop(&start);
+            increment = Some(self.cut(begins));
+        }
+        self.statement();
+        // In the book, the loop's body ends by going back to the increment, if there is one.
+        let book_start = match increment {
+            None => start,
+            Some(increment) => self.paste(increment),
+        };
+        self.emit_full(Op::Loop, 0, 0, start.instruction as u32, 3);
+        self.check_loop(&book_start);
+        if let Some(exit) = exit {
+            self.patch_condition(exit);
+        }
+        self.end_scope();
+    }
+
+    /// Takes out the instructions from `begins` on.
+    fn cut(&mut self, begins: LoopStart) -> Cut {
+        let scope = self.scope();
+        Cut {
+            code: scope.code.split_off(begins.instruction),
+            lines: scope.lines.split_off(begins.instruction),
+            from: begins,
+        }
+    }
+
+    /// Appends what was cut; the book's account is not touched. Returns where the book has it.
+    fn paste(&mut self, cut: Cut) -> LoopStart {
+        let scope = self.scope();
+        let moved = scope.code.len() - cut.from.instruction;
+        for mut instruction in cut.code {
+            if instruction.target().is_some() {
+                instruction.c += moved as u32;
+            }
+            scope.code.push(instruction);
+        }
+        scope.lines.extend(cut.lines);
+        cut.from
+    }
+
+    fn return_statement(&mut self) {
+        if self.scope().kind == FunctionKind::Script {
+            self.error("Can't return from top-level code.");
+        }
+        if self.matches(Kind::Semicolon) {
+            self.emit_return();
+        } else {
+            if self.scope().kind == FunctionKind::Initializer {
+                self.error("Can't return a value from an initializer.");
+            }
+            self.expression();
+            self.consume(Kind::Semicolon, "Expect ';' after return value.");
+            self.emit(Op::Return);
+        }
+    }
+}
