@@ -9,7 +9,7 @@
 //!   `call rel32` and all code lies in one range.
 //! - **No stack probes.** A frame is a few hundred bytes, far from a guard page's 4 KiB, and an inline probe would move
 //!   RSP in the middle of the prologue.
-//! - **Facts are taken between compilation and `clear_context`** ([`FrameFacts`]); afterwards Cranelift has forgotten them.
+//! - **Facts are taken between compilation and `clear_context`** ([`Function`]); afterwards Cranelift has forgotten them.
 //!   The call sites, not the stack maps, are the table's backbone: a call with no live reference has no map, and neither
 //!   has a library call that Cranelift inserted on its own. The former means "no references", the latter "nobody knows".
 
@@ -27,6 +27,7 @@ use cranelift_jit::{
     ArenaMemoryProvider, BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule,
 };
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
+use gc_preempt::stackmap::cranelift::{Function, Site};
 
 /// Address space of an arena unless another size is asked for: enough for any program here, and far below the 2 GiB
 /// that `call rel32` reaches. Only the pages that hold code cost memory.
@@ -109,107 +110,75 @@ impl JITMemoryProvider for SharedProvider {
     }
 }
 
-/// One place of a function that calls, by its return address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SiteFacts {
-    /// The return address, as an offset from the function's start.
-    pub return_offset: u32,
-    /// Whether the slots below are all there is. `false` where the call may be a library call that Cranelift inserted:
-    /// such a site has no map although references may be live across it, in callee-saved registers.
-    pub known: bool,
-    /// Offsets from the frame's SP during the call of the words that hold live references, ascending.
-    pub slots: Vec<u32>,
-}
-
-/// What a stack walker must know of one compiled function. From SP upward, a frame holds: outgoing arguments, stack
-/// slots (references live across calls are here), spills, saved callee-saved registers, the caller's RBP, the return
-/// address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FrameFacts {
-    /// Bytes of machine code, constants and jump tables included.
-    pub size: u32,
-    /// `RBP - RSP` anywhere between prologue and epilogue.
-    pub frame_to_fp: u32,
-    /// Bytes below RBP in which the prologue saved callee-saved registers: possibly the only copy of a reference of
-    /// some caller further out.
-    pub clobber: u32,
-    /// Bytes above RSP that may hold outgoing arguments: up to the lowest stack slot, or to the saved registers where
-    /// there is no slot (Cranelift does not tell the area's own size).
-    pub outgoing: u32,
-    /// Every call, ascending by return address.
-    pub sites: Vec<SiteFacts>,
-}
-
-impl FrameFacts {
-    /// Reads the facts of a function that was just compiled; `None` if a part is missing or contradicts another, which
-    /// no released Cranelift does.
-    fn of(compiled: &CompiledCode, func: &ir::Function) -> Option<FrameFacts> {
-        let buffer = &compiled.buffer;
-        let layout = buffer.frame_layout()?;
-        let frame_to_fp = layout.frame_to_fp_offset;
-        let clobber = buffer
-            .unwind_info
-            .iter()
-            .find_map(|(_, inst)| match inst {
-                UnwindInst::DefineNewFrame {
-                    offset_downward_to_clobbers,
-                    ..
-                } => Some(*offset_downward_to_clobbers),
-                _ => None,
-            })
-            .filter(|&bytes| bytes <= frame_to_fp)?;
-        let lowest_slot = func
-            .sized_stack_slots
-            .keys()
-            .map(|slot| layout.stackslots[slot].offset)
-            .min();
-        let outgoing = lowest_slot.unwrap_or(frame_to_fp - clobber);
-        let maps: HashMap<u32, &UserStackMap> = buffer
-            .user_stack_maps()
-            .iter()
-            .map(|(return_offset, _, map)| (*return_offset, map))
-            .collect();
-        let may_call_library = buffer.relocs().iter().any(|reloc| {
-            matches!(
-                &reloc.target,
-                FinalizedRelocTarget::ExternalName(ir::ExternalName::LibCall(_))
-            )
-        });
-        let mut sites: Vec<SiteFacts> = buffer
-            .call_sites()
-            .map(|site| {
-                let mut slots: Vec<u32> = maps
-                    .get(&site.ret_addr)
-                    .into_iter()
-                    .flat_map(|map| map.entries().map(|(_, offset)| offset))
-                    .collect();
-                slots.sort_unstable();
-                slots.dedup();
-                SiteFacts {
-                    return_offset: site.ret_addr,
-                    known: maps.contains_key(&site.ret_addr) || !may_call_library,
-                    slots,
-                }
-            })
-            .collect();
-        sites.sort_unstable_by_key(|site| site.return_offset);
-        let spans_agree = buffer
-            .user_stack_maps()
-            .iter()
-            .all(|(_, span, _)| *span == frame_to_fp);
-        let maps_have_sites = buffer.user_stack_maps().iter().all(|(at, _, _)| {
-            sites
-                .binary_search_by_key(at, |site| site.return_offset)
-                .is_ok()
-        });
-        (spans_agree && maps_have_sites && outgoing <= frame_to_fp).then_some(FrameFacts {
-            size: buffer.total_size(),
-            frame_to_fp,
-            clobber,
-            outgoing,
-            sites,
+/// Reads what a walker must know of a function that was just compiled; `None` if a part is missing or contradicts another,
+/// which no released Cranelift does.
+fn facts_of(compiled: &CompiledCode, func: &ir::Function) -> Option<Function> {
+    let buffer = &compiled.buffer;
+    let layout = buffer.frame_layout()?;
+    let frame_to_fp = layout.frame_to_fp_offset;
+    let clobber = buffer
+        .unwind_info
+        .iter()
+        .find_map(|(_, inst)| match inst {
+            UnwindInst::DefineNewFrame {
+                offset_downward_to_clobbers,
+                ..
+            } => Some(*offset_downward_to_clobbers),
+            _ => None,
         })
-    }
+        .filter(|&bytes| bytes <= frame_to_fp)?;
+    let lowest_slot = func
+        .sized_stack_slots
+        .keys()
+        .map(|slot| layout.stackslots[slot].offset)
+        .min();
+    let outgoing = lowest_slot.unwrap_or(frame_to_fp - clobber);
+    let maps: HashMap<u32, &UserStackMap> = buffer
+        .user_stack_maps()
+        .iter()
+        .map(|(return_offset, _, map)| (*return_offset, map))
+        .collect();
+    let may_call_library = buffer.relocs().iter().any(|reloc| {
+        matches!(
+            &reloc.target,
+            FinalizedRelocTarget::ExternalName(ir::ExternalName::LibCall(_))
+        )
+    });
+    let mut sites: Vec<Site> = buffer
+        .call_sites()
+        .map(|site| {
+            let mut slots: Vec<u32> = maps
+                .get(&site.ret_addr)
+                .into_iter()
+                .flat_map(|map| map.entries().map(|(_, offset)| offset))
+                .collect();
+            slots.sort_unstable();
+            slots.dedup();
+            Site {
+                return_offset: site.ret_addr,
+                known: maps.contains_key(&site.ret_addr) || !may_call_library,
+                slots,
+            }
+        })
+        .collect();
+    sites.sort_unstable_by_key(|site| site.return_offset);
+    let spans_agree = buffer
+        .user_stack_maps()
+        .iter()
+        .all(|(_, span, _)| *span == frame_to_fp);
+    let maps_have_sites = buffer.user_stack_maps().iter().all(|(at, _, _)| {
+        sites
+            .binary_search_by_key(at, |site| site.return_offset)
+            .is_ok()
+    });
+    (spans_agree && maps_have_sites && outgoing <= frame_to_fp).then_some(Function {
+        address: 0,
+        size: buffer.total_size(),
+        frame_to_fp,
+        clobber,
+        outgoing,
+        sites,
+    })
 }
 
 /// A compiled function, ready to be called; it keeps its memory mapped.
@@ -218,29 +187,30 @@ pub struct Code {
     /// The name it was declared under.
     pub name: String,
     /// What a walker must know of it.
-    pub facts: FrameFacts,
+    pub facts: Function,
     /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] asked for that.
     pub listing: Option<String>,
-    entry: usize,
     memory: Arc<CodeMemory>,
 }
 
 impl Code {
     /// The address of its first instruction.
     pub fn entry(&self) -> *const u8 {
-        self.entry as *const u8
+        self.facts.address as *const u8
     }
 
     /// The addresses it occupies.
     pub fn range(&self) -> Range<usize> {
-        self.entry..self.entry + self.facts.size as usize
+        self.facts.address..self.facts.address + self.facts.size as usize
     }
 
     /// Its bytes, relocations applied.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the arena wrote `size` bytes at `entry`, made them read-only and executable, and stays mapped as
+        // SAFETY: the arena wrote `size` bytes at `address`, made them read-only and executable, and stays mapped as
         // long as `self.memory` lives.
-        unsafe { std::slice::from_raw_parts(self.entry as *const u8, self.facts.size as usize) }
+        unsafe {
+            std::slice::from_raw_parts(self.facts.address as *const u8, self.facts.size as usize)
+        }
     }
 
     /// The memory it lies in: the owner value to give to a code registration.
@@ -276,7 +246,7 @@ impl Body<'_, '_> {
 struct Unfinished {
     id: FuncId,
     name: String,
-    facts: FrameFacts,
+    facts: Function,
     listing: Option<String>,
 }
 
@@ -402,7 +372,7 @@ impl Arena {
         under_way.builder.finalize(frontend_config);
         let defined = self.module.define_function(id, &mut self.context);
         let compiled = self.context.compiled_code();
-        let facts = compiled.and_then(|compiled| FrameFacts::of(compiled, &self.context.func));
+        let facts = compiled.and_then(|compiled| facts_of(compiled, &self.context.func));
         let listing = compiled.and_then(|compiled| compiled.vcode.clone());
         self.module.clear_context(&mut self.context);
         defined.map_err(|e| refused(&name, &e))?;
@@ -439,9 +409,11 @@ impl Arena {
         Ok(finished
             .into_iter()
             .map(|function| Code {
-                entry: self.module.get_finalized_function(function.id) as usize,
+                facts: Function {
+                    address: self.module.get_finalized_function(function.id) as usize,
+                    ..function.facts
+                },
                 name: function.name,
-                facts: function.facts,
                 listing: function.listing,
                 memory: Arc::clone(&self.memory),
             })
@@ -532,7 +504,7 @@ mod tests {
 
     extern "C" fn nothing() {}
 
-    fn facts(arena: &mut Arena, name: &str) -> FrameFacts {
+    fn facts(arena: &mut Arena, name: &str) -> Function {
         let all = arena.finish().expect("links");
         let code = all.into_iter().find(|code| code.name == name);
         code.expect("was defined").facts
