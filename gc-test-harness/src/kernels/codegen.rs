@@ -199,6 +199,15 @@ impl Code {
         self.facts.address as *const u8
     }
 
+    /// The entry of the function of that name among several.
+    pub fn entry_of(all: &[Code], name: &str) -> Result<*const u8, CodegenError> {
+        let found = all.iter().find(|code| code.name == name);
+        found.map(Code::entry).ok_or_else(|| CodegenError::Compile {
+            function: name.to_owned(),
+            why: "it was not defined".to_owned(),
+        })
+    }
+
     /// The addresses it occupies.
     pub fn range(&self) -> Range<usize> {
         self.facts.address..self.facts.address + self.facts.size as usize

@@ -61,13 +61,7 @@ impl Loops {
         spinlock(arena)?;
         wait(arena)?;
         let code = arena.finish()?;
-        let entry = |name: &str| {
-            let found = code.iter().find(|code| code.name == name);
-            found.map(Code::entry).ok_or_else(|| CodegenError::Compile {
-                function: name.to_owned(),
-                why: "it was not defined".to_owned(),
-            })
-        };
+        let entry = |name: &str| Code::entry_of(&code, name);
         // SAFETY: each function was compiled just now with the signature of its type; `code` keeps the memory.
         unsafe {
             Ok(Loops {
