@@ -2,4 +2,5 @@
 
 pub mod codegen;
 pub mod deep;
+pub mod hold;
 pub mod loops;
