@@ -1,6 +1,8 @@
 //! gc-preempt
 
+#[allow(dead_code)]
 pub mod code;
 pub mod context;
+#[allow(dead_code)]
 pub mod stackmap;
 pub mod walk;

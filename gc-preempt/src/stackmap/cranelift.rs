@@ -1,7 +1,17 @@
-//! Takes what Cranelift says of a compiled function, in structs that do not depend on any release of Cranelift.
+//! Takes what Cranelift says of compiled functions, in structs that do not depend on any release of Cranelift.
+//!
+//! The table's backbone is the list of *calls*, not Cranelift's list of user stack maps. A call across which no reference lives has no map, and neither has a
+//! library call that Cranelift put in by itself, although references may live across that one in callee-saved registers. Only the converter can tell the two
+//! apart (by the relocation), so it says so: [`Site::known`].
+//!
+//! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across calls are here), spills, registers saved for the caller, the
+//! caller's RBP and the return address. Two of these areas may hold the only copy of a reference and have no map: the arguments (while the callee is still in
+//! its prologue) and the saved registers (with a native caller). Hence [`Function::outgoing`] and [`Function::clobber`], which are scanned conservatively.
+
+use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
 
 /// One compiled function, at its final address.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// Where its first instruction lies.
     pub address: usize,
@@ -18,7 +28,7 @@ pub struct Function {
 }
 
 /// One call, seen from the frame that makes it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Where the call returns to, in bytes from the function's address.
     pub return_offset: u32,
@@ -27,4 +37,82 @@ pub struct Site {
     pub known: bool,
     /// The references that live across the call, in bytes from SP. A call without a user stack map has none.
     pub slots: Vec<u32>,
+}
+
+/// Frames beyond this are taken for nonsense.
+const MAX_FRAME: u32 = 1 << 30;
+
+pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> {
+    let mut sites = Sites::default();
+    let mut ranges = Vec::with_capacity(functions.len());
+    for function in functions {
+        let Function {
+            address,
+            size,
+            frame_to_fp: frame,
+            clobber,
+            outgoing,
+            ..
+        } = *function;
+        let bad = |fault: Fault| Err(fault.at(address));
+        let Some(end) = address.checked_add(size as usize).filter(|_| size > 0) else {
+            return bad(Fault::FunctionSize(size));
+        };
+        ranges.push(address..end);
+        if !frame.is_multiple_of(8) || frame > MAX_FRAME {
+            return bad(Fault::FrameSize(frame.into()));
+        }
+        if clobber > frame || !clobber.is_multiple_of(8) {
+            return bad(Fault::FramePart {
+                part: clobber,
+                frame,
+            });
+        }
+        if outgoing > frame {
+            return bad(Fault::FramePart {
+                part: outgoing,
+                frame,
+            });
+        }
+        let layout = Layout {
+            span: Some(frame),
+            clobber,
+            // A slot of four bytes may begin between two words.
+            outgoing: Some(outgoing.next_multiple_of(8)),
+        };
+        for site in &function.sites {
+            let offset = site.return_offset;
+            if offset == 0 || offset > size {
+                return bad(Fault::ReturnOffset { offset, size });
+            }
+            let return_address = address + offset as usize;
+            // Slots lie between the arguments and the saved registers, or the facts contradict each other.
+            let highest = (frame - clobber).checked_sub(8);
+            for &slot in &site.slots {
+                if !slot.is_multiple_of(8) || slot < outgoing || Some(slot) > highest {
+                    return Err(Fault::Slot {
+                        offset: slot.into(),
+                        frame,
+                    }
+                    .at(return_address));
+                }
+            }
+            let slots = site.slots.iter().map(|&slot| Slot {
+                edge: Place {
+                    from: From::Sp,
+                    offset: slot as i32,
+                },
+                derived: None,
+            });
+            sites.push(return_address, return_address, site.known, layout, slots)?;
+        }
+    }
+    ranges.sort_unstable_by_key(|r| r.start);
+    if let Some(pair) = ranges.windows(2).find(|w| w[0].end > w[1].start) {
+        return Err(Fault::FunctionOverlap {
+            other: pair[0].start,
+        }
+        .at(pair[1].start));
+    }
+    sites.finish(ranges, Vec::new())
 }

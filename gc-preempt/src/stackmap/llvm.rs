@@ -1,0 +1,393 @@
+//! Reads LLVM's stack-map format, version 3: the section `.llvm_stackmaps` as it stands in memory once the module is loaded.
+//!
+//! The input is untrusted. Every read goes through a cursor that knows the section's end, counts are compared with the bytes that are left before anything is
+//! allocated for them, and whatever contradicts itself is an error that says what and where.
+//!
+//! # What a record says
+//!
+//! A `gc.statepoint` leaves a record at its return address: three constants (calling convention, flags, number of deopt values), the deopt values, then pairs of
+//! locations, a base and a pointer derived from it, equal for a plain reference. A reference lies
+//!
+//! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from RBP). This is the normal case. A vector of references is one
+//!   location of several words.
+//! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that callees preserve, so it is still in it, or in the saved registers of
+//!   some frame further in. Both are scanned conservatively anyway, so the pair makes no slot.
+//! - **as a constant**, mostly null: no slot. A frame does not keep the target of a constant alive, the embedder does.
+//! - indirect from any other register: the frame is scanned conservatively.
+//!
+//! Deopt values are not references of the collector's: those among them that are live appear as pairs too. Records that have not the shape of a statepoint
+//! (`llvm.experimental.stackmap` and `patchpoint` make such) say nothing of references: their frames are scanned conservatively.
+//!
+//! # What a record does not say
+//!
+//! The area of outgoing arguments: it lies below every slot of the record, so it is scanned up to the lowest one. The registers that the frame saved for its caller:
+//! the walker takes them from the unwind tables. A linker concatenates the tables of several objects; they are all read.
+
+use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
+
+const DWARF_RSP: u16 = 7;
+const DWARF_RBP: u16 = 6;
+/// Frames beyond this are taken for nonsense.
+const MAX_FRAME: u64 = 1 << 30;
+/// Bytes of the smallest table, a header alone.
+const HEADER: usize = 16;
+
+/// A position in the section; every read is checked against its end.
+struct Cursor<'a> {
+    section: &'a [u8],
+    at: usize,
+}
+
+impl Cursor<'_> {
+    fn left(&self) -> usize {
+        self.section.len() - self.at
+    }
+
+    /// Fails unless `count` things of `size` bytes are left.
+    fn expect(&self, count: u64, size: u64) -> Result<(), StackMapError> {
+        let wanted = count.saturating_mul(size);
+        if wanted > self.left() as u64 {
+            let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+            return Err(Fault::Truncated {
+                wanted,
+                left: self.left(),
+            }
+            .at(self.at));
+        }
+        Ok(())
+    }
+
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], StackMapError> {
+        match self.section[self.at..].first_chunk::<N>() {
+            Some(bytes) => {
+                self.at += N;
+                Ok(*bytes)
+            }
+            None => Err(Fault::Truncated {
+                wanted: N,
+                left: self.left(),
+            }
+            .at(self.at)),
+        }
+    }
+
+    fn u8(&mut self) -> Result<u8, StackMapError> {
+        Ok(u8::from_le_bytes(self.take()?))
+    }
+
+    fn u16(&mut self) -> Result<u16, StackMapError> {
+        Ok(u16::from_le_bytes(self.take()?))
+    }
+
+    fn u32(&mut self) -> Result<u32, StackMapError> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+
+    fn i32(&mut self) -> Result<i32, StackMapError> {
+        Ok(i32::from_le_bytes(self.take()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, StackMapError> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+
+    /// Skips the padding up to a multiple of eight. The section itself is aligned to eight.
+    fn align(&mut self) -> Result<(), StackMapError> {
+        let padding = self.at.next_multiple_of(8) - self.at;
+        self.expect(1, padding as u64)?;
+        self.at += padding;
+        Ok(())
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Where {
+    Register,
+    Direct,
+    Indirect,
+    Constant,
+}
+
+#[derive(Clone, Copy)]
+struct Location {
+    at: usize,
+    kind: Where,
+    size: u16,
+    register: u16,
+    /// Offset or small constant; of a pooled constant zero.
+    value: i32,
+}
+
+struct Function {
+    address: usize,
+    /// Bytes from SP to the return address; `None` with dynamic allocas.
+    frame: Option<u32>,
+    records: u64,
+}
+
+/// Reads a section. See the head of this file.
+///
+/// # Errors
+/// If it is malformed in any way.
+pub fn parse(section: &[u8]) -> Result<StackMaps, StackMapError> {
+    let mut cursor = Cursor { section, at: 0 };
+    let mut sites = Sites::default();
+    let mut entries = Vec::new();
+    while cursor.left() > 0 {
+        // What is left after the last table and is too short for another is alignment, if it is zero.
+        if cursor.left() < HEADER && section[cursor.at..].iter().all(|&b| b == 0) && cursor.at > 0 {
+            break;
+        }
+        table(&mut cursor, &mut sites, &mut entries)?;
+    }
+    sites.finish(Vec::new(), entries)
+}
+
+fn table(
+    cursor: &mut Cursor<'_>,
+    sites: &mut Sites,
+    entries: &mut Vec<usize>,
+) -> Result<(), StackMapError> {
+    let start = cursor.at;
+    cursor.expect(1, HEADER as u64)?;
+    let version = cursor.u8()?;
+    if version != 3 {
+        return Err(Fault::Version(version).at(start));
+    }
+    cursor.u8()?;
+    cursor.u16()?;
+    let function_count = cursor.u32()?;
+    let constants = cursor.u32()?;
+    let record_count = cursor.u32()?;
+
+    cursor.expect(function_count.into(), 24)?;
+    let mut functions = Vec::with_capacity(function_count as usize);
+    let mut sum = 0u64;
+    for _ in 0..function_count {
+        let at = cursor.at;
+        let address = cursor.u64()? as usize;
+        let size = cursor.u64()?;
+        let records = cursor.u64()?;
+        if address == 0 {
+            return Err(Fault::NotRelocated.at(at));
+        }
+        let frame = match size {
+            u64::MAX => None,
+            _ if size > MAX_FRAME || !size.is_multiple_of(8) => {
+                return Err(Fault::FrameSize(size).at(at + 8));
+            }
+            _ => Some(size as u32),
+        };
+        sum = sum.saturating_add(records);
+        entries.push(address);
+        functions.push(Function {
+            address,
+            frame,
+            records,
+        });
+    }
+    if sum != u64::from(record_count) {
+        return Err(Fault::Counts {
+            functions: sum,
+            header: record_count,
+        }
+        .at(start + 12));
+    }
+    cursor.expect(constants.into(), 8)?;
+    cursor.at += 8 * constants as usize;
+    // A record without locations and live-outs takes 24 bytes.
+    cursor.expect(record_count.into(), 24)?;
+    for function in &functions {
+        for _ in 0..function.records {
+            record(cursor, function, constants, sites)?;
+        }
+    }
+    Ok(())
+}
+
+fn record(
+    cursor: &mut Cursor<'_>,
+    function: &Function,
+    constants: u32,
+    sites: &mut Sites,
+) -> Result<(), StackMapError> {
+    let at = cursor.at;
+    cursor.u64()?; // the statepoint's id, which means nothing here
+    let offset = cursor.u32()?;
+    cursor.u16()?;
+    let count = cursor.u16()?;
+    cursor.expect(count.into(), 12)?;
+    let mut locations = Vec::with_capacity(count.into());
+    for _ in 0..count {
+        locations.push(location(cursor, constants)?);
+    }
+    cursor.align()?;
+    cursor.u16()?;
+    let live_outs = cursor.u16()?;
+    cursor.expect(live_outs.into(), 4)?;
+    cursor.at += 4 * usize::from(live_outs);
+    cursor.align()?;
+
+    let Some(return_address) = function.address.checked_add(offset as usize) else {
+        return Err(Fault::Address.at(at + 8));
+    };
+    let mut slots = Vec::new();
+    let known = references(&locations, function.frame, &mut slots)?;
+    // The arguments of the call lie below every slot. Without a slot from RSP nothing bounds them.
+    let places = slots
+        .iter()
+        .flat_map(|s: &Slot| [Some(s.edge), s.derived])
+        .flatten();
+    let lowest = places
+        .filter(|p| p.from == From::Sp)
+        .map(|p| p.offset as u32)
+        .min();
+    let layout = Layout {
+        span: function.frame,
+        clobber: 0,
+        outgoing: lowest,
+    };
+    sites.push(return_address, at, known, layout, slots)
+}
+
+fn location(cursor: &mut Cursor<'_>, constants: u32) -> Result<Location, StackMapError> {
+    let at = cursor.at;
+    let kind = cursor.u8()?;
+    cursor.u8()?;
+    let size = cursor.u16()?;
+    let register = cursor.u16()?;
+    cursor.u16()?;
+    let mut value = cursor.i32()?;
+    let kind = match kind {
+        1 => Where::Register,
+        2 => Where::Direct,
+        3 => Where::Indirect,
+        4 => Where::Constant,
+        5 => {
+            if u32::try_from(value).is_ok_and(|index| index < constants) {
+                value = 0;
+                Where::Constant
+            } else {
+                return Err(Fault::Constant {
+                    index: value,
+                    pool: constants,
+                }
+                .at(at));
+            }
+        }
+        other => return Err(Fault::LocationKind(other).at(at)),
+    };
+    Ok(Location {
+        at,
+        kind,
+        size,
+        register,
+        value,
+    })
+}
+
+/// Collects the slots of a record. False: the record does not say where all references are.
+fn references(
+    locations: &[Location],
+    frame: Option<u32>,
+    slots: &mut Vec<Slot>,
+) -> Result<bool, StackMapError> {
+    let [a, b, deopt, rest @ ..] = locations else {
+        return Ok(false);
+    };
+    let constant = |l: &Location| matches!(l.kind, Where::Constant);
+    if !(constant(a) && constant(b) && constant(deopt)) {
+        return Ok(false);
+    }
+    let Some(pairs) = usize::try_from(deopt.value)
+        .ok()
+        .and_then(|n| rest.get(n..))
+    else {
+        return Err(Fault::Deopt(deopt.value as u32 as u64).at(deopt.at));
+    };
+    if !pairs.len().is_multiple_of(2) {
+        return Err(Fault::Unpaired(pairs.len()).at(pairs[0].at));
+    }
+    let mut known = true;
+    for pair in pairs.chunks_exact(2) {
+        let (base, derived) = (&pair[0], &pair[1]);
+        if constant(base) || constant(derived) {
+            // Null has no words, so sizes need not agree. A pointer derived from a constant names no cell.
+            if let Where::Indirect = base.kind {
+                known &= words(base, frame)?.is_some_and(|w| {
+                    slots.extend(w.map(|edge| Slot {
+                        edge,
+                        derived: None,
+                    }));
+                    true
+                });
+            }
+            continue;
+        }
+        if base.size != derived.size {
+            let sizes = Fault::PairSizes {
+                base: base.size,
+                derived: derived.size,
+            };
+            return Err(sizes.at(base.at));
+        }
+        match (base.kind, derived.kind) {
+            (Where::Indirect, Where::Indirect) => {
+                match (words(base, frame)?, words(derived, frame)?) {
+                    (Some(edges), Some(derived)) => {
+                        slots.extend(edges.zip(derived).map(|(edge, derived)| Slot {
+                            edge,
+                            derived: (edge != derived).then_some(derived),
+                        }))
+                    }
+                    _ => known = false,
+                }
+            }
+            (Where::Indirect, _) => match words(base, frame)? {
+                Some(edges) => slots.extend(edges.map(|edge| Slot {
+                    edge,
+                    derived: None,
+                })),
+                None => known = false,
+            },
+            // The base is in a register that callees preserve, or is the address of something in the frame.
+            _ => {}
+        }
+    }
+    Ok(known)
+}
+
+/// The words of an indirect location; `None` if they count from a register that the walker does not know.
+fn words(
+    location: &Location,
+    frame: Option<u32>,
+) -> Result<Option<impl Iterator<Item = Place> + use<>>, StackMapError> {
+    let size = location.size;
+    if size == 0 || !size.is_multiple_of(8) {
+        return Err(Fault::SlotSize(size).at(location.at));
+    }
+    let limit = frame.unwrap_or(MAX_FRAME as u32);
+    let (low, high) = match location.register {
+        DWARF_RSP => (0, i64::from(limit)),
+        // RBP was pushed right below the return address; slots lie below it. (With frames of unknown size only a large bound can be told.)
+        DWARF_RBP => (-i64::from(limit), 0),
+        _ => return Ok(None),
+    };
+    let from = if location.register == DWARF_RSP {
+        From::Sp
+    } else {
+        From::Rbp
+    };
+    let offset = i64::from(location.value);
+    if offset % 8 != 0 || offset < low || offset + i64::from(size) > high {
+        return Err(Fault::Slot {
+            offset,
+            frame: limit,
+        }
+        .at(location.at));
+    }
+    Ok(Some((0..i32::from(size / 8)).map(move |i| Place {
+        from,
+        offset: offset as i32 + 8 * i,
+    })))
+}
