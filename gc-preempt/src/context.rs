@@ -28,6 +28,17 @@ impl Registers {
         self.gpr[RSP]
     }
 
+    /// The registers of a thread that called us: what a walk needs of the calling frame, and zeros.
+    pub fn at_call(sp: usize, fp: usize, pc: usize) -> Self {
+        let mut registers = Self {
+            pc,
+            ..Self::default()
+        };
+        registers.gpr[RSP] = sp;
+        registers.gpr[RBP] = fp;
+        registers
+    }
+
     /// The frame pointer, RBP. In code that keeps no frame pointer it is a register like any other.
     pub fn fp(&self) -> usize {
         self.gpr[RBP]

@@ -37,3 +37,25 @@ impl std::ops::AddAssign for WalkStats {
         self.to_base |= other.to_base;
     }
 }
+/// Scans everything word by word: the registers, the vector state, and the stack from the red zone to its base.
+pub(crate) fn walk(
+    snapshot: &crate::context::Snapshot,
+    stack: Range<usize>,
+    sink: &mut dyn RootSink,
+) -> WalkStats {
+    let gpr = snapshot.registers.gpr.as_ptr_range();
+    sink.conservative(gpr.start as usize..gpr.end as usize);
+    if !snapshot.vectors.is_empty() {
+        sink.conservative(snapshot.vectors.start..snapshot.vectors.end & !7);
+    }
+    let sp = snapshot
+        .registers
+        .sp()
+        .saturating_sub(crate::arch::RED_ZONE);
+    sink.conservative((sp & !7).max(stack.start)..stack.end);
+    WalkStats {
+        conservative: 1,
+        to_base: true,
+        ..WalkStats::default()
+    }
+}

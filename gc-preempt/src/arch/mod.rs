@@ -1,0 +1,15 @@
+//! Everything that depends on the processor, one file a processor.
+
+#[cfg(not(all(
+    target_arch = "x86_64",
+    target_os = "linux",
+    target_pointer_width = "64"
+)))]
+compile_error!(
+    "Urge runs on Linux on x86-64 only: a port is one file in gc-preempt/src/arch and another park.rs"
+);
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::*;

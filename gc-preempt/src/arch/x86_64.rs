@@ -1,0 +1,331 @@
+//! Linux on x86-64: the register file of a signal frame, the red zone, and the three pieces of hand-written assembly.
+//!
+//! * [`call_spilled`] pushes the callee-saved registers and calls on, so that everything a thread holds at a voluntary stop is in memory
+//!   above a known stack pointer.
+//! * `urge_async_preempt` is what [`inject`] makes an interrupted instruction call. It saves the general registers, the flags and the whole
+//!   XSAVE state on the thread's own stack, calls [`injected_stop`](crate::signal::injected_stop), restores everything and returns to the
+//!   interrupted instruction. `ret 128` steps back over the red zone that [`inject`] skipped.
+//! * [`thread_pointer`] names the running thread without thread-local storage of our own.
+//!
+//! The trampoline is one unsafe range: a stop that finds a thread in it waits. It has no CFI on purpose: the walker knows it by address.
+//!
+//! Why the full XSAVE state: Go saved parts and met corrupt vector registers again and again (its issues 35326, 46272, 80285, 81209). The header
+//! is zeroed before XSAVE, since XRSTOR faults on reserved bits that XSAVE does not write.
+
+use crate::context::Registers;
+use core::arch::{asm, global_asm};
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes below the stack pointer that a leaf function may use without moving it (System V ABI, 3.2.2).
+pub(crate) const RED_ZONE: usize = 128;
+
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+/// Where the kernel writes its description of the extended state into the legacy image (`struct _fpx_sw_bytes`).
+const SW_RESERVED: usize = 464;
+const LEGACY_FPSTATE: usize = 512;
+
+/// The XSAVE image of an injected stop, in bytes; set by [`setup`] before the first injection can happen.
+static XSAVE_SIZE: AtomicUsize = AtomicUsize::new(0);
+
+global_asm!(
+    ".text",
+    ".p2align 4",
+    ".globl urge_call_spilled",
+    ".hidden urge_call_spilled",
+    ".type urge_call_spilled,@function",
+    "urge_call_spilled:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "push rbx",
+    ".cfi_offset rbx, -24",
+    "push r12",
+    ".cfi_offset r12, -32",
+    "push r13",
+    ".cfi_offset r13, -40",
+    "push r14",
+    ".cfi_offset r14, -48",
+    "push r15",
+    ".cfi_offset r15, -56",
+    "sub rsp, 8",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "mov rsi, rsp",
+    "mov rdx, rbp",
+    "lea rcx, [rip + 2f]",
+    "call rax",
+    "2:",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size urge_call_spilled, . - urge_call_spilled",
+    "",
+    ".p2align 4",
+    ".globl urge_async_preempt",
+    ".hidden urge_async_preempt",
+    ".type urge_async_preempt,@function",
+    "urge_async_preempt:",
+    // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may change them.
+    "pushfq",
+    "lea rsp, [rsp - 128]",
+    "mov [rsp + 0x00], rax",
+    "mov [rsp + 0x08], rdx",
+    "mov [rsp + 0x10], rcx",
+    "mov [rsp + 0x18], rbx",
+    "mov [rsp + 0x20], rsi",
+    "mov [rsp + 0x28], rdi",
+    "mov [rsp + 0x30], rbp",
+    "lea rax, [rsp + 144 + 128]",
+    "mov [rsp + 0x38], rax",
+    "mov [rsp + 0x40], r8",
+    "mov [rsp + 0x48], r9",
+    "mov [rsp + 0x50], r10",
+    "mov [rsp + 0x58], r11",
+    "mov [rsp + 0x60], r12",
+    "mov [rsp + 0x68], r13",
+    "mov [rsp + 0x70], r14",
+    "mov [rsp + 0x78], r15",
+    "cld",
+    "mov rbx, rsp",
+    "sub rsp, qword ptr [rip + {size}]",
+    "and rsp, -64",
+    "xor eax, eax",
+    "mov [rsp + 512], rax",
+    "mov [rsp + 520], rax",
+    "mov [rsp + 528], rax",
+    "mov [rsp + 536], rax",
+    "mov [rsp + 544], rax",
+    "mov [rsp + 552], rax",
+    "mov [rsp + 560], rax",
+    "mov [rsp + 568], rax",
+    "mov eax, -1",
+    "mov edx, -1",
+    "xsave64 [rsp]",
+    "mov rdi, rbx",
+    "mov rsi, rsp",
+    "call {stop}",
+    "mov eax, -1",
+    "mov edx, -1",
+    "xrstor64 [rsp]",
+    "mov rsp, rbx",
+    "mov rax, [rsp + 0x00]",
+    "mov rdx, [rsp + 0x08]",
+    "mov rcx, [rsp + 0x10]",
+    "mov rbx, [rsp + 0x18]",
+    "mov rsi, [rsp + 0x20]",
+    "mov rdi, [rsp + 0x28]",
+    "mov rbp, [rsp + 0x30]",
+    "mov r8,  [rsp + 0x40]",
+    "mov r9,  [rsp + 0x48]",
+    "mov r10, [rsp + 0x50]",
+    "mov r11, [rsp + 0x58]",
+    "mov r12, [rsp + 0x60]",
+    "mov r13, [rsp + 0x68]",
+    "mov r14, [rsp + 0x70]",
+    "mov r15, [rsp + 0x78]",
+    "lea rsp, [rsp + 128]",
+    "popfq",
+    "ret 128",
+    ".globl urge_async_preempt_end",
+    ".hidden urge_async_preempt_end",
+    "urge_async_preempt_end:",
+    ".size urge_async_preempt, . - urge_async_preempt",
+    size = sym XSAVE_SIZE,
+    stop = sym crate::signal::injected_stop,
+);
+
+unsafe extern "C" {
+    fn urge_call_spilled(f: extern "C" fn(*mut (), usize, usize, usize), data: *mut ());
+    fn urge_async_preempt();
+    fn urge_async_preempt_end();
+}
+
+/// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`: the stack pointer below the spilled registers, the frame
+/// pointer and the return address of that call, which together name the frame from which a walk may start.
+pub(crate) fn call_spilled(f: extern "C" fn(*mut (), usize, usize, usize), data: *mut ()) {
+    // SAFETY: the assembly keeps the System V convention: it saves what it must, keeps the stack aligned, and `f` never unwinds
+    // (an `extern "C"` function aborts instead).
+    unsafe { urge_call_spilled(f, data) }
+}
+
+/// The code of the `async_preempt` trampoline.
+pub(crate) fn trampoline() -> Range<usize> {
+    urge_async_preempt as *const () as usize..urge_async_preempt_end as *const () as usize
+}
+
+/// What `urge_async_preempt` leaves on the stack below the interrupted frame's red zone.
+#[repr(C)]
+pub(crate) struct InjectedFrame {
+    /// In DWARF order; RSP is the interrupted one.
+    pub gpr: [usize; 16],
+    pub flags: usize,
+    pub pc: usize,
+}
+
+/// Stack that an injected stop needs besides what its hook uses: frame, XSAVE image, and some Rust frames.
+pub(crate) fn injection_room() -> usize {
+    XSAVE_SIZE.load(Ordering::Relaxed) + 16 * 1024
+}
+
+/// Reads what the assembly needs from the processor.
+pub(crate) fn setup() -> Result<(), &'static str> {
+    use core::arch::x86_64::{__cpuid, __cpuid_count};
+    // The OSXSAVE bit: the system has switched XSAVE on, so XCR0 may be read and XSAVE used in user mode.
+    if __cpuid(1).ecx & (1 << 27) == 0 {
+        return Err(
+            "the processor or the system lacks XSAVE, which Urge needs to save vector registers",
+        );
+    }
+    // Leaf 0xD, sub-leaf 0, EBX: the size of the state that XCR0 enables now, in the standard format.
+    let size = __cpuid_count(0xd, 0).ebx as usize;
+    // Ordering: published before the handler is installed, by the system call that installs it.
+    XSAVE_SIZE.store(size.next_multiple_of(64), Ordering::Relaxed);
+    Ok(())
+}
+
+/// The running thread's control block: constant for the thread's life, different for each live thread of the process.
+#[inline]
+pub(crate) fn thread_pointer() -> usize {
+    let tp: usize;
+    // SAFETY: the x86-64 ELF TLS ABI keeps the control block's own address at FS:0.
+    unsafe { asm!("mov {}, fs:[0]", out(reg) tp, options(nostack, readonly, preserves_flags)) };
+    tp
+}
+
+/// DWARF register order of [`Registers::gpr`] as positions in the kernel's `gregs`.
+const DWARF_TO_GREG: [i32; 16] = [
+    libc::REG_RAX,
+    libc::REG_RDX,
+    libc::REG_RCX,
+    libc::REG_RBX,
+    libc::REG_RSI,
+    libc::REG_RDI,
+    libc::REG_RBP,
+    libc::REG_RSP,
+    libc::REG_R8,
+    libc::REG_R9,
+    libc::REG_R10,
+    libc::REG_R11,
+    libc::REG_R12,
+    libc::REG_R13,
+    libc::REG_R14,
+    libc::REG_R15,
+];
+
+/// A signal frame, as the handler got it.
+///
+/// Kept as a raw pointer: glibc's `ucontext_t` is larger than the kernel's, so it must never be copied whole.
+#[derive(Clone, Copy)]
+pub(crate) struct SignalFrame(*mut libc::ucontext_t);
+
+impl SignalFrame {
+    /// # Safety
+    /// `ucontext` is the third argument of a running SA_SIGINFO handler, and this value does not outlive it.
+    pub(crate) unsafe fn new(ucontext: *mut libc::c_void) -> Self {
+        Self(ucontext.cast())
+    }
+
+    fn greg(self, which: i32) -> usize {
+        // SAFETY: by `new`'s contract the frame is alive; `gregs` lies in the part the kernel writes.
+        unsafe { (&raw const (*self.0).uc_mcontext.gregs[which as usize]).read() as usize }
+    }
+
+    fn set_greg(self, which: i32, value: usize) {
+        // SAFETY: as `greg`; the handler owns its frame.
+        unsafe { (&raw mut (*self.0).uc_mcontext.gregs[which as usize]).write(value as i64) }
+    }
+
+    pub(crate) fn pc(self) -> usize {
+        self.greg(libc::REG_RIP)
+    }
+
+    pub(crate) fn set_pc(self, pc: usize) {
+        self.set_greg(libc::REG_RIP, pc);
+    }
+
+    pub(crate) fn sp(self) -> usize {
+        self.greg(libc::REG_RSP)
+    }
+
+    pub(crate) fn registers(self) -> Registers {
+        Registers {
+            gpr: DWARF_TO_GREG.map(|r| self.greg(r)),
+            pc: self.pc(),
+            flags: self.greg(libc::REG_EFL),
+        }
+    }
+
+    /// The XSAVE image that the kernel wrote beside the frame: all of it, whatever features it holds.
+    pub(crate) fn vectors(self) -> Range<usize> {
+        // SAFETY: as `greg`; `fpregs` points at the image inside the same signal frame, or is null.
+        unsafe {
+            let image = (*self.0).uc_mcontext.fpregs as usize;
+            if image == 0 {
+                return 0..0;
+            }
+            let sw = (image + SW_RESERVED) as *const u32;
+            // magic1, extended size, features (two words), xstate_size
+            let size = if sw.read() == FP_XSTATE_MAGIC1 {
+                sw.add(4).read() as usize
+            } else {
+                LEGACY_FPSTATE
+            };
+            image..image + size.max(LEGACY_FPSTATE)
+        }
+    }
+
+    /// Makes the interrupted instruction look as if it had called `async_preempt`, the return address below its red zone.
+    ///
+    /// # Safety
+    /// The interrupted code keeps the System V convention and has [`injection_room`] bytes of its own stack below its stack pointer.
+    pub(crate) unsafe fn inject(self) {
+        let sp = self.sp() - RED_ZONE - size_of::<usize>();
+        // SAFETY: by the contract this word is the thread's own unused stack.
+        unsafe { (sp as *mut usize).write(self.pc()) };
+        self.set_greg(libc::REG_RSP, sp);
+        self.set_pc(trampoline().start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_spilled_publishes_the_frame_it_calls_from() {
+        extern "C" fn probe(data: *mut (), sp: usize, fp: usize, pc: usize) {
+            // SAFETY: the caller passes its own array.
+            let out = unsafe { &mut *data.cast::<[usize; 4]>() };
+            *out = [sp, fp, pc, core::ptr::from_ref(&sp) as usize];
+        }
+        let mut out = [0usize; 4];
+        call_spilled(probe, (&raw mut out).cast());
+        let [sp, fp, pc, inner] = out;
+        assert_eq!(sp % 16, 0);
+        assert!(inner < sp && sp < fp && fp < (&raw const out) as usize);
+        assert!(
+            (urge_call_spilled as *const () as usize
+                ..urge_call_spilled as *const () as usize + 128)
+                .contains(&pc)
+        );
+    }
+
+    #[test]
+    fn the_thread_pointer_differs_between_threads() {
+        let mine = thread_pointer();
+        assert_eq!(mine, thread_pointer());
+        let other = std::thread::spawn(thread_pointer).join().unwrap();
+        assert_ne!(mine, other);
+    }
+}

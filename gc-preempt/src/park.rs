@@ -1,0 +1,170 @@
+//! Futex parking: the two system calls that every wait in this crate comes down to, and a lock made of them.
+//!
+//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`.
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+/// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers re-check in a loop.
+pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let spec;
+    let ptr = match timeout {
+        Some(t) => {
+            spec = libc::timespec {
+                tv_sec: t.as_secs().min(i64::MAX as u64) as libc::time_t,
+                tv_nsec: libc::c_long::from(t.subsec_nanos() as i32),
+            };
+            &raw const spec
+        }
+        None => core::ptr::null(),
+    };
+    // SAFETY: the futex word is a live, aligned u32 and `ptr` is null or points at a live timespec; the kernel writes neither.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            expected,
+            ptr,
+        );
+    }
+}
+
+/// Wakes up to `count` sleepers of `word`.
+pub(crate) fn wake(word: &AtomicU32, count: i32) {
+    // SAFETY: only the address is used, as a key; the kernel writes nothing through it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+            count,
+        );
+    }
+}
+
+/// The half of a 64-bit counter that changes with every increment: the futex word for waiting on it.
+pub(crate) fn low_half(counter: &AtomicU64) -> &AtomicU32 {
+    const { assert!(cfg!(target_endian = "little")) };
+    // SAFETY: an AtomicU64 is eight bytes aligned to eight; its first four are, on a little-endian machine, its low half. Only the
+    // kernel's comparison reads through this reference, so no mixed-size Rust access races with the 64-bit ones.
+    unsafe { &*core::ptr::from_ref(counter).cast::<AtomicU32>() }
+}
+
+/// Hints that the core is in a spin loop.
+#[inline]
+pub(crate) fn spin_hint() {
+    core::hint::spin_loop();
+}
+
+const FREE: u32 = 0;
+const TAKEN: u32 = 1;
+const CONTENDED: u32 = 2;
+
+/// A futex lock with a constant constructor that never allocates and never poisons.
+///
+/// The classic three-state lock of Drepper's "Futexes Are Tricky". It is not fair. A mutator may hold one only where it cannot be
+/// stopped (inside `no_preempt`), since the stopper may want it too.
+pub struct Mutex<T> {
+    word: AtomicU32,
+    value: UnsafeCell<T>,
+}
+
+// SAFETY: the lock hands out one reference at a time, so sharing it is sending the value.
+unsafe impl<T: Send> Sync for Mutex<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Send for Mutex<T> {}
+
+impl<T> Mutex<T> {
+    /// An unlocked lock.
+    pub const fn new(value: T) -> Self {
+        Self {
+            word: AtomicU32::new(FREE),
+            value: UnsafeCell::new(value),
+        }
+    }
+
+    /// Takes the lock if it is free.
+    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        // Acquire pairs with the Release of `unlock`.
+        self.word
+            .compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok()
+            .then(|| MutexGuard { lock: self })
+    }
+
+    /// Takes the lock, spinning for a moment, then sleeping.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        for _ in 0..100 {
+            if let Some(guard) = self.try_lock() {
+                return guard;
+            }
+            spin_hint();
+        }
+        // Acquire pairs with the Release of `unlock`.
+        while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
+            wait(&self.word, CONTENDED, None);
+        }
+        MutexGuard { lock: self }
+    }
+
+    fn unlock(&self) {
+        // Release publishes what was done under the lock to the next Acquire.
+        if self.word.swap(FREE, Ordering::Release) == CONTENDED {
+            wake(&self.word, 1);
+        }
+    }
+}
+
+/// Holds a [`Mutex`]; dropping it unlocks.
+pub struct MutexGuard<'a, T> {
+    lock: &'a Mutex<T>,
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: the guard is the lock's only owner.
+        unsafe { &*self.lock.value.get() }
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // SAFETY: the guard is the lock's only owner.
+        unsafe { &mut *self.lock.value.get() }
+    }
+}
+
+impl<T> Drop for MutexGuard<'_, T> {
+    fn drop(&mut self) {
+        self.lock.unlock();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn the_lock_excludes() {
+        let counter = Arc::new(Mutex::new(0u64));
+        let threads: Vec<_> = (0..4)
+            .map(|_| {
+                let counter = counter.clone();
+                std::thread::spawn(move || {
+                    for _ in 0..20_000 {
+                        *counter.lock() += 1;
+                    }
+                })
+            })
+            .collect();
+        for t in threads {
+            t.join().unwrap();
+        }
+        assert_eq!(*counter.lock(), 80_000);
+    }
+}

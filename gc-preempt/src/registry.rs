@@ -1,0 +1,252 @@
+//! The process's threads that are attached to a world: one record each, found from a signal handler without a lock.
+//!
+//! A record is found by the thread pointer (the address of the thread's control block, a load from FS:0), through a table of atomic
+//! pointers. Not through thread-local storage: in a library that was loaded late, the first touch of a thread-local may call malloc, and
+//! the handler also runs on threads that never attached. Not by thread id: that is a system call, and it changes over a fork.
+//!
+//! Records are mapped once and never unmapped, so a lookup may follow any pointer it finds. The table changes only under the registry
+//! lock. It is an array of small buckets, searched whole, so that removing needs no tombstones and a miss costs two cache lines.
+
+use crate::arch;
+use crate::context::{Interrupted, Snapshot};
+use crate::park::{self, Mutex, MutexGuard};
+use crate::state::State;
+use core::cell::UnsafeCell;
+use core::ops::Range;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+const BUCKETS: usize = 4096;
+const BUCKET: usize = 16;
+
+/// Everything this crate knows of one attached thread.
+#[repr(align(128))]
+pub(crate) struct Record {
+    pub state: State,
+    /// Depth of `no_preempt`. Written by its own thread only; its handler reads it between two of its instructions.
+    pub depth: AtomicU32,
+    /// A signal of ours is on its way to the thread.
+    pub in_flight: AtomicU32,
+    /// Number of the stop for which a call was injected and has not acknowledged yet.
+    pub injected: AtomicU64,
+    /// Where it stands. Written by the thread before it acknowledges, read by the stopper after that.
+    snapshot: UnsafeCell<Snapshot>,
+    /// The interruptions whose hooks are running on this thread, innermost first.
+    pub interrupted: AtomicPtr<Interrupted>,
+    /// Hook that an injected stop runs; null for none.
+    pub hook: AtomicPtr<()>,
+    pub hook_data: AtomicPtr<()>,
+    /// Run calls through the injected path where that is possible.
+    pub inject: AtomicU32,
+    /// Nanoseconds from the handler's first instruction to its last, of stop `stall_of`.
+    pub stall: AtomicU64,
+    pub stall_of: AtomicU64,
+    pub tid: AtomicI32,
+    pub thread_pointer: AtomicUsize,
+    pub stack_low: AtomicUsize,
+    pub stack_high: AtomicUsize,
+    /// Worlds that this thread is attached to.
+    pub worlds: AtomicU32,
+    /// This thread's alternate stack, kept for the next thread that gets the record.
+    pub alternate: UnsafeCell<Alternate>,
+    /// What to undo at the last detach.
+    pub before: UnsafeCell<Before>,
+}
+
+/// The alternate stack of a record.
+#[derive(Clone, Copy)]
+pub(crate) struct Alternate {
+    pub base: usize,
+    pub size: usize,
+}
+
+/// What the thread had before it attached.
+pub(crate) struct Before {
+    pub stack: libc::stack_t,
+    pub urg_was_blocked: bool,
+}
+
+// SAFETY: the cells are written by the record's own thread and read by the stopper only when the state word says stopped (snapshot), or
+// touched only under the registry lock by the thread that owns the record (alternate, before).
+unsafe impl Sync for Record {}
+
+impl Record {
+    fn new() -> Self {
+        Self {
+            state: State::new(),
+            depth: AtomicU32::new(0),
+            in_flight: AtomicU32::new(0),
+            injected: AtomicU64::new(0),
+            snapshot: UnsafeCell::new(Snapshot::default()),
+            interrupted: AtomicPtr::new(core::ptr::null_mut()),
+            hook: AtomicPtr::new(core::ptr::null_mut()),
+            hook_data: AtomicPtr::new(core::ptr::null_mut()),
+            inject: AtomicU32::new(0),
+            stall: AtomicU64::new(0),
+            stall_of: AtomicU64::new(0),
+            tid: AtomicI32::new(0),
+            thread_pointer: AtomicUsize::new(0),
+            stack_low: AtomicUsize::new(0),
+            stack_high: AtomicUsize::new(0),
+            worlds: AtomicU32::new(0),
+            alternate: UnsafeCell::new(Alternate { base: 0, size: 0 }),
+            before: UnsafeCell::new(Before {
+                // SAFETY: an all-zero stack_t is a valid value.
+                stack: unsafe { core::mem::zeroed() },
+                urg_was_blocked: false,
+            }),
+        }
+    }
+
+    /// The thread's own stack: its addresses, not its part in use.
+    pub(crate) fn stack(&self) -> Range<usize> {
+        self.stack_low.load(Ordering::Relaxed)..self.stack_high.load(Ordering::Relaxed)
+    }
+
+    /// # Safety
+    /// On the record's own thread, before it acknowledges a stop or enters `blocking`.
+    pub(crate) unsafe fn publish(&self, snapshot: Snapshot) {
+        // SAFETY: by the contract no stopper reads it now.
+        unsafe { *self.snapshot.get() = snapshot }
+    }
+
+    /// # Safety
+    /// The stopper's, while the state word says stopped or held for its stop.
+    pub(crate) unsafe fn snapshot(&self) -> &Snapshot {
+        // SAFETY: by the contract the thread does not write it now; its Release swap made it visible.
+        unsafe { &*self.snapshot.get() }
+    }
+}
+
+#[repr(align(128))]
+struct Bucket([AtomicPtr<Record>; BUCKET]);
+
+static TABLE: [Bucket; BUCKETS] =
+    [const { Bucket([const { AtomicPtr::new(core::ptr::null_mut()) }; BUCKET]) }; BUCKETS];
+
+fn bucket(thread_pointer: usize) -> &'static Bucket {
+    // Fibonacci hashing: control blocks are spaced by powers of two, so their low bits alone would collide.
+    let hash = (thread_pointer as u64 >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    &TABLE[(hash >> 52) as usize % BUCKETS]
+}
+
+/// The record of the running thread, if it is attached. Async-signal-safe.
+#[inline]
+pub(crate) fn current() -> Option<&'static Record> {
+    let tp = arch::thread_pointer();
+    for slot in &bucket(tp).0 {
+        // Acquire pairs with the Release in `insert`: the record is whole before it can be found.
+        let record = slot.load(Ordering::Acquire);
+        if record.is_null() {
+            continue;
+        }
+        // SAFETY: records are never unmapped.
+        let record = unsafe { &*record };
+        if record.thread_pointer.load(Ordering::Relaxed) == tp {
+            return Some(record);
+        }
+    }
+    None
+}
+
+/// What the registry lock protects.
+pub(crate) struct Registry {
+    /// Records that no thread owns.
+    pool: Vec<&'static Record>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry { pool: Vec::new() });
+
+/// The registry's lock. Held by attach, detach and code registration for a moment, and by a stop for as long as it lasts, so it also
+/// makes stops one at a time in the process.
+///
+/// A mutator that has to wait for it waits in `blocking`: use [`lock`].
+pub(crate) struct RegistryGuard(MutexGuard<'static, Registry>);
+
+impl RegistryGuard {
+    /// A record for the running thread, findable at once. `None` if its bucket is full: some ten thousand threads.
+    pub(crate) fn insert(&mut self) -> Option<&'static Record> {
+        let tp = arch::thread_pointer();
+        let slot = bucket(tp)
+            .0
+            .iter()
+            .find(|s| s.load(Ordering::Relaxed).is_null())?;
+        let record = self
+            .0
+            .pool
+            .pop()
+            .unwrap_or_else(|| Box::leak(Box::new(Record::new())));
+        record.state.reset();
+        record.depth.store(0, Ordering::Relaxed);
+        record.in_flight.store(0, Ordering::Relaxed);
+        record.injected.store(0, Ordering::Relaxed);
+        record
+            .interrupted
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
+        record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
+        record.stall_of.store(0, Ordering::Relaxed);
+        record.thread_pointer.store(tp, Ordering::Relaxed);
+        slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);
+        Some(record)
+    }
+
+    /// Takes a record out of the table and keeps it for another thread.
+    pub(crate) fn remove(&mut self, record: &'static Record) {
+        let tp = record.thread_pointer.load(Ordering::Relaxed);
+        for slot in &bucket(tp).0 {
+            if core::ptr::eq(slot.load(Ordering::Relaxed), record) {
+                slot.store(core::ptr::null_mut(), Ordering::Release);
+            }
+        }
+        record.thread_pointer.store(0, Ordering::Relaxed);
+        self.0.pool.push(record);
+    }
+
+    /// Forgets every thread but `keep`: in the child of a fork the others do not exist.
+    pub(crate) fn keep_only(&mut self, keep: Option<&'static Record>) {
+        for slot in TABLE.iter().flat_map(|b| &b.0) {
+            let record = slot.load(Ordering::Relaxed);
+            if !record.is_null() && !keep.is_some_and(|k| core::ptr::eq(k, record)) {
+                // SAFETY: records are never unmapped.
+                self.remove(unsafe { &*record });
+            }
+        }
+    }
+}
+
+/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be waiting for can complete.
+///
+/// # Panics
+/// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
+pub(crate) fn lock() -> RegistryGuard {
+    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would wait for the lock for ever... it
+    // cannot be: whoever wants to stop a thread holds this lock.
+    if let Some(guard) = REGISTRY.try_lock() {
+        return RegistryGuard(guard);
+    }
+    match current() {
+        Some(record) => RegistryGuard(crate::mutator::blocked(record, || REGISTRY.lock())),
+        None => RegistryGuard(REGISTRY.lock()),
+    }
+}
+
+// ---- the numbers that stops go by -----------------------------------------------------------------------------------------------
+
+/// Number of the last stop that began. Changes under the registry lock.
+pub(crate) static BEGUN: AtomicU64 = AtomicU64::new(0);
+/// Number of the last stop that was resumed; the futex word of every parked thread.
+pub(crate) static RESUMED: AtomicU64 = AtomicU64::new(0);
+
+/// The last stop resumed. Acquire pairs with the Release in `Stopped::resume`: what the stopper did to the heap is seen by whom it frees.
+#[inline]
+pub(crate) fn resumed() -> u64 {
+    RESUMED.load(Ordering::Acquire)
+}
+
+/// Sleeps until stop `number` is resumed (or for a while: callers re-check).
+pub(crate) fn wait_for_resume(number: u64) {
+    let now = resumed();
+    if now < number {
+        // The low half changes with each resume; a wrap of 2^32 resumes between these two lines would be needed to sleep wrongly.
+        park::wait(park::low_half(&RESUMED), now as u32, None);
+    }
+}

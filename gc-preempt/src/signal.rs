@@ -1,0 +1,305 @@
+//! SIGURG: why that signal, its installation, and the handler's few decisions.
+//!
+//! What the signal has to satisfy, after Go's list (`runtime/signal_unix.go`):
+//!
+//! 1. Debuggers pass it on by default.
+//! 2. libc does not use it for itself, as it does the first real-time signals.
+//! 3. It may arrive at any time without harm: who handles it for its own purpose (out-of-band data on a socket) must look for the reason
+//!    anyway.
+//! 4. Its default action is to be ignored, so that one which arrives before us or in a child of a fork kills nobody.
+//!
+//! SIGUSR1 and SIGALRM fail 3 and 4.
+//!
+//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed on to the handler that was installed
+//! before ours, if there was one.
+//!
+//! Everything here that runs in the handler allocates nothing, locks nothing, touches no thread-local storage but libc's `errno`, and
+//! cannot panic. While it parks, all signals but the synchronous faults are blocked, by the handler's own mask.
+
+use crate::arch::{self, InjectedFrame, SignalFrame};
+use crate::code::{CODE, Place};
+use crate::context::{Interrupted, Origin, Registers, Snapshot};
+use crate::mutator::{self, outstanding};
+use crate::registry::{self, Record};
+use crate::state::Phase;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+/// The signal that stops threads.
+pub(crate) const SIGNAL: i32 = libc::SIGURG;
+
+/// The handler that was installed before ours: its address (0: none), flags and whether it wants the siginfo.
+static PREVIOUS: AtomicUsize = AtomicUsize::new(0);
+static PREVIOUS_FLAGS: AtomicI32 = AtomicI32::new(0);
+/// Signals that arrived without a stop that wanted them.
+static STRAYS: AtomicU64 = AtomicU64::new(0);
+
+/// Monotonic time in nanoseconds. Async-signal-safe (POSIX lists `clock_gettime`; here it is the vDSO's).
+pub(crate) fn now() -> u64 {
+    let mut t = MaybeUninit::<libc::timespec>::uninit();
+    // SAFETY: the pointer is to a timespec, which the call fills; CLOCK_MONOTONIC always exists.
+    let t = unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, t.as_mut_ptr());
+        t.assume_init()
+    };
+    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
+}
+
+fn full_mask() -> libc::sigset_t {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigfillset initialises the set; the signals are valid.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        for fault in [
+            libc::SIGSEGV,
+            libc::SIGBUS,
+            libc::SIGFPE,
+            libc::SIGILL,
+            libc::SIGTRAP,
+        ] {
+            libc::sigdelset(&raw mut set, fault);
+        }
+        set
+    }
+}
+
+/// All signals but the synchronous faults blocked on this thread, until dropped.
+pub(crate) struct SignalMask(libc::sigset_t);
+
+impl SignalMask {
+    pub(crate) fn all_but_faults() -> Self {
+        let full = full_mask();
+        let mut old = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: both sets are valid; the call fills `old`.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const full, old.as_mut_ptr());
+            Self(old.assume_init())
+        }
+    }
+}
+
+impl Drop for SignalMask {
+    fn drop(&mut self) {
+        // SAFETY: the set is the one that the kernel gave us.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, core::ptr::null_mut())
+        };
+    }
+}
+
+/// Installs the handler, once a process.
+pub(crate) fn install() -> Result<(), std::io::Error> {
+    static INSTALLED: AtomicBool = AtomicBool::new(false);
+    // The registry lock is held by the caller.
+    if INSTALLED.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let mut old = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: asks only.
+    if unsafe { libc::sigaction(SIGNAL, core::ptr::null(), old.as_mut_ptr()) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: filled by the call.
+    remember(unsafe { old.assume_init_ref() });
+    // SAFETY: zero is a valid sigaction; its fields are set below.
+    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
+    action.sa_sigaction = on_signal as *const () as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
+    action.sa_mask = full_mask();
+    // SAFETY: the handler has the SA_SIGINFO signature and is async-signal-safe.
+    if unsafe { libc::sigaction(SIGNAL, &raw const action, old.as_mut_ptr()) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: filled by the call. Again, in case another thread installed one in between.
+    remember(unsafe { old.assume_init_ref() });
+    INSTALLED.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+fn remember(old: &libc::sigaction) {
+    let handler = if old.sa_sigaction == on_signal as *const () as usize {
+        0
+    } else {
+        old.sa_sigaction
+    };
+    PREVIOUS_FLAGS.store(old.sa_flags, Ordering::Relaxed);
+    // Release pairs with the Acquire in `pass_on`.
+    PREVIOUS.store(handler, Ordering::Release);
+}
+
+/// Is our handler still the installed one? For the watchdog: a host may have replaced it.
+pub(crate) fn still_installed() -> bool {
+    let mut now = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: asks only; the value is read only if the call filled it.
+    unsafe {
+        libc::sigaction(SIGNAL, core::ptr::null(), now.as_mut_ptr()) != 0
+            || now.assume_init_ref().sa_sigaction == on_signal as *const () as usize
+    }
+}
+
+/// Signals so far that no stop wanted.
+pub(crate) fn strays() -> u64 {
+    STRAYS.load(Ordering::Relaxed)
+}
+
+/// Sends the stop signal to a thread. False if the thread no longer exists.
+pub(crate) fn send(tid: i32) -> bool {
+    // SAFETY: a system call without memory arguments.
+    let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGNAL) };
+    // SAFETY: errno's address is always valid.
+    result == 0 || unsafe { *libc::__errno_location() } != libc::ESRCH
+}
+
+impl Record {
+    /// Keeps what stop `number` cost this thread, by its own clock.
+    pub(crate) fn note_stall(&self, number: u64, from: u64) {
+        self.stall.store(now() - from, Ordering::Relaxed);
+        // Release pairs with the Acquire of the stopper that reads it in a later stop.
+        self.stall_of.store(number, Ordering::Release);
+    }
+}
+
+/// The handler. What it decides is in [`decide`].
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    let from = now();
+    // SAFETY: errno's address is valid, and the handler must leave errno as it was.
+    let errno = unsafe { *libc::__errno_location() };
+    // SAFETY: `ucontext` is this handler's third argument.
+    let frame = unsafe { SignalFrame::new(ucontext) };
+    match registry::current() {
+        Some(record) => decide(record, frame, from),
+        None => {
+            STRAYS.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    pass_on(signal, info, ucontext);
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}
+
+/// What to do with the signal on an attached thread (DESIGN section 3.3).
+fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
+    record.in_flight.store(0, Ordering::Relaxed);
+    let word = record.state.load();
+    let number = word.number();
+    if word.phase() != Phase::Running || !word.asked() || registry::resumed() >= number {
+        // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread had stopped by itself.
+        STRAYS.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    if record.depth.load(Ordering::Relaxed) != 0 {
+        // The end of no_preempt polls: no retry needed.
+        record.state.defer(number);
+        return;
+    }
+    // SAFETY: the stop that asks is under way, and this thread has not answered it.
+    let place = unsafe { CODE.classify(frame.pc()) };
+    if place == Place::Unsafe || !record.stack().contains(&frame.sp()) {
+        // Nothing in the thread's path says when it is past this, so the stopper sends again.
+        outstanding::retry();
+        return;
+    }
+    if let Place::Restart { start } = place {
+        frame.set_pc(start);
+    }
+    let wants_injection = record.inject.load(Ordering::Relaxed) != 0
+        || !record.hook.load(Ordering::Relaxed).is_null();
+    if wants_injection
+        // SAFETY: as above.
+        && unsafe { CODE.managed(frame.pc()) }.is_some()
+        && frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024
+    {
+        // From here to the trampoline's acknowledgement the thread counts as inside no_preempt, and leaves word so that no retry comes.
+        record.depth.store(1, Ordering::Relaxed);
+        record.state.defer(number);
+        record.injected.store(number, Ordering::Relaxed);
+        // SAFETY: managed code keeps the System V convention; the room was checked.
+        unsafe { frame.inject() };
+        return;
+    }
+    let snapshot = Snapshot {
+        registers: frame.registers(),
+        vectors: frame.vectors(),
+        origin: Origin::Signal,
+        interrupted: record.interrupted.load(Ordering::Relaxed),
+    };
+    // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
+    unsafe { mutator::acknowledge_and_park(record, number, snapshot) };
+    record.note_stall(number, from);
+}
+
+/// Runs the handler that was installed before ours, as the kernel would have.
+fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    let handler = PREVIOUS.load(Ordering::Acquire);
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+        return; // ignored either way: that is SIGURG's default
+    }
+    if PREVIOUS_FLAGS.load(Ordering::Relaxed) & libc::SA_SIGINFO != 0 {
+        // SAFETY: the host installed this address as a three-argument handler.
+        let f: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+            unsafe { core::mem::transmute(handler) };
+        f(signal, info, ucontext);
+    } else {
+        // SAFETY: the host installed this address as a one-argument handler.
+        let f: extern "C" fn(i32) = unsafe { core::mem::transmute(handler) };
+        f(signal);
+    }
+}
+
+/// What the trampoline calls: acknowledge, park, run the hook. `frame` and `image` (an XSAVE area) are on this stack, below the
+/// interrupted frame.
+pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
+    let from = now();
+    // SAFETY: errno's address is valid; the interrupted code may be about to read it.
+    let errno = unsafe { *libc::__errno_location() };
+    if let Some(record) = registry::current() {
+        // SAFETY: the trampoline passes the frame it has just filled.
+        let saved = unsafe { &*frame };
+        let registers = Registers {
+            gpr: saved.gpr,
+            pc: saved.pc,
+            flags: saved.flags,
+        };
+        let vectors = image..core::ptr::from_ref(saved) as usize;
+        let here = Interrupted {
+            next: record.interrupted.load(Ordering::Relaxed),
+            registers,
+            vectors: vectors.clone(),
+        };
+        let number = record.injected.load(Ordering::Relaxed);
+        {
+            let _mask = SignalMask::all_but_faults();
+            let snapshot = Snapshot {
+                registers,
+                vectors,
+                origin: Origin::Injected,
+                interrupted: here.next,
+            };
+            // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
+            unsafe { mutator::acknowledge_and_park(record, number, snapshot) };
+            record.note_stall(number, from);
+        }
+        record
+            .interrupted
+            .store((&raw const here).cast_mut(), Ordering::Relaxed);
+        // From here on the thread may be stopped again: this frame is then behind an interruption, which `here` describes.
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        record.depth.store(0, Ordering::Relaxed);
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        mutator::poll(record);
+        let hook = record.hook.load(Ordering::Relaxed);
+        if !hook.is_null() {
+            // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and its data.
+            unsafe {
+                let f: unsafe extern "C" fn(*mut ()) = core::mem::transmute(hook);
+                f(record.hook_data.load(Ordering::Relaxed));
+            }
+        }
+        record
+            .interrupted
+            .store(here.next.cast_mut(), Ordering::Relaxed);
+    }
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = errno };
+}

@@ -1,0 +1,308 @@
+//! One mutator's state word: where it is, what was asked of it, and for which stop.
+//!
+//! ```text
+//! 63                                   8    4      3     2     1..0
+//! [ number of the stop that marked it  | 0 | PEND | HELD | ASK | phase ]
+//! ```
+//!
+//! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that holds the registry lock, and is tried
+//! again from a fresh read when it fails. A mark (ASKED, HELD, PENDING, STOPPED) counts only for the stop whose number stands beside
+//! it; once that stop has been resumed the mark means nothing and needs no clean-up.
+//!
+//! ```text
+//!   RUNNING --stopper asks--> RUNNING+ASKED(n) --handler, poll or trampoline--> STOPPED(n) --after resume(n)--> RUNNING
+//!      |  ^                        |  +PENDING: deferred to the end of no_preempt      |
+//!      v  |                                                                           stopper of n+1 takes it over: STOPPED(n+1)
+//!   BLOCKED --stopper holds--> BLOCKED+HELD(n) --after resume(n)--> RUNNING
+//! ```
+//!
+//! What follows from it:
+//! * A thread that was resumed but has not left its park is STOPPED(n); the next stopper swaps n+1 in. Either the thread's own swap to RUNNING
+//!   wins, and the stopper sees a running thread and asks it, or the stopper's wins, and the thread's swap fails and it parks again. It
+//!   cannot be counted as stopped and run.
+//! * A thread enters BLOCKED only from a word without a live ASKED, so a blocked thread has never been asked and gets no signal from
+//!   us, once [`in flight`](crate::registry::Record) signals are waited for.
+//! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper may count acknowledgements.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+const PHASE: u64 = 0b11;
+const ASKED: u64 = 1 << 2;
+const HELD: u64 = 1 << 3;
+const PENDING: u64 = 1 << 4;
+const NUMBER_SHIFT: u32 = 8;
+
+/// Where a mutator is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Running,
+    Stopped,
+    Blocked,
+}
+
+/// A value of the state word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(u64);
+
+impl Word {
+    pub(crate) const fn running() -> Self {
+        Self(0)
+    }
+
+    pub(crate) fn phase(self) -> Phase {
+        match self.0 & PHASE {
+            0 => Phase::Running,
+            1 => Phase::Stopped,
+            _ => Phase::Blocked,
+        }
+    }
+
+    /// The stop that last marked the word.
+    pub(crate) fn number(self) -> u64 {
+        self.0 >> NUMBER_SHIFT
+    }
+
+    /// The thread runs and stop [`number`](Self::number) wants it stopped.
+    pub(crate) fn asked(self) -> bool {
+        self.0 & (PHASE | ASKED) == ASKED
+    }
+
+    pub(crate) fn held(self) -> bool {
+        self.0 & HELD != 0
+    }
+
+    pub(crate) fn pending(self) -> bool {
+        self.0 & PENDING != 0
+    }
+
+    fn make(phase: u64, marks: u64, number: u64) -> Self {
+        Self(phase | marks | number << NUMBER_SHIFT)
+    }
+
+    fn as_running(self) -> Self {
+        Self::make(0, 0, self.number())
+    }
+
+    fn as_asked(number: u64) -> Self {
+        Self::make(0, ASKED, number)
+    }
+
+    fn as_pending(self) -> Self {
+        Self(self.0 | PENDING)
+    }
+
+    fn as_stopped(number: u64) -> Self {
+        Self::make(1, 0, number)
+    }
+
+    fn as_blocked(self) -> Self {
+        Self::make(2, 0, self.number())
+    }
+
+    fn as_held(number: u64) -> Self {
+        Self::make(2, HELD, number)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({})", self.phase(), self.number())?;
+        for (on, name) in [
+            (self.asked(), " asked"),
+            (self.held(), " held"),
+            (self.pending(), " pending"),
+        ] {
+            if on {
+                f.write_str(name)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a stopper found when it turned to a mutator.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Turn {
+    /// It was running and is now asked: it will acknowledge.
+    Asked,
+    /// It was blocked and is now held, or still parked from the stop before and now taken over: it counts as stopped.
+    Held,
+}
+
+/// The atomic state word of one mutator.
+pub(crate) struct State(AtomicU64);
+
+impl State {
+    pub(crate) const fn new() -> Self {
+        Self(AtomicU64::new(Word::running().0))
+    }
+
+    /// Acquire pairs with every swap's Release: who sees a thread stopped, sees the snapshot that it published.
+    pub(crate) fn load(&self) -> Word {
+        Word(self.0.load(Ordering::Acquire))
+    }
+
+    /// Starts over, for a record that no stopper can see.
+    pub(crate) fn reset(&self) {
+        self.0.store(Word::running().0, Ordering::Release);
+    }
+
+    /// AcqRel: Release publishes the mutator's snapshot or the stopper's number, Acquire takes the other's. SeqCst would add nothing: all
+    /// that the protocol decides is decided on this one word.
+    fn swap(&self, from: Word, to: Word) -> Result<(), Word> {
+        self.0
+            .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
+            .map(drop)
+            .map_err(Word)
+    }
+
+    // ---- the stopper's side, under the registry lock -------------------------------------------------------------------------
+
+    /// Stop `number` turns to this mutator. `before_asking` runs just before each attempt to ask, so that an acknowledgement can
+    /// never arrive uncounted; `unasked` undoes it when the attempt fails.
+    pub(crate) fn turn(
+        &self,
+        number: u64,
+        mut before_asking: impl FnMut(),
+        mut unasked: impl FnMut(),
+    ) -> Turn {
+        let mut w = self.load();
+        loop {
+            let tried = match w.phase() {
+                Phase::Running => {
+                    before_asking();
+                    let r = self.swap(w, Word::as_asked(number)).map(|()| Turn::Asked);
+                    if r.is_err() {
+                        unasked();
+                    }
+                    r
+                }
+                Phase::Blocked => self.swap(w, Word::as_held(number)).map(|()| Turn::Held),
+                Phase::Stopped => self.swap(w, Word::as_stopped(number)).map(|()| Turn::Held),
+            };
+            match tried {
+                Ok(turn) => return turn,
+                Err(now) => w = now,
+            }
+        }
+    }
+
+    // ---- the mutator's side --------------------------------------------------------------------------------------------------
+
+    /// Leaves word of a deferral, if the thread is still asked by stop `number`.
+    pub(crate) fn defer(&self, number: u64) {
+        let w = self.load();
+        if w.asked() && w.number() == number && !w.pending() {
+            // Only this thread moves its word away from ASKED while the stop lasts, so this cannot fail; and if it did, the stopper's
+            // retry would come back here.
+            let _ = self.swap(w, w.as_pending());
+        }
+    }
+
+    /// Acknowledges stop `number`. True once: the caller then counts itself as stopped and parks.
+    pub(crate) fn acknowledge(&self, number: u64) -> bool {
+        let w = self.load();
+        w.asked() && w.number() == number && self.swap(w, Word::as_stopped(number)).is_ok()
+    }
+
+    /// Leaves STOPPED if the stop in it has been resumed; otherwise says which stop to wait for.
+    pub(crate) fn leave_stopped(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
+        let mut w = self.load();
+        loop {
+            debug_assert_eq!(w.phase(), Phase::Stopped);
+            if resumed() < w.number() {
+                return Err(w.number());
+            }
+            match self.swap(w, w.as_running()) {
+                Ok(()) => return Ok(()),
+                Err(now) => w = now,
+            }
+        }
+    }
+
+    /// Enters BLOCKED, unless a live stop asks for the thread: then gives its number.
+    pub(crate) fn enter_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
+        let mut w = self.load();
+        loop {
+            debug_assert_eq!(w.phase(), Phase::Running);
+            if w.asked() && resumed() < w.number() {
+                return Err(w.number());
+            }
+            match self.swap(w, w.as_blocked()) {
+                Ok(()) => return Ok(()),
+                Err(now) => w = now,
+            }
+        }
+    }
+
+    /// Leaves BLOCKED, unless a live stop holds the thread: then says which stop to wait for.
+    pub(crate) fn leave_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
+        let mut w = self.load();
+        loop {
+            debug_assert_eq!(w.phase(), Phase::Blocked);
+            if w.held() && resumed() < w.number() {
+                return Err(w.number());
+            }
+            match self.swap(w, w.as_running()) {
+                Ok(()) => return Ok(()),
+                Err(now) => w = now,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(s: &State, n: u64) -> Turn {
+        s.turn(n, || (), || ())
+    }
+
+    #[test]
+    fn a_resumed_thread_that_has_not_left_its_park_is_taken_over() {
+        let s = State::new();
+        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert!(s.acknowledge(1));
+        assert!(!s.acknowledge(1), "an acknowledgement counts once");
+        assert_eq!(s.leave_stopped(|| 0), Err(1));
+        assert_eq!(ask(&s, 2), Turn::Held);
+        assert_eq!(s.leave_stopped(|| 1), Err(2), "resumed for 1, held for 2");
+        assert_eq!(s.leave_stopped(|| 2), Ok(()));
+        assert_eq!(s.load().phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_blocked_thread_is_held_and_never_asked() {
+        let s = State::new();
+        assert_eq!(s.enter_blocked(|| 0), Ok(()));
+        assert_eq!(ask(&s, 1), Turn::Held);
+        assert_eq!(s.leave_blocked(|| 0), Err(1));
+        assert_eq!(s.leave_blocked(|| 1), Ok(()));
+    }
+
+    #[test]
+    fn an_asked_thread_may_not_block_before_it_has_stopped() {
+        let s = State::new();
+        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert_eq!(s.enter_blocked(|| 0), Err(1));
+        s.defer(1);
+        assert!(s.load().pending());
+        assert!(s.acknowledge(1));
+        assert_eq!(s.leave_stopped(|| 1), Ok(()));
+        assert_eq!(s.enter_blocked(|| 1), Ok(()));
+    }
+
+    #[test]
+    fn marks_of_another_stop_mean_nothing() {
+        let s = State::new();
+        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert!(!s.acknowledge(2));
+        s.defer(2);
+        assert!(!s.load().pending());
+        // resumed without this thread (it died, say): the stale request does not keep it from blocking
+        assert_eq!(s.enter_blocked(|| 1), Ok(()));
+        assert_eq!(s.leave_blocked(|| 1), Ok(()));
+    }
+}

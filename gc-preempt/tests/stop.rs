@@ -1,0 +1,410 @@
+//! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and two worlds at once.
+
+use gc_preempt::{AttachError, Config, HandshakeError, MutatorId, Origin, StopError, World};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+fn world() -> World {
+    World::new(Config::default()).unwrap()
+}
+
+/// Threads that count without ever polling.
+struct Counters {
+    counts: Arc<Vec<AtomicU64>>,
+    done: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Counters {
+    fn start(world: &World, n: usize) -> Self {
+        let counts: Arc<Vec<AtomicU64>> = Arc::new((0..n).map(|_| AtomicU64::new(0)).collect());
+        let done = Arc::new(AtomicBool::new(false));
+        let threads = (0..n)
+            .map(|i| {
+                let (world, counts, done) = (world.clone(), counts.clone(), done.clone());
+                std::thread::spawn(move || {
+                    let _mutator = world.attach(i as *mut ()).unwrap();
+                    while !done.load(Relaxed) {
+                        // Not fetch_add: a plain read and write, which a stop may fall between.
+                        counts[i].store(counts[i].load(Relaxed) + 1, Relaxed);
+                    }
+                })
+            })
+            .collect();
+        let all = Self {
+            counts,
+            done,
+            threads,
+        };
+        all.wait_for_progress();
+        all
+    }
+
+    fn read(&self) -> Vec<u64> {
+        self.counts.iter().map(|c| c.load(SeqCst)).collect()
+    }
+
+    fn wait_for_progress(&self) {
+        let before = self.read();
+        while self.read().iter().zip(&before).any(|(a, b)| a <= b) {
+            std::thread::yield_now();
+        }
+    }
+
+    fn finish(self) {
+        self.done.store(true, Relaxed);
+        for t in self.threads {
+            t.join().unwrap();
+        }
+    }
+}
+
+#[test]
+fn stopped_threads_stand_still_and_resumed_ones_go_on() {
+    let world = world();
+    for n in [1, 2, 5] {
+        let counters = Counters::start(&world, n);
+        for _ in 0..300 {
+            let stopped = world.stop().unwrap();
+            assert_eq!(stopped.mutators().count(), n);
+            let seen = counters.read();
+            for _ in 0..50 {
+                assert_eq!(counters.read(), seen, "a stopped thread ran");
+            }
+            let mut data: Vec<_> = stopped.mutators().map(|m| m.data() as usize).collect();
+            data.sort_unstable();
+            assert_eq!(data, (0..n).collect::<Vec<_>>());
+            for m in stopped.mutators() {
+                let s = m.snapshot();
+                assert!(m.stack().contains(&s.registers.sp()));
+                if s.origin == Origin::Signal {
+                    assert!(s.vectors.len() >= 512);
+                }
+            }
+            let report = stopped.resume();
+            assert_eq!(report.mutators as usize, n);
+            assert!(report.pause >= report.time_to_stop);
+        }
+        counters.wait_for_progress();
+        counters.finish();
+    }
+}
+
+#[test]
+fn back_to_back_stops_never_lose_a_thread() {
+    let world = world();
+    let counters = Counters::start(&world, 4);
+    for round in 0..2000 {
+        let stopped = world.stop().unwrap();
+        let seen = counters.read();
+        std::hint::spin_loop();
+        assert_eq!(counters.read(), seen, "round {round}");
+        drop(stopped);
+    }
+    counters.wait_for_progress();
+    counters.finish();
+}
+
+#[test]
+fn a_blocked_thread_is_held_without_a_signal_and_waits_at_its_end() {
+    let world = world();
+    let (entered, leave, left) = (
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+        AtomicBool::new(false),
+    );
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(core::ptr::null_mut()).unwrap();
+            m.blocking(|| {
+                entered.store(true, SeqCst);
+                while !leave.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+            });
+            left.store(true, SeqCst);
+        });
+        while !entered.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        let stopped = world.stop().unwrap();
+        assert_eq!(
+            stopped.mutators().next().unwrap().snapshot().origin,
+            Origin::Call
+        );
+        leave.store(true, SeqCst);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!left.load(SeqCst), "it left blocking during the stop");
+        let report = stopped.resume();
+        assert_eq!((report.signalled, report.held), (0, 1));
+    });
+    assert!(left.load(SeqCst));
+}
+
+#[test]
+fn a_signal_never_interrupts_a_blocking_call() {
+    // H5: nanosleep is never restarted after a handler, whatever SA_RESTART says.
+    let world = world();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let sleeper = s.spawn(|| {
+            let m = world.attach(core::ptr::null_mut()).unwrap();
+            let mut interrupted = 0;
+            while !done.load(Relaxed) {
+                let t = libc::timespec {
+                    tv_sec: 0,
+                    tv_nsec: 200_000,
+                };
+                // SAFETY: the timespec is valid.
+                interrupted += m.blocking(|| unsafe {
+                    libc::nanosleep(&raw const t, core::ptr::null_mut()) != 0
+                }) as u32;
+            }
+            interrupted
+        });
+        for _ in 0..3000 {
+            drop(world.stop().unwrap());
+        }
+        done.store(true, Relaxed);
+        assert_eq!(sleeper.join().unwrap(), 0, "EINTR in a blocking region");
+    });
+}
+
+#[test]
+fn no_preempt_is_not_stopped_in_and_stops_at_its_end() {
+    let world = world();
+    let (inside, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(core::ptr::null_mut()).unwrap();
+            while !done.load(Relaxed) {
+                m.no_preempt(|| {
+                    inside.store(true, SeqCst);
+                    for _ in 0..2000 {
+                        std::hint::spin_loop();
+                    }
+                    m.no_preempt(|| ());
+                    inside.store(false, SeqCst);
+                });
+            }
+        });
+        while !inside.load(SeqCst) {
+            std::hint::spin_loop();
+        }
+        for _ in 0..500 {
+            let stopped = world.stop().unwrap();
+            assert!(!inside.load(SeqCst), "stopped inside no_preempt");
+            drop(stopped);
+        }
+        done.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn blocking_inside_no_preempt_is_an_error() {
+    let world = world();
+    let m = world.attach(core::ptr::null_mut()).unwrap();
+    assert!(m.no_preempt(|| m.try_blocking(|| ())).is_err());
+    assert_eq!(m.try_blocking(|| 7).unwrap(), 7);
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        m.no_preempt(|| m.blocking(|| ()))
+    }));
+    assert!(panic.is_err());
+    assert!(!m.in_no_preempt(), "the panic unwound the section");
+}
+
+#[test]
+fn a_panic_in_blocking_comes_through_and_the_thread_still_stops() {
+    let world = world();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(core::ptr::null_mut()).unwrap();
+            let r = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                m.blocking(|| std::panic::resume_unwind(Box::new(3)))
+            }));
+            assert_eq!(*r.unwrap_err().downcast::<i32>().unwrap(), 3);
+        });
+        for _ in 0..100 {
+            drop(world.stop().unwrap());
+        }
+    });
+}
+
+#[test]
+fn threads_attach_and_leave_while_stops_go_on() {
+    // H6, H7: also threads that panic with their mutator alive, and threads that leak it.
+    let world = world();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for kind in 0..3 {
+            let (world, done) = (&world, &done);
+            s.spawn(move || {
+                while !done.load(Relaxed) {
+                    let world = world.clone();
+                    let _ = std::thread::spawn(move || {
+                        let m = world.attach(core::ptr::null_mut()).unwrap();
+                        match kind {
+                            0 => {}
+                            1 => std::panic::resume_unwind(Box::new(())),
+                            _ => std::mem::forget(m),
+                        }
+                    })
+                    .join();
+                }
+            });
+        }
+        for _ in 0..3000 {
+            drop(world.stop().unwrap());
+        }
+        done.store(true, Relaxed);
+    });
+    let stopped = world.stop().unwrap();
+    assert_eq!(
+        stopped.mutators().count(),
+        0,
+        "a thread that ended is still in the registry"
+    );
+}
+
+#[test]
+fn a_leaked_mutator_runs_its_exit_function_once_on_its_thread() {
+    static RAN: AtomicU64 = AtomicU64::new(0);
+    unsafe fn at_exit(data: *mut ()) {
+        RAN.fetch_add(data as u64, SeqCst);
+    }
+    let world = world();
+    let w = world.clone();
+    std::thread::spawn(move || {
+        // SAFETY: `at_exit` only counts.
+        std::mem::forget(unsafe { w.attach_with(5 as *mut (), at_exit) }.unwrap());
+    })
+    .join()
+    .unwrap();
+    let w = world.clone();
+    std::thread::spawn(move || {
+        // SAFETY: as above.
+        drop(unsafe { w.attach_with(100 as *mut (), at_exit) }.unwrap());
+    })
+    .join()
+    .unwrap();
+    assert_eq!(RAN.load(SeqCst), 5);
+    assert_eq!(world.stop().unwrap().mutators().count(), 0);
+}
+
+#[test]
+fn two_worlds_do_not_park_each_others_stoppers() {
+    // H29: each thread is a mutator of one world and stops the other.
+    let (a, b) = (world(), world());
+    std::thread::scope(|s| {
+        for (mine, other) in [(&a, &b), (&b, &a)] {
+            s.spawn(move || {
+                let _m = mine.attach(core::ptr::null_mut()).unwrap();
+                for _ in 0..500 {
+                    let stopped = other.stop().unwrap();
+                    std::hint::spin_loop();
+                    drop(stopped);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn one_thread_in_two_worlds_stops_for_either() {
+    let (a, b) = (world(), world());
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _ma = a.attach(core::ptr::null_mut()).unwrap();
+            let mb = b.attach(core::ptr::null_mut()).unwrap();
+            ready.store(true, SeqCst);
+            while !done.load(Relaxed) {
+                std::hint::spin_loop();
+            }
+            drop(mb);
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        for _ in 0..200 {
+            assert_eq!(a.stop().unwrap().mutators().count(), 1);
+            assert_eq!(b.stop().unwrap().mutators().count(), 1);
+        }
+        done.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn misuse_is_an_error_value() {
+    let world = world();
+    let m = world.attach(core::ptr::null_mut()).unwrap();
+    assert!(matches!(
+        world.attach(core::ptr::null_mut()),
+        Err(AttachError::AlreadyAttached)
+    ));
+    assert_eq!(world.stop().err(), Some(StopError::CallerIsMutator));
+    assert_eq!(
+        world.handshake(m.id(), |_| ()),
+        Err(HandshakeError::IsCaller(m.id()))
+    );
+    let nobody = MutatorId(u32::MAX);
+    assert_eq!(
+        world.handshake(nobody, |_| ()),
+        Err(HandshakeError::NoSuchMutator(nobody))
+    );
+    drop(m);
+    drop(world.attach(core::ptr::null_mut()).unwrap());
+}
+
+#[test]
+fn a_handshake_stops_one_thread_only() {
+    let world = world();
+    let counters = Counters::start(&world, 2);
+    let ids: Vec<_> = world
+        .stop()
+        .unwrap()
+        .mutators()
+        .map(|m| (m.id(), m.data() as usize))
+        .collect();
+    for &(id, which) in ids.iter().cycle().take(200) {
+        world
+            .handshake(id, |m| {
+                assert_eq!(m.id(), id);
+                let (mine, other) = (counters.read()[which], counters.read()[1 - which]);
+                while counters.read()[1 - which] == other {
+                    std::thread::yield_now();
+                }
+                assert_eq!(counters.read()[which], mine);
+            })
+            .unwrap();
+    }
+    counters.finish();
+}
+
+#[test]
+fn without_signals_threads_stop_where_they_poll() {
+    let world = World::new(Config {
+        signals: false,
+        ..Config::default()
+    })
+    .unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(core::ptr::null_mut()).unwrap();
+            while !done.load(Relaxed) {
+                m.poll();
+            }
+        });
+        for _ in 0..200 {
+            let stopped = world.stop().unwrap();
+            assert!(
+                stopped
+                    .mutators()
+                    .all(|m| m.snapshot().origin == Origin::Call)
+            );
+        }
+        done.store(true, Relaxed);
+    });
+}
