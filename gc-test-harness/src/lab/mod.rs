@@ -1,0 +1,4 @@
+//! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and programs about it.
+
+pub mod floor;
+pub mod report;
