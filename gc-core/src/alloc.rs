@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
 
 /// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
@@ -66,6 +67,8 @@ pub enum AllocError {
     },
     /// The system refused memory for the heap's own tables.
     System(MapError),
+    /// Cells of this kind and size cannot be.
+    Site(SiteError),
     /// No heap of this reserve could ever hold it.
     TooLarge {
         /// What was asked for.
@@ -89,6 +92,7 @@ impl fmt::Display for AllocError {
                 )
             }
             AllocError::System(e) => write!(f, "{e}"),
+            AllocError::Site(e) => write!(f, "{e:?}"),
             AllocError::TooLarge { bytes } => {
                 write!(
                     f,

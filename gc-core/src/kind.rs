@@ -142,6 +142,28 @@ impl Kind {
         }
     }
 
+    /// How its edges are encoded, where it says so.
+    pub(crate) fn encoding(&self) -> Option<Encoding> {
+        match &self.shape {
+            Shape::Words { encoding, .. }
+            | Shape::Array { encoding, .. }
+            | Shape::Weak { encoding, .. } => Some(*encoding),
+            Shape::Leaf | Shape::Traced(_) | Shape::Conservative => None,
+        }
+    }
+
+    /// Of a weak kind: its first word, the encoding, and what a word becomes whose target dies.
+    pub(crate) fn weak_words(&self) -> Option<(u32, Encoding, usize)> {
+        match &self.shape {
+            Shape::Weak {
+                first_word,
+                encoding,
+                cleared,
+            } => Some((*first_word, *encoding, *cleared)),
+            _ => None,
+        }
+    }
+
     /// The name that reports and error messages use.
     pub fn name(&self) -> &str {
         &self.name

@@ -12,12 +12,30 @@ compile_error!(
 );
 
 pub mod alloc;
+mod api;
+pub mod barrier;
+mod config;
+pub mod context;
+mod cycle;
 pub mod encoding;
+mod fault;
+mod finalize;
 pub mod heap;
 pub mod kind;
+mod mapped;
 pub mod mark;
+mod pacer;
+mod roots;
+mod stats;
 mod sweep;
 
 pub use alloc::{AllocError, Refill, Run, Runs, Site};
+pub use api::heap::{BuildError, Heap, HeapBuilder};
+pub use api::mutator::{AttachError, Mutator};
+pub use api::root::{RawRoot, RootCallback, RootRange};
+pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE};
+pub use context::Context;
 pub use encoding::Encoding;
 pub use kind::{Kind, KindError, KindId};
+pub use roots::RootVisitor;
+pub use stats::{CollectionStats, HeapStats};

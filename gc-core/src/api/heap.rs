@@ -1,0 +1,502 @@
+//! The heap as an embedder holds it, and how it is built.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU8};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use gc_preempt::code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
+use gc_preempt::stackmap::StackMaps;
+use gc_preempt::{Stopped, World};
+
+use crate::Site;
+use crate::api::fork;
+use crate::api::mutator::{AttachError, Mutator};
+use crate::api::root::{RawRoot, RootCallback, protected};
+use crate::barrier::{self, SharedLog};
+use crate::config::{Config, ConfigError};
+use crate::cycle::{self, Pace, Requests, Shared, WeakKind};
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::finalize::Finalizers;
+use crate::heap::{MapError, SiteError, Space, SpaceConfig};
+use crate::kind::{Kind, KindError, KindId};
+use crate::mark::MarkQueue;
+use crate::pacer::Policy;
+use crate::roots::{RootVisitor, Roots};
+use crate::stats::{HeapStats, Ledger};
+
+/// Handles a heap can have: address space of 512 MiB, of which only what is used becomes memory.
+const HANDLES: usize = 1 << 26;
+/// Finalizers a heap can have registered, and as many that wait: 1 GiB of address space each.
+const FINALIZERS: usize = 1 << 26;
+/// Words of the barrier's log: 256 MiB of address space.
+const LOG: usize = 1 << 25;
+/// Entries of the mark queue.
+const QUEUE: usize = 1 << 20;
+
+/// Configures a [`Heap`]. Made by [`Heap::builder`].
+///
+/// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`
+/// (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_RESERVE`, `URGE_GC_EVERY`. It is read once, in
+/// [`build`](HeapBuilder::build).
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct HeapBuilder {
+    config: Config,
+    conservative: Vec<Encoding>,
+    past_the_end: bool,
+}
+
+impl HeapBuilder {
+    /// How much the heap may grow over what was alive after a collection until the next begins, in percent. 100 by default;
+    /// `u32::MAX` collects only when asked or at the limit.
+    pub fn gc_percent(mut self, percent: u32) -> Self {
+        self.config.gc_percent = percent;
+        self
+    }
+
+    /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and if that does not help, fails with an
+    /// [`AllocError`](crate::AllocError). None by default; at least 4 MiB.
+    pub fn hard_limit(mut self, bytes: u64) -> Self {
+        self.config.hard_limit = Some(bytes);
+        self
+    }
+
+    /// The addresses to reserve, in bytes: 256 GiB by default, halved until the system agrees. Costs no memory.
+    pub fn reserve(mut self, bytes: u64) -> Self {
+        self.config.reserve = bytes;
+        self
+    }
+
+    /// The encodings tried on each word of a frame without a stack map. [`Encoding::RAW`] alone by default. A runtime that keeps tagged
+    /// or boxed words in registers must name them here.
+    pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
+        self.conservative = encodings.to_vec();
+        self
+    }
+
+    /// Whether a conservative word that points just past a cell keeps it. Off by default; C compilers make such pointers.
+    pub fn past_the_end(mut self, keeps: bool) -> Self {
+        self.past_the_end = keeps;
+        self
+    }
+
+    /// Stress: a full collection after so many allocations of a mutator. For tests; 1 collects at every allocation.
+    pub fn collect_every(mut self, allocations: Option<u64>) -> Self {
+        self.config.collect_every = allocations;
+        self
+    }
+
+    /// Builds the heap: maps its memory and starts its collector's thread.
+    ///
+    /// # Errors
+    /// [`BuildError`] says what was wrong and what would be right.
+    pub fn build(self) -> Result<Heap, BuildError> {
+        let config = self.config.with_environment()?;
+        let space = SpaceConfig {
+            reserve: config.reserve,
+            hard_limit: config.hard_limit,
+            conservative: self.conservative,
+            past_the_end: self.past_the_end,
+            collect_every: config.collect_every,
+        };
+        fork::install_before_the_world()?;
+        let world = World::new(gc_preempt::Config {
+            signals: config.signals,
+            inject: config.inject,
+        })
+        .map_err(BuildError::Stops)?;
+        fork::install_after_the_world()?;
+        register_units(&world).map_err(BuildError::Code)?;
+        let shared = Arc::new(Shared {
+            space: Space::new(space)?,
+            world,
+            queue: MarkQueue::new(QUEUE)?,
+            log: SharedLog::new(LOG)?,
+            roots: Roots::new(HANDLES)?,
+            finalizers: Finalizers::new(FINALIZERS)?,
+            requests: Requests::default(),
+            cycle: Mutex::new(()),
+            ledger: Ledger::new(),
+            pace: Pace::new(Policy {
+                gc_percent: config.gc_percent,
+                limit: config.hard_limit,
+            }),
+            weak_kinds: gc_preempt::Mutex::new(Vec::new()),
+            marking: AtomicBool::new(false),
+            phase: AtomicU8::new(0),
+        });
+        let thread = spawn_collector(&shared).map_err(BuildError::Thread)?;
+        fork::enrol(&shared);
+        Ok(Heap {
+            handle: Arc::new(Handle {
+                shared,
+                thread: Mutex::new(Some(thread)),
+            }),
+        })
+    }
+}
+
+/// Registers the barrier's units, once a process.
+fn register_units(world: &World) -> Result<(), CodeError> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if *done || planted("no-restart") {
+        return Ok(());
+    }
+    for range in barrier::units() {
+        let guard = world.register_code(CodeSpec {
+            range,
+            what: CodeWhat::Restart,
+            owner: None,
+        })?;
+        // The units are part of this crate's text: they are never unregistered.
+        core::mem::forget(guard);
+    }
+    *done = true;
+    Ok(())
+}
+
+/// Starts the collector's thread, with every signal blocked: no handler of the host's may run there, least of all during a stop.
+pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+    let shared = shared.clone();
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both sets are written by the calls before they are read.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    shared.requests.lock().alive = true;
+    let thread = std::thread::Builder::new()
+        .name("urge-collector".into())
+        .spawn({
+            let shared = shared.clone();
+            move || {
+                let bomb = AbortOnPanic;
+                cycle::run(&shared);
+                core::mem::forget(bomb);
+            }
+        });
+    // SAFETY: the call above has filled `before`.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
+    if thread.is_err() {
+        shared.requests.lock().alive = false;
+    }
+    thread
+}
+
+/// A collector that panicked has left the heap half collected, and every waiter waiting.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        eprintln!("urge: the collector's thread panicked; the heap is in no defined state");
+        std::process::abort();
+    }
+}
+
+/// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its collector's thread and unmaps it.
+///
+/// [`Mutator`]s, [`RawRoot`]s and the other guards keep the heap alive.
+#[derive(Clone)]
+pub struct Heap {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.requests.shut_down();
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        // The last handle may be an owner's that the collector itself has just dropped: it ends by itself then. Another heap may want
+        // this thread to stop meanwhile, so the wait is a blocking one.
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+            && self.shared.requests.can_be_joined()
+        {
+            gc_preempt::blocking_here(|| drop(thread.join()));
+        }
+    }
+}
+
+impl Heap {
+    /// A builder with the defaults.
+    pub fn builder() -> HeapBuilder {
+        HeapBuilder {
+            config: Config::default(),
+            conservative: vec![Encoding::RAW],
+            past_the_end: false,
+        }
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+
+    pub(crate) fn shared_arc(&self) -> &Arc<Shared> {
+        &self.handle.shared
+    }
+
+    /// Describes cells to the heap.
+    ///
+    /// # Errors
+    /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any word.
+    pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
+        let shared = self.shared();
+        let weak = kind.weak_words();
+        let encoding = kind.encoding();
+        protected(|| {
+            let id = shared.space.add_kind(kind)?;
+            if let Some(encoding) = encoding {
+                shared.roots.lock().encoding(encoding);
+            }
+            if let Some((first_word, encoding, cleared)) = weak {
+                shared.weak_kinds.lock().push(WeakKind {
+                    kind: id,
+                    first_word: first_word as usize,
+                    encoding,
+                    cleared,
+                });
+            }
+            Ok(id)
+        })
+    }
+
+    /// The site that allocates cells of `bytes` bytes of `kind` inline.
+    ///
+    /// # Errors
+    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site.
+    pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
+        protected(|| self.shared().space.site(kind, bytes))
+    }
+
+    /// Attaches the running thread, which may then allocate until the result is dropped.
+    ///
+    /// # Errors
+    /// [`AttachError`]: the thread is attached to this heap already, or the system refused what it needs.
+    pub fn attach(&self) -> Result<Mutator, AttachError> {
+        Mutator::attach(self)
+    }
+
+    /// Runs a full collection and waits for it; gives its number. Requests of several threads share one collection where one serves all.
+    ///
+    /// From a mutator it waits in `blocking`: what only registers and stack hold is scanned as ever.
+    ///
+    /// # Panics
+    /// Inside `no_preempt` and in a root callback, where waiting would be for ever. See [`Heap::request_collection`].
+    pub fn collect(&self) -> u64 {
+        assert!(
+            !self.on_collector(),
+            "collect() inside a root callback or a code owner's drop: ask with request_collection() instead"
+        );
+        let shared = self.shared();
+        gc_preempt::blocking_here(|| {
+            self.revive();
+            let number = shared.requests.ask();
+            shared.requests.wait(number);
+            number
+        })
+    }
+
+    /// Asks for a collection and does not wait for it; gives its number.
+    pub fn request_collection(&self) -> u64 {
+        self.revive();
+        protected(|| self.shared().requests.ask())
+    }
+
+    fn on_collector(&self) -> bool {
+        let thread = self
+            .handle
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        thread
+            .as_ref()
+            .is_some_and(|t| t.thread().id() == std::thread::current().id())
+    }
+
+    /// In the child of a fork the collector's thread does not exist: starts another.
+    fn revive(&self) {
+        if self.shared().requests.lock().alive {
+            return;
+        }
+        let mut thread = self
+            .handle
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if self.shared().requests.lock().alive {
+            return;
+        }
+        match spawn_collector(self.shared_arc()) {
+            // The parent's thread cannot be joined here.
+            Ok(new) => core::mem::forget(thread.replace(new)),
+            Err(error) => panic!("no thread for the collector in the child of a fork: {error}"),
+        }
+    }
+
+    /// The heap's figures.
+    pub fn stats(&self) -> HeapStats {
+        let shared = self.shared();
+        let mut stats = protected(|| shared.ledger.read());
+        stats.allocated_since = shared.space.allocated_since();
+        stats.allocated_total += stats.allocated_since;
+        stats.used_bytes = shared.space.used_bytes();
+        stats.external_bytes = shared.pace.external();
+        stats.trigger_bytes = shared.pace.trigger();
+        stats.finalizers_waiting = shared.finalizers.waiting();
+        stats
+    }
+
+    /// The heap's mutators as `gc-preempt` sees them.
+    pub fn world(&self) -> &World {
+        &self.shared().world
+    }
+
+    /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must keep to what
+    /// [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch this heap's roots or finalizers.
+    ///
+    /// # Errors
+    /// If the caller is itself a mutator of this heap.
+    pub fn with_stopped<R>(
+        &self,
+        f: impl FnOnce(&Stopped<'_>) -> R,
+    ) -> Result<R, gc_preempt::StopError> {
+        let stopped = self.shared().world.stop()?;
+        let result = f(&stopped);
+        drop(stopped);
+        Ok(result)
+    }
+
+    /// Registers managed code with its stack maps: frames of it that are stopped at a call are scanned exactly, slot words being edges of
+    /// `encoding`. Dropping the guard ends that once no stack returns into `range` any more; `owner` is dropped then.
+    ///
+    /// # Errors
+    /// [`CodeError`]: the range is empty or overlaps other code.
+    pub fn register_code(
+        &self,
+        range: Range<usize>,
+        frames: FrameRule,
+        maps: StackMaps,
+        encoding: Encoding,
+        owner: Option<Box<dyn Any + Send>>,
+    ) -> Result<CodeGuard, CodeError> {
+        let encoding = protected(|| self.shared().roots.lock().encoding(encoding));
+        self.shared().world.register_code(CodeSpec {
+            range,
+            what: CodeWhat::Managed {
+                frames,
+                maps,
+                encoding,
+            },
+            owner,
+        })
+    }
+
+    /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there can be.
+    ///
+    /// # Safety
+    /// `cell` is a live cell of this heap.
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+        RawRoot::new(self, cell.as_ptr() as usize)
+    }
+
+    /// Has `callback` report roots at every collection, until the guard is dropped.
+    ///
+    /// # Safety
+    /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the middle of anything. It must not allocate
+    /// with malloc, take a lock that a mutator may hold outside `no_preempt`, print or panic, and may only read what mutators change
+    /// inside `no_preempt`.
+    pub unsafe fn add_root_callback(
+        &self,
+        callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
+    ) -> RootCallback {
+        let callback = Box::new(callback);
+        let at = protected(|| self.shared().roots.lock().add_callback(callback));
+        RootCallback {
+            heap: self.clone(),
+            at,
+        }
+    }
+
+    /// Reports memory outside of the heap that cells keep (`delta` may be negative when it is freed): it counts towards the next
+    /// collection as if it were in the heap.
+    pub fn report_external(&self, delta: i64) {
+        let shared = self.shared();
+        shared.pace.report(delta);
+        if delta > 0 && shared.pace.due(shared.space.allocated_since()) {
+            self.request_collection();
+        }
+    }
+
+    /// How many finalizable cells died and wait for [`Mutator::next_finalizer`].
+    pub fn finalizers_waiting(&self) -> u64 {
+        self.shared().finalizers.waiting()
+    }
+}
+
+impl fmt::Debug for Heap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Heap")
+            .field("stats", &self.stats())
+            .finish()
+    }
+}
+
+/// Why a heap could not be built.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// A value that is wrong, of the builder or the environment.
+    Config(ConfigError),
+    /// The system refused address space.
+    Map(MapError),
+    /// Threads cannot be stopped here.
+    Stops(gc_preempt::SetupError),
+    /// The barrier's code could not be registered.
+    Code(CodeError),
+    /// The collector's thread could not be started.
+    Thread(std::io::Error),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Config(e) => e.fmt(f),
+            Self::Map(e) => write!(
+                f,
+                "{e}; a smaller reserve, or a larger limit on address space (ulimit -v), would help"
+            ),
+            Self::Stops(e) => write!(f, "threads cannot be stopped here: {e}"),
+            Self::Code(e) => write!(f, "the barrier's code could not be registered: {e}"),
+            Self::Thread(e) => write!(f, "the collector's thread could not be started: {e}"),
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}
+
+impl From<ConfigError> for BuildError {
+    fn from(e: ConfigError) -> Self {
+        Self::Config(e)
+    }
+}
+
+impl From<MapError> for BuildError {
+    fn from(e: MapError) -> Self {
+        Self::Map(e)
+    }
+}

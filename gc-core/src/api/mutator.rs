@@ -1,0 +1,417 @@
+//! One attached thread: allocation, stores, roots, and the sections in which it is or is not stopped.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use gc_preempt::InNoPreempt;
+
+use crate::alloc::{self, AllocError, Refill, Run, Runs, Site};
+use crate::api::heap::Heap;
+use crate::api::root::{RawRoot, RootRange, protected};
+use crate::barrier;
+use crate::context::Context;
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::finalize::Entry;
+use crate::heap::{MAX_SMALL, MapError};
+use crate::kind::KindId;
+use crate::roots::RangeRoot;
+
+/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked.
+pub struct Mutator {
+    runs: *mut Run,
+    context: NonNull<Context>,
+    heap: ManuallyDrop<Heap>,
+    _on_its_thread: PhantomData<*mut ()>,
+}
+
+/// Why a thread could not attach.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// It is attached already, or the system refused what a stop needs.
+    Thread(gc_preempt::AttachError),
+    /// The system refused memory for its runs.
+    Map(MapError),
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Thread(e) => e.fmt(f),
+            Self::Map(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for AttachError {}
+
+/// How often an allocation that finds the heap full collects before it gives up. More than once, since what a collection frees may be
+/// taken by other mutators before this one wakes.
+const TRIES: u32 = 3;
+
+impl Mutator {
+    pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
+        let shared = heap.shared_arc().clone();
+        let context = Context::new(shared, Runs::new().map_err(AttachError::Map)?);
+        let runs = context.runs();
+        let context = Box::into_raw(context);
+        // SAFETY: the context is freed only after the thread has detached, by `drop`; where that never comes, at the thread's end, it is
+        // leaked and may be used for as long as the thread lives.
+        let attached = unsafe { heap.world().attach_with(context.cast(), at_exit) };
+        match attached {
+            Ok(thread) => {
+                // SAFETY: made above. Other threads (the collector) read it, but not the part that is set here.
+                let context = unsafe { NonNull::new_unchecked(context) };
+                // SAFETY: as above.
+                let record = unsafe { context.as_ref() };
+                record.attach(thread);
+                // A collector changes the flag in a stop only, so it does not change here. Relaxed: the stop orders it.
+                record.thread().no_preempt(|| {
+                    let marking = record.shared.marking.load(Ordering::Relaxed);
+                    record.marking.store(marking.into(), Ordering::Relaxed);
+                });
+                Ok(Self {
+                    runs,
+                    context,
+                    heap: ManuallyDrop::new(heap.clone()),
+                    _on_its_thread: PhantomData,
+                })
+            }
+            Err(error) => {
+                // SAFETY: made above, and nobody has taken it.
+                drop(unsafe { Box::from_raw(context) });
+                Err(AttachError::Thread(error))
+            }
+        }
+    }
+
+    #[inline]
+    fn record(&self) -> &Context {
+        // SAFETY: lives until `drop`.
+        unsafe { self.context.as_ref() }
+    }
+
+    /// The heap.
+    pub fn heap(&self) -> &Heap {
+        &self.heap
+    }
+
+    /// The thread as `gc-preempt` sees it: its id, its stop hook, its polls.
+    #[inline]
+    pub fn thread(&self) -> &gc_preempt::Mutator {
+        self.record().thread()
+    }
+
+    /// This mutator's record, for machine code: see [`Context`] and [`barrier`].
+    #[inline]
+    pub fn context(&self) -> *const Context {
+        self.context.as_ptr()
+    }
+
+    /// The runs, indexed by [`Site::index`], for machine code that allocates inline. The address is constant while the thread is attached.
+    ///
+    /// The sequence is that of [`alloc::bump`]: the new cursor is stored before the first word of the cell. Machine code registers it as a
+    /// restart range.
+    #[inline]
+    pub fn runs(&self) -> *mut Run {
+        self.runs
+    }
+
+    /// A zeroed cell of at least `bytes` bytes.
+    ///
+    /// # Errors
+    /// [`AllocError`], after a collection has been tried; inside `no_preempt`, at once.
+    ///
+    /// # Safety
+    /// The cell lives only while a root leads to it: this thread's registers and stack, another cell's edge, a declared range, a handle.
+    /// `bytes` is large enough for what the kind says of its cells.
+    pub unsafe fn alloc(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
+        if bytes > MAX_SMALL {
+            return self.alloc_large(kind, bytes);
+        }
+        let site =
+            protected(|| self.heap.shared().space.site(kind, bytes)).map_err(AllocError::Site)?;
+        // SAFETY: forwarded.
+        unsafe { self.alloc_at(site) }
+    }
+
+    /// A zeroed cell of `site`: eight instructions while the run lasts.
+    ///
+    /// # Errors
+    /// As [`alloc`](Self::alloc).
+    ///
+    /// # Safety
+    /// As [`alloc`](Self::alloc); `site` is of this heap.
+    #[inline(always)]
+    pub unsafe fn alloc_at(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
+        // SAFETY: the array is this thread's, of the heap that made the site (the caller says).
+        match NonNull::new(unsafe { alloc::bump(self.runs, site) }) {
+            Some(cell) => Ok(cell),
+            None => self.alloc_slow(site),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
+        let shared = self.heap.shared();
+        let thread = self.thread();
+        let mut tries = 0;
+        if shared.pace.due(shared.space.allocated_since()) {
+            self.collect_if_allowed();
+        }
+        loop {
+            match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
+                Ok(Refill::Ready) => {
+                    // SAFETY: as in `alloc_at`.
+                    if let Some(cell) = NonNull::new(unsafe { alloc::bump(self.runs, site) }) {
+                        return Ok(cell);
+                    }
+                }
+                Ok(Refill::Due) => {
+                    self.collect_if_allowed();
+                }
+                Ok(Refill::Again) => {}
+                Err(error) => {
+                    tries += 1;
+                    if tries > TRIES || !self.collect_if_allowed() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn alloc_large(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
+        let shared = self.heap.shared();
+        let thread = self.thread();
+        let mut tries = 0;
+        if shared
+            .pace
+            .due(shared.space.allocated_since().saturating_add(bytes as u64))
+        {
+            self.collect_if_allowed();
+        }
+        loop {
+            match thread.no_preempt(|| shared.space.reserve_large(kind, bytes)) {
+                Ok(mut large) => {
+                    if planted("clear-inside") {
+                        return Ok(thread.no_preempt(|| {
+                            while !shared.space.clear_large(&mut large) {}
+                            shared.space.publish_large(large)
+                        }));
+                    }
+                    // Megabytes may have to be cleared: the thread can be stopped meanwhile, since nobody sees the cell yet.
+                    while !shared.space.clear_large(&mut large) {}
+                    return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
+                }
+                Err(error) => {
+                    tries += 1;
+                    if tries > TRIES || !self.collect_if_allowed() {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Collects, unless inside `no_preempt`, where nothing may wait.
+    fn collect_if_allowed(&self) -> bool {
+        !self.thread().in_no_preempt() && {
+            self.heap.collect();
+            true
+        }
+    }
+
+    /// Stores an edge into a published cell: the write barrier. Needed wherever a cell is changed after it could be reached; not for a new
+    /// cell's first stores, nor for root ranges and stacks.
+    ///
+    /// # Safety
+    /// `slot` is a word of a live cell of this heap.
+    #[inline]
+    pub unsafe fn write(&self, slot: *mut usize, value: usize) {
+        // SAFETY: forwarded; the context is this thread's.
+        unsafe { barrier::store(self.context.as_ptr(), slot, value) }
+    }
+
+    /// Copies edges, word by word, each through the barrier. Overlapping ranges are copied as by `memmove`.
+    ///
+    /// # Safety
+    /// `from` is readable and `to` lies in a live cell of this heap, `words` words each.
+    pub unsafe fn write_words(&self, to: *mut usize, from: *const usize, words: usize) {
+        let backwards = (to as usize).wrapping_sub(from as usize) < words * size_of::<usize>();
+        for i in 0..words {
+            let i = if backwards { words - 1 - i } else { i };
+            // SAFETY: forwarded.
+            unsafe { self.write(to.add(i), from.add(i).read()) };
+        }
+    }
+
+    /// Sets words of a published cell to one value (a null, as a rule), each through the barrier.
+    ///
+    /// # Safety
+    /// `to` lies in a live cell of this heap, `words` words long.
+    pub unsafe fn fill_words(&self, to: *mut usize, value: usize, words: usize) {
+        for i in 0..words {
+            // SAFETY: forwarded.
+            unsafe { self.write(to.add(i), value) };
+        }
+    }
+
+    /// Loads a word of a weak cell and makes its target strong: the result may be kept like any reference. The word comes as it is, tags and
+    /// all; the kind's `cleared` value says that the target is dead.
+    ///
+    /// # Safety
+    /// `slot` is a word of a live weak cell of this heap.
+    #[inline]
+    pub unsafe fn load_weak(&self, slot: *const usize) -> usize {
+        // SAFETY: forwarded; the context is this thread's.
+        unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
+    }
+
+    /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`, until the guard is dropped. Meant for an
+    /// interpreter's stack: the limit is read in the stop, so let it be the end of the deepest frame, changed on call and return only,
+    /// and not a top of stack that lives in a register in between. Stores into the range need no barrier. A stale word (one that was
+    /// popped, and names a cell that has died since) keeps something too long at worst.
+    ///
+    /// # Safety
+    /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is every word from `base` to where it points.
+    pub unsafe fn root_range(
+        &self,
+        base: *const usize,
+        limit: *const AtomicUsize,
+        encoding: Encoding,
+    ) -> RootRange {
+        // SAFETY: forwarded.
+        let range = unsafe { RangeRoot::new(base, limit, encoding) };
+        let at = protected(|| self.heap.shared().roots.lock().add_range(range));
+        RootRange {
+            heap: Heap::clone(&self.heap),
+            at,
+        }
+    }
+
+    /// A handle that keeps `cell` alive from anywhere. See [`Heap::raw_root`].
+    ///
+    /// # Safety
+    /// `cell` is a live cell of this heap.
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+        // SAFETY: forwarded.
+        unsafe { self.heap.raw_root(cell) }
+    }
+
+    /// Has `cell` queued with `token` once it is found unreachable. It is kept alive for that, with all it leads to, and handed out by
+    /// [`next_finalizer`](Self::next_finalizer). `false`: there are as many finalizers as there can be.
+    ///
+    /// # Safety
+    /// `cell` is the first byte of a live cell of this heap.
+    #[must_use]
+    pub unsafe fn register_finalizer(&self, cell: NonNull<u8>, token: usize) -> bool {
+        protected(|| {
+            self.heap.shared().finalizers.register(Entry {
+                cell: cell.as_ptr() as usize,
+                token,
+            })
+        })
+    }
+
+    /// The next registered cell that died, and its token. What follows is an ordinary place of the program: it may allocate, store, wait,
+    /// and ask for a collection.
+    pub fn next_finalizer(&self) -> Option<(NonNull<u8>, usize)> {
+        let entry = protected(|| self.heap.shared().finalizers.next())?;
+        Some((NonNull::new(entry.cell as *mut u8)?, entry.token))
+    }
+
+    /// Calls `f` for each registered cell that has died so far; gives their number.
+    pub fn drain_finalizers(&self, mut f: impl FnMut(NonNull<u8>, usize)) -> u64 {
+        let mut n = 0;
+        while let Some((cell, token)) = self.next_finalizer() {
+            f(cell, token);
+            n += 1;
+        }
+        n
+    }
+
+    /// [`Heap::collect`].
+    ///
+    /// # Panics
+    /// Inside `no_preempt`.
+    pub fn collect(&self) -> u64 {
+        self.heap.collect()
+    }
+
+    /// [`Heap::collect`], with an error where that panics.
+    ///
+    /// # Errors
+    /// Inside `no_preempt`, and nothing has been asked for.
+    pub fn try_collect(&self) -> Result<u64, InNoPreempt> {
+        if self.thread().in_no_preempt() {
+            Err(InNoPreempt)
+        } else {
+            Ok(self.heap.collect())
+        }
+    }
+
+    /// Runs `f`, which promises not to touch the heap: stops do not wait for it, and it is never interrupted by a signal of ours.
+    ///
+    /// # Panics
+    /// Inside `no_preempt`.
+    pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.thread().blocking(f)
+    }
+
+    /// Runs `f` without being stopped in it. Keep it short, since a stop waits for its end. Allocation in it never collects and never
+    /// waits; where the heap is at its limit, it fails.
+    pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.thread().no_preempt(f)
+    }
+
+    /// [`Heap::report_external`].
+    pub fn report_external(&self, delta: i64) {
+        self.heap.report_external(delta);
+    }
+}
+
+/// Gives back what a mutator has: its runs and its log.
+fn retire(context: &Context) {
+    context.thread().no_preempt(|| {
+        context.shared.space.retire(&context.local);
+        context.flush_log();
+    });
+}
+
+/// The end of a thread whose [`Mutator`] was leaked.
+///
+/// # Safety
+/// `data` is the context of the calling thread, still attached.
+unsafe fn at_exit(data: *mut ()) {
+    // SAFETY: by the contract; contexts of leaked mutators are never freed.
+    retire(unsafe { &*data.cast::<Context>() });
+}
+
+impl Drop for Mutator {
+    fn drop(&mut self) {
+        retire(self.record());
+        // SAFETY: the thread's registration goes first, so that no collector has the context when it is freed; the heap's handle last,
+        // since it may be the last one.
+        unsafe {
+            let mut context = Box::from_raw(self.context.as_ptr());
+            drop(context.detach());
+            drop(context);
+            ManuallyDrop::drop(&mut self.heap);
+        }
+    }
+}
+
+impl fmt::Debug for Mutator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mutator")
+            .field("thread", &self.thread().id())
+            .finish_non_exhaustive()
+    }
+}

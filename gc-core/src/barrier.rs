@@ -1,0 +1,274 @@
+//! The write barrier and the weak load: two short pieces of assembly, each one unit against stops.
+//!
+//! # What the barrier keeps
+//! Marking takes a snapshot: whatever was reachable when it began is kept. A mutator that overwrites an edge while marking is on may
+//! erase the only path by which the marker would have found the old target, so it logs the *old* value first (Yuasa 1990, "Real-time
+//! garbage collection on general-purpose machines"). Stores into new cells, onto stacks, handles and root ranges need no barrier: the
+//! former are black from birth, the latter were all scanned in stop 1.
+//!
+//! # Why it must be a unit
+//! ```text
+//!     store(context, slot, value):            a stop here, after the test and before the store, in which the collector turns
+//!         if context.marking { log(*slot) }   marking on, would let the store erase an edge of the snapshot that nobody logged
+//!         *slot = value
+//! ```
+//! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the first instruction. That is right because
+//! the inputs stay intact until the last instruction, and because that last instruction is the one that takes effect: before it nothing
+//! happened (a word logged twice is kept twice), after it the range is left. Rejected: an unsafe range (the collector would have to
+//! retry a thread that stores in a tight loop until it catches it elsewhere); storing first and logging then, with the old value in a
+//! register (needs every stop 2 to scan registers, and what a compiler keeps in a register is its own affair).
+//!
+//! `load_weak` is the same thing the other way round: between loading a weak word and making its target strong, stop 2 could clear the
+//! word and free the target. It logs what it loaded, as if it had been overwritten: stop 2 drains the logs before it clears weak words.
+//!
+//! # For JITs
+//! Both units follow the System V convention and may be called from managed code like any C function:
+//!
+//! | unit | address | rdi | rsi | rdx | result | besides these, clobbers |
+//! |---|---|---|---|---|---|---|
+//! | store | [`store_address`] | `*mut Context` | address of the word | new word | none | rax, rcx, flags |
+//! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax | rcx, flags |
+//!
+//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer registers they need, but vector registers
+//! and r8 to r11 are lost on that path, so a JIT must treat them as calls.
+//!
+//! A code generator that decides the place of every instruction (an assembler, a template JIT) may have them inline. With `C` the context:
+//! ```text
+//!     start:  cmp  dword ptr [C + CONTEXT_MARKING], 0
+//!             je   store
+//!             mov  t0, [slot]
+//!             mov  t1, [C + CONTEXT_LOG_CURSOR]
+//!             cmp  t1, [C + CONTEXT_LOG_LIMIT]
+//!             je   full                              ; out of line: call the store unit with the same operands, go to `end`
+//!             mov  [t1], t0
+//!             add  t1, 8
+//!             mov  [C + CONTEXT_LOG_CURSOR], t1
+//!     store:  mov  [slot], value
+//!     end:
+//! ```
+//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be registered as
+//! `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none of this: call the unit.
+
+use core::ffi::c_void;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::context::Context;
+use crate::heap::MapError;
+use crate::mapped::Mapped;
+
+/// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512 words costs nothing a word, and
+/// 4 KiB a thread is cheap.
+pub(crate) const LOG_WORDS: usize = 512;
+
+core::arch::global_asm!(
+    ".pushsection .text.urge_barrier,\"ax\",@progbits",
+    ".balign 64",
+    ".globl urge_gc_core_store_start",
+    ".hidden urge_gc_core_store_start",
+    ".type urge_gc_core_store_start,@function",
+    "urge_gc_core_store_start:",
+    ".cfi_startproc",
+    "    cmp     dword ptr [rdi + {marking}], 0",
+    "    je      3f",
+    "    mov     rax, qword ptr [rsi]",
+    "    mov     rcx, qword ptr [rdi + {cursor}]",
+    "    cmp     rcx, qword ptr [rdi + {limit}]",
+    "    je      4f",
+    "    mov     qword ptr [rcx], rax",
+    "    add     rcx, 8",
+    "    mov     qword ptr [rdi + {cursor}], rcx",
+    "3:  mov     qword ptr [rsi], rdx",
+    ".globl urge_gc_core_store_end",
+    ".hidden urge_gc_core_store_end",
+    "urge_gc_core_store_end:",
+    "    ret",
+    // The log is full. Nothing has happened yet, so: flush, and begin again.
+    "4:  push    rdi",
+    ".cfi_adjust_cfa_offset 8",
+    "    push    rsi",
+    ".cfi_adjust_cfa_offset 8",
+    "    push    rdx",
+    ".cfi_adjust_cfa_offset 8",
+    "    call    {flush}",
+    "    pop     rdx",
+    ".cfi_adjust_cfa_offset -8",
+    "    pop     rsi",
+    ".cfi_adjust_cfa_offset -8",
+    "    pop     rdi",
+    ".cfi_adjust_cfa_offset -8",
+    "    jmp     urge_gc_core_store_start",
+    ".cfi_endproc",
+    ".size urge_gc_core_store_start, . - urge_gc_core_store_start",
+    "",
+    ".balign 64",
+    ".globl urge_gc_core_load_weak_start",
+    ".hidden urge_gc_core_load_weak_start",
+    ".type urge_gc_core_load_weak_start,@function",
+    "urge_gc_core_load_weak_start:",
+    ".cfi_startproc",
+    "    mov     rax, qword ptr [rsi]",
+    "    cmp     dword ptr [rdi + {marking}], 0",
+    "    je      urge_gc_core_load_weak_end",
+    "    mov     rcx, qword ptr [rdi + {cursor}]",
+    "    cmp     rcx, qword ptr [rdi + {limit}]",
+    "    je      4f",
+    "    mov     qword ptr [rcx], rax",
+    "    add     rcx, 8",
+    "    mov     qword ptr [rdi + {cursor}], rcx",
+    ".globl urge_gc_core_load_weak_end",
+    ".hidden urge_gc_core_load_weak_end",
+    "urge_gc_core_load_weak_end:",
+    "    ret",
+    "4:  push    rdi",
+    ".cfi_adjust_cfa_offset 8",
+    "    push    rsi",
+    ".cfi_adjust_cfa_offset 8",
+    "    sub     rsp, 8",
+    ".cfi_adjust_cfa_offset 8",
+    "    call    {flush}",
+    "    add     rsp, 8",
+    ".cfi_adjust_cfa_offset -8",
+    "    pop     rsi",
+    ".cfi_adjust_cfa_offset -8",
+    "    pop     rdi",
+    ".cfi_adjust_cfa_offset -8",
+    "    jmp     urge_gc_core_load_weak_start",
+    ".cfi_endproc",
+    ".size urge_gc_core_load_weak_start, . - urge_gc_core_load_weak_start",
+    ".popsection",
+    marking = const offset_of!(Context, marking),
+    cursor = const offset_of!(Context, log_cursor),
+    limit = const offset_of!(Context, log_limit),
+    flush = sym flush,
+);
+
+unsafe extern "C" {
+    fn urge_gc_core_store_start(context: *const c_void, slot: *mut usize, value: usize);
+    fn urge_gc_core_store_end();
+    fn urge_gc_core_load_weak_start(context: *const c_void, slot: *const usize) -> usize;
+    fn urge_gc_core_load_weak_end();
+}
+
+/// Stores an edge.
+///
+/// # Safety
+/// `context` is the calling thread's; `slot` is a word of a live cell of its heap (or of any memory, if the old value need not be kept).
+#[inline]
+pub(crate) unsafe fn store(context: *const Context, slot: *mut usize, value: usize) {
+    // SAFETY: by this function's own contract.
+    unsafe { urge_gc_core_store_start(context.cast(), slot, value) }
+}
+
+/// Loads a weak word and makes its target strong.
+///
+/// # Safety
+/// As for [`store`].
+#[inline]
+pub(crate) unsafe fn load_weak(context: *const Context, slot: *const usize) -> usize {
+    // SAFETY: by this function's own contract.
+    unsafe { urge_gc_core_load_weak_start(context.cast(), slot) }
+}
+
+/// Where the store unit begins, for JIT code that calls it; see the module's table.
+#[must_use]
+pub fn store_address() -> usize {
+    urge_gc_core_store_start as *const () as usize
+}
+
+/// Where the weak load begins, for JIT code that calls it; see the module's table.
+#[must_use]
+pub fn load_weak_address() -> usize {
+    urge_gc_core_load_weak_start as *const () as usize
+}
+
+/// The two restart ranges.
+pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
+    [
+        store_address()..urge_gc_core_store_end as *const () as usize,
+        load_weak_address()..urge_gc_core_load_weak_end as *const () as usize,
+    ]
+}
+
+/// What the units call when a mutator's log is full: moves it to the heap's.
+///
+/// # Safety
+/// `context` is the calling thread's.
+unsafe extern "C" fn flush(context: *const Context) {
+    // SAFETY: the unit was entered with this thread's own context, which outlives the call.
+    let context = unsafe { &*context };
+    context.thread().no_preempt(|| context.flush_log());
+}
+
+/// The heap's log: what mutators' logs held when they ran full. Read by the collector, which treats each word as it treats a word of a
+/// stack, in every encoding of the heap: an overwritten word may be of any kind, and may be no edge at all.
+pub(crate) struct SharedLog {
+    words: Mapped<AtomicUsize>,
+    len: AtomicUsize,
+    lost: AtomicBool,
+}
+
+impl SharedLog {
+    /// A log of at most `words` words.
+    pub(crate) fn new(words: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            words: Mapped::reserve(words, LOG_WORDS)?,
+            len: AtomicUsize::new(0),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// Appends. Where there is no room left, words are lost, and the log says so: a cycle that lost one may free nothing.
+    pub(crate) fn append(&self, words: impl ExactSizeIterator<Item = usize>) {
+        let n = words.len();
+        // Relaxed: mutators' entries do not depend on each other, and the collector reads them in a stop, which orders everything.
+        let first = self.len.fetch_add(n, Ordering::Relaxed);
+        match self.words.get(first..first.saturating_add(n)) {
+            Some(slots) => {
+                for (slot, word) in slots.iter().zip(words) {
+                    slot.store(word, Ordering::Relaxed);
+                }
+            }
+            // Relaxed: read in the stop.
+            None => self.lost.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Hands each logged word to `f` and empties the log; says whether it was complete. Only in a stop.
+    pub(crate) fn drain(&self, mut f: impl FnMut(usize)) -> bool {
+        // Relaxed: the stop orders it after every append.
+        let n = self.len.swap(0, Ordering::Relaxed).min(self.words.len());
+        for word in &self.words[..n] {
+            f(word.load(Ordering::Relaxed));
+        }
+        !self.lost.swap(false, Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_overflows_says_so_once() {
+        let log = SharedLog::new(1024).unwrap();
+        for _ in 0..2 {
+            log.append((0..LOG_WORDS).map(|i| i + 1));
+        }
+        let mut n = 0;
+        assert!(log.drain(|_| n += 1));
+        assert_eq!(n, 1024);
+        for _ in 0..3 {
+            log.append((0..LOG_WORDS).map(|i| i + 1));
+        }
+        assert!(!log.drain(|_| ()));
+        assert!(log.drain(|_| ()));
+    }
+
+    #[test]
+    fn the_units_are_short_and_apart() {
+        let [store, weak] = units();
+        assert!(store.len() < 64 && weak.len() < 64, "{store:?} {weak:?}");
+        assert!(store.end <= weak.start || weak.end <= store.start);
+    }
+}

@@ -1,0 +1,285 @@
+//! What a heap is told when it is built: the builder's values, then the environment's, which win.
+//!
+//! The environment is read once, in `build()`. A variable that is set to something it cannot mean is an error with the variable's name
+//! and what it may be, never silently the default: a switch that rots unread costs somebody a day.
+
+use std::ffi::OsString;
+use std::fmt;
+
+/// The least hard limit, in bytes: one span of the largest shared size for each of a handful of kinds, below which even an empty
+/// program fails.
+pub const MINIMUM_LIMIT: u64 = 4 << 20;
+
+/// The default reserve of addresses, in bytes. It costs no memory; several such heaps fit the 47 bits a process has.
+pub const DEFAULT_RESERVE: u64 = 256 << 30;
+
+/// The least reserve, in bytes.
+pub const MINIMUM_RESERVE: u64 = 64 << 20;
+
+/// All that can be said about a heap.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) gc_percent: u32,
+    pub(crate) hard_limit: Option<u64>,
+    pub(crate) reserve: u64,
+    pub(crate) collect_every: Option<u64>,
+    pub(crate) signals: bool,
+    pub(crate) inject: bool,
+    /// Accepted, and so far without effect: every collection stops the world.
+    pub(crate) stop_the_world: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            gc_percent: 100,
+            hard_limit: None,
+            reserve: DEFAULT_RESERVE,
+            collect_every: None,
+            signals: true,
+            inject: false,
+            stop_the_world: false,
+        }
+    }
+}
+
+/// A value that is wrong, where it came from, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The environment variable, or the builder's method.
+    pub name: &'static str,
+    /// What it was set to.
+    pub value: String,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} is {:?}; it must be {}",
+            self.name, self.value, self.expected
+        )
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+const SWITCH: &str = "0 or 1";
+const BYTES: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G";
+const PERCENT: &str = "a number of percent from 0 to 4294967294, or `off`";
+const EVERY: &str = "a number of allocations of at least 1, or `off`";
+
+impl Config {
+    /// Lets the environment have its say.
+    pub(crate) fn with_environment(self) -> Result<Self, ConfigError> {
+        self.with(|name| std::env::var_os(name))
+    }
+
+    fn with(mut self, get: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
+        set(&get, "URGE_STW", SWITCH, switch, &mut self.stop_the_world)?;
+        set(&get, "URGE_ASYNC", SWITCH, switch, &mut self.signals)?;
+        set(&get, "URGE_INJECT", SWITCH, switch, &mut self.inject)?;
+        set(
+            &get,
+            "URGE_GC_PERCENT",
+            PERCENT,
+            percent,
+            &mut self.gc_percent,
+        )?;
+        set(
+            &get,
+            "URGE_HEAP_LIMIT",
+            BYTES,
+            |v| bytes(v).map(Some),
+            &mut self.hard_limit,
+        )?;
+        set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
+        set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
+        self.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        if let Some(limit) = self.hard_limit
+            && limit < MINIMUM_LIMIT
+        {
+            return Err(ConfigError {
+                name: "the heap's hard limit (hard_limit, URGE_HEAP_LIMIT)",
+                value: format!("{limit} bytes"),
+                expected: "at least 4194304 bytes (4M)",
+            });
+        }
+        if self.reserve < MINIMUM_RESERVE {
+            return Err(ConfigError {
+                name: "the heap's reserve of addresses (reserve, URGE_RESERVE)",
+                value: format!("{} bytes", self.reserve),
+                expected: "at least 67108864 bytes (64M)",
+            });
+        }
+        if self.collect_every == Some(0) {
+            return Err(ConfigError {
+                name: "collect_every",
+                value: "0".into(),
+                expected: EVERY,
+            });
+        }
+        Ok(self)
+    }
+}
+
+fn set<T>(
+    get: &impl Fn(&str) -> Option<OsString>,
+    name: &'static str,
+    expected: &'static str,
+    parse: impl Fn(&str) -> Option<T>,
+    into: &mut T,
+) -> Result<(), ConfigError> {
+    let Some(value) = get(name).filter(|v| !v.is_empty()) else {
+        return Ok(());
+    };
+    match value.to_str().and_then(parse) {
+        Some(v) => {
+            *into = v;
+            Ok(())
+        }
+        None => Err(ConfigError {
+            name,
+            value: value.to_string_lossy().into_owned(),
+            expected,
+        }),
+    }
+}
+
+fn switch(v: &str) -> Option<bool> {
+    match v {
+        "0" => Some(false),
+        "1" => Some(true),
+        _ => None,
+    }
+}
+
+fn percent(v: &str) -> Option<u32> {
+    if v == "off" {
+        Some(u32::MAX)
+    } else {
+        v.parse().ok().filter(|p| *p != u32::MAX)
+    }
+}
+
+fn every(v: &str) -> Option<Option<u64>> {
+    if v == "off" {
+        Some(None)
+    } else {
+        v.parse().ok().filter(|n| *n > 0).map(Some)
+    }
+}
+
+fn bytes(v: &str) -> Option<u64> {
+    let (digits, shift) = match v.as_bytes().last()? {
+        b'k' | b'K' => (&v[..v.len() - 1], 10),
+        b'm' | b'M' => (&v[..v.len() - 1], 20),
+        b'g' | b'G' => (&v[..v.len() - 1], 30),
+        _ => (v, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::default().with(|name| {
+            pairs
+                .iter()
+                .find(|(n, _)| *n == name)
+                .map(|(_, v)| v.into())
+        })
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let c = with(&[
+            ("URGE_ASYNC", "0"),
+            ("URGE_INJECT", "1"),
+            ("URGE_STW", "1"),
+            ("URGE_GC_PERCENT", "37"),
+            ("URGE_HEAP_LIMIT", "64M"),
+            ("URGE_GC_EVERY", "3"),
+        ])
+        .unwrap();
+        assert!(!c.signals && c.inject && c.stop_the_world);
+        assert_eq!(
+            (c.gc_percent, c.hard_limit, c.collect_every),
+            (37, Some(64 << 20), Some(3))
+        );
+        assert_eq!(
+            with(&[("URGE_GC_PERCENT", "off")]).unwrap().gc_percent,
+            u32::MAX
+        );
+        assert!(with(&[("URGE_ASYNC", "")]).unwrap().signals);
+    }
+
+    #[test]
+    fn a_malformed_value_is_named_with_what_would_be_right() {
+        for (name, value) in [
+            ("URGE_ASYNC", "yes"),
+            ("URGE_INJECT", "2"),
+            ("URGE_STW", "true"),
+            ("URGE_GC_PERCENT", "-1"),
+            ("URGE_GC_PERCENT", "4294967295"),
+            ("URGE_HEAP_LIMIT", "64Q"),
+            ("URGE_HEAP_LIMIT", "99999999999999G"),
+            ("URGE_HEAP_LIMIT", "M"),
+            ("URGE_RESERVE", "0x10"),
+            ("URGE_GC_EVERY", "0"),
+        ] {
+            let e = with(&[(name, value)]).unwrap_err();
+            let text = e.to_string();
+            assert_eq!(e.name, name);
+            assert!(
+                text.contains(name) && text.contains(value) && text.contains("must be"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_limit_below_the_minimum_is_refused() {
+        let e = with(&[("URGE_HEAP_LIMIT", "1M")]).unwrap_err();
+        assert!(e.to_string().contains("at least 4194304"), "{e}");
+        assert!(
+            Config {
+                hard_limit: Some(MINIMUM_LIMIT - 1),
+                ..Config::default()
+            }
+            .checked()
+            .is_err()
+        );
+        assert!(
+            Config {
+                hard_limit: Some(MINIMUM_LIMIT),
+                ..Config::default()
+            }
+            .checked()
+            .is_ok()
+        );
+        assert!(
+            Config {
+                reserve: 4096,
+                ..Config::default()
+            }
+            .checked()
+            .is_err()
+        );
+        assert!(
+            Config {
+                collect_every: Some(0),
+                ..Config::default()
+            }
+            .checked()
+            .is_err()
+        );
+    }
+}

@@ -1,0 +1,107 @@
+//! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly and JIT code can read it too.
+
+use core::cell::{OnceCell, UnsafeCell};
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::Arc;
+
+use crate::alloc::{Run, Runs};
+use crate::barrier::LOG_WORDS;
+use crate::cycle::Shared;
+
+/// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in, or keep it in a register.
+///
+/// Only the offsets below are for others: [`CONTEXT_RUNS`], [`CONTEXT_MARKING`], [`CONTEXT_LOG_CURSOR`], [`CONTEXT_LOG_LIMIT`].
+#[repr(C)]
+pub struct Context {
+    /// The mutator's runs, indexed by site.
+    runs: *mut Run,
+    /// Not zero while marking is on. Changed by the collector while this mutator is stopped, so a unit reads it once.
+    pub(crate) marking: AtomicU32,
+    /// Where the next logged word goes.
+    pub(crate) log_cursor: AtomicUsize,
+    /// The end of the log.
+    pub(crate) log_limit: AtomicUsize,
+    log: UnsafeCell<[usize; LOG_WORDS]>,
+    pub(crate) local: Runs,
+    thread: OnceCell<gc_preempt::Mutator>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Offset in [`Context`] of the pointer to the runs (`*mut Run`).
+pub const CONTEXT_RUNS: usize = offset_of!(Context, runs);
+/// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log).
+pub const CONTEXT_MARKING: usize = offset_of!(Context, marking);
+/// Offset in [`Context`] of the log's cursor (`*mut usize`).
+pub const CONTEXT_LOG_CURSOR: usize = offset_of!(Context, log_cursor);
+/// Offset in [`Context`] of the log's end.
+pub const CONTEXT_LOG_LIMIT: usize = offset_of!(Context, log_limit);
+
+impl Context {
+    /// A record for a thread that is about to attach.
+    pub(crate) fn new(shared: Arc<Shared>, local: Runs) -> Box<Self> {
+        let context = Box::new(Self {
+            runs: local.as_mut_ptr(),
+            marking: AtomicU32::new(0),
+            log_cursor: AtomicUsize::new(0),
+            log_limit: AtomicUsize::new(0),
+            log: UnsafeCell::new([0; LOG_WORDS]),
+            local,
+            thread: OnceCell::new(),
+            shared,
+        });
+        let first = context.log.get() as usize;
+        // Relaxed: nobody else knows the record yet.
+        context.log_cursor.store(first, Ordering::Relaxed);
+        context
+            .log_limit
+            .store(first + LOG_WORDS * size_of::<usize>(), Ordering::Relaxed);
+        context
+    }
+
+    /// Keeps the thread's registration: from now on the collector finds this record.
+    pub(crate) fn attach(&self, thread: gc_preempt::Mutator) {
+        let set = self.thread.set(thread);
+        debug_assert!(set.is_ok());
+    }
+
+    /// The registration, to be dropped: its drop detaches.
+    pub(crate) fn detach(&mut self) -> Option<gc_preempt::Mutator> {
+        self.thread.take()
+    }
+
+    /// The thread's registration.
+    #[inline]
+    pub(crate) fn thread(&self) -> &gc_preempt::Mutator {
+        self.thread
+            .get()
+            .expect("a context is used between attach and detach only")
+    }
+
+    /// The mutator's runs.
+    #[inline(always)]
+    pub(crate) fn runs(&self) -> *mut Run {
+        self.runs
+    }
+
+    /// The words logged since the last flush. For the owner under `no_preempt`, or the collector while the owner is stopped.
+    pub(crate) fn logged(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
+        let first = self.log.get().cast::<usize>();
+        // Relaxed: the owner wrote it, or the stop orders it.
+        let n = (self.log_cursor.load(Ordering::Relaxed) - first as usize) / size_of::<usize>();
+        // SAFETY: the cursor stays between the log's first word and its end, and nobody writes meanwhile (see above).
+        (0..n.min(LOG_WORDS)).map(move |i| unsafe { first.add(i).read() })
+    }
+
+    /// Empties the log. As for [`Context::logged`].
+    pub(crate) fn reset_log(&self) {
+        self.log_cursor
+            .store(self.log.get() as usize, Ordering::Relaxed);
+    }
+
+    /// Moves the log into the heap's. Under `no_preempt`.
+    pub(crate) fn flush_log(&self) {
+        self.shared.log.append(self.logged());
+        self.reset_log();
+    }
+}

@@ -1,0 +1,422 @@
+//! Roots: what stacks, root ranges, handles and the embedder's callbacks hold, turned into marked cells while the world is stopped.
+//!
+//! No root is believed. A word of a stack, a stale slot beyond an interpreter's top, a handle that an unattached thread has just freed:
+//! each is looked up in the heap's tables, and one that does not name an allocated cell marks nothing. That costs a few loads a word
+//! and buys that a wrong root keeps too much at worst.
+//!
+//! # Who may change the tables
+//! All tables are under one lock. A mutator holds it inside `no_preempt` only, an unattached thread (which is never stopped) at any time,
+//! and the collector for the whole scan. Without the lock an unattached thread could copy a root from a slot that is still to be scanned
+//! into one that has been, and drop the former: a live object would be lost. Without `no_preempt` the collector would wait for ever for a
+//! mutator that it has stopped itself.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use gc_preempt::walk::{RootSink, WalkStats};
+use gc_preempt::{Mutex, MutexGuard};
+
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::heap::{MapError, Space};
+use crate::mapped::Mapped;
+use crate::mark::Marker;
+
+/// What a heap scans besides stacks.
+pub(crate) struct Roots {
+    slots: Mapped<AtomicUsize>,
+    tables: Mutex<Tables>,
+}
+
+#[derive(Default)]
+pub(crate) struct Tables {
+    /// Slots that were ever used.
+    high: usize,
+    /// The first free slot's number plus one; each free slot holds the next one's in the same form, see [`link`].
+    free: usize,
+    ranges: Slab<RangeRoot>,
+    callbacks: Slab<Callback>,
+    encodings: Vec<Encoding>,
+}
+
+/// An embedder's root callback.
+pub(crate) type Callback = Box<dyn FnMut(&mut RootVisitor<'_>) + Send>;
+
+/// A declared root range.
+#[derive(Clone, Copy)]
+pub(crate) struct RangeRoot {
+    pub(crate) base: *const usize,
+    pub(crate) limit: *const AtomicUsize,
+    pub(crate) encoding: Encoding,
+    /// What the limit was at registration. Only a planted fault looks at it.
+    cached: usize,
+}
+
+// SAFETY: the pointers are followed by the collector while the world is stopped, which whoever registered the range has allowed.
+unsafe impl Send for RangeRoot {}
+
+impl RangeRoot {
+    /// # Safety
+    /// See `Mutator::root_range`.
+    pub(crate) unsafe fn new(
+        base: *const usize,
+        limit: *const AtomicUsize,
+        encoding: Encoding,
+    ) -> Self {
+        // SAFETY: the caller passes a live limit word. Relaxed: the caller's own thread writes it.
+        let cached = unsafe { (*limit).load(Ordering::Relaxed) };
+        Self {
+            base,
+            limit,
+            encoding,
+            cached,
+        }
+    }
+}
+
+/// A free slot's content: odd, so that a scan tells it from a cell's address.
+fn link(free: usize) -> usize {
+    free << 1 | 1
+}
+
+impl Roots {
+    /// Tables with room for `handles` handles.
+    pub(crate) fn new(handles: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            slots: Mapped::reserve(handles, 1 << 12)?,
+            tables: Mutex::new(Tables::default()),
+        })
+    }
+
+    /// The tables, to be changed: inside `no_preempt`, or by a thread that is no mutator.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock()
+    }
+
+    /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there can be. Protected as [`Roots::lock`].
+    pub(crate) fn add(&self, address: usize) -> Option<usize> {
+        let mut tables = self.lock();
+        let slot = if tables.free != 0 {
+            let slot = tables.free - 1;
+            // Relaxed, here and below: the lock orders the slots' use; a handle's own readers have it from its maker.
+            tables.free = self.slots[slot].load(Ordering::Relaxed) >> 1;
+            slot
+        } else if tables.high < self.slots.len() {
+            tables.high += 1;
+            tables.high - 1
+        } else {
+            return None;
+        };
+        self.slots[slot].store(address, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// A second handle on what `slot` holds.
+    pub(crate) fn copy(&self, slot: usize) -> Option<usize> {
+        self.add(self.get(slot))
+    }
+
+    /// Frees a handle. Protected as [`Roots::lock`].
+    pub(crate) fn remove(&self, slot: usize) {
+        let mut tables = self.lock();
+        self.slots[slot].store(link(tables.free), Ordering::Relaxed);
+        tables.free = slot + 1;
+    }
+
+    /// What a handle holds.
+    #[inline]
+    pub(crate) fn get(&self, slot: usize) -> usize {
+        // Acquire pairs with the Release of `set`: the cell's content is seen by whom finds the cell here.
+        self.slots[slot].load(Ordering::Acquire)
+    }
+
+    /// Lets a handle hold something else. Handles are scanned while the world is stopped, so this needs no barrier; the lock is not
+    /// needed either, since the old value is not moved anywhere. Protected as [`Roots::lock`], lest an unattached thread's value be missed.
+    pub(crate) fn set(&self, slot: usize, address: usize) {
+        let _tables = self.lock();
+        // Release pairs with the Acquire of `get`.
+        self.slots[slot].store(address, Ordering::Release);
+    }
+}
+
+impl Tables {
+    pub(crate) fn add_range(&mut self, range: RangeRoot) -> usize {
+        self.ranges.add(range)
+    }
+
+    pub(crate) fn remove_range(&mut self, at: usize) {
+        self.ranges.take(at);
+    }
+
+    pub(crate) fn add_callback(&mut self, callback: Callback) -> usize {
+        self.callbacks.add(callback)
+    }
+
+    /// The callback, to be dropped outside of the lock: its drop is the embedder's code.
+    #[must_use]
+    pub(crate) fn take_callback(&mut self, at: usize) -> Option<Callback> {
+        self.callbacks.take(at)
+    }
+
+    /// The number by which code's slots name `encoding`.
+    pub(crate) fn encoding(&mut self, encoding: Encoding) -> u32 {
+        let at = self
+            .encodings
+            .iter()
+            .position(|e| *e == encoding)
+            .unwrap_or_else(|| {
+                self.encodings.push(encoding);
+                self.encodings.len() - 1
+            });
+        at as u32
+    }
+}
+
+/// A vector with holes.
+struct Slab<T> {
+    items: Vec<Option<T>>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { items: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    fn add(&mut self, item: T) -> usize {
+        match self.items.iter().position(Option::is_none) {
+            Some(at) => {
+                self.items[at] = Some(item);
+                at
+            }
+            None => {
+                self.items.push(Some(item));
+                self.items.len() - 1
+            }
+        }
+    }
+
+    fn take(&mut self, at: usize) -> Option<T> {
+        self.items.get_mut(at).and_then(Option::take)
+    }
+}
+
+/// What a scan of the roots has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scanned {
+    /// Frames, as the walker counts them.
+    pub(crate) frames: WalkStats,
+    /// Words that were looked at one by one, as they may be anything.
+    pub(crate) conservative_words: u64,
+    /// Words that a map, a range or a table names.
+    pub(crate) exact_words: u64,
+    /// Cells that a conservative word was the first to reach.
+    pub(crate) conservative_marked: u64,
+    /// Cells that an exact word was the first to reach.
+    pub(crate) exact_marked: u64,
+}
+
+impl Scanned {
+    /// The size of what was scanned: what the pacer counts as roots.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.conservative_words + self.exact_words) * size_of::<usize>() as u64
+    }
+}
+
+/// Marks what the roots hold. Lives in a stop.
+pub(crate) struct Scanner<'a, 'm> {
+    space: &'a Space,
+    marker: &'a mut Marker<'m>,
+    tables: MutexGuard<'a, Tables>,
+    slots: &'a [AtomicUsize],
+    pub(crate) scanned: Scanned,
+}
+
+impl<'a, 'm> Scanner<'a, 'm> {
+    /// Takes the tables' lock. The world is stopped, so whoever holds it is running and soon done.
+    pub(crate) fn new(space: &'a Space, marker: &'a mut Marker<'m>, roots: &'a Roots) -> Self {
+        Self {
+            space,
+            marker,
+            tables: roots.lock(),
+            slots: &roots.slots,
+            scanned: Scanned::default(),
+        }
+    }
+
+    /// Handles, ranges and callbacks.
+    pub(crate) fn tables(&mut self) {
+        let slots = self.slots;
+        for slot in &slots[..self.tables.high] {
+            // Relaxed: under the lock.
+            let word = slot.load(Ordering::Relaxed);
+            if word & 1 == 0 {
+                self.word(word, Encoding::RAW);
+            }
+        }
+        for at in 0..self.tables.ranges.items.len() {
+            let Some(range) = self.tables.ranges.items[at] else {
+                continue;
+            };
+            let limit = if planted("cached-limit") {
+                range.cached
+            } else {
+                // SAFETY: alive while it is registered, says `Mutator::root_range`. Relaxed: its writer is stopped.
+                unsafe { (*range.limit).load(Ordering::Relaxed) }
+            };
+            for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
+                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every instruction.
+                let word = unsafe { (slot as *const usize).read_volatile() };
+                self.word(word, range.encoding);
+            }
+        }
+        // The callbacks are taken out meanwhile, since each borrows the scanner.
+        let mut callbacks = core::mem::take(&mut self.tables.callbacks);
+        for callback in callbacks.items.iter_mut().flatten() {
+            callback(&mut RootVisitor { scanner: self });
+        }
+        self.tables.callbacks = callbacks;
+    }
+
+    /// One exact word.
+    pub(crate) fn word(&mut self, word: usize, encoding: Encoding) {
+        self.scanned.exact_words += 1;
+        let Some(address) = encoding.decode(word) else {
+            return;
+        };
+        if planted("trust-roots") {
+            self.marker.edge(word, encoding);
+        } else if let Some(cell) = self.space.resolve(address) {
+            self.scanned.exact_marked += u64::from(self.marker.cell(cell));
+        }
+    }
+
+    /// One word of the barrier's log: an edge in one encoding of the heap or another.
+    pub(crate) fn logged(&mut self, word: usize) {
+        for at in 0..self.tables.encodings.len() {
+            let encoding = self.tables.encodings[at];
+            self.word(word, encoding);
+        }
+    }
+}
+
+impl RootSink for Scanner<'_, '_> {
+    fn conservative(&mut self, words: Range<usize>) {
+        for at in words.step_by(size_of::<usize>()) {
+            // SAFETY: the walker hands out ranges of a stopped thread's stack and register file, which stay mapped while it is stopped.
+            // Volatile: the words may be the spilled state of any code, initialised or not.
+            let word = unsafe { (at as *const usize).read_volatile() };
+            self.scanned.conservative_words += 1;
+            self.scanned.conservative_marked += u64::from(self.marker.conservative(word));
+        }
+    }
+
+    fn exact(&mut self, slot: usize, encoding: u32) {
+        // SAFETY: as above; the slot lies in a frame of the stopped thread.
+        let word = unsafe { (slot as *const usize).read_volatile() };
+        match self.tables.encodings.get(encoding as usize) {
+            Some(encoding) => {
+                let encoding = *encoding;
+                self.word(word, encoding);
+            }
+            // Code of another heap: its roots are that heap's affair, but a word of ours may have got there.
+            None => {
+                self.marker.conservative(word);
+            }
+        }
+    }
+
+    fn derived(&mut self, base: usize, _derived: usize, encoding: u32) {
+        self.exact(base, encoding);
+    }
+}
+
+/// What a root callback reports to.
+///
+/// The callback runs while the world is stopped: it must not allocate, lock anything that a mutator may hold, print or panic, and may
+/// only read what mutators change inside `no_preempt` (a `Vec` that was stopped in the middle of growing has no valid state).
+pub struct RootVisitor<'s> {
+    scanner: &'s mut (dyn VisitRoots + 's),
+}
+
+/// Hides the scanner from embedders.
+trait VisitRoots {
+    fn exact_word(&mut self, word: usize, encoding: Encoding);
+    fn any_words(&mut self, words: Range<usize>);
+}
+
+impl VisitRoots for Scanner<'_, '_> {
+    fn exact_word(&mut self, word: usize, encoding: Encoding) {
+        self.word(word, encoding);
+    }
+
+    fn any_words(&mut self, words: Range<usize>) {
+        self.conservative(words);
+    }
+}
+
+impl RootVisitor<'_> {
+    /// A word that is an edge of the given encoding, or none.
+    pub fn word(&mut self, word: usize, encoding: Encoding) {
+        self.scanner.exact_word(word, encoding);
+    }
+
+    /// Words that are edges of the given encoding.
+    pub fn words(&mut self, words: &[usize], encoding: Encoding) {
+        for word in words {
+            self.scanner.exact_word(*word, encoding);
+        }
+    }
+
+    /// Memory whose every word may be anything.
+    pub fn conservative(&mut self, words: &[usize]) {
+        let range = words.as_ptr_range();
+        self.scanner
+            .any_words(range.start as usize..range.end as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn freed_handles_are_used_again_and_do_not_look_like_cells() {
+        let roots = Roots::new(1 << 12).unwrap();
+        let a = roots.add(0x1000).unwrap();
+        let b = roots.add(0x2000).unwrap();
+        let c = roots.copy(b).unwrap();
+        assert_eq!(
+            (roots.get(a), roots.get(b), roots.get(c)),
+            (0x1000, 0x2000, 0x2000)
+        );
+        roots.remove(a);
+        roots.remove(c);
+        assert_eq!((roots.get(a) & 1, roots.get(c) & 1), (1, 1));
+        assert_eq!(roots.add(0x3000), Some(c));
+        assert_eq!(roots.add(0x4000), Some(a));
+        assert_eq!(roots.add(0x5000), Some(3));
+        roots.set(b, 0x6000);
+        assert_eq!(roots.get(b), 0x6000);
+    }
+
+    #[test]
+    fn the_last_handle_is_followed_by_none() {
+        let roots = Roots::new(1 << 12).unwrap();
+        for i in 0..1 << 12 {
+            assert_eq!(roots.add(i * 16), Some(i));
+        }
+        assert_eq!(roots.add(16), None);
+        roots.remove(7);
+        assert_eq!(roots.add(16), Some(7));
+    }
+
+    #[test]
+    fn an_encoding_has_one_number() {
+        let mut tables = Tables::default();
+        assert_eq!(tables.encoding(Encoding::RAW), 0);
+        assert_eq!(tables.encoding(Encoding::low_bits(3)), 1);
+        assert_eq!(tables.encoding(Encoding::RAW), 0);
+    }
+}
