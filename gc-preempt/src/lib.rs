@@ -69,5 +69,5 @@ pub use park::{Mutex, MutexGuard};
 pub use walk::{RootSink, WalkStats};
 pub use world::{
     AttachError, HandshakeError, SetupError, StopError, StopReport, Stopped, StoppedMutator, World,
-    blocking_here, no_preempt_here,
+    blocking_here, holds_a_stop, no_preempt_here,
 };

@@ -668,3 +668,9 @@ pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
         None => f(),
     }
 }
+
+/// Does the running thread hold a stop: has it stopped a world and not resumed it yet? For allocators that abort on a malloc in a stopped
+/// world. Takes no lock and allocates nothing.
+pub fn holds_a_stop() -> bool {
+    STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()
+}
