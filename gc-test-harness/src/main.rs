@@ -1,2 +1,82 @@
-//! gclab
-fn main() {}
+//! `gclab`: the command line of the laboratory. Without a command it runs the demo.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use gc_test_harness::lab::pause;
+
+/// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
+const USAGE: u8 = 64;
+
+/// Stops threads at any instruction, scans them, collects, and says how long that took.
+///
+/// Without a command: the demo. Managed threads in poll-free loops run beside threads that allocate; all are stopped by
+/// signal, scanned, collected and resumed, and check their own answers.
+#[derive(Debug, Parser)]
+#[command(name = "gclab", version, max_term_width = 100)]
+struct Cli {
+    /// Print one JSON object on stdout instead of a table
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
+    Pause(Pause),
+}
+
+#[derive(Args, Debug)]
+struct Pause {
+    /// Threads in loops [default: one a processor]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    threads: Option<u32>,
+    /// Rounds a block; nine blocks alternate with the floor's
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rounds: u32,
+    /// Microseconds to sleep after each resume
+    #[arg(long, default_value_t = 100)]
+    gap: u64,
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors and go to stdout; if that is closed there is nobody left to tell.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        }
+    };
+    match cli.command {
+        None => ExitCode::SUCCESS,
+        Some(Command::Pause(options)) => run_pause(&options, cli.json),
+    }
+}
+
+fn run_pause(options: &Pause, json: bool) -> ExitCode {
+    let threads = options.threads.map_or_else(
+        || std::thread::available_parallelism().map_or(1, usize::from),
+        |threads| threads as usize,
+    );
+    let outcome = pause::measure(&pause::Options {
+        threads,
+        rounds: options.rounds,
+        gap: Duration::from_micros(options.gap),
+        ..pause::Options::default()
+    });
+    match outcome {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn failed(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("gclab: {error}");
+    ExitCode::FAILURE
+}

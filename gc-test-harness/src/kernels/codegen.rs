@@ -27,6 +27,9 @@ use cranelift_jit::{
     ArenaMemoryProvider, BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule,
 };
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
+use gc_preempt::World;
+use gc_preempt::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
+use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
 
 /// Address space of an arena unless another size is asked for: enough for any program here, and far below the 2 GiB
@@ -47,6 +50,13 @@ pub enum CodegenError {
         /// Cranelift's own words.
         why: String,
     },
+    /// A compiled function could not be registered as managed code.
+    Register {
+        /// The function's name.
+        function: String,
+        /// What was wrong with its stack maps or its range.
+        why: String,
+    },
 }
 
 impl fmt::Display for CodegenError {
@@ -58,6 +68,9 @@ impl fmt::Display for CodegenError {
             CodegenError::Arena(why) => write!(f, "no room for machine code: {why}"),
             CodegenError::Compile { function, why } => {
                 write!(f, "cannot compile `{function}`: {why}")
+            }
+            CodegenError::Register { function, why } => {
+                write!(f, "cannot register `{function}` as managed code: {why}")
             }
         }
     }
@@ -219,6 +232,36 @@ impl Code {
         // long as `self.memory` lives.
         unsafe {
             std::slice::from_raw_parts(self.facts.address as *const u8, self.facts.size as usize)
+        }
+    }
+
+    /// Its stack maps.
+    pub fn maps(&self) -> Result<StackMaps, CodegenError> {
+        StackMaps::from_cranelift(std::slice::from_ref(&self.facts))
+            .map_err(|e| self.refused(&e.to_string()))
+    }
+
+    /// Registers it with a world as managed code, to be kept mapped for as long as a stack returns into it. `encoding`
+    /// is what the world's heap understands by it.
+    pub fn register(&self, world: &World, encoding: u32) -> Result<CodeGuard, CodegenError> {
+        let spec = CodeSpec {
+            range: self.range(),
+            what: CodeWhat::Managed {
+                frames: FrameRule::Rbp,
+                maps: self.maps()?,
+                encoding,
+            },
+            owner: Some(Box::new(self.memory())),
+        };
+        world
+            .register_code(spec)
+            .map_err(|e| self.refused(&e.to_string()))
+    }
+
+    fn refused(&self, why: &str) -> CodegenError {
+        CodegenError::Register {
+            function: self.name.clone(),
+            why: why.to_owned(),
         }
     }
 

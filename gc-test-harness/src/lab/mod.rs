@@ -1,4 +1,5 @@
 //! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and programs about it.
 
 pub mod floor;
+pub mod pause;
 pub mod report;
