@@ -1,6 +1,6 @@
 //! The process's code map: which ranges of addresses hold managed code, and where inside or outside of it a thread must not be stopped.
 //!
-//! The signal handler asks it about one PC ([`CodeMap::classify`]), the walker about each return address. Both are a binary search through a sorted table of
+//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return address. Both are a binary search through a sorted table of
 //! disjoint segments that never changes: whoever registers code builds another table and publishes it by one store.
 //!
 //! # Why an old table can be freed at once
@@ -13,7 +13,7 @@
 //! # How code is removed
 //!
 //! Dropping a [`CodeGuard`] only sets a mark. The next stop of the code's world looks for a word on any of its stacks that points into the range
-//! ([`CodeMap::reap`], which neither allocates nor frees); what no word names is unlinked after the resume ([`CodeMap::sweep`]), and its owner is dropped after
+//! (`CodeMap::reap`, which neither allocates nor frees); what no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped after
 //! the registry lock is released, since an owner's drop may do anything.
 
 use std::any::Any;

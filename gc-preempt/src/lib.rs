@@ -46,7 +46,6 @@
 
 mod arch;
 mod attach;
-#[allow(dead_code)] // until the walker reads it
 pub mod code;
 mod config;
 pub mod context;
@@ -54,9 +53,9 @@ mod mutator;
 mod park;
 mod registry;
 mod signal;
-#[allow(dead_code)] // until the walker reads it
 pub mod stackmap;
 mod state;
+mod unwind;
 pub mod walk;
 mod watchdog;
 mod world;

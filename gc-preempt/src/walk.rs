@@ -1,6 +1,37 @@
 //! Walks a stopped thread's frames from the innermost outwards and says of each where its references may be.
+//!
+//! The walk is *sound by default*: a frame is passed over only as far as something vouches for what it holds (a stack map) and for where it ends (a frame rule, an
+//! unwind table). Where knowledge ends, every word from there to the stack's base is reported as possibly a reference, or to the next point where it begins
+//! again: an injected call further out, whose registers are known.
+//!
+//! # Two kinds of frame
+//!
+//! A frame that was **interrupted** stands at any instruction. No map speaks of it: its registers, its red zone and all its words up to its CFA are reported word by
+//! word. That is the innermost frame, and every frame behind an interruption further out (a hook that runs in an injected call, a signal handler of somebody else's),
+//! also if its PC happens to equal a return address.
+//!
+//! A frame that **called** stands at a return address. If that lies in managed code with an entry in the stack maps, its slots are exact. Two of its areas are
+//! reported word by word all the same: the arguments of the call, which the callee may not have read yet, and the registers that it saved for its caller, which may be
+//! the only copy of a reference of a native caller's. A managed return address without entry may be a call that the compiler made up, with references in registers:
+//! word by word, and counted.
+//!
+//! # Where a frame ends
+//!
+//! Code laid out by RBP (Cranelift's): a frame that called ends two words above RBP. For one that was interrupted its unwind table, if it had one, would be wrong in the
+//! epilogue, so the place of the PC decides: before `push rbp` and at `ret`, SP is at the return address; after the push it is one word further; elsewhere RBP
+//! is the frame's own. (Single-stepped through whole functions without an error.) Everything else ends where the unwind table says, see `unwind.rs`.
+//!
+//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after its address was compared with the stack's bounds, and SP grows from
+//! frame to frame, so the walk ends.
 
 use std::ops::Range;
+use std::ptr;
+
+use crate::arch::RED_ZONE;
+use crate::code::{CodeMap, FrameRule, Managed};
+use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
+use crate::stackmap::{From, Place, Site};
+use crate::unwind::{Back, PRESERVED, Rule, Saved, Session, Value};
 
 /// Takes what a walk finds.
 ///
@@ -37,25 +68,454 @@ impl std::ops::AddAssign for WalkStats {
         self.to_base |= other.to_base;
     }
 }
-/// Scans everything word by word: the registers, the vector state, and the stack from the red zone to its base.
-pub(crate) fn walk(
-    snapshot: &crate::context::Snapshot,
+
+/// Walks the stack of a thread that stands as `snapshot` says, in the stop of that number.
+///
+/// `stack` is the thread's whole stack. If SP does not lie in it, all of it is reported.
+///
+/// # Safety
+/// The thread is stopped and stays so; the registry lock is held; `stack` is readable memory, as are the interruptions that the snapshot lists; and the code of
+/// every managed frame on the stack is mapped.
+pub(crate) unsafe fn walk(
+    code: &CodeMap,
+    number: u64,
+    snapshot: &Snapshot,
     stack: Range<usize>,
     sink: &mut dyn RootSink,
 ) -> WalkStats {
-    let gpr = snapshot.registers.gpr.as_ptr_range();
-    sink.conservative(gpr.start as usize..gpr.end as usize);
-    if !snapshot.vectors.is_empty() {
-        sink.conservative(snapshot.vectors.start..snapshot.vectors.end & !7);
-    }
-    let sp = snapshot
-        .registers
-        .sp()
-        .saturating_sub(crate::arch::RED_ZONE);
-    sink.conservative((sp & !7).max(stack.start)..stack.end);
-    WalkStats {
-        conservative: 1,
-        to_base: true,
-        ..WalkStats::default()
+    let mut walker = Walker {
+        code,
+        session: Session::new(number),
+        stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
+        sink,
+        stats: WalkStats::default(),
+        pending: snapshot.interrupted,
+        #[cfg(test)]
+        trace: Vec::new(),
+    };
+    walker.saved(&snapshot.registers, &snapshot.vectors);
+    let frame = match snapshot.origin {
+        Origin::Signal | Origin::Injected => Frame::interrupted(&snapshot.registers),
+        Origin::Call => Frame::called(&snapshot.registers),
+    };
+    walker.run(frame);
+    walker.stats
+}
+
+/// A stack, the part of memory that the walk reads words of.
+struct Stack(Range<usize>);
+
+impl Stack {
+    /// The word at that address, if the address is a word's on the stack.
+    fn word(&self, address: usize) -> Option<usize> {
+        (address.is_multiple_of(8) && self.0.contains(&address)).then(|| {
+            // SAFETY: on the stack, which `walk`'s contract calls readable, and aligned. (The bounds are multiples of eight, so the whole word lies inside.)
+            // Volatile: it is another thread's memory.
+            unsafe { ptr::read_volatile(address as *const usize) }
+        })
     }
 }
+
+/// Where the walk stands.
+#[derive(Clone, Copy)]
+struct Frame {
+    pc: usize,
+    registers: [usize; 16],
+    /// Bit n: `registers[n]` is known. RSP always is.
+    known: u16,
+    /// The frame stands at any instruction, with a red zone; otherwise at a return address.
+    interrupted: bool,
+}
+
+impl Frame {
+    fn interrupted(registers: &Registers) -> Self {
+        Self {
+            pc: registers.pc,
+            registers: registers.gpr,
+            known: u16::MAX,
+            interrupted: true,
+        }
+    }
+
+    fn called(registers: &Registers) -> Self {
+        Self {
+            pc: registers.pc,
+            registers: registers.gpr,
+            known: 1 << RSP | 1 << RBP,
+            interrupted: false,
+        }
+    }
+
+    fn caller(pc: usize, sp: usize, rbp: Option<usize>) -> Self {
+        let mut frame = Self {
+            pc,
+            registers: [0; 16],
+            known: 0,
+            interrupted: false,
+        };
+        frame.set(RSP, Some(sp));
+        frame.set(RBP, rbp);
+        frame
+    }
+
+    fn set(&mut self, register: usize, value: Option<usize>) {
+        if let Some(value) = value {
+            self.registers[register] = value;
+            self.known |= 1 << register;
+        }
+    }
+
+    fn get(&self, register: usize) -> Option<usize> {
+        (self.known & 1 << register != 0).then_some(self.registers[register])
+    }
+
+    fn sp(&self) -> usize {
+        self.registers[RSP]
+    }
+
+    /// The PC by which tables are searched: inside the call instruction, which may be the last of its function.
+    fn inside(&self) -> usize {
+        if self.interrupted {
+            self.pc
+        } else {
+            self.pc.wrapping_sub(1)
+        }
+    }
+
+    /// Where the frame's own words begin.
+    fn low(&self) -> usize {
+        let red_zone = if self.interrupted { RED_ZONE } else { 0 };
+        self.sp().saturating_sub(red_zone) & !7
+    }
+}
+
+/// What comes after a frame. All of it was compared with the stack's bounds.
+struct Step {
+    /// Where this frame ends.
+    cfa: usize,
+    next: Next,
+    /// Bytes below the CFA that may hold registers of the caller.
+    saves: u32,
+}
+
+enum Next {
+    Frame(Frame),
+    /// There is none: the outermost frame.
+    End,
+}
+
+struct Walker<'a> {
+    code: &'a CodeMap,
+    session: Session,
+    stack: Stack,
+    sink: &'a mut dyn RootSink,
+    stats: WalkStats,
+    /// The next injected call further out.
+    pending: *const Interrupted,
+    #[cfg(test)]
+    trace: Vec<usize>,
+}
+
+impl Walker<'_> {
+    /// Reports the registers of an interruption.
+    fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
+        let gpr = registers.gpr.as_ptr_range();
+        self.sink.conservative(gpr.start as usize..gpr.end as usize);
+        self.report(vectors.start & !7..vectors.end.saturating_add(7) & !7);
+    }
+
+    fn report(&mut self, words: Range<usize>) {
+        if !words.is_empty() {
+            self.sink.conservative(words);
+        }
+    }
+
+    fn run(&mut self, mut frame: Frame) {
+        if !self.stack.0.contains(&frame.sp()) {
+            // Nobody knows what that stack is; all of the thread's own may be alive.
+            self.stats.to_base = true;
+            self.stats.conservative += 1;
+            return self.report(self.stack.0.clone());
+        }
+        loop {
+            #[cfg(test)]
+            self.trace.push(frame.pc);
+            let low = frame.low().max(self.stack.0.start);
+            let outer = self.interruption(frame.sp());
+            // The frame must end before the red zone of the next interruption begins; one that does not is the trampoline's, or the walk went wrong.
+            let limit = outer.map_or(self.stack.0.end, |o| (o.registers.sp() - RED_ZONE) & !7);
+            let next = match self.frame(&frame, low, limit) {
+                Some(Next::Frame(next)) => Some(next),
+                Some(Next::End) if outer.is_none() => return,
+                _ => None,
+            };
+            frame = match (next, outer) {
+                (Some(next), _) => next,
+                (None, Some(outer)) => {
+                    self.report(low..limit);
+                    self.saved(&outer.registers, &outer.vectors);
+                    self.pending = outer.next;
+                    self.stats.conservative += 1;
+                    Frame::interrupted(&outer.registers)
+                }
+                (None, None) => {
+                    self.report(low..limit);
+                    self.stats.conservative += 1;
+                    self.stats.to_base = true;
+                    return;
+                }
+            };
+        }
+    }
+
+    /// The next injected call that lies further out than `sp`. Entries that do not are of hooks that were left by a long jump.
+    fn interruption<'b>(&mut self, sp: usize) -> Option<&'b Interrupted> {
+        loop {
+            // SAFETY: null, or an entry of the stopped thread's list, readable by `walk`'s contract.
+            let outer = unsafe { self.pending.as_ref()? };
+            let outer_sp = outer.registers.sp();
+            if self.stack.0.contains(&outer_sp) && outer_sp.saturating_sub(RED_ZONE) > sp {
+                return Some(outer);
+            }
+            self.pending = outer.next;
+        }
+    }
+
+    /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot be done.
+    fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
+        // SAFETY: the registry lock is held by `walk`'s contract.
+        let managed = unsafe { self.code.managed(frame.inside()) };
+        let Some(managed) = managed else {
+            let step = match self.session.rule(frame.inside())? {
+                Rule {
+                    back: Back::Signal, ..
+                } => self.signal_frame(frame, limit)?,
+                rule => self.by_rule(frame, &rule, limit)?,
+            };
+            return Some(self.word_by_word(low, step));
+        };
+        let step = match managed.frames {
+            FrameRule::Rbp if frame.interrupted => self.by_place(frame, &managed, limit)?,
+            FrameRule::Rbp => self.by_rbp(frame, limit)?,
+            FrameRule::Cfi => {
+                let rule = self.session.rule(frame.inside())?;
+                if rule.back == Back::Signal {
+                    return None;
+                }
+                self.by_rule(frame, &rule, limit)?
+            }
+        };
+        if frame.interrupted {
+            return Some(self.word_by_word(low, step));
+        }
+        let Some(site) = managed.maps.site(frame.pc) else {
+            self.stats.unknown_sites += 1;
+            return Some(self.word_by_word(low, step));
+        };
+        if !site.known {
+            return Some(self.word_by_word(low, step));
+        }
+        let body = match managed.frames {
+            FrameRule::Rbp => {
+                // The map counts from FP - span. Should that not be where the callee's frame ended, then one of the two is wrong.
+                let fp = step.cfa - 16;
+                if site.layout.span.map(|span| fp.checked_sub(span as usize)) != Some(Some(low)) {
+                    return None;
+                }
+                low..fp - site.layout.clobber as usize
+            }
+            FrameRule::Cfi => {
+                // Everything that lies in an aligned frame is a word of its own, so a size that is no multiple of eight does not occur.
+                let saves = step.saves as usize;
+                match step.cfa.checked_sub(saves).filter(|top| *top >= low) {
+                    Some(top) => low..top & !7,
+                    None => return Some(self.word_by_word(low, step)),
+                }
+            }
+        };
+        Some(self.exact(frame, &managed, &site, body, step))
+    }
+
+    /// Reports all of a frame word by word.
+    fn word_by_word(&mut self, low: usize, step: Step) -> Next {
+        self.stats.conservative += 1;
+        self.report(low..step.cfa);
+        step.next
+    }
+
+    /// Reports the slots of a managed frame, and its arguments and saved registers word by word. `body` ends where the saved registers begin.
+    fn exact(
+        &mut self,
+        frame: &Frame,
+        managed: &Managed<'_>,
+        site: &Site<'_>,
+        body: Range<usize>,
+        step: Step,
+    ) -> Next {
+        let inside = |place: Place| {
+            let base = match place.from {
+                From::Sp => body.start,
+                From::Rbp => frame.get(RBP)?,
+            };
+            let address = base.checked_add_signed(place.offset as isize)?;
+            (body.contains(&address) && address.is_multiple_of(8)).then_some(address)
+        };
+        let arguments = site
+            .layout
+            .outgoing
+            .map(|bytes| body.start + bytes as usize);
+        let sound = site
+            .slots
+            .iter()
+            .flat_map(|s| [Some(s.edge), s.derived])
+            .flatten()
+            .all(|place| inside(place).is_some());
+        let Some(arguments) = arguments.filter(|end| sound && *end <= step.cfa) else {
+            return self.word_by_word(body.start, step);
+        };
+        self.stats.precise += 1;
+        for slot in site.slots {
+            let Some(edge) = inside(slot.edge) else {
+                continue;
+            };
+            match slot.derived.and_then(inside) {
+                Some(derived) => self.sink.derived(edge, derived, managed.encoding),
+                None => self.sink.exact(edge, managed.encoding),
+            }
+        }
+        self.report(body.start..arguments);
+        self.report(body.end..step.cfa - 8);
+        step.next
+    }
+
+    /// The end of an interrupted frame that is laid out by RBP.
+    fn by_place(&self, frame: &Frame, managed: &Managed<'_>, limit: usize) -> Option<Step> {
+        /// `push rbp; mov rbp, rsp`
+        const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+        const RET: [u8; 2] = [0xc3, 0xc2];
+        let function = managed.maps.function(frame.pc)?;
+        // SAFETY: both lie in a registered function, which is mapped by `walk`'s contract. A function of fewer than four bytes does not begin with the prologue, and a
+        // page does not end inside of these four bytes unless the function does, since it is not registered to begin there otherwise.
+        let (start, here) = unsafe {
+            let start: [u8; 4] = ptr::read_unaligned(function as *const [u8; 4]);
+            (start, ptr::read(frame.pc as *const u8))
+        };
+        if start != PROLOGUE {
+            return None;
+        }
+        let sp = frame.sp();
+        let (cfa, rbp) = if frame.pc == function || RET.contains(&here) {
+            (sp.checked_add(8)?, frame.get(RBP))
+        } else if frame.pc == function + 1 {
+            (sp.checked_add(16)?, self.stack.word(sp))
+        } else {
+            let rbp = frame.get(RBP)?;
+            (rbp.checked_add(16)?, self.stack.word(rbp))
+        };
+        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, rbp))
+    }
+
+    /// The end of a frame laid out by RBP that stands at a call.
+    fn by_rbp(&self, frame: &Frame, limit: usize) -> Option<Step> {
+        let rbp = frame.get(RBP)?;
+        let cfa = rbp.checked_add(16)?;
+        let above = self.stack.word(rbp);
+        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, above))
+    }
+
+    /// The end of a frame by its unwind rule.
+    fn by_rule(&self, frame: &Frame, rule: &Rule, limit: usize) -> Option<Step> {
+        let cfa = self.value(frame, rule.cfa)?;
+        if rule.back == Back::Outermost {
+            return (cfa > frame.sp() && cfa <= limit && cfa.is_multiple_of(8)).then_some(Step {
+                cfa,
+                next: Next::End,
+                saves: rule.saves,
+            });
+        }
+        let mut step = self.step(frame, cfa, limit, |pc| {
+            let mut caller = Frame::caller(pc, cfa, None);
+            for (register, saved) in PRESERVED.into_iter().zip(rule.saved) {
+                let value = match saved {
+                    Saved::Same => frame.get(register),
+                    Saved::Lost => None,
+                    Saved::Cfa(offset) => cfa
+                        .checked_add_signed(offset as isize)
+                        .and_then(|a| self.stack.word(a)),
+                    Saved::At(at) => self.value(frame, at).and_then(|a| self.stack.word(a)),
+                };
+                caller.set(register, value);
+            }
+            caller
+        })?;
+        step.saves = rule.saves;
+        Some(step)
+    }
+
+    /// A step over a frame that returns through the word below its CFA.
+    fn step(
+        &self,
+        frame: &Frame,
+        cfa: usize,
+        limit: usize,
+        caller: impl FnOnce(usize) -> Frame,
+    ) -> Option<Step> {
+        if cfa <= frame.sp() || cfa > limit {
+            return None;
+        }
+        let pc = self.stack.word(cfa - 8)?;
+        Some(Step {
+            cfa,
+            next: Next::Frame(caller(pc)),
+            saves: 16,
+        })
+    }
+
+    fn value(&self, frame: &Frame, value: Value) -> Option<usize> {
+        let Value {
+            register,
+            offset,
+            loaded,
+        } = value;
+        let sum = frame
+            .get(register.into())?
+            .checked_add_signed(offset as isize)?;
+        match loaded {
+            None => Some(sum),
+            Some(add) => self.stack.word(sum)?.checked_add_signed(add as isize),
+        }
+    }
+
+    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal interrupted, with all of its registers in between.
+    fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<Step> {
+        /// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
+        const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+        /// From the ucontext to `uc_mcontext.gregs`.
+        const GREGS: usize = 40;
+        /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
+        const PLACES: [usize; 18] = [13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17];
+        // Also interrupted between its two instructions it is still a trampoline, but not one at this PC; that rare case is scanned to the base.
+        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the table's word, so all nine bytes are there.
+        let here: [u8; 9] = unsafe { ptr::read_unaligned(frame.pc as *const [u8; 9]) };
+        if here != RESTORE {
+            return None;
+        }
+        let gregs = frame.sp().checked_add(GREGS)?;
+        let mut values = [0; 18];
+        for (value, place) in values.iter_mut().zip(PLACES) {
+            *value = self.stack.word(gregs.checked_add(8 * place)?)?;
+        }
+        let [gpr @ .., pc, flags] = values;
+        let registers = Registers { gpr, pc, flags };
+        // On another stack (the handler ran on an alternate one) nothing more is known.
+        let cfa = registers.sp().checked_sub(RED_ZONE)? & !7;
+        (cfa > gregs && cfa <= limit).then_some(Step {
+            cfa,
+            next: Next::Frame(Frame::interrupted(&registers)),
+            saves: 0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

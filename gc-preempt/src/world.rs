@@ -18,7 +18,8 @@ use crate::context::Snapshot;
 use crate::mutator::{Mutator, MutatorId, blocked, outstanding};
 use crate::registry::{self, BEGUN, RESUMED, Record, RegistryGuard};
 use crate::state::Turn;
-use crate::walk::{RootSink, WalkStats};
+use crate::unwind;
+use crate::walk::{self, RootSink, WalkStats};
 use crate::{arch, attach, code, park, signal, watchdog};
 use core::cell::UnsafeCell;
 use core::ops::Range;
@@ -107,6 +108,7 @@ impl World {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut lock = registry::lock();
         arch::setup().map_err(SetupError::Processor)?;
+        unwind::setup();
         register_own_code(&lock).map_err(SetupError::Code)?;
         watchdog::install_panic_hook();
         attach::install_fork_handlers().map_err(SetupError::Signal)?;
@@ -544,7 +546,17 @@ impl<'s> StoppedMutator<'s> {
 
     /// Walks its frames from the innermost outwards.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
-        crate::walk::walk(self.snapshot(), self.stack(), sink)
+        // SAFETY: the stop that this value borrows holds the thread and the registry lock; its stack is mapped while it lives, and code that a stack returns into
+        // stays registered and mapped.
+        unsafe {
+            walk::walk(
+                &code::CODE,
+                self.number,
+                self.snapshot(),
+                self.stack(),
+                sink,
+            )
+        }
     }
 }
 

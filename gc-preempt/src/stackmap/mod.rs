@@ -4,7 +4,7 @@
 //! stopped world by a binary search; reading allocates nothing and cannot fail.
 //!
 //! What is *not* in the table is not "no references". A return address without an entry may be a call that the compiler made on its own, so the walker scans
-//! such a frame conservatively, and so it does where an entry says that the compiler does not know ([`Site::known`]).
+//! such a frame conservatively, and so it does where an entry says that the compiler does not know ([`cranelift::Site::known`]).
 
 use std::fmt;
 use std::ops::Range;

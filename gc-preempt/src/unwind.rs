@@ -1,0 +1,654 @@
+//! Says how to get from a native frame to its caller's, by the unwind tables (CFI) of the module that the frame's PC lies in.
+//!
+//! The answer is a [`Rule`] or nothing. Nothing means that no table covers this very PC, or that its row says something that cannot be expressed here; the walker
+//! then scans conservatively. There is no third case: no guessing by RBP, no disassembly. (The unwinder that Urge began with, framehop, follows RBP silently where
+//! it has no table, and a stale RBP can lead into a plausible chain. It also wants every module announced beforehand, and takes all modules anew when one
+//! is loaded.)
+//!
+//! # In the stopped world
+//!
+//! A mutator may be stopped inside malloc, inside `dlopen`, with the loader's lock held. So the module is found by glibc's `_dl_find_object` (2.35 and later; also
+//! for the vDSO), which takes no lock: it reads one of two copies of a sorted table, and a writer that is stopped in the middle holds up nobody. It is looked up
+//! by `dlsym` once ([`setup`]), outside of any stop; where it is missing, no native frame has a rule. Tables are parsed by gimli with storage on the stack. Nothing
+//! here allocates, locks or panics.
+//!
+//! # The cache
+//!
+//! A cold look-up takes about half a microsecond, and the same frames come back at every stop, so rules are kept by PC. What makes a kept rule wrong is that a
+//! module is unloaded and another one loaded at its address. While a frame lies on a stopped stack its module stays, so within one stop every rule is good. From one
+//! stop to the next only those are kept whose module is never unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The others
+//! carry the number of their stop and are looked up anew at the next.
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_int, c_void};
+use std::ops::Range;
+use std::slice;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+
+use gimli::{
+    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, Register,
+    RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection,
+    UnwindTableRow,
+};
+
+use crate::context::{RBP, RSP};
+
+/// DWARF numbers of the registers that a callee preserves, RSP aside.
+pub(crate) const PRESERVED: [usize; 6] = [3, RBP, 12, 13, 14, 15];
+const RETURN_ADDRESS: u16 = 16;
+
+/// How to get to the caller of one frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// The canonical frame address: SP in the caller, once this frame has returned.
+    pub(crate) cfa: Value,
+    pub(crate) back: Back,
+    /// Where the caller's values of the [`PRESERVED`] registers are.
+    pub(crate) saved: [Saved; PRESERVED.len()],
+    /// All registers that the frame has saved for its caller, and the return address, lie in so many bytes below the CFA.
+    pub(crate) saves: u32,
+}
+
+/// How a frame returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// To the address in the word below the CFA.
+    Address,
+    /// It has no caller: the outermost frame of its stack.
+    Outermost,
+    /// By `rt_sigreturn`: it is the trampoline of a signal handler, and what the signal interrupted stands in the ucontext at SP. The other fields mean nothing.
+    Signal,
+}
+
+/// Where the caller's value of a register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Saved {
+    /// In the register.
+    Same,
+    /// Nowhere.
+    Lost,
+    /// In memory, so many bytes from the CFA.
+    Cfa(i32),
+    /// In memory, at this address.
+    At(Value),
+}
+
+/// A number that is known once registers and stack are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Value {
+    /// DWARF number of a general register.
+    pub(crate) register: u8,
+    /// Added to it.
+    pub(crate) offset: i32,
+    /// If there, the sum is an address, and this is added to the word that lies there.
+    pub(crate) loaded: Option<i32>,
+}
+
+impl Rule {
+    const SIGNAL: Self = Self {
+        cfa: Value {
+            register: RSP as u8,
+            offset: 0,
+            loaded: None,
+        },
+        back: Back::Signal,
+        saved: [Saved::Lost; PRESERVED.len()],
+        saves: 0,
+    };
+}
+
+/// glibc's `struct dl_find_object` for x86-64, of `<dlfcn.h>`.
+#[repr(C)]
+struct DlFindObject {
+    flags: u64,
+    map_start: usize,
+    map_end: usize,
+    link_map: *const c_void,
+    /// The section `.eh_frame_hdr`, or null.
+    eh_frame_hdr: usize,
+    reserved: [u64; 7],
+}
+
+type FindObject = unsafe extern "C" fn(*const c_void, *mut DlFindObject) -> c_int;
+
+/// `_dl_find_object`, or null.
+static FIND: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Start and end of the modules that are never unloaded.
+static STAYING: [[AtomicUsize; 2]; 5] = [const { [const { AtomicUsize::new(0) }; 2] }; 5];
+
+/// Looks up what cannot be looked up in a stop. May be called again.
+pub(crate) fn setup() {
+    // SAFETY: `dlsym` with a C string.
+    let find = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) };
+    if find.is_null() {
+        return;
+    }
+    // SAFETY: as above; the name is one that only libc defines.
+    let libc = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"gnu_get_libc_version".as_ptr()) };
+    // SAFETY: `getauxval` only reads.
+    let [executable, vdso] =
+        [libc::AT_PHDR, libc::AT_SYSINFO_EHDR].map(|at| unsafe { libc::getauxval(at) } as usize);
+    // Release pairs with the Acquire in `module`. (Whoever stops the world has been through here himself, or has got the world from who has.)
+    FIND.store(find, Ordering::Release);
+    let anchors = [
+        setup as fn() as usize,
+        libc as usize,
+        find as usize,
+        executable,
+        vdso,
+    ];
+    for (place, anchor) in STAYING.iter().zip(anchors) {
+        if let Some(module) = module(anchor) {
+            place[0].store(module.map.start, Ordering::Relaxed);
+            place[1].store(module.map.end, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The module at an address.
+struct Module {
+    map: Range<usize>,
+    eh_frame_hdr: usize,
+}
+
+fn module(pc: usize) -> Option<Module> {
+    // Acquire pairs with the Release in `setup`.
+    let find = FIND.load(Ordering::Acquire);
+    if find.is_null() {
+        return None;
+    }
+    // SAFETY: `dlsym` gave it under the name of a function of this type.
+    let find: FindObject = unsafe { std::mem::transmute::<*mut c_void, FindObject>(find) };
+    let mut found = DlFindObject {
+        flags: 0,
+        map_start: 0,
+        map_end: 0,
+        link_map: std::ptr::null(),
+        eh_frame_hdr: 0,
+        reserved: [0; 7],
+    };
+    // SAFETY: it takes any address and fills the struct in.
+    if unsafe { find(pc as *const c_void, &mut found) } != 0 {
+        return None;
+    }
+    let map = found.map_start..found.map_end;
+    (map.contains(&pc) && map.contains(&found.eh_frame_hdr)).then_some(Module {
+        map,
+        eh_frame_hdr: found.eh_frame_hdr,
+    })
+}
+
+impl Module {
+    /// From `address` to the end of the loaded segment that it lies in: all of it is readable, which the whole map need not be.
+    fn segment(&self, address: usize) -> Option<&'static [u8]> {
+        const PT_LOAD: u32 = 1;
+        let head = self.map.start as *const libc::Elf64_Ehdr;
+        // SAFETY: a module's map starts with its first loaded segment, which holds at least a page; that it holds the ELF header is checked next.
+        let head = unsafe { head.read_unaligned() };
+        if head.e_ident[..4] != *b"\x7fELF"
+            || usize::from(head.e_phentsize) != size_of::<libc::Elf64_Phdr>()
+        {
+            return None;
+        }
+        let table = self.map.start.checked_add(head.e_phoff as usize)?;
+        // The linker puts the table behind the header, on the same page.
+        if head.e_phoff as usize + usize::from(head.e_phnum) * size_of::<libc::Elf64_Phdr>() > 4096
+        {
+            return None;
+        }
+        let mut loaded = (0..head.e_phnum.into()).filter_map(|i| {
+            let at = (table + i * size_of::<libc::Elf64_Phdr>()) as *const libc::Elf64_Phdr;
+            // SAFETY: on the first page of the map, by the test above.
+            let segment = unsafe { at.read_unaligned() };
+            (segment.p_type == PT_LOAD).then_some(segment)
+        });
+        // The first segment tells by how much the module was moved.
+        let mut next = loaded.next();
+        let bias = self.map.start.wrapping_sub(next?.p_vaddr as usize & !4095);
+        while let Some(segment) = next {
+            let start = bias.wrapping_add(segment.p_vaddr as usize);
+            let end = start.checked_add(segment.p_filesz as usize)?;
+            if (start..end).contains(&address) {
+                // SAFETY: a loaded segment's bytes of the file, mapped and read-only (tables lie in no writable segment), for as long as the module stays; it
+                // stays while a PC on a stopped stack lies in it.
+                return Some(unsafe { slice::from_raw_parts(address as *const u8, end - address) });
+            }
+            next = loaded.next();
+        }
+        None
+    }
+
+    /// Where the entry (FDE) lies that may cover `pc`, and where `.eh_frame` begins: a binary search through the table that every linker makes.
+    fn entry(&self, pc: usize) -> Option<(usize, usize)> {
+        /// Version 1; `.eh_frame`'s place relative to the field; a 32-bit count; pairs of 32-bit offsets from the table's section.
+        const HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
+        let section = self.segment(self.eh_frame_hdr)?;
+        let (head, rest) = section.split_first_chunk::<4>()?;
+        if *head != HEAD {
+            return None;
+        }
+        let (frame, rest) = rest.split_first_chunk::<4>()?;
+        let (count, rest) = rest.split_first_chunk::<4>()?;
+        let from_hdr = |bytes: &[u8; 4]| {
+            self.eh_frame_hdr
+                .wrapping_add_signed(i32::from_le_bytes(*bytes) as isize)
+        };
+        let eh_frame = from_hdr(frame).wrapping_add(4);
+        let pairs = rest.as_chunks::<4>().0.as_chunks::<2>().0;
+        let pairs = pairs.get(..u32::from_le_bytes(*count) as usize)?;
+        let after = pairs.partition_point(|[start, _]| from_hdr(start) <= pc);
+        let [_, entry] = pairs.get(after.checked_sub(1)?)?;
+        Some((from_hdr(entry), eh_frame))
+    }
+}
+
+/// gimli's storage on the stack. A function saves at most its sixteen registers, and state is remembered one deep in all code that compilers make.
+struct Storage;
+
+impl UnwindContextStorage<usize> for Storage {
+    type Rules = [(Register, RegisterRule<usize>); 24];
+    type Stack = [UnwindTableRow<usize, Self>; 5];
+}
+
+type Section = EhFrame<EndianSlice<'static, LittleEndian>>;
+
+/// The rule at `pc`, from the tables.
+fn look_up(pc: usize) -> Option<Rule> {
+    let module = module(pc)?;
+    let (entry, eh_frame) = module.entry(pc)?;
+    let offset = entry.checked_sub(eh_frame)?;
+    let section: Section = EhFrame::new(module.segment(eh_frame)?, LittleEndian);
+    let bases = BaseAddresses::default().set_eh_frame(eh_frame as u64);
+    let fde = section
+        .fde_from_offset(&bases, EhFrameOffset(offset), EhFrame::cie_from_offset)
+        .ok()?;
+    if !fde.contains(pc as u64) {
+        return None;
+    }
+    if fde.is_signal_trampoline() {
+        return Some(Rule::SIGNAL);
+    }
+    let mut context = UnwindContext::<usize, Storage>::new_in();
+    let row = fde
+        .unwind_info_for_address(&section, &bases, &mut context, pc as u64)
+        .ok()?;
+    let evaluate =
+        |e: &UnwindExpression<usize>, pushed| evaluate(e.get(&section).ok()?.0.slice(), pc, pushed);
+    let cfa = match row.cfa() {
+        CfaRule::RegisterAndOffset { register, offset } => Value {
+            register: u8::try_from(register.0).ok().filter(|r| *r < 16)?,
+            offset: i32::try_from(*offset).ok()?,
+            loaded: None,
+        },
+        CfaRule::Expression(e) => evaluate(e, None)?,
+    };
+    let back = match row.register(Register(RETURN_ADDRESS)) {
+        Some(RegisterRule::Offset(-8)) => Back::Address,
+        None | Some(RegisterRule::Undefined) => Back::Outermost,
+        _ => return None,
+    };
+    let saved = PRESERVED.map(|register| match row.register(Register(register as u16)) {
+        // What a row does not name is as it was: the ABI's rule for these registers.
+        None | Some(RegisterRule::SameValue) => Saved::Same,
+        Some(RegisterRule::Offset(offset)) => i32::try_from(offset).map_or(Saved::Lost, Saved::Cfa),
+        Some(RegisterRule::Expression(e)) => {
+            let pushed = cfa.loaded.is_none().then_some(cfa);
+            evaluate(&e, pushed).map_or(Saved::Lost, Saved::At)
+        }
+        Some(_) => Saved::Lost,
+    });
+    let lowest = row
+        .registers()
+        .try_fold(-8, |lowest: i64, (_, rule)| match rule {
+            RegisterRule::Offset(offset) => Some(lowest.min(*offset)),
+            RegisterRule::Undefined | RegisterRule::SameValue => Some(lowest),
+            // Saved anywhere: perhaps at the frame's other end.
+            _ => None,
+        });
+    let saves = lowest
+        .and_then(|l| u32::try_from(-l).ok())
+        .unwrap_or(u32::MAX);
+    Some(Rule {
+        cfa,
+        back,
+        saved,
+        saves,
+    })
+}
+
+/// A number on the evaluation's stack.
+#[derive(Clone, Copy)]
+enum Term {
+    Constant(i64),
+    Value(Value),
+}
+
+/// Evaluates a DWARF expression as far as it can be without registers: the few forms that occur in unwind rows. The PLT's says whether PC stands behind its push
+/// (`rsp + 8 + ((rip & 15) >= 11) * 8`), a function that realigns its stack keeps its CFA in memory (`*(rbp - 8)`).
+#[allow(non_upper_case_globals, reason = "the names are DWARF's")]
+fn evaluate(code: &[u8], pc: usize, pushed: Option<Value>) -> Option<Value> {
+    use gimli::constants::{
+        DW_OP_and, DW_OP_breg0, DW_OP_breg31, DW_OP_const1s, DW_OP_const1u, DW_OP_deref, DW_OP_ge,
+        DW_OP_lit0, DW_OP_lit31, DW_OP_minus, DW_OP_plus, DW_OP_plus_uconst, DW_OP_shl, DwOp,
+    };
+    let mut input = code.iter().copied();
+    let mut stack = [Term::Constant(0); 8];
+    let mut depth = 0;
+    if let Some(value) = pushed {
+        stack[0] = Term::Value(value);
+        depth = 1;
+    }
+    while let Some(op) = input.next().map(DwOp) {
+        let term = if (DW_OP_lit0..=DW_OP_lit31).contains(&op) {
+            Term::Constant(i64::from(op.0 - DW_OP_lit0.0))
+        } else if (DW_OP_breg0..=DW_OP_breg31).contains(&op) {
+            let offset = leb(&mut input, true)?;
+            match op.0 - DW_OP_breg0.0 {
+                register @ 0..16 => Term::Value(Value {
+                    register,
+                    offset: i32::try_from(offset).ok()?,
+                    loaded: None,
+                }),
+                16 => Term::Constant((pc as i64).wrapping_add(offset)),
+                _ => return None,
+            }
+        } else if op == DW_OP_const1u {
+            Term::Constant(input.next()?.into())
+        } else if op == DW_OP_const1s {
+            Term::Constant((input.next()? as i8).into())
+        } else {
+            depth = usize::checked_sub(depth, 1)?;
+            let top = *stack.get(depth)?;
+            match op {
+                DW_OP_deref => match top {
+                    Term::Value(Value {
+                        register,
+                        offset,
+                        loaded: None,
+                    }) => Term::Value(Value {
+                        register,
+                        offset,
+                        loaded: Some(0),
+                    }),
+                    _ => return None,
+                },
+                DW_OP_plus_uconst => add(top, Term::Constant(leb(&mut input, false)?))?,
+                _ => {
+                    depth = usize::checked_sub(depth, 1)?;
+                    let below = *stack.get(depth)?;
+                    match (op, below, top) {
+                        (DW_OP_plus, a, b) => add(a, b)?,
+                        (DW_OP_minus, a, Term::Constant(b)) => {
+                            add(a, Term::Constant(b.checked_neg()?))?
+                        }
+                        (DW_OP_and, Term::Constant(a), Term::Constant(b)) => Term::Constant(a & b),
+                        (DW_OP_ge, Term::Constant(a), Term::Constant(b)) => {
+                            Term::Constant((a >= b).into())
+                        }
+                        (DW_OP_shl, Term::Constant(a), Term::Constant(b)) => {
+                            Term::Constant(a.checked_shl(u32::try_from(b).ok()?)?)
+                        }
+                        _ => return None,
+                    }
+                }
+            }
+        };
+        *stack.get_mut(depth)? = term;
+        depth += 1;
+    }
+    match stack.get(depth.checked_sub(1)?)? {
+        Term::Value(value) => Some(*value),
+        Term::Constant(_) => None,
+    }
+}
+
+fn add(a: Term, b: Term) -> Option<Term> {
+    let (mut value, by) = match (a, b) {
+        (Term::Constant(a), Term::Constant(b)) => return Some(Term::Constant(a.checked_add(b)?)),
+        (Term::Value(v), Term::Constant(c)) | (Term::Constant(c), Term::Value(v)) => (v, c),
+        _ => return None,
+    };
+    let field = value.loaded.as_mut().unwrap_or(&mut value.offset);
+    *field = i32::try_from(i64::from(*field).checked_add(by)?).ok()?;
+    Some(Term::Value(value))
+}
+
+/// A LEB128 number.
+fn leb(input: &mut impl Iterator<Item = u8>, signed: bool) -> Option<i64> {
+    let mut result = 0i64;
+    for shift in (0..63).step_by(7) {
+        let byte = input.next()?;
+        result |= i64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            if signed && byte & 0x40 != 0 {
+                result |= -1 << (shift + 7);
+            }
+            return Some(result);
+        }
+    }
+    None
+}
+
+// ---- the cache ----------------------------------------------------------------------------------------------------------------
+
+/// Entries of one cache; a program's stopped stacks show a few hundred distinct PCs.
+const ENTRIES: usize = 512;
+/// Caches: as many walks at the same time find one. A further one goes without.
+const CACHES: usize = 4;
+/// In the place of a stop's number: good in every stop.
+const ALWAYS: u64 = u64::MAX;
+
+#[derive(Clone, Copy)]
+struct Entry {
+    pc: usize,
+    /// The stop that it was looked up in, or [`ALWAYS`].
+    stop: u64,
+    rule: Option<Rule>,
+}
+
+struct Cache {
+    taken: AtomicBool,
+    entries: UnsafeCell<[Entry; ENTRIES]>,
+}
+
+// SAFETY: the entries are touched only by the session that has set `taken`.
+unsafe impl Sync for Cache {}
+
+static CACHE: [Cache; CACHES] = [const {
+    Cache {
+        taken: AtomicBool::new(false),
+        entries: UnsafeCell::new(
+            [Entry {
+                pc: 0,
+                stop: 0,
+                rule: None,
+            }; ENTRIES],
+        ),
+    }
+}; CACHES];
+
+/// One walk's access to the rules.
+pub(crate) struct Session {
+    stop: u64,
+    cache: Option<&'static Cache>,
+}
+
+impl Session {
+    /// For a walk in the stop (or handshake) of that number, which none before or after it has.
+    pub(crate) fn new(stop: u64) -> Self {
+        // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
+        let cache = CACHE
+            .iter()
+            .find(|c| !c.taken.swap(true, Ordering::Acquire));
+        Self { stop, cache }
+    }
+
+    /// The rule at a PC. For a frame that stands at a call, that is the return address less one: the call may be the last instruction of its row.
+    pub(crate) fn rule(&mut self, pc: usize) -> Option<Rule> {
+        let Some(cache) = self.cache else {
+            return look_up(pc);
+        };
+        // SAFETY: this session has taken the cache, and `&mut self` lends the entry once.
+        let entries = unsafe { &mut *cache.entries.get() };
+        // Fibonacci hashing: call sites are close together and far from random in their low bits.
+        let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let entry = &mut entries[hash as usize % ENTRIES];
+        if entry.pc != pc || (entry.stop != ALWAYS && entry.stop != self.stop) {
+            let stop = if stays(pc) { ALWAYS } else { self.stop };
+            *entry = Entry {
+                pc,
+                stop,
+                rule: look_up(pc),
+            };
+        }
+        entry.rule
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache {
+            // Release pairs with the Acquire in `new`.
+            cache.taken.store(false, Ordering::Release);
+        }
+    }
+}
+
+/// Whether `pc` lies in a module that is never unloaded.
+fn stays(pc: usize) -> bool {
+    STAYING.iter().any(|[start, end]| {
+        (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&pc)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(register: usize, offset: i32, loaded: Option<i32>) -> Option<Value> {
+        Some(Value {
+            register: register as u8,
+            offset,
+            loaded,
+        })
+    }
+
+    #[test]
+    fn the_plts_expression_depends_on_the_pc() {
+        // breg7+8 breg16+0 lit15 and lit11 ge lit3 shl plus
+        let plt = [0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22];
+        assert_eq!(evaluate(&plt, 0x1000, None), at(RSP, 8, None));
+        assert_eq!(evaluate(&plt, 0x100a, None), at(RSP, 8, None));
+        assert_eq!(evaluate(&plt, 0x100b, None), at(RSP, 16, None));
+    }
+
+    #[test]
+    fn a_cfa_in_memory_is_loaded_once() {
+        // breg6-8 deref
+        assert_eq!(evaluate(&[0x76, 0x78, 0x06], 0, None), at(RBP, -8, Some(0)));
+        // ... plus_uconst 16
+        assert_eq!(
+            evaluate(&[0x76, 0x78, 0x06, 0x23, 16], 0, None),
+            at(RBP, -8, Some(16))
+        );
+        assert_eq!(evaluate(&[0x76, 0x78, 0x06, 0x06], 0, None), None);
+        assert_eq!(evaluate(&[0x23, 8], 0, at(RSP, 8, None)), at(RSP, 16, None));
+    }
+
+    #[test]
+    fn what_cannot_be_expressed_is_no_rule() {
+        for code in [
+            &[][..],
+            &[0x31],
+            &[0x22],
+            &[0x76],
+            &[0x76, 0x80],
+            &[0x06],
+            &[0x76, 0, 0x77, 0, 0x22],
+            &[0x90, 0x40, 0],
+            &[0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31],
+            &[0xff],
+        ] {
+            assert_eq!(evaluate(code, 0, None), None, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn modules_are_found_also_the_vdso_and_nothing_else() {
+        setup();
+        setup();
+        let own = setup as fn() as usize;
+        // SAFETY: only reads.
+        let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
+        for address in [own, vdso, libc::qsort as *const () as usize] {
+            let module = module(address).expect("a module");
+            assert!(module.segment(module.eh_frame_hdr).is_some());
+            assert!(stays(address));
+        }
+        let stack = 0;
+        assert!(module(&raw const stack as usize).is_none());
+        assert!(module(0).is_none() && module(usize::MAX).is_none());
+        assert!(look_up(0x1000).is_none());
+    }
+
+    #[test]
+    fn every_function_of_the_vdso_has_a_rule() {
+        setup();
+        // SAFETY: only reads.
+        let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
+        let module = module(vdso).unwrap();
+        let section = module.segment(module.eh_frame_hdr).unwrap();
+        let count = u32::from_le_bytes(*section[8..].first_chunk().unwrap()) as usize;
+        assert!(count > 0);
+        for entry in section[12..].chunks_exact(8).take(count) {
+            let offset = i32::from_le_bytes(*entry.first_chunk().unwrap());
+            let function = module.eh_frame_hdr.wrapping_add_signed(offset as isize);
+            let rule = look_up(function).expect("a rule");
+            // At the first instruction of a function nothing has been pushed yet.
+            assert_eq!(Some(rule.cfa), at(RSP, 8, None));
+            assert_eq!(rule.back, Back::Address);
+        }
+    }
+
+    #[test]
+    fn the_first_instruction_of_functions_has_the_plain_rule() {
+        setup();
+        for function in [setup as fn() as usize, libc::qsort as *const () as usize] {
+            let rule = look_up(function).expect("a rule");
+            assert_eq!(Some(rule.cfa), at(RSP, 8, None));
+            assert_eq!((rule.back, rule.saves), (Back::Address, 8));
+            assert_eq!(rule.saved, [Saved::Same; 6]);
+        }
+    }
+
+    #[test]
+    fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
+        setup();
+        let foreign = Box::into_raw(Box::new(0u64)) as usize;
+        let mut session = Session::new(7);
+        let cache = session.cache.expect("a cache");
+        let slot = |pc: usize| {
+            let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            // SAFETY: this test has taken the cache.
+            unsafe { &mut (*cache.entries.get())[hash as usize % ENTRIES] }
+        };
+        let planted = Rule {
+            saves: 1234,
+            ..Rule::SIGNAL
+        };
+        *slot(foreign) = Entry {
+            pc: foreign,
+            stop: 7,
+            rule: Some(planted),
+        };
+        assert_eq!(session.rule(foreign), Some(planted), "kept within the stop");
+        session.stop = 8;
+        assert_eq!(session.rule(foreign), None, "looked up anew in the next");
+        let own = setup as fn() as usize;
+        assert!(session.rule(own).is_some());
+        assert_eq!(slot(own).stop, ALWAYS);
+        // SAFETY: allocated above.
+        drop(unsafe { Box::from_raw(foreign as *mut u64) });
+    }
+}
