@@ -1,0 +1,348 @@
+//! The one place where Lox asks the heap for cells: kinds, sites, and a maker for each sort of cell.
+
+use super::bytecode::Proto;
+use super::object::*;
+use super::value::{ADDRESS, REFERENCE, Value};
+use super::vm::Vm;
+use gc_core::{Encoding, Heap, Kind, KindId, Site};
+use std::sync::Arc;
+
+/// How the collector finds a cell in a boxed word: the value stack, globals, cells' fields and stack-map slots.
+pub const BOXED: Encoding =
+    Encoding::nan_box(REFERENCE as usize, REFERENCE as usize, ADDRESS as usize);
+
+/// The most fields that an instance holds in itself; what comes after is in its overflow cell.
+pub const INLINE_MAX: u32 = 32;
+
+/// The largest string that is allocated through a site of its own size.
+const SHORT_STRING: usize = 256;
+
+/// No cell could be made: the heap is full, or something grew past what its header can count.
+#[derive(Clone, Copy, Debug)]
+pub struct OutOfMemory;
+
+/// A heap that knows Lox's cells; shared by all its isolates.
+#[derive(Clone)]
+pub struct LoxHeap {
+    /// the heap itself
+    pub heap: Heap,
+    /// what was registered with it
+    pub cells: Arc<Cells>,
+}
+
+/// The kinds and sites of Lox's cells in one heap.
+pub struct Cells {
+    /// the kind of strings, for those without a site
+    pub string: KindId,
+    /// the kind of [`Overflow`]
+    pub overflow: KindId,
+    /// the kind of [`Array`]
+    pub array: KindId,
+    /// the kind of [`Methods`]
+    pub methods: KindId,
+    /// the kind of [`Interned`]
+    pub interned: KindId,
+    /// strings, by their cell's size in units of 16 bytes
+    pub strings: Vec<Site>,
+    /// closures, by number of upvalues
+    pub closures: Vec<Site>,
+    /// instances, by half their inline capacity
+    pub instances: Vec<Site>,
+    /// the site of [`Native`]
+    pub native: Site,
+    /// the site of [`Upvalue`]
+    pub upvalue: Site,
+    /// the site of [`Class`]
+    pub class: Site,
+    /// the site of [`Shape`]
+    pub shape: Site,
+    /// the site of [`BoundMethod`]
+    pub bound: Site,
+}
+
+impl Cells {
+    /// Where an instance with so many inline slots is allocated.
+    pub fn instance_site(&self, inline_capacity: u32) -> Site {
+        self.instances[inline_capacity as usize / 2]
+    }
+}
+
+impl LoxHeap {
+    /// Registers Lox's kinds of cells with a heap.
+    pub fn new(heap: Heap) -> Result<LoxHeap, Box<dyn std::error::Error>> {
+        let string = heap.kind(Kind::leaf("lox string"))?;
+        let native = heap.kind(Kind::leaf("lox native"))?;
+        let closure = heap.kind(Kind::array("lox closure", 2, Encoding::RAW))?;
+        let upvalue = heap.kind(Kind::array("lox upvalue", 1, BOXED))?;
+        let class = heap.kind(Kind::array("lox class", 3, BOXED))?;
+        let instance = heap.kind(Kind::array("lox instance", 1, BOXED))?;
+        let shape = heap.kind(Kind::array("lox shape", 3, BOXED))?;
+        let bound = heap.kind(Kind::array("lox bound method", 1, BOXED))?;
+        let site = |kind, bytes| {
+            heap.site(kind, bytes)
+                .map_err(|error| format!("no site for {bytes} bytes: {error:?}"))
+        };
+        let mut strings = Vec::new();
+        for units in 0..=(STRING_BYTES + SHORT_STRING) / 16 {
+            strings.push(site(string, (units * 16).max(STRING_BYTES))?);
+        }
+        let mut closures = Vec::new();
+        for upvalues in 0..=256 {
+            closures.push(site(closure, size_of::<Closure>() + 8 * upvalues)?);
+        }
+        let mut instances = Vec::new();
+        for half in 0..=INLINE_MAX as usize / 2 {
+            instances.push(site(instance, size_of::<Instance>() + 16 * half)?);
+        }
+        let cells = Cells {
+            string,
+            overflow: heap.kind(Kind::array("lox overflow", 1, BOXED))?,
+            array: heap.kind(Kind::array("lox array", 1, BOXED))?,
+            methods: heap.kind(Kind::array("lox methods", 1, BOXED))?,
+            interned: heap.kind(Kind::weak(
+                "lox intern table",
+                2,
+                BOXED,
+                INTERN_CLEARED.0 as usize,
+            ))?,
+            strings,
+            closures,
+            instances,
+            native: site(native, size_of::<Native>())?,
+            upvalue: site(upvalue, size_of::<Upvalue>())?,
+            class: site(class, size_of::<Class>())?,
+            shape: site(shape, size_of::<Shape>())?,
+            bound: site(bound, size_of::<BoundMethod>())?,
+        };
+        Ok(LoxHeap {
+            heap,
+            cells: Arc::new(cells),
+        })
+    }
+}
+
+/// The makers. Each initialises its cell with plain stores: nothing else refers to it yet.
+impl Vm {
+    #[inline(always)]
+    fn cell_at<T>(&mut self, site: Site) -> Result<*mut T, OutOfMemory> {
+        // SAFETY: the site belongs to this mutator's heap; every kind of ours tolerates the zero cell, and the maker
+        // initialises it.
+        match unsafe { self.mutator.alloc_at(site) } {
+            Ok(cell) => Ok(cell.as_ptr().cast()),
+            Err(_) => Err(OutOfMemory),
+        }
+    }
+
+    fn cell_of<T>(&mut self, kind: KindId, bytes: usize) -> Result<*mut T, OutOfMemory> {
+        // SAFETY: as in `cell_at`.
+        match unsafe { self.mutator.alloc(kind, bytes) } {
+            Ok(cell) => Ok(cell.as_ptr().cast()),
+            Err(_) => Err(OutOfMemory),
+        }
+    }
+
+    /// A string cell whose bytes and hash the caller fills in.
+    pub(super) fn make_string(&mut self, length: usize) -> Result<*mut Str, OutOfMemory> {
+        let length32 = u32::try_from(length).map_err(|_| OutOfMemory)?;
+        let bytes = STRING_BYTES + length;
+        let string: *mut Str = if length <= SHORT_STRING {
+            self.cell_at(self.lox.cells.strings[bytes.div_ceil(16)])?
+        } else {
+            self.cell_of(self.lox.cells.string, bytes)?
+        };
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            (*string).header = Header::new(Tag::String, 0, 0);
+            (*string).length = length32;
+        }
+        Ok(string)
+    }
+
+    pub(super) fn make_native(&mut self, function: NativeFn) -> Result<Value, OutOfMemory> {
+        let native: *mut Native = self.cell_at(self.lox.cells.native)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            native.write(Native {
+                header: Header::new(Tag::Native, 0, 0),
+                function,
+            })
+        };
+        Ok(Value::cell(native))
+    }
+
+    /// A closure whose upvalues the caller fills in.
+    #[inline]
+    pub(super) fn make_closure(&mut self, proto: *mut Proto) -> Result<*mut Closure, OutOfMemory> {
+        // SAFETY: protos live as long as the isolate.
+        let (upvalues, id) = unsafe { ((*proto).upvalues, (*proto).id) };
+        let closure: *mut Closure = self.cell_at(self.lox.cells.closures[upvalues as usize])?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            closure.write(Closure {
+                header: Header::new(Tag::Closure, upvalues, id),
+                proto,
+            })
+        };
+        Ok(closure)
+    }
+
+    pub(super) fn make_upvalue(
+        &mut self,
+        location: *mut Value,
+        next: Value,
+    ) -> Result<*mut Upvalue, OutOfMemory> {
+        let upvalue: *mut Upvalue = self.cell_at(self.lox.cells.upvalue)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            upvalue.write(Upvalue {
+                location,
+                closed: Value::NIL,
+                next,
+            })
+        };
+        Ok(upvalue)
+    }
+
+    /// A class without shapes.
+    pub(super) fn make_class(
+        &mut self,
+        name: Value,
+        shapes: Value,
+    ) -> Result<*mut Class, OutOfMemory> {
+        let id = self.new_id()?;
+        let class: *mut Class = self.cell_at(self.lox.cells.class)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            class.write(Class {
+                header: Header::new(Tag::Class, 0, id),
+                instance_header: Header(0),
+                inline_capacity: 0,
+                shape_count: 0,
+                name,
+                methods: Value::NIL,
+                init: Value::NIL,
+                shapes,
+            });
+        }
+        Ok(class)
+    }
+
+    pub(super) fn make_shape(&mut self, shape: Shape) -> Result<*mut Shape, OutOfMemory> {
+        let cell: *mut Shape = self.cell_at(self.lox.cells.shape)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe { cell.write(shape) };
+        Ok(cell)
+    }
+
+    /// An instance without fields.
+    #[inline]
+    pub(super) fn make_instance(&mut self, class: *mut Class) -> Result<Value, OutOfMemory> {
+        // SAFETY: `class` is a live class.
+        let (header, capacity) = unsafe { ((*class).instance_header, (*class).inline_capacity) };
+        let instance: *mut Instance = self.cell_at(self.lox.cells.instance_site(capacity))?;
+        // SAFETY: the cell is ours and large enough; its slots are zero.
+        unsafe {
+            instance.write(Instance {
+                header,
+                class: Value::cell(class),
+            })
+        };
+        Ok(Value::cell(instance))
+    }
+
+    pub(super) fn make_overflow(
+        &mut self,
+        class: Value,
+        slots: u32,
+    ) -> Result<*mut Overflow, OutOfMemory> {
+        if slots > MAX_INDEX {
+            return Err(OutOfMemory);
+        }
+        let overflow: *mut Overflow = self.cell_of(
+            self.lox.cells.overflow,
+            size_of::<Overflow>() + 8 * slots as usize,
+        )?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            overflow.write(Overflow {
+                header: Header::new(Tag::Overflow, slots, 0),
+                class,
+            })
+        };
+        Ok(overflow)
+    }
+
+    pub(super) fn make_array(&mut self, elements: u32) -> Result<*mut Array, OutOfMemory> {
+        if elements > MAX_INDEX {
+            return Err(OutOfMemory);
+        }
+        let array: *mut Array = self.cell_of(
+            self.lox.cells.array,
+            size_of::<Array>() + 8 * elements as usize,
+        )?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            array.write(Array {
+                header: Header::new(Tag::Array, elements, 0),
+            })
+        };
+        Ok(array)
+    }
+
+    pub(super) fn make_methods(&mut self, entries: u32) -> Result<*mut Methods, OutOfMemory> {
+        if entries > MAX_INDEX {
+            return Err(OutOfMemory);
+        }
+        let bytes = size_of::<Methods>() + size_of::<MethodEntry>() * entries as usize;
+        let methods: *mut Methods = self.cell_of(self.lox.cells.methods, bytes)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            methods.write(Methods {
+                header: Header::new(Tag::Methods, entries, 0),
+                count: 0,
+            })
+        };
+        Ok(methods)
+    }
+
+    pub(super) fn make_interned(&mut self, entries: usize) -> Result<*mut Interned, OutOfMemory> {
+        let bytes = size_of::<Interned>() + size_of::<InternEntry>() * entries;
+        let interned: *mut Interned = self.cell_of(self.lox.cells.interned, bytes)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            interned.write(Interned {
+                capacity: entries as u64,
+                used: 0,
+            })
+        };
+        Ok(interned)
+    }
+
+    #[inline]
+    pub(super) fn make_bound(
+        &mut self,
+        receiver: Value,
+        method: Value,
+    ) -> Result<Value, OutOfMemory> {
+        let bound: *mut BoundMethod = self.cell_at(self.lox.cells.bound)?;
+        // SAFETY: the cell is ours and large enough.
+        unsafe {
+            bound.write(BoundMethod {
+                header: Header::new(Tag::BoundMethod, 0, 0),
+                receiver,
+                method,
+            })
+        };
+        Ok(Value::cell(bound))
+    }
+
+    /// Stores a value into a cell that the collector may already know: through the heap's barrier unit.
+    ///
+    /// # Safety
+    /// `slot` must be a word of a live cell that its kind traces boxed (or of a root range, where it is not needed).
+    #[inline(always)]
+    pub(super) unsafe fn store(&mut self, slot: *mut Value, value: Value) {
+        // SAFETY: the caller's promise.
+        unsafe { self.mutator.write(slot.cast(), value.0 as usize) }
+    }
+}

@@ -1,0 +1,541 @@
+//! Classes, shapes and fields: what `instance.name` means, and the inline caches that remember it.
+
+use super::bytecode::{CACHE_ADD, CACHE_METHOD, CACHE_OVERFLOW, Cache, SYMBOL_INIT};
+use super::cells::{INLINE_MAX, OutOfMemory};
+use super::object::*;
+use super::value::Value;
+use super::vm::Vm;
+
+/// Slots of a first overflow cell; each later one has twice as many.
+const FIRST_OVERFLOW: u32 = 4;
+/// Shapes that a class has room for at first.
+const FIRST_SHAPES: u32 = 4;
+/// Entries of a class's first method table.
+const FIRST_METHODS: u32 = 8;
+/// Entries of the isolate's table of remembered lookups, a power of two.
+const LOOKUPS: usize = 512;
+
+/// What a property's name means for instances of one shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Property {
+    /// the field of this number
+    Field(u32),
+    /// this entry of the class's method table
+    Method(u32),
+    /// nothing: an error to read, a new field to write
+    Missing,
+}
+
+/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never needs clearing:
+/// a shape's fields and its class's methods are settled before anyone can ask.
+#[derive(Clone, Copy)]
+struct Lookup {
+    shape: u32,
+    symbol: u32,
+    property: Property,
+}
+
+/// Remembered lookups: what sites that see many shapes fall back to.
+pub(super) struct Lookups(Box<[Lookup; LOOKUPS]>);
+
+impl Lookups {
+    pub(super) fn new() -> Lookups {
+        Lookups(Box::new(
+            [Lookup {
+                shape: 0,
+                symbol: 0,
+                property: Property::Missing,
+            }; LOOKUPS],
+        ))
+    }
+
+    fn place(&mut self, shape: u32, symbol: u32) -> &mut Lookup {
+        let mixed = (shape.wrapping_mul(0x9E37_79B9) ^ symbol.wrapping_mul(0x85EB_CA6B)) as usize;
+        &mut self.0[(mixed >> 8) % LOOKUPS]
+    }
+}
+
+/// The class of an instance.
+///
+/// # Safety
+/// `instance` must refer to a live instance.
+#[inline(always)]
+pub(super) unsafe fn class_of(instance: Value) -> *mut Class {
+    let instance: *mut Instance = instance.as_cell();
+    // SAFETY: the caller's promise; the tag says what the reference is.
+    unsafe {
+        if (*instance).header.is(Tag::Instance) {
+            (*instance).class.as_cell()
+        } else {
+            (*(*instance).class.as_cell::<Overflow>()).class.as_cell()
+        }
+    }
+}
+
+/// Where the inline slot of that number is.
+///
+/// # Safety
+/// `instance` must refer to a live instance with more than `slot` inline slots.
+#[inline(always)]
+pub(super) unsafe fn inline_slot(instance: Value, slot: u32) -> *mut Value {
+    // SAFETY: the caller's promise; slots follow the fixed part.
+    unsafe {
+        instance
+            .as_cell::<Instance>()
+            .add(1)
+            .cast::<Value>()
+            .add(slot as usize)
+    }
+}
+
+/// Where the slot of that number in the overflow cell is.
+///
+/// # Safety
+/// `instance` must refer to a live instance with an overflow cell of more than `slot` slots.
+#[inline(always)]
+pub(super) unsafe fn overflow_slot(instance: Value, slot: u32) -> *mut Value {
+    // SAFETY: the caller's promise; slots follow the fixed part.
+    unsafe {
+        let overflow: *mut Overflow = (*instance.as_cell::<Instance>()).class.as_cell();
+        overflow.add(1).cast::<Value>().add(slot as usize)
+    }
+}
+
+/// The entry of that number in a method table.
+///
+/// # Safety
+/// `methods` must be a live table with more than `index` entries.
+#[inline(always)]
+unsafe fn method_entry(methods: *mut Methods, index: u32) -> *mut MethodEntry {
+    // SAFETY: the caller's promise; entries follow the fixed part.
+    unsafe { methods.add(1).cast::<MethodEntry>().add(index as usize) }
+}
+
+/// The closure in entry `index` of the class's method table.
+///
+/// # Safety
+/// `class` must be a live class whose table has such an entry in use.
+#[inline(always)]
+pub(super) unsafe fn method_at(class: *mut Class, index: u32) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe { (*method_entry((*class).methods.as_cell(), index)).method }
+}
+
+/// The entry of the class's method table for a symbol.
+///
+/// # Safety
+/// `class` must be a live class.
+pub(super) unsafe fn find_method(class: *mut Class, symbol: u32) -> Option<u32> {
+    // SAFETY: the caller's promise; `methods` is nil or a table that is never full.
+    unsafe {
+        if !(*class).methods.is_cell() {
+            return None;
+        }
+        let methods: *mut Methods = (*class).methods.as_cell();
+        let mask = (*methods).header.index() - 1;
+        let mut index = symbol.wrapping_mul(0x9E37_79B9) >> 8 & mask;
+        loop {
+            match (*method_entry(methods, index)).key {
+                0 => return None,
+                key if key == u64::from(symbol) + 1 => return Some(index),
+                _ => index = (index + 1) & mask,
+            }
+        }
+    }
+}
+
+/// Where a field is, as [`Cache::slot`] says it.
+fn cached_place(shape: &Shape, field: u32) -> u32 {
+    match field.checked_sub(shape.inline_capacity()) {
+        None => field,
+        Some(beyond) => CACHE_OVERFLOW | beyond,
+    }
+}
+
+/// Properties.
+impl Vm {
+    /// What `symbol` means for `instance`.
+    ///
+    /// # Safety
+    /// `instance` must refer to a live instance.
+    pub(super) unsafe fn property(&mut self, instance: Value, symbol: u32) -> Property {
+        // SAFETY: the caller's promise.
+        let shape_id = unsafe { header(instance) }.id();
+        let known = *self.lookups.place(shape_id, symbol);
+        if known.shape == shape_id && known.symbol == symbol {
+            return known.property;
+        }
+        // SAFETY: the caller's promise.
+        let property = unsafe {
+            match field_number(shape_of(instance), symbol) {
+                Some(field) => Property::Field(field),
+                None => find_method(class_of(instance), symbol)
+                    .map_or(Property::Missing, Property::Method),
+            }
+        };
+        *self.lookups.place(shape_id, symbol) = Lookup {
+            shape: shape_id,
+            symbol,
+            property,
+        };
+        property
+    }
+
+    /// Fills a cache with what `property` said of the instance's shape.
+    ///
+    /// # Safety
+    /// `instance` must refer to a live instance, `cache` must be a function's own.
+    pub(super) unsafe fn remember(
+        &mut self,
+        instance: Value,
+        property: Property,
+        cache: *mut Cache,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let slot = match property {
+                Property::Field(field) => cached_place(&*shape_of(instance), field),
+                Property::Method(entry) => CACHE_METHOD | entry,
+                Property::Missing => return,
+            };
+            *cache = Cache {
+                id: header(instance).id(),
+                slot,
+                header: 0,
+            };
+        }
+    }
+
+    /// The place of a field.
+    ///
+    /// # Safety
+    /// `instance` must refer to a live instance with that field.
+    pub(super) unsafe fn field(&self, instance: Value, field: u32) -> *mut Value {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let capacity = (*shape_of(instance)).inline_capacity();
+            match field.checked_sub(capacity) {
+                None => inline_slot(instance, field),
+                Some(beyond) => overflow_slot(instance, beyond),
+            }
+        }
+    }
+
+    /// Gives `instance` the new field `symbol`; the cache learns how where it can.
+    ///
+    /// # Safety
+    /// `instance` must refer to a live instance without that field, `cache` must be a function's own.
+    pub(super) unsafe fn add_field(
+        &mut self,
+        instance: Value,
+        symbol: u32,
+        value: Value,
+        cache: *mut Cache,
+    ) -> Result<(), OutOfMemory> {
+        let cell: *mut Instance = instance.as_cell();
+        // SAFETY: the caller's promise, and the invariants of shapes: `fields` is the number of the next field, an
+        // instance whose fields are more than fit has an overflow cell.
+        unsafe {
+            let old = shape_of(instance);
+            let class = class_of(instance);
+            let new = self.child_shape(class, old, symbol)?;
+            let (number, capacity) = ((*old).fields, (*old).inline_capacity());
+            if number < capacity {
+                // The slot is as fresh as the cell was: an initialising store.
+                *inline_slot(instance, number) = value;
+                *cache = Cache {
+                    id: (*cell).header.id(),
+                    slot: CACHE_ADD | number,
+                    header: (*new).instance_header.0,
+                };
+            } else if number == capacity {
+                self.predict_more(class, capacity)?;
+                let overflow = self.make_overflow(Value::cell(class), FIRST_OVERFLOW)?;
+                *overflow.add(1).cast::<Value>() = value;
+                self.store(&raw mut (*cell).class, Value::cell(overflow));
+            } else {
+                let overflow: *mut Overflow = (*cell).class.as_cell();
+                let (used, room) = (number - capacity, (*overflow).header.index());
+                if used < room {
+                    *overflow_slot(instance, used) = value;
+                } else {
+                    let longer = self.make_overflow(Value::cell(class), room * 2)?;
+                    let (from, to) = (
+                        overflow.add(1).cast::<Value>(),
+                        longer.add(1).cast::<Value>(),
+                    );
+                    std::ptr::copy_nonoverlapping(from, to, room as usize);
+                    *to.add(used as usize) = value;
+                    self.store(&raw mut (*cell).class, Value::cell(longer));
+                }
+            }
+            (*cell).header = (*new).instance_header;
+        }
+        Ok(())
+    }
+}
+
+/// The shape of an instance.
+///
+/// # Safety
+/// `instance` must refer to a live instance.
+unsafe fn shape_of(instance: Value) -> *mut Shape {
+    // SAFETY: the caller's promise; a header's index is the shape's place among its class's shapes.
+    unsafe { *shape_slot((*class_of(instance)).shapes, header(instance).index()) }.as_cell()
+}
+
+/// # Safety
+/// `shapes` must refer to a live array with more than `index` elements.
+unsafe fn shape_slot(shapes: Value, index: u32) -> *mut Value {
+    // SAFETY: the caller's promise; elements follow the header.
+    unsafe {
+        shapes
+            .as_cell::<Array>()
+            .add(1)
+            .cast::<Value>()
+            .add(index as usize)
+    }
+}
+
+/// The number of the field `symbol`, newest first.
+///
+/// # Safety
+/// `shape` must be a live shape.
+unsafe fn field_number(mut shape: *mut Shape, symbol: u32) -> Option<u32> {
+    // SAFETY: the caller's promise; parents live as long as their children.
+    unsafe {
+        while (*shape).fields > 0 {
+            if (*shape).symbol == symbol {
+                return Some((*shape).fields - 1);
+            }
+            shape = (*shape).parent.as_cell();
+        }
+    }
+    None
+}
+
+/// Shapes.
+impl Vm {
+    /// The shape that instances of `shape` get by a further field.
+    ///
+    /// # Safety
+    /// `shape` must be a live shape of the live class `class`.
+    unsafe fn child_shape(
+        &mut self,
+        class: *mut Class,
+        shape: *mut Shape,
+        symbol: u32,
+    ) -> Result<*mut Shape, OutOfMemory> {
+        // SAFETY: the caller's promise; the list of children is linked through live shapes of the class.
+        unsafe {
+            let mut next = (*shape).first_child;
+            while next.is_cell() {
+                let child: *mut Shape = next.as_cell();
+                if (*child).symbol == symbol {
+                    return Ok(child);
+                }
+                next = (*child).next_sibling;
+            }
+            let child = self.new_shape(class, shape, symbol, (*shape).inline_capacity())?;
+            self.store(&raw mut (*shape).first_child, Value::cell(child));
+            Ok(child)
+        }
+    }
+
+    /// A shape with one field more than `parent`; without a parent, one without fields.
+    ///
+    /// # Safety
+    /// `class` must be a live class, `parent` null or a live shape of it.
+    unsafe fn new_shape(
+        &mut self,
+        class: *mut Class,
+        parent: *mut Shape,
+        symbol: u32,
+        capacity: u32,
+    ) -> Result<*mut Shape, OutOfMemory> {
+        let id = self.new_id()?;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let index = (*class).shape_count;
+            if index > MAX_INDEX {
+                return Err(OutOfMemory);
+            }
+            let root = parent.is_null();
+            let fields = if root { 0 } else { (*parent).fields + 1 };
+            let tag = if fields > capacity {
+                Tag::InstanceOverflow
+            } else {
+                Tag::Instance
+            };
+            let shape = self.make_shape(Shape {
+                header: Header::new(Tag::Shape, capacity, 0),
+                instance_header: Header::new(tag, index, id),
+                fields,
+                symbol,
+                parent: if root {
+                    Value::NIL
+                } else {
+                    Value::cell(parent)
+                },
+                first_child: Value::NIL,
+                next_sibling: if root {
+                    Value::NIL
+                } else {
+                    (*parent).first_child
+                },
+            })?;
+            let room = (*(*class).shapes.as_cell::<Array>()).header.index();
+            if index == room {
+                let longer = self.make_array(room * 2)?;
+                std::ptr::copy_nonoverlapping(
+                    shape_slot((*class).shapes, 0),
+                    longer.add(1).cast::<Value>(),
+                    room as usize,
+                );
+                self.store(&raw mut (*class).shapes, Value::cell(longer));
+            }
+            self.store(shape_slot((*class).shapes, index), Value::cell(shape));
+            (*class).shape_count = index + 1;
+            Ok(shape)
+        }
+    }
+
+    /// Lets later instances of the class have `capacity` inline slots. Shapes of different capacities make different
+    /// trees, each with its root.
+    ///
+    /// # Safety
+    /// `class` must be a live class.
+    unsafe fn set_capacity(&mut self, class: *mut Class, capacity: u32) -> Result<(), OutOfMemory> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let root = self.new_shape(class, std::ptr::null_mut(), 0, capacity)?;
+            (*class).inline_capacity = capacity;
+            (*class).instance_header = (*root).instance_header;
+        }
+        Ok(())
+    }
+
+    /// An instance with room for `capacity` fields needs another: later ones of its class get more.
+    ///
+    /// # Safety
+    /// `class` must be a live class.
+    unsafe fn predict_more(&mut self, class: *mut Class, capacity: u32) -> Result<(), OutOfMemory> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (*class).inline_capacity != capacity || capacity == INLINE_MAX {
+                return Ok(());
+            }
+            self.set_capacity(class, (capacity * 2).clamp(2, INLINE_MAX))
+        }
+    }
+}
+
+/// Declarations.
+impl Vm {
+    /// A class whose methods set `fields` different fields on `this`.
+    pub(super) fn new_class(&mut self, name: Value, fields: u32) -> Result<Value, OutOfMemory> {
+        let shapes = self.make_array(FIRST_SHAPES)?;
+        let class = self.make_class(name, Value::cell(shapes))?;
+        // SAFETY: just made, and held here.
+        unsafe { self.set_capacity(class, fields.next_multiple_of(2).min(INLINE_MAX))? };
+        Ok(Value::cell(class))
+    }
+
+    /// Copies the superclass's methods down into a class that has none yet, and expects its fields as well.
+    ///
+    /// # Safety
+    /// Both must refer to live classes.
+    pub(super) unsafe fn copy_down(
+        &mut self,
+        superclass: Value,
+        class: Value,
+    ) -> Result<(), OutOfMemory> {
+        let (from, to): (*mut Class, *mut Class) = (superclass.as_cell(), class.as_cell());
+        // SAFETY: the caller's promise.
+        unsafe {
+            let capacity = ((*from).inline_capacity + (*to).inline_capacity).min(INLINE_MAX);
+            if capacity > (*to).inline_capacity {
+                self.set_capacity(to, capacity)?;
+            }
+            if (*from).methods.is_cell() {
+                let old: *mut Methods = (*from).methods.as_cell();
+                let entries = (*old).header.index();
+                let copy = self.make_methods(entries)?;
+                std::ptr::copy_nonoverlapping(
+                    method_entry(old, 0),
+                    method_entry(copy, 0),
+                    entries as usize,
+                );
+                (*copy).count = (*old).count;
+                self.store(&raw mut (*to).methods, Value::cell(copy));
+                self.store(&raw mut (*to).init, (*from).init);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the class a method, in place of any of that name.
+    ///
+    /// # Safety
+    /// `class` must refer to a live class, `method` to a live closure.
+    pub(super) unsafe fn define_method(
+        &mut self,
+        class: Value,
+        symbol: u32,
+        method: Value,
+    ) -> Result<(), OutOfMemory> {
+        let cell: *mut Class = class.as_cell();
+        // SAFETY: the caller's promise; tables are never full.
+        unsafe {
+            if symbol == SYMBOL_INIT {
+                self.store(&raw mut (*cell).init, method);
+            }
+            if let Some(entry) = find_method(cell, symbol) {
+                self.store(
+                    &raw mut (*method_entry((*cell).methods.as_cell(), entry)).method,
+                    method,
+                );
+                return Ok(());
+            }
+            if !(*cell).methods.is_cell() {
+                let first = self.make_methods(FIRST_METHODS)?;
+                self.store(&raw mut (*cell).methods, Value::cell(first));
+            }
+            let mut methods: *mut Methods = (*cell).methods.as_cell();
+            let entries = (*methods).header.index();
+            if ((*methods).count + 1) * 4 > u64::from(entries) * 3 {
+                let larger = self.make_methods(entries * 2)?;
+                for index in 0..entries {
+                    let entry = *method_entry(methods, index);
+                    if entry.key != 0 {
+                        *free_entry(larger, entry.key) = entry;
+                    }
+                }
+                (*larger).count = (*methods).count;
+                self.store(&raw mut (*cell).methods, Value::cell(larger));
+                methods = larger;
+            }
+            let entry = free_entry(methods, u64::from(symbol) + 1);
+            self.store(&raw mut (*entry).method, method);
+            (*entry).key = u64::from(symbol) + 1;
+            (*methods).count += 1;
+        }
+        Ok(())
+    }
+}
+
+/// The entry where a key that is not in the table goes.
+///
+/// # Safety
+/// `methods` must be a live table that is not full.
+unsafe fn free_entry(methods: *mut Methods, key: u64) -> *mut MethodEntry {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mask = (*methods).header.index() - 1;
+        let mut index = (key as u32 - 1).wrapping_mul(0x9E37_79B9) >> 8 & mask;
+        while (*method_entry(methods, index)).key != 0 {
+            index = (index + 1) & mask;
+        }
+        method_entry(methods, index)
+    }
+}

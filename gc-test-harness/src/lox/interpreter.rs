@@ -1,0 +1,286 @@
+//! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call that is made in it.
+
+use super::bytecode::{Function, Instruction, Op, Proto};
+use super::object::{Closure, Tag, is};
+use super::runtime;
+use super::value::Value;
+use super::vm::{FRAMES_MAX, Vm};
+use std::sync::atomic::Ordering;
+
+/// [`Proto::entry`](super::bytecode::Proto) of a function without machine code.
+///
+/// # Safety
+/// The protocol at the head of [`super::vm`].
+pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value) -> Value {
+    // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its pointer: what is called
+    // from here uses it too.
+    unsafe {
+        let proto = (*closure.as_cell::<Closure>()).proto;
+        let end = base.wrapping_add((*proto).max_stack as usize);
+        if (*vm).frame_count == FRAMES_MAX || end as usize > (*vm).stack_end {
+            return runtime::stack_overflow(vm);
+        }
+        (*proto).calls_left = (*proto).calls_left.wrapping_sub(1);
+        if (*proto).calls_left == 0
+            && let Some(hot_call) = (*vm).hooks.hot_call
+        {
+            hot_call(vm, proto, base);
+            if (*proto).entry as usize != interpret as *const () as usize {
+                return ((*proto).entry)(vm, closure, base);
+            }
+        }
+
+        (*vm).frame_count += 1;
+        // Relaxed: only this thread writes it.
+        let outer_limit = (*vm).stack_limit.load(Ordering::Relaxed);
+        let mut slot = outer_limit as *mut Value;
+        if slot < end {
+            while slot < end {
+                slot.write(Value::NIL);
+                slot = slot.add(1);
+            }
+            // Release: the slots are filled before the collector, which reads this while the thread is stopped, can
+            // count them in.
+            (*vm).stack_limit.store(end as usize, Ordering::Release);
+        }
+        let result = execute(vm, proto, closure, base);
+        (*vm).stack_limit.store(outer_limit, Ordering::Release);
+        (*vm).frame_count -= 1;
+        result
+    }
+}
+
+/// From the first instruction to `Return`, or to an error.
+unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Value) -> Value {
+    // SAFETY: the code is the compiler's: slots, constants, caches, globals and upvalues that it names exist, jumps stay
+    // inside, and the height is at most `max_stack`. Cells on the stack are alive: the range is a root.
+    unsafe {
+        let code = (*proto).code;
+        let mut next = code;
+        let mut top = base.add((*proto).arity as usize + 1);
+
+        macro_rules! push {
+            ($value:expr) => {{
+                let value = $value;
+                top.write(value);
+                top = top.add(1);
+            }};
+        }
+        macro_rules! pop {
+            () => {{
+                top = top.sub(1);
+                *top
+            }};
+        }
+        // Hands an error on, with this activation's line.
+        macro_rules! check {
+            ($value:expr) => {{
+                let value: Value = $value;
+                if value.is_error() {
+                    return unwind(vm, proto, next);
+                }
+                value
+            }};
+        }
+        macro_rules! numbers {
+            ($result:expr) => {{
+                let (left, right) = (*top.sub(2), *top.sub(1));
+                if !left.is_number() || !right.is_number() {
+                    check!(runtime::operands_error(vm));
+                }
+                top = top.sub(1);
+                top.sub(1)
+                    .write($result(left.as_number(), right.as_number()));
+            }};
+        }
+
+        loop {
+            let instruction = *next;
+            next = next.add(1);
+            let (a, b, c) = (
+                u32::from(instruction.a),
+                usize::from(instruction.b),
+                instruction.c,
+            );
+            match instruction.op {
+                Op::Constant => push!(*(*proto).constants.add(c as usize)),
+                Op::Nil => push!(Value::NIL),
+                Op::True => push!(Value::TRUE),
+                Op::False => push!(Value::FALSE),
+                Op::Pop => top = top.sub(1),
+                Op::GetLocal => push!(*base.add(c as usize)),
+                Op::SetLocal => *base.add(c as usize) = *top.sub(1),
+                Op::GetGlobal => {
+                    let value = *(*vm).globals.add(c as usize);
+                    if value == Value::UNDEFINED {
+                        check!(runtime::undefined_variable(vm, c));
+                    }
+                    push!(value);
+                }
+                Op::DefineGlobal => *(*vm).globals.add(c as usize) = pop!(),
+                Op::SetGlobal => {
+                    let global = (*vm).globals.add(c as usize);
+                    if *global == Value::UNDEFINED {
+                        check!(runtime::undefined_variable(vm, c));
+                    }
+                    *global = *top.sub(1);
+                }
+                Op::GetUpvalue => {
+                    let upvalue = *Closure::upvalue(closure.as_cell(), c as usize);
+                    push!(*(*upvalue).location);
+                }
+                Op::SetUpvalue => runtime::set_upvalue(vm, closure, c, *top.sub(1)),
+                Op::GetProperty => {
+                    let cache = (*proto).caches.add(b);
+                    let value = check!(runtime::get_property(vm, *top.sub(1), cache, c));
+                    top.sub(1).write(value);
+                }
+                Op::SetProperty => {
+                    let cache = (*proto).caches.add(b);
+                    let value = check!(runtime::set_property(
+                        vm,
+                        *top.sub(2),
+                        *top.sub(1),
+                        cache,
+                        c
+                    ));
+                    top = top.sub(1);
+                    top.sub(1).write(value);
+                }
+                Op::GetSuper => {
+                    let cache = (*proto).caches.add(b);
+                    let value = check!(runtime::get_super(vm, *top.sub(2), *top.sub(1), cache, c));
+                    top = top.sub(1);
+                    top.sub(1).write(value);
+                }
+                Op::Equal => {
+                    let right = pop!();
+                    let left = *top.sub(1);
+                    top.sub(1).write(Value::boolean(left.equals(right)));
+                }
+                Op::Greater => numbers!(|left, right| Value::boolean(left > right)),
+                Op::Less => numbers!(|left, right| Value::boolean(left < right)),
+                Op::Add => {
+                    let (left, right) = (*top.sub(2), *top.sub(1));
+                    let sum = if left.is_number() && right.is_number() {
+                        Value::number(left.as_number() + right.as_number())
+                    } else {
+                        check!(runtime::add(vm, left, right))
+                    };
+                    top = top.sub(1);
+                    top.sub(1).write(sum);
+                }
+                Op::Subtract => numbers!(|left: f64, right: f64| Value::number(left - right)),
+                Op::Multiply => numbers!(|left: f64, right: f64| Value::number(left * right)),
+                Op::Divide => numbers!(|left: f64, right: f64| Value::number(left / right)),
+                Op::Not => {
+                    let value = *top.sub(1);
+                    top.sub(1).write(Value::boolean(value.is_falsey()));
+                }
+                Op::Negate => {
+                    let value = *top.sub(1);
+                    if !value.is_number() {
+                        check!(runtime::operand_error(vm));
+                    }
+                    top.sub(1).write(Value::number(-value.as_number()));
+                }
+                Op::Print => runtime::print(vm, pop!()),
+                Op::Jump => next = code.add(c as usize),
+                Op::JumpIfFalse => {
+                    if (*top.sub(1)).is_falsey() {
+                        next = code.add(c as usize);
+                    }
+                }
+                Op::JumpIfTrue => {
+                    if !(*top.sub(1)).is_falsey() {
+                        next = code.add(c as usize);
+                    }
+                }
+                Op::PopJumpIfFalse => {
+                    if pop!().is_falsey() {
+                        next = code.add(c as usize);
+                    }
+                }
+                Op::Loop => {
+                    next = code.add(c as usize);
+                    (*proto).loops_left = (*proto).loops_left.wrapping_sub(1);
+                    if (*proto).loops_left == 0
+                        && let Some(hot_loop) = (*vm).hooks.hot_loop
+                        && let Some(entry) = hot_loop(vm, proto, c, base)
+                    {
+                        return entry(vm, closure, base);
+                    }
+                }
+                Op::Call => {
+                    let callee_at = top.sub(a as usize + 1);
+                    let callee = *callee_at;
+                    let value = if is(callee, Tag::Closure) {
+                        let called = (*callee.as_cell::<Closure>()).proto;
+                        if (*called).arity != a {
+                            check!(runtime::arity_error(vm, callee, a));
+                        }
+                        ((*called).entry)(vm, callee, callee_at)
+                    } else {
+                        runtime::call(vm, callee_at, a)
+                    };
+                    let value = check!(value);
+                    top = callee_at;
+                    push!(value);
+                }
+                Op::Invoke => {
+                    let receiver_at = top.sub(a as usize + 1);
+                    let cache = (*proto).caches.add(b);
+                    let value = check!(runtime::invoke(vm, receiver_at, a, cache, c));
+                    top = receiver_at;
+                    push!(value);
+                }
+                Op::SuperInvoke => {
+                    let superclass = pop!();
+                    let this_at = top.sub(a as usize + 1);
+                    let cache = (*proto).caches.add(b);
+                    let value = check!(runtime::super_invoke(vm, this_at, a, superclass, cache, c));
+                    top = this_at;
+                    push!(value);
+                }
+                Op::Closure => {
+                    let child = *(*proto).children.add(c as usize);
+                    // The slots that it captures may be the one it is about to fill: a local function that calls
+                    // itself. The upvalue refers to the slot, so the order does not matter.
+                    push!(check!(runtime::closure(vm, closure, child, base)));
+                }
+                Op::CloseUpvalue => {
+                    runtime::close_upvalues(vm, top.sub(1));
+                    top = top.sub(1);
+                }
+                Op::Return => {
+                    let value = pop!();
+                    if (*proto).captures_any {
+                        runtime::close_upvalues(vm, base);
+                    }
+                    return value;
+                }
+                Op::Class => push!(check!(runtime::class(vm, proto, b as u32, c))),
+                Op::Inherit => {
+                    check!(runtime::inherit(vm, *top.sub(2), *top.sub(1)));
+                    top = top.sub(1);
+                }
+                Op::Method => {
+                    check!(runtime::method(vm, *top.sub(2), *top.sub(1), c));
+                    top = top.sub(1);
+                }
+            }
+        }
+    }
+}
+
+/// Adds the line of the instruction before `next` to the stack trace, and hands the error on.
+#[cold]
+unsafe fn unwind(vm: *mut Vm, proto: *const Proto, next: *const Instruction) -> Value {
+    // SAFETY: as in `execute`.
+    unsafe {
+        let function: &Function = &(*proto).function;
+        let index = next.offset_from((*proto).code) as usize - 1;
+        (*vm).trace(function, function.lines[index]);
+    }
+    Value::ERROR
+}

@@ -1,0 +1,312 @@
+//! Running a Lox file: what `gclab run` does. Isolates over one heap, each on a thread of its own.
+
+use super::cells::{BOXED, LoxHeap};
+use super::compiler::compile;
+use super::vm::{NATIVES, Output, StartError, Vm};
+use gc_core::{Encoding, Heap, HeapStats};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// The exit code for a file that cannot be read.
+pub const EXIT_UNREADABLE: u8 = 74;
+/// The exit code for a source with errors.
+pub const EXIT_COMPILE_ERROR: u8 = 65;
+/// The exit code for a program that failed.
+pub const EXIT_RUNTIME_ERROR: u8 = 70;
+/// The exit code for options that cannot be.
+pub const EXIT_USAGE: u8 = 64;
+
+/// Native stack of an isolate's thread. The compiler's recursion is bounded at
+/// [`NESTING_MAX`](super::compiler) levels, the machine's at 64 activations.
+const THREAD_STACK: usize = 64 << 20;
+
+/// How a program is to be run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunConfig {
+    /// Isolates, each of which runs the whole program.
+    pub threads: usize,
+    /// Whether hot functions become machine code.
+    pub jit: bool,
+    /// How much the heap grows between collections, in percent.
+    pub gc_percent: Option<u32>,
+    /// The most bytes that cells may take.
+    pub heap_limit: Option<u64>,
+    /// A full collection every so many allocations.
+    pub gc_every: Option<u64>,
+    /// A stop so long after each resume.
+    pub storm: Option<Duration>,
+    /// Whether a single isolate may write to this process's stdout as it goes.
+    pub stream: bool,
+}
+
+impl Default for RunConfig {
+    fn default() -> RunConfig {
+        RunConfig {
+            threads: 1,
+            jit: true,
+            gc_percent: None,
+            heap_limit: None,
+            gc_every: None,
+            storm: None,
+            stream: false,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What the program printed, isolate by isolate (without what was streamed).
+    pub stdout: Vec<u8>,
+    /// Messages, isolate by isolate.
+    pub stderr: Vec<u8>,
+    /// The largest of all isolates'; 0, 64, 65, 70 or 74.
+    pub exit_code: u8,
+    /// The heap's figures at the end, if there was a heap.
+    pub stats: Option<HeapStats>,
+    /// Stops that the storm made.
+    pub storm_stops: u64,
+}
+
+impl Outcome {
+    fn failed(exit_code: u8, message: impl Into<Vec<u8>>) -> Outcome {
+        Outcome {
+            stderr: message.into(),
+            exit_code,
+            ..Outcome::default()
+        }
+    }
+}
+
+/// Runs the program in a file.
+pub fn run_file(path: &Path, config: &RunConfig) -> Outcome {
+    let name = path.display();
+    let Ok(mut file) = std::fs::File::open(path) else {
+        return Outcome::failed(
+            EXIT_UNREADABLE,
+            format!("Could not open file \"{name}\".\n"),
+        );
+    };
+    let mut source = Vec::new();
+    match std::io::Read::read_to_end(&mut file, &mut source) {
+        Ok(_) => run_source(&source, config),
+        Err(_) => Outcome::failed(
+            EXIT_UNREADABLE,
+            format!("Could not read file \"{name}\".\n"),
+        ),
+    }
+}
+
+/// Runs a program.
+pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
+    let compiled = on_large_stack(|| compile(source, &NATIVES));
+    let program = match compiled {
+        Ok(program) => Arc::new(program),
+        Err(messages) => return Outcome::failed(EXIT_COMPILE_ERROR, messages),
+    };
+    let lox = match make_heap(config) {
+        Ok(lox) => lox,
+        Err(error) => return Outcome::failed(EXIT_USAGE, format!("{error}\n")),
+    };
+
+    let done = AtomicBool::new(false);
+    let stops = AtomicU64::new(0);
+    let isolates: Vec<Outcome> = std::thread::scope(|scope| {
+        let storm = config.storm.map(|interval| {
+            let (heap, done, stops) = (&lox.heap, &done, &stops);
+            scope.spawn(move || storm(heap, interval, done, stops))
+        });
+        let threads: Vec<_> = (0..config.threads)
+            .map(|number| {
+                let (lox, program) = (&lox, program.clone());
+                std::thread::Builder::new()
+                    .name(format!("lox {number}"))
+                    .stack_size(THREAD_STACK)
+                    .spawn_scoped(scope, move || run_isolate(lox, program, config))
+            })
+            .collect();
+        let outcomes = threads
+            .into_iter()
+            .map(|thread| match thread {
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(error) => Outcome::failed(
+                    EXIT_RUNTIME_ERROR,
+                    format!("No thread for an isolate: {error}\n"),
+                ),
+            })
+            .collect();
+        // Relaxed: nothing is handed over by it.
+        done.store(true, Ordering::Relaxed);
+        if let Some(storm) = storm {
+            storm.thread().unpark();
+        }
+        outcomes
+    });
+
+    let mut all = Outcome {
+        stats: Some(lox.heap.stats()),
+        storm_stops: stops.into_inner(),
+        ..Outcome::default()
+    };
+    for isolate in isolates {
+        all.stdout.extend(isolate.stdout);
+        all.stderr.extend(isolate.stderr);
+        all.exit_code = all.exit_code.max(isolate.exit_code);
+    }
+    all
+}
+
+/// A heap as `config` wants it, with Lox's cells.
+pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Error>> {
+    // Compilers make pointers just past a cell in loops over its slots; boxed words are in registers as often as raw ones.
+    let mut builder = Heap::builder()
+        .conservative(&[Encoding::RAW, BOXED])
+        .past_the_end(true)
+        .collect_every(config.gc_every);
+    if let Some(percent) = config.gc_percent {
+        builder = builder.gc_percent(percent);
+    }
+    if let Some(bytes) = config.heap_limit {
+        builder = builder.hard_limit(bytes);
+    }
+    LoxHeap::new(builder.build()?)
+}
+
+fn on_large_stack<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .stack_size(THREAD_STACK)
+            .spawn_scoped(scope, f);
+        thread
+            .expect("the system has a thread and 64 MiB of addresses to give")
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn run_isolate(
+    lox: &LoxHeap,
+    program: Arc<super::bytecode::Program>,
+    config: &RunConfig,
+) -> Outcome {
+    let streams = config.stream && config.threads == 1;
+    let output = if streams {
+        Output::Stdout(Vec::new())
+    } else {
+        Output::Kept(Vec::new())
+    };
+    let mut vm = match Vm::new(lox, program, output) {
+        Ok(vm) => vm,
+        Err(StartError::OutOfMemory) => {
+            return Outcome::failed(EXIT_RUNTIME_ERROR, "Out of memory.\n");
+        }
+        Err(StartError::Attach(error)) => {
+            return Outcome::failed(EXIT_RUNTIME_ERROR, format!("{error}\n"));
+        }
+    };
+    let good = vm.run();
+    Outcome {
+        stdout: vm.take_output(),
+        stderr: if good { Vec::new() } else { vm.error_text() },
+        exit_code: if good { 0 } else { EXIT_RUNTIME_ERROR },
+        ..Outcome::default()
+    }
+}
+
+/// Stops the world again and again, `interval` after each resume.
+fn storm(heap: &Heap, interval: Duration, done: &AtomicBool, stops: &AtomicU64) {
+    // Relaxed, all three: a stop more or less is no matter, and joining the thread hands over the count.
+    while !done.load(Ordering::Relaxed) {
+        std::thread::park_timeout(interval);
+        if heap.with_stopped(|_| ()).is_ok() {
+            stops.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The options of `gclab run`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RunArgs {
+    /// The Lox program
+    pub file: PathBuf,
+    /// Isolates over one heap, each running the whole program on a thread of its own
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: u16,
+    /// Interpret all code
+    #[arg(long)]
+    pub no_jit: bool,
+    /// How much the heap may grow over what lives before it is collected, in percent
+    #[arg(long, value_name = "P")]
+    pub gc_percent: Option<u32>,
+    /// The most bytes that the program's data may take
+    #[arg(long, value_name = "BYTES")]
+    pub heap_limit: Option<u64>,
+    /// A full collection every N allocations
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub gc_every: Option<u64>,
+    /// Stop the world so many microseconds after each resume
+    #[arg(long, value_name = "MICROS")]
+    pub storm: Option<u64>,
+    /// Say on stderr what the collector did
+    #[arg(long)]
+    pub stats: bool,
+}
+
+impl RunArgs {
+    /// What the options ask for.
+    pub fn config(&self) -> RunConfig {
+        RunConfig {
+            threads: usize::from(self.threads),
+            jit: !self.no_jit,
+            gc_percent: self.gc_percent,
+            heap_limit: self.heap_limit,
+            gc_every: self.gc_every,
+            storm: self.storm.map(Duration::from_micros),
+            stream: true,
+        }
+    }
+
+    /// Runs the program, writes what it said, and returns the exit code.
+    pub fn execute(&self) -> u8 {
+        let outcome = run_file(&self.file, &self.config());
+        let mut stdout = std::io::stdout().lock();
+        // As a C program that does not look at what printf returns.
+        let _ = stdout
+            .write_all(&outcome.stdout)
+            .and_then(|()| stdout.flush());
+        let mut stderr = std::io::stderr().lock();
+        let _ = stderr.write_all(&outcome.stderr);
+        if self.storm.is_some() {
+            let _ = writeln!(stderr, "storm: {} stops", outcome.storm_stops);
+        }
+        if let (true, Some(stats)) = (self.stats, &outcome.stats) {
+            let _ = write_stats(&mut stderr, stats);
+        }
+        outcome.exit_code
+    }
+}
+
+fn write_stats(out: &mut impl Write, stats: &HeapStats) -> std::io::Result<()> {
+    let last = &stats.last;
+    let frames = u64::from(last.frames_precise) + u64::from(last.frames_conservative);
+    writeln!(out, "collections:     {}", stats.collections)?;
+    writeln!(out, "allocated:       {} bytes", stats.allocated_total)?;
+    writeln!(out, "in use:          {} bytes", stats.used_bytes)?;
+    writeln!(out, "cells freed:     {}", stats.cells_freed)?;
+    writeln!(out, "stopped:         {:?} in all", stats.pause_total)?;
+    writeln!(
+        out,
+        "last collection: {:?} to stop, {:?} stopped, {} cells alive",
+        last.time_to_stop, last.pause, last.cells_live
+    )?;
+    writeln!(
+        out,
+        "                 {frames} frames, {} of them by a stack map",
+        last.frames_precise
+    )
+}

@@ -1,0 +1,431 @@
+//! What both tiers do out of line. Compiled code calls these; the interpreter too.
+//!
+//! All are `extern "C"`, take the isolate first, and report a runtime error by [`Value::ERROR`], the message being in the
+//! isolate. None appends a line of its caller to the stack trace: the caller does, with [`trace`].
+//! Each may allocate, so it may be stopped and collected around; values come in boxed.
+//! `base` is where callee or receiver and arguments are on the value stack, **below the published limit**.
+//!
+//! # Safety
+//! For all of them: `vm` is the isolate of this thread; values refer to live cells; caches belong to the function whose
+//! code runs; what a name says a value is (`closure`, `class`, ..), it is.
+
+#![expect(
+    clippy::missing_safety_doc,
+    reason = "the head of the file has it for all"
+)]
+
+use super::bytecode::{
+    CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Capture, Function, Proto,
+};
+use super::classes::{Property, class_of, find_method, inline_slot, method_at, overflow_slot};
+use super::object::*;
+use super::value::Value;
+use super::vm::Vm;
+
+/// Unwraps a result of the heap's, or fails with "Out of memory.".
+macro_rules! heap {
+    ($vm:expr, $result:expr) => {
+        match $result {
+            Ok(value) => value,
+            Err(_) => return $vm.fail("Out of memory."),
+        }
+    };
+}
+
+/// `left + right`, of numbers or strings.
+pub unsafe extern "C" fn add(vm: *mut Vm, left: Value, right: Value) -> Value {
+    // SAFETY: see the head.
+    let vm = unsafe { &mut *vm };
+    if left.is_number() && right.is_number() {
+        return Value::number(left.as_number() + right.as_number());
+    }
+    // SAFETY: see the head.
+    if unsafe { is(left, Tag::String) && is(right, Tag::String) } {
+        return heap!(vm, vm.concatenate(left, right));
+    }
+    vm.fail("Operands must be two numbers or two strings.")
+}
+
+/// The error of an operator for two numbers.
+pub unsafe extern "C" fn operands_error(vm: *mut Vm) -> Value {
+    // SAFETY: see the head.
+    unsafe { &mut *vm }.fail("Operands must be numbers.")
+}
+
+/// The error of an operator for one number.
+pub unsafe extern "C" fn operand_error(vm: *mut Vm) -> Value {
+    // SAFETY: see the head.
+    unsafe { &mut *vm }.fail("Operand must be a number.")
+}
+
+/// The error of a 65th activation.
+pub unsafe extern "C" fn stack_overflow(vm: *mut Vm) -> Value {
+    // SAFETY: see the head.
+    unsafe { &mut *vm }.fail("Stack overflow.")
+}
+
+/// The error of reading or assigning a global variable that is not defined.
+pub unsafe extern "C" fn undefined_variable(vm: *mut Vm, global: u32) -> Value {
+    // SAFETY: see the head.
+    let vm = unsafe { &mut *vm };
+    let program = vm.program.clone();
+    vm.fail_with(
+        "Undefined variable '",
+        &program.globals[global as usize],
+        "'.",
+    )
+}
+
+fn undefined_property(vm: &mut Vm, symbol: u32) -> Value {
+    let program = vm.program.clone();
+    vm.fail_with(
+        "Undefined property '",
+        &program.symbols[symbol as usize],
+        "'.",
+    )
+}
+
+/// The error of a call with `count` arguments for a closure that wants another number.
+pub unsafe extern "C" fn arity_error(vm: *mut Vm, closure: Value, count: u32) -> Value {
+    // SAFETY: see the head.
+    let (vm, arity) = unsafe { (&mut *vm, (*(*closure.as_cell::<Closure>()).proto).arity) };
+    vm.fail(&format!("Expected {arity} arguments but got {count}."))
+}
+
+/// Adds a line to the stack trace of the error under way, for an activation of `proto` at `line`.
+pub unsafe extern "C" fn trace(vm: *mut Vm, proto: *const Proto, line: u32) {
+    // SAFETY: see the head.
+    unsafe { (*vm).trace(&(*proto).function, line) }
+}
+
+/// `object.name`
+pub unsafe extern "C" fn get_property(
+    vm: *mut Vm,
+    object: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    unsafe {
+        let vm = &mut *vm;
+        if !object.is_cell() || !header(object).is_instance() {
+            return vm.fail("Only instances have properties.");
+        }
+        if (*cache).id == header(object).id() {
+            let slot = (*cache).slot;
+            return match slot & !CACHE_NUMBER {
+                0 => *inline_slot(object, slot),
+                CACHE_OVERFLOW => *overflow_slot(object, slot & CACHE_NUMBER),
+                _ => heap!(
+                    vm,
+                    vm.make_bound(object, method_at(class_of(object), slot & CACHE_NUMBER))
+                ),
+            };
+        }
+        let property = vm.property(object, symbol);
+        vm.remember(object, property, cache);
+        match property {
+            Property::Field(field) => *vm.field(object, field),
+            Property::Method(entry) => heap!(
+                vm,
+                vm.make_bound(object, method_at(class_of(object), entry))
+            ),
+            Property::Missing => undefined_property(vm, symbol),
+        }
+    }
+}
+
+/// `object.name = value`; returns the value.
+pub unsafe extern "C" fn set_property(
+    vm: *mut Vm,
+    object: Value,
+    value: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    unsafe {
+        let vm = &mut *vm;
+        if !object.is_cell() || !header(object).is_instance() {
+            return vm.fail("Only instances have fields.");
+        }
+        if (*cache).id == header(object).id() {
+            let slot = (*cache).slot;
+            let number = slot & CACHE_NUMBER;
+            match slot & !CACHE_NUMBER {
+                0 => vm.store(inline_slot(object, number), value),
+                CACHE_ADD => {
+                    // A slot that no field had yet: an initialising store.
+                    *inline_slot(object, number) = value;
+                    (*object.as_cell::<Instance>()).header = Header((*cache).header);
+                }
+                _ => vm.store(overflow_slot(object, number), value),
+            }
+            return value;
+        }
+        match vm.property(object, symbol) {
+            Property::Field(field) => {
+                vm.remember(object, Property::Field(field), cache);
+                let place = vm.field(object, field);
+                vm.store(place, value);
+            }
+            // A field of a method's name hides it from now on.
+            Property::Method(_) | Property::Missing => {
+                heap!(vm, vm.add_field(object, symbol, value, cache))
+            }
+        }
+        value
+    }
+}
+
+/// `super.name`, bound to `this`.
+pub unsafe extern "C" fn get_super(
+    vm: *mut Vm,
+    this: Value,
+    superclass: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: see the head.
+    unsafe {
+        let vm = &mut *vm;
+        match super_method(superclass, cache, symbol) {
+            Some(method) => heap!(vm, vm.make_bound(this, method)),
+            None => undefined_property(vm, symbol),
+        }
+    }
+}
+
+/// The superclass's method, by the cache if that knows the class.
+unsafe fn super_method(superclass: Value, cache: *mut Cache, symbol: u32) -> Option<Value> {
+    let class: *mut Class = superclass.as_cell();
+    // SAFETY: see the head.
+    unsafe {
+        let id = (*class).header.id();
+        if (*cache).id != id {
+            *cache = Cache {
+                id,
+                slot: CACHE_METHOD | find_method(class, symbol)?,
+                header: 0,
+            };
+        }
+        Some(method_at(class, (*cache).slot & CACHE_NUMBER))
+    }
+}
+
+/// Calls the closure with `count` arguments on the stack.
+#[inline(always)]
+unsafe fn call_closure(vm: &mut Vm, closure: Value, base: *mut Value, count: u32) -> Value {
+    // SAFETY: see the head.
+    unsafe {
+        let proto = (*closure.as_cell::<Closure>()).proto;
+        if (*proto).arity != count {
+            return arity_error(vm, closure, count);
+        }
+        ((*proto).entry)(vm, closure, base)
+    }
+}
+
+/// Calls whatever `base[0]` is with the `count` arguments behind it.
+pub unsafe extern "C" fn call(vm: *mut Vm, base: *mut Value, count: u32) -> Value {
+    // SAFETY: see the head; the tag tells the cell's type.
+    unsafe {
+        let vm = &mut *vm;
+        let callee = *base;
+        if !callee.is_cell() {
+            return vm.fail("Can only call functions and classes.");
+        }
+        let tag = header(callee).tag();
+        if tag == Tag::Closure as u8 {
+            call_closure(vm, callee, base, count)
+        } else if tag == Tag::Class as u8 {
+            let class: *mut Class = callee.as_cell();
+            let instance = heap!(vm, vm.make_instance(class));
+            // The class is still referred to by the instance.
+            *base = instance;
+            let init = (*class).init;
+            if init.is_cell() {
+                call_closure(vm, init, base, count)
+            } else if count != 0 {
+                vm.fail(&format!("Expected 0 arguments but got {count}."))
+            } else {
+                instance
+            }
+        } else if tag == Tag::BoundMethod as u8 {
+            let bound: *mut BoundMethod = callee.as_cell();
+            let method = (*bound).method;
+            *base = (*bound).receiver;
+            call_closure(vm, method, base, count)
+        } else if tag == Tag::Native as u8 {
+            ((*callee.as_cell::<Native>()).function)(vm, count, base.add(1))
+        } else {
+            vm.fail("Can only call functions and classes.")
+        }
+    }
+}
+
+/// `receiver.name(arguments)`, the receiver in `base[0]`.
+pub unsafe extern "C" fn invoke(
+    vm: *mut Vm,
+    base: *mut Value,
+    count: u32,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    unsafe {
+        let vm = &mut *vm;
+        let receiver = *base;
+        if !receiver.is_cell() || !header(receiver).is_instance() {
+            return vm.fail("Only instances have methods.");
+        }
+        if (*cache).id == header(receiver).id() {
+            let slot = (*cache).slot;
+            let number = slot & CACHE_NUMBER;
+            *base = match slot & !CACHE_NUMBER {
+                CACHE_METHOD => {
+                    return call_closure(vm, method_at(class_of(receiver), number), base, count);
+                }
+                0 => *inline_slot(receiver, number),
+                _ => *overflow_slot(receiver, number),
+            };
+            return call(vm, base, count);
+        }
+        let property = vm.property(receiver, symbol);
+        vm.remember(receiver, property, cache);
+        match property {
+            Property::Method(entry) => {
+                call_closure(vm, method_at(class_of(receiver), entry), base, count)
+            }
+            Property::Field(field) => {
+                *base = *vm.field(receiver, field);
+                call(vm, base, count)
+            }
+            Property::Missing => undefined_property(vm, symbol),
+        }
+    }
+}
+
+/// `super.name(arguments)`, `this` in `base[0]`.
+pub unsafe extern "C" fn super_invoke(
+    vm: *mut Vm,
+    base: *mut Value,
+    count: u32,
+    superclass: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: see the head.
+    unsafe {
+        let vm = &mut *vm;
+        match super_method(superclass, cache, symbol) {
+            Some(method) => call_closure(vm, method, base, count),
+            None => undefined_property(vm, symbol),
+        }
+    }
+}
+
+/// A closure of `child`, declared in the function of `enclosing` whose activation is at `base`.
+pub unsafe extern "C" fn closure(
+    vm: *mut Vm,
+    enclosing: Value,
+    child: *mut Proto,
+    base: *mut Value,
+) -> Value {
+    // SAFETY: see the head. The closure is traced from the first store on: null upvalues are no edges.
+    unsafe {
+        let vm = &mut *vm;
+        let closure = heap!(vm, vm.make_closure(child));
+        let function: &Function = &(*child).function;
+        for (index, &capture) in function.captures.iter().enumerate() {
+            let upvalue = match capture {
+                Capture::Local(slot) => heap!(vm, vm.open_upvalue(base.add(usize::from(slot)))),
+                Capture::Upvalue(outer) => {
+                    *Closure::upvalue(enclosing.as_cell(), usize::from(outer))
+                }
+            };
+            // Initialising: no one else has the closure, and the slot was null.
+            *Closure::upvalue(closure, index) = upvalue;
+        }
+        Value::cell(closure)
+    }
+}
+
+/// Moves the captured variables at `from` and above off the stack.
+pub unsafe extern "C" fn close_upvalues(vm: *mut Vm, from: *mut Value) {
+    // SAFETY: see the head; open upvalues are linked from the highest slot down.
+    unsafe {
+        let vm = &mut *vm;
+        while vm.roots.open_upvalues.is_cell() {
+            let upvalue: *mut Upvalue = vm.roots.open_upvalues.as_cell();
+            if (*upvalue).location < from {
+                break;
+            }
+            vm.store(&raw mut (*upvalue).closed, *(*upvalue).location);
+            (*upvalue).location = &raw mut (*upvalue).closed;
+            vm.roots.open_upvalues = (*upvalue).next;
+            vm.store(&raw mut (*upvalue).next, Value::NIL);
+        }
+    }
+}
+
+/// Assigns to a captured variable.
+pub unsafe extern "C" fn set_upvalue(vm: *mut Vm, closure: Value, index: u32, value: Value) {
+    // SAFETY: see the head; the location is a stack slot, a root that needs no barrier, or the upvalue's own word.
+    unsafe {
+        let upvalue = *Closure::upvalue(closure.as_cell(), index as usize);
+        if (*upvalue).location == &raw mut (*upvalue).closed {
+            (*vm).store((*upvalue).location, value);
+        } else {
+            *(*upvalue).location = value;
+        }
+    }
+}
+
+/// A class named by a constant of `proto`.
+pub unsafe extern "C" fn class(vm: *mut Vm, proto: *const Proto, name: u32, fields: u32) -> Value {
+    // SAFETY: see the head.
+    let (vm, name) = unsafe { (&mut *vm, *(*proto).constants.add(name as usize)) };
+    heap!(vm, vm.new_class(name, fields))
+}
+
+/// Lets `class` inherit. Returns anything but an error on success.
+pub unsafe extern "C" fn inherit(vm: *mut Vm, superclass: Value, class: Value) -> Value {
+    // SAFETY: see the head.
+    unsafe {
+        let vm = &mut *vm;
+        if !is(superclass, Tag::Class) {
+            return vm.fail("Superclass must be a class.");
+        }
+        heap!(vm, vm.copy_down(superclass, class));
+    }
+    superclass
+}
+
+/// Gives `class` a method. Returns anything but an error on success.
+pub unsafe extern "C" fn method(vm: *mut Vm, class: Value, closure: Value, symbol: u32) -> Value {
+    // SAFETY: see the head.
+    unsafe {
+        let vm = &mut *vm;
+        heap!(vm, vm.define_method(class, symbol, closure));
+    }
+    class
+}
+
+/// Prints a value and a newline.
+pub unsafe extern "C" fn print(vm: *mut Vm, value: Value) {
+    // SAFETY: see the head.
+    unsafe { (*vm).print(value) }
+}
+
+/// The native `clock`: processor time of the process in seconds.
+pub unsafe extern "C" fn clock(_: *mut Vm, _: u32, _: *const Value) -> Value {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes the time to `time`; that clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    // C's `clock` counts in microseconds.
+    Value::number((time.tv_sec * 1_000_000 + time.tv_nsec / 1_000) as f64 / 1e6)
+}
