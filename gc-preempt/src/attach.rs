@@ -2,8 +2,8 @@
 
 use crate::mutator::Mutator;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
-use crate::signal;
 use crate::world::{AttachError, Member, World, worlds};
+use crate::{faults, signal};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -113,15 +113,33 @@ fn set_up_signals(record: &Record) -> io::Result<()> {
         ss_size: alternate.size,
     };
     let mut stack = MaybeUninit::<libc::stack_t>::uninit();
+    let new = if faults::planted("no-alternate-stack") {
+        core::ptr::null()
+    } else {
+        &raw const ours
+    };
     // SAFETY: `ours` is mapped for as long as the process lives; the call fills `stack`.
-    if unsafe { libc::sigaltstack(&raw const ours, stack.as_mut_ptr()) } != 0 {
+    if unsafe { libc::sigaltstack(new, stack.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     let urg = only_the_signal();
     let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: both sets are valid, the call fills `mask`, the first call filled `stack`.
     unsafe {
-        libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const urg, mask.as_mut_ptr());
+        let how = if faults::planted("no-unblock") {
+            libc::SIG_SETMASK
+        } else {
+            libc::SIG_UNBLOCK
+        };
+        libc::pthread_sigmask(
+            how,
+            if how == libc::SIG_UNBLOCK {
+                &raw const urg
+            } else {
+                core::ptr::null()
+            },
+            mask.as_mut_ptr(),
+        );
         *record.before.get() = Before {
             stack: stack.assume_init(),
             urg_was_blocked: libc::sigismember(mask.as_ptr(), signal::SIGNAL) == 1,
@@ -197,6 +215,9 @@ impl Drop for AtExit {
         let Some(record) = registry::current() else {
             return;
         };
+        if faults::planted("no-exit-detach") {
+            return;
+        }
         while let Some((world, at_exit, data)) = any_membership(record) {
             if let Some(f) = at_exit {
                 // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
@@ -280,6 +301,9 @@ extern "C" fn child() {
             .tid
             .store(unsafe { libc::gettid() }, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
+    }
+    if faults::planted("no-fork-handler") {
+        return;
     }
     lock.keep_only(me);
     let all: Vec<_> = worlds(&mut lock)

@@ -49,6 +49,7 @@ mod attach;
 pub mod code;
 mod config;
 pub mod context;
+pub mod faults;
 mod mutator;
 mod park;
 mod registry;

@@ -19,6 +19,7 @@
 use crate::arch::{self, InjectedFrame, SignalFrame};
 use crate::code::{CODE, Place};
 use crate::context::{Interrupted, Origin, Registers, Snapshot};
+use crate::faults;
 use crate::mutator::{self, outstanding};
 use crate::registry::{self, Record};
 use crate::state::Phase;
@@ -183,6 +184,9 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     record.in_flight.store(0, Ordering::Relaxed);
     let word = record.state.load();
     let number = word.number();
+    if faults::planted("stray-stops") && !word.asked() {
+        registry::wait_for_resume(registry::resumed() + 1);
+    }
     if word.phase() != Phase::Running || !word.asked() || registry::resumed() >= number {
         // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread had stopped by itself.
         STRAYS.fetch_add(1, Ordering::Relaxed);
@@ -195,7 +199,13 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     // SAFETY: the stop that asks is under way, and this thread has not answered it.
     let place = unsafe { CODE.classify(frame.pc()) };
-    if place == Place::Unsafe || !record.stack().contains(&frame.sp()) {
+    let place = match place {
+        Place::Unsafe if faults::planted("no-unsafe-ranges") => Place::Native,
+        Place::Restart { .. } if faults::planted("no-restart") => Place::Native,
+        place => place,
+    };
+    let own_stack = record.stack().contains(&frame.sp()) || faults::planted("no-stack-check");
+    if place == Place::Unsafe || !own_stack {
         // Nothing in the thread's path says when it is past this, so the stopper sends again.
         outstanding::retry();
         return;
@@ -208,7 +218,7 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     if wants_injection
         // SAFETY: as above.
         && unsafe { CODE.managed(frame.pc()) }.is_some()
-        && frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024
+        && (frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024 || faults::planted("no-room-check"))
     {
         // From here to the trampoline's acknowledgement the thread counts as inside no_preempt, and leaves word so that no retry comes.
         record.depth.store(1, Ordering::Relaxed);
@@ -220,7 +230,11 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     let snapshot = Snapshot {
         registers: frame.registers(),
-        vectors: frame.vectors(),
+        vectors: if faults::planted("no-vectors") {
+            0..0
+        } else {
+            frame.vectors()
+        },
         origin: Origin::Signal,
         interrupted: record.interrupted.load(Ordering::Relaxed),
     };
@@ -232,7 +246,7 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
 /// Runs the handler that was installed before ours, as the kernel would have.
 fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     let handler = PREVIOUS.load(Ordering::Acquire);
-    if handler == libc::SIG_DFL || handler == libc::SIG_IGN {
+    if handler == libc::SIG_DFL || handler == libc::SIG_IGN || faults::planted("no-pass-on") {
         return; // ignored either way: that is SIGURG's default
     }
     if PREVIOUS_FLAGS.load(Ordering::Relaxed) & libc::SA_SIGINFO != 0 {
@@ -279,6 +293,11 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
             // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
             unsafe { mutator::acknowledge_and_park(record, number, snapshot) };
             record.note_stall(number, from);
+        }
+        if faults::planted("no-vector-save") {
+            // As if the upper vector state had not been saved: its image holds zeros.
+            // SAFETY: the image lies on this stack, in the trampoline's frame.
+            unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
         }
         record
             .interrupted

@@ -20,7 +20,7 @@ use crate::registry::{self, BEGUN, RESUMED, Record, RegistryGuard};
 use crate::state::Turn;
 use crate::unwind;
 use crate::walk::{self, RootSink, WalkStats};
-use crate::{arch, attach, code, park, signal, watchdog};
+use crate::{arch, attach, code, faults, park, signal, watchdog};
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -107,6 +107,7 @@ impl World {
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut lock = registry::lock();
+        faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
         unwind::setup();
         register_own_code(&lock).map_err(SetupError::Code)?;
@@ -230,6 +231,11 @@ impl World {
         let (mut signalled, mut held) = (0, 0);
         outstanding::begin();
         for m in members.iter_mut().filter(|m| wanted(m)) {
+            if faults::planted("signal-blocked")
+                && m.record.state.load().phase() == crate::state::Phase::Blocked
+            {
+                signal::send(m.record.tid.load(Ordering::Relaxed));
+            }
             match m
                 .record
                 .state
@@ -253,6 +259,9 @@ impl World {
         };
         let deferrals = wait.until_all_stopped(members);
         let stopped_at = Instant::now();
+        if faults::planted("malloc-in-stop") {
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(100_000)));
+        }
         Ok(Stopped {
             world: self,
             lock: Some(lock),
@@ -305,7 +314,10 @@ fn register_own_code(_lock: &RegistryGuard) -> Result<(), code::CodeError> {
 /// Sends the signal, and takes a thread that no longer exists out of the count.
 fn send(m: &mut Member) {
     m.record.in_flight.store(1, Ordering::Relaxed);
-    if !signal::send(m.record.tid.load(Ordering::Relaxed)) && !m.dead {
+    if !signal::send(m.record.tid.load(Ordering::Relaxed))
+        && !m.dead
+        && !faults::planted("no-dead-check")
+    {
         m.dead = true;
         outstanding::done();
     }
@@ -345,7 +357,7 @@ impl Wait {
                 retry_gap = (retry_gap * 2).min(RETRY_MAX);
                 retries += self.send_again(members, |r| r.in_flight.load(Ordering::Relaxed) == 0);
             }
-            if now >= resend_at {
+            if now >= resend_at && !faults::planted("no-resend") {
                 resend_at = now + RESEND;
                 self.send_again(members, |_| true);
             }

@@ -1,0 +1,78 @@
+//! Runs a test's body in a child process: once as it is, and once with its cure switched off, when it has to fail.
+
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A child that takes longer than this hangs.
+const HUNG: Duration = Duration::from_secs(60);
+
+/// True in the child: run the body.
+pub fn is_child() -> bool {
+    std::env::var_os("URGE_TEST_CHILD").is_some()
+}
+
+/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off. `None` if it hung.
+pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
+    run_child_for(name, faults, environment, HUNG)
+}
+
+fn run_child_for(
+    name: &str,
+    faults: &str,
+    environment: &[(&str, &str)],
+    at_most: Duration,
+) -> Option<Output> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("URGE_TEST_CHILD", "1")
+        .env("URGE_FAULT", faults)
+        .envs(environment.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    finished(&mut child, at_most).then(|| child.wait_with_output().unwrap())
+}
+
+fn finished(child: &mut Child, at_most: Duration) -> bool {
+    // What a child prints fits into its pipes.
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > at_most {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the child: runs `body`.
+pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
+    hazard_with(name, fault, &[], body);
+}
+
+/// [`hazard`] with environment variables for the child.
+pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let begun = Instant::now();
+    let sound = run_child(name, "", environment);
+    let hung = (begun.elapsed() * 20).clamp(Duration::from_secs(3), HUNG);
+    let output = sound
+        .as_ref()
+        .map(|o| String::from_utf8_lossy(&o.stderr).into_owned());
+    assert!(
+        sound.is_some_and(|o| o.status.success()),
+        "{name} fails with its cure: {}",
+        output.as_deref().unwrap_or("it hung")
+    );
+    // Hanging is failing too: 20 times what it took with its cure.
+    let faulty = run_child_for(name, fault, environment, hung);
+    assert!(
+        !faulty.is_some_and(|o| o.status.success()),
+        "{name} passes without its cure ({fault})"
+    );
+}

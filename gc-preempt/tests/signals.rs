@@ -1,0 +1,996 @@
+//! What a host and its system do to signals: hazards H1 to H13 of the design, each with its cure and without.
+
+mod common;
+
+use common::{hazard, hazard_with, is_child, run_child};
+use gc_preempt::{
+    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
+};
+use std::arch::global_asm;
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+fn world() -> World {
+    World::new(Config::default()).unwrap()
+}
+
+/// Runs `stopper` on this thread while `mutator` runs on another, attached; `mutator` runs until its argument is set.
+fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: impl FnOnce()) {
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _m = world.attach(std::ptr::null_mut()).unwrap();
+            ready.store(true, SeqCst);
+            mutator(&done);
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        stopper();
+        done.store(true, SeqCst);
+    });
+}
+
+/// Stops the world until `wanted` of its threads were met running: one that is still parked from the stop before does not count.
+fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preempt::Stopped<'_>)) {
+    let mut met = 0;
+    while met < wanted {
+        let stopped = world.stop().unwrap();
+        look(&stopped);
+        let report = stopped.resume();
+        met += report.signalled as usize;
+        if report.signalled == 0 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+fn spin(done: &AtomicBool) {
+    while !done.load(Relaxed) {
+        std::hint::spin_loop();
+    }
+}
+
+fn urg() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the set.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGURG);
+        set.assume_init()
+    }
+}
+
+fn block_urg(how: i32) {
+    let set = urg();
+    // SAFETY: the set is valid.
+    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
+}
+
+fn install(signal: i32, handler: extern "C" fn(i32), flags: i32) {
+    // SAFETY: zero is a valid sigaction; the handlers of these tests are async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handler as *const () as usize;
+        action.sa_flags = flags;
+        assert_eq!(
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut()),
+            0
+        );
+    }
+}
+
+#[test]
+fn h1_a_lost_signal_is_sent_again() {
+    hazard("h1_a_lost_signal_is_sent_again", "no-resend", || {
+        let world = world();
+        let eaten = AtomicBool::new(false);
+        beside(
+            &world,
+            |done| {
+                block_urg(libc::SIG_BLOCK);
+                let set = urg();
+                // SAFETY: the set is valid; nobody wants the siginfo. It eats the stop's first signal.
+                unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) };
+                eaten.store(true, SeqCst);
+                block_urg(libc::SIG_UNBLOCK);
+                spin(done);
+            },
+            || {
+                std::thread::sleep(Duration::from_millis(20));
+                drop(world.stop().unwrap());
+                assert!(eaten.load(SeqCst));
+            },
+        );
+    });
+}
+
+#[test]
+fn h2_an_inherited_mask_that_blocks_sigurg_is_undone() {
+    hazard(
+        "h2_an_inherited_mask_that_blocks_sigurg_is_undone",
+        "no-unblock",
+        || {
+            block_urg(libc::SIG_BLOCK);
+            let world = world();
+            beside(&world, spin, || drop(world.stop().unwrap()));
+            let m = world.attach(std::ptr::null_mut()).unwrap();
+            drop(m);
+            let mut now = MaybeUninit::uninit();
+            // SAFETY: asks for the mask, which the call fills.
+            let blocked = unsafe {
+                libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), now.as_mut_ptr());
+                libc::sigismember(now.as_ptr(), libc::SIGURG)
+            };
+            assert_eq!(blocked, 1, "detaching gives the host its mask back");
+        },
+    );
+}
+
+#[test]
+fn h2_a_later_block_is_named_by_the_watchdog() {
+    let name = "h2_a_later_block_is_named_by_the_watchdog";
+    if !is_child() {
+        let output = run_child(name, "", &[]).expect("it hung");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(
+            text.contains("(forgetful)") && text.contains("SIGURG is among them"),
+            "{text}"
+        );
+        return;
+    }
+    let world = world();
+    let blocked = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        std::thread::Builder::new()
+            .name("forgetful".into())
+            .spawn_scoped(s, || {
+                let _m = world.attach(std::ptr::null_mut()).unwrap();
+                block_urg(libc::SIG_BLOCK);
+                blocked.store(true, SeqCst);
+                std::thread::sleep(Duration::from_millis(1400));
+                block_urg(libc::SIG_UNBLOCK);
+            })
+            .unwrap();
+        while !blocked.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        drop(world.stop().unwrap());
+    });
+}
+
+static HOST_SAW: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn host_handler(_: i32) {
+    HOST_SAW.fetch_add(1, SeqCst);
+}
+
+#[test]
+fn h3_a_handler_installed_before_ours_still_runs() {
+    hazard(
+        "h3_a_handler_installed_before_ours_still_runs",
+        "no-pass-on",
+        || {
+            install(libc::SIGURG, host_handler, libc::SA_RESTART);
+            let world = world();
+            // SAFETY: a signal to this thread, which has a handler.
+            unsafe { libc::raise(libc::SIGURG) };
+            assert_eq!(HOST_SAW.load(SeqCst), 1, "on a thread that never attached");
+            beside(&world, spin, || {
+                assert_eq!(
+                    world.stop().unwrap().mutators().count(),
+                    1,
+                    "and ours stops"
+                );
+            });
+            let _m = world.attach(std::ptr::null_mut()).unwrap();
+            let before = HOST_SAW.load(SeqCst);
+            // SAFETY: as above.
+            unsafe { libc::raise(libc::SIGURG) };
+            assert_eq!(HOST_SAW.load(SeqCst), before + 1, "on an attached one");
+        },
+    );
+}
+
+#[test]
+fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
+    let name = "h3_a_handler_installed_over_ours_is_named_by_the_watchdog";
+    if !is_child() {
+        let output = run_child(name, "", &[]).expect("it hung");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        assert!(
+            text.contains("Another handler was installed over Urge's"),
+            "{text}"
+        );
+        return;
+    }
+    let world = world();
+    beside(
+        &world,
+        |done| {
+            let mut ours = MaybeUninit::uninit();
+            // SAFETY: asks for the installed action, which the call fills, and puts it back later.
+            unsafe {
+                libc::sigaction(libc::SIGURG, std::ptr::null(), ours.as_mut_ptr());
+                install(libc::SIGURG, host_handler, libc::SA_RESTART);
+                std::thread::sleep(Duration::from_millis(1400));
+                libc::sigaction(libc::SIGURG, ours.as_ptr(), std::ptr::null_mut());
+            }
+            spin(done);
+        },
+        || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(world.stop().unwrap());
+        },
+    );
+}
+
+#[test]
+fn h4_a_flood_of_strays_stops_nobody_and_starves_nobody() {
+    hazard(
+        "h4_a_flood_of_strays_stops_nobody_and_starves_nobody",
+        "stray-stops",
+        || {
+            let world = world();
+            let (count, tid) = (AtomicU64::new(0), AtomicU64::new(0));
+            beside(
+                &world,
+                |done| {
+                    // SAFETY: a system call without arguments.
+                    tid.store(unsafe { libc::gettid() } as u64, SeqCst);
+                    while !done.load(Relaxed) {
+                        count.store(count.load(Relaxed) + 1, Relaxed);
+                    }
+                },
+                || {
+                    while tid.load(SeqCst) == 0 {
+                        std::thread::yield_now();
+                    }
+                    let strays = World::stray_signals();
+                    let before = count.load(SeqCst);
+                    for i in 0..20_000 {
+                        // SAFETY: a signal to a live thread of ours.
+                        unsafe {
+                            libc::syscall(
+                                libc::SYS_tgkill,
+                                libc::getpid(),
+                                tid.load(SeqCst),
+                                libc::SIGURG,
+                            )
+                        };
+                        if i % 1000 == 0 {
+                            let stopped = world.stop().unwrap();
+                            let seen = count.load(SeqCst);
+                            assert_eq!(count.load(SeqCst), seen);
+                            drop(stopped);
+                        }
+                    }
+                    while count.load(SeqCst) <= before {
+                        std::thread::yield_now();
+                    }
+                    assert!(World::stray_signals() > strays);
+                },
+            );
+        },
+    );
+}
+
+#[test]
+fn h5_a_blocked_thread_gets_no_signal() {
+    hazard(
+        "h5_a_blocked_thread_gets_no_signal",
+        "signal-blocked",
+        || {
+            let world = world();
+            let interrupted = AtomicU64::new(0);
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    ready.store(true, SeqCst);
+                    while !done.load(Relaxed) {
+                        let t = libc::timespec {
+                            tv_sec: 0,
+                            tv_nsec: 300_000,
+                        };
+                        // SAFETY: the timespec is valid.
+                        let r = m.blocking(|| unsafe {
+                            libc::nanosleep(&raw const t, std::ptr::null_mut())
+                        });
+                        interrupted.fetch_add(u64::from(r != 0), SeqCst);
+                    }
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                for _ in 0..2000 {
+                    std::thread::sleep(Duration::from_micros(20));
+                    drop(world.stop().unwrap());
+                }
+                done.store(true, SeqCst);
+            });
+            assert_eq!(interrupted.load(SeqCst), 0);
+        },
+    );
+}
+
+#[test]
+fn h7_a_thread_that_ends_without_detaching_does_not_hang_the_next_stop() {
+    let name = "h7_a_thread_that_ends_without_detaching_does_not_hang_the_next_stop";
+    hazard(name, "no-exit-detach,no-dead-check", || {
+        let world = world();
+        for _ in 0..50 {
+            let world2 = world.clone();
+            // Not a scoped thread: a scope ends before its threads' thread-local destructors do.
+            std::thread::spawn(move || {
+                std::mem::forget(world2.attach(std::ptr::null_mut()).unwrap());
+            })
+            .join()
+            .unwrap();
+            assert_eq!(world.stop().unwrap().mutators().count(), 0);
+        }
+    });
+}
+
+#[test]
+fn h8_the_child_of_a_fork_can_stop_its_own_threads() {
+    hazard(
+        "h8_the_child_of_a_fork_can_stop_its_own_threads",
+        "no-fork-handler",
+        || {
+            let world = world();
+            let m = world.attach(std::ptr::null_mut()).unwrap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let _m = world.attach(std::ptr::null_mut()).unwrap();
+                        spin(&done);
+                    });
+                }
+                s.spawn(|| {
+                    while !done.load(Relaxed) {
+                        drop(world.stop().unwrap());
+                    }
+                });
+                for _ in 0..20 {
+                    // SAFETY: the child runs only code that a child may: glibc keeps malloc usable, and Urge its registry.
+                    let pid = unsafe { libc::fork() };
+                    if pid == 0 {
+                        let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                            let stops = std::thread::scope(|s| {
+                                let stopper = s.spawn(|| {
+                                    (0..10)
+                                        .map(|_| world.stop().unwrap().mutators().count())
+                                        .max()
+                                        .unwrap()
+                                });
+                                m.blocking(|| stopper.join().unwrap())
+                            });
+                            stops == 1
+                        }));
+                        // SAFETY: ends the child without the parent's destructors.
+                        unsafe { libc::_exit(i32::from(!matches!(ok, Ok(true)))) };
+                    }
+                    let mut status = 0;
+                    // SAFETY: waits for the child just made.
+                    m.blocking(|| unsafe { libc::waitpid(pid, &raw mut status, 0) });
+                    assert_eq!(status, 0, "the child failed");
+                }
+                done.store(true, SeqCst);
+            });
+        },
+    );
+}
+
+fn set_alternate_stack(stack: &mut [u8]) {
+    let flags = if stack.is_empty() {
+        libc::SS_DISABLE
+    } else {
+        0
+    };
+    let stack = libc::stack_t {
+        ss_sp: stack.as_mut_ptr().cast(),
+        ss_flags: flags,
+        ss_size: stack.len(),
+    };
+    // SAFETY: the memory outlives its use, by the callers.
+    let result = unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
+}
+
+#[test]
+fn h9_a_hosts_small_alternate_stack_is_replaced_and_given_back() {
+    hazard(
+        "h9_a_hosts_small_alternate_stack_is_replaced_and_given_back",
+        "no-alternate-stack",
+        || {
+            // The smallest that the kernel takes: less than a frame with AVX-512 state, or than that and a handler.
+            let size = libc::MINSIGSTKSZ;
+            let mut memory = vec![0xAA_u8; 64 * 1024];
+            let world = world();
+            let base = memory.as_mut_ptr() as usize;
+            let flags = [AtomicBool::new(false), AtomicBool::new(false)];
+            let [ready, done] = &flags;
+            std::thread::scope(|s| {
+                let (world, memory) = (&world, &mut memory);
+                s.spawn(move || {
+                    let (below, small) = memory.split_at_mut(32 * 1024);
+                    set_alternate_stack(&mut small[..size]);
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    ready.store(true, SeqCst);
+                    spin(done);
+                    drop(m);
+                    let mut now = MaybeUninit::<libc::stack_t>::uninit();
+                    // SAFETY: asks only; the call fills it.
+                    let now = unsafe {
+                        libc::sigaltstack(std::ptr::null(), now.as_mut_ptr());
+                        now.assume_init()
+                    };
+                    assert_eq!((now.ss_sp as usize, now.ss_size), (base + 32 * 1024, size));
+                    assert!(
+                        below.iter().all(|&b| b == 0xAA),
+                        "a handler ran below the host's stack"
+                    );
+                    set_alternate_stack(&mut []);
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                for _ in 0..100 {
+                    drop(world.stop().unwrap());
+                }
+                done.store(true, SeqCst);
+            });
+        },
+    );
+}
+
+static ON_ALTERNATE: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn long_handler(_: i32) {
+    ON_ALTERNATE.store(true, SeqCst);
+    for _ in 0..20_000 {
+        std::hint::spin_loop();
+    }
+    ON_ALTERNATE.store(false, SeqCst);
+}
+
+#[test]
+fn h9_a_thread_on_its_alternate_stack_is_not_stopped_there() {
+    hazard(
+        "h9_a_thread_on_its_alternate_stack_is_not_stopped_there",
+        "no-stack-check",
+        || {
+            install(libc::SIGUSR2, long_handler, libc::SA_ONSTACK);
+            let world = world();
+            beside(
+                &world,
+                |done| {
+                    while !done.load(Relaxed) {
+                        // SAFETY: a signal to this thread, which has a handler.
+                        unsafe { libc::raise(libc::SIGUSR2) };
+                    }
+                },
+                || {
+                    for _ in 0..300 {
+                        while !ON_ALTERNATE.load(SeqCst) {
+                            std::hint::spin_loop();
+                        }
+                        let stopped = world.stop().unwrap();
+                        let m = stopped.mutators().next().unwrap();
+                        assert!(m.stack().contains(&m.snapshot().registers.sp()));
+                    }
+                },
+            );
+        },
+    );
+}
+
+#[inline(never)]
+fn use_up_stack(low: usize, left: usize, done: &AtomicBool) -> u64 {
+    let here = [1u8; 512];
+    let at = std::hint::black_box(&here).as_ptr() as usize;
+    if at - low > left {
+        use_up_stack(low, left, done) + u64::from(std::hint::black_box(&here)[7])
+    } else {
+        spin(done);
+        0
+    }
+}
+
+#[test]
+fn h10_a_thread_whose_stack_is_nearly_full_stops() {
+    hazard(
+        "h10_a_thread_whose_stack_is_nearly_full_stops",
+        "no-alternate-stack",
+        || {
+            let world = world();
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    set_alternate_stack(&mut []); // not Rust's either
+                    let _m = world.attach(std::ptr::null_mut()).unwrap();
+                    let low = {
+                        let (world, ready) = (&world, &ready);
+                        std::thread::scope(|s| {
+                            let find = s.spawn(move || {
+                                let low = world
+                                    .stop()
+                                    .unwrap()
+                                    .mutators()
+                                    .next()
+                                    .unwrap()
+                                    .stack()
+                                    .start;
+                                ready.store(true, SeqCst);
+                                low
+                            });
+                            spin(ready);
+                            find.join().unwrap()
+                        })
+                    };
+                    use_up_stack(low, 2048, &done);
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                std::thread::sleep(Duration::from_millis(100));
+                for _ in 0..50 {
+                    let stopped = world.stop().unwrap();
+                    let m = stopped.mutators().next().unwrap();
+                    assert!(m.snapshot().registers.sp() - m.stack().start < 8192);
+                }
+                done.store(true, SeqCst);
+            });
+        },
+    );
+}
+
+#[test]
+fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
+    let name = "h11_a_stop_completes_whatever_lock_a_stopped_thread_holds";
+    // One arena, so that a stopper's malloc would need the lock that a stopped thread holds.
+    hazard_with(name, "malloc-in-stop", &[("MALLOC_ARENA_MAX", "1")], || {
+        let world = world();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            for kind in 0..4 {
+                let (world, done) = (&world, &done);
+                s.spawn(move || {
+                    let _m = world.attach(std::ptr::null_mut()).unwrap();
+                    while !done.load(Relaxed) {
+                        match kind {
+                            0 | 1 => drop(std::hint::black_box(Vec::<u8>::with_capacity(200_000))),
+                            2 => drop(std::hint::black_box(std::io::stdout().lock())),
+                            // SAFETY: a library that is there, opened and closed.
+                            _ => unsafe {
+                                let lib = libc::dlopen(c"libresolv.so.2".as_ptr(), libc::RTLD_NOW);
+                                if !lib.is_null() {
+                                    libc::dlclose(lib);
+                                }
+                            },
+                        }
+                    }
+                });
+            }
+            let mut sink = Count(0);
+            stop_running(&world, 3000, |stopped| {
+                for m in stopped.mutators() {
+                    m.walk(&mut sink);
+                }
+            });
+            done.store(true, SeqCst);
+            assert!(sink.0 > 0);
+        });
+    });
+}
+
+struct Count(u64);
+
+impl gc_preempt::RootSink for Count {
+    fn conservative(&mut self, words: std::ops::Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            self.0 += u64::from(unsafe { std::ptr::read_volatile(at as *const usize) } != 0);
+        }
+    }
+    fn exact(&mut self, _: usize, _: u32) {
+        self.0 += 1;
+    }
+    fn derived(&mut self, _: usize, _: usize, _: u32) {
+        self.0 += 1;
+    }
+}
+
+// ---- code ranges and injected calls ------------------------------------------------------------------------------------------------
+
+global_asm!(
+    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in every vector register's low and high half and checks
+    // them each time round.
+    ".globl t_vector_loop",
+    ".globl t_vector_loop_end",
+    "t_vector_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "push rbx",
+    "push r12",
+    "mov rax, 0x0123456789abcdef",
+    "vmovq xmm0, rax",
+    "vpbroadcastq ymm0, xmm0",
+    "mov r12, 0xfedcba9876543210",
+    "vmovq xmm1, r12",
+    "vpbroadcastq ymm15, xmm1",
+    "mov rcx, 1",
+    "1:",
+    "vextracti128 xmm2, ymm0, 1",
+    "vmovq rdx, xmm2",
+    "cmp rdx, rax",
+    "jne 2f",
+    "vmovq rdx, xmm0",
+    "cmp rdx, rax",
+    "jne 2f",
+    "vextracti128 xmm3, ymm15, 1",
+    "vmovq rdx, xmm3",
+    "cmp rdx, r12",
+    "jne 2f",
+    // The red zone holds its value, and the flags theirs across a cmp and its jump.
+    "mov qword ptr [rsp - 8], rcx",
+    "mov qword ptr [rsp - 128], rcx",
+    "cmp qword ptr [rsp - 8], rcx",
+    "jne 2f",
+    "cmp qword ptr [rsp - 128], rcx",
+    "jne 2f",
+    "inc rcx",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "jmp 3f",
+    "2:",
+    "inc qword ptr [rsi]",
+    "3:",
+    "vzeroupper",
+    "mov rax, rcx",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    "t_vector_loop_end:",
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A two-store unit: both words go up together, or are seen apart.
+    ".globl t_pair_loop",
+    ".globl t_pair_loop_end",
+    ".globl t_pair_unit",
+    ".globl t_pair_unit_end",
+    "t_pair_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "1:",
+    "mov rax, [rsi]",
+    "inc rax",
+    "t_pair_unit:",
+    "mov [rsi], rax",
+    "nop",
+    "nop",
+    "nop",
+    "mov [rsi + 8], rax",
+    "t_pair_unit_end:",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "pop rbp",
+    "ret",
+    "t_pair_loop_end:",
+);
+
+unsafe extern "C" {
+    fn t_vector_loop(done: *const AtomicBool, mismatches: *mut u64) -> u64;
+    fn t_vector_loop_end();
+    fn t_pair_loop(done: *const AtomicBool, pair: *mut [AtomicU64; 2]);
+    fn t_pair_loop_end();
+    fn t_pair_unit();
+    fn t_pair_unit_end();
+}
+
+fn at(f: unsafe extern "C" fn()) -> usize {
+    f as *const () as usize
+}
+
+fn managed(world: &World, range: std::ops::Range<usize>) -> CodeGuard {
+    let what = CodeWhat::Managed {
+        frames: FrameRule::Rbp,
+        maps: StackMaps::default(),
+        encoding: 0,
+    };
+    world
+        .register_code(CodeSpec {
+            range,
+            what,
+            owner: None,
+        })
+        .unwrap()
+}
+
+fn vector_loop_range() -> std::ops::Range<usize> {
+    t_vector_loop as *const () as usize..at(t_vector_loop_end)
+}
+
+/// Stops the vector loop many times and says how often each origin was seen.
+fn stop_the_vector_loop(config: Config, stops: usize) -> (usize, usize) {
+    let world = World::new(config).unwrap();
+    let _code = managed(&world, vector_loop_range());
+    let (mut parked, mut injected, mut mismatches) = (0, 0, 0u64);
+    let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+    beside(
+        &world,
+        |done| {
+            // SAFETY: the assembly keeps the System V convention and writes its two arguments' targets only.
+            unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
+        },
+        || {
+            stop_running(&world, stops, |stopped| {
+                match stopped.mutators().next().unwrap().snapshot().origin {
+                    Origin::Signal => parked += 1,
+                    Origin::Injected => injected += 1,
+                    Origin::Call => {}
+                }
+            });
+        },
+    );
+    assert_eq!(
+        mismatches, 0,
+        "a register, the red zone or a flag was changed by a stop"
+    );
+    (parked, injected)
+}
+
+#[test]
+fn h13_an_injected_stop_keeps_every_register_and_the_red_zone() {
+    hazard(
+        "h13_an_injected_stop_keeps_every_register_and_the_red_zone",
+        "no-vector-save",
+        || {
+            let (_, injected) = stop_the_vector_loop(
+                Config {
+                    inject: true,
+                    ..Config::default()
+                },
+                10_000,
+            );
+            assert!(injected > 5_000, "only {injected} stops were injected");
+        },
+    );
+}
+
+#[test]
+fn h13_a_parked_stop_keeps_every_register_and_the_red_zone() {
+    if is_child() {
+        return;
+    }
+    let (parked, injected) = stop_the_vector_loop(Config::default(), 10_000);
+    assert!(parked > 5_000 && injected == 0);
+}
+
+struct Find {
+    what: usize,
+    found: bool,
+}
+
+impl gc_preempt::RootSink for Find {
+    fn conservative(&mut self, words: std::ops::Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            self.found |= unsafe { std::ptr::read_volatile(at as *const usize) } == self.what;
+        }
+    }
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
+#[test]
+fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
+    hazard(
+        "h13_a_word_only_in_a_vector_registers_high_half_is_found",
+        "no-vectors",
+        || {
+            let world = world();
+            let mut mismatches = 0u64;
+            let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+            beside(
+                &world,
+                |done| {
+                    // SAFETY: as above.
+                    unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
+                },
+                || {
+                    let mut seen = 0;
+                    while seen < 200 {
+                        let stopped = world.stop().unwrap();
+                        let m = stopped.mutators().next().unwrap();
+                        if !vector_loop_range().contains(&m.snapshot().registers.pc) {
+                            continue;
+                        }
+                        let v = m.snapshot().vectors.clone();
+                        let mut find = Find {
+                            what: 0x0123_4567_89ab_cdef,
+                            found: false,
+                        };
+                        if !v.is_empty() {
+                            gc_preempt::RootSink::conservative(&mut find, v);
+                        }
+                        assert!(find.found);
+                        seen += 1;
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// Stops the pair loop and says whether its unit was ever seen half done.
+fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
+    let world = world();
+    let _code = managed(
+        &world,
+        t_pair_loop as *const () as usize..at(t_pair_loop_end),
+    );
+    let range = at(t_pair_unit)..at(t_pair_unit_end);
+    let _unit = world
+        .register_code(CodeSpec {
+            range: range.clone(),
+            what,
+            owner: None,
+        })
+        .unwrap();
+    let pair = [AtomicU64::new(0), AtomicU64::new(0)];
+    let target = AtomicUsize::new((&raw const pair) as usize);
+    let mut torn = false;
+    beside(
+        &world,
+        // SAFETY: the assembly writes its second argument's target only.
+        |done| unsafe { t_pair_loop(done, target.load(Relaxed) as *mut _) },
+        || {
+            stop_running(&world, stops, |stopped| {
+                let pc = stopped.mutators().next().unwrap().snapshot().registers.pc;
+                torn |= pc > range.start && pc < range.end;
+            });
+        },
+    );
+    torn
+}
+
+#[test]
+fn a_thread_is_never_stopped_inside_an_unsafe_range() {
+    hazard(
+        "a_thread_is_never_stopped_inside_an_unsafe_range",
+        "no-unsafe-ranges",
+        || {
+            assert!(!pair_is_ever_torn(CodeWhat::Unsafe, 5_000));
+        },
+    );
+}
+
+#[test]
+fn a_thread_inside_a_restart_range_is_moved_to_its_start() {
+    hazard(
+        "a_thread_inside_a_restart_range_is_moved_to_its_start",
+        "no-restart",
+        || {
+            assert!(!pair_is_ever_torn(CodeWhat::Restart, 5_000));
+        },
+    );
+}
+
+static HOOKED: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn hook(data: *mut ()) {
+    HOOKED.fetch_add(data as u64, SeqCst);
+    // Long enough to be stopped in, which makes it an interruption inside an interruption.
+    for _ in 0..3_000 {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
+    if is_child() {
+        return;
+    }
+    let world = world();
+    let _code = managed(&world, vector_loop_range());
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut mismatches = 0u64;
+    let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+    let (mut stops, mut nested, mut walked) = (0u64, 0u64, 0u64);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(std::ptr::null_mut()).unwrap();
+            m.set_stop_hook(Some(StopHook {
+                f: hook,
+                data: std::ptr::without_provenance_mut(1),
+            }));
+            ready.store(true, SeqCst);
+            // SAFETY: as above.
+            unsafe { t_vector_loop(&raw const done, bad.load(Relaxed) as *mut u64) };
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        stop_running(&world, 5_000, |stopped| {
+            let m = stopped.mutators().next().unwrap();
+            stops += 1;
+            nested += u64::from(!m.snapshot().interrupted.is_null());
+            let mut find = Find {
+                what: 0x0123_4567_89ab_cdef,
+                found: false,
+            };
+            m.walk(&mut find);
+            walked += u64::from(find.found);
+        });
+        done.store(true, SeqCst);
+    });
+    assert_eq!(mismatches, 0);
+    assert!(HOOKED.load(SeqCst) > 100);
+    assert!(nested > 0, "no stop ever met a running hook");
+    assert!(
+        walked * 100 > stops * 98,
+        "the vector register behind the hook was found in {walked} of {stops} stops"
+    );
+}
+
+#[test]
+fn a_stop_is_not_injected_where_the_stack_has_no_room() {
+    hazard_with(
+        "a_stop_is_not_injected_where_the_stack_has_no_room",
+        "no-room-check",
+        &[("URGE_INJECT", "1")],
+        || {
+            let world = World::new(Config::from_env().unwrap()).unwrap();
+            let _code = managed(&world, vector_loop_range());
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            #[inline(never)]
+            fn down(low: usize, done: &AtomicBool, ready: &AtomicBool) -> u64 {
+                let here = [1u8; 512];
+                let at = std::hint::black_box(&here).as_ptr() as usize;
+                if at - low > 3072 {
+                    let mismatches = down(low, done, ready);
+                    std::hint::black_box(&here); // the frame stays until here
+                    return mismatches;
+                }
+                ready.store(true, SeqCst);
+                let mut mismatches = 0;
+                // SAFETY: as above.
+                unsafe { t_vector_loop(done, &raw mut mismatches) };
+                mismatches
+            }
+            std::thread::scope(|s| {
+                let (world, done, ready) = (&world, &done, &ready);
+                s.spawn(move || {
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    let id = m.id();
+                    let low = m.blocking(|| {
+                        std::thread::scope(|s| {
+                            s.spawn(|| world.handshake(id, |m| m.stack().start).unwrap())
+                                .join()
+                                .unwrap()
+                        })
+                    });
+                    assert_eq!(down(low, done, ready), 0);
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                let begun = Instant::now();
+                let mut parked = 0;
+                while parked < 200 && begun.elapsed() < Duration::from_secs(10) {
+                    let stopped = world.stop().unwrap();
+                    parked += u32::from(
+                        stopped.mutators().next().unwrap().snapshot().origin == Origin::Signal,
+                    );
+                }
+                done.store(true, SeqCst);
+                assert_eq!(parked, 200);
+            });
+        },
+    );
+}
