@@ -1,8 +1,8 @@
 //! Says how to get from a native frame to its caller's, by the unwind tables (CFI) of the module that the frame's PC lies in.
 //!
 //! The answer is a [`Rule`] or nothing. Nothing means that no table covers this very PC, or that its row says something that cannot be expressed here; the walker
-//! then scans conservatively. There is no third case: no guessing by RBP, no disassembly. (The unwinder that Urge began with, framehop, follows RBP silently where
-//! it has no table, and a stale RBP can lead into a plausible chain. It also wants every module announced beforehand, and takes all modules anew when one
+//! then scans conservatively. There is no third case: no guessing by RBP, no disassembly. (framehop, the crate one would take, follows RBP silently where
+//! it has no table, and a stale RBP can lead into a plausible chain; it also wants every module announced beforehand, and takes all modules anew when one
 //! is loaded.)
 //!
 //! # In the stopped world

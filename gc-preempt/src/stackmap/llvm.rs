@@ -20,7 +20,9 @@
 //!
 //! # What a record does not say
 //!
-//! The area of outgoing arguments: it lies below every slot of the record, so it is scanned up to the lowest one. The registers that the frame saved for its caller:
+//! How far SP is from the return address: a function's stack size does not count what it pushes for one call (LLVM 19 pushes arguments from the seventh on), so a slot
+//! may lie above it. The unwind tables do count it, and the walker goes by them; a slot that is outside of the frame they give makes the frame conservative. The
+//! area of outgoing arguments: it lies below every slot of the record, so it is scanned up to the lowest one. The registers that the frame saved for its caller:
 //! the walker takes them from the unwind tables. A linker concatenates the tables of several objects; they are all read.
 
 use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
@@ -29,6 +31,8 @@ const DWARF_RSP: u16 = 7;
 const DWARF_RBP: u16 = 6;
 /// Frames beyond this are taken for nonsense.
 const MAX_FRAME: u64 = 1 << 30;
+/// Pushed arguments beyond this are taken for nonsense.
+const MAX_ARGUMENTS: u32 = 1 << 16;
 /// Bytes of the smallest table, a header alone.
 const HEADER: usize = 16;
 
@@ -120,7 +124,7 @@ struct Location {
 
 struct Function {
     address: usize,
-    /// Bytes from SP to the return address; `None` with dynamic allocas.
+    /// Bytes from SP to the return address but for pushed arguments; `None` with dynamic allocas.
     frame: Option<u32>,
     records: u64,
 }
@@ -366,7 +370,7 @@ fn words(
     if size == 0 || !size.is_multiple_of(8) {
         return Err(Fault::SlotSize(size).at(location.at));
     }
-    let limit = frame.unwrap_or(MAX_FRAME as u32);
+    let limit = frame.unwrap_or(MAX_FRAME as u32) + MAX_ARGUMENTS;
     let (low, high) = match location.register {
         DWARF_RSP => (0, i64::from(limit)),
         // RBP was pushed right below the return address; slots lie below it. (With frames of unknown size only a large bound can be told.)

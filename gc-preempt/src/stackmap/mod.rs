@@ -9,6 +9,8 @@
 use std::fmt;
 use std::ops::Range;
 
+#[cfg(test)]
+mod compiled;
 pub mod cranelift;
 pub mod llvm;
 #[cfg(test)]
@@ -63,7 +65,8 @@ struct SiteRecord {
 /// What a frame looks like during one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bytes from SP up to FP in frames laid out by RBP; up to the return address in others. `None`: it varies (dynamic allocas).
+    /// Bytes from SP up to FP in frames laid out by RBP. In others only the unwind tables know how far it is to the return address; this is LLVM's word for it,
+    /// without pushed arguments, or `None` with dynamic allocas.
     pub(crate) span: Option<u32>,
     /// Bytes below FP that may hold registers of the frame's caller. The unwind tables say it for frames that go by CFI, and this is zero.
     pub(crate) clobber: u32,

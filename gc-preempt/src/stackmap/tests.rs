@@ -354,22 +354,29 @@ fn malformed_llvm_tables_are_errors_with_a_place() {
         }
     );
     for (frame, register, offset) in [
-        (24, 7, 24),
+        (24, 7, 24 + (1 << 16)),
         (24, 7, -8),
         (24, 7, 12),
         (24, 6, 0),
-        (24, 6, -32),
-        (0, 7, 0),
+        (24, 6, -32 - (1 << 16)),
+        (0, 7, i32::MAX - 7),
     ] {
         assert_eq!(
             refused(frame, both((INDIRECT, 8, register, offset))),
             Fault::Slot {
                 offset: offset.into(),
-                frame: frame as u32
+                frame: frame as u32 + (1 << 16)
             },
             "{frame} {register} {offset}"
         );
     }
+    // Above the frame's size, but there may be arguments pushed below it.
+    assert!(
+        Writer::statepoint(24, 0, &both((INDIRECT, 8, 7, 32)))
+            .site()
+            .unwrap()
+            .0
+    );
     assert_eq!(
         refused(24, [(INDIRECT, 8, 7, 8), (POOLED, 8, 0, 1)]),
         Fault::Constant { index: 1, pool: 1 }
@@ -437,7 +444,7 @@ fn check(bytes: &[u8]) {
         Ok(maps) => {
             for &return_address in &maps.returns {
                 let site = maps.site(return_address).unwrap();
-                let limit = site.layout.span.unwrap_or(1 << 30) as i32;
+                let limit = site.layout.span.unwrap_or(1 << 30) as i32 + (1 << 16);
                 for place in site
                     .slots
                     .iter()

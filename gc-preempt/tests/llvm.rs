@@ -1,0 +1,444 @@
+//! Managed code that LLVM compiled, run for real: linked into a shared library, walked in a stop from inside its calls and its loop.
+//!
+//! The references that it is called with exist nowhere else on the stacks: the test keeps their complements, and a few instructions of assembly turn them over.
+
+use std::arch::global_asm;
+use std::ffi::{CString, c_void};
+use std::ops::Range;
+use std::path::Path;
+use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use gc_preempt::stackmap::StackMaps;
+use gc_preempt::{
+    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Mutator, RootSink, WalkStats, World,
+};
+use object::{Object, ObjectSection};
+
+/// The encoding that the code is registered with.
+const ENCODING: u32 = 77;
+
+global_asm!(
+    // fn(f, not a, not b, c, d, not rbx): calls f(a, b, c, d) with a reference in RBX besides.
+    ".globl urge_test_call",
+    ".hidden urge_test_call",
+    ".type urge_test_call,@function",
+    "urge_test_call:",
+    ".cfi_startproc",
+    "push rbx",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbx, -16",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "mov rsi, rdx",
+    "mov rdx, rcx",
+    "mov rcx, r8",
+    "mov rbx, r9",
+    "not rdi",
+    "not rsi",
+    "not rbx",
+    "xor r8d, r8d",
+    "xor r9d, r9d",
+    "call rax",
+    "pop rbx",
+    ".cfi_def_cfa_offset 8",
+    "ret",
+    ".cfi_endproc",
+    ".size urge_test_call, . - urge_test_call",
+);
+
+unsafe extern "C" {
+    fn urge_test_call(f: usize, na: usize, nb: usize, c: usize, d: usize, nrbx: usize) -> u64;
+}
+
+/// The library, loaded.
+struct Library {
+    handle: usize,
+    text: Range<usize>,
+    section: &'static [u8],
+}
+
+impl Library {
+    /// Links the committed object and loads it, once in the process. `None`, and a word on stderr, if there is no linker.
+    fn get() -> Option<&'static Library> {
+        static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
+        LIBRARY.get_or_init(Library::load).as_ref()
+    }
+
+    fn load() -> Option<Library> {
+        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/roots.o");
+        let directory = std::env::temp_dir().join(format!("urge-llvm-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let library = directory.join("libroots.so");
+        let mut cc = Command::new("cc");
+        cc.args(["-shared", "-o"]).arg(&library).arg(object);
+        let loaded = match cc.output() {
+            // ld warns of relocations in a section that is not writable: the loader applies them all the same.
+            Ok(output) if output.status.success() => Some(Self::open(&library)),
+            Ok(output) => panic!("{cc:?}: {}", String::from_utf8_lossy(&output.stderr)),
+            Err(error) => {
+                eprintln!("skipped: cc cannot be run ({error}), so LLVM's object is not linked");
+                None
+            }
+        };
+        let _ = std::fs::remove_dir_all(&directory);
+        loaded
+    }
+
+    fn open(path: &Path) -> Library {
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a library of ours, whose initialisers are the C start files'.
+        let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+        assert!(!handle.is_null(), "dlopen {path:?}");
+        let mut library = Library {
+            handle: handle as usize,
+            text: 0..0,
+            section: &[],
+        };
+        // SAFETY: `dladdr` fills in what it is given.
+        let base = unsafe {
+            let mut info: libc::Dl_info = std::mem::zeroed();
+            assert_ne!(
+                libc::dladdr(library.symbol(c"keep_two") as *const c_void, &mut info),
+                0
+            );
+            info.dli_fbase as usize
+        };
+        let file = std::fs::read(path).unwrap();
+        let file = object::File::parse(&*file).unwrap();
+        let range = |name| {
+            let section = file.section_by_name(name).expect(name);
+            let start = base + section.address() as usize;
+            start..start + section.size() as usize
+        };
+        library.text = range(".text");
+        let maps = range(".llvm_stackmaps");
+        // SAFETY: a loaded section, never unloaded, and written by nobody after its relocation.
+        library.section =
+            unsafe { std::slice::from_raw_parts(maps.start as *const u8, maps.len()) };
+        library
+    }
+
+    fn symbol(&self, name: &std::ffi::CStr) -> usize {
+        // SAFETY: the handle is open.
+        let address = unsafe { libc::dlsym(self.handle as *mut c_void, name.as_ptr()) };
+        assert!(!address.is_null(), "{name:?}");
+        address as usize
+    }
+
+    fn register(&self, world: &World, owner: Option<Box<dyn std::any::Any + Send>>) -> CodeGuard {
+        let maps = StackMaps::from_llvm(self.section).expect("a table without a fault");
+        let what = CodeWhat::Managed {
+            frames: FrameRule::Cfi,
+            maps,
+            encoding: ENCODING,
+        };
+        world
+            .register_code(CodeSpec {
+                range: self.text.clone(),
+                what,
+                owner,
+            })
+            .unwrap()
+    }
+}
+
+/// One test at a time: they share the library's hook and its code range.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// What a walk found. Its room is there beforehand: nothing may be allocated in a stop.
+struct Found {
+    exact: Vec<usize>,
+    derived: Vec<(usize, usize)>,
+    /// Words found word by word, of those looked for (given by their complements).
+    wanted: Vec<usize>,
+    seen: Vec<usize>,
+    /// The last exact slot, and whether it was reported word by word as well.
+    slot: usize,
+    doubly: bool,
+    stats: WalkStats,
+}
+
+impl Found {
+    fn new(wanted: &[usize]) -> Self {
+        Self {
+            exact: Vec::with_capacity(64),
+            derived: Vec::with_capacity(64),
+            wanted: wanted.to_vec(),
+            seen: Vec::with_capacity(1 << 12),
+            slot: 0,
+            doubly: false,
+            stats: WalkStats::default(),
+        }
+    }
+}
+
+fn push<T>(to: &mut Vec<T>, value: T) {
+    assert!(to.len() < to.capacity(), "no room");
+    to.push(value);
+}
+
+fn word(at: usize) -> usize {
+    // SAFETY: the walker reports words of the stopped thread's stack and registers.
+    unsafe { ptr::read_volatile(at as *const usize) }
+}
+
+impl RootSink for Found {
+    fn conservative(&mut self, words: Range<usize>) {
+        self.doubly |= words.contains(&self.slot);
+        for at in words.step_by(8) {
+            if self.wanted.contains(&!word(at)) {
+                push(&mut self.seen, word(at));
+            }
+        }
+    }
+
+    fn exact(&mut self, slot: usize, encoding: u32) {
+        assert_eq!(encoding, ENCODING);
+        push(&mut self.exact, word(slot));
+        self.slot = slot;
+    }
+
+    fn derived(&mut self, base: usize, derived: usize, encoding: u32) {
+        assert_eq!(encoding, ENCODING);
+        push(&mut self.derived, (word(base), word(derived)));
+    }
+}
+
+/// Stops the world of one mutator and walks it.
+fn stop_and_walk(world: &World, wanted: &[usize]) -> Found {
+    let mut found = Found::new(wanted);
+    let stopped = world.stop().unwrap();
+    for mutator in stopped.mutators() {
+        let stats = mutator.walk(&mut found);
+        found.stats += stats;
+    }
+    stopped.resume();
+    found
+}
+
+/// What the hook needs, and what it leaves.
+struct Context<'a> {
+    world: &'a World,
+    mutator: &'a Mutator,
+    wanted: Vec<usize>,
+    found: Option<Found>,
+}
+
+static CONTEXT: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// The managed code calls this: another thread stops and walks us, who wait in `blocking`.
+extern "C" fn hook(_: u64) {
+    // SAFETY: `Call::run` put it there and waits for us.
+    let context = unsafe { &mut *CONTEXT.load(SeqCst).cast::<Context<'_>>() };
+    let (world, wanted) = (context.world, &context.wanted);
+    let found = context.mutator.blocking(|| {
+        std::thread::scope(|s| s.spawn(|| stop_and_walk(world, wanted)).join().unwrap())
+    });
+    context.found = Some(found);
+}
+
+/// Two objects of the pretended heap, by their complements, and a word that only RBX holds.
+struct Objects {
+    a: usize,
+    b: usize,
+    rbx: usize,
+}
+
+static WORDS: [[AtomicU64; 2]; 2] = [const { [const { AtomicU64::new(0) }; 2] }; 2];
+
+impl Objects {
+    fn new() -> Self {
+        for (words, value) in WORDS.iter().zip([100, 200]) {
+            words[0].store(value, SeqCst);
+            words[1].store(value + 1, SeqCst);
+        }
+        let [a, b] = [0, 1].map(|i| !(WORDS[i].as_ptr() as usize));
+        Self {
+            a,
+            b,
+            rbx: !0x5eed_0000_1234_5678,
+        }
+    }
+
+    fn call(&self, library: &Library, name: &std::ffi::CStr, c: usize, d: usize) -> (u64, Found) {
+        let world = World::new(Config::default()).unwrap();
+        let mutator = world.attach(ptr::null_mut()).unwrap();
+        let guard = library.register(&world, None);
+        let slot = library.symbol(c"urge_test_hook") as *mut usize;
+        // SAFETY: the library's global, which only its functions read, on this thread.
+        unsafe { slot.write(hook as *const () as usize) };
+        let wanted = vec![self.a, self.b, self.rbx];
+        let mut context = Context {
+            world: &world,
+            mutator: &mutator,
+            wanted,
+            found: None,
+        };
+        CONTEXT.store((&raw mut context).cast(), SeqCst);
+        // SAFETY: a function of the fixture, with arguments of its type.
+        let result =
+            unsafe { urge_test_call(library.symbol(name), self.a, self.b, c, d, self.rbx) };
+        let found = context.found.expect("the hook ran");
+        drop(mutator);
+        drop(guard);
+        // No mutator is left, so this stop takes the code out.
+        world.stop().unwrap().resume();
+        assert!(!found.stats.to_base, "{:?}", found.stats);
+        assert_eq!(found.stats.unknown_sites, 0);
+        (result, found)
+    }
+}
+
+#[test]
+fn slots_of_llvm_frames_hold_the_references_they_were_given() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+
+    let (sum, found) = o.call(library, c"keep_two", 0, 0);
+    assert_eq!(sum, 300);
+    assert_eq!(found.exact, [!o.b, !o.a]);
+    assert!(found.derived.is_empty());
+    assert_eq!(found.stats.precise, 1);
+    assert!(
+        !found.doubly,
+        "an exact slot is not scanned word by word besides"
+    );
+
+    let (element, found) = o.call(library, c"keep_derived", 8, 1);
+    assert_eq!(element, 101);
+    assert_eq!(found.exact, [!o.a]);
+    assert_eq!(found.derived, [(!o.a, !o.a + 8)]);
+
+    let (_, found) = o.call(library, c"keep_none", 0, 0);
+    assert!(found.exact.is_empty() && found.derived.is_empty());
+}
+
+#[test]
+fn managed_frames_of_llvm_call_each_other_with_pushed_arguments() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+    let (sum, found) = o.call(library, c"outer", 0, 0);
+    assert_eq!(sum, 306);
+    assert_eq!(found.exact, [!o.b, !o.a, !o.b], "inner's, then outer's");
+    assert_eq!(found.stats.precise, 2);
+    assert!(
+        found.seen.contains(&!o.a),
+        "the pushed arguments are scanned word by word"
+    );
+    assert!(
+        found.seen.contains(&!o.rbx),
+        "RBX of the native caller, which only inner's saved registers hold"
+    );
+}
+
+#[test]
+fn an_llvm_frame_of_varying_size_is_passed() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+    for words in [1, 1000] {
+        // The second argument is the number of words to take from the stack, so it is complemented.
+        let mut o = Objects { b: !words, ..o };
+        let (sum, found) = o.call(library, c"dynamic", 0, 0);
+        assert_eq!(sum, 100 + words as u64);
+        o.b = 0;
+        assert!(found.seen.contains(&!o.a) || found.exact.contains(&!o.a));
+    }
+}
+
+/// A signal stops the loop: it has no map, its reference is in a register.
+#[test]
+fn a_loop_without_calls_is_walked_from_any_instruction() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+    let world = World::new(Config::default()).unwrap();
+    static STAGE: AtomicUsize = AtomicUsize::new(0);
+    static FLAG: AtomicU64 = AtomicU64::new(0);
+    STAGE.store(0, SeqCst);
+    FLAG.store(0, SeqCst);
+    struct Owner(Arc<AtomicBool>);
+    impl Drop for Owner {
+        fn drop(&mut self) {
+            self.0.store(true, SeqCst);
+        }
+    }
+    let dropped = Arc::new(AtomicBool::new(false));
+    let guard = library.register(&world, Some(Box::new(Owner(dropped.clone()))));
+    std::thread::scope(|s| {
+        let thread = s.spawn(|| {
+            let mutator = world.attach(ptr::null_mut()).unwrap();
+            STAGE.store(1, SeqCst);
+            // SAFETY: a function of the fixture, with arguments of its type.
+            let result = unsafe {
+                let flag = !(FLAG.as_ptr() as usize);
+                urge_test_call(library.symbol(c"spin"), o.a, flag, 0, 0, o.rbx)
+            };
+            STAGE.store(2, SeqCst);
+            while STAGE.load(SeqCst) != 3 {
+                std::hint::spin_loop();
+            }
+            drop(mutator);
+            result
+        });
+        while STAGE.load(SeqCst) != 1 {
+            std::thread::yield_now();
+        }
+        let mut inside = 0;
+        while inside < 100 {
+            let mut found = Found::new(&[o.a]);
+            let stopped = world.stop().unwrap();
+            let mut pc = 0;
+            for mutator in stopped.mutators() {
+                pc = mutator.snapshot().registers.pc;
+                let stats = mutator.walk(&mut found);
+                found.stats += stats;
+            }
+            stopped.resume();
+            if library.text.contains(&pc) {
+                inside += 1;
+                assert!(found.seen.contains(&!o.a));
+                assert!(!found.stats.to_base);
+            }
+        }
+        // The guard goes while the thread is in the code.
+        drop(guard);
+        for _ in 0..3 {
+            world.stop().unwrap().resume();
+            assert!(
+                !dropped.load(SeqCst),
+                "the code's owner was dropped under a running thread"
+            );
+        }
+        FLAG.store(1, SeqCst);
+        while STAGE.load(SeqCst) != 2 {
+            std::thread::yield_now();
+        }
+        // The PC has left the code; a stale word below SP does not count, one above may for a while.
+        STAGE.store(3, SeqCst);
+        assert_eq!(thread.join().unwrap(), 100);
+    });
+    world.stop().unwrap().resume();
+    assert!(
+        dropped.load(SeqCst),
+        "nobody returns into the code, its owner goes"
+    );
+}
