@@ -1,9 +1,11 @@
 //! A mutator's side of the heap: runs of free cells, the bump through them, and what happens when one is used up.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
+use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
 
 /// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
 ///
@@ -114,17 +116,21 @@ impl From<MapError> for AllocError {
 /// Where a mutator takes its next run of a site from: its span and how far it has been looked at.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
-pub(crate) struct Own {
+struct Own {
     /// First unit of the span + 1; 0: none.
-    pub(crate) span: u32,
-    /// Offset in the span of the first byte not yet looked at.
-    pub(crate) position: u32,
+    span: u32,
+    /// The first cell that was not looked at yet.
+    position: u32,
 }
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
+///
+/// They must be given back with [`Space::retire`]; dropping them without that leaves their spans with nobody.
 pub struct Runs {
     runs: Table<Run>,
-    pub(crate) own: Table<Own>,
+    own: Table<Own>,
+    /// Cells handed out since the last collection that was due, for `collect_every`.
+    handed: AtomicU64,
 }
 
 impl Runs {
@@ -133,12 +139,243 @@ impl Runs {
         Ok(Runs {
             runs: Table::new(MAX_SITES)?,
             own: Table::new(MAX_SITES)?,
+            handed: AtomicU64::new(0),
         })
     }
 
     /// The array that machine code indexes with [`Site::index`].
     pub fn as_mut_ptr(&self) -> *mut Run {
         self.runs.at(0)
+    }
+}
+
+/// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so, and should still be in
+/// the first-level cache when its cells are written; the shorter it is, the more often a mutator comes to refill.
+const RUN_BYTES: usize = 8 << 10;
+
+/// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to look through.
+const SPANS_PER_PIECE: usize = 16;
+
+impl Space {
+    /// Fills the mutator's run of `site`, if it is used up. One bounded piece of work: under `no_preempt`, by the owner
+    /// of `runs`.
+    ///
+    /// # Errors
+    /// [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help. All that the last one freed has
+    /// been swept by then.
+    pub fn refill(&self, runs: &Runs, site: Site) -> Result<Refill, AllocError> {
+        let index = site.index();
+        // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them now.
+        let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
+        if run.cursor + site.size() <= run.limit {
+            return Ok(Refill::Ready);
+        }
+        let mut most = (RUN_BYTES / site.size()).max(1);
+        if let Some(every) = self.collect_every {
+            match self.left_until_due(runs, every) {
+                0 => return Ok(Refill::Due),
+                left => most = most.min(usize::try_from(left).unwrap_or(usize::MAX)),
+            }
+        }
+        let entry = self.sites.at(index);
+        let class = entry.class();
+        for _ in 0..SPANS_PER_PIECE {
+            if own.span == 0 {
+                match self.next_span(entry) {
+                    Ok(span) => {
+                        *own = Own {
+                            span: span as u32 + 1,
+                            position: 0,
+                        }
+                    }
+                    Err(no) => return self.after_sweep(no, site.size()).map(|()| Refill::Again),
+                }
+            }
+            let span = own.span as usize - 1;
+            let allocated = self.allocated_bits().span(span, class);
+            if let Some(from) = allocated.next_clear(own.position as usize) {
+                let to = allocated.next_set(from, (from + most).min(class.cells as usize));
+                self.install(run, span, class, from, to);
+                own.position = to as u32;
+                if self.collect_every.is_some() {
+                    runs.handed.fetch_add((to - from) as u64, Ordering::Relaxed);
+                }
+                return Ok(Refill::Ready);
+            }
+            own.span = 0;
+            entry.lists.lock().full.push(self.records(), span);
+        }
+        Ok(Refill::Again)
+    }
+
+    /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while marking), installed.
+    fn install(&self, run: &mut Run, span: usize, class: &'static Class, from: usize, to: usize) {
+        let size = class.size as usize;
+        let (start, bytes) = (self.base() + span * UNIT + from * size, (to - from) * size);
+        // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
+        unsafe {
+            if !(*self.records().at(span)).zeroed {
+                std::ptr::write_bytes(start as *mut u8, 0, bytes);
+            }
+        }
+        self.note_bits(span);
+        self.note_bits(span + class.units as usize - 1);
+        self.allocated_bits().span(span, class).set_cells(from, to);
+        if self.is_marking() {
+            self.marked_bits().span(span, class).set_cells(from, to);
+        }
+        self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        *run = Run {
+            cursor: start,
+            limit: start + bytes,
+        };
+    }
+
+    /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one.
+    fn next_span(&self, entry: &Entry) -> Result<usize, NoSpan> {
+        {
+            let mut lists = entry.lists.lock();
+            let listed = lists.partial.pop(self.records()).or_else(|| {
+                let span = lists.unswept.pop(self.records())?;
+                self.unswept.fetch_sub(1, Ordering::Relaxed);
+                Some(span)
+            });
+            if let Some(span) = listed {
+                // SAFETY: popped from its list, the span is ours.
+                unsafe { (*self.records().at(span)).zeroed = false };
+                return Ok(span);
+            }
+        }
+        let class = entry.class();
+        let (span, zeroed) = self.take_units(class.units as usize)?;
+        // SAFETY: the units were just taken, so their records are ours.
+        unsafe { (*self.records().at(span)).zeroed = zeroed };
+        entry.lists.lock().chain(self.records(), span);
+        // Last, so that nobody resolves an address by a record that is not written yet (H24).
+        for distance in 0..class.units as usize {
+            self.units().set(
+                span + distance,
+                Unit::Small {
+                    class: entry.class as usize,
+                    distance,
+                    kind: entry.kind,
+                },
+            );
+        }
+        Ok(span)
+    }
+
+    /// There is no room: an error, unless sweeping may still find some; then a piece of that is done.
+    pub(crate) fn after_sweep(&self, no: NoSpan, bytes: usize) -> Result<(), AllocError> {
+        // Ordering: Acquire pairs with the Release of the decrements after a span was given back.
+        if self.unswept.load(Ordering::Acquire) != 0 {
+            self.sweep_piece();
+            return Ok(());
+        }
+        Err(match no {
+            NoSpan::Limit => AllocError::HeapLimit {
+                limit: self.hard_limit().unwrap_or(u64::MAX),
+                bytes,
+            },
+            NoSpan::Exhausted => AllocError::Exhausted { bytes },
+        })
+    }
+
+    /// `collect_every`: how many cells the mutator may still allocate. Gives back all its tails, so that what was handed
+    /// out is what was allocated; at 0 the count starts anew, and the caller collects.
+    pub(crate) fn left_until_due(&self, runs: &Runs, every: u64) -> u64 {
+        let tails: u64 = (0..self.sites.count())
+            .map(|site| self.retire_tail(runs, site))
+            .sum();
+        let allocated = runs.handed.load(Ordering::Relaxed) - tails;
+        let left = every.saturating_sub(allocated);
+        runs.handed
+            .store(if left == 0 { 0 } else { allocated }, Ordering::Relaxed);
+        left
+    }
+
+    /// `collect_every`: counts a large object.
+    pub(crate) fn count_large(&self, runs: &Runs) {
+        runs.handed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Empties the run of one site; the number of cells that were left in it. They are free again, except while marking:
+    /// then they stay black and are found free by the next cycle.
+    fn retire_tail(&self, runs: &Runs, site: usize) -> u64 {
+        // SAFETY: the caller owns `runs`, under `no_preempt`.
+        let (run, own) = unsafe { (&mut *runs.runs.at(site), &mut *runs.own.at(site)) };
+        if run.cursor >= run.limit {
+            return 0;
+        }
+        let class = self.sites.at(site).class();
+        let span = own.span as usize - 1;
+        let start = self.base() + span * UNIT;
+        let (from, to) = (
+            class.index_of(run.cursor - start),
+            class.index_of(run.limit - 1 - start) + 1,
+        );
+        if !self.is_marking() {
+            self.allocated_bits()
+                .span(span, class)
+                .clear_cells(from, to);
+            self.allocated
+                .fetch_sub((run.limit - run.cursor) as u64, Ordering::Relaxed);
+            own.position = from as u32;
+        }
+        *run = Run {
+            cursor: 0,
+            limit: 0,
+        };
+        (to - from) as u64
+    }
+
+    /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
+    pub fn retire(&self, runs: &Runs) {
+        for site in 0..self.sites.count() {
+            self.retire_tail(runs, site);
+            // SAFETY: the caller owns `runs`.
+            let own = unsafe { &mut *runs.own.at(site) };
+            if let Some(span) = (own.span as usize).checked_sub(1) {
+                own.span = 0;
+                self.sites
+                    .at(site)
+                    .lists
+                    .lock()
+                    .partial
+                    .push(self.records(), span);
+            }
+        }
+    }
+
+    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array (rule 2 of the fast path).
+    /// Returns the tails' bytes, which no marker counts.
+    ///
+    /// # Safety
+    /// `runs` is the array of a stopped mutator of this heap.
+    pub unsafe fn blacken_tails(&self, runs: *const Run) -> u64 {
+        let mut bytes = 0;
+        for site in 0..self.sites.count() {
+            // SAFETY: the array has MAX_SITES entries and its owner is stopped.
+            let run = unsafe { *runs.add(site) };
+            if run.cursor >= run.limit {
+                continue;
+            }
+            let Some(offset) = self.offset(run.cursor) else {
+                continue;
+            };
+            let Unit::Small { distance, .. } = self.units().get(offset / UNIT) else {
+                continue;
+            };
+            let (class, span) = (self.sites.at(site).class(), offset / UNIT - distance);
+            let start = self.base() + span * UNIT;
+            let (from, to) = (
+                class.index_of(run.cursor - start),
+                class.index_of(run.limit - 1 - start) + 1,
+            );
+            self.marked_bits().span(span, class).set_cells(from, to);
+            bytes += (run.limit - run.cursor) as u64;
+        }
+        bytes
     }
 }
 

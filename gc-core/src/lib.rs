@@ -1,10 +1,8 @@
 //! A non-moving, size-class heap and the collector that empties it, for people who write languages.
 //!
 //! The crate is a house of few rooms: [`heap`] holds memory and answers "which cell does this address name?",
-//! [`alloc`] is a mutator's side of it (runs and the bump), [`mark`] traces, [`sweep`] finds what is free again.
+//! [`alloc`] is a mutator's side of it (runs and the bump), [`mark`] traces, the sweep finds what is free again.
 //! Threads are stopped by `gc-preempt`, which knows nothing of heaps.
-
-#![allow(dead_code, reason = "the skeleton: callers land room by room")]
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(

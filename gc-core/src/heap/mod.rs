@@ -1,21 +1,58 @@
 //! The heap's memory: one reserved address range, cut into spans of equal cells, with side tables that turn any
 //! address into its cell by arithmetic.
+//!
+//! ```text
+//! address range   | span of 16-byte cells | span of 48-byte cells | large object .... | free | never taken ...
+//! unit table      one word per 4 KiB: class, kind, distance to the span's start
+//! records         32 bytes per 4 KiB, touched at the ends of spans: length, links
+//! two bitmaps     one bit per 16 bytes: which cells are allocated, which are marked
+//! ```
+//!
+//! An address names a cell if its unit is published, the multiplication gives a cell of the span, and that cell's
+//! allocated bit is set. No header, no search, no lock. Whatever else a word may be, it is told apart here: the bits of
+//! free cells are clear, a span's tail has no cell, a unit that is not in use has no word.
+//!
+//! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all else is free, at once.
 
+mod bitmap;
+mod classes;
+mod large;
 pub(crate) mod lock;
 pub(crate) mod map;
+mod release;
+mod sites;
+mod spans;
+mod units;
+mod walk;
 
-use std::ptr::NonNull;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
-use crate::alloc::{AllocError, Refill, Run, Runs, Site};
+use crossbeam_utils::CachePadded;
+
+use crate::alloc::Site;
 use crate::encoding::Encoding;
 use crate::kind::{Kind, KindError, KindId, Kinds};
+use bitmap::Bitmap;
+use large::LargeObjects;
+use lock::SpinLock;
+use map::{Map, Table};
+use sites::Sites;
+use spans::{Dirty, Records, Spans};
+use units::Units;
 
+pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
+pub use classes::{GRANULE, MAX_SMALL, UNIT};
+pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
+pub(crate) use sites::Entry;
+pub(crate) use spans::{CHUNK_UNITS, NoSpan};
+pub(crate) use units::Unit;
 
 /// How a heap's memory is laid out and limited.
 #[derive(Debug, Clone)]
 pub struct SpaceConfig {
-    /// Address space to reserve, in bytes. Halved until the system agrees.
+    /// Address space to reserve, in bytes. Halved until the system agrees, but not below [`MIN_RESERVE`].
     pub reserve: u64,
     /// Spans and large objects in use never exceed this many bytes.
     pub hard_limit: Option<u64>,
@@ -38,6 +75,63 @@ impl Default for SpaceConfig {
         }
     }
 }
+
+/// The least address space of a heap. Where the system refuses even this, there is no heap.
+pub const MIN_RESERVE: u64 = 16 << 20;
+
+/// The most address space of a heap: what the unit table can number.
+pub const MAX_RESERVE: u64 = (units::MAX_UNITS as u64) << classes::UNIT_SHIFT;
+
+/// The least hard limit: room for a span of the largest cells.
+pub const MIN_HARD_LIMIT: u64 = (classes::MAX_SPAN_UNITS * UNIT) as u64;
+
+/// Why a heap could not be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpaceError {
+    /// The system refused even the least address space.
+    Map(MapError),
+    /// The hard limit is below [`MIN_HARD_LIMIT`].
+    LimitTooSmall(u64),
+    /// The reserve is below [`MIN_RESERVE`] or above [`MAX_RESERVE`].
+    Reserve(u64),
+    /// More conservative encodings than [`MAX_ENCODINGS`].
+    TooManyEncodings(usize),
+}
+
+impl fmt::Display for SpaceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SpaceError::Map(e) => write!(f, "no address space for a heap: {e}"),
+            SpaceError::LimitTooSmall(limit) => {
+                write!(
+                    f,
+                    "a hard limit of {limit} bytes is too small for any span; at least {MIN_HARD_LIMIT} are needed"
+                )
+            }
+            SpaceError::Reserve(bytes) => write!(
+                f,
+                "a reserve of {bytes} bytes is out of range; between {MIN_RESERVE} and {MAX_RESERVE} are possible"
+            ),
+            SpaceError::TooManyEncodings(n) => {
+                write!(
+                    f,
+                    "{n} encodings of conservative words; at most {MAX_ENCODINGS} are possible"
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for SpaceError {}
+
+impl From<MapError> for SpaceError {
+    fn from(e: MapError) -> SpaceError {
+        SpaceError::Map(e)
+    }
+}
+
+/// The most encodings that are tried on a conservative word.
+pub const MAX_ENCODINGS: usize = 8;
 
 /// A cell that an address names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,27 +165,140 @@ pub enum SiteError {
     TooMany,
 }
 
-/// The largest cell that lives in a span with others; above it, an object has pages of its own.
-pub const MAX_SMALL: usize = 32 << 10;
+impl fmt::Display for SiteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SiteError::UnknownKind(kind) => {
+                write!(f, "kind {} was not added to this heap", kind.index())
+            }
+            SiteError::TooSmall { bytes, least } => {
+                write!(
+                    f,
+                    "{bytes} bytes are too small for the kind, whose last edge ends at byte {least}"
+                )
+            }
+            SiteError::Large { bytes } => {
+                write!(
+                    f,
+                    "{bytes} bytes are a large object (above {MAX_SMALL}); it has no site"
+                )
+            }
+            SiteError::TooMany => write!(
+                f,
+                "the heap has {} sites already; use fewer kinds",
+                crate::alloc::MAX_SITES
+            ),
+        }
+    }
+}
 
-/// A large object that is not yet visible to anybody: reserve, clear outside `no_preempt`, publish.
-#[derive(Debug)]
-pub struct LargeReservation {
-    pub(crate) base: usize,
-    pub(crate) bytes: usize,
-    pub(crate) kind: KindId,
+impl std::error::Error for SiteError {}
+
+/// The tables that cover the address range. They are mapped together, and together give way to a smaller range.
+struct Range {
+    memory: Map,
+    base: usize,
+    units: Units,
+    records: Records,
+    dirty: Dirty,
+    bits: [Bitmap; 2],
+    chunk_bits: Table<AtomicU8>,
+}
+
+impl Range {
+    fn new(bytes: usize) -> Result<Range, MapError> {
+        const ALIGN: usize = CHUNK_UNITS * UNIT;
+        let units = bytes / UNIT;
+        let memory = Map::new(bytes + ALIGN)?;
+        memory.prefer_huge_pages();
+        let base = (memory.base() as usize).next_multiple_of(ALIGN);
+        Ok(Range {
+            memory,
+            base,
+            units: Units::new(units)?,
+            records: Records::new(units)?,
+            dirty: Dirty::new(units)?,
+            bits: [Bitmap::new(units)?, Bitmap::new(units)?],
+            chunk_bits: Table::new(units / CHUNK_UNITS)?,
+        })
+    }
 }
 
 /// One heap's memory.
 pub struct Space {
+    range: Range,
+    /// Bytes of the address range.
+    len: usize,
+    /// Which bitmap says what is allocated; the other one is for marks. Changes only while the world is stopped.
+    pub(crate) role: AtomicUsize,
+    /// Refills mark what they hand out. Changes only while the world is stopped.
+    pub(crate) marking: AtomicBool,
     pub(crate) kinds: Kinds,
+    pub(crate) sites: Sites,
+    pub(crate) spans: CachePadded<SpinLock<Spans>>,
+    large: LargeObjects,
+    /// Bytes handed out since the last swap.
+    pub(crate) allocated: CachePadded<AtomicU64>,
+    /// Spans and large objects that nobody has looked at since the last swap.
+    pub(crate) unswept: CachePadded<AtomicUsize>,
+    /// The site that the background sweep is at.
+    pub(crate) sweep_site: AtomicUsize,
+    /// The chunk that the clearing of the spare bitmap is at, and where it ends.
+    pub(crate) clear_chunk: AtomicUsize,
+    pub(crate) clear_end: AtomicUsize,
+    encodings: [Encoding; MAX_ENCODINGS],
+    encoding_count: usize,
+    past_the_end: bool,
+    pub(crate) collect_every: Option<u64>,
+    hard_limit: Option<u64>,
 }
 
 impl Space {
     /// Reserves the address range and its side tables.
-    pub fn new(_config: SpaceConfig) -> Result<Space, MapError> {
+    pub fn new(config: SpaceConfig) -> Result<Space, SpaceError> {
+        const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+        if !(MIN_RESERVE..=MAX_RESERVE).contains(&config.reserve) {
+            return Err(SpaceError::Reserve(config.reserve));
+        }
+        if let Some(limit) = config.hard_limit.filter(|limit| *limit < MIN_HARD_LIMIT) {
+            return Err(SpaceError::LimitTooSmall(limit));
+        }
+        if config.conservative.len() > MAX_ENCODINGS {
+            return Err(SpaceError::TooManyEncodings(config.conservative.len()));
+        }
+        let mut encodings = [Encoding::RAW; MAX_ENCODINGS];
+        encodings[..config.conservative.len()].copy_from_slice(&config.conservative);
+        let (kinds, sites) = (Kinds::new()?, Sites::new()?);
+        let mut bytes = config.reserve.next_multiple_of(CHUNK);
+        let range = loop {
+            match Range::new(bytes as usize) {
+                Ok(range) => break range,
+                Err(e) if bytes / 2 < MIN_RESERVE => return Err(e.into()),
+                Err(_) => bytes = (bytes / 2).next_multiple_of(CHUNK),
+            }
+        };
+        let limit = config
+            .hard_limit
+            .map_or(usize::MAX, |limit| limit as usize / UNIT);
         Ok(Space {
-            kinds: Kinds::new()?,
+            range,
+            len: bytes as usize,
+            role: AtomicUsize::new(0),
+            marking: AtomicBool::new(false),
+            kinds,
+            sites,
+            spans: CachePadded::new(SpinLock::new(Spans::new(bytes as usize / UNIT, limit))),
+            large: LargeObjects::default(),
+            allocated: CachePadded::default(),
+            unswept: CachePadded::default(),
+            sweep_site: AtomicUsize::new(0),
+            clear_chunk: AtomicUsize::new(0),
+            clear_end: AtomicUsize::new(0),
+            encodings,
+            encoding_count: config.conservative.len().max(1),
+            past_the_end: config.past_the_end,
+            collect_every: config.collect_every,
+            hard_limit: config.hard_limit,
         })
     }
 
@@ -100,99 +307,186 @@ impl Space {
         self.kinds.add(kind)
     }
 
-    /// The site of `bytes`-sized cells of `kind`; made at first use. Under `no_preempt` or from an unattached thread.
-    pub fn site(&self, _kind: KindId, bytes: usize) -> Result<Site, SiteError> {
-        Err(SiteError::Large { bytes })
+    /// The name of a kind, for reports. Mallocs, as [`Space::add_kind`].
+    pub fn kind_name(&self, kind: KindId) -> Option<String> {
+        self.kinds.name(kind)
     }
 
-    /// Fills the mutator's run of `site`. Under `no_preempt`, by the owner of `runs`; one bounded piece of work.
-    ///
-    /// # Errors
-    /// [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help.
-    pub fn refill(&self, _runs: &Runs, site: Site) -> Result<Refill, AllocError> {
-        Err(AllocError::Exhausted { bytes: site.size() })
-    }
-
-    /// Gives all runs of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
-    pub fn retire(&self, _runs: &Runs) {}
-
-    /// First step of a large allocation, under `no_preempt`.
-    pub fn reserve_large(
-        &self,
-        _kind: KindId,
-        bytes: usize,
-    ) -> Result<LargeReservation, AllocError> {
-        Err(AllocError::TooLarge { bytes })
-    }
-
-    /// Second step, outside `no_preempt`: clears one bounded piece. True: done.
-    pub fn clear_large(&self, _large: &mut LargeReservation) -> bool {
-        true
-    }
-
-    /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the caller's hands (a register
-    /// or the stack) when `no_preempt` ends.
-    pub fn publish_large(&self, large: LargeReservation) -> NonNull<u8> {
-        NonNull::new(large.base as *mut u8).unwrap_or(NonNull::dangling())
-    }
-
-    /// Gives back a reservation that will not be published. Under `no_preempt`.
-    pub fn cancel_large(&self, _large: LargeReservation) {}
-
-    /// The cell that `address` lies in, if it is allocated (or in a run's tail). Any word may be asked.
+    /// The site of `bytes`-sized cells of `kind`; made at first use, then two loads. Under `no_preempt` or from an
+    /// unattached thread.
     #[inline]
-    pub fn resolve(&self, _address: usize) -> Option<Cell> {
-        None
+    pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
+        self.sites.get(&self.kinds, kind, bytes)
     }
 
-    /// Is the cell with this first byte marked?
-    #[inline]
-    pub fn is_marked(&self, _base: usize) -> bool {
-        false
-    }
-
-    /// Stop 1, world stopped: from now on refills mark what they hand out. The spare bitmap must be clear
-    /// ([`Space::clear_spare_piece`] and [`Space::sweep_piece`] have said so).
-    pub fn begin_marking(&self) {}
-
-    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array.
-    ///
-    /// # Safety
-    /// `runs` is the array of a stopped mutator of this heap.
-    pub unsafe fn blacken_tails(&self, _runs: *const Run) {}
-
-    /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free. O(sites).
-    pub fn end_marking(&self) {}
-
-    /// After stop 2, outside any stop: sweeps a bounded piece. True: more to do.
-    pub fn sweep_piece(&self) -> bool {
-        false
-    }
-
-    /// After stop 2, outside any stop: clears a bounded piece of the spare bitmap. True: more to do.
-    pub fn clear_spare_piece(&self) -> bool {
-        false
-    }
-
-    /// Outside any stop, by one thread at a time: returns whole free 2 MiB units to the system until at most `keep`
-    /// free bytes are still backed. One bounded piece; the bytes returned, 0 when there is nothing to do.
-    pub fn release_piece(&self, _keep: u64) -> u64 {
-        0
+    /// The address range, in bytes. It may be smaller than what was asked for.
+    pub fn reserved(&self) -> std::ops::Range<usize> {
+        self.range.base..self.range.base + self.len
     }
 
     /// Bytes handed out in runs and large objects since [`Space::end_marking`].
     pub fn allocated_since(&self) -> u64 {
-        0
+        self.allocated.load(Ordering::Relaxed)
     }
 
-    /// Bytes of spans and large objects in use: what the hard limit counts.
+    /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
     pub fn used_bytes(&self) -> u64 {
-        0
+        (self.spans.lock().used() * UNIT) as u64
     }
 
-    /// World stopped: calls `f` for every allocated cell (run tails too), in address order.
-    pub fn for_each_cell(&self, _f: &mut dyn FnMut(Cell)) {}
+    /// The hard limit that the heap was built with.
+    pub fn hard_limit(&self) -> Option<u64> {
+        self.hard_limit
+    }
 
-    /// World stopped: calls `f` for every allocated cell of one kind, and whether it is marked.
-    pub fn for_each_cell_of(&self, _kind: KindId, _f: &mut dyn FnMut(Cell, bool)) {}
+    /// The encodings that are tried on a conservative word.
+    #[inline(always)]
+    pub fn encodings(&self) -> &[Encoding] {
+        &self.encodings[..self.encoding_count]
+    }
+
+    /// Does a word just past a cell's end keep that cell alive?
+    pub fn past_the_end(&self) -> bool {
+        self.past_the_end
+    }
+
+    /// Is a cycle marking? Then every new cell is born marked.
+    #[inline(always)]
+    pub fn is_marking(&self) -> bool {
+        // Ordering: Relaxed. It changes only while all mutators are stopped.
+        self.marking.load(Ordering::Relaxed)
+    }
+
+    /// The cell that `address` lies in, if that cell is allocated (or in a run's tail). Any word may be asked.
+    #[inline]
+    pub fn resolve(&self, address: usize) -> Option<Cell> {
+        let offset = self.offset(address)?;
+        let unit = offset / UNIT;
+        match self.range.units.get(unit) {
+            Unit::Free => None,
+            Unit::Small {
+                class,
+                distance,
+                kind,
+            } => {
+                let class = &classes::TABLE[class];
+                let in_span = distance * UNIT + offset % UNIT;
+                let index = class.index_of(in_span);
+                let base = offset - in_span + index * class.size as usize;
+                if index < class.cells as usize && self.allocated_bits().test(base) {
+                    Some(Cell {
+                        base: self.range.base + base,
+                        size: class.size as usize,
+                        kind,
+                    })
+                } else {
+                    None
+                }
+            }
+            Unit::Large { distance } => self.large_cell(unit.checked_sub(distance)?),
+        }
+    }
+
+    /// The cell that ends exactly at `address`, where the heap's configuration lets such a word keep it alive.
+    #[inline]
+    pub fn resolve_past_the_end(&self, address: usize) -> Option<Cell> {
+        if !self.past_the_end {
+            return None;
+        }
+        self.resolve(address.wrapping_sub(1))
+            .filter(|cell| cell.base + cell.size == address)
+    }
+
+    /// Does the address lie in the heap's range?
+    #[inline(always)]
+    pub fn contains(&self, address: usize) -> bool {
+        self.offset(address).is_some()
+    }
+
+    /// Is the cell with this first byte allocated? False for addresses outside the heap.
+    #[inline]
+    pub fn is_allocated(&self, base: usize) -> bool {
+        self.offset(base)
+            .is_some_and(|offset| self.allocated_bits().test(offset))
+    }
+
+    /// Is the cell with this first byte marked? False for addresses outside the heap.
+    #[inline]
+    pub fn is_marked(&self, base: usize) -> bool {
+        self.offset(base)
+            .is_some_and(|offset| self.marked_bits().test(offset))
+    }
+
+    #[inline(always)]
+    pub(crate) fn offset(&self, address: usize) -> Option<usize> {
+        let offset = address.wrapping_sub(self.range.base);
+        (offset < self.len).then_some(offset)
+    }
+
+    #[inline(always)]
+    pub(crate) fn base(&self) -> usize {
+        self.range.base
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    #[inline(always)]
+    pub(crate) fn units(&self) -> &Units {
+        &self.range.units
+    }
+
+    #[inline(always)]
+    pub(crate) fn records(&self) -> &Records {
+        &self.range.records
+    }
+
+    #[inline(always)]
+    pub(crate) fn allocated_bits(&self) -> &Bitmap {
+        // Ordering: Relaxed. The role changes only while all mutators are stopped.
+        &self.range.bits[self.role.load(Ordering::Relaxed) & 1]
+    }
+
+    #[inline(always)]
+    pub(crate) fn marked_bits(&self) -> &Bitmap {
+        &self.range.bits[!self.role.load(Ordering::Relaxed) & 1]
+    }
+
+    /// Notes that the bitmaps may have bits for this unit's chunk: the allocated one now, the other one in its time.
+    #[inline(always)]
+    pub(crate) fn note_bits(&self, unit: usize) {
+        let chunk = self.chunk_bits(unit / CHUNK_UNITS);
+        // Ordering: Relaxed. Read by the clearing of the spare bitmap, which starts in a stop.
+        if chunk.load(Ordering::Relaxed) == 0 {
+            chunk.store(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn chunk_bits(&self, chunk: usize) -> &AtomicU8 {
+        // SAFETY: chunks of the address range; zeroed memory is a valid AtomicU8.
+        unsafe { &*self.range.chunk_bits.at(chunk) }
+    }
+
+    /// Takes units for a span or a large object: the first, and whether all of them are known to be zero.
+    pub(crate) fn take_units(&self, units: usize) -> Result<(usize, bool), NoSpan> {
+        let first = self
+            .spans
+            .lock()
+            .take(&self.range.records, &self.range.dirty, units)?;
+        Ok((first, self.range.dirty.count(first, units) == 0))
+    }
+
+    /// Gives a span of few units back whose unit words are zero.
+    pub(crate) fn give_units(&self, first: usize, units: usize) {
+        self.range.dirty.set(first, units);
+        self.spans
+            .lock()
+            .give(&self.range.records, &self.range.dirty, first, units);
+    }
 }
+
+// The tests of the whole room are in `gc-core/src/heap/tests.rs`.
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,83 +1,423 @@
 //! Tracing: from roots to marked cells, without malloc and without recursion.
+//!
+//! An edge goes through two rings, each long enough for a cache line to arrive meanwhile (prefetching on the way from
+//! a FIFO behind the mark stack: Cher, Hosking and Vitek 2004; OCaml's `prefetch_buffer`):
+//!
+//! 1. *found*: its mark word is prefetched, and it waits in the edge ring;
+//! 2. *marked*: its bit is tested and set; if it was clear and the kind has edges, the cell goes to the queue;
+//! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the cell ring;
+//! 4. its words are read, and each edge begins at 1.
+//!
+//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Everything here runs while
+//! the world is stopped: no malloc, no lock, no panic.
 
-pub(crate) mod queue;
+mod queue;
+mod ring;
 
-use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
-use crate::heap::{Cell, Space};
+use crate::heap::{CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit};
+use crate::kind::{Descriptor, KindId, Tag};
 
+use queue::Hand;
 pub use queue::MarkQueue;
+use ring::Ring;
+pub(crate) use ring::prefetch;
 
-/// What a traced kind's function reports its edges to.
-pub struct Tracer<'a> {
-    marker: PhantomData<&'a ()>,
-}
+/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap.
+const EDGES: usize = 32;
 
-impl Tracer<'_> {
-    /// One word of the cell, as an edge if `encoding` says so.
-    #[inline]
-    pub fn edge(&mut self, _word: usize, _encoding: Encoding) {}
+/// Cells on the way to their first lines.
+const CELLS: usize = 16;
 
-    /// Every word of `words` (a byte range, word-aligned), as edges.
-    ///
-    /// # Safety
-    /// The range lies in the cell that is traced, or in memory that no mutator frees while it runs.
-    pub unsafe fn edges(&mut self, _words: std::ops::Range<usize>, _encoding: Encoding) {}
-
-    /// A word that may be anything: marks the cell it names, if it names one.
-    pub fn conservative(&mut self, _word: usize) {}
-}
-
-/// One thread that marks. All its memory is mapped before.
-pub struct Marker<'a> {
-    space: &'a Space,
-    queue: &'a MarkQueue,
-}
-
-impl<'a> Marker<'a> {
-    /// A marker of `space` that shares `queue` with its fellows.
-    pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
-        Marker { space, queue }
-    }
-
-    /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.
-    #[inline]
-    pub fn edge(&mut self, _word: usize, _encoding: Encoding) {}
-
-    /// A precise edge that may lead into the middle of its cell (a derived pointer).
-    #[inline]
-    pub fn interior(&mut self, address: usize) {
-        let _ = self.space.resolve(address);
-    }
-
-    /// A word that may be anything, tried with all of the heap's conservative encodings (and past the end, where
-    /// configured). True: it named a cell that was not marked yet.
-    pub fn conservative(&mut self, _word: usize) -> bool {
-        false
-    }
-
-    /// Marks a cell found by [`Space::resolve`]. True: it was not marked yet.
-    pub fn cell(&mut self, _cell: Cell) -> bool {
-        false
-    }
-
-    /// Traces until nothing is left. All edges from everything marked have then been followed.
-    pub fn drain(&mut self) {
-        let _ = self.queue;
-    }
-
-    /// Cells and bytes newly marked by this marker since it was made.
-    pub fn marked(&self) -> Marked {
-        Marked::default()
-    }
-}
-
-/// What a marker has marked.
+/// What has been marked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Marked {
     /// Cells.
     pub cells: u64,
-    /// Their bytes.
+    /// Their bytes, as the heap counts them.
     pub bytes: u64,
 }
+
+/// Where edges go: the one difference between marking and looking.
+trait Sink {
+    /// An address that an edge leads to: a cell's first byte, if it is in the heap.
+    fn address(&mut self, address: usize);
+    /// A word that may be anything.
+    fn conservative(&mut self, word: usize);
+    /// This sink, for a function of the embedder.
+    fn tracer(&mut self) -> Tracer<'_>;
+}
+
+/// What a traced kind's function reports its edges to.
+pub struct Tracer<'a> {
+    to: To<'a>,
+}
+
+enum To<'a> {
+    Mark(&'a mut Core<'a>),
+    Look(&'a mut Look<'a>),
+}
+
+impl Tracer<'_> {
+    /// One word of the cell: an edge if `encoding` says so.
+    #[inline]
+    pub fn edge(&mut self, word: usize, encoding: Encoding) {
+        if let Some(address) = encoding.decode(word) {
+            match &mut self.to {
+                To::Mark(core) => core.address(address),
+                To::Look(look) => look.address(address),
+            }
+        }
+    }
+
+    /// Every word of a byte range: edges where `encoding` says so.
+    ///
+    /// # Safety
+    /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees while it is marked.
+    pub unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
+        for word in words.step_by(size_of::<usize>()) {
+            // SAFETY: the caller says so.
+            self.edge(unsafe { load(word) }, encoding);
+        }
+    }
+
+    /// A word that may be anything: the cell it names, if it names one, is an edge.
+    pub fn conservative(&mut self, word: usize) {
+        match &mut self.to {
+            To::Mark(core) => core.conservative(word),
+            To::Look(look) => look.conservative(word),
+        }
+    }
+}
+
+/// Reads a word that a mutator may be writing.
+///
+/// # Safety
+/// `address` is word-aligned and readable.
+#[inline(always)]
+unsafe fn load(address: usize) -> usize {
+    // SAFETY: forwarded. Ordering: Relaxed; what a snapshot at the beginning must see is ordered by the stop, and later
+    // values lead to cells that were born black.
+    unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
+}
+
+/// Reports every edge of a cell. The only place that knows how kinds hold their edges.
+///
+/// # Safety
+/// `cell` is an allocated cell of `size` bytes and of this descriptor's kind.
+#[inline(always)]
+unsafe fn follow<S: Sink>(descriptor: &Descriptor, cell: usize, size: usize, sink: &mut S) {
+    let encoding = descriptor.encoding;
+    // SAFETY: all words that are read lie in the cell; a words kind's slots were checked against the class when the site
+    // was made.
+    unsafe {
+        match descriptor.tag {
+            Tag::Leaf | Tag::Weak => {}
+            Tag::Words => {
+                for index in 0..descriptor.slot_words as usize {
+                    let mut slots = *descriptor.slots.add(index);
+                    while slots != 0 {
+                        let word = index * 64 + slots.trailing_zeros() as usize;
+                        slots &= slots - 1;
+                        if let Some(address) =
+                            encoding.decode(load(cell + word * size_of::<usize>()))
+                        {
+                            sink.address(address);
+                        }
+                    }
+                }
+            }
+            Tag::Array => {
+                for word in descriptor.first_word as usize..size / size_of::<usize>() {
+                    if let Some(address) = encoding.decode(load(cell + word * size_of::<usize>())) {
+                        sink.address(address);
+                    }
+                }
+            }
+            Tag::Conservative => {
+                for word in 0..size / size_of::<usize>() {
+                    sink.conservative(load(cell + word * size_of::<usize>()));
+                }
+            }
+            Tag::Traced => {
+                if let Some(trace) = descriptor.trace {
+                    trace(cell as *const u8, size, &mut sink.tracer());
+                }
+            }
+        }
+    }
+}
+
+/// A marker's state, shared with the tracers that it lends to traced kinds.
+struct Core<'a> {
+    space: &'a Space,
+    hand: Hand<'a>,
+    edges: Ring<EDGES>,
+    cells: Ring<CELLS>,
+    marked: Marked,
+}
+
+impl<'a> Core<'a> {
+    /// Step 1: an edge to a cell's first byte. Words that lead out of the heap are no edges.
+    #[inline(always)]
+    fn found(&mut self, address: usize) {
+        let Some(offset) = self.space.offset(address) else {
+            return;
+        };
+        self.space.marked_bits().prefetch(offset);
+        if let Some(oldest) = self.edges.exchange(offset) {
+            self.mark(oldest);
+        }
+    }
+
+    /// Step 2. True: the cell was not marked before.
+    #[inline(always)]
+    fn mark(&mut self, offset: usize) -> bool {
+        if !self.space.marked_bits().set(offset) {
+            return false;
+        }
+        let Some((kind, size)) = self.space.kind_and_size(offset) else {
+            // No cell begins there: a precise edge that dangles. Its bit would be taken for a cell's when the roles swap.
+            self.space.marked_bits().clear(offset);
+            debug_assert!(
+                false,
+                "an edge leads to {:#x}, where no cell is",
+                self.space.base() + offset
+            );
+            return false;
+        };
+        self.marked.cells += 1;
+        self.marked.bytes += size as u64;
+        if !matches!(self.space.kinds.get(kind).tag, Tag::Leaf | Tag::Weak) {
+            self.hand.push(offset, offset / UNIT);
+        }
+        true
+    }
+
+    /// Steps 3 and 4, until nothing is left.
+    fn drain(&mut self) {
+        loop {
+            while !self.cells.is_full()
+                && let Some(offset) = self.hand.pop()
+            {
+                prefetch(self.space.base() + offset);
+                self.cells.push(offset);
+            }
+            if let Some(offset) = self.cells.pop() {
+                self.follow(offset);
+            } else if let Some(offset) = self.edges.pop() {
+                self.mark(offset);
+            } else {
+                return;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn follow(&mut self, offset: usize) {
+        if let Some((kind, size)) = self.space.kind_and_size(offset) {
+            let descriptor = self.space.kinds.get(kind);
+            let cell = self.space.base() + offset;
+            // SAFETY: only offsets that `mark` found a cell at get here, and marked cells stay.
+            unsafe { follow(descriptor, cell, size, self) };
+        }
+    }
+
+    /// The queue overflowed: follows the marked cells of the flagged units. True: there were some.
+    #[cold]
+    fn follow_flagged(&mut self) -> bool {
+        let queue = self.hand.queue();
+        queue.take_flags(|unit| {
+            for granule in 0..UNIT / GRANULE {
+                let offset = unit * UNIT + granule * GRANULE;
+                if self.space.marked_bits().test(offset) {
+                    self.follow(offset);
+                }
+            }
+        })
+    }
+
+    fn resolved(&mut self, word: usize) -> bool {
+        let mut newly = false;
+        if let Some(cell) = self.space.resolve(word) {
+            newly |= self.mark(cell.base - self.space.base());
+        }
+        if let Some(cell) = self.space.resolve_past_the_end(word) {
+            newly |= self.mark(cell.base - self.space.base());
+        }
+        newly
+    }
+
+    fn conservative_word(&mut self, word: usize) -> bool {
+        let mut newly = false;
+        for encoding in self.space.encodings() {
+            if let Some(address) = encoding.decode(word) {
+                newly |= self.resolved(address);
+            }
+        }
+        newly
+    }
+}
+
+impl Sink for Core<'_> {
+    #[inline(always)]
+    fn address(&mut self, address: usize) {
+        self.found(address);
+    }
+
+    fn conservative(&mut self, word: usize) {
+        self.conservative_word(word);
+    }
+
+    fn tracer(&mut self) -> Tracer<'_> {
+        let core: *mut Core<'_> = self;
+        // SAFETY: the tracer borrows this core for as long as it lives. Only the lifetime of what the core itself borrows is
+        // shortened, and the tracer stores nothing into the core.
+        let core = unsafe { &mut *core.cast() };
+        Tracer { to: To::Mark(core) }
+    }
+}
+
+/// One thread that marks. All its memory is mapped before; make it and drop it wherever that is true of its stack.
+///
+/// Dropping it leaves what it has not followed in the queue, for the others.
+pub struct Marker<'a> {
+    core: Core<'a>,
+}
+
+impl<'a> Marker<'a> {
+    /// A marker of `space` that shares `queue`, made for it, with its fellows.
+    pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
+        Marker {
+            core: Core {
+                space,
+                hand: Hand::new(queue),
+                edges: Ring::new(),
+                cells: Ring::new(),
+                marked: Marked::default(),
+            },
+        }
+    }
+
+    /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.
+    #[inline]
+    pub fn edge(&mut self, word: usize, encoding: Encoding) {
+        if let Some(address) = encoding.decode(word) {
+            self.core.found(address);
+        }
+    }
+
+    /// An address that leads anywhere into its cell (a derived pointer). True: the cell was not marked yet.
+    pub fn interior(&mut self, address: usize) -> bool {
+        self.core.resolved(address)
+    }
+
+    /// A word that may be anything, tried with all of the heap's conservative encodings (and past the end, where
+    /// configured). True: it named a cell that was not marked yet.
+    pub fn conservative(&mut self, word: usize) -> bool {
+        self.core.conservative_word(word)
+    }
+
+    /// Marks a cell that [`Space::resolve`] has found. True: it was not marked yet.
+    pub fn cell(&mut self, cell: Cell) -> bool {
+        self.core.mark(cell.base - self.core.space.base())
+    }
+
+    /// Reports every edge of a cell as a root (an ephemeron's value, a weak cell whose edges count after all).
+    pub fn edges_of(&mut self, cell: Cell) {
+        self.core.follow(cell.base - self.core.space.base());
+    }
+
+    /// Traces until nothing is left: all edges from everything marked have then been followed.
+    pub fn drain(&mut self) {
+        loop {
+            self.core.drain();
+            if !self.core.follow_flagged() {
+                return;
+            }
+        }
+    }
+
+    /// What this marker has newly marked.
+    pub fn marked(&self) -> Marked {
+        self.core.marked
+    }
+}
+
+impl Drop for Marker<'_> {
+    fn drop(&mut self) {
+        while let Some(offset) = self.core.edges.pop() {
+            self.core.mark(offset);
+        }
+        while let Some(offset) = self.core.cells.pop() {
+            self.core.hand.push(offset, offset / UNIT);
+        }
+    }
+}
+
+/// Looks at edges instead of marking them.
+struct Look<'a> {
+    space: &'a Space,
+    f: &'a mut dyn FnMut(Cell),
+}
+
+impl Sink for Look<'_> {
+    fn address(&mut self, address: usize) {
+        if let Some(cell) = self.space.resolve(address) {
+            (self.f)(cell);
+        }
+    }
+
+    fn conservative(&mut self, word: usize) {
+        for encoding in self.space.encodings() {
+            if let Some(address) = encoding.decode(word) {
+                self.address(address);
+                if let Some(cell) = self.space.resolve_past_the_end(address) {
+                    (self.f)(cell);
+                }
+            }
+        }
+    }
+
+    fn tracer(&mut self) -> Tracer<'_> {
+        let look: *mut Look<'_> = self;
+        // SAFETY: as for `Core`.
+        let look = unsafe { &mut *look.cast() };
+        Tracer { to: To::Look(look) }
+    }
+}
+
+impl Space {
+    /// World stopped: calls `f` with the target of every edge of an allocated cell, for oracles and heap snapshots.
+    pub fn for_each_edge(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
+        let descriptor = self.kinds.get(cell.kind);
+        // SAFETY: `cell` says what is allocated, and the caller that it still is.
+        unsafe {
+            follow(
+                descriptor,
+                cell.base,
+                cell.size,
+                &mut Look { space: self, f },
+            )
+        };
+    }
+
+    /// Kind and size of the cell that begins at `offset` of the address range; `None` where no cell can begin.
+    #[inline(always)]
+    fn kind_and_size(&self, offset: usize) -> Option<(KindId, usize)> {
+        match self.units().get(offset / UNIT) {
+            Unit::Small { class, kind, .. } => Some((kind, CLASS_TABLE[class].size as usize)),
+            Unit::Large { distance: 0 } => {
+                let (units, kind) = self.large_record(offset / UNIT);
+                Some((kind, units * UNIT))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,337 @@
-//! The queue of marked cells whose edges have not been followed yet.
+//! The queue of marked cells whose edges have not been followed yet: packets of addresses in mapped memory.
+//!
+//! A marker fills and empties a packet of its own and exchanges only whole ones, so that many markers can share the
+//! queue. All address space is mapped beforehand; a page is touched only when it is first used. When the queue is full
+//! nothing is lost: the cell is marked, and the unit it begins in is *flagged*. Once the queue is empty, the marked cells
+//! of flagged units are followed again (Boehm's collector calls it mark stack overflow). That ends, for each round marks
+//! at least one cell or flags nothing.
 
-use crate::heap::MapError;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::heap::map::Table;
+use crate::heap::{MapError, Space, UNIT};
+
+/// Entries of a packet; with its head, it fills a page.
+const ENTRIES: usize = 510;
+
+#[repr(C)]
+struct Packet {
+    /// Index + 1 of the next packet in the stack that this one is in.
+    next: AtomicU32,
+    len: u32,
+    /// Keeps the entries at a multiple of 16 bytes.
+    _pad: u64,
+    entries: [usize; ENTRIES],
+}
+
+/// A stack of packets by index, Treiber's. The upper half of the word counts changes, so that a packet which was taken
+/// and put back in between is noticed.
+#[derive(Default)]
+struct Stack {
+    head: AtomicU64,
+}
+
+impl Stack {
+    fn push(&self, packets: &Table<Packet>, packet: u32) {
+        let mut head = self.head.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the packet exists and is the caller's; `next` is atomic, for a slow `pop` may still read it.
+            unsafe {
+                (*packets.at(packet as usize))
+                    .next
+                    .store(head as u32, Ordering::Relaxed)
+            };
+            let new = ((head >> 32).wrapping_add(1) << 32) | (packet as u64 + 1);
+            // Ordering: Release publishes the packet's entries to whoever pops it.
+            match self
+                .head
+                .compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed)
+            {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn pop(&self, packets: &Table<Packet>) -> Option<u32> {
+        // Ordering: Acquire pairs with the Release in `push`.
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
+            let packet = (head as u32).checked_sub(1)?;
+            // SAFETY: a packet once used stays mapped; a stale `next` is refused by the count in the exchange below.
+            let next = unsafe { (*packets.at(packet as usize)).next.load(Ordering::Relaxed) };
+            let new = ((head >> 32).wrapping_add(1) << 32) | next as u64;
+            match self
+                .head
+                .compare_exchange_weak(head, new, Ordering::Acquire, Ordering::Acquire)
+            {
+                Ok(_) => return Some(packet),
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.head.load(Ordering::Relaxed) as u32 == 0
+    }
+}
 
 /// Grey cells, in mapped memory; shared by the markers of one heap.
-pub struct MarkQueue {}
+pub struct MarkQueue {
+    packets: Table<Packet>,
+    /// Packets that were used before; the first `fresh` ones exist.
+    fresh: AtomicUsize,
+    free: Stack,
+    full: Stack,
+    /// A bit a unit: a cell that begins there was marked but did not fit.
+    flags: Table<AtomicU64>,
+    flagged: AtomicBool,
+    /// How often a cell did not fit, for reports and tests.
+    overflows: AtomicU64,
+}
 
 impl MarkQueue {
-    /// Maps a queue for `cells` entries. More than that is not lost: see the module's head.
-    pub fn new(_cells: usize) -> Result<MarkQueue, MapError> {
-        Ok(MarkQueue {})
+    /// Maps a queue for `space` that holds about `cells` cells, and not less than a few packets of them.
+    pub fn new(space: &Space, cells: usize) -> Result<MarkQueue, MapError> {
+        Ok(MarkQueue {
+            packets: Table::new(cells.div_ceil(ENTRIES).clamp(2, u32::MAX as usize - 1))?,
+            fresh: AtomicUsize::new(0),
+            free: Stack::default(),
+            full: Stack::default(),
+            flags: Table::new((space.len() / UNIT).div_ceil(64))?,
+            flagged: AtomicBool::new(false),
+            overflows: AtomicU64::new(0),
+        })
+    }
+
+    /// How many marked cells did not fit so far. Each was followed all the same.
+    pub fn overflows(&self) -> u64 {
+        self.overflows.load(Ordering::Relaxed)
+    }
+
+    /// Is there no packet of grey cells, and no flagged unit? Markers may still have some in hand.
+    pub fn is_empty(&self) -> bool {
+        self.full.is_empty() && !self.flagged.load(Ordering::Relaxed)
+    }
+
+    /// Gives the memory of a queue that nobody uses back to the system. Not in a stop.
+    pub fn trim(&mut self) {
+        if !self.full.is_empty() {
+            return;
+        }
+        let used = self.fresh.swap(0, Ordering::Relaxed);
+        self.free = Stack::default();
+        // SAFETY: no packet is in use: the queue is borrowed uniquely, and all stacks are emptied with it. Should the kernel
+        // refuse, the old contents do no harm: a packet's `next` and `len` are always set first.
+        unsafe { self.packets.discard(0, used) };
+    }
+
+    fn take_free(&self) -> Option<u32> {
+        if let Some(packet) = self.free.pop(&self.packets) {
+            return Some(packet);
+        }
+        self.fresh
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n < self.packets.len()).then_some(n + 1)
+            })
+            .ok()
+            .map(|n| n as u32)
+    }
+
+    #[cold]
+    fn flag(&self, unit: usize) {
+        self.overflows.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: units of the address range; zeroed memory is a valid AtomicU64.
+        let word = unsafe { &*self.flags.at(unit / 64) };
+        word.fetch_or(1 << (unit % 64), Ordering::Relaxed);
+        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit.
+        self.flagged.store(true, Ordering::Release);
+    }
+
+    /// Takes all flagged units, if there are any; `f` is called for each.
+    pub(crate) fn take_flags(&self, mut f: impl FnMut(usize)) -> bool {
+        if !self.flagged.swap(false, Ordering::Acquire) {
+            return false;
+        }
+        for index in 0..self.flags.len() {
+            // SAFETY: as in `flag`.
+            let word = unsafe { &*self.flags.at(index) };
+            if word.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut bits = word.swap(0, Ordering::Relaxed);
+            while bits != 0 {
+                f(index * 64 + bits.trailing_zeros() as usize);
+                bits &= bits - 1;
+            }
+        }
+        true
+    }
+}
+
+/// One marker's end of the queue: the packet that it fills and empties.
+pub(crate) struct Hand<'a> {
+    queue: &'a MarkQueue,
+    /// Null: none.
+    packet: *mut Packet,
+    index: u32,
+}
+
+impl<'a> Hand<'a> {
+    pub(crate) fn new(queue: &'a MarkQueue) -> Hand<'a> {
+        Hand {
+            queue,
+            packet: std::ptr::null_mut(),
+            index: 0,
+        }
+    }
+
+    pub(crate) fn queue(&self) -> &'a MarkQueue {
+        self.queue
+    }
+
+    /// Adds a cell that begins in `unit`.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, cell: usize, unit: usize) {
+        // SAFETY: a packet in hand is this marker's alone, and `len` is at most ENTRIES.
+        unsafe {
+            if (self.packet.is_null() || (*self.packet).len as usize == ENTRIES)
+                && !self.next_free()
+            {
+                self.queue.flag(unit);
+                return;
+            }
+            let packet = &mut *self.packet;
+            *packet.entries.get_unchecked_mut(packet.len as usize) = cell;
+            packet.len += 1;
+        }
+    }
+
+    /// Takes the cell that was added last, or one of another marker's.
+    #[inline(always)]
+    pub(crate) fn pop(&mut self) -> Option<usize> {
+        // SAFETY: as in `push`.
+        unsafe {
+            if (self.packet.is_null() || (*self.packet).len == 0) && !self.next_full() {
+                return None;
+            }
+            let packet = &mut *self.packet;
+            packet.len -= 1;
+            Some(*packet.entries.get_unchecked(packet.len as usize))
+        }
+    }
+
+    #[cold]
+    fn next_free(&mut self) -> bool {
+        let Some(free) = self.queue.take_free() else {
+            return false;
+        };
+        if !self.packet.is_null() {
+            self.queue.full.push(&self.queue.packets, self.index);
+        }
+        self.hold(free);
+        // SAFETY: the packet in hand is ours alone.
+        unsafe { (*self.packet).len = 0 };
+        true
+    }
+
+    #[cold]
+    fn next_full(&mut self) -> bool {
+        let Some(full) = self.queue.full.pop(&self.queue.packets) else {
+            return false;
+        };
+        if !self.packet.is_null() {
+            self.queue.free.push(&self.queue.packets, self.index);
+        }
+        self.hold(full);
+        true
+    }
+
+    fn hold(&mut self, index: u32) {
+        self.index = index;
+        self.packet = self.queue.packets.at(index as usize);
+    }
+}
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        if !self.packet.is_null() {
+            // SAFETY: the packet in hand is ours alone.
+            let empty = unsafe { (*self.packet).len == 0 };
+            let stack = if empty {
+                &self.queue.free
+            } else {
+                &self.queue.full
+            };
+            stack.push(&self.queue.packets, self.index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::{MIN_RESERVE, SpaceConfig};
+
+    fn queue(cells: usize) -> MarkQueue {
+        let space = Space::new(SpaceConfig {
+            reserve: MIN_RESERVE,
+            ..SpaceConfig::default()
+        })
+        .unwrap();
+        MarkQueue::new(&space, cells).unwrap()
+    }
+
+    #[test]
+    fn all_that_was_pushed_is_popped_once() {
+        let queue = queue(10 * ENTRIES);
+        let mut hand = Hand::new(&queue);
+        let cells: Vec<usize> = (1..=4000).map(|n| n * 16).collect();
+        cells.iter().for_each(|&c| hand.push(c, 0));
+        let mut popped: Vec<usize> = std::iter::from_fn(|| hand.pop()).collect();
+        popped.sort_unstable();
+        assert_eq!(popped, cells);
+        assert_eq!(queue.overflows(), 0);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_flagged_by_its_unit() {
+        let queue = queue(1);
+        let mut hand = Hand::new(&queue);
+        for n in 0..2 * ENTRIES + 3 {
+            hand.push(16, n);
+        }
+        let mut units = Vec::new();
+        assert!(queue.take_flags(|unit| units.push(unit)));
+        assert_eq!(units, [2 * ENTRIES, 2 * ENTRIES + 1, 2 * ENTRIES + 2]);
+        assert!(!queue.take_flags(|_| ()));
+        assert_eq!(std::iter::from_fn(|| hand.pop()).count(), 2 * ENTRIES);
+    }
+
+    #[test]
+    fn hands_exchange_packets_without_losing_one() {
+        let queue = queue(128 * ENTRIES);
+        let sum: usize = std::thread::scope(|s| {
+            let workers: Vec<_> = (0..3)
+                .map(|thread| {
+                    let queue = &queue;
+                    s.spawn(move || {
+                        let (mut hand, mut sum) = (Hand::new(queue), 0);
+                        for n in 0..20_000 {
+                            hand.push(1 + thread, 0);
+                            if n % 3 == 0 {
+                                sum += hand.pop().unwrap();
+                            }
+                        }
+                        sum
+                    })
+                })
+                .collect();
+            workers.into_iter().map(|w| w.join().unwrap()).sum()
+        });
+        let mut hand = Hand::new(&queue);
+        let rest: usize = std::iter::from_fn(|| hand.pop()).sum();
+        assert_eq!(queue.overflows(), 0);
+        assert_eq!(sum + rest, 20_000 * (1 + 2 + 3));
     }
 }

@@ -1,0 +1,272 @@
+//! One bit for each granule of the address range, and what is asked of such bits: set one, set a run's, find a run.
+//!
+//! A cell is represented by the bit of its first granule only. A unit has 256 granules, so a span's bits begin at a
+//! word's first bit.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::classes::{Class, GRANULE, UNIT};
+use super::map::{MapError, Table};
+
+/// Bitmap words of a unit.
+pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
+
+/// A bit a granule, over the whole address range.
+pub(crate) struct Bitmap {
+    words: Table<AtomicU64>,
+}
+
+impl Bitmap {
+    pub(crate) fn new(units: usize) -> Result<Bitmap, MapError> {
+        Ok(Bitmap {
+            words: Table::new(units * WORDS_PER_UNIT)?,
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
+        // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid AtomicU64.
+        unsafe { &*self.words.at(index) }
+    }
+
+    /// The bit of the granule at byte `offset` of the address range.
+    #[inline(always)]
+    pub(crate) fn test(&self, offset: usize) -> bool {
+        let granule = offset / GRANULE;
+        // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers that use them only to skip
+        // work.
+        self.word(granule / 64).load(Ordering::Relaxed) & (1 << (granule % 64)) != 0
+    }
+
+    /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked cells, and a locked
+    /// instruction costs as much as a cache miss.
+    #[inline(always)]
+    pub(crate) fn set(&self, offset: usize) -> bool {
+        let granule = offset / GRANULE;
+        let (word, bit) = (self.word(granule / 64), 1u64 << (granule % 64));
+        // Ordering: Relaxed, as in `test`; of several markers, exactly one sees the bit change.
+        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    /// Asks for the cache line of a bit that will be tested soon.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, offset: usize) {
+        crate::mark::prefetch(self.words.at(offset / GRANULE / 64) as usize);
+    }
+
+    pub(crate) fn clear(&self, offset: usize) {
+        let granule = offset / GRANULE;
+        self.word(granule / 64)
+            .fetch_and(!(1 << (granule % 64)), Ordering::Relaxed);
+    }
+
+    /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else changes meanwhile.
+    pub(crate) fn clear_units(&self, first: usize, count: usize) {
+        for word in first * WORDS_PER_UNIT..(first + count) * WORDS_PER_UNIT {
+            self.word(word).store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives the bits of `count` units back to the system, if they are whole pages of the bitmap.
+    ///
+    /// # Safety
+    /// All those bits are clear, and nobody sets one meanwhile.
+    pub(crate) unsafe fn discard_units(&self, first: usize, count: usize) {
+        // SAFETY: forwarded; zero before and after, so a refusal changes nothing either.
+        unsafe {
+            self.words
+                .discard(first * WORDS_PER_UNIT, count * WORDS_PER_UNIT)
+        };
+    }
+
+    /// The bits of a span's cells, for asking and changing many at a time.
+    pub(crate) fn span<'a>(&'a self, first_unit: usize, class: &'a Class) -> SpanBits<'a> {
+        SpanBits {
+            bitmap: self,
+            first_word: first_unit * WORDS_PER_UNIT,
+            class,
+        }
+    }
+}
+
+/// Bits at the multiples of `stride` (below 64), from bit 0.
+const PATTERNS: [u64; 64] = {
+    let mut patterns = [1u64; 64];
+    let mut stride = 1;
+    while stride < 64 {
+        let mut bit = 0;
+        while bit < 64 {
+            patterns[stride] |= 1 << bit;
+            bit += stride;
+        }
+        stride += 1;
+    }
+    patterns
+};
+
+/// See [`Bitmap::span`].
+pub(crate) struct SpanBits<'a> {
+    bitmap: &'a Bitmap,
+    first_word: usize,
+    class: &'a Class,
+}
+
+impl SpanBits<'_> {
+    #[inline(always)]
+    fn load(&self, word: usize) -> u64 {
+        self.bitmap
+            .word(self.first_word + word)
+            .load(Ordering::Relaxed)
+    }
+
+    /// The cell whose first granule is `bit`.
+    #[inline(always)]
+    fn cell_at(&self, bit: usize) -> usize {
+        self.class.index_of(bit * GRANULE)
+    }
+
+    /// The bits of the cells `[from, to)` in each word that has any: `f(word, mask)`, until it says stop.
+    #[inline(always)]
+    fn masks(&self, from: usize, to: usize, mut f: impl FnMut(usize, u64) -> bool) {
+        let stride = self.class.stride();
+        if stride >= 64 {
+            for cell in from..to {
+                let bit = cell * stride;
+                if !f(bit / 64, 1 << (bit % 64)) {
+                    return;
+                }
+            }
+            return;
+        }
+        let (first, end) = (from * stride, to * stride);
+        let mut start = first;
+        while start < end {
+            let word = start / 64;
+            // `start` is a cell's bit; the pattern from there on has all of its followers in this word. Bits of cells
+            // from `to` on are cut off.
+            let mut mask = PATTERNS[stride] << (start % 64);
+            if end - word * 64 < 64 {
+                mask &= (1u64 << (end - word * 64)) - 1;
+            }
+            if !f(word, mask) {
+                return;
+            }
+            // The first cell's bit at or after the next word's start.
+            start += ((word + 1) * 64 - start).div_ceil(stride) * stride;
+        }
+    }
+
+    /// The first cell from `from` on whose bit is clear.
+    pub(crate) fn next_clear(&self, from: usize) -> Option<usize> {
+        let mut found = None;
+        self.masks(from, self.class.cells as usize, |word, mask| {
+            let clear = mask & !self.load(word);
+            if clear != 0 {
+                found = Some(self.cell_at(word * 64 + clear.trailing_zeros() as usize));
+            }
+            clear == 0
+        });
+        found
+    }
+
+    /// The first cell in `[from, to)` whose bit is set, or `to`.
+    pub(crate) fn next_set(&self, from: usize, to: usize) -> usize {
+        let mut found = to;
+        self.masks(from, to, |word, mask| {
+            let set = mask & self.load(word);
+            if set != 0 {
+                found = self.cell_at(word * 64 + set.trailing_zeros() as usize);
+            }
+            set == 0
+        });
+        found
+    }
+
+    /// The number of set bits.
+    pub(crate) fn count(&self) -> usize {
+        let mut count = 0;
+        self.masks(0, self.class.cells as usize, |word, mask| {
+            count += (mask & self.load(word)).count_ones() as usize;
+            true
+        });
+        count
+    }
+
+    /// Sets the bits of the cells `[from, to)`.
+    pub(crate) fn set_cells(&self, from: usize, to: usize) {
+        self.masks(from, to, |word, mask| {
+            // Ordering: Relaxed. The owner of the run is the only reader until the next stop, which orders all.
+            self.bitmap
+                .word(self.first_word + word)
+                .fetch_or(mask, Ordering::Relaxed);
+            true
+        });
+    }
+
+    /// Clears the bits of the cells `[from, to)`.
+    pub(crate) fn clear_cells(&self, from: usize, to: usize) {
+        self.masks(from, to, |word, mask| {
+            self.bitmap
+                .word(self.first_word + word)
+                .fetch_and(!mask, Ordering::Relaxed);
+            true
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::classes::TABLE;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn naive(class: &Class, set: &[bool], from: usize) -> Option<(usize, usize)> {
+        let start = (from..class.cells as usize).find(|&c| !set[c])?;
+        let end = (start..class.cells as usize)
+            .find(|&c| set[c])
+            .unwrap_or(class.cells as usize);
+        Some((start, end))
+    }
+
+    proptest! {
+        #[test]
+        fn runs_are_the_naive_ones(
+            class in 0..TABLE.len(),
+            density in 0.0f64..1.0,
+            seed in any::<u64>(),
+            from in any::<prop::sample::Index>(),
+        ) {
+            let class = &TABLE[class];
+            let cells = class.cells as usize;
+            let mut state = seed | 1;
+            let mut random = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 11) as f64 / (1u64 << 53) as f64
+            };
+            let set: Vec<bool> = (0..cells).map(|_| random() < density).collect();
+            let bitmap = Bitmap::new(192).unwrap();
+            let bits = bitmap.span(64, class);
+            for (cell, _) in set.iter().enumerate().filter(|(_, s)| **s) {
+                prop_assert!(bitmap.set(64 * UNIT + cell * class.size as usize));
+            }
+            prop_assert_eq!(bits.count(), set.iter().filter(|s| **s).count());
+            let from = from.index(cells);
+            let found = bits.next_clear(from).map(|start| (start, bits.next_set(start, cells)));
+            prop_assert_eq!(found, naive(class, &set, from));
+            if let Some((start, end)) = found {
+                bits.set_cells(start, end);
+                for (cell, before) in set.iter().enumerate() {
+                    let expected = *before || (start..end).contains(&cell);
+                    prop_assert_eq!(bitmap.test(64 * UNIT + cell * class.size as usize), expected);
+                }
+                // Nothing but cells' bits, and nothing outside the span.
+                let all: u32 = (0..192 * WORDS_PER_UNIT).map(|w| bitmap.word(w).load(Ordering::Relaxed).count_ones()).sum();
+                prop_assert_eq!(all as usize, bits.count());
+                bits.clear_cells(start, end);
+                prop_assert_eq!(bits.count(), set.iter().filter(|s| **s).count());
+            }
+        }
+    }
+}

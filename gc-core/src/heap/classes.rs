@@ -1,0 +1,189 @@
+//! Size classes: which cell size a request gets, how long a span of such cells is, and the division that is none.
+//!
+//! 16-byte steps up to 128 bytes, then eight classes a doubling up to [`MAX_SMALL`]: a cell is at most one eighth larger
+//! than its request. A span is as long as it takes to hold eight cells and lose at most 1/64 of itself at its end.
+
+/// Bytes of a unit, the grain of the address range. The page size: then a large object is rounded to pages, as the
+/// system rounds it anyway, and wastes less than an eighth of itself.
+pub const UNIT: usize = 1 << UNIT_SHIFT;
+pub(crate) const UNIT_SHIFT: u32 = 12;
+
+/// Bytes of a granule: cells are multiples of it, and each bitmap has a bit for each.
+pub const GRANULE: usize = 16;
+
+/// The largest cell that lives in a span with others; above it, an object has pages of its own.
+pub const MAX_SMALL: usize = 32 << 10;
+
+/// The number of size classes.
+pub(crate) const CLASSES: usize = 8 + 8 * 8;
+
+/// The longest span in units. A unit's distance to its span's start has six bits in the unit table.
+pub(crate) const MAX_SPAN_UNITS: usize = 64;
+
+/// The shortest span in units. Shorter ones would spend more on their records, longer ones strand more memory in
+/// kinds that have few cells.
+const MIN_SPAN_UNITS: usize = 16;
+
+/// The fewest cells in a span.
+const MIN_CELLS: usize = 8;
+
+/// The largest shift with which the reciprocal of 16 still fits 32 bits.
+const RECIPROCAL_SHIFT: u32 = 35;
+
+/// What arithmetic needs to know of a size class.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Class {
+    /// Bytes of a cell.
+    pub(crate) size: u32,
+    /// `ceil(2^35 / size)`, for a division by multiplication. Its excess over the quotient is below 1, so the product's is
+    /// below `offset / 2^35 < 2^18 / 2^35 = 2^-17` once shifted; a true quotient is at least `1 / size >= 2^-15` short of
+    /// the next integer, so none is ever reached too early.
+    pub(crate) reciprocal: u32,
+    /// Cells in a span.
+    pub(crate) cells: u32,
+    /// Units in a span.
+    pub(crate) units: u32,
+}
+
+impl Class {
+    /// Granules of a cell.
+    #[inline(always)]
+    pub(crate) const fn stride(&self) -> usize {
+        self.size as usize / GRANULE
+    }
+
+    /// The number of the cell that byte `offset` of a span lies in. May be `cells` or more: the span's tail.
+    #[inline(always)]
+    pub(crate) const fn index_of(&self, offset: usize) -> usize {
+        debug_assert!(offset < MAX_SPAN_UNITS * UNIT);
+        ((offset as u64 * self.reciprocal as u64) >> RECIPROCAL_SHIFT) as usize
+    }
+}
+
+const fn size_of_class(class: usize) -> usize {
+    if class < 8 {
+        (class + 1) * 16
+    } else {
+        let doubling = (class - 8) / 8;
+        (9 + (class - 8) % 8) << (doubling + 4)
+    }
+}
+
+const fn span_units(size: usize) -> usize {
+    let mut least = (size * MIN_CELLS).div_ceil(UNIT);
+    if least < MIN_SPAN_UNITS {
+        least = MIN_SPAN_UNITS;
+    }
+    let mut best = least;
+    let mut units = least;
+    while units <= MAX_SPAN_UNITS {
+        let waste = units * UNIT % size;
+        if waste * 64 <= units * UNIT {
+            return units;
+        }
+        if waste * best < (best * UNIT % size) * units {
+            best = units;
+        }
+        units += 1;
+    }
+    best
+}
+
+/// All classes, smallest first.
+pub(crate) static TABLE: [Class; CLASSES] = {
+    let mut table = [Class {
+        size: 0,
+        reciprocal: 0,
+        cells: 0,
+        units: 0,
+    }; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        let size = size_of_class(class);
+        let units = span_units(size);
+        table[class] = Class {
+            size: size as u32,
+            reciprocal: ((1u64 << RECIPROCAL_SHIFT).div_ceil(size as u64)) as u32,
+            cells: (units * UNIT / size) as u32,
+            units: units as u32,
+        };
+        class += 1;
+    }
+    table
+};
+
+/// The class of a request of `bytes`, which is at most [`MAX_SMALL`].
+#[inline(always)]
+pub(crate) const fn class_of(bytes: usize) -> usize {
+    debug_assert!(bytes <= MAX_SMALL);
+    if bytes <= 128 {
+        (bytes.saturating_sub(1)) / 16
+    } else {
+        let last = bytes - 1;
+        let doubling = last.ilog2();
+        8 + (doubling as usize - 7) * 8 + ((last >> (doubling - 3)) & 7)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_request_gets_the_smallest_class_that_holds_it() {
+        for bytes in 0..=MAX_SMALL {
+            let class = class_of(bytes);
+            assert!(TABLE[class].size as usize >= bytes, "{bytes}");
+            assert!(
+                class == 0 || (TABLE[class - 1].size as usize) < bytes,
+                "{bytes}"
+            );
+        }
+        assert_eq!(TABLE[CLASSES - 1].size as usize, MAX_SMALL);
+    }
+
+    #[test]
+    fn a_cell_wastes_at_most_an_eighth_above_128_bytes_and_15_bytes_below() {
+        for bytes in 1..=MAX_SMALL {
+            let size = TABLE[class_of(bytes)].size as usize;
+            if bytes <= 128 {
+                assert!(size - bytes < 16, "{bytes}");
+            } else {
+                assert!((size - bytes) * 8 <= size, "{bytes} in {size}");
+            }
+        }
+        for bytes in MAX_SMALL + 1..=4 * MAX_SMALL {
+            assert!(
+                (bytes.next_multiple_of(UNIT) - bytes) * 8 <= bytes.next_multiple_of(UNIT),
+                "{bytes}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_span_holds_eight_cells_and_loses_at_most_a_64th_at_its_end() {
+        for class in &TABLE {
+            let (size, units) = (class.size as usize, class.units as usize);
+            assert_eq!(size % GRANULE, 0);
+            assert!(units <= MAX_SPAN_UNITS && units * UNIT >= 64 << 10);
+            assert!(class.cells >= 8, "{class:?}");
+            assert!(
+                (units * UNIT - class.cells as usize * size) * 64 <= units * UNIT,
+                "{class:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_reciprocal_divides_every_offset_of_every_span() {
+        for class in &TABLE {
+            for offset in 0..class.units as usize * UNIT {
+                assert_eq!(
+                    class.index_of(offset),
+                    offset / class.size as usize,
+                    "{class:?} at {offset}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Objects with pages of their own: taken, cleared and published in three steps, and freed in pieces.
+//!
+//! Taking and publishing are short and happen under `no_preempt`. Clearing a gigabyte is not: it is done between them,
+//! where the mutator can be stopped, and nothing names the object until it is over.
+
+use std::ptr::NonNull;
+use std::sync::atomic::Ordering;
+
+use super::lock::SpinLock;
+use super::sites::List;
+use super::{Cell, Space, UNIT, Unit};
+use crate::alloc::{AllocError, Runs};
+use crate::kind::KindId;
+
+/// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do other things between.
+const CLEAR_UNITS: usize = (256 << 10) / UNIT;
+
+/// Units whose words one piece of the sweep clears, some 10 us.
+const FREE_UNITS: usize = 16 << 10;
+
+/// A large object that is not yet visible to anybody. Clear it outside `no_preempt`, then publish or cancel it.
+#[derive(Debug)]
+#[must_use = "its memory is in use until it is published or cancelled"]
+pub struct LargeReservation {
+    first: usize,
+    units: usize,
+    kind: KindId,
+    /// Units that are cleared.
+    cleared: usize,
+}
+
+/// What came of an attempt to reserve a large object.
+#[derive(Debug)]
+pub enum LargeStep {
+    /// Clear it, then publish it.
+    Reserved(LargeReservation),
+    /// `collect_every`: collect, then try again.
+    Due,
+    /// The bounded piece ended without a find: leave `no_preempt`, come again.
+    Again,
+}
+
+#[derive(Debug, Default)]
+struct Lists {
+    unswept: List,
+    swept: List,
+}
+
+/// A dead object whose unit words are being cleared. No units: there is none.
+#[derive(Debug, Default, Clone, Copy)]
+struct Freeing {
+    first: usize,
+    units: usize,
+    cleared: usize,
+}
+
+/// The large objects of a heap.
+pub(crate) struct LargeObjects {
+    lists: SpinLock<Lists>,
+    freeing: SpinLock<Freeing>,
+}
+
+impl Default for LargeObjects {
+    fn default() -> LargeObjects {
+        LargeObjects {
+            lists: SpinLock::new(Lists::default()),
+            freeing: SpinLock::new(Freeing::default()),
+        }
+    }
+}
+
+impl Space {
+    /// First step of a large allocation, under `no_preempt`, by the owner of `runs`.
+    ///
+    /// # Errors
+    /// [`AllocError::TooLarge`] for ever; [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help.
+    pub fn reserve_large(
+        &self,
+        runs: &Runs,
+        kind: KindId,
+        bytes: usize,
+    ) -> Result<LargeStep, AllocError> {
+        let units = bytes.div_ceil(UNIT).max(1);
+        if units > self.len() / UNIT {
+            return Err(AllocError::TooLarge { bytes });
+        }
+        if let Some(every) = self.collect_every
+            && self.left_until_due(runs, every) == 0
+        {
+            return Ok(LargeStep::Due);
+        }
+        match self.take_units(units) {
+            Ok((first, _)) => {
+                self.count_large(runs);
+                Ok(LargeStep::Reserved(LargeReservation {
+                    first,
+                    units,
+                    kind,
+                    cleared: 0,
+                }))
+            }
+            Err(no) => self.after_sweep(no, bytes).map(|()| LargeStep::Again),
+        }
+    }
+
+    /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be zero. True: done.
+    pub fn clear_large(&self, large: &mut LargeReservation) -> bool {
+        let end = (large.cleared + CLEAR_UNITS).min(large.units);
+        for distance in large.cleared..end {
+            let unit = large.first + distance;
+            if self.range.dirty.count(unit, 1) != 0 {
+                // SAFETY: the unit belongs to this reservation, and nothing names it yet.
+                unsafe { std::ptr::write_bytes((self.base() + unit * UNIT) as *mut u8, 0, UNIT) };
+            }
+            // The first unit's word is missing until the end, and the others lead to it: they name nothing yet.
+            if distance != 0 {
+                self.units().set(unit, Unit::Large { distance });
+            }
+        }
+        large.cleared = end;
+        end == large.units
+    }
+
+    /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the caller's hands (a register
+    /// or the stack) when `no_preempt` ends. What [`Space::clear_large`] has not cleared is cleared now.
+    pub fn publish_large(&self, mut large: LargeReservation) -> NonNull<u8> {
+        while !self.clear_large(&mut large) {}
+        let LargeReservation {
+            first, units, kind, ..
+        } = large;
+        // SAFETY: the units were taken for this reservation, so their records are ours.
+        unsafe { (*self.records().at(first)).kind = kind.0 };
+        self.note_bits(first);
+        self.allocated_bits().set(first * UNIT);
+        if self.is_marking() {
+            self.marked_bits().set(first * UNIT);
+        }
+        self.large.lists.lock().swept.push(self.records(), first);
+        self.allocated
+            .fetch_add((units * UNIT) as u64, Ordering::Relaxed);
+        self.units().set(first, Unit::Large { distance: 0 });
+        // SAFETY: the address range does not begin at zero.
+        unsafe { NonNull::new_unchecked((self.base() + first * UNIT) as *mut u8) }
+    }
+
+    /// Gives back a reservation that will not be published. Under `no_preempt`.
+    pub fn cancel_large(&self, large: LargeReservation) {
+        for distance in 1..large.cleared {
+            self.units().set(large.first + distance, Unit::Free);
+        }
+        self.range.dirty.set(large.first, large.units);
+        self.spans
+            .lock()
+            .give(self.records(), &self.range.dirty, large.first, large.units);
+    }
+
+    /// The large object whose first unit this is, if it is published and allocated.
+    #[inline]
+    pub(crate) fn large_cell(&self, first: usize) -> Option<Cell> {
+        if self.units().get(first) != (Unit::Large { distance: 0 })
+            || !self.allocated_bits().test(first * UNIT)
+        {
+            return None;
+        }
+        let (units, kind) = self.large_record(first);
+        Some(Cell {
+            base: self.base() + first * UNIT,
+            size: units * UNIT,
+            kind,
+        })
+    }
+
+    /// Length and kind of a published large object.
+    #[inline]
+    pub(crate) fn large_record(&self, first: usize) -> (usize, KindId) {
+        // SAFETY: the record was written before the unit's word was published, and these fields do not change until it
+        // is zero again. Read field by field: the links beside them are others'.
+        unsafe {
+            let record = self.records().at(first);
+            ((*record).units as usize, KindId((*record).kind))
+        }
+    }
+
+    /// Swaps with the rest of the heap: every large object is unswept now. How many there are.
+    pub(crate) fn unsweep_large(&self) -> usize {
+        let mut lists = self.large.lists.lock();
+        let Lists { unswept, swept } = &mut *lists;
+        unswept.append(self.records(), swept);
+        unswept.len()
+    }
+
+    /// World stopped: calls `f` for every large object.
+    pub(crate) fn for_each_large(&self, f: &mut dyn FnMut(Cell)) {
+        let lists = self.large.lists.lock();
+        for list in [&lists.unswept, &lists.swept] {
+            list.each(self.records(), &mut |first| {
+                if let Some(cell) = self.large_cell(first) {
+                    f(cell);
+                }
+            });
+        }
+    }
+
+    /// A bounded piece of the large objects' sweep. True: there was something to do.
+    pub(crate) fn sweep_large_piece(&self) -> bool {
+        let mut freeing = self.large.freeing.lock();
+        if freeing.units == 0 {
+            let mut lists = self.large.lists.lock();
+            let Some(first) = lists.unswept.pop(self.records()) else {
+                return false;
+            };
+            if self.allocated_bits().test(first * UNIT) {
+                lists.swept.push(self.records(), first);
+                drop(lists);
+                self.unswept.fetch_sub(1, Ordering::Release);
+                return true;
+            }
+            *freeing = Freeing {
+                first,
+                units: self.large_record(first).0,
+                cleared: 0,
+            };
+        }
+        // The first word goes first: the others lead to it, and then name nothing any more.
+        let end = (freeing.cleared + FREE_UNITS).min(freeing.units);
+        for distance in freeing.cleared..end {
+            self.units().set(freeing.first + distance, Unit::Free);
+        }
+        self.range
+            .dirty
+            .set(freeing.first + freeing.cleared, end - freeing.cleared);
+        freeing.cleared = end;
+        if end == freeing.units {
+            self.spans.lock().give(
+                self.records(),
+                &self.range.dirty,
+                freeing.first,
+                freeing.units,
+            );
+            *freeing = Freeing::default();
+            // Ordering: Release. Who sees the count at zero finds what was given back (see `after_sweep`).
+            self.unswept.fetch_sub(1, Ordering::Release);
+        }
+        true
+    }
+}

@@ -1,0 +1,237 @@
+//! The sites of a heap: for each (kind, size class) that is in use, the lists of its spans.
+//!
+//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of three lists. After stop 2
+//! every listed span is `unswept`; who sweeps it finds it empty and gives it back, or puts it where it belongs.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::SiteError;
+use super::classes::{self, CLASSES, Class, MAX_SMALL};
+use super::lock::SpinLock;
+use super::map::{MapError, Table};
+use super::spans::Records;
+use crate::alloc::{MAX_SITES, Site};
+use crate::kind::{KindId, Kinds, MAX_KINDS};
+
+/// Entries of a kind's row in the index: a power of two that holds all classes.
+const ROW: usize = 128;
+const _: () = assert!(CLASSES <= ROW);
+
+/// A list of spans, linked through their records.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct List {
+    head: u32,
+    tail: u32,
+    len: u32,
+}
+
+impl List {
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Appends a span. The caller owns its record and holds the list's lock.
+    pub(crate) fn push(&mut self, records: &Records, span: usize) {
+        // SAFETY: the record is the caller's, and the tail's belongs to this list.
+        unsafe {
+            (*records.at(span)).next = 0;
+            match self.tail {
+                0 => self.head = span as u32 + 1,
+                tail => (*records.at(tail as usize - 1)).next = span as u32 + 1,
+            }
+        }
+        self.tail = span as u32 + 1;
+        self.len += 1;
+    }
+
+    /// Takes the first span; its record is then the caller's.
+    pub(crate) fn pop(&mut self, records: &Records) -> Option<usize> {
+        let span = (self.head as usize).checked_sub(1)?;
+        // SAFETY: the record belongs to this list, whose lock the caller holds.
+        self.head = unsafe { (*records.at(span)).next };
+        if self.head == 0 {
+            self.tail = 0;
+        }
+        self.len -= 1;
+        Some(span)
+    }
+
+    /// Calls `f` for each span. The caller holds the list's lock.
+    pub(crate) fn each(&self, records: &Records, f: &mut dyn FnMut(usize)) {
+        let mut link = self.head;
+        while link != 0 {
+            f(link as usize - 1);
+            // SAFETY: the record belongs to this list.
+            link = unsafe { (*records.at(link as usize - 1)).next };
+        }
+    }
+
+    /// Moves all of `other` to the end of this list, at once.
+    pub(crate) fn append(&mut self, records: &Records, other: &mut List) {
+        if other.head == 0 {
+            return;
+        }
+        match self.tail {
+            0 => self.head = other.head,
+            // SAFETY: as in `push`.
+            tail => unsafe { (*records.at(tail as usize - 1)).next = other.head },
+        }
+        self.tail = other.tail;
+        self.len += other.len;
+        *other = List::default();
+    }
+}
+
+/// The spans of a site that no mutator owns, and the chain of all its spans.
+#[derive(Debug, Default)]
+pub(crate) struct SiteLists {
+    /// Not looked at since the last collection.
+    pub(crate) unswept: List,
+    /// Has free cells.
+    pub(crate) partial: List,
+    /// Has none, as far as is known.
+    pub(crate) full: List,
+    /// The first of all spans of the site, owned ones too; linked by `all_next`.
+    pub(crate) all: u32,
+}
+
+impl SiteLists {
+    pub(crate) fn chain(&mut self, records: &Records, span: usize) {
+        // SAFETY: chain links belong to the site's lock, which the caller holds.
+        unsafe {
+            (*records.at(span)).all_prev = 0;
+            (*records.at(span)).all_next = self.all;
+            if self.all != 0 {
+                (*records.at(self.all as usize - 1)).all_prev = span as u32 + 1;
+            }
+        }
+        self.all = span as u32 + 1;
+    }
+
+    pub(crate) fn unchain(&mut self, records: &Records, span: usize) {
+        // SAFETY: as in `chain`.
+        unsafe {
+            let (prev, next) = ((*records.at(span)).all_prev, (*records.at(span)).all_next);
+            match prev {
+                0 => self.all = next,
+                prev => (*records.at(prev as usize - 1)).all_next = next,
+            }
+            if next != 0 {
+                (*records.at(next as usize - 1)).all_prev = prev;
+            }
+        }
+    }
+}
+
+/// One site. Two cache lines, so that neighbours do not share the lock's.
+#[repr(C, align(128))]
+pub(crate) struct Entry {
+    pub(crate) kind: KindId,
+    pub(crate) class: u8,
+    pub(crate) lists: SpinLock<SiteLists>,
+}
+
+impl Entry {
+    pub(crate) fn class(&self) -> &'static Class {
+        &classes::TABLE[self.class as usize]
+    }
+}
+
+/// All sites of a heap.
+pub(crate) struct Sites {
+    entries: Table<Entry>,
+    count: AtomicU32,
+    /// Site index + 1 by kind and class, 0: not made yet.
+    index: Table<AtomicU32>,
+    making: SpinLock<()>,
+}
+
+impl Sites {
+    pub(crate) fn new() -> Result<Sites, MapError> {
+        Ok(Sites {
+            entries: Table::new(MAX_SITES)?,
+            count: AtomicU32::new(0),
+            index: Table::new(MAX_KINDS * ROW)?,
+            making: SpinLock::new(()),
+        })
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        // Ordering: Acquire pairs with the Release in `make`.
+        self.count.load(Ordering::Acquire) as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn at(&self, site: usize) -> &Entry {
+        // SAFETY: sites are below MAX_SITES and written before they are counted or indexed; after that only the lists
+        // change, under their lock.
+        unsafe { &*self.entries.at(site) }
+    }
+
+    #[inline(always)]
+    fn slot(&self, kind: KindId, class: usize) -> &AtomicU32 {
+        // SAFETY: a KindId has 16 bits and a class is below ROW; zeroed memory is a valid AtomicU32.
+        unsafe { &*self.index.at(kind.index() * ROW + class) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, kinds: &Kinds, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
+        if bytes > MAX_SMALL {
+            return Err(SiteError::Large { bytes });
+        }
+        let class = classes::class_of(bytes);
+        // Ordering: Acquire pairs with the Release in `make`.
+        match self.slot(kind, class).load(Ordering::Acquire) {
+            0 => self.make(kinds, kind, class, bytes),
+            index => Ok(Site {
+                index: index - 1,
+                size: classes::TABLE[class].size,
+            }),
+        }
+    }
+
+    #[cold]
+    fn make(
+        &self,
+        kinds: &Kinds,
+        kind: KindId,
+        class: usize,
+        bytes: usize,
+    ) -> Result<Site, SiteError> {
+        if !kinds.contains(kind) {
+            return Err(SiteError::UnknownKind(kind));
+        }
+        let (size, least) = (classes::TABLE[class].size, kinds.least_bytes(kind));
+        if (size as usize) < least {
+            return Err(SiteError::TooSmall { bytes, least });
+        }
+        let _making = self.making.lock();
+        let slot = self.slot(kind, class);
+        if let Some(made) = slot.load(Ordering::Relaxed).checked_sub(1) {
+            return Ok(Site { index: made, size });
+        }
+        let index = self.count.load(Ordering::Relaxed);
+        if index as usize == MAX_SITES {
+            return Err(SiteError::TooMany);
+        }
+        let entry = Entry {
+            kind,
+            class: class as u8,
+            lists: SpinLock::new(SiteLists::default()),
+        };
+        // SAFETY: the entry is not counted yet, so it is only ours.
+        unsafe { self.entries.at(index as usize).write(entry) };
+        // Ordering: Release publishes the entry, for `count` and for `get`.
+        self.count.store(index + 1, Ordering::Release);
+        slot.store(index + 1, Ordering::Release);
+        Ok(Site { index, size })
+    }
+
+    /// The sites of one kind.
+    pub(crate) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = &Entry> {
+        (0..CLASSES).filter_map(move |class| {
+            let index = self.slot(kind, class).load(Ordering::Acquire);
+            index.checked_sub(1).map(|index| self.at(index as usize))
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! The unit table: one word for each unit of the address range, from which an address finds its cell.
+//!
+//! ```text
+//! free    0
+//! small   01 | - | class (7 bits) | distance (6) | kind (16)
+//! large   10 | distance (30)
+//! ```
+//!
+//! `distance` counts units back to the first one of the span. A word is stored last, after everything that it leads to
+//! (Release), and zeroed first: an address in a span that is not published names nothing.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::map::{MapError, Table};
+use crate::kind::KindId;
+
+/// The most units an address range can have: a large object's distance has 30 bits.
+pub(crate) const MAX_UNITS: usize = 1 << 30;
+
+/// What a unit's word says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Nothing is published here.
+    Free,
+    /// Part of a span of equal cells.
+    Small {
+        class: usize,
+        distance: usize,
+        kind: KindId,
+    },
+    /// Part of a large object.
+    Large { distance: usize },
+}
+
+impl Unit {
+    #[inline(always)]
+    pub(crate) fn decode(word: u32) -> Unit {
+        match word >> 30 {
+            1 => Unit::Small {
+                class: (word >> 22 & 0x7f) as usize,
+                distance: (word >> 16 & 0x3f) as usize,
+                kind: KindId(word as u16),
+            },
+            2 => Unit::Large {
+                distance: (word & 0x3fff_ffff) as usize,
+            },
+            _ => Unit::Free,
+        }
+    }
+
+    fn encode(self) -> u32 {
+        match self {
+            Unit::Free => 0,
+            Unit::Small {
+                class,
+                distance,
+                kind,
+            } => 1 << 30 | (class as u32) << 22 | (distance as u32) << 16 | kind.0 as u32,
+            Unit::Large { distance } => 2 << 30 | distance as u32,
+        }
+    }
+}
+
+/// See the module's head.
+pub(crate) struct Units {
+    words: Table<AtomicU32>,
+}
+
+impl Units {
+    pub(crate) fn new(units: usize) -> Result<Units, MapError> {
+        Ok(Units {
+            words: Table::new(units)?,
+        })
+    }
+
+    #[inline(always)]
+    pub(crate) fn word(&self, unit: usize) -> &AtomicU32 {
+        // SAFETY: callers pass units of the address range; zeroed memory is a valid AtomicU32.
+        unsafe { &*self.words.at(unit) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn get(&self, unit: usize) -> Unit {
+        // Ordering: Acquire pairs with the Release in `set`: who sees the word sees the span's record.
+        Unit::decode(self.word(unit).load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set(&self, unit: usize, value: Unit) {
+        // Ordering: Release publishes the record and the bitmap words that were prepared before.
+        self.word(unit).store(value.encode(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_say_what_was_stored() {
+        for unit in [
+            Unit::Free,
+            Unit::Small {
+                class: 0,
+                distance: 0,
+                kind: KindId(0),
+            },
+            Unit::Small {
+                class: 71,
+                distance: 63,
+                kind: KindId(u16::MAX),
+            },
+            Unit::Large { distance: 0 },
+            Unit::Large {
+                distance: MAX_UNITS - 1,
+            },
+        ] {
+            assert_eq!(Unit::decode(unit.encode()), unit);
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Walks all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators yet.
+
+use super::spans::State;
+use super::{Cell, Class, Space, UNIT, Unit, classes};
+use crate::kind::KindId;
+
+impl Space {
+    /// World stopped: calls `f` for every allocated cell (run tails too), in address order.
+    pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
+        let top = self.spans.lock().top();
+        let mut unit = 0;
+        while unit < top {
+            // SAFETY: `unit` is the first of its stretch, and with the world stopped no stretch changes.
+            let (units, state) = unsafe {
+                (
+                    (*self.records().at(unit)).units as usize,
+                    (*self.records().at(unit)).state,
+                )
+            };
+            if state == State::InUse {
+                match self.units().get(unit) {
+                    Unit::Small { class, kind, .. } => {
+                        self.cells_of_span(unit, &classes::TABLE[class], kind, f)
+                    }
+                    Unit::Large { .. } => {
+                        if let Some(cell) = self.large_cell(unit) {
+                            f(cell);
+                        }
+                    }
+                    // Taken, but not published yet.
+                    Unit::Free => {}
+                }
+            }
+            unit += units.max(1);
+        }
+    }
+
+    /// World stopped: calls `f` for every allocated cell of one kind, and whether it is marked. Costs the spans of that
+    /// kind, not the whole heap; except large objects, which are asked one by one.
+    pub fn for_each_cell_of(&self, kind: KindId, f: &mut dyn FnMut(Cell, bool)) {
+        for entry in self.sites.of_kind(kind) {
+            let mut link = entry.lists.lock().all;
+            while link != 0 {
+                let span = link as usize - 1;
+                self.cells_of_span(span, entry.class(), kind, &mut |cell| {
+                    f(cell, self.is_marked(cell.base))
+                });
+                // SAFETY: the chain changes only when mutators or the sweep run, and neither does.
+                link = unsafe { (*self.records().at(span)).all_next };
+            }
+        }
+        self.for_each_large(&mut |cell| {
+            if cell.kind == kind {
+                f(cell, self.is_marked(cell.base));
+            }
+        });
+    }
+
+    fn cells_of_span(&self, span: usize, class: &Class, kind: KindId, f: &mut dyn FnMut(Cell)) {
+        let bits = self.allocated_bits().span(span, class);
+        let cells = class.cells as usize;
+        let mut index = bits.next_set(0, cells);
+        while index < cells {
+            let size = class.size as usize;
+            f(Cell {
+                base: self.base() + span * UNIT + index * size,
+                size,
+                kind,
+            });
+            index = bits.next_set(index + 1, cells);
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Tests of marking: what is reachable is marked, nothing else is, for every kind of cell and however short the queue.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::heap::tests::Toy;
+use crate::heap::{MAX_SMALL, SpaceConfig};
+use crate::kind::Kind;
+
+const BOXED: Encoding = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
+
+/// Reports words 1 and 3, as a program's own tracer would.
+unsafe fn trace_odd(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
+    for word in [1, 3] {
+        if word * 8 < size {
+            // SAFETY: the word lies in the cell.
+            tracer.edge(
+                unsafe { *cell.cast::<usize>().add(word) },
+                Encoding::low_bits(3),
+            );
+        }
+    }
+}
+
+/// What a node of the model is, and in which word its `n`th edge lies, how encoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    Leaf,
+    Words,
+    BoxedArray,
+    Traced,
+    Conservative,
+    Weak,
+}
+
+const SHAPES: [Shape; 6] = [
+    Shape::Leaf,
+    Shape::Words,
+    Shape::BoxedArray,
+    Shape::Traced,
+    Shape::Conservative,
+    Shape::Weak,
+];
+
+impl Shape {
+    fn kind(self) -> Kind {
+        match self {
+            Shape::Leaf => Kind::leaf("leaf"),
+            Shape::Words => Kind::words_at("words", &[0, 2], Encoding::RAW),
+            Shape::BoxedArray => Kind::array("boxed", 1, BOXED),
+            // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its edges.
+            Shape::Traced => unsafe { Kind::traced("traced", trace_odd) },
+            Shape::Conservative => Kind::conservative("conservative"),
+            Shape::Weak => Kind::weak("weak", 0, Encoding::RAW, 0),
+        }
+    }
+
+    /// Stores edge `n` (0 or 1) of a cell, and says if it keeps its target alive.
+    fn store(self, cell: usize, n: usize, target: usize) -> bool {
+        let (word, value, strong) = match self {
+            Shape::Leaf => (n, target, false),
+            Shape::Words => (2 * n, target, true),
+            Shape::BoxedArray => (1 + n, target | 0xfffc << 48, true),
+            Shape::Traced => (1 + 2 * n, target | 5, true),
+            // An interior word.
+            Shape::Conservative => (n, target + 9, true),
+            Shape::Weak => (n, target, false),
+        };
+        // SAFETY: the cell is a live one of the test's, of at least 32 bytes.
+        unsafe { (cell as *mut usize).add(word).write(value) };
+        strong
+    }
+}
+
+fn reachable(edges: &BTreeMap<usize, Vec<usize>>, roots: &[usize]) -> BTreeSet<usize> {
+    let mut seen = BTreeSet::new();
+    let mut stack = roots.to_vec();
+    while let Some(cell) = stack.pop() {
+        if seen.insert(cell) {
+            stack.extend(&edges[&cell]);
+        }
+    }
+    seen
+}
+
+fn check_graph(
+    nodes: &[(usize, usize)],
+    links: &[(prop::sample::Index, prop::sample::Index, usize)],
+    roots: &[prop::sample::Index],
+    queue_cells: usize,
+) {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 256 << 20,
+        ..SpaceConfig::default()
+    });
+    toy.queue = MarkQueue::new(&toy.space, queue_cells).unwrap();
+    let kinds: Vec<_> = SHAPES
+        .iter()
+        .map(|s| toy.space.add_kind(s.kind()).unwrap())
+        .collect();
+    let cells: Vec<(usize, Shape)> = nodes
+        .iter()
+        .map(|&(shape, bytes)| (toy.alloc(kinds[shape], bytes), SHAPES[shape]))
+        .collect();
+    let mut edges: BTreeMap<usize, Vec<usize>> =
+        cells.iter().map(|(c, _)| (*c, Vec::new())).collect();
+    let mut slots: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+    for (from, to, n) in links {
+        let ((from, shape), (to, _)) =
+            (cells[from.index(cells.len())], cells[to.index(cells.len())]);
+        if shape.store(from, *n, to) {
+            slots.insert((from, *n), to);
+        }
+    }
+    for ((from, _), to) in slots {
+        edges.get_mut(&from).unwrap().push(to);
+    }
+    for (&cell, targets) in &edges {
+        let mut seen = Vec::new();
+        toy.space
+            .for_each_edge(toy.space.resolve(cell).unwrap(), &mut |target| {
+                seen.push(target.base)
+            });
+        seen.sort_unstable();
+        let mut targets = targets.clone();
+        targets.sort_unstable();
+        assert_eq!(seen, targets, "edges of a cell, looked at");
+    }
+    let roots: Vec<usize> = roots
+        .iter()
+        .map(|r| cells[r.index(cells.len())].0)
+        .collect();
+    let expected = reachable(&edges, &roots);
+    let marked = toy.mark(&roots);
+    assert_eq!(marked.cells as usize, expected.len());
+    for &(cell, _) in &cells {
+        assert_eq!(toy.space.is_marked(cell), expected.contains(&cell));
+    }
+    toy.finish();
+    assert_eq!(
+        toy.cells().keys().copied().collect::<BTreeSet<_>>(),
+        expected
+    );
+    let bytes: usize = toy.cells().values().sum();
+    assert_eq!(marked.bytes as usize, bytes);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn exactly_the_reachable_cells_are_marked(
+        nodes in prop::collection::vec((0..SHAPES.len(), prop_oneof![9 => 32usize..200, 1 => MAX_SMALL..80_000]), 1..300),
+        links in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..2), 0..900),
+        roots in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
+    ) {
+        check_graph(&nodes, &links, &roots, 1 << 16);
+    }
+}
+
+#[test]
+fn a_full_queue_loses_nothing() {
+    // An array of arrays: one cell's edges alone overflow the two packets that the smallest queue has.
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 256 << 20,
+        ..SpaceConfig::default()
+    });
+    toy.queue = MarkQueue::new(&toy.space, 1).unwrap();
+    let kind = toy
+        .space
+        .add_kind(Kind::array("array", 0, Encoding::RAW))
+        .unwrap();
+    const FAN: usize = 5000;
+    let root = toy.alloc(kind, FAN * 8);
+    let mut expected = 1;
+    for n in 0..FAN {
+        let (middle, end) = (toy.alloc(kind, 32), toy.alloc(kind, 16));
+        // SAFETY: cells of ours, large enough.
+        unsafe {
+            (root as *mut usize).add(n).write(middle);
+            (middle as *mut usize).write(end);
+        }
+        expected += 2;
+    }
+    let marked = toy.mark(&[root]);
+    assert!(
+        toy.queue.overflows() > 1000,
+        "{} overflows: the test tests nothing",
+        toy.queue.overflows()
+    );
+    assert_eq!(marked.cells, expected);
+    toy.finish();
+    assert_eq!(toy.cells().len() as u64, expected);
+}
+
+#[test]
+fn a_long_list_needs_no_stack() {
+    let mut toy = Toy::small();
+    let kind = toy
+        .space
+        .add_kind(Kind::words_at("node", &[0], Encoding::RAW))
+        .unwrap();
+    let mut head = 0;
+    for _ in 0..200_000 {
+        let node = toy.alloc(kind, 16);
+        // SAFETY: a cell of ours.
+        unsafe { (node as *mut usize).write(head) };
+        head = node;
+    }
+    assert_eq!(toy.mark(&[head]).cells, 200_000);
+    toy.finish();
+}
+
+#[test]
+fn a_weak_cells_words_keep_nothing_alive() {
+    let mut toy = Toy::small();
+    let weak = toy
+        .space
+        .add_kind(Kind::weak("weak", 0, Encoding::RAW, 0))
+        .unwrap();
+    let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+    let (table, target) = (toy.alloc(weak, 16), toy.alloc(leaf, 16));
+    // SAFETY: a cell of ours.
+    unsafe { (table as *mut usize).write(target) };
+    toy.mark(&[table]);
+    assert!(toy.space.is_marked(table) && !toy.space.is_marked(target));
+}
+
+#[test]
+fn conservative_words_are_tried_in_every_configured_encoding() {
+    for encodings in [
+        vec![],
+        vec![Encoding::RAW],
+        vec![BOXED],
+        vec![Encoding::low_bits(3), BOXED],
+    ] {
+        let mut toy = Toy::new(SpaceConfig {
+            reserve: 64 << 20,
+            conservative: encodings.clone(),
+            ..Default::default()
+        });
+        let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+        let cell = toy.alloc(leaf, 64);
+        let plain =
+            encodings.is_empty() || encodings.contains(&Encoding::RAW) || encodings.len() == 2;
+        for (word, expected) in [
+            (cell, plain),
+            (cell + 63, plain),
+            (cell | 0xfffc << 48, encodings.contains(&BOXED)),
+            (cell | 0x7ffc << 48, false),
+            (cell + 64, false),
+        ] {
+            toy.space.retire(&toy.runs);
+            toy.space.begin_marking();
+            let mut marker = Marker::new(&toy.space, &toy.queue);
+            assert_eq!(
+                marker.conservative(word),
+                expected,
+                "{word:#x} with {encodings:?}"
+            );
+            assert!(!marker.conservative(word), "only the first finds it");
+            drop(marker);
+            // Keep the cell for the next round.
+            Marker::new(&toy.space, &toy.queue).cell(toy.space.resolve(cell).unwrap());
+            toy.finish();
+        }
+    }
+}
+
+#[test]
+fn a_word_just_past_a_cell_marks_both_neighbours_where_configured() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 64 << 20,
+        past_the_end: true,
+        ..Default::default()
+    });
+    let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+    let cells: Vec<usize> = (0..3).map(|_| toy.alloc(leaf, 48)).collect();
+    toy.space.begin_marking();
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    assert!(marker.conservative(cells[1]));
+    assert_eq!(
+        cells
+            .iter()
+            .map(|c| toy.space.is_marked(*c))
+            .collect::<Vec<_>>(),
+        [true, true, false]
+    );
+}
+
+#[test]
+fn words_of_free_cells_and_other_heaps_mark_nothing() {
+    let (mut toy, mut other) = (Toy::small(), Toy::small());
+    let (leaf, other_leaf) = (
+        toy.space.add_kind(Kind::leaf("leaf")).unwrap(),
+        other.space.add_kind(Kind::leaf("leaf")).unwrap(),
+    );
+    let (dead, foreign) = (toy.alloc(leaf, 64), other.alloc(other_leaf, 64));
+    toy.space.retire(&toy.runs);
+    toy.collect(&[]);
+    toy.space.begin_marking();
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    for word in [
+        dead,
+        foreign,
+        dead + 64,
+        0,
+        usize::MAX,
+        toy.space.reserved().end,
+    ] {
+        assert!(!marker.conservative(word) && !marker.interior(word));
+        // A precise edge out of the heap (a static object of the embedder's) is no edge.
+        if word == foreign {
+            marker.edge(word, Encoding::RAW);
+        }
+    }
+    marker.drain();
+    assert_eq!(marker.marked(), Marked::default());
+}
+
+#[test]
+fn a_dropped_marker_leaves_its_work_to_the_others() {
+    let mut toy = Toy::small();
+    let kind = toy
+        .space
+        .add_kind(Kind::words_at("node", &[0], Encoding::RAW))
+        .unwrap();
+    let (a, b) = (toy.alloc(kind, 16), toy.alloc(kind, 16));
+    // SAFETY: a cell of ours.
+    unsafe { (a as *mut usize).write(b) };
+    toy.space.begin_marking();
+    Marker::new(&toy.space, &toy.queue).edge(a, Encoding::RAW);
+    assert!(!toy.queue.is_empty());
+    Marker::new(&toy.space, &toy.queue).drain();
+    assert!(toy.space.is_marked(b) && toy.queue.is_empty());
+}
