@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
 use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
+use crate::mark::Marked;
 
 /// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
 ///
@@ -94,7 +95,7 @@ impl fmt::Display for AllocError {
                 )
             }
             AllocError::System(e) => write!(f, "{e}"),
-            AllocError::Site(e) => write!(f, "{e:?}"),
+            AllocError::Site(e) => write!(f, "{e}"),
             AllocError::TooLarge { bytes } => {
                 write!(
                     f,
@@ -224,7 +225,7 @@ impl Space {
         if self.is_marking() {
             self.marked_bits().span(span, class).set_cells(from, to);
         }
-        self.allocated.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.handed.add(to - from, bytes);
         *run = Run {
             cursor: start,
             limit: start + bytes,
@@ -318,8 +319,7 @@ impl Space {
             self.allocated_bits()
                 .span(span, class)
                 .clear_cells(from, to);
-            self.allocated
-                .fetch_sub((run.limit - run.cursor) as u64, Ordering::Relaxed);
+            self.handed.take_back(to - from, run.limit - run.cursor);
             own.position = from as u32;
         }
         *run = Run {
@@ -348,12 +348,12 @@ impl Space {
     }
 
     /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array (rule 2 of the fast path).
-    /// Returns the tails' bytes, which no marker counts.
+    /// Returns what they hold: no marker counts it.
     ///
     /// # Safety
     /// `runs` is the array of a stopped mutator of this heap.
-    pub unsafe fn blacken_tails(&self, runs: *const Run) -> u64 {
-        let mut bytes = 0;
+    pub unsafe fn blacken_tails(&self, runs: *const Run) -> Marked {
+        let mut tails = Marked::default();
         for site in 0..self.sites.count() {
             // SAFETY: the array has MAX_SITES entries and its owner is stopped.
             let run = unsafe { *runs.add(site) };
@@ -373,9 +373,10 @@ impl Space {
                 class.index_of(run.limit - 1 - start) + 1,
             );
             self.marked_bits().span(span, class).set_cells(from, to);
-            bytes += (run.limit - run.cursor) as u64;
+            tails.cells += (to - from) as u64;
+            tails.bytes += (run.limit - run.cursor) as u64;
         }
-        bytes
+        tails
     }
 }
 

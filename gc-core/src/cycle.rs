@@ -154,6 +154,7 @@ impl Shared {
             self.roots.lock(),
             self.finalizers.lock_for_fork(),
             self.ledger.lock_for_fork(),
+            self.space.lock_for_fork(),
         )
     }
 }

@@ -316,6 +316,10 @@ impl Kinds {
         Ok(KindId(index as u16))
     }
 
+    pub(crate) fn lock(&self) -> impl Sized + '_ {
+        self.owned.lock()
+    }
+
     /// The descriptor of a kind of this heap.
     #[inline(always)]
     pub(crate) fn get(&self, kind: KindId) -> &Descriptor {

@@ -43,7 +43,7 @@ impl Space {
         }
         self.unswept.store(unswept, Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
-        self.allocated.store(0, Ordering::Relaxed);
+        self.handed.reset();
         self.clear_chunk.store(0, Ordering::Relaxed);
         let top = self.spans.lock().top();
         self.clear_end

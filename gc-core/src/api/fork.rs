@@ -143,6 +143,7 @@ extern "C" fn child() {
     if let Some(held) = unsafe { &*OVER_FORK.0.get() } {
         for heap in &held.heaps {
             heap.requests.collector_is_gone();
+            heap.space.forked();
         }
     }
     unlock_cycles();

@@ -22,7 +22,7 @@ use crate::cycle::{self, Pace, Requests, Shared, WeakKind};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
-use crate::heap::{MapError, SiteError, Space, SpaceConfig};
+use crate::heap::{MapError, SiteError, Space, SpaceConfig, SpaceError};
 use crate::kind::{Kind, KindError, KindId};
 use crate::mark::MarkQueue;
 use crate::pacer::Policy;
@@ -112,10 +112,12 @@ impl HeapBuilder {
         .map_err(BuildError::Stops)?;
         fork::install_after_the_world()?;
         register_units(&world).map_err(BuildError::Code)?;
+        let space = Space::new(space)?;
+        let queue = MarkQueue::new(&space, QUEUE)?;
         let shared = Arc::new(Shared {
-            space: Space::new(space)?,
+            space,
             world,
-            queue: MarkQueue::new(QUEUE)?,
+            queue,
             log: SharedLog::new(LOG)?,
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
@@ -464,6 +466,8 @@ pub enum BuildError {
     Config(ConfigError),
     /// The system refused address space.
     Map(MapError),
+    /// The heap's memory cannot be laid out as asked.
+    Space(SpaceError),
     /// Threads cannot be stopped here.
     Stops(gc_preempt::SetupError),
     /// The barrier's code could not be registered.
@@ -480,6 +484,7 @@ impl fmt::Display for BuildError {
                 f,
                 "{e}; a smaller reserve, or a larger limit on address space (ulimit -v), would help"
             ),
+            Self::Space(e) => e.fmt(f),
             Self::Stops(e) => write!(f, "threads cannot be stopped here: {e}"),
             Self::Code(e) => write!(f, "the barrier's code could not be registered: {e}"),
             Self::Thread(e) => write!(f, "the collector's thread could not be started: {e}"),
@@ -498,5 +503,14 @@ impl From<ConfigError> for BuildError {
 impl From<MapError> for BuildError {
     fn from(e: MapError) -> Self {
         Self::Map(e)
+    }
+}
+
+impl From<SpaceError> for BuildError {
+    fn from(e: SpaceError) -> Self {
+        match e {
+            SpaceError::Map(e) => Self::Map(e),
+            e => Self::Space(e),
+        }
     }
 }

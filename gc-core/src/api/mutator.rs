@@ -16,7 +16,7 @@ use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Entry;
-use crate::heap::{MAX_SMALL, MapError};
+use crate::heap::{LargeStep, MAX_SMALL, MapError};
 use crate::kind::KindId;
 use crate::roots::RangeRoot;
 
@@ -198,8 +198,12 @@ impl Mutator {
             self.collect_if_allowed();
         }
         loop {
-            match thread.no_preempt(|| shared.space.reserve_large(kind, bytes)) {
-                Ok(mut large) => {
+            match thread.no_preempt(|| {
+                shared
+                    .space
+                    .reserve_large(&self.record().local, kind, bytes)
+            }) {
+                Ok(LargeStep::Reserved(mut large)) => {
                     if planted("clear-inside") {
                         return Ok(thread.no_preempt(|| {
                             while !shared.space.clear_large(&mut large) {}
@@ -210,6 +214,10 @@ impl Mutator {
                     while !shared.space.clear_large(&mut large) {}
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
                 }
+                Ok(LargeStep::Due) => {
+                    self.collect_if_allowed();
+                }
+                Ok(LargeStep::Again) => {}
                 Err(error) => {
                     tries += 1;
                     if tries > TRIES || !self.collect_if_allowed() {

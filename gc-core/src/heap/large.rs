@@ -136,8 +136,7 @@ impl Space {
             self.marked_bits().set(first * UNIT);
         }
         self.large.lists.lock().swept.push(self.records(), first);
-        self.allocated
-            .fetch_add((units * UNIT) as u64, Ordering::Relaxed);
+        self.handed.add(1, units * UNIT);
         self.units().set(first, Unit::Large { distance: 0 });
         // SAFETY: the address range does not begin at zero.
         unsafe { NonNull::new_unchecked((self.base() + first * UNIT) as *mut u8) }
@@ -187,6 +186,15 @@ impl Space {
         let Lists { unswept, swept } = &mut *lists;
         unswept.append(self.records(), swept);
         unswept.len()
+    }
+
+    pub(crate) fn lock_large(&self) -> impl Sized + '_ {
+        (self.large.freeing.lock(), self.large.lists.lock())
+    }
+
+    /// How many large objects nobody has swept: for the child of a fork, which recounts.
+    pub(crate) fn unswept_large(&self) -> usize {
+        usize::from(self.large.freeing.lock().units != 0) + self.large.lists.lock().unswept.len()
     }
 
     /// World stopped: calls `f` for every large object.

@@ -224,6 +224,36 @@ impl Range {
     }
 }
 
+/// What was handed out in runs and large objects, less what was given back. Hints for pacing and reports: Relaxed.
+#[derive(Debug, Default)]
+pub(crate) struct Handed {
+    cells: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Handed {
+    pub(crate) fn add(&self, cells: usize, bytes: usize) {
+        self.cells.fetch_add(cells as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// A tail that was handed out before the last swap may come back after it: never below zero.
+    pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
+        let less = |count: &AtomicU64, by: u64| {
+            let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                Some(n.saturating_sub(by))
+            });
+        };
+        less(&self.cells, cells as u64);
+        less(&self.bytes, bytes as u64);
+    }
+
+    pub(crate) fn reset(&self) {
+        self.cells.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+}
+
 /// One heap's memory.
 pub struct Space {
     range: Range,
@@ -237,8 +267,8 @@ pub struct Space {
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<SpinLock<Spans>>,
     large: LargeObjects,
-    /// Bytes handed out since the last swap.
-    pub(crate) allocated: CachePadded<AtomicU64>,
+    /// What was handed out since the last swap.
+    pub(crate) handed: CachePadded<Handed>,
     /// Spans and large objects that nobody has looked at since the last swap.
     pub(crate) unswept: CachePadded<AtomicUsize>,
     /// The site that the background sweep is at.
@@ -289,7 +319,7 @@ impl Space {
             sites,
             spans: CachePadded::new(SpinLock::new(Spans::new(bytes as usize / UNIT, limit))),
             large: LargeObjects::default(),
-            allocated: CachePadded::default(),
+            handed: CachePadded::default(),
             unswept: CachePadded::default(),
             sweep_site: AtomicUsize::new(0),
             clear_chunk: AtomicUsize::new(0),
@@ -326,7 +356,12 @@ impl Space {
 
     /// Bytes handed out in runs and large objects since [`Space::end_marking`].
     pub fn allocated_since(&self) -> u64 {
-        self.allocated.load(Ordering::Relaxed)
+        self.handed.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Cells handed out in runs and as large objects since [`Space::end_marking`].
+    pub fn cells_since(&self) -> u64 {
+        self.handed.cells.load(Ordering::Relaxed)
     }
 
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
@@ -467,6 +502,27 @@ impl Space {
     pub(crate) fn chunk_bits(&self, chunk: usize) -> &AtomicU8 {
         // SAFETY: chunks of the address range; zeroed memory is a valid AtomicU8.
         unsafe { &*self.range.chunk_bits.at(chunk) }
+    }
+
+    /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child drop them after.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        // No other code takes two of these in another order: site making first, the allocator of units last.
+        let making = self.sites.lock_making();
+        let kinds = self.kinds.lock();
+        let sites: Vec<_> = (0..self.sites.count())
+            .map(|site| self.sites.at(site).lists.lock())
+            .collect();
+        (making, kinds, sites, self.lock_large(), self.spans.lock())
+    }
+
+    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: counts anew what other threads, now
+    /// gone, were about to sweep. Their runs may be given back with [`Space::retire`].
+    pub(crate) fn forked(&self) {
+        let spans: usize = (0..self.sites.count())
+            .map(|site| self.sites.at(site).lists.lock().unswept.len())
+            .sum();
+        self.unswept
+            .store(spans + self.unswept_large(), Ordering::Relaxed);
     }
 
     /// Takes units for a span or a large object: the first, and whether all of them are known to be zero.

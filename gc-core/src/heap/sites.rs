@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::SiteError;
 use super::classes::{self, CLASSES, Class, MAX_SMALL};
-use super::lock::SpinLock;
+use super::lock::{SpinGuard, SpinLock};
 use super::map::{MapError, Table};
 use super::spans::Records;
 use crate::alloc::{MAX_SITES, Site};
@@ -154,6 +154,10 @@ impl Sites {
             index: Table::new(MAX_KINDS * ROW)?,
             making: SpinLock::new(()),
         })
+    }
+
+    pub(crate) fn lock_making(&self) -> SpinGuard<'_, ()> {
+        self.making.lock()
     }
 
     pub(crate) fn count(&self) -> usize {
