@@ -265,6 +265,118 @@ mod tests {
         assert!(log.drain(|_| ()));
     }
 
+    /// A heap's thread with a word to store to, and marking switched by hand.
+    fn with_context(f: impl FnOnce(&crate::Mutator, &Context)) {
+        let heap = crate::Heap::builder().reserve(1 << 30).build().unwrap();
+        let mutator = heap.attach().unwrap();
+        // SAFETY: the context lives as long as the mutator.
+        let context = unsafe { &*mutator.context() };
+        f(&mutator, context);
+        context.marking.store(0, Ordering::Relaxed);
+    }
+
+    #[test]
+    fn a_store_logs_the_old_value_while_marking_and_only_then() {
+        with_context(|m, context| {
+            let mut word = 1usize;
+            for (marking, value, log) in [
+                (0, 2, &[][..]),
+                (1, 3, &[2]),
+                (1, 4, &[2, 3]),
+                (0, 5, &[2, 3]),
+            ] {
+                context.marking.store(marking, Ordering::Relaxed);
+                // SAFETY: a word of ours.
+                unsafe { m.write(&raw mut word, value) };
+                assert_eq!(word, value);
+                assert_eq!(context.logged().collect::<Vec<_>>(), log);
+            }
+        });
+    }
+
+    #[test]
+    fn a_weak_load_logs_what_it_loads_while_marking_and_only_then() {
+        with_context(|m, context| {
+            let word = 77usize;
+            for (marking, log) in [(0, &[][..]), (1, &[77]), (1, &[77, 77]), (0, &[77, 77])] {
+                context.marking.store(marking, Ordering::Relaxed);
+                // SAFETY: a word of ours.
+                assert_eq!(unsafe { m.load_weak(&raw const word) }, 77);
+                assert_eq!(context.logged().collect::<Vec<_>>(), log);
+            }
+        });
+    }
+
+    #[test]
+    fn a_full_log_moves_to_the_heap_and_nothing_is_lost() {
+        with_context(|m, context| {
+            context.marking.store(1, Ordering::Relaxed);
+            let (mut stored, weak) = (0usize, 1usize << 60);
+            let n = 5 * LOG_WORDS + 3;
+            for i in 0..n {
+                // SAFETY: words of ours.
+                unsafe {
+                    m.write(&raw mut stored, i + 1);
+                    assert_eq!(m.load_weak(&raw const weak), weak);
+                }
+            }
+            let mut all = Vec::new();
+            assert!(context.shared.log.drain(|word| all.push(word)));
+            assert_eq!(all.len(), 10 * LOG_WORDS);
+            all.extend(context.logged());
+            assert_eq!(all.len(), 2 * n);
+            for (i, pair) in all.chunks(2).enumerate() {
+                assert_eq!(pair, [i, weak]);
+            }
+        });
+    }
+
+    #[test]
+    fn what_was_overwritten_or_loaded_weakly_while_marking_lives() {
+        with_context(|m, context| {
+            let heap = m.heap();
+            let node = heap
+                .kind(crate::Kind::words_at(
+                    "node",
+                    &[0],
+                    crate::Encoding::low_bits(1),
+                ))
+                .unwrap();
+            let table = heap
+                .kind(crate::Kind::weak("table", 0, crate::Encoding::RAW, 0))
+                .unwrap();
+            #[inline(never)]
+            fn fill(m: &crate::Mutator, node: crate::KindId, holder: *mut usize, weak: *mut usize) {
+                // SAFETY: live cells of the sizes asked for.
+                unsafe {
+                    m.write(holder, m.alloc(node, 16).unwrap().as_ptr() as usize | 1);
+                    m.write(weak, m.alloc(node, 32).unwrap().as_ptr() as usize);
+                    m.write(weak.add(1), m.alloc(node, 64).unwrap().as_ptr() as usize);
+                }
+            }
+            // SAFETY: live cells of the sizes asked for, on this stack.
+            unsafe {
+                let holder = m.alloc(node, 16).unwrap().as_ptr().cast::<usize>();
+                let weak = m.alloc(table, 16).unwrap().as_ptr().cast::<usize>();
+                fill(m, node, holder, weak);
+                let wipe = core::hint::black_box([0usize; 1024]);
+                assert_eq!(wipe[5], 0);
+                context.marking.store(1, Ordering::Relaxed);
+                m.write(holder, 0);
+                let complement = !m.load_weak(weak);
+                context.marking.store(0, Ordering::Relaxed);
+                core::hint::black_box([0usize; 1024]);
+                m.collect();
+                // Kept: both, the overwritten one and the one loaded, which the log names; not the one only the table knows.
+                assert_eq!(weak.read(), !complement);
+                assert_eq!(heap.stats().last.cells_live, 4, "{:?}", heap.stats().last);
+                assert_eq!(weak.add(1).read(), 0);
+                // Both are needed until here, and so on the stack.
+                core::hint::black_box((holder, weak));
+            }
+        });
+    }
+
     #[test]
     fn the_units_are_short_and_apart() {
         let [store, weak] = units();

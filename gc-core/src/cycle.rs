@@ -26,12 +26,13 @@
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between the stop and
 //! the resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
 use gc_preempt::{Stopped, World};
 
+use crate::api::fork::{self, OverFork};
 use crate::barrier::SharedLog;
 use crate::context::Context;
 use crate::fault::planted;
@@ -52,8 +53,9 @@ pub(crate) struct Shared {
     pub(crate) roots: Roots,
     pub(crate) finalizers: Finalizers,
     pub(crate) requests: Requests,
-    /// Held by the collector for the whole of a cycle, and by whoever forks.
-    pub(crate) cycle: Mutex<()>,
+    pub(crate) over_fork: OverFork,
+    /// `pthread_self` of the collector's thread, or 0.
+    pub(crate) collector: AtomicUsize,
     pub(crate) ledger: Ledger,
     pub(crate) pace: Pace,
     /// The kinds of weak cells, for `ClearWeak`. Changed inside `no_preempt`.
@@ -62,6 +64,8 @@ pub(crate) struct Shared {
     /// [`Context::marking`], so that a unit's test is one compare.
     pub(crate) marking: AtomicBool,
     pub(crate) phase: AtomicU8,
+    /// Cells that the last collection left allocated, the rests of runs included.
+    pub(crate) cells: AtomicU64,
 }
 
 /// A kind whose cells are weak.
@@ -142,6 +146,12 @@ impl Pace {
         self.live.store(live, Ordering::Relaxed);
         self.trigger
             .store(pacer::trigger(self.policy, found), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        fork::strike_off(self);
     }
 }
 
@@ -266,8 +276,11 @@ impl Requests {
 
 /// Runs collections until the heap's last handle is dropped. The body of the collector's thread.
 pub(crate) fn run(shared: &Shared) {
+    // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from others.
+    shared
+        .collector
+        .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
     while shared.requests.next() {
-        let _cycle = shared.cycle.lock().unwrap_or_else(PoisonError::into_inner);
         Cycle::new(shared).run();
     }
 }
@@ -280,20 +293,26 @@ struct Cycle<'h> {
     scanned: Scanned,
     complete: bool,
     stats: CollectionStats,
+    /// Bytes that were handed out since the last collection.
     allocated: u64,
+    /// Cells allocated before this collection.
+    cells: u64,
+    /// Cells in the unallocated rests of runs.
+    tails: u64,
 }
 
 impl<'h> Cycle<'h> {
     fn new(shared: &'h Shared) -> Self {
         Self {
             shared,
-            // The world is stopped while it marks, and it is the only one.
-            marker: Marker::new(&shared.space, &shared.queue).alone(),
+            marker: Marker::new(&shared.space, &shared.queue),
             stopped: None,
             scanned: Scanned::default(),
             complete: true,
             stats: CollectionStats::default(),
             allocated: 0,
+            cells: 0,
+            tails: 0,
         }
     }
 
@@ -339,6 +358,9 @@ impl<'h> Cycle<'h> {
             unreachable!("scanned without a stop")
         };
         self.allocated = self.shared.space.allocated_since();
+        // Relaxed: the collector's own.
+        let before = self.shared.cells.load(Ordering::Relaxed);
+        self.cells = before.saturating_add_signed(self.shared.space.cells_since());
         self.shared.space.begin_marking();
         let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, &self.shared.roots);
         for mutator in stopped.mutators() {
@@ -347,7 +369,8 @@ impl<'h> Cycle<'h> {
             let context = unsafe { &*mutator.data().cast::<Context>() };
             if !planted("white-tails") {
                 // SAFETY: the array is that of a stopped mutator of this heap.
-                unsafe { self.shared.space.blacken_tails(context.runs()) };
+                let tails = unsafe { self.shared.space.blacken_tails(context.runs()) };
+                self.tails += tails.cells;
             }
             let frames = mutator.walk(&mut scanner);
             scanner.scanned.frames += frames;
@@ -431,6 +454,10 @@ impl<'h> Cycle<'h> {
         let marked = self.marker.marked();
         self.stats.cells_live = marked.cells;
         self.stats.bytes_live = marked.bytes;
+        self.stats.cells_freed = self.cells.saturating_sub(marked.cells + self.tails);
+        self.shared
+            .cells
+            .store(marked.cells + self.tails, Ordering::Relaxed);
         self.shared.pace.found(marked.bytes, self.scanned.bytes());
         let report = stopped.resume();
         // ---- ... to here ---------------------------------------------------------------------------------------------------------

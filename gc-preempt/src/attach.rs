@@ -2,7 +2,7 @@
 
 use crate::mutator::Mutator;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
-use crate::world::{AttachError, Member, World, worlds};
+use crate::world::{AttachError, ForkHooks, Member, World, worlds};
 use crate::{faults, signal};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -257,7 +257,12 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
 // ---- fork ------------------------------------------------------------------------------------------------------------------------
 
 /// The registry lock, held by the forking thread over the fork.
-struct OverFork(UnsafeCell<Option<RegistryGuard>>);
+struct OverFork(UnsafeCell<Option<Forking>>);
+type Forking = (
+    RegistryGuard,
+    Vec<std::sync::Arc<crate::world::Inner>>,
+    Vec<ForkHooks>,
+);
 // SAFETY: written by the forking thread only, which holds the registry lock, between prepare and parent or child.
 unsafe impl Sync for OverFork {}
 static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
@@ -278,20 +283,48 @@ pub(crate) fn install_fork_handlers() -> io::Result<()> {
     Ok(())
 }
 
+/// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the result.
+fn fork_hooks(
+    lock: &mut RegistryGuard,
+) -> (Vec<std::sync::Arc<crate::world::Inner>>, Vec<ForkHooks>) {
+    let all: Vec<_> = worlds(lock)
+        .iter()
+        .filter_map(std::sync::Weak::upgrade)
+        .collect();
+    let hooks = all
+        .iter()
+        .filter_map(|inner| inner.members(lock).fork_hooks)
+        .collect();
+    (all, hooks)
+}
+
 extern "C" fn prepare() {
-    let lock = registry::lock();
+    let mut lock = registry::lock();
+    let (all, hooks) = fork_hooks(&mut lock);
+    for hook in &hooks {
+        // SAFETY: `on_fork`'s caller promised that this may be called here.
+        unsafe { (hook.prepare)(hook.data) };
+    }
     // SAFETY: the registry lock makes this thread the only one here.
-    unsafe { *OVER_FORK.0.get() = Some(lock) };
+    unsafe { *OVER_FORK.0.get() = Some((lock, all, hooks)) };
 }
 
 extern "C" fn parent() {
     // SAFETY: as `prepare`.
-    drop(unsafe { (*OVER_FORK.0.get()).take() });
+    let Some((lock, all, hooks)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
+        return;
+    };
+    for hook in hooks.iter().rev() {
+        // SAFETY: as `prepare`.
+        unsafe { (hook.parent)(hook.data) };
+    }
+    drop(lock);
+    drop(all); // may end a world, which takes the lock
 }
 
 extern "C" fn child() {
     // SAFETY: the child has one thread, and it holds the lock.
-    let Some(mut lock) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
+    let Some((mut lock, all, hooks)) = (unsafe { (*OVER_FORK.0.get()).take() }) else {
         return;
     };
     let me = registry::current();
@@ -303,24 +336,17 @@ extern "C" fn child() {
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
     }
     if faults::planted("no-fork-handler") {
+        std::mem::forget(lock);
         return;
     }
     lock.keep_only(me);
-    let all: Vec<_> = worlds(&mut lock)
-        .iter()
-        .filter_map(std::sync::Weak::upgrade)
-        .collect();
-    let mut hooks = Vec::new();
     for inner in &all {
-        let members = inner.members(&mut lock);
-        members
-            .list
-            .retain(|m| me.is_some_and(|r| core::ptr::eq(r, m.record)));
-        hooks.extend(members.fork_hook);
+        let list = &mut inner.members(&mut lock).list;
+        list.retain(|m| me.is_some_and(|r| core::ptr::eq(r, m.record)));
     }
     drop(lock);
-    for hook in hooks {
-        // SAFETY: `on_fork_child`'s caller promised that this may be called here.
-        unsafe { (hook.f)(hook.data) };
+    for hook in &hooks {
+        // SAFETY: as `prepare`.
+        unsafe { (hook.child)(hook.data) };
     }
 }

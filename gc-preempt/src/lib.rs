@@ -68,6 +68,6 @@ pub use mutator::{InNoPreempt, Mutator, MutatorId, NoPreempt, StopHook};
 pub use park::{Mutex, MutexGuard};
 pub use walk::{RootSink, WalkStats};
 pub use world::{
-    AttachError, HandshakeError, SetupError, StopError, StopReport, Stopped, StoppedMutator, World,
-    blocking_here, holds_a_stop, no_preempt_here,
+    AttachError, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
+    StoppedMutator, World, blocking_here, holds_a_stop, no_preempt_here,
 };

@@ -13,7 +13,9 @@ use crate::park::{self, Mutex, MutexGuard};
 use crate::state::State;
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+};
 
 const BUCKETS: usize = 4096;
 const BUCKET: usize = 16;
@@ -242,8 +244,25 @@ pub(crate) fn resumed() -> u64 {
     RESUMED.load(Ordering::Acquire)
 }
 
+/// May a parked thread look for the resume a moment longer before it sleeps? Set by each stop: if there is a core for every stopped thread
+/// and the stopper.
+pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
+
+/// How often a parked thread looks before it sleeps: some 2 us, which is less than going to sleep and waking costs, so that a stop without
+/// work costs neither.
+const LOOKS: u32 = 50;
+
 /// Sleeps until stop `number` is resumed (or for a while: callers re-check).
 pub(crate) fn wait_for_resume(number: u64) {
+    // Relaxed: a hint.
+    if MAY_SPIN.load(Ordering::Relaxed) {
+        for _ in 0..LOOKS {
+            if resumed() >= number {
+                return;
+            }
+            park::spin_hint();
+        }
+    }
     let now = resumed();
     if now < number {
         // The low half changes with each resume; a wrap of 2^32 resumes between these two lines would be needed to sleep wrongly.

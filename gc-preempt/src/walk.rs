@@ -30,7 +30,6 @@ use std::ptr;
 use crate::arch::RED_ZONE;
 use crate::code::{CodeMap, FrameRule, Managed};
 use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
-use crate::faults;
 use crate::stackmap::{From, Place, Site};
 use crate::unwind::{Back, PRESERVED, Rule, Saved, Session, Value};
 
@@ -185,8 +184,7 @@ impl Frame {
 
     /// Where the frame's own words begin.
     fn low(&self) -> usize {
-        let scanned = self.interrupted && !faults::planted("no-red-zone");
-        let red_zone = if scanned { RED_ZONE } else { 0 };
+        let red_zone = if self.interrupted { RED_ZONE } else { 0 };
         self.sp().saturating_sub(red_zone) & !7
     }
 }
@@ -221,10 +219,8 @@ struct Walker<'a> {
 impl Walker<'_> {
     /// Reports the registers of an interruption.
     fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
-        if !faults::planted("no-registers") {
-            let gpr = registers.gpr.as_ptr_range();
-            self.sink.conservative(gpr.start as usize..gpr.end as usize);
-        }
+        let gpr = registers.gpr.as_ptr_range();
+        self.sink.conservative(gpr.start as usize..gpr.end as usize);
         self.report(vectors.start & !7..vectors.end.saturating_add(7) & !7);
     }
 
@@ -309,17 +305,14 @@ impl Walker<'_> {
                 self.by_rule(frame, &rule, limit)?
             }
         };
-        if frame.interrupted && !faults::planted("map-behind-interruption") {
+        if frame.interrupted {
             return Some(self.word_by_word(low, step));
         }
         let Some(site) = managed.maps.site(frame.pc) else {
             self.stats.unknown_sites += 1;
-            if faults::planted("trust-missing-maps") {
-                return Some(step.next);
-            }
             return Some(self.word_by_word(low, step));
         };
-        if !site.known && !faults::planted("trust-missing-maps") {
+        if !site.known {
             return Some(self.word_by_word(low, step));
         }
         let body = match managed.frames {
@@ -390,12 +383,8 @@ impl Walker<'_> {
                 None => self.sink.exact(edge, managed.encoding),
             }
         }
-        if !faults::planted("no-arguments") {
-            self.report(body.start..arguments);
-        }
-        if !faults::planted("no-saved-registers") {
-            self.report(body.end..step.cfa - 8);
-        }
+        self.report(body.start..arguments);
+        self.report(body.end..step.cfa - 8);
         step.next
     }
 
@@ -415,10 +404,9 @@ impl Walker<'_> {
             return None;
         }
         let sp = frame.sp();
-        let rbp_only = faults::planted("end-by-rbp-only");
-        let (cfa, rbp) = if (frame.pc == function || RET.contains(&here)) && !rbp_only {
+        let (cfa, rbp) = if frame.pc == function || RET.contains(&here) {
             (sp.checked_add(8)?, frame.get(RBP))
-        } else if frame.pc == function + 1 && !rbp_only {
+        } else if frame.pc == function + 1 {
             (sp.checked_add(16)?, self.stack.word(sp))
         } else {
             let rbp = frame.get(RBP)?;

@@ -39,10 +39,17 @@ const SPIN: Duration = Duration::from_micros(100);
 /// Thread pointer of the thread that holds a stop, or 0: its panics abort (see [`watchdog::install_panic_hook`]).
 pub(crate) static STOPPER: AtomicUsize = AtomicUsize::new(0);
 
-/// Called in a forked child, on the only thread there. See [`World::on_fork_child`].
+/// What a world's owner does around a fork. See [`World::on_fork`].
 #[derive(Clone, Copy)]
-pub(crate) struct ForkHook {
-    pub f: unsafe fn(*mut ()),
+pub struct ForkHooks {
+    /// In the parent before the fork, on the forking thread, with the registry lock held: no stop is under way. Take the locks that the
+    /// child must find free.
+    pub prepare: unsafe fn(*mut ()),
+    /// In the parent after it, with the registry lock held.
+    pub parent: unsafe fn(*mut ()),
+    /// In the child, on its only thread, after the registry holds no other. No lock of ours is held.
+    pub child: unsafe fn(*mut ()),
+    /// Handed to each.
     pub data: *mut (),
 }
 
@@ -57,7 +64,7 @@ pub(crate) struct Member {
 /// What the registry lock protects of one world.
 pub(crate) struct Members {
     pub list: Vec<Member>,
-    pub fork_hook: Option<ForkHook>,
+    pub fork_hooks: Option<ForkHooks>,
 }
 
 pub(crate) struct Inner {
@@ -119,7 +126,7 @@ impl World {
             config,
             members: UnsafeCell::new(Members {
                 list: Vec::new(),
-                fork_hook: None,
+                fork_hooks: None,
             }),
         });
         let all = worlds(&mut lock);
@@ -158,13 +165,13 @@ impl World {
         attach::detach(self, record);
     }
 
-    /// Sets what runs in a forked child, on its only thread, after the child's registry holds no other.
+    /// Sets what is done around a fork by any thread of the process.
     ///
     /// # Safety
-    /// `f(data)` must be callable in a forked child for as long as this world lives. glibc keeps malloc usable there.
-    pub unsafe fn on_fork_child(&self, f: unsafe fn(*mut ()), data: *mut ()) {
+    /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc usable in all three.
+    pub unsafe fn on_fork(&self, hooks: ForkHooks) {
         let mut lock = registry::lock();
-        self.inner.members(&mut lock).fork_hook = Some(ForkHook { f, data });
+        self.inner.members(&mut lock).fork_hooks = Some(hooks);
     }
 
     /// Registers code. See [`CodeSpec`](code::CodeSpec).
@@ -227,6 +234,9 @@ impl World {
         let number = BEGUN.load(Ordering::Relaxed) + 1;
         BEGUN.store(number, Ordering::Relaxed);
         STOPPER.store(arch::thread_pointer(), Ordering::Relaxed);
+
+        let count = members.iter().filter(|m| wanted(m)).count();
+        registry::MAY_SPIN.store((count as u32) < cores(), Ordering::Relaxed);
 
         let (mut signalled, mut held) = (0, 0);
         outstanding::begin();

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU8};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,8 +35,8 @@ const HANDLES: usize = 1 << 26;
 const FINALIZERS: usize = 1 << 26;
 /// Words of the barrier's log: 256 MiB of address space.
 const LOG: usize = 1 << 25;
-/// Entries of the mark queue: 512 MiB of address space. A graph that needs more is marked all the same, by looking again.
-const QUEUE: usize = 1 << 26;
+/// Entries of the mark queue.
+const QUEUE: usize = 1 << 20;
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
@@ -104,13 +104,11 @@ impl HeapBuilder {
             past_the_end: self.past_the_end,
             collect_every: config.collect_every,
         };
-        fork::install_before_the_world()?;
         let world = World::new(gc_preempt::Config {
             signals: config.signals,
             inject: config.inject,
         })
         .map_err(BuildError::Stops)?;
-        fork::install_after_the_world()?;
         register_units(&world).map_err(BuildError::Code)?;
         let space = Space::new(space)?;
         let queue = MarkQueue::new(&space, QUEUE)?;
@@ -122,7 +120,9 @@ impl HeapBuilder {
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
             requests: Requests::default(),
-            cycle: Mutex::new(()),
+            over_fork: fork::OverFork::default(),
+            collector: AtomicUsize::new(0),
+            cells: AtomicU64::new(0),
             ledger: Ledger::new(),
             pace: Pace::new(Policy {
                 gc_percent: config.gc_percent,
@@ -305,12 +305,17 @@ impl Heap {
             "collect() inside a root callback or a code owner's drop: ask with request_collection() instead"
         );
         let shared = self.shared();
-        gc_preempt::blocking_here(|| {
+        let ask_and_wait = || {
             self.revive();
             let number = shared.requests.ask();
             shared.requests.wait(number);
             number
-        })
+        };
+        if planted("wait-running") {
+            ask_and_wait()
+        } else {
+            gc_preempt::blocking_here(ask_and_wait)
+        }
     }
 
     /// Asks for a collection and does not wait for it; gives its number.
@@ -320,14 +325,8 @@ impl Heap {
     }
 
     fn on_collector(&self) -> bool {
-        let thread = self
-            .handle
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        thread
-            .as_ref()
-            .is_some_and(|t| t.thread().id() == std::thread::current().id())
+        // SAFETY: no arguments, no memory. Relaxed: see `cycle::run`.
+        self.shared().collector.load(Ordering::Relaxed) == unsafe { libc::pthread_self() } as usize
     }
 
     /// In the child of a fork the collector's thread does not exist: starts another.
@@ -356,7 +355,7 @@ impl Heap {
         let mut stats = protected(|| shared.ledger.read());
         stats.allocated_since = shared.space.allocated_since();
         stats.allocated_total += stats.allocated_since;
-        stats.used_bytes = shared.space.used_bytes();
+        stats.used_bytes = protected(|| shared.space.used_bytes());
         stats.external_bytes = shared.pace.external();
         stats.trigger_bytes = shared.pace.trigger();
         stats.finalizers_waiting = shared.finalizers.waiting();

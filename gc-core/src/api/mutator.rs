@@ -339,6 +339,11 @@ impl Mutator {
     pub fn drain_finalizers(&self, mut f: impl FnMut(NonNull<u8>, usize)) -> u64 {
         let mut n = 0;
         while let Some((cell, token)) = self.next_finalizer() {
+            if planted("drain-locked") {
+                let _locked = self.heap.shared().finalizers.lock_for_fork();
+                f(cell, token);
+                continue;
+            }
             f(cell, token);
             n += 1;
         }

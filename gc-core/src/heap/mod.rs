@@ -26,14 +26,14 @@ mod units;
 mod walk;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
 use crate::alloc::Site;
 use crate::encoding::Encoding;
 use crate::kind::{Kind, KindError, KindId, Kinds};
-pub(crate) use bitmap::Bitmap;
+use bitmap::Bitmap;
 use large::LargeObjects;
 use lock::SpinLock;
 use map::{Map, Table};
@@ -225,27 +225,23 @@ impl Range {
 }
 
 /// What was handed out in runs and large objects, less what was given back. Hints for pacing and reports: Relaxed.
+///
+/// Signed: a tail that was handed out before the last swap may come back after it.
 #[derive(Debug, Default)]
 pub(crate) struct Handed {
-    cells: AtomicU64,
-    bytes: AtomicU64,
+    cells: AtomicI64,
+    bytes: AtomicI64,
 }
 
 impl Handed {
     pub(crate) fn add(&self, cells: usize, bytes: usize) {
-        self.cells.fetch_add(cells as u64, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.cells.fetch_add(cells as i64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
     }
 
-    /// A tail that was handed out before the last swap may come back after it: never below zero.
     pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
-        let less = |count: &AtomicU64, by: u64| {
-            let _ = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                Some(n.saturating_sub(by))
-            });
-        };
-        less(&self.cells, cells as u64);
-        less(&self.bytes, bytes as u64);
+        self.cells.fetch_sub(cells as i64, Ordering::Relaxed);
+        self.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
     }
 
     pub(crate) fn reset(&self) {
@@ -356,11 +352,11 @@ impl Space {
 
     /// Bytes handed out in runs and large objects since [`Space::end_marking`].
     pub fn allocated_since(&self) -> u64 {
-        self.handed.bytes.load(Ordering::Relaxed)
+        self.handed.bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Cells handed out in runs and as large objects since [`Space::end_marking`].
-    pub fn cells_since(&self) -> u64 {
+    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given back.
+    pub fn cells_since(&self) -> i64 {
         self.handed.cells.load(Ordering::Relaxed)
     }
 

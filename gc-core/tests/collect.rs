@@ -1,0 +1,393 @@
+//! A collection keeps what is reachable, frees the rest, and serves everyone who asked for it.
+
+mod common;
+
+use common::{cell, check_list, cons, garbage, heap, list, wipe_stack};
+use gc_core::{AllocError, AttachError, BuildError, Encoding, Heap, Kind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+
+#[test]
+fn what_the_stack_holds_stays_and_the_rest_goes() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    let kept = list(&m, k, 1000);
+    garbage(&m, k, 1000);
+    wipe_stack();
+    assert_eq!(m.collect(), 1);
+    let last = heap.stats().last;
+    assert_eq!((last.number, last.mutators), (1, 1));
+    assert!((1000..1100).contains(&last.cells_live), "{last:?}");
+    garbage(&m, k, 2000);
+    check_list(kept, 1000);
+}
+
+#[test]
+fn freed_cells_are_handed_out_again() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    for _ in 0..50 {
+        garbage(&m, k, 5000);
+        m.collect();
+    }
+    let stats = heap.stats();
+    assert!(stats.used_bytes < 4 << 20, "{stats:?}");
+    assert!(stats.allocated_total >= 50 * 5000 * 10 * 16, "{stats:?}");
+    assert!(stats.cells_freed >= 49 * 5000 * 10, "{stats:?}");
+    assert_eq!(stats.collections, 50);
+}
+
+#[test]
+fn a_heap_collects_by_itself_when_it_has_grown() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    let kept = list(&m, k, 10_000);
+    garbage(&m, k, 200_000);
+    let stats = heap.stats();
+    assert!(stats.collections >= 3, "{stats:?}");
+    assert!(stats.used_bytes < 16 << 20, "{stats:?}");
+    check_list(kept, 10_000);
+}
+
+#[test]
+fn handles_keep_cells_from_anywhere() {
+    let (heap, k) = heap();
+    let roots: Vec<_> = std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = heap.attach().unwrap();
+            // SAFETY: each list's head is on the stack when it gets its handle.
+            (1..=20)
+                .map(|n| unsafe { m.raw_root(cell(list(&m, k, n))).unwrap() })
+                .collect()
+        })
+        .join()
+        .unwrap()
+    });
+    // This thread is not attached: handles are all it needs.
+    heap.collect();
+    assert_eq!(heap.stats().last.cells_live, (1..=20).sum::<u64>());
+    let copies: Vec<_> = roots.iter().map(|r| r.try_clone().unwrap()).collect();
+    drop(roots);
+    heap.collect();
+    for (i, root) in copies.iter().enumerate() {
+        check_list(root.get().unwrap().as_ptr() as usize, i + 1);
+    }
+    // SAFETY: nothing is stored.
+    unsafe { copies[19].set(None) };
+    assert_eq!(copies[19].get(), None);
+    heap.collect();
+    assert_eq!(heap.stats().last.cells_live, (1..=19).sum::<u64>());
+    drop(copies);
+    heap.collect();
+    assert_eq!(heap.stats().last.cells_live, 0);
+}
+
+#[test]
+fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
+    let (heap, k) = heap();
+    let tag = Encoding::low_bits(3);
+    let range: Box<[AtomicUsize]> = (0..64).map(|_| AtomicUsize::new(0)).collect();
+    let limit = AtomicUsize::new(range.as_ptr_range().start as usize);
+    let table = Arc::new(AtomicUsize::new(0));
+    let filler = |slot: &AtomicUsize, tag: usize, n: usize| {
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let m = heap.attach().unwrap();
+                slot.store(list(&m, k, n) | tag, Relaxed);
+            });
+        });
+    };
+    let m = heap.attach().unwrap();
+    // SAFETY: the range and the limit outlive the guard.
+    let guard = unsafe { m.root_range(range.as_ptr().cast(), &limit, tag) };
+    let theirs = table.clone();
+    // SAFETY: reads one atomic word.
+    let callback =
+        unsafe { heap.add_root_callback(move |v| v.word(theirs.load(Relaxed), Encoding::RAW)) };
+    m.blocking(|| {
+        filler(&range[3], 5, 30);
+        filler(&range[4], 7, 100);
+        filler(&table, 0, 50);
+    });
+    limit.store(range[4].as_ptr() as usize, Relaxed); // [4] is beyond
+    m.collect();
+    assert_eq!(heap.stats().last.cells_live, 80);
+    check_list(range[3].load(Relaxed) & !7, 30);
+    check_list(table.load(Relaxed), 50);
+    drop(callback);
+    m.collect();
+    assert_eq!(heap.stats().last.cells_live, 30);
+    drop(guard);
+    m.collect();
+    assert_eq!(heap.stats().last.cells_live, 0);
+}
+
+#[test]
+fn two_heaps_on_one_thread_are_collected_apart() {
+    let (a, ka) = heap();
+    let (b, kb) = heap();
+    let (ma, mb) = (a.attach().unwrap(), b.attach().unwrap());
+    let la = list(&ma, ka, 500);
+    let lb = list(&mb, kb, 700);
+    for _ in 0..10 {
+        garbage(&ma, ka, 1000);
+        garbage(&mb, kb, 1000);
+        ma.collect();
+        mb.collect();
+    }
+    check_list(la, 500);
+    check_list(lb, 700);
+    assert_eq!((a.stats().collections, b.stats().collections), (10, 10));
+    drop(ma);
+    check_list(lb, 700);
+    mb.collect();
+    check_list(lb, 700);
+}
+
+#[test]
+fn large_cells_live_and_die_too() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    let words = 100_000;
+    // SAFETY: the array is on the stack; a node fits each word.
+    let array = unsafe {
+        m.alloc(k.array, words * 8)
+            .unwrap()
+            .as_ptr()
+            .cast::<usize>()
+    };
+    for i in 0..words {
+        // SAFETY: within the array, which is zeroed and alive.
+        unsafe {
+            assert_eq!(array.add(i).read(), 0);
+            m.write(array.add(i), cons(&m, k, 0, i));
+        }
+    }
+    for _ in 0..20 {
+        // SAFETY: dies at once.
+        unsafe {
+            m.alloc(k.leaf, 3 << 20)
+                .unwrap()
+                .as_ptr()
+                .write_bytes(0xee, 3 << 20)
+        };
+        m.collect();
+    }
+    for i in 0..words {
+        // SAFETY: as above.
+        unsafe { assert_eq!((array.add(i).read() as *const usize).add(1).read(), i) };
+    }
+    assert!(heap.stats().used_bytes < 32 << 20, "{:?}", heap.stats());
+}
+
+#[test]
+fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
+    let heap = Heap::builder()
+        .hard_limit(8 << 20)
+        .reserve(1 << 30)
+        .build()
+        .unwrap();
+    let k = common::kinds(&heap);
+    let m = heap.attach().unwrap();
+    // Garbage never makes it fail.
+    garbage(&m, k, 300_000);
+    let mut head = 0;
+    let error = loop {
+        // SAFETY: the list is on the stack.
+        match unsafe { m.alloc(k.node, 16) } {
+            // SAFETY: a new node.
+            Ok(new) => unsafe {
+                new.cast::<usize>().write(head);
+                head = new.as_ptr() as usize;
+            },
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
+    assert!(heap.stats().used_bytes <= 8 << 20);
+    // SAFETY: would die at once.
+    assert!(unsafe { m.alloc(k.leaf, 9 << 20) }.is_err());
+    std::hint::black_box(&mut head);
+    head = 0;
+    std::hint::black_box(&mut head);
+    wipe_stack();
+    garbage(&m, k, 300_000);
+    let kept = list(&m, k, 100);
+    check_list(kept, 100);
+}
+
+#[test]
+fn inside_no_preempt_allocation_neither_collects_nor_waits() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    m.no_preempt(|| garbage(&m, k, 50_000)); // 8 MB: over the goal
+    assert_eq!(heap.stats().collections, 0);
+    assert!(m.no_preempt(|| m.try_collect()).is_err());
+    garbage(&m, k, 50_000);
+    assert!(heap.stats().collections > 0);
+}
+
+#[test]
+fn a_collection_at_every_allocation_loses_nothing() {
+    for every in [1, 2, 7] {
+        let heap = Heap::builder()
+            .collect_every(Some(every))
+            .reserve(1 << 30)
+            .build()
+            .unwrap();
+        let k = common::kinds(&heap);
+        let m = heap.attach().unwrap();
+        let kept = list(&m, k, 300);
+        check_list(kept, 300);
+        let n = heap.stats().collections;
+        assert!(
+            n >= 300 / every - 1 && n <= 301 / every + 2,
+            "{n} collections at every {every}"
+        );
+    }
+}
+
+#[test]
+fn requests_of_many_threads_share_collections() {
+    let (heap, k) = heap();
+    std::thread::scope(|s| {
+        for _ in 0..8 {
+            s.spawn(|| {
+                let m = heap.attach().unwrap();
+                for _ in 0..20 {
+                    let kept = list(&m, k, 50);
+                    let number = heap.collect();
+                    assert!(heap.stats().collections >= number);
+                    check_list(kept, 50);
+                }
+            });
+        }
+        for _ in 0..2 {
+            s.spawn(|| (0..20).for_each(|_| assert!(heap.collect() > 0)));
+        }
+    });
+    let n = heap.stats().collections;
+    assert!((20..=200).contains(&n), "{n}");
+}
+
+#[test]
+fn threads_that_come_block_and_go_do_not_disturb_collections() {
+    let (heap, k) = heap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for seed in 0..3 {
+            let (heap, done) = (&heap, &done);
+            s.spawn(move || {
+                let mut n = seed;
+                while !done.load(Relaxed) {
+                    std::thread::scope(|s| {
+                        s.spawn(|| {
+                            let m = heap.attach().unwrap();
+                            let kept = list(&m, k, 100 + n % 50);
+                            m.blocking(std::thread::yield_now);
+                            check_list(kept, 100 + n % 50);
+                            if n % 3 == 0 {
+                                std::mem::forget(m); // detaches at the thread's end
+                            }
+                        });
+                    });
+                    n += 1;
+                }
+            });
+        }
+        let m = heap.attach().unwrap();
+        let kept = list(&m, k, 200);
+        for _ in 0..200 {
+            m.collect();
+        }
+        check_list(kept, 200);
+        done.store(true, SeqCst);
+    });
+    heap.collect();
+    // Leaked mutators have given their runs back: all is free.
+    assert_eq!(heap.stats().last.cells_live, 0);
+    assert_eq!(heap.stats().last.mutators, 0);
+}
+
+#[test]
+fn mistakes_are_error_values_that_say_what_is_wrong() {
+    let (heap, _) = heap();
+    let m = heap.attach().unwrap();
+    let error = heap.attach().unwrap_err();
+    assert!(
+        matches!(
+            error,
+            AttachError::Thread(gc_preempt::AttachError::AlreadyAttached)
+        ),
+        "{error}"
+    );
+    drop(m);
+    drop(heap.attach().unwrap());
+
+    let error = Heap::builder().hard_limit(1000).build().unwrap_err();
+    assert!(matches!(error, BuildError::Config(_)));
+    let text = error.to_string();
+    assert!(
+        text.contains("1000 bytes") && text.contains("at least 4194304"),
+        "{text}"
+    );
+
+    let (other, _) = self::heap();
+    let m = other.attach().unwrap();
+    assert!(
+        other.with_stopped(|_| ()).is_err(),
+        "a mutator cannot stop its own world"
+    );
+    drop(m);
+    assert_eq!(other.with_stopped(|s| s.mutators().count()).unwrap(), 0);
+    let wide = heap
+        .kind(Kind::words_at("wide", &[9], Encoding::RAW))
+        .unwrap();
+    assert!(heap.site(wide, 80).is_ok());
+    let error = heap.site(wide, 64).unwrap_err().to_string();
+    assert!(error.contains("64") && error.contains("80"), "{error}");
+}
+
+#[test]
+fn external_memory_counts_towards_the_next_collection() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    for _ in 0..100 {
+        m.report_external(1 << 20);
+        garbage(&m, k, 100);
+        m.blocking(|| std::thread::sleep(std::time::Duration::from_micros(200)));
+    }
+    assert!(heap.stats().collections > 0);
+    assert_eq!(heap.stats().external_bytes, 100 << 20);
+    m.report_external(-(100 << 20));
+    assert_eq!(heap.stats().external_bytes, 0);
+}
+
+#[test]
+fn the_last_handle_ends_the_collectors_thread() {
+    // Other tests' threads come and go at the same time: count in a child of our own.
+    if !common::is_child() {
+        let out = common::run_child("the_last_handle_ends_the_collectors_thread", "", &[])
+            .expect("it hung");
+        assert!(
+            out.status.success(),
+            "{}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let (heap, k) = heap();
+    assert_eq!(threads(), before + 1);
+    let m = heap.attach().unwrap();
+    // SAFETY: on the stack.
+    let root = unsafe { m.raw_root(cell(list(&m, k, 3))).unwrap() };
+    drop(heap);
+    m.collect();
+    drop(m);
+    assert_eq!(threads(), before + 1, "a root keeps the heap");
+    check_list(root.get().unwrap().as_ptr() as usize, 3);
+    drop(root);
+    assert_eq!(threads(), before);
+}

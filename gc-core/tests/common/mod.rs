@@ -1,0 +1,196 @@
+//! What the tests share: an allocator that aborts on malloc in a stopped world, small graphs, and hazards run in child processes.
+#![allow(dead_code)] // each test binary uses a part
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::process::{Child, Command, Output, Stdio};
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
+
+// ---- the allocator -------------------------------------------------------------------------------------------------------------
+
+/// The system's allocator, which aborts when the thread that has stopped a world calls it: a stopped thread may hold its lock.
+struct Strict;
+
+#[global_allocator]
+static STRICT: Strict = Strict;
+
+fn check() {
+    if gc_preempt::holds_a_stop() {
+        let text = b"malloc or free while the world is stopped\n";
+        // SAFETY: writes a constant and ends.
+        unsafe {
+            libc::write(2, text.as_ptr().cast(), text.len());
+            libc::abort();
+        }
+    }
+}
+
+// SAFETY: forwards to the system's allocator.
+unsafe impl GlobalAlloc for Strict {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check();
+        // SAFETY: forwarded.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        check();
+        // SAFETY: forwarded.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        check();
+        // SAFETY: forwarded.
+        unsafe { System.realloc(ptr, layout, size) }
+    }
+}
+
+// ---- graphs --------------------------------------------------------------------------------------------------------------------
+
+/// The kinds that the tests use.
+#[derive(Clone, Copy)]
+pub struct Kinds {
+    /// Two words: an edge and a number.
+    pub node: KindId,
+    /// No edges.
+    pub leaf: KindId,
+    /// Every word an edge.
+    pub array: KindId,
+    /// Every word a weak edge; cleared to 0.
+    pub weak: KindId,
+}
+
+pub fn kinds(heap: &Heap) -> Kinds {
+    Kinds {
+        node: heap
+            .kind(Kind::words_at("node", &[0], Encoding::RAW))
+            .unwrap(),
+        leaf: heap.kind(Kind::leaf("leaf")).unwrap(),
+        array: heap.kind(Kind::array("array", 0, Encoding::RAW)).unwrap(),
+        weak: heap.kind(Kind::weak("weak", 0, Encoding::RAW, 0)).unwrap(),
+    }
+}
+
+pub fn heap() -> (Heap, Kinds) {
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    let kinds = kinds(&heap);
+    (heap, kinds)
+}
+
+/// A new node in front of `next`.
+pub fn cons(m: &Mutator, k: Kinds, next: usize, number: usize) -> usize {
+    // SAFETY: the caller keeps what it needs on its stack, which is scanned; a node has two words.
+    unsafe {
+        let cell = m.alloc(k.node, 16).unwrap().as_ptr().cast::<usize>();
+        cell.write(next);
+        cell.add(1).write(number);
+        cell as usize
+    }
+}
+
+/// A list of the numbers `0..n`, the last in front.
+#[inline(never)]
+pub fn list(m: &Mutator, k: Kinds, n: usize) -> usize {
+    (0..n).fold(0, |next, i| cons(m, k, next, i))
+}
+
+/// Panics unless `head` is what [`list`] made.
+#[inline(never)]
+pub fn check_list(head: usize, n: usize) {
+    let mut at = head as *const usize;
+    for i in (0..n).rev() {
+        assert!(!at.is_null(), "the list ends before {i}");
+        // SAFETY: a live node, or the test fails in its own way.
+        unsafe {
+            assert_eq!(at.add(1).read(), i, "a node has been overwritten");
+            at = at.read() as *const usize;
+        }
+    }
+    assert!(at.is_null());
+}
+
+/// Makes `n` lists of ten nodes that nothing keeps.
+#[inline(never)]
+pub fn garbage(m: &Mutator, k: Kinds, n: usize) {
+    for _ in 0..n {
+        std::hint::black_box(list(m, k, 10));
+    }
+}
+
+/// Overwrites what earlier calls have left on the stack below.
+#[inline(never)]
+pub fn wipe_stack() {
+    let mut words = [0usize; 2048];
+    std::hint::black_box(&mut words);
+}
+
+pub fn cell(address: usize) -> NonNull<u8> {
+    NonNull::new(address as *mut u8).unwrap()
+}
+
+// ---- hazards -------------------------------------------------------------------------------------------------------------------
+
+/// A child that takes longer than this hangs.
+const HUNG: Duration = Duration::from_secs(12);
+
+/// True in the child: run the body.
+pub fn is_child() -> bool {
+    std::env::var_os("URGE_TEST_CHILD").is_some()
+}
+
+/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off. `None` if it hung.
+pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env("URGE_TEST_CHILD", "1")
+        .env("URGE_FAULT", faults)
+        .envs(environment.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    finished(&mut child).then(|| child.wait_with_output().unwrap())
+}
+
+fn finished(child: &mut Child) -> bool {
+    // What a child prints fits into its pipes.
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > HUNG {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the child: runs `body`.
+pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
+    hazard_with(name, fault, &[], body);
+}
+
+/// [`hazard`] with environment variables for the child.
+pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let sound = run_child(name, "", environment);
+    let output = sound
+        .as_ref()
+        .map(|o| String::from_utf8_lossy(&o.stderr).into_owned());
+    assert!(
+        sound.is_some_and(|o| o.status.success()),
+        "{name} fails with its cure: {}",
+        output.as_deref().unwrap_or("it hung")
+    );
+    let faulty = run_child(name, fault, environment);
+    assert!(
+        !faulty.is_some_and(|o| o.status.success()),
+        "{name} passes without its cure ({fault})"
+    );
+}

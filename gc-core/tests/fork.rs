@@ -1,0 +1,94 @@
+//! H8: the child of a multi-threaded parent allocates and collects, whatever the parent's other threads were in the middle of.
+
+mod common;
+
+use common::{Kinds, check_list, garbage, hazard, heap, list};
+use gc_core::Heap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in time.
+fn in_child(body: impl FnOnce()) {
+    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc keeps working.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        // SAFETY: system calls. A child that hangs is ended by the alarm.
+        unsafe { libc::alarm(10) };
+        let code = i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
+        // SAFETY: as above: no destructors of the parent's are run.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child failed");
+}
+
+fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
+    for _ in 0..3 {
+        let mine = list(m, k, 500);
+        garbage(m, k, 500);
+        m.collect();
+        check_list(mine, 500);
+    }
+    drop(root(heap, m, k));
+}
+
+fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::RawRoot> {
+    // SAFETY: on the stack.
+    unsafe { heap.raw_root(common::cell(list(m, k, 5))) }
+}
+
+#[test]
+fn h8_a_forked_child_allocates_and_collects() {
+    hazard(
+        "h8_a_forked_child_allocates_and_collects",
+        "no-fork-handlers",
+        || {
+            let (heap, k) = heap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for i in 0..3 {
+                    let (heap, done) = (&heap, &done);
+                    s.spawn(move || {
+                        let m = heap.attach().unwrap();
+                        while !done.load(Relaxed) {
+                            // Handles, refills and collections: whatever takes a lock.
+                            let roots: Vec<_> = (0..20).map(|_| root(heap, &m, k)).collect();
+                            garbage(&m, k, 100);
+                            if i == 0 {
+                                m.collect();
+                            }
+                            drop(roots);
+                        }
+                    });
+                }
+                for round in 0..40 {
+                    if round % 2 == 0 {
+                        // The forking thread is a mutator, and is one in the child.
+                        let m = heap.attach().unwrap();
+                        let before = list(&m, k, 100);
+                        in_child(|| {
+                            use_it(&heap, &m, k);
+                            check_list(before, 100);
+                        });
+                        check_list(before, 100);
+                    } else {
+                        in_child(|| {
+                            let m = heap.attach().unwrap();
+                            use_it(&heap, &m, k);
+                            let (other, k) = self::heap();
+                            use_it(&other, &other.attach().unwrap(), k);
+                            drop(m);
+                            drop(other);
+                            heap.collect();
+                        });
+                    }
+                }
+                done.store(true, Relaxed);
+            });
+            heap.collect();
+            assert_eq!(heap.stats().last.cells_live, 0);
+        },
+    );
+}

@@ -1,0 +1,308 @@
+//! The hazards of DESIGN section 8 that a heap can meet by itself: each is run as it is, and again with its cure taken out.
+
+mod common;
+
+use common::{check_list, cons, garbage, hazard, heap, list, wipe_stack};
+use gc_core::{Encoding, Heap};
+use gc_preempt::faults::planted;
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+#[test]
+fn h22_stale_words_in_a_root_range_mark_nothing() {
+    hazard(
+        "h22_stale_words_in_a_root_range_mark_nothing",
+        "trust-roots",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            let range: Box<[AtomicUsize]> = (0..1024).map(|_| AtomicUsize::new(0)).collect();
+            let limit = AtomicUsize::new(range.as_ptr_range().end as usize);
+            // Lists that die, some cells alive between them, and every stale word one of: a dead cell, the middle of one, a hole, a
+            // place beyond all spans, a place outside of the heap.
+            std::thread::scope(|s| {
+                let (heap, range) = (&heap, &range);
+                s.spawn(move || {
+                    let m = heap.attach().unwrap();
+                    for (i, slot) in range.iter().enumerate() {
+                        let cell = list(&m, k, 5);
+                        slot.store(cell + [0, 8, 1 << 22, 1 << 29, 1 << 45][i % 5], Relaxed);
+                    }
+                });
+            });
+            let kept = list(&m, k, 100);
+            m.collect();
+            // SAFETY: outlived by both.
+            let _guard = unsafe { m.root_range(range.as_ptr().cast(), &limit, Encoding::RAW) };
+            m.collect();
+            let live = heap.stats().last.cells_live;
+            assert!((100..110).contains(&live), "{live} cells alive");
+            garbage(&m, k, 1000);
+            check_list(kept, 100);
+        },
+    );
+}
+
+/// Threads that build and check lists while another collects.
+fn lists_under_collection(heap: &Heap, k: common::Kinds, collections: u64) {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        for _ in 0..3 {
+            s.spawn(|| {
+                let m = heap.attach().unwrap();
+                let mut n = 1;
+                while !done.load(Relaxed) {
+                    let kept = list(&m, k, n);
+                    check_list(kept, n);
+                    n = n % 3000 + 7;
+                }
+            });
+        }
+        let first = heap.stats().collections;
+        while heap.stats().collections < first + collections {
+            heap.collect();
+        }
+        done.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn h23_h26_cells_allocated_from_a_run_that_a_collection_interrupted_live() {
+    hazard(
+        "h23_h26_cells_allocated_from_a_run_that_a_collection_interrupted_live",
+        "white-tails",
+        || {
+            let (heap, k) = heap();
+            lists_under_collection(&heap, k, 300);
+        },
+    );
+}
+
+#[test]
+fn h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other() {
+    // Without signals, since with them a thread that waits outside of `blocking` can still be stopped.
+    common::is_child().then(|| assert_eq!(std::env::var("URGE_ASYNC").as_deref(), Ok("0")));
+    let name = "h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other";
+    common::hazard_with(name, "wait-running", &[("URGE_ASYNC", "0")], || {
+        let (a, ka) = heap();
+        let (b, kb) = heap();
+        std::thread::scope(|s| {
+            for i in 0..4 {
+                let (a, b) = (&a, &b);
+                s.spawn(move || {
+                    let (ma, mb) = (a.attach().unwrap(), b.attach().unwrap());
+                    for _ in 0..50 {
+                        let (la, lb) = (list(&ma, ka, 50), list(&mb, kb, 60));
+                        if i % 2 == 0 {
+                            ma.collect()
+                        } else {
+                            mb.collect()
+                        };
+                        check_list(la, 50);
+                        check_list(lb, 60);
+                    }
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn h30_a_large_clear_does_not_hold_up_stops() {
+    hazard(
+        "h30_a_large_clear_does_not_hold_up_stops",
+        "clear-inside",
+        || {
+            // Collections would let stops happen too: none but those asked for.
+            let heap = Heap::builder()
+                .gc_percent(u32::MAX)
+                .reserve(1 << 30)
+                .build()
+                .unwrap();
+            let k = common::kinds(&heap);
+            let bytes = 192 << 20;
+            let (done, stops) = (AtomicBool::new(false), AtomicU64::new(0));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while !done.load(Relaxed) {
+                        heap.with_stopped(|_| ()).unwrap();
+                        stops.fetch_add(1, Relaxed);
+                        // Lets the thread run: one that is still parked would be stopped again at once.
+                        std::thread::sleep(std::time::Duration::from_micros(300));
+                    }
+                });
+                let m = heap.attach().unwrap();
+                let mut most = 0;
+                for _ in 0..4 {
+                    let before = stops.load(Relaxed);
+                    // SAFETY: dies at once; its memory, dirty now, is what the next one gets.
+                    let cell = unsafe { m.alloc(k.leaf, bytes) }.unwrap();
+                    most = most.max(stops.load(Relaxed) - before);
+                    // SAFETY: as above.
+                    unsafe {
+                        assert_eq!(cell.as_ptr().add(bytes - 1).read(), 0);
+                        cell.as_ptr().write_bytes(1, bytes);
+                    }
+                    wipe_stack();
+                    m.collect();
+                    m.collect(); // has swept what the one before has freed
+                }
+                done.store(true, Relaxed);
+                assert!(most > 5, "{most} stops during a clear of {bytes} bytes");
+            });
+        },
+    );
+}
+
+#[test]
+fn h34_a_root_range_is_scanned_to_its_limit_of_now() {
+    hazard(
+        "h34_a_root_range_is_scanned_to_its_limit_of_now",
+        "cached-limit",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            // An interpreter's stack: the frame's limit is published on call and return; tops within the frame are nobody's business.
+            let stack: Box<[AtomicUsize]> = (0..4096).map(|_| AtomicUsize::new(0)).collect();
+            let limit = AtomicUsize::new(stack.as_ptr() as usize);
+            // SAFETY: outlived by both.
+            let _guard = unsafe { m.root_range(stack.as_ptr().cast(), &limit, Encoding::RAW) };
+            fn call(
+                m: &gc_core::Mutator,
+                k: common::Kinds,
+                stack: &[AtomicUsize],
+                limit: &AtomicUsize,
+                depth: usize,
+            ) {
+                let (frame, rest) = stack.split_at(16);
+                limit.store(rest.as_ptr() as usize, Relaxed);
+                for (i, slot) in frame.iter().enumerate().step_by(3) {
+                    slot.store(list(m, k, 20 + i), Relaxed);
+                }
+                wipe_stack();
+                if depth > 0 {
+                    call(m, k, rest, limit, depth - 1);
+                } else {
+                    m.collect();
+                    garbage(m, k, 5000);
+                }
+                for (i, slot) in frame.iter().enumerate().step_by(3) {
+                    check_list(slot.load(Relaxed), 20 + i);
+                }
+                limit.store(frame.as_ptr() as usize, Relaxed);
+            }
+            call(&m, k, &stack, &limit, 100);
+        },
+    );
+}
+
+#[test]
+fn h35_root_tables_may_change_at_any_time() {
+    hazard(
+        "h35_root_tables_may_change_at_any_time",
+        "tables-unprotected",
+        || {
+            let (heap, k) = heap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        let kept = list(&m, k, 30);
+                        let (base, limit) = ([AtomicUsize::new(kept)], AtomicUsize::new(0));
+                        limit.store(base.as_ptr_range().end as usize, Relaxed);
+                        while !done.load(Relaxed) {
+                            // SAFETY: the list is on the stack; the range outlives the guard.
+                            unsafe {
+                                let root = m.raw_root(common::cell(kept)).unwrap();
+                                drop(root.try_clone().unwrap());
+                                drop(m.root_range(base.as_ptr().cast(), &limit, Encoding::RAW));
+                            }
+                            std::hint::black_box(cons(&m, k, kept, 0));
+                        }
+                        check_list(kept, 30);
+                    });
+                }
+                for _ in 0..2000 {
+                    heap.collect();
+                }
+                done.store(true, Relaxed);
+            });
+        },
+    );
+}
+
+/// A vector that its owner changes and a root callback reads.
+struct Shared(UnsafeCell<Vec<usize>>);
+// SAFETY: the callback reads it in stops only, and its owner changes it under `no_preempt`: that is what the test is about.
+unsafe impl Sync for Shared {}
+// SAFETY: as above.
+unsafe impl Send for Shared {}
+
+#[test]
+fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
+    hazard(
+        "h35_a_callback_reads_what_is_changed_under_no_preempt",
+        "vector-unprotected",
+        || {
+            let (heap, k) = heap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..2 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        let vector = Arc::new(Shared(UnsafeCell::new(Vec::new())));
+                        let theirs = vector.clone();
+                        // SAFETY: reads a vector that is changed under `no_preempt` (or not, if the fault is planted).
+                        let _guard = unsafe {
+                            heap.add_root_callback(move |v| {
+                                let vector = &*theirs.0.get();
+                                v.words(vector, Encoding::RAW);
+                            })
+                        };
+                        while !done.load(Relaxed) {
+                            for i in 0..200 {
+                                let kept = cons(&m, k, 0, 1000 + i);
+                                garbage(&m, k, 20);
+                                let push = || {
+                                    // SAFETY: this thread's, and the world is not stopped meanwhile.
+                                    let vector = unsafe { &mut *vector.0.get() };
+                                    if planted("vector-unprotected") {
+                                        // What a vector does when it grows, drawn out.
+                                        let old = std::mem::take(vector);
+                                        std::hint::black_box(&mut *vector);
+                                        std::thread::yield_now();
+                                        *vector = old;
+                                    }
+                                    vector.push(kept);
+                                    assert_eq!(vector.len(), i + 1);
+                                };
+                                if planted("vector-unprotected") {
+                                    push()
+                                } else {
+                                    m.no_preempt(push)
+                                }
+                            }
+                            wipe_stack();
+                            // SAFETY: this thread's.
+                            let all = m.no_preempt(|| unsafe { (*vector.0.get()).clone() });
+                            for (i, node) in all.iter().enumerate() {
+                                // SAFETY: a live node, or the test fails.
+                                let number = unsafe { (*node as *const usize).add(1).read() };
+                                assert_eq!(number, 1000 + i);
+                            }
+                            drop(all);
+                            // SAFETY: this thread's.
+                            m.no_preempt(|| unsafe { (*vector.0.get()).clear() });
+                        }
+                    });
+                }
+                for _ in 0..1000 {
+                    heap.collect();
+                }
+                done.store(true, Relaxed);
+            });
+        },
+    );
+}

@@ -1,0 +1,269 @@
+//! Weak words and finalizers: what dies is cleared or queued, in the same stop, and nothing else is.
+
+mod common;
+
+use common::{Kinds, cell, check_list, cons, garbage, hazard, heap, list, wipe_stack};
+use gc_core::{Encoding, Heap, Kind, Mutator};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a strong array.
+#[inline(never)]
+fn table(m: &Mutator, k: Kinds, n: usize) -> (usize, usize) {
+    // SAFETY: both are on the stack, and large enough.
+    unsafe {
+        let weak = m.alloc(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
+        let strong = m.alloc(k.array, n * 8).unwrap().as_ptr().cast::<usize>();
+        for i in 0..n {
+            let head = list(m, k, 3);
+            m.write(weak.add(i), head);
+            if i % 4 == 0 {
+                m.write(strong.add(i), head);
+            }
+        }
+        (weak as usize, strong as usize)
+    }
+}
+
+fn words(at: usize, n: usize) -> Vec<usize> {
+    // SAFETY: the caller's cell is alive and has n words.
+    (0..n)
+        .map(|i| unsafe { (at as *const usize).add(i).read() })
+        .collect()
+}
+
+#[test]
+fn weak_words_are_cleared_when_their_target_dies() {
+    hazard(
+        "weak_words_are_cleared_when_their_target_dies",
+        "keep-weak",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            let n = 1000;
+            let (weak, strong) = table(&m, k, n);
+            wipe_stack();
+            m.collect();
+            let cleared = words(weak, n).iter().filter(|w| **w == 0).count();
+            assert_eq!(cleared as u64, heap.stats().last.weak_cleared);
+            // A few may have been on the stack still.
+            assert!((n * 3 / 4 - 5..=n * 3 / 4).contains(&cleared), "{cleared}");
+            for i in (0..n).step_by(4) {
+                // SAFETY: a word of a live weak cell.
+                let target = unsafe { m.load_weak((weak as *const usize).add(i)) };
+                assert_eq!(target, words(strong, n)[i]);
+                check_list(target, 3);
+            }
+        },
+    );
+}
+
+#[test]
+fn weak_words_keep_tags_hashes_and_strangers() {
+    let (heap, k) = heap();
+    let boxed = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
+    const CLEARED: usize = 0x7ff8_0000_0000_0001;
+    // Pairs of a hash and a boxed reference, behind a header of two words.
+    let kind = heap
+        .kind(Kind::weak("interned", 2, boxed, CLEARED))
+        .unwrap();
+    let m = heap.attach().unwrap();
+    let kept = list(&m, k, 3);
+    let outside = Box::new(0u64);
+    let foreign = 0xfffc << 48 | &raw const *outside as usize;
+    // SAFETY: on the stack, eight words.
+    let weak = unsafe { m.alloc(kind, 64).unwrap().as_ptr().cast::<usize>() };
+    let dying = |m: &Mutator| list(m, k, 3);
+    let content = [
+        dying(&m),
+        3,
+        77,
+        0xfffc << 48 | kept,
+        78,
+        0xfffc << 48 | dying(&m),
+        79,
+        foreign,
+    ];
+    for (i, word) in content.into_iter().enumerate() {
+        // SAFETY: a word of the cell.
+        unsafe { m.write(weak.add(i), word) };
+    }
+    let header = content[0];
+    std::hint::black_box(content);
+    wipe_stack();
+    for _ in 0..3 {
+        m.collect();
+        garbage(&m, k, 10);
+    }
+    let now = words(weak as usize, 8);
+    assert_eq!(
+        (now[0], now[1], now[2], now[4], now[6]),
+        (header, 3, 77, 78, 79)
+    );
+    assert_eq!(now[3], 0xfffc << 48 | kept);
+    assert_eq!(now[7], foreign);
+    check_list(kept, 3);
+}
+
+#[test]
+fn a_weak_table_is_replaced_as_it_grows() {
+    let (heap, k) = heap();
+    let m = heap.attach().unwrap();
+    // SAFETY: whatever is needed is on this stack; cells are as large as they are asked to be.
+    unsafe {
+        let mut n = 8;
+        let mut weak = m.alloc(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
+        let mut filled = 0;
+        let mut keep = 0;
+        for round in 0..3000 {
+            if filled == n {
+                let next = m.alloc(k.weak, n * 16).unwrap().as_ptr().cast::<usize>();
+                m.write_words(next, weak, n);
+                (weak, n) = (next, n * 2);
+            }
+            let new = cons(&m, k, 0, round);
+            if round % 10 == 0 {
+                keep = cons(&m, k, keep, new); // the number hides the node: weak, then
+            }
+            m.write(weak.add(filled), new);
+            filled += 1;
+            if round % 500 == 499 {
+                m.collect();
+            }
+        }
+        let alive = words(weak as usize, filled)
+            .iter()
+            .filter(|w| **w != 0)
+            .count();
+        assert!(alive <= 510, "{alive}");
+    }
+    assert_eq!(heap.stats().finalizers_waiting, 0);
+}
+
+/// Registers `n` lists of two nodes, of which the odd ones lead to the one before.
+#[inline(never)]
+fn finalizable(m: &Mutator, k: Kinds, n: usize) {
+    let mut before = 0;
+    for i in 0..n {
+        let cell_ = cons(m, k, if i % 2 == 1 { before } else { 0 }, i);
+        before = cell_;
+        // SAFETY: a live cell.
+        assert!(unsafe { m.register_finalizer(cell(cell_), i) });
+    }
+}
+
+#[test]
+fn finalizers_get_their_cell_whole_once_and_in_order() {
+    hazard(
+        "finalizers_get_their_cell_whole_once_and_in_order",
+        "no-resurrection",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            let n = 1000;
+            finalizable(&m, k, n);
+            wipe_stack();
+            m.collect();
+            let dead = heap.finalizers_waiting();
+            assert!(dead >= n as u64 - 4, "{dead}");
+            // They wait for as long as nobody fetches them.
+            for _ in 0..3 {
+                garbage(&m, k, 2000);
+                m.collect();
+            }
+            let mut seen = Vec::new();
+            m.drain_finalizers(|cell, token| {
+                // SAFETY: a node, alive.
+                let (next, number) = unsafe { cell.cast::<(usize, usize)>().read() };
+                assert_eq!(number, token);
+                if token % 2 == 1 {
+                    // SAFETY: as above.
+                    assert_eq!(unsafe { (next as *const usize).add(1).read() }, token - 1);
+                }
+                seen.push(token);
+            });
+            assert!(seen.is_sorted(), "the order of registration");
+            seen.dedup();
+            assert_eq!(seen.len() as u64, dead);
+            wipe_stack();
+            m.collect();
+            m.collect();
+            assert!(heap.stats().last.cells_live <= 8, "{:?}", heap.stats().last);
+            assert!(heap.finalizers_waiting() <= 4);
+        },
+    );
+}
+
+#[test]
+fn a_finalizer_may_collect_allocate_and_register_again() {
+    hazard(
+        "a_finalizer_may_collect_allocate_and_register_again",
+        "drain-locked",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            finalizable(&m, k, 50);
+            wipe_stack();
+            m.collect();
+            let mut again = 0;
+            let n = m.drain_finalizers(|dead, token| {
+                garbage(&m, k, 100);
+                m.collect();
+                if token < 1000 {
+                    again += 1;
+                    // SAFETY: alive: it has just been handed out.
+                    assert!(unsafe { m.register_finalizer(dead, token + 1000) });
+                }
+            });
+            assert!(n > again && again >= 46, "{n} {again}");
+        },
+    );
+}
+
+#[test]
+fn threads_share_the_queue() {
+    let (heap, k) = heap();
+    let done = AtomicBool::new(false);
+    let (made, got) = std::thread::scope(|s| {
+        let makers: Vec<_> = (0..2)
+            .map(|_| {
+                s.spawn(|| {
+                    let m = heap.attach().unwrap();
+                    (0..50).for_each(|_| {
+                        finalizable(&m, k, 40);
+                        garbage(&m, k, 200);
+                    });
+                    2000
+                })
+            })
+            .collect();
+        let takers: Vec<_> = (0..2)
+            .map(|_| {
+                s.spawn(|| {
+                    let m = heap.attach().unwrap();
+                    let mut n = 0;
+                    while !done.load(Relaxed) {
+                        n += m.drain_finalizers(|cell, token| {
+                            // SAFETY: a node, alive.
+                            assert_eq!(unsafe { cell.cast::<(usize, usize)>().read().1 }, token);
+                        });
+                        m.collect();
+                    }
+                    n
+                })
+            })
+            .collect();
+        let made: u64 = makers.into_iter().map(|t| t.join().unwrap()).sum();
+        done.store(true, Relaxed);
+        (
+            made,
+            takers.into_iter().map(|t| t.join().unwrap()).sum::<u64>(),
+        )
+    });
+    heap.collect();
+    let m = heap.attach().unwrap();
+    assert_eq!(got + m.drain_finalizers(|_, _| ()), made);
+    drop(m);
+    let heap: Heap = heap;
+    heap.collect();
+    assert_eq!(heap.stats().last.cells_live, 0);
+}
