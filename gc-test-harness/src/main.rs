@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use gc_test_harness::lab::pause;
+use gc_test_harness::lox::run::RunArgs;
 
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
 const USAGE: u8 = 64;
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
     Pause(Pause),
+    /// Run a Lox program as the book's clox does: its output, its messages, its exit codes
+    Run(RunArgs),
 }
 
 #[derive(Args, Debug)]
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
     match cli.command {
         None => ExitCode::SUCCESS,
         Some(Command::Pause(options)) => run_pause(&options, cli.json),
+        Some(Command::Run(options)) => ExitCode::from(options.execute()),
     }
 }
 
