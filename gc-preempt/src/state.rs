@@ -27,6 +27,46 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+/// What the protocol needs of its atomic word, so that loom's can stand in (feature `loom`, the test at the end of this file).
+pub(crate) trait AtomicWord {
+    fn load(&self, order: Ordering) -> u64;
+    fn store(&self, value: u64, order: Ordering);
+    fn compare_exchange(
+        &self,
+        from: u64,
+        to: u64,
+        ok: Ordering,
+        failed: Ordering,
+    ) -> Result<u64, u64>;
+}
+
+macro_rules! atomic_word {
+    ($t:ty) => {
+        impl AtomicWord for $t {
+            #[inline]
+            fn load(&self, order: Ordering) -> u64 {
+                self.load(order)
+            }
+            #[inline]
+            fn store(&self, value: u64, order: Ordering) {
+                self.store(value, order);
+            }
+            #[inline]
+            fn compare_exchange(
+                &self,
+                from: u64,
+                to: u64,
+                ok: Ordering,
+                failed: Ordering,
+            ) -> Result<u64, u64> {
+                self.compare_exchange(from, to, ok, failed)
+            }
+        }
+    };
+}
+
+atomic_word!(AtomicU64);
+
 const PHASE: u64 = 0b11;
 const ASKED: u64 = 1 << 2;
 const HELD: u64 = 1 << 3;
@@ -131,13 +171,15 @@ pub(crate) enum Turn {
 }
 
 /// The atomic state word of one mutator.
-pub(crate) struct State(AtomicU64);
+pub(crate) struct State<A = AtomicU64>(A);
 
 impl State {
     pub(crate) const fn new() -> Self {
         Self(AtomicU64::new(Word::running().0))
     }
+}
 
+impl<A: AtomicWord> State<A> {
     /// Acquire pairs with every swap's Release: who sees a thread stopped, sees the snapshot that it published.
     pub(crate) fn load(&self) -> Word {
         Word(self.0.load(Ordering::Acquire))
@@ -304,5 +346,134 @@ mod tests {
         // resumed without this thread (it died, say): the stale request does not keep it from blocking
         assert_eq!(s.enter_blocked(|| 1), Ok(()));
         assert_eq!(s.leave_blocked(|| 1), Ok(()));
+    }
+}
+
+/// The protocol under every interleaving of one stopper and one mutator that loom can make of it: with the cargo feature `loom`,
+/// `cargo test -p gc-preempt --features loom --lib loom`.
+#[cfg(all(test, feature = "loom"))]
+mod loom_model {
+    use super::*;
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicU64 as LoomU64;
+
+    atomic_word!(LoomU64);
+
+    /// What is shared besides the state word: the number of the last stop resumed, acknowledgements to come, and a heap that belongs to
+    /// the mutator while it runs and to the stopper while it is stopped. Loom reports an access of both as a race.
+    struct Shared {
+        state: State<LoomU64>,
+        resumed: LoomU64,
+        outstanding: LoomU64,
+        heap: UnsafeCell<u64>,
+    }
+
+    impl Shared {
+        fn resumed(&self) -> u64 {
+            self.resumed.load(Ordering::Acquire)
+        }
+
+        fn touch(&self) {
+            // SAFETY: what is being checked: loom fails the test if another thread's access is concurrent.
+            self.heap.with_mut(|heap| unsafe { *heap += 1 });
+        }
+
+        /// The handler: acknowledge if asked, and park.
+        fn poll(&self) {
+            let word = self.state.load();
+            if word.asked()
+                && self.resumed() < word.number()
+                && self.state.acknowledge(word.number())
+            {
+                self.outstanding.fetch_sub(1, Ordering::AcqRel);
+                while self.state.leave_stopped(|| self.resumed()).is_err() {
+                    loom::thread::yield_now();
+                }
+            }
+        }
+
+        fn block_and_come_back(&self) {
+            while self.state.enter_blocked(|| self.resumed()).is_err() {
+                self.poll();
+            }
+            while self.state.leave_blocked(|| self.resumed()).is_err() {
+                loom::thread::yield_now();
+            }
+        }
+
+        fn stop_and_resume(&self, number: u64) {
+            self.outstanding.store(1, Ordering::Relaxed);
+            self.state.turn(
+                number,
+                || {
+                    self.outstanding.fetch_add(1, Ordering::Relaxed);
+                },
+                || {
+                    self.outstanding.fetch_sub(1, Ordering::AcqRel);
+                },
+            );
+            self.outstanding.fetch_sub(1, Ordering::AcqRel);
+            while self.outstanding.load(Ordering::Acquire) != 0 {
+                loom::thread::yield_now();
+            }
+            self.touch();
+            self.resumed.store(number, Ordering::Release);
+        }
+    }
+
+    fn model(stops: u64, mutator: fn(&Shared)) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(4);
+        model.check(move || {
+            let shared = Arc::new(Shared {
+                state: State(LoomU64::new(Word::running().0)),
+                resumed: LoomU64::new(0),
+                outstanding: LoomU64::new(0),
+                heap: UnsafeCell::new(0),
+            });
+            let thread = loom::thread::spawn({
+                let shared = shared.clone();
+                move || {
+                    mutator(&shared);
+                    // It leaves as a thread does: blocked for ever.
+                    while shared.state.enter_blocked(|| shared.resumed()).is_err() {
+                        shared.poll();
+                    }
+                }
+            });
+            for number in 1..=stops {
+                shared.stop_and_resume(number);
+            }
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn loom_a_thread_that_polls_never_runs_in_a_stop() {
+        model(2, |s| {
+            s.touch();
+            s.poll();
+            s.touch();
+        });
+    }
+
+    #[test]
+    fn loom_a_thread_that_blocks_never_runs_in_a_stop() {
+        model(2, |s| {
+            s.touch();
+            s.block_and_come_back();
+            s.touch();
+        });
+    }
+
+    #[test]
+    fn loom_blocking_and_polling_take_turns() {
+        model(2, |s| {
+            s.block_and_come_back();
+            s.touch();
+            s.poll();
+            s.touch();
+        });
     }
 }
