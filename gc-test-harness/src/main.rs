@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::pause;
+use gc_test_harness::lab::{demo, pause};
 use gc_test_harness::lox::run::RunArgs;
 
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
@@ -26,10 +26,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
-    Pause(Pause),
     /// Run a Lox program as the book's clox does: its output, its messages, its exit codes
     Run(RunArgs),
+    /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
+    Pause(Pause),
 }
 
 #[derive(Args, Debug)]
@@ -55,10 +55,19 @@ fn main() -> ExitCode {
         }
     };
     match cli.command {
-        None => ExitCode::SUCCESS,
-        Some(Command::Pause(options)) => run_pause(&options, cli.json),
+        None => run_demo(cli.json),
         Some(Command::Run(options)) => ExitCode::from(options.execute()),
+        Some(Command::Pause(options)) => run_pause(&options, cli.json),
     }
+}
+
+fn run_demo(json: bool) -> ExitCode {
+    match demo::run() {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
 }
 
 fn run_pause(options: &Pause, json: bool) -> ExitCode {

@@ -27,6 +27,7 @@ use cranelift_jit::{
     ArenaMemoryProvider, BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule,
 };
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
+use gc_core::{Encoding, Heap};
 use gc_preempt::World;
 use gc_preempt::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
@@ -256,6 +257,23 @@ impl Code {
         world
             .register_code(spec)
             .map_err(|e| self.refused(&e.to_string()))
+    }
+
+    /// Registers it with a heap, whose edges in this code's stack maps have that encoding.
+    pub fn register_with(
+        &self,
+        heap: &Heap,
+        encoding: Encoding,
+    ) -> Result<CodeGuard, CodegenError> {
+        let owner: Box<dyn std::any::Any + Send> = Box::new(self.memory());
+        heap.register_code(
+            self.range(),
+            FrameRule::Rbp,
+            self.maps()?,
+            encoding,
+            Some(owner),
+        )
+        .map_err(|e| self.refused(&e.to_string()))
     }
 
     fn refused(&self, why: &str) -> CodegenError {

@@ -111,7 +111,7 @@ impl Quantiles {
     /// The head over [`line`](Quantiles::line)'s columns.
     pub fn head(label: &str) -> String {
         format!(
-            "{label:<22}{:>9}{:>9}{:>9}{:>9}{:>9}",
+            "{label:<24}{:>9}{:>9}{:>9}{:>9}{:>9}",
             "min", "p50", "p90", "p99", "max"
         )
     }
@@ -126,7 +126,7 @@ impl Quantiles {
             }
         };
         let cells = [self.min, self.p50, self.p90, self.p99, self.max].map(cell);
-        format!("{label:<22}{}", cells.concat())
+        format!("{label:<24}{}", cells.concat())
     }
 }
 
