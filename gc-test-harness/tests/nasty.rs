@@ -148,8 +148,8 @@ impl Lab {
         let mut times = Times::default();
         for block in 0..BLOCKS {
             let wait = [Wait::Sleep, Wait::Spin][block % 2];
-            let gap = Duration::from_micros(100);
-            let floor = self.floor.rounds(ROUNDS, gap, wait).expect("signals");
+            let gap = || std::thread::sleep(Duration::from_micros(100));
+            let floor = self.floor.rounds(ROUNDS, wait, gap).expect("signals");
             times.floor = times.floor.max(Duration::from_nanos(floor.stop.max()));
             for _ in 0..ROUNDS {
                 let stopped = self.world.stop().expect("no mutator");
@@ -157,7 +157,7 @@ impl Lab {
                 look(&stopped);
                 let report = stopped.resume();
                 times.longest = times.longest.max(report.time_to_stop);
-                std::thread::sleep(gap);
+                gap();
             }
         }
         assert!(

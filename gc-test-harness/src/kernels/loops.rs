@@ -20,6 +20,9 @@ pub const NODE_VALUE: i32 = 8;
 
 /// `fn(seed, rounds) -> checksum`; `rounds` must not be 0.
 pub type Count = extern "C" fn(u64, u64) -> u64;
+/// `fn(seed, rounds, place) -> checksum`: as [`Count`], storing the rounds left at `place` in each turn, so that others see
+/// it run.
+pub type CountAloud = unsafe extern "C" fn(u64, u64, *mut u64) -> u64;
 /// `fn() -> !`.
 pub type Empty = extern "C" fn();
 /// `fn(slot, steps) -> sum of the values passed`; takes the reference out of the slot and puts one back at the end.
@@ -37,6 +40,8 @@ pub type Wait = unsafe extern "C" fn(*mut u8, *const u8);
 pub struct Loops {
     /// The tight counting loop.
     pub count: Count,
+    /// The same loop with a store in it.
+    pub count_aloud: CountAloud,
     /// The loop `jmp self`; leaves only with its process.
     pub empty: Empty,
     /// Follows a ring of heap nodes whose only root is a register.
@@ -54,7 +59,8 @@ pub struct Loops {
 impl Loops {
     /// Compiles all loops into the arena.
     pub fn compile(arena: &mut Arena) -> Result<Loops, CodegenError> {
-        count(arena)?;
+        count(arena, false)?;
+        count(arena, true)?;
         empty(arena)?;
         chase(arena, true)?;
         base64(arena)?;
@@ -66,6 +72,7 @@ impl Loops {
         unsafe {
             Ok(Loops {
                 count: std::mem::transmute::<*const u8, Count>(entry("count")?),
+                count_aloud: std::mem::transmute::<*const u8, CountAloud>(entry("count_aloud")?),
                 empty: std::mem::transmute::<*const u8, Empty>(entry("empty")?),
                 chase: std::mem::transmute::<*const u8, Chase>(entry("chase")?),
                 base64: std::mem::transmute::<*const u8, Base64>(entry("base64")?),
@@ -78,9 +85,11 @@ impl Loops {
 }
 
 /// `acc = acc * MULTIPLIER + i` for `i` from `rounds` down to 1: a multiply, an add and a decrement a turn.
-fn count(arena: &mut Arena) -> Result<(), CodegenError> {
-    let signature = arena.signature(&[types::I64, types::I64], &[types::I64]);
-    arena.function("count", &signature, |body| {
+fn count(arena: &mut Arena, aloud: bool) -> Result<(), CodegenError> {
+    let params = &[types::I64; 3][..if aloud { 3 } else { 2 }];
+    let signature = arena.signature(params, &[types::I64]);
+    let name = if aloud { "count_aloud" } else { "count" };
+    arena.function(name, &signature, |body| {
         let params = body.enter();
         let b = &mut body.builder;
         let factor = b.ins().iconst(types::I64, MULTIPLIER.cast_signed());
@@ -88,8 +97,11 @@ fn count(arena: &mut Arena) -> Result<(), CodegenError> {
         let sum = b.append_block_param(turn, types::I64);
         let left = b.append_block_param(turn, types::I64);
         let done = b.create_block();
-        b.ins().jump(turn, &params_of(&params));
+        b.ins().jump(turn, &params_of(&params[..2]));
         b.switch_to_block(turn);
+        if let Some(&place) = params.get(2) {
+            b.ins().store(MemFlagsData::trusted(), left, place, 0);
+        }
         let scaled = b.ins().imul(sum, factor);
         let sum = b.ins().iadd(scaled, left);
         let left = b.ins().iadd_imm_s(left, -1);
@@ -100,7 +112,7 @@ fn count(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// What [`Loops::count`] returns.
+/// What [`Loops::count`] and [`Loops::count_aloud`] return.
 pub fn count_oracle(seed: u64, rounds: u64) -> u64 {
     (1..=rounds).rev().fold(seed, |sum, left| {
         sum.wrapping_mul(MULTIPLIER).wrapping_add(left)
@@ -325,7 +337,7 @@ mod tests {
 
     #[test]
     fn a_counting_loop_touches_no_memory_and_calls_nothing() {
-        let (_, lines) = listed(count);
+        let (_, lines) = listed(|arena| count(arena, false));
         let body = loop_of(&lines);
         assert!(
             body.iter()
@@ -358,6 +370,10 @@ mod tests {
     fn every_loop_gives_the_oracles_answer() {
         let loops = Loops::compile(&mut Arena::new().expect("an arena")).expect("compiles");
         assert_eq!((loops.count)(7, 1000), count_oracle(7, 1000));
+        let mut place = 0;
+        // SAFETY: the place is a word of this frame.
+        let aloud = unsafe { (loops.count_aloud)(7, 1000, &raw mut place) };
+        assert_eq!((aloud, place), (count_oracle(7, 1000), 1));
 
         let values = [3, 1, 4, 1, 5];
         let mut ring: Vec<[usize; 2]> = values.iter().map(|&v| [0, v as usize]).collect();

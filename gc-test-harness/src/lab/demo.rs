@@ -218,7 +218,8 @@ impl<'a> Crew<'a> {
                 outcome.frames_conservative += u64::from(last.frames_conservative);
                 std::thread::sleep(GAP);
             }
-            let samples = self.floor.rounds(BLOCK, GAP, Wait::Sleep);
+            let gap = || std::thread::sleep(GAP);
+            let samples = self.floor.rounds(BLOCK, Wait::Sleep, gap);
             outcome.floor.merge(&samples.map_err(DemoError::of)?);
             progress.show(
                 begun.elapsed(),

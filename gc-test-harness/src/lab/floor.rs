@@ -110,6 +110,8 @@ pub struct Round {
     pub stop: Duration,
     /// From the request until the resume is published.
     pub pause: Duration,
+    /// Threads that were running and had to be signalled.
+    pub signalled: u32,
 }
 
 impl Floor {
@@ -216,11 +218,17 @@ impl Floor {
         Ok(Round {
             stop: Duration::from_nanos(stopped - start),
             pause: Duration::from_nanos(resumed - start),
+            signalled: waited_for,
         })
     }
 
-    /// `rounds` rounds with a sleep of `gap` after each, recorded with the threads' own stalls.
-    pub fn rounds(&self, rounds: u32, gap: Duration, wait: Wait) -> Result<Samples, FloorError> {
+    /// `rounds` rounds, recorded with the threads' own stalls. `between` runs after each: it gives the threads time.
+    pub fn rounds(
+        &self,
+        rounds: u32,
+        wait: Wait,
+        mut between: impl FnMut(),
+    ) -> Result<Samples, FloorError> {
         let mut samples = Samples::new();
         let mut drains: Vec<(Arc<Record>, u32)> = self
             .lock()
@@ -230,7 +238,8 @@ impl Floor {
         for _ in 0..rounds {
             let round = self.round(wait)?;
             samples.record(round.stop, round.pause);
-            std::thread::sleep(gap);
+            samples.met(round.signalled);
+            between();
             for (thread, read) in &mut drains {
                 // Acquire: pairs with the handler's Release store, after which the stall is in its place.
                 let written = thread.written.load(Ordering::Acquire);
@@ -390,9 +399,9 @@ mod tests {
             while running.load(Ordering::SeqCst) < threads {
                 std::thread::yield_now();
             }
-            let gap = Duration::from_micros(50);
-            let spun = floor.rounds(100, gap, Wait::Spin);
-            let slept = floor.rounds(100, gap, Wait::Sleep);
+            let gap = || std::thread::sleep(Duration::from_micros(50));
+            let spun = floor.rounds(100, Wait::Spin, gap);
+            let slept = floor.rounds(100, Wait::Sleep, gap);
             over.store(true, Ordering::SeqCst);
             [spun, slept].map(|samples| samples.expect("signals arrive").stop.len())
         });

@@ -6,21 +6,29 @@
 //! since a 99th percentile swings by several times even for the floor against itself; that swing is reported beside it.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use gc_preempt::{Config, World};
+use crossbeam_utils::CachePadded;
+use gc_core::{Encoding, Heap, Site};
 use serde_json::{Value, json};
 
 use super::floor::{Floor, FloorError, Wait};
 use super::report::{Quantiles, Samples, median, peak_rss_bytes};
+use crate::kernels::alloc::{Allocator, node_site, ring};
 use crate::kernels::codegen::{Arena, CodegenError};
-use crate::kernels::loops::{Count, Loops, count_oracle};
+use crate::kernels::loops::{CountAloud, Loops, count_oracle};
 
 /// Turns of the counting loop a call: some 20 ms, so that nearly every stop meets the loop and not the Rust around it.
 const TURNS: u64 = 15_000_000;
 /// The loop's seed; its answer is known before.
 const SEED: u64 = 7;
+/// How long a round waits for all threads to run again: a little more than the 4 ms of a common kernel's tick.
+const PATIENCE: Duration = Duration::from_millis(5);
+/// Nodes that each thread keeps alive: small live data.
+const LIVE: usize = 100;
+/// A block of collections has one round for so many rounds of stops.
+const COLLECT_EVERY: u32 = 5;
 /// Blocks of rounds that decide whether the floor spins or sleeps, for each of the two.
 const CALIBRATION_BLOCKS: usize = 4;
 /// Rounds of such a block.
@@ -35,7 +43,7 @@ pub struct Options {
     pub rounds: u32,
     /// Blocks of ours; the floor has one more.
     pub blocks: usize,
-    /// Sleep after each resume.
+    /// Sleep after each resume, before looking whether all threads have run again.
     pub gap: Duration,
 }
 
@@ -57,8 +65,8 @@ pub enum PauseError {
     Codegen(CodegenError),
     /// The floor could not be measured.
     Floor(FloorError),
-    /// The world could not be set up or stopped, or a thread not attached.
-    World(String),
+    /// The heap could not be set up or stopped, or a thread not attached.
+    Heap(String),
     /// A loop gave a wrong answer: a stop changed what a thread computed.
     WrongAnswer {
         /// What it gave.
@@ -73,7 +81,7 @@ impl fmt::Display for PauseError {
         match self {
             PauseError::Codegen(e) => write!(f, "{e}"),
             PauseError::Floor(e) => write!(f, "{e}"),
-            PauseError::World(why) => f.write_str(why),
+            PauseError::Heap(why) => f.write_str(why),
             PauseError::WrongAnswer { got, expected } => write!(
                 f,
                 "a stopped and resumed loop computed {got:#x} instead of {expected:#x}: a stop changed its registers"
@@ -83,6 +91,12 @@ impl fmt::Display for PauseError {
 }
 
 impl std::error::Error for PauseError {}
+
+impl PauseError {
+    fn heap(error: impl fmt::Display) -> PauseError {
+        PauseError::Heap(error.to_string())
+    }
+}
 
 impl From<CodegenError> for PauseError {
     fn from(e: CodegenError) -> PauseError {
@@ -103,6 +117,8 @@ pub struct Outcome {
     pub options: Options,
     /// The library's times, over all blocks.
     pub ours: Samples,
+    /// Full collections with a little live data.
+    pub collections: Samples,
     /// The floor's.
     pub floor: Samples,
     /// How the floor waited: the better of the two ways at this number of threads.
@@ -149,32 +165,38 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     let begun = Instant::now();
     let mut arena = Arena::new()?;
     let loops = Loops::compile(&mut arena)?;
-    let config = Config::from_env().map_err(|e| PauseError::World(e.to_string()))?;
-    let world = World::new(config).map_err(|e| PauseError::World(e.to_string()))?;
+    // No collections but those that are measured.
+    let heap = Heap::builder().gc_percent(u32::MAX).build();
+    let heap = heap.map_err(PauseError::heap)?;
     let mut guards = Vec::new();
     for code in &loops.code {
-        guards.push(code.register(&world, 0)?);
+        guards.push(code.register_with(&heap, Encoding::RAW)?);
     }
     let floor = Floor::new()?;
-    let crew = Crew::default();
+    let crew = Crew {
+        gap: options.gap,
+        site: node_site(&heap).map_err(PauseError::heap)?,
+        heap: &heap,
+        floor: &floor,
+        working: AtomicUsize::new(0),
+        over: AtomicBool::new(false),
+        places: (0..options.threads)
+            .map(|_| CachePadded::default())
+            .collect(),
+    };
     std::thread::scope(|scope| {
         let crew = &crew;
-        let threads: Vec<_> = (0..options.threads)
-            .map(|_| scope.spawn(|| crew.work(&world, &floor, loops.count)))
+        // On every path `over` is set in the end, or the scope would never end.
+        let over = Over(&crew.over);
+        let threads: Vec<_> = crew
+            .places
+            .iter()
+            .map(|place| scope.spawn(|| crew.work(loops.count_aloud, place)))
             .collect();
-        // From here on every path sets `over`, or the scope would never end.
-        let _over = Over(&crew.over);
-        while crew.working.load(Ordering::Acquire) < options.threads {
-            if threads
-                .iter()
-                .any(std::thread::ScopedJoinHandle::is_finished)
-            {
-                break;
-            }
-            std::thread::sleep(Duration::from_micros(100));
-        }
-        let measured = alternate(options, &world, &floor, begun);
-        drop(_over);
+        let measured = crew
+            .wait_for_all()
+            .and_then(|()| crew.alternate(options, begun));
+        drop(over);
         for thread in threads {
             let outcome = thread
                 .join()
@@ -185,11 +207,16 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     })
 }
 
-/// The threads that are stopped.
-#[derive(Debug, Default)]
-struct Crew {
+/// The threads that are stopped, and who stops them.
+struct Crew<'a> {
+    gap: Duration,
+    site: Site,
+    heap: &'a Heap,
+    floor: &'a Floor,
     working: AtomicUsize,
     over: AtomicBool,
+    /// Where each thread's loop says that it runs.
+    places: Vec<CachePadded<AtomicU64>>,
 }
 
 struct Over<'a>(&'a AtomicBool);
@@ -200,87 +227,139 @@ impl Drop for Over<'_> {
     }
 }
 
-impl Crew {
-    fn work(&self, world: &World, floor: &Floor, count: Count) -> Result<(), PauseError> {
-        let _mutator = world
-            .attach(std::ptr::null_mut())
-            .map_err(|e| PauseError::World(e.to_string()))?;
-        let _member = floor.enroll();
+impl Crew<'_> {
+    /// One thread's life: a loop without polls, with a little live data besides.
+    fn work(&self, count: CountAloud, place: &AtomicU64) -> Result<(), PauseError> {
+        // However it ends, nobody waits for this thread any more.
+        let _over = Over(&self.over);
+        let mutator = self.heap.attach().map_err(PauseError::heap)?;
+        let _member = self.floor.enroll();
+        let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
         let expected = count_oracle(SEED, TURNS);
         self.working.fetch_add(1, Ordering::Release);
         while !self.over.load(Ordering::Acquire) {
-            let got = count(SEED, TURNS);
+            // SAFETY: the place outlives the threads, and all others only read it.
+            let got = unsafe { count(SEED, TURNS, place.as_ptr()) };
             if got != expected {
                 return Err(PauseError::WrongAnswer { got, expected });
             }
+            std::hint::black_box(&live);
         }
         Ok(())
     }
-}
 
-fn alternate(
-    options: &Options,
-    world: &World,
-    floor: &Floor,
-    begun: Instant,
-) -> Result<Outcome, PauseError> {
-    let wait = better_wait(floor, options.gap)?;
-    ours(world, CALIBRATION, options.gap)?;
-    let mut outcome = Outcome {
-        options: *options,
-        ours: Samples::new(),
-        floor: Samples::new(),
-        wait,
-        tail_ratios: Tails::default(),
-        floor_tail_ratios: Tails::default(),
-        took: Duration::ZERO,
-    };
-    let mut before = floor.rounds(options.rounds, options.gap, wait)?;
-    for _ in 0..options.blocks {
-        let block = ours(world, options.rounds, options.gap)?;
-        let after = floor.rounds(options.rounds, options.gap, wait)?;
-        outcome.tail_ratios.push(&block, &[&before, &after]);
-        outcome.floor_tail_ratios.push(&after, &[&before]);
-        outcome.ours.merge(&block);
-        outcome.floor.merge(&before);
-        before = after;
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
-    outcome.floor.merge(&before);
-    outcome.floor_tail_ratios = outcome.floor_tail_ratios.spread();
-    outcome.took = begun.elapsed();
-    Ok(outcome)
-}
 
-/// Which way to wait is better here: the one that nine rounds in ten are quicker with, tried in alternation. A median would
-/// not do: with more threads than processors a spinning floor has a fine median at times, when it happens to share its
-/// processor with none of the threads, and waits for time slices of milliseconds at others.
-fn better_wait(floor: &Floor, gap: Duration) -> Result<Wait, FloorError> {
-    let (mut spin, mut sleep) = (Samples::new(), Samples::new());
-    for _ in 0..CALIBRATION_BLOCKS {
-        for (samples, wait) in [(&mut spin, Wait::Spin), (&mut sleep, Wait::Sleep)] {
-            samples.merge(&floor.rounds(CALIBRATION, gap, wait)?);
+    fn wait_for_all(&self) -> Result<(), PauseError> {
+        while self.working.load(Ordering::Acquire) < self.places.len() && !self.is_over() {
+            std::thread::sleep(Duration::from_micros(100));
         }
+        Ok(())
     }
-    let p90 = |samples: Samples| samples.stop.value_at_quantile(0.9);
-    let spins = p90(spin) <= p90(sleep);
-    Ok(if spins { Wait::Spin } else { Wait::Sleep })
-}
 
-/// A block of the library's own stops.
-fn ours(world: &World, rounds: u32, gap: Duration) -> Result<Samples, PauseError> {
-    let mut samples = Samples::new();
-    for _ in 0..rounds {
-        let stopped = world.stop().map_err(|e| PauseError::World(e.to_string()))?;
-        for mutator in stopped.mutators() {
-            if let Some(stall) = mutator.last_stall() {
-                samples.record_stall(stall);
+    /// Gives the threads time until each has been seen to run, so that the next stop meets running threads and not such
+    /// as are still parked, to be taken over where they stand. With more threads than processors that could take as
+    /// many time slices as there are threads, so patience has an end; how many were running is counted.
+    fn settle(&self) {
+        let seen: Vec<u64> = self
+            .places
+            .iter()
+            .map(|p| p.load(Ordering::Relaxed))
+            .collect();
+        let begun = Instant::now();
+        std::thread::sleep(self.gap);
+        for (place, seen) in self.places.iter().zip(seen) {
+            while place.load(Ordering::Relaxed) == seen
+                && begun.elapsed() < PATIENCE
+                && !self.is_over()
+            {
+                std::thread::sleep(self.gap);
             }
         }
-        let report = stopped.resume();
-        samples.record(report.time_to_stop, report.pause);
-        std::thread::sleep(gap);
     }
-    Ok(samples)
+
+    fn floor(&self, rounds: u32, wait: Wait) -> Result<Samples, FloorError> {
+        self.floor.rounds(rounds, wait, || self.settle())
+    }
+
+    /// A block of the library's own stops.
+    fn stops(&self, rounds: u32) -> Result<Samples, PauseError> {
+        let mut samples = Samples::new();
+        for _ in 0..rounds {
+            let stopped = self.heap.world().stop().map_err(PauseError::heap)?;
+            for mutator in stopped.mutators() {
+                if let Some(stall) = mutator.last_stall() {
+                    samples.record_stall(stall);
+                }
+            }
+            let report = stopped.resume();
+            samples.record(report.time_to_stop, report.pause);
+            samples.met(report.signalled);
+            self.settle();
+        }
+        Ok(samples)
+    }
+
+    /// A block of full collections.
+    fn collections(&self, rounds: u32) -> Samples {
+        let mut samples = Samples::new();
+        for _ in 0..rounds {
+            self.heap.collect();
+            let last = self.heap.stats().last;
+            samples.record(last.time_to_stop, last.pause);
+            samples.met(last.signalled);
+            self.settle();
+        }
+        samples
+    }
+
+    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker with, tried in
+    /// alternation. A median would not do: with more threads than processors a spinning floor has a fine median at
+    /// times, when it happens to share its processor with none of the threads, and waits for time slices of
+    /// milliseconds at others.
+    fn better_wait(&self) -> Result<Wait, FloorError> {
+        let (mut spin, mut sleep) = (Samples::new(), Samples::new());
+        for _ in 0..CALIBRATION_BLOCKS {
+            spin.merge(&self.floor(CALIBRATION, Wait::Spin)?);
+            sleep.merge(&self.floor(CALIBRATION, Wait::Sleep)?);
+        }
+        let p90 = |samples: Samples| samples.stop.value_at_quantile(0.9);
+        let spins = p90(spin) <= p90(sleep);
+        Ok(if spins { Wait::Spin } else { Wait::Sleep })
+    }
+
+    fn alternate(&self, options: &Options, begun: Instant) -> Result<Outcome, PauseError> {
+        let wait = self.better_wait()?;
+        self.stops(CALIBRATION)?;
+        let mut outcome = Outcome {
+            options: *options,
+            ours: Samples::new(),
+            collections: Samples::new(),
+            floor: Samples::new(),
+            wait,
+            tail_ratios: Tails::default(),
+            floor_tail_ratios: Tails::default(),
+            took: Duration::ZERO,
+        };
+        let mut before = self.floor(options.rounds, wait)?;
+        for _ in 0..options.blocks {
+            let block = self.stops(options.rounds)?;
+            let after = self.floor(options.rounds, wait)?;
+            let collections = self.collections(options.rounds.div_ceil(COLLECT_EVERY));
+            outcome.tail_ratios.push(&block, &[&before, &after]);
+            outcome.floor_tail_ratios.push(&after, &[&before]);
+            outcome.ours.merge(&block);
+            outcome.collections.merge(&collections);
+            outcome.floor.merge(&before);
+            before = after;
+        }
+        outcome.floor.merge(&before);
+        outcome.floor_tail_ratios = outcome.floor_tail_ratios.spread();
+        outcome.took = begun.elapsed();
+        Ok(outcome)
+    }
 }
 
 impl Outcome {
@@ -295,7 +374,8 @@ impl Outcome {
             "rounds": self.options.rounds,
             "blocks": self.options.blocks,
             "stop_us": of(&self.ours.stop),
-            "pause_us": of(&self.ours.pause),
+            "pause_us": of(&self.collections.pause),
+            "stop_and_resume_us": of(&self.ours.pause),
             "stall_us": of(&self.ours.stall),
             "floor_us": of(&self.floor.stop),
             "floor_pause_us": of(&self.floor.pause),
@@ -303,11 +383,14 @@ impl Outcome {
             "floor_wait": self.wait.name(),
             "stop_ratio_p50": ratio(&self.ours.stop, &self.floor.stop),
             "stall_ratio_p50": ratio(&self.ours.stall, &self.floor.stall),
-            "pause_ratio_p50": ratio(&self.ours.pause, &self.floor.pause),
+            "pause_ratio_p50": ratio(&self.collections.pause, &self.floor.pause),
             "stop_ratio_p99": median(&self.tail_ratios.stop),
             "stall_ratio_p99": median(&self.tail_ratios.stall),
             "floor_spread_p99": median(&self.floor_tail_ratios.stop),
             "floor_stall_spread_p99": median(&self.floor_tail_ratios.stall),
+            "running_threads": self.ours.running(),
+            "floor_running_threads": self.floor.running(),
+            "collect_stop_us": of(&self.collections.stop),
             "seconds": self.took.as_secs_f64(),
             "peak_rss_bytes": peak_rss_bytes(),
         })
@@ -332,10 +415,12 @@ impl fmt::Display for Outcome {
         for (label, histogram) in [
             ("time to stop", &self.ours.stop),
             ("  floor", &self.floor.stop),
-            ("pause", &self.ours.pause),
-            ("  floor", &self.floor.pause),
             ("stall", &self.ours.stall),
             ("  floor", &self.floor.stall),
+            ("stop and resume", &self.ours.pause),
+            ("  floor", &self.floor.pause),
+            ("full collection", &self.collections.pause),
+            ("  its time to stop", &self.collections.stop),
         ] {
             writeln!(f, "{}", Quantiles::of(histogram).line(label))?;
         }
@@ -367,6 +452,15 @@ impl fmt::Display for Outcome {
                 median(spread),
             )?;
         }
-        Ok(())
+        writeln!(
+            f,
+            "{:<14} p50 {:.2} x the floor's stop and resume; {LIVE} live objects a thread
+{:<14} {:.1} a stop, {:.1} for the floor; the others were parked still and taken over",
+            "collection",
+            p50(&self.collections.pause, &self.floor.pause),
+            "were running",
+            self.ours.running(),
+            self.floor.running(),
+        )
     }
 }

@@ -17,6 +17,8 @@ pub struct Samples {
     pub pause: Histogram<u64>,
     /// What each stopped thread lost by its own clock.
     pub stall: Histogram<u64>,
+    /// Threads that were running when a stop met them, over all stops.
+    met_running: u64,
 }
 
 impl Default for Samples {
@@ -33,6 +35,7 @@ impl Samples {
             stop: empty.clone(),
             pause: empty.clone(),
             stall: empty,
+            met_running: 0,
         }
     }
 
@@ -42,6 +45,16 @@ impl Samples {
         add(&mut self.pause, pause);
     }
 
+    /// How many threads a stop met running.
+    pub fn met(&mut self, running: u32) {
+        self.met_running += u64::from(running);
+    }
+
+    /// The mean of that over all stops.
+    pub fn running(&self) -> f64 {
+        self.met_running as f64 / self.stop.len().max(1) as f64
+    }
+
     /// One thread's stall.
     pub fn record_stall(&mut self, stall: Duration) {
         add(&mut self.stall, stall);
@@ -49,6 +62,7 @@ impl Samples {
 
     /// Takes another block's samples in.
     pub fn merge(&mut self, other: &Samples) {
+        self.met_running += other.met_running;
         for (into, from) in [
             (&mut self.stop, &other.stop),
             (&mut self.pause, &other.pause),
