@@ -305,7 +305,8 @@ impl<'h> Cycle<'h> {
     fn new(shared: &'h Shared) -> Self {
         Self {
             shared,
-            marker: Marker::new(&shared.space, &shared.queue),
+            // The world is stopped while it marks, and it is the only one.
+            marker: Marker::new(&shared.space, &shared.queue).alone(),
             stopped: None,
             scanned: Scanned::default(),
             complete: true,

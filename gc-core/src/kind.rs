@@ -74,7 +74,14 @@ impl Kind {
     }
 
     /// Cells whose edges are the words with a set bit in `slots`; words past its end hold none.
-    pub fn words(name: impl Into<String>, slots: BitVec<u64, Lsb0>, encoding: Encoding) -> Kind {
+    pub fn words(
+        name: impl Into<String>,
+        mut slots: BitVec<u64, Lsb0>,
+        encoding: Encoding,
+    ) -> Kind {
+        // A vector cut out of another one may begin inside a word and have stale bits behind its end; markers read whole words.
+        slots.force_align();
+        slots.set_uninitialized(false);
         Kind {
             name: name.into(),
             shape: Shape::Words { slots, encoding },
@@ -203,12 +210,15 @@ pub(crate) struct Descriptor {
     pub(crate) tag: Tag,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
-    /// Words: the slot bitmap's words and how many there are. It belongs to `Kinds::owned` and lives as long.
+    /// Words: the slots among the first 64 words, here since most cells are no larger.
+    pub(crate) first_slots: u64,
+    /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned` and lives as long.
     pub(crate) slots: *const u64,
     pub(crate) slot_words: u32,
     pub(crate) trace: Option<TraceFn>,
-    pub(crate) cleared: usize,
 }
+
+const _: () = assert!(size_of::<Descriptor>() == 64);
 
 /// Which of the shapes a descriptor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -263,16 +273,17 @@ impl Kinds {
             tag: Tag::Leaf,
             first_word: 0,
             encoding: Encoding::RAW,
+            first_slots: 0,
             slots: std::ptr::null(),
             slot_words: 0,
             trace: None,
-            cleared: 0,
         };
         let descriptor = match &kind.shape {
             Shape::Leaf => none,
             Shape::Words { slots, encoding } => Descriptor {
                 tag: Tag::Words,
                 encoding: *encoding,
+                first_slots: slots.as_raw_slice().first().copied().unwrap_or(0),
                 // The vector's heap block stays where it is when the vector itself moves into `owned`.
                 slots: slots.as_raw_slice().as_ptr(),
                 slot_words: slots.as_raw_slice().len() as u32,
@@ -299,12 +310,11 @@ impl Kinds {
             Shape::Weak {
                 first_word,
                 encoding,
-                cleared,
+                ..
             } => Descriptor {
                 tag: Tag::Weak,
                 first_word: *first_word,
                 encoding: *encoding,
-                cleared: *cleared,
                 ..none
             },
         };
@@ -371,6 +381,21 @@ mod tests {
         assert_eq!(words, &[1 << 1, 1 << 6]);
         assert_eq!(kinds.least_bytes(id), 71 * 8);
         assert_eq!(kinds.name(id).as_deref(), Some("pair"));
+    }
+
+    #[test]
+    fn bits_outside_of_a_slot_vector_are_no_slots() {
+        let kinds = Kinds::new().unwrap();
+        let mut slots: BitVec<u64, Lsb0> = BitVec::repeat(true, 40);
+        slots.truncate(3);
+        let id = kinds
+            .add(Kind::words("three", slots, Encoding::RAW))
+            .unwrap();
+        assert_eq!(kinds.get(id).first_slots, 0b111);
+        let cut = BitVec::<u64, Lsb0>::repeat(true, 40)[7..9].to_bitvec();
+        let id = kinds.add(Kind::words("two", cut, Encoding::RAW)).unwrap();
+        assert_eq!(kinds.get(id).first_slots, 0b11);
+        assert_eq!(kinds.least_bytes(id), 16);
     }
 
     #[test]

@@ -477,6 +477,9 @@ pub(crate) struct Session {
 impl Session {
     /// For a walk in the stop (or handshake) of that number, which none before or after it has.
     pub(crate) fn new(stop: u64) -> Self {
+        if crate::faults::planted("ask-the-loader") {
+            ask_the_loader();
+        }
         // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
         let cache = CACHE
             .iter()
@@ -513,6 +516,15 @@ impl Drop for Session {
             cache.taken.store(false, Ordering::Release);
         }
     }
+}
+
+/// What must not be done in a stop: walk the list of modules, which takes the loader's lock. A test plants it.
+fn ask_the_loader() {
+    extern "C" fn each(_: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+        0
+    }
+    // SAFETY: the callback touches nothing.
+    unsafe { libc::dl_iterate_phdr(Some(each), std::ptr::null_mut()) };
 }
 
 /// Whether `pc` lies in a module that is never unloaded.

@@ -30,6 +30,7 @@ use std::ptr;
 use crate::arch::RED_ZONE;
 use crate::code::{CodeMap, FrameRule, Managed};
 use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
+use crate::faults;
 use crate::stackmap::{From, Place, Site};
 use crate::unwind::{Back, PRESERVED, Rule, Saved, Session, Value};
 
@@ -184,7 +185,8 @@ impl Frame {
 
     /// Where the frame's own words begin.
     fn low(&self) -> usize {
-        let red_zone = if self.interrupted { RED_ZONE } else { 0 };
+        let scanned = self.interrupted && !faults::planted("no-red-zone");
+        let red_zone = if scanned { RED_ZONE } else { 0 };
         self.sp().saturating_sub(red_zone) & !7
     }
 }
@@ -219,8 +221,10 @@ struct Walker<'a> {
 impl Walker<'_> {
     /// Reports the registers of an interruption.
     fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
-        let gpr = registers.gpr.as_ptr_range();
-        self.sink.conservative(gpr.start as usize..gpr.end as usize);
+        if !faults::planted("no-registers") {
+            let gpr = registers.gpr.as_ptr_range();
+            self.sink.conservative(gpr.start as usize..gpr.end as usize);
+        }
         self.report(vectors.start & !7..vectors.end.saturating_add(7) & !7);
     }
 
@@ -305,14 +309,17 @@ impl Walker<'_> {
                 self.by_rule(frame, &rule, limit)?
             }
         };
-        if frame.interrupted {
+        if frame.interrupted && !faults::planted("map-behind-interruption") {
             return Some(self.word_by_word(low, step));
         }
         let Some(site) = managed.maps.site(frame.pc) else {
             self.stats.unknown_sites += 1;
+            if faults::planted("trust-missing-maps") {
+                return Some(step.next);
+            }
             return Some(self.word_by_word(low, step));
         };
-        if !site.known {
+        if !site.known && !faults::planted("trust-missing-maps") {
             return Some(self.word_by_word(low, step));
         }
         let body = match managed.frames {
@@ -383,8 +390,12 @@ impl Walker<'_> {
                 None => self.sink.exact(edge, managed.encoding),
             }
         }
-        self.report(body.start..arguments);
-        self.report(body.end..step.cfa - 8);
+        if !faults::planted("no-arguments") {
+            self.report(body.start..arguments);
+        }
+        if !faults::planted("no-saved-registers") {
+            self.report(body.end..step.cfa - 8);
+        }
         step.next
     }
 
@@ -404,9 +415,10 @@ impl Walker<'_> {
             return None;
         }
         let sp = frame.sp();
-        let (cfa, rbp) = if frame.pc == function || RET.contains(&here) {
+        let rbp_only = faults::planted("end-by-rbp-only");
+        let (cfa, rbp) = if (frame.pc == function || RET.contains(&here)) && !rbp_only {
             (sp.checked_add(8)?, frame.get(RBP))
-        } else if frame.pc == function + 1 {
+        } else if frame.pc == function + 1 && !rbp_only {
             (sp.checked_add(16)?, self.stack.word(sp))
         } else {
             let rbp = frame.get(RBP)?;

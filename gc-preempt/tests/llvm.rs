@@ -2,6 +2,8 @@
 //!
 //! The references that it is called with exist nowhere else on the stacks: the test keeps their complements, and a few instructions of assembly turn them over.
 
+mod common;
+
 use std::arch::global_asm;
 use std::ffi::{CString, c_void};
 use std::ops::Range;
@@ -11,6 +13,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use common::hazard;
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{
     CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Mutator, RootSink, WalkStats, World,
@@ -47,10 +50,35 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size urge_test_call, . - urge_test_call",
+    // The same with the trap flag set: SIGTRAP after each instruction.
+    ".globl urge_test_step",
+    ".hidden urge_test_step",
+    ".type urge_test_step,@function",
+    "urge_test_step:",
+    ".cfi_startproc",
+    "sub rsp, 8",
+    ".cfi_def_cfa_offset 16",
+    "pushfq",
+    ".cfi_def_cfa_offset 24",
+    "or qword ptr [rsp], 0x100",
+    "popfq",
+    ".cfi_def_cfa_offset 16",
+    "call urge_test_call",
+    "pushfq",
+    ".cfi_def_cfa_offset 24",
+    "and qword ptr [rsp], ~0x100",
+    "popfq",
+    ".cfi_def_cfa_offset 16",
+    "add rsp, 8",
+    ".cfi_def_cfa_offset 8",
+    "ret",
+    ".cfi_endproc",
+    ".size urge_test_step, . - urge_test_step",
 );
 
 unsafe extern "C" {
     fn urge_test_call(f: usize, na: usize, nb: usize, c: usize, d: usize, nrbx: usize) -> u64;
+    fn urge_test_step(f: usize, na: usize, nb: usize, c: usize, d: usize, nrbx: usize) -> u64;
 }
 
 /// The library, loaded.
@@ -326,22 +354,51 @@ fn slots_of_llvm_frames_hold_the_references_they_were_given() {
 
 #[test]
 fn managed_frames_of_llvm_call_each_other_with_pushed_arguments() {
-    let _alone = alone();
-    let Some(library) = Library::get() else {
-        return;
-    };
-    let o = Objects::new();
-    let (sum, found) = o.call(library, c"outer", 0, 0);
-    assert_eq!(sum, 306);
-    assert_eq!(found.exact, [!o.b, !o.a, !o.b], "inner's, then outer's");
-    assert_eq!(found.stats.precise, 2);
-    assert!(
-        found.seen.contains(&!o.a),
-        "the pushed arguments are scanned word by word"
+    hazard(
+        "managed_frames_of_llvm_call_each_other_with_pushed_arguments",
+        "no-arguments",
+        || {
+            let Some(library) = Library::get() else {
+                return fail_if_planted();
+            };
+            let o = Objects::new();
+            let (sum, found) = o.call(library, c"outer", 0, 0);
+            assert_eq!(sum, 306);
+            assert_eq!(found.exact, [!o.b, !o.a, !o.b], "inner's, then outer's");
+            assert_eq!(found.stats.precise, 2);
+            assert!(
+                found.seen.contains(&!o.a),
+                "the pushed arguments are scanned word by word"
+            );
+        },
     );
-    assert!(
-        found.seen.contains(&!o.rbx),
-        "RBX of the native caller, which only inner's saved registers hold"
+}
+
+#[test]
+fn a_native_callers_register_is_found_in_the_saves_of_an_llvm_frame() {
+    hazard(
+        "a_native_callers_register_is_found_in_the_saves_of_an_llvm_frame",
+        "no-saved-registers",
+        || {
+            let Some(library) = Library::get() else {
+                return fail_if_planted();
+            };
+            let o = Objects::new();
+            let (_, found) = o.call(library, c"outer", 0, 0);
+            assert!(
+                found.seen.contains(&!o.rbx),
+                "only inner's saved registers hold RBX"
+            );
+        },
+    );
+}
+
+/// Without a linker a hazard's child cannot show anything, so its fault shows as it should.
+fn fail_if_planted() {
+    assert_eq!(
+        std::env::var("URGE_FAULT").unwrap_or_default(),
+        "",
+        "skipped"
     );
 }
 
@@ -440,5 +497,114 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
     assert!(
         dropped.load(SeqCst),
         "nobody returns into the code, its owner goes"
+    );
+}
+
+/// What the trap handler does at each instruction.
+struct Stepping<'a> {
+    world: &'a World,
+    mutator: &'a Mutator,
+    library: &'a Library,
+    objects: &'a Objects,
+    steps: usize,
+    /// Steps at which an outer managed frame was seen by its map.
+    outer: usize,
+}
+
+static STEPPING: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
+
+/// After each instruction of the managed code: a foreign signal frame lies between us and it, and behind that the innermost rule must hold.
+extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
+    // SAFETY: the kernel's ucontext, of which only a field is read that the kernel writes.
+    let pc = unsafe {
+        (&raw const (*ucontext.cast::<libc::ucontext_t>()).uc_mcontext.gregs
+            [libc::REG_RIP as usize])
+            .read()
+    };
+    // SAFETY: the test put it there, and its thread is in the code that was interrupted.
+    let stepping = unsafe { &mut *STEPPING.load(SeqCst).cast::<Stepping<'_>>() };
+    if !stepping.library.text.contains(&(pc as usize)) {
+        return;
+    }
+    let o = stepping.objects;
+    let world = stepping.world;
+    let found = stepping.mutator.blocking(|| {
+        std::thread::scope(|s| s.spawn(|| stop_and_walk(world, &[o.rbx])).join().unwrap())
+    });
+    let what = format!(
+        "at {:#x}: {:?}",
+        pc as usize - stepping.library.text.start,
+        found.stats
+    );
+    assert!(
+        !found.stats.to_base && found.stats.unknown_sites == 0,
+        "{what}"
+    );
+    // The native caller's RBX is in the register or in the frame that uses it for something else.
+    assert!(found.seen.contains(&!o.rbx), "{what}");
+    match found.stats.precise {
+        0 => assert!(found.exact.is_empty(), "{what}"),
+        // `outer`, while `inner` is stepped through: its slots are exact at every instruction of its callee.
+        1 => assert_eq!(found.exact, [!o.a, !o.b], "{what}"),
+        _ => panic!("{what}"),
+    }
+    stepping.steps += 1;
+    stepping.outer += found.stats.precise as usize;
+}
+
+extern "C" fn nothing(_: u64) {}
+
+/// Prologues, pushes of arguments, epilogues: LLVM's unwind tables hold at every instruction, and the walk finds its way from each.
+#[test]
+fn llvm_frames_are_walked_from_every_single_instruction() {
+    hazard(
+        "llvm_frames_are_walked_from_every_single_instruction",
+        "map-behind-interruption",
+        || {
+            let Some(library) = Library::get() else {
+                return fail_if_planted();
+            };
+            let o = Objects::new();
+            let world = World::new(Config::default()).unwrap();
+            let mutator = world.attach(ptr::null_mut()).unwrap();
+            let guard = library.register(&world, None);
+            let mut stepping = Stepping {
+                world: &world,
+                mutator: &mutator,
+                library,
+                objects: &o,
+                steps: 0,
+                outer: 0,
+            };
+            STEPPING.store((&raw mut stepping).cast(), SeqCst);
+            let slot = library.symbol(c"urge_test_hook") as *mut usize;
+            // SAFETY: the library's global; a handler for the signal that the stepped functions raise, of this test alone.
+            unsafe {
+                slot.write(nothing as *const () as usize);
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = trapped as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO;
+                assert_eq!(libc::sigaction(libc::SIGTRAP, &action, ptr::null_mut()), 0);
+            }
+            for (name, c, d, result) in [
+                (c"keep_two", 0, 0, 300),
+                (c"keep_derived", 8, 1, 101),
+                (c"keep_derived", 8, 0, 201),
+                (c"outer", 0, 0, 306),
+            ] {
+                // SAFETY: functions of the fixture, with arguments of their types.
+                let got = unsafe { urge_test_step(library.symbol(name), o.a, o.b, c, d, o.rbx) };
+                assert_eq!(got, result, "{name:?}");
+            }
+            assert!(
+                stepping.steps > 60 && stepping.outer > 10,
+                "{} {}",
+                stepping.steps,
+                stepping.outer
+            );
+            drop(mutator);
+            drop(guard);
+            world.stop().unwrap().resume();
+        },
     );
 }

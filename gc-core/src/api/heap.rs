@@ -35,8 +35,8 @@ const HANDLES: usize = 1 << 26;
 const FINALIZERS: usize = 1 << 26;
 /// Words of the barrier's log: 256 MiB of address space.
 const LOG: usize = 1 << 25;
-/// Entries of the mark queue.
-const QUEUE: usize = 1 << 20;
+/// Entries of the mark queue: 512 MiB of address space. A graph that needs more is marked all the same, by looking again.
+const QUEUE: usize = 1 << 26;
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///

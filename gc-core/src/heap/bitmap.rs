@@ -48,6 +48,16 @@ impl Bitmap {
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
+    /// As [`Bitmap::set`], where no other thread changes bits of this bitmap meanwhile.
+    #[inline(always)]
+    pub(crate) fn set_alone(&self, offset: usize) -> bool {
+        let granule = offset / GRANULE;
+        let (word, bit) = (self.word(granule / 64), 1u64 << (granule % 64));
+        let before = word.load(Ordering::Relaxed);
+        word.store(before | bit, Ordering::Relaxed);
+        before & bit == 0
+    }
+
     /// Asks for the cache line of a bit that will be tested soon.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {

@@ -33,7 +33,7 @@ use crossbeam_utils::CachePadded;
 use crate::alloc::Site;
 use crate::encoding::Encoding;
 use crate::kind::{Kind, KindError, KindId, Kinds};
-use bitmap::Bitmap;
+pub(crate) use bitmap::Bitmap;
 use large::LargeObjects;
 use lock::SpinLock;
 use map::{Map, Table};

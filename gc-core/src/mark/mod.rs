@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
-use crate::heap::{CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit};
+use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 
 use queue::Hand;
@@ -78,7 +78,7 @@ impl Tracer<'_> {
     /// # Safety
     /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees while it is marked.
     pub unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
-        for word in words.step_by(size_of::<usize>()) {
+        for word in words.step_by(WORD) {
             // SAFETY: the caller says so.
             self.edge(unsafe { load(word) }, encoding);
         }
@@ -104,12 +104,21 @@ unsafe fn load(address: usize) -> usize {
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
 }
 
-/// Reports every edge of a cell. The only place that knows how kinds hold their edges.
+const WORD: usize = size_of::<usize>();
+
+/// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of arrays and conservative cells, whose
+/// words are independent of each other, only those in `part`.
 ///
 /// # Safety
-/// `cell` is an allocated cell of `size` bytes and of this descriptor's kind.
+/// `cell` is an allocated cell of `size` bytes and of this descriptor's kind; `part` lies in it.
 #[inline(always)]
-unsafe fn follow<S: Sink>(descriptor: &Descriptor, cell: usize, size: usize, sink: &mut S) {
+unsafe fn follow<S: Sink>(
+    descriptor: &Descriptor,
+    cell: usize,
+    size: usize,
+    part: Range<usize>,
+    sink: &mut S,
+) {
     let encoding = descriptor.encoding;
     // SAFETY: all words that are read lie in the cell; a words kind's slots were checked against the class when the site
     // was made.
@@ -117,29 +126,36 @@ unsafe fn follow<S: Sink>(descriptor: &Descriptor, cell: usize, size: usize, sin
         match descriptor.tag {
             Tag::Leaf | Tag::Weak => {}
             Tag::Words => {
-                for index in 0..descriptor.slot_words as usize {
-                    let mut slots = *descriptor.slots.add(index);
+                let mut slots = descriptor.first_slots;
+                let mut words = cell;
+                let mut index = 0;
+                loop {
                     while slots != 0 {
-                        let word = index * 64 + slots.trailing_zeros() as usize;
+                        let word = words + slots.trailing_zeros() as usize * WORD;
                         slots &= slots - 1;
-                        if let Some(address) =
-                            encoding.decode(load(cell + word * size_of::<usize>()))
-                        {
+                        if let Some(address) = encoding.decode(load(word)) {
                             sink.address(address);
                         }
                     }
+                    index += 1;
+                    if index >= descriptor.slot_words as usize {
+                        break;
+                    }
+                    slots = *descriptor.slots.add(index);
+                    words += 64 * WORD;
                 }
             }
             Tag::Array => {
-                for word in descriptor.first_word as usize..size / size_of::<usize>() {
-                    if let Some(address) = encoding.decode(load(cell + word * size_of::<usize>())) {
+                let first = (cell + descriptor.first_word as usize * WORD).max(part.start);
+                for word in (first..part.end).step_by(WORD) {
+                    if let Some(address) = encoding.decode(load(word)) {
                         sink.address(address);
                     }
                 }
             }
             Tag::Conservative => {
-                for word in 0..size / size_of::<usize>() {
-                    sink.conservative(load(cell + word * size_of::<usize>()));
+                for word in part.step_by(WORD) {
+                    sink.conservative(load(word));
                 }
             }
             Tag::Traced => {
@@ -151,23 +167,67 @@ unsafe fn follow<S: Sink>(descriptor: &Descriptor, cell: usize, size: usize, sin
     }
 }
 
+/// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
+/// that a table of a million cells does not put them all into the queue (and other markers can help).
+const PART: usize = 8192;
+
+/// An entry of the queue and of the cell ring: a cell, by its granule in the address range, and in the upper bits which part
+/// of it.
+#[derive(Clone, Copy)]
+struct Entry(usize);
+
+/// Bits of a granule's number in the largest reserve. What is left must number the parts of an object as large as that.
+const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
+const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (64 - GRANULE_BITS));
+
+impl Entry {
+    #[inline(always)]
+    fn new(offset: usize) -> Entry {
+        Entry(offset / GRANULE)
+    }
+
+    #[inline(always)]
+    fn offset(self) -> usize {
+        (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
+    }
+
+    /// Where its part begins, counted from the cell's beginning.
+    #[inline(always)]
+    fn start(self) -> usize {
+        (self.0 >> GRANULE_BITS) * (PART * WORD)
+    }
+
+    fn next_part(self) -> Entry {
+        Entry(self.0 + (1 << GRANULE_BITS))
+    }
+}
+
 /// A marker's state, shared with the tracers that it lends to traced kinds.
+///
+/// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the bitmaps' roles swap after the
+/// last marker is gone.
 struct Core<'a> {
     space: &'a Space,
+    base: usize,
+    len: usize,
+    marks: &'a Bitmap,
     hand: Hand<'a>,
     edges: Ring<EDGES>,
     cells: Ring<CELLS>,
     marked: Marked,
+    /// No other thread sets mark bits meanwhile, so an atomic `or` would be wasted.
+    alone: bool,
 }
 
 impl<'a> Core<'a> {
     /// Step 1: an edge to a cell's first byte. Words that lead out of the heap are no edges.
     #[inline(always)]
     fn found(&mut self, address: usize) {
-        let Some(offset) = self.space.offset(address) else {
+        let offset = address.wrapping_sub(self.base);
+        if offset >= self.len {
             return;
-        };
-        self.space.marked_bits().prefetch(offset);
+        }
+        self.marks.prefetch(offset);
         if let Some(oldest) = self.edges.exchange(offset) {
             self.mark(oldest);
         }
@@ -176,23 +236,28 @@ impl<'a> Core<'a> {
     /// Step 2. True: the cell was not marked before.
     #[inline(always)]
     fn mark(&mut self, offset: usize) -> bool {
-        if !self.space.marked_bits().set(offset) {
+        let newly = if self.alone {
+            self.marks.set_alone(offset)
+        } else {
+            self.marks.set(offset)
+        };
+        if !newly {
             return false;
         }
         let Some((kind, size)) = self.space.kind_and_size(offset) else {
             // No cell begins there: a precise edge that dangles. Its bit would be taken for a cell's when the roles swap.
-            self.space.marked_bits().clear(offset);
+            self.marks.clear(offset);
             debug_assert!(
                 false,
                 "an edge leads to {:#x}, where no cell is",
-                self.space.base() + offset
+                self.base + offset
             );
             return false;
         };
         self.marked.cells += 1;
         self.marked.bytes += size as u64;
         if !matches!(self.space.kinds.get(kind).tag, Tag::Leaf | Tag::Weak) {
-            self.hand.push(offset, offset / UNIT);
+            self.hand.push(Entry::new(offset).0, offset / UNIT);
         }
         true
     }
@@ -201,13 +266,13 @@ impl<'a> Core<'a> {
     fn drain(&mut self) {
         loop {
             while !self.cells.is_full()
-                && let Some(offset) = self.hand.pop()
+                && let Some(entry) = self.hand.pop()
             {
-                prefetch(self.space.base() + offset);
-                self.cells.push(offset);
+                prefetch(self.base + Entry(entry).offset() + Entry(entry).start());
+                self.cells.push(entry);
             }
-            if let Some(offset) = self.cells.pop() {
-                self.follow(offset);
+            if let Some(entry) = self.cells.pop() {
+                self.follow(Entry(entry));
             } else if let Some(offset) = self.edges.pop() {
                 self.mark(offset);
             } else {
@@ -217,12 +282,21 @@ impl<'a> Core<'a> {
     }
 
     #[inline(always)]
-    fn follow(&mut self, offset: usize) {
+    fn follow(&mut self, entry: Entry) {
+        let offset = entry.offset();
         if let Some((kind, size)) = self.space.kind_and_size(offset) {
             let descriptor = self.space.kinds.get(kind);
-            let cell = self.space.base() + offset;
-            // SAFETY: only offsets that `mark` found a cell at get here, and marked cells stay.
-            unsafe { follow(descriptor, cell, size, self) };
+            let cell = self.base + offset;
+            let start = cell + entry.start();
+            let mut end = cell + size;
+            if end - start > PART * WORD && matches!(descriptor.tag, Tag::Array | Tag::Conservative)
+            {
+                end = start + PART * WORD;
+                self.hand.push(entry.next_part().0, offset / UNIT);
+            }
+            // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part is pushed only if it
+            // begins inside.
+            unsafe { follow(descriptor, cell, size, start..end, self) };
         }
     }
 
@@ -233,8 +307,8 @@ impl<'a> Core<'a> {
         queue.take_flags(|unit| {
             for granule in 0..UNIT / GRANULE {
                 let offset = unit * UNIT + granule * GRANULE;
-                if self.space.marked_bits().test(offset) {
-                    self.follow(offset);
+                if self.marks.test(offset) {
+                    self.follow(Entry::new(offset));
                 }
             }
         })
@@ -243,10 +317,10 @@ impl<'a> Core<'a> {
     fn resolved(&mut self, word: usize) -> bool {
         let mut newly = false;
         if let Some(cell) = self.space.resolve(word) {
-            newly |= self.mark(cell.base - self.space.base());
+            newly |= self.mark(cell.base - self.base);
         }
         if let Some(cell) = self.space.resolve_past_the_end(word) {
-            newly |= self.mark(cell.base - self.space.base());
+            newly |= self.mark(cell.base - self.base);
         }
         newly
     }
@@ -289,17 +363,28 @@ pub struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A marker of `space` that shares `queue`, made for it, with its fellows.
+    /// A marker of `space` that shares `queue`, made for it, with its fellows. It is made after the last
+    /// [`Space::end_marking`] and dropped before the next.
     pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
         Marker {
             core: Core {
                 space,
+                base: space.base(),
+                len: space.len(),
+                marks: space.marked_bits(),
                 hand: Hand::new(queue),
                 edges: Ring::new(),
                 cells: Ring::new(),
                 marked: Marked::default(),
+                alone: false,
             },
         }
+    }
+
+    /// Says that while this marker marks no other thread sets mark bits: the world is stopped, and there is no other marker.
+    pub fn alone(mut self) -> Marker<'a> {
+        self.core.alone = true;
+        self
     }
 
     /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.
@@ -323,12 +408,12 @@ impl<'a> Marker<'a> {
 
     /// Marks a cell that [`Space::resolve`] has found. True: it was not marked yet.
     pub fn cell(&mut self, cell: Cell) -> bool {
-        self.core.mark(cell.base - self.core.space.base())
+        self.core.mark(cell.base - self.core.base)
     }
 
     /// Reports every edge of a cell as a root (an ephemeron's value, a weak cell whose edges count after all).
     pub fn edges_of(&mut self, cell: Cell) {
-        self.core.follow(cell.base - self.core.space.base());
+        self.core.follow(Entry::new(cell.base - self.core.base));
     }
 
     /// Traces until nothing is left: all edges from everything marked have then been followed.
@@ -352,8 +437,8 @@ impl Drop for Marker<'_> {
         while let Some(offset) = self.core.edges.pop() {
             self.core.mark(offset);
         }
-        while let Some(offset) = self.core.cells.pop() {
-            self.core.hand.push(offset, offset / UNIT);
+        while let Some(entry) = self.core.cells.pop() {
+            self.core.hand.push(entry, Entry(entry).offset() / UNIT);
         }
     }
 }
@@ -400,6 +485,7 @@ impl Space {
                 descriptor,
                 cell.base,
                 cell.size,
+                cell.base..cell.base + cell.size,
                 &mut Look { space: self, f },
             )
         };

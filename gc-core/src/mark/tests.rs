@@ -196,6 +196,64 @@ fn a_full_queue_loses_nothing() {
 }
 
 #[test]
+fn a_table_of_many_cells_needs_little_queue() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 256 << 20,
+        ..SpaceConfig::default()
+    });
+    toy.queue = MarkQueue::new(&toy.space, 20_000).unwrap();
+    let kinds = [
+        toy.space
+            .add_kind(Kind::array("array", 3, Encoding::RAW))
+            .unwrap(),
+        toy.space
+            .add_kind(Kind::conservative("conservative"))
+            .unwrap(),
+    ];
+    const CELLS: usize = 100_000;
+    for kind in kinds {
+        let table = toy.alloc(kind, (CELLS + 3) * 8);
+        for n in 0..CELLS {
+            let cell = toy.alloc(kinds[0], 32);
+            // SAFETY: a word of a cell of ours.
+            unsafe { (table as *mut usize).add(3 + n).write(cell) };
+        }
+        assert_eq!(toy.mark(&[table]).cells, CELLS as u64 + 1);
+        assert_eq!(toy.queue.overflows(), 0);
+        toy.finish();
+        toy.collect(&[]);
+    }
+}
+
+#[test]
+fn a_marker_alone_marks_as_one_among_many() {
+    let mut toy = Toy::small();
+    let kind = toy
+        .space
+        .add_kind(Kind::array("array", 0, Encoding::RAW))
+        .unwrap();
+    let cells: Vec<usize> = (0..1000).map(|_| toy.alloc(kind, 32)).collect();
+    for pair in cells.windows(2) {
+        // SAFETY: a cell of ours.
+        unsafe { (pair[0] as *mut [usize; 2]).write([pair[1], cells[0]]) };
+    }
+    for alone in [false, true] {
+        toy.space.begin_marking();
+        // SAFETY: our own runs.
+        unsafe { toy.space.blacken_tails(toy.runs.as_mut_ptr()) };
+        let mut marker = Marker::new(&toy.space, &toy.queue);
+        if alone {
+            marker = marker.alone();
+        }
+        marker.edge(cells[0], Encoding::RAW);
+        marker.drain();
+        assert_eq!(marker.marked().cells, 1000);
+        drop(marker);
+        toy.finish();
+    }
+}
+
+#[test]
 fn a_long_list_needs_no_stack() {
     let mut toy = Toy::small();
     let kind = toy

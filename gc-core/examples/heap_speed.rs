@@ -1,0 +1,221 @@
+//! How fast the heap's own rooms are, without threads: allocation against a bare bump, marking against a bare mark loop.
+
+use std::time::Instant;
+
+use gc_core::alloc::{Refill, Runs, bump};
+use gc_core::heap::{Space, SpaceConfig};
+use gc_core::mark::{MarkQueue, Marker};
+use gc_core::{Encoding, Kind, Site};
+
+fn main() {
+    let space = Space::new(SpaceConfig::default()).expect("a heap");
+    let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
+    let runs = Runs::new().expect("runs");
+    let leaf = space.add_kind(Kind::leaf("leaf")).expect("a kind");
+    let pair = space
+        .add_kind(Kind::words_at("pair", &[0, 1], Encoding::RAW))
+        .expect("a kind");
+    for round in 0..std::env::args()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(3)
+    {
+        for (bytes, set) in [
+            (16, 1),
+            (16, 16),
+            (16, 64),
+            (32, 1),
+            (32, 64),
+            (64, 1),
+            (256, 1),
+        ] {
+            let site = space.site(leaf, bytes).expect("a site");
+            let count = (set << 20) / bytes;
+            let rounds = 256 / set;
+            let mut best = f64::MAX;
+            for _ in 0..rounds {
+                let start = Instant::now();
+                for n in 0..count {
+                    let cell = alloc(&space, &runs, site);
+                    // SAFETY: a new cell.
+                    unsafe { (cell as *mut usize).write(n) };
+                }
+                best = best.min(start.elapsed().as_secs_f64());
+                collect(&space, &runs, &queue, &[]);
+            }
+            let bare = (0..4)
+                .map(|_| bare_bump(bytes, set << 20))
+                .fold(f64::MAX, f64::min);
+            let ns = |t: f64| t * 1e9 / count as f64;
+            println!(
+                "round {round}: {bytes:4} bytes, {set} MiB: {:5.2} ns, bare bump and clear {:5.2} ns",
+                ns(best),
+                ns(bare)
+            );
+        }
+        mark(
+            &space,
+            &runs,
+            &queue,
+            space.site(pair, 32).expect("a site"),
+            64 << 20,
+        );
+        mark(
+            &space,
+            &runs,
+            &queue,
+            space.site(pair, 32).expect("a site"),
+            256 << 20,
+        );
+    }
+}
+
+#[inline(always)]
+fn alloc(space: &Space, runs: &Runs, site: Site) -> usize {
+    loop {
+        // SAFETY: our own runs.
+        let cell = unsafe { bump(runs.as_mut_ptr(), site) };
+        if !cell.is_null() {
+            return cell as usize;
+        }
+        refill(space, runs, site);
+    }
+}
+
+#[inline(never)]
+fn refill(space: &Space, runs: &Runs, site: Site) {
+    assert!(matches!(
+        space.refill(runs, site),
+        Ok(Refill::Ready | Refill::Again)
+    ));
+}
+
+fn collect(space: &Space, runs: &Runs, queue: &MarkQueue, roots: &[usize]) -> f64 {
+    space.begin_marking();
+    // SAFETY: our own runs.
+    unsafe { space.blacken_tails(runs.as_mut_ptr()) };
+    let start = Instant::now();
+    let mut marker = Marker::new(space, queue).alone();
+    for &root in roots {
+        marker.edge(root, Encoding::RAW);
+    }
+    marker.drain();
+    let seconds = start.elapsed().as_secs_f64();
+    drop(marker);
+    space.end_marking();
+    while space.sweep_piece() {}
+    while space.clear_spare_piece() {}
+    seconds
+}
+
+/// A nursery of the heap's run length that is cleared whenever it is full.
+fn bare_bump(bytes: usize, set: usize) -> f64 {
+    let mut memory = vec![1u64; set / 8];
+    let base = memory.as_mut_ptr() as usize;
+    let start = Instant::now();
+    let (mut cursor, mut limit) = (base, base);
+    for n in 0..set / bytes {
+        if cursor + bytes > limit {
+            cursor = limit;
+            limit += 8192;
+            // SAFETY: inside the vector.
+            unsafe { std::ptr::write_bytes(cursor as *mut u8, 0, 8192) };
+        }
+        // SAFETY: inside the vector.
+        unsafe { (cursor as *mut usize).write_volatile(n) };
+        cursor += bytes;
+    }
+    start.elapsed().as_secs_f64()
+}
+
+fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize) {
+    let count = bytes / 32;
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = move || {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random
+    };
+    let mut cells = vec![0usize; count];
+    for n in 0..count {
+        let cell = alloc(space, runs, site);
+        if n > 0 {
+            for word in 0..2 {
+                let target = cells[(next() % n as u64) as usize];
+                // SAFETY: a new cell of four words.
+                unsafe { (cell as *mut usize).add(word).write(target) };
+            }
+        }
+        cells[n] = cell;
+    }
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| collect(space, runs, queue, &cells))
+        .collect();
+    times.sort_by(f64::total_cmp);
+    let bare = (0..5).map(|_| bare_mark(&cells)).fold(f64::MAX, f64::min);
+    println!(
+        "mark {} MiB: {:.1} M objects/s ({:.1} ns each); bare loop {:.1} M objects/s",
+        bytes >> 20,
+        count as f64 / times[0] / 1e6,
+        times[0] * 1e9 / count as f64,
+        count as f64 / bare / 1e6
+    );
+    collect(space, runs, queue, &[]);
+}
+
+/// The limit: no kinds, no side tables but a mark bit for each 32 bytes, the graph's shape known to the loop.
+fn bare_mark(cells: &[usize]) -> f64 {
+    let base = *cells.iter().min().expect("cells");
+    let top = *cells.iter().max().expect("cells");
+    let mut bits = vec![0u64; (top - base) / 32 / 64 + 1];
+    let mut stack: Vec<usize> = Vec::with_capacity(cells.len());
+    const N: usize = 16;
+    let start = Instant::now();
+    let mut ring = [0usize; N];
+    let (mut head, mut tail) = (0usize, 0usize);
+    let mut seen = 0;
+    let push = |address: usize, bits: &mut Vec<u64>, stack: &mut Vec<usize>| {
+        if address != 0 {
+            let bit = (address - base) / 32;
+            let word = &mut bits[bit / 64];
+            if *word & (1 << (bit % 64)) == 0 {
+                *word |= 1 << (bit % 64);
+                stack.push(address);
+            }
+        }
+    };
+    for &root in cells {
+        push(root, &mut bits, &mut stack);
+    }
+    loop {
+        while head - tail < N
+            && let Some(cell) = stack.pop()
+        {
+            // SAFETY: a prefetch.
+            unsafe {
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
+                    cell as *const i8,
+                )
+            };
+            ring[head % N] = cell;
+            head += 1;
+        }
+        if head == tail {
+            break;
+        }
+        let cell = ring[tail % N];
+        tail += 1;
+        seen += 1;
+        for word in 0..2 {
+            // SAFETY: a live cell of four words.
+            push(
+                unsafe { *(cell as *const usize).add(word) },
+                &mut bits,
+                &mut stack,
+            );
+        }
+    }
+    assert_eq!(seen, cells.len());
+    start.elapsed().as_secs_f64()
+}

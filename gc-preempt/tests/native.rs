@@ -1,0 +1,255 @@
+//! Threads stopped at any instruction of native code and walked there: in libc, the vDSO, malloc, the dynamic loader (hazards H11 and H12).
+//!
+//! The allocator of this test aborts when it is called by a thread that holds a stop.
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::c_void;
+use std::hint::black_box;
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+use common::hazard;
+use gc_preempt::{Config, RootSink, WalkStats, World};
+
+struct AbortingInStops;
+
+// SAFETY: the system's allocator, or an abort.
+unsafe impl GlobalAlloc for AbortingInStops {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check();
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        check();
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+fn check() {
+    if gc_preempt::holds_a_stop() {
+        let message = "malloc in a stopped world\n";
+        // SAFETY: writes a constant to stderr, and ends.
+        unsafe {
+            libc::write(2, message.as_ptr().cast(), message.len());
+            libc::abort();
+        }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: AbortingInStops = AbortingInStops;
+
+/// Looks for one word, given by its complement.
+struct Search {
+    not: usize,
+    found: bool,
+}
+
+impl RootSink for Search {
+    fn conservative(&mut self, words: Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker reports words of the stopped thread's stack and registers.
+            self.found |= unsafe { ptr::read_volatile(at as *const usize) } == !self.not;
+        }
+    }
+
+    fn exact(&mut self, _: usize, _: u32) {}
+
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
+#[derive(Default)]
+struct Tally {
+    walks: u32,
+    lost: u32,
+    frames: u32,
+    in_vdso: u32,
+    in_libc: u32,
+}
+
+/// Runs `work` again and again on a mutator that holds one word on its stack, and stops and walks it `stops` times.
+fn storm(stops: u32, work: fn(u64)) -> Tally {
+    let world = World::new(Config::default()).unwrap();
+    // As complement, so that the word itself is on the mutator's stack only.
+    let not = AtomicUsize::new(!0x0bad_5eed_0bad_5eed);
+    let (done, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+    let [vdso, libc] = [
+        module(vdso_function()),
+        module(libc::qsort as *const () as usize),
+    ];
+    let mut tally = Tally::default();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mutator = world.attach(ptr::null_mut()).unwrap();
+            let held = [!not.load(SeqCst)];
+            black_box(&held);
+            begun.store(true, SeqCst);
+            for round in 0.. {
+                work(round);
+                if done.load(SeqCst) {
+                    break;
+                }
+            }
+            black_box(&held);
+            drop(mutator);
+        });
+        while !begun.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        while tally.walks < stops {
+            let stopped = world.stop().unwrap();
+            for mutator in stopped.mutators() {
+                let mut search = Search {
+                    not: not.load(SeqCst),
+                    found: false,
+                };
+                let stats: WalkStats = mutator.walk(&mut search);
+                assert!(search.found, "the word of the outermost frame");
+                assert_eq!((stats.precise, stats.unknown_sites), (0, 0));
+                let pc = mutator.snapshot().registers.pc;
+                tally.walks += 1;
+                tally.lost += u32::from(stats.to_base);
+                tally.frames += stats.conservative;
+                tally.in_vdso += u32::from(vdso.contains(&pc));
+                tally.in_libc += u32::from(libc.contains(&pc));
+            }
+            let report = stopped.resume();
+            if report.signalled == 0 {
+                // Still parked from the stop before.
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, SeqCst);
+    });
+    tally
+}
+
+fn vdso_function() -> usize {
+    // SAFETY: only reads.
+    unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) as usize }
+}
+
+/// The mapping that an address lies in, and those of the same file beside it.
+fn module(address: usize) -> Range<usize> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let lines = maps.lines().map(|line| {
+        let mut fields = line.split_whitespace();
+        let (start, end) = fields.next().unwrap().split_once('-').unwrap();
+        let parse = |s| usize::from_str_radix(s, 16).unwrap();
+        (
+            parse(start)..parse(end),
+            fields.nth(4).unwrap_or_default().to_owned(),
+        )
+    });
+    let lines: Vec<(Range<usize>, String)> = lines.collect();
+    let name = &lines
+        .iter()
+        .find(|(r, _)| r.contains(&address))
+        .expect("mapped")
+        .1;
+    let mut same = lines.iter().filter(|(_, n)| n == name);
+    let first = &same.next().expect("itself").0;
+    first.start..same.next_back().map_or(first.end, |last| last.0.end)
+}
+
+/// The walk finds its way from all but a few instructions: some hand-written assembly has no unwind tables.
+fn knows_its_way(tally: &Tally) {
+    assert!(
+        tally.lost * 50 <= tally.walks,
+        "lost {} times of {}",
+        tally.lost,
+        tally.walks
+    );
+    assert!(tally.frames >= 2 * tally.walks);
+}
+
+#[test]
+fn a_thread_inside_malloc_and_formatting_is_walked_from_any_instruction() {
+    let tally = storm(2000, |round| {
+        let numbers = (0..round % 50).map(|x| x.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut words: Vec<String> = numbers
+            .map(|x| format!("{x:x} {}", x as f64 / 3.0))
+            .collect();
+        words.sort();
+        black_box(words);
+    });
+    knows_its_way(&tally);
+    assert!(tally.in_libc > 0);
+}
+
+#[test]
+fn a_thread_inside_libcs_sort_and_printf_is_walked_from_any_instruction() {
+    extern "C" fn compare(a: *const c_void, b: *const c_void) -> i32 {
+        // SAFETY: qsort gives pointers to two items.
+        unsafe { (*a.cast::<u64>()).cmp(&*b.cast::<u64>()) as i32 }
+    }
+    let tally = storm(2000, |round| {
+        let mut items = [round, 7, 3, 9, 1, 12, 5, round / 2];
+        let mut text = [0u8; 100];
+        // SAFETY: eight items of eight bytes; a buffer of a hundred, and a format with its arguments.
+        unsafe {
+            libc::qsort(items.as_mut_ptr().cast(), 8, 8, Some(compare));
+            let format = c"%g %s %lu".as_ptr();
+            let text = text.as_mut_ptr().cast();
+            libc::snprintf(
+                text,
+                100,
+                format,
+                1.5 * round as f64,
+                c"text".as_ptr(),
+                round,
+            );
+        }
+        black_box((items, text));
+    });
+    knows_its_way(&tally);
+    assert!(tally.in_libc > 0);
+}
+
+#[test]
+fn a_thread_inside_the_vdso_is_walked_from_any_instruction() {
+    let tally = storm(2000, |_| {
+        for _ in 0..1000 {
+            black_box(std::time::Instant::now());
+        }
+    });
+    knows_its_way(&tally);
+    assert!(tally.in_vdso > 0, "the clock was never caught in the vDSO");
+}
+
+/// A thread that opens and closes libraries holds the loader's lock half of the time, and changes the list of modules under the walker's feet.
+#[test]
+fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
+    hazard(
+        "a_thread_inside_dlopen_does_not_hold_up_a_walk",
+        "ask-the-loader",
+        || {
+            let tally = storm(1000, |_| {
+                for name in [
+                    c"libm.so.6",
+                    c"libgcc_s.so.1",
+                    c"libutil.so.1",
+                    c"libanl.so.1",
+                ] {
+                    // SAFETY: libraries of the system, without initialisers that matter.
+                    unsafe {
+                        let library =
+                            libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL);
+                        if !library.is_null() {
+                            libc::dlclose(library);
+                        }
+                    }
+                }
+            });
+            // How often it finds its way is not asked: code that runs while its module is being relocated (libm's choice of functions by processor) is not
+            // in the loader's table yet, and is scanned to the base.
+            assert!(tally.frames > 0);
+        },
+    );
+}
