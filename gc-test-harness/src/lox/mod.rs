@@ -9,6 +9,7 @@ mod classes;
 pub mod compiler;
 mod expression;
 pub mod interpreter;
+pub mod jit;
 pub mod object;
 pub mod run;
 pub mod runtime;

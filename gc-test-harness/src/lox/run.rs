@@ -2,6 +2,7 @@
 
 use super::cells::{BOXED, LoxHeap};
 use super::compiler::compile;
+use super::jit::{self, JitConfig};
 use super::vm::{NATIVES, Output, StartError, Vm};
 use gc_core::{Encoding, Heap, HeapStats};
 use std::io::Write;
@@ -30,6 +31,8 @@ pub struct RunConfig {
     pub threads: usize,
     /// Whether hot functions become machine code.
     pub jit: bool,
+    /// When they are hot.
+    pub hot: JitConfig,
     /// How much the heap grows between collections, in percent.
     pub gc_percent: Option<u32>,
     /// The most bytes that cells may take.
@@ -47,6 +50,7 @@ impl Default for RunConfig {
         RunConfig {
             threads: 1,
             jit: true,
+            hot: JitConfig::default(),
             gc_percent: None,
             heap_limit: None,
             gc_every: None,
@@ -116,8 +120,8 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
     let stops = AtomicU64::new(0);
     let isolates: Vec<Outcome> = std::thread::scope(|scope| {
         let storm = config.storm.map(|interval| {
-            let (heap, done, stops) = (&lox.heap, &done, &stops);
-            scope.spawn(move || storm(heap, interval, done, stops))
+            let (heap, done, stops, hot) = (&lox.heap, &done, &stops, &config.hot);
+            scope.spawn(move || storm(heap, interval, done, stops, hot))
         });
         let threads: Vec<_> = (0..config.threads)
             .map(|number| {
@@ -209,7 +213,12 @@ fn run_isolate(
             return Outcome::failed(EXIT_RUNTIME_ERROR, format!("{error}\n"));
         }
     };
+    // A host that code cannot be compiled for interprets all of it.
+    let compiler = config
+        .jit
+        .then(|| jit::attach(&mut vm, config.hot.clone()).ok());
     let good = vm.run();
+    drop(compiler);
     Outcome {
         stdout: vm.take_output(),
         stderr: if good { Vec::new() } else { vm.error_text() },
@@ -219,11 +228,16 @@ fn run_isolate(
 }
 
 /// Stops the world again and again, `interval` after each resume.
-fn storm(heap: &Heap, interval: Duration, done: &AtomicBool, stops: &AtomicU64) {
+fn storm(heap: &Heap, interval: Duration, done: &AtomicBool, stops: &AtomicU64, hot: &JitConfig) {
     // Relaxed, all three: a stop more or less is no matter, and joining the thread hands over the count.
     while !done.load(Ordering::Relaxed) {
         std::thread::park_timeout(interval);
-        if heap.with_stopped(|_| ()).is_ok() {
+        let look = |stopped: &gc_preempt::Stopped<'_>| {
+            if let Some(oracle) = &hot.oracle {
+                oracle.check(stopped);
+            }
+        };
+        if heap.with_stopped(look).is_ok() {
             stops.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -263,6 +277,7 @@ impl RunArgs {
         RunConfig {
             threads: usize::from(self.threads),
             jit: !self.no_jit,
+            hot: JitConfig::default(),
             gc_percent: self.gc_percent,
             heap_limit: self.heap_limit,
             gc_every: self.gc_every,

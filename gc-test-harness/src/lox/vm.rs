@@ -406,6 +406,11 @@ impl Vm {
         Value::ERROR
     }
 
+    /// How many global variables there are.
+    pub fn global_count(&self) -> usize {
+        self.program.globals.len()
+    }
+
     /// Adds a line to the stack trace.
     #[cold]
     pub fn trace(&mut self, function: &Function, line: u32) {

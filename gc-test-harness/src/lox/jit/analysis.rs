@@ -1,0 +1,482 @@
+//! What is known of a function before it is translated: depths, blocks, live slots, types.
+//!
+//! Everything here comes from the bytecode. The translation relies on the types (a slot that is always a number travels in
+//! a floating-point register), and the tests' oracle on the live slots, which owe nothing to Cranelift.
+//!
+//! # Types
+//!
+//! A forward analysis over the slots, by sets of what a value may be ([`Type`]), from below to the least
+//! fixpoint, so that `i` in `for (var i = 0; i < n; i = i + 1)` is a number although its loop adds to it. What an
+//! operation demands it also proves: after `n < 2` the slot that `n` was read from holds a number. [`Types::step`] is one
+//! instruction's effect; the translation keeps its own values in step with it.
+//!
+//! # Liveness
+//!
+//! A backward analysis over the slots, operands included. A copy (`GetLocal`, `SetLocal`) and an
+//! operation without effect (`Equal`, `Not`, `Pop`) use their operand only if their result is used.
+
+use crate::lox::bytecode::{Constant, Function, Instruction, Op};
+
+/// A set of sorts of value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Type(u8);
+
+impl Type {
+    /// a number
+    pub(super) const NUMBER: Type = Type(1);
+    /// `true` or `false`
+    pub(super) const BOOLEAN: Type = Type(2);
+    /// `nil`
+    pub(super) const NIL: Type = Type(4);
+    /// an instance
+    pub(super) const INSTANCE: Type = Type(8);
+    /// any other cell
+    pub(super) const CELL: Type = Type(16);
+    /// a string or a number: what `+` makes
+    pub(super) const SUM: Type = Type(1 | 16);
+    /// anything
+    pub(super) const ANY: Type = Type(31);
+
+    /// Either of both.
+    pub(super) fn join(self, other: Type) -> Type {
+        Type(self.0 | other.0)
+    }
+
+    /// Whether it can be nothing but `other`.
+    pub(super) fn is(self, other: Type) -> bool {
+        self.0 & !other.0 == 0
+    }
+
+    /// Whether it can be one of `other`.
+    pub(super) fn may_be(self, other: Type) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// Whether it may be a reference.
+    pub(super) fn may_refer(self) -> bool {
+        self.may_be(Type(8 | 16))
+    }
+
+    /// How a value of this type travels from block to block.
+    pub(super) fn form(self) -> Form {
+        if self == Type::NUMBER {
+            Form::Number
+        } else if self == Type::BOOLEAN {
+            Form::Flag
+        } else {
+            Form::Boxed
+        }
+    }
+}
+
+/// The machine's representation of a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    /// a double
+    Number,
+    /// a byte, 0 or 1
+    Flag,
+    /// a [`Value`](crate::lox::value::Value)'s word
+    Boxed,
+}
+
+/// A set of slots for each instruction.
+#[derive(Debug)]
+pub(super) struct SlotSets {
+    words: usize,
+    bits: Vec<u64>,
+}
+
+impl SlotSets {
+    fn new(sets: usize, slots: usize) -> SlotSets {
+        let words = slots.div_ceil(64).max(1);
+        SlotSets {
+            words,
+            bits: vec![0; sets * words],
+        }
+    }
+
+    /// Whether the set of instruction `at` has the slot.
+    pub(super) fn has(&self, at: usize, slot: usize) -> bool {
+        self.bits[at * self.words + slot / 64] >> (slot % 64) & 1 == 1
+    }
+
+    fn set(&mut self, at: usize) -> &mut [u64] {
+        &mut self.bits[at * self.words..(at + 1) * self.words]
+    }
+}
+
+/// The types of all slots at one place.
+#[derive(Clone, Debug)]
+pub(super) struct Types {
+    slots: Vec<Type>,
+    /// which local variable a slot is an unchanged copy of
+    origins: Vec<Option<u32>>,
+}
+
+impl Types {
+    fn new(slots: Vec<Type>) -> Types {
+        let origins = vec![None; slots.len()];
+        Types { slots, origins }
+    }
+
+    fn pop(&mut self) -> (Type, Option<u32>) {
+        let origin = self.origins.pop().flatten();
+        (self.slots.pop().unwrap_or(Type::ANY), origin)
+    }
+
+    fn push(&mut self, function: &Function, kind: Type, origin: Option<u32>) {
+        let captured = function.is_captured(self.slots.len());
+        self.slots.push(if captured { Type::ANY } else { kind });
+        self.origins.push(origin.filter(|_| !captured));
+    }
+
+    /// Pops an operand that the instruction demands to be a number.
+    fn pop_number(&mut self) {
+        if let (_, Some(origin)) = self.pop() {
+            self.slots[origin as usize] = Type::NUMBER;
+        }
+    }
+
+    /// What the instruction does to the types.
+    pub(super) fn step(&mut self, function: &Function, instruction: Instruction) {
+        let c = instruction.c;
+        let count = usize::from(instruction.a);
+        match instruction.op {
+            Op::Constant => {
+                let kind = match function.constants[c as usize] {
+                    Constant::Number(_) => Type::NUMBER,
+                    Constant::String(_) => Type::CELL,
+                };
+                self.push(function, kind, None);
+            }
+            Op::Nil => self.push(function, Type::NIL, None),
+            Op::True | Op::False => self.push(function, Type::BOOLEAN, None),
+            Op::Pop | Op::DefineGlobal | Op::Print | Op::PopJumpIfFalse | Op::CloseUpvalue => {
+                self.pop();
+            }
+            Op::GetLocal => {
+                let origin = Some(c).filter(|_| !function.is_captured(c as usize));
+                self.push(function, self.slots[c as usize], origin);
+            }
+            Op::SetLocal => {
+                for origin in &mut self.origins {
+                    if *origin == Some(c) {
+                        *origin = None;
+                    }
+                }
+                if !function.is_captured(c as usize) {
+                    let top = self.slots.len() - 1;
+                    self.slots[c as usize] = self.slots[top];
+                    if !function.is_captured(top) {
+                        self.origins[top] = Some(c);
+                    }
+                }
+            }
+            Op::GetGlobal | Op::GetUpvalue => self.push(function, Type::ANY, None),
+            Op::SetGlobal
+            | Op::SetUpvalue
+            | Op::Jump
+            | Op::JumpIfFalse
+            | Op::JumpIfTrue
+            | Op::Loop => {}
+            Op::GetProperty => {
+                self.pop();
+                self.push(function, Type::ANY, None);
+            }
+            Op::SetProperty => {
+                let (kind, origin) = self.pop();
+                self.pop();
+                self.push(function, kind, origin);
+            }
+            Op::GetSuper => {
+                self.pop();
+                self.pop();
+                self.push(function, Type::CELL, None);
+            }
+            Op::Equal => {
+                self.pop();
+                self.pop();
+                self.push(function, Type::BOOLEAN, None);
+            }
+            Op::Greater | Op::Less => {
+                self.pop_number();
+                self.pop_number();
+                self.push(function, Type::BOOLEAN, None);
+            }
+            Op::Add => {
+                let top = self.slots.len() - 1;
+                let kind = sum_type(self.slots[top - 1], self.slots[top]);
+                if kind == Type::NUMBER {
+                    self.pop_number();
+                    self.pop_number();
+                } else {
+                    self.pop();
+                    self.pop();
+                }
+                self.push(function, kind, None);
+            }
+            Op::Subtract | Op::Multiply | Op::Divide => {
+                self.pop_number();
+                self.pop_number();
+                self.push(function, Type::NUMBER, None);
+            }
+            Op::Not => {
+                self.pop();
+                self.push(function, Type::BOOLEAN, None);
+            }
+            Op::Negate => {
+                self.pop_number();
+                self.push(function, Type::NUMBER, None);
+            }
+            Op::Call | Op::Invoke => self.call(function, count + 1),
+            Op::SuperInvoke => self.call(function, count + 2),
+            Op::Closure | Op::Class => self.push(function, Type::CELL, None),
+            Op::Return | Op::Inherit | Op::Method => {
+                self.pop();
+            }
+        }
+    }
+
+    fn call(&mut self, function: &Function, operands: usize) {
+        for _ in 0..operands {
+            self.pop();
+        }
+        self.push(function, Type::ANY, None);
+    }
+}
+
+/// The type of `left + right`, if it does not fail: a number next to anything makes a number.
+pub(super) fn sum_type(left: Type, right: Type) -> Type {
+    if left.is(Type::NUMBER) || right.is(Type::NUMBER) {
+        Type::NUMBER
+    } else if !left.may_be(Type::NUMBER) || !right.may_be(Type::NUMBER) {
+        Type::CELL
+    } else {
+        Type::SUM
+    }
+}
+
+/// All that is known of a function entered at one place.
+#[derive(Debug)]
+pub(super) struct Analysis {
+    /// the types that it was analysed for
+    pub(super) start: Vec<Type>,
+    /// slots whose value may still matter before each instruction
+    pub(super) live: SlotSets,
+    /// for each instruction that begins a block: the types of its slots
+    pub(super) entry: Vec<Option<Vec<Type>>>,
+}
+
+impl Analysis {
+    /// Analyses what can be reached from instruction `start` when the slots there are of these types.
+    pub(super) fn new(function: &Function, start: usize, slots: Vec<Type>) -> Analysis {
+        let depth = depths(function, start, slots.len() as u32);
+        let leaders = leaders(function, start);
+        let live = liveness(function, &depth);
+        let mut entry: Vec<Option<Vec<Type>>> = vec![None; function.code.len()];
+        entry[start] = Some(slots.clone());
+        let mut work = vec![start];
+        while let Some(block) = work.pop() {
+            let mut types = Types::new(entry[block].clone().unwrap_or_default());
+            let mut at = block;
+            loop {
+                let instruction = function.code[at];
+                types.step(function, instruction);
+                if let Some(target) = instruction.target() {
+                    flow(&mut entry[target], &types, target, &mut work);
+                }
+                at += 1;
+                if instruction.ends_block() {
+                    break;
+                }
+                if leaders[at] {
+                    flow(&mut entry[at], &types, at, &mut work);
+                    break;
+                }
+            }
+        }
+        Analysis {
+            start: slots,
+            live,
+            entry,
+        }
+    }
+}
+
+/// How many slots are in use before an instruction that can be reached.
+pub(super) fn depth_at(function: &Function, at: usize) -> Option<u32> {
+    depths(function, 0, function.arity + 1)[at]
+}
+
+/// The types of a function's slots when it is called.
+pub(super) fn parameter_types(function: &Function) -> Vec<Type> {
+    (0..=function.arity as usize)
+        .map(|slot| match slot {
+            _ if function.is_captured(slot) => Type::ANY,
+            0 if function.is_method => Type::INSTANCE,
+            0 => Type::CELL,
+            _ => Type::ANY,
+        })
+        .collect()
+}
+
+/// Joins the types into those at a block's entry; a block that changed is looked at again.
+fn flow(entry: &mut Option<Vec<Type>>, types: &Types, block: usize, work: &mut Vec<usize>) {
+    match entry {
+        None => {
+            *entry = Some(types.slots.clone());
+            work.push(block);
+        }
+        Some(old) => {
+            let mut changed = false;
+            for (old, &new) in old.iter_mut().zip(&types.slots) {
+                let joined = old.join(new);
+                changed |= joined != *old;
+                *old = joined;
+            }
+            if changed {
+                work.push(block);
+            }
+        }
+    }
+}
+
+/// Which instructions begin a block.
+fn leaders(function: &Function, start: usize) -> Vec<bool> {
+    let mut leaders = vec![false; function.code.len() + 1];
+    leaders[start] = true;
+    for (at, instruction) in function.code.iter().enumerate() {
+        if let Some(target) = instruction.target() {
+            leaders[target] = true;
+            leaders[at + 1] = true;
+        }
+    }
+    leaders
+}
+
+fn depths(function: &Function, start: usize, depth: u32) -> Vec<Option<u32>> {
+    let mut depths = vec![None; function.code.len()];
+    let mut work = vec![(start, depth)];
+    while let Some((at, depth)) = work.pop() {
+        if depths[at].is_some() {
+            continue;
+        }
+        depths[at] = Some(depth);
+        let instruction = function.code[at];
+        let after = depth.wrapping_add_signed(instruction.effect());
+        if let Some(target) = instruction.target() {
+            work.push((target, after));
+        }
+        if !instruction.ends_block() {
+            work.push((at + 1, after));
+        }
+    }
+    depths
+}
+
+fn liveness(function: &Function, depths: &[Option<u32>]) -> SlotSets {
+    let slots = function.max_stack as usize + 1;
+    let mut live = SlotSets::new(function.code.len(), slots);
+    let mut set = vec![0u64; live.words];
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for (at, &instruction) in function.code.iter().enumerate().rev() {
+            let Some(depth) = depths[at] else { continue };
+            set.fill(0);
+            if let Some(target) = instruction.target() {
+                add(&mut set, live.set(target));
+            }
+            if !instruction.ends_block() {
+                add(&mut set, live.set(at + 1));
+            }
+            uses(&mut set, instruction, depth as usize);
+            if *live.set(at) != set[..] {
+                live.set(at).copy_from_slice(&set);
+                changed = true;
+            }
+        }
+    }
+    live
+}
+
+fn add(set: &mut [u64], other: &[u64]) {
+    for (word, other) in set.iter_mut().zip(other) {
+        *word |= other;
+    }
+}
+
+/// Turns what is live after an instruction into what is live before it.
+fn uses(set: &mut [u64], instruction: Instruction, depth: usize) {
+    let has = |set: &[u64], slot: usize| set[slot / 64] >> (slot % 64) & 1 == 1;
+    let add = |set: &mut [u64], slot: usize| set[slot / 64] |= 1 << (slot % 64);
+    let remove = |set: &mut [u64], slot: usize| set[slot / 64] &= !(1 << (slot % 64));
+    let c = instruction.c as usize;
+    let count = usize::from(instruction.a);
+    // So many operands are used and replaced by a result in the lowest one's slot.
+    let replace = |set: &mut [u64], operands: usize| {
+        remove(set, depth - operands);
+        for slot in depth - operands..depth {
+            add(set, slot);
+        }
+    };
+    match instruction.op {
+        Op::Constant
+        | Op::Nil
+        | Op::True
+        | Op::False
+        | Op::GetGlobal
+        | Op::GetUpvalue
+        | Op::Closure
+        | Op::Class => remove(set, depth),
+        Op::GetLocal => {
+            let used = has(set, depth);
+            remove(set, depth);
+            if used {
+                add(set, c);
+            }
+        }
+        Op::SetLocal => {
+            let used = has(set, c);
+            remove(set, c);
+            if used {
+                add(set, depth - 1);
+            }
+        }
+        Op::Pop | Op::CloseUpvalue => remove(set, depth - 1),
+        Op::DefineGlobal
+        | Op::SetGlobal
+        | Op::SetUpvalue
+        | Op::Print
+        | Op::JumpIfFalse
+        | Op::JumpIfTrue
+        | Op::PopJumpIfFalse
+        | Op::Return => add(set, depth - 1),
+        Op::GetProperty | Op::Negate => replace(set, 1),
+        Op::SetProperty
+        | Op::GetSuper
+        | Op::Greater
+        | Op::Less
+        | Op::Add
+        | Op::Subtract
+        | Op::Multiply
+        | Op::Divide => replace(set, 2),
+        Op::Equal => {
+            let used = has(set, depth - 2);
+            if used {
+                replace(set, 2);
+            } else {
+                remove(set, depth - 1);
+            }
+        }
+        Op::Not => {}
+        Op::Jump | Op::Loop => {}
+        Op::Call | Op::Invoke => replace(set, count + 1),
+        Op::SuperInvoke => replace(set, count + 2),
+        Op::Inherit | Op::Method => {
+            add(set, depth - 2);
+            add(set, depth - 1);
+        }
+    }
+}

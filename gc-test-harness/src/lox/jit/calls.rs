@@ -1,0 +1,390 @@
+//! Calls.
+//!
+//! What a call site calls is predicted while it is compiled: from the global variable that the callee is read from, and from
+//! what the interpreter's cache has seen. The prediction is guarded by one comparison of a header's id. Then the callee's code is
+//! known: a direct call with arguments in registers. A method's closure is not even loaded if its code has no
+//! use for it. Everything else goes through a [`Stub`].
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature};
+use cranelift_codegen::isa::CallConv;
+
+use super::analysis::Type;
+use super::helpers::Helper;
+use super::stubs::{Stub, fast_params};
+use super::translate::{Operand, Translator};
+use crate::lox::bytecode::{CACHE_METHOD, CACHE_NUMBER, Instruction, PROTO_FAST_ENTRY, Proto};
+use crate::lox::object::{
+    ARRAY_ELEMENTS, CLASS_INIT, CLASS_METHODS, Class, Closure, INSTANCE_CLASS, METHODS_ENTRIES,
+    MethodEntry, Methods, OVERFLOW_CLASS, Shape, Tag, is,
+};
+use crate::lox::value::{REFERENCE, Value};
+use crate::lox::vm::VM_RUNS;
+
+/// Byte offset of an entry's closure within a method table.
+fn method_offset(entry: u32) -> i32 {
+    METHODS_ENTRIES
+        + (entry as usize * size_of::<MethodEntry>() + std::mem::offset_of!(MethodEntry, method))
+            as i32
+}
+
+/// A class as a call site takes it to stay.
+struct Predicted {
+    id: u32,
+    instance_header: u64,
+    site: gc_core::Site,
+    /// `None`: no `init`
+    init: Option<*mut Proto>,
+}
+
+impl Translator<'_, '_, '_, '_> {
+    // ---- predictions; they read cells, but keep none ----
+
+    fn predicted_closure(&self, callee: &Operand, count: usize) -> Option<*mut Proto> {
+        let now = self.global_now(callee.global?);
+        // SAFETY: global variables hold live values, and this thread does not let go of them meanwhile.
+        unsafe {
+            if !is(now, Tag::Closure) {
+                return None;
+            }
+            let proto = (*now.as_cell::<Closure>()).proto;
+            ((*proto).arity as usize == count).then_some(proto)
+        }
+    }
+
+    fn predicted_class(&self, callee: &Operand, count: usize) -> Option<Predicted> {
+        let now = self.global_now(callee.global?);
+        // SAFETY: as above.
+        unsafe {
+            if !is(now, Tag::Class) {
+                return None;
+            }
+            let class: *const Class = now.as_cell();
+            let init = (*class).init;
+            let init = init.is_cell().then(|| (*init.as_cell::<Closure>()).proto);
+            let arity = init.map_or(0, |init| (*init).arity as usize);
+            (arity == count).then(|| Predicted {
+                id: (*class).header.id(),
+                instance_header: (*class).instance_header.0,
+                site: (*self.unit.vm)
+                    .lox
+                    .cells
+                    .instance_site((*class).inline_capacity),
+                init,
+            })
+        }
+    }
+
+    /// The function behind an entry of a method table, given the id of the class or of one of its shapes, and where an instance
+    /// of that shape has its class. Known as long as a global variable holds the class.
+    fn predicted_method(&self, id: u32, entry: u32, count: usize) -> Option<(*mut Proto, Tag)> {
+        // SAFETY: as above; a class's shapes and methods are what its fields say.
+        unsafe {
+            let vm = self.unit.vm;
+            for global in 0..(*vm).global_count() {
+                let now = self.global_now(global as u32);
+                if !is(now, Tag::Class) {
+                    continue;
+                }
+                let class: *const Class = now.as_cell();
+                let tag = if (*class).header.id() == id {
+                    Some(Tag::Class)
+                } else {
+                    shape_tag(class, id)
+                };
+                if let Some(tag) = tag {
+                    let methods: *const Methods = (*class).methods.as_cell();
+                    let place = methods
+                        .byte_add(method_offset(entry) as usize)
+                        .cast::<Value>();
+                    let proto = (*(*place).as_cell::<Closure>()).proto;
+                    return ((*proto).arity as usize == count).then_some((proto, tag));
+                }
+            }
+        }
+        None
+    }
+
+    // ---- the calls themselves ----
+
+    /// Calls a known function. `closure` makes its closure, where one is needed.
+    fn call_known(
+        &mut self,
+        proto: *mut Proto,
+        closure: impl FnOnce(&mut Self) -> ir::Value,
+        this: Option<ir::Value>,
+        args: &[ir::Value],
+    ) -> ir::Value {
+        let compiled = self.unit.compiled.get(&proto).copied();
+        // SAFETY: functions live as long as the isolate.
+        let upvalues = unsafe { (*proto).upvalues };
+        let closure = if compiled.is_some() && upvalues == 0 && this.is_some() {
+            self.constant(Value::NIL)
+        } else {
+            closure(self)
+        };
+        let all: Vec<ir::Value> = [self.vm, closure]
+            .into_iter()
+            .chain(this)
+            .chain(args.iter().copied())
+            .collect();
+        let result = match compiled {
+            Some(id) => match self.call(id, &all) {
+                Some(result) => result,
+                None => self.constant(Value::NIL),
+            },
+            None => {
+                let place = self.word(proto as u64);
+                let code = self.load(place, PROTO_FAST_ENTRY);
+                let signature = match self.signatures.get(&all.len()) {
+                    Some(&signature) => signature,
+                    None => {
+                        let mut signature = Signature::new(CallConv::SystemV);
+                        let params = fast_params(all.len() - 2, false);
+                        signature
+                            .params
+                            .extend(params.into_iter().map(AbiParam::new));
+                        signature.returns.push(AbiParam::new(ir::types::I64));
+                        let reference = self.b().import_signature(signature);
+                        self.signatures.insert(all.len(), reference);
+                        reference
+                    }
+                };
+                self.call_address(signature, code, &all)
+            }
+        };
+        self.check(result);
+        result
+    }
+
+    /// Calls a stub and leaves if it fails.
+    fn call_stub(&mut self, stub: Stub, count: usize, args: &[ir::Value]) -> ir::Value {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        let result = match self.unit.stubs.get(stub, count) {
+            Some(id) => self.call(id, &args),
+            None => None,
+        };
+        let result = match result {
+            Some(result) => result,
+            None => self.constant(Value::ERROR),
+        };
+        self.check(result);
+        result
+    }
+
+    fn words(&mut self, operands: &[Operand]) -> Vec<ir::Value> {
+        operands.iter().map(|operand| self.boxed(operand)).collect()
+    }
+
+    pub(super) fn call_value(&mut self, instruction: Instruction) {
+        let count = usize::from(instruction.a);
+        let operands = self.pop_all(count + 1);
+        let callee = operands[0];
+        let words = self.words(&operands);
+        let closure = self.predicted_closure(&callee, count);
+        let class = self.predicted_class(&callee, count);
+        if closure.is_none() && class.is_none() {
+            let result = self.call_stub(Stub::Call, count, &words);
+            self.push(Operand::boxed(Type::ANY, result));
+            return;
+        }
+        let miss = self.cold_block();
+        let (done, result) = self.join_block();
+        let value = if let Some(proto) = closure {
+            // SAFETY: functions live as long as the isolate.
+            self.demand_id(&callee, unsafe { (*proto).id }, miss);
+            self.call_known(proto, |_| words[0], None, &words[1..])
+        } else if let Some(class) = class {
+            self.demand_id(&callee, class.id, miss);
+            self.instantiate(&class, &operands, &words)
+        } else {
+            words[0]
+        };
+        self.jump_with(done, value);
+        self.b().switch_to_block(miss);
+        let other = self.call_stub(Stub::Call, count, &words);
+        self.jump_with(done, other);
+        self.b().switch_to_block(done);
+        self.push(Operand::boxed(Type::ANY, result));
+    }
+
+    /// `operands`, as `words`: a class that is the predicted one, then the arguments.
+    fn instantiate(
+        &mut self,
+        class: &Predicted,
+        operands: &[Operand],
+        words: &[ir::Value],
+    ) -> ir::Value {
+        let vm = self.vm;
+        let runs = self.load(vm, VM_RUNS);
+        let run = 16 * class.site.index() as i32;
+        let cell = self.load(runs, run);
+        let limit = self.load(runs, run + 8);
+        let next = self.b().ins().iadd_imm_s(cell, class.site.size() as i64);
+        let used_up = self.b().ins().icmp(IntCC::UnsignedGreaterThan, next, limit);
+        let refill = self.cold_block();
+        let (ready, instance) = self.join_block();
+        self.leave_if(used_up, refill);
+        // The advanced cursor is in memory before the first word of the cell is written: the heap's rule.
+        self.store(next, runs, run);
+        let header = self.word(class.instance_header);
+        self.store(header, cell, 0);
+        self.store(words[0], cell, INSTANCE_CLASS);
+        let reference = self.word(REFERENCE);
+        let fresh = self.b().ins().bor(cell, reference);
+        self.jump_with(ready, fresh);
+        self.b().switch_to_block(refill);
+        if class.init.is_some() {
+            self.pending = operands.to_vec();
+        }
+        let fresh = self.ask_helper(Helper::NewInstance, &[words[0]]);
+        self.pending.clear();
+        self.jump_with(ready, fresh);
+        self.b().switch_to_block(ready);
+        match class.init {
+            None => instance,
+            Some(init) => self.call_known(
+                init,
+                |t| {
+                    let class = t.address(words[0]);
+                    t.load(class, CLASS_INIT)
+                },
+                Some(instance),
+                &words[1..],
+            ),
+        }
+    }
+
+    pub(super) fn invoke(&mut self, instruction: Instruction) {
+        let count = usize::from(instruction.a);
+        let operands = self.pop_all(count + 1);
+        let receiver = operands[0];
+        let words = self.words(&operands);
+        let (cache, seen) = self.cache(instruction);
+        let symbol = self.int(instruction.c);
+        let all: Vec<ir::Value> = [cache, symbol]
+            .into_iter()
+            .chain(words.iter().copied())
+            .collect();
+        let entry = seen.slot & CACHE_NUMBER;
+        let is_method = seen.slot & CACHE_METHOD != 0;
+        let method = self.predicted_method(seen.id, entry, count);
+        if seen.id == 0 || is_method && method.is_none() {
+            let result = self.call_stub(Stub::Invoke, count, &all);
+            self.push(Operand::boxed(Type::ANY, result));
+            return;
+        }
+        let miss = self.cold_block();
+        let (done, result) = self.join_block();
+        let instance = self.demand_id(&receiver, seen.id, miss);
+        let value = match method {
+            Some((method, tag)) if is_method => self.call_known(
+                method,
+                |t| {
+                    let instance = t.address(words[0]);
+                    let mut class = t.load(instance, INSTANCE_CLASS);
+                    if tag == Tag::InstanceOverflow {
+                        let overflow = t.address(class);
+                        class = t.load(overflow, OVERFLOW_CLASS);
+                    }
+                    t.load_method(class, entry)
+                },
+                Some(words[0]),
+                &words[1..],
+            ),
+            _ => {
+                let (cell, offset) = self.field_place(instance, seen.slot);
+                let callee = self.load(cell, offset);
+                let args: Vec<ir::Value> = std::iter::once(callee)
+                    .chain(words[1..].iter().copied())
+                    .collect();
+                self.call_stub(Stub::Call, count, &args)
+            }
+        };
+        self.jump_with(done, value);
+        self.b().switch_to_block(miss);
+        let other = self.call_stub(Stub::Invoke, count, &all);
+        self.jump_with(done, other);
+        self.b().switch_to_block(done);
+        self.push(Operand::boxed(Type::ANY, result));
+    }
+
+    /// The closure in an entry of a class's method table.
+    fn load_method(&mut self, class: ir::Value, entry: u32) -> ir::Value {
+        let class = self.address(class);
+        let methods = self.load(class, CLASS_METHODS);
+        let methods = self.address(methods);
+        self.load(methods, method_offset(entry))
+    }
+
+    pub(super) fn super_invoke(&mut self, instruction: Instruction) {
+        let count = usize::from(instruction.a);
+        let superclass = self.pop();
+        let operands = self.pop_all(count + 1);
+        let words = self.words(&operands);
+        let class = self.boxed(&superclass);
+        let (cache, seen) = self.cache(instruction);
+        let symbol = self.int(instruction.c);
+        let all: Vec<ir::Value> = [cache, symbol, class]
+            .into_iter()
+            .chain(words.iter().copied())
+            .collect();
+        let entry = seen.slot & CACHE_NUMBER;
+        let method = (seen.id != 0)
+            .then(|| self.predicted_method(seen.id, entry, count))
+            .flatten();
+        let Some((method, _)) = method else {
+            let result = self.call_stub(Stub::SuperInvoke, count, &all);
+            self.push(Operand::boxed(Type::ANY, result));
+            return;
+        };
+        let miss = self.cold_block();
+        let (done, result) = self.join_block();
+        self.demand_id(&superclass, seen.id, miss);
+        let value = self.call_known(
+            method,
+            |t| t.load_method(class, entry),
+            Some(words[0]),
+            &words[1..],
+        );
+        self.jump_with(done, value);
+        self.b().switch_to_block(miss);
+        let other = self.call_stub(Stub::SuperInvoke, count, &all);
+        self.jump_with(done, other);
+        self.b().switch_to_block(done);
+        self.push(Operand::boxed(Type::ANY, result));
+    }
+}
+
+/// What instances of the shape with this id are tagged, if the shape belongs to the class.
+///
+/// # Safety
+/// `class` must be live.
+unsafe fn shape_tag(class: *const Class, id: u32) -> Option<Tag> {
+    // SAFETY: a class's array holds its shapes, as many as it says.
+    unsafe {
+        let shapes = (*class).shapes;
+        if !shapes.is_cell() {
+            return None;
+        }
+        let first = shapes
+            .as_cell::<u8>()
+            .add(ARRAY_ELEMENTS as usize)
+            .cast::<Value>();
+        (0..(*class).shape_count as usize).find_map(|index| {
+            let shape = *first.add(index);
+            if !is(shape, Tag::Shape) {
+                return None;
+            }
+            let header = (*shape.as_cell::<Shape>()).instance_header;
+            let tag = if header.is(Tag::InstanceOverflow) {
+                Tag::InstanceOverflow
+            } else {
+                Tag::Instance
+            };
+            (header.id() == id).then_some(tag)
+        })
+    }
+}

@@ -1,0 +1,167 @@
+//! The native functions that compiled code calls.
+//!
+//! All but [`new_instance`] are the interpreter's own, in [`runtime`]: both tiers fail with the
+//! same words because the same code says them.
+
+use cranelift_codegen::ir::{Type, types};
+use cranelift_module::FuncId;
+
+use crate::kernels::codegen::{Arena, CodegenError};
+use crate::lox::object::Class;
+use crate::lox::runtime;
+use crate::lox::value::Value;
+use crate::lox::vm::Vm;
+
+/// Names the native functions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Helper {
+    Add,
+    OperandsError,
+    OperandError,
+    StackOverflow,
+    UndefinedVariable,
+    Trace,
+    GetProperty,
+    SetProperty,
+    GetSuper,
+    Call,
+    Invoke,
+    SuperInvoke,
+    Closure,
+    CloseUpvalues,
+    SetUpvalue,
+    Class,
+    Inherit,
+    Method,
+    Print,
+    NewInstance,
+}
+
+/// Name, address, parameters after the isolate, whether it returns a value: in the order of [`Helper`].
+type Row = (&'static str, *const u8, &'static [Type], bool);
+
+fn table() -> [Row; 20] {
+    use types::{I32, I64};
+    [
+        ("add", runtime::add as *const u8, &[I64, I64], true),
+        (
+            "operands_error",
+            runtime::operands_error as *const u8,
+            &[],
+            true,
+        ),
+        (
+            "operand_error",
+            runtime::operand_error as *const u8,
+            &[],
+            true,
+        ),
+        (
+            "stack_overflow",
+            runtime::stack_overflow as *const u8,
+            &[],
+            true,
+        ),
+        (
+            "undefined_variable",
+            runtime::undefined_variable as *const u8,
+            &[I32],
+            true,
+        ),
+        ("trace", runtime::trace as *const u8, &[I64, I32], false),
+        (
+            "get_property",
+            runtime::get_property as *const u8,
+            &[I64, I64, I32],
+            true,
+        ),
+        (
+            "set_property",
+            runtime::set_property as *const u8,
+            &[I64, I64, I64, I32],
+            true,
+        ),
+        (
+            "get_super",
+            runtime::get_super as *const u8,
+            &[I64, I64, I64, I32],
+            true,
+        ),
+        ("call", runtime::call as *const u8, &[I64, I32], true),
+        (
+            "invoke",
+            runtime::invoke as *const u8,
+            &[I64, I32, I64, I32],
+            true,
+        ),
+        (
+            "super_invoke",
+            runtime::super_invoke as *const u8,
+            &[I64, I32, I64, I64, I32],
+            true,
+        ),
+        (
+            "closure",
+            runtime::closure as *const u8,
+            &[I64, I64, I64],
+            true,
+        ),
+        (
+            "close_upvalues",
+            runtime::close_upvalues as *const u8,
+            &[I64],
+            false,
+        ),
+        (
+            "set_upvalue",
+            runtime::set_upvalue as *const u8,
+            &[I64, I32, I64],
+            false,
+        ),
+        ("class", runtime::class as *const u8, &[I64, I32, I32], true),
+        ("inherit", runtime::inherit as *const u8, &[I64, I64], true),
+        (
+            "method",
+            runtime::method as *const u8,
+            &[I64, I64, I32],
+            true,
+        ),
+        ("print", runtime::print as *const u8, &[I64], false),
+        ("new_instance", new_instance as *const u8, &[I64], true),
+    ]
+}
+
+/// The native functions, as an arena knows them.
+#[derive(Clone, Debug)]
+pub(super) struct Helpers(Vec<FuncId>);
+
+impl Helpers {
+    /// Makes them known to the arena.
+    pub(super) fn import(arena: &mut Arena) -> Result<Helpers, CodegenError> {
+        let mut ids = Vec::new();
+        for (name, address, params, returns) in table() {
+            let params: Vec<Type> = std::iter::once(types::I64)
+                .chain(params.iter().copied())
+                .collect();
+            let returns: &[Type] = if returns { &[types::I64] } else { &[] };
+            let signature = arena.signature(&params, returns);
+            ids.push(arena.import(name, address, &signature)?);
+        }
+        Ok(Helpers(ids))
+    }
+
+    /// One of them.
+    pub(super) fn id(&self, helper: Helper) -> FuncId {
+        self.0[helper as usize]
+    }
+}
+
+/// A fresh instance of a class, where the inline allocation found its run used up.
+unsafe extern "C" fn new_instance(vm: *mut Vm, class: Value) -> Value {
+    // SAFETY: compiled code passes its isolate.
+    let vm = unsafe { &mut *vm };
+    match vm.make_instance(class.as_cell::<Class>()) {
+        Ok(instance) => instance,
+        Err(_) => vm.fail("Out of memory."),
+    }
+}

@@ -1,0 +1,440 @@
+//! Machine code for hot functions and hot loops.
+//!
+//! [`attach`] makes an isolate ask for code when a function has been called, or a loop has turned, so many times. A
+//! function's code takes its arguments in registers and is called by other code directly; a loop's code is entered from the
+//! interpreter in the middle of an activation, whose slots it takes over for good. Both come from the same translation
+//! (`translate.rs`), which specialises them to what is known at that moment: types by inference (`analysis.rs`), and what the caches
+//! and the global variables hold, guarded (`access.rs`, `calls.rs`). What cannot be compiled is interpreted.
+//!
+//! No loop polls. A thread in compiled code is stopped by a signal wherever it is; its innermost frame is scanned conservatively, its
+//! outer ones by the stack maps that go to the heap with each piece of code.
+//!
+//! [`oracle`] checks those maps against the bytecode.
+
+mod access;
+mod analysis;
+mod arith;
+mod calls;
+mod helpers;
+pub mod oracle;
+mod stubs;
+mod translate;
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::Arc;
+
+use cranelift_codegen::ir::types;
+use cranelift_module::FuncId;
+use gc_preempt::{CodeGuard, FrameRule};
+
+use self::analysis::{Analysis, Type};
+use self::helpers::Helpers;
+use self::oracle::{Oracle, Shadow};
+use self::stubs::{Stub, Stubs, fast_params};
+use self::translate::{Translator, Unit};
+use super::bytecode::{Entry, Op, Proto};
+use super::cells::BOXED;
+use super::value::Value;
+use super::vm::Vm;
+use crate::kernels::codegen::{Arena, Code, CodegenError};
+
+/// When code is compiled.
+#[derive(Clone, Debug)]
+pub struct JitConfig {
+    /// Calls of a function until it is compiled; 0: at its first call.
+    pub calls: u32,
+    /// Turns of a function's loops until it is compiled in the middle of one; 0: at the first.
+    pub loops: u32,
+    /// Watches the compiled code, for tests.
+    pub oracle: Option<Arc<Oracle>>,
+}
+
+/// Compiling a small function takes about as long as interpreting it some hundred times.
+const CALLS: u32 = 200;
+/// A turn of a loop is shorter than a call of a function.
+const LOOPS: u32 = 1000;
+
+impl Default for JitConfig {
+    fn default() -> JitConfig {
+        JitConfig {
+            calls: CALLS,
+            loops: LOOPS,
+            oracle: None,
+        }
+    }
+}
+
+impl PartialEq for JitConfig {
+    fn eq(&self, other: &JitConfig) -> bool {
+        self.calls == other.calls && self.loops == other.loops
+    }
+}
+
+impl Eq for JitConfig {}
+
+/// A loop that was compiled, and the types of the slots that its code expects.
+struct LoopCode {
+    types: Vec<Type>,
+    entry: Entry,
+}
+
+/// What a piece of code under construction will be.
+enum Purpose {
+    Stub(Stub, usize),
+    Function(*mut Proto),
+    Loop(*mut Proto, u32, Vec<Type>),
+}
+
+/// The compiler of one isolate.
+pub struct Jit {
+    arena: Arena,
+    helpers: Helpers,
+    stubs: Stubs,
+    /// Addresses of the stubs.
+    stub_code: HashMap<(Stub, usize), *const u8>,
+    compiled: HashMap<*mut Proto, FuncId>,
+    loops: HashMap<(*mut Proto, u32), LoopCode>,
+    under_construction: Vec<Purpose>,
+    guards: Vec<CodeGuard>,
+    config: JitConfig,
+    shadow: Option<Arc<Shadow>>,
+    /// Numbers the pieces of code: names must differ.
+    pieces: u32,
+    /// Whether every function can be called from compiled code.
+    linked: bool,
+}
+
+/// Keeps an isolate's compiler. Drop it before the isolate, and not while that runs.
+pub struct Attached {
+    jit: *mut Jit,
+}
+
+impl Attached {
+    /// How many functions and loops have been compiled until now.
+    pub fn compiled(&self) -> usize {
+        // SAFETY: made by `attach`, freed by `drop`; used by this thread only.
+        let jit = unsafe { &*self.jit };
+        jit.compiled.len() + jit.loops.len()
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: made by `attach` from a box; by the promise in the type's description nobody calls the hooks any more.
+        let jit = unsafe { Box::from_raw(self.jit) };
+        if let (Some(oracle), Some(shadow)) = (&jit.config.oracle, &jit.shadow) {
+            oracle.forget(shadow);
+        }
+    }
+}
+
+/// Lets an isolate that has not run yet compile what gets hot.
+pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> {
+    let mut arena = Arena::new()?;
+    let helpers = Helpers::import(&mut arena)?;
+    for proto in &mut vm.protos {
+        proto.calls_left = config.calls.max(1);
+        proto.loops_left = config.loops.max(1);
+    }
+    let shadow = config.oracle.as_ref().map(|oracle| oracle.watch());
+    let jit = Box::into_raw(Box::new(Jit {
+        arena,
+        helpers,
+        stubs: Stubs::default(),
+        stub_code: HashMap::new(),
+        compiled: HashMap::new(),
+        loops: HashMap::new(),
+        under_construction: Vec::new(),
+        guards: Vec::new(),
+        config,
+        shadow,
+        pieces: 0,
+        linked: false,
+    }));
+    vm.hooks.hot_call = Some(hot_call);
+    vm.hooks.hot_loop = Some(hot_loop);
+    vm.hooks.data = jit.cast();
+    Ok(Attached { jit })
+}
+
+/// A function has been called often.
+unsafe extern "C" fn hot_call(vm: *mut Vm, proto: *mut Proto, _: *mut Value) {
+    // SAFETY: the interpreter's promise; `attach` set the data. The isolate waits for this call to return.
+    let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
+    // What cannot be compiled goes on being interpreted.
+    let _ = jit.compile_function(vm, proto);
+}
+
+/// A loop has turned often.
+unsafe extern "C" fn hot_loop(
+    vm: *mut Vm,
+    proto: *mut Proto,
+    target: u32,
+    base: *mut Value,
+) -> Option<Entry> {
+    // SAFETY: as above.
+    let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
+    jit.compile_loop(vm, proto, target, base).ok().flatten()
+}
+
+/// What a value is, as the translation tells values apart.
+fn type_of(value: Value) -> Type {
+    match value {
+        value if value.is_number() => Type::NUMBER,
+        Value::TRUE | Value::FALSE => Type::BOOLEAN,
+        Value::NIL => Type::NIL,
+        _ => Type::ANY,
+    }
+}
+
+impl Jit {
+    fn compile_function(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
+        // SAFETY: functions live as long as the isolate; the reference to this one's immutable part outlives no call.
+        let function = unsafe { Arc::clone(&(*proto).function) };
+        let count = function.arity as usize;
+        let enter = if function.is_method {
+            Stub::EnterMethod
+        } else {
+            Stub::Enter
+        };
+        self.make_stub(enter, count)?;
+        self.link(vm)?;
+        self.make_call_stubs(&function)?;
+        let signature = self
+            .arena
+            .signature(&fast_params(count, function.is_method), &[types::I64]);
+        let name = self.name(&function, None);
+        let id = self.arena.declare(&name, &signature)?;
+        self.pieces += 1;
+        self.compiled.insert(proto, id);
+        let unit = Unit {
+            vm,
+            proto,
+            function: &function,
+            analysis: Analysis::new(&function, 0, analysis::parameter_types(&function)),
+            start: 0,
+            osr: false,
+            helpers: &self.helpers,
+            stubs: &self.stubs,
+            compiled: &self.compiled,
+            shadow: self.shadow.as_deref(),
+        };
+        let defined = self.arena.define(id, |body| Translator::run(&unit, body));
+        if let Err(error) = defined {
+            self.compiled.remove(&proto);
+            return Err(error);
+        }
+        self.under_construction.push(Purpose::Function(proto));
+        self.finish(vm)
+    }
+
+    fn compile_loop(
+        &mut self,
+        vm: *mut Vm,
+        proto: *mut Proto,
+        target: u32,
+        base: *mut Value,
+    ) -> Result<Option<Entry>, CodegenError> {
+        // SAFETY: as in `compile_function`.
+        let function = unsafe { Arc::clone(&(*proto).function) };
+        // SAFETY: as above. Another loop of the function may get hot as well.
+        unsafe { (*proto).loops_left = self.config.loops.max(1) };
+        let Some(depth) = analysis::depth_at(&function, target as usize) else {
+            return Ok(None);
+        };
+        let mut types: Vec<Type> = (0..depth as usize)
+            .map(|slot| match slot {
+                _ if function.is_captured(slot) => Type::ANY,
+                0 if function.is_method => Type::INSTANCE,
+                // SAFETY: the activation's slots stand from `base` on.
+                _ => type_of(unsafe { *base.add(slot) }),
+            })
+            .collect();
+        if let Some(known) = self.loops.get(&(proto, target)) {
+            if types
+                .iter()
+                .zip(&known.types)
+                .all(|(now, known)| now.is(*known))
+            {
+                return Ok(Some(known.entry));
+            }
+            for (now, known) in types.iter_mut().zip(&known.types) {
+                if !now.is(*known) {
+                    *now = Type::ANY;
+                }
+            }
+        }
+        self.link(vm)?;
+        self.make_call_stubs(&function)?;
+        let signature = self.arena.signature(&[types::I64; 3], &[types::I64]);
+        let name = self.name(&function, Some(target));
+        let id = self.arena.declare(&name, &signature)?;
+        self.pieces += 1;
+        let unit = Unit {
+            vm,
+            proto,
+            function: &function,
+            analysis: Analysis::new(&function, target as usize, types.clone()),
+            start: target as usize,
+            osr: true,
+            helpers: &self.helpers,
+            stubs: &self.stubs,
+            compiled: &self.compiled,
+            shadow: self.shadow.as_deref(),
+        };
+        self.arena.define(id, |body| Translator::run(&unit, body))?;
+        self.under_construction
+            .push(Purpose::Loop(proto, target, types));
+        self.finish(vm)?;
+        Ok(self.loops.get(&(proto, target)).map(|code| code.entry))
+    }
+
+    fn name(&self, function: &super::bytecode::Function, target: Option<u32>) -> String {
+        let name = match &function.name {
+            None => "script".into(),
+            Some(name) => String::from_utf8_lossy(name),
+        };
+        let place = target.map_or(String::new(), |at| format!(" loop at {at}"));
+        format!("lox {name}{place} #{}", self.pieces)
+    }
+
+    fn make_stub(&mut self, stub: Stub, count: usize) -> Result<(), CodegenError> {
+        if self.stubs.get(stub, count).is_none() {
+            self.stubs
+                .make(&mut self.arena, &self.helpers, stub, count)?;
+            self.under_construction.push(Purpose::Stub(stub, count));
+        }
+        Ok(())
+    }
+
+    fn make_call_stubs(
+        &mut self,
+        function: &super::bytecode::Function,
+    ) -> Result<(), CodegenError> {
+        for instruction in &function.code {
+            let count = usize::from(instruction.a);
+            match instruction.op {
+                Op::Call => self.make_stub(Stub::Call, count)?,
+                Op::Invoke => {
+                    self.make_stub(Stub::Invoke, count)?;
+                    self.make_stub(Stub::Call, count)?;
+                }
+                Op::SuperInvoke => self.make_stub(Stub::SuperInvoke, count)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes every function callable with arguments in registers: until it is compiled, by way of its interpretation.
+    fn link(&mut self, vm: *mut Vm) -> Result<(), CodegenError> {
+        if self.linked {
+            return Ok(());
+        }
+        // SAFETY: the isolate waits; its functions live as long as it.
+        let protos: Vec<*mut Proto> = unsafe {
+            (*vm)
+                .protos
+                .iter_mut()
+                .map(|proto| &raw mut **proto)
+                .collect()
+        };
+        let stub_of = |proto: *mut Proto| {
+            // SAFETY: as above.
+            let function = unsafe { &(*proto).function };
+            let stub = if function.is_method {
+                Stub::InterpretMethod
+            } else {
+                Stub::Interpret
+            };
+            (stub, function.arity as usize)
+        };
+        for &proto in &protos {
+            let (stub, count) = stub_of(proto);
+            self.make_stub(stub, count)?;
+        }
+        self.finish(vm)?;
+        for &proto in &protos {
+            if let Some(&code) = self.stub_code.get(&stub_of(proto)) {
+                // SAFETY: as above.
+                unsafe { (*proto).fast_entry = code };
+            }
+        }
+        self.linked = true;
+        Ok(())
+    }
+
+    /// Makes all that was defined executable, tells the heap of it, and lets the isolate use it.
+    fn finish(&mut self, vm: *mut Vm) -> Result<(), CodegenError> {
+        let codes = self.arena.finish()?;
+        let purposes = std::mem::take(&mut self.under_construction);
+        for (code, purpose) in codes.into_iter().zip(purposes) {
+            self.register(vm, &code)?;
+            match purpose {
+                Purpose::Stub(stub, count) => {
+                    self.stub_code.insert((stub, count), code.entry());
+                }
+                Purpose::Function(proto) => {
+                    // SAFETY: functions live as long as the isolate, the code as long as `self`. The stub takes what
+                    // an `Entry` takes.
+                    unsafe {
+                        (*proto).fast_entry = code.entry();
+                        let function = &(*proto).function;
+                        let enter = if function.is_method {
+                            Stub::EnterMethod
+                        } else {
+                            Stub::Enter
+                        };
+                        let key = (enter, function.arity as usize);
+                        if let Some(&stub) = self.stub_code.get(&key) {
+                            (*proto).entry = std::mem::transmute::<*const u8, Entry>(stub);
+                        }
+                    }
+                }
+                Purpose::Loop(proto, target, types) => {
+                    // SAFETY: compiled with the signature of an `Entry`.
+                    let entry = unsafe { std::mem::transmute::<*const u8, Entry>(code.entry()) };
+                    self.loops
+                        .insert((proto, target), LoopCode { types, entry });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, vm: *mut Vm, code: &Code) -> Result<(), CodegenError> {
+        let maps = code.maps()?;
+        // SAFETY: the isolate waits.
+        let heap = unsafe { &(*vm).lox.heap };
+        let owner = Some(Box::new(code.memory()) as Box<_>);
+        let guard = heap
+            .register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner)
+            .map_err(|error| CodegenError::Register {
+                function: code.name.clone(),
+                why: error.to_string(),
+            })?;
+        self.guards.push(guard);
+        if std::env::var_os("GCLAB_PERF_MAP").is_some() {
+            write_perf_map(code);
+        }
+        Ok(())
+    }
+}
+
+/// Tells `perf` the code's name.
+fn write_perf_map(code: &Code) {
+    let path = format!("/tmp/perf-{}.map", std::process::id());
+    if let Ok(mut file) = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)
+    {
+        let range = code.range();
+        // A profile without a name is no reason to fail.
+        let _ = writeln!(file, "{:x} {:x} {}", range.start, range.len(), code.name);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! Small compiled functions between compiled code, the interpreter and the runtime, shared by all that need them.
+//!
+//! Compiled functions pass arguments in registers ([`fast_params`]); the interpreter and the runtime take them from the value
+//! stack. The stubs translate. Those that put arguments on the value stack first fill the slots above the limit with nil, then
+//! publish them, then store: whenever the thread is stopped, each published slot holds a value.
+
+use std::collections::HashMap;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{self, InstBuilder, Signature, Type, types};
+use cranelift_frontend::FunctionBuilder;
+use cranelift_module::FuncId;
+
+use super::helpers::{Helper, Helpers};
+use super::translate::plain;
+use crate::kernels::codegen::{Arena, Body, CodegenError};
+use crate::lox::bytecode::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
+use crate::lox::object::{CLOSURE_PROTO, HEADER_TAG, Tag};
+use crate::lox::value::{ADDRESS, REFERENCE, Value};
+use crate::lox::vm::VM_STACK_LIMIT;
+
+/// Names a stub, together with its number of arguments.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Stub {
+    /// `(vm, callee, argument..)`: calls whatever the callee is.
+    Call,
+    /// `(vm, cache, symbol, receiver, argument..)`
+    Invoke,
+    /// `(vm, cache, symbol, superclass, this, argument..)`
+    SuperInvoke,
+    /// From an [`Entry`](crate::lox::bytecode::Entry) to the compiled code of a function.
+    Enter,
+    /// The same for a method.
+    EnterMethod,
+    /// From registers to the [`Entry`](crate::lox::bytecode::Entry) of a function: what `fast_entry` is before there is compiled code.
+    Interpret,
+    /// The same for a method.
+    InterpretMethod,
+}
+
+/// The stubs made so far.
+#[derive(Debug, Default)]
+pub(super) struct Stubs(HashMap<(Stub, usize), FuncId>);
+
+/// The parameters of compiled code: isolate, closure, receiver if it is a method, arguments.
+pub(super) fn fast_params(count: usize, method: bool) -> Vec<Type> {
+    vec![types::I64; 2 + usize::from(method) + count]
+}
+
+impl Stubs {
+    /// One that was made before.
+    pub(super) fn get(&self, stub: Stub, count: usize) -> Option<FuncId> {
+        self.0.get(&(stub, count)).copied()
+    }
+
+    /// Makes a stub unless it is there.
+    pub(super) fn make(
+        &mut self,
+        arena: &mut Arena,
+        helpers: &Helpers,
+        stub: Stub,
+        count: usize,
+    ) -> Result<FuncId, CodegenError> {
+        if let Some(id) = self.get(stub, count) {
+            return Ok(id);
+        }
+        let params = match stub {
+            Stub::Call => vec![types::I64; 2 + count],
+            Stub::Invoke | Stub::SuperInvoke => {
+                let fixed = if stub == Stub::Invoke { 4 } else { 5 };
+                let mut params = vec![types::I64; fixed + count];
+                params[2] = types::I32;
+                params
+            }
+            Stub::Enter | Stub::EnterMethod => vec![types::I64; 3],
+            Stub::Interpret => fast_params(count, false),
+            Stub::InterpretMethod => fast_params(count, true),
+        };
+        let signature = arena.signature(&params, &[types::I64]);
+        let fast = arena.signature(
+            &fast_params(count, matches!(stub, Stub::EnterMethod)),
+            &[types::I64],
+        );
+        let entry = arena.signature(&[types::I64; 3], &[types::I64]);
+        let id = arena.declare(&format!("{stub:?} {count}"), &signature)?;
+        arena.define(id, |body| {
+            let params = body.enter();
+            let mut maker = Maker {
+                body,
+                helpers,
+                vm: params[0],
+            };
+            match stub {
+                Stub::Call => maker.call(&params[1..], fast),
+                Stub::Invoke => {
+                    let args = [params[1], params[2]];
+                    maker.through_stack(&params[3..], |maker, base, count| {
+                        maker.ask(Helper::Invoke, &[base, count, args[0], args[1]])
+                    });
+                }
+                Stub::SuperInvoke => {
+                    let args = [params[3], params[1], params[2]];
+                    maker.through_stack(&params[4..], |maker, base, count| {
+                        maker.ask(
+                            Helper::SuperInvoke,
+                            &[base, count, args[0], args[1], args[2]],
+                        )
+                    });
+                }
+                Stub::Enter | Stub::EnterMethod => {
+                    maker.enter(&params, count, stub == Stub::EnterMethod, fast);
+                }
+                Stub::Interpret | Stub::InterpretMethod => {
+                    // Slot 0 of a function is its closure, of a method the receiver.
+                    let slots = if stub == Stub::Interpret {
+                        &params[1..]
+                    } else {
+                        &params[2..]
+                    };
+                    let closure = params[1];
+                    maker.through_stack(slots, |maker, base, _| {
+                        let proto = maker.proto(closure);
+                        let address = maker.load(proto, PROTO_ENTRY);
+                        maker.call_address(&entry, address, &[maker.vm, closure, base])
+                    });
+                }
+            }
+        })?;
+        self.0.insert((stub, count), id);
+        Ok(id)
+    }
+}
+
+struct Maker<'b, 'm, 'f, 'h> {
+    body: &'b mut Body<'m, 'f>,
+    helpers: &'h Helpers,
+    vm: ir::Value,
+}
+
+impl<'f> Maker<'_, '_, 'f, '_> {
+    fn b(&mut self) -> &mut FunctionBuilder<'f> {
+        &mut self.body.builder
+    }
+
+    fn load(&mut self, address: ir::Value, offset: i32) -> ir::Value {
+        self.b().ins().load(types::I64, plain(), address, offset)
+    }
+
+    fn word(&mut self, word: u64) -> ir::Value {
+        self.b().ins().iconst(types::I64, word.cast_signed())
+    }
+
+    fn address(&mut self, reference: ir::Value) -> ir::Value {
+        let mask = self.word(ADDRESS);
+        self.b().ins().band(reference, mask)
+    }
+
+    fn proto(&mut self, closure: ir::Value) -> ir::Value {
+        let closure = self.address(closure);
+        self.load(closure, CLOSURE_PROTO)
+    }
+
+    fn ask(&mut self, helper: Helper, args: &[ir::Value]) -> ir::Value {
+        let callee = self.body.callee(self.helpers.id(helper));
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        let call = self.b().ins().call(callee, &args);
+        self.b().inst_results(call)[0]
+    }
+
+    fn call_address(
+        &mut self,
+        signature: &Signature,
+        address: ir::Value,
+        args: &[ir::Value],
+    ) -> ir::Value {
+        let signature = self.b().import_signature(signature.clone());
+        let call = self.b().ins().call_indirect(signature, address, args);
+        self.b().inst_results(call)[0]
+    }
+
+    /// Puts slot 0 and the arguments on the value stack, above what is published, and takes them off afterwards.
+    fn through_stack(
+        &mut self,
+        slots: &[ir::Value],
+        call: impl FnOnce(&mut Self, ir::Value, ir::Value) -> ir::Value,
+    ) {
+        let vm = self.vm;
+        let base = self.load(vm, VM_STACK_LIMIT);
+        let nil = self.word(Value::NIL.0);
+        for slot in 0..slots.len() {
+            self.b().ins().store(plain(), nil, base, 8 * slot as i32);
+        }
+        let limit = self.b().ins().iadd_imm_s(base, 8 * slots.len() as i64);
+        self.b().ins().store(plain(), limit, vm, VM_STACK_LIMIT);
+        for (slot, &value) in slots.iter().enumerate() {
+            self.b().ins().store(plain(), value, base, 8 * slot as i32);
+        }
+        let count = self.b().ins().iconst(types::I32, slots.len() as i64 - 1);
+        let result = call(self, base, count);
+        self.b().ins().store(plain(), base, vm, VM_STACK_LIMIT);
+        self.b().ins().return_(&[result]);
+    }
+
+    /// A closure with compiled code and as many parameters as there are arguments is called at once.
+    fn call(&mut self, slots: &[ir::Value], fast: Signature) {
+        let callee = slots[0];
+        let other = self.b().create_block();
+        self.b().set_cold_block(other);
+        let reference = self.word(REFERENCE);
+        let cell = self
+            .b()
+            .ins()
+            .icmp(IntCC::UnsignedGreaterThanOrEqual, callee, reference);
+        self.stay_if(cell, other);
+        let closure = self.address(callee);
+        let tag = self.b().ins().load(types::I8, plain(), closure, HEADER_TAG);
+        let is_closure = self
+            .b()
+            .ins()
+            .icmp_imm_u(IntCC::Equal, tag, Tag::Closure as i64);
+        self.stay_if(is_closure, other);
+        let proto = self.load(closure, CLOSURE_PROTO);
+        let arity = self.b().ins().load(types::I32, plain(), proto, PROTO_ARITY);
+        let fits = self
+            .b()
+            .ins()
+            .icmp_imm_u(IntCC::Equal, arity, slots.len() as i64 - 1);
+        self.stay_if(fits, other);
+        let code = self.load(proto, PROTO_FAST_ENTRY);
+        self.stay_if(code, other);
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(slots.iter().copied())
+            .collect();
+        let result = self.call_address(&fast, code, &args);
+        self.b().ins().return_(&[result]);
+        self.b().switch_to_block(other);
+        self.through_stack(slots, |maker, base, count| {
+            maker.ask(Helper::Call, &[base, count])
+        });
+    }
+
+    fn stay_if(&mut self, condition: ir::Value, away: ir::Block) {
+        let next = self.b().create_block();
+        self.b().ins().brif(condition, next, &[], away, &[]);
+        self.b().switch_to_block(next);
+    }
+
+    fn enter(&mut self, params: &[ir::Value], count: usize, method: bool, fast: Signature) {
+        let (closure, base) = (params[1], params[2]);
+        let mut args = vec![self.vm, closure];
+        for slot in usize::from(!method)..=count {
+            args.push(self.load(base, 8 * slot as i32));
+        }
+        let proto = self.proto(closure);
+        let code = self.load(proto, PROTO_FAST_ENTRY);
+        let result = self.call_address(&fast, code, &args);
+        self.b().ins().return_(&[result]);
+    }
+}

@@ -1,0 +1,865 @@
+//! Translates one function's bytecode into Cranelift's intermediate code.
+//!
+//! The operand stack is executed abstractly: each slot is an [`Operand`], which knows the machine values that hold it, and
+//! code is made only where an instruction computes. At the entry of a block each live slot is a block
+//! parameter in the form that its type has there ([`Type::form`]): numbers travel as doubles. Slots that some
+//! closure may capture are the exception: they are always in the activation's window of the value stack, so that open
+//! upvalues work as they do in the interpreter.
+//!
+//! A loop's back-edge is a jump and nothing else.
+//!
+//! # References
+//!
+//! Each machine value that may be a boxed reference is declared to Cranelift ([`Translator::declared`]). Addresses computed from one
+//! are used at once: none is live across a call. Cells in the constants are roots of the isolate for as long as
+//! the code exists, so they are immediate operands and not declared.
+//!
+//! # Errors
+//!
+//! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that add a line to the
+//! trace are one for each line and cause, made when everything else has been translated.
+
+use std::collections::HashMap;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, MemFlagsData, SigRef, types};
+use cranelift_frontend::FunctionBuilder;
+use cranelift_module::FuncId;
+
+use super::analysis::{Analysis, Form, Type};
+use super::helpers::{Helper, Helpers};
+use super::oracle::Shadow;
+use super::stubs::Stubs;
+use crate::kernels::codegen::Body;
+use crate::lox::bytecode::{Function, Instruction, Op, Proto};
+use crate::lox::object::CLOSURE_UPVALUES;
+use crate::lox::value::{QNAN, REFERENCE, Value};
+use crate::lox::vm::{FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_STACK_LIMIT, Vm};
+
+/// What a translation needs and does not change.
+pub(super) struct Unit<'a> {
+    /// The isolate that the code is for.
+    pub(super) vm: *mut Vm,
+    pub(super) proto: *mut Proto,
+    pub(super) function: &'a Function,
+    pub(super) analysis: Analysis,
+    /// Where execution begins: 0, or the head of a loop that the interpreter is in.
+    pub(super) start: usize,
+    /// Entered from the interpreter at a loop's head?
+    pub(super) osr: bool,
+    pub(super) helpers: &'a Helpers,
+    pub(super) stubs: &'a Stubs,
+    /// The functions that can be called directly, this one among them.
+    pub(super) compiled: &'a HashMap<*mut Proto, FuncId>,
+    pub(super) shadow: Option<&'a Shadow>,
+}
+
+/// What is known of a slot, and the machine values that hold it (any number of them, all equal).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Operand {
+    pub(super) kind: Type,
+    pub(super) boxed: Option<ir::Value>,
+    pub(super) number: Option<ir::Value>,
+    pub(super) flag: Option<ir::Value>,
+    /// The local variable of which this is an unchanged copy.
+    pub(super) origin: Option<u32>,
+    /// The global variable that this was read from.
+    pub(super) global: Option<u32>,
+    /// Whether it is a constant, so that no map needs to keep it.
+    pub(super) constant: bool,
+}
+
+impl Operand {
+    pub(super) fn boxed(kind: Type, value: ir::Value) -> Operand {
+        Operand {
+            kind,
+            boxed: Some(value),
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn number(value: ir::Value) -> Operand {
+        Operand {
+            kind: Type::NUMBER,
+            number: Some(value),
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn flag(value: ir::Value) -> Operand {
+        Operand {
+            kind: Type::BOOLEAN,
+            flag: Some(value),
+            ..Operand::default()
+        }
+    }
+}
+
+/// Why an activation ends with an error.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Cause {
+    /// A call has failed and said why.
+    Callee,
+    /// "Operands must be numbers."
+    Operands,
+    /// "Operands must be two numbers or two strings."
+    Sum,
+    /// "Operand must be a number."
+    Operand,
+    /// "Undefined variable."
+    Undefined(u32),
+}
+
+/// The state of a translation.
+pub(super) struct Translator<'a, 'b, 'm, 'f> {
+    pub(super) unit: &'a Unit<'a>,
+    pub(super) body: &'b mut Body<'m, 'f>,
+    /// The isolate.
+    pub(super) vm: ir::Value,
+    /// The closure that runs.
+    pub(super) closure: ir::Value,
+    /// The activation's window of the value stack, if it has one.
+    pub(super) base: Option<ir::Value>,
+    pub(super) stack: Vec<Operand>,
+    /// The instruction under translation.
+    pub(super) at: usize,
+    blocks: HashMap<usize, ir::Block>,
+    failures: HashMap<(u32, Cause), ir::Block>,
+    callees: HashMap<FuncId, FuncRef>,
+    pub(super) signatures: HashMap<usize, SigRef>,
+    /// The oracle's frame, while a test watches.
+    pub(super) frame: Option<ir::Value>,
+    /// Operands of the instruction that it still needs after the call that it is about to make.
+    pub(super) pending: Vec<Operand>,
+}
+
+/// Plain memory access that cannot fail.
+pub(super) fn plain() -> MemFlagsData {
+    MemFlagsData::trusted()
+}
+
+impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
+    /// Translates the whole unit into `body`.
+    pub(super) fn run(unit: &'a Unit<'a>, body: &'b mut Body<'m, 'f>) {
+        let params = body.enter();
+        let mut translator = Translator {
+            unit,
+            vm: params[0],
+            closure: params[1],
+            body,
+            base: None,
+            stack: Vec::new(),
+            at: unit.start,
+            blocks: HashMap::new(),
+            failures: HashMap::new(),
+            callees: HashMap::new(),
+            signatures: HashMap::new(),
+            frame: None,
+            pending: Vec::new(),
+        };
+        translator.declared(params[1]);
+        if unit.osr {
+            translator.enter_loop(params[2]);
+        } else {
+            translator.enter_function(&params);
+        }
+        for start in 0..unit.function.code.len() {
+            if unit.analysis.entry[start].is_some() {
+                translator.block(start);
+            }
+        }
+        translator.make_failures();
+    }
+
+    pub(super) fn b(&mut self) -> &mut FunctionBuilder<'f> {
+        &mut self.body.builder
+    }
+
+    // ---- machine values ----
+
+    pub(super) fn word(&mut self, word: u64) -> ir::Value {
+        self.b().ins().iconst(types::I64, word.cast_signed())
+    }
+
+    pub(super) fn constant(&mut self, value: Value) -> ir::Value {
+        self.word(value.0)
+    }
+
+    pub(super) fn load(&mut self, address: ir::Value, offset: i32) -> ir::Value {
+        self.b().ins().load(types::I64, plain(), address, offset)
+    }
+
+    pub(super) fn store(&mut self, value: ir::Value, address: ir::Value, offset: i32) {
+        self.b().ins().store(plain(), value, address, offset);
+    }
+
+    /// Says of a machine value that it may be a boxed reference.
+    pub(super) fn declared(&mut self, value: ir::Value) -> ir::Value {
+        self.b().declare_value_needs_stack_map(value);
+        value
+    }
+
+    pub(super) fn icmp(&mut self, condition: IntCC, left: ir::Value, right: u64) -> ir::Value {
+        let right = self.word(right);
+        self.b().ins().icmp(condition, left, right)
+    }
+
+    pub(super) fn cold_block(&mut self) -> ir::Block {
+        let block = self.b().create_block();
+        self.b().set_cold_block(block);
+        block
+    }
+
+    /// Goes on in a new block if the condition does not hold, to `away` if it does.
+    pub(super) fn leave_if(&mut self, condition: ir::Value, away: ir::Block) {
+        let next = self.b().create_block();
+        self.b().ins().brif(condition, away, &[], next, &[]);
+        self.b().switch_to_block(next);
+    }
+
+    /// Goes on in a new block if the condition holds, to `away` if not.
+    pub(super) fn stay_if(&mut self, condition: ir::Value, away: ir::Block) {
+        let next = self.b().create_block();
+        self.b().ins().brif(condition, next, &[], away, &[]);
+        self.b().switch_to_block(next);
+    }
+
+    /// Jumps to a block with one parameter.
+    pub(super) fn jump_with(&mut self, block: ir::Block, value: ir::Value) {
+        self.b().ins().jump(block, &[BlockArg::Value(value)]);
+    }
+
+    /// A new block to go on in, with a parameter that may be a reference.
+    pub(super) fn join_block(&mut self) -> (ir::Block, ir::Value) {
+        let block = self.b().create_block();
+        let value = self.b().append_block_param(block, types::I64);
+        self.declared(value);
+        (block, value)
+    }
+
+    // ---- operands ----
+
+    /// The operand's word.
+    pub(super) fn boxed(&mut self, operand: &Operand) -> ir::Value {
+        if let Some(value) = operand.boxed {
+            value
+        } else if let Some(number) = operand.number {
+            self.b()
+                .ins()
+                .bitcast(types::I64, ir::MemFlagsData::new(), number)
+        } else if let Some(flag) = operand.flag {
+            let wide = self.b().ins().uextend(types::I64, flag);
+            let zero = self.constant(Value::FALSE);
+            self.b().ins().iadd(wide, zero)
+        } else {
+            self.constant(Value::NIL)
+        }
+    }
+
+    /// The operand's word taken for a double: meaningless, and a NaN, unless it is a number.
+    pub(super) fn double(&mut self, operand: &Operand) -> ir::Value {
+        if let Some(number) = operand.number {
+            return number;
+        }
+        let word = self.boxed(operand);
+        self.b()
+            .ins()
+            .bitcast(types::F64, ir::MemFlagsData::new(), word)
+    }
+
+    fn in_form(&mut self, operand: &Operand, form: Form) -> ir::Value {
+        match form {
+            Form::Boxed => self.boxed(operand),
+            Form::Number => self.double(operand),
+            Form::Flag => match operand.flag {
+                Some(flag) => flag,
+                None => {
+                    let word = self.boxed(operand);
+                    self.icmp(IntCC::Equal, word, Value::TRUE.0)
+                }
+            },
+        }
+    }
+
+    pub(super) fn is_captured(&self, slot: usize) -> bool {
+        self.unit.function.is_captured(slot)
+    }
+
+    /// Where a captured slot is. Every function that captures has a window.
+    fn window(&mut self) -> ir::Value {
+        match self.base {
+            Some(base) => base,
+            None => self.word(0),
+        }
+    }
+
+    pub(super) fn push(&mut self, operand: Operand) {
+        let slot = self.stack.len();
+        if self.is_captured(slot) {
+            let word = self.boxed(&operand);
+            let base = self.window();
+            self.store(word, base, 8 * slot as i32);
+        }
+        self.stack.push(operand);
+    }
+
+    /// A slot's operand, read from memory if that is where it lives.
+    pub(super) fn read(&mut self, slot: usize) -> Operand {
+        if !self.is_captured(slot) {
+            return self.stack[slot];
+        }
+        let base = self.window();
+        let word = self.load(base, 8 * slot as i32);
+        self.declared(word);
+        Operand::boxed(Type::ANY, word)
+    }
+
+    pub(super) fn pop(&mut self) -> Operand {
+        let top = self.read(self.stack.len() - 1);
+        self.stack.pop();
+        top
+    }
+
+    /// Pops `count` operands; the lowest one is the first.
+    pub(super) fn pop_all(&mut self, count: usize) -> Vec<Operand> {
+        let first = self.stack.len() - count;
+        let operands = (first..self.stack.len())
+            .map(|slot| self.read(slot))
+            .collect();
+        self.stack.truncate(first);
+        operands
+    }
+
+    /// From here on the operand is known to be a number, and so is the variable that it was read from.
+    pub(super) fn proven_number(&mut self, operand: &Operand) {
+        if let Some(origin) = operand.origin {
+            let mut local = self.stack[origin as usize];
+            local.number = Some(self.double(&local));
+            local.kind = Type::NUMBER;
+            self.stack[origin as usize] = local;
+        }
+    }
+
+    // ---- calls ----
+
+    pub(super) fn callee(&mut self, id: FuncId) -> FuncRef {
+        match self.callees.get(&id) {
+            Some(&callee) => callee,
+            None => {
+                let callee = self.body.callee(id);
+                self.callees.insert(id, callee);
+                callee
+            }
+        }
+    }
+
+    /// Calls a function of the module; its result, if it has one, may be a reference.
+    pub(super) fn call(&mut self, id: FuncId, args: &[ir::Value]) -> Option<ir::Value> {
+        self.watch();
+        let callee = self.callee(id);
+        let call = self.b().ins().call(callee, args);
+        self.result(call)
+    }
+
+    /// Calls what a register points to.
+    pub(super) fn call_address(
+        &mut self,
+        signature: SigRef,
+        address: ir::Value,
+        args: &[ir::Value],
+    ) -> ir::Value {
+        self.watch();
+        let call = self.b().ins().call_indirect(signature, address, args);
+        match self.result(call) {
+            Some(result) => result,
+            None => self.constant(Value::NIL),
+        }
+    }
+
+    fn result(&mut self, call: ir::Inst) -> Option<ir::Value> {
+        let result = self.b().inst_results(call).first().copied();
+        if let Some(result) = result {
+            self.declared(result);
+        }
+        self.unwatch();
+        result
+    }
+
+    /// Calls a native function that cannot fail and returns nothing.
+    pub(super) fn run_helper(&mut self, helper: Helper, args: &[ir::Value]) {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        self.call(self.unit.helpers.id(helper), &args);
+    }
+
+    /// Calls a native function that returns a value or [`Value::ERROR`].
+    pub(super) fn ask_helper(&mut self, helper: Helper, args: &[ir::Value]) -> ir::Value {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        let result = match self.call(self.unit.helpers.id(helper), &args) {
+            Some(result) => result,
+            None => self.constant(Value::NIL),
+        };
+        self.check(result);
+        result
+    }
+
+    /// Leaves this activation if a call has failed.
+    pub(super) fn check(&mut self, result: ir::Value) {
+        let failed = self.icmp(IntCC::Equal, result, Value::ERROR.0);
+        let away = self.failure(Cause::Callee);
+        self.leave_if(failed, away);
+    }
+
+    /// The block that ends this activation with an error of the current instruction's line.
+    pub(super) fn failure(&mut self, cause: Cause) -> ir::Block {
+        let line = self.unit.function.lines[self.at];
+        if let Some(&block) = self.failures.get(&(line, cause)) {
+            return block;
+        }
+        let block = self.cold_block();
+        self.failures.insert((line, cause), block);
+        block
+    }
+
+    fn make_failures(&mut self) {
+        let mut failures: Vec<_> = self.failures.drain().collect();
+        if failures.is_empty() {
+            return;
+        }
+        failures.sort_unstable_by_key(|&(_, block)| block);
+        let end = self.cold_block();
+        let (vm, helpers) = (self.vm, self.unit.helpers);
+        for ((line, cause), block) in failures {
+            self.b().switch_to_block(block);
+            let mut args = vec![vm];
+            let say = match cause {
+                Cause::Callee => None,
+                Cause::Operands => Some(Helper::OperandsError),
+                Cause::Operand => Some(Helper::OperandError),
+                Cause::Sum => {
+                    // Two nils cannot be added, which is the message wanted.
+                    let nil = self.constant(Value::NIL);
+                    args.extend([nil, nil]);
+                    Some(Helper::Add)
+                }
+                Cause::Undefined(global) => {
+                    args.push(self.int(global));
+                    Some(Helper::UndefinedVariable)
+                }
+            };
+            if let Some(helper) = say {
+                let callee = self.callee(helpers.id(helper));
+                self.b().ins().call(callee, &args);
+            }
+            let proto = self.word(self.unit.proto as u64);
+            let line = self.int(line);
+            let trace = self.callee(helpers.id(Helper::Trace));
+            self.b().ins().call(trace, &[vm, proto, line]);
+            self.b().ins().jump(end, &[]);
+        }
+        self.b().switch_to_block(end);
+        let error = self.constant(Value::ERROR);
+        self.leave(error);
+    }
+
+    pub(super) fn int(&mut self, number: u32) -> ir::Value {
+        self.b().ins().iconst(types::I32, i64::from(number))
+    }
+
+    // ---- activations ----
+
+    fn enter_function(&mut self, params: &[ir::Value]) {
+        let function = self.unit.function;
+        let count = self
+            .body
+            .builder
+            .ins()
+            .load(types::I32, plain(), self.vm, VM_FRAME_COUNT);
+        let overflow = self.cold_block();
+        let limit = self.int(FRAMES_MAX);
+        let full = self
+            .b()
+            .ins()
+            .icmp(IntCC::UnsignedGreaterThanOrEqual, count, limit);
+        self.leave_if(full, overflow);
+        let more = self.b().ins().iadd_imm_s(count, 1);
+        let vm = self.vm;
+        self.b().ins().store(plain(), more, vm, VM_FRAME_COUNT);
+
+        let slots = if function.is_method {
+            &params[2..]
+        } else {
+            &params[1..]
+        };
+        for &slot in slots {
+            self.declared(slot);
+        }
+        self.open_frame();
+        if function.captures_any() {
+            self.open_window();
+        }
+        for (slot, &value) in slots.iter().enumerate() {
+            let kind = if slot == 0 && function.is_method {
+                Type::INSTANCE
+            } else {
+                Type::ANY
+            };
+            self.push(Operand::boxed(kind, value));
+        }
+        let (block, args) = self.edge(0);
+        self.b().ins().jump(block, &args);
+
+        self.b().switch_to_block(overflow);
+        let stack_overflow = self.callee(self.unit.helpers.id(Helper::StackOverflow));
+        let call = self.b().ins().call(stack_overflow, &[vm]);
+        let result = self.b().inst_results(call)[0];
+        self.b().ins().return_(&[result]);
+    }
+
+    /// Takes slots above the published limit for those that closures capture. They hold nil before they are published.
+    fn open_window(&mut self) {
+        let slots = 256
+            - self
+                .unit
+                .function
+                .captured
+                .iter()
+                .rev()
+                .fold((0, true), |(zeros, leading), word| match (leading, *word) {
+                    (true, 0) => (zeros + 64, true),
+                    (true, word) => (zeros + word.leading_zeros(), false),
+                    (false, _) => (zeros, false),
+                })
+                .0;
+        let vm = self.vm;
+        let base = self.load(vm, VM_STACK_LIMIT);
+        let nil = self.constant(Value::NIL);
+        for slot in 0..slots {
+            self.store(nil, base, 8 * slot as i32);
+        }
+        let limit = self.b().ins().iadd_imm_s(base, 8 * i64::from(slots));
+        self.store(limit, vm, VM_STACK_LIMIT);
+        self.base = Some(base);
+    }
+
+    /// Goes on at a loop's head where the interpreter is now. Its window stays the activation's own.
+    fn enter_loop(&mut self, base: ir::Value) {
+        self.base = Some(base);
+        self.open_frame();
+        let unit = self.unit;
+        for (slot, &kind) in unit.analysis.start.iter().enumerate() {
+            let operand = if self.is_captured(slot) {
+                Operand::default()
+            } else {
+                let word = self.load(base, 8 * slot as i32);
+                if kind.may_refer() {
+                    self.declared(word);
+                }
+                Operand::boxed(kind, word)
+            };
+            self.stack.push(operand);
+        }
+        let (block, args) = self.edge(unit.start);
+        self.b().ins().jump(block, &args);
+    }
+
+    /// Ends the activation. A callee undoes its count and its window; code entered in a loop leaves that to the interpreter.
+    fn leave(&mut self, result: ir::Value) {
+        let vm = self.vm;
+        self.close_frame();
+        if !self.unit.osr {
+            if let Some(base) = self.base {
+                self.store(base, vm, VM_STACK_LIMIT);
+            }
+            let count = self
+                .body
+                .builder
+                .ins()
+                .load(types::I32, plain(), vm, VM_FRAME_COUNT);
+            let less = self.b().ins().iadd_imm_s(count, -1);
+            self.b().ins().store(plain(), less, vm, VM_FRAME_COUNT);
+        }
+        self.b().ins().return_(&[result]);
+    }
+
+    fn return_top(&mut self) {
+        let top = self.pop();
+        let result = self.boxed(&top);
+        if self.unit.function.captures_any()
+            && let Some(base) = self.base
+        {
+            let vm = self.vm;
+            let open = self.load(vm, VM_OPEN_UPVALUES);
+            let some = self.icmp(IntCC::UnsignedGreaterThanOrEqual, open, REFERENCE);
+            let close = self.cold_block();
+            let done = self.b().create_block();
+            self.b().ins().brif(some, close, &[], done, &[]);
+            self.b().switch_to_block(close);
+            self.run_helper(Helper::CloseUpvalues, &[base]);
+            self.b().ins().jump(done, &[]);
+            self.b().switch_to_block(done);
+        }
+        self.leave(result);
+    }
+
+    // ---- blocks ----
+
+    /// The block that begins at an instruction.
+    fn block_at(&mut self, start: usize) -> ir::Block {
+        if let Some(&block) = self.blocks.get(&start) {
+            return block;
+        }
+        let block = self.b().create_block();
+        let unit = self.unit;
+        for (slot, &kind) in unit.analysis.entry[start].iter().flatten().enumerate() {
+            if self.is_captured(slot) || !unit.analysis.live.has(start, slot) {
+                continue;
+            }
+            let machine = match kind.form() {
+                Form::Number => types::F64,
+                Form::Flag => types::I8,
+                Form::Boxed => types::I64,
+            };
+            let param = self.b().append_block_param(block, machine);
+            if kind.may_refer() {
+                self.declared(param);
+            }
+        }
+        self.blocks.insert(start, block);
+        block
+    }
+
+    /// The block that begins at an instruction, and what to pass to it from here.
+    fn edge(&mut self, target: usize) -> (ir::Block, Vec<BlockArg>) {
+        let block = self.block_at(target);
+        let unit = self.unit;
+        let mut args = Vec::new();
+        for (slot, &kind) in unit.analysis.entry[target].iter().flatten().enumerate() {
+            if self.is_captured(slot) || !unit.analysis.live.has(target, slot) {
+                continue;
+            }
+            let operand = self.stack[slot];
+            args.push(BlockArg::Value(self.in_form(&operand, kind.form())));
+        }
+        (block, args)
+    }
+
+    fn block(&mut self, start: usize) {
+        let block = self.block_at(start);
+        self.b().switch_to_block(block);
+        let params = self.b().block_params(block).to_vec();
+        let mut params = params.into_iter();
+        self.stack.clear();
+        let unit = self.unit;
+        for (slot, &kind) in unit.analysis.entry[start].iter().flatten().enumerate() {
+            let mut operand = Operand {
+                kind,
+                ..Operand::default()
+            };
+            if !self.is_captured(slot) && unit.analysis.live.has(start, slot) {
+                let param = params.next();
+                match kind.form() {
+                    Form::Number => operand.number = param,
+                    Form::Flag => operand.flag = param,
+                    Form::Boxed => operand.boxed = param,
+                }
+            }
+            self.stack.push(operand);
+        }
+        let mut at = start;
+        loop {
+            self.at = at;
+            let instruction = unit.function.code[at];
+            self.instruction(instruction);
+            at += 1;
+            if instruction.ends_block() || instruction.target().is_some() {
+                return;
+            }
+            if unit.analysis.entry[at].is_some() {
+                let (block, args) = self.edge(at);
+                self.b().ins().jump(block, &args);
+                return;
+            }
+        }
+    }
+
+    fn jump(&mut self, target: u32) {
+        let (block, args) = self.edge(target as usize);
+        self.b().ins().jump(block, &args);
+    }
+
+    fn jump_if(&mut self, instruction: Instruction) {
+        let top = self.read(self.stack.len() - 1);
+        if instruction.op == Op::PopJumpIfFalse {
+            self.stack.pop();
+        }
+        let (mut away, mut away_args) = self.edge(instruction.c as usize);
+        let (mut next, mut next_args) = self.edge(self.at + 1);
+        if instruction.op == Op::JumpIfTrue {
+            (away, away_args, next, next_args) = (next, next_args, away, away_args);
+        }
+        match self.truth(&top) {
+            Ok(true) => self.b().ins().jump(next, &next_args),
+            Ok(false) => self.b().ins().jump(away, &away_args),
+            Err(flag) => self
+                .b()
+                .ins()
+                .brif(flag, next, &next_args, away, &away_args),
+        };
+    }
+
+    fn instruction(&mut self, instruction: Instruction) {
+        let c = instruction.c;
+        match instruction.op {
+            Op::Constant => self.push_constant(c),
+            Op::Nil => {
+                let nil = self.constant(Value::NIL);
+                self.push(Operand {
+                    constant: true,
+                    ..Operand::boxed(Type::NIL, nil)
+                });
+            }
+            Op::True | Op::False => {
+                let flag = i64::from(instruction.op == Op::True);
+                let flag = self.b().ins().iconst(types::I8, flag);
+                self.push(Operand::flag(flag));
+            }
+            Op::Pop => {
+                self.stack.pop();
+            }
+            Op::GetLocal => {
+                let mut operand = self.read(c as usize);
+                operand.origin = Some(c).filter(|_| !self.is_captured(c as usize));
+                self.push(operand);
+            }
+            Op::SetLocal => self.set_local(c),
+            Op::GetGlobal => self.get_global(c),
+            Op::DefineGlobal => self.define_global(c),
+            Op::SetGlobal => self.set_global(c),
+            Op::GetUpvalue => {
+                let location = self.upvalue_location(c);
+                let value = self.load(location, 0);
+                self.declared(value);
+                self.push(Operand::boxed(Type::ANY, value));
+            }
+            Op::SetUpvalue => self.set_upvalue(c),
+            Op::GetProperty => self.get_property(instruction),
+            Op::SetProperty => self.set_property(instruction),
+            Op::GetSuper => self.get_super(instruction),
+            Op::Equal => self.equal(),
+            Op::Greater | Op::Less => self.compare(instruction.op),
+            Op::Add => self.add(),
+            Op::Subtract | Op::Multiply | Op::Divide => self.arithmetic(instruction.op),
+            Op::Not => self.not(),
+            Op::Negate => self.negate(),
+            Op::Print => {
+                let value = self.pop();
+                let value = self.boxed(&value);
+                self.run_helper(Helper::Print, &[value]);
+            }
+            Op::Jump | Op::Loop => self.jump(c),
+            Op::JumpIfFalse | Op::JumpIfTrue | Op::PopJumpIfFalse => self.jump_if(instruction),
+            Op::Call => self.call_value(instruction),
+            Op::Invoke => self.invoke(instruction),
+            Op::SuperInvoke => self.super_invoke(instruction),
+            Op::Closure => self.make_closure(c),
+            Op::CloseUpvalue => {
+                let slot = self.stack.len() - 1;
+                let base = self.window();
+                let from = self.b().ins().iadd_imm_s(base, 8 * slot as i64);
+                self.stack.pop();
+                self.run_helper(Helper::CloseUpvalues, &[from]);
+            }
+            Op::Return => self.return_top(),
+            Op::Class => {
+                let proto = self.word(self.unit.proto as u64);
+                let (name, fields) = (self.int(u32::from(instruction.b)), self.int(c));
+                let class = self.ask_helper(Helper::Class, &[proto, name, fields]);
+                self.push(Operand::boxed(Type::CELL, class));
+            }
+            Op::Inherit => {
+                let class = self.pop();
+                let superclass = self.read(self.stack.len() - 1);
+                let (superclass, class) = (self.boxed(&superclass), self.boxed(&class));
+                self.ask_helper(Helper::Inherit, &[superclass, class]);
+            }
+            Op::Method => {
+                let method = self.pop();
+                let class = self.read(self.stack.len() - 1);
+                let (class, method) = (self.boxed(&class), self.boxed(&method));
+                let symbol = self.int(c);
+                self.ask_helper(Helper::Method, &[class, method, symbol]);
+            }
+        }
+    }
+
+    fn push_constant(&mut self, index: u32) {
+        // SAFETY: the function's constants are as many as the compiler counted.
+        let value = unsafe { *(*self.unit.proto).constants.add(index as usize) };
+        let operand = if value.is_number() {
+            let number = self.b().ins().f64const(value.as_number());
+            Operand::number(number)
+        } else {
+            let word = self.constant(value);
+            Operand {
+                constant: true,
+                ..Operand::boxed(Type::CELL, word)
+            }
+        };
+        self.push(operand);
+    }
+
+    fn set_local(&mut self, slot: u32) {
+        let top = self.stack.len() - 1;
+        let mut operand = self.read(top);
+        for other in &mut self.stack {
+            if other.origin == Some(slot) {
+                other.origin = None;
+            }
+        }
+        if self.is_captured(slot as usize) {
+            let word = self.boxed(&operand);
+            let base = self.window();
+            self.store(word, base, 8 * slot as i32);
+            return;
+        }
+        operand.origin = None;
+        self.stack[slot as usize] = operand;
+        if !self.is_captured(top) {
+            self.stack[top].origin = Some(slot);
+        }
+    }
+
+    fn make_closure(&mut self, child: u32) {
+        // SAFETY: the function's children are as many as the compiler counted.
+        let child = unsafe { *(*self.unit.proto).children.add(child as usize) };
+        let child = self.word(child as u64);
+        let base = self.window();
+        let enclosing = self.closure;
+        let closure = self.ask_helper(Helper::Closure, &[enclosing, child, base]);
+        self.push(Operand::boxed(Type::CELL, closure));
+    }
+
+    /// The address of the variable behind an upvalue: to be used at once.
+    pub(super) fn upvalue_location(&mut self, index: u32) -> ir::Value {
+        let closure = self.address(self.closure);
+        let upvalue = self.load(closure, CLOSURE_UPVALUES + 8 * index as i32);
+        self.load(upvalue, crate::lox::object::UPVALUE_LOCATION)
+    }
+
+    /// The address in a boxed reference: to be used at once.
+    pub(super) fn address(&mut self, reference: ir::Value) -> ir::Value {
+        let mask = self.word(!REFERENCE);
+        self.b().ins().band(reference, mask)
+    }
+
+    /// Whether a word is a number: 1 or 0.
+    pub(super) fn is_number(&mut self, word: ir::Value) -> ir::Value {
+        let mask = self.word(QNAN);
+        let bits = self.b().ins().band(word, mask);
+        self.icmp(IntCC::NotEqual, bits, QNAN)
+    }
+}
