@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use common::hazard;
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{
-    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Mutator, RootSink, WalkStats, World,
+    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Mutator, RootSink, StopHook, WalkStats, World,
 };
 use object::{Object, ObjectSection};
 
@@ -607,4 +607,69 @@ fn llvm_frames_are_walked_from_every_single_instruction() {
             world.stop().unwrap().resume();
         },
     );
+}
+
+static IN_HOOK: AtomicBool = AtomicBool::new(false);
+static LEAVE_HOOK: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C" fn stop_hook(_: *mut ()) {
+    IN_HOOK.store(true, SeqCst);
+    while !LEAVE_HOOK.load(SeqCst) {
+        std::hint::spin_loop();
+    }
+}
+
+/// A stop injects a call of the hook into the loop; the next stop finds the thread inside the hook, and the loop behind an interruption.
+#[test]
+fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+    let world = World::new(Config::default()).unwrap();
+    let guard = library.register(&world, None);
+    static READY: AtomicBool = AtomicBool::new(false);
+    static FLAG: AtomicU64 = AtomicU64::new(0);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mutator = world.attach(ptr::null_mut()).unwrap();
+            mutator.set_stop_hook(Some(StopHook {
+                f: stop_hook,
+                data: ptr::null_mut(),
+            }));
+            READY.store(true, SeqCst);
+            // SAFETY: a function of the fixture, with arguments of its type.
+            unsafe {
+                let flag = !(FLAG.as_ptr() as usize);
+                urge_test_call(library.symbol(c"spin"), o.a, flag, 0, 0, o.rbx);
+            }
+        });
+        while !READY.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        // The hook runs only after a stop that found the thread in managed code.
+        while !IN_HOOK.load(SeqCst) {
+            world.stop().unwrap().resume();
+            std::thread::yield_now();
+        }
+        let mut interrupted = 0;
+        while interrupted < 20 {
+            let mut found = Found::new(&[o.a, o.rbx]);
+            let stopped = world.stop().unwrap();
+            for mutator in stopped.mutators() {
+                interrupted += u32::from(!mutator.snapshot().interrupted.is_null());
+                let stats = mutator.walk(&mut found);
+                found.stats += stats;
+            }
+            stopped.resume();
+            assert!(found.seen.contains(&!o.a), "in the loop's register");
+            assert!(found.seen.contains(&!o.rbx));
+            assert!(!found.stats.to_base, "{:?}", found.stats);
+        }
+        LEAVE_HOOK.store(true, SeqCst);
+        FLAG.store(1, SeqCst);
+    });
+    drop(guard);
+    world.stop().unwrap().resume();
 }
