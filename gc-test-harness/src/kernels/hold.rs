@@ -138,9 +138,20 @@ pub unsafe extern "C" fn hold_stack_argument(
         ".cfi_def_cfa rsp, 8",
         "ret",
         ".cfi_endproc",
+        ".globl urge_held_stack_argument_end",
+        "urge_held_stack_argument_end:",
         ready = sym READY,
         release = sym RELEASE,
     )
+}
+
+/// The addresses of [`hold_stack_argument`], which keeps Cranelift's kind of frame: a test may register it as managed code.
+pub fn hold_stack_argument_range() -> Range<usize> {
+    unsafe extern "C" {
+        #[link_name = "urge_held_stack_argument_end"]
+        static END: u8;
+    }
+    hold_stack_argument as *const () as usize..&raw const END as usize
 }
 
 /// The frame around every place: RBP, the callee-saved registers and the slot's address; then the reference is in RAX
