@@ -27,7 +27,7 @@ use ring::Ring;
 pub(crate) use ring::prefetch;
 
 /// Edges on the way to their mark words: enough for the second-level cache's misses to overlap.
-const EDGES: usize = 32;
+const EDGES: usize = 16;
 
 /// Cells on the way to their first lines.
 const CELLS: usize = 16;
@@ -265,18 +265,25 @@ impl<'a> Core<'a> {
     /// Steps 3 and 4, until nothing is left.
     fn drain(&mut self) {
         loop {
-            while !self.cells.is_full()
-                && let Some(entry) = self.hand.pop()
-            {
-                prefetch(self.base + Entry(entry).offset() + Entry(entry).start());
-                self.cells.push(entry);
-            }
-            if let Some(entry) = self.cells.pop() {
+            let ready = match self.hand.pop() {
+                Some(entry) => {
+                    prefetch(self.base + Entry(entry).offset() + Entry(entry).start());
+                    self.cells.exchange(entry)
+                }
+                // Nothing to overlap with: what is on the way is taken as it is, cells first, for they bring new edges.
+                None => match self.cells.pop() {
+                    Some(entry) => Some(entry),
+                    None => match self.edges.pop() {
+                        Some(offset) => {
+                            self.mark(offset);
+                            None
+                        }
+                        None => return,
+                    },
+                },
+            };
+            if let Some(entry) = ready {
                 self.follow(Entry(entry));
-            } else if let Some(offset) = self.edges.pop() {
-                self.mark(offset);
-            } else {
-                return;
             }
         }
     }

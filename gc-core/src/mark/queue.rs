@@ -172,16 +172,22 @@ impl MarkQueue {
 /// One marker's end of the queue: the packet that it fills and empties.
 pub(crate) struct Hand<'a> {
     queue: &'a MarkQueue,
-    /// Null: none.
-    packet: *mut Packet,
+    /// The entries of the packet in hand: where they begin, where the next one goes, and where there is no more room. All null:
+    /// no packet.
+    first: *mut usize,
+    next: *mut usize,
+    end: *mut usize,
     index: u32,
 }
 
 impl<'a> Hand<'a> {
     pub(crate) fn new(queue: &'a MarkQueue) -> Hand<'a> {
+        let none = std::ptr::null_mut();
         Hand {
             queue,
-            packet: std::ptr::null_mut(),
+            first: none,
+            next: none,
+            end: none,
             index: 0,
         }
     }
@@ -190,80 +196,90 @@ impl<'a> Hand<'a> {
         self.queue
     }
 
-    /// Adds a cell that begins in `unit`.
+    /// Adds an entry for a cell that begins in `unit`.
     #[inline(always)]
-    pub(crate) fn push(&mut self, cell: usize, unit: usize) {
-        // SAFETY: a packet in hand is this marker's alone, and `len` is at most ENTRIES.
+    pub(crate) fn push(&mut self, entry: usize, unit: usize) {
+        if self.next == self.end && !self.next_free() {
+            self.queue.flag(unit);
+            return;
+        }
+        // SAFETY: `next` is below `end`, inside the packet that is this marker's alone.
         unsafe {
-            if (self.packet.is_null() || (*self.packet).len as usize == ENTRIES)
-                && !self.next_free()
-            {
-                self.queue.flag(unit);
-                return;
-            }
-            let packet = &mut *self.packet;
-            *packet.entries.get_unchecked_mut(packet.len as usize) = cell;
-            packet.len += 1;
+            self.next.write(entry);
+            self.next = self.next.add(1);
         }
     }
 
-    /// Takes the cell that was added last, or one of another marker's.
+    /// Takes the entry that was added last, or one of another marker's.
     #[inline(always)]
     pub(crate) fn pop(&mut self) -> Option<usize> {
-        // SAFETY: as in `push`.
+        if self.next == self.first && !self.next_full() {
+            return None;
+        }
+        // SAFETY: `next` is above `first`, inside the packet that is this marker's alone.
         unsafe {
-            if (self.packet.is_null() || (*self.packet).len == 0) && !self.next_full() {
-                return None;
-            }
-            let packet = &mut *self.packet;
-            packet.len -= 1;
-            Some(*packet.entries.get_unchecked(packet.len as usize))
+            self.next = self.next.sub(1);
+            Some(self.next.read())
         }
     }
 
     #[cold]
+    #[inline(never)]
     fn next_free(&mut self) -> bool {
         let Some(free) = self.queue.take_free() else {
             return false;
         };
-        if !self.packet.is_null() {
-            self.queue.full.push(&self.queue.packets, self.index);
+        if !self.first.is_null() {
+            self.put_back(&self.queue.full);
         }
-        self.hold(free);
-        // SAFETY: the packet in hand is ours alone.
-        unsafe { (*self.packet).len = 0 };
+        self.hold(free, 0);
         true
     }
 
     #[cold]
+    #[inline(never)]
     fn next_full(&mut self) -> bool {
         let Some(full) = self.queue.full.pop(&self.queue.packets) else {
             return false;
         };
-        if !self.packet.is_null() {
-            self.queue.free.push(&self.queue.packets, self.index);
+        if !self.first.is_null() {
+            self.put_back(&self.queue.free);
         }
-        self.hold(full);
+        // SAFETY: the packet was popped, so it is this marker's alone.
+        let len = unsafe { (*self.queue.packets.at(full as usize)).len };
+        self.hold(full, len as usize);
         true
     }
 
-    fn hold(&mut self, index: u32) {
+    fn put_back(&self, stack: &Stack) {
+        // SAFETY: the packet in hand is this marker's alone, and both pointers lie in it.
+        unsafe {
+            (*self.queue.packets.at(self.index as usize)).len =
+                self.next.offset_from(self.first) as u32;
+        }
+        stack.push(&self.queue.packets, self.index);
+    }
+
+    fn hold(&mut self, index: u32, len: usize) {
         self.index = index;
-        self.packet = self.queue.packets.at(index as usize);
+        // SAFETY: the packet is in the table, and this marker's alone; `len` is at most ENTRIES.
+        unsafe {
+            self.first = (&raw mut (*self.queue.packets.at(index as usize)).entries).cast();
+            self.next = self.first.add(len);
+            self.end = self.first.add(ENTRIES);
+        }
     }
 }
 
 impl Drop for Hand<'_> {
     fn drop(&mut self) {
-        if !self.packet.is_null() {
-            // SAFETY: the packet in hand is ours alone.
-            let empty = unsafe { (*self.packet).len == 0 };
-            let stack = if empty {
+        if !self.first.is_null() {
+            let empty = self.next == self.first;
+            self.put_back(if empty {
                 &self.queue.free
             } else {
                 &self.queue.full
-            };
-            stack.push(&self.queue.packets, self.index);
+            });
         }
     }
 }

@@ -10,52 +10,44 @@ pub(crate) fn prefetch(address: usize) {
     }
 }
 
-/// Holds up to `N` (a power of two) offsets, first in first out.
+/// What an empty place holds: no offset and no entry of the queue is all ones.
+const EMPTY: usize = usize::MAX;
+
+/// Holds up to `N` (a power of two) values, first in first out. One index serves both ends: a value replaces the oldest.
 pub(crate) struct Ring<const N: usize> {
-    slots: [usize; N],
-    /// Counts of all that went in and out.
-    pushed: usize,
-    popped: usize,
+    places: [usize; N],
+    next: usize,
 }
 
 impl<const N: usize> Ring<N> {
     pub(crate) fn new() -> Ring<N> {
         const { assert!(N.is_power_of_two()) };
         Ring {
-            slots: [0; N],
-            pushed: 0,
-            popped: 0,
+            places: [EMPTY; N],
+            next: 0,
         }
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_full(&self) -> bool {
-        self.pushed.wrapping_sub(self.popped) == N
-    }
-
-    /// The ring must not be full; if it is, the oldest is lost.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, value: usize) {
-        self.slots[self.pushed % N] = value;
-        self.pushed = self.pushed.wrapping_add(1);
-    }
-
-    #[inline(always)]
-    pub(crate) fn pop(&mut self) -> Option<usize> {
-        if self.pushed == self.popped {
-            return None;
-        }
-        let value = self.slots[self.popped % N];
-        self.popped = self.popped.wrapping_add(1);
-        Some(value)
     }
 
     /// Puts one in; the oldest comes out if the ring was full.
     #[inline(always)]
     pub(crate) fn exchange(&mut self, value: usize) -> Option<usize> {
-        let oldest = if self.is_full() { self.pop() } else { None };
-        self.push(value);
-        oldest
+        let place = &mut self.places[self.next % N];
+        let oldest = *place;
+        *place = value;
+        self.next = self.next.wrapping_add(1);
+        if oldest == EMPTY { None } else { Some(oldest) }
+    }
+
+    /// Takes the oldest out.
+    #[inline]
+    pub(crate) fn pop(&mut self) -> Option<usize> {
+        for age in 0..N {
+            let place = &mut self.places[self.next.wrapping_add(age) % N];
+            if *place != EMPTY {
+                return Some(std::mem::replace(place, EMPTY));
+            }
+        }
+        None
     }
 }
 
@@ -70,8 +62,9 @@ mod tests {
         for n in 0..10 {
             out.extend(ring.exchange(n));
         }
-        assert!(ring.is_full());
+        out.extend(ring.pop());
+        out.extend(ring.exchange(10));
         out.extend(std::iter::from_fn(|| ring.pop()));
-        assert_eq!(out, (0..10).collect::<Vec<_>>());
+        assert_eq!(out, (0..11).collect::<Vec<_>>());
     }
 }
