@@ -230,6 +230,11 @@ fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
         "a_thread_inside_dlopen_does_not_hold_up_a_walk",
         "ask-the-loader",
         || {
+            if std::env::var("URGE_FAULT").is_ok_and(|faults| !faults.is_empty()) {
+                // It is to hang for ever; a few seconds will do.
+                // SAFETY: no handler for SIGALRM: the process ends.
+                unsafe { libc::alarm(5) };
+            }
             let tally = storm(1000, |_| {
                 for name in [
                     c"libm.so.6",
