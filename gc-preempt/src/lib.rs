@@ -43,6 +43,9 @@
 //!
 //! From [`World::stop`] to [`Stopped::resume`] the calling thread must not take any lock that a stopped thread may hold. That excludes malloc, printing,
 //! and the loader. A panic there aborts, with a message written past all locks.
+//!
+//! The same goes for [`no_preempt`](Mutator::no_preempt): a thread inside waits for nobody, since the one it waits for may be stopped already and is not
+//! resumed before the thread itself has stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
 
 mod arch;
 mod attach;
@@ -69,5 +72,5 @@ pub use park::{Mutex, MutexGuard};
 pub use walk::{RootSink, WalkStats};
 pub use world::{
     AttachError, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
-    StoppedMutator, World, blocking_here, holds_a_stop, no_preempt_here,
+    StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here, no_preempt_here,
 };

@@ -708,3 +708,8 @@ pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
 pub fn holds_a_stop() -> bool {
     STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()
 }
+
+/// Is the running thread attached, and inside `no_preempt`?
+pub fn in_no_preempt_here() -> bool {
+    registry::current().is_some_and(|record| record.depth.load(Ordering::Relaxed) != 0)
+}

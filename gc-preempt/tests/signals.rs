@@ -11,6 +11,10 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+/// Every test binary aborts on malloc in a stopped world and in no_preempt.
+#[global_allocator]
+static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+
 fn world() -> World {
     World::new(Config::default()).unwrap()
 }
@@ -453,7 +457,7 @@ static ON_ALTERNATE: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn long_handler(_: i32) {
     ON_ALTERNATE.store(true, SeqCst);
-    for _ in 0..20_000 {
+    for _ in 0..2_000 {
         std::hint::spin_loop();
     }
     ON_ALTERNATE.store(false, SeqCst);
@@ -473,6 +477,9 @@ fn h9_a_thread_on_its_alternate_stack_is_not_stopped_there() {
                     while !done.load(Relaxed) {
                         // SAFETY: a signal to this thread, which has a handler.
                         unsafe { libc::raise(libc::SIGUSR2) };
+                        for _ in 0..2_000 {
+                            std::hint::spin_loop(); // the stop's retries must find it off that stack in reasonable time
+                        }
                     }
                 },
                 || {

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
+/// Every test binary aborts on malloc in a stopped world and in no_preempt.
+#[global_allocator]
+static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+
 fn world() -> World {
     World::new(Config::default()).unwrap()
 }
