@@ -472,6 +472,8 @@ static CACHE: [Cache; CACHES] = [const {
 pub(crate) struct Session {
     stop: u64,
     cache: Option<&'static Cache>,
+    /// The rule looked up last, for a walk without a cache.
+    last: Option<Rule>,
 }
 
 impl Session {
@@ -484,13 +486,18 @@ impl Session {
         let cache = CACHE
             .iter()
             .find(|c| !c.taken.swap(true, Ordering::Acquire));
-        Self { stop, cache }
+        Self {
+            stop,
+            cache,
+            last: None,
+        }
     }
 
     /// The rule at a PC. For a frame that stands at a call, that is the return address less one: the call may be the last instruction of its row.
-    pub(crate) fn rule(&mut self, pc: usize) -> Option<Rule> {
+    pub(crate) fn rule(&mut self, pc: usize) -> Option<&Rule> {
         let Some(cache) = self.cache else {
-            return look_up(pc);
+            self.last = look_up(pc);
+            return self.last.as_ref();
         };
         // SAFETY: this session has taken the cache, and `&mut self` lends the entry once.
         let entries = unsafe { &mut *cache.entries.get() };
@@ -505,7 +512,7 @@ impl Session {
                 rule: look_up(pc),
             };
         }
-        entry.rule
+        entry.rule.as_ref()
     }
 }
 
@@ -654,7 +661,11 @@ mod tests {
             stop: 7,
             rule: Some(planted),
         };
-        assert_eq!(session.rule(foreign), Some(planted), "kept within the stop");
+        assert_eq!(
+            session.rule(foreign),
+            Some(&planted),
+            "kept within the stop"
+        );
         session.stop = 8;
         assert_eq!(session.rule(foreign), None, "looked up anew in the next");
         let own = setup as fn() as usize;

@@ -206,6 +206,138 @@ enum Next {
     End,
 }
 
+/// How each kind of frame ends. Each step is `None` where the frame's end cannot be told, or is not where it can be.
+impl Stack {
+    /// The end of an interrupted frame that is laid out by RBP.
+    fn by_place(&self, frame: &Frame, managed: &Managed<'_>, limit: usize) -> Option<Step> {
+        /// `push rbp; mov rbp, rsp`
+        const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
+        const RET: [u8; 2] = [0xc3, 0xc2];
+        let function = managed.maps.function(frame.pc)?;
+        // SAFETY: both lie in a registered function, which is mapped by `walk`'s contract. A function of fewer than four bytes does not begin with the prologue, and a
+        // page does not end inside of these four bytes unless the function does, since it is not registered to begin there otherwise.
+        let (start, here) = unsafe {
+            let start: [u8; 4] = ptr::read_unaligned(function as *const [u8; 4]);
+            (start, ptr::read(frame.pc as *const u8))
+        };
+        if start != PROLOGUE {
+            return None;
+        }
+        let sp = frame.sp();
+        let rbp_only = faults::planted("end-by-rbp-only");
+        let (cfa, rbp) = if (frame.pc == function || RET.contains(&here)) && !rbp_only {
+            (sp.checked_add(8)?, frame.get(RBP))
+        } else if frame.pc == function + 1 && !rbp_only {
+            (sp.checked_add(16)?, self.word(sp))
+        } else {
+            let rbp = frame.get(RBP)?;
+            (rbp.checked_add(16)?, self.word(rbp))
+        };
+        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, rbp))
+    }
+
+    /// The end of a frame laid out by RBP that stands at a call.
+    fn by_rbp(&self, frame: &Frame, limit: usize) -> Option<Step> {
+        let rbp = frame.get(RBP)?;
+        let cfa = rbp.checked_add(16)?;
+        let above = self.word(rbp);
+        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, above))
+    }
+
+    /// The end of a frame by its unwind rule.
+    fn by_rule(&self, frame: &Frame, rule: &Rule, limit: usize) -> Option<Step> {
+        let cfa = self.value(frame, rule.cfa)?;
+        if rule.back == Back::Outermost {
+            return (cfa > frame.sp() && cfa <= limit && cfa.is_multiple_of(8)).then_some(Step {
+                cfa,
+                next: Next::End,
+                saves: rule.saves,
+            });
+        }
+        let mut step = self.step(frame, cfa, limit, |pc| {
+            let mut caller = Frame::caller(pc, cfa, None);
+            for (register, saved) in PRESERVED.into_iter().zip(rule.saved) {
+                let value = match saved {
+                    Saved::Same => frame.get(register),
+                    Saved::Lost => None,
+                    Saved::Cfa(offset) => cfa
+                        .checked_add_signed(offset as isize)
+                        .and_then(|a| self.word(a)),
+                    Saved::At(at) => self.value(frame, at).and_then(|a| self.word(a)),
+                };
+                caller.set(register, value);
+            }
+            caller
+        })?;
+        step.saves = rule.saves;
+        Some(step)
+    }
+
+    /// A step over a frame that returns through the word below its CFA.
+    fn step(
+        &self,
+        frame: &Frame,
+        cfa: usize,
+        limit: usize,
+        caller: impl FnOnce(usize) -> Frame,
+    ) -> Option<Step> {
+        if cfa <= frame.sp() || cfa > limit {
+            return None;
+        }
+        let pc = self.word(cfa - 8)?;
+        Some(Step {
+            cfa,
+            next: Next::Frame(caller(pc)),
+            saves: 16,
+        })
+    }
+
+    fn value(&self, frame: &Frame, value: Value) -> Option<usize> {
+        let Value {
+            register,
+            offset,
+            loaded,
+        } = value;
+        let sum = frame
+            .get(register.into())?
+            .checked_add_signed(offset as isize)?;
+        match loaded {
+            None => Some(sum),
+            Some(add) => self.word(sum)?.checked_add_signed(add as isize),
+        }
+    }
+
+    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal interrupted, with all of its registers in between.
+    fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<Step> {
+        /// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
+        const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
+        /// From the ucontext to `uc_mcontext.gregs`.
+        const GREGS: usize = 40;
+        /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
+        const PLACES: [usize; 18] = [13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17];
+        // Also interrupted between its two instructions it is still a trampoline, but not one at this PC; that rare case is scanned to the base.
+        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the table's word, so all nine bytes are there.
+        let here: [u8; 9] = unsafe { ptr::read_unaligned(frame.pc as *const [u8; 9]) };
+        if here != RESTORE {
+            return None;
+        }
+        let gregs = frame.sp().checked_add(GREGS)?;
+        let mut values = [0; 18];
+        for (value, place) in values.iter_mut().zip(PLACES) {
+            *value = self.word(gregs.checked_add(8 * place)?)?;
+        }
+        let [gpr @ .., pc, flags] = values;
+        let registers = Registers { gpr, pc, flags };
+        // On another stack (the handler ran on an alternate one) nothing more is known.
+        let cfa = registers.sp().checked_sub(RED_ZONE)? & !7;
+        (cfa > gregs && cfa <= limit).then_some(Step {
+            cfa,
+            next: Next::Frame(Frame::interrupted(&registers)),
+            saves: 0,
+        })
+    }
+}
+
 struct Walker<'a> {
     code: &'a CodeMap,
     session: Session,
@@ -293,20 +425,20 @@ impl Walker<'_> {
             let step = match self.session.rule(frame.inside())? {
                 Rule {
                     back: Back::Signal, ..
-                } => self.signal_frame(frame, limit)?,
-                rule => self.by_rule(frame, &rule, limit)?,
+                } => self.stack.signal_frame(frame, limit)?,
+                rule => self.stack.by_rule(frame, rule, limit)?,
             };
             return Some(self.word_by_word(low, step));
         };
         let step = match managed.frames {
-            FrameRule::Rbp if frame.interrupted => self.by_place(frame, &managed, limit)?,
-            FrameRule::Rbp => self.by_rbp(frame, limit)?,
+            FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
+            FrameRule::Rbp => self.stack.by_rbp(frame, limit)?,
             FrameRule::Cfi => {
                 let rule = self.session.rule(frame.inside())?;
                 if rule.back == Back::Signal {
                     return None;
                 }
-                self.by_rule(frame, &rule, limit)?
+                self.stack.by_rule(frame, rule, limit)?
             }
         };
         if frame.interrupted && !faults::planted("map-behind-interruption") {
@@ -397,135 +529,6 @@ impl Walker<'_> {
             self.report(body.end..step.cfa - 8);
         }
         step.next
-    }
-
-    /// The end of an interrupted frame that is laid out by RBP.
-    fn by_place(&self, frame: &Frame, managed: &Managed<'_>, limit: usize) -> Option<Step> {
-        /// `push rbp; mov rbp, rsp`
-        const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
-        const RET: [u8; 2] = [0xc3, 0xc2];
-        let function = managed.maps.function(frame.pc)?;
-        // SAFETY: both lie in a registered function, which is mapped by `walk`'s contract. A function of fewer than four bytes does not begin with the prologue, and a
-        // page does not end inside of these four bytes unless the function does, since it is not registered to begin there otherwise.
-        let (start, here) = unsafe {
-            let start: [u8; 4] = ptr::read_unaligned(function as *const [u8; 4]);
-            (start, ptr::read(frame.pc as *const u8))
-        };
-        if start != PROLOGUE {
-            return None;
-        }
-        let sp = frame.sp();
-        let rbp_only = faults::planted("end-by-rbp-only");
-        let (cfa, rbp) = if (frame.pc == function || RET.contains(&here)) && !rbp_only {
-            (sp.checked_add(8)?, frame.get(RBP))
-        } else if frame.pc == function + 1 && !rbp_only {
-            (sp.checked_add(16)?, self.stack.word(sp))
-        } else {
-            let rbp = frame.get(RBP)?;
-            (rbp.checked_add(16)?, self.stack.word(rbp))
-        };
-        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, rbp))
-    }
-
-    /// The end of a frame laid out by RBP that stands at a call.
-    fn by_rbp(&self, frame: &Frame, limit: usize) -> Option<Step> {
-        let rbp = frame.get(RBP)?;
-        let cfa = rbp.checked_add(16)?;
-        let above = self.stack.word(rbp);
-        self.step(frame, cfa, limit, |pc| Frame::caller(pc, cfa, above))
-    }
-
-    /// The end of a frame by its unwind rule.
-    fn by_rule(&self, frame: &Frame, rule: &Rule, limit: usize) -> Option<Step> {
-        let cfa = self.value(frame, rule.cfa)?;
-        if rule.back == Back::Outermost {
-            return (cfa > frame.sp() && cfa <= limit && cfa.is_multiple_of(8)).then_some(Step {
-                cfa,
-                next: Next::End,
-                saves: rule.saves,
-            });
-        }
-        let mut step = self.step(frame, cfa, limit, |pc| {
-            let mut caller = Frame::caller(pc, cfa, None);
-            for (register, saved) in PRESERVED.into_iter().zip(rule.saved) {
-                let value = match saved {
-                    Saved::Same => frame.get(register),
-                    Saved::Lost => None,
-                    Saved::Cfa(offset) => cfa
-                        .checked_add_signed(offset as isize)
-                        .and_then(|a| self.stack.word(a)),
-                    Saved::At(at) => self.value(frame, at).and_then(|a| self.stack.word(a)),
-                };
-                caller.set(register, value);
-            }
-            caller
-        })?;
-        step.saves = rule.saves;
-        Some(step)
-    }
-
-    /// A step over a frame that returns through the word below its CFA.
-    fn step(
-        &self,
-        frame: &Frame,
-        cfa: usize,
-        limit: usize,
-        caller: impl FnOnce(usize) -> Frame,
-    ) -> Option<Step> {
-        if cfa <= frame.sp() || cfa > limit {
-            return None;
-        }
-        let pc = self.stack.word(cfa - 8)?;
-        Some(Step {
-            cfa,
-            next: Next::Frame(caller(pc)),
-            saves: 16,
-        })
-    }
-
-    fn value(&self, frame: &Frame, value: Value) -> Option<usize> {
-        let Value {
-            register,
-            offset,
-            loaded,
-        } = value;
-        let sum = frame
-            .get(register.into())?
-            .checked_add_signed(offset as isize)?;
-        match loaded {
-            None => Some(sum),
-            Some(add) => self.stack.word(sum)?.checked_add_signed(add as isize),
-        }
-    }
-
-    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal interrupted, with all of its registers in between.
-    fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<Step> {
-        /// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
-        const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-        /// From the ucontext to `uc_mcontext.gregs`.
-        const GREGS: usize = 40;
-        /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
-        const PLACES: [usize; 18] = [13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17];
-        // Also interrupted between its two instructions it is still a trampoline, but not one at this PC; that rare case is scanned to the base.
-        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the table's word, so all nine bytes are there.
-        let here: [u8; 9] = unsafe { ptr::read_unaligned(frame.pc as *const [u8; 9]) };
-        if here != RESTORE {
-            return None;
-        }
-        let gregs = frame.sp().checked_add(GREGS)?;
-        let mut values = [0; 18];
-        for (value, place) in values.iter_mut().zip(PLACES) {
-            *value = self.stack.word(gregs.checked_add(8 * place)?)?;
-        }
-        let [gpr @ .., pc, flags] = values;
-        let registers = Registers { gpr, pc, flags };
-        // On another stack (the handler ran on an alternate one) nothing more is known.
-        let cfa = registers.sp().checked_sub(RED_ZONE)? & !7;
-        (cfa > gregs && cfa <= limit).then_some(Step {
-            cfa,
-            next: Next::Frame(Frame::interrupted(&registers)),
-            saves: 0,
-        })
     }
 }
 
