@@ -432,7 +432,11 @@ impl Walker<'_> {
         };
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
-            FrameRule::Rbp => self.stack.by_rbp(frame, limit)?,
+            FrameRule::Rbp => {
+                // Only what the maps call a function is known to keep RBP; what else lies in the range may be a stub.
+                managed.maps.function(frame.inside())?;
+                self.stack.by_rbp(frame, limit)?
+            }
             FrameRule::Cfi => {
                 let rule = self.session.rule(frame.inside())?;
                 if rule.back == Back::Signal {

@@ -57,7 +57,8 @@ const SPAN: usize = 48;
 
 impl Scene {
     fn new(known: bool) -> Self {
-        let mut code = vec![0x90u8; 2 * SIZE].into_boxed_slice();
+        // Two functions, and some bytes that belong to none.
+        let mut code = vec![0x90u8; 2 * SIZE + 8].into_boxed_slice();
         for function in 0..2 {
             let bytes = &mut code[function * SIZE..][..SIZE];
             bytes[..4].copy_from_slice(&[0x55, 0x48, 0x89, 0xe5]);
@@ -85,7 +86,7 @@ impl Scene {
             encoding: 5,
         };
         let spec = CodeSpec {
-            range: start..start + 2 * SIZE,
+            range: start..start + 2 * SIZE + 8,
             what,
             owner: None,
         };
@@ -242,6 +243,20 @@ fn what_no_map_names_is_scanned_word_by_word_and_counted() {
     );
     assert!(sink.exact.is_empty());
     assert_eq!(sink.ranges, [scene.range(10, 18), scene.range(18, 64)]);
+}
+
+#[test]
+fn rbp_is_not_believed_in_code_that_is_no_function() {
+    let mut scene = Scene::new(true);
+    scene.outer(0, 10, NOWHERE, NOWHERE);
+    let rbp = scene.at(10) + SPAN;
+    // Behind the two functions, still in the range.
+    let snapshot = scene.snapshot(Origin::Call, scene.pc(2 * SIZE + 4), 10, rbp);
+    let (stats, sink) = scene.walk(&snapshot);
+    assert_eq!((stats.conservative, stats.to_base), (1, true));
+    assert_eq!(sink.ranges, [scene.range(10, 64)]);
+    let snapshot = scene.snapshot(Origin::Signal, scene.pc(2 * SIZE + 4), 40, rbp);
+    assert_eq!(scene.walk(&snapshot).1.ranges, [scene.range(24, 64)]);
 }
 
 #[test]
