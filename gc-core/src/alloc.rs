@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
 use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
+use crate::kind::KindError;
 use crate::mark::Marked;
 
 /// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
@@ -72,6 +73,15 @@ pub enum AllocError {
     System(MapError),
     /// Cells of this kind and size cannot be.
     Site(SiteError),
+    /// The type cannot have a kind of its own.
+    Kind(KindError),
+    /// One of the heap's tables is full.
+    TableFull {
+        /// What the table holds.
+        table: &'static str,
+        /// What would help.
+        cure: &'static str,
+    },
     /// No heap of this reserve could ever hold it.
     TooLarge {
         /// What was asked for.
@@ -96,6 +106,10 @@ impl fmt::Display for AllocError {
             }
             AllocError::System(e) => write!(f, "{e}"),
             AllocError::Site(e) => write!(f, "{e}"),
+            AllocError::Kind(e) => write!(f, "{e}"),
+            AllocError::TableFull { table, cure } => {
+                write!(f, "no room in the table of {table}: {cure}")
+            }
             AllocError::TooLarge { bytes } => {
                 write!(
                     f,

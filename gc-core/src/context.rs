@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
+use crate::api::handles::Handles;
+use crate::api::types::TypeCache;
 use crate::barrier::LOG_WORDS;
 use crate::cycle::Shared;
 
@@ -26,6 +28,10 @@ pub struct Context {
     pub(crate) local: Runs,
     thread: OnceCell<gc_preempt::Mutator>,
     pub(crate) shared: Arc<Shared>,
+    /// What the open scopes have rooted.
+    pub(crate) handles: Handles,
+    /// Where the mutator has found its types.
+    pub(crate) types: TypeCache,
 }
 
 /// Offset in [`Context`] of the pointer to the runs (`*mut Run`).
@@ -39,7 +45,7 @@ pub const CONTEXT_LOG_LIMIT: usize = offset_of!(Context, log_limit);
 
 impl Context {
     /// A record for a thread that is about to attach.
-    pub(crate) fn new(shared: Arc<Shared>, local: Runs) -> Box<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, local: Runs, handles: Handles) -> Box<Self> {
         let context = Box::new(Self {
             runs: local.as_mut_ptr(),
             marking: AtomicU32::new(0),
@@ -49,6 +55,8 @@ impl Context {
             local,
             thread: OnceCell::new(),
             shared,
+            handles,
+            types: TypeCache::new(),
         });
         let first = context.log.get() as usize;
         // Relaxed: nobody else knows the record yet.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             request
-//!     Idle ----------> Prepare --> Scan --> Mark --> Resurrect --> ClearWeak --> Flip --> Sweep --> Idle
+//!     Idle ----------> Prepare --> Scan --> Mark --> Resurrect --> ClearWeak --> Condemn --> Flip --> Sweep --> Idle
 //!                     sweeping is  | the world is stopped                      |  | mutators run
 //!                     finished,    | stop 1                             stop 2 |  | waiters of `collect` go on
 //!                     spare bitmap
@@ -20,6 +20,7 @@
 //! | Mark | no edge leads from a marked cell to an unmarked one |
 //! | Resurrect | the same, and every unmarked cell is without a finalizer |
 //! | ClearWeak | no weak word of a marked cell leads to an unmarked cell |
+//! | Condemn | values that need `Drop` and died are queued for it, and marked with all they lead to. Nothing else leads to them: weak words have been cleared before, so nobody can find a value that is about to be dropped |
 //! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet |
 //! | Sweep | whoever allocates finds them |
 //!
@@ -33,8 +34,10 @@ use std::time::Instant;
 use gc_preempt::{Stopped, World};
 
 use crate::api::fork::{self, OverFork};
+use crate::api::types::Types;
 use crate::barrier::SharedLog;
 use crate::context::Context;
+use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
@@ -52,6 +55,10 @@ pub(crate) struct Shared {
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
     pub(crate) finalizers: Finalizers,
+    /// Values that need `Drop`: whose cells they lie in, and which of them have died.
+    pub(crate) drops: Finalizers,
+    /// The Rust types that have cells here.
+    pub(crate) types: Types,
     pub(crate) requests: Requests,
     pub(crate) over_fork: OverFork,
     /// `pthread_self` of the collector's thread, or 0.
@@ -87,6 +94,7 @@ pub(crate) enum Phase {
     Mark,
     Resurrect,
     ClearWeak,
+    Condemn,
     Flip,
     Sweep,
 }
@@ -159,10 +167,13 @@ impl Shared {
     /// All locks of the heap's tables, for a fork.
     pub(crate) fn lock_tables(&self) -> impl Sized + '_ {
         (
+            // First: whoever makes a type's kind takes the locks of other tables meanwhile.
+            self.types.lock_for_fork(),
             self.requests.lock(),
             self.weak_kinds.lock(),
             self.roots.lock(),
             self.finalizers.lock_for_fork(),
+            self.drops.lock_for_fork(),
             self.ledger.lock_for_fork(),
             self.space.lock_for_fork(),
         )
@@ -329,6 +340,7 @@ impl<'h> Cycle<'h> {
                 Phase::Mark => self.mark(),
                 Phase::Resurrect => self.resurrect(),
                 Phase::ClearWeak => self.clear_weak(),
+                Phase::Condemn => self.condemn(),
                 Phase::Flip => self.flip(),
                 Phase::Sweep => self.sweep(),
             };
@@ -375,6 +387,11 @@ impl<'h> Cycle<'h> {
             }
             let frames = mutator.walk(&mut scanner);
             scanner.scanned.frames += frames;
+            if !planted("handles-unscanned") {
+                context
+                    .handles
+                    .for_each(|word| scanner.word(word, Encoding::RAW));
+            }
         }
         scanner.tables();
         self.scanned = scanner.scanned;
@@ -444,6 +461,20 @@ impl<'h> Cycle<'h> {
             });
         }
         self.stats.weak_cleared = cleared;
+        Phase::Condemn
+    }
+
+    fn condemn(&mut self) -> Phase {
+        let mut drops = self.shared.drops.stopped();
+        let (space, marker) = (&self.shared.space, &mut self.marker);
+        let mut keep = |cell: usize| {
+            if let Some(cell) = space.resolve(cell) {
+                marker.cell(cell);
+            }
+        };
+        drops.ready().for_each(&mut keep);
+        drops.bury(|cell| space.is_marked(cell), keep);
+        self.marker.drain();
         Phase::Flip
     }
 

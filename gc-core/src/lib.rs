@@ -9,6 +9,8 @@ compile_error!(
     "gc-core runs on Linux on x86-64 only: it keeps addresses in 47 bits and stops threads with SIGURG"
 );
 
+extern crate self as gc_core; // what the derives name
+
 pub mod alloc;
 mod api;
 pub mod barrier;
@@ -28,12 +30,20 @@ mod stats;
 mod sweep;
 
 pub use alloc::{AllocError, Refill, Run, Runs, Site};
+pub use api::array::{Array, Bytes};
+pub use api::field::Field;
+pub use api::gc::{Gc, keep_alive};
 pub use api::heap::{BuildError, Heap, HeapBuilder};
+pub use api::local::{Local, Scope};
 pub use api::mutator::{AttachError, Mutator};
 pub use api::root::{RawRoot, RootCallback, RootRange};
+pub use api::trace::{Leaf, Trace};
+pub use api::typed_root::Root;
+pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE};
 pub use context::Context;
 pub use encoding::Encoding;
+pub use gc_derive::{Leaf, Trace};
 pub use kind::{Kind, KindError, KindId};
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats};

@@ -308,6 +308,12 @@ impl Mutator {
         self.record.depth.load(Ordering::Relaxed) != 0
     }
 
+    /// Is this thread inside [`blocking`](Self::blocking)? There it must not touch the heap.
+    #[inline]
+    pub fn is_blocking(&self) -> bool {
+        self.record.state.load().phase() == Phase::Blocked
+    }
+
     /// Stops here if a stop asks for it. Never needed with signals on; without them (`URGE_ASYNC=0`) this is where threads stop.
     #[inline]
     pub fn poll(&self) {

@@ -1,1 +1,147 @@
-//! derive
+//! `#[derive(Trace)]` and `#[derive(Leaf)]` for gc-core: from a type's members to where its edges are.
+//!
+//! Neither derive looks at names of types. Each writes down what must hold of every member (`Trace`, or `Leaf`), at the member's own place
+//! in the source, and lets the compiler judge; so a type alias or a macro cannot fool it, and the error points at the member.
+
+use proc_macro::TokenStream;
+use proc_macro2::TokenStream as Tokens;
+use quote::{quote, quote_spanned};
+use syn::spanned::Spanned;
+use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Member, parse_quote};
+
+/// Derives `gc_core::Trace` for a struct: its edges are those of its members, each of which must be `Trace` itself.
+#[proc_macro_derive(Trace)]
+pub fn derive_trace(input: TokenStream) -> TokenStream {
+    finish(trace(&syn::parse_macro_input!(input as DeriveInput)))
+}
+
+/// Derives `gc_core::Leaf` for a struct or enum without edges: each member must be `Leaf` itself.
+#[proc_macro_derive(Leaf)]
+pub fn derive_leaf(input: TokenStream) -> TokenStream {
+    finish(leaf(&syn::parse_macro_input!(input as DeriveInput)))
+}
+
+fn finish(result: Result<Tokens, Error>) -> TokenStream {
+    result.unwrap_or_else(Error::into_compile_error).into()
+}
+
+fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
+    let fields = match &input.data {
+        Data::Struct(data) => &data.fields,
+        Data::Enum(data) => {
+            return Err(Error::new(
+                data.enum_token.span(),
+                "an enum cannot hold edges: a marker would read them while the variant changes. Without edges, derive `Leaf` instead; \
+                 with edges, make each variant a struct of its own, and hold a `Field` to it",
+            ));
+        }
+        Data::Union(data) => {
+            return Err(Error::new(
+                data.union_token.span(),
+                "a union cannot hold edges: a marker could not know which member is there",
+            ));
+        }
+    };
+    refuse_packed(input)?;
+    let generics = bounded(&input.generics, &parse_quote!(::gc_core::Trace))?;
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let name = &input.ident;
+    let edges = members(fields).map(|(member, ty)| {
+        // The member's own tokens: an error about it points there.
+        quote_spanned! { ty.span() =>
+            <#ty as ::gc_core::Trace>::edges(
+                &mut |offset| edge(offset + ::core::mem::offset_of!(Self, #member)),
+            );
+        }
+    });
+    Ok(quote! {
+        // SAFETY: the edges are those of the members, each at its offset, and every member is `Trace`.
+        #[automatically_derived]
+        unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
+            #[inline(always)]
+            #[allow(unused_variables, clippy::all)]
+            fn edges(edge: &mut impl ::core::ops::FnMut(usize)) {
+                #(#edges)*
+            }
+        }
+    })
+}
+
+fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
+    let fields: Vec<&Fields> = match &input.data {
+        Data::Struct(data) => vec![&data.fields],
+        Data::Enum(data) => data.variants.iter().map(|v| &v.fields).collect(),
+        Data::Union(data) => {
+            return Err(Error::new(
+                data.union_token.span(),
+                "a union cannot be `Leaf`: nobody could check that no member hides an edge",
+            ));
+        }
+    };
+    let generics = bounded(&input.generics, &parse_quote!(::gc_core::Leaf))?;
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let name = &input.ident;
+    let checks = fields.iter().flat_map(|f| members(f)).map(|(_, ty)| {
+        quote_spanned! { ty.span() => is_leaf::<#ty>(); }
+    });
+    Ok(quote! {
+        // SAFETY: every member is `Leaf`, as the function below has the compiler check.
+        #[automatically_derived]
+        unsafe impl #impl_generics ::gc_core::Leaf for #name #type_generics #where_clause {}
+
+        const _: () = {
+            fn is_leaf<T: ::gc_core::Leaf + ?::core::marker::Sized>() {}
+            #[allow(dead_code)]
+            fn members #impl_generics () #where_clause {
+                #(#checks)*
+            }
+        };
+    })
+}
+
+fn members(fields: &Fields) -> impl Iterator<Item = (Member, &syn::Type)> {
+    fields.members().zip(fields.iter().map(|f| &f.ty))
+}
+
+/// The generics with the bound on each type parameter. A lifetime is an error: what lies in the heap outlives every borrow.
+fn bounded(generics: &Generics, bound: &syn::TypeParamBound) -> Result<Generics, Error> {
+    let mut generics = generics.clone();
+    for parameter in &mut generics.params {
+        match parameter {
+            GenericParam::Type(t) => t.bounds.push(bound.clone()),
+            GenericParam::Const(_) => {}
+            GenericParam::Lifetime(l) => {
+                return Err(Error::new(
+                    l.span(),
+                    "what lies in the heap cannot borrow: own it, or hold it by a `Field`",
+                ));
+            }
+        }
+    }
+    Ok(generics)
+}
+
+fn refuse_packed(input: &DeriveInput) -> Result<(), Error> {
+    for attribute in input.attrs.iter().filter(|a| a.path().is_ident("repr")) {
+        let mut packed = None;
+        attribute.parse_nested_meta(|meta| {
+            if meta.path.is_ident("packed") {
+                packed = Some(meta.path.span());
+            }
+            // `align(8)` and the like: skipped.
+            if meta.input.peek(syn::token::Paren) {
+                let inner;
+                syn::parenthesized!(inner in meta.input);
+                let _: Tokens = inner.parse()?;
+            }
+            Ok(())
+        })?;
+        if let Some(span) = packed {
+            return Err(Error::new(
+                span,
+                "a packed struct cannot hold edges: an edge is an aligned word",
+            ));
+        }
+    }
+    Ok(())
+}

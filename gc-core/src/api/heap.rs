@@ -16,6 +16,7 @@ use crate::Site;
 use crate::api::fork;
 use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback, protected};
+use crate::api::types::Types;
 use crate::barrier::{self, SharedLog};
 use crate::config::{Config, ConfigError};
 use crate::cycle::{self, Pace, Requests, Shared, WeakKind};
@@ -119,6 +120,8 @@ impl HeapBuilder {
             log: SharedLog::new(LOG)?,
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
+            drops: Finalizers::new(FINALIZERS)?,
+            types: Types::new(),
             requests: Requests::default(),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),

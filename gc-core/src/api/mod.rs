@@ -1,6 +1,16 @@
-//! What an embedder sees.
+//! What an embedder sees: the raw tier (cells, kinds, mutators, raw roots) and, on top of it, Rust types in two tiers: safe, by handles in
+//! scopes, and fast, by bare pointers.
 
+pub(crate) mod array;
+pub(crate) mod field;
 pub(crate) mod fork;
+pub(crate) mod gc;
+pub(crate) mod handles;
 pub(crate) mod heap;
+pub(crate) mod local;
 pub(crate) mod mutator;
 pub(crate) mod root;
+pub(crate) mod trace;
+pub(crate) mod typed_root;
+pub(crate) mod types;
+pub(crate) mod weak;

@@ -9,8 +9,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use gc_preempt::InNoPreempt;
 
 use crate::alloc::{self, AllocError, Refill, Run, Runs, Site};
+use crate::api::handles::Handles;
 use crate::api::heap::Heap;
 use crate::api::root::{RawRoot, RootRange, protected};
+use crate::api::types::TypeCache;
 use crate::barrier;
 use crate::context::Context;
 use crate::encoding::Encoding;
@@ -56,7 +58,11 @@ const TRIES: u32 = 3;
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
         let shared = heap.shared_arc().clone();
-        let context = Context::new(shared, Runs::new().map_err(AttachError::Map)?);
+        let context = Context::new(
+            shared,
+            Runs::new().map_err(AttachError::Map)?,
+            Handles::new().map_err(AttachError::Map)?,
+        );
         let runs = context.runs();
         let context = Box::into_raw(context);
         // SAFETY: the context is freed only after the thread has detached, by `drop`; where that never comes, at the thread's end, it is
@@ -98,6 +104,18 @@ impl Mutator {
     /// The heap.
     pub fn heap(&self) -> &Heap {
         &self.heap
+    }
+
+    /// Where open scopes root what they hand out.
+    #[inline]
+    pub(crate) fn handles(&self) -> &Handles {
+        &self.record().handles
+    }
+
+    /// What this mutator remembers of its heap's types.
+    #[inline(always)]
+    pub(crate) fn types(&self) -> &TypeCache {
+        &self.record().types
     }
 
     /// The thread as `gc-preempt` sees it: its id, its stop hook, its polls.

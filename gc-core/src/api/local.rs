@@ -1,0 +1,413 @@
+//! The safe tier's centre: scopes, and the handles that live in them.
+//!
+//! # Why nothing dangles
+//! * A [`Local`] names its cell directly, and its scope's part of the handle table roots the cell until the scope ends. The table is scanned,
+//!   so a local may be kept anywhere: in a `Vec`, in a struct, in a closure.
+//! * The scope's lifetime is a fresh one, which the closure must accept whatever it is. Nothing that names it gets out of the closure: no
+//!   local, and no reference made from one.
+//! * Each scope has handles of its own, so an outer scope may be used while an inner one is open; a panic ends a scope like a return.
+//! * Scopes and locals stay on their thread. Inside `blocking` the collector does not wait for this thread, so the scope's methods panic
+//!   there, by whatever way they were reached.
+//! * Two heaps: [`Field`](crate::Field) and [`Root`](crate::Root) check by address that what they are given lies in the scope's heap.
+//!
+//! Rejected: a local that names its slot of the table (one more load at every use; needed only by a collector that moves cells); locals that
+//! only the stack holds, found by the conservative scan (dangling in the first `Vec`).
+
+use core::any::{TypeId, type_name};
+use core::fmt;
+use core::marker::PhantomData;
+use core::mem::needs_drop;
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+use crate::alloc::AllocError;
+use crate::api::handles::Chain;
+use crate::api::mutator::Mutator;
+use crate::api::root::protected;
+use crate::api::trace::Trace;
+use crate::api::types::{self, TypeInfo};
+use crate::finalize::Entry;
+use crate::heap::MAX_SMALL;
+
+/// An open scope: allocates, and roots what it hands out until it ends. See [`Mutator::scope`].
+pub struct Scope<'s> {
+    mutator: &'s Mutator,
+    thread: &'s gc_preempt::Mutator,
+    base: usize,
+    len: usize,
+    handles: Chain<'s>,
+    /// Neither longer nor shorter will do.
+    _exactly: PhantomData<fn(&'s ()) -> &'s ()>,
+}
+
+impl Mutator {
+    /// Opens a scope, runs `f` in it, ends it. Handles made in the scope cannot leave it; what is to live on is stored in a
+    /// [`Field`](crate::Field) of something that does, or in a [`Root`](crate::Root).
+    ///
+    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its end.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// #[derive(Trace, Default)]
+    /// struct Node { next: Field<Node>, value: u64 }
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// let list = mutator.scope(|s| {
+    ///     let first = s.alloc(Node { value: 1, ..Node::default() })?;
+    ///     let second = s.alloc(Node { value: 2, ..Node::default() })?;
+    ///     first.next.set(s, &second);
+    ///     Ok(heap.root(&first))
+    /// })?;
+    /// mutator.collect();
+    /// let sum = mutator.scope(|s| Ok(list.value + list.next.get(s).map_or(0, |n| n.value)))?;
+    /// assert_eq!(sum, 3);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `f`. For closures that fail otherwise or not at all there is [`with_scope`](Self::with_scope).
+    ///
+    /// # Panics
+    /// Inside `blocking`.
+    #[inline]
+    pub fn scope<R>(
+        &self,
+        f: impl for<'s> FnOnce(&Scope<'s>) -> Result<R, AllocError>,
+    ) -> Result<R, AllocError> {
+        self.with_scope(f)
+    }
+
+    /// [`scope`](Self::scope), for closures of any result.
+    ///
+    /// # Panics
+    /// Inside `blocking`.
+    #[inline]
+    pub fn with_scope<R>(&self, f: impl for<'s> FnOnce(&Scope<'s>) -> R) -> R {
+        f(&Scope::open(self))
+    }
+
+    /// Drops, in place, the values of cells that have died since: those whose type needs `Drop`. Gives their number. Their fields are null
+    /// by then, and nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a program whose cells hold
+    /// strings, files or boxes calls this now and then, where that suits it. What is still alive when the heap goes is not dropped.
+    ///
+    /// # Panics
+    /// Where a value's `Drop` does; the rest waits for the next call.
+    pub fn drop_dead_values(&self) -> u64 {
+        if self.thread().is_blocking() {
+            in_blocking();
+        }
+        let mut n = 0;
+        while let Some(entry) = protected(|| self.heap().shared().drops.next()) {
+            let cell = entry.cell as *mut u8;
+            // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's own type. The entry came out once, and
+            // nobody else can reach the cell.
+            unsafe {
+                let drop_cell =
+                    core::mem::transmute::<usize, unsafe fn(&Mutator, *mut u8)>(entry.token);
+                drop_cell(self, cell);
+            }
+            super::gc::keep_alive_address(cell);
+            n += 1;
+        }
+        n
+    }
+
+    /// How a type's cells are made in this heap.
+    #[inline(always)]
+    pub(crate) fn type_info<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
+        let id = TypeId::of::<T>();
+        match self.types().get(id) {
+            Some(info) => Ok(info),
+            None => self.add_type::<T>(),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_type<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
+        let heap = self.heap();
+        let shared = heap.shared();
+        let id = TypeId::of::<T>();
+        let add = || heap.kind(types::kind_of::<T>());
+        let info = shared
+            .types
+            .get(id, &shared.space, size_of::<T>().max(1), &add)?;
+        self.types().put(id, info);
+        Ok(info)
+    }
+
+    /// A cell that holds `value`, rooted by nothing yet.
+    ///
+    /// The order is that of rule 4 of the fast path: the cell is taken, and counts as allocated, before the first word of the value is
+    /// written; until then it is zero, and while it is written its edges stay null, since a field is born null. So a marker that reads
+    /// the cell half written finds no edges.
+    #[inline(always)]
+    pub(crate) fn cell_with<T: Trace>(&self, value: T) -> Result<NonNull<T>, AllocError> {
+        const {
+            assert!(
+                align_of::<T>() <= 16,
+                "cells are aligned to 16 bytes: a type that asks for more cannot lie in one"
+            );
+            assert!(
+                T::TRACE.is_none() || !needs_drop::<T>(),
+                "a type with a trace function must not need Drop: its cell may be traced after the value was dropped"
+            );
+        }
+        // A field that is not null has been moved out of a dying cell, by its value's `Drop`: what it leads to may be dead. Where fields are
+        // made on the spot, as nearly always, this folds to nothing.
+        T::edges(&mut |offset| {
+            // SAFETY: edges are words of the value.
+            if unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() } != 0 {
+                not_null(type_name::<T>());
+            }
+        });
+        let info = self.type_info::<T>()?;
+        // SAFETY: site and kind were made for this type. Until it is rooted, the cell is in registers or on this thread's stack.
+        let cell = unsafe {
+            if size_of::<T>() > MAX_SMALL {
+                self.alloc(info.kind, size_of::<T>())?
+            } else {
+                self.alloc_at(info.site)?
+            }
+        };
+        let cell = cell.cast::<T>();
+        if needs_drop::<T>() {
+            self.register_drop(cell)?;
+        }
+        // SAFETY: a cell of at least this size, aligned to 16, that nobody else knows.
+        unsafe { cell.write(value) };
+        Ok(cell)
+    }
+
+    /// Has the value dropped once its cell is dead.
+    #[cold]
+    #[inline(never)]
+    fn register_drop<T: Trace>(&self, cell: NonNull<T>) -> Result<(), AllocError> {
+        let entry = Entry {
+            cell: cell.as_ptr() as usize,
+            token: drop_cell::<T> as unsafe fn(&Mutator, *mut u8) as usize,
+        };
+        if protected(|| self.heap().shared().drops.register(entry)) {
+            Ok(())
+        } else {
+            Err(AllocError::TableFull {
+                table: "values that need Drop",
+                cure: "call drop_dead_values() more often",
+            })
+        }
+    }
+}
+
+/// Nulls a dead value's fields, so that its `Drop` finds no edges (what they led to may have been dropped before), and drops it.
+///
+/// # Safety
+/// `cell` holds a `T` that nobody else can reach.
+unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
+    // SAFETY: edges are words of the value, which the caller says is ours alone.
+    T::edges(&mut |offset| unsafe { mutator.write(cell.add(offset).cast(), 0) });
+    // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
+    unsafe { cell.cast::<T>().drop_in_place() };
+}
+
+impl<'s> Scope<'s> {
+    #[inline]
+    fn open(mutator: &'s Mutator) -> Self {
+        let thread = mutator.thread();
+        let range = mutator.heap().shared().space.reserved();
+        let scope = Self {
+            mutator,
+            thread,
+            base: range.start,
+            len: range.len(),
+            handles: Chain::new(mutator.handles(), thread),
+            _exactly: PhantomData,
+        };
+        scope.check_running();
+        scope
+    }
+
+    /// Moves a value into a cell of its own.
+    ///
+    /// # Errors
+    /// [`AllocError`]: the heap is full, and a collection did not help. The value is dropped.
+    ///
+    /// # Panics
+    /// Inside `blocking`.
+    #[inline]
+    pub fn alloc<T: Trace>(&self, value: T) -> Result<Local<'s, T>, AllocError> {
+        self.check_running();
+        let cell = self.mutator.cell_with(value)?;
+        // SAFETY: a live cell of this heap that holds a `T`.
+        unsafe { self.try_hold(cell) }
+    }
+
+    /// Roots a handle of another scope (an inner one, as a rule) in this one as well.
+    #[inline]
+    pub fn hold<T>(&self, local: &Local<'_, T>) -> Local<'s, T> {
+        self.check_address(local.cell.as_ptr() as usize, "handle");
+        // SAFETY: a local's cell is alive, and in this heap, as has been checked.
+        unsafe { self.hold_cell(local.cell) }
+    }
+
+    /// The mutator that opened the scope.
+    pub fn mutator(&self) -> &'s Mutator {
+        self.mutator
+    }
+
+    /// Whether a live `local` lies in this scope's heap.
+    pub fn owns<T>(&self, local: &Local<'_, T>) -> bool {
+        self.contains(local.cell.as_ptr() as usize)
+    }
+
+    /// Roots a cell.
+    ///
+    /// # Safety
+    /// A live cell of this heap, which holds a `T`.
+    ///
+    /// # Panics
+    /// If there are as many handles as there can be, and inside `blocking`.
+    #[inline]
+    pub(crate) unsafe fn hold_cell<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
+        self.check_running();
+        // SAFETY: forwarded.
+        match unsafe { self.try_hold(cell) } {
+            Ok(local) => local,
+            Err(error) => table_full(&error),
+        }
+    }
+
+    /// # Safety
+    /// As [`hold_cell`](Self::hold_cell), and the thread is not inside `blocking`.
+    #[inline]
+    pub(crate) unsafe fn try_hold<T>(&self, cell: NonNull<T>) -> Result<Local<'s, T>, AllocError> {
+        if self.handles.push(cell.as_ptr() as usize) {
+            Ok(Local {
+                cell,
+                _scope: PhantomData,
+            })
+        } else {
+            Err(AllocError::TableFull {
+                table: "handles of open scopes",
+                cure: "open a scope inside the loop that makes them",
+            })
+        }
+    }
+
+    /// Is the thread where it may touch the heap?
+    #[inline]
+    pub(crate) fn check_running(&self) {
+        if self.thread.is_blocking() {
+            in_blocking();
+        }
+    }
+
+    #[inline]
+    pub(crate) fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.base) < self.len
+    }
+
+    /// Does what is at `address` lie in this scope's heap?
+    #[inline]
+    pub(crate) fn check_address(&self, address: usize, what: &str) {
+        if !self.contains(address) {
+            elsewhere(what, address);
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn in_blocking() -> ! {
+    panic!("the heap was used inside blocking(), where the collector does not wait for this thread")
+}
+
+#[cold]
+#[inline(never)]
+fn elsewhere(what: &str, address: usize) -> ! {
+    panic!(
+        "the {what} at {address:#x} does not lie in the scope's heap: it belongs to another heap, or to a value that has not been moved into a cell yet"
+    )
+}
+
+#[cold]
+#[inline(never)]
+fn not_null(name: &str) -> ! {
+    panic!(
+        "a {name} was to be moved into a cell with a field that is not null: set fields when the value lies in the heap"
+    )
+}
+
+#[cold]
+#[inline(never)]
+fn table_full(error: &AllocError) -> ! {
+    panic!("{error}")
+}
+
+impl fmt::Debug for Scope<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Scope").field(self.mutator).finish()
+    }
+}
+
+/// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be copied, and kept in any memory.
+pub struct Local<'s, T> {
+    cell: NonNull<T>,
+    /// Stays on its thread (the pointer); names its scope.
+    _scope: PhantomData<(&'s (), *const T)>,
+}
+
+impl<'s, T> Local<'s, T> {
+    /// The value, for as long as the scope is open.
+    #[inline]
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "AsRef would tie the reference to the handle, not to the scope"
+    )]
+    pub fn as_ref(self) -> &'s T {
+        // SAFETY: the cell holds a `T` (whoever made the handle said so), which is rooted while 's lasts and never changes but by interior
+        // mutability.
+        unsafe { self.cell.as_ref() }
+    }
+
+    /// Whether two handles name the same cell.
+    #[inline]
+    pub fn same(self, other: Local<'_, T>) -> bool {
+        self.cell == other.cell
+    }
+
+    /// The cell.
+    #[inline]
+    pub(crate) fn cell(self) -> NonNull<T> {
+        self.cell
+    }
+}
+
+impl<T> Clone for Local<'_, T> {
+    #[inline]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Local<'_, T> {}
+
+impl<T> Deref for Local<'_, T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        self.as_ref()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Local<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+impl<T: fmt::Display> fmt::Display for Local<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

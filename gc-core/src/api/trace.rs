@@ -1,0 +1,151 @@
+//! What a Rust type must say of itself to lie in a cell: where its edges are, or that it has none.
+//!
+//! Markers read cells while mutators write them, and a mutator may be stopped in the middle of anything. So an edge must be one word that
+//! changes by one store, at an offset that never changes: a [`Field`](crate::Field), or a heap-allocated [`Array`](crate::Array) of them.
+//! An `Option`, an enum, a `Vec` or a `Mutex` around a field would move or hide it under a marker's eyes. Types say which they are:
+//!
+//! * [`Trace`]: may lie in a cell. Derive it for structs with edges.
+//! * [`Leaf`]: holds no edges, at any depth. Derive it for structs and enums without any. A leaf may lie in a cell, and in a `Vec`, `Mutex`,
+//!   `Option` or `HashMap` in a cell.
+
+use crate::api::array::{Array, Bytes};
+use crate::api::field::Field;
+use crate::api::typed_root::Root;
+use crate::api::weak::{Weak, WeakArray};
+use crate::kind::TraceFn;
+
+/// May lie in a cell of the heap.
+///
+/// ```
+/// use gc_core::{Field, Trace};
+///
+/// #[derive(Trace, Default)]
+/// struct Pair {
+///     head: Field<Pair>,
+///     tail: Field<Pair>,
+///     number: i64,
+/// }
+/// ```
+///
+/// Each member is a [`Field`], an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a [`Leaf`].
+///
+/// # Safety
+/// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every edge. Nothing in the type lets safe code
+/// move a field out of its place, or write an edge by anything but [`Field`]'s methods.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` cannot lie in a cell of the heap",
+    label = "neither an edge (`Field<T>`, `[Field<T>; N]`) nor a type that is known to hold none",
+    note = "derive it: `#[derive(Trace)]` for a struct with edges, `#[derive(Leaf)]` for a struct or enum without any"
+)]
+pub unsafe trait Trace: Sized + Send + Sync + 'static {
+    /// For types whose edges depend on their content: a function that reports them, as for [`Kind::traced`](crate::Kind::traced). A type
+    /// that has one must not need `Drop`.
+    const TRACE: Option<TraceFn> = None;
+
+    /// Calls `edge` with the byte offset of every edge.
+    fn edges(edge: &mut impl FnMut(usize));
+}
+
+/// Holds no edges, at any depth.
+///
+/// ```
+/// use gc_core::Leaf;
+///
+/// #[derive(Leaf)]
+/// enum Token {
+///     Number(f64),
+///     Name(String),
+/// }
+/// ```
+///
+/// # Safety
+/// No [`Field`] lies in a value of the type: not in itself, and nowhere that is moved or changed with it.
+#[diagnostic::on_unimplemented(
+    message = "a `{Self}` cannot lie in a cell of the heap like this",
+    label = "not known to be free of edges",
+    note = "an edge is a `Field<T>`, an array `[Field<T>; N]` or a `Field<Array<T>>`, directly in a struct that derives `Trace`",
+    note = "inside a Vec, Box, Option, Mutex or enum the collector would not find it; a type without any edges derives `Leaf`"
+)]
+pub unsafe trait Leaf: Send + Sync + 'static {}
+
+// SAFETY: a leaf has no edges.
+unsafe impl<T: Leaf> Trace for T {
+    #[inline(always)]
+    fn edges(_: &mut impl FnMut(usize)) {}
+}
+
+// SAFETY: the field is its one word.
+unsafe impl<T: Trace> Trace for Field<T> {
+    #[inline(always)]
+    fn edges(edge: &mut impl FnMut(usize)) {
+        edge(0);
+    }
+}
+
+// SAFETY: fields side by side.
+unsafe impl<T: Trace, const N: usize> Trace for [Field<T>; N] {
+    #[inline]
+    fn edges(edge: &mut impl FnMut(usize)) {
+        for i in 0..N {
+            edge(i * size_of::<Field<T>>());
+        }
+    }
+}
+
+/// For cells that only the heap makes: no value of these types exists outside of one, and their kinds know their edges.
+macro_rules! made_by_the_heap {
+    ($($(#[$why:meta])* [$($generics:tt)*] $type:ty),* $(,)?) => {$(
+        // SAFETY: safe code has no value of it, so it is never a member of another type nor allocated by its `Trace`.
+        unsafe impl<$($generics)*> Trace for $type {
+            fn edges(_: &mut impl FnMut(usize)) {}
+        }
+    )*};
+}
+
+made_by_the_heap!([T: Trace] Array<T>, [T: Trace] Weak<T>, [T: Trace] WeakArray<T>, [] Bytes);
+
+macro_rules! leaves {
+    ($($({$($generics:tt)*})? $type:ty),* $(,)?) => {$(
+        // SAFETY: what it holds are bits, or leaves.
+        unsafe impl$(<$($generics)*>)? Leaf for $type {}
+    )*};
+}
+
+mod implementations {
+    use super::{Leaf, Root, Trace};
+    use core::marker::PhantomData;
+    use core::num::*;
+    use core::sync::atomic::*;
+    use std::borrow::Cow;
+    use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+    use std::ffi::{CString, OsString};
+    use std::path::PathBuf;
+    use std::sync::{Arc, Mutex, Once, OnceLock, RwLock};
+    use std::time::{Duration, Instant, SystemTime};
+
+    leaves!(
+        (), bool, char, str, f32, f64, i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize,
+        NonZeroI8, NonZeroI16, NonZeroI32, NonZeroI64, NonZeroI128, NonZeroIsize,
+        NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64, NonZeroU128, NonZeroUsize,
+        AtomicBool, AtomicI8, AtomicI16, AtomicI32, AtomicI64, AtomicIsize, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize,
+        String, CString, OsString, PathBuf, Duration, Instant, SystemTime, Once, core::cmp::Ordering,
+        std::thread::ThreadId, std::fs::File, std::net::TcpStream, std::net::UdpSocket,
+        std::hash::RandomState, core::any::TypeId,
+        {T: Leaf} [T], {T: Leaf, const N: usize} [T; N], {T: Leaf} Option<T>, {T: Leaf, E: Leaf} Result<T, E>,
+        {T: Leaf + ?Sized} Box<T>, {T: Leaf} Vec<T>, {T: Leaf} VecDeque<T>, {T: Leaf} BinaryHeap<T>, {T: Leaf} BTreeSet<T>,
+        {K: Leaf, V: Leaf} BTreeMap<K, V>, {T: Leaf, S: Leaf} HashSet<T, S>, {K: Leaf, V: Leaf, S: Leaf} HashMap<K, V, S>,
+        {T: Leaf} Mutex<T>, {T: Leaf} RwLock<T>, {T: Leaf} OnceLock<T>, {T: Leaf} core::num::Wrapping<T>,
+        {T: Leaf + ToOwned<Owned = O> + ?Sized, O: Leaf} Cow<'static, T>,
+        {A: Leaf, B: Leaf} (A, B), {A: Leaf, B: Leaf, C: Leaf} (A, B, C), {A: Leaf, B: Leaf, C: Leaf, D: Leaf} (A, B, C, D),
+        {R: 'static} fn() -> R, {A: 'static, R: 'static} fn(A) -> R, {A: 'static, B: 'static, R: 'static} fn(A, B) -> R,
+    );
+
+    leaves!(
+        // What is shared lies in malloc's memory, where a field stays null: it refuses every store outside of the heap.
+        {T: Send + Sync + ?Sized + 'static} Arc<T>, {T: Send + Sync + ?Sized + 'static} &'static T,
+        // A type, not a value.
+        {T: Send + Sync + ?Sized + 'static} PhantomData<T>,
+        // Not an edge but a root. A cell that holds a root to itself lives for ever.
+        {T: Trace} Root<T>,
+    );
+}

@@ -1,0 +1,112 @@
+//! A typed root: keeps a cell alive from anywhere, for any thread.
+
+use core::fmt;
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::ptr::NonNull;
+
+use crate::api::gc::Gc;
+use crate::api::heap::Heap;
+use crate::api::local::{Local, Scope};
+use crate::api::root::RawRoot;
+use crate::api::trace::Trace;
+
+/// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads that are not attached.
+///
+/// Reading through it costs a load; making, cloning and dropping one takes a lock. A cell that holds a root to itself, directly or by way of
+/// others, is never collected.
+pub struct Root<T: Trace> {
+    raw: RawRoot,
+    _target: PhantomData<*const T>,
+}
+
+// SAFETY: the table behind it is shared between threads under a lock; what it leads to may be shared between threads, since `T: Trace` is.
+unsafe impl<T: Trace> Send for Root<T> {}
+// SAFETY: as above.
+unsafe impl<T: Trace> Sync for Root<T> {}
+
+impl Heap {
+    /// A root on what `local` names.
+    ///
+    /// # Panics
+    /// If the cell lies in another heap, or if there are as many roots as there can be.
+    pub fn root<T: Trace>(&self, local: &Local<'_, T>) -> Root<T> {
+        let cell = local.cell().cast::<u8>();
+        assert!(
+            self.shared().space.contains(cell.as_ptr() as usize),
+            "the handle's cell at {cell:p} does not lie in this heap"
+        );
+        // SAFETY: a local's cell is alive, and in this heap, as has been checked.
+        let raw = unsafe { self.raw_root(cell) };
+        Root::new(raw)
+    }
+
+    /// A root on what `gc` names.
+    ///
+    /// # Panics
+    /// If there are as many roots as there can be.
+    ///
+    /// # Safety
+    /// The cell is alive and of this heap.
+    pub unsafe fn root_raw<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
+        // SAFETY: forwarded.
+        let raw = unsafe { self.raw_root(gc.cell().cast()) };
+        Root::new(raw)
+    }
+}
+
+impl<T: Trace> Root<T> {
+    fn new(raw: Option<RawRoot>) -> Self {
+        Self {
+            raw: raw.expect("a heap has room for 67108864 roots: some are made and never dropped"),
+            _target: PhantomData,
+        }
+    }
+
+    fn cell(&self) -> NonNull<T> {
+        match self.raw.get() {
+            Some(cell) => cell.cast(),
+            None => unreachable!("a typed root is made with a cell and never changed"),
+        }
+    }
+
+    /// A handle of `scope` on the same cell.
+    ///
+    /// # Panics
+    /// If the cell lies in another heap than the scope's, and inside `blocking`.
+    #[inline]
+    pub fn get<'s>(&self, scope: &Scope<'s>) -> Local<'s, T> {
+        let cell = self.cell();
+        scope.check_address(cell.as_ptr() as usize, "root's cell");
+        // SAFETY: this root keeps the cell alive, and it lies in the scope's heap.
+        unsafe { scope.hold_cell(cell) }
+    }
+
+    /// The heap that the cell lies in.
+    pub fn heap(&self) -> &Heap {
+        self.raw.heap()
+    }
+}
+
+impl<T: Trace> Deref for Root<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        // SAFETY: this root keeps the cell and the heap alive, and the cell holds a `T`, which is `Sync`.
+        unsafe { self.cell().as_ref() }
+    }
+}
+
+impl<T: Trace> Clone for Root<T> {
+    /// # Panics
+    /// If there are as many roots as there can be.
+    fn clone(&self) -> Self {
+        Self::new(self.raw.try_clone())
+    }
+}
+
+impl<T: Trace + fmt::Debug> fmt::Debug for Root<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}

@@ -1,0 +1,733 @@
+//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise (DESIGN section 10, first item, and 7).
+
+mod common;
+
+use gc_core::{Array, Bytes, Field, Heap, Leaf, Local, Mutator, Root, Trace, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn node(value: u64) -> Node {
+    Node {
+        value,
+        ..Node::default()
+    }
+}
+
+fn heap() -> Heap {
+    Heap::builder().reserve(1 << 30).build().unwrap()
+}
+
+/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it leaves behind.
+fn apart<R: Send>(
+    heap: &Heap,
+    f: impl FnOnce(&gc_core::Scope<'_>) -> Result<R, gc_core::AllocError> + Send,
+) -> R {
+    std::thread::scope(|threads| {
+        threads
+            .spawn(|| heap.attach().unwrap().scope(f).unwrap())
+            .join()
+            .unwrap()
+    })
+}
+
+/// Overwrites the stack below, where stale words of earlier calls lie.
+#[inline(never)]
+fn wipe_stack() {
+    std::hint::black_box([0usize; 2048]);
+}
+
+/// Allocates enough to reuse what was freed.
+fn churn(mutator: &Mutator) {
+    mutator.collect();
+    for _ in 0..20 {
+        mutator
+            .scope(|s| {
+                for i in 0..1000 {
+                    s.alloc(node(u64::MAX - i))?;
+                }
+                Ok(())
+            })
+            .unwrap();
+    }
+    mutator.collect();
+}
+
+fn message(panic: Box<dyn std::any::Any + Send>) -> String {
+    panic
+        .downcast_ref::<String>()
+        .cloned()
+        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()))
+        .unwrap_or_default()
+}
+
+/// What `f` says when it panics, which it must.
+fn refusal<R>(f: impl FnOnce() -> R) -> String {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        f();
+    }));
+    message(result.expect_err("must be refused"))
+}
+
+/// A list of `n` nodes that counts down, built from its end.
+fn list<'s>(s: &gc_core::Scope<'s>, n: u64) -> Local<'s, Node> {
+    let head = s.mutator().scope(|inner| {
+        let mut head = inner.alloc(node(0))?;
+        for value in 1..n {
+            let new = inner.alloc(node(value))?;
+            new.next.set(inner, &head);
+            head = new;
+        }
+        Ok(s.hold(&head))
+    });
+    head.unwrap()
+}
+
+fn length(mutator: &Mutator, head: &Local<'_, Node>) -> u64 {
+    mutator.with_scope(|s| {
+        let (mut n, mut at) = (0, Some(s.hold(head)));
+        while let Some(node) = at {
+            assert_eq!(node.value, length_from(node, n, head));
+            n += 1;
+            at = node.next.get(s);
+        }
+        n
+    })
+}
+
+fn length_from(_: Local<'_, Node>, n: u64, head: &Local<'_, Node>) -> u64 {
+    head.value - n
+}
+
+#[test]
+fn a_field_is_born_null_and_refuses_a_store_before_it_lies_in_the_heap() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    mutator
+        .scope(|s| {
+            let outside = node(1);
+            assert!(outside.next.is_null());
+            let inside = s.alloc(node(2))?;
+            assert!(inside.next.get(s).is_none());
+            let set = catch_unwind(AssertUnwindSafe(|| outside.next.set(s, &inside)));
+            assert!(message(set.unwrap_err()).contains("does not lie in the scope's heap"));
+            let get = catch_unwind(AssertUnwindSafe(|| outside.next.get(s).is_none()));
+            assert!(message(get.unwrap_err()).contains("does not lie in the scope's heap"));
+            assert!(outside.next.is_null());
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_field_refuses_a_value_and_a_scope_of_another_heap() {
+    let (one, two) = (heap(), heap());
+    let (m1, m2) = (one.attach().unwrap(), two.attach().unwrap());
+    m1.with_scope(|s1| {
+        m2.with_scope(|s2| {
+            let a = s1.alloc(node(1)).unwrap();
+            let b = s2.alloc(node(2)).unwrap();
+            for text in [
+                refusal(|| a.next.set(s1, &b)),
+                refusal(|| a.next.set(s2, &b)),
+                refusal(|| a.next.clear(s2)),
+                refusal(|| a.next.get(s2).is_none()),
+                refusal(|| s1.hold(&b).value),
+                refusal(|| s1.alloc_weak(&b).is_ok()),
+                refusal(|| one.root(&b)),
+                refusal(|| one.root(&a).get(s2).value),
+            ] {
+                assert!(text.contains("does not lie in"), "{text}");
+            }
+            assert!(a.next.is_null());
+        });
+    });
+}
+
+#[test]
+fn locals_in_malloc_s_memory_live_until_their_scope_ends_and_no_longer() {
+    common::hazard(
+        "locals_in_malloc_s_memory_live_until_their_scope_ends_and_no_longer",
+        "handles-unscanned",
+        || {
+            let heap = heap();
+            let mutator = heap.attach().unwrap();
+            mutator
+                .scope(|s| {
+                    let mut all = Vec::new();
+                    for value in 0..5000 {
+                        all.push(s.alloc(node(value))?);
+                    }
+                    wipe_stack();
+                    churn(s.mutator());
+                    assert!((0..).zip(&all).all(|(i, n)| n.value == i));
+                    Ok(())
+                })
+                .unwrap();
+            wipe_stack();
+            mutator.collect();
+            let live = heap.stats().last.cells_live;
+            assert!(live < 100, "{live} cells are alive after their scope");
+        },
+    );
+}
+
+#[test]
+fn what_an_outer_scope_makes_inside_an_inner_one_outlives_it() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    mutator
+        .scope(|outer| {
+            let mut kept = Vec::new();
+            for round in 0..100 {
+                mutator.scope(|inner| {
+                    for i in 0..100 {
+                        let short = inner.alloc(node(i))?;
+                        kept.push(outer.alloc(node(round * 100 + i))?);
+                        kept.last().unwrap().next.set(inner, &short);
+                    }
+                    let held = outer.hold(&inner.alloc(node(7))?);
+                    assert_eq!(held.value, 7);
+                    Ok(())
+                })?;
+            }
+            wipe_stack();
+            churn(&mutator);
+            for (i, node) in (0..).zip(&kept) {
+                assert_eq!(node.value, i);
+                assert_eq!(node.next.get(outer).unwrap().value, i % 100);
+            }
+            Ok(())
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_panic_ends_a_scope_like_a_return() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    for _ in 0..3 {
+        let panic = catch_unwind(AssertUnwindSafe(|| {
+            mutator.scope(|s| {
+                let _all = (0..3000).map(|i| s.alloc(node(i))).collect::<Vec<_>>();
+                if _all.len() == 3000 {
+                    panic!("on purpose");
+                }
+                Ok(())
+            })
+        }));
+        assert_eq!(message(panic.unwrap_err()), "on purpose");
+    }
+    wipe_stack();
+    mutator.collect();
+    assert!(heap.stats().last.cells_live < 100);
+}
+
+#[test]
+fn a_root_keeps_its_cell_and_its_heap_and_is_read_from_anywhere() {
+    let root: Root<Node> = {
+        let heap = heap();
+        let mutator = heap.attach().unwrap();
+        let root = mutator
+            .scope(|s| {
+                let head = list(s, 100);
+                Ok(heap.root(&head))
+            })
+            .unwrap();
+        churn(&mutator);
+        root
+    };
+    // Neither heap nor mutator is left but by way of the root.
+    let twin = root.clone();
+    drop(root);
+    std::thread::spawn(move || {
+        assert_eq!(twin.value, 99);
+        let mutator = twin.heap().attach().unwrap();
+        churn(&mutator);
+        mutator.with_scope(|s| assert_eq!(length(&mutator, &twin.get(s)), 100));
+        drop(twin);
+        wipe_stack();
+        mutator.collect();
+        assert!(mutator.heap().stats().last.cells_live < 110);
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_mutator_keeps_its_heap_alive() {
+    let mutator = heap().attach().unwrap();
+    mutator.with_scope(|s| {
+        let head = list(s, 1000);
+        churn(&mutator);
+        assert_eq!(length(&mutator, &head), 1000);
+    });
+}
+
+#[test]
+fn a_leaked_mutator_detaches_at_its_thread_s_end() {
+    let heap = heap();
+    let root = std::thread::scope(|threads| {
+        let leak = || {
+            let mutator = heap.attach().unwrap();
+            let root = mutator.scope(|s| Ok(heap.root(&list(s, 50)))).unwrap();
+            std::mem::forget(mutator);
+            assert!(heap.attach().is_err(), "still attached");
+            root
+        };
+        threads.spawn(leak).join().unwrap()
+    });
+    let first = heap.collect();
+    assert!(heap.collect() > first);
+    assert_eq!(heap.stats().last.mutators, 0);
+    let mutator = heap.attach().unwrap();
+    churn(&mutator);
+    mutator.with_scope(|s| assert_eq!(length(&mutator, &root.get(s)), 50));
+}
+
+#[test]
+fn a_mutator_in_a_thread_local_detaches_with_its_thread() {
+    thread_local!(static MINE: std::cell::RefCell<Option<Mutator>> = const { std::cell::RefCell::new(None) });
+    let heap = heap();
+    for _ in 0..3 {
+        let heap = heap.clone();
+        std::thread::spawn(move || {
+            MINE.set(Some(heap.attach().unwrap()));
+            MINE.with_borrow(|m| {
+                m.as_ref()
+                    .unwrap()
+                    .with_scope(|s| assert_eq!(length(s.mutator(), &list(s, 9)), 9));
+            });
+        })
+        .join()
+        .unwrap();
+    }
+    heap.collect();
+    assert_eq!(heap.stats().last.mutators, 0);
+}
+
+#[test]
+fn the_heap_cannot_be_used_inside_blocking_by_whatever_way() {
+    thread_local!(static MINE: std::cell::RefCell<Option<Mutator>> = const { std::cell::RefCell::new(None) });
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let a = s.alloc(node(1)).unwrap();
+        let root = heap.root(&a);
+        let weak = s.alloc_weak(&a).unwrap();
+        mutator.blocking(|| {
+            assert_eq!((a.value, root.value), (1, 1), "reading is harmless");
+            for text in [
+                refusal(|| s.alloc(node(2)).is_ok()),
+                refusal(|| a.next.set(s, &a)),
+                refusal(|| root.get(s).value),
+                refusal(|| weak.upgrade(s).is_some()),
+                refusal(|| s.alloc_array::<Node>(2).is_ok()),
+                refusal(|| mutator.with_scope(|_| ())),
+                refusal(|| mutator.drop_dead_values()),
+            ] {
+                assert!(text.contains("inside blocking"), "{text}");
+            }
+        });
+        assert!(a.next.get(s).is_none());
+    });
+    drop(mutator);
+    MINE.set(Some(heap.attach().unwrap()));
+    let smuggled = catch_unwind(|| {
+        MINE.with_borrow(|m| {
+            m.as_ref()
+                .unwrap()
+                .blocking(|| MINE.with_borrow(|m| m.as_ref().unwrap().with_scope(|_| ())));
+        });
+    });
+    assert!(message(smuggled.unwrap_err()).contains("inside blocking"));
+    MINE.set(None);
+}
+
+#[derive(Trace, Default)]
+struct Table {
+    slots: Field<Array<Node>>,
+}
+
+#[test]
+fn a_table_grows_by_one_store_while_others_read_it() {
+    let heap = heap();
+    let table = {
+        let mutator = heap.attach().unwrap();
+        mutator
+            .scope(|s| {
+                let table = s.alloc(Table::default())?;
+                table.slots.set(s, &s.alloc_array(1)?);
+                Ok(heap.root(&table))
+            })
+            .unwrap()
+    };
+    let done = AtomicU64::new(0);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mutator = heap.attach().unwrap();
+            for i in 0..2000u64 {
+                mutator
+                    .scope(|s| {
+                        let mut slots = table.slots.get(s).unwrap();
+                        if i as usize == slots.len() {
+                            slots = slots.grown(slots.len() * 2, s)?;
+                            table.slots.set(s, &slots);
+                        }
+                        slots.set(i as usize, s, &list(s, i % 7 + 1));
+                        Ok(())
+                    })
+                    .unwrap();
+            }
+            done.store(1, Relaxed);
+        });
+        threads.spawn(|| {
+            let mutator = heap.attach().unwrap();
+            while done.load(Relaxed) == 0 {
+                mutator.with_scope(|s| {
+                    let slots = table.slots.get(s).unwrap();
+                    for (i, slot) in (0..).zip(slots.fields()) {
+                        if let Some(head) = slot.get(s) {
+                            assert_eq!(length(&mutator, &head), i % 7 + 1);
+                        }
+                    }
+                });
+            }
+        });
+        threads.spawn(|| {
+            while done.load(Relaxed) == 0 {
+                heap.collect();
+            }
+        });
+    });
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let slots = table.slots.get(s).unwrap();
+        assert_eq!(slots.len(), 2048);
+        assert_eq!(slots.fields().iter().filter(|f| !f.is_null()).count(), 2000);
+        let past = catch_unwind(AssertUnwindSafe(|| slots.get(2048, s).is_none()));
+        assert!(past.is_err());
+    });
+}
+
+#[test]
+fn a_weak_reference_is_null_once_its_target_died_and_not_before() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let (kept, weak_kept, weak_lost) = apart(&heap, |s| {
+        let (kept, lost) = (s.alloc(node(1))?, s.alloc(node(2))?);
+        Ok((
+            heap.root(&kept),
+            heap.root(&s.alloc_weak(&kept)?),
+            heap.root(&s.alloc_weak(&lost)?),
+        ))
+    });
+    churn(&mutator);
+    mutator.with_scope(|s| {
+        assert_eq!(weak_kept.upgrade(s).unwrap().value, 1);
+        assert!(weak_kept.upgrade(s).unwrap().same(kept.get(s)));
+        assert!(weak_lost.upgrade(s).is_none());
+    });
+    let _: &Root<Weak<Node>> = &weak_lost;
+}
+
+static DROPPED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+#[derive(Trace)]
+struct Named {
+    name: String,
+    friend: Field<Named>,
+    id: u64,
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        assert!(self.friend.is_null(), "an edge of a dying value may dangle");
+        assert_eq!(self.name, format!("number {}", self.id));
+        DROPPED.lock().unwrap().push(self.id);
+    }
+}
+
+fn named(id: u64) -> Named {
+    Named {
+        name: format!("number {id}"),
+        friend: Field::null(),
+        id,
+    }
+}
+
+#[test]
+fn values_that_need_drop_are_dropped_once_when_asked_and_never_found_again() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let (root, weak) = apart(&heap, |s| {
+        // A cycle, and one that leads into it and lives; a weak reference into the cycle.
+        let all = (0..100)
+            .map(|id| s.alloc(named(id)))
+            .collect::<Result<Vec<_>, _>>()?;
+        for i in 0..100 {
+            all[i].friend.set(s, &all[(i + 1) % 99]);
+        }
+        Ok((heap.root(&all[99]), heap.root(&s.alloc_weak(&all[50])?)))
+    });
+    // 99 leads to 1, and so to the whole cycle: nothing dies.
+    churn(&mutator);
+    assert_eq!(mutator.drop_dead_values(), 0);
+    apart(&heap, |s| {
+        assert_eq!(weak.upgrade(s).unwrap().id, 50);
+        root.friend.clear(s);
+        Ok(())
+    });
+    // The cycle is dead from the first collection on that finds it so; nobody gets at it, though its values are still whole.
+    churn(&mutator);
+    churn(&mutator);
+    assert!(DROPPED.lock().unwrap().is_empty());
+    mutator.with_scope(|s| assert!(weak.upgrade(s).is_none()));
+    let n = mutator.drop_dead_values();
+    assert_eq!(n, 99);
+    churn(&mutator);
+    assert_eq!(mutator.drop_dead_values(), 0);
+    let mut dropped = DROPPED.lock().unwrap().clone();
+    dropped.sort_unstable();
+    let count = dropped.len();
+    dropped.dedup();
+    assert_eq!(dropped.len(), count, "dropped twice");
+    assert!(!dropped.contains(&99));
+    assert_eq!(root.name, "number 99");
+}
+
+#[test]
+fn an_edge_that_a_drop_smuggles_out_is_refused_everywhere() {
+    static STOLEN: Mutex<Vec<Field<Thief>>> = Mutex::new(Vec::new());
+    thread_local!(static MINE: std::cell::OnceCell<Mutator> = const { std::cell::OnceCell::new() });
+    #[derive(Trace)]
+    struct Thief {
+        edge: Field<Thief>,
+        steals: bool,
+    }
+    impl Drop for Thief {
+        fn drop(&mut self) {
+            if self.steals {
+                MINE.with(|m| {
+                    m.get().unwrap().with_scope(|s| {
+                        let other = Thief {
+                            edge: Field::null(),
+                            steals: false,
+                        };
+                        self.edge.set(s, &s.alloc(other).unwrap());
+                    });
+                });
+                STOLEN.lock().unwrap().push(std::mem::take(&mut self.edge));
+            }
+        }
+    }
+    let heap = heap();
+    MINE.with(|m| {
+        let mutator = m.get_or_init(|| heap.attach().unwrap());
+        for _ in 0..5 {
+            mutator
+                .scope(|s| {
+                    s.alloc(Thief {
+                        edge: Field::null(),
+                        steals: true,
+                    })?;
+                    Ok(())
+                })
+                .unwrap();
+        }
+        wipe_stack();
+        churn(mutator);
+        assert!(mutator.drop_dead_values() > 0);
+        churn(mutator);
+        let edge = STOLEN.lock().unwrap().pop().unwrap();
+        assert!(!edge.is_null());
+        mutator.with_scope(|s| {
+            let get = catch_unwind(AssertUnwindSafe(|| edge.get(s).is_some()));
+            assert!(message(get.unwrap_err()).contains("does not lie in"));
+            let put = catch_unwind(AssertUnwindSafe(|| {
+                s.alloc(Thief {
+                    edge,
+                    steals: false,
+                })
+                .is_ok()
+            }));
+            assert!(message(put.unwrap_err()).contains("field that is not null"));
+        });
+    });
+}
+
+#[derive(Leaf, Debug, PartialEq, Clone)]
+enum Token {
+    Number(f64),
+    Name(String),
+    Pair(Box<Token>, Vec<Token>),
+}
+
+#[derive(Trace)]
+struct Generic<A: Trace, const N: usize> {
+    edges: [Field<Generic<A, N>>; N],
+    inner: Inner<A>,
+    token: Option<Token>,
+}
+
+#[derive(Trace, Default)]
+struct Inner<A> {
+    first: u8,
+    value: A,
+    edge: Field<Node>,
+}
+
+#[derive(Trace)]
+struct Tuple(Field<Node>, u32, Field<Node>);
+
+#[derive(Trace)]
+struct Unit;
+
+#[test]
+fn derived_edges_keep_what_they_lead_to_in_nested_generic_and_tuple_structs() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let generic = || Generic::<u64, 3> {
+        edges: Default::default(),
+        inner: Inner::default(),
+        token: Some(Token::Pair(
+            Box::new(Token::Name("x".into())),
+            vec![Token::Number(1.0)],
+        )),
+    };
+    let (g, t) = mutator
+        .scope(|s| {
+            let g = s.alloc(generic())?;
+            for (i, edge) in g.edges.iter().enumerate() {
+                let other = s.alloc(generic())?;
+                other.inner.edge.set(s, &list(s, i as u64 + 2));
+                edge.set(s, &other);
+            }
+            g.inner.edge.set(s, &list(s, 20));
+            let t = s.alloc(Tuple(Field::null(), 5, Field::null()))?;
+            t.0.set(s, &list(s, 30));
+            t.2.set(s, &list(s, 31));
+            s.alloc(Unit)?;
+            Ok((heap.root(&g), heap.root(&t)))
+        })
+        .unwrap();
+    wipe_stack();
+    churn(&mutator);
+    mutator.with_scope(|s| {
+        for (i, edge) in g.edges.iter().enumerate() {
+            let other = edge.get(s).unwrap();
+            assert_eq!(other.token, generic().token);
+            assert_eq!(
+                length(&mutator, &other.inner.edge.get(s).unwrap()),
+                i as u64 + 2
+            );
+        }
+        assert_eq!(length(&mutator, &g.inner.edge.get(s).unwrap()), 20);
+        assert_eq!(length(&mutator, &t.0.get(s).unwrap()), 30);
+        assert_eq!(length(&mutator, &t.2.get(s).unwrap()), 31);
+        assert_eq!((g.inner.first, g.inner.value, t.1), (0, 0, 5));
+    });
+}
+
+#[derive(Trace)]
+struct Big {
+    head: Field<Node>,
+    _middle: [u64; 6000],
+    tail: Field<Node>,
+}
+
+#[test]
+fn a_type_larger_than_a_span_s_cells_keeps_its_edges() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let big = mutator
+        .scope(|s| {
+            let big = s.alloc(Big {
+                head: Field::null(),
+                _middle: [7; 6000],
+                tail: Field::null(),
+            })?;
+            big.head.set(s, &list(s, 3));
+            big.tail.set(s, &list(s, 4));
+            Ok(heap.root(&big))
+        })
+        .unwrap();
+    wipe_stack();
+    churn(&mutator);
+    mutator.with_scope(|s| {
+        assert_eq!(length(&mutator, &big.head.get(s).unwrap()), 3);
+        assert_eq!(length(&mutator, &big.tail.get(s).unwrap()), 4);
+    });
+}
+
+#[test]
+fn a_full_heap_is_an_error_value_and_drops_the_value() {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .hard_limit(8 << 20)
+        .build()
+        .unwrap();
+    let mutator = heap.attach().unwrap();
+    #[derive(Trace)]
+    struct Counted(Arc<()>, [u64; 100], Field<Node>);
+    let count = Arc::new(());
+    let made = mutator.with_scope(|s| {
+        (0..100_000)
+            .take_while(|_| {
+                let value = Counted(count.clone(), [0; 100], Field::null());
+                s.alloc(value).is_ok()
+            })
+            .count()
+    });
+    assert!((5_000..11_000).contains(&made), "{made} fitted");
+    assert_eq!(Arc::strong_count(&count), made + 1);
+    let array = mutator.scope(|s| s.alloc_array::<Node>(usize::MAX / 4).map(|a| a.len()));
+    assert!(array.is_err());
+    wipe_stack();
+    mutator.collect();
+    mutator.drop_dead_values();
+    assert!(Arc::strong_count(&count) < 100);
+}
+
+#[test]
+fn bytes_are_copied_and_do_not_change() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let all: Vec<Root<Bytes>> = mutator
+        .scope(|s| {
+            (0..1000usize)
+                .map(|n| Ok(heap.root(&s.alloc_bytes(&vec![n as u8; n * 50])?)))
+                .collect()
+        })
+        .unwrap();
+    churn(&mutator);
+    for (n, bytes) in all.iter().enumerate() {
+        assert_eq!(bytes.len(), n * 50);
+        assert!(bytes.iter().all(|b| *b == n as u8));
+    }
+}
+
+#[test]
+fn a_two_word_object_takes_16_bytes() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    #[derive(Trace, Default)]
+    struct Pair(Field<Pair>, Field<Pair>);
+    // SAFETY: kept on the stack.
+    let (a, b) = unsafe {
+        let a = mutator.alloc_raw(Pair::default()).unwrap();
+        (a, mutator.alloc_raw(Pair::default()).unwrap())
+    };
+    assert_eq!(b.cell().as_ptr() as usize - a.cell().as_ptr() as usize, 16);
+    // SAFETY: both live.
+    unsafe { a.0.set_raw(&mutator, Some(b)) };
+    gc_core::keep_alive(a);
+    // SAFETY: `a` lives.
+    assert!(unsafe { a.0.get_raw() }.unwrap().same(b));
+}
