@@ -1,4 +1,5 @@
-//! Source text to bytecode in one pass: declarations and statements. Expressions are in `expression.rs`.
+//! Source text to bytecode in one pass: the compiler's state, its messages, its code, its variables. Declarations and
+//! statements are in `statement.rs`, expressions in `expression.rs`.
 //!
 //! Grammar, messages, their order, and the limits are those of the book's C compiler, to the letter. Some of its
 //! limits are about the size of *its* bytecode (constants in a function, bytes to jump over); ours differs, so each function also
@@ -29,7 +30,7 @@ pub(super) enum FunctionKind {
     Initializer,
 }
 
-struct Local<'s> {
+pub(super) struct Local<'s> {
     name: &'s [u8],
     /// `None` until its initializer is done
     depth: Option<u32>,
@@ -40,18 +41,18 @@ struct Local<'s> {
 pub(super) struct Scope<'s> {
     pub(super) kind: FunctionKind,
     name: Option<Box<[u8]>>,
-    arity: u32,
-    locals: Vec<Local<'s>>,
+    pub(super) arity: u32,
+    pub(super) locals: Vec<Local<'s>>,
     captures: Vec<Capture>,
-    depth: u32,
+    pub(super) depth: u32,
     pub(super) code: Vec<Instruction>,
     lines: Vec<u32>,
     constants: Vec<Constant>,
-    functions: Vec<Arc<Function>>,
+    pub(super) functions: Vec<Arc<Function>>,
     captured: [u64; 4],
     caches: u32,
-    height: i32,
-    max_height: i32,
+    pub(super) height: i32,
+    pub(super) max_height: i32,
     book_bytes: usize,
     book_constants: usize,
 }
@@ -65,19 +66,19 @@ pub(super) struct ClassScope {
 
 /// A forward jump whose target is not known yet.
 pub(super) struct Patch {
-    instruction: usize,
+    pub(super) instruction: usize,
     book_bytes: usize,
 }
 
 /// The place where a loop begins.
 #[derive(Clone, Copy)]
-struct LoopStart {
-    instruction: usize,
+pub(super) struct LoopStart {
+    pub(super) instruction: usize,
     book_bytes: usize,
 }
 
 /// A `for` loop's increment: it stands before the body in the source and behind it in the code.
-struct Cut {
+pub(super) struct Cut {
     code: Vec<Instruction>,
     lines: Vec<u32>,
     from: LoopStart,
@@ -89,20 +90,20 @@ pub(super) struct Compiler<'s> {
     pub(super) current: Token<'s>,
     pub(super) previous: Token<'s>,
     had_error: bool,
-    panicking: bool,
+    pub(super) panicking: bool,
     /// no message after this one
     gave_up: bool,
     messages: Vec<u8>,
     /// the innermost function is the last one
     pub(super) scopes: Vec<Scope<'s>>,
     pub(super) classes: Vec<ClassScope>,
-    globals: Names,
+    pub(super) globals: Names,
     symbols: Names,
     pub(super) nesting: u32,
 }
 
 /// Names and the numbers they got.
-struct Names {
+pub(super) struct Names {
     numbers: HashMap<Box<[u8]>, u32>,
     names: Vec<Box<[u8]>>,
 }
@@ -119,7 +120,7 @@ impl Names {
         names
     }
 
-    fn number(&mut self, name: &[u8]) -> u32 {
+    pub(super) fn number(&mut self, name: &[u8]) -> u32 {
         if let Some(&number) = self.numbers.get(name) {
             return number;
         }
@@ -197,7 +198,7 @@ impl<'s> Compiler<'s> {
         self.error_at(self.previous, message.as_bytes());
     }
 
-    fn error_at_current(&mut self, message: &str) {
+    pub(super) fn error_at_current(&mut self, message: &str) {
         self.error_at(self.current, message.as_bytes());
     }
 
@@ -345,7 +346,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    fn loop_start(&mut self) -> LoopStart {
+    pub(super) fn loop_start(&mut self) -> LoopStart {
         let scope = self.scope();
         LoopStart {
             instruction: scope.code.len(),
@@ -353,18 +354,42 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    fn emit_loop(&mut self, start: &LoopStart) {
+    pub(super) fn emit_loop(&mut self, start: &LoopStart) {
         self.emit_full(Op::Loop, 0, 0, start.instruction as u32, 3);
         self.check_loop(start);
     }
 
-    fn check_loop(&mut self, start: &LoopStart) {
+    pub(super) fn check_loop(&mut self, start: &LoopStart) {
         if self.scope().book_bytes - start.book_bytes > usize::from(u16::MAX) {
             self.error("Loop body too large.");
         }
     }
 
-    fn emit_return(&mut self) {
+    /// Takes out the instructions from `begins` on.
+    pub(super) fn cut(&mut self, begins: LoopStart) -> Cut {
+        let scope = self.scope();
+        Cut {
+            code: scope.code.split_off(begins.instruction),
+            lines: scope.lines.split_off(begins.instruction),
+            from: begins,
+        }
+    }
+
+    /// Appends what was cut; the book's account is not touched. Returns where the book has it.
+    pub(super) fn paste(&mut self, cut: Cut) -> LoopStart {
+        let scope = self.scope();
+        let moved = scope.code.len() - cut.from.instruction;
+        for mut instruction in cut.code {
+            if instruction.target().is_some() {
+                instruction.c += moved as u32;
+            }
+            scope.code.push(instruction);
+        }
+        scope.lines.extend(cut.lines);
+        cut.from
+    }
+
+    pub(super) fn emit_return(&mut self) {
         if self.scope().kind == FunctionKind::Initializer {
             self.emit_with(Op::GetLocal, 0);
         } else {
@@ -376,7 +401,7 @@ impl<'s> Compiler<'s> {
 
 /// Variables.
 impl<'s> Compiler<'s> {
-    fn begin_function(&mut self, kind: FunctionKind) {
+    pub(super) fn begin_function(&mut self, kind: FunctionKind) {
         let name = (kind != FunctionKind::Script).then(|| self.previous.text.into());
         let first = if kind == FunctionKind::Function {
             &b""[..]
@@ -407,7 +432,7 @@ impl<'s> Compiler<'s> {
         });
     }
 
-    fn end_function(&mut self) -> Function {
+    pub(super) fn end_function(&mut self) -> Function {
         self.emit_return();
         let scope = self.scopes.pop().expect("begin_function pushed it");
         Function {
@@ -426,11 +451,11 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    fn begin_scope(&mut self) {
+    pub(super) fn begin_scope(&mut self) {
         self.scope().depth += 1;
     }
 
-    fn end_scope(&mut self) {
+    pub(super) fn end_scope(&mut self) {
         self.scope().depth -= 1;
         loop {
             let scope = self.scope();
@@ -487,7 +512,7 @@ impl<'s> Compiler<'s> {
         (captures.len() - 1) as u8
     }
 
-    fn add_local(&mut self, name: &'s [u8]) {
+    pub(super) fn add_local(&mut self, name: &'s [u8]) {
         if self.scope().locals.len() == SLOTS {
             self.error("Too many local variables in function.");
             return;
@@ -499,7 +524,7 @@ impl<'s> Compiler<'s> {
         });
     }
 
-    fn declare_variable(&mut self) {
+    pub(super) fn declare_variable(&mut self) {
         let name = self.previous.text;
         let scope = self.scope();
         if scope.depth == 0 {
@@ -518,7 +543,7 @@ impl<'s> Compiler<'s> {
     }
 
     /// Takes the variable's name. For a global one, its index.
-    fn parse_variable(&mut self, message: &str) -> Option<u32> {
+    pub(super) fn parse_variable(&mut self, message: &str) -> Option<u32> {
         self.consume(Kind::Identifier, message);
         self.declare_variable();
         if self.scope().depth > 0 {
@@ -527,7 +552,7 @@ impl<'s> Compiler<'s> {
         Some(self.global(self.previous.text))
     }
 
-    fn mark_initialized(&mut self) {
+    pub(super) fn mark_initialized(&mut self) {
         let scope = self.scope();
         if scope.depth == 0 {
             return;
@@ -538,7 +563,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    fn define_variable(&mut self, global: Option<u32>) {
+    pub(super) fn define_variable(&mut self, global: Option<u32>) {
         match global {
             Some(index) => self.emit_with(Op::DefineGlobal, index),
             None => self.mark_initialized(),
@@ -564,324 +589,154 @@ impl<'s> Compiler<'s> {
     }
 }
 
-/// Declarations.
-impl<'s> Compiler<'s> {
-    fn declaration(&mut self) {
-        if self.matches(Kind::Class) {
-            self.class_declaration();
-        } else if self.matches(Kind::Fun) {
-            self.function_declaration();
-        } else if self.matches(Kind::Var) {
-            self.variable_declaration();
-        } else {
-            self.statement();
-        }
-        if self.panicking {
-            self.synchronize();
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
 
-    /// Skips to where a statement seems to begin.
-    fn synchronize(&mut self) {
-        self.panicking = false;
-        while !self.check(Kind::End) {
-            let begins = matches!(
-                self.current.kind,
-                Kind::Class
-                    | Kind::Fun
-                    | Kind::Var
-                    | Kind::For
-                    | Kind::If
-                    | Kind::While
-                    | Kind::Print
-                    | Kind::Return
-            );
-            if self.previous.kind == Kind::Semicolon || begins {
-                return;
-            }
-            self.advance();
-        }
-    }
-
-    fn class_declaration(&mut self) {
-        self.consume(Kind::Identifier, "Expect class name.");
-        let name = self.previous.text;
-        let constant = self.constant(Constant::String(name.into()));
-        self.declare_variable();
-        let class = self.scope().code.len();
-        self.emit_full(Op::Class, 0, constant as u16, 0, 2);
-        let global = (self.scope().depth == 0).then(|| self.globals.number(name));
-        self.define_variable(global);
-        self.classes.push(ClassScope {
-            has_superclass: false,
-            fields: Vec::new(),
-        });
-
-        if self.matches(Kind::Less) {
-            self.consume(Kind::Identifier, "Expect superclass name.");
-            self.named_variable(self.previous.text, false);
-            if self.previous.text == name {
-                self.error("A class can't inherit from itself.");
-            }
-            self.begin_scope();
-            self.add_local(b"super");
-            self.define_variable(None);
-            self.named_variable(name, false);
-            self.emit(Op::Inherit);
-            self.class().has_superclass = true;
-        }
-        self.named_variable(name, false);
-        self.consume(Kind::LeftBrace, "Expect '{' before class body.");
-        while !self.check(Kind::RightBrace) && !self.check(Kind::End) {
-            self.method();
-        }
-        self.consume(Kind::RightBrace, "Expect '}' after class body.");
-        self.emit(Op::Pop);
-        if self.class().has_superclass {
-            self.end_scope();
-        }
-        let fields = self.class().fields.len() as u32;
-        self.scope().code[class].c = fields;
-        self.classes.pop();
-    }
-
-    fn class(&mut self) -> &mut ClassScope {
-        self.classes
-            .last_mut()
-            .expect("class_declaration pushed it")
-    }
-
-    fn method(&mut self) {
-        self.consume(Kind::Identifier, "Expect method name.");
-        let name = self.previous.text;
-        let symbol = self.symbol(name);
-        self.function(if name == b"init" {
-            FunctionKind::Initializer
-        } else {
-            FunctionKind::Method
-        });
-        self.emit_with(Op::Method, symbol);
-    }
-
-    fn function_declaration(&mut self) {
-        let global = self.parse_variable("Expect function name.");
-        self.mark_initialized();
-        self.function(FunctionKind::Function);
-        self.define_variable(global);
-    }
-
-    fn function(&mut self, kind: FunctionKind) {
-        self.nested(|compiler| compiler.function_body(kind));
-    }
-
-    fn function_body(&mut self, kind: FunctionKind) {
-        self.begin_function(kind);
-        self.begin_scope();
-        self.consume(Kind::LeftParen, "Expect '(' after function name.");
-        if !self.check(Kind::RightParen) {
-            loop {
-                self.scope().arity += 1;
-                if self.scope().arity > 255 {
-                    self.error_at_current("Can't have more than 255 parameters.");
+    /// Checks what both tiers rely on: heights that do not depend on the way, and operands that exist.
+    fn verify(function: &Function, program: &Program) {
+        let code = &function.code;
+        assert_eq!(code.len(), function.lines.len());
+        let mut heights = vec![None; code.len()];
+        let mut waiting = vec![(0, function.arity as i32 + 1)];
+        let mut highest = function.arity as i32 + 1;
+        let mut caches = Vec::new();
+        while let Some((at, height)) = waiting.pop() {
+            match heights[at] {
+                None => heights[at] = Some(height),
+                Some(known) => {
+                    assert_eq!(known, height, "instruction {at} of {function:?}");
+                    continue;
                 }
-                let global = self.parse_variable("Expect parameter name.");
-                self.define_variable(global);
-                // An argument is on the stack without an instruction that puts it there.
-                let scope = self.scope();
-                scope.height += 1;
-                scope.max_height = scope.max_height.max(scope.height);
-                if !self.matches(Kind::Comma) {
-                    break;
+            }
+            let instruction = code[at];
+            let after = height + instruction.effect();
+            assert!(after >= 0);
+            highest = highest.max(after);
+            if let Some(target) = instruction.target() {
+                assert_eq!(
+                    target <= at,
+                    instruction.op == Op::Loop,
+                    "only a loop goes back"
+                );
+                waiting.push((target, after));
+            }
+            if !instruction.ends_block() {
+                waiting.push((at + 1, after));
+            }
+            let c = instruction.c as usize;
+            match instruction.op {
+                Op::Constant => assert!(c < function.constants.len()),
+                Op::GetLocal | Op::SetLocal => assert!((c as i32) < height && c < SLOTS),
+                Op::GetGlobal | Op::SetGlobal | Op::DefineGlobal => {
+                    assert!(c < program.globals.len())
+                }
+                Op::GetUpvalue | Op::SetUpvalue => assert!(c < function.captures.len()),
+                Op::GetProperty | Op::SetProperty | Op::GetSuper | Op::Invoke | Op::SuperInvoke => {
+                    assert!(c < program.symbols.len());
+                    caches.push(u32::from(instruction.b));
+                }
+                Op::Method => assert!(c < program.symbols.len()),
+                Op::Class => assert!(matches!(
+                    function.constants[usize::from(instruction.b)],
+                    Constant::String(_)
+                )),
+                Op::Closure => {
+                    for &capture in &function.functions[c].captures {
+                        match capture {
+                            Capture::Local(slot) => assert!(
+                                function.is_captured(slot.into()) && i32::from(slot) <= height
+                            ),
+                            Capture::Upvalue(index) => {
+                                assert!(usize::from(index) < function.captures.len())
+                            }
+                        }
+                    }
+                }
+                Op::CloseUpvalue => assert!(function.is_captured(height as usize - 1)),
+                _ => {}
+            }
+        }
+        caches.sort_unstable();
+        caches.dedup();
+        assert!(
+            caches.iter().all(|&cache| cache < function.caches),
+            "a cache for each site"
+        );
+        assert!(highest <= function.max_stack as i32);
+        for inner in &function.functions {
+            verify(inner, program);
+        }
+    }
+
+    fn compiled(source: &str) -> Program {
+        compile(source.as_bytes(), &["clock"])
+            .unwrap_or_else(|errors| panic!("{}", String::from_utf8_lossy(&errors)))
+    }
+
+    #[test]
+    fn code_of_every_program_keeps_what_the_tiers_rely_on() {
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs");
+        for folder in ["", "bench", "errors/runtime"] {
+            for entry in std::fs::read_dir(programs.join(folder)).expect("part of the repository") {
+                let path = entry.expect("listed").path();
+                if path.extension().is_some_and(|extension| extension == "lox") {
+                    let program = compiled(&std::fs::read_to_string(&path).expect("readable"));
+                    verify(&program.script, &program);
                 }
             }
         }
-        self.consume(Kind::RightParen, "Expect ')' after parameters.");
-        self.consume(Kind::LeftBrace, "Expect '{' before function body.");
-        self.block();
-        let function = self.end_function();
-        let captures = function.captures.len();
-        self.count_constant();
-        let functions = &mut self.scope().functions;
-        functions.push(Arc::new(function));
-        let index = (functions.len() - 1) as u32;
-        self.emit_full(Op::Closure, 0, 0, index, 2 + 2 * captures);
     }
 
-    fn variable_declaration(&mut self) {
-        let global = self.parse_variable("Expect variable name.");
-        if self.matches(Kind::Equal) {
-            self.expression();
-        } else {
-            self.emit(Op::Nil);
-        }
-        self.consume(Kind::Semicolon, "Expect ';' after variable declaration.");
-        self.define_variable(global);
-    }
-}
-
-/// Statements.
-impl<'s> Compiler<'s> {
-    fn statement(&mut self) {
-        self.nested(Self::statement_body);
-    }
-
-    fn statement_body(&mut self) {
-        if self.matches(Kind::Print) {
-            self.expression();
-            self.consume(Kind::Semicolon, "Expect ';' after value.");
-            self.emit(Op::Print);
-        } else if self.matches(Kind::For) {
-            self.for_statement();
-        } else if self.matches(Kind::If) {
-            self.if_statement();
-        } else if self.matches(Kind::Return) {
-            self.return_statement();
-        } else if self.matches(Kind::While) {
-            self.while_statement();
-        } else if self.matches(Kind::LeftBrace) {
-            self.begin_scope();
-            self.block();
-            self.end_scope();
-        } else {
-            self.expression_statement();
-        }
+    #[test]
+    fn the_increment_of_a_for_comes_after_its_body_with_jumps_moved_along() {
+        let program =
+            compiled("for (var i = 0; i < 9; i = i and 1 or 2) { if (i) print i; else print 2; }");
+        verify(&program.script, &program);
+        let loops: Vec<_> = program
+            .script
+            .code
+            .iter()
+            .filter(|instruction| instruction.op == Op::Loop)
+            .collect();
+        assert_eq!(loops.len(), 1);
+        let plain = program
+            .script
+            .code
+            .iter()
+            .filter(|instruction| instruction.op == Op::Jump)
+            .count();
+        assert_eq!(plain, 1, "only the jump over the else");
     }
 
-    fn block(&mut self) {
-        while !self.check(Kind::RightBrace) && !self.check(Kind::End) {
-            self.declaration();
-        }
-        self.consume(Kind::RightBrace, "Expect '}' after block.");
+    #[test]
+    fn captured_slots_are_named_and_others_are_not() {
+        let program =
+            compiled("fun f(a, b) { var c; fun g() { return b; } { var d; fun h() { d = c; } } }");
+        let f = &program.script.functions[0];
+        let captured: Vec<usize> = (0..256).filter(|&slot| f.is_captured(slot)).collect();
+        assert_eq!(captured, [2, 3, 5]);
+        assert!(f.captures_any() && !program.script.captures_any());
     }
 
-    fn expression_statement(&mut self) {
-        self.expression();
-        self.consume(Kind::Semicolon, "Expect ';' after expression.");
-        self.emit(Op::Pop);
+    #[test]
+    fn a_class_knows_how_many_fields_its_methods_set() {
+        let program = compiled(
+            "class A { init() { this.a = 1; this.b = 2; } m(o) { this.a = 3; o.c = this.d = 4; } }",
+        );
+        let class = program
+            .script
+            .code
+            .iter()
+            .find(|instruction| instruction.op == Op::Class)
+            .expect("declared");
+        assert_eq!(class.c, 3);
     }
 
-    /// Pops the condition and jumps when it is false. The book pops on both ways.
-    fn emit_condition(&mut self) -> Patch {
-        let patch = self.emit_jump(Op::PopJumpIfFalse);
-        self.skip_book(1);
-        patch
-    }
-
-    fn patch_condition(&mut self, patch: Patch) {
-        self.patch(patch);
-        self.skip_book(1);
-    }
-
-    fn if_statement(&mut self) {
-        self.consume(Kind::LeftParen, "Expect '(' after 'if'.");
-        self.expression();
-        self.consume(Kind::RightParen, "Expect ')' after condition.");
-        let otherwise = self.emit_condition();
-        self.statement();
-        if self.check(Kind::Else) {
-            let end = self.emit_jump(Op::Jump);
-            self.patch_condition(otherwise);
-            self.advance();
-            self.statement();
-            self.patch(end);
-        } else {
-            self.skip_book(3);
-            self.patch_condition(otherwise);
-        }
-    }
-
-    fn while_statement(&mut self) {
-        let start = self.loop_start();
-        self.consume(Kind::LeftParen, "Expect '(' after 'while'.");
-        self.expression();
-        self.consume(Kind::RightParen, "Expect ')' after condition.");
-        let exit = self.emit_condition();
-        self.statement();
-        self.emit_loop(&start);
-        self.patch_condition(exit);
-    }
-
-    fn for_statement(&mut self) {
-        self.begin_scope();
-        self.consume(Kind::LeftParen, "Expect '(' after 'for'.");
-        if self.matches(Kind::Semicolon) {
-            // no initializer
-        } else if self.matches(Kind::Var) {
-            self.variable_declaration();
-        } else {
-            self.expression_statement();
-        }
-
-        let start = self.loop_start();
-        let mut exit = None;
-        if !self.matches(Kind::Semicolon) {
-            self.expression();
-            self.consume(Kind::Semicolon, "Expect ';' after loop condition.");
-            exit = Some(self.emit_condition());
-        }
-        let mut increment = None;
-        if !self.matches(Kind::RightParen) {
-            // The book leaves the increment here and jumps around it: a jump before it, a loop after it.
-            self.skip_book(3);
-            let begins = self.loop_start();
-            self.expression();
-            self.emit(Op::Pop);
-            self.consume(Kind::RightParen, "Expect ')' after for clauses.");
-            self.skip_book(3);
-            self.check_loop(&start);
-            increment = Some(self.cut(begins));
-        }
-        self.statement();
-        // In the book, the loop's body ends by going back to the increment, if there is one.
-        let book_start = match increment {
-            None => start,
-            Some(increment) => self.paste(increment),
-        };
-        self.emit_full(Op::Loop, 0, 0, start.instruction as u32, 3);
-        self.check_loop(&book_start);
-        if let Some(exit) = exit {
-            self.patch_condition(exit);
-        }
-        self.end_scope();
-    }
-
-    /// Takes out the instructions from `begins` on.
-    fn cut(&mut self, begins: LoopStart) -> Cut {
-        let scope = self.scope();
-        Cut {
-            code: scope.code.split_off(begins.instruction),
-            lines: scope.lines.split_off(begins.instruction),
-            from: begins,
-        }
-    }
-
-    /// Appends what was cut; the book's account is not touched. Returns where the book has it.
-    fn paste(&mut self, cut: Cut) -> LoopStart {
-        let scope = self.scope();
-        let moved = scope.code.len() - cut.from.instruction;
-        for mut instruction in cut.code {
-            if instruction.target().is_some() {
-                instruction.c += moved as u32;
-            }
-            scope.code.push(instruction);
-        }
-        scope.lines.extend(cut.lines);
-        cut.from
-    }
-
-    fn return_statement(&mut self) {
-        if self.scope().kind == FunctionKind::Script {
-            self.error("Can't return from top-level code.");
-        }
-        if self.matches(Kind::Semicolon) {
-            self.emit_return();
-        } else {
-            if self.scope().kind == FunctionKind::Initializer {
-                self.error("Can't return a value from an initializer.");
-            }
-            self.expression();
-            self.consume(Kind::Semicolon, "Expect ';' after return value.");
-            self.emit(Op::Return);
-        }
+    #[test]
+    fn each_instruction_has_the_line_where_the_book_says_it_is() {
+        let program = compiled("var a =\n1\n+\n2;\nprint\na\n;");
+        assert_eq!(program.script.lines[..5], [2, 4, 4, 4, 6]);
     }
 }

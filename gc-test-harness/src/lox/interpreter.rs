@@ -41,7 +41,9 @@ pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value
             }
             // Release: the slots are filled before the collector, which reads this while the thread is stopped, can
             // count them in.
-            (*vm).stack_limit.store(end as usize, Ordering::Release);
+            if !(*vm).faulty_limit {
+                (*vm).stack_limit.store(end as usize, Ordering::Release);
+            }
         }
         let result = execute(vm, proto, closure, base);
         (*vm).stack_limit.store(outer_limit, Ordering::Release);

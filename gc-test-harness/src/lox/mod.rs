@@ -14,6 +14,7 @@ pub mod object;
 pub mod run;
 pub mod runtime;
 pub mod scanner;
+mod statement;
 mod strings;
 pub mod value;
 pub mod vm;

@@ -78,6 +78,8 @@ pub struct Vm {
     /// Every function, the script first, then each before those declared inside it.
     pub protos: Vec<Box<Proto>>,
     pub(super) lookups: Lookups,
+    /// Fault "cached-stack-top": the collector sees the stack only as high as it was at each call.
+    pub(super) faulty_limit: bool,
     output: Output,
     message: Vec<u8>,
     stack_trace: Vec<u8>,
@@ -216,6 +218,7 @@ impl Vm {
             program,
             protos: Vec::new(),
             lookups: Lookups::new(),
+            faulty_limit: gc_preempt::faults::planted("cached-stack-top"),
             output,
             message: Vec::new(),
             stack_trace: Vec::new(),
@@ -538,5 +541,37 @@ unsafe fn write_function(out: &mut Vec<u8>, closure: Value) {
             out.extend_from_slice(name);
             out.push(b'>');
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lox::compiler::compile;
+    use crate::lox::run::{RunConfig, make_heap};
+
+    fn isolate(source: &str) -> Box<Vm> {
+        let program = compile(source.as_bytes(), &NATIVES).expect("a right program");
+        let lox = make_heap(&RunConfig::default()).expect("a heap");
+        Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate")
+    }
+
+    #[test]
+    fn dead_strings_leave_the_intern_table_and_it_does_not_grow_for_ever() {
+        let mut vm = isolate(
+            "var text = \"\"; for (var i = 0; i < 3000; i = i + 1) { text = text + \"x\"; if (i > 2000) text = \"\" + i2; } var i2;",
+        );
+        drop(vm.run());
+        let mut vm2 = isolate(
+            "fun build(n) { var text = \"\"; for (var i = 0; i < n; i = i + 1) text = text + \"x\"; return text; } for (var r = 0; r < 20; r = r + 1) build(300); build(1);",
+        );
+        assert!(vm2.run());
+        vm2.mutator.collect();
+        let (living, _) = vm2.interned();
+        assert!(living < 60, "{living} strings are alive");
+        let again = vm2
+            .intern(b"xxxxxxxxxx")
+            .map(|string| vm2.intern(b"xxxxxxxxxx").ok() == Some(string));
+        assert!(matches!(again, Ok(true)));
     }
 }
