@@ -466,3 +466,40 @@ fn wrong_use_is_told() {
         assert!(stderr.contains(says), "{arguments:?}: {stderr}");
     }
 }
+
+/// H34: the interpreter's top of stack is in a register; the collector must scan the whole frame, not up to some copy
+/// of the top in memory. With the fault planted, it sees the stack as it was when the frame was entered.
+#[test]
+fn operands_above_a_stale_stack_top_would_be_lost() {
+    let source = "class Cell { init(value) { this.value = value; } }
+        fun work(n) {
+          var a = Cell(n); var b = Cell(n + 1); var c = Cell(n + 2);
+          for (var i = 0; i < 50; i = i + 1) Cell(-1);
+          return a.value + b.value + c.value + Cell(Cell(n + 3).value + Cell(n + 4).value).value;
+        }
+        var sum = 0;
+        for (var i = 0; i < 20; i = i + 1) sum = sum + work(i);
+        print sum;\n";
+    let folder = std::env::temp_dir().join(format!("urge-lox-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for the program");
+    let program = folder.join("stale.lox");
+    std::fs::write(&program, source).expect("a place for the program");
+    let run = |fault: &str| {
+        Command::new(env!("CARGO_BIN_EXE_gclab"))
+            .args(["run", "--no-jit", "--gc-every", "1"])
+            .arg(&program)
+            .env("URGE_FAULT", fault)
+            .output()
+            .expect("gclab was built for this test")
+    };
+    let (right, wrong) = (run(""), run("cached-stack-top"));
+    std::fs::remove_dir_all(&folder).expect("the folder is ours");
+    assert_eq!(
+        (text(&right.stdout).as_str(), right.status.code()),
+        ("1150\n", Some(0))
+    );
+    assert!(
+        text(&wrong.stdout) != "1150\n" || !wrong.status.success(),
+        "the cure is not needed?"
+    );
+}

@@ -550,28 +550,56 @@ mod tests {
     use crate::lox::compiler::compile;
     use crate::lox::run::{RunConfig, make_heap};
 
-    fn isolate(source: &str) -> Box<Vm> {
+    fn isolate(source: &str, config: &RunConfig) -> Box<Vm> {
         let program = compile(source.as_bytes(), &NATIVES).expect("a right program");
-        let lox = make_heap(&RunConfig::default()).expect("a heap");
+        let lox = make_heap(config).expect("a heap");
         Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate")
     }
 
     #[test]
     fn dead_strings_leave_the_intern_table_and_it_does_not_grow_for_ever() {
-        let mut vm = isolate(
-            "var text = \"\"; for (var i = 0; i < 3000; i = i + 1) { text = text + \"x\"; if (i > 2000) text = \"\" + i2; } var i2;",
-        );
-        drop(vm.run());
-        let mut vm2 = isolate(
-            "fun build(n) { var text = \"\"; for (var i = 0; i < n; i = i + 1) text = text + \"x\"; return text; } for (var r = 0; r < 20; r = r + 1) build(300); build(1);",
-        );
-        assert!(vm2.run());
-        vm2.mutator.collect();
-        let (living, _) = vm2.interned();
-        assert!(living < 60, "{living} strings are alive");
-        let again = vm2
-            .intern(b"xxxxxxxxxx")
-            .map(|string| vm2.intern(b"xxxxxxxxxx").ok() == Some(string));
-        assert!(matches!(again, Ok(true)));
+        // 32,767 different strings, of which 15 are alive at a time.
+        let source = "fun all(text, depth) { if (depth == 0) return; all(text + \"a\", depth - 1); all(text + \"b\", depth - 1); } all(\"\", 14);";
+        let config = RunConfig {
+            gc_every: Some(500),
+            ..RunConfig::default()
+        };
+        let mut vm = isolate(source, &config);
+        assert!(vm.run());
+        vm.mutator.collect();
+        let (living, capacity) = vm.interned();
+        assert!(living < 100, "{living} strings are alive");
+        assert!(capacity <= 4096, "room for {capacity} strings");
+    }
+
+    #[test]
+    fn equal_strings_are_one_cell_also_after_the_table_was_made_anew() {
+        let mut vm = isolate("", &RunConfig::default());
+        let kept = vm.intern(b"kept").expect("room");
+        let mut strings = vec![kept]; // compared with, never looked into
+        for number in 0..1_000 {
+            // Held by the value stack: a vector is no root.
+            let string = vm
+                .intern(format!("string {number}").as_bytes())
+                .expect("room");
+            // SAFETY: the stack has room for so many, and the limit covers them.
+            unsafe {
+                let slot = vm.stack.words.add(number);
+                slot.write(string);
+                vm.stack_limit
+                    .store(slot.add(1) as usize, Ordering::Release);
+            }
+            strings.push(string);
+        }
+        vm.mutator.collect();
+        for number in 0..1_000 {
+            let again = vm
+                .intern(format!("string {number}").as_bytes())
+                .expect("room");
+            assert!(again == strings[number + 1], "string {number}");
+        }
+        let left = vm.intern(b"string").expect("room");
+        let right = vm.intern(b" 7").expect("room");
+        assert!(vm.concatenate(left, right).ok() == Some(strings[8]));
     }
 }
