@@ -253,6 +253,7 @@ impl<'a> Crew<'a> {
     /// Calls `compute` until the demo is over; its answers must be as expected.
     fn check(
         &self,
+        mutator: &Mutator,
         what: &str,
         expected: u64,
         mut compute: impl FnMut() -> u64,
@@ -265,13 +266,17 @@ impl<'a> Crew<'a> {
                 ));
             }
             self.answers.fetch_add(1, Ordering::Relaxed);
+            // For `URGE_ASYNC=0`: without signals, here is where a thread stops, after tens of milliseconds.
+            mutator.thread().poll();
         }
         Ok(())
     }
 
-    fn count(&self, _: &Mutator) -> Result<(), String> {
+    fn count(&self, mutator: &Mutator) -> Result<(), String> {
         let expected = count_oracle(1, TURNS);
-        self.check("counting", expected, || (self.code.count)(1, TURNS))
+        self.check(mutator, "counting", expected, || {
+            (self.code.count)(1, TURNS)
+        })
     }
 
     fn chase(&self, mutator: &Mutator) -> Result<(), String> {
@@ -281,7 +286,7 @@ impl<'a> Crew<'a> {
         let mut slot = ring(&allocator, &values).ok_or("the heap has no room for a ring")?;
         let expected = chase_oracle(&values, TURNS);
         // SAFETY: the slot names a ring of live nodes.
-        self.check("chasing", expected, || unsafe {
+        self.check(mutator, "chasing", expected, || unsafe {
             (self.code.chase)(&raw mut slot, TURNS)
         })
     }
@@ -294,7 +299,7 @@ impl<'a> Crew<'a> {
         };
         let data = (&raw const call).cast_mut().cast();
         let expected = deep_oracle(DEPTH, 1, 2, 3, |depth| depth * 3);
-        self.check("recursing", expected, || {
+        self.check(mutator, "recursing", expected, || {
             // SAFETY: `fresh` and `bottom` take what `data` points to, which outlives the call.
             unsafe {
                 let outermost = fresh(data, DEPTH + 1);
@@ -308,7 +313,7 @@ impl<'a> Crew<'a> {
         let (lists, length) = LISTS;
         let expected = lists_oracle(lists, length);
         // SAFETY: the allocator and its run outlive the call.
-        self.check("allocating", expected, || unsafe {
+        self.check(mutator, "allocating", expected, || unsafe {
             (self.code.lists)(&allocator, allocator.run(), lists, length)
         })
     }

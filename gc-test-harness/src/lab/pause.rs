@@ -6,6 +6,7 @@
 //! since a 99th percentile swings by several times even for the floor against itself; that swing is reported beside it.
 
 use std::fmt;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -30,9 +31,9 @@ const LIVE: usize = 100;
 /// A block of collections has one round for so many rounds of stops.
 const COLLECT_EVERY: u32 = 5;
 /// Blocks of rounds that decide whether the floor spins or sleeps, for each of the two.
-const CALIBRATION_BLOCKS: usize = 4;
+const CALIBRATION_BLOCKS: usize = 7;
 /// Rounds of such a block.
-const CALIBRATION: u32 = 50;
+const CALIBRATION: u32 = 30;
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -244,6 +245,7 @@ impl Crew<'_> {
                 return Err(PauseError::WrongAnswer { got, expected });
             }
             std::hint::black_box(&live);
+            mutator.thread().poll(); // for `URGE_ASYNC=0`, which has no other stops
         }
         Ok(())
     }
@@ -315,22 +317,24 @@ impl Crew<'_> {
         samples
     }
 
-    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker with, tried in
-    /// alternation. A median would not do: with more threads than processors a spinning floor has a fine median at
-    /// times, when it happens to share its processor with none of the threads, and waits for time slices of
-    /// milliseconds at others.
+    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker with, in the median
+    /// of alternating blocks. A median of all rounds would not do: with more threads than processors a spinning floor
+    /// does well at times, when it happens to share its processor with none of the threads, and waits for time slices
+    /// of milliseconds at others.
     fn better_wait(&self) -> Result<Wait, FloorError> {
-        let (mut spin, mut sleep) = (Samples::new(), Samples::new());
+        let (mut spin, mut sleep) = (Vec::new(), Vec::new());
         for _ in 0..CALIBRATION_BLOCKS {
-            spin.merge(&self.floor(CALIBRATION, Wait::Spin)?);
-            sleep.merge(&self.floor(CALIBRATION, Wait::Sleep)?);
+            for (times, wait) in [(&mut spin, Wait::Spin), (&mut sleep, Wait::Sleep)] {
+                let samples = self.floor(CALIBRATION, wait)?;
+                times.push(samples.stop.value_at_quantile(0.9) as f64);
+            }
         }
-        let p90 = |samples: Samples| samples.stop.value_at_quantile(0.9);
-        let spins = p90(spin) <= p90(sleep);
+        let spins = median(&spin) <= median(&sleep);
         Ok(if spins { Wait::Spin } else { Wait::Sleep })
     }
 
     fn alternate(&self, options: &Options, begun: Instant) -> Result<Outcome, PauseError> {
+        ask_for_short_slices();
         let wait = self.better_wait()?;
         self.stops(CALIBRATION)?;
         let mut outcome = Outcome {
@@ -344,7 +348,8 @@ impl Crew<'_> {
             took: Duration::ZERO,
         };
         let mut before = self.floor(options.rounds, wait)?;
-        for _ in 0..options.blocks {
+        for number in 0..options.blocks {
+            progress(number, options.blocks);
             let block = self.stops(options.rounds)?;
             let after = self.floor(options.rounds, wait)?;
             let collections = self.collections(options.rounds.div_ceil(COLLECT_EVERY));
@@ -355,10 +360,37 @@ impl Crew<'_> {
             outcome.floor.merge(&before);
             before = after;
         }
+        progress(options.blocks, options.blocks);
         outcome.floor.merge(&before);
         outcome.floor_tail_ratios = outcome.floor_tail_ratios.spread();
         outcome.took = begun.elapsed();
         Ok(outcome)
+    }
+}
+
+/// On a terminal, how far it is.
+fn progress(done: usize, blocks: usize) {
+    if std::io::stderr().is_terminal() {
+        let line = if done < blocks {
+            format!("\rblock {} of {blocks}", done + 1)
+        } else {
+            "\r\x1b[K".to_owned()
+        };
+        let _ = write!(std::io::stderr(), "{line}");
+    }
+}
+
+/// Lets this thread come to its turn quickly after a sleep although the loops use up their time slices (Linux 6.12 and
+/// later; elsewhere the rounds only take longer). What is measured begins when it is awake.
+fn ask_for_short_slices() {
+    const SLICE_NANOS: u64 = 100_000;
+    // SAFETY: zero is a valid sched_attr, the call reads as many bytes as its size says, and its failure is no matter.
+    unsafe {
+        let mut attributes: libc::sched_attr = std::mem::zeroed();
+        attributes.size = size_of::<libc::sched_attr>() as u32;
+        attributes.sched_policy = libc::SCHED_OTHER as u32;
+        attributes.sched_runtime = SLICE_NANOS;
+        libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0);
     }
 }
 
