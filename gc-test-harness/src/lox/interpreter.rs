@@ -210,7 +210,12 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                         && let Some(hot_loop) = (*vm).hooks.hot_loop
                         && let Some(entry) = hot_loop(vm, proto, c, base)
                     {
-                        return entry(vm, closure, base);
+                        let result = entry(vm, closure, base);
+                        if result != Value::RESUME {
+                            return result;
+                        }
+                        next = code.add((*vm).resume_at as usize);
+                        top = base.add((*vm).resume_height as usize);
                     }
                 }
                 Op::Call => {

@@ -7,6 +7,7 @@
 //! | `0x7FFC_0000_0000_0000` | [`Value::ERROR`]: "a runtime error is under way", never seen by a program |
 //! | `.. | 1`, `.. | 2`, `.. | 3` | `nil`, `false`, `true` |
 //! | `.. | 4` | [`Value::UNDEFINED`]: a global variable that nothing has defined yet |
+//! | `.. | 5` | [`Value::RESUME`]: a compiled loop has ended, the interpreter goes on; never seen by a program |
 //! | `0xFFFC_0000_0000_0000 | address` | a cell of the heap |
 //!
 //! The quiet NaN that x86 arithmetic makes is `0xFFF8_0000_0000_0000`: bit 50 is clear, so it is a number.
@@ -35,6 +36,9 @@ impl Value {
     pub const TRUE: Value = Value(QNAN | 3);
     /// The content of a global variable before its definition.
     pub const UNDEFINED: Value = Value(QNAN | 4);
+
+    /// What a compiled loop returns when it has left the loop but not its function.
+    pub const RESUME: Value = Value(QNAN | 5);
 
     /// Boxes a number.
     #[inline(always)]
@@ -110,6 +114,7 @@ impl std::fmt::Debug for Value {
             Value::FALSE => write!(f, "false"),
             Value::TRUE => write!(f, "true"),
             Value::UNDEFINED => write!(f, "undefined"),
+            Value::RESUME => write!(f, "resume"),
             value if value.is_number() => write!(f, "{:?}", value.as_number()),
             value => write!(f, "cell {:p}", value.as_cell::<u8>()),
         }

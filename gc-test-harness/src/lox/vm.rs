@@ -24,9 +24,10 @@
 //! The hooks: an interpreted function counts [`Proto::calls_left`](super::bytecode::Proto) and
 //! [`Proto::loops_left`](super::bytecode::Proto) down; at zero it calls [`Hooks::hot_call`], [`Hooks::hot_loop`]. The former may set the
 //! function's entries. The latter may return an entry that goes on at the loop's head in the same activation: it takes
-//! all slots from the value stack, runs to the function's end and returns its result; frame count, limit
+//! all slots from the value stack, and returns the function's result if that ends inside the loop; frame count, limit
 //! and the closing of upvalues (`Return` does it) work as at that place in the interpreter, which afterwards only puts
-//! limit and count back.
+//! limit and count back. Or it puts the slots back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns
+//! [`Value::RESUME`]: the interpreter goes on behind the loop.
 
 use super::bytecode::{Cache, Constant, Entry, Function, Program, Proto};
 use super::cells::{BOXED, LoxHeap, OutOfMemory};
@@ -65,6 +66,10 @@ pub struct Vm {
     pub runs: *mut Run,
     /// Nested activations, the script's included.
     pub frame_count: u32,
+    /// After [`Value::RESUME`]: the instruction to go on with.
+    pub resume_at: u32,
+    /// After [`Value::RESUME`]: how many slots are in use there.
+    pub resume_height: u32,
     /// The last id given out.
     last_id: u32,
     /// Cells that the isolate itself refers to; a declared root range.
@@ -178,6 +183,10 @@ pub const VM_GLOBALS: i32 = offset_of!(Vm, globals) as i32;
 pub const VM_RUNS: i32 = offset_of!(Vm, runs) as i32;
 /// Byte offset of [`Vm::frame_count`].
 pub const VM_FRAME_COUNT: i32 = offset_of!(Vm, frame_count) as i32;
+/// Byte offset of [`Vm::resume_at`].
+pub const VM_RESUME_AT: i32 = offset_of!(Vm, resume_at) as i32;
+/// Byte offset of [`Vm::resume_height`].
+pub const VM_RESUME_HEIGHT: i32 = offset_of!(Vm, resume_height) as i32;
 /// Byte offset of [`Roots::open_upvalues`].
 pub const VM_OPEN_UPVALUES: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, open_upvalues)) as i32;
 
@@ -204,6 +213,8 @@ impl Vm {
             globals: globals_memory.words,
             runs: mutator.runs(),
             frame_count: 0,
+            resume_at: 0,
+            resume_height: 0,
             last_id: 0,
             roots: Roots {
                 open_upvalues: Value::NIL,

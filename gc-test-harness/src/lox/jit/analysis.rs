@@ -15,6 +15,8 @@
 //! A backward analysis over the slots, operands included. A copy (`GetLocal`, `SetLocal`) and an
 //! operation without effect (`Equal`, `Not`, `Pop`) use their operand only if their result is used.
 
+use std::ops::Range;
+
 use crate::lox::bytecode::{Constant, Function, Instruction, Op};
 
 /// A set of sorts of value.
@@ -269,8 +271,14 @@ pub(super) struct Analysis {
 }
 
 impl Analysis {
-    /// Analyses what can be reached from instruction `start` when the slots there are of these types.
-    pub(super) fn new(function: &Function, start: usize, slots: Vec<Type>) -> Analysis {
+    /// Analyses what can be reached from instruction `start` within `region` when the slots there are of these types. A block
+    /// outside that can be entered from inside gets its types, too.
+    pub(super) fn new(
+        function: &Function,
+        start: usize,
+        region: &Range<usize>,
+        slots: Vec<Type>,
+    ) -> Analysis {
         let depth = depths(function, start, slots.len() as u32);
         let leaders = leaders(function, start);
         let live = liveness(function, &depth);
@@ -278,6 +286,9 @@ impl Analysis {
         entry[start] = Some(slots.clone());
         let mut work = vec![start];
         while let Some(block) = work.pop() {
+            if !region.contains(&block) {
+                continue;
+            }
             let mut types = Types::new(entry[block].clone().unwrap_or_default());
             let mut at = block;
             loop {
@@ -307,6 +318,39 @@ impl Analysis {
 /// How many slots are in use before an instruction that can be reached.
 pub(super) fn depth_at(function: &Function, at: usize) -> Option<u32> {
     depths(function, 0, function.arity + 1)[at]
+}
+
+/// The outermost loop around an instruction, from its first to behind its last instruction.
+pub(super) fn loop_nest(function: &Function, at: usize) -> Range<usize> {
+    let mut nest = at..at + 1;
+    loop {
+        let before = nest.clone();
+        for (last, instruction) in function.code.iter().enumerate() {
+            let first = instruction.c as usize;
+            // Loops nest, but for the two back-edges of a `for`, of which each begins inside the other's range.
+            if instruction.op == Op::Loop && first < nest.end && last >= nest.start {
+                nest = nest.start.min(first)..nest.end.max(last + 1);
+            }
+        }
+        if nest == before {
+            return nest;
+        }
+    }
+}
+
+/// How much code a function would make, in blocks' parameters: what Cranelift's work grows with.
+pub(super) fn weight(analysis: &Analysis) -> usize {
+    let entries = analysis.entry.iter().enumerate();
+    entries
+        .filter_map(|(at, types)| {
+            let slots = types.as_ref()?.len();
+            Some(
+                (0..slots)
+                    .filter(|&slot| analysis.live.has(at, slot))
+                    .count(),
+            )
+        })
+        .sum()
 }
 
 /// The types of a function's slots when it is called.

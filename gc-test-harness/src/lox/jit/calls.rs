@@ -270,7 +270,9 @@ impl Translator<'_, '_, '_, '_> {
             .collect();
         let entry = seen.slot & CACHE_NUMBER;
         let is_method = seen.slot & CACHE_METHOD != 0;
-        let method = self.predicted_method(seen.id, entry, count);
+        let method = (seen.id != 0 && is_method)
+            .then(|| self.predicted_method(seen.id, entry, count))
+            .flatten();
         if seen.id == 0 || is_method && method.is_none() {
             let result = self.call_stub(Stub::Invoke, count, &all);
             self.push(Operand::boxed(Type::ANY, result));

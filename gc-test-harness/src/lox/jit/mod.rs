@@ -188,6 +188,22 @@ fn type_of(value: Value) -> Type {
     }
 }
 
+/// Functions that would take Cranelift longer than they are worth are not compiled.
+const WEIGHT_MAX: usize = 40_000;
+
+fn within_limit(
+    function: &super::bytecode::Function,
+    analysis: &Analysis,
+) -> Result<(), CodegenError> {
+    if analysis::weight(analysis) + function.code.len() <= WEIGHT_MAX {
+        return Ok(());
+    }
+    Err(CodegenError::Compile {
+        function: String::from_utf8_lossy(function.name.as_deref().unwrap_or(b"script")).into(),
+        why: "too large".to_owned(),
+    })
+}
+
 impl Jit {
     fn compile_function(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
         // SAFETY: functions live as long as the isolate; the reference to this one's immutable part outlives no call.
@@ -201,6 +217,10 @@ impl Jit {
         self.make_stub(enter, count)?;
         self.link(vm)?;
         self.make_call_stubs(&function)?;
+        let region = 0..function.code.len();
+        let types = analysis::parameter_types(&function);
+        let analysis = Analysis::new(&function, 0, &region, types);
+        within_limit(&function, &analysis)?;
         let signature = self
             .arena
             .signature(&fast_params(count, function.is_method), &[types::I64]);
@@ -212,8 +232,9 @@ impl Jit {
             vm,
             proto,
             function: &function,
-            analysis: Analysis::new(&function, 0, analysis::parameter_types(&function)),
+            analysis,
             start: 0,
+            region,
             osr: false,
             helpers: &self.helpers,
             stubs: &self.stubs,
@@ -267,6 +288,9 @@ impl Jit {
         }
         self.link(vm)?;
         self.make_call_stubs(&function)?;
+        let region = analysis::loop_nest(&function, target as usize);
+        let analysis = Analysis::new(&function, target as usize, &region, types.clone());
+        within_limit(&function, &analysis)?;
         let signature = self.arena.signature(&[types::I64; 3], &[types::I64]);
         let name = self.name(&function, Some(target));
         let id = self.arena.declare(&name, &signature)?;
@@ -275,8 +299,9 @@ impl Jit {
             vm,
             proto,
             function: &function,
-            analysis: Analysis::new(&function, target as usize, types.clone()),
+            analysis,
             start: target as usize,
+            region,
             osr: true,
             helpers: &self.helpers,
             stubs: &self.stubs,

@@ -17,7 +17,7 @@ use crate::kernels::codegen::{Arena, Body, CodegenError};
 use crate::lox::bytecode::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
 use crate::lox::object::{CLOSURE_PROTO, HEADER_TAG, Tag};
 use crate::lox::value::{ADDRESS, REFERENCE, Value};
-use crate::lox::vm::VM_STACK_LIMIT;
+use crate::lox::vm::{VM_STACK_END, VM_STACK_LIMIT};
 
 /// Names a stub, together with its number of arguments.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -188,11 +188,19 @@ impl<'f> Maker<'_, '_, 'f, '_> {
     ) {
         let vm = self.vm;
         let base = self.load(vm, VM_STACK_LIMIT);
+        let limit = self.b().ins().iadd_imm_s(base, 8 * slots.len() as i64);
+        let end = self.load(vm, VM_STACK_END);
+        let full = self.b().create_block();
+        self.b().set_cold_block(full);
+        let fits = self
+            .b()
+            .ins()
+            .icmp(IntCC::UnsignedLessThanOrEqual, limit, end);
+        self.stay_if(fits, full);
         let nil = self.word(Value::NIL.0);
         for slot in 0..slots.len() {
             self.b().ins().store(plain(), nil, base, 8 * slot as i32);
         }
-        let limit = self.b().ins().iadd_imm_s(base, 8 * slots.len() as i64);
         self.b().ins().store(plain(), limit, vm, VM_STACK_LIMIT);
         for (slot, &value) in slots.iter().enumerate() {
             self.b().ins().store(plain(), value, base, 8 * slot as i32);
@@ -201,6 +209,9 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         let result = call(self, base, count);
         self.b().ins().store(plain(), base, vm, VM_STACK_LIMIT);
         self.b().ins().return_(&[result]);
+        self.b().switch_to_block(full);
+        let error = self.ask(Helper::StackOverflow, &[]);
+        self.b().ins().return_(&[error]);
     }
 
     /// A closure with compiled code and as many parameters as there are arguments is called at once.

@@ -152,6 +152,21 @@ fn classes_in_all_shapes() {
 }
 
 #[test]
+fn a_field_is_called_on_an_instance_of_a_class_without_methods() {
+    let source = "
+        class E {} fun f(x) { return x; }
+        fun use(e) { return e.a(1) + e.b(2); }
+        for (var i = 0; i < 20; i = i + 1) { var e = E(); e.z = 0; e.a = f; e.b = f; use(e); }
+        var e = E(); e.z = 0; e.a = f; e.b = f; print use(e); e.b = E; print use(e);";
+    let (stdout, stderr, _) = agree(source);
+    assert_eq!(stdout, "3\n");
+    assert!(
+        stderr.starts_with("Expected 0 arguments but got 1.\n"),
+        "{stderr}"
+    );
+}
+
+#[test]
 fn predictions_that_stop_holding_are_given_up() {
     let source = "
         fun f(x) { return x; } fun g(x) { return x + 100; }

@@ -20,6 +20,7 @@
 //! trace are one for each line and cause, made when everything else has been translated.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, MemFlagsData, SigRef, types};
@@ -34,7 +35,10 @@ use crate::kernels::codegen::Body;
 use crate::lox::bytecode::{Function, Instruction, Op, Proto};
 use crate::lox::object::CLOSURE_UPVALUES;
 use crate::lox::value::{QNAN, REFERENCE, Value};
-use crate::lox::vm::{FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_STACK_LIMIT, Vm};
+use crate::lox::vm::{
+    FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_RESUME_AT, VM_RESUME_HEIGHT, VM_STACK_END,
+    VM_STACK_LIMIT, Vm,
+};
 
 /// What a translation needs and does not change.
 pub(super) struct Unit<'a> {
@@ -45,6 +49,8 @@ pub(super) struct Unit<'a> {
     pub(super) analysis: Analysis,
     /// Where execution begins: 0, or the head of a loop that the interpreter is in.
     pub(super) start: usize,
+    /// What is translated: all, or the loop nest around `start`.
+    pub(super) region: Range<usize>,
     /// Entered from the interpreter at a loop's head?
     pub(super) osr: bool,
     pub(super) helpers: &'a Helpers,
@@ -164,8 +170,14 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             translator.enter_function(&params);
         }
         for start in 0..unit.function.code.len() {
-            if unit.analysis.entry[start].is_some() {
+            if unit.analysis.entry[start].is_none() {
+                continue;
+            }
+            translator.begin_block(start);
+            if unit.region.contains(&start) {
                 translator.block(start);
+            } else {
+                translator.resume_at(start);
             }
         }
         translator.make_failures();
@@ -485,6 +497,9 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             .ins()
             .icmp(IntCC::UnsignedGreaterThanOrEqual, count, limit);
         self.leave_if(full, overflow);
+        if function.captures_any() {
+            self.open_window(overflow);
+        }
         let more = self.b().ins().iadd_imm_s(count, 1);
         let vm = self.vm;
         self.b().ins().store(plain(), more, vm, VM_FRAME_COUNT);
@@ -498,9 +513,6 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             self.declared(slot);
         }
         self.open_frame();
-        if function.captures_any() {
-            self.open_window();
-        }
         for (slot, &value) in slots.iter().enumerate() {
             let kind = if slot == 0 && function.is_method {
                 Type::INSTANCE
@@ -520,7 +532,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     /// Takes slots above the published limit for those that closures capture. They hold nil before they are published.
-    fn open_window(&mut self) {
+    fn open_window(&mut self, overflow: ir::Block) {
         let slots = 256
             - self
                 .unit
@@ -536,11 +548,14 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 .0;
         let vm = self.vm;
         let base = self.load(vm, VM_STACK_LIMIT);
+        let limit = self.b().ins().iadd_imm_s(base, 8 * i64::from(slots));
+        let end = self.load(vm, VM_STACK_END);
+        let beyond = self.b().ins().icmp(IntCC::UnsignedGreaterThan, limit, end);
+        self.leave_if(beyond, overflow);
         let nil = self.constant(Value::NIL);
         for slot in 0..slots {
             self.store(nil, base, 8 * slot as i32);
         }
-        let limit = self.b().ins().iadd_imm_s(base, 8 * i64::from(slots));
         self.store(limit, vm, VM_STACK_LIMIT);
         self.base = Some(base);
     }
@@ -561,6 +576,13 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 Operand::boxed(kind, word)
             };
             self.stack.push(operand);
+        }
+        // What a slot held when the loop was entered is not to be kept for as long as the loop runs.
+        let nil = self.constant(Value::NIL);
+        for (slot, kind) in unit.analysis.start.iter().enumerate() {
+            if !self.is_captured(slot) && kind.may_refer() {
+                self.store(nil, base, 8 * slot as i32);
+            }
         }
         let (block, args) = self.edge(unit.start);
         self.b().ins().jump(block, &args);
@@ -647,7 +669,8 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         (block, args)
     }
 
-    fn block(&mut self, start: usize) {
+    /// Switches to a block and takes its slots over.
+    fn begin_block(&mut self, start: usize) {
         let block = self.block_at(start);
         self.b().switch_to_block(block);
         let params = self.b().block_params(block).to_vec();
@@ -669,6 +692,27 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             }
             self.stack.push(operand);
         }
+    }
+
+    /// Leaves a loop's code: the interpreter goes on at an instruction outside.
+    fn resume_at(&mut self, target: usize) {
+        let (vm, base) = (self.vm, self.window());
+        for slot in 0..self.stack.len() {
+            if !self.is_captured(slot) && self.unit.analysis.live.has(target, slot) {
+                let operand = self.stack[slot];
+                let word = self.boxed(&operand);
+                self.store(word, base, 8 * slot as i32);
+            }
+        }
+        let (at, height) = (self.int(target as u32), self.int(self.stack.len() as u32));
+        self.store(at, vm, VM_RESUME_AT);
+        self.store(height, vm, VM_RESUME_HEIGHT);
+        let resume = self.constant(Value::RESUME);
+        self.leave(resume);
+    }
+
+    fn block(&mut self, start: usize) {
+        let unit = self.unit;
         let mut at = start;
         loop {
             self.at = at;
