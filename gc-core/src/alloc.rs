@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::fault::planted;
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
 use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
@@ -229,13 +230,15 @@ impl Space {
         let (start, bytes) = (self.base() + span * UNIT + from * size, (to - from) * size);
         // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
         unsafe {
-            if !(*self.records().at(span)).zeroed {
+            if !(*self.records().at(span)).zeroed && !planted("no-clear") {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
         self.note_bits(span);
         self.note_bits(span + class.units as usize - 1);
-        self.allocated_bits().span(span, class).set_cells(from, to);
+        if !planted("no-run-bits") {
+            self.allocated_bits().span(span, class).set_cells(from, to);
+        }
         if self.is_marking() {
             self.marked_bits().span(span, class).set_cells(from, to);
         }

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bitvec::prelude::{BitVec, Lsb0};
 
 use crate::encoding::Encoding;
-use crate::heap::lock::SpinLock;
 use crate::heap::map::{MapError, Table};
 use crate::mark::Tracer;
+use gc_preempt::Mutex;
 
 /// A kind's number in its heap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -237,7 +237,7 @@ pub(crate) enum Tag {
 pub(crate) struct Kinds {
     table: Table<Descriptor>,
     count: AtomicU32,
-    owned: SpinLock<Vec<Kind>>,
+    owned: Mutex<Vec<Kind>>,
 }
 
 // SAFETY: descriptors are written once, before their number is published, and hold only plain words, function
@@ -251,7 +251,7 @@ impl Kinds {
         Ok(Kinds {
             table: Table::new(MAX_KINDS)?,
             count: AtomicU32::new(0),
-            owned: SpinLock::new(Vec::new()),
+            owned: Mutex::new(Vec::new()),
         })
     }
 

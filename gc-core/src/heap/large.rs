@@ -6,11 +6,12 @@
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
-use super::lock::SpinLock;
 use super::sites::List;
 use super::{Cell, Space, UNIT, Unit};
 use crate::alloc::{AllocError, Runs};
+use crate::fault::planted;
 use crate::kind::KindId;
+use gc_preempt::Mutex;
 
 /// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do other things between.
 const CLEAR_UNITS: usize = (256 << 10) / UNIT;
@@ -56,15 +57,15 @@ struct Freeing {
 
 /// The large objects of a heap.
 pub(crate) struct LargeObjects {
-    lists: SpinLock<Lists>,
-    freeing: SpinLock<Freeing>,
+    lists: Mutex<Lists>,
+    freeing: Mutex<Freeing>,
 }
 
 impl Default for LargeObjects {
     fn default() -> LargeObjects {
         LargeObjects {
-            lists: SpinLock::new(Lists::default()),
-            freeing: SpinLock::new(Freeing::default()),
+            lists: Mutex::new(Lists::default()),
+            freeing: Mutex::new(Freeing::default()),
         }
     }
 }
@@ -128,6 +129,11 @@ impl Space {
         let LargeReservation {
             first, units, kind, ..
         } = large;
+        if planted("publish-first") {
+            self.allocated_bits().set(first * UNIT);
+            self.units().set(first, Unit::Large { distance: 0 });
+            (0..1000).for_each(|_| std::hint::spin_loop());
+        }
         // SAFETY: the units were taken for this reservation, so their records are ours.
         unsafe { (*self.records().at(first)).kind = kind.0 };
         self.note_bits(first);

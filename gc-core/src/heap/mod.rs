@@ -17,7 +17,6 @@
 mod bitmap;
 mod classes;
 mod large;
-pub(crate) mod lock;
 pub(crate) mod map;
 mod release;
 mod sites;
@@ -32,10 +31,11 @@ use crossbeam_utils::CachePadded;
 
 use crate::alloc::Site;
 use crate::encoding::Encoding;
+use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
 pub(crate) use bitmap::Bitmap;
+use gc_preempt::Mutex;
 use large::LargeObjects;
-use lock::SpinLock;
 use map::{Map, Table};
 use sites::Sites;
 use spans::{Dirty, Records, Spans};
@@ -261,7 +261,7 @@ pub struct Space {
     pub(crate) marking: AtomicBool,
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
-    pub(crate) spans: CachePadded<SpinLock<Spans>>,
+    pub(crate) spans: CachePadded<Mutex<Spans>>,
     large: LargeObjects,
     /// What was handed out since the last swap.
     pub(crate) handed: CachePadded<Handed>,
@@ -313,7 +313,7 @@ impl Space {
             marking: AtomicBool::new(false),
             kinds,
             sites,
-            spans: CachePadded::new(SpinLock::new(Spans::new(bytes as usize / UNIT, limit))),
+            spans: CachePadded::new(Mutex::new(Spans::new(bytes as usize / UNIT, limit))),
             large: LargeObjects::default(),
             handed: CachePadded::default(),
             unswept: CachePadded::default(),
@@ -404,7 +404,9 @@ impl Space {
                 let in_span = distance * UNIT + offset % UNIT;
                 let index = class.index_of(in_span);
                 let base = offset - in_span + index * class.size as usize;
-                if index < class.cells as usize && self.allocated_bits().test(base) {
+                if index < class.cells as usize
+                    && (self.allocated_bits().test(base) || planted("no-allocated-bit"))
+                {
                     Some(Cell {
                         base: self.range.base + base,
                         size: class.size as usize,

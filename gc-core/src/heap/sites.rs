@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::SiteError;
 use super::classes::{self, CLASSES, Class, MAX_SMALL};
-use super::lock::{SpinGuard, SpinLock};
 use super::map::{MapError, Table};
 use super::spans::Records;
 use crate::alloc::{MAX_SITES, Site};
 use crate::kind::{KindId, Kinds, MAX_KINDS};
+use gc_preempt::{Mutex, MutexGuard};
 
 /// Entries of a kind's row in the index: a power of two that holds all classes.
 const ROW: usize = 128;
@@ -128,7 +128,7 @@ impl SiteLists {
 pub(crate) struct Entry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
-    pub(crate) lists: SpinLock<SiteLists>,
+    pub(crate) lists: Mutex<SiteLists>,
 }
 
 impl Entry {
@@ -143,7 +143,7 @@ pub(crate) struct Sites {
     count: AtomicU32,
     /// Site index + 1 by kind and class, 0: not made yet.
     index: Table<AtomicU32>,
-    making: SpinLock<()>,
+    making: Mutex<()>,
 }
 
 impl Sites {
@@ -152,11 +152,11 @@ impl Sites {
             entries: Table::new(MAX_SITES)?,
             count: AtomicU32::new(0),
             index: Table::new(MAX_KINDS * ROW)?,
-            making: SpinLock::new(()),
+            making: Mutex::new(()),
         })
     }
 
-    pub(crate) fn lock_making(&self) -> SpinGuard<'_, ()> {
+    pub(crate) fn lock_making(&self) -> MutexGuard<'_, ()> {
         self.making.lock()
     }
 
@@ -221,7 +221,7 @@ impl Sites {
         let entry = Entry {
             kind,
             class: class as u8,
-            lists: SpinLock::new(SiteLists::default()),
+            lists: Mutex::new(SiteLists::default()),
         };
         // SAFETY: the entry is not counted yet, so it is only ours.
         unsafe { self.entries.at(index as usize).write(entry) };

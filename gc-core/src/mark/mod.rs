@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
+use crate::fault::planted;
 use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 
@@ -310,6 +311,9 @@ impl<'a> Core<'a> {
     /// The queue overflowed: follows the marked cells of the flagged units. True: there were some.
     #[cold]
     fn follow_flagged(&mut self) -> bool {
+        if planted("no-second-look") {
+            return false;
+        }
         let queue = self.hand.queue();
         queue.take_flags(|unit| {
             for granule in 0..UNIT / GRANULE {

@@ -1,4 +1,6 @@
 //! How fast the heap's own rooms are, without threads: allocation against a bare bump, marking against a bare mark loop.
+//!
+//! `cargo run --release -p benches --example heap_speed [ROUNDS]`
 
 use std::time::Instant;
 

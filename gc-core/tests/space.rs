@@ -1,0 +1,289 @@
+//! The heap's memory under threads: what a mutator gets is its own, zero and whole, whatever the sweep does beside it. Each test is
+//! run as it is, and again with its cure taken out.
+
+mod common;
+
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use common::hazard;
+use gc_core::alloc::{AllocError, bump};
+use gc_core::heap::{LargeStep, MAX_SMALL, MIN_RESERVE, Space, SpaceConfig};
+use gc_core::mark::{MarkQueue, Marker};
+use gc_core::{Encoding, Kind, KindId, Refill, Runs};
+
+fn space(reserve: u64) -> Space {
+    // A world reads which faults are planted; nothing here is stopped by it.
+    drop(gc_preempt::World::new(gc_preempt::Config::default()));
+    let config = SpaceConfig {
+        reserve,
+        ..SpaceConfig::default()
+    };
+    Space::new(config).unwrap()
+}
+
+fn large(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+    loop {
+        if let LargeStep::Reserved(mut large) = space.reserve_large(runs, kind, bytes)? {
+            while !space.clear_large(&mut large) {}
+            return Ok(space.publish_large(large).as_ptr() as usize);
+        }
+    }
+}
+
+fn alloc(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+    if bytes > MAX_SMALL {
+        return large(space, runs, kind, bytes);
+    }
+    let site = space.site(kind, bytes).unwrap();
+    loop {
+        // SAFETY: the calling thread's runs, of this space.
+        let cell = unsafe { bump(runs.as_mut_ptr(), site) };
+        if !cell.is_null() {
+            return Ok(cell as usize);
+        }
+        assert_ne!(space.refill(runs, site)?, Refill::Due);
+    }
+}
+
+/// A cell and what its owner has filled it with.
+type Owned = (usize, usize, u8);
+
+fn check((cell, size, stamp): Owned) {
+    // SAFETY: the owner keeps the cell alive.
+    let contents = unsafe { std::slice::from_raw_parts(cell as *const u8, size) };
+    assert!(
+        contents.iter().all(|b| *b == stamp),
+        "a cell is not as its owner left it"
+    );
+}
+
+/// Mutators that hold `stop` for reading while they touch the heap, and a collector that stops them by holding it for writing. Sweeping,
+/// clearing and giving memory back happen beside the running mutators, as they do in the collector's thread.
+fn mutators_beside_the_sweep(collections: u32) {
+    let space = space(256 << 20);
+    let queue = MarkQueue::new(&space, 1 << 16).unwrap();
+    let kind = space.add_kind(Kind::leaf("leaf")).unwrap();
+    let (stop, done, rounds) = (RwLock::new(()), AtomicBool::new(false), AtomicU64::new(0));
+    let mutators: Vec<(Runs, RwLock<Vec<Owned>>)> = (0..3)
+        .map(|_| (Runs::new().unwrap(), RwLock::default()))
+        .collect();
+    std::thread::scope(|s| {
+        let threads: Vec<_> = mutators
+            .iter()
+            .enumerate()
+            .map(|(thread, (runs, owned))| {
+                let (space, stop, done, rounds) = (&space, &stop, &done, &rounds);
+                s.spawn(move || {
+                    let mut random = 0x9e37_79b9_7f4a_7c15u64 + thread as u64;
+                    while !done.load(Relaxed) {
+                        let _running = stop.read().unwrap();
+                        let mut owned = owned.write().unwrap();
+                        for _ in 0..50 {
+                            random ^= random << 13;
+                            random ^= random >> 7;
+                            random ^= random << 17;
+                            let bytes = match random >> 40 & 63 {
+                                0 => 40_000 + (random >> 48) as usize % 100_000,
+                                1..8 => 1000 + (random >> 48) as usize % 3000,
+                                _ => 1 + (random >> 48) as usize % 250,
+                            };
+                            let cell = alloc(space, runs, kind, bytes).unwrap();
+                            let size = space.resolve(cell).expect("allocated").size;
+                            check((cell, size, 0));
+                            let stamp = (random >> 56) as u8 | 1;
+                            // SAFETY: a new cell of this size.
+                            unsafe { (cell as *mut u8).write_bytes(stamp, size) };
+                            if owned.len() < 400 {
+                                owned.push((cell, size, stamp));
+                            } else {
+                                let place = random as usize % 400;
+                                check(std::mem::replace(&mut owned[place], (cell, size, stamp)));
+                            }
+                        }
+                        rounds.fetch_add(1, Relaxed);
+                    }
+                })
+            })
+            .collect();
+        // Ends the mutators even when something below fails.
+        struct Done<'a>(&'a AtomicBool);
+        impl Drop for Done<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Relaxed);
+            }
+        }
+        let done = Done(&done);
+        for collection in 0..collections {
+            while rounds.load(Relaxed) < 10 * u64::from(collection)
+                && !threads.iter().any(|t| t.is_finished())
+            {
+                std::thread::yield_now();
+            }
+            let stopped = stop.write().unwrap();
+            assert!(space.ready_to_mark());
+            space.begin_marking();
+            let mut marker = Marker::new(&space, &queue);
+            let mut live = 0;
+            for (runs, owned) in &mutators {
+                // SAFETY: its owner waits for `stop`.
+                unsafe { space.blacken_tails(runs.as_mut_ptr()) };
+                for &(cell, ..) in owned.read().unwrap().iter() {
+                    marker.edge(cell, Encoding::RAW);
+                    live += 1;
+                }
+            }
+            marker.drain();
+            assert_eq!(marker.marked().cells, live);
+            drop(marker);
+            space.end_marking();
+            drop(stopped);
+            while space.sweep_piece() {}
+            while space.clear_spare_piece() {}
+            while space.release_piece(1 << 20) > 0 {}
+        }
+        drop(done);
+    });
+    for (runs, owned) in &mutators {
+        owned.read().unwrap().iter().copied().for_each(check);
+        space.retire(runs);
+    }
+}
+
+#[test]
+fn a_new_cell_is_zero_though_its_memory_was_used_before() {
+    hazard(
+        "a_new_cell_is_zero_though_its_memory_was_used_before",
+        "no-clear",
+        || mutators_beside_the_sweep(100),
+    );
+}
+
+#[test]
+fn cells_of_a_run_are_nobody_elses() {
+    hazard("cells_of_a_run_are_nobody_elses", "no-run-bits", || {
+        mutators_beside_the_sweep(100)
+    });
+}
+
+#[test]
+fn h22_words_that_name_no_allocated_cell_mark_nothing() {
+    hazard(
+        "h22_words_that_name_no_allocated_cell_mark_nothing",
+        "no-allocated-bit",
+        || {
+            let space = space(MIN_RESERVE);
+            let (queue, runs) = (MarkQueue::new(&space, 100).unwrap(), Runs::new().unwrap());
+            let kind = space.add_kind(Kind::conservative("words")).unwrap();
+            let cells: Vec<usize> = (0..500)
+                .map(|_| alloc(&space, &runs, kind, 48).unwrap())
+                .collect();
+            let big = alloc(&space, &runs, kind, 100_000).unwrap();
+            space.retire(&runs);
+            space.begin_marking();
+            let mut marker = Marker::new(&space, &queue);
+            // Every other cell dies.
+            cells
+                .iter()
+                .step_by(2)
+                .chain([&big])
+                .for_each(|&cell| marker.edge(cell, Encoding::RAW));
+            marker.drain();
+            drop(marker);
+            space.end_marking();
+            while space.sweep_piece() {}
+            while space.clear_spare_piece() {}
+            // One conservative cell holds a word for every 16 bytes of the whole range and of what lies around it.
+            space.begin_marking();
+            let mut marker = Marker::new(&space, &queue);
+            let range = space.reserved();
+            for word in (range.start - 4096..range.end + 4096).step_by(16) {
+                marker.conservative(word + word % 13);
+            }
+            marker.drain();
+            assert_eq!(marker.marked().cells, 251);
+        },
+    );
+}
+
+#[test]
+fn h24_a_large_object_is_found_only_with_its_record() {
+    hazard(
+        "h24_a_large_object_is_found_only_with_its_record",
+        "publish-first",
+        || {
+            let space = space(MIN_RESERVE);
+            let runs = Runs::new().unwrap();
+            let kinds = [40_000usize, 70_000, 120_000].map(|bytes| {
+                (
+                    space.add_kind(Kind::leaf("large")).unwrap(),
+                    bytes.next_multiple_of(4096),
+                )
+            });
+            // The looker is a marker: it may run while a mutator publishes, never beside the sweep.
+            let (done, sweeping) = (AtomicBool::new(false), RwLock::new(()));
+            std::thread::scope(|s| {
+                let looker = s.spawn(|| {
+                    let range = space.reserved();
+                    let mut found = 0;
+                    while !done.load(Relaxed) {
+                        let _no_sweep = sweeping.read().unwrap();
+                        for address in (range.start..range.start + (1 << 19)).step_by(4096) {
+                            let Some(cell) = space.resolve(address + 4095) else {
+                                continue;
+                            };
+                            found += 1;
+                            if !kinds.contains(&(cell.kind, cell.size)) || address < cell.base {
+                                return Err(cell);
+                            }
+                        }
+                    }
+                    Ok(found)
+                });
+                for round in 0..2000 {
+                    for place in 0..3 {
+                        let (kind, bytes) = kinds[(round + place) % 3];
+                        large(&space, &runs, kind, bytes).unwrap();
+                    }
+                    let _alone = sweeping.write().unwrap();
+                    space.begin_marking();
+                    space.end_marking();
+                    while space.sweep_piece() {}
+                    while space.clear_spare_piece() {}
+                }
+                done.store(true, Relaxed);
+                assert!(looker.join().unwrap().unwrap() > 0);
+            });
+        },
+    );
+}
+
+#[test]
+fn a_full_queue_loses_nothing() {
+    hazard("a_full_queue_loses_nothing", "no-second-look", || {
+        let space = space(256 << 20);
+        let (queue, runs) = (MarkQueue::new(&space, 1).unwrap(), Runs::new().unwrap());
+        let kind = space
+            .add_kind(Kind::array("array", 0, Encoding::RAW))
+            .unwrap();
+        const FAN: usize = 5000;
+        let root = alloc(&space, &runs, kind, FAN * 8).unwrap();
+        for n in 0..FAN {
+            let (middle, end) = (
+                alloc(&space, &runs, kind, 32).unwrap(),
+                alloc(&space, &runs, kind, 16).unwrap(),
+            );
+            // SAFETY: new cells, large enough.
+            unsafe {
+                (root as *mut usize).add(n).write(middle);
+                (middle as *mut usize).write(end);
+            }
+        }
+        space.begin_marking();
+        let mut marker = Marker::new(&space, &queue);
+        marker.edge(root, Encoding::RAW);
+        marker.drain();
+        assert!(queue.overflows() > 1000);
+        assert_eq!(marker.marked().cells, 2 * FAN as u64 + 1);
+    });
+}
