@@ -14,9 +14,9 @@ use crate::alloc::{AllocError, Site};
 use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
-use crate::heap::lock::SpinLock;
 use crate::heap::{MAX_SMALL, Space};
 use crate::kind::{Kind, KindError, KindId};
+use gc_preempt::Mutex;
 
 /// A type's kind and, where its cells are small, its site.
 #[derive(Clone, Copy)]
@@ -29,11 +29,11 @@ pub(crate) struct TypeInfo {
 const NO_SITE: Site = Site { index: 0, size: 0 };
 
 /// A heap's types.
-pub(crate) struct Types(SpinLock<HashMap<TypeId, TypeInfo>>);
+pub(crate) struct Types(Mutex<HashMap<TypeId, TypeInfo>>);
 
 impl Types {
     pub(crate) fn new() -> Self {
-        Self(SpinLock::new(HashMap::new()))
+        Self(Mutex::new(HashMap::new()))
     }
 
     /// Takes the lock, for a fork.
