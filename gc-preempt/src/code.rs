@@ -80,8 +80,8 @@ impl CodeWhat {
 pub enum FrameRule {
     /// Cranelift's: a function begins with `push rbp; mov rbp, rsp`, ends with `pop rbp; ret`, and keeps RBP in between.
     Rbp,
-    /// LLVM's: unwind tables in the `.eh_frame` of a loaded module, exact at every instruction (the attribute `uwtable`). Where they are missing the stack is
-    /// scanned conservatively from there on.
+    /// LLVM's: unwind tables, exact at every instruction (the attribute `uwtable`), in the `.eh_frame` of the loaded module or given with
+    /// [`StackMaps::with_eh_frame`]. Where they are missing the stack is scanned conservatively from there on.
     Cfi,
 }
 

@@ -26,7 +26,7 @@ use std::slice;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use gimli::{
-    BaseAddresses, CfaRule, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, Register,
+    BaseAddresses, CfaRule, CieOrFde, EhFrame, EhFrameOffset, EndianSlice, LittleEndian, Register,
     RegisterRule, UnwindContext, UnwindContextStorage, UnwindExpression, UnwindSection,
     UnwindTableRow,
 };
@@ -251,15 +251,20 @@ impl UnwindContextStorage<usize> for Storage {
     type Stack = [UnwindTableRow<usize, Self>; 5];
 }
 
-type Section = EhFrame<EndianSlice<'static, LittleEndian>>;
+type Section<'a> = EhFrame<EndianSlice<'a, LittleEndian>>;
 
-/// The rule at `pc`, from the tables.
+/// The rule at `pc`, from the loader's modules.
 fn look_up(pc: usize) -> Option<Rule> {
     let module = module(pc)?;
     let (entry, eh_frame) = module.entry(pc)?;
     let offset = entry.checked_sub(eh_frame)?;
-    let section: Section = EhFrame::new(module.segment(eh_frame)?, LittleEndian);
-    let bases = BaseAddresses::default().set_eh_frame(eh_frame as u64);
+    let section = EhFrame::new(module.segment(eh_frame)?, LittleEndian);
+    rule_of(&section, eh_frame, offset, pc)
+}
+
+/// The rule at `pc` by the entry (FDE) at that offset of a section that stands (or stood, when its addresses were filled in) at `address`.
+fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> Option<Rule> {
+    let bases = BaseAddresses::default().set_eh_frame(address as u64);
     let fde = section
         .fde_from_offset(&bases, EhFrameOffset(offset), EhFrame::cie_from_offset)
         .ok()?;
@@ -271,10 +276,10 @@ fn look_up(pc: usize) -> Option<Rule> {
     }
     let mut context = UnwindContext::<usize, Storage>::new_in();
     let row = fde
-        .unwind_info_for_address(&section, &bases, &mut context, pc as u64)
+        .unwind_info_for_address(section, &bases, &mut context, pc as u64)
         .ok()?;
     let evaluate =
-        |e: &UnwindExpression<usize>, pushed| evaluate(e.get(&section).ok()?.0.slice(), pc, pushed);
+        |e: &UnwindExpression<usize>, pushed| evaluate(e.get(section).ok()?.0.slice(), pc, pushed);
     let cfa = match row.cfa() {
         CfaRule::RegisterAndOffset { register, offset } => Value {
             register: u8::try_from(register.0).ok().filter(|r| *r < 16)?,
@@ -307,7 +312,7 @@ fn look_up(pc: usize) -> Option<Rule> {
             _ => None,
         });
     let saves = lowest
-        .and_then(|l| u32::try_from(-l).ok())
+        .and_then(|l| u32::try_from(l.checked_neg()?).ok())
         .unwrap_or(u32::MAX);
     Some(Rule {
         cfa,
@@ -315,6 +320,75 @@ fn look_up(pc: usize) -> Option<Rule> {
         saved,
         saves,
     })
+}
+
+/// Unwind tables that came with generated code, which no module of the loader's holds: a copy of an `.eh_frame` section and an index of its entries.
+pub(crate) struct Table {
+    section: Box<[u8]>,
+    /// Where the section stood. Addresses in it are relative to their places there.
+    address: usize,
+    /// Each function's extent, and the offset of its entry; sorted, disjoint.
+    entries: Vec<(Range<usize>, usize)>,
+}
+
+impl Table {
+    /// Reads a section that stands at `address`. The input is untrusted.
+    ///
+    /// # Errors
+    /// The offset of what cannot be read, or is in the way of another entry.
+    pub(crate) fn parse(section: &[u8], address: usize) -> Result<Self, usize> {
+        let frames = EhFrame::new(section, LittleEndian);
+        let bases = BaseAddresses::default().set_eh_frame(address as u64);
+        let mut entries = Vec::new();
+        let mut reached = 0;
+        let mut input = frames.entries(&bases);
+        while let Some(entry) = input.next().map_err(|_| reached)? {
+            let entry = match entry {
+                CieOrFde::Cie(cie) => {
+                    reached = cie.offset();
+                    continue;
+                }
+                CieOrFde::Fde(entry) => {
+                    entry.parse(EhFrame::cie_from_offset).map_err(|_| reached)?
+                }
+            };
+            reached = entry.offset();
+            let start = entry.initial_address() as usize;
+            let end = start.checked_add(entry.len() as usize).ok_or(reached)?;
+            let mut context = UnwindContext::<usize, Storage>::new_in();
+            let mut rows = entry
+                .rows(&frames, &bases, &mut context)
+                .map_err(|_| reached)?;
+            while rows.next_row().map_err(|_| reached)?.is_some() {}
+            if start < end {
+                entries.push((start..end, reached));
+            }
+        }
+        entries.sort_unstable_by_key(|(range, _)| range.start);
+        match entries.windows(2).find(|w| w[0].0.end > w[1].0.start) {
+            Some(pair) => Err(pair[1].1),
+            None => Ok(Self {
+                section: section.into(),
+                address,
+                entries,
+            }),
+        }
+    }
+
+    fn look_up(&self, pc: usize) -> Option<Rule> {
+        let after = self.entries.partition_point(|(range, _)| range.start <= pc);
+        let (range, offset) = self.entries.get(after.checked_sub(1)?)?;
+        let section = EhFrame::new(&self.section, LittleEndian);
+        range
+            .contains(&pc)
+            .then(|| rule_of(&section, self.address, *offset, pc))?
+    }
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "unwind tables of {} functions", self.entries.len())
+    }
 }
 
 /// A number on the evaluation's stack.
@@ -494,7 +568,10 @@ impl Session {
     }
 
     /// The rule at a PC. For a frame that stands at a call, that is the return address less one: the call may be the last instruction of its row.
-    pub(crate) fn rule(&mut self, pc: usize) -> Option<&Rule> {
+    ///
+    /// `table` is the one that was registered with the code at that PC, if any; the loader's modules are not asked then.
+    pub(crate) fn rule(&mut self, pc: usize, table: Option<&Table>) -> Option<&Rule> {
+        let look_up = |pc| table.map_or_else(|| look_up(pc), |t| t.look_up(pc));
         let Some(cache) = self.cache else {
             self.last = look_up(pc);
             return self.last.as_ref();
@@ -505,7 +582,8 @@ impl Session {
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let entry = &mut entries[hash as usize % ENTRIES];
         if entry.pc != pc || (entry.stop != ALWAYS && entry.stop != self.stop) {
-            let stop = if stays(pc) { ALWAYS } else { self.stop };
+            let always = table.is_none() && stays(pc);
+            let stop = if always { ALWAYS } else { self.stop };
             *entry = Entry {
                 pc,
                 stop,
@@ -542,136 +620,4 @@ fn stays(pc: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(register: usize, offset: i32, loaded: Option<i32>) -> Option<Value> {
-        Some(Value {
-            register: register as u8,
-            offset,
-            loaded,
-        })
-    }
-
-    #[test]
-    fn the_plts_expression_depends_on_the_pc() {
-        // breg7+8 breg16+0 lit15 and lit11 ge lit3 shl plus
-        let plt = [0x77, 8, 0x80, 0, 0x3f, 0x1a, 0x3b, 0x2a, 0x33, 0x24, 0x22];
-        assert_eq!(evaluate(&plt, 0x1000, None), at(RSP, 8, None));
-        assert_eq!(evaluate(&plt, 0x100a, None), at(RSP, 8, None));
-        assert_eq!(evaluate(&plt, 0x100b, None), at(RSP, 16, None));
-    }
-
-    #[test]
-    fn a_cfa_in_memory_is_loaded_once() {
-        // breg6-8 deref
-        assert_eq!(evaluate(&[0x76, 0x78, 0x06], 0, None), at(RBP, -8, Some(0)));
-        // ... plus_uconst 16
-        assert_eq!(
-            evaluate(&[0x76, 0x78, 0x06, 0x23, 16], 0, None),
-            at(RBP, -8, Some(16))
-        );
-        assert_eq!(evaluate(&[0x76, 0x78, 0x06, 0x06], 0, None), None);
-        assert_eq!(evaluate(&[0x23, 8], 0, at(RSP, 8, None)), at(RSP, 16, None));
-    }
-
-    #[test]
-    fn what_cannot_be_expressed_is_no_rule() {
-        for code in [
-            &[][..],
-            &[0x31],
-            &[0x22],
-            &[0x76],
-            &[0x76, 0x80],
-            &[0x06],
-            &[0x76, 0, 0x77, 0, 0x22],
-            &[0x90, 0x40, 0],
-            &[0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31, 0x31],
-            &[0xff],
-        ] {
-            assert_eq!(evaluate(code, 0, None), None, "{code:?}");
-        }
-    }
-
-    #[test]
-    fn modules_are_found_also_the_vdso_and_nothing_else() {
-        setup();
-        setup();
-        let own = setup as fn() as usize;
-        // SAFETY: only reads.
-        let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
-        for address in [own, vdso, libc::qsort as *const () as usize] {
-            let module = module(address).expect("a module");
-            assert!(module.segment(module.eh_frame_hdr).is_some());
-            assert!(stays(address));
-        }
-        let stack = 0;
-        assert!(module(&raw const stack as usize).is_none());
-        assert!(module(0).is_none() && module(usize::MAX).is_none());
-        assert!(look_up(0x1000).is_none());
-    }
-
-    #[test]
-    fn every_function_of_the_vdso_has_a_rule() {
-        setup();
-        // SAFETY: only reads.
-        let vdso = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
-        let module = module(vdso).unwrap();
-        let section = module.segment(module.eh_frame_hdr).unwrap();
-        let count = u32::from_le_bytes(*section[8..].first_chunk().unwrap()) as usize;
-        assert!(count > 0);
-        for entry in section[12..].chunks_exact(8).take(count) {
-            let offset = i32::from_le_bytes(*entry.first_chunk().unwrap());
-            let function = module.eh_frame_hdr.wrapping_add_signed(offset as isize);
-            let rule = look_up(function).expect("a rule");
-            // At the first instruction of a function nothing has been pushed yet.
-            assert_eq!(Some(rule.cfa), at(RSP, 8, None));
-            assert_eq!(rule.back, Back::Address);
-        }
-    }
-
-    #[test]
-    fn the_first_instruction_of_functions_has_the_plain_rule() {
-        setup();
-        for function in [setup as fn() as usize, libc::qsort as *const () as usize] {
-            let rule = look_up(function).expect("a rule");
-            assert_eq!(Some(rule.cfa), at(RSP, 8, None));
-            assert_eq!((rule.back, rule.saves), (Back::Address, 8));
-            assert_eq!(rule.saved, [Saved::Same; 6]);
-        }
-    }
-
-    #[test]
-    fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
-        setup();
-        let foreign = Box::into_raw(Box::new(0u64)) as usize;
-        let mut session = Session::new(7);
-        let cache = session.cache.expect("a cache");
-        let slot = |pc: usize| {
-            let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-            // SAFETY: this test has taken the cache.
-            unsafe { &mut (*cache.entries.get())[hash as usize % ENTRIES] }
-        };
-        let planted = Rule {
-            saves: 1234,
-            ..Rule::SIGNAL
-        };
-        *slot(foreign) = Entry {
-            pc: foreign,
-            stop: 7,
-            rule: Some(planted),
-        };
-        assert_eq!(
-            session.rule(foreign),
-            Some(&planted),
-            "kept within the stop"
-        );
-        session.stop = 8;
-        assert_eq!(session.rule(foreign), None, "looked up anew in the next");
-        let own = setup as fn() as usize;
-        assert!(session.rule(own).is_some());
-        assert_eq!(slot(own).stop, ALWAYS);
-        // SAFETY: allocated above.
-        drop(unsafe { Box::from_raw(foreign as *mut u64) });
-    }
-}
+mod tests;

@@ -422,7 +422,7 @@ impl Walker<'_> {
         // SAFETY: the registry lock is held by `walk`'s contract.
         let managed = unsafe { self.code.managed(frame.inside()) };
         let Some(managed) = managed else {
-            let step = match self.session.rule(frame.inside())? {
+            let step = match self.session.rule(frame.inside(), None)? {
                 Rule {
                     back: Back::Signal, ..
                 } => self.stack.signal_frame(frame, limit)?,
@@ -438,7 +438,9 @@ impl Walker<'_> {
                 self.stack.by_rbp(frame, limit)?
             }
             FrameRule::Cfi => {
-                let rule = self.session.rule(frame.inside())?;
+                let rule = self
+                    .session
+                    .rule(frame.inside(), managed.maps.unwind_table())?;
                 if rule.back == Back::Signal {
                     return None;
                 }

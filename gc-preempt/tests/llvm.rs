@@ -86,6 +86,7 @@ struct Library {
     handle: usize,
     text: Range<usize>,
     section: &'static [u8],
+    eh_frame: &'static [u8],
 }
 
 impl Library {
@@ -124,6 +125,7 @@ impl Library {
             handle: handle as usize,
             text: 0..0,
             section: &[],
+            eh_frame: &[],
         };
         // SAFETY: `dladdr` fills in what it is given.
         let base = unsafe {
@@ -142,10 +144,13 @@ impl Library {
             start..start + section.size() as usize
         };
         library.text = range(".text");
-        let maps = range(".llvm_stackmaps");
-        // SAFETY: a loaded section, never unloaded, and written by nobody after its relocation.
-        library.section =
-            unsafe { std::slice::from_raw_parts(maps.start as *const u8, maps.len()) };
+        let bytes = |name| {
+            let range = range(name);
+            // SAFETY: a loaded section, never unloaded, and written by nobody after its relocation.
+            unsafe { std::slice::from_raw_parts(range.start as *const u8, range.len()) }
+        };
+        library.section = bytes(".llvm_stackmaps");
+        library.eh_frame = bytes(".eh_frame");
         library
     }
 
@@ -158,6 +163,15 @@ impl Library {
 
     fn register(&self, world: &World, owner: Option<Box<dyn std::any::Any + Send>>) -> CodeGuard {
         let maps = StackMaps::from_llvm(self.section).expect("a table without a fault");
+        self.register_with(world, owner, maps)
+    }
+
+    fn register_with(
+        &self,
+        world: &World,
+        owner: Option<Box<dyn std::any::Any + Send>>,
+        maps: StackMaps,
+    ) -> CodeGuard {
         let what = CodeWhat::Managed {
             frames: FrameRule::Cfi,
             maps,
@@ -297,9 +311,24 @@ impl Objects {
     }
 
     fn call(&self, library: &Library, name: &std::ffi::CStr, c: usize, d: usize) -> (u64, Found) {
+        let maps = StackMaps::from_llvm(library.section).expect("a table without a fault");
+        let (result, found) = self.call_with(library, maps, name, c, d);
+        assert!(!found.stats.to_base, "{:?}", found.stats);
+        assert_eq!(found.stats.unknown_sites, 0);
+        (result, found)
+    }
+
+    fn call_with(
+        &self,
+        library: &Library,
+        maps: StackMaps,
+        name: &std::ffi::CStr,
+        c: usize,
+        d: usize,
+    ) -> (u64, Found) {
         let world = World::new(Config::default()).unwrap();
         let mutator = world.attach(ptr::null_mut()).unwrap();
-        let guard = library.register(&world, None);
+        let guard = library.register_with(&world, None, maps);
         let slot = library.symbol(c"urge_test_hook") as *mut usize;
         // SAFETY: the library's global, which only its functions read, on this thread.
         unsafe { slot.write(hook as *const () as usize) };
@@ -319,8 +348,6 @@ impl Objects {
         drop(guard);
         // No mutator is left, so this stop takes the code out.
         world.stop().unwrap().resume();
-        assert!(!found.stats.to_base, "{:?}", found.stats);
-        assert_eq!(found.stats.unknown_sites, 0);
         (result, found)
     }
 }
@@ -400,6 +427,30 @@ fn fail_if_planted() {
         "",
         "skipped"
     );
+}
+
+/// Code that was generated in memory brings its unwind tables along; the loader's are not asked then.
+#[test]
+fn unwind_tables_given_with_the_code_are_used() {
+    let _alone = alone();
+    let Some(library) = Library::get() else {
+        return;
+    };
+    let o = Objects::new();
+    let maps = || StackMaps::from_llvm(library.section).unwrap();
+    let address = library.eh_frame.as_ptr() as usize;
+    let whole = maps().with_eh_frame(library.eh_frame, address).unwrap();
+    let (_, found) = o.call_with(library, whole, c"outer", 0, 0);
+    assert_eq!(found.exact, [!o.b, !o.a, !o.b]);
+    assert_eq!((found.stats.precise, found.stats.to_base), (2, false));
+    let none = maps().with_eh_frame(&[], address).unwrap();
+    let (_, found) = o.call_with(library, none, c"outer", 0, 0);
+    assert_eq!((found.stats.precise, found.stats.to_base), (0, true));
+    assert!(found.seen.contains(&!o.a) && found.seen.contains(&!o.b));
+    let error = maps()
+        .with_eh_frame(&library.eh_frame[..30], address)
+        .unwrap_err();
+    assert_eq!(error.fault, gc_preempt::stackmap::Fault::Unwind);
 }
 
 #[test]

@@ -11,6 +11,8 @@ use std::ops::Range;
 
 #[cfg(test)]
 mod compiled;
+use crate::unwind::Table;
+
 pub mod cranelift;
 pub mod llvm;
 #[cfg(test)]
@@ -27,6 +29,8 @@ pub struct StackMaps {
     returns: Vec<usize>,
     sites: Vec<SiteRecord>,
     slots: Vec<Slot>,
+    /// Unwind tables of code that no module of the loader's holds.
+    unwind: Option<Table>,
 }
 
 /// The register that a slot's place counts from.
@@ -98,6 +102,21 @@ impl StackMaps {
     /// If the section is malformed in any way: the error says in what and where.
     pub fn from_llvm(section: &[u8]) -> Result<Self, StackMapError> {
         llvm::parse(section)
+    }
+
+    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it stands at `address`, after relocation. It is copied.
+    ///
+    /// Code that goes by [`FrameRule::Cfi`](crate::FrameRule::Cfi) and was loaded by the dynamic loader needs none, its module's are found.
+    ///
+    /// # Errors
+    /// If the section is malformed or two of its entries overlap: the error says where.
+    pub fn with_eh_frame(mut self, section: &[u8], address: usize) -> Result<Self, StackMapError> {
+        self.unwind = Some(Table::parse(section, address).map_err(|at| Fault::Unwind.at(at))?);
+        Ok(self)
+    }
+
+    pub(crate) fn unwind_table(&self) -> Option<&Table> {
+        self.unwind.as_ref()
     }
 
     /// How many return addresses the table knows.
@@ -208,6 +227,7 @@ impl Sites {
             returns: self.sites.iter().map(|s| s.0).collect(),
             sites: self.sites.into_iter().map(|s| s.2).collect(),
             slots: self.slots,
+            unwind: None,
         })
     }
 }
@@ -310,6 +330,8 @@ pub enum Fault {
     },
     /// An address beyond the end of the address space.
     Address,
+    /// An entry of the unwind tables cannot be read, or overlaps another.
+    Unwind,
     /// More than four thousand million slots.
     TooBig,
 }
@@ -377,6 +399,9 @@ impl fmt::Display for Fault {
                 write!(f, "a second entry for the return address {return_address:#x}")
             }
             Fault::Address => f.write_str("an address beyond the end of the address space"),
+            Fault::Unwind => f.write_str(
+                "an entry of the unwind tables cannot be read or overlaps another; give the .eh_frame section with the address at which it was relocated",
+            ),
             Fault::TooBig => f.write_str("more than 2^32 slots"),
         }
     }
