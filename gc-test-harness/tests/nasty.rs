@@ -17,8 +17,6 @@ use gc_test_harness::lab::floor::{Floor, Member, Wait};
 
 /// Names the case that a child is to run.
 const CHILD: &str = "URGE_NASTY_CHILD";
-/// Set for a child that does without signals.
-const COOPERATIVE: &str = "URGE_NASTY_COOPERATIVE";
 /// What a cooperative child exits with once it has waited in vain.
 const HUNG: i32 = 42;
 /// Blocks of floor and of stops, in alternation.
@@ -32,8 +30,25 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a cooperative child waits for a stop that cannot come.
 const IN_VAIN: Duration = Duration::from_millis(500);
 
+/// How a child stops its threads.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Means {
+    /// In the signal's handler.
+    Parked,
+    /// In a call that the handler injects.
+    Injected,
+    /// Not by signals: the cure is taken out.
+    Cooperative,
+}
+
+/// Runs one case in children, with either way to stop, or the case itself if this is such a child.
+fn stops(case: &str, body: fn(&Lab)) {
+    in_child(case, Means::Parked, body);
+    in_child(case, Means::Injected, body);
+}
+
 /// Runs one case in a child, or the case itself if this is the child.
-fn in_child(case: &str, cooperative: bool, body: fn(&Lab)) {
+fn in_child(case: &str, means: Means, body: fn(&Lab)) {
     if std::env::var_os(CHILD).is_some_and(|name| name == case) {
         body(&Lab::new());
         std::process::exit(0);
@@ -47,10 +62,16 @@ fn in_child(case: &str, cooperative: bool, body: fn(&Lab)) {
         "--nocapture",
         &test.expect("a test's thread has its name"),
     ]);
-    command.env(CHILD, case).env_remove("URGE_ASYNC");
-    if cooperative {
-        command.env(COOPERATIVE, "1");
-    }
+    let async_on = if means == Means::Cooperative {
+        "0"
+    } else {
+        "1"
+    };
+    let inject = if means == Means::Injected { "1" } else { "0" };
+    command.env(CHILD, case).env_remove("URGE_FAULT");
+    command
+        .env("URGE_ASYNC", async_on)
+        .env("URGE_INJECT", inject);
     let mut child = command.spawn().expect("starts itself");
     let begun = Instant::now();
     let status: ExitStatus = loop {
@@ -63,13 +84,9 @@ fn in_child(case: &str, cooperative: bool, body: fn(&Lab)) {
             None => std::thread::sleep(Duration::from_millis(2)),
         }
     };
-    let expected = if cooperative { HUNG } else { 0 };
-    assert_eq!(
-        status.code(),
-        Some(expected),
-        "{case}: {:?}",
-        status.signal()
-    );
+    let expected = if means == Means::Cooperative { HUNG } else { 0 };
+    let (code, signal) = (status.code(), status.signal());
+    assert_eq!(code, Some(expected), "{case}, {means:?}: {signal:?}");
 }
 
 /// What every child has.
@@ -87,13 +104,10 @@ struct Lab {
 
 impl Lab {
     fn new() -> Lab {
-        let cooperative = std::env::var_os(COOPERATIVE).is_some();
+        let config = Config::from_env().expect("sane variables");
         let mut arena = Arena::new().expect("an arena");
         let loops = Loops::compile(&mut arena).expect("compiles");
-        let world = World::new(Config {
-            signals: !cooperative,
-            ..Config::from_env().expect("sane variables")
-        });
+        let world = World::new(config);
         let world = world.expect("a world");
         let guards = loops.code.iter().map(|code| code.register(&world, 0));
         let guards = guards.collect::<Result<_, _>>().expect("registers");
@@ -104,7 +118,7 @@ impl Lab {
             over: AtomicBool::new(false),
             working: AtomicUsize::new(0),
             turns: AtomicU64::new(0),
-            cooperative,
+            cooperative: !config.signals,
             _guards: guards,
         }
     }
@@ -299,35 +313,35 @@ fn spinlock(lab: &Lab) {
 
 #[test]
 fn a_tight_loop_is_stopped() {
-    in_child("tight", false, tight_loop);
+    stops("tight", tight_loop);
 }
 
 #[test]
 fn the_empty_loop_is_stopped() {
-    in_child("empty", false, empty_loop);
+    stops("empty", empty_loop);
 }
 
 #[test]
 fn a_massive_decode_keeps_nobody_waiting() {
-    in_child("base64", false, base64);
+    stops("base64", base64);
 }
 
 #[test]
 fn a_spinlock_whose_holder_is_stopped_does_not_hang() {
-    in_child("spinlock", false, spinlock);
+    stops("spinlock", spinlock);
 }
 
 #[test]
 fn without_signals_a_tight_loop_is_never_stopped() {
-    in_child("cooperative tight", true, tight_loop);
+    in_child("cooperative tight", Means::Cooperative, tight_loop);
 }
 
 #[test]
 fn without_signals_the_empty_loop_is_never_stopped() {
-    in_child("cooperative empty", true, empty_loop);
+    in_child("cooperative empty", Means::Cooperative, empty_loop);
 }
 
 #[test]
 fn without_signals_a_spinlock_is_never_stopped() {
-    in_child("cooperative spinlock", true, spinlock);
+    in_child("cooperative spinlock", Means::Cooperative, spinlock);
 }

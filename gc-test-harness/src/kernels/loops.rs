@@ -367,6 +367,27 @@ mod tests {
     }
 
     #[test]
+    fn stopping_and_collecting_changes_no_byte_of_a_loop() {
+        let heap = gc_core::Heap::builder().build().expect("a heap");
+        let mut arena = Arena::new().expect("an arena");
+        let loops = Loops::compile(&mut arena).expect("compiles");
+        let before: Vec<Vec<u8>> = loops.code.iter().map(|c| c.bytes().to_vec()).collect();
+        let register = |code: &Code| code.register_with(&heap, gc_core::Encoding::RAW);
+        let _guards: Vec<_> = loops.code.iter().map(register).collect();
+        std::thread::scope(|scope| {
+            let counting = scope.spawn(|| {
+                let _mutator = heap.attach().expect("attaches");
+                (loops.count)(1, 30_000_000)
+            });
+            while !counting.is_finished() {
+                heap.collect();
+            }
+        });
+        let after: Vec<Vec<u8>> = loops.code.iter().map(|c| c.bytes().to_vec()).collect();
+        assert_eq!(before, after);
+    }
+
+    #[test]
     fn every_loop_gives_the_oracles_answer() {
         let loops = Loops::compile(&mut Arena::new().expect("an arena")).expect("compiles");
         assert_eq!((loops.count)(7, 1000), count_oracle(7, 1000));
