@@ -74,7 +74,7 @@ impl Space {
     /// First step of a large allocation, under `no_preempt`, by the owner of `runs`.
     ///
     /// # Errors
-    /// [`AllocError::TooLarge`] for ever; [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help.
+    /// [`AllocError::TooLarge`] and [`AllocError::Site`] for ever; [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help.
     pub fn reserve_large(
         &self,
         runs: &Runs,
@@ -85,6 +85,7 @@ impl Space {
         if units > self.len() / UNIT {
             return Err(AllocError::TooLarge { bytes });
         }
+        super::sites::check(&self.kinds, kind, bytes, units * UNIT).map_err(AllocError::Site)?;
         if let Some(every) = self.collect_every
             && self.left_until_due(runs, every) == 0
         {

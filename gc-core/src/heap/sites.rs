@@ -137,6 +137,23 @@ impl Entry {
     }
 }
 
+/// Can cells of this kind have this size? Markers read the slots of a cell without asking.
+pub(crate) fn check(
+    kinds: &Kinds,
+    kind: KindId,
+    bytes: usize,
+    size: usize,
+) -> Result<(), SiteError> {
+    if !kinds.contains(kind) {
+        return Err(SiteError::UnknownKind(kind));
+    }
+    let least = kinds.least_bytes(kind);
+    if size < least {
+        return Err(SiteError::TooSmall { bytes, least });
+    }
+    Ok(())
+}
+
 /// All sites of a heap.
 pub(crate) struct Sites {
     entries: Table<Entry>,
@@ -202,13 +219,8 @@ impl Sites {
         class: usize,
         bytes: usize,
     ) -> Result<Site, SiteError> {
-        if !kinds.contains(kind) {
-            return Err(SiteError::UnknownKind(kind));
-        }
-        let (size, least) = (classes::TABLE[class].size, kinds.least_bytes(kind));
-        if (size as usize) < least {
-            return Err(SiteError::TooSmall { bytes, least });
-        }
+        let size = classes::TABLE[class].size;
+        check(kinds, kind, bytes, size as usize)?;
         let _making = self.making.lock();
         let slot = self.slot(kind, class);
         if let Some(made) = slot.load(Ordering::Relaxed).checked_sub(1) {

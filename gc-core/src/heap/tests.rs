@@ -526,6 +526,25 @@ fn bad_configurations_are_error_values() {
 }
 
 #[test]
+fn a_large_object_too_small_for_its_kinds_slots_is_refused() {
+    let mut toy = Toy::small();
+    let kind = toy
+        .space
+        .add_kind(Kind::words_at("wide", &[20_000], Encoding::RAW))
+        .unwrap();
+    let refused = |bytes| {
+        AllocError::Site(SiteError::TooSmall {
+            bytes,
+            least: 160_008,
+        })
+    };
+    assert_eq!(toy.try_alloc(kind, 100_000, &[]), Err(refused(100_000)));
+    assert!(toy.try_alloc(kind, 160_008, &[]).is_ok());
+    let unknown = AllocError::Site(SiteError::UnknownKind(KindId(9)));
+    assert_eq!(toy.try_alloc(KindId(9), 100_000, &[]), Err(unknown));
+}
+
+#[test]
 fn collect_every_is_due_after_exactly_that_many_allocations() {
     for every in [1, 2, 7] {
         let mut toy = Toy::new(SpaceConfig {

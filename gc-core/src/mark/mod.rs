@@ -255,6 +255,11 @@ impl<'a> Core<'a> {
             );
             return false;
         };
+        debug_assert!(
+            self.space.is_first_byte(offset),
+            "a precise edge leads to {:#x}, inside a cell",
+            self.base + offset
+        );
         self.marked.cells += 1;
         self.marked.bytes += size as u64;
         if !matches!(self.space.kinds.get(kind).tag, Tag::Leaf | Tag::Weak) {
@@ -500,6 +505,17 @@ impl Space {
                 &mut Look { space: self, f },
             )
         };
+    }
+
+    /// Can a cell begin at `offset` of the address range?
+    fn is_first_byte(&self, offset: usize) -> bool {
+        match self.units().get(offset / UNIT) {
+            Unit::Small {
+                class, distance, ..
+            } => (distance * UNIT + offset % UNIT).is_multiple_of(CLASS_TABLE[class].size as usize),
+            Unit::Large { distance } => distance == 0 && offset.is_multiple_of(UNIT),
+            Unit::Free => false,
+        }
     }
 
     /// Kind and size of the cell that begins at `offset` of the address range; `None` where no cell can begin.
