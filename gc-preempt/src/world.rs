@@ -178,7 +178,15 @@ impl World {
     ///
     /// # Errors
     /// [`CodeError`](code::CodeError) if the range is empty or overlaps another.
-    pub fn register_code(&self, spec: code::CodeSpec) -> Result<code::CodeGuard, code::CodeError> {
+    ///
+    /// # Safety
+    /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever without one); managed code keeps the System V
+    /// convention, the frame rule and the stack maps; a restart range may be begun again from everywhere in it. A walk passes over what
+    /// the maps do not name, so a wrong map loses objects.
+    pub unsafe fn register_code(
+        &self,
+        spec: code::CodeSpec,
+    ) -> Result<code::CodeGuard, code::CodeError> {
         let _lock = registry::lock();
         // SAFETY: the registry lock is held.
         unsafe { code::CODE.register(self.inner.id, spec) }

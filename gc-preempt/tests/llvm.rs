@@ -177,13 +177,13 @@ impl Library {
             maps,
             encoding: ENCODING,
         };
-        world
-            .register_code(CodeSpec {
-                range: self.text.clone(),
-                what,
-                owner,
-            })
-            .unwrap()
+        let spec = CodeSpec {
+            range: self.text.clone(),
+            what,
+            owner,
+        };
+        // SAFETY: the maps are LLVM's for this very text; the library stays loaded.
+        unsafe { world.register_code(spec) }.unwrap()
     }
 }
 

@@ -107,7 +107,8 @@ fn register(world: &World, range: Range<usize>) -> CodeGuard {
         },
         owner: None,
     };
-    world.register_code(spec).expect("registers")
+    // SAFETY: the range is this program's text, and the facts are the assembly's.
+    unsafe { world.register_code(spec) }.expect("registers")
 }
 
 /// Cranelift's frames, registered.

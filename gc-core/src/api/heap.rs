@@ -154,11 +154,13 @@ fn register_units(world: &World) -> Result<(), CodeError> {
         return Ok(());
     }
     for range in barrier::units() {
-        let guard = world.register_code(CodeSpec {
+        let spec = CodeSpec {
             range,
             what: CodeWhat::Restart,
             owner: None,
-        })?;
+        };
+        // SAFETY: the units are text of this program, and made to be begun again from every instruction: see `barrier.rs`.
+        let guard = unsafe { world.register_code(spec) }?;
         // The units are part of this crate's text: they are never unregistered.
         core::mem::forget(guard);
     }
@@ -390,7 +392,11 @@ impl Heap {
     ///
     /// # Errors
     /// [`CodeError`]: the range is empty or overlaps other code.
-    pub fn register_code(
+    ///
+    /// # Safety
+    /// As for [`World::register_code`]: the code stays mapped until `owner` is dropped (for ever without one), keeps the System V convention and
+    /// the frame rule, and at each call every reference that lives across it stands in a slot that `maps` names.
+    pub unsafe fn register_code(
         &self,
         range: Range<usize>,
         frames: FrameRule,
@@ -399,7 +405,7 @@ impl Heap {
         owner: Option<Box<dyn Any + Send>>,
     ) -> Result<CodeGuard, CodeError> {
         let encoding = protected(|| self.shared().roots.lock().encoding(encoding));
-        self.shared().world.register_code(CodeSpec {
+        let spec = CodeSpec {
             range,
             what: CodeWhat::Managed {
                 frames,
@@ -407,7 +413,9 @@ impl Heap {
                 encoding,
             },
             owner,
-        })
+        };
+        // SAFETY: the caller's contract.
+        unsafe { self.shared().world.register_code(spec) }
     }
 
     /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there can be.

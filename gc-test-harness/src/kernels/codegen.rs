@@ -254,9 +254,8 @@ impl Code {
             },
             owner: Some(Box::new(self.memory())),
         };
-        world
-            .register_code(spec)
-            .map_err(|e| self.refused(&e.to_string()))
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        unsafe { world.register_code(spec) }.map_err(|e| self.refused(&e.to_string()))
     }
 
     /// Registers it with a heap, whose edges in this code's stack maps have that encoding.
@@ -266,14 +265,10 @@ impl Code {
         encoding: Encoding,
     ) -> Result<CodeGuard, CodegenError> {
         let owner: Box<dyn std::any::Any + Send> = Box::new(self.memory());
-        heap.register_code(
-            self.range(),
-            FrameRule::Rbp,
-            self.maps()?,
-            encoding,
-            Some(owner),
-        )
-        .map_err(|e| self.refused(&e.to_string()))
+        let (range, maps) = (self.range(), self.maps()?);
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        unsafe { heap.register_code(range, FrameRule::Rbp, maps, encoding, Some(owner)) }
+            .map_err(|e| self.refused(&e.to_string()))
     }
 
     fn refused(&self, why: &str) -> CodegenError {

@@ -433,8 +433,8 @@ impl Jit {
         // SAFETY: the isolate waits.
         let heap = unsafe { &(*vm).lox.heap };
         let owner = Some(Box::new(code.memory()) as Box<_>);
-        let guard = heap
-            .register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner)
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        let guard = unsafe { heap.register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner) }
             .map_err(|error| CodegenError::Register {
                 function: code.name.clone(),
                 why: error.to_string(),
