@@ -1,7 +1,8 @@
 //! `gclab pause`: time to stop, pause and stall over poll-free managed loops, beside the signal floor of the same run.
 //!
 //! The threads are the same for both: mutators of a world that are members of the floor as well, all in the same
-//! counting loop. Blocks of rounds alternate, floor, ours, floor, ours, ..., floor, so that whatever else the machine
+//! counting loop, which says in memory how far it is: a round begins when each was seen to run since the one before.
+//! Blocks of rounds alternate, floor, ours, floor, ours, ..., floor, so that whatever else the machine
 //! does meanwhile meets both. Medians are taken over all rounds. A tail is claimed as the median of the blocks' ratios,
 //! since a 99th percentile swings by several times even for the floor against itself; that swing is reported beside it.
 
@@ -439,7 +440,7 @@ impl fmt::Display for Outcome {
         } = self.options;
         writeln!(
             f,
-            "{threads} threads in poll-free loops, {blocks} blocks of {rounds} rounds beside the signal floor, which does best to {}",
+            "Threads in poll-free loops: {threads}; {blocks} blocks of {rounds} rounds beside the signal floor, which does best to {}.",
             self.wait.name()
         )?;
         writeln!(f)?;
