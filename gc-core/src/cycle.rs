@@ -285,6 +285,9 @@ impl Requests {
     }
 }
 
+/// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
+const KEEP_QUEUE: usize = 4 << 20;
+
 /// Runs collections until the heap's last handle is dropped. The body of the collector's thread.
 pub(crate) fn run(shared: &Shared) {
     // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from others.
@@ -293,6 +296,8 @@ pub(crate) fn run(shared: &Shared) {
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
     while shared.requests.next() {
         Cycle::new(shared).run();
+        // SAFETY: the cycle's marker is gone, and there is one cycle at a time.
+        unsafe { shared.queue.trim(KEEP_QUEUE) };
     }
 }
 

@@ -114,15 +114,19 @@ impl MarkQueue {
         self.full.is_empty() && !self.flagged.load(Ordering::Relaxed)
     }
 
-    /// Gives the memory of a queue that nobody uses back to the system. Not in a stop.
-    pub fn trim(&mut self) {
-        if !self.full.is_empty() {
+    /// Gives the memory of the packets back to the system if there are more than `keep` bytes of them. Not in a stop.
+    ///
+    /// # Safety
+    /// No marker of this queue exists.
+    pub unsafe fn trim(&self, keep: usize) {
+        let used = self.fresh.load(Ordering::Relaxed);
+        if used * size_of::<Packet>() <= keep || !self.full.is_empty() {
             return;
         }
-        let used = self.fresh.swap(0, Ordering::Relaxed);
-        self.free = Stack::default();
-        // SAFETY: no packet is in use: the queue is borrowed uniquely, and all stacks are emptied with it. Should the kernel
-        // refuse, the old contents do no harm: a packet's `next` and `len` are always set first.
+        self.free.head.store(0, Ordering::Relaxed);
+        self.fresh.store(0, Ordering::Relaxed);
+        // SAFETY: no packet is in use: there is no marker, and the stacks are empty now. Should the kernel refuse, the old
+        // contents do no harm: a packet's `next` and `len` are always set first.
         unsafe { self.packets.discard(0, used) };
     }
 
@@ -308,6 +312,26 @@ mod tests {
         popped.sort_unstable();
         assert_eq!(popped, cells);
         assert_eq!(queue.overflows(), 0);
+    }
+
+    #[test]
+    fn a_trimmed_queue_is_as_good_as_new() {
+        let queue = queue(1000 * ENTRIES);
+        for _ in 0..2 {
+            let mut hand = Hand::new(&queue);
+            (1..=100 * ENTRIES).for_each(|n| hand.push(n, 0));
+            assert_eq!(
+                std::iter::from_fn(|| hand.pop()).sum::<usize>(),
+                100 * ENTRIES * (100 * ENTRIES + 1) / 2
+            );
+            drop(hand);
+            // SAFETY: the hand is gone.
+            unsafe { queue.trim(1 << 20) };
+            assert_eq!(queue.fresh.load(Ordering::Relaxed), 100, "below the limit");
+            // SAFETY: as above.
+            unsafe { queue.trim(0) };
+            assert_eq!(queue.fresh.load(Ordering::Relaxed), 0);
+        }
     }
 
     #[test]
