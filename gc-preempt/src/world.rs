@@ -33,8 +33,9 @@ const RETRY_FIRST: Duration = Duration::from_micros(5);
 const RETRY_MAX: Duration = Duration::from_millis(1);
 /// How long an unhandled signal counts as still on its way.
 const RESEND: Duration = Duration::from_millis(10);
-/// How long the stopper spins when it has a core to spare. Longer than a signal takes (13 us here), shorter than a time slice.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long the stopper spins when it has a core to spare: twice what a signal takes (13 us here). Should the thread that it waits for stand on
+/// the stopper's own core after all, it waits for no longer than this.
+const SPIN: Duration = Duration::from_micros(30);
 
 /// Thread pointer of the thread that holds a stop, or 0: its panics abort (see [`watchdog::install_panic_hook`]).
 pub(crate) static STOPPER: AtomicUsize = AtomicUsize::new(0);
