@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::{demo, pause};
+use gc_test_harness::lab::{demo, fuzz, pause};
 use gc_test_harness::lox::run::RunArgs;
 
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
@@ -30,6 +30,18 @@ enum Command {
     Run(RunArgs),
     /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
     Pause(Pause),
+    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
+    Fuzz(Fuzz),
+}
+
+#[derive(Args, Debug)]
+struct Fuzz {
+    /// Seconds to run for; at least one case runs
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// The first case's seed; the others follow [default: from the clock]
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 #[derive(Args, Debug)]
@@ -58,6 +70,7 @@ fn main() -> ExitCode {
         None => run_demo(cli.json),
         Some(Command::Run(options)) => ExitCode::from(options.execute()),
         Some(Command::Pause(options)) => run_pause(&options, cli.json),
+        Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
     }
 }
 
@@ -85,6 +98,19 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
         Ok(outcome) if json => println!("{}", outcome.json()),
         Ok(outcome) => print!("{outcome}"),
         Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_fuzz(options: &Fuzz, json: bool) -> ExitCode {
+    let outcome = fuzz::run(&fuzz::Options {
+        time: Duration::from_secs(options.seconds),
+        seed: options.seed,
+    });
+    match outcome {
+        Ok(report) if json => println!("{}", report.json()),
+        Ok(report) => print!("{report}"),
+        Err(wrong) => return failed(&wrong),
     }
     ExitCode::SUCCESS
 }

@@ -23,7 +23,7 @@ use crate::cycle::{self, Pace, Requests, Shared, WeakKind};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
-use crate::heap::{MapError, SiteError, Space, SpaceConfig, SpaceError};
+use crate::heap::{Cell, MapError, SiteError, Space, SpaceConfig, SpaceError};
 use crate::kind::{Kind, KindError, KindId};
 use crate::mark::MarkQueue;
 use crate::pacer::Policy;
@@ -385,6 +385,20 @@ impl Heap {
         let result = f(&stopped);
         drop(stopped);
         Ok(result)
+    }
+
+    /// The heap's addresses. Whatever lies outside names no cell of it.
+    pub fn reserved(&self) -> Range<usize> {
+        self.shared().space.reserved()
+    }
+
+    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses, those included that are still in a
+    /// mutator's runs. For oracles and inspectors; `f` is bound as in [`with_stopped`](Self::with_stopped).
+    ///
+    /// # Errors
+    /// If the caller is itself a mutator of this heap.
+    pub fn for_each_cell(&self, mut f: impl FnMut(Cell)) -> Result<(), gc_preempt::StopError> {
+        self.with_stopped(|_| self.shared().space.for_each_cell(&mut f))
     }
 
     /// Registers managed code with its stack maps: frames of it that are stopped at a call are scanned exactly, slot words being edges of

@@ -373,6 +373,9 @@ impl Space {
     /// The encodings that are tried on a conservative word.
     #[inline(always)]
     pub fn encodings(&self) -> &[Encoding] {
+        if planted("no-decoding") {
+            return &[Encoding::RAW];
+        }
         &self.encodings[..self.encoding_count]
     }
 
@@ -402,7 +405,10 @@ impl Space {
             } => {
                 let class = &classes::TABLE[class];
                 let in_span = distance * UNIT + offset % UNIT;
-                let index = class.index_of(in_span);
+                let mut index = class.index_of(in_span);
+                if planted("interior-off-by-one") && in_span != index * class.size as usize {
+                    index += 1;
+                }
                 let base = offset - in_span + index * class.size as usize;
                 if index < class.cells as usize
                     && (self.allocated_bits().test(base) || planted("no-allocated-bit"))
@@ -425,6 +431,9 @@ impl Space {
     pub fn resolve_past_the_end(&self, address: usize) -> Option<Cell> {
         if !self.past_the_end {
             return None;
+        }
+        if planted("past-the-end-off-by-one") {
+            return self.resolve(address.wrapping_sub(2));
         }
         self.resolve(address.wrapping_sub(1))
             .filter(|cell| cell.base + cell.size == address)

@@ -4,4 +4,5 @@ pub mod alloc;
 pub mod codegen;
 pub mod deep;
 pub mod hold;
+pub mod image;
 pub mod loops;

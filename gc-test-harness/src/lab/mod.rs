@@ -2,5 +2,6 @@
 
 pub mod demo;
 pub mod floor;
+pub mod fuzz;
 pub mod pause;
 pub mod report;

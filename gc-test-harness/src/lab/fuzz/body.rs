@@ -1,0 +1,270 @@
+//! The fuzzer's functional half: a heap without threads, words, and what they mark. What a fuzzing engine runs, too.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use gc_core::heap::{LargeStep, MAX_SMALL, Space, SpaceConfig};
+use gc_core::mark::{MarkQueue, Marker};
+use gc_core::{Encoding, KindId, Refill, Runs, alloc};
+
+use super::Counts;
+use super::choices::Choices;
+use super::model::{BOXED, Model, Shape, TAGGED};
+
+/// A heap and its mutators, all in one thread.
+struct Toy {
+    space: Space,
+    runs: [Runs; 2],
+    queue: MarkQueue,
+    model: Model,
+}
+
+/// The encodings that a heap may try on a conservative word.
+pub(super) fn encodings(choices: &mut Choices<'_>) -> Vec<Encoding> {
+    let lists: [&[Encoding]; 6] = [
+        &[Encoding::RAW],
+        &[Encoding::RAW, BOXED],
+        &[BOXED, TAGGED],
+        &[BOXED],
+        &[TAGGED],
+        &[Encoding::RAW, TAGGED, BOXED],
+    ];
+    lists[choices.below(lists.len())].to_vec()
+}
+
+impl Toy {
+    fn new(choices: &mut Choices<'_>) -> Result<Toy, String> {
+        let encodings = encodings(choices);
+        let past_the_end = choices.one_in(2);
+        let space = Space::new(SpaceConfig {
+            reserve: 32 << 20,
+            conservative: encodings.clone(),
+            past_the_end,
+            ..SpaceConfig::default()
+        })
+        .map_err(|e| e.to_string())?;
+        let queue =
+            MarkQueue::new(&space, 64 << (4 * choices.below(2))).map_err(|e| e.to_string())?;
+        let mut shapes = Vec::new();
+        // Weak words are cleared by the cycle, which is not here.
+        for shape in Shape::all()
+            .into_iter()
+            .filter(|s| !matches!(s, Shape::Weak(..)))
+        {
+            shapes.push((
+                space.add_kind(shape.kind()).map_err(|e| e.to_string())?,
+                shape,
+            ));
+        }
+        let runs = || Runs::new().map_err(|e| e.to_string());
+        let model = Model {
+            range: space.reserved(),
+            encodings,
+            past_the_end,
+            shapes,
+            objects: Default::default(),
+            dead: Vec::new(),
+        };
+        Ok(Toy {
+            space,
+            runs: [runs()?, runs()?],
+            queue,
+            model,
+        })
+    }
+
+    fn allocate(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Option<usize> {
+        if bytes > MAX_SMALL {
+            loop {
+                match space.reserve_large(runs, kind, bytes).ok()? {
+                    LargeStep::Reserved(mut large) => {
+                        while !space.clear_large(&mut large) {}
+                        return Some(space.publish_large(large).as_ptr() as usize);
+                    }
+                    LargeStep::Due | LargeStep::Again => {}
+                }
+            }
+        }
+        let site = space.site(kind, bytes).ok()?;
+        loop {
+            // SAFETY: this thread's own runs, of this space.
+            let cell = unsafe { alloc::bump(runs.as_mut_ptr(), site) };
+            if !cell.is_null() {
+                return Some(cell as usize);
+            }
+            match space.refill(runs, site).ok()? {
+                Refill::Ready | Refill::Due | Refill::Again => {}
+            }
+        }
+    }
+
+    /// The cells that are handed out, and the tails of runs.
+    fn check_cells(&self) -> Result<(), String> {
+        let mut cells = Vec::new();
+        self.space
+            .for_each_cell(&mut |cell| cells.push((cell.base, cell.size)));
+        let mut tails = Vec::new();
+        for runs in &self.runs {
+            // SAFETY: this thread's own runs.
+            unsafe { tails_of(runs.as_mut_ptr(), &mut tails) };
+        }
+        self.model.check_cells(&cells, &tails)
+    }
+
+    fn step(
+        &mut self,
+        choices: &mut Choices<'_>,
+        others: &[Range<usize>],
+        counts: &mut Counts,
+    ) -> Result<(), String> {
+        let Toy {
+            space,
+            runs,
+            queue,
+            model,
+        } = self;
+        for _ in 0..choices.below(48) {
+            let runs = &runs[choices.below(2)];
+            counts.objects += u64::from(
+                model
+                    .allocate(choices, others, &mut |kind, bytes| {
+                        Self::allocate(space, runs, kind, bytes)
+                    })?
+                    .is_some(),
+            );
+        }
+        for _ in 0..choices.below(8) {
+            let Some(base) = model.pick(choices) else {
+                break;
+            };
+            let at = choices.below(model.objects[&base].size / 8);
+            let word = model.content(choices, base, at, others, false);
+            // SAFETY: a word of a living cell, which no other thread knows.
+            unsafe { ((base + at * 8) as *mut usize).write(word) };
+            model.note(base, at, word);
+        }
+        if choices.one_in(4) {
+            space.retire(&runs[choices.below(2)]);
+        }
+        while space.sweep_piece() {}
+        while space.clear_spare_piece() {}
+        if choices.one_in(4) {
+            while space.release_piece(0) > 0 {}
+        }
+
+        let words: Vec<usize> = (0..choices.below(48))
+            .map(|_| model.any(choices, others))
+            .collect();
+        let exact: Vec<usize> = (0..choices.below(8))
+            .map(|_| model.any(choices, others))
+            .collect();
+        let mut roots = BTreeSet::new();
+        for word in &words {
+            model.named(*word, &mut roots);
+        }
+        for word in &exact {
+            roots.extend(model.exact(*word, BOXED));
+        }
+        let live = model.reachable(&roots);
+
+        space.begin_marking();
+        for runs in runs.iter() {
+            // SAFETY: this thread's own runs.
+            unsafe { space.blacken_tails(runs.as_mut_ptr()) };
+        }
+        let mut marker = Marker::new(space, queue);
+        for word in &words {
+            marker.conservative(*word);
+        }
+        for word in &exact {
+            // As the scanner does it with what an embedder says is an edge.
+            if let Some(cell) = BOXED
+                .decode(*word)
+                .and_then(|address| space.resolve(address))
+            {
+                marker.cell(cell);
+            }
+        }
+        marker.drain();
+        let marked = marker.marked().cells;
+        drop(marker);
+        if let Some(base) = model
+            .objects
+            .keys()
+            .find(|base| space.is_marked(**base) != live.contains(base))
+        {
+            let is = if live.contains(base) {
+                "is not marked, though it is reachable"
+            } else {
+                "is marked, though no word leads to it"
+            };
+            return Err(format!("the cell at {base:#x} {is}"));
+        }
+        if marked != live.len() as u64 {
+            return Err(format!(
+                "{marked} cells were marked, but {} are reachable",
+                live.len()
+            ));
+        }
+        space.end_marking();
+        counts.words += (words.len() + exact.len()) as u64;
+        counts.kept += live.len() as u64;
+        counts.freed += (model.objects.len() - live.len()) as u64;
+        counts.collections += 1;
+        model.collected(&live);
+        self.check_cells()?;
+        // SAFETY: what the model lists is allocated, as was checked, and no other thread knows it.
+        unsafe { self.model.check_contents() }
+    }
+}
+
+/// The tails of a mutator's runs: cells that nobody has yet.
+///
+/// # Safety
+/// `runs` is the array of a mutator that does not run.
+pub(super) unsafe fn tails_of(runs: *const alloc::Run, tails: &mut Vec<Range<usize>>) {
+    /// More sites than the shapes and size classes make.
+    const SITES: usize = 1 << 10;
+    for site in 0..SITES {
+        // SAFETY: the array has more entries than that.
+        let run = unsafe { runs.add(site).read_volatile() };
+        if run.cursor < run.limit && tails.len() < tails.capacity().max(SITES) {
+            tails.push(run.cursor..run.limit);
+        }
+    }
+}
+
+/// Runs one input: heaps, what is in them, words, and several collections.
+///
+/// # Errors
+/// The first wrong answer.
+pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
+    let mut counts = Counts {
+        cases: 1,
+        ..Counts::default()
+    };
+    let mut toys = Vec::new();
+    for _ in 0..1 + choices.below(2) {
+        toys.push(Toy::new(choices)?);
+    }
+    let ranges: Vec<Range<usize>> = toys.iter().map(|toy| toy.space.reserved()).collect();
+    for _ in 0..1 + choices.below(4) {
+        for toy in &mut toys {
+            toy.step(choices, &ranges, &mut counts)?;
+        }
+        if choices.is_spent() {
+            break;
+        }
+    }
+    Ok(counts)
+}
+
+/// Runs one input of a fuzzing engine.
+///
+/// # Panics
+/// At the first wrong answer.
+pub fn fuzz_one(data: &[u8]) {
+    if let Err(wrong) = check(&mut Choices::Bytes(data)) {
+        panic!("{wrong}");
+    }
+}
