@@ -307,7 +307,6 @@ struct Cycle<'h> {
     marker: Marker<'h>,
     stopped: Option<Stopped<'h>>,
     scanned: Scanned,
-    complete: bool,
     stats: CollectionStats,
     /// Bytes that were handed out since the last collection.
     allocated: u64,
@@ -325,7 +324,6 @@ impl<'h> Cycle<'h> {
             marker: Marker::new(&shared.space, &shared.queue).alone(),
             stopped: None,
             scanned: Scanned::default(),
-            complete: true,
             stats: CollectionStats::default(),
             allocated: 0,
             cells: 0,
@@ -407,14 +405,20 @@ impl<'h> Cycle<'h> {
     fn mark(&mut self) -> Phase {
         let begun = Instant::now();
         self.marker.drain();
-        self.drain_logs();
+        if !self.drain_logs() {
+            // A log ran over, so what it would have kept is unknown: this cycle keeps everything.
+            let marker = &mut self.marker;
+            self.shared.space.for_each_cell(&mut |cell| {
+                marker.cell(cell);
+            });
+        }
         self.marker.drain();
         self.stats.mark = begun.elapsed();
         Phase::Resurrect
     }
 
-    /// What barriers and weak loads have logged is alive.
-    fn drain_logs(&mut self) {
+    /// What barriers and weak loads have logged is alive. Says whether that is all of it.
+    fn drain_logs(&mut self) -> bool {
         let Some(stopped) = &self.stopped else {
             unreachable!("logs drained without a stop")
         };
@@ -427,7 +431,7 @@ impl<'h> Cycle<'h> {
             }
             context.reset_log();
         }
-        self.complete &= self.shared.log.drain(|word| scanner.logged(word));
+        self.shared.log.drain(|word| scanner.logged(word))
     }
 
     fn resurrect(&mut self) -> Phase {
