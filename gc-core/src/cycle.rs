@@ -42,6 +42,7 @@ use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
 use crate::kind::KindId;
+use crate::mapped::Slab;
 use crate::mark::{MarkQueue, Marker};
 use crate::pacer::{self, Found, Policy};
 use crate::roots::{Roots, Scanned, Scanner};
@@ -66,7 +67,7 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) pace: Pace,
     /// The kinds of weak cells, for `ClearWeak`. Changed inside `no_preempt`.
-    pub(crate) weak_kinds: gc_preempt::Mutex<Vec<WeakKind>>,
+    pub(crate) weak_kinds: gc_preempt::Mutex<Slab<WeakKind>>,
     /// Whether mutators' stores are logged. Off in this collector, which marks in one stop; what it is copied to is
     /// [`Context::marking`], so that a unit's test is one compare.
     pub(crate) marking: AtomicBool,
@@ -462,13 +463,18 @@ impl<'h> Cycle<'h> {
     fn clear_weak(&mut self) -> Phase {
         let space = &self.shared.space;
         let mut cleared = 0;
-        for weak in self.shared.weak_kinds.lock().iter() {
+        let mut kinds = self.shared.weak_kinds.lock();
+        for at in 0..kinds.high() {
+            let Some(weak) = kinds.get(at).copied() else {
+                continue;
+            };
             space.for_each_cell_of(weak.kind, &mut |cell, marked| {
                 if marked && !planted("keep-weak") {
-                    cleared += clear_cell(space, weak, cell.base, cell.size);
+                    cleared += clear_cell(space, &weak, cell.base, cell.size);
                 }
             });
         }
+        drop(kinds);
         self.stats.weak_cleared = cleared;
         Phase::Condemn
     }

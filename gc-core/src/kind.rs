@@ -237,13 +237,15 @@ pub(crate) enum Tag {
 pub(crate) struct Kinds {
     table: Table<Descriptor>,
     count: AtomicU32,
-    owned: Mutex<Vec<Kind>>,
+    /// What the embedder gave, as many as `count` says. Mapped like the descriptors, since it is filled where malloc may not be called.
+    owned: Table<Kind>,
+    adding: Mutex<()>,
 }
 
 // SAFETY: descriptors are written once, before their number is published, and hold only plain words, function
 // pointers and pointers into `owned`, which lives as long as the table.
 unsafe impl Send for Kinds {}
-// SAFETY: as above; writers are serialised by the lock of `owned`.
+// SAFETY: as above; writers are serialised by the lock.
 unsafe impl Sync for Kinds {}
 
 impl Kinds {
@@ -251,11 +253,12 @@ impl Kinds {
         Ok(Kinds {
             table: Table::new(MAX_KINDS)?,
             count: AtomicU32::new(0),
-            owned: Mutex::new(Vec::new()),
+            owned: Table::new(MAX_KINDS)?,
+            adding: Mutex::new(()),
         })
     }
 
-    /// Adds a kind. Allocates with malloc: call it from an unattached thread or under `no_preempt`.
+    /// Adds a kind. Called outside `no_preempt`, which it enters for as long as it holds the lock: a kind that is not taken is freed.
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
         if let Shape::Words { encoding, .. }
         | Shape::Array { encoding, .. }
@@ -263,11 +266,6 @@ impl Kinds {
             && encoding.value & !encoding.mask != 0
         {
             return Err(KindError::Encoding(*encoding));
-        }
-        let mut owned = self.owned.lock();
-        let index = owned.len();
-        if index == MAX_KINDS {
-            return Err(KindError::TooMany);
         }
         let none = Descriptor {
             tag: Tag::Leaf,
@@ -318,16 +316,33 @@ impl Kinds {
                 ..none
             },
         };
-        // SAFETY: `index` is within the table and not yet published, so nobody else reads or writes the entry.
-        unsafe { self.table.at(index).write(descriptor) };
-        owned.push(kind);
-        // Ordering: Release, so that whoever learns the count or a KindId made from it sees the descriptor.
-        self.count.store(index as u32 + 1, Ordering::Release);
-        Ok(KindId(index as u16))
+        let taken = gc_preempt::no_preempt_here(|| {
+            let _adding = self.adding.lock();
+            let index = self.count.load(Ordering::Relaxed) as usize;
+            if index == MAX_KINDS {
+                return Err(kind);
+            }
+            // SAFETY: `index` is within the tables and not yet published, so nobody else reads or writes the entries.
+            unsafe {
+                self.table.at(index).write(descriptor);
+                self.owned.at(index).write(kind);
+            }
+            // Ordering: Release, so that whoever learns the count or a KindId made from it sees the descriptor.
+            self.count.store(index as u32 + 1, Ordering::Release);
+            Ok(KindId(index as u16))
+        });
+        taken.map_err(|_too_many| KindError::TooMany)
     }
 
     pub(crate) fn lock(&self) -> impl Sized + '_ {
-        self.owned.lock()
+        self.adding.lock()
+    }
+
+    /// The kind as the embedder gave it.
+    fn given(&self, kind: KindId) -> Option<&Kind> {
+        // SAFETY: entries below the count were written before it, never change, and live as long as `self`.
+        self.contains(kind)
+            .then(|| unsafe { &*self.owned.at(kind.index()) })
     }
 
     /// The descriptor of a kind of this heap.
@@ -343,17 +358,25 @@ impl Kinds {
         kind.index() < self.count.load(Ordering::Acquire) as usize
     }
 
-    /// The kind's name, for reports. Takes the lock and mallocs.
+    /// The kind's name, for reports. Mallocs.
     pub(crate) fn name(&self, kind: KindId) -> Option<String> {
-        self.owned.lock().get(kind.index()).map(|k| k.name.clone())
+        self.given(kind).map(|k| k.name.clone())
     }
 
     /// The bytes that a cell of this kind must have at least for its slots to lie inside.
     pub(crate) fn least_bytes(&self, kind: KindId) -> usize {
-        let owned = self.owned.lock();
-        match owned.get(kind.index()).map(|k| &k.shape) {
+        match self.given(kind).map(|k| &k.shape) {
             Some(Shape::Words { slots, .. }) => slots.last_one().map_or(0, |last| (last + 1) * 8),
             _ => 0,
+        }
+    }
+}
+
+impl Drop for Kinds {
+    fn drop(&mut self) {
+        for index in 0..*self.count.get_mut() as usize {
+            // SAFETY: written once, dropped once: nobody has the table any more.
+            unsafe { self.owned.at(index).drop_in_place() };
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Fixed-capacity arrays in memory that was reserved beforehand, for everything that is written while the world is stopped.
+//! Fixed-capacity tables in memory that was reserved beforehand, for all that is changed while the world is stopped or may not be.
 //!
-//! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's lock. So the tables that the
-//! collector fills (weak cells, finalizers, roots, the barrier's log) are address space reserved when the heap is built; a page of it
-//! becomes memory at its first touch, which takes no lock of this process. What was never touched costs nothing.
+//! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's lock. Neither may a mutator inside
+//! `no_preempt`: it would wait for one that was stopped a moment before, and the stop for it. So the tables that the collector and those
+//! sections fill (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built; a page of it becomes
+//! memory at its first touch, which takes no lock of this process. What was never touched costs nothing.
 
 use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, AtomicUsize};
 
-use crate::heap::map::{Map, MapError};
+use crate::heap::map::{Map, MapError, Table};
 
 /// Types for which all-zero bytes are a valid value and which may be shared between threads as they lie in memory.
 ///
@@ -58,6 +59,93 @@ impl<T: Zeroed> Deref for Mapped<T> {
     }
 }
 
+/// Numbered places for values that come and go, under a lock of the owner's. A place that became free is the next to be filled.
+pub(crate) struct Slab<T> {
+    places: Table<Place<T>>,
+    /// Places that were ever filled.
+    high: usize,
+    /// The first free place, plus one; 0: none.
+    free: usize,
+}
+
+struct Place<T> {
+    item: Option<T>,
+    /// Of a free place: the next free one, plus one.
+    next: usize,
+}
+
+// SAFETY: the slab owns its values and hands out references as it is borrowed.
+unsafe impl<T: Send> Send for Slab<T> {}
+
+impl<T> Slab<T> {
+    /// A slab of `capacity` places.
+    pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            places: Table::new(capacity)?,
+            high: 0,
+            free: 0,
+        })
+    }
+
+    fn place(&mut self, at: usize) -> Option<&mut Place<T>> {
+        // SAFETY: places below `high` were written before it was raised, and `self` is borrowed for as long as the result.
+        (at < self.high).then(|| unsafe { &mut *self.places.at(at) })
+    }
+
+    /// Fills a place; gives the value back if there is none.
+    pub(crate) fn add(&mut self, item: T) -> Result<usize, T> {
+        if let Some(at) = self.free.checked_sub(1) {
+            let Some(place) = self.place(at) else {
+                unreachable!("a free place was filled before")
+            };
+            place.item = Some(item);
+            let next = place.next;
+            self.free = next;
+            return Ok(at);
+        }
+        if self.high == self.places.len() {
+            return Err(item);
+        }
+        // SAFETY: within the table, and not a value yet.
+        unsafe {
+            self.places.at(self.high).write(Place {
+                item: Some(item),
+                next: 0,
+            })
+        };
+        self.high += 1;
+        Ok(self.high - 1)
+    }
+
+    /// Empties a place.
+    pub(crate) fn take(&mut self, at: usize) -> Option<T> {
+        let free = self.free;
+        let place = self.place(at)?;
+        let item = place.item.take()?;
+        place.next = free;
+        self.free = at + 1;
+        Some(item)
+    }
+
+    /// How many places [`Slab::get`] may find filled.
+    pub(crate) fn high(&self) -> usize {
+        self.high
+    }
+
+    /// What a place holds.
+    pub(crate) fn get(&mut self, at: usize) -> Option<&mut T> {
+        self.place(at)?.item.as_mut()
+    }
+}
+
+impl<T> Drop for Slab<T> {
+    fn drop(&mut self) {
+        for at in 0..self.high {
+            drop(self.take(at));
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,5 +162,19 @@ mod tests {
     fn a_refused_reservation_is_halved() {
         let m = Mapped::<AtomicU64>::reserve(1 << 59, 8).unwrap();
         assert!(m.len() >= 8 && m.len() < 1 << 59);
+    }
+
+    #[test]
+    fn a_slab_fills_free_places_first_and_drops_what_is_left() {
+        let kept = std::sync::Arc::new(());
+        let mut slab = Slab::new(3).unwrap();
+        assert_eq!([(); 3].map(|()| slab.add(kept.clone()).unwrap()), [0, 1, 2]);
+        assert!(slab.add(kept.clone()).is_err());
+        assert!(slab.take(1).is_some() && slab.take(1).is_none() && slab.take(7).is_none());
+        assert!(slab.take(0).is_some() && slab.get(0).is_none() && slab.get(2).is_some());
+        assert_eq!((slab.add(kept.clone()), slab.high()), (Ok(0), 3));
+        assert_eq!(std::sync::Arc::strong_count(&kept), 3);
+        drop(slab);
+        assert_eq!(std::sync::Arc::strong_count(&kept), 1);
     }
 }

@@ -19,7 +19,7 @@ use gc_preempt::{Mutex, MutexGuard};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::{MapError, Space};
-use crate::mapped::Mapped;
+use crate::mapped::{Mapped, Slab};
 use crate::mark::Marker;
 
 /// What a heap scans besides stacks.
@@ -28,7 +28,7 @@ pub(crate) struct Roots {
     tables: Mutex<Tables>,
 }
 
-#[derive(Default)]
+/// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be called.
 pub(crate) struct Tables {
     /// Slots that were ever used.
     high: usize,
@@ -36,8 +36,12 @@ pub(crate) struct Tables {
     free: usize,
     ranges: Slab<RangeRoot>,
     callbacks: Slab<Callback>,
-    encodings: Vec<Encoding>,
 }
+
+/// Root ranges a heap can have: one or two a mutator.
+const MAX_RANGES: usize = 1 << 20;
+/// Root callbacks a heap can have.
+const MAX_CALLBACKS: usize = 1 << 16;
 
 /// An embedder's root callback.
 pub(crate) type Callback = Box<dyn FnMut(&mut RootVisitor<'_>) + Send>;
@@ -84,7 +88,7 @@ impl Roots {
     pub(crate) fn new(handles: usize) -> Result<Self, MapError> {
         Ok(Self {
             slots: Mapped::reserve(handles, 1 << 12)?,
-            tables: Mutex::new(Tables::default()),
+            tables: Mutex::new(Tables::new()?),
         })
     }
 
@@ -140,15 +144,25 @@ impl Roots {
 }
 
 impl Tables {
-    pub(crate) fn add_range(&mut self, range: RangeRoot) -> usize {
-        self.ranges.add(range)
+    fn new() -> Result<Self, MapError> {
+        Ok(Self {
+            high: 0,
+            free: 0,
+            ranges: Slab::new(MAX_RANGES)?,
+            callbacks: Slab::new(MAX_CALLBACKS)?,
+        })
+    }
+
+    pub(crate) fn add_range(&mut self, range: RangeRoot) -> Option<usize> {
+        self.ranges.add(range).ok()
     }
 
     pub(crate) fn remove_range(&mut self, at: usize) {
         self.ranges.take(at);
     }
 
-    pub(crate) fn add_callback(&mut self, callback: Callback) -> usize {
+    /// Gives the callback back, to be dropped outside of the lock, if there are as many as there can be.
+    pub(crate) fn add_callback(&mut self, callback: Callback) -> Result<usize, Callback> {
         self.callbacks.add(callback)
     }
 
@@ -157,50 +171,62 @@ impl Tables {
     pub(crate) fn take_callback(&mut self, at: usize) -> Option<Callback> {
         self.callbacks.take(at)
     }
-
-    /// The number by which code's slots name `encoding`.
-    pub(crate) fn encoding(&mut self, encoding: Encoding) -> u32 {
-        let at = self
-            .encodings
-            .iter()
-            .position(|e| *e == encoding)
-            .unwrap_or_else(|| {
-                self.encodings.push(encoding);
-                self.encodings.len() - 1
-            });
-        at as u32
-    }
 }
 
-/// A vector with holes.
-struct Slab<T> {
-    items: Vec<Option<T>>,
-}
+/// The encodings in use, numbered for the whole process: a thread may have frames of one heap's code and be a mutator of another, whose
+/// collector meets the former's slots too.
+mod encodings {
+    use core::sync::atomic::{AtomicUsize, Ordering};
 
-impl<T> Default for Slab<T> {
-    fn default() -> Self {
-        Self { items: Vec::new() }
+    use gc_preempt::Mutex;
+
+    use crate::encoding::Encoding;
+
+    /// Runtimes have a handful each.
+    const MOST: usize = 1024;
+
+    static WORDS: [[AtomicUsize; 3]; MOST] = [const { [const { AtomicUsize::new(0) }; 3] }; MOST];
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    static ADDING: Mutex<()> = Mutex::new(());
+
+    /// The encoding of that number. In a stop or out of it.
+    pub(crate) fn numbered(number: u32) -> Option<Encoding> {
+        // Acquire pairs with the Release in `number`: entries below the count are whole, and do not change.
+        let n = COUNT.load(Ordering::Acquire);
+        let words = WORDS[..n].get(number as usize)?;
+        let [mask, value, keep] = [0, 1, 2].map(|i| words[i].load(Ordering::Relaxed));
+        Some(Encoding { mask, value, keep })
+    }
+
+    /// All of them.
+    pub(crate) fn all() -> impl Iterator<Item = Encoding> {
+        (0..).map_while(numbered)
+    }
+
+    /// The number of `encoding`, a new one if it has none. `None`: there are as many as there can be.
+    pub(crate) fn number(encoding: Encoding) -> Option<u32> {
+        let known = || all().position(|e| e == encoding).map(|at| at as u32);
+        known().or_else(|| {
+            gc_preempt::no_preempt_here(|| {
+                let _adding = ADDING.lock();
+                known().or_else(|| {
+                    let at = COUNT.load(Ordering::Relaxed);
+                    let words = WORDS.get(at)?;
+                    for (to, from) in
+                        words
+                            .iter()
+                            .zip([encoding.mask, encoding.value, encoding.keep])
+                    {
+                        to.store(from, Ordering::Relaxed);
+                    }
+                    COUNT.store(at + 1, Ordering::Release);
+                    Some(at as u32)
+                })
+            })
+        })
     }
 }
-
-impl<T> Slab<T> {
-    fn add(&mut self, item: T) -> usize {
-        match self.items.iter().position(Option::is_none) {
-            Some(at) => {
-                self.items[at] = Some(item);
-                at
-            }
-            None => {
-                self.items.push(Some(item));
-                self.items.len() - 1
-            }
-        }
-    }
-
-    fn take(&mut self, at: usize) -> Option<T> {
-        self.items.get_mut(at).and_then(Option::take)
-    }
-}
+pub(crate) use encodings::number as encoding_number;
 
 /// What a scan of the roots has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -255,8 +281,8 @@ impl<'a, 'm> Scanner<'a, 'm> {
                 self.word(word, Encoding::RAW);
             }
         }
-        for at in 0..self.tables.ranges.items.len() {
-            let Some(range) = self.tables.ranges.items[at] else {
+        for at in 0..self.tables.ranges.high() {
+            let Some(range) = self.tables.ranges.get(at).copied() else {
                 continue;
             };
             let limit = if planted("cached-limit") {
@@ -271,12 +297,13 @@ impl<'a, 'm> Scanner<'a, 'm> {
                 self.word(word, range.encoding);
             }
         }
-        // The callbacks are taken out meanwhile, since each borrows the scanner.
-        let mut callbacks = core::mem::take(&mut self.tables.callbacks);
-        for callback in callbacks.items.iter_mut().flatten() {
-            callback(&mut RootVisitor { scanner: self });
+        for at in 0..self.tables.callbacks.high() {
+            let Some(callback) = self.tables.callbacks.get(at).map(core::ptr::from_mut) else {
+                continue;
+            };
+            // SAFETY: the scanner holds the tables' lock and does not touch the callbacks while one of them runs.
+            unsafe { (*callback)(&mut RootVisitor { scanner: self }) };
         }
-        self.tables.callbacks = callbacks;
     }
 
     /// One exact word.
@@ -294,8 +321,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
 
     /// One word of the barrier's log: an edge in one encoding of the heap or another.
     pub(crate) fn logged(&mut self, word: usize) {
-        for at in 0..self.tables.encodings.len() {
-            let encoding = self.tables.encodings[at];
+        for encoding in encodings::all() {
             self.word(word, encoding);
         }
     }
@@ -315,12 +341,9 @@ impl RootSink for Scanner<'_, '_> {
     fn exact(&mut self, slot: usize, encoding: u32) {
         // SAFETY: as above; the slot lies in a frame of the stopped thread.
         let word = unsafe { (slot as *const usize).read_volatile() };
-        match self.tables.encodings.get(encoding as usize) {
-            Some(encoding) => {
-                let encoding = *encoding;
-                self.word(word, encoding);
-            }
-            // Code of another heap: its roots are that heap's affair, but a word of ours may have got there.
+        match encodings::numbered(encoding) {
+            Some(encoding) => self.word(word, encoding),
+            // Code that was registered past the heap: nothing says how its words are meant.
             None => {
                 self.marker.conservative(word);
             }
@@ -414,9 +437,15 @@ mod tests {
 
     #[test]
     fn an_encoding_has_one_number() {
-        let mut tables = Tables::default();
-        assert_eq!(tables.encoding(Encoding::RAW), 0);
-        assert_eq!(tables.encoding(Encoding::low_bits(3)), 1);
-        assert_eq!(tables.encoding(Encoding::RAW), 0);
+        let odd = Encoding {
+            mask: 7,
+            value: 5,
+            keep: !7,
+        };
+        let number = encodings::number(odd).unwrap();
+        assert_eq!(encodings::number(odd), Some(number));
+        assert_eq!(encodings::numbered(number), Some(odd));
+        assert_ne!(encodings::number(Encoding::low_bits(3)), Some(number));
+        assert_eq!(encodings::numbered(u32::MAX), None);
     }
 }

@@ -48,20 +48,29 @@ fn h22_stale_words_in_a_root_range_mark_nothing() {
 fn lists_under_collection(heap: &Heap, k: common::Kinds, collections: u64) {
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
-        for _ in 0..3 {
-            s.spawn(|| {
+        for thread in 1..=3 {
+            let (heap, done) = (&heap, &done);
+            s.spawn(move || {
                 let m = heap.attach().unwrap();
                 let mut n = 1;
                 while !done.load(Relaxed) {
-                    let kept = list(&m, k, n);
-                    check_list(kept, n);
-                    n = n % 3000 + 7;
+                    // Numbers that no other list has.
+                    let first = thread << 40 | n << 20;
+                    let mut at = (0..n).fold(0, |next, i| cons(&m, k, next, first + i));
+                    for i in (0..n).rev() {
+                        // SAFETY: a live node, or the test fails.
+                        let (next, number) = unsafe { (at as *const (usize, usize)).read() };
+                        assert_eq!(number, first + i, "a live cell was handed out again");
+                        at = next;
+                    }
+                    n = n * 7 % 40_000 + 5_000;
                 }
             });
         }
-        let first = heap.stats().collections;
-        while heap.stats().collections < first + collections {
+        for _ in 0..collections {
             heap.collect();
+            // Lets the threads run: one that is still parked would be found where it was.
+            std::thread::sleep(std::time::Duration::from_micros(300));
         }
         done.store(true, Relaxed);
     });
@@ -265,41 +274,43 @@ fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
                             for i in 0..200 {
                                 let kept = cons(&m, k, 0, 1000 + i);
                                 garbage(&m, k, 20);
-                                let push = || {
-                                    // SAFETY: this thread's, and the world is not stopped meanwhile.
-                                    let vector = unsafe { &mut *vector.0.get() };
-                                    if planted("vector-unprotected") {
-                                        // What a vector does when it grows, drawn out.
-                                        let old = std::mem::take(vector);
-                                        std::hint::black_box(&mut *vector);
-                                        std::thread::yield_now();
-                                        *vector = old;
-                                    }
-                                    vector.push(kept);
-                                    assert_eq!(vector.len(), i + 1);
-                                };
+                                // SAFETY: this thread's; the callback reads it in stops only.
+                                let vector = unsafe { &mut *vector.0.get() };
                                 if planted("vector-unprotected") {
-                                    push()
+                                    // What a vector does when it grows, drawn out.
+                                    let mut old = std::mem::take(vector);
+                                    std::hint::black_box(&mut *vector);
+                                    std::thread::yield_now();
+                                    old.push(kept);
+                                    *vector = old;
                                 } else {
-                                    m.no_preempt(push)
+                                    // Malloc is called outside of the section, which may not wait for anything.
+                                    let mut next = Vec::with_capacity(i + 1);
+                                    let old = m.no_preempt(|| {
+                                        next.extend_from_slice(vector);
+                                        next.push(kept);
+                                        std::mem::replace(vector, next)
+                                    });
+                                    drop(old);
                                 }
                             }
                             wipe_stack();
                             // SAFETY: this thread's.
-                            let all = m.no_preempt(|| unsafe { (*vector.0.get()).clone() });
+                            let all = unsafe { &*vector.0.get() };
                             for (i, node) in all.iter().enumerate() {
                                 // SAFETY: a live node, or the test fails.
                                 let number = unsafe { (*node as *const usize).add(1).read() };
                                 assert_eq!(number, 1000 + i);
                             }
-                            drop(all);
                             // SAFETY: this thread's.
                             m.no_preempt(|| unsafe { (*vector.0.get()).clear() });
                         }
                     });
                 }
-                for _ in 0..1000 {
+                for _ in 0..400 {
                     heap.collect();
+                    // Lets the threads run: one that is still parked would be found where it was.
+                    std::thread::sleep(std::time::Duration::from_micros(300));
                 }
                 done.store(true, Relaxed);
             });

@@ -24,10 +24,11 @@ use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::{Cell, MapError, SiteError, Space, SpaceConfig, SpaceError};
-use crate::kind::{Kind, KindError, KindId};
+use crate::kind::{Kind, KindError, KindId, MAX_KINDS};
+use crate::mapped::Slab;
 use crate::mark::MarkQueue;
 use crate::pacer::Policy;
-use crate::roots::{RootVisitor, Roots};
+use crate::roots::{RootVisitor, Roots, encoding_number};
 use crate::stats::{HeapStats, Ledger};
 
 /// Handles a heap can have: address space of 512 MiB, of which only what is used becomes memory.
@@ -131,7 +132,7 @@ impl HeapBuilder {
                 gc_percent: config.gc_percent,
                 limit: config.hard_limit,
             }),
-            weak_kinds: gc_preempt::Mutex::new(Vec::new()),
+            weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),
             phase: AtomicU8::new(0),
         });
@@ -264,22 +265,23 @@ impl Heap {
     pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
         let shared = self.shared();
         let weak = kind.weak_words();
-        let encoding = kind.encoding();
-        protected(|| {
-            let id = shared.space.add_kind(kind)?;
-            if let Some(encoding) = encoding {
-                shared.roots.lock().encoding(encoding);
-            }
-            if let Some((first_word, encoding, cleared)) = weak {
-                shared.weak_kinds.lock().push(WeakKind {
-                    kind: id,
-                    first_word: first_word as usize,
-                    encoding,
-                    cleared,
-                });
-            }
-            Ok(id)
-        })
+        if let Some(encoding) = kind.encoding() {
+            encoding_number(encoding).ok_or(KindError::TooMany)?;
+        }
+        let id = shared.space.add_kind(kind)?;
+        if let Some((first_word, encoding, cleared)) = weak {
+            let first_word = first_word as usize;
+            let weak = WeakKind {
+                kind: id,
+                first_word,
+                encoding,
+                cleared,
+            };
+            // There is room for every kind that there can be.
+            let added = protected(|| shared.weak_kinds.lock().add(weak));
+            debug_assert!(added.is_ok());
+        }
+        Ok(id)
     }
 
     /// The site that allocates cells of `bytes` bytes of `kind` inline.
@@ -418,7 +420,7 @@ impl Heap {
         encoding: Encoding,
         owner: Option<Box<dyn Any + Send>>,
     ) -> Result<CodeGuard, CodeError> {
-        let encoding = protected(|| self.shared().roots.lock().encoding(encoding));
+        let encoding = encoding_number(encoding).expect("a process has less than 1024 encodings");
         let spec = CodeSpec {
             range,
             what: CodeWhat::Managed {
@@ -446,12 +448,18 @@ impl Heap {
     /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the middle of anything. It must not allocate
     /// with malloc, take a lock that a mutator may hold outside `no_preempt`, print or panic, and may only read what mutators change
     /// inside `no_preempt`.
+    ///
+    /// # Panics
+    /// If the heap has 65536 callbacks already.
     pub unsafe fn add_root_callback(
         &self,
         callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
     ) -> RootCallback {
         let callback = Box::new(callback);
-        let at = protected(|| self.shared().roots.lock().add_callback(callback));
+        let added = protected(|| self.shared().roots.lock().add_callback(callback));
+        let Ok(at) = added else {
+            panic!("a heap has at most 65536 root callbacks");
+        };
         RootCallback {
             heap: self.clone(),
             at,

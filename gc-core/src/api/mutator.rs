@@ -305,6 +305,9 @@ impl Mutator {
     /// and not a top of stack that lives in a register in between. Stores into the range need no barrier. A stale word (one that was
     /// popped, and names a cell that has died since) keeps something too long at worst.
     ///
+    /// # Panics
+    /// If the heap has a million ranges already.
+    ///
     /// # Safety
     /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is every word from `base` to where it points.
     pub unsafe fn root_range(
@@ -315,7 +318,8 @@ impl Mutator {
     ) -> RootRange {
         // SAFETY: forwarded.
         let range = unsafe { RangeRoot::new(base, limit, encoding) };
-        let at = protected(|| self.heap.shared().roots.lock().add_range(range));
+        let at = protected(|| self.heap.shared().roots.lock().add_range(range))
+            .expect("a heap has at most 1048576 root ranges");
         RootRange {
             heap: Heap::clone(&self.heap),
             at,
@@ -398,6 +402,9 @@ impl Mutator {
 
     /// Runs `f` without being stopped in it. Keep it short, since a stop waits for its end. Allocation in it never collects and never
     /// waits; where the heap is at its limit, it fails.
+    ///
+    /// `f` must not wait for anything that a stopped thread may hold, malloc's lock among it: the stop would wait for `f`, and `f` for the
+    /// stopped thread. So make room beforehand, and free afterwards.
     pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
         self.thread().no_preempt(f)
     }

@@ -328,12 +328,12 @@ impl Space {
         })
     }
 
-    /// Adds a kind. Mallocs: under `no_preempt` or from an unattached thread.
+    /// Adds a kind. Outside `no_preempt`.
     pub fn add_kind(&self, kind: Kind) -> Result<KindId, KindError> {
         self.kinds.add(kind)
     }
 
-    /// The name of a kind, for reports. Mallocs, as [`Space::add_kind`].
+    /// The name of a kind, for reports. Mallocs: outside `no_preempt`.
     pub fn kind_name(&self, kind: KindId) -> Option<String> {
         self.kinds.name(kind)
     }

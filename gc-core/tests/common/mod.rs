@@ -1,52 +1,17 @@
-//! What the tests share: an allocator that aborts on malloc in a stopped world, small graphs, and hazards run in child processes.
+//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, small graphs, and hazards run in child processes.
 #![allow(dead_code)] // each test binary uses a part
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
+use gc_preempt::faults::StrictAllocator;
 
 // ---- the allocator -------------------------------------------------------------------------------------------------------------
 
-/// The system's allocator, which aborts when the thread that has stopped a world calls it: a stopped thread may hold its lock.
-struct Strict;
-
 #[global_allocator]
-static STRICT: Strict = Strict;
-
-fn check() {
-    if gc_preempt::holds_a_stop() {
-        let text = b"malloc or free while the world is stopped\n";
-        // SAFETY: writes a constant and ends.
-        unsafe {
-            libc::write(2, text.as_ptr().cast(), text.len());
-            libc::abort();
-        }
-    }
-}
-
-// SAFETY: forwards to the system's allocator.
-unsafe impl GlobalAlloc for Strict {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        check();
-        // SAFETY: forwarded.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        check();
-        // SAFETY: forwarded.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        check();
-        // SAFETY: forwarded.
-        unsafe { System.realloc(ptr, layout, size) }
-    }
-}
+static STRICT: StrictAllocator = StrictAllocator;
 
 // ---- graphs --------------------------------------------------------------------------------------------------------------------
 
