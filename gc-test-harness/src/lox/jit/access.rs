@@ -1,13 +1,12 @@
 //! Globals, captured variables, properties.
 //!
-//! An access to a property is compiled for what the interpreter's cache has seen there: the 32-bit id in the receiver's header
-//! is compared with a constant, and the field is read or written in place. All else is asked of the runtime.
+//! An access to a property is compiled for what has been seen there ([`Sites`](super::sites::Sites)): the 32-bit id in the
+//! receiver's header is compared with constants, and the field is read or written in place. All else is asked of the runtime.
 //!
 //! # Stores
 //!
 //! The barrier keeps the *old* value of a field. Where the field holds no reference there is nothing to keep,
-//! whatever the collector is doing, so the store is done in place; a reference is overwritten by the runtime, through
-//! the barrier's unit. Only this thread writes the isolate's cells: the old value cannot change between the look and the store. A store
+//! whatever the collector is doing, so the store is done in place; a reference is overwritten by the barrier's unit. Only this thread writes the isolate's cells: the old value cannot change between the look and the store. A store
 //! that adds a field initialises its slot and needs no barrier.
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -19,7 +18,9 @@ use super::translate::{Cause, Operand, Translator, plain};
 use crate::lox::bytecode::{
     CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Instruction,
 };
-use crate::lox::object::{HEADER_ID, INSTANCE_CLASS, INSTANCE_SLOTS, OVERFLOW_SLOTS};
+use crate::lox::object::{
+    HEADER_ID, HEADER_TAG, INSTANCE_CLASS, INSTANCE_SLOTS, OVERFLOW_SLOTS, Tag,
+};
 use crate::lox::value::{REFERENCE, Value};
 
 impl Translator<'_, '_, '_, '_> {
@@ -81,41 +82,75 @@ impl Translator<'_, '_, '_, '_> {
         let top = self.read(self.stack.len() - 1);
         let value = self.boxed(&top);
         let location = self.upvalue_location(index);
-        let through_unit = self.cold_block();
-        self.store_unless_reference(value, location, 0, through_unit);
-        let on = self.b().create_block();
-        self.b().ins().jump(on, &[]);
-        self.b().switch_to_block(through_unit);
-        let (closure, number) = (self.closure, self.int(index));
-        self.run_helper(Helper::SetUpvalue, &[closure, number, value]);
-        self.b().ins().jump(on, &[]);
-        self.b().switch_to_block(on);
+        let done = self.b().create_block();
+        self.store_field(value, location, 0, done);
+        self.b().switch_to_block(done);
     }
 
-    /// Stores if the old value is no reference; otherwise control goes to `through_unit`.
-    fn store_unless_reference(
-        &mut self,
-        value: ir::Value,
-        address: ir::Value,
-        offset: i32,
-        through_unit: ir::Block,
-    ) {
-        let old = self.load(address, offset);
+    /// Stores, through the barrier's unit if the old value is a reference, and goes to `done`.
+    fn store_field(&mut self, value: ir::Value, cell: ir::Value, offset: i32, done: ir::Block) {
+        let old = self.load(cell, offset);
         let reference = self.icmp(IntCC::UnsignedGreaterThanOrEqual, old, REFERENCE);
+        let through_unit = self.cold_block();
         self.leave_if(reference, through_unit);
-        self.store(value, address, offset);
+        self.store(value, cell, offset);
+        self.b().ins().jump(done, &[]);
+        self.b().switch_to_block(through_unit);
+        // SAFETY: the isolate lives, and waits.
+        let context = unsafe { (*self.unit.vm).mutator.context() };
+        let context = self.word(context as u64);
+        let place = self.b().ins().iadd_imm_s(cell, i64::from(offset));
+        self.call(
+            self.unit.helpers.id(Helper::Store),
+            &[context, place, value],
+        );
+        self.b().ins().jump(done, &[]);
     }
 
     // ---- properties ----
 
-    /// The cache of an instruction, as the runtime takes it, and what it has seen until now.
-    pub(super) fn cache(&mut self, instruction: Instruction) -> (ir::Value, Cache) {
-        // SAFETY: the function's caches are as many as the compiler counted; nobody writes one while this is compiled.
-        let (cache, seen) = unsafe {
-            let cache = (*self.unit.proto).caches.add(usize::from(instruction.b));
-            (cache, *cache)
-        };
-        (self.word(cache as u64), seen)
+    /// The cache of an instruction, as the runtime takes it, and what has been seen there until now.
+    pub(super) fn cache(&mut self, instruction: Instruction) -> (ir::Value, Vec<Cache>) {
+        // SAFETY: the function's caches are as many as the compiler counted.
+        let cache = unsafe { (*self.unit.proto).caches.add(usize::from(instruction.b)) };
+        (self.word(cache as u64), self.unit.sites.seen(cache))
+    }
+
+    /// Which of two native functions to ask after a miss: one that takes note of it, as long as that may be of use.
+    fn on_miss(&self, watched: Helper, plain: Helper) -> Helper {
+        if self.unit.sites.watches(self.unit.proto) {
+            watched
+        } else {
+            plain
+        }
+    }
+
+    /// Goes on in `hit` for each of the shapes, given the address of the instance; where none fits, control goes to `miss`.
+    pub(super) fn for_each_shape(
+        &mut self,
+        operand: &Operand,
+        shapes: &[Cache],
+        miss: ir::Block,
+        mut hit: impl FnMut(&mut Self, Cache, ir::Value),
+    ) {
+        let word = self.boxed(operand);
+        self.demand_cell(operand, word, miss);
+        let address = self.address(word);
+        let seen = self.b().ins().load(types::I32, plain(), address, HEADER_ID);
+        for (index, &shape) in shapes.iter().enumerate() {
+            let other = if index + 1 == shapes.len() {
+                miss
+            } else {
+                self.b().create_block()
+            };
+            let expected = self.int(shape.id);
+            let same = self.b().ins().icmp(IntCC::Equal, seen, expected);
+            self.stay_if(same, other);
+            hit(self, shape, address);
+            if other != miss {
+                self.b().switch_to_block(other);
+            }
+        }
     }
 
     /// Goes on with the address of the cell if `operand` is one whose header has this id, otherwise to `away`.
@@ -125,6 +160,18 @@ impl Translator<'_, '_, '_, '_> {
         let address = self.address(word);
         let seen = self.b().ins().load(types::I32, plain(), address, HEADER_ID);
         let expected = self.int(id);
+        let same = self.b().ins().icmp(IntCC::Equal, seen, expected);
+        self.stay_if(same, away);
+        address
+    }
+
+    /// Goes on with the address of the cell if `operand` is one with this tag, otherwise to `away`.
+    pub(super) fn demand_tag(&mut self, operand: &Operand, tag: Tag, away: ir::Block) -> ir::Value {
+        let word = self.boxed(operand);
+        self.demand_cell(operand, word, away);
+        let address = self.address(word);
+        let seen = self.b().ins().load(types::I8, plain(), address, HEADER_TAG);
+        let expected = self.b().ins().iconst(types::I8, tag as i64);
         let same = self.b().ins().icmp(IntCC::Equal, seen, expected);
         self.stay_if(same, away);
         address
@@ -151,21 +198,24 @@ impl Translator<'_, '_, '_, '_> {
     pub(super) fn get_property(&mut self, instruction: Instruction) {
         let object = self.pop();
         let word = self.boxed(&object);
-        let (cache, seen) = self.cache(instruction);
+        let (cache, mut shapes) = self.cache(instruction);
+        shapes.retain(|shape| shape.slot & CACHE_METHOD == 0);
         let symbol = self.int(instruction.c);
-        if seen.id == 0 || seen.slot & CACHE_METHOD != 0 {
-            let value = self.ask_helper(Helper::GetProperty, &[word, cache, symbol]);
+        let helper = self.on_miss(Helper::WatchedGetProperty, Helper::GetProperty);
+        if shapes.is_empty() {
+            let value = self.ask_helper(helper, &[word, cache, symbol]);
             self.push(Operand::boxed(Type::ANY, value));
             return;
         }
         let miss = self.cold_block();
         let (done, result) = self.join_block();
-        let instance = self.demand_id(&object, seen.id, miss);
-        let (cell, offset) = self.field_place(instance, seen.slot);
-        let value = self.load(cell, offset);
-        self.jump_with(done, value);
+        self.for_each_shape(&object, &shapes, miss, |t, shape, instance| {
+            let (cell, offset) = t.field_place(instance, shape.slot);
+            let value = t.load(cell, offset);
+            t.jump_with(done, value);
+        });
         self.b().switch_to_block(miss);
-        let asked = self.ask_helper(Helper::GetProperty, &[word, cache, symbol]);
+        let asked = self.ask_helper(helper, &[word, cache, symbol]);
         self.jump_with(done, asked);
         self.b().switch_to_block(done);
         self.push(Operand::boxed(Type::ANY, result));
@@ -175,28 +225,30 @@ impl Translator<'_, '_, '_, '_> {
         let value = self.pop();
         let object = self.pop();
         let (object_word, word) = (self.boxed(&object), self.boxed(&value));
-        let (cache, seen) = self.cache(instruction);
+        let (cache, shapes) = self.cache(instruction);
         let symbol = self.int(instruction.c);
         let args = [object_word, word, cache, symbol];
-        if seen.id == 0 {
-            self.ask_helper(Helper::SetProperty, &args);
+        let helper = self.on_miss(Helper::WatchedSetProperty, Helper::SetProperty);
+        if shapes.is_empty() {
+            self.ask_helper(helper, &args);
         } else {
             let miss = self.cold_block();
             let done = self.b().create_block();
-            let instance = self.demand_id(&object, seen.id, miss);
-            if seen.slot & CACHE_ADD != 0 {
-                // First the value, then the header that lets it be seen.
-                let offset = INSTANCE_SLOTS + 8 * (seen.slot & CACHE_NUMBER) as i32;
-                self.store(word, instance, offset);
-                let header = self.word(seen.header);
-                self.store(header, instance, 0);
-            } else {
-                let (cell, offset) = self.field_place(instance, seen.slot);
-                self.store_unless_reference(word, cell, offset, miss);
-            }
-            self.b().ins().jump(done, &[]);
+            self.for_each_shape(&object, &shapes, miss, |t, shape, instance| {
+                if shape.slot & CACHE_ADD != 0 {
+                    // First the value, then the header that lets it be seen.
+                    let offset = INSTANCE_SLOTS + 8 * (shape.slot & CACHE_NUMBER) as i32;
+                    t.store(word, instance, offset);
+                    let header = t.word(shape.header);
+                    t.store(header, instance, 0);
+                    t.b().ins().jump(done, &[]);
+                } else {
+                    let (cell, offset) = t.field_place(instance, shape.slot);
+                    t.store_field(word, cell, offset, done);
+                }
+            });
             self.b().switch_to_block(miss);
-            self.ask_helper(Helper::SetProperty, &args);
+            self.ask_helper(helper, &args);
             self.b().ins().jump(done, &[]);
             self.b().switch_to_block(done);
         }

@@ -2,21 +2,23 @@
 //!
 //! What a call site calls is predicted while it is compiled: from the global variable that the callee is read from, and from
 //! what the interpreter's cache has seen. The prediction is guarded by one comparison of a header's id. Then the callee's code is
-//! known: a direct call with arguments in registers. A method's closure is not even loaded if its code has no
+//! known: its code is called by way of its function's entry, with arguments in registers. A method's closure is not even loaded if its code has no
 //! use for it. Everything else goes through a [`Stub`].
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature};
+use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
 use cranelift_codegen::isa::CallConv;
 
 use super::analysis::Type;
 use super::helpers::Helper;
 use super::stubs::{Stub, fast_params};
-use super::translate::{Operand, Translator};
-use crate::lox::bytecode::{CACHE_METHOD, CACHE_NUMBER, Instruction, PROTO_FAST_ENTRY, Proto};
+use super::translate::{Operand, Translator, plain};
+use crate::lox::bytecode::{
+    CACHE_METHOD, CACHE_NUMBER, Cache, Instruction, PROTO_ARITY, PROTO_FAST_ENTRY, Proto,
+};
 use crate::lox::object::{
-    ARRAY_ELEMENTS, CLASS_INIT, CLASS_METHODS, Class, Closure, INSTANCE_CLASS, METHODS_ENTRIES,
-    MethodEntry, Methods, OVERFLOW_CLASS, Shape, Tag, is,
+    ARRAY_ELEMENTS, CLASS_INIT, CLASS_METHODS, CLOSURE_PROTO, Class, Closure, INSTANCE_CLASS,
+    METHODS_ENTRIES, MethodEntry, Methods, OVERFLOW_CLASS, Shape, Tag, is,
 };
 use crate::lox::value::{REFERENCE, Value};
 use crate::lox::vm::VM_RUNS;
@@ -115,45 +117,66 @@ impl Translator<'_, '_, '_, '_> {
         this: Option<ir::Value>,
         args: &[ir::Value],
     ) -> ir::Value {
-        let compiled = self.unit.compiled.get(&proto).copied();
+        // Code that is there uses its closure for upvalues only; the interpreter takes its function from it.
+        let compiled = self.unit.compiled.contains(&proto);
         // SAFETY: functions live as long as the isolate.
         let upvalues = unsafe { (*proto).upvalues };
-        let closure = if compiled.is_some() && upvalues == 0 && this.is_some() {
+        let closure = if compiled && upvalues == 0 && this.is_some() {
             self.constant(Value::NIL)
         } else {
             closure(self)
         };
-        let all: Vec<ir::Value> = [self.vm, closure]
+        let all: Vec<ir::Value> = [closure]
             .into_iter()
             .chain(this)
             .chain(args.iter().copied())
             .collect();
-        let result = match compiled {
-            Some(id) => match self.call(id, &all) {
-                Some(result) => result,
-                None => self.constant(Value::NIL),
-            },
+        let place = self.word(proto as u64);
+        self.call_entry(place, &all)
+    }
+
+    /// Calls the code of a function, given its address; leaves if it fails.
+    fn call_entry(&mut self, proto: ir::Value, args: &[ir::Value]) -> ir::Value {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        let signature = match self.signatures.get(&args.len()) {
+            Some(&signature) => signature,
             None => {
-                let place = self.word(proto as u64);
-                let code = self.load(place, PROTO_FAST_ENTRY);
-                let signature = match self.signatures.get(&all.len()) {
-                    Some(&signature) => signature,
-                    None => {
-                        let mut signature = Signature::new(CallConv::SystemV);
-                        let params = fast_params(all.len() - 2, false);
-                        signature
-                            .params
-                            .extend(params.into_iter().map(AbiParam::new));
-                        signature.returns.push(AbiParam::new(ir::types::I64));
-                        let reference = self.b().import_signature(signature);
-                        self.signatures.insert(all.len(), reference);
-                        reference
-                    }
-                };
-                self.call_address(signature, code, &all)
+                let mut signature = Signature::new(CallConv::SystemV);
+                let params = fast_params(args.len() - 2, false);
+                signature
+                    .params
+                    .extend(params.into_iter().map(AbiParam::new));
+                signature.returns.push(AbiParam::new(types::I64));
+                let reference = self.b().import_signature(signature);
+                self.signatures.insert(args.len(), reference);
+                reference
             }
         };
+        let code = self.load(proto, PROTO_FAST_ENTRY);
+        let result = self.call_address(signature, code, &args);
         self.check(result);
+        result
+    }
+
+    /// Calls a value of which nothing is known: in place if it is a closure with as many parameters as there are arguments.
+    fn call_any(&mut self, callee: &Operand, words: &[ir::Value]) -> ir::Value {
+        let count = words.len() - 1;
+        let other = self.cold_block();
+        let (done, result) = self.join_block();
+        let closure = self.demand_tag(callee, Tag::Closure, other);
+        let proto = self.load(closure, CLOSURE_PROTO);
+        let arity = self.b().ins().load(types::I32, plain(), proto, PROTO_ARITY);
+        let expected = self.int(count as u32);
+        let fits = self.b().ins().icmp(IntCC::Equal, arity, expected);
+        self.stay_if(fits, other);
+        let value = self.call_entry(proto, words);
+        self.jump_with(done, value);
+        self.b().switch_to_block(other);
+        let value = self.call_stub(Stub::Call, count, words);
+        self.jump_with(done, value);
+        self.b().switch_to_block(done);
         result
     }
 
@@ -186,7 +209,7 @@ impl Translator<'_, '_, '_, '_> {
         let closure = self.predicted_closure(&callee, count);
         let class = self.predicted_class(&callee, count);
         if closure.is_none() && class.is_none() {
-            let result = self.call_stub(Stub::Call, count, &words);
+            let result = self.call_any(&callee, &words);
             self.push(Operand::boxed(Type::ANY, result));
             return;
         }
@@ -262,55 +285,68 @@ impl Translator<'_, '_, '_, '_> {
         let operands = self.pop_all(count + 1);
         let receiver = operands[0];
         let words = self.words(&operands);
-        let (cache, seen) = self.cache(instruction);
+        let (cache, shapes) = self.cache(instruction);
         let symbol = self.int(instruction.c);
         let all: Vec<ir::Value> = [cache, symbol]
             .into_iter()
             .chain(words.iter().copied())
             .collect();
-        let entry = seen.slot & CACHE_NUMBER;
-        let is_method = seen.slot & CACHE_METHOD != 0;
-        let method = (seen.id != 0 && is_method)
-            .then(|| self.predicted_method(seen.id, entry, count))
-            .flatten();
-        if seen.id == 0 || is_method && method.is_none() {
+        let known: Vec<(Cache, Option<(*mut Proto, Tag)>)> = shapes
+            .iter()
+            .filter_map(|&shape| {
+                if shape.slot & CACHE_METHOD == 0 {
+                    return Some((shape, None));
+                }
+                let entry = shape.slot & CACHE_NUMBER;
+                let method = self.predicted_method(shape.id, entry, count)?;
+                Some((shape, Some(method)))
+            })
+            .collect();
+        if known.is_empty() {
             let result = self.call_stub(Stub::Invoke, count, &all);
             self.push(Operand::boxed(Type::ANY, result));
             return;
         }
+        let shapes: Vec<Cache> = known.iter().map(|&(shape, _)| shape).collect();
+        let mut methods = known.iter().map(|&(_, method)| method);
         let miss = self.cold_block();
         let (done, result) = self.join_block();
-        let instance = self.demand_id(&receiver, seen.id, miss);
-        let value = match method {
-            Some((method, tag)) if is_method => self.call_known(
-                method,
-                |t| {
-                    let instance = t.address(words[0]);
-                    let mut class = t.load(instance, INSTANCE_CLASS);
-                    if tag == Tag::InstanceOverflow {
-                        let overflow = t.address(class);
-                        class = t.load(overflow, OVERFLOW_CLASS);
-                    }
-                    t.load_method(class, entry)
-                },
-                Some(words[0]),
-                &words[1..],
-            ),
-            _ => {
-                let (cell, offset) = self.field_place(instance, seen.slot);
-                let callee = self.load(cell, offset);
-                let args: Vec<ir::Value> = std::iter::once(callee)
-                    .chain(words[1..].iter().copied())
-                    .collect();
-                self.call_stub(Stub::Call, count, &args)
-            }
-        };
-        self.jump_with(done, value);
+        self.for_each_shape(&receiver, &shapes, miss, |t, shape, instance| {
+            let value = match methods.next().flatten() {
+                Some((method, tag)) => t.call_known(
+                    method,
+                    |t| t.load_method_of(words[0], tag, shape.slot & CACHE_NUMBER),
+                    Some(words[0]),
+                    &words[1..],
+                ),
+                None => {
+                    let (cell, offset) = t.field_place(instance, shape.slot);
+                    let callee = t.load(cell, offset);
+                    t.declared(callee);
+                    let args: Vec<ir::Value> = std::iter::once(callee)
+                        .chain(words[1..].iter().copied())
+                        .collect();
+                    t.call_any(&Operand::boxed(Type::ANY, callee), &args)
+                }
+            };
+            t.jump_with(done, value);
+        });
         self.b().switch_to_block(miss);
         let other = self.call_stub(Stub::Invoke, count, &all);
         self.jump_with(done, other);
         self.b().switch_to_block(done);
         self.push(Operand::boxed(Type::ANY, result));
+    }
+
+    /// The closure in an entry of the method table of an instance's class.
+    fn load_method_of(&mut self, instance: ir::Value, tag: Tag, entry: u32) -> ir::Value {
+        let instance = self.address(instance);
+        let mut class = self.load(instance, INSTANCE_CLASS);
+        if tag == Tag::InstanceOverflow {
+            let overflow = self.address(class);
+            class = self.load(overflow, OVERFLOW_CLASS);
+        }
+        self.load_method(class, entry)
     }
 
     /// The closure in an entry of a class's method table.
@@ -328,6 +364,7 @@ impl Translator<'_, '_, '_, '_> {
         let words = self.words(&operands);
         let class = self.boxed(&superclass);
         let (cache, seen) = self.cache(instruction);
+        let seen = seen.first().copied().unwrap_or_default();
         let symbol = self.int(instruction.c);
         let all: Vec<ir::Value> = [cache, symbol, class]
             .into_iter()

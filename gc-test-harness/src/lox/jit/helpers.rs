@@ -1,11 +1,12 @@
 //! The native functions that compiled code calls.
 //!
-//! All but [`new_instance`] are the interpreter's own, in [`runtime`]: both tiers fail with the
-//! same words because the same code says them.
+//! Nearly all are the interpreter's own, in [`runtime`] (some by way of [`sites`]): both tiers fail with the same words
+//! because the same code says them.
 
 use cranelift_codegen::ir::{Type, types};
 use cranelift_module::FuncId;
 
+use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::lox::object::Class;
 use crate::lox::runtime;
@@ -25,22 +26,25 @@ pub(super) enum Helper {
     SetProperty,
     GetSuper,
     Call,
-    Invoke,
-    SuperInvoke,
     Closure,
     CloseUpvalues,
-    SetUpvalue,
     Class,
     Inherit,
     Method,
     Print,
     NewInstance,
+    /// The barrier's unit: the context takes the isolate's place.
+    Store,
+    WatchedGetProperty,
+    WatchedSetProperty,
+    WatchedInvoke,
+    WatchedSuperInvoke,
 }
 
 /// Name, address, parameters after the isolate, whether it returns a value: in the order of [`Helper`].
 type Row = (&'static str, *const u8, &'static [Type], bool);
 
-fn table() -> [Row; 20] {
+fn table() -> [Row; 22] {
     use types::{I32, I64};
     [
         ("add", runtime::add as *const u8, &[I64, I64], true),
@@ -89,18 +93,6 @@ fn table() -> [Row; 20] {
         ),
         ("call", runtime::call as *const u8, &[I64, I32], true),
         (
-            "invoke",
-            runtime::invoke as *const u8,
-            &[I64, I32, I64, I32],
-            true,
-        ),
-        (
-            "super_invoke",
-            runtime::super_invoke as *const u8,
-            &[I64, I32, I64, I64, I32],
-            true,
-        ),
-        (
             "closure",
             runtime::closure as *const u8,
             &[I64, I64, I64],
@@ -110,12 +102,6 @@ fn table() -> [Row; 20] {
             "close_upvalues",
             runtime::close_upvalues as *const u8,
             &[I64],
-            false,
-        ),
-        (
-            "set_upvalue",
-            runtime::set_upvalue as *const u8,
-            &[I64, I32, I64],
             false,
         ),
         ("class", runtime::class as *const u8, &[I64, I32, I32], true),
@@ -128,6 +114,36 @@ fn table() -> [Row; 20] {
         ),
         ("print", runtime::print as *const u8, &[I64], false),
         ("new_instance", new_instance as *const u8, &[I64], true),
+        (
+            "store",
+            gc_core::barrier::store_address() as *const u8,
+            &[I64, I64],
+            false,
+        ),
+        (
+            "watched get_property",
+            sites::get_property as *const u8,
+            &[I64, I64, I32],
+            true,
+        ),
+        (
+            "watched set_property",
+            sites::set_property as *const u8,
+            &[I64, I64, I64, I32],
+            true,
+        ),
+        (
+            "watched invoke",
+            sites::invoke as *const u8,
+            &[I64, I32, I64, I32],
+            true,
+        ),
+        (
+            "watched super_invoke",
+            sites::super_invoke as *const u8,
+            &[I64, I32, I64, I64, I32],
+            true,
+        ),
     ]
 }
 

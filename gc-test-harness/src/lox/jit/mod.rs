@@ -17,23 +17,24 @@ mod arith;
 mod calls;
 mod helpers;
 pub mod oracle;
+mod sites;
 mod stubs;
 mod translate;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
 use cranelift_codegen::ir::types;
-use cranelift_module::FuncId;
 use gc_preempt::{CodeGuard, FrameRule};
 
 use self::analysis::{Analysis, Type};
 use self::helpers::Helpers;
 use self::oracle::{Oracle, Shadow};
+use self::sites::Sites;
 use self::stubs::{Stub, Stubs, fast_params};
 use self::translate::{Translator, Unit};
-use super::bytecode::{Entry, Op, Proto};
+use super::bytecode::{Cache, Entry, Op, Proto};
 use super::cells::BOXED;
 use super::value::Value;
 use super::vm::Vm;
@@ -46,6 +47,8 @@ pub struct JitConfig {
     pub calls: u32,
     /// Turns of a function's loops until it is compiled in the middle of one; 0: at the first.
     pub loops: u32,
+    /// Misses of a function's inline caches until it is compiled again.
+    pub misses: u32,
     /// Watches the compiled code, for tests.
     pub oracle: Option<Arc<Oracle>>,
 }
@@ -54,12 +57,15 @@ pub struct JitConfig {
 const CALLS: u32 = 200;
 /// A turn of a loop is shorter than a call of a function.
 const LOOPS: u32 = 1000;
+/// A miss costs about as much as interpreting some instructions.
+const MISSES: u32 = 500;
 
 impl Default for JitConfig {
     fn default() -> JitConfig {
         JitConfig {
             calls: CALLS,
             loops: LOOPS,
+            misses: MISSES,
             oracle: None,
         }
     }
@@ -67,7 +73,7 @@ impl Default for JitConfig {
 
 impl PartialEq for JitConfig {
     fn eq(&self, other: &JitConfig) -> bool {
-        self.calls == other.calls && self.loops == other.loops
+        (self.calls, self.loops, self.misses) == (other.calls, other.loops, other.misses)
     }
 }
 
@@ -93,8 +99,11 @@ pub struct Jit {
     stubs: Stubs,
     /// Addresses of the stubs.
     stub_code: HashMap<(Stub, usize), *const u8>,
-    compiled: HashMap<*mut Proto, FuncId>,
+    compiled: HashSet<*mut Proto>,
     loops: HashMap<(*mut Proto, u32), LoopCode>,
+    sites: Sites,
+    /// The first cache of each function that has any, ascending.
+    owners: Vec<(*mut Cache, *mut Proto)>,
     under_construction: Vec<Purpose>,
     guards: Vec<CodeGuard>,
     config: JitConfig,
@@ -143,8 +152,10 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
         helpers,
         stubs: Stubs::default(),
         stub_code: HashMap::new(),
-        compiled: HashMap::new(),
+        compiled: HashSet::new(),
         loops: HashMap::new(),
+        sites: Sites::default(),
+        owners: Vec::new(),
         under_construction: Vec::new(),
         guards: Vec::new(),
         config,
@@ -227,7 +238,7 @@ impl Jit {
         let name = self.name(&function, None);
         let id = self.arena.declare(&name, &signature)?;
         self.pieces += 1;
-        self.compiled.insert(proto, id);
+        let first = self.compiled.insert(proto);
         let unit = Unit {
             vm,
             proto,
@@ -239,11 +250,14 @@ impl Jit {
             helpers: &self.helpers,
             stubs: &self.stubs,
             compiled: &self.compiled,
+            sites: &self.sites,
             shadow: self.shadow.as_deref(),
         };
         let defined = self.arena.define(id, |body| Translator::run(&unit, body));
         if let Err(error) = defined {
-            self.compiled.remove(&proto);
+            if first {
+                self.compiled.remove(&proto);
+            }
             return Err(error);
         }
         self.under_construction.push(Purpose::Function(proto));
@@ -306,6 +320,7 @@ impl Jit {
             helpers: &self.helpers,
             stubs: &self.stubs,
             compiled: &self.compiled,
+            sites: &self.sites,
             shadow: self.shadow.as_deref(),
         };
         self.arena.define(id, |body| Translator::run(&unit, body))?;
@@ -313,6 +328,21 @@ impl Jit {
             .push(Purpose::Loop(proto, target, types));
         self.finish(vm)?;
         Ok(self.loops.get(&(proto, target)).map(|code| code.entry))
+    }
+
+    /// Compiles a function again with what its places have seen since; a loop, when it is entered again.
+    fn compile_again(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
+        self.loops.retain(|&(other, _), _| other != proto);
+        if self.compiled.contains(&proto) {
+            self.compile_function(vm, proto)?;
+        }
+        Ok(())
+    }
+
+    /// The function to which an inline cache belongs.
+    fn owner_of(&self, cache: *mut Cache) -> *mut Proto {
+        let next = self.owners.partition_point(|&(first, _)| first <= cache);
+        self.owners[next - 1].1
     }
 
     fn name(&self, function: &super::bytecode::Function, target: Option<u32>) -> String {
@@ -386,6 +416,14 @@ impl Jit {
                 unsafe { (*proto).fast_entry = code };
             }
         }
+        for &proto in &protos {
+            // SAFETY: as above.
+            let known = unsafe { &*proto };
+            if known.function.caches > 0 {
+                self.owners.push((known.caches, proto));
+            }
+        }
+        self.owners.sort_unstable();
         self.linked = true;
         Ok(())
     }

@@ -95,14 +95,14 @@ impl Stubs {
                 Stub::Invoke => {
                     let args = [params[1], params[2]];
                     maker.through_stack(&params[3..], |maker, base, count| {
-                        maker.ask(Helper::Invoke, &[base, count, args[0], args[1]])
+                        maker.ask(Helper::WatchedInvoke, &[base, count, args[0], args[1]])
                     });
                 }
                 Stub::SuperInvoke => {
                     let args = [params[3], params[1], params[2]];
                     maker.through_stack(&params[4..], |maker, base, count| {
                         maker.ask(
-                            Helper::SuperInvoke,
+                            Helper::WatchedSuperInvoke,
                             &[base, count, args[0], args[1], args[2]],
                         )
                     });

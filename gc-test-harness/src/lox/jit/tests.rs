@@ -11,6 +11,7 @@ fn eager() -> JitConfig {
     JitConfig {
         calls: 0,
         loops: 0,
+        misses: 1,
         oracle: None,
     }
 }
@@ -41,6 +42,7 @@ fn agree(source: &str) -> (String, String, u8) {
     let half = JitConfig {
         calls: 3,
         loops: 5,
+        misses: 4,
         oracle: None,
     };
     for hot in [eager(), half, JitConfig::default()] {

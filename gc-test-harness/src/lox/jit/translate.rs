@@ -19,7 +19,7 @@
 //! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that add a line to the
 //! trace are one for each line and cause, made when everything else has been translated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -30,6 +30,7 @@ use cranelift_module::FuncId;
 use super::analysis::{Analysis, Form, Type};
 use super::helpers::{Helper, Helpers};
 use super::oracle::Shadow;
+use super::sites::Sites;
 use super::stubs::Stubs;
 use crate::kernels::codegen::Body;
 use crate::lox::bytecode::{Function, Instruction, Op, Proto};
@@ -55,8 +56,9 @@ pub(super) struct Unit<'a> {
     pub(super) osr: bool,
     pub(super) helpers: &'a Helpers,
     pub(super) stubs: &'a Stubs,
-    /// The functions that can be called directly, this one among them.
-    pub(super) compiled: &'a HashMap<*mut Proto, FuncId>,
+    /// The functions that need not be interpreted, this one among them.
+    pub(super) compiled: &'a HashSet<*mut Proto>,
+    pub(super) sites: &'a Sites,
     pub(super) shadow: Option<&'a Shadow>,
 }
 

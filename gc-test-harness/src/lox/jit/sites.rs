@@ -1,0 +1,159 @@
+//! What property accesses see beyond the one shape that an inline cache remembers.
+//!
+//! Where compiled code meets a shape that it was not compiled for, it asks the runtime by way of the functions here. They note the
+//! shape, and after some such misses the function is compiled again, for up to [`SHAPES_MAX`] shapes at each place. That
+//! is done at most [`AGAIN_MAX`] times a function; after that its misses go to the runtime directly.
+
+use std::collections::HashMap;
+
+use super::Jit;
+use crate::lox::bytecode::{Cache, Proto};
+use crate::lox::runtime;
+use crate::lox::value::Value;
+use crate::lox::vm::Vm;
+
+/// How many shapes one place is compiled for.
+const SHAPES_MAX: usize = 4;
+/// How often a function is compiled again.
+const AGAIN_MAX: u32 = 3;
+
+/// The places that have missed.
+#[derive(Debug, Default)]
+pub(super) struct Sites {
+    seen: HashMap<*mut Cache, Vec<Cache>>,
+    misses: HashMap<*mut Proto, u32>,
+    again: HashMap<*mut Proto, u32>,
+}
+
+impl Sites {
+    /// What a place has seen: what missed there, and what its cache holds.
+    pub(super) fn seen(&self, place: *mut Cache) -> Vec<Cache> {
+        let mut seen = self.seen.get(&place).cloned().unwrap_or_default();
+        // SAFETY: caches live as long as the isolate, which waits.
+        let now = unsafe { *place };
+        if now.id != 0 && seen.len() < SHAPES_MAX && seen.iter().all(|cache| cache.id != now.id) {
+            seen.push(now);
+        }
+        seen
+    }
+
+    /// Whether a function's misses are still of interest.
+    pub(super) fn watches(&self, proto: *mut Proto) -> bool {
+        self.again.get(&proto).copied().unwrap_or(0) < AGAIN_MAX
+    }
+
+    /// Notes a miss; whether the function should be compiled again.
+    fn note(&mut self, proto: *mut Proto, place: *mut Cache, patience: u32) -> bool {
+        if !self.watches(proto) {
+            return false;
+        }
+        // SAFETY: as above.
+        let now = unsafe { *place };
+        let seen = self.seen.entry(place).or_default();
+        if now.id == 0 || seen.iter().any(|cache| cache.id == now.id) {
+        } else if seen.len() < SHAPES_MAX {
+            seen.push(now);
+        }
+        let misses = self.misses.entry(proto).or_default();
+        *misses += 1;
+        if *misses < patience {
+            return false;
+        }
+        *misses = 0;
+        *self.again.entry(proto).or_default() += 1;
+        true
+    }
+}
+
+/// Compiles a function again if it has missed often enough.
+///
+/// # Safety
+/// Called by compiled code of the isolate: `place` is one of its caches.
+unsafe fn missed(vm: *mut Vm, place: *mut Cache) {
+    // SAFETY: compiled code runs only while the compiler is attached, and not inside of it.
+    unsafe {
+        let jit = &mut *(*vm).hooks.data.cast::<Jit>();
+        let patience = jit.config.misses.max(1);
+        let proto = jit.owner_of(place);
+        if jit.sites.note(proto, place, patience) {
+            // What fails to compile stays as it is.
+            let _ = jit.compile_again(vm, proto);
+        }
+    }
+}
+
+/// [`runtime::get_property`] for compiled code.
+///
+/// # Safety
+/// As that.
+pub(super) unsafe extern "C" fn get_property(
+    vm: *mut Vm,
+    object: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = runtime::get_property(vm, object, cache, symbol);
+        missed(vm, cache);
+        value
+    }
+}
+
+/// [`runtime::set_property`] for compiled code.
+///
+/// # Safety
+/// As that.
+pub(super) unsafe extern "C" fn set_property(
+    vm: *mut Vm,
+    object: Value,
+    value: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = runtime::set_property(vm, object, value, cache, symbol);
+        missed(vm, cache);
+        value
+    }
+}
+
+/// [`runtime::invoke`] for compiled code.
+///
+/// # Safety
+/// As that.
+pub(super) unsafe extern "C" fn invoke(
+    vm: *mut Vm,
+    base: *mut Value,
+    count: u32,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = runtime::invoke(vm, base, count, cache, symbol);
+        missed(vm, cache);
+        value
+    }
+}
+
+/// [`runtime::super_invoke`] for compiled code.
+///
+/// # Safety
+/// As that.
+pub(super) unsafe extern "C" fn super_invoke(
+    vm: *mut Vm,
+    base: *mut Value,
+    count: u32,
+    superclass: Value,
+    cache: *mut Cache,
+    symbol: u32,
+) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let value = runtime::super_invoke(vm, base, count, superclass, cache, symbol);
+        missed(vm, cache);
+        value
+    }
+}
