@@ -20,7 +20,7 @@ use core::mem::needs_drop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use crate::alloc::AllocError;
+use crate::alloc::{self, AllocError};
 use crate::api::handles::Chain;
 use crate::api::mutator::Mutator;
 use crate::api::root::protected;
@@ -114,27 +114,21 @@ impl Mutator {
     }
 
     /// How a type's cells are made in this heap.
-    #[inline(always)]
-    pub(crate) fn type_info<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
+    fn type_info<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
         let id = TypeId::of::<T>();
         match self.types().get(id) {
             Some(info) => Ok(info),
-            None => self.add_type::<T>(),
+            None => {
+                let heap = self.heap();
+                let shared = heap.shared();
+                let add = || heap.kind(types::kind_of::<T>());
+                let info = shared
+                    .types
+                    .get(id, &shared.space, size_of::<T>().max(1), &add)?;
+                self.types().put(id, info);
+                Ok(info)
+            }
         }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn add_type<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
-        let heap = self.heap();
-        let shared = heap.shared();
-        let id = TypeId::of::<T>();
-        let add = || heap.kind(types::kind_of::<T>());
-        let info = shared
-            .types
-            .get(id, &shared.space, size_of::<T>().max(1), &add)?;
-        self.types().put(id, info);
-        Ok(info)
     }
 
     /// A cell that holds `value`, rooted by nothing yet.
@@ -162,14 +156,9 @@ impl Mutator {
                 not_null(type_name::<T>());
             }
         });
-        let info = self.type_info::<T>()?;
-        // SAFETY: site and kind were made for this type. Until it is rooted, the cell is in registers or on this thread's stack.
-        let cell = unsafe {
-            if size_of::<T>() > MAX_SMALL {
-                self.alloc(info.kind, size_of::<T>())?
-            } else {
-                self.alloc_at(info.site)?
-            }
+        let cell = match self.cell_at_once::<T>() {
+            Some(cell) => cell,
+            None => self.cell_slowly::<T>()?,
         };
         let cell = cell.cast::<T>();
         if needs_drop::<T>() {
@@ -178,6 +167,32 @@ impl Mutator {
         // SAFETY: a cell of at least this size, aligned to 16, that nobody else knows.
         unsafe { cell.write(value) };
         Ok(cell)
+    }
+
+    /// The whole of the fast path: the type's site from the cache, and the bump.
+    #[inline(always)]
+    fn cell_at_once<T: Trace>(&self) -> Option<NonNull<u8>> {
+        if size_of::<T>() > MAX_SMALL {
+            return None;
+        }
+        let info = self.types().get(TypeId::of::<T>())?;
+        // SAFETY: the runs are this thread's, of the heap that made the site. Until it is rooted, the cell is in registers or on this
+        // thread's stack.
+        NonNull::new(unsafe { alloc::bump(self.runs(), info.site) })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn cell_slowly<T: Trace>(&self) -> Result<NonNull<u8>, AllocError> {
+        let info = self.type_info::<T>()?;
+        // SAFETY: site and kind were made for this type, and the rest as in `cell_at_once`.
+        unsafe {
+            if size_of::<T>() > MAX_SMALL {
+                self.alloc(info.kind, size_of::<T>())
+            } else {
+                self.alloc_at(info.site)
+            }
+        }
     }
 
     /// Has the value dropped once its cell is dead.
@@ -353,8 +368,8 @@ impl fmt::Debug for Scope<'_> {
 /// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be copied, and kept in any memory.
 pub struct Local<'s, T> {
     cell: NonNull<T>,
-    /// Stays on its thread (the pointer); names its scope.
-    _scope: PhantomData<(&'s (), *const T)>,
+    /// Names its scope. (The pointer keeps it on its thread.)
+    _scope: PhantomData<&'s ()>,
 }
 
 impl<'s, T> Local<'s, T> {

@@ -1,0 +1,8 @@
+//! What would dangle does not compile, and the compiler says why.
+//!
+//! The messages are those of the Rust version that the workspace asks for. To write them anew: `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
+
+#[test]
+fn what_would_dangle_does_not_compile() {
+    trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
+}

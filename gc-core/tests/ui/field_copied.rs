@@ -1,0 +1,17 @@
+//! A field cannot be copied: an edge has one place.
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let node = s.alloc(Node::default()).unwrap();
+        let copied = Field::clone(&node.next);
+    });
+}

@@ -1,0 +1,20 @@
+//! A field does not leave its cell, nor does anything else.
+#![allow(unused)]
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let mut node = s.alloc(Node::default()).unwrap();
+        let moved = node.next;
+        let taken = std::mem::take(&mut node.next);
+        node.value = 1;
+    });
+}

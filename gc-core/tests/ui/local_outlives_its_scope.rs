@@ -1,0 +1,15 @@
+//! A local cannot leave its scope as the closure's result.
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    let node = mutator.scope(|s| s.alloc(Node::default())).unwrap();
+    println!("{}", node.value);
+}

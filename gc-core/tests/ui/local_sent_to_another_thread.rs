@@ -1,0 +1,19 @@
+//! A local stays on its thread, even where that thread waits.
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn elsewhere(_: impl FnOnce() + Send) {}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let node = s.alloc(Node::default()).unwrap();
+        elsewhere(move || println!("{}", node.value));
+    });
+}

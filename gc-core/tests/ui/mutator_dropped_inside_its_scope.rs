@@ -1,0 +1,18 @@
+//! A mutator outlives its scopes.
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let node = s.alloc(Node::default()).unwrap();
+        drop(mutator);
+        println!("{}", node.value);
+    });
+}

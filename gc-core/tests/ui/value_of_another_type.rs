@@ -1,0 +1,19 @@
+//! A field takes handles on its own type.
+use gc_core::{Field, Heap, Trace};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.with_scope(|s| {
+        let node = s.alloc(Node::default()).unwrap();
+        let number = s.alloc(7u64).unwrap();
+        node.next.set(s, &number);
+        node.next.set(s, &Node::default());
+    });
+}
