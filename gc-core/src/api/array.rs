@@ -163,10 +163,8 @@ impl Mutator {
         if let Some(info) = self.types().get(id) {
             return Ok(info.kind);
         }
-        let (heap, shared) = (self.heap(), self.heap().shared());
-        let info = shared
-            .types
-            .get(id, &shared.space, 0, &|| heap.kind(S::kind()))?;
+        let types = &self.heap().shared().types;
+        let info = types.get(self.heap(), id, 0, S::kind)?;
         self.types().put(id, info);
         Ok(info.kind)
     }

@@ -122,7 +122,7 @@ impl HeapBuilder {
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
             drops: Finalizers::new(FINALIZERS)?,
-            types: Types::new(),
+            types: Types::new()?,
             requests: Requests::default(),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),

@@ -119,12 +119,9 @@ impl Mutator {
         match self.types().get(id) {
             Some(info) => Ok(info),
             None => {
-                let heap = self.heap();
-                let shared = heap.shared();
-                let add = || heap.kind(types::kind_of::<T>());
-                let info = shared
-                    .types
-                    .get(id, &shared.space, size_of::<T>().max(1), &add)?;
+                let bytes = size_of::<T>().max(1);
+                let types = &self.heap().shared().types;
+                let info = types.get(self.heap(), id, bytes, types::kind_of::<T>)?;
                 self.types().put(id, info);
                 Ok(info)
             }

@@ -6,16 +6,18 @@
 use core::any::{TypeId, type_name};
 use core::cell::Cell;
 use core::hash::{Hash, Hasher};
-use std::collections::HashMap;
+use core::mem::MaybeUninit;
 
 use bitvec::prelude::{BitVec, Lsb0};
 
 use crate::alloc::{AllocError, Site};
+use crate::api::heap::Heap;
 use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
-use crate::heap::{MAX_SMALL, Space};
-use crate::kind::{Kind, KindError, KindId};
+use crate::heap::map::Table;
+use crate::heap::{MAX_SMALL, MapError};
+use crate::kind::{Kind, KindError, KindId, MAX_KINDS};
 use gc_preempt::Mutex;
 
 /// A type's kind and, where its cells are small, its site.
@@ -28,42 +30,79 @@ pub(crate) struct TypeInfo {
 
 const NO_SITE: Site = Site { index: 0, size: 0 };
 
-/// A heap's types.
-pub(crate) struct Types(Mutex<HashMap<TypeId, TypeInfo>>);
+/// Room for every kind twice, so that probing stays short. Address space; what is not used costs nothing.
+const ENTRIES: usize = 2 * MAX_KINDS;
+
+/// A place of the table; all zero bytes: empty.
+struct Entry {
+    used: bool,
+    /// Set once `used` is.
+    line: MaybeUninit<Line>,
+}
+
+/// A heap's types: an open-addressed table in mapped memory, since it is changed inside `no_preempt`, where nothing may call malloc.
+pub(crate) struct Types {
+    /// Held while the table is read or changed.
+    lock: Mutex<()>,
+    entries: Table<Entry>,
+}
 
 impl Types {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(HashMap::new()))
+    pub(crate) fn new() -> Result<Self, MapError> {
+        Ok(Self {
+            lock: Mutex::new(()),
+            entries: Table::new(ENTRIES)?,
+        })
     }
 
     /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        self.0.lock()
+        self.lock.lock()
     }
 
-    /// The type's entry. `add` makes it a kind if it has none; `bytes` is its size (0: it has sizes of all sorts, and no site).
+    /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size (0: of all sorts, and no site).
+    ///
+    /// Two threads that meet a type for the first time at once may both describe it; the first one's kind is the type's.
     pub(crate) fn get(
         &self,
+        heap: &Heap,
         id: TypeId,
-        space: &Space,
         bytes: usize,
-        add: &dyn Fn() -> Result<KindId, KindError>,
+        kind: impl FnOnce() -> Kind,
     ) -> Result<TypeInfo, AllocError> {
-        protected(|| {
-            let mut types = self.0.lock();
-            if let Some(info) = types.get(&id) {
-                return Ok(*info);
+        if let Some(info) = protected(|| self.find(id, None)) {
+            return Ok(info);
+        }
+        let kind = heap.kind(kind()).map_err(AllocError::Kind)?;
+        let site = if bytes == 0 || bytes > MAX_SMALL {
+            NO_SITE
+        } else {
+            heap.site(kind, bytes).map_err(AllocError::Site)?
+        };
+        protected(|| self.find(id, Some(TypeInfo { kind, site })))
+            .ok_or(AllocError::Kind(KindError::TooMany))
+    }
+
+    /// What the table says of `id`; if nothing, it says `new` from now on.
+    fn find(&self, id: TypeId, new: Option<TypeInfo>) -> Option<TypeInfo> {
+        let _lock = self.lock.lock();
+        let first = bits_of(id) as usize;
+        for step in 0..ENTRIES {
+            let at = self.entries.at(first.wrapping_add(step) % ENTRIES);
+            // SAFETY: within the table, under its lock; zeroed memory is an empty entry.
+            let entry = unsafe { &mut *at };
+            if !entry.used {
+                entry.line.write(Line { id, info: new? });
+                entry.used = true;
+                return new;
             }
-            let kind = add().map_err(AllocError::Kind)?;
-            let site = if bytes == 0 || bytes > MAX_SMALL {
-                NO_SITE
-            } else {
-                space.site(kind, bytes).map_err(AllocError::Site)?
-            };
-            let info = TypeInfo { kind, site };
-            types.insert(id, info);
-            Ok(info)
-        })
+            // SAFETY: used, so written.
+            let line = unsafe { entry.line.assume_init() };
+            if line.id == id {
+                return Some(line.info);
+            }
+        }
+        None
     }
 }
 
@@ -133,6 +172,11 @@ impl TypeCache {
 /// Folds to a constant where `id` is one.
 #[inline(always)]
 fn line_of(id: TypeId) -> usize {
+    bits_of(id) as usize % LINES
+}
+
+#[inline(always)]
+fn bits_of(id: TypeId) -> u64 {
     /// Keeps the bits that a `TypeId` hands over: they are a hash already.
     struct Bits(u64);
     impl Hasher for Bits {
@@ -153,5 +197,28 @@ fn line_of(id: TypeId) -> usize {
     }
     let mut bits = Bits(0);
     id.hash(&mut bits);
-    bits.0 as usize % LINES
+    bits.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_type_has_one_kind_and_shapes_of_one_layout_their_own() {
+        let heap = Heap::builder().reserve(1 << 28).build().unwrap();
+        let types = &heap.shared().types;
+        let get = |id, bytes| {
+            types
+                .get(&heap, id, bytes, || Kind::leaf("a"))
+                .map(|i| (i.kind, i.site.size()))
+                .unwrap()
+        };
+        let (one, two) = (TypeId::of::<u64>(), TypeId::of::<[u64; 9]>());
+        let first = get(one, 8);
+        assert_eq!(first.1, 16);
+        assert_eq!(get(one, 8), first);
+        assert_ne!(get(two, 72).0, first.0);
+        assert_eq!(get(one, 8), first);
+    }
 }
