@@ -55,6 +55,7 @@ fn main() {
                 ns(bare)
             );
         }
+        comb(&space, &runs, &queue, leaf);
         mark(
             &space,
             &runs,
@@ -222,4 +223,22 @@ fn bare_mark(cells: &[usize]) -> f64 {
     }
     assert_eq!(seen, cells.len());
     start.elapsed().as_secs_f64()
+}
+
+/// Every other cell survives, so that each run is one cell long: the refill's own cost.
+fn comb(space: &Space, runs: &Runs, queue: &MarkQueue, leaf: gc_core::KindId) {
+    let site = space.site(leaf, 32).expect("a site");
+    let cells: Vec<usize> = (0..1 << 20).map(|_| alloc(space, runs, site)).collect();
+    let kept: Vec<usize> = cells.into_iter().step_by(2).collect();
+    collect(space, runs, queue, &kept);
+    let start = Instant::now();
+    for n in 0..1 << 19 {
+        // SAFETY: a new cell.
+        unsafe { (alloc(space, runs, site) as *mut usize).write(n) };
+    }
+    println!(
+        "a comb's gaps, 32 bytes each: {:.1} ns a cell",
+        start.elapsed().as_secs_f64() * 1e9 / (1 << 19) as f64
+    );
+    collect(space, runs, queue, &[]);
 }
