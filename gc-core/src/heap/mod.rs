@@ -432,9 +432,11 @@ impl Space {
         if !self.past_the_end {
             return None;
         }
-        if planted("past-the-end-off-by-one") {
-            return self.resolve(address.wrapping_sub(2));
-        }
+        let address = if planted("past-the-end-off-by-one") {
+            address.wrapping_sub(GRANULE)
+        } else {
+            address
+        };
         self.resolve(address.wrapping_sub(1))
             .filter(|cell| cell.base + cell.size == address)
     }

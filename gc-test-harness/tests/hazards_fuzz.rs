@@ -1,0 +1,164 @@
+//! The fuzzer finds what it is for: each fault planted in the scanner or the heap is a wrong answer to it, and nothing else is.
+//!
+//! Also replays the fuzzing engine's corpus on a stable compiler.
+
+#[allow(dead_code)] // other tests use more of it
+#[path = "../../gc-preempt/tests/common/mod.rs"]
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::hazard;
+use gc_preempt::faults::StrictAllocator;
+use gc_test_harness::lab::fuzz::fuzz_one;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
+
+fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gclab"))
+        .args(["fuzz", "--seed", "1", "--seconds", seconds, "--json"])
+        .env("URGE_FAULT", fault)
+        .env("URGE_INJECT", inject)
+        .output()
+        .expect("gclab starts")
+}
+
+/// Fuzzes with the fault planted until it is found, which is long before the time is over.
+fn finds(fault: &str) {
+    let output = fuzz(fault, "0", "60");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{fault}: {said}");
+    assert!(said.contains("wrong answer in the case of seed"), "{said}");
+    let Some((_, seed)) = said.trim_end().rsplit_once("--seed ") else {
+        panic!("no seed that repeats it: {said}");
+    };
+    seed.trim_end_matches('`').parse::<u64>().expect("a number");
+}
+
+#[test]
+fn nothing_is_wrong_where_no_fault_is_planted() {
+    for inject in ["0", "1"] {
+        let output = fuzz("", inject, "2");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+        for count in ["collections", "kept", "freed", "words"] {
+            assert!(json[count].as_u64().expect("a number") > 0, "{json}");
+        }
+        assert_eq!(json["wrong"], 0);
+    }
+}
+
+#[test]
+fn a_missed_register_is_found() {
+    finds("no-registers");
+}
+
+#[test]
+fn a_missed_vector_register_is_found() {
+    finds("no-vectors");
+}
+
+#[test]
+fn a_missed_red_zone_is_found() {
+    finds("no-red-zone");
+}
+
+#[test]
+fn a_missed_argument_is_found() {
+    finds("no-arguments");
+}
+
+#[test]
+fn a_missed_saved_register_is_found() {
+    finds("no-saved-registers");
+}
+
+#[test]
+fn h21_interior_pointers_off_by_one_cell_are_found() {
+    finds("interior-off-by-one");
+}
+
+#[test]
+fn h21_pointers_past_the_end_off_by_one_granule_are_found() {
+    finds("past-the-end-off-by-one");
+}
+
+#[test]
+fn h21_tags_and_boxes_that_are_not_decoded_are_found() {
+    finds("no-decoding");
+}
+
+#[test]
+fn h22_words_that_name_free_cells_are_found_to_mark_them() {
+    finds("no-allocated-bit");
+}
+
+#[test]
+fn h23_unmarked_tails_of_runs_are_found() {
+    finds("white-tails");
+}
+
+#[test]
+fn h34_a_stale_limit_of_a_root_range_is_found() {
+    finds("cached-limit");
+}
+
+#[test]
+fn weak_words_to_the_dead_are_found() {
+    finds("keep-weak");
+}
+
+fn replay() -> usize {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/words");
+    let files = std::fs::read_dir(&corpus).expect("the corpus is committed");
+    let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    for file in &files {
+        eprintln!("{}", file.display());
+        fuzz_one(&std::fs::read(file).expect("a file of the corpus"));
+    }
+    files.len()
+}
+
+/// Reads which faults are planted, as any world does.
+fn world() -> gc_preempt::World {
+    gc_preempt::World::new(gc_preempt::Config::default()).expect("threads can be stopped")
+}
+
+#[test]
+fn the_corpus_finds_cells_off_by_one() {
+    let name = "the_corpus_finds_cells_off_by_one";
+    hazard(name, "interior-off-by-one", || {
+        let _world = world();
+        assert!(replay() >= 16);
+    });
+}
+
+#[test]
+fn the_corpus_finds_undecoded_words() {
+    hazard("the_corpus_finds_undecoded_words", "no-decoding", || {
+        let _world = world();
+        replay();
+    });
+}
+
+#[test]
+fn the_corpus_finds_words_past_the_end_off_by_one() {
+    let name = "the_corpus_finds_words_past_the_end_off_by_one";
+    hazard(name, "past-the-end-off-by-one", || {
+        let _world = world();
+        replay();
+    });
+}
+
+#[test]
+fn the_corpus_finds_marked_free_cells() {
+    let name = "the_corpus_finds_marked_free_cells";
+    hazard(name, "no-allocated-bit", || {
+        let _world = world();
+        replay();
+    });
+}
