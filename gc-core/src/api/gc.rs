@@ -20,6 +20,7 @@ use crate::api::trace::Trace;
 ///
 /// An optimiser may keep only a pointer into the middle of a cell, which roots it as well. Where it keeps only what was computed from the
 /// pointer (an index, a pointer past the end), or what a foreign function was given, [`keep_alive`] says how long the cell is needed.
+#[repr(transparent)]
 pub struct Gc<T> {
     cell: NonNull<T>,
 }

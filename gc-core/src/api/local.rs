@@ -363,6 +363,7 @@ impl fmt::Debug for Scope<'_> {
 }
 
 /// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be copied, and kept in any memory.
+#[repr(transparent)]
 pub struct Local<'s, T> {
     cell: NonNull<T>,
     /// Names its scope. (The pointer keeps it on its thread.)

@@ -1,0 +1,193 @@
+//! Registering a JIT's code: machine code in an arena of its own, with a stack map, an inline loop without polls, and a call.
+//!
+//! The "compiler" is an assembler template that is copied into the arena, so that the example needs no code generator. What it says of the
+//! function is what a JIT knows of each: where it lies, how its frame is laid out, where its calls return to, and in which slots of the
+//! frame references live across them. With Cranelift these come from `MachBufferFinalized::user_stack_maps` and the frame layout; LLVM
+//! writes them into `.llvm_stackmaps`, which `StackMaps::from_llvm` reads.
+//!
+//! `cargo run -p gc-core --example jit`
+
+use gc_core::{Encoding, Field, Gc, Heap, Mutator, Trace};
+use gc_preempt::code::FrameRule;
+use gc_preempt::stackmap::{StackMaps, cranelift};
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+// fn(head, helper, data, calls) -> sum: calls helper(data) `calls` times, then adds up the list.
+//
+// The frame: [rsp] the list's head, a reference; [rsp + 8] to [rsp + 24] plain words.
+std::arch::global_asm!(
+    ".pushsection .text.jit_template,\"ax\",@progbits",
+    ".globl jit_template",
+    ".globl jit_template_return",
+    ".globl jit_template_end",
+    "jit_template:",
+    "    push    rbp",
+    "    mov     rbp, rsp",
+    "    sub     rsp, 32",
+    "    mov     [rsp], rdi",
+    "    mov     [rsp + 8], rsi",
+    "    mov     [rsp + 16], rdx",
+    "    mov     [rsp + 24], rcx",
+    "2:  mov     rdi, [rsp + 16]",
+    "    call    qword ptr [rsp + 8]",
+    "jit_template_return:",
+    "    dec     qword ptr [rsp + 24]",
+    "    jnz     2b",
+    // No poll in this loop: a thread in it is stopped by the signal, wherever it is, and the list is found in its registers.
+    "    mov     rcx, [rsp]",
+    "    mov     qword ptr [rsp], 0",
+    "    xor     eax, eax",
+    "3:  add     rax, [rcx + {value}]",
+    "    mov     rcx, [rcx + {next}]",
+    "    test    rcx, rcx",
+    "    jnz     3b",
+    "    leave",
+    "    ret",
+    "jit_template_end:",
+    ".popsection",
+    value = const std::mem::offset_of!(Node, value),
+    next = const std::mem::offset_of!(Node, next),
+);
+
+unsafe extern "C" {
+    fn jit_template();
+    fn jit_template_return();
+    fn jit_template_end();
+}
+
+/// The layout is part of the machine code, so it is C's.
+#[derive(Trace, Default)]
+#[repr(C)]
+struct Node {
+    next: Field<Node>,
+    value: u64,
+}
+
+type Compiled = unsafe extern "C" fn(
+    Gc<Node>,
+    unsafe extern "C" fn(*const Mutator),
+    *const Mutator,
+    u64,
+) -> u64;
+
+/// What compiled code calls: allocates, and collects.
+unsafe extern "C" fn helper(mutator: *const Mutator) {
+    // SAFETY: the compiled code hands on what `main` gave it.
+    let mutator = unsafe { &*mutator };
+    let made = mutator.scope(|s| {
+        for _ in 0..100 {
+            s.alloc(Node::default())?;
+        }
+        Ok(())
+    });
+    assert!(made.is_ok(), "the heap is full of garbage");
+    mutator.collect();
+}
+
+/// The arena: executable memory, freed when no stack returns into it any more.
+struct Arena {
+    code: memmap2::Mmap,
+    freed: Arc<AtomicBool>,
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.freed.store(true, Relaxed);
+    }
+}
+
+/// Builds a list, and forgets it but for the result.
+#[inline(never)]
+fn list(mutator: &Mutator, n: u64) -> Result<Gc<Node>, gc_core::AllocError> {
+    mutator.scope(|s| {
+        let mut head = s.alloc(Node::default())?;
+        for value in 1..n {
+            let node = s.alloc(Node {
+                value,
+                ..Node::default()
+            })?;
+            node.next.set(s, &head);
+            head = node;
+        }
+        // SAFETY: kept on the stack, and in the frame of the compiled function.
+        Ok(unsafe { head.as_gc() })
+    })
+}
+
+/// Compiles, registers, runs, unregisters.
+pub fn main() -> Result<(), Box<dyn Error>> {
+    let heap = Heap::builder().build()?;
+    let mutator = heap.attach()?;
+
+    // Compile.
+    let template = jit_template as *const () as usize;
+    let size = jit_template_end as *const () as usize - template;
+    let return_offset = jit_template_return as *const () as usize - template;
+    let mut code = memmap2::MmapMut::map_anon(size)?;
+    // SAFETY: the template's bytes are text of this program, and use no address but relative to themselves.
+    code.copy_from_slice(unsafe { std::slice::from_raw_parts(template as *const u8, size) });
+    let freed = Arc::new(AtomicBool::new(false));
+    let arena = Arena {
+        code: code.make_exec()?,
+        freed: freed.clone(),
+    };
+    let address = arena.code.as_ptr() as usize;
+
+    // Say what it is.
+    let maps = StackMaps::from_cranelift(&[cranelift::Function {
+        address,
+        size: size as u32,
+        frame_to_fp: 32,
+        clobber: 0,
+        outgoing: 0,
+        sites: vec![cranelift::Site {
+            return_offset: return_offset as u32,
+            known: true,
+            slots: vec![0],
+        }],
+    }])?;
+    // SAFETY: the maps are true of the code: frames follow RBP, and the only reference across the call is in the slot at [rsp].
+    let guard = unsafe {
+        heap.register_code(
+            address..address + size,
+            FrameRule::Rbp,
+            maps,
+            Encoding::RAW,
+            Some(Box::new(arena)),
+        )?
+    };
+
+    // Run.
+    // SAFETY: the arena holds code of this type.
+    let compiled = unsafe { std::mem::transmute::<usize, Compiled>(address) };
+    const N: u64 = 10_000;
+    const CALLS: u64 = 20;
+    // SAFETY: a list of this heap, and this thread's mutator.
+    let sum = unsafe { compiled(list(&mutator, N)?, helper, &raw const mutator, CALLS) };
+    let stats = heap.stats();
+    println!(
+        "compiled code summed a list of {N} nodes to {sum}, over {} collections in its calls",
+        stats.collections
+    );
+    println!(
+        "in the last one, {} frame was scanned by its map and {} conservatively",
+        stats.last.frames_precise, stats.last.frames_conservative
+    );
+    assert_eq!(sum, N * (N - 1) / 2);
+    assert!(stats.last.frames_precise >= 1 && stats.collections >= CALLS);
+
+    // Throw it away. The arena is freed by the first stop that finds no word of a stack in it; this function still has its address, so it
+    // detaches first.
+    drop(guard);
+    drop(mutator);
+    let mut stops = 0;
+    while !freed.load(Relaxed) && stops < 100 {
+        heap.collect();
+        stops += 1;
+    }
+    println!("the code's memory was freed after {stops} more collection");
+    assert!(freed.load(Relaxed));
+    Ok(())
+}
