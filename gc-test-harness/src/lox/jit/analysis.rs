@@ -17,7 +17,7 @@
 
 use std::ops::Range;
 
-use crate::lox::bytecode::{Constant, Function, Instruction, Op};
+use crate::lox::bytecode::{Capture, Constant, Function, Instruction, Op};
 
 /// A set of sorts of value.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -320,6 +320,17 @@ pub(super) fn depth_at(function: &Function, at: usize) -> Option<u32> {
     depths(function, 0, function.arity + 1)[at]
 }
 
+/// Stands for the running closure in sets of slots.
+pub(super) fn closure_slot(function: &Function) -> usize {
+    function.max_stack as usize
+}
+
+/// Whether a function declared inside captures an upvalue of the one around it.
+pub(super) fn hands_upvalues_on(function: &Function, child: usize) -> bool {
+    let mut captures = function.functions[child].captures.iter();
+    captures.any(|capture| matches!(capture, Capture::Upvalue(_)))
+}
+
 /// The outermost loop around an instruction, from its first to behind its last instruction.
 pub(super) fn loop_nest(function: &Function, at: usize) -> Range<usize> {
     let mut nest = at..at + 1;
@@ -435,7 +446,7 @@ fn liveness(function: &Function, depths: &[Option<u32>]) -> SlotSets {
             if !instruction.ends_block() {
                 add(&mut set, live.set(at + 1));
             }
-            uses(&mut set, instruction, depth as usize);
+            uses(function, &mut set, instruction, depth as usize);
             if *live.set(at) != set[..] {
                 live.set(at).copy_from_slice(&set);
                 changed = true;
@@ -452,7 +463,7 @@ fn add(set: &mut [u64], other: &[u64]) {
 }
 
 /// Turns what is live after an instruction into what is live before it.
-fn uses(set: &mut [u64], instruction: Instruction, depth: usize) {
+fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: usize) {
     let has = |set: &[u64], slot: usize| set[slot / 64] >> (slot % 64) & 1 == 1;
     let add = |set: &mut [u64], slot: usize| set[slot / 64] |= 1 << (slot % 64);
     let remove = |set: &mut [u64], slot: usize| set[slot / 64] &= !(1 << (slot % 64));
@@ -465,15 +476,25 @@ fn uses(set: &mut [u64], instruction: Instruction, depth: usize) {
             add(set, slot);
         }
     };
+    let closure = closure_slot(function);
     match instruction.op {
-        Op::Constant
-        | Op::Nil
-        | Op::True
-        | Op::False
-        | Op::GetGlobal
-        | Op::GetUpvalue
-        | Op::Closure
-        | Op::Class => remove(set, depth),
+        Op::Constant | Op::Nil | Op::True | Op::False | Op::GetGlobal | Op::Class => {
+            remove(set, depth)
+        }
+        Op::GetUpvalue => {
+            remove(set, depth);
+            add(set, closure);
+        }
+        Op::Closure => {
+            remove(set, depth);
+            if hands_upvalues_on(function, c) {
+                add(set, closure);
+            }
+        }
+        Op::SetUpvalue => {
+            add(set, depth - 1);
+            add(set, closure);
+        }
         Op::GetLocal => {
             let used = has(set, depth);
             remove(set, depth);
@@ -491,7 +512,6 @@ fn uses(set: &mut [u64], instruction: Instruction, depth: usize) {
         Op::Pop | Op::CloseUpvalue => remove(set, depth - 1),
         Op::DefineGlobal
         | Op::SetGlobal
-        | Op::SetUpvalue
         | Op::Print
         | Op::JumpIfFalse
         | Op::JumpIfTrue

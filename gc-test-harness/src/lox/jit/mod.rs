@@ -200,7 +200,7 @@ fn type_of(value: Value) -> Type {
 }
 
 /// Functions that would take Cranelift longer than they are worth are not compiled.
-const WEIGHT_MAX: usize = 40_000;
+const WEIGHT_MAX: usize = 12_000;
 
 fn within_limit(
     function: &super::bytecode::Function,

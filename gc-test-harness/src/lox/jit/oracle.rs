@@ -23,6 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cranelift_codegen::ir::InstBuilder;
 use gc_preempt::{RootSink, Stopped};
 
+use super::analysis::{Type, closure_slot};
 use super::translate::{Operand, Translator};
 use crate::lox::value::{ADDRESS, REFERENCE};
 use crate::lox::vm::FRAMES_MAX;
@@ -281,11 +282,16 @@ impl Translator<'_, '_, '_, '_> {
     pub(super) fn watch(&mut self) {
         let Some(frame) = self.frame else { return };
         let mut count = 0;
+        // A call within `Return` is the activation's last.
+        let ends = self.unit.function.code[self.at].ends_block();
+        let after = |slot: usize| !ends && self.unit.analysis.live.has(self.at + 1, slot);
         let mut live: Vec<Operand> = (0..self.stack.len())
-            .filter(|&slot| self.unit.analysis.live.has(self.at + 1, slot))
-            .filter(|&slot| !self.is_captured(slot))
+            .filter(|&slot| after(slot) && !self.is_captured(slot))
             .map(|slot| self.stack[slot])
             .collect();
+        if after(closure_slot(self.unit.function)) {
+            live.push(Operand::boxed(Type::CELL, self.closure));
+        }
         live.extend(&self.pending);
         for operand in live {
             if !operand.kind.may_refer() || operand.constant {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::JitConfig;
-use super::oracle::Oracle;
+use super::oracle::{Oracle, Verdict};
 use crate::lox::run::{Outcome, RunConfig, run_source};
 
 fn eager() -> JitConfig {
@@ -270,35 +270,113 @@ fn many_arguments_travel_on_the_stack() {
     assert_eq!(output(source), "abcdefghijj\nyx\n");
 }
 
-/// Allocates, calls through several levels, and keeps references of many sorts across calls.
+/// Allocates, calls through several levels, and keeps references of many sorts across calls, in `many` more than
+/// there are callee-saved registers.
 const BUSY: &str = "
     class Node { init(left, right) { this.left = left; this.right = right; }
         count() { if (this.left == nil) return 1; var l = this.left; var r = this.right; return l.count() + r.count() + 1; } }
     fun tree(depth) { if (depth == 0) return Node(nil, nil); var left = tree(depth - 1); var right = tree(depth - 1); return Node(left, right); }
     fun join(a, b) { var both = a + b; var f; { var kept = both; fun g() { return kept; } f = g; } return f(); }
+    fun many(n) { var a = tree(n); var b = tree(n); var c = tree(n); var d = tree(n); var e = tree(n); var f = tree(n); var g = tree(n); var h = tree(n);
+        tree(5); a.left = b; b.left = c; c.left = d; d.left = e; e.left = f; f.left = g; g.left = h; return a; }
     var total = 0; var text = \"\";
-    for (var i = 0; i < 60; i = i + 1) { var t = tree(6); text = join(\"x\", \"y\"); total = total + t.count(); t.left = tree(2); total = total + t.count(); }
+    for (var i = 0; i < 60; i = i + 1) { var t = tree(6); text = join(\"x\", \"y\"); total = total + t.count(); t.left = tree(2); many(1); total = total + t.count(); }
     print total; print text;";
 
-#[test]
-fn stack_maps_hold_what_the_bytecode_takes_for_live() {
+/// Runs a test of this file in a child, with a cure switched off, and demands that it fails with these words.
+fn fails_with(fault: &str, test: &str, words: &str) {
+    let program = std::env::current_exe().expect("a test has a path");
+    let child = std::process::Command::new(program)
+        .args([
+            "--exact",
+            &format!("lox::jit::tests::{test}"),
+            "--nocapture",
+        ])
+        .env("URGE_FAULT", fault)
+        .output()
+        .expect("the test can run again");
+    let said = String::from_utf8_lossy(&child.stderr);
+    assert!(
+        !child.status.success() && said.contains(words),
+        "{fault}: {said}"
+    );
+}
+
+fn watched(hot: JitConfig) -> Verdict {
     let oracle = Arc::new(Oracle::default());
     let config = RunConfig {
         storm: Some(Duration::from_micros(30)),
-        gc_every: Some(50),
         ..compiled(JitConfig {
             oracle: Some(Arc::clone(&oracle)),
-            ..eager()
+            ..hot
         })
     };
     let outcome = run_source(BUSY.as_bytes(), &config);
     assert_eq!(text(&outcome).0, "11880\nxy\n");
-    let verdict = oracle.verdict();
-    assert!(
-        verdict.checks >= 20 && verdict.references >= 100,
-        "{verdict:?}"
-    );
-    assert_eq!(verdict.missing, 0, "{verdict:?}");
-    // Beyond what is live a map names what still has to be passed or returned: less than one reference in four.
-    assert!(verdict.beyond * 4 <= verdict.exact, "{verdict:?}");
+    oracle.verdict()
+}
+
+#[test]
+fn stack_maps_hold_what_the_bytecode_takes_for_live_and_nothing_else() {
+    let verdict = watched(eager());
+    assert_eq!(verdict.missing, 0, "references are missing: {verdict:?}");
+    assert!(verdict.checks >= 10 && verdict.exact >= 50, "{verdict:?}");
+    assert!(verdict.beyond * 20 <= verdict.exact, "{verdict:?}");
+}
+
+#[test]
+fn results_that_are_not_declared_are_missed() {
+    let test = "stack_maps_hold_what_the_bytecode_takes_for_live_and_nothing_else";
+    fails_with("undeclared-results", test, "references are missing");
+}
+
+/// Two lists that do not fit into the heap together, the first dropped inside the loop that makes the second.
+const LISTS: &str = "
+    class Node { init(next) { this.next = next; this.more = nil; } }
+    fun list(n) { var all = nil; for (var i = 0; i < n; i = i + 1) all = Node(all); return all; }
+    fun both() {
+        var first = list(100000); var second = nil;
+        for (var i = 0; i < 2500; i = i + 1) {
+            if (i == 2000) { first = nil; second = list(100000); }
+        }
+        return second.next != nil;
+    }
+    print both();";
+
+#[test]
+fn a_compiled_loop_lets_go_of_what_it_was_entered_with() {
+    let config = RunConfig {
+        heap_limit: Some(6 << 20),
+        ..compiled(JitConfig::default())
+    };
+    let outcome = run_source(LISTS.as_bytes(), &config);
+    assert_eq!(text(&outcome), ("true\n".into(), String::new(), 0));
+}
+
+#[test]
+fn a_slot_that_keeps_what_a_loop_was_entered_with_is_noticed() {
+    let test = "a_compiled_loop_lets_go_of_what_it_was_entered_with";
+    fails_with("stale-loop-slots", test, "Out of memory.");
+}
+
+#[test]
+fn a_function_too_large_to_compile_is_interpreted() {
+    let mut source = "fun big(n) {\n".to_owned();
+    for i in 0..200 {
+        source += &format!("var v{i} = n + {i};\n");
+    }
+    for i in 0..300 {
+        let (a, b, c) = (i % 200, i * 7 % 200, i * 11 % 200);
+        source += &format!("if (n == v{a}) v{b} = v{b} + v{c};\n");
+    }
+    source +=
+        "return v0 + v7 + v199; }\nfor (var i = 0; i < 300; i = i + 1) big(i);\nprint big(3);";
+    let interpreted = RunConfig {
+        jit: false,
+        ..RunConfig::default()
+    };
+    let expected = text(&run_source(source.as_bytes(), &interpreted));
+    let seen = text(&run_source(source.as_bytes(), &compiled(eager())));
+    assert_eq!(seen, expected);
+    assert_eq!(expected.2, 0);
 }

@@ -27,7 +27,7 @@ use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, MemFlagsData, 
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::FuncId;
 
-use super::analysis::{Analysis, Form, Type};
+use super::analysis::{Analysis, Form, Type, hands_upvalues_on};
 use super::helpers::{Helper, Helpers};
 use super::oracle::Shadow;
 use super::sites::Sites;
@@ -247,8 +247,14 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     pub(super) fn join_block(&mut self) -> (ir::Block, ir::Value) {
         let block = self.b().create_block();
         let value = self.b().append_block_param(block, types::I64);
-        self.declared(value);
+        self.declared_result(value);
         (block, value)
+    }
+
+    fn declared_result(&mut self, value: ir::Value) {
+        if !gc_preempt::faults::planted("undeclared-results") {
+            self.declared(value);
+        }
     }
 
     // ---- operands ----
@@ -393,7 +399,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     fn result(&mut self, call: ir::Inst) -> Option<ir::Value> {
         let result = self.b().inst_results(call).first().copied();
         if let Some(result) = result {
-            self.declared(result);
+            self.declared_result(result);
         }
         self.unwatch();
         result
@@ -582,7 +588,8 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         // What a slot held when the loop was entered is not to be kept for as long as the loop runs.
         let nil = self.constant(Value::NIL);
         for (slot, kind) in unit.analysis.start.iter().enumerate() {
-            if !self.is_captured(slot) && kind.may_refer() {
+            let kept = gc_preempt::faults::planted("stale-loop-slots");
+            if !self.is_captured(slot) && kind.may_refer() && !kept {
                 self.store(nil, base, 8 * slot as i32);
             }
         }
@@ -880,11 +887,15 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     fn make_closure(&mut self, child: u32) {
+        let enclosing = if hands_upvalues_on(self.unit.function, child as usize) {
+            self.closure
+        } else {
+            self.constant(Value::NIL)
+        };
         // SAFETY: the function's children are as many as the compiler counted.
         let child = unsafe { *(*self.unit.proto).children.add(child as usize) };
         let child = self.word(child as u64);
         let base = self.window();
-        let enclosing = self.closure;
         let closure = self.ask_helper(Helper::Closure, &[enclosing, child, base]);
         self.push(Operand::boxed(Type::CELL, closure));
     }
