@@ -3,7 +3,7 @@
 use super::bytecode::{Function, Instruction, Op, Proto};
 use super::object::{Closure, Tag, is};
 use super::runtime;
-use super::value::Value;
+use super::value::{Value, product, sum};
 use super::vm::{FRAMES_MAX, Vm};
 use std::sync::atomic::Ordering;
 
@@ -165,7 +165,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 Op::Add => {
                     let (left, right) = (*top.sub(2), *top.sub(1));
                     let sum = if left.is_number() && right.is_number() {
-                        Value::number(left.as_number() + right.as_number())
+                        Value::number(sum(left.as_number(), right.as_number()))
                     } else {
                         check!(runtime::add(vm, left, right))
                     };
@@ -173,7 +173,9 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                     top.sub(1).write(sum);
                 }
                 Op::Subtract => numbers!(|left: f64, right: f64| Value::number(left - right)),
-                Op::Multiply => numbers!(|left: f64, right: f64| Value::number(left * right)),
+                Op::Multiply => {
+                    numbers!(|left: f64, right: f64| Value::number(product(left, right)))
+                }
                 Op::Divide => numbers!(|left: f64, right: f64| Value::number(left / right)),
                 Op::Not => {
                     let value = *top.sub(1);

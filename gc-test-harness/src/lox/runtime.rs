@@ -19,7 +19,7 @@ use super::bytecode::{
 };
 use super::classes::{Property, class_of, find_method, inline_slot, method_at, overflow_slot};
 use super::object::*;
-use super::value::Value;
+use super::value::{Value, sum};
 use super::vm::Vm;
 
 /// Unwraps a result of the heap's, or fails with "Out of memory.".
@@ -37,7 +37,7 @@ pub unsafe extern "C" fn add(vm: *mut Vm, left: Value, right: Value) -> Value {
     // SAFETY: see the head.
     let vm = unsafe { &mut *vm };
     if left.is_number() && right.is_number() {
-        return Value::number(left.as_number() + right.as_number());
+        return Value::number(sum(left.as_number(), right.as_number()));
     }
     // SAFETY: see the head.
     if unsafe { is(left, Tag::String) && is(right, Tag::String) } {

@@ -121,6 +121,40 @@ impl std::fmt::Debug for Value {
     }
 }
 
+/// `left + right`. Of two NaNs it is the left one, as for the book's clox (it shows: `nan`, `-nan`), and as for x86's
+/// instruction; but a Rust compiler may exchange the operands.
+#[inline(always)]
+pub fn sum(left: f64, right: f64) -> f64 {
+    let result = left + right;
+    if result.is_nan() {
+        left_nan(left, right, result)
+    } else {
+        result
+    }
+}
+
+/// `left * right`, with NaNs as in [`sum`].
+#[inline(always)]
+pub fn product(left: f64, right: f64) -> f64 {
+    let result = left * right;
+    if result.is_nan() {
+        left_nan(left, right, result)
+    } else {
+        result
+    }
+}
+
+#[cold]
+fn left_nan(left: f64, right: f64, result: f64) -> f64 {
+    if left.is_nan() {
+        left
+    } else if right.is_nan() {
+        right
+    } else {
+        result
+    }
+}
+
 /// Appends a number as C's `%g` prints it: `nan` and `-nan`, `inf`, `-0`, six digits, `1e+06`.
 ///
 /// The C library does it, so that rounding and the sign of a NaN are the same as clox's; small integers, which
