@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use gc_test_harness::lox::jit::JitConfig;
 use gc_test_harness::lox::run::{Outcome, RunConfig, run_file, run_source};
 
 fn programs(folder: &str) -> Vec<PathBuf> {
@@ -27,11 +28,17 @@ fn beside(program: &Path, extension: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn both_tiers() -> [RunConfig; 2] {
-    [true, false].map(|jit| RunConfig {
-        jit,
+/// Everything compiled, everything interpreted, as it comes.
+fn all_tiers() -> [RunConfig; 3] {
+    let compiled = RunConfig {
+        hot: JitConfig::after(0),
         ..RunConfig::default()
-    })
+    };
+    let interpreted = RunConfig {
+        jit: false,
+        ..RunConfig::default()
+    };
+    [RunConfig::default(), compiled, interpreted]
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -54,9 +61,9 @@ fn programs_print_what_clox_prints() {
     for folder in [".", "bench"] {
         for program in programs(folder) {
             // The interpreter alone would take its time over the benches in a debug build.
-            for config in both_tiers()
+            for config in all_tiers()
                 .into_iter()
-                .take(if folder == "bench" { 1 } else { 2 })
+                .take(if folder == "bench" { 2 } else { 3 })
             {
                 let outcome = run_file(&program, &config);
                 assert_eq!(text(&outcome.stderr), "", "{}", program.display());
@@ -75,7 +82,7 @@ fn programs_print_what_clox_prints() {
 #[test]
 fn runtime_errors_have_clox_s_message_trace_and_exit_code() {
     for program in programs("errors/runtime") {
-        for config in both_tiers() {
+        for config in all_tiers() {
             let outcome = run_file(&program, &config);
             assert_eq!(
                 text(&outcome.stderr),
@@ -391,7 +398,7 @@ fn no_collection_and_no_stop_changes_what_a_program_prints() {
         let expected = beside(&program, "out");
         for threads in [1, 4] {
             for inject in [false, true] {
-                for tier in [&[][..], &["--no-jit"]] {
+                for tier in [&["--jit-after", "0"][..], &["--no-jit"]] {
                     for stress in [["--gc-every", "1"], ["--storm", "50"]] {
                         let threads_text = threads.to_string();
                         let arguments = [tier, &stress, &["--threads", &threads_text]].concat();
@@ -426,11 +433,16 @@ fn no_collection_and_no_stop_changes_what_a_program_prints() {
 #[test]
 fn errors_keep_their_traces_under_stress() {
     for program in programs("errors/runtime") {
-        let (stdout, stderr, code) = gclab(&["--gc-every", "3"], &program, false);
-        assert_eq!(
-            (stdout, stderr, code),
-            (beside(&program, "out"), beside(&program, "err"), Some(70))
-        );
+        for tier in [&["--jit-after", "0"][..], &["--no-jit"]] {
+            let arguments = [tier, &["--gc-every", "3"]].concat();
+            let (stdout, stderr, code) = gclab(&arguments, &program, false);
+            assert_eq!(
+                (stdout, stderr, code),
+                (beside(&program, "out"), beside(&program, "err"), Some(70)),
+                "{} {arguments:?}",
+                program.display()
+            );
+        }
     }
 }
 

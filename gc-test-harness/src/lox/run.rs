@@ -254,6 +254,9 @@ pub struct RunArgs {
     /// Interpret all code
     #[arg(long)]
     pub no_jit: bool,
+    /// Compile what has been called, turned or missed so many times
+    #[arg(long, value_name = "N", conflicts_with = "no_jit")]
+    pub jit_after: Option<u32>,
     /// How much the heap may grow over what lives before it is collected, in percent
     #[arg(long, value_name = "P")]
     pub gc_percent: Option<u32>,
@@ -277,7 +280,9 @@ impl RunArgs {
         RunConfig {
             threads: usize::from(self.threads),
             jit: !self.no_jit,
-            hot: JitConfig::default(),
+            hot: self
+                .jit_after
+                .map_or_else(JitConfig::default, JitConfig::after),
             gc_percent: self.gc_percent,
             heap_limit: self.heap_limit,
             gc_every: self.gc_every,

@@ -71,6 +71,18 @@ impl Default for JitConfig {
     }
 }
 
+impl JitConfig {
+    /// Compiles after so many calls, turns and misses each; 0: at once.
+    pub fn after(times: u32) -> JitConfig {
+        JitConfig {
+            calls: times,
+            loops: times,
+            misses: times,
+            oracle: None,
+        }
+    }
+}
+
 impl PartialEq for JitConfig {
     fn eq(&self, other: &JitConfig) -> bool {
         (self.calls, self.loops, self.misses) == (other.calls, other.loops, other.misses)

@@ -8,12 +8,7 @@ use super::oracle::{Oracle, Verdict};
 use crate::lox::run::{Outcome, RunConfig, run_source};
 
 fn eager() -> JitConfig {
-    JitConfig {
-        calls: 0,
-        loops: 0,
-        misses: 1,
-        oracle: None,
-    }
+    JitConfig::after(0)
 }
 
 fn compiled(hot: JitConfig) -> RunConfig {
@@ -39,13 +34,7 @@ fn agree(source: &str) -> (String, String, u8) {
         ..RunConfig::default()
     };
     let expected = text(&run_source(source.as_bytes(), &interpreted));
-    let half = JitConfig {
-        calls: 3,
-        loops: 5,
-        misses: 4,
-        oracle: None,
-    };
-    for hot in [eager(), half, JitConfig::default()] {
+    for hot in [eager(), JitConfig::after(4), JitConfig::default()] {
         let seen = text(&run_source(source.as_bytes(), &compiled(hot.clone())));
         assert_eq!(seen, expected, "{hot:?}");
     }
