@@ -47,3 +47,8 @@ pub use gc_derive::{Leaf, Trace};
 pub use kind::{Kind, KindError, KindId};
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats};
+
+/// The README's example, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
