@@ -15,6 +15,7 @@ mod access;
 mod analysis;
 mod arith;
 mod calls;
+mod frames;
 mod helpers;
 pub mod oracle;
 mod sites;

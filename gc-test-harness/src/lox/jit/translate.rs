@@ -36,10 +36,7 @@ use crate::kernels::codegen::Body;
 use crate::lox::bytecode::{Function, Instruction, Op, Proto};
 use crate::lox::object::CLOSURE_UPVALUES;
 use crate::lox::value::{QNAN, REFERENCE, Value};
-use crate::lox::vm::{
-    FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_RESUME_AT, VM_RESUME_HEIGHT, VM_STACK_END,
-    VM_STACK_LIMIT, Vm,
-};
+use crate::lox::vm::Vm;
 
 /// What a translation needs and does not change.
 pub(super) struct Unit<'a> {
@@ -306,7 +303,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     /// Where a captured slot is. Every function that captures has a window.
-    fn window(&mut self) -> ir::Value {
+    pub(super) fn window(&mut self) -> ir::Value {
         match self.base {
             Some(base) => base,
             None => self.word(0),
@@ -489,153 +486,6 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.b().ins().iconst(types::I32, i64::from(number))
     }
 
-    // ---- activations ----
-
-    fn enter_function(&mut self, params: &[ir::Value]) {
-        let function = self.unit.function;
-        let count = self
-            .body
-            .builder
-            .ins()
-            .load(types::I32, plain(), self.vm, VM_FRAME_COUNT);
-        let overflow = self.cold_block();
-        let limit = self.int(FRAMES_MAX);
-        let full = self
-            .b()
-            .ins()
-            .icmp(IntCC::UnsignedGreaterThanOrEqual, count, limit);
-        self.leave_if(full, overflow);
-        if function.captures_any() {
-            self.open_window(overflow);
-        }
-        let more = self.b().ins().iadd_imm_s(count, 1);
-        let vm = self.vm;
-        self.b().ins().store(plain(), more, vm, VM_FRAME_COUNT);
-
-        let slots = if function.is_method {
-            &params[2..]
-        } else {
-            &params[1..]
-        };
-        for &slot in slots {
-            self.declared(slot);
-        }
-        self.open_frame();
-        for (slot, &value) in slots.iter().enumerate() {
-            let kind = if slot == 0 && function.is_method {
-                Type::INSTANCE
-            } else {
-                Type::ANY
-            };
-            self.push(Operand::boxed(kind, value));
-        }
-        let (block, args) = self.edge(0);
-        self.b().ins().jump(block, &args);
-
-        self.b().switch_to_block(overflow);
-        let stack_overflow = self.callee(self.unit.helpers.id(Helper::StackOverflow));
-        let call = self.b().ins().call(stack_overflow, &[vm]);
-        let result = self.b().inst_results(call)[0];
-        self.b().ins().return_(&[result]);
-    }
-
-    /// Takes slots above the published limit for those that closures capture. They hold nil before they are published.
-    fn open_window(&mut self, overflow: ir::Block) {
-        let slots = 256
-            - self
-                .unit
-                .function
-                .captured
-                .iter()
-                .rev()
-                .fold((0, true), |(zeros, leading), word| match (leading, *word) {
-                    (true, 0) => (zeros + 64, true),
-                    (true, word) => (zeros + word.leading_zeros(), false),
-                    (false, _) => (zeros, false),
-                })
-                .0;
-        let vm = self.vm;
-        let base = self.load(vm, VM_STACK_LIMIT);
-        let limit = self.b().ins().iadd_imm_s(base, 8 * i64::from(slots));
-        let end = self.load(vm, VM_STACK_END);
-        let beyond = self.b().ins().icmp(IntCC::UnsignedGreaterThan, limit, end);
-        self.leave_if(beyond, overflow);
-        let nil = self.constant(Value::NIL);
-        for slot in 0..slots {
-            self.store(nil, base, 8 * slot as i32);
-        }
-        self.store(limit, vm, VM_STACK_LIMIT);
-        self.base = Some(base);
-    }
-
-    /// Goes on at a loop's head where the interpreter is now. Its window stays the activation's own.
-    fn enter_loop(&mut self, base: ir::Value) {
-        self.base = Some(base);
-        self.open_frame();
-        let unit = self.unit;
-        for (slot, &kind) in unit.analysis.start.iter().enumerate() {
-            let operand = if self.is_captured(slot) {
-                Operand::default()
-            } else {
-                let word = self.load(base, 8 * slot as i32);
-                if kind.may_refer() {
-                    self.declared(word);
-                }
-                Operand::boxed(kind, word)
-            };
-            self.stack.push(operand);
-        }
-        // What a slot held when the loop was entered is not to be kept for as long as the loop runs.
-        let nil = self.constant(Value::NIL);
-        for (slot, kind) in unit.analysis.start.iter().enumerate() {
-            let kept = gc_preempt::faults::planted("stale-loop-slots");
-            if !self.is_captured(slot) && kind.may_refer() && !kept {
-                self.store(nil, base, 8 * slot as i32);
-            }
-        }
-        let (block, args) = self.edge(unit.start);
-        self.b().ins().jump(block, &args);
-    }
-
-    /// Ends the activation. A callee undoes its count and its window; code entered in a loop leaves that to the interpreter.
-    fn leave(&mut self, result: ir::Value) {
-        let vm = self.vm;
-        self.close_frame();
-        if !self.unit.osr {
-            if let Some(base) = self.base {
-                self.store(base, vm, VM_STACK_LIMIT);
-            }
-            let count = self
-                .body
-                .builder
-                .ins()
-                .load(types::I32, plain(), vm, VM_FRAME_COUNT);
-            let less = self.b().ins().iadd_imm_s(count, -1);
-            self.b().ins().store(plain(), less, vm, VM_FRAME_COUNT);
-        }
-        self.b().ins().return_(&[result]);
-    }
-
-    fn return_top(&mut self) {
-        let top = self.pop();
-        let result = self.boxed(&top);
-        if self.unit.function.captures_any()
-            && let Some(base) = self.base
-        {
-            let vm = self.vm;
-            let open = self.load(vm, VM_OPEN_UPVALUES);
-            let some = self.icmp(IntCC::UnsignedGreaterThanOrEqual, open, REFERENCE);
-            let close = self.cold_block();
-            let done = self.b().create_block();
-            self.b().ins().brif(some, close, &[], done, &[]);
-            self.b().switch_to_block(close);
-            self.run_helper(Helper::CloseUpvalues, &[base]);
-            self.b().ins().jump(done, &[]);
-            self.b().switch_to_block(done);
-        }
-        self.leave(result);
-    }
-
     // ---- blocks ----
 
     /// The block that begins at an instruction.
@@ -664,7 +514,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     /// The block that begins at an instruction, and what to pass to it from here.
-    fn edge(&mut self, target: usize) -> (ir::Block, Vec<BlockArg>) {
+    pub(super) fn edge(&mut self, target: usize) -> (ir::Block, Vec<BlockArg>) {
         let block = self.block_at(target);
         let unit = self.unit;
         let mut args = Vec::new();
@@ -701,23 +551,6 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             }
             self.stack.push(operand);
         }
-    }
-
-    /// Leaves a loop's code: the interpreter goes on at an instruction outside.
-    fn resume_at(&mut self, target: usize) {
-        let (vm, base) = (self.vm, self.window());
-        for slot in 0..self.stack.len() {
-            if !self.is_captured(slot) && self.unit.analysis.live.has(target, slot) {
-                let operand = self.stack[slot];
-                let word = self.boxed(&operand);
-                self.store(word, base, 8 * slot as i32);
-            }
-        }
-        let (at, height) = (self.int(target as u32), self.int(self.stack.len() as u32));
-        self.store(at, vm, VM_RESUME_AT);
-        self.store(height, vm, VM_RESUME_HEIGHT);
-        let resume = self.constant(Value::RESUME);
-        self.leave(resume);
     }
 
     fn block(&mut self, start: usize) {
