@@ -342,6 +342,10 @@ impl<'h> Cycle<'h> {
                 Phase::Prepare => self.prepare(),
                 Phase::Scan => self.scan(),
                 Phase::Mark => self.mark(),
+                Phase::Resurrect if planted("condemn-first") => {
+                    self.condemn();
+                    self.resurrect()
+                }
                 Phase::Resurrect => self.resurrect(),
                 Phase::ClearWeak => self.clear_weak(),
                 Phase::Condemn => self.condemn(),

@@ -1,8 +1,143 @@
-//! A non-moving, size-class heap and the collector that empties it, for people who write languages.
+//! A garbage-collected heap for people who write languages: it does not move objects, stops threads at *any* instruction, and costs the code
+//! that runs in between nothing.
 //!
-//! The crate is a house of few rooms: [`heap`] holds memory and answers "which cell does this address name?",
-//! [`alloc`] is a mutator's side of it (runs and the bump), [`mark`] traces, the sweep finds what is free again.
-//! Threads are stopped by `gc-preempt`, which knows nothing of heaps.
+//! Loops need no polls. Compiled code needs a stack map for its calls only, not for every instruction. A thread that spins in an empty loop,
+//! sits in libc or stands in the middle of an allocation is stopped within microseconds, scanned, and resumed where it stood. What stops it
+//! is [`gc_preempt`]; this crate is the heap, the collector, and what you see of them.
+//!
+//! ```
+//! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
+//! use std::io::Read;
+//! # use gc_preempt::{code::FrameRule, stackmap::StackMaps};
+//! # use gc_core::Encoding;
+//!
+//! #[derive(Trace, Default)]
+//! struct Node {
+//!     next: Field<Node>, // an edge: born null, changed by one atomic store through the write barrier
+//!     value: u64,
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let (mut socket, mut buf) = (std::io::Cursor::new(b"input".to_vec()), [0; 8]);
+//! # let machine_code = memmap2::MmapMut::map_anon(4096)?;
+//! # let range = machine_code.as_ptr() as usize..machine_code.as_ptr() as usize + 4096;
+//! # let stack_maps = StackMaps::from_cranelift(&[])?;
+//! let heap = Heap::builder().gc_percent(100).hard_limit(1 << 30).build()?;
+//! let mutator = heap.attach()?;                        // !Send; detaches on drop
+//!
+//! // The safe tier: handles live in a scanned table, and what would dangle does not compile.
+//! let root: Root<Node> = mutator.scope(|s| {
+//!     let node: Local<'_, Node> = s.alloc(Node::default())?;
+//!     let other = s.alloc(Node { value: 2, ..Node::default() })?;
+//!     node.next.set(s, &other);
+//!     Ok(heap.root(&node))                             // for malloc'd structures, other threads
+//! })?;
+//!
+//! // The fast tier: a bare pointer, for registers, the stack, `Field` and `Root` only.
+//! let raw: Gc<Node> = unsafe { mutator.alloc_raw(Node { value: 3, ..Node::default() })? };
+//! assert_eq!(raw.value, 3);
+//!
+//! mutator.blocking(|| socket.read(&mut buf))?;         // the collector neither waits for this thread nor signals it
+//! mutator.no_preempt(|| ());                           // not stopped in here; keep it short
+//!
+//! // A JIT says where the references of its frames are.
+//! let code = unsafe { heap.register_code(range, FrameRule::Rbp, stack_maps, Encoding::RAW, None)? };
+//!
+//! heap.collect();
+//! mutator.with_scope(|s| assert_eq!(root.next.get(s).unwrap().value, 2));
+//! # drop(code);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which tier
+//!
+//! | | safe | fast | raw |
+//! |---|---|---|---|
+//! | for | a runtime's own structures, natives, an AST interpreter | its hot paths | a VM with tagged words, a JIT |
+//! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
+//! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`] |
+//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_raw`]: a bump | [`Mutator::alloc_at`], or five instructions of your own |
+//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_raw`] | any word that the kind names, in any [`Encoding`] |
+//! | what can go wrong | a panic | a dangling pointer | the same |
+//!
+//! All three share one heap, and a cell of one may lead to a cell of another.
+//!
+//! **Safe** means: whatever safe code does, nothing dangles. A [`Local`] is rooted until its scope ends, so it may lie in a `Vec`; the scope's
+//! lifetime keeps it from leaving. Fields check by address that they and what they are given lie in the scope's heap. What a type holds must
+//! be [`Send`] and [`Sync`], since cells are shared between threads and change by interior mutability only.
+//!
+//! **Fast** means: a [`Gc`] is one word, and nothing keeps its cell but what the collector scans anyway: registers, stacks, fields, roots.
+//! In a `Vec` it dangles. [`keep_alive`] says how long a cell is needed where the compiler or foreign code has only something computed from it.
+//!
+//! # Kinds: what the collector knows of a cell
+//!
+//! A cell has no header. Its block knows its size and its [`Kind`]: a leaf, edges at fixed words, an array of edges from some word on,
+//! edges that a function reports, words of which any may be a pointer, or weak words. So an object of two pointers takes 16 bytes. The derive
+//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`] and [`WeakArray`] are the shapes whose length is chosen at run
+//! time.
+//!
+//! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a thread may be stopped between an allocation and
+//! the stores that follow, so what the collector finds half made must be harmless. A kind whose function depends on content (a tag, a length)
+//! has that written first. And **an edge is one aligned word at a fixed place**: markers read it while others write it. Hence no edges in enums,
+//! options or vectors; a table that grows is a field to an array, replaced by one store.
+//!
+//! # Roots: where it looks
+//!
+//! | what | how it is scanned |
+//! |---|---|
+//! | registers, vectors, the innermost frame of each thread | word by word: any word that names a cell, or the inside of one, keeps it |
+//! | frames of registered code at a call | by its stack map, exactly |
+//! | frames of native code (Rust, C) | word by word |
+//! | handles of open scopes, [`Root`], [`RawRoot`] | exactly |
+//! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to a limit that is valid at every instruction |
+//! | a [`RootCallback`] | as it reports; it may read only what mutators change inside [`no_preempt`](Mutator::no_preempt) |
+//!
+//! Word by word costs precision, never soundness: a stale word may keep something too long. Nowhere else does it look: not in malloc's memory,
+//! not in statics, not in thread-locals.
+//!
+//! # Barriers: what a store costs
+//!
+//! An edge of a published cell is changed through the write barrier ([`Field::set`], [`Mutator::write`], or the unit that [`barrier`] names for
+//! machine code): while marking goes on beside the program, it keeps the old value, so that the snapshot from which marking began stays whole.
+//! Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy` and `qsort` must never touch edges. A weak word is
+//! loaded by a unit of its own ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong.
+//!
+//! # Threads
+//!
+//! A thread that touches the heap attaches ([`Heap::attach`]) and has a [`Mutator`], which stays on it. Threads that do not attach may hold
+//! and read [`Root`]s. [`Mutator::blocking`] is for everything that may take long outside of the heap; there the heap is out of bounds, and the
+//! safe tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for it, so it is short, allocates nothing
+//! with malloc, and takes no lock that somebody holds outside of such a section. The collector is a thread of its own. A thread may attach to
+//! several heaps. A child of a fork has the forking thread's heaps whole.
+//!
+//! # Signals
+//!
+//! Threads are stopped by SIGURG. A handler that the host had installed before is called for each of them. System calls are restarted, but some
+//! (`epoll_wait`, `nanosleep`, timed socket calls) end in EINTR all the same: make them inside `blocking`, where no signal comes. A host that
+//! blocks SIGURG, or replaces the handler without calling it, is named on stderr by a watchdog. `URGE_ASYNC=0` does without signals: threads
+//! then stop when they allocate or block, and when `no_preempt` ends.
+//!
+//! # Values that need `Drop`, finalizers, weak references
+//!
+//! `Drop` never runs in the sweep, nor on the collector's thread. A value that needs it (a string, a file, a box) waits for
+//! [`Mutator::drop_dead_values`] once its cell is dead; weak references to it are null by then, and so are its own fields. The raw tier's
+//! finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all that it leads to.
+//!
+//! # Limits
+//!
+//! [`HeapBuilder::hard_limit`] bounds the cells' memory; beyond it an allocation collects, and then is an [`AllocError`], never an abort. A heap
+//! reserves 256 GiB of addresses (of the 128 TiB that a process has; [`HeapBuilder::reserve`] makes it less) and takes memory as it is used.
+//! Types are aligned to at most 16 bytes. Linux on x86-64 only.
+//!
+//! Every collection of this release stops the world while it marks; sweeping goes on beside the program. The barrier and the weak load are
+//! there because the next one's does not.
+//!
+//! # To read on
+//!
+//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the rooms:
+//! [`heap`] holds memory and answers "which cell does this address name?", [`alloc`] is a mutator's side of it, [`kind`] and [`encoding`] say what
+//! a cell and a word mean, [`mark`] traces, [`barrier`] is what JITs call, and [`context`] is what they find at fixed offsets.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(

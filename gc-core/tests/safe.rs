@@ -462,8 +462,8 @@ fn named(id: u64) -> Named {
     }
 }
 
-#[test]
-fn values_that_need_drop_are_dropped_once_when_asked_and_never_found_again() {
+/// Cycles of values that need `Drop` die, are found no more, and are dropped once.
+fn dying_values() {
     let heap = heap();
     let mutator = heap.attach().unwrap();
     let (root, weak) = apart(&heap, |s| {
@@ -500,6 +500,145 @@ fn values_that_need_drop_are_dropped_once_when_asked_and_never_found_again() {
     assert_eq!(dropped.len(), count, "dropped twice");
     assert!(!dropped.contains(&99));
     assert_eq!(root.name, "number 99");
+}
+
+#[test]
+fn a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped() {
+    common::hazard(
+        "a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped",
+        "condemn-first",
+        dying_values,
+    );
+}
+
+#[test]
+fn a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before() {
+    common::hazard(
+        "a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before",
+        "drop-with-edges",
+        dying_values,
+    );
+}
+
+#[test]
+fn h23_a_new_array_is_null_though_its_cell_was_used_before() {
+    common::hazard(
+        "h23_a_new_array_is_null_though_its_cell_was_used_before",
+        "no-clear",
+        || {
+            let heap = heap();
+            let mutator = heap.attach().unwrap();
+            for _ in 0..5 {
+                mutator
+                    .scope(|s| {
+                        let node = s.alloc(node(1))?;
+                        for len in 0..3000 {
+                            let array = s.alloc_array::<Node>(len % 40)?;
+                            for field in array.fields() {
+                                assert!(field.get(s).is_none(), "an edge before the first store");
+                                field.set(s, &node);
+                            }
+                        }
+                        Ok(())
+                    })
+                    .unwrap();
+                mutator.collect();
+            }
+        },
+    );
+}
+
+#[derive(Trace, Default)]
+struct Tree {
+    left: Field<Tree>,
+    right: Field<Tree>,
+    depth: u64,
+}
+
+fn tree<'s>(s: &gc_core::Scope<'s>, depth: u64) -> Result<Local<'s, Tree>, gc_core::AllocError> {
+    if depth == 0 {
+        return s.alloc(Tree::default());
+    }
+    s.mutator().scope(|inner| {
+        let (left, right) = (tree(inner, depth - 1)?, tree(inner, depth - 1)?);
+        let new = s.alloc(Tree {
+            depth,
+            ..Tree::default()
+        })?;
+        new.left.set(inner, &left);
+        new.right.set(inner, &right);
+        Ok(new)
+    })
+}
+
+fn count(s: &gc_core::Scope<'_>, at: Local<'_, Tree>) -> u64 {
+    s.mutator().with_scope(|inner| {
+        let below = [&at.left, &at.right]
+            .into_iter()
+            .filter_map(|field| field.get(inner))
+            .map(|child| {
+                assert_eq!(child.depth + 1, at.depth);
+                count(inner, child)
+            })
+            .sum::<u64>();
+        below + 1
+    })
+}
+
+#[test]
+fn trees_stay_whole_whatever_instruction_of_their_making_a_collection_meets() {
+    let heap = heap();
+    let (done, made) = (AtomicU64::new(0), AtomicU64::new(0));
+    let make = || {
+        let mutator = heap.attach().unwrap();
+        while done.load(Relaxed) == 0 {
+            mutator
+                .scope(|s| {
+                    assert_eq!(count(s, tree(s, 12)?), (1 << 13) - 1);
+                    made.fetch_add(1, Relaxed);
+                    Ok(())
+                })
+                .unwrap();
+        }
+    };
+    std::thread::scope(|threads| {
+        let makers = [(); 3].map(|()| threads.spawn(make));
+        while (made.load(Relaxed) < 100 || heap.stats().collections < 100)
+            && !makers.iter().any(|m| m.is_finished())
+        {
+            heap.collect();
+        }
+        done.store(1, Relaxed);
+    });
+}
+
+#[test]
+fn h23_locals_from_a_run_that_was_begun_before_a_collection_live() {
+    common::hazard(
+        "h23_locals_from_a_run_that_was_begun_before_a_collection_live",
+        "white-tails",
+        || {
+            let heap = heap();
+            let mutator = heap.attach().unwrap();
+            mutator
+                .scope(|s| {
+                    let mut kept = Vec::new();
+                    for value in 0..2000 {
+                        kept.push(s.alloc(node(value))?);
+                        if value % 100 == 50 {
+                            mutator.collect();
+                        }
+                    }
+                    wipe_stack();
+                    // Twice: the first time other blocks are used up, the second time this one's free cells are found.
+                    churn(&mutator);
+                    churn(&mutator);
+                    assert!((0..).zip(&kept).all(|(i, n)| n.value == i));
+                    Ok(())
+                })
+                .unwrap();
+        },
+    );
 }
 
 #[test]

@@ -26,6 +26,7 @@ use crate::api::mutator::Mutator;
 use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::api::types::{self, TypeInfo};
+use crate::fault::planted;
 use crate::finalize::Entry;
 use crate::heap::MAX_SMALL;
 
@@ -217,7 +218,11 @@ impl Mutator {
 /// `cell` holds a `T` that nobody else can reach.
 unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
     // SAFETY: edges are words of the value, which the caller says is ours alone.
-    T::edges(&mut |offset| unsafe { mutator.write(cell.add(offset).cast(), 0) });
+    T::edges(&mut |offset| unsafe {
+        if !planted("drop-with-edges") {
+            mutator.write(cell.add(offset).cast(), 0);
+        }
+    });
     // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
     unsafe { cell.cast::<T>().drop_in_place() };
 }
