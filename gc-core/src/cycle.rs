@@ -378,6 +378,9 @@ impl<'h> Cycle<'h> {
         let Some(stopped) = &self.stopped else {
             unreachable!("scanned without a stop")
         };
+        if planted("print-in-stop") {
+            drop(std::io::stdout().lock());
+        }
         self.allocated = self.shared.space.allocated_since();
         // Relaxed: the collector's own.
         let before = self.shared.cells.load(Ordering::Relaxed);

@@ -183,6 +183,10 @@ pub use kind::{Kind, KindError, KindId};
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats};
 
+#[cfg(all(test, feature = "faults"))]
+#[global_allocator]
+static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+
 /// The README's example, as a test.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

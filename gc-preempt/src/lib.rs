@@ -74,3 +74,7 @@ pub use world::{
     AttachError, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
     StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here, no_preempt_here,
 };
+
+#[cfg(all(test, feature = "faults"))]
+#[global_allocator]
+static STRICT: crate::faults::StrictAllocator = crate::faults::StrictAllocator;

@@ -172,6 +172,9 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
         Some(record) => decide(record, frame, from),
         None => {
             STRAYS.fetch_add(1, Ordering::Relaxed);
+            if faults::planted("stray-stops") {
+                registry::wait_for_resume(registry::resumed() + 1);
+            }
         }
     }
     pass_on(signal, info, ucontext);

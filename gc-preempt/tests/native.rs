@@ -1,10 +1,7 @@
 //! Threads stopped at any instruction of native code and walked there: in libc, the vDSO, malloc, the dynamic loader (hazards H11 and H12).
-//!
-//! The allocator of this test aborts when it is called by a thread that holds a stop.
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::ffi::c_void;
 use std::hint::black_box;
 use std::ops::Range;
@@ -13,37 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use common::hazard;
 use gc_preempt::{Config, RootSink, WalkStats, World};
-
-struct AbortingInStops;
-
-// SAFETY: the system's allocator, or an abort.
-unsafe impl GlobalAlloc for AbortingInStops {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        check();
-        // SAFETY: the caller's contract.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        check();
-        // SAFETY: the caller's contract.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-fn check() {
-    if gc_preempt::holds_a_stop() {
-        let message = "malloc in a stopped world\n";
-        // SAFETY: writes a constant to stderr, and ends.
-        unsafe {
-            libc::write(2, message.as_ptr().cast(), message.len());
-            libc::abort();
-        }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: AbortingInStops = AbortingInStops;
 
 /// Looks for one word, given by its complement.
 struct Search {

@@ -11,10 +11,6 @@ use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-/// Every test binary aborts on malloc in a stopped world and in no_preempt.
-#[global_allocator]
-static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
-
 fn world() -> World {
     World::new(Config::default()).unwrap()
 }

@@ -3,3 +3,7 @@
 pub mod kernels;
 pub mod lab;
 pub mod lox;
+
+#[cfg(all(test, feature = "faults"))]
+#[global_allocator]
+static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;

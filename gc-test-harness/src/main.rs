@@ -7,6 +7,11 @@ use clap::{Args, Parser, Subcommand};
 use gc_test_harness::lab::{demo, fuzz, pause};
 use gc_test_harness::lox::run::RunArgs;
 
+/// Under test, malloc aborts where it may wait for a stopped thread.
+#[cfg(feature = "faults")]
+#[global_allocator]
+static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
 const USAGE: u8 = 64;
 

@@ -1,6 +1,10 @@
 //! `gclab` on the command line: what it prints where, and its exit codes.
 
+use gc_preempt::faults::StrictAllocator;
 use std::process::{Command, Output};
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
 
 fn gclab(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_gclab"));

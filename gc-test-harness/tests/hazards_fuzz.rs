@@ -10,11 +10,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::hazard;
-use gc_preempt::faults::StrictAllocator;
 use gc_test_harness::lab::fuzz::fuzz_one;
-
-#[global_allocator]
-static STRICT: StrictAllocator = StrictAllocator;
 
 fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gclab"))

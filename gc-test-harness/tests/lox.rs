@@ -6,8 +6,12 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use gc_preempt::faults::StrictAllocator;
 use gc_test_harness::lox::jit::JitConfig;
 use gc_test_harness::lox::run::{Outcome, RunConfig, run_file, run_source};
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
 
 fn programs(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -10,10 +10,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use gc_preempt::faults::StrictAllocator;
 use gc_preempt::{CodeGuard, Config, Mutator, Stopped, World};
 use gc_test_harness::kernels::codegen::Arena;
 use gc_test_harness::kernels::loops::{Loops, base64_encode, base64_table, count_oracle};
 use gc_test_harness::lab::floor::{Floor, Member, Wait};
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
 
 /// Names the case that a child is to run.
 const CHILD: &str = "URGE_NASTY_CHILD";

@@ -1,7 +1,12 @@
-//! Runs a test's body in a child process: once as it is, and once with its cure switched off, when it has to fail.
+//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, and hazards run in child processes: once as they are, and once with the cure switched off, when they have to fail.
 
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use gc_preempt::faults::StrictAllocator;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
 
 /// A child that takes longer than this hangs.
 const HUNG: Duration = Duration::from_secs(60);
