@@ -505,6 +505,13 @@ impl<'h> Cycle<'h> {
             unreachable!("flipped without a stop")
         };
         self.shared.space.end_marking();
+        if planted("runs-taken-back") {
+            for mutator in stopped.mutators() {
+                // SAFETY: as in `scan`.
+                let context = unsafe { &*mutator.data().cast::<Context>() };
+                self.shared.space.retire(&context.local);
+            }
+        }
         let marked = self.marker.marked();
         self.stats.cells_live = marked.cells;
         self.stats.bytes_live = marked.bytes;

@@ -718,8 +718,18 @@ fn vector_loop_range() -> std::ops::Range<usize> {
     t_vector_loop as *const () as usize..at(t_vector_loop_end)
 }
 
+/// One test at a time may have the vector loop registered. Taken before the world is made, so that it is given back after its end.
+static VECTOR_LOOP: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
+    VECTOR_LOOP
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Stops the vector loop many times and says how often each origin was seen.
 fn stop_the_vector_loop(config: Config, stops: usize) -> (usize, usize) {
+    let _alone = vector_loop_alone();
     let world = World::new(config).unwrap();
     let _code = managed(&world, vector_loop_range());
     let (mut parked, mut injected, mut mismatches) = (0, 0, 0u64);
@@ -899,6 +909,7 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
     if is_child() {
         return;
     }
+    let _alone = vector_loop_alone();
     let world = world();
     let _code = managed(&world, vector_loop_range());
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
