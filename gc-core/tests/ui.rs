@@ -2,6 +2,11 @@
 //!
 //! The messages are those of the Rust version that the workspace asks for. To write them anew: `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
 
+use gc_preempt::faults::StrictAllocator;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
+
 #[test]
 fn what_would_dangle_does_not_compile() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");

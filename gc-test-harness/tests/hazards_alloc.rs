@@ -147,7 +147,8 @@ fn build_stepping() {
             // SAFETY: the site's run is this thread's.
             let run = unsafe { mutator.runs().add(site.index()) };
             // SAFETY: as above.
-            while unsafe { (*run).limit - (*run).cursor } < CELLS * 16 {
+            let room = || unsafe { (run.read_volatile()).limit - run.read_volatile().cursor };
+            while room() < CELLS * 16 {
                 garbage(&mutator, site, 1);
             }
             wipe_stack();

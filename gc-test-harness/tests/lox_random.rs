@@ -6,10 +6,14 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
+use gc_preempt::faults::StrictAllocator;
 use gc_test_harness::lox::jit::JitConfig;
 use gc_test_harness::lox::run::{Outcome, RunConfig, run_source};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
 
 /// What an expression is meant to be. Now and then it is something else, so that errors are met as well.
 #[derive(Clone, Copy, PartialEq)]
