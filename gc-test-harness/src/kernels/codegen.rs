@@ -13,12 +13,12 @@
 //!   The call sites, not the stack maps, are the table's backbone: a call with no live reference has no map, and neither
 //!   has a library call that Cranelift inserted on its own. The former means "no references", the latter "nobody knows".
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cranelift_codegen::ir::{self, AbiParam, FuncRef, Signature, Type, UserStackMap};
+use cranelift_codegen::ir::{self, AbiParam, FuncRef, Signature, SourceLoc, Type, UserStackMap};
 use cranelift_codegen::isa::{CallConv, OwnedTargetIsa, TargetIsa, unwind::UnwindInst};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{CompiledCode, Context, FinalizedRelocTarget};
@@ -204,6 +204,8 @@ pub struct Code {
     pub facts: Function,
     /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] asked for that.
     pub listing: Option<String>,
+    /// The ranges marked by [`Body::mark`], as offsets from its start: from a mark's first instruction to behind its last.
+    pub marks: Vec<Range<u32>>,
     memory: Arc<CodeMemory>,
 }
 
@@ -297,6 +299,12 @@ impl Body<'_, '_> {
         self.module.declare_func_in_func(id, self.builder.func)
     }
 
+    /// Marks the instructions made from here on with a number, or, with `None`, no longer: see [`Code::marks`].
+    pub fn mark(&mut self, number: Option<u32>) {
+        let place = number.map_or_else(SourceLoc::default, SourceLoc::new);
+        self.builder.set_srcloc(place);
+    }
+
     /// Creates the entry block with the function's parameters and switches to it; returns the parameters.
     pub fn enter(&mut self) -> Vec<ir::Value> {
         let block = self.builder.create_block();
@@ -313,6 +321,7 @@ struct Unfinished {
     name: String,
     facts: Function,
     listing: Option<String>,
+    marks: Vec<Range<u32>>,
 }
 
 /// A module of machine code in one arena.
@@ -439,6 +448,7 @@ impl Arena {
         let compiled = self.context.compiled_code();
         let facts = compiled.and_then(|compiled| facts_of(compiled, &self.context.func));
         let listing = compiled.and_then(|compiled| compiled.vcode.clone());
+        let marks = compiled.map(marks_of).unwrap_or_default();
         self.module.clear_context(&mut self.context);
         defined.map_err(|e| refused(&name, &e))?;
         let facts = facts.ok_or_else(|| CodegenError::Compile {
@@ -450,6 +460,7 @@ impl Arena {
             name,
             facts,
             listing,
+            marks,
         });
         Ok(result)
     }
@@ -480,10 +491,25 @@ impl Arena {
                 },
                 name: function.name,
                 listing: function.listing,
+                marks: function.marks,
                 memory: Arc::clone(&self.memory),
             })
             .collect())
     }
+}
+
+/// From each mark's first instruction to behind its last.
+fn marks_of(compiled: &CompiledCode) -> Vec<Range<u32>> {
+    let mut marks: BTreeMap<u32, Range<u32>> = BTreeMap::new();
+    for piece in compiled.buffer.get_srclocs_sorted() {
+        if !piece.loc.is_default() {
+            let mark = marks
+                .entry(piece.loc.bits())
+                .or_insert(piece.start..piece.end);
+            *mark = mark.start.min(piece.start)..mark.end.max(piece.end);
+        }
+    }
+    marks.into_values().collect()
 }
 
 impl fmt::Debug for Arena {

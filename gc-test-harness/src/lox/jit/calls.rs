@@ -243,6 +243,9 @@ impl Translator<'_, '_, '_, '_> {
         let vm = self.vm;
         let runs = self.load(vm, VM_RUNS);
         let run = 16 * class.site.index() as i32;
+        // From the load of the cursor to its store: see `windows.rs`.
+        self.windows += 1;
+        self.body.mark(Some(self.windows));
         let cell = self.load(runs, run);
         let limit = self.load(runs, run + 8);
         let next = self.b().ins().iadd_imm_s(cell, class.site.size() as i64);
@@ -252,6 +255,7 @@ impl Translator<'_, '_, '_, '_> {
         self.leave_if(used_up, refill);
         // The advanced cursor is in memory before the first word of the cell is written: the heap's rule.
         self.store(next, runs, run);
+        self.body.mark(None);
         let header = self.word(class.instance_header);
         self.store(header, cell, 0);
         self.store(words[0], cell, INSTANCE_CLASS);

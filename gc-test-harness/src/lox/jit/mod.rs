@@ -21,13 +21,14 @@ pub mod oracle;
 mod sites;
 mod stubs;
 mod translate;
+mod windows;
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
 use cranelift_codegen::ir::types;
-use gc_preempt::{CodeGuard, FrameRule};
+use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 use self::analysis::{Analysis, Type};
 use self::helpers::Helpers;
@@ -37,6 +38,7 @@ use self::stubs::{Stub, Stubs, fast_params};
 use self::translate::{Translator, Unit};
 use super::bytecode::{Cache, Entry, Op, Proto};
 use super::cells::BOXED;
+use super::interpreter::interpret;
 use super::value::Value;
 use super::vm::Vm;
 use crate::kernels::codegen::{Arena, Code, CodegenError};
@@ -119,6 +121,8 @@ pub struct Jit {
     owners: Vec<(*mut Cache, *mut Proto)>,
     under_construction: Vec<Purpose>,
     guards: Vec<CodeGuard>,
+    /// How many inline allocations are restart ranges.
+    restart_windows: usize,
     config: JitConfig,
     shadow: Option<Arc<Shadow>>,
     /// Numbers the pieces of code: names must differ.
@@ -138,6 +142,14 @@ impl Attached {
         // SAFETY: made by `attach`, freed by `drop`; used by this thread only.
         let jit = unsafe { &*self.jit };
         jit.compiled.len() + jit.loops.len()
+    }
+}
+
+impl Attached {
+    /// How many inline allocations can be begun again; all others are unsafe ranges.
+    pub fn restart_windows(&self) -> usize {
+        // SAFETY: as in `compiled`.
+        unsafe { (*self.jit).restart_windows }
     }
 }
 
@@ -171,6 +183,7 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
         owners: Vec::new(),
         under_construction: Vec::new(),
         guards: Vec::new(),
+        restart_windows: 0,
         config,
         shadow,
         pieces: 0,
@@ -446,7 +459,15 @@ impl Jit {
         let codes = self.arena.finish()?;
         let purposes = std::mem::take(&mut self.under_construction);
         for (code, purpose) in codes.into_iter().zip(purposes) {
-            self.register(vm, &code)?;
+            if let Err(error) = self.register(vm, &code) {
+                if let Purpose::Function(proto) = purpose
+                    // SAFETY: functions live as long as the isolate.
+                    && unsafe { (*proto).entry as usize == interpret as *const () as usize }
+                {
+                    self.compiled.remove(&proto);
+                }
+                return Err(error);
+            }
             match purpose {
                 Purpose::Stub(stub, count) => {
                     self.stub_code.insert((stub, count), code.entry());
@@ -480,17 +501,40 @@ impl Jit {
     }
 
     fn register(&mut self, vm: *mut Vm, code: &Code) -> Result<(), CodegenError> {
+        let refused = |error: CodeError| CodegenError::Register {
+            function: code.name.clone(),
+            why: error.to_string(),
+        };
         let maps = code.maps()?;
+        let bytes = code.bytes();
         // SAFETY: the isolate waits.
         let heap = unsafe { &(*vm).lox.heap };
+        for window in &code.marks {
+            let inside = &bytes[window.start as usize..window.end as usize];
+            let what = if windows::can_restart(inside) {
+                self.restart_windows += 1;
+                CodeWhat::Restart
+            } else if inside.len() <= windows::WINDOW_MAX {
+                CodeWhat::Unsafe
+            } else {
+                return Err(CodegenError::Compile {
+                    function: code.name.clone(),
+                    why: "an inline allocation was torn apart".to_owned(),
+                });
+            };
+            let spec = CodeSpec {
+                range: windows::addresses(code.range(), window),
+                what,
+                owner: Some(Box::new(code.memory())),
+            };
+            // SAFETY: `can_restart` has read the range; an unsafe one is a few instructions that do not wait.
+            let guard = unsafe { heap.world().register_code(spec) }.map_err(refused)?;
+            self.guards.push(guard);
+        }
         let owner = Some(Box::new(code.memory()) as Box<_>);
         // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
-        let guard = unsafe { heap.register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner) }
-            .map_err(|error| CodegenError::Register {
-                function: code.name.clone(),
-                why: error.to_string(),
-            })?;
-        self.guards.push(guard);
+        let guard = unsafe { heap.register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner) };
+        self.guards.push(guard.map_err(refused)?);
         if std::env::var_os("GCLAB_PERF_MAP").is_some() {
             write_perf_map(code);
         }

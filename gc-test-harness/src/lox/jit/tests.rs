@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::JitConfig;
 use super::oracle::{Oracle, Verdict};
-use crate::lox::run::{Outcome, RunConfig, run_source};
+use super::{JitConfig, attach};
+use crate::lox::compiler::compile;
+use crate::lox::run::{Outcome, RunConfig, make_heap, run_source};
+use crate::lox::vm::{NATIVES, Output, Vm};
 
 fn eager() -> JitConfig {
     JitConfig::after(0)
@@ -368,4 +370,19 @@ fn a_function_too_large_to_compile_is_interpreted() {
     let seen = text(&run_source(source.as_bytes(), &compiled(eager())));
     assert_eq!(seen, expected);
     assert_eq!(expected.2, 0);
+}
+
+#[test]
+fn inline_allocations_are_restart_ranges() {
+    let source = "
+        class Pair { init(a, b) { this.a = a; this.b = b; } } class Bare {}
+        fun pair(a) { return Pair(a, Bare()); }
+        for (var i = 0; i < 20; i = i + 1) pair(i);";
+    let program = compile(source.as_bytes(), &NATIVES).expect("is a program");
+    let lox = make_heap(&RunConfig::default()).expect("a heap");
+    let mut vm = Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate");
+    let attached = attach(&mut vm, JitConfig::after(2)).expect("a compiler");
+    assert!(vm.run());
+    assert_eq!(attached.restart_windows(), 2);
+    assert!(attached.compiled() >= 2);
 }

@@ -132,6 +132,8 @@ pub(super) struct Translator<'a, 'b, 'm, 'f> {
     failures: HashMap<(u32, Cause), ir::Block>,
     callees: HashMap<FuncId, FuncRef>,
     pub(super) signatures: HashMap<usize, SigRef>,
+    /// How many inline allocations there are.
+    pub(super) windows: u32,
     /// The oracle's frame, while a test watches.
     pub(super) frame: Option<ir::Value>,
     /// Operands of the instruction that it still needs after the call that it is about to make.
@@ -159,6 +161,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             failures: HashMap::new(),
             callees: HashMap::new(),
             signatures: HashMap::new(),
+            windows: 0,
             frame: None,
             pending: Vec::new(),
         };
