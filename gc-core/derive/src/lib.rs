@@ -54,10 +54,24 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
             );
         }
     });
+    // A member that reports its edges by a function of its own has them at no fixed offsets: they would be lost.
+    let checks = members(fields).map(|(_, ty)| {
+        quote_spanned! { ty.span() =>
+            ::core::assert!(
+                <#ty as ::gc_core::Trace>::TRACE.is_none(),
+                "a type with a trace function cannot be a member of a struct that derives Trace: hold a Field to it",
+            );
+        }
+    });
     Ok(quote! {
         // SAFETY: the edges are those of the members, each at its offset, and every member is `Trace`.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
+            const TRACE: ::core::option::Option<::gc_core::kind::TraceFn> = {
+                #(#checks)*
+                ::core::option::Option::None
+            };
+
             #[inline(always)]
             #[allow(unused_variables, clippy::all)]
             fn edges(edge: &mut impl ::core::ops::FnMut(usize)) {

@@ -104,6 +104,44 @@ macro_rules! made_by_the_heap {
 
 made_by_the_heap!([T: Trace] Array<T>, [T: Trace] Weak<T>, [T: Trace] WeakArray<T>, [] Bytes);
 
+/// What the compiler finds when it makes code for a type, later than a check does.
+///
+/// A member's trace function would be lost:
+/// ```compile_fail,E0080
+/// # use gc_core::{Heap, Trace};
+/// struct Own(u64);
+/// unsafe impl Trace for Own {
+///     const TRACE: Option<gc_core::kind::TraceFn> = Some(|_, _, _| ());
+///     fn edges(_: &mut impl FnMut(usize)) {}
+/// }
+/// #[derive(Trace)]
+/// struct Outer(Own);
+/// let heap = Heap::builder().build().unwrap();
+/// heap.attach().unwrap().with_scope(|s| s.alloc(Outer(Own(1))).is_ok());
+/// ```
+/// A cell is not aligned as the type asks:
+/// ```compile_fail,E0080
+/// # use gc_core::{Heap, Leaf};
+/// #[derive(Leaf)]
+/// #[repr(align(32))]
+/// struct Wide(u64);
+/// let heap = Heap::builder().build().unwrap();
+/// heap.attach().unwrap().with_scope(|s| s.alloc(Wide(1)).is_ok());
+/// ```
+/// A value would be traced after it was dropped:
+/// ```compile_fail,E0080
+/// # use gc_core::{Heap, Trace};
+/// struct Own(String);
+/// unsafe impl Trace for Own {
+///     const TRACE: Option<gc_core::kind::TraceFn> = Some(|_, _, _| ());
+///     fn edges(_: &mut impl FnMut(usize)) {}
+/// }
+/// let heap = Heap::builder().build().unwrap();
+/// heap.attach().unwrap().with_scope(|s| s.alloc(Own(String::new())).is_ok());
+/// ```
+#[cfg(doctest)]
+struct FoundLate;
+
 macro_rules! leaves {
     ($($({$($generics:tt)*})? $type:ty),* $(,)?) => {$(
         // SAFETY: what it holds are bits, or leaves.
