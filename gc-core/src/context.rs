@@ -1,6 +1,6 @@
 //! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly and JIT code can read it too.
 
-use core::cell::{OnceCell, UnsafeCell};
+use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
@@ -27,6 +27,8 @@ pub struct Context {
     log: UnsafeCell<[usize; LOG_WORDS]>,
     pub(crate) local: Runs,
     thread: OnceCell<gc_preempt::Mutator>,
+    /// The thread's end has detached it, under a `Mutator` that is still there.
+    pub(crate) gone: Cell<bool>,
     pub(crate) shared: Arc<Shared>,
     /// What the open scopes have rooted.
     pub(crate) handles: Handles,
@@ -54,6 +56,7 @@ impl Context {
             log: UnsafeCell::new([0; LOG_WORDS]),
             local,
             thread: OnceCell::new(),
+            gone: Cell::new(false),
             shared,
             handles,
             types: TypeCache::new(),

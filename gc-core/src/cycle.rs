@@ -31,7 +31,7 @@ use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
-use gc_preempt::{Stopped, World};
+use gc_preempt::{Stopped, StoppedMutator, World};
 
 use crate::api::fork::{self, OverFork};
 use crate::api::types::Types;
@@ -184,9 +184,12 @@ impl Shared {
 /// Who wants a collection, and how far the collector is.
 ///
 /// Collections have numbers. A request wants one that has not begun yet, so requests that come while one is under way are all served by
-/// the next. The lock is std's: mutators touch it only inside `blocking`, the collector outside of stops, so nobody is stopped with it.
+/// the next. The lock is std's: mutators touch it inside `blocking` or `no_preempt` only, the collector outside of stops, so nobody is
+/// stopped with it.
 #[derive(Default)]
 pub(crate) struct Requests {
+    /// The collector's thread exists.
+    pub(crate) alive: AtomicBool,
     pub(crate) state: Mutex<Wanted>,
     wake: Condvar,
     done: Condvar,
@@ -197,9 +200,7 @@ pub(crate) struct Wanted {
     wanted: u64,
     begun: u64,
     ended: u64,
-    /// The collector's thread exists.
-    pub(crate) alive: bool,
-    /// It existed in the parent of this process.
+    /// The collector's thread existed in the parent of this process.
     forked: bool,
     shutdown: bool,
 }
@@ -234,7 +235,7 @@ impl Requests {
         let mut state = self.lock();
         loop {
             if state.shutdown {
-                state.alive = false;
+                self.alive.store(false, Ordering::SeqCst);
                 self.done.notify_all();
                 return false;
             }
@@ -268,7 +269,8 @@ impl Requests {
     /// In the child of a fork.
     pub(crate) fn collector_is_gone(&self) {
         let mut state = self.lock();
-        (state.alive, state.forked) = (false, true);
+        self.alive.store(false, Ordering::SeqCst);
+        state.forked = true;
         // What was asked for in the parent was answered, or will be, there.
         state.begun = state.begun.max(state.ended);
     }
@@ -276,7 +278,7 @@ impl Requests {
     /// Whether the collector's thread can be joined: it is not one that only the parent of this process has.
     pub(crate) fn can_be_joined(&self) -> bool {
         let state = self.lock();
-        state.alive || !state.forked
+        self.alive.load(Ordering::SeqCst) || !state.forked
     }
 
     /// Ends the collector's thread.
@@ -388,16 +390,16 @@ impl<'h> Cycle<'h> {
         self.shared.space.begin_marking();
         let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, &self.shared.roots);
         for mutator in stopped.mutators() {
-            // SAFETY: every mutator of this world was attached with its context as data, which it frees only after it has detached; and
-            // a stopped mutator does not write it.
-            let context = unsafe { &*mutator.data().cast::<Context>() };
+            let frames = mutator.walk(&mut scanner);
+            scanner.scanned.frames += frames;
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
             if !planted("white-tails") {
                 // SAFETY: the array is that of a stopped mutator of this heap.
                 let tails = unsafe { self.shared.space.blacken_tails(context.runs()) };
                 self.tails += tails.cells;
             }
-            let frames = mutator.walk(&mut scanner);
-            scanner.scanned.frames += frames;
             if !planted("handles-unscanned") {
                 context
                     .handles
@@ -432,8 +434,9 @@ impl<'h> Cycle<'h> {
         };
         let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, &self.shared.roots);
         for mutator in stopped.mutators() {
-            // SAFETY: as in `scan`.
-            let context = unsafe { &*mutator.data().cast::<Context>() };
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
             for word in context.logged() {
                 scanner.logged(word);
             }
@@ -552,6 +555,15 @@ impl<'h> Cycle<'h> {
         while !self.shared.requests.is_wanted() && space.release_piece(keep) > 0 {}
         Phase::Idle
     }
+}
+
+/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap has none; its stack is scanned all the same.
+fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
+    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with their context, which they free only after
+    // they have detached. A stopped mutator does not write it.
+    mutator
+        .has_exit_hook()
+        .then(|| unsafe { &*mutator.data().cast::<Context>() })
 }
 
 /// Clears the words of one marked weak cell whose targets are dead; gives their number.

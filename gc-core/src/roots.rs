@@ -99,7 +99,10 @@ impl Roots {
 
     /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there can be. Protected as [`Roots::lock`].
     pub(crate) fn add(&self, address: usize) -> Option<usize> {
-        let mut tables = self.lock();
+        self.add_locked(&mut self.lock(), address)
+    }
+
+    fn add_locked(&self, tables: &mut Tables, address: usize) -> Option<usize> {
         let slot = if tables.free != 0 {
             let slot = tables.free - 1;
             // Relaxed, here and below: the lock orders the slots' use; a handle's own readers have it from its maker.
@@ -117,7 +120,9 @@ impl Roots {
 
     /// A second handle on what `slot` holds.
     pub(crate) fn copy(&self, slot: usize) -> Option<usize> {
-        self.add(self.get(slot))
+        // Read under the lock: between a look and the lock, another thread could change the slot and a collection free the cell.
+        let mut tables = self.lock();
+        self.add_locked(&mut tables, self.get(slot))
     }
 
     /// Frees a handle. Protected as [`Roots::lock`].

@@ -283,7 +283,7 @@ fn threads_that_come_block_and_go_do_not_disturb_collections() {
                 let mut n = seed;
                 while !done.load(Relaxed) {
                     std::thread::scope(|s| {
-                        s.spawn(|| {
+                        let thread = s.spawn(|| {
                             let m = heap.attach().unwrap();
                             let kept = list(&m, k, 100 + n % 50);
                             m.blocking(std::thread::yield_now);
@@ -292,6 +292,8 @@ fn threads_that_come_block_and_go_do_not_disturb_collections() {
                                 std::mem::forget(m); // detaches at the thread's end
                             }
                         });
+                        // The scope alone would not wait for the thread's destructors.
+                        thread.join().unwrap();
                     });
                     n += 1;
                 }

@@ -212,13 +212,13 @@ thread_local! {
 
 impl Drop for AtExit {
     fn drop(&mut self) {
-        let Some(record) = registry::current() else {
-            return;
-        };
         if faults::planted("no-exit-detach") {
             return;
         }
-        while let Some((world, at_exit, data)) = any_membership(record) {
+        // Asked for anew each time: after the last detach the record may be another thread's already, and its memberships with it.
+        while let Some(record) = registry::current()
+            && let Some((world, at_exit, data)) = any_membership(record)
+        {
             if let Some(f) = at_exit {
                 // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
                 unsafe { f(data) };

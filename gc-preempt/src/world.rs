@@ -555,6 +555,11 @@ impl<'s> StoppedMutator<'s> {
         self.member.data
     }
 
+    /// Was it attached by [`World::attach_with`], whose caller vouches for the data?
+    pub fn has_exit_hook(&self) -> bool {
+        self.member.at_exit.is_some()
+    }
+
     /// Where it stands.
     pub fn snapshot(&self) -> &'s Snapshot {
         // SAFETY: the stop that this value borrows holds the thread.

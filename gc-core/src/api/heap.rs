@@ -179,7 +179,7 @@ pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandl
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
     }
-    shared.requests.lock().alive = true;
+    shared.requests.alive.store(true, Ordering::SeqCst);
     let thread = std::thread::Builder::new()
         .name("urge-collector".into())
         .spawn({
@@ -193,7 +193,7 @@ pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandl
     // SAFETY: the call above has filled `before`.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
     if thread.is_err() {
-        shared.requests.lock().alive = false;
+        shared.requests.alive.store(false, Ordering::SeqCst);
     }
     thread
 }
@@ -223,7 +223,7 @@ struct Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.requests.shut_down();
+        protected(|| self.shared.requests.shut_down());
         let thread = self
             .thread
             .get_mut()
@@ -233,7 +233,7 @@ impl Drop for Handle {
         // this thread to stop meanwhile, so the wait is a blocking one.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
-            && self.shared.requests.can_be_joined()
+            && protected(|| self.shared.requests.can_be_joined())
         {
             gc_preempt::blocking_here(|| drop(thread.join()));
         }
@@ -327,7 +327,10 @@ impl Heap {
 
     /// Asks for a collection and does not wait for it; gives its number.
     pub fn request_collection(&self) -> u64 {
-        self.revive();
+        let alive = self.shared().requests.alive.load(Ordering::SeqCst);
+        if !alive && !gc_preempt::in_no_preempt_here() {
+            gc_preempt::blocking_here(|| self.revive());
+        }
         protected(|| self.shared().requests.ask())
     }
 
@@ -337,8 +340,9 @@ impl Heap {
     }
 
     /// In the child of a fork the collector's thread does not exist: starts another.
+    /// Inside `blocking`: it locks and calls malloc.
     fn revive(&self) {
-        if self.shared().requests.lock().alive {
+        if self.shared().requests.alive.load(Ordering::SeqCst) {
             return;
         }
         let mut thread = self
@@ -346,7 +350,7 @@ impl Heap {
             .thread
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if self.shared().requests.lock().alive {
+        if self.shared().requests.alive.load(Ordering::SeqCst) {
             return;
         }
         match spawn_collector(self.shared_arc()) {
@@ -369,7 +373,7 @@ impl Heap {
         stats
     }
 
-    /// The heap's mutators as `gc-preempt` sees them.
+    /// The heap's mutators as `gc-preempt` sees them. A thread attached through it is stopped and scanned, but is no mutator of the heap.
     pub fn world(&self) -> &World {
         &self.shared().world
     }

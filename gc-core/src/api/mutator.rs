@@ -22,7 +22,8 @@ use crate::heap::{LargeStep, MAX_SMALL, MapError};
 use crate::kind::KindId;
 use crate::roots::RangeRoot;
 
-/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked.
+/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked or
+/// dropped inside [`blocking`](Mutator::blocking) or [`no_preempt`](Mutator::no_preempt).
 pub struct Mutator {
     runs: *mut Run,
     context: NonNull<Context>,
@@ -429,17 +430,34 @@ fn retire(context: &Context) {
 /// `data` is the context of the calling thread, still attached.
 unsafe fn at_exit(data: *mut ()) {
     // SAFETY: by the contract; contexts of leaked mutators are never freed.
-    retire(unsafe { &*data.cast::<Context>() });
+    let context = unsafe { &*data.cast::<Context>() };
+    retire(context);
+    context.gone.set(true);
 }
 
 impl Drop for Mutator {
     fn drop(&mut self) {
-        retire(self.record());
+        let record = self.record();
+        let gone = record.gone.get();
+        if !gone {
+            // Inside `blocking` a stop counts this thread as stopped, so its runs may not change; inside `no_preempt` it cannot wait for the
+            // registry. It stays attached until the thread's end.
+            if record.thread().is_blocking() || record.thread().in_no_preempt() {
+                return;
+            }
+            retire(record);
+        }
         // SAFETY: the thread's registration goes first, so that no collector has the context when it is freed; the heap's handle last,
         // since it may be the last one.
         unsafe {
             let mut context = Box::from_raw(self.context.as_ptr());
-            drop(context.detach());
+            let thread = context.detach();
+            if gone {
+                // A thread-local that is dropped after the one that detached this thread: its record may be another thread's by now.
+                core::mem::forget(thread);
+            } else {
+                drop(thread);
+            }
             drop(context);
             ManuallyDrop::drop(&mut self.heap);
         }

@@ -112,6 +112,7 @@ pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Opti
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env("URGE_TEST_CHILD", "1")
         .env("URGE_FAULT", faults)
+        .env("URGE_ASYNC", "1") // most of these hazards are signals'
         .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,0 +1,118 @@
+//! Mutators that end in unusual ways and places: at the thread's end, late in it, inside sections, and some that are none.
+
+mod common;
+
+use common::{check_list, garbage, heap, list};
+use gc_core::Mutator;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+/// Threads that attach, use the heap, and check that a stop sees as many mutators as there are, while `end` ends others.
+fn beside(end: impl Fn(&gc_core::Heap) + Sync) {
+    let (heap, k) = heap();
+    let done = AtomicBool::new(false);
+    let rounds = AtomicU64::new(0);
+    std::thread::scope(|s| {
+        for _ in 0..2 {
+            s.spawn(|| {
+                while !done.load(Relaxed) {
+                    let thread = s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        for _ in 0..20 {
+                            let kept = list(&m, k, 200);
+                            m.collect();
+                            garbage(&m, k, 20);
+                            check_list(kept, 200);
+                        }
+                        assert!(
+                            heap.stats().last.mutators >= 1,
+                            "a mutator that lives was not stopped"
+                        );
+                    });
+                    thread.join().unwrap();
+                    rounds.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        while rounds.load(Relaxed) < 30 {
+            std::thread::scope(|s| s.spawn(|| end(&heap)).join().unwrap());
+        }
+        done.store(true, Relaxed);
+    });
+    heap.collect();
+}
+
+#[test]
+fn a_leaked_mutator_takes_only_its_own_thread_along() {
+    beside(|heap| std::mem::forget(heap.attach().unwrap()));
+}
+
+#[test]
+fn a_mutator_in_a_thread_local_takes_only_its_own_thread_along() {
+    thread_local! {
+        static LATE: RefCell<Option<Mutator>> = const { RefCell::new(None) };
+    }
+    beside(|heap| {
+        // The cell's destructor is registered before the one that attaching registers, and so runs after it.
+        LATE.with(|late| *late.borrow_mut() = Some(heap.attach().unwrap()));
+    });
+}
+
+#[test]
+fn a_mutator_dropped_inside_a_section_stays_until_the_threads_end() {
+    beside(|heap| {
+        let m = heap.attach().unwrap();
+        gc_preempt::blocking_here(move || drop(m));
+        assert!(heap.attach().is_err());
+    });
+    beside(|heap| {
+        let m = heap.attach().unwrap();
+        gc_preempt::no_preempt_here(move || drop(m));
+        assert!(heap.attach().is_err());
+    });
+}
+
+#[test]
+fn a_thread_attached_past_the_heap_is_stopped_and_its_data_not_believed() {
+    let (heap, k) = heap();
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _stranger = heap.world().attach(std::ptr::null_mut()).unwrap();
+            ready.store(true, Relaxed);
+            while !done.load(Relaxed) {
+                std::hint::spin_loop();
+            }
+        });
+        let m = heap.attach().unwrap();
+        let kept = list(&m, k, 100);
+        while !ready.load(Relaxed) {
+            std::thread::yield_now();
+        }
+        m.collect();
+        assert_eq!(heap.stats().last.mutators, 2);
+        check_list(kept, 100);
+        done.store(true, Relaxed);
+    });
+}
+
+#[test]
+fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
+    let (heap, k) = heap();
+    std::thread::scope(|s| {
+        for _ in 0..4 {
+            s.spawn(|| {
+                let m = heap.attach().unwrap();
+                let kept = list(&m, k, 50);
+                for _ in 0..2000 {
+                    heap.request_collection();
+                    m.no_preempt(|| heap.request_collection());
+                    m.report_external(4 << 20);
+                    m.report_external(-(4 << 20));
+                }
+                check_list(kept, 50);
+            });
+        }
+    });
+    assert!(heap.stats().collections > 0);
+}
