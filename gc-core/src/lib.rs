@@ -108,7 +108,8 @@
 //! A thread that touches the heap attaches ([`Heap::attach`]) and has a [`Mutator`], which stays on it. Threads that do not attach may hold
 //! and read [`Root`]s. [`Mutator::blocking`] is for everything that may take long outside of the heap; there the heap is out of bounds, and the
 //! safe tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for it, so it is short, allocates nothing
-//! with malloc, and takes no lock that somebody holds outside of such a section. The collector is a thread of its own. A thread may attach to
+//! with malloc, and takes no lock that somebody holds outside of such a section. A mutator runs on its thread's own stack: while it is on another
+//! one (a coroutine's, a signal handler's alternate stack), a stop waits until it is back, and `blocking` panics. The collector is a thread of its own. A thread may attach to
 //! several heaps. A child of a fork has the forking thread's heaps whole.
 //!
 //! # Signals

@@ -292,7 +292,8 @@ impl Heap {
         protected(|| self.shared().space.site(kind, bytes))
     }
 
-    /// Attaches the running thread, which may then allocate until the result is dropped.
+    /// Attaches the running thread, which may then allocate until the result is dropped. It does so on its own stack: a stop waits for a
+    /// thread that is on another one (a coroutine's) until it is back.
     ///
     /// # Errors
     /// [`AttachError`]: the thread is attached to this heap already, or the system refused what it needs.

@@ -45,7 +45,8 @@ impl Mutator {
     /// Opens a scope, runs `f` in it, ends it. Handles made in the scope cannot leave it; what is to live on is stored in a
     /// [`Field`](crate::Field) of something that does, or in a [`Root`](crate::Root).
     ///
-    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its end.
+    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its end. A scope is for the thread's own stack:
+    /// a stop waits for a thread that is on another one (a coroutine's) until it is back.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
