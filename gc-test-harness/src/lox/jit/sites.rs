@@ -50,8 +50,8 @@ impl Sites {
         // SAFETY: as above.
         let now = unsafe { *place };
         let seen = self.seen.entry(place).or_default();
-        if now.id == 0 || seen.iter().any(|cache| cache.id == now.id) {
-        } else if seen.len() < SHAPES_MAX {
+        let known = seen.iter().any(|cache| cache.id == now.id);
+        if now.id != 0 && !known && seen.len() < SHAPES_MAX {
             seen.push(now);
         }
         let misses = self.misses.entry(proto).or_default();

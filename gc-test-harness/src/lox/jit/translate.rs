@@ -526,6 +526,10 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 continue;
             }
             let operand = self.stack[slot];
+            debug_assert!(
+                operand.kind.is(kind),
+                "the analysis knows more than the code"
+            );
             args.push(BlockArg::Value(self.in_form(&operand, kind.form())));
         }
         (block, args)
