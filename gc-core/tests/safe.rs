@@ -104,6 +104,28 @@ fn length_from(_: Local<'_, Node>, n: u64, head: &Local<'_, Node>) -> u64 {
     head.value - n
 }
 
+/// Compiles only for types that are not `Send`: for others there are two candidates.
+trait StaysOnItsThread<Choice> {
+    fn check() {}
+}
+impl<T: ?Sized> StaysOnItsThread<()> for T {}
+impl<T: ?Sized + Send> StaysOnItsThread<u8> for T {}
+
+#[test]
+fn mutators_scopes_and_handles_stay_on_their_thread_and_roots_do_not() {
+    <Mutator as StaysOnItsThread<_>>::check();
+    <&Mutator as StaysOnItsThread<_>>::check();
+    <gc_core::Scope<'_> as StaysOnItsThread<_>>::check();
+    <&gc_core::Scope<'_> as StaysOnItsThread<_>>::check();
+    <Local<'_, Node> as StaysOnItsThread<_>>::check();
+    <&Local<'_, Node> as StaysOnItsThread<_>>::check();
+    <gc_core::Gc<Node> as StaysOnItsThread<_>>::check();
+    fn anywhere<T: Send + Sync>() {}
+    anywhere::<Heap>();
+    anywhere::<Root<Node>>();
+    anywhere::<Field<Node>>();
+}
+
 #[test]
 fn a_field_is_born_null_and_refuses_a_store_before_it_lies_in_the_heap() {
     let heap = heap();

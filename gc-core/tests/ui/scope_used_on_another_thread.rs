@@ -1,8 +1,0 @@
-//! A scope stays on its thread: its handles are not locked.
-use gc_core::Scope;
-
-fn is_sync<T: Sync>() {}
-
-fn main() {
-    is_sync::<Scope<'_>>();
-}
