@@ -159,6 +159,12 @@ impl Runs {
         })
     }
 
+    /// The first unit, plus one, of the span that the mutator takes `site`'s runs from; 0: none. By the owner.
+    pub(crate) fn own_span(&self, site: usize) -> u32 {
+        // SAFETY: the caller owns the array, which is mapped zeroed, and zero is a value of its elements.
+        unsafe { (*self.own.at(site)).span }
+    }
+
     /// The array that machine code indexes with [`Site::index`].
     pub fn as_mut_ptr(&self) -> *mut Run {
         self.runs.at(0)

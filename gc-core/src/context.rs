@@ -27,6 +27,8 @@ pub struct Context {
     log: UnsafeCell<[usize; LOG_WORDS]>,
     pub(crate) local: Runs,
     thread: OnceCell<gc_preempt::Mutator>,
+    /// Its number among the heap's records.
+    pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
     pub(crate) gone: Cell<bool>,
     pub(crate) shared: Arc<Shared>,
@@ -56,6 +58,7 @@ impl Context {
             log: UnsafeCell::new([0; LOG_WORDS]),
             local,
             thread: OnceCell::new(),
+            place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             shared,
             handles,

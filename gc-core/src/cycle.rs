@@ -61,6 +61,8 @@ pub(crate) struct Shared {
     /// The Rust types that have cells here.
     pub(crate) types: Types,
     pub(crate) requests: Requests,
+    /// The records of all mutators, for the child of a fork. Changed inside `no_preempt`.
+    pub(crate) contexts: gc_preempt::Mutex<Slab<Attached>>,
     pub(crate) over_fork: OverFork,
     /// `pthread_self` of the collector's thread, or 0.
     pub(crate) collector: AtomicUsize,
@@ -75,6 +77,16 @@ pub(crate) struct Shared {
     /// Cells that the last collection left allocated, the rests of runs included.
     pub(crate) cells: AtomicU64,
 }
+
+/// A mutator's record and whose it is.
+pub(crate) struct Attached {
+    /// `pthread_self` of its thread.
+    pub(crate) owner: usize,
+    pub(crate) context: *const Context,
+}
+
+// SAFETY: read in the child of a fork only, by the thread that is left.
+unsafe impl Send for Attached {}
 
 /// A kind whose cells are weak.
 #[derive(Clone, Copy)]
@@ -172,6 +184,7 @@ impl Shared {
             self.types.lock_for_fork(),
             self.requests.lock(),
             self.weak_kinds.lock(),
+            self.contexts.lock(),
             self.roots.lock(),
             self.finalizers.lock_for_fork(),
             self.drops.lock_for_fork(),

@@ -92,3 +92,45 @@ fn h8_a_forked_child_allocates_and_collects() {
         },
     );
 }
+
+#[test]
+fn a_child_gets_back_what_gone_threads_were_allocating_from() {
+    hazard(
+        "a_child_gets_back_what_gone_threads_were_allocating_from",
+        "spans-lost-in-child",
+        || {
+            let (heap, k) = heap();
+            let (ready, done) = (std::sync::Barrier::new(5), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                for _ in 0..4 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        for size in (16..2000).step_by(64) {
+                            // SAFETY: dies at once.
+                            unsafe { m.alloc(k.leaf, size).unwrap() };
+                        }
+                        m.blocking(|| ready.wait());
+                        while !done.load(Relaxed) {
+                            m.blocking(std::thread::yield_now);
+                        }
+                    });
+                }
+                ready.wait();
+                let m = heap.attach().unwrap();
+                let kept = list(&m, k, 1000);
+                let before = heap.stats().used_bytes;
+                in_child(|| {
+                    (0..3).for_each(|_| assert!(m.collect() > 0));
+                    let after = heap.stats().used_bytes;
+                    assert!(
+                        after < before / 4,
+                        "{after} of {before} bytes are still in use"
+                    );
+                    check_list(kept, 1000);
+                    use_it(&heap, &m, k);
+                });
+                done.store(true, Relaxed);
+            });
+        },
+    );
+}

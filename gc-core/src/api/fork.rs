@@ -4,8 +4,8 @@
 //! the registry lock first: from then on no world is stopped and none can be, so no collection is between its stop and its resume, and
 //! whoever holds one of our locks is running and soon done. Then the forking thread takes them all, and both sides give them back.
 //!
-//! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that a gone thread was sweeping are
-//! counted again; what gone mutators were allocating is found dead by the next collection.
+//! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that gone threads owned or were
+//! sweeping go back to their sites' lists; what gone mutators were allocating is found dead by the next collection.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
@@ -80,6 +80,18 @@ unsafe fn child(data: *mut ()) {
         parent(data);
         let shared = &*data.cast::<Shared>();
         shared.requests.collector_is_gone();
-        shared.space.forked();
+        let me = libc::pthread_self() as usize;
+        let mut contexts = shared.contexts.lock();
+        let mut kept = None;
+        for at in 0..contexts.high() {
+            match contexts.get(at) {
+                // The context of the thread that is left, which is attached.
+                Some(context) if context.owner == me => kept = Some(&(*context.context).local),
+                // Never freed: its thread is gone.
+                _ => drop(contexts.take(at)),
+            }
+        }
+        drop(contexts);
+        shared.space.forked(kept);
     }
 }

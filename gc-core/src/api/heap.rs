@@ -40,6 +40,9 @@ const LOG: usize = 1 << 25;
 /// Entries of the mark queue: 512 MiB of address space. A graph that needs more is marked all the same, by looking again.
 const QUEUE: usize = 1 << 26;
 
+/// Mutators whose records a forked child can find.
+const MUTATORS: usize = 1 << 20;
+
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`
@@ -124,6 +127,7 @@ impl HeapBuilder {
             drops: Finalizers::new(FINALIZERS)?,
             types: Types::new()?,
             requests: Requests::default(),
+            contexts: gc_preempt::Mutex::new(Slab::new(MUTATORS)?),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),

@@ -15,6 +15,7 @@ use crate::api::root::{RawRoot, RootRange, protected};
 use crate::api::types::TypeCache;
 use crate::barrier;
 use crate::context::Context;
+use crate::cycle::Attached;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Entry;
@@ -78,6 +79,18 @@ impl Mutator {
                 record.attach(thread);
                 // A collector changes the flag in a stop only, so it does not change here. Relaxed: the stop orders it.
                 record.thread().no_preempt(|| {
+                    // SAFETY: no arguments, no memory.
+                    let owner = unsafe { libc::pthread_self() } as usize;
+                    let context = context.as_ptr().cast_const();
+                    // With more than a million mutators, a child's spans of the last ones are never used again.
+                    if let Ok(at) = record
+                        .shared
+                        .contexts
+                        .lock()
+                        .add(Attached { owner, context })
+                    {
+                        record.place.set(at);
+                    }
                     let marking = record.shared.marking.load(Ordering::Relaxed);
                     record.marking.store(marking.into(), Ordering::Relaxed);
                 });
@@ -419,6 +432,7 @@ impl Mutator {
 /// Gives back what a mutator has: its runs and its log.
 fn retire(context: &Context) {
     context.thread().no_preempt(|| {
+        context.shared.contexts.lock().take(context.place.get());
         context.shared.space.retire(&context.local);
         context.flush_log();
     });

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::alloc::Site;
+use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
@@ -524,9 +524,31 @@ impl Space {
         (making, kinds, sites, self.lock_large(), self.spans.lock())
     }
 
-    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: counts anew what other threads, now
-    /// gone, were about to sweep. Their runs may be given back with [`Space::retire`].
-    pub(crate) fn forked(&self) {
+    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over the spans that gone threads
+    /// owned or were sweeping, and counts anew what is to be swept. `kept` are the runs of the only thread left.
+    ///
+    /// The gone threads' runs are not looked at, since they may have been in the middle of filling one: the next collection
+    /// finds the cells in them dead.
+    pub(crate) fn forked(&self, kept: Option<&Runs>) {
+        for site in 0..self.sites.count() {
+            let own = kept.map_or(0, |runs| runs.own_span(site));
+            let mut lists = self.sites.at(site).lists.lock();
+            let lists = &mut *lists;
+            let mut listed = std::collections::HashSet::new();
+            for list in [&lists.unswept, &lists.partial, &lists.full] {
+                list.each(self.records(), &mut |span| {
+                    listed.insert(span);
+                });
+            }
+            let mut link = lists.all;
+            while let Some(span) = (link as usize).checked_sub(1) {
+                if link != own && !listed.contains(&span) && !planted("spans-lost-in-child") {
+                    lists.full.push(self.records(), span);
+                }
+                // SAFETY: chain links belong to the site's lock.
+                link = unsafe { (*self.records().at(span)).all_next };
+            }
+        }
         let spans: usize = (0..self.sites.count())
             .map(|site| self.sites.at(site).lists.lock().unswept.len())
             .sum();
