@@ -6,3 +6,4 @@ pub mod deep;
 pub mod hold;
 pub mod image;
 pub mod loops;
+pub mod stale;

@@ -1,0 +1,231 @@
+//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc, beside a bare bump-and-bitmap heap.
+//!
+//! `cargo bench -p benches --bench alloc`. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed, with 32 bytes for an
+//! object of 16; without it, it counts interior pointers as Urge does, and is quicker.
+
+use std::time::Duration;
+
+use benches::bdwgc::{self, Bdwgc};
+use benches::limits::Bump;
+use benches::paired::{Block, Paired};
+use benches::{Mode, consume, wanted};
+use criterion::{Criterion, Throughput};
+use gc_core::{Encoding, Field, Heap, Kind, Mutator, Site, Trace, keep_alive};
+
+/// What the figure is of.
+#[derive(Trace)]
+struct Pair(Field<Pair>, Field<Pair>);
+
+impl Pair {
+    #[inline(always)]
+    fn empty() -> Pair {
+        Pair(Field::null(), Field::null())
+    }
+}
+
+/// The bytes of such an object, at most.
+const BYTES: usize = 16;
+
+/// What a heap without live data hands out between two collections, and so what the bare one has.
+const ROUND: usize = 4 << 20;
+
+fn main() {
+    let mode = Mode::from_args();
+    let heap = Heap::builder().build().expect("a heap");
+    let mutator = heap.attach().expect("attaches");
+    let kind = Kind::words_at("pair", &[0, 1], Encoding::RAW);
+    let kind = heap.kind(kind).expect("a kind");
+    let site = heap.site(kind, BYTES).expect("a site");
+    let bdwgc = Bdwgc::load(std::env::var_os("URGE_BENCH_INTERIOR").is_some());
+    if mode != Mode::List && wanted("alloc") {
+        objects_are_small(&mutator, mode);
+        table(&mutator, site, bdwgc, mode);
+    }
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    groups(&mut criterion, &mutator, site, bdwgc);
+    criterion.final_summary();
+}
+
+/// The loops, out of line, so that a disassembler finds them.
+#[inline(never)]
+fn alloc_raw(mutator: &Mutator, count: u64) {
+    for _ in 0..count {
+        // SAFETY: the object is garbage at once.
+        let pair = unsafe { mutator.alloc_raw(Pair::empty()) }.expect("room");
+        keep_alive(pair);
+    }
+}
+
+#[inline(never)]
+fn alloc_at(mutator: &Mutator, site: Site, count: u64) {
+    for _ in 0..count {
+        // SAFETY: the cell is garbage at once, and zero.
+        let cell = unsafe { mutator.alloc_at(site) }.expect("room");
+        consume(cell.as_ptr() as usize);
+    }
+}
+
+#[inline(never)]
+fn safe(mutator: &Mutator, count: u64) {
+    for _ in 0..count {
+        mutator
+            .scope(|s| {
+                let pair = s.alloc(Pair::empty())?;
+                consume(&raw const *pair as usize);
+                Ok(())
+            })
+            .expect("room");
+    }
+}
+
+/// Handles of one scope, some dozens each.
+#[inline(never)]
+fn safe_in_batches(mutator: &Mutator, count: u64) {
+    for _ in 0..count / 64 {
+        mutator
+            .scope(|s| {
+                for _ in 0..64 {
+                    let pair = s.alloc(Pair::empty())?;
+                    consume(&raw const *pair as usize);
+                }
+                Ok(())
+            })
+            .expect("room");
+    }
+}
+
+#[inline(never)]
+fn bare(heap: &mut Bump, count: u64) {
+    for _ in 0..count {
+        consume(heap.alloc::<BYTES>());
+    }
+}
+
+#[inline(never)]
+fn boehm(bdwgc: Bdwgc, count: u64) {
+    for _ in 0..count {
+        consume(bdwgc.malloc(BYTES));
+    }
+}
+
+fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
+    let count = mode.pick(8 << 20, 1 << 14);
+    let block = |work: &mut dyn FnMut()| {
+        Block::timed(|| {
+            work();
+            count
+        })
+    };
+    let mut bump = Bump::new(BYTES, ROUND);
+    let before = mutator.heap().stats();
+    let mut paired = Paired::new("alloc", "object of two pointers")
+        .contender("alloc_raw", || block(&mut || alloc_raw(mutator, count)))
+        .contender("alloc_at", || block(&mut || alloc_at(mutator, site, count)))
+        .contender("safe tier, a scope each", || {
+            block(&mut || safe(mutator, count))
+        })
+        .contender("safe tier, a scope for 64", || {
+            block(&mut || safe_in_batches(mutator, count))
+        })
+        .contender("bare bump", || block(&mut || bare(&mut bump, count)));
+    match bdwgc {
+        Some(bdwgc) => {
+            println!("bdwgc: {}", bdwgc.setup());
+            paired = paired.contender("GC_malloc(16)", move || block(&mut || boehm(bdwgc, count)));
+        }
+        None => println!("{}", bdwgc::MISSING),
+    }
+    let measured = paired.measure(mode.pick(21, 2));
+    let after = mutator.heap().stats();
+    println!(
+        "{}",
+        measured
+            .with_ratio("GC_malloc(16)", "alloc_raw")
+            .with_ratio("GC_malloc(16)", "alloc_at")
+            .with_ratio("GC_malloc(16)", "safe tier, a scope each")
+            .with_ratio("GC_malloc(16)", "safe tier, a scope for 64")
+            .with_ratio("alloc_raw", "bare bump")
+            .with_ratio("alloc_at", "bare bump")
+    );
+    println!(
+        "collections meanwhile: {} of ours{}\n",
+        after.collections - before.collections,
+        bdwgc.map_or(String::new(), |peer| format!(
+            ", {} of bdwgc's",
+            peer.collections()
+        ))
+    );
+}
+
+/// Counts what a list of pairs takes: in runs as they are handed out, in cells as the collector finds them, and in spans.
+fn objects_are_small(mutator: &Mutator, mode: Mode) {
+    /// The most that a mutator may have been handed and not used yet.
+    const RUN: u64 = 8 << 10;
+    let count = mode.pick(1_000_000, 50_000);
+    let heap = mutator.heap();
+    heap.collect();
+    let before = heap.stats();
+    // SAFETY: each pair is a field of the next one, and the last one is on this stack, which is scanned.
+    let list = unsafe {
+        let mut list = mutator.alloc_raw(Pair::empty()).expect("room");
+        for _ in 1..count {
+            let next = mutator.alloc_raw(Pair::empty()).expect("room");
+            next.0.set_raw(mutator, Some(list));
+            list = next;
+        }
+        list
+    };
+    let filled = heap.stats();
+    heap.collect();
+    let live = heap.stats().last;
+    let allocated = filled.allocated_total - before.allocated_total;
+    let used = filled.used_bytes.saturating_sub(before.used_bytes);
+    assert!(
+        allocated <= count * BYTES as u64 + RUN,
+        "{allocated} bytes were handed out for {count} objects"
+    );
+    assert!(
+        live.cells_live >= count && live.bytes_live <= live.cells_live * BYTES as u64,
+        "{} cells of {} bytes are alive",
+        live.cells_live,
+        live.bytes_live
+    );
+    println!(
+        "bytes an object: {:.3} handed out, {:.3} as cells, {:.3} in spans (besides, in side bitmaps: 2 bits)\n",
+        allocated as f64 / count as f64,
+        live.bytes_live as f64 / live.cells_live as f64,
+        used as f64 / count as f64
+    );
+    keep_alive(list);
+}
+
+fn groups(criterion: &mut Criterion, mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>) {
+    let mut group = criterion.benchmark_group("alloc");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("alloc_raw", |b| {
+        b.iter(|| {
+            // SAFETY: the object is garbage at once.
+            let pair = unsafe { mutator.alloc_raw(Pair::empty()) };
+            keep_alive(pair.expect("room"));
+        });
+    });
+    group.bench_function("alloc_at", |b| {
+        b.iter(|| {
+            // SAFETY: the cell is garbage at once, and zero.
+            let cell = unsafe { mutator.alloc_at(site) };
+            consume(cell.expect("room").as_ptr() as usize);
+        });
+    });
+    group.bench_function("safe", |b| {
+        b.iter(|| safe(mutator, 1));
+    });
+    let mut bump = Bump::new(BYTES, ROUND);
+    group.bench_function("bare_bump", |b| b.iter(|| consume(bump.alloc::<BYTES>())));
+    if let Some(bdwgc) = bdwgc {
+        group.bench_function("bdwgc", |b| b.iter(|| consume(bdwgc.malloc(BYTES))));
+    }
+    group.finish();
+}

@@ -1,0 +1,134 @@
+//! What the collector costs between stops: poll-free loops with a heap attached, beside the same loops with no heap at all.
+//!
+//! `cargo bench -p benches --bench barrier_free_loop`. The ratio has to be 1, since the code is the same to the byte: that is asserted.
+
+use std::time::Duration;
+
+use benches::paired::{Block, Paired};
+use benches::{Mode, wanted};
+use criterion::Criterion;
+use gc_core::{Encoding, Heap};
+use gc_test_harness::kernels::alloc::{Allocator, node_site, ring};
+use gc_test_harness::kernels::codegen::{Arena, Code};
+use gc_test_harness::kernels::loops::{Loops, chase_oracle, count_oracle};
+
+const SEED: u64 = 3;
+/// Nodes of the ring that is chased: in the first-level cache, so that the loop itself is what counts.
+const RING: usize = 500;
+
+fn main() {
+    let mode = Mode::from_args();
+    if mode != Mode::List && wanted("barrier_free_loop") {
+        bytes_are_identical();
+        table(mode);
+    }
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    groups(&mut criterion);
+    criterion.final_summary();
+}
+
+fn loops() -> Loops {
+    Loops::compile(&mut Arena::new().expect("an arena")).expect("compiles")
+}
+
+/// Registers the loops with a new heap, attaches this thread, and runs `f`.
+fn with_heap<R>(loops: &Loops, f: impl FnOnce(&Allocator<'_>) -> R) -> R {
+    let heap = Heap::builder().build().expect("a heap");
+    let guards = loops.code.iter();
+    let guards = guards.map(|code| code.register_with(&heap, Encoding::RAW));
+    let guards: Vec<_> = guards.collect::<Result<_, _>>().expect("registers");
+    let mutator = heap.attach().expect("attaches");
+    let result = f(&Allocator::new(&mutator, node_site(&heap).expect("a site")));
+    drop(mutator);
+    drop(guards);
+    result
+}
+
+fn bytes(loops: &Loops) -> Vec<Vec<u8>> {
+    loops
+        .code
+        .iter()
+        .map(|code: &Code| code.bytes().to_vec())
+        .collect()
+}
+
+/// Code of a process without a heap, registered code, code that a collection has seen, and code compiled for a heap.
+fn bytes_are_identical() {
+    let without = loops();
+    let before = bytes(&without);
+    with_heap(&without, |allocator| {
+        assert_eq!(before, bytes(&without), "registering changed the code");
+        allocator.run();
+        let compiled_for_it = loops();
+        assert_eq!(
+            before,
+            bytes(&compiled_for_it),
+            "a heap changed what is compiled"
+        );
+    });
+    let total: usize = before.iter().map(Vec::len).sum();
+    println!(
+        "{} loops, {total} bytes of code: identical with and without a heap\n",
+        before.len()
+    );
+}
+
+fn table(mode: Mode) {
+    let turns = mode.pick(20_000_000, 100_000);
+    let loops = loops();
+    let values: Vec<u64> = (0..RING as u64).collect();
+    let (counted, chased) = (count_oracle(SEED, turns), chase_oracle(&values, turns));
+    let count = || {
+        Block::timed(|| {
+            assert_eq!((loops.count)(SEED, turns), counted);
+            turns
+        })
+    };
+    let chase = |first: usize| {
+        let mut slot = first;
+        Block::timed(|| {
+            // SAFETY: the slot names a ring of nodes that outlives the call.
+            assert_eq!(unsafe { (loops.chase)(&mut slot, turns) }, chased);
+            turns
+        })
+    };
+    // The same ring outside of any heap: its nodes side by side, as the heap lays them.
+    let mut nodes: Vec<[usize; 2]> = vec![[0; 2]; RING];
+    let base = nodes.as_ptr() as usize;
+    for (i, node) in nodes.iter_mut().enumerate() {
+        *node = [base + (i + 1) % RING * 16, values[i] as usize];
+    }
+    let in_heap = || {
+        with_heap(&loops, |allocator| {
+            chase(ring(allocator, &values).expect("room"))
+        })
+    };
+    let measured = Paired::new("barrier_free_loop", "turn")
+        .contender("count, no heap", count)
+        .contender("count, heap attached", || with_heap(&loops, |_| count()))
+        .contender("chase, no heap", || chase(base))
+        .contender("chase, heap attached", in_heap)
+        .measure(mode.pick(31, 2));
+    println!(
+        "{}",
+        measured
+            .with_ratio("count, heap attached", "count, no heap")
+            .with_ratio("chase, heap attached", "chase, no heap")
+    );
+}
+
+fn groups(criterion: &mut Criterion) {
+    const TURNS: u64 = 10_000;
+    let loops = loops();
+    let mut group = criterion.benchmark_group("barrier_free_loop");
+    group.bench_function("count/no_heap", |b| b.iter(|| (loops.count)(SEED, TURNS)));
+    with_heap(&loops, |_| {
+        group.bench_function("count/heap_attached", |b| {
+            b.iter(|| (loops.count)(SEED, TURNS));
+        });
+    });
+    group.finish();
+}

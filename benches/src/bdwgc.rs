@@ -1,0 +1,81 @@
+//! The Boehm-Demers-Weiser collector as a peer: found at run time, so that nobody needs it to build or test.
+
+use std::ffi::{CStr, c_int, c_void};
+
+/// What to print where it is missing.
+pub const MISSING: &str = "bdwgc: not installed (apt-get install libgc1), skipped";
+
+/// The library, loaded and set up. It stays loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Bdwgc {
+    malloc: unsafe extern "C" fn(usize) -> *mut c_void,
+    collections: unsafe extern "C" fn() -> usize,
+    interior: c_int,
+}
+
+impl Bdwgc {
+    /// Loads and initialises it, for the calling thread.
+    ///
+    /// As it is installed, every address inside an object keeps it, from the heap too; for that it adds a byte to each
+    /// object, and 16 bytes become 32. `interior: false` makes it what Urge is by default: interior pointers count on
+    /// stacks and in registers only, and 16 bytes are 16. The choice is the process's.
+    pub fn load(interior: bool) -> Option<Bdwgc> {
+        // SAFETY: the functions have these signatures in every bdwgc since 7.2 (gc.h), whose soname this is.
+        unsafe {
+            let library = libc::dlopen(c"libgc.so.1".as_ptr(), libc::RTLD_NOW);
+            if library.is_null() {
+                return None;
+            }
+            let symbol = |name: &CStr| {
+                let address = libc::dlsym(library, name.as_ptr());
+                (!address.is_null()).then_some(address)
+            };
+            let set_interior = symbol(c"GC_set_all_interior_pointers")?;
+            let set_interior =
+                std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(set_interior);
+            let init =
+                std::mem::transmute::<*mut c_void, unsafe extern "C" fn()>(symbol(c"GC_init")?);
+            let malloc = symbol(c"GC_malloc")?;
+            let collections = symbol(c"GC_get_gc_no")?;
+            set_interior(c_int::from(interior));
+            init();
+            Some(Bdwgc {
+                malloc: std::mem::transmute::<
+                    *mut c_void,
+                    unsafe extern "C" fn(usize) -> *mut c_void,
+                >(malloc),
+                collections: std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> usize>(
+                    collections,
+                ),
+                interior: c_int::from(interior),
+            })
+        }
+    }
+
+    /// `GC_malloc(bytes)`: zeroed memory.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[inline(always)]
+    pub fn malloc(self, bytes: usize) -> usize {
+        // SAFETY: initialised, and called by the thread that did so.
+        let cell = unsafe { (self.malloc)(bytes) } as usize;
+        assert!(cell != 0, "bdwgc has no memory left");
+        cell
+    }
+
+    /// How often it has collected.
+    pub fn collections(self) -> usize {
+        // SAFETY: initialised.
+        unsafe { (self.collections)() }
+    }
+
+    /// How it was set up.
+    pub fn setup(self) -> &'static str {
+        if self.interior == 0 {
+            "interior pointers from stacks only, 16 bytes an object"
+        } else {
+            "as installed: interior pointers from everywhere, 32 bytes an object"
+        }
+    }
+}
