@@ -3,7 +3,7 @@
 //!
 //! Grammar, messages, their order, and the limits are those of the book's C compiler, to the letter. Some of its
 //! limits are about the size of *its* bytecode (constants in a function, bytes to jump over); ours differs, so each function also
-//! keeps the book's account ([`Scope::book_bytes`], [`Scope::book_constants`]): `emit` is told what the book emits.
+//! keeps the book's account (`book_bytes`, `book_constants`): `emit` is told what the book emits.
 //!
 //! The compiler uses no heap: names and literals are bytes until an isolate is made.
 

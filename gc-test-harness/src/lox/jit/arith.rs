@@ -73,7 +73,9 @@ impl Translator<'_, '_, '_, '_> {
         let number = self.double(&operand);
         let unordered = self.fcmp(FloatCC::Unordered, number, number);
         self.demand_numbers(unordered, &[operand], Cause::Operand);
-        let result = self.b().ins().fneg(number);
+        // Not `fneg`: Cranelift makes x * x of -x * -x, which shows when x is a NaN, whose sign is printed.
+        let sign = self.b().ins().f64const(-0.0);
+        let result = self.b().ins().bxor(number, sign);
         self.push(Operand::number(result));
     }
 
