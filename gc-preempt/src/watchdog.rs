@@ -56,6 +56,9 @@ impl Watchdog {
 
     /// Names the thread that `culprit` finds, if it is time to.
     pub(crate) fn look(&mut self, now: Instant, culprit: impl FnOnce() -> Option<&'static Record>) {
+        if crate::faults::planted("no-watchdog") {
+            return;
+        }
         let waited = now - self.begun;
         if waited < self.next {
             return;

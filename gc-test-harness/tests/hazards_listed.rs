@@ -1,0 +1,79 @@
+//! HAZARDS.md tells the truth about names: every test that it lists is there, and every fault is one that somebody plants.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use gc_preempt::faults::StrictAllocator;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn sources(folder: &Path, found: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder of the repository") {
+        let path: PathBuf = entry.expect("a folder can be listed").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push_str(&read(&path));
+        }
+    }
+}
+
+#[test]
+fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
+    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = harness.parent().expect("the repository");
+    let text = read(&harness.join("HAZARDS.md"));
+    let mut code = String::new();
+    for member in ["gc-preempt", "gc-core", "gc-test-harness"] {
+        for folder in ["src", "tests"] {
+            sources(&root.join(member).join(folder), &mut code);
+        }
+    }
+    let mut listed = BTreeSet::new();
+    for row in text.lines().filter(|line| line.starts_with("| H")) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let [_, number, _, _, tests, _] = cells[..] else {
+            panic!("not four cells: {row}");
+        };
+        listed.insert(
+            number
+                .trim_start_matches('H')
+                .parse::<u32>()
+                .expect("a number"),
+        );
+        let mut named = 0;
+        for word in tests.split([' ', ',', ';', '(', ')']) {
+            if let Some((file, name)) = word.split_once("::") {
+                let crates = ["gc-preempt", "gc-core", "gc-test-harness"];
+                let files = crates.map(|c| root.join(c).join("tests").join(format!("{file}.rs")));
+                let file = files.iter().find(|file| file.exists());
+                let file = read(file.unwrap_or_else(|| panic!("no file for {word}")));
+                let wanted = match name.strip_suffix('*') {
+                    Some(prefix) => format!("fn {prefix}"),
+                    None => format!("fn {name}()"),
+                };
+                assert!(file.contains(&wanted), "{number}: no test {word}");
+                named += 1;
+            }
+        }
+        assert!(
+            named > 0 || tests.contains("open"),
+            "{number} has no test: {tests}"
+        );
+        for fault in tests
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .flat_map(|f| f.split(','))
+        {
+            let planted = format!("planted(\"{fault}\")");
+            assert!(code.contains(&planted), "{number}: nobody plants {fault}");
+        }
+    }
+    assert_eq!(listed, (1..=35).collect());
+}
