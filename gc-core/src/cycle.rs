@@ -575,7 +575,7 @@ fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
     // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with their context, which they free only after
     // they have detached. A stopped mutator does not write it.
     mutator
-        .has_exit_hook()
+        .vouched()
         .then(|| unsafe { &*mutator.data().cast::<Context>() })
 }
 

@@ -2,12 +2,13 @@
 
 use crate::mutator::Mutator;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
-use crate::world::{AttachError, ForkHooks, Member, World, worlds};
+use crate::state::Phase;
+use crate::world::{AttachError, ForkHooks, Inner, Member, World, worlds};
 use crate::{faults, signal};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::io;
 
 /// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides the kernel's signal frame.
@@ -21,10 +22,20 @@ pub(crate) fn attach(
     // Before the lock: both may call malloc, and the first may read /proc.
     let stack = stack_of_this_thread()
         .map_err(|e| AttachError::System("where does this thread's stack lie", e))?;
-    EXIT.try_with(|_| ()).ok();
+    arm_exit().map_err(|e| AttachError::System("a destructor for the thread's end", e))?;
 
+    let mut evicted = Vec::new(); // dropped after the lock: a world's end takes it
     let mut lock = registry::lock();
-    let record = match registry::current() {
+    let found = registry::current().and_then(|record| {
+        // SAFETY: a system call without arguments.
+        if record.tid.load(Ordering::Relaxed) == unsafe { libc::gettid() } {
+            return Some(record);
+        }
+        // A thread that died unseen had this thread's control block.
+        evicted = evict(record, &mut lock);
+        None
+    });
+    let record = match found {
         Some(record) => {
             if world
                 .inner
@@ -63,6 +74,7 @@ pub(crate) fn attach(
         dead: false,
     });
     drop(lock);
+    drop(evicted);
     Ok(Mutator::new(record, world.clone()))
 }
 
@@ -74,10 +86,50 @@ pub(crate) fn detach(world: &World, record: &'static Record) {
     if members.len() == before {
         return; // in a forked child, or at thread exit: somebody else has done it
     }
-    if record.worlds.fetch_sub(1, Ordering::Relaxed) == 1 {
+    if record.hook_world.load(Ordering::Relaxed) == world.inner.id {
+        record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
+    }
+    record.worlds.fetch_sub(1, Ordering::Relaxed);
+    release(record, &mut lock);
+}
+
+/// Gives a record back that is attached nowhere any more, unless its thread is inside a section that will still touch it: then the end
+/// of the section does (see [`Leaving`]).
+fn release(record: &'static Record, lock: &mut RegistryGuard) {
+    let idle =
+        record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
+    if idle && record.worlds.load(Ordering::Relaxed) == 0 {
         tear_down_signals(record);
         lock.remove(record);
     }
+}
+
+/// Ends a `no_preempt_here` or `blocking_here` in which the thread's last mutator may have been dropped.
+pub(crate) struct Leaving(pub(crate) &'static Record);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        // Relaxed: only its own thread detaches it.
+        if self.0.worlds.load(Ordering::Relaxed) == 0
+            && self.0.thread_pointer.load(Ordering::Relaxed) == crate::arch::thread_pointer()
+        {
+            release(self.0, &mut registry::lock());
+        }
+    }
+}
+
+/// Takes a dead thread's record out of every world and out of the table. The result is to be dropped after the lock.
+fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Arc<Inner>> {
+    let all: Vec<_> = worlds(lock)
+        .iter()
+        .filter_map(std::sync::Weak::upgrade)
+        .collect();
+    for inner in &all {
+        let list = &mut inner.members(lock).list;
+        list.retain(|m| !core::ptr::eq(m.record, record));
+    }
+    lock.remove(record);
+    all
 }
 
 /// Where the running thread's stack lies: the part that it may grow into included.
@@ -104,8 +156,20 @@ fn stack_of_this_thread() -> io::Result<Range<usize>> {
 fn set_up_signals(record: &Record) -> io::Result<()> {
     // SAFETY: under the registry lock, on the record's own thread.
     let alternate = unsafe { &mut *record.alternate.get() };
-    if alternate.size == 0 {
-        *alternate = map_alternate_stack()?;
+    let mut host = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: asks only; the call fills it.
+    let host = unsafe {
+        libc::sigaltstack(core::ptr::null(), host.as_mut_ptr());
+        host.assume_init()
+    };
+    // The host's handlers run on ours meanwhile: it must not be smaller than theirs.
+    let wanted = if host.ss_flags & libc::SS_DISABLE == 0 {
+        host.ss_size
+    } else {
+        0
+    };
+    if alternate.size == 0 || alternate.size < wanted {
+        *alternate = map_alternate_stack(wanted)?; // one that was too small stays mapped: a record has few hosts
     }
     let ours = libc::stack_t {
         ss_sp: alternate.base as *mut _,
@@ -176,11 +240,13 @@ fn only_the_signal() -> libc::sigset_t {
     }
 }
 
-fn map_alternate_stack() -> io::Result<Alternate> {
+fn map_alternate_stack(at_least: usize) -> io::Result<Alternate> {
     const PAGE: usize = 4096;
     // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame; old kernels do not say.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
-    let size = (frame.max(libc::MINSIGSTKSZ) + HANDLER_STACK).next_multiple_of(PAGE);
+    let size = (frame.max(libc::MINSIGSTKSZ) + HANDLER_STACK)
+        .max(at_least)
+        .next_multiple_of(PAGE);
     // SAFETY: a new mapping at an address of the kernel's choice; its lowest page becomes a guard.
     unsafe {
         let base = libc::mmap(
@@ -203,28 +269,48 @@ fn map_alternate_stack() -> io::Result<Alternate> {
 
 // ---- the end of a thread ---------------------------------------------------------------------------------------------------------
 
-/// Detaches a thread whose `Mutator` was leaked, from its thread-local destructors.
-struct AtExit;
-
-thread_local! {
-    static EXIT: AtExit = const { AtExit };
+/// Sees to it that [`at_exit`] runs when this thread ends.
+///
+/// By a destructor of a pthread key, not of a Rust thread-local: glibc runs the former after all of the latter, so a `Mutator` that is kept in
+/// a thread-local is dropped in the ordinary way before, and other destructors may still use it.
+fn arm_exit() -> io::Result<()> {
+    // 0: not made yet; otherwise the key plus one.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    let mut known = KEY.load(Ordering::Acquire);
+    if known == 0 {
+        let mut key = 0;
+        // SAFETY: the call fills the key; the destructor lives as long as the process.
+        let error = unsafe { libc::pthread_key_create(&raw mut key, Some(at_exit)) };
+        if error != 0 {
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        known = key + 1;
+        // Two threads may race here: the loser's key goes unused.
+        if let Err(other) = KEY.compare_exchange(0, known, Ordering::AcqRel, Ordering::Acquire) {
+            known = other;
+        }
+    }
+    // SAFETY: the key was made; any non-null value makes the destructor run.
+    match unsafe { libc::pthread_setspecific(known - 1, core::ptr::without_provenance(1)) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
 }
 
-impl Drop for AtExit {
-    fn drop(&mut self) {
-        if faults::planted("no-exit-detach") {
-            return;
+/// Detaches a thread whose `Mutator` was leaked.
+unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
+    if faults::planted("no-exit-detach") {
+        return;
+    }
+    // Asked for anew each time: after the last detach the record may be another thread's already, and its memberships with it.
+    while let Some(record) = registry::current()
+        && let Some((world, at_exit, data)) = any_membership(record)
+    {
+        if let Some(f) = at_exit {
+            // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
+            unsafe { f(data) };
         }
-        // Asked for anew each time: after the last detach the record may be another thread's already, and its memberships with it.
-        while let Some(record) = registry::current()
-            && let Some((world, at_exit, data)) = any_membership(record)
-        {
-            if let Some(f) = at_exit {
-                // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
-                unsafe { f(data) };
-            }
-            detach(&world, record);
-        }
+        detach(&world, record);
     }
 }
 
@@ -258,11 +344,7 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
 
 /// The registry lock, held by the forking thread over the fork.
 struct OverFork(UnsafeCell<Option<Forking>>);
-type Forking = (
-    RegistryGuard,
-    Vec<std::sync::Arc<crate::world::Inner>>,
-    Vec<ForkHooks>,
-);
+type Forking = (RegistryGuard, Vec<std::sync::Arc<Inner>>, Vec<ForkHooks>);
 // SAFETY: written by the forking thread only, which holds the registry lock, between prepare and parent or child.
 unsafe impl Sync for OverFork {}
 static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
@@ -284,9 +366,7 @@ pub(crate) fn install_fork_handlers() -> io::Result<()> {
 }
 
 /// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the result.
-fn fork_hooks(
-    lock: &mut RegistryGuard,
-) -> (Vec<std::sync::Arc<crate::world::Inner>>, Vec<ForkHooks>) {
+fn fork_hooks(lock: &mut RegistryGuard) -> (Vec<std::sync::Arc<Inner>>, Vec<ForkHooks>) {
     let all: Vec<_> = worlds(lock)
         .iter()
         .filter_map(std::sync::Weak::upgrade)

@@ -238,6 +238,8 @@ pub(crate) struct Region {
     named: AtomicBool,
     /// Nothing returns into it any more: the next `sweep` unlinks it.
     reaped: AtomicBool,
+    /// Its world is gone, and with it everybody who could run it: the next `sweep` unlinks it once its guard is dropped.
+    orphan: AtomicBool,
     owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -382,6 +384,7 @@ impl CodeMap {
             leaving: leaving.clone(),
             named: AtomicBool::new(false),
             reaped: AtomicBool::new(false),
+            orphan: AtomicBool::new(false),
             owner,
         }));
         self.publish(regions);
@@ -476,7 +479,11 @@ impl CodeMap {
         // SAFETY: the registry lock is held, and nobody walks.
         let regions = unsafe { &mut *self.regions.get() };
         let gone: Vec<Box<Region>> = regions
-            .extract_if(.., |r| r.reaped.load(Ordering::Relaxed))
+            .extract_if(.., |r| {
+                // Acquire pairs with the Release in `CodeGuard::drop`.
+                r.reaped.load(Ordering::Relaxed)
+                    || r.orphan.load(Ordering::Relaxed) && r.leaving.load(Ordering::Acquire)
+            })
             .collect();
         if gone.is_empty() {
             return Vec::new();
@@ -486,15 +493,15 @@ impl CodeMap {
         gone.into_iter().map(|r| Removed(r.owner)).collect()
     }
 
-    /// Says that a world has no mutators and will have none: code of its that is leaving needs no stop any more, the next `sweep` takes it.
+    /// Says that a world has no mutators and will have none: code of its needs no stop any more to be removed, now or when its guard is dropped.
     ///
     /// # Safety
     /// Under the registry lock.
     pub(crate) unsafe fn world_gone(&self, world: u64) {
         // SAFETY: the registry lock is held.
         for region in unsafe { &*self.regions.get() } {
-            if region.world == world && region.leaving.load(Ordering::Acquire) {
-                region.reaped.store(true, Ordering::Relaxed);
+            if region.world == world {
+                region.orphan.store(true, Ordering::Relaxed);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::arch;
 use crate::context::{Origin, Registers, Snapshot};
+use crate::faults;
 use crate::park;
 use crate::registry::{self, Record};
 use crate::signal::{self, SignalMask};
@@ -103,6 +104,12 @@ fn stop_here(record: &'static Record) {
             if !word.asked() || registry::resumed() >= word.number() {
                 return;
             }
+            if !record.stack().contains(&sp) && !faults::planted("no-stack-check") {
+                // A stack that nobody has told us of would not be scanned. The stopper's signals find the thread once it is back on its own.
+                record.state.undefer();
+                outstanding::retry();
+                return;
+            }
             let from = signal::now();
             // SAFETY: own thread, signals blocked by `_mask`; the snapshot names this call's frame, which stays until we return.
             unsafe {
@@ -147,7 +154,7 @@ fn drain_signals(record: &Record) {
 /// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and sends nothing.
 ///
 /// # Panics
-/// Inside `no_preempt`.
+/// Inside `no_preempt`, and on a stack that is not the thread's own.
 pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     assert!(
         record.depth.load(Ordering::Relaxed) == 0,
@@ -156,6 +163,11 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     if record.state.load().phase() == Phase::Blocked {
         return f();
     }
+    let here = 0u8;
+    assert!(
+        record.stack().contains(&(&raw const here as usize)),
+        "blocking on a stack that is not the thread's own: it would not be scanned"
+    );
     struct Call<F, R> {
         record: &'static Record,
         f: Option<F>,
@@ -167,11 +179,26 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         let record = call.record;
         loop {
             drain_signals(record);
+            // As inside no_preempt: a handler that parked between publishing and entering would leave its own snapshot, or half of it.
+            record.depth.store(
+                u32::from(!faults::planted("no-blocking-section")),
+                Ordering::Relaxed,
+            );
+            compiler_fence(Ordering::SeqCst);
             // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
             unsafe { record.publish(at_call_snapshot(record, sp, fp, pc)) };
-            if record.state.enter_blocked(registry::resumed).is_ok() {
+            if faults::planted("slow-blocking") {
+                for _ in 0..2_000 {
+                    park::spin_hint();
+                }
+            }
+            let entered = record.state.enter_blocked(registry::resumed);
+            compiler_fence(Ordering::SeqCst);
+            record.depth.store(0, Ordering::Relaxed);
+            if entered.is_ok() {
                 break;
             }
+            compiler_fence(Ordering::SeqCst);
             stop_here(record);
         }
         if let Some(f) = call.f.take() {
@@ -274,7 +301,8 @@ impl Mutator {
     /// ends in EINTR because of a stop. When `f` ends during a stop, the thread waits for the resume.
     ///
     /// # Panics
-    /// Inside [`no_preempt`](Self::no_preempt). See [`try_blocking`](Self::try_blocking).
+    /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a stack that is not the thread's own, a
+    /// coroutine's say: what it holds would not be scanned.
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
     }
@@ -322,8 +350,12 @@ impl Mutator {
         }
     }
 
-    /// Sets what a stop runs on this thread, or nothing. See [`StopHook`].
-    pub fn set_stop_hook(&self, hook: Option<StopHook>) {
+    /// Sets what a stop runs on this thread, or nothing. See [`StopHook`]. Detaching unsets it.
+    ///
+    /// # Safety
+    /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code, until another hook is set or the thread
+    /// is detached.
+    pub unsafe fn set_stop_hook(&self, hook: Option<StopHook>) {
         let _section = self.no_preempt_guard();
         let (f, data) = hook.map_or((core::ptr::null_mut(), core::ptr::null_mut()), |h| {
             (h.f as *mut (), h.data)
@@ -331,6 +363,9 @@ impl Mutator {
         // Relaxed: read by this thread alone, in its handler and trampoline, which the section keeps out.
         self.record.hook_data.store(data, Ordering::Relaxed);
         self.record.hook.store(f, Ordering::Relaxed);
+        self.record
+            .hook_world
+            .store(self.world.inner.id, Ordering::Relaxed);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`.
 
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
@@ -65,6 +66,13 @@ const CONTENDED: u32 = 2;
 
 /// A futex lock with a constant constructor that never allocates and never poisons.
 ///
+/// ```compile_fail
+/// // A guard of a `Cell` must not be shared between threads.
+/// fn shared<T: Sync>(_: &T) {}
+/// let lock = gc_preempt::Mutex::new(std::cell::Cell::new(1));
+/// shared(&lock.lock());
+/// ```
+///
 /// The classic three-state lock of Drepper's "Futexes Are Tricky". It is not fair. A mutator may hold one only where it cannot be
 /// stopped (inside `no_preempt`), since the stopper may want it too.
 pub struct Mutex<T> {
@@ -92,7 +100,10 @@ impl<T> Mutex<T> {
         self.word
             .compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-            .then(|| MutexGuard { lock: self })
+            .then(|| MutexGuard {
+                lock: self,
+                _value: PhantomData,
+            })
     }
 
     /// Takes the lock, spinning for a moment, then sleeping.
@@ -107,7 +118,10 @@ impl<T> Mutex<T> {
         while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
             wait(&self.word, CONTENDED, None);
         }
-        MutexGuard { lock: self }
+        MutexGuard {
+            lock: self,
+            _value: PhantomData,
+        }
     }
 
     fn unlock(&self) {
@@ -121,6 +135,8 @@ impl<T> Mutex<T> {
 /// Holds a [`Mutex`]; dropping it unlocks.
 pub struct MutexGuard<'a, T> {
     lock: &'a Mutex<T>,
+    /// Shared between threads like the reference that it is, not like the lock.
+    _value: PhantomData<&'a mut T>,
 }
 
 impl<T> Deref for MutexGuard<'_, T> {

@@ -37,6 +37,10 @@ pub(crate) struct Record {
     /// Hook that an injected stop runs; null for none.
     pub hook: AtomicPtr<()>,
     pub hook_data: AtomicPtr<()>,
+    /// The world whose mutator set the hook.
+    pub hook_world: AtomicU64,
+    /// May a signal stop the thread for the stop that asks now? Written by the stopper before it asks.
+    pub by_signal: AtomicBool,
     /// Run calls through the injected path where that is possible.
     pub inject: AtomicU32,
     /// Nanoseconds from the handler's first instruction to its last, of stop `stall_of`.
@@ -82,6 +86,8 @@ impl Record {
             interrupted: AtomicPtr::new(core::ptr::null_mut()),
             hook: AtomicPtr::new(core::ptr::null_mut()),
             hook_data: AtomicPtr::new(core::ptr::null_mut()),
+            hook_world: AtomicU64::new(0),
+            by_signal: AtomicBool::new(true),
             inject: AtomicU32::new(0),
             stall: AtomicU64::new(0),
             stall_of: AtomicU64::new(0),
@@ -185,6 +191,11 @@ impl RegistryGuard {
             .interrupted
             .store(core::ptr::null_mut(), Ordering::Relaxed);
         record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
+        record
+            .hook_data
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
+        record.inject.store(0, Ordering::Relaxed);
+        record.worlds.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
         slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);

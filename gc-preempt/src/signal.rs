@@ -190,7 +190,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     if faults::planted("stray-stops") && !word.asked() {
         registry::wait_for_resume(registry::resumed() + 1);
     }
-    if word.phase() != Phase::Running || !word.asked() || registry::resumed() >= number {
+    let wanted = record.by_signal.load(Ordering::Relaxed);
+    if word.phase() != Phase::Running || !word.asked() || registry::resumed() >= number || !wanted {
         // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread had stopped by itself.
         STRAYS.fetch_add(1, Ordering::Relaxed);
         return;

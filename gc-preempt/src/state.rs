@@ -242,6 +242,15 @@ impl<A: AtomicWord> State<A> {
         }
     }
 
+    /// Takes a deferral back: the stopper is to signal again.
+    pub(crate) fn undefer(&self) {
+        let w = self.load();
+        if w.pending() {
+            // As in `defer`: only this thread moves its word while the stop lasts.
+            let _ = self.swap(w, Word(w.0 & !PENDING));
+        }
+    }
+
     /// Acknowledges stop `number`. True once: the caller then counts itself as stopped and parks.
     pub(crate) fn acknowledge(&self, number: u64) -> bool {
         let w = self.load();

@@ -142,7 +142,7 @@ fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a str> {
 /// of standard error, and unwinding would call malloc, both of which a stopped thread may hold.
 pub(crate) fn install_panic_hook() {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
-    if INSTALLED.swap(true, Ordering::Relaxed) || std::thread::panicking() {
+    if std::thread::panicking() || INSTALLED.swap(true, Ordering::Relaxed) {
         return;
     }
     let previous = std::panic::take_hook();

@@ -22,6 +22,7 @@ use crate::unwind;
 use crate::walk::{self, RootSink, WalkStats};
 use crate::{arch, attach, code, faults, park, signal, watchdog};
 use core::cell::UnsafeCell;
+use core::marker::PhantomData;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -114,12 +115,13 @@ impl World {
     /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let mut lock = registry::lock();
         faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
+        // Before the registry lock: they take the loader's and std's locks, under which others may want to attach.
         unwind::setup();
-        register_own_code(&lock).map_err(SetupError::Code)?;
         watchdog::install_panic_hook();
+        let mut lock = registry::lock();
+        register_own_code(&lock).map_err(SetupError::Code)?;
         attach::install_fork_handlers().map_err(SetupError::Signal)?;
         signal::install().map_err(SetupError::Signal)?;
         let inner = Arc::new(Inner {
@@ -250,6 +252,10 @@ impl World {
         let (mut signalled, mut held) = (0, 0);
         outstanding::begin();
         for m in members.iter_mut().filter(|m| wanted(m)) {
+            // Relaxed: published by the asking swap.
+            m.record
+                .by_signal
+                .store(self.inner.config.signals, Ordering::Relaxed);
             if faults::planted("signal-blocked")
                 && m.record.state.load().phase() == crate::state::Phase::Blocked
             {
@@ -297,6 +303,7 @@ impl World {
                 held,
                 deferrals,
             },
+            _on_its_thread: PhantomData,
         })
     }
 }
@@ -452,6 +459,8 @@ pub struct Stopped<'w> {
     requested: Instant,
     stopped_at: Instant,
     report: StopReport,
+    /// Its thread is the one whose panics abort.
+    _on_its_thread: PhantomData<*mut ()>,
 }
 
 impl Stopped<'_> {
@@ -512,6 +521,20 @@ impl Stopped<'_> {
         unsafe { code::CODE.reap(self.world.inner.id, stacks, words) };
     }
 
+    /// Forgets the threads that no longer exist. The records must go too: a new thread may get the same control block.
+    fn bury_the_dead(&self, lock: &mut RegistryGuard) {
+        let list = &mut self.world.inner.members(lock).list;
+        if !list.iter().any(|m| m.dead) {
+            return;
+        }
+        let dead: Vec<_> = list.extract_if(.., |m| m.dead).map(|m| m.record).collect();
+        for record in dead {
+            if record.worlds.fetch_sub(1, Ordering::Relaxed) == 1 {
+                lock.remove(record);
+            }
+        }
+    }
+
     fn finish(&mut self) {
         let Some(mut lock) = self.lock.take() else {
             return;
@@ -524,7 +547,7 @@ impl Stopped<'_> {
         RESUMED.store(self.number, Ordering::Release);
         self.report.pause = self.requested.elapsed();
         park::wake(park::low_half(&RESUMED), i32::MAX);
-        self.world.inner.members(&mut lock).list.retain(|m| !m.dead);
+        self.bury_the_dead(&mut lock);
         // SAFETY: the registry lock is held, and this stop is over.
         let unused = unsafe { code::CODE.sweep() };
         drop(lock);
@@ -556,8 +579,13 @@ impl<'s> StoppedMutator<'s> {
     }
 
     /// Was it attached by [`World::attach_with`], whose caller vouches for the data?
-    pub fn has_exit_hook(&self) -> bool {
+    pub fn vouched(&self) -> bool {
         self.member.at_exit.is_some()
+    }
+
+    /// Is it in a blocking region, and so held without a signal?
+    pub fn is_blocked(&self) -> bool {
+        self.member.record.state.load().phase() == crate::state::Phase::Blocked
     }
 
     /// Where it stands.
@@ -699,6 +727,7 @@ impl std::error::Error for HandshakeError {}
 pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
+            let _leaving = attach::Leaving(record);
             let _section = crate::mutator::NoPreempt::on(record);
             f()
         }
@@ -709,10 +738,13 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
 /// Runs `f` in `blocking`, if the running thread is attached to any world; otherwise just runs it.
 ///
 /// # Panics
-/// Inside `no_preempt`.
+/// Inside `no_preempt`, and on a stack that is not the thread's own.
 pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
-        Some(record) => blocked(record, f),
+        Some(record) => {
+            let _leaving = attach::Leaving(record);
+            blocked(record, f)
+        }
         None => f(),
     }
 }

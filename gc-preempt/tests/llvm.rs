@@ -685,10 +685,13 @@ fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let mutator = world.attach(ptr::null_mut()).unwrap();
-            mutator.set_stop_hook(Some(StopHook {
-                f: stop_hook,
-                data: ptr::null_mut(),
-            }));
+            // SAFETY: the hook may run anywhere in managed code.
+            unsafe {
+                mutator.set_stop_hook(Some(StopHook {
+                    f: stop_hook,
+                    data: ptr::null_mut(),
+                }))
+            };
             READY.store(true, SeqCst);
             // SAFETY: a function of the fixture, with arguments of its type.
             unsafe {

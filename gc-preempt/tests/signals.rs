@@ -916,10 +916,13 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let m = world.attach(std::ptr::null_mut()).unwrap();
-            m.set_stop_hook(Some(StopHook {
-                f: hook,
-                data: std::ptr::without_provenance_mut(1),
-            }));
+            // SAFETY: the hook counts and spins.
+            unsafe {
+                m.set_stop_hook(Some(StopHook {
+                    f: hook,
+                    data: std::ptr::without_provenance_mut(1),
+                }))
+            };
             ready.store(true, SeqCst);
             // SAFETY: as above.
             unsafe { t_vector_loop(&raw const done, bad.load(Relaxed) as *mut u64) };
@@ -1001,6 +1004,136 @@ fn a_stop_is_not_injected_where_the_stack_has_no_room() {
                 }
                 done.store(true, SeqCst);
                 assert_eq!(parked, 200);
+            });
+        },
+    );
+}
+
+// ---- stacks that are not the thread's own, and the edge of a blocking region ---------------------------------------------------------
+
+global_asm!(
+    // t_on_stack(f, data, top): calls f(data) on another stack, as a coroutine library would.
+    ".globl t_on_stack",
+    "t_on_stack:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "mov rsp, rdx",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+);
+
+unsafe extern "C" {
+    fn t_on_stack(f: extern "C" fn(*mut ()), data: *mut (), top: usize);
+}
+
+fn on_another_stack(f: &mut dyn FnMut()) {
+    extern "C" fn call(data: *mut ()) {
+        // SAFETY: the caller passes its own closure.
+        let f = unsafe { &mut *data.cast::<&mut dyn FnMut()>() };
+        f();
+    }
+    let mut stack = vec![0u8; 256 * 1024];
+    let top = (stack.as_mut_ptr() as usize + stack.len()) & !15;
+    let mut f = f;
+    // SAFETY: the memory is large enough, and lives until the call returns; the closure does not unwind.
+    unsafe { t_on_stack(call, (&raw mut f).cast(), top) };
+}
+
+#[test]
+fn a_poll_on_another_stack_waits_until_the_thread_is_back_on_its_own() {
+    let name = "a_poll_on_another_stack_waits_until_the_thread_is_back_on_its_own";
+    hazard(name, "no-stack-check", || {
+        let world = world();
+        let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let m = world.attach(std::ptr::null_mut()).unwrap();
+                while !done.load(Relaxed) {
+                    on_another_stack(&mut || {
+                        for _ in 0..500 {
+                            m.no_preempt(|| ready.store(true, SeqCst));
+                        }
+                    });
+                    for _ in 0..2_000 {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            while !ready.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            stop_running(&world, 1_000, |stopped| {
+                let m = stopped.mutators().next().unwrap();
+                assert!(m.stack().contains(&m.snapshot().registers.sp()));
+            });
+            done.store(true, SeqCst);
+        });
+    });
+}
+
+#[test]
+fn blocking_on_another_stack_is_refused() {
+    if is_child() {
+        return;
+    }
+    let world = world();
+    let m = world.attach(std::ptr::null_mut()).unwrap();
+    let mut refused = false;
+    on_another_stack(&mut || {
+        let blocked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| m.blocking(|| ())));
+        refused = blocked.is_err();
+    });
+    assert!(refused);
+    m.blocking(|| ());
+}
+
+#[test]
+fn a_blocked_thread_is_seen_where_it_entered() {
+    // Without its section, a stop that comes between publishing and entering leaves the handler's snapshot.
+    hazard(
+        "a_blocked_thread_is_seen_where_it_entered",
+        "no-blocking-section,slow-blocking",
+        || {
+            let world = world();
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    ready.store(true, SeqCst);
+                    while !done.load(Relaxed) {
+                        m.blocking(|| {
+                            for _ in 0..300 {
+                                std::hint::spin_loop();
+                            }
+                        });
+                    }
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                let mut held = 0;
+                while held < 2_000 {
+                    let stopped = world.stop().unwrap();
+                    let m = stopped.mutators().next().unwrap();
+                    if m.is_blocked() {
+                        assert_eq!(m.snapshot().origin, Origin::Call);
+                        held += 1;
+                    }
+                    drop(stopped);
+                    // A held thread leaves only if no stop follows at once.
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                done.store(true, SeqCst);
             });
         },
     );

@@ -421,3 +421,82 @@ fn without_signals_threads_stop_where_they_poll() {
         done.store(true, Relaxed);
     });
 }
+
+#[test]
+fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
+    // Its destructor was registered before the one that detaches; another thread must not get the record in between.
+    use std::cell::RefCell;
+    use std::sync::mpsc;
+    static GOING: AtomicBool = AtomicBool::new(false);
+    static ATTACHED: AtomicBool = AtomicBool::new(false);
+    struct Slow(Option<gc_preempt::Mutator>);
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            GOING.store(true, SeqCst);
+            while !ATTACHED.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            drop(self.0.take());
+        }
+    }
+    thread_local!(static KEPT: RefCell<Slow> = const { RefCell::new(Slow(None)) });
+    let world = world();
+    let w = world.clone();
+    let first = std::thread::spawn(move || {
+        KEPT.with(|m| m.borrow_mut().0 = Some(w.attach(core::ptr::null_mut()).unwrap()));
+    });
+    let (finish, wait) = mpsc::channel::<()>();
+    let w = world.clone();
+    let second = std::thread::spawn(move || {
+        while !GOING.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        let _m = w.attach(core::ptr::null_mut()).unwrap();
+        ATTACHED.store(true, SeqCst);
+        let _ = wait.recv();
+    });
+    first.join().unwrap();
+    assert_eq!(world.stop().unwrap().mutators().count(), 1);
+    drop(finish);
+    second.join().unwrap();
+}
+
+#[test]
+fn dropping_the_last_mutator_inside_a_section_leaves_other_threads_alone() {
+    fn wait_for(flag: &AtomicBool) {
+        while !flag.load(SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+    let world = world();
+    for blocked in [false, true] {
+        let flags: Arc<[AtomicBool; 2]> = Arc::default();
+        let shared = flags.clone();
+        let [dropped, attached] = &*flags;
+        let w = world.clone();
+        let first = std::thread::spawn(move || {
+            let m = w.attach(core::ptr::null_mut()).unwrap();
+            let shared = &shared;
+            let body = move || {
+                drop(m);
+                shared[0].store(true, SeqCst);
+                wait_for(&shared[1]);
+            };
+            if blocked {
+                gc_preempt::blocking_here(body);
+            } else {
+                gc_preempt::no_preempt_here(body);
+            }
+            drop(w.attach(core::ptr::null_mut()).unwrap()); // and it may come back
+        });
+        wait_for(dropped);
+        let m = world.attach(core::ptr::null_mut()).unwrap();
+        attached.store(true, SeqCst);
+        first.join().unwrap();
+        assert!(!m.in_no_preempt());
+        assert!(!m.is_blocking());
+        m.blocking(|| {
+            std::thread::scope(|s| s.spawn(|| drop(world.stop().unwrap())).join().unwrap());
+        });
+    }
+}
