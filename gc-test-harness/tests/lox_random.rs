@@ -1,7 +1,7 @@
 //! Random Lox programs do the same in both tiers, whatever the collector does meanwhile.
 //!
 //! Each program is made from a seed, which a failure prints; `LOX_SEED=n` runs that one alone and prints its source.
-//! `LOX_PROGRAMS=n` runs more of them, and `LOX_PEER=path` compares with another implementation (the book's clox) too.
+//! `LOX_PROGRAMS=n` runs more of them, `LOX_FROM=n` others, and `LOX_PEER=path` compares with another implementation (the book's clox) too.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -524,7 +524,10 @@ fn both_tiers_agree_on_random_programs() {
     };
     let (first, count) = match number("LOX_SEED") {
         Some(seed) => (seed, 1),
-        None => (0, number("LOX_PROGRAMS").unwrap_or(60)),
+        None => (
+            number("LOX_FROM").unwrap_or(0),
+            number("LOX_PROGRAMS").unwrap_or(60),
+        ),
     };
     let (mut good, mut failed) = (0, 0);
     for seed in first..first + count {
