@@ -34,7 +34,12 @@ impl Translator<'_, '_, '_, '_> {
         let away = self.failure(cause);
         for operand in unknown {
             let word = self.boxed(operand);
-            let number = self.is_number(word);
+            let mut number = self.is_number(word);
+            if let Some(always) = self.always() {
+                number = self.b().ins().band(number, always);
+                let never = self.b().ins().bxor_imm_u(always, 1);
+                number = self.b().ins().bor(number, never);
+            }
             self.stay_if(number, away);
         }
         self.b().ins().jump(on, &[]);
@@ -193,16 +198,27 @@ impl Translator<'_, '_, '_, '_> {
 
     /// Whether a condition holds, or the flag that says so.
     pub(super) fn truth(&mut self, operand: &Operand) -> Result<bool, ir::Value> {
+        let truth = self.plain_truth(operand);
+        let Some(always) = self.always() else {
+            return truth;
+        };
+        Err(match truth {
+            Ok(true) => always,
+            Ok(false) => self.b().ins().bxor_imm_u(always, 1),
+            Err(flag) => self.b().ins().band(flag, always),
+        })
+    }
+
+    fn plain_truth(&mut self, operand: &Operand) -> Result<bool, ir::Value> {
         if let Some(flag) = operand.flag {
             return Err(flag);
         }
         if operand.kind.is(Type::NIL) {
             return Ok(false);
         }
-        let odd = Type::NIL.join(Type::BOOLEAN);
         // The oracle takes a tested reference for live until the test, so then it is tested indeed.
         let watched = self.unit.shadow.is_some() && operand.kind.may_refer();
-        if !operand.kind.may_be(odd) && !watched {
+        if !operand.kind.may_be(Type::NIL.join(Type::BOOLEAN)) && !watched {
             return Ok(true);
         }
         // nil and false are neighbours.

@@ -28,6 +28,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use cranelift_codegen::ir::types;
+use gc_preempt::faults::planted;
 use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 use self::analysis::{Analysis, Type};
@@ -38,7 +39,6 @@ use self::stubs::{Stub, Stubs, fast_params};
 use self::translate::{Translator, Unit};
 use super::bytecode::{Cache, Entry, Op, Proto};
 use super::cells::BOXED;
-use super::interpreter::interpret;
 use super::value::Value;
 use super::vm::Vm;
 use crate::kernels::codegen::{Arena, Code, CodegenError};
@@ -280,14 +280,15 @@ impl Jit {
             shadow: self.shadow.as_deref(),
         };
         let defined = self.arena.define(id, |body| Translator::run(&unit, body));
-        if let Err(error) = defined {
-            if first {
-                self.compiled.remove(&proto);
-            }
-            return Err(error);
+        let finished = defined.and_then(|()| {
+            self.under_construction.push(Purpose::Function(proto));
+            self.finish(vm)
+        });
+        if finished.is_err() && first && !planted("keep-refused") {
+            // Others must not take it for compiled: they would call it without a closure.
+            self.compiled.remove(&proto);
         }
-        self.under_construction.push(Purpose::Function(proto));
-        self.finish(vm)
+        finished
     }
 
     fn compile_loop(
@@ -459,15 +460,7 @@ impl Jit {
         let codes = self.arena.finish()?;
         let purposes = std::mem::take(&mut self.under_construction);
         for (code, purpose) in codes.into_iter().zip(purposes) {
-            if let Err(error) = self.register(vm, &code) {
-                if let Purpose::Function(proto) = purpose
-                    // SAFETY: functions live as long as the isolate.
-                    && unsafe { (*proto).entry as usize == interpret as *const () as usize }
-                {
-                    self.compiled.remove(&proto);
-                }
-                return Err(error);
-            }
+            self.register(vm, &code)?;
             match purpose {
                 Purpose::Stub(stub, count) => {
                     self.stub_code.insert((stub, count), code.entry());
@@ -505,6 +498,9 @@ impl Jit {
             function: code.name.clone(),
             why: error.to_string(),
         };
+        if planted("refuse-code") && code.name.contains("refused") {
+            return Err(refused(CodeError::Empty { range: 0..0 }));
+        }
         let maps = code.maps()?;
         let bytes = code.bytes();
         // SAFETY: the isolate waits.

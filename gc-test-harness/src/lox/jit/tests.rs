@@ -274,8 +274,8 @@ const BUSY: &str = "
     for (var i = 0; i < 60; i = i + 1) { var t = tree(6); text = join(\"x\", \"y\"); total = total + t.count(); t.left = tree(2); many(1); total = total + t.count(); }
     print total; print text;";
 
-/// Runs a test of this file in a child, with a cure switched off, and demands that it fails with these words.
-fn fails_with(fault: &str, test: &str, words: &str) {
+/// Runs a test of this file in a child, with faults planted. Whether it passed, and what it said.
+fn with_faults(faults: &str, test: &str) -> (bool, String) {
     let program = std::env::current_exe().expect("a test has a path");
     let child = std::process::Command::new(program)
         .args([
@@ -283,14 +283,17 @@ fn fails_with(fault: &str, test: &str, words: &str) {
             &format!("lox::jit::tests::{test}"),
             "--nocapture",
         ])
-        .env("URGE_FAULT", fault)
+        .env("URGE_FAULT", faults)
         .output()
         .expect("the test can run again");
-    let said = String::from_utf8_lossy(&child.stderr);
-    assert!(
-        !child.status.success() && said.contains(words),
-        "{fault}: {said}"
-    );
+    let said = String::from_utf8_lossy(&child.stderr).into_owned();
+    (child.status.success(), said)
+}
+
+/// Demands that a test fails with these words once a cure is switched off.
+fn fails_with(faults: &str, test: &str, words: &str) {
+    let (passed, said) = with_faults(faults, test);
+    assert!(!passed && said.contains(words), "{faults}: {said}");
 }
 
 fn watched(hot: JitConfig) -> Verdict {
@@ -385,4 +388,24 @@ fn inline_allocations_are_restart_ranges() {
     assert!(vm.run());
     assert_eq!(attached.restart_windows(), 2);
     assert!(attached.compiled() >= 2);
+}
+
+#[test]
+fn code_that_is_refused_leaves_its_function_interpreted() {
+    let source = "
+        class A { refused(x) { return x + 1; } }
+        fun use(a, x) { return a.refused(x); }
+        var a = A();
+        for (var i = 0; i < 20; i = i + 1) use(a, i);
+        print use(a, 1);";
+    assert_eq!(output(source), "2\n");
+}
+
+#[test]
+fn a_function_whose_code_was_refused_is_not_called_as_if_it_had_any() {
+    let test = "code_that_is_refused_leaves_its_function_interpreted";
+    let (passed, said) = with_faults("refuse-code", test);
+    assert!(passed, "{said}");
+    let (passed, _) = with_faults("refuse-code,keep-refused", test);
+    assert!(!passed);
 }
