@@ -402,18 +402,22 @@ impl<'h> Cycle<'h> {
         self.cells = before.saturating_add_signed(self.shared.space.cells_since());
         self.shared.space.begin_marking();
         let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, &self.shared.roots);
+        // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
         for mutator in stopped.mutators() {
-            let frames = mutator.walk(&mut scanner);
-            scanner.scanned.frames += frames;
-            let Some(context) = context_of(&mutator) else {
-                continue;
-            };
-            if !planted("white-tails") {
+            if let Some(context) = context_of(&mutator)
+                && !planted("white-tails")
+            {
                 // SAFETY: the array is that of a stopped mutator of this heap.
                 let tails = unsafe { self.shared.space.blacken_tails(context.runs()) };
                 self.tails += tails.cells;
             }
-            if !planted("handles-unscanned") {
+        }
+        for mutator in stopped.mutators() {
+            let frames = mutator.walk(&mut scanner);
+            scanner.scanned.frames += frames;
+            if let Some(context) = context_of(&mutator)
+                && !planted("handles-unscanned")
+            {
                 context
                     .handles
                     .for_each(|word| scanner.word(word, Encoding::RAW));
@@ -523,9 +527,9 @@ impl<'h> Cycle<'h> {
         self.shared.space.end_marking();
         if planted("runs-taken-back") {
             for mutator in stopped.mutators() {
-                // SAFETY: as in `scan`.
-                let context = unsafe { &*mutator.data().cast::<Context>() };
-                self.shared.space.retire(&context.local);
+                if let Some(context) = context_of(&mutator) {
+                    self.shared.space.retire(&context.local);
+                }
             }
         }
         let marked = self.marker.marked();
