@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use benches::paired::{Block, Paired};
-use benches::{Mode, wanted};
+use benches::{Mode, consume, wanted};
 use criterion::Criterion;
-use gc_core::{Encoding, Heap};
+use gc_core::{Encoding, Heap, Mutator};
 use gc_test_harness::kernels::alloc::{Allocator, node_site, ring};
 use gc_test_harness::kernels::codegen::{Arena, Code};
 use gc_test_harness::kernels::loops::{Loops, chase_oracle, count_oracle};
@@ -35,13 +35,14 @@ fn loops() -> Loops {
 }
 
 /// Registers the loops with a new heap, attaches this thread, and runs `f`.
-fn with_heap<R>(loops: &Loops, f: impl FnOnce(&Allocator<'_>) -> R) -> R {
+fn with_heap<R>(loops: &Loops, f: impl FnOnce(&Mutator, &Allocator<'_>) -> R) -> R {
     let heap = Heap::builder().build().expect("a heap");
     let guards = loops.code.iter();
     let guards = guards.map(|code| code.register_with(&heap, Encoding::RAW));
     let guards: Vec<_> = guards.collect::<Result<_, _>>().expect("registers");
     let mutator = heap.attach().expect("attaches");
-    let result = f(&Allocator::new(&mutator, node_site(&heap).expect("a site")));
+    let site = node_site(&heap).expect("a site");
+    let result = f(&mutator, &Allocator::new(&mutator, site));
     drop(mutator);
     drop(guards);
     result
@@ -59,9 +60,14 @@ fn bytes(loops: &Loops) -> Vec<Vec<u8>> {
 fn bytes_are_identical() {
     let without = loops();
     let before = bytes(&without);
-    with_heap(&without, |allocator| {
+    with_heap(&without, |mutator, allocator| {
         assert_eq!(before, bytes(&without), "registering changed the code");
-        allocator.run();
+        let count = count_oracle(SEED, 1000);
+        assert_eq!((without.count)(SEED, 1000), count);
+        let live = ring(allocator, &[1; RING]).expect("room");
+        mutator.collect();
+        assert_eq!(before, bytes(&without), "a collection changed the code");
+        consume(live);
         let compiled_for_it = loops();
         assert_eq!(
             before,
@@ -102,13 +108,13 @@ fn table(mode: Mode) {
         *node = [base + (i + 1) % RING * 16, values[i] as usize];
     }
     let in_heap = || {
-        with_heap(&loops, |allocator| {
+        with_heap(&loops, |_, allocator| {
             chase(ring(allocator, &values).expect("room"))
         })
     };
     let measured = Paired::new("barrier_free_loop", "turn")
         .contender("count, no heap", count)
-        .contender("count, heap attached", || with_heap(&loops, |_| count()))
+        .contender("count, heap attached", || with_heap(&loops, |_, _| count()))
         .contender("chase, no heap", || chase(base))
         .contender("chase, heap attached", in_heap)
         .measure(mode.pick(31, 2));
@@ -125,7 +131,7 @@ fn groups(criterion: &mut Criterion) {
     let loops = loops();
     let mut group = criterion.benchmark_group("barrier_free_loop");
     group.bench_function("count/no_heap", |b| b.iter(|| (loops.count)(SEED, TURNS)));
-    with_heap(&loops, |_| {
+    with_heap(&loops, |_, _| {
         group.bench_function("count/heap_attached", |b| {
             b.iter(|| (loops.count)(SEED, TURNS));
         });

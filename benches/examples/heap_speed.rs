@@ -4,6 +4,7 @@
 
 use std::time::Instant;
 
+use benches::limits::bare_mark;
 use gc_core::alloc::{Refill, Runs, bump};
 use gc_core::heap::{Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
@@ -158,7 +159,9 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
         .map(|_| collect(space, runs, queue, &cells))
         .collect();
     times.sort_by(f64::total_cmp);
-    let bare = (0..5).map(|_| bare_mark(&cells)).fold(f64::MAX, f64::min);
+    let bare = (0..5)
+        .map(|_| bare_mark(&cells, &cells).as_secs_f64())
+        .fold(f64::MAX, f64::min);
     println!(
         "mark {} MiB: {:.1} M objects/s ({:.1} ns each); bare loop {:.1} M objects/s",
         bytes >> 20,
@@ -167,62 +170,6 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
         count as f64 / bare / 1e6
     );
     collect(space, runs, queue, &[]);
-}
-
-/// The limit: no kinds, no side tables but a mark bit for each 32 bytes, the graph's shape known to the loop.
-fn bare_mark(cells: &[usize]) -> f64 {
-    let base = *cells.iter().min().expect("cells");
-    let top = *cells.iter().max().expect("cells");
-    let mut bits = vec![0u64; (top - base) / 32 / 64 + 1];
-    let mut stack: Vec<usize> = Vec::with_capacity(cells.len());
-    const N: usize = 16;
-    let start = Instant::now();
-    let mut ring = [0usize; N];
-    let (mut head, mut tail) = (0usize, 0usize);
-    let mut seen = 0;
-    let push = |address: usize, bits: &mut Vec<u64>, stack: &mut Vec<usize>| {
-        if address != 0 {
-            let bit = (address - base) / 32;
-            let word = &mut bits[bit / 64];
-            if *word & (1 << (bit % 64)) == 0 {
-                *word |= 1 << (bit % 64);
-                stack.push(address);
-            }
-        }
-    };
-    for &root in cells {
-        push(root, &mut bits, &mut stack);
-    }
-    loop {
-        while head - tail < N
-            && let Some(cell) = stack.pop()
-        {
-            // SAFETY: a prefetch.
-            unsafe {
-                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(
-                    cell as *const i8,
-                )
-            };
-            ring[head % N] = cell;
-            head += 1;
-        }
-        if head == tail {
-            break;
-        }
-        let cell = ring[tail % N];
-        tail += 1;
-        seen += 1;
-        for word in 0..2 {
-            // SAFETY: a live cell of four words.
-            push(
-                unsafe { *(cell as *const usize).add(word) },
-                &mut bits,
-                &mut stack,
-            );
-        }
-    }
-    assert_eq!(seen, cells.len());
-    start.elapsed().as_secs_f64()
 }
 
 /// Every other cell survives, so that each run is one cell long: the refill's own cost.

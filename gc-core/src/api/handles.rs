@@ -152,14 +152,16 @@ impl<'m> Chain<'m> {
 }
 
 impl Drop for Chain<'_> {
+    #[inline]
     fn drop(&mut self) {
         let mut chunk = self.position();
         while chunk != 0 {
             self.thread.no_preempt(|| {
                 for _ in 0..PIECE {
-                    if chunk != 0 {
-                        chunk = self.handles.give(chunk);
+                    if chunk == 0 {
+                        break; // most scopes have one chunk
                     }
+                    chunk = self.handles.give(chunk);
                 }
             });
         }
