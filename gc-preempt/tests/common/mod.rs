@@ -1,6 +1,9 @@
 //! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, and hazards run in child processes: once as they are, and once with the cure switched off, when they have to fail.
+#![allow(dead_code)] // each test binary uses a part
 
+use gc_preempt::{Config, World};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use gc_preempt::faults::StrictAllocator;
@@ -80,4 +83,49 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
         !faulty.is_some_and(|o| o.status.success()),
         "{name} passes without its cure ({fault})"
     );
+}
+
+// ---- threads and stops ----------------------------------------------------------------------------------------------------------
+
+/// A world as it comes.
+pub fn world() -> World {
+    World::new(Config::default()).unwrap()
+}
+
+/// Runs `stopper` on this thread while `mutator` runs on another, attached; `mutator` runs until its argument is set.
+pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: impl FnOnce()) {
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _m = world.attach(std::ptr::null_mut()).unwrap();
+            ready.store(true, SeqCst);
+            mutator(&done);
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        stopper();
+        done.store(true, SeqCst);
+    });
+}
+
+/// Stops the world until `wanted` of its threads were met running: one that is still parked from the stop before does not count.
+pub fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preempt::Stopped<'_>)) {
+    let mut met = 0;
+    while met < wanted {
+        let stopped = world.stop().unwrap();
+        look(&stopped);
+        let report = stopped.resume();
+        met += report.signalled as usize;
+        if report.signalled == 0 {
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Spins until told otherwise, without a poll.
+pub fn spin(done: &AtomicBool) {
+    while !done.load(Relaxed) {
+        std::hint::spin_loop();
+    }
 }

@@ -1,0 +1,542 @@
+//! Stops in code that says what may be done to it: injected calls, restart and unsafe ranges, hooks, and the edges of stacks and regions.
+
+mod common;
+
+use common::{beside, hazard, hazard_with, is_child, stop_running, world};
+use gc_preempt::{
+    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
+};
+use std::arch::global_asm;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+global_asm!(
+    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in every vector register's low and high half and checks
+    // them each time round.
+    ".globl t_vector_loop",
+    ".globl t_vector_loop_end",
+    "t_vector_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "push rbx",
+    "push r12",
+    "mov rax, 0x0123456789abcdef",
+    "vmovq xmm0, rax",
+    "vpbroadcastq ymm0, xmm0",
+    "mov r12, 0xfedcba9876543210",
+    "vmovq xmm1, r12",
+    "vpbroadcastq ymm15, xmm1",
+    "mov rcx, 1",
+    "1:",
+    "vextracti128 xmm2, ymm0, 1",
+    "vmovq rdx, xmm2",
+    "cmp rdx, rax",
+    "jne 2f",
+    "vmovq rdx, xmm0",
+    "cmp rdx, rax",
+    "jne 2f",
+    "vextracti128 xmm3, ymm15, 1",
+    "vmovq rdx, xmm3",
+    "cmp rdx, r12",
+    "jne 2f",
+    // The red zone holds its value, and the flags theirs across a cmp and its jump.
+    "mov qword ptr [rsp - 8], rcx",
+    "mov qword ptr [rsp - 128], rcx",
+    "cmp qword ptr [rsp - 8], rcx",
+    "jne 2f",
+    "cmp qword ptr [rsp - 128], rcx",
+    "jne 2f",
+    "inc rcx",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "jmp 3f",
+    "2:",
+    "inc qword ptr [rsi]",
+    "3:",
+    "vzeroupper",
+    "mov rax, rcx",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    "t_vector_loop_end:",
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A two-store unit: both words go up together, or are seen apart.
+    ".globl t_pair_loop",
+    ".globl t_pair_loop_end",
+    ".globl t_pair_unit",
+    ".globl t_pair_unit_end",
+    "t_pair_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "1:",
+    "mov rax, [rsi]",
+    "inc rax",
+    "t_pair_unit:",
+    "mov [rsi], rax",
+    "nop",
+    "nop",
+    "nop",
+    "mov [rsi + 8], rax",
+    "t_pair_unit_end:",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "pop rbp",
+    "ret",
+    "t_pair_loop_end:",
+);
+
+unsafe extern "C" {
+    fn t_vector_loop(done: *const AtomicBool, mismatches: *mut u64) -> u64;
+    fn t_vector_loop_end();
+    fn t_pair_loop(done: *const AtomicBool, pair: *mut [AtomicU64; 2]);
+    fn t_pair_loop_end();
+    fn t_pair_unit();
+    fn t_pair_unit_end();
+}
+
+fn at(f: unsafe extern "C" fn()) -> usize {
+    f as *const () as usize
+}
+
+fn managed(world: &World, range: std::ops::Range<usize>) -> CodeGuard {
+    let what = CodeWhat::Managed {
+        frames: FrameRule::Rbp,
+        maps: StackMaps::default(),
+        encoding: 0,
+    };
+    let spec = CodeSpec {
+        range,
+        what,
+        owner: None,
+    };
+    // SAFETY: the range is this program's text; the assembly has RBP frames and makes no calls.
+    unsafe { world.register_code(spec) }.unwrap()
+}
+
+fn vector_loop_range() -> std::ops::Range<usize> {
+    t_vector_loop as *const () as usize..at(t_vector_loop_end)
+}
+
+/// One test at a time may have the vector loop registered. Taken before the world is made, so that it is given back after its end.
+static VECTOR_LOOP: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
+    VECTOR_LOOP
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Stops the vector loop many times and says how often each origin was seen.
+fn stop_the_vector_loop(config: Config, stops: usize) -> (usize, usize) {
+    let _alone = vector_loop_alone();
+    let world = World::new(config).unwrap();
+    let _code = managed(&world, vector_loop_range());
+    let (mut parked, mut injected, mut mismatches) = (0, 0, 0u64);
+    let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+    beside(
+        &world,
+        |done| {
+            // SAFETY: the assembly keeps the System V convention and writes its two arguments' targets only.
+            unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
+        },
+        || {
+            stop_running(&world, stops, |stopped| {
+                match stopped.mutators().next().unwrap().snapshot().origin {
+                    Origin::Signal => parked += 1,
+                    Origin::Injected => injected += 1,
+                    Origin::Call => {}
+                }
+            });
+        },
+    );
+    assert_eq!(
+        mismatches, 0,
+        "a register, the red zone or a flag was changed by a stop"
+    );
+    (parked, injected)
+}
+
+#[test]
+fn h13_an_injected_stop_keeps_every_register_and_the_red_zone() {
+    hazard(
+        "h13_an_injected_stop_keeps_every_register_and_the_red_zone",
+        "no-vector-save",
+        || {
+            let (_, injected) = stop_the_vector_loop(
+                Config {
+                    inject: true,
+                    ..Config::default()
+                },
+                10_000,
+            );
+            assert!(injected > 5_000, "only {injected} stops were injected");
+        },
+    );
+}
+
+#[test]
+fn h13_a_parked_stop_keeps_every_register_and_the_red_zone() {
+    if is_child() {
+        return;
+    }
+    let (parked, injected) = stop_the_vector_loop(Config::default(), 10_000);
+    assert!(parked > 5_000 && injected == 0);
+}
+
+struct Find {
+    what: usize,
+    found: bool,
+}
+
+impl gc_preempt::RootSink for Find {
+    fn conservative(&mut self, words: std::ops::Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            self.found |= unsafe { std::ptr::read_volatile(at as *const usize) } == self.what;
+        }
+    }
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
+#[test]
+fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
+    hazard(
+        "h13_a_word_only_in_a_vector_registers_high_half_is_found",
+        "no-vectors",
+        || {
+            let world = world();
+            let mut mismatches = 0u64;
+            let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+            beside(
+                &world,
+                |done| {
+                    // SAFETY: as above.
+                    unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
+                },
+                || {
+                    let mut seen = 0;
+                    while seen < 200 {
+                        let stopped = world.stop().unwrap();
+                        let m = stopped.mutators().next().unwrap();
+                        if !vector_loop_range().contains(&m.snapshot().registers.pc) {
+                            continue;
+                        }
+                        let v = m.snapshot().vectors.clone();
+                        let mut find = Find {
+                            what: 0x0123_4567_89ab_cdef,
+                            found: false,
+                        };
+                        if !v.is_empty() {
+                            gc_preempt::RootSink::conservative(&mut find, v);
+                        }
+                        assert!(find.found);
+                        seen += 1;
+                    }
+                },
+            );
+        },
+    );
+}
+
+/// Stops the pair loop and says whether its unit was ever seen half done.
+fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
+    let world = world();
+    let _code = managed(
+        &world,
+        t_pair_loop as *const () as usize..at(t_pair_loop_end),
+    );
+    let range = at(t_pair_unit)..at(t_pair_unit_end);
+    let spec = CodeSpec {
+        range: range.clone(),
+        what,
+        owner: None,
+    };
+    // SAFETY: the unit may be begun again from everywhere: its inputs stay as they are.
+    let _unit = unsafe { world.register_code(spec) }.unwrap();
+    let pair = [AtomicU64::new(0), AtomicU64::new(0)];
+    let target = AtomicUsize::new((&raw const pair) as usize);
+    let mut torn = false;
+    beside(
+        &world,
+        // SAFETY: the assembly writes its second argument's target only.
+        |done| unsafe { t_pair_loop(done, target.load(Relaxed) as *mut _) },
+        || {
+            stop_running(&world, stops, |stopped| {
+                let pc = stopped.mutators().next().unwrap().snapshot().registers.pc;
+                torn |= pc > range.start && pc < range.end;
+            });
+        },
+    );
+    torn
+}
+
+#[test]
+fn a_thread_is_never_stopped_inside_an_unsafe_range() {
+    hazard(
+        "a_thread_is_never_stopped_inside_an_unsafe_range",
+        "no-unsafe-ranges",
+        || {
+            assert!(!pair_is_ever_torn(CodeWhat::Unsafe, 5_000));
+        },
+    );
+}
+
+#[test]
+fn a_thread_inside_a_restart_range_is_moved_to_its_start() {
+    hazard(
+        "a_thread_inside_a_restart_range_is_moved_to_its_start",
+        "no-restart",
+        || {
+            assert!(!pair_is_ever_torn(CodeWhat::Restart, 5_000));
+        },
+    );
+}
+
+static HOOKED: AtomicU64 = AtomicU64::new(0);
+
+unsafe extern "C" fn hook(data: *mut ()) {
+    HOOKED.fetch_add(data as u64, SeqCst);
+    // Long enough to be stopped in, which makes it an interruption inside an interruption.
+    for _ in 0..3_000 {
+        std::hint::spin_loop();
+    }
+}
+
+#[test]
+fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
+    if is_child() {
+        return;
+    }
+    let _alone = vector_loop_alone();
+    let world = world();
+    let _code = managed(&world, vector_loop_range());
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut mismatches = 0u64;
+    let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+    let (mut stops, mut nested, mut walked) = (0u64, 0u64, 0u64);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = world.attach(std::ptr::null_mut()).unwrap();
+            // SAFETY: the hook counts and spins.
+            unsafe {
+                m.set_stop_hook(Some(StopHook {
+                    f: hook,
+                    data: std::ptr::without_provenance_mut(1),
+                }))
+            };
+            ready.store(true, SeqCst);
+            // SAFETY: as above.
+            unsafe { t_vector_loop(&raw const done, bad.load(Relaxed) as *mut u64) };
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        stop_running(&world, 5_000, |stopped| {
+            let m = stopped.mutators().next().unwrap();
+            stops += 1;
+            nested += u64::from(!m.snapshot().interrupted.is_null());
+            let mut find = Find {
+                what: 0x0123_4567_89ab_cdef,
+                found: false,
+            };
+            m.walk(&mut find);
+            walked += u64::from(find.found);
+        });
+        done.store(true, SeqCst);
+    });
+    assert_eq!(mismatches, 0);
+    assert!(HOOKED.load(SeqCst) > 100);
+    assert!(nested > 0, "no stop ever met a running hook");
+    assert!(
+        walked * 100 > stops * 98,
+        "the vector register behind the hook was found in {walked} of {stops} stops"
+    );
+}
+
+#[test]
+fn a_stop_is_not_injected_where_the_stack_has_no_room() {
+    hazard_with(
+        "a_stop_is_not_injected_where_the_stack_has_no_room",
+        "no-room-check",
+        &[("URGE_INJECT", "1")],
+        || {
+            let world = World::new(Config::from_env().unwrap()).unwrap();
+            let _code = managed(&world, vector_loop_range());
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            #[inline(never)]
+            fn down(low: usize, done: &AtomicBool, ready: &AtomicBool) -> u64 {
+                let here = [1u8; 512];
+                let at = std::hint::black_box(&here).as_ptr() as usize;
+                if at - low > 3072 {
+                    let mismatches = down(low, done, ready);
+                    std::hint::black_box(&here); // the frame stays until here
+                    return mismatches;
+                }
+                ready.store(true, SeqCst);
+                let mut mismatches = 0;
+                // SAFETY: as above.
+                unsafe { t_vector_loop(done, &raw mut mismatches) };
+                mismatches
+            }
+            std::thread::scope(|s| {
+                let (world, done, ready) = (&world, &done, &ready);
+                s.spawn(move || {
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    let id = m.id();
+                    let low = m.blocking(|| {
+                        std::thread::scope(|s| {
+                            s.spawn(|| world.handshake(id, |m| m.stack().start).unwrap())
+                                .join()
+                                .unwrap()
+                        })
+                    });
+                    assert_eq!(down(low, done, ready), 0);
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                let begun = Instant::now();
+                let mut parked = 0;
+                while parked < 200 && begun.elapsed() < Duration::from_secs(10) {
+                    let stopped = world.stop().unwrap();
+                    parked += u32::from(
+                        stopped.mutators().next().unwrap().snapshot().origin == Origin::Signal,
+                    );
+                }
+                done.store(true, SeqCst);
+                assert_eq!(parked, 200);
+            });
+        },
+    );
+}
+
+// ---- stacks that are not the thread's own, and the edge of a blocking region ---------------------------------------------------------
+
+global_asm!(
+    // t_on_stack(f, data, top): calls f(data) on another stack, as a coroutine library would.
+    ".globl t_on_stack",
+    "t_on_stack:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "mov rsp, rdx",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+);
+
+unsafe extern "C" {
+    fn t_on_stack(f: extern "C" fn(*mut ()), data: *mut (), top: usize);
+}
+
+fn on_another_stack(f: &mut dyn FnMut()) {
+    extern "C" fn call(data: *mut ()) {
+        // SAFETY: the caller passes its own closure.
+        let f = unsafe { &mut *data.cast::<&mut dyn FnMut()>() };
+        f();
+    }
+    let mut stack = vec![0u8; 256 * 1024];
+    let top = (stack.as_mut_ptr() as usize + stack.len()) & !15;
+    let mut f = f;
+    // SAFETY: the memory is large enough, and lives until the call returns; the closure does not unwind.
+    unsafe { t_on_stack(call, (&raw mut f).cast(), top) };
+}
+
+#[test]
+fn a_poll_on_another_stack_waits_until_the_thread_is_back_on_its_own() {
+    let name = "a_poll_on_another_stack_waits_until_the_thread_is_back_on_its_own";
+    hazard(name, "no-stack-check", || {
+        let world = world();
+        let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let m = world.attach(std::ptr::null_mut()).unwrap();
+                while !done.load(Relaxed) {
+                    on_another_stack(&mut || {
+                        for _ in 0..500 {
+                            m.no_preempt(|| ready.store(true, SeqCst));
+                        }
+                    });
+                    for _ in 0..2_000 {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            while !ready.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            stop_running(&world, 1_000, |stopped| {
+                let m = stopped.mutators().next().unwrap();
+                assert!(m.stack().contains(&m.snapshot().registers.sp()));
+            });
+            done.store(true, SeqCst);
+        });
+    });
+}
+
+#[test]
+fn blocking_on_another_stack_is_refused() {
+    if is_child() {
+        return;
+    }
+    let world = world();
+    let m = world.attach(std::ptr::null_mut()).unwrap();
+    let mut refused = false;
+    on_another_stack(&mut || {
+        let blocked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| m.blocking(|| ())));
+        refused = blocked.is_err();
+    });
+    assert!(refused);
+    m.blocking(|| ());
+}
+
+#[test]
+fn a_blocked_thread_is_seen_where_it_entered() {
+    // Without its section, a stop that comes between publishing and entering leaves the handler's snapshot.
+    hazard(
+        "a_blocked_thread_is_seen_where_it_entered",
+        "no-blocking-section,slow-blocking",
+        || {
+            let world = world();
+            let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let m = world.attach(std::ptr::null_mut()).unwrap();
+                    ready.store(true, SeqCst);
+                    while !done.load(Relaxed) {
+                        m.blocking(|| {
+                            for _ in 0..300 {
+                                std::hint::spin_loop();
+                            }
+                        });
+                    }
+                });
+                while !ready.load(SeqCst) {
+                    std::thread::yield_now();
+                }
+                let mut held = 0;
+                while held < 2_000 {
+                    let stopped = world.stop().unwrap();
+                    let m = stopped.mutators().next().unwrap();
+                    if m.is_blocked() {
+                        assert_eq!(m.snapshot().origin, Origin::Call);
+                        held += 1;
+                    }
+                    drop(stopped);
+                    // A held thread leaves only if no stop follows at once.
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                done.store(true, SeqCst);
+            });
+        },
+    );
+}
