@@ -345,19 +345,26 @@ mod tests {
             let table = heap
                 .kind(crate::Kind::weak("table", 0, crate::Encoding::RAW, 0))
                 .unwrap();
+            const ENTRIES: usize = 64;
             #[inline(never)]
             fn fill(m: &crate::Mutator, node: crate::KindId, holder: *mut usize, weak: *mut usize) {
                 // SAFETY: live cells of the sizes asked for.
                 unsafe {
                     m.write(holder, m.alloc(node, 16).unwrap().as_ptr() as usize | 1);
                     m.write(weak, m.alloc(node, 32).unwrap().as_ptr() as usize);
-                    m.write(weak.add(1), m.alloc(node, 64).unwrap().as_ptr() as usize);
+                    for i in 1..ENTRIES {
+                        m.write(weak.add(i), m.alloc(node, 64).unwrap().as_ptr() as usize);
+                    }
                 }
             }
             // SAFETY: live cells of the sizes asked for, on this stack.
             unsafe {
                 let holder = m.alloc(node, 16).unwrap().as_ptr().cast::<usize>();
-                let weak = m.alloc(table, 16).unwrap().as_ptr().cast::<usize>();
+                let weak = m
+                    .alloc(table, 8 * ENTRIES)
+                    .unwrap()
+                    .as_ptr()
+                    .cast::<usize>();
                 fill(m, node, holder, weak);
                 let wipe = core::hint::black_box([0usize; 1024]);
                 assert_eq!(wipe[5], 0);
@@ -367,10 +374,16 @@ mod tests {
                 context.marking.store(0, Ordering::Relaxed);
                 core::hint::black_box([0usize; 1024]);
                 m.collect();
-                // Kept: both, the overwritten one and the one loaded, which the log names; not the one only the table knows.
+                // Kept: both, the overwritten one and the one loaded, which the log names; not those only the table knows, but for one or
+                // two that a stale word of this thread's stack may name.
                 assert_eq!(weak.read(), !complement);
-                assert_eq!(heap.stats().last.cells_live, 4, "{:?}", heap.stats().last);
-                assert_eq!(weak.add(1).read(), 0);
+                let stale = (1..ENTRIES).filter(|&i| weak.add(i).read() != 0).count();
+                assert!(
+                    stale <= 3,
+                    "{stale} cells that only the table knows are kept"
+                );
+                let last = heap.stats().last;
+                assert_eq!(last.cells_live, 4 + stale as u64, "{last:?}");
                 // Both are needed until here, and so on the stack.
                 core::hint::black_box((holder, weak));
             }
