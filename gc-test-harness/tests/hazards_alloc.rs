@@ -6,7 +6,6 @@
 //! The sequence is written in assembly, as a compiler of a language would emit it, once right and once with rule 4 broken. The
 //! thread steps through it by the trap flag; after each instruction it lets another thread collect.
 
-#[allow(dead_code)] // other tests use more of it
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 

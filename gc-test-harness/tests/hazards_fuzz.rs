@@ -2,7 +2,6 @@
 //!
 //! Also replays the fuzzing engine's corpus on a stable compiler.
 
-#[allow(dead_code)] // other tests use more of it
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 

@@ -2,7 +2,6 @@
 //!
 //! `URGE_SOAK_STOPS=1000000` is the long form, some minutes; by default it is short.
 
-#[allow(dead_code)] // other tests use more of it
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 

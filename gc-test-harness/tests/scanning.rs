@@ -4,7 +4,6 @@
 //! the test itself keeps only their complements. Each hazard's test runs in a child twice, as it is and with its rule
 //! switched off (`URGE_FAULT`), when it has to fail.
 
-#[allow(dead_code)] // other tests use more of it
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
 

@@ -47,6 +47,7 @@ pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
 pub(crate) use sites::Entry;
 pub(crate) use spans::{CHUNK_UNITS, NoSpan};
+
 pub(crate) use units::Unit;
 
 /// How a heap's memory is laid out and limited.
@@ -279,6 +280,10 @@ pub struct Space {
     hard_limit: Option<u64>,
 }
 
+/// Units at the start of the range that hold no cells. The range's own address stands in registers and on stacks whenever somebody allocates; it
+/// must not keep whatever would lie there.
+const NEVER_TAKEN: usize = 1;
+
 impl Space {
     /// Reserves the address range and its side tables.
     pub fn new(config: SpaceConfig) -> Result<Space, SpaceError> {
@@ -313,7 +318,11 @@ impl Space {
             marking: AtomicBool::new(false),
             kinds,
             sites,
-            spans: CachePadded::new(Mutex::new(Spans::new(bytes as usize / UNIT, limit))),
+            spans: CachePadded::new(Mutex::new(Spans::new(
+                NEVER_TAKEN,
+                bytes as usize / UNIT,
+                limit,
+            ))),
             large: LargeObjects::default(),
             handed: CachePadded::default(),
             unswept: CachePadded::default(),

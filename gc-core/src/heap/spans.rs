@@ -159,12 +159,13 @@ const fn list_of(units: usize) -> usize {
 }
 
 impl Spans {
-    pub(crate) fn new(units: usize, limit: usize) -> Spans {
+    /// Units `first..units`, of which at most `limit` may be in use at a time.
+    pub(crate) fn new(first: usize, units: usize, limit: usize) -> Spans {
         Spans {
             heads: [0; LISTS],
             tails: [0; LISTS],
             filled: [0; LISTS.div_ceil(64)],
-            top: 0,
+            top: first,
             end: units,
             used: 0,
             limit,
@@ -412,7 +413,7 @@ mod tests {
     impl Model {
         fn new(units: usize, limit: usize) -> Model {
             Model {
-                spans: Spans::new(units, limit),
+                spans: Spans::new(0, units, limit),
                 records: Records::new(units).unwrap(),
                 dirty: Dirty::new(units).unwrap(),
                 used: BTreeMap::new(),

@@ -671,7 +671,8 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     toy.collect(&[]);
     while toy.space.release_piece(0) > 0 {}
     toy.alloc(kind, 64 << 20);
-    assert_eq!(resident(&toy.space), 0);
+    // Only whole chunks are given back, so one that it begins in and one that it ends in had to be cleared.
+    assert!(resident(&toy.space) <= 2 * CHUNK_UNITS);
 }
 
 #[test]
@@ -762,4 +763,15 @@ fn mutators_in_parallel_never_share_a_cell() {
     let mut walked = Vec::new();
     space.for_each_cell(&mut |cell| walked.push((cell.base, cell.size)));
     assert_eq!(walked, all);
+}
+
+#[test]
+fn the_address_of_the_range_names_no_cell() {
+    // Allocators keep it in registers and on stacks, where a conservative scan finds it.
+    let mut toy = Toy::small();
+    let kind = toy.space.add_kind(Kind::conservative("any")).unwrap();
+    let first = toy.alloc(kind, 16);
+    let base = toy.space.base();
+    assert!(first >= base + UNIT);
+    assert!((base..base + UNIT).all(|word| toy.space.resolve(word).is_none()));
 }
