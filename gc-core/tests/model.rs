@@ -197,6 +197,8 @@ fn random_safe_code_finds_what_its_model_has() {
                 threads.spawn(|| {
                     while !done.load(Relaxed) {
                         heap.collect();
+                        // Without a pause the threads would be taken over in their parks and hardly run.
+                        std::thread::sleep(std::time::Duration::from_micros(200));
                     }
                 });
                 let ended = players.map(|p| p.join());
