@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use gc_test_harness::lab::report::median;
+use gc_test_harness::lab::report::{median, processor_time};
 
 /// The fewest turns that a claim may rest on.
 pub const LEAST_TURNS: usize = 9;
@@ -44,17 +44,6 @@ impl Block {
             processor: Some(processor_time().saturating_sub(processor)),
         }
     }
-}
-
-/// What the process's threads have used of the processors so far.
-fn processor_time() -> Duration {
-    // SAFETY: plain data, filled by the call, which cannot fail for this clock.
-    let time = unsafe {
-        let mut time: libc::timespec = std::mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time);
-        time
-    };
-    Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
 /// A contender: a name, and a function that does one block.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::{demo, fuzz, pause};
+use gc_test_harness::lab::{demo, fuzz, mark, pause, trees};
 use gc_test_harness::lox::run::RunArgs;
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
@@ -35,6 +35,10 @@ enum Command {
     Run(RunArgs),
     /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
     Pause(Pause),
+    /// The benchmarks game's binary trees, on one or more mutators of one heap
+    Trees(Trees),
+    /// Full markings of a random graph, beside the limit program
+    Mark(Mark),
     /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
     Fuzz(Fuzz),
 }
@@ -62,6 +66,29 @@ struct Pause {
     gap: u64,
 }
 
+#[derive(Args, Debug)]
+struct Trees {
+    /// The long-lived tree's depth; below 6 it is 6
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(trees::DEEPEST)))]
+    depth: u32,
+    /// Threads, each of which runs the whole program
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    mutators: u32,
+}
+
+#[derive(Args, Debug)]
+struct Mark {
+    /// MiB of 32-byte objects
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(mark::LARGEST)))]
+    mib: u32,
+    /// Threads that mark (this release: 1)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    markers: u32,
+    /// Mark while a mutator runs (not in this release)
+    #[arg(long)]
+    concurrent: bool,
+}
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -75,6 +102,8 @@ fn main() -> ExitCode {
         None => run_demo(cli.json),
         Some(Command::Run(options)) => ExitCode::from(options.execute()),
         Some(Command::Pause(options)) => run_pause(&options, cli.json),
+        Some(Command::Trees(options)) => run_trees(&options, cli.json),
+        Some(Command::Mark(options)) => run_mark(&options, cli.json),
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
     }
 }
@@ -102,6 +131,33 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
     match outcome {
         Ok(outcome) if json => println!("{}", outcome.json()),
         Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_trees(options: &Trees, json: bool) -> ExitCode {
+    match trees::run(options.depth, options.mutators as usize) {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_mark(options: &Mark, json: bool) -> ExitCode {
+    let outcome = mark::measure(&mark::Options {
+        mib: options.mib,
+        markers: options.markers,
+        concurrent: options.concurrent,
+    });
+    match outcome {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error @ mark::MarkError::Unsupported(_)) => {
+            failed(&error);
+            return ExitCode::from(USAGE);
+        }
         Err(error) => return failed(&error),
     }
     ExitCode::SUCCESS

@@ -69,12 +69,86 @@ fn pauses_are_measured_beside_the_floor() {
 }
 
 #[test]
+fn trees_print_what_the_benchmarks_game_prints_on_any_number_of_mutators() {
+    let lines = [
+        "stretch tree of depth 11\t check: 4095",
+        "1024\t trees of depth 4\t check: 31744",
+        "256\t trees of depth 6\t check: 32512",
+        "64\t trees of depth 8\t check: 32704",
+        "16\t trees of depth 10\t check: 32752",
+        "long lived tree of depth 10\t check: 2047",
+    ];
+    let output = gclab(&["trees", "10"], &[]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let printed = text(&output.stdout);
+    assert!(printed.starts_with(&lines.join("\n")), "{printed}");
+    for (mutators, environment) in [
+        ("1", ("URGE_GC_EVERY", "2000")),
+        ("2", ("URGE_GC_EVERY", "5000")),
+    ] {
+        let arguments = ["trees", "10", "--mutators", mutators, "--json"];
+        let object = json(&gclab(&arguments, &[environment]));
+        assert_eq!(object["checks"], serde_json::json!(lines));
+        has_quantiles(&object, &["stop_us", "pause_us"]);
+        for key in ["objects", "collections", "cells_freed", "peak_rss_bytes"] {
+            assert!(object[key].as_u64() > Some(0), "{key}: {object}");
+        }
+        for key in ["seconds", "processor_seconds", "objects_per_s"] {
+            assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
+        }
+        // Pauses are read off one by one, and none is missed: the sum of them is the heap's.
+        let least = object["pause_us"]["min"].as_f64().unwrap_or(f64::MAX)
+            * object["collections"].as_f64().unwrap_or(0.0);
+        assert!(
+            Some(least / 1e6) <= object["pause_seconds"].as_f64(),
+            "{object}"
+        );
+    }
+}
+
+#[test]
+fn full_markings_reach_every_object_beside_the_limit_program() {
+    let object = json(&gclab(&["mark", "2", "--json"], &[]));
+    has_quantiles(&object, &["mark_us", "limit_us", "stop_us", "pause_us"]);
+    assert_eq!(object["objects"], 2 << 15);
+    assert!(object["rounds"].as_u64() >= Some(5), "{object}");
+    for key in ["objects_per_s", "limit_objects_per_s", "seconds"] {
+        assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
+    }
+    assert!(
+        object["limit_ratio"]["p50"].as_f64() > Some(0.0),
+        "{object}"
+    );
+    assert!(object["peak_rss_bytes"].as_u64() > Some(2 << 20));
+    let table = text(&gclab(&["mark", "1"], &[]).stdout);
+    assert!(table.contains("limit program"), "{table}");
+}
+
+#[test]
+fn what_this_release_cannot_mark_is_said() {
+    for option in [&["--markers", "2"][..], &["--concurrent"]] {
+        let output = gclab(&[&["mark", "1"], option].concat(), &[]);
+        assert_eq!(output.status.code(), Some(64), "{option:?}");
+        assert!(output.stdout.is_empty());
+        let stderr = text(&output.stderr);
+        for said in [option[0], "one marker in the stopped world"] {
+            assert!(stderr.contains(said), "{stderr}");
+        }
+    }
+}
+
+#[test]
 fn wrong_usage_is_exit_64_and_says_what_would_be_right() {
     for (arguments, said) in [
         (&["--bogus"][..], "--bogus"),
         (&["nonsense"], "nonsense"),
         (&["pause", "--threads", "0"], "1..=4096"),
         (&["pause", "--rounds", "many"], "many"),
+        (&["trees"], "DEPTH"),
+        (&["trees", "27"], "0..=26"),
+        (&["trees", "6", "--mutators", "0"], "1..=4096"),
+        (&["mark", "0"], "1..=65536"),
+        (&["mark", "1", "--markers", "0"], "--markers"),
         (&["run"], "FILE"),
         (&["run", "x.lox", "--gc-every", "0"], "--gc-every"),
     ] {

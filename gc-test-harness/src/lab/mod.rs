@@ -3,5 +3,9 @@
 pub mod demo;
 pub mod floor;
 pub mod fuzz;
+pub mod limit;
+pub mod mark;
 pub mod pause;
+pub mod pauses;
 pub mod report;
+pub mod trees;

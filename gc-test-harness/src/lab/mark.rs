@@ -1,0 +1,381 @@
+//! Full markings of a random graph, beside the limit program over the same graph in the same run.
+//!
+//! The graph: cells of 32 bytes, each with two edges to random older ones, all held by one table in the order in which
+//! they were made. The heap's markings and the limit program's alternate, so that a neighbour's load meets both, and the
+//! claim is the ratio within each pair. The heap marks in the stopped world here, with one marker, which may therefore
+//! set its bits without a locked instruction; the limit program uses one, as a marker beside mutators must.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, RawRoot};
+use serde_json::{Value, json};
+
+use super::limit::{Limit, Marking};
+use super::report::{Quantiles, grouped, median, peak_rss_bytes};
+
+/// Bytes of a cell.
+pub const CELL: usize = 32;
+
+/// The largest graph that can be asked for, in MiB.
+pub const LARGEST: u32 = 64 << 10;
+
+/// Pairs of markings that are measured, after one to warm up.
+pub const ROUNDS: usize = 9;
+
+/// Why there is no result.
+#[derive(Debug)]
+pub enum MarkError {
+    /// This release cannot do what was asked for.
+    Unsupported(&'static str),
+    /// The heap could not be built, or the thread not attached.
+    Heap(String),
+    /// The graph does not fit.
+    Full(AllocError),
+    /// A marking did not reach what it should.
+    Wrong {
+        /// Who marked.
+        who: &'static str,
+        /// Cells found alive.
+        found: u64,
+        /// Cells that are.
+        expected: u64,
+    },
+}
+
+impl fmt::Display for MarkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MarkError::Unsupported(option) => write!(
+                f,
+                "{option}: this release marks with one marker in the stopped world; leave the option out"
+            ),
+            MarkError::Heap(why) => write!(f, "no heap for the graph: {why}"),
+            MarkError::Full(why) => write!(f, "the graph does not fit: {why}"),
+            MarkError::Wrong {
+                who,
+                found,
+                expected,
+            } => write!(
+                f,
+                "wrong answer: {who} found {found} cells alive instead of {expected}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for MarkError {}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// MiB of cells.
+    pub mib: u32,
+    /// Threads that mark.
+    pub markers: u32,
+    /// Whether mutators run meanwhile.
+    pub concurrent: bool,
+}
+
+/// The graph, in a heap of its own; the thread that made it is the heap's mutator.
+pub struct Graph {
+    heap: Heap,
+    mutator: Mutator,
+    table: NonNull<usize>,
+    cells: usize,
+    // Keeps the table.
+    _root: RawRoot,
+}
+
+/// One collection of the graph's heap, in which everything lives.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// From the stop's request until all stood.
+    pub stop: Duration,
+    /// From the stop's request until the resume.
+    pub pause: Duration,
+    /// Of that: marking.
+    pub mark: Duration,
+}
+
+impl Graph {
+    /// Makes it, of so many MiB of cells. No collection runs meanwhile.
+    ///
+    /// # Errors
+    /// [`MarkError::Heap`] and [`MarkError::Full`].
+    pub fn build(mib: u32) -> Result<Graph, MarkError> {
+        let error = |e: &dyn fmt::Display| MarkError::Heap(e.to_string());
+        let cells = ((mib as usize) << 20) / CELL;
+        let heap = Heap::builder().gc_percent(u32::MAX).build();
+        let heap = heap.map_err(|e| error(&e))?;
+        let object = heap
+            .kind(Kind::words_at("object", &[0, 1], Encoding::RAW))
+            .map_err(|e| error(&e))?;
+        let holder = heap
+            .kind(Kind::array("table", 0, Encoding::RAW))
+            .map_err(|e| error(&e))?;
+        let site = heap.site(object, CELL).map_err(|e| error(&e))?;
+        let mutator = heap.attach().map_err(|e| error(&e))?;
+        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle keeps it.
+        let table = unsafe { mutator.alloc(holder, cells * size_of::<usize>()) };
+        let table = table.map_err(MarkError::Full)?;
+        // SAFETY: allocated just now.
+        let root = unsafe { mutator.raw_root(table) }
+            .ok_or_else(|| MarkError::Heap("it has no handle left".to_owned()))?;
+        let table = table.cast::<usize>();
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        for n in 0..cells {
+            // SAFETY: two words in a cell of four, stored first; the table has `cells` words and is kept by the handle.
+            unsafe {
+                let cell = mutator.alloc_at(site).map_err(MarkError::Full)?;
+                if n > 0 {
+                    let mut older = || table.add(random.below(n)).read();
+                    cell.cast::<[usize; 2]>().write([older(), older()]);
+                }
+                mutator.write(table.add(n).as_ptr(), cell.as_ptr() as usize);
+            }
+        }
+        Ok(Graph {
+            heap,
+            mutator,
+            table,
+            cells,
+            _root: root,
+        })
+    }
+
+    /// Cells of 32 bytes.
+    pub fn objects(&self) -> u64 {
+        self.cells as u64
+    }
+
+    /// Collects, and sees that everything is alive still.
+    ///
+    /// # Errors
+    /// [`MarkError::Wrong`].
+    pub fn mark(&self) -> Result<Round, MarkError> {
+        self.mutator.collect();
+        let last = self.heap.stats().last;
+        let table_too = self.objects() + 1;
+        right("the collector", last.cells_live, table_too)?;
+        Ok(Round {
+            stop: last.time_to_stop,
+            pause: last.pause,
+            mark: last.mark,
+        })
+    }
+
+    /// The addresses of all cells.
+    fn table(&self) -> &[usize] {
+        // SAFETY: so many words, kept by the handle, and written by `build` alone.
+        unsafe { std::slice::from_raw_parts(self.table.as_ptr(), self.cells) }
+    }
+
+    /// The limit program for this graph.
+    fn limit(&self) -> Limit {
+        let least = self.table().iter().copied().min().unwrap_or(0);
+        let most = self.table().iter().copied().max().unwrap_or(0);
+        Limit::new(least..most + CELL, self.cells)
+    }
+
+    fn mark_bare(&self, limit: &mut Limit) -> Result<Marking, MarkError> {
+        // SAFETY: the table's words and the cells' are as `build` made them; cells do not move.
+        let marking = unsafe { limit.mark(self.table()) };
+        right("the limit program", marking.cells, self.objects())?;
+        Ok(marking)
+    }
+}
+
+fn right(who: &'static str, found: u64, expected: u64) -> Result<(), MarkError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(MarkError::Wrong {
+        who,
+        found,
+        expected,
+    })
+}
+
+/// Marsaglia's xorshift64.
+struct Random(u64);
+
+impl Random {
+    /// A number below `n`, which is at most 2^32.
+    #[inline]
+    fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (((self.0 >> 32) * n as u64) >> 32) as usize
+    }
+}
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was asked for.
+    pub options: Options,
+    /// Cells of the graph, the table not counted.
+    pub objects: u64,
+    /// The heap's markings, each beside the limit program's.
+    pub rounds: Vec<(Round, Marking)>,
+    /// How long making the graph took.
+    pub building: Duration,
+    /// How long everything took.
+    pub took: Duration,
+    /// The process's peak with the graph and a collection, before the limit program's tables were made.
+    pub peak_rss_bytes: u64,
+}
+
+/// Makes the graph and marks it, in alternation with the limit program.
+///
+/// # Errors
+/// [`MarkError`].
+pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
+    if options.concurrent {
+        return Err(MarkError::Unsupported("--concurrent"));
+    }
+    if options.markers != 1 {
+        return Err(MarkError::Unsupported("--markers above 1"));
+    }
+    let begun = Instant::now();
+    let graph = Graph::build(options.mib)?;
+    let building = begun.elapsed();
+    graph.mark()?;
+    let peak_rss_bytes = peak_rss_bytes();
+    let mut limit = graph.limit();
+    graph.mark_bare(&mut limit)?;
+    let mut rounds = Vec::with_capacity(ROUNDS);
+    for _ in 0..ROUNDS {
+        rounds.push((graph.mark()?, graph.mark_bare(&mut limit)?));
+    }
+    Ok(Outcome {
+        options: *options,
+        objects: graph.objects(),
+        rounds,
+        building,
+        took: begun.elapsed(),
+        peak_rss_bytes,
+    })
+}
+
+impl Outcome {
+    /// Objects a second of marking: the median.
+    pub fn objects_per_s(&self) -> f64 {
+        self.per_second(|round| round.0.mark)
+    }
+
+    /// The limit program's.
+    pub fn limit_objects_per_s(&self) -> f64 {
+        self.per_second(|round| round.1.time)
+    }
+
+    fn per_second(&self, time: impl Fn(&(Round, Marking)) -> Duration) -> f64 {
+        let rates = self.rounds.iter().map(|round| {
+            let seconds = time(round).as_secs_f64().max(1e-9);
+            self.objects as f64 / seconds
+        });
+        median(&rates.collect::<Vec<_>>())
+    }
+
+    /// What part of the limit program's speed the heap's marker has, pair by pair: min, median, max.
+    pub fn limit_ratio(&self) -> [f64; 3] {
+        let ratios = self.rounds.iter();
+        let mut ratios: Vec<f64> = ratios
+            .map(|(round, limit)| limit.time.as_secs_f64() / round.mark.as_secs_f64().max(1e-9))
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        let at = |end: Option<&f64>| end.copied().unwrap_or(0.0);
+        [at(ratios.first()), median(&ratios), at(ratios.last())]
+    }
+
+    fn quantiles(&self, time: impl Fn(&(Round, Marking)) -> Duration) -> Quantiles {
+        Quantiles::of_times(self.rounds.iter().map(time))
+    }
+
+    /// The object that `--json` prints.
+    pub fn json(&self) -> Value {
+        let [min, p50, max] = self.limit_ratio();
+        json!({
+            "mib": self.options.mib,
+            "markers": self.options.markers,
+            "objects": self.objects,
+            "rounds": self.rounds.len(),
+            "objects_per_s": self.objects_per_s(),
+            "limit_objects_per_s": self.limit_objects_per_s(),
+            "limit_ratio": { "min": min, "p50": p50, "max": max },
+            "mark_us": self.quantiles(|round| round.0.mark).json(),
+            "limit_us": self.quantiles(|round| round.1.time).json(),
+            "stop_us": self.quantiles(|round| round.0.stop).json(),
+            "pause_us": self.quantiles(|round| round.0.pause).json(),
+            "build_seconds": self.building.as_secs_f64(),
+            "seconds": self.took.as_secs_f64(),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} MiB: {} objects of {CELL} bytes, two random edges each, held by one table; {} MiB resident at most",
+            self.options.mib,
+            grouped(self.objects),
+            self.peak_rss_bytes >> 20
+        )?;
+        writeln!(
+            f,
+            "{} full markings by one marker in the stopped world, in alternation with the limit program",
+            self.rounds.len()
+        )?;
+        writeln!(f)?;
+        writeln!(f, "{}", Quantiles::head("microseconds"))?;
+        for (label, quantiles) in [
+            ("marking", self.quantiles(|round| round.0.mark)),
+            ("  limit", self.quantiles(|round| round.1.time)),
+            ("time to stop", self.quantiles(|round| round.0.stop)),
+            ("pause", self.quantiles(|round| round.0.pause)),
+        ] {
+            writeln!(f, "{}", quantiles.line(label))?;
+        }
+        let [min, p50, max] = self.limit_ratio();
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:.1} million objects a second, the limit program {:.1}; ratio {min:.2} to {max:.2}, median {p50:.2}",
+            self.objects_per_s() / 1e6,
+            self.limit_objects_per_s() / 1e6,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_object_is_marked_by_both_in_every_round() {
+        let options = Options {
+            mib: 1,
+            markers: 1,
+            concurrent: false,
+        };
+        let outcome = measure(&options).expect("it fits");
+        assert_eq!(outcome.objects, 32 << 10);
+        assert_eq!(outcome.rounds.len(), ROUNDS);
+        for (round, limit) in &outcome.rounds {
+            assert!(round.mark <= round.pause && limit.cells == outcome.objects);
+        }
+        let [min, p50, max] = outcome.limit_ratio();
+        assert!(0.0 < min && min <= p50 && p50 <= max);
+    }
+
+    #[test]
+    fn a_cell_that_is_missed_is_a_wrong_answer() {
+        let error = right("somebody", 7, 8).expect_err("one is missing");
+        assert!(error.to_string().contains("somebody found 7"), "{error}");
+    }
+}

@@ -1,0 +1,378 @@
+//! The benchmarks game's binary trees over the raw tier: perfect trees of 16-byte nodes, built, counted and dropped.
+//!
+//! The program is that of <https://benchmarksgame-team.pages.debian.net/benchmarksgame/description/binarytrees.html>: a
+//! tree one deeper than asked for, a long-lived one, and between the two as many short-lived trees of each depth as give
+//! all depths about as many nodes. Nothing but this thread's stack and registers keeps a tree. With several mutators each
+//! runs the whole program over the one heap.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::time::{Duration, Instant};
+
+use gc_core::{AllocError, Encoding, Heap, HeapStats, Kind, Mutator, Site};
+use serde_json::{Value, json};
+
+use super::pauses::Pauses;
+use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time};
+
+/// The least depth of the short-lived trees, and two less than the least depth that counts as asked for.
+const LEAST: u32 = 4;
+
+/// The deepest tree that can be asked for: 2 GiB of nodes.
+pub const DEEPEST: u32 = 26;
+
+/// Why there is no result.
+#[derive(Debug)]
+pub enum TreesError {
+    /// The heap could not be built, or a thread not attached.
+    Heap(String),
+    /// The heap is full.
+    Full(AllocError),
+    /// Trees did not have the nodes that they were built with.
+    Wrong {
+        /// What was counted.
+        found: Checked,
+        /// How many nodes there should have been.
+        expected: u64,
+    },
+}
+
+impl fmt::Display for TreesError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TreesError::Heap(why) => write!(f, "no heap for the trees: {why}"),
+            TreesError::Full(why) => write!(f, "the trees do not fit: {why}"),
+            TreesError::Wrong { found, expected } => {
+                write!(f, "wrong answer: \"{found}\" instead of {expected} nodes")
+            }
+        }
+    }
+}
+
+impl std::error::Error for TreesError {}
+
+/// What a line says of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The first tree, which is only counted.
+    Stretch,
+    /// So many short-lived ones.
+    Short(u64),
+    /// The one that lives through all of that.
+    LongLived,
+}
+
+/// Nodes counted: a line of the game's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Of which trees.
+    pub which: Which,
+    /// How deep they are.
+    pub depth: u32,
+    /// Nodes in all of them.
+    pub check: u64,
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Checked { depth, check, .. } = self;
+        match self.which {
+            Which::Stretch => write!(f, "stretch tree of depth {depth}\t check: {check}"),
+            Which::Short(trees) => write!(f, "{trees}\t trees of depth {depth}\t check: {check}"),
+            Which::LongLived => write!(f, "long lived tree of depth {depth}\t check: {check}"),
+        }
+    }
+}
+
+impl Checked {
+    /// The nodes that these trees have.
+    fn expected(&self) -> u64 {
+        let trees = match self.which {
+            Which::Short(trees) => trees,
+            Which::Stretch | Which::LongLived => 1,
+        };
+        trees * ((2 << self.depth) - 1)
+    }
+
+    fn verify(self) -> Result<Checked, TreesError> {
+        let expected = self.expected();
+        if self.check == expected {
+            Ok(self)
+        } else {
+            Err(TreesError::Wrong {
+                found: self,
+                expected,
+            })
+        }
+    }
+}
+
+/// A run of the whole program.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// What was asked for.
+    pub depth: u32,
+    /// Threads, each of which ran the program.
+    pub mutators: usize,
+    /// One program's lines; the others' are the same.
+    pub checks: Vec<Checked>,
+    /// From before the heap was built until the last tree was counted.
+    pub took: Duration,
+    /// The processor time of all threads meanwhile.
+    pub processor: Duration,
+    /// Every collection's times.
+    pub pauses: Samples,
+    /// Collections.
+    pub collections: u64,
+    /// The heap's figures at the end.
+    pub stats: HeapStats,
+    /// The process's peak.
+    pub peak_rss_bytes: u64,
+}
+
+/// What the program must print, without building a tree.
+pub fn answers(depth: u32) -> Vec<Checked> {
+    let deepest = depth.max(LEAST + 2);
+    let mut lines = vec![(Which::Stretch, deepest + 1)];
+    let short = (LEAST..=deepest).step_by(2);
+    lines.extend(short.map(|depth| (Which::Short(1 << (deepest - depth + LEAST)), depth)));
+    lines.push((Which::LongLived, deepest));
+    let checked = lines.into_iter().map(|(which, depth)| {
+        let mut line = Checked {
+            which,
+            depth,
+            check: 0,
+        };
+        line.check = line.expected();
+        line
+    });
+    checked.collect()
+}
+
+/// Runs the program on so many mutators of one heap.
+///
+/// # Errors
+/// [`TreesError`]; of wrong answers, the first.
+pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
+    let heap_error = |e: &dyn fmt::Display| TreesError::Heap(e.to_string());
+    let (begun, processor) = (Instant::now(), processor_time());
+    let heap = Heap::builder().build().map_err(|e| heap_error(&e))?;
+    let node = Kind::words_at("node", &[0, 1], Encoding::RAW);
+    let node = heap.kind(node).map_err(|e| heap_error(&e))?;
+    let site = heap
+        .site(node, 2 * size_of::<usize>())
+        .map_err(|e| heap_error(&e))?;
+    let pauses = Pauses::of(&heap);
+    let results: Vec<Result<Vec<Checked>, TreesError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..mutators)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mutator = heap.attach().map_err(|e| heap_error(&e))?;
+                    let nodes = Nodes {
+                        mutator: &mutator,
+                        site,
+                    };
+                    program(&nodes, depth)
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    let took = begun.elapsed();
+    let processor = processor_time().saturating_sub(processor);
+    let mut checks = Vec::new();
+    for result in results {
+        checks = result?;
+    }
+    let stats = heap.stats();
+    let (pauses, collections) = pauses.finish();
+    Ok(Outcome {
+        depth,
+        mutators,
+        checks,
+        took,
+        processor,
+        pauses,
+        collections,
+        stats,
+        peak_rss_bytes: peak_rss_bytes(),
+    })
+}
+
+/// The program itself.
+fn program(nodes: &Nodes<'_>, depth: u32) -> Result<Vec<Checked>, TreesError> {
+    let deepest = depth.max(LEAST + 2);
+    let one = |which, depth, tree| {
+        Checked {
+            which,
+            depth,
+            check: count(tree),
+        }
+        .verify()
+    };
+    let mut checks = vec![one(Which::Stretch, deepest + 1, nodes.tree(deepest + 1)?)?];
+    let long_lived = nodes.tree(deepest)?;
+    for depth in (LEAST..=deepest).step_by(2) {
+        let trees = 1 << (deepest - depth + LEAST);
+        let mut check = 0;
+        for _ in 0..trees {
+            check += count(nodes.tree(depth)?);
+        }
+        let which = Which::Short(trees);
+        checks.push(
+            Checked {
+                which,
+                depth,
+                check,
+            }
+            .verify()?,
+        );
+    }
+    checks.push(one(Which::LongLived, deepest, long_lived)?);
+    Ok(checks)
+}
+
+/// A node: the addresses of two others, or twice nothing.
+type Node = [usize; 2];
+
+/// Where nodes come from.
+struct Nodes<'m> {
+    mutator: &'m Mutator,
+    site: Site,
+}
+
+impl Nodes<'_> {
+    /// A perfect tree of that depth. The caller's registers and stack are all that keeps it.
+    fn tree(&self, depth: u32) -> Result<NonNull<Node>, TreesError> {
+        let children = match depth {
+            0 => None,
+            _ => Some((self.tree(depth - 1)?, self.tree(depth - 1)?)),
+        };
+        // SAFETY: the site is of this heap, its cells hold two words; the result stays in registers and on the stack.
+        let node = unsafe { self.mutator.alloc_at(self.site) };
+        let node = node.map_err(TreesError::Full)?.cast::<Node>();
+        if let Some((left, right)) = children {
+            // SAFETY: a new cell's first stores, which need no barrier.
+            unsafe { node.write([left.as_ptr() as usize, right.as_ptr() as usize]) };
+        }
+        Ok(node)
+    }
+}
+
+/// The nodes of a tree.
+fn count(tree: NonNull<Node>) -> u64 {
+    // SAFETY: a live cell: the caller holds the tree, and nothing changes it.
+    let [left, right] = unsafe { tree.read() };
+    match (
+        NonNull::new(left as *mut Node),
+        NonNull::new(right as *mut Node),
+    ) {
+        (Some(left), Some(right)) => 1 + count(left) + count(right),
+        _ => 1,
+    }
+}
+
+impl Outcome {
+    /// Nodes allocated by all mutators.
+    pub fn objects(&self) -> u64 {
+        self.checks.iter().map(|line| line.check).sum::<u64>() * self.mutators as u64
+    }
+
+    /// Nodes a second, all mutators together.
+    pub fn objects_per_s(&self) -> f64 {
+        self.objects() as f64 / self.took.as_secs_f64().max(1e-9)
+    }
+
+    /// The object that `--json` prints.
+    pub fn json(&self) -> Value {
+        let lines: Vec<String> = self.checks.iter().map(Checked::to_string).collect();
+        json!({
+            "depth": self.depth,
+            "mutators": self.mutators,
+            "checks": lines,
+            "seconds": self.took.as_secs_f64(),
+            "processor_seconds": self.processor.as_secs_f64(),
+            "objects": self.objects(),
+            "objects_per_s": self.objects_per_s(),
+            "collections": self.collections,
+            "stop_us": Quantiles::of(&self.pauses.stop).json(),
+            "pause_us": Quantiles::of(&self.pauses.pause).json(),
+            "pause_seconds": self.stats.pause_total.as_secs_f64(),
+            "cells_freed": self.stats.cells_freed,
+            "peak_rss_bytes": self.peak_rss_bytes,
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.checks {
+            writeln!(f, "{line}")?;
+        }
+        let each = if self.mutators == 1 { "" } else { ", each" };
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{} mutator(s){each}: {:.3} s, {:.3} s of processors, {} nodes, {:.1} million a second, {} MiB resident at most",
+            self.mutators,
+            self.took.as_secs_f64(),
+            self.processor.as_secs_f64(),
+            grouped(self.objects()),
+            self.objects_per_s() / 1e6,
+            self.peak_rss_bytes >> 20,
+        )?;
+        writeln!(
+            f,
+            "{} collections in the stopped world, {:.3} s in all",
+            self.collections,
+            self.stats.pause_total.as_secs_f64()
+        )?;
+        writeln!(f, "{}", Quantiles::head("microseconds"))?;
+        let lines = [
+            ("time to stop", &self.pauses.stop),
+            ("pause", &self.pauses.pause),
+        ];
+        for (label, histogram) in lines {
+            writeln!(f, "{}", Quantiles::of(histogram).line(label))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_mutators_print_what_the_game_prints() {
+        let outcome = run(6, 2).expect("it fits");
+        let lines: Vec<String> = outcome.checks.iter().map(Checked::to_string).collect();
+        let expected = [
+            "stretch tree of depth 7\t check: 255",
+            "64\t trees of depth 4\t check: 1984",
+            "16\t trees of depth 6\t check: 2032",
+            "long lived tree of depth 6\t check: 127",
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(outcome.checks, answers(6));
+        assert_eq!(outcome.objects(), 2 * (255 + 1984 + 2032 + 127));
+    }
+
+    #[test]
+    fn a_tree_that_lost_nodes_is_a_wrong_answer() {
+        let lost = Checked {
+            which: Which::Short(2),
+            depth: 4,
+            check: 61,
+        };
+        let error = lost.verify().expect_err("62 nodes are right");
+        assert!(error.to_string().contains("instead of 62"), "{error}");
+    }
+}
