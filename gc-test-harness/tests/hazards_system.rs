@@ -102,16 +102,30 @@ fn h11_a_collection_completes_while_a_thread_is_stopped_inside_the_loader() {
 fn h11_a_collection_completes_while_a_stopped_thread_holds_stdout() {
     let name = "h11_a_collection_completes_while_a_stopped_thread_holds_stdout";
     hazard(name, "print-in-stop", || {
-        collect_during(
-            || {
-                let held = std::io::stdout().lock();
-                for i in 0..10_000 {
-                    black_box(i);
+        let (heap, _) = heap();
+        let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let _mutator = heap.attach().expect("attaches");
+                while !done.load(SeqCst) {
+                    let lock = std::io::stdout().lock();
+                    held.store(true, SeqCst);
+                    // The collector takes the flag back: every stop finds this thread with the lock.
+                    while held.load(SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                    drop(lock);
                 }
-                drop(held);
-            },
-            50,
-        );
+            });
+            for round in 0..50 {
+                while !held.load(SeqCst) {
+                    std::hint::spin_loop();
+                }
+                heap.collect();
+                done.store(round == 49, SeqCst);
+                held.store(false, SeqCst);
+            }
+        });
     });
 }
 
