@@ -33,6 +33,34 @@ fn node(mutator: &Mutator, kind: KindId, next: usize, value: u64) -> usize {
     }
 }
 
+/// Collects 50 times, each time with the thread stopped inside the function that `hold` is given, which it calls with some lock held.
+fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
+    let (heap, _) = heap();
+    let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let _mutator = heap.attach().expect("attaches");
+            while !done.load(SeqCst) {
+                hold(&|| {
+                    held.store(true, SeqCst);
+                    // The collecting thread takes the flag back.
+                    while held.load(SeqCst) {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+        });
+        for round in 0..50 {
+            while !held.load(SeqCst) {
+                std::hint::spin_loop();
+            }
+            heap.collect();
+            done.store(round == 49, SeqCst);
+            held.store(false, SeqCst);
+        }
+    });
+}
+
 /// Has a mutator do `work` over and over while the heap is collected again and again; a list that it holds all the time stays whole.
 fn collect_during(work: fn(), collections: u32) {
     const LENGTH: u64 = 20;
@@ -85,16 +113,20 @@ fn h11_a_collection_completes_while_a_thread_is_stopped_inside_malloc() {
 fn h11_a_collection_completes_while_a_thread_is_stopped_inside_the_loader() {
     let name = "h11_a_collection_completes_while_a_thread_is_stopped_inside_the_loader";
     hazard(name, "ask-the-loader", || {
-        fn load() {
-            // SAFETY: a library of the system without initialisers that matter.
-            unsafe {
-                let library = libc::dlopen(c"libutil.so.1".as_ptr(), libc::RTLD_NOW);
-                if !library.is_null() {
-                    libc::dlclose(library);
-                }
-            }
+        // The callback runs with the loader's lock held, as a constructor inside `dlopen` does.
+        unsafe extern "C" fn module(
+            _: *mut libc::dl_phdr_info,
+            _: usize,
+            held: *mut libc::c_void,
+        ) -> i32 {
+            // SAFETY: the caller below passes its own reference.
+            unsafe { (*held.cast::<&dyn Fn()>())() };
+            1 // no further module
         }
-        collect_during(load, 400);
+        collect_while_held(|mut held| {
+            // SAFETY: the callback keeps the convention, and its data outlives the call.
+            unsafe { libc::dl_iterate_phdr(Some(module), (&raw mut held).cast()) };
+        });
     });
 }
 
@@ -102,29 +134,10 @@ fn h11_a_collection_completes_while_a_thread_is_stopped_inside_the_loader() {
 fn h11_a_collection_completes_while_a_stopped_thread_holds_stdout() {
     let name = "h11_a_collection_completes_while_a_stopped_thread_holds_stdout";
     hazard(name, "print-in-stop", || {
-        let (heap, _) = heap();
-        let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                let _mutator = heap.attach().expect("attaches");
-                while !done.load(SeqCst) {
-                    let lock = std::io::stdout().lock();
-                    held.store(true, SeqCst);
-                    // The collector takes the flag back: every stop finds this thread with the lock.
-                    while held.load(SeqCst) {
-                        std::hint::spin_loop();
-                    }
-                    drop(lock);
-                }
-            });
-            for round in 0..50 {
-                while !held.load(SeqCst) {
-                    std::hint::spin_loop();
-                }
-                heap.collect();
-                done.store(round == 49, SeqCst);
-                held.store(false, SeqCst);
-            }
+        collect_while_held(|held| {
+            let lock = std::io::stdout().lock();
+            held();
+            drop(lock);
         });
     });
 }
