@@ -111,7 +111,13 @@ impl MarkQueue {
 
     /// Is there no packet of grey cells, and no flagged unit? Markers may still have some in hand.
     pub fn is_empty(&self) -> bool {
-        self.full.is_empty() && !self.flagged.load(Ordering::Relaxed)
+        self.full.is_empty() && !self.has_flags()
+    }
+
+    /// Did a cell not fit since [`MarkQueue::take_flags`] last took all that did not?
+    pub(crate) fn has_flags(&self) -> bool {
+        // Ordering: Relaxed. Asked by who made the flags, or after what makes their makers' work visible.
+        self.flagged.load(Ordering::Relaxed)
     }
 
     /// Gives the memory of the packets back to the system if there are more than `keep` bytes of them. Not in a stop.

@@ -394,3 +394,78 @@ fn a_dropped_marker_leaves_its_work_to_the_others() {
     Marker::new(&toy.space, &toy.queue).drain();
     assert!(toy.space.is_marked(b) && toy.queue.is_empty());
 }
+
+/// A chain of arrays, each with edges to `FAN` leaves besides: the cells are `LENGTH * (FAN + 1)`.
+fn chain(toy: &mut Toy, length: usize, fan: usize) -> usize {
+    let array = toy
+        .space
+        .add_kind(Kind::array("array", 0, Encoding::RAW))
+        .unwrap();
+    let mut head = 0;
+    for _ in 0..length {
+        let link = toy.alloc(array, (fan + 1) * 8);
+        for n in 0..fan {
+            let end = toy.alloc(array, 16);
+            // SAFETY: a cell of ours.
+            unsafe { (link as *mut usize).add(1 + n).write(end) };
+        }
+        // SAFETY: a cell of ours.
+        unsafe { (link as *mut usize).write(head) };
+        head = link;
+    }
+    head
+}
+
+#[test]
+fn a_bounded_drain_stops_early_and_goes_on_later() {
+    let mut toy = Toy::small();
+    let head = chain(&mut toy, 1000, 3);
+    toy.space.begin_marking();
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    marker.edge(head, Encoding::RAW);
+    let mut pieces = 0;
+    while !marker.drain_bounded(10) {
+        pieces += 1;
+        // Ten followed, and what waits in the rings beside.
+        assert!(marker.marked().cells <= 4 * 10 * pieces + (EDGES + CELLS) as u64);
+    }
+    assert!(pieces >= 300, "{pieces} pieces");
+    assert_eq!(marker.marked().cells, 4000);
+    assert!(
+        marker.drain_bounded(1),
+        "nothing is left, so nothing is spent"
+    );
+    drop(marker);
+    toy.finish();
+}
+
+#[test]
+fn a_bounded_drain_counts_a_large_cell_as_many() {
+    let mut toy = Toy::small();
+    let head = chain(&mut toy, 4, 1024);
+    toy.space.begin_marking();
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    marker.edge(head, Encoding::RAW);
+    assert!(!marker.drain_bounded(8));
+    assert!(marker.marked().cells <= 1025 + 1);
+    marker.drain();
+    assert_eq!(marker.marked().cells, 4 * 1025);
+    drop(marker);
+    toy.finish();
+}
+
+#[test]
+fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
+    let mut toy = Toy::small();
+    toy.queue = MarkQueue::new(&toy.space, 1).unwrap();
+    let head = chain(&mut toy, 2, 5000);
+    toy.space.begin_marking();
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    marker.edge(head, Encoding::RAW);
+    assert!(!marker.drain_bounded(1 << 30) && toy.queue.overflows() > 0);
+    marker.drain();
+    assert!(marker.drain_bounded(1));
+    assert_eq!(marker.marked().cells, 2 * 5001);
+    drop(marker);
+    toy.finish();
+}
