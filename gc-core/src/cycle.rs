@@ -567,8 +567,11 @@ impl<'h> Cycle<'h> {
         let space = &self.shared.space;
         while !self.shared.requests.is_wanted() && space.sweep_piece() {}
         while !self.shared.requests.is_wanted() && space.clear_spare_piece() {}
-        // A tenth over what the pacer lets the heap grow to: below that, what is given back would be asked for again at once.
-        let keep = self.shared.pace.trigger() / 10;
+        // Up to a tenth over what the pacer lets the heap grow to: below that, what is given back would be asked for again at once.
+        let trigger = self.shared.pace.trigger();
+        let keep = trigger
+            .saturating_add(trigger / 10)
+            .saturating_sub(space.used_bytes());
         while !self.shared.requests.is_wanted() && space.release_piece(keep) > 0 {}
         Phase::Idle
     }
