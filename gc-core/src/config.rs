@@ -21,6 +21,8 @@ pub const MINIMUM_RESERVE: u64 = 64 << 20;
 pub(crate) struct Config {
     pub(crate) gc_percent: u32,
     pub(crate) hard_limit: Option<u64>,
+    pub(crate) memory_limit: Option<u64>,
+    pub(crate) trace: bool,
     pub(crate) reserve: u64,
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
@@ -34,6 +36,8 @@ impl Default for Config {
         Self {
             gc_percent: 100,
             hard_limit: None,
+            memory_limit: None,
+            trace: false,
             reserve: DEFAULT_RESERVE,
             collect_every: None,
             signals: true,
@@ -95,6 +99,14 @@ impl Config {
             |v| bytes(v).map(Some),
             &mut self.hard_limit,
         )?;
+        set(
+            &get,
+            "URGE_MEMORY_LIMIT",
+            BYTES,
+            |v| bytes(v).map(Some),
+            &mut self.memory_limit,
+        )?;
+        set(&get, "URGE_TRACE", SWITCH, switch, &mut self.trace)?;
         set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
         self.checked()
@@ -106,6 +118,15 @@ impl Config {
         {
             return Err(ConfigError {
                 name: "the heap's hard limit (hard_limit, URGE_HEAP_LIMIT)",
+                value: format!("{limit} bytes"),
+                expected: "at least 4194304 bytes (4M)",
+            });
+        }
+        if let Some(limit) = self.memory_limit
+            && limit < MINIMUM_LIMIT
+        {
+            return Err(ConfigError {
+                name: "the heap's memory limit (memory_limit, URGE_MEMORY_LIMIT)",
                 value: format!("{limit} bytes"),
                 expected: "at least 4194304 bytes (4M)",
             });
@@ -206,9 +227,13 @@ mod tests {
             ("URGE_STW", "1"),
             ("URGE_GC_PERCENT", "37"),
             ("URGE_HEAP_LIMIT", "64M"),
+            ("URGE_MEMORY_LIMIT", "48M"),
+            ("URGE_TRACE", "1"),
             ("URGE_GC_EVERY", "3"),
         ])
         .unwrap();
+        assert!(c.trace);
+        assert_eq!(c.memory_limit, Some(48 << 20));
         assert!(!c.signals && c.inject && c.stop_the_world);
         assert_eq!(
             (c.gc_percent, c.hard_limit, c.collect_every),
@@ -233,6 +258,8 @@ mod tests {
             ("URGE_HEAP_LIMIT", "99999999999999G"),
             ("URGE_HEAP_LIMIT", "M"),
             ("URGE_RESERVE", "0x10"),
+            ("URGE_MEMORY_LIMIT", "half"),
+            ("URGE_TRACE", "gc"),
             ("URGE_GC_EVERY", "0"),
         ] {
             let e = with(&[(name, value)]).unwrap_err();
@@ -249,6 +276,14 @@ mod tests {
     fn a_limit_below_the_minimum_is_refused() {
         let e = with(&[("URGE_HEAP_LIMIT", "1M")]).unwrap_err();
         assert!(e.to_string().contains("at least 4194304"), "{e}");
+        assert!(
+            Config {
+                memory_limit: Some(MINIMUM_LIMIT - 1),
+                ..Config::default()
+            }
+            .checked()
+            .is_err()
+        );
         assert!(
             Config {
                 hard_limit: Some(MINIMUM_LIMIT - 1),

@@ -164,6 +164,7 @@ mod pacer;
 mod roots;
 mod stats;
 mod sweep;
+mod trace;
 
 pub use alloc::{AllocError, Refill, Run, Runs, Site};
 pub use api::array::{Array, Bytes};
@@ -180,9 +181,11 @@ pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE};
 pub use context::Context;
 pub use encoding::Encoding;
 pub use gc_derive::{Leaf, Trace};
+/// What [`StopTimes`] consists of.
+pub use hdrhistogram::Histogram;
 pub use kind::{Kind, KindError, KindId};
 pub use roots::RootVisitor;
-pub use stats::{CollectionStats, HeapStats};
+pub use stats::{CollectionStats, HeapStats, StopTimes};
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]

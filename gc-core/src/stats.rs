@@ -1,11 +1,31 @@
-//! What a heap has done so far, in numbers.
+//! What a heap has done so far, in numbers: totals, the last collection, and how long stops took.
 
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
 use gc_preempt::Mutex;
+use hdrhistogram::Histogram;
+
+use crate::trace;
 
 /// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. Those of one collection belong together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// ```
+/// # fn main() -> Result<(), gc_core::BuildError> {
+/// let heap = gc_core::Heap::builder().build()?;
+/// heap.collect();
+/// let stats = heap.stats();
+/// assert_eq!(stats.last.number, 1);
+/// // Nanoseconds, from the request of a stop until the resume.
+/// println!("99 of 100 pauses took less than {} ns", stats.stops.pause.value_at_quantile(0.99));
+/// println!("the collector has had {:.0} % of the processor lately", stats.last.cpu_share() * 100.0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct HeapStats {
     /// Collections that have come to their end.
@@ -20,12 +40,20 @@ pub struct HeapStats {
     pub external_bytes: u64,
     /// The bytes (live, external and newly allocated) at which the next collection begins.
     pub trigger_bytes: u64,
+    /// The bytes at which it is meant to have come to its end.
+    pub goal_bytes: u64,
     /// Finalizable cells that died and wait to be drained.
     pub finalizers_waiting: u64,
     /// Cells freed by all collections.
     pub cells_freed: u64,
     /// Time stopped by all collections.
     pub pause_total: Duration,
+    /// Processor time of the collector's threads, in all collections.
+    pub collector_cpu_total: Duration,
+    /// Time that mutators have spent helping to mark.
+    pub assist_total: Duration,
+    /// How long all stops of all collections took.
+    pub stops: Arc<StopTimes>,
     /// The last collection.
     pub last: CollectionStats,
 }
@@ -36,14 +64,40 @@ pub struct HeapStats {
 pub struct CollectionStats {
     /// The collection's number; the first has 1.
     pub number: u64,
-    /// From the stop's request until the last mutator stood.
+    /// When it came to its end, counted from when the heap was built.
+    pub ended_at: Duration,
+    /// From the end of the collection before (or the heap's beginning) to the end of this one.
+    pub interval: Duration,
+    /// From the stop's request until the last mutator stood; of several stops, the longest.
     pub time_to_stop: Duration,
-    /// From the stop's request until the resume was published.
+    /// From the stop's request until the resume was published; of several stops, the longest.
     pub pause: Duration,
+    /// How often it stopped the world.
+    pub stops: u32,
+    /// All its pauses together.
+    pub pause_sum: Duration,
     /// Of the pause: looking at stacks, ranges, handles and callbacks.
     pub scan: Duration,
-    /// Of the pause: marking.
+    /// From the first marked cell to the last: beside the mutators, and in stops.
     pub mark: Duration,
+    /// Of [`mark`](Self::mark): while mutators ran.
+    pub mark_concurrent: Duration,
+    /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping included.
+    pub collector_cpu: Duration,
+    /// Time that mutators spent helping to mark.
+    pub assist: Duration,
+    /// Cells that they marked.
+    pub assist_cells: u64,
+    /// Processors that this process may use.
+    pub cores: u32,
+    /// The bytes (live, external and newly allocated) at which it was to begin.
+    pub trigger_bytes: u64,
+    /// The bytes at which it was meant to come to its end.
+    pub goal_bytes: u64,
+    /// The bytes at which it began.
+    pub begin_bytes: u64,
+    /// The bytes at which it came to its end: the heap's peak.
+    pub end_bytes: u64,
     /// Mutators that stood.
     pub mutators: u32,
     /// Of these, stopped by a signal.
@@ -78,50 +132,204 @@ pub struct CollectionStats {
     pub finalizable: u64,
 }
 
+impl CollectionStats {
+    /// What collecting took of all processors over [`interval`](Self::interval), assists included: 0 to 1.
+    pub fn cpu_share(&self) -> f64 {
+        share(self.collector_cpu + self.assist, self.interval, self.cores)
+    }
+}
+
+fn share(busy: Duration, wall: Duration, cores: u32) -> f64 {
+    let all = wall.as_secs_f64() * f64::from(cores.max(1));
+    if all > 0.0 {
+        (busy.as_secs_f64() / all).min(1.0)
+    } else {
+        0.0
+    }
+}
+
+/// How long stops took, in nanoseconds, each histogram to two significant digits.
+#[derive(Clone, PartialEq)]
+#[non_exhaustive]
+pub struct StopTimes {
+    /// From the request until the last mutator stood.
+    pub time_to_stop: Histogram<u64>,
+    /// From the request until the resume was published.
+    pub pause: Histogram<u64>,
+}
+
+/// What is longer than this is entered as this: something is broken then, and the watchdog has said so.
+const LONGEST: Duration = Duration::from_secs(100);
+
+impl Default for StopTimes {
+    fn default() -> Self {
+        // 64 ns is finer than the clock is worth. Some 25 KiB.
+        let empty = || {
+            Histogram::new_with_bounds(64, LONGEST.as_nanos() as u64, 2)
+                .expect("the bounds are a factor of two apart, and two digits are few")
+        };
+        Self {
+            time_to_stop: empty(),
+            pause: empty(),
+        }
+    }
+}
+
+impl StopTimes {
+    /// Calls no malloc: the histograms have all their counts from the beginning.
+    fn record(&mut self, time_to_stop: Duration, pause: Duration) {
+        let nanos = |d: Duration| d.min(LONGEST).as_nanos() as u64;
+        self.time_to_stop.saturating_record(nanos(time_to_stop));
+        self.pause.saturating_record(nanos(pause));
+    }
+}
+
+impl fmt::Debug for StopTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        struct Quantiles<'a>(&'a Histogram<u64>);
+        impl fmt::Debug for Quantiles<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let at = |q| Duration::from_nanos(self.0.value_at_quantile(q));
+                f.debug_struct("Histogram")
+                    .field("count", &self.0.len())
+                    .field("p50", &at(0.5))
+                    .field("p99", &at(0.99))
+                    .field("max", &Duration::from_nanos(self.0.max()))
+                    .finish()
+            }
+        }
+        f.debug_struct("StopTimes")
+            .field("time_to_stop", &Quantiles(&self.time_to_stop))
+            .field("pause", &Quantiles(&self.pause))
+            .finish()
+    }
+}
+
 /// The figures of a heap, kept under a lock that mutators hold inside `no_preempt` only and the collector takes outside of any stop.
-pub(crate) struct Ledger(Mutex<HeapStats>);
+///
+/// Nobody calls malloc under it. So the histograms lie in an `Arc`: readers take a reference, and the collector, which alone writes, makes a
+/// copy of its own, outside of the lock, only if a reader still has the present one.
+pub(crate) struct Ledger {
+    all: Mutex<HeapStats>,
+    /// When the heap was built.
+    built: Instant,
+    /// The collector's thread's processor time at the end of the last collection, in nanoseconds. Its own.
+    cpu_before: AtomicU64,
+    /// Processors that this process may use.
+    cores: u32,
+    /// Print a line a cycle.
+    trace: bool,
+}
 
 impl Ledger {
-    pub(crate) fn new() -> Self {
-        Self(Mutex::new(HeapStats::default()))
+    pub(crate) fn new(trace: bool) -> Self {
+        Self {
+            all: Mutex::new(HeapStats::default()),
+            built: Instant::now(),
+            cpu_before: AtomicU64::new(0),
+            cores: cores(),
+            trace,
+        }
     }
 
     /// Inside `no_preempt`, or by a thread that is no mutator.
     pub(crate) fn read(&self) -> HeapStats {
-        *self.0.lock()
+        self.all.lock().clone()
     }
 
     /// Takes the lock, for the child of a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        self.0.lock()
+        self.all.lock()
     }
 
-    /// Enters a collection.
-    pub(crate) fn enter(&self, last: CollectionStats, allocated: u64) {
-        let mut all = self.0.lock();
+    /// Enters a stop, once the world runs again. By the collector.
+    fn stopped(&self, time_to_stop: Duration, pause: Duration) {
+        let mut spare: Option<Arc<StopTimes>> = None;
+        loop {
+            let mut all = self.all.lock();
+            if let Some(fresh) = spare.take() {
+                let read = core::mem::replace(&mut all.stops, fresh);
+                if let Some(times) = Arc::get_mut(&mut all.stops) {
+                    times.record(time_to_stop, pause);
+                }
+                drop(all);
+                // It may be the last one, so it is dropped out here.
+                drop(read);
+                return;
+            }
+            if let Some(times) = Arc::get_mut(&mut all.stops) {
+                times.record(time_to_stop, pause);
+                return;
+            }
+            let read = all.stops.clone();
+            drop(all);
+            spare = Some(Arc::new((*read).clone()));
+        }
+    }
+
+    /// Enters a collection, and prints it where that is wanted. By the collector, outside of any stop. When it ended and what the
+    /// collector's own thread needed is found here; `last.collector_cpu` is what its helpers did.
+    pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {
+        self.stopped(last.time_to_stop, last.pause);
+        let cpu = thread_cpu();
+        // Relaxed: the collector's own. A forked child's collector is a new thread, whose clock begins anew.
+        let before = self.cpu_before.swap(cpu, Ordering::Relaxed);
+        last.collector_cpu += Duration::from_nanos(cpu.saturating_sub(before));
+        last.cores = self.cores;
+        last.ended_at = self.built.elapsed();
+        last.stops = 1;
+        last.pause_sum = last.pause;
+        let mut all = self.all.lock();
+        last.interval = last.ended_at.saturating_sub(all.last.ended_at);
         all.collections += 1;
         all.cells_freed += last.cells_freed;
-        all.pause_total += last.pause;
+        all.pause_total += last.pause_sum;
+        all.collector_cpu_total += last.collector_cpu;
+        all.assist_total += last.assist;
         all.allocated_total += allocated;
         all.last = last;
+        drop(all);
+        if self.trace {
+            trace::Line::of(&last).write();
+        }
     }
+}
+
+/// Processors that this process may use: what its affinity mask and its control group allow.
+fn cores() -> u32 {
+    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
+}
+
+/// The processor time that the running thread has had, in nanoseconds.
+pub(crate) fn thread_cpu() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes `time`; the clock is there on every Linux, and were it not, `time` would stay zero.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn collection(number: u64) -> CollectionStats {
+        CollectionStats {
+            number,
+            cells_freed: 10,
+            time_to_stop: Duration::from_micros(number),
+            pause: Duration::from_micros(5),
+            ..CollectionStats::default()
+        }
+    }
+
     #[test]
     fn collections_add_up() {
-        let ledger = Ledger::new();
+        let ledger = Ledger::new(false);
         for number in 1..=3 {
-            let last = CollectionStats {
-                number,
-                cells_freed: 10,
-                pause: Duration::from_micros(5),
-                ..CollectionStats::default()
-            };
-            ledger.enter(last, 100);
+            ledger.enter(collection(number), 100);
         }
         let all = ledger.read();
         assert_eq!(
@@ -134,5 +342,54 @@ mod tests {
             (3, 30, 3, 300)
         );
         assert_eq!(all.pause_total, Duration::from_micros(15));
+        assert_eq!(all.stops.pause.len(), 3);
+        assert!(all.last.ended_at >= all.last.interval && all.last.cores >= 1);
+        assert!(all.collector_cpu_total >= all.last.collector_cpu);
+    }
+
+    #[test]
+    fn what_a_reader_has_does_not_change_under_it() {
+        let ledger = Ledger::new(false);
+        ledger.enter(collection(1), 0);
+        let first = ledger.read();
+        ledger.enter(collection(2), 0);
+        let second = ledger.read();
+        ledger.enter(collection(9), 0);
+        assert_eq!(
+            [&first, &second, &ledger.read()].map(|s| s.stops.time_to_stop.len()),
+            [1, 2, 3]
+        );
+        let max = Duration::from_nanos(ledger.read().stops.time_to_stop.max());
+        assert!((9000..9200).contains(&max.as_nanos()), "{max:?}");
+        // The copy that both readers gave up is the collector's own again.
+        drop((first, second));
+        let at = Arc::as_ptr(&ledger.read().stops);
+        ledger.enter(collection(10), 0);
+        assert_eq!(at, Arc::as_ptr(&ledger.read().stops));
+    }
+
+    #[test]
+    fn a_stop_of_any_length_is_entered() {
+        let mut times = StopTimes::default();
+        for pause in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            times.record(pause, pause);
+        }
+        assert_eq!(times.pause.len(), 3);
+        let text = format!("{times:?}");
+        assert!(text.len() < 400 && text.contains("count: 3"), "{text}");
+    }
+
+    #[test]
+    fn the_share_is_of_all_processors() {
+        let mut last = CollectionStats {
+            interval: Duration::from_millis(100),
+            collector_cpu: Duration::from_millis(30),
+            assist: Duration::from_millis(20),
+            cores: 2,
+            ..CollectionStats::default()
+        };
+        assert_eq!(last.cpu_share(), 0.25);
+        last.interval = Duration::ZERO;
+        assert_eq!(last.cpu_share(), 0.0);
     }
 }

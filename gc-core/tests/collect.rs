@@ -395,3 +395,57 @@ fn the_last_handle_ends_the_collectors_thread() {
     drop(root);
     assert_eq!(threads(), before);
 }
+
+/// The trace is written past std's stderr, so a child's is looked at.
+#[test]
+fn a_traced_heap_prints_a_line_a_collection() {
+    const CHILD: &str = "URGE_TEST_TRACED";
+    if std::env::var_os(CHILD).is_some() {
+        let heap = Heap::builder().build().unwrap();
+        for _ in 0..3 {
+            heap.collect();
+        }
+        return;
+    }
+    let out = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_traced_heap_prints_a_line_a_collection",
+            "--nocapture",
+        ])
+        .env(CHILD, "1")
+        .env("URGE_TRACE", "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&out.stderr);
+    let lines: Vec<_> = text
+        .lines()
+        .filter(|l| l.starts_with("urge: gc="))
+        .collect();
+    assert!(out.status.success() && lines.len() == 3, "{text}");
+    for (line, number) in lines.iter().zip(1..) {
+        assert!(
+            line.starts_with(&format!("urge: gc={number} at=")),
+            "{line}"
+        );
+        for field in [
+            "trigger=", "goal=", "live=", "pauses=", "mark=", "assist=", "cpu=",
+        ] {
+            assert!(line.contains(&format!(" {field}")), "no {field} in {line}");
+        }
+    }
+}
+
+#[test]
+fn every_stop_is_in_the_histograms() {
+    let heap = Heap::builder().build().unwrap();
+    for _ in 0..5 {
+        heap.collect();
+    }
+    let stats = heap.stats();
+    assert_eq!(stats.stops.pause.len(), stats.stops.time_to_stop.len());
+    assert!(stats.stops.pause.len() >= 5);
+    assert!(stats.stops.pause.max() > 0 && stats.last.pause_sum >= stats.last.pause);
+    assert!(stats.last.interval <= stats.last.ended_at);
+    assert!((0.0..=1.0).contains(&stats.last.cpu_share()));
+}

@@ -46,8 +46,8 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`
-/// (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_RESERVE`, `URGE_GC_EVERY`. It is read once, in
-/// [`build`](HeapBuilder::build).
+/// and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_GC_EVERY`. It is
+/// read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
@@ -68,6 +68,21 @@ impl HeapBuilder {
     /// [`AllocError`](crate::AllocError). None by default; at least 4 MiB.
     pub fn hard_limit(mut self, bytes: u64) -> Self {
         self.config.hard_limit = Some(bytes);
+        self
+    }
+
+    /// Bytes that the heap should keep to: its cells, what fragmentation adds to them, and memory reported as external. Near it, collections
+    /// come earlier than `gc_percent` asks for. It is soft: where the program cannot do with less, or collecting would cost as much time
+    /// as the program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and its safeguard are Go's (design 48409).
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.config.memory_limit = Some(bytes);
+        self
+    }
+
+    /// Whether each collection prints a line of its figures on stderr: when it began and was to begin, what it found, how long it took. The same
+    /// figures are [`Heap::stats`]`().last`. Off by default.
+    pub fn trace(mut self, on: bool) -> Self {
+        self.config.trace = on;
         self
     }
 
@@ -131,10 +146,11 @@ impl HeapBuilder {
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
-            ledger: Ledger::new(),
+            ledger: Ledger::new(config.trace),
             pace: Pace::new(Policy {
                 gc_percent: config.gc_percent,
-                limit: config.hard_limit,
+                hard_limit: config.hard_limit,
+                memory_limit: config.memory_limit,
             }),
             weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),
@@ -374,6 +390,7 @@ impl Heap {
         stats.used_bytes = protected(|| shared.space.used_bytes());
         stats.external_bytes = shared.pace.external();
         stats.trigger_bytes = shared.pace.trigger();
+        stats.goal_bytes = stats.trigger_bytes;
         stats.finalizers_waiting = shared.finalizers.waiting();
         stats
     }

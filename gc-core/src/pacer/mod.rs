@@ -16,8 +16,10 @@ pub(crate) const MINIMUM: u64 = 4 << 20;
 pub(crate) struct Policy {
     /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only when asked or at the limit.
     pub gc_percent: u32,
+    /// Bytes the heap should keep to.
+    pub memory_limit: Option<u64>,
     /// Bytes the heap may hold.
-    pub limit: Option<u64>,
+    pub hard_limit: Option<u64>,
 }
 
 /// What the last collection found, in bytes.
@@ -34,17 +36,17 @@ pub(crate) struct Found {
 /// The bytes in use (cells and reported memory) at which the next collection begins.
 pub(crate) fn trigger(policy: Policy, found: Found) -> u64 {
     if policy.gc_percent == u32::MAX {
-        return policy.limit.unwrap_or(u64::MAX);
+        return policy.hard_limit.unwrap_or(u64::MAX);
     }
     let base = found.live.saturating_add(found.external);
     let growth = percent(base.saturating_add(found.roots), policy.gc_percent);
     let goal = base
         .saturating_add(growth)
         .max(percent(MINIMUM, policy.gc_percent.min(100)).max(base.saturating_add(LEAST_GROWTH)));
-    match policy.limit {
-        Some(limit) => goal.min(limit),
-        None => goal,
-    }
+    let soft = policy.memory_limit.map_or(u64::MAX, |limit| {
+        limit.max(base.saturating_add(LEAST_GROWTH))
+    });
+    goal.min(soft).min(policy.hard_limit.unwrap_or(u64::MAX))
 }
 
 /// Even at `gc_percent(0)` a heap may grow by this much between collections, in bytes: a few runs a mutator.
@@ -73,7 +75,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: 100,
-                    limit: None
+                    hard_limit: None,
+                    memory_limit: None
                 },
                 live(0)
             ),
@@ -83,7 +86,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: 50,
-                    limit: None
+                    hard_limit: None,
+                    memory_limit: None
                 },
                 live(0)
             ),
@@ -93,7 +97,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: 400,
-                    limit: None
+                    hard_limit: None,
+                    memory_limit: None
                 },
                 live(0)
             ),
@@ -105,7 +110,8 @@ mod tests {
     fn the_goal_grows_with_live_bytes_and_roots() {
         let policy = Policy {
             gc_percent: 100,
-            limit: None,
+            hard_limit: None,
+            memory_limit: None,
         };
         assert_eq!(trigger(policy, live(100 * MIB)), 200 * MIB);
         assert_eq!(
@@ -134,7 +140,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: 50,
-                    limit: None
+                    hard_limit: None,
+                    memory_limit: None
                 },
                 live(100 * MIB)
             ),
@@ -146,7 +153,8 @@ mod tests {
     fn the_limit_caps_the_goal() {
         let policy = Policy {
             gc_percent: 100,
-            limit: Some(128 * MIB),
+            memory_limit: None,
+            hard_limit: Some(128 * MIB),
         };
         assert_eq!(trigger(policy, live(100 * MIB)), 128 * MIB);
         assert_eq!(trigger(policy, live(10 * MIB)), 20 * MIB);
@@ -158,7 +166,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: u32::MAX,
-                    limit: None
+                    hard_limit: None,
+                    memory_limit: None
                 },
                 live(1)
             ),
@@ -168,7 +177,8 @@ mod tests {
             trigger(
                 Policy {
                     gc_percent: u32::MAX,
-                    limit: Some(9 * MIB)
+                    memory_limit: None,
+                    hard_limit: Some(9 * MIB)
                 },
                 live(1)
             ),
@@ -189,7 +199,8 @@ mod tests {
                     trigger(
                         Policy {
                             gc_percent,
-                            limit: None
+                            hard_limit: None,
+                            memory_limit: None
                         },
                         found
                     ) >= live.saturating_add(LEAST_GROWTH.min(u64::MAX - live))

@@ -1,0 +1,159 @@
+//! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's lock.
+//!
+//! ```text
+//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us cpu=12%
+//! ```
+//! | field | is |
+//! |---|---|
+//! | `gc` | the cycle's number |
+//! | `at` | when it ended, counted from the heap's beginning |
+//! | `trigger`, `goal` | the bytes in use at which it was to begin, and to have ended |
+//! | `begin`, `end` | those at which it did |
+//! | `live` | what it found alive |
+//! | `pauses`, `longest` | how long the world stood in all, and in how many stops; the longest of them |
+//! | `stop` | the longest time until the last mutator stood |
+//! | `mark`, `beside` | how long it marked, and how long of that beside the mutators |
+//! | `assist` | time that mutators spent helping |
+//! | `cpu` | what it all took of all processors since the cycle before ended |
+//!
+//! A thread that reads its figures in the program uses [`Heap::stats`](crate::Heap::stats) instead.
+
+use core::fmt::{self, Write};
+use core::time::Duration;
+
+use crate::stats::CollectionStats;
+
+/// Room for a line, every number being as long as it can be.
+const LINE: usize = 512;
+
+/// A line that is made in place.
+pub(crate) struct Line {
+    text: [u8; LINE],
+    len: usize,
+}
+
+impl Line {
+    /// The line of one cycle.
+    pub(crate) fn of(cycle: &CollectionStats) -> Self {
+        let mut line = Self {
+            text: [0; LINE],
+            len: 0,
+        };
+        let us = |d: Duration| d.as_micros();
+        // A line that is too long is cut, which is no error here.
+        let _ = write!(
+            line,
+            "urge: gc={} at={:.3}s trigger={} goal={} begin={} end={} live={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
+             assist={}us cpu={:.0}%",
+            cycle.number,
+            cycle.ended_at.as_secs_f64(),
+            Mebibytes(cycle.trigger_bytes),
+            Mebibytes(cycle.goal_bytes),
+            Mebibytes(cycle.begin_bytes),
+            Mebibytes(cycle.end_bytes),
+            Mebibytes(cycle.bytes_live),
+            us(cycle.pause_sum),
+            cycle.stops,
+            us(cycle.pause),
+            us(cycle.time_to_stop),
+            us(cycle.mark),
+            us(cycle.mark_concurrent),
+            us(cycle.assist),
+            cycle.cpu_share() * 100.0,
+        );
+        line.len = line.len.min(LINE - 1);
+        line.text[line.len] = b'\n';
+        line.len += 1;
+        line
+    }
+
+    /// The line with its end.
+    fn bytes(&self) -> &[u8] {
+        &self.text[..self.len]
+    }
+
+    /// To stderr, past std's lock on it: a thread that holds that may wait for this very cycle.
+    pub(crate) fn write(&self) {
+        // SAFETY: the buffer is ours. What does not get out is lost, and worth no second try.
+        let _ = unsafe { libc::write(2, self.bytes().as_ptr().cast(), self.len) };
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let n = s.len().min(LINE - self.len);
+        self.text[self.len..self.len + n].copy_from_slice(&s.as_bytes()[..n]);
+        self.len += n;
+        if n < s.len() { Err(fmt::Error) } else { Ok(()) }
+    }
+}
+
+/// Bytes, as a person reads them; `none` where there is no bound.
+struct Mebibytes(u64);
+
+impl fmt::Display for Mebibytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            u64::MAX => f.write_str("none"),
+            bytes => write!(f, "{:.1}M", bytes as f64 / f64::from(1 << 20)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cycle_is_a_line() {
+        let us = Duration::from_micros;
+        let line = Line::of(&CollectionStats {
+            number: 12,
+            ended_at: Duration::from_millis(1234),
+            interval: Duration::from_millis(100),
+            trigger_bytes: 12 << 20,
+            goal_bytes: u64::MAX,
+            begin_bytes: (12 << 20) + (1 << 18),
+            end_bytes: 14 << 20,
+            bytes_live: 7 << 20,
+            pause_sum: us(115),
+            pause: us(80),
+            stops: 2,
+            time_to_stop: us(15),
+            mark: us(4210),
+            mark_concurrent: us(4100),
+            assist: us(310),
+            collector_cpu: us(23_690),
+            cores: 2,
+            ..CollectionStats::default()
+        });
+        assert_eq!(
+            std::str::from_utf8(line.bytes()).unwrap(),
+            "urge: gc=12 at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
+             beside=4100us assist=310us cpu=12%\n"
+        );
+    }
+
+    #[test]
+    fn the_longest_numbers_fit() {
+        let long = Duration::MAX;
+        let line = Line::of(&CollectionStats {
+            number: u64::MAX,
+            ended_at: long,
+            trigger_bytes: u64::MAX - 1,
+            goal_bytes: u64::MAX - 1,
+            begin_bytes: u64::MAX - 1,
+            end_bytes: u64::MAX - 1,
+            bytes_live: u64::MAX - 1,
+            pause_sum: long,
+            pause: long,
+            stops: u32::MAX,
+            time_to_stop: long,
+            mark: long,
+            mark_concurrent: long,
+            assist: long,
+            ..CollectionStats::default()
+        });
+        assert!(line.bytes().ends_with(b"%\n"), "{}", line.len);
+    }
+}
