@@ -51,11 +51,14 @@
 
 use core::ffi::c_void;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_utils::CachePadded;
 
 use crate::context::Context;
 use crate::heap::MapError;
 use crate::mapped::Mapped;
+use crate::mark::Marked;
 
 /// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512 words costs nothing a word, and
 /// 4 KiB a thread is cheap.
@@ -190,7 +193,7 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
     ]
 }
 
-/// What the units call when a mutator's log is full: moves it to the heap's.
+/// What the units call when a mutator's log is full: moves it to the heap's, and where that has no room either, marks what it names.
 ///
 /// # Safety
 /// `context` is the calling thread's.
@@ -200,12 +203,23 @@ unsafe extern "C" fn flush(context: *const Context) {
     context.thread().no_preempt(|| context.flush_log());
 }
 
-/// The heap's log: what mutators' logs held when they ran full. Read by the collector, which treats each word as it treats a word of a
-/// stack, in every encoding of the heap: an overwritten word may be of any kind, and may be no edge at all.
+/// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many mutators write and the collector reads
+/// meanwhile.
+///
+/// Places `taken..reserved`, counted without end and taken modulo the length, belong to whoever reserved them until their word is there;
+/// a place that is free or not yet written is zero, and null words get no place. The collector takes words in order and stops at the first
+/// that is missing: its writer is inside `no_preempt` and will be done by the next stop.
+///
+/// The collector treats each word as it treats one of a stack, in every encoding of the heap: an overwritten word may be of any kind, and may
+/// be no edge at all.
 pub(crate) struct SharedLog {
     words: Mapped<AtomicUsize>,
-    len: AtomicUsize,
-    lost: AtomicBool,
+    /// Ever reserved by mutators.
+    reserved: CachePadded<AtomicUsize>,
+    /// Ever taken by the collector.
+    taken: CachePadded<AtomicUsize>,
+    /// What mutators have marked themselves, since there was no room.
+    overflowed: CachePadded<[AtomicU64; 2]>,
 }
 
 impl SharedLog {
@@ -213,35 +227,90 @@ impl SharedLog {
     pub(crate) fn new(words: usize) -> Result<Self, MapError> {
         Ok(Self {
             words: Mapped::reserve(words, LOG_WORDS)?,
-            len: AtomicUsize::new(0),
-            lost: AtomicBool::new(false),
+            reserved: CachePadded::default(),
+            taken: CachePadded::default(),
+            overflowed: CachePadded::default(),
         })
     }
 
-    /// Appends. Where there is no room left, words are lost, and the log says so: a cycle that lost one may free nothing.
-    pub(crate) fn append(&self, words: impl ExactSizeIterator<Item = usize>) {
-        let n = words.len();
-        // Relaxed: mutators' entries do not depend on each other, and the collector reads them in a stop, which orders everything.
-        let first = self.len.fetch_add(n, Ordering::Relaxed);
-        match self.words.get(first..first.saturating_add(n)) {
-            Some(slots) => {
-                for (slot, word) in slots.iter().zip(words) {
-                    slot.store(word, Ordering::Relaxed);
-                }
-            }
-            // Relaxed: read in the stop.
-            None => self.lost.store(true, Ordering::Relaxed),
-        }
+    fn place(&self, at: usize) -> &AtomicUsize {
+        &self.words[at % self.words.len()]
     }
 
-    /// Hands each logged word to `f` and empties the log; says whether it was complete. Only in a stop.
-    pub(crate) fn drain(&self, mut f: impl FnMut(usize)) -> bool {
-        // Relaxed: the stop orders it after every append.
-        let n = self.len.swap(0, Ordering::Relaxed).min(self.words.len());
-        for word in &self.words[..n] {
-            f(word.load(Ordering::Relaxed));
+    /// Appends words, none of them null: all, or where there is no room, none: `false`. Under `no_preempt`, or in a stop.
+    pub(crate) fn append(&self, words: &[usize]) -> bool {
+        let n = words.len();
+        // Relaxed: what is in the places is ordered by themselves.
+        let mut at = self.reserved.load(Ordering::Relaxed);
+        loop {
+            // Acquire pairs with the Release in `take`: places before it are zero again.
+            if at + n > self.taken.load(Ordering::Acquire) + self.words.len() {
+                return false;
+            }
+            match self.reserved.compare_exchange_weak(
+                at,
+                at + n,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => break,
+                Err(now) => at = now,
+            }
         }
-        !self.lost.swap(false, Ordering::Relaxed)
+        for (i, word) in words.iter().enumerate() {
+            // Release pairs with the Acquire in `take`: who sees the word sees the cell it leads to, initialised.
+            self.place(at + i).store(*word, Ordering::Release);
+        }
+        true
+    }
+
+    /// Hands words to `f`, `most` of them at most; says how many. Only the collector's thread.
+    pub(crate) fn take(&self, most: usize, mut f: impl FnMut(usize)) -> usize {
+        // Relaxed: only this thread writes it.
+        let first = self.taken.load(Ordering::Relaxed);
+        let mut n = 0;
+        while n < most {
+            let place = self.place(first + n);
+            // Acquire pairs with the Release in `append`.
+            let word = place.load(Ordering::Acquire);
+            if word == 0 {
+                break;
+            }
+            place.store(0, Ordering::Relaxed);
+            f(word);
+            n += 1;
+        }
+        // Release pairs with the Acquire in `append`.
+        self.taken.store(first + n, Ordering::Release);
+        n
+    }
+
+    /// Forgets everything: in the child of a fork, whose only thread is in no `append`.
+    pub(crate) fn reset(&self) {
+        let (taken, reserved) = (
+            self.taken.load(Ordering::Relaxed),
+            self.reserved.load(Ordering::Relaxed),
+        );
+        for at in taken..reserved {
+            self.place(at).store(0, Ordering::Relaxed);
+        }
+        self.taken.store(reserved, Ordering::Relaxed);
+        self.overflowed_marks();
+    }
+
+    /// Adds to what mutators have marked themselves.
+    pub(crate) fn overflow(&self, marked: Marked) {
+        // Relaxed: read in a stop.
+        self.overflowed[0].fetch_add(marked.cells, Ordering::Relaxed);
+        self.overflowed[1].fetch_add(marked.bytes, Ordering::Relaxed);
+    }
+
+    /// What mutators have marked themselves, and forgets it.
+    pub(crate) fn overflowed_marks(&self) -> Marked {
+        Marked {
+            cells: self.overflowed[0].swap(0, Ordering::Relaxed),
+            bytes: self.overflowed[1].swap(0, Ordering::Relaxed),
+        }
     }
 }
 
@@ -249,20 +318,56 @@ impl SharedLog {
 mod tests {
     use super::*;
 
+    fn all_of(log: &SharedLog) -> Vec<usize> {
+        let mut all = Vec::new();
+        while log.take(100, |word| all.push(word)) != 0 {}
+        all
+    }
+
     #[test]
-    fn a_log_that_overflows_says_so_once() {
+    fn the_log_is_a_ring_and_refuses_what_does_not_fit_whole() {
         let log = SharedLog::new(1024).unwrap();
-        for _ in 0..2 {
-            log.append((0..LOG_WORDS).map(|i| i + 1));
+        for round in 0..5 {
+            let words = |n| (0..n).map(|i| (round << 32) + i + 1).collect::<Vec<_>>();
+            assert!(log.append(&words(512)) && log.append(&words(500)));
+            assert!(!log.append(&words(13)), "there is room for 12");
+            assert!(log.append(&words(12)));
+            let expected = [words(512), words(500), words(12)].concat();
+            assert_eq!(all_of(&log), expected);
+            assert!(log.append(&words(77)));
+            log.reset();
+            assert_eq!(all_of(&log), []);
         }
-        let mut n = 0;
-        assert!(log.drain(|_| n += 1));
-        assert_eq!(n, 1024);
-        for _ in 0..3 {
-            log.append((0..LOG_WORDS).map(|i| i + 1));
-        }
-        assert!(!log.drain(|_| ()));
-        assert!(log.drain(|_| ()));
+    }
+
+    #[test]
+    fn what_several_threads_append_while_one_takes_comes_out_once() {
+        const THREADS: usize = 3;
+        const EACH: usize = 200_000;
+        let log = SharedLog::new(4096).unwrap();
+        let mut seen = vec![0u8; THREADS * EACH];
+        std::thread::scope(|s| {
+            for thread in 0..THREADS {
+                let log = &log;
+                s.spawn(move || {
+                    let mut at = 0;
+                    while at < EACH {
+                        let n = (at % 500 + 1).min(EACH - at);
+                        let words: Vec<_> = (at..at + n).map(|i| 1 + thread * EACH + i).collect();
+                        if log.append(&words) {
+                            at += n;
+                        } else {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            let mut taken = 0;
+            while taken < seen.len() {
+                taken += log.take(1000, |word| seen[word - 1] += 1);
+            }
+        });
+        assert!(seen.iter().all(|n| *n == 1));
     }
 
     /// A heap's thread with a word to store to, and marking switched by hand.
@@ -308,26 +413,46 @@ mod tests {
     }
 
     #[test]
-    fn a_full_log_moves_to_the_heap_and_nothing_is_lost() {
+    fn a_full_log_moves_to_the_heap_and_what_finds_no_room_there_is_marked() {
         with_context(|m, context| {
+            let heap = m.heap();
+            let leaf = heap.kind(crate::Kind::leaf("leaf")).unwrap();
+            // SAFETY: no collection happens.
+            let cell = || unsafe { m.alloc(leaf, 16) }.unwrap().as_ptr() as usize;
+            let cells: Vec<usize> = (0..5 * LOG_WORDS + 3).map(|_| cell()).collect();
+            let (space, log) = (&context.shared.space, &context.shared.log);
             context.marking.store(1, Ordering::Relaxed);
-            let (mut stored, weak) = (0usize, 1usize << 60);
-            let n = 5 * LOG_WORDS + 3;
-            for i in 0..n {
-                // SAFETY: words of ours.
-                unsafe {
-                    m.write(&raw mut stored, i + 1);
-                    assert_eq!(m.load_weak(&raw const weak), weak);
+            let mut word = 0usize;
+            let mut store_all = || {
+                for cell in &cells {
+                    // SAFETY: a word of ours.
+                    unsafe { m.write(&raw mut word, *cell) };
                 }
-            }
-            let mut all = Vec::new();
-            assert!(context.shared.log.drain(|word| all.push(word)));
-            assert_eq!(all.len(), 10 * LOG_WORDS);
+            };
+            store_all();
+            // The first word that was overwritten is null, which is no use to anybody; the last is not overwritten yet.
+            let mut all = all_of(log);
+            assert_eq!(all.len(), 5 * LOG_WORDS - 1);
             all.extend(context.logged());
-            assert_eq!(all.len(), 2 * n);
-            for (i, pair) in all.chunks(2).enumerate() {
-                assert_eq!(pair, [i, weak]);
-            }
+            assert_eq!(all, cells[..cells.len() - 1]);
+            context.reset_log();
+
+            // No room: nothing is lost.
+            while log.append(&[1; LOG_WORDS]) {}
+            store_all();
+            let marked = log.overflowed_marks();
+            // What was overwritten first is the last of before.
+            assert_eq!(marked.cells, 5 * LOG_WORDS as u64);
+            assert_eq!(marked.bytes, 16 * marked.cells);
+            assert!(
+                cells[..5 * LOG_WORDS - 1]
+                    .iter()
+                    .all(|cell| space.is_marked(*cell))
+            );
+            // And what is marked is not worth a place.
+            log.reset();
+            store_all();
+            assert!(all_of(log).len() <= 3);
         });
     }
 

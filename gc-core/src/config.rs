@@ -27,8 +27,10 @@ pub(crate) struct Config {
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
     pub(crate) inject: bool,
-    /// Accepted, and so far without effect: every collection stops the world.
+    /// Mutators stay stopped while cells are marked.
     pub(crate) stop_the_world: bool,
+    /// Stress: collections without a request.
+    pub(crate) continuous: bool,
 }
 
 impl Default for Config {
@@ -43,6 +45,7 @@ impl Default for Config {
             signals: true,
             inject: false,
             stop_the_world: false,
+            continuous: false,
         }
     }
 }
@@ -83,6 +86,13 @@ impl Config {
 
     fn with(mut self, get: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         set(&get, "URGE_STW", SWITCH, switch, &mut self.stop_the_world)?;
+        set(
+            &get,
+            "URGE_CONTINUOUS",
+            SWITCH,
+            switch,
+            &mut self.continuous,
+        )?;
         set(&get, "URGE_ASYNC", SWITCH, switch, &mut self.signals)?;
         set(&get, "URGE_INJECT", SWITCH, switch, &mut self.inject)?;
         set(
@@ -225,6 +235,7 @@ mod tests {
             ("URGE_ASYNC", "0"),
             ("URGE_INJECT", "1"),
             ("URGE_STW", "1"),
+            ("URGE_CONTINUOUS", "1"),
             ("URGE_GC_PERCENT", "37"),
             ("URGE_HEAP_LIMIT", "64M"),
             ("URGE_MEMORY_LIMIT", "48M"),
@@ -234,7 +245,7 @@ mod tests {
         .unwrap();
         assert!(c.trace);
         assert_eq!(c.memory_limit, Some(48 << 20));
-        assert!(!c.signals && c.inject && c.stop_the_world);
+        assert!(!c.signals && c.inject && c.stop_the_world && c.continuous);
         assert_eq!(
             (c.gc_percent, c.hard_limit, c.collect_every),
             (37, Some(64 << 20), Some(3))

@@ -10,6 +10,10 @@ use crate::api::handles::Handles;
 use crate::api::types::TypeCache;
 use crate::barrier::LOG_WORDS;
 use crate::cycle::Shared;
+use crate::fault::planted;
+use crate::finalize::{Entry, Finalizers};
+use crate::mark::Marker;
+use crate::roots;
 
 /// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in, or keep it in a register.
 ///
@@ -113,9 +117,56 @@ impl Context {
             .store(self.log.get() as usize, Ordering::Relaxed);
     }
 
-    /// Moves the log into the heap's. Under `no_preempt`.
+    /// Logs a word if marking is on, as the units do: its target is strong from now on. By the owner under `no_preempt`.
+    pub(crate) fn log(&self, word: usize) {
+        if self.marking.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        if self.log_cursor.load(Ordering::Relaxed) == self.log_limit.load(Ordering::Relaxed) {
+            self.flush_log();
+        }
+        let cursor = self.log_cursor.load(Ordering::Relaxed);
+        // SAFETY: the cursor is below the limit, inside the log, which is this thread's.
+        unsafe { (cursor as *mut usize).write(word) };
+        self.log_cursor
+            .store(cursor + size_of::<usize>(), Ordering::Relaxed);
+    }
+
+    /// The next cell that waits in one of the heap's queues of dead ones, from now on alive as far as a cycle under way is concerned: the
+    /// queue was its root.
+    pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Entry> {
+        self.thread().no_preempt(|| {
+            let entry = queue.next()?;
+            if !planted("taken-unlogged") {
+                self.log(entry.cell);
+            }
+            Some(entry)
+        })
+    }
+
+    /// Moves the log into the heap's: those words that name something unmarked, so that mutators which log over and over what is marked
+    /// already give the collector nothing to do. Where the heap's log is full, the mutator marks what its own names itself: nothing is
+    /// ever lost. Under `no_preempt`, or in a stop.
     pub(crate) fn flush_log(&self) {
-        self.shared.log.append(self.logged());
+        let shared = &*self.shared;
+        let first = self.log.get().cast::<usize>();
+        let mut n = 0;
+        for word in self.logged() {
+            if roots::names_unmarked(&shared.space, word) {
+                // SAFETY: the log is this thread's, or its owner is stopped; `n` is not beyond the word just read.
+                unsafe { first.add(n).write(word) };
+                n += 1;
+            }
+        }
+        // SAFETY: the log's first words, written above and before.
+        let words = unsafe { core::slice::from_raw_parts(first, n) };
+        if !shared.log.append(words) && !planted("log-lost") {
+            let mut marker = Marker::new(&shared.space, &shared.queue);
+            for word in words {
+                roots::logged(&shared.space, &mut marker, *word);
+            }
+            shared.log.overflow(marker.marked());
+        }
         self.reset_log();
     }
 }

@@ -108,6 +108,23 @@ impl Finalizers {
         self.waiting.load(Ordering::Relaxed)
     }
 
+    /// Tells `f` at most `most` of the cells that wait, from the `from`th that ever died on; where to go on, if there are more. While
+    /// mutators run: whoever takes one meanwhile makes sure that it is marked.
+    pub(crate) fn ready_piece(
+        &self,
+        from: usize,
+        most: usize,
+        mut f: impl FnMut(usize),
+    ) -> Option<usize> {
+        let state = self.state.lock();
+        let first = from.max(state.taken);
+        let end = (first + most).min(state.died);
+        for at in first..end {
+            f(self.ready.get(at % self.ready.capacity()).cell);
+        }
+        (end < state.died).then_some(end)
+    }
+
     /// Takes the lock, for the child of a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.state.lock()
@@ -129,12 +146,6 @@ pub(crate) struct StoppedFinalizers<'a> {
 }
 
 impl StoppedFinalizers<'_> {
-    /// Cells that died before and were not taken yet: they are roots.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = usize> + '_ {
-        (self.state.taken..self.state.died)
-            .map(|at| self.all.ready.get(at % self.all.ready.capacity()).cell)
-    }
-
     /// Moves each registered cell that `marked` denies to the queue, after `keep` has been told to mark it. Gives their number.
     ///
     /// All are moved before the caller traces any of them: otherwise the death of a cell would depend on its place in the table.
@@ -197,7 +208,10 @@ mod tests {
         );
         assert_eq!(kept, [16, 48, 80]);
         assert_eq!(f.waiting(), 3);
-        assert_eq!(f.stopped().ready().collect::<Vec<_>>(), kept);
+        let mut ready = Vec::new();
+        assert_eq!(f.ready_piece(0, 2, |cell| ready.push(cell)), Some(2));
+        assert_eq!(f.ready_piece(2, 2, |cell| ready.push(cell)), None);
+        assert_eq!(ready, kept);
         assert_eq!(f.next(), Some(Entry { cell: 16, token: 1 }));
         assert_eq!(
             f.stopped()

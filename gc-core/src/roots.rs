@@ -233,6 +233,28 @@ mod encodings {
 }
 pub(crate) use encodings::number as encoding_number;
 
+/// Marks what one word of the barrier's log names: an edge in one encoding of the heap or another.
+pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
+    for encoding in encodings::all() {
+        if let Some(cell) = encoding
+            .decode(word)
+            .and_then(|address| space.resolve(address))
+        {
+            marker.cell(cell);
+        }
+    }
+}
+
+/// Whether a word of the barrier's log names a cell that is not marked, in one encoding of the heap or another.
+pub(crate) fn names_unmarked(space: &Space, word: usize) -> bool {
+    encodings::all().any(|encoding| {
+        encoding
+            .decode(word)
+            .and_then(|address| space.resolve(address))
+            .is_some_and(|cell| !space.is_marked(cell.base))
+    })
+}
+
 /// What a scan of the roots has seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scanned {
@@ -321,13 +343,6 @@ impl<'a, 'm> Scanner<'a, 'm> {
             self.marker.edge(word, encoding);
         } else if let Some(cell) = self.space.resolve(address) {
             self.scanned.exact_marked += u64::from(self.marker.cell(cell));
-        }
-    }
-
-    /// One word of the barrier's log: an edge in one encoding of the heap or another.
-    pub(crate) fn logged(&mut self, word: usize) {
-        for encoding in encodings::all() {
-            self.word(word, encoding);
         }
     }
 }

@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::sync::Arc;
 use std::time::Instant;
 
-use gc_preempt::Mutex;
+use gc_preempt::{Mutex, StopReport};
 use hdrhistogram::Histogram;
 
 use crate::trace;
@@ -72,11 +72,11 @@ pub struct CollectionStats {
     pub time_to_stop: Duration,
     /// From the stop's request until the resume was published; of several stops, the longest.
     pub pause: Duration,
-    /// How often it stopped the world.
+    /// How often it stopped the world: once for a small heap, twice as a rule, oftener where much was left to be marked.
     pub stops: u32,
     /// All its pauses together.
     pub pause_sum: Duration,
-    /// Of the pause: looking at stacks, ranges, handles and callbacks.
+    /// Of the first pause: looking at stacks, ranges, handles and callbacks.
     pub scan: Duration,
     /// From the first marked cell to the last: beside the mutators, and in stops.
     pub mark: Duration,
@@ -98,7 +98,7 @@ pub struct CollectionStats {
     pub begin_bytes: u64,
     /// The bytes at which it came to its end: the heap's peak.
     pub end_bytes: u64,
-    /// Mutators that stood.
+    /// Mutators that stood at the first stop.
     pub mutators: u32,
     /// Of these, stopped by a signal.
     pub signalled: u32,
@@ -120,7 +120,8 @@ pub struct CollectionStats {
     pub conservative_marked: u64,
     /// Cells that an exact root reached first.
     pub exact_marked: u64,
-    /// Cells alive after it (the unallocated rest of mutators' runs not counted).
+    /// Cells alive after it. The unallocated rests of mutators' runs are not counted, but for those of runs that were handed out while
+    /// it marked: nobody has looked how far such a run was used.
     pub cells_live: u64,
     /// Their bytes.
     pub bytes_live: u64,
@@ -133,6 +134,20 @@ pub struct CollectionStats {
 }
 
 impl CollectionStats {
+    /// Enters one of its stops.
+    pub(crate) fn stopped(&mut self, report: &StopReport) {
+        if self.stops == 0 {
+            self.mutators = report.mutators;
+            self.signalled = report.signalled;
+            self.held = report.held;
+        }
+        self.stops += 1;
+        self.deferrals += report.deferrals;
+        self.time_to_stop = self.time_to_stop.max(report.time_to_stop);
+        self.pause = self.pause.max(report.pause);
+        self.pause_sum += report.pause;
+    }
+
     /// What collecting took of all processors over [`interval`](Self::interval), assists included: 0 to 1.
     pub fn cpu_share(&self) -> f64 {
         share(self.collector_cpu + self.assist, self.interval, self.cores)
@@ -243,7 +258,7 @@ impl Ledger {
     }
 
     /// Enters a stop, once the world runs again. By the collector.
-    fn stopped(&self, time_to_stop: Duration, pause: Duration) {
+    pub(crate) fn stopped(&self, time_to_stop: Duration, pause: Duration) {
         let mut spare: Option<Arc<StopTimes>> = None;
         loop {
             let mut all = self.all.lock();
@@ -270,15 +285,12 @@ impl Ledger {
     /// Enters a collection, and prints it where that is wanted. By the collector, outside of any stop. When it ended and what the
     /// collector's own thread needed is found here; `last.collector_cpu` is what its helpers did.
     pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {
-        self.stopped(last.time_to_stop, last.pause);
         let cpu = thread_cpu();
         // Relaxed: the collector's own. A forked child's collector is a new thread, whose clock begins anew.
         let before = self.cpu_before.swap(cpu, Ordering::Relaxed);
         last.collector_cpu += Duration::from_nanos(cpu.saturating_sub(before));
         last.cores = self.cores;
         last.ended_at = self.built.elapsed();
-        last.stops = 1;
-        last.pause_sum = last.pause;
         let mut all = self.all.lock();
         last.interval = last.ended_at.saturating_sub(all.last.ended_at);
         all.collections += 1;
@@ -321,15 +333,24 @@ mod tests {
             cells_freed: 10,
             time_to_stop: Duration::from_micros(number),
             pause: Duration::from_micros(5),
+            stops: 1,
+            pause_sum: Duration::from_micros(5),
             ..CollectionStats::default()
         }
+    }
+
+    /// Enters a collection of one stop.
+    fn enter(ledger: &Ledger, number: u64, allocated: u64) {
+        let last = collection(number);
+        ledger.stopped(last.time_to_stop, last.pause);
+        ledger.enter(last, allocated);
     }
 
     #[test]
     fn collections_add_up() {
         let ledger = Ledger::new(false);
         for number in 1..=3 {
-            ledger.enter(collection(number), 100);
+            enter(&ledger, number, 100);
         }
         let all = ledger.read();
         assert_eq!(
@@ -350,11 +371,11 @@ mod tests {
     #[test]
     fn what_a_reader_has_does_not_change_under_it() {
         let ledger = Ledger::new(false);
-        ledger.enter(collection(1), 0);
+        enter(&ledger, 1, 0);
         let first = ledger.read();
-        ledger.enter(collection(2), 0);
+        enter(&ledger, 2, 0);
         let second = ledger.read();
-        ledger.enter(collection(9), 0);
+        enter(&ledger, 9, 0);
         assert_eq!(
             [&first, &second, &ledger.read()].map(|s| s.stops.time_to_stop.len()),
             [1, 2, 3]
@@ -364,7 +385,7 @@ mod tests {
         // The copy that both readers gave up is the collector's own again.
         drop((first, second));
         let at = Arc::as_ptr(&ledger.read().stops);
-        ledger.enter(collection(10), 0);
+        enter(&ledger, 10, 0);
         assert_eq!(at, Arc::as_ptr(&ledger.read().stops));
     }
 

@@ -23,6 +23,16 @@ impl Space {
         self.marking.store(true, Ordering::Relaxed);
     }
 
+    /// Ends marking without a swap: nothing is freed, and the marks set so far are cleared before the next time. In the child of a fork.
+    pub(crate) fn abandon_marking(&self) {
+        if self.marking.swap(false, Ordering::Relaxed) {
+            let top = self.spans.lock().top();
+            self.clear_end
+                .store(top.div_ceil(CHUNK_UNITS), Ordering::Relaxed);
+            self.clear_chunk.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Has all that the last cycle left been swept and cleared?
     pub fn ready_to_mark(&self) -> bool {
         self.unswept.load(Ordering::Acquire) == 0

@@ -4,15 +4,20 @@
 //! the registry lock first: from then on no world is stopped and none can be, so no collection is between its stop and its resume, and
 //! whoever holds one of our locks is running and soon done. Then the forking thread takes them all, and both sides give them back.
 //!
+//! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in hand. Nothing has been freed by it, and
+//! the next one begins with a clear bitmap.
+//!
 //! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that gone threads owned or were
 //! sweeping go back to their sites' lists; what gone mutators were allocating is found dead by the next collection.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
+use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use gc_preempt::ForkHooks;
 
+use crate::context::Context;
 use crate::cycle::Shared;
 use crate::fault::planted;
 
@@ -86,12 +91,34 @@ unsafe fn child(data: *mut ()) {
         for at in 0..contexts.high() {
             match contexts.get(at) {
                 // The context of the thread that is left, which is attached.
-                Some(context) if context.owner == me => kept = Some(&(*context.context).local),
+                Some(context) if context.owner == me => kept = Some(&*context.context),
                 // Never freed: its thread is gone.
                 _ => drop(contexts.take(at)),
             }
         }
         drop(contexts);
-        shared.space.forked(kept);
+        abandon_cycle(shared, kept);
+        shared.space.forked(kept.map(|context| &context.local));
     }
+}
+
+/// Makes an end of the marking that the parent's collector was at.
+///
+/// # Safety
+/// In the child's hook; `kept` is the only thread's, if that is attached.
+unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
+    if planted("cycle-goes-on-in-child") {
+        return;
+    }
+    // Relaxed: there is one thread.
+    shared.marking.store(false, Ordering::Relaxed);
+    if let Some(context) = kept {
+        context.marking.store(0, Ordering::Relaxed);
+        context.reset_log();
+    }
+    shared.log.reset();
+    // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for it is here.
+    unsafe { shared.queue.forget() };
+    shared.space.abandon_marking();
+    shared.pace.abandoned();
 }

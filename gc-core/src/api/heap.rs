@@ -35,8 +35,8 @@ use crate::stats::{HeapStats, Ledger};
 const HANDLES: usize = 1 << 26;
 /// Finalizers a heap can have registered, and as many that wait: 1 GiB of address space each.
 const FINALIZERS: usize = 1 << 26;
-/// Words of the barrier's log: 256 MiB of address space.
-const LOG: usize = 1 << 25;
+/// Words of the barrier's log, 2 MiB: several milliseconds of a thread that does nothing but overwrite edges that are not marked yet.
+const LOG: usize = 1 << 18;
 /// Entries of the mark queue: 512 MiB of address space. A graph that needs more is marked all the same, by looking again.
 const QUEUE: usize = 1 << 26;
 
@@ -45,9 +45,9 @@ const MUTATORS: usize = 1 << 20;
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
-/// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`
-/// and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_GC_EVERY`. It is
-/// read once, in [`build`](HeapBuilder::build).
+/// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
+/// `URGE_CONTINUOUS` and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
+/// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
@@ -111,6 +111,20 @@ impl HeapBuilder {
         self
     }
 
+    /// Whether mutators run while cells are marked, so that they stop twice a collection for some microseconds, whatever the heap's size.
+    /// On by default; `false` (or `URGE_STW=1`) stops them from the first root to the last dead cell, which tells faults of the barrier from
+    /// others.
+    pub fn concurrent(mut self, on: bool) -> Self {
+        self.config.stop_the_world = !on;
+        self
+    }
+
+    /// Stress: collections follow each other without being asked for, so that mutators meet every phase. For tests.
+    pub fn continuous(mut self, on: bool) -> Self {
+        self.config.continuous = on;
+        self
+    }
+
     /// Builds the heap: maps its memory and starts its collector's thread.
     ///
     /// # Errors
@@ -130,6 +144,8 @@ impl HeapBuilder {
         })
         .map_err(BuildError::Stops)?;
         register_units(&world).map_err(BuildError::Code)?;
+        // Cells of the collector's own tables are logged as they are, whatever the kinds' encodings.
+        encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let space = Space::new(space)?;
         let queue = MarkQueue::new(&space, QUEUE)?;
         let shared = Arc::new(Shared {
@@ -141,7 +157,7 @@ impl HeapBuilder {
             finalizers: Finalizers::new(FINALIZERS)?,
             drops: Finalizers::new(FINALIZERS)?,
             types: Types::new()?,
-            requests: Requests::default(),
+            requests: Requests::new(config.continuous),
             contexts: gc_preempt::Mutex::new(Slab::new(MUTATORS)?),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
@@ -154,6 +170,7 @@ impl HeapBuilder {
             }),
             weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),
+            concurrent: !config.stop_the_world,
             phase: AtomicU8::new(0),
         });
         let thread = spawn_collector(&shared).map_err(BuildError::Thread)?;
@@ -497,7 +514,7 @@ impl Heap {
     pub fn report_external(&self, delta: i64) {
         let shared = self.shared();
         shared.pace.report(delta);
-        if delta > 0 && shared.pace.due(shared.space.allocated_since()) {
+        if delta > 0 && shared.pace.ask(shared.space.allocated_since()) {
             self.request_collection();
         }
     }

@@ -100,7 +100,7 @@ impl Mutator {
             in_blocking();
         }
         let mut n = 0;
-        while let Some(entry) = protected(|| self.heap().shared().drops.next()) {
+        while let Some(entry) = self.record().take_dead(&self.heap().shared().drops) {
             let cell = entry.cell as *mut u8;
             // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's own type. The entry came out once, and
             // nobody else can reach the cell.

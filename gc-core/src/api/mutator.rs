@@ -110,7 +110,7 @@ impl Mutator {
     }
 
     #[inline]
-    fn record(&self) -> &Context {
+    pub(crate) fn record(&self) -> &Context {
         // SAFETY: lives until `drop`.
         unsafe { self.context.as_ref() }
     }
@@ -193,9 +193,7 @@ impl Mutator {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
-        if shared.pace.due(shared.space.allocated_since()) {
-            self.collect_if_allowed();
-        }
+        self.keep_pace(shared.space.allocated_since());
         loop {
             match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
                 Ok(Refill::Ready) => {
@@ -223,12 +221,7 @@ impl Mutator {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
-        if shared
-            .pace
-            .due(shared.space.allocated_since().saturating_add(bytes as u64))
-        {
-            self.collect_if_allowed();
-        }
+        self.keep_pace(shared.space.allocated_since().saturating_add(bytes as u64));
         loop {
             match thread.no_preempt(|| {
                 shared
@@ -257,6 +250,20 @@ impl Mutator {
                     }
                 }
             }
+        }
+    }
+
+    /// Asks for a collection if one is due, and goes on; waits for it only if the mutators have outrun it, or if collections stop the
+    /// world anyway.
+    fn keep_pace(&self, allocated: u64) {
+        let shared = self.heap.shared();
+        if shared.pace.ask(allocated) {
+            self.heap.request_collection();
+        } else if !shared.pace.outrun(allocated) {
+            return;
+        }
+        if (!shared.concurrent || shared.pace.outrun(allocated)) && !self.thread().in_no_preempt() {
+            self.thread().blocking(|| shared.requests.wait_for_last());
         }
     }
 
@@ -367,7 +374,7 @@ impl Mutator {
     /// The next registered cell that died, and its token. What follows is an ordinary place of the program: it may allocate, store, wait,
     /// and ask for a collection.
     pub fn next_finalizer(&self) -> Option<(NonNull<u8>, usize)> {
-        let entry = protected(|| self.heap.shared().finalizers.next())?;
+        let entry = self.record().take_dead(&self.heap.shared().finalizers)?;
         Some((NonNull::new(entry.cell as *mut u8)?, entry.token))
     }
 

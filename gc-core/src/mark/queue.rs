@@ -136,6 +136,17 @@ impl MarkQueue {
         unsafe { self.packets.discard(0, used) };
     }
 
+    /// Forgets all that is in it.
+    ///
+    /// # Safety
+    /// No marker of this queue exists, or its thread does not exist in this process.
+    pub(crate) unsafe fn forget(&self) {
+        self.full.head.store(0, Ordering::Relaxed);
+        self.free.head.store(0, Ordering::Relaxed);
+        self.fresh.store(0, Ordering::Relaxed);
+        self.take_flags(|_| ());
+    }
+
     fn take_free(&self) -> Option<u32> {
         if let Some(packet) = self.free.pop(&self.packets) {
             return Some(packet);

@@ -1,0 +1,504 @@
+//! A collection, from the request to the last swept span: the phases as a state machine.
+//!
+//! ```text
+//!            request                 resume            stop 2
+//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> Resurrect ==> ClearWeak ==> Condemn ==> Flip ---> Sweep --> Idle
+//!                           stop 1           ^                 |  ^          |                         |      resume
+//!                                            '-----------------'  '----------'-------------------------'
+//!                                             too much is left:     what they have marked is traced first
+//!                                             resume, mark on
+//! ```
+//! Mutators run where the arrow is single; `==>` stays in the stop. Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990,
+//! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. Four
+//! things see to that:
+//!
+//! * all stacks, handles and ranges are scanned in stop 1, so nobody needs a barrier to change them;
+//! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs what it got;
+//! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1, new runs when they are installed;
+//! * what leaves a table of the collector's for a mutator (the cell of a finalizer, a value to be dropped) is logged as it leaves.
+//!
+//! `Finish` makes sure, with all mutators stopped, that no log holds a word and no marker a cell. Whatever it finds is traced right there if
+//! that takes some ten microseconds, otherwise beside the mutators again; each such round marks something that the snapshot had, so there is
+//! an end to them. `Resurrect` and `Condemn` mark more cells, and go on only after a `Finish` of their own. With `URGE_STW=1` mutators stay
+//! stopped from `Scan` to `Flip`; so they do while the heap is so small that `Finish` succeeds at once.
+//!
+//! # What each phase leaves behind
+//! | after | it holds that |
+//! |---|---|
+//! | Prepare | every span is swept, the spare bitmap is zero: marking can begin at any time |
+//! | Scan | every cell that a root names is marked, and so is what mutators will allocate from their present runs; stores are logged |
+//! | Mark | nobody knows of a grey cell, but a mutator may, in its log |
+//! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
+//! | Resurrect | every unmarked cell is without a finalizer |
+//! | ClearWeak | no weak word of a marked cell leads to an unmarked cell |
+//! | Condemn | values that need `Drop` and died are queued for it, and marked with all they lead to. Nothing else leads to them: weak words have been cleared before, so nobody can find a value that is about to be dropped |
+//! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
+//! | Sweep | whoever allocates finds them |
+//!
+//! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
+//! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
+
+mod requests;
+mod shared;
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+use std::time::Instant;
+
+use gc_preempt::{Stopped, StoppedMutator};
+
+use crate::context::Context;
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::heap::Space;
+use crate::mark::{Marked, Marker};
+use crate::roots::{self, Scanned, Scanner};
+use crate::stats::CollectionStats;
+
+pub(crate) use requests::Requests;
+pub(crate) use shared::{Attached, Pace, Phase, Shared, WeakKind};
+
+/// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
+const KEEP_QUEUE: usize = 4 << 20;
+
+/// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that mutators which log faster than they
+/// let themselves be stopped do not keep a cycle from its end.
+const FINISH: Duration = Duration::from_micros(30);
+
+/// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the heap's log, which costs a tenth.
+const FINISH_WORDS: usize = 1024;
+
+/// Cells that `Finish` traces between two looks at the clock: a microsecond or two.
+const FINISH_CELLS: usize = 64;
+
+/// A heap that has less alive than this, in bytes, is likely to be marked before the stop that began it would have ended otherwise.
+const SMALL: u64 = 64 << 10;
+
+/// Words that are taken from the heap's log at a time while mutators run.
+const LOG_PIECE: usize = 4096;
+
+/// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the lock.
+const READY_PIECE: usize = 256;
+
+/// Runs collections until the heap's last handle is dropped. The body of the collector's thread.
+pub(crate) fn run(shared: &Shared) {
+    // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from others.
+    shared
+        .collector
+        .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
+    while shared.requests.next() {
+        Cycle::new(shared).run();
+        // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
+        unsafe { shared.queue.trim(KEEP_QUEUE) };
+    }
+}
+
+/// One collection.
+struct Cycle<'h> {
+    shared: &'h Shared,
+    marker: Marker<'h>,
+    stopped: Option<Stopped<'h>>,
+    /// Where the cycle goes on once nothing is grey any more.
+    after: Phase,
+    /// How often `Finish` has failed.
+    retries: u32,
+    /// What waited to be finalized or dropped has been marked.
+    ready_marked: bool,
+    scanned: Scanned,
+    stats: CollectionStats,
+    /// When the roots had been scanned.
+    marking_since: Instant,
+    /// Cells allocated before this collection.
+    cells: u64,
+    /// What had been handed out at stop 1 since the last collection.
+    handed: Marked,
+    /// What the unallocated rests of runs held then.
+    tails: Marked,
+}
+
+impl<'h> Cycle<'h> {
+    fn new(shared: &'h Shared) -> Self {
+        let marker = Marker::new(&shared.space, &shared.queue);
+        Self {
+            shared,
+            // Mutators that run mark the runs they are given.
+            marker: if shared.concurrent {
+                marker
+            } else {
+                marker.alone()
+            },
+            stopped: None,
+            after: Phase::Resurrect,
+            retries: 0,
+            ready_marked: false,
+            scanned: Scanned::default(),
+            stats: CollectionStats::default(),
+            marking_since: Instant::now(),
+            cells: 0,
+            handed: Marked::default(),
+            tails: Marked::default(),
+        }
+    }
+
+    fn run(mut self) {
+        let mut phase = Phase::Prepare;
+        while phase != Phase::Idle {
+            // Relaxed: for those who look at a hung process.
+            self.shared.phase.store(phase as u8, Ordering::Relaxed);
+            phase = match phase {
+                Phase::Idle => break,
+                Phase::Prepare => self.prepare(),
+                Phase::Scan => self.scan(),
+                Phase::Mark => self.mark(),
+                Phase::Finish => self.finish(),
+                Phase::Resurrect if planted("condemn-first") => {
+                    self.condemn();
+                    self.marker.drain();
+                    self.resurrect()
+                }
+                Phase::Resurrect => self.resurrect(),
+                Phase::ClearWeak => self.clear_weak(),
+                Phase::Condemn => self.condemn(),
+                Phase::Flip => self.flip(),
+                Phase::Sweep => self.sweep(),
+            };
+        }
+        self.shared
+            .phase
+            .store(Phase::Idle as u8, Ordering::Relaxed);
+    }
+
+    fn prepare(&mut self) -> Phase {
+        while self.shared.space.sweep_piece() {}
+        while self.shared.space.clear_spare_piece() {}
+        self.stats.number = self.shared.requests.begin();
+        Phase::Scan
+    }
+
+    /// Stops the world, unless it stands already.
+    fn stop(&mut self) -> &Stopped<'h> {
+        let shared = self.shared;
+        self.stopped
+            .get_or_insert_with(|| match shared.world.stop() {
+                Ok(stopped) => stopped,
+                Err(error) => unreachable!("the collector is never a mutator: {error}"),
+            })
+    }
+
+    /// Lets the mutators go on. What is noted of the stop is noted afterwards.
+    fn resume(&mut self) {
+        let Some(stopped) = self.stopped.take() else {
+            return;
+        };
+        let report = stopped.resume();
+        self.stats.stopped(&report);
+        self.shared
+            .ledger
+            .stopped(report.time_to_stop, report.pause);
+    }
+
+    // ---- stop 1: the world is stopped ... ----------------------------------------------------------------------------------------
+
+    fn scan(&mut self) -> Phase {
+        self.stop();
+        let begun = Instant::now();
+        if planted("print-in-stop") {
+            drop(std::io::stdout().lock());
+        }
+        let shared = self.shared;
+        shared.pace.begun();
+        self.handed = shared.handed();
+        // Relaxed: the collector's own.
+        let before = shared.cells.load(Ordering::Relaxed);
+        self.cells = before.saturating_add_signed(shared.space.cells_since());
+        shared.space.begin_marking();
+        if shared.concurrent {
+            self.log_stores(true);
+        }
+        let Some(stopped) = &self.stopped else {
+            unreachable!("scanned without a stop")
+        };
+        let mut scanner = Scanner::new(&shared.space, &mut self.marker, &shared.roots);
+        // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
+        for mutator in stopped.mutators() {
+            if let Some(context) = context_of(&mutator)
+                && !planted("white-tails")
+            {
+                // SAFETY: the array is that of a stopped mutator of this heap.
+                let tails = unsafe { shared.space.blacken_tails(context.runs()) };
+                self.tails.cells += tails.cells;
+                self.tails.bytes += tails.bytes;
+            }
+        }
+        for mutator in stopped.mutators() {
+            let frames = mutator.walk(&mut scanner);
+            scanner.scanned.frames += frames;
+            if let Some(context) = context_of(&mutator)
+                && !planted("handles-unscanned")
+            {
+                context
+                    .handles
+                    .for_each(|word| scanner.word(word, Encoding::RAW));
+            }
+        }
+        scanner.tables();
+        self.scanned = scanner.scanned;
+        // It holds the lock of the roots' tables.
+        drop(scanner);
+        self.marking_since = Instant::now();
+        self.stats.scan = self.marking_since - begun;
+        if shared.concurrent && shared.pace.live() > SMALL {
+            self.resume();
+            return Phase::Mark;
+        }
+        Phase::Finish
+    }
+
+    /// Turns the logging of stores on or off, in the stop.
+    fn log_stores(&mut self, on: bool) {
+        // Relaxed, here and below: mutators see it through their resumption; a thread that attaches reads the heap's inside
+        // `no_preempt`, which no stop divides.
+        self.shared.marking.store(on, Ordering::Relaxed);
+        for mutator in self.stop().mutators() {
+            if let Some(context) = context_of(&mutator) {
+                context.marking.store(on.into(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    // ---- ... to here; mutators run ... -------------------------------------------------------------------------------------------
+
+    fn mark(&mut self) -> Phase {
+        self.mark_ready();
+        loop {
+            self.marker.drain();
+            if self.take_log(LOG_PIECE) == 0 {
+                return Phase::Finish;
+            }
+        }
+    }
+
+    /// Marks what died in an earlier cycle and was not fetched yet, piece by piece. What is fetched meanwhile is logged.
+    fn mark_ready(&mut self) {
+        if core::mem::replace(&mut self.ready_marked, true) {
+            return;
+        }
+        let (space, marker) = (&self.shared.space, &mut self.marker);
+        for queue in [&self.shared.finalizers, &self.shared.drops] {
+            let mut from = 0;
+            while let Some(next) = queue.ready_piece(from, READY_PIECE, |cell| {
+                if let Some(cell) = space.resolve(cell) {
+                    marker.cell(cell);
+                }
+            }) {
+                from = next;
+            }
+        }
+    }
+
+    /// Marks what words of the heap's log name; their number.
+    fn take_log(&mut self, most: usize) -> usize {
+        let (space, marker) = (&self.shared.space, &mut self.marker);
+        self.shared
+            .log
+            .take(most, |word| roots::logged(space, marker, word))
+    }
+
+    // ---- stop 2: the world is stopped again, if it was not ... -------------------------------------------------------------------
+
+    fn finish(&mut self) -> Phase {
+        let bound = FINISH * (1 << self.retries.min(10));
+        let end = self.stop().stopped_at() + bound;
+        if self.shared.concurrent && self.shared.ready() > READY_PIECE as u64 && !self.ready_marked
+        {
+            return self.mark_on();
+        }
+        self.mark_ready();
+        if !planted("logs-left") {
+            self.take_logs();
+        }
+        if !self.shared.concurrent {
+            self.marker.drain();
+            return self.after;
+        }
+        loop {
+            let words = self.take_log(FINISH_CELLS);
+            if self.marker.drain_bounded(FINISH_CELLS) && words == 0 {
+                return self.after;
+            }
+            if Instant::now() > end {
+                return self.mark_on();
+            }
+        }
+    }
+
+    /// More is left than a stop has time for.
+    fn mark_on(&mut self) -> Phase {
+        self.retries += 1;
+        self.resume();
+        Phase::Mark
+    }
+
+    /// Takes what mutators have logged: into the queue, or where that would be much, into the heap's log.
+    fn take_logs(&mut self) {
+        let Some(stopped) = &self.stopped else {
+            unreachable!("logs taken without a stop")
+        };
+        let mut left = FINISH_WORDS << self.retries.min(10);
+        for mutator in stopped.mutators() {
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
+            let words = context.logged();
+            if words.len() > left {
+                context.flush_log();
+                continue;
+            }
+            left -= words.len();
+            for word in words {
+                roots::logged(&self.shared.space, &mut self.marker, word);
+            }
+            context.reset_log();
+        }
+    }
+
+    fn resurrect(&mut self) -> Phase {
+        let mut finalizers = self.shared.finalizers.stopped();
+        let (space, marker) = (&self.shared.space, &mut self.marker);
+        let keep = |cell: usize| {
+            if !planted("no-resurrection")
+                && let Some(cell) = space.resolve(cell)
+            {
+                marker.cell(cell);
+            }
+        };
+        // One round is the fixpoint: every finalizable cell that was unmarked is marked now, so what they lead to has no further deaths.
+        self.stats.finalizable = finalizers.bury(|cell| space.is_marked(cell), keep);
+        self.after = Phase::ClearWeak;
+        Phase::Finish
+    }
+
+    fn clear_weak(&mut self) -> Phase {
+        let space = &self.shared.space;
+        let mut cleared = 0;
+        let mut kinds = self.shared.weak_kinds.lock();
+        for at in 0..kinds.high() {
+            let Some(weak) = kinds.get(at).copied() else {
+                continue;
+            };
+            space.for_each_cell_of(weak.kind, &mut |cell, marked| {
+                if marked && !planted("keep-weak") {
+                    cleared += clear_cell(space, &weak, cell.base, cell.size);
+                }
+            });
+        }
+        drop(kinds);
+        self.stats.weak_cleared = cleared;
+        Phase::Condemn
+    }
+
+    fn condemn(&mut self) -> Phase {
+        let mut drops = self.shared.drops.stopped();
+        let (space, marker) = (&self.shared.space, &mut self.marker);
+        let keep = |cell: usize| {
+            if let Some(cell) = space.resolve(cell) {
+                marker.cell(cell);
+            }
+        };
+        drops.bury(|cell| space.is_marked(cell), keep);
+        self.after = Phase::Flip;
+        Phase::Finish
+    }
+
+    fn flip(&mut self) -> Phase {
+        let shared = self.shared;
+        if shared.concurrent {
+            self.log_stores(false);
+        }
+        let handed = shared.handed();
+        // What was handed out during marking is black, whether it has been allocated yet or not.
+        let born = Marked {
+            cells: handed.cells.saturating_sub(self.handed.cells),
+            bytes: handed.bytes.saturating_sub(self.handed.bytes),
+        };
+        let by_mutators = shared.log.overflowed_marks();
+        shared.space.end_marking();
+        if planted("runs-taken-back") {
+            for mutator in self.stop().mutators() {
+                if let Some(context) = context_of(&mutator) {
+                    shared.space.retire(&context.local);
+                }
+            }
+        }
+        let marked = self.marker.marked();
+        let stats = &mut self.stats;
+        stats.cells_live = marked.cells + by_mutators.cells + born.cells;
+        stats.bytes_live = marked.bytes + by_mutators.bytes + born.bytes;
+        let kept = marked.cells + by_mutators.cells + self.tails.cells;
+        stats.cells_freed = self.cells.saturating_sub(kept);
+        shared.cells.store(kept + born.cells, Ordering::Relaxed);
+        shared.pace.found(stats.bytes_live, self.scanned.bytes());
+        stats.mark = self.marking_since.elapsed();
+        self.resume();
+        // ---- ... to here ---------------------------------------------------------------------------------------------------------
+        let stats = &mut self.stats;
+        stats.frames_precise = self.scanned.frames.precise;
+        stats.frames_conservative = self.scanned.frames.conservative;
+        stats.unknown_sites = self.scanned.frames.unknown_sites;
+        stats.conservative_words = self.scanned.conservative_words;
+        stats.exact_words = self.scanned.exact_words;
+        stats.conservative_marked = self.scanned.conservative_marked;
+        stats.exact_marked = self.scanned.exact_marked;
+        shared.ledger.enter(self.stats, handed.bytes);
+        shared.requests.end(self.stats.number);
+        Phase::Sweep
+    }
+
+    /// In the background, beside the mutators' own sweeping when they refill; left off as soon as the next collection is wanted, which
+    /// finishes it in `Prepare`.
+    fn sweep(&mut self) -> Phase {
+        let space = &self.shared.space;
+        while !self.shared.requests.is_wanted() && space.sweep_piece() {}
+        while !self.shared.requests.is_wanted() && space.clear_spare_piece() {}
+        // Up to a tenth over what the pacer lets the heap grow to: below that, what is given back would be asked for again at once.
+        let trigger = self.shared.pace.trigger();
+        let keep = trigger
+            .saturating_add(trigger / 10)
+            .saturating_sub(space.used_bytes());
+        while !self.shared.requests.is_wanted() && space.release_piece(keep) > 0 {}
+        Phase::Idle
+    }
+}
+
+/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap has none; its stack is scanned all the same.
+fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
+    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with their context, which they free only after
+    // they have detached. A stopped mutator does not write it.
+    mutator
+        .vouched()
+        .then(|| unsafe { &*mutator.data().cast::<Context>() })
+}
+
+/// Clears the words of one marked weak cell whose targets are dead; gives their number.
+fn clear_cell(space: &Space, weak: &WeakKind, base: usize, size: usize) -> u64 {
+    let mut cleared = 0;
+    for at in (base + weak.first_word * size_of::<usize>()..base + size).step_by(size_of::<usize>())
+    {
+        let slot = at as *mut usize;
+        // SAFETY: a word of an allocated cell, while every mutator is stopped.
+        let word = unsafe { slot.read() };
+        let Some(address) = weak.encoding.decode(word) else {
+            continue;
+        };
+        // A word that names no cell at all (an immortal object outside of the heap) is not ours to clear.
+        if space
+            .resolve(address)
+            .is_some_and(|target| !space.is_marked(target.base))
+        {
+            // SAFETY: as above.
+            unsafe { slot.write(weak.cleared) };
+            cleared += 1;
+        }
+    }
+    cleared
+}

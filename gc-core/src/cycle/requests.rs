@@ -1,0 +1,144 @@
+//! Who wants a collection, and how far the collector is: where mutators ask and wait, and the collector's thread looks for work.
+
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Who wants a collection, and how far the collector is.
+///
+/// Collections have numbers. A request wants one that has not begun yet, so requests that come while one is under way are all served by
+/// the next. The lock is std's: mutators touch it inside `blocking` or `no_preempt` only, the collector outside of stops, so nobody is
+/// stopped with it.
+#[derive(Default)]
+pub(crate) struct Requests {
+    /// The collector's thread exists.
+    pub(crate) alive: AtomicBool,
+    /// Stress: collections follow each other, whether somebody asks or not.
+    continuous: bool,
+    pub(crate) state: Mutex<Wanted>,
+    wake: Condvar,
+    done: Condvar,
+}
+
+#[derive(Default)]
+pub(crate) struct Wanted {
+    wanted: u64,
+    begun: u64,
+    ended: u64,
+    /// The collector's thread existed in the parent of this process.
+    forked: bool,
+    shutdown: bool,
+}
+
+/// Between the collections of a `continuous` heap: time for mutators to get somewhere.
+const BREATH: Duration = Duration::from_micros(200);
+
+impl Requests {
+    pub(crate) fn new(continuous: bool) -> Self {
+        Self {
+            continuous,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for a collection that begins after this call; gives its number. Does not wait.
+    pub(crate) fn ask(&self) -> u64 {
+        let mut state = self.lock();
+        let number = state.begun + 1;
+        state.wanted = state.wanted.max(number);
+        self.wake.notify_one();
+        number
+    }
+
+    /// Waits until collection `number` has ended: until what it found dead is free.
+    pub(crate) fn wait(&self, number: u64) {
+        let mut state = self.lock();
+        while state.ended < number && !state.shutdown {
+            state = self
+                .done
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for the collection that is under way or was asked for last, if there is one.
+    pub(crate) fn wait_for_last(&self) {
+        let last = {
+            let state = self.lock();
+            state.wanted.max(state.begun)
+        };
+        self.wait(last);
+    }
+
+    /// The collector's: waits for work; `false` at the end.
+    pub(super) fn next(&self) -> bool {
+        let mut state = self.lock();
+        loop {
+            if state.shutdown {
+                self.alive.store(false, Ordering::SeqCst);
+                self.done.notify_all();
+                return false;
+            }
+            if state.wanted > state.begun {
+                return true;
+            }
+            if self.continuous {
+                state = self
+                    .wake
+                    .wait_timeout(state, BREATH)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                if !state.shutdown {
+                    return true;
+                }
+                continue;
+            }
+            state = self
+                .wake
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        let state = self.lock();
+        state.shutdown || state.wanted > state.begun
+    }
+
+    /// A collection begins: whoever asks from now on waits for the next.
+    pub(super) fn begin(&self) -> u64 {
+        let mut state = self.lock();
+        state.begun += 1;
+        state.begun
+    }
+
+    pub(super) fn end(&self, number: u64) {
+        self.lock().ended = number;
+        self.done.notify_all();
+    }
+
+    /// In the child of a fork.
+    pub(crate) fn collector_is_gone(&self) {
+        let mut state = self.lock();
+        self.alive.store(false, Ordering::SeqCst);
+        state.forked = true;
+        // What was asked for in the parent was answered, or will be, there.
+        state.begun = state.begun.max(state.ended);
+    }
+
+    /// Whether the collector's thread can be joined: it is not one that only the parent of this process has.
+    pub(crate) fn can_be_joined(&self) -> bool {
+        let state = self.lock();
+        self.alive.load(Ordering::SeqCst) || !state.forked
+    }
+
+    /// Ends the collector's thread.
+    pub(crate) fn shut_down(&self) {
+        self.lock().shutdown = true;
+        self.wake.notify_one();
+    }
+}
