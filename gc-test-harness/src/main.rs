@@ -74,6 +74,9 @@ struct Trees {
     /// Threads, each of which runs the whole program
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     mutators: u32,
+    /// Run the limit program instead: a bare bump-and-bitmap heap for one thread
+    #[arg(long, conflicts_with = "mutators")]
+    limit: bool,
 }
 
 #[derive(Args, Debug)]
@@ -137,7 +140,12 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
 }
 
 fn run_trees(options: &Trees, json: bool) -> ExitCode {
-    match trees::run(options.depth, options.mutators as usize) {
+    let outcome = if options.limit {
+        trees::run_bare(options.depth)
+    } else {
+        trees::run(options.depth, options.mutators as usize)
+    };
+    match outcome {
         Ok(outcome) if json => println!("{}", outcome.json()),
         Ok(outcome) => print!("{outcome}"),
         Err(error) => return failed(&error),

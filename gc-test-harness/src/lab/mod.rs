@@ -1,5 +1,6 @@
 //! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and programs about it.
 
+mod bare;
 pub mod demo;
 pub mod floor;
 pub mod fuzz;

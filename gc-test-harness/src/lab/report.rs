@@ -177,10 +177,19 @@ pub fn peak_rss_bytes() -> u64 {
 
 /// What the process's threads have used of the processors so far.
 pub fn processor_time() -> Duration {
-    // SAFETY: plain data, filled by the call, which cannot fail for this clock.
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+/// What this thread has used of the processors so far.
+pub fn thread_time() -> Duration {
+    clock(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn clock(clock: libc::clockid_t) -> Duration {
+    // SAFETY: plain data, filled by the call, which cannot fail for these clocks.
     let time = unsafe {
         let mut time: libc::timespec = std::mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time);
+        libc::clock_gettime(clock, &mut time);
         time
     };
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)

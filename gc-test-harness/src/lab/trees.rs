@@ -3,17 +3,22 @@
 //! The program is that of <https://benchmarksgame-team.pages.debian.net/benchmarksgame/description/binarytrees.html>: a
 //! tree one deeper than asked for, a long-lived one, and between the two as many short-lived trees of each depth as give
 //! all depths about as many nodes. Nothing but this thread's stack and registers keeps a tree. With several mutators each
-//! runs the whole program over the one heap.
+//! runs the whole program over the one heap. The same program runs over the limit program's heap ([`run_bare`]).
+//!
+//! The two lowest levels of a tree are built and counted without calls. That is what a C compiler makes of the program by
+//! itself, and so what the peers run.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use gc_core::{AllocError, Encoding, Heap, HeapStats, Kind, Mutator, Site};
+use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, Site};
 use serde_json::{Value, json};
 
+use super::bare::Bare;
 use super::pauses::Pauses;
-use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time};
+use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time, thread_time};
 
 /// The least depth of the short-lived trees, and two less than the least depth that counts as asked for.
 const LEAST: u32 = 4;
@@ -112,7 +117,7 @@ impl Checked {
 pub struct Outcome {
     /// What was asked for.
     pub depth: u32,
-    /// Threads, each of which ran the program.
+    /// Threads, each of which ran the program; none: it was the limit program.
     pub mutators: usize,
     /// One program's lines; the others' are the same.
     pub checks: Vec<Checked>,
@@ -120,12 +125,16 @@ pub struct Outcome {
     pub took: Duration,
     /// The processor time of all threads meanwhile.
     pub processor: Duration,
-    /// Every collection's times.
+    /// Of that, the mutators' own.
+    pub mutator_processor: Duration,
+    /// Every collection's times; none of the limit program's.
     pub pauses: Samples,
     /// Collections.
     pub collections: u64,
-    /// The heap's figures at the end.
-    pub stats: HeapStats,
+    /// Their pauses together.
+    pub pause_total: Duration,
+    /// Cells that they freed, or 0 where nobody counted.
+    pub cells_freed: u64,
     /// The process's peak.
     pub peak_rss_bytes: u64,
 }
@@ -163,7 +172,8 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
         .site(node, 2 * size_of::<usize>())
         .map_err(|e| heap_error(&e))?;
     let pauses = Pauses::of(&heap);
-    let results: Vec<Result<Vec<Checked>, TreesError>> = std::thread::scope(|scope| {
+    type Ran = Result<(Vec<Checked>, Duration), TreesError>;
+    let results: Vec<Ran> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..mutators)
             .map(|_| {
                 scope.spawn(|| {
@@ -171,8 +181,10 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
                     let nodes = Nodes {
                         mutator: &mutator,
                         site,
+                        full: Cell::new(None),
                     };
-                    program(&nodes, depth)
+                    let checks = program(&nodes, depth).map_err(|why| nodes.why(why))?;
+                    Ok((checks, thread_time()))
                 })
             })
             .collect();
@@ -187,27 +199,61 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     });
     let took = begun.elapsed();
     let processor = processor_time().saturating_sub(processor);
-    let mut checks = Vec::new();
+    let (mut checks, mut mutator_processor) = (Vec::new(), Duration::ZERO);
     for result in results {
-        checks = result?;
+        let time;
+        (checks, time) = result?;
+        mutator_processor += time;
     }
     let stats = heap.stats();
     let (pauses, collections) = pauses.finish();
+    let (pause_total, cells_freed) = (stats.pause_total, stats.cells_freed);
     Ok(Outcome {
         depth,
         mutators,
         checks,
         took,
         processor,
+        mutator_processor,
         pauses,
         collections,
-        stats,
+        pause_total,
+        cells_freed,
         peak_rss_bytes: peak_rss_bytes(),
     })
 }
 
-/// The program itself.
-fn program(nodes: &Nodes<'_>, depth: u32) -> Result<Vec<Checked>, TreesError> {
+/// Runs the program on the limit program's heap and this thread.
+///
+/// # Errors
+/// [`TreesError`]: no address space, or wrong answers.
+pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
+    let (begun, processor) = (Instant::now(), processor_time());
+    let bottom = 0;
+    let heap = Bare::new(&raw const bottom).map_err(|e| TreesError::Heap(e.to_string()))?;
+    let full = || TreesError::Heap("its address space is full".into());
+    let checks = program(&heap, depth).map_err(|why| why.unwrap_or_else(full))?;
+    let took = begun.elapsed();
+    let processor = processor_time().saturating_sub(processor);
+    let collections = heap.collections();
+    Ok(Outcome {
+        depth,
+        mutators: 0,
+        checks,
+        took,
+        processor,
+        mutator_processor: processor.saturating_sub(collections.time),
+        pauses: Samples::new(),
+        collections: collections.count,
+        pause_total: collections.time,
+        cells_freed: 0,
+        peak_rss_bytes: peak_rss_bytes(),
+    })
+}
+
+/// The program itself. The error is none where there is no room for a node; the heap knows why.
+#[inline(never)]
+fn program<C: Cells>(cells: &C, depth: u32) -> Result<Vec<Checked>, Option<TreesError>> {
     let deepest = depth.max(LEAST + 2);
     let one = |which, depth, tree| {
         Checked {
@@ -217,13 +263,14 @@ fn program(nodes: &Nodes<'_>, depth: u32) -> Result<Vec<Checked>, TreesError> {
         }
         .verify()
     };
-    let mut checks = vec![one(Which::Stretch, deepest + 1, nodes.tree(deepest + 1)?)?];
-    let long_lived = nodes.tree(deepest)?;
+    let stretch = tree(cells, deepest + 1).ok_or(None)?;
+    let mut checks = vec![one(Which::Stretch, deepest + 1, stretch)?];
+    let long_lived = tree(cells, deepest).ok_or(None)?;
     for depth in (LEAST..=deepest).step_by(2) {
         let trees = 1 << (deepest - depth + LEAST);
         let mut check = 0;
         for _ in 0..trees {
-            check += count(nodes.tree(depth)?);
+            check += count(tree(cells, depth).ok_or(None)?);
         }
         let which = Which::Short(trees);
         checks.push(
@@ -240,49 +287,96 @@ fn program(nodes: &Nodes<'_>, depth: u32) -> Result<Vec<Checked>, TreesError> {
 }
 
 /// A node: the addresses of two others, or twice nothing.
-type Node = [usize; 2];
+pub(super) type Node = [usize; 2];
 
 /// Where nodes come from.
+pub(super) trait Cells {
+    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there is no room.
+    fn node(&self) -> Option<NonNull<Node>>;
+}
+
+/// A mutator's nodes.
 struct Nodes<'m> {
     mutator: &'m Mutator,
     site: Site,
+    /// Why there was no room.
+    full: Cell<Option<AllocError>>,
 }
 
-impl Nodes<'_> {
-    /// A perfect tree of that depth. The caller's registers and stack are all that keeps it.
-    fn tree(&self, depth: u32) -> Result<NonNull<Node>, TreesError> {
-        let children = match depth {
-            0 => None,
-            _ => Some((self.tree(depth - 1)?, self.tree(depth - 1)?)),
-        };
+impl Cells for Nodes<'_> {
+    #[inline(always)]
+    fn node(&self) -> Option<NonNull<Node>> {
         // SAFETY: the site is of this heap, its cells hold two words; the result stays in registers and on the stack.
-        let node = unsafe { self.mutator.alloc_at(self.site) };
-        let node = node.map_err(TreesError::Full)?.cast::<Node>();
-        if let Some((left, right)) = children {
-            // SAFETY: a new cell's first stores, which need no barrier.
-            unsafe { node.write([left.as_ptr() as usize, right.as_ptr() as usize]) };
+        match unsafe { self.mutator.alloc_at(self.site) } {
+            Ok(node) => Some(node.cast()),
+            Err(why) => {
+                self.full.set(Some(why));
+                None
+            }
         }
-        Ok(node)
     }
 }
 
-/// The nodes of a tree.
-fn count(tree: NonNull<Node>) -> u64 {
+impl Nodes<'_> {
+    /// The program's error, or else that of the allocation that failed.
+    fn why(&self, error: Option<TreesError>) -> TreesError {
+        error.unwrap_or_else(|| match self.full.take() {
+            Some(why) => TreesError::Full(why),
+            None => unreachable!("the program failed without a reason"),
+        })
+    }
+}
+
+/// A perfect tree of that depth. The caller's registers and stack are all that keeps it.
+#[inline(never)]
+fn tree<C: Cells>(cells: &C, depth: u32) -> Option<NonNull<Node>> {
+    match depth {
+        0 => cells.node(),
+        1 => {
+            let left = cells.node()?;
+            join(cells, left, cells.node()?)
+        }
+        _ => {
+            let left = tree(cells, depth - 1)?;
+            join(cells, left, tree(cells, depth - 1)?)
+        }
+    }
+}
+
+/// A node over two others.
+#[inline(always)]
+fn join<C: Cells>(cells: &C, left: NonNull<Node>, right: NonNull<Node>) -> Option<NonNull<Node>> {
+    let node = cells.node()?;
+    // SAFETY: a new cell's first stores, which need no barrier.
+    unsafe { node.write([left.as_ptr() as usize, right.as_ptr() as usize]) };
+    Some(node)
+}
+
+/// A node's subtrees.
+#[inline(always)]
+fn below(tree: NonNull<Node>) -> Option<(NonNull<Node>, NonNull<Node>)> {
     // SAFETY: a live cell: the caller holds the tree, and nothing changes it.
     let [left, right] = unsafe { tree.read() };
-    match (
-        NonNull::new(left as *mut Node),
-        NonNull::new(right as *mut Node),
-    ) {
-        (Some(left), Some(right)) => 1 + count(left) + count(right),
-        _ => 1,
+    NonNull::new(left as *mut Node).zip(NonNull::new(right as *mut Node))
+}
+
+/// The nodes of a tree.
+#[inline(never)]
+fn count(tree: NonNull<Node>) -> u64 {
+    let inner = |tree| match below(tree) {
+        Some((left, right)) => 1 + count(left) + count(right),
+        None => 1,
+    };
+    match below(tree) {
+        Some((left, right)) => 1 + inner(left) + inner(right),
+        None => 1,
     }
 }
 
 impl Outcome {
     /// Nodes allocated by all mutators.
     pub fn objects(&self) -> u64 {
-        self.checks.iter().map(|line| line.check).sum::<u64>() * self.mutators as u64
+        self.checks.iter().map(|line| line.check).sum::<u64>() * self.mutators.max(1) as u64
     }
 
     /// Nodes a second, all mutators together.
@@ -299,13 +393,14 @@ impl Outcome {
             "checks": lines,
             "seconds": self.took.as_secs_f64(),
             "processor_seconds": self.processor.as_secs_f64(),
+            "mutator_processor_seconds": self.mutator_processor.as_secs_f64(),
             "objects": self.objects(),
             "objects_per_s": self.objects_per_s(),
             "collections": self.collections,
             "stop_us": Quantiles::of(&self.pauses.stop).json(),
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
-            "pause_seconds": self.stats.pause_total.as_secs_f64(),
-            "cells_freed": self.stats.cells_freed,
+            "pause_seconds": self.pause_total.as_secs_f64(),
+            "cells_freed": self.cells_freed,
             "peak_rss_bytes": self.peak_rss_bytes,
         })
     }
@@ -316,24 +411,31 @@ impl fmt::Display for Outcome {
         for line in &self.checks {
             writeln!(f, "{line}")?;
         }
-        let each = if self.mutators == 1 { "" } else { ", each" };
+        let who = match self.mutators {
+            0 => "limit program".into(),
+            1 => "1 mutator".into(),
+            more => format!("{more} mutators, each"),
+        };
         writeln!(f)?;
         writeln!(
             f,
-            "{} mutator(s){each}: {:.3} s, {:.3} s of processors, {} nodes, {:.1} million a second, {} MiB resident at most",
-            self.mutators,
+            "{who}: {:.3} s, {:.3} s of processors ({:.3} s outside the collector), {} nodes, {:.1} million a second, {} MiB resident at most",
             self.took.as_secs_f64(),
             self.processor.as_secs_f64(),
+            self.mutator_processor.as_secs_f64(),
             grouped(self.objects()),
             self.objects_per_s() / 1e6,
             self.peak_rss_bytes >> 20,
         )?;
         writeln!(
             f,
-            "{} collections in the stopped world, {:.3} s in all",
+            "{} collections, stopped for {:.3} s in all",
             self.collections,
-            self.stats.pause_total.as_secs_f64()
+            self.pause_total.as_secs_f64()
         )?;
+        if self.mutators == 0 {
+            return Ok(());
+        }
         writeln!(f, "{}", Quantiles::head("microseconds"))?;
         let lines = [
             ("time to stop", &self.pauses.stop),
@@ -363,6 +465,17 @@ mod tests {
         assert_eq!(lines, expected);
         assert_eq!(outcome.checks, answers(6));
         assert_eq!(outcome.objects(), 2 * (255 + 1984 + 2032 + 127));
+    }
+
+    #[test]
+    fn the_limit_program_collects_and_prints_the_same() {
+        let outcome = run_bare(14).expect("it fits");
+        assert_eq!(outcome.checks, answers(14));
+        assert!(
+            outcome.collections > 10,
+            "{} collections",
+            outcome.collections
+        );
     }
 
     #[test]
