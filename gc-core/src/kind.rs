@@ -233,6 +233,14 @@ pub(crate) enum Tag {
     Weak,
 }
 
+impl Tag {
+    /// Do markers look into cells of this shape?
+    #[inline(always)]
+    pub(crate) fn is_followed(self) -> bool {
+        !matches!(self, Tag::Leaf | Tag::Weak)
+    }
+}
+
 /// A heap's kinds.
 pub(crate) struct Kinds {
     table: Table<Descriptor>,

@@ -11,6 +11,10 @@ use super::map::{MapError, Table};
 /// Bitmap words of a unit.
 pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
 
+/// Bytes of the heap, from its start on, whose bits lie in pages of the ordinary size. A huge page has the bits of 256 MiB: a heap
+/// of less would have more bits than cells. Beyond this, marking 1 GiB is 3 % faster with huge pages.
+const SMALL_PAGES: usize = 512 << 20;
+
 /// A bit a granule, over the whole address range.
 pub(crate) struct Bitmap {
     words: Table<AtomicU64>,
@@ -18,9 +22,9 @@ pub(crate) struct Bitmap {
 
 impl Bitmap {
     pub(crate) fn new(units: usize) -> Result<Bitmap, MapError> {
-        Ok(Bitmap {
-            words: Table::new(units * WORDS_PER_UNIT)?,
-        })
+        let words = Table::new(units * WORDS_PER_UNIT)?;
+        words.prefer_huge_pages_from(SMALL_PAGES / UNIT * WORDS_PER_UNIT);
+        Ok(Bitmap { words })
     }
 
     #[inline(always)]

@@ -58,6 +58,13 @@ impl Map {
         let _ = self.map.advise(Advice::HugePage);
     }
 
+    /// As [`Map::prefer_huge_pages`], from byte `offset` on, if there is anything.
+    fn prefer_huge_pages_from(&self, offset: usize) {
+        if let Some(rest @ 1..) = self.map.len().checked_sub(offset) {
+            let _ = self.map.advise_range(Advice::HugePage, offset, rest);
+        }
+    }
+
     /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the kernel refused,
     /// and the contents stand.
     ///
@@ -108,6 +115,11 @@ impl<T> Table<T> {
     pub(crate) fn at(&self, index: usize) -> *mut T {
         debug_assert!(index < self.len, "table index {index} of {}", self.len);
         self.map.base().cast::<T>().wrapping_add(index)
+    }
+
+    /// Asks for huge pages from element `first` on, where that is a page's first.
+    pub(crate) fn prefer_huge_pages_from(&self, first: usize) {
+        self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
     /// See [`Map::discard`]: whole pages inside `[first, first + count)` elements.

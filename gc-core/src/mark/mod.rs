@@ -8,8 +8,11 @@
 //! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the cell ring;
 //! 4. its words are read, and each edge begins at 1.
 //!
-//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Everything here runs while
+//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Everything here may run while
 //! the world is stopped: no malloc, no lock, no panic.
+//!
+//! Testing a batch of edges at a time, without a branch, and setting the bits of the unmarked ones in a second loop, was tried
+//! against step 2 as it is: 13.0 against 9.8 ns a cell without locked instructions, 17.2 against 15.6 ns with them.
 
 mod queue;
 mod ring;
@@ -19,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit};
+use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, MAX_SMALL, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 
 use queue::Hand;
@@ -44,8 +47,8 @@ pub struct Marked {
 
 /// Where edges go: the one difference between marking and looking.
 trait Sink {
-    /// An address that an edge leads to: a cell's first byte, if it is in the heap.
-    fn address(&mut self, address: usize);
+    /// A word that may be an edge: it then leads to a cell's first byte, if to anything in the heap.
+    fn edge(&mut self, word: usize, encoding: Encoding);
     /// A word that may be anything.
     fn conservative(&mut self, word: usize);
     /// This sink, for a function of the embedder.
@@ -66,11 +69,9 @@ impl Tracer<'_> {
     /// One word of the cell: an edge if `encoding` says so.
     #[inline]
     pub fn edge(&mut self, word: usize, encoding: Encoding) {
-        if let Some(address) = encoding.decode(word) {
-            match &mut self.to {
-                To::Mark(core) => core.address(address),
-                To::Look(look) => look.address(address),
-            }
+        match &mut self.to {
+            To::Mark(core) => core.edge(word, encoding),
+            To::Look(look) => look.edge(word, encoding),
         }
     }
 
@@ -126,32 +127,11 @@ unsafe fn follow<S: Sink>(
     unsafe {
         match descriptor.tag {
             Tag::Leaf | Tag::Weak => {}
-            Tag::Words => {
-                let mut slots = descriptor.first_slots;
-                let mut words = cell;
-                let mut index = 0;
-                loop {
-                    while slots != 0 {
-                        let word = words + slots.trailing_zeros() as usize * WORD;
-                        slots &= slots - 1;
-                        if let Some(address) = encoding.decode(load(word)) {
-                            sink.address(address);
-                        }
-                    }
-                    index += 1;
-                    if index >= descriptor.slot_words as usize {
-                        break;
-                    }
-                    slots = *descriptor.slots.add(index);
-                    words += 64 * WORD;
-                }
-            }
+            Tag::Words => follow_words(descriptor, cell, sink),
             Tag::Array => {
                 let first = (cell + descriptor.first_word as usize * WORD).max(part.start);
                 for word in (first..part.end).step_by(WORD) {
-                    if let Some(address) = encoding.decode(load(word)) {
-                        sink.address(address);
-                    }
+                    sink.edge(load(word), encoding);
                 }
             }
             Tag::Conservative => {
@@ -168,38 +148,95 @@ unsafe fn follow<S: Sink>(
     }
 }
 
+/// Reports the edges of a cell of a words kind.
+///
+/// # Safety
+/// `cell` is an allocated cell of this descriptor's kind, which is a words kind.
+#[inline(always)]
+unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut S) {
+    let encoding = descriptor.encoding;
+    let mut slots = descriptor.first_slots;
+    let mut words = cell;
+    let mut index = 0;
+    loop {
+        while slots != 0 {
+            let word = words + slots.trailing_zeros() as usize * WORD;
+            slots &= slots - 1;
+            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            sink.edge(unsafe { load(word) }, encoding);
+        }
+        index += 1;
+        if index >= descriptor.slot_words as usize {
+            break;
+        }
+        // SAFETY: so many words has the bitmap.
+        slots = unsafe { *descriptor.slots.add(index) };
+        words += 64 * WORD;
+    }
+}
+
 /// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
 /// that a table of a million cells does not put them all into the queue (and other markers can help).
 const PART: usize = 8192;
 
-/// An entry of the queue and of the cell ring: a cell, by its granule in the address range, and in the upper bits which part
-/// of it.
+/// An entry of the queue and of the cell ring: a cell that is to be followed.
+///
+/// ```text
+/// small   1 | - | kind (16 bits) | granule of the address range (38)
+/// large   0 | part of it (33) | unit of the address range (30)
+/// ```
+/// A small cell's kind stands in the entry, so that the unit table is asked once a cell.
 #[derive(Clone, Copy)]
 struct Entry(usize);
 
-/// Bits of a granule's number in the largest reserve. What is left must number the parts of an object as large as that.
+/// Bits of a granule's number, and of a unit's, in the largest reserve.
 const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
-const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (64 - GRANULE_BITS));
+const UNIT_BITS: u32 = (MAX_RESERVE as usize / UNIT).ilog2();
+const SMALL: usize = 1 << 63;
+const _: () = assert!(GRANULE_BITS + 16 < 63);
+const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (63 - UNIT_BITS));
+// What lives in a span has one part.
+const _: () = assert!(MAX_SMALL <= PART * WORD);
 
 impl Entry {
     #[inline(always)]
-    fn new(offset: usize) -> Entry {
-        Entry(offset / GRANULE)
+    fn small(offset: usize, kind: KindId) -> Entry {
+        Entry(SMALL | (kind.index() << GRANULE_BITS) | (offset / GRANULE))
     }
 
     #[inline(always)]
-    fn offset(self) -> usize {
-        (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
-    }
-
-    /// Where its part begins, counted from the cell's beginning.
-    #[inline(always)]
-    fn start(self) -> usize {
-        (self.0 >> GRANULE_BITS) * (PART * WORD)
+    fn large(offset: usize) -> Entry {
+        Entry(offset / UNIT)
     }
 
     fn next_part(self) -> Entry {
-        Entry(self.0 + (1 << GRANULE_BITS))
+        Entry(self.0 + (1 << UNIT_BITS))
+    }
+
+    /// Of a small cell: its kind.
+    #[inline(always)]
+    fn kind(self) -> Option<KindId> {
+        (self.0 & SMALL != 0).then_some(KindId((self.0 >> GRANULE_BITS) as u16))
+    }
+
+    /// Where the cell begins.
+    #[inline(always)]
+    fn offset(self) -> usize {
+        if self.0 & SMALL != 0 {
+            (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
+        } else {
+            (self.0 & ((1 << UNIT_BITS) - 1)) * UNIT
+        }
+    }
+
+    /// Where the part begins, counted from the cell's beginning.
+    #[inline(always)]
+    fn start(self) -> usize {
+        if self.0 & SMALL != 0 {
+            0
+        } else {
+            (self.0 >> UNIT_BITS) * (PART * WORD)
+        }
     }
 }
 
@@ -283,15 +320,27 @@ impl<'a> Core<'a> {
         if !newly {
             return false;
         }
-        let Some((kind, size)) = self.space.kind_and_size(offset) else {
-            // No cell begins there: a precise edge that dangles. Its bit would be taken for a cell's when the roles swap.
-            self.marks.clear(offset);
-            debug_assert!(
-                false,
-                "an edge leads to {:#x}, where no cell is",
-                self.base + offset
-            );
-            return false;
+        let unit = offset / UNIT;
+        let (entry, kind, size) = match self.space.units().get(unit) {
+            Unit::Small { class, kind, .. } => (
+                Entry::small(offset, kind),
+                kind,
+                CLASS_TABLE[class].size as usize,
+            ),
+            Unit::Large { distance: 0 } => {
+                let (units, kind) = self.space.large_record(unit);
+                (Entry::large(offset), kind, units * UNIT)
+            }
+            _ => {
+                // No cell begins there: a precise edge that dangles. Its bit would be taken for a cell's when the roles swap.
+                self.marks.clear(offset);
+                debug_assert!(
+                    false,
+                    "an edge leads to {:#x}, where no cell is",
+                    self.base + offset
+                );
+                return false;
+            }
         };
         debug_assert!(
             self.space.is_first_byte(offset),
@@ -300,8 +349,8 @@ impl<'a> Core<'a> {
         );
         self.marked.cells += 1;
         self.marked.bytes += size as u64;
-        if !matches!(self.space.kinds.get(kind).tag, Tag::Leaf | Tag::Weak) {
-            self.hand.push(Entry::new(offset).0, offset / UNIT);
+        if self.space.kinds.get(kind).tag.is_followed() {
+            self.hand.push(entry.0, unit);
         }
         true
     }
@@ -338,22 +387,43 @@ impl<'a> Core<'a> {
     #[inline(always)]
     fn follow(&mut self, entry: Entry) -> usize {
         let offset = entry.offset();
-        if let Some((kind, size)) = self.space.kind_and_size(offset) {
+        let cell = self.base + offset;
+        if let Some(kind) = entry.kind() {
             let descriptor = self.space.kinds.get(kind);
-            let cell = self.base + offset;
-            let start = cell + entry.start();
-            let mut end = cell + size;
-            if end - start > PART * WORD && matches!(descriptor.tag, Tag::Array | Tag::Conservative)
-            {
-                end = start + PART * WORD;
-                self.hand.push(entry.next_part().0, offset / UNIT);
+            if descriptor.tag == Tag::Words {
+                // SAFETY: only offsets that `mark` found a cell of this kind at get here, and marked cells stay.
+                unsafe { follow_words(descriptor, cell, self) };
+                return descriptor.slot_words as usize * (64 * WORD);
             }
-            // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part is pushed only if it
-            // begins inside.
-            unsafe { follow(descriptor, cell, size, start..end, self) };
-            return end - start;
         }
-        0
+        self.follow_other(offset, entry)
+    }
+
+    /// Step 4 for a cell whose size matters.
+    fn follow_other(&mut self, offset: usize, entry: Entry) -> usize {
+        let Some((kind, size)) = self.space.kind_and_size(offset) else {
+            return 0;
+        };
+        let descriptor = self.space.kinds.get(kind);
+        let cell = self.base + offset;
+        let start = cell + entry.start();
+        let mut end = cell + size;
+        if end - start > PART * WORD && matches!(descriptor.tag, Tag::Array | Tag::Conservative) {
+            end = start + PART * WORD;
+            self.hand.push(entry.next_part().0, offset / UNIT);
+        }
+        // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part is pushed only if it
+        // begins inside.
+        unsafe { follow(descriptor, cell, size, start..end, self) };
+        end - start
+    }
+
+    /// The entry of the cell that begins at `offset`.
+    fn entry(&self, offset: usize) -> Entry {
+        match self.space.units().get(offset / UNIT) {
+            Unit::Small { kind, .. } => Entry::small(offset, kind),
+            _ => Entry::large(offset),
+        }
     }
 
     /// The queue overflowed: follows the marked cells of the flagged units. True: there were some.
@@ -367,7 +437,7 @@ impl<'a> Core<'a> {
             for granule in 0..UNIT / GRANULE {
                 let offset = unit * UNIT + granule * GRANULE;
                 if self.marks.test(offset) {
-                    self.follow(Entry::new(offset));
+                    self.follow(self.entry(offset));
                 }
             }
         })
@@ -397,8 +467,11 @@ impl<'a> Core<'a> {
 
 impl Sink for Core<'_> {
     #[inline(always)]
-    fn address(&mut self, address: usize) {
-        self.found(address);
+    fn edge(&mut self, word: usize, encoding: Encoding) {
+        // Null is out of the heap's range, too.
+        if word & encoding.mask == encoding.value {
+            self.found(word & encoding.keep);
+        }
     }
 
     fn conservative(&mut self, word: usize) {
@@ -449,9 +522,7 @@ impl<'a> Marker<'a> {
     /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.
     #[inline]
     pub fn edge(&mut self, word: usize, encoding: Encoding) {
-        if let Some(address) = encoding.decode(word) {
-            self.core.found(address);
-        }
+        self.core.edge(word, encoding);
     }
 
     /// An address that leads anywhere into its cell (a derived pointer). True: the cell was not marked yet.
@@ -472,7 +543,8 @@ impl<'a> Marker<'a> {
 
     /// Reports every edge of a cell as a root (an ephemeron's value, a weak cell whose edges count after all).
     pub fn edges_of(&mut self, cell: Cell) {
-        self.core.follow(Entry::new(cell.base - self.core.base));
+        self.core
+            .follow(self.core.entry(cell.base - self.core.base));
     }
 
     /// Traces until nothing is left: all edges from everything marked have then been followed.
@@ -516,10 +588,18 @@ struct Look<'a> {
     f: &'a mut dyn FnMut(Cell),
 }
 
-impl Sink for Look<'_> {
+impl Look<'_> {
     fn address(&mut self, address: usize) {
         if let Some(cell) = self.space.resolve(address) {
             (self.f)(cell);
+        }
+    }
+}
+
+impl Sink for Look<'_> {
+    fn edge(&mut self, word: usize, encoding: Encoding) {
+        if let Some(address) = encoding.decode(word) {
+            self.address(address);
         }
     }
 

@@ -469,3 +469,32 @@ fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
     drop(marker);
     toy.finish();
 }
+
+#[test]
+fn an_entry_says_what_was_put_into_it() {
+    let last = MAX_RESERVE as usize - UNIT;
+    for offset in [0, UNIT, last] {
+        for kind in [0, 1, u16::MAX] {
+            let entry = Entry::small(offset + 48, KindId(kind));
+            assert_eq!(
+                (entry.kind(), entry.offset(), entry.start()),
+                (Some(KindId(kind)), offset + 48, 0)
+            );
+        }
+        let entry = Entry::large(offset);
+        assert_eq!(
+            (entry.kind(), entry.offset(), entry.start()),
+            (None, offset, 0)
+        );
+        let next = entry.next_part().next_part();
+        assert_eq!(
+            (next.kind(), next.offset(), next.start()),
+            (None, offset, 2 * PART * WORD)
+        );
+    }
+    // The last part of the largest object.
+    let parts = MAX_RESERVE as usize / (PART * WORD);
+    let last = (1..parts).fold(Entry::large(last), |entry, _| entry.next_part());
+    assert_eq!(last.start(), (parts - 1) * PART * WORD);
+    assert_eq!(last.kind(), None);
+}
