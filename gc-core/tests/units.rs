@@ -5,51 +5,11 @@
 
 mod common;
 
+use common::step::{Outcome, Over, Record, on_step, stepping, that};
 use common::{check_list, garbage, hazard, heap};
-use gc_core::context::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
-use gc_core::{Context, Heap, Mutator, barrier};
+use gc_core::{Heap, barrier};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
-
-// ---- stepping -------------------------------------------------------------------------------------------------------------------
-
-/// Sets or clears the trap flag.
-macro_rules! trap_flag {
-    ($instruction:literal) => {
-        // SAFETY: changes nothing but the flag, below the red zone.
-        unsafe {
-            std::arch::asm!(
-                "lea rsp, [rsp - 128]",
-                "pushfq",
-                $instruction,
-                "popfq",
-                "lea rsp, [rsp + 128]"
-            )
-        }
-    };
-}
-
-fn stepping<R>(f: impl FnOnce() -> R) -> R {
-    trap_flag!("or qword ptr [rsp], 0x100");
-    let result = f();
-    trap_flag!("and qword ptr [rsp], ~0x100");
-    result
-}
-
-/// Installs what runs after each instruction.
-fn on_step(handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::ucontext_t)) {
-    // SAFETY: the handlers here call nothing that is not async-signal-safe, and run on the thread's own stack.
-    unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = handler as *const () as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-        libc::sigaddset(&raw mut action.sa_mask, libc::SIGURG);
-        assert_eq!(
-            libc::sigaction(libc::SIGTRAP, &raw const action, std::ptr::null_mut()),
-            0
-        );
-    }
-}
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
 /// A unit is shorter than this.
 const UNIT: usize = 64;
@@ -85,62 +45,17 @@ extern "C" fn stop_at_target(
     }
 }
 
-/// A mutator's record, as the documented offsets show it.
-#[derive(Clone, Copy)]
-struct Record {
-    context: *const Context,
-    log: usize,
-}
-
-// SAFETY: the words are atomics.
-unsafe impl Send for Record {}
-// SAFETY: as above.
-unsafe impl Sync for Record {}
-
-impl Record {
-    fn of(m: &Mutator) -> Self {
-        let mut record = Self {
-            context: m.context(),
-            log: 0,
-        };
-        record.log = record.cursor().load(Relaxed);
-        record
-    }
-
-    fn marking(&self) -> &AtomicU32 {
-        // SAFETY: the documented offset of a live record.
-        unsafe { &*self.context.byte_add(CONTEXT_MARKING).cast() }
-    }
-
-    fn cursor(&self) -> &AtomicUsize {
-        // SAFETY: as above.
-        unsafe { &*self.context.byte_add(CONTEXT_LOG_CURSOR).cast() }
-    }
-
-    fn logged(&self, word: usize) -> bool {
-        // SAFETY: the log up to its cursor, whose owner stands still or is this thread.
-        (self.log..self.cursor().load(Relaxed))
-            .step_by(8)
-            .any(|at| unsafe { (at as *const usize).read_volatile() } == word)
-    }
-
-    fn reset(&self, marking: u32) {
-        self.cursor().store(self.log, Relaxed);
-        self.marking().store(marking, Relaxed);
-    }
-}
-
 /// Runs `unit` once for each of its instructions, with a stop there in which `stopped` runs.
 fn stop_at_each(
     heap: &Heap,
     start: usize,
-    mut unit: impl FnMut(),
+    mut unit: impl FnMut() -> Outcome,
     stopped: impl Fn() + Sync,
 ) -> usize {
-    on_step(stop_at_target);
+    on_step(stop_at_target, &[libc::SIGURG]);
     START.store(start, Relaxed);
     SEEN.store(0, Relaxed);
-    stepping(&mut unit);
+    stepping(&mut unit).unwrap();
     let offsets: Vec<_> = (0..UNIT)
         .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
         .collect();
@@ -154,16 +69,16 @@ fn stop_at_each(
                 std::thread::yield_now();
             }
         });
+        let _over = Over(&done);
         for offset in &offsets {
             TARGET.store(start + offset, Relaxed);
-            stepping(&mut unit);
+            stepping(&mut unit).unwrap();
             assert_eq!(
                 TARGET.load(Relaxed),
                 0,
                 "the instruction at {offset} was not met again"
             );
         }
-        done.store(true, Relaxed);
     });
     offsets.len()
 }
@@ -189,12 +104,13 @@ fn h25_marking_that_begins_at_any_instruction_of_a_store_loses_nothing() {
                     snapshot.store(if marking == 1 { OLD } else { NEW }, Relaxed);
                     // SAFETY: a word of ours.
                     unsafe { m.write(slot.as_ptr(), NEW) };
-                    assert_eq!(slot.load(Relaxed), NEW);
-                    assert!(
+                    that(slot.load(Relaxed) == NEW, "not stored")?;
+                    that(
                         snapshot.load(Relaxed) == NEW || record.logged(OLD),
-                        "overwritten, in the snapshot, and not logged"
-                    );
+                        "overwritten, in the snapshot, and not logged",
+                    )?;
                     record.reset(0);
+                    Ok(())
                 };
                 let n = stop_at_each(&heap, barrier::store_address(), unit, || {
                     snapshot.store(slot.load(Relaxed), Relaxed);
@@ -223,12 +139,13 @@ fn h27_marking_that_ends_at_any_instruction_of_a_weak_load_loses_nothing() {
                 dead.store(false, Relaxed);
                 // SAFETY: a word of ours.
                 let got = unsafe { m.load_weak(slot.as_ptr()) };
-                assert!(got == 0 || got == OLD);
-                assert!(
+                that(got == 0 || got == OLD, "a word that was never there")?;
+                that(
                     got == 0 || !dead.load(Relaxed),
-                    "a weak load gave what had been found dead before it returned"
-                );
+                    "a weak load gave what had been found dead before it returned",
+                )?;
                 record.reset(0);
+                Ok(())
             };
             let n = stop_at_each(&heap, barrier::load_weak_address(), unit, || {
                 if !record.logged(OLD) {
@@ -278,7 +195,7 @@ fn h26_a_collection_at_every_instruction_of_an_allocation_loses_nothing() {
         let (heap, k) = heap();
         let m = heap.attach().unwrap();
         let site = heap.site(k.node, 16).unwrap();
-        on_step(collect_at_each);
+        on_step(collect_at_each, &[libc::SIGURG]);
         STEPPING.store(std::ptr::from_ref(m.thread()) as usize, SeqCst);
         let finished = AtomicBool::new(false);
         std::thread::scope(|s| {

@@ -1,12 +1,14 @@
 //! One attached thread: blocking regions, sections that may not be stopped, voluntary stops.
 
 use crate::arch;
+use crate::code::CODE;
 use crate::context::{Origin, Registers, Snapshot};
 use crate::faults;
 use crate::park;
 use crate::registry::{self, Record};
 use crate::signal::{self, SignalMask};
 use crate::state::Phase;
+use crate::walk;
 use crate::world::World;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU32, Ordering, compiler_fence};
@@ -93,32 +95,45 @@ pub(crate) unsafe fn acknowledge_and_park(
 }
 
 /// Stops here and now for every live stop that asks for this thread.
+///
+/// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe range; one that is about to wait cannot.
 #[cold]
-fn stop_here(record: &'static Record) {
+fn stop_here(record: &'static Record, may_go_on: bool) {
+    struct Call {
+        record: &'static Record,
+        may_go_on: bool,
+    }
     extern "C" fn at_call(data: *mut (), sp: usize, fp: usize, pc: usize) {
-        // SAFETY: `stop_here` passes its own record.
-        let record = unsafe { &*data.cast::<Record>() };
-        let _mask = SignalMask::all_but_faults();
+        // SAFETY: `stop_here` passes its own Call, alive until this returns.
+        let &Call { record, may_go_on } = unsafe { &*data.cast::<Call>() };
+        let mask = SignalMask::all_but_faults();
         loop {
             let word = record.state.load();
             if !word.asked() || registry::resumed() >= word.number() {
                 return;
             }
-            if !record.stack().contains(&sp) && !faults::planted("no-stack-check") {
-                // A stack that nobody has told us of would not be scanned. The stopper's signals find the thread once it is back on its own.
+            let from = signal::now();
+            let snapshot = at_call_snapshot(record, sp, fp, pc);
+            // A stack that nobody has told us of would not be scanned. And this may be a host's handler, which has interrupted what must not be stopped.
+            let own_stack = record.stack().contains(&sp) || faults::planted("no-stack-check");
+            let may_stop = own_stack
+                && (mask.was_empty()
+                    // SAFETY: own thread and stack; the stop that asks is under way, since the word still says so.
+                    || unsafe { walk::settle(&CODE, word.number(), &snapshot, record.stack()) }
+                    || !may_go_on);
+            if !may_stop {
+                // The stopper's signals find the thread once that is over.
                 record.state.undefer();
                 outstanding::retry();
                 return;
             }
-            let from = signal::now();
-            // SAFETY: own thread, signals blocked by `_mask`; the snapshot names this call's frame, which stays until we return.
-            unsafe {
-                acknowledge_and_park(record, word.number(), at_call_snapshot(record, sp, fp, pc))
-            };
+            // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's frame, which stays until we return.
+            unsafe { acknowledge_and_park(record, word.number(), snapshot) };
             record.note_stall(word.number(), from);
         }
     }
-    arch::call_spilled(at_call, core::ptr::from_ref(record).cast_mut().cast());
+    let call = Call { record, may_go_on };
+    arch::call_spilled(at_call, core::ptr::from_ref(&call).cast_mut().cast());
 }
 
 fn at_call_snapshot(record: &Record, sp: usize, fp: usize, pc: usize) -> Snapshot {
@@ -134,7 +149,7 @@ fn at_call_snapshot(record: &Record, sp: usize, fp: usize, pc: usize) -> Snapsho
 #[inline]
 pub(crate) fn poll(record: &'static Record) {
     if record.state.load().asked() {
-        stop_here(record);
+        stop_here(record, true);
     }
 }
 
@@ -199,7 +214,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
                 break;
             }
             compiler_fence(Ordering::SeqCst);
-            stop_here(record);
+            stop_here(record, false);
         }
         if let Some(f) = call.f.take() {
             // A panic must not unwind through the assembly before the state is RUNNING again; it goes on in `blocked`.

@@ -23,6 +23,7 @@ use crate::faults;
 use crate::mutator::{self, outstanding};
 use crate::registry::{self, Record};
 use crate::state::Phase;
+use crate::walk;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
@@ -77,6 +78,14 @@ impl SignalMask {
             libc::pthread_sigmask(libc::SIG_SETMASK, &raw const full, old.as_mut_ptr());
             Self(old.assume_init())
         }
+    }
+}
+
+impl SignalMask {
+    /// Was any signal blocked before?
+    pub(crate) fn was_empty(&self) -> bool {
+        // SAFETY: a sigset_t begins with the mask of the 64 signals that there are.
+        unsafe { (&raw const self.0).cast::<u64>().read() == 0 }
     }
 }
 
@@ -217,6 +226,21 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     if let Place::Restart { start } = place {
         frame.set_pc(start);
     }
+    let snapshot = || Snapshot {
+        registers: frame.registers(),
+        vectors: if faults::planted("no-vectors") {
+            0..0
+        } else {
+            frame.vectors()
+        },
+        origin: Origin::Signal,
+        interrupted: record.interrupted.load(Ordering::Relaxed),
+    };
+    // SAFETY: as above, and the stack is the running thread's.
+    if frame.mask() != 0 && !unsafe { walk::settle(&CODE, number, &snapshot(), record.stack()) } {
+        outstanding::retry();
+        return;
+    }
     let wants_injection = record.inject.load(Ordering::Relaxed) != 0
         || !record.hook.load(Ordering::Relaxed).is_null();
     if wants_injection
@@ -232,18 +256,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
         unsafe { frame.inject() };
         return;
     }
-    let snapshot = Snapshot {
-        registers: frame.registers(),
-        vectors: if faults::planted("no-vectors") {
-            0..0
-        } else {
-            frame.vectors()
-        },
-        origin: Origin::Signal,
-        interrupted: record.interrupted.load(Ordering::Relaxed),
-    };
     // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
-    unsafe { mutator::acknowledge_and_park(record, number, snapshot) };
+    unsafe { mutator::acknowledge_and_park(record, number, snapshot()) };
     record.note_stall(number, from);
 }
 

@@ -21,6 +21,9 @@
 //! epilogue, so the place of the PC decides: before `push rbp` and at `ret`, SP is at the return address; after the push it is one word further; elsewhere RBP
 //! is the frame's own. (Single-stepped through whole functions without an error.) Everything else ends where the unwind table says, see `unwind.rs`.
 //!
+//! A frame that a handler of somebody else's has interrupted may stand in a restart range, which it must leave by its first instruction: see `walk/handlers.rs`. That is the only
+//! thing that a walk changes.
+//!
 //! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after its address was compared with the stack's bounds, and SP grows from
 //! frame to frame, so the walk ends.
 
@@ -84,6 +87,21 @@ pub(crate) unsafe fn walk(
     stack: Range<usize>,
     sink: &mut dyn RootSink,
 ) -> WalkStats {
+    // SAFETY: the caller's contract.
+    unsafe { walk_with(code, number, snapshot, stack, sink).0 }
+}
+
+/// [`walk`], and whether nothing that a handler has interrupted lies in an unsafe range.
+///
+/// # Safety
+/// As for [`walk`].
+unsafe fn walk_with(
+    code: &CodeMap,
+    number: u64,
+    snapshot: &Snapshot,
+    stack: Range<usize>,
+    sink: &mut dyn RootSink,
+) -> (WalkStats, bool) {
     let mut walker = Walker {
         code,
         session: Session::new(number),
@@ -91,6 +109,7 @@ pub(crate) unsafe fn walk(
         sink,
         stats: WalkStats::default(),
         pending: snapshot.interrupted,
+        safe: true,
         #[cfg(test)]
         trace: Vec::new(),
     };
@@ -100,7 +119,7 @@ pub(crate) unsafe fn walk(
         Origin::Call => Frame::called(&snapshot.registers),
     };
     walker.run(frame);
-    walker.stats
+    (walker.stats, walker.safe)
 }
 
 /// A stack, the part of memory that the walk reads words of.
@@ -306,36 +325,6 @@ impl Stack {
             Some(add) => self.word(sum)?.checked_add_signed(add as isize),
         }
     }
-
-    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal interrupted, with all of its registers in between.
-    fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<Step> {
-        /// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
-        const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
-        /// From the ucontext to `uc_mcontext.gregs`.
-        const GREGS: usize = 40;
-        /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
-        const PLACES: [usize; 18] = [13, 12, 14, 11, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17];
-        // Also interrupted between its two instructions it is still a trampoline, but not one at this PC; that rare case is scanned to the base.
-        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the table's word, so all nine bytes are there.
-        let here: [u8; 9] = unsafe { ptr::read_unaligned(frame.pc as *const [u8; 9]) };
-        if here != RESTORE {
-            return None;
-        }
-        let gregs = frame.sp().checked_add(GREGS)?;
-        let mut values = [0; 18];
-        for (value, place) in values.iter_mut().zip(PLACES) {
-            *value = self.word(gregs.checked_add(8 * place)?)?;
-        }
-        let [gpr @ .., pc, flags] = values;
-        let registers = Registers { gpr, pc, flags };
-        // On another stack (the handler ran on an alternate one) nothing more is known.
-        let cfa = registers.sp().checked_sub(RED_ZONE)? & !7;
-        (cfa > gregs && cfa <= limit).then_some(Step {
-            cfa,
-            next: Next::Frame(Frame::interrupted(&registers)),
-            saves: 0,
-        })
-    }
 }
 
 struct Walker<'a> {
@@ -346,6 +335,8 @@ struct Walker<'a> {
     stats: WalkStats,
     /// The next injected call further out.
     pending: *const Interrupted,
+    /// No handler on the stack has interrupted an unsafe range.
+    safe: bool,
     #[cfg(test)]
     trace: Vec<usize>,
 }
@@ -371,7 +362,9 @@ impl Walker<'_> {
             // Nobody knows what that stack is; all of the thread's own may be alive.
             self.stats.to_base = true;
             self.stats.conservative += 1;
-            return self.report(self.stack.0.clone());
+            let all = self.stack.0.clone();
+            self.search(&all);
+            return self.report(all);
         }
         loop {
             #[cfg(test)]
@@ -388,6 +381,7 @@ impl Walker<'_> {
             frame = match (next, outer) {
                 (Some(next), _) => next,
                 (None, Some(outer)) => {
+                    self.search(&(low..limit));
                     self.report(low..limit);
                     self.saved(&outer.registers, &outer.vectors);
                     self.pending = outer.next;
@@ -395,6 +389,7 @@ impl Walker<'_> {
                     Frame::interrupted(&outer.registers)
                 }
                 (None, None) => {
+                    self.search(&(low..limit));
                     self.report(low..limit);
                     self.stats.conservative += 1;
                     self.stats.to_base = true;
@@ -425,7 +420,10 @@ impl Walker<'_> {
             let step = match self.session.rule(frame.inside(), None)? {
                 Rule {
                     back: Back::Signal, ..
-                } => self.stack.signal_frame(frame, limit)?,
+                } => {
+                    let (step, saved_pc) = self.stack.signal_frame(frame, limit)?;
+                    self.behind_a_handler(step, saved_pc)
+                }
                 rule => self.stack.by_rule(frame, rule, limit)?,
             };
             return Some(self.word_by_word(low, step));
@@ -537,6 +535,9 @@ impl Walker<'_> {
         step.next
     }
 }
+
+mod handlers;
+pub(crate) use handlers::settle;
 
 #[cfg(test)]
 mod tests;

@@ -297,6 +297,114 @@ fn a_thread_inside_a_restart_range_is_moved_to_its_start() {
     );
 }
 
+/// Where the context of the host's handler keeps the PC that it interrupted; 0 while it does not run.
+static HOSTS_PC: AtomicUsize = AtomicUsize::new(0);
+
+/// The host's handler: long enough to be stopped in.
+extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel's context of this signal.
+    let pc = unsafe { &raw mut (*context).uc_mcontext.gregs[libc::REG_RIP as usize] };
+    HOSTS_PC.store(pc as usize, SeqCst);
+    for _ in 0..1_000 {
+        std::hint::spin_loop();
+    }
+    HOSTS_PC.store(0, SeqCst);
+}
+
+/// Runs after each instruction. In the unit it raises SIGUSR1, which is delivered as it returns: at that instruction.
+extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
+    // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
+    unsafe {
+        let pc = (*context).uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
+        if pc > at(t_pair_unit) && pc < at(t_pair_unit_end) {
+            libc::raise(libc::SIGUSR1);
+        }
+    }
+}
+
+/// Stops the pair loop in a host's handler, and says whether what that had interrupted was ever the unit half done.
+fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
+    for (signal, handler) in [
+        (libc::SIGUSR1, hosts as *const ()),
+        (libc::SIGTRAP, step as *const ()),
+    ] {
+        // SAFETY: the handlers are async-signal-safe.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
+            if signal == libc::SIGTRAP {
+                libc::sigaddset(&raw mut action.sa_mask, libc::SIGUSR1);
+                libc::sigaddset(&raw mut action.sa_mask, libc::SIGURG);
+            }
+            libc::sigaction(signal, &raw const action, std::ptr::null_mut());
+        }
+    }
+    let world = world();
+    let _code = managed(
+        &world,
+        t_pair_loop as *const () as usize..at(t_pair_loop_end),
+    );
+    let range = at(t_pair_unit)..at(t_pair_unit_end);
+    let is_unsafe = matches!(what, CodeWhat::Unsafe);
+    let spec = CodeSpec {
+        range: range.clone(),
+        what,
+        owner: None,
+    };
+    // SAFETY: the unit may be begun again from everywhere: its inputs stay as they are.
+    let _unit = unsafe { world.register_code(spec) }.unwrap();
+    let pair = [AtomicU64::new(0), AtomicU64::new(0)];
+    let target = AtomicUsize::new((&raw const pair) as usize);
+    let (mut torn, mut inside) = (false, 0);
+    beside(
+        &world,
+        // SAFETY: the assembly writes its second argument's target only; the flag makes a trap of each instruction.
+        |done| unsafe {
+            std::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
+            t_pair_loop(done, target.load(Relaxed) as *mut _);
+            std::arch::asm!("pushfq", "and qword ptr [rsp], ~0x100", "popfq");
+        },
+        || {
+            let begun = pair[0].load(Relaxed);
+            while inside < 100 && !torn {
+                let stopped = world.stop().unwrap();
+                let saved = HOSTS_PC.load(SeqCst) as *const usize;
+                if !saved.is_null() {
+                    // SAFETY: the thread is stopped inside the handler whose context this is.
+                    let pc = unsafe { saved.read_volatile() };
+                    torn |= pc > range.start && pc < range.end;
+                    inside += 1;
+                }
+                drop(stopped);
+                if is_unsafe && pair[0].load(Relaxed) > begun + 1_000 {
+                    break; // rightly never met inside
+                }
+                std::thread::yield_now();
+            }
+        },
+    );
+    torn
+}
+
+#[test]
+fn a_handler_that_interrupted_an_unsafe_range_is_not_stopped() {
+    hazard(
+        "a_handler_that_interrupted_an_unsafe_range_is_not_stopped",
+        "unsettled",
+        || assert!(!pair_is_ever_torn_behind_a_handler(CodeWhat::Unsafe)),
+    );
+}
+
+#[test]
+fn what_a_handler_interrupted_in_a_restart_range_is_moved_to_its_start() {
+    hazard(
+        "what_a_handler_interrupted_in_a_restart_range_is_moved_to_its_start",
+        "unsettled",
+        || assert!(!pair_is_ever_torn_behind_a_handler(CodeWhat::Restart)),
+    );
+}
+
 static HOOKED: AtomicU64 = AtomicU64::new(0);
 
 unsafe extern "C" fn hook(data: *mut ()) {

@@ -1,6 +1,8 @@
 //! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, small graphs, and hazards run in child processes.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod step;
+
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};

@@ -258,6 +258,12 @@ impl SignalFrame {
         self.greg(libc::REG_RSP)
     }
 
+    /// The signals that were blocked when this one came.
+    pub(crate) fn mask(self) -> u64 {
+        // SAFETY: as `greg`; the kernel writes eight bytes of mask.
+        unsafe { (&raw const (*self.0).uc_sigmask).cast::<u64>().read() }
+    }
+
     pub(crate) fn registers(self) -> Registers {
         Registers {
             gpr: DWARF_TO_GREG.map(|r| self.greg(r)),

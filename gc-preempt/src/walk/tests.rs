@@ -491,6 +491,7 @@ fn walk_here() -> Seen {
             sink: &mut sink,
             stats: WalkStats::default(),
             pending: ptr::null(),
+            safe: true,
             trace: Vec::new(),
         };
         walker.run(Frame::called(&snapshot.registers));

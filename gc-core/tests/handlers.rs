@@ -1,0 +1,256 @@
+//! A host's handler interrupts a unit (H25, H27), and the stop finds the thread inside that handler.
+//!
+//! The thread under test single-steps itself. At the instruction that is meant, the trap's handler raises SIGUSR1, which is then delivered at exactly that
+//! instruction; its handler, the host's, does what [`Wait`] says until a stop has come and gone.
+
+mod common;
+
+use common::step::{Outcome, Over, Record, on_step, stepping, that};
+use common::{hazard, heap, is_child, run_child};
+use gc_core::barrier;
+use gc_preempt::RootSink;
+use std::ops::Range;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+
+/// How the host's handler waits for the stop to be over.
+#[derive(Clone, Copy, PartialEq)]
+enum Wait {
+    /// It spins, and is stopped by the signal.
+    Spin,
+    /// The same, installed with SA_NODEFER: the mask is empty while it runs.
+    SpinNodefer,
+    /// In `blocking`: it is held without a signal.
+    Block,
+    /// In `no_preempt` sections, at whose ends it parks.
+    Poll,
+}
+
+/// Units are shorter than this.
+const UNIT: usize = 64;
+static START: AtomicUsize = AtomicUsize::new(0);
+/// A bit for each offset in the unit at which an instruction began.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+static TARGET: AtomicUsize = AtomicUsize::new(0);
+static ASKED: AtomicBool = AtomicBool::new(false);
+static OVER: AtomicBool = AtomicBool::new(false);
+static WAIT: AtomicUsize = AtomicUsize::new(0);
+/// The attachment of the thread under test.
+static THREAD: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn raise_at_target(
+    _: libc::c_int,
+    _: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+) {
+    // SAFETY: the kernel's context of this signal.
+    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
+    let start = START.load(Relaxed);
+    if (start..start + UNIT).contains(&pc) {
+        SEEN.fetch_or(1 << (pc - start), Relaxed);
+    }
+    if TARGET.load(Relaxed) == pc {
+        TARGET.store(0, Relaxed);
+        // SAFETY: a signal with a handler to this thread; it is blocked until this handler returns.
+        unsafe { libc::raise(libc::SIGUSR1) };
+    }
+}
+
+extern "C" fn hosts(_: libc::c_int) {
+    // SAFETY: set before, alive until the test ends.
+    let thread = unsafe { &*(THREAD.load(Relaxed) as *const gc_preempt::Mutator) };
+    let spin = |turns: u32| {
+        for _ in 0..turns {
+            if OVER.load(SeqCst) {
+                break;
+            }
+            // SAFETY: a system call; the stopper may need this core.
+            unsafe { libc::sched_yield() };
+        }
+    };
+    let wait = WAIT.load(Relaxed);
+    OVER.store(false, SeqCst);
+    ASKED.store(true, SeqCst);
+    if wait == Wait::Block as usize {
+        thread.blocking(|| spin(u32::MAX));
+    } else if wait == Wait::Poll as usize {
+        while !OVER.load(SeqCst) {
+            thread.no_preempt(|| spin(100));
+        }
+    } else {
+        spin(u32::MAX);
+    }
+}
+
+struct Nothing;
+
+impl RootSink for Nothing {
+    fn conservative(&mut self, _: Range<usize>) {}
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
+/// Runs `unit` once for each of its instructions, with the host's handler there, and a stop in that in which `stopped` runs. Gives the number of instructions.
+fn stop_in_a_handler_at_each(
+    m: &gc_core::Mutator,
+    wait: Wait,
+    start: usize,
+    mut unit: impl FnMut() -> Outcome,
+    stopped: impl Fn() + Sync,
+) -> usize {
+    let heap = m.heap();
+    THREAD.store(std::ptr::from_ref(m.thread()) as usize, Relaxed);
+    WAIT.store(wait as usize, Relaxed);
+    // SAFETY: the handler is async-signal-safe here: what it interrupts is a unit, or the test's own loop.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = hosts as *const () as usize;
+        action.sa_flags = libc::SA_RESTART;
+        if wait == Wait::SpinNodefer {
+            action.sa_flags |= libc::SA_NODEFER;
+        }
+        libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+    }
+    on_step(raise_at_target, &[libc::SIGURG, libc::SIGUSR1]);
+    START.store(start, Relaxed);
+    SEEN.store(0, Relaxed);
+    stepping(&mut unit).unwrap();
+    let offsets: Vec<_> = (0..UNIT)
+        .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
+        .collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Relaxed) {
+                if ASKED.swap(false, SeqCst) {
+                    heap.with_stopped(|all| {
+                        if matches!(wait, Wait::SpinNodefer | Wait::Block) {
+                            for mutator in all.mutators() {
+                                mutator.walk(&mut Nothing);
+                            }
+                        }
+                        stopped();
+                    })
+                    .unwrap();
+                    OVER.store(true, SeqCst);
+                }
+                std::thread::yield_now();
+            }
+        });
+        let _over = Over(&done);
+        for offset in &offsets {
+            TARGET.store(start + offset, Relaxed);
+            stepping(&mut unit).unwrap();
+            let met = TARGET.load(Relaxed) == 0;
+            assert!(met, "the instruction at {offset} was not met again");
+        }
+    });
+    offsets.len()
+}
+
+const OLD: usize = 0x5a5a_0000_0000_0101;
+const NEW: usize = 0x5a5a_0000_0000_0202;
+
+fn marking_begins(wait: Wait) {
+    let (heap, _) = heap();
+    let m = heap.attach().unwrap();
+    let record = Record::of(&m);
+    let slot = AtomicUsize::new(OLD);
+    let snapshot = AtomicUsize::new(0);
+    let unit = || {
+        record.reset(0);
+        slot.store(OLD, Relaxed);
+        snapshot.store(NEW, Relaxed);
+        // SAFETY: a word of ours.
+        unsafe { m.write(slot.as_ptr(), NEW) };
+        that(slot.load(Relaxed) == NEW, "not stored")?;
+        that(
+            snapshot.load(Relaxed) == NEW || record.logged(OLD),
+            "overwritten, in the snapshot, and not logged",
+        )?;
+        record.reset(0);
+        Ok(())
+    };
+    let n = stop_in_a_handler_at_each(&m, wait, barrier::store_address(), unit, || {
+        snapshot.store(slot.load(Relaxed), Relaxed);
+        record.marking().store(1, Relaxed);
+    });
+    assert!(n >= 4, "{n} instructions");
+}
+
+fn marking_ends(wait: Wait) {
+    let (heap, _) = heap();
+    let m = heap.attach().unwrap();
+    let record = Record::of(&m);
+    let slot = AtomicUsize::new(0);
+    let dead = AtomicBool::new(false);
+    let unit = || {
+        record.reset(1);
+        slot.store(OLD, Relaxed);
+        dead.store(false, Relaxed);
+        // SAFETY: a word of ours.
+        let got = unsafe { m.load_weak(slot.as_ptr()) };
+        that(got == 0 || got == OLD, "a word that was never there")?;
+        that(
+            got == 0 || !dead.load(Relaxed),
+            "a weak load gave what had been found dead before it returned",
+        )?;
+        record.reset(0);
+        Ok(())
+    };
+    let n = stop_in_a_handler_at_each(&m, wait, barrier::load_weak_address(), unit, || {
+        if !record.logged(OLD) {
+            dead.store(true, Relaxed);
+            slot.store(0, Relaxed);
+        }
+        record.marking().store(0, Relaxed);
+    });
+    assert!(n >= 10, "{n} instructions");
+}
+
+#[test]
+fn h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing() {
+    let name = "h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing";
+    hazard(name, "unsettled", || marking_begins(Wait::Spin));
+}
+
+#[test]
+fn h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing() {
+    let name = "h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing";
+    hazard(name, "no-outer-restart", || {
+        marking_begins(Wait::SpinNodefer)
+    });
+}
+
+#[test]
+fn h25_a_signal_frame_is_found_where_no_table_leads_to_it() {
+    let name = "h25_a_signal_frame_is_found_where_no_table_leads_to_it";
+    if is_child() {
+        return marking_begins(Wait::SpinNodefer);
+    }
+    for (faults, sound) in [
+        ("no-unwind-tables", true),
+        ("no-unwind-tables,no-outer-restart", false),
+    ] {
+        let output = run_child(name, faults, &[]).expect("it hung");
+        assert_eq!(output.status.success(), sound, "{output:?}");
+    }
+}
+
+#[test]
+fn h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing() {
+    let name = "h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing";
+    hazard(name, "no-outer-restart", || marking_begins(Wait::Block));
+}
+
+#[test]
+fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
+    let name = "h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing";
+    hazard(name, "unsettled", || marking_begins(Wait::Poll));
+}
+
+#[test]
+fn h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing() {
+    let name = "h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing";
+    hazard(name, "unsettled", || marking_ends(Wait::Spin));
+}
