@@ -1,4 +1,4 @@
-/** The benchmarks game's binary trees in Java: see gclab trees. */
+/** The benchmarks game's binary trees in Java: DEPTH [THREADS], see gclab trees. */
 public final class Trees {
     private record Node(Node left, Node right) {
         static Node tree(int depth) {
@@ -10,9 +10,9 @@ public final class Trees {
         }
     }
 
-    public static void main(String[] arguments) {
-        int deepest = Math.max(6, arguments.length > 0 ? Integer.parseInt(arguments[0]) : 10);
-        System.out.printf("stretch tree of depth %d\t check: %d%n", deepest + 1, Node.tree(deepest + 1).count());
+    private static String program(int deepest) {
+        StringBuilder out = new StringBuilder();
+        out.append("stretch tree of depth %d\t check: %d%n".formatted(deepest + 1, Node.tree(deepest + 1).count()));
         Node longLived = Node.tree(deepest);
         for (int depth = 4; depth <= deepest; depth += 2) {
             long trees = 1L << (deepest - depth + 4);
@@ -20,8 +20,29 @@ public final class Trees {
             for (long i = 0; i < trees; i++) {
                 check += Node.tree(depth).count();
             }
-            System.out.printf("%d\t trees of depth %d\t check: %d%n", trees, depth, check);
+            out.append("%d\t trees of depth %d\t check: %d%n".formatted(trees, depth, check));
         }
-        System.out.printf("long lived tree of depth %d\t check: %d%n", deepest, longLived.count());
+        out.append("long lived tree of depth %d\t check: %d%n".formatted(deepest, longLived.count()));
+        return out.toString();
+    }
+
+    public static void main(String[] arguments) throws InterruptedException {
+        int deepest = Math.max(6, arguments.length > 0 ? Integer.parseInt(arguments[0]) : 10);
+        String[] printed = new String[arguments.length > 1 ? Integer.parseInt(arguments[1]) : 1];
+        Thread[] threads = new Thread[printed.length];
+        for (int i = 0; i < threads.length; i++) {
+            int own = i;
+            threads[i] = new Thread(() -> printed[own] = program(deepest));
+            threads[i].start();
+        }
+        for (Thread thread : threads) {
+            thread.join();
+        }
+        for (String lines : printed) {
+            if (!printed[0].equals(lines)) {
+                throw new AssertionError("two threads counted differently");
+            }
+        }
+        System.out.print(printed[0]);
     }
 }

@@ -1,10 +1,12 @@
-// The benchmarks game's binary trees in Go: see gclab trees. GOMAXPROCS as the machine has it; the collector uses it all.
+// The benchmarks game's binary trees in Go: DEPTH [GOROUTINES], see gclab trees. The collector uses all processors.
 package main
 
 import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
+	"sync"
 )
 
 type node struct{ left, right *node }
@@ -23,20 +25,43 @@ func (n *node) count() int {
 	return 1 + n.left.count() + n.right.count()
 }
 
-func main() {
-	deepest := 10
-	if len(os.Args) > 1 {
-		deepest, _ = strconv.Atoi(os.Args[1])
-	}
-	deepest = max(deepest, 6)
-	fmt.Printf("stretch tree of depth %d\t check: %d\n", deepest+1, tree(deepest+1).count())
+func program(deepest int) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "stretch tree of depth %d\t check: %d\n", deepest+1, tree(deepest+1).count())
 	longLived := tree(deepest)
 	for depth := 4; depth <= deepest; depth += 2 {
 		trees, check := 1<<(deepest-depth+4), 0
 		for range trees {
 			check += tree(depth).count()
 		}
-		fmt.Printf("%d\t trees of depth %d\t check: %d\n", trees, depth, check)
+		fmt.Fprintf(&out, "%d\t trees of depth %d\t check: %d\n", trees, depth, check)
 	}
-	fmt.Printf("long lived tree of depth %d\t check: %d\n", deepest, longLived.count())
+	fmt.Fprintf(&out, "long lived tree of depth %d\t check: %d\n", deepest, longLived.count())
+	return out.String()
+}
+
+func argument(at, otherwise int) int {
+	if len(os.Args) > at {
+		if n, err := strconv.Atoi(os.Args[at]); err == nil {
+			return n
+		}
+	}
+	return otherwise
+}
+
+func main() {
+	deepest := max(argument(1, 10), 6)
+	printed := make([]string, argument(2, 1))
+	var all sync.WaitGroup
+	for i := range printed {
+		all.Go(func() { printed[i] = program(deepest) })
+	}
+	all.Wait()
+	for _, lines := range printed {
+		if lines != printed[0] {
+			fmt.Fprintln(os.Stderr, "two goroutines counted differently")
+			os.Exit(1)
+		}
+	}
+	fmt.Print(printed[0])
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::{demo, fuzz, mark, pause, trees};
+use gc_test_harness::lab::{churn, concurrent, demo, fragment, fuzz, mark, pause, trees};
 use gc_test_harness::lox::run::RunArgs;
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
@@ -37,8 +37,12 @@ enum Command {
     Pause(Pause),
     /// The benchmarks game's binary trees, on one or more mutators of one heap
     Trees(Trees),
-    /// Full markings of a random graph, beside the limit program
+    /// Full markings of a random graph, beside the limit program; or its pauses while a mutator changes it
     Mark(Mark),
+    /// A cache with replacement: values of 16 bytes to 4 KiB
+    Churn(Churn),
+    /// Peak memory: fill with one size, drop nine in ten at random, fill with another
+    Fragment(Fragment),
     /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
     Fuzz(Fuzz),
 }
@@ -87,9 +91,35 @@ struct Mark {
     /// Threads that mark (this release: 1)
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     markers: u32,
-    /// Mark while a mutator runs (not in this release)
-    #[arg(long)]
+    /// Collect while a mutator replaces edges and allocates, beside the signal floor
+    #[arg(long, conflicts_with = "markers")]
     concurrent: bool,
+    /// Collections at least, with --concurrent
+    #[arg(long, requires = "concurrent", default_value_t = concurrent::CYCLES, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    cycles: u32,
+}
+
+#[derive(Args, Debug)]
+struct Churn {
+    /// MiB of values that are live
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(churn::LARGEST)))]
+    mib: u32,
+    /// How often each value is replaced, on the average
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rounds: u32,
+}
+
+#[derive(Args, Debug)]
+struct Fragment {
+    /// MiB of cells of the first size
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(fragment::LARGEST)))]
+    mib: u32,
+    /// Bytes of the cells that are dropped
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=32768))]
+    from: u32,
+    /// Bytes of the cells that come after
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(16..=32768))]
+    to: u32,
 }
 
 fn main() -> ExitCode {
@@ -107,6 +137,8 @@ fn main() -> ExitCode {
         Some(Command::Pause(options)) => run_pause(&options, cli.json),
         Some(Command::Trees(options)) => run_trees(&options, cli.json),
         Some(Command::Mark(options)) => run_mark(&options, cli.json),
+        Some(Command::Churn(options)) => run_churn(&options, cli.json),
+        Some(Command::Fragment(options)) => run_fragment(&options, cli.json),
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
     }
 }
@@ -154,10 +186,17 @@ fn run_trees(options: &Trees, json: bool) -> ExitCode {
 }
 
 fn run_mark(options: &Mark, json: bool) -> ExitCode {
+    if options.concurrent {
+        match concurrent::measure(options.mib, options.cycles) {
+            Ok(outcome) if json => println!("{}", outcome.json()),
+            Ok(outcome) => print!("{outcome}"),
+            Err(error) => return failed(&error),
+        }
+        return ExitCode::SUCCESS;
+    }
     let outcome = mark::measure(&mark::Options {
         mib: options.mib,
         markers: options.markers,
-        concurrent: options.concurrent,
     });
     match outcome {
         Ok(outcome) if json => println!("{}", outcome.json()),
@@ -166,6 +205,34 @@ fn run_mark(options: &Mark, json: bool) -> ExitCode {
             failed(&error);
             return ExitCode::from(USAGE);
         }
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_churn(options: &Churn, json: bool) -> ExitCode {
+    let outcome = churn::run(&churn::Options {
+        mib: options.mib,
+        rounds: options.rounds,
+    });
+    match outcome {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
+    let outcome = fragment::run(&fragment::Options {
+        mib: options.mib,
+        // In words.
+        from: options.from.next_multiple_of(8),
+        to: options.to.next_multiple_of(8),
+    });
+    match outcome {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
         Err(error) => return failed(&error),
     }
     ExitCode::SUCCESS

@@ -126,14 +126,72 @@ fn full_markings_reach_every_object_beside_the_limit_program() {
 
 #[test]
 fn what_this_release_cannot_mark_is_said() {
-    for option in [&["--markers", "2"][..], &["--concurrent"]] {
-        let output = gclab(&[&["mark", "1"], option].concat(), &[]);
-        assert_eq!(output.status.code(), Some(64), "{option:?}");
-        assert!(output.stdout.is_empty());
-        let stderr = text(&output.stderr);
-        for said in [option[0], "one marker in the stopped world"] {
-            assert!(stderr.contains(said), "{stderr}");
+    let output = gclab(&["mark", "1", "--markers", "2"], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    assert!(output.stdout.is_empty());
+    let stderr = text(&output.stderr);
+    for said in ["--markers", "one marker"] {
+        assert!(stderr.contains(said), "{stderr}");
+    }
+}
+
+#[test]
+fn a_graph_that_changes_while_it_is_collected_is_measured_beside_the_floor() {
+    for environment in [&[][..], &[("URGE_STW", "1")], &[("URGE_ASYNC", "0")]] {
+        let arguments = ["mark", "1", "--concurrent", "--cycles", "5", "--json"];
+        let object = json(&gclab(&arguments, environment));
+        let keys = [
+            "stop_us",
+            "pause_us",
+            "floor_us",
+            "floor_pause_us",
+            "floor_stall_us",
+        ];
+        has_quantiles(&object, &keys);
+        assert!(object["stall_us"]["max"].is_f64(), "{object}");
+        assert!(object["cycles"].as_u64() >= Some(5), "{object}");
+        for key in ["turns_per_s", "seconds"] {
+            assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
         }
+        for key in ["utilisation", "utilisation_between"] {
+            let all = ["min", "p01", "p10", "p50", "max"].map(|q| object[key][q].as_f64());
+            assert!(all.iter().all(Option::is_some), "{key}: {object}");
+            assert!(all.is_sorted() && all[4] <= Some(1.0), "{key}: {object}");
+        }
+        let cells = ["objects", "cells_reached", "cells_live"].map(|key| object[key].as_u64());
+        assert!(cells.is_sorted() && cells[0] == Some(1 << 15), "{object}");
+    }
+}
+
+#[test]
+fn a_cache_with_replacement_adds_up_to_what_the_peers_print() {
+    let output = gclab(&["churn", "1", "--rounds", "3"], &[]);
+    let printed = text(&output.stdout);
+    let line = "1370 entries, 4110 replacements, sum 25856621\n";
+    assert!(printed.starts_with(line), "{printed}");
+    let arguments = ["churn", "1", "--rounds", "3", "--json"];
+    let object = json(&gclab(&arguments, &[("URGE_GC_EVERY", "500")]));
+    assert_eq!(object["sum"], 25_856_621);
+    has_quantiles(&object, &["stop_us", "pause_us"]);
+    for key in ["seconds", "processor_seconds", "replacements_per_s"] {
+        assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
+    }
+    assert!(object["peak_rss_bytes"].as_u64() > Some(1 << 20));
+}
+
+#[test]
+fn what_survives_a_change_of_sizes_adds_up_to_what_mimalloc_prints() {
+    let printed = text(&gclab(&["fragment", "1"], &[]).stdout);
+    let line = "16384 objects of 64 bytes, 14776 freed, 9850 of 96 bytes, sum 123845040\n";
+    assert!(printed.starts_with(line), "{printed}");
+    let arguments = ["fragment", "1", "--from", "96", "--to", "32", "--json"];
+    let object = json(&gclab(&arguments, &[("URGE_GC_EVERY", "500")]));
+    assert_eq!(
+        (&object["from_bytes"], &object["to_bytes"]),
+        (&96.into(), &32.into())
+    );
+    for key in ["sum", "collections", "used_bytes", "peak_rss_bytes"] {
+        assert!(object[key].as_u64() > Some(0), "{key}: {object}");
     }
 }
 
@@ -149,6 +207,9 @@ fn wrong_usage_is_exit_64_and_says_what_would_be_right() {
         (&["trees", "6", "--mutators", "0"], "1..=4096"),
         (&["mark", "0"], "1..=65536"),
         (&["mark", "1", "--markers", "0"], "--markers"),
+        (&["mark", "1", "--cycles", "20"], "--concurrent"),
+        (&["churn", "0"], "1..=65536"),
+        (&["fragment", "1", "--from", "8"], "16..=32768"),
         (&["run"], "FILE"),
         (&["run", "x.lox", "--gc-every", "0"], "--gc-every"),
     ] {

@@ -9,14 +9,17 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, RawRoot};
+use gc_core::{AllocError, Encoding, Heap, HeapBuilder, Kind, Mutator, RawRoot, Site};
 use serde_json::{Value, json};
 
 use super::limit::{Limit, Marking};
+use super::random::Random;
 use super::report::{Quantiles, grouped, median, peak_rss_bytes};
 
 /// Bytes of a cell.
 pub const CELL: usize = 32;
+/// Every cell's address is a multiple of it.
+const GRANULE: usize = 16;
 
 /// The largest graph that can be asked for, in MiB.
 pub const LARGEST: u32 = 64 << 10;
@@ -33,6 +36,8 @@ pub enum MarkError {
     Heap(String),
     /// The graph does not fit.
     Full(AllocError),
+    /// A cell that the table leads to does not hold what was written into it.
+    Damaged,
     /// A marking did not reach what it should.
     Wrong {
         /// Who marked.
@@ -53,6 +58,9 @@ impl fmt::Display for MarkError {
             ),
             MarkError::Heap(why) => write!(f, "no heap for the graph: {why}"),
             MarkError::Full(why) => write!(f, "the graph does not fit: {why}"),
+            MarkError::Damaged => f.write_str(
+                "wrong answer: a cell that the table leads to does not hold what was written into it; it was freed",
+            ),
             MarkError::Wrong {
                 who,
                 found,
@@ -74,14 +82,13 @@ pub struct Options {
     pub mib: u32,
     /// Threads that mark.
     pub markers: u32,
-    /// Whether mutators run meanwhile.
-    pub concurrent: bool,
 }
 
 /// The graph, in a heap of its own; the thread that made it is the heap's mutator.
 pub struct Graph {
     heap: Heap,
     mutator: Mutator,
+    site: Site,
     table: NonNull<usize>,
     cells: usize,
     // Keeps the table.
@@ -105,10 +112,17 @@ impl Graph {
     /// # Errors
     /// [`MarkError::Heap`] and [`MarkError::Full`].
     pub fn build(mib: u32) -> Result<Graph, MarkError> {
+        Graph::with(Heap::builder().gc_percent(u32::MAX), mib)
+    }
+
+    /// Makes it in a heap of another kind.
+    ///
+    /// # Errors
+    /// [`MarkError::Heap`] and [`MarkError::Full`].
+    pub fn with(builder: HeapBuilder, mib: u32) -> Result<Graph, MarkError> {
         let error = |e: &dyn fmt::Display| MarkError::Heap(e.to_string());
         let cells = ((mib as usize) << 20) / CELL;
-        let heap = Heap::builder().gc_percent(u32::MAX).build();
-        let heap = heap.map_err(|e| error(&e))?;
+        let heap = builder.build().map_err(|e| error(&e))?;
         let object = heap
             .kind(Kind::words_at("object", &[0, 1], Encoding::RAW))
             .map_err(|e| error(&e))?;
@@ -124,7 +138,7 @@ impl Graph {
         let root = unsafe { mutator.raw_root(table) }
             .ok_or_else(|| MarkError::Heap("it has no handle left".to_owned()))?;
         let table = table.cast::<usize>();
-        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut random = Random::default();
         for n in 0..cells {
             // SAFETY: two words in a cell of four, stored first; the table has `cells` words and is kept by the handle.
             unsafe {
@@ -139,10 +153,61 @@ impl Graph {
         Ok(Graph {
             heap,
             mutator,
+            site,
             table,
             cells,
             _root: root,
         })
+    }
+
+    pub(super) fn heap(&self) -> &Heap {
+        &self.heap
+    }
+
+    pub(super) fn mutator(&self) -> &Mutator {
+        &self.mutator
+    }
+
+    pub(super) fn site(&self) -> Site {
+        self.site
+    }
+
+    pub(super) fn collect(&self) {
+        self.mutator.collect();
+    }
+
+    /// Cells that a collection finds alive, the table not counted, and cells that the table leads to: the latter are among
+    /// the former, each cell's last two words complements.
+    pub(super) fn alive(&self) -> Result<(u64, u64), MarkError> {
+        self.collect();
+        let found = self.heap.stats().last.cells_live - 1;
+        let reserved = self.heap.reserved();
+        // A bit for each granule of the reserve: of this much only what is touched becomes memory.
+        let mut seen = vec![0u64; reserved.len() / (64 * GRANULE)];
+        let mut reached = 0;
+        let mut queue: Vec<usize> = Vec::new();
+        for &cell in self.table() {
+            queue.push(cell);
+            while let Some(cell) = queue.pop() {
+                if cell == 0 {
+                    continue;
+                }
+                let at = (cell - reserved.start) / GRANULE;
+                let (word, bit) = (&mut seen[at / 64], 1 << (at % 64));
+                if *word & bit != 0 {
+                    continue;
+                }
+                *word |= bit;
+                reached += 1;
+                // SAFETY: the table's words lead to live cells of four words, and so do their edges.
+                let [left, right, number, complement] = unsafe { *(cell as *const [usize; 4]) };
+                if number != !complement {
+                    return Err(MarkError::Damaged);
+                }
+                queue.extend([left, right]);
+            }
+        }
+        Ok((found, reached))
     }
 
     /// Cells of 32 bytes.
@@ -167,7 +232,7 @@ impl Graph {
     }
 
     /// The addresses of all cells.
-    fn table(&self) -> &[usize] {
+    pub(super) fn table(&self) -> &[usize] {
         // SAFETY: so many words, kept by the handle, and written by `build` alone.
         unsafe { std::slice::from_raw_parts(self.table.as_ptr(), self.cells) }
     }
@@ -198,20 +263,6 @@ fn right(who: &'static str, found: u64, expected: u64) -> Result<(), MarkError> 
     })
 }
 
-/// Marsaglia's xorshift64.
-struct Random(u64);
-
-impl Random {
-    /// A number below `n`, which is at most 2^32.
-    #[inline]
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (((self.0 >> 32) * n as u64) >> 32) as usize
-    }
-}
-
 /// What was measured.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -234,9 +285,6 @@ pub struct Outcome {
 /// # Errors
 /// [`MarkError`].
 pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
-    if options.concurrent {
-        return Err(MarkError::Unsupported("--concurrent"));
-    }
     if options.markers != 1 {
         return Err(MarkError::Unsupported("--markers above 1"));
     }
@@ -358,11 +406,7 @@ mod tests {
 
     #[test]
     fn every_object_is_marked_by_both_in_every_round() {
-        let options = Options {
-            mib: 1,
-            markers: 1,
-            concurrent: false,
-        };
+        let options = Options { mib: 1, markers: 1 };
         let outcome = measure(&options).expect("it fits");
         assert_eq!(outcome.objects, 32 << 10);
         assert_eq!(outcome.rounds.len(), ROUNDS);

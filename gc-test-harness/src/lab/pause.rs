@@ -383,7 +383,7 @@ fn progress(done: usize, blocks: usize) {
 
 /// Lets this thread come to its turn quickly after a sleep although the loops use up their time slices (Linux 6.12 and
 /// later; elsewhere the rounds only take longer). What is measured begins when it is awake.
-fn ask_for_short_slices() {
+pub(super) fn ask_for_short_slices() {
     const SLICE_NANOS: u64 = 100_000;
     // SAFETY: zero is a valid sched_attr, the call reads as many bytes as its size says, and its failure is no matter.
     unsafe {

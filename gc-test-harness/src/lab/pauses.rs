@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gc_core::{Heap, RootCallback};
 
@@ -14,25 +14,47 @@ use super::report::Samples;
 /// Collections that are written down; those beyond are counted only. 1 MiB in all.
 const MOST: usize = 1 << 16;
 
-/// One collection: nanoseconds until all stood, and nanoseconds of the pause.
+/// One collection, as it is told.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cycle {
+    /// When roots were scanned, by the clock that [`Pauses::since`] was given.
+    pub scanned: Duration,
+    /// Until all stood.
+    pub stop: Duration,
+    /// The pause.
+    pub pause: Duration,
+    /// Marking.
+    pub mark: Duration,
+}
+
+/// One collection, as it is written down: nanoseconds.
+#[derive(Default)]
 struct Times {
+    scanned: AtomicU64,
     stop: AtomicU64,
     pause: AtomicU64,
+    mark: AtomicU64,
 }
 
 struct Book {
+    start: Instant,
     times: Vec<Times>,
     /// Number of the last collection that was entered.
     entered: AtomicU64,
     /// How many were.
     count: AtomicU64,
+    /// When the collection that is under way scanned its roots.
+    scanned: AtomicU64,
 }
 
 impl Book {
-    /// Enters the heap's last collection, once. Safe in the stopped world: it stores into memory that is there, and the
+    /// Enters the heap's last collection, once, and the time at which this one scans its roots. Safe in the stopped world: it stores into memory that is there, and the
     /// heap's figures are locked inside `no_preempt` or by threads that are not stopped.
-    fn enter(&self, heap: &Heap) {
+    fn enter(&self, heap: &Heap, scanning: bool) {
         let last = heap.stats().last;
+        let scanned = self.start.elapsed().as_nanos() as u64;
+        let scanned = scanned * u64::from(scanning);
+        let scanned = self.scanned.swap(scanned, Ordering::Relaxed);
         // Ordering: Relaxed throughout; the collector's thread alone writes, and `finish` runs when its callback is gone.
         if last.number <= self.entered.load(Ordering::Relaxed) {
             return;
@@ -40,11 +62,14 @@ impl Book {
         self.entered.store(last.number, Ordering::Relaxed);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         if let Some(times) = self.times.get(count as usize) {
-            let nanos = |time: Duration| time.as_nanos() as u64;
-            times
-                .stop
-                .store(nanos(last.time_to_stop), Ordering::Relaxed);
-            times.pause.store(nanos(last.pause), Ordering::Relaxed);
+            times.scanned.store(scanned, Ordering::Relaxed);
+            for (into, time) in [
+                (&times.stop, last.time_to_stop),
+                (&times.pause, last.pause),
+                (&times.mark, last.mark),
+            ] {
+                into.store(time.as_nanos() as u64, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -59,18 +84,21 @@ pub struct Pauses {
 impl Pauses {
     /// Collections that have ended are not counted.
     pub fn of(heap: &Heap) -> Pauses {
-        let times = || Times {
-            stop: AtomicU64::new(0),
-            pause: AtomicU64::new(0),
-        };
+        Pauses::since(heap, Instant::now())
+    }
+
+    /// The same, and times are told as since `start`.
+    pub fn since(heap: &Heap, start: Instant) -> Pauses {
         let book = Arc::new(Book {
-            times: std::iter::repeat_with(times).take(MOST).collect(),
+            start,
+            times: std::iter::repeat_with(Times::default).take(MOST).collect(),
+            scanned: AtomicU64::new(0),
             entered: AtomicU64::new(heap.stats().last.number),
             count: AtomicU64::new(0),
         });
         let (its_heap, its_book) = (heap.clone(), Arc::clone(&book));
         // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold; it reports no roots.
-        let callback = unsafe { heap.add_root_callback(move |_| its_book.enter(&its_heap)) };
+        let callback = unsafe { heap.add_root_callback(move |_| its_book.enter(&its_heap, true)) };
         Pauses {
             heap: heap.clone(),
             book,
@@ -80,15 +108,28 @@ impl Pauses {
 
     /// All of them, and how many there were. No collection may be under way or begin.
     pub fn finish(self) -> (Samples, u64) {
-        drop(self.callback);
-        self.book.enter(&self.heap);
-        let count = self.book.count.load(Ordering::Relaxed);
+        let (cycles, count) = self.finish_cycles();
         let mut samples = Samples::new();
-        for times in self.book.times.iter().take(count as usize) {
-            let time = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
-            samples.record(time(&times.stop), time(&times.pause));
+        for cycle in cycles {
+            samples.record(cycle.stop, cycle.pause);
         }
         (samples, count)
+    }
+
+    /// Each of them, and how many there were. As for [`finish`](Pauses::finish).
+    pub fn finish_cycles(self) -> (Vec<Cycle>, u64) {
+        drop(self.callback);
+        self.book.enter(&self.heap, false);
+        let count = self.book.count.load(Ordering::Relaxed);
+        let time = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
+        let written = self.book.times.iter().take(count as usize);
+        let cycles = written.map(|times| Cycle {
+            scanned: time(&times.scanned),
+            stop: time(&times.stop),
+            pause: time(&times.pause),
+            mark: time(&times.mark),
+        });
+        (cycles.collect(), count)
     }
 }
 

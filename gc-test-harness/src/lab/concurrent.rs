@@ -1,0 +1,469 @@
+//! `gclab mark --concurrent`: a random graph that a mutator changes while it is marked, beside the signal floor.
+//!
+//! The mutator's turn: an edge of a random cell is replaced; eight cells are allocated with edges to what was read, and
+//! dropped; every sixteenth turn the last of them takes a random cell's place in the table and its edges, while that one's
+//! are cleared. So the live cells stay about as many, and the program allocates some 100 times what it keeps. Each cell
+//! that the mutator reads is checked: its third word is the complement of its fourth. Collections begin when the pacer
+//! says so. `benches/peers/concurrent.go` does the same.
+//!
+//! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator allocates nothing and no
+//! collection is under way. What the mutator had of the processor is read from its progress, millisecond by millisecond
+//! ([`gauge`](super::gauge)).
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use gc_core::context::CONTEXT_MARKING;
+use gc_core::{Heap, Mutator, Site};
+use serde_json::{Value, json};
+
+use super::floor::{Floor, Wait};
+use super::gauge::{Gauge, Utilisation};
+use super::mark::{Graph, MarkError};
+use super::pauses::{Cycle, Pauses};
+use super::progress::Progress;
+use super::random::Random;
+use super::report::{Quantiles, Samples, grouped, peak_rss_bytes};
+
+/// Collections that are measured at least.
+pub const CYCLES: u32 = 20;
+
+/// Blocks of collections, each followed by one of floor rounds.
+const BLOCKS: u32 = 5;
+/// Rounds of the floor a block.
+const ROUNDS: u32 = 100;
+/// Rounds of the floor that decide whether it spins or sleeps.
+const CALIBRATION: u32 = 30;
+/// How often the driver looks at the heap.
+const LOOK: Duration = Duration::from_micros(500);
+/// Turns between two looks at the clock.
+const TURNS: u32 = 16;
+/// Cells allocated a turn.
+const CELLS: usize = 8;
+
+/// A cell of the graph: two edges, a number and its complement.
+type Object = [usize; 4];
+
+/// What was measured.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// MiB of cells that the table holds.
+    pub mib: u32,
+    /// Cells that the table holds.
+    pub objects: u64,
+    /// Every collection.
+    pub cycles: Vec<Cycle>,
+    /// The mutator's stalls by its own clock, one a collection.
+    pub stalls: Samples,
+    /// The floor's rounds.
+    pub floor: Samples,
+    /// How the floor waited: the better of the two ways.
+    pub wait: Wait,
+    /// The mutator's windows while a collection was under way.
+    pub during: Utilisation,
+    /// Its windows while none was.
+    pub between: Utilisation,
+    /// The mutator's turns, those beside floor rounds not counted.
+    pub turns: u64,
+    /// How long it took to do them.
+    pub turning: Duration,
+    /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep is in the first alone.
+    pub alive: (u64, u64),
+    /// How long everything took.
+    pub took: Duration,
+    /// The process's peak.
+    pub peak_rss_bytes: u64,
+}
+
+/// What the mutator and the driver tell each other.
+struct Signs {
+    quiet: AtomicBool,
+    over: AtomicBool,
+    /// Blocks of turns done, in any mode: whether the mutator runs.
+    place: AtomicU32,
+}
+
+/// Builds the graph and measures at least so many collections.
+///
+/// # Errors
+/// [`MarkError`].
+pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
+    let begun = Instant::now();
+    let graph = Graph::with(Heap::builder(), mib)?;
+    let heap = graph.heap().clone();
+    let mut program = Program::new(&graph);
+    program.number_all();
+    let floor = Floor::new().map_err(|e| MarkError::Heap(e.to_string()))?;
+    let _member = floor.enroll();
+    let signs = Signs {
+        quiet: AtomicBool::new(false),
+        over: AtomicBool::new(false),
+        place: AtomicU32::new(0),
+    };
+    graph.collect();
+    let mut gauge = Gauge::new();
+    let pauses = Pauses::since(&heap, gauge.start());
+    let driver = Driver {
+        heap: &heap,
+        floor: &floor,
+        signs: &signs,
+    };
+    let (measured, turned) = std::thread::scope(|scope| {
+        let driver = scope.spawn(|| {
+            let _over = Over(&signs.over);
+            driver.run(cycles)
+        });
+        let turned = program.run(&signs, &mut gauge);
+        let measured = graph.mutator().blocking(|| driver.join());
+        let measured = measured.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (measured, turned)
+    });
+    let (turns, turning) = turned?;
+    let Driven {
+        stalls,
+        floor,
+        wait,
+    } = measured?;
+    let (cycles, _) = pauses.finish_cycles();
+    for cycle in &cycles {
+        gauge.stopped(cycle.scanned, cycle.pause);
+    }
+    let (during, between) = gauge.utilisation();
+    let peak_rss_bytes = peak_rss_bytes();
+    let alive = graph.alive()?;
+    Ok(Outcome {
+        mib,
+        objects: graph.objects(),
+        cycles,
+        stalls,
+        floor,
+        wait,
+        during,
+        between,
+        turns,
+        turning,
+        alive,
+        took: begun.elapsed(),
+        peak_rss_bytes,
+    })
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// What the mutator does.
+struct Program<'g> {
+    mutator: &'g Mutator,
+    site: Site,
+    table: *mut *mut Object,
+    cells: usize,
+    random: Random,
+    turn: usize,
+}
+
+impl<'g> Program<'g> {
+    fn new(graph: &'g Graph) -> Program<'g> {
+        Program {
+            mutator: graph.mutator(),
+            site: graph.site(),
+            table: graph.table().as_ptr() as *mut *mut Object,
+            cells: graph.table().len(),
+            random: Random::default(),
+            turn: 0,
+        }
+    }
+
+    /// Writes a number and its complement into every cell.
+    fn number_all(&mut self) {
+        for n in 0..self.cells {
+            // SAFETY: a word of the table, which leads to a live cell of four words; the last two are no edges.
+            unsafe {
+                let cell = self.table.add(n).read();
+                (*cell)[2] = n;
+                (*cell)[3] = !n;
+            }
+        }
+    }
+
+    #[inline]
+    fn pick(&mut self) -> *mut *mut Object {
+        let n = self.random.below(self.cells);
+        // SAFETY: below the table's length.
+        unsafe { self.table.add(n) }
+    }
+
+    #[inline]
+    fn turn(&mut self, allocate: bool) -> Result<(), MarkError> {
+        let turn = self.turn;
+        self.turn += 1;
+        let (a, b) = (self.pick(), self.pick());
+        // SAFETY: the table's words lead to live cells of four words. Those just allocated are kept by this thread's
+        // registers, and their first stores need no barrier; all other stores of edges go through it.
+        unsafe {
+            let (a, b) = (a.read(), b.read());
+            if (*a)[2] != !(*a)[3] {
+                return Err(MarkError::Damaged);
+            }
+            self.mutator
+                .write(a.cast::<usize>().add(turn & 1), b as usize);
+            if !allocate {
+                return Ok(());
+            }
+            let mut last = a;
+            for _ in 0..CELLS {
+                let cell = self.mutator.alloc_at(self.site).map_err(MarkError::Full)?;
+                last = cell.as_ptr().cast::<Object>();
+                last.write([a as usize, b as usize, turn, !turn]);
+            }
+            if turn.is_multiple_of(16) {
+                let slot = self.pick();
+                let old = slot.read().cast::<usize>();
+                last.cast::<[usize; 2]>()
+                    .write([old.read(), old.add(1).read()]);
+                self.mutator.fill_words(old, 0, 2);
+                self.mutator.write(slot.cast(), last as usize);
+            }
+        }
+        Ok(())
+    }
+
+    /// Turns until told that it is over; their number, and how long they took.
+    fn run(&mut self, signs: &Signs, gauge: &mut Gauge) -> Result<(u64, Duration), MarkError> {
+        // Whatever ends this, the driver waits no longer.
+        let _over = Over(&signs.over);
+        // SAFETY: the offset is that of an `AtomicU32` in this thread's context, which lives as long as the mutator.
+        let marking = unsafe {
+            &*self
+                .mutator
+                .context()
+                .cast::<u8>()
+                .add(CONTEXT_MARKING)
+                .cast::<AtomicU32>()
+        };
+        let (mut turns, mut turning) = (0, Duration::ZERO);
+        let mut since = Instant::now();
+        let mut was_quiet = false;
+        // Ordering: Acquire, pairs with the Release of whoever ends it; the flags carry no data besides.
+        while !signs.over.load(Ordering::Acquire) {
+            let quiet = signs.quiet.load(Ordering::Acquire);
+            if quiet != was_quiet {
+                if quiet {
+                    turning += since.elapsed();
+                } else {
+                    gauge.other();
+                    since = Instant::now();
+                }
+                was_quiet = quiet;
+            }
+            for _ in 0..TURNS {
+                self.turn(!quiet)?;
+            }
+            self.mutator.thread().poll(); // for `URGE_ASYNC=0`, which has no other stops while nothing is allocated
+            // Relaxed: a hint that this thread runs.
+            signs.place.fetch_add(1, Ordering::Relaxed);
+            if !quiet {
+                turns += u64::from(TURNS);
+                // Relaxed: written by the collector while this thread is stopped.
+                gauge.add(marking.load(Ordering::Relaxed) != 0);
+            }
+        }
+        if !was_quiet {
+            turning += since.elapsed();
+        }
+        Ok((turns, turning))
+    }
+}
+
+/// The thread that looks on, and measures the floor.
+struct Driver<'a> {
+    heap: &'a Heap,
+    floor: &'a Floor,
+    signs: &'a Signs,
+}
+
+struct Driven {
+    stalls: Samples,
+    floor: Samples,
+    wait: Wait,
+}
+
+impl Driver<'_> {
+    fn is_over(&self) -> bool {
+        self.signs.over.load(Ordering::Acquire)
+    }
+
+    fn run(&self, cycles: u32) -> Result<Driven, MarkError> {
+        super::pause::ask_for_short_slices();
+        let mut driven = Driven {
+            stalls: Samples::new(),
+            floor: Samples::new(),
+            wait: Wait::Spin,
+        };
+        let mut progress = Progress::new("collections");
+        let first = self.heap.stats().collections;
+        for block in 0..BLOCKS {
+            let wanted = u64::from(cycles.div_ceil(BLOCKS) * (block + 1));
+            let mut seen = self.heap.stats().collections;
+            while seen - first < wanted && !self.is_over() {
+                std::thread::sleep(LOOK);
+                let now = self.heap.stats().collections;
+                if now != seen {
+                    seen = now;
+                    self.take_stalls(&mut driven.stalls)?;
+                    progress.show(seen - first, u64::from(cycles));
+                }
+            }
+            self.signs.quiet.store(true, Ordering::Release);
+            let measured = self.floor_block(&mut driven);
+            self.signs.quiet.store(false, Ordering::Release);
+            measured?;
+        }
+        Ok(driven)
+    }
+
+    /// One stop more, which tells what the last one cost the mutator by its own clock.
+    fn take_stalls(&self, stalls: &mut Samples) -> Result<(), MarkError> {
+        let stopped = self.heap.world().stop();
+        let stopped = stopped.map_err(|e| MarkError::Heap(e.to_string()))?;
+        for mutator in stopped.mutators() {
+            if let Some(stall) = mutator.last_stall() {
+                stalls.record_stall(stall);
+            }
+        }
+        Ok(())
+    }
+
+    fn floor_block(&self, driven: &mut Driven) -> Result<(), MarkError> {
+        let rounds = |rounds, wait| {
+            self.floor
+                .rounds(rounds, wait, || self.settle())
+                .map_err(|e| MarkError::Heap(e.to_string()))
+        };
+        // When this one is over none is under way: nobody allocates.
+        self.heap.collect();
+        if driven.floor.stop.is_empty() {
+            let tail = |wait| Ok(rounds(CALIBRATION, wait)?.stop.value_at_quantile(0.9));
+            driven.wait = if tail(Wait::Spin)? <= tail(Wait::Sleep)? {
+                Wait::Spin
+            } else {
+                Wait::Sleep
+            };
+        }
+        driven.floor.merge(&rounds(ROUNDS, driven.wait)?);
+        Ok(())
+    }
+
+    /// Until the mutator was seen to run.
+    fn settle(&self) {
+        let seen = self.signs.place.load(Ordering::Relaxed);
+        let begun = Instant::now();
+        while self.signs.place.load(Ordering::Relaxed) == seen
+            && begun.elapsed() < Duration::from_millis(5)
+            && !self.is_over()
+        {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+}
+
+impl Outcome {
+    fn quantiles(&self, time: impl Fn(&Cycle) -> Duration) -> Quantiles {
+        Quantiles::of_times(self.cycles.iter().map(time))
+    }
+
+    /// The p99 of all pauses over that of the floor's.
+    pub fn pause_ratio_p99(&self) -> f64 {
+        let floor = Quantiles::of(&self.floor.pause).p99;
+        self.quantiles(|cycle| cycle.pause).p99 / floor.max(1e-3)
+    }
+
+    /// The mutator's turns a second.
+    pub fn turns_per_s(&self) -> f64 {
+        self.turns as f64 / self.turning.as_secs_f64().max(1e-9)
+    }
+
+    /// The object that `--json` prints.
+    pub fn json(&self) -> Value {
+        json!({
+            "mib": self.mib,
+            "objects": self.objects,
+            "cycles": self.cycles.len(),
+            "stop_us": self.quantiles(|cycle| cycle.stop).json(),
+            "pause_us": self.quantiles(|cycle| cycle.pause).json(),
+            "stall_us": Quantiles::of(&self.stalls.stall).json(),
+            "mark_us": self.quantiles(|cycle| cycle.mark).json(),
+            "floor_us": Quantiles::of(&self.floor.stop).json(),
+            "floor_pause_us": Quantiles::of(&self.floor.pause).json(),
+            "floor_stall_us": Quantiles::of(&self.floor.stall).json(),
+            "floor_wait": self.wait.name(),
+            "pause_ratio_p99": self.pause_ratio_p99(),
+            "utilisation": self.during.json(),
+            "utilisation_between": self.between.json(),
+            "turns": self.turns,
+            "turns_per_s": self.turns_per_s(),
+            "cells_live": self.alive.0,
+            "cells_reached": self.alive.1,
+            "seconds": self.took.as_secs_f64(),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        })
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} MiB: {} objects held by one table, changed by a mutator through {} collections; {} MiB resident at most",
+            self.mib,
+            grouped(self.objects),
+            self.cycles.len(),
+            self.peak_rss_bytes >> 20,
+        )?;
+        writeln!(f)?;
+        writeln!(f, "{}", Quantiles::head("microseconds"))?;
+        for (label, quantiles) in [
+            ("pause", self.quantiles(|cycle| cycle.pause)),
+            ("  floor", Quantiles::of(&self.floor.pause)),
+            ("time to stop", self.quantiles(|cycle| cycle.stop)),
+            ("  floor", Quantiles::of(&self.floor.stop)),
+            ("stall", Quantiles::of(&self.stalls.stall)),
+            ("  floor", Quantiles::of(&self.floor.stall)),
+            ("marking", self.quantiles(|cycle| cycle.mark)),
+        ] {
+            writeln!(f, "{}", quantiles.line(label))?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "{:<32}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
+            "utilisation of 10 ms", "min", "p1", "p10", "p50", "max", "windows"
+        )?;
+        for (label, of) in [
+            ("while a collection is under way", self.during),
+            ("while none is", self.between),
+        ] {
+            let cells = [of.min, of.p01, of.p10, of.p50, of.max].map(|part| format!("{part:>9.3}"));
+            writeln!(f, "{label:<32}{}{:>9}", cells.concat(), of.windows)?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "pauses' p99 {:.2} x the floor's, which does best to {}; {:.2} million turns a second",
+            self.pause_ratio_p99(),
+            self.wait.name(),
+            self.turns_per_s() / 1e6,
+        )?;
+        writeln!(
+            f,
+            "in the end {} cells alive, {} of them reached from the table",
+            grouped(self.alive.0),
+            grouped(self.alive.1)
+        )
+    }
+}

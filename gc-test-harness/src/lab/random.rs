@@ -1,0 +1,34 @@
+//! The random numbers of the laboratory's programs, which all peers draw as well: Marsaglia's xorshift64.
+
+/// A generator. Two of one seed give the same numbers, here and in `benches/peers/`.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Default for Random {
+    fn default() -> Random {
+        Random(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+impl Random {
+    /// A number below `n`, which is at most 2^32.
+    #[inline]
+    pub fn below(&mut self, n: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (((self.0 >> 32) * n as u64) >> 32) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_are_those_that_the_peers_draw() {
+        let mut random = Random::default();
+        // The first three of `below(1000)` in `benches/peers/work.h`.
+        assert_eq!([(); 3].map(|()| random.below(1000)), [859, 394, 480]);
+    }
+}
