@@ -20,6 +20,9 @@
 //!
 //! `load_weak` is the same thing the other way round: between loading a weak word and making its target strong, stop 2 could clear the
 //! word and free the target. It logs what it loaded, as if it had been overwritten: stop 2 drains the logs before it clears weak words.
+//! It looks at the word again after that, for one case that the range does not cover: a handler of the host's interrupted the unit and
+//! waits in `blocking`, where a stop leaves its thread as it is. Stop 1 walks its stack and moves the interrupted PC back to the start of the
+//! range; stop 2 walks no stacks, and a word that it has cleared is seen here.
 //!
 //! # For JITs
 //! Both units follow the System V convention and may be called from managed code like any C function:
@@ -110,15 +113,20 @@ core::arch::global_asm!(
     ".type urge_gc_core_load_weak_start,@function",
     "urge_gc_core_load_weak_start:",
     ".cfi_startproc",
-    "    mov     rax, qword ptr [rsi]",
     "    cmp     dword ptr [rdi + {marking}], 0",
-    "    je      urge_gc_core_load_weak_end",
+    "    je      5f",
     "    mov     rcx, qword ptr [rdi + {cursor}]",
     "    cmp     rcx, qword ptr [rdi + {limit}]",
     "    je      4f",
+    "    mov     rax, qword ptr [rsi]",
     "    mov     qword ptr [rcx], rax",
     "    add     rcx, 8",
     "    mov     qword ptr [rdi + {cursor}], rcx",
+    // Still there, so what was logged was logged in time.
+    "    cmp     rax, qword ptr [rsi]",
+    "    jne     urge_gc_core_load_weak_start",
+    "    ret",
+    "5:  mov     rax, qword ptr [rsi]",
     ".globl urge_gc_core_load_weak_end",
     ".hidden urge_gc_core_load_weak_end",
     "urge_gc_core_load_weak_end:",
