@@ -1,6 +1,7 @@
 #!/bin/sh
 # Prints every figure of RESULTS.md: the machine, all benches, and `gclab pause --json` at 1 to 16 threads.
-# Wants a quiet machine. URGE_CLOX=/path/to/clox (craftinginterpreters' c/, built with -O3 -DNDEBUG) adds the Lox peer.
+# Wants a quiet machine and an hour. URGE_CLOX=/path/to/clox (craftinginterpreters' c/, built with -O3 -DNDEBUG) adds the
+# Lox peer; src/peers/mod.rs says what the others need. The peers' section of RESULTS.md is written on the way.
 set -eu
 cd "$(dirname "$0")/.."
 echo "## Machine"

@@ -5,10 +5,11 @@
 //! `gclab run`, and clox. What they print is compared with the program's `.out`.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use benches::lox::{Heavy, PROGRAMS, path_of};
 use benches::paired::{Block, Paired};
 use benches::{Mode, wanted};
 use criterion::{Criterion, SamplingMode};
@@ -16,28 +17,6 @@ use gc_test_harness::lox::run::{RunConfig, run_file};
 
 /// Set, this binary runs the Lox program that it names, and nothing else.
 const CHILD: &str = "URGE_BENCH_LOX";
-
-/// What a program mostly does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Heavy {
-    Allocation,
-    Calls,
-    Else,
-}
-
-/// Every program of `programs/bench`.
-const PROGRAMS: [(&str, Heavy); 10] = [
-    ("binary_trees", Heavy::Allocation),
-    ("closures", Heavy::Allocation),
-    ("lists", Heavy::Allocation),
-    ("scheduler", Heavy::Allocation),
-    ("strings", Heavy::Allocation),
-    ("fib", Heavy::Calls),
-    ("method_calls", Heavy::Calls),
-    ("queens", Heavy::Calls),
-    ("mandelbrot", Heavy::Else),
-    ("properties", Heavy::Else),
-];
 
 fn main() -> ExitCode {
     if let Some(program) = std::env::var_os(CHILD) {
@@ -63,11 +42,6 @@ fn main() -> ExitCode {
     groups(&mut criterion, mode);
     criterion.final_summary();
     ExitCode::SUCCESS
-}
-
-fn path_of(program: &str) -> PathBuf {
-    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../gc-test-harness/programs/bench");
-    programs.join(program).with_extension("lox")
 }
 
 /// Runs a command; its time, if it printed what it should.

@@ -6,7 +6,9 @@
 
 pub mod bdwgc;
 pub mod limits;
+pub mod lox;
 pub mod paired;
+pub mod peers;
 
 use std::arch::asm;
 

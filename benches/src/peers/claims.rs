@@ -1,0 +1,237 @@
+//! What is claimed: a ratio turn by turn, what it should be, and whether it is.
+
+use std::fmt;
+
+use crate::paired::Spread;
+
+/// What a ratio should be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wanted {
+    /// No less.
+    AtLeast(f64),
+    /// No more.
+    AtMost(f64),
+    /// More.
+    MoreThan(f64),
+    /// It is told, and nothing is wanted of it.
+    Nothing,
+}
+
+impl Wanted {
+    /// Whether a ratio is so; `None` where nothing is wanted.
+    pub fn is_reached(self, ratio: f64) -> Option<bool> {
+        match self {
+            Wanted::AtLeast(least) => Some(ratio >= least),
+            Wanted::AtMost(most) => Some(ratio <= most),
+            Wanted::MoreThan(bound) => Some(ratio > bound),
+            Wanted::Nothing => None,
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wanted::AtLeast(least) => write!(f, "at least {least}"),
+            Wanted::AtMost(most) => write!(f, "at most {most}"),
+            Wanted::MoreThan(bound) => write!(f, "more than {bound}"),
+            Wanted::Nothing => f.write_str("-"),
+        }
+    }
+}
+
+/// A line of the table.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// Which work, and what of it.
+    pub work: String,
+    /// Beside whom.
+    pub beside: String,
+    /// Turn by turn; the median is the claim.
+    pub ratio: Spread,
+    /// What the median should be.
+    pub wanted: Wanted,
+    /// The two things compared, as they are.
+    pub figures: String,
+    /// Turns.
+    pub turns: usize,
+}
+
+impl Claim {
+    /// Whether it is so, in a word.
+    pub fn verdict(&self) -> &'static str {
+        match self.wanted.is_reached(self.ratio.p50) {
+            Some(true) => "reached",
+            Some(false) => "not reached",
+            None => "-",
+        }
+    }
+
+    /// A line for people.
+    pub fn line(&self) -> String {
+        let Spread {
+            min, p50, p99, max, ..
+        } = self.ratio;
+        let what = format!("{}, {}", self.work, self.beside);
+        format!(
+            "{what:<72}{min:>9.2}{p50:>9.2}{p99:>9.2}{max:>9.2}  {:<14}{:<13}{}",
+            self.wanted.to_string(),
+            self.verdict(),
+            self.figures,
+        )
+    }
+
+    /// The head over [`line`](Claim::line)'s columns.
+    pub fn head() -> String {
+        format!(
+            "{:<72}{:>9}{:>9}{:>9}{:>9}  {:<14}{:<13}figures (medians)",
+            "work, beside whom: ratios", "min", "p50", "p99", "max", "wanted", ""
+        )
+    }
+}
+
+/// Contenders' samples in alternation: one of each a turn.
+#[derive(Clone, Debug)]
+pub struct Alternated<S> {
+    names: Vec<String>,
+    /// By contender, then by turn.
+    samples: Vec<Vec<S>>,
+}
+
+/// What is done for one sample.
+pub type Piece<'a, S> = Box<dyn FnMut() -> Result<S, String> + 'a>;
+
+/// Runs one turn to warm up, where that is wanted, and then so many to measure. Who fails is left out from there on, and
+/// named with the reason; `first`, whom all others are compared with, must not.
+///
+/// # Errors
+/// The first contender's failure.
+pub fn alternate<S>(
+    turns: usize,
+    warm: bool,
+    contenders: Vec<(String, Piece<'_, S>)>,
+) -> Result<Alternated<S>, String> {
+    let mut running: Vec<(String, Piece<'_, S>, Vec<S>)> = contenders
+        .into_iter()
+        .map(|(name, piece)| (name, piece, Vec::with_capacity(turns)))
+        .collect();
+    for turn in 0..turns + usize::from(warm) {
+        let counts = !warm || turn > 0;
+        let mut at = 0;
+        while at < running.len() {
+            let (name, piece, samples) = &mut running[at];
+            match piece() {
+                Ok(sample) => {
+                    if counts {
+                        samples.push(sample);
+                    }
+                    at += 1;
+                }
+                Err(why) if at == 0 => return Err(format!("{name}: {why}")),
+                Err(why) => {
+                    println!("{name}: {why}, skipped");
+                    drop(running.remove(at));
+                }
+            }
+        }
+    }
+    let (names, samples) = running
+        .into_iter()
+        .map(|(name, _, samples)| (name, samples))
+        .unzip();
+    Ok(Alternated { names, samples })
+}
+
+impl<S> Alternated<S> {
+    /// Who has come to the end.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// A contender's samples.
+    pub fn of(&self, name: &str) -> Option<&[S]> {
+        let at = self.names.iter().position(|other| other == name)?;
+        Some(&self.samples[at])
+    }
+
+    /// One figure of a contender, over all turns.
+    pub fn spread(&self, name: &str, of: impl Fn(&S) -> f64) -> Option<Spread> {
+        let values: Vec<f64> = self.of(name)?.iter().map(of).collect();
+        Some(Spread::of(&values))
+    }
+
+    /// One figure of `above` over the same of `below`, turn by turn.
+    pub fn ratio(&self, above: &str, below: &str, of: impl Fn(&S) -> f64) -> Option<Spread> {
+        self.compare(above, below, |above, below| of(above) / of(below))
+    }
+
+    /// Two contenders' samples of one turn, made one number.
+    pub fn compare(&self, a: &str, b: &str, of: impl Fn(&S, &S) -> f64) -> Option<Spread> {
+        let pairs = self.of(a)?.iter().zip(self.of(b)?);
+        let values: Vec<f64> = pairs.map(|(a, b)| of(a, b)).collect();
+        Some(Spread::of(&values))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_fails_is_left_out_and_ratios_are_of_one_turn() {
+        let mut slow = [9.0, 10.0, 40.0, 10.0].into_iter();
+        let mut quick = [9.0, 5.0, 20.0, 4.0].into_iter();
+        let mut count = 0;
+        let alternated = alternate(
+            3,
+            true,
+            vec![
+                (
+                    "quick".to_owned(),
+                    Box::new(move || quick.next().ok_or("over".to_owned())) as Piece<'_, f64>,
+                ),
+                (
+                    "broken".to_owned(),
+                    Box::new(|| {
+                        count += 1;
+                        if count < 3 {
+                            Ok(1.0)
+                        } else {
+                            Err("it fell over".to_owned())
+                        }
+                    }),
+                ),
+                (
+                    "slow".to_owned(),
+                    Box::new(move || slow.next().ok_or("over".to_owned())),
+                ),
+            ],
+        );
+        let alternated = alternated.expect("the first does not fail");
+        assert_eq!(alternated.names(), ["quick", "slow"]);
+        let ratio = alternated.ratio("slow", "quick", |seconds| *seconds);
+        let ratio = ratio.expect("both are there");
+        assert_eq!((ratio.min, ratio.p50, ratio.max), (2.0, 2.0, 2.5));
+        assert_eq!(alternated.ratio("slow", "broken", |seconds| *seconds), None);
+    }
+
+    #[test]
+    fn a_claim_is_judged_by_its_median() {
+        let claim = |wanted| Claim {
+            work: "work".to_owned(),
+            beside: "peer".to_owned(),
+            ratio: Spread::of(&[3.0, 4.0, 9.0]),
+            wanted,
+            figures: String::new(),
+            turns: 3,
+        };
+        for (wanted, verdict) in [
+            (Wanted::AtLeast(4.0), "reached"),
+            (Wanted::MoreThan(4.0), "not reached"),
+            (Wanted::AtMost(3.9), "not reached"),
+            (Wanted::Nothing, "-"),
+        ] {
+            assert_eq!(claim(wanted).verdict(), verdict);
+        }
+    }
+}
