@@ -26,6 +26,15 @@ enum Wait {
     Poll,
 }
 
+/// Which of a cycle's stops it was.
+#[derive(PartialEq)]
+enum Stop {
+    /// Marking began: stacks are walked.
+    First,
+    /// Marking ended: they are not.
+    Second,
+}
+
 /// Units are shorter than this.
 const UNIT: usize = 64;
 static START: AtomicUsize = AtomicUsize::new(0);
@@ -96,7 +105,7 @@ fn stop_in_a_handler_at_each(
     wait: Wait,
     start: usize,
     mut unit: impl FnMut() -> Outcome,
-    stopped: impl Fn() + Sync,
+    stopped: impl Fn() -> Stop + Sync,
 ) -> usize {
     let heap = m.heap();
     THREAD.store(std::ptr::from_ref(m.thread()) as usize, Relaxed);
@@ -124,12 +133,13 @@ fn stop_in_a_handler_at_each(
             while !done.load(Relaxed) {
                 if ASKED.swap(false, SeqCst) {
                     heap.with_stopped(|all| {
-                        if matches!(wait, Wait::SpinNodefer | Wait::Block) {
+                        // A thread that could settle what it has interrupted has done so: no walk is needed.
+                        let walked = matches!(wait, Wait::SpinNodefer | Wait::Block);
+                        if stopped() == Stop::First && walked {
                             for mutator in all.mutators() {
                                 mutator.walk(&mut Nothing);
                             }
                         }
-                        stopped();
                     })
                     .unwrap();
                     OVER.store(true, SeqCst);
@@ -174,6 +184,7 @@ fn marking_begins(wait: Wait) {
     let n = stop_in_a_handler_at_each(&m, wait, barrier::store_address(), unit, || {
         snapshot.store(slot.load(Relaxed), Relaxed);
         record.marking().store(1, Relaxed);
+        Stop::First
     });
     assert!(n >= 4, "{n} instructions");
 }
@@ -204,6 +215,7 @@ fn marking_ends(wait: Wait) {
             slot.store(0, Relaxed);
         }
         record.marking().store(0, Relaxed);
+        Stop::Second
     });
     assert!(n >= 10, "{n} instructions");
 }
@@ -249,8 +261,10 @@ fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
     hazard(name, "unsettled", || marking_begins(Wait::Poll));
 }
 
+/// Without the second look of the unit at its word, each of these fails. It cannot be switched off: it is assembly.
 #[test]
 fn h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing() {
-    let name = "h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing";
-    hazard(name, "unsettled", || marking_ends(Wait::Spin));
+    for wait in [Wait::Spin, Wait::SpinNodefer, Wait::Block, Wait::Poll] {
+        marking_ends(wait);
+    }
 }
