@@ -52,26 +52,33 @@ impl Bitmap {
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
-    /// As [`Bitmap::set`], where no other thread changes bits of this bitmap meanwhile.
+    /// The word that holds the bit of the granule at byte `offset`, and the bit.
     #[inline(always)]
-    pub(crate) fn set_alone(&self, offset: usize) -> bool {
+    pub(crate) fn place(offset: usize) -> (usize, u64) {
         let granule = offset / GRANULE;
-        let (word, bit) = (self.word(granule / 64), 1u64 << (granule % 64));
+        (granule / 64, 1 << (granule % 64))
+    }
+
+    /// Sets bits of a word; those of them that were clear.
+    #[inline(always)]
+    pub(crate) fn set_word(&self, index: usize, bits: u64) -> u64 {
+        // Ordering: Relaxed, as in `set`.
+        bits & !self.word(index).fetch_or(bits, Ordering::Relaxed)
+    }
+
+    /// As [`Bitmap::set_word`], where no other thread changes bits of this bitmap meanwhile.
+    #[inline(always)]
+    pub(crate) fn set_word_alone(&self, index: usize, bits: u64) -> u64 {
+        let word = self.word(index);
         let before = word.load(Ordering::Relaxed);
-        word.store(before | bit, Ordering::Relaxed);
-        before & bit == 0
+        word.store(before | bits, Ordering::Relaxed);
+        bits & !before
     }
 
     /// Asks for the cache line of a bit that will be tested soon.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {
         crate::mark::prefetch(self.words.at(offset / GRANULE / 64) as usize);
-    }
-
-    pub(crate) fn clear(&self, offset: usize) {
-        let granule = offset / GRANULE;
-        self.word(granule / 64)
-            .fetch_and(!(1 << (granule % 64)), Ordering::Relaxed);
     }
 
     /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else changes meanwhile.

@@ -33,7 +33,7 @@ use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
-pub(crate) use bitmap::Bitmap;
+pub(crate) use bitmap::{Bitmap, WORDS_PER_UNIT};
 use gc_preempt::Mutex;
 use large::LargeObjects;
 use map::{Map, Table};

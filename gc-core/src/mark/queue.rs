@@ -159,13 +159,14 @@ impl MarkQueue {
             .map(|n| n as u32)
     }
 
+    /// A marked cell that begins in `unit` did not fit.
     #[cold]
-    fn flag(&self, unit: usize) {
+    pub(crate) fn flag(&self, unit: usize) {
         self.overflows.fetch_add(1, Ordering::Relaxed);
         // SAFETY: units of the address range; zeroed memory is a valid AtomicU64.
         let word = unsafe { &*self.flags.at(unit / 64) };
         word.fetch_or(1 << (unit % 64), Ordering::Relaxed);
-        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit.
+        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit, and the cell's mark.
         self.flagged.store(true, Ordering::Release);
     }
 
@@ -217,18 +218,19 @@ impl<'a> Hand<'a> {
         self.queue
     }
 
-    /// Adds an entry for a cell that begins in `unit`.
+    /// Adds an entry. False: there is no room for it.
     #[inline(always)]
-    pub(crate) fn push(&mut self, entry: usize, unit: usize) {
+    #[must_use]
+    pub(crate) fn push(&mut self, entry: usize) -> bool {
         if self.next == self.end && !self.next_free() {
-            self.queue.flag(unit);
-            return;
+            return false;
         }
         // SAFETY: `next` is below `end`, inside the packet that is this marker's alone.
         unsafe {
             self.next.write(entry);
             self.next = self.next.add(1);
         }
+        true
     }
 
     /// Takes the entry that was added last, or one of another marker's.
@@ -324,7 +326,7 @@ mod tests {
         let queue = queue(10 * ENTRIES);
         let mut hand = Hand::new(&queue);
         let cells: Vec<usize> = (1..=4000).map(|n| n * 16).collect();
-        cells.iter().for_each(|&c| hand.push(c, 0));
+        assert!(cells.iter().all(|&c| hand.push(c)));
         let mut popped: Vec<usize> = std::iter::from_fn(|| hand.pop()).collect();
         popped.sort_unstable();
         assert_eq!(popped, cells);
@@ -336,7 +338,7 @@ mod tests {
         let queue = queue(1000 * ENTRIES);
         for _ in 0..2 {
             let mut hand = Hand::new(&queue);
-            (1..=100 * ENTRIES).for_each(|n| hand.push(n, 0));
+            assert!((1..=100 * ENTRIES).all(|n| hand.push(n)));
             assert_eq!(
                 std::iter::from_fn(|| hand.pop()).sum::<usize>(),
                 100 * ENTRIES * (100 * ENTRIES + 1) / 2
@@ -356,7 +358,9 @@ mod tests {
         let queue = queue(1);
         let mut hand = Hand::new(&queue);
         for n in 0..2 * ENTRIES + 3 {
-            hand.push(16, n);
+            if !hand.push(16) {
+                queue.flag(n);
+            }
         }
         let mut units = Vec::new();
         assert!(queue.take_flags(|unit| units.push(unit)));
@@ -375,7 +379,7 @@ mod tests {
                     s.spawn(move || {
                         let (mut hand, mut sum) = (Hand::new(queue), 0);
                         for n in 0..20_000 {
-                            hand.push(1 + thread, 0);
+                            assert!(hand.push(1 + thread));
                             if n % 3 == 0 {
                                 sum += hand.pop().unwrap();
                             }
