@@ -1,7 +1,7 @@
 //! What a cell holds: where its edges are, told once for all cells of a kind.
 //!
-//! The descriptors lie in mapped memory and never move or change once published, so that a marker reads them in the
-//! stopped world, without a lock, from nothing but the kind's number in the unit table.
+//! The descriptors lie in mapped memory and never move or change once published, so that a marker reads them in a
+//! stopped world and beside running mutators alike, without a lock, from nothing but the kind's number in the unit table.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,9 +32,14 @@ pub const MAX_KINDS: usize = 1 << 16;
 /// The first argument is the cell's first byte, the second its size in bytes (the size class's, not the request's).
 ///
 /// # Safety
-/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this cell: it must accept
-/// any state that an interrupted store order can leave, the all-zero cell above all. It must not allocate, lock, panic
-/// or call anything that may.
+/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this cell, and it runs beside mutators that
+/// write the cell: it must accept any state that an interrupted store order can leave, the all-zero cell above all, and read each word once,
+/// by [`Tracer::edges`], an atomic or a volatile load. Several threads may run it at once. It must not allocate, lock, panic or call anything
+/// that may.
+///
+/// Where what a word holds decides which other words are edges (a length, a tag), a mutator may make it decide for fewer only after it has
+/// stored null to the others through the barrier: what merely ceases to be an edge is not logged, and a marker that comes later would miss
+/// what it led to.
 pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'_>);
 
 /// A description of cells, given to the heap once.

@@ -22,7 +22,7 @@ const USAGE: u8 = 64;
 #[derive(Debug, Parser)]
 #[command(name = "gclab", version, max_term_width = 100)]
 struct Cli {
-    /// Print one JSON object on stdout instead of a table
+    /// Print one JSON object on stdout instead of a table (`run`: on stderr, as stdout is the program's)
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -133,7 +133,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         None => run_demo(cli.json),
-        Some(Command::Run(options)) => ExitCode::from(options.execute()),
+        Some(Command::Run(options)) => ExitCode::from(options.execute(cli.json)),
         Some(Command::Pause(options)) => run_pause(&options, cli.json),
         Some(Command::Trees(options)) => run_trees(&options, cli.json),
         Some(Command::Mark(options)) => run_mark(&options, cli.json),

@@ -241,3 +241,33 @@ fn a_switch_that_means_nothing_is_named() {
         text(&output.stderr)
     );
 }
+
+#[test]
+fn a_program_s_figures_go_to_stderr_as_its_stdout_is_its_own() {
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/programs/closures.lox");
+    let expected = std::fs::read(program.replace(".lox", ".out")).expect("it has an answer");
+    for more in [&[][..], &["--continuous"], &["--stw"], &["--storm", "50"]] {
+        let output = gclab(&[&["run", "--json", program], more].concat(), &[]);
+        assert_eq!((&output.stdout, output.status.code()), (&expected, Some(0)));
+        let object: serde_json::Value =
+            serde_json::from_slice(&output.stderr).expect("stderr is one JSON object");
+        let at_least = u64::from(more == ["--continuous"]);
+        assert!(object["collections"].as_u64() >= Some(at_least), "{object}");
+        assert!(object["seconds"].as_f64() > Some(0.0), "{object}");
+        assert!(object["peak_rss_bytes"].as_u64() > Some(0), "{object}");
+        for key in ["stop_us", "pause_us"] {
+            assert!(object[key]["max"].is_number(), "{key}: {object}");
+        }
+    }
+    // The program's own words come first.
+    let failing = concat!(env!("CARGO_MANIFEST_DIR"), "/no/such.lox");
+    let output = gclab(&["run", failing, "--json"], &[]);
+    let stderr = text(&output.stderr);
+    let (message, figures) = stderr.split_once('\n').expect("two lines");
+    assert!(message.starts_with("Could not open file"), "{message}");
+    let object: serde_json::Value = serde_json::from_str(figures).expect("one JSON object");
+    assert_eq!(
+        (object["exit_code"].as_u64(), output.status.code()),
+        (Some(74), Some(74))
+    );
+}

@@ -379,6 +379,13 @@ fn stress_programs_allocate_little_enough_to_collect_at_every_cell() {
     }
 }
 
+/// A folder for one test's programs.
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("urge-lox-{}-{name}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for the program");
+    folder
+}
+
 fn gclab(arguments: &[&str], program: &Path, inject: bool) -> (String, String, Option<i32>) {
     let output = Command::new(env!("CARGO_BIN_EXE_gclab"))
         .arg("run")
@@ -394,27 +401,30 @@ fn gclab(arguments: &[&str], program: &Path, inject: bool) -> (String, String, O
     )
 }
 
-#[test]
-fn no_collection_and_no_stop_changes_what_a_program_prints() {
+/// Runs every program in every tier, with and without injection, on one thread and on four, under each of the stresses. What went wrong, and
+/// how many collections and stops of the storm there were.
+fn under_stress(stresses: &[&[&str]]) -> (String, u64, u64) {
     let mut wrong = String::new();
-    let mut stops = 0;
+    let (mut collections, mut stops) = (0, 0);
     for program in programs(".") {
         let expected = beside(&program, "out");
         for threads in [1, 4] {
             for inject in [false, true] {
                 for tier in [&["--jit-after", "0"][..], &["--no-jit"]] {
-                    for stress in [["--gc-every", "1"], ["--storm", "50"]] {
+                    for stress in stresses {
                         let threads_text = threads.to_string();
-                        let arguments = [tier, &stress, &["--threads", &threads_text]].concat();
+                        let arguments =
+                            [tier, stress, &["--json", "--threads", &threads_text]].concat();
                         let (stdout, stderr, code) = gclab(&arguments, &program, inject);
-                        let storm = stderr
-                            .strip_prefix("storm: ")
-                            .and_then(|rest| rest.strip_suffix(" stops\n"));
-                        stops += storm
-                            .and_then(|count| count.parse::<u64>().ok())
-                            .unwrap_or(0);
-                        let quiet = stderr.is_empty() || storm.is_some();
-                        if stdout != expected.repeat(threads) || !quiet || code != Some(0) {
+                        // One line, the figures; a message before it would be in the way.
+                        let figures: serde_json::Value =
+                            serde_json::from_str(&stderr).unwrap_or_default();
+                        collections += figures["collections"].as_u64().unwrap_or(0);
+                        stops += figures["storm_stops"].as_u64().unwrap_or(0);
+                        if stdout != expected.repeat(threads)
+                            || !figures.is_object()
+                            || code != Some(0)
+                        {
                             let _ = writeln!(
                                 wrong,
                                 "{} {arguments:?} inject {inject}: {code:?} {stderr}",
@@ -426,12 +436,87 @@ fn no_collection_and_no_stop_changes_what_a_program_prints() {
             }
         }
     }
+    (wrong, collections, stops)
+}
+
+#[test]
+fn no_collection_and_no_stop_changes_what_a_program_prints() {
+    let (wrong, _, stops) = under_stress(&[&["--gc-every", "1"], &["--storm", "50"]]);
     assert_eq!(wrong, "");
     // Most programs end within a millisecond or two; together they must have been stopped often.
     assert!(
         stops > 500,
         "the storm stopped the world only {stops} times"
     );
+}
+
+#[test]
+fn no_marking_beside_it_changes_what_a_program_prints() {
+    let (wrong, collections, _) = under_stress(&[
+        &["--continuous"],
+        &["--continuous", "--gc-every", "3"],
+        &["--continuous", "--storm", "50"],
+    ]);
+    assert_eq!(wrong, "");
+    // A program of a millisecond meets one or two cycles of its own accord.
+    assert!(collections > 2000, "only {collections} collections");
+}
+
+#[test]
+fn no_collection_changes_what_a_program_prints_where_the_world_is_stopped_for_it() {
+    let (wrong, collections, _) = under_stress(&[&["--stw", "--gc-every", "2"]]);
+    assert_eq!(wrong, "");
+    assert!(collections > 2000, "only {collections} collections");
+}
+
+/// A list that is turned round all the time: of each node the only path moves from the heap to a variable and back, behind the marker.
+/// Without the barrier, nodes are lost.
+#[test]
+fn the_barrier_keeps_what_a_program_unlinks_while_it_is_marked() {
+    let source = "class Node { init(number, next) { this.number = number; this.next = next; } }
+        fun build(n) { var list = nil; for (var i = 0; i < n; i = i + 1) list = Node(i, list); return list; }
+        fun reverse(list) {
+          var back = nil;
+          while (list != nil) { var next = list.next; list.next = back; back = list; list = next; }
+          return back;
+        }
+        fun sum(list) { var sum = 0; while (list != nil) { sum = sum + list.number; list = list.next; } return sum; }
+        var holder = Node(0, nil);
+        var right = 0;
+        var end = clock() + 0.8;
+        holder.next = build(300);
+        while (clock() < end) {
+          holder.next = reverse(holder.next);
+          build(20);
+          if (sum(holder.next) == 44850) right = right + 1; else print \"lost\";
+        }
+        print right > 100;\n";
+    let program = folder("barrier").join("reverse.lox");
+    std::fs::write(&program, source).expect("a place for the program");
+    for tier in [&["--jit-after", "0"][..], &["--no-jit"]] {
+        let run = |fault: &str| {
+            Command::new(env!("CARGO_BIN_EXE_gclab"))
+                .args(["run", "--continuous"])
+                .args(tier)
+                .arg(&program)
+                .env("URGE_FAULT", fault)
+                .output()
+                .expect("gclab was built for this test")
+        };
+        let right = run("");
+        assert_eq!(
+            (text(&right.stdout).as_str(), right.status.code()),
+            ("true\n", Some(0)),
+            "{tier:?}: {}",
+            text(&right.stderr)
+        );
+        let wrong = run("stores-unlogged");
+        assert!(
+            text(&wrong.stdout) != "true\n" || !wrong.status.success(),
+            "{tier:?}: the barrier is not needed?"
+        );
+    }
+    std::fs::remove_dir_all(folder("barrier")).expect("the folder is ours");
 }
 
 #[test]
@@ -496,8 +581,7 @@ fn operands_above_a_stale_stack_top_would_be_lost() {
         var sum = 0;
         for (var i = 0; i < 20; i = i + 1) sum = sum + work(i);
         print sum;\n";
-    let folder = std::env::temp_dir().join(format!("urge-lox-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder for the program");
+    let folder = folder("stale");
     let program = folder.join("stale.lox");
     std::fs::write(&program, source).expect("a place for the program");
     let run = |fault: &str| {

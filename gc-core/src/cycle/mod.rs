@@ -40,6 +40,7 @@
 
 mod requests;
 mod shared;
+mod stress;
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -57,6 +58,7 @@ use crate::stats::CollectionStats;
 
 pub(crate) use requests::Requests;
 pub(crate) use shared::{Attached, Pace, Phase, Shared, WeakKind};
+use stress::Stress;
 
 /// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
 const KEEP_QUEUE: usize = 4 << 20;
@@ -104,6 +106,7 @@ struct Cycle<'h> {
     retries: u32,
     /// What waited to be finalized or dropped has been marked.
     ready_marked: bool,
+    stress: Stress,
     scanned: Scanned,
     stats: CollectionStats,
     /// When the roots had been scanned.
@@ -131,6 +134,7 @@ impl<'h> Cycle<'h> {
             after: Phase::Resurrect,
             retries: 0,
             ready_marked: false,
+            stress: Stress::default(),
             scanned: Scanned::default(),
             stats: CollectionStats::default(),
             marking_since: Instant::now(),
@@ -172,6 +176,8 @@ impl<'h> Cycle<'h> {
         while self.shared.space.sweep_piece() {}
         while self.shared.space.clear_spare_piece() {}
         self.stats.number = self.shared.requests.begin();
+        let continuous = self.shared.requests.is_continuous() && self.shared.concurrent;
+        self.stress = Stress::new(continuous, self.stats.number);
         Phase::Scan
     }
 
@@ -247,7 +253,7 @@ impl<'h> Cycle<'h> {
         drop(scanner);
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
-        if shared.concurrent && shared.pace.live() > SMALL {
+        if shared.concurrent && (shared.pace.live() > SMALL || self.stress.parts_stops()) {
             self.resume();
             return Phase::Mark;
         }
@@ -259,6 +265,9 @@ impl<'h> Cycle<'h> {
         // Relaxed, here and below: mutators see it through their resumption; a thread that attaches reads the heap's inside
         // `no_preempt`, which no stop divides.
         self.shared.marking.store(on, Ordering::Relaxed);
+        if on && planted("stores-unlogged") {
+            return;
+        }
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
                 context.marking.store(on.into(), Ordering::Relaxed);
@@ -269,10 +278,12 @@ impl<'h> Cycle<'h> {
     // ---- ... to here; mutators run ... -------------------------------------------------------------------------------------------
 
     fn mark(&mut self) -> Phase {
+        self.stress.before_tracing();
         self.mark_ready();
         loop {
             self.marker.drain();
             if self.take_log(LOG_PIECE) == 0 {
+                self.stress.after_tracing();
                 return Phase::Finish;
             }
         }
@@ -324,6 +335,9 @@ impl<'h> Cycle<'h> {
         loop {
             let words = self.take_log(FINISH_CELLS);
             if self.marker.drain_bounded(FINISH_CELLS) && words == 0 {
+                if self.stress.leaves(self.after) {
+                    return self.mark_on();
+                }
                 return self.after;
             }
             if Instant::now() > end {

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
-use std::time::Duration;
+
+use super::stress::BREATH;
 
 /// Who wants a collection, and how far the collector is.
 ///
@@ -30,15 +31,17 @@ pub(crate) struct Wanted {
     shutdown: bool,
 }
 
-/// Between the collections of a `continuous` heap: time for mutators to get somewhere.
-const BREATH: Duration = Duration::from_micros(200);
-
 impl Requests {
     pub(crate) fn new(continuous: bool) -> Self {
         Self {
             continuous,
             ..Self::default()
         }
+    }
+
+    /// Whether mutators are to meet every phase.
+    pub(super) fn is_continuous(&self) -> bool {
+        self.continuous
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {

@@ -5,6 +5,7 @@ use super::cells::{INLINE_MAX, OutOfMemory};
 use super::object::*;
 use super::value::Value;
 use super::vm::Vm;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Slots of a first overflow cell; each later one has twice as many.
 const FIRST_OVERFLOW: u32 = 4;
@@ -264,7 +265,7 @@ impl Vm {
                         overflow.add(1).cast::<Value>(),
                         longer.add(1).cast::<Value>(),
                     );
-                    std::ptr::copy_nonoverlapping(from, to, room as usize);
+                    copy_edges(from, to, room as usize);
                     *to.add(used as usize) = value;
                     self.store(&raw mut (*cell).class, Value::cell(longer));
                 }
@@ -387,7 +388,7 @@ impl Vm {
             let room = (*(*class).shapes.as_cell::<Array>()).header.index();
             if index == room {
                 let longer = self.make_array(room * 2)?;
-                std::ptr::copy_nonoverlapping(
+                copy_edges(
                     shape_slot((*class).shapes, 0),
                     longer.add(1).cast::<Value>(),
                     room as usize,
@@ -461,10 +462,11 @@ impl Vm {
                 let old: *mut Methods = (*from).methods.as_cell();
                 let entries = (*old).header.index();
                 let copy = self.make_methods(entries)?;
-                std::ptr::copy_nonoverlapping(
-                    method_entry(old, 0),
-                    method_entry(copy, 0),
-                    entries as usize,
+                // An entry is two words; a key is no edge, but small.
+                copy_edges(
+                    method_entry(old, 0).cast(),
+                    method_entry(copy, 0).cast(),
+                    2 * entries as usize,
                 );
                 (*copy).count = (*old).count;
                 self.store(&raw mut (*to).methods, Value::cell(copy));
@@ -521,6 +523,21 @@ impl Vm {
             (*methods).count += 1;
         }
         Ok(())
+    }
+}
+
+/// Copies words into a fresh cell, one by one: a marker may have come by way of a register and read them meanwhile, and what C's library
+/// copies by is its own affair.
+///
+/// # Safety
+/// `from` and `to` must have so many words; `to` lies in a cell that nothing in the heap refers to yet.
+unsafe fn copy_edges(from: *const Value, to: *mut Value, words: usize) {
+    for word in 0..words {
+        // SAFETY: the caller's promise. Relaxed: a marker that reads the zero of a fresh cell instead has the old cell to go by.
+        unsafe {
+            let to = AtomicU64::from_ptr(to.add(word).cast());
+            to.store((*from.add(word)).0, Ordering::Relaxed);
+        }
     }
 }
 

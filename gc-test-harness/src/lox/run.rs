@@ -4,12 +4,13 @@ use super::cells::{BOXED, LoxHeap};
 use super::compiler::compile;
 use super::jit::{self, JitConfig};
 use super::vm::{NATIVES, Output, StartError, Vm};
+use crate::lab::report::{Quantiles, peak_rss_bytes};
 use gc_core::{Encoding, Heap, HeapStats};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The exit code for a file that cannot be read.
 pub const EXIT_UNREADABLE: u8 = 74;
@@ -41,6 +42,10 @@ pub struct RunConfig {
     pub gc_every: Option<u64>,
     /// A stop so long after each resume.
     pub storm: Option<Duration>,
+    /// Collections follow each other without being asked for, each phase held open.
+    pub continuous: bool,
+    /// Collections stop the isolates from beginning to end.
+    pub stop_the_world: bool,
     /// Whether a single isolate may write to this process's stdout as it goes.
     pub stream: bool,
 }
@@ -55,6 +60,8 @@ impl Default for RunConfig {
             heap_limit: None,
             gc_every: None,
             storm: None,
+            continuous: false,
+            stop_the_world: false,
             stream: false,
         }
     }
@@ -73,6 +80,8 @@ pub struct Outcome {
     pub stats: Option<HeapStats>,
     /// Stops that the storm made.
     pub storm_stops: u64,
+    /// From before the source was compiled until the last isolate was done.
+    pub took: Duration,
 }
 
 impl Outcome {
@@ -106,6 +115,7 @@ pub fn run_file(path: &Path, config: &RunConfig) -> Outcome {
 
 /// Runs a program.
 pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
+    let begun = Instant::now();
     let compiled = on_large_stack(|| compile(source, &NATIVES));
     let program = match compiled {
         Ok(program) => Arc::new(program),
@@ -155,6 +165,7 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
     let mut all = Outcome {
         stats: Some(lox.heap.stats()),
         storm_stops: stops.into_inner(),
+        took: begun.elapsed(),
         ..Outcome::default()
     };
     for isolate in isolates {
@@ -171,7 +182,9 @@ pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Erro
     let mut builder = Heap::builder()
         .conservative(&[Encoding::RAW, BOXED])
         .past_the_end(true)
-        .collect_every(config.gc_every);
+        .collect_every(config.gc_every)
+        .continuous(config.continuous)
+        .concurrent(!config.stop_the_world);
     if let Some(percent) = config.gc_percent {
         builder = builder.gc_percent(percent);
     }
@@ -269,7 +282,13 @@ pub struct RunArgs {
     /// Stop the world so many microseconds after each resume
     #[arg(long, value_name = "MICROS")]
     pub storm: Option<u64>,
-    /// Say on stderr what the collector did
+    /// Collect all the time, and keep every phase open until the program has met it
+    #[arg(long)]
+    pub continuous: bool,
+    /// Stop the program for the whole of each collection
+    #[arg(long)]
+    pub stw: bool,
+    /// Say on stderr what the collector did; with --json, as one JSON object
     #[arg(long)]
     pub stats: bool,
 }
@@ -287,12 +306,15 @@ impl RunArgs {
             heap_limit: self.heap_limit,
             gc_every: self.gc_every,
             storm: self.storm.map(Duration::from_micros),
+            continuous: self.continuous,
+            stop_the_world: self.stw,
             stream: true,
         }
     }
 
-    /// Runs the program, writes what it said, and returns the exit code.
-    pub fn execute(&self) -> u8 {
+    /// Runs the program, writes what it said, and returns the exit code. The figures go to stderr, as stdout is the program's: for people, or
+    /// as the last line, one JSON object.
+    pub fn execute(&self, json: bool) -> u8 {
         let outcome = run_file(&self.file, &self.config());
         let mut stdout = std::io::stdout().lock();
         // As a C program that does not look at what printf returns.
@@ -301,6 +323,10 @@ impl RunArgs {
             .and_then(|()| stdout.flush());
         let mut stderr = std::io::stderr().lock();
         let _ = stderr.write_all(&outcome.stderr);
+        if json {
+            let _ = writeln!(stderr, "{}", self.json(&outcome));
+            return outcome.exit_code;
+        }
         if self.storm.is_some() {
             let _ = writeln!(stderr, "storm: {} stops", outcome.storm_stops);
         }
@@ -308,6 +334,33 @@ impl RunArgs {
             let _ = write_stats(&mut stderr, stats);
         }
         outcome.exit_code
+    }
+
+    /// The object that `--json` prints. Without a heap (a file that cannot be read, a compile error) all its figures are 0.
+    fn json(&self, outcome: &Outcome) -> serde_json::Value {
+        let stats = outcome.stats.clone().unwrap_or_default();
+        let quantiles = |times| Quantiles::of(times).json();
+        serde_json::json!({
+            "threads": self.threads,
+            "exit_code": outcome.exit_code,
+            "seconds": outcome.took.as_secs_f64(),
+            "collections": stats.collections,
+            "stops": stats.stops.pause.len(),
+            "storm_stops": outcome.storm_stops,
+            "stop_us": quantiles(&stats.stops.time_to_stop),
+            "pause_us": quantiles(&stats.stops.pause),
+            "pause_total_seconds": stats.pause_total.as_secs_f64(),
+            "collector_cpu_seconds": stats.collector_cpu_total.as_secs_f64(),
+            "assist_seconds": stats.assist_total.as_secs_f64(),
+            "allocated_bytes": stats.allocated_total,
+            "used_bytes": stats.used_bytes,
+            "cells_freed": stats.cells_freed,
+            "cells_live": stats.last.cells_live,
+            "live_bytes": stats.last.bytes_live,
+            "frames_precise": stats.last.frames_precise,
+            "frames_conservative": stats.last.frames_conservative,
+            "peak_rss_bytes": peak_rss_bytes(),
+        })
     }
 }
 
