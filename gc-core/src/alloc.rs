@@ -243,7 +243,9 @@ impl Space {
         self.note_bits(span);
         self.note_bits(span + class.units as usize - 1);
         if !planted("no-run-bits") {
-            self.allocated_bits().span(span, class).set_cells(from, to);
+            self.allocated_bits()
+                .span(span, class)
+                .set_cells_alone(from, to);
         }
         if self.is_marking() {
             self.marked_bits().span(span, class).set_cells(from, to);
@@ -341,7 +343,7 @@ impl Space {
         if !self.is_marking() {
             self.allocated_bits()
                 .span(span, class)
-                .clear_cells(from, to);
+                .clear_cells_alone(from, to);
             self.handed.take_back(to - from, run.limit - run.cursor);
             own.position = from as u32;
         }
