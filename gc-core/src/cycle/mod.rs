@@ -51,11 +51,12 @@ use gc_preempt::{Stopped, StoppedMutator};
 use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::Space;
+use crate::heap::{Space, Trickle};
 use crate::mark::{Marked, Marker};
 use crate::roots::{self, Scanned, Scanner};
 use crate::stats::CollectionStats;
 
+use requests::Next;
 pub(crate) use requests::Requests;
 pub(crate) use shared::{Attached, Pace, Phase, Shared, WeakKind};
 use stress::Stress;
@@ -88,10 +89,61 @@ pub(crate) fn run(shared: &Shared) {
     shared
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
-    while shared.requests.next() {
-        Cycle::new(shared).run();
-        // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
-        unsafe { shared.queue.trim(KEEP_QUEUE) };
+    let mut surplus = Surplus::default();
+    loop {
+        match shared.requests.next(surplus.patience) {
+            Next::End => return,
+            Next::Nothing => {}
+            Next::Collection => {
+                Cycle::new(shared).run();
+                // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
+                unsafe { shared.queue.trim(KEEP_QUEUE) };
+            }
+        }
+        surplus.give_back(shared);
+    }
+}
+
+/// Free memory on its way back to the system, while no collection is wanted.
+struct Surplus {
+    begun: Instant,
+    trickle: Trickle,
+    /// How long to wait for a collection before more goes back; none: there is nothing to give back.
+    patience: Option<Duration>,
+}
+
+impl Default for Surplus {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            trickle: Trickle::default(),
+            patience: None,
+        }
+    }
+}
+
+impl Surplus {
+    fn give_back(&mut self, shared: &Shared) {
+        let space = &shared.space;
+        let now = self.begun.elapsed();
+        let (used, peak) = space.used_lately();
+        // What the pacer lets the heap grow to and a tenth, or what it needed lately: below that, what is given back would be asked for
+        // again at once.
+        let trigger = shared.pace.trigger();
+        let need = trigger.saturating_add(trigger / 10);
+        let keep = need.max(self.trickle.need(peak, now)).saturating_sub(used);
+        let mut most = self.trickle.allowance(now);
+        while most > 0 && !shared.requests.is_wanted() {
+            let bytes = space.release_piece(keep, most);
+            if bytes == 0 {
+                // Nothing more, or nothing that is whole. Time may change that while a peak is remembered, and else a collection.
+                self.patience = (keep > 0 && need < keep + used).then_some(Trickle::PATIENCE * 8);
+                return;
+            }
+            self.trickle.spend(bytes);
+            most -= bytes;
+        }
+        self.patience = Some(Trickle::PATIENCE);
     }
 }
 
@@ -474,12 +526,6 @@ impl<'h> Cycle<'h> {
         let space = &self.shared.space;
         while !self.shared.requests.is_wanted() && space.sweep_piece() {}
         while !self.shared.requests.is_wanted() && space.clear_spare_piece() {}
-        // Up to a tenth over what the pacer lets the heap grow to: below that, what is given back would be asked for again at once.
-        let trigger = self.shared.pace.trigger();
-        let keep = trigger
-            .saturating_add(trigger / 10)
-            .saturating_sub(space.used_bytes());
-        while !self.shared.requests.is_wanted() && space.release_piece(keep) > 0 {}
         Phase::Idle
     }
 }

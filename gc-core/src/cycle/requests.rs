@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use super::stress::BREATH;
 
@@ -29,6 +30,16 @@ pub(crate) struct Wanted {
     /// The collector's thread existed in the parent of this process.
     forked: bool,
     shutdown: bool,
+}
+
+/// What the collector's thread is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    Collection,
+    /// Its patience is at an end: nobody wants anything.
+    Nothing,
+    /// The heap is gone.
+    End,
 }
 
 impl Requests {
@@ -77,33 +88,40 @@ impl Requests {
         self.wait(last);
     }
 
-    /// The collector's: waits for work; `false` at the end.
-    pub(super) fn next(&self) -> bool {
+    /// The collector's: waits for work, where there is `patience` no longer than that.
+    pub(super) fn next(&self, patience: Option<Duration>) -> Next {
+        let patience = if self.continuous {
+            Some(BREATH)
+        } else {
+            patience
+        };
         let mut state = self.lock();
         loop {
             if state.shutdown {
                 self.alive.store(false, Ordering::SeqCst);
                 self.done.notify_all();
-                return false;
+                return Next::End;
             }
             if state.wanted > state.begun {
-                return true;
+                return Next::Collection;
             }
-            if self.continuous {
+            let Some(patience) = patience else {
                 state = self
                     .wake
-                    .wait_timeout(state, BREATH)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
-                if !state.shutdown {
-                    return true;
-                }
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
                 continue;
+            };
+            let waited = self.wake.wait_timeout(state, patience);
+            let (now, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+            state = now;
+            if waited.timed_out() && !state.shutdown && state.wanted <= state.begun {
+                return if self.continuous {
+                    Next::Collection
+                } else {
+                    Next::Nothing
+                };
             }
-            state = self
-                .wake
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 

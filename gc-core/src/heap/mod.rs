@@ -45,6 +45,7 @@ pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
 pub use classes::{GRANULE, MAX_SMALL, UNIT};
 pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
+pub(crate) use release::Trickle;
 pub(crate) use sites::Entry;
 pub(crate) use spans::{CHUNK_UNITS, NoSpan};
 

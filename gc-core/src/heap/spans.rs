@@ -136,6 +136,8 @@ pub(crate) struct Spans {
     end: usize,
     /// Units in use.
     used: usize,
+    /// The most that were since somebody asked.
+    peak: usize,
     /// Units that may be in use at most.
     limit: usize,
     /// Dirty units that are free: what could be given back.
@@ -168,6 +170,7 @@ impl Spans {
             top: first,
             end: units,
             used: 0,
+            peak: 0,
             limit,
             free_dirty: 0,
         }
@@ -179,6 +182,11 @@ impl Spans {
 
     pub(crate) fn used(&self) -> usize {
         self.used
+    }
+
+    /// The most units in use since this was called last.
+    pub(crate) fn take_peak(&mut self) -> usize {
+        std::mem::replace(&mut self.peak, self.used)
     }
 
     pub(crate) fn free_dirty(&self) -> usize {
@@ -211,6 +219,7 @@ impl Spans {
             None => return Err(NoSpan::Exhausted),
         };
         self.used += units;
+        self.peak = self.peak.max(self.used);
         self.tag(records, first, units, State::InUse);
         Ok(first)
     }

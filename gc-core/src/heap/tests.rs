@@ -179,7 +179,7 @@ proptest! {
                         model.iter().map(|(b, (s, _))| (*b, *s)).collect::<BTreeMap<_, _>>()
                     );
                 }
-                Step::Release => while toy.space.release_piece(0) > 0 {},
+                Step::Release => while toy.space.release_piece(0, u64::MAX) > 0 {},
                 Step::Retire => toy.space.retire(&toy.runs),
             }
             for (base, (size, stamp)) in &model {
@@ -643,11 +643,11 @@ fn free_memory_goes_back_to_the_system_and_comes_back_as_zero() {
     toy.collect(&cells[..1]);
     // Half may stay.
     let mut released = 0;
-    while let bytes @ 1.. = toy.space.release_piece(20 << 20) {
+    while let bytes @ 1.. = toy.space.release_piece(20 << 20, u64::MAX) {
         released += bytes;
     }
     assert!((18 << 20..=20 << 20).contains(&released), "{released}");
-    while toy.space.release_piece(0) > 0 {}
+    while toy.space.release_piece(0, u64::MAX) > 0 {}
     assert!(
         resident(&toy.space) <= 2 * CHUNK_UNITS,
         "{} pages stay",
@@ -669,7 +669,7 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     assert_eq!(resident(&toy.space), 0);
     // Dirty it, give it back to the system, take it again.
     toy.collect(&[]);
-    while toy.space.release_piece(0) > 0 {}
+    while toy.space.release_piece(0, u64::MAX) > 0 {}
     toy.alloc(kind, 64 << 20);
     // Only whole chunks are given back, so one that it begins in and one that it ends in had to be cleared.
     assert!(resident(&toy.space) <= 2 * CHUNK_UNITS);
