@@ -173,7 +173,7 @@ impl Runs {
 
 /// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so, and should still be in
 /// the first-level cache when its cells are written; the shorter it is, the more often a mutator comes to refill.
-const RUN_BYTES: usize = 8 << 10;
+pub(crate) const RUN_BYTES: usize = 8 << 10;
 
 /// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to look through.
 const SPANS_PER_PIECE: usize = 16;

@@ -31,6 +31,8 @@ pub struct Context {
     log: UnsafeCell<[usize; LOG_WORDS]>,
     pub(crate) local: Runs,
     thread: OnceCell<gc_preempt::Mutator>,
+    /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
+    pub(crate) respite_until: Cell<u64>,
     /// Its number among the heap's records.
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
@@ -62,6 +64,7 @@ impl Context {
             log: UnsafeCell::new([0; LOG_WORDS]),
             local,
             thread: OnceCell::new(),
+            respite_until: Cell::new(0),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             shared,

@@ -125,6 +125,8 @@ pub struct CollectionStats {
     pub cells_live: u64,
     /// Their bytes.
     pub bytes_live: u64,
+    /// Of these, bytes handed out while it marked, which it keeps without having looked.
+    pub bytes_born: u64,
     /// Cells freed.
     pub cells_freed: u64,
     /// Weak words cleared.
@@ -230,6 +232,8 @@ pub(crate) struct Ledger {
     built: Instant,
     /// The collector's thread's processor time at the end of the last collection, in nanoseconds. Its own.
     cpu_before: AtomicU64,
+    /// When that was, in nanoseconds since the heap was built.
+    ended: AtomicU64,
     /// Processors that this process may use.
     cores: u32,
     /// Print a line a cycle.
@@ -242,9 +246,25 @@ impl Ledger {
             all: Mutex::new(HeapStats::default()),
             built: Instant::now(),
             cpu_before: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             cores: cores(),
             trace,
         }
+    }
+
+    /// Processors that this process may use.
+    pub(crate) fn cores(&self) -> u32 {
+        self.cores
+    }
+
+    /// How long ago the last collection ended, and what the collector's own thread has needed since, in nanoseconds. By the collector.
+    pub(crate) fn since_last(&self) -> (u64, u64) {
+        let now = self.built.elapsed().as_nanos() as u64;
+        // Relaxed: the collector's own.
+        (
+            now.saturating_sub(self.ended.load(Ordering::Relaxed)),
+            thread_cpu().saturating_sub(self.cpu_before.load(Ordering::Relaxed)),
+        )
     }
 
     /// Inside `no_preempt`, or by a thread that is no mutator.
@@ -286,13 +306,15 @@ impl Ledger {
     /// collector's own thread needed is found here; `last.collector_cpu` is what its helpers did.
     pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {
         let cpu = thread_cpu();
-        // Relaxed: the collector's own. A forked child's collector is a new thread, whose clock begins anew.
+        // Relaxed, here and below: the collector's own. A forked child's collector is a new thread, whose clock begins anew.
         let before = self.cpu_before.swap(cpu, Ordering::Relaxed);
         last.collector_cpu += Duration::from_nanos(cpu.saturating_sub(before));
         last.cores = self.cores;
         last.ended_at = self.built.elapsed();
+        let ended = last.ended_at.as_nanos() as u64;
+        let before = self.ended.swap(ended, Ordering::Relaxed);
+        last.interval = Duration::from_nanos(ended.saturating_sub(before));
         let mut all = self.all.lock();
-        last.interval = last.ended_at.saturating_sub(all.last.ended_at);
         all.collections += 1;
         all.cells_freed += last.cells_freed;
         all.pause_total += last.pause_sum;

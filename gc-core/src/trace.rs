@@ -1,7 +1,7 @@
 //! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's lock.
 //!
 //! ```text
-//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us cpu=12%
+//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us cpu=12%
 //! ```
 //! | field | is |
 //! |---|---|
@@ -9,7 +9,8 @@
 //! | `at` | when it ended, counted from the heap's beginning |
 //! | `trigger`, `goal` | the bytes in use at which it was to begin, and to have ended |
 //! | `begin`, `end` | those at which it did |
-//! | `live` | what it found alive |
+//! | `live` | what of its snapshot it found alive |
+//! | `born` | what was handed out while it marked, and is kept |
 //! | `pauses`, `longest` | how long the world stood in all, and in how many stops; the longest of them |
 //! | `stop` | the longest time until the last mutator stood |
 //! | `mark`, `beside` | how long it marked, and how long of that beside the mutators |
@@ -43,7 +44,7 @@ impl Line {
         // A line that is too long is cut, which is no error here.
         let _ = write!(
             line,
-            "urge: gc={} at={:.3}s trigger={} goal={} begin={} end={} live={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
+            "urge: gc={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
              assist={}us cpu={:.0}%",
             cycle.number,
             cycle.ended_at.as_secs_f64(),
@@ -51,7 +52,8 @@ impl Line {
             Mebibytes(cycle.goal_bytes),
             Mebibytes(cycle.begin_bytes),
             Mebibytes(cycle.end_bytes),
-            Mebibytes(cycle.bytes_live),
+            Mebibytes(cycle.bytes_live - cycle.bytes_born),
+            Mebibytes(cycle.bytes_born),
             us(cycle.pause_sum),
             cycle.stops,
             us(cycle.pause),
@@ -115,7 +117,8 @@ mod tests {
             goal_bytes: u64::MAX,
             begin_bytes: (12 << 20) + (1 << 18),
             end_bytes: 14 << 20,
-            bytes_live: 7 << 20,
+            bytes_live: 9 << 20,
+            bytes_born: 2 << 20,
             pause_sum: us(115),
             pause: us(80),
             stops: 2,
@@ -129,7 +132,7 @@ mod tests {
         });
         assert_eq!(
             std::str::from_utf8(line.bytes()).unwrap(),
-            "urge: gc=12 at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
+            "urge: gc=12 at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
              beside=4100us assist=310us cpu=12%\n"
         );
     }

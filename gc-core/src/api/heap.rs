@@ -148,6 +148,12 @@ impl HeapBuilder {
         encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let space = Space::new(space)?;
         let queue = MarkQueue::new(&space, QUEUE)?;
+        let ledger = Ledger::new(config.trace);
+        let policy = Policy {
+            gc_percent: config.gc_percent,
+            memory_limit: config.memory_limit,
+            hard_limit: config.hard_limit,
+        };
         let shared = Arc::new(Shared {
             space,
             world,
@@ -162,12 +168,8 @@ impl HeapBuilder {
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
-            ledger: Ledger::new(config.trace),
-            pace: Pace::new(Policy {
-                gc_percent: config.gc_percent,
-                hard_limit: config.hard_limit,
-                memory_limit: config.memory_limit,
-            }),
+            pace: Pace::new(policy, !config.stop_the_world, ledger.cores()),
+            ledger,
             weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
@@ -407,7 +409,7 @@ impl Heap {
         stats.used_bytes = protected(|| shared.space.used_bytes());
         stats.external_bytes = shared.pace.external();
         stats.trigger_bytes = shared.pace.trigger();
-        stats.goal_bytes = stats.trigger_bytes;
+        stats.goal_bytes = shared.pace.goal();
         stats.finalizers_waiting = shared.finalizers.waiting();
         stats
     }
@@ -514,7 +516,11 @@ impl Heap {
     pub fn report_external(&self, delta: i64) {
         let shared = self.shared();
         shared.pace.report(delta);
-        if delta > 0 && shared.pace.ask(shared.space.allocated_since()) {
+        if delta > 0
+            && shared
+                .pace
+                .ask(shared.pace.used(shared.space.allocated_since()))
+        {
             self.request_collection();
         }
     }

@@ -5,10 +5,11 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use core::time::Duration;
 
 use gc_preempt::InNoPreempt;
 
-use crate::alloc::{self, AllocError, Refill, Run, Runs, Site};
+use crate::alloc::{self, AllocError, RUN_BYTES, Refill, Run, Runs, Site};
 use crate::api::handles::Handles;
 use crate::api::heap::Heap;
 use crate::api::root::{RawRoot, RootRange, protected};
@@ -21,6 +22,8 @@ use crate::fault::planted;
 use crate::finalize::Entry;
 use crate::heap::{LargeStep, MAX_SMALL, MapError};
 use crate::kind::KindId;
+use crate::mark::Marker;
+use crate::pacer;
 use crate::roots::RangeRoot;
 
 /// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked or
@@ -56,6 +59,12 @@ impl std::error::Error for AttachError {}
 /// How often an allocation that finds the heap full collects before it gives up. More than once, since what a collection frees may be
 /// taken by other mutators before this one wakes.
 const TRIES: u32 = 3;
+
+/// Cells that a mutator marks at a time: a stop waits for some microseconds at most.
+const HELP_PIECE: usize = 128;
+
+/// How long a mutator waits for a collector that cannot be helped, an allocation.
+const MOMENT: Duration = Duration::from_millis(1);
 
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
@@ -193,7 +202,7 @@ impl Mutator {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
-        self.keep_pace(shared.space.allocated_since());
+        self.keep_pace(RUN_BYTES.max(site.size()));
         loop {
             match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
                 Ok(Refill::Ready) => {
@@ -221,7 +230,7 @@ impl Mutator {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
-        self.keep_pace(shared.space.allocated_since().saturating_add(bytes as u64));
+        self.keep_pace(bytes);
         loop {
             match thread.no_preempt(|| {
                 shared
@@ -253,17 +262,73 @@ impl Mutator {
         }
     }
 
-    /// Asks for a collection if one is due, and goes on; waits for it only if the mutators have outrun it, or if collections stop the
-    /// world anyway.
-    fn keep_pace(&self, allocated: u64) {
+    /// Before an allocation of `bytes`: asks for a collection if one is due, and goes on, helping the one that is under way where that is
+    /// behind. Waits only where collections stop the world, or where the collector is so late that the heap would grow without bound; and
+    /// then for a moment an allocation, not until something has come to pass.
+    #[inline]
+    fn keep_pace(&self, bytes: usize) {
         let shared = self.heap.shared();
-        if shared.pace.ask(allocated) {
+        let pace = &shared.pace;
+        let used = pace.used(shared.space.allocated_since().saturating_add(bytes as u64));
+        if pace.ask(used) {
             self.heap.request_collection();
-        } else if !shared.pace.outrun(allocated) {
+            if !shared.concurrent && !self.thread().in_no_preempt() {
+                self.thread().blocking(|| shared.requests.wait_for_last());
+            }
+        } else if pace.is_helping() {
+            self.help(used, bytes as u64);
+        } else if pace.must_wait(used) {
+            self.wait_a_moment();
+        }
+    }
+
+    /// Marks, if marking is behind what has been allocated meanwhile.
+    fn help(&self, used: u64, bytes: u64) {
+        let (shared, record) = (self.heap.shared(), self.record());
+        let (pace, line) = (&shared.pace, shared.pace.line());
+        let owed = line.owed(used, pace.done(), bytes);
+        if owed == 0 || self.thread().in_no_preempt() {
             return;
         }
-        if (!shared.concurrent || shared.pace.outrun(allocated)) && !self.thread().in_no_preempt() {
-            self.thread().blocking(|| shared.requests.wait_for_last());
+        let begun = pace.now();
+        if begun < record.respite_until.get() {
+            return;
+        }
+        let mut left = owed;
+        let mut dry = false;
+        while left != 0 && !dry {
+            // A stop waits for a piece, not for all of it. The mutator's own flag says whether there is anything to mark for: it changes in
+            // stops only, so not while the marker lives.
+            dry = self.thread().no_preempt(|| {
+                if record.marking.load(Ordering::Relaxed) == 0 {
+                    return true;
+                }
+                pace.help_begins();
+                let mut marker = Marker::new(&shared.space, &shared.queue);
+                let dry = marker.drain_bounded(HELP_PIECE);
+                marker.lay_down();
+                pace.help_ends(marker.marked(), dry);
+                dry
+            });
+            left = left.saturating_sub(HELP_PIECE as u64);
+        }
+        let ended = pace.now();
+        pace.help_took(ended - begun);
+        record
+            .respite_until
+            .set(ended + pacer::respite(ended - begun, line.share(used)));
+        if dry && line.waits(used) {
+            self.wait_a_moment();
+        }
+    }
+
+    /// Lets the collector get on.
+    #[cold]
+    fn wait_a_moment(&self) {
+        if !self.thread().in_no_preempt() {
+            let requests = &self.heap.shared().requests;
+            self.thread()
+                .blocking(|| requests.wait_for_last_at_most(MOMENT));
         }
     }
 

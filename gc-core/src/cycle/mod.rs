@@ -38,6 +38,7 @@
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
 //! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
+mod pace;
 mod requests;
 mod shared;
 mod stress;
@@ -53,12 +54,14 @@ use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::{Space, Trickle};
 use crate::mark::{Marked, Marker};
+use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
-use crate::stats::CollectionStats;
+use crate::stats::{CollectionStats, thread_cpu};
 
+pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
-pub(crate) use shared::{Attached, Pace, Phase, Shared, WeakKind};
+pub(crate) use shared::{Attached, Phase, Shared, WeakKind};
 use stress::Stress;
 
 /// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
@@ -76,6 +79,15 @@ const FINISH_CELLS: usize = 64;
 
 /// A heap that has less alive than this, in bytes, is likely to be marked before the stop that began it would have ended otherwise.
 const SMALL: u64 = 64 << 10;
+
+/// Cells that are traced between two looks at the clock while mutators run: 15 us or so.
+const PIECE_CELLS: usize = 1024;
+
+/// How long `Mark` waits for what mutators have in hand.
+const HANDS: Duration = Duration::from_micros(200);
+
+/// How long it is believed how many mutators run.
+const SHARE_FOR: Duration = Duration::from_millis(1);
 
 /// Words that are taken from the heap's log at a time while mutators run.
 const LOG_PIECE: usize = 4096;
@@ -163,6 +175,17 @@ struct Cycle<'h> {
     stats: CollectionStats,
     /// When the roots had been scanned.
     marking_since: Instant,
+    /// When it began, by the clock and by the thread's processor time in nanoseconds.
+    since: Instant,
+    cpu_since: u64,
+    /// When mutators were resumed last.
+    resumed_at: Instant,
+    /// What it may have of the processors, until when that is believed, and the mutators that wanted to run then.
+    share: Share,
+    share_until: Instant,
+    running: u32,
+    /// Somebody asked for it; it was not due.
+    forced: bool,
     /// Cells allocated before this collection.
     cells: u64,
     /// What had been handed out at stop 1 since the last collection.
@@ -174,6 +197,7 @@ struct Cycle<'h> {
 impl<'h> Cycle<'h> {
     fn new(shared: &'h Shared) -> Self {
         let marker = Marker::new(&shared.space, &shared.queue);
+        let now = Instant::now();
         Self {
             shared,
             // Mutators that run mark the runs they are given.
@@ -189,7 +213,14 @@ impl<'h> Cycle<'h> {
             stress: Stress::default(),
             scanned: Scanned::default(),
             stats: CollectionStats::default(),
-            marking_since: Instant::now(),
+            marking_since: now,
+            since: now,
+            cpu_since: thread_cpu(),
+            resumed_at: now,
+            share: pacer::share(1, 0),
+            share_until: now,
+            running: 0,
+            forced: false,
             cells: 0,
             handed: Marked::default(),
             tails: Marked::default(),
@@ -235,12 +266,21 @@ impl<'h> Cycle<'h> {
 
     /// Stops the world, unless it stands already.
     fn stop(&mut self) -> &Stopped<'h> {
-        let shared = self.shared;
-        self.stopped
-            .get_or_insert_with(|| match shared.world.stop() {
-                Ok(stopped) => stopped,
+        if self.stopped.is_none() {
+            match self.shared.world.stop() {
+                Ok(stopped) => {
+                    if self.stats.stops != 0 {
+                        self.stats.mark_concurrent += stopped.requested_at() - self.resumed_at;
+                    }
+                    self.stopped = Some(stopped);
+                }
                 Err(error) => unreachable!("the collector is never a mutator: {error}"),
-            })
+            }
+        }
+        match &self.stopped {
+            Some(stopped) => stopped,
+            None => unreachable!("stopped above"),
+        }
     }
 
     /// Lets the mutators go on. What is noted of the stop is noted afterwards.
@@ -249,6 +289,7 @@ impl<'h> Cycle<'h> {
             return;
         };
         let report = stopped.resume();
+        self.resumed_at = Instant::now();
         self.stats.stopped(&report);
         self.shared
             .ledger
@@ -264,11 +305,14 @@ impl<'h> Cycle<'h> {
             drop(std::io::stdout().lock());
         }
         let shared = self.shared;
-        shared.pace.begun();
         self.handed = shared.handed();
         // Relaxed: the collector's own.
         let before = shared.cells.load(Ordering::Relaxed);
         self.cells = before.saturating_add_signed(shared.space.cells_since());
+        self.stats.trigger_bytes = shared.pace.trigger();
+        self.stats.goal_bytes = shared.pace.goal();
+        self.stats.begin_bytes = shared.pace.used(self.handed.bytes);
+        self.forced = !shared.pace.begun(self.stats.begin_bytes, self.cells);
         shared.space.begin_marking();
         if shared.concurrent {
             self.log_stores(true);
@@ -305,7 +349,10 @@ impl<'h> Cycle<'h> {
         drop(scanner);
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
-        if shared.concurrent && (shared.pace.live() > SMALL || self.stress.parts_stops()) {
+        if shared.concurrent && (shared.pace.kept() > SMALL || self.stress.parts_stops()) {
+            shared.pace.beside();
+            // The system may let everybody run but this thread.
+            self.marker.lay_down();
             self.resume();
             return Phase::Mark;
         }
@@ -333,11 +380,54 @@ impl<'h> Cycle<'h> {
         self.stress.before_tracing();
         self.mark_ready();
         loop {
-            self.marker.drain();
-            if self.take_log(LOG_PIECE) == 0 {
+            if self.shared.queue.has_flags() {
+                // The queue was full once: all that was marked since must be looked at.
+                self.marker.drain();
+            }
+            let dry = self.marker.drain_bounded(PIECE_CELLS);
+            let pace = &self.shared.pace;
+            pace.progress(self.marker.marked().cells);
+            if pace.take_hunger() {
+                self.marker.share();
+            }
+            if dry && self.take_log(LOG_PIECE) == 0 && !self.work_comes_back() {
                 self.stress.after_tracing();
                 return Phase::Finish;
             }
+            self.rest();
+        }
+    }
+
+    /// Waits for mutators that help: what they have in hand they put into the queue in a few microseconds, and a stop would have to wait
+    /// for them as well. But not for one that the system does not let run.
+    fn work_comes_back(&self) -> bool {
+        let until = Instant::now() + HANDS;
+        while self.shared.pace.hands() != 0
+            && self.shared.queue.is_empty()
+            && Instant::now() < until
+        {
+            std::thread::yield_now();
+        }
+        !self.shared.queue.is_empty()
+    }
+
+    /// Rests if the collector has had more of the processors than its share. While mutators run.
+    fn rest(&mut self) {
+        let now = Instant::now();
+        if now >= self.share_until {
+            let cores = self.shared.ledger.cores();
+            self.running = self.shared.running(cores);
+            self.share = pacer::share(cores, self.running);
+            self.share_until = now + SHARE_FOR;
+        }
+        if self.share.permille >= 1000 {
+            return;
+        }
+        let busy = thread_cpu().saturating_sub(self.cpu_since);
+        let elapsed = (now - self.since).as_nanos() as u64;
+        let rest = pacer::rest(busy, elapsed, self.share.permille);
+        if rest != 0 {
+            std::thread::sleep(Duration::from_nanos(rest));
         }
     }
 
@@ -487,7 +577,12 @@ impl<'h> Cycle<'h> {
             cells: handed.cells.saturating_sub(self.handed.cells),
             bytes: handed.bytes.saturating_sub(self.handed.bytes),
         };
-        let by_mutators = shared.log.overflowed_marks();
+        let help = shared.pace.take_help();
+        let logged = shared.log.overflowed_marks();
+        let by_mutators = Marked {
+            cells: help.marked.cells + logged.cells,
+            bytes: help.marked.bytes + logged.bytes,
+        };
         shared.space.end_marking();
         if planted("runs-taken-back") {
             for mutator in self.stop().mutators() {
@@ -503,8 +598,33 @@ impl<'h> Cycle<'h> {
         let kept = marked.cells + by_mutators.cells + self.tails.cells;
         stats.cells_freed = self.cells.saturating_sub(kept);
         shared.cells.store(kept + born.cells, Ordering::Relaxed);
-        shared.pace.found(stats.bytes_live, self.scanned.bytes());
         stats.mark = self.marking_since.elapsed();
+        stats.end_bytes = shared.pace.used(handed.bytes);
+        stats.assist = Duration::from_nanos(help.nanos);
+        stats.assist_cells = help.marked.cells;
+        stats.bytes_born = born.bytes;
+        let external = shared.pace.external();
+        let (interval, cpu) = shared.ledger.since_last();
+        let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
+        shared.pace.ended(&pacer::Cycle {
+            begin: stats.begin_bytes,
+            live: stats.bytes_live - born.bytes,
+            born: born.bytes,
+            roots: self.scanned.bytes(),
+            external,
+            overhead: shared
+                .space
+                .used_bytes()
+                .saturating_sub(stats.end_bytes.saturating_sub(external)),
+            marked: marked.cells + by_mutators.cells,
+            assisted: by_mutators.cells,
+            beside: stats.mark_concurrent.as_nanos() as u64,
+            running: self.running,
+            assist: help.nanos,
+            cost: cpu + pauses * u64::from(self.running),
+            interval,
+            forced: self.forced,
+        });
         self.resume();
         // ---- ... to here ---------------------------------------------------------------------------------------------------------
         let stats = &mut self.stats;
@@ -523,9 +643,14 @@ impl<'h> Cycle<'h> {
     /// In the background, beside the mutators' own sweeping when they refill; left off as soon as the next collection is wanted, which
     /// finishes it in `Prepare`.
     fn sweep(&mut self) -> Phase {
-        let space = &self.shared.space;
-        while !self.shared.requests.is_wanted() && space.sweep_piece() {}
-        while !self.shared.requests.is_wanted() && space.clear_spare_piece() {}
+        let shared = self.shared;
+        let space = &shared.space;
+        while !shared.requests.is_wanted() && space.sweep_piece() {
+            self.rest();
+        }
+        while !shared.requests.is_wanted() && space.clear_spare_piece() {
+            self.rest();
+        }
         Phase::Idle
     }
 }

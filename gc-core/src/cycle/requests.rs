@@ -88,6 +88,15 @@ impl Requests {
         self.wait(last);
     }
 
+    /// As [`wait_for_last`](Self::wait_for_last), but no longer than that.
+    pub(crate) fn wait_for_last_at_most(&self, most: Duration) {
+        let state = self.lock();
+        let last = state.wanted.max(state.begun);
+        if state.ended < last && !state.shutdown {
+            drop(self.done.wait_timeout(state, most));
+        }
+    }
+
     /// The collector's: waits for work, where there is `patience` no longer than that.
     pub(super) fn next(&self, patience: Option<Duration>) -> Next {
         let patience = if self.continuous {

@@ -1,9 +1,10 @@
 //! What a heap's collector and its mutators share: one record, and the locks of its tables.
 
-use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 
 use gc_preempt::World;
 
+use super::pace::Pace;
 use super::requests::Requests;
 use crate::api::fork::{self, OverFork};
 use crate::api::types::Types;
@@ -14,7 +15,6 @@ use crate::heap::Space;
 use crate::kind::KindId;
 use crate::mapped::Slab;
 use crate::mark::{MarkQueue, Marked};
-use crate::pacer::{self, Found, Policy};
 use crate::roots::Roots;
 use crate::stats::Ledger;
 
@@ -85,102 +85,6 @@ pub(crate) enum Phase {
     Sweep,
 }
 
-/// The numbers that decide whether a collection is due.
-pub(crate) struct Pace {
-    pub(crate) policy: Policy,
-    /// What the last collection left alive, in bytes.
-    live: AtomicU64,
-    /// The bytes at which the next one begins.
-    trigger: AtomicU64,
-    /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another thread than it was made on.
-    external: AtomicI64,
-    /// A collection has been asked for because it was due, or is under way: from the first who notices until the bitmaps have swapped.
-    asked: AtomicBool,
-}
-
-impl Pace {
-    pub(crate) fn new(policy: Policy) -> Self {
-        let trigger = AtomicU64::new(pacer::trigger(policy, Found::default()));
-        Self {
-            policy,
-            live: AtomicU64::new(0),
-            trigger,
-            external: AtomicI64::new(0),
-            asked: AtomicBool::new(false),
-        }
-    }
-
-    // Relaxed throughout: hints, each read on its own; being late by a refill changes nothing.
-
-    pub(crate) fn external(&self) -> u64 {
-        self.external.load(Ordering::Relaxed).max(0) as u64
-    }
-
-    pub(crate) fn report(&self, delta: i64) {
-        self.external.fetch_add(delta, Ordering::Relaxed);
-    }
-
-    /// Bytes that the last collection left alive.
-    pub(crate) fn live(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn trigger(&self) -> u64 {
-        self.trigger.load(Ordering::Relaxed)
-    }
-
-    /// Whether a collection is due, when `allocated` bytes have been handed out since the last.
-    #[inline]
-    pub(crate) fn due(&self, allocated: u64) -> bool {
-        self.live
-            .load(Ordering::Relaxed)
-            .saturating_add(allocated)
-            .saturating_add(self.external())
-            >= self.trigger()
-    }
-
-    /// Whether the caller is to ask for a collection: it is due, and nobody has asked yet.
-    #[inline]
-    pub(crate) fn ask(&self, allocated: u64) -> bool {
-        self.due(allocated)
-            && !self.asked.load(Ordering::Relaxed)
-            && !self.asked.swap(true, Ordering::Relaxed)
-    }
-
-    /// Whether mutators have outrun the collection so far that they must wait for its end: past the trigger by as much again as the heap
-    /// was to grow.
-    pub(crate) fn outrun(&self, allocated: u64) -> bool {
-        let (live, trigger) = (self.live.load(Ordering::Relaxed), self.trigger());
-        let growth = trigger.saturating_sub(live).max(pacer::MINIMUM);
-        live.saturating_add(allocated)
-            .saturating_add(self.external())
-            >= trigger.saturating_add(growth)
-    }
-
-    /// A collection begins.
-    pub(super) fn begun(&self) {
-        self.asked.store(true, Ordering::Relaxed);
-    }
-
-    /// There is no collection under way, and none that was asked for: in the child of a fork.
-    pub(crate) fn abandoned(&self) {
-        self.asked.store(false, Ordering::Relaxed);
-    }
-
-    /// The bitmaps have swapped.
-    pub(super) fn found(&self, live: u64, roots: u64) {
-        let found = Found {
-            live,
-            roots,
-            external: self.external(),
-        };
-        self.live.store(live, Ordering::Relaxed);
-        self.trigger
-            .store(pacer::trigger(self.policy, found), Ordering::Relaxed);
-        self.asked.store(false, Ordering::Relaxed);
-    }
-}
-
 impl Drop for Shared {
     fn drop(&mut self) {
         fork::strike_off(self);
@@ -194,6 +98,22 @@ impl Shared {
             cells: self.space.cells_since().max(0) as u64,
             bytes: self.space.allocated_since(),
         }
+    }
+
+    /// How many mutators want a processor, up to `most`. By the collector, outside of stops.
+    pub(super) fn running(&self, most: u32) -> u32 {
+        let mut running = 0;
+        let mut contexts = self.contexts.lock();
+        for at in 0..contexts.high() {
+            if running == most {
+                break;
+            }
+            if let Some(attached) = contexts.get(at) {
+                // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in.
+                running += u32::from(unsafe { !(*attached.context).thread().is_blocking() });
+            }
+        }
+        running
     }
 
     /// How many cells wait to be finalized or dropped.
@@ -213,6 +133,7 @@ impl Shared {
             self.finalizers.lock_for_fork(),
             self.drops.lock_for_fork(),
             self.ledger.lock_for_fork(),
+            self.pace.lock_for_fork(),
             self.space.lock_for_fork(),
         )
     }

@@ -662,6 +662,27 @@ impl<'a> Marker<'a> {
         self.core.drain(Cells(cells)) && !self.core.hand.queue().has_flags()
     }
 
+    /// Puts all that it has not followed into the queue, for whoever marks next.
+    pub(crate) fn lay_down(&mut self) {
+        while let Some(offset) = self.core.edges.pop() {
+            self.core.mark_soon(offset);
+        }
+        self.core.flush();
+        while let Some(entry) = self.core.cells.pop() {
+            self.core.push(Entry(entry));
+        }
+        self.core.hand.lay_down();
+    }
+
+    /// Leaves half of what it has to whoever else marks.
+    pub(crate) fn share(&mut self) {
+        // In a tree nearly all of it is on its way to the first line.
+        while let Some(entry) = self.core.cells.pop() {
+            self.core.push(Entry(entry));
+        }
+        self.core.hand.share();
+    }
+
     /// What this marker has newly marked, up to the last drain.
     pub fn marked(&self) -> Marked {
         self.core.marked
@@ -670,13 +691,7 @@ impl<'a> Marker<'a> {
 
 impl Drop for Marker<'_> {
     fn drop(&mut self) {
-        while let Some(offset) = self.core.edges.pop() {
-            self.core.mark_soon(offset);
-        }
-        self.core.flush();
-        while let Some(entry) = self.core.cells.pop() {
-            self.core.push(Entry(entry));
-        }
+        self.lay_down();
     }
 }
 

@@ -246,6 +246,45 @@ impl<'a> Hand<'a> {
         }
     }
 
+    /// Puts the packet in hand where others find it.
+    pub(crate) fn lay_down(&mut self) {
+        if !self.first.is_null() {
+            let empty = self.next == self.first;
+            self.put_back(if empty {
+                &self.queue.free
+            } else {
+                &self.queue.full
+            });
+            let none = std::ptr::null_mut();
+            (self.first, self.next, self.end) = (none, none, none);
+        }
+    }
+
+    /// Puts the older half of what is in hand where others find it: in a tree, what is nearest to the root. For a marker that never fills
+    /// a packet while others have nothing to do.
+    #[cold]
+    pub(crate) fn share(&mut self) {
+        // SAFETY: both pointers lie in the packet in hand, or both are null.
+        let half = unsafe { self.next.offset_from(self.first) } as usize / 2;
+        if half == 0 {
+            return;
+        }
+        let Some(free) = self.queue.take_free() else {
+            return;
+        };
+        let packet = self.queue.packets.at(free as usize);
+        // SAFETY: the free packet is this marker's alone, and so is the one in hand, which has more than `half` entries.
+        unsafe {
+            let entries: *mut usize = (&raw mut (*packet).entries).cast();
+            entries.copy_from_nonoverlapping(self.first, half);
+            (*packet).len = half as u32;
+            let left = self.next.offset_from(self.first) as usize - half;
+            self.first.copy_from(self.first.add(half), left);
+            self.next = self.first.add(left);
+        }
+        self.queue.full.push(&self.queue.packets, free);
+    }
+
     #[cold]
     #[inline(never)]
     fn next_free(&mut self) -> bool {
@@ -296,14 +335,7 @@ impl<'a> Hand<'a> {
 
 impl Drop for Hand<'_> {
     fn drop(&mut self) {
-        if !self.first.is_null() {
-            let empty = self.next == self.first;
-            self.put_back(if empty {
-                &self.queue.free
-            } else {
-                &self.queue.full
-            });
-        }
+        self.lay_down();
     }
 }
 
@@ -319,6 +351,29 @@ mod tests {
         })
         .unwrap();
         MarkQueue::new(&space, cells).unwrap()
+    }
+
+    #[test]
+    fn the_older_half_is_shared() {
+        let queue = queue(10 * ENTRIES);
+        let mut hand = Hand::new(&queue);
+        hand.share();
+        assert!(queue.is_empty());
+        for entry in 1..=7 {
+            assert!(hand.push(entry));
+        }
+        hand.share();
+        let mut other = Hand::new(&queue);
+        assert_eq!(
+            std::iter::from_fn(|| other.pop()).collect::<Vec<_>>(),
+            [3, 2, 1]
+        );
+        assert_eq!(
+            std::iter::from_fn(|| hand.pop()).collect::<Vec<_>>(),
+            [7, 6, 5, 4]
+        );
+        hand.share();
+        assert!(queue.is_empty());
     }
 
     #[test]

@@ -1,9 +1,54 @@
-//! When to collect: a pure function of what the last collection found.
+//! When to collect, how hard, and who pays: pure functions of what the last cycles were.
 //!
-//! The rule is Go's (`mgcpacer.go`, design 44167): the heap may grow by `gc_percent` of what was live *and* of what had to be scanned
+//! Everything here is arithmetic on numbers that the collector hands in, so that `simulation.rs` can run it against programs that do not
+//! exist: steady ones, growing ones, bursts, heaps of a terabyte.
+//!
+//! # The heap's goal
+//! The rule is Go's (`mgcpacer.go`, design 44167): the heap may grow by `gc_percent` of what is alive *and* of what has to be scanned
 //! besides (stacks, root ranges, globals), since both are the cost of a collection; never below a minimum, lest a small program does
-//! nothing but collect. Where ours deviates: the trigger *is* the goal while collections stop the world, because nothing is
-//! allocated between them; and a heap with a hard limit is not made to collect ever more often as it fills up, the limit itself does that.
+//! nothing but collect. By then marking should be done.
+//!
+//! What is alive is known of the snapshot only. What was handed out while it was being marked (*born*) is kept unseen: Go counts all of it as
+//! alive, so that a program that allocates much while it is marked gets a goal twice as far off as it deserves. We count of it what the heap
+//! has grown by: of the bytes allocated between two snapshots, the part by which the second one's live bytes exceed the first's. That
+//! is nothing in a steady program, which frees as much as it allocates, and all of it in one that only builds.
+//!
+//! # The trigger
+//! ```text
+//!            |<------------- distance ------------>|
+//!            |                     |<---- lead --->|
+//!     now ---+---------------------+-------+-------+ goal
+//!      |                           |       |
+//!      live + born              trigger  begin: the world is stopped, marking begins
+//! ```
+//! The lead is what mutators allocate until marking is done: until the collector has woken and stopped the world (*lag*, which is large
+//! where sweeping is not finished), and then while it marks (*runway*). Both are predicted from the last cycles. The runway is the work that is
+//! expected, times the bytes that were allocated per cell that the background marked: Go's cons/mark ratio, but taken at the share of the
+//! machine that the collector really had, so that an idle processor, or a busy neighbour, is in it without being modelled. Time that
+//! mutators lost by helping is put back, so that the next trigger is early enough to need no help.
+//!
+//! A prediction that fell short is believed at once, one that was too long by halves: ending below the goal costs a little processor time,
+//! ending above it costs memory and help. (Go had a PI controller here, and now takes the largest of the last four ratios, to the same end.)
+//!
+//! The lead is at most half the distance. If the collector cannot keep up even so, mutators help (`assist.rs`); an earlier trigger would
+//! only have it mark the same cells more often for the same bytes, and keep more that was born meanwhile.
+//!
+//! # The memory limit
+//! A soft limit lowers the goal (design 48409): limit less what the heap takes beside cells, less a little headroom. Where nearly all of it
+//! is alive there is no distance left, and every cycle would trigger the next. So a limit leaves a least distance, and once collecting has
+//! taken as much time as the mutators had, for a second of each processor's (`limiter.rs`), one that the mutators need as long for as the
+//! collector for a cycle. Then the heap passes its limit instead of the program coming to a halt. A hard limit lowers the goal in the same
+//! way; what it refuses is the allocator's business.
+
+mod assist;
+mod limiter;
+mod share;
+#[cfg(test)]
+mod simulation;
+
+pub(crate) use assist::{Marking, respite};
+use limiter::Limiter;
+pub(crate) use share::{Share, rest, share};
 
 /// The least goal, in bytes. Below it a collection costs more in stops than it gives back.
 ///
@@ -11,10 +56,16 @@
 /// does it, so that a caller who asks for a tight heap gets one.
 pub(crate) const MINIMUM: u64 = 4 << 20;
 
+/// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in bytes: a few runs a mutator.
+const LEAST_GROWTH: u64 = 256 << 10;
+
+/// Cells that the background must have marked for its speed to be believed.
+const ENOUGH_WORK: u64 = 4096;
+
 /// What the embedder asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only when asked or at the limit.
+    /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only when asked or at a limit.
     pub gc_percent: u32,
     /// Bytes the heap should keep to.
     pub memory_limit: Option<u64>,
@@ -22,38 +73,264 @@ pub(crate) struct Policy {
     pub hard_limit: Option<u64>,
 }
 
-/// What the last collection found, in bytes.
+/// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that they keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Found {
-    /// Cells that were marked.
+pub(crate) struct Cycle {
+    /// Bytes in use when its snapshot was taken.
+    pub begin: u64,
+    /// Bytes of cells that it marked.
     pub live: u64,
-    /// Stacks, root ranges and handles that were scanned.
+    /// Bytes handed out while it marked.
+    pub born: u64,
+    /// Bytes of stacks, root ranges and handles that were scanned.
     pub roots: u64,
-    /// Memory outside of the heap that cells keep, as reported.
+    /// Bytes of memory outside of the heap, in use at its end.
     pub external: u64,
+    /// Bytes that the heap takes and no cell does.
+    pub overhead: u64,
+    /// Cells marked by the collector's threads and by mutators.
+    pub marked: u64,
+    /// Of these, by mutators.
+    pub assisted: u64,
+    /// How long it marked while mutators ran, in nanoseconds; 0: all in one stop.
+    pub beside: u64,
+    /// Mutators that wanted to run meanwhile.
+    pub running: u32,
+    /// Time that mutators spent helping, in nanoseconds, all of them together.
+    pub assist: u64,
+    /// Processor time that it took the collector's threads, and what stops took from mutators, in nanoseconds.
+    pub cost: u64,
+    /// From the end of the cycle before to the end of this one, in nanoseconds.
+    pub interval: u64,
+    /// Somebody asked for it; it was not the trigger.
+    pub forced: bool,
 }
 
-/// The bytes in use (cells and reported memory) at which the next collection begins.
-pub(crate) fn trigger(policy: Policy, found: Found) -> u64 {
-    if policy.gc_percent == u32::MAX {
-        return policy.hard_limit.unwrap_or(u64::MAX);
+/// What follows from the cycles so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Plan {
+    /// Bytes in use at which the next cycle begins.
+    pub trigger: u64,
+    /// Bytes in use at which it should have ended.
+    pub goal: u64,
+    /// Bytes in use after the last one.
+    now: u64,
+    /// Bytes by which the heap is meant to grow over what is alive.
+    growth: u64,
+    /// Cells that the next cycle is expected to mark.
+    work: u64,
+}
+
+/// What the collector remembers from cycle to cycle.
+#[derive(Clone, Debug)]
+pub(crate) struct Pacer {
+    policy: Policy,
+    /// Mutators run while it marks. Otherwise the trigger is the goal: nothing is allocated in between.
+    concurrent: bool,
+    limiter: Limiter,
+    /// A limit has lowered the goal.
+    pressed: bool,
+    /// It has, and another cycle like the last would take more than the mutators have left over.
+    limiting: bool,
+    cores: u32,
+    /// Of the last cycle.
+    live: u64,
+    born: u64,
+    /// Bytes that mutators allocate while the background marks a cell. `None`: not known yet.
+    ratio: Option<f64>,
+    /// Bytes that they allocate from the trigger to the snapshot.
+    lag: f64,
+    plan: Plan,
+}
+
+impl Pacer {
+    /// A new heap's.
+    pub(crate) fn new(policy: Policy, concurrent: bool, cores: u32) -> Self {
+        let mut pacer = Self {
+            policy,
+            concurrent,
+            limiter: Limiter::new(cores),
+            pressed: false,
+            limiting: false,
+            cores: cores.max(1),
+            live: 0,
+            born: 0,
+            ratio: None,
+            lag: 0.0,
+            plan: Plan::default(),
+        };
+        pacer.plan = pacer.plan_after(&Cycle::default(), 0.0, LEAST_GROWTH);
+        pacer
     }
-    let base = found.live.saturating_add(found.external);
-    let growth = percent(base.saturating_add(found.roots), policy.gc_percent);
-    let goal = base
-        .saturating_add(growth)
-        .max(percent(MINIMUM, policy.gc_percent.min(100)).max(base.saturating_add(LEAST_GROWTH)));
-    let soft = policy.memory_limit.map_or(u64::MAX, |limit| {
-        limit.max(base.saturating_add(LEAST_GROWTH))
-    });
-    goal.min(soft).min(policy.hard_limit.unwrap_or(u64::MAX))
+
+    /// What the present plan is.
+    pub(crate) fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Must mutators not help, and the heap grow instead?
+    pub(crate) fn is_limiting(&self) -> bool {
+        self.limiting
+    }
+
+    /// A cycle has ended: the next one's plan.
+    pub(crate) fn ended(&mut self, cycle: &Cycle) -> Plan {
+        let before = self.plan;
+        // Of the bytes allocated between the two snapshots, how much is alive for good?
+        let allocated = self
+            .born
+            .saturating_add(cycle.begin.saturating_sub(before.now));
+        let grown = cycle.live.saturating_sub(self.live);
+        let growing = ratio(grown, allocated).min(1.0);
+        if !cycle.forced {
+            self.learn(cycle, before);
+        }
+        // Mutators had what processors they wanted, less what the collector took of those and what they gave.
+        let running = cycle.running.clamp(1, self.cores);
+        let wanted = cycle.interval.saturating_mul(u64::from(running));
+        let idle = cycle
+            .interval
+            .saturating_mul(u64::from(self.cores - running));
+        let taken = cycle.cost.saturating_sub(idle).saturating_add(cycle.assist);
+        let mutators = wanted.saturating_sub(taken);
+        let cost = cycle.cost.saturating_add(cycle.assist);
+        self.limiter.add(cost, mutators);
+        // Where no limit presses, collecting costs what `gc_percent` says, and a heap that outgrows it must be helped with.
+        self.limiting = self.pressed && self.limiter.has_no_room_for(cost);
+        // What a limit leaves to grow by at least.
+        let mut breath = LEAST_GROWTH;
+        if self.limiting {
+            let allocated = cycle.begin.saturating_add(cycle.born);
+            let allocated = allocated.saturating_sub(before.now);
+            breath = breath.max(times(cost, ratio(allocated, mutators)));
+        }
+        self.live = cycle.live;
+        self.born = cycle.born;
+        self.plan = self.plan_after(cycle, growing, breath);
+        self.plan
+    }
+
+    /// Takes from a cycle how fast mutators allocate beside the collector.
+    fn learn(&mut self, cycle: &Cycle, plan: Plan) {
+        // One huge allocation may pass the trigger by any number of bytes; that says nothing about the next cycle.
+        let lag = cycle.begin.saturating_sub(plan.trigger);
+        let lag = lag.min(plan.goal.saturating_sub(plan.now) / 4) as f64;
+        self.lag = lag.max((self.lag + lag) / 2.0);
+        let background = cycle.marked.saturating_sub(cycle.assisted);
+        let sample = if cycle.beside == 0 {
+            0.0
+        } else if background < ENOUGH_WORK {
+            return;
+        } else {
+            // Without help they would have had more time to allocate in.
+            let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
+            let helped = ratio(cycle.assist, had).min(0.9);
+            ratio(cycle.born, background) / (1.0 - helped)
+        };
+        self.ratio = Some(match self.ratio {
+            None => sample,
+            Some(known) => sample.max((known + sample) / 2.0),
+        });
+    }
+
+    /// The plan after `cycle`, when `growing` of what is allocated stays, and a limit must leave `breath` bytes.
+    fn plan_after(&mut self, cycle: &Cycle, growing: f64, breath: u64) -> Plan {
+        let Policy {
+            gc_percent,
+            memory_limit,
+            hard_limit,
+        } = self.policy;
+        let Cycle {
+            live,
+            born,
+            external,
+            ..
+        } = *cycle;
+        let now = live.saturating_add(born).saturating_add(external);
+        let base = live
+            .saturating_add(external)
+            .saturating_add(times(born, growing));
+        let mut growth = u64::MAX;
+        let mut goal = u64::MAX;
+        if gc_percent != u32::MAX {
+            let minimum = percent(MINIMUM, gc_percent.min(100));
+            growth = percent(base.saturating_add(cycle.roots), gc_percent);
+            growth = growth.max(minimum.saturating_sub(base)).max(LEAST_GROWTH);
+            // Where very much was born, there is still half a heap's growth between two cycles.
+            goal = base
+                .saturating_add(growth)
+                .max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
+        }
+        let unlimited = goal;
+        for limit in [memory_limit, hard_limit].into_iter().flatten() {
+            let cells = limit.saturating_sub(cycle.overhead);
+            let headroom = (cells / 32).min(1 << 20);
+            goal = goal.min((cells - headroom).max(now.saturating_add(breath)));
+        }
+        self.pressed = goal < unlimited;
+        if goal == u64::MAX {
+            return Plan {
+                trigger: goal,
+                goal,
+                now,
+                growth: MINIMUM,
+                work: cycle.marked,
+            };
+        }
+        let distance = goal - now;
+        // What will be alive when the next snapshot is taken, near the goal.
+        let larger = 1.0 + growing * ratio(born.saturating_add(distance), live.max(1));
+        let work = times(cycle.marked, larger);
+        let runway = match self.ratio {
+            // Nothing is known before the first cycle; an eighth is enough for most.
+            None => distance / 8,
+            Some(known) => times(work, known),
+        };
+        let lead = runway.saturating_add(self.lag as u64).min(distance / 2);
+        let lead = if self.concurrent { lead } else { 0 };
+        Plan {
+            trigger: goal - lead,
+            goal,
+            now,
+            growth: growth.min(goal),
+            work,
+        }
+    }
 }
 
-/// Even at `gc_percent(0)` a heap may grow by this much between collections, in bytes: a few runs a mutator.
-const LEAST_GROWTH: u64 = 256 << 10;
+impl Plan {
+    /// Bytes in use at which mutators are to wait for a cycle that was to have begun long since.
+    pub(crate) fn hard(&self) -> u64 {
+        self.goal.saturating_add(self.growth)
+    }
+
+    /// The line that marking keeps to, from a snapshot with `used` bytes in `cells` cells.
+    pub(crate) fn marking(&self, used: u64, cells: u64) -> Marking {
+        // A cycle that was asked for has all the way to the goal; one that is late has the distance that the latest trigger leaves.
+        let least = (self.goal.saturating_sub(self.now) / 16).max(LEAST_GROWTH / 4);
+        let goal = self.goal.max(used.saturating_add(least));
+        Marking {
+            begin: used,
+            goal,
+            hard: goal.saturating_add(self.growth.max(least)),
+            work: self.work.min(cells),
+            most: cells,
+        }
+    }
+}
 
 fn percent(bytes: u64, p: u32) -> u64 {
     (u128::from(bytes) * u128::from(p) / 100).min(u128::from(u64::MAX)) as u64
+}
+
+/// `a / b`; 0 where that is nothing.
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+/// `a * by`, rounded down; a float's conversion stops at the ends.
+fn times(a: u64, by: f64) -> u64 {
+    (a as f64 * by) as u64
 }
 
 #[cfg(test)]
@@ -62,149 +339,193 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    fn live(live: u64) -> Found {
-        Found {
+    const HUNDRED: Policy = Policy {
+        gc_percent: 100,
+        memory_limit: None,
+        hard_limit: None,
+    };
+
+    fn goal(policy: Policy, cycle: Cycle) -> u64 {
+        Pacer::new(policy, true, 2).ended(&cycle).goal
+    }
+
+    /// A cycle that found so much alive, in one stop.
+    fn live(live: u64) -> Cycle {
+        Cycle {
             live,
-            ..Found::default()
+            begin: live,
+            marked: live / 32,
+            ..Cycle::default()
         }
     }
 
     #[test]
     fn a_small_heap_waits_for_the_minimum() {
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: 100,
-                    hard_limit: None,
-                    memory_limit: None
-                },
-                live(0)
-            ),
-            MINIMUM
-        );
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: 50,
-                    hard_limit: None,
-                    memory_limit: None
-                },
-                live(0)
-            ),
-            MINIMUM / 2
-        );
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: 400,
-                    hard_limit: None,
-                    memory_limit: None
-                },
-                live(0)
-            ),
-            MINIMUM
-        );
+        for (gc_percent, expected) in [(100, MINIMUM), (50, MINIMUM / 2), (400, MINIMUM)] {
+            let policy = Policy {
+                gc_percent,
+                ..HUNDRED
+            };
+            assert_eq!(Pacer::new(policy, true, 2).plan().goal, expected);
+            assert_eq!(goal(policy, live(0)), expected);
+        }
     }
 
     #[test]
     fn the_goal_grows_with_live_bytes_and_roots() {
-        let policy = Policy {
-            gc_percent: 100,
-            hard_limit: None,
-            memory_limit: None,
-        };
-        assert_eq!(trigger(policy, live(100 * MIB)), 200 * MIB);
+        assert_eq!(goal(HUNDRED, live(100 * MIB)), 200 * MIB);
+        let roots = 10 * MIB;
         assert_eq!(
-            trigger(
-                policy,
-                Found {
-                    live: 100 * MIB,
-                    roots: 10 * MIB,
-                    external: 0
+            goal(
+                HUNDRED,
+                Cycle {
+                    roots,
+                    ..live(100 * MIB)
                 }
             ),
             210 * MIB
         );
+        let external = 40 * MIB;
         assert_eq!(
-            trigger(
-                policy,
-                Found {
-                    live: 60 * MIB,
-                    roots: 0,
-                    external: 40 * MIB
+            goal(
+                HUNDRED,
+                Cycle {
+                    external,
+                    ..live(60 * MIB)
                 }
             ),
             200 * MIB
         );
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: 50,
-                    hard_limit: None,
-                    memory_limit: None
-                },
-                live(100 * MIB)
-            ),
-            150 * MIB
-        );
-    }
-
-    #[test]
-    fn the_limit_caps_the_goal() {
         let policy = Policy {
-            gc_percent: 100,
-            memory_limit: None,
-            hard_limit: Some(128 * MIB),
+            gc_percent: 50,
+            ..HUNDRED
         };
-        assert_eq!(trigger(policy, live(100 * MIB)), 128 * MIB);
-        assert_eq!(trigger(policy, live(10 * MIB)), 20 * MIB);
+        assert_eq!(goal(policy, live(100 * MIB)), 150 * MIB);
     }
 
     #[test]
-    fn collecting_can_be_left_to_the_limit() {
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: u32::MAX,
-                    hard_limit: None,
-                    memory_limit: None
-                },
-                live(1)
-            ),
-            u64::MAX
-        );
-        assert_eq!(
-            trigger(
-                Policy {
-                    gc_percent: u32::MAX,
-                    memory_limit: None,
-                    hard_limit: Some(9 * MIB)
-                },
-                live(1)
-            ),
-            9 * MIB
-        );
+    fn what_was_born_counts_as_far_as_the_heap_grows() {
+        let cycle = Cycle {
+            begin: 200 * MIB,
+            born: 20 * MIB,
+            ..live(100 * MIB)
+        };
+        // A steady program: as much alive as before.
+        let mut pacer = Pacer::new(HUNDRED, true, 2);
+        pacer.ended(&live(100 * MIB));
+        assert_eq!(pacer.ended(&cycle).goal, 200 * MIB);
+        // One that only builds: all that was allocated since is alive.
+        let mut pacer = Pacer::new(HUNDRED, true, 2);
+        pacer.ended(&live(50 * MIB));
+        let cycle = Cycle {
+            begin: 100 * MIB,
+            ..cycle
+        };
+        assert_eq!(pacer.ended(&cycle).goal, 240 * MIB);
+    }
+
+    #[test]
+    fn limits_lower_the_goal() {
+        for hard in [false, true] {
+            let limit = Some(128 * MIB);
+            let policy = Policy {
+                gc_percent: 100,
+                memory_limit: limit.filter(|_| !hard),
+                hard_limit: limit.filter(|_| hard),
+            };
+            assert_eq!(goal(policy, live(100 * MIB)), 127 * MIB);
+            assert_eq!(goal(policy, live(10 * MIB)), 20 * MIB);
+            let overhead = 7 * MIB;
+            assert_eq!(
+                goal(
+                    policy,
+                    Cycle {
+                        overhead,
+                        ..live(100 * MIB)
+                    }
+                ),
+                120 * MIB
+            );
+            // No room: still some way to go.
+            assert_eq!(goal(policy, live(128 * MIB)), 128 * MIB + LEAST_GROWTH);
+        }
+    }
+
+    #[test]
+    fn collecting_can_be_left_to_a_limit() {
+        let off = Policy {
+            gc_percent: u32::MAX,
+            ..HUNDRED
+        };
+        assert_eq!(Pacer::new(off, true, 2).plan().trigger, u64::MAX);
+        assert_eq!(goal(off, live(MIB)), u64::MAX);
+        let policy = Policy {
+            memory_limit: Some(64 * MIB),
+            ..off
+        };
+        assert_eq!(goal(policy, live(MIB)), 63 * MIB);
+    }
+
+    #[test]
+    fn a_cycle_that_was_asked_for_teaches_nothing_about_the_trigger() {
+        let mut pacer = Pacer::new(HUNDRED, true, 2);
+        let cycle = Cycle {
+            begin: 190 * MIB,
+            born: 10 * MIB,
+            beside: 1_000_000,
+            running: 1,
+            ..live(100 * MIB)
+        };
+        pacer.ended(&cycle);
+        let before = (pacer.ratio, pacer.lag);
+        assert!(before.0.is_some());
+        let forced = Cycle {
+            begin: 120 * MIB,
+            born: 0,
+            beside: 50_000_000,
+            forced: true,
+            ..cycle
+        };
+        pacer.ended(&forced);
+        assert_eq!((pacer.ratio, pacer.lag), before);
     }
 
     #[test]
     fn nothing_overflows_and_there_is_always_room_to_allocate() {
         for gc_percent in [0, 1, 100, u32::MAX - 1, u32::MAX] {
-            for live in [0, 1, MIB, u64::MAX / 2, u64::MAX] {
-                let found = Found {
-                    live,
-                    roots: live,
-                    external: live,
-                };
-                assert!(
-                    trigger(
-                        Policy {
-                            gc_percent,
-                            hard_limit: None,
-                            memory_limit: None
-                        },
-                        found
-                    ) >= live.saturating_add(LEAST_GROWTH.min(u64::MAX - live))
-                );
+            for bytes in [0, 1, MIB, u64::MAX / 4, u64::MAX] {
+                for limit in [None, Some(MIB), Some(u64::MAX)] {
+                    let cycle = Cycle {
+                        begin: bytes,
+                        born: bytes / 2,
+                        roots: bytes,
+                        external: bytes,
+                        overhead: bytes,
+                        assist: bytes,
+                        cost: bytes,
+                        interval: bytes,
+                        beside: bytes,
+                        ..live(bytes)
+                    };
+                    let policy = Policy {
+                        gc_percent,
+                        memory_limit: limit,
+                        hard_limit: limit,
+                    };
+                    let mut pacer = Pacer::new(policy, true, 2);
+                    for _ in 0..4 {
+                        let plan = pacer.ended(&cycle);
+                        assert!(plan.trigger <= plan.goal);
+                        let room = plan.trigger - plan.now;
+                        assert!(
+                            room >= (LEAST_GROWTH / 2).min(u64::MAX - plan.now),
+                            "{plan:?}"
+                        );
+                        let marking = plan.marking(bytes, bytes);
+                        assert!(marking.begin <= marking.goal && marking.goal <= marking.hard);
+                        marking.owed(bytes, bytes / 2, bytes);
+                    }
+                }
             }
         }
     }

@@ -1,0 +1,267 @@
+//! What the pacer's plan is made of, where mutators and the collector meet it: numbers that are read at every refill.
+//!
+//! The arithmetic is in `pacer`, which knows no threads. Here its plan lies in atomics: the trigger and the goal of the next cycle, the line
+//! of the one that marks, and the cells that have been marked so far. All of them are hints, each read on its own, so all of it is
+//! Relaxed: being late by a refill, or reading one number of the last plan and one of the next, changes when somebody helps and nothing
+//! else. Only whether a mutator *may* mark does not hang on them (see `Mutator::help`), nor whether marking has ended (a stop says that).
+
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Instant;
+
+use crate::mark::Marked;
+use crate::pacer::{Cycle, Marking, Pacer, Policy};
+
+/// The numbers that decide whether a collection is due, and who helps with it.
+pub(crate) struct Pace {
+    /// The collector's alone, but for a fork.
+    pacer: gc_preempt::Mutex<Pacer>,
+    /// Bytes of cells that the last collection kept.
+    kept: AtomicU64,
+    /// The bytes in use at which the next one begins, and should have ended, and at which mutators wait for it to begin.
+    trigger: AtomicU64,
+    goal: AtomicU64,
+    hard: AtomicU64,
+    /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another thread than it was made on.
+    external: AtomicI64,
+    /// A collection has been asked for because it was due, or is under way: from the first who notices until the bitmaps have swapped.
+    asked: AtomicBool,
+    /// Mutators are to help where marking is behind.
+    helping: AtomicBool,
+    /// One of them found nothing to do.
+    hungry: AtomicBool,
+    /// Mutators that have a marker in hand.
+    hands: AtomicU64,
+    line: Line,
+    /// Cells that the collector's threads have marked in this cycle.
+    background: AtomicU64,
+    /// Cells and bytes that mutators have.
+    helped_cells: AtomicU64,
+    helped_bytes: AtomicU64,
+    /// Nanoseconds that they needed.
+    help: AtomicU64,
+    /// What clocks count from.
+    epoch: Instant,
+}
+
+/// A [`Marking`] to read while others write it.
+#[derive(Default)]
+struct Line {
+    begin: AtomicU64,
+    goal: AtomicU64,
+    hard: AtomicU64,
+    work: AtomicU64,
+    most: AtomicU64,
+}
+
+impl Line {
+    fn store(&self, line: Marking) {
+        self.begin.store(line.begin, Ordering::Relaxed);
+        self.goal.store(line.goal, Ordering::Relaxed);
+        self.hard.store(line.hard, Ordering::Relaxed);
+        self.work.store(line.work, Ordering::Relaxed);
+        self.most.store(line.most, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn load(&self) -> Marking {
+        Marking {
+            begin: self.begin.load(Ordering::Relaxed),
+            goal: self.goal.load(Ordering::Relaxed),
+            hard: self.hard.load(Ordering::Relaxed),
+            work: self.work.load(Ordering::Relaxed),
+            most: self.most.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What mutators have done for a cycle.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Help {
+    pub(crate) marked: Marked,
+    pub(crate) nanos: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(policy: Policy, concurrent: bool, cores: u32) -> Self {
+        let pacer = Pacer::new(policy, concurrent, cores);
+        let pace = Self {
+            pacer: gc_preempt::Mutex::new(pacer),
+            kept: AtomicU64::new(0),
+            trigger: AtomicU64::new(0),
+            goal: AtomicU64::new(0),
+            hard: AtomicU64::new(0),
+            external: AtomicI64::new(0),
+            asked: AtomicBool::new(false),
+            helping: AtomicBool::new(false),
+            hungry: AtomicBool::new(false),
+            hands: AtomicU64::new(0),
+            line: Line::default(),
+            background: AtomicU64::new(0),
+            helped_cells: AtomicU64::new(0),
+            helped_bytes: AtomicU64::new(0),
+            help: AtomicU64::new(0),
+            epoch: Instant::now(),
+        };
+        pace.publish();
+        pace
+    }
+
+    fn publish(&self) {
+        let plan = self.pacer.lock().plan();
+        self.trigger.store(plan.trigger, Ordering::Relaxed);
+        self.goal.store(plan.goal, Ordering::Relaxed);
+        self.hard.store(plan.hard(), Ordering::Relaxed);
+    }
+
+    pub(crate) fn external(&self) -> u64 {
+        self.external.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    pub(crate) fn report(&self, delta: i64) {
+        self.external.fetch_add(delta, Ordering::Relaxed);
+    }
+
+    /// Bytes of cells that the last collection kept.
+    pub(crate) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn trigger(&self) -> u64 {
+        self.trigger.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn goal(&self) -> u64 {
+        self.goal.load(Ordering::Relaxed)
+    }
+
+    /// Bytes in use, when `allocated` bytes have been handed out since the last collection.
+    #[inline]
+    pub(crate) fn used(&self, allocated: u64) -> u64 {
+        self.kept()
+            .saturating_add(allocated)
+            .saturating_add(self.external())
+    }
+
+    /// Whether the caller is to ask for a collection: it is due, and nobody has asked yet.
+    #[inline]
+    pub(crate) fn ask(&self, used: u64) -> bool {
+        used >= self.trigger()
+            && !self.asked.load(Ordering::Relaxed)
+            && !self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Is the collector so late to begin that mutators must wait for it?
+    #[inline]
+    pub(crate) fn must_wait(&self, used: u64) -> bool {
+        used >= self.hard.load(Ordering::Relaxed)
+            && self.asked.load(Ordering::Relaxed)
+            && !self.is_helping()
+    }
+
+    /// Are mutators to help where marking is behind?
+    #[inline]
+    pub(crate) fn is_helping(&self) -> bool {
+        self.helping.load(Ordering::Relaxed)
+    }
+
+    /// The line that marking should keep to.
+    #[inline]
+    pub(crate) fn line(&self) -> Marking {
+        self.line.load()
+    }
+
+    /// Cells that have been marked in this cycle, by whomever.
+    #[inline]
+    pub(crate) fn done(&self) -> u64 {
+        self.background.load(Ordering::Relaxed) + self.helped_cells.load(Ordering::Relaxed)
+    }
+
+    /// A mutator takes a marker in hand.
+    pub(crate) fn help_begins(&self) {
+        self.hands.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has put the marker down, and what it had left into the queue.
+    pub(crate) fn help_ends(&self, marked: Marked, found_nothing: bool) {
+        self.helped_cells.fetch_add(marked.cells, Ordering::Relaxed);
+        self.helped_bytes.fetch_add(marked.bytes, Ordering::Relaxed);
+        if found_nothing {
+            self.hungry.store(true, Ordering::Relaxed);
+        }
+        // Release pairs with the Acquire of `hands`: who sees the marker gone sees what it left.
+        self.hands.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
+    pub(super) fn hands(&self) -> u64 {
+        self.hands.load(Ordering::Acquire)
+    }
+
+    /// Whether somebody found nothing to help with since this was asked last.
+    pub(super) fn take_hunger(&self) -> bool {
+        self.hungry.load(Ordering::Relaxed) && self.hungry.swap(false, Ordering::Relaxed)
+    }
+
+    /// It needed so long.
+    pub(crate) fn help_took(&self, nanos: u64) {
+        self.help.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Nanoseconds since the heap was built.
+    pub(crate) fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// A collection begins, in stop 1: `used` bytes in `cells` cells. Says whether it was the trigger that asked for it.
+    pub(super) fn begun(&self, used: u64, cells: u64) -> bool {
+        let pacer = self.pacer.lock();
+        self.line.store(pacer.plan().marking(used, cells));
+        drop(pacer);
+        self.background.store(0, Ordering::Relaxed);
+        self.asked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Mutators run beside the markers from now on, and may help.
+    pub(super) fn beside(&self) {
+        let limiting = self.pacer.lock().is_limiting();
+        self.helping.store(!limiting, Ordering::Relaxed);
+    }
+
+    /// The collector's threads have marked so many cells by now.
+    pub(super) fn progress(&self, cells: u64) {
+        self.background.store(cells, Ordering::Relaxed);
+    }
+
+    /// What mutators have done, in the last stop of a cycle; it is forgotten, and nobody helps any more.
+    pub(super) fn take_help(&self) -> Help {
+        self.helping.store(false, Ordering::Relaxed);
+        Help {
+            marked: Marked {
+                cells: self.helped_cells.swap(0, Ordering::Relaxed),
+                bytes: self.helped_bytes.swap(0, Ordering::Relaxed),
+            },
+            nanos: self.help.swap(0, Ordering::Relaxed),
+        }
+    }
+
+    /// There is no collection under way, and none that was asked for: in the child of a fork.
+    pub(crate) fn abandoned(&self) {
+        self.take_help();
+        // Whoever had a marker in hand is gone.
+        self.hands.store(0, Ordering::Relaxed);
+        self.asked.store(false, Ordering::Relaxed);
+    }
+
+    /// The bitmaps have swapped.
+    pub(super) fn ended(&self, cycle: &Cycle) {
+        self.pacer.lock().ended(cycle);
+        self.kept.store(cycle.live + cycle.born, Ordering::Relaxed);
+        self.publish();
+        self.asked.store(false, Ordering::Relaxed);
+    }
+
+    /// Takes the lock, for the child of a fork.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        self.pacer.lock()
+    }
+}

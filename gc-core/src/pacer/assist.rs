@@ -1,0 +1,166 @@
+//! What allocating mutators do while a cycle marks, lest it end too late: they help, as much as they allocate, and within bounds.
+//!
+//! Marking should be done when the heap reaches its goal. So after each byte that is handed out some of the work should have been done: a
+//! line from (bytes at the beginning, no cell) to (goal, all cells). Go keeps accounts for this: an allocation makes a debt, background
+//! markers make credit that it is paid with, and what is left is paid by marking. We compare with the line directly: the cells marked so
+//! far, by whomever, are the credit, and only while they are *below* the line does who allocates mark. In steady state the trigger is early
+//! enough for the background to stay above it, and nobody helps.
+//!
+//! Three bounds keep help from being a pause of another kind:
+//! - of one allocation: at most twice its share of what is left, done in pieces of which each is short enough for a stop to wait for;
+//! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for the program, stops included). Past
+//!   the goal it rises, gently at first, up to all of it where the heap has grown by twice what it should: memory is then what there
+//!   is least of;
+//! - never a wait for somebody else, but past that last bound, and there for a millisecond an allocation: a graph that is one long list
+//!   cannot be marked by two, so helping is in vain and only waiting keeps the heap bounded.
+
+/// The line of one cycle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Marking {
+    /// Bytes in use when the snapshot was taken.
+    pub begin: u64,
+    /// Bytes in use at which marking should be done. More than `begin`.
+    pub goal: u64,
+    /// Bytes in use at which mutators do nothing but help. More than `goal`.
+    pub hard: u64,
+    /// Cells that are expected to be marked.
+    pub work: u64,
+    /// Cells that are marked if everything is alive.
+    pub most: u64,
+}
+
+/// Of a mutator's time, in thousandths, while the heap is below its goal.
+const EASY: u64 = 250;
+
+/// Cells that one allocation marks at most: some 50 to 200 us of work.
+pub(crate) const MOST_CELLS: u64 = 4096;
+
+/// Cells below which helping is not worth its beginning.
+pub(crate) const LEAST_CELLS: u64 = 64;
+
+impl Marking {
+    /// How many cells an allocation of `bytes` should mark, when `used` bytes are in use and `done` cells are marked.
+    pub(crate) fn owed(&self, used: u64, done: u64, bytes: u64) -> u64 {
+        let Self { begin, hard, .. } = *self;
+        let (mut goal, mut work) = (self.goal, self.work);
+        if done > work {
+            // More is alive than was expected: the heap has grown, and the next cycle's goal will be higher anyway. The line goes on at
+            // its slope, so that nobody works harder for the surprise, up to the hard goal (Go's `revise`).
+            let runway = u128::from(goal - begin) * u128::from(self.most) / u128::from(work.max(1));
+            goal = u64::try_from(u128::from(begin) + runway).map_or(hard, |g| g.clamp(goal, hard));
+            work = self.most;
+        }
+        let left = work.saturating_sub(done);
+        if left == 0 {
+            return 0;
+        }
+        if used >= goal {
+            return left.min(MOST_CELLS);
+        }
+        let (passed, runway) = (used.saturating_sub(begin), goal - begin);
+        let line =
+            |cells: u64, of: u64| (u128::from(cells) * u128::from(of) / u128::from(runway)) as u64;
+        // At first the markers have to get going: below the line by a sixteenth, less and less, is near enough.
+        let due = line(work, passed).saturating_sub(line(work / 16, runway - passed));
+        let behind = due.saturating_sub(done);
+        if behind == 0 {
+            return 0;
+        }
+        let fair = u128::from(left) * u128::from(bytes) * 2 / u128::from(goal - used);
+        behind
+            .min(u64::try_from(fair).unwrap_or(u64::MAX))
+            .clamp(LEAST_CELLS, MOST_CELLS)
+    }
+
+    /// Of a mutator's time, in thousandths: how much it may help when `used` bytes are in use.
+    pub(crate) fn share(&self, used: u64) -> u64 {
+        let range = self.hard.saturating_sub(self.goal).max(1);
+        let over = used.saturating_sub(self.goal).min(range);
+        let over = (u128::from(over) * 1000 / u128::from(range)) as u64;
+        EASY + (1000 - EASY) * over * over / 1_000_000
+    }
+
+    /// Is it time to wait for the markers, when helping was in vain?
+    pub(crate) fn waits(&self, used: u64) -> bool {
+        used >= self.hard
+    }
+}
+
+/// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths. Both in the same unit of time.
+pub(crate) fn respite(spent: u64, share: u64) -> u64 {
+    let share = share.clamp(1, 1000);
+    spent.saturating_mul(1000 - share) / share
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const M: Marking = Marking {
+        begin: 100_000_000,
+        goal: 120_000_000,
+        hard: 180_000_000,
+        work: 1_000_000,
+        most: 3_000_000,
+    };
+
+    #[test]
+    fn nobody_helps_while_the_markers_are_above_the_line() {
+        for percent in 0..100 {
+            let used = M.begin + 200_000 * percent;
+            assert_eq!(M.owed(used, 10_000 * percent, 8192), 0);
+        }
+        assert_eq!(M.owed(M.goal, M.most, 8192), 0);
+    }
+
+    #[test]
+    fn who_allocates_below_the_line_marks_its_share_and_no_more() {
+        // Half way, and a quarter done: 3/4 of the work is left for half of the bytes.
+        let owed = M.owed(110_000_000, 250_000, 8192);
+        assert_eq!(owed, 750_000 * 8192 * 2 / 10_000_000);
+        assert_eq!(M.owed(110_000_000, 250_000, 1 << 40), MOST_CELLS);
+        assert_eq!(M.owed(110_000_000, 250_000, 16), LEAST_CELLS);
+    }
+
+    #[test]
+    fn a_heap_that_turns_out_larger_keeps_the_slope() {
+        // All that was expected is marked at the goal, and more is found: the line is three times as long.
+        assert_eq!(M.owed(M.goal, 1_000_001, 8192), 0);
+        assert_eq!(M.owed(139_000_000, 2_000_000, 8192), 0);
+        assert!(M.owed(179_000_000, 2_000_000, 8192) > 0);
+    }
+
+    #[test]
+    fn past_the_goal_help_is_all_that_counts() {
+        assert_eq!(M.owed(M.goal, 900_000, 8192), MOST_CELLS);
+        let shares = [M.begin, M.goal, 150_000_000, M.hard, u64::MAX].map(|used| M.share(used));
+        assert_eq!(shares, [250, 250, 437, 1000, 1000]);
+        assert!(!M.waits(M.hard - 1) && M.waits(M.hard));
+    }
+
+    #[test]
+    fn a_mutator_that_helped_is_left_alone() {
+        assert_eq!(respite(100, 250), 300);
+        assert_eq!(respite(100, 1000), 0);
+        assert_eq!(respite(100, 0), 99_900);
+    }
+
+    #[test]
+    fn no_numbers_are_too_large() {
+        for used in [0, 1, 1 << 40, u64::MAX - 1] {
+            for work in [0, 1, u64::MAX / 2] {
+                let marking = Marking {
+                    begin: 0,
+                    goal: u64::MAX - 1,
+                    hard: u64::MAX,
+                    work,
+                    most: u64::MAX,
+                };
+                for done in [0, work, u64::MAX] {
+                    assert!(marking.owed(used, done, u64::MAX) <= MOST_CELLS);
+                    assert!(marking.share(used) <= 1000);
+                }
+            }
+        }
+    }
+}
