@@ -1,5 +1,5 @@
 /* A cache with replacement over bdwgc: MIB ROUNDS. cc -O3 bdwgc_churn.c -lgc */
-#include <gc.h>
+#include "bdwgc.h"
 
 #define NEW_TABLE(bytes) GC_MALLOC(bytes)
 #define NEW_ENTRY() GC_MALLOC(sizeof(Entry))
@@ -8,8 +8,6 @@
 #include "churn.h"
 
 int main(int argc, char **argv) {
-    /* As Urge: inside addresses count on stacks only. */
-    GC_set_all_interior_pointers(0);
-    GC_INIT();
+    start_bdwgc();
     return churn_main(argc, argv);
 }

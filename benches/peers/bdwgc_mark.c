@@ -1,6 +1,6 @@
 /* Full markings of a random graph by bdwgc's one marker: MIB; see gclab mark, and src/peers/process.rs for what is read and written.
  * cc -O3 bdwgc_mark.c -lgc */
-#include <gc.h>
+#include "bdwgc.h"
 
 #include "work.h"
 
@@ -22,9 +22,7 @@ static void GC_CALLBACK on_event(GC_EventType event) {
 int main(int argc, char **argv) {
     uint64_t objects = ((uint64_t)argument(argc, argv, 1, 1) << 20) / sizeof(Object);
     setenv("GC_MARKERS", "1", 1);
-    /* As Urge: inside addresses count on stacks only, so that 32 bytes are 32. */
-    GC_set_all_interior_pointers(0);
-    GC_INIT();
+    start_bdwgc();
     GC_disable();
     Object **table = needed(GC_MALLOC(objects * sizeof *table));
     for (uint64_t n = 0; n < objects; n++) {

@@ -6,6 +6,10 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// bdwgc as near to Urge as it can be set: inside addresses count on stacks only, so that an object takes no byte more
+/// than was asked for. As it is installed it keeps room for a byte more, and 16 bytes become 32.
+pub const EXACT_BDWGC: &str = "bdwgc, exact sizes";
+
 /// A contender's command, to which its work's sizes are added.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -165,9 +169,11 @@ impl Workshop {
         }
     }
 
-    /// A program of bdwgc's.
-    pub fn bdwgc(&self, work: &str) -> Peer {
-        self.c("bdwgc", &format!("bdwgc_{work}"), "-lgc")
+    /// A program of bdwgc's: as it is installed, and as [`EXACT_BDWGC`].
+    pub fn bdwgc(&self, work: &str) -> [Peer; 2] {
+        let peer = self.c("bdwgc", &format!("bdwgc_{work}"), "-lgc");
+        let exact = peer.clone().with("URGE_BDWGC_INTERIOR", "0");
+        [peer, exact.named(EXACT_BDWGC)]
     }
 
     /// A program of mimalloc's.

@@ -1,0 +1,228 @@
+//! Rows over a random graph: full markings, and pauses while it is changed.
+
+use benches::paired::Spread;
+use benches::peers::claims::{Alternated, Piece, Wanted, alternate};
+use benches::peers::process::{Server, go_cycles, run};
+use benches::peers::workshop::Program;
+use gc_test_harness::lab::{concurrent, mark};
+
+use crate::bench::{Bench, LIMIT, OURS, ours};
+
+/// One marker over the whole graph.
+pub fn mark_row(bench: &mut Bench) {
+    for &mib in bench.pick(&[64, 256, 1024][..], &[64][..], &[1][..]) {
+        let work = format!("full mark {mib} MiB, one marker");
+        let objects = (u64::from(mib) << 20) / mark::CELL as u64;
+        let [bdwgc, exact] = bench.workshop.bdwgc("mark");
+        let peers = vec![
+            bdwgc,
+            exact,
+            bench.workshop.go("mark").with("GOMAXPROCS", "1"),
+            bench
+                .workshop
+                .java("Mark")
+                .named("Java, SerialGC's System.gc()"),
+        ];
+        let mut contenders = vec![(OURS.to_owned(), ours("mark"))];
+        contenders.extend(bench.installed(peers));
+        let mut pieces = Vec::new();
+        for (name, program) in contenders {
+            match Server::start(&program, mib, objects) {
+                Ok(mut server) => {
+                    let piece = move || Ok(objects as f64 / server.mark()?.as_secs_f64());
+                    pieces.push((name, Box::new(piece) as Piece<'_, f64>));
+                }
+                Err(why) if name == OURS => panic!("{OURS}: {why}"),
+                Err(why) => println!("{name}: {why}, skipped"),
+            }
+        }
+        let turns = bench.turns(9);
+        let rates = alternate(turns, true, pieces).unwrap_or_else(|why| panic!("{why}"));
+        println!("{work}: million objects a second");
+        let p50 = |name: &str| rates.spread(name, |rate| rate / 1e6).map_or(0.0, |s| s.p50);
+        for name in rates.names() {
+            println!("  {name:<40}{:>8.2}", p50(name));
+        }
+        for name in rates.names().iter().skip(1) {
+            let wanted = match name.as_str() {
+                "bdwgc" if mib == 1024 => Wanted::AtLeast(4.0),
+                "Go" if mib == 1024 => Wanted::AtLeast(3.0),
+                _ => Wanted::Nothing,
+            };
+            let figures = format!("{:.1} M/s, {:.1} M/s", p50(OURS), p50(name));
+            let ratio = rates.ratio(OURS, name, |rate| *rate);
+            bench.claim(&work, name, ratio, wanted, figures, turns);
+        }
+        drop(rates);
+        limit_of_marking(bench, &work, mib, objects);
+    }
+}
+
+/// The limit program over the same graph; its pairs are alternated in one process.
+fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
+    let ran =
+        run(ours("limit").command(&[mib]), false).unwrap_or_else(|why| panic!("{OURS}: {why}"));
+    let pairs: Vec<(f64, f64)> = ran
+        .stdout
+        .lines()
+        .filter_map(|line| {
+            let (ours, limit) = line.split_once(' ')?;
+            Some((ours.parse().ok()?, limit.parse().ok()?))
+        })
+        .collect();
+    let rate = |nanos: fn(&(f64, f64)) -> f64| {
+        let rates: Vec<f64> = pairs
+            .iter()
+            .map(|pair| objects as f64 * 1e3 / nanos(pair))
+            .collect();
+        Spread::of(&rates).p50
+    };
+    let figures = format!(
+        "{:.1} M/s, {:.1} M/s",
+        rate(|pair| pair.0),
+        rate(|pair| pair.1)
+    );
+    let ratios: Vec<f64> = pairs.iter().map(|(ours, limit)| limit / ours).collect();
+    let ratio = Some(Spread::of(&ratios));
+    let wanted = Wanted::AtLeast(0.6);
+    bench.claim(work, LIMIT, ratio, wanted, figures, ratios.len());
+}
+
+/// What a run beside a changing graph tells.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pauses {
+    /// A cycle's longest pause.
+    p50_us: f64,
+    p99_us: f64,
+    floor_p99_us: f64,
+    /// The worst window, the worst in a hundred, the median.
+    utilisation: [f64; 3],
+    turns_per_s: f64,
+}
+
+fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
+    let ran = run(ours("concurrent").command(&[mib, cycles]), false)?;
+    let json: serde_json::Value =
+        serde_json::from_str(&ran.stdout).map_err(|e| format!("{e}: {:?}", ran.stdout))?;
+    let of = |outer: &str, inner: &str| {
+        let number = json[outer][inner].as_f64();
+        number.ok_or_else(|| format!("{outer}.{inner} is missing in {json}"))
+    };
+    let share = |inner: &str| of("utilisation", inner);
+    Ok(Pauses {
+        p50_us: of("pause_us", "p50")?,
+        p99_us: of("pause_us", "p99")?,
+        floor_p99_us: of("floor_pause_us", "p99")?,
+        utilisation: [share("min")?, share("p01")?, share("p50")?],
+        turns_per_s: json["turns_per_s"].as_f64().unwrap_or_default(),
+    })
+}
+
+fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String> {
+    let command = program.clone().with("GODEBUG", "gctrace=1");
+    let ran = run(command.command(&[mib, cycles]), true)?;
+    let longest: Vec<f64> = go_cycles(&ran.stderr)
+        .iter()
+        .map(|cycle| cycle.longest_us())
+        .collect();
+    if longest.len() < cycles as usize {
+        return Err(format!("its trace tells of {} cycles", longest.len()));
+    }
+    let json: serde_json::Value =
+        serde_json::from_str(&ran.stdout).map_err(|e| format!("{e}: {:?}", ran.stdout))?;
+    let spread = Spread::of(&longest);
+    Ok(Pauses {
+        p50_us: spread.p50,
+        p99_us: spread.p99,
+        turns_per_s: json["turns_per_s"].as_f64().unwrap_or_default(),
+        ..Pauses::default()
+    })
+}
+
+/// Pauses and utilisation while the graph is changed.
+pub fn pauses_row(bench: &mut Bench) {
+    let peers = vec![bench.workshop.go("concurrent")];
+    let peers = bench.installed(peers);
+    let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
+    let mut first: Option<Alternated<Pauses>> = None;
+    for &mib in sizes {
+        let cycles = bench.pick(concurrent::CYCLES, concurrent::CYCLES, 5);
+        // Go needs half a minute for a cycle of the largest.
+        let go_cycles = if mib > 1024 { 8 } else { cycles };
+        let work = format!("graph of {mib} MiB, changed while marked");
+        let turns = bench.turns(if mib > 1024 { 1 } else { 5 });
+        let mut pieces = vec![(
+            OURS.to_owned(),
+            Box::new(move || our_pauses(mib, cycles)) as Piece<'_, Pauses>,
+        )];
+        for (name, program) in &peers {
+            let piece = move || go_pauses(program, mib, go_cycles);
+            pieces.push((name.clone(), Box::new(piece)));
+        }
+        let runs = alternate(turns, false, pieces).unwrap_or_else(|why| panic!("{why}"));
+        println!("{work}: a cycle's longest pause in us (medians of {turns} runs)");
+        println!(
+            "  {:<20}{:>9}{:>9}{:>16}",
+            "", "p50", "p99", "M turns a second"
+        );
+        for name in runs.names() {
+            let of = |of: fn(&Pauses) -> f64| runs.spread(name, of).map_or(0.0, |s| s.p50);
+            println!(
+                "  {name:<20}{:>9.1}{:>9.1}{:>16.2}",
+                of(|p| p.p50_us),
+                of(|p| p.p99_us),
+                of(|p| p.turns_per_s) / 1e6
+            );
+        }
+        let ours_of = |of: fn(&Pauses) -> f64| runs.spread(OURS, of).map_or(0.0, |s| s.p50);
+        let p99 = ours_of(|pauses| pauses.p99_us);
+        bench.claim(
+            &format!("{work}: pauses' p99 over the floor's"),
+            "signal floor",
+            runs.spread(OURS, |pauses| pauses.p99_us / pauses.floor_p99_us),
+            Wanted::AtMost(3.0),
+            format!("{p99:.0} us, {:.0} us", ours_of(|p| p.floor_p99_us)),
+            turns,
+        );
+        if let Some(go) = runs.spread("Go", |pauses| pauses.p99_us) {
+            bench.claim(
+                &format!("{work}: pauses' p99"),
+                "Go",
+                runs.ratio("Go", OURS, |pauses| pauses.p99_us),
+                Wanted::MoreThan(1.0),
+                format!("{p99:.0} us, {:.0} us", go.p50),
+                turns,
+            );
+        }
+        let parts = ["worst", "worst of a hundred", "median"];
+        for (at, (part, wanted)) in parts
+            .iter()
+            .zip([Wanted::AtLeast(0.6), Wanted::Nothing, Wanted::Nothing])
+            .enumerate()
+        {
+            bench.claim(
+                &format!("{work}: {part} 10 ms window in a cycle"),
+                "itself between cycles",
+                runs.spread(OURS, |pauses| pauses.utilisation[at]),
+                wanted,
+                String::new(),
+                turns,
+            );
+        }
+        match &first {
+            None => first = Some(runs),
+            Some(small) => {
+                let at = |runs: &Alternated<Pauses>| runs.spread(OURS, |p| p.p50_us);
+                let small = at(small).map_or(1.0, |spread| spread.p50);
+                bench.claim(
+                    &format!("{work}: longest pause of a cycle"),
+                    &format!("itself at {} MiB", sizes[0]),
+                    runs.spread(OURS, |pauses| pauses.p50_us / small),
+                    Wanted::AtMost(1.5),
+                    format!("{:.0} us, {small:.0} us", ours_of(|p| p.p50_us)),
+                    turns,
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes its section of `RESULTS.md`.
+//!
+//! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`. [`benches::peers`] says what the
+//! peers need and how they are found. Without rows, all of them run: some half an hour, for a quiet machine. `--quick` is
+//! a trial of two minutes with smaller work, which writes nothing. Ours is this binary itself, as a child that does what
+//! `gclab` does.
+//!
+//! | row | work | gclab |
+//! |---|---|---|
+//! | `trees` | binary trees, one mutator; the limit program, too | `gclab trees 20`, `gclab trees 20 --limit` |
+//! | `mutators` | the same on two threads over one heap | `gclab trees 20 --mutators 2` |
+//! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
+//! | `pauses` | the longest pause of a cycle while the graph is changed, and the mutator's utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
+//! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
+//! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
+//! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |
+//!
+//! In `trees`, `mutators` and `churn` whole processes are timed from start to end; all must print the same. Java's start
+//! of some 50 ms is in that, and so are the processors that Go's collector takes beside the program. All run as they come;
+//! bdwgc runs a second time as near to Urge as it can be set (`bdwgc, exact sizes`).
+
+mod bench;
+mod graphs;
+mod programs;
+
+use std::process::ExitCode;
+
+use benches::peers::results;
+use gc_test_harness::lab::{churn, concurrent, fragment, mark, trees};
+use gc_test_harness::lox::run::{RunConfig, run_file};
+
+use crate::bench::{Bench, CHILD, OURS, Options};
+
+/// A row's name, and what measures it.
+type Row = (&'static str, fn(&mut Bench));
+
+/// Every row.
+const ROWS: [Row; 7] = [
+    ("trees", programs::trees_row),
+    ("mutators", programs::mutators_row),
+    ("mark", graphs::mark_row),
+    ("pauses", graphs::pauses_row),
+    ("churn", programs::churn_row),
+    ("fragment", programs::fragment_row),
+    ("lox", programs::lox_row),
+];
+
+fn main() -> ExitCode {
+    if let Ok(work) = std::env::var(CHILD) {
+        return match child(&work) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{OURS}: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let options = match Options::from(std::env::args().skip(1), &ROWS.map(|(row, _)| row)) {
+        Ok(options) => options,
+        Err(why) => {
+            eprintln!("peers: {why}");
+            return ExitCode::from(64);
+        }
+    };
+    if options.list {
+        for (row, _) in ROWS {
+            println!("{row}: benchmark");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let mut bench = Bench::new(&options);
+    for (row, measure) in ROWS {
+        if options.rows.is_empty() || options.rows.iter().any(|wanted| wanted == row) {
+            println!("== {row} (load {})", results::load());
+            measure(&mut bench);
+            println!();
+        }
+    }
+    bench.finish(options.write)
+}
+
+/// Our own contenders.
+fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
+    let argument = |at: usize| std::env::args().nth(at).unwrap_or_default();
+    let number = |at: usize| argument(at).parse::<u32>();
+    match work {
+        "trees" | "bare trees" => {
+            let depth = number(1)?;
+            let outcome = if work == "trees" {
+                trees::run(depth, number(2)? as usize)?
+            } else {
+                trees::run_bare(depth)?
+            };
+            for line in outcome.checks {
+                println!("{line}");
+            }
+        }
+        "mark" => {
+            let graph = mark::Graph::build(number(1)?)?;
+            println!("ready {}", graph.objects());
+            for line in std::io::stdin().lines() {
+                line?;
+                println!("{}", graph.mark()?.mark.as_nanos());
+            }
+        }
+        "limit" => {
+            let options = mark::Options {
+                mib: number(1)?,
+                markers: 1,
+            };
+            for (ours, limit) in mark::measure(&options)?.rounds {
+                println!("{} {}", ours.mark.as_nanos(), limit.time.as_nanos());
+            }
+        }
+        "concurrent" => println!("{}", concurrent::measure(number(1)?, number(2)?)?.json()),
+        "churn" => {
+            let (mib, rounds) = (number(1)?, number(2)?);
+            println!("{}", churn::run(&churn::Options { mib, rounds })?.line());
+        }
+        "fragment" => {
+            let (mib, from, to) = (number(1)?, number(2)?, number(3)?);
+            let options = fragment::Options { mib, from, to };
+            println!("{}", fragment::run(&options)?.line());
+        }
+        "lox" => {
+            let config = RunConfig {
+                stream: true,
+                ..RunConfig::default()
+            };
+            let outcome = run_file(argument(1).as_ref(), &config);
+            eprint!("{}", String::from_utf8_lossy(&outcome.stderr));
+            print!("{}", String::from_utf8_lossy(&outcome.stdout));
+            if outcome.exit_code != 0 {
+                return Err(format!("exit code {}", outcome.exit_code).into());
+            }
+        }
+        _ => return Err(format!("no contender is called {work:?}").into()),
+    }
+    Ok(())
+}
