@@ -192,7 +192,7 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     let k = common::kinds(&heap);
     let m = heap.attach().unwrap();
     // Garbage never makes it fail.
-    garbage(&m, k, 300_000);
+    garbage(&m, k, 700_000);
     let mut head = 0;
     let error = loop {
         // SAFETY: the list is on the stack.
@@ -213,7 +213,7 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     head = 0;
     std::hint::black_box(&mut head);
     wipe_stack();
-    garbage(&m, k, 300_000);
+    garbage(&m, k, 700_000);
     let kept = list(&m, k, 100);
     check_list(kept, 100);
 }
@@ -451,4 +451,53 @@ fn every_stop_is_in_the_histograms() {
     assert!(stats.stops.pause.max() > 0 && stats.last.pause_sum >= stats.last.pause);
     assert!(stats.last.interval <= stats.last.ended_at);
     assert!((0.0..=1.0).contains(&stats.last.cpu_share()));
+}
+
+/// A soft limit lowers the goal, however much `gc_percent` would allow, and is no error where it cannot be kept.
+#[test]
+fn a_memory_limit_brings_collections_forward_and_never_fails() {
+    const LIMIT: u64 = 16 << 20;
+    let goal = |limit: Option<u64>, live: usize| {
+        let mut builder = Heap::builder();
+        if let Some(limit) = limit {
+            builder = builder.memory_limit(limit);
+        }
+        let heap = builder.build().unwrap();
+        let k = common::kinds(&heap);
+        let mutator = heap.attach().unwrap();
+        let list = list(&mutator, k, live);
+        heap.collect();
+        for _ in 0..4 {
+            garbage(&mutator, k, 200_000);
+        }
+        check_list(list, live);
+        heap.collect();
+        let stats = heap.stats();
+        assert!(stats.last.begin_bytes <= stats.last.end_bytes);
+        (stats.goal_bytes, stats.last.bytes_live)
+    };
+    let (free, live) = goal(None, 700_000);
+    assert!(free > LIMIT && live < LIMIT - (2 << 20), "{free} {live}");
+    let (limited, _) = goal(Some(LIMIT), 700_000);
+    assert!(limited <= LIMIT, "{limited}");
+    // What is alive alone is more than the limit.
+    let (passed, live) = goal(Some(4 << 20), 700_000);
+    assert!(live > 4 << 20 && passed > live, "{passed} {live}");
+}
+
+/// Under stress every refill of a marking heap helps, so what mutators mark themselves is counted and kept like the rest.
+#[test]
+fn what_mutators_mark_is_alive_and_counted() {
+    let heap = Heap::builder().continuous(true).build().unwrap();
+    let k = common::kinds(&heap);
+    let mutator = heap.attach().unwrap();
+    let list = list(&mutator, k, 50_000);
+    while heap.stats().assist_total.is_zero() || heap.stats().collections < 50 {
+        garbage(&mutator, k, 10_000);
+    }
+    check_list(list, 50_000);
+    heap.collect();
+    let last = heap.stats().last;
+    assert!(last.cells_live >= 50_000, "{last:?}");
+    assert!(last.assist_cells <= last.cells_live && last.bytes_born <= last.bytes_live);
 }

@@ -168,7 +168,12 @@ impl HeapBuilder {
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
-            pace: Pace::new(policy, !config.stop_the_world, ledger.cores()),
+            pace: Pace::new(
+                policy,
+                !config.stop_the_world,
+                config.continuous,
+                ledger.cores(),
+            ),
             ledger,
             weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),

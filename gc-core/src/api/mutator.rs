@@ -5,7 +5,6 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::time::Duration;
 
 use gc_preempt::InNoPreempt;
 
@@ -62,9 +61,6 @@ const TRIES: u32 = 3;
 
 /// Cells that a mutator marks at a time: a stop waits for some microseconds at most.
 const HELP_PIECE: usize = 128;
-
-/// How long a mutator waits for a collector that cannot be helped, an allocation.
-const MOMENT: Duration = Duration::from_millis(1);
 
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
@@ -217,7 +213,7 @@ impl Mutator {
                 Ok(Refill::Again) => {}
                 Err(error) => {
                     tries += 1;
-                    if tries > TRIES || !self.collect_if_allowed() {
+                    if tries > TRIES || !self.make_room(tries == 1) {
                         return Err(error);
                     }
                 }
@@ -254,7 +250,7 @@ impl Mutator {
                 Ok(LargeStep::Again) => {}
                 Err(error) => {
                     tries += 1;
-                    if tries > TRIES || !self.collect_if_allowed() {
+                    if tries > TRIES || !self.make_room(tries == 1) {
                         return Err(error);
                     }
                 }
@@ -278,7 +274,7 @@ impl Mutator {
         } else if pace.is_helping() {
             self.help(used, bytes as u64);
         } else if pace.must_wait(used) {
-            self.wait_a_moment();
+            self.wait_a_moment(bytes as u64);
         }
     }
 
@@ -286,12 +282,12 @@ impl Mutator {
     fn help(&self, used: u64, bytes: u64) {
         let (shared, record) = (self.heap.shared(), self.record());
         let (pace, line) = (&shared.pace, shared.pace.line());
-        let owed = line.owed(used, pace.done(), bytes);
+        let owed = pace.owed(&line, used, bytes);
         if owed == 0 || self.thread().in_no_preempt() {
             return;
         }
         let begun = pace.now();
-        if begun < record.respite_until.get() {
+        if begun < record.respite_until.get() && !pace.is_stressed() {
             return;
         }
         let mut left = owed;
@@ -318,18 +314,31 @@ impl Mutator {
             .respite_until
             .set(ended + pacer::respite(ended - begun, line.share(used)));
         if dry && line.waits(used) {
-            self.wait_a_moment();
+            self.wait_a_moment(bytes);
         }
     }
 
     /// Lets the collector get on.
     #[cold]
-    fn wait_a_moment(&self) {
+    fn wait_a_moment(&self, bytes: u64) {
         if !self.thread().in_no_preempt() {
             let requests = &self.heap.shared().requests;
             self.thread()
-                .blocking(|| requests.wait_for_last_at_most(MOMENT));
+                .blocking(|| requests.wait_for_last_at_most(pacer::moment(bytes)));
         }
+    }
+
+    /// The heap is full: waits for what a collection frees. The `first` time the one under way will do, if there is one, though it keeps
+    /// what has died since it began. `false`: inside `no_preempt`, where nothing may wait.
+    fn make_room(&self, first: bool) -> bool {
+        let requests = &self.heap.shared().requests;
+        if first
+            && !self.thread().in_no_preempt()
+            && self.thread().blocking(|| requests.wait_for_present())
+        {
+            return true;
+        }
+        self.collect_if_allowed()
     }
 
     /// Collects, unless inside `no_preempt`, where nothing may wait.

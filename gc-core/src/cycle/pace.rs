@@ -13,6 +13,8 @@ use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
 /// The numbers that decide whether a collection is due, and who helps with it.
 pub(crate) struct Pace {
+    /// Mutators help at every refill.
+    stress: bool,
     /// The collector's alone, but for a fork.
     pacer: gc_preempt::Mutex<Pacer>,
     /// Bytes of cells that the last collection kept.
@@ -42,6 +44,9 @@ pub(crate) struct Pace {
     /// What clocks count from.
     epoch: Instant,
 }
+
+/// Cells that a mutator marks at a refill, under stress.
+const STRESS: u64 = 300;
 
 /// A [`Marking`] to read while others write it.
 #[derive(Default)]
@@ -82,9 +87,11 @@ pub(crate) struct Help {
 }
 
 impl Pace {
-    pub(crate) fn new(policy: Policy, concurrent: bool, cores: u32) -> Self {
+    /// For a heap that collects beside its mutators, or not; `stress` has these help whatever they owe.
+    pub(crate) fn new(policy: Policy, concurrent: bool, stress: bool, cores: u32) -> Self {
         let pacer = Pacer::new(policy, concurrent, cores);
         let pace = Self {
+            stress,
             pacer: gc_preempt::Mutex::new(pacer),
             kept: AtomicU64::new(0),
             trigger: AtomicU64::new(0),
@@ -170,10 +177,20 @@ impl Pace {
         self.line.load()
     }
 
-    /// Cells that have been marked in this cycle, by whomever.
+    /// How many cells a mutator should mark before it allocates so many bytes.
     #[inline]
-    pub(crate) fn done(&self) -> u64 {
-        self.background.load(Ordering::Relaxed) + self.helped_cells.load(Ordering::Relaxed)
+    pub(crate) fn owed(&self, line: &Marking, used: u64, bytes: u64) -> u64 {
+        if self.stress {
+            return STRESS;
+        }
+        let background = self.background.load(Ordering::Relaxed);
+        let done = background + self.helped_cells.load(Ordering::Relaxed);
+        line.owed(used, done, bytes)
+    }
+
+    /// Do mutators help at every refill, whatever they owe?
+    pub(crate) fn is_stressed(&self) -> bool {
+        self.stress
     }
 
     /// A mutator takes a marker in hand.

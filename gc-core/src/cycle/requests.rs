@@ -88,6 +88,20 @@ impl Requests {
         self.wait(last);
     }
 
+    /// Waits for the collection that is under way; `false`: there is none.
+    pub(crate) fn wait_for_present(&self) -> bool {
+        let (present, under_way) = {
+            let state = self.lock();
+            (state.begun, state.begun > state.ended)
+        };
+        // One that was under way when this process was forked off has no thread to end it.
+        let waits = under_way && self.alive.load(Ordering::SeqCst);
+        if waits {
+            self.wait(present);
+        }
+        waits
+    }
+
     /// As [`wait_for_last`](Self::wait_for_last), but no longer than that.
     pub(crate) fn wait_for_last_at_most(&self, most: Duration) {
         let state = self.lock();

@@ -11,8 +11,10 @@
 //! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for the program, stops included). Past
 //!   the goal it rises, gently at first, up to all of it where the heap has grown by twice what it should: memory is then what there
 //!   is least of;
-//! - never a wait for somebody else, but past that last bound, and there for a millisecond an allocation: a graph that is one long list
-//!   cannot be marked by two, so helping is in vain and only waiting keeps the heap bounded.
+//! - never a wait for somebody else, but past that last bound, and there for a millisecond a run: a graph that is one long list cannot be
+//!   marked by two, so helping is in vain and only waiting keeps the heap bounded.
+
+use core::time::Duration;
 
 /// The line of one cycle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,11 +34,17 @@ pub(crate) struct Marking {
 /// Of a mutator's time, in thousandths, while the heap is below its goal.
 const EASY: u64 = 250;
 
-/// Cells that one allocation marks at most: some 50 to 200 us of work.
-pub(crate) const MOST_CELLS: u64 = 4096;
+/// Cells that an allocation of a run marks at most: some 50 to 100 us of work.
+const MOST_CELLS: u64 = 4096;
+
+/// By how much more at most an allocation of many runs' bytes marks: one or two milliseconds of a window of ten.
+const MOST_RUNS: u64 = 16;
+
+/// Bytes of a run.
+const RUN: u64 = 8 << 10;
 
 /// Cells below which helping is not worth its beginning.
-pub(crate) const LEAST_CELLS: u64 = 64;
+const LEAST_CELLS: u64 = 64;
 
 impl Marking {
     /// How many cells an allocation of `bytes` should mark, when `used` bytes are in use and `done` cells are marked.
@@ -54,8 +62,9 @@ impl Marking {
         if left == 0 {
             return 0;
         }
+        let most = MOST_CELLS * (bytes / RUN).clamp(1, MOST_RUNS);
         if used >= goal {
-            return left.min(MOST_CELLS);
+            return left.min(most);
         }
         let (passed, runway) = (used.saturating_sub(begin), goal - begin);
         let line =
@@ -69,7 +78,7 @@ impl Marking {
         let fair = u128::from(left) * u128::from(bytes) * 2 / u128::from(goal - used);
         behind
             .min(u64::try_from(fair).unwrap_or(u64::MAX))
-            .clamp(LEAST_CELLS, MOST_CELLS)
+            .clamp(LEAST_CELLS, most)
     }
 
     /// Of a mutator's time, in thousandths: how much it may help when `used` bytes are in use.
@@ -84,6 +93,11 @@ impl Marking {
     pub(crate) fn waits(&self, used: u64) -> bool {
         used >= self.hard
     }
+}
+
+/// How long an allocation of `bytes` waits for a collector that is too late, at most.
+pub(crate) fn moment(bytes: u64) -> Duration {
+    Duration::from_millis((bytes / RUN).clamp(1, 1000))
 }
 
 /// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths. Both in the same unit of time.
@@ -118,7 +132,10 @@ mod tests {
         // Half way, and a quarter done: 3/4 of the work is left for half of the bytes.
         let owed = M.owed(110_000_000, 250_000, 8192);
         assert_eq!(owed, 750_000 * 8192 * 2 / 10_000_000);
-        assert_eq!(M.owed(110_000_000, 250_000, 1 << 40), MOST_CELLS);
+        assert_eq!(
+            M.owed(110_000_000, 250_000, 1 << 40),
+            MOST_CELLS * MOST_RUNS
+        );
         assert_eq!(M.owed(110_000_000, 250_000, 16), LEAST_CELLS);
     }
 
@@ -136,6 +153,14 @@ mod tests {
         let shares = [M.begin, M.goal, 150_000_000, M.hard, u64::MAX].map(|used| M.share(used));
         assert_eq!(shares, [250, 250, 437, 1000, 1000]);
         assert!(!M.waits(M.hard - 1) && M.waits(M.hard));
+    }
+
+    #[test]
+    fn a_wait_has_an_end() {
+        assert_eq!(
+            [0, 16, RUN, 3 * RUN, u64::MAX].map(|b| moment(b).as_millis()),
+            [1, 1, 1, 3, 1000]
+        );
     }
 
     #[test]
@@ -157,7 +182,7 @@ mod tests {
                     most: u64::MAX,
                 };
                 for done in [0, work, u64::MAX] {
-                    assert!(marking.owed(used, done, u64::MAX) <= MOST_CELLS);
+                    assert!(marking.owed(used, done, u64::MAX) <= MOST_CELLS * MOST_RUNS);
                     assert!(marking.share(used) <= 1000);
                 }
             }

@@ -46,7 +46,7 @@ mod share;
 #[cfg(test)]
 mod simulation;
 
-pub(crate) use assist::{Marking, respite};
+pub(crate) use assist::{Marking, moment, respite};
 use limiter::Limiter;
 pub(crate) use share::{Share, rest, share};
 
