@@ -131,8 +131,8 @@
 //! reserves 256 GiB of addresses (of the 128 TiB that a process has; [`HeapBuilder::reserve`] makes it less) and takes memory as it is used.
 //! Types are aligned to at most 16 bytes. Linux on x86-64 only.
 //!
-//! Every collection of this release stops the world while it marks; sweeping goes on beside the program. The barrier and the weak load are
-//! there because the next one's does not.
+//! A collection stops the world twice, for some microseconds each: to scan roots, and to make an end of marking. Marking and sweeping go on
+//! beside the program ([`HeapBuilder::concurrent`] turns that off).
 //!
 //! # To read on
 //!
