@@ -67,6 +67,11 @@ pub(crate) enum Shape {
         encoding: Encoding,
         cleared: usize,
     },
+    Ephemeron {
+        first_word: u32,
+        encoding: Encoding,
+        cleared: usize,
+    },
 }
 
 impl Kind {
@@ -138,6 +143,9 @@ impl Kind {
 
     /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target dies becomes
     /// `cleared` while the world is stopped.
+    ///
+    /// Whoever stores a word holds its target strongly; weak words are copied by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and
+    /// never like other memory. All words that lead to one target are cleared in the same stop.
     pub fn weak(
         name: impl Into<String>,
         first_word: u32,
@@ -154,25 +162,40 @@ impl Kind {
         }
     }
 
+    /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are alive, the value is; the pair keeps neither its key
+    /// nor, once the key is dead, its value. A pair whose key dies becomes `cleared` and 0 while the world is stopped. What tables with weak
+    /// keys are made of; also a single ephemeron, as a cell of one pair.
+    ///
+    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time in proportion. A key that is no edge, or leads out of
+    /// the heap, never dies. A last word without a partner is nothing.
+    ///
+    /// A pair of a published cell is changed by [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key, by
+    /// [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets strongly. A value may be loaded plainly by whoever holds the key; a key is loaded by
+    /// [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by [`Mutator::copy_weak`](crate::Mutator::copy_weak).
+    pub fn ephemeron(
+        name: impl Into<String>,
+        first_word: u32,
+        encoding: Encoding,
+        cleared: usize,
+    ) -> Kind {
+        Kind {
+            name: name.into(),
+            shape: Shape::Ephemeron {
+                first_word,
+                encoding,
+                cleared,
+            },
+        }
+    }
+
     /// How its edges are encoded, where it says so.
     pub(crate) fn encoding(&self) -> Option<Encoding> {
         match &self.shape {
             Shape::Words { encoding, .. }
             | Shape::Array { encoding, .. }
-            | Shape::Weak { encoding, .. } => Some(*encoding),
+            | Shape::Weak { encoding, .. }
+            | Shape::Ephemeron { encoding, .. } => Some(*encoding),
             Shape::Leaf | Shape::Traced(_) | Shape::Conservative => None,
-        }
-    }
-
-    /// Of a weak kind: its first word, the encoding, and what a word becomes whose target dies.
-    pub(crate) fn weak_words(&self) -> Option<(u32, Encoding, usize)> {
-        match &self.shape {
-            Shape::Weak {
-                first_word,
-                encoding,
-                cleared,
-            } => Some((*first_word, *encoding, *cleared)),
-            _ => None,
         }
     }
 
@@ -215,7 +238,7 @@ pub(crate) struct Descriptor {
     pub(crate) tag: Tag,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
-    /// Words: the slots among the first 64 words, here since most cells are no larger.
+    /// Words: the slots among the first 64 words, here since most cells are no larger. Weak, Ephemeron: see [`Descriptor::cleared`].
     pub(crate) first_slots: u64,
     /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned` and lives as long.
     pub(crate) slots: *const u64,
@@ -224,6 +247,13 @@ pub(crate) struct Descriptor {
 }
 
 const _: () = assert!(size_of::<Descriptor>() == 64);
+
+impl Descriptor {
+    /// Weak, Ephemeron: what a word becomes whose target dies.
+    pub(crate) fn cleared(&self) -> usize {
+        self.first_slots as usize
+    }
+}
 
 /// Which of the shapes a descriptor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,6 +266,7 @@ pub(crate) enum Tag {
     Traced,
     Conservative,
     Weak,
+    Ephemeron,
 }
 
 impl Tag {
@@ -275,7 +306,8 @@ impl Kinds {
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
         if let Shape::Words { encoding, .. }
         | Shape::Array { encoding, .. }
-        | Shape::Weak { encoding, .. } = &kind.shape
+        | Shape::Weak { encoding, .. }
+        | Shape::Ephemeron { encoding, .. } = &kind.shape
             && encoding.value & !encoding.mask != 0
         {
             return Err(KindError::Encoding(*encoding));
@@ -321,11 +353,23 @@ impl Kinds {
             Shape::Weak {
                 first_word,
                 encoding,
-                ..
+                cleared,
             } => Descriptor {
                 tag: Tag::Weak,
                 first_word: *first_word,
                 encoding: *encoding,
+                first_slots: *cleared as u64,
+                ..none
+            },
+            Shape::Ephemeron {
+                first_word,
+                encoding,
+                cleared,
+            } => Descriptor {
+                tag: Tag::Ephemeron,
+                first_word: *first_word,
+                encoding: *encoding,
+                first_slots: *cleared as u64,
                 ..none
             },
         };
@@ -369,6 +413,14 @@ impl Kinds {
     pub(crate) fn contains(&self, kind: KindId) -> bool {
         // Ordering: Acquire pairs with the Release in `add`.
         kind.index() < self.count.load(Ordering::Acquire) as usize
+    }
+
+    /// All kinds of a shape.
+    pub(crate) fn of_tag(&self, tag: Tag) -> impl Iterator<Item = KindId> + '_ {
+        // Ordering: Acquire pairs with the Release in `add`.
+        (0..self.count.load(Ordering::Acquire))
+            .map(|index| KindId(index as u16))
+            .filter(move |kind| self.get(*kind).tag == tag)
     }
 
     /// The kind's name, for reports. Mallocs.

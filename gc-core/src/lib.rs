@@ -73,9 +73,9 @@
 //! # Kinds: what the collector knows of a cell
 //!
 //! A cell has no header. Its block knows its size and its [`Kind`]: a leaf, edges at fixed words, an array of edges from some word on,
-//! edges that a function reports, words of which any may be a pointer, or weak words. So an object of two pointers takes 16 bytes. The derive
-//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`] and [`WeakArray`] are the shapes whose length is chosen at run
-//! time.
+//! edges that a function reports, words of which any may be a pointer, weak words, or ephemerons. So an object of two pointers takes 16 bytes. The derive
+//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] are
+//! shapes of their own.
 //!
 //! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a thread may be stopped between an allocation and
 //! the stores that follow, so what the collector finds half made must be harmless. A kind whose function depends on content (a tag, a length)
@@ -165,9 +165,11 @@ mod roots;
 mod stats;
 mod sweep;
 mod trace;
+mod weak;
 
 pub use alloc::{AllocError, Refill, Run, Runs, Site};
 pub use api::array::{Array, Bytes};
+pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
 pub use api::gc::{Gc, keep_alive};
 pub use api::heap::{BuildError, Heap, HeapBuilder};

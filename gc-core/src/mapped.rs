@@ -7,7 +7,7 @@
 
 use core::marker::PhantomData;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::heap::map::{Map, MapError, Table};
 
@@ -20,6 +20,8 @@ pub(crate) unsafe trait Zeroed: Sync {}
 unsafe impl Zeroed for AtomicUsize {}
 // SAFETY: as above.
 unsafe impl Zeroed for AtomicU64 {}
+// SAFETY: as above.
+unsafe impl Zeroed for AtomicU32 {}
 
 /// A zeroed array of `T` that never moves and never grows.
 pub(crate) struct Mapped<T: Zeroed> {
@@ -46,6 +48,23 @@ impl<T: Zeroed> Mapped<T> {
                 Err(_) => len /= 2,
             }
         }
+    }
+
+    /// Makes the first `count` elements zero. What is large is given back to the system. Not in a stop.
+    ///
+    /// # Safety
+    /// Nobody else uses these elements meanwhile.
+    pub(crate) unsafe fn zero(&self, count: usize) {
+        /// Below this many bytes, clearing them costs less than taking them anew.
+        const LARGE: usize = 1 << 20;
+        const PAGE: usize = 4096;
+        let bytes = count.min(self.len) * size_of::<T>();
+        let pages = bytes / PAGE * PAGE;
+        // SAFETY: whole pages from the mapping's beginning, and the caller says that their contents are nobody's.
+        let given = bytes >= LARGE && unsafe { self.map.discard(0, pages) };
+        let first = if given { pages } else { 0 };
+        // SAFETY: within the mapping, and nobody's.
+        unsafe { self.map.base().add(first).write_bytes(0, bytes - first) };
     }
 }
 
@@ -156,6 +175,18 @@ mod tests {
         let m = Mapped::<AtomicUsize>::reserve(1 << 20, 1).unwrap();
         m[5].store(7, Relaxed);
         assert_eq!((m[5].load(Relaxed), m[m.len() - 1].load(Relaxed)), (7, 0));
+    }
+
+    #[test]
+    fn zeroed_elements_are_zero_and_no_others() {
+        let m = Mapped::<AtomicUsize>::reserve(1 << 20, 1).unwrap();
+        for count in [0, 1, 513, (1 << 17) + 3, 1 << 19] {
+            m.iter().for_each(|word| word.store(1, Relaxed));
+            // SAFETY: ours alone.
+            unsafe { m.zero(count) };
+            assert!(m[..count].iter().all(|word| word.load(Relaxed) == 0));
+            assert!(m[count..].iter().all(|word| word.load(Relaxed) == 1));
+        }
     }
 
     #[test]

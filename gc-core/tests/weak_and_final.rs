@@ -117,7 +117,7 @@ fn a_weak_table_is_replaced_as_it_grows() {
         for round in 0..3000 {
             if filled == n {
                 let next = m.alloc(k.weak, n * 16).unwrap().as_ptr().cast::<usize>();
-                m.write_words(next, weak, n);
+                m.copy_weak(next, weak, n);
                 (weak, n) = (next, n * 2);
             }
             let new = cons(&m, k, 0, round);

@@ -19,12 +19,12 @@ use crate::api::root::{RawRoot, RootCallback, protected};
 use crate::api::types::Types;
 use crate::barrier::{self, SharedLog};
 use crate::config::{Config, ConfigError};
-use crate::cycle::{self, Pace, Requests, Shared, WeakKind};
+use crate::cycle::{self, Pace, Requests, Shared};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::{Cell, MapError, SiteError, Space, SpaceConfig, SpaceError};
-use crate::kind::{Kind, KindError, KindId, MAX_KINDS};
+use crate::kind::{Kind, KindError, KindId};
 use crate::mapped::Slab;
 use crate::mark::MarkQueue;
 use crate::pacer::Policy;
@@ -175,7 +175,6 @@ impl HeapBuilder {
                 ledger.cores(),
             ),
             ledger,
-            weak_kinds: gc_preempt::Mutex::new(Slab::new(MAX_KINDS)?),
             marking: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
             phase: AtomicU8::new(0),
@@ -308,24 +307,10 @@ impl Heap {
     /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any word.
     pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
         let shared = self.shared();
-        let weak = kind.weak_words();
         if let Some(encoding) = kind.encoding() {
             encoding_number(encoding).ok_or(KindError::TooMany)?;
         }
-        let id = shared.space.add_kind(kind)?;
-        if let Some((first_word, encoding, cleared)) = weak {
-            let first_word = first_word as usize;
-            let weak = WeakKind {
-                kind: id,
-                first_word,
-                encoding,
-                cleared,
-            };
-            // There is room for every kind that there can be.
-            let added = protected(|| shared.weak_kinds.lock().add(weak));
-            debug_assert!(added.is_ok());
-        }
-        Ok(id)
+        shared.space.add_kind(kind)
     }
 
     /// The site that allocates cells of `bytes` bytes of `kind` inline.

@@ -395,6 +395,52 @@ impl Mutator {
         unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
     }
 
+    /// Changes a pair of a published ephemeron cell ([`Kind::ephemeron`](crate::Kind::ephemeron)): enters one, replaces one by another, or, with
+    /// the kind's `cleared` and 0, removes one. The old value is logged like any overwritten edge.
+    ///
+    /// Not to be stopped in the middle: a collection that found the old key with the new value would clear both if the old key were dead. Other
+    /// threads that read the pair meanwhile may find one word old and one new; tables that several threads change need a lock of their own.
+    ///
+    /// # Safety
+    /// `pair` is the first word of a pair of a live ephemeron cell of this heap, and `key` and `value` are null or targets that this thread holds
+    /// strongly, in the kind's encoding.
+    #[inline]
+    pub unsafe fn write_pair(&self, pair: *mut usize, key: usize, value: usize) {
+        self.thread().no_preempt(|| {
+            // SAFETY: forwarded. The value goes first, through the barrier: a marker that finds the key gone must find the value logged.
+            unsafe {
+                self.write(pair.add(1), value);
+                // Release: whoever finds the key finds the value, and both initialised.
+                (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
+            }
+        });
+    }
+
+    /// Copies words of a weak cell, or whole pairs of an ephemeron's, to another cell of the kind, without making what they lead to strong: for
+    /// tables that grow. Each word may be cleared while it is copied, as any weak word may at any time.
+    ///
+    /// # Safety
+    /// `from` and `to` lie in live cells of this heap and of the same kind, `words` words each, from a pair's first word on. No word of `to` is an
+    /// edge yet.
+    pub unsafe fn copy_weak(&self, to: *mut usize, from: *const usize, words: usize) {
+        /// Words that are copied without a stop in between: less than a microsecond.
+        const PIECE: usize = 64;
+        for first in (0..words).step_by(PIECE) {
+            let words = PIECE.min(words - first);
+            // SAFETY: forwarded. Volatile: neither the compiler nor libc is to copy in pieces that are not words. Backwards, so that a marker which
+            // finds a key finds its value.
+            self.thread().no_preempt(|| unsafe {
+                let (to, from) = (to.add(first), from.add(first));
+                for word in (0..words).rev() {
+                    to.add(word).write_volatile(from.add(word).read_volatile());
+                }
+                if self.record().marking.load(Ordering::Relaxed) != 0 {
+                    self.heap.shared().space.copied_weak(to as usize, words);
+                }
+            });
+        }
+    }
+
     /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`, until the guard is dropped. Meant for an
     /// interpreter's stack: the limit is read in the stop, so let it be the end of the deepest frame, changed on call and return only,
     /// and not a top of stack that lives in a register in between. Stores into the range need no barrier. A stale word (one that was

@@ -9,6 +9,7 @@
 //!   `Option` or `HashMap` in a cell.
 
 use crate::api::array::{Array, Bytes};
+use crate::api::ephemeron::{Ephemeron, Pairs};
 use crate::api::field::Field;
 use crate::api::typed_root::Root;
 use crate::api::weak::{Weak, WeakArray};
@@ -102,7 +103,10 @@ macro_rules! made_by_the_heap {
     )*};
 }
 
-made_by_the_heap!([T: Trace] Array<T>, [T: Trace] Weak<T>, [T: Trace] WeakArray<T>, [] Bytes);
+made_by_the_heap!(
+    [T: Trace] Array<T>, [T: Trace] Weak<T>, [T: Trace] WeakArray<T>, [] Bytes,
+    [K: Trace, V: Trace] Ephemeron<K, V>, [K: Trace, V: Trace] Pairs<K, V>,
+);
 
 /// What the compiler finds when it makes code for a type, later than a check does.
 ///

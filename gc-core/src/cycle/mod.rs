@@ -30,7 +30,7 @@
 //! | Mark | nobody knows of a grey cell, but a mutator may, in its log |
 //! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
 //! | Resurrect | every unmarked cell is without a finalizer |
-//! | ClearWeak | no weak word of a marked cell leads to an unmarked cell |
+//! | ClearWeak | no weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
 //! | Condemn | values that need `Drop` and died are queued for it, and marked with all they lead to. Nothing else leads to them: weak words have been cleared before, so nobody can find a value that is about to be dropped |
 //! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
 //! | Sweep | whoever allocates finds them |
@@ -52,7 +52,7 @@ use gc_preempt::{Stopped, StoppedMutator};
 use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Space, Trickle};
+use crate::heap::Trickle;
 use crate::mark::{Marked, Marker};
 use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
@@ -61,7 +61,7 @@ use crate::stats::{CollectionStats, thread_cpu};
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
-pub(crate) use shared::{Attached, Phase, Shared, WeakKind};
+pub(crate) use shared::{Attached, Phase, Shared};
 use stress::Stress;
 
 /// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
@@ -258,6 +258,7 @@ impl<'h> Cycle<'h> {
     fn prepare(&mut self) -> Phase {
         while self.shared.space.sweep_piece() {}
         while self.shared.space.clear_spare_piece() {}
+        self.shared.space.begin_weak();
         self.stats.number = self.shared.requests.begin();
         let continuous = self.shared.requests.is_continuous() && self.shared.concurrent;
         self.stress = Stress::new(continuous, self.stats.number);
@@ -391,6 +392,7 @@ impl<'h> Cycle<'h> {
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 && !self.work_comes_back() {
+                self.shared.space.select_dying();
                 self.stress.after_tracing();
                 return Phase::Finish;
             }
@@ -535,21 +537,7 @@ impl<'h> Cycle<'h> {
     }
 
     fn clear_weak(&mut self) -> Phase {
-        let space = &self.shared.space;
-        let mut cleared = 0;
-        let mut kinds = self.shared.weak_kinds.lock();
-        for at in 0..kinds.high() {
-            let Some(weak) = kinds.get(at).copied() else {
-                continue;
-            };
-            space.for_each_cell_of(weak.kind, &mut |cell, marked| {
-                if marked && !planted("keep-weak") {
-                    cleared += clear_cell(space, &weak, cell.base, cell.size);
-                }
-            });
-        }
-        drop(kinds);
-        self.stats.weak_cleared = cleared;
+        self.stats.weak_cleared = self.shared.space.clear_dying();
         Phase::Condemn
     }
 
@@ -568,6 +556,8 @@ impl<'h> Cycle<'h> {
 
     fn flip(&mut self) -> Phase {
         let shared = self.shared;
+        // Weak cells that only dead values lead to have been met just now.
+        self.stats.weak_cleared += shared.space.clear_dying();
         if shared.concurrent {
             self.log_stores(false);
         }
@@ -662,28 +652,4 @@ fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
     mutator
         .vouched()
         .then(|| unsafe { &*mutator.data().cast::<Context>() })
-}
-
-/// Clears the words of one marked weak cell whose targets are dead; gives their number.
-fn clear_cell(space: &Space, weak: &WeakKind, base: usize, size: usize) -> u64 {
-    let mut cleared = 0;
-    for at in (base + weak.first_word * size_of::<usize>()..base + size).step_by(size_of::<usize>())
-    {
-        let slot = at as *mut usize;
-        // SAFETY: a word of an allocated cell, while every mutator is stopped.
-        let word = unsafe { slot.read() };
-        let Some(address) = weak.encoding.decode(word) else {
-            continue;
-        };
-        // A word that names no cell at all (an immortal object outside of the heap) is not ours to clear.
-        if space
-            .resolve(address)
-            .is_some_and(|target| !space.is_marked(target.base))
-        {
-            // SAFETY: as above.
-            unsafe { slot.write(weak.cleared) };
-            cleared += 1;
-        }
-    }
-    cleared
 }

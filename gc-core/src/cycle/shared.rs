@@ -12,7 +12,6 @@ use crate::barrier::SharedLog;
 use crate::context::Context;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
-use crate::kind::KindId;
 use crate::mapped::Slab;
 use crate::mark::{MarkQueue, Marked};
 use crate::roots::Roots;
@@ -38,8 +37,6 @@ pub(crate) struct Shared {
     pub(crate) collector: AtomicUsize,
     pub(crate) ledger: Ledger,
     pub(crate) pace: Pace,
-    /// The kinds of weak cells, for `ClearWeak`. Changed inside `no_preempt`.
-    pub(crate) weak_kinds: gc_preempt::Mutex<Slab<WeakKind>>,
     /// Whether mutators' stores are logged. Changes in stops only. Each mutator has a copy, [`Context::marking`], so that a unit's
     /// test is one compare.
     pub(crate) marking: AtomicBool,
@@ -59,15 +56,6 @@ pub(crate) struct Attached {
 
 // SAFETY: read in the child of a fork only, by the thread that is left.
 unsafe impl Send for Attached {}
-
-/// A kind whose cells are weak.
-#[derive(Clone, Copy)]
-pub(crate) struct WeakKind {
-    pub(crate) kind: KindId,
-    pub(crate) first_word: usize,
-    pub(crate) encoding: crate::Encoding,
-    pub(crate) cleared: usize,
-}
 
 /// Where the collector stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +115,6 @@ impl Shared {
             // First: whoever makes a type's kind takes the locks of other tables meanwhile.
             self.types.lock_for_fork(),
             self.requests.lock(),
-            self.weak_kinds.lock(),
             self.contexts.lock(),
             self.roots.lock(),
             self.finalizers.lock_for_fork(),

@@ -42,6 +42,14 @@ impl Bitmap {
         self.word(granule / 64).load(Ordering::Relaxed) & (1 << (granule % 64)) != 0
     }
 
+    /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that they wait for one.
+    #[inline(always)]
+    pub(crate) fn test_now(&self, offset: usize) -> bool {
+        let granule = offset / GRANULE;
+        // Ordering: SeqCst pairs with `set_word`; a plain load on this architecture.
+        self.word(granule / 64).load(Ordering::SeqCst) & (1 << (granule % 64)) != 0
+    }
+
     /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked cells, and a locked
     /// instruction costs as much as a cache miss.
     #[inline(always)]
@@ -62,8 +70,9 @@ impl Bitmap {
     /// Sets bits of a word; those of them that were clear.
     #[inline(always)]
     pub(crate) fn set_word(&self, index: usize, bits: u64) -> u64 {
-        // Ordering: Relaxed, as in `set`.
-        bits & !self.word(index).fetch_or(bits, Ordering::Relaxed)
+        // Ordering: SeqCst, which costs nothing on this architecture: whoever waits for a key looks at its bit by `test_now`, and whoever sets
+        // the bit looks who waits (the argument is in `weak/waiting.rs`).
+        bits & !self.word(index).fetch_or(bits, Ordering::SeqCst)
     }
 
     /// As [`Bitmap::set_word`], where no other thread changes bits of this bitmap meanwhile.

@@ -33,6 +33,7 @@ use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
+use crate::weak::WeakWork;
 pub(crate) use bitmap::{Bitmap, WORDS_PER_UNIT};
 use gc_preempt::Mutex;
 use large::LargeObjects;
@@ -265,6 +266,8 @@ pub struct Space {
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<Mutex<Spans>>,
     large: LargeObjects,
+    /// Weak cells and ephemerons that markers meet.
+    pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
     pub(crate) handed: CachePadded<Handed>,
     /// Spans and large objects that nobody has looked at since the last swap.
@@ -325,6 +328,7 @@ impl Space {
                 limit,
             ))),
             large: LargeObjects::default(),
+            weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),
             unswept: CachePadded::default(),
             sweep_site: AtomicUsize::new(0),

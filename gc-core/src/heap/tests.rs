@@ -73,6 +73,7 @@ impl Toy {
     }
 
     pub(crate) fn mark(&mut self, roots: &[usize]) -> crate::mark::Marked {
+        self.space.begin_weak();
         self.space.begin_marking();
         // SAFETY: our own runs.
         unsafe { self.space.blacken_tails(self.runs.as_mut_ptr()) };

@@ -8,7 +8,8 @@
 //! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the cell ring;
 //! 4. its words are read, and each edge begins at 1.
 //!
-//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Everything here may run while
+//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Weak cells are noted, and pairs of
+//! ephemerons whose keys are not marked wait for them (`weak/`). Everything here may run while
 //! the world is stopped: no malloc, no lock, no panic.
 //!
 //! A locked instruction costs as much as the rest of a cell's marking (5.4 ns of 10 to 15). Cells that are met one after another often
@@ -47,6 +48,7 @@ use crate::heap::{
     Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit, WORDS_PER_UNIT,
 };
 use crate::kind::{Descriptor, KindId, Tag};
+use crate::weak::{Tie, Wait};
 
 use queue::Hand;
 pub use queue::MarkQueue;
@@ -74,6 +76,10 @@ trait Sink {
     fn edge(&mut self, word: usize, encoding: Encoding);
     /// A word that may be anything.
     fn conservative(&mut self, word: usize);
+    /// A pair of an ephemeron cell, by its first word's address.
+    fn pair(&mut self, slot: usize, encoding: Encoding);
+    /// A key that will be asked for soon.
+    fn key_ahead(&mut self, word: usize, encoding: Encoding);
     /// This sink, for a function of the embedder.
     fn tracer(&mut self) -> Tracer<'_>;
 }
@@ -129,6 +135,17 @@ unsafe fn load(address: usize) -> usize {
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
 }
 
+/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is to be looked at.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+unsafe fn load_published(address: usize) -> usize {
+    // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release, as every store is on this architecture):
+    // its mark, which was set before, is seen.
+    unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
+}
+
 const WORD: usize = size_of::<usize>();
 
 /// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of arrays and conservative cells, whose
@@ -160,6 +177,21 @@ unsafe fn follow<S: Sink>(
             Tag::Conservative => {
                 for word in part.step_by(WORD) {
                     sink.conservative(load(word));
+                }
+            }
+            Tag::Ephemeron => {
+                let first = cell + descriptor.first_word as usize * WORD;
+                // A pair belongs to the part that its first word lies in.
+                let skipped = part.start.saturating_sub(first).next_multiple_of(PAIR);
+                let last = cell + size - PAIR;
+                for slot in (first + skipped..part.end).step_by(PAIR) {
+                    if slot > last {
+                        break;
+                    }
+                    if slot + KEYS_AHEAD * PAIR <= last {
+                        sink.key_ahead(load(slot + KEYS_AHEAD * PAIR), encoding);
+                    }
+                    sink.pair(slot, encoding);
                 }
             }
             Tag::Traced => {
@@ -197,6 +229,12 @@ unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut
         words += 64 * WORD;
     }
 }
+
+/// Bytes of an ephemeron's pair.
+const PAIR: usize = 2 * WORD;
+
+/// Pairs by which a key's mark is asked for before it is needed.
+const KEYS_AHEAD: usize = 8;
 
 /// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
 /// that a table of a million cells does not put them all into the queue (and other markers can help).
@@ -304,6 +342,21 @@ impl Budget for Cells {
     }
 }
 
+impl<B: Budget> Budget for &mut B {
+    #[inline(always)]
+    fn is_left(&self) -> bool {
+        (**self).is_left()
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, bytes: usize) {
+        (**self).spend(bytes);
+    }
+}
+
+/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places, cost as much as two thousand cells.
+const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
+
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///
 /// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the bitmaps' roles swap after the
@@ -362,7 +415,8 @@ impl<'a> Core<'a> {
             self.base + offset
         );
         self.grey |= bit;
-        if self.space.kinds.get(kind).tag.is_followed() {
+        // While ephemerons wait for keys, a cell goes to the queue once its bit is set: see `met`.
+        if self.space.kinds.get(kind).tag.is_followed() && !self.space.weak.checking() {
             self.push(Entry::small(offset, kind));
         }
     }
@@ -380,10 +434,33 @@ impl<'a> Core<'a> {
         } else {
             self.marks.set_word(self.grey_word, grey)
         };
-        if let Unit::Small { class, .. } = self.space.units().get(self.grey_word / WORDS_PER_UNIT) {
+        if let Unit::Small { class, kind, .. } =
+            self.space.units().get(self.grey_word / WORDS_PER_UNIT)
+        {
             let cells = u64::from(newly.count_ones());
             self.marked.cells += cells;
             self.marked.bytes += cells * u64::from(CLASS_TABLE[class].size);
+            if self.space.kinds.get(kind).tag == Tag::Weak || self.space.weak.checking() {
+                self.met(kind, newly);
+            }
+        }
+    }
+
+    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not before: whoever waits looks at the bit, and
+    /// whoever sets it looks who waits (the argument is in `weak/waiting.rs`).
+    #[cold]
+    #[inline(never)]
+    fn met(&mut self, kind: KindId, mut newly: u64) {
+        while newly != 0 {
+            let offset = (self.grey_word * 64 + newly.trailing_zeros() as usize) * GRANULE;
+            newly &= newly - 1;
+            if self.space.kinds.get(kind).tag == Tag::Weak {
+                self.space.weak.meet(self.base + offset);
+            }
+            // Leaves and weak cells, too: following them is looking who waits for them.
+            if self.space.weak.checking() {
+                self.push(Entry::small(offset, kind));
+            }
         }
     }
 
@@ -433,11 +510,101 @@ impl<'a> Core<'a> {
         if let Some((kind, size)) = self.space.kind_and_size(offset) {
             self.marked.cells += 1;
             self.marked.bytes += size as u64;
-            if self.space.kinds.get(kind).tag.is_followed() {
+            let tag = self.space.kinds.get(kind).tag;
+            if tag == Tag::Weak {
+                self.space.weak.meet(self.base + offset);
+            }
+            if tag.is_followed() || self.space.weak.checking() {
                 self.push(self.entry(offset));
             }
         }
         true
+    }
+
+    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for this one.
+    #[cold]
+    #[inline(never)]
+    fn wake(&mut self, entry: Entry) {
+        if entry.start() != 0 {
+            return;
+        }
+        let (space, key) = (self.space, self.base + entry.offset());
+        space.weak.wake(entry.offset(), |tie| {
+            let encoding = space.kinds.get(tie.kind()).encoding;
+            // SAFETY: ties are made of pairs of marked cells.
+            unsafe {
+                if encoding.decode(load_published(tie.slot())) == Some(key) {
+                    self.value(tie.slot(), encoding);
+                }
+            }
+        });
+    }
+
+    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began to look: follows some of them. False: there are
+    /// none.
+    fn wake_old(&mut self) -> bool {
+        let space = self.space;
+        space.weak.wake_old(|tie| {
+            let encoding = space.kinds.get(tie.kind()).encoding;
+            // SAFETY: as in `wake`.
+            unsafe {
+                if !self.waits(tie.slot(), encoding) {
+                    self.value(tie.slot(), encoding);
+                }
+            }
+        })
+    }
+
+    /// Is a pair's key a cell that is not marked?
+    ///
+    /// # Safety
+    /// `slot` is a pair of a marked cell.
+    #[inline(always)]
+    unsafe fn waits(&self, slot: usize, encoding: Encoding) -> bool {
+        // SAFETY: the caller says so.
+        encoding
+            .decode(unsafe { load_published(slot) })
+            .is_some_and(|key| {
+                let offset = key.wrapping_sub(self.base);
+                offset < self.len && !self.marks.test_now(offset)
+            })
+    }
+
+    /// Follows a pair's value.
+    ///
+    /// # Safety
+    /// As [`Core::waits`].
+    #[inline(always)]
+    unsafe fn value(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: the caller says so.
+        if let Some(value) = encoding.decode(unsafe { load_published(slot + WORD) }) {
+            self.found(value);
+        }
+    }
+
+    /// A pair's key is not marked: it waits, or is strong where there is no room.
+    #[cold]
+    #[inline(never)]
+    fn defer(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: a pair of a marked cell.
+        let key = encoding.decode(unsafe { load_published(slot) });
+        let Some((key, cell)) = key.zip(self.space.resolve(slot)) else {
+            return;
+        };
+        match self
+            .space
+            .weak
+            .wait(Tie::new(slot, cell.kind), key.wrapping_sub(self.base))
+        {
+            // SAFETY: as above.
+            Wait::Entered if unsafe { self.waits(slot, encoding) } && !planted("strong-pairs") => {
+                return;
+            }
+            Wait::Entered => {}
+            Wait::NoRoom => self.found(key),
+        }
+        // SAFETY: as above.
+        unsafe { self.value(slot, encoding) };
     }
 
     /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. No bit is left to be set.
@@ -464,6 +631,11 @@ impl<'a> Core<'a> {
                             self.mark_soon(offset);
                             None
                         }
+                        // What a flush may bring to the queue is not nothing.
+                        None if self.grey != 0 => {
+                            self.flush();
+                            None
+                        }
                         None => return true,
                     },
                 },
@@ -480,6 +652,9 @@ impl<'a> Core<'a> {
     fn follow(&mut self, entry: Entry) -> usize {
         let offset = entry.offset();
         let cell = self.base + offset;
+        if self.space.weak.checking() {
+            self.wake(entry);
+        }
         if let Some(kind) = entry.kind() {
             let descriptor = self.space.kinds.get(kind);
             if descriptor.tag == Tag::Words {
@@ -502,7 +677,10 @@ impl<'a> Core<'a> {
         let mut end = cell + size;
         if end - start > PART * WORD
             && entry.has_parts()
-            && matches!(descriptor.tag, Tag::Array | Tag::Conservative)
+            && matches!(
+                descriptor.tag,
+                Tag::Array | Tag::Conservative | Tag::Ephemeron
+            )
         {
             end = start + PART * WORD;
             self.push(entry.next_part());
@@ -571,6 +749,26 @@ impl Sink for Core<'_> {
 
     fn conservative(&mut self, word: usize) {
         self.conservative_word(word);
+    }
+
+    #[inline(always)]
+    fn pair(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: `follow` names pairs of the cell, which is marked.
+        unsafe {
+            if self.waits(slot, encoding) {
+                self.defer(slot, encoding);
+            } else {
+                self.value(slot, encoding);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn key_ahead(&mut self, word: usize, encoding: Encoding) {
+        let offset = (word & encoding.keep).wrapping_sub(self.base);
+        if offset < self.len {
+            self.marks.prefetch(offset);
+        }
     }
 
     fn tracer(&mut self) -> Tracer<'_> {
@@ -648,7 +846,7 @@ impl<'a> Marker<'a> {
     pub fn drain(&mut self) {
         loop {
             self.core.drain(Unbounded);
-            if !self.core.follow_flagged() {
+            if !self.core.follow_flagged() && !self.core.wake_old() {
                 return;
             }
         }
@@ -659,7 +857,16 @@ impl<'a> Marker<'a> {
     ///
     /// A queue that overflowed needs a walk over the heap's flags, which only [`Marker::drain`] does: false then.
     pub fn drain_bounded(&mut self, cells: usize) -> bool {
-        self.core.drain(Cells(cells)) && !self.core.hand.queue().has_flags()
+        let mut budget = Cells(cells);
+        loop {
+            if !self.core.drain(&mut budget) || self.core.hand.queue().has_flags() {
+                return false;
+            }
+            if !self.core.wake_old() {
+                return true;
+            }
+            budget.spend(WAKE_OLD_BYTES);
+        }
     }
 
     /// Puts all that it has not followed into the queue, for whoever marks next.
@@ -726,6 +933,14 @@ impl Sink for Look<'_> {
             }
         }
     }
+
+    /// A value is an edge of its pair's cell, as long as the key lives; it does, or the pair would have been cleared.
+    fn pair(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: `follow` names pairs of the cell.
+        self.edge(unsafe { load(slot + WORD) }, encoding);
+    }
+
+    fn key_ahead(&mut self, _: usize, _: Encoding) {}
 
     fn tracer(&mut self) -> Tracer<'_> {
         let look: *mut Look<'_> = self;

@@ -99,7 +99,7 @@ impl Vm {
         // SAFETY: the isolate's table is a live cell.
         let capacity = unsafe { (*table).capacity } as usize;
         let living = (0..capacity)
-            .filter(|&index| self.upgrade(table, index).is_some())
+            .filter(|&index| Self::peek(table, index).is_cell())
             .count();
         (living, capacity)
     }
@@ -107,6 +107,13 @@ impl Vm {
     fn entry(table: *mut Interned, index: usize) -> *mut InternEntry {
         // SAFETY: callers keep `index` below the capacity.
         unsafe { table.add(1).cast::<InternEntry>().add(index) }
+    }
+
+    /// What an entry holds, not to be followed: it may be cleared at any time.
+    #[inline]
+    fn peek(table: *mut Interned, index: usize) -> Value {
+        // SAFETY: within a live table.
+        unsafe { (&raw const (*Self::entry(table, index)).string).read_volatile() }
     }
 
     /// The string of an entry, alive from now on for as long as we hold it; none if free or cleared.
@@ -183,9 +190,10 @@ impl Vm {
         let old_capacity = unsafe { (*old).capacity } as usize;
         let mut used = 0;
         for from in 0..old_capacity {
-            let Some(string) = self.upgrade(old, from) else {
+            // Not upgraded: a table that is rebuilt while the collector marks would keep all its strings.
+            if !Self::peek(old, from).is_cell() {
                 continue;
-            };
+            }
             // SAFETY: within the old table.
             let hash = unsafe { (*Self::entry(old, from)).hash };
             let mut to = hash as usize & (capacity - 1);
@@ -193,8 +201,13 @@ impl Vm {
             while unsafe { (*Self::entry(table, to)).string.0 } != 0 {
                 to = (to + 1) & (capacity - 1);
             }
-            // SAFETY: as above; initialising stores.
-            unsafe { Self::entry(table, to).write(InternEntry { hash, string }) };
+            let (to, from) = (Self::entry(table, to), Self::entry(old, from));
+            // SAFETY: as above; words of two tables, and the new one's is null.
+            unsafe {
+                (*to).hash = hash;
+                let (to, from) = (&raw mut (*to).string, &raw const (*from).string);
+                self.mutator.copy_weak(to.cast(), from.cast(), 1);
+            }
             used += 1;
         }
         // SAFETY: as above.

@@ -1,0 +1,215 @@
+//! Ephemerons whose keys are not marked yet: which pairs wait for which cell.
+//!
+//! A pair of a marked ephemeron cell keeps its value only if its key is alive for another reason (Hayes 1997, "Ephemerons: a new
+//! finalization mechanism"). A marker that meets a pair whose key is not marked puts it here, in a hash by key; whoever follows a cell later
+//! looks here who waited for it. So a pair is handled at most three times (met, taken over, woken) and a chain of a million pairs, each
+//! value leading to the next key, takes a million steps, where going over all pairs until nothing changes would take their square.
+//!
+//! # When markers look
+//! A look costs a cache miss a cell, and most keys are found alive on other paths before anybody has to ask. So markers do not look until one
+//! of them has run out of work while pairs wait. It then sets `checking`, goes over the pairs that wait already (in pieces, which several
+//! markers share), and from there on each cell that is marked is looked up. (Whippet does it so, too: its
+//! `gc-ephemeron.c` and the heap's `check_pending_ephemerons`. What differs: pairs in cells of any length instead of one object each, nodes
+//! beside the heap instead of links inside, and nothing is unlinked.)
+//!
+//! # Why no pair is missed
+//! Four events, each sequentially consistent, and so in one order for all:
+//! ```text
+//!     a marker with a pair (K, V)         a marker that reaches K             the one that turns checking on
+//!     L: link the pair into K's bucket    M: mark K                           C: checking = true
+//!     T: is K marked? then follow V       R: checking? then look in bucket    P: for each pair linked so far: key marked? follow V
+//! ```
+//! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it finds the link. If it reads false, R < C < P, so P sees
+//! both the link and the mark, and follows V. A pair that is linked only after P has gone over the list has C < L < M < R, so R reads
+//! true. A pair may be followed twice; that marks nothing twice.
+//!
+//! A marker sets the bits of a bitmap's word together, so M is that instruction. R is asked right after it: if it reads true, the cells go to the
+//! queue, leaves too, and the look into the bucket comes when one is taken out.
+//!
+//! # Mutators
+//! A pair that is entered or changed while marking is on needs no look: whoever stores it holds key and value, so both are marked in the end;
+//! what it overwrites is logged by the barrier, value first (`Mutator::write_pair`). So it does no harm that a node names the
+//! pair's place and not its words, and that a marker may read the key of one pair and the value of the next.
+//!
+//! # A full table
+//! A pair that finds no room is followed as if both its words were strong, in this cycle. Nothing dangles; too much may be kept. There is
+//! room for a pair a cell of the heap, but for no more than 2^26.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::heap::{GRANULE, MapError};
+use crate::mapped::{Mapped, Zeroed};
+
+/// A pair that waits. All zero: not written yet.
+#[repr(C)]
+pub(super) struct Node {
+    /// The pair's place and kind: see [`super::Tie`].
+    tie: AtomicUsize,
+    /// The next node of the bucket, by index plus one.
+    next: AtomicU32,
+    /// The bucket, so that it can be emptied again.
+    bucket: AtomicU32,
+}
+
+// SAFETY: integers; zero is a value of each.
+unsafe impl Zeroed for Node {}
+
+/// Nodes that are gone over at once when markers begin to look: some 20 us.
+const PIECE: usize = 1024;
+
+/// The most buckets: with as many pairs as there is room for, 16 share one.
+const MOST_BUCKET_BITS: u32 = 22;
+
+/// The fewest.
+const LEAST_BUCKET_BITS: u32 = 10;
+
+/// See the module.
+pub(crate) struct Waiting {
+    nodes: Mapped<Node>,
+    buckets: Mapped<AtomicU32>,
+    bucket_bits: AtomicU32,
+    /// Nodes that were asked for, also in vain.
+    used: AtomicUsize,
+    checking: AtomicBool,
+    /// The nodes that were there when checking began, and how many of them have been handed out to be gone over.
+    old: AtomicUsize,
+    taken: AtomicUsize,
+    /// Nodes that were looked at, for tests and reports.
+    steps: AtomicU64,
+}
+
+impl Waiting {
+    pub(super) fn new(pairs: usize) -> Result<Waiting, MapError> {
+        Ok(Waiting {
+            nodes: Mapped::reserve(pairs.min(u32::MAX as usize - 1), 1 << 10)?,
+            buckets: Mapped::reserve(1 << MOST_BUCKET_BITS, 1 << MOST_BUCKET_BITS)?,
+            bucket_bits: AtomicU32::new(LEAST_BUCKET_BITS),
+            used: AtomicUsize::new(0),
+            checking: AtomicBool::new(false),
+            old: AtomicUsize::new(0),
+            taken: AtomicUsize::new(0),
+            steps: AtomicU64::new(0),
+        })
+    }
+
+    /// Before stop 1, when no marker is at work: nobody waits. `heap_bytes` says how many buckets there will be: one for the least
+    /// room that a pair and its key can take.
+    pub(super) fn begin(&self, heap_bytes: u64) {
+        // Relaxed throughout: no marker is at work.
+        let (used, bits) = (self.len(), self.bucket_bits.load(Ordering::Relaxed));
+        if used * 64 < 1 << bits {
+            for node in &self.nodes[..used] {
+                let bucket = node.bucket.load(Ordering::Relaxed) as usize;
+                self.buckets[bucket].store(0, Ordering::Relaxed);
+            }
+        } else if used != 0 {
+            // SAFETY: no marker is at work.
+            unsafe { self.buckets.zero(1 << bits) };
+        }
+        // SAFETY: as above.
+        unsafe { self.nodes.zero(used) };
+        let bits = (heap_bytes / (2 * GRANULE as u64)).max(1).ilog2();
+        self.bucket_bits.store(
+            bits.clamp(LEAST_BUCKET_BITS, MOST_BUCKET_BITS),
+            Ordering::Relaxed,
+        );
+        for count in [&self.used, &self.old, &self.taken] {
+            count.store(0, Ordering::Relaxed);
+        }
+        self.checking.store(false, Ordering::Relaxed);
+    }
+
+    /// How many pairs wait, or have waited in this cycle.
+    pub(super) fn len(&self) -> usize {
+        self.used.load(Ordering::SeqCst).min(self.nodes.len())
+    }
+
+    /// Nodes that were looked at since the heap was made.
+    #[cfg(test)]
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Does whoever marks a cell have to look who waits for it? (R)
+    #[inline(always)]
+    pub(crate) fn checking(&self) -> bool {
+        // Ordering: SeqCst; a plain load on this architecture. See the module's argument.
+        self.checking.load(Ordering::SeqCst)
+    }
+
+    fn bucket(&self, key: usize) -> usize {
+        let bits = self.bucket_bits.load(Ordering::Relaxed);
+        ((key / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (64 - bits)
+    }
+
+    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks at the key's mark again afterwards (T). False: there is no room.
+    #[must_use]
+    pub(super) fn wait(&self, tie: usize, key: usize) -> bool {
+        if self.used.load(Ordering::Relaxed) >= self.nodes.len() {
+            return false;
+        }
+        let index = self.used.fetch_add(1, Ordering::SeqCst);
+        let Some(node) = self.nodes.get(index) else {
+            return false;
+        };
+        let bucket = self.bucket(key);
+        node.bucket.store(bucket as u32, Ordering::Relaxed);
+        // SeqCst: P reads it by its number, without the link.
+        node.tie.store(tie, Ordering::SeqCst);
+        let head = &self.buckets[bucket];
+        let mut first = head.load(Ordering::Relaxed);
+        loop {
+            node.next.store(first, Ordering::Relaxed);
+            // Ordering: SeqCst as the module says; it also publishes the node to the Acquire of `waiters`.
+            match head.compare_exchange_weak(
+                first,
+                index as u32 + 1,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return true,
+                Err(now) => first = now,
+            }
+        }
+    }
+
+    /// All pairs that may wait for the cell at offset `key`: those of its bucket.
+    pub(super) fn waiters(&self, key: usize) -> impl Iterator<Item = usize> + '_ {
+        // Ordering: SeqCst, the second half of R.
+        let mut link = self.buckets[self.bucket(key)].load(Ordering::SeqCst);
+        core::iter::from_fn(move || {
+            let node = self.nodes.get((link as usize).checked_sub(1)?)?;
+            link = node.next.load(Ordering::Relaxed);
+            Some(node.tie.load(Ordering::Relaxed))
+        })
+    }
+
+    pub(super) fn count(&self, steps: u64) {
+        self.steps.fetch_add(steps, Ordering::Relaxed);
+    }
+
+    /// For a marker that has run out of work: turns checking on if pairs wait (C), and hands out a piece of those that waited before (P).
+    pub(super) fn piece(&self) -> Option<Range<usize>> {
+        if !self.checking() {
+            if self.used.load(Ordering::SeqCst) == 0 {
+                return None;
+            }
+            self.checking.store(true, Ordering::SeqCst);
+            // Two markers may both get here; the pairs between their counts are gone over twice.
+            self.old.fetch_max(self.len(), Ordering::SeqCst);
+        }
+        let old = self.old.load(Ordering::SeqCst);
+        if self.taken.load(Ordering::Relaxed) >= old {
+            return None;
+        }
+        let first = self.taken.fetch_add(PIECE, Ordering::Relaxed);
+        (first < old).then(|| first..(first + PIECE).min(old))
+    }
+
+    /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its key itself.
+    pub(super) fn at(&self, node: usize) -> Option<usize> {
+        let tie = self.nodes[node].tie.load(Ordering::SeqCst);
+        (tie != 0).then_some(tie)
+    }
+}
