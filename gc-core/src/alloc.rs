@@ -247,7 +247,7 @@ impl Space {
                 .span(span, class)
                 .set_cells_alone(from, to);
         }
-        if self.is_marking() {
+        if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_cells(from, to);
         }
         self.handed.add(to - from, bytes);

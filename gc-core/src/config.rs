@@ -31,6 +31,8 @@ pub(crate) struct Config {
     pub(crate) stop_the_world: bool,
     /// Stress: collections without a request.
     pub(crate) continuous: bool,
+    /// Stress: collections whose phases last.
+    pub(crate) lingering: bool,
 }
 
 impl Default for Config {
@@ -46,6 +48,7 @@ impl Default for Config {
             inject: false,
             stop_the_world: false,
             continuous: false,
+            lingering: false,
         }
     }
 }
@@ -93,6 +96,7 @@ impl Config {
             switch,
             &mut self.continuous,
         )?;
+        set(&get, "URGE_LINGERING", SWITCH, switch, &mut self.lingering)?;
         set(&get, "URGE_ASYNC", SWITCH, switch, &mut self.signals)?;
         set(&get, "URGE_INJECT", SWITCH, switch, &mut self.inject)?;
         set(

@@ -46,7 +46,7 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS` and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
+/// `URGE_CONTINUOUS`, `URGE_LINGERING` and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -119,7 +119,14 @@ impl HeapBuilder {
         self
     }
 
-    /// Stress: collections follow each other without being asked for, so that mutators meet every phase. For tests.
+    /// Stress: collections keep each of their phases open for some hundred microseconds, however small the heap is, so that mutators meet
+    /// them. For tests.
+    pub fn lingering(mut self, on: bool) -> Self {
+        self.config.lingering = on;
+        self
+    }
+
+    /// Stress: [lingering](Self::lingering) collections follow each other without being asked for. For tests.
     pub fn continuous(mut self, on: bool) -> Self {
         self.config.continuous = on;
         self
@@ -158,12 +165,13 @@ impl HeapBuilder {
             space,
             world,
             queue,
-            log: SharedLog::new(LOG)?,
+            // Not a fault: a log that runs full is hard to get otherwise.
+            log: SharedLog::new(if planted("small-log") { 1024 } else { LOG })?,
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
             drops: Finalizers::new(FINALIZERS)?,
             types: Types::new()?,
-            requests: Requests::new(config.continuous),
+            requests: Requests::new(config.continuous, config.lingering),
             contexts: gc_preempt::Mutex::new(Slab::new(MUTATORS)?),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),

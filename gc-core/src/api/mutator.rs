@@ -97,6 +97,7 @@ impl Mutator {
                         record.place.set(at);
                     }
                     let marking = record.shared.marking.load(Ordering::Relaxed);
+                    let marking = marking && !planted("attached-unmarked");
                     record.marking.store(marking.into(), Ordering::Relaxed);
                 });
                 Ok(Self {
@@ -561,7 +562,9 @@ fn retire(context: &Context) {
     context.thread().no_preempt(|| {
         context.shared.contexts.lock().take(context.place.get());
         context.shared.space.retire(&context.local);
-        context.flush_log();
+        if !planted("log-kept-at-detach") {
+            context.flush_log();
+        }
     });
 }
 

@@ -260,8 +260,8 @@ impl<'h> Cycle<'h> {
         while self.shared.space.clear_spare_piece() {}
         self.shared.space.begin_weak();
         self.stats.number = self.shared.requests.begin();
-        let continuous = self.shared.requests.is_continuous() && self.shared.concurrent;
-        self.stress = Stress::new(continuous, self.stats.number);
+        let lingers = self.shared.requests.linger() && self.shared.concurrent;
+        self.stress = Stress::new(lingers, self.stats.number);
         Phase::Scan
     }
 

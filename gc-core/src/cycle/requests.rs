@@ -17,6 +17,8 @@ pub(crate) struct Requests {
     pub(crate) alive: AtomicBool,
     /// Stress: collections follow each other, whether somebody asks or not.
     continuous: bool,
+    /// Stress: they keep their phases open.
+    lingering: bool,
     pub(crate) state: Mutex<Wanted>,
     wake: Condvar,
     done: Condvar,
@@ -43,16 +45,17 @@ pub(super) enum Next {
 }
 
 impl Requests {
-    pub(crate) fn new(continuous: bool) -> Self {
+    pub(crate) fn new(continuous: bool, lingering: bool) -> Self {
         Self {
             continuous,
+            lingering: continuous || lingering,
             ..Self::default()
         }
     }
 
     /// Whether mutators are to meet every phase.
-    pub(super) fn is_continuous(&self) -> bool {
-        self.continuous
+    pub(super) fn linger(&self) -> bool {
+        self.lingering
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {

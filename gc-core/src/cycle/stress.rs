@@ -1,5 +1,5 @@
-//! What a `continuous` heap does to its mutators besides collecting all the time: it keeps every phase of a cycle open for long enough
-//! that they meet it, however small the heap is.
+//! What a `lingering` heap does to its mutators, and a `continuous` one besides collecting all the time: it keeps every phase of a cycle
+//! open for long enough that they meet it, however small the heap is.
 //!
 //! A heap of a few hundred cells is marked in the stop that scans its roots, and if it were not, within microseconds of it: programs
 //! that run for milliseconds would never store an edge while cells are marked. So with stress
@@ -28,10 +28,10 @@ pub(super) struct Stress {
 }
 
 impl Stress {
-    /// For cycle `number` of a heap that is `continuous`, or not.
-    pub(super) fn new(continuous: bool, number: u64) -> Self {
+    /// For cycle `number` of a heap that lingers, or not.
+    pub(super) fn new(lingers: bool, number: u64) -> Self {
         Self {
-            number: if continuous { number } else { 0 },
+            number: if lingers { number } else { 0 },
             ..Self::default()
         }
     }

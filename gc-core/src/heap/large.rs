@@ -139,7 +139,7 @@ impl Space {
         unsafe { (*self.records().at(first)).kind = kind.0 };
         self.note_bits(first);
         self.allocated_bits().set(first * UNIT);
-        if self.is_marking() {
+        if self.is_marking() && !planted("white-runs") {
             self.marked_bits().set(first * UNIT);
         }
         self.large.lists.lock().swept.push(self.records(), first);

@@ -144,10 +144,21 @@ pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
 
 /// [`hazard`] with environment variables for the child.
 pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: impl FnOnce()) {
+    hazard_given(name, "", fault, environment, body);
+}
+
+/// [`hazard_with`] under a condition that is planted as faults are, though it is none.
+pub fn hazard_given(
+    name: &str,
+    given: &str,
+    fault: &str,
+    environment: &[(&str, &str)],
+    body: impl FnOnce(),
+) {
     if is_child() {
         return body();
     }
-    let sound = run_child(name, "", environment);
+    let sound = run_child(name, given, environment);
     let output = sound
         .as_ref()
         .map(|o| String::from_utf8_lossy(&o.stderr).into_owned());
@@ -156,7 +167,7 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
         "{name} fails with its cure: {}",
         output.as_deref().unwrap_or("it hung")
     );
-    let faulty = run_child(name, fault, environment);
+    let faulty = run_child(name, &format!("{given},{fault}"), environment);
     assert!(
         !faulty.is_some_and(|o| o.status.success()),
         "{name} passes without its cure ({fault})"

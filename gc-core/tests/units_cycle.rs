@@ -1,0 +1,254 @@
+//! H25, H27: whole cycles whose first stop meets each instruction of the barrier's store, or whose last meets each of the weak load.
+//!
+//! `units.rs` steps through the units with the flag changed by hand; here a real cycle does it, and what it frees is looked at. Collections
+//! linger, so that what the thread does next is done before anything is traced.
+
+mod common;
+
+use common::step::{Over, Record, on_step, stepping};
+use common::{Kinds, cell, cons, garbage, hazard, kinds, wipe_stack};
+use gc_core::{Heap, Mutator, RawRoot, barrier};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+/// A unit is shorter than this.
+const UNIT: usize = 64;
+/// Cycles for each instruction: of the odd ones, the markers begin late.
+const ROUNDS: usize = 8;
+
+static START: AtomicUsize = AtomicUsize::new(0);
+/// A bit for each offset in the unit at which an instruction began.
+static SEEN: AtomicUsize = AtomicUsize::new(0);
+/// The instruction to be stopped at.
+static TARGET: AtomicUsize = AtomicUsize::new(0);
+/// A collection is to begin.
+static ASKED: AtomicBool = AtomicBool::new(false);
+/// The stepping mutator's flag, where the stop that is waited for comes only while it is set.
+static FLAG: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn wait_at_target(
+    _: libc::c_int,
+    _: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+) {
+    // SAFETY: the kernel's context of this signal.
+    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
+    let start = START.load(Relaxed);
+    if (start..start + UNIT).contains(&pc) {
+        SEEN.fetch_or(1 << (pc - start), Relaxed);
+    }
+    if TARGET.load(Relaxed) != pc {
+        return;
+    }
+    TARGET.store(0, Relaxed);
+    let flag = FLAG.load(Relaxed) as *const std::sync::atomic::AtomicU32;
+    if flag.is_null() {
+        ASKED.store(true, SeqCst);
+    // SAFETY: the stepping mutator's own record.
+    } else if unsafe { (*flag).load(Relaxed) } == 0 {
+        // Too late: the last stop of the cycle is over.
+        return;
+    }
+    // SAFETY: asks for this thread's pending signals, as the handler's mask holds SIGURG back.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        while libc::sigismember(&raw const pending, libc::SIGURG) != 1 {
+            libc::sched_yield();
+            libc::sigpending(&raw mut pending);
+        }
+    }
+}
+
+fn lingering() -> (Heap, Kinds) {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .lingering(true)
+        .build()
+        .unwrap();
+    let kinds = kinds(&heap);
+    (heap, kinds)
+}
+
+/// A cell with a root.
+fn rooted(m: &Mutator, kind: gc_core::KindId) -> RawRoot {
+    // SAFETY: on the stack until it has a root.
+    unsafe { m.raw_root(m.alloc(kind, 16).unwrap()).unwrap() }
+}
+
+/// On a thread that is gone afterwards, with its stack: a new node to which only `slot` leads. Gives its complement.
+fn hide(heap: &Heap, k: Kinds, slot: *mut usize) -> usize {
+    let slot = slot as usize;
+    std::thread::scope(|s| {
+        s.spawn(move || {
+            let m = heap.attach().unwrap();
+            let node = cons(&m, k, 0, NUMBER);
+            // SAFETY: a word of a live cell.
+            unsafe { m.write(slot as *mut usize, node) };
+            !node
+        })
+        .join()
+        .unwrap()
+    })
+}
+
+const NUMBER: usize = 0x5a5a_0000_0000_0101;
+
+/// The offsets of the unit's instructions that are met when `unit` runs.
+fn instructions(start: usize, unit: impl FnOnce()) -> Vec<usize> {
+    on_step(wait_at_target, &[libc::SIGURG]);
+    START.store(start, Relaxed);
+    SEEN.store(0, Relaxed);
+    stepping(unit);
+    (0..UNIT)
+        .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
+        .collect()
+}
+
+fn until(mut reached: impl FnMut() -> bool) {
+    while !reached() {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
+    hazard(
+        "h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot",
+        "no-restart",
+        || {
+            let (heap, k) = lingering();
+            let m = heap.attach().unwrap();
+            let root = rooted(&m, k.node);
+            let slot = root.get().unwrap().cast::<usize>().as_ptr();
+            let address = slot as usize;
+            // What the slot held when the roots were scanned, complemented.
+            let snapshot = Arc::new(AtomicUsize::new(0));
+            let theirs = snapshot.clone();
+            // SAFETY: reads a word of a cell that is kept; reports nothing.
+            let _callback = unsafe {
+                heap.add_root_callback(move |_| {
+                    theirs.store(!(address as *const usize).read_volatile(), Relaxed);
+                })
+            };
+            // SAFETY: a word of a live cell.
+            let unit = || unsafe { m.write(slot, 0) };
+            let offsets = instructions(barrier::store_address(), unit);
+            assert!(offsets.len() >= 4, "{offsets:?}");
+            let (hidden, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+            // 1: the cycle is over; 2: what it had to keep is lost.
+            let outcome = AtomicUsize::new(0);
+            std::thread::scope(|s| {
+                let _over = Over(&over);
+                s.spawn(|| {
+                    while !over.load(Relaxed) {
+                        if ASKED.swap(false, SeqCst) {
+                            heap.collect();
+                            let hidden = hidden.load(Relaxed);
+                            let mut lives = false;
+                            heap.for_each_cell(|cell| lives |= cell.base == !hidden)
+                                .unwrap();
+                            let lost = snapshot.load(Relaxed) == hidden && !lives;
+                            outcome.store(if lost { 2 } else { 1 }, SeqCst);
+                        }
+                        std::thread::yield_now();
+                    }
+                });
+                let mut in_snapshot = 0;
+                for offset in &offsets {
+                    for _ in 0..ROUNDS {
+                        hidden.store(hide(&heap, k, slot), Relaxed);
+                        wipe_stack();
+                        outcome.store(0, Relaxed);
+                        TARGET.store(barrier::store_address() + offset, Relaxed);
+                        stepping(unit);
+                        until(|| outcome.load(SeqCst) != 0);
+                        assert_eq!(
+                            outcome.load(Relaxed),
+                            1,
+                            "overwritten at the cycle's beginning, and lost"
+                        );
+                        in_snapshot += usize::from(snapshot.load(Relaxed) == hidden.load(Relaxed));
+                    }
+                }
+                assert!(in_snapshot >= 3 * ROUNDS, "{in_snapshot}");
+            });
+        },
+    );
+}
+
+#[test]
+fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what_it_gives() {
+    let name =
+        "h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what_it_gives";
+    hazard(name, "no-restart", || {
+        let (heap, k) = lingering();
+        let m = heap.attach().unwrap();
+        let root = rooted(&m, k.weak);
+        let slot = root.get().unwrap().cast::<usize>().as_ptr();
+        let record = Record::of(&m);
+        // SAFETY: a word of a live weak cell.
+        let unit = || unsafe { m.load_weak(slot) };
+        let over = AtomicBool::new(false);
+        let ended = AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            let _over = Over(&over);
+            s.spawn(|| {
+                while !over.load(Relaxed) {
+                    if ASKED.swap(false, SeqCst) {
+                        heap.collect();
+                        ended.fetch_add(1, SeqCst);
+                    }
+                    std::thread::yield_now();
+                }
+            });
+            for at_its_end in [false, true] {
+                // The instructions that are met then: the flag is set by hand, for once.
+                record.reset(at_its_end.into());
+                let offsets = instructions(barrier::load_weak_address(), || {
+                    unit();
+                });
+                record.reset(0);
+                let (mut met, mut cleared, mut kept) = (0, 0, 0);
+                for (offset, _) in offsets
+                    .iter()
+                    .flat_map(|o| (0..ROUNDS).map(move |r| (o, r)))
+                {
+                    hide(&heap, k, slot);
+                    wipe_stack();
+                    let before = ended.load(SeqCst);
+                    if at_its_end {
+                        ASKED.store(true, SeqCst);
+                        until(|| {
+                            record.marking().load(Acquire) != 0 || ended.load(SeqCst) != before
+                        });
+                        FLAG.store(std::ptr::from_ref(record.marking()) as usize, Relaxed);
+                    }
+                    TARGET.store(barrier::load_weak_address() + offset, Relaxed);
+                    let got = stepping(unit);
+                    // One that found the flag down again took the other way.
+                    let missed = TARGET.swap(0, Relaxed) != 0;
+                    FLAG.store(0, Relaxed);
+                    met += usize::from(!missed);
+                    assert!(
+                        at_its_end || !missed,
+                        "the instruction at {offset} was not met"
+                    );
+                    until(|| ended.load(SeqCst) != before);
+                    garbage(&m, k, 4000);
+                    if got == 0 {
+                        cleared += 1;
+                        continue;
+                    }
+                    kept += 1;
+                    // SAFETY: a live node, or the test fails.
+                    let number = unsafe { cell(got).cast::<usize>().add(1).read() };
+                    assert_eq!(number, NUMBER, "a weak load gave what was freed");
+                }
+                let n = offsets.len() * ROUNDS;
+                assert!(met > n / 4 && kept >= ROUNDS, "{met} of {n}, {kept} kept");
+                assert!(!at_its_end || cleared > 0, "{n}, but none was cleared");
+            }
+        });
+    });
+}
