@@ -583,7 +583,7 @@ impl Drop for Slow {
         let flag = WAITS.load(Relaxed) as *const std::sync::atomic::AtomicU32;
         // SAFETY: as above.
         if let Some(flag) = unsafe { flag.as_ref() }
-            && number % 500 == 0
+            && number.is_multiple_of(500)
         {
             until(|| flag.load(Acquire) == 0);
             // Another thread allocates cells like this one now.
