@@ -9,8 +9,8 @@
 //! Three bounds keep help from being a pause of another kind:
 //! - of one allocation: at most twice its share of what is left, done in pieces of which each is short enough for a stop to wait for;
 //! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for the program, stops included). Past
-//!   the goal it rises, gently at first, up to all of it where the heap has grown by twice what it should: memory is then what there
-//!   is least of;
+//!   the goal it rises, gently at first, up to all of it where the heap has grown by half as much again as it should: memory is then what
+//!   there is least of;
 //! - never a wait for somebody else, but past that last bound, and there for a millisecond a run: a graph that is one long list cannot be
 //!   marked by two, so helping is in vain and only waiting keeps the heap bounded.
 

@@ -301,7 +301,7 @@ impl Pacer {
 impl Plan {
     /// Bytes in use at which mutators are to wait for a cycle that was to have begun long since.
     pub(crate) fn hard(&self) -> u64 {
-        self.goal.saturating_add(self.growth)
+        self.goal.saturating_add(self.growth / 2)
     }
 
     /// The line that marking keeps to, from a snapshot with `used` bytes in `cells` cells.
@@ -312,7 +312,7 @@ impl Plan {
         Marking {
             begin: used,
             goal,
-            hard: goal.saturating_add(self.growth.max(least)),
+            hard: goal.saturating_add((self.growth / 2).max(least)),
             work: self.work.min(cells),
             most: cells,
         }

@@ -401,7 +401,8 @@ fn a_huge_heap_is_paced_like_a_small_one() {
 
 #[test]
 fn a_mutator_keeps_sixty_percent_of_each_window() {
-    for rate in [0.5, 1.0, 1.5] {
+    // A marker here marks 1.6 bytes in a nanosecond.
+    for rate in [0.5, 1.0, 1.25] {
         let program = Program {
             mutators: 1,
             rate: &|_| rate,
