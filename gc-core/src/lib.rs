@@ -134,6 +134,14 @@
 //! A collection stops the world twice, for some microseconds each: to scan roots, and to make an end of marking. Marking and sweeping go on
 //! beside the program ([`HeapBuilder::concurrent`] turns that off).
 //!
+//! # Pace
+//!
+//! The heap may grow by [`HeapBuilder::gc_percent`] of what is alive; by then a collection should have ended. It begins as much earlier as the
+//! last ones took, and has a quarter of the processors for itself, or those that no mutator wants. A thread that allocates faster than can be marked helps
+//! to mark: with up to a quarter of its time while the heap is below its goal, with more beyond it. Where the heap has grown half as much again as it
+//! should, allocation waits, a millisecond for each 8 KiB. [`HeapBuilder::memory_limit`] brings collections forward instead of failing, until they would take as much time as
+//! the program. `URGE_TRACE=1` prints what came of it, a line a collection; [`Heap::stats`] has the same, and histograms of all stops.
+//!
 //! # To read on
 //!
 //! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the rooms:
