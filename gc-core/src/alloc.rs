@@ -234,23 +234,25 @@ impl Space {
     fn install(&self, run: &mut Run, span: usize, class: &'static Class, from: usize, to: usize) {
         let size = class.size as usize;
         let (start, bytes) = (self.base() + span * UNIT + from * size, (to - from) * size);
+        // Locked instructions wait for all stores before them, so they go before the clearing.
+        self.handed.add(to - from, bytes);
+        self.note_bits(span);
+        self.note_bits(span + class.units as usize - 1);
         // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
         unsafe {
             if !(*self.records().at(span)).zeroed && !planted("no-clear") {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
-        self.note_bits(span);
-        self.note_bits(span + class.units as usize - 1);
         if !planted("no-run-bits") {
             self.allocated_bits()
                 .span(span, class)
                 .set_cells_alone(from, to);
         }
+        // After the clearing: a marker whose queue overflowed follows all marked cells of a unit.
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_cells(from, to);
         }
-        self.handed.add(to - from, bytes);
         *run = Run {
             cursor: start,
             limit: start + bytes,

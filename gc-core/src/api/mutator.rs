@@ -1,5 +1,6 @@
 //! One attached thread: allocation, stores, roots, and the sections in which it is or is not stopped.
 
+use core::cell::Cell;
 use core::fmt;
 use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
@@ -31,6 +32,8 @@ pub struct Mutator {
     runs: *mut Run,
     context: NonNull<Context>,
     heap: ManuallyDrop<Heap>,
+    /// Why an allocation failed, on its way out of [`alloc_slow`](Self::alloc_slow).
+    failure: Cell<Option<AllocError>>,
     _on_its_thread: PhantomData<*mut ()>,
 }
 
@@ -104,6 +107,7 @@ impl Mutator {
                     runs,
                     context,
                     heap: ManuallyDrop::new(heap.clone()),
+                    failure: Cell::new(None),
                     _on_its_thread: PhantomData,
                 })
             }
@@ -187,15 +191,18 @@ impl Mutator {
     #[inline(always)]
     pub unsafe fn alloc_at(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
         // SAFETY: the array is this thread's, of the heap that made the site (the caller says).
-        match NonNull::new(unsafe { alloc::bump(self.runs, site) }) {
+        let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+        match cell.or_else(|| self.alloc_slow(site)) {
             Some(cell) => Ok(cell),
-            None => self.alloc_slow(site),
+            None => Err(self.why_none()),
         }
     }
 
+    /// None: [`why_none`](Self::why_none) says why. An error is larger than what a call returns in registers, so that the fast path would
+    /// have to store its cell for nothing but to be where the slow path's is.
     #[cold]
     #[inline(never)]
-    fn alloc_slow(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
+    fn alloc_slow(&self, site: Site) -> Option<NonNull<u8>> {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
@@ -204,8 +211,9 @@ impl Mutator {
             match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
                 Ok(Refill::Ready) => {
                     // SAFETY: as in `alloc_at`.
-                    if let Some(cell) = NonNull::new(unsafe { alloc::bump(self.runs, site) }) {
-                        return Ok(cell);
+                    let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+                    if cell.is_some() {
+                        return cell;
                     }
                 }
                 Ok(Refill::Due) => {
@@ -215,10 +223,21 @@ impl Mutator {
                 Err(error) => {
                     tries += 1;
                     if tries > TRIES || !self.make_room(tries == 1) {
-                        return Err(error);
+                        self.failure.set(Some(error));
+                        return None;
                     }
                 }
             }
+        }
+    }
+
+    /// Why [`alloc_slow`](Self::alloc_slow) gave nothing.
+    #[cold]
+    #[inline(never)]
+    fn why_none(&self) -> AllocError {
+        match self.failure.take() {
+            Some(error) => error,
+            None => unreachable!("an allocation failed without a reason"),
         }
     }
 

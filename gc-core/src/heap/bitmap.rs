@@ -222,13 +222,26 @@ impl SpanBits<'_> {
         count
     }
 
-    /// Sets the bits of the cells `[from, to)`, in words that other threads change, too: mark bits while marking.
+    /// Sets the bits of the cells `[from, to)`, which nobody else can find, in a bitmap that other threads change, too: mark
+    /// bits while marking.
     pub(crate) fn set_cells(&self, from: usize, to: usize) {
+        let stride = self.class.stride();
+        // The bits of a word whose cells are all among these: nobody else has a reason to change it, and so it takes no
+        // locked instruction (see `set_cells_alone`).
+        let whole = if stride < 64 && stride.is_power_of_two() {
+            PATTERNS[stride]
+        } else {
+            0
+        };
         self.masks(from, to, |word, mask| {
-            // Ordering: Relaxed. Nobody asks for the bits of free cells before the next stop, which orders all.
-            self.bitmap
-                .word(self.first_word + word)
-                .fetch_or(mask, Ordering::Relaxed);
+            let word = self.bitmap.word(self.first_word + word);
+            // Ordering: Release. A marker whose queue overflowed looks for marked cells by their bits, and must find the cells
+            // cleared.
+            if mask == whole {
+                word.store(mask, Ordering::Release);
+            } else {
+                word.fetch_or(mask, Ordering::Release);
+            }
             true
         });
     }
