@@ -222,6 +222,22 @@ fn a_finalizer_may_collect_allocate_and_register_again() {
 #[test]
 fn threads_share_the_queue() {
     let (heap, k) = heap();
+    share_the_queue(&heap, k);
+}
+
+#[test]
+fn threads_share_the_queue_while_cycles_follow_each_other() {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .continuous(true)
+        .build()
+        .unwrap();
+    let k = common::kinds(&heap);
+    share_the_queue(&heap, k);
+}
+
+/// Makers register, takers check what they are handed; each death comes out once.
+fn share_the_queue(heap: &Heap, k: Kinds) {
     let done = AtomicBool::new(false);
     let (made, got) = std::thread::scope(|s| {
         let makers: Vec<_> = (0..2)
@@ -263,7 +279,7 @@ fn threads_share_the_queue() {
     let m = heap.attach().unwrap();
     assert_eq!(got + m.drain_finalizers(|_, _| ()), made);
     drop(m);
-    let heap: Heap = heap;
+    heap.collect();
     heap.collect();
     assert_eq!(heap.stats().last.cells_live, 0);
 }

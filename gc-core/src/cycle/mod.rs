@@ -92,6 +92,12 @@ const SHARE_FOR: Duration = Duration::from_millis(1);
 /// Words that are taken from the heap's log at a time while mutators run.
 const LOG_PIECE: usize = 4096;
 
+/// Registrations that are looked at at a time: mutators that register wait for the lock.
+const SELECT_PIECE: usize = 1024;
+
+/// Registrations that a stop looks at which has not been prepared.
+const SELECT_STOPPED: usize = 4 * SELECT_PIECE;
+
 /// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the lock.
 const READY_PIECE: usize = 256;
 
@@ -259,6 +265,8 @@ impl<'h> Cycle<'h> {
         while self.shared.space.sweep_piece() {}
         while self.shared.space.clear_spare_piece() {}
         self.shared.space.begin_weak();
+        self.shared.finalizers.begin();
+        self.shared.drops.begin();
         self.stats.number = self.shared.requests.begin();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
@@ -392,11 +400,21 @@ impl<'h> Cycle<'h> {
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 && !self.work_comes_back() {
-                self.shared.space.select_dying();
+                self.select();
                 self.stress.after_tracing();
                 return Phase::Finish;
             }
             self.rest();
+        }
+    }
+
+    /// Finds what will have to be cleared, finalized and dropped, as far as can be seen beside the mutators, so that the stop looks at nothing
+    /// else. Before marking has come to an end it would find much that lives.
+    fn select(&self) {
+        let space = &self.shared.space;
+        space.select_dying();
+        for registered in [&self.shared.finalizers, &self.shared.drops] {
+            while registered.select_piece(SELECT_PIECE, |cell| space.is_marked(cell)) {}
         }
     }
 
@@ -466,6 +484,10 @@ impl<'h> Cycle<'h> {
         let end = self.stop().stopped_at() + bound;
         if self.shared.concurrent && self.shared.ready() > READY_PIECE as u64 && !self.ready_marked
         {
+            return self.mark_on();
+        }
+        let unseen = self.shared.finalizers.unseen() + self.shared.drops.unseen();
+        if self.shared.concurrent && unseen > SELECT_STOPPED {
             return self.mark_on();
         }
         self.mark_ready();
