@@ -29,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) inject: bool,
     /// Mutators stay stopped while cells are marked.
     pub(crate) stop_the_world: bool,
+    /// Threads that mark; none: as many as there is room for.
+    pub(crate) markers: Option<u32>,
     /// Stress: collections without a request.
     pub(crate) continuous: bool,
     /// Stress: collections whose phases last.
@@ -47,6 +49,7 @@ impl Default for Config {
             signals: true,
             inject: false,
             stop_the_world: false,
+            markers: None,
             continuous: false,
             lingering: false,
         }
@@ -79,6 +82,8 @@ impl std::error::Error for ConfigError {}
 const SWITCH: &str = "0 or 1";
 const BYTES: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G";
 const PERCENT: &str = "a number of percent from 0 to 4294967294, or `off`";
+const MARKERS: &str = "a number of threads from 1 to 64";
+const MARKER_COUNTS: core::ops::RangeInclusive<u32> = 1..=64;
 const EVERY: &str = "a number of allocations of at least 1, or `off`";
 
 impl Config {
@@ -89,6 +94,18 @@ impl Config {
 
     fn with(mut self, get: impl Fn(&str) -> Option<OsString>) -> Result<Self, ConfigError> {
         set(&get, "URGE_STW", SWITCH, switch, &mut self.stop_the_world)?;
+        set(
+            &get,
+            "URGE_MARKERS",
+            MARKERS,
+            |v| {
+                v.parse()
+                    .ok()
+                    .filter(|n| MARKER_COUNTS.contains(n))
+                    .map(Some)
+            },
+            &mut self.markers,
+        )?;
         set(
             &get,
             "URGE_CONTINUOUS",
@@ -150,6 +167,15 @@ impl Config {
                 name: "the heap's reserve of addresses (reserve, URGE_RESERVE)",
                 value: format!("{} bytes", self.reserve),
                 expected: "at least 67108864 bytes (64M)",
+            });
+        }
+        if let Some(markers) = self.markers
+            && !MARKER_COUNTS.contains(&markers)
+        {
+            return Err(ConfigError {
+                name: "markers",
+                value: markers.to_string(),
+                expected: MARKERS,
             });
         }
         if self.collect_every == Some(0) {
@@ -240,6 +266,7 @@ mod tests {
             ("URGE_INJECT", "1"),
             ("URGE_STW", "1"),
             ("URGE_CONTINUOUS", "1"),
+            ("URGE_MARKERS", "3"),
             ("URGE_GC_PERCENT", "37"),
             ("URGE_HEAP_LIMIT", "64M"),
             ("URGE_MEMORY_LIMIT", "48M"),
@@ -248,6 +275,7 @@ mod tests {
         ])
         .unwrap();
         assert!(c.trace);
+        assert_eq!(c.markers, Some(3));
         assert_eq!(c.memory_limit, Some(48 << 20));
         assert!(!c.signals && c.inject && c.stop_the_world && c.continuous);
         assert_eq!(
@@ -267,6 +295,9 @@ mod tests {
             ("URGE_ASYNC", "yes"),
             ("URGE_INJECT", "2"),
             ("URGE_STW", "true"),
+            ("URGE_MARKERS", "0"),
+            ("URGE_MARKERS", "65"),
+            ("URGE_MARKERS", "all"),
             ("URGE_GC_PERCENT", "-1"),
             ("URGE_GC_PERCENT", "4294967295"),
             ("URGE_HEAP_LIMIT", "64Q"),
@@ -284,6 +315,17 @@ mod tests {
                 text.contains(name) && text.contains(value) && text.contains("must be"),
                 "{text}"
             );
+        }
+    }
+
+    #[test]
+    fn a_number_of_markers_out_of_range_is_refused() {
+        for markers in [0, 65] {
+            let config = Config {
+                markers: Some(markers),
+                ..Config::default()
+            };
+            assert!(config.checked().is_err());
         }
     }
 

@@ -82,6 +82,8 @@ pub struct CollectionStats {
     pub mark: Duration,
     /// Of [`mark`](Self::mark): while mutators ran.
     pub mark_concurrent: Duration,
+    /// Threads that marked, the collector's own among them and mutators not.
+    pub markers: u32,
     /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping included.
     pub collector_cpu: Duration,
     /// Time that mutators spent helping to mark.

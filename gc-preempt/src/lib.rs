@@ -68,7 +68,7 @@ pub use code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
 pub use context::{Interrupted, Origin, Registers, Snapshot};
 pub use mutator::{InNoPreempt, Mutator, MutatorId, NoPreempt, StopHook};
-pub use park::{Mutex, MutexGuard};
+pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
 pub use walk::{RootSink, WalkStats};
 pub use world::{
     AttachError, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,

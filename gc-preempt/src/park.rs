@@ -8,8 +8,9 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-/// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers re-check in a loop.
-pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+/// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers re-check in a loop. Not for a mutator outside
+/// of `blocking`.
+pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     let spec;
     let ptr = match timeout {
         Some(t) => {
@@ -34,7 +35,7 @@ pub(crate) fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
 }
 
 /// Wakes up to `count` sleepers of `word`.
-pub(crate) fn wake(word: &AtomicU32, count: i32) {
+pub fn wake(word: &AtomicU32, count: i32) {
     // SAFETY: only the address is used, as a key; the kernel writes nothing through it.
     unsafe {
         libc::syscall(

@@ -46,7 +46,8 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS`, `URGE_LINGERING` and `URGE_TRACE` (each `0` or `1`), `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
+/// `URGE_CONTINUOUS`, `URGE_LINGERING` and `URGE_TRACE` (each `0` or `1`), `URGE_MARKERS`, `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`,
+/// `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -119,6 +120,20 @@ impl HeapBuilder {
         self
     }
 
+    /// How many threads mark beside the mutators, the collector's own among them; at least 1. By default as many as keep to a quarter of the
+    /// processors, and besides those that no mutator wants. A heap in which there is little to mark makes do with one in any case.
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().markers(2).build()?;
+    /// heap.collect();
+    /// assert_eq!(heap.stats().last.markers, 1, "there was nothing for two");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn markers(mut self, threads: u32) -> Self {
+        self.config.markers = Some(threads);
+        self
+    }
+
     /// Stress: collections keep each of their phases open for some hundred microseconds, however small the heap is, so that mutators meet
     /// them. For tests.
     pub fn lingering(mut self, on: bool) -> Self {
@@ -185,6 +200,7 @@ impl HeapBuilder {
             ledger,
             marking: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
+            markers: config.markers,
             phase: AtomicU8::new(0),
         });
         let thread = spawn_collector(&shared).map_err(BuildError::Thread)?;

@@ -53,6 +53,7 @@ use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::Trickle;
+use crate::mark::crew::Crew;
 use crate::mark::{Marked, Marker};
 use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
@@ -107,13 +108,15 @@ pub(crate) fn run(shared: &Shared) {
     shared
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
+    // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at the end.
+    let mut crew = unsafe { Crew::new(&shared.space, &shared.queue) };
     let mut surplus = Surplus::default();
     loop {
         match shared.requests.next(surplus.patience) {
             Next::End => return,
             Next::Nothing => {}
             Next::Collection => {
-                Cycle::new(shared).run();
+                Cycle::new(shared, &mut crew).run();
                 // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
                 unsafe { shared.queue.trim(KEEP_QUEUE) };
             }
@@ -166,9 +169,11 @@ impl Surplus {
 }
 
 /// One collection.
-struct Cycle<'h> {
+struct Cycle<'h, 'c> {
     shared: &'h Shared,
     marker: Marker<'h>,
+    /// Threads that mark, too.
+    crew: &'c mut Crew<'h>,
     stopped: Option<Stopped<'h>>,
     /// Where the cycle goes on once nothing is grey any more.
     after: Phase,
@@ -200,8 +205,10 @@ struct Cycle<'h> {
     tails: Marked,
 }
 
-impl<'h> Cycle<'h> {
-    fn new(shared: &'h Shared) -> Self {
+impl<'h, 'c> Cycle<'h, 'c> {
+    fn new(shared: &'h Shared, crew: &'c mut Crew<'h>) -> Self {
+        // Mutators are counted when there is more to do than a piece.
+        crew.set_helpers(0, 1000);
         let marker = Marker::new(&shared.space, &shared.queue);
         let now = Instant::now();
         Self {
@@ -212,6 +219,7 @@ impl<'h> Cycle<'h> {
             } else {
                 marker.alone()
             },
+            crew,
             stopped: None,
             after: Phase::Resurrect,
             retries: 0,
@@ -389,17 +397,17 @@ impl<'h> Cycle<'h> {
         self.stress.before_tracing();
         self.mark_ready();
         loop {
-            if self.shared.queue.has_flags() {
-                // The queue was full once: all that was marked since must be looked at.
-                self.marker.drain();
-            }
-            let dry = self.marker.drain_bounded(PIECE_CELLS);
+            let dry = self.crew.step(&mut self.marker, PIECE_CELLS);
             let pace = &self.shared.pace;
-            pace.progress(self.marker.marked().cells);
+            pace.progress(self.marker.marked().cells + self.crew.cells());
             if pace.take_hunger() {
                 self.marker.share();
             }
-            if dry && self.take_log(LOG_PIECE) == 0 && !self.work_comes_back() {
+            if dry
+                && self.take_log(LOG_PIECE) == 0
+                && !self.work_comes_back()
+                && self.crew.close(&mut self.marker)
+            {
                 self.select();
                 self.stress.after_tracing();
                 return Phase::Finish;
@@ -439,6 +447,8 @@ impl<'h> Cycle<'h> {
             self.running = self.shared.running(cores);
             self.share = pacer::share(cores, self.running);
             self.share_until = now + SHARE_FOR;
+            let markers = self.shared.markers.unwrap_or(self.share.markers);
+            self.crew.set_helpers(markers - 1, self.share.permille);
         }
         if self.share.permille >= 1000 {
             return;
@@ -615,6 +625,9 @@ impl<'h> Cycle<'h> {
         stats.assist = Duration::from_nanos(help.nanos);
         stats.assist_cells = help.marked.cells;
         stats.bytes_born = born.bytes;
+        let helpers = self.crew.take_work();
+        stats.markers = 1 + helpers.helpers;
+        stats.collector_cpu = Duration::from_nanos(helpers.cpu);
         let external = shared.pace.external();
         let (interval, cpu) = shared.ledger.since_last();
         let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
@@ -633,7 +646,7 @@ impl<'h> Cycle<'h> {
             beside: stats.mark_concurrent.as_nanos() as u64,
             running: self.running,
             assist: help.nanos,
-            cost: cpu + pauses * u64::from(self.running),
+            cost: cpu + helpers.cpu + pauses * u64::from(self.running),
             interval,
             forced: self.forced,
         });

@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) marking: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).
     pub(crate) concurrent: bool,
+    /// Threads that mark, where the embedder has said so.
+    pub(crate) markers: Option<u32>,
     pub(crate) phase: AtomicU8,
     /// Cells that the last collection left allocated, the rests of runs included.
     pub(crate) cells: AtomicU64,

@@ -36,8 +36,10 @@
 //! A second bitmap, a queue's flag a block and the visits of blocks with a few cells cost more than order in memory saves, for prefetching has
 //! hidden most of what there was to save.
 
+pub(crate) mod crew;
 mod queue;
 mod ring;
+mod team;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -869,6 +871,11 @@ impl<'a> Marker<'a> {
         }
     }
 
+    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the crew's captain.
+    fn drain_piece(&mut self, cells: usize) -> bool {
+        self.core.drain(&mut Cells(cells))
+    }
+
     /// Puts all that it has not followed into the queue, for whoever marks next.
     pub(crate) fn lay_down(&mut self) {
         while let Some(offset) = self.core.edges.pop() {
@@ -888,6 +895,20 @@ impl<'a> Marker<'a> {
             self.core.push(Entry(entry));
         }
         self.core.hand.share();
+    }
+
+    /// The same, if a helper has nothing to do and finds nothing.
+    fn share_with_the_hungry(&mut self) {
+        let queue = self.core.hand.queue();
+        if queue.has_no_packet() && queue.board.is_hungry() {
+            self.share();
+        }
+    }
+
+    /// Adds to the count what another marker has marked.
+    fn add(&mut self, marked: Marked) {
+        self.core.marked.cells += marked.cells;
+        self.core.marked.bytes += marked.bytes;
     }
 
     /// What this marker has newly marked, up to the last drain.

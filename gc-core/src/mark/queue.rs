@@ -8,6 +8,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use super::crew::Board;
 use crate::heap::map::Table;
 use crate::heap::{MapError, Space, UNIT};
 
@@ -88,6 +89,8 @@ pub struct MarkQueue {
     flagged: AtomicBool,
     /// How often a cell did not fit, for reports and tests.
     overflows: AtomicU64,
+    /// What helper threads look at.
+    pub(super) board: Board,
 }
 
 impl MarkQueue {
@@ -101,6 +104,7 @@ impl MarkQueue {
             flags: Table::new((space.len() / UNIT).div_ceil(64))?,
             flagged: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
+            board: Board::default(),
         })
     }
 
@@ -111,7 +115,11 @@ impl MarkQueue {
 
     /// Is there no packet of grey cells, and no flagged unit? Markers may still have some in hand.
     pub fn is_empty(&self) -> bool {
-        self.full.is_empty() && !self.has_flags()
+        self.has_no_packet() && !self.has_flags()
+    }
+
+    pub(super) fn has_no_packet(&self) -> bool {
+        self.full.is_empty()
     }
 
     /// Did a cell not fit since [`MarkQueue::take_flags`] last took all that did not?
@@ -145,6 +153,7 @@ impl MarkQueue {
         self.free.head.store(0, Ordering::Relaxed);
         self.fresh.store(0, Ordering::Relaxed);
         self.take_flags(|_| ());
+        self.board.forget();
     }
 
     fn take_free(&self) -> Option<u32> {
@@ -283,6 +292,7 @@ impl<'a> Hand<'a> {
             self.next = self.first.add(left);
         }
         self.queue.full.push(&self.queue.packets, free);
+        self.queue.board.call();
     }
 
     #[cold]
@@ -293,6 +303,7 @@ impl<'a> Hand<'a> {
         };
         if !self.first.is_null() {
             self.put_back(&self.queue.full);
+            self.queue.board.call();
         }
         self.hold(free, 0);
         true

@@ -1,0 +1,353 @@
+//! Helper threads that mark beside the collector, as many at a time as it asks for.
+//!
+//! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives half of what it has in hand away. When
+//! all of it is done is the matter of [`Team`]; the collector is its captain.
+//!
+//! A thread is made when it is first needed, and lives as long as the collector's. Between two markings, and while it finds nothing, it
+//! sleeps on a futex. All signals are blocked in it, as in the collector's thread, which makes it; it is no mutator, so a stop neither
+//! waits for it nor stops it. A heap in which there is little to mark wakes none of them (H33): to wake a thread costs as much as to
+//! mark a thousand cells, and a system that sees many threads run for an instant spreads them over cold processors.
+//!
+//! The child of a fork has none of these threads; its collector makes new ones.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use gc_preempt::{futex_wait, futex_wake};
+
+use super::team::Team;
+use super::{MarkQueue, Marked, Marker};
+use crate::fault::planted;
+use crate::heap::Space;
+use crate::pacer;
+use crate::stats::thread_cpu;
+
+/// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's work.
+const ENOUGH: u64 = 16 << 10;
+
+/// Cells that a helper follows between two looks at who else wants some.
+const PIECE: usize = 512;
+
+/// How often a helper that found nothing looks again before it sleeps: some 20 us.
+const LOOKS: u32 = 1000;
+
+/// How long the collector waits for the others' work before it looks after other things.
+const MOMENT: Duration = Duration::from_micros(50);
+
+/// What a crew's threads have in common. Part of the queue that they share.
+#[derive(Default)]
+pub(super) struct Board {
+    pub(super) team: Team,
+    /// Helpers that may be at work.
+    wanted: AtomicU32,
+    /// The captain has nothing to do.
+    waiting: AtomicBool,
+    /// Changes with every call to come and look. Helpers sleep on it.
+    calls: AtomicU32,
+    asleep: AtomicU32,
+    /// The threads are to end.
+    ending: AtomicBool,
+    /// Of each helper's time, in thousandths, what it may mark.
+    permille: AtomicU32,
+    /// What helpers have marked and the collector has not added to its own count, and the processor time that they needed, in
+    /// nanoseconds.
+    cells: AtomicU64,
+    bytes: AtomicU64,
+    cpu: AtomicU64,
+    /// A bit a helper that has been at work: the highest for all that have no bit of their own.
+    worked: AtomicU64,
+    /// How often one has joined, for tests.
+    joined: AtomicU64,
+}
+
+impl Board {
+    /// Has a helper, or the captain, nothing to do?
+    pub(super) fn is_hungry(&self) -> bool {
+        // Relaxed: a hint.
+        self.team.is_open()
+            && (self.waiting.load(Ordering::Relaxed)
+                || self.team.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
+    }
+
+    /// There is a packet for somebody. Wakes a helper if one sleeps that may work.
+    #[inline]
+    pub(super) fn call(&self) {
+        if self.is_hungry() {
+            self.wake(1);
+        }
+    }
+
+    #[cold]
+    fn wake(&self, count: i32) {
+        // Ordering: SeqCst here and in `sleep`. Either this thread sees the sleeper, or the sleeper's futex sees the call.
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) != 0 {
+            futex_wake(&self.calls, count);
+        }
+    }
+
+    fn sleep(&self, seen: u32) {
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        futex_wait(&self.calls, seen, None);
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Adds what a helper has marked, less what it has posted of that before.
+    fn post(&self, marked: Marked, posted: Marked) {
+        // Relaxed: for the pace; when it counts, the team's closing orders it.
+        self.cells
+            .fetch_add(marked.cells - posted.cells, Ordering::Relaxed);
+        self.bytes
+            .fetch_add(marked.bytes - posted.bytes, Ordering::Relaxed);
+    }
+
+    /// In the child of a fork.
+    pub(super) fn forget(&self) {
+        self.team.forget();
+        // Relaxed: there is one thread.
+        self.waiting.store(false, Ordering::Relaxed);
+        self.wanted.store(0, Ordering::Relaxed);
+        self.asleep.store(0, Ordering::Relaxed);
+        self.ending.store(false, Ordering::Relaxed);
+        self.cells.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.cpu.store(0, Ordering::Relaxed);
+        self.worked.store(0, Ordering::Relaxed);
+    }
+}
+
+/// What helpers did for a marking.
+pub(crate) struct Work {
+    /// How many were at work.
+    pub(crate) helpers: u32,
+    /// Nanoseconds of processor time that they needed.
+    pub(crate) cpu: u64,
+}
+
+/// The helpers of one collector.
+pub(crate) struct Crew<'h> {
+    space: &'h Space,
+    queue: &'h MarkQueue,
+    threads: Vec<JoinHandle<()>>,
+    helpers: u32,
+}
+
+impl<'h> Crew<'h> {
+    /// A crew without anybody yet.
+    ///
+    /// # Safety
+    /// Nobody else makes a crew of this queue meanwhile. It is dropped before what it borrows, not forgotten: its threads read that.
+    pub(crate) unsafe fn new(space: &'h Space, queue: &'h MarkQueue) -> Crew<'h> {
+        Crew {
+            space,
+            queue,
+            threads: Vec::new(),
+            helpers: 0,
+        }
+    }
+
+    /// From now on so many helpers may mark, so many thousandths of their time. Those beyond put what they have into the queue.
+    pub(crate) fn set_helpers(&mut self, helpers: u32, permille: u32) {
+        self.helpers = helpers;
+        // Relaxed: hints.
+        let board = &self.queue.board;
+        board.permille.store(permille, Ordering::Relaxed);
+        board.wanted.store(helpers, Ordering::Relaxed);
+    }
+
+    /// Follows about `cells` cells, and sees to it that helpers have something to do. True: there seems to be nothing left; ask
+    /// [`Crew::close`]. Not in a stop: it may make threads.
+    pub(crate) fn step(&mut self, marker: &mut Marker<'h>, cells: usize) -> bool {
+        let mut dry = marker.drain_piece(cells);
+        if dry && self.queue.has_flags() {
+            dry = !marker.core.follow_flagged();
+        }
+        let team = &self.queue.board.team;
+        if !team.is_open() {
+            if dry {
+                return !marker.core.wake_old();
+            }
+            let little = marker.marked().cells < ENOUGH && !planted("wakes-for-little");
+            if self.helpers == 0 || little {
+                return false;
+            }
+            self.hire();
+            self.queue.board.team.open();
+        }
+        if !dry {
+            marker.share_with_the_hungry();
+            return false;
+        }
+        if planted("closed-over-work") {
+            return true;
+        }
+        self.wait();
+        // Ephemerons' keys come last: before, most of them are still found by the way.
+        self.queue.board.team.at_work() == 0 && self.queue.is_empty() && !marker.core.wake_old()
+    }
+
+    /// After a step that said so, and after whatever else might have made work: is there nothing left? Then no helper holds anything, or
+    /// can take anything before the next step, and what they have marked is in the marker's count.
+    #[must_use]
+    pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
+        let board = &self.queue.board;
+        if planted("closed-over-work") {
+            return true;
+        }
+        if !board.team.close() {
+            return false;
+        }
+        // Relaxed: ordered by the team's closing.
+        marker.add(Marked {
+            cells: board.cells.swap(0, Ordering::Relaxed),
+            bytes: board.bytes.swap(0, Ordering::Relaxed),
+        });
+        // Mutators may have put something in, and what did not fit is for the captain.
+        self.queue.is_empty()
+    }
+
+    /// Cells that helpers have marked and that are in no marker's count yet.
+    pub(crate) fn cells(&self) -> u64 {
+        self.queue.board.cells.load(Ordering::Relaxed)
+    }
+
+    /// What helpers did since this was asked last. After [`Crew::close`].
+    pub(crate) fn take_work(&self) -> Work {
+        let board = &self.queue.board;
+        Work {
+            helpers: board.worked.swap(0, Ordering::Relaxed).count_ones(),
+            cpu: board.cpu.swap(0, Ordering::Relaxed),
+        }
+    }
+
+    /// Waits until there is something in the queue or nobody is at work; but not long.
+    fn wait(&self) {
+        let board = &self.queue.board;
+        let until = Instant::now() + MOMENT;
+        let mut looks = 0;
+        board.waiting.store(true, Ordering::Relaxed);
+        while board.team.at_work() != 0 && self.queue.is_empty() {
+            looks += 1;
+            if looks % 64 == 0 {
+                if Instant::now() > until {
+                    break;
+                }
+                std::thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+        board.waiting.store(false, Ordering::Relaxed);
+    }
+
+    /// Makes the threads that are missing. Where the system refuses, those that there are do it.
+    #[cold]
+    fn hire(&mut self) {
+        while self.threads.len() < self.helpers as usize {
+            let number = self.threads.len() as u32;
+            let (space, queue) = (self.space, self.queue);
+            let builder = std::thread::Builder::new().name(format!("urge-marker-{}", number + 1));
+            // SAFETY: the thread is joined when the crew is dropped, which is before what it borrows (`new`).
+            let thread = unsafe {
+                builder.spawn_unchecked(move || {
+                    let bomb = AbortOnPanic;
+                    help(space, queue, number);
+                    core::mem::forget(bomb);
+                })
+            };
+            match thread {
+                Ok(thread) => self.threads.push(thread),
+                Err(_) => {
+                    self.set_helpers(number, self.queue.board.permille.load(Ordering::Relaxed));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Crew<'_> {
+    fn drop(&mut self) {
+        let board = &self.queue.board;
+        board.ending.store(true, Ordering::SeqCst);
+        board.wake(i32::MAX);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        board.ending.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A marker that panicked holds cells that nobody will follow.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        eprintln!("urge: a marker's thread panicked; the heap is in no defined state");
+        std::process::abort();
+    }
+}
+
+/// A helper's life.
+fn help(space: &Space, queue: &MarkQueue, number: u32) {
+    let board = &queue.board;
+    let mut looks = 0;
+    loop {
+        // Ordering: SeqCst, see `wake`. Read before the queue is looked at: a call that comes afterwards is not slept through.
+        let seen = board.calls.load(Ordering::SeqCst);
+        if board.ending.load(Ordering::SeqCst) {
+            return;
+        }
+        let may_work = || board.team.is_open() && number < board.wanted.load(Ordering::Relaxed);
+        if may_work() && !queue.has_no_packet() && board.team.join() {
+            looks = 0;
+            board.joined.fetch_add(1, Ordering::Relaxed);
+            board
+                .worked
+                .fetch_or(1 << number.min(63), Ordering::Relaxed);
+            work(space, queue, number);
+            board.team.leave();
+        } else if may_work() && looks < LOOKS {
+            looks += 1;
+            std::hint::spin_loop();
+        } else {
+            looks = 0;
+            board.sleep(seen);
+        }
+    }
+}
+
+/// Marks until nothing is left or this helper is not wanted any more.
+fn work(space: &Space, queue: &MarkQueue, number: u32) {
+    let board = &queue.board;
+    let mut marker = Marker::new(space, queue);
+    let (since, begun) = (Instant::now(), thread_cpu());
+    let mut posted = Marked::default();
+    let mut dry = false;
+    while !dry && number < board.wanted.load(Ordering::Relaxed) {
+        dry = marker.drain_piece(PIECE);
+        let marked = marker.marked();
+        board.post(marked, posted);
+        posted = marked;
+        marker.share_with_the_hungry();
+        let permille = board.permille.load(Ordering::Relaxed);
+        if permille < 1000 {
+            let rest = pacer::rest(
+                thread_cpu().saturating_sub(begun),
+                since.elapsed().as_nanos() as u64,
+                permille,
+            );
+            if rest != 0 {
+                std::thread::sleep(Duration::from_nanos(rest));
+            }
+        }
+    }
+    // What it still has goes into the queue, and what it marks on that occasion counts, too.
+    marker.lay_down();
+    board.post(marker.marked(), posted);
+    board
+        .cpu
+        .fetch_add(thread_cpu().saturating_sub(begun), Ordering::Relaxed);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! Tests of marking with helpers: every cell once, whatever the graph and however short the queue, and nobody woken for little.
+
+use super::*;
+use crate::encoding::Encoding;
+use crate::heap::tests::Toy;
+use crate::heap::{MAX_SMALL, SpaceConfig};
+use crate::kind::{Kind, KindId};
+
+fn toy(queue: usize) -> (Toy, KindId) {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 256 << 20,
+        ..SpaceConfig::default()
+    });
+    toy.queue = MarkQueue::new(&toy.space, queue).unwrap();
+    let kind = Kind::array("array", 0, Encoding::RAW);
+    let kind = toy.space.add_kind(kind).unwrap();
+    (toy, kind)
+}
+
+fn set(cell: usize, word: usize, to: usize) {
+    // SAFETY: a word of a cell of the test's.
+    unsafe { (cell as *mut usize).add(word).write(to) };
+}
+
+fn tree(toy: &mut Toy, kind: KindId, depth: u32) -> usize {
+    let cell = toy.alloc(kind, 16);
+    if depth > 0 {
+        for word in 0..2 {
+            set(cell, word, tree(toy, kind, depth - 1));
+        }
+    }
+    cell
+}
+
+/// A table of `cells` cells with two edges to any others each, every thousandth of them large.
+fn graph(toy: &mut Toy, kind: KindId, cells: usize) -> usize {
+    let table = toy.alloc(kind, cells * 8);
+    let all: Vec<usize> = (0..cells)
+        .map(|n| {
+            let bytes = if n % 1000 == 0 { MAX_SMALL + 1 } else { 32 };
+            toy.alloc(kind, bytes)
+        })
+        .collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    for (n, &cell) in all.iter().enumerate() {
+        set(table, n, cell);
+        for word in 0..2 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            set(cell, word, all[(random >> 33) as usize % cells]);
+        }
+    }
+    table
+}
+
+/// Marks with so many helpers; says what was marked, how often helpers joined, and how many threads there are.
+fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
+    toy.space.begin_marking();
+    // SAFETY: our own runs.
+    unsafe { toy.space.blacken_tails(toy.runs.as_mut_ptr()) };
+    // SAFETY: the only one, dropped below.
+    let mut crew = unsafe { Crew::new(&toy.space, &toy.queue) };
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    crew.set_helpers(helpers, 1000);
+    marker.edge(root, Encoding::RAW);
+    while !(crew.step(&mut marker, 1000) && crew.close(&mut marker)) {}
+    assert!(toy.queue.is_empty() && toy.queue.board.team.at_work() == 0);
+    let marked = marker.marked();
+    let threads = crew.threads.len();
+    drop((marker, crew));
+    toy.finish();
+    let joined = toy.queue.board.joined.swap(0, Ordering::Relaxed);
+    (marked, joined, threads)
+}
+
+fn check(queue: usize, make: impl Fn(&mut Toy, KindId) -> usize, overflows: bool) {
+    let (mut toy, kind) = toy(queue);
+    let root = make(&mut toy, kind);
+    let before = toy.cells();
+    let expected = Marked {
+        cells: before.len() as u64,
+        bytes: before.values().sum::<usize>() as u64,
+    };
+    let mut joined = 0;
+    // On a machine that is busy, helpers may come too late every time but once.
+    for round in 0..1000 {
+        let (marked, joins, threads) = mark(&mut toy, root, 3);
+        assert_eq!(marked, expected, "round {round}");
+        assert_eq!(threads, 3);
+        joined += joins;
+        if joined > 3 && round >= 10 {
+            break;
+        }
+    }
+    assert!(joined > 3, "nobody helped: the test tests nothing");
+    assert_eq!(toy.cells(), before);
+    assert_eq!(toy.queue.overflows() > 0, overflows);
+}
+
+#[test]
+fn a_tree_is_shared_though_it_never_fills_a_packet() {
+    check(1 << 20, |toy, kind| tree(toy, kind, 16), false);
+}
+
+#[test]
+fn a_graph_is_marked_by_several() {
+    check(1 << 20, |toy, kind| graph(toy, kind, 50_000), false);
+}
+
+#[test]
+fn a_full_queue_of_several_markers_loses_nothing() {
+    check(6 * 510, |toy, kind| graph(toy, kind, 50_000), true);
+}
+
+#[test]
+fn h33_a_small_heap_makes_no_threads_and_a_large_one_does() {
+    for (cells, threads) in [(5_000, 0), (100_000, 3)] {
+        let (mut toy, kind) = toy(1 << 20);
+        let root = graph(&mut toy, kind, cells);
+        assert_eq!(mark(&mut toy, root, 3).2, threads);
+        assert_eq!(mark(&mut toy, root, 0).2, 0);
+    }
+}
+
+#[test]
+fn a_helper_that_is_not_wanted_any_more_puts_its_work_back() {
+    let (mut toy, kind) = toy(1 << 20);
+    let root = graph(&mut toy, kind, 50_000);
+    let expected = mark(&mut toy, root, 0).0;
+    for _ in 0..20 {
+        toy.space.begin_marking();
+        // SAFETY: as in `mark`.
+        let (_, mut crew) = unsafe {
+            (
+                toy.space.blacken_tails(toy.runs.as_mut_ptr()),
+                Crew::new(&toy.space, &toy.queue),
+            )
+        };
+        let mut marker = Marker::new(&toy.space, &toy.queue);
+        marker.edge(root, Encoding::RAW);
+        let mut helpers = 2;
+        loop {
+            crew.set_helpers(helpers, 1000);
+            helpers = (helpers + 1) % 3;
+            if crew.step(&mut marker, 500) && crew.close(&mut marker) {
+                break;
+            }
+        }
+        assert_eq!(marker.marked(), expected);
+        drop((marker, crew));
+        toy.finish();
+    }
+}

@@ -1,0 +1,295 @@
+//! Who is at work on a queue, and when nobody is: the one word by which several markers know that marking is over.
+//!
+//! ```text
+//! 63            1      0
+//! [ members at work | OPEN ]
+//! ```
+//!
+//! One thread, the *captain* (a heap's collector), marks as long as marking lasts; *members* join and leave. The rules:
+//!
+//! * A member joins before it takes its first packet, and only while the team is open.
+//! * It leaves when it has found the queue empty with nothing in hand; or with its rest put into the queue.
+//! * The captain alone closes the team: when it has found the queue empty with nothing in hand, and in one step from "open, nobody at work".
+//!
+//! Then there is no work. Let the captain have found the queue empty at time *t* and closed the team at *u*. What was put into the queue after
+//! *t* was put there by members. Take the last of them: whoever took it had joined before, and had to find the queue empty once more
+//! before it left; and if nobody took it, its putter itself cannot have found the queue empty afterwards, so was at work at *u*. A member
+//! that joins after *u* is refused. (Threads outside of the team may put packets in at any time: mutators that mark what they cannot log.
+//! For them the captain looks at the queue again in a stop.)
+//!
+//! The orderings that this needs are in the code below and are checked, together with the rules, by the model at the end of the file:
+//! `cargo test -p gc-core --features loom --lib loom`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What the protocol needs of its atomic word, so that loom's can stand in.
+pub(crate) trait AtomicWord {
+    fn load(&self, order: Ordering) -> u64;
+    fn compare_exchange(
+        &self,
+        from: u64,
+        to: u64,
+        ok: Ordering,
+        failed: Ordering,
+    ) -> Result<u64, u64>;
+    fn fetch_or(&self, bits: u64, order: Ordering) -> u64;
+    fn fetch_and(&self, bits: u64, order: Ordering) -> u64;
+    fn fetch_sub(&self, less: u64, order: Ordering) -> u64;
+}
+
+macro_rules! atomic_word {
+    ($t:ty) => {
+        impl AtomicWord for $t {
+            #[inline]
+            fn load(&self, order: Ordering) -> u64 {
+                self.load(order)
+            }
+            #[inline]
+            fn compare_exchange(
+                &self,
+                from: u64,
+                to: u64,
+                ok: Ordering,
+                failed: Ordering,
+            ) -> Result<u64, u64> {
+                self.compare_exchange(from, to, ok, failed)
+            }
+            #[inline]
+            fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
+                self.fetch_or(bits, order)
+            }
+            #[inline]
+            fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
+                self.fetch_and(bits, order)
+            }
+            #[inline]
+            fn fetch_sub(&self, less: u64, order: Ordering) -> u64 {
+                self.fetch_sub(less, order)
+            }
+        }
+    };
+}
+
+atomic_word!(AtomicU64);
+
+const OPEN: u64 = 1;
+const MEMBER: u64 = 2;
+
+/// See the module's head.
+#[derive(Default)]
+pub(crate) struct Team<W = AtomicU64>(pub(crate) W);
+
+impl<W: AtomicWord> Team<W> {
+    /// Members may join from now on. The captain's.
+    pub(crate) fn open(&self) {
+        // Ordering: Release pairs with the Acquire of `join`: a member sees what the captain did before.
+        self.0.fetch_or(OPEN, Ordering::Release);
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        // Ordering: Relaxed, a hint; `join` decides.
+        self.0.load(Ordering::Relaxed) & OPEN != 0
+    }
+
+    /// One more is at work, if the team is open.
+    #[must_use]
+    pub(crate) fn join(&self) -> bool {
+        let mut now = self.0.load(Ordering::Relaxed);
+        while now & OPEN != 0 {
+            // Ordering: Acquire, see `open`.
+            match self
+                .0
+                .compare_exchange(now, now + MEMBER, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => return true,
+                Err(changed) => now = changed,
+            }
+        }
+        false
+    }
+
+    /// One less is, and holds nothing.
+    pub(crate) fn leave(&self) {
+        // Ordering: Release pairs with the Acquire of `close`: the captain sees all that members have done.
+        self.0.fetch_sub(MEMBER, Ordering::Release);
+    }
+
+    /// In the child of a fork: it is closed, and nobody is at work.
+    pub(crate) fn forget(&self) {
+        self.0.fetch_and(0, Ordering::Relaxed);
+    }
+
+    /// How many members are at work. A hint.
+    pub(crate) fn at_work(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) / MEMBER
+    }
+
+    /// The captain has found the queue empty, with nothing in hand. True: so have all the others, nobody is at work, and nobody can join. A
+    /// team that is not open is closed already.
+    #[must_use]
+    pub(crate) fn close(&self) -> bool {
+        // Ordering: Acquire, see `leave`.
+        match self
+            .0
+            .compare_exchange(OPEN, 0, Ordering::Acquire, Ordering::Acquire)
+        {
+            Ok(_) => true,
+            Err(now) => now == 0,
+        }
+    }
+}
+
+#[cfg(all(test, feature = "loom"))]
+mod model {
+    //! A captain and two members with a stack of packets in one word. A packet is a digit that says how many more following it makes.
+
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64 as LoomU64, AtomicUsize};
+
+    atomic_word!(LoomU64);
+
+    struct Shared {
+        team: Team<LoomU64>,
+        /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet makes.
+        stack: LoomU64,
+        /// What each thread has followed. Relaxed: only the team's orderings make it visible.
+        followed: [AtomicUsize; 3],
+    }
+
+    /// A rule to break, to see that the model would notice.
+    #[derive(Clone, Copy, PartialEq)]
+    enum Break {
+        Nothing,
+        TakeBeforeJoin,
+        LeaveBeforeLast,
+    }
+
+    impl Shared {
+        fn push(&self, packet: u64) {
+            let mut now = self.stack.load(Ordering::Relaxed);
+            // Orderings as in `queue::Stack`.
+            while let Err(changed) = self.stack.compare_exchange(
+                now,
+                now * 8 + packet + 1,
+                Ordering::Release,
+                Ordering::Relaxed,
+            ) {
+                now = changed;
+            }
+        }
+
+        fn pop(&self) -> Option<u64> {
+            let mut now = self.stack.load(Ordering::Acquire);
+            while now != 0 {
+                match self.stack.compare_exchange(
+                    now,
+                    now / 8,
+                    Ordering::Acquire,
+                    Ordering::Acquire,
+                ) {
+                    Ok(_) => return Some(now % 8 - 1),
+                    Err(changed) => now = changed,
+                }
+            }
+            None
+        }
+
+        /// Follows a packet and all that comes of it but what others take.
+        fn drain(&self, me: usize, mut packet: Option<u64>) {
+            while let Some(makes) = packet {
+                for _ in 0..makes {
+                    self.push(0);
+                }
+                let followed = self.followed[me].load(Ordering::Relaxed);
+                self.followed[me].store(followed + 1, Ordering::Relaxed);
+                packet = self.pop();
+            }
+        }
+
+        fn member(&self, me: usize, fault: Break) {
+            for _ in 0..2 {
+                match fault {
+                    Break::TakeBeforeJoin => {
+                        let packet = self.pop();
+                        if self.team.join() {
+                            self.drain(me, packet);
+                            self.team.leave();
+                        }
+                    }
+                    Break::LeaveBeforeLast => {
+                        if self.team.join() {
+                            let packet = self.pop();
+                            self.team.leave();
+                            self.drain(me, packet);
+                        }
+                    }
+                    Break::Nothing => {
+                        if self.team.join() {
+                            self.drain(me, self.pop());
+                            self.team.leave();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn check(packets: &'static [u64], members: usize, fault: Break) {
+        let mut model = loom::model::Builder::new();
+        model.preemption_bound = Some(3);
+        model.check(move || {
+            let shared = Arc::new(Shared {
+                team: Team(LoomU64::new(0)),
+                stack: LoomU64::new(0),
+                followed: [const { () }; 3].map(|()| AtomicUsize::new(0)),
+            });
+            shared.team.open();
+            for &packet in packets {
+                shared.push(packet);
+            }
+            let threads: Vec<_> = (1..=members)
+                .map(|me| {
+                    let shared = shared.clone();
+                    loom::thread::spawn(move || shared.member(me, fault))
+                })
+                .collect();
+            loop {
+                shared.drain(0, shared.pop());
+                if shared.team.close() {
+                    break;
+                }
+                loom::thread::yield_now();
+            }
+            let expected: u64 = packets.iter().map(|packet| 1 + packet).sum();
+            let followed: usize = shared
+                .followed
+                .iter()
+                .map(|f| f.load(Ordering::Relaxed))
+                .sum();
+            assert_eq!(followed as u64, expected, "the team closed over work");
+            assert!(shared.pop().is_none() && shared.team.at_work() == 0);
+            for thread in threads {
+                thread.join().unwrap();
+            }
+        });
+    }
+
+    #[test]
+    fn loom_a_team_closes_when_all_work_is_done_and_not_before() {
+        check(&[1, 2], 1, Break::Nothing);
+        check(&[1, 0], 2, Break::Nothing);
+    }
+
+    #[test]
+    #[should_panic(expected = "the team closed over work")]
+    fn loom_a_member_that_takes_before_it_joins_is_noticed() {
+        check(&[1], 1, Break::TakeBeforeJoin);
+    }
+
+    #[test]
+    #[should_panic(expected = "the team closed over work")]
+    fn loom_a_member_that_leaves_before_its_last_packet_is_noticed() {
+        check(&[1], 1, Break::LeaveBeforeLast);
+    }
+}
