@@ -32,6 +32,12 @@ pub struct HeapStats {
     pub collections: u64,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
+    /// Bytes of the address range that were ever in use.
+    pub reached_bytes: u64,
+    /// Bytes of the tables that tell of these: mark and allocation bits, unit words, records of spans, sites.
+    pub beside_bytes: u64,
+    /// The most bytes that marking has had in its queue.
+    pub queue_peak_bytes: u64,
     /// Bytes handed out to mutators (in runs and large objects) since the last collection.
     pub allocated_since: u64,
     /// Bytes handed out since the heap was built.

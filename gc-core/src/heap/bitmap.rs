@@ -27,6 +27,11 @@ impl Bitmap {
         Ok(Bitmap { words })
     }
 
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        self.words.addresses()
+    }
+
     #[inline(always)]
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid AtomicU64.

@@ -122,6 +122,13 @@ impl<T> Table<T> {
         self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
+    /// Where it lies.
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.map.base() as usize;
+        start..start + self.len * size_of::<T>()
+    }
+
     /// See [`Map::discard`]: whole pages inside `[first, first + count)` elements.
     ///
     /// # Safety

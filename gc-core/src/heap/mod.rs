@@ -25,7 +25,7 @@ mod units;
 mod walk;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -377,6 +377,36 @@ impl Space {
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
     pub fn used_bytes(&self) -> u64 {
         (self.spans.lock().used() * UNIT) as u64
+    }
+
+    /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it that tell of them: bitmaps,
+    /// unit words, records, sites. Where memory went back to the system, most of what told of it went back, too, and is
+    /// still counted. Takes the heap's lock.
+    pub fn beside_bytes(&self) -> (u64, u64) {
+        const A_UNIT: usize = size_of::<AtomicU32>()
+            + size_of::<spans::Record>()
+            + 2 * bitmap::WORDS_PER_UNIT * size_of::<u64>();
+        let top = self.spans.lock().top();
+        let tables = top * A_UNIT + top.div_ceil(8) + top.div_ceil(CHUNK_UNITS);
+        let sites = self.sites.count() * size_of::<Entry>();
+        ((top * UNIT) as u64, (tables + sites) as u64)
+    }
+
+    /// Where those tables lie, but for the sites.
+    #[cfg(test)]
+    fn tables(&self) -> [std::ops::Range<usize>; 6] {
+        let range = &self.range;
+        let [first, second] = [&range.bits[0], &range.bits[1]].map(Bitmap::addresses);
+        let rest = [range.units.addresses(), range.records.addresses()];
+        let [units, records] = rest;
+        [
+            first,
+            second,
+            units,
+            records,
+            range.dirty.addresses(),
+            range.chunk_bits.addresses(),
+        ]
     }
 
     /// The hard limit that the heap was built with.

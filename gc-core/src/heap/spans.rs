@@ -63,6 +63,11 @@ impl Records {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        self.table.addresses()
+    }
+
     /// The record of a unit of the address range. Who dereferences it holds what the record belongs to.
     #[inline(always)]
     pub(crate) fn at(&self, unit: usize) -> *mut Record {
@@ -89,6 +94,11 @@ impl Dirty {
         Ok(Dirty {
             words: Table::new(units.div_ceil(64))?,
         })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        self.words.addresses()
     }
 
     fn each(&self, first: usize, count: usize, mut f: impl FnMut(&AtomicU64, u64)) {

@@ -605,8 +605,11 @@ fn cells_of_one_kind_are_found_with_their_marks() {
 
 /// Pages of the heap's range that the system backs.
 fn resident(space: &Space) -> usize {
-    let range = space.reserved();
-    let mut pages = vec![0u8; (range.end - range.start) / 4096];
+    resident_pages(space.reserved())
+}
+
+fn resident_pages(range: std::ops::Range<usize>) -> usize {
+    let mut pages = vec![0u8; (range.end - range.start).div_ceil(4096)];
     // SAFETY: the range is mapped, and the vector has a byte a page.
     let result = unsafe {
         libc::mincore(
@@ -617,6 +620,35 @@ fn resident(space: &Space) -> usize {
     };
     assert_eq!(result, 0);
     pages.iter().filter(|p| *p & 1 != 0).count()
+}
+
+#[test]
+fn what_lies_beside_the_cells_is_at_most_three_in_a_hundred_of_them() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 128 << 20,
+        ..SpaceConfig::default()
+    });
+    let kind = leaf(&toy);
+    let cells: Vec<usize> = (0..(48 << 20) / 16).map(|_| toy.alloc(kind, 16)).collect();
+    // Both bitmaps are used after the second collection.
+    for _ in 0..2 {
+        toy.space.retire(&toy.runs);
+        toy.collect(&cells);
+    }
+    let (heap, beside) = toy.space.beside_bytes();
+    assert!(
+        heap >= 48 << 20 && beside * 100 <= heap * 3,
+        "{beside} of {heap}"
+    );
+    let backed = resident(&toy.space) as u64 * 4096;
+    let tables: usize = toy.space.tables().map(resident_pages).iter().sum();
+    let tables = tables as u64 * 4096;
+    assert!(tables * 100 <= backed * 3, "{tables} bytes beside {backed}");
+    // The figure is what the system backs, but for the ends of pages.
+    assert!(
+        tables.abs_diff(beside) <= 16 * 4096,
+        "{tables} bytes, said to be {beside}"
+    );
 }
 
 #[test]

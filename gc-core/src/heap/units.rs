@@ -73,6 +73,11 @@ impl Units {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
+        self.words.addresses()
+    }
+
     #[inline(always)]
     pub(crate) fn word(&self, unit: usize) -> &AtomicU32 {
         // SAFETY: callers pass units of the address range; zeroed memory is a valid AtomicU32.

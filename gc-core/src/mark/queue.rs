@@ -82,6 +82,8 @@ pub struct MarkQueue {
     packets: Table<Packet>,
     /// Packets that were used before; the first `fresh` ones exist.
     fresh: AtomicUsize,
+    /// The most there were.
+    peak: AtomicUsize,
     free: Stack,
     full: Stack,
     /// A bit a unit: a cell that begins there was marked but did not fit.
@@ -99,6 +101,7 @@ impl MarkQueue {
         Ok(MarkQueue {
             packets: Table::new(cells.div_ceil(ENTRIES).clamp(2, u32::MAX as usize - 1))?,
             fresh: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
             free: Stack::default(),
             full: Stack::default(),
             flags: Table::new((space.len() / UNIT).div_ceil(64))?,
@@ -128,12 +131,20 @@ impl MarkQueue {
         self.flagged.load(Ordering::Relaxed)
     }
 
+    /// The most bytes that its packets ever took.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        // Ordering: Relaxed. A figure for reports.
+        let now = self.fresh.load(Ordering::Relaxed);
+        (self.peak.load(Ordering::Relaxed).max(now) * size_of::<Packet>()) as u64
+    }
+
     /// Gives the memory of the packets back to the system if there are more than `keep` bytes of them. Not in a stop.
     ///
     /// # Safety
     /// No marker of this queue exists.
     pub unsafe fn trim(&self, keep: usize) {
         let used = self.fresh.load(Ordering::Relaxed);
+        self.peak.fetch_max(used, Ordering::Relaxed);
         if used * size_of::<Packet>() <= keep || !self.full.is_empty() {
             return;
         }

@@ -133,6 +133,8 @@ pub struct Outcome {
     pub collections: u64,
     /// Their pauses together.
     pub pause_total: Duration,
+    /// Bytes that the heap reached, those of its tables, and its mark queue's at their most; of the limit program 0.
+    pub memory: [u64; 3],
     /// Cells that they freed, or 0 where nobody counted.
     pub cells_freed: u64,
     /// The process's peak.
@@ -208,6 +210,11 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     let stats = heap.stats();
     let (pauses, collections) = pauses.finish();
     let (pause_total, cells_freed) = (stats.pause_total, stats.cells_freed);
+    let memory = [
+        stats.reached_bytes,
+        stats.beside_bytes,
+        stats.queue_peak_bytes,
+    ];
     Ok(Outcome {
         depth,
         mutators,
@@ -218,6 +225,7 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
         pauses,
         collections,
         pause_total,
+        memory,
         cells_freed,
         peak_rss_bytes: peak_rss_bytes(),
     })
@@ -246,6 +254,7 @@ pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
         pauses: Samples::new(),
         collections: collections.count,
         pause_total: collections.time,
+        memory: [0; 3],
         cells_freed: 0,
         peak_rss_bytes: peak_rss_bytes(),
     })
@@ -401,6 +410,9 @@ impl Outcome {
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
             "pause_seconds": self.pause_total.as_secs_f64(),
             "cells_freed": self.cells_freed,
+            "reached_bytes": self.memory[0],
+            "beside_bytes": self.memory[1],
+            "queue_peak_bytes": self.memory[2],
             "peak_rss_bytes": self.peak_rss_bytes,
         })
     }
@@ -436,6 +448,14 @@ impl fmt::Display for Outcome {
         if self.mutators == 0 {
             return Ok(());
         }
+        let [reached, beside, queue] = self.memory;
+        writeln!(
+            f,
+            "{} MiB of heap reached, {:.2} % of that in tables beside the cells, {} KiB of mark queue at most",
+            reached >> 20,
+            beside as f64 * 100.0 / reached.max(1) as f64,
+            queue >> 10,
+        )?;
         writeln!(f, "{}", Quantiles::head("microseconds"))?;
         let lines = [
             ("time to stop", &self.pauses.stop),
