@@ -60,7 +60,10 @@ pub(crate) enum Shape {
         first_word: u32,
         encoding: Encoding,
     },
-    Traced(TraceFn),
+    Traced {
+        trace: TraceFn,
+        encodings: Vec<Encoding>,
+    },
     Conservative,
     Weak {
         first_word: u32,
@@ -122,14 +125,31 @@ impl Kind {
         }
     }
 
-    /// Cells whose edges a function of the embedder reports.
+    /// Cells whose edges a function of the embedder reports: plain addresses, or words reported by [`Tracer::conservative`].
     ///
     /// # Safety
-    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell.
+    /// As for [`traced_with`](Kind::traced_with).
     pub unsafe fn traced(name: impl Into<String>, trace: TraceFn) -> Kind {
+        // SAFETY: forwarded.
+        unsafe { Kind::traced_with(name, trace, &[Encoding::RAW]) }
+    }
+
+    /// Cells whose edges a function of the embedder reports, in one of several encodings: the barrier logs the words that such edges
+    /// overwrite, and the collector must know how to read them.
+    ///
+    /// # Safety
+    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell, in one of `encodings`.
+    pub unsafe fn traced_with(
+        name: impl Into<String>,
+        trace: TraceFn,
+        encodings: &[Encoding],
+    ) -> Kind {
         Kind {
             name: name.into(),
-            shape: Shape::Traced(trace),
+            shape: Shape::Traced {
+                trace,
+                encodings: encodings.to_vec(),
+            },
         }
     }
 
@@ -188,14 +208,15 @@ impl Kind {
         }
     }
 
-    /// How its edges are encoded, where it says so.
-    pub(crate) fn encoding(&self) -> Option<Encoding> {
+    /// The encodings of its edges. Conservative words are read in the heap's.
+    pub(crate) fn encodings(&self) -> &[Encoding] {
         match &self.shape {
             Shape::Words { encoding, .. }
             | Shape::Array { encoding, .. }
             | Shape::Weak { encoding, .. }
-            | Shape::Ephemeron { encoding, .. } => Some(*encoding),
-            Shape::Leaf | Shape::Traced(_) | Shape::Conservative => None,
+            | Shape::Ephemeron { encoding, .. } => core::slice::from_ref(encoding),
+            Shape::Traced { encodings, .. } => encodings,
+            Shape::Leaf | Shape::Conservative => &[],
         }
     }
 
@@ -341,7 +362,7 @@ impl Kinds {
                 encoding: *encoding,
                 ..none
             },
-            Shape::Traced(trace) => Descriptor {
+            Shape::Traced { trace, .. } => Descriptor {
                 tag: Tag::Traced,
                 trace: Some(*trace),
                 ..none

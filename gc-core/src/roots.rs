@@ -18,7 +18,7 @@ use gc_preempt::{Mutex, MutexGuard};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{MapError, Space};
+use crate::heap::{Cell, MapError, Space};
 use crate::mapped::{Mapped, Slab};
 use crate::mark::Marker;
 
@@ -233,7 +233,7 @@ mod encodings {
 }
 pub(crate) use encodings::number as encoding_number;
 
-/// Marks what one word of the barrier's log names: an edge in one encoding of the heap or another.
+/// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word of a conservative cell.
 pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
     for encoding in encodings::all() {
         if let Some(cell) = encoding
@@ -243,16 +243,28 @@ pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
             marker.cell(cell);
         }
     }
+    if !planted("log-exact-only") {
+        marker.conservative(word);
+    }
 }
 
-/// Whether a word of the barrier's log names a cell that is not marked, in one encoding of the heap or another.
+/// Whether a word of the barrier's log names a cell that is not marked, read in any of the ways in which [`logged`] reads it.
 pub(crate) fn names_unmarked(space: &Space, word: usize) -> bool {
-    encodings::all().any(|encoding| {
-        encoding
-            .decode(word)
-            .and_then(|address| space.resolve(address))
-            .is_some_and(|cell| !space.is_marked(cell.base))
-    })
+    let unmarked = |cell: Cell| !space.is_marked(cell.base);
+    let exact = encodings::all()
+        .filter_map(|encoding| encoding.decode(word))
+        .any(|address| space.resolve(address).is_some_and(unmarked));
+    let conservative = || {
+        space
+            .encodings()
+            .iter()
+            .filter_map(|encoding| encoding.decode(word))
+            .any(|address| {
+                space.resolve(address).is_some_and(unmarked)
+                    || space.resolve_past_the_end(address).is_some_and(unmarked)
+            })
+    };
+    exact || (!planted("log-exact-only") && conservative())
 }
 
 /// What a scan of the roots has seen.

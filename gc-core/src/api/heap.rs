@@ -331,8 +331,8 @@ impl Heap {
     /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any word.
     pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
         let shared = self.shared();
-        if let Some(encoding) = kind.encoding() {
-            encoding_number(encoding).ok_or(KindError::TooMany)?;
+        for encoding in kind.encodings() {
+            encoding_number(*encoding).ok_or(KindError::TooMany)?;
         }
         shared.space.add_kind(kind)
     }

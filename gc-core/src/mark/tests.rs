@@ -51,7 +51,9 @@ impl Shape {
             Shape::Words => Kind::words_at("words", &[0, 2], Encoding::RAW),
             Shape::BoxedArray => Kind::array("boxed", 1, BOXED),
             // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its edges.
-            Shape::Traced => unsafe { Kind::traced("traced", trace_odd) },
+            Shape::Traced => unsafe {
+                Kind::traced_with("traced", trace_odd, &[Encoding::low_bits(3)])
+            },
             Shape::Conservative => Kind::conservative("conservative"),
             Shape::Weak => Kind::weak("weak", 0, Encoding::RAW, 0),
         }

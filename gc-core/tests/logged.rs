@@ -1,0 +1,131 @@
+//! Words that are overwritten while a cycle marks are kept, however their kind means them: boxed, past the end, or reported by a tracer.
+//!
+//! A mutator moves objects from a table into handles and back, over and over, while collections follow each other. Whatever lies in a handle
+//! when roots are scanned is black; what is moved out of the table later is known by the barrier's log alone.
+
+mod common;
+
+use common::{hazard, wipe_stack};
+use gc_core::mark::Tracer;
+use gc_core::{Encoding, Heap, HeapBuilder, Kind, KindId, Mutator, RawRoot};
+use std::ptr::NonNull;
+
+const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
+const OBJECTS: usize = 256;
+const BYTES: usize = 32;
+
+/// How a table keeps an object's address.
+#[derive(Clone, Copy)]
+struct Form {
+    encode: fn(usize) -> usize,
+    decode: fn(usize) -> usize,
+}
+
+const IN_A_BOX: Form = Form {
+    encode: |address| address | 0xfffc << 48,
+    decode: |word| word & ((1 << 48) - 1),
+};
+const ITS_END: Form = Form {
+    encode: |address| address + BYTES,
+    decode: |word| word - BYTES,
+};
+
+#[inline(never)]
+fn fill(m: &Mutator, leaf: KindId, table: *mut usize, form: Form) {
+    for i in 0..OBJECTS {
+        // SAFETY: cells of the sizes asked for; the table is rooted. One between each two, lest a word past the end keep the next.
+        unsafe {
+            m.alloc(leaf, BYTES).unwrap();
+            let object = m.alloc(leaf, BYTES).unwrap().as_ptr().cast::<usize>();
+            object.write(i + 1);
+            m.write(table.add(i), (form.encode)(object as usize));
+        }
+    }
+}
+
+/// From the table into the handles, and the table's words away.
+#[inline(never)]
+fn take(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
+    for (i, handle) in handles.iter().enumerate() {
+        // SAFETY: a word of the table, which names a live object.
+        unsafe {
+            let object = (form.decode)(table.add(i).read());
+            handle.set(NonNull::new(object as *mut u8));
+            m.write(table.add(i), 0);
+        }
+    }
+}
+
+/// Back again, each looked at.
+#[inline(never)]
+fn put_back(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
+    for (i, handle) in handles.iter().enumerate() {
+        let object = handle.get().unwrap().as_ptr().cast::<usize>();
+        // SAFETY: a live object, or the test fails.
+        unsafe {
+            assert_eq!(object.read(), i + 1, "object {i} was lost");
+            m.write(table.add(i), (form.encode)(object as usize));
+            handle.set(None);
+        }
+    }
+}
+
+/// Moves objects to and fro through at least `collections` collections.
+fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
+    let heap: Heap = heap.continuous(true).reserve(1 << 30).build().unwrap();
+    let table = heap.kind(table).unwrap();
+    let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+    let m = heap.attach().unwrap();
+    // SAFETY: a live cell, handed to a handle at once.
+    let table = unsafe { m.raw_root(m.alloc(table, OBJECTS * 8).unwrap()) }.unwrap();
+    let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
+    for handle in &handles {
+        // SAFETY: nothing.
+        unsafe { handle.set(None) };
+    }
+    let words = table.get().unwrap().as_ptr().cast::<usize>();
+    fill(&m, leaf, words, form);
+    wipe_stack();
+    while heap.stats().collections < collections {
+        take(&m, words, &handles, form);
+        wipe_stack();
+        for _ in 0..5_000 {
+            // SAFETY: dies at once, but for the word that says what it was.
+            unsafe { m.alloc(leaf, BYTES).unwrap().cast::<usize>().write(0xdddd) };
+        }
+        put_back(&m, words, &handles, form);
+        wipe_stack();
+    }
+}
+
+#[test]
+fn h25_boxed_words_of_a_conservative_cell_are_kept() {
+    let name = "h25_boxed_words_of_a_conservative_cell_are_kept";
+    hazard(name, "log-exact-only", || {
+        let heap = Heap::builder().conservative(&[Encoding::RAW, BOXED]);
+        moved(heap, Kind::conservative("any"), IN_A_BOX, 400);
+    });
+}
+
+#[test]
+fn h25_words_past_the_end_are_kept() {
+    let name = "h25_words_past_the_end_are_kept";
+    hazard(name, "log-exact-only", || {
+        let heap = Heap::builder().past_the_end(true);
+        moved(heap, Kind::conservative("any"), ITS_END, 400);
+    });
+}
+
+/// # Safety
+/// As for any tracer.
+unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
+    // SAFETY: the whole cell.
+    unsafe { tracer.edges(cell as usize..cell as usize + size, BOXED) }
+}
+
+#[test]
+fn h25_boxed_words_of_a_traced_cell_are_kept() {
+    // SAFETY: reports every word, in the encoding that is named.
+    let kind = unsafe { Kind::traced_with("traced", trace, &[BOXED]) };
+    moved(Heap::builder(), kind, IN_A_BOX, 100);
+}
