@@ -1,0 +1,114 @@
+//! What the heap takes from the system and gives back, as the system sees it.
+
+use super::*;
+
+/// Pages of the heap's range that the system backs.
+fn resident(space: &Space) -> usize {
+    resident_pages(space.reserved())
+}
+
+fn resident_pages(range: std::ops::Range<usize>) -> usize {
+    let mut pages = vec![0u8; (range.end - range.start).div_ceil(4096)];
+    // SAFETY: the range is mapped, and the vector has a byte a page.
+    let result = unsafe {
+        libc::mincore(
+            range.start as *mut libc::c_void,
+            range.end - range.start,
+            pages.as_mut_ptr(),
+        )
+    };
+    assert_eq!(result, 0);
+    pages.iter().filter(|p| *p & 1 != 0).count()
+}
+
+#[test]
+fn what_lies_beside_the_cells_is_at_most_three_in_a_hundred_of_them() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 128 << 20,
+        ..SpaceConfig::default()
+    });
+    let kind = leaf(&toy);
+    let cell = |toy: &mut Toy| {
+        let cell = toy.alloc(kind, 16);
+        // SAFETY: a cell of ours. Fresh memory is backed once it is written.
+        unsafe { (cell as *mut u64).write(1) };
+        cell
+    };
+    let cells: Vec<usize> = (0..(48 << 20) / 16).map(|_| cell(&mut toy)).collect();
+    // Both bitmaps are used after the second collection.
+    for _ in 0..2 {
+        toy.space.retire(&toy.runs);
+        toy.collect(&cells);
+    }
+    let (heap, beside) = toy.space.beside_bytes();
+    assert!(
+        heap >= 48 << 20 && beside * 100 <= heap * 3,
+        "{beside} of {heap}"
+    );
+    let backed = resident(&toy.space) as u64 * 4096;
+    let tables: usize = toy.space.tables().map(resident_pages).iter().sum();
+    let tables = tables as u64 * 4096;
+    assert!(tables * 100 <= backed * 3, "{tables} bytes beside {backed}");
+    // The figure is what the system backs, but for the ends of pages.
+    assert!(
+        tables.abs_diff(beside) <= 16 * 4096,
+        "{tables} bytes, said to be {beside}"
+    );
+}
+
+#[test]
+fn free_memory_goes_back_to_the_system_and_comes_back_as_zero() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 128 << 20,
+        ..SpaceConfig::default()
+    });
+    let kind = leaf(&toy);
+    let fill = |toy: &mut Toy| {
+        let cells: Vec<usize> = (0..(40 << 20) / 1024)
+            .map(|_| toy.alloc(kind, 1024))
+            .collect();
+        for &cell in &cells {
+            // SAFETY: a cell of ours.
+            let contents = unsafe { std::slice::from_raw_parts_mut(cell as *mut u8, 1024) };
+            assert!(contents.iter().all(|b| *b == 0));
+            contents.fill(0x5a);
+        }
+        cells
+    };
+    let cells = fill(&mut toy);
+    assert!(resident(&toy.space) >= (40 << 20) / 4096);
+    toy.space.retire(&toy.runs);
+    toy.collect(&cells[..1]);
+    // Half may stay.
+    let mut released = 0;
+    while let bytes @ 1.. = toy.space.release_piece(20 << 20, u64::MAX) {
+        released += bytes;
+    }
+    assert!((18 << 20..=20 << 20).contains(&released), "{released}");
+    while toy.space.release_piece(0, u64::MAX) > 0 {}
+    assert!(
+        resident(&toy.space) <= 2 * CHUNK_UNITS,
+        "{} pages stay",
+        resident(&toy.space)
+    );
+    assert!(toy.space.resolve(cells[0]).is_some());
+    let again = fill(&mut toy);
+    toy.collect(&again);
+}
+
+#[test]
+fn known_zero_memory_is_not_touched_by_a_large_allocation() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 128 << 20,
+        ..SpaceConfig::default()
+    });
+    let kind = leaf(&toy);
+    toy.alloc(kind, 64 << 20);
+    assert_eq!(resident(&toy.space), 0);
+    // Dirty it, give it back to the system, take it again.
+    toy.collect(&[]);
+    while toy.space.release_piece(0, u64::MAX) > 0 {}
+    toy.alloc(kind, 64 << 20);
+    // Only whole chunks are given back, so one that it begins in and one that it ends in had to be cleared.
+    assert!(resident(&toy.space) <= 2 * CHUNK_UNITS);
+}
