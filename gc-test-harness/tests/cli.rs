@@ -125,14 +125,18 @@ fn full_markings_reach_every_object_beside_the_limit_program() {
 }
 
 #[test]
-fn what_this_release_cannot_mark_is_said() {
-    let output = gclab(&["mark", "1", "--markers", "2"], &[]);
-    assert_eq!(output.status.code(), Some(64));
-    assert!(output.stdout.is_empty());
-    let stderr = text(&output.stderr);
-    for said in ["--markers", "one marker"] {
-        assert!(stderr.contains(said), "{stderr}");
+fn two_markers_reach_every_object_beside_one_and_beside_the_limit_program() {
+    let object = json(&gclab(&["mark", "2", "--markers", "2", "--json"], &[]));
+    assert_eq!(
+        (&object["markers"], &object["objects"]),
+        (&2.into(), &(2 << 15).into())
+    );
+    for key in ["limit_ratio", "markers_ratio", "limit_markers_ratio"] {
+        let all = ["min", "p50", "max"].map(|q| object[key][q].as_f64());
+        assert!(all.is_sorted() && all[0] > Some(0.0), "{key}: {object}");
     }
+    let table = text(&gclab(&["mark", "1", "--markers", "2"], &[]).stdout);
+    assert!(table.contains("2 markers beside one"), "{table}");
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn wrong_usage_is_exit_64_and_says_what_would_be_right() {
         (&["trees", "27"], "0..=26"),
         (&["trees", "6", "--mutators", "0"], "1..=4096"),
         (&["mark", "0"], "1..=65536"),
-        (&["mark", "1", "--markers", "0"], "--markers"),
+        (&["mark", "1", "--markers", "0"], "1..=64"),
         (&["mark", "1", "--cycles", "20"], "--concurrent"),
         (&["churn", "0"], "1..=65536"),
         (&["fragment", "1", "--from", "8"], "16..=32768"),

@@ -175,7 +175,7 @@ impl Bench {
         sizes: &[u32],
         expected: &str,
     ) -> Alternated<Used> {
-        let turns = self.turns(9);
+        let turns = self.turns(7);
         let pieces = contenders.into_iter().map(|(name, program)| {
             let piece = move || run_for(program.command(sizes), expected);
             (name, Box::new(piece) as Piece<'_, Used>)

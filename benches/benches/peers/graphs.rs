@@ -36,7 +36,7 @@ pub fn mark_row(bench: &mut Bench) {
                 Err(why) => println!("{name}: {why}, skipped"),
             }
         }
-        let turns = bench.turns(9);
+        let turns = bench.turns(7);
         let rates = alternate(turns, true, pieces).unwrap_or_else(|why| panic!("{why}"));
         println!("{work}: million objects a second");
         let p50 = |name: &str| rates.spread(name, |rate| rate / 1e6).map_or(0.0, |s| s.p50);
@@ -58,34 +58,78 @@ pub fn mark_row(bench: &mut Bench) {
     }
 }
 
-/// The limit program over the same graph; its pairs are alternated in one process.
-fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
-    let ran =
-        run(ours("limit").command(&[mib]), false).unwrap_or_else(|why| panic!("{OURS}: {why}"));
-    let pairs: Vec<(f64, f64)> = ran
-        .stdout
-        .lines()
-        .filter_map(|line| {
-            let (ours, limit) = line.split_once(' ')?;
-            Some((ours.parse().ok()?, limit.parse().ok()?))
-        })
-        .collect();
-    let rate = |nanos: fn(&(f64, f64)) -> f64| {
-        let rates: Vec<f64> = pairs
+/// Turns of one process: nanoseconds of our marking and of the limit program's over the same graph; with several markers,
+/// the same of one after it.
+fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
+    let ran = run(ours("limit").command(&[mib, markers]), false);
+    let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
+    let lines = ran.stdout.lines();
+    let numbers = |line: &str| {
+        line.split(' ')
+            .map(|n| n.parse().unwrap_or(f64::NAN))
+            .collect()
+    };
+    lines.map(numbers).collect()
+}
+
+/// Objects in so many nanoseconds, as a table says it.
+fn rates(objects: u64, turns: &[Vec<f64>], columns: [usize; 2]) -> String {
+    let rates = columns.map(|column| {
+        let rates: Vec<f64> = turns
             .iter()
-            .map(|pair| objects as f64 * 1e3 / nanos(pair))
+            .map(|turn| objects as f64 * 1e3 / turn[column])
             .collect();
         Spread::of(&rates).p50
-    };
-    let figures = format!(
-        "{:.1} M/s, {:.1} M/s",
-        rate(|pair| pair.0),
-        rate(|pair| pair.1)
-    );
-    let ratios: Vec<f64> = pairs.iter().map(|(ours, limit)| limit / ours).collect();
+    });
+    format!("{:.1} M/s, {:.1} M/s", rates[0], rates[1])
+}
+
+/// The limit program over the same graph.
+fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
+    let turns = turns_of_marking(mib, 1);
+    let figures = rates(objects, &turns, [0, 1]);
+    let ratios: Vec<f64> = turns.iter().map(|turn| turn[1] / turn[0]).collect();
     let ratio = Some(Spread::of(&ratios));
-    let wanted = Wanted::AtLeast(0.6);
-    bench.claim(work, LIMIT, ratio, wanted, figures, ratios.len());
+    bench.claim(
+        work,
+        LIMIT,
+        ratio,
+        Wanted::AtLeast(0.6),
+        figures,
+        ratios.len(),
+    );
+}
+
+/// Two markers over the whole graph, beside one.
+pub fn markers_row(bench: &mut Bench) {
+    for &mib in bench.pick(&[64, 1024][..], &[64][..], &[1][..]) {
+        let work = format!("full mark {mib} MiB, two markers");
+        let objects = (u64::from(mib) << 20) / mark::CELL as u64;
+        let turns = turns_of_marking(mib, 2);
+        let speedups: Vec<f64> = turns.iter().map(|turn| turn[2] / turn[0]).collect();
+        let of_limits: Vec<f64> = turns
+            .iter()
+            .map(|turn| (turn[2] / turn[0]) / (turn[3] / turn[1]))
+            .collect();
+        let figures = rates(objects, &turns, [0, 2]);
+        let ratio = Some(Spread::of(&speedups));
+        bench.claim(
+            &work,
+            "one",
+            ratio,
+            Wanted::AtLeast(1.7),
+            figures,
+            turns.len(),
+        );
+        bench.claim(
+            &format!("{work}: times as fast as one, over the same of"),
+            LIMIT,
+            Some(Spread::of(&of_limits)),
+            Wanted::AtLeast(0.9),
+            rates(objects, &turns, [1, 3]),
+            turns.len(),
+        );
+    }
 }
 
 /// What a run beside a changing graph tells.

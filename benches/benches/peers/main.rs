@@ -10,6 +10,7 @@
 //! | `trees` | binary trees, one mutator; the limit program, too | `gclab trees 20`, `gclab trees 20 --limit` |
 //! | `mutators` | the same on two threads over one heap | `gclab trees 20 --mutators 2` |
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
+//! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
 //! | `pauses` | the longest pause of a cycle while the graph is changed, and the mutator's utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
 //! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
@@ -35,10 +36,11 @@ use crate::bench::{Bench, CHILD, OURS, Options};
 type Row = (&'static str, fn(&mut Bench));
 
 /// Every row.
-const ROWS: [Row; 7] = [
+const ROWS: [Row; 8] = [
     ("trees", programs::trees_row),
     ("mutators", programs::mutators_row),
     ("mark", graphs::mark_row),
+    ("markers", graphs::markers_row),
     ("pauses", graphs::pauses_row),
     ("churn", programs::churn_row),
     ("fragment", programs::fragment_row),
@@ -96,7 +98,7 @@ fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         "mark" => {
-            let graph = mark::Graph::build(number(1)?)?;
+            let graph = mark::Graph::build(number(1)?, 1)?;
             println!("ready {}", graph.objects());
             for line in std::io::stdin().lines() {
                 line?;
@@ -106,10 +108,15 @@ fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
         "limit" => {
             let options = mark::Options {
                 mib: number(1)?,
-                markers: 1,
+                markers: number(2)?,
             };
-            for (ours, limit) in mark::measure(&options)?.rounds {
-                println!("{} {}", ours.mark.as_nanos(), limit.time.as_nanos());
+            let outcome = mark::measure(&options)?;
+            for (at, (ours, limit)) in outcome.rounds.iter().enumerate() {
+                print!("{} {}", ours.mark.as_nanos(), limit.time.as_nanos());
+                if let Some((ours, limit)) = outcome.single.get(at) {
+                    print!(" {} {}", ours.mark.as_nanos(), limit.time.as_nanos());
+                }
+                println!();
             }
         }
         "concurrent" => println!("{}", concurrent::measure(number(1)?, number(2)?)?.json()),

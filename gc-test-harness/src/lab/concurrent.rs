@@ -68,6 +68,8 @@ pub struct Outcome {
     pub turns: u64,
     /// How long it took to do them.
     pub turning: Duration,
+    /// Processor time of the collector's threads, and time that the mutator helped, over all collections.
+    pub collecting: (Duration, Duration),
     /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep is in the first alone.
     pub alive: (u64, u64),
     /// How long everything took.
@@ -102,6 +104,7 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
         place: AtomicU32::new(0),
     };
     graph.collect();
+    let before = heap.stats();
     let mut gauge = Gauge::new();
     let pauses = Pauses::since(&heap, gauge.start());
     let driver = Driver {
@@ -130,6 +133,11 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
         gauge.stopped(cycle.scanned, cycle.pause);
     }
     let (during, between) = gauge.utilisation();
+    let after = heap.stats();
+    let collecting = (
+        after.collector_cpu_total - before.collector_cpu_total,
+        after.assist_total - before.assist_total,
+    );
     let peak_rss_bytes = peak_rss_bytes();
     let alive = graph.alive()?;
     Ok(Outcome {
@@ -143,6 +151,7 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
         between,
         turns,
         turning,
+        collecting,
         alive,
         took: begun.elapsed(),
         peak_rss_bytes,
@@ -405,6 +414,8 @@ impl Outcome {
             "pause_ratio_p99": self.pause_ratio_p99(),
             "utilisation": self.during.json(),
             "utilisation_between": self.between.json(),
+            "collector_processor_seconds": self.collecting.0.as_secs_f64(),
+            "assist_seconds": self.collecting.1.as_secs_f64(),
             "turns": self.turns,
             "turns_per_s": self.turns_per_s(),
             "cells_live": self.alive.0,
@@ -458,6 +469,13 @@ impl fmt::Display for Outcome {
             self.pause_ratio_p99(),
             self.wait.name(),
             self.turns_per_s() / 1e6,
+        )?;
+        writeln!(
+            f,
+            "{:.3} s of processors collected in {:.3} s, and the mutator helped for {:.3} s",
+            self.collecting.0.as_secs_f64(),
+            self.turning.as_secs_f64(),
+            self.collecting.1.as_secs_f64(),
         )?;
         writeln!(
             f,

@@ -114,8 +114,8 @@ impl Gauge {
         (Utilisation::of(during), Utilisation::of(between))
     }
 
-    /// The work of a tick without a collection: the median; where collections leave too few of these, what one tick in
-    /// ten exceeds.
+    /// The work of a tick without a collection that nobody else disturbs: what one tick in ten exceeds. Where collections
+    /// leave too few of them, all ticks count.
     fn usual(&self, ticks: usize) -> f64 {
         const ENOUGH: usize = 20;
         let of = |unwanted: u8| {
@@ -127,16 +127,17 @@ impl Gauge {
             wanted.sort_unstable();
             wanted
         };
-        let quiet = of(OTHER | COLLECTING);
-        let at = |sorted: &[u32], part: f64| {
-            let place = (sorted.len() as f64 * part) as usize;
-            f64::from(sorted.get(place).copied().unwrap_or(1).max(1))
-        };
-        if quiet.len() >= ENOUGH {
-            at(&quiet, 0.5)
-        } else {
-            at(&of(OTHER), 0.9)
+        let mut wanted = of(OTHER | COLLECTING);
+        if wanted.len() < ENOUGH {
+            wanted = of(OTHER);
         }
+        f64::from(
+            wanted
+                .get(wanted.len() * 9 / 10)
+                .copied()
+                .unwrap_or(1)
+                .max(1),
+        )
     }
 }
 

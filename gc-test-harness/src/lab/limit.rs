@@ -4,15 +4,16 @@
 //! the bit is tested and then set by an atomic `or`; a newly marked cell's block is looked up in a table of 16 KiB units,
 //! as for its size and kind; its first line is prefetched and waits in a second ring; its two words are read. The stack
 //! is allocated for all cells before, mark bits and stack lie in huge pages, the shape of cells is known to the loop, and
-//! no other thread, kind, large object, queue limit or encoding is provided for.
+//! no kind, large object, queue limit or encoding is provided for.
 //!
 //! The table that holds all cells is taken in parts of 8,192, each followed to its end: what lies in the second-level
-//! cache when it is marked still does when it is followed.
+//! cache when it is marked still does when it is followed. Several threads take parts in turn and share nothing else but
+//! the mark bits: a table of everything needs no stealing.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::{Deref, DerefMut, Range};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Cells of the table that are marked before what they lead to is followed.
@@ -46,20 +47,21 @@ pub struct Limit {
     base: usize,
     marks: Huge<AtomicU64>,
     units: Huge<u32>,
-    stack: Huge<usize>,
+    /// One a thread.
+    stacks: Vec<Huge<usize>>,
 }
 
 impl Limit {
-    /// For a graph of at most `cells` cells at these addresses.
-    pub fn new(addresses: Range<usize>, cells: usize) -> Limit {
+    /// For a graph of at most `cells` cells at these addresses, and so many threads.
+    pub fn new(addresses: Range<usize>, cells: usize, threads: usize) -> Limit {
         let base = addresses.start / UNIT * UNIT;
         let len = addresses.end - base;
         // SAFETY: plain numbers.
-        let (marks, mut units, stack) = unsafe {
+        let (marks, mut units, stacks) = unsafe {
             (
                 Huge::zeroed(len.div_ceil(64 * GRANULE)),
                 Huge::<u32>::zeroed(len.div_ceil(UNIT)),
-                Huge::zeroed(cells),
+                (0..threads).map(|_| Huge::zeroed(cells)).collect(),
             )
         };
         units.fill(CLASS);
@@ -67,43 +69,73 @@ impl Limit {
             base,
             marks,
             units,
-            stack,
+            stacks,
         }
     }
 
-    /// Marks all that `table` leads to.
+    /// Marks all that `table` leads to, by so many of the threads.
     ///
     /// # Safety
     /// Every word of the table and the first two words of every cell are 0 or the address of a cell of the graph that
     /// this was made for, and nobody writes them meanwhile.
-    pub unsafe fn mark(&mut self, table: &[usize]) -> Marking {
+    pub unsafe fn mark(&mut self, table: &[usize], threads: usize) -> Marking {
         for word in self.marks.iter_mut() {
             *word.get_mut() = 0;
         }
-        let mut run = Run {
-            base: self.base,
-            marks: &self.marks,
-            units: &self.units,
-            stack: &mut self.stack,
-            top: 0,
-            edges: Ring::new(),
-            cells: Ring::new(),
-            marked: 0,
-            bytes: 0,
+        let (base, marks, units) = (self.base, &*self.marks, &*self.units);
+        let mut runs: Vec<Run<'_>> = self
+            .stacks
+            .iter_mut()
+            .take(threads)
+            .map(|stack| Run {
+                base,
+                marks,
+                units,
+                stack,
+                top: 0,
+                edges: Ring::new(),
+                cells: Ring::new(),
+                marked: 0,
+                bytes: 0,
+            })
+            .collect();
+        let parts = Parts {
+            table,
+            next: AtomicUsize::new(0),
         };
         let start = Instant::now();
-        for part in table.chunks(PART) {
-            for &cell in part {
-                run.found(cell);
+        std::thread::scope(|scope| {
+            let mut runs = runs.iter_mut();
+            let own = runs.next();
+            for run in runs {
+                // SAFETY: the caller says what words hold.
+                scope.spawn(|| unsafe { run.all(&parts) });
             }
-            // SAFETY: the caller says what words hold.
-            unsafe { run.drain() };
-        }
+            if let Some(run) = own {
+                // SAFETY: as above.
+                unsafe { run.all(&parts) };
+            }
+        });
         Marking {
             time: start.elapsed(),
-            cells: run.marked,
-            bytes: run.bytes,
+            cells: runs.iter().map(|run| run.marked).sum(),
+            bytes: runs.iter().map(|run| run.bytes).sum(),
         }
+    }
+}
+
+/// The table, and what of it is taken.
+struct Parts<'t> {
+    table: &'t [usize],
+    next: AtomicUsize,
+}
+
+impl<'t> Parts<'t> {
+    fn take(&self) -> Option<&'t [usize]> {
+        // Ordering: Relaxed; the counter alone says whose a part is.
+        let from = self.next.fetch_add(PART, Ordering::Relaxed);
+        let to = self.table.len().min(from + PART);
+        self.table.get(from..to).filter(|part| !part.is_empty())
     }
 }
 
@@ -120,6 +152,20 @@ struct Run<'l> {
 }
 
 impl Run<'_> {
+    /// Parts of the table until there are none left.
+    ///
+    /// # Safety
+    /// As for [`Limit::mark`].
+    unsafe fn all(&mut self, parts: &Parts<'_>) {
+        while let Some(part) = parts.take() {
+            for &cell in part {
+                self.found(cell);
+            }
+            // SAFETY: the caller says what words hold.
+            unsafe { self.drain() };
+        }
+    }
+
     #[inline(always)]
     fn found(&mut self, cell: usize) {
         if cell == 0 {
@@ -142,7 +188,7 @@ impl Run<'_> {
     fn mark(&mut self, offset: usize) {
         let word = &self.marks[offset / (64 * GRANULE)];
         let bit = 1 << (offset / GRANULE % 64);
-        // Ordering: Relaxed; one thread marks, the atomic instruction is there for its cost.
+        // Ordering: Relaxed; a bit says that somebody follows the cell, whose words nobody writes.
         if word.load(Ordering::Relaxed) & bit != 0
             || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
         {
@@ -299,10 +345,10 @@ mod tests {
             cells[4 * n..4 * n + 2].copy_from_slice(&edges);
         }
         let all = at(0, &cells)..at(99, &cells) + 32;
-        let mut limit = Limit::new(all, 100);
-        for _ in 0..2 {
+        let mut limit = Limit::new(all, 100, 2);
+        for threads in [1, 2, 1] {
             // SAFETY: the edges above.
-            let marking = unsafe { limit.mark(&[at(59, &cells), 0, at(3, &cells)]) };
+            let marking = unsafe { limit.mark(&[at(59, &cells), 0, at(3, &cells)], threads) };
             assert_eq!((marking.cells, marking.bytes), (60, 60 * 32));
         }
     }

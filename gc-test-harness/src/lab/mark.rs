@@ -2,8 +2,8 @@
 //!
 //! The graph: cells of 32 bytes, each with two edges to random older ones, all held by one table in the order in which
 //! they were made. The heap's markings and the limit program's alternate, so that a neighbour's load meets both, and the
-//! claim is the ratio within each pair. The heap marks in the stopped world here, with one marker, which may therefore
-//! set its bits without a locked instruction; the limit program uses one, as a marker beside mutators must.
+//! claim is the ratio within each pair. No mutator runs meanwhile, but the heap marks as it would beside one. With several
+//! markers, a second heap with one marker and the limit program with one thread take their turns as well.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -13,6 +13,7 @@ use gc_core::{AllocError, Encoding, Heap, HeapBuilder, Kind, Mutator, RawRoot, S
 use serde_json::{Value, json};
 
 use super::limit::{Limit, Marking};
+use super::progress::Progress;
 use super::random::Random;
 use super::report::{Quantiles, grouped, median, peak_rss_bytes};
 
@@ -30,8 +31,6 @@ pub const ROUNDS: usize = 9;
 /// Why there is no result.
 #[derive(Debug)]
 pub enum MarkError {
-    /// This release cannot do what was asked for.
-    Unsupported(&'static str),
     /// The heap could not be built, or the thread not attached.
     Heap(String),
     /// The graph does not fit.
@@ -52,10 +51,6 @@ pub enum MarkError {
 impl fmt::Display for MarkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            MarkError::Unsupported(option) => write!(
-                f,
-                "{option}: this release marks with one marker in the stopped world; leave the option out"
-            ),
             MarkError::Heap(why) => write!(f, "no heap for the graph: {why}"),
             MarkError::Full(why) => write!(f, "the graph does not fit: {why}"),
             MarkError::Damaged => f.write_str(
@@ -107,12 +102,12 @@ pub struct Round {
 }
 
 impl Graph {
-    /// Makes it, of so many MiB of cells. No collection runs meanwhile.
+    /// Makes it, of so many MiB of cells, to be marked by so many markers. No collection runs meanwhile.
     ///
     /// # Errors
     /// [`MarkError::Heap`] and [`MarkError::Full`].
-    pub fn build(mib: u32) -> Result<Graph, MarkError> {
-        Graph::with(Heap::builder().gc_percent(u32::MAX), mib)
+    pub fn build(mib: u32, markers: u32) -> Result<Graph, MarkError> {
+        Graph::with(Heap::builder().gc_percent(u32::MAX).markers(markers), mib)
     }
 
     /// Makes it in a heap of another kind.
@@ -237,19 +232,31 @@ impl Graph {
         unsafe { std::slice::from_raw_parts(self.table.as_ptr(), self.cells) }
     }
 
-    /// The limit program for this graph.
-    fn limit(&self) -> Limit {
+    /// The limit program for this graph, by at most so many threads.
+    fn limit(&self, threads: u32) -> Limit {
         let least = self.table().iter().copied().min().unwrap_or(0);
         let most = self.table().iter().copied().max().unwrap_or(0);
-        Limit::new(least..most + CELL, self.cells)
+        Limit::new(least..most + CELL, self.cells, threads as usize)
     }
 
-    fn mark_bare(&self, limit: &mut Limit) -> Result<Marking, MarkError> {
+    fn mark_bare(&self, limit: &mut Limit, threads: u32) -> Result<Marking, MarkError> {
         // SAFETY: the table's words and the cells' are as `build` made them; cells do not move.
-        let marking = unsafe { limit.mark(self.table()) };
+        let marking = unsafe { limit.mark(self.table(), threads as usize) };
         right("the limit program", marking.cells, self.objects())?;
         Ok(marking)
     }
+}
+
+fn over(above: Duration, below: Duration) -> f64 {
+    above.as_secs_f64() / below.as_secs_f64().max(1e-9)
+}
+
+/// Min, median, max; all 0 of nothing.
+fn spread(ratios: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut ratios: Vec<f64> = ratios.collect();
+    ratios.sort_by(f64::total_cmp);
+    let at = |end: Option<&f64>| end.copied().unwrap_or(0.0);
+    [at(ratios.first()), median(&ratios), at(ratios.last())]
 }
 
 fn right(who: &'static str, found: u64, expected: u64) -> Result<(), MarkError> {
@@ -270,8 +277,10 @@ pub struct Outcome {
     pub options: Options,
     /// Cells of the graph, the table not counted.
     pub objects: u64,
-    /// The heap's markings, each beside the limit program's.
+    /// The heap's markings, each beside the limit program's by as many threads.
     pub rounds: Vec<(Round, Marking)>,
+    /// Where there are several markers, both by one in the same turns.
+    pub single: Vec<(Round, Marking)>,
     /// How long making the graph took.
     pub building: Duration,
     /// How long everything took.
@@ -285,24 +294,31 @@ pub struct Outcome {
 /// # Errors
 /// [`MarkError`].
 pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
-    if options.markers != 1 {
-        return Err(MarkError::Unsupported("--markers above 1"));
-    }
     let begun = Instant::now();
-    let graph = Graph::build(options.mib)?;
+    let markers = options.markers;
+    let graph = Graph::build(options.mib, markers)?;
+    // A heap's markers are as many as it was built with, so one marker has a graph of its own.
+    let other = (markers > 1).then(|| Graph::build(options.mib, 1));
+    let other = other.transpose()?;
     let building = begun.elapsed();
     graph.mark()?;
     let peak_rss_bytes = peak_rss_bytes();
-    let mut limit = graph.limit();
-    graph.mark_bare(&mut limit)?;
-    let mut rounds = Vec::with_capacity(ROUNDS);
-    for _ in 0..ROUNDS {
-        rounds.push((graph.mark()?, graph.mark_bare(&mut limit)?));
+    let mut limit = graph.limit(markers);
+    graph.mark_bare(&mut limit, markers)?;
+    let mut progress = Progress::new("rounds");
+    let (mut rounds, mut single) = (Vec::with_capacity(ROUNDS), Vec::new());
+    for round in 0..ROUNDS {
+        progress.show(round as u64, ROUNDS as u64);
+        rounds.push((graph.mark()?, graph.mark_bare(&mut limit, markers)?));
+        if let Some(other) = &other {
+            single.push((other.mark()?, graph.mark_bare(&mut limit, 1)?));
+        }
     }
     Ok(Outcome {
         options: *options,
         objects: graph.objects(),
         rounds,
+        single,
         building,
         took: begun.elapsed(),
         peak_rss_bytes,
@@ -328,15 +344,25 @@ impl Outcome {
         median(&rates.collect::<Vec<_>>())
     }
 
-    /// What part of the limit program's speed the heap's marker has, pair by pair: min, median, max.
+    /// What part of the limit program's speed the heap's markers have, pair by pair: min, median, max.
     pub fn limit_ratio(&self) -> [f64; 3] {
-        let ratios = self.rounds.iter();
-        let mut ratios: Vec<f64> = ratios
-            .map(|(round, limit)| limit.time.as_secs_f64() / round.mark.as_secs_f64().max(1e-9))
-            .collect();
-        ratios.sort_by(f64::total_cmp);
-        let at = |end: Option<&f64>| end.copied().unwrap_or(0.0);
-        [at(ratios.first()), median(&ratios), at(ratios.last())]
+        spread(
+            self.rounds
+                .iter()
+                .map(|(round, limit)| over(limit.time, round.mark)),
+        )
+    }
+
+    /// How many times as fast the markers are as one, turn by turn: min, median, max. All 0 with one marker.
+    pub fn markers_ratio(&self) -> [f64; 3] {
+        let turns = self.rounds.iter().zip(&self.single);
+        spread(turns.map(|(many, one)| over(one.0.mark, many.0.mark)))
+    }
+
+    /// The same of the limit program.
+    pub fn limit_markers_ratio(&self) -> [f64; 3] {
+        let turns = self.rounds.iter().zip(&self.single);
+        spread(turns.map(|(many, one)| over(one.1.time, many.1.time)))
     }
 
     fn quantiles(&self, time: impl Fn(&(Round, Marking)) -> Duration) -> Quantiles {
@@ -345,15 +371,15 @@ impl Outcome {
 
     /// The object that `--json` prints.
     pub fn json(&self) -> Value {
-        let [min, p50, max] = self.limit_ratio();
-        json!({
+        let spread = |[min, p50, max]: [f64; 3]| json!({ "min": min, "p50": p50, "max": max });
+        let mut object = json!({
             "mib": self.options.mib,
             "markers": self.options.markers,
             "objects": self.objects,
             "rounds": self.rounds.len(),
             "objects_per_s": self.objects_per_s(),
             "limit_objects_per_s": self.limit_objects_per_s(),
-            "limit_ratio": { "min": min, "p50": p50, "max": max },
+            "limit_ratio": spread(self.limit_ratio()),
             "mark_us": self.quantiles(|round| round.0.mark).json(),
             "limit_us": self.quantiles(|round| round.1.time).json(),
             "stop_us": self.quantiles(|round| round.0.stop).json(),
@@ -361,7 +387,12 @@ impl Outcome {
             "build_seconds": self.building.as_secs_f64(),
             "seconds": self.took.as_secs_f64(),
             "peak_rss_bytes": self.peak_rss_bytes,
-        })
+        });
+        if !self.single.is_empty() {
+            object["markers_ratio"] = spread(self.markers_ratio());
+            object["limit_markers_ratio"] = spread(self.limit_markers_ratio());
+        }
+        object
     }
 }
 
@@ -376,8 +407,9 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "{} full markings by one marker in the stopped world, in alternation with the limit program",
-            self.rounds.len()
+            "{} full markings by {} marker(s), no mutator running, in alternation with the limit program",
+            self.rounds.len(),
+            self.options.markers
         )?;
         writeln!(f)?;
         writeln!(f, "{}", Quantiles::head("microseconds"))?;
@@ -396,6 +428,16 @@ impl fmt::Display for Outcome {
             "{:.1} million objects a second, the limit program {:.1}; ratio {min:.2} to {max:.2}, median {p50:.2}",
             self.objects_per_s() / 1e6,
             self.limit_objects_per_s() / 1e6,
+        )?;
+        if self.single.is_empty() {
+            return Ok(());
+        }
+        let [min, p50, max] = self.markers_ratio();
+        let [_, limit, _] = self.limit_markers_ratio();
+        writeln!(
+            f,
+            "{} markers beside one in the same turns: {min:.2} to {max:.2} times as fast, median {p50:.2}; the limit program {limit:.2}",
+            self.options.markers
         )
     }
 }
@@ -411,7 +453,7 @@ mod tests {
         assert_eq!(outcome.objects, 32 << 10);
         assert_eq!(outcome.rounds.len(), ROUNDS);
         for (round, limit) in &outcome.rounds {
-            assert!(round.mark <= round.pause && limit.cells == outcome.objects);
+            assert!(!round.mark.is_zero() && limit.cells == outcome.objects);
         }
         let [min, p50, max] = outcome.limit_ratio();
         assert!(0.0 < min && min <= p50 && p50 <= max);
