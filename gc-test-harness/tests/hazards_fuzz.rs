@@ -20,13 +20,23 @@ fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
         .expect("gclab starts")
 }
 
-/// Fuzzes with the fault planted until it is found, which is long before the time is over.
+/// Fuzzes with the fault planted until it is found, which is long before the time is over: as a wrong answer, or by an assertion of the
+/// collector's, which ends the process. Either way the seed that repeats it is said.
 fn finds(fault: &str) {
     let output = fuzz(fault, "0", "60");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{fault}: {said}");
-    assert!(said.contains("wrong answer in the case of seed"), "{said}");
-    let Some((_, seed)) = said.trim_end().rsplit_once("--seed ") else {
+    assert!(!output.status.success(), "{fault}: {said}");
+    let seed = match output.status.code() {
+        Some(1) => {
+            assert!(said.contains("wrong answer in the case of seed"), "{said}");
+            said.trim_end().rsplit_once("--seed ")
+        }
+        code => {
+            assert_eq!(code, None, "{fault}: {said}");
+            said.trim_end().rsplit_once("crashed in the case of seed ")
+        }
+    };
+    let Some((_, seed)) = seed else {
         panic!("no seed that repeats it: {said}");
     };
     seed.trim_end_matches('`').parse::<u64>().expect("a number");
@@ -99,6 +109,41 @@ fn h23_unmarked_tails_of_runs_are_found() {
 #[test]
 fn h34_a_stale_limit_of_a_root_range_is_found() {
     finds("cached-limit");
+}
+
+#[test]
+fn nothing_is_wrong_where_heaps_collect_all_the_time_or_never_beside_their_threads() {
+    for name in ["URGE_CONTINUOUS", "URGE_STW"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_gclab"))
+            .args(["fuzz", "--seed", "1", "--seconds", "3"])
+            .env(name, "1")
+            .output()
+            .expect("gclab starts");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{name}: {said}");
+    }
+}
+
+#[test]
+fn h25_stores_that_nobody_logs_are_found() {
+    finds("stores-unlogged");
+}
+
+#[test]
+fn h28_logs_that_nobody_takes_are_found() {
+    finds("logs-left");
+    finds("log-kept-at-detach");
+    finds("taken-unlogged");
+}
+
+#[test]
+fn h26_runs_that_are_handed_out_unmarked_while_a_cycle_marks_are_found() {
+    finds("white-runs");
+}
+
+#[test]
+fn a_thread_that_attaches_while_a_cycle_marks_and_logs_nothing_is_found() {
+    finds("attached-unmarked");
 }
 
 #[test]

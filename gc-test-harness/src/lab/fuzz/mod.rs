@@ -4,12 +4,13 @@
 //! words are valid cells, their insides, one past their ends, tagged, boxed; free cells, tails of runs and spans,
 //! released memory, the heap's own tables, other heaps, unmapped addresses, and anything.
 //!
-//! Each case is one or the other of two halves: [`body`] has no threads and takes its decisions from a fuzzing engine as
-//! well, [`threads`] has real threads, stopped and scanned.
+//! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing engine as well, [`threads`] has real
+//! threads, stopped and scanned, [`mutate`] has threads that change their graphs while cycles mark them.
 
 pub mod body;
 pub mod choices;
 pub mod model;
+pub mod mutate;
 pub mod threads;
 
 use std::any::Any;
@@ -134,7 +135,7 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Of so many cases one has threads; the others are a few hundred times cheaper.
+/// Of so many cases one has threads that are scanned, and one such as change their graphs; the others are a few hundred times cheaper.
 const THREADS_EVERY: u64 = 4;
 
 /// The case that runs, for [`say_the_seed`].
@@ -159,12 +160,10 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
     for seed in (0..).map(|case| first.wrapping_add(case)) {
         SEED.store(seed, Ordering::Relaxed);
         let mut choices = Choices::Seeded(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
-        let case = || {
-            if seed % THREADS_EVERY == 0 {
-                pool.check(&mut choices)
-            } else {
-                body::check(&mut choices)
-            }
+        let case = || match seed % THREADS_EVERY {
+            0 => pool.check(&mut choices),
+            2 => mutate::check(&mut choices),
+            _ => body::check(&mut choices),
         };
         let outcome =
             catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|panic| Err(message(&panic)));

@@ -84,7 +84,7 @@ impl Shape {
     }
 
     /// The least bytes of a cell.
-    fn least(&self) -> usize {
+    pub(super) fn least(&self) -> usize {
         match self {
             Shape::Words(words, _) => (words.iter().max().map_or(0, |w| *w as usize + 1)) * WORD,
             _ => 16,
@@ -92,7 +92,7 @@ impl Shape {
     }
 
     /// The encoding by which a cell's word keeps something alive, if it is one that does.
-    fn edge(&self, word: usize, count: usize) -> Option<Encoding> {
+    pub(super) fn edge(&self, word: usize, count: usize) -> Option<Encoding> {
         match self {
             Shape::Words(words, encoding) => words.contains(&(word as u32)).then_some(*encoding),
             Shape::Array(first, encoding) => (word >= *first as usize).then_some(*encoding),

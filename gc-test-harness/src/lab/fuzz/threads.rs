@@ -4,6 +4,10 @@
 //! registers are scanned, and the fuzzer itself is none: it keeps addresses as it likes. The workers are mutators. They
 //! see addresses of cells only in jobs, and wipe their stacks after each; while they wait for the next they are in
 //! `blocking`, where registers do not count, in frames that never saw an address.
+//!
+//! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows of a heap is anchored, that is reported by
+//! a root callback, but for the time of a check: from before the collection whose result is compared until that has been done. The threads
+//! change nothing meanwhile. (Graphs that change while cells are marked are `mutate.rs`'s.)
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -126,12 +130,47 @@ struct RootArray {
     limit: AtomicUsize,
 }
 
+/// Cells that are kept between two checks.
+struct Anchor {
+    count: AtomicUsize,
+    words: Box<[AtomicUsize]>,
+}
+
+impl Anchor {
+    fn new() -> Anchor {
+        Anchor {
+            count: AtomicUsize::new(0),
+            words: (0..MOST_CELLS).map(|_| AtomicUsize::new(0)).collect(),
+        }
+    }
+
+    /// Keeps one more. By a mutator inside `no_preempt`, or while other roots keep the cell.
+    fn add(&self, cell: usize) {
+        let at = self.count.load(Ordering::Relaxed);
+        if let Some(word) = self.words.get(at) {
+            word.store(cell, Ordering::Relaxed);
+            // Release pairs with the Acquire in `get`: the words before it are there.
+            self.count.store(at + 1, Ordering::Release);
+        }
+    }
+
+    /// Keeps nothing any more, from the next collection on.
+    fn clear(&self) {
+        self.count.store(0, Ordering::Release);
+    }
+
+    fn get(&self) -> &[AtomicUsize] {
+        &self.words[..self.count.load(Ordering::Acquire)]
+    }
+}
+
 /// A heap and what is known of it.
 struct Subject {
     // Dropped in this order: guards, then the heap.
     roots: Vec<(usize, RawRoot)>,
-    _callback: RootCallback,
+    _callbacks: [RootCallback; 2],
     reported: Arc<Words>,
+    anchor: Arc<Anchor>,
     places: Vec<Place>,
     model: Arc<Mutex<Model>>,
     heap: Heap,
@@ -149,6 +188,8 @@ impl Subject {
             .gc_percent(u32::MAX)
             .conservative(&list)
             .past_the_end(past_the_end)
+            .lingering(choices.one_in(2))
+            .continuous(choices.one_in(4))
             .build()
             .map_err(|e| e.to_string())?;
         let mut shapes = Vec::new();
@@ -166,6 +207,16 @@ impl Subject {
                 visitor.conservative(any);
             })
         };
+        let anchor = Arc::new(Anchor::new());
+        let anchored = anchor.clone();
+        // SAFETY: as above. Who changes the anchor meanwhile is the fuzzer's own thread, which makes sure that it does not matter.
+        let keeps = unsafe {
+            heap.add_root_callback(move |visitor| {
+                for word in anchored.get() {
+                    visitor.word(word.load(Ordering::Relaxed), Encoding::RAW);
+                }
+            })
+        };
         let model = Model {
             range: heap.reserved(),
             encodings: list,
@@ -176,8 +227,9 @@ impl Subject {
         };
         Ok(Subject {
             roots: Vec::new(),
-            _callback: callback,
+            _callbacks: [callback, keeps],
             reported,
+            anchor,
             places: Vec::new(),
             model: Arc::new(Mutex::new(model)),
             heap,
@@ -357,7 +409,7 @@ impl Pool {
         counts: &mut Counts,
     ) -> Result<(), String> {
         for place in &subject.places {
-            let model = subject.model.clone();
+            let (model, anchor) = (subject.model.clone(), subject.anchor.clone());
             let seed = choices.word();
             let (count, others) = (choices.below(64), others.to_vec());
             let made = Arc::new(AtomicUsize::new(0));
@@ -370,10 +422,12 @@ impl Pool {
                 let mut choices = Choices::Seeded(seed as u64);
                 for _ in 0..count {
                     let cell = model.allocate(&mut choices, &others, &mut |kind, bytes| {
-                        // SAFETY: nothing is collected meanwhile; the model says how large the kind's cells have to be.
-                        unsafe { mutator.alloc(kind, bytes) }
-                            .ok()
-                            .map(|cell| cell.as_ptr() as usize)
+                        mutator.no_preempt(|| {
+                            // SAFETY: anchored before anything can be collected; the model says how large the kind's cells have to be.
+                            let cell = unsafe { mutator.alloc(kind, bytes) }.ok()?;
+                            anchor.add(cell.as_ptr() as usize);
+                            Some(cell.as_ptr() as usize)
+                        })
                     })?;
                     total.fetch_add(usize::from(cell.is_some()), Ordering::Relaxed);
                 }
@@ -412,7 +466,7 @@ impl Pool {
                 break;
             };
             let cell = NonNull::new(base as *mut u8).expect("a cell's address");
-            // SAFETY: a living cell of this heap; nothing is collected meanwhile.
+            // SAFETY: a living cell of this heap, which is anchored.
             if let Some(root) = unsafe { subject.heap.raw_root(cell) } {
                 subject.roots.push((base, root));
             }
@@ -511,6 +565,7 @@ fn collect(
     let live = model.reachable(&roots);
     counts.kept += live.len() as u64;
     counts.freed += (model.objects.len() - live.len()) as u64;
+    subject.anchor.clear();
     subject.heap.collect();
     counts.collections += 1;
     model.collected(&live);
@@ -533,6 +588,11 @@ fn collect(
         unsafe { tails_of(place.runs as *const Run, &mut tails) };
     }
     model.check_cells(&cells, &tails)?;
+    // What was found is found still, until the images are released.
+    model
+        .objects
+        .keys()
+        .for_each(|base| subject.anchor.add(*base));
     // SAFETY: they were just seen to be allocated, and all that could write to them waits.
     unsafe { model.check_contents() }
 }
