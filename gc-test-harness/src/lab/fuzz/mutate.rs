@@ -641,7 +641,11 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         &[Encoding::RAW, BOXED],
         &[TAGGED, Encoding::RAW],
     ][choices.below(3)];
-    let heap = Heap::builder()
+    let mut builder = Heap::builder();
+    if choices.one_in(2) {
+        builder = builder.markers(1 + choices.below(3) as u32);
+    }
+    let heap = builder
         .reserve(1 << 30)
         .conservative(encodings)
         .lingering(choices.one_in(2))
