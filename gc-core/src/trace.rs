@@ -1,7 +1,7 @@
 //! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's lock.
 //!
 //! ```text
-//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us cpu=12%
+//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us collector=23690us cpu=12%
 //! ```
 //! | field | is |
 //! |---|---|
@@ -15,7 +15,8 @@
 //! | `stop` | the longest time until the last mutator stood |
 //! | `mark`, `beside` | how long it marked, and how long of that beside the mutators |
 //! | `assist` | time that mutators spent helping |
-//! | `cpu` | what it all took of all processors since the cycle before ended |
+//! | `collector` | processor time of its threads since the cycle before ended |
+//! | `cpu` | what that and assists are of all processors |
 //!
 //! A thread that reads its figures in the program uses [`Heap::stats`](crate::Heap::stats) instead.
 
@@ -45,7 +46,7 @@ impl Line {
         let _ = write!(
             line,
             "urge: gc={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
-             assist={}us cpu={:.0}%",
+             assist={}us collector={}us cpu={:.0}%",
             cycle.number,
             cycle.ended_at.as_secs_f64(),
             Mebibytes(cycle.trigger_bytes),
@@ -61,6 +62,7 @@ impl Line {
             us(cycle.mark),
             us(cycle.mark_concurrent),
             us(cycle.assist),
+            us(cycle.collector_cpu),
             cycle.cpu_share() * 100.0,
         );
         line.len = line.len.min(LINE - 1);
@@ -133,7 +135,7 @@ mod tests {
         assert_eq!(
             std::str::from_utf8(line.bytes()).unwrap(),
             "urge: gc=12 at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
-             beside=4100us assist=310us cpu=12%\n"
+             beside=4100us assist=310us collector=23690us cpu=12%\n"
         );
     }
 
@@ -154,7 +156,8 @@ mod tests {
             time_to_stop: long,
             mark: long,
             mark_concurrent: long,
-            assist: long,
+            assist: Duration::from_secs(u64::MAX / 2),
+            collector_cpu: Duration::from_secs(u64::MAX / 2),
             ..CollectionStats::default()
         });
         assert!(line.bytes().ends_with(b"%\n"), "{}", line.len);

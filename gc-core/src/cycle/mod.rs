@@ -457,6 +457,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let elapsed = (now - self.since).as_nanos() as u64;
         let rest = pacer::rest(busy, elapsed, self.share.permille);
         if rest != 0 {
+            // Mutators that are behind find it meanwhile.
+            self.marker.lay_down();
             std::thread::sleep(Duration::from_nanos(rest));
         }
     }
