@@ -25,6 +25,7 @@ use crate::kind::KindId;
 use crate::mark::Marker;
 use crate::pacer;
 use crate::roots::RangeRoot;
+use crate::stats::thread_cpu;
 
 /// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked or
 /// dropped inside [`blocking`](Mutator::blocking) or [`no_preempt`](Mutator::no_preempt).
@@ -306,10 +307,11 @@ impl Mutator {
         if owed == 0 || self.thread().in_no_preempt() {
             return;
         }
-        let begun = pace.now();
-        if begun < record.respite_until.get() && !pace.is_stressed() {
+        if pace.now() < record.respite_until.get() && !pace.is_stressed() {
             return;
         }
+        // Its own time: what the system gives to others meanwhile is no help.
+        let before = thread_cpu();
         let mut left = owed;
         let mut dry = false;
         while left != 0 && !dry {
@@ -323,16 +325,15 @@ impl Mutator {
                 let mut marker = Marker::new(&shared.space, &shared.queue);
                 let dry = marker.drain_bounded(HELP_PIECE);
                 marker.lay_down();
-                pace.help_ends(marker.marked(), dry);
+                pace.help_ends(marker.marked());
                 dry
             });
             left = left.saturating_sub(HELP_PIECE as u64);
         }
-        let ended = pace.now();
-        pace.help_took(ended - begun);
-        record
-            .respite_until
-            .set(ended + pacer::respite(ended - begun, line.share(used)));
+        let spent = thread_cpu().saturating_sub(before);
+        pace.help_took(spent);
+        let respite = pacer::respite(spent, line.share(used));
+        record.respite_until.set(pace.now() + respite);
         if dry && line.waits(used) {
             self.wait_a_moment(bytes);
         }

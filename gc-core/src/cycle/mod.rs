@@ -400,7 +400,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             let dry = self.crew.step(&mut self.marker, PIECE_CELLS);
             let pace = &self.shared.pace;
             pace.progress(self.marker.marked().cells + self.crew.cells());
-            if pace.take_hunger() {
+            if !dry && self.shared.queue.has_no_packet() {
+                // So that mutators find something to help with, whoever the system lets run.
                 self.marker.share();
             }
             if dry

@@ -29,8 +29,6 @@ pub(crate) struct Pace {
     asked: AtomicBool,
     /// Mutators are to help where marking is behind.
     helping: AtomicBool,
-    /// One of them found nothing to do.
-    hungry: AtomicBool,
     /// Mutators that have a marker in hand.
     hands: AtomicU64,
     line: Line,
@@ -100,7 +98,6 @@ impl Pace {
             external: AtomicI64::new(0),
             asked: AtomicBool::new(false),
             helping: AtomicBool::new(false),
-            hungry: AtomicBool::new(false),
             hands: AtomicU64::new(0),
             line: Line::default(),
             background: AtomicU64::new(0),
@@ -199,12 +196,9 @@ impl Pace {
     }
 
     /// It has put the marker down, and what it had left into the queue.
-    pub(crate) fn help_ends(&self, marked: Marked, found_nothing: bool) {
+    pub(crate) fn help_ends(&self, marked: Marked) {
         self.helped_cells.fetch_add(marked.cells, Ordering::Relaxed);
         self.helped_bytes.fetch_add(marked.bytes, Ordering::Relaxed);
-        if found_nothing {
-            self.hungry.store(true, Ordering::Relaxed);
-        }
         // Release pairs with the Acquire of `hands`: who sees the marker gone sees what it left.
         self.hands.fetch_sub(1, Ordering::Release);
     }
@@ -212,11 +206,6 @@ impl Pace {
     /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
     pub(super) fn hands(&self) -> u64 {
         self.hands.load(Ordering::Acquire)
-    }
-
-    /// Whether somebody found nothing to help with since this was asked last.
-    pub(super) fn take_hunger(&self) -> bool {
-        self.hungry.load(Ordering::Relaxed) && self.hungry.swap(false, Ordering::Relaxed)
     }
 
     /// It needed so long.

@@ -121,7 +121,7 @@ impl MarkQueue {
         self.has_no_packet() && !self.has_flags()
     }
 
-    pub(super) fn has_no_packet(&self) -> bool {
+    pub(crate) fn has_no_packet(&self) -> bool {
         self.full.is_empty()
     }
 
