@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) hard_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
     pub(crate) trace: bool,
+    pub(crate) verify: bool,
     pub(crate) reserve: u64,
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
@@ -44,6 +45,7 @@ impl Default for Config {
             hard_limit: None,
             memory_limit: None,
             trace: false,
+            verify: false,
             reserve: DEFAULT_RESERVE,
             collect_every: None,
             signals: true,
@@ -138,6 +140,7 @@ impl Config {
             &mut self.memory_limit,
         )?;
         set(&get, "URGE_TRACE", SWITCH, switch, &mut self.trace)?;
+        set(&get, "URGE_VERIFY", SWITCH, switch, &mut self.verify)?;
         set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
         self.checked()
@@ -271,10 +274,11 @@ mod tests {
             ("URGE_HEAP_LIMIT", "64M"),
             ("URGE_MEMORY_LIMIT", "48M"),
             ("URGE_TRACE", "1"),
+            ("URGE_VERIFY", "1"),
             ("URGE_GC_EVERY", "3"),
         ])
         .unwrap();
-        assert!(c.trace);
+        assert!(c.trace && c.verify);
         assert_eq!(c.markers, Some(3));
         assert_eq!(c.memory_limit, Some(48 << 20));
         assert!(!c.signals && c.inject && c.stop_the_world && c.continuous);

@@ -444,6 +444,11 @@ impl Kinds {
             .filter(move |kind| self.get(*kind).tag == tag)
     }
 
+    /// The kind's name, as it lies in the table: for reports in a stop.
+    pub(crate) fn borrowed_name(&self, kind: KindId) -> Option<&str> {
+        self.given(kind).map(Kind::name)
+    }
+
     /// The kind's name, for reports. Mallocs.
     pub(crate) fn name(&self, kind: KindId) -> Option<String> {
         self.given(kind).map(|k| k.name.clone())

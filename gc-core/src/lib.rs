@@ -173,6 +173,7 @@ mod roots;
 mod stats;
 mod sweep;
 mod trace;
+mod verify;
 mod weak;
 
 pub use alloc::{AllocError, Refill, Run, Runs, Site};

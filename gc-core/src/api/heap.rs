@@ -30,6 +30,7 @@ use crate::mark::MarkQueue;
 use crate::pacer::Policy;
 use crate::roots::{RootVisitor, Roots, encoding_number};
 use crate::stats::{HeapStats, Ledger};
+use crate::verify::Verify;
 
 /// Handles a heap can have: address space of 512 MiB, of which only what is used becomes memory.
 const HANDLES: usize = 1 << 26;
@@ -46,7 +47,7 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS`, `URGE_LINGERING` and `URGE_TRACE` (each `0` or `1`), `URGE_MARKERS`, `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`,
+/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE` and `URGE_VERIFY` (each `0` or `1`), `URGE_MARKERS`, `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`,
 /// `URGE_MEMORY_LIMIT`, `URGE_RESERVE`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
@@ -84,6 +85,14 @@ impl HeapBuilder {
     /// figures are [`Heap::stats`]`().last`. Off by default.
     pub fn trace(mut self, on: bool) -> Self {
         self.config.trace = on;
+        self
+    }
+
+    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path to an object that it was about to free though it can be
+    /// reached: for finding a store past the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole marking, and as much
+    /// address space again as the heap reserves. Off by default.
+    pub fn verify(mut self, on: bool) -> Self {
+        self.config.verify = on;
         self
     }
 
@@ -170,6 +179,7 @@ impl HeapBuilder {
         encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let space = Space::new(space)?;
         let queue = MarkQueue::new(&space, QUEUE)?;
+        let verify = config.verify.then(|| Verify::new(&space)).transpose()?;
         let ledger = Ledger::new(config.trace);
         let policy = Policy {
             gc_percent: config.gc_percent,
@@ -198,6 +208,7 @@ impl HeapBuilder {
                 ledger.cores(),
             ),
             ledger,
+            verify,
             marking: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
             markers: config.markers,

@@ -59,6 +59,8 @@ use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
 use crate::stats::{CollectionStats, thread_cpu};
 
+use crate::verify::Source;
+
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
@@ -273,6 +275,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         while self.shared.space.sweep_piece() {}
         while self.shared.space.clear_spare_piece() {}
         self.shared.space.begin_weak();
+        if let Some(verify) = &self.shared.verify {
+            verify.begin();
+        }
         self.shared.finalizers.begin();
         self.shared.drops.begin();
         self.stats.number = self.shared.requests.begin();
@@ -337,6 +342,13 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let Some(stopped) = &self.stopped else {
             unreachable!("scanned without a stop")
         };
+        let verify = shared.verify.as_ref();
+        let source = |source| {
+            if let Some(verify) = verify {
+                verify.source(source);
+            }
+        };
+        self.marker.record(verify);
         let mut scanner = Scanner::new(&shared.space, &mut self.marker, &shared.roots);
         // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
         for mutator in stopped.mutators() {
@@ -349,21 +361,25 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 self.tails.bytes += tails.bytes;
             }
         }
-        for mutator in stopped.mutators() {
+        for (number, mutator) in stopped.mutators().enumerate() {
+            source(Source::Stack(number));
             let frames = mutator.walk(&mut scanner);
             scanner.scanned.frames += frames;
             if let Some(context) = context_of(&mutator)
                 && !planted("handles-unscanned")
             {
+                source(Source::Handles(number));
                 context
                     .handles
                     .for_each(|word| scanner.word(word, Encoding::RAW));
             }
         }
+        source(Source::Tables);
         scanner.tables();
         self.scanned = scanner.scanned;
         // It holds the lock of the roots' tables.
         drop(scanner);
+        self.marker.record(None);
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
         if shared.concurrent && (shared.pace.kept() > SMALL || self.stress.parts_stops()) {
@@ -593,6 +609,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let shared = self.shared;
         // Weak cells that only dead values lead to have been met just now.
         self.stats.weak_cleared += shared.space.clear_dying();
+        if let Some(verify) = &shared.verify {
+            verify.check(&shared.space, self.stats.number);
+        }
         if shared.concurrent {
             self.log_stores(false);
         }

@@ -16,6 +16,7 @@ use crate::mapped::Slab;
 use crate::mark::{MarkQueue, Marked};
 use crate::roots::Roots;
 use crate::stats::Ledger;
+use crate::verify::Verify;
 
 /// A heap, as its collector and its mutators share it.
 pub(crate) struct Shared {
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     /// `pthread_self` of the collector's thread, or 0.
     pub(crate) collector: AtomicUsize,
     pub(crate) ledger: Ledger,
+    /// The second marking, if it was asked for.
+    pub(crate) verify: Option<Verify>,
     pub(crate) pace: Pace,
     /// Whether mutators' stores are logged. Changes in stops only. Each mutator has a copy, [`Context::marking`], so that a unit's
     /// test is one compare.

@@ -50,6 +50,7 @@ use crate::heap::{
     Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit, WORDS_PER_UNIT,
 };
 use crate::kind::{Descriptor, KindId, Tag};
+use crate::verify::Verify;
 use crate::weak::{Tie, Wait};
 
 use queue::Hand;
@@ -377,6 +378,8 @@ struct Core<'a> {
     marked: Marked,
     /// No other thread sets mark bits meanwhile, so an atomic `or` would be wasted.
     alone: bool,
+    /// Where the cells are written down that are marked at once: in stop 1, those that roots name.
+    record: Option<&'a Verify>,
 }
 
 impl<'a> Core<'a> {
@@ -508,6 +511,9 @@ impl<'a> Core<'a> {
             || self.marks.set_word(index, bit) == 0
         {
             return false;
+        }
+        if let Some(verify) = self.record {
+            verify.root(offset);
         }
         if let Some((kind, size)) = self.space.kind_and_size(offset) {
             self.marked.cells += 1;
@@ -806,6 +812,7 @@ impl<'a> Marker<'a> {
                 grey_word: 0,
                 marked: Marked::default(),
                 alone: false,
+                record: None,
             },
         }
     }
@@ -814,6 +821,11 @@ impl<'a> Marker<'a> {
     pub fn alone(mut self) -> Marker<'a> {
         self.core.alone = true;
         self
+    }
+
+    /// Has each cell that is marked from now on, by a root's word, written down; or not any more.
+    pub(crate) fn record(&mut self, roots: Option<&'a Verify>) {
+        self.core.record = roots;
     }
 
     /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.

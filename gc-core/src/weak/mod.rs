@@ -307,6 +307,24 @@ impl Space {
         self.weak.select(self);
     }
 
+    /// In a stop, once dying words have been cleared: calls `f` with each target of the cell's weak words, or of its pairs' keys, that is
+    /// not marked all the same. There should be none.
+    pub(crate) fn for_each_dead_word(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
+        let Descriptor { tag, encoding, .. } = self.kinds.get(cell.kind);
+        if !matches!(tag, Tag::Weak | Tag::Ephemeron) {
+            return;
+        }
+        words_of(self, cell, &mut |tie| {
+            if is_dead(self, tie) {
+                // SAFETY: a word of an allocated cell.
+                let word = unsafe { (tie.slot() as *const usize).read_volatile() };
+                if let Some(target) = encoding.decode(word).and_then(|a| self.resolve(a)) {
+                    f(target);
+                }
+            }
+        });
+    }
+
     /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and every ephemeron whose key is not. Gives
     /// their number. When more has been marked since, it may be called again, for what was met meanwhile.
     pub fn clear_dying(&self) -> u64 {

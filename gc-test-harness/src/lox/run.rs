@@ -46,6 +46,8 @@ pub struct RunConfig {
     pub continuous: bool,
     /// Collections stop the isolates from beginning to end.
     pub stop_the_world: bool,
+    /// Each collection marks a second time and compares.
+    pub verify: bool,
     /// Whether a single isolate may write to this process's stdout as it goes.
     pub stream: bool,
 }
@@ -62,6 +64,7 @@ impl Default for RunConfig {
             storm: None,
             continuous: false,
             stop_the_world: false,
+            verify: false,
             stream: false,
         }
     }
@@ -184,7 +187,8 @@ pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Erro
         .past_the_end(true)
         .collect_every(config.gc_every)
         .continuous(config.continuous)
-        .concurrent(!config.stop_the_world);
+        .concurrent(!config.stop_the_world)
+        .verify(config.verify);
     if let Some(percent) = config.gc_percent {
         builder = builder.gc_percent(percent);
     }
@@ -288,6 +292,9 @@ pub struct RunArgs {
     /// Stop the program for the whole of each collection
     #[arg(long)]
     pub stw: bool,
+    /// Mark a second time at the end of each collection, and abort with the path to what the first has missed
+    #[arg(long)]
+    pub verify: bool,
     /// Say on stderr what the collector did; with --json, as one JSON object
     #[arg(long)]
     pub stats: bool,
@@ -308,6 +315,7 @@ impl RunArgs {
             storm: self.storm.map(Duration::from_micros),
             continuous: self.continuous,
             stop_the_world: self.stw,
+            verify: self.verify,
             stream: true,
         }
     }

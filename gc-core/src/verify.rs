@@ -1,0 +1,340 @@
+//! `URGE_VERIFY=1`: marks a second time, alone and in the stop, what the roots led to, and compares.
+//!
+//! A collector that frees what lives is found far from the fault, if at all. This finds it in the cycle that is about to: the roots are written down as stop
+//! 1 finds them; in stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, the graph is walked again from these
+//! roots, as it is now, by a walk that shares no code with the markers but the description of kinds. What it reaches must be
+//! marked. It was reachable when marking began, or was made since. If something is not, the path to it is printed, and the process aborts,
+//! with everything still as it was.
+//!
+//! The roots are those of stop 1, and not looked for again: a second scan of stacks would find other dead words (and cells that died meanwhile by
+//! them). Conservative words of *cells* are followed where they lead to something marked, and held against nobody where they do not: a number
+//! that was stored a moment ago may look like an address.
+//!
+//! # What it costs
+//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each 16 of the heap's: for each granule where the walk came from, and as much for
+//! its stack. Memory is taken only as cells are reached. For tests and for finding faults.
+//!
+//! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
+
+use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::heap::{Cell, GRANULE, MapError, Space};
+use crate::kind::Tag;
+use crate::mapped::Mapped;
+
+/// Roots that are written down at most; more are not checked. A thread has some hundred.
+const ROOTS: usize = 1 << 24;
+
+/// In `from`: a root, and the rest says of what sort.
+const ROOT: usize = 1 << 63;
+
+/// Cells of a path that are printed at either end.
+const SHOWN: usize = 12;
+
+/// Where a root was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// On the stack or in the registers of the heap's so-manieth mutator.
+    Stack(usize),
+    /// In an open scope's handles.
+    Handles(usize),
+    /// In a handle, a range or a callback of the heap's tables.
+    Tables,
+}
+
+impl Source {
+    fn word(self) -> usize {
+        match self {
+            Source::Tables => 0,
+            Source::Stack(mutator) => 1 + 2 * mutator,
+            Source::Handles(mutator) => 2 + 2 * mutator,
+        }
+    }
+}
+
+/// Writes a [`Source::word`].
+struct Named(usize);
+
+impl fmt::Display for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => write!(f, "a handle, a root range or a root callback"),
+            word if word % 2 == 1 => write!(f, "the stack or a register of mutator {}", word / 2),
+            word => write!(f, "a handle of a scope of mutator {}", word / 2 - 1),
+        }
+    }
+}
+
+/// A heap's second marking.
+pub(crate) struct Verify {
+    /// The cells that roots named at stop 1, by granule, and in the next word their sources.
+    roots: Mapped<AtomicUsize>,
+    len: AtomicUsize,
+    source: AtomicUsize,
+    /// By granule: 0, not reached; the granule of the cell that led here, plus one; or a root's source, with [`ROOT`].
+    from: Mapped<AtomicUsize>,
+    /// Granules of cells that were reached and not followed yet.
+    stack: Mapped<AtomicUsize>,
+    /// One past the highest granule reached since `from` was clear.
+    top: AtomicUsize,
+}
+
+impl Verify {
+    pub(crate) fn new(space: &Space) -> Result<Verify, MapError> {
+        let granules = space.len() / GRANULE;
+        Ok(Verify {
+            roots: Mapped::reserve(2 * ROOTS, 2)?,
+            len: AtomicUsize::new(0),
+            source: AtomicUsize::new(0),
+            from: Mapped::reserve(granules, granules)?,
+            stack: Mapped::reserve(granules, granules)?,
+            top: AtomicUsize::new(0),
+        })
+    }
+
+    /// Before stop 1: nothing is written down, nothing reached.
+    pub(crate) fn begin(&self) {
+        // Relaxed, here and everywhere: one thread at a time, the collector's.
+        self.len.store(0, Ordering::Relaxed);
+        // SAFETY: nobody else uses it.
+        unsafe { self.from.zero(self.top.swap(0, Ordering::Relaxed)) };
+    }
+
+    /// What is written down from now on comes from there.
+    pub(crate) fn source(&self, source: Source) {
+        self.source.store(source.word(), Ordering::Relaxed);
+    }
+
+    /// A root names the cell at `offset` of the address range.
+    pub(crate) fn root(&self, offset: usize) {
+        let at = self.len.load(Ordering::Relaxed);
+        if 2 * at + 1 < self.roots.len() {
+            self.roots[2 * at].store(offset / GRANULE, Ordering::Relaxed);
+            let source = self.source.load(Ordering::Relaxed);
+            self.roots[2 * at + 1].store(source, Ordering::Relaxed);
+            self.len.store(at + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// In stop 2, before the bitmaps swap: aborts if a cell is reached that is not marked.
+    pub(crate) fn check(&self, space: &Space, collection: u64) {
+        let mut walk = Walk {
+            all: self,
+            space,
+            depth: 0,
+            first_lost: None,
+            lost: 0,
+        };
+        for at in 0..self.len.load(Ordering::Relaxed) {
+            let [granule, source] = [0, 1].map(|i| self.roots[2 * at + i].load(Ordering::Relaxed));
+            if let Some(cell) = space.resolve(space.base() + granule * GRANULE) {
+                walk.reach(cell, ROOT | source);
+            }
+        }
+        while let Some(granule) = walk.pop() {
+            let Some(cell) = space.resolve(space.base() + granule * GRANULE) else {
+                continue;
+            };
+            let certain = space.kinds.get(cell.kind).tag != Tag::Conservative;
+            space.for_each_edge(cell, &mut |target| {
+                if certain || space.is_marked(target.base) {
+                    walk.reach(target, granule + 1);
+                }
+            });
+            space.for_each_dead_word(cell, &mut |target| walk.reach(target, granule + 1));
+        }
+        if let Some(lost) = walk.first_lost {
+            walk.report(lost, collection);
+            std::process::abort();
+        }
+    }
+}
+
+/// A walk that is under way.
+struct Walk<'a> {
+    all: &'a Verify,
+    space: &'a Space,
+    depth: usize,
+    first_lost: Option<Cell>,
+    lost: u64,
+}
+
+impl Walk<'_> {
+    fn granule(&self, cell: Cell) -> usize {
+        (cell.base - self.space.base()) / GRANULE
+    }
+
+    fn reach(&mut self, cell: Cell, from: usize) {
+        let granule = self.granule(cell);
+        let place = &self.all.from[granule];
+        if place.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        place.store(from, Ordering::Relaxed);
+        self.all.top.fetch_max(granule + 1, Ordering::Relaxed);
+        if !self.space.is_marked(cell.base) {
+            self.lost += 1;
+            self.first_lost.get_or_insert(cell);
+        }
+        // Each cell once, so there is room.
+        self.all.stack[self.depth].store(granule, Ordering::Relaxed);
+        self.depth += 1;
+    }
+
+    fn pop(&mut self) -> Option<usize> {
+        self.depth = self.depth.checked_sub(1)?;
+        Some(self.all.stack[self.depth].load(Ordering::Relaxed))
+    }
+
+    /// Prints the way from a root to `lost`. The stack is empty, and serves to turn the way around.
+    fn report(&self, lost: Cell, collection: u64) {
+        let cell_at = |granule: usize| self.space.resolve(self.space.base() + granule * GRANULE);
+        let mut line = Line::new();
+        let _ = writeln!(
+            line,
+            "urge: verify: collection {collection} was about to free {} cell(s) that can be reached. The way to the first:",
+            self.lost
+        );
+        line.print();
+        let (mut granule, mut length) = (self.granule(lost), 0);
+        let source = loop {
+            self.all.stack[length].store(granule, Ordering::Relaxed);
+            length += 1;
+            let from = self.all.from[granule].load(Ordering::Relaxed);
+            if from & ROOT != 0 || from == 0 || length == self.all.stack.len() {
+                break from & !ROOT;
+            }
+            granule = from - 1;
+        };
+        let _ = writeln!(line, "  root: {}", Named(source));
+        line.print();
+        for step in 0..length {
+            if step == SHOWN && length > 2 * SHOWN {
+                let _ = writeln!(line, "  ... and {} more ...", length - 2 * SHOWN);
+                line.print();
+            }
+            if (SHOWN..length.saturating_sub(SHOWN)).contains(&step) {
+                continue;
+            }
+            let at =
+                |step: usize| cell_at(self.all.stack[length - 1 - step].load(Ordering::Relaxed));
+            let Some(cell) = at(step) else { continue };
+            let name = self.space.kinds.borrowed_name(cell.kind).unwrap_or("?");
+            let _ = write!(line, "  {:#x} {name:?}, {} bytes", cell.base, cell.size);
+            let next = (step + 1 < length).then(|| at(step + 1)).flatten();
+            if let Some(word) = next.and_then(|next| self.word_to(cell, next)) {
+                let _ = write!(line, ", word {word}");
+            }
+            let unmarked = !self.space.is_marked(cell.base);
+            let _ = writeln!(line, "{}", if unmarked { "  <- not marked" } else { "" });
+            line.print();
+        }
+        let _ = writeln!(
+            line,
+            "urge: likely causes: an edge stored past the barrier (memcpy, a plain store); a trace function that leaves an edge out; a \
+             tracer or a root callback that met a structure in the middle of a change; a weak word copied by a plain store"
+        );
+        line.print();
+    }
+
+    /// The number of the word by which one cell leads to another.
+    fn word_to(&self, from: Cell, to: Cell) -> Option<usize> {
+        let kind = self.space.kinds.get(from.kind).encoding;
+        (0..from.size / size_of::<usize>()).find(|word| {
+            // SAFETY: a word of an allocated cell, while every mutator is stopped.
+            let word = unsafe { (from.base as *const usize).add(*word).read_volatile() };
+            core::iter::once(&kind)
+                .chain(self.space.encodings())
+                .filter_map(|encoding| encoding.decode(word))
+                .any(|address| self.space.resolve(address) == Some(to))
+        })
+    }
+}
+
+/// Text without malloc, cut off at the buffer's end.
+struct Line {
+    bytes: [u8; 512],
+    len: usize,
+}
+
+impl Line {
+    fn new() -> Line {
+        Line {
+            bytes: [0; 512],
+            len: 0,
+        }
+    }
+
+    /// Writes to standard error, past every lock, and begins anew.
+    fn print(&mut self) {
+        // SAFETY: the bytes are initialised; a short or failed write loses a line, nothing else.
+        unsafe { libc::write(2, self.bytes.as_ptr().cast(), self.len) };
+        self.len = 0;
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let n = s.len().min(self.bytes.len() - self.len);
+        self.bytes[self.len..self.len + n].copy_from_slice(&s.as_bytes()[..n]);
+        self.len += n;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encoding::Encoding;
+    use crate::heap::tests::Toy;
+    use crate::kind::Kind;
+
+    #[test]
+    fn what_is_reached_is_what_was_marked_again_and_again() {
+        let mut toy = Toy::small();
+        let array = toy
+            .space
+            .add_kind(Kind::array("array", 0, Encoding::RAW))
+            .unwrap();
+        let verify = Verify::new(&toy.space).unwrap();
+        let cells: Vec<usize> = (0..1000).map(|_| toy.alloc(array, 48)).collect();
+        for at in 1..1000 {
+            // SAFETY: cells of ours.
+            unsafe {
+                (cells[at] as *mut usize).write(cells[at / 2]);
+                (cells[at / 2] as *mut usize)
+                    .add(1 + at % 2)
+                    .write(cells[at]);
+            }
+        }
+        for round in 0..3 {
+            verify.begin();
+            verify.source(Source::Stack(7));
+            verify.root(cells[17 + round] - toy.space.base());
+            toy.mark(&[cells[17 + round]]);
+            verify.check(&toy.space, 1);
+            let reached = verify.from.iter().take(verify.top.load(Ordering::Relaxed));
+            assert_eq!(
+                reached
+                    .filter(|from| from.load(Ordering::Relaxed) != 0)
+                    .count(),
+                1000
+            );
+            toy.finish();
+        }
+    }
+
+    #[test]
+    fn sources_are_named() {
+        for (source, name) in [
+            (Source::Tables, "a handle, a root range or a root callback"),
+            (Source::Stack(0), "the stack or a register of mutator 0"),
+            (Source::Stack(9), "the stack or a register of mutator 9"),
+            (Source::Handles(0), "a handle of a scope of mutator 0"),
+            (Source::Handles(3), "a handle of a scope of mutator 3"),
+        ] {
+            assert_eq!(Named(source.word()).to_string(), name);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The second marking: silent over a sound heap, whatever it holds; and over one with a fault, it names the lost object and the way to it, and aborts.
+
+mod common;
+
+use common::{check_list, cons, is_child, list, run_child};
+use gc_core::{Encoding, Heap, Kind, WeakMap};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+/// Lists whose heads stand in an array.
+const LISTS: usize = 256;
+
+/// Cells of a list that is given up: more turns than there are in a cycle, or what was hidden would be given up with what hides it.
+const LONG: usize = 400;
+
+/// Puts cells in front of lists, one list after the other. Each store hides what the array led to before behind a cell that is born black, and no
+/// register has held it since the last turn. With a pause after each turn, a cycle's stores fit into the thread's own log.
+fn push(heap: &Heap, pause: Duration) {
+    let k = common::kinds(heap);
+    let m = heap.attach().unwrap();
+    // SAFETY: on this stack, as large as it is used.
+    let heads = unsafe {
+        m.alloc(k.array, LISTS * 8)
+            .unwrap()
+            .as_ptr()
+            .cast::<usize>()
+    };
+    let mut length = 0;
+    while heap.stats().collections <= 100 {
+        for list in 0..LISTS {
+            // SAFETY: words of live cells, on this stack.
+            unsafe {
+                let head = heads.add(list).read();
+                if length == LONG {
+                    check_list(head, LONG);
+                }
+                let next = if length == LONG { 0 } else { head };
+                m.write(heads.add(list), cons(&m, k, next, length % LONG));
+            }
+        }
+        length = length % LONG + 1;
+        if !pause.is_zero() {
+            m.blocking(|| std::thread::sleep(pause));
+        }
+    }
+}
+
+fn verified() -> Heap {
+    Heap::builder()
+        .reserve(1 << 30)
+        .continuous(true)
+        .verify(true)
+        .build()
+        .unwrap()
+}
+
+/// The test `name` in a child with the fault planted: it must abort, and say why.
+fn aborts(name: &str, fault: &str) -> String {
+    let sound = run_child(name, "", &[]).expect("a sound child hangs");
+    assert!(
+        sound.status.success(),
+        "verify finds fault with a sound heap: {}",
+        String::from_utf8_lossy(&sound.stderr)
+    );
+    let faulty = run_child(name, fault, &[]).expect("the child hangs instead of aborting");
+    let said = String::from_utf8_lossy(&faulty.stderr).into_owned();
+    assert_eq!(faulty.status.signal(), Some(libc::SIGABRT), "{said}");
+    said
+}
+
+/// The path must lead from a root by way of cells of the test's kinds to one that is not marked.
+fn check_path(said: &str) {
+    let from = said.find("urge: verify: collection").expect(said);
+    let mut lines = said[from..].lines().skip(1);
+    assert!(lines.next().unwrap().starts_with("  root: "), "{said}");
+    let way = lines.take_while(|l| l.starts_with("  "));
+    let cells: Vec<&str> = way.filter(|l| !l.contains(" more ")).collect();
+    assert!(!cells.is_empty(), "{said}");
+    let (lost, way) = cells.split_last().unwrap();
+    assert!(
+        lost.ends_with("<- not marked") && lost.contains("\"node\""),
+        "{said}"
+    );
+    for cell in way {
+        assert!(
+            !cell.contains("not marked") && cell.contains(", word "),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_barrier_that_does_not_log_is_found_with_the_path_to_what_it_lost() {
+    let name = "a_barrier_that_does_not_log_is_found_with_the_path_to_what_it_lost";
+    if is_child() {
+        return push(&verified(), Duration::ZERO);
+    }
+    check_path(&aborts(name, "stores-unlogged"));
+}
+
+#[test]
+fn a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost() {
+    let name = "a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost";
+    if is_child() {
+        return push(&verified(), Duration::from_micros(200));
+    }
+    check_path(&aborts(name, "logs-left"));
+}
+
+#[test]
+fn a_weak_word_that_was_left_is_found() {
+    let name = "a_weak_word_that_was_left_is_found";
+    if is_child() {
+        let heap = verified();
+        let k = common::kinds(&heap);
+        let m = heap.attach().unwrap();
+        // SAFETY: on the stack, four words.
+        let weak = unsafe { m.alloc(k.weak, 32).unwrap().as_ptr().cast::<usize>() };
+        for number in 0..100 {
+            // SAFETY: as above; the new cell is on the stack until it is stored.
+            unsafe { m.write(weak.add(number % 4), cons(&m, k, 0, number)) };
+            common::wipe_stack();
+            m.collect();
+        }
+        return;
+    }
+    let said = aborts(name, "keep-weak");
+    assert!(said.contains("\"weak\", 32 bytes, word "), "{said}");
+}
+
+#[test]
+fn a_sound_heap_of_every_kind_of_cell_passes() {
+    for concurrent in [true, false] {
+        let heap = Heap::builder()
+            .reserve(1 << 30)
+            .concurrent(concurrent)
+            .continuous(concurrent)
+            .verify(true)
+            .build()
+            .unwrap();
+        let k = common::kinds(&heap);
+        let loose = heap.kind(Kind::conservative("loose")).unwrap();
+        let pairs = heap
+            .kind(Kind::ephemeron("pairs", 0, Encoding::RAW, 0))
+            .unwrap();
+        let m = heap.attach().unwrap();
+        let root = m.with_scope(|s| heap.root(&s.alloc(WeakMap::<u64, u64>::new()).unwrap()));
+        for round in 0..100 {
+            // SAFETY: cells on this stack, as large as they are used.
+            unsafe {
+                let cells: Vec<*mut usize> = [loose, k.weak, k.array, pairs]
+                    .map(|kind| m.alloc(kind, 4096).unwrap().as_ptr().cast())
+                    .into();
+                // A vector is not scanned.
+                let [a, b, c, d] = [cells[0], cells[1], cells[2], cells[3]];
+                for word in 0..256 {
+                    let head = list(&m, k, 3);
+                    m.write(a.add(word), head + 8);
+                    m.write(b.add(word), head);
+                    m.write(c.add(word), head);
+                    m.write_pair(d.add(2 * word), head, list(&m, k, 2));
+                    m.write(a.add(word / 2), word);
+                    m.write(c.add(word / 2), 0);
+                }
+                std::hint::black_box((a, b, c, d));
+            }
+            m.with_scope(|s| {
+                let (key, value) = (s.alloc(round).unwrap(), s.alloc(round).unwrap());
+                root.get(s).insert(s, &key, &value).unwrap();
+            });
+            if round % 10 == 0 {
+                m.collect();
+            }
+        }
+    }
+}
