@@ -134,3 +134,28 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
         },
     );
 }
+
+#[test]
+fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
+    hazard(
+        "a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later",
+        "asks-the-dead",
+        || {
+            let (heap, k) = heap();
+            let m = heap.attach().unwrap();
+            in_child(|| {
+                // Past the goal, where nobody may start a thread.
+                m.no_preempt(|| garbage(&m, k, 40_000));
+                let before = heap.stats().collections;
+                // Allocation outside has one begin. It is asked for by nothing else.
+                for _ in 0..2_000 {
+                    garbage(&m, k, 100);
+                    if heap.stats().collections > before {
+                        return;
+                    }
+                }
+                panic!("no collection after {:?}", heap.stats());
+            });
+        },
+    );
+}

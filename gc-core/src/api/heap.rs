@@ -399,6 +399,26 @@ impl Heap {
         protected(|| self.shared().requests.ask())
     }
 
+    /// Asks for a collection if `used` bytes in use make one due and nobody has asked yet; says whether it has.
+    ///
+    /// In the child of a fork the collector's thread has to be made anew, which cannot be done inside `no_preempt`. Whoever is there does not
+    /// ask, for a request that nobody hears would keep all others from asking: the next allocation outside does.
+    #[inline]
+    pub(crate) fn ask_if_due(&self, used: u64) -> bool {
+        let shared = self.shared();
+        if !shared.pace.is_due(used) {
+            return false;
+        }
+        let heard = shared.requests.alive.load(Ordering::SeqCst)
+            || !gc_preempt::in_no_preempt_here()
+            || planted("asks-the-dead");
+        let asks = heard && shared.pace.ask();
+        if asks {
+            self.request_collection();
+        }
+        asks
+    }
+
     fn on_collector(&self) -> bool {
         // SAFETY: no arguments, no memory. Relaxed: see `cycle::run`.
         self.shared().collector.load(Ordering::Relaxed) == unsafe { libc::pthread_self() } as usize
@@ -543,12 +563,8 @@ impl Heap {
     pub fn report_external(&self, delta: i64) {
         let shared = self.shared();
         shared.pace.report(delta);
-        if delta > 0
-            && shared
-                .pace
-                .ask(shared.pace.used(shared.space.allocated_since()))
-        {
-            self.request_collection();
+        if delta > 0 {
+            self.ask_if_due(shared.pace.used(shared.space.allocated_since()));
         }
     }
 

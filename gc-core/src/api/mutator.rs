@@ -287,8 +287,7 @@ impl Mutator {
         let shared = self.heap.shared();
         let pace = &shared.pace;
         let used = pace.used(shared.space.allocated_since().saturating_add(bytes as u64));
-        if pace.ask(used) {
-            self.heap.request_collection();
+        if self.heap.ask_if_due(used) {
             if !shared.concurrent && !self.thread().in_no_preempt() {
                 self.thread().blocking(|| shared.requests.wait_for_last());
             }

@@ -146,12 +146,15 @@ impl Pace {
             .saturating_add(self.external())
     }
 
-    /// Whether the caller is to ask for a collection: it is due, and nobody has asked yet.
+    /// Whether a collection is due, and nobody has asked for one yet.
     #[inline]
-    pub(crate) fn ask(&self, used: u64) -> bool {
-        used >= self.trigger()
-            && !self.asked.load(Ordering::Relaxed)
-            && !self.asked.swap(true, Ordering::Relaxed)
+    pub(crate) fn is_due(&self, used: u64) -> bool {
+        used >= self.trigger() && !self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the caller is the first to ask.
+    pub(crate) fn ask(&self) -> bool {
+        !self.asked.swap(true, Ordering::Relaxed)
     }
 
     /// Is the collector so late to begin that mutators must wait for it?
