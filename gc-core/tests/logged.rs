@@ -129,3 +129,47 @@ fn h25_boxed_words_of_a_traced_cell_are_kept() {
     let kind = unsafe { Kind::traced_with("traced", trace, &[BOXED]) };
     moved(Heap::builder(), kind, IN_A_BOX, 100);
 }
+
+#[test]
+fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() {
+    let name = "h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores";
+    hazard(name, "attach-once", || {
+        let other = Heap::builder().reserve(1 << 30).build().unwrap();
+        let elsewhere = other.attach().unwrap();
+        let heap = Heap::builder()
+            .continuous(true)
+            .reserve(1 << 30)
+            .build()
+            .unwrap();
+        let table = heap.kind(Kind::array("table", 0, Encoding::RAW)).unwrap();
+        let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+        let table = {
+            let m = heap.attach().unwrap();
+            // SAFETY: a live cell, handed to a handle at once.
+            unsafe { m.raw_root(m.alloc(table, OBJECTS * 8).unwrap()) }.unwrap()
+        };
+        let words = table.get().unwrap().as_ptr().cast::<usize>();
+        let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
+        let plain = Form {
+            encode: |address| address,
+            decode: |word| word,
+        };
+        for _ in 0..200 {
+            for handle in &handles {
+                // SAFETY: nothing.
+                unsafe { handle.set(None) };
+            }
+            fill(&heap.attach().unwrap(), leaf, words, plain);
+            wipe_stack();
+            let m = elsewhere.blocking(|| heap.attach().unwrap());
+            wipe_stack();
+            take(&m, words, &handles, plain);
+            wipe_stack();
+            for _ in 0..20_000 {
+                // SAFETY: dies at once, but for the word that says what it was.
+                unsafe { m.alloc(leaf, BYTES).unwrap().cast::<usize>().write(0xdddd) };
+            }
+            put_back(&m, words, &handles, plain);
+        }
+    });
+}

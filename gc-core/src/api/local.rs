@@ -336,7 +336,7 @@ impl<'s> Scope<'s> {
 
 #[cold]
 #[inline(never)]
-fn in_blocking() -> ! {
+pub(crate) fn in_blocking() -> ! {
     panic!("the heap was used inside blocking(), where the collector does not wait for this thread")
 }
 

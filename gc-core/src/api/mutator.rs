@@ -12,6 +12,7 @@ use gc_preempt::InNoPreempt;
 use crate::alloc::{self, AllocError, RUN_BYTES, Refill, Run, Runs, Site};
 use crate::api::handles::Handles;
 use crate::api::heap::Heap;
+use crate::api::local::in_blocking;
 use crate::api::root::{RawRoot, RootRange, protected};
 use crate::api::types::TypeCache;
 use crate::barrier;
@@ -100,9 +101,22 @@ impl Mutator {
                     {
                         record.place.set(at);
                     }
-                    let marking = record.shared.marking.load(Ordering::Relaxed);
-                    let marking = marking && !planted("attached-unmarked");
-                    record.marking.store(marking.into(), Ordering::Relaxed);
+                    // A thread that attaches inside `blocking` of another heap is held by a stop without being waited for: marking may
+                    // begin between the two lines. SeqCst: the collector changes the heap's flag first and the records' then, so what
+                    // is stored here is right, or the second look finds it wrong.
+                    loop {
+                        let marking = record.shared.marking.load(Ordering::SeqCst);
+                        if planted("attach-once") {
+                            std::thread::sleep(core::time::Duration::from_micros(300));
+                        }
+                        let on = marking && !planted("attached-unmarked");
+                        record.marking.store(on.into(), Ordering::SeqCst);
+                        if record.shared.marking.load(Ordering::SeqCst) == marking
+                            || planted("attach-once")
+                        {
+                            break;
+                        }
+                    }
                 });
                 Ok(Self {
                     runs,
@@ -513,7 +527,13 @@ impl Mutator {
 
     /// The next registered cell that died, and its token. What follows is an ordinary place of the program: it may allocate, store, wait,
     /// and ask for a collection.
+    ///
+    /// # Panics
+    /// Inside `blocking`, where no stop waits for this thread.
     pub fn next_finalizer(&self) -> Option<(NonNull<u8>, usize)> {
+        if self.thread().is_blocking() {
+            in_blocking();
+        }
         let entry = self.record().take_dead(&self.heap.shared().finalizers)?;
         Some((NonNull::new(entry.cell as *mut u8)?, entry.token))
     }

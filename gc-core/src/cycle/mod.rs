@@ -394,15 +394,15 @@ impl<'h, 'c> Cycle<'h, 'c> {
 
     /// Turns the logging of stores on or off, in the stop.
     fn log_stores(&mut self, on: bool) {
-        // Relaxed, here and below: mutators see it through their resumption; a thread that attaches reads the heap's inside
-        // `no_preempt`, which no stop divides.
-        self.shared.marking.store(on, Ordering::Relaxed);
+        // SeqCst, the heap's before the records': pairs with the second look of a thread that attaches meanwhile (`Mutator::attach`).
+        // All others see it through their resumption.
+        self.shared.marking.store(on, Ordering::SeqCst);
         if on && planted("stores-unlogged") {
             return;
         }
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
-                context.marking.store(on.into(), Ordering::Relaxed);
+                context.marking.store(on.into(), Ordering::SeqCst);
             }
         }
     }
