@@ -76,4 +76,5 @@ func main() {
 	seconds := time.Since(begun).Seconds()
 	fmt.Printf("{\"turns_per_s\": %.0f, \"seconds\": %.3f}\n", float64(turns)/seconds, seconds)
 	runtime.KeepAlive(table)
+	time.Sleep(100 * time.Millisecond) // for the last cycle's line
 }

@@ -191,11 +191,12 @@ impl GoCycle {
     }
 }
 
-/// Reads what Go's runtime prints with `GODEBUG=gctrace=1`, from the line `ready` on:
+/// Reads what Go's runtime prints with `GODEBUG=gctrace=1`, from the word `ready` on, which may stand in the middle of a
+/// line of another thread's:
 /// `gc 4 @0.123s 15%: 0.24+46+0.20 ms clock, ...` is 240 us stopped, 46 ms beside the program, 200 us stopped.
 pub fn go_cycles(stderr: &str) -> Vec<GoCycle> {
-    let lines = stderr.lines().skip_while(|line| *line != "ready");
-    let cycles = lines.filter_map(|line| {
+    let after = stderr.split_once("ready").map_or("", |(_, after)| after);
+    let cycles = after.lines().filter_map(|line| {
         let (_, clock) = line.strip_prefix("gc ")?.split_once(": ")?;
         let (clock, _) = clock.split_once(" ms clock")?;
         let mut parts = clock.split('+').map(str::parse::<f64>);
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn go_tells_its_pauses_in_milliseconds() {
         let trace = "gc 3 @0.055s 9%: 9.14+28+9.005 ms clock, 0.29+0/4.0/41+0.010 ms cpu, 20->20->20 MB\n\
-                     ready\n\
+                     gc 9 @0.1ready\n23s 15%: 7.25+46+0.5 ms clock\n\
                      gc 4 @0.123s 15%: 0.25+46+0.5 ms clock, 0.48+10/27/11+0.40 ms cpu, 34->36->22 MB, 40 MB goal\n\
                      something else\n";
         let cycle = GoCycle {
