@@ -379,7 +379,26 @@ fn write_stats(out: &mut impl Write, stats: &HeapStats) -> std::io::Result<()> {
     writeln!(out, "allocated:       {} bytes", stats.allocated_total)?;
     writeln!(out, "in use:          {} bytes", stats.used_bytes)?;
     writeln!(out, "cells freed:     {}", stats.cells_freed)?;
-    writeln!(out, "stopped:         {:?} in all", stats.pause_total)?;
+    let at = |q| std::time::Duration::from_nanos(stats.stops.pause.value_at_quantile(q));
+    writeln!(
+        out,
+        "stopped:         {:?} in all, {} times, p50 {:?}, p99 {:?}, longest {:?}",
+        stats.pause_total,
+        stats.stops.pause.len(),
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    )?;
+    writeln!(
+        out,
+        "processors:      {:?} of the collector, {:?} of mutators that helped it",
+        stats.collector_cpu_total, stats.assist_total
+    )?;
+    writeln!(
+        out,
+        "next collection: from {} bytes in use, to end at {}",
+        stats.trigger_bytes, stats.goal_bytes
+    )?;
     writeln!(
         out,
         "last collection: {:?} to stop, {:?} stopped, {} cells alive",
