@@ -3,7 +3,7 @@
 mod common;
 
 use common::{check_list, cons, is_child, list, run_child};
-use gc_core::{Encoding, Heap, Kind, WeakMap};
+use gc_core::{Encoding, Heap, Kind, KindId, Mutator, WeakMap};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -13,30 +13,71 @@ const LISTS: usize = 256;
 /// Cells of a list that is given up: more turns than there are in a cycle, or what was hidden would be given up with what hides it.
 const LONG: usize = 400;
 
-/// Puts cells in front of lists, one list after the other. Each store hides what the array led to before behind a cell that is born black, and no
-/// register has held it since the last turn. With a pause after each turn, a cycle's stores fit into the thread's own log.
+/// Puts cells in front of lists whose heads stand in an array. With a pause after each turn, a cycle's stores fit into the thread's own log.
 fn push(heap: &Heap, pause: Duration) {
     let k = common::kinds(heap);
     let m = heap.attach().unwrap();
-    // SAFETY: on this stack, as large as it is used.
-    let heads = unsafe {
-        m.alloc(k.array, LISTS * 8)
-            .unwrap()
-            .as_ptr()
-            .cast::<usize>()
-    };
+    let heads = new(&m, k.array, LISTS);
+    push_to(
+        heap,
+        &m,
+        k,
+        pause,
+        // SAFETY: words of a live cell.
+        |list| unsafe { heads.add(list).read() },
+        // SAFETY: as above.
+        |list, head| unsafe { m.write(heads.add(list), head) },
+    );
+}
+
+/// The same with the heads as values of pairs, whose keys live.
+fn push_to_pairs(heap: &Heap) {
+    let k = common::kinds(heap);
+    let pairs = heap
+        .kind(Kind::ephemeron("pairs", 0, Encoding::RAW, 0))
+        .unwrap();
+    let m = heap.attach().unwrap();
+    let (keys, heads) = (new(&m, k.array, LISTS), new(&m, pairs, 2 * LISTS));
+    for list in 0..LISTS {
+        // SAFETY: words of live cells.
+        unsafe { m.write(keys.add(list), cons(&m, k, 0, list)) };
+    }
+    push_to(
+        heap,
+        &m,
+        k,
+        Duration::ZERO,
+        // SAFETY: words of live cells; the array holds the keys.
+        |list| unsafe { heads.add(2 * list + 1).read() },
+        // SAFETY: as above.
+        |list, head| unsafe { m.write_pair(heads.add(2 * list), keys.add(list).read(), head) },
+    );
+    std::hint::black_box(keys);
+}
+
+fn new(m: &Mutator, kind: KindId, words: usize) -> *mut usize {
+    // SAFETY: callers keep it on their stack.
+    unsafe { m.alloc(kind, words * 8).unwrap().as_ptr().cast() }
+}
+
+/// Each store hides what the place led to before behind a cell that is born black, and no register has held it since the last turn.
+fn push_to(
+    heap: &Heap,
+    m: &Mutator,
+    k: common::Kinds,
+    pause: Duration,
+    get: impl Fn(usize) -> usize,
+    set: impl Fn(usize, usize),
+) {
     let mut length = 0;
     while heap.stats().collections <= 100 {
         for list in 0..LISTS {
-            // SAFETY: words of live cells, on this stack.
-            unsafe {
-                let head = heads.add(list).read();
-                if length == LONG {
-                    check_list(head, LONG);
-                }
-                let next = if length == LONG { 0 } else { head };
-                m.write(heads.add(list), cons(&m, k, next, length % LONG));
+            let head = get(list);
+            if length == LONG {
+                check_list(head, LONG);
             }
+            let next = if length == LONG { 0 } else { head };
+            set(list, cons(m, k, next, length % LONG));
         }
         length = length % LONG + 1;
         if !pause.is_zero() {
@@ -105,6 +146,17 @@ fn a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost() {
         return push(&verified(), Duration::from_micros(200));
     }
     check_path(&aborts(name, "logs-left"));
+}
+
+#[test]
+fn a_pairs_old_value_that_is_not_logged_is_found() {
+    let name = "a_pairs_old_value_that_is_not_logged_is_found";
+    if is_child() {
+        return push_to_pairs(&verified());
+    }
+    let said = aborts(name, "pairs-unlogged");
+    check_path(&said);
+    assert!(said.contains("\"pairs\""), "{said}");
 }
 
 #[test]

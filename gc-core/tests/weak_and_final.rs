@@ -139,6 +139,81 @@ fn a_weak_table_is_replaced_as_it_grows() {
     assert_eq!(heap.stats().finalizers_waiting, 0);
 }
 
+/// What an intern table relies on: a string that was found stays the only one of its content, so none of the words to it may be cleared; and once
+/// one of them has been, the string is made anew, so none may be found any more.
+#[test]
+fn words_to_one_target_stay_or_go_together_whenever_they_are_loaded() {
+    hazard(
+        "words_to_one_target_stay_or_go_together_whenever_they_are_loaded",
+        "no-recheck",
+        || {
+            let heap = Heap::builder()
+                .reserve(1 << 30)
+                .continuous(true)
+                .build()
+                .unwrap();
+            let k = common::kinds(&heap);
+            let m = heap.attach().unwrap();
+            const N: usize = 256;
+            // SAFETY: on this stack, as large as they are used.
+            let [one, two, held] = [k.weak, k.weak, k.array]
+                .map(|kind| unsafe { m.alloc(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
+            #[inline(never)]
+            fn fill(m: &Mutator, k: Kinds, one: *mut usize, two: *mut usize, held: *mut usize) {
+                for at in 0..N {
+                    let cell = cons(m, k, 0, at);
+                    // SAFETY: words of live cells.
+                    unsafe {
+                        m.write(one.add(at), cell);
+                        m.write(two.add(N - 1 - at), cell);
+                        m.write(held.add(at), 0);
+                    }
+                }
+            }
+            let (mut found, mut gone) = (0, 0);
+            while heap.stats().collections < 200 || found == 0 || gone == 0 {
+                fill(&m, k, one, two, held);
+                wipe_stack();
+                for at in 0..N {
+                    if at % 16 == 0 {
+                        // Over the cycle in which they die.
+                        m.blocking(|| std::thread::sleep(std::time::Duration::from_micros(50)));
+                    }
+                    // SAFETY: words of live cells.
+                    unsafe {
+                        let first = m.load_weak(one.add(at));
+                        let second = m.load_weak(two.add(N - 1 - at));
+                        if first == 0 {
+                            gone += 1;
+                            assert_eq!(second, 0, "one word was cleared and the other one was not");
+                        } else {
+                            // The first may have gone with the second still there before, but not the other way round.
+                            assert_eq!(second, first, "a word was cleared whose target lives");
+                            m.write(held.add(at), first);
+                            found += 1;
+                        }
+                    }
+                }
+                let now = heap.stats().collections;
+                while heap.stats().collections < now + 2 {
+                    garbage(&m, k, 5);
+                }
+                for at in 0..N {
+                    // SAFETY: as above.
+                    unsafe {
+                        let cell = held.add(at).read();
+                        if cell != 0 {
+                            assert_eq!(one.add(at).read(), cell, "cleared, but it lives");
+                            assert_eq!(two.add(N - 1 - at).read(), cell);
+                            assert_eq!((cell as *const usize).add(1).read(), at);
+                        }
+                    }
+                }
+            }
+        },
+    );
+}
+
 /// Registers `n` lists of two nodes, of which the odd ones lead to the one before.
 #[inline(never)]
 fn finalizable(m: &Mutator, k: Kinds, n: usize) {
@@ -191,6 +266,35 @@ fn finalizers_get_their_cell_whole_once_and_in_order() {
             assert!(heap.finalizers_waiting() <= 4);
         },
     );
+}
+
+#[test]
+fn what_a_dead_cell_leads_to_is_marked_beside_the_mutators_if_it_is_much() {
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    let k = common::kinds(&heap);
+    let m = heap.attach().unwrap();
+    const N: usize = 300_000;
+    // Enough that lives for the cycle not to be one stop.
+    let ballast = list(&m, k, 20_000);
+    m.collect();
+    #[inline(never)]
+    fn register(m: &Mutator, k: Kinds) {
+        // SAFETY: a live cell.
+        assert!(unsafe { m.register_finalizer(cell(list(m, k, N)), 7) });
+    }
+    register(&m, k);
+    wipe_stack();
+    m.collect();
+    let last = heap.stats().last;
+    assert_eq!(heap.finalizers_waiting(), 1);
+    // One for the roots, one that finds the cell dead and is left, one that ends the cycle.
+    if std::env::var_os("URGE_STW").is_none() {
+        assert!(last.stops >= 3, "{last:?}");
+    }
+    let (dead, token) = m.next_finalizer().unwrap();
+    assert_eq!(token, 7);
+    check_list(dead.as_ptr() as usize, N);
+    check_list(ballast, 20_000);
 }
 
 #[test]

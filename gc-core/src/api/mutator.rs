@@ -443,6 +443,9 @@ impl Mutator {
         self.thread().no_preempt(|| {
             // SAFETY: forwarded. The value goes first, through the barrier: a marker that finds the key gone must find the value logged.
             unsafe {
+                if planted("pairs-unlogged") {
+                    pair.add(1).write_volatile(value);
+                }
                 self.write(pair.add(1), value);
                 // Release: whoever finds the key finds the value, and both initialised.
                 (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
