@@ -62,9 +62,9 @@ struct Pause {
     /// Threads in loops [default: one a processor]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
-    /// Rounds a block; nine blocks alternate with the floor's
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    rounds: u32,
+    /// Rounds a block; nine blocks alternate with the floor's [default: 500; fewer with more than 16 threads]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    rounds: Option<u32>,
     /// Microseconds to sleep after each resume
     #[arg(long, default_value_t = 100)]
     gap: u64,
@@ -159,7 +159,7 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
     );
     let outcome = pause::measure(&pause::Options {
         threads,
-        rounds: options.rounds,
+        rounds: options.rounds.unwrap_or_else(|| pause::rounds_for(threads)),
         gap: Duration::from_micros(options.gap),
         ..pause::Options::default()
     });

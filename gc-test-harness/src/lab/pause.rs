@@ -21,8 +21,10 @@ use crate::kernels::alloc::{Allocator, node_site, ring};
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::kernels::loops::{CountAloud, Loops, count_oracle};
 
-/// Turns of the counting loop a call: some 20 ms, so that nearly every stop meets the loop and not the Rust around it.
+/// Turns of the counting loop a call, with one thread: some 20 ms, so that nearly every stop meets the loop and not the Rust around it. Many threads have shorter calls,
+/// or it would take a minute until the last of a thousand has had its first.
 const TURNS: u64 = 15_000_000;
+const LEAST_TURNS: u64 = 200_000;
 /// The loop's seed; its answer is known before.
 const SEED: u64 = 7;
 /// How long a round waits for all threads to run again: a little more than the 4 ms of a common kernel's tick.
@@ -35,6 +37,11 @@ const COLLECT_EVERY: u32 = 5;
 const CALIBRATION_BLOCKS: usize = 7;
 /// Rounds of such a block.
 const CALIBRATION: u32 = 30;
+
+/// Rounds a block that take some seconds in all: one takes the longer the more threads there are beyond the processors, since each must have its turn before it can answer.
+pub fn rounds_for(threads: usize) -> u32 {
+    (500 * 16 / threads.max(16) as u32).max(5)
+}
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -175,7 +182,10 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
         guards.push(code.register_with(&heap, Encoding::RAW)?);
     }
     let floor = Floor::new()?;
+    let turns = (TURNS * 4 / options.threads.max(4) as u64).max(LEAST_TURNS);
     let crew = Crew {
+        turns,
+        expected: count_oracle(SEED, turns),
         gap: options.gap,
         site: node_site(&heap).map_err(PauseError::heap)?,
         heap: &heap,
@@ -211,6 +221,8 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
 
 /// The threads that are stopped, and who stops them.
 struct Crew<'a> {
+    turns: u64,
+    expected: u64,
     gap: Duration,
     site: Site,
     heap: &'a Heap,
@@ -237,12 +249,12 @@ impl Crew<'_> {
         let mutator = self.heap.attach().map_err(PauseError::heap)?;
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
-        let expected = count_oracle(SEED, TURNS);
         self.working.fetch_add(1, Ordering::Release);
         while !self.over.load(Ordering::Acquire) {
             // SAFETY: the place outlives the threads, and all others only read it.
-            let got = unsafe { count(SEED, TURNS, place.as_ptr()) };
-            if got != expected {
+            let got = unsafe { count(SEED, self.turns, place.as_ptr()) };
+            if got != self.expected {
+                let expected = self.expected;
                 return Err(PauseError::WrongAnswer { got, expected });
             }
             std::hint::black_box(&live);
@@ -322,11 +334,11 @@ impl Crew<'_> {
     /// of alternating blocks. A median of all rounds would not do: with more threads than processors a spinning floor
     /// does well at times, when it happens to share its processor with none of the threads, and waits for time slices
     /// of milliseconds at others.
-    fn better_wait(&self) -> Result<Wait, FloorError> {
+    fn better_wait(&self, rounds: u32) -> Result<Wait, FloorError> {
         let (mut spin, mut sleep) = (Vec::new(), Vec::new());
         for _ in 0..CALIBRATION_BLOCKS {
             for (times, wait) in [(&mut spin, Wait::Spin), (&mut sleep, Wait::Sleep)] {
-                let samples = self.floor(CALIBRATION, wait)?;
+                let samples = self.floor(rounds.min(CALIBRATION), wait)?;
                 times.push(samples.stop.value_at_quantile(0.9) as f64);
             }
         }
@@ -336,8 +348,8 @@ impl Crew<'_> {
 
     fn alternate(&self, options: &Options, begun: Instant) -> Result<Outcome, PauseError> {
         ask_for_short_slices();
-        let wait = self.better_wait()?;
-        self.stops(CALIBRATION)?;
+        let wait = self.better_wait(options.rounds)?;
+        self.stops(options.rounds.min(CALIBRATION))?;
         let mut outcome = Outcome {
             options: *options,
             ours: Samples::new(),
