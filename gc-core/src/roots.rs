@@ -295,6 +295,8 @@ pub(crate) struct Scanner<'a, 'm> {
     marker: &'a mut Marker<'m>,
     tables: MutexGuard<'a, Tables>,
     slots: &'a [AtomicUsize],
+    /// The heap's addresses, if a conservative word can only be such an address itself: nearly every word is none, and is done with in one compare.
+    plain: Option<Range<usize>>,
     pub(crate) scanned: Scanned,
 }
 
@@ -306,6 +308,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
             marker,
             tables: roots.lock(),
             slots: &roots.slots,
+            plain: (space.encodings() == [Encoding::RAW]).then(|| space.reserved()),
             scanned: Scanned::default(),
         }
     }
@@ -361,12 +364,19 @@ impl<'a, 'm> Scanner<'a, 'm> {
 
 impl RootSink for Scanner<'_, '_> {
     fn conservative(&mut self, words: Range<usize>) {
+        self.scanned.conservative_words += (words.len() / size_of::<usize>()) as u64;
+        // Its end included: past the end of the last cell.
+        let (base, len) = match &self.plain {
+            Some(heap) => (heap.start, heap.len()),
+            None => (0, usize::MAX),
+        };
         for at in words.step_by(size_of::<usize>()) {
             // SAFETY: the walker hands out ranges of a stopped thread's stack and register file, which stay mapped while it is stopped.
             // Volatile: the words may be the spilled state of any code, initialised or not.
             let word = unsafe { (at as *const usize).read_volatile() };
-            self.scanned.conservative_words += 1;
-            self.scanned.conservative_marked += u64::from(self.marker.conservative(word));
+            if word.wrapping_sub(base) <= len {
+                self.scanned.conservative_marked += u64::from(self.marker.conservative(word));
+            }
         }
     }
 

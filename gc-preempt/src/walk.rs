@@ -30,12 +30,13 @@
 use std::ops::Range;
 use std::ptr;
 
-use crate::arch::RED_ZONE;
+use crate::arch::{self, RED_ZONE};
 use crate::code::{CodeMap, FrameRule, Managed};
 use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
 use crate::faults;
 use crate::stackmap::{From, Place, Site};
 use crate::unwind::{Back, PRESERVED, Rule, Saved, Session, Value};
+use memo::{Known, Memo};
 
 /// Takes what a walk finds.
 ///
@@ -104,6 +105,7 @@ unsafe fn walk_with(
 ) -> (WalkStats, bool) {
     let mut walker = Walker {
         code,
+        memo: Memo::new(),
         session: Session::new(number),
         stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
         sink,
@@ -329,6 +331,7 @@ impl Stack {
 
 struct Walker<'a> {
     code: &'a CodeMap,
+    memo: Memo<'a>,
     session: Session,
     stack: Stack,
     sink: &'a mut dyn RootSink,
@@ -348,7 +351,8 @@ impl Walker<'_> {
             let gpr = registers.gpr.as_ptr_range();
             self.sink.conservative(gpr.start as usize..gpr.end as usize);
         }
-        self.report(vectors.start & !7..vectors.end.saturating_add(7) & !7);
+        // SAFETY: the snapshot's image, or that of an interruption that it lists: readable, by `walk`'s contract.
+        unsafe { arch::state_in_use(vectors, |words| self.report(words)) };
     }
 
     fn report(&mut self, words: Range<usize>) {
@@ -414,6 +418,11 @@ impl Walker<'_> {
 
     /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot be done.
     fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
+        if !frame.interrupted
+            && let Some(known) = self.memo.get(frame.pc)
+        {
+            return self.again(frame, &known, low, limit);
+        }
         // SAFETY: the registry lock is held by `walk`'s contract.
         let managed = unsafe { self.code.managed(frame.inside()) };
         let Some(managed) = managed else {
@@ -428,6 +437,12 @@ impl Walker<'_> {
             };
             return Some(self.word_by_word(low, step));
         };
+        if !frame.interrupted
+            && let Some(known) = Known::new(frame.pc, &managed)
+        {
+            self.memo.keep(known);
+            return self.again(frame, &known, low, limit);
+        }
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
             FrameRule::Rbp => {
@@ -459,14 +474,8 @@ impl Walker<'_> {
             return Some(self.word_by_word(low, step));
         }
         let body = match managed.frames {
-            FrameRule::Rbp => {
-                // The map counts from FP - span. Should that not be where the callee's frame ended, then one of the two is wrong.
-                let fp = step.cfa - 16;
-                if site.layout.span.map(|span| fp.checked_sub(span as usize)) != Some(Some(low)) {
-                    return None;
-                }
-                low..fp - site.layout.clobber as usize
-            }
+            // Not one of which all is known, so not one whose map is believed.
+            FrameRule::Rbp => return Some(self.word_by_word(low, step)),
             FrameRule::Cfi => {
                 // Everything that lies in an aligned frame is a word of its own, so a size that is no multiple of eight does not occur.
                 let saves = step.saves as usize;
@@ -477,6 +486,38 @@ impl Walker<'_> {
             }
         };
         Some(self.exact(frame, &managed, &site, body, step))
+    }
+
+    /// A frame at a call site of which all is known.
+    fn again(
+        &mut self,
+        frame: &Frame,
+        known: &Known<'_>,
+        low: usize,
+        limit: usize,
+    ) -> Option<Next> {
+        let step = self.stack.by_rbp(frame, limit)?;
+        // The map counts from FP - span. Should that not be where the callee's frame ended, then one of the two is wrong.
+        let fp = step.cfa - 16;
+        if fp.checked_sub(known.span) != Some(low) {
+            return None;
+        }
+        self.stats.precise += 1;
+        for slot in known.site.slots {
+            let at = |place| low.wrapping_add_signed(known.offset(place) as isize);
+            let edge = at(slot.edge);
+            match slot.derived {
+                Some(derived) => self.sink.derived(edge, at(derived), known.encoding),
+                None => self.sink.exact(edge, known.encoding),
+            }
+        }
+        if !faults::planted("no-arguments") {
+            self.report(low..low + known.outgoing);
+        }
+        if !faults::planted("no-saved-registers") {
+            self.report(fp - known.clobber..step.cfa - 8);
+        }
+        Some(step.next)
     }
 
     /// Reports all of a frame word by word.
@@ -537,6 +578,7 @@ impl Walker<'_> {
 }
 
 mod handlers;
+mod memo;
 pub(crate) use handlers::settle;
 
 #[cfg(test)]

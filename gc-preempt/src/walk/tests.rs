@@ -316,13 +316,15 @@ fn the_red_zone_ends_at_the_stacks_limit() {
 }
 
 #[test]
-fn vectors_are_scanned_whole() {
+fn vectors_in_use_are_scanned() {
     let scene = Scene::new(true);
-    let image = [0u64; 104];
+    let mut image = [0u64; 104];
+    image[64] = 1 << 1; // the SSE registers
     let image = image.as_ptr() as usize..image.as_ptr() as usize + 832;
     let mut snapshot = scene.snapshot(Origin::Injected, NOWHERE, 40, 0);
     snapshot.vectors = image.clone();
-    assert_eq!(scene.walk(&snapshot).1.ranges[0], image);
+    let registers = image.start + 160..image.start + 416;
+    assert_eq!(scene.walk(&snapshot).1.ranges[0], registers);
 }
 
 /// A hook of unknown code runs in an injected call, which interrupted managed code that stood exactly at a return address.
@@ -486,6 +488,7 @@ fn walk_here() -> Seen {
         let map = CodeMap::new();
         let mut walker = Walker {
             code: &map,
+            memo: Memo::new(),
             session: Session::new(next_stop()),
             stack: Stack(own_stack()),
             sink: &mut sink,
