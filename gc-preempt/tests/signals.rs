@@ -545,6 +545,51 @@ fn h11_a_stop_completes_whatever_lock_a_stopped_thread_holds() {
     });
 }
 
+#[test]
+fn h14_stops_back_to_back_leave_every_thread_its_time() {
+    const THREADS: usize = 4;
+    const STOPS: u64 = 1_000;
+    hazard(
+        "h14_stops_back_to_back_leave_every_thread_its_time",
+        "no-gate",
+        || {
+            let world = world();
+            let done = AtomicBool::new(false);
+            let counts = [const { AtomicU64::new(0) }; THREADS];
+            let read = || counts.each_ref().map(|c| c.load(SeqCst));
+            std::thread::scope(|s| {
+                for count in &counts {
+                    let (world, done) = (&world, &done);
+                    s.spawn(move || {
+                        let _m = world.attach(std::ptr::null_mut()).unwrap();
+                        while !done.load(Relaxed) {
+                            count.store(count.load(Relaxed) + 1, Relaxed);
+                        }
+                    });
+                }
+                while read().contains(&0) {
+                    std::thread::yield_now();
+                }
+                // How many stops found each thread further on than the one before.
+                let mut moved = [0u64; THREADS];
+                let mut last = read();
+                for _ in 0..STOPS {
+                    let stopped = world.stop().unwrap();
+                    let now = read();
+                    drop(stopped);
+                    for i in 0..THREADS {
+                        moved[i] += u64::from(now[i] != last[i]);
+                    }
+                    last = now;
+                }
+                done.store(true, SeqCst);
+
+                assert!(moved.iter().all(|n| *n > STOPS / 10), "{moved:?}");
+            });
+        },
+    );
+}
+
 struct Count(u64);
 
 impl gc_preempt::RootSink for Count {

@@ -76,7 +76,7 @@ fn stopped_threads_stand_still_and_resumed_ones_go_on() {
     let world = world();
     for n in [1, 2, 5] {
         let counters = Counters::start(&world, n);
-        for _ in 0..300 {
+        for _ in 0..60 {
             let stopped = world.stop().unwrap();
             assert_eq!(stopped.mutators().count(), n);
             let seen = counters.read();
@@ -107,7 +107,7 @@ fn stopped_threads_stand_still_and_resumed_ones_go_on() {
 fn back_to_back_stops_never_lose_a_thread() {
     let world = world();
     let counters = Counters::start(&world, 4);
-    for round in 0..2000 {
+    for round in 0..200 {
         let stopped = world.stop().unwrap();
         let seen = counters.read();
         std::hint::spin_loop();
