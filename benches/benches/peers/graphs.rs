@@ -132,6 +132,35 @@ pub fn markers_row(bench: &mut Bench) {
     }
 }
 
+/// What the tables beside the cells take. It is counted, not measured, so one run of each is enough.
+pub fn memory_row(bench: &mut Bench) {
+    let mib = bench.pick(256, 64, 1);
+    for (what, work) in [("graph", "mark json"), ("cache under churn", "churn json")] {
+        let ran = run(ours(work).command(&[mib, 1]), false);
+        let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
+        let json = parsed(&ran.stdout).unwrap_or_else(|why| panic!("{OURS}: {why}"));
+        let bytes = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
+        let (reached, beside) = (bytes("reached_bytes"), bytes("beside_bytes"));
+        bench.claim(
+            &format!("{what} of {mib} MiB: tables beside the cells, in percent of"),
+            "the heap",
+            Some(Spread::of(&[100.0 * beside / reached])),
+            Wanted::AtMost(3.0),
+            format!(
+                "{:.2} MiB, {:.0} MiB; mark queue at most {:.2} MiB",
+                beside / 1048576.0,
+                reached / 1048576.0,
+                bytes("queue_peak_bytes") / 1048576.0
+            ),
+            1,
+        );
+    }
+}
+
+fn parsed(stdout: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(stdout).map_err(|e| format!("{e}: {stdout:?}"))
+}
+
 /// What a run beside a changing graph tells.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pauses {
@@ -146,8 +175,7 @@ struct Pauses {
 
 fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
     let ran = run(ours("concurrent").command(&[mib, cycles]), false)?;
-    let json: serde_json::Value =
-        serde_json::from_str(&ran.stdout).map_err(|e| format!("{e}: {:?}", ran.stdout))?;
+    let json = parsed(&ran.stdout)?;
     let of = |outer: &str, inner: &str| {
         let number = json[outer][inner].as_f64();
         number.ok_or_else(|| format!("{outer}.{inner} is missing in {json}"))
@@ -172,8 +200,7 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
     if longest.len() < cycles as usize {
         return Err(format!("its trace tells of {} cycles", longest.len()));
     }
-    let json: serde_json::Value =
-        serde_json::from_str(&ran.stdout).map_err(|e| format!("{e}: {:?}", ran.stdout))?;
+    let json = parsed(&ran.stdout)?;
     let spread = Spread::of(&longest);
     Ok(Pauses {
         p50_us: spread.p50,

@@ -11,6 +11,7 @@
 //! | `mutators` | the same on two threads over one heap | `gclab trees 20 --mutators 2` |
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
 //! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
+//! | `memory` | bytes of tables beside the cells, over the heap's | `gclab mark 256 --json`, `gclab churn 64 --json` |
 //! | `pauses` | the longest pause of a cycle while the graph is changed, and the mutator's utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
 //! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
@@ -36,11 +37,12 @@ use crate::bench::{Bench, CHILD, OURS, Options};
 type Row = (&'static str, fn(&mut Bench));
 
 /// Every row.
-const ROWS: [Row; 8] = [
+const ROWS: [Row; 9] = [
     ("trees", programs::trees_row),
     ("mutators", programs::mutators_row),
     ("mark", graphs::mark_row),
     ("markers", graphs::markers_row),
+    ("memory", graphs::memory_row),
     ("pauses", graphs::pauses_row),
     ("churn", programs::churn_row),
     ("fragment", programs::fragment_row),
@@ -120,9 +122,21 @@ fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
             }
         }
         "concurrent" => println!("{}", concurrent::measure(number(1)?, number(2)?)?.json()),
-        "churn" => {
+        "churn" | "churn json" => {
             let (mib, rounds) = (number(1)?, number(2)?);
-            println!("{}", churn::run(&churn::Options { mib, rounds })?.line());
+            let outcome = churn::run(&churn::Options { mib, rounds })?;
+            if work == "churn" {
+                println!("{}", outcome.line());
+            } else {
+                println!("{}", outcome.json());
+            }
+        }
+        "mark json" => {
+            let options = mark::Options {
+                mib: number(1)?,
+                markers: number(2)?,
+            };
+            println!("{}", mark::measure(&options)?.json());
         }
         "fragment" => {
             let (mib, from, to) = (number(1)?, number(2)?, number(3)?);

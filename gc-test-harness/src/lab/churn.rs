@@ -288,6 +288,9 @@ impl Outcome {
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
             "pause_seconds": self.stats.pause_total.as_secs_f64(),
             "cells_freed": self.stats.cells_freed,
+            "reached_bytes": self.stats.reached_bytes,
+            "beside_bytes": self.stats.beside_bytes,
+            "queue_peak_bytes": self.stats.queue_peak_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
         })
     }

@@ -281,6 +281,8 @@ pub struct Outcome {
     pub rounds: Vec<(Round, Marking)>,
     /// Where there are several markers, both by one in the same turns.
     pub single: Vec<(Round, Marking)>,
+    /// Bytes that the heap has ever used, bytes of the tables beside them, and the most bytes in the mark queue.
+    pub memory: [u64; 3],
     /// How long making the graph took.
     pub building: Duration,
     /// How long everything took.
@@ -314,11 +316,17 @@ pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
             single.push((other.mark()?, graph.mark_bare(&mut limit, 1)?));
         }
     }
+    let stats = graph.heap.stats();
     Ok(Outcome {
         options: *options,
         objects: graph.objects(),
         rounds,
         single,
+        memory: [
+            stats.reached_bytes,
+            stats.beside_bytes,
+            stats.queue_peak_bytes,
+        ],
         building,
         took: begun.elapsed(),
         peak_rss_bytes,
@@ -384,6 +392,9 @@ impl Outcome {
             "limit_us": self.quantiles(|round| round.1.time).json(),
             "stop_us": self.quantiles(|round| round.0.stop).json(),
             "pause_us": self.quantiles(|round| round.0.pause).json(),
+            "reached_bytes": self.memory[0],
+            "beside_bytes": self.memory[1],
+            "queue_peak_bytes": self.memory[2],
             "build_seconds": self.building.as_secs_f64(),
             "seconds": self.took.as_secs_f64(),
             "peak_rss_bytes": self.peak_rss_bytes,
@@ -428,6 +439,15 @@ impl fmt::Display for Outcome {
             "{:.1} million objects a second, the limit program {:.1}; ratio {min:.2} to {max:.2}, median {p50:.2}",
             self.objects_per_s() / 1e6,
             self.limit_objects_per_s() / 1e6,
+        )?;
+        let [reached, beside, queue] = self.memory;
+        writeln!(
+            f,
+            "{} bytes of heap; the tables beside it {} ({:.2} %), the mark queue at its peak {}",
+            grouped(reached),
+            grouped(beside),
+            100.0 * beside as f64 / reached as f64,
+            grouped(queue)
         )?;
         if self.single.is_empty() {
             return Ok(());
