@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Kinds, check_list, garbage, hazard, heap, list};
-use gc_core::Heap;
+use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in time.
@@ -130,6 +130,52 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
                     use_it(&heap, &m, k);
                 });
                 done.store(true, Relaxed);
+            });
+        },
+    );
+}
+
+/// A value that knows whether it is one.
+#[derive(Leaf)]
+struct Named(String);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        assert_eq!(self.0, "a name", "what is dropped was never written");
+    }
+}
+
+#[test]
+fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
+    hazard(
+        "a_child_does_not_drop_what_gone_threads_were_about_to_write",
+        "registered-unwritten",
+        || {
+            let (heap, _) = heap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        while !done.load(Relaxed) {
+                            m.with_scope(|s| assert!(s.alloc(Named("a name".into())).is_ok()));
+                            m.drop_dead_values();
+                        }
+                    });
+                }
+                let forks = std::panic::AssertUnwindSafe(|| {
+                    for _ in 0..20 {
+                        std::thread::sleep(std::time::Duration::from_millis(1));
+                        in_child(|| {
+                            let m = heap.attach().unwrap();
+                            (0..2).for_each(|_| assert!(m.collect() > 0));
+                            m.drop_dead_values();
+                        });
+                    }
+                });
+                let result = std::panic::catch_unwind(forks);
+                done.store(true, Relaxed);
+                result.unwrap();
             });
         },
     );

@@ -160,11 +160,21 @@ impl Mutator {
             None => self.cell_slowly::<T>()?,
         };
         let cell = cell.cast::<T>();
-        if needs_drop::<T>() {
+        if needs_drop::<T>() && planted("registered-unwritten") {
             self.register_drop(cell)?;
+            std::thread::sleep(core::time::Duration::from_micros(300));
         }
         // SAFETY: a cell of at least this size, aligned to 16, that nobody else knows.
         unsafe { cell.write(value) };
+        // Afterwards, for the child of a fork drops all that is registered, and the thread that was to write it is not there.
+        if needs_drop::<T>()
+            && !planted("registered-unwritten")
+            && let Err(error) = self.register_drop(cell)
+        {
+            // SAFETY: just written, and nobody else knows it. Its edges are null, so whoever reads what is left of it finds none.
+            unsafe { cell.drop_in_place() };
+            return Err(error);
+        }
         Ok(cell)
     }
 
