@@ -114,5 +114,8 @@ fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
             });
         }
     });
-    assert!(heap.stats().collections > 0);
+    // On a busy machine the collector may not have had its turn yet; what was asked for comes all the same.
+    while heap.stats().collections == 0 {
+        std::thread::yield_now();
+    }
 }

@@ -152,9 +152,12 @@ impl Surplus {
         let (used, peak) = space.used_lately();
         // What the pacer lets the heap grow to and a tenth, or what it needed lately: below that, what is given back would be asked for
         // again at once.
-        let trigger = shared.pace.trigger();
-        let need = trigger.saturating_add(trigger / 10);
-        let keep = need.max(self.trickle.need(peak, now)).saturating_sub(used);
+        let goal = shared.pace.goal();
+        // But never more than a memory limit leaves.
+        let limit = shared.pace.memory_limit();
+        let need = goal.saturating_add(goal / 10).min(limit);
+        let keep = need.max(self.trickle.need(peak, now).min(limit));
+        let keep = keep.saturating_sub(used);
         let mut most = self.trickle.allowance(now);
         while most > 0 && !shared.requests.is_wanted() {
             let bytes = space.release_piece(keep, most);

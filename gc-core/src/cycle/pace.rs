@@ -39,6 +39,8 @@ pub(crate) struct Pace {
     helped_bytes: AtomicU64,
     /// Nanoseconds that they needed.
     help: AtomicU64,
+    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
+    memory_limit: u64,
     /// What clocks count from.
     epoch: Instant,
 }
@@ -104,6 +106,7 @@ impl Pace {
             helped_cells: AtomicU64::new(0),
             helped_bytes: AtomicU64::new(0),
             help: AtomicU64::new(0),
+            memory_limit: policy.memory_limit.unwrap_or(u64::MAX),
             epoch: Instant::now(),
         };
         pace.publish();
@@ -136,6 +139,11 @@ impl Pace {
 
     pub(crate) fn goal(&self) -> u64 {
         self.goal.load(Ordering::Relaxed)
+    }
+
+    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
+    pub(crate) fn memory_limit(&self) -> u64 {
+        self.memory_limit
     }
 
     /// Bytes in use, when `allocated` bytes have been handed out since the last collection.
