@@ -146,29 +146,46 @@ impl Waiting {
     /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks at the key's mark again afterwards (T). False: there is no room.
     #[must_use]
     pub(super) fn wait(&self, tie: usize, key: usize) -> bool {
-        if self.used.load(Ordering::Relaxed) >= self.nodes.len() {
-            return false;
-        }
-        let index = self.used.fetch_add(1, Ordering::SeqCst);
-        let Some(node) = self.nodes.get(index) else {
+        let Some(index) = self.reserve() else {
             return false;
         };
-        let bucket = self.bucket(key);
-        node.bucket.store(bucket as u32, Ordering::Relaxed);
+        self.write(index, tie, key);
+        self.link(index);
+        true
+    }
+
+    // L, step by step.
+
+    fn reserve(&self) -> Option<usize> {
+        if self.used.load(Ordering::Relaxed) >= self.nodes.len() {
+            return None;
+        }
+        let index = self.used.fetch_add(1, Ordering::SeqCst);
+        (index < self.nodes.len()).then_some(index)
+    }
+
+    fn write(&self, index: usize, tie: usize, key: usize) {
+        let node = &self.nodes[index];
+        node.bucket
+            .store(self.bucket(key) as u32, Ordering::Relaxed);
         // SeqCst: P reads it by its number, without the link.
         node.tie.store(tie, Ordering::SeqCst);
-        let head = &self.buckets[bucket];
+    }
+
+    fn link(&self, index: usize) {
+        let node = &self.nodes[index];
+        let head = &self.buckets[node.bucket.load(Ordering::Relaxed) as usize];
         let mut first = head.load(Ordering::Relaxed);
         loop {
             node.next.store(first, Ordering::Relaxed);
-            // Ordering: SeqCst as the module says; it also publishes the node to the Acquire of `waiters`.
+            // Ordering: SeqCst as the module says; it also publishes the node to the reader in `waiters`.
             match head.compare_exchange_weak(
                 first,
                 index as u32 + 1,
                 Ordering::SeqCst,
                 Ordering::Relaxed,
             ) {
-                Ok(_) => return true,
+                Ok(_) => return,
                 Err(now) => first = now,
             }
         }
@@ -195,9 +212,8 @@ impl Waiting {
             if self.used.load(Ordering::SeqCst) == 0 {
                 return None;
             }
-            self.checking.store(true, Ordering::SeqCst);
-            // Two markers may both get here; the pairs between their counts are gone over twice.
-            self.old.fetch_max(self.len(), Ordering::SeqCst);
+            self.turn_on();
+            self.count_old();
         }
         let old = self.old.load(Ordering::SeqCst);
         if self.taken.load(Ordering::Relaxed) >= old {
@@ -207,9 +223,136 @@ impl Waiting {
         (first < old).then(|| first..(first + PIECE).min(old))
     }
 
+    // C, step by step.
+
+    fn turn_on(&self) {
+        self.checking.store(true, Ordering::SeqCst);
+    }
+
+    fn count_old(&self) {
+        // Two markers may both get here; the pairs between their counts are gone over twice.
+        self.old.fetch_max(self.len(), Ordering::SeqCst);
+    }
+
     /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its key itself.
     pub(super) fn at(&self, node: usize) -> Option<usize> {
         let tie = self.nodes[node].tie.load(Ordering::SeqCst);
         (tie != 0).then_some(tie)
+    }
+}
+
+/// The protocol's steps in every order that there is. (Each step is one sequentially consistent access, so the orders are all that can happen; loom,
+/// which takes such accesses for weaker ones, would find faults that are none.)
+#[cfg(test)]
+mod orders {
+    use super::*;
+
+    const KEY: usize = 48 * GRANULE;
+    const TIE: usize = 0x1000;
+
+    /// What is done wrong, if anything.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fault {
+        None,
+        /// The waiter looks at the key's mark before it links.
+        LookFirst,
+        /// The one that marks asks whether it has to look before it marks.
+        AskFirst,
+        /// The one that turns checking on counts the old pairs before.
+        CountFirst,
+    }
+
+    struct Model<'a> {
+        waiting: &'a Waiting,
+        fault: Fault,
+        index: Option<usize>,
+        marked: bool,
+        looks: bool,
+        followed: bool,
+    }
+
+    impl Model<'_> {
+        /// Three threads: one with a pair, one that marks its key, one that turns checking on; and how many steps each has.
+        const STEPS: [usize; 3] = [4, 3, 3];
+
+        fn step(&mut self, thread: usize, step: usize) {
+            let w = self.waiting;
+            match (thread, step) {
+                (0, 0) => self.index = w.reserve(),
+                (0, 1) => w.write(self.index.expect("there is room"), TIE, KEY),
+                (0, 2) if self.fault == Fault::LookFirst => self.followed |= self.marked,
+                (0, 2) => w.link(self.index.expect("there is room")),
+                (0, _) if self.fault == Fault::LookFirst => {
+                    w.link(self.index.expect("there is room"))
+                }
+                (0, _) => self.followed |= self.marked,
+                (1, 0) if self.fault == Fault::AskFirst => self.looks = w.checking(),
+                (1, 0) => self.marked = true,
+                (1, 1) if self.fault == Fault::AskFirst => self.marked = true,
+                (1, 1) => self.looks = w.checking(),
+                (1, _) => self.followed |= self.looks && w.waiters(KEY).any(|tie| tie == TIE),
+                (_, 0) if self.fault == Fault::CountFirst => w.count_old(),
+                (_, 0) => w.turn_on(),
+                (_, 1) if self.fault == Fault::CountFirst => w.turn_on(),
+                (_, 1) => w.count_old(),
+                (_, _) => self.go_over(),
+            }
+        }
+
+        /// What every marker does when it has run out of work.
+        fn go_over(&mut self) {
+            while let Some(piece) = self.waiting.piece() {
+                for node in piece {
+                    self.followed |= self.waiting.at(node) == Some(TIE) && self.marked;
+                }
+            }
+        }
+    }
+
+    /// Runs every order that continues `order`; gives how many there were, and how many lost the pair.
+    fn all(waiting: &Waiting, fault: Fault, done: [usize; 3], order: &mut Vec<usize>) -> [u64; 2] {
+        let mut counts = [0, 0];
+        let mut last = true;
+        for thread in 0..3 {
+            if done[thread] < Model::STEPS[thread] {
+                last = false;
+                let mut next = done;
+                next[thread] += 1;
+                order.push(thread);
+                let [orders, lost] = all(waiting, fault, next, order);
+                order.pop();
+                counts = [counts[0] + orders, counts[1] + lost];
+            }
+        }
+        if !last {
+            return counts;
+        }
+        waiting.begin(0);
+        let mut model = Model {
+            waiting,
+            fault,
+            index: None,
+            marked: false,
+            looks: false,
+            followed: false,
+        };
+        let mut steps = [0; 3];
+        for &thread in order.iter() {
+            model.step(thread, steps[thread]);
+            steps[thread] += 1;
+        }
+        model.go_over();
+        [1, u64::from(!model.followed)]
+    }
+
+    #[test]
+    fn no_order_of_the_steps_loses_a_pair_and_each_step_has_its_place() {
+        let waiting = Waiting::new(1 << 10).unwrap();
+        let run = |fault| all(&waiting, fault, [0; 3], &mut Vec::new());
+        assert_eq!(run(Fault::None), [4200, 0]);
+        for fault in [Fault::LookFirst, Fault::AskFirst, Fault::CountFirst] {
+            let [orders, lost] = run(fault);
+            assert!(orders == 4200 && lost > 0, "{fault:?} loses nothing");
+        }
     }
 }
