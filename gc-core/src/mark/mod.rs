@@ -37,6 +37,7 @@
 //! hidden most of what there was to save.
 
 pub(crate) mod crew;
+mod pairs;
 mod queue;
 mod ring;
 mod team;
@@ -51,7 +52,6 @@ use crate::heap::{
 };
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
-use crate::weak::{Tie, Wait};
 
 use queue::Hand;
 pub use queue::MarkQueue;
@@ -138,17 +138,6 @@ unsafe fn load(address: usize) -> usize {
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
 }
 
-/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is to be looked at.
-///
-/// # Safety
-/// As [`load`].
-#[inline(always)]
-unsafe fn load_published(address: usize) -> usize {
-    // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release, as every store is on this architecture):
-    // its mark, which was set before, is seen.
-    unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
-}
-
 const WORD: usize = size_of::<usize>();
 
 /// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of arrays and conservative cells, whose
@@ -182,21 +171,7 @@ unsafe fn follow<S: Sink>(
                     sink.conservative(load(word));
                 }
             }
-            Tag::Ephemeron => {
-                let first = cell + descriptor.first_word as usize * WORD;
-                // A pair belongs to the part that its first word lies in.
-                let skipped = part.start.saturating_sub(first).next_multiple_of(PAIR);
-                let last = cell + size - PAIR;
-                for slot in (first + skipped..part.end).step_by(PAIR) {
-                    if slot > last {
-                        break;
-                    }
-                    if slot + KEYS_AHEAD * PAIR <= last {
-                        sink.key_ahead(load(slot + KEYS_AHEAD * PAIR), encoding);
-                    }
-                    sink.pair(slot, encoding);
-                }
-            }
+            Tag::Ephemeron => pairs::follow(descriptor, cell, size, part, sink),
             Tag::Traced => {
                 if let Some(trace) = descriptor.trace {
                     trace(cell as *const u8, size, &mut sink.tracer());
@@ -232,12 +207,6 @@ unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut
         words += 64 * WORD;
     }
 }
-
-/// Bytes of an ephemeron's pair.
-const PAIR: usize = 2 * WORD;
-
-/// Pairs by which a key's mark is asked for before it is needed.
-const KEYS_AHEAD: usize = 8;
 
 /// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
 /// that a table of a million cells does not put them all into the queue (and other markers can help).
@@ -357,9 +326,6 @@ impl<B: Budget> Budget for &mut B {
     }
 }
 
-/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places, cost as much as two thousand cells.
-const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
-
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///
 /// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the bitmaps' roles swap after the
@@ -451,24 +417,6 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not before: whoever waits looks at the bit, and
-    /// whoever sets it looks who waits (the argument is in `weak/waiting.rs`).
-    #[cold]
-    #[inline(never)]
-    fn met(&mut self, kind: KindId, mut newly: u64) {
-        while newly != 0 {
-            let offset = (self.grey_word * 64 + newly.trailing_zeros() as usize) * GRANULE;
-            newly &= newly - 1;
-            if self.space.kinds.get(kind).tag == Tag::Weak {
-                self.space.weak.meet(self.base + offset);
-            }
-            // Leaves and weak cells, too: following them is looking who waits for them.
-            if self.space.weak.checking() {
-                self.push(Entry::small(offset, kind));
-            }
-        }
-    }
-
     #[inline(always)]
     fn push(&mut self, entry: Entry) {
         if !self.hand.push(entry.0) {
@@ -527,92 +475,6 @@ impl<'a> Core<'a> {
             }
         }
         true
-    }
-
-    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for this one.
-    #[cold]
-    #[inline(never)]
-    fn wake(&mut self, entry: Entry) {
-        if entry.start() != 0 {
-            return;
-        }
-        let (space, key) = (self.space, self.base + entry.offset());
-        space.weak.wake(entry.offset(), |tie| {
-            let encoding = space.kinds.get(tie.kind()).encoding;
-            // SAFETY: ties are made of pairs of marked cells.
-            unsafe {
-                if encoding.decode(load_published(tie.slot())) == Some(key) {
-                    self.value(tie.slot(), encoding);
-                }
-            }
-        });
-    }
-
-    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began to look: follows some of them. False: there are
-    /// none.
-    fn wake_old(&mut self) -> bool {
-        let space = self.space;
-        space.weak.wake_old(|tie| {
-            let encoding = space.kinds.get(tie.kind()).encoding;
-            // SAFETY: as in `wake`.
-            unsafe {
-                if !self.waits(tie.slot(), encoding) {
-                    self.value(tie.slot(), encoding);
-                }
-            }
-        })
-    }
-
-    /// Is a pair's key a cell that is not marked?
-    ///
-    /// # Safety
-    /// `slot` is a pair of a marked cell.
-    #[inline(always)]
-    unsafe fn waits(&self, slot: usize, encoding: Encoding) -> bool {
-        // SAFETY: the caller says so.
-        encoding
-            .decode(unsafe { load_published(slot) })
-            .is_some_and(|key| {
-                let offset = key.wrapping_sub(self.base);
-                offset < self.len && !self.marks.test_now(offset)
-            })
-    }
-
-    /// Follows a pair's value.
-    ///
-    /// # Safety
-    /// As [`Core::waits`].
-    #[inline(always)]
-    unsafe fn value(&mut self, slot: usize, encoding: Encoding) {
-        // SAFETY: the caller says so.
-        if let Some(value) = encoding.decode(unsafe { load_published(slot + WORD) }) {
-            self.found(value);
-        }
-    }
-
-    /// A pair's key is not marked: it waits, or is strong where there is no room.
-    #[cold]
-    #[inline(never)]
-    fn defer(&mut self, slot: usize, encoding: Encoding) {
-        // SAFETY: a pair of a marked cell.
-        let key = encoding.decode(unsafe { load_published(slot) });
-        let Some((key, cell)) = key.zip(self.space.resolve(slot)) else {
-            return;
-        };
-        match self
-            .space
-            .weak
-            .wait(Tie::new(slot, cell.kind), key.wrapping_sub(self.base))
-        {
-            // SAFETY: as above.
-            Wait::Entered if unsafe { self.waits(slot, encoding) } && !planted("strong-pairs") => {
-                return;
-            }
-            Wait::Entered => {}
-            Wait::NoRoom => self.found(key),
-        }
-        // SAFETY: as above.
-        unsafe { self.value(slot, encoding) };
     }
 
     /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. No bit is left to be set.
@@ -761,22 +623,12 @@ impl Sink for Core<'_> {
 
     #[inline(always)]
     fn pair(&mut self, slot: usize, encoding: Encoding) {
-        // SAFETY: `follow` names pairs of the cell, which is marked.
-        unsafe {
-            if self.waits(slot, encoding) {
-                self.defer(slot, encoding);
-            } else {
-                self.value(slot, encoding);
-            }
-        }
+        self.follow_pair(slot, encoding);
     }
 
     #[inline(always)]
     fn key_ahead(&mut self, word: usize, encoding: Encoding) {
-        let offset = (word & encoding.keep).wrapping_sub(self.base);
-        if offset < self.len {
-            self.marks.prefetch(offset);
-        }
+        self.prefetch_key(word, encoding);
     }
 
     fn tracer(&mut self) -> Tracer<'_> {
@@ -879,7 +731,7 @@ impl<'a> Marker<'a> {
             if !self.core.wake_old() {
                 return true;
             }
-            budget.spend(WAKE_OLD_BYTES);
+            budget.spend(pairs::WAKE_OLD_BYTES);
         }
     }
 

@@ -1,0 +1,190 @@
+//! What markers do with weak cells and with pairs of ephemerons; why it is right that way is told in `weak/`.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{BYTES_A_CELL, Core, Entry, Sink, WORD, load};
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::heap::GRANULE;
+use crate::kind::{Descriptor, KindId, Tag};
+use crate::weak::{Tie, Wait};
+
+/// Bytes of an ephemeron's pair.
+const PAIR: usize = 2 * WORD;
+
+/// Pairs by which a key's mark is asked for before it is needed.
+const KEYS_AHEAD: usize = 8;
+
+/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places, cost as much as two thousand cells.
+pub(super) const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
+
+/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is to be looked at.
+///
+/// # Safety
+/// As [`load`].
+#[inline(always)]
+unsafe fn load_published(address: usize) -> usize {
+    // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release, as every store is on this architecture):
+    // its mark, which was set before, is seen.
+    unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
+}
+
+/// Reports the pairs of an ephemeron cell whose first words lie in `part`.
+///
+/// # Safety
+/// As [`super::follow`].
+#[inline]
+pub(super) unsafe fn follow<S: Sink>(
+    descriptor: &Descriptor,
+    cell: usize,
+    size: usize,
+    part: Range<usize>,
+    sink: &mut S,
+) {
+    let encoding = descriptor.encoding;
+    let first = cell + descriptor.first_word as usize * WORD;
+    // A pair belongs to the part that its first word lies in.
+    let skipped = part.start.saturating_sub(first).next_multiple_of(PAIR);
+    let last = cell + size - PAIR;
+    for slot in (first + skipped..part.end).step_by(PAIR) {
+        if slot > last {
+            break;
+        }
+        if slot + KEYS_AHEAD * PAIR <= last {
+            // SAFETY: a pair of the cell.
+            let key = unsafe { load(slot + KEYS_AHEAD * PAIR) };
+            sink.key_ahead(key, encoding);
+        }
+        sink.pair(slot, encoding);
+    }
+}
+
+impl Core<'_> {
+    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not before: whoever waits looks at the bit, and
+    /// whoever sets it looks who waits (the argument is in `weak/waiting.rs`).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn met(&mut self, kind: KindId, mut newly: u64) {
+        while newly != 0 {
+            let offset = (self.grey_word * 64 + newly.trailing_zeros() as usize) * GRANULE;
+            newly &= newly - 1;
+            if self.space.kinds.get(kind).tag == Tag::Weak {
+                self.space.weak.meet(self.base + offset);
+            }
+            // Leaves and weak cells, too: following them is looking who waits for them.
+            if self.space.weak.checking() {
+                self.push(Entry::small(offset, kind));
+            }
+        }
+    }
+
+    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for this one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wake(&mut self, entry: Entry) {
+        if entry.start() != 0 {
+            return;
+        }
+        let (space, key) = (self.space, self.base + entry.offset());
+        space.weak.wake(entry.offset(), |tie| {
+            let encoding = space.kinds.get(tie.kind()).encoding;
+            // SAFETY: ties are made of pairs of marked cells.
+            unsafe {
+                if encoding.decode(load_published(tie.slot())) == Some(key) {
+                    self.value(tie.slot(), encoding);
+                }
+            }
+        });
+    }
+
+    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began to look: follows some of them. False: there are
+    /// none.
+    pub(super) fn wake_old(&mut self) -> bool {
+        let space = self.space;
+        space.weak.wake_old(|tie| {
+            let encoding = space.kinds.get(tie.kind()).encoding;
+            // SAFETY: as in `wake`.
+            unsafe {
+                if !self.waits(tie.slot(), encoding) {
+                    self.value(tie.slot(), encoding);
+                }
+            }
+        })
+    }
+
+    /// Is a pair's key a cell that is not marked?
+    ///
+    /// # Safety
+    /// `slot` is a pair of a marked cell.
+    #[inline(always)]
+    unsafe fn waits(&self, slot: usize, encoding: Encoding) -> bool {
+        // SAFETY: the caller says so.
+        encoding
+            .decode(unsafe { load_published(slot) })
+            .is_some_and(|key| {
+                let offset = key.wrapping_sub(self.base);
+                offset < self.len && !self.marks.test_now(offset)
+            })
+    }
+
+    /// Follows a pair's value.
+    ///
+    /// # Safety
+    /// As [`Core::waits`].
+    #[inline(always)]
+    unsafe fn value(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: the caller says so.
+        if let Some(value) = encoding.decode(unsafe { load_published(slot + WORD) }) {
+            self.found(value);
+        }
+    }
+
+    /// A pair's key is not marked: it waits, or is strong where there is no room.
+    #[cold]
+    #[inline(never)]
+    fn defer(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: a pair of a marked cell.
+        let key = encoding.decode(unsafe { load_published(slot) });
+        let Some((key, cell)) = key.zip(self.space.resolve(slot)) else {
+            // It has been removed just now, and its value logged.
+            return;
+        };
+        match self
+            .space
+            .weak
+            .wait(Tie::new(slot, cell.kind), key.wrapping_sub(self.base))
+        {
+            // SAFETY: as above.
+            Wait::Entered if unsafe { self.waits(slot, encoding) } && !planted("strong-pairs") => {
+                return;
+            }
+            Wait::Entered => {}
+            Wait::NoRoom => self.found(key),
+        }
+        // SAFETY: as above.
+        unsafe { self.value(slot, encoding) };
+    }
+
+    /// A pair of a marked cell: its value is followed if its key is marked, and waits otherwise.
+    #[inline(always)]
+    pub(super) fn follow_pair(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: `follow` names pairs of the cell, which is marked.
+        unsafe {
+            if self.waits(slot, encoding) {
+                self.defer(slot, encoding);
+            } else {
+                self.value(slot, encoding);
+            }
+        }
+    }
+
+    /// A key that will be asked for soon.
+    #[inline(always)]
+    pub(super) fn prefetch_key(&mut self, word: usize, encoding: Encoding) {
+        let offset = (word & encoding.keep).wrapping_sub(self.base);
+        if offset < self.len {
+            self.marks.prefetch(offset);
+        }
+    }
+}
