@@ -147,6 +147,9 @@ impl Default for Surplus {
 
 impl Surplus {
     fn give_back(&mut self, shared: &Shared) {
+        if planted("hoards-memory") {
+            return;
+        }
         let space = &shared.space;
         let now = self.begun.elapsed();
         let (used, peak) = space.used_lately();
