@@ -522,7 +522,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             return self.mark_on();
         }
         let unseen = self.shared.finalizers.unseen() + self.shared.drops.unseen();
-        if self.shared.concurrent && unseen > SELECT_STOPPED {
+        // More at each attempt, or mutators that register faster than they let themselves be stopped would keep a cycle from its end.
+        if self.shared.concurrent && unseen > SELECT_STOPPED << self.retries.min(10) {
             return self.mark_on();
         }
         self.mark_ready();

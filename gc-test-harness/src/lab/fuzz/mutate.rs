@@ -651,6 +651,7 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         .lingering(choices.one_in(2))
         .continuous(!choices.one_in(3))
         .concurrent(!choices.one_in(16))
+        .verify(choices.one_in(4))
         .build()
         .map_err(|e| e.to_string())?;
     let mut kinds = Vec::new();
