@@ -151,6 +151,11 @@ fn weak_words_to_the_dead_are_found() {
     finds("keep-weak");
 }
 
+#[test]
+fn values_of_keys_that_are_found_alive_late_are_found_to_be_lost() {
+    finds("no-wake");
+}
+
 fn replay() -> usize {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/words");
     let files = std::fs::read_dir(&corpus).expect("the corpus is committed");

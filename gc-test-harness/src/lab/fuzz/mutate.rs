@@ -6,6 +6,8 @@
 //! which only what they held at a cycle's first stop counts. So whatever the barrier, the marker or the allocator forgets is lost soon, and its
 //! memory is another cell's. At the end, when the threads are gone, nothing but what the models reach may be left.
 
+mod pairs;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::NonNull;
 use std::sync::Mutex;
@@ -48,6 +50,8 @@ struct Object {
     stamp: usize,
     /// By word: the word, and whom it leads to. Strong or weak by the shape.
     edges: BTreeMap<usize, (usize, Number)>,
+    /// Of a cell of pairs: keys and values.
+    pairs: BTreeMap<usize, (Number, Number)>,
     /// Registered with a finalizer that has not come out yet.
     finalizable: bool,
 }
@@ -278,6 +282,7 @@ impl<'w> Graph<'w> {
             shape,
             stamp,
             edges: BTreeMap::new(),
+            pairs: BTreeMap::new(),
             finalizable: false,
         };
         self.objects.insert(number, object);
@@ -289,13 +294,18 @@ impl<'w> Graph<'w> {
     fn reachable(&self) -> Result<BTreeSet<Number>, String> {
         let mut seen: BTreeSet<Number> = self.held.iter().flatten().copied().collect();
         let mut work: Vec<Number> = seen.iter().copied().collect();
-        while let Some(at) = work.pop() {
-            self.check(at)?;
-            if !self.is_weak(at) {
-                let targets = self.objects[&at].edges.values().map(|(_, to)| *to);
-                work.extend(targets.filter(|to| seen.insert(*to)));
+        while !work.is_empty() {
+            while let Some(at) = work.pop() {
+                self.check(at)?;
+                if !self.is_weak(at) {
+                    let targets = self.objects[&at].edges.values().map(|(_, to)| *to);
+                    work.extend(targets.filter(|to| seen.insert(*to)));
+                }
             }
+            let values = self.values(&seen).into_iter();
+            work.extend(values.filter(|value| seen.insert(*value)));
         }
+        self.check_pairs(&seen)?;
         Ok(seen)
     }
 
@@ -304,12 +314,20 @@ impl<'w> Graph<'w> {
         let mut seen = reachable.clone();
         let finalizable = self.objects.iter().filter(|(_, object)| object.finalizable);
         let mut work: Vec<Number> = finalizable.map(|(number, _)| *number).collect();
-        work.extend(reachable.iter().copied().filter(|at| self.is_weak(*at)));
+        let holds_weakly = |at: &Number| self.is_weak(*at) || self.has_pairs(*at);
+        work.extend(reachable.iter().copied().filter(holds_weakly));
         let mut done = BTreeSet::new();
         while let Some(at) = work.pop() {
             if done.insert(at) {
                 seen.insert(at);
-                work.extend(self.objects[&at].edges.values().map(|(_, to)| *to));
+                let object = &self.objects[&at];
+                work.extend(object.edges.values().map(|(_, to)| *to));
+                work.extend(
+                    object
+                        .pairs
+                        .values()
+                        .flat_map(|(key, value)| [*key, *value]),
+                );
             }
         }
         seen
@@ -368,7 +386,9 @@ impl<'w> Graph<'w> {
             59 if self.digs => self.dig_up(mutator, choices)?,
             60 => self.send(mutator, choices)?,
             61 => self.receive(mutator, choices)?,
-            62 => {
+            62 => self.tie(mutator, choices)?,
+            63 if choices.one_in(2) => self.look_up(mutator, choices)?,
+            63 if choices.one_in(4) => {
                 let found = self.walk(choices);
                 found.map_or(Ok(()), |found| self.check(found))?;
             }
@@ -661,6 +681,10 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
             kinds.push((heap.kind(shape.kind()).map_err(|e| e.to_string())?, shape));
         }
     }
+    kinds.push((
+        heap.kind(pairs::kind()).map_err(|e| e.to_string())?,
+        Shape::Leaf,
+    ));
     let world = World {
         heap,
         kinds,
