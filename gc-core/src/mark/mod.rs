@@ -37,6 +37,7 @@
 //! hidden most of what there was to save.
 
 pub(crate) mod crew;
+mod near;
 mod pairs;
 mod queue;
 mod ring;
@@ -521,16 +522,18 @@ impl<'a> Core<'a> {
     #[inline(always)]
     fn follow(&mut self, entry: Entry) -> usize {
         let offset = entry.offset();
-        let cell = self.base + offset;
         if self.space.weak.checking() {
             self.wake(entry);
         }
         if let Some(kind) = entry.kind() {
             let descriptor = self.space.kinds.get(kind);
-            if descriptor.tag == Tag::Words {
+            // While ephemerons wait for keys, each cell must pass the queue.
+            if descriptor.tag == Tag::Words
+                && descriptor.slot_words <= 1
+                && !self.space.weak.checking()
+            {
                 // SAFETY: only offsets that `mark` found a cell of this kind at get here, and marked cells stay.
-                unsafe { follow_words(descriptor, cell, self) };
-                return descriptor.slot_words as usize * (64 * WORD);
+                return unsafe { self.follow_near(descriptor, offset) } * BYTES_A_CELL;
             }
         }
         self.follow_other(offset, entry)

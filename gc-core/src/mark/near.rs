@@ -1,0 +1,128 @@
+//! Cells that lie close together are followed without detours.
+//!
+//! What a program makes in one go it links together: in a tree that has just been built, half of all edges lead to the cell beside. Such a
+//! cell is of the same kind, for a unit's cells are; its mark bit and its words lie in lines that are here already, so there is nothing to
+//! wait for in a ring, and nothing to look up. So when a cell of a words kind is followed, edges within its unit go onto a
+//! small stack of their own, and the new mark bits of the unit are kept in four words until that is empty. Only edges that lead out of the
+//! unit go the usual way.
+//!
+//! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast.
+
+use core::mem::MaybeUninit;
+use core::sync::atomic::Ordering;
+
+use super::{Core, GRANULE, UNIT, WORD, load, prefetch};
+use crate::heap::WORDS_PER_UNIT;
+use crate::kind::Descriptor;
+
+const GRANULES: usize = UNIT / GRANULE;
+
+/// A cell that was made after the cells it leads to lies above them, and the last that was found is followed first; so the way leads down
+/// through memory, and the line that comes in so many bytes is asked for. (A sixth of the time, in trees. A program that builds from the
+/// root down gets nothing from it, and the processor's own prefetching.)
+const AHEAD: usize = 256;
+
+// A place in the unit fits a byte.
+const _: () = assert!(GRANULES == 256);
+
+/// What is known of a unit while its cells are followed.
+struct Visit {
+    /// Bits that are to be set.
+    new: [u64; WORDS_PER_UNIT],
+    /// Granules of cells that are to be followed. Each has got its bit in `new` when it was put here, so there are no more of them than
+    /// granules.
+    stack: [MaybeUninit<u8>; GRANULES],
+    top: usize,
+}
+
+impl Core<'_> {
+    /// Follows the cell at `offset`, of a words kind without slots beyond the 64th word, and what it leads to within its unit. How many cells
+    /// that were.
+    ///
+    /// # Safety
+    /// A marked cell of this descriptor's kind begins there.
+    #[inline(always)]
+    pub(super) unsafe fn follow_near(&mut self, descriptor: &Descriptor, offset: usize) -> usize {
+        let unit = offset / UNIT;
+        let mut visit = Visit {
+            new: [0; WORDS_PER_UNIT],
+            stack: [MaybeUninit::uninit(); GRANULES],
+            top: 0,
+        };
+        let mut granule = offset % UNIT / GRANULE;
+        let mut cells = 0;
+        loop {
+            // SAFETY: the caller's cell, or one that an edge of the unit leads to; all cells of a unit are of one kind.
+            unsafe { self.follow_one(descriptor, unit, granule, &mut visit) };
+            cells += 1;
+            if visit.top == 0 {
+                break;
+            }
+            visit.top -= 1;
+            // SAFETY: places below `top` were written.
+            granule = unsafe { visit.stack[visit.top].assume_init() } as usize;
+            prefetch((self.base + unit * UNIT + granule * GRANULE).wrapping_sub(AHEAD));
+        }
+        if cells > 1 {
+            self.leave(unit, &visit);
+        }
+        cells
+    }
+
+    /// # Safety
+    /// A cell of this descriptor's kind begins at this granule of the unit.
+    #[inline(always)]
+    unsafe fn follow_one(
+        &mut self,
+        descriptor: &Descriptor,
+        unit: usize,
+        granule: usize,
+        visit: &mut Visit,
+    ) {
+        let encoding = descriptor.encoding;
+        let cell = self.base + unit * UNIT + granule * GRANULE;
+        let mut slots = descriptor.first_slots;
+        while slots != 0 {
+            let place = cell + slots.trailing_zeros() as usize * WORD;
+            slots &= slots - 1;
+            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            let word = unsafe { load(place) };
+            if word & encoding.mask != encoding.value {
+                continue;
+            }
+            let address = word & encoding.keep;
+            let offset = address.wrapping_sub(self.base);
+            if offset / UNIT != unit {
+                self.found(address);
+                continue;
+            }
+            let granule = offset % UNIT / GRANULE;
+            let (index, bit) = (granule / 64, 1u64 << (granule % 64));
+            let marked = self.marks.word(unit * WORDS_PER_UNIT + index);
+            // Ordering: Relaxed, as in `mark_soon`.
+            let marked = marked.load(Ordering::Relaxed);
+            if (marked | visit.new[index]) & bit == 0 {
+                debug_assert!(
+                    self.space.is_first_byte(offset),
+                    "a precise edge leads to {address:#x}, inside a cell"
+                );
+                visit.new[index] |= bit;
+                // SAFETY: `top` counts the bits that were set before this one, less those whose cells were followed.
+                unsafe { visit.stack.get_unchecked_mut(visit.top) }.write(granule as u8);
+                visit.top += 1;
+            }
+        }
+    }
+
+    /// Leaves the new bits to [`Core::flush`], a word at a time.
+    #[inline]
+    fn leave(&mut self, unit: usize, visit: &Visit) {
+        for (index, &new) in visit.new.iter().enumerate() {
+            if new != 0 {
+                self.flush();
+                self.grey_word = unit * WORDS_PER_UNIT + index;
+                self.grey = new;
+            }
+        }
+    }
+}
