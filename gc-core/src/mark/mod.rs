@@ -582,7 +582,8 @@ impl<'a> Core<'a> {
         queue.take_flags(|unit| {
             for granule in 0..UNIT / GRANULE {
                 let offset = unit * UNIT + granule * GRANULE;
-                if self.marks.test(offset) {
+                // Born cells are marked before they are written: who sees the mark sees the zeroes.
+                if self.marks.test_now(offset) {
                     self.follow(self.entry(offset));
                 }
             }
