@@ -1,16 +1,18 @@
 //! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died.
 //!
 //! What the embedder may rely on: a registered cell that is found unreachable is kept (it and whatever it leads to), moved to the queue
-//! once, and handed out by `Mutator::next_finalizer` with the token it was registered with; after that it is a cell like any other, and
-//! may be registered again. Cells that die in the same cycle are queued in the order of their registration, also when one leads to the
-//! other: a cycle of finalizable cells has no better order. A cell that a mutator may still reach is never queued. What the embedder must do: drain the queue now and then. No code of the
-//! embedder's ever runs inside the collector, so a finalizer may allocate, lock, and ask for a collection.
+//! once, and handed out by `Mutator::next_finalizer` with the token it was registered with; after that it is a cell like any other, and may
+//! be registered again. Cells that die in the same cycle are queued in the order of their registration, also when one leads to the other: a
+//! cycle of finalizable cells has no better order. A cell that a mutator may still reach is never queued. What the embedder must do: drain
+//! the queue now and then. No code of the embedder's ever runs inside the collector, so a finalizer may allocate, lock, and ask for a
+//! collection.
 //!
 //! # What a stop costs
-//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over them all. Once marking has run out of work, the
-//! collector goes over the registrations beside the mutators, in pieces: it closes the gaps that the last deaths have left, and
+//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over them all. Once marking has run out of
+//! work, the collector goes over the registrations beside the mutators, in pieces: it closes the gaps that the last deaths have left, and
 //! notes which cells are not marked. In the stop it looks at those again, and at no others: what is marked stays marked; and what was
-//! registered since, its maker held strongly while marking was on, so it is marked, once the stop has drained the logs. All are judged before any of them is traced: otherwise the death of a cell would depend on its place in the table.
+//! registered since, its maker held strongly while marking was on, so it is marked, once the stop has drained the logs. All are judged
+//! before any of them is traced: otherwise the death of a cell would depend on its place in the table.
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -186,12 +186,13 @@ impl Kind {
     /// nor, once the key is dead, its value. A pair whose key dies becomes `cleared` and 0 while the world is stopped. What tables with weak
     /// keys are made of; also a single ephemeron, as a cell of one pair.
     ///
-    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time in proportion. A key that is no edge, or leads out of
-    /// the heap, never dies. A last word without a partner is nothing.
+    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time in proportion. A key that is no edge,
+    /// or leads out of the heap, never dies. A last word without a partner is nothing.
     ///
-    /// A pair of a published cell is changed by [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key, by
-    /// [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets strongly. A value may be loaded plainly by whoever holds the key; a key is loaded by
-    /// [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by [`Mutator::copy_weak`](crate::Mutator::copy_weak).
+    /// A pair of a published cell is changed by [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key,
+    /// by [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets strongly. A value may be loaded plainly by
+    /// whoever holds the key; a key is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by
+    /// [`Mutator::copy_weak`](crate::Mutator::copy_weak).
     pub fn ephemeron(
         name: impl Into<String>,
         first_word: u32,

@@ -101,7 +101,8 @@
 //! An edge of a published cell is changed through the write barrier ([`Field::set`], [`Mutator::write`], or the unit that [`barrier`] names for
 //! machine code): while marking goes on beside the program, it keeps the old value, so that the snapshot from which marking began stays whole.
 //! Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy` and `qsort` must never touch edges. A weak word is
-//! loaded by a unit of its own ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong.
+//! loaded by a unit of its own ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong; weak tables that grow are copied by
+//! [`Mutator::copy_weak`], which does not, and an ephemeron's pair is changed by [`Mutator::write_pair`].
 //!
 //! # Threads
 //!

@@ -1,18 +1,18 @@
 //! `URGE_VERIFY=1`: marks a second time, alone and in the stop, what the roots led to, and compares.
 //!
-//! A collector that frees what lives is found far from the fault, if at all. This finds it in the cycle that is about to: the roots are written down as stop
-//! 1 finds them; in stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, the graph is walked again from these
-//! roots, as it is now, by a walk that shares no code with the markers but the description of kinds. What it reaches must be
-//! marked. It was reachable when marking began, or was made since. If something is not, the path to it is printed, and the process aborts,
-//! with everything still as it was.
+//! A collector that frees what lives is found far from the fault, if at all. This finds it in the cycle that is about to: the roots are
+//! written down as stop 1 finds them; in stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, the graph is
+//! walked again from these roots, as it is now, by a walk that shares no code with the markers but the description of kinds. What it
+//! reaches must be marked. It was reachable when marking began, or was made since. If something is not, the path to it is printed, and the
+//! process aborts, with everything still as it was.
 //!
 //! The roots are those of stop 1, and not looked for again: a second scan of stacks would find other dead words (and cells that died meanwhile by
 //! them). Conservative words of *cells* are followed where they lead to something marked, and held against nobody where they do not: a number
 //! that was stored a moment ago may look like an address.
 //!
 //! # What it costs
-//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each 16 of the heap's: for each granule where the walk came from, and as much for
-//! its stack. Memory is taken only as cells are reached. For tests and for finding faults.
+//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each 16 of the heap's: for each granule where
+//! the walk came from, and as much for its stack. Memory is taken only as cells are reached. For tests and for finding faults.
 //!
 //! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
 

@@ -268,8 +268,8 @@ fn maps_of_many_threads_keep_what_has_keys() {
     });
 }
 
-/// Copies a weak table and a table of pairs over and over while cycles follow each other, and looks at what is left: a target that has died behind a copy's
-/// back is a cell of somebody else's by then.
+/// Copies a weak table and a table of pairs over and over while cycles follow each other, and looks at what is left: a target that has died
+/// behind a copy's back is a cell of somebody else's by then.
 #[test]
 fn a_copied_table_loses_its_words_with_the_old_one() {
     hazard(

@@ -88,9 +88,9 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path to an object that it was about to free though it can be
-    /// reached: for finding a store past the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole marking, and as much
-    /// address space again as the heap reserves. Off by default.
+    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path to an object that it was about to free
+    /// though it can be reached: for finding a store past the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole
+    /// marking, and as much address space again as the heap reserves. Off by default.
     pub fn verify(mut self, on: bool) -> Self {
         self.config.verify = on;
         self

@@ -96,10 +96,10 @@ const SHARE_FOR: Duration = Duration::from_millis(1);
 const LOG_PIECE: usize = 4096;
 
 /// Registrations that are looked at at a time: mutators that register wait for the lock.
-const SELECT_PIECE: usize = 1024;
+const SELECT_PIECE: usize = 256;
 
 /// Registrations that a stop looks at which has not been prepared.
-const SELECT_STOPPED: usize = 4 * SELECT_PIECE;
+const SELECT_STOPPED: usize = 4096;
 
 /// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the lock.
 const READY_PIECE: usize = 256;

@@ -5,26 +5,28 @@
 //!   before stop 2  `select`, beside the mutators: of those, the words whose targets are not marked go to `dying`
 //!   stop 2         `clear`: the dying words, and cells and pairs met since, are looked at again; whose target is still unmarked is cleared
 //! ```
-//! So a stop costs what dies, some ten to twenty nanoseconds a word, and not what the heap holds. All words to one dead target are cleared in
+//! So a stop costs what dies, some tens of nanoseconds a word, and not what the heap holds. All words to one dead target are cleared in
 //! the same stop: were one left, an intern table would hand out a string that another one has already made anew.
 //!
 //! # Why words stored meanwhile need no look
-//! `select` reads each word once, and a mutator may store another word into the cell at once afterwards; a weak cell that was made while marking is on is
-//! black from birth and met by nobody. The rule that makes both harmless: **whoever stores a word into a weak cell holds its target strongly** (in a register, on its stack, in a
-//! handle), having made it, got it by an edge, or by the weak load. And what a mutator holds strongly at any time while marking is on is
-//! marked before `clear` begins. It was reachable when marking began, and the snapshot keeps it; or it was made since, black; or it came by a
-//! weak load, which logs it, and the logs are drained before. So a word that `select` did not see, because it was stored later, has a marked target. The same holds
-//! for both words of a pair. A word that was dying when `select` saw it and has been overwritten since is read again by `clear`, which judges what it finds.
+//! `select` reads each word once, and a mutator may store another word into the cell at once afterwards; a weak cell that was made while
+//! marking is on is black from birth and met by nobody. The rule that makes both harmless: **whoever stores a word into a weak cell holds
+//! its target strongly** (in a register, on its stack, in a handle), having made it, got it by an edge, or by the weak load. And what a
+//! mutator holds strongly at any time while marking is on is marked before `clear` begins. It was reachable when marking began, and the
+//! snapshot keeps it; or it was made since, black; or it came by a weak load, which logs it, and the logs are drained before. So a word
+//! that `select` did not see, because it was stored later, has a marked target. The same holds for both words of a pair. A word that was
+//! dying when `select` saw it and has been overwritten since is read again by `clear`, which judges what it finds.
 //!
 //! A table that grows would keep all its targets if each word were copied by a weak load, and if marking is on often, for ever. So there is
-//! `Mutator::copy_weak`, which keeps nothing: what it copies while marking is on, and finds unmarked, it notes like a marker, within the same piece that is
-//! not stopped. The value of a copied pair needs no more: the pair that it was copied from is one of the snapshot, or was stored strongly, or
-//! is itself a copy of such a one; it waits, and its value is followed, or it was overwritten, and its value logged.
+//! `Mutator::copy_weak`, which keeps nothing: what it copies while marking is on, and finds unmarked, it notes like a marker, within the
+//! same piece that is not stopped. The value of a copied pair needs no more: the pair that it was copied from is one of the snapshot, or
+//! was stored strongly, or is itself a copy of such a one; it waits, and its value is followed, or it was overwritten, and its value
+//! logged.
 //!
 //! # Full lists
-//! All lists are address space mapped beforehand. If more weak cells are met than `met` has room for, `clear` walks all cells of weak kinds instead, in the
-//! stop. If more words are dying than `dying` has room for, it looks at all words of all cells that were met. If more pairs wait than there is
-//! room for, those pairs are strong in this cycle (see [`waiting`]).
+//! All lists are address space mapped beforehand. If more weak cells are met than `met` has room for, `clear` walks all cells of weak kinds
+//! instead, in the stop. If more words are dying than `dying` has room for, it looks at all words of all cells that were met. If more pairs
+//! wait than there is room for, those pairs are strong in this cycle (see [`waiting`]).
 
 mod waiting;
 
@@ -358,7 +360,8 @@ fn words_of(space: &Space, cell: Cell, f: &mut dyn FnMut(Tie)) {
     }
 }
 
-/// Does the word, or the pair's key, lead to a cell that is not marked? A word that names no cell at all (an immortal object outside of the heap) is not ours to judge.
+/// Does the word, or the pair's key, lead to a cell that is not marked? A word that names no cell at all (an immortal object outside of the
+/// heap) is not ours to judge.
 fn is_dead(space: &Space, tie: Tie) -> bool {
     // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell known (a release, as every store is on this
     // architecture): whoever finds it here finds it marked, if it was made while marking is on.

@@ -19,9 +19,9 @@
 //!     L: link the pair into K's bucket    M: mark K                           C: checking = true
 //!     T: is K marked? then follow V       R: checking? then look in bucket    P: for each pair linked so far: key marked? follow V
 //! ```
-//! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it finds the link. If it reads false, R < C < P, so P sees
-//! both the link and the mark, and follows V. A pair that is linked only after P has gone over the list has C < L < M < R, so R reads
-//! true. A pair may be followed twice; that marks nothing twice.
+//! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it finds the link. If it reads false, R < C <
+//! P, so P sees both the link and the mark, and follows V. A pair that is linked only after P has gone over the list has C < L < M < R, so
+//! R reads true. A pair may be followed twice; that marks nothing twice.
 //!
 //! A marker sets the bits of a bitmap's word together, so M is that instruction. R is asked right after it: if it reads true, the cells go to the
 //! queue, leaves too, and the look into the bucket comes when one is taken out.
@@ -143,7 +143,8 @@ impl Waiting {
         ((key / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (64 - bits)
     }
 
-    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks at the key's mark again afterwards (T). False: there is no room.
+    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks at the key's mark again afterwards (T).
+    /// False: there is no room.
     #[must_use]
     pub(super) fn wait(&self, tie: usize, key: usize) -> bool {
         let Some(index) = self.reserve() else {
