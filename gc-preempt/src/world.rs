@@ -14,7 +14,7 @@
 //!
 //! Retries: a thread that could not stop where it stood (unsafe code, a foreign stack) is signalled again from [`RETRY_FIRST`] on, doubling to
 //! [`RETRY_MAX`]. A thread inside `no_preempt` is not: it looks by itself at the section's end. A signal that nobody handled is sent again only
-//! after [`RESEND`]: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
+//! after [`RESEND`], then ever more seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
 
 use crate::config::Config;
 use crate::context::Snapshot;
@@ -37,6 +37,8 @@ const RETRY_FIRST: Duration = Duration::from_micros(5);
 const RETRY_MAX: Duration = Duration::from_millis(1);
 /// How long an unhandled signal counts as still on its way.
 const RESEND: Duration = Duration::from_millis(10);
+/// It doubles up to this. A thousand threads on two processors take longer than 10 ms to have their turn, and sending them all another signal keeps a processor from them.
+const RESEND_MAX: Duration = Duration::from_millis(80);
 /// How long the stopper spins when it has a core to spare: twice what a signal takes (13 us here). Should the thread that it waits for stand on
 /// the stopper's own core after all, it waits for no longer than this.
 const SPIN: Duration = Duration::from_micros(30);
@@ -405,7 +407,7 @@ impl Wait {
         let begun = Instant::now();
         let may_spin = self.asked < cores();
         let (mut retries, mut retry_gap, mut retry_at) = (0, RETRY_FIRST, None::<Instant>);
-        let mut resend_at = begun + RESEND;
+        let (mut resend_at, mut resend_gap) = (begun + RESEND, RESEND);
         let mut watchdog = watchdog::Watchdog::new(begun);
         let mut spins = 0u32;
         while !outstanding::none_left() {
@@ -427,7 +429,8 @@ impl Wait {
                 retries += self.send_again(members, |r| r.in_flight.load(Ordering::Relaxed) == 0);
             }
             if now >= resend_at && !faults::planted("no-resend") {
-                resend_at = now + RESEND;
+                resend_gap = (resend_gap * 2).min(RESEND_MAX);
+                resend_at = now + resend_gap;
                 self.send_again(members, |_| true);
             }
             watchdog.look(now, || {
