@@ -36,7 +36,9 @@
 //! A second bitmap, a queue's flag a block and the visits of blocks with a few cells cost more than order in memory saves, for prefetching has
 //! hidden most of what there was to save.
 
+mod budget;
 pub(crate) mod crew;
+mod entry;
 mod near;
 mod pairs;
 mod queue;
@@ -48,12 +50,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{
-    Bitmap, CLASS_TABLE, Cell, GRANULE, MAX_RESERVE, Space, UNIT, Unit, WORDS_PER_UNIT,
-};
+use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit, WORDS_PER_UNIT};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
 
+use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
+use entry::Entry;
 use queue::Hand;
 pub use queue::MarkQueue;
 use ring::Ring;
@@ -212,120 +214,6 @@ unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut
 /// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
 /// that a table of a million cells does not put them all into the queue (and other markers can help).
 const PART: usize = 2048;
-
-/// An entry of the queue and of the cell ring: a cell that is to be followed.
-///
-/// ```text
-/// small   1 | - | kind (16 bits) | granule of the address range (38)
-/// large   0 | part of it (33) | unit of the address range (30)
-/// ```
-/// A small cell's kind stands in the entry, so that the unit table is asked once a cell.
-#[derive(Clone, Copy)]
-struct Entry(usize);
-
-/// Bits of a granule's number, and of a unit's, in the largest reserve.
-const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
-const UNIT_BITS: u32 = (MAX_RESERVE as usize / UNIT).ilog2();
-const SMALL: usize = 1 << 63;
-const _: () = assert!(GRANULE_BITS + 16 < 63);
-const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (63 - UNIT_BITS));
-
-impl Entry {
-    #[inline(always)]
-    fn small(offset: usize, kind: KindId) -> Entry {
-        Entry(SMALL | (kind.index() << GRANULE_BITS) | (offset / GRANULE))
-    }
-
-    #[inline(always)]
-    fn large(offset: usize) -> Entry {
-        Entry(offset / UNIT)
-    }
-
-    /// A small cell is followed as a whole.
-    fn has_parts(self) -> bool {
-        self.0 & SMALL == 0
-    }
-
-    fn next_part(self) -> Entry {
-        Entry(self.0 + (1 << UNIT_BITS))
-    }
-
-    /// Of a small cell: its kind.
-    #[inline(always)]
-    fn kind(self) -> Option<KindId> {
-        (self.0 & SMALL != 0).then_some(KindId((self.0 >> GRANULE_BITS) as u16))
-    }
-
-    /// Where the cell begins.
-    #[inline(always)]
-    fn offset(self) -> usize {
-        if self.0 & SMALL != 0 {
-            (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
-        } else {
-            (self.0 & ((1 << UNIT_BITS) - 1)) * UNIT
-        }
-    }
-
-    /// Where the part begins, counted from the cell's beginning.
-    #[inline(always)]
-    fn start(self) -> usize {
-        if self.0 & SMALL != 0 {
-            0
-        } else {
-            (self.0 >> UNIT_BITS) * (PART * WORD)
-        }
-    }
-}
-
-/// How long a drain may go on.
-trait Budget {
-    fn is_left(&self) -> bool;
-    /// A cell, or a part of one, of so many bytes was followed.
-    fn spend(&mut self, bytes: usize);
-}
-
-/// Until the end.
-struct Unbounded;
-
-impl Budget for Unbounded {
-    #[inline(always)]
-    fn is_left(&self) -> bool {
-        true
-    }
-
-    #[inline(always)]
-    fn spend(&mut self, _bytes: usize) {}
-}
-
-/// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge, are not one cell each.
-const BYTES_A_CELL: usize = 128;
-
-/// So many cells.
-struct Cells(usize);
-
-impl Budget for Cells {
-    #[inline(always)]
-    fn is_left(&self) -> bool {
-        self.0 > 0
-    }
-
-    #[inline(always)]
-    fn spend(&mut self, bytes: usize) {
-        self.0 = self.0.saturating_sub(1 + bytes / BYTES_A_CELL);
-    }
-}
-
-impl<B: Budget> Budget for &mut B {
-    #[inline(always)]
-    fn is_left(&self) -> bool {
-        (**self).is_left()
-    }
-
-    #[inline(always)]
-    fn spend(&mut self, bytes: usize) {
-        (**self).spend(bytes);
-    }
-}
 
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::heap::tests::Toy;
-use crate::heap::{MAX_SMALL, SpaceConfig};
+use crate::heap::{MAX_RESERVE, MAX_SMALL, SpaceConfig};
 use crate::kind::Kind;
 
 const BOXED: Encoding = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);

@@ -1,0 +1,51 @@
+//! How much a marker may do before it looks up.
+
+/// How long a drain may go on.
+pub(super) trait Budget {
+    fn is_left(&self) -> bool;
+    /// A cell, or a part of one, of so many bytes was followed.
+    fn spend(&mut self, bytes: usize);
+}
+
+/// Until the end.
+pub(super) struct Unbounded;
+
+impl Budget for Unbounded {
+    #[inline(always)]
+    fn is_left(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, _bytes: usize) {}
+}
+
+/// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge, are not one cell each.
+pub(super) const BYTES_A_CELL: usize = 128;
+
+/// So many cells.
+pub(super) struct Cells(pub(super) usize);
+
+impl Budget for Cells {
+    #[inline(always)]
+    fn is_left(&self) -> bool {
+        self.0 > 0
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, bytes: usize) {
+        self.0 = self.0.saturating_sub(1 + bytes / BYTES_A_CELL);
+    }
+}
+
+impl<B: Budget> Budget for &mut B {
+    #[inline(always)]
+    fn is_left(&self) -> bool {
+        (**self).is_left()
+    }
+
+    #[inline(always)]
+    fn spend(&mut self, bytes: usize) {
+        (**self).spend(bytes);
+    }
+}

@@ -1,0 +1,69 @@
+//! What the mark queue holds: a cell, or a part of one, in a word.
+
+use super::{PART, WORD};
+use crate::heap::{GRANULE, MAX_RESERVE, UNIT};
+use crate::kind::KindId;
+
+/// An entry of the queue and of the cell ring: a cell that is to be followed.
+///
+/// ```text
+/// small   1 | - | kind (16 bits) | granule of the address range (38)
+/// large   0 | part of it (33) | unit of the address range (30)
+/// ```
+/// A small cell's kind stands in the entry, so that the unit table is asked once a cell.
+#[derive(Clone, Copy)]
+pub(super) struct Entry(pub(super) usize);
+
+/// Bits of a granule's number, and of a unit's, in the largest reserve.
+const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
+const UNIT_BITS: u32 = (MAX_RESERVE as usize / UNIT).ilog2();
+const SMALL: usize = 1 << 63;
+const _: () = assert!(GRANULE_BITS + 16 < 63);
+const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (63 - UNIT_BITS));
+
+impl Entry {
+    #[inline(always)]
+    pub(super) fn small(offset: usize, kind: KindId) -> Entry {
+        Entry(SMALL | (kind.index() << GRANULE_BITS) | (offset / GRANULE))
+    }
+
+    #[inline(always)]
+    pub(super) fn large(offset: usize) -> Entry {
+        Entry(offset / UNIT)
+    }
+
+    /// A small cell is followed as a whole.
+    pub(super) fn has_parts(self) -> bool {
+        self.0 & SMALL == 0
+    }
+
+    pub(super) fn next_part(self) -> Entry {
+        Entry(self.0 + (1 << UNIT_BITS))
+    }
+
+    /// Of a small cell: its kind.
+    #[inline(always)]
+    pub(super) fn kind(self) -> Option<KindId> {
+        (self.0 & SMALL != 0).then_some(KindId((self.0 >> GRANULE_BITS) as u16))
+    }
+
+    /// Where the cell begins.
+    #[inline(always)]
+    pub(super) fn offset(self) -> usize {
+        if self.0 & SMALL != 0 {
+            (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
+        } else {
+            (self.0 & ((1 << UNIT_BITS) - 1)) * UNIT
+        }
+    }
+
+    /// Where the part begins, counted from the cell's beginning.
+    #[inline(always)]
+    pub(super) fn start(self) -> usize {
+        if self.0 & SMALL != 0 {
+            0
+        } else {
+            (self.0 >> UNIT_BITS) * (PART * WORD)
+        }
+    }
+}
