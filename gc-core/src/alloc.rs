@@ -244,14 +244,15 @@ impl Space {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
+        // After the clearing: a marker whose queue overflowed follows all marked cells of a unit. Before the allocated bits: a stale
+        // word that names one of the cells finds it black as soon as it finds it at all, and nobody follows it while it is written.
+        if self.is_marking() && !planted("white-runs") {
+            self.marked_bits().span(span, class).set_cells(from, to);
+        }
         if !planted("no-run-bits") {
             self.allocated_bits()
                 .span(span, class)
                 .set_cells_alone(from, to);
-        }
-        // After the clearing: a marker whose queue overflowed follows all marked cells of a unit.
-        if self.is_marking() && !planted("white-runs") {
-            self.marked_bits().span(span, class).set_cells(from, to);
         }
         *run = Run {
             cursor: start,

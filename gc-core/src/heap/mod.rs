@@ -265,6 +265,8 @@ pub struct Space {
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<Mutex<Spans>>,
+    /// Held by the collector while a stretch that goes back to the system is in no list. No mutator waits for it.
+    releasing: Mutex<()>,
     large: LargeObjects,
     /// Weak cells and ephemerons that markers meet.
     pub(crate) weak: WeakWork,
@@ -327,6 +329,7 @@ impl Space {
                 bytes as usize / UNIT,
                 limit,
             ))),
+            releasing: Mutex::new(()),
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),
@@ -559,13 +562,21 @@ impl Space {
 
     /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child drop them after.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        // No other code takes two of these in another order: site making first, the allocator of units last.
+        // No other code takes two of these in another order: what goes back to the system first, the allocator of units last.
+        let releasing = self.releasing.lock();
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
         let sites: Vec<_> = (0..self.sites.count())
             .map(|site| self.sites.at(site).lists.lock())
             .collect();
-        (making, kinds, sites, self.lock_large(), self.spans.lock())
+        (
+            releasing,
+            making,
+            kinds,
+            sites,
+            self.lock_large(),
+            self.spans.lock(),
+        )
     }
 
     /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over the spans that gone threads

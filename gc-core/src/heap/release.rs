@@ -74,6 +74,8 @@ impl Space {
         if self.clear_chunk.load(Ordering::Relaxed) < self.clear_end.load(Ordering::Relaxed) {
             return 0;
         }
+        // A child of a fork must find the stretch in the lists.
+        let _releasing = self.releasing.lock();
         let (first, units, most) = {
             let mut spans = self.spans.lock();
             let surplus = spans.free_dirty().saturating_sub(keep as usize / UNIT) / CHUNK_UNITS;
