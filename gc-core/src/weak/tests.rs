@@ -16,6 +16,7 @@ const CLEARED: usize = 1;
 struct Kinds {
     leaf: KindId,
     array: KindId,
+    words: KindId,
     weak: KindId,
     ephemeron: KindId,
 }
@@ -29,6 +30,12 @@ fn toy(reserve: u64) -> (Toy, Kinds) {
     let kinds = Kinds {
         leaf: add(Kind::leaf("leaf")),
         array: add(Kind::array("array", 0, Encoding::RAW)),
+        // Followed in other ways than arrays are.
+        words: add(Kind::words_at(
+            "words",
+            &core::array::from_fn::<u32, 40, _>(|word| word as u32),
+            Encoding::RAW,
+        )),
         weak: add(Kind::weak("weak", 0, Encoding::RAW, CLEARED)),
         // An odd first word, so that pairs lie across the borders of a large table's parts.
         ephemeron: add(Kind::ephemeron("ephemeron", 1, Encoding::RAW, CLEARED)),
@@ -211,7 +218,11 @@ proptest! {
         // The first half are tables of pairs, whose cells are keys and values, too.
         let tables = cells / 2;
         let of: Vec<usize> = (0..cells)
-            .map(|n| if n < tables { toy.alloc(kinds.ephemeron, 81 * 8) } else { toy.alloc(kinds.array, 40 * 8) })
+            .map(|n| match n {
+                n if n < tables => toy.alloc(kinds.ephemeron, 81 * 8),
+                n if n % 3 == 0 => toy.alloc(kinds.array, 40 * 8),
+                _ => toy.alloc(kinds.words, 40 * 8),
+            })
             .collect();
         let mut slots = std::collections::BTreeMap::new();
         for ([table, key, value], slot) in &pairs {
