@@ -127,8 +127,10 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
         stalls,
         floor,
         wait,
+        asked,
     } = measured?;
-    let (cycles, _) = pauses.finish_cycles();
+    let (mut cycles, _) = pauses.finish_cycles();
+    cycles.retain(|cycle| !asked.contains(&cycle.number));
     for cycle in &cycles {
         gauge.stopped(cycle.scanned, cycle.pause);
     }
@@ -300,6 +302,8 @@ struct Driven {
     stalls: Samples,
     floor: Samples,
     wait: Wait,
+    /// Collections that were asked for before floor rounds, while nothing was allocated: they are not measured.
+    asked: Vec<u64>,
 }
 
 impl Driver<'_> {
@@ -313,19 +317,21 @@ impl Driver<'_> {
             stalls: Samples::new(),
             floor: Samples::new(),
             wait: Wait::Spin,
+            asked: Vec::new(),
         };
         let mut progress = Progress::new("collections");
         let first = self.heap.stats().collections;
         for block in 0..BLOCKS {
-            let wanted = u64::from(cycles.div_ceil(BLOCKS) * (block + 1));
+            let measured = u64::from(cycles.div_ceil(BLOCKS) * (block + 1));
+            let wanted = first + driven.asked.len() as u64 + measured;
             let mut seen = self.heap.stats().collections;
-            while seen - first < wanted && !self.is_over() {
+            while seen < wanted && !self.is_over() {
                 std::thread::sleep(LOOK);
                 let now = self.heap.stats().collections;
                 if now != seen {
                     seen = now;
                     self.take_stalls(&mut driven.stalls)?;
-                    progress.show(seen - first, u64::from(cycles));
+                    progress.show(seen - first - u64::from(block), u64::from(cycles));
                 }
             }
             self.signs.quiet.store(true, Ordering::Release);
@@ -355,7 +361,7 @@ impl Driver<'_> {
                 .map_err(|e| MarkError::Heap(e.to_string()))
         };
         // When this one is over none is under way: nobody allocates.
-        self.heap.collect();
+        driven.asked.push(self.heap.collect());
         if driven.floor.stop.is_empty() {
             let tail = |wait| Ok(rounds(CALIBRATION, wait)?.stop.value_at_quantile(0.9));
             driven.wait = if tail(Wait::Spin)? <= tail(Wait::Sleep)? {

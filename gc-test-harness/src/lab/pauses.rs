@@ -17,6 +17,8 @@ const MOST: usize = 1 << 16;
 /// One collection, as it is told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cycle {
+    /// Its number in its heap.
+    pub number: u64,
     /// When roots were scanned, by the clock that [`Pauses::since`] was given.
     pub scanned: Duration,
     /// Until all stood.
@@ -30,6 +32,7 @@ pub struct Cycle {
 /// One collection, as it is written down: nanoseconds.
 #[derive(Default)]
 struct Times {
+    number: AtomicU64,
     scanned: AtomicU64,
     stop: AtomicU64,
     pause: AtomicU64,
@@ -62,6 +65,7 @@ impl Book {
         self.entered.store(last.number, Ordering::Relaxed);
         let count = self.count.fetch_add(1, Ordering::Relaxed);
         if let Some(times) = self.times.get(count as usize) {
+            times.number.store(last.number, Ordering::Relaxed);
             times.scanned.store(scanned, Ordering::Relaxed);
             for (into, time) in [
                 (&times.stop, last.time_to_stop),
@@ -124,6 +128,7 @@ impl Pauses {
         let time = |nanos: &AtomicU64| Duration::from_nanos(nanos.load(Ordering::Relaxed));
         let written = self.book.times.iter().take(count as usize);
         let cycles = written.map(|times| Cycle {
+            number: times.number.load(Ordering::Relaxed),
             scanned: time(&times.scanned),
             stop: time(&times.stop),
             pause: time(&times.pause),
