@@ -148,7 +148,10 @@ pub(crate) fn setup() {
 
 /// The module at an address.
 struct Module {
+    /// All of it; or, where its segments do not touch each other, the one that the address lies in.
     map: Range<usize>,
+    /// Where its ELF header is mapped.
+    head: usize,
     eh_frame_hdr: usize,
 }
 
@@ -173,8 +176,23 @@ fn module(pc: usize) -> Option<Module> {
         return None;
     }
     let map = found.map_start..found.map_end;
-    (map.contains(&pc) && map.contains(&found.eh_frame_hdr)).then_some(Module {
+    if !map.contains(&pc) {
+        return None;
+    }
+    let head = if map.contains(&found.eh_frame_hdr) {
+        map.start
+    } else if found.link_map.is_null() {
+        return None;
+    } else {
+        // Linkers leave a hole between segments where pages of the file and of memory would part (lld does, by luck of a build's sizes), and
+        // the loader then knows the segments one by one. What can be loaded anywhere begins at its bias.
+        // SAFETY: a `struct link_map` of `<link.h>`, whose first word (`l_addr`) is the bias. It stays as long as the module does.
+        unsafe { found.link_map.cast::<usize>().read() }
+    };
+    // An executable at a fixed address has no bias, and no header there.
+    (head != 0 && head % 4096 == 0 && found.eh_frame_hdr > head).then_some(Module {
         map,
+        head,
         eh_frame_hdr: found.eh_frame_hdr,
     })
 }
@@ -183,15 +201,15 @@ impl Module {
     /// From `address` to the end of the loaded segment that it lies in: all of it is readable, which the whole map need not be.
     fn segment(&self, address: usize) -> Option<&'static [u8]> {
         const PT_LOAD: u32 = 1;
-        let head = self.map.start as *const libc::Elf64_Ehdr;
-        // SAFETY: a module's map starts with its first loaded segment, which holds at least a page; that it holds the ELF header is checked next.
+        let head = self.head as *const libc::Elf64_Ehdr;
+        // SAFETY: there the module's first loaded segment is mapped, which holds at least a page; that it holds the ELF header is checked next.
         let head = unsafe { head.read_unaligned() };
         if head.e_ident[..4] != *b"\x7fELF"
             || usize::from(head.e_phentsize) != size_of::<libc::Elf64_Phdr>()
         {
             return None;
         }
-        let table = self.map.start.checked_add(head.e_phoff as usize)?;
+        let table = self.head.checked_add(head.e_phoff as usize)?;
         // The linker puts the table behind the header, on the same page.
         if head.e_phoff as usize + usize::from(head.e_phnum) * size_of::<libc::Elf64_Phdr>() > 4096
         {
@@ -205,7 +223,7 @@ impl Module {
         });
         // The first segment tells by how much the module was moved.
         let mut next = loaded.next();
-        let bias = self.map.start.wrapping_sub(next?.p_vaddr as usize & !4095);
+        let bias = self.head.wrapping_sub(next?.p_vaddr as usize & !4095);
         while let Some(segment) = next {
             let start = bias.wrapping_add(segment.p_vaddr as usize);
             let end = start.checked_add(segment.p_filesz as usize)?;
