@@ -5,6 +5,7 @@ mod common;
 use common::{Kinds, check_list, garbage, hazard, heap, list};
 use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 /// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in time.
 fn in_child(body: impl FnOnce()) {
@@ -164,8 +165,10 @@ fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
                     });
                 }
                 let forks = std::panic::AssertUnwindSafe(|| {
-                    for _ in 0..20 {
-                        std::thread::sleep(std::time::Duration::from_millis(1));
+                    // Fewer on a machine that has much else to do: each child has a heap's worth of pages to copy.
+                    let end = Instant::now() + Duration::from_secs(4);
+                    for _ in (0..20).take_while(|n| *n < 6 || Instant::now() < end) {
+                        std::thread::sleep(Duration::from_millis(1));
                         in_child(|| {
                             let m = heap.attach().unwrap();
                             (0..2).for_each(|_| assert!(m.collect() > 0));

@@ -45,6 +45,19 @@ fn h22_stale_words_in_a_root_range_mark_nothing() {
     );
 }
 
+/// So many collections, or fewer where the collector has to share one processor with all the test's threads and others besides. The pause
+/// between two lets the threads run: one that is still parked would be found where it was.
+fn collect(heap: &Heap, most: u64, pause: Duration) {
+    let end = Instant::now() + Duration::from_secs(4);
+    for n in 0..most {
+        if n > most / 20 && Instant::now() > end {
+            return;
+        }
+        heap.collect();
+        std::thread::sleep(pause);
+    }
+}
+
 /// Threads that build and check lists while another collects.
 fn lists_under_collection(heap: &Heap, k: common::Kinds, collections: u64) {
     let done = AtomicBool::new(false);
@@ -68,16 +81,7 @@ fn lists_under_collection(heap: &Heap, k: common::Kinds, collections: u64) {
                 }
             });
         }
-        // Fewer where the collector shares a processor with all three and others besides.
-        let end = Instant::now() + Duration::from_secs(4);
-        for n in 0..collections {
-            if n > collections / 10 && Instant::now() > end {
-                break;
-            }
-            heap.collect();
-            // Lets the threads run: one that is still parked would be found where it was.
-            std::thread::sleep(Duration::from_micros(300));
-        }
+        collect(heap, collections, Duration::from_micros(300));
         done.store(true, Relaxed);
     });
 }
@@ -262,9 +266,7 @@ fn h35_root_tables_may_change_at_any_time() {
                         check_list(kept, 30);
                     });
                 }
-                for _ in 0..2000 {
-                    heap.collect();
-                }
+                collect(&heap, 2000, Duration::ZERO);
                 done.store(true, Relaxed);
             });
         },
@@ -336,11 +338,7 @@ fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
                         }
                     });
                 }
-                for _ in 0..400 {
-                    heap.collect();
-                    // Lets the threads run: one that is still parked would be found where it was.
-                    std::thread::sleep(Duration::from_micros(300));
-                }
+                collect(&heap, 400, Duration::from_micros(300));
                 done.store(true, Relaxed);
             });
         },
