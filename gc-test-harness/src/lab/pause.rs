@@ -335,6 +335,11 @@ impl Crew<'_> {
     /// does well at times, when it happens to share its processor with none of the threads, and waits for time slices
     /// of milliseconds at others.
     fn better_wait(&self, rounds: u32) -> Result<Wait, FloorError> {
+        // With far more threads than processors it is known: to spin takes one of the processors from threads that must run, for minutes in all at a thousand.
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        if self.places.len() > 8 * processors {
+            return Ok(Wait::Sleep);
+        }
         let (mut spin, mut sleep) = (Vec::new(), Vec::new());
         for _ in 0..CALIBRATION_BLOCKS {
             for (times, wait) in [(&mut spin, Wait::Spin), (&mut sleep, Wait::Sleep)] {
