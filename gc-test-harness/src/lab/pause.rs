@@ -38,9 +38,11 @@ const CALIBRATION_BLOCKS: usize = 7;
 /// Rounds of such a block.
 const CALIBRATION: u32 = 30;
 
-/// Rounds a block that take some seconds in all: one takes the longer the more threads there are beyond the processors, since each must have its turn before it can answer.
+/// Rounds a block that end in a minute or so. With many threads beyond the processors a round takes the square of their number: each must have its turn before it can answer, and so
+/// must the stopper between two of its signals.
 pub fn rounds_for(threads: usize) -> u32 {
-    (500 * 16 / threads.max(16) as u32).max(5)
+    let beyond = (threads.max(16) / 16) as u32;
+    (500 / (beyond * beyond)).max(1)
 }
 
 /// What to measure.
@@ -250,6 +252,10 @@ impl Crew<'_> {
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
         self.working.fetch_add(1, Ordering::Release);
+        // Nobody loops before all are here: a thousand threads would come in one time slice of all the others after another.
+        while self.working.load(Ordering::Acquire) < self.places.len() && !self.is_over() {
+            mutator.blocking(|| std::thread::sleep(PATIENCE));
+        }
         while !self.over.load(Ordering::Acquire) {
             // SAFETY: the place outlives the threads, and all others only read it.
             let got = unsafe { count(SEED, self.turns, place.as_ptr()) };
