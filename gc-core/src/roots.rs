@@ -241,17 +241,37 @@ mod encodings {
 }
 pub(crate) use encodings::number as encoding_number;
 
+/// Asks for the mark bits of what a word of the barrier's log names: it will be looked at soon.
+pub(crate) fn prefetch_logged(space: &Space, word: usize) {
+    for offset in encodings::all()
+        .filter_map(|encoding| encoding.decode(word))
+        .filter_map(|address| space.offset(address))
+    {
+        space.marked_bits().prefetch(offset);
+    }
+}
+
+/// Whether an address names a marked cell by its first granule, as most that are logged do: one look at the heap's tables where
+/// [`Space::resolve`] takes three. Not where the address of a cell names the one before, too.
+fn names_marked(space: &Space, address: usize) -> bool {
+    !space.past_the_end() && space.is_marked(address)
+}
+
 /// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word of a conservative cell.
 pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
-    for encoding in encodings::all() {
-        if let Some(cell) = encoding
-            .decode(word)
-            .and_then(|address| space.resolve(address))
+    for address in encodings::all().filter_map(|encoding| encoding.decode(word)) {
+        if !names_marked(space, address)
+            && let Some(cell) = space.resolve(address)
         {
             marker.cell(cell);
         }
     }
-    if !planted("log-exact-only") {
+    let any = space
+        .encodings()
+        .iter()
+        .filter_map(|encoding| encoding.decode(word))
+        .any(|address| !names_marked(space, address));
+    if any && !planted("log-exact-only") {
         marker.conservative(word);
     }
 }
@@ -261,12 +281,14 @@ pub(crate) fn names_unmarked(space: &Space, word: usize) -> bool {
     let unmarked = |cell: Cell| !space.is_marked(cell.base);
     let exact = encodings::all()
         .filter_map(|encoding| encoding.decode(word))
+        .filter(|address| !names_marked(space, *address))
         .any(|address| space.resolve(address).is_some_and(unmarked));
     let conservative = || {
         space
             .encodings()
             .iter()
             .filter_map(|encoding| encoding.decode(word))
+            .filter(|address| !names_marked(space, *address))
             .any(|address| {
                 space.resolve(address).is_some_and(unmarked)
                     || space.resolve_past_the_end(address).is_some_and(unmarked)

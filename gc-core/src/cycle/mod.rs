@@ -571,6 +571,10 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 continue;
             }
             left -= words.len();
+            // Words lead anywhere: their lines come all at a time, not one by one.
+            for word in context.logged() {
+                roots::prefetch_logged(&self.shared.space, word);
+            }
             for word in words {
                 roots::logged(&self.shared.space, &mut self.marker, word);
             }
