@@ -41,10 +41,13 @@ impl Entry {
         Entry(self.0 + (1 << UNIT_BITS))
     }
 
-    /// Of a small cell: its kind.
+    /// Of a small cell: its kind, and where it begins.
     #[inline(always)]
-    pub(super) fn kind(self) -> Option<KindId> {
-        (self.0 & SMALL != 0).then_some(KindId((self.0 >> GRANULE_BITS) as u16))
+    pub(super) fn small_cell(self) -> Option<(KindId, usize)> {
+        (self.0 & SMALL != 0).then_some((
+            KindId((self.0 >> GRANULE_BITS) as u16),
+            (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE,
+        ))
     }
 
     /// Where the cell begins.

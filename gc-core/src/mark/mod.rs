@@ -50,7 +50,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit, WORDS_PER_UNIT};
+use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
 
@@ -62,10 +62,10 @@ use ring::Ring;
 pub(crate) use ring::prefetch;
 
 /// Edges on the way to their mark words: enough for the second-level cache's misses to overlap.
-const EDGES: usize = 16;
+const EDGES: usize = 32;
 
 /// Cells on the way to their first lines.
-const CELLS: usize = 16;
+const CELLS: usize = 32;
 
 /// What has been marked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -230,6 +230,9 @@ struct Core<'a> {
     /// Bits of one word of the bitmap that are to be set, and which word it is.
     grey: u64,
     grey_word: usize,
+    /// What its cells are.
+    grey_class: usize,
+    grey_kind: KindId,
     marked: Marked,
     /// No other thread sets mark bits meanwhile, so an atomic `or` would be wasted.
     alone: bool,
@@ -241,7 +244,12 @@ impl<'a> Core<'a> {
     /// Step 1: an edge to a cell's first byte. Words that lead out of the heap are no edges.
     #[inline(always)]
     fn found(&mut self, address: usize) {
-        let offset = address.wrapping_sub(self.base);
+        self.found_at(address.wrapping_sub(self.base));
+    }
+
+    /// The same, for a distance from the heap's first byte.
+    #[inline(always)]
+    fn found_at(&mut self, offset: usize) {
         if offset >= self.len {
             return;
         }
@@ -259,16 +267,19 @@ impl<'a> Core<'a> {
         if self.marks.word(index).load(Ordering::Relaxed) & bit != 0 {
             return;
         }
-        if index != self.grey_word {
+        if index == self.grey_word && self.grey != 0 {
+            if self.grey & bit != 0 {
+                return;
+            }
+        } else {
             self.flush();
-            self.grey_word = index;
-        } else if self.grey & bit != 0 {
-            return;
+            let Unit::Small { class, kind, .. } = self.space.units().get(offset / UNIT) else {
+                self.mark_other(offset);
+                return;
+            };
+            (self.grey_word, self.grey_class, self.grey_kind) = (index, class, kind);
         }
-        let Unit::Small { kind, .. } = self.space.units().get(offset / UNIT) else {
-            self.mark_other(offset);
-            return;
-        };
+        let kind = self.grey_kind;
         debug_assert!(
             self.space.is_first_byte(offset),
             "a precise edge leads to {:#x}, inside a cell",
@@ -294,15 +305,16 @@ impl<'a> Core<'a> {
         } else {
             self.marks.set_word(self.grey_word, grey)
         };
-        if let Unit::Small { class, kind, .. } =
-            self.space.units().get(self.grey_word / WORDS_PER_UNIT)
-        {
-            let cells = u64::from(newly.count_ones());
-            self.marked.cells += cells;
-            self.marked.bytes += cells * u64::from(CLASS_TABLE[class].size);
-            if self.space.kinds.get(kind).tag == Tag::Weak || self.space.weak.checking() {
-                self.met(kind, newly);
-            }
+        let (kind, size) = (self.grey_kind, u64::from(CLASS_TABLE[self.grey_class].size));
+        let cells = if newly.is_power_of_two() {
+            1
+        } else {
+            u64::from(newly.count_ones())
+        };
+        self.marked.cells += cells;
+        self.marked.bytes += cells * size;
+        if self.space.kinds.get(kind).tag == Tag::Weak || self.space.weak.checking() {
+            self.met(kind, newly);
         }
     }
 
@@ -379,7 +391,10 @@ impl<'a> Core<'a> {
         while budget.is_left() {
             let ready = match self.hand.pop() {
                 Some(entry) => {
-                    prefetch(self.base + Entry(entry).offset() + Entry(entry).start());
+                    prefetch(match Entry(entry).small_cell() {
+                        Some((_, offset)) => self.base + offset,
+                        None => self.base + Entry(entry).offset() + Entry(entry).start(),
+                    });
                     self.cells.exchange(entry)
                 }
                 // Nothing to overlap with: what is on the way is taken as it is, cells first, for they bring new edges.
@@ -409,26 +424,26 @@ impl<'a> Core<'a> {
     /// Step 4; the bytes that it read, or may have read.
     #[inline(always)]
     fn follow(&mut self, entry: Entry) -> usize {
-        let offset = entry.offset();
-        if self.space.weak.checking() {
-            self.wake(entry);
-        }
-        if let Some(kind) = entry.kind() {
+        // While ephemerons wait for keys, each cell must pass the queue.
+        if let Some((kind, offset)) = entry.small_cell()
+            && !self.space.weak.checking()
+        {
             let descriptor = self.space.kinds.get(kind);
-            // While ephemerons wait for keys, each cell must pass the queue.
-            if descriptor.tag == Tag::Words
-                && descriptor.slot_words <= 1
-                && !self.space.weak.checking()
-            {
+            if descriptor.tag == Tag::Words && descriptor.slot_words <= 1 {
                 // SAFETY: only offsets that `mark` found a cell of this kind at get here, and marked cells stay.
                 return unsafe { self.follow_near(descriptor, offset) } * BYTES_A_CELL;
             }
         }
-        self.follow_other(offset, entry)
+        self.follow_other(entry)
     }
 
-    /// Step 4 for a cell whose size matters.
-    fn follow_other(&mut self, offset: usize, entry: Entry) -> usize {
+    /// Step 4 for a cell whose size matters, or that somebody may wait for.
+    #[inline(never)]
+    fn follow_other(&mut self, entry: Entry) -> usize {
+        let offset = entry.offset();
+        if self.space.weak.checking() {
+            self.wake(entry);
+        }
         let Some((kind, size)) = self.space.kind_and_size(offset) else {
             return 0;
         };
@@ -554,6 +569,8 @@ impl<'a> Marker<'a> {
                 cells: Ring::new(),
                 grey: 0,
                 grey_word: 0,
+                grey_class: 0,
+                grey_kind: KindId(0),
                 marked: Marked::default(),
                 alone: false,
                 record: None,

@@ -12,7 +12,8 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
 use super::{Core, GRANULE, UNIT, WORD, load, prefetch};
-use crate::heap::WORDS_PER_UNIT;
+use crate::encoding::Encoding;
+use crate::heap::{Bitmap, Unit, WORDS_PER_UNIT};
 use crate::kind::Descriptor;
 
 const GRANULES: usize = UNIT / GRANULE;
@@ -43,6 +44,39 @@ impl Core<'_> {
     /// A marked cell of this descriptor's kind begins there.
     #[inline(always)]
     pub(super) unsafe fn follow_near(&mut self, descriptor: &Descriptor, offset: usize) -> usize {
+        let encoding = descriptor.encoding;
+        let cell = self.base + offset;
+        let mut slots = descriptor.first_slots;
+        while slots != 0 {
+            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            let word = unsafe { load(cell + slots.trailing_zeros() as usize * WORD) };
+            if word & encoding.mask == encoding.value {
+                let target = (word & encoding.keep).wrapping_sub(self.base);
+                if target / UNIT == offset / UNIT && self.is_white(target) {
+                    // SAFETY: forwarded; the slots are those of the descriptor that are left.
+                    return unsafe { self.visit(descriptor, offset, slots) };
+                }
+                self.found_at(target);
+            }
+            slots &= slots - 1;
+        }
+        1
+    }
+
+    /// Not marked, as far as this marker knows from the bitmap.
+    #[inline(always)]
+    fn is_white(&self, offset: usize) -> bool {
+        let (index, bit) = Bitmap::place(offset);
+        // Ordering: Relaxed, as in `mark_soon`.
+        self.marks.word(index).load(Ordering::Relaxed) & bit == 0
+    }
+
+    /// As [`Core::follow_near`], from these slots of the cell on: one of them leads to a cell of its unit.
+    ///
+    /// # Safety
+    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones.
+    #[inline(never)]
+    unsafe fn visit(&mut self, descriptor: &Descriptor, offset: usize, mut slots: u64) -> usize {
         let unit = offset / UNIT;
         let mut visit = Visit {
             new: [0; WORDS_PER_UNIT],
@@ -53,35 +87,33 @@ impl Core<'_> {
         let mut cells = 0;
         loop {
             // SAFETY: the caller's cell, or one that an edge of the unit leads to; all cells of a unit are of one kind.
-            unsafe { self.follow_one(descriptor, unit, granule, &mut visit) };
+            unsafe { self.follow_one(descriptor.encoding, slots, unit, granule, &mut visit) };
             cells += 1;
             if visit.top == 0 {
                 break;
             }
+            slots = descriptor.first_slots;
             visit.top -= 1;
             // SAFETY: places below `top` were written.
             granule = unsafe { visit.stack[visit.top].assume_init() } as usize;
             prefetch((self.base + unit * UNIT + granule * GRANULE).wrapping_sub(AHEAD));
         }
-        if cells > 1 {
-            self.leave(unit, &visit);
-        }
+        self.leave(unit, &visit);
         cells
     }
 
     /// # Safety
-    /// A cell of this descriptor's kind begins at this granule of the unit.
+    /// At this granule of the unit begins a cell that has these slots.
     #[inline(always)]
     unsafe fn follow_one(
         &mut self,
-        descriptor: &Descriptor,
+        encoding: Encoding,
+        mut slots: u64,
         unit: usize,
         granule: usize,
         visit: &mut Visit,
     ) {
-        let encoding = descriptor.encoding;
         let cell = self.base + unit * UNIT + granule * GRANULE;
-        let mut slots = descriptor.first_slots;
         while slots != 0 {
             let place = cell + slots.trailing_zeros() as usize * WORD;
             slots &= slots - 1;
@@ -90,10 +122,9 @@ impl Core<'_> {
             if word & encoding.mask != encoding.value {
                 continue;
             }
-            let address = word & encoding.keep;
-            let offset = address.wrapping_sub(self.base);
+            let offset = (word & encoding.keep).wrapping_sub(self.base);
             if offset / UNIT != unit {
-                self.found(address);
+                self.found_at(offset);
                 continue;
             }
             let granule = offset % UNIT / GRANULE;
@@ -104,7 +135,8 @@ impl Core<'_> {
             if (marked | visit.new[index]) & bit == 0 {
                 debug_assert!(
                     self.space.is_first_byte(offset),
-                    "a precise edge leads to {address:#x}, inside a cell"
+                    "a precise edge leads to {:#x}, inside a cell",
+                    self.base + offset
                 );
                 visit.new[index] |= bit;
                 // SAFETY: `top` counts the bits that were set before this one, less those whose cells were followed.
@@ -117,11 +149,16 @@ impl Core<'_> {
     /// Leaves the new bits to [`Core::flush`], a word at a time.
     #[inline]
     fn leave(&mut self, unit: usize, visit: &Visit) {
+        let Unit::Small { class, kind, .. } = self.space.units().get(unit) else {
+            // Cells were followed there, and marked cells stay.
+            return;
+        };
         for (index, &new) in visit.new.iter().enumerate() {
             if new != 0 {
                 self.flush();
-                self.grey_word = unit * WORDS_PER_UNIT + index;
                 self.grey = new;
+                self.grey_word = unit * WORDS_PER_UNIT + index;
+                (self.grey_class, self.grey_kind) = (class, kind);
             }
         }
     }

@@ -479,18 +479,18 @@ fn an_entry_says_what_was_put_into_it() {
         for kind in [0, 1, u16::MAX] {
             let entry = Entry::small(offset + 48, KindId(kind));
             assert_eq!(
-                (entry.kind(), entry.offset(), entry.start()),
-                (Some(KindId(kind)), offset + 48, 0)
+                (entry.small_cell(), entry.offset(), entry.start()),
+                (Some((KindId(kind), offset + 48)), offset + 48, 0)
             );
         }
         let entry = Entry::large(offset);
         assert_eq!(
-            (entry.kind(), entry.offset(), entry.start()),
+            (entry.small_cell(), entry.offset(), entry.start()),
             (None, offset, 0)
         );
         let next = entry.next_part().next_part();
         assert_eq!(
-            (next.kind(), next.offset(), next.start()),
+            (next.small_cell(), next.offset(), next.start()),
             (None, offset, 2 * PART * WORD)
         );
     }
@@ -498,5 +498,5 @@ fn an_entry_says_what_was_put_into_it() {
     let parts = MAX_RESERVE as usize / (PART * WORD);
     let last = (1..parts).fold(Entry::large(last), |entry, _| entry.next_part());
     assert_eq!(last.start(), (parts - 1) * PART * WORD);
-    assert_eq!(last.kind(), None);
+    assert_eq!(last.small_cell(), None);
 }
