@@ -310,6 +310,9 @@ impl Mutator {
         } else if pace.must_wait(used) {
             self.wait_a_moment(bytes as u64);
         }
+        if shared.space.must_tell() {
+            self.thread().no_preempt(|| shared.requests.nudge());
+        }
     }
 
     /// Marks, if marking is behind what has been allocated meanwhile.

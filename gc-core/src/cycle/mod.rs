@@ -86,8 +86,12 @@ const SMALL: u64 = 64 << 10;
 /// Cells that are traced between two looks at the clock while mutators run: 15 us or so.
 const PIECE_CELLS: usize = 1024;
 
-/// How long `Mark` waits for what mutators have in hand.
-const HANDS: Duration = Duration::from_micros(200);
+/// How long `Mark` waits for what mutators have in hand. A stop waits for them, too, but holds the others up meanwhile; so this is as long as
+/// it takes until the system has let everybody run.
+const HANDS: Duration = Duration::from_millis(10);
+
+/// Of that, how long it looks without sleeping.
+const HANDS_SOON: Duration = Duration::from_micros(50);
 
 /// How long it is believed how many mutators run.
 const SHARE_FOR: Duration = Duration::from_millis(1);
@@ -123,8 +127,24 @@ pub(crate) fn run(shared: &Shared) {
                 unsafe { shared.queue.trim(KEEP_QUEUE) };
             }
         }
+        back_ahead(shared);
         surplus.give_back(shared);
     }
+}
+
+/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of stops.
+fn back_ahead(shared: &Shared) {
+    while shared.space.wants_backing() && !shared.requests.is_wanted() && back_piece(shared) {}
+}
+
+/// A piece of that: 0.1 ms, as a rule.
+fn back_piece(shared: &Shared) -> bool {
+    // A heap ends its cycles about at the goal.
+    let goal = shared.pace.goal();
+    let room = goal
+        .saturating_add(goal / 4)
+        .min(shared.pace.memory_limit());
+    shared.space.back_piece(room)
 }
 
 /// Free memory on its way back to the system, while no collection is wanted.
@@ -169,6 +189,7 @@ impl Surplus {
                 self.patience = (keep > 0 && need < keep + used).then_some(Trickle::PATIENCE * 8);
                 return;
             }
+            space.give_up_ahead();
             self.trickle.spend(bytes);
             most -= bytes;
         }
@@ -450,14 +471,15 @@ impl<'h, 'c> Cycle<'h, 'c> {
     }
 
     /// Waits for mutators that help: what they have in hand they put into the queue in a few microseconds, and a stop would have to wait
-    /// for them as well. But not for one that the system does not let run.
+    /// for them as well. A mutator that is not let run meanwhile wants a processor, perhaps this one.
     fn work_comes_back(&self) -> bool {
-        let until = Instant::now() + HANDS;
-        while self.shared.pace.hands() != 0
-            && self.shared.queue.is_empty()
-            && Instant::now() < until
-        {
-            std::thread::yield_now();
+        let begun = Instant::now();
+        while self.shared.pace.hands() != 0 && self.shared.queue.is_empty() {
+            match begun.elapsed() {
+                soon if soon < HANDS_SOON => std::thread::yield_now(),
+                late if late < HANDS => std::thread::sleep(HANDS_SOON),
+                _ => break,
+            }
         }
         !self.shared.queue.is_empty()
     }
@@ -516,7 +538,13 @@ impl<'h, 'c> Cycle<'h, 'c> {
 
     fn finish(&mut self) -> Phase {
         let bound = FINISH * (1 << self.retries.min(10));
+        let mutators_ran = self.stopped.is_none();
         let end = self.stop().stopped_at() + bound;
+        // A mutator that was helping had the last of the work in hand, perhaps half of the heap, and has put it down to be stopped.
+        if mutators_ran && !self.shared.queue.is_empty() {
+            self.resume();
+            return Phase::Mark;
+        }
         if self.shared.concurrent && self.shared.ready() > READY_PIECE as u64 && !self.ready_marked
         {
             return self.mark_on();

@@ -31,6 +31,8 @@ pub(crate) struct Wanted {
     ended: u64,
     /// The collector's thread existed in the parent of this process.
     forked: bool,
+    /// There is something else to do than a collection.
+    nudged: bool,
     shutdown: bool,
 }
 
@@ -38,7 +40,7 @@ pub(crate) struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Collection,
-    /// Its patience is at an end: nobody wants anything.
+    /// Its patience is at an end, or it was nudged: nobody wants a collection.
     Nothing,
     /// The heap is gone.
     End,
@@ -69,6 +71,12 @@ impl Requests {
         state.wanted = state.wanted.max(number);
         self.wake.notify_one();
         number
+    }
+
+    /// Has the collector's thread look after what is to be done between collections. Inside `no_preempt`.
+    pub(crate) fn nudge(&self) {
+        self.lock().nudged = true;
+        self.wake.notify_one();
     }
 
     /// Waits until collection `number` has ended: until what it found dead is free.
@@ -130,6 +138,9 @@ impl Requests {
             }
             if state.wanted > state.begun {
                 return Next::Collection;
+            }
+            if std::mem::take(&mut state.nudged) {
+                return Next::Nothing;
             }
             let Some(patience) = patience else {
                 state = self

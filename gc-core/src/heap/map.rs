@@ -65,6 +65,14 @@ impl Map {
         }
     }
 
+    /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes nothing in them. False: the kernel has no
+    /// memory, or is older than 5.14.
+    pub(crate) fn back(&self, offset: usize, bytes: usize) -> bool {
+        self.map
+            .advise_range(Advice::PopulateWrite, offset, bytes)
+            .is_ok()
+    }
+
     /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the kernel refused,
     /// and the contents stand.
     ///

@@ -14,6 +14,7 @@
 //!
 //! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all else is free, at once.
 
+mod ahead;
 mod bitmap;
 mod classes;
 mod large;
@@ -34,6 +35,7 @@ use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
 use crate::weak::WeakWork;
+use ahead::Ahead;
 pub(crate) use bitmap::{Bitmap, WORDS_PER_UNIT};
 use gc_preempt::Mutex;
 use large::LargeObjects;
@@ -267,6 +269,7 @@ pub struct Space {
     pub(crate) spans: CachePadded<Mutex<Spans>>,
     /// Held by the collector while a stretch that goes back to the system is in no list. No mutator waits for it.
     releasing: Mutex<()>,
+    ahead: Ahead,
     large: LargeObjects,
     /// Weak cells and ephemerons that markers meet.
     pub(crate) weak: WeakWork,
@@ -330,6 +333,7 @@ impl Space {
                 limit,
             ))),
             releasing: Mutex::new(()),
+            ahead: Ahead::default(),
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),
@@ -617,6 +621,7 @@ impl Space {
             .spans
             .lock()
             .take(&self.range.records, &self.range.dirty, units)?;
+        self.ahead.taken(first + units);
         Ok((first, self.range.dirty.count(first, units) == 0))
     }
 

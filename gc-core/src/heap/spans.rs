@@ -234,6 +234,18 @@ impl Spans {
         Ok(first)
     }
 
+    /// As [`Spans::take`], of units that were never taken: the next ones.
+    pub(crate) fn take_top(&mut self, records: &Records, units: usize) -> Option<usize> {
+        let fits = units <= self.end - self.top && units <= self.limit.saturating_sub(self.used);
+        fits.then(|| {
+            let first = self.top;
+            self.top += units;
+            self.used += units;
+            self.tag(records, first, units, State::InUse);
+            first
+        })
+    }
+
     /// Gives a stretch back and joins it with its free neighbours. Its unit words are zero and its dirty bits set
     /// already, both of which may take long.
     pub(crate) fn give(&mut self, records: &Records, dirty: &Dirty, first: usize, units: usize) {
