@@ -28,9 +28,11 @@ const _: () = assert!(GRANULES == 256);
 
 /// What is known of a unit while its cells are followed.
 struct Visit {
-    /// Bits that are to be set.
-    new: [u64; WORDS_PER_UNIT],
-    /// Granules of cells that are to be followed. Each has got its bit in `new` when it was put here, so there are no more of them than
+    /// The address of the unit's first byte.
+    start: usize,
+    /// Its mark bits as they were in the beginning, and those that are to be set.
+    seen: [u64; WORDS_PER_UNIT],
+    /// Granules of cells that are to be followed. Each has got its bit in `seen` when it was put here, so there are no more of them than
     /// granules.
     stack: [MaybeUninit<u8>; GRANULES],
     top: usize,
@@ -78,16 +80,18 @@ impl Core<'_> {
     #[inline(never)]
     unsafe fn visit(&mut self, descriptor: &Descriptor, offset: usize, mut slots: u64) -> usize {
         let unit = offset / UNIT;
+        let before = self.marks_of(unit);
         let mut visit = Visit {
-            new: [0; WORDS_PER_UNIT],
+            start: self.base + unit * UNIT,
+            seen: before,
             stack: [MaybeUninit::uninit(); GRANULES],
             top: 0,
         };
-        let mut granule = offset % UNIT / GRANULE;
+        let mut cell = self.base + offset;
         let mut cells = 0;
         loop {
             // SAFETY: the caller's cell, or one that an edge of the unit leads to; all cells of a unit are of one kind.
-            unsafe { self.follow_one(descriptor.encoding, slots, unit, granule, &mut visit) };
+            unsafe { self.follow_one(descriptor.encoding, slots, cell, &mut visit) };
             cells += 1;
             if visit.top == 0 {
                 break;
@@ -95,25 +99,34 @@ impl Core<'_> {
             slots = descriptor.first_slots;
             visit.top -= 1;
             // SAFETY: places below `top` were written.
-            granule = unsafe { visit.stack[visit.top].assume_init() } as usize;
-            prefetch((self.base + unit * UNIT + granule * GRANULE).wrapping_sub(AHEAD));
+            let granule = unsafe { visit.stack[visit.top].assume_init() } as usize;
+            cell = visit.start + granule * GRANULE;
+            prefetch(cell.wrapping_sub(AHEAD));
         }
-        self.leave(unit, &visit);
+        self.leave(unit, before, visit.seen);
         cells
     }
 
+    /// The mark bits of a unit.
+    #[inline(always)]
+    fn marks_of(&self, unit: usize) -> [u64; WORDS_PER_UNIT] {
+        // Ordering: Relaxed, as in `mark_soon`. Bits that others set meanwhile have their cells followed twice.
+        core::array::from_fn(|index| {
+            let word = self.marks.word(unit * WORDS_PER_UNIT + index);
+            word.load(Ordering::Relaxed)
+        })
+    }
+
     /// # Safety
-    /// At this granule of the unit begins a cell that has these slots.
+    /// The cell lies in the unit and has these slots.
     #[inline(always)]
     unsafe fn follow_one(
         &mut self,
         encoding: Encoding,
         mut slots: u64,
-        unit: usize,
-        granule: usize,
+        cell: usize,
         visit: &mut Visit,
     ) {
-        let cell = self.base + unit * UNIT + granule * GRANULE;
         while slots != 0 {
             let place = cell + slots.trailing_zeros() as usize * WORD;
             slots &= slots - 1;
@@ -122,23 +135,20 @@ impl Core<'_> {
             if word & encoding.mask != encoding.value {
                 continue;
             }
-            let offset = (word & encoding.keep).wrapping_sub(self.base);
-            if offset / UNIT != unit {
-                self.found_at(offset);
+            let target = word & encoding.keep;
+            let near = target.wrapping_sub(visit.start);
+            if near >= UNIT {
+                self.found(target);
                 continue;
             }
-            let granule = offset % UNIT / GRANULE;
-            let (index, bit) = (granule / 64, 1u64 << (granule % 64));
-            let marked = self.marks.word(unit * WORDS_PER_UNIT + index);
-            // Ordering: Relaxed, as in `mark_soon`.
-            let marked = marked.load(Ordering::Relaxed);
-            if (marked | visit.new[index]) & bit == 0 {
+            let granule = near / GRANULE;
+            let (seen, bit) = (&mut visit.seen[granule / 64], 1u64 << (granule % 64));
+            if *seen & bit == 0 {
                 debug_assert!(
-                    self.space.is_first_byte(offset),
-                    "a precise edge leads to {:#x}, inside a cell",
-                    self.base + offset
+                    self.space.is_first_byte(target - self.base),
+                    "a precise edge leads to {target:#x}, inside a cell"
                 );
-                visit.new[index] |= bit;
+                *seen |= bit;
                 // SAFETY: `top` counts the bits that were set before this one, less those whose cells were followed.
                 unsafe { visit.stack.get_unchecked_mut(visit.top) }.write(granule as u8);
                 visit.top += 1;
@@ -148,12 +158,18 @@ impl Core<'_> {
 
     /// Leaves the new bits to [`Core::flush`], a word at a time.
     #[inline]
-    fn leave(&mut self, unit: usize, visit: &Visit) {
+    fn leave(
+        &mut self,
+        unit: usize,
+        before: [u64; WORDS_PER_UNIT],
+        after: [u64; WORDS_PER_UNIT],
+    ) {
         let Unit::Small { class, kind, .. } = self.space.units().get(unit) else {
             // Cells were followed there, and marked cells stay.
             return;
         };
-        for (index, &new) in visit.new.iter().enumerate() {
+        for index in 0..WORDS_PER_UNIT {
+            let new = after[index] & !before[index];
             if new != 0 {
                 self.flush();
                 self.grey = new;
