@@ -158,12 +158,7 @@ impl Core<'_> {
 
     /// Leaves the new bits to [`Core::flush`], a word at a time.
     #[inline]
-    fn leave(
-        &mut self,
-        unit: usize,
-        before: [u64; WORDS_PER_UNIT],
-        after: [u64; WORDS_PER_UNIT],
-    ) {
+    fn leave(&mut self, unit: usize, before: [u64; WORDS_PER_UNIT], after: [u64; WORDS_PER_UNIT]) {
         let Unit::Small { class, kind, .. } = self.space.units().get(unit) else {
             // Cells were followed there, and marked cells stay.
             return;

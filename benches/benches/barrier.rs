@@ -1,0 +1,124 @@
+//! What a store of an edge costs through the write barrier while nothing is marked, beside a plain store.
+//!
+//! `cargo bench -p benches --bench barrier`. Wanted: at most 1.5 ns a store. Both store into the 128 words of one cell in turn, so that
+//! the barrier is all that differs; it is called as Rust code calls it, out of line.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use benches::paired::{Block, Paired};
+use benches::{Mode, wanted};
+use criterion::Criterion;
+use gc_core::{Encoding, Heap, Kind, Mutator};
+
+const WORDS: usize = 128;
+
+fn main() {
+    let mode = Mode::from_args();
+    if mode != Mode::List && wanted("barrier") {
+        table(mode);
+    }
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    groups(&mut criterion);
+    criterion.final_summary();
+}
+
+/// Runs `f` with a cell of so many edges that lives as long as it does, and an edge to store.
+fn with_cell<R>(f: impl FnOnce(&Mutator, *mut usize, usize) -> R) -> R {
+    let heap = Heap::builder()
+        .gc_percent(u32::MAX)
+        .build()
+        .expect("a heap");
+    let kind = heap
+        .kind(Kind::array("edges", 0, Encoding::RAW))
+        .expect("a kind");
+    let mutator = heap.attach().expect("attaches");
+    // SAFETY: the cells are kept by their handles, and an array needs no least size.
+    unsafe {
+        let cell = mutator
+            .alloc(kind, WORDS * size_of::<usize>())
+            .expect("room");
+        let _root = mutator.raw_root(cell).expect("a handle");
+        let target = mutator.alloc(kind, 2 * size_of::<usize>()).expect("room");
+        let _target = mutator.raw_root(target).expect("a handle");
+        f(&mutator, cell.as_ptr().cast(), target.as_ptr() as usize)
+    }
+}
+
+/// Turns through all words of the cell by plain stores; how many stores that were.
+///
+/// # Safety
+/// `cell` is a cell of so many words, which is not marked meanwhile.
+#[inline(never)]
+unsafe fn plain(cell: *mut usize, value: usize, turns: u64) -> u64 {
+    for _ in 0..turns {
+        for word in 0..WORDS {
+            // SAFETY: a word of the cell.
+            unsafe { cell.add(word).write_volatile(black_box(value)) };
+        }
+    }
+    turns * WORDS as u64
+}
+
+/// The same through the barrier.
+///
+/// # Safety
+/// `cell` is a live cell of the mutator's heap, of so many words.
+#[inline(never)]
+unsafe fn through(mutator: &Mutator, cell: *mut usize, value: usize, turns: u64) -> u64 {
+    for _ in 0..turns {
+        for word in 0..WORDS {
+            // SAFETY: a word of the cell.
+            unsafe { mutator.write(cell.add(word), black_box(value)) };
+        }
+    }
+    turns * WORDS as u64
+}
+
+fn table(mode: Mode) {
+    let turns = mode.pick(400_000, 100);
+    with_cell(|mutator, cell, value| {
+        let measured = Paired::new("barrier", "store")
+            .contender("plain store", || {
+                // SAFETY: nobody marks: no collection is asked for.
+                Block::timed(|| unsafe { plain(cell, value, turns) })
+            })
+            .contender("barrier, nothing marked", || {
+                // SAFETY: the cell is live.
+                Block::timed(|| unsafe { through(mutator, cell, value, turns) })
+            })
+            .measure(mode.pick(21, 2));
+        let more = measured
+            .nanos("barrier, nothing marked")
+            .zip(measured.nanos("plain store"));
+        println!(
+            "{}",
+            measured.with_ratio("barrier, nothing marked", "plain store")
+        );
+        if let Some((barrier, plain)) = more {
+            println!(
+                "{:.2} ns a store, {:.2} more than a plain one (wanted: at most 1.5)\n",
+                barrier,
+                barrier - plain
+            );
+        }
+    });
+}
+
+fn groups(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("barrier");
+    with_cell(|mutator, cell, value| {
+        group.bench_function("plain", |b| {
+            // SAFETY: as in `table`.
+            b.iter(|| unsafe { plain(cell, value, 10) });
+        });
+        group.bench_function("nothing_marked", |b| {
+            // SAFETY: as in `table`.
+            b.iter(|| unsafe { through(mutator, cell, value, 10) });
+        });
+    });
+    group.finish();
+}
