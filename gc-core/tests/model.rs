@@ -1,6 +1,6 @@
 //! Random safe code against a model of it: what the model says is reachable is there and whole, and what a weak reference has lost is not.
 //!
-//! Threads play for themselves (nested scopes, edges, roots, weak references) while another collects. `URGE_SEED=n` repeats a run.
+//! Threads play for themselves (nested scopes, edges, roots, weak references), and collect at times, while another collects all the time. `URGE_SEED=n` repeats a run.
 
 mod common;
 
@@ -47,6 +47,10 @@ impl Model<'_> {
     fn play(&mut self, scope: &Scope<'_>, around: &[Handle<'_>], depth: usize, steps: usize) {
         let mut handles: Vec<Handle<'_>> = around.to_vec();
         for _ in 0..steps {
+            // The other thread's collections do not come while this one plays, if the machine has no processor for it.
+            if self.random.below(200) == 0 {
+                self.mutator.collect();
+            }
             match self.random.below(20) {
                 0..=5 => self.make(scope, &mut handles),
                 6..=10 if !handles.is_empty() => self.link(scope, &handles),
