@@ -6,6 +6,8 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use core::time::Duration;
+use std::time::Instant;
 
 use gc_preempt::InNoPreempt;
 
@@ -64,8 +66,12 @@ impl std::error::Error for AttachError {}
 /// taken by other mutators before this one wakes.
 const TRIES: u32 = 3;
 
-/// Cells that a mutator marks at a time: a stop waits for some microseconds at most.
+/// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where each is a miss in memory.
 const HELP_PIECE: usize = 128;
+
+/// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some tenths of a microsecond, since what waits in
+/// a marker's rings goes back to the queue.
+const HELP_TIME: Duration = Duration::from_micros(8);
 
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
@@ -338,13 +344,19 @@ impl Mutator {
                     return true;
                 }
                 pace.help_begins();
+                let begun = Instant::now();
                 let mut marker = Marker::new(&shared.space, &shared.queue);
-                let dry = marker.drain_bounded(HELP_PIECE);
+                let dry = loop {
+                    let dry = marker.drain_bounded(HELP_PIECE);
+                    left = left.saturating_sub(HELP_PIECE as u64);
+                    if dry || left == 0 || begun.elapsed() > HELP_TIME {
+                        break dry;
+                    }
+                };
                 marker.lay_down();
                 pace.help_ends(marker.marked());
                 dry
             });
-            left = left.saturating_sub(HELP_PIECE as u64);
         }
         let spent = thread_cpu().saturating_sub(before);
         pace.help_took(spent);
