@@ -119,21 +119,16 @@ impl Space {
     pub(crate) fn give_up_ahead(&self) {
         let ahead = &self.ahead;
         let backed = ahead.backed.load(Ordering::Relaxed);
-        let (first, units) = {
-            let mut spans = self.spans.lock();
-            let units = backed.saturating_sub(spans.top());
-            if units == 0 || spans.used() > spans.top() / 2 {
-                return;
-            }
-            let Some(first) = spans.take_top(self.records(), units) else {
-                return;
-            };
-            (first, units)
-        };
+        let mut spans = self.spans.lock();
+        let top = spans.top();
+        if backed <= top || spans.used() > top / 2 {
+            return;
+        }
+        self.range.dirty.set(top, backed - top);
+        spans.free_top(self.records(), &self.range.dirty, backed - top);
         // All that was ever taken has to be in use again before more is backed.
-        ahead.low_water.store(first + units, Ordering::Relaxed);
+        ahead.low_water.store(backed, Ordering::Relaxed);
         ahead.wanted.store(false, Ordering::Relaxed);
-        self.give_units(first, units);
     }
 }
 

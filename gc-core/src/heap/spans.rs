@@ -234,16 +234,13 @@ impl Spans {
         Ok(first)
     }
 
-    /// As [`Spans::take`], of units that were never taken: the next ones.
-    pub(crate) fn take_top(&mut self, records: &Records, units: usize) -> Option<usize> {
-        let fits = units <= self.end - self.top && units <= self.limit.saturating_sub(self.used);
-        fits.then(|| {
-            let first = self.top;
-            self.top += units;
-            self.used += units;
-            self.tag(records, first, units, State::InUse);
-            first
-        })
+    /// Frees units that were never taken: the next ones, of which there are as many. Their dirty bits are set already. In one step, so that
+    /// neither the limit nor the child of a fork meets them in between.
+    pub(crate) fn free_top(&mut self, records: &Records, dirty: &Dirty, units: usize) {
+        let first = self.top;
+        self.top += units;
+        self.used += units;
+        self.give(records, dirty, first, units);
     }
 
     /// Gives a stretch back and joins it with its free neighbours. Its unit words are zero and its dirty bits set
