@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::{churn, concurrent, demo, fragment, fuzz, mark, pause, trees};
+use gc_test_harness::lab::{churn, concurrent, demo, fragment, fuzz, mark, pause, trees, warm};
 use gc_test_harness::lox::run::RunArgs;
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
@@ -45,6 +45,15 @@ enum Command {
     Fragment(Fragment),
     /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
     Fuzz(Fuzz),
+    /// Touch memory and give it back: on a virtual machine, what is measured next does not wait for its host's memory
+    Warm(Warm),
+}
+
+#[derive(Args, Debug)]
+struct Warm {
+    /// MiB, more than the next program will need; its host takes them back some seconds later
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(warm::LARGEST)))]
+    mib: u32,
 }
 
 #[derive(Args, Debug)]
@@ -140,6 +149,7 @@ fn main() -> ExitCode {
         Some(Command::Churn(options)) => run_churn(&options, cli.json),
         Some(Command::Fragment(options)) => run_fragment(&options, cli.json),
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
+        Some(Command::Warm(options)) => run_warm(&options, cli.json),
     }
 }
 
@@ -243,6 +253,15 @@ fn run_fuzz(options: &Fuzz, json: bool) -> ExitCode {
         Ok(report) if json => println!("{}", report.json()),
         Ok(report) => print!("{report}"),
         Err(wrong) => return failed(&wrong),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_warm(options: &Warm, json: bool) -> ExitCode {
+    match warm::warm(options.mib) {
+        Ok(outcome) if json => println!("{}", outcome.json()),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => return failed(&error),
     }
     ExitCode::SUCCESS
 }

@@ -1,10 +1,8 @@
 //! What all rows need: what was asked for, contenders in alternation, and the claims so far.
 
-use std::process::ExitCode;
-
 use benches::paired::Spread;
 use benches::peers::claims::{Alternated, Claim, Piece, Wanted, alternate};
-use benches::peers::process::{Used, run_for};
+use benches::peers::process::{Used, run, run_for};
 use benches::peers::results;
 use benches::peers::workshop::{Peer, Program, Workshop, installed};
 
@@ -20,6 +18,11 @@ pub const LIMIT: &str = "limit program";
 pub fn ours(work: &str) -> Program {
     let itself = std::env::current_exe().expect("this binary has a path");
     Program::new(itself).with(CHILD, work)
+}
+
+/// Has so much memory touched and given back by a process of its own: see [`gc_test_harness::lab::warm`].
+pub fn warm(mib: u32) -> Result<(), String> {
+    run(ours("warm").command(&[mib]), false).map(drop)
 }
 
 /// How large the work is.
@@ -104,6 +107,8 @@ pub struct Bench {
     pub scale: Scale,
     turns: Option<usize>,
     claims: Vec<Claim>,
+    /// Of these, how many are in `RESULTS.md`.
+    written: usize,
     skipped: Vec<String>,
 }
 
@@ -115,6 +120,7 @@ impl Bench {
             scale: options.scale,
             turns: options.turns,
             claims: Vec::new(),
+            written: 0,
             skipped: Vec::new(),
         }
     }
@@ -168,16 +174,20 @@ impl Bench {
         }
     }
 
-    /// Whole processes in alternation, which all must print the same; ours first.
+    /// Whole processes in alternation, which all must print the same; ours first. Before each, `most` MiB are warmed.
     pub fn processes(
         &mut self,
         contenders: Vec<(String, Program)>,
         sizes: &[u32],
         expected: &str,
+        most: u32,
     ) -> Alternated<Used> {
         let turns = self.turns(7);
         let pieces = contenders.into_iter().map(|(name, program)| {
-            let piece = move || run_for(program.command(sizes), expected);
+            let piece = move || {
+                warm(most)?;
+                run_for(program.command(sizes), expected)
+            };
             (name, Box::new(piece) as Piece<'_, Used>)
         });
         let runs = alternate(turns, self.scale != Scale::Test, pieces.collect());
@@ -224,8 +234,19 @@ impl Bench {
         }
     }
 
-    /// Prints the table, and writes it down.
-    pub fn finish(self, write: bool) -> ExitCode {
+    /// Writes down what is new since the last time: a row that is broken off costs none of those before it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn write(&mut self) -> std::io::Result<()> {
+        let machine = results::machine(&self.workshop.versions(), &self.skipped);
+        results::write(&machine, &self.claims[self.written..])?;
+        self.written = self.claims.len();
+        Ok(())
+    }
+
+    /// Prints the table.
+    pub fn print(&self) {
         println!("{}", Claim::head());
         for claim in &self.claims {
             println!("{}", claim.line());
@@ -235,20 +256,6 @@ impl Bench {
         }
         if self.scale != Scale::Full {
             println!("(a trial with smaller work: no figures)");
-        }
-        if !write {
-            return ExitCode::SUCCESS;
-        }
-        let machine = results::machine(&self.workshop.versions(), &self.skipped);
-        match results::write(&machine, &self.claims) {
-            Ok(()) => {
-                println!("written to {}", results::path().display());
-                ExitCode::SUCCESS
-            }
-            Err(error) => {
-                eprintln!("{}: {error}", results::path().display());
-                ExitCode::FAILURE
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ use benches::peers::process::{Server, go_cycles, run};
 use benches::peers::workshop::Program;
 use gc_test_harness::lab::{concurrent, mark};
 
-use crate::bench::{Bench, LIMIT, OURS, ours};
+use crate::bench::{Bench, LIMIT, OURS, ours, warm};
 
 /// One marker over the whole graph.
 pub fn mark_row(bench: &mut Bench) {
@@ -174,6 +174,7 @@ struct Pauses {
 }
 
 fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
+    warm(mib * 4)?;
     let ran = run(ours("concurrent").command(&[mib, cycles]), false)?;
     let json = parsed(&ran.stdout)?;
     let of = |outer: &str, inner: &str| {
@@ -191,6 +192,7 @@ fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
 }
 
 fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String> {
+    warm(mib * 4)?;
     let command = program.clone().with("GODEBUG", "gctrace=1");
     let ran = run(command.command(&[mib, cycles]), true)?;
     let longest: Vec<f64> = go_cycles(&ran.stderr)

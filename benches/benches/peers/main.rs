@@ -20,6 +20,9 @@
 //! In `trees`, `mutators` and `churn` whole processes are timed from start to end; all must print the same. Java's start
 //! of some 50 ms is in that, and so are the processors that Go's collector takes beside the program. All run as they come;
 //! bdwgc runs a second time as near to Urge as it can be set (`bdwgc, exact sizes`).
+//!
+//! Before each process as much memory is touched and given back as it will need, so that none waits for a virtual
+//! machine's host to find some (`gclab warm` says more). Each row's results are written when it has ended.
 
 mod bench;
 mod graphs;
@@ -28,7 +31,7 @@ mod programs;
 use std::process::ExitCode;
 
 use benches::peers::results;
-use gc_test_harness::lab::{churn, concurrent, fragment, mark, trees};
+use gc_test_harness::lab::{churn, concurrent, fragment, mark, trees, warm};
 use gc_test_harness::lox::run::{RunConfig, run_file};
 
 use crate::bench::{Bench, CHILD, OURS, Options};
@@ -78,9 +81,19 @@ fn main() -> ExitCode {
             println!("== {row} (load {})", results::load());
             measure(&mut bench);
             println!();
+            if options.write
+                && let Err(error) = bench.write()
+            {
+                eprintln!("{}: {error}", results::path().display());
+                return ExitCode::FAILURE;
+            }
         }
     }
-    bench.finish(options.write)
+    bench.print();
+    if options.write {
+        println!("written to {}", results::path().display());
+    }
+    ExitCode::SUCCESS
 }
 
 /// Our own contenders.
@@ -138,6 +151,7 @@ fn child(work: &str) -> Result<(), Box<dyn std::error::Error>> {
             };
             println!("{}", mark::measure(&options)?.json());
         }
+        "warm" => drop(warm::warm(number(1)?)?),
         "fragment" => {
             let (mib, from, to) = (number(1)?, number(2)?, number(3)?);
             let options = fragment::Options { mib, from, to };

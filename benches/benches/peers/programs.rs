@@ -7,7 +7,7 @@ use benches::peers::process::{Used, run, run_for};
 use benches::peers::workshop::{Program, Workshop};
 use gc_test_harness::lab::trees;
 
-use crate::bench::{Bench, LIMIT, OURS, Scale, ours, print_used};
+use crate::bench::{Bench, LIMIT, OURS, Scale, ours, print_used, warm};
 
 /// Our contender with two mutators.
 const OURS_TWICE: &str = "Urge, 2 mutators";
@@ -34,7 +34,8 @@ pub fn trees_row(bench: &mut Bench) {
         bench.workshop.java("Trees"),
     ];
     contenders.extend(bench.installed(peers));
-    let runs = bench.processes(contenders, &[depth, 1], &game(depth));
+    let most = bench.pick(512, 64, 8);
+    let runs = bench.processes(contenders, &[depth, 1], &game(depth), most);
     let work = format!("binary trees {depth}");
     let time = |name: &str| match name {
         "bdwgc" | "Go" => Wanted::AtLeast(4.0),
@@ -64,8 +65,13 @@ pub fn mutators_row(bench: &mut Bench) {
     ];
     let peers = bench.installed(peers);
     let expected = &expected;
+    let most = bench.pick(1024, 128, 8);
     let piece = |program: Program, threads: u32| {
-        Box::new(move || run_for(program.command(&[depth, threads]), expected)) as Piece<'_, Used>
+        let piece = move || {
+            warm(most)?;
+            run_for(program.command(&[depth, threads]), expected)
+        };
+        Box::new(piece) as Piece<'_, Used>
     };
     let mut pieces = vec![
         (OURS.to_owned(), piece(one, 1)),
@@ -146,7 +152,7 @@ pub fn churn_row(bench: &mut Bench) {
         bench.workshop.java("Churn"),
     ];
     contenders.extend(bench.installed(peers));
-    let runs = bench.processes(contenders, &[mib, rounds], &expected);
+    let runs = bench.processes(contenders, &[mib, rounds], &expected, 4 * mib);
     let time = |name: &str| match name {
         "bdwgc" => Wanted::AtLeast(2.0),
         "Go" => Wanted::AtLeast(1.5),
@@ -164,7 +170,7 @@ pub fn fragment_row(bench: &mut Bench) {
         let mut contenders = vec![(OURS.to_owned(), ours("fragment"))];
         let peers = vec![bench.workshop.mimalloc("fragment")];
         contenders.extend(bench.installed(peers));
-        let runs = bench.processes(contenders, &[mib, from, to], &expected);
+        let runs = bench.processes(contenders, &[mib, from, to], &expected, 2 * mib);
         let p50 = |name: &str| {
             runs.spread(name, |used| used.peak_mib)
                 .map_or(0.0, |s| s.p50)

@@ -16,3 +16,4 @@ pub mod progress;
 pub mod random;
 pub mod report;
 pub mod trees;
+pub mod warm;
