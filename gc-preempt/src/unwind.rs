@@ -14,12 +14,14 @@
 //!
 //! # The cache
 //!
-//! A cold look-up takes about half a microsecond, and the same frames come back at every stop, so rules are kept by PC. What makes a kept rule wrong is that a
+//! A look-up takes half a microsecond where the tables are in the processor's caches and 10 to 17 us where a collection has just driven them out, and the same
+//! frames come back at every stop, so rules are kept by PC. The innermost frame stands somewhere else each time, but in few functions, of which one row speaks of
+//! nearly all instructions: so the last rows are kept by the range of PCs that they hold for. What makes a kept rule wrong is that a
 //! module is unloaded and another one loaded at its address. While a frame lies on a stopped stack its module stays, so within one stop every rule is good. From one
 //! stop to the next only those are kept whose module is never unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The others
 //! carry the number of their stop and are looked up anew at the next.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_int, c_void};
 use std::ops::Range;
 use std::slice;
@@ -271,8 +273,15 @@ impl UnwindContextStorage<usize> for Storage {
 
 type Section<'a> = EhFrame<EndianSlice<'a, LittleEndian>>;
 
+/// A rule, and the PCs that it holds for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Row {
+    pcs: Range<usize>,
+    rule: Rule,
+}
+
 /// The rule at `pc`, from the loader's modules.
-fn look_up(pc: usize) -> Option<Rule> {
+fn look_up(pc: usize) -> Option<Row> {
     let module = module(pc)?;
     let (entry, eh_frame) = module.entry(pc)?;
     let offset = entry.checked_sub(eh_frame)?;
@@ -281,7 +290,7 @@ fn look_up(pc: usize) -> Option<Rule> {
 }
 
 /// The rule at `pc` by the entry (FDE) at that offset of a section that stands (or stood, when its addresses were filled in) at `address`.
-fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> Option<Rule> {
+fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> Option<Row> {
     let bases = BaseAddresses::default().set_eh_frame(address as u64);
     let fde = section
         .fde_from_offset(&bases, EhFrameOffset(offset), EhFrame::cie_from_offset)
@@ -290,14 +299,21 @@ fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> O
         return None;
     }
     if fde.is_signal_trampoline() {
-        return Some(Rule::SIGNAL);
+        return Some(Row {
+            pcs: pc..pc + 1,
+            rule: Rule::SIGNAL,
+        });
     }
     let mut context = UnwindContext::<usize, Storage>::new_in();
     let row = fde
         .unwind_info_for_address(section, &bases, &mut context, pc as u64)
         .ok()?;
-    let evaluate =
-        |e: &UnwindExpression<usize>, pushed| evaluate(e.get(section).ok()?.0.slice(), pc, pushed);
+    // An expression may ask for the PC, and then holds for this one alone.
+    let anywhere = Cell::new(true);
+    let evaluate = |e: &UnwindExpression<usize>, pushed| {
+        anywhere.set(false);
+        evaluate(e.get(section).ok()?.0.slice(), pc, pushed)
+    };
     let cfa = match row.cfa() {
         CfaRule::RegisterAndOffset { register, offset } => Value {
             register: u8::try_from(register.0).ok().filter(|r| *r < 16)?,
@@ -332,11 +348,19 @@ fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> O
     let saves = lowest
         .and_then(|l| u32::try_from(l.checked_neg()?).ok())
         .unwrap_or(u32::MAX);
-    Some(Rule {
-        cfa,
-        back,
-        saved,
-        saves,
+    let row = row.start_address() as usize..row.end_address() as usize;
+    Some(Row {
+        pcs: if anywhere.get() && row.contains(&pc) {
+            row
+        } else {
+            pc..pc + 1
+        },
+        rule: Rule {
+            cfa,
+            back,
+            saved,
+            saves,
+        },
     })
 }
 
@@ -393,7 +417,7 @@ impl Table {
         }
     }
 
-    fn look_up(&self, pc: usize) -> Option<Rule> {
+    fn look_up(&self, pc: usize) -> Option<Row> {
         let after = self.entries.partition_point(|(range, _)| range.start <= pc);
         let (range, offset) = self.entries.get(after.checked_sub(1)?)?;
         let section = EhFrame::new(&self.section, LittleEndian);
@@ -524,6 +548,8 @@ fn leb(input: &mut impl Iterator<Item = u8>, signed: bool) -> Option<i64> {
 
 // ---- the cache ----------------------------------------------------------------------------------------------------------------
 
+/// Rows that a cache keeps besides.
+const ROWS: usize = 16;
 /// Entries of one cache; a program's stopped stacks show a few hundred distinct PCs.
 const ENTRIES: usize = 512;
 /// Caches: as many walks at the same time find one. A further one goes without.
@@ -539,24 +565,64 @@ struct Entry {
     rule: Option<Rule>,
 }
 
-struct Cache {
-    taken: AtomicBool,
-    entries: UnsafeCell<[Entry; ENTRIES]>,
+/// The last rows that were looked up in modules that are never unloaded.
+struct Rows {
+    /// Apart from the rules, so that a search reads a few lines.
+    pcs: [[usize; 2]; ROWS],
+    rules: [Option<Rule>; ROWS],
+    /// The one to be replaced next.
+    next: usize,
 }
 
-// SAFETY: the entries are touched only by the session that has set `taken`.
+impl Rows {
+    const fn new() -> Self {
+        Self {
+            pcs: [[0; 2]; ROWS],
+            rules: [None; ROWS],
+            next: 0,
+        }
+    }
+
+    fn find(&self, pc: usize) -> Option<Rule> {
+        let at = self
+            .pcs
+            .iter()
+            .position(|[from, to]| (*from..*to).contains(&pc))?;
+        self.rules[at]
+    }
+
+    fn keep(&mut self, row: &Row) {
+        let at = self.next % ROWS;
+        self.pcs[at] = [row.pcs.start, row.pcs.end];
+        self.rules[at] = Some(row.rule);
+        self.next = at + 1;
+    }
+}
+
+struct Kept {
+    entries: [Entry; ENTRIES],
+    rows: Rows,
+}
+
+struct Cache {
+    taken: AtomicBool,
+    kept: UnsafeCell<Kept>,
+}
+
+// SAFETY: what is kept is touched only by the session that has set `taken`.
 unsafe impl Sync for Cache {}
 
 static CACHE: [Cache; CACHES] = [const {
     Cache {
         taken: AtomicBool::new(false),
-        entries: UnsafeCell::new(
-            [Entry {
+        kept: UnsafeCell::new(Kept {
+            entries: [Entry {
                 pc: 0,
                 stop: 0,
                 rule: None,
             }; ENTRIES],
-        ),
+            rows: Rows::new(),
+        }),
     }
 }; CACHES];
 
@@ -594,22 +660,26 @@ impl Session {
         }
         let look_up = |pc| table.map_or_else(|| look_up(pc), |t| t.look_up(pc));
         let Some(cache) = self.cache else {
-            self.last = look_up(pc);
+            self.last = look_up(pc).map(|row| row.rule);
             return self.last.as_ref();
         };
         // SAFETY: this session has taken the cache, and `&mut self` lends the entry once.
-        let entries = unsafe { &mut *cache.entries.get() };
+        let Kept { entries, rows } = unsafe { &mut *cache.kept.get() };
         // Fibonacci hashing: call sites are close together and far from random in their low bits.
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let entry = &mut entries[hash as usize % ENTRIES];
         if entry.pc != pc || (entry.stop != ALWAYS && entry.stop != self.stop) {
             let always = table.is_none() && stays(pc);
             let stop = if always { ALWAYS } else { self.stop };
-            *entry = Entry {
-                pc,
-                stop,
-                rule: look_up(pc),
-            };
+            let known = if always { rows.find(pc) } else { None };
+            let rule = known.or_else(|| {
+                let row = look_up(pc)?;
+                if always {
+                    rows.keep(&row);
+                }
+                Some(row.rule)
+            });
+            *entry = Entry { pc, stop, rule };
         }
         entry.rule.as_ref()
     }

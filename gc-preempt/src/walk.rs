@@ -92,6 +92,9 @@ pub(crate) unsafe fn walk(
     unsafe { walk_with(code, number, snapshot, stack, sink).0 }
 }
 
+/// Bytes of a stack that are asked for before the walk begins.
+const AHEAD: usize = 8 << 10;
+
 /// [`walk`], and whether nothing that a handler has interrupted lies in an unsafe range.
 ///
 /// # Safety
@@ -103,6 +106,9 @@ unsafe fn walk_with(
     stack: Range<usize>,
     sink: &mut dyn RootSink,
 ) -> (WalkStats, bool) {
+    let sp = snapshot.registers.sp().saturating_sub(RED_ZONE);
+    arch::prefetch(sp.max(stack.start)..stack.end.min(sp.saturating_add(AHEAD)));
+    arch::prefetch(snapshot.vectors.clone());
     let mut walker = Walker {
         code,
         memo: Memo::new(),

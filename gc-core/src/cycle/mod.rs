@@ -307,6 +307,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         self.shared.finalizers.begin();
         self.shared.drops.begin();
+        self.marker.make_ready();
         self.stats.number = self.shared.requests.begin();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
@@ -370,13 +371,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             unreachable!("scanned without a stop")
         };
         let verify = shared.verify.as_ref();
-        let source = |source| {
-            if let Some(verify) = verify {
-                verify.source(source);
-            }
-        };
-        self.marker.record(verify);
-        let mut scanner = Scanner::new(&shared.space, &mut self.marker, &shared.roots);
+        let mut scanner = Scanner::new(&shared.space, &mut self.marker, &shared.roots, verify);
         // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
@@ -389,24 +384,21 @@ impl<'h, 'c> Cycle<'h, 'c> {
             }
         }
         for (number, mutator) in stopped.mutators().enumerate() {
-            source(Source::Stack(number));
+            scanner.source(Source::Stack(number));
             let frames = mutator.walk(&mut scanner);
             scanner.scanned.frames += frames;
             if let Some(context) = context_of(&mutator)
                 && !planted("handles-unscanned")
             {
-                source(Source::Handles(number));
+                scanner.source(Source::Handles(number));
                 context
                     .handles
                     .for_each(|word| scanner.word(word, Encoding::RAW));
             }
         }
-        source(Source::Tables);
+        scanner.source(Source::Tables);
         scanner.tables();
-        self.scanned = scanner.scanned;
-        // It holds the lock of the roots' tables.
-        drop(scanner);
-        self.marker.record(None);
+        self.scanned = scanner.finish();
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
         if shared.concurrent && (shared.pace.kept() > SMALL || self.stress.parts_stops()) {

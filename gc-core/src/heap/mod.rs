@@ -492,6 +492,21 @@ impl Space {
             .filter(|cell| cell.base + cell.size == address)
     }
 
+    /// Asks for all that tells whether `address` names a cell. False: it names none, nor the end of one.
+    #[inline]
+    pub(crate) fn prefetch_cell(&self, address: usize) -> bool {
+        let offset = address.wrapping_sub(self.range.base);
+        if offset > self.len {
+            return false;
+        }
+        // The range's end is past the end of a cell, whose last byte tells all.
+        let offset = offset.min(self.len - 1);
+        crate::mark::prefetch(core::ptr::from_ref(self.units().word(offset / UNIT)) as usize);
+        self.allocated_bits().prefetch(offset);
+        self.marked_bits().prefetch(offset);
+        true
+    }
+
     /// Does the address lie in the heap's range?
     #[inline(always)]
     pub fn contains(&self, address: usize) -> bool {

@@ -138,7 +138,8 @@ impl MarkQueue {
         (self.peak.load(Ordering::Relaxed).max(now) * size_of::<Packet>()) as u64
     }
 
-    /// Gives the memory of the packets back to the system if there are more than `keep` bytes of them. Not in a stop.
+    /// Gives the memory of packets back to the system, but for the first `keep` bytes. Not in a stop: nor should one meet a page that is
+    /// not there, which would cost it as much as all of its roots.
     ///
     /// # Safety
     /// No marker of this queue exists.
@@ -150,9 +151,10 @@ impl MarkQueue {
         }
         self.free.head.store(0, Ordering::Relaxed);
         self.fresh.store(0, Ordering::Relaxed);
+        let kept = keep / size_of::<Packet>();
         // SAFETY: no packet is in use: there is no marker, and the stacks are empty now. Should the kernel refuse, the old
-        // contents do no harm: a packet's `next` and `len` are always set first.
-        unsafe { self.packets.discard(0, used) };
+        // contents do no harm, nor do those that are kept: a packet's `next` and `len` are always set first.
+        unsafe { self.packets.discard(kept, used - kept) };
     }
 
     /// Forgets all that is in it.
@@ -236,6 +238,15 @@ impl<'a> Hand<'a> {
 
     pub(crate) fn queue(&self) -> &'a MarkQueue {
         self.queue
+    }
+
+    /// Takes a packet in hand whose memory is there. For who is about to stop the world: the first touch of a page costs more than a shallow
+    /// stack's scan.
+    pub(crate) fn make_ready(&mut self) {
+        if self.first.is_null() && self.next_free() {
+            // SAFETY: the packet in hand is this marker's alone, and has room for an entry; it is a page.
+            unsafe { self.next.write_volatile(0) };
+        }
     }
 
     /// Adds an entry. False: there is no room for it.
@@ -425,9 +436,34 @@ mod tests {
             unsafe { queue.trim(1 << 20) };
             assert_eq!(queue.fresh.load(Ordering::Relaxed), 100, "below the limit");
             // SAFETY: as above.
-            unsafe { queue.trim(0) };
+            unsafe { queue.trim(3 * size_of::<Packet>()) };
             assert_eq!(queue.fresh.load(Ordering::Relaxed), 0);
+            assert_eq!(backed(&queue, 100), [0, 1, 2], "what is kept");
         }
+    }
+
+    /// Which of the first packets have memory.
+    fn backed(queue: &MarkQueue, packets: usize) -> Vec<usize> {
+        let mut there = vec![0u8; packets];
+        let first = queue.packets.at(0).cast::<libc::c_void>();
+        // SAFETY: a mapped range of so many pages, a byte for each.
+        let result =
+            unsafe { libc::mincore(first, packets * size_of::<Packet>(), there.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        (0..packets).filter(|&n| there[n] & 1 != 0).collect()
+    }
+
+    #[test]
+    fn a_hand_that_is_ready_has_its_memory() {
+        let queue = queue(10 * ENTRIES);
+        assert_eq!(backed(&queue, 10), []);
+        let mut hand = Hand::new(&queue);
+        hand.make_ready();
+        hand.make_ready();
+        assert_eq!(backed(&queue, 10), [0]);
+        assert!(queue.is_empty());
+        assert!(hand.push(16));
+        assert_eq!((hand.pop(), hand.pop()), (Some(16), None));
     }
 
     #[test]

@@ -82,7 +82,7 @@ fn every_function_of_the_vdso_has_a_rule() {
     for entry in section[12..].chunks_exact(8).take(count) {
         let offset = i32::from_le_bytes(*entry.first_chunk().unwrap());
         let function = module.eh_frame_hdr.wrapping_add_signed(offset as isize);
-        let rule = look_up(function).expect("a rule");
+        let rule = look_up(function).expect("a rule").rule;
         // At the first instruction of a function nothing has been pushed yet.
         assert_eq!(Some(rule.cfa), at(RSP, 8, None));
         assert_eq!(rule.back, Back::Address);
@@ -93,11 +93,38 @@ fn every_function_of_the_vdso_has_a_rule() {
 fn the_first_instruction_of_functions_has_the_plain_rule() {
     setup();
     for function in [setup as fn() as usize, libc::qsort as *const () as usize] {
-        let rule = look_up(function).expect("a rule");
+        let rule = look_up(function).expect("a rule").rule;
         assert_eq!(Some(rule.cfa), at(RSP, 8, None));
         assert_eq!((rule.back, rule.saves), (Back::Address, 8));
         assert_eq!(rule.saved, [Saved::Same; 6]);
     }
+}
+
+/// What a row is kept for is what it says: no other rule would have been found for any of its PCs. A PLT is among them, which stands at the
+/// beginning of a module's code, and whose rule depends on the PC.
+#[test]
+fn a_kept_row_speaks_of_the_pcs_that_it_holds_for_and_of_no_others() {
+    setup();
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let starts = maps.lines().filter(|line| line.contains(" r-xp "));
+    let starts = starts.map(|line| usize::from_str_radix(line.split('-').next().unwrap(), 16));
+    let (mut kept, mut found) = (0, 0);
+    for start in starts.map(Result::unwrap).chain([setup as fn() as usize]) {
+        let mut rows = Rows::new();
+        for pc in start..start + 4000 {
+            let row = look_up(pc);
+            if let Some(known) = rows.find(pc) {
+                assert_eq!(Some(known), row.map(|row| row.rule), "{pc:#x}");
+                found += 1;
+            } else if let Some(row) = row {
+                assert!(row.pcs.contains(&pc), "{pc:#x}");
+                rows.keep(&row);
+                kept += 1;
+            }
+        }
+        assert_eq!(rows.find(0), None);
+    }
+    assert!(found > 2 * kept, "{found} found, {kept} kept");
 }
 
 #[test]
@@ -109,7 +136,7 @@ fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
     let slot = |pc: usize| {
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         // SAFETY: this test has taken the cache.
-        unsafe { &mut (*cache.entries.get())[hash as usize % ENTRIES] }
+        unsafe { &mut (*cache.kept.get()).entries[hash as usize % ENTRIES] }
     };
     let planted = Rule {
         saves: 1234,
