@@ -418,6 +418,35 @@ fn a_mutator_keeps_sixty_percent_of_each_window() {
     }
 }
 
+/// The binary trees' numbers: 3 ns a cell, and while 32 MiB are marked nearly as much is allocated as the heap may grow by.
+#[test]
+fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
+    let machine = Machine { marks: 0.3, ..TWO };
+    for rate in [2.0, 3.0, 4.0] {
+        let program = Program {
+            mutators: 1,
+            rate: &|_| rate,
+            live: &|_| 32 * MIB,
+            cell: 16,
+            parallel: true,
+            policy: HUNDRED,
+        };
+        let seen = run(&machine, &program, 2.0 * S, 5_000.0);
+        for pair in settled(&seen).windows(2) {
+            let (before, s) = (pair[0], pair[1]);
+            let share = s.beside / (s.at - before.at);
+            assert!(share < 0.55, "at {rate} bytes/ns, marking {share}: {s:?}");
+            assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
+            // No further than if all that was born before were alive.
+            assert!(
+                s.goal <= 2 * (before.end - before.goal / 2 + 32 * MIB),
+                "{before:?} {s:?}"
+            );
+            assert!((s.met() - 1.0).abs() < 0.05, "at {rate} bytes/ns: {s:?}");
+        }
+    }
+}
+
 #[test]
 fn what_allocates_faster_than_can_be_marked_is_slowed_down_and_stays_bounded() {
     for (parallel, mutators) in [(true, 1), (true, 4), (false, 1), (false, 4)] {
