@@ -53,6 +53,10 @@ pub const CONTEXT_LOG_CURSOR: usize = offset_of!(Context, log_cursor);
 /// Offset in [`Context`] of the log's end.
 pub const CONTEXT_LOG_LIMIT: usize = offset_of!(Context, log_limit);
 
+/// How many words ahead of the one that is looked at a flush asks for mark bits, and for the heap's tables if those are clear.
+const MARKS_AHEAD: usize = 24;
+const TABLES_AHEAD: usize = 12;
+
 impl Context {
     /// A record for a thread that is about to attach.
     pub(crate) fn new(shared: Arc<Shared>, local: Runs, handles: Handles) -> Box<Self> {
@@ -154,7 +158,21 @@ impl Context {
         let shared = &*self.shared;
         let first = self.log.get().cast::<usize>();
         let mut n = 0;
+        // Edges that are overwritten lead anywhere: what tells of a word is asked for some words before.
+        let (mut marks, mut tables) = (self.logged(), self.logged());
+        for word in marks.by_ref().take(MARKS_AHEAD) {
+            roots::prefetch_logged(&shared.space, word);
+        }
+        for word in tables.by_ref().take(TABLES_AHEAD) {
+            roots::prefetch_unmarked(&shared.space, word);
+        }
         for word in self.logged() {
+            if let Some(word) = marks.next() {
+                roots::prefetch_logged(&shared.space, word);
+            }
+            if let Some(word) = tables.next() {
+                roots::prefetch_unmarked(&shared.space, word);
+            }
             if roots::names_unmarked(&shared.space, word) {
                 // SAFETY: the log is this thread's, or its owner is stopped; `n` is not beyond the word just read.
                 unsafe { first.add(n).write(word) };

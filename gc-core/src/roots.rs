@@ -257,6 +257,15 @@ pub(crate) fn prefetch_logged(space: &Space, word: usize) {
     }
 }
 
+/// Asks for all else that [`names_unmarked`] will want to know of a word, if it names what is not marked. Its mark bits are there.
+pub(crate) fn prefetch_unmarked(space: &Space, word: usize) {
+    for address in encodings::all().filter_map(|encoding| encoding.decode(word)) {
+        if space.contains(address) && !names_marked(space, address) {
+            space.prefetch_cell(address);
+        }
+    }
+}
+
 /// Whether an address names a marked cell by its first granule, as most that are logged do: one look at the heap's tables where
 /// [`Space::resolve`] takes three. Not where the address of a cell names the one before, too.
 fn names_marked(space: &Space, address: usize) -> bool {
