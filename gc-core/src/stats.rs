@@ -96,6 +96,8 @@ pub struct CollectionStats {
     pub assist: Duration,
     /// Cells that they marked.
     pub assist_cells: u64,
+    /// Cells that were marked at the end while the world stood: what logs held back, and all of a heap that is marked in one stop.
+    pub cells_in_stops: u64,
     /// Processors that this process may use.
     pub cores: u32,
     /// The bytes (live, external and newly allocated) at which it was to begin.

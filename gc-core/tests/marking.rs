@@ -179,6 +179,34 @@ fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
     hazard_given(name, "small-log", "log-lost", &[], || takers(3, 40));
 }
 
+/// A mutator that helps has the last of the work in hand when the collector finds none, and puts it down to be stopped. It is not for the
+/// stop to trace that: half of the heap it may be.
+#[test]
+fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
+    let name = "what_a_helper_puts_down_is_marked_beside_the_mutators";
+    hazard_given(name, "slow-helpers", "stop-traces-on", &[], || {
+        let heap = Heap::builder()
+            .reserve(1 << 30)
+            .continuous(true)
+            .build()
+            .unwrap();
+        let k = kinds(&heap);
+        let m = heap.attach().unwrap();
+        let shelf = Shelf::new(&m, k, 20_000);
+        let (mut helped, mut seen) = (0, 0);
+        while helped < 4 {
+            garbage(&m, k, 100);
+            let last = heap.stats().last;
+            if last.number > seen {
+                seen = last.number;
+                helped += u32::from(last.assist_cells > 0);
+                assert_eq!(last.cells_in_stops, 0, "traced in a stop: {last:?}");
+            }
+        }
+        shelf.check();
+    });
+}
+
 #[test]
 fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts() {
     let name = "what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts";

@@ -27,7 +27,8 @@ pub fn mark_row(bench: &mut Bench) {
         contenders.extend(bench.installed(peers));
         let mut pieces = Vec::new();
         for (name, program) in contenders {
-            match Server::start(&program, mib, objects) {
+            let server = warm(mib * 3).and_then(|()| Server::start(&program, mib, objects));
+            match server {
                 Ok(mut server) => {
                     let piece = move || Ok(objects as f64 / server.mark()?.as_secs_f64());
                     pieces.push((name, Box::new(piece) as Piece<'_, f64>));
@@ -61,7 +62,7 @@ pub fn mark_row(bench: &mut Bench) {
 /// Turns of one process: nanoseconds of our marking and of the limit program's over the same graph; with several markers,
 /// the same of one after it.
 fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
-    let ran = run(ours("limit").command(&[mib, markers]), false);
+    let ran = warm(mib * 4).and_then(|()| run(ours("limit").command(&[mib, markers]), false));
     let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
     let lines = ran.stdout.lines();
     let numbers = |line: &str| {

@@ -353,6 +353,9 @@ impl Mutator {
                         break dry;
                     }
                 };
+                if planted("slow-helpers") {
+                    std::thread::sleep(Duration::from_millis(30));
+                }
                 marker.lay_down();
                 pace.help_ends(marker.marked());
                 dry

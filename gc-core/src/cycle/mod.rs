@@ -529,11 +529,18 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- stop 2: the world is stopped again, if it was not ... -------------------------------------------------------------------
 
     fn finish(&mut self) -> Phase {
+        let before = self.marker.marked().cells;
+        let next = self.finish_in_the_stop();
+        self.stats.cells_in_stops += self.marker.marked().cells - before;
+        next
+    }
+
+    fn finish_in_the_stop(&mut self) -> Phase {
         let bound = FINISH * (1 << self.retries.min(10));
         let mutators_ran = self.stopped.is_none();
         let end = self.stop().stopped_at() + bound;
         // A mutator that was helping had the last of the work in hand, perhaps half of the heap, and has put it down to be stopped.
-        if mutators_ran && !self.shared.queue.is_empty() {
+        if mutators_ran && !self.shared.queue.is_empty() && !planted("stop-traces-on") {
             self.resume();
             return Phase::Mark;
         }
