@@ -8,7 +8,7 @@ use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
 use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
 use crate::kind::KindError;
-use crate::mark::Marked;
+use crate::mark::{Marked, prefetch};
 
 /// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
 ///
@@ -137,6 +137,8 @@ struct Own {
     span: u32,
     /// The first cell that was not looked at yet.
     position: u32,
+    /// The first one whose memory was not asked for yet.
+    ahead: u32,
 }
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
@@ -175,6 +177,9 @@ impl Runs {
 /// the first-level cache when its cells are written; the shorter it is, the more often a mutator comes to refill.
 pub(crate) const RUN_BYTES: usize = 8 << 10;
 
+/// Gaps of a span whose memory has been asked for before they are filled.
+const GAPS_AHEAD: usize = 4;
+
 /// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to look through.
 const SPANS_PER_PIECE: usize = 16;
 
@@ -208,6 +213,10 @@ impl Space {
                         *own = Own {
                             span: span as u32 + 1,
                             position: 0,
+                            ahead: 0,
+                        };
+                        for _ in 0..GAPS_AHEAD {
+                            self.look_ahead(own, class);
                         }
                     }
                     Err(no) => return self.after_sweep(no, site.size()).map(|()| Refill::Again),
@@ -219,6 +228,7 @@ impl Space {
                 let to = allocated.next_set(from, (from + most).min(class.cells as usize));
                 self.install(run, span, class, from, to);
                 own.position = to as u32;
+                self.look_ahead(own, class);
                 if self.collect_every.is_some() {
                     runs.handed.fetch_add((to - from) as u64, Ordering::Relaxed);
                 }
@@ -228,6 +238,22 @@ impl Space {
             entry.lists.lock().full.push(self.records(), span);
         }
         Ok(Refill::Again)
+    }
+
+    /// Asks for the memory of one more gap. Where live and dead cells are mixed, each gap's first line is a miss, which the refill would wait
+    /// for: clearing the cells is a store, and to mark them black is a locked instruction, which waits for all stores before it.
+    fn look_ahead(&self, own: &mut Own, class: &'static Class) {
+        let span = own.span as usize - 1;
+        let allocated = self.allocated_bits().span(span, class);
+        let at = own.ahead.max(own.position) as usize;
+        let cells = class.cells as usize;
+        let Some(from) = allocated.next_clear(at) else {
+            own.ahead = cells as u32;
+            return;
+        };
+        prefetch(self.base() + span * UNIT + from * class.size as usize);
+        let most = (RUN_BYTES / class.size as usize).max(1);
+        own.ahead = allocated.next_set(from, (from + most).min(cells)) as u32;
     }
 
     /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while marking), installed.

@@ -175,7 +175,7 @@ struct Pauses {
 }
 
 fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
-    warm(mib * 4)?;
+    warm(mib * 4 + 512)?;
     let ran = run(ours("concurrent").command(&[mib, cycles]), false)?;
     let json = parsed(&ran.stdout)?;
     let of = |outer: &str, inner: &str| {
@@ -193,7 +193,7 @@ fn our_pauses(mib: u32, cycles: u32) -> Result<Pauses, String> {
 }
 
 fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String> {
-    warm(mib * 4)?;
+    warm(mib * 4 + 512)?;
     let command = program.clone().with("GODEBUG", "gctrace=1");
     let ran = run(command.command(&[mib, cycles]), true)?;
     let longest: Vec<f64> = go_cycles(&ran.stderr)
@@ -220,11 +220,15 @@ pub fn pauses_row(bench: &mut Bench) {
     let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
-        let cycles = bench.pick(concurrent::CYCLES, concurrent::CYCLES, 5);
-        // Go needs half a minute for a cycle of the largest.
-        let go_cycles = if mib > 1024 { 8 } else { cycles };
+        // A cycle of the largest takes us some seconds, and Go half a minute.
+        let (cycles, go_cycles, most_turns) = match bench.pick(mib, 64, 1) {
+            1 => (5, 5, 1),
+            2048.. => (10, 3, 1),
+            1024.. => (concurrent::CYCLES, 8, 2),
+            _ => (concurrent::CYCLES, concurrent::CYCLES, usize::MAX),
+        };
         let work = format!("graph of {mib} MiB, changed while marked");
-        let turns = bench.turns(if mib > 1024 { 1 } else { 5 });
+        let turns = bench.turns(5).min(most_turns);
         let mut pieces = vec![(
             OURS.to_owned(),
             Box::new(move || our_pauses(mib, cycles)) as Piece<'_, Pauses>,
