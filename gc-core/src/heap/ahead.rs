@@ -1,13 +1,14 @@
 //! Has the system back memory before a mutator comes to it, on the collector's thread.
 //!
 //! The first touch of a 2 MiB page is a fault in which the kernel clears all of it, and whoever stops a thread waits until it is back from
-//! there: on one virtual machine the longest stops of a growing heap, up to 4.8 ms of a median of 20 us, met such faults. So the collector
+//! there: on one virtual machine the longest stops of a growing heap, up to 4.8 ms of a median of 20 us, met such faults. (That machine gives
+//! free memory back to its host, and most of the time is the host's; see `gclab warm`. The kernel's own is 0.1 ms.) So the collector
 //! stays a little ahead of the place up to which units have ever been taken. A mutator that comes too close says so
 //! ([`Space::must_tell`]), and goes on; should the collector be late, it takes the fault itself.
 //!
 //! What it brought, each pair of runs in alternation with a build that differs in this alone: `gclab trees 20` took 1.08 times as long
 //! without (1.06 to 1.28, five pairs), and its p99 of the time to stop was 1.1 to 4.9 ms without and 0.1 to 3.0 with. `gclab mark 64 --concurrent`
-//! gained nothing (p99 over the floor's 8.4 without, 20 with, nine pairs that scatter from 1 to 130): its longest stops come from elsewhere.
+//! gained nothing (p99 over the floor's 8.4 without, 20 with, nine pairs that scatter from 1 to 130).
 //!
 //! Doing it while marking, too, lost: the cycle ends later, and the heap grows meanwhile (206 to 284 MiB in trees instead of 146 to 180).
 //!

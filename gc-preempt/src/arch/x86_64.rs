@@ -365,6 +365,15 @@ impl SignalFrame {
     }
 }
 
+/// Asks for the cache lines of a range: its words will be read soon. Reads nothing, so any address will do.
+pub(crate) fn prefetch(range: Range<usize>) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    for line in range.step_by(64) {
+        // SAFETY: a hint.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line as *const i8) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,14 +437,5 @@ mod tests {
         assert_eq!(mine, thread_pointer());
         let other = std::thread::spawn(thread_pointer).join().unwrap();
         assert_ne!(mine, other);
-    }
-}
-
-/// Asks for the cache lines of a range: its words will be read soon. Reads nothing, so any address will do.
-pub(crate) fn prefetch(range: Range<usize>) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in range.step_by(64) {
-        // SAFETY: a hint.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line as *const i8) };
     }
 }
