@@ -71,7 +71,10 @@ struct Pause {
     /// Threads in loops [default: one a processor]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
-    /// Rounds a block; nine blocks alternate with the floor's [default: 500; fewer with more than 16 threads]
+    /// Blocks, which alternate with the floor's; with very many threads, one takes minutes
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    blocks: u32,
+    /// Rounds a block [default: 500; fewer with more than 16 threads]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     rounds: Option<u32>,
     /// Microseconds to sleep after each resume
@@ -170,8 +173,8 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
     let outcome = pause::measure(&pause::Options {
         threads,
         rounds: options.rounds.unwrap_or_else(|| pause::rounds_for(threads)),
+        blocks: options.blocks as usize,
         gap: Duration::from_micros(options.gap),
-        ..pause::Options::default()
     });
     match outcome {
         Ok(outcome) if json => println!("{}", outcome.json()),
