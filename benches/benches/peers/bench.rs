@@ -106,6 +106,7 @@ pub struct Bench {
     /// How large the work is.
     pub scale: Scale,
     turns: Option<usize>,
+    write: bool,
     claims: Vec<Claim>,
     /// Of these, how many are in `RESULTS.md`.
     written: usize,
@@ -119,6 +120,7 @@ impl Bench {
             workshop: Workshop::new(),
             scale: options.scale,
             turns: options.turns,
+            write: options.write,
             claims: Vec::new(),
             written: 0,
             skipped: Vec::new(),
@@ -234,15 +236,15 @@ impl Bench {
         }
     }
 
-    /// Writes down what is new since the last time: a row that is broken off costs none of those before it.
-    ///
-    /// # Errors
-    /// The system's.
-    pub fn write(&mut self) -> std::io::Result<()> {
+    /// Writes down what is new since the last time, if that was asked for: what is broken off costs nothing of what was before it.
+    pub fn save(&mut self) {
+        if !self.write {
+            return;
+        }
         let machine = results::machine(&self.workshop.versions(), &self.skipped);
-        results::write(&machine, &self.claims[self.written..])?;
+        let written = results::write(&machine, &self.claims[self.written..]);
+        written.unwrap_or_else(|error| panic!("{}: {error}", results::path().display()));
         self.written = self.claims.len();
-        Ok(())
     }
 
     /// Prints the table.

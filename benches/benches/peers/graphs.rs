@@ -302,5 +302,6 @@ pub fn pauses_row(bench: &mut Bench) {
                 );
             }
         }
+        bench.save();
     }
 }

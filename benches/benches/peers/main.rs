@@ -81,12 +81,7 @@ fn main() -> ExitCode {
             println!("== {row} (load {})", results::load());
             measure(&mut bench);
             println!();
-            if options.write
-                && let Err(error) = bench.write()
-            {
-                eprintln!("{}: {error}", results::path().display());
-                return ExitCode::FAILURE;
-            }
+            bench.save();
         }
     }
     bench.print();
