@@ -104,6 +104,16 @@ pub fn load() -> String {
         .to_owned()
 }
 
+/// MiB of memory that programs could still have.
+pub fn available_mib() -> u64 {
+    let memory = file("/proc/meminfo");
+    let line = memory
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap_or_default() >> 10
+}
+
 /// The machine and the peers, in sentences.
 pub fn machine(versions: &[String], skipped: &[String]) -> String {
     let cpu = file("/proc/cpuinfo");

@@ -62,8 +62,8 @@ impl HeapBuilder {
     /// How much the heap may grow over what was alive after a collection until the next ends, in percent. 100 by default;
     /// `u32::MAX` collects only when asked or at the limit.
     ///
-    /// As with Go's `GOGC`, what is allocated while a collection marks is kept by it, and counts as alive where the collector would otherwise
-    /// mark without a rest. So a program that allocates as fast as it can be marked has a heap of up to four times what is alive.
+    /// As with Go's `GOGC`, what is allocated while a collection marks is kept by it, and up to 64 MiB of that count as alive where the collector
+    /// would otherwise mark without a rest. So a program that allocates as fast as it can be marked has a heap of three to four times what is alive.
     pub fn gc_percent(mut self, percent: u32) -> Self {
         self.config.gc_percent = percent;
         self

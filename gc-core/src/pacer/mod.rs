@@ -32,7 +32,7 @@
 //!
 //! The lead is at most half the distance: an earlier trigger would only have the collector mark the same cells more often for the same bytes, and
 //! keep more that was born meanwhile. Where half is not enough the goal is put off until it is, at most about to where Go's is, which counts all
-//! that was born as alive. So the collector rests as long as it marks. (A program that allocates while it is marked as much as its heap may grow by was marked
+//! that was born as alive (we: 64 MiB of it). So the collector rests as long as it marks. (A program that allocates while it is marked as much as its heap may grow by was marked
 //! nearly all the time before: `gclab trees 20` for 21 of each 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long, six
 //! pairs.) If it cannot keep up even so, mutators help (`assist.rs`).
 //!
@@ -61,6 +61,10 @@ pub(crate) const MINIMUM: u64 = 4 << 20;
 
 /// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in bytes: a few runs a mutator.
 const LEAST_GROWTH: u64 = 256 << 10;
+
+/// Of what was born, the bytes that count as alive where the collector is kept busy. A large heap gets less of a rest: with all that was born counted, a
+/// graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
+const MOST_BORN: u64 = 64 << 20;
 
 /// Cells that the background must have marked for its speed to be believed.
 const ENOUGH_WORK: u64 = 4096;
@@ -263,7 +267,8 @@ impl Pacer {
             if self.concurrent {
                 let lead = self.lead(cycle, growing, goal.saturating_sub(now));
                 // What the heap has grown by past its goal counts for nothing, or it would grow the more the less it can be kept up with.
-                let counted = now.min(goal).saturating_add(cycle.roots);
+                let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
+                let counted = counted.saturating_add(cycle.roots);
                 let most = percent(counted, gc_percent);
                 goal = goal.max(now.saturating_add(lead.saturating_mul(2).min(most)));
             }

@@ -448,6 +448,23 @@ fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
 }
 
 #[test]
+fn what_is_born_in_a_large_heap_counts_for_little() {
+    let machine = Machine { marks: 0.3, ..TWO };
+    let program = Program {
+        mutators: 1,
+        rate: &|_| 3.0,
+        live: &|_| GIB,
+        cell: 16,
+        parallel: true,
+        policy: HUNDRED,
+    };
+    for s in settled(&run(&machine, &program, 20.0 * S, 20_000.0)) {
+        // 2,655 MiB; 2,944 if all that was born counted.
+        assert!(s.end < 2800 * MIB, "{s:?}");
+    }
+}
+
+#[test]
 fn what_allocates_faster_than_can_be_marked_is_slowed_down_and_stays_bounded() {
     for (parallel, mutators) in [(true, 1), (true, 4), (false, 1), (false, 4)] {
         let program = Program {
