@@ -16,6 +16,10 @@
 //! [`RETRY_MAX`]. A thread inside `no_preempt` is not: it looks by itself at the section's end. A signal that nobody handled is sent again only
 //! after [`RESEND`], then ever more seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
 
+mod errors;
+
+pub use errors::{AttachError, HandshakeError, SetupError, StopError};
+
 use crate::config::Config;
 use crate::context::Snapshot;
 use crate::mutator::{Mutator, MutatorId, blocked, outstanding};
@@ -692,86 +696,6 @@ pub struct StopReport {
     /// Signals that had to be sent again, since they met a thread where it could not stop.
     pub deferrals: u32,
 }
-
-/// Why a world could not be set up.
-#[derive(Debug)]
-pub enum SetupError {
-    /// The processor or the system lacks something.
-    Processor(&'static str),
-    /// The system refused a handler.
-    Signal(std::io::Error),
-    /// Urge's own code ranges could not be registered.
-    Code(code::CodeError),
-}
-
-/// Why a thread could not attach.
-#[derive(Debug)]
-pub enum AttachError {
-    /// It is attached to this world already: use the [`Mutator`] that it has.
-    AlreadyAttached,
-    /// More threads than the registry has room for (about ten thousand).
-    TooManyThreads,
-    /// The system refused the alternate signal stack, or would not say where the thread's stack lies.
-    System(&'static str, std::io::Error),
-}
-
-/// Why a world could not be stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopError {
-    /// A mutator cannot stop itself: have another thread stop the world, and wait for it in `blocking`.
-    CallerIsMutator,
-}
-
-/// Why a handshake failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HandshakeError {
-    /// No such thread is attached to this world.
-    NoSuchMutator(MutatorId),
-    /// A mutator cannot stop itself.
-    IsCaller(MutatorId),
-}
-
-impl core::fmt::Display for SetupError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::Processor(what) => f.write_str(what),
-            Self::Signal(e) => write!(f, "the system refused the SIGURG handler: {e}"),
-            Self::Code(e) => write!(f, "Urge's own code could not be registered: {e}"),
-        }
-    }
-}
-
-impl core::fmt::Display for AttachError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::AlreadyAttached => {
-                f.write_str("this thread is attached to this world already: use the Mutator that it has, or drop it first")
-            }
-            Self::TooManyThreads => f.write_str("too many attached threads: detach some, or use a pool"),
-            Self::System(what, e) => write!(f, "{what}: {e}"),
-        }
-    }
-}
-
-impl core::fmt::Display for StopError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("the caller is a mutator of this world and cannot stop itself: stop from a thread that is not attached")
-    }
-}
-
-impl core::fmt::Display for HandshakeError {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        match self {
-            Self::NoSuchMutator(id) => write!(f, "{id} is not attached to this world"),
-            Self::IsCaller(id) => write!(f, "{id} is the caller, which cannot stop itself"),
-        }
-    }
-}
-
-impl std::error::Error for SetupError {}
-impl std::error::Error for AttachError {}
-impl std::error::Error for StopError {}
-impl std::error::Error for HandshakeError {}
 
 /// Runs `f` without being stopped in it, if the running thread is attached to any world; otherwise just runs it.
 pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {

@@ -32,9 +32,9 @@
 //!
 //! The lead is at most half the distance: an earlier trigger would only have the collector mark the same cells more often for the same bytes, and
 //! keep more that was born meanwhile. Where half is not enough the goal is put off until it is, at most about to where Go's is, which counts all
-//! that was born as alive (we: 64 MiB of it). So the collector rests as long as it marks. (A program that allocates while it is marked as much as its heap may grow by was marked
-//! nearly all the time before: `gclab trees 20` for 21 of each 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long, six
-//! pairs.) If it cannot keep up even so, mutators help (`assist.rs`).
+//! that was born as alive (we: 64 MiB of it). So the collector rests as long as it marks. If it cannot keep up even so, mutators help (`assist.rs`).
+//! Before, a program that allocates while it is marked as much as its heap may grow by was marked nearly all the time: `gclab trees 20` for 21 of each
+//! 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long (six pairs).
 //!
 //! # The memory limit
 //! A soft limit lowers the goal (design 48409): limit less what the heap takes beside cells, less a little headroom. Where nearly all of it

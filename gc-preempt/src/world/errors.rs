@@ -1,0 +1,86 @@
+//! Why a world could not be set up, joined or stopped.
+
+use core::fmt;
+
+use crate::code::CodeError;
+use crate::mutator::MutatorId;
+
+/// Why a world could not be set up.
+#[derive(Debug)]
+pub enum SetupError {
+    /// The processor or the system lacks something.
+    Processor(&'static str),
+    /// The system refused a handler.
+    Signal(std::io::Error),
+    /// Urge's own code ranges could not be registered.
+    Code(CodeError),
+}
+
+/// Why a thread could not attach.
+#[derive(Debug)]
+pub enum AttachError {
+    /// It is attached to this world already: use the [`Mutator`](crate::Mutator) that it has.
+    AlreadyAttached,
+    /// More threads than the registry has room for (about ten thousand).
+    TooManyThreads,
+    /// The system refused the alternate signal stack, or would not say where the thread's stack lies.
+    System(&'static str, std::io::Error),
+}
+
+/// Why a world could not be stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopError {
+    /// A mutator cannot stop itself: have another thread stop the world, and wait for it in `blocking`.
+    CallerIsMutator,
+}
+
+/// Why a handshake failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HandshakeError {
+    /// No such thread is attached to this world.
+    NoSuchMutator(MutatorId),
+    /// A mutator cannot stop itself.
+    IsCaller(MutatorId),
+}
+
+impl fmt::Display for SetupError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Processor(what) => f.write_str(what),
+            Self::Signal(e) => write!(f, "the system refused the SIGURG handler: {e}"),
+            Self::Code(e) => write!(f, "Urge's own code could not be registered: {e}"),
+        }
+    }
+}
+
+impl fmt::Display for AttachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AlreadyAttached => {
+                f.write_str("this thread is attached to this world already: use the Mutator that it has, or drop it first")
+            }
+            Self::TooManyThreads => f.write_str("too many attached threads: detach some, or use a pool"),
+            Self::System(what, e) => write!(f, "{what}: {e}"),
+        }
+    }
+}
+
+impl fmt::Display for StopError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the caller is a mutator of this world and cannot stop itself: stop from a thread that is not attached")
+    }
+}
+
+impl fmt::Display for HandshakeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchMutator(id) => write!(f, "{id} is not attached to this world"),
+            Self::IsCaller(id) => write!(f, "{id} is the caller, which cannot stop itself"),
+        }
+    }
+}
+
+impl std::error::Error for SetupError {}
+impl std::error::Error for AttachError {}
+impl std::error::Error for StopError {}
+impl std::error::Error for HandshakeError {}
