@@ -340,7 +340,7 @@ impl Mutator {
             // A stop waits for a piece, not for all of it. The mutator's own flag says whether there is anything to mark for: it changes in
             // stops only, so not while the marker lives.
             dry = self.thread().no_preempt(|| {
-                if record.marking.load(Ordering::Relaxed) == 0 {
+                if record.marking.load(Ordering::Relaxed) == 0 || !pace.is_helping() {
                     return true;
                 }
                 pace.help_begins();

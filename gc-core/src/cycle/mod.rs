@@ -208,6 +208,8 @@ struct Cycle<'h, 'c> {
     after: Phase,
     /// How often `Finish` has failed.
     retries: u32,
+    /// Mutators are kept from helping, since marking seems to be over; whether they would be otherwise.
+    held: Option<bool>,
     /// What waited to be finalized or dropped has been marked.
     ready_marked: bool,
     stress: Stress,
@@ -252,6 +254,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             stopped: None,
             after: Phase::Resurrect,
             retries: 0,
+            held: None,
             ready_marked: false,
             stress: Stress::default(),
             scanned: Scanned::default(),
@@ -432,6 +435,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.stress.before_tracing();
         self.mark_ready();
         loop {
+            if let Some(might) = self.held.take() {
+                self.shared.pace.help_on(might);
+            }
             let dry = self.crew.step(&mut self.marker, PIECE_CELLS);
             let pace = &self.shared.pace;
             pace.progress(self.marker.marked().cells + self.crew.cells());
@@ -439,14 +445,13 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 // So that mutators find something to help with, whoever the system lets run.
                 self.marker.share();
             }
-            if dry
-                && self.take_log(LOG_PIECE) == 0
-                && !self.work_comes_back()
-                && self.crew.close(&mut self.marker)
-            {
-                self.select();
-                self.stress.after_tracing();
-                return Phase::Finish;
+            if dry && self.take_log(LOG_PIECE) == 0 {
+                self.held = Some(self.shared.pace.hold_help());
+                if !self.work_comes_back() && self.crew.close(&mut self.marker) {
+                    self.select();
+                    self.stress.after_tracing();
+                    return Phase::Finish;
+                }
             }
             self.rest();
         }

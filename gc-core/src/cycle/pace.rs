@@ -238,10 +238,21 @@ impl Pace {
         self.asked.swap(true, Ordering::Relaxed)
     }
 
-    /// Mutators run beside the markers from now on, and may help.
+    /// Mutators run beside the markers from now on, and may help, unless the collector has had more than its part of the processors.
     pub(super) fn beside(&self) {
         let limiting = self.pacer.lock().is_limiting();
         self.helping.store(!limiting, Ordering::Relaxed);
+    }
+
+    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it. Whether somebody might have. Who was
+    /// about to begin just then does so still.
+    pub(super) fn hold_help(&self) -> bool {
+        self.helping.swap(false, Ordering::Relaxed)
+    }
+
+    /// It was not over: as it was before [`hold_help`](Self::hold_help).
+    pub(super) fn help_on(&self, might: bool) {
+        self.helping.store(might, Ordering::Relaxed);
     }
 
     /// The collector's threads have marked so many cells by now.
@@ -280,5 +291,53 @@ impl Pace {
     /// Takes the lock, for the child of a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.pacer.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mark::Marker;
+    use crate::{Encoding, Heap, Kind};
+
+    #[test]
+    fn nobody_begins_to_help_while_that_is_held() {
+        const CELLS: u64 = 3000;
+        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+        let m = heap.attach().unwrap();
+        let node = heap.kind(Kind::words_at("node", &[0], Encoding::RAW));
+        let (node, filler) = (node.unwrap(), heap.kind(Kind::leaf("filler")).unwrap());
+        // SAFETY: the context lives as long as the mutator.
+        let context = unsafe { &*m.context() };
+        let (shared, pace) = (&*context.shared, &context.shared.pace);
+        let mut marker = Marker::new(&shared.space, &shared.queue);
+        for _ in 0..CELLS {
+            // SAFETY: no collection happens.
+            let cell = unsafe { m.alloc(node, 16) }.unwrap().as_ptr() as usize;
+            marker.cell(shared.space.resolve(cell).unwrap());
+        }
+        marker.lay_down();
+        // As in a cycle that is past its goal with all of its work undone.
+        pace.line.store(Marking {
+            begin: 0,
+            goal: 1,
+            hard: u64::MAX,
+            work: CELLS,
+            most: CELLS,
+        });
+        context.marking.store(1, Ordering::Relaxed);
+        pace.beside();
+        let helped_for = || {
+            for _ in 0..100 {
+                // SAFETY: as above.
+                unsafe { m.alloc(filler, 1024) }.unwrap();
+            }
+            pace.help.swap(0, Ordering::Relaxed)
+        };
+        let might = pace.hold_help();
+        assert_eq!((might, helped_for()), (true, 0));
+        pace.help_on(might);
+        assert!(helped_for() > 0, "nobody has helped");
+        context.marking.store(0, Ordering::Relaxed);
     }
 }
