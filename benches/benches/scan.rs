@@ -304,7 +304,7 @@ impl Bare {
     fn cycle(&self, work: impl FnOnce(&mut Marker<'_>) -> Block) -> Block {
         self.space.begin_marking();
         // SAFETY: our own runs, of this thread.
-        unsafe { self.space.blacken_tails(self.runs.as_mut_ptr()) };
+        unsafe { self.space.blacken_tails(&self.runs) };
         let mut marker = Marker::new(&self.space, &self.queue).alone();
         let block = work(&mut marker);
         for &cell in &self.cells {

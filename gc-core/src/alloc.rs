@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::fault::planted;
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
-use crate::heap::{Class, Entry, NoSpan, Space, UNIT, Unit};
+use crate::heap::{Class, Entry, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
@@ -129,7 +129,11 @@ impl From<MapError> for AllocError {
     }
 }
 
-/// Where a mutator takes its next run of a site from: its span and how far it has been looked at.
+/// Where a mutator takes its next run of a site from: its span, how far it has been looked at, and gaps that are its own already.
+///
+/// Where live and dead cells are mixed, a gap is a cell or two, and to make each of them a run of its own costs more than to allocate from it: a
+/// locked instruction or three, and a look at the pace. So all gaps of a bitmap word, a KiB of the heap, are taken together: cleared, counted, and
+/// their bits set at once. They are runs in all but that the next ones wait here.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Own {
@@ -139,6 +143,10 @@ struct Own {
     position: u32,
     /// The first one whose memory was not asked for yet.
     ahead: u32,
+    /// The bitmap word, counted in the span, whose gaps these are:
+    word: u32,
+    /// the bits of cells that are the mutator's, allocated and zero, beyond its run.
+    gaps: u64,
 }
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
@@ -177,16 +185,12 @@ impl Runs {
 /// the first-level cache when its cells are written; the shorter it is, the more often a mutator comes to refill.
 pub(crate) const RUN_BYTES: usize = 8 << 10;
 
-/// Gaps of a span whose memory has been asked for before they are filled. In `gclab mark 64 --concurrent` the worst 10 ms window in a hundred left
-/// the program 0.12 to 0.19 of its time without, and 0.24 to 0.32 with it (three pairs); where values are large, as in `gclab churn`, it is neither here
-/// nor there.
-const GAPS_AHEAD: usize = 4;
-
 /// Bytes of a cell beyond which clearing it takes longer than its first miss.
 const SMALL_CELL: u32 = 128;
 
-/// Cells of a gap that is not looked at further.
-const LONG_GAP: usize = 16;
+/// Granules of a cache line, and bits of so many.
+const LINE_GRANULES: usize = 64 / GRANULE;
+const LINE_BITS: u64 = (1 << LINE_GRANULES) - 1;
 
 /// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to look through.
 const SPANS_PER_PIECE: usize = 16;
@@ -202,7 +206,7 @@ impl Space {
         let index = site.index();
         // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them now.
         let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
-        if run.cursor + site.size() <= run.limit {
+        if run.cursor + site.size() <= run.limit || self.next_gap(run, own, site.size()) {
             return Ok(Refill::Ready);
         }
         let mut most = (RUN_BYTES / site.size()).max(1);
@@ -222,33 +226,84 @@ impl Space {
                             span: span as u32 + 1,
                             position: 0,
                             ahead: 0,
+                            word: 0,
+                            gaps: 0,
                         };
-                        for _ in 0..GAPS_AHEAD {
-                            self.look_ahead(own, class);
-                        }
+                        self.look_ahead(own, class);
                     }
                     Err(no) => return self.after_sweep(no, site.size()).map(|()| Refill::Again),
                 }
             }
-            let span = own.span as usize - 1;
-            let allocated = self.allocated_bits().span(span, class);
-            if let Some(from) = allocated.next_clear(own.position as usize) {
-                let to = allocated.next_set(from, (from + most).min(class.cells as usize));
-                self.install(run, span, class, from, to);
-                own.position = to as u32;
+            let found = self.fill(run, own, class, most);
+            if found != 0 {
                 self.look_ahead(own, class);
                 if self.collect_every.is_some() {
-                    runs.handed.fetch_add((to - from) as u64, Ordering::Relaxed);
+                    runs.handed.fetch_add(found as u64, Ordering::Relaxed);
                 }
                 return Ok(Refill::Ready);
             }
-            own.span = 0;
+            let span = core::mem::take(&mut own.span) as usize - 1;
             entry.lists.lock().full.push(self.records(), span);
         }
         Ok(Refill::Again)
     }
 
-    /// Asks for the memory of one more gap. Where live and dead cells are mixed, each gap's first line is a miss, which the refill would wait
+    /// Makes the next of the gaps that are taken the mutator's run of `site`, if that is used up; `false`: there is none. Under
+    /// `no_preempt`, by the owner of `runs`.
+    #[inline]
+    pub fn next_run(&self, runs: &Runs, site: Site) -> bool {
+        let index = site.index();
+        // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them now.
+        let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
+        run.cursor + site.size() <= run.limit || self.next_gap(run, own, site.size())
+    }
+
+    #[inline]
+    fn next_gap(&self, run: &mut Run, own: &mut Own, size: usize) -> bool {
+        if own.gaps == 0 {
+            return false;
+        }
+        let bits = take_first_run(&mut own.gaps, size / GRANULE);
+        let cells = bits.count_ones() as usize;
+        let granule = own.word as usize * 64 + bits.trailing_zeros() as usize;
+        let start = self.base() + (own.span as usize - 1) * UNIT + granule * GRANULE;
+        *run = Run {
+            cursor: start,
+            limit: start + cells * size,
+        };
+        true
+    }
+
+    /// Fills an empty run from the mutator's span, with `most` cells at most; how many became the mutator's. 0: the span has no more.
+    fn fill(&self, run: &mut Run, own: &mut Own, class: &'static Class, most: usize) -> usize {
+        let span = own.span as usize - 1;
+        let allocated = self.allocated_bits().span(span, class);
+        let position = own.position as usize;
+        if class.stride() < 64 {
+            let Some((word, mut bits, is_open)) = allocated.next_word_with_clear(position) else {
+                return 0;
+            };
+            if !is_open && !planted("gaps-one-by-one") {
+                let after = allocated.cell_after(word);
+                own.position = after as u32;
+                while bits.count_ones() as usize > most {
+                    let last = 63 - bits.leading_zeros();
+                    bits &= !(1 << last);
+                    own.position = ((word * 64 + last as usize) / class.stride()) as u32;
+                }
+                return self.install_gaps(run, own, class, word, bits);
+            }
+        }
+        let Some(from) = allocated.next_clear(position) else {
+            return 0;
+        };
+        let to = allocated.next_set(from, (from + most).min(class.cells as usize));
+        self.install(run, span, class, from, to);
+        own.position = to as u32;
+        to - from
+    }
+
+    /// Asks for the memory of more gaps. Where live and dead cells are mixed, each gap's first line is a miss, which the refill would wait
     /// for: clearing the cells is a store, and to mark them black is a locked instruction, which waits for all stores before it.
     fn look_ahead(&self, own: &mut Own, class: &'static Class) {
         if class.size > SMALL_CELL {
@@ -256,15 +311,63 @@ impl Space {
         }
         let span = own.span as usize - 1;
         let allocated = self.allocated_bits().span(span, class);
-        let at = own.ahead.max(own.position) as usize;
-        let cells = class.cells as usize;
-        let Some(from) = allocated.next_clear(at) else {
-            own.ahead = cells as u32;
-            return;
-        };
-        prefetch(self.base() + span * UNIT + from * class.size as usize);
-        // Of a long gap the first lines are enough, the processor sees where it goes from there; and the next gap is far.
-        own.ahead = allocated.next_set(from, (from + LONG_GAP).min(cells)) as u32;
+        let (position, cells) = (own.position as usize, class.cells as usize);
+        let mut at = own.ahead.max(own.position) as usize;
+        // Whatever the next piece takes has been asked for: it takes a word's gaps, or one that is long.
+        while at < cells && at <= allocated.cell_after(position * class.stride() / 64) {
+            let Some((word, clear, _)) = allocated.next_word_with_clear(at) else {
+                at = cells;
+                break;
+            };
+            let start = self.base() + span * UNIT + word * 64 * GRANULE;
+            for line in 0..64 / LINE_GRANULES {
+                if clear >> (line * LINE_GRANULES) & LINE_BITS != 0 {
+                    prefetch(start + line * LINE_GRANULES * GRANULE);
+                }
+            }
+            at = allocated.cell_after(word);
+        }
+        own.ahead = at.min(cells) as u32;
+    }
+
+    /// Makes the free cells whose bits in the bitmap word `word` of the mutator's span are `bits` the mutator's, the first of them its run; how
+    /// many. In the same order as [`install`](Self::install), for the same reasons.
+    fn install_gaps(
+        &self,
+        run: &mut Run,
+        own: &mut Own,
+        class: &'static Class,
+        word: usize,
+        bits: u64,
+    ) -> usize {
+        let span = own.span as usize - 1;
+        let size = class.size as usize;
+        let cells = bits.count_ones() as usize;
+        self.handed.add(cells, cells * size);
+        self.note_bits(span + word * 64 * GRANULE / UNIT);
+        let start = self.base() + span * UNIT + word * 64 * GRANULE;
+        // SAFETY: the span is this mutator's.
+        if unsafe { !(*self.records().at(span)).zeroed } && !planted("no-clear") {
+            let mut left = bits;
+            while left != 0 {
+                let gap = take_first_run(&mut left, class.stride());
+                let at = start + gap.trailing_zeros() as usize * GRANULE;
+                // SAFETY: the cells are free: their bits are clear, so no one else has them.
+                unsafe {
+                    std::ptr::write_bytes(at as *mut u8, 0, gap.count_ones() as usize * size)
+                };
+            }
+        }
+        if self.is_marking() && !planted("white-runs") {
+            self.marked_bits().span(span, class).set_in_word(word, bits);
+        }
+        if !planted("no-run-bits") {
+            let allocated = self.allocated_bits().span(span, class);
+            allocated.set_in_word_alone(word, bits);
+        }
+        (own.word, own.gaps) = (word as u32, bits);
+        self.next_gap(run, own, size);
+        cells
     }
 
     /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while marking), installed.
@@ -365,33 +468,54 @@ impl Space {
         runs.handed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Empties the run of one site; the number of cells that were left in it. They are free again, except while marking:
-    /// then they stay black and are found free by the next cycle.
+    /// Empties the run of one site; the number of cells that were left in it and in gaps that were taken with it. They are free again, except
+    /// while marking: then they stay black and are found free by the next cycle.
     fn retire_tail(&self, runs: &Runs, site: usize) -> u64 {
+        let Some(tail) = self.tail(runs, site) else {
+            return 0;
+        };
         // SAFETY: the caller owns `runs`, under `no_preempt`.
         let (run, own) = unsafe { (&mut *runs.runs.at(site), &mut *runs.own.at(site)) };
-        if run.cursor >= run.limit {
-            return 0;
-        }
-        let class = self.sites.at(site).class();
-        let span = own.span as usize - 1;
-        let start = self.base() + span * UNIT;
-        let (from, to) = (
-            class.index_of(run.cursor - start),
-            class.index_of(run.limit - 1 - start) + 1,
-        );
         if !self.is_marking() {
-            self.allocated_bits()
-                .span(span, class)
-                .clear_cells_alone(from, to);
-            self.handed.take_back(to - from, run.limit - run.cursor);
-            own.position = from as u32;
+            let allocated = self.allocated_bits().span(tail.span, tail.class);
+            allocated.clear_cells_alone(tail.from, tail.to);
+            allocated.clear_in_word_alone(own.word as usize, own.gaps);
+            self.handed
+                .take_back(tail.cells(), tail.cells() * tail.class.size as usize);
+            own.position = tail.first() as u32;
         }
+        own.gaps = 0;
         *run = Run {
             cursor: 0,
             limit: 0,
         };
-        (to - from) as u64
+        tail.cells() as u64
+    }
+
+    /// What a mutator has of a site that no program has yet. By the owner of `runs` under `no_preempt`, or while it is stopped.
+    fn tail(&self, runs: &Runs, site: usize) -> Option<Tail> {
+        // SAFETY: the arrays have MAX_SITES entries, and nobody writes these now (see above).
+        let (run, own) = unsafe { (*runs.runs.at(site), *runs.own.at(site)) };
+        if run.cursor >= run.limit && own.gaps == 0 {
+            return None;
+        }
+        let class = self.sites.at(site).class();
+        let span = own.span as usize - 1;
+        let start = self.base() + span * UNIT;
+        let (from, to) = if run.cursor < run.limit {
+            let last = class.index_of(run.limit - 1 - start);
+            (class.index_of(run.cursor - start), last + 1)
+        } else {
+            (0, 0)
+        };
+        Some(Tail {
+            span,
+            class,
+            from,
+            to,
+            word: own.word as usize,
+            gaps: own.gaps,
+        })
     }
 
     /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
@@ -412,36 +536,72 @@ impl Space {
         }
     }
 
-    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array (rule 2 of the fast path).
-    /// Returns what they hold: no marker counts it.
+    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array, and the gaps taken with it (rule 2 of the fast
+    /// path). Returns what they hold: no marker counts it.
     ///
     /// # Safety
     /// `runs` is the array of a stopped mutator of this heap.
-    pub unsafe fn blacken_tails(&self, runs: *const Run) -> Marked {
+    pub unsafe fn blacken_tails(&self, runs: &Runs) -> Marked {
         let mut tails = Marked::default();
         for site in 0..self.sites.count() {
-            // SAFETY: the array has MAX_SITES entries and its owner is stopped.
-            let run = unsafe { *runs.add(site) };
-            if run.cursor >= run.limit {
+            let Some(tail) = self.tail(runs, site) else {
                 continue;
+            };
+            let marked = self.marked_bits().span(tail.span, tail.class);
+            marked.set_cells(tail.from, tail.to);
+            if tail.gaps != 0 && !planted("white-gaps") {
+                marked.set_in_word(tail.word, tail.gaps);
             }
-            let Some(offset) = self.offset(run.cursor) else {
-                continue;
-            };
-            let Unit::Small { distance, .. } = self.units().get(offset / UNIT) else {
-                continue;
-            };
-            let (class, span) = (self.sites.at(site).class(), offset / UNIT - distance);
-            let start = self.base() + span * UNIT;
-            let (from, to) = (
-                class.index_of(run.cursor - start),
-                class.index_of(run.limit - 1 - start) + 1,
-            );
-            self.marked_bits().span(span, class).set_cells(from, to);
-            tails.cells += (to - from) as u64;
-            tails.bytes += (run.limit - run.cursor) as u64;
+            tails.cells += tail.cells() as u64;
+            tails.bytes += (tail.cells() * tail.class.size as usize) as u64;
         }
         tails
+    }
+
+    /// World stopped: calls `f` with the address of each cell that a mutator has and its program has not.
+    ///
+    /// # Safety
+    /// As for [`blacken_tails`](Self::blacken_tails).
+    pub unsafe fn for_each_unallocated(&self, runs: &Runs, f: &mut dyn FnMut(usize)) {
+        for site in 0..self.sites.count() {
+            let Some(tail) = self.tail(runs, site) else {
+                continue;
+            };
+            let start = self.base() + tail.span * UNIT;
+            for cell in tail.from..tail.to {
+                f(start + cell * tail.class.size as usize);
+            }
+            let mut gaps = tail.gaps;
+            while gaps != 0 {
+                f(start + (tail.word * 64 + gaps.trailing_zeros() as usize) * GRANULE);
+                gaps &= gaps - 1;
+            }
+        }
+    }
+}
+
+/// The cells of a site that are a mutator's and that its program has not allocated: those `[from, to)` of a span are the rest of its run, and in the
+/// span's bitmap word `word` it has `gaps`.
+struct Tail {
+    span: usize,
+    class: &'static Class,
+    from: usize,
+    to: usize,
+    word: usize,
+    gaps: u64,
+}
+
+impl Tail {
+    fn cells(&self) -> usize {
+        self.to - self.from + self.gaps.count_ones() as usize
+    }
+
+    /// The first of the cells.
+    fn first(&self) -> usize {
+        if self.from < self.to {
+            return self.from;
+        }
+        (self.word * 64 + self.gaps.trailing_zeros() as usize) / self.class.stride()
     }
 }
 

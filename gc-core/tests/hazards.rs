@@ -99,6 +99,37 @@ fn h23_h26_cells_allocated_from_a_run_that_a_collection_interrupted_live() {
 }
 
 #[test]
+fn h23_cells_allocated_from_gaps_that_were_taken_before_a_collection_live() {
+    let name = "h23_cells_allocated_from_gaps_that_were_taken_before_a_collection_live";
+    hazard(name, "white-gaps", || {
+        const KEPT: usize = 20_000;
+        let (heap, k) = heap();
+        let m = heap.attach().unwrap();
+        // Every second cell lives, so that each word of the bitmap has many gaps.
+        let kept = (0..KEPT).fold(0, |next, i| {
+            cons(&m, k, 0, i);
+            cons(&m, k, next, i)
+        });
+        m.collect();
+        // Each collection meets gaps of which some cells have been allocated and others have not.
+        let new = (0..KEPT / 4).fold(0, |next, i| {
+            if i % 5 == 0 {
+                m.collect();
+            }
+            cons(&m, k, next, i)
+        });
+        // The span is used up and swept, and what is free in it is used again.
+        for _ in 0..3 {
+            garbage(&m, k, KEPT);
+            m.collect();
+        }
+        garbage(&m, k, KEPT);
+        check_list(kept, KEPT);
+        check_list(new, KEPT / 4);
+    });
+}
+
+#[test]
 fn h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other() {
     // Without signals, since with them a thread that waits outside of `blocking` can still be stopped.
     common::is_child().then(|| assert_eq!(std::env::var("URGE_ASYNC").as_deref(), Ok("0")));

@@ -19,7 +19,7 @@ use crate::api::root::{RawRoot, RootCallback, protected};
 use crate::api::types::Types;
 use crate::barrier::{self, SharedLog};
 use crate::config::{Config, ConfigError};
-use crate::cycle::{self, Pace, Requests, Shared};
+use crate::cycle::{self, Pace, Requests, Shared, context_of};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
@@ -489,13 +489,55 @@ impl Heap {
         self.shared().space.reserved()
     }
 
-    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses, those included that are still in a
-    /// mutator's runs. For oracles and inspectors; `f` is bound as in [`with_stopped`](Self::with_stopped).
+    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses, those included that a mutator has ready for
+    /// its next allocations ([`for_each_unallocated`](Self::for_each_unallocated)). For oracles and inspectors; `f` is bound as in [`with_stopped`](Self::with_stopped).
     ///
     /// # Errors
     /// If the caller is itself a mutator of this heap.
     pub fn for_each_cell(&self, mut f: impl FnMut(Cell)) -> Result<(), gc_preempt::StopError> {
         self.with_stopped(|_| self.shared().space.for_each_cell(&mut f))
+    }
+
+    /// Stops the heap's mutators and calls `f` with the address of every cell that one of them has ready: [`for_each_cell`](Self::for_each_cell)
+    /// finds it, but no program has it yet. It is zero. `f` is bound as in [`with_stopped`](Self::with_stopped).
+    ///
+    /// ```
+    /// use gc_core::{Heap, Kind};
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// let leaf = heap.kind(Kind::leaf("leaf"))?;
+    /// let mutator = heap.attach()?;
+    /// // SAFETY: the cell is used before the next collection only.
+    /// let cell = unsafe { mutator.alloc(leaf, 16)? }.as_ptr() as usize;
+    /// let look = || {
+    ///     let (mut all, mut ready) = (0, 0);
+    ///     heap.for_each_cell(|_| all += 1).unwrap();
+    ///     heap.for_each_unallocated(|other| {
+    ///         assert_ne!(other, cell);
+    ///         ready += 1;
+    ///     })
+    ///     .unwrap();
+    ///     assert_eq!(all, ready + 1);
+    /// };
+    /// mutator.blocking(|| std::thread::scope(|s| drop(s.spawn(look).join())));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the caller is itself a mutator of this heap.
+    pub fn for_each_unallocated(
+        &self,
+        mut f: impl FnMut(usize),
+    ) -> Result<(), gc_preempt::StopError> {
+        let space = &self.shared().space;
+        self.with_stopped(|stopped| {
+            for mutator in stopped.mutators() {
+                if let Some(context) = context_of(&mutator) {
+                    // SAFETY: the runs are those of a stopped mutator of this heap.
+                    unsafe { space.for_each_unallocated(&context.local, &mut f) };
+                }
+            }
+        })
     }
 
     /// Registers managed code with its stack maps: frames of it that are stopped at a call are scanned exactly, slot words being edges of

@@ -227,6 +227,14 @@ impl Mutator {
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
+        // Those of a gap that was taken with the last one are accounted for.
+        if thread.no_preempt(|| shared.space.next_run(&self.record().local, site)) {
+            // SAFETY: as in `alloc_at`.
+            let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+            if cell.is_some() {
+                return cell;
+            }
+        }
         self.keep_pace(RUN_BYTES.max(site.size()));
         loop {
             match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {

@@ -380,8 +380,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             if let Some(context) = context_of(&mutator)
                 && !planted("white-tails")
             {
-                // SAFETY: the array is that of a stopped mutator of this heap.
-                let tails = unsafe { shared.space.blacken_tails(context.runs()) };
+                // SAFETY: the runs are those of a stopped mutator of this heap.
+                let tails = unsafe { shared.space.blacken_tails(&context.local) };
                 self.tails.cells += tails.cells;
                 self.tails.bytes += tails.bytes;
             }
@@ -746,7 +746,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
 }
 
 /// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap has none; its stack is scanned all the same.
-fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
+pub(crate) fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
     // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with their context, which they free only after
     // they have detached. A stopped mutator does not write it.
     mutator

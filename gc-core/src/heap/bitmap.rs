@@ -139,6 +139,20 @@ const PATTERNS: [u64; 64] = {
     patterns
 };
 
+/// Takes the first cells without one missing between them out of `bits`, which are cells' bits at distances of `stride`: their bits.
+#[inline]
+pub(crate) fn take_first_run(bits: &mut u64, stride: usize) -> u64 {
+    let first = bits.trailing_zeros();
+    let missing = (PATTERNS[stride] << first) & !*bits;
+    // Nothing missing: the shift is by 64 and all of the rest belongs to it.
+    let before = 1u64
+        .checked_shl(missing.trailing_zeros())
+        .map_or(u64::MAX, |bit| bit - 1);
+    let run = *bits & before;
+    *bits &= !before;
+    run
+}
+
 /// See [`Bitmap::span`].
 pub(crate) struct SpanBits<'a> {
     bitmap: &'a Bitmap,
@@ -215,6 +229,48 @@ impl SpanBits<'_> {
             set == 0
         });
         found
+    }
+
+    /// The first word from the cell `from` on with a clear bit: its number in the span, its clear cells' bits, and whether these are all from the
+    /// first of them to the word's end. For cells of which a word has several.
+    pub(crate) fn next_word_with_clear(&self, from: usize) -> Option<(usize, u64, bool)> {
+        let mut found = None;
+        self.masks(from, self.class.cells as usize, |word, mask| {
+            let clear = mask & !self.load(word);
+            if clear != 0 {
+                found = Some((
+                    word,
+                    clear,
+                    clear == mask & u64::MAX << clear.trailing_zeros(),
+                ));
+            }
+            clear == 0
+        });
+        found
+    }
+
+    /// The first cell whose bit lies beyond a word.
+    pub(crate) fn cell_after(&self, word: usize) -> usize {
+        ((word + 1) * 64).div_ceil(self.class.stride())
+    }
+
+    /// As [`set_cells`](Self::set_cells), cells of one word.
+    pub(crate) fn set_in_word(&self, word: usize, bits: u64) {
+        let word = self.bitmap.word(self.first_word + word);
+        // Ordering: Release, as there.
+        word.fetch_or(bits, Ordering::Release);
+    }
+
+    /// As [`set_cells_alone`](Self::set_cells_alone), cells of one word.
+    pub(crate) fn set_in_word_alone(&self, word: usize, bits: u64) {
+        let word = self.bitmap.word(self.first_word + word);
+        word.store(word.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
+    }
+
+    /// As [`clear_cells_alone`](Self::clear_cells_alone), cells of one word.
+    pub(crate) fn clear_in_word_alone(&self, word: usize, bits: u64) {
+        let word = self.bitmap.word(self.first_word + word);
+        word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
     }
 
     /// The number of set bits.

@@ -1,5 +1,6 @@
 //! Tests of the room as a whole: allocate, collect, resolve, against models that need no cleverness.
 
+mod gaps;
 mod memory;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,7 +79,7 @@ impl Toy {
         self.space.begin_weak();
         self.space.begin_marking();
         // SAFETY: our own runs.
-        unsafe { self.space.blacken_tails(self.runs.as_mut_ptr()) };
+        unsafe { self.space.blacken_tails(&self.runs) };
         let mut marker = Marker::new(&self.space, &self.queue);
         for &root in roots {
             marker.edge(root, Encoding::RAW);
@@ -100,17 +101,17 @@ impl Toy {
         self.finish();
     }
 
-    /// The allocated cells that are not tails of runs.
+    /// The allocated cells but those that the mutator has ready.
     pub(crate) fn cells(&self) -> BTreeMap<usize, usize> {
         let mut cells = BTreeMap::new();
         self.space.for_each_cell(&mut |cell| {
             assert!(cells.insert(cell.base, cell.size).is_none());
         });
-        for site in 0..self.space.sites.count() {
-            // SAFETY: our own runs.
-            let run = unsafe { *self.runs.as_mut_ptr().add(site) };
-            cells.retain(|base, _| !(run.cursor..run.limit).contains(base));
-        }
+        let mut take = |cell: usize| {
+            assert!(cells.remove(&cell).is_some(), "no cell of the mutator's");
+        };
+        // SAFETY: our own runs.
+        unsafe { self.space.for_each_unallocated(&self.runs, &mut take) };
         cells
     }
 }
@@ -403,7 +404,7 @@ fn without_blackened_tails_a_new_cell_would_be_free() {
         toy.space.begin_marking();
         if cure {
             // SAFETY: our own runs.
-            unsafe { toy.space.blacken_tails(toy.runs.as_mut_ptr()) };
+            unsafe { toy.space.blacken_tails(&toy.runs) };
         }
         // SAFETY: as above; the run has room.
         let cell = unsafe { bump(toy.runs.as_mut_ptr(), site) } as usize;

@@ -242,7 +242,7 @@ fn a_marker_alone_marks_as_one_among_many() {
     for alone in [false, true] {
         toy.space.begin_marking();
         // SAFETY: our own runs.
-        unsafe { toy.space.blacken_tails(toy.runs.as_mut_ptr()) };
+        unsafe { toy.space.blacken_tails(&toy.runs) };
         let mut marker = Marker::new(&toy.space, &toy.queue);
         if alone {
             marker = marker.alone();

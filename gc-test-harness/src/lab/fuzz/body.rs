@@ -98,17 +98,18 @@ impl Toy {
         }
     }
 
-    /// The cells that are handed out, and the tails of runs.
+    /// The cells that are handed out, to the program or to its runs.
     fn check_cells(&self) -> Result<(), String> {
         let mut cells = Vec::new();
         self.space
             .for_each_cell(&mut |cell| cells.push((cell.base, cell.size)));
-        let mut tails = Vec::new();
+        let mut spare = BTreeSet::new();
         for runs in &self.runs {
+            let mut note = |cell| spare.extend([cell]);
             // SAFETY: this thread's own runs.
-            unsafe { tails_of(runs.as_mut_ptr(), &mut tails) };
+            unsafe { self.space.for_each_unallocated(runs, &mut note) };
         }
-        self.model.check_cells(&cells, &tails)
+        self.model.check_cells(&cells, &spare)
     }
 
     fn step(
@@ -170,7 +171,7 @@ impl Toy {
         space.begin_marking();
         for runs in runs.iter() {
             // SAFETY: this thread's own runs.
-            unsafe { space.blacken_tails(runs.as_mut_ptr()) };
+            unsafe { space.blacken_tails(runs) };
         }
         let mut marker = Marker::new(space, queue);
         for word in &words {
@@ -215,22 +216,6 @@ impl Toy {
         self.check_cells()?;
         // SAFETY: what the model lists is allocated, as was checked, and no other thread knows it.
         unsafe { self.model.check_contents() }
-    }
-}
-
-/// The tails of a mutator's runs: cells that nobody has yet.
-///
-/// # Safety
-/// `runs` is the array of a mutator that does not run.
-pub(super) unsafe fn tails_of(runs: *const alloc::Run, tails: &mut Vec<Range<usize>>) {
-    /// More sites than the shapes and size classes make.
-    const SITES: usize = 1 << 10;
-    for site in 0..SITES {
-        // SAFETY: the array has more entries than that.
-        let run = unsafe { runs.add(site).read_volatile() };
-        if run.cursor < run.limit && tails.len() < tails.capacity().max(SITES) {
-            tails.push(run.cursor..run.limit);
-        }
     }
 }
 

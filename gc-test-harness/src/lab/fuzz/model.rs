@@ -252,7 +252,7 @@ impl Model {
     pub fn check_cells(
         &self,
         cells: &[(usize, usize)],
-        tails: &[Range<usize>],
+        spare: &BTreeSet<usize>,
     ) -> Result<(), String> {
         let mut found = BTreeSet::new();
         for (base, size) in cells {
@@ -266,7 +266,7 @@ impl Model {
                         object.size
                     ));
                 }
-                None if tails.iter().any(|tail| tail.contains(base)) => {}
+                None if spare.contains(base) => {}
                 None => {
                     return Err(format!(
                         "the cell at {base:#x} ({size} bytes) is kept, though no word leads to it"

@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gc_core::{Encoding, Heap, Mutator, RawRoot, RootCallback, RootRange, Run};
+use gc_core::{Encoding, Heap, Mutator, RawRoot, RootCallback, RootRange};
 
 use super::Counts;
-use super::body::{encodings, tails_of};
+use super::body::encodings;
 use super::choices::Choices;
 use super::model::{BOXED, Model, Shape, TAGGED};
 use crate::kernels::image::{
@@ -118,7 +118,6 @@ impl Words {
 /// A mutator of one heap, as the fuzzer sees it.
 struct Place {
     worker: usize,
-    runs: usize,
     range: Arc<RootArray>,
     encoding: Encoding,
 }
@@ -314,13 +313,11 @@ impl Pool {
     ) -> Result<Place, String> {
         let encoding = [Encoding::RAW, TAGGED, BOXED][choices.below(3)];
         let range = Arc::new(RootArray::default());
-        let runs = Arc::new(AtomicUsize::new(0));
-        let (heap, found, shared) = (heap.clone(), runs.clone(), range.clone());
+        let (heap, shared) = (heap.clone(), range.clone());
         self.workers[worker].run(move |own| {
             let mutator = heap.attach().map_err(|e| e.to_string())?;
-            // Relaxed, as all here: the job's end is a message.
-            found.store(mutator.runs() as usize, Ordering::Relaxed);
             let words = shared.words.0.as_ptr_range();
+            // Relaxed, as all here: the job's end is a message.
             shared.limit.store(words.end as usize, Ordering::Relaxed);
             // SAFETY: words and limit are this case's, which outlives the guard: the fuzzer has another handle.
             let guard = unsafe {
@@ -331,7 +328,6 @@ impl Pool {
         })?;
         Ok(Place {
             worker,
-            runs: runs.load(Ordering::Relaxed),
             range,
             encoding,
         })
@@ -582,12 +578,18 @@ fn collect(
     if overflow {
         return Err(format!("more than {MOST_CELLS} cells are allocated"));
     }
-    let mut tails = Vec::new();
-    for place in &subject.places {
-        // SAFETY: the mutator is attached, and its thread spins or waits.
-        unsafe { tails_of(place.runs as *const Run, &mut tails) };
+    let mut spare = Vec::with_capacity(MOST_CELLS);
+    let all = subject.heap.for_each_unallocated(|cell| {
+        overflow |= spare.len() == MOST_CELLS;
+        if !overflow {
+            spare.push(cell);
+        }
+    });
+    all.map_err(|e| e.to_string())?;
+    if overflow {
+        return Err(format!("more than {MOST_CELLS} cells wait in runs"));
     }
-    model.check_cells(&cells, &tails)?;
+    model.check_cells(&cells, &spare.into_iter().collect())?;
     // What was found is found still, until the images are released.
     model
         .objects

@@ -1,0 +1,151 @@
+//! Gaps that are taken together, a bitmap word's at a time: all of them are handed out, each once, and none that lives.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+/// A heap whose cells of so many bytes live where `lives` says so, and those cells.
+fn mixed(bytes: usize, count: usize, lives: impl Fn(usize) -> bool) -> (Toy, KindId, Vec<usize>) {
+    let mut toy = Toy::small();
+    let kind = leaf(&toy);
+    let cells: Vec<usize> = (0..count).map(|_| toy.alloc(kind, bytes)).collect();
+    for cell in &cells {
+        // SAFETY: a cell of ours.
+        unsafe { std::ptr::write_bytes(*cell as *mut u8, 0xa5, bytes) };
+    }
+    let kept = |(i, cell): (usize, &usize)| lives(i).then_some(*cell);
+    let live: Vec<usize> = cells.iter().enumerate().filter_map(kept).collect();
+    // Or its last span would be the mutator's until it is full.
+    toy.space.retire(&toy.runs);
+    toy.collect(&live);
+    (toy, kind, live)
+}
+
+/// A new cell, which is seen to be zero and is filled.
+fn alloc(toy: &mut Toy, kind: KindId, bytes: usize) -> usize {
+    let cell = toy.alloc(kind, bytes);
+    // SAFETY: a cell of ours.
+    let content = unsafe { std::slice::from_raw_parts_mut(cell as *mut u8, bytes) };
+    assert!(content.iter().all(|byte| *byte == 0));
+    content.fill(0x5a);
+    cell
+}
+
+proptest! {
+    #[test]
+    fn every_gap_is_handed_out_once(
+        bytes in prop::sample::select(&[16usize, 32, 48, 64, 112, 320, 512, 1024, 1280][..]),
+        density in 0.02f64..0.98,
+        seed in any::<u64>(),
+        collect_after in 1usize..200,
+    ) {
+        let random = |i: usize| {
+            let mixed = (i as u64 + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            (mixed >> 11) as f64 / (1u64 << 53) as f64
+        };
+        let count = 3 * (64 << 10) / bytes;
+        let (mut toy, kind, live) = mixed(bytes, count, |i| random(i) < density);
+        let mut all: BTreeSet<usize> = live.iter().copied().collect();
+        // Collections keep all there is, so nothing but what was free at first may come.
+        for n in 0..count - live.len() {
+            if n % collect_after == 0 {
+                let roots: Vec<usize> = all.iter().copied().collect();
+                toy.collect(&roots);
+                prop_assert_eq!(toy.cells().len(), all.len());
+            }
+            prop_assert!(all.insert(alloc(&mut toy, kind, bytes)));
+        }
+        prop_assert_eq!(toy.cells().keys().copied().collect::<BTreeSet<_>>(), all);
+    }
+}
+
+#[test]
+fn gaps_of_a_word_are_taken_together_and_counted_once() {
+    let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
+    assert_eq!((live.len(), toy.space.cells_since()), (1024, 0));
+    for n in 0..64 {
+        let cell = alloc(&mut toy, kind, 32);
+        // A word has 32 cells.
+        assert_eq!(toy.space.cells_since(), 16 * (n / 16 + 1));
+        assert_eq!(
+            toy.space.allocated_since() as i64,
+            32 * toy.space.cells_since()
+        );
+        assert!(toy.space.resolve(cell).is_some());
+    }
+}
+
+#[test]
+fn without_blackened_gaps_a_new_cell_would_be_free() {
+    for cure in [true, false] {
+        let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
+        let first = alloc(&mut toy, kind, 32);
+        toy.space.begin_weak();
+        toy.space.begin_marking();
+        if cure {
+            // SAFETY: our own runs.
+            let tails = unsafe { toy.space.blacken_tails(&toy.runs) };
+            assert_eq!((tails.cells, tails.bytes), (15, 15 * 32));
+        }
+        let second = alloc(&mut toy, kind, 32);
+        toy.finish();
+        assert!(second != first && !live.contains(&second));
+        assert_eq!(toy.space.resolve(second).is_some(), cure);
+    }
+}
+
+#[test]
+fn gaps_that_are_given_back_are_free_again() {
+    let (mut toy, kind, live) = mixed(48, 1000, |i| i % 3 == 0);
+    let first = alloc(&mut toy, kind, 48);
+    toy.space.retire(&toy.runs);
+    assert_eq!(toy.space.cells_since(), 1);
+    assert_eq!(toy.cells().len(), live.len() + 1);
+    // They come again, in the same order.
+    let second = alloc(&mut toy, kind, 48);
+    assert_eq!(second, first + 48);
+}
+
+#[test]
+fn gaps_taken_while_marking_are_black_and_stay_so_when_they_are_given_back() {
+    let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
+    toy.mark(&live);
+    let first = alloc(&mut toy, kind, 32);
+    let taken = toy.space.cells_since();
+    let mut spare = 0;
+    let mut see = |cell| {
+        spare += 1;
+        assert!(toy.space.is_marked(cell));
+    };
+    // SAFETY: our own runs.
+    unsafe { toy.space.for_each_unallocated(&toy.runs, &mut see) };
+    assert!(toy.space.is_marked(first) && spare == taken - 1 && spare > 10);
+    toy.space.retire(&toy.runs);
+    toy.finish();
+    // Nobody has them, but only the next cycle finds that out.
+    assert_eq!(toy.cells().len() as i64, live.len() as i64 + taken);
+    toy.collect(&live);
+    assert_eq!(toy.cells().len(), live.len());
+}
+
+#[test]
+fn collections_that_are_due_by_number_are_so_among_gaps() {
+    for every in [1, 2, 7, 16, 33] {
+        let mut toy = Toy::new(SpaceConfig {
+            reserve: 64 << 20,
+            collect_every: Some(every),
+            ..SpaceConfig::default()
+        });
+        let kind = leaf(&toy);
+        let mut live = Vec::new();
+        for n in 0..3000u64 {
+            let before = toy.collections as u64;
+            let cell = toy.try_alloc(kind, 32, &live).unwrap();
+            let due = n != 0 && n % every == 0;
+            assert_eq!(toy.collections as u64, before + u64::from(due), "cell {n}");
+            if n % 3 != 0 {
+                live.push(cell);
+            }
+        }
+    }
+}
