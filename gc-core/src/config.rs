@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub(crate) trace: bool,
     pub(crate) verify: bool,
     pub(crate) reserve: u64,
+    /// Bytes that are backed from the start.
+    pub(crate) pre_touch: u64,
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
     pub(crate) inject: bool,
@@ -47,6 +49,7 @@ impl Default for Config {
             trace: false,
             verify: false,
             reserve: DEFAULT_RESERVE,
+            pre_touch: 0,
             collect_every: None,
             signals: true,
             inject: false,
@@ -142,6 +145,7 @@ impl Config {
         set(&get, "URGE_TRACE", SWITCH, switch, &mut self.trace)?;
         set(&get, "URGE_VERIFY", SWITCH, switch, &mut self.verify)?;
         set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
+        set(&get, "URGE_PRE_TOUCH", BYTES, bytes, &mut self.pre_touch)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
         self.checked()
     }
@@ -276,10 +280,11 @@ mod tests {
             ("URGE_TRACE", "1"),
             ("URGE_VERIFY", "1"),
             ("URGE_GC_EVERY", "3"),
+            ("URGE_PRE_TOUCH", "8M"),
         ])
         .unwrap();
         assert!(c.trace && c.verify);
-        assert_eq!(c.markers, Some(3));
+        assert_eq!((c.markers, c.pre_touch), (Some(3), 8 << 20));
         assert_eq!(c.memory_limit, Some(48 << 20));
         assert!(!c.signals && c.inject && c.stop_the_world && c.continuous);
         assert_eq!(
@@ -308,6 +313,7 @@ mod tests {
             ("URGE_HEAP_LIMIT", "99999999999999G"),
             ("URGE_HEAP_LIMIT", "M"),
             ("URGE_RESERVE", "0x10"),
+            ("URGE_PRE_TOUCH", "always"),
             ("URGE_MEMORY_LIMIT", "half"),
             ("URGE_TRACE", "gc"),
             ("URGE_GC_EVERY", "0"),

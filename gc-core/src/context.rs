@@ -33,6 +33,8 @@ pub struct Context {
     thread: OnceCell<gc_preempt::Mutator>,
     /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
     pub(crate) respite_until: Cell<u64>,
+    /// Nanoseconds for which it has helped, and waited after that.
+    pub(crate) helped: Cell<u64>,
     /// Its number among the heap's records.
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
@@ -69,6 +71,7 @@ impl Context {
             local,
             thread: OnceCell::new(),
             respite_until: Cell::new(0),
+            helped: Cell::new(0),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             shared,

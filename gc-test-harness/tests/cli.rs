@@ -159,7 +159,7 @@ fn a_graph_that_changes_while_it_is_collected_is_measured_beside_the_floor() {
         for key in ["turns_per_s", "seconds"] {
             assert!(object[key].as_f64() > Some(0.0), "{key}: {object}");
         }
-        for key in ["utilisation", "utilisation_between"] {
+        for key in ["utilisation", "progress", "progress_between"] {
             let all = ["min", "p01", "p10", "p50", "max"].map(|q| object[key][q].as_f64());
             assert!(all.iter().all(Option::is_some), "{key}: {object}");
             assert!(all.is_sorted() && all[4] <= Some(1.0), "{key}: {object}");

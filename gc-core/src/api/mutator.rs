@@ -341,7 +341,7 @@ impl Mutator {
             return;
         }
         // Its own time: what the system gives to others meanwhile is no help.
-        let before = thread_cpu();
+        let (before, begun) = (thread_cpu(), pace.now());
         let mut left = owed;
         let mut dry = false;
         while left != 0 && !dry {
@@ -376,6 +376,24 @@ impl Mutator {
         if dry && line.waits(used) {
             self.wait_a_moment(bytes);
         }
+        record
+            .helped
+            .set(record.helped.get() + (pace.now() - begun));
+    }
+
+    /// How long allocations of this mutator have marked for the collector since it attached, because it was behind, and waited for it where the heap
+    /// was beyond all bounds: by the clock, and with the stops that came upon it meanwhile. All other stops besides
+    /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)), the rest of its time is the program's.
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// assert!(mutator.helped().is_zero(), "nothing was allocated");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn helped(&self) -> Duration {
+        Duration::from_nanos(self.record().helped.get())
     }
 
     /// Lets the collector get on.

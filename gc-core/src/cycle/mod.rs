@@ -179,7 +179,9 @@ impl Surplus {
         // But never more than a memory limit leaves.
         let limit = shared.pace.memory_limit();
         let need = goal.saturating_add(goal / 10).min(limit);
-        let keep = need.max(self.trickle.need(peak, now).min(limit));
+        let keep = need
+            .max(self.trickle.need(peak, now).min(limit))
+            .max(space.pre_touched);
         let keep = keep.saturating_sub(used);
         let mut most = self.trickle.allowance(now);
         while most > 0 && !shared.requests.is_wanted() {

@@ -17,7 +17,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::{CHUNK_UNITS, Space, UNIT};
+use super::{CHUNK_UNITS, Range, Space, UNIT};
 
 /// Units below which a heap takes its faults as they come.
 const SMALL: usize = (32 << 20) / UNIT;
@@ -53,6 +53,13 @@ impl Default for Ahead {
 }
 
 impl Ahead {
+    /// Has the first units backed before there is a mutator. Where the system cannot, they are backed when they are used.
+    pub(super) fn pre_touch(&self, range: &Range, units: usize) {
+        if range.back_first(units) {
+            self.backed.store(units, Ordering::Relaxed);
+        }
+    }
+
     /// Units up to `end` were taken.
     #[inline]
     pub(super) fn taken(&self, end: usize) {
@@ -122,7 +129,7 @@ impl Space {
         let backed = ahead.backed.load(Ordering::Relaxed);
         let mut spans = self.spans.lock();
         let top = spans.top();
-        if backed <= top || spans.used() > top / 2 {
+        if backed <= top.max(self.pre_touched as usize / UNIT) || spans.used() > top / 2 {
             return;
         }
         self.range.dirty.set(top, backed - top);
@@ -182,6 +189,27 @@ mod tests {
         // What was backed is taken; and the next is backed before its turn comes.
         assert!(take(&space, CHUNK, u64::MAX) > 0);
         assert!(is_backed(&space, space.spans.lock().top() * UNIT));
+    }
+
+    #[test]
+    fn what_is_touched_beforehand_is_backed_and_stays_so() {
+        let config = SpaceConfig {
+            reserve: 256 << 20,
+            pre_touch: (5 << 20) + 1,
+            ..SpaceConfig::default()
+        };
+        let touched = Space::new(config.clone()).unwrap();
+        assert!(is_backed(&touched, 0) && is_backed(&touched, (6 << 20) - UNIT));
+        assert!(!is_backed(&touched, 6 << 20));
+        let small = Space::new(config.clone()).unwrap();
+        small.give_up_ahead();
+        while small.release_piece(small.pre_touched, u64::MAX) > 0 {}
+        assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - UNIT));
+        let limited = Space::new(SpaceConfig {
+            hard_limit: Some(2 << 20),
+            ..config
+        });
+        assert!(!is_backed(&limited.unwrap(), 2 << 20), "it can never have it");
     }
 
     #[test]

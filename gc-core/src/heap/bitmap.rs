@@ -27,6 +27,11 @@ impl Bitmap {
         Ok(Bitmap { words })
     }
 
+    /// See [`Table::back_first`].
+    pub(super) fn back_first(&self, units: usize) -> bool {
+        self.words.back_first(units * WORDS_PER_UNIT)
+    }
+
     #[cfg(test)]
     pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
         self.words.addresses()

@@ -130,6 +130,12 @@ impl<T> Table<T> {
         self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
+    /// Has the first `count` elements' pages backed. See [`Map::back`].
+    pub(crate) fn back_first(&self, count: usize) -> bool {
+        let bytes = (count * size_of::<T>()).next_multiple_of(4096);
+        self.map.back(0, bytes.min(self.map.map.len()))
+    }
+
     /// Where it lies.
     #[cfg(test)]
     pub(crate) fn addresses(&self) -> std::ops::Range<usize> {

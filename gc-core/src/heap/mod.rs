@@ -67,6 +67,8 @@ pub struct SpaceConfig {
     pub past_the_end: bool,
     /// Stress: a mutator is told to collect after this many allocations.
     pub collect_every: Option<u64>,
+    /// Bytes that the system backs from the start, tables included, and never gets back.
+    pub pre_touch: u64,
 }
 
 impl Default for SpaceConfig {
@@ -77,6 +79,7 @@ impl Default for SpaceConfig {
             conservative: vec![Encoding::RAW],
             past_the_end: false,
             collect_every: None,
+            pre_touch: 0,
         }
     }
 }
@@ -227,6 +230,15 @@ impl Range {
             chunk_bits: Table::new(units / CHUNK_UNITS)?,
         })
     }
+
+    /// Has the first units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
+    fn back_first(&self, units: usize) -> bool {
+        let offset = self.base - self.memory.base() as usize;
+        self.memory.back(offset, units * UNIT)
+            && self.units.back_first(units)
+            && self.records.back_first(units)
+            && self.bits.iter().all(|bits| bits.back_first(units))
+    }
 }
 
 /// What was handed out in runs and large objects, less what was given back. Hints for pacing and reports: Relaxed.
@@ -270,6 +282,8 @@ pub struct Space {
     /// Held by the collector while a stretch that goes back to the system is in no list. No mutator waits for it.
     releasing: Mutex<()>,
     ahead: Ahead,
+    /// Bytes that stay backed.
+    pub(crate) pre_touched: u64,
     large: LargeObjects,
     /// Weak cells and ephemerons that markers meet.
     pub(crate) weak: WeakWork,
@@ -320,6 +334,15 @@ impl Space {
         let limit = config
             .hard_limit
             .map_or(usize::MAX, |limit| limit as usize / UNIT);
+        let pre_touch = config
+            .pre_touch
+            .min(bytes)
+            .min(config.hard_limit.unwrap_or(u64::MAX))
+            .next_multiple_of(CHUNK);
+        let ahead = Ahead::default();
+        if pre_touch != 0 {
+            ahead.pre_touch(&range, pre_touch as usize / UNIT);
+        }
         Ok(Space {
             range,
             len: bytes as usize,
@@ -333,7 +356,8 @@ impl Space {
                 limit,
             ))),
             releasing: Mutex::new(()),
-            ahead: Ahead::default(),
+            ahead,
+            pre_touched: pre_touch,
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),

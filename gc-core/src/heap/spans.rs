@@ -57,6 +57,11 @@ pub(crate) struct Records {
 }
 
 impl Records {
+    /// See [`Table::back_first`].
+    pub(super) fn back_first(&self, units: usize) -> bool {
+        self.table.back_first(units)
+    }
+
     pub(crate) fn new(units: usize) -> Result<Records, MapError> {
         Ok(Records {
             table: Table::new(units)?,

@@ -67,6 +67,11 @@ pub(crate) struct Units {
 }
 
 impl Units {
+    /// See [`Table::back_first`].
+    pub(super) fn back_first(&self, units: usize) -> bool {
+        self.words.back_first(units)
+    }
+
     pub(crate) fn new(units: usize) -> Result<Units, MapError> {
         Ok(Units {
             words: Table::new(units)?,

@@ -7,8 +7,8 @@
 //! says so. `benches/peers/concurrent.go` does the same.
 //!
 //! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator allocates nothing and no
-//! collection is under way. What the mutator had of the processor is read from its progress, millisecond by millisecond
-//! ([`gauge`](super::gauge)).
+//! collection is under way. What the mutator had for itself is read millisecond by millisecond, from what
+//! the collector took and from its progress ([`gauge`](super::gauge)).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -19,7 +19,7 @@ use gc_core::{Heap, Mutator, Site};
 use serde_json::{Value, json};
 
 use super::floor::{Floor, Wait};
-use super::gauge::{Gauge, Utilisation};
+use super::gauge::{Gauge, Shares, Windows};
 use super::mark::{Graph, MarkError};
 use super::pauses::{Cycle, Pauses};
 use super::progress::Progress;
@@ -60,10 +60,8 @@ pub struct Outcome {
     pub floor: Samples,
     /// How the floor waited: the better of the two ways.
     pub wait: Wait,
-    /// The mutator's windows while a collection was under way.
-    pub during: Utilisation,
-    /// Its windows while none was.
-    pub between: Utilisation,
+    /// What the mutator had of windows of 10 ms.
+    pub windows: Windows,
     /// The mutator's turns, those beside floor rounds not counted.
     pub turns: u64,
     /// How long it took to do them.
@@ -132,9 +130,9 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
     let (mut cycles, _) = pauses.finish_cycles();
     cycles.retain(|cycle| !asked.contains(&cycle.number));
     for cycle in &cycles {
-        gauge.stopped(cycle.scanned, cycle.pause);
+        gauge.collected(cycle.scanned, cycle.scanned + cycle.mark, cycle.pause);
     }
-    let (during, between) = gauge.utilisation();
+    let windows = gauge.windows();
     let after = heap.stats();
     let collecting = (
         after.collector_cpu_total - before.collector_cpu_total,
@@ -149,8 +147,7 @@ pub fn measure(mib: u32, cycles: u32) -> Result<Outcome, MarkError> {
         stalls,
         floor,
         wait,
-        during,
-        between,
+        windows,
         turns,
         turning,
         collecting,
@@ -281,7 +278,7 @@ impl<'g> Program<'g> {
             if !quiet {
                 turns += u64::from(TURNS);
                 // Relaxed: written by the collector while this thread is stopped.
-                gauge.add(marking.load(Ordering::Relaxed) != 0);
+                gauge.add(marking.load(Ordering::Relaxed) != 0, self.mutator.helped());
             }
         }
         if !was_quiet {
@@ -418,8 +415,9 @@ impl Outcome {
             "floor_stall_us": Quantiles::of(&self.floor.stall).json(),
             "floor_wait": self.wait.name(),
             "pause_ratio_p99": self.pause_ratio_p99(),
-            "utilisation": self.during.json(),
-            "utilisation_between": self.between.json(),
+            "utilisation": self.windows.utilisation.json(),
+            "progress": self.windows.progress.json(),
+            "progress_between": self.windows.progress_between.json(),
             "collector_processor_seconds": self.collecting.0.as_secs_f64(),
             "assist_seconds": self.collecting.1.as_secs_f64(),
             "turns": self.turns,
@@ -459,15 +457,20 @@ impl fmt::Display for Outcome {
         writeln!(
             f,
             "{:<32}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
-            "utilisation of 10 ms", "min", "p1", "p10", "p50", "max", "windows"
+            "parts of 10 ms", "min", "p1", "p10", "p50", "max", "windows"
         )?;
-        for (label, of) in [
-            ("while a collection is under way", self.during),
-            ("while none is", self.between),
-        ] {
+        let line = |label: &str, of: Shares| {
             let cells = [of.min, of.p01, of.p10, of.p50, of.max].map(|part| format!("{part:>9.3}"));
-            writeln!(f, "{label:<32}{}{:>9}", cells.concat(), of.windows)?;
-        }
+            format!("{label:<32}{}{:>9}", cells.concat(), of.windows)
+        };
+        let windows = &self.windows;
+        writeln!(f, "{}", line("left by stops and help", windows.utilisation))?;
+        writeln!(
+            f,
+            "{}",
+            line("progress during collections", windows.progress)
+        )?;
+        writeln!(f, "{}", line("  between them", windows.progress_between))?;
         writeln!(f)?;
         writeln!(
             f,

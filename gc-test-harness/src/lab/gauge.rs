@@ -1,8 +1,11 @@
-//! How much of each millisecond a program had for itself: its progress, tick by tick, and what that makes of a collector.
+//! How much of each millisecond a program had for itself, by two measures, tick by tick.
 //!
-//! A program that always does the same work counts it per tick of the clock. What a window of ten ticks holds, over what
-//! ten ticks hold while no collection is under way, is the program's utilisation of that window. That is stricter than to
-//! add up pauses: stops, assists, barriers, a core that is taken away and a cache that is shared all show.
+//! *Utilisation* is what the collector left of a window's time: what is neither a stop nor help that an allocation gave (Cheng and Blelloch 2001,
+//! "A parallel, real-time garbage collector", whose minimum over all windows is the mmu).
+//!
+//! *Progress* is stricter. A program that always does the same work counts it; what a window of ten ticks holds, over what
+//! ten ticks hold while no collection is under way, shows also what a barrier costs, a core that the system takes away, a host's page, and
+//! a memory bus that is shared with whoever marks.
 
 use std::time::{Duration, Instant};
 
@@ -25,8 +28,11 @@ const OTHER: u8 = 2;
 pub struct Gauge {
     start: Instant,
     work: Vec<u32>,
+    /// Nanoseconds of the tick that the collector had the program stopped, or helping.
+    held: Vec<u32>,
     flags: Vec<u8>,
     last: usize,
+    helped: Duration,
 }
 
 impl Gauge {
@@ -36,8 +42,10 @@ impl Gauge {
         Gauge {
             start: Instant::now(),
             work: vec![0; MOST],
+            held: vec![0; MOST],
             flags: vec![0; MOST],
             last: 0,
+            helped: Duration::ZERO,
         }
     }
 
@@ -50,13 +58,30 @@ impl Gauge {
         ((time.as_nanos() / TICK.as_nanos()) as usize).min(MOST - 1)
     }
 
-    /// A piece of work has been done, inside a collection or not.
+    /// A piece of work has been done, inside a collection or not, by a program that has `helped` for so long in all.
     #[inline]
-    pub fn add(&mut self, collecting: bool) {
-        let tick = Self::tick(self.start.elapsed());
+    pub fn add(&mut self, collecting: bool, helped: Duration) {
+        let now = self.start.elapsed();
+        let tick = Self::tick(now);
         self.work[tick] += 1;
         self.flags[tick] |= u8::from(collecting) * COLLECTING;
         self.last = tick;
+        if helped > self.helped {
+            let help = helped - self.helped;
+            self.hold(now.saturating_sub(help), help);
+            self.helped = helped;
+        }
+    }
+
+    /// The program was held up then, for so long.
+    fn hold(&mut self, at: Duration, time: Duration) {
+        let end = at + time;
+        for tick in Self::tick(at)..=Self::tick(end) {
+            let begin = TICK * tick as u32;
+            let held = end.min(begin + TICK).saturating_sub(at.max(begin));
+            let held = u64::from(self.held[tick]) + held.as_nanos() as u64;
+            self.held[tick] = held.min(TICK.as_nanos() as u64) as u32;
+        }
     }
 
     /// The program does something else now.
@@ -66,31 +91,38 @@ impl Gauge {
         self.last = tick;
     }
 
-    /// A collection had the program stopped then, for so long.
-    pub fn stopped(&mut self, at: Duration, pause: Duration) {
-        let to = Self::tick(at + pause).min(self.last);
-        for flags in self.flags.iter_mut().take(to + 1).skip(Self::tick(at)) {
-            *flags |= COLLECTING;
+    /// A collection began and ended then, and had the program stopped at its beginning and at its end, at most for so long each time.
+    pub fn collected(&mut self, from: Duration, to: Duration, pause: Duration) {
+        for at in [from, to.saturating_sub(pause).max(from)] {
+            self.hold(at, pause);
+            let end = Self::tick(at + pause).min(self.last);
+            for flags in self.flags.iter_mut().take(end + 1).skip(Self::tick(at)) {
+                *flags |= COLLECTING;
+            }
         }
     }
 
-    /// What the program had of its windows while a collection was under way, and what while none was.
+    /// What the program had of its windows.
     ///
     /// Of a collection shorter than a window, the windows that hold it wholly count; of a longer one, those that lie in it.
-    pub fn utilisation(&self) -> (Utilisation, Utilisation) {
+    pub fn windows(&self) -> Windows {
         let ticks = self.last; // the last one is not over
         let (work, flags) = (&self.work[..ticks], &self.flags[..ticks]);
         let usual = self.usual(ticks);
-        let share = |from: usize| {
+        let progress = |from: usize| {
             let done: u32 = work[from..from + WINDOW].iter().sum();
             (f64::from(done) / (usual * WINDOW as f64)).min(1.0)
+        };
+        let left = |from: usize| {
+            let held: u32 = self.held[from..from + WINDOW].iter().sum();
+            1.0 - f64::from(held) / (TICK.as_nanos() as f64 * WINDOW as f64)
         };
         let is_other = |from: usize| flags[from..from + WINDOW].iter().any(|f| f & OTHER != 0);
         let (mut during, mut between) = (Vec::new(), Vec::new());
         for from in 0..ticks.saturating_sub(WINDOW) {
             let window = &flags[from..from + WINDOW];
             if !is_other(from) && window.iter().all(|flags| flags & COLLECTING == 0) {
-                between.push(share(from));
+                between.push(from);
             }
         }
         let mut tick = 0;
@@ -108,10 +140,16 @@ impl Gauge {
             } else {
                 tick.saturating_sub(WINDOW)..from + 1
             };
-            let whole = windows.filter(|&from| from + WINDOW <= ticks && !is_other(from));
-            during.extend(whole.map(share));
+            during.extend(windows.filter(|&from| from + WINDOW <= ticks && !is_other(from)));
         }
-        (Utilisation::of(during), Utilisation::of(between))
+        let of = |windows: &[usize], share: &dyn Fn(usize) -> f64| {
+            Shares::of(windows.iter().map(|from| share(*from)).collect())
+        };
+        Windows {
+            utilisation: of(&during, &left),
+            progress: of(&during, &progress),
+            progress_between: of(&between, &progress),
+        }
     }
 
     /// The work of a tick without a collection that nobody else disturbs: what one tick in ten exceeds. Where collections
@@ -141,9 +179,20 @@ impl Gauge {
     }
 }
 
-/// Parts of windows that a program had for itself, 0 to 1.
+/// What a program had of its windows, each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Utilisation {
+pub struct Windows {
+    /// What stops and help left of them, while a collection was under way.
+    pub utilisation: Shares,
+    /// Its progress meanwhile, over what is usual while none is.
+    pub progress: Shares,
+    /// Its progress while none was.
+    pub progress_between: Shares,
+}
+
+/// Parts of windows, 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Shares {
     /// The worst window.
     pub min: f64,
     /// One window in a hundred is no better.
@@ -158,14 +207,14 @@ pub struct Utilisation {
     pub windows: usize,
 }
 
-impl Utilisation {
-    fn of(mut shares: Vec<f64>) -> Utilisation {
+impl Shares {
+    fn of(mut shares: Vec<f64>) -> Shares {
         shares.sort_by(f64::total_cmp);
         let at = |q: f64| {
             let rank = ((q * shares.len() as f64).ceil() as usize).max(1);
             shares.get(rank - 1).copied().unwrap_or(0.0)
         };
-        Utilisation {
+        Shares {
             min: at(0.0),
             p01: at(0.01),
             p10: at(0.1),
@@ -175,7 +224,7 @@ impl Utilisation {
         }
     }
 
-    /// The object under `utilisation`.
+    /// The object that `--json` prints.
     pub fn json(&self) -> Value {
         json!({
             "min": self.min, "p01": self.p01, "p10": self.p10, "p50": self.p50, "max": self.max,
@@ -204,7 +253,8 @@ mod tests {
         let mut ticks = vec![(100, false); 40];
         ticks.extend([(50, true); 12]);
         ticks.extend([(100, false); 40]);
-        let (during, between) = gauge(&ticks).utilisation();
+        let windows = gauge(&ticks).windows();
+        let (during, between) = (windows.progress, windows.progress_between);
         assert_eq!((during.windows, during.min, during.max), (3, 0.5, 0.5));
         assert_eq!((between.min, between.max), (1.0, 1.0));
     }
@@ -214,7 +264,7 @@ mod tests {
         let mut ticks = vec![(100, false); 40];
         ticks.extend([(0, true); 4]);
         ticks.extend([(100, false); 40]);
-        let (during, _) = gauge(&ticks).utilisation();
+        let during = gauge(&ticks).windows().progress;
         assert_eq!((during.windows, during.min, during.max), (7, 0.6, 0.6));
     }
 
@@ -223,8 +273,9 @@ mod tests {
         let mut gauge = gauge(&[(100, false); 60]);
         gauge.flags[20..30].fill(OTHER);
         gauge.work[40] = 0;
-        gauge.stopped(40 * TICK, TICK / 2);
-        let (during, between) = gauge.utilisation();
+        gauge.collected(40 * TICK, 40 * TICK, TICK / 2);
+        let windows = gauge.windows();
+        let (during, between) = (windows.progress, windows.progress_between);
         assert_eq!((during.windows, during.p50), (WINDOW, 0.9));
         assert_eq!(between.min, 1.0);
         let ends = [0, 10, 30, 30, 41, 49];
@@ -232,5 +283,21 @@ mod tests {
             between.windows,
             (ends[1] - ends[0] + 1) + 1 + (ends[5] - ends[4] + 1)
         );
+    }
+
+    #[test]
+    fn stops_and_help_are_what_a_window_is_without() {
+        let mut gauge = gauge(&[(100, true); 60]);
+        // A stop over a tick's end, and one at the collection's end.
+        gauge.collected(20 * TICK - TICK / 4, 59 * TICK, TICK / 2);
+        assert_eq!(gauge.held[19], gauge.held[20]);
+        // Help that began two ticks ago.
+        gauge.hold(40 * TICK, 2 * TICK + TICK / 2);
+        let found = gauge.windows().utilisation;
+        assert!((found.min - 0.75).abs() < 1e-9, "{found:?}");
+        assert_eq!((found.windows, found.max), (51, 1.0));
+        // However often something is noted, a tick has no more than itself.
+        gauge.hold(40 * TICK, TICK);
+        assert_eq!(u128::from(gauge.held[40]), TICK.as_nanos());
     }
 }
