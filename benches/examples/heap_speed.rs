@@ -97,7 +97,7 @@ fn refill(space: &Space, runs: &Runs, site: Site) {
 fn collect(space: &Space, runs: &Runs, queue: &MarkQueue, roots: &[usize]) -> f64 {
     space.begin_marking();
     // SAFETY: our own runs.
-    unsafe { space.blacken_tails(&runs) };
+    unsafe { space.blacken_tails(runs) };
     let start = Instant::now();
     let mut marker = Marker::new(space, queue).alone();
     for &root in roots {

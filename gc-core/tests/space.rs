@@ -127,7 +127,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             let mut live = 0;
             for (runs, owned) in &mutators {
                 // SAFETY: its owner waits for `stop`.
-                unsafe { space.blacken_tails(&runs) };
+                unsafe { space.blacken_tails(runs) };
                 for &(cell, ..) in owned.read().unwrap().iter() {
                     marker.edge(cell, Encoding::RAW);
                     live += 1;

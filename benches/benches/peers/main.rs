@@ -12,7 +12,7 @@
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
 //! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
 //! | `memory` | bytes of tables beside the cells, over the heap's | `gclab mark 256 --json`, `gclab churn 64 --json` |
-//! | `pauses` | the longest pause of a cycle while the graph is changed, and the mutator's utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
+//! | `pauses` | the longest pause of a cycle while the graph is changed, and what is left of 10 ms windows | `gclab mark 64 --concurrent`, `1024`, `4096` |
 //! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
 //! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |

@@ -199,6 +199,9 @@ impl HeapBuilder {
         encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let space = Space::new(space)?;
         let queue = MarkQueue::new(&space, QUEUE)?;
+        if space.pre_touched != 0 {
+            queue.pre_touch(space.pre_touched);
+        }
         let verify = config.verify.then(|| Verify::new(&space)).transpose()?;
         let ledger = Ledger::new(config.trace);
         let policy = Policy {

@@ -54,7 +54,7 @@ use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::Trickle;
 use crate::mark::crew::Crew;
-use crate::mark::{Marked, Marker};
+use crate::mark::{Marked, Marker, kept_bytes};
 use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
 use crate::stats::{CollectionStats, thread_cpu};
@@ -66,9 +66,6 @@ use requests::Next;
 pub(crate) use requests::Requests;
 pub(crate) use shared::{Attached, Phase, Shared};
 use stress::Stress;
-
-/// Bytes of the mark queue that stay backed from one cycle to the next. A wide graph may need a hundred times as much, once.
-const KEEP_QUEUE: usize = 4 << 20;
 
 /// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that mutators which log faster than they
 /// let themselves be stopped do not keep a cycle from its end.
@@ -124,7 +121,7 @@ pub(crate) fn run(shared: &Shared) {
             Next::Collection => {
                 Cycle::new(shared, &mut crew).run();
                 // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
-                unsafe { shared.queue.trim(KEEP_QUEUE) };
+                unsafe { shared.queue.trim(kept_bytes(shared.space.used_bytes())) };
             }
         }
         back_ahead(shared);

@@ -209,7 +209,10 @@ mod tests {
             hard_limit: Some(2 << 20),
             ..config
         });
-        assert!(!is_backed(&limited.unwrap(), 2 << 20), "it can never have it");
+        assert!(
+            !is_backed(&limited.unwrap(), 2 << 20),
+            "it can never have it"
+        );
     }
 
     #[test]

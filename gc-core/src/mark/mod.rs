@@ -58,6 +58,7 @@ use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
 use entry::Entry;
 use queue::Hand;
 pub use queue::MarkQueue;
+pub(crate) use queue::kept_bytes;
 pub(crate) use ring::{Ring, prefetch};
 
 /// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of a random graph of 512 MiB, marked in
