@@ -341,7 +341,7 @@ impl Mutator {
             return;
         }
         // Its own time: what the system gives to others meanwhile is no help.
-        let (before, begun) = (thread_cpu(), pace.now());
+        let before = thread_cpu();
         let mut left = owed;
         let mut dry = false;
         while left != 0 && !dry {
@@ -372,18 +372,19 @@ impl Mutator {
         let spent = thread_cpu().saturating_sub(before);
         pace.help_took(spent);
         let respite = pacer::respite(spent, line.share(used));
-        record.respite_until.set(pace.now() + respite);
+        let now = pace.now();
+        record.respite_until.set(now + respite);
+        let mut helped = spent;
         if dry && line.waits(used) {
             self.wait_a_moment(bytes);
+            helped += pace.now() - now;
         }
-        record
-            .helped
-            .set(record.helped.get() + (pace.now() - begun));
+        record.helped.set(record.helped.get() + helped);
     }
 
-    /// How long allocations of this mutator have marked for the collector since it attached, because it was behind, and waited for it where the heap
-    /// was beyond all bounds: by the clock, and with the stops that came upon it meanwhile. All other stops besides
-    /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)), the rest of its time is the program's.
+    /// How long allocations of this mutator have marked for the collector since it attached, because it was behind, in processor time, and
+    /// waited for it where the heap was beyond all bounds. What the collector takes of a thread's time is this and the stops
+    /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)).
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
