@@ -176,7 +176,8 @@ fn h28_logs_that_fill_while_marking_ends_are_taken() {
 #[test]
 fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
     let name = "h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot";
-    hazard_given(name, "small-log", "log-lost", &[], || takers(3, 40));
+    // In 40 rounds of an optimised build, 2 runs of 60 lost nothing that anybody missed.
+    hazard_given(name, "small-log", "log-lost", &[], || takers(3, 160));
 }
 
 /// A mutator that helps has the last of the work in hand when the collector finds none, and puts it down to be stopped. It is not for the

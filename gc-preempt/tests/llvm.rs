@@ -303,11 +303,10 @@ impl Objects {
             words[1].store(value + 1, SeqCst);
         }
         let [a, b] = [0, 1].map(|i| !(WORDS[i].as_ptr() as usize));
-        Self {
-            a,
-            b,
-            rbx: !0x5eed_0000_1234_5678,
-        }
+        // Or the compiler knows the words themselves, and has them in registers and on this stack.
+        let rbx = !0x5eed_0000_1234_5678;
+        let [a, b, rbx] = [a, b, rbx].map(std::hint::black_box);
+        Self { a, b, rbx }
     }
 
     fn call(&self, library: &Library, name: &std::ffi::CStr, c: usize, d: usize) -> (u64, Found) {
