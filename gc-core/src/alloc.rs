@@ -134,6 +134,9 @@ impl From<MapError> for AllocError {
 /// Where live and dead cells are mixed, a gap is a cell or two, and to make each of them a run of its own costs more than to allocate from it: a
 /// locked instruction or three, and a look at the pace. So all gaps of a bitmap word, a KiB of the heap, are taken together: cleared, counted, and
 /// their bits set at once. They are runs in all but that the next ones wait here.
+///
+/// In `gclab mark 64 --concurrent`, where every gap is such a one, refilling took 8 of 57 samples of the mutator's thread with it and 12 without, and
+/// the worst windows of 10 ms had 0.22 of their usual progress instead of 0.14 (medians of five pairs; 0.15 to 0.22, 0.11 to 0.27).
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Own {

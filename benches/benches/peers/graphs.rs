@@ -181,7 +181,10 @@ fn our_pauses(mib: u32, cycles: u32, touched: bool) -> Result<Pauses, String> {
     warm(mib * PEAK + 512)?;
     let mut program = ours("concurrent");
     if touched {
-        program = program.with("URGE_PRE_TOUCH", format!("{}M", mib * CELLS + 128));
+        // All that it will use, but not all that there is.
+        let most = results::available_mib() / 4 * 3;
+        let touched = u64::from(mib * PEAK + 128).min(most);
+        program = program.with("URGE_PRE_TOUCH", format!("{touched}M"));
     }
     let ran = run(program.command(&[mib, cycles]), false)?;
     let json = parsed(&ran.stdout)?;
@@ -224,9 +227,6 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
 /// What a graph that is changed takes at most, in times of its objects: the table and free cells besides, what is born while it is marked, and
 /// what the heap grows by. 4.1 were seen at 1 GiB.
 const PEAK: u32 = 5;
-
-/// Of that, the cells.
-const CELLS: u32 = 4;
 
 /// Urge, its heap's memory backed when it is built.
 const TOUCHED: &str = "Urge, pre-touched";
