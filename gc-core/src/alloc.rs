@@ -282,7 +282,7 @@ impl Space {
         let span = own.span as usize - 1;
         let allocated = self.allocated_bits().span(span, class);
         let position = own.position as usize;
-        if class.stride() < 64 {
+        let first = if class.stride() < 64 {
             let Some((word, mut bits, is_open)) = allocated.next_word_with_clear(position) else {
                 return 0;
             };
@@ -296,8 +296,11 @@ impl Space {
                 }
                 return self.install_gaps(run, own, class, word, bits);
             }
-        }
-        let Some(from) = allocated.next_clear(position) else {
+            Some(allocated.cell_at(word * 64 + bits.trailing_zeros() as usize))
+        } else {
+            allocated.next_clear(position)
+        };
+        let Some(from) = first else {
             return 0;
         };
         let to = allocated.next_set(from, (from + most).min(class.cells as usize));

@@ -175,7 +175,7 @@ impl SpanBits<'_> {
 
     /// The cell whose first granule is `bit`.
     #[inline(always)]
-    fn cell_at(&self, bit: usize) -> usize {
+    pub(crate) fn cell_at(&self, bit: usize) -> usize {
         self.class.index_of(bit * GRANULE)
     }
 
