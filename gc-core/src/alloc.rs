@@ -206,12 +206,12 @@ impl Space {
     /// [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help. All that the last one freed has
     /// been swept by then.
     pub fn refill(&self, runs: &Runs, site: Site) -> Result<Refill, AllocError> {
-        let index = site.index();
-        // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them now.
-        let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
-        if run.cursor + site.size() <= run.limit || self.next_gap(run, own, site.size()) {
+        if self.next_run(runs, site) {
             return Ok(Refill::Ready);
         }
+        let index = site.index();
+        // SAFETY: as in `next_run`.
+        let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
         let mut most = (RUN_BYTES / site.size()).max(1);
         if let Some(every) = self.collect_every {
             match self.left_until_due(runs, every) {
@@ -286,7 +286,7 @@ impl Space {
             let Some((word, mut bits, is_open)) = allocated.next_word_with_clear(position) else {
                 return 0;
             };
-            if !is_open && !planted("gaps-one-by-one") {
+            if !is_open {
                 let after = allocated.cell_after(word);
                 own.position = after as u32;
                 while bits.count_ones() as usize > most {

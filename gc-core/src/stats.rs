@@ -116,6 +116,8 @@ pub struct CollectionStats {
     pub held: u32,
     /// Times a mutator was met where it must not be stopped.
     pub deferrals: u32,
+    /// Stops that were asked for while a mutator helped to mark: they waited until it had put down what it had in hand.
+    pub stops_on_helpers: u32,
     /// Frames whose references a stack map named.
     pub frames_precise: u32,
     /// Frames that were scanned word by word.

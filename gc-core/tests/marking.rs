@@ -208,6 +208,36 @@ fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     });
 }
 
+/// Once marking seems to be over, whoever helps is waited for, and then nobody begins: the stop meets no help.
+#[test]
+fn a_stop_does_not_wait_for_mutators_that_help() {
+    let name = "a_stop_does_not_wait_for_mutators_that_help";
+    hazard_given(name, "brisk-helpers", "helpers-unheld", &[], || {
+        const CYCLES: u32 = 20;
+        let heap = Heap::builder()
+            .reserve(1 << 30)
+            .continuous(true)
+            .build()
+            .unwrap();
+        let k = kinds(&heap);
+        let m = heap.attach().unwrap();
+        let shelf = Shelf::new(&m, k, 20_000);
+        let (mut helped, mut waited, mut seen) = (0, 0, 0);
+        while helped < CYCLES {
+            garbage(&m, k, 100);
+            let last = heap.stats().last;
+            if last.number > seen {
+                seen = last.number;
+                helped += u32::from(last.assist_cells > 0);
+                waited += u32::from(last.stops_on_helpers > 0);
+            }
+        }
+        shelf.check();
+        // One that the system did not let run for long is not waited for.
+        assert!(waited <= CYCLES / 4, "{waited} of {seen} cycles");
+    });
+}
+
 #[test]
 fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts() {
     let name = "what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts";

@@ -348,10 +348,9 @@ impl Mutator {
             // A stop waits for a piece, not for all of it. The mutator's own flag says whether there is anything to mark for: it changes in
             // stops only, so not while the marker lives.
             dry = self.thread().no_preempt(|| {
-                if record.marking.load(Ordering::Relaxed) == 0 || !pace.is_helping() {
+                if record.marking.load(Ordering::Relaxed) == 0 || !pace.help_begins() {
                     return true;
                 }
-                pace.help_begins();
                 let begun = Instant::now();
                 let mut marker = Marker::new(&shared.space, &shared.queue);
                 let dry = loop {
@@ -361,8 +360,11 @@ impl Mutator {
                         break dry;
                     }
                 };
-                if planted("slow-helpers") {
-                    std::thread::sleep(Duration::from_millis(30));
+                // Longer than the collector waits for it, and shorter.
+                for (name, millis) in [("slow-helpers", 30), ("brisk-helpers", 2)] {
+                    if planted(name) {
+                        std::thread::sleep(Duration::from_millis(millis));
+                    }
                 }
                 marker.lay_down();
                 pace.help_ends(marker.marked());

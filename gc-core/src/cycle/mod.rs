@@ -319,6 +319,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     /// Stops the world, unless it stands already.
     fn stop(&mut self) -> &Stopped<'h> {
         if self.stopped.is_none() {
+            self.stats.stops_on_helpers += u32::from(self.shared.pace.hands() != 0);
             match self.shared.world.stop() {
                 Ok(stopped) => {
                     if self.stats.stops != 0 {

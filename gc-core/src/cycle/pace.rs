@@ -8,6 +8,7 @@
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::fault::planted;
 use crate::mark::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
@@ -201,9 +202,16 @@ impl Pace {
         self.stress
     }
 
-    /// A mutator takes a marker in hand.
-    pub(crate) fn help_begins(&self) {
-        self.hands.fetch_add(1, Ordering::Relaxed);
+    /// A mutator takes a marker in hand, unless nobody is to begin to help.
+    #[must_use]
+    pub(crate) fn help_begins(&self) -> bool {
+        // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees that help is held, or the collector sees the hand.
+        self.hands.fetch_add(1, Ordering::SeqCst);
+        let may = self.helping.load(Ordering::SeqCst);
+        if !may {
+            self.hands.fetch_sub(1, Ordering::Release);
+        }
+        may
     }
 
     /// It has put the marker down, and what it had left into the queue.
@@ -216,7 +224,7 @@ impl Pace {
 
     /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
     pub(super) fn hands(&self) -> u64 {
-        self.hands.load(Ordering::Acquire)
+        self.hands.load(Ordering::SeqCst)
     }
 
     /// It needed so long.
@@ -244,10 +252,12 @@ impl Pace {
         self.helping.store(!limiting, Ordering::Relaxed);
     }
 
-    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it. Whether somebody might have. Who was
-    /// about to begin just then does so still.
+    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it. Whether somebody might have.
     pub(super) fn hold_help(&self) -> bool {
-        self.helping.swap(false, Ordering::Relaxed)
+        if planted("helpers-unheld") {
+            return self.is_helping();
+        }
+        self.helping.swap(false, Ordering::SeqCst)
     }
 
     /// It was not over: as it was before [`hold_help`](Self::hold_help).
@@ -336,6 +346,7 @@ mod tests {
         };
         let might = pace.hold_help();
         assert_eq!((might, helped_for()), (true, 0));
+        assert!(!pace.help_begins() && pace.hands() == 0, "not even a piece");
         pace.help_on(might);
         assert!(helped_for() > 0, "nobody has helped");
         context.marking.store(0, Ordering::Relaxed);
