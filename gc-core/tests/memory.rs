@@ -22,13 +22,31 @@ fn a_heap_that_became_small_gives_its_memory_back_without_being_asked() {
     hazard(
         "a_heap_that_became_small_gives_its_memory_back_without_being_asked",
         "hoards-memory",
-        becomes_small,
+        || drop(becomes_small(0, 12 << 20)),
     );
 }
 
-fn becomes_small() {
+#[test]
+fn a_heap_that_became_small_keeps_what_was_touched_beforehand() {
+    hazard(
+        "a_heap_that_became_small_keeps_what_was_touched_beforehand",
+        "touched-given-back",
+        || {
+            const TOUCHED: usize = 24 << 20;
+            let heap = becomes_small(TOUCHED as u64, TOUCHED + (4 << 20));
+            // A while longer, at a chunk each some ten milliseconds.
+            std::thread::sleep(Duration::from_secs(1));
+            let backed = backed(&heap);
+            assert!(backed >= TOUCHED, "{backed} bytes of {TOUCHED}");
+        },
+    );
+}
+
+/// A heap of 40 MiB whose cells have died, once the system has so much of its memory back that `most` bytes are left.
+fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     const CELLS: usize = 40_000;
-    let heap = Heap::builder().reserve(256 << 20).build().unwrap();
+    let heap = Heap::builder().reserve(256 << 20).pre_touch(pre_touch);
+    let heap = heap.build().unwrap();
     let table = heap.kind(Kind::array("table", 0, Encoding::RAW)).unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let mutator = heap.attach().unwrap();
@@ -53,7 +71,9 @@ fn becomes_small() {
     }
     heap.collect();
     // No collection is asked for: the collector gives back in its own time. One that does not is found to hang.
-    while backed(&heap) > 12 << 20 {
+    while backed(&heap) > most {
         mutator.blocking(|| std::thread::sleep(Duration::from_millis(20)));
     }
+    drop(mutator);
+    heap
 }

@@ -176,9 +176,14 @@ impl Surplus {
         // But never more than a memory limit leaves.
         let limit = shared.pace.memory_limit();
         let need = goal.saturating_add(goal / 10).min(limit);
+        let touched = if planted("touched-given-back") {
+            0
+        } else {
+            space.pre_touched
+        };
         let keep = need
             .max(self.trickle.need(peak, now).min(limit))
-            .max(space.pre_touched);
+            .max(touched);
         let keep = keep.saturating_sub(used);
         let mut most = self.trickle.allowance(now);
         while most > 0 && !shared.requests.is_wanted() {
