@@ -361,10 +361,11 @@ impl Mutator {
                     }
                 };
                 // Longer than the collector waits for it, and shorter.
-                for (name, millis) in [("slow-helpers", 30), ("brisk-helpers", 2)] {
-                    if planted(name) {
-                        std::thread::sleep(Duration::from_millis(millis));
-                    }
+                if planted("slow-helpers") {
+                    std::thread::sleep(Duration::from_millis(30));
+                }
+                if planted("brisk-helpers") {
+                    std::thread::sleep(Duration::from_millis(2));
                 }
                 marker.lay_down();
                 pace.help_ends(marker.marked());
