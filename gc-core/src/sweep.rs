@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::heap::{CHUNK_UNITS, Space, Unit};
+use crate::heap::{CHUNK_UNITS, Occupancy, Space, Unit};
 
 /// Spans that one piece looks at: some 20 us at worst.
 const SPANS_PER_PIECE: usize = 32;
@@ -98,21 +98,17 @@ impl Space {
             return false;
         };
         let class = entry.class();
-        let live = self.allocated_bits().span(span, class).count();
-        if live == 0 {
-            entry.lists.lock().unchain(self.records(), span);
-            for unit in span..span + class.units as usize {
-                self.units().set(unit, Unit::Free);
+        let occupancy = self.allocated_bits().span(span, class).occupancy();
+        match occupancy {
+            Occupancy::Partial => entry.lists.lock().partial.push(self.records(), span),
+            Occupancy::Full => entry.lists.lock().full.push(self.records(), span),
+            Occupancy::Empty => {
+                entry.lists.lock().unchain(self.records(), span);
+                for unit in span..span + class.units as usize {
+                    self.units().set(unit, Unit::Free);
+                }
+                self.give_units(span, class.units as usize);
             }
-            self.give_units(span, class.units as usize);
-        } else {
-            let mut lists = entry.lists.lock();
-            let list = if live == class.cells as usize {
-                &mut lists.full
-            } else {
-                &mut lists.partial
-            };
-            list.push(self.records(), span);
         }
         // Ordering: Release. Who sees the count at zero finds what was given back (see `after_sweep`).
         self.unswept.fetch_sub(1, Ordering::Release);

@@ -36,7 +36,7 @@ use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
 use crate::weak::WeakWork;
 use ahead::Ahead;
-pub(crate) use bitmap::{Bitmap, WORDS_PER_UNIT, take_first_run};
+pub(crate) use bitmap::{Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
 use large::LargeObjects;
 use map::{Map, Table};

@@ -29,15 +29,19 @@ unsafe fn trace_odd(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
 enum Shape {
     Leaf,
     Words,
+    Pair,
+    BoxedPair,
     BoxedArray,
     Traced,
     Conservative,
     Weak,
 }
 
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 8] = [
     Shape::Leaf,
     Shape::Words,
+    Shape::Pair,
+    Shape::BoxedPair,
     Shape::BoxedArray,
     Shape::Traced,
     Shape::Conservative,
@@ -49,6 +53,8 @@ impl Shape {
         match self {
             Shape::Leaf => Kind::leaf("leaf"),
             Shape::Words => Kind::words_at("words", &[0, 2], Encoding::RAW),
+            Shape::Pair => Kind::words_at("pair", &[0, 1], Encoding::RAW),
+            Shape::BoxedPair => Kind::words_at("boxed pair", &[0, 1], BOXED),
             Shape::BoxedArray => Kind::array("boxed", 1, BOXED),
             // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its edges.
             Shape::Traced => unsafe {
@@ -64,6 +70,8 @@ impl Shape {
         let (word, value, strong) = match self {
             Shape::Leaf => (n, target, false),
             Shape::Words => (2 * n, target, true),
+            Shape::Pair => (n, target, true),
+            Shape::BoxedPair => (n, target | 0xfffc << 48, true),
             Shape::BoxedArray => (1 + n, target | 0xfffc << 48, true),
             Shape::Traced => (1 + 2 * n, target | 5, true),
             // An interior word.
@@ -159,6 +167,21 @@ proptest! {
         roots in prop::collection::vec(any::<prop::sample::Index>(), 0..5),
     ) {
         check_graph(&nodes, &links, &roots, 1 << 16);
+    }
+
+    /// Most edges lead to a cell of the same unit.
+    #[test]
+    fn neighbours_are_marked_like_others(
+        shape in 0..SHAPES.len(),
+        nodes in 1usize..200,
+        links in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..2), 0..600),
+        roots in prop::collection::vec(any::<prop::sample::Index>(), 1..5),
+    ) {
+        let bytes = match SHAPES[shape] {
+            Shape::Pair | Shape::BoxedPair => 16,
+            _ => 32,
+        };
+        check_graph(&vec![(shape, bytes); nodes], &links, &roots, 1 << 16);
     }
 }
 
