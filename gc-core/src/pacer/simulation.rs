@@ -464,6 +464,30 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
     }
 }
 
+/// 1 GiB of cells that lie at random: 80 ns each. Two thirds to all of what the heap may grow by is allocated while they are marked.
+#[test]
+fn a_large_heap_is_marked_early_enough() {
+    let machine = Machine {
+        marks: 0.0125,
+        ..TWO
+    };
+    for rate in [0.25, 0.35] {
+        let program = Program {
+            mutators: 1,
+            rate: &|_| rate,
+            live: &|_| GIB,
+            cell: 32,
+            parallel: true,
+            policy: HUNDRED,
+        };
+        let seen = run(&machine, &program, 100.0 * S, 200_000.0);
+        for s in &settled(&seen)[8..] {
+            assert!((s.met() - 1.0).abs() < 0.05, "at {rate} bytes/ns: {s:?}");
+            assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
+        }
+    }
+}
+
 #[test]
 fn what_allocates_faster_than_can_be_marked_is_slowed_down_and_stays_bounded() {
     for (parallel, mutators) in [(true, 1), (true, 4), (false, 1), (false, 4)] {
