@@ -10,7 +10,7 @@ use crate::heap::{Class, Entry, GRANULE, NoSpan, Space, UNIT, Unit, take_first_r
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
-/// A stretch of free, zeroed cells that one mutator owns. Machine code bumps `cursor` inline.
+/// A stretch of free cells that one mutator owns, zeroed unless their kind is [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps `cursor` inline.
 ///
 /// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -353,7 +353,7 @@ impl Space {
         self.note_bits(span + word * 64 * GRANULE / UNIT);
         let start = self.base() + span * UNIT + word * 64 * GRANULE;
         // SAFETY: the span is this mutator's.
-        if unsafe { !(*self.records().at(span)).zeroed } && !planted("no-clear") {
+        if unsafe { !(*self.records().at(span)).as_is } && !planted("no-clear") {
             let mut left = bits;
             while left != 0 {
                 let gap = take_first_run(&mut left, class.stride());
@@ -386,7 +386,7 @@ impl Space {
         self.note_bits(span + class.units as usize - 1);
         // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
         unsafe {
-            if !(*self.records().at(span)).zeroed && !planted("no-clear") {
+            if !(*self.records().at(span)).as_is && !planted("no-clear") {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
@@ -408,6 +408,7 @@ impl Space {
 
     /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one.
     fn next_span(&self, entry: &Entry) -> Result<usize, NoSpan> {
+        let clears = !self.kinds.get(entry.kind).uninit;
         {
             let mut lists = entry.lists.lock();
             let listed = lists.partial.pop(self.records()).or_else(|| {
@@ -417,14 +418,14 @@ impl Space {
             });
             if let Some(span) = listed {
                 // SAFETY: popped from its list, the span is ours.
-                unsafe { (*self.records().at(span)).zeroed = false };
+                unsafe { (*self.records().at(span)).as_is = !clears };
                 return Ok(span);
             }
         }
         let class = entry.class();
         let (span, zeroed) = self.take_units(class.units as usize)?;
         // SAFETY: the units were just taken, so their records are ours.
-        unsafe { (*self.records().at(span)).zeroed = zeroed };
+        unsafe { (*self.records().at(span)).as_is = zeroed || !clears };
         entry.lists.lock().chain(self.records(), span);
         // Last, so that nobody resolves an address by a record that is not written yet (H24).
         for distance in 0..class.units as usize {

@@ -78,7 +78,7 @@
 //! shapes of their own.
 //!
 //! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a thread may be stopped between an allocation and
-//! the stores that follow, so what the collector finds half made must be harmless. A kind whose function depends on content (a tag, a length)
+//! the stores that follow, so what the collector finds half made must be harmless (only in leaves nothing can be found, and [`Kind::leaf_uninit`] is not cleared). A kind whose function depends on content (a tag, a length)
 //! has that written first. And **an edge is one aligned word at a fixed place**: markers read it while others write it. Hence no edges in enums,
 //! options or vectors; a table that grows is a field to an array, replaced by one store.
 //!

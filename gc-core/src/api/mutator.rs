@@ -184,7 +184,7 @@ impl Mutator {
         self.runs
     }
 
-    /// A zeroed cell of at least `bytes` bytes.
+    /// A zeroed cell of at least `bytes` bytes; not zeroed, if its kind is [`leaf_uninit`](crate::Kind::leaf_uninit).
     ///
     /// # Errors
     /// [`AllocError`], after a collection has been tried; inside `no_preempt`, at once.
@@ -202,7 +202,7 @@ impl Mutator {
         unsafe { self.alloc_at(site) }
     }
 
-    /// A zeroed cell of `site`: eight instructions while the run lasts.
+    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: eight instructions while the run lasts.
     ///
     /// # Errors
     /// As [`alloc`](Self::alloc).

@@ -108,9 +108,10 @@ impl Space {
     /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be zero. True: done.
     pub fn clear_large(&self, large: &mut LargeReservation) -> bool {
         let end = (large.cleared + CLEAR_UNITS).min(large.units);
+        let clears = !self.kinds.get(large.kind).uninit;
         for distance in large.cleared..end {
             let unit = large.first + distance;
-            if self.range.dirty.count(unit, 1) != 0 {
+            if clears && self.range.dirty.count(unit, 1) != 0 {
                 // SAFETY: the unit belongs to this reservation, and nothing names it yet.
                 unsafe { std::ptr::write_bytes((self.base() + unit * UNIT) as *mut u8, 0, UNIT) };
             }

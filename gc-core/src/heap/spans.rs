@@ -47,8 +47,8 @@ pub(crate) struct Record {
     /// A large object's kind.
     pub(crate) kind: u16,
     pub(crate) state: State,
-    /// A span whose free cells are still zero.
-    pub(crate) zeroed: bool,
+    /// A span whose free cells are handed out as they are: still zero, or of a kind that is not cleared.
+    pub(crate) as_is: bool,
 }
 
 /// The records of all units.

@@ -2,6 +2,7 @@
 
 mod gaps;
 mod memory;
+mod uninit;
 
 use std::collections::{BTreeMap, BTreeSet};
 

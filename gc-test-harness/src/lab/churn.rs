@@ -122,7 +122,8 @@ impl<'m> Cache<'m> {
         let site = |kind, bytes| heap.site(kind, bytes).map_err(|e| error(&e));
         let holder = kind(Kind::array("table", 0, Encoding::RAW))?;
         let entry = kind(Kind::words_at("entry", &[0], Encoding::RAW))?;
-        let value = kind(Kind::leaf("value"))?;
+        // Written as a whole at once, so not cleared; nor do the peers in C clear it.
+        let value = kind(Kind::leaf_uninit("value"))?;
         let entries = ((mib as usize) << 20) / MEAN;
         // SAFETY: an array of words needs no least size; the cell is on this stack until the handle keeps it.
         let table = unsafe { mutator.alloc(holder, entries * size_of::<usize>()) };

@@ -70,7 +70,7 @@ impl Cells {
 impl LoxHeap {
     /// Registers Lox's kinds of cells with a heap.
     pub fn new(heap: Heap) -> Result<LoxHeap, Box<dyn std::error::Error>> {
-        let string = heap.kind(Kind::leaf("lox string"))?;
+        let string = heap.kind(Kind::leaf_uninit("lox string"))?;
         let native = heap.kind(Kind::leaf("lox native"))?;
         let closure = heap.kind(Kind::array("lox closure", 2, Encoding::RAW))?;
         let upvalue = heap.kind(Kind::array("lox upvalue", 1, BOXED))?;
