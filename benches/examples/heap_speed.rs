@@ -57,6 +57,10 @@ fn main() {
             );
         }
         comb(&space, &runs, &queue, leaf);
+        for cells in [1, 2, 3, 4, 8, 16] {
+            let site = space.site(pair, 16).expect("a site");
+            groups(&space, &runs, &queue, site, cells);
+        }
         mark(
             &space,
             &runs,
@@ -168,6 +172,36 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
         count as f64 / times[0] / 1e6,
         times[0] * 1e9 / count as f64,
         count as f64 / bare / 1e6
+    );
+    collect(space, runs, queue, &[]);
+}
+
+/// Lists of so many cells, each in one place, which lie at random: what it costs to follow neighbours.
+fn groups(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, cells: usize) {
+    let count = (64 << 20) / site.size() / cells;
+    let list = |_| {
+        (0..cells).fold(0, |next, _| {
+            let cell = alloc(space, runs, site);
+            // SAFETY: a new cell of two words.
+            unsafe { (cell as *mut usize).write(next) };
+            cell
+        })
+    };
+    let mut heads: Vec<usize> = (0..count).map(list).collect();
+    let mut random = 0x9e37_79b9_7f4a_7c15u64;
+    for n in (1..count).rev() {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        heads.swap(n, (random % (n as u64 + 1)) as usize);
+    }
+    let mut times: Vec<f64> = (0..5)
+        .map(|_| collect(space, runs, queue, &heads))
+        .collect();
+    times.sort_by(f64::total_cmp);
+    println!(
+        "mark 64 MiB in groups of {cells}: {:.1} ns a cell",
+        times[0] * 1e9 / (count * cells) as f64
     );
     collect(space, runs, queue, &[]);
 }

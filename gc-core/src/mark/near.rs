@@ -3,16 +3,16 @@
 //! What a program makes in one go it links together: in a tree that has just been built, half of all edges lead to the cell beside. Such a
 //! cell is of the same kind, for a unit's cells are; its mark bit and its words lie in lines that are here already, so there is nothing to
 //! wait for in a ring, and nothing to look up. So when a cell of a words kind is followed, edges within its unit go onto a
-//! small stack of their own, and what is newly marked of the unit is kept aside until that is empty. Only edges that lead out of the
+//! small stack of their own, and the new mark bits of the unit are kept in four words until that is empty. Only edges that lead out of the
 //! unit go the usual way.
 //!
 //! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast. There the processor waits for
-//! no memory but for itself: for the cell that was just put on the stack, and for the word of bits that the edge before has changed. So the cell
-//! found last goes on in a register, and what is new is a byte for each granule: 4.56 to 4.02 ns a cell. Both words of a pair are read at
-//! once, and one comparison tells a leaf: 3.03 ns. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1 gclab trees 20`, the median of 133 cycles' `mark` over
-//! their cells, four runs in alternation; asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.)
+//! no memory but for itself, for the cell that was just put on the stack. So the cell found last goes on in a register; both words of a pair are read at
+//! once, and one comparison tells a leaf: 4.56 to 3.32 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1 gclab trees 20`, the median of 133 cycles'
+//! `mark` over their cells, four runs in alternation; asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each granule
+//! instead of its bit, so that no edge waits for the word that the edge before has changed, came to 3.05 ns, but cost each visit of a unit 10 to 15 ns
+//! more: groups of two cells that lie close together took 25 ns a cell instead of 20 (`heap_speed`'s groups).
 
-use core::arch::x86_64::{_mm_loadu_si128, _mm_movemask_epi8};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
@@ -34,18 +34,14 @@ const AHEAD: usize = 256;
 // A place in the unit fits a byte.
 const _: () = assert!(GRANULES == 256);
 
-/// A granule of the unit at which a cell begins that was found on this visit.
-const NEW: u8 = 0xFF;
-
 /// What is known of a unit while its cells are followed.
 struct Visit {
     /// The address of the unit's first byte.
     start: usize,
-    /// Its mark bits as they were in the beginning.
-    before: [u64; WORDS_PER_UNIT],
-    /// [`NEW`] where a bit is to be set. Bytes, for a word of bits would be waited for by each edge to a cell beside the last.
-    new: [u8; GRANULES],
-    /// Granules of cells that are to be followed. Each is `NEW`, which it was not when it was put here, so there are no more of them than granules.
+    /// Its mark bits as they were in the beginning, and those that are to be set.
+    seen: [u64; WORDS_PER_UNIT],
+    /// Granules of cells that are to be followed. Each has got its bit in `seen` before it was put here, once, so there are no more of them than
+    /// granules.
     stack: [MaybeUninit<u8>; GRANULES],
     top: usize,
 }
@@ -109,10 +105,10 @@ impl Core<'_> {
             descriptor.encoding
         };
         let unit = offset / UNIT;
+        let before = self.marks_of(unit);
         let mut visit = Visit {
             start: self.base + unit * UNIT,
-            before: self.marks_of(unit),
-            new: [0; GRANULES],
+            seen: before,
             stack: [MaybeUninit::uninit(); GRANULES],
             top: 0,
         };
@@ -132,7 +128,7 @@ impl Core<'_> {
             };
             cells += 1;
         }
-        self.leave(unit, &visit);
+        self.leave(unit, before, visit.seen);
         cells
     }
 
@@ -196,17 +192,17 @@ impl Core<'_> {
             return last;
         }
         let granule = near / GRANULE;
-        let marked = visit.before[granule / 64] & 1 << (granule % 64) != 0;
-        if marked || visit.new[granule] == NEW {
+        let (seen, bit) = (&mut visit.seen[granule / 64], 1u64 << (granule % 64));
+        if *seen & bit != 0 {
             return last;
         }
         debug_assert!(
             self.space.is_first_byte(target - self.base),
             "a precise edge leads to {target:#x}, inside a cell"
         );
-        visit.new[granule] = NEW;
+        *seen |= bit;
         if let Some(earlier) = last {
-            // SAFETY: `NEW`, and pushed for the first time.
+            // SAFETY: it has got its bit, and is pushed for the first time.
             unsafe { visit.push(earlier) };
         }
         Some(granule)
@@ -226,13 +222,13 @@ impl Core<'_> {
 
     /// Leaves the new bits to [`Core::flush`], a word at a time.
     #[inline]
-    fn leave(&mut self, unit: usize, visit: &Visit) {
+    fn leave(&mut self, unit: usize, before: [u64; WORDS_PER_UNIT], after: [u64; WORDS_PER_UNIT]) {
         let Unit::Small { class, kind, .. } = self.space.units().get(unit) else {
             // Cells were followed there, and marked cells stay.
             return;
         };
         for index in 0..WORDS_PER_UNIT {
-            let new = visit.new_bits(index);
+            let new = after[index] & !before[index];
             if new != 0 {
                 self.flush();
                 self.grey = new;
@@ -245,10 +241,10 @@ impl Core<'_> {
 
 impl Visit {
     /// # Safety
-    /// The granule is `NEW`, and has not been pushed before.
+    /// The granule's bit has been set on this visit, and it has not been pushed before.
     #[inline(always)]
     unsafe fn push(&mut self, granule: usize) {
-        // SAFETY: `top` counts granules that are `NEW`, and this one is not among them.
+        // SAFETY: `top` counts granules whose bits were set, and this one is not among them.
         unsafe { self.stack.get_unchecked_mut(self.top) }.write(granule as u8);
         self.top += 1;
     }
@@ -258,16 +254,5 @@ impl Visit {
         self.top = self.top.checked_sub(1)?;
         // SAFETY: places below `top` were written.
         Some(unsafe { self.stack.get_unchecked(self.top).assume_init() }.into())
-    }
-
-    /// The bits to be set in a word of the unit's.
-    #[inline(always)]
-    fn new_bits(&self, index: usize) -> u64 {
-        let bytes = &self.new[index * 64..][..64];
-        bytes.chunks_exact(16).rev().fold(0, |bits, chunk| {
-            // SAFETY: 16 bytes, wherever they begin; SSE2 is part of x86-64.
-            let mask = unsafe { _mm_movemask_epi8(_mm_loadu_si128(chunk.as_ptr().cast())) };
-            bits << 16 | u64::from(mask as u16)
-        })
     }
 }
