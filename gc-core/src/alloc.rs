@@ -10,7 +10,8 @@ use crate::heap::{Class, Entry, GRANULE, NoSpan, Space, UNIT, Unit, take_first_r
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
-/// A stretch of free cells that one mutator owns, zeroed unless their kind is [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps `cursor` inline.
+/// A stretch of free cells that one mutator owns, zeroed unless their kind is [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps
+/// `cursor` inline.
 ///
 /// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,10 +30,10 @@
 //! A prediction that fell short is believed at once, one that was too long by halves: ending below the goal costs a little processor time,
 //! ending above it costs memory and help. (Go had a PI controller here, and now takes the largest of the last four ratios, to the same end.)
 //!
-//! The lead is at most half the distance: an earlier trigger would only have the collector mark the same cells more often for the same bytes, and
-//! keep more that was born meanwhile. Where half is not enough the goal is put off until it is, at most about to where Go's is, which counts all
-//! that was born as alive (we: 64 MiB of it). So the collector rests as long as it marks. A large heap's goal is not put off, and there it rests for
-//! those 64 MiB only. If it cannot keep up even so, mutators help (`assist.rs`).
+//! The lead leaves a rest of half the distance, or of 64 MiB where that is less: an earlier trigger would only have the collector mark the same cells
+//! more often for the same bytes, and keep more that was born meanwhile. Where a lead of half is not enough the goal is put off until it is, at most
+//! about to where Go's is, which counts all that was born as alive (we: 64 MiB of it). So the collector of a small heap rests as long as it marks. If it
+//! cannot keep up even so, mutators help (`assist.rs`).
 //! Before, a program that allocates while it is marked as much as its heap may grow by was marked nearly all the time: `gclab trees 20` for 21 of each
 //! 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long (six pairs). And with a rest of half the distance in heaps of any
 //! size, a graph of 1 GiB that lies at random, whose cells take 80 ns each then, ended its cycles a sixth above their goal, and its mutator helped for a
@@ -65,8 +65,8 @@ pub(crate) const MINIMUM: u64 = 4 << 20;
 /// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in bytes: a few runs a mutator.
 const LEAST_GROWTH: u64 = 256 << 10;
 
-/// Of what was born, the bytes that count as alive where the collector is kept busy. A large heap gets less of a rest: with all that was born counted, a
-/// graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
+/// Of what was born, the bytes that count as alive where the collector is kept busy; and those that are allocated at most while it rests. A large heap
+/// gets less of a rest: with all that was born counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
 const MOST_BORN: u64 = 64 << 20;
 
 /// Cells that the background must have marked for its speed to be believed.
