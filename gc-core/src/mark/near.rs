@@ -8,9 +8,9 @@
 //!
 //! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast. There the processor waits for
 //! no memory but for itself, for the cell that was just put on the stack. So the cell found last goes on in a register; both words of a pair are read at
-//! once, and one comparison tells a leaf: 4.56 to 3.32 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1 gclab trees 20`, the median of 133 cycles'
-//! `mark` over their cells, four runs in alternation; asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each granule
-//! instead of its bit, so that no edge waits for the word that the edge before has changed, came to 3.05 ns, but cost each visit of a unit 10 to 15 ns
+//! once, and one comparison tells a leaf: 4.73 to 3.31 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1 gclab trees 20`, the median of 133 cycles'
+//! `mark` over their cells, four runs in alternation. Asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each granule
+//! instead of its bit, so that no edge waits for the word that the edge before has changed, came to 0.93 of that, but cost each visit of a unit 10 to 15 ns
 //! more: groups of two cells that lie close together took 25 ns a cell instead of 20 (`heap_speed`'s groups).
 
 use core::mem::MaybeUninit;

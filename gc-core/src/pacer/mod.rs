@@ -37,7 +37,7 @@
 //! Before, a program that allocates while it is marked as much as its heap may grow by was marked nearly all the time: `gclab trees 20` for 21 of each
 //! 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long (six pairs). And with a rest of half the distance in heaps of any
 //! size, a graph of 1 GiB that lies at random, whose cells take 80 ns each then, ended its cycles a sixth above their goal, and its mutator helped for a
-//! quarter to a third of their time: of the worst hundredth of windows of 10 ms it had 0.51, and has 0.75 now (`gclab mark 1024 --concurrent`).
+//! quarter to a third of their time: of the worst hundredth of windows of 10 ms it had 0.51 at best, and has 0.75 (`gclab mark 1024 --concurrent`).
 //!
 //! # The memory limit
 //! A soft limit lowers the goal (design 48409): limit less what the heap takes beside cells, less a little headroom. Where nearly all of it
