@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::fault::planted;
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
-use crate::heap::{Class, Entry, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
+use crate::heap::{Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
@@ -354,7 +354,7 @@ impl Space {
         self.note_bits(span + word * 64 * GRANULE / UNIT);
         let start = self.base() + span * UNIT + word * 64 * GRANULE;
         // SAFETY: the span is this mutator's.
-        if unsafe { !(*self.records().at(span)).as_is } && !planted("no-clear") {
+        if unsafe { !(*self.records().at(span)).flags.as_is() } && !planted("no-clear") {
             let mut left = bits;
             while left != 0 {
                 let gap = take_first_run(&mut left, class.stride());
@@ -367,6 +367,7 @@ impl Space {
         }
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_in_word(word, bits);
+            self.note_births_in_word(span, word, bits);
         }
         if !planted("no-run-bits") {
             let allocated = self.allocated_bits().span(span, class);
@@ -387,7 +388,7 @@ impl Space {
         self.note_bits(span + class.units as usize - 1);
         // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
         unsafe {
-            if !(*self.records().at(span)).as_is && !planted("no-clear") {
+            if !(*self.records().at(span)).flags.as_is() && !planted("no-clear") {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
@@ -395,6 +396,7 @@ impl Space {
         // word that names one of the cells finds it black as soon as it finds it at all, and nobody follows it while it is written.
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_cells(from, to);
+            self.note_births(span, class, from, to);
         }
         if !planted("no-run-bits") {
             self.allocated_bits()
@@ -414,19 +416,23 @@ impl Space {
             let mut lists = entry.lists.lock();
             let listed = lists.partial.pop(self.records()).or_else(|| {
                 let span = lists.unswept.pop(self.records())?;
-                self.unswept.fetch_sub(1, Ordering::Relaxed);
+                if !planted("unswept-unkept") {
+                    self.keep_span(span, entry.class());
+                }
+                // Ordering: Release. Who sees the count at zero finds what was kept.
+                self.unswept.fetch_sub(1, Ordering::Release);
                 Some(span)
             });
             if let Some(span) = listed {
                 // SAFETY: popped from its list, the span is ours.
-                unsafe { (*self.records().at(span)).as_is = !clears };
+                unsafe { (*self.records().at(span)).flags.set_as_is(!clears) };
                 return Ok(span);
             }
         }
         let class = entry.class();
         let (span, zeroed) = self.take_units(class.units as usize)?;
         // SAFETY: the units were just taken, so their records are ours.
-        unsafe { (*self.records().at(span)).as_is = zeroed || !clears };
+        unsafe { (*self.records().at(span)).flags = Flags::new(zeroed || !clears) };
         entry.lists.lock().chain(self.records(), span);
         // Last, so that nobody resolves an address by a record that is not written yet (H24).
         for distance in 0..class.units as usize {
@@ -559,6 +565,10 @@ impl Space {
             marked.set_cells(tail.from, tail.to);
             if tail.gaps != 0 && !planted("white-gaps") {
                 marked.set_in_word(tail.word, tail.gaps);
+            }
+            if !planted("old-tails") {
+                self.note_births(tail.span, tail.class, tail.from, tail.to);
+                self.note_births_in_word(tail.span, tail.word, tail.gaps);
             }
             tails.cells += tail.cells() as u64;
             tails.bytes += (tail.cells() * tail.class.size as usize) as u64;

@@ -16,6 +16,18 @@ pub const DEFAULT_RESERVE: u64 = 256 << 30;
 /// The least reserve, in bytes.
 pub const MINIMUM_RESERVE: u64 = 64 << 20;
 
+/// When a heap has young collections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Young {
+    /// Each collection looks at all cells.
+    Never,
+    /// Where they are likely to cost less than they save.
+    #[default]
+    WherePays,
+    /// Stress: three of four that are due, whatever the heap holds.
+    Always,
+}
+
 /// All that can be said about a heap.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -34,6 +46,8 @@ pub(crate) struct Config {
     pub(crate) stop_the_world: bool,
     /// Threads that mark; none: as many as there is room for.
     pub(crate) markers: Option<u32>,
+    /// Whether a collection may be a young one.
+    pub(crate) young: Young,
     /// Stress: collections without a request.
     pub(crate) continuous: bool,
     /// Stress: collections whose phases last.
@@ -55,6 +69,7 @@ impl Default for Config {
             inject: false,
             stop_the_world: false,
             markers: None,
+            young: Young::WherePays,
             continuous: false,
             lingering: false,
         }
@@ -89,6 +104,7 @@ const BYTES: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G";
 const PERCENT: &str = "a number of percent from 0 to 4294967294, or `off`";
 const MARKERS: &str = "a number of threads from 1 to 64";
 const MARKER_COUNTS: core::ops::RangeInclusive<u32> = 1..=64;
+const YOUNG: &str = "0, 1 or `always`";
 const EVERY: &str = "a number of allocations of at least 1, or `off`";
 
 impl Config {
@@ -111,6 +127,7 @@ impl Config {
             },
             &mut self.markers,
         )?;
+        set(&get, "URGE_YOUNG", YOUNG, young, &mut self.young)?;
         set(
             &get,
             "URGE_CONTINUOUS",
@@ -223,6 +240,15 @@ fn switch(v: &str) -> Option<bool> {
     match v {
         "0" => Some(false),
         "1" => Some(true),
+        _ => None,
+    }
+}
+
+fn young(v: &str) -> Option<Young> {
+    match v {
+        "0" => Some(Young::Never),
+        "1" => Some(Young::WherePays),
+        "always" => Some(Young::Always),
         _ => None,
     }
 }

@@ -47,6 +47,7 @@ pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'
 pub struct Kind {
     name: String,
     shape: Shape,
+    immutable: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -80,12 +81,17 @@ pub(crate) enum Shape {
 }
 
 impl Kind {
-    /// Cells without edges: strings, numbers, machine words.
-    pub fn leaf(name: impl Into<String>) -> Kind {
+    fn of(name: impl Into<String>, shape: Shape) -> Kind {
         Kind {
             name: name.into(),
-            shape: Shape::Leaf { uninit: false },
+            shape,
+            immutable: false,
         }
+    }
+
+    /// Cells without edges: strings, numbers, machine words.
+    pub fn leaf(name: impl Into<String>) -> Kind {
+        Kind::of(name, Shape::Leaf { uninit: false })
     }
 
     /// As [`Kind::leaf`], but its cells are not cleared: they come with whatever lies there, which is often what an earlier cell held. For
@@ -109,10 +115,7 @@ impl Kind {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn leaf_uninit(name: impl Into<String>) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Leaf { uninit: true },
-        }
+        Kind::of(name, Shape::Leaf { uninit: true })
     }
 
     /// Cells whose edges are the words with a set bit in `slots`; words past its end hold none.
@@ -124,10 +127,7 @@ impl Kind {
         // A vector cut out of another one may begin inside a word and have stale bits behind its end; markers read whole words.
         slots.force_align();
         slots.set_uninitialized(false);
-        Kind {
-            name: name.into(),
-            shape: Shape::Words { slots, encoding },
-        }
+        Kind::of(name, Shape::Words { slots, encoding })
     }
 
     /// As [`Kind::words`], with the slots given as word numbers.
@@ -145,13 +145,13 @@ impl Kind {
     /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never written are zero, and
     /// zero is no edge, so the length needs no telling.
     pub fn array(name: impl Into<String>, first_word: u32, encoding: Encoding) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Array {
+        Kind::of(
+            name,
+            Shape::Array {
                 first_word,
                 encoding,
             },
-        }
+        )
     }
 
     /// Cells whose edges a function of the embedder reports: plain addresses, or words reported by [`Tracer::conservative`].
@@ -173,21 +173,18 @@ impl Kind {
         trace: TraceFn,
         encodings: &[Encoding],
     ) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Traced {
+        Kind::of(
+            name,
+            Shape::Traced {
                 trace,
                 encodings: encodings.to_vec(),
             },
-        }
+        )
     }
 
     /// Cells whose every word is taken for a pointer if it names a cell, by the heap's conservative encodings.
     pub fn conservative(name: impl Into<String>) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Conservative,
-        }
+        Kind::of(name, Shape::Conservative)
     }
 
     /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target dies becomes
@@ -201,14 +198,14 @@ impl Kind {
         encoding: Encoding,
         cleared: usize,
     ) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Weak {
+        Kind::of(
+            name,
+            Shape::Weak {
                 first_word,
                 encoding,
                 cleared,
             },
-        }
+        )
     }
 
     /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are alive, the value is; the pair keeps neither its key
@@ -228,14 +225,48 @@ impl Kind {
         encoding: Encoding,
         cleared: usize,
     ) -> Kind {
-        Kind {
-            name: name.into(),
-            shape: Shape::Ephemeron {
+        Kind::of(
+            name,
+            Shape::Ephemeron {
                 first_word,
                 encoding,
                 cleared,
             },
-        }
+        )
+    }
+
+    /// Says that the edges of such a cell never change once they are there: pairs of a list, closures, the nodes of a tree that is built from
+    /// its leaves up. A young collection (see [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)) need not look at such a cell
+    /// again, for what it leads to is older than itself; all other cells with edges it looks at each time. Leaves are never looked at anyhow.
+    ///
+    /// The promise, which `URGE_VERIFY=1` holds against every collection:
+    /// - each edge leads to a cell that the thread held before this one was allocated, or to this one,
+    /// - it is stored before the thread allocates again,
+    /// - and never after.
+    ///
+    /// An edge may stay null. What is no edge may change. Weak words and pairs of ephemerons change when their targets die, so for those kinds
+    /// this says nothing.
+    ///
+    /// ```
+    /// # use gc_core::{Encoding, Heap, Kind};
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// let pair = heap.kind(Kind::words_at("pair", &[0, 1], Encoding::RAW).immutable())?;
+    /// // SAFETY: the list is on this stack; a cell's edges are stored at once, and lead to what was there before.
+    /// unsafe {
+    ///     let mut list = 0;
+    ///     for _ in 0..1000 {
+    ///         let cell = mutator.alloc(pair, 16)?.cast::<usize>();
+    ///         cell.add(1).write(list);
+    ///         list = cell.as_ptr() as usize;
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn immutable(mut self) -> Kind {
+        self.immutable = true;
+        self
     }
 
     /// The encodings of its edges. Conservative words are read in the heap's.
@@ -289,6 +320,8 @@ pub(crate) struct Descriptor {
     pub(crate) tag: Tag,
     /// Leaf: its cells are not cleared.
     pub(crate) uninit: bool,
+    /// Its cells have edges that never change.
+    pub(crate) immutable: bool,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
     /// Words: the slots among the first 64 words, here since most cells are no larger. Weak, Ephemeron: see [`Descriptor::cleared`].
@@ -302,6 +335,22 @@ pub(crate) struct Descriptor {
 const _: () = assert!(size_of::<Descriptor>() == 64);
 
 impl Descriptor {
+    /// Can a cell that was marked once lead to one that was made since?
+    #[inline(always)]
+    pub(crate) fn may_change(&self) -> bool {
+        match self.tag {
+            Tag::Leaf => false,
+            // A stop writes these, whatever the program has promised.
+            Tag::Weak | Tag::Ephemeron => true,
+            Tag::Words | Tag::Array | Tag::Traced | Tag::Conservative => !self.immutable,
+        }
+    }
+
+    /// Has it edges, and they never change?
+    pub(crate) fn is_settled(&self) -> bool {
+        self.tag != Tag::Leaf && !self.may_change()
+    }
+
     /// Weak, Ephemeron: what a word becomes whose target dies.
     pub(crate) fn cleared(&self) -> usize {
         self.first_slots as usize
@@ -368,6 +417,7 @@ impl Kinds {
         let none = Descriptor {
             tag: Tag::Leaf,
             uninit: false,
+            immutable: kind.immutable,
             first_word: 0,
             encoding: Encoding::RAW,
             first_slots: 0,

@@ -189,7 +189,7 @@ pub use api::root::{RawRoot, RootCallback, RootRange};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::weak::{Weak, WeakArray};
-pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE};
+pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use context::Context;
 pub use encoding::Encoding;
 pub use gc_derive::{Leaf, Trace};

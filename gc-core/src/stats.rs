@@ -30,6 +30,8 @@ use crate::trace;
 pub struct HeapStats {
     /// Collections that have come to their end.
     pub collections: u64,
+    /// Of these, young ones.
+    pub young_collections: u64,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.
@@ -70,6 +72,8 @@ pub struct HeapStats {
 pub struct CollectionStats {
     /// The collection's number; the first has 1.
     pub number: u64,
+    /// It took what earlier ones had marked for alive: see [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
+    pub young: bool,
     /// When it came to its end, counted from when the heap was built.
     pub ended_at: Duration,
     /// From the end of the collection before (or the heap's beginning) to the end of this one.
@@ -328,6 +332,7 @@ impl Ledger {
         last.interval = Duration::from_nanos(ended.saturating_sub(before));
         let mut all = self.all.lock();
         all.collections += 1;
+        all.young_collections += u64::from(last.young);
         all.cells_freed += last.cells_freed;
         all.pause_total += last.pause_sum;
         all.collector_cpu_total += last.collector_cpu;

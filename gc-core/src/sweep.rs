@@ -7,6 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::fault::planted;
 use crate::heap::{CHUNK_UNITS, Occupancy, Space, Unit};
 
 /// Spans that one piece looks at: some 20 us at worst.
@@ -21,15 +22,15 @@ impl Space {
         );
         // Ordering: Relaxed. Mutators see it through their resumption.
         self.marking.store(true, Ordering::Relaxed);
+        self.births.begin();
     }
 
-    /// Ends marking without a swap: nothing is freed, and the marks set so far are cleared before the next time. In the child of a fork.
+    /// Ends marking, if that is on, without a swap: nothing is freed, and the marks set so far are cleared before the next time. In the child of a fork.
     pub(crate) fn abandon_marking(&self) {
-        if self.marking.swap(false, Ordering::Relaxed) {
-            let top = self.spans.lock().top();
-            self.clear_end
-                .store(top.div_ceil(CHUNK_UNITS), Ordering::Relaxed);
-            self.clear_chunk.store(0, Ordering::Relaxed);
+        // Marks that were to stay do not: a thread that is gone may have been sweeping.
+        let kept = self.keeps_marks() && !planted("marks-kept-in-child");
+        if self.marking.swap(false, Ordering::Relaxed) || kept {
+            self.keep_marks(false);
         }
     }
 
@@ -41,6 +42,12 @@ impl Space {
 
     /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free. O(sites).
     pub fn end_marking(&self) {
+        self.swap(false, false);
+    }
+
+    /// The same, after a collection that was `young` or not; and where `keeps` says so the marks stay for another. Those of spans that
+    /// mutators own are to be kept in the same stop, by [`Space::keep_owned`].
+    pub(crate) fn swap(&self, young: bool, keeps: bool) {
         self.role.fetch_xor(1, Ordering::Relaxed);
         self.marking.store(false, Ordering::Relaxed);
         let mut unswept = self.unsweep_large();
@@ -49,15 +56,15 @@ impl Space {
             let lists = &mut *lists;
             lists.unswept.append(self.records(), &mut lists.partial);
             lists.unswept.append(self.records(), &mut lists.full);
+            if !young {
+                lists.unswept.append(self.records(), &mut lists.old);
+            }
             unswept += lists.unswept.len();
         }
         self.unswept.store(unswept, Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
         self.handed.reset();
-        self.clear_chunk.store(0, Ordering::Relaxed);
-        let top = self.spans.lock().top();
-        self.clear_end
-            .store(top.div_ceil(CHUNK_UNITS), Ordering::Relaxed);
+        self.keep_marks(keeps);
     }
 
     /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads' hands.
@@ -98,10 +105,15 @@ impl Space {
             return false;
         };
         let class = entry.class();
+        self.keep_span(span, class);
+        // SAFETY: popped from its list, the span is ours.
+        let births = unsafe { (*self.records().at(span)).flags.take_births() };
         let occupancy = self.allocated_bits().span(span, class).occupancy();
         match occupancy {
+            // Those are young.
+            Occupancy::Full if births => entry.lists.lock().full.push(self.records(), span),
             Occupancy::Partial => entry.lists.lock().partial.push(self.records(), span),
-            Occupancy::Full => entry.lists.lock().full.push(self.records(), span),
+            Occupancy::Full => entry.lists.lock().old.push(self.records(), span),
             Occupancy::Empty => {
                 entry.lists.lock().unchain(self.records(), span);
                 for unit in span..span + class.units as usize {

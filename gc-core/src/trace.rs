@@ -1,11 +1,12 @@
 //! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's lock.
 //!
 //! ```text
-//! urge: gc=12 at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us collector=23690us cpu=12%
+//! urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us collector=23690us cpu=12%
 //! ```
 //! | field | is |
 //! |---|---|
 //! | `gc` | the cycle's number |
+//! | `kind` | `young`: it took what earlier ones had found alive for alive; `whole`: it did not |
 //! | `at` | when it ended, counted from the heap's beginning |
 //! | `trigger`, `goal` | the bytes in use at which it was to begin, and to have ended |
 //! | `begin`, `end` | those at which it did |
@@ -45,9 +46,10 @@ impl Line {
         // A line that is too long is cut, which is no error here.
         let _ = write!(
             line,
-            "urge: gc={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
+            "urge: gc={} kind={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
              assist={}us collector={}us cpu={:.0}%",
             cycle.number,
+            if cycle.young { "young" } else { "whole" },
             cycle.ended_at.as_secs_f64(),
             Mebibytes(cycle.trigger_bytes),
             Mebibytes(cycle.goal_bytes),
@@ -134,7 +136,7 @@ mod tests {
         });
         assert_eq!(
             std::str::from_utf8(line.bytes()).unwrap(),
-            "urge: gc=12 at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
+            "urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=none begin=12.2M end=14.0M live=7.0M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us \
              beside=4100us assist=310us collector=23690us cpu=12%\n"
         );
     }

@@ -428,7 +428,7 @@ fn a_traced_heap_prints_a_line_a_collection() {
     assert!(out.status.success() && lines.len() == 3, "{text}");
     for (line, number) in lines.iter().zip(1..) {
         assert!(
-            line.starts_with(&format!("urge: gc={number} at=")),
+            line.starts_with(&format!("urge: gc={number} kind=whole at=")),
             "{line}"
         );
         for field in [

@@ -18,8 +18,8 @@ use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback, protected};
 use crate::api::types::Types;
 use crate::barrier::{self, SharedLog};
-use crate::config::{Config, ConfigError};
-use crate::cycle::{self, Pace, Requests, Shared, context_of};
+use crate::config::{Config, ConfigError, Young};
+use crate::cycle::{self, OldMarks, Pace, Requests, Shared, context_of};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
@@ -162,6 +162,23 @@ impl HeapBuilder {
         self
     }
 
+    /// Whether a collection that is due may be a *young* one: it takes what earlier ones found alive for alive, without looking, and frees only what
+    /// is dead of what was allocated since the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
+    /// [immutable](crate::Kind::immutable) kinds, and as long as most of what is allocated dies young.
+    ///
+    /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look at all cells. In the environment `URGE_YOUNG` is `0`,
+    /// `1` or, for stress, `always`. A heap that is not [`concurrent`](Self::concurrent) has no young collections.
+    ///
+    /// ```
+    /// use gc_core::{Heap, Young};
+    /// let heap = Heap::builder().young_collections(Young::Never).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn young_collections(mut self, when: Young) -> Self {
+        self.config.young = when;
+        self
+    }
+
     /// Stress: collections keep each of their phases open for some hundred microseconds, however small the heap is, so that mutators meet
     /// them. For tests.
     pub fn lingering(mut self, on: bool) -> Self {
@@ -208,6 +225,7 @@ impl HeapBuilder {
             gc_percent: config.gc_percent,
             memory_limit: config.memory_limit,
             hard_limit: config.hard_limit,
+            young: config.young,
         };
         let shared = Arc::new(Shared {
             space,
@@ -224,6 +242,7 @@ impl HeapBuilder {
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
+            old: OldMarks::default(),
             pace: Pace::new(
                 policy,
                 !config.stop_the_world,
@@ -395,6 +414,28 @@ impl Heap {
     /// # Panics
     /// Inside `no_preempt` and in a root callback, where waiting would be for ever. See [`Heap::request_collection`].
     pub fn collect(&self) -> u64 {
+        self.collect_now(true)
+    }
+
+    /// Runs a collection as one that is due is run, and waits for it; gives its number. It is a young one, if the last one left marks for it: see
+    /// [`HeapBuilder::young_collections`]. For an embedder that knows when little is alive of what was allocated lately, as between two frames or
+    /// requests.
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().build()?;
+    /// heap.collect_young();
+    /// assert!(!heap.stats().last.young, "nothing is known of the cells of a new heap");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As [`collect`](Self::collect).
+    pub fn collect_young(&self) -> u64 {
+        self.collect_now(false)
+    }
+
+    /// Collects all cells, or perhaps young ones only, and waits for it.
+    pub(crate) fn collect_now(&self, whole: bool) -> u64 {
         assert!(
             !self.on_collector(),
             "collect() inside a root callback or a code owner's drop: ask with request_collection() instead"
@@ -402,7 +443,7 @@ impl Heap {
         let shared = self.shared();
         let ask_and_wait = || {
             self.revive();
-            let number = shared.requests.ask();
+            let number = shared.requests.ask(whole);
             shared.requests.wait(number);
             number
         };
@@ -413,13 +454,19 @@ impl Heap {
         }
     }
 
-    /// Asks for a collection and does not wait for it; gives its number.
+    /// Asks for a full collection and does not wait for it; gives its number.
     pub fn request_collection(&self) -> u64 {
-        let alive = self.shared().requests.alive.load(Ordering::SeqCst);
+        self.request(true)
+    }
+
+    /// Asks for a collection: of all cells, or one that may be young.
+    fn request(&self, whole: bool) -> u64 {
+        let requests = &self.shared().requests;
+        let alive = requests.alive.load(Ordering::SeqCst);
         if !alive && !gc_preempt::in_no_preempt_here() {
             gc_preempt::blocking_here(|| self.revive());
         }
-        protected(|| self.shared().requests.ask())
+        protected(|| requests.ask(whole))
     }
 
     /// Asks for a collection if `used` bytes in use make one due and nobody has asked yet; says whether it has.
@@ -437,7 +484,7 @@ impl Heap {
             || planted("asks-the-dead");
         let asks = heard && shared.pace.ask();
         if asks {
-            self.request_collection();
+            self.request(false);
         }
         asks
     }

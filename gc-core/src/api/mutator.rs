@@ -246,7 +246,7 @@ impl Mutator {
                     }
                 }
                 Ok(Refill::Due) => {
-                    self.collect_if_allowed();
+                    self.collect_if_allowed(false);
                 }
                 Ok(Refill::Again) => {}
                 Err(error) => {
@@ -294,7 +294,7 @@ impl Mutator {
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
                 }
                 Ok(LargeStep::Due) => {
-                    self.collect_if_allowed();
+                    self.collect_if_allowed(false);
                 }
                 Ok(LargeStep::Again) => {}
                 Err(error) => {
@@ -420,13 +420,13 @@ impl Mutator {
         {
             return true;
         }
-        self.collect_if_allowed()
+        self.collect_if_allowed(true)
     }
 
     /// Collects, unless inside `no_preempt`, where nothing may wait.
-    fn collect_if_allowed(&self) -> bool {
+    fn collect_if_allowed(&self, whole: bool) -> bool {
         !self.thread().in_no_preempt() && {
-            self.heap.collect();
+            self.heap.collect_now(whole);
             true
         }
     }

@@ -54,6 +54,7 @@ use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::Trickle;
 use crate::mark::crew::Crew;
+use crate::mark::old::Old;
 use crate::mark::{Marked, Marker, kept_bytes};
 use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner};
@@ -64,7 +65,7 @@ use crate::verify::Source;
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
-pub(crate) use shared::{Attached, Phase, Shared};
+pub(crate) use shared::{Attached, OldMarks, Phase, Shared};
 use stress::Stress;
 
 /// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that mutators which log faster than they
@@ -238,6 +239,9 @@ struct Cycle<'h, 'c> {
     handed: Marked,
     /// What the unallocated rests of runs held then.
     tails: Marked,
+    /// What a young collection takes for alive, and those of it that it has not looked at yet.
+    kept: Marked,
+    old: Old,
 }
 
 impl<'h, 'c> Cycle<'h, 'c> {
@@ -274,6 +278,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             cells: 0,
             handed: Marked::default(),
             tails: Marked::default(),
+            kept: Marked::default(),
+            old: Old::default(),
         }
     }
 
@@ -306,16 +312,24 @@ impl<'h, 'c> Cycle<'h, 'c> {
     }
 
     fn prepare(&mut self) -> Phase {
-        while self.shared.space.sweep_piece() {}
-        while self.shared.space.clear_spare_piece() {}
-        self.shared.space.begin_weak();
+        let space = &self.shared.space;
+        while space.sweep_piece() {}
+        let (number, whole) = self.shared.requests.begin();
+        self.stats.number = number;
+        self.stats.young = space.keeps_marks() && !whole && !space.births.are_too_many();
+        if self.stats.young {
+            space.unmark_births();
+        } else {
+            space.forget_marks();
+        }
+        while space.clear_spare_piece() {}
+        space.begin_weak();
         if let Some(verify) = &self.shared.verify {
             verify.begin();
         }
         self.shared.finalizers.begin();
         self.shared.drops.begin();
         self.marker.make_ready();
-        self.stats.number = self.shared.requests.begin();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
         Phase::Scan
@@ -370,7 +384,12 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.stats.trigger_bytes = shared.pace.trigger();
         self.stats.goal_bytes = shared.pace.goal();
         self.stats.begin_bytes = shared.pace.used(self.handed.bytes);
-        self.forced = !shared.pace.begun(self.stats.begin_bytes, self.cells);
+        if self.stats.young {
+            self.kept = shared.old.get();
+            self.old = Old::before(shared.space.top());
+        }
+        let unmarked = self.cells.saturating_sub(self.kept.cells);
+        self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
         shared.space.begin_marking();
         if shared.concurrent {
             self.log_stores(true);
@@ -387,8 +406,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 let tails = unsafe { shared.space.blacken_tails(&context.local) };
-                self.tails.cells += tails.cells;
-                self.tails.bytes += tails.bytes;
+                self.tails = self.tails + tails;
             }
         }
         for (number, mutator) in stopped.mutators().enumerate() {
@@ -409,7 +427,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.scanned = scanner.finish();
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
-        if shared.concurrent && (shared.pace.kept() > SMALL || self.stress.parts_stops()) {
+        let is_small = shared.pace.kept() <= SMALL && !self.stats.young;
+        if shared.concurrent && (!is_small || self.stress.parts_stops()) {
             shared.pace.beside();
             // The system may let everybody run but this thread.
             self.marker.lay_down();
@@ -443,7 +462,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             if let Some(might) = self.held.take() {
                 self.shared.pace.help_on(might);
             }
-            let dry = self.crew.step(&mut self.marker, PIECE_CELLS);
+            self.marker.follow_old(&mut self.old, PIECE_CELLS);
+            let dry = self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left();
             let pace = &self.shared.pace;
             pace.progress(self.marker.marked().cells + self.crew.cells());
             if !dry && self.shared.queue.has_no_packet() {
@@ -665,31 +685,18 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         let handed = shared.handed();
         // What was handed out during marking is black, whether it has been allocated yet or not.
-        let born = Marked {
-            cells: handed.cells.saturating_sub(self.handed.cells),
-            bytes: handed.bytes.saturating_sub(self.handed.bytes),
-        };
+        let born = handed.less(self.handed);
         let help = shared.pace.take_help();
         let logged = shared.log.overflowed_marks();
-        let by_mutators = Marked {
-            cells: help.marked.cells + logged.cells,
-            bytes: help.marked.bytes + logged.bytes,
-        };
-        shared.space.end_marking();
-        if planted("runs-taken-back") {
-            for mutator in self.stop().mutators() {
-                if let Some(context) = context_of(&mutator) {
-                    shared.space.retire(&context.local);
-                }
-            }
-        }
-        let marked = self.marker.marked();
+        let by_mutators = help.marked + logged;
+        let marked = self.marker.marked() + by_mutators;
+        let found = self.kept + marked;
         let stats = &mut self.stats;
-        stats.cells_live = marked.cells + by_mutators.cells + born.cells;
-        stats.bytes_live = marked.bytes + by_mutators.bytes + born.bytes;
-        let kept = marked.cells + by_mutators.cells + self.tails.cells;
-        stats.cells_freed = self.cells.saturating_sub(kept);
-        shared.cells.store(kept + born.cells, Ordering::Relaxed);
+        stats.cells_live = found.cells + born.cells;
+        stats.bytes_live = found.bytes + born.bytes;
+        let allocated = found + self.tails + born;
+        stats.cells_freed = (self.cells + born.cells).saturating_sub(allocated.cells);
+        shared.cells.store(allocated.cells, Ordering::Relaxed);
         stats.mark = self.marking_since.elapsed();
         stats.end_bytes = shared.pace.used(handed.bytes);
         stats.assist = Duration::from_nanos(help.nanos);
@@ -701,7 +708,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let external = shared.pace.external();
         let (interval, cpu) = shared.ledger.since_last();
         let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
-        shared.pace.ended(&pacer::Cycle {
+        let young_next = shared.pace.ended(&pacer::Cycle {
+            young: stats.young,
+            settled: shared.space.settled_bytes(),
             begin: stats.begin_bytes,
             live: stats.bytes_live - born.bytes,
             born: born.bytes,
@@ -711,7 +720,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 .space
                 .used_bytes()
                 .saturating_sub(stats.end_bytes.saturating_sub(external)),
-            marked: marked.cells + by_mutators.cells,
+            marked: marked.cells,
             assisted: by_mutators.cells,
             beside: stats.mark_concurrent.as_nanos() as u64,
             running: self.running,
@@ -720,6 +729,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
             interval,
             forced: self.forced,
         });
+        shared.space.swap(self.stats.young, young_next);
+        self.settle_owned(young_next);
+        shared.old.set(found);
         self.resume();
         // ---- ... to here ---------------------------------------------------------------------------------------------------------
         let stats = &mut self.stats;
@@ -733,6 +745,23 @@ impl<'h, 'c> Cycle<'h, 'c> {
         shared.ledger.enter(self.stats, handed.bytes);
         shared.requests.end(self.stats.number);
         Phase::Sweep
+    }
+
+    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own.
+    fn settle_owned(&mut self, young_next: bool) {
+        let shared = self.shared;
+        for mutator in self.stop().mutators() {
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
+            if planted("runs-taken-back") {
+                shared.space.retire(&context.local);
+            }
+            if young_next {
+                // SAFETY: the runs are those of a stopped mutator of this heap.
+                unsafe { shared.space.keep_owned(&context.local) };
+            }
+        }
     }
 
     /// In the background, beside the mutators' own sweeping when they refill; left off as soon as the next collection is wanted, which

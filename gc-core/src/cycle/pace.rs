@@ -290,12 +290,13 @@ impl Pace {
         self.asked.store(false, Ordering::Relaxed);
     }
 
-    /// The bitmaps have swapped.
-    pub(super) fn ended(&self, cycle: &Cycle) {
-        self.pacer.lock().ended(cycle);
+    /// A cycle has ended. Whether the next may be a young one.
+    pub(super) fn ended(&self, cycle: &Cycle) -> bool {
+        let plan = self.pacer.lock().ended(cycle);
         self.kept.store(cycle.live + cycle.born, Ordering::Relaxed);
         self.publish();
         self.asked.store(false, Ordering::Relaxed);
+        plan.young
     }
 
     /// Takes the lock, for the child of a fork.

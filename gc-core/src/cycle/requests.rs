@@ -27,6 +27,8 @@ pub(crate) struct Requests {
 #[derive(Default)]
 pub(crate) struct Wanted {
     wanted: u64,
+    /// The last collection that is to look at all cells, not only at young ones.
+    whole: u64,
     begun: u64,
     ended: u64,
     /// The collector's thread existed in the parent of this process.
@@ -64,11 +66,14 @@ impl Requests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a collection that begins after this call; gives its number. Does not wait.
-    pub(crate) fn ask(&self) -> u64 {
+    /// Asks for a collection that begins after this call, of all cells or perhaps of young ones only; gives its number. Does not wait.
+    pub(crate) fn ask(&self, whole: bool) -> u64 {
         let mut state = self.lock();
         let number = state.begun + 1;
         state.wanted = state.wanted.max(number);
+        if whole {
+            state.whole = number;
+        }
         self.wake.notify_one();
         number
     }
@@ -167,11 +172,11 @@ impl Requests {
         state.shutdown || state.wanted > state.begun
     }
 
-    /// A collection begins: whoever asks from now on waits for the next.
-    pub(super) fn begin(&self) -> u64 {
+    /// A collection begins: whoever asks from now on waits for the next. Its number, and whether somebody wants all cells looked at.
+    pub(super) fn begin(&self) -> (u64, bool) {
         let mut state = self.lock();
         state.begun += 1;
-        state.begun
+        (state.begun, state.whole >= state.begun)
     }
 
     pub(super) fn end(&self, number: u64) {

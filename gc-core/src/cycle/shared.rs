@@ -1,6 +1,6 @@
 //! What a heap's collector and its mutators share: one record, and the locks of its tables.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use gc_preempt::World;
 
@@ -50,6 +50,29 @@ pub(crate) struct Shared {
     pub(crate) phase: AtomicU8,
     /// Cells that the last collection left allocated, the rests of runs included.
     pub(crate) cells: AtomicU64,
+    /// Of these, what the next collection finds marked if it is a young one.
+    pub(crate) old: OldMarks,
+}
+
+/// Cells that are old, and their bytes. The collector's alone.
+#[derive(Default)]
+pub(crate) struct OldMarks {
+    cells: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl OldMarks {
+    pub(super) fn get(&self) -> Marked {
+        Marked {
+            cells: self.cells.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn set(&self, old: Marked) {
+        self.cells.store(old.cells, Ordering::Relaxed);
+        self.bytes.store(old.bytes, Ordering::Relaxed);
+    }
 }
 
 /// A mutator's record and whose it is.

@@ -100,6 +100,30 @@ impl Bitmap {
         crate::mark::prefetch(self.words.at(offset / GRANULE / 64) as usize);
     }
 
+    /// The bits of a unit, a word after the other: the first granule's number in the unit, and the bits from there on.
+    #[inline]
+    pub(crate) fn words_of(&self, unit: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
+        (0..WORDS_PER_UNIT).map(move |word| {
+            // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was cleared.
+            let bits = self
+                .word(unit * WORDS_PER_UNIT + word)
+                .load(Ordering::SeqCst);
+            (word * 64, bits)
+        })
+    }
+
+    /// Clears bits of a word, where nobody else changes it.
+    pub(crate) fn clear_in(&self, index: usize, bits: u64) {
+        let word = self.word(index);
+        word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
+    }
+
+    /// Makes the bit of the first granule of a unit, which is the only one that it can have, what `on` says. By who owns the unit.
+    pub(crate) fn write_first(&self, unit: usize, on: bool) {
+        self.word(unit * WORDS_PER_UNIT)
+            .store(on.into(), Ordering::Relaxed);
+    }
+
     /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else changes meanwhile.
     pub(crate) fn clear_units(&self, first: usize, count: usize) {
         for word in first * WORDS_PER_UNIT..(first + count) * WORDS_PER_UNIT {
@@ -284,6 +308,14 @@ impl SpanBits<'_> {
     pub(crate) fn clear_in_word_alone(&self, word: usize, bits: u64) {
         let word = self.bitmap.word(self.first_word + word);
         word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
+    }
+
+    /// Takes over the bits of the same span in another bitmap, where nobody changes either meanwhile.
+    pub(crate) fn copy_from(&self, other: &SpanBits<'_>) {
+        for word in 0..self.class.units as usize * WORDS_PER_UNIT {
+            let here = self.bitmap.word(self.first_word + word);
+            here.store(other.load(word), Ordering::Relaxed);
+        }
     }
 
     /// How many bits are set: none, some or all. To tell that of a mixed span takes a word or two.

@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
 use super::sites::List;
-use super::{Cell, Space, UNIT, Unit};
+use super::{Cell, GRANULE, Space, UNIT, Unit};
 use crate::alloc::{AllocError, Runs};
 use crate::fault::planted;
 use crate::kind::KindId;
@@ -142,6 +142,7 @@ impl Space {
         self.allocated_bits().set(first * UNIT);
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().set(first * UNIT);
+            self.births.note_range(first * UNIT / GRANULE, 1);
         }
         self.large.lists.lock().swept.push(self.records(), first);
         self.handed.add(1, units * UNIT);
@@ -225,7 +226,9 @@ impl Space {
             let Some(first) = lists.unswept.pop(self.records()) else {
                 return false;
             };
-            if self.allocated_bits().test(first * UNIT) {
+            let is_allocated = self.allocated_bits().test(first * UNIT);
+            self.keep_large(first, is_allocated);
+            if is_allocated {
                 lists.swept.push(self.records(), first);
                 drop(lists);
                 self.unswept.fetch_sub(1, Ordering::Release);

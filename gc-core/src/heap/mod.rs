@@ -15,6 +15,7 @@
 //! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all else is free, at once.
 
 mod ahead;
+mod births;
 mod bitmap;
 mod classes;
 mod large;
@@ -22,6 +23,7 @@ pub(crate) mod map;
 mod release;
 mod sites;
 mod spans;
+mod sticky;
 mod units;
 mod walk;
 
@@ -36,6 +38,7 @@ use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds};
 use crate::weak::WeakWork;
 use ahead::Ahead;
+use births::Births;
 pub(crate) use bitmap::{Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
 use large::LargeObjects;
@@ -50,7 +53,7 @@ pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
 pub(crate) use release::Trickle;
 pub(crate) use sites::Entry;
-pub(crate) use spans::{CHUNK_UNITS, NoSpan};
+pub(crate) use spans::{CHUNK_UNITS, Flags, NoSpan};
 
 pub(crate) use units::Unit;
 
@@ -296,6 +299,10 @@ pub struct Space {
     /// The chunk that the clearing of the spare bitmap is at, and where it ends.
     pub(crate) clear_chunk: AtomicUsize,
     pub(crate) clear_end: AtomicUsize,
+    /// The spare bitmap is not cleared: see `sticky.rs`.
+    pub(crate) sticky: AtomicBool,
+    /// What was handed out while marking.
+    pub(crate) births: Births,
     encodings: [Encoding; MAX_ENCODINGS],
     encoding_count: usize,
     past_the_end: bool,
@@ -365,6 +372,8 @@ impl Space {
             sweep_site: AtomicUsize::new(0),
             clear_chunk: AtomicUsize::new(0),
             clear_end: AtomicUsize::new(0),
+            sticky: AtomicBool::new(false),
+            births: Births::new(bytes as usize)?,
             encodings,
             encoding_count: config.conservative.len().max(1),
             past_the_end: config.past_the_end,
@@ -411,7 +420,7 @@ impl Space {
     }
 
     /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it that tell of them: bitmaps,
-    /// unit words, records, sites. Where memory went back to the system, most of what told of it went back, too, and is
+    /// unit words, records, sites, births. Where memory went back to the system, most of what told of it went back, too, and is
     /// still counted. Takes the heap's lock.
     pub fn beside_bytes(&self) -> (u64, u64) {
         const A_UNIT: usize = size_of::<AtomicU32>()
@@ -420,7 +429,8 @@ impl Space {
         let top = self.spans.lock().top();
         let tables = top * A_UNIT + top.div_ceil(8) + top.div_ceil(CHUNK_UNITS);
         let sites = self.sites.count() * size_of::<Entry>();
-        ((top * UNIT) as u64, (tables + sites) as u64)
+        let tables = tables + sites + self.births.peak_bytes();
+        ((top * UNIT) as u64, tables as u64)
     }
 
     /// Where those tables lie, but for the sites.
@@ -633,7 +643,7 @@ impl Space {
             let mut lists = self.sites.at(site).lists.lock();
             let lists = &mut *lists;
             let mut listed = std::collections::HashSet::new();
-            for list in [&lists.unswept, &lists.partial, &lists.full] {
+            for list in lists.each() {
                 list.each(self.records(), &mut |span| {
                     listed.insert(span);
                 });

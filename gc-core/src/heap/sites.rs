@@ -1,7 +1,8 @@
 //! The sites of a heap: for each (kind, size class) that is in use, the lists of its spans.
 //!
-//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of three lists. After stop 2
-//! every listed span is `unswept`; who sweeps it finds it empty and gives it back, or puts it where it belongs.
+//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of four lists. After stop 2
+//! every listed span is `unswept`, but for those in which a young collection could free nothing; who sweeps it finds it empty and gives it back, or
+//! puts it where it belongs.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -89,13 +90,21 @@ pub(crate) struct SiteLists {
     pub(crate) unswept: List,
     /// Has free cells.
     pub(crate) partial: List,
-    /// Has none, as far as is known.
+    /// Has none: a mutator has filled it.
     pub(crate) full: List,
+    /// Has none since it was swept: what is in it was marked by the last collection, and a young one has nothing to free there. So it is swept after
+    /// whole ones only.
+    pub(crate) old: List,
     /// The first of all spans of the site, owned ones too; linked by `all_next`.
     pub(crate) all: u32,
 }
 
 impl SiteLists {
+    /// All lists.
+    pub(crate) fn each(&self) -> [&List; 4] {
+        [&self.unswept, &self.partial, &self.full, &self.old]
+    }
+
     pub(crate) fn chain(&mut self, records: &Records, span: usize) {
         // SAFETY: chain links belong to the site's lock, which the caller holds.
         unsafe {

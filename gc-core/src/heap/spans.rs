@@ -47,8 +47,43 @@ pub(crate) struct Record {
     /// A large object's kind.
     pub(crate) kind: u16,
     pub(crate) state: State,
-    /// A span whose free cells are handed out as they are: still zero, or of a kind that is not cleared.
-    pub(crate) as_is: bool,
+    pub(crate) flags: Flags,
+}
+
+/// What is noted of a span, by who owns it.
+#[derive(Clone, Copy)]
+pub(crate) struct Flags(u8);
+
+impl Flags {
+    const AS_IS: u8 = 1;
+    const BIRTHS: u8 = 2;
+
+    /// A new span's.
+    pub(crate) fn new(as_is: bool) -> Flags {
+        Flags(if as_is { Flags::AS_IS } else { 0 })
+    }
+
+    /// Are its free cells handed out as they are? Because they are still zero, or of a kind that is not cleared.
+    #[inline(always)]
+    pub(crate) fn as_is(self) -> bool {
+        self.0 & Flags::AS_IS != 0
+    }
+
+    pub(crate) fn set_as_is(&mut self, on: bool) {
+        self.0 = self.0 & !Flags::AS_IS | Flags::new(on).0;
+    }
+
+    /// Cells were handed out while a collection marked.
+    pub(crate) fn note_births(&mut self) {
+        self.0 |= Flags::BIRTHS;
+    }
+
+    /// Whether there were any since this was asked last.
+    pub(crate) fn take_births(&mut self) -> bool {
+        let any = self.0 & Flags::BIRTHS != 0;
+        self.0 &= !Flags::BIRTHS;
+        any
+    }
 }
 
 /// The records of all units.

@@ -39,7 +39,9 @@
 mod budget;
 pub(crate) mod crew;
 mod entry;
+mod marked;
 mod near;
+pub(crate) mod old;
 mod pairs;
 mod queue;
 mod ring;
@@ -56,6 +58,7 @@ use crate::verify::Verify;
 
 use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
 use entry::Entry;
+pub use marked::Marked;
 use queue::Hand;
 pub use queue::MarkQueue;
 pub(crate) use queue::kept_bytes;
@@ -67,15 +70,6 @@ const EDGES: usize = 32;
 
 /// Cells on the way to their first lines.
 const CELLS: usize = 32;
-
-/// What has been marked.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Marked {
-    /// Cells.
-    pub cells: u64,
-    /// Their bytes, as the heap counts them.
-    pub bytes: u64,
-}
 
 /// Where edges go: the one difference between marking and looking.
 trait Sink {
@@ -355,15 +349,16 @@ impl<'a> Core<'a> {
     /// Step 2, at once, for a cell that exists. True: it was not marked before.
     fn mark(&mut self, offset: usize) -> bool {
         self.flush();
+        // Marked or not: a young collection finds its old roots marked.
+        if let Some(verify) = self.record {
+            verify.root(offset);
+        }
         let (index, bit) = Bitmap::place(offset);
         // Ordering: Relaxed, as above. Tested first, for a locked instruction costs as much as a cache miss.
         if self.marks.word(index).load(Ordering::Relaxed) & bit != 0
             || self.marks.set_word(index, bit) == 0
         {
             return false;
-        }
-        if let Some(verify) = self.record {
-            verify.root(offset);
         }
         if let Some((kind, size)) = self.space.kind_and_size(offset) {
             self.marked.cells += 1;

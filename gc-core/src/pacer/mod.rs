@@ -46,13 +46,17 @@
 //! collector for a cycle. Then the heap passes its limit instead of the program coming to a halt. A hard limit lowers the goal in the same
 //! way; what it refuses is the allocator's business.
 
+use crate::config::Young;
+
 mod assist;
+mod generation;
 mod limiter;
 mod share;
 #[cfg(test)]
 mod simulation;
 
 pub(crate) use assist::{Marking, moment, respite};
+use generation::Generation;
 use limiter::Limiter;
 pub(crate) use share::{Share, rest, share};
 
@@ -81,6 +85,8 @@ pub(crate) struct Policy {
     pub memory_limit: Option<u64>,
     /// Bytes the heap may hold.
     pub hard_limit: Option<u64>,
+    /// Whether a cycle may be a young one.
+    pub young: Young,
 }
 
 /// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that they keep.
@@ -114,6 +120,10 @@ pub(crate) struct Cycle {
     pub interval: u64,
     /// Somebody asked for it; it was not the trigger.
     pub forced: bool,
+    /// It took what was old for alive: `live` has that, `marked` has not.
+    pub young: bool,
+    /// Bytes of spans of cells with edges that a young cycle need not look at.
+    pub settled: u64,
 }
 
 /// What follows from the cycles so far.
@@ -129,6 +139,8 @@ pub(crate) struct Plan {
     growth: u64,
     /// Cells that the next cycle is expected to mark.
     work: u64,
+    /// The next cycle is a young one, unless somebody asks for more.
+    pub young: bool,
 }
 
 /// What the collector remembers from cycle to cycle.
@@ -143,9 +155,14 @@ pub(crate) struct Pacer {
     /// It has, and another cycle like the last would take more than the mutators have left over.
     limiting: bool,
     cores: u32,
-    /// Of the last cycle.
+    /// Of the last cycle that was not young: what was alive, and the cells that it marked.
     live: u64,
+    marked: u64,
+    /// Bytes allocated since its snapshot, up to that of the last cycle.
+    allocated: u64,
+    /// What was born in the last cycle.
     born: u64,
+    generation: Generation,
     /// Bytes that mutators allocate while the background marks a cell. `None`: not known yet.
     ratio: Option<f64>,
     /// Bytes that they allocate from the trigger to the snapshot.
@@ -164,7 +181,10 @@ impl Pacer {
             limiting: false,
             cores: cores.max(1),
             live: 0,
+            marked: 0,
+            allocated: 0,
             born: 0,
+            generation: Generation::default(),
             ratio: None,
             lag: 0.0,
             plan: Plan::default(),
@@ -187,11 +207,12 @@ impl Pacer {
     pub(crate) fn ended(&mut self, cycle: &Cycle) -> Plan {
         let before = self.plan;
         // Of the bytes allocated between the two snapshots, how much is alive for good?
-        let allocated = self
-            .born
+        self.allocated = self
+            .allocated
+            .saturating_add(self.born)
             .saturating_add(cycle.begin.saturating_sub(before.now));
         let grown = cycle.live.saturating_sub(self.live);
-        let growing = ratio(grown, allocated).min(1.0);
+        let growing = ratio(grown, self.allocated).min(1.0);
         if !cycle.forced {
             self.learn(cycle, before);
         }
@@ -214,9 +235,15 @@ impl Pacer {
             let allocated = allocated.saturating_sub(before.now);
             breath = breath.max(times(cost, ratio(allocated, mutators)));
         }
-        self.live = cycle.live;
         self.born = cycle.born;
-        self.plan = self.plan_after(cycle, growing, breath);
+        if !cycle.young {
+            (self.live, self.marked, self.allocated) = (cycle.live, cycle.marked, 0);
+        }
+        self.plan = if cycle.young {
+            self.plan_within(cycle)
+        } else {
+            self.plan_after(cycle, growing, breath)
+        };
         self.plan
     }
 
@@ -237,6 +264,10 @@ impl Pacer {
             let helped = ratio(cycle.assist, had).min(0.9);
             ratio(cycle.born, background) / (1.0 - helped)
         };
+        if cycle.young {
+            // Of its time much went into other things than marking.
+            return;
+        }
         self.ratio = Some(match self.ratio {
             None => sample,
             Some(known) => sample.max((known + sample) / 2.0),
@@ -249,6 +280,7 @@ impl Pacer {
             gc_percent,
             memory_limit,
             hard_limit,
+            young,
         } = self.policy;
         let Cycle {
             live,
@@ -268,7 +300,8 @@ impl Pacer {
             growth = growth.max(minimum.saturating_sub(base)).max(LEAST_GROWTH);
             goal = base.saturating_add(growth);
             if self.concurrent {
-                let lead = self.lead(cycle, growing, goal.saturating_sub(now));
+                let distance = goal.saturating_sub(now);
+                let lead = self.lead(work_after(cycle, growing, distance), distance);
                 // What the heap has grown by past its goal counts for nothing, or it would grow the more the less it can be kept up with.
                 let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
                 let counted = counted.saturating_add(cycle.roots);
@@ -292,30 +325,68 @@ impl Pacer {
                 now,
                 growth: MINIMUM,
                 work: cycle.marked,
+                young: false,
             };
         }
         let distance = goal - now;
-        let lead = if self.concurrent {
-            let rest = (distance / 2).min(MOST_BORN);
-            self.lead(cycle, growing, distance).min(distance - rest)
+        let young = self.concurrent && !self.pressed && self.generation.begins(young, cycle);
+        self.generation.room = goal.saturating_sub(live.saturating_add(external));
+        let work = if young {
+            self.generation.work(cycle)
         } else {
-            0
+            work_after(cycle, growing, distance)
         };
         Plan {
-            trigger: goal - lead,
+            trigger: goal - self.lead_of(work, distance),
             goal,
             now,
             growth: growth.min(goal),
-            work: work_after(cycle, growing, distance),
+            work,
+            young,
         }
     }
 
-    /// What mutators will allocate from the trigger until marking is done, if the goal is so far off.
-    fn lead(&self, cycle: &Cycle, growing: f64, distance: u64) -> u64 {
+    /// The plan after a young cycle. The goal is what the last whole one left: what has become old since may be dead, and is no reason to let
+    /// the heap grow.
+    fn plan_within(&mut self, cycle: &Cycle) -> Plan {
+        let Plan { goal, growth, .. } = self.plan;
+        let old = cycle.live.saturating_add(cycle.external);
+        let now = old.saturating_add(cycle.born);
+        let left = goal.saturating_sub(old);
+        let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
+        // Where all that is young lives on there is still some growth before all cells are looked at.
+        let goal = goal.max(now.saturating_add((growth / 4).max(LEAST_GROWTH)));
+        let distance = goal - now;
+        let work = if young {
+            self.generation.work(cycle)
+        } else {
+            self.marked.saturating_add(cycle.marked)
+        };
+        Plan {
+            trigger: goal - self.lead_of(work, distance),
+            goal,
+            now,
+            growth,
+            work,
+            young,
+        }
+    }
+
+    /// What is left to allocate when a cycle of so many cells begins, of a distance to the goal.
+    fn lead_of(&self, work: u64, distance: u64) -> u64 {
+        if !self.concurrent {
+            return 0;
+        }
+        let rest = (distance / 2).min(MOST_BORN);
+        self.lead(work, distance).min(distance - rest)
+    }
+
+    /// What mutators will allocate from the trigger until `work` cells are marked, if the goal is so far off.
+    fn lead(&self, work: u64, distance: u64) -> u64 {
         let runway = match self.ratio {
             // Nothing is known before the first cycle; an eighth is enough for most.
             None => distance / 8,
-            Some(known) => times(work_after(cycle, growing, distance), known),
+            Some(known) => times(work, known),
         };
         runway.saturating_add(self.lag as u64)
     }
@@ -373,6 +444,7 @@ mod tests {
         gc_percent: 100,
         memory_limit: None,
         hard_limit: None,
+        young: Young::WherePays,
     };
 
     fn goal(policy: Policy, cycle: Cycle) -> u64 {
@@ -459,6 +531,7 @@ mod tests {
         for hard in [false, true] {
             let limit = Some(128 * MIB);
             let policy = Policy {
+                young: Young::WherePays,
                 gc_percent: 100,
                 memory_limit: limit.filter(|_| !hard),
                 hard_limit: limit.filter(|_| hard),
@@ -538,6 +611,7 @@ mod tests {
                         ..live(bytes)
                     };
                     let policy = Policy {
+                        young: Young::WherePays,
                         gc_percent,
                         memory_limit: limit,
                         hard_limit: limit,

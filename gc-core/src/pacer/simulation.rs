@@ -51,6 +51,7 @@ const HUNDRED: Policy = Policy {
     gc_percent: 100,
     memory_limit: None,
     hard_limit: None,
+    young: Young::WherePays,
 };
 
 #[derive(Clone, Copy, Debug)]

@@ -168,7 +168,8 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     let heap_error = |e: &dyn fmt::Display| TreesError::Heap(e.to_string());
     let (begun, processor) = (Instant::now(), processor_time());
     let heap = Heap::builder().build().map_err(|e| heap_error(&e))?;
-    let node = Kind::words_at("node", &[0, 1], Encoding::RAW);
+    // Built from the leaves up, and never changed.
+    let node = Kind::words_at("node", &[0, 1], Encoding::RAW).immutable();
     let node = heap.kind(node).map_err(|e| heap_error(&e))?;
     let site = heap
         .site(node, 2 * size_of::<usize>())

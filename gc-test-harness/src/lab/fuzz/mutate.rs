@@ -6,6 +6,7 @@
 //! which only what they held at a cycle's first stop counts. So whatever the barrier, the marker or the allocator forgets is lost soon, and its
 //! memory is another cell's. At the end, when the threads are gone, nothing but what the models reach may be left.
 
+mod fixed;
 mod pairs;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +14,7 @@ use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use gc_core::{Encoding, Heap, KindId, Mutator, RawRoot, RootRange};
+use gc_core::{Encoding, Heap, KindId, Mutator, RawRoot, RootRange, Young};
 
 use super::Counts;
 use super::choices::Choices;
@@ -66,6 +67,8 @@ struct Parcel {
 struct World {
     heap: Heap,
     kinds: Vec<(KindId, Shape)>,
+    /// Of these, the immutable ones.
+    fixed: std::ops::Range<usize>,
     parcels: Mutex<VecDeque<Parcel>>,
 }
 
@@ -173,8 +176,14 @@ impl<'w> Graph<'w> {
         Some(at)
     }
 
-    /// Some word of a cell that can be an edge, and its encoding.
+    /// Some word of a cell that can become another edge, and its encoding.
     fn slot(&self, number: Number, choices: &mut Choices<'_>) -> Option<(usize, Encoding)> {
+        self.slot_of(number, choices)
+            .filter(|_| !self.is_fixed(number))
+    }
+
+    /// Some word of a cell that can be an edge, and its encoding.
+    fn slot_of(&self, number: Number, choices: &mut Choices<'_>) -> Option<(usize, Encoding)> {
         let last = self.objects[&number].words - 1;
         let word = if choices.one_in(4) {
             choices.below(last)
@@ -231,11 +240,11 @@ impl<'w> Graph<'w> {
             _ => 32769 + choices.below(128 << 10),
         };
         let bytes = bytes.max(layout.least() + WORD).max(3 * WORD);
+        let targets = self.targets(shape, choices);
         // SAFETY: in a register or on the stack until it is in the hands.
         let cell = unsafe { mutator.alloc(*kind, bytes) }.map_err(|e| e.to_string())?;
         let (address, words) = (cell.as_ptr() as usize, cell_size(bytes) / WORD);
         let number = self.adopt(address, words, shape, new_stamp());
-        self.take(number);
         // SAFETY: the cell is new; it is as long as the model says, or the heap's memory is.
         unsafe {
             for word in (0..words.min(16)).chain(words - words.min(16)..words) {
@@ -249,6 +258,8 @@ impl<'w> Graph<'w> {
             let stamp = self.objects[&number].stamp;
             ((address + (words - 1) * WORD) as *mut usize).write(stamp);
         }
+        self.fill(number, &targets, choices);
+        self.take(number);
         let over = self.overlapped(number);
         if let Some(other) = over
             && self.reachable()?.contains(&other)
@@ -423,7 +434,8 @@ impl<'w> Graph<'w> {
 
     /// Takes a cell out of another, keeps it in the hands for a while, and puts it elsewhere.
     fn carry(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
-        let Some(from) = self.walk(choices).filter(|from| !self.is_weak(*from)) else {
+        let may_change = |from: &Number| !self.is_weak(*from) && !self.is_fixed(*from);
+        let Some(from) = self.walk(choices).filter(may_change) else {
             return Ok(());
         };
         self.check(from)?;
@@ -671,6 +683,7 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         .lingering(choices.one_in(2))
         .continuous(!choices.one_in(3))
         .concurrent(!choices.one_in(16))
+        .young_collections([Young::Always, Young::WherePays][choices.below(2)])
         .verify(choices.one_in(4))
         .build()
         .map_err(|e| e.to_string())?;
@@ -681,11 +694,17 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
             kinds.push((heap.kind(shape.kind()).map_err(|e| e.to_string())?, shape));
         }
     }
+    let first = kinds.len();
+    for (kind, shape) in fixed::kinds() {
+        kinds.push((heap.kind(kind).map_err(|e| e.to_string())?, shape));
+    }
+    let fixed = first..kinds.len();
     kinds.push((
         heap.kind(pairs::kind()).map_err(|e| e.to_string())?,
         Shape::Leaf,
     ));
     let world = World {
+        fixed,
         heap,
         kinds,
         parcels: Mutex::default(),

@@ -1,0 +1,91 @@
+//! Old cells that may have changed: a young collection follows them as if it had just marked them.
+//!
+//! An old cell was made before the last collection's stop 1 and found alive by it, and it is marked when a young collection begins
+//! (`heap/sticky.rs`): markers do not look into it. What it leads to is old as well, unless somebody has changed it since stop 1. So
+//!
+//! * all old cells of kinds that may change are followed here, whether they have changed or not. There is no write barrier that would tell
+//!   (stores cost nothing while nothing is marked), and no table of cards; so young collections pay only where most of the heap cannot
+//!   change, and are only tried there;
+//! * old cells of an immutable kind are left alone. Such a cell leads to nothing but itself and cells that its thread held when it was
+//!   allocated, which was before stop 1: so they were made before stop 1, and found alive, for it leads to them. Should its thread have stood between
+//!   its allocation and its first stores when the roots were scanned, it held these cells then, and found they were, too.
+//!
+//! Weak cells and ephemerons always belong to those that may change: met here, their words are cleared if what they lead to dies young.
+//!
+//! This runs beside the mutators, like all marking: what they overwrite meanwhile is logged.
+
+use super::{Core, Marker};
+use crate::fault::planted;
+use crate::heap::{GRANULE, UNIT, Unit};
+use crate::kind::Tag;
+
+/// Units that are passed over at the cost of a cell.
+const UNITS_A_CELL: usize = 4;
+
+/// What is left of the heap.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Old {
+    next: usize,
+    end: usize,
+}
+
+impl Old {
+    /// All units before `end`.
+    pub(crate) fn before(end: usize) -> Old {
+        Old { next: 0, end }
+    }
+
+    /// Is there any?
+    pub(crate) fn is_left(&self) -> bool {
+        self.next < self.end
+    }
+}
+
+impl Marker<'_> {
+    /// Follows about `cells` old cells that may have changed, and what leads on from them is traced as ever.
+    pub(crate) fn follow_old(&mut self, old: &mut Old, cells: usize) {
+        if planted("old-unfollowed") {
+            old.next = old.end;
+        }
+        let mut units = 0;
+        let mut left = cells;
+        while old.is_left() && left != 0 {
+            let followed = self.core.follow_old_in(old.next);
+            old.next += 1;
+            units += 1;
+            left = left.saturating_sub(followed + usize::from(units % UNITS_A_CELL == 0));
+        }
+    }
+}
+
+impl Core<'_> {
+    /// Follows the marked cells of a unit that may change; how many.
+    #[inline]
+    fn follow_old_in(&mut self, unit: usize) -> usize {
+        let kind = match self.space.units().get(unit) {
+            Unit::Small { kind, .. } => kind,
+            Unit::Large { distance: 0 } => self.space.large_record(unit).1,
+            Unit::Large { .. } | Unit::Free => return 0,
+        };
+        let descriptor = self.space.kinds.get(kind);
+        if !descriptor.may_change() {
+            return 0;
+        }
+        let is_weak = descriptor.tag == Tag::Weak;
+        let marks = self.marks;
+        let mut followed = 0;
+        for (first, mut bits) in marks.words_of(unit) {
+            while bits != 0 {
+                let offset = unit * UNIT + (first + bits.trailing_zeros() as usize) * GRANULE;
+                bits &= bits - 1;
+                followed += 1;
+                if is_weak {
+                    self.space.weak.meet(self.base + offset);
+                } else {
+                    self.follow(self.entry(offset));
+                }
+            }
+        }
+        followed
+    }
+}

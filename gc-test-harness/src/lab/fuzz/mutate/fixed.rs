@@ -1,0 +1,49 @@
+//! Cells of immutable kinds: their edges are stored as soon as they are allocated, to cells that were there before, and stay as they are.
+
+use gc_core::{Encoding, Kind};
+
+use super::{BOXED, Choices, Graph, Number, Shape, TAGGED, WORD, encoded};
+
+/// The shapes that come as immutable kinds, besides.
+pub(super) fn kinds() -> impl Iterator<Item = (Kind, Shape)> {
+    [
+        Shape::Words(vec![0, 1], Encoding::RAW),
+        Shape::Words(vec![1, 3], TAGGED),
+        Shape::Array(1, BOXED),
+        Shape::Conservative,
+    ]
+    .into_iter()
+    .map(|shape| (shape.kind().immutable(), shape))
+}
+
+impl Graph<'_> {
+    /// Whether nobody may store to the cell any more.
+    pub(super) fn is_fixed(&self, number: Number) -> bool {
+        self.world.fixed.contains(&self.objects[&number].shape)
+    }
+
+    /// What a cell of that shape will lead to, if it is immutable. All of it is held by the roots or the hands until they change.
+    pub(super) fn targets(&self, shape: usize, choices: &mut Choices<'_>) -> Vec<Number> {
+        if !self.world.fixed.contains(&shape) {
+            return Vec::new();
+        }
+        (0..choices.below(4))
+            .filter_map(|_| self.walk(choices))
+            .collect()
+    }
+
+    /// Stores the edges of a cell that nobody but the caller knows. Before anything else is allocated, and before the roots and hands change.
+    pub(super) fn fill(&mut self, number: Number, targets: &[Number], choices: &mut Choices<'_>) {
+        for to in targets {
+            let Some((word, encoding)) = self.slot_of(number, choices) else {
+                continue;
+            };
+            let value = encoded(encoding, self.objects[to].address, choices);
+            if let Some(object) = self.objects.get_mut(&number) {
+                // SAFETY: a word of a cell that the caller has, and nobody else.
+                unsafe { ((object.address + word * WORD) as *mut usize).write_volatile(value) };
+                object.edges.insert(word, (value, *to));
+            }
+        }
+    }
+}
