@@ -233,7 +233,8 @@ impl Walk<'_> {
         let _ = writeln!(
             line,
             "urge: likely causes: an edge stored past the barrier (memcpy, a plain store); a trace function that leaves an edge out; a \
-             tracer or a root callback that met a structure in the middle of a change; a weak word copied by a plain store"
+             tracer or a root callback that met a structure in the middle of a change; a weak word copied by a plain store; an edge of a cell of an \
+             immutable kind that was changed, or stored late"
         );
         line.print();
     }

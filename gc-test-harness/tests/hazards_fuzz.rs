@@ -57,6 +57,11 @@ fn nothing_is_wrong_where_no_fault_is_planted() {
 }
 
 #[test]
+fn h36_old_cells_that_lead_to_young_ones_are_found() {
+    finds("old-unfollowed");
+}
+
+#[test]
 fn a_missed_register_is_found() {
     finds("no-registers");
 }

@@ -769,6 +769,10 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn sweep(&mut self) -> Phase {
         let shared = self.shared;
         let space = &shared.space;
+        // Not a fault: leaves it to mutators.
+        if planted("late-sweep") {
+            std::thread::sleep(Duration::from_millis(50));
+        }
         while !shared.requests.is_wanted() && space.sweep_piece() {
             self.rest();
         }

@@ -32,6 +32,8 @@ impl Births {
     /// For a heap of so many bytes of addresses.
     pub(crate) fn new(heap_bytes: usize) -> Result<Births, MapError> {
         let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
+        // Not a fault: a list that runs full is hard to get otherwise.
+        let entries = if planted("few-births") { 3 } else { entries };
         Ok(Births {
             entries: Mapped::reserve(2 * entries, 2)?,
             len: AtomicUsize::new(0),

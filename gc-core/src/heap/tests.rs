@@ -2,6 +2,7 @@
 
 mod gaps;
 mod memory;
+mod sticky;
 mod uninit;
 
 use std::collections::{BTreeMap, BTreeSet};

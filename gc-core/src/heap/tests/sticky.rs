@@ -1,0 +1,120 @@
+//! What a young collection finds marked is exactly what was made before the last collection's stop 1 and found alive.
+
+use super::*;
+
+/// What a round allocates, and what of it lives.
+#[derive(Debug, Clone)]
+struct Round {
+    before: Vec<usize>,
+    /// While marking.
+    births: Vec<usize>,
+    keep: u64,
+    /// All cells are looked at.
+    whole: bool,
+    /// The mutator sweeps, and not the collector.
+    lazy: bool,
+    retire: bool,
+}
+
+fn rounds() -> impl Strategy<Value = Vec<Round>> {
+    let bytes = || prop_oneof![8 => 1usize..64, 3 => 64usize..4000, 1 => 4000usize..150_000];
+    let cells = move |most| prop::collection::vec(bytes(), 0..most);
+    let round = (cells(600), cells(200), any::<u64>(), 0..4, 0..2, 0..3).prop_map(
+        |(before, births, keep, whole, lazy, retire)| Round {
+            before,
+            births,
+            keep,
+            whole: whole == 0,
+            lazy: lazy == 0,
+            retire: retire == 0,
+        },
+    );
+    prop::collection::vec(round, 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn old_is_what_was_found_alive_and_nothing_else(rounds in rounds()) {
+        let mut toy = Toy::new(SpaceConfig { reserve: 256 << 20, ..SpaceConfig::default() });
+        let kind = leaf(&toy);
+        // All cells that were not found dead yet.
+        let mut cells: BTreeSet<usize> = BTreeSet::new();
+        let mut old: BTreeSet<usize> = BTreeSet::new();
+        let mut first = true;
+        for round in rounds {
+            for bytes in &round.before {
+                prop_assert!(cells.insert(toy.alloc(kind, *bytes)), "a cell that lives was handed out");
+            }
+            let young = !round.whole && !first;
+            first = false;
+            // As in `Cycle::prepare`.
+            while toy.space.sweep_piece() {}
+            if young {
+                toy.space.unmark_births();
+            } else {
+                toy.space.forget_marks();
+                old.clear();
+            }
+            while toy.space.clear_spare_piece() {}
+            for cell in &cells {
+                prop_assert_eq!(toy.space.is_marked(*cell), old.contains(cell));
+            }
+            let mut unallocated = 0;
+            // SAFETY: our own runs.
+            unsafe { toy.space.for_each_unallocated(&toy.runs, &mut |cell| {
+                unallocated += usize::from(toy.space.is_marked(cell));
+            }) };
+            prop_assert_eq!(unallocated, 0, "the rest of a run is old");
+            // What lives: of the cells that are not old, some.
+            let roots: Vec<usize> = cells
+                .iter()
+                .enumerate()
+                .filter(|(n, cell)| old.contains(*cell) || round.keep >> (n % 64) & 1 != 0)
+                .map(|(_, cell)| *cell)
+                .collect();
+            let marked = toy.mark(&roots);
+            prop_assert_eq!(marked.cells as usize, roots.len() - old.len());
+            let births: Vec<usize> = round.births.iter().map(|bytes| toy.alloc(kind, *bytes)).collect();
+            if round.retire {
+                toy.space.retire(&toy.runs);
+            }
+            toy.space.swap(young, true);
+            // SAFETY: our own runs.
+            unsafe { toy.space.keep_owned(&toy.runs) };
+            old = roots.iter().copied().collect();
+            cells = roots.into_iter().chain(births).collect();
+            if !round.lazy {
+                while toy.space.sweep_piece() {}
+            }
+        }
+        // In the end all goes that is not kept.
+        toy.space.retire(&toy.runs);
+        while toy.space.sweep_piece() {}
+        toy.space.forget_marks();
+        while toy.space.clear_spare_piece() {}
+        toy.collect(&[]);
+        prop_assert_eq!(toy.cells().len(), 0);
+        prop_assert_eq!(toy.space.used_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_span_that_was_filled_while_marking_is_swept_again() {
+    let mut toy = Toy::small();
+    let kind = leaf(&toy);
+    for young in [false, true] {
+        if young {
+            toy.space.unmark_births();
+        }
+        toy.mark(&[]);
+        if !young {
+            (0..20_000).for_each(|_| drop(toy.alloc(kind, 16)));
+            toy.space.retire(&toy.runs);
+        }
+        toy.space.swap(young, true);
+        while toy.space.sweep_piece() {}
+        assert_eq!(toy.space.used_bytes() != 0, !young);
+    }
+}
