@@ -299,6 +299,7 @@ mod tests {
             ("URGE_INJECT", "1"),
             ("URGE_STW", "1"),
             ("URGE_CONTINUOUS", "1"),
+            ("URGE_YOUNG", "always"),
             ("URGE_MARKERS", "3"),
             ("URGE_GC_PERCENT", "37"),
             ("URGE_HEAP_LIMIT", "64M"),
@@ -310,6 +311,9 @@ mod tests {
         ])
         .unwrap();
         assert!(c.trace && c.verify);
+        assert_eq!(c.young, Young::Always);
+        assert_eq!(with(&[]).unwrap().young, Young::WherePays);
+        assert_eq!(with(&[("URGE_YOUNG", "0")]).unwrap().young, Young::Never);
         assert_eq!((c.markers, c.pre_touch), (Some(3), 8 << 20));
         assert_eq!(c.memory_limit, Some(48 << 20));
         assert!(!c.signals && c.inject && c.stop_the_world && c.continuous);
@@ -330,6 +334,7 @@ mod tests {
             ("URGE_ASYNC", "yes"),
             ("URGE_INJECT", "2"),
             ("URGE_STW", "true"),
+            ("URGE_YOUNG", "never"),
             ("URGE_MARKERS", "0"),
             ("URGE_MARKERS", "65"),
             ("URGE_MARKERS", "all"),

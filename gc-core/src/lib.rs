@@ -143,6 +143,14 @@
 //! should, allocation waits, a millisecond for each 8 KiB. [`HeapBuilder::memory_limit`] brings collections forward instead of failing, until they would take as much time as
 //! the program. `URGE_TRACE=1` prints what came of it, a line a collection; [`Heap::stats`] has the same, and histograms of all stops.
 //!
+//! # Young collections
+//!
+//! A cell of a kind that is [`immutable`](Kind::immutable) leads to older cells only, and for ever to the same. So once a collection has found it alive,
+//! the next ones need not look at it: they take it for alive, and free what was allocated since and is dead. That is a *young* collection. It is
+//! done of itself where most of the heap's cells with edges are of such kinds and most of what is allocated dies young, and when what has died and is
+//! old takes half of the room to grow, a whole collection follows ([`HeapBuilder::young_collections`], [`Heap::collect_young`]). Nothing moves, and
+//! stores cost what they cost: all old cells of other kinds are looked at each time.
+//!
 //! # To read on
 //!
 //! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the rooms:

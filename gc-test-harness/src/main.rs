@@ -135,6 +135,9 @@ struct Fragment {
 }
 
 fn main() -> ExitCode {
+    // Whoever reads the output may have seen enough of it (`| head`), which is no reason to panic.
+    // SAFETY: no handler, and no other thread yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

@@ -276,3 +276,18 @@ fn a_program_s_figures_go_to_stderr_as_its_stdout_is_its_own() {
         (Some(74), Some(74))
     );
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_panic() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_gclab"))
+        .args(["trees", "4"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("gclab starts");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("it ends");
+    assert_eq!(text(&output.stderr), "");
+    let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
+    assert_eq!(signal, Some(13), "SIGPIPE");
+}

@@ -47,8 +47,8 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE` and `URGE_VERIFY` (each `0` or `1`), `URGE_MARKERS`, `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`,
-/// `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
+/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`, `URGE_GC_PERCENT`,
+/// `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
@@ -134,7 +134,8 @@ impl HeapBuilder {
         self
     }
 
-    /// Stress: a full collection after so many allocations of a mutator. For tests; 1 collects at every allocation.
+    /// Stress: a full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps a young one. For tests; 1 collects at
+    /// every allocation.
     pub fn collect_every(mut self, allocations: Option<u64>) -> Self {
         self.config.collect_every = allocations;
         self
@@ -253,6 +254,7 @@ impl HeapBuilder {
             verify,
             marking: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
+            young: config.young,
             markers: config.markers,
             phase: AtomicU8::new(0),
         });

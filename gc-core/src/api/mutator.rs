@@ -18,6 +18,7 @@ use crate::api::local::in_blocking;
 use crate::api::root::{RawRoot, RootRange, protected};
 use crate::api::types::TypeCache;
 use crate::barrier;
+use crate::config::Young;
 use crate::context::Context;
 use crate::cycle::Attached;
 use crate::encoding::Encoding;
@@ -246,7 +247,7 @@ impl Mutator {
                     }
                 }
                 Ok(Refill::Due) => {
-                    self.collect_if_allowed(false);
+                    self.collect_if_allowed(shared.young != Young::Always);
                 }
                 Ok(Refill::Again) => {}
                 Err(error) => {
@@ -294,7 +295,7 @@ impl Mutator {
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
                 }
                 Ok(LargeStep::Due) => {
-                    self.collect_if_allowed(false);
+                    self.collect_if_allowed(shared.young != Young::Always);
                 }
                 Ok(LargeStep::Again) => {}
                 Err(error) => {

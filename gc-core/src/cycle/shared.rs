@@ -9,6 +9,7 @@ use super::requests::Requests;
 use crate::api::fork::{self, OverFork};
 use crate::api::types::Types;
 use crate::barrier::SharedLog;
+use crate::config::Young;
 use crate::context::Context;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
@@ -45,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) marking: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).
     pub(crate) concurrent: bool,
+    /// When collections are young ones.
+    pub(crate) young: Young,
     /// Threads that mark, where the embedder has said so.
     pub(crate) markers: Option<u32>,
     pub(crate) phase: AtomicU8,

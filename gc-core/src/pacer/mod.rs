@@ -527,6 +527,61 @@ mod tests {
     }
 
     #[test]
+    fn what_became_old_is_no_reason_to_grow() {
+        let mut pacer = Pacer::new(HUNDRED, true, 2);
+        let whole = Cycle {
+            settled: 100 * MIB,
+            ..live(100 * MIB)
+        };
+        // Of 100 MiB that a young cycle had, 10 are alive and old now.
+        let young = |live_bytes: u64| Cycle {
+            young: true,
+            begin: 200 * MIB,
+            marked: 1000,
+            settled: live_bytes,
+            ..live(live_bytes)
+        };
+        let plan = pacer.ended(&whole);
+        assert!(plan.young && plan.goal == 200 * MIB);
+        for old in [110, 120, 150] {
+            let plan = pacer.ended(&young(old * MIB));
+            assert!(plan.young && plan.goal == 200 * MIB, "{old}: {plan:?}");
+            assert!(
+                (old * MIB..plan.goal).contains(&plan.trigger),
+                "{old}: {plan:?}"
+            );
+        }
+        // Half of the room is gone: all cells are looked at. There is room for that, whatever is left.
+        for old in [151, 199, 230] {
+            let plan = pacer.clone().ended(&young(old * MIB));
+            assert!(!plan.young, "{old}: {plan:?}");
+            assert_eq!(plan.goal, (200 * MIB).max((old + 25) * MIB));
+        }
+        // What lives for good is counted from one whole cycle to the next, so most of what was old is not taken for growth.
+        pacer.ended(&young(160 * MIB));
+        let plan = pacer.ended(&whole);
+        assert!(plan.young && plan.goal == 200 * MIB, "{plan:?}");
+    }
+
+    #[test]
+    fn a_limit_that_presses_has_all_cells_looked_at() {
+        let policy = Policy {
+            memory_limit: Some(150 * MIB),
+            ..HUNDRED
+        };
+        let whole = Cycle {
+            settled: 100 * MIB,
+            ..live(100 * MIB)
+        };
+        assert!(Pacer::new(HUNDRED, true, 2).ended(&whole).young);
+        assert!(!Pacer::new(policy, true, 2).ended(&whole).young);
+        assert!(
+            !Pacer::new(HUNDRED, false, 2).ended(&whole).young,
+            "not concurrent"
+        );
+    }
+
+    #[test]
     fn limits_lower_the_goal() {
         for hard in [false, true] {
             let limit = Some(128 * MIB);

@@ -131,6 +131,8 @@ pub struct Outcome {
     pub pauses: Samples,
     /// Collections.
     pub collections: u64,
+    /// How many of them were young ones.
+    pub young_collections: u64,
     /// Their pauses together.
     pub pause_total: Duration,
     /// Bytes that the heap reached, those of its tables, and its mark queue's at their most; of the limit program 0.
@@ -225,6 +227,7 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
         mutator_processor,
         pauses,
         collections,
+        young_collections: stats.young_collections,
         pause_total,
         memory,
         cells_freed,
@@ -254,6 +257,7 @@ pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
         mutator_processor: processor.saturating_sub(collections.time),
         pauses: Samples::new(),
         collections: collections.count,
+        young_collections: 0,
         pause_total: collections.time,
         memory: [0; 3],
         cells_freed: 0,
@@ -407,6 +411,7 @@ impl Outcome {
             "objects": self.objects(),
             "objects_per_s": self.objects_per_s(),
             "collections": self.collections,
+            "young_collections": self.young_collections,
             "stop_us": Quantiles::of(&self.pauses.stop).json(),
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
             "pause_seconds": self.pause_total.as_secs_f64(),
@@ -442,8 +447,9 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "{} collections, stopped for {:.3} s in all",
+            "{} collections, {} of them young, stopped for {:.3} s in all",
             self.collections,
+            self.young_collections,
             self.pause_total.as_secs_f64()
         )?;
         if self.mutators == 0 {
