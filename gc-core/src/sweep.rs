@@ -16,13 +16,18 @@ const SPANS_PER_PIECE: usize = 32;
 impl Space {
     /// Stop 1, world stopped: from now on refills mark what they hand out. [`Space::ready_to_mark`] must hold.
     pub fn begin_marking(&self) {
+        self.begin_marking_and(true);
+    }
+
+    /// The same; what is handed out meanwhile is written down, or is not: then the next collection is no young one.
+    pub(crate) fn begin_marking_and(&self, notes_births: bool) {
         debug_assert!(
             self.ready_to_mark(),
             "the spare bitmap still has bits of the last cycle"
         );
         // Ordering: Relaxed. Mutators see it through their resumption.
         self.marking.store(true, Ordering::Relaxed);
-        self.births.begin();
+        self.births.begin(notes_births);
     }
 
     /// Ends marking, if that is on, without a swap: nothing is freed, and the marks set so far are cleared before the next time. In the child of a fork.

@@ -9,10 +9,16 @@ use gc_core::{Encoding, Heap, Kind, KindId, Mutator, Young};
 
 const WORD: usize = size_of::<usize>();
 
-fn heap(young: Young) -> (Heap, Kinds, KindId) {
+/// A heap that is collected when somebody asks.
+fn heap() -> (Heap, Kinds, KindId) {
+    heap_with(Young::Always, u32::MAX)
+}
+
+fn heap_with(young: Young, percent: u32) -> (Heap, Kinds, KindId) {
     let heap = Heap::builder()
         .reserve(1 << 30)
         .young_collections(young)
+        .gc_percent(percent)
         .build()
         .unwrap();
     let kinds = kinds(&heap);
@@ -70,7 +76,7 @@ fn h36_old_cells_that_may_change_are_followed() {
         "h36_old_cells_that_may_change_are_followed",
         "old-unfollowed",
         || {
-            let (heap, k, _) = heap(Young::Always);
+            let (heap, k, _) = heap();
             let m = heap.attach().unwrap();
             let node = heap.kind(Kind::conservative("anything")).unwrap();
             // A small cell and a large one of each way to hold edges.
@@ -111,7 +117,7 @@ fn h36_weak_words_and_ephemerons_of_old_cells_are_cleared() {
         "old-unfollowed",
         || {
             const N: usize = 200;
-            let (heap, k, _) = heap(Young::Always);
+            let (heap, k, _) = heap();
             let m = heap.attach().unwrap();
             let table = heap
                 .kind(Kind::ephemeron("table", 0, Encoding::RAW, 0))
@@ -162,7 +168,7 @@ fn fill(m: &Mutator, k: Kinds, weak: *mut usize, keys: *mut usize, table: *mut u
 
 /// Immutable cells whose marks nobody sets are not followed; so where a stale mark makes one look old, what it leads to is lost.
 fn young_pairs_of_the_rest_of_a_run() {
-    let (heap, k, kind) = heap(Young::Always);
+    let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 64);
     // The run that these leave is what is allocated from below.
@@ -213,7 +219,7 @@ fn h36_more_births_than_can_be_written_down_are_noticed() {
         "births-forgotten",
         &[],
         || {
-            let (heap, k, kind) = heap(Young::Always);
+            let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             std::hint::black_box((pairs(&m, kind, 10), common::list(&m, k, 10)));
@@ -243,7 +249,7 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
         "h36_stale_marks_in_a_span_that_is_owned_are_replaced",
         "owned-unkept",
         || {
-            let (heap, k, kind) = heap(Young::Always);
+            let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             for _ in 0..20 {
@@ -295,7 +301,7 @@ fn h36_a_span_is_swept_by_who_allocates_in_it() {
         "unswept-unkept",
         &[],
         || {
-            let (heap, k, kind) = heap(Young::Always);
+            let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             const MANY: usize = 200_000;
             let heads = words(&m, k.array, MANY);
@@ -346,7 +352,7 @@ fn young_leaf(m: &Mutator, k: Kinds, number: usize) -> usize {
 
 #[test]
 fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
-    let (heap, k, kind) = heap(Young::Always);
+    let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 3);
     // SAFETY: words of a live cell.
@@ -380,7 +386,7 @@ fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
 
 /// How many collections of a program that allocates 200 MiB of cells that die young over 8 MiB that live were young ones.
 fn young_of(young: Young, kind: impl Fn() -> Kind) -> (u64, u64) {
-    let (heap, k, _) = heap(young);
+    let (heap, k, _) = heap_with(young, 100);
     let kind = heap.kind(kind()).unwrap();
     let m = heap.attach().unwrap();
     let root = words(&m, k.array, 1);
@@ -412,7 +418,7 @@ fn the_child_of_a_fork_looks_at_all_cells_first() {
         "the_child_of_a_fork_looks_at_all_cells_first",
         "marks-kept-in-child",
         || {
-            let (heap, k, kind) = heap(Young::Always);
+            let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             let root = words(&m, k.array, 1);
             // SAFETY: a word of a live cell.
@@ -440,7 +446,7 @@ fn the_child_of_a_fork_looks_at_all_cells_first() {
 #[test]
 fn an_immutable_cell_that_was_changed_is_named_by_the_second_marking() {
     if is_child() {
-        let (heap, _, kind) = heap(Young::Always);
+        let (heap, _, kind) = heap();
         let m = heap.attach().unwrap();
         let old = words(&m, kind, 2);
         collect(&m);

@@ -316,7 +316,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         while space.sweep_piece() {}
         let (number, whole) = self.shared.requests.begin();
         self.stats.number = number;
-        self.stats.young = space.keeps_marks() && !whole && !space.births.are_too_many();
+        self.stats.young = space.keeps_marks() && !whole && space.births.are_known();
         if self.stats.young {
             space.unmark_births();
         } else {
@@ -390,7 +390,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         let unmarked = self.cells.saturating_sub(self.kept.cells);
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
-        shared.space.begin_marking();
+        shared.space.begin_marking_and(shared.pace.notes_births());
         if shared.concurrent {
             self.log_stores(true);
         }

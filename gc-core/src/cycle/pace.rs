@@ -246,6 +246,11 @@ impl Pace {
         self.asked.swap(true, Ordering::Relaxed)
     }
 
+    /// Is it to be written down what is handed out in the cycle that begins?
+    pub(super) fn notes_births(&self) -> bool {
+        self.pacer.lock().plan().notes_births
+    }
+
     /// Mutators run beside the markers from now on, and may help, unless the collector has had more than its part of the processors.
     pub(super) fn beside(&self) {
         let limiting = self.pacer.lock().is_limiting();

@@ -4,7 +4,7 @@
 //! young collection marks, their marks are taken back: old is only what was made before the last collection's stop 1 and was found alive by it.
 //! With them old, the 100 MiB that two mutators allocate while a whole collection of `gclab trees 20` marks would all have stayed until the next.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::{Bitmap, Class, GRANULE, MapError, Space, UNIT, WORDS_PER_UNIT};
 use crate::fault::planted;
@@ -26,6 +26,8 @@ pub(crate) struct Births {
     /// Entries that were asked for, also in vain.
     len: AtomicUsize,
     peak: AtomicUsize,
+    /// They are written down: the next collection might be young. Changes in stops.
+    noting: AtomicBool,
 }
 
 impl Births {
@@ -38,11 +40,13 @@ impl Births {
             entries: Mapped::reserve(2 * entries, 2)?,
             len: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
+            noting: AtomicBool::new(false),
         })
     }
 
-    /// Stop 1: there were none yet.
-    pub(crate) fn begin(&self) {
+    /// Stop 1: there were none yet. They are to be written down from now on, or are not.
+    pub(crate) fn begin(&self, notes: bool) {
+        self.noting.store(notes, Ordering::Relaxed);
         // Relaxed, here and below: what one thread writes down another reads after a stop.
         let len = self.len.swap(0, Ordering::Relaxed);
         self.peak.fetch_max(len, Ordering::Relaxed);
@@ -57,9 +61,10 @@ impl Births {
         (2 * most).min(self.entries.len()) * size_of::<usize>()
     }
 
-    /// Were there more than there is room for?
-    pub(crate) fn are_too_many(&self) -> bool {
-        2 * self.len.load(Ordering::Relaxed) > self.entries.len() && !planted("births-forgotten")
+    /// Is it written down which cells they are? Not if there were more than there is room for.
+    pub(crate) fn are_known(&self) -> bool {
+        let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();
+        self.noting.load(Ordering::Relaxed) && (fit || planted("births-forgotten"))
     }
 
     pub(super) fn note_range(&self, first_granule: usize, granules: usize) {
@@ -67,6 +72,9 @@ impl Births {
     }
 
     fn note(&self, what: usize, how: usize) {
+        if !self.noting.load(Ordering::Relaxed) {
+            return;
+        }
         let at = 2 * self.len.fetch_add(1, Ordering::Relaxed);
         if let Some([first, second]) = self.entries.get(at..at + 2) {
             first.store(what, Ordering::Relaxed);
@@ -121,7 +129,7 @@ impl Space {
 
     /// Before a young collection's stop 1: what was handed out while the last one marked is young.
     pub(crate) fn unmark_births(&self) {
-        debug_assert!(self.keeps_marks() && !self.births.are_too_many());
+        debug_assert!(self.keeps_marks() && self.births.are_known());
         self.births.unmark(self.marked_bits());
     }
 }
@@ -133,6 +141,9 @@ mod tests {
     #[test]
     fn the_bits_of_ranges_and_words_are_cleared_and_no_others() {
         let births = Births::new(1 << 20).unwrap();
+        births.note_range(5, 1);
+        assert_eq!(births.peak_bytes(), 0, "nobody wants to know");
+        births.begin(true);
         let bits = Bitmap::new(8).unwrap();
         let mut expected = vec![true; 8 * UNIT / GRANULE];
         let fill = |bits: &Bitmap| {
@@ -153,7 +164,7 @@ mod tests {
         for (granule, expected) in expected.iter().enumerate() {
             assert_eq!(bits.test(granule * GRANULE), *expected, "granule {granule}");
         }
-        births.begin();
+        births.begin(true);
         fill(&bits);
         births.unmark(&bits);
         assert!(bits.test(0) && bits.test(63 * GRANULE));
@@ -163,14 +174,18 @@ mod tests {
     #[test]
     fn more_than_there_is_room_for_are_noticed() {
         let births = Births::new(8 * BYTES_AN_ENTRY).unwrap();
+        assert!(!births.are_known());
+        births.begin(true);
         for granule in 0..8 {
             births.note_range(granule, 1);
-            assert!(!births.are_too_many());
+            assert!(births.are_known());
         }
         births.note_range(8, 1);
-        assert!(births.are_too_many());
+        assert!(!births.are_known());
         assert_eq!(births.peak_bytes(), 8 * 16);
-        births.begin();
-        assert!(!births.are_too_many());
+        births.begin(true);
+        assert!(births.are_known());
+        births.begin(false);
+        assert!(!births.are_known());
     }
 }

@@ -74,6 +74,15 @@ impl Generation {
     }
 }
 
+/// Might a cycle after the next one be young?
+pub(super) fn might_be(policy: Young, cycle: &Cycle) -> bool {
+    match policy {
+        Young::Never => false,
+        Young::Always => true,
+        Young::WherePays => pays(cycle),
+    }
+}
+
 /// Need most of what is old not be looked at?
 fn pays(cycle: &Cycle) -> bool {
     cycle.live >= LEAST && cycle.settled >= cycle.live.saturating_add(cycle.born) / 2

@@ -141,6 +141,8 @@ pub(crate) struct Plan {
     work: u64,
     /// The next cycle is a young one, unless somebody asks for more.
     pub young: bool,
+    /// The one after it might be.
+    pub notes_births: bool,
 }
 
 /// What the collector remembers from cycle to cycle.
@@ -190,6 +192,8 @@ impl Pacer {
             plan: Plan::default(),
         };
         pacer.plan = pacer.plan_after(&Cycle::default(), 0.0, LEAST_GROWTH);
+        // Nothing has been marked yet.
+        pacer.plan.young = false;
         pacer
     }
 
@@ -318,16 +322,6 @@ impl Pacer {
             goal = goal.min((cells - headroom).max(now.saturating_add(breath)));
         }
         self.pressed = goal < unlimited;
-        if goal == u64::MAX {
-            return Plan {
-                trigger: goal,
-                goal,
-                now,
-                growth: MINIMUM,
-                work: cycle.marked,
-                young: false,
-            };
-        }
         let distance = goal - now;
         let young = self.concurrent && !self.pressed && self.generation.begins(young, cycle);
         self.generation.room = goal.saturating_sub(live.saturating_add(external));
@@ -336,13 +330,32 @@ impl Pacer {
         } else {
             work_after(cycle, growing, distance)
         };
+        self.plan_of(cycle, goal, growth.min(goal), work, young)
+    }
+
+    /// The plan to have marked so many cells at the goal, after `cycle`.
+    fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
+        let Cycle {
+            live,
+            born,
+            external,
+            ..
+        } = *cycle;
+        let now = live.saturating_add(born).saturating_add(external);
+        let notes_births = self.concurrent && generation::might_be(self.policy.young, cycle);
+        let (trigger, growth) = if goal == u64::MAX {
+            (goal, MINIMUM)
+        } else {
+            (goal - self.lead_of(work, goal - now), growth)
+        };
         Plan {
-            trigger: goal - self.lead_of(work, distance),
+            trigger,
             goal,
             now,
-            growth: growth.min(goal),
+            growth,
             work,
             young,
+            notes_births,
         }
     }
 
@@ -356,20 +369,12 @@ impl Pacer {
         let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
         // Where all that is young lives on there is still some growth before all cells are looked at.
         let goal = goal.max(now.saturating_add((growth / 4).max(LEAST_GROWTH)));
-        let distance = goal - now;
         let work = if young {
             self.generation.work(cycle)
         } else {
             self.marked.saturating_add(cycle.marked)
         };
-        Plan {
-            trigger: goal - self.lead_of(work, distance),
-            goal,
-            now,
-            growth,
-            work,
-            young,
-        }
+        self.plan_of(cycle, goal, growth, work, young)
     }
 
     /// What is left to allocate when a cycle of so many cells begins, of a distance to the goal.
