@@ -110,7 +110,9 @@ fn a_span_that_was_filled_while_marking_is_swept_again() {
         }
         toy.mark(&[]);
         if !young {
-            (0..20_000).for_each(|_| drop(toy.alloc(kind, 16)));
+            for _ in 0..20_000 {
+                toy.alloc(kind, 16);
+            }
             toy.space.retire(&toy.runs);
         }
         toy.space.swap(young, true);
