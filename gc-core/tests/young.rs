@@ -413,6 +413,30 @@ fn only_where_most_cells_cannot_change_are_collections_young() {
 }
 
 #[test]
+fn what_was_dropped_when_old_goes_in_the_end() {
+    let (heap, k, kind) = heap_with(Young::WherePays, 100);
+    let m = heap.attach().unwrap();
+    let root = words(&m, k.array, 2);
+    // SAFETY: words of a live cell.
+    unsafe {
+        m.write(root, pairs(&m, kind, 1 << 20));
+        m.write(root.add(1), pairs(&m, kind, 100 << 10));
+    }
+    collect(&m);
+    // SAFETY: as above.
+    unsafe { m.write(root, 0) };
+    let mut young = 0;
+    while heap.stats().last.cells_live > 1 << 20 {
+        std::hint::black_box(pairs(&m, kind, 64 << 10));
+        young = heap.stats().young_collections;
+        assert!(young < 1000, "16 MiB that nobody needs stay");
+    }
+    assert!(young > 3, "{young} young collections");
+    // SAFETY: as above.
+    check_list(unsafe { word(root, 1) }, 100 << 10);
+}
+
+#[test]
 fn the_child_of_a_fork_looks_at_all_cells_first() {
     hazard(
         "the_child_of_a_fork_looks_at_all_cells_first",

@@ -25,9 +25,9 @@
 //! # What each phase leaves behind
 //! | after | it holds that |
 //! |---|---|
-//! | Prepare | every span is swept, the spare bitmap is zero: marking can begin at any time |
+//! | Prepare | every span is swept; the spare bitmap is zero, or in a young collection has the marks of all old cells and no others: marking can begin at any time |
 //! | Scan | every cell that a root names is marked, and so is what mutators will allocate from their present runs; stores are logged |
-//! | Mark | nobody knows of a grey cell, but a mutator may, in its log |
+//! | Mark | nobody knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
 //! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
 //! | Resurrect | every unmarked cell is without a finalizer |
 //! | ClearWeak | no weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |

@@ -5,7 +5,9 @@
 //!
 //! * where most cells with edges cannot have changed: by the bytes of their spans, half of the heap;
 //! * while most of what is allocated dies young. Whatever of the young is alive becomes old, and takes from the room that the last whole cycle
-//!   left to its goal. When less than half of that room is left, a whole cycle follows and finds what has died since.
+//!   left to its goal. When less than half of that room is left, a whole cycle follows and finds what has died since;
+//! * for a while: what is old and dies is not noticed, so after [`MOST_IN_A_ROW`] young cycles a whole one follows in any case. Else a program that has
+//!   dropped what it was built on, and keeps nothing new, would have it for ever.
 //!
 //! A program whose data live for a while and then die, in the order in which they were made, gets nothing from young cycles but their
 //! cost. There the first one after a whole cycle has used up the room. Then there are none after the next whole cycle, none after the next two, three
@@ -16,6 +18,9 @@ use crate::config::Young;
 
 /// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within 0.1 ms.
 const LEAST: u64 = 1 << 20;
+
+/// Young cycles in a row at most: a whole one of so many costs a small part of what they save.
+const MOST_IN_A_ROW: u32 = 32;
 
 /// Whole cycles in a row at most without a young one where these do not pay.
 const MOST_SHUNNED: u32 = 15;
@@ -64,7 +69,7 @@ impl Generation {
             Young::Never => false,
             // Every fourth one looks at all cells, or what has died and is old would never go.
             Young::Always => self.since < 3,
-            Young::WherePays => enough && pays(cycle),
+            Young::WherePays => enough && self.since < MOST_IN_A_ROW && pays(cycle),
         }
     }
 
@@ -128,6 +133,21 @@ mod tests {
         assert!(!generation.goes_on(Young::WherePays, &cycle, 49));
         // The room was used up bit by bit, which is what it is for.
         assert!(generation.begins(Young::WherePays, &cycle));
+    }
+
+    #[test]
+    fn after_many_a_whole_one_follows() {
+        let mut generation = Generation::default();
+        let cycle = cycle(100 << 20, 100 << 20);
+        for _ in 0..3 {
+            assert!(generation.begins(Young::WherePays, &cycle));
+            generation.room = 100;
+            let mut young = 1;
+            while generation.goes_on(Young::WherePays, &cycle, 100) {
+                young += 1;
+            }
+            assert_eq!(young, MOST_IN_A_ROW);
+        }
     }
 
     #[test]
