@@ -6,8 +6,10 @@
 //! * where most cells with edges cannot have changed: by the bytes of their spans, half of the heap;
 //! * while most of what is allocated dies young. Whatever of the young is alive becomes old, and takes from the room that the last whole cycle
 //!   left to its goal. When less than half of that room is left, a whole cycle follows and finds what has died since;
-//! * for a while: what is old and dies is not noticed, so after [`MOST_IN_A_ROW`] young cycles a whole one follows in any case. Else a program that has
-//!   dropped what it was built on, and keeps nothing new, would have it for ever.
+//! * where what is old lives on. That a whole cycle tells, by finding about as much alive as the one before. Then two young ones may follow, and after
+//!   each further whole one that says the same twice as many, up to [`MOST_IN_A_ROW`]: for what is old and dies meanwhile is not noticed. A heap that
+//!   has grown or shrunk by more than a quarter has none at first. (`gclab trees 20` begins with a tree of 64 MiB that it drops. With young cycles upon it,
+//!   it took 260 MiB instead of 187 as often as not.)
 //!
 //! A program whose data live for a while and then die, in the order in which they were made, gets nothing from young cycles but their
 //! cost. There the first one after a whole cycle has used up the room. Then there are none after the next whole cycle, none after the next two, three
@@ -19,7 +21,8 @@ use crate::config::Young;
 /// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within 0.1 ms.
 const LEAST: u64 = 1 << 20;
 
-/// Young cycles in a row at most: a whole one of so many costs a small part of what they save.
+/// Young cycles in a row, at first and at most: a whole one of so many costs a small part of what they save.
+const FIRST_ROW: u32 = 2;
 const MOST_IN_A_ROW: u32 = 32;
 
 /// Whole cycles in a row at most without a young one where these do not pay.
@@ -30,8 +33,11 @@ const MOST_SHUNNED: u32 = 15;
 pub(super) struct Generation {
     /// Bytes between what the last whole cycle found alive and its goal.
     pub(super) room: u64,
-    /// Young cycles since.
+    /// Bytes that it found alive.
+    live: u64,
+    /// Young cycles since, and how many there may be.
     since: u32,
+    row: u32,
     /// Cells that the last young one marked.
     marked: Option<u64>,
     /// Whole cycles that are still to pass without a young one, and how many it was the last time.
@@ -42,6 +48,13 @@ pub(super) struct Generation {
 impl Generation {
     /// A whole cycle has ended: may the next be young?
     pub(super) fn begins(&mut self, policy: Young, cycle: &Cycle) -> bool {
+        let last = core::mem::replace(&mut self.live, cycle.live);
+        let is_steady = cycle.live.abs_diff(last) <= last / 4;
+        self.row = if is_steady {
+            (2 * self.row).clamp(FIRST_ROW, MOST_IN_A_ROW)
+        } else {
+            0
+        };
         self.since = 0;
         match policy {
             Young::Never => false,
@@ -49,7 +62,7 @@ impl Generation {
             Young::WherePays => {
                 let waits = self.shun != 0;
                 self.shun = self.shun.saturating_sub(1);
-                !waits && pays(cycle)
+                !waits && self.row != 0 && pays(cycle)
             }
         }
     }
@@ -69,7 +82,7 @@ impl Generation {
             Young::Never => false,
             // Every fourth one looks at all cells, or what has died and is old would never go.
             Young::Always => self.since < 3,
-            Young::WherePays => enough && self.since < MOST_IN_A_ROW && pays(cycle),
+            Young::WherePays => enough && self.since < self.row && pays(cycle),
         }
     }
 
@@ -105,6 +118,15 @@ mod tests {
         }
     }
 
+    /// As after some whole cycles like `cycle`.
+    fn used_to(cycle: &Cycle) -> Generation {
+        let mut generation = Generation::default();
+        for _ in 0..10 {
+            generation.begins(Young::WherePays, cycle);
+        }
+        generation
+    }
+
     #[test]
     fn a_heap_of_cells_that_may_change_has_none() {
         for (live, settled, pays) in [
@@ -112,8 +134,8 @@ mod tests {
             (100 << 20, 40 << 20, false),
             (100 << 10, 100 << 10, false),
         ] {
-            let mut generation = Generation::default();
             let cycle = cycle(live, settled);
+            let mut generation = used_to(&cycle);
             assert_eq!(generation.begins(Young::WherePays, &cycle), pays);
             assert_eq!(generation.goes_on(Young::WherePays, &cycle, u64::MAX), pays);
             assert!(!generation.begins(Young::Never, &cycle));
@@ -124,8 +146,8 @@ mod tests {
 
     #[test]
     fn they_go_on_while_half_of_the_room_is_left() {
-        let mut generation = Generation::default();
         let cycle = cycle(100 << 20, 100 << 20);
+        let mut generation = used_to(&cycle);
         assert!(generation.begins(Young::WherePays, &cycle));
         generation.room = 100;
         assert!(generation.goes_on(Young::WherePays, &cycle, 80));
@@ -136,24 +158,35 @@ mod tests {
     }
 
     #[test]
-    fn after_many_a_whole_one_follows() {
+    fn they_become_more_while_what_is_old_lives_on() {
         let mut generation = Generation::default();
-        let cycle = cycle(100 << 20, 100 << 20);
-        for _ in 0..3 {
-            assert!(generation.begins(Young::WherePays, &cycle));
-            generation.room = 100;
-            let mut young = 1;
-            while generation.goes_on(Young::WherePays, &cycle, 100) {
-                young += 1;
-            }
-            assert_eq!(young, MOST_IN_A_ROW);
-        }
+        let rows = |generation: &mut Generation, live: u64, n: usize| -> Vec<u32> {
+            (0..n)
+                .map(|_| {
+                    let mut young = 0;
+                    let mut goes_on = generation.begins(Young::WherePays, &cycle(live, live));
+                    generation.room = 100;
+                    while goes_on {
+                        young += 1;
+                        goes_on = generation.goes_on(Young::WherePays, &cycle(live, live), 100);
+                    }
+                    young
+                })
+                .collect()
+        };
+        let live = 100 << 20;
+        assert_eq!(rows(&mut generation, live, 8), [0, 2, 4, 8, 16, 32, 32, 32]);
+        // A quarter less or more is about as much.
+        assert_eq!(rows(&mut generation, live * 4 / 5, 2), [32, 32]);
+        // It has died, or as much again has come.
+        assert_eq!(rows(&mut generation, live / 4, 3), [0, 2, 4]);
+        assert_eq!(rows(&mut generation, live, 3), [0, 2, 4]);
     }
 
     #[test]
     fn what_does_not_pay_is_tried_less_and_less_and_never_given_up() {
-        let mut generation = Generation::default();
         let cycle = cycle(100 << 20, 100 << 20);
+        let mut generation = used_to(&cycle);
         let mut gaps = Vec::new();
         let mut gap = 0;
         for _ in 0..300 {
