@@ -465,7 +465,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.marker.follow_old(&mut self.old, PIECE_CELLS);
             let dry = self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left();
             let pace = &self.shared.pace;
-            pace.progress(self.marker.marked().cells + self.crew.cells());
+            pace.progress(self.marker.marked().cells + self.crew.cells() + self.old.followed());
             if !dry && self.shared.queue.has_no_packet() {
                 // So that mutators find something to help with, whoever the system lets run.
                 self.marker.share();
@@ -720,7 +720,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 .space
                 .used_bytes()
                 .saturating_sub(stats.end_bytes.saturating_sub(external)),
-            marked: marked.cells,
+            marked: marked.cells + self.old.followed(),
             assisted: by_mutators.cells,
             beside: stats.mark_concurrent.as_nanos() as u64,
             running: self.running,

@@ -306,8 +306,7 @@ impl SpanBits<'_> {
 
     /// As [`clear_cells_alone`](Self::clear_cells_alone), cells of one word.
     pub(crate) fn clear_in_word_alone(&self, word: usize, bits: u64) {
-        let word = self.bitmap.word(self.first_word + word);
-        word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
+        self.bitmap.clear_in(self.first_word + word, bits);
     }
 
     /// Takes over the bits of the same span in another bitmap, where nobody changes either meanwhile.
@@ -385,8 +384,7 @@ impl SpanBits<'_> {
     pub(crate) fn clear_cells_alone(&self, from: usize, to: usize) {
         self.masks(from, to, |word, mask| {
             // Ordering: Relaxed, as above.
-            let word = self.bitmap.word(self.first_word + word);
-            word.store(word.load(Ordering::Relaxed) & !mask, Ordering::Relaxed);
+            self.bitmap.clear_in(self.first_word + word, mask);
             true
         });
     }

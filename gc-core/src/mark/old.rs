@@ -14,30 +14,38 @@
 //!
 //! This runs beside the mutators, like all marking: what they overwrite meanwhile is logged.
 
+use super::budget::{Budget, Cells};
 use super::{Core, Marker};
 use crate::fault::planted;
 use crate::heap::{GRANULE, UNIT, Unit};
 use crate::kind::Tag;
-
-/// Units that are passed over at the cost of a cell.
-const UNITS_A_CELL: usize = 4;
 
 /// What is left of the heap.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Old {
     next: usize,
     end: usize,
+    /// Cells that were followed.
+    followed: u64,
 }
 
 impl Old {
     /// All units before `end`.
     pub(crate) fn before(end: usize) -> Old {
-        Old { next: 0, end }
+        Old {
+            end,
+            ..Old::default()
+        }
     }
 
     /// Is there any?
     pub(crate) fn is_left(&self) -> bool {
         self.next < self.end
+    }
+
+    /// How many cells were followed so far: work like that of marking as many.
+    pub(crate) fn followed(&self) -> u64 {
+        self.followed
     }
 }
 
@@ -47,13 +55,12 @@ impl Marker<'_> {
         if planted("old-unfollowed") {
             old.next = old.end;
         }
-        let mut units = 0;
-        let mut left = cells;
-        while old.is_left() && left != 0 {
-            let followed = self.core.follow_old_in(old.next);
+        let mut budget = Cells(cells);
+        while old.is_left() && budget.is_left() {
+            old.followed += self.core.follow_old_in(old.next, &mut budget);
             old.next += 1;
-            units += 1;
-            left = left.saturating_sub(followed + usize::from(units % UNITS_A_CELL == 0));
+            // A unit that is passed over costs something, too.
+            budget.spend(0);
         }
     }
 }
@@ -61,7 +68,7 @@ impl Marker<'_> {
 impl Core<'_> {
     /// Follows the marked cells of a unit that may change; how many.
     #[inline]
-    fn follow_old_in(&mut self, unit: usize) -> usize {
+    fn follow_old_in(&mut self, unit: usize, budget: &mut Cells) -> u64 {
         let kind = match self.space.units().get(unit) {
             Unit::Small { kind, .. } => kind,
             Unit::Large { distance: 0 } => self.space.large_record(unit).1,
@@ -81,8 +88,9 @@ impl Core<'_> {
                 followed += 1;
                 if is_weak {
                     self.space.weak.meet(self.base + offset);
+                    budget.spend(0);
                 } else {
-                    self.follow(self.entry(offset));
+                    budget.spend(self.follow(self.entry(offset)));
                 }
             }
         }

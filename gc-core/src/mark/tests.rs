@@ -523,3 +523,38 @@ fn an_entry_says_what_was_put_into_it() {
     assert_eq!(last.start(), (parts - 1) * PART * WORD);
     assert_eq!(last.small_cell(), None);
 }
+
+#[test]
+fn old_cells_that_may_change_are_followed_in_pieces_and_counted() {
+    let mut toy = Toy::small();
+    let array = toy
+        .space
+        .add_kind(Kind::array("array", 0, Encoding::RAW))
+        .unwrap();
+    let pair = Kind::words_at("pair", &[0], Encoding::RAW).immutable();
+    let pair = toy.space.add_kind(pair).unwrap();
+    let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+    let mut cells: Vec<usize> = (0..3000).map(|_| toy.alloc(array, 64)).collect();
+    cells.extend((0..3000).map(|_| toy.alloc(pair, 64)));
+    let young = toy.alloc(leaf, 64);
+    // SAFETY: a word of a cell of ours.
+    unsafe { (cells[2999] as *mut usize).write(young) };
+    // All but the leaf are old.
+    toy.space.begin_marking();
+    for cell in &cells {
+        toy.space.marked_bits().set(cell - toy.space.base());
+    }
+    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut old = old::Old::before(toy.space.top());
+    let mut pieces = 0;
+    while old.is_left() {
+        marker.follow_old(&mut old, 100);
+        pieces += 1;
+    }
+    marker.drain();
+    assert_eq!(old.followed(), 3000, "arrays, and no pairs");
+    // A unit has 64 of these cells.
+    assert!((3000 / 164..=31).contains(&pieces), "{pieces} pieces");
+    assert!(toy.space.is_marked(young));
+    assert_eq!(marker.marked().cells, 1);
+}

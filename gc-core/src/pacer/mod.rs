@@ -104,7 +104,7 @@ pub(crate) struct Cycle {
     pub external: u64,
     /// Bytes that the heap takes and no cell does.
     pub overhead: u64,
-    /// Cells marked by the collector's threads and by mutators.
+    /// Cells marked by the collector's threads and by mutators, and those that a young cycle followed although they were marked.
     pub marked: u64,
     /// Of these, by mutators.
     pub assisted: u64,
@@ -124,6 +124,18 @@ pub(crate) struct Cycle {
     pub young: bool,
     /// Bytes of spans of cells with edges that a young cycle need not look at.
     pub settled: u64,
+}
+
+impl Cycle {
+    /// Bytes in use at its end, but for what was born.
+    fn old(&self) -> u64 {
+        self.live.saturating_add(self.external)
+    }
+
+    /// Bytes in use at its end.
+    fn now(&self) -> u64 {
+        self.old().saturating_add(self.born)
+    }
 }
 
 /// What follows from the cycles so far.
@@ -286,16 +298,8 @@ impl Pacer {
             hard_limit,
             young,
         } = self.policy;
-        let Cycle {
-            live,
-            born,
-            external,
-            ..
-        } = *cycle;
-        let now = live.saturating_add(born).saturating_add(external);
-        let base = live
-            .saturating_add(external)
-            .saturating_add(times(born, growing));
+        let now = cycle.now();
+        let base = cycle.old().saturating_add(times(cycle.born, growing));
         let mut growth = u64::MAX;
         let mut goal = u64::MAX;
         if gc_percent != u32::MAX {
@@ -324,7 +328,7 @@ impl Pacer {
         self.pressed = goal < unlimited;
         let distance = goal - now;
         let young = self.concurrent && !self.pressed && self.generation.begins(young, cycle);
-        self.generation.room = goal.saturating_sub(live.saturating_add(external));
+        self.generation.room = goal.saturating_sub(cycle.old());
         let work = if young {
             self.generation.work(cycle)
         } else {
@@ -335,13 +339,7 @@ impl Pacer {
 
     /// The plan to have marked so many cells at the goal, after `cycle`.
     fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
-        let Cycle {
-            live,
-            born,
-            external,
-            ..
-        } = *cycle;
-        let now = live.saturating_add(born).saturating_add(external);
+        let now = cycle.now();
         let notes_births = self.concurrent && generation::might_be(self.policy.young, cycle);
         let (trigger, growth) = if goal == u64::MAX {
             (goal, MINIMUM)
@@ -363,12 +361,10 @@ impl Pacer {
     /// the heap grow.
     fn plan_within(&mut self, cycle: &Cycle) -> Plan {
         let Plan { goal, growth, .. } = self.plan;
-        let old = cycle.live.saturating_add(cycle.external);
-        let now = old.saturating_add(cycle.born);
-        let left = goal.saturating_sub(old);
+        let left = goal.saturating_sub(cycle.old());
         let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
         // Where all that is young lives on there is still some growth before all cells are looked at.
-        let goal = goal.max(now.saturating_add((growth / 4).max(LEAST_GROWTH)));
+        let goal = goal.max(cycle.now().saturating_add((growth / 4).max(LEAST_GROWTH)));
         let work = if young {
             self.generation.work(cycle)
         } else {
