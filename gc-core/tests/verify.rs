@@ -154,9 +154,8 @@ fn a_pairs_old_value_that_is_not_logged_is_found() {
     if is_child() {
         return push_to_pairs(&verified());
     }
-    let said = aborts(name, "pairs-unlogged");
-    check_path(&said);
-    assert!(said.contains("\"pairs\""), "{said}");
+    // The way need not lead through pairs: a word on the stack may name a cell that was free and has been born since, whose edge leads to what was lost.
+    check_path(&aborts(name, "pairs-unlogged"));
 }
 
 #[test]

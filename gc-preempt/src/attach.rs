@@ -1,10 +1,11 @@
 //! Attaching and detaching threads, at their wish, at their end, and at a fork.
 
+use crate::code::CODE;
 use crate::mutator::Mutator;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
 use crate::state::Phase;
 use crate::world::{AttachError, ForkHooks, Inner, Member, World, worlds};
-use crate::{faults, signal};
+use crate::{faults, signal, walk};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -64,6 +65,10 @@ pub(crate) fn attach(
         }
     };
     record.worlds.fetch_add(1, Ordering::Relaxed);
+    // Relaxed: only under the registry lock. The next stop has that number.
+    let number = registry::BEGUN.load(Ordering::Relaxed) + 1;
+    // SAFETY: the registry lock is held, and the stack is the running thread's.
+    unsafe { walk::learn(&CODE, number, record.stack()) };
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);

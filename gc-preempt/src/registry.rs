@@ -10,6 +10,7 @@
 use crate::arch;
 use crate::context::{Interrupted, Snapshot};
 use crate::park::{self, Mutex, MutexGuard};
+use crate::signal;
 use crate::state::State;
 use core::cell::UnsafeCell;
 use core::ops::Range;
@@ -48,6 +49,8 @@ pub(crate) struct Record {
     pub stall_of: AtomicU64,
     pub tid: AtomicI32,
     pub thread_pointer: AtomicUsize,
+    /// Its stack pointer when its stack was walked last.
+    walked: AtomicUsize,
     pub stack_low: AtomicUsize,
     pub stack_high: AtomicUsize,
     /// Worlds that this thread is attached to.
@@ -93,6 +96,7 @@ impl Record {
             stall_of: AtomicU64::new(0),
             tid: AtomicI32::new(0),
             thread_pointer: AtomicUsize::new(0),
+            walked: AtomicUsize::new(0),
             stack_low: AtomicUsize::new(0),
             stack_high: AtomicUsize::new(0),
             worlds: AtomicU32::new(0),
@@ -108,6 +112,15 @@ impl Record {
     /// The thread's own stack: its addresses, not its part in use.
     pub(crate) fn stack(&self) -> Range<usize> {
         self.stack_low.load(Ordering::Relaxed)..self.stack_high.load(Ordering::Relaxed)
+    }
+
+    /// Where the next walk of its stack is likely to begin. Under the registry lock, hence Relaxed here and below.
+    pub(crate) fn walked(&self) -> usize {
+        self.walked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn note_walk(&self, sp: usize) {
+        self.walked.store(sp, Ordering::Relaxed);
     }
 
     /// # Safety
@@ -196,6 +209,7 @@ impl RegistryGuard {
             .store(core::ptr::null_mut(), Ordering::Relaxed);
         record.inject.store(0, Ordering::Relaxed);
         record.worlds.store(0, Ordering::Relaxed);
+        record.walked.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
         slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);
@@ -259,19 +273,26 @@ pub(crate) fn resumed() -> u64 {
 /// and the stopper.
 pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
 
-/// How often a parked thread looks before it sleeps: some 15 us here. Going to sleep and being woken costs twice that, so looking for as long as
-/// that never costs more than it would have saved, and a stop with little work costs no sleep at all.
-const LOOKS: u32 = 300;
+/// For how long a parked thread looks before it sleeps, in nanoseconds: about what going to sleep and being woken costs (11 us of the waker, and 20 to 40 until the
+/// thread runs on a virtual machine), so looking never costs more than twice what the other would have. What the first stop of a
+/// collection does for one mutator or two is done by then, and nobody sleeps.
+const LOOK: u64 = 50_000;
+
+/// Looks between two looks at the clock: a microsecond or two.
+const LOOKS: u32 = 32;
 
 /// Sleeps until stop `number` is resumed (or for a while: callers re-check).
 pub(crate) fn wait_for_resume(number: u64) {
     // Relaxed: a hint.
     if MAY_SPIN.load(Ordering::Relaxed) {
-        for _ in 0..LOOKS {
-            if resumed() >= number {
-                return;
+        let until = signal::now() + LOOK;
+        while signal::now() < until {
+            for _ in 0..LOOKS {
+                if resumed() >= number {
+                    return;
+                }
+                park::spin_hint();
             }
-            park::spin_hint();
         }
     }
     let now = resumed();

@@ -121,6 +121,7 @@ static STAYING: [[AtomicUsize; 2]; 5] = [const { [const { AtomicUsize::new(0) };
 
 /// Looks up what cannot be looked up in a stop. May be called again.
 pub(crate) fn setup() {
+    touch_kept_rules();
     // SAFETY: `dlsym` with a C string.
     let find = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"_dl_find_object".as_ptr()) };
     if find.is_null() {
@@ -625,6 +626,23 @@ static CACHE: [Cache; CACHES] = [const {
         }),
     }
 }; CACHES];
+
+/// Where the rules lie that are kept for a walk which is alone.
+pub(crate) fn kept_rules() -> Range<usize> {
+    let cache = (&raw const CACHE[0]).addr();
+    cache..cache + size_of::<Cache>()
+}
+
+/// The first store to each page of them is a fault of 5 us, for which no stop should wait.
+fn touch_kept_rules() {
+    if let Some(cache) = Session::new(0).cache {
+        let kept = cache.kept.get().cast::<u8>();
+        for at in (0..size_of::<Kept>()).step_by(4096) {
+            // SAFETY: a byte of what the session has taken, stored as it was.
+            unsafe { kept.add(at).write_volatile(kept.add(at).read_volatile()) };
+        }
+    }
+}
 
 /// One walk's access to the rules.
 pub(crate) struct Session {

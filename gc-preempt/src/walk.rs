@@ -109,18 +109,8 @@ unsafe fn walk_with(
     let sp = snapshot.registers.sp().saturating_sub(RED_ZONE);
     arch::prefetch(sp.max(stack.start)..stack.end.min(sp.saturating_add(AHEAD)));
     arch::prefetch(snapshot.vectors.clone());
-    let mut walker = Walker {
-        code,
-        memo: Memo::new(),
-        session: Session::new(number),
-        stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
-        sink,
-        stats: WalkStats::default(),
-        pending: snapshot.interrupted,
-        safe: true,
-        #[cfg(test)]
-        trace: Vec::new(),
-    };
+    let mut walker = Walker::new(code, number, stack, sink);
+    walker.pending = snapshot.interrupted;
     walker.saved(&snapshot.registers, &snapshot.vectors);
     let frame = match snapshot.origin {
         Origin::Signal | Origin::Injected => Frame::interrupted(&snapshot.registers),
@@ -350,7 +340,28 @@ struct Walker<'a> {
     trace: Vec<usize>,
 }
 
-impl Walker<'_> {
+impl<'a> Walker<'a> {
+    /// Before the first frame of that stack.
+    fn new(
+        code: &'a CodeMap,
+        number: u64,
+        stack: Range<usize>,
+        sink: &'a mut dyn RootSink,
+    ) -> Self {
+        Self {
+            code,
+            memo: Memo::new(),
+            session: Session::new(number),
+            stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
+            sink,
+            stats: WalkStats::default(),
+            pending: ptr::null(),
+            safe: true,
+            #[cfg(test)]
+            trace: Vec::new(),
+        }
+    }
+
     /// Reports the registers of an interruption.
     fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
         if !faults::planted("no-registers") {
@@ -585,7 +596,9 @@ impl Walker<'_> {
 
 mod handlers;
 mod memo;
+mod rehearsal;
 pub(crate) use handlers::settle;
+pub(crate) use rehearsal::{learn, rehearse};
 
 #[cfg(test)]
 mod tests;

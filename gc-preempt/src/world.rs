@@ -225,6 +225,18 @@ impl World {
         self.stop_those(None)
     }
 
+    /// Brings what the walks in a stop will need near this core, while the mutators run: some 12 us that the stop is then shorter by, or half of it.
+    ///
+    /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing depends on it.
+    pub fn rehearse(&self) {
+        let mut lock = registry::lock();
+        // Relaxed: only under the registry lock. The next stop, of whichever world, has that number.
+        let number = BEGUN.load(Ordering::Relaxed) + 1;
+        let members = &self.inner.members(&mut lock).list;
+        // SAFETY: the registry lock is held.
+        unsafe { walk::rehearse(&code::CODE, number, members.iter().map(|m| m.record)) };
+    }
+
     /// Stops one mutator only, and calls `f` with it.
     ///
     /// # Errors
@@ -664,6 +676,7 @@ impl<'s> StoppedMutator<'s> {
 
     /// Walks its frames from the innermost outwards.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
+        self.member.record.note_walk(self.snapshot().registers.sp());
         // SAFETY: the stop that this value borrows holds the thread and the registry lock; its stack is mapped while it lives, and code that a stack returns into
         // stays registered and mapped.
         unsafe {

@@ -242,6 +242,28 @@ struct Cycle<'h, 'c> {
     /// What a young collection takes for alive, and those of it that it has not looked at yet.
     kept: Marked,
     old: Old,
+    /// As they were when marking seemed to be over.
+    accounts: Option<Accounts>,
+}
+
+/// What the pacer is told in the second stop, and can be found out before it: locks, one for each site, and system calls.
+struct Accounts {
+    /// See [`Space::settled_bytes`](crate::heap::Space::settled_bytes).
+    settled: u64,
+    /// See [`Ledger::since_last`](crate::stats::Ledger::since_last).
+    interval: u64,
+    cpu: u64,
+}
+
+impl Accounts {
+    fn of(shared: &Shared) -> Self {
+        let (interval, cpu) = shared.ledger.since_last();
+        Self {
+            settled: shared.space.settled_bytes(),
+            interval,
+            cpu,
+        }
+    }
 }
 
 impl<'h, 'c> Cycle<'h, 'c> {
@@ -280,6 +302,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             tails: Marked::default(),
             kept: Marked::default(),
             old: Old::default(),
+            accounts: None,
         }
     }
 
@@ -371,6 +394,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- stop 1: the world is stopped ... ----------------------------------------------------------------------------------------
 
     fn scan(&mut self) -> Phase {
+        self.shared.roots.rehearse(&self.shared.space);
+        self.shared.world.rehearse();
         self.stop();
         let begun = Instant::now();
         if planted("print-in-stop") {
@@ -474,6 +499,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 self.held = Some(self.shared.pace.hold_help());
                 if !self.work_comes_back() && self.crew.close(&mut self.marker) {
                     self.select();
+                    self.accounts = Some(Accounts::of(self.shared));
                     self.stress.after_tracing();
                     return Phase::Finish;
                 }
@@ -706,11 +732,16 @@ impl<'h, 'c> Cycle<'h, 'c> {
         stats.markers = 1 + helpers.helpers;
         stats.collector_cpu = Duration::from_nanos(helpers.cpu);
         let external = shared.pace.external();
-        let (interval, cpu) = shared.ledger.since_last();
+        let accounts = self.accounts.take();
+        let Accounts {
+            settled,
+            interval,
+            cpu,
+        } = accounts.unwrap_or_else(|| Accounts::of(shared));
         let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
         let young_next = shared.pace.ended(&pacer::Cycle {
             young: stats.young,
-            settled: shared.space.settled_bytes(),
+            settled,
             begin: stats.begin_bytes,
             live: stats.bytes_live - born.bytes,
             born: born.bytes,

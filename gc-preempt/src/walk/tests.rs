@@ -486,17 +486,7 @@ fn walk_here() -> Seen {
         };
         let mut sink = Recorder::default();
         let map = CodeMap::new();
-        let mut walker = Walker {
-            code: &map,
-            memo: Memo::new(),
-            session: Session::new(next_stop()),
-            stack: Stack(own_stack()),
-            sink: &mut sink,
-            stats: WalkStats::default(),
-            pending: ptr::null(),
-            safe: true,
-            trace: Vec::new(),
-        };
+        let mut walker = Walker::new(&map, next_stop(), own_stack(), &mut sink);
         walker.run(Frame::called(&snapshot.registers));
         let (stats, pcs) = (walker.stats, std::mem::take(&mut walker.trace));
         drop(walker);
@@ -543,6 +533,27 @@ fn native_frames_are_walked_as_the_systems_unwinder_does() {
     let seen = walk_here();
     assert!(seen.pcs.len() > 5);
     seen.check();
+}
+
+#[test]
+fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
+    unwind::setup();
+    let map = CodeMap::new();
+    let lock = crate::registry::lock();
+    // SAFETY: the registry lock is held; the stack is this thread's.
+    let [few, all] = unsafe {
+        let none = std::iter::empty();
+        [
+            rehearse(&map, next_stop(), none),
+            learn(&map, next_stop(), own_stack()),
+        ]
+    };
+    drop(lock);
+    // `call_spilled`, five of `nest`, and `rehearse`, which may be part of this one.
+    assert!((6..=8).contains(&few), "{few} frames");
+    // `call_spilled` there, and `walk_here` and `call_spilled` here.
+    let frames = walk_here().pcs.len() as u32;
+    assert!(all + 3 >= frames && all > 8, "{all} of {frames} frames");
 }
 
 #[test]
