@@ -296,7 +296,10 @@ impl Bare {
                 return cell as usize;
             }
             let refill = self.space.refill(&self.runs, self.site);
-            assert!(matches!(refill, Ok(Refill::Ready | Refill::Again)));
+            assert!(matches!(
+                refill,
+                Ok(Refill::Ready | Refill::Again | Refill::Cold(_))
+            ));
         }
     }
 

@@ -54,6 +54,16 @@ pub enum Refill {
     Due,
     /// The bounded piece ended without a find: leave `no_preempt`, come again.
     Again,
+    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have it backed where no stop waits for it (or do not: then it
+    /// is when it is first touched, and a stop waits until the kernel has cleared it), come again.
+    Cold(ColdUnits),
+}
+
+/// Units of the heap that a mutator has taken and whose first touch would be a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdUnits {
+    pub(crate) first: usize,
+    pub(crate) units: usize,
 }
 
 /// Why there is no cell.
@@ -225,7 +235,7 @@ impl Space {
         for _ in 0..SPANS_PER_PIECE {
             if own.span == 0 {
                 match self.next_span(entry) {
-                    Ok(span) => {
+                    Ok((span, is_new)) => {
                         *own = Own {
                             span: span as u32 + 1,
                             position: 0,
@@ -233,6 +243,10 @@ impl Space {
                             word: 0,
                             gaps: 0,
                         };
+                        let (first, units) = (span, class.units as usize);
+                        if is_new && self.is_cold(first, units) {
+                            return Ok(Refill::Cold(ColdUnits { first, units }));
+                        }
                         self.look_ahead(own, class);
                     }
                     Err(no) => return self.after_sweep(no, site.size()).map(|()| Refill::Again),
@@ -409,8 +423,8 @@ impl Space {
         };
     }
 
-    /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one.
-    fn next_span(&self, entry: &Entry) -> Result<usize, NoSpan> {
+    /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one; whether it is that.
+    fn next_span(&self, entry: &Entry) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
             let mut lists = entry.lists.lock();
@@ -426,7 +440,7 @@ impl Space {
             if let Some(span) = listed {
                 // SAFETY: popped from its list, the span is ours.
                 unsafe { (*self.records().at(span)).flags.set_as_is(!clears) };
-                return Ok(span);
+                return Ok((span, false));
             }
         }
         let class = entry.class();
@@ -445,7 +459,7 @@ impl Space {
                 },
             );
         }
-        Ok(span)
+        Ok((span, true))
     }
 
     /// There is no room: an error, unless sweeping may still find some; then a piece of that is done.

@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
@@ -35,6 +35,8 @@ pub struct Context {
     pub(crate) respite_until: Cell<u64>,
     /// Nanoseconds for which it has helped, and waited after that.
     pub(crate) helped: Cell<u64>,
+    /// Inside `blocking`, but it is not idle there.
+    pub(crate) is_busy: AtomicBool,
     /// Its number among the heap's records.
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
@@ -72,6 +74,7 @@ impl Context {
             thread: OnceCell::new(),
             respite_until: Cell::new(0),
             helped: Cell::new(0),
+            is_busy: AtomicBool::new(false),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             shared,

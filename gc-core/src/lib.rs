@@ -185,7 +185,7 @@ mod trace;
 mod verify;
 mod weak;
 
-pub use alloc::{AllocError, Refill, Run, Runs, Site};
+pub use alloc::{AllocError, ColdUnits, Refill, Run, Runs, Site};
 pub use api::array::{Array, Bytes};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;

@@ -173,6 +173,49 @@ fn dirty(m: &gc_core::Mutator, k: common::Kinds, bytes: usize, place: &AtomicUsi
 }
 
 #[test]
+fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
+    hazard(
+        "h30_memory_that_was_never_touched_does_not_hold_up_stops",
+        "cold-touched",
+        || {
+            // Without collections all that is allocated is new.
+            let heap = Heap::builder()
+                .gc_percent(u32::MAX)
+                .reserve(1 << 30)
+                .build()
+                .unwrap();
+            let (found, done) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while !done.load(Relaxed) && !found.load(Relaxed) {
+                        let look = |stopped: &gc_preempt::Stopped<'_>| {
+                            found.fetch_or(stopped.mutators().any(|m| m.is_blocked()), Relaxed);
+                        };
+                        heap.with_stopped(look).unwrap();
+                        std::thread::sleep(Duration::from_micros(100));
+                    }
+                });
+                let m = heap.attach().unwrap();
+                let leaf = heap.kind(gc_core::Kind::leaf("page")).unwrap();
+                // The system takes longer for the memory than the thread for all else, so that the first stops meet it there.
+                for _ in 0..(384 << 20) / 4096 {
+                    if found.load(Relaxed) {
+                        break;
+                    }
+                    // SAFETY: a leaf, which is not kept.
+                    unsafe { m.alloc(leaf, 4096).unwrap().write(1) };
+                }
+                done.store(true, Relaxed);
+            });
+            assert!(
+                found.load(Relaxed),
+                "no stop has met the thread where it waits for memory"
+            );
+        },
+    );
+}
+
+#[test]
 fn h30_a_large_clear_does_not_hold_up_stops() {
     hazard(
         "h30_a_large_clear_does_not_hold_up_stops",

@@ -183,12 +183,13 @@ static DONE: AtomicU64 = AtomicU64::new(0);
 /// The stepping thread's attachment.
 static STEPPING: AtomicUsize = AtomicUsize::new(0);
 
-/// Has a whole collection done after each instruction, unless the thread may not be stopped there. The thread is stopped in this handler:
-/// what the interrupted code holds is found behind it.
+/// Has a whole collection done after each instruction, unless the thread may not be stopped there, or is in `blocking` (to have the system back memory), which
+/// it leaves only when no stop comes between two instructions of its. The thread is stopped in this handler: what the interrupted code holds is found
+/// behind it.
 extern "C" fn collect_at_each(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::ucontext_t) {
     // SAFETY: set before stepping begins, alive until it ends.
     let thread = unsafe { &*(STEPPING.load(Relaxed) as *const gc_preempt::Mutator) };
-    if thread.in_no_preempt() {
+    if thread.in_no_preempt() || thread.is_blocking() {
         return;
     }
     // SAFETY: lets the collection's signal through, which `on_step` holds back.

@@ -346,6 +346,12 @@ impl Mutator {
         NoPreempt::on(self.record)
     }
 
+    /// Could this thread wait in [`blocking`](Self::blocking) now? Not inside [`no_preempt`](Self::no_preempt), nor on a stack that is not its own.
+    pub fn may_block(&self) -> bool {
+        let here = 0u8;
+        !self.in_no_preempt() && self.record.stack().contains(&(&raw const here as usize))
+    }
+
     /// Is this thread in a [`no_preempt`](Self::no_preempt) section?
     pub fn in_no_preempt(&self) -> bool {
         self.record.depth.load(Ordering::Relaxed) != 0

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use gc_preempt::InNoPreempt;
 
-use crate::alloc::{self, AllocError, RUN_BYTES, Refill, Run, Runs, Site};
+use crate::alloc::{self, AllocError, ColdUnits, RUN_BYTES, Refill, Run, Runs, Site};
 use crate::api::handles::Handles;
 use crate::api::heap::Heap;
 use crate::api::local::in_blocking;
@@ -250,6 +250,7 @@ impl Mutator {
                     self.collect_if_allowed(shared.young != Young::Always);
                 }
                 Ok(Refill::Again) => {}
+                Ok(Refill::Cold(cold)) => self.have_backed(cold),
                 Err(error) => {
                     tries += 1;
                     if tries > TRIES || !self.make_room(tries == 1) {
@@ -290,6 +291,9 @@ impl Mutator {
                             shared.space.publish_large(large)
                         }));
                     }
+                    if let Some(cold) = shared.space.cold_units(&large) {
+                        self.have_backed(cold);
+                    }
                     // Megabytes may have to be cleared: the thread can be stopped meanwhile, since nobody sees the cell yet.
                     while !shared.space.clear_large(&mut large) {}
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
@@ -305,6 +309,19 @@ impl Mutator {
                     }
                 }
             }
+        }
+    }
+
+    /// Has the system back what the next cells will lie in, where no stop waits for it. Where that cannot be, nothing is done: the first touch will do it.
+    #[cold]
+    fn have_backed(&self, cold: ColdUnits) {
+        let (record, thread) = (self.record(), self.thread());
+        if thread.may_block() && !planted("cold-touched") {
+            // Relaxed, here and below: a hint for who counts the threads that want a processor.
+            record.is_busy.store(true, Ordering::Relaxed);
+            let space = &self.heap.shared().space;
+            thread.blocking(|| space.back_taken(cold.first, cold.units));
+            record.is_busy.store(false, Ordering::Relaxed);
         }
     }
 

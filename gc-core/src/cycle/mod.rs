@@ -38,6 +38,7 @@
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
 //! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
+mod memory;
 mod pace;
 mod requests;
 mod shared;
@@ -52,7 +53,6 @@ use gc_preempt::{Stopped, StoppedMutator};
 use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::Trickle;
 use crate::mark::crew::Crew;
 use crate::mark::old::Old;
 use crate::mark::{Marked, Marker, kept_bytes};
@@ -62,6 +62,7 @@ use crate::stats::{CollectionStats, thread_cpu};
 
 use crate::verify::Source;
 
+use memory::{Surplus, back_ahead};
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
@@ -127,78 +128,6 @@ pub(crate) fn run(shared: &Shared) {
         }
         back_ahead(shared);
         surplus.give_back(shared);
-    }
-}
-
-/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of stops.
-fn back_ahead(shared: &Shared) {
-    while shared.space.wants_backing() && !shared.requests.is_wanted() && back_piece(shared) {}
-}
-
-/// A piece of that: 0.1 ms, as a rule.
-fn back_piece(shared: &Shared) -> bool {
-    // A heap ends its cycles about at the goal.
-    let goal = shared.pace.goal();
-    let room = goal
-        .saturating_add(goal / 4)
-        .min(shared.pace.memory_limit());
-    shared.space.back_piece(room)
-}
-
-/// Free memory on its way back to the system, while no collection is wanted.
-struct Surplus {
-    begun: Instant,
-    trickle: Trickle,
-    /// How long to wait for a collection before more goes back; none: there is nothing to give back.
-    patience: Option<Duration>,
-}
-
-impl Default for Surplus {
-    fn default() -> Self {
-        Self {
-            begun: Instant::now(),
-            trickle: Trickle::default(),
-            patience: None,
-        }
-    }
-}
-
-impl Surplus {
-    fn give_back(&mut self, shared: &Shared) {
-        if planted("hoards-memory") {
-            return;
-        }
-        let space = &shared.space;
-        let now = self.begun.elapsed();
-        let (used, peak) = space.used_lately();
-        // What the pacer lets the heap grow to and a tenth, or what it needed lately: below that, what is given back would be asked for
-        // again at once.
-        let goal = shared.pace.goal();
-        // But never more than a memory limit leaves.
-        let limit = shared.pace.memory_limit();
-        let need = goal.saturating_add(goal / 10).min(limit);
-        let touched = if planted("touched-given-back") {
-            0
-        } else {
-            space.pre_touched
-        };
-        let keep = need
-            .max(self.trickle.need(peak, now).min(limit))
-            .max(touched);
-        let keep = keep.saturating_sub(used);
-        let mut most = self.trickle.allowance(now);
-        while most > 0 && !shared.requests.is_wanted() {
-            let bytes = space.release_piece(keep, most);
-            if bytes == 0 {
-                // Nothing more, or nothing that is whole. Time may change that while a peak is remembered, and else a collection.
-                self.patience = (keep > 0 && need < keep + used).then_some(Trickle::PATIENCE * 8);
-                return;
-            }
-            space.give_up_ahead();
-            self.trickle.spend(bytes);
-            most -= bytes;
-        }
-        self.patience = Some(Trickle::PATIENCE);
     }
 }
 

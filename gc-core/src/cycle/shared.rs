@@ -129,7 +129,10 @@ impl Shared {
             }
             if let Some(attached) = contexts.get(at) {
                 // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in.
-                running += u32::from(unsafe { !(*attached.context).thread().is_blocking() });
+                let context = unsafe { &*attached.context };
+                // Relaxed: a hint.
+                let is_busy = context.is_busy.load(Ordering::Relaxed);
+                running += u32::from(is_busy || !context.thread().is_blocking());
             }
         }
         running

@@ -27,9 +27,10 @@ impl Bitmap {
         Ok(Bitmap { words })
     }
 
-    /// See [`Table::back_first`].
-    pub(super) fn back_first(&self, units: usize) -> bool {
-        self.words.back_first(units * WORDS_PER_UNIT)
+    /// See [`Table::back`].
+    pub(super) fn back(&self, first: usize, units: usize) -> bool {
+        self.words
+            .back(first * WORDS_PER_UNIT, units * WORDS_PER_UNIT)
     }
 
     #[cfg(test)]

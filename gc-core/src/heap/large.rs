@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
 use super::sites::List;
-use super::{Cell, GRANULE, Space, UNIT, Unit};
-use crate::alloc::{AllocError, Runs};
+use super::{CHUNK_UNITS, Cell, GRANULE, Space, UNIT, Unit};
+use crate::alloc::{AllocError, ColdUnits, Runs};
 use crate::fault::planted;
 use crate::kind::KindId;
 use gc_preempt::Mutex;
@@ -103,6 +103,13 @@ impl Space {
             }
             Err(no) => self.after_sweep(no, bytes).map(|()| LargeStep::Again),
         }
+    }
+
+    /// Those units of a reservation whose first touch would be a fault, if that is to be seen to beforehand: what is larger than a page of the system's may be
+    /// meant to stay untouched.
+    pub(crate) fn cold_units(&self, large: &LargeReservation) -> Option<ColdUnits> {
+        let (first, units) = (large.first, large.units);
+        (units <= CHUNK_UNITS && self.is_cold(first, units)).then_some(ColdUnits { first, units })
     }
 
     /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be zero. True: done.

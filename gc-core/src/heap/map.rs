@@ -130,10 +130,12 @@ impl<T> Table<T> {
         self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
-    /// Has the first `count` elements' pages backed. See [`Map::back`].
-    pub(crate) fn back_first(&self, count: usize) -> bool {
-        let bytes = (count * size_of::<T>()).next_multiple_of(4096);
-        self.map.back(0, bytes.min(self.map.map.len()))
+    /// Has the pages of `count` elements from `first` on backed, as far as there are so many. See [`Map::back`].
+    pub(crate) fn back(&self, first: usize, count: usize) -> bool {
+        let from = first * size_of::<T>() / 4096 * 4096;
+        let to = ((first + count) * size_of::<T>()).next_multiple_of(4096);
+        let to = to.min(self.map.map.len().next_multiple_of(4096));
+        from >= to || self.map.back(from, to - from)
     }
 
     /// Where it lies.

@@ -214,6 +214,8 @@ struct Range {
     dirty: Dirty,
     bits: [Bitmap; 2],
     chunk_bits: Table<AtomicU8>,
+    /// A byte a chunk: has the system been asked to back it since it was given back last?
+    backed: Table<AtomicU8>,
 }
 
 impl Range {
@@ -231,16 +233,21 @@ impl Range {
             dirty: Dirty::new(units)?,
             bits: [Bitmap::new(units)?, Bitmap::new(units)?],
             chunk_bits: Table::new(units / CHUNK_UNITS)?,
+            backed: Table::new(units / CHUNK_UNITS)?,
         })
     }
 
-    /// Has the first units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
-    fn back_first(&self, units: usize) -> bool {
+    /// Has so many units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
+    fn back(&self, first: usize, units: usize) -> bool {
         let offset = self.base - self.memory.base() as usize;
-        self.memory.back(offset, units * UNIT)
-            && self.units.back_first(units)
-            && self.records.back_first(units)
-            && self.bits.iter().all(|bits| bits.back_first(units))
+        self.memory.back(offset + first * UNIT, units * UNIT)
+            && self.back_tables(first, units)
+            && self.bits.iter().all(|bits| bits.back(first, units))
+    }
+
+    /// Of the tables, those that are written when units are taken.
+    fn back_tables(&self, first: usize, units: usize) -> bool {
+        self.units.back(first, units) && self.records.back(first, units)
     }
 }
 
@@ -427,7 +434,7 @@ impl Space {
             + size_of::<spans::Record>()
             + 2 * bitmap::WORDS_PER_UNIT * size_of::<u64>();
         let top = self.spans.lock().top();
-        let tables = top * A_UNIT + top.div_ceil(8) + top.div_ceil(CHUNK_UNITS);
+        let tables = top * A_UNIT + top.div_ceil(8) + 2 * top.div_ceil(CHUNK_UNITS);
         let sites = self.sites.count() * size_of::<Entry>();
         let tables = tables + sites + self.births.peak_bytes();
         ((top * UNIT) as u64, tables as u64)
@@ -435,7 +442,7 @@ impl Space {
 
     /// Where those tables lie, but for the sites.
     #[cfg(test)]
-    fn tables(&self) -> [std::ops::Range<usize>; 6] {
+    fn tables(&self) -> [std::ops::Range<usize>; 7] {
         let range = &self.range;
         let [first, second] = [&range.bits[0], &range.bits[1]].map(Bitmap::addresses);
         let rest = [range.units.addresses(), range.records.addresses()];
@@ -447,6 +454,7 @@ impl Space {
             records,
             range.dirty.addresses(),
             range.chunk_bits.addresses(),
+            range.backed.addresses(),
         ]
     }
 
@@ -629,6 +637,7 @@ impl Space {
             sites,
             self.lock_large(),
             self.spans.lock(),
+            self.ahead.lock_for_fork(),
         )
     }
 

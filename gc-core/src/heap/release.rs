@@ -123,6 +123,7 @@ impl Space {
             return false;
         }
         self.range.dirty.clear(chunk, CHUNK_UNITS);
+        self.range.set_backed(chunk / CHUNK_UNITS, false);
         for bits in &self.range.bits {
             // SAFETY: nothing is allocated here, so one bitmap is clear; the spare one has been cleared.
             unsafe { bits.discard_units(chunk, CHUNK_UNITS) };

@@ -92,9 +92,9 @@ pub(crate) struct Records {
 }
 
 impl Records {
-    /// See [`Table::back_first`].
-    pub(super) fn back_first(&self, units: usize) -> bool {
-        self.table.back_first(units)
+    /// See [`Table::back`].
+    pub(super) fn back(&self, first: usize, units: usize) -> bool {
+        self.table.back(first, units)
     }
 
     pub(crate) fn new(units: usize) -> Result<Records, MapError> {

@@ -68,7 +68,7 @@ impl Toy {
             }
             match self.space.refill(&self.runs, site)? {
                 Refill::Due => self.collect(roots),
-                Refill::Ready | Refill::Again => {}
+                Refill::Ready | Refill::Again | Refill::Cold(_) => {}
             }
         }
     }

@@ -67,9 +67,9 @@ pub(crate) struct Units {
 }
 
 impl Units {
-    /// See [`Table::back_first`].
-    pub(super) fn back_first(&self, units: usize) -> bool {
-        self.words.back_first(units)
+    /// See [`Table::back`].
+    pub(super) fn back(&self, first: usize, units: usize) -> bool {
+        self.words.back(first, units)
     }
 
     pub(crate) fn new(units: usize) -> Result<Units, MapError> {

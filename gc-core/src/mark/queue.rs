@@ -123,7 +123,7 @@ impl MarkQueue {
     /// Has what [`kept_bytes`] tells of such a heap backed from the start, if the system can.
     pub(crate) fn pre_touch(&self, heap: u64) {
         let packets = kept_bytes(heap) / size_of::<Packet>();
-        self.packets.back_first(packets.min(self.packets.len()));
+        self.packets.back(0, packets.min(self.packets.len()));
     }
 
     /// How many marked cells did not fit so far. Each was followed all the same.

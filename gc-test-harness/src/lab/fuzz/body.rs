@@ -93,7 +93,7 @@ impl Toy {
                 return Some(cell as usize);
             }
             match space.refill(runs, site).ok()? {
-                Refill::Ready | Refill::Due | Refill::Again => {}
+                Refill::Ready | Refill::Due | Refill::Again | Refill::Cold(_) => {}
             }
         }
     }

@@ -1,0 +1,80 @@
+//! What the collector's thread sees to between two collections: memory that is about to be used, and memory that no longer is.
+
+use core::time::Duration;
+use std::time::Instant;
+
+use super::Shared;
+use crate::fault::planted;
+use crate::heap::Trickle;
+
+/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of stops.
+pub(super) fn back_ahead(shared: &Shared) {
+    while shared.space.wants_backing() && !shared.requests.is_wanted() && back_piece(shared) {}
+}
+
+/// A piece of that: 0.1 ms, as a rule.
+fn back_piece(shared: &Shared) -> bool {
+    // A heap ends its cycles about at the goal.
+    let goal = shared.pace.goal();
+    let room = goal
+        .saturating_add(goal / 4)
+        .min(shared.pace.memory_limit());
+    shared.space.back_piece(room)
+}
+
+/// Free memory on its way back to the system, while no collection is wanted.
+pub(super) struct Surplus {
+    begun: Instant,
+    trickle: Trickle,
+    /// How long to wait for a collection before more goes back; none: there is nothing to give back.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Default for Surplus {
+    fn default() -> Self {
+        Self {
+            begun: Instant::now(),
+            trickle: Trickle::default(),
+            patience: None,
+        }
+    }
+}
+
+impl Surplus {
+    pub(super) fn give_back(&mut self, shared: &Shared) {
+        if planted("hoards-memory") {
+            return;
+        }
+        let space = &shared.space;
+        let now = self.begun.elapsed();
+        let (used, peak) = space.used_lately();
+        // What the pacer lets the heap grow to and a tenth, or what it needed lately: below that, what is given back would be asked for
+        // again at once.
+        let goal = shared.pace.goal();
+        // But never more than a memory limit leaves.
+        let limit = shared.pace.memory_limit();
+        let need = goal.saturating_add(goal / 10).min(limit);
+        let touched = if planted("touched-given-back") {
+            0
+        } else {
+            space.pre_touched
+        };
+        let keep = need
+            .max(self.trickle.need(peak, now).min(limit))
+            .max(touched);
+        let keep = keep.saturating_sub(used);
+        let mut most = self.trickle.allowance(now);
+        while most > 0 && !shared.requests.is_wanted() {
+            let bytes = space.release_piece(keep, most);
+            if bytes == 0 {
+                // Nothing more, or nothing that is whole. Time may change that while a peak is remembered, and else a collection.
+                self.patience = (keep > 0 && need < keep + used).then_some(Trickle::PATIENCE * 8);
+                return;
+            }
+            space.give_up_ahead();
+            self.trickle.spend(bytes);
+            most -= bytes;
+        }
+        self.patience = Some(Trickle::PATIENCE);
+    }
+}
