@@ -65,10 +65,8 @@ pub(crate) fn attach(
         }
     };
     record.worlds.fetch_add(1, Ordering::Relaxed);
-    // Relaxed: only under the registry lock. The next stop has that number.
-    let number = registry::BEGUN.load(Ordering::Relaxed) + 1;
     // SAFETY: the registry lock is held, and the stack is the running thread's.
-    unsafe { walk::learn(&CODE, number, record.stack()) };
+    unsafe { walk::learn(&CODE, record.stack()) };
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);

@@ -273,9 +273,9 @@ pub(crate) fn resumed() -> u64 {
 /// and the stopper.
 pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
 
-/// For how long a parked thread looks before it sleeps, in nanoseconds: about what going to sleep and being woken costs (11 us of the waker, and 20 to 40 until the
-/// thread runs on a virtual machine), so looking never costs more than twice what the other would have. What the first stop of a
-/// collection does for one mutator or two is done by then, and nobody sleeps.
+/// For how long a parked thread looks before it sleeps, in nanoseconds. To be woken costs some 30 us on a virtual machine (from the resume until the thread goes on,
+/// 11 of them the waker's), so looking never costs much more than it would have saved. What a stop of a collection does for one mutator or two is done by then,
+/// and nobody sleeps.
 const LOOK: u64 = 50_000;
 
 /// Looks between two looks at the clock: a microsecond or two.

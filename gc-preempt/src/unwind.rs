@@ -557,6 +557,8 @@ const ENTRIES: usize = 512;
 const CACHES: usize = 4;
 /// In the place of a stop's number: good in every stop.
 const ALWAYS: u64 = u64::MAX;
+/// And: good in none. For a walk outside of any stop, whose frames may be gone, and their module with them, before the next stop, or the next such walk.
+pub(crate) const NEVER: u64 = 0;
 
 #[derive(Clone, Copy)]
 struct Entry {
@@ -635,7 +637,7 @@ pub(crate) fn kept_rules() -> Range<usize> {
 
 /// The first store to each page of them is a fault of 5 us, for which no stop should wait.
 fn touch_kept_rules() {
-    if let Some(cache) = Session::new(0).cache {
+    if let Some(cache) = Session::new(NEVER).cache {
         let kept = cache.kept.get().cast::<u8>();
         for at in (0..size_of::<Kept>()).step_by(4096) {
             // SAFETY: a byte of what the session has taken, stored as it was.
@@ -653,7 +655,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// For a walk in the stop (or handshake) of that number, which none before or after it has.
+    /// For a walk in the stop (or handshake) of that number, which none before or after it has, or in [none](NEVER).
     pub(crate) fn new(stop: u64) -> Self {
         if crate::faults::planted("ask-the-loader") {
             ask_the_loader();
@@ -686,7 +688,8 @@ impl Session {
         // Fibonacci hashing: call sites are close together and far from random in their low bits.
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let entry = &mut entries[hash as usize % ENTRIES];
-        if entry.pc != pc || (entry.stop != ALWAYS && entry.stop != self.stop) {
+        let is_good = entry.stop == ALWAYS || entry.stop == self.stop && self.stop != NEVER;
+        if entry.pc != pc || !is_good {
             let always = table.is_none() && stays(pc);
             let stop = if always { ALWAYS } else { self.stop };
             let known = if always { rows.find(pc) } else { None };

@@ -52,6 +52,15 @@ pub trait RootSink {
     fn derived(&mut self, base: usize, derived: usize, encoding: u32);
 }
 
+/// For a walk that is made for its own sake.
+struct Nothing;
+
+impl RootSink for Nothing {
+    fn conservative(&mut self, _: Range<usize>) {}
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
 /// What a walk saw.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WalkStats {

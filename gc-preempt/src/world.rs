@@ -225,16 +225,22 @@ impl World {
         self.stop_those(None)
     }
 
-    /// Brings what the walks in a stop will need near this core, while the mutators run: some 12 us that the stop is then shorter by, or half of it.
+    /// Brings near this core what walks in the next stop will need, while the mutators run: the walk of a thread with 15 native frames takes 5 us then instead of 14.
     ///
     /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing depends on it.
+    ///
+    /// ```
+    /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
+    /// world.rehearse();
+    /// let stopped = world.stop()?;
+    /// # drop(stopped);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn rehearse(&self) {
         let mut lock = registry::lock();
-        // Relaxed: only under the registry lock. The next stop, of whichever world, has that number.
-        let number = BEGUN.load(Ordering::Relaxed) + 1;
         let members = &self.inner.members(&mut lock).list;
         // SAFETY: the registry lock is held.
-        unsafe { walk::rehearse(&code::CODE, number, members.iter().map(|m| m.record)) };
+        unsafe { walk::rehearse(&code::CODE, members.iter().map(|m| m.record)) };
     }
 
     /// Stops one mutator only, and calls `f` with it.

@@ -158,6 +158,21 @@ fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
         None,
         "looked up anew in the next"
     );
+    *slot(foreign) = Entry {
+        pc: foreign,
+        stop: NEVER,
+        rule: Some(planted),
+    };
+    assert_eq!(session.rule(foreign, None), None, "of a walk in no stop");
+    session.stop = NEVER;
+    for _ in 0..2 {
+        slot(foreign).rule = Some(planted);
+        assert_eq!(
+            session.rule(foreign, None),
+            None,
+            "nor does such a walk believe another"
+        );
+    }
     let own = setup as fn() as usize;
     assert!(session.rule(own, None).is_some());
     assert_eq!(slot(own).stop, ALWAYS);

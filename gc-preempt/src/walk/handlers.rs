@@ -21,7 +21,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::{Frame, Next, RED_ZONE, RootSink, Stack, Step, Walker, walk_with};
+use super::{Frame, Next, Nothing, RED_ZONE, Stack, Step, Walker, walk_with};
 use crate::code::{CodeMap, Place};
 use crate::context::{Registers, Snapshot};
 use crate::faults;
@@ -55,12 +55,6 @@ pub(crate) unsafe fn settle(
     snapshot: &Snapshot,
     stack: Range<usize>,
 ) -> bool {
-    struct Nothing;
-    impl RootSink for Nothing {
-        fn conservative(&mut self, _: Range<usize>) {}
-        fn exact(&mut self, _: usize, _: u32) {}
-        fn derived(&mut self, _: usize, _: usize, _: u32) {}
-    }
     if faults::planted("unsettled") {
         return true;
     }

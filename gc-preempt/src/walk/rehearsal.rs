@@ -14,11 +14,11 @@
 use std::hint::black_box;
 use std::ops::Range;
 
-use super::{AHEAD, CodeMap, Frame, Next, RootSink, Walker};
+use super::{AHEAD, CodeMap, Frame, Next, Nothing, Walker};
 use crate::arch;
 use crate::context::Registers;
 use crate::registry::Record;
-use crate::unwind;
+use crate::unwind::{self, NEVER};
 
 /// Bytes of mutators' stacks that are asked for in all: far less than a core's second-level cache holds.
 const MOST: usize = 64 << 10;
@@ -33,13 +33,12 @@ const IMAGE: [u64; 104] = {
     image
 };
 
-/// Brings near what walks of these threads will need, in the stop of that number or a later one. How many frames of its own it has walked.
+/// Brings near what walks of these threads will need in the next stop. How many frames of its own it has walked.
 ///
 /// # Safety
 /// The registry lock is held.
 pub(crate) unsafe fn rehearse<'a>(
     code: &CodeMap,
-    number: u64,
     threads: impl Iterator<Item = &'a Record>,
 ) -> u32 {
     arch::prefetch(unwind::kept_rules());
@@ -48,23 +47,23 @@ pub(crate) unsafe fn rehearse<'a>(
         arch::prefetch(sp..thread.stack().end.min(sp.saturating_add(AHEAD)));
     }
     let end = 0usize;
-    let mut own = Own::new(code, number, &raw const end as usize);
+    let mut own = Own::new(code, &raw const end as usize);
     nest(DEPTH, &mut own);
     black_box(&end);
     own.seen
 }
 
-/// Finds the rules of the running thread's frames, on its stack of these addresses, so that the first walk of it does not have to: 2 to 10 us each.
-/// How many frames that were.
+/// Finds the rules of the running thread's frames, on its stack of these addresses, so that the first walk of it does not have to: 2 to 10 us each. Those of
+/// modules that may be unloaded are not kept: the frames may have returned before the next stop. How many frames that were.
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
-pub(crate) unsafe fn learn(code: &CodeMap, number: u64, stack: Range<usize>) -> u32 {
+pub(crate) unsafe fn learn(code: &CodeMap, stack: Range<usize>) -> u32 {
     let here = 0usize;
     if !stack.contains(&(&raw const here as usize)) {
         return 0;
     }
-    let mut own = Own::new(code, number, stack.end);
+    let mut own = Own::new(code, stack.end);
     nest(0, &mut own);
     black_box(&here);
     own.seen
@@ -73,16 +72,14 @@ pub(crate) unsafe fn learn(code: &CodeMap, number: u64, stack: Range<usize>) -> 
 /// The caller's own frames, up to `end`.
 struct Own<'a> {
     code: &'a CodeMap,
-    number: u64,
     end: usize,
     seen: u32,
 }
 
 impl<'a> Own<'a> {
-    fn new(code: &'a CodeMap, number: u64, end: usize) -> Self {
+    fn new(code: &'a CodeMap, end: usize) -> Self {
         Self {
             code,
-            number,
             end: end & !7,
             seen: 0,
         }
@@ -101,24 +98,13 @@ fn nest(depth: u32, own: &mut Own<'_>) {
 }
 
 extern "C" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
-    struct Nobody(usize);
-    impl RootSink for Nobody {
-        fn conservative(&mut self, words: Range<usize>) {
-            for at in words.step_by(size_of::<usize>()) {
-                // SAFETY: the registers and the image below, or a frame of this thread's that called on. Volatile: any of it may be uninitialised.
-                self.0 ^= unsafe { (at as *const usize).read_volatile() };
-            }
-        }
-        fn exact(&mut self, _: usize, _: u32) {}
-        fn derived(&mut self, _: usize, _: usize, _: u32) {}
-    }
     // SAFETY: `nest` passes it, and waits.
     let own = unsafe { &mut *own.cast::<Own<'_>>() };
     let registers = Registers::at_call(sp, fp, pc);
     let image = IMAGE;
     let vectors = image.as_ptr_range();
-    let mut sink = Nobody(0);
-    let mut walker = Walker::new(own.code, own.number, sp..own.end, &mut sink);
+    let mut sink = Nothing;
+    let mut walker = Walker::new(own.code, NEVER, sp..own.end, &mut sink);
     walker.saved(&registers, &(vectors.start as usize..vectors.end as usize));
     // Not `run`: where the frames end, that searches the rest, and changes what looks like a signal frame.
     let mut frame = Frame::interrupted(&registers);
@@ -129,5 +115,4 @@ extern "C" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
             _ => break,
         }
     }
-    black_box(sink.0);
 }

@@ -543,10 +543,7 @@ fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
     // SAFETY: the registry lock is held; the stack is this thread's.
     let [few, all] = unsafe {
         let none = std::iter::empty();
-        [
-            rehearse(&map, next_stop(), none),
-            learn(&map, next_stop(), own_stack()),
-        ]
+        [rehearse(&map, none), learn(&map, own_stack())]
     };
     drop(lock);
     // `call_spilled`, five of `nest`, and `rehearse`, which may be part of this one.
