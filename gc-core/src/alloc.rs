@@ -54,8 +54,8 @@ pub enum Refill {
     Due,
     /// The bounded piece ended without a find: leave `no_preempt`, come again.
     Again,
-    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have it backed where no stop waits for it (or do not: then it
-    /// is when it is first touched, and a stop waits until the kernel has cleared it), come again.
+    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have it backed where no stop waits for it
+    /// ([`Space::back_taken`]; or do not: then it is when it is first touched, and a stop waits until the kernel has cleared it), come again.
     Cold(ColdUnits),
 }
 
@@ -243,9 +243,8 @@ impl Space {
                             word: 0,
                             gaps: 0,
                         };
-                        let (first, units) = (span, class.units as usize);
-                        if is_new && self.is_cold(first, units) {
-                            return Ok(Refill::Cold(ColdUnits { first, units }));
+                        if is_new && let Some(cold) = self.cold(span, class.units as usize) {
+                            return Ok(Refill::Cold(cold));
                         }
                         self.look_ahead(own, class);
                     }

@@ -172,6 +172,15 @@ fn dirty(m: &gc_core::Mutator, k: common::Kinds, bytes: usize, place: &AtomicUsi
     }
 }
 
+/// A heap that collects when it is asked to and else never.
+fn without_collections() -> Heap {
+    Heap::builder()
+        .gc_percent(u32::MAX)
+        .reserve(1 << 30)
+        .build()
+        .unwrap()
+}
+
 #[test]
 fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
     hazard(
@@ -179,11 +188,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
         "cold-touched",
         || {
             // Without collections all that is allocated is new.
-            let heap = Heap::builder()
-                .gc_percent(u32::MAX)
-                .reserve(1 << 30)
-                .build()
-                .unwrap();
+            let heap = without_collections();
             let (found, done) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {
                 s.spawn(|| {
@@ -222,11 +227,7 @@ fn h30_a_large_clear_does_not_hold_up_stops() {
         "clear-inside",
         || {
             // Collections would let stops happen too: none but those asked for.
-            let heap = Heap::builder()
-                .gc_percent(u32::MAX)
-                .reserve(1 << 30)
-                .build()
-                .unwrap();
+            let heap = without_collections();
             let k = common::kinds(&heap);
             let bytes: usize = 192 << 20;
             // The complement of the object that is being cleared, lest it be a root; and whether a stop has seen it half cleared: its first

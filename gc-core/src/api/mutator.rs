@@ -320,7 +320,7 @@ impl Mutator {
             // Relaxed, here and below: a hint for who counts the threads that want a processor.
             record.is_busy.store(true, Ordering::Relaxed);
             let space = &self.heap.shared().space;
-            thread.blocking(|| space.back_taken(cold.first, cold.units));
+            thread.blocking(|| space.back_taken(cold));
             record.is_busy.store(false, Ordering::Relaxed);
         }
     }

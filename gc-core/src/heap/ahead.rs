@@ -34,6 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use gc_preempt::{Mutex, MutexGuard};
 
 use super::{CHUNK_UNITS, Range, Space, UNIT};
+use crate::alloc::ColdUnits;
 
 /// Units below which a heap takes its faults as they come.
 const SMALL: usize = (32 << 20) / UNIT;
@@ -165,15 +166,16 @@ impl Space {
         false
     }
 
-    /// Would the first touch of these units be a fault in which the kernel clears a large page?
-    pub(crate) fn is_cold(&self, first: usize, units: usize) -> bool {
-        chunks(first, units).any(|chunk| !self.range.is_backed(chunk))
+    /// These units, if their first touch would be a fault in which the kernel clears a large page.
+    pub(crate) fn cold(&self, first: usize, units: usize) -> Option<ColdUnits> {
+        let is_cold = chunks(first, units).any(|chunk| !self.range.is_backed(chunk));
+        is_cold.then_some(ColdUnits { first, units })
     }
 
     /// Has all chunks of these units backed, which the caller has taken and not touched. In `blocking`, or by a thread that is no mutator: the system takes
     /// 0.1 ms for each chunk, and some milliseconds if it is a guest whose host has to find the memory.
-    pub(crate) fn back_taken(&self, first: usize, units: usize) {
-        for chunk in chunks(first, units) {
+    pub fn back_taken(&self, cold: ColdUnits) {
+        for chunk in chunks(cold.first, cold.units) {
             self.back(chunk * CHUNK_UNITS);
         }
     }
@@ -292,13 +294,14 @@ mod tests {
         let space = space(None);
         let units = 2 * CHUNK_UNITS - 1;
         let (first, _) = space.take_units(units).unwrap();
-        assert!(space.is_cold(first, 1) && space.is_cold(first, units));
-        space.back_taken(first, 1);
+        let is_cold = |first, units| space.cold(first, units).is_some();
+        assert!(is_cold(first, 1) && is_cold(first, units));
+        space.back_taken(ColdUnits { first, units: 1 });
         assert!(is_backed(&space, CHUNK - UNIT) && !is_backed(&space, CHUNK));
-        assert!(!space.is_cold(first, 1));
-        assert!(space.is_cold(CHUNK_UNITS - 1, 2), "one of two chunks");
-        space.back_taken(CHUNK_UNITS - 1, 2);
-        assert!(!space.is_cold(first, units));
+        assert!(!is_cold(first, 1));
+        assert!(is_cold(CHUNK_UNITS - 1, 2), "one of two chunks");
+        space.back_taken(space.cold(CHUNK_UNITS - 1, 2).unwrap());
+        assert!(!is_cold(first, units));
         let word = core::ptr::from_ref(space.units().word(3 * CHUNK_UNITS));
         let tables = word as usize - space.base();
         assert!(
@@ -307,7 +310,7 @@ mod tests {
         );
         space.give_units(first, units);
         while space.release_piece(0, u64::MAX) > 0 {}
-        assert!(space.is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
+        assert!(is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
     }
 
     #[test]

@@ -108,8 +108,9 @@ impl Space {
     /// Those units of a reservation whose first touch would be a fault, if that is to be seen to beforehand: what is larger than a page of the system's may be
     /// meant to stay untouched.
     pub(crate) fn cold_units(&self, large: &LargeReservation) -> Option<ColdUnits> {
-        let (first, units) = (large.first, large.units);
-        (units <= CHUNK_UNITS && self.is_cold(first, units)).then_some(ColdUnits { first, units })
+        (large.units <= CHUNK_UNITS)
+            .then(|| self.cold(large.first, large.units))
+            .flatten()
     }
 
     /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be zero. True: done.
