@@ -7,7 +7,8 @@ use gc_core::{Encoding, Heap};
 use gc_preempt::faults::planted;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
 
 #[test]
@@ -189,12 +190,15 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
         || {
             // Without collections all that is allocated is new.
             let heap = without_collections();
+            // Only while it allocates: who attaches, detaches or adds a kind may wait for a stop in `blocking`, too.
+            let allocates = AtomicBool::new(false);
             let (found, done) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {
                 s.spawn(|| {
                     while !done.load(Relaxed) && !found.load(Relaxed) {
                         let look = |stopped: &gc_preempt::Stopped<'_>| {
-                            found.fetch_or(stopped.mutators().any(|m| m.is_blocked()), Relaxed);
+                            let waits = stopped.mutators().any(|m| m.is_blocked());
+                            found.fetch_or(waits && allocates.load(SeqCst), Relaxed);
                         };
                         heap.with_stopped(look).unwrap();
                         std::thread::sleep(Duration::from_micros(100));
@@ -202,6 +206,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
                 });
                 let m = heap.attach().unwrap();
                 let leaf = heap.kind(gc_core::Kind::leaf("page")).unwrap();
+                allocates.store(true, SeqCst);
                 // The system takes longer for the memory than the thread for all else, so that the first stops meet it there.
                 for _ in 0..(384 << 20) / 4096 {
                     if found.load(Relaxed) {
@@ -210,6 +215,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
                     // SAFETY: a leaf, which is not kept.
                     unsafe { m.alloc(leaf, 4096).unwrap().write(1) };
                 }
+                allocates.store(false, SeqCst);
                 done.store(true, Relaxed);
             });
             assert!(
