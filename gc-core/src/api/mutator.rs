@@ -74,6 +74,10 @@ const HELP_PIECE: usize = 128;
 /// a marker's rings goes back to the queue.
 const HELP_TIME: Duration = Duration::from_micros(8);
 
+/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that [`Mutator::helped`] is judged by. In a
+/// heap of some GiB that lies at random a cell takes 100 ns and more, and what an allocation of 128 KiB owes took 6 ms of a window.
+const HELP_MOST: Duration = Duration::from_millis(1);
+
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
         let shared = heap.shared_arc().clone();
@@ -362,7 +366,8 @@ impl Mutator {
         let before = thread_cpu();
         let mut left = owed;
         let mut dry = false;
-        while left != 0 && !dry {
+        let mut took = Duration::ZERO;
+        while left != 0 && !dry && took < HELP_MOST {
             // A stop waits for a piece, not for all of it. The mutator's own flag says whether there is anything to mark for: it changes in
             // stops only, so not while the marker lives.
             dry = self.thread().no_preempt(|| {
@@ -387,6 +392,7 @@ impl Mutator {
                 }
                 marker.lay_down();
                 pace.help_ends(marker.marked());
+                took += begun.elapsed();
                 dry
             });
         }

@@ -312,28 +312,27 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::mark::Marker;
-    use crate::{Encoding, Heap, Kind};
+    use std::time::Duration;
 
-    #[test]
-    fn nobody_begins_to_help_while_that_is_held() {
-        const CELLS: u64 = 3000;
-        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
-        let m = heap.attach().unwrap();
-        let node = heap.kind(Kind::words_at("node", &[0], Encoding::RAW));
-        let (node, filler) = (node.unwrap(), heap.kind(Kind::leaf("filler")).unwrap());
+    use super::*;
+    use crate::context::Context;
+    use crate::mark::Marker;
+    use crate::{Encoding, Heap, Kind, KindId, Mutator};
+
+    const CELLS: u64 = 3000;
+
+    /// Makes it seem to `m` that a cycle is past its goal, with as many cells of a kind to follow.
+    fn fall_behind(m: &Mutator, kind: KindId) -> &Context {
         // SAFETY: the context lives as long as the mutator.
         let context = unsafe { &*m.context() };
         let (shared, pace) = (&*context.shared, &context.shared.pace);
         let mut marker = Marker::new(&shared.space, &shared.queue);
         for _ in 0..CELLS {
             // SAFETY: no collection happens.
-            let cell = unsafe { m.alloc(node, 16) }.unwrap().as_ptr() as usize;
+            let cell = unsafe { m.alloc(kind, 16) }.unwrap().as_ptr() as usize;
             marker.cell(shared.space.resolve(cell).unwrap());
         }
         marker.lay_down();
-        // As in a cycle that is past its goal with all of its work undone.
         pace.line.store(Marking {
             begin: 0,
             goal: 1,
@@ -343,9 +342,20 @@ mod tests {
         });
         context.marking.store(1, Ordering::Relaxed);
         pace.beside();
+        context
+    }
+
+    #[test]
+    fn nobody_begins_to_help_while_that_is_held() {
+        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+        let m = heap.attach().unwrap();
+        let node = heap.kind(Kind::words_at("node", &[0], Encoding::RAW));
+        let filler = heap.kind(Kind::leaf("filler")).unwrap();
+        let context = fall_behind(&m, node.unwrap());
+        let pace = &context.shared.pace;
         let helped_for = || {
             for _ in 0..100 {
-                // SAFETY: as above.
+                // SAFETY: no collection happens.
                 unsafe { m.alloc(filler, 1024) }.unwrap();
             }
             pace.help.swap(0, Ordering::Relaxed)
@@ -356,5 +366,32 @@ mod tests {
         pace.help_on(might);
         assert!(helped_for() > 0, "nobody has helped");
         context.marking.store(0, Ordering::Relaxed);
+    }
+
+    /// What an allocation owes may take as long as it likes, where a cell does: it is done for a millisecond.
+    #[test]
+    fn one_allocation_helps_for_a_moment_whatever_it_owes() {
+        static TRACED: AtomicU64 = AtomicU64::new(0);
+        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+        let m = heap.attach().unwrap();
+        // SAFETY: such a cell has no edges.
+        let slow = unsafe {
+            Kind::traced("slow", |_, _, _| {
+                TRACED.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(Duration::from_micros(100));
+            })
+        };
+        let filler = heap.kind(Kind::leaf("filler")).unwrap();
+        let context = fall_behind(&m, heap.kind(slow).unwrap());
+        let pace = &context.shared.pace;
+        let owed = pace.owed(&pace.line(), u64::MAX, 1 << 20);
+        // SAFETY: no collection happens.
+        unsafe { m.alloc(filler, 1 << 20) }.unwrap();
+        context.marking.store(0, Ordering::Relaxed);
+        let traced = TRACED.load(Ordering::Relaxed);
+        assert!(
+            owed == CELLS && 0 < traced && traced < CELLS / 2,
+            "{traced} of {owed}"
+        );
     }
 }
