@@ -10,6 +10,7 @@
 use crate::arch;
 use crate::context::{Interrupted, Snapshot};
 use crate::park::{self, Mutex, MutexGuard};
+use crate::processors;
 use crate::signal;
 use crate::state::State;
 use core::cell::UnsafeCell;
@@ -273,18 +274,22 @@ pub(crate) fn resumed() -> u64 {
 /// and the stopper.
 pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
 
-/// For how long a parked thread looks before it sleeps, in nanoseconds. To be woken costs some 30 us on a virtual machine (from the resume until the thread goes on,
-/// 11 of them the waker's), so looking never costs much more than it would have saved. What a stop of a collection does for one mutator or two is done by then,
-/// and nobody sleeps.
-const LOOK: u64 = 50_000;
+/// The core that the stopper was on when it asked; a thread that parks on that one must leave it at once. `u32::MAX`: not known.
+pub(crate) static STOPPER_CORE: AtomicU32 = AtomicU32::new(u32::MAX);
+
+/// For how long a parked thread looks before it sleeps, in nanoseconds, as the stopper does (`SPIN` in `world.rs`). To be woken costs 30 us on a virtual machine
+/// at best (from the resume until the thread goes on, 11 of them the waker's), and some hundred where the core has halted and the host gave it away. What a stop of a
+/// collection does for one mutator or two is done by then, and nobody sleeps.
+const LOOK: u64 = 100_000;
 
 /// Looks between two looks at the clock: a microsecond or two.
 const LOOKS: u32 = 32;
 
 /// Sleeps until stop `number` is resumed (or for a while: callers re-check).
 pub(crate) fn wait_for_resume(number: u64) {
-    // Relaxed: a hint.
-    if MAY_SPIN.load(Ordering::Relaxed) {
+    // Relaxed: hints.
+    let is_beside = || processors::own() != Some(STOPPER_CORE.load(Ordering::Relaxed));
+    if MAY_SPIN.load(Ordering::Relaxed) && is_beside() {
         let until = signal::now() + LOOK;
         while signal::now() < until {
             for _ in 0..LOOKS {

@@ -294,6 +294,8 @@ impl World {
 
         let count = members.iter().filter(|m| wanted(m)).count();
         registry::MAY_SPIN.store((count as u32) < processors::count(), Ordering::Relaxed);
+        let core = processors::own().unwrap_or(u32::MAX);
+        registry::STOPPER_CORE.store(core, Ordering::Relaxed);
 
         let (mut signalled, mut held) = (0, 0);
         outstanding::begin();
