@@ -1,4 +1,4 @@
-//! Futex parking: the two system calls that every wait in this crate comes down to, and a lock made of them.
+//! Futexes: the two system calls that every wait in this crate comes down to, a third that only compares, and a lock made of them.
 //!
 //! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`.
 
@@ -45,6 +45,24 @@ pub fn wake(word: &AtomicU32, count: i32) {
             count,
         );
     }
+}
+
+/// Is there a word at `address` that holds `value` now? `false` where nothing is mapped. Asked of the kernel, which compares before it moves sleepers to
+/// another futex, here none of them to `unused`.
+pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
+    // SAFETY: the kernel reads four bytes at the address, if they may be read, and writes nothing.
+    let moved = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            address,
+            libc::FUTEX_CMP_REQUEUE | libc::FUTEX_PRIVATE_FLAG,
+            0_usize, // are woken
+            0_usize, // are moved
+            unused.as_ptr(),
+            value,
+        )
+    };
+    moved == 0
 }
 
 /// The half of a 64-bit counter that changes with every increment: the futex word for waiting on it.

@@ -493,12 +493,12 @@ impl Wait {
 
     /// Does a thread that is still waited for seem to be on the core that this one spins on?
     fn is_on_own_core(&self, members: &[Member]) -> bool {
-        let own = processors::own();
-        own.is_some()
-            && members.iter().map(|m| m.record).any(|r| {
+        processors::own().is_some_and(|own| {
+            members.iter().map(|m| m.record).any(|r| {
                 let pointer = r.thread_pointer.load(Ordering::Relaxed);
-                self.wants(r) && r.state.load().asked() && processors::last_of(pointer) == own
+                self.wants(r) && r.state.load().asked() && processors::was_last_on(pointer, own)
             })
+        })
     }
 
     fn wants(&self, r: &Record) -> bool {
