@@ -45,10 +45,10 @@ const RESEND: Duration = Duration::from_millis(10);
 const RESEND_MAX: Duration = Duration::from_millis(80);
 /// How long the stopper spins when it has a core to spare: about what it costs to be woken, since then a stop takes at most twice what the
 /// better choice would have (Karlin et al. 1990, "Competitive randomized algorithms for nonuniform problems"). On virtual machines that is long: the core
-/// has halted, and its host has to get it back. Of 620 stops in which signals took 8 to 12 us, 7 took more than the 30 us that were spun for
-/// before, to 37 us at most in five, and ended after 95 to 764 us.
+/// has halted, and its host has to get it back. Of 620 stops beside one mutator 8 took more than 22 us when 30
+/// were spun for; in six of them the handler had begun after 15 to 37, and they ended after 95 to 764.
 const SPIN: Duration = Duration::from_micros(100);
-/// When a stop is late enough to ask whether a thread that it waits for is on the stopper's own core, and has to be given it. One in a hundred is.
+/// When a stop is late enough to ask whether a thread that it waits for is on the stopper's own core, and has to be given it.
 const LATE: Duration = Duration::from_micros(15);
 
 /// The world runs for as long as it was stopped before it is stopped again, but for no longer than this: what a long stop cannot be made up for.
