@@ -37,7 +37,7 @@ pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     area != 0 && park::is_word(word, processor, &NOBODY)
 }
 
-/// The processor that the caller is on.
+/// The processor that the caller is on. Handlers ask, too: glibc reads the thread's own rseq area, which is no lazy thread-local memory, or calls the vDSO.
 pub(crate) fn own() -> Option<u32> {
     // SAFETY: no arguments.
     unsafe { libc::sched_getcpu() }.try_into().ok()
