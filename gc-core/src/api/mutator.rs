@@ -74,8 +74,8 @@ const HELP_PIECE: usize = 128;
 /// a marker's rings goes back to the queue.
 const HELP_TIME: Duration = Duration::from_micros(8);
 
-/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that [`Mutator::helped`] is judged by. In a
-/// heap of some GiB that lies at random a cell takes 100 ns and more, and what an allocation of 128 KiB owes took 6 ms of a window.
+/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that [`Mutator::helped`] is judged by. An allocation of 128 KiB may owe
+/// 65,536 cells, and in a heap of some GiB that lies at random a cell takes 100 ns.
 const HELP_MOST: Duration = Duration::from_millis(1);
 
 impl Mutator {

@@ -8,8 +8,7 @@
 //!
 //! Three bounds keep help from being a pause of another kind:
 //! - of one allocation: at most twice its share of what is left, and a millisecond, done in pieces of which each is short enough for a stop
-//!   to wait for. In a graph of 1 GiB that lies at random the worst 10 ms kept 47 % for the program without the millisecond, for what an
-//!   allocation of many runs owed took 4 ms, and 62 % with it (`gclab mark 1024 --concurrent`);
+//!   to wait for;
 //! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for the program, stops included). Past
 //!   the goal it rises up to all of it where the heap has grown by half as much again as it should: memory is then what there is least of.
 //!   It rises with the fourth power, so that a heap half of the way there has the program run for 70 % still;
