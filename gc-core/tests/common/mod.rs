@@ -3,6 +3,7 @@
 
 pub mod step;
 
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
@@ -118,6 +119,7 @@ pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Opti
         .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .unwrap();
     finished(&mut child).then(|| child.wait_with_output().unwrap())
@@ -128,7 +130,9 @@ fn finished(child: &mut Child) -> bool {
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > HUNG {
-            child.kill().unwrap();
+            // With what it forked, which would stay for ever.
+            // SAFETY: the group is the child's own, and the child has not been waited for.
+            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
             child.wait().unwrap();
             return false;
         }

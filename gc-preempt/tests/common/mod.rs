@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use gc_preempt::{Config, World};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -37,6 +38,7 @@ fn run_child_for(
         .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .process_group(0)
         .spawn()
         .unwrap();
     finished(&mut child, at_most).then(|| child.wait_with_output().unwrap())
@@ -47,7 +49,9 @@ fn finished(child: &mut Child, at_most: Duration) -> bool {
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > at_most {
-            child.kill().unwrap();
+            // With what it forked, which would stay for ever.
+            // SAFETY: the group is the child's own, and the child has not been waited for.
+            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
             child.wait().unwrap();
             return false;
         }
