@@ -3,6 +3,8 @@
 
 pub mod step;
 
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::NonNull;
@@ -131,8 +133,7 @@ fn finished(child: &mut Child) -> bool {
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > HUNG {
             // With what it forked, which would stay for ever.
-            // SAFETY: the group is the child's own, and the child has not been waited for.
-            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+            killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
             child.wait().unwrap();
             return false;
         }

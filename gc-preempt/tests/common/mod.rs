@@ -2,6 +2,8 @@
 #![allow(dead_code)] // each test binary uses a part
 
 use gc_preempt::{Config, World};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -50,8 +52,7 @@ fn finished(child: &mut Child, at_most: Duration) -> bool {
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > at_most {
             // With what it forked, which would stay for ever.
-            // SAFETY: the group is the child's own, and the child has not been waited for.
-            unsafe { libc::kill(-(child.id() as i32), libc::SIGKILL) };
+            killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
             child.wait().unwrap();
             return false;
         }
