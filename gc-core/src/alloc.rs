@@ -4,9 +4,10 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::planted;
+use crate::heap::Own as Unreported;
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
-use crate::heap::{Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
+use crate::heap::{Claim, Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
@@ -171,6 +172,10 @@ pub struct Runs {
     own: Table<Own>,
     /// Cells handed out since the last collection that was due, for `collect_every`.
     handed: AtomicU64,
+    /// Cells that were handed out and not reported.
+    unreported: Unreported,
+    /// Where its next spans lie.
+    pub(crate) claim: Claim,
 }
 
 impl Runs {
@@ -180,6 +185,8 @@ impl Runs {
             runs: Table::new(MAX_SITES)?,
             own: Table::new(MAX_SITES)?,
             handed: AtomicU64::new(0),
+            unreported: Unreported::default(),
+            claim: Claim::default(),
         })
     }
 
@@ -234,7 +241,7 @@ impl Space {
         let class = entry.class();
         for _ in 0..SPANS_PER_PIECE {
             if own.span == 0 {
-                match self.next_span(entry) {
+                match self.next_span(entry, &runs.claim) {
                     Ok((span, is_new)) => {
                         *own = Own {
                             span: span as u32 + 1,
@@ -251,7 +258,7 @@ impl Space {
                     Err(no) => return self.after_sweep(no, site.size()).map(|()| Refill::Again),
                 }
             }
-            let found = self.fill(run, own, class, most);
+            let found = self.fill(run, own, &runs.unreported, class, most);
             if found != 0 {
                 self.look_ahead(own, class);
                 if self.collect_every.is_some() {
@@ -292,7 +299,14 @@ impl Space {
     }
 
     /// Fills an empty run from the mutator's span, with `most` cells at most; how many became the mutator's. 0: the span has no more.
-    fn fill(&self, run: &mut Run, own: &mut Own, class: &'static Class, most: usize) -> usize {
+    fn fill(
+        &self,
+        run: &mut Run,
+        own: &mut Own,
+        unreported: &Unreported,
+        class: &'static Class,
+        most: usize,
+    ) -> usize {
         let span = own.span as usize - 1;
         let allocated = self.allocated_bits().span(span, class);
         let position = own.position as usize;
@@ -308,7 +322,7 @@ impl Space {
                     bits &= !(1 << last);
                     own.position = ((word * 64 + last as usize) / class.stride()) as u32;
                 }
-                return self.install_gaps(run, own, class, word, bits);
+                return self.install_gaps(run, own, unreported, class, word, bits);
             }
             Some(allocated.cell_at(word * 64 + bits.trailing_zeros() as usize))
         } else {
@@ -318,7 +332,7 @@ impl Space {
             return 0;
         };
         let to = allocated.next_set(from, (from + most).min(class.cells as usize));
-        self.install(run, span, class, from, to);
+        self.install(run, unreported, span, class, from, to);
         own.position = to as u32;
         to - from
     }
@@ -356,6 +370,7 @@ impl Space {
         &self,
         run: &mut Run,
         own: &mut Own,
+        unreported: &Unreported,
         class: &'static Class,
         word: usize,
         bits: u64,
@@ -363,7 +378,7 @@ impl Space {
         let span = own.span as usize - 1;
         let size = class.size as usize;
         let cells = bits.count_ones() as usize;
-        self.handed.add(cells, cells * size);
+        self.hand_out(unreported, cells, cells * size);
         self.note_bits(span + word * 64 * GRANULE / UNIT);
         let start = self.base() + span * UNIT + word * 64 * GRANULE;
         // SAFETY: the span is this mutator's.
@@ -392,11 +407,19 @@ impl Space {
     }
 
     /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while marking), installed.
-    fn install(&self, run: &mut Run, span: usize, class: &'static Class, from: usize, to: usize) {
+    fn install(
+        &self,
+        run: &mut Run,
+        unreported: &Unreported,
+        span: usize,
+        class: &'static Class,
+        from: usize,
+        to: usize,
+    ) {
         let size = class.size as usize;
         let (start, bytes) = (self.base() + span * UNIT + from * size, (to - from) * size);
         // Locked instructions wait for all stores before them, so they go before the clearing.
-        self.handed.add(to - from, bytes);
+        self.hand_out(unreported, to - from, bytes);
         self.note_bits(span);
         self.note_bits(span + class.units as usize - 1);
         // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
@@ -423,7 +446,7 @@ impl Space {
     }
 
     /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one; whether it is that.
-    fn next_span(&self, entry: &Entry) -> Result<(usize, bool), NoSpan> {
+    fn next_span(&self, entry: &Entry, claim: &Claim) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
             let mut lists = entry.lists.lock();
@@ -443,7 +466,7 @@ impl Space {
             }
         }
         let class = entry.class();
-        let (span, zeroed) = self.take_units(class.units as usize)?;
+        let (span, zeroed) = self.take_span(claim, class.units as usize)?;
         // SAFETY: the units were just taken, so their records are ours.
         unsafe { (*self.records().at(span)).flags = Flags::new(zeroed || !clears) };
         entry.lists.lock().chain(self.records(), span);
@@ -507,8 +530,7 @@ impl Space {
             let allocated = self.allocated_bits().span(tail.span, tail.class);
             allocated.clear_cells_alone(tail.from, tail.to);
             allocated.clear_in_word_alone(own.word as usize, own.gaps);
-            self.handed
-                .take_back(tail.cells(), tail.cells() * tail.class.size as usize);
+            self.take_back(tail.cells(), tail.cells() * tail.class.size as usize);
             own.position = tail.first() as u32;
         }
         own.gaps = 0;
@@ -547,6 +569,8 @@ impl Space {
 
     /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
     pub fn retire(&self, runs: &Runs) {
+        self.unclaim(&runs.claim);
+        self.report(&runs.unreported);
         for site in 0..self.sites.count() {
             self.retire_tail(runs, site);
             // SAFETY: the caller owns `runs`.
@@ -587,6 +611,11 @@ impl Space {
             tails.bytes += (tail.cells() * tail.class.size as usize) as u64;
         }
         tails
+    }
+
+    /// In a stop: the collector counts what the mutator was handed.
+    pub(crate) fn gather(&self, runs: &Runs) {
+        self.report(&runs.unreported);
     }
 
     /// World stopped: calls `f` with the address of each cell that a mutator has and its program has not.

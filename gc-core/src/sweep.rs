@@ -68,7 +68,7 @@ impl Space {
         }
         self.unswept.store(unswept, Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
-        self.handed.reset();
+        self.forget_handed();
         self.keep_marks(keeps);
     }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{cell, check_list, cons, garbage, heap, list, wipe_stack};
+use common::{cell, check_list, cons, garbage, hazard, heap, kinds, list, wipe_stack};
 use gc_core::{AllocError, AttachError, BuildError, Encoding, Heap, Kind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -35,6 +35,31 @@ fn freed_cells_are_handed_out_again() {
     assert!(stats.allocated_total >= 50 * 5000 * 10 * 16, "{stats:?}");
     assert!(stats.cells_freed >= 49 * 5000 * 10, "{stats:?}");
     assert_eq!(stats.collections, 50);
+}
+
+#[test]
+fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
+    hazard(
+        "a_collection_counts_every_cell_of_a_heap_that_may_grow_large",
+        "unreported-cells",
+        || {
+            let heap = Heap::builder().gc_percent(100_000).build().unwrap();
+            let (k, m) = (kinds(&heap), heap.attach().unwrap());
+            let kept = list(&m, k, 20_000);
+            m.collect();
+            // Where so much may be allocated until the next collection is due, a mutator need not report so little.
+            let before = heap.stats();
+            garbage(&m, k, 1000);
+            wipe_stack();
+            m.collect();
+            check_list(kept, 20_000);
+            let stats = heap.stats();
+            let freed = stats.last.cells_freed;
+            assert!((9_900..10_100).contains(&freed), "{freed} of 10,000");
+            let total = stats.allocated_total - before.allocated_total;
+            assert!((150_000..170_000).contains(&total), "{total} of 160,000");
+        },
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kinds, check_list, garbage, hazard, heap, list};
+use common::{Kinds, check_list, garbage, hazard, heap, kinds, list};
 use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -204,6 +204,50 @@ fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
                     }
                 }
                 panic!("no collection after {:?}", heap.stats());
+            });
+        },
+    );
+}
+
+#[test]
+fn a_child_gets_back_what_gone_threads_had_claimed() {
+    hazard(
+        "a_child_gets_back_what_gone_threads_had_claimed",
+        "claims-lost-in-child",
+        || {
+            // No collection falls due, so that there are claims at the fork.
+            let heap = Heap::builder().gc_percent(100_000).build().unwrap();
+            let k = kinds(&heap);
+            let (ready, done) = (std::sync::Barrier::new(5), AtomicBool::new(false));
+            let m = heap.attach().unwrap();
+            let kept = list(&m, k, 20_000);
+            m.collect();
+            let before = heap.stats().used_bytes;
+            std::thread::scope(|s| {
+                for _ in 0..4 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        for _ in 0..(20 << 20) / 1024 {
+                            // SAFETY: dies at once.
+                            unsafe { m.alloc(k.leaf, 1024).unwrap() };
+                        }
+                        m.blocking(|| ready.wait());
+                        while !done.load(Relaxed) {
+                            m.blocking(std::thread::yield_now);
+                        }
+                    });
+                }
+                m.blocking(|| ready.wait());
+                in_child(|| {
+                    (0..3).for_each(|_| assert!(m.collect() > 0));
+                    check_list(kept, 20_000);
+                    let after = heap.stats().used_bytes;
+                    assert!(
+                        after <= before,
+                        "{after} bytes are in use, and {before} would do"
+                    );
+                });
+                done.store(true, Relaxed);
             });
         },
     );

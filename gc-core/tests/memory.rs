@@ -2,10 +2,12 @@
 
 mod common;
 
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::hazard;
-use gc_core::{Encoding, Heap, Kind};
+use common::{hazard, kinds};
+use gc_core::{AllocError, Encoding, Heap, Kind};
 
 /// Bytes of the heap's address range that the system backs.
 fn backed(heap: &Heap) -> usize {
@@ -76,4 +78,54 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     }
     drop(mutator);
     heap
+}
+
+#[test]
+fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
+    hazard(
+        "what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit",
+        "claims-kept",
+        || {
+            const LIMIT: usize = 128 << 20;
+            let heap = Heap::builder().hard_limit(LIMIT as u64).build().unwrap();
+            let k = kinds(&heap);
+            let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    ready.wait();
+                    let m = heap.attach().unwrap();
+                    for _ in 0..(2200 << 10) / 1024 {
+                        // SAFETY: dies at once.
+                        unsafe { m.alloc(k.leaf, 1024).unwrap() };
+                    }
+                    m.blocking(|| ready.wait());
+                    while !done.load(Relaxed) {
+                        m.blocking(std::thread::yield_now);
+                    }
+                });
+                let m = heap.attach().unwrap();
+                let (mut list, mut cells) = (0usize, 0usize);
+                let error = loop {
+                    // In a heap of some size one claims more than it needs.
+                    if cells == LIMIT / 2 / 1024 {
+                        m.blocking(|| (ready.wait(), ready.wait()));
+                    }
+                    // SAFETY: the list's head is on the stack, and a cell's first words are an edge and a number.
+                    match unsafe { m.alloc(k.node, 1024) } {
+                        Ok(cell) => unsafe {
+                            cell.cast::<usize>().write(list);
+                            list = cell.as_ptr() as usize;
+                            cells += 1;
+                        },
+                        Err(error) => break error,
+                    }
+                };
+                done.store(true, Relaxed);
+                assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
+                let missed = LIMIT - cells * 1024;
+                assert!(missed <= 256 << 10, "{missed} bytes are nobody's");
+                std::hint::black_box(list);
+            });
+        },
+    );
 }

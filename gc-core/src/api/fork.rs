@@ -8,7 +8,7 @@
 //! the next one begins with a clear bitmap.
 //!
 //! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that gone threads owned or were
-//! sweeping go back to their sites' lists; what gone mutators were allocating is found dead by the next collection.
+//! sweeping go back to their sites' lists, and what they had claimed to the heap; what gone mutators were allocating is found dead by the next collection.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
@@ -89,11 +89,18 @@ unsafe fn child(data: *mut ()) {
         let mut contexts = shared.contexts.lock();
         let mut kept = None;
         for at in 0..contexts.high() {
-            match contexts.get(at) {
-                // The context of the thread that is left, which is attached.
-                Some(context) if context.owner == me => kept = Some(&*context.context),
-                // Never freed: its thread is gone.
-                _ => drop(contexts.take(at)),
+            // The context of the thread that is left, which is attached.
+            if let Some(context) = contexts.get(at)
+                && context.owner == me
+            {
+                kept = Some(&*context.context);
+                continue;
+            }
+            // Never freed: its thread is gone.
+            if let Some(gone) = contexts.take(at)
+                && !planted("claims-lost-in-child")
+            {
+                shared.space.unclaim(&(*gone.context).local.claim);
             }
         }
         drop(contexts);

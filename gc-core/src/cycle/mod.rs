@@ -331,6 +331,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             drop(std::io::stdout().lock());
         }
         let shared = self.shared;
+        self.gather();
         self.handed = shared.handed();
         // Relaxed: the collector's own.
         let before = shared.cells.load(Ordering::Relaxed);
@@ -638,6 +639,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         if shared.concurrent {
             self.log_stores(false);
         }
+        self.gather();
         let handed = shared.handed();
         // What was handed out during marking is black, whether it has been allocated yet or not.
         let born = handed.less(self.handed);
@@ -690,7 +692,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
             forced: self.forced,
         });
         shared.space.swap(self.stats.young, young_next);
-        self.settle_owned(young_next);
+        let mutators = self.settle_owned(young_next);
+        let room = shared.pace.goal().saturating_sub(shared.pace.kept());
+        shared.space.report_by(room, mutators);
         shared.old.set(found);
         self.resume();
         // ---- ... to here ---------------------------------------------------------------------------------------------------------
@@ -703,17 +707,31 @@ impl<'h, 'c> Cycle<'h, 'c> {
         stats.conservative_marked = self.scanned.conservative_marked;
         stats.exact_marked = self.scanned.exact_marked;
         shared.ledger.enter(self.stats, handed.bytes);
+        // Before those who wait for memory try again.
+        shared.unclaim();
         shared.requests.end(self.stats.number);
         Phase::Sweep
     }
 
-    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own.
-    fn settle_owned(&mut self, young_next: bool) {
+    /// In a stop: has all that was handed out reported.
+    fn gather(&mut self) {
         let shared = self.shared;
+        for mutator in self.stop().mutators() {
+            if let Some(context) = context_of(&mutator) {
+                shared.space.gather(&context.local);
+            }
+        }
+    }
+
+    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many mutators there are.
+    fn settle_owned(&mut self, young_next: bool) -> u64 {
+        let shared = self.shared;
+        let mut mutators = 0;
         for mutator in self.stop().mutators() {
             let Some(context) = context_of(&mutator) else {
                 continue;
             };
+            mutators += 1;
             if planted("runs-taken-back") {
                 shared.space.retire(&context.local);
             }
@@ -722,6 +740,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 unsafe { shared.space.keep_owned(&context.local) };
             }
         }
+        mutators
     }
 
     /// In the background, beside the mutators' own sweeping when they refill; left off as soon as the next collection is wanted, which

@@ -8,6 +8,8 @@
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
 
+use crossbeam_utils::CachePadded;
+
 use crate::fault::planted;
 use crate::mark::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
@@ -30,9 +32,20 @@ pub(crate) struct Pace {
     asked: AtomicBool,
     /// Mutators are to help where marking is behind.
     helping: AtomicBool,
+    line: Line,
+    /// Not beside what is read at every refill.
+    work: CachePadded<Work>,
+    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
+    memory_limit: u64,
+    /// What clocks count from.
+    epoch: Instant,
+}
+
+/// What is written again and again while a cycle marks.
+#[derive(Default)]
+struct Work {
     /// Mutators that have a marker in hand.
     hands: AtomicU64,
-    line: Line,
     /// Cells that the collector's threads have marked in this cycle.
     background: AtomicU64,
     /// Cells and bytes that mutators have.
@@ -40,10 +53,6 @@ pub(crate) struct Pace {
     helped_bytes: AtomicU64,
     /// Nanoseconds that they needed.
     help: AtomicU64,
-    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
-    memory_limit: u64,
-    /// What clocks count from.
-    epoch: Instant,
 }
 
 /// Cells that a mutator marks at a refill, under stress.
@@ -101,12 +110,8 @@ impl Pace {
             external: AtomicI64::new(0),
             asked: AtomicBool::new(false),
             helping: AtomicBool::new(false),
-            hands: AtomicU64::new(0),
             line: Line::default(),
-            background: AtomicU64::new(0),
-            helped_cells: AtomicU64::new(0),
-            helped_bytes: AtomicU64::new(0),
-            help: AtomicU64::new(0),
+            work: CachePadded::default(),
             memory_limit: policy.memory_limit.unwrap_or(u64::MAX),
             epoch: Instant::now(),
         };
@@ -192,8 +197,8 @@ impl Pace {
         if self.stress {
             return STRESS;
         }
-        let background = self.background.load(Ordering::Relaxed);
-        let done = background + self.helped_cells.load(Ordering::Relaxed);
+        let background = self.work.background.load(Ordering::Relaxed);
+        let done = background + self.work.helped_cells.load(Ordering::Relaxed);
         line.owed(used, done, bytes)
     }
 
@@ -206,30 +211,34 @@ impl Pace {
     #[must_use]
     pub(crate) fn help_begins(&self) -> bool {
         // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees that help is held, or the collector sees the hand.
-        self.hands.fetch_add(1, Ordering::SeqCst);
+        self.work.hands.fetch_add(1, Ordering::SeqCst);
         let may = self.helping.load(Ordering::SeqCst);
         if !may {
-            self.hands.fetch_sub(1, Ordering::Release);
+            self.work.hands.fetch_sub(1, Ordering::Release);
         }
         may
     }
 
     /// It has put the marker down, and what it had left into the queue.
     pub(crate) fn help_ends(&self, marked: Marked) {
-        self.helped_cells.fetch_add(marked.cells, Ordering::Relaxed);
-        self.helped_bytes.fetch_add(marked.bytes, Ordering::Relaxed);
+        self.work
+            .helped_cells
+            .fetch_add(marked.cells, Ordering::Relaxed);
+        self.work
+            .helped_bytes
+            .fetch_add(marked.bytes, Ordering::Relaxed);
         // Release pairs with the Acquire of `hands`: who sees the marker gone sees what it left.
-        self.hands.fetch_sub(1, Ordering::Release);
+        self.work.hands.fetch_sub(1, Ordering::Release);
     }
 
     /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
     pub(super) fn hands(&self) -> u64 {
-        self.hands.load(Ordering::SeqCst)
+        self.work.hands.load(Ordering::SeqCst)
     }
 
     /// It needed so long.
     pub(crate) fn help_took(&self, nanos: u64) {
-        self.help.fetch_add(nanos, Ordering::Relaxed);
+        self.work.help.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Nanoseconds since the heap was built.
@@ -242,7 +251,7 @@ impl Pace {
         let pacer = self.pacer.lock();
         self.line.store(pacer.plan().marking(used, cells));
         drop(pacer);
-        self.background.store(0, Ordering::Relaxed);
+        self.work.background.store(0, Ordering::Relaxed);
         self.asked.swap(true, Ordering::Relaxed)
     }
 
@@ -272,7 +281,7 @@ impl Pace {
 
     /// The collector's threads have marked so many cells by now.
     pub(super) fn progress(&self, cells: u64) {
-        self.background.store(cells, Ordering::Relaxed);
+        self.work.background.store(cells, Ordering::Relaxed);
     }
 
     /// What mutators have done, in the last stop of a cycle; it is forgotten, and nobody helps any more.
@@ -280,10 +289,10 @@ impl Pace {
         self.helping.store(false, Ordering::Relaxed);
         Help {
             marked: Marked {
-                cells: self.helped_cells.swap(0, Ordering::Relaxed),
-                bytes: self.helped_bytes.swap(0, Ordering::Relaxed),
+                cells: self.work.helped_cells.swap(0, Ordering::Relaxed),
+                bytes: self.work.helped_bytes.swap(0, Ordering::Relaxed),
             },
-            nanos: self.help.swap(0, Ordering::Relaxed),
+            nanos: self.work.help.swap(0, Ordering::Relaxed),
         }
     }
 
@@ -291,7 +300,7 @@ impl Pace {
     pub(crate) fn abandoned(&self) {
         self.take_help();
         // Whoever had a marker in hand is gone.
-        self.hands.store(0, Ordering::Relaxed);
+        self.work.hands.store(0, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
     }
 
@@ -358,7 +367,7 @@ mod tests {
                 // SAFETY: no collection happens.
                 unsafe { m.alloc(filler, 1024) }.unwrap();
             }
-            pace.help.swap(0, Ordering::Relaxed)
+            pace.work.help.swap(0, Ordering::Relaxed)
         };
         let might = pace.hold_help();
         assert_eq!((might, helped_for()), (true, 0));

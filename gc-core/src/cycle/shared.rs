@@ -138,6 +138,18 @@ impl Shared {
         running
     }
 
+    /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of stops.
+    pub(super) fn unclaim(&self) {
+        let mut contexts = self.contexts.lock();
+        for at in 0..contexts.high() {
+            if let Some(attached) = contexts.get(at) {
+                // SAFETY: a mutator takes its record out, under this lock, before it frees it.
+                self.space
+                    .unclaim(unsafe { &(*attached.context).local.claim });
+            }
+        }
+    }
+
     /// How many cells wait to be finalized or dropped.
     pub(super) fn ready(&self) -> u64 {
         self.finalizers.waiting() + self.drops.waiting()

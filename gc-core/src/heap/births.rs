@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crossbeam_utils::CachePadded;
+
 use super::{Bitmap, Class, GRANULE, MapError, Space, UNIT, WORDS_PER_UNIT};
 use crate::fault::planted;
 use crate::mapped::Mapped;
@@ -23,8 +25,8 @@ const RANGE: usize = 1;
 /// See the module's head. Mutators add to it under `no_preempt` while marking; the collector reads it in the next cycle.
 pub(crate) struct Births {
     entries: Mapped<AtomicUsize>,
-    /// Entries that were asked for, also in vain.
-    len: AtomicUsize,
+    /// Entries that were asked for, also in vain. Not beside what is read at every refill.
+    len: CachePadded<AtomicUsize>,
     peak: AtomicUsize,
     /// They are written down: the next collection might be young. Changes in stops.
     noting: AtomicBool,
@@ -38,7 +40,7 @@ impl Births {
         let entries = if planted("few-births") { 3 } else { entries };
         Ok(Births {
             entries: Mapped::reserve(2 * entries, 2)?,
-            len: AtomicUsize::new(0),
+            len: CachePadded::default(),
             peak: AtomicUsize::new(0),
             noting: AtomicBool::new(false),
         })

@@ -153,7 +153,7 @@ impl Space {
             self.births.note_range(first * UNIT / GRANULE, 1);
         }
         self.large.lists.lock().swept.push(self.records(), first);
-        self.handed.add(1, units * UNIT);
+        self.hand(1, units * UNIT);
         self.units().set(first, Unit::Large { distance: 0 });
         // SAFETY: the address range does not begin at zero.
         unsafe { NonNull::new_unchecked((self.base() + first * UNIT) as *mut u8) }

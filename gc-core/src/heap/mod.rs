@@ -17,7 +17,9 @@
 mod ahead;
 mod births;
 mod bitmap;
+mod claims;
 mod classes;
+mod handed;
 mod large;
 pub(crate) mod map;
 mod release;
@@ -28,7 +30,7 @@ mod units;
 mod walk;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
@@ -41,14 +43,17 @@ use ahead::Ahead;
 use births::Births;
 pub(crate) use bitmap::{Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
+use handed::Handed;
 use large::LargeObjects;
 use map::{Map, Table};
 use sites::Sites;
 use spans::{Dirty, Records, Spans};
 use units::Units;
 
+pub(crate) use claims::Claim;
 pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
 pub use classes::{GRANULE, MAX_SMALL, UNIT};
+pub(crate) use handed::Own;
 pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
 pub(crate) use release::Trickle;
@@ -251,32 +256,6 @@ impl Range {
     }
 }
 
-/// What was handed out in runs and large objects, less what was given back. Hints for pacing and reports: Relaxed.
-///
-/// Signed: a tail that was handed out before the last swap may come back after it.
-#[derive(Debug, Default)]
-pub(crate) struct Handed {
-    cells: AtomicI64,
-    bytes: AtomicI64,
-}
-
-impl Handed {
-    pub(crate) fn add(&self, cells: usize, bytes: usize) {
-        self.cells.fetch_add(cells as i64, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
-        self.cells.fetch_sub(cells as i64, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn reset(&self) {
-        self.cells.store(0, Ordering::Relaxed);
-        self.bytes.store(0, Ordering::Relaxed);
-    }
-}
-
 /// One heap's memory.
 pub struct Space {
     range: Range,
@@ -298,7 +277,9 @@ pub struct Space {
     /// Weak cells and ephemerons that markers meet.
     pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
-    pub(crate) handed: CachePadded<Handed>,
+    handed: CachePadded<Handed>,
+    /// Bytes that a mutator may have been handed and not reported. Changes in stops.
+    report_at: AtomicU64,
     /// Spans and large objects that nobody has looked at since the last swap.
     pub(crate) unswept: CachePadded<AtomicUsize>,
     /// The site that the background sweep is at.
@@ -375,6 +356,7 @@ impl Space {
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),
+            report_at: AtomicU64::new(0),
             unswept: CachePadded::default(),
             sweep_site: AtomicUsize::new(0),
             clear_chunk: AtomicUsize::new(0),
@@ -409,16 +391,6 @@ impl Space {
     /// The address range, in bytes. It may be smaller than what was asked for.
     pub fn reserved(&self) -> std::ops::Range<usize> {
         self.range.base..self.range.base + self.len
-    }
-
-    /// Bytes handed out in runs and large objects since [`Space::end_marking`].
-    pub fn allocated_since(&self) -> u64 {
-        self.handed.bytes.load(Ordering::Relaxed).max(0) as u64
-    }
-
-    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given back.
-    pub fn cells_since(&self) -> i64 {
-        self.handed.cells.load(Ordering::Relaxed)
     }
 
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
@@ -673,7 +645,7 @@ impl Space {
             .store(spans + self.unswept_large(), Ordering::Relaxed);
     }
 
-    /// Takes units for a span or a large object: the first, and whether all of them are known to be zero.
+    /// Takes units for a large object: the first, and whether all of them are known to be zero.
     pub(crate) fn take_units(&self, units: usize) -> Result<(usize, bool), NoSpan> {
         let first = self
             .spans

@@ -234,6 +234,11 @@ impl Spans {
         self.used
     }
 
+    /// Units that the limit leaves.
+    pub(crate) fn room(&self) -> usize {
+        self.limit.saturating_sub(self.used)
+    }
+
     /// The most units in use since this was called last.
     pub(crate) fn take_peak(&mut self) -> usize {
         std::mem::replace(&mut self.peak, self.used)
@@ -250,28 +255,62 @@ impl Spans {
         dirty: &Dirty,
         units: usize,
     ) -> Result<usize, NoSpan> {
-        if units > self.limit.saturating_sub(self.used) {
+        let (first, _) = self.take_some(records, dirty, units, units)?;
+        Ok(first)
+    }
+
+    /// Takes at least `least` units, and up to `most` if more lie there in one piece and in the same chunk, whole multiples of `least`; the first of
+    /// them and how many.
+    pub(crate) fn take_some(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        least: usize,
+        most: usize,
+    ) -> Result<(usize, usize), NoSpan> {
+        if least > self.room() {
             return Err(NoSpan::Limit);
         }
-        let first = match self.find(records, units) {
+        let most = most.min(self.room());
+        let part = |first: usize, whole: usize| {
+            let chunk_end = (first + 1).next_multiple_of(CHUNK_UNITS);
+            let some = most.min(whole).min(chunk_end - first);
+            (some / least * least).max(least)
+        };
+        let (first, units) = match self.find(records, least) {
             Some(first) => {
                 let whole = self.unlink(records, first);
+                let units = part(first, whole);
                 if whole > units {
                     self.link(records, dirty, first + units, whole - units);
                 }
                 self.free_dirty -= dirty.count(first, units);
-                first
+                (first, units)
             }
-            None if units <= self.end - self.top => {
+            None if least <= self.end - self.top => {
+                let first = self.top;
+                let units = part(first, self.end - first);
                 self.top += units;
-                self.top - units
+                (first, units)
             }
             None => return Err(NoSpan::Exhausted),
         };
         self.used += units;
         self.peak = self.peak.max(self.used);
         self.tag(records, first, units, State::InUse);
-        Ok(first)
+        Ok((first, units))
+    }
+
+    /// Gives a stretch back that was not used: its dirty bits say what it is like.
+    pub(crate) fn put_back_used(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        first: usize,
+        units: usize,
+    ) {
+        self.used -= units;
+        self.put_back(records, dirty, first, units);
     }
 
     /// Frees units that were never taken: the next ones, of which there are as many. Their dirty bits are set already. In one step, so that
