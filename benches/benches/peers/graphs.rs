@@ -7,7 +7,7 @@ use benches::peers::results;
 use benches::peers::workshop::Program;
 use gc_test_harness::lab::{concurrent, mark};
 
-use crate::bench::{Bench, LIMIT, OURS, ours, warm};
+use crate::bench::{Bench, LIMIT, OURS, ours, settle, warm};
 
 /// One marker over the whole graph.
 pub fn mark_row(bench: &mut Bench) {
@@ -178,7 +178,6 @@ struct Pauses {
 }
 
 fn our_pauses(mib: u32, cycles: u32, touched: bool) -> Result<Pauses, String> {
-    warm(mib * PEAK + 512)?;
     let mut program = ours("concurrent");
     if touched {
         // All that it will use, but not all that there is.
@@ -204,7 +203,6 @@ fn our_pauses(mib: u32, cycles: u32, touched: bool) -> Result<Pauses, String> {
 }
 
 fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String> {
-    warm(mib * PEAK + 512)?;
     let command = program.clone().with("GODEBUG", "gctrace=1");
     let ran = run(command.command(&[mib, cycles]), true)?;
     let longest: Vec<f64> = go_cycles(&ran.stderr)
@@ -247,7 +245,7 @@ pub fn pauses_row(bench: &mut Bench) {
             1 => (5, 1),
             16 => (concurrent::CYCLES, usize::MAX),
             2048.. => (10, 1),
-            1024.. => (concurrent::CYCLES, 3),
+            1024.. => (concurrent::CYCLES, usize::MAX),
             _ => (100, usize::MAX),
         };
         let work = format!("graph of {mib} MiB, changed while marked");
@@ -256,13 +254,20 @@ pub fn pauses_row(bench: &mut Bench) {
             continue;
         }
         let turns = bench.turns(5).min(most_turns);
+        let scale = bench.scale;
         let mut pieces = Vec::new();
         for (name, touched) in [(OURS, false), (TOUCHED, true)] {
-            let piece = move || our_pauses(mib, cycles, touched);
+            let piece = move || {
+                settle(scale);
+                our_pauses(mib, cycles, touched)
+            };
             pieces.push((name.to_owned(), Box::new(piece) as Piece<'_, Pauses>));
         }
         for (name, program) in &peers {
-            let piece = move || go_pauses(program, mib, cycles);
+            let piece = move || {
+                settle(scale);
+                go_pauses(program, mib, cycles)
+            };
             pieces.push((name.clone(), Box::new(piece)));
         }
         let runs = alternate(turns, false, pieces).unwrap_or_else(|why| panic!("{why}"));

@@ -22,7 +22,8 @@
 //! bdwgc runs a second time as near to Urge as it can be set (`bdwgc, exact sizes`).
 //!
 //! Before each process as much memory is touched and given back as it will need, so that none waits for a virtual
-//! machine's host to find some (`gclab warm` says more). Each row's results are written when it has ended.
+//! machine's host to find some (`gclab warm` says more); but not before the runs whose stops are measured, which wait for quiet instead
+//! ([`bench::settle`]). Each row's results are written when it has ended.
 
 mod bench;
 mod graphs;

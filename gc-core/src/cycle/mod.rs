@@ -724,7 +724,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     }
 
     /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many mutators there are.
-    fn settle_owned(&mut self, young_next: bool) -> u64 {
+    fn settle_owned(&mut self, young_next: bool) -> usize {
         let shared = self.shared;
         let mut mutators = 0;
         for mutator in self.stop().mutators() {

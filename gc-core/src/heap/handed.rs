@@ -63,9 +63,10 @@ impl Space {
     }
 
     /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators.
-    pub(crate) fn report_by(&self, room: u64, mutators: u64) {
-        let at = (room / PART / mutators.max(1)).min(MOST);
+    pub(crate) fn report_by(&self, room: u64, mutators: usize) {
+        let at = (room / PART / mutators.max(1) as u64).min(MOST);
         self.report_at.store(at, Ordering::Relaxed);
+        self.mutators.store(mutators, Ordering::Relaxed);
     }
 
     /// Somebody was handed so much, and it is reported at once.

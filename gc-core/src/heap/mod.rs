@@ -278,8 +278,9 @@ pub struct Space {
     pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
     handed: CachePadded<Handed>,
-    /// Bytes that a mutator may have been handed and not reported. Changes in stops.
+    /// Bytes that a mutator may have been handed and not reported, and how many mutators there are. Both change in stops, and may be old.
     report_at: AtomicU64,
+    mutators: AtomicUsize,
     /// Spans and large objects that nobody has looked at since the last swap.
     pub(crate) unswept: CachePadded<AtomicUsize>,
     /// The site that the background sweep is at.
@@ -357,6 +358,7 @@ impl Space {
             weak: WeakWork::new(bytes as usize)?,
             handed: CachePadded::default(),
             report_at: AtomicU64::new(0),
+            mutators: AtomicUsize::new(0),
             unswept: CachePadded::default(),
             sweep_site: AtomicUsize::new(0),
             clear_chunk: AtomicUsize::new(0),

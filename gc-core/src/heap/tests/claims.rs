@@ -102,6 +102,22 @@ fn who_allocates_little_claims_little_and_a_small_heap_nothing() {
 }
 
 #[test]
+fn many_mutators_claim_no_more_together_than_two() {
+    let two = Two::new(128 << 20, roomy());
+    let claimed = |mutators| {
+        two.toy.space.report_by(0, mutators);
+        let before = two.toy.space.used_bytes() as usize;
+        (0..40).for_each(|_| drop(two.span(false).unwrap()));
+        // What is in use beside these is claimed.
+        let used = two.toy.space.used_bytes() as usize - before;
+        two.toy.space.unclaim(&two.toy.runs.claim);
+        used.saturating_sub(40 * SPAN)
+    };
+    assert!(claimed(2) >= 16 * SPAN);
+    assert_eq!(claimed(1000), 0);
+}
+
+#[test]
 fn what_is_given_back_is_as_clean_as_it_was_and_the_next_claim_is_smaller() {
     let two = Two::new(128 << 20, roomy());
     let used = || two.toy.space.used_bytes() as usize;
