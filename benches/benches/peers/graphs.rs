@@ -245,7 +245,7 @@ pub fn pauses_row(bench: &mut Bench) {
             1 => (5, 1),
             16 => (concurrent::CYCLES, usize::MAX),
             2048.. => (10, 1),
-            1024.. => (concurrent::CYCLES, usize::MAX),
+            1024.. => (concurrent::CYCLES, 3),
             _ => (100, usize::MAX),
         };
         let work = format!("graph of {mib} MiB, changed while marked");
