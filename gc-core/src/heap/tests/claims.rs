@@ -107,7 +107,9 @@ fn many_mutators_claim_no_more_together_than_two() {
     let claimed = |mutators| {
         two.toy.space.report_by(0, mutators);
         let before = two.toy.space.used_bytes() as usize;
-        (0..40).for_each(|_| drop(two.span(false).unwrap()));
+        for _ in 0..40 {
+            two.span(false).unwrap();
+        }
         // What is in use beside these is claimed.
         let used = two.toy.space.used_bytes() as usize - before;
         two.toy.space.unclaim(&two.toy.runs.claim);
@@ -121,7 +123,9 @@ fn many_mutators_claim_no_more_together_than_two() {
 fn what_is_given_back_is_as_clean_as_it_was_and_the_next_claim_is_smaller() {
     let two = Two::new(128 << 20, roomy());
     let used = || two.toy.space.used_bytes() as usize;
-    (0..40).for_each(|_| drop(two.span(false).unwrap()));
+    for _ in 0..40 {
+        two.span(false).unwrap();
+    }
     let before = used();
     let dirty = two.toy.space.spans.lock().free_dirty();
     two.toy.space.unclaim(&two.toy.runs.claim);
@@ -144,7 +148,10 @@ fn what_one_mutator_claimed_others_have_once_it_is_given_back() {
         ..roomy()
     };
     let two = Two::new(128 << 20, config);
-    let spans = (0..40).map(|_| two.span(false).unwrap()).count();
+    let spans = 40;
+    for _ in 0..spans {
+        two.span(false).unwrap();
+    }
     let fill = || std::iter::from_fn(|| two.span(true).ok()).count();
     let first = fill();
     let claimed = LIMIT - (128 << 20) - (spans + first) * SPAN;
