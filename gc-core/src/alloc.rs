@@ -4,10 +4,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::planted;
-use crate::heap::Own as Unreported;
 use crate::heap::SiteError;
 use crate::heap::map::{MapError, Table};
-use crate::heap::{Claim, Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, take_first_run};
+use crate::heap::{
+    Claim, Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, Unreported, take_first_run,
+};
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
 
@@ -173,7 +174,7 @@ pub struct Runs {
     /// Cells handed out since the last collection that was due, for `collect_every`.
     handed: AtomicU64,
     /// Cells that were handed out and not reported.
-    unreported: Unreported,
+    pub(crate) unreported: Unreported,
     /// Where its next spans lie.
     pub(crate) claim: Claim,
 }
@@ -611,11 +612,6 @@ impl Space {
             tails.bytes += (tail.cells() * tail.class.size as usize) as u64;
         }
         tails
-    }
-
-    /// In a stop: the collector counts what the mutator was handed.
-    pub(crate) fn gather(&self, runs: &Runs) {
-        self.report(&runs.unreported);
     }
 
     /// World stopped: calls `f` with the address of each cell that a mutator has and its program has not.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Kinds, check_list, garbage, hazard, heap, kinds, list};
+use common::{Kinds, check_list, garbage, hazard, heap, kinds, list, sit_idle};
 use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -110,10 +110,7 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
                             // SAFETY: dies at once.
                             unsafe { m.alloc(k.leaf, size).unwrap() };
                         }
-                        m.blocking(|| ready.wait());
-                        while !done.load(Relaxed) {
-                            m.blocking(std::thread::yield_now);
-                        }
+                        sit_idle(&m, &ready, &done);
                     });
                 }
                 ready.wait();
@@ -231,10 +228,7 @@ fn a_child_gets_back_what_gone_threads_had_claimed() {
                             // SAFETY: dies at once.
                             unsafe { m.alloc(k.leaf, 1024).unwrap() };
                         }
-                        m.blocking(|| ready.wait());
-                        while !done.load(Relaxed) {
-                            m.blocking(std::thread::yield_now);
-                        }
+                        sit_idle(&m, &ready, &done);
                     });
                 }
                 m.blocking(|| ready.wait());

@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::{hazard, kinds};
+use common::{hazard, kinds, sit_idle};
 use gc_core::{AllocError, Encoding, Heap, Kind};
 
 /// Bytes of the heap's address range that the system backs.
@@ -98,10 +98,7 @@ fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
                         // SAFETY: dies at once.
                         unsafe { m.alloc(k.leaf, 1024).unwrap() };
                     }
-                    m.blocking(|| ready.wait());
-                    while !done.load(Relaxed) {
-                        m.blocking(std::thread::yield_now);
-                    }
+                    sit_idle(&m, &ready, &done);
                 });
                 let m = heap.attach().unwrap();
                 let (mut list, mut cells) = (0usize, 0usize);

@@ -694,7 +694,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         shared.space.swap(self.stats.young, young_next);
         let mutators = self.settle_owned(young_next);
         let room = shared.pace.goal().saturating_sub(shared.pace.kept());
-        shared.space.report_by(room, mutators);
+        shared.space.foresee(room, mutators);
         shared.old.set(found);
         self.resume();
         // ---- ... to here ---------------------------------------------------------------------------------------------------------
@@ -718,7 +718,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let shared = self.shared;
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
-                shared.space.gather(&context.local);
+                shared.space.report(&context.local.unreported);
             }
         }
     }

@@ -2,9 +2,9 @@
 //!
 //! One count for all would be written at each refill, every 8 KiB, by every mutator, and read at each one, too: a cache line that travels from
 //! processor to processor twice a refill. In `gclab trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the two
-//! processors. So each mutator keeps its own ([`Own`]) and reports it when it has come to something; no time is saved that could be told from
+//! processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come to something; no time is saved that could be told from
 //! the noise where there are two of them (1.305 s without and 1.29 s with, medians of six pairs), but it would grow with each one more. What is not reported
-//! yet is at most a 1,024th of what may be allocated until the next goal, all mutators together ([`Space::report_by`]); in small heaps, nothing.
+//! yet is at most a 1,024th of what may be allocated until the next goal, all mutators together ([`Space::foresee`]); in small heaps, nothing.
 //! Both stops of a cycle have all of it reported.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -23,7 +23,7 @@ pub(super) struct Handed {
 
 /// What one mutator was handed and has not reported. Written by it under `no_preempt`, and by the collector while it is stopped: Relaxed.
 #[derive(Debug, Default)]
-pub(crate) struct Own {
+pub(crate) struct Unreported {
     cells: AtomicU64,
     bytes: AtomicU64,
 }
@@ -37,21 +37,18 @@ const MOST: u64 = 256 << 10;
 impl Space {
     /// A mutator was handed so much.
     #[inline]
-    pub(crate) fn hand_out(&self, own: &Own, cells: usize, bytes: usize) {
+    pub(crate) fn hand_out(&self, own: &Unreported, cells: usize, bytes: usize) {
         let cells = own.cells.load(Ordering::Relaxed) + cells as u64;
         let bytes = own.bytes.load(Ordering::Relaxed) + bytes as u64;
+        own.cells.store(cells, Ordering::Relaxed);
+        own.bytes.store(bytes, Ordering::Relaxed);
         if bytes > self.report_at.load(Ordering::Relaxed) {
-            own.cells.store(0, Ordering::Relaxed);
-            own.bytes.store(0, Ordering::Relaxed);
-            self.hand(cells as usize, bytes as usize);
-        } else {
-            own.cells.store(cells, Ordering::Relaxed);
-            own.bytes.store(bytes, Ordering::Relaxed);
+            self.report(own);
         }
     }
 
     /// Reports what was not yet. By the mutator under `no_preempt`, or while it is stopped.
-    pub(crate) fn report(&self, own: &Own) {
+    pub(crate) fn report(&self, own: &Unreported) {
         if planted("unreported-cells") {
             return;
         }
@@ -64,8 +61,9 @@ impl Space {
         }
     }
 
-    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators.
-    pub(crate) fn report_by(&self, room: u64, mutators: usize) {
+    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each may leave unreported follows from that, and
+    /// what it may claim.
+    pub(crate) fn foresee(&self, room: u64, mutators: usize) {
         let at = (room / PART / mutators.max(1) as u64).min(MOST);
         self.report_at.store(at, Ordering::Relaxed);
         self.mutators.store(mutators, Ordering::Relaxed);
@@ -116,11 +114,11 @@ mod tests {
     #[test]
     fn a_small_heap_knows_all_and_a_large_one_misses_a_thousandth() {
         let space = space();
-        let (one, two) = (Own::default(), Own::default());
+        let (one, two) = (Unreported::default(), Unreported::default());
         space.hand_out(&one, 512, 8192);
         assert_eq!((space.cells_since(), space.allocated_since()), (512, 8192));
         const ROOM: u64 = 100 << 20;
-        space.report_by(ROOM, 2);
+        space.foresee(ROOM, 2);
         let (mut handed, mut reports) = (8192, 0);
         for _ in 0..1000 {
             for own in [&one, &two] {
@@ -138,7 +136,7 @@ mod tests {
         }
         assert_eq!(space.allocated_since(), handed);
         assert_eq!(space.cells_since() as u64, handed / 16);
-        space.report_by(8 << 20, 2);
+        space.foresee(8 << 20, 2);
         space.hand_out(&one, 512, 8192);
         assert_eq!(space.allocated_since(), handed + 8192);
     }

@@ -53,7 +53,7 @@ use units::Units;
 pub(crate) use claims::Claim;
 pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
 pub use classes::{GRANULE, MAX_SMALL, UNIT};
-pub(crate) use handed::Own;
+pub(crate) use handed::Unreported;
 pub use large::{LargeReservation, LargeStep};
 pub use map::MapError;
 pub(crate) use release::Trickle;

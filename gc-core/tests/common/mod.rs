@@ -8,6 +8,8 @@ use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::ptr::NonNull;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
@@ -88,6 +90,16 @@ pub fn garbage(m: &Mutator, k: Kinds, n: usize) {
     for _ in 0..n {
         std::hint::black_box(list(m, k, 10));
     }
+}
+
+/// Says so at `ready`, and does nothing, as a mutator, until `done`.
+pub fn sit_idle(m: &Mutator, ready: &Barrier, done: &AtomicBool) {
+    m.blocking(|| {
+        ready.wait();
+        while !done.load(Relaxed) {
+            std::thread::yield_now();
+        }
+    });
 }
 
 /// Overwrites what earlier calls have left on the stack below.

@@ -105,7 +105,7 @@ fn who_allocates_little_claims_little_and_a_small_heap_nothing() {
 fn many_mutators_claim_no_more_together_than_two() {
     let two = Two::new(128 << 20, roomy());
     let claimed = |mutators| {
-        two.toy.space.report_by(0, mutators);
+        two.toy.space.foresee(0, mutators);
         let before = two.toy.space.used_bytes() as usize;
         for _ in 0..40 {
             two.span(false).unwrap();
