@@ -107,8 +107,9 @@ fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
                     if cells == LIMIT / 2 / 1024 {
                         m.blocking(|| (ready.wait(), ready.wait()));
                     }
-                    // SAFETY: the list's head is on the stack, and a cell's first words are an edge and a number.
+                    // SAFETY: the list's head is on the stack.
                     match unsafe { m.alloc(k.node, 1024) } {
+                        // SAFETY: fresh; a cell's first words are an edge and a number.
                         Ok(cell) => unsafe {
                             cell.cast::<usize>().write(list);
                             list = cell.as_ptr() as usize;
