@@ -27,6 +27,7 @@ impl Space {
         );
         // Ordering: Relaxed. Mutators see it through their resumption.
         self.marking.store(true, Ordering::Relaxed);
+        self.far.store(self.is_far(), Ordering::Relaxed);
         self.births.begin(notes_births);
     }
 

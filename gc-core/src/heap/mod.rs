@@ -265,6 +265,8 @@ pub struct Space {
     pub(crate) role: AtomicUsize,
     /// Refills mark what they hand out. Changes only while the world is stopped.
     pub(crate) marking: AtomicBool,
+    /// Markers ask for unit words ahead. Changes only while the world is stopped.
+    pub(crate) far: AtomicBool,
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<Mutex<Spans>>,
@@ -344,6 +346,7 @@ impl Space {
             len: bytes as usize,
             role: AtomicUsize::new(0),
             marking: AtomicBool::new(false),
+            far: AtomicBool::new(false),
             kinds,
             sites,
             spans: CachePadded::new(Mutex::new(Spans::new(
@@ -393,6 +396,11 @@ impl Space {
     /// The address range, in bytes. It may be smaller than what was asked for.
     pub fn reserved(&self) -> std::ops::Range<usize> {
         self.range.base..self.range.base + self.len
+    }
+
+    /// Are there so many unit words that it pays to ask for each one ahead? Takes the heap's lock.
+    pub(crate) fn is_far(&self) -> bool {
+        units::are_far(self.top())
     }
 
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.

@@ -303,6 +303,21 @@ fn a_word_past_the_end_keeps_its_cell_only_where_configured() {
 }
 
 #[test]
+fn unit_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
+    let mut toy = Toy::new(SpaceConfig {
+        reserve: 4 << 30,
+        ..SpaceConfig::default()
+    });
+    let kind = leaf(&toy);
+    toy.collect(&[]);
+    assert!(!toy.space.far.load(Ordering::Relaxed));
+    // Its memory is not touched.
+    toy.space.reserve_large(&toy.runs, kind, 2 << 30).unwrap();
+    toy.mark(&[]);
+    assert!(toy.space.far.load(Ordering::Relaxed));
+}
+
+#[test]
 fn a_large_object_is_invisible_until_it_is_published() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);

@@ -11,11 +11,22 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::classes::UNIT;
 use super::map::{MapError, Table};
 use crate::kind::KindId;
 
 /// The most units an address range can have: a large object's distance has 30 bits.
 pub(crate) const MAX_UNITS: usize = 1 << 30;
+
+/// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at random over more, cells are marked sooner when each word
+/// is asked for ahead, together with the mark bit (`gclab mark MIB --concurrent`, seconds of a cycle's marking, medians, runs in alternation): 4 GiB of cells on 12 12.5 and 7.9 (two
+/// runs), 1 GiB on 5 1.72 and 1.35, 256 MiB on 1 0.28 and 0.26 (three each). Where cells lie in the order in which they are met it costs 2 %.
+const FAR: usize = (2 << 30) / UNIT;
+
+/// Do markers ask for words ahead in a heap that reaches so far?
+pub(super) fn are_far(units: usize) -> bool {
+    units > FAR
+}
 
 /// What a unit's word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +98,12 @@ impl Units {
     pub(crate) fn word(&self, unit: usize) -> &AtomicU32 {
         // SAFETY: callers pass units of the address range; zeroed memory is a valid AtomicU32.
         unsafe { &*self.words.at(unit) }
+    }
+
+    /// Asks for a unit's word.
+    #[inline(always)]
+    pub(crate) fn prefetch(&self, unit: usize) {
+        crate::mark::prefetch(self.words.at(unit) as usize);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 //! An edge goes through two rings, each long enough for a cache line to arrive meanwhile (prefetching on the way from
 //! a FIFO behind the mark stack: Cher, Hosking and Vitek 2004; OCaml's `prefetch_buffer`):
 //!
-//! 1. *found*: its mark word is prefetched, and it waits in the edge ring;
+//! 1. *found*: its mark word is prefetched (in a heap of some GiB its unit's word, too), and it waits in the edge ring;
 //! 2. *marked*: its bit is tested and set; if it was clear and the kind has edges, the cell goes to the queue;
 //! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the cell ring;
 //! 4. its words are read, and each edge begins at 1.
@@ -229,6 +229,8 @@ struct Core<'a> {
     grey_class: usize,
     grey_kind: KindId,
     marked: Marked,
+    /// See [`Space::is_far`].
+    far: bool,
     /// No other thread sets mark bits meanwhile, so an atomic `or` would be wasted.
     alone: bool,
     /// Where the cells are written down that are marked at once: in stop 1, those that roots name.
@@ -249,6 +251,9 @@ impl<'a> Core<'a> {
             return;
         }
         self.marks.prefetch(offset);
+        if self.far {
+            self.space.units().prefetch(offset / UNIT);
+        }
         if let Some(oldest) = self.edges.exchange(offset) {
             self.mark_soon(oldest);
         }
@@ -568,6 +573,7 @@ impl<'a> Marker<'a> {
                 grey_class: 0,
                 grey_kind: KindId(0),
                 marked: Marked::default(),
+                far: space.far.load(Ordering::Relaxed),
                 alone: false,
                 record: None,
             },
