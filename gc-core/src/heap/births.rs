@@ -150,7 +150,7 @@ mod tests {
         let mut expected = vec![true; 8 * UNIT / GRANULE];
         let fill = |bits: &Bitmap| {
             (0..8 * WORDS_PER_UNIT).for_each(|w| {
-                bits.set_word(w, u64::MAX);
+                bits.word(w).store(u64::MAX, Ordering::Relaxed);
             })
         };
         fill(&bits);

@@ -38,6 +38,11 @@ impl Bitmap {
         self.words.addresses()
     }
 
+    /// Where the words are.
+    pub(crate) fn words(&self) -> *const AtomicU64 {
+        self.words.at(0)
+    }
+
     #[inline(always)]
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
         // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid AtomicU64.
@@ -51,14 +56,6 @@ impl Bitmap {
         // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers that use them only to skip
         // work.
         self.word(granule / 64).load(Ordering::Relaxed) & (1 << (granule % 64)) != 0
-    }
-
-    /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that they wait for one.
-    #[inline(always)]
-    pub(crate) fn test_now(&self, offset: usize) -> bool {
-        let granule = offset / GRANULE;
-        // Ordering: SeqCst pairs with `set_word`; a plain load on this architecture.
-        self.word(granule / 64).load(Ordering::SeqCst) & (1 << (granule % 64)) != 0
     }
 
     /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked cells, and a locked
@@ -78,39 +75,10 @@ impl Bitmap {
         (granule / 64, 1 << (granule % 64))
     }
 
-    /// Sets bits of a word; those of them that were clear.
-    #[inline(always)]
-    pub(crate) fn set_word(&self, index: usize, bits: u64) -> u64 {
-        // Ordering: SeqCst, which costs nothing on this architecture: whoever waits for a key looks at its bit by `test_now`, and whoever sets
-        // the bit looks who waits (the argument is in `weak/waiting.rs`).
-        bits & !self.word(index).fetch_or(bits, Ordering::SeqCst)
-    }
-
-    /// As [`Bitmap::set_word`], where no other thread changes bits of this bitmap meanwhile.
-    #[inline(always)]
-    pub(crate) fn set_word_alone(&self, index: usize, bits: u64) -> u64 {
-        let word = self.word(index);
-        let before = word.load(Ordering::Relaxed);
-        word.store(before | bits, Ordering::Relaxed);
-        bits & !before
-    }
-
     /// Asks for the cache line of a bit that will be tested soon.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {
         crate::mark::prefetch(self.words.at(offset / GRANULE / 64) as usize);
-    }
-
-    /// The bits of a unit, a word after the other: the first granule's number in the unit, and the bits from there on.
-    #[inline]
-    pub(crate) fn words_of(&self, unit: usize) -> impl Iterator<Item = (usize, u64)> + '_ {
-        (0..WORDS_PER_UNIT).map(move |word| {
-            // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was cleared.
-            let bits = self
-                .word(unit * WORDS_PER_UNIT + word)
-                .load(Ordering::SeqCst);
-            (word * 64, bits)
-        })
     }
 
     /// Clears bits of a word, where nobody else changes it.

@@ -36,6 +36,7 @@
 //! A second bitmap, a queue's flag a block and the visits of blocks with a few cells cost more than order in memory saves, for prefetching has
 //! hidden most of what there was to save.
 
+mod bits;
 mod budget;
 pub(crate) mod crew;
 mod entry;
@@ -56,6 +57,7 @@ use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
 
+use bits::Bits;
 use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
 use entry::Entry;
 pub use marked::Marked;
@@ -218,7 +220,7 @@ struct Core<'a> {
     space: &'a Space,
     base: usize,
     len: usize,
-    marks: &'a Bitmap,
+    marks: Bits<'a>,
     hand: Hand<'a>,
     edges: Ring<EDGES>,
     cells: Ring<CELLS>,
@@ -252,6 +254,7 @@ impl<'a> Core<'a> {
         }
         self.marks.prefetch(offset);
         if self.far {
+            core::hint::cold_path(); // memory is what such a heap waits for; a small one falls through
             self.space.units().prefetch(offset / UNIT);
         }
         if let Some(oldest) = self.edges.exchange(offset) {
@@ -564,7 +567,7 @@ impl<'a> Marker<'a> {
                 space,
                 base: space.base(),
                 len: space.len(),
-                marks: space.marked_bits(),
+                marks: Bits::new(space.marked_bits()),
                 hand: Hand::new(queue),
                 edges: Ring::new(),
                 cells: Ring::new(),
@@ -573,6 +576,7 @@ impl<'a> Marker<'a> {
                 grey_class: 0,
                 grey_kind: KindId(0),
                 marked: Marked::default(),
+                // Relaxed: the stop orders it, and a late look costs time only.
                 far: space.far.load(Ordering::Relaxed),
                 alone: false,
                 record: None,
