@@ -32,6 +32,8 @@ pub struct HeapStats {
     pub collections: u64,
     /// Of these, young ones.
     pub young_collections: u64,
+    /// What the last one freed is still being looked for, in the background and by whoever allocates: its processor time is not over.
+    pub sweeping: bool,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.

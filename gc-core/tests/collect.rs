@@ -38,6 +38,23 @@ fn freed_cells_are_handed_out_again() {
 }
 
 #[test]
+fn when_sweeping_is_over_what_was_freed_is_free() {
+    let heap = Heap::builder().gc_percent(u32::MAX).build().unwrap();
+    let (k, m) = (kinds(&heap), heap.attach().unwrap());
+    for _ in 0..5 {
+        garbage(&m, k, 100_000);
+        assert!(heap.stats().used_bytes >= 15 << 20);
+        wipe_stack();
+        m.collect();
+        while heap.stats().sweeping {
+            std::thread::yield_now();
+        }
+        let used = heap.stats().used_bytes;
+        assert!(used < 1 << 20, "{used} bytes");
+    }
+}
+
+#[test]
 fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
     hazard(
         "a_collection_counts_every_cell_of_a_heap_that_may_grow_large",

@@ -239,21 +239,21 @@ pub fn pauses_row(bench: &mut Bench) {
     let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
-        // A cycle of the largest takes us some seconds, and Go half a minute. The p99 of fewer than a hundred is their longest, and of more of
-        // them a longer one: Go makes as many.
-        let (cycles, most_turns) = match bench.pick(mib, 16, 1) {
-            1 => (5, 1),
-            16 => (concurrent::CYCLES, usize::MAX),
-            2048.. => (10, 1),
-            1024.. => (concurrent::CYCLES, 3),
-            _ => (100, usize::MAX),
+        // A cycle of the largest takes us ten seconds, and Go a minute. The p99 of fewer than a hundred is their longest, and of more of
+        // them a longer one: Go makes as many, or fewer.
+        let cycles = match bench.pick(mib, 16, 1) {
+            1 => 5,
+            2048.. => 5,
+            1024.. => 10,
+            16 => concurrent::CYCLES,
+            _ => 100,
         };
         let work = format!("graph of {mib} MiB, changed while marked");
         if results::available_mib() < u64::from(mib * PEAK) {
             println!("{work}: it would not fit into memory, skipped");
             continue;
         }
-        let turns = bench.turns(5).min(most_turns);
+        let turns = bench.turns(5);
         let scale = bench.scale;
         let mut pieces = Vec::new();
         for (name, touched) in [(OURS, false), (TOUCHED, true)] {
@@ -266,7 +266,7 @@ pub fn pauses_row(bench: &mut Bench) {
         for (name, program) in &peers {
             let piece = move || {
                 settle(scale);
-                go_pauses(program, mib, cycles)
+                go_pauses(program, mib, if mib < 2048 { cycles } else { 3 })
             };
             pieces.push((name.clone(), Box::new(piece)));
         }

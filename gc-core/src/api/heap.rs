@@ -521,6 +521,7 @@ impl Heap {
     pub fn stats(&self) -> HeapStats {
         let shared = self.shared();
         let mut stats = protected(|| shared.ledger.read());
+        stats.sweeping = !shared.space.ready_to_mark();
         stats.allocated_since = shared.space.allocated_since();
         stats.allocated_total += stats.allocated_since;
         stats.used_bytes = protected(|| shared.space.used_bytes());

@@ -19,8 +19,15 @@ use crate::kind::KindId;
 pub(crate) const MAX_UNITS: usize = 1 << 30;
 
 /// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at random over more, cells are marked sooner when each word
-/// is asked for ahead, together with the mark bit (`gclab mark MIB --concurrent`, seconds of a cycle's marking, medians, runs in alternation): 4 GiB of cells on 12 12.5 and 7.9 (two
-/// runs), 1 GiB on 5 1.72 and 1.35, 256 MiB on 1 0.28 and 0.26 (three each). Where cells lie in the order in which they are met it costs 2 %.
+/// is asked for ahead, together with the mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in alternation), without and with:
+///
+/// | MiB of cells, GiB that they lie on | without | with |
+/// |---|---|---|
+/// | 4,096 on 12 | 12.5 13.0 | 8.0 7.7 |
+/// | 1,024 on 5 | 1.86 1.49 1.74 | 1.48 1.37 1.29 |
+/// | 256 on 1 | 0.30 0.25 0.34 | 0.24 0.27 0.25 |
+///
+/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In small heaps, and where cells lie in the order in which they are met, it costs 1 to 3 %.
 const FAR: usize = (2 << 30) / UNIT;
 
 /// Do markers ask for words ahead in a heap that reaches so far?
