@@ -27,7 +27,7 @@ pub(crate) const MAX_UNITS: usize = 1 << 30;
 /// | 1,024 on 5 | 1.86 1.49 1.74 | 1.48 1.37 1.29 |
 /// | 256 on 1 | 0.30 0.25 0.34 | 0.24 0.27 0.25 |
 ///
-/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In small heaps, and where cells lie in the order in which they are met, it costs 1 to 3 %.
+/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In small heaps, and where cells lie in the order in which they are met, it costs up to 4 %, some of which is the code's layout.
 const FAR: usize = (2 << 30) / UNIT;
 
 /// Do markers ask for words ahead in a heap that reaches so far?
