@@ -32,7 +32,8 @@ pub struct HeapStats {
     pub collections: u64,
     /// Of these, young ones.
     pub young_collections: u64,
-    /// What the last one freed is still being looked for, in the background and by whoever allocates: its processor time is not over.
+    /// What the last one freed is still being looked for, in the background and by whoever allocates. In the child of a fork it may be so until the
+    /// child's first collection.
     pub sweeping: bool,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{cell, check_list, cons, garbage, hazard, heap, kinds, list, wipe_stack};
-use gc_core::{AllocError, AttachError, BuildError, Encoding, Heap, Kind};
+use gc_core::{AllocError, AttachError, BuildError, Encoding, Heap, Kind, Young};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
@@ -39,18 +39,22 @@ fn freed_cells_are_handed_out_again() {
 
 #[test]
 fn when_sweeping_is_over_what_was_freed_is_free() {
-    let heap = Heap::builder().gc_percent(u32::MAX).build().unwrap();
-    let (k, m) = (kinds(&heap), heap.attach().unwrap());
-    for _ in 0..5 {
-        garbage(&m, k, 100_000);
-        assert!(heap.stats().used_bytes >= 15 << 20);
-        wipe_stack();
-        m.collect();
-        while heap.stats().sweeping {
-            std::thread::yield_now();
+    // Marks that are cleared afterwards, and marks that stay.
+    for when in [Young::Never, Young::Always] {
+        let heap = Heap::builder().gc_percent(u32::MAX).young_collections(when);
+        let heap = heap.build().unwrap();
+        let (k, m) = (kinds(&heap), heap.attach().unwrap());
+        for _ in 0..5 {
+            garbage(&m, k, 100_000);
+            assert!(heap.stats().used_bytes >= 15 << 20);
+            wipe_stack();
+            m.collect();
+            while heap.stats().sweeping {
+                std::thread::yield_now();
+            }
+            let used = heap.stats().used_bytes;
+            assert!(used < 1 << 20, "{used} bytes");
         }
-        let used = heap.stats().used_bytes;
-        assert!(used < 1 << 20, "{used} bytes");
     }
 }
 

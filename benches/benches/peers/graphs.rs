@@ -240,13 +240,13 @@ pub fn pauses_row(bench: &mut Bench) {
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
         // A cycle of the largest takes us ten seconds, and Go a minute. The p99 of fewer than a hundred is their longest, and of more of
-        // them a longer one: Go makes as many, or fewer.
-        let cycles = match bench.pick(mib, 16, 1) {
-            1 => 5,
-            2048.. => 5,
-            1024.. => 10,
-            16 => concurrent::CYCLES,
-            _ => 100,
+        // them a longer one: Go makes as many, or fewer, which favours it.
+        let (cycles, cycles_of_go) = match bench.pick(mib, 16, 1) {
+            1 => (5, 5),
+            16 => (concurrent::CYCLES, concurrent::CYCLES),
+            2048.. => (5, 3),
+            1024.. => (10, 10),
+            _ => (100, 100),
         };
         let work = format!("graph of {mib} MiB, changed while marked");
         if results::available_mib() < u64::from(mib * PEAK) {
@@ -266,7 +266,7 @@ pub fn pauses_row(bench: &mut Bench) {
         for (name, program) in &peers {
             let piece = move || {
                 settle(scale);
-                go_pauses(program, mib, if mib < 2048 { cycles } else { 3 })
+                go_pauses(program, mib, cycles_of_go)
             };
             pieces.push((name.clone(), Box::new(piece)));
         }

@@ -4,10 +4,9 @@ use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::prefetch;
-use crate::heap::{Bitmap, GRANULE, WORDS_PER_UNIT};
+use crate::heap::{Bitmap, WORDS_PER_UNIT};
 
-/// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through the bitmap both were a load more, and marking a new
-/// graph took 2 % longer.
+/// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through the bitmap both were a load more.
 #[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     words: *const AtomicU64,
@@ -38,9 +37,9 @@ impl<'a> Bits<'a> {
     /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that they wait for one.
     #[inline(always)]
     pub(super) fn test_now(&self, offset: usize) -> bool {
-        let granule = offset / GRANULE;
+        let (index, bit) = Bitmap::place(offset);
         // Ordering: SeqCst pairs with `set_word`; a plain load on this architecture.
-        self.word(granule / 64).load(Ordering::SeqCst) & (1 << (granule % 64)) != 0
+        self.word(index).load(Ordering::SeqCst) & bit != 0
     }
 
     /// Sets bits of a word; those of them that were clear.
