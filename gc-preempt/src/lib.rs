@@ -55,6 +55,7 @@ pub mod context;
 pub mod faults;
 mod mutator;
 mod park;
+mod pin;
 mod processors;
 mod registry;
 mod signal;

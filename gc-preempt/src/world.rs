@@ -27,7 +27,7 @@ use crate::registry::{self, BEGUN, RESUMED, Record, RegistryGuard};
 use crate::state::{Phase, Turn};
 use crate::unwind;
 use crate::walk::{self, RootSink, WalkStats};
-use crate::{arch, attach, code, faults, park, processors, signal, watchdog};
+use crate::{arch, attach, code, faults, park, pin, processors, signal, watchdog};
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -138,6 +138,7 @@ impl World {
         faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
         // Before the registry lock: they take the loader's and std's locks, under which others may want to attach.
+        pin::pin().map_err(SetupError::Library)?;
         unwind::setup();
         processors::setup();
         watchdog::install_panic_hook();

@@ -14,6 +14,8 @@ pub enum SetupError {
     Signal(std::io::Error),
     /// Urge's own code ranges could not be registered.
     Code(CodeError),
+    /// The library that Urge is part of could not be kept loaded; see the loader's message.
+    Library(std::io::Error),
 }
 
 /// Why a thread could not attach.
@@ -49,6 +51,11 @@ impl fmt::Display for SetupError {
             Self::Processor(what) => f.write_str(what),
             Self::Signal(e) => write!(f, "the system refused the SIGURG handler: {e}"),
             Self::Code(e) => write!(f, "Urge's own code could not be registered: {e}"),
+            Self::Library(e) => write!(
+                f,
+                "the library that Urge is part of could not be kept loaded (its signal handler \
+                 stays after dlclose): {e}"
+            ),
         }
     }
 }
