@@ -75,5 +75,6 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             assert!(code.contains(&planted), "{number}: nobody plants {fault}");
         }
     }
-    assert_eq!(listed, (1..=36).collect());
+    let first: BTreeSet<u32> = (1..=36).collect();
+    assert!(listed.is_superset(&first));
 }
