@@ -262,7 +262,8 @@ struct Bare {
 impl Bare {
     /// So many cells of 32 bytes, each with two edges to random older ones.
     fn graph(count: usize) -> Bare {
-        let space = Space::new(SpaceConfig::default()).expect("a heap");
+        // SAFETY: one thread, with runs, sites and a queue of this space.
+        let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
         let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
         let runs = Runs::new().expect("runs");
         let kind = Kind::words_at("pair", &[0, 1], Encoding::RAW);

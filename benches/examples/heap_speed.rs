@@ -11,7 +11,8 @@ use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, Kind, Site};
 
 fn main() {
-    let space = Space::new(SpaceConfig::default()).expect("a heap");
+    // SAFETY: one thread, with runs, sites and a queue of this space.
+    let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
     let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
     let runs = Runs::new().expect("runs");
     let leaf = space.add_kind(Kind::leaf("leaf")).expect("a kind");

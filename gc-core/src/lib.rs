@@ -153,9 +153,10 @@
 //!
 //! # To read on
 //!
-//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the rooms:
-//! [`heap`] holds memory and answers "which cell does this address name?", [`alloc`] is a mutator's side of it, [`kind`] and [`encoding`] say what
-//! a cell and a word mean, [`mark`] traces, [`barrier`] is what JITs call, and [`context`] is what they find at fixed offsets.
+//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the modules:
+//! [`kind`] and [`encoding`] say what a cell and a word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
+//! [`context`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers "which cell does this address name?",
+//! `alloc.rs` is a mutator's side of it, and `cycle/` is the collector.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
@@ -164,6 +165,11 @@ compile_error!(
 
 extern crate self as gc_core; // what the derives name
 
+// The heap's own rooms take addresses and promises at their word. Harnesses and benches see them by a feature that is not for users.
+#[cfg(not(feature = "internals"))]
+mod alloc;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod alloc;
 mod api;
 pub mod barrier;
@@ -173,6 +179,10 @@ mod cycle;
 pub mod encoding;
 mod fault;
 mod finalize;
+#[cfg(not(feature = "internals"))]
+mod heap;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod heap;
 pub mod kind;
 mod mapped;
@@ -185,7 +195,10 @@ mod trace;
 mod verify;
 mod weak;
 
-pub use alloc::{AllocError, ColdUnits, Refill, Run, Runs, Site};
+pub use alloc::{AllocError, Run, Site};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use alloc::{ColdUnits, Refill, Runs};
 pub use api::array::{Array, Bytes};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
@@ -203,7 +216,9 @@ pub use encoding::Encoding;
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
-pub use kind::{Kind, KindError, KindId};
+pub use heap::{Cell, MAX_SMALL, MapError, SiteError, SpaceError};
+pub use kind::{Kind, KindError, KindId, TraceFn};
+pub use mark::Tracer;
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats, StopTimes};
 

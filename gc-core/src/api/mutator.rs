@@ -182,8 +182,8 @@ impl Mutator {
 
     /// The runs, indexed by [`Site::index`], for machine code that allocates inline. The address is constant while the thread is attached.
     ///
-    /// The sequence is that of [`alloc::bump`]: the new cursor is stored before the first word of the cell. Machine code registers it as a
-    /// restart range.
+    /// Machine code loads `cursor`, adds the site's [`size`](Site::size), compares with `limit`, and stores the new cursor before the first
+    /// word of the cell. It registers these instructions as a restart range.
     #[inline]
     pub fn runs(&self) -> *mut Run {
         self.runs

@@ -54,7 +54,9 @@ pub(crate) use claims::Claim;
 pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
 pub use classes::{GRANULE, MAX_SMALL, UNIT};
 pub(crate) use handed::Unreported;
-pub use large::{LargeReservation, LargeStep};
+#[cfg(feature = "internals")]
+pub use large::LargeReservation;
+pub use large::LargeStep;
 pub use map::MapError;
 pub(crate) use release::Trickle;
 pub(crate) use sites::Entry;
@@ -106,11 +108,11 @@ pub const MIN_HARD_LIMIT: u64 = (classes::MAX_SPAN_UNITS * UNIT) as u64;
 pub enum SpaceError {
     /// The system refused even the least address space.
     Map(MapError),
-    /// The hard limit is below [`MIN_HARD_LIMIT`].
+    /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
     LimitTooSmall(u64),
-    /// The reserve is below [`MIN_RESERVE`] or above [`MAX_RESERVE`].
+    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above what the heap's tables can number (4 TiB).
     Reserve(u64),
-    /// More conservative encodings than [`MAX_ENCODINGS`].
+    /// More conservative encodings than eight.
     TooManyEncodings(usize),
 }
 
@@ -306,8 +308,19 @@ pub struct Space {
 const NEVER_TAKEN: usize = 1;
 
 impl Space {
+    /// A space that belongs to no heap, for harnesses and benches.
+    ///
+    /// # Safety
+    /// The caller answers for all that is done with it, by safe methods too: they take addresses, cells, sites, reservations and runs at
+    /// their word. Each is given back to the space that it came from, `Runs` are used by one thread, markers share a queue made for this
+    /// space, and what a method says of a stopped world holds.
+    #[cfg(feature = "internals")]
+    pub unsafe fn bare(config: SpaceConfig) -> Result<Space, SpaceError> {
+        Space::new(config)
+    }
+
     /// Reserves the address range and its side tables.
-    pub fn new(config: SpaceConfig) -> Result<Space, SpaceError> {
+    pub(crate) fn new(config: SpaceConfig) -> Result<Space, SpaceError> {
         const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
         if !(MIN_RESERVE..=MAX_RESERVE).contains(&config.reserve) {
             return Err(SpaceError::Reserve(config.reserve));

@@ -60,8 +60,10 @@ use crate::verify::Verify;
 use bits::Bits;
 use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
 use entry::Entry;
+#[doc(hidden)]
 pub use marked::Marked;
 use queue::Hand;
+#[doc(hidden)]
 pub use queue::MarkQueue;
 pub(crate) use queue::kept_bytes;
 pub(crate) use ring::{Ring, prefetch};
@@ -554,6 +556,7 @@ impl Sink for Core<'_> {
 /// One thread that marks. All its memory is mapped before; make it and drop it wherever that is true of its stack.
 ///
 /// Dropping it leaves what it has not followed in the queue, for the others.
+#[doc(hidden)]
 pub struct Marker<'a> {
     core: Core<'a>,
 }
@@ -615,12 +618,6 @@ impl<'a> Marker<'a> {
     /// Marks a cell that [`Space::resolve`] has found. True: it was not marked yet.
     pub fn cell(&mut self, cell: Cell) -> bool {
         self.core.mark(cell.base - self.core.base)
-    }
-
-    /// Reports every edge of a cell as a root (an ephemeron's value, a weak cell whose edges count after all).
-    pub fn edges_of(&mut self, cell: Cell) {
-        self.core
-            .follow(self.core.entry(cell.base - self.core.base));
     }
 
     /// Traces until nothing is left: all edges from everything marked have then been followed.

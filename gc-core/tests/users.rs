@@ -1,0 +1,84 @@
+//! What another crate sees of this one when it is built as users build it: without the features that the workspace's own tests turn on.
+//!
+//! Each file of `tests/users/` is a program of such a crate. The crate is written into cargo's directory for tests, and checked there.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use gc_preempt::faults::StrictAllocator;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
+
+/// Programs that compile.
+const ACCEPTED: &[&str] = &["public_names"];
+
+/// Programs that do not compile, and what the compiler says of each.
+const REFUSED: &[(&str, &[&str])] = &[(
+    "internals",
+    &[
+        "error[E0603]: module `heap` is private",
+        "error[E0603]: module `alloc` is private",
+        "error[E0432]: unresolved imports `gc_core::Refill`, `gc_core::Runs`",
+    ],
+)];
+
+/// Writes the crate; where it is.
+fn user_crate() -> PathBuf {
+    let ours = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");
+    let mut manifest = format!(
+        "[package]\nname = \"user\"\nversion = \"0.0.0\"\nedition = \"2024\"\nautobins = false\n\
+         [workspace]\n\
+         [dependencies]\ngc-core = {{ path = {ours:?} }}\n\
+         [profile.dev]\nopt-level = 1\ndebug = \"line-tables-only\"\n\
+         [profile.dev.package.\"*\"]\nopt-level = 1\ndebug = false\n"
+    );
+    for name in ACCEPTED.iter().chain(REFUSED.iter().map(|(name, _)| name)) {
+        let path = ours.join("tests/users").join(name).with_extension("rs");
+        writeln!(manifest, "[[bin]]\nname = {name:?}\npath = {path:?}").unwrap();
+    }
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::write(root.join("Cargo.toml"), manifest).unwrap();
+    // The versions that are on this machine.
+    std::fs::copy(ours.join("../Cargo.lock"), root.join("Cargo.lock")).unwrap();
+    root
+}
+
+/// Whether a program compiles, and what the compiler says.
+fn check(root: &Path, name: &str) -> (bool, String) {
+    let output = Command::new(env!("CARGO"))
+        .args([
+            "check",
+            "--quiet",
+            "--offline",
+            "--color=never",
+            "--bin",
+            name,
+        ])
+        .current_dir(root)
+        .env("CARGO_TARGET_DIR", root.join("target"))
+        .output()
+        .unwrap();
+    (
+        output.status.success(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[test]
+fn users_reach_what_is_documented_and_none_of_the_heap_s_own_rooms() {
+    let root = user_crate();
+    for name in ACCEPTED {
+        let (compiles, said) = check(&root, name);
+        assert!(compiles, "{name}: {said}");
+    }
+    for (name, expected) in REFUSED {
+        let (compiles, said) = check(&root, name);
+        assert!(!compiles, "{name} compiles");
+        for line in *expected {
+            assert!(said.contains(line), "{name}: no {line:?} in\n{said}");
+        }
+    }
+}

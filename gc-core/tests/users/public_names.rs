@@ -1,0 +1,24 @@
+//! What the documentation names, by the paths that it names: a kind with a trace function, what machine code needs, what reports give.
+use gc_core::kind::TraceFn;
+use gc_core::mark::Tracer;
+use gc_core::{Cell, Encoding, Heap, Kind, MAX_SMALL, Run, Site, barrier, context};
+
+unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
+    let cell = cell as usize;
+    // SAFETY: the cell's words.
+    unsafe { tracer.edges(cell..cell + size, Encoding::RAW) };
+}
+
+fn main() {
+    let heap = Heap::builder().build().unwrap();
+    let own: TraceFn = trace;
+    // SAFETY: it reports every word.
+    let kind = heap.kind(unsafe { Kind::traced("own", own) }).unwrap();
+    let site: Site = heap.site(kind, MAX_SMALL).unwrap();
+    let mutator = heap.attach().unwrap();
+    // SAFETY: the mutator's own array, which has a run for each site.
+    let run: Run = unsafe { mutator.runs().add(site.index()).read() };
+    let context: *const gc_core::Context = mutator.context();
+    println!("{run:?} {context:p} {}", context::CONTEXT_MARKING + barrier::store_address());
+    mutator.blocking(|| heap.for_each_cell(|_: Cell| ()).is_ok());
+}
