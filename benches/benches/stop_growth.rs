@@ -1,0 +1,369 @@
+//! Whether stops grow with what a program holds: the longest stop of a collection beside 0, 10^4 and 10^6 of each kind, as ratios to the first.
+//!
+//! `cargo bench -p benches --bench stop_growth [-- NAME]`. At most 3 is wanted of every ratio. Each kind has a heap of its own, in which the collections with
+//! nothing come first; a figure is the median of some collections' longest stops. One mutator runs in a loop meanwhile, so that each stop is an ordinary one, with
+//! a signal; the thread that measures waits in `blocking`. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Barrier, mpsc};
+use std::time::Duration;
+
+use benches::{Mode, wanted};
+use gc_core::{Encoding, Field, Heap, Kind, Leaf, Mutator, Root, Trace, Weak};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    number: u64,
+}
+
+/// A value that needs `Drop`.
+#[derive(Leaf)]
+struct Text(#[expect(dead_code, reason = "it is there to be dropped")] String);
+
+/// One kind of thing that a program holds.
+struct Row {
+    name: &'static str,
+    counts: [usize; 2],
+    /// The longest stops beside so many.
+    stops: fn(&Heap, &Mutator, usize, rounds: usize) -> Vec<Duration>,
+}
+
+const MANY: [usize; 2] = [10_000, 1_000_000];
+
+const ROWS: [Row; 15] = [
+    row("Roots", MANY, roots),
+    row("Roots, dropped", MANY, roots_dropped),
+    row("open handles", MANY, handles),
+    row("open handles, scope ended", MANY, handles_ended),
+    row("open scopes", [1_000, 10_000], scopes),
+    row("root ranges, dropped", MANY, ranges_dropped),
+    row("values that need Drop", MANY, drops),
+    row("values that need Drop, dying", MANY, drops_dying),
+    row("finalizers", MANY, finalizers),
+    row("finalizers, dying", MANY, finalizers_dying),
+    row("weak words", MANY, weak_words),
+    row("weak words, dying", MANY, weak_words_dying),
+    row("sites", [10_000, 60_000], sites),
+    row("idle threads", [100, 1_000], idle_threads),
+    row(
+        "idle threads that allocated",
+        [100, 1_000],
+        threads_that_allocated,
+    ),
+];
+
+type Stops = fn(&Heap, &Mutator, usize, usize) -> Vec<Duration>;
+
+const fn row(name: &'static str, counts: [usize; 2], stops: Stops) -> Row {
+    Row {
+        name,
+        counts,
+        stops,
+    }
+}
+
+fn main() {
+    let mode = Mode::from_args();
+    if mode == Mode::List {
+        return;
+    }
+    let rounds = mode.pick(11, 1);
+    println!(
+        "{:<30}{:>10}{:>12}{:>10}",
+        "stop_growth", "of them", "stop", "ratio"
+    );
+    for row in ROWS.iter().filter(|row| wanted(row.name)) {
+        let counts = row.counts.map(|count| mode.pick(count, 20));
+        let heap = Heap::builder().build().expect("a heap");
+        beside_a_loop(&heap, || measure(row, &heap, counts, rounds));
+    }
+}
+
+/// Calls `f` while one mutator runs in a loop.
+fn beside_a_loop(heap: &Heap, f: impl FnOnce()) {
+    let (attached, done) = (&Barrier::new(2), &AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        threads.spawn(move || {
+            let _mutator = heap.attach().expect("attaches");
+            attached.wait();
+            while !done.load(Ordering::Relaxed) {
+                core::hint::spin_loop();
+            }
+        });
+        attached.wait();
+        f();
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+fn measure(row: &Row, heap: &Heap, counts: [usize; 2], rounds: usize) {
+    let mutator = heap.attach().expect("attaches");
+    let none = median(ordinary(heap, &mutator, 3 * rounds));
+    println!("{:<30}{:>10}{:>12.1?}", row.name, 0, none);
+    for count in counts {
+        let stop = median((row.stops)(heap, &mutator, count, rounds));
+        let ratio = stop.as_secs_f64() / none.as_secs_f64();
+        println!("{:<30}{count:>10}{stop:>12.1?}{ratio:>10.2}", "");
+    }
+}
+
+fn median(mut stops: Vec<Duration>) -> Duration {
+    stops.sort_unstable();
+    stops[stops.len() / 2]
+}
+
+/// The longest stop of a collection.
+fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
+    mutator.collect();
+    heap.stats().last.pause
+}
+
+/// The longest stops of collections that nothing else happens between. One goes before them: what a peak left behind may cost one collection.
+fn ordinary(heap: &Heap, mutator: &Mutator, rounds: usize) -> Vec<Duration> {
+    mutator.collect();
+    (0..rounds).map(|_| stop(heap, mutator)).collect()
+}
+
+/// The longest stops of collections in which `count` things die, and of `settle`, which takes what is left of them.
+fn dying(
+    heap: &Heap,
+    mutator: &Mutator,
+    rounds: usize,
+    make: impl Fn(),
+    settle: impl Fn(),
+) -> Vec<Duration> {
+    (0..rounds)
+        .map(|_| {
+            make();
+            let longest = stop(heap, mutator);
+            settle();
+            mutator.collect();
+            settle();
+            longest
+        })
+        .collect()
+}
+
+fn make_roots(heap: &Heap, mutator: &Mutator, count: usize) -> Vec<Root<Node>> {
+    let root = |_| mutator.with_scope(|s| heap.root(&s.alloc(Node::default()).expect("room")));
+    (0..count).map(root).collect()
+}
+
+fn roots(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let roots = make_roots(heap, mutator, count);
+    let stops = ordinary(heap, mutator, rounds);
+    drop(roots);
+    stops
+}
+
+fn roots_dropped(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    drop(make_roots(heap, mutator, count));
+    ordinary(heap, mutator, rounds)
+}
+
+fn handles(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    mutator.with_scope(|s| {
+        for _ in 0..count {
+            s.alloc(Node::default()).expect("room");
+        }
+        ordinary(heap, mutator, rounds)
+    })
+}
+
+fn handles_ended(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    handles(heap, mutator, count, 1);
+    ordinary(heap, mutator, rounds)
+}
+
+/// One in the other, each with a handle. The frames of so deep a recursion are scanned as well: that is the depth of a stack that ran.
+fn scopes(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    fn nest(heap: &Heap, mutator: &Mutator, left: usize, rounds: usize) -> Vec<Duration> {
+        if left == 0 {
+            return ordinary(heap, mutator, rounds);
+        }
+        mutator.with_scope(|s| {
+            s.alloc(Node::default()).expect("room");
+            nest(heap, mutator, left - 1, rounds)
+        })
+    }
+    nest(heap, mutator, count, rounds)
+}
+
+fn ranges_dropped(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let words = [0usize; 4];
+    let limit = AtomicUsize::new(words.as_ptr_range().end as usize);
+    // SAFETY: words and limit outlive the ranges.
+    let range = |_| unsafe { mutator.root_range(words.as_ptr(), &raw const limit, Encoding::RAW) };
+    drop((0..count).map(range).collect::<Vec<_>>());
+    ordinary(heap, mutator, rounds)
+}
+
+/// Values that need `Drop`, held by nothing when it returns.
+fn make_texts(mutator: &Mutator, count: usize) {
+    for _ in 0..count {
+        mutator.with_scope(|s| assert!(s.alloc(Text(String::new())).is_ok()));
+    }
+}
+
+fn drops(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let stops = mutator.with_scope(|s| {
+        for _ in 0..count {
+            s.alloc(Text(String::new())).expect("room");
+        }
+        ordinary(heap, mutator, rounds)
+    });
+    mutator.collect();
+    mutator.drop_dead_values();
+    stops
+}
+
+fn drops_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let make = || make_texts(mutator, count);
+    dying(heap, mutator, rounds, make, || {
+        mutator.drop_dead_values();
+    })
+}
+
+/// Cells with finalizers; what it is called with is handed each of them.
+fn make_finalizers(
+    heap: &Heap,
+    mutator: &Mutator,
+    count: usize,
+    mut keep: impl FnMut(usize, usize),
+) {
+    let kind = heap.kind(Kind::leaf("finalizable")).expect("a kind");
+    for i in 0..count {
+        // SAFETY: the cell is in this thread's registers until it is kept or forgotten.
+        unsafe {
+            let cell = mutator.alloc(kind, 16).expect("room");
+            assert!(mutator.register_finalizer(cell, i));
+            keep(i, cell.as_ptr() as usize);
+        }
+    }
+}
+
+fn finalizers(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let table = heap
+        .kind(Kind::array("table", 0, Encoding::RAW))
+        .expect("a kind");
+    // SAFETY: the table is rooted before it is filled, and its cells are its own.
+    let stops = unsafe {
+        let table = mutator.alloc(table, 8 * count.max(1)).expect("room");
+        let root = mutator.raw_root(table).expect("a root");
+        let word = table.as_ptr().cast::<usize>();
+        make_finalizers(heap, mutator, count, |i, cell| {
+            mutator.write(word.add(i), cell)
+        });
+        let stops = ordinary(heap, mutator, rounds);
+        mutator.fill_words(word, 0, count);
+        drop(root);
+        stops
+    };
+    mutator.collect();
+    mutator.drain_finalizers(|_, _| ());
+    stops
+}
+
+fn finalizers_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let make = || make_finalizers(heap, mutator, count, |_, _| ());
+    dying(heap, mutator, rounds, make, || {
+        mutator.drain_finalizers(|_, _| ());
+    })
+}
+
+/// Calls `then` with `count` weak words alive; of what they lead to, `alive` or nothing is held otherwise.
+fn with_weak_words<R>(mutator: &Mutator, count: usize, alive: bool, then: impl FnOnce() -> R) -> R {
+    mutator.with_scope(|s| {
+        let weak = s.alloc_array::<Weak<Node>>(count).expect("room");
+        let strong = s.alloc_array::<Node>(count).expect("room");
+        for i in 0..count {
+            mutator.with_scope(|t| {
+                let node = t
+                    .alloc(Node {
+                        number: i as u64,
+                        ..Node::default()
+                    })
+                    .expect("room");
+                weak.set(i, t, &t.alloc_weak(&node).expect("room"));
+                if alive {
+                    strong.set(i, t, &node);
+                }
+            });
+        }
+        then()
+    })
+}
+
+fn weak_words(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    with_weak_words(mutator, count, true, || ordinary(heap, mutator, rounds))
+}
+
+fn weak_words_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    let once = |_| with_weak_words(mutator, count, false, || stop(heap, mutator));
+    (0..rounds).map(once).collect()
+}
+
+fn sites(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    for _ in NUMBER.load(Ordering::Relaxed)..count {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let kind = heap
+            .kind(Kind::leaf(format!("kind {number}")))
+            .expect("a kind");
+        // SAFETY: the cell is garbage at once.
+        unsafe { mutator.alloc(kind, 16).expect("room") };
+    }
+    ordinary(heap, mutator, rounds)
+}
+
+fn idle_threads(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
+    beside_threads(heap, mutator, count, rounds, false)
+}
+
+fn threads_that_allocated(
+    heap: &Heap,
+    mutator: &Mutator,
+    count: usize,
+    rounds: usize,
+) -> Vec<Duration> {
+    beside_threads(heap, mutator, count, rounds, true)
+}
+
+/// Beside threads that wait in `blocking`, with a handle each that they have made before, or with nothing.
+fn beside_threads(
+    heap: &Heap,
+    mutator: &Mutator,
+    count: usize,
+    rounds: usize,
+    allocate: bool,
+) -> Vec<Duration> {
+    const STACK: usize = 128 << 10;
+    let start = &Barrier::new(count + 1);
+    std::thread::scope(|threads| {
+        let ends: Vec<_> = (0..count)
+            .map(|_| {
+                let (end, wait) = mpsc::channel::<()>();
+                let body = move || {
+                    let mutator = heap.attach().expect("attaches");
+                    mutator.with_scope(|s| {
+                        let node = allocate.then(|| s.alloc(Node::default()).expect("room"));
+                        mutator.blocking(|| {
+                            start.wait();
+                            let _ = wait.recv();
+                        });
+                        node.map(|node| node.next.is_null())
+                    });
+                };
+                let thread = std::thread::Builder::new().stack_size(STACK);
+                thread.spawn_scoped(threads, body).expect("a thread");
+                end
+            })
+            .collect();
+        mutator.blocking(|| start.wait());
+        let stops = ordinary(heap, mutator, rounds);
+        // The threads' ends take part in stops: nothing is measured any more.
+        mutator.blocking(|| drop(ends));
+        stops
+    })
+}
