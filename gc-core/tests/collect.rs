@@ -393,6 +393,19 @@ fn mistakes_are_error_values_that_say_what_is_wrong() {
     );
     drop(m);
     assert_eq!(other.with_stopped(|s| s.mutators().count()).unwrap(), 0);
+    let attached = other.with_stopped(|_| heap.attach().err()).unwrap();
+    assert!(
+        matches!(
+            attached,
+            Some(AttachError::Thread(gc_preempt::AttachError::HoldsAStop))
+        ),
+        "a thread that holds a stop cannot attach"
+    );
+    let built = other.with_stopped(|_| Heap::builder().build().err());
+    assert!(matches!(
+        built.unwrap(),
+        Some(BuildError::Stops(gc_preempt::SetupError::HoldsAStop))
+    ));
     let wide = heap
         .kind(Kind::words_at("wide", &[9], Encoding::RAW))
         .unwrap();

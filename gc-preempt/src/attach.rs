@@ -5,7 +5,7 @@ use crate::mutator::Mutator;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
 use crate::state::Phase;
 use crate::world::{AttachError, ForkHooks, Inner, Member, World, worlds};
-use crate::{faults, signal, walk};
+use crate::{faults, signal, walk, watchdog};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::ops::Range;
@@ -20,13 +20,16 @@ pub(crate) fn attach(
     data: *mut (),
     at_exit: Option<unsafe fn(*mut ())>,
 ) -> Result<Mutator, AttachError> {
+    if crate::world::holds_a_stop() {
+        return Err(AttachError::HoldsAStop);
+    }
     // Before the lock: both may call malloc, and the first may read /proc.
     let stack = stack_of_this_thread()
         .map_err(|e| AttachError::System("where does this thread's stack lie", e))?;
     arm_exit().map_err(|e| AttachError::System("a destructor for the thread's end", e))?;
 
     let mut evicted = Vec::new(); // dropped after the lock: a world's end takes it
-    let mut lock = registry::lock();
+    let mut lock = registry::lock()?;
     let found = registry::current().and_then(|record| {
         // SAFETY: a system call without arguments.
         if record.tid.load(Ordering::Relaxed) == unsafe { libc::gettid() } {
@@ -70,19 +73,18 @@ pub(crate) fn attach(
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);
-    world.inner.members(&mut lock).list.push(Member {
-        record,
-        data,
-        at_exit,
-        dead: false,
-    });
+    let member = Member::new(record, data, at_exit);
+    world.inner.members(&mut lock).list.push(member);
     drop(lock);
     drop(evicted);
     Ok(Mutator::new(record, world.clone()))
 }
 
 pub(crate) fn detach(world: &World, record: &'static Record) {
-    let mut lock = registry::lock();
+    let Ok(mut lock) = registry::lock() else {
+        // SAFETY: this thread holds a stop.
+        return unsafe { world.inner.leave_after_stop(record) };
+    };
     let members = &mut world.inner.members(&mut lock).list;
     let before = members.len();
     members.retain(|m| !core::ptr::eq(m.record, record));
@@ -115,8 +117,9 @@ impl Drop for Leaving {
         // Relaxed: only its own thread detaches it.
         if self.0.worlds.load(Ordering::Relaxed) == 0
             && self.0.thread_pointer.load(Ordering::Relaxed) == crate::arch::thread_pointer()
+            && let Ok(mut lock) = registry::lock()
         {
-            release(self.0, &mut registry::lock());
+            release(self.0, &mut lock);
         }
     }
 }
@@ -320,7 +323,8 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
 type Membership = (World, Option<unsafe fn(*mut ())>, *mut ());
 
 fn any_membership(record: &'static Record) -> Option<Membership> {
-    let mut lock = registry::lock();
+    // A thread that ends with its stop leaked stays: nobody can stop or attach any more.
+    let mut lock = registry::lock().ok()?;
     let all: Vec<_> = worlds(&mut lock)
         .iter()
         .filter_map(std::sync::Weak::upgrade)
@@ -382,7 +386,9 @@ fn fork_hooks(lock: &mut RegistryGuard) -> (Vec<std::sync::Arc<Inner>>, Vec<Fork
 }
 
 extern "C" fn prepare() {
-    let mut lock = registry::lock();
+    let Ok(mut lock) = registry::lock() else {
+        watchdog::die("fork by the thread that has stopped the world");
+    };
     let (all, hooks) = fork_hooks(&mut lock);
     for hook in &hooks {
         // SAFETY: `on_fork`'s caller promised that this may be called here.

@@ -135,6 +135,8 @@ pub enum CodeError {
         /// Where the stack map says that its function or return address lies.
         address: usize,
     },
+    /// The calling thread has stopped a world, and has to resume it first.
+    HoldsAStop,
 }
 
 impl fmt::Display for CodeError {
@@ -170,6 +172,7 @@ impl fmt::Display for CodeError {
                 "a stack map describes code at {address:#x}, outside of the code range {}; addresses are those of the code where it runs, after relocation",
                 Hex(range)
             ),
+            CodeError::HoldsAStop => f.write_str(crate::world::HOLDS_A_STOP),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::park::{self, Mutex, MutexGuard};
 use crate::processors;
 use crate::signal;
 use crate::state::State;
+use crate::watchdog;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{
@@ -241,20 +242,30 @@ impl RegistryGuard {
     }
 }
 
+/// The running thread holds a stop, and with it the registry lock.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HoldsAStop;
+
 /// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be waiting for can complete.
+///
+/// # Errors
+/// [`HoldsAStop`]: the thread would wait for itself.
 ///
 /// # Panics
 /// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
-pub(crate) fn lock() -> RegistryGuard {
+pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
     // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would wait for the lock for ever... it
     // cannot be: whoever wants to stop a thread holds this lock.
     if let Some(guard) = REGISTRY.try_lock() {
-        return RegistryGuard(guard);
+        return Ok(RegistryGuard(guard));
     }
-    match current() {
-        Some(record) => RegistryGuard(crate::mutator::blocked(record, || REGISTRY.lock())),
-        None => RegistryGuard(REGISTRY.lock()),
+    if crate::world::holds_a_stop() && !crate::faults::planted("waits-for-itself") {
+        return Err(HoldsAStop);
     }
+    Ok(RegistryGuard(match current() {
+        Some(record) => crate::mutator::blocked(record, || REGISTRY.lock()),
+        None => REGISTRY.lock(),
+    }))
 }
 
 // ---- the numbers that stops go by -----------------------------------------------------------------------------------------------
@@ -303,6 +314,10 @@ pub(crate) fn wait_for_resume(number: u64) {
     let now = resumed();
     if now < number {
         // The low half changes with each resume; a wrap of 2^32 resumes between these two lines would be needed to sleep wrongly.
-        park::wait(park::low_half(&RESUMED), now as u32, None);
+        let patience = Some(watchdog::PATIENCE);
+        park::wait(park::low_half(&RESUMED), now as u32, patience);
+        if resumed() < number {
+            watchdog::ask_the_stopper();
+        }
     }
 }

@@ -24,6 +24,7 @@ use crate::mutator::{self, outstanding};
 use crate::registry::{self, Record};
 use crate::state::Phase;
 use crate::walk;
+use crate::watchdog;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
@@ -177,6 +178,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     let from = now();
     // SAFETY: errno's address is valid, and the handler must leave errno as it was.
     let errno = unsafe { *libc::__errno_location() };
+    watchdog::abort_if_panicking();
     // SAFETY: `ucontext` is this handler's third argument.
     let frame = unsafe { SignalFrame::new(ucontext) };
     match registry::current() {

@@ -7,7 +7,9 @@ use crate::registry::Record;
 use crate::signal;
 use crate::world::STOPPER;
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::panic::PanicHookInfo;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// When the watchdog speaks first. Then at twice that, and so on.
@@ -138,30 +140,117 @@ fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a str> {
     core::str::from_utf8(line[name.len()..].trim_ascii()).ok()
 }
 
-/// Makes a panic on the thread that holds a stop abort with a message written past all locks: the standard hook would take the lock
-/// of standard error, and unwinding would call malloc, both of which a stopped thread may hold.
-pub(crate) fn install_panic_hook() {
-    static INSTALLED: AtomicBool = AtomicBool::new(false);
-    if std::thread::panicking() || INSTALLED.swap(true, Ordering::Relaxed) {
+// ---- panics in a stopped world ---------------------------------------------------------------------------------------------------
+//
+// A panic on the thread that holds a stop must not run what it runs elsewhere: the message may call malloc or take a lock of its own, the standard hook
+// takes the lock of standard error, and unwinding calls malloc; a stopped thread may hold any of these. Two things end it:
+//
+// * A hook that aborts, with the panic's message. It is on top of whatever hook the host has when a world is made, and when it is stopped first.
+// * A hook that the host sets later comes before ours, and the message is written before any hook. A panic that gets stuck in either waits for a lock that a
+//   parked thread holds. So a thread that is parked for long has the stopper look at itself, by a signal, and the stopper aborts if it panics.
+
+/// How long a thread is parked before it has the stopper look at itself, and again.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The thread that stops a world, by the kernel's number. Valid while `STOPPER` is not 0.
+static STOPPER_TID: AtomicI32 = AtomicI32::new(0);
+/// When the stopper was last asked to look at itself, in nanoseconds.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+/// The address of the hook that was installed last, or null.
+static HOOK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Makes sure that the panic hook which aborts in a stopped world comes before the host's. Allocates; takes the lock of the hook.
+///
+/// A hook that another thread sets between the two calls below is lost. So this is done where a world is made or stopped first, not in each stop.
+pub(crate) fn put_panic_hook_on_top() {
+    if std::thread::panicking() || crate::world::in_no_preempt_here() {
         return;
     }
-    let previous = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if STOPPER.load(Ordering::Relaxed) != arch::thread_pointer() {
-            return previous(info);
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let top = std::panic::take_hook();
+    let address = core::ptr::from_ref(&*top).cast::<()>().cast_mut();
+    // Relaxed: under `ONE_AT_A_TIME`.
+    let last = HOOK.load(Ordering::Relaxed);
+    if address == last || !last.is_null() && crate::faults::planted("hook-below") {
+        std::panic::set_hook(top);
+    } else {
+        let ours: Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = Box::new(move |info| {
+            if STOPPER.load(Ordering::Relaxed) != arch::thread_pointer() {
+                return top(info);
+            }
+            abort_with(Some(info));
+        });
+        HOOK.store(
+            core::ptr::from_ref(&*ours).cast::<()>().cast_mut(),
+            Ordering::Relaxed,
+        );
+        std::panic::set_hook(ours);
+    }
+    drop(one);
+}
+
+fn abort_with(info: Option<&PanicHookInfo<'_>>) -> ! {
+    let mut t = Text::new();
+    let _ = t.write_str("urge: panic while the world is stopped");
+    match info {
+        Some(info) => {
+            if let Some(at) = info.location() {
+                let _ = write!(t, ", at {at}");
+            }
+            if let Some(message) = info.payload_as_str() {
+                let _ = write!(t, ": {message}");
+            }
         }
-        let mut t = Text::new();
-        let _ = write!(t, "urge: panic while the world is stopped");
-        if let Some(at) = info.location() {
-            let _ = write!(t, ", at {at}");
+        None => {
+            let _ = t.write_str(
+                ": its message, or a panic hook that was set after the world was first stopped, waits for a lock that a stopped thread holds",
+            );
         }
-        if let Some(message) = info.payload_as_str() {
-            let _ = write!(t, ": {message}");
-        }
-        let _ = t.write_str("\n");
-        t.print();
-        std::process::abort();
-    }));
+    }
+    let _ = t.write_str("\n");
+    t.print();
+    std::process::abort();
+}
+
+/// Ends the process with a message that takes no lock.
+pub(crate) fn die(why: &str) -> ! {
+    let mut t = Text::new();
+    let _ = writeln!(t, "urge: {why}");
+    t.print();
+    std::process::abort();
+}
+
+/// The calling thread is about to stop a world.
+pub(crate) fn stop_begins() {
+    // Relaxed, here and below: what matters is read by the stopper itself.
+    // SAFETY: a system call without arguments.
+    STOPPER_TID.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+    ASKED.store(signal::now(), Ordering::Relaxed);
+}
+
+/// Has the stopper look whether it is stuck in a panic. By a thread that has been parked for [`PATIENCE`]. Async-signal-safe.
+pub(crate) fn ask_the_stopper() {
+    let (now, asked) = (signal::now(), ASKED.load(Ordering::Relaxed));
+    let is_due = now.saturating_sub(asked) >= PATIENCE.as_nanos() as u64;
+    if is_due
+        && STOPPER.load(Ordering::Relaxed) != 0
+        && !crate::faults::planted("stopper-unasked")
+        && ASKED
+            .compare_exchange(asked, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    {
+        signal::send(STOPPER_TID.load(Ordering::Relaxed));
+    }
+}
+
+/// Aborts if the calling thread panics in the stop that it holds. In the handler.
+pub(crate) fn abort_if_panicking() {
+    // `panicking` reads a counter and a thread-local that needs no initialisation, of a thread that has used it before if it panics.
+    if crate::world::holds_a_stop() && std::thread::panicking() {
+        abort_with(None);
+    }
 }
 
 #[cfg(test)]

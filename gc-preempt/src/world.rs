@@ -9,21 +9,28 @@
 //!    stopper would keep a core from a thread that has yet to run its handler (measured: 77 against 20 us at 2 threads on 2 cores).
 //! 3. Resume: one store of the number, one futex wake for all. Nobody is signalled to go on.
 //!
-//! Before it begins, a stop lets the world run for as long as the stop before has held it, see [`let_run`]: stops back to back would otherwise take over each thread before
+//! Before it begins, a stop lets the world run for as long as the stop before has held it, see [`Gate`]: stops back to back would otherwise take over each thread before
 //! it has left its park, or signal it on its way out of the handler, so that it never comes to an instruction of its own.
 //!
-//! Retries: a thread that could not stop where it stood (unsafe code, a foreign stack) is signalled again from [`RETRY_FIRST`] on, doubling to
-//! [`RETRY_MAX`]. A thread inside `no_preempt` is not: it looks by itself at the section's end. A signal that nobody handled is sent again only
-//! after [`RESEND`], then ever more seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
+//! Retries: a thread that could not stop where it stood (unsafe code, a foreign stack) is signalled again from 5 us on, doubling to
+//! 1 ms. A thread inside `no_preempt` is not: it looks by itself at the section's end. A signal that nobody handled is sent again only
+//! after 10 ms, then ever more seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
+//!
+//! The thread that holds a stop holds the registry lock with it, so whatever else needs that lock cannot be done by this thread before the resume. What can
+//! fail gives an error value ([`registry::lock`] makes each caller say what it does): stopping a world, a handshake, attaching, registering code, a new
+//! world. What cannot fail is put off until the resume (a dropped [`Mutator`] stays a member until then), or touches nothing that a stop reads (the last handle
+//! of another world).
 
 mod errors;
+mod wait;
 
+pub(crate) use errors::HOLDS_A_STOP;
 pub use errors::{AttachError, HandshakeError, SetupError, StopError};
 
 use crate::config::Config;
 use crate::context::Snapshot;
 use crate::mutator::{Mutator, MutatorId, blocked, outstanding};
-use crate::registry::{self, BEGUN, RESUMED, Record, RegistryGuard};
+use crate::registry::{self, BEGUN, HoldsAStop, RESUMED, Record, RegistryGuard};
 use crate::state::{Phase, Turn};
 use crate::unwind;
 use crate::walk::{self, RootSink, WalkStats};
@@ -34,27 +41,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
-
-/// The first retry of a deferred stop: about what a short unsafe range or a handler on another stack takes.
-const RETRY_FIRST: Duration = Duration::from_micros(5);
-/// No retry is later than this: a host's handler may run long, but the stop should not wait much longer than it.
-const RETRY_MAX: Duration = Duration::from_millis(1);
-/// How long an unhandled signal counts as still on its way.
-const RESEND: Duration = Duration::from_millis(10);
-/// It doubles up to this. A thousand threads on two processors take longer than 10 ms to have their turn, and sending them all another signal keeps a processor from them.
-const RESEND_MAX: Duration = Duration::from_millis(80);
-/// How long the stopper spins when it has a core to spare: about what it costs to be woken, since then a stop takes at most twice what the
-/// better choice would have (Karlin et al. 1990, "Competitive randomized algorithms for nonuniform problems"). On virtual machines that is long: the core
-/// has halted, and its host has to get it back. Of 620 stops beside one mutator 8 took more than 22 us when 30
-/// were spun for; in six of them the handler had begun after 15 to 37, and they ended after 95 to 764.
-const SPIN: Duration = Duration::from_micros(100);
-/// When a stop is late enough to ask whether a thread that it waits for is on the stopper's own core, and has to be given it.
-const LATE: Duration = Duration::from_micros(15);
-
-/// The world runs for as long as it was stopped before it is stopped again, but for no longer than this: what a long stop cannot be made up for.
-const RUN_MOST: Duration = Duration::from_millis(10);
-/// And for so long if threads are parked still: twice what it takes to be woken.
-const LEAVE_MOST: Duration = Duration::from_micros(100);
+use wait::{Gate, Wait, send};
 
 /// Thread pointer of the thread that holds a stop, or 0: its panics abort (see [`watchdog::install_panic_hook`]).
 pub(crate) static STOPPER: AtomicUsize = AtomicUsize::new(0);
@@ -79,6 +66,24 @@ pub(crate) struct Member {
     pub at_exit: Option<unsafe fn(*mut ())>,
     /// The kernel said that the thread no longer exists.
     pub dead: bool,
+    /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The world, which the `Mutator` held.
+    left: UnsafeCell<Option<Arc<Inner>>>,
+}
+
+impl Member {
+    pub(crate) fn new(
+        record: &'static Record,
+        data: *mut (),
+        at_exit: Option<unsafe fn(*mut ())>,
+    ) -> Self {
+        Self {
+            record,
+            data,
+            at_exit,
+            dead: false,
+            left: UnsafeCell::new(None),
+        }
+    }
 }
 
 /// What the registry lock protects of one world.
@@ -93,6 +98,8 @@ pub(crate) struct Inner {
     pub id: u64,
     pub config: Config,
     members: UnsafeCell<Members>,
+    /// Its first stop has seen to the panic hook.
+    hooked: AtomicBool,
 }
 
 // SAFETY: `members` is touched only with the registry lock held, which `members` asks its guard for; the raw pointers in it are data for
@@ -107,7 +114,25 @@ impl Inner {
         // SAFETY: the registry lock is held for as long as the result lives.
         unsafe { &mut *self.members.get() }
     }
+
+    /// Notes that a member leaves once the stop is over that its own thread, the caller, holds. Allocates nothing.
+    ///
+    /// # Safety
+    /// The caller holds a stop.
+    pub(crate) unsafe fn leave_after_stop(self: &Arc<Self>, record: &'static Record) {
+        // SAFETY: the caller's stop holds the registry lock, so the list does not change; iterators of the stop may borrow it as this does.
+        let list = unsafe { &(*self.members.get()).list };
+        if let Some(member) = list.iter().find(|m| core::ptr::eq(m.record, record)) {
+            // SAFETY: touched by the thread that holds the registry lock only, here and in `finish`.
+            unsafe { *member.left.get() = Some(self.clone()) };
+            // Relaxed: read by this thread only.
+            LEFT.store(true, Ordering::Relaxed);
+        }
+    }
 }
+
+/// A `Mutator` was dropped in the stop that its thread holds.
+static LEFT: AtomicBool = AtomicBool::new(false);
 
 /// All worlds of the process, for the child of a fork. Under the registry lock.
 pub(crate) struct Worlds(UnsafeCell<Vec<Weak<Inner>>>);
@@ -132,17 +157,20 @@ impl World {
     /// stopped world from waiting for a lock that a stopped thread holds.
     ///
     /// # Errors
-    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler.
+    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a thread that holds a stop.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        if holds_a_stop() {
+            return Err(SetupError::HoldsAStop);
+        }
         faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
         // Before the registry lock: they take the loader's and std's locks, under which others may want to attach.
         pin::pin().map_err(SetupError::Library)?;
         unwind::setup();
         processors::setup();
-        watchdog::install_panic_hook();
-        let mut lock = registry::lock();
+        watchdog::put_panic_hook_on_top();
+        let mut lock = registry::lock()?;
         register_own_code(&lock).map_err(SetupError::Code)?;
         attach::install_fork_handlers().map_err(SetupError::Signal)?;
         signal::install().map_err(SetupError::Signal)?;
@@ -154,6 +182,7 @@ impl World {
                 fork_hooks: None,
                 resumed: None,
             }),
+            hooked: AtomicBool::new(false),
         });
         let all = worlds(&mut lock);
         all.retain(|w| w.strong_count() > 0);
@@ -166,7 +195,7 @@ impl World {
     /// Unblocks SIGURG on this thread and gives it an alternate signal stack that is large enough; both are undone by the last detach.
     ///
     /// # Errors
-    /// [`AttachError`]: it is attached to this world already, or the system refused what it needs.
+    /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system refused what it needs.
     pub fn attach(&self, data: *mut ()) -> Result<Mutator, AttachError> {
         attach::attach(self, data, None)
     }
@@ -196,14 +225,16 @@ impl World {
     /// # Safety
     /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc usable in all three.
     pub unsafe fn on_fork(&self, hooks: ForkHooks) {
-        let mut lock = registry::lock();
-        self.inner.members(&mut lock).fork_hooks = Some(hooks);
+        let lock = registry::lock();
+        // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does not look at hooks.
+        unsafe { (*self.inner.members.get()).fork_hooks = Some(hooks) };
+        drop(lock);
     }
 
     /// Registers code. See [`CodeSpec`](code::CodeSpec).
     ///
     /// # Errors
-    /// [`CodeError`](code::CodeError) if the range is empty or overlaps another.
+    /// [`CodeError`](code::CodeError) if the range is empty or overlaps another, and on a thread that holds a stop.
     ///
     /// # Safety
     /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever without one); managed code keeps the System V
@@ -213,7 +244,7 @@ impl World {
         &self,
         spec: code::CodeSpec,
     ) -> Result<code::CodeGuard, code::CodeError> {
-        let _lock = registry::lock();
+        let _lock = registry::lock()?;
         // SAFETY: the registry lock is held.
         unsafe { code::CODE.register(self.inner.id, spec) }
     }
@@ -223,10 +254,10 @@ impl World {
     /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so that stops back to back do not starve them: half of the time is theirs.
     ///
     /// Until then call nothing that takes a lock which a stopped thread may hold: no malloc, no printing, no `dl_iterate_phdr`; nor
-    /// attach, detach, or register code from this thread.
+    /// attach or register code from this thread, which gives an error.
     ///
     /// # Errors
-    /// [`StopError`] if the caller is itself a mutator of this world.
+    /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any world.
     pub fn stop(&self) -> Result<Stopped<'_>, StopError> {
         self.stop_those(None)
     }
@@ -243,7 +274,9 @@ impl World {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn rehearse(&self) {
-        let mut lock = registry::lock();
+        let Ok(mut lock) = registry::lock() else {
+            return; // a hint that comes too late
+        };
         let members = &self.inner.members(&mut lock).list;
         // SAFETY: the registry lock is held.
         unsafe { walk::rehearse(&code::CODE, members.iter().map(|m| m.record)) };
@@ -252,15 +285,16 @@ impl World {
     /// Stops one mutator only, and calls `f` with it.
     ///
     /// # Errors
-    /// [`HandshakeError`] if there is no such mutator, or if it is the caller.
+    /// [`HandshakeError`] if there is no such mutator, if it is the caller, or if the caller holds a stop.
     pub fn handshake<R>(
         &self,
         id: MutatorId,
         f: impl FnOnce(&StoppedMutator<'_>) -> R,
     ) -> Result<R, HandshakeError> {
-        let stopped = self
-            .stop_those(Some(id))
-            .map_err(|_| HandshakeError::IsCaller(id))?;
+        let stopped = self.stop_those(Some(id)).map_err(|error| match error {
+            StopError::CallerIsMutator => HandshakeError::IsCaller(id),
+            StopError::HoldsAStop => HandshakeError::HoldsAStop,
+        })?;
         let result = stopped.mutators().next().map(|m| f(&m));
         drop(stopped);
         result.ok_or(HandshakeError::NoSuchMutator(id))
@@ -272,25 +306,38 @@ impl World {
     }
 
     fn stop_those(&self, only: Option<MutatorId>) -> Result<Stopped<'_>, StopError> {
-        let mut lock = registry::lock();
-        let me = registry::current();
-        let Members { list, resumed, .. } = self.inner.members(&mut lock);
-        let members = list;
+        if !holds_a_stop() && !self.inner.hooked.swap(true, Ordering::Relaxed) {
+            watchdog::put_panic_hook_on_top();
+        }
         let wanted =
             |m: &Member| only.is_none_or(|id| m.record.tid.load(Ordering::Relaxed) as u32 == id.0);
-        if members
-            .iter()
-            .any(|m| wanted(m) && me.is_some_and(|r| core::ptr::eq(r, m.record)))
-        {
-            return Err(StopError::CallerIsMutator);
-        }
-        if let Some((since, took)) = resumed.take() {
-            let_run(members, since, took);
-        }
+        let mut lock = loop {
+            let mut lock = registry::lock()?;
+            let me = registry::current();
+            let Members { list, resumed, .. } = self.inner.members(&mut lock);
+            if list
+                .iter()
+                .any(|m| wanted(m) && me.is_some_and(|r| core::ptr::eq(r, m.record)))
+            {
+                return Err(StopError::CallerIsMutator);
+            }
+            let gate = resumed.and_then(|(since, took)| Gate::before_stop(list, since, took));
+            let Some(gate) = gate else {
+                break lock;
+            };
+            if faults::planted("gate-locked") {
+                gate.wait();
+                break lock;
+            }
+            drop(lock);
+            gate.wait();
+        };
+        let members = &mut self.inner.members(&mut lock).list;
         let requested = Instant::now();
         // Relaxed: only under the registry lock; the threads learn the number from their state words.
         let number = BEGUN.load(Ordering::Relaxed) + 1;
         BEGUN.store(number, Ordering::Relaxed);
+        watchdog::stop_begins();
         STOPPER.store(arch::thread_pointer(), Ordering::Relaxed);
 
         let count = members.iter().filter(|m| wanted(m)).count();
@@ -359,10 +406,12 @@ impl World {
 impl Drop for Inner {
     fn drop(&mut self) {
         let lock = registry::lock();
-        // SAFETY: the registry lock is held, and no stop is under way: a stop holds the world.
-        let unused = unsafe {
-            code::CODE.world_gone(self.id);
-            code::CODE.sweep()
+        // SAFETY: the registry lock is held, by `lock` or by this thread's stop, which is of another world: a stop holds its own.
+        unsafe { code::CODE.world_gone(self.id) };
+        let unused = match &lock {
+            // SAFETY: the registry lock is held, and no stop is under way.
+            Ok(_) => unsafe { code::CODE.sweep() },
+            Err(HoldsAStop) => Vec::new(), // the end of the stop sweeps
         };
         drop(lock);
         drop(unused);
@@ -383,145 +432,6 @@ fn register_own_code(_lock: &RegistryGuard) -> Result<(), code::CodeError> {
         DONE.store(true, Ordering::Relaxed);
     }
     Ok(())
-}
-
-/// Waits until the world has run since then for as long as its last stop took, and no thread is parked from it still, each within bounds.
-///
-/// Nobody is stopped meanwhile, so this is no part of the stop; whoever wants the registry waits a little longer for it. It does not wait for every thread to leave its park
-/// at any cost: with more threads than processors that takes time slices. A thread that is scheduled at last finds its stop over half of the time.
-fn let_run(members: &[Member], since: Instant, took: Duration) {
-    /// A sleep has 50 us of slack by default, so shorter waits only give the core away.
-    const SLEEP: Duration = Duration::from_micros(100);
-    if faults::planted("no-gate") {
-        return;
-    }
-    let took = took.min(RUN_MOST);
-    let parked = |m: &Member| m.record.state.load().phase() == Phase::Stopped;
-    loop {
-        let ran = since.elapsed();
-        let left = took.saturating_sub(ran);
-        if left.is_zero() && (ran >= LEAVE_MOST || !members.iter().any(parked)) {
-            return;
-        }
-        if left > SLEEP {
-            std::thread::sleep(left - SLEEP / 2);
-        } else {
-            // SAFETY: no arguments, no memory.
-            unsafe { libc::sched_yield() };
-        }
-    }
-}
-
-/// Sends the signal, and takes a thread that no longer exists out of the count.
-fn send(m: &mut Member) {
-    m.record.in_flight.store(1, Ordering::Relaxed);
-    if !signal::send(m.record.tid.load(Ordering::Relaxed))
-        && !m.dead
-        && !faults::planted("no-dead-check")
-    {
-        m.dead = true;
-        outstanding::done();
-    }
-}
-
-/// The stopper's wait.
-struct Wait {
-    number: u64,
-    only: Option<MutatorId>,
-    signals: bool,
-    asked: u32,
-}
-
-impl Wait {
-    fn until_all_stopped(&self, members: &mut [Member]) -> u32 {
-        let begun = Instant::now();
-        let may_spin = self.asked < processors::count();
-        let (mut retries, mut retry_gap, mut retry_at) = (0, RETRY_FIRST, None::<Instant>);
-        let (mut resend_at, mut resend_gap) = (begun + RESEND, RESEND);
-        let mut watchdog = watchdog::Watchdog::new(begun);
-        let mut spin = if may_spin { SPIN } else { Duration::ZERO };
-        let mut has_looked = false;
-        let mut spins = 0u32;
-        while !outstanding::none_left() {
-            spins += 1;
-            if may_spin && retry_at.is_none() && !spins.is_multiple_of(64) {
-                if outstanding::take_retry() {
-                    retry_at = Some(Instant::now() + retry_gap);
-                }
-                park::spin_hint();
-                continue;
-            }
-            let now = Instant::now();
-            if outstanding::take_retry() && retry_at.is_none() {
-                retry_at = Some(now + retry_gap);
-            }
-            if retry_at.is_some_and(|t| t <= now) {
-                retry_at = None;
-                retry_gap = (retry_gap * 2).min(RETRY_MAX);
-                retries += self.send_again(members, |r| r.in_flight.load(Ordering::Relaxed) == 0);
-            }
-            if now >= resend_at && !faults::planted("no-resend") {
-                resend_gap = (resend_gap * 2).min(RESEND_MAX);
-                resend_at = now + resend_gap;
-                self.send_again(members, |_| true);
-            }
-            watchdog.look(now, || {
-                members
-                    .iter()
-                    .map(|m| m.record)
-                    .find(|r| self.wants(r) && r.state.load().asked())
-            });
-            if now - begun < spin {
-                if now - begun >= LATE && !has_looked {
-                    has_looked = true;
-                    if self.is_on_own_core(members) {
-                        spin = Duration::ZERO;
-                    }
-                }
-                continue;
-            }
-            let until = retry_at.unwrap_or(resend_at).saturating_duration_since(now);
-            if retry_at.is_some() {
-                // A sleep has 50 us of slack by default: too coarse for the first retries. Give the core to whom we wait for instead.
-                // SAFETY: no arguments, no memory.
-                unsafe { libc::sched_yield() };
-            } else {
-                outstanding::sleep(until);
-            }
-        }
-        retries
-    }
-
-    /// Does a thread that is still waited for seem to be on the core that this one spins on?
-    fn is_on_own_core(&self, members: &[Member]) -> bool {
-        processors::own().is_some_and(|own| {
-            members.iter().map(|m| m.record).any(|r| {
-                let pointer = r.thread_pointer.load(Ordering::Relaxed);
-                self.wants(r) && r.state.load().asked() && processors::was_last_on(pointer, own)
-            })
-        })
-    }
-
-    fn wants(&self, r: &Record) -> bool {
-        self.only
-            .is_none_or(|id| r.tid.load(Ordering::Relaxed) as u32 == id.0)
-    }
-
-    /// Signals again those that are asked, have not promised to look by themselves, and that `which` picks.
-    fn send_again(&self, members: &mut [Member], which: impl Fn(&Record) -> bool) -> u32 {
-        let mut sent = 0;
-        for m in members
-            .iter_mut()
-            .filter(|m| self.signals && !m.dead && self.wants(m.record))
-        {
-            let word = m.record.state.load();
-            if word.asked() && word.number() == self.number && !word.pending() && which(m.record) {
-                send(m);
-                sent += 1;
-            }
-        }
-        sent
-    }
 }
 
 /// A world whose mutators all stand still. Resumes when dropped.
@@ -626,11 +536,32 @@ impl Stopped<'_> {
         }
         park::wake(park::low_half(&RESUMED), i32::MAX);
         self.bury_the_dead(&mut lock);
+        let left = take_those_that_left(&mut lock);
         // SAFETY: the registry lock is held, and this stop is over.
         let unused = unsafe { code::CODE.sweep() };
         drop(lock);
         drop(unused); // runs the owners' destructors, which may be anything
+        for (world, record) in left {
+            attach::detach(&world, record);
+        }
     }
+}
+
+/// The memberships of this thread whose `Mutator` was dropped in the stop that it held.
+fn take_those_that_left(lock: &mut RegistryGuard) -> Vec<(World, &'static Record)> {
+    if !LEFT.swap(false, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
+    let mut left = Vec::new();
+    for world in &all {
+        for member in &mut world.members(lock).list {
+            if let Some(inner) = member.left.get_mut().take() {
+                left.push((World { inner }, member.record));
+            }
+        }
+    }
+    left
 }
 
 impl Drop for Stopped<'_> {

@@ -198,6 +198,9 @@ impl HeapBuilder {
     /// # Errors
     /// [`BuildError`] says what was wrong and what would be right.
     pub fn build(self) -> Result<Heap, BuildError> {
+        if gc_preempt::holds_a_stop() {
+            return Err(BuildError::Stops(gc_preempt::SetupError::HoldsAStop));
+        }
         let config = self.config.with_environment()?;
         let space = SpaceConfig {
             reserve: config.reserve,
@@ -291,7 +294,8 @@ fn register_units(world: &World) -> Result<(), CodeError> {
     Ok(())
 }
 
-/// Starts the collector's thread, with every signal blocked: no handler of the host's may run there, least of all during a stop.
+/// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's may run there, least of all during a stop. SIGURG is how a
+/// parked thread finds out that a root callback's panic waits for a lock.
 pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
     let shared = shared.clone();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -299,6 +303,7 @@ pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandl
     // SAFETY: both sets are written by the calls before they are read.
     unsafe {
         libc::sigfillset(all.as_mut_ptr());
+        libc::sigdelset(all.as_mut_ptr(), libc::SIGURG);
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
     }
     shared.requests.alive.store(true, Ordering::SeqCst);
@@ -352,9 +357,10 @@ impl Drop for Handle {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         // The last handle may be an owner's that the collector itself has just dropped: it ends by itself then. Another heap may want
-        // this thread to stop meanwhile, so the wait is a blocking one.
+        // this thread to stop meanwhile, so the wait is a blocking one. And a collector that waits for the stop of this thread ends after it.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
+            && !gc_preempt::holds_a_stop()
             && protected(|| self.shared.requests.can_be_joined())
         {
             gc_preempt::blocking_here(|| drop(thread.join()));
@@ -414,7 +420,8 @@ impl Heap {
     /// From a mutator it waits in `blocking`: what only registers and stack hold is scanned as ever.
     ///
     /// # Panics
-    /// Inside `no_preempt` and in a root callback, where waiting would be for ever. See [`Heap::request_collection`].
+    /// Inside `no_preempt`, in a root callback, and on a thread that holds a stop ([`Heap::with_stopped`]), where waiting would be for ever.
+    /// See [`Heap::request_collection`].
     pub fn collect(&self) -> u64 {
         self.collect_now(true)
     }
@@ -441,6 +448,10 @@ impl Heap {
         assert!(
             !self.on_collector(),
             "collect() inside a root callback or a code owner's drop: ask with request_collection() instead"
+        );
+        assert!(
+            !gc_preempt::holds_a_stop(),
+            "collect() on a thread that has stopped a world: the collection would wait for its resume"
         );
         let shared = self.shared();
         let ask_and_wait = || {

@@ -80,6 +80,9 @@ const HELP_MOST: Duration = Duration::from_millis(1);
 
 impl Mutator {
     pub(crate) fn attach(heap: &Heap) -> Result<Self, AttachError> {
+        if gc_preempt::holds_a_stop() {
+            return Err(AttachError::Thread(gc_preempt::AttachError::HoldsAStop));
+        }
         let shared = heap.shared_arc().clone();
         let context = Context::new(
             shared,

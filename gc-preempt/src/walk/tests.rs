@@ -539,7 +539,7 @@ fn native_frames_are_walked_as_the_systems_unwinder_does() {
 fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
     unwind::setup();
     let map = CodeMap::new();
-    let lock = crate::registry::lock();
+    let lock = crate::registry::lock().unwrap();
     // SAFETY: the registry lock is held; the stack is this thread's.
     let [few, all] = unsafe {
         let none = std::iter::empty();

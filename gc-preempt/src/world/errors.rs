@@ -4,6 +4,11 @@ use core::fmt;
 
 use crate::code::CodeError;
 use crate::mutator::MutatorId;
+use crate::registry::HoldsAStop;
+
+/// What a thread is told that would wait for itself.
+pub(crate) const HOLDS_A_STOP: &str =
+    "this thread has stopped a world: resume it first (drop its `Stopped`)";
 
 /// Why a world could not be set up.
 #[derive(Debug)]
@@ -16,6 +21,8 @@ pub enum SetupError {
     Code(CodeError),
     /// The library that Urge is part of could not be kept loaded; see the loader's message.
     Library(std::io::Error),
+    /// The calling thread has stopped a world, and has to resume it first.
+    HoldsAStop,
 }
 
 /// Why a thread could not attach.
@@ -27,6 +34,8 @@ pub enum AttachError {
     TooManyThreads,
     /// The system refused the alternate signal stack, or would not say where the thread's stack lies.
     System(&'static str, std::io::Error),
+    /// The calling thread has stopped a world, and has to resume it first.
+    HoldsAStop,
 }
 
 /// Why a world could not be stopped.
@@ -34,6 +43,8 @@ pub enum AttachError {
 pub enum StopError {
     /// A mutator cannot stop itself: have another thread stop the world, and wait for it in `blocking`.
     CallerIsMutator,
+    /// The caller has stopped a world already, this one or another. Stops are one at a time in the process.
+    HoldsAStop,
 }
 
 /// Why a handshake failed.
@@ -43,6 +54,32 @@ pub enum HandshakeError {
     NoSuchMutator(MutatorId),
     /// A mutator cannot stop itself.
     IsCaller(MutatorId),
+    /// The caller has stopped a world, and has to resume it first.
+    HoldsAStop,
+}
+
+impl From<HoldsAStop> for SetupError {
+    fn from(_: HoldsAStop) -> Self {
+        Self::HoldsAStop
+    }
+}
+
+impl From<HoldsAStop> for AttachError {
+    fn from(_: HoldsAStop) -> Self {
+        Self::HoldsAStop
+    }
+}
+
+impl From<HoldsAStop> for StopError {
+    fn from(_: HoldsAStop) -> Self {
+        Self::HoldsAStop
+    }
+}
+
+impl From<HoldsAStop> for CodeError {
+    fn from(_: HoldsAStop) -> Self {
+        Self::HoldsAStop
+    }
 }
 
 impl fmt::Display for SetupError {
@@ -56,6 +93,7 @@ impl fmt::Display for SetupError {
                 "the library that Urge is part of could not be kept loaded (its signal handler \
                  stays after dlclose): {e}"
             ),
+            Self::HoldsAStop => f.write_str(HOLDS_A_STOP),
         }
     }
 }
@@ -68,13 +106,17 @@ impl fmt::Display for AttachError {
             }
             Self::TooManyThreads => f.write_str("too many attached threads: detach some, or use a pool"),
             Self::System(what, e) => write!(f, "{what}: {e}"),
+            Self::HoldsAStop => f.write_str(HOLDS_A_STOP),
         }
     }
 }
 
 impl fmt::Display for StopError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the caller is a mutator of this world and cannot stop itself: stop from a thread that is not attached")
+        f.write_str(match self {
+            Self::CallerIsMutator => "the caller is a mutator of this world and cannot stop itself: stop from a thread that is not attached",
+            Self::HoldsAStop => HOLDS_A_STOP,
+        })
     }
 }
 
@@ -83,6 +125,7 @@ impl fmt::Display for HandshakeError {
         match self {
             Self::NoSuchMutator(id) => write!(f, "{id} is not attached to this world"),
             Self::IsCaller(id) => write!(f, "{id} is the caller, which cannot stop itself"),
+            Self::HoldsAStop => f.write_str(HOLDS_A_STOP),
         }
     }
 }

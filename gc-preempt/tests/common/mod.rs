@@ -27,7 +27,8 @@ pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Opti
     run_child_for(name, faults, environment, HUNG)
 }
 
-fn run_child_for(
+/// [`run_child`], which hangs if it takes longer than that.
+pub fn run_child_for(
     name: &str,
     faults: &str,
     environment: &[(&str, &str)],
