@@ -113,9 +113,21 @@ fn check(file: &[u8]) {
     }
 }
 
+/// Checks what the reader makes of the object of `allocas.ll`: both frames are scanned word by word.
+fn check_allocas(file: &[u8]) {
+    let maps = StackMaps::from_llvm(&relocated(file).0).expect("a table without a fault");
+    assert_eq!(maps.len(), 2);
+    assert!(maps.sites.iter().all(|site| !site.known), "{maps:?}");
+}
+
 #[test]
 fn the_committed_object_of_llvm_is_read_slot_by_slot() {
     check(&std::fs::read(Path::new(FIXTURES).join("roots.o")).unwrap());
+}
+
+#[test]
+fn allocas_in_the_committed_object_of_llvm_make_its_frames_unknown() {
+    check_allocas(&std::fs::read(Path::new(FIXTURES).join("allocas.o")).unwrap());
 }
 
 #[test]
@@ -153,12 +165,16 @@ fn an_object_made_afresh_by_llc_is_read_the_same() {
         .arg(Path::new(FIXTURES).join("roots.ll"))
         .arg("-o")
         .arg(&rewritten));
-    run(Command::new(llc)
-        .args(["-O2", "-relocation-model=pic", "-filetype=obj"])
-        .arg(&rewritten)
-        .arg("-o")
-        .arg(&made));
-    check(&std::fs::read(&made).unwrap());
+    let compile = |module: &Path| {
+        run(Command::new(llc)
+            .args(["-O2", "-relocation-model=pic", "-filetype=obj"])
+            .arg(module)
+            .arg("-o")
+            .arg(&made));
+        std::fs::read(&made).unwrap()
+    };
+    check(&compile(&rewritten));
+    check_allocas(&compile(&Path::new(FIXTURES).join("allocas.ll")));
 }
 
 /// A directory that goes when the test does.

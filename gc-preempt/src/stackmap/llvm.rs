@@ -1,21 +1,25 @@
 //! Reads LLVM's stack-map format, version 3: the section `.llvm_stackmaps` as it stands in memory once the module is loaded.
 //!
 //! The input is untrusted. Every read goes through a cursor that knows the section's end, counts are compared with the bytes that are left before anything is
-//! allocated for them, and whatever contradicts itself is an error that says what and where.
+//! allocated for them, and whatever contradicts itself is an error that says what and where. Time and memory are linear in the section's length: a location makes
+//! eight slots at most.
 //!
 //! # What a record says
 //!
 //! A `gc.statepoint` leaves a record at its return address: three constants (calling convention, flags, number of deopt values), the deopt values, then pairs of
-//! locations, a base and a pointer derived from it, equal for a plain reference. A reference lies
+//! locations, a base and a pointer derived from it, equal for a plain reference, then the addresses of allocas. A base lies
 //!
 //! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from RBP). This is the normal case. A vector of references is one
 //!   location of several words.
 //! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that callees preserve, so it is still in it, or in the saved registers of
 //!   some frame further in. Both are scanned conservatively anyway, so the pair makes no slot.
-//! - **as a constant**, mostly null: no slot. A frame does not keep the target of a constant alive, the embedder does.
-//! - indirect from any other register: the frame is scanned conservatively.
+//! - **as a constant** with a constant derived from it, mostly null: no slot. A frame does not keep the target of a constant alive, the embedder does.
+//! - anywhere else, or in more than eight words, which no register has: the frame is scanned conservatively.
 //!
-//! Deopt values are not references of the collector's: those among them that are live appear as pairs too. Records that have not the shape of a statepoint
+//! **Direct** is the address of an alloca. Nothing says how large that is, nor which of its words are references, so the frame of a record with such a location is
+//! scanned conservatively. (Two of them side by side look like a pair.)
+//!
+//! Other deopt values are not references of the collector's: those among them that are live appear as pairs too. Records that have not the shape of a statepoint
 //! (`llvm.experimental.stackmap` and `patchpoint` make such) say nothing of references: their frames are scanned conservatively.
 //!
 //! # What a record does not say
@@ -25,6 +29,9 @@
 //! area of outgoing arguments: it lies below every slot of the record, so it is scanned up to the lowest one. The registers that the frame saved for its caller:
 //! the walker takes them from the unwind tables. A linker concatenates the tables of several objects; they are all read.
 
+use crate::faults;
+use crate::unwind::PRESERVED;
+
 use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
 
 const DWARF_RSP: u16 = 7;
@@ -33,6 +40,8 @@ const DWARF_RBP: u16 = 6;
 const MAX_FRAME: u64 = 1 << 30;
 /// Pushed arguments beyond this are taken for nonsense.
 const MAX_ARGUMENTS: u32 = 1 << 16;
+/// Words of one location that are listed one by one: the largest vector register has eight. A location takes 12 bytes of the section and may claim 8,191 words.
+const MAX_WORDS: u16 = 8;
 /// Bytes of the smallest table, a header alone.
 const HEADER: usize = 16;
 
@@ -110,6 +119,8 @@ enum Where {
     Direct,
     Indirect,
     Constant,
+    /// A constant in the pool, which is not looked up.
+    Pooled,
 }
 
 #[derive(Clone, Copy)]
@@ -118,7 +129,7 @@ struct Location {
     kind: Where,
     size: u16,
     register: u16,
-    /// Offset or small constant; of a pooled constant zero.
+    /// Offset, small constant, or index into the pool.
     value: i32,
 }
 
@@ -261,7 +272,7 @@ fn location(cursor: &mut Cursor<'_>, constants: u32) -> Result<Location, StackMa
     let size = cursor.u16()?;
     let register = cursor.u16()?;
     cursor.u16()?;
-    let mut value = cursor.i32()?;
+    let value = cursor.i32()?;
     let kind = match kind {
         1 => Where::Register,
         2 => Where::Direct,
@@ -269,8 +280,7 @@ fn location(cursor: &mut Cursor<'_>, constants: u32) -> Result<Location, StackMa
         4 => Where::Constant,
         5 => {
             if u32::try_from(value).is_ok_and(|index| index < constants) {
-                value = 0;
-                Where::Constant
+                Where::Pooled
             } else {
                 return Err(Fault::Constant {
                     index: value,
@@ -299,8 +309,8 @@ fn references(
     let [a, b, deopt, rest @ ..] = locations else {
         return Ok(false);
     };
-    let constant = |l: &Location| matches!(l.kind, Where::Constant);
-    if !(constant(a) && constant(b) && constant(deopt)) {
+    let constant = |l: &Location| matches!(l.kind, Where::Constant | Where::Pooled);
+    if !(constant(a) && constant(b) && matches!(deopt.kind, Where::Constant)) {
         return Ok(false);
     }
     let Some(pairs) = usize::try_from(deopt.value)
@@ -309,59 +319,55 @@ fn references(
     else {
         return Err(Fault::Deopt(deopt.value as u32 as u64).at(deopt.at));
     };
+    let direct = |l: &Location| matches!(l.kind, Where::Direct);
+    if rest.iter().any(direct) && !faults::planted("allocas-as-pairs") {
+        return Ok(false);
+    }
     if !pairs.len().is_multiple_of(2) {
         return Err(Fault::Unpaired(pairs.len()).at(pairs[0].at));
     }
     let mut known = true;
     for pair in pairs.chunks_exact(2) {
         let (base, derived) = (&pair[0], &pair[1]);
-        if constant(base) || constant(derived) {
-            // Null has no words, so sizes need not agree. A pointer derived from a constant names no cell.
-            if let Where::Indirect = base.kind {
-                known &= words(base, frame)?.is_some_and(|w| {
-                    slots.extend(w.map(|edge| Slot {
-                        edge,
-                        derived: None,
-                    }));
-                    true
-                });
-            }
-            continue;
-        }
-        if base.size != derived.size {
+        // A constant has no words, so sizes need not agree.
+        if base.size != derived.size && !constant(base) && !constant(derived) {
             let sizes = Fault::PairSizes {
                 base: base.size,
                 derived: derived.size,
             };
             return Err(sizes.at(base.at));
         }
-        match (base.kind, derived.kind) {
-            (Where::Indirect, Where::Indirect) => {
-                match (words(base, frame)?, words(derived, frame)?) {
-                    (Some(edges), Some(derived)) => {
-                        slots.extend(edges.zip(derived).map(|(edge, derived)| Slot {
-                            edge,
-                            derived: (edge != derived).then_some(derived),
-                        }))
-                    }
-                    _ => known = false,
+        let edges = match base.kind {
+            Where::Indirect => words(base, frame)?,
+            // No slot: see the head of this file.
+            Where::Register if PRESERVED.contains(&base.register.into()) => continue,
+            Where::Constant | Where::Pooled if constant(derived) => continue,
+            _ => None,
+        };
+        let Some(edges) = edges else {
+            known = false;
+            continue;
+        };
+        let derived = match derived.kind {
+            Where::Indirect => match words(derived, frame)? {
+                None => {
+                    known = false;
+                    continue;
                 }
-            }
-            (Where::Indirect, _) => match words(base, frame)? {
-                Some(edges) => slots.extend(edges.map(|edge| Slot {
-                    edge,
-                    derived: None,
-                })),
-                None => known = false,
+                some => some,
             },
-            // The base is in a register that callees preserve, or is the address of something in the frame.
-            _ => {}
-        }
+            _ => None,
+        };
+        let mut derived = derived.into_iter().flatten();
+        slots.extend(edges.map(|edge| Slot {
+            edge,
+            derived: derived.next().filter(|d| *d != edge),
+        }));
     }
     Ok(known)
 }
 
-/// The words of an indirect location; `None` if they count from a register that the walker does not know.
+/// The words of an indirect location; `None` if they count from a register that the walker does not know, or are too many to be listed.
 fn words(
     location: &Location,
     frame: Option<u32>,
@@ -382,6 +388,9 @@ fn words(
     } else {
         From::Rbp
     };
+    if size / 8 > MAX_WORDS && !faults::planted("unbounded-locations") {
+        return Ok(None);
+    }
     let offset = i64::from(location.value);
     if offset % 8 != 0 || offset < low || offset + i64::from(size) > high {
         return Err(Fault::Slot {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 #[cfg(test)]
 mod compiled;
-use crate::unwind::Table;
+use crate::unwind::{MAX_CIE, Table};
 
 pub mod cranelift;
 pub mod llvm;
@@ -98,20 +98,25 @@ impl StackMaps {
 
     /// The table in a `.llvm_stackmaps` section as it stands in memory after relocation; see [`llvm`].
     ///
+    /// Reading it takes time and memory in proportion to its length.
+    ///
     /// # Errors
     /// If the section is malformed in any way: the error says in what and where.
     pub fn from_llvm(section: &[u8]) -> Result<Self, StackMapError> {
         llvm::parse(section)
     }
 
-    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it stands at `address`, after relocation. It is copied.
+    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it stands at `address`, after relocation. It is copied. It takes the
+    /// place of one that was given before.
+    ///
+    /// Reading it takes time and memory in proportion to its length. It ends at an entry of length zero, as for the system's unwinder.
     ///
     /// Code that goes by [`FrameRule::Cfi`](crate::FrameRule::Cfi) and was loaded by the dynamic loader needs none, its module's are found.
     ///
     /// # Errors
     /// If the section is malformed or two of its entries overlap: the error says where.
     pub fn with_eh_frame(mut self, section: &[u8], address: usize) -> Result<Self, StackMapError> {
-        self.unwind = Some(Table::parse(section, address).map_err(|at| Fault::Unwind.at(at))?);
+        self.unwind = Some(Table::parse(section, address)?);
         Ok(self)
     }
 
@@ -332,12 +337,17 @@ pub enum Fault {
     Address,
     /// An entry of the unwind tables cannot be read, or overlaps another.
     Unwind,
+    /// The part that entries of the unwind tables share (a CIE) is longer than 512 bytes.
+    UnwindCie {
+        /// Its length.
+        bytes: usize,
+    },
     /// More than four thousand million slots.
     TooBig,
 }
 
 impl Fault {
-    fn at(self, at: usize) -> StackMapError {
+    pub(crate) fn at(self, at: usize) -> StackMapError {
         StackMapError { fault: self, at }
     }
 }
@@ -369,7 +379,7 @@ impl fmt::Display for Fault {
             }
             Fault::Unpaired(count) => write!(
                 f,
-                "{count} locations after the deopt values; references come in pairs (allocas in a gc-live bundle cannot be told from them and are not supported)"
+                "{count} locations after the deopt values; references come in pairs, a base and what is derived from it"
             ),
             Fault::PairSizes { base, derived } => write!(
                 f,
@@ -401,6 +411,10 @@ impl fmt::Display for Fault {
             Fault::Address => f.write_str("an address beyond the end of the address space"),
             Fault::Unwind => f.write_str(
                 "an entry of the unwind tables cannot be read or overlaps another; give the .eh_frame section with the address at which it was relocated",
+            ),
+            Fault::UnwindCie { bytes } => write!(
+                f,
+                "a CIE of {bytes} bytes in the unwind tables; more than {MAX_CIE} are not read, since they are run for each function"
             ),
             Fault::TooBig => f.write_str("more than 2^32 slots"),
         }

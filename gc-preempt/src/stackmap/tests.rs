@@ -220,7 +220,7 @@ const POOLED: u8 = 5;
 #[test]
 fn llvm_pairs_become_slots() {
     let both = |offset| [(INDIRECT, 8, 7, offset), (INDIRECT, 8, 7, offset)];
-    let mut rest = vec![(DIRECT, 8, 7, 0), (POOLED, 8, 0, 0)];
+    let mut rest = vec![(INDIRECT, 4, 7, 0), (POOLED, 8, 0, 0)];
     rest.extend(both(8));
     rest.extend(both(8));
     rest.extend([(INDIRECT, 8, 7, 8), (INDIRECT, 8, 7, 24)]);
@@ -275,6 +275,72 @@ fn llvm_says_when_it_does_not_know() {
     let mut w = Writer::default();
     w.header(&[(0x1000, 24, 1)], &[], 1);
     w.record(0x10, &[(INDIRECT, 8, 7, 8)]);
+    assert!(!w.site().unwrap().0);
+}
+
+/// In the place of a base, of a derived pointer, of a deopt value: what a map cannot say of an alloca, the walker finds word by word.
+#[test]
+fn an_alloca_anywhere_in_a_record_of_llvms_makes_it_unknown() {
+    let (slot, alloca) = ((INDIRECT, 8, 7, 8), (DIRECT, 8, 7, 8));
+    for (deopt, rest) in [
+        (0, &[alloca, alloca][..]),
+        (0, &[alloca]),
+        (0, &[slot, slot, alloca]),
+        (0, &[slot, slot, alloca, alloca]),
+        (0, &[slot, alloca]),
+        (0, &[alloca, slot]),
+        (0, &[alloca, (CONSTANT, 8, 0, 0)]),
+        (0, &[(POOLED, 8, 0, 0), alloca]),
+        (0, &[alloca, (REGISTER, 8, 3, 0)]),
+        (1, &[alloca]),
+        (1, &[alloca, slot, slot]),
+        (2, &[slot, alloca, slot, slot]),
+    ] {
+        let (known, ..) = Writer::statepoint(24, deopt, rest).site().unwrap();
+        assert!(!known, "{deopt} {rest:?}");
+    }
+}
+
+/// Every kind in the place of a base and of a derived pointer: known only where the base is a slot or a preserved register, or both are constants.
+#[test]
+fn every_other_pair_of_llvms_locations_is_a_slot_or_unknown() {
+    let slot = (INDIRECT, 8, 7, 8);
+    let (rbx, rax) = ((REGISTER, 8, 3, 0), (REGISTER, 8, 0, 0));
+    let (zero, pooled) = ((CONSTANT, 8, 0, 0), (POOLED, 8, 0, 0));
+    let other = (INDIRECT, 8, 3, 8);
+    let vector = |words: u16| (INDIRECT, 8 * words, 7, 8);
+    let one = [plain(8)];
+    for (base, derived, known, slots) in [
+        (slot, slot, true, &one[..]),
+        (slot, rbx, true, &one),
+        (slot, rax, true, &one),
+        (slot, zero, true, &one),
+        (slot, pooled, true, &one),
+        (slot, other, false, &[]),
+        (rbx, rbx, true, &[]),
+        (rbx, slot, true, &[]),
+        (rbx, zero, true, &[]),
+        (rax, rax, false, &[]),
+        (rax, slot, false, &[]),
+        (zero, zero, true, &[]),
+        (pooled, zero, true, &[]),
+        (zero, slot, false, &[]),
+        (pooled, slot, false, &[]),
+        (zero, rbx, false, &[]),
+        (other, other, false, &[]),
+        (other, slot, false, &[]),
+        (vector(2), vector(2), true, &[plain(8), plain(16)]),
+        (vector(9), vector(9), false, &[]),
+        (vector(8191), vector(8191), false, &[]),
+    ] {
+        let found = Writer::statepoint(1 << 17, 0, &[base, derived]).site();
+        let (found, places, _) = found.unwrap();
+        assert_eq!((found, &*places), (known, slots), "{base:?} {derived:?}");
+    }
+    // How many deopt values there are is no constant of the pool, or where pairs begin is not known.
+    let mut w = Writer::default();
+    w.header(&[(0x1000, 24, 1)], &[1], 1);
+    w.record(0x10, &[zero, zero, pooled, slot, slot, slot]);
     assert!(!w.site().unwrap().0);
 }
 

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::stackmap::Fault;
 
 fn at(register: usize, offset: i32, loaded: Option<i32>) -> Option<Value> {
     Some(Value {
@@ -212,6 +213,105 @@ fn tables_of_generated_code_say_what_the_loaders_say() {
     assert_eq!(table.look_up(usize::MAX), None);
 }
 
+/// A section of one CIE with these instructions, and an FDE with those for each function of 16 bytes from 0x1000 on.
+fn section(column: u8, shared: &[u8], functions: &[&[u8]]) -> Vec<u8> {
+    let mut section = Vec::new();
+    let mut entry = |id: u32, rest: &[&[u8]]| {
+        let mut body = id.to_le_bytes().to_vec();
+        body.extend(rest.concat());
+        body.resize((body.len() + 4).next_multiple_of(8) - 4, 0);
+        section.extend((body.len() as u32).to_le_bytes());
+        section.extend(body);
+        section.len() as u32
+    };
+    // Version 1, addresses of eight bytes each, factors 1 and -8.
+    let head = [1, b'z', b'R', 0, 1, 0x78, column, 1, 0x04];
+    let mut next = entry(0, &[&head, shared]);
+    for (at, instructions) in functions.iter().enumerate() {
+        let start = 0x1000 + 16 * at as u64;
+        let extent = [start.to_le_bytes(), 16u64.to_le_bytes()].concat();
+        next = entry(next + 4, &[&extent, &[0], instructions]);
+    }
+    section
+}
+
+/// `rsp + 8` is the CFA.
+const PLAIN: [u8; 3] = [0x0c, 7, 8];
+/// And the return address lies in the word below it.
+const PUSHED: [u8; 2] = [0x90, 1];
+
+#[test]
+fn only_an_undefined_return_address_ends_a_walk() {
+    let back = |column, shared: &[u8], instructions: &[u8]| {
+        let section = section(column, shared, &[instructions]);
+        let table = Table::parse(&section, 0x10_0000).unwrap();
+        table.look_up(0x1000).map(|row| row.rule.back)
+    };
+    let plain = [&PLAIN[..], &PUSHED].concat();
+    assert_eq!(back(16, &plain, &[]), Some(Back::Address));
+    assert_eq!(back(16, &plain, &[0x07, 16]), Some(Back::Outermost));
+    assert_eq!(back(16, &PLAIN, &[0x07, 16]), Some(Back::Outermost));
+    for (what, column, shared, instructions) in [
+        ("silent", 16, &PLAIN[..], &[][..]),
+        ("the same value", 16, &plain, &[0x08, 16]),
+        ("in RBX", 16, &plain, &[0x09, 16, 3]),
+        ("elsewhere", 16, &plain, &[0x05, 16, 2]),
+        ("an expression", 16, &plain, &[0x10, 16, 2, 0x77, 0]),
+        ("a value's expression", 16, &plain, &[0x16, 16, 2, 0x77, 0]),
+        ("a value", 16, &plain, &[0x14, 16, 1]),
+        ("restored to silence", 16, &PLAIN, &[0x07, 16, 0xd0]),
+        ("in another column", 3, &plain, &[]),
+        ("undefined, but another column's", 3, &plain, &[0x07, 16]),
+        ("no CFA", 16, &PUSHED, &[]),
+        ("another SP: a register's", 16, &plain, &[0x09, 7, 3]),
+        ("another SP: saved", 16, &plain, &[0x87, 2]),
+        ("another SP: unknown", 16, &plain, &[0x07, 7]),
+    ] {
+        assert_eq!(back(column, shared, instructions), None, "{what}");
+    }
+    assert_eq!(
+        back(16, &plain, &[0x14, 7, 0]),
+        Some(Back::Address),
+        "SP is the CFA"
+    );
+}
+
+/// A row that reaches past its entry's end says nothing of the function behind it.
+#[test]
+fn a_row_ends_with_its_entry() {
+    let shared = [&PLAIN[..], &PUSHED].concat();
+    // advance_loc 63, def_cfa_offset 16
+    let section = section(16, &shared, &[&[0x7f, 0x0e, 16], &[0x0e, 24]]);
+    let table = Table::parse(&section, 0x10_0000).unwrap();
+    let row = |pc| table.look_up(pc).unwrap();
+    assert_eq!(row(0x1008).pcs, 0x1000..0x1010);
+    assert_eq!(row(0x1008).rule.cfa.offset, 8);
+    assert_eq!(
+        (row(0x1010).rule.cfa.offset, row(0x1010).pcs),
+        (24, 0x1010..0x1020)
+    );
+}
+
+/// What is shared is run for each function, so it is short; and nothing is shared but what stands in its own place.
+#[test]
+fn a_cie_is_short_and_read_once() {
+    let shared = |bytes: usize| [&PLAIN[..], &PUSHED, &vec![0; bytes]].concat();
+    let fits = section(16, &shared(480), &[&[][..]; 3]);
+    assert_eq!(Table::parse(&fits, 0).unwrap().entries.len(), 3);
+    let error = Table::parse(&section(16, &shared(520), &[&[][..]; 3]), 0).unwrap_err();
+    assert!(
+        matches!(error.fault, Fault::UnwindCie { bytes } if bytes > MAX_CIE),
+        "{error}"
+    );
+    assert_eq!(error.at, 0);
+    // The first FDE's word for its CIE: four bytes further back, in the middle of nothing.
+    let mut section = section(16, &shared(0), &[&[]]);
+    let pointer = section.len() - 32 + 4;
+    assert_eq!(section[pointer] as usize, pointer);
+    section[pointer] -= 4;
+    assert_eq!(Table::parse(&section, 0).unwrap_err().fault, Fault::Unwind);
+}
+
 proptest! {
     /// Damaged tables: an error with a place, or a table that gives rules or none.
     #[test]
@@ -230,7 +330,7 @@ proptest! {
             section.truncate(cut.index(section.len()));
         }
         match Table::parse(&section, address) {
-            Err(at) => assert!(at <= section.len()),
+            Err(error) => assert!(error.at <= section.len()),
             Ok(table) => for (range, _) in &table.entries {
                 for pc in range.clone().take(200) {
                     let _ = table.look_up(pc);
