@@ -4,7 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use gc_test_harness::lab::{churn, concurrent, demo, fragment, fuzz, mark, pause, trees, warm};
+use gc_test_harness::lab::{
+    churn, concurrent, demo, fragment, fuzz, mark, pause, soak, trees, warm,
+};
 use gc_test_harness::lox::run::RunArgs;
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
@@ -45,6 +47,8 @@ enum Command {
     Fragment(Fragment),
     /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
     Fuzz(Fuzz),
+    /// Everything at once, for as long as one likes, until an answer is wrong
+    Soak(Soak),
     /// Touch memory and give it back: on a virtual machine, what is measured next does not wait for its host's memory
     Warm(Warm),
 }
@@ -64,6 +68,19 @@ struct Fuzz {
     /// The first case's seed; the others follow [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+struct Soak {
+    /// Seconds to run for, in rounds of a few seconds; at least one round runs
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// The first round's seed; the others follow [default: from the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Run the round of that seed in this process
+    #[arg(long, hide = true, requires = "seed")]
+    round: bool,
 }
 
 #[derive(Args, Debug)]
@@ -155,6 +172,7 @@ fn main() -> ExitCode {
         Some(Command::Churn(options)) => run_churn(&options, cli.json),
         Some(Command::Fragment(options)) => run_fragment(&options, cli.json),
         Some(Command::Fuzz(options)) => run_fuzz(&options, cli.json),
+        Some(Command::Soak(options)) => run_soak(&options, cli.json),
         Some(Command::Warm(options)) => run_warm(&options, cli.json),
     }
 }
@@ -252,6 +270,31 @@ fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
 
 fn run_fuzz(options: &Fuzz, json: bool) -> ExitCode {
     let outcome = fuzz::run(&fuzz::Options {
+        time: Duration::from_secs(options.seconds),
+        seed: options.seed,
+    });
+    match outcome {
+        Ok(report) if json => println!("{}", report.json()),
+        Ok(report) => print!("{report}"),
+        Err(wrong) => return failed(&wrong),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_soak(options: &Soak, json: bool) -> ExitCode {
+    if let (true, Some(seed)) = (options.round, options.seed) {
+        return match soak::run_round(seed) {
+            Ok(counts) => {
+                println!("{}", counts.json());
+                ExitCode::SUCCESS
+            }
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let outcome = soak::run(&soak::Options {
         time: Duration::from_secs(options.seconds),
         seed: options.seed,
     });

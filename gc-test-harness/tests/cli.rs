@@ -291,3 +291,20 @@ fn a_reader_that_has_seen_enough_is_no_panic() {
     let signal = std::os::unix::process::ExitStatusExt::signal(&output.status);
     assert_eq!(signal, Some(13), "SIGPIPE");
 }
+
+#[test]
+fn a_soak_finds_a_planted_fault_and_names_the_seed_that_repeats_it() {
+    // The round of this seed injects stops, and has a thread that holds words in its vectors.
+    let arguments = ["soak", "--seconds", "0", "--seed", "3", "--json"];
+    let object = json(&gclab(&arguments, &[]));
+    for key in ["stops", "collections", "answers", "threads", "programs"] {
+        assert!(object[key].as_u64() > Some(0), "{key}: {object}");
+    }
+    let output = gclab(&arguments, &[("URGE_FAULT", "no-vector-save")]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("gclab soak --seconds 0 --seed 3") && said.contains("Hold"),
+        "{said}"
+    );
+}

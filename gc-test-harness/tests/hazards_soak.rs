@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use common::hazard;
 use gc_preempt::{Config, World};
-use gc_test_harness::kernels::image::{Hold, Image};
+use gc_test_harness::kernels::image::Hold;
+use gc_test_harness::lab::fuzz::choices::Choices;
+use gc_test_harness::lab::soak::holds_its_registers;
 
 fn stops() -> u32 {
     let stops = std::env::var("URGE_SOAK_STOPS").ok();
@@ -23,57 +25,20 @@ fn soak(how: Hold, inject: bool) {
         ..Config::default()
     };
     let world = World::new(config).expect("threads can be stopped");
-    let mut image = Image::new();
-    let mut word = 0x0123_4567_89ab_cdef_usize;
-    let mut next = || {
-        word = word
-            .wrapping_mul(6364136223846793005)
-            .wrapping_add(1442695040888963407);
-        word
-    };
-    let registers = &mut image.registers;
-    registers.vectors.as_flattened_mut().fill_with(&mut next);
-    for part in [
-        &mut registers.gpr[..],
-        &mut registers.mmx,
-        &mut registers.masks,
-    ] {
-        part.fill_with(&mut next);
-    }
-    image.stack.fill_with(&mut next);
-    image.red_zone.fill_with(&mut next);
-    image.trim();
-    let before = (image.registers.clone(), image.stack, image.red_zone);
-    let image = Box::into_raw(image) as usize;
-    let mut signalled = 0;
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            let mutator = world.attach(std::ptr::null_mut()).expect("attaches");
-            // SAFETY: the image lives until the scope has ended, and is looked at through its flags alone until then.
-            unsafe { how.hold(image as *mut Image) };
-            drop(mutator);
-        });
-        // SAFETY: as above.
-        while !unsafe { Image::is_held(image as *const Image) } {
-            std::thread::yield_now();
-        }
+    let attach = || world.attach(std::ptr::null_mut()).expect("attaches");
+    let mut choices = Choices::Seeded(0x0123_4567_89ab_cdef);
+    let held = holds_its_registers(attach, how, &mut choices, || {
+        let mut signalled = 0;
         while signalled < stops() {
             let stopped = world.stop().expect("no mutator");
             signalled += stopped.resume().signalled;
             // One that has not even left the park is not stopped anew.
             std::thread::sleep(Duration::from_micros(10));
         }
-        // SAFETY: as above.
-        unsafe { Image::release(image as *const Image) };
     });
-    // SAFETY: the thread has ended.
-    let image = unsafe { Box::from_raw(image as *mut Image) };
-    assert!(
-        before == (image.after.clone(), image.stack, image.red_zone),
-        "{how:?}, injected: {inject}: {:x?} became {:x?}",
-        before.0,
-        image.after
-    );
+    if let Err(what) = held {
+        panic!("injected: {inject}: {what}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod bare;
 pub mod churn;
 pub mod concurrent;
+pub mod crew;
 pub mod demo;
 pub mod floor;
 pub mod fragment;
@@ -15,5 +16,6 @@ pub mod pauses;
 pub mod progress;
 pub mod random;
 pub mod report;
+pub mod soak;
 pub mod trees;
 pub mod warm;

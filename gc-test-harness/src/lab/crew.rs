@@ -1,0 +1,293 @@
+//! Threads of one heap that compute, again and again, something whose answer is known beforehand.
+//!
+//! They compute it in compiled kernels, out of registers and objects that a lost root, a bent register
+//! or a cell freed too early would spoil. The first wrong answer ends the crew.
+//!
+//! | thread | stands at a stop | checks |
+//! |---|---|---|
+//! | counting | in a loop without memory access | its sum |
+//! | chasing | in a loop over a ring that hangs from a register alone | the ring's sum |
+//! | recursing | in a loop below managed frames that each hold an object | what all of them say |
+//! | allocating | anywhere between an inlined allocation and the collector's own code | each list's sum |
+
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use gc_core::{Encoding, Heap, Mutator, Site};
+use gc_preempt::CodeGuard;
+
+use crate::kernels::alloc::{Allocating, Allocator, Lists, lists_oracle, node_site, ring};
+use crate::kernels::codegen::{Arena, Code};
+use crate::kernels::deep::{Deep, Frames, deep_oracle};
+use crate::kernels::loops::{Chase, Count, Loops, chase_oracle, count_oracle};
+
+/// How much one call of each kernel does.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Turns of the counting loop, and nodes chased.
+    pub turns: u64,
+    /// Nodes of the ring that is chased.
+    pub ring: u64,
+    /// Managed frames of the recursion.
+    pub depth: u64,
+    /// Lists that are allocated, and nodes of one.
+    pub lists: (u64, u64),
+}
+
+/// The kernels' machine code.
+pub struct Kernels {
+    count: Count,
+    chase: Chase,
+    deep: Deep,
+    lists: Lists,
+    all: [Vec<Code>; 3],
+}
+
+impl Kernels {
+    /// Compiles them into `arena`, which must outlive all calls.
+    ///
+    /// # Errors
+    /// Says what Cranelift or the system refused.
+    pub fn compile(arena: &mut Arena) -> Result<Kernels, String> {
+        let loops = Loops::compile(arena).map_err(|e| e.to_string())?;
+        let frames = Frames::compile(arena).map_err(|e| e.to_string())?;
+        let allocating = Allocating::compile(arena).map_err(|e| e.to_string())?;
+        Ok(Kernels {
+            count: loops.count,
+            chase: loops.chase,
+            deep: frames.deep,
+            lists: allocating.lists,
+            all: [loops.code, frames.code, allocating.code],
+        })
+    }
+
+    /// The counting loop: needs neither heap nor attached thread.
+    pub fn count(&self) -> Count {
+        self.count
+    }
+
+    /// Registers the stack maps with a heap, for as long as the guards live.
+    ///
+    /// # Errors
+    /// Says why the heap refused them.
+    pub fn register(&self, heap: &Heap) -> Result<Vec<CodeGuard>, String> {
+        let code = self.all.iter().flatten();
+        let guards = code.map(|code| code.register_with(heap, Encoding::RAW));
+        guards.collect::<Result<_, _>>().map_err(|e| e.to_string())
+    }
+}
+
+/// What the threads share.
+pub struct Crew<'a> {
+    heap: &'a Heap,
+    kernels: &'a Kernels,
+    site: Site,
+    sizes: Sizes,
+    started: AtomicUsize,
+    over: AtomicBool,
+    answers: AtomicU64,
+    failure: Mutex<Option<String>>,
+}
+
+/// Ends the crew when dropped, also on an early return: the threads' scope would never end otherwise.
+pub struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// What a thread does until the crew is told to end.
+pub type Work<'a> = fn(&Crew<'a>, &Mutator) -> Result<(), String>;
+
+impl<'a> Crew<'a> {
+    /// A crew without threads. The kernels are registered with the heap while it works.
+    ///
+    /// # Errors
+    /// Says why the heap has no site for nodes.
+    pub fn new(heap: &'a Heap, kernels: &'a Kernels, sizes: Sizes) -> Result<Crew<'a>, String> {
+        Ok(Crew {
+            heap,
+            kernels,
+            site: node_site(heap).map_err(|e| e.to_string())?,
+            sizes,
+            started: AtomicUsize::new(0),
+            over: AtomicBool::new(false),
+            answers: AtomicU64::new(0),
+            failure: Mutex::new(None),
+        })
+    }
+
+    /// The heap that the threads attach to.
+    pub fn heap(&self) -> &'a Heap {
+        self.heap
+    }
+
+    /// Threads that have attached.
+    pub fn started(&self) -> usize {
+        self.started.load(Ordering::Acquire)
+    }
+
+    /// Is the crew to end?
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Ends the crew when the result is dropped.
+    pub fn until_dropped(&self) -> Over<'_> {
+        Over(&self.over)
+    }
+
+    /// Answers that were compared with the one known beforehand, and were right.
+    pub fn answers(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Counts one more answer that was right.
+    pub fn right(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The first wrong answer.
+    pub fn failure(&self) -> Option<String> {
+        let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.clone()
+    }
+
+    /// Keeps the first wrong answer, which ends the crew.
+    pub fn fail(&self, why: String) {
+        let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.get_or_insert(why);
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// One thread's life.
+    pub fn thread(&self, work: Work<'a>) {
+        let worked = self
+            .heap
+            .attach()
+            .map_err(|e| e.to_string())
+            .and_then(|mutator| {
+                self.started.fetch_add(1, Ordering::Release);
+                work(self, &mutator)
+            });
+        if let Err(why) = worked {
+            self.fail(why);
+        }
+    }
+
+    /// Calls `compute` until the crew ends; its answers must be as expected.
+    fn check(
+        &self,
+        mutator: &Mutator,
+        what: &str,
+        expected: u64,
+        mut compute: impl FnMut() -> u64,
+    ) -> Result<(), String> {
+        while !self.is_over() {
+            let got = compute();
+            if got != expected {
+                return Err(format!(
+                    "the {what} thread computed {got:#x} instead of {expected:#x}: a stop or a collection spoiled a register or an object"
+                ));
+            }
+            self.right();
+            // For `URGE_ASYNC=0`: without signals, here is where a thread stops, after tens of milliseconds.
+            mutator.thread().poll();
+        }
+        Ok(())
+    }
+
+    /// The counting thread.
+    pub fn count(&self, mutator: &Mutator) -> Result<(), String> {
+        let turns = self.sizes.turns;
+        let expected = count_oracle(1, turns);
+        self.check(mutator, "counting", expected, || {
+            (self.kernels.count)(1, turns)
+        })
+    }
+
+    /// The chasing thread.
+    pub fn chase(&self, mutator: &Mutator) -> Result<(), String> {
+        let allocator = Allocator::new(mutator, self.site);
+        let values: Vec<u64> = (0..self.sizes.ring).map(|i| i * i).collect();
+        // On this stack between two calls, in a register during one.
+        let mut slot = ring(&allocator, &values).ok_or("the heap has no room for a ring")?;
+        let turns = self.sizes.turns;
+        let expected = chase_oracle(&values, turns);
+        // SAFETY: the slot names a ring of live nodes.
+        self.check(mutator, "chasing", expected, || unsafe {
+            (self.kernels.chase)(&raw mut slot, turns)
+        })
+    }
+
+    /// The recursing thread.
+    pub fn recurse(&self, mutator: &Mutator) -> Result<(), String> {
+        let allocator = Allocator::new(mutator, self.site);
+        let call = Recursion {
+            allocator: &allocator,
+            count: self.kernels.count,
+            turns: self.sizes.turns / 4,
+        };
+        let data = (&raw const call).cast_mut().cast();
+        let depth = self.sizes.depth;
+        let expected = deep_oracle(depth, 1, 2, 3, |depth| depth * 3);
+        self.check(mutator, "recursing", expected, || {
+            // SAFETY: `fresh` and `bottom` take what `data` points to, which outlives the call.
+            unsafe {
+                let outermost = fresh(data, depth + 1);
+                (self.kernels.deep)(depth, fresh, bottom, data, 1, 2, outermost, 3)
+            }
+        })
+    }
+
+    /// An allocating thread.
+    pub fn allocate(&self, mutator: &Mutator) -> Result<(), String> {
+        let allocator = Allocator::new(mutator, self.site);
+        let (lists, length) = self.sizes.lists;
+        let expected = lists_oracle(lists, length);
+        // SAFETY: the allocator and its run outlive the call.
+        self.check(mutator, "allocating", expected, || unsafe {
+            (self.kernels.lists)(&allocator, allocator.run(), lists, length)
+        })
+    }
+}
+
+/// What the recursion's callbacks get.
+struct Recursion<'a> {
+    allocator: &'a Allocator<'a>,
+    count: Count,
+    turns: u64,
+}
+
+/// A node that says three times its frame's depth. An exhausted heap ends the process: the frames above cannot know.
+unsafe extern "C" fn fresh(data: *mut c_void, depth: u64) -> usize {
+    // SAFETY: `recurse` passes this.
+    let recursion = unsafe { &*data.cast::<Recursion<'_>>() };
+    match ring(recursion.allocator, &[depth * 3]) {
+        Some(node) => node,
+        None => {
+            eprintln!("gclab: the heap has no room for a node of 16 bytes");
+            std::process::abort()
+        }
+    }
+}
+
+/// Stays at the bottom of the recursion for a while, in a loop.
+unsafe extern "C" fn bottom(data: *mut c_void) {
+    // SAFETY: as above.
+    let recursion = unsafe { &*data.cast::<Recursion<'_>>() };
+    std::hint::black_box((recursion.count)(1, recursion.turns));
+}
+
+impl fmt::Debug for Crew<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Crew")
+            .field("started", &self.started())
+            .field("answers", &self.answers())
+            .finish_non_exhaustive()
+    }
+}

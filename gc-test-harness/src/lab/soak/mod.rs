@@ -1,0 +1,270 @@
+//! `gclab soak`: everything at once, for as long as one likes, until an answer is wrong.
+//!
+//! A soak is a row of rounds of a few seconds. Each round is a process of its own, so that a crash or a
+//! hang has the round's seed beside it, and so that each may have another environment. What a round
+//! mixes follows from its seed alone ([`plan`]): kernels, the safe and the raw tier, Lox programs,
+//! threads that come and go, held registers, coroutine stacks, blocking calls, forks, a host's signals
+//! at 1 kHz, verification, several heaps, and storms of stops, parked and injected.
+//!
+//! What a round does is timed by the machine, so a seed repeats the mixture, not the interleaving.
+
+pub mod plan;
+mod round;
+mod work;
+
+use std::fmt;
+use std::io::{IsTerminal, Write};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+pub use plan::Plan;
+pub use round::run_round;
+pub use work::holds_its_registers;
+
+use super::report::grouped;
+
+/// A round that takes so many times its length hangs.
+const HANGS: u32 = 20;
+/// How long one round lasts.
+const ROUND: Duration = Duration::from_secs(4);
+
+/// What to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For how long. At least one round runs.
+    pub time: Duration,
+    /// The first round's seed; the others follow. By default the clock says.
+    pub seed: Option<u64>,
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rounds.
+    pub rounds: u64,
+    /// Stops of a world by a storm that met a thread running, and those of collections.
+    pub stops: u64,
+    /// Stops by a storm that met no thread running.
+    pub idle_stops: u64,
+    /// Threads that storms stopped while these ran.
+    pub signalled: u64,
+    /// Threads that storms met blocked, or parked still.
+    pub held: u64,
+    /// Collections.
+    pub collections: u64,
+    /// Answers that were compared, and right.
+    pub answers: u64,
+    /// Threads that came and went.
+    pub threads: u64,
+    /// Forks.
+    pub forks: u64,
+    /// Lox programs.
+    pub programs: u64,
+    /// Cases of `gclab fuzz`.
+    pub cases: u64,
+    /// Turns on a coroutine's stack.
+    pub turns: u64,
+    /// Signals of the host's.
+    pub signals: u64,
+}
+
+/// Each count and its name.
+macro_rules! each {
+    ($($name:ident)*) => {
+        impl std::ops::AddAssign for Counts {
+            fn add_assign(&mut self, other: Counts) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
+        impl Counts {
+            /// One JSON object.
+            pub fn json(&self) -> Value {
+                json!({ $(stringify!($name): self.$name),* })
+            }
+
+            /// What [`Counts::json`] wrote.
+            pub fn read(text: &str) -> Option<Counts> {
+                let value: Value = serde_json::from_str(text).ok()?;
+                Some(Counts { $($name: value.get(stringify!($name))?.as_u64()?),* })
+            }
+        }
+    };
+}
+
+each!(rounds stops idle_stops signalled held collections answers threads forks programs cases turns signals);
+
+/// A soak without a wrong answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The first round's seed.
+    pub seed: u64,
+    /// What was done.
+    pub counts: Counts,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Report {
+    /// One JSON object.
+    pub fn json(&self) -> Value {
+        let mut value = self.counts.json();
+        value["seed"] = json!(self.seed);
+        value["seconds"] = json!(self.took.as_secs_f64());
+        value["wrong"] = json!(0);
+        value
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let n = &self.counts;
+        writeln!(
+            f,
+            "{} stops in {} rounds from seed {} in {:.1} s: no wrong answer",
+            grouped(n.stops),
+            grouped(n.rounds),
+            self.seed,
+            self.took.as_secs_f64()
+        )?;
+        for (label, number) in [
+            ("stops of idle worlds beside", n.idle_stops),
+            ("threads stopped while running", n.signalled),
+            ("threads held", n.held),
+            ("collections", n.collections),
+            ("answers checked, all right", n.answers),
+            ("threads that came and went", n.threads),
+            ("forks", n.forks),
+            ("Lox programs", n.programs),
+            ("fuzz cases", n.cases),
+            ("turns on coroutine stacks", n.turns),
+            ("host signals", n.signals),
+        ] {
+            writeln!(f, "{label:<30}{:>15}", grouped(number))?;
+        }
+        Ok(())
+    }
+}
+
+/// The first round that went wrong.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    /// The seed that repeats it.
+    pub seed: u64,
+    /// What the round said.
+    pub what: String,
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "wrong answer in the round of seed {0} ({1}): {2}\nrepeat it with `gclab soak --seconds 0 --seed {0}`",
+            self.seed,
+            Plan::of(self.seed),
+            self.what
+        )
+    }
+}
+
+impl std::error::Error for Wrong {}
+
+/// Runs rounds until the time is over or one goes wrong, with a line of progress on standard error.
+///
+/// # Errors
+/// The first round that went wrong.
+pub fn run(options: &Options) -> Result<Report, Wrong> {
+    let clock = || {
+        std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |t| t.as_nanos() as u64 >> 8)
+    };
+    let first = options.seed.unwrap_or_else(clock);
+    let begun = Instant::now();
+    let mut counts = Counts::default();
+    let terminal = std::io::stderr().is_terminal();
+    let mut told = Instant::now();
+    for seed in (0..).map(|round| first.wrapping_add(round)) {
+        counts += child(seed).map_err(|what| Wrong { seed, what })?;
+        counts.rounds += 1;
+        if terminal || told.elapsed() >= Duration::from_secs(30) {
+            told = Instant::now();
+            let line = format!(
+                "{:6.0} s  {} rounds  {} stops  {} collections  {} answers",
+                begun.elapsed().as_secs_f64(),
+                grouped(counts.rounds),
+                grouped(counts.stops),
+                grouped(counts.collections),
+                grouped(counts.answers)
+            );
+            // A closed standard error is no reason to stop.
+            let _ = if terminal {
+                write!(std::io::stderr(), "\r{line}\x1b[K")
+            } else {
+                writeln!(std::io::stderr(), "{line}")
+            };
+        }
+        if begun.elapsed() >= options.time {
+            break;
+        }
+    }
+    if terminal {
+        let _ = write!(std::io::stderr(), "\r\x1b[K");
+    }
+    Ok(Report {
+        seed: first,
+        counts,
+        took: begun.elapsed(),
+    })
+}
+
+/// Runs one round in a process of its own.
+fn child(seed: u64) -> Result<Counts, String> {
+    let program = std::env::current_exe().map_err(|e| format!("where is gclab? {e}"))?;
+    let mut child = Command::new(program)
+        .arg("soak")
+        .args(["--seed", &seed.to_string(), "--round"])
+        .envs(Plan::of(seed).environment())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|e| format!("no process for a round: {e}"))?;
+    let begun = Instant::now();
+    // What a round prints fits into its pipes.
+    loop {
+        match child.try_wait() {
+            Ok(Some(_)) => break,
+            Ok(None) if begun.elapsed() < ROUND * HANGS => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(None) => {
+                // SIGABRT: where core dumps are wanted, this leaves one.
+                // SAFETY: a signal to a child of ours that has not been waited for.
+                unsafe { libc::kill(child.id() as i32, libc::SIGABRT) };
+                let said = said(child);
+                return Err(format!("it hung for {:?}; it said: {said}", ROUND * HANGS));
+            }
+            Err(e) => return Err(format!("cannot wait for the round: {e}")),
+        }
+    }
+    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    match Counts::read(&stdout) {
+        Some(counts) if output.status.success() => Ok(counts),
+        _ => Err(format!(
+            "{}; it said: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )),
+    }
+}
+
+fn said(child: std::process::Child) -> String {
+    child.wait_with_output().map_or_else(
+        |e| e.to_string(),
+        |output| String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+    )
+}

@@ -1,0 +1,162 @@
+//! One round: threads that work, storms that stop them, and signals of the host's.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use gc_core::Heap;
+
+use super::plan::{Kind, Plan};
+use super::{Counts, ROUND, work};
+use crate::kernels::codegen::Arena;
+use crate::lab::crew::{Crew, Kernels, Sizes};
+
+/// Some hundred microseconds a call of each kernel.
+const SIZES: Sizes = Sizes {
+    turns: 100_000,
+    ring: 200,
+    depth: 20,
+    lists: (100, 50),
+};
+
+/// What the threads of a round share.
+pub(super) struct Round<'a> {
+    pub(super) crew: Crew<'a>,
+    pub(super) kernels: &'a Kernels,
+    pub(super) heap: &'a Heap,
+    pub(super) tally: Tally,
+}
+
+/// What the threads count; see [`Counts`].
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) stops: AtomicU64,
+    pub(super) idle_stops: AtomicU64,
+    pub(super) signalled: AtomicU64,
+    pub(super) held: AtomicU64,
+    pub(super) threads: AtomicU64,
+    pub(super) forks: AtomicU64,
+    pub(super) programs: AtomicU64,
+    pub(super) cases: AtomicU64,
+    pub(super) turns: AtomicU64,
+    pub(super) collections: AtomicU64,
+}
+
+/// Adds to one of the [`Tally`]'s counts. Relaxed: joining the threads hands them over.
+pub(super) fn count(what: &AtomicU64, more: u64) {
+    what.fetch_add(more, Ordering::Relaxed);
+}
+
+/// Runs the round of that seed in this process.
+///
+/// # Errors
+/// The first wrong answer. Threads may be in any state then: end the process.
+pub fn run_round(seed: u64) -> Result<Counts, String> {
+    let plan = Plan::of(seed);
+    let mut arena = Arena::new().map_err(|e| e.to_string())?;
+    let kernels = Kernels::compile(&mut arena)?;
+    let heap = plan.heap().build().map_err(|e| e.to_string())?;
+    let _guards = kernels.register(&heap)?;
+    let round = Round {
+        crew: Crew::new(&heap, &kernels, SIZES)?,
+        kernels: &kernels,
+        heap: &heap,
+        tally: Tally::default(),
+    };
+    let signals = work::HostSignals::start(plan.signals)?;
+    std::thread::scope(|scope| {
+        let over = round.crew.until_dropped();
+        for (number, kind) in plan.threads.iter().enumerate() {
+            let (round, seed) = (&round, seed.wrapping_mul(31).wrapping_add(number as u64));
+            scope.spawn(move || round.thread(*kind, seed));
+        }
+        for gap in &plan.storms {
+            let round = &round;
+            scope.spawn(move || round.storm(*gap));
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < ROUND && !round.crew.is_over() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(over);
+    });
+    if let Some(failure) = round.crew.failure() {
+        return Err(failure);
+    }
+    let stats = heap.stats();
+    let tally = round.tally;
+    Ok(Counts {
+        rounds: 0,
+        stops: tally.stops.into_inner() + stats.stops.pause.len(),
+        idle_stops: tally.idle_stops.into_inner(),
+        signalled: tally.signalled.into_inner(),
+        held: tally.held.into_inner(),
+        collections: tally.collections.into_inner() + stats.collections,
+        answers: round.crew.answers(),
+        threads: tally.threads.into_inner(),
+        forks: tally.forks.into_inner(),
+        programs: tally.programs.into_inner(),
+        cases: tally.cases.into_inner(),
+        turns: tally.turns.into_inner(),
+        signals: signals.stop(),
+    })
+}
+
+impl Round<'_> {
+    /// One thread's life. A wrong answer, a panic too, ends the round.
+    fn thread(&self, kind: Kind, seed: u64) {
+        let work = std::panic::AssertUnwindSafe(|| match kind {
+            Kind::Count => Ok(self.crew.thread(Crew::count)),
+            Kind::Chase => Ok(self.crew.thread(Crew::chase)),
+            Kind::Recurse => Ok(self.crew.thread(Crew::recurse)),
+            Kind::Allocate => Ok(self.crew.thread(Crew::allocate)),
+            Kind::Safe => work::safe(self),
+            Kind::Churn => work::churn(self, seed),
+            Kind::Hold => work::hold(self, seed),
+            Kind::Coroutine => work::coroutine(self),
+            Kind::Block => work::block(self),
+            Kind::Lox => work::lox(self, seed),
+            Kind::Fuzz => work::fuzz(self, seed),
+            Kind::Fork => work::fork(self),
+        });
+        match std::panic::catch_unwind(work) {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => self.crew.fail(format!("{kind:?}: {why}")),
+            Err(_) => self.crew.fail(format!("{kind:?}: a panic")),
+        }
+    }
+
+    /// Stops the world again and again, `gap` after each resume; now and then one thread alone.
+    fn storm(&self, gap: Duration) {
+        let world = self.heap.world();
+        for turn in 0_u64.. {
+            if self.crew.is_over() {
+                return;
+            }
+            let stopped = match world.stop() {
+                Ok(stopped) => stopped,
+                Err(why) => return self.crew.fail(format!("a stop: {why}")),
+            };
+            let one = stopped.mutators().nth(turn as usize % 4).map(|m| m.id());
+            let report = stopped.resume();
+            let tally = &self.tally;
+            let stops = if report.signalled > 0 {
+                &tally.stops
+            } else {
+                &tally.idle_stops
+            };
+            count(stops, 1);
+            count(&self.tally.signalled, report.signalled.into());
+            count(&self.tally.held, report.held.into());
+            if turn % 16 == 0
+                && let Some(id) = one
+                // One that has ended in the meantime is no error.
+                && world.handshake(id, |_| ()).is_ok()
+            {
+                count(&self.tally.stops, 1);
+            }
+            if !gap.is_zero() {
+                std::thread::sleep(gap);
+            }
+        }
+    }
+}
