@@ -149,15 +149,16 @@ mod tests {
             let with = plans.iter().filter(|plan| plan.threads.contains(&kind));
             assert!(with.count() > 10, "{kind:?}");
         }
-        for what in [
-            |p: &Plan| p.inject,
+        let some: [fn(&Plan) -> bool; 7] = [
+            |p| p.inject,
             |p| p.stop_the_world,
             |p| p.verify,
             |p| p.continuous,
             |p| p.collect_every.is_some(),
             |p| p.signals > 0,
             |p| p.storms.len() > 1,
-        ] {
+        ];
+        for what in some {
             let with = plans.iter().filter(|p| what(p)).count();
             assert!((10..190).contains(&with), "{with} of 200");
         }
