@@ -8,7 +8,7 @@ use gc_core::Heap;
 use super::plan::{Kind, Plan};
 use super::{Counts, ROUND, work};
 use crate::kernels::codegen::Arena;
-use crate::lab::crew::{Crew, Kernels, Sizes};
+use crate::lab::crew::{Crew, Kernels, Sizes, Work};
 
 /// Some hundred microseconds a call of each kernel.
 const SIZES: Sizes = Sizes {
@@ -101,14 +101,20 @@ pub fn run_round(seed: u64) -> Result<Counts, String> {
     })
 }
 
-impl Round<'_> {
+impl<'a> Round<'a> {
+    /// A kernel of the crew, which keeps its own first wrong answer.
+    fn kernel(&self, work: Work<'a>) -> Result<(), String> {
+        self.crew.thread(work);
+        Ok(())
+    }
+
     /// One thread's life. A wrong answer, a panic too, ends the round.
     fn thread(&self, kind: Kind, seed: u64) {
         let work = std::panic::AssertUnwindSafe(|| match kind {
-            Kind::Count => Ok(self.crew.thread(Crew::count)),
-            Kind::Chase => Ok(self.crew.thread(Crew::chase)),
-            Kind::Recurse => Ok(self.crew.thread(Crew::recurse)),
-            Kind::Allocate => Ok(self.crew.thread(Crew::allocate)),
+            Kind::Count => self.kernel(Crew::count),
+            Kind::Chase => self.kernel(Crew::chase),
+            Kind::Recurse => self.kernel(Crew::recurse),
+            Kind::Allocate => self.kernel(Crew::allocate),
             Kind::Safe => work::safe(self),
             Kind::Churn => work::churn(self, seed),
             Kind::Hold => work::hold(self, seed),
