@@ -246,3 +246,62 @@ fn a_child_gets_back_what_gone_threads_had_claimed() {
         },
     );
 }
+
+/// A lock of the host's that is held over forks, as an allocator's or a logger's is.
+static mut HOSTS: libc::pthread_mutex_t = libc::PTHREAD_MUTEX_INITIALIZER;
+
+extern "C" fn lock_hosts() {
+    // SAFETY: a mutex, which is touched by pthread functions only.
+    unsafe { libc::pthread_mutex_lock(&raw mut HOSTS) };
+}
+
+extern "C" fn unlock_hosts() {
+    // SAFETY: as above.
+    unsafe { libc::pthread_mutex_unlock(&raw mut HOSTS) };
+}
+
+#[test]
+fn h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates() {
+    hazard(
+        "h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates",
+        "fork-handlers-late",
+        || {
+            // Before any heap exists.
+            // SAFETY: the handlers only lock and unlock.
+            unsafe {
+                libc::pthread_atfork(Some(lock_hosts), Some(unlock_hosts), Some(unlock_hosts));
+            }
+            let heap = Heap::builder()
+                .reserve(1 << 30)
+                .hard_limit(8 << 20)
+                .build()
+                .unwrap();
+            let k = kinds(&heap);
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let m = heap.attach().unwrap();
+                    while !done.load(Relaxed) {
+                        lock_hosts();
+                        // As much as makes it wait for collections now and then.
+                        for _ in 0..200 {
+                            // SAFETY: dies at once.
+                            unsafe { m.alloc(k.leaf, 4096).unwrap() };
+                        }
+                        unlock_hosts();
+                        std::thread::yield_now();
+                    }
+                });
+                for _ in 0..60 {
+                    in_child(|| {
+                        let m = heap.attach().unwrap();
+                        garbage(&m, k, 10);
+                        assert!(m.collect() > 0);
+                    });
+                }
+                done.store(true, Relaxed);
+            });
+            assert!(heap.stats().collections > 0);
+        },
+    );
+}

@@ -357,19 +357,39 @@ unsafe impl Sync for OverFork {}
 static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
 
 /// Makes fork safe: it waits for a stop under way, and the child starts with the forking thread as the only one (H8).
+///
+/// Prepare handlers run in the reverse order of their registration, and a handler of the host's may wait for a lock whose holder allocates. That allocation may need
+/// a lock of ours, or a collection. So ours have to be the last to take locks, hence the first that are registered (H42): when the program, or the library that Urge
+/// is part of, is loaded ([`AT_LOAD`]). Handlers that were registered before that (by the host of a plugin, say) run with our locks held: they must not wait for a
+/// thread that allocates.
 pub(crate) fn install_fork_handlers() -> io::Result<()> {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
-    // Under the registry lock.
+    // So that whatever links this crate links what registers at load.
+    core::hint::black_box(&AT_LOAD);
+    // Relaxed: set before threads exist, or under the registry lock.
     if INSTALLED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // SAFETY: the handlers live as long as the process.
+    // SAFETY: the handlers live as long as the module that they are in: glibc forgets those of one that is unloaded.
     let error = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
     }
     INSTALLED.store(true, Ordering::Relaxed);
     Ok(())
+}
+
+/// Runs when the module is loaded, before constructors without a priority (the compilers give 101 to those that a program may order).
+#[used]
+#[unsafe(link_section = ".init_array.00101")]
+static AT_LOAD: extern "C" fn() = at_load;
+
+extern "C" fn at_load() {
+    faults::read_environment();
+    if !faults::planted("fork-handlers-late") {
+        // Where it fails, the first world says so.
+        let _ = install_fork_handlers();
+    }
 }
 
 /// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the result.
