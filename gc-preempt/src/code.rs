@@ -59,6 +59,9 @@ pub enum CodeWhat {
         encoding: u32,
     },
     /// A thread is never stopped at an instruction of this range; the stop is tried again a little later. It must be short and must not wait.
+    ///
+    /// Nor is it stopped in a signal handler that has interrupted this range. Only a walk of the stack finds that out, so while an unsafe range is registered, a
+    /// thread that has any signal blocked takes as long to stop as its stack is deep (some 60 ns a frame). [`Restart`](Self::Restart) ranges cost no such time.
     Unsafe,
     /// A thread that is interrupted inside this range, at any instruction but its first, is moved back to the first. The range must be safe to begin again from
     /// everywhere in it: it keeps its inputs, and only its last instruction has an effect.
@@ -231,6 +234,9 @@ impl Drop for CodeGuard {
 /// How many guards were dropped whose code is still there. Only a hint that `reap` has something to do.
 static LEAVING: AtomicUsize = AtomicUsize::new(0);
 
+/// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler in that one is harmless, since all that it holds is on the stack.
+static UNSAFE_RANGES: AtomicUsize = AtomicUsize::new(0);
+
 /// One registration.
 pub(crate) struct Region {
     pub(crate) range: Range<usize>,
@@ -324,6 +330,11 @@ impl CodeMap {
         }
     }
 
+    /// Is there any unsafe range besides Urge's own?
+    pub(crate) fn any_unsafe(&self) -> bool {
+        UNSAFE_RANGES.load(Ordering::Relaxed) != 0
+    }
+
     /// # Safety
     /// As for [`CodeMap::classify`].
     unsafe fn segment(&self, pc: usize) -> Option<Segment> {
@@ -380,6 +391,10 @@ impl CodeMap {
             return Err(CodeError::Outside { range, address });
         }
         let leaving = Arc::new(AtomicBool::new(false));
+        if kind == Kind::Unsafe && world != 0 {
+            // Relaxed: read by threads that answer a later stop, which takes the registry lock first.
+            UNSAFE_RANGES.fetch_add(1, Ordering::Relaxed);
+        }
         regions.push(Box::new(Region {
             range: range.clone(),
             what,
@@ -492,6 +507,11 @@ impl CodeMap {
             return Vec::new();
         }
         LEAVING.fetch_sub(gone.len(), Ordering::Relaxed);
+        let are_unsafe = gone
+            .iter()
+            .filter(|r| r.what.kind() == Kind::Unsafe && r.world != 0)
+            .count();
+        UNSAFE_RANGES.fetch_sub(are_unsafe, Ordering::Relaxed);
         self.publish(regions);
         gone.into_iter().map(|r| Removed(r.owner)).collect()
     }

@@ -36,7 +36,7 @@
 //!
 //! # Rooms
 //!
-//! `world` and `mutator` are the protocol, `state` its one word a thread, `registry` the threads, `signal` the handler, `arch` what depends on
+//! `world` and `mutator` are the protocol, `state` its one word a thread, `stop_point` where a thread may be stopped, `registry` the threads, `signal` the handler, `arch` what depends on
 //! the processor, `park` the futex; [`code`] says what a PC lies in, [`stackmap`] what a return address means, [`walk`] ties them together.
 //!
 //! # Rules for the time of a stop
@@ -47,8 +47,10 @@
 //! The same goes for [`no_preempt`](Mutator::no_preempt): a thread inside waits for nobody, since the one it waits for may be stopped already and is not
 //! resumed before the thread itself has stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
 
+mod acknowledgements;
 mod arch;
 mod attach;
+mod clock;
 pub mod code;
 mod config;
 pub mod context;
@@ -59,8 +61,10 @@ mod pin;
 mod processors;
 mod registry;
 mod signal;
+mod signal_mask;
 pub mod stackmap;
 mod state;
+mod stop_point;
 mod unwind;
 pub mod walk;
 mod watchdog;

@@ -8,10 +8,10 @@
 //! lock. It is an array of small buckets, searched whole, so that removing needs no tombstones and a miss costs two cache lines.
 
 use crate::arch;
+use crate::clock;
 use crate::context::{Interrupted, Snapshot};
 use crate::park::{self, Mutex, MutexGuard};
 use crate::processors;
-use crate::signal;
 use crate::state::State;
 use crate::watchdog;
 use core::cell::UnsafeCell;
@@ -46,6 +46,8 @@ pub(crate) struct Record {
     pub by_signal: AtomicBool,
     /// Run calls through the injected path where that is possible.
     pub inject: AtomicU32,
+    /// Why the thread could not be stopped when it was met last, see `Record::note_obstacle`.
+    pub obstacle: AtomicU64,
     /// Nanoseconds from the handler's first instruction to its last, of stop `stall_of`.
     pub stall: AtomicU64,
     pub stall_of: AtomicU64,
@@ -94,6 +96,7 @@ impl Record {
             hook_world: AtomicU64::new(0),
             by_signal: AtomicBool::new(true),
             inject: AtomicU32::new(0),
+            obstacle: AtomicU64::new(0),
             stall: AtomicU64::new(0),
             stall_of: AtomicU64::new(0),
             tid: AtomicI32::new(0),
@@ -212,6 +215,7 @@ impl RegistryGuard {
         record.inject.store(0, Ordering::Relaxed);
         record.worlds.store(0, Ordering::Relaxed);
         record.walked.store(0, Ordering::Relaxed);
+        record.obstacle.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
         slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);
@@ -263,7 +267,7 @@ pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
         return Err(HoldsAStop);
     }
     Ok(RegistryGuard(match current() {
-        Some(record) => crate::mutator::blocked(record, || REGISTRY.lock()),
+        Some(record) => crate::stop_point::blocked(record, || REGISTRY.lock()),
         None => REGISTRY.lock(),
     }))
 }
@@ -301,8 +305,8 @@ pub(crate) fn wait_for_resume(number: u64) {
     // Relaxed: hints.
     let is_beside = || processors::own() != Some(STOPPER_CORE.load(Ordering::Relaxed));
     if MAY_SPIN.load(Ordering::Relaxed) && is_beside() {
-        let until = signal::now() + LOOK;
-        while signal::now() < until {
+        let until = clock::now() + LOOK;
+        while clock::now() < until {
             for _ in 0..LOOKS {
                 if resumed() >= number {
                     return;

@@ -16,14 +16,17 @@
 //! Everything here that runs in the handler allocates nothing, locks nothing, touches no thread-local storage but libc's `errno`, and
 //! cannot panic. While it parks, all signals but the synchronous faults are blocked, by the handler's own mask.
 
-use crate::arch::{self, InjectedFrame, SignalFrame};
-use crate::code::{CODE, Place};
+use crate::acknowledgements;
+use crate::arch::{InjectedFrame, SignalFrame};
+use crate::clock::now;
 use crate::context::{Interrupted, Origin, Registers, Snapshot};
 use crate::faults;
-use crate::mutator::{self, outstanding};
 use crate::registry::{self, Record};
+use crate::signal_mask::{SignalMask, full_mask};
 use crate::state::Phase;
-use crate::walk;
+use crate::stop_point::{
+    How, Obstacle, Standing, acknowledge_and_park, frame_snapshot, may_stop, poll,
+};
 use crate::watchdog;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
@@ -36,68 +39,6 @@ static PREVIOUS: AtomicUsize = AtomicUsize::new(0);
 static PREVIOUS_FLAGS: AtomicI32 = AtomicI32::new(0);
 /// Signals that arrived without a stop that wanted them.
 static STRAYS: AtomicU64 = AtomicU64::new(0);
-
-/// Monotonic time in nanoseconds. Async-signal-safe (POSIX lists `clock_gettime`; here it is the vDSO's).
-pub(crate) fn now() -> u64 {
-    let mut t = MaybeUninit::<libc::timespec>::uninit();
-    // SAFETY: the pointer is to a timespec, which the call fills; CLOCK_MONOTONIC always exists.
-    let t = unsafe {
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, t.as_mut_ptr());
-        t.assume_init()
-    };
-    t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-}
-
-fn full_mask() -> libc::sigset_t {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigfillset initialises the set; the signals are valid.
-    unsafe {
-        libc::sigfillset(set.as_mut_ptr());
-        let mut set = set.assume_init();
-        for fault in [
-            libc::SIGSEGV,
-            libc::SIGBUS,
-            libc::SIGFPE,
-            libc::SIGILL,
-            libc::SIGTRAP,
-        ] {
-            libc::sigdelset(&raw mut set, fault);
-        }
-        set
-    }
-}
-
-/// All signals but the synchronous faults blocked on this thread, until dropped.
-pub(crate) struct SignalMask(libc::sigset_t);
-
-impl SignalMask {
-    pub(crate) fn all_but_faults() -> Self {
-        let full = full_mask();
-        let mut old = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: both sets are valid; the call fills `old`.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const full, old.as_mut_ptr());
-            Self(old.assume_init())
-        }
-    }
-}
-
-impl SignalMask {
-    /// Was any signal blocked before?
-    pub(crate) fn was_empty(&self) -> bool {
-        // SAFETY: a sigset_t begins with the mask of the 64 signals that there are.
-        unsafe { (&raw const self.0).cast::<u64>().read() == 0 }
-    }
-}
-
-impl Drop for SignalMask {
-    fn drop(&mut self) {
-        // SAFETY: the set is the one that the kernel gave us.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, core::ptr::null_mut())
-        };
-    }
-}
 
 /// Installs the handler, once a process.
 pub(crate) fn install() -> Result<(), std::io::Error> {
@@ -209,60 +150,33 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
         STRAYS.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    if record.depth.load(Ordering::Relaxed) != 0 {
+    // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not answered it.
+    match unsafe { may_stop(record, &Standing::Signal(frame, number)) } {
         // The end of no_preempt polls: no retry needed.
-        record.state.defer(number);
-        return;
+        Err(obstacle @ Obstacle::NoPreempt) => {
+            record.note_obstacle(number, obstacle);
+            record.state.defer(number);
+        }
+        // Nothing in the thread's path says when it is past the others, so the stopper sends again.
+        Err(obstacle) => {
+            record.note_obstacle(number, obstacle);
+            acknowledgements::retry();
+        }
+        Ok(How::Inject) => {
+            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt, and leaves word so that no retry comes.
+            record.depth.store(1, Ordering::Relaxed);
+            record.state.defer(number);
+            record.injected.store(number, Ordering::Relaxed);
+            // SAFETY: managed code keeps the System V convention; the room was checked.
+            unsafe { frame.inject() };
+        }
+        Ok(How::Park { walk }) => {
+            let snapshot = frame_snapshot(record, frame);
+            // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
+            unsafe { acknowledge_and_park(record, number, snapshot, walk) };
+            record.note_stall(number, from);
+        }
     }
-    // SAFETY: the stop that asks is under way, and this thread has not answered it.
-    let place = unsafe { CODE.classify(frame.pc()) };
-    let place = match place {
-        Place::Unsafe if faults::planted("no-unsafe-ranges") => Place::Native,
-        Place::Restart { .. } if faults::planted("no-restart") => Place::Native,
-        place => place,
-    };
-    let own_stack = record.stack().contains(&frame.sp()) || faults::planted("no-stack-check");
-    if place == Place::Unsafe || !own_stack {
-        // Nothing in the thread's path says when it is past this, so the stopper sends again.
-        outstanding::retry();
-        return;
-    }
-    if let Place::Restart { start } = place {
-        frame.set_pc(start);
-    }
-    let snapshot = || Snapshot {
-        registers: frame.registers(),
-        vectors: if faults::planted("no-vectors") {
-            0..0
-        } else {
-            frame.vectors()
-        },
-        origin: Origin::Signal,
-        interrupted: record.interrupted.load(Ordering::Relaxed),
-    };
-    // SAFETY: as above, and the stack is the running thread's.
-    if frame.mask() != 0 && !unsafe { walk::settle(&CODE, number, &snapshot(), record.stack()) } {
-        outstanding::retry();
-        return;
-    }
-    let wants_injection = record.inject.load(Ordering::Relaxed) != 0
-        || !record.hook.load(Ordering::Relaxed).is_null();
-    if wants_injection
-        // SAFETY: as above.
-        && unsafe { CODE.managed(frame.pc()) }.is_some()
-        && (frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024 || faults::planted("no-room-check"))
-    {
-        // From here to the trampoline's acknowledgement the thread counts as inside no_preempt, and leaves word so that no retry comes.
-        record.depth.store(1, Ordering::Relaxed);
-        record.state.defer(number);
-        record.injected.store(number, Ordering::Relaxed);
-        // SAFETY: managed code keeps the System V convention; the room was checked.
-        unsafe { frame.inject() };
-        return;
-    }
-    // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
-    unsafe { mutator::acknowledge_and_park(record, number, snapshot()) };
-    record.note_stall(number, from);
 }
 
 /// Runs the handler that was installed before ours, as the kernel would have.
@@ -313,7 +227,7 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
                 interrupted: here.next,
             };
             // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
-            unsafe { mutator::acknowledge_and_park(record, number, snapshot) };
+            unsafe { acknowledge_and_park(record, number, snapshot, false) };
             record.note_stall(number, from);
         }
         if faults::planted("no-vector-save") {
@@ -328,7 +242,7 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         record.depth.store(0, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
-        mutator::poll(record);
+        poll(record);
         let hook = record.hook.load(Ordering::Relaxed);
         if !hook.is_null() {
             // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and its data.

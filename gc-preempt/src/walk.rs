@@ -31,6 +31,7 @@ use std::ops::Range;
 use std::ptr;
 
 use crate::arch::{self, RED_ZONE};
+use crate::clock;
 use crate::code::{CodeMap, FrameRule, Managed};
 use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
 use crate::faults;
@@ -98,13 +99,13 @@ pub(crate) unsafe fn walk(
     sink: &mut dyn RootSink,
 ) -> WalkStats {
     // SAFETY: the caller's contract.
-    unsafe { walk_with(code, number, snapshot, stack, sink).0 }
+    unsafe { walk_with(code, number, snapshot, stack, sink, u32::MAX).0 }
 }
 
 /// Bytes of a stack that are asked for before the walk begins.
 const AHEAD: usize = 8 << 10;
 
-/// [`walk`], and whether nothing that a handler has interrupted lies in an unsafe range.
+/// [`walk`] of so many frames at most, and what it has found behind handlers of the host's.
 ///
 /// # Safety
 /// As for [`walk`].
@@ -114,19 +115,21 @@ unsafe fn walk_with(
     snapshot: &Snapshot,
     stack: Range<usize>,
     sink: &mut dyn RootSink,
-) -> (WalkStats, bool) {
+    most: u32,
+) -> (WalkStats, Behind) {
     let sp = snapshot.registers.sp().saturating_sub(RED_ZONE);
     arch::prefetch(sp.max(stack.start)..stack.end.min(sp.saturating_add(AHEAD)));
     arch::prefetch(snapshot.vectors.clone());
     let mut walker = Walker::new(code, number, stack, sink);
     walker.pending = snapshot.interrupted;
+    walker.left = most;
     walker.saved(&snapshot.registers, &snapshot.vectors);
     let frame = match snapshot.origin {
         Origin::Signal | Origin::Injected => Frame::interrupted(&snapshot.registers),
         Origin::Call => Frame::called(&snapshot.registers),
     };
     walker.run(frame);
-    (walker.stats, walker.safe)
+    (walker.stats, walker.behind)
 }
 
 /// A stack, the part of memory that the walk reads words of.
@@ -343,8 +346,9 @@ struct Walker<'a> {
     stats: WalkStats,
     /// The next injected call further out.
     pending: *const Interrupted,
-    /// No handler on the stack has interrupted an unsafe range.
-    safe: bool,
+    /// Frames that may still be walked.
+    left: u32,
+    behind: Behind,
     #[cfg(test)]
     trace: Vec<usize>,
 }
@@ -365,7 +369,8 @@ impl<'a> Walker<'a> {
             sink,
             stats: WalkStats::default(),
             pending: ptr::null(),
-            safe: true,
+            left: u32::MAX,
+            behind: Behind::Settled,
             #[cfg(test)]
             trace: Vec::new(),
         }
@@ -397,6 +402,15 @@ impl<'a> Walker<'a> {
             return self.report(all);
         }
         loop {
+            if self.left == 0 {
+                self.too_deep();
+                return;
+            }
+            self.left -= 1;
+            if faults::planted("slow-frames") {
+                let begun = clock::now();
+                while clock::now() - begun < 100_000 {}
+            }
             #[cfg(test)]
             self.trace.push(frame.pc);
             let low = frame.low().max(self.stack.0.start);
@@ -606,7 +620,7 @@ impl<'a> Walker<'a> {
 mod handlers;
 mod memo;
 mod rehearsal;
-pub(crate) use handlers::settle;
+pub(crate) use handlers::{Behind, settle};
 pub(crate) use rehearsal::{learn, rehearse};
 
 #[cfg(test)]

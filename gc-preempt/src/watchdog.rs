@@ -3,6 +3,7 @@
 //! Both run while threads are stopped that may hold any lock, so they format into a fixed buffer and write with `write(2)`.
 
 use crate::arch;
+use crate::clock;
 use crate::registry::Record;
 use crate::signal;
 use crate::world::STOPPER;
@@ -100,7 +101,8 @@ fn report(record: &Record, waited: Duration) {
         }
     }
     let depth = record.depth.load(Ordering::Relaxed);
-    let _ = match (signal::still_installed(), depth, field(status, b"State:")) {
+    let obstacle = record.obstacle(record.state.load().number());
+    let _ = match (signal::still_installed(), depth, obstacle) {
         (false, ..) => write!(
             t,
             " Another handler was installed over Urge's: install the host's first, or pass SIGURG on."
@@ -109,7 +111,11 @@ fn report(record: &Record, waited: Duration) {
             t,
             " It is inside no_preempt (depth {depth}): sections must be short and must not wait."
         ),
-        (true, 0, state) => write!(t, " State {}.", state.unwrap_or("unknown")),
+        (true, 0, Some(obstacle)) => write!(t, " It was met last {}.", obstacle.words()),
+        (true, 0, None) => {
+            let state = field(status, b"State:").unwrap_or("unknown");
+            write!(t, " State {state}.")
+        }
     };
     let _ = t.write_str("\n");
     t.print();
@@ -227,12 +233,12 @@ pub(crate) fn stop_begins() {
     // Relaxed, here and below: what matters is read by the stopper itself.
     // SAFETY: a system call without arguments.
     STOPPER_TID.store(unsafe { libc::gettid() }, Ordering::Relaxed);
-    ASKED.store(signal::now(), Ordering::Relaxed);
+    ASKED.store(clock::now(), Ordering::Relaxed);
 }
 
 /// Has the stopper look whether it is stuck in a panic. By a thread that has been parked for [`PATIENCE`]. Async-signal-safe.
 pub(crate) fn ask_the_stopper() {
-    let (now, asked) = (signal::now(), ASKED.load(Ordering::Relaxed));
+    let (now, asked) = (clock::now(), ASKED.load(Ordering::Relaxed));
     let is_due = now.saturating_sub(asked) >= PATIENCE.as_nanos() as u64;
     if is_due
         && STOPPER.load(Ordering::Relaxed) != 0

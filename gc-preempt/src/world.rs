@@ -27,11 +27,13 @@ mod wait;
 pub(crate) use errors::HOLDS_A_STOP;
 pub use errors::{AttachError, HandshakeError, SetupError, StopError};
 
+use crate::acknowledgements;
 use crate::config::Config;
 use crate::context::Snapshot;
-use crate::mutator::{Mutator, MutatorId, blocked, outstanding};
+use crate::mutator::{Mutator, MutatorId};
 use crate::registry::{self, BEGUN, HoldsAStop, RESUMED, Record, RegistryGuard};
 use crate::state::{Phase, Turn};
+use crate::stop_point::blocked;
 use crate::unwind;
 use crate::walk::{self, RootSink, WalkStats};
 use crate::{arch, attach, code, faults, park, pin, processors, signal, watchdog};
@@ -346,7 +348,7 @@ impl World {
         registry::STOPPER_CORE.store(core, Ordering::Relaxed);
 
         let (mut signalled, mut held) = (0, 0);
-        outstanding::begin();
+        acknowledgements::begin();
         for m in members.iter_mut().filter(|m| wanted(m)) {
             // Relaxed: published by the asking swap.
             m.record
@@ -359,7 +361,7 @@ impl World {
             match m
                 .record
                 .state
-                .turn(number, outstanding::add, outstanding::done)
+                .turn(number, acknowledgements::add, acknowledgements::done)
             {
                 Turn::Held => held += 1,
                 Turn::Asked => {
@@ -370,7 +372,7 @@ impl World {
                 }
             }
         }
-        outstanding::done();
+        acknowledgements::done();
         let wait = Wait {
             number,
             only,
@@ -535,6 +537,8 @@ impl Stopped<'_> {
             self.world.inner.members(&mut lock).resumed = Some((now, self.report.pause));
         }
         park::wake(park::low_half(&RESUMED), i32::MAX);
+        // Threads that still walk their stacks read the code map, which may change once the lock is free.
+        acknowledgements::wait_for_walks();
         self.bury_the_dead(&mut lock);
         let left = take_those_that_left(&mut lock);
         // SAFETY: the registry lock is held, and this stop is over.
@@ -658,7 +662,7 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
             let _leaving = attach::Leaving(record);
-            let _section = crate::mutator::NoPreempt::on(record);
+            let _section = crate::stop_point::NoPreempt::on(record);
             f()
         }
         None => f(),

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{beside, hazard, hazard_with, is_child, run_child, spin, stop_running, world};
+use common::{beside, hazard, hazard_with, is_child, spin, stop_running, watchdog_says, world};
 use gc_preempt::World;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -84,22 +84,15 @@ fn h2_an_inherited_mask_that_blocks_sigurg_is_undone() {
     );
 }
 
-/// The test's child goes on in the end, and the watchdog has said these words by then; without one nobody does.
-fn watchdog_says(name: &str, words: &[&str]) {
-    for fault in ["", "no-watchdog"] {
-        let output = run_child(name, fault, &[]).expect("it hung");
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{text}");
-        let said = words.iter().all(|words| text.contains(words));
-        assert_eq!(said, fault.is_empty(), "{text}");
-    }
-}
-
 #[test]
 fn h2_a_later_block_is_named_by_the_watchdog() {
     let name = "h2_a_later_block_is_named_by_the_watchdog";
     if !is_child() {
-        return watchdog_says(name, &["(forgetful)", "SIGURG is among them"]);
+        return watchdog_says(
+            name,
+            "no-watchdog",
+            &["(forgetful)", "SIGURG is among them"],
+        );
     }
     let world = world();
     let blocked = AtomicBool::new(false);
@@ -158,7 +151,11 @@ fn h3_a_handler_installed_before_ours_still_runs() {
 fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
     let name = "h3_a_handler_installed_over_ours_is_named_by_the_watchdog";
     if !is_child() {
-        return watchdog_says(name, &["Another handler was installed over Urge's"]);
+        return watchdog_says(
+            name,
+            "no-watchdog",
+            &["Another handler was installed over Urge's"],
+        );
     }
     let world = world();
     beside(

@@ -6,8 +6,9 @@
 //! range's first instruction, as the stop's own handler does with the PC that it interrupted; and if it lies in an unsafe range, the thread cannot be stopped yet.
 //!
 //! # Who does it, and when
-//! 1. The thread itself, before it acknowledges a stop, if the signal mask that it will return to is not empty ([`settle`]). While a handler runs its signal is blocked, so
-//!    an empty mask says that none does, and nearly every stop gets off with one compare.
+//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`]). While a handler runs its signal is blocked, so
+//!    an empty mask says that none does, and nearly every stop gets off with one compare. A few frames are walked before it
+//!    acknowledges the stop, the others beside the stop, see `stop_point.rs`.
 //! 2. Every walk of its stack. That catches what 1 does not see: a handler installed with SA_NODEFER and no mask of its own, and one that waits in `blocking`. A stop in
 //!    which stacks are not walked must not rely on restart ranges behind those two. (Nor can either of them be kept out of an unsafe range.)
 //!
@@ -30,6 +31,8 @@ use crate::faults;
 const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// Bytes of its first instruction.
 const RESTORE_MOV: usize = 7;
+/// Words of a frame in a search: more than most frames have.
+const WORDS: usize = 32;
 /// From the ucontext to `uc_mcontext.gregs`.
 const GREGS: usize = 40;
 /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
@@ -44,23 +47,32 @@ const SELECTORS: usize = 18;
 /// CS in 64-bit code; GS and FS, which the kernel does not write, are zero.
 const USER_CODE: usize = 0x33;
 
-/// Moves what handlers further out on the running thread's own stack have interrupted out of restart ranges. False: one has interrupted an unsafe range,
-/// and the thread must not be stopped now.
+/// What a walk has found behind handlers of the host's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Behind {
+    /// Nothing is interrupted in a restart range any more, nor in an unsafe one.
+    Settled,
+    /// A handler has interrupted an unsafe range: the thread must not be stopped now.
+    Unsafe,
+    /// The walk has ended before the stack's end, and found nothing unsafe.
+    TooDeep,
+}
+
+/// Moves what handlers further out on the running thread's own stack have interrupted out of restart ranges, in the `most` innermost frames.
 ///
 /// # Safety
-/// As for [`walk`](super::walk), but on the thread itself, for a stop that is under way and that the thread has not answered.
+/// As for [`walk`](super::walk), but on the thread itself, for a stop that is under way. The stopper holds the registry lock until this returns: the thread has
+/// not answered the stop yet, or has announced its walk.
 pub(crate) unsafe fn settle(
     code: &CodeMap,
     number: u64,
     snapshot: &Snapshot,
     stack: Range<usize>,
-) -> bool {
-    if faults::planted("unsettled") {
-        return true;
-    }
-    // SAFETY: the caller's contract; the lock that a walk asks for is held by the stopper, until this thread has answered.
-    let (_, safe) = unsafe { walk_with(code, number, snapshot, stack, &mut Nothing) };
-    safe
+    most: u32,
+) -> Behind {
+    // SAFETY: the caller's contract.
+    let (_, behind) = unsafe { walk_with(code, number, snapshot, stack, &mut Nothing, most) };
+    behind
 }
 
 impl Stack {
@@ -118,17 +130,29 @@ impl Walker<'_> {
                     self.put_back(saved, start);
                     frame.pc = start;
                 }
-                Place::Unsafe => self.safe = false,
+                Place::Unsafe => self.behind = Behind::Unsafe,
                 Place::Managed | Place::Native => {}
             }
         }
         step
     }
 
-    /// Looks for signal frames where no table leads from one frame to the next.
+    /// The walk ends here, short of the stack's end.
+    pub(super) fn too_deep(&mut self) {
+        if self.behind == Behind::Settled {
+            self.behind = Behind::TooDeep;
+        }
+    }
+
+    /// Looks for signal frames where no table leads from one frame to the next, in as many words as the frames that may still be walked would have.
     pub(super) fn search(&mut self, words: &Range<usize>) {
         let first = words.start.next_multiple_of(8);
-        for selectors in (first..words.end & !7).step_by(8) {
+        let most = (self.left as usize).saturating_mul(8 * WORDS);
+        let end = first.saturating_add(most).min(words.end & !7);
+        if end < words.end & !7 {
+            self.too_deep();
+        }
+        for selectors in (first..end).step_by(8) {
             if let Some(saved) = self.stack.saved_pc(selectors)
                 && let Some(pc) = self.stack.word(saved)
                 && let Place::Restart { start } = self.place(pc)

@@ -3,7 +3,8 @@
 //! The first is no part of a stop, so the registry lock is free meanwhile: a thread that attaches waits for stops only.
 
 use super::Member;
-use crate::mutator::{MutatorId, outstanding};
+use crate::acknowledgements;
+use crate::mutator::MutatorId;
 use crate::registry::Record;
 use crate::state::Phase;
 use crate::{faults, park, processors, signal, watchdog};
@@ -78,7 +79,7 @@ pub(super) fn send(m: &mut Member) {
         && !faults::planted("no-dead-check")
     {
         m.dead = true;
-        outstanding::done();
+        acknowledgements::done();
     }
 }
 
@@ -100,17 +101,17 @@ impl Wait {
         let mut spin = if may_spin { SPIN } else { Duration::ZERO };
         let mut has_looked = false;
         let mut spins = 0u32;
-        while !outstanding::none_left() {
+        while !acknowledgements::none_left() {
             spins += 1;
             if may_spin && retry_at.is_none() && !spins.is_multiple_of(64) {
-                if outstanding::take_retry() {
+                if acknowledgements::take_retry() {
                     retry_at = Some(Instant::now() + retry_gap);
                 }
                 park::spin_hint();
                 continue;
             }
             let now = Instant::now();
-            if outstanding::take_retry() && retry_at.is_none() {
+            if acknowledgements::take_retry() && retry_at.is_none() {
                 retry_at = Some(now + retry_gap);
             }
             if retry_at.is_some_and(|t| t <= now) {
@@ -144,7 +145,7 @@ impl Wait {
                 // SAFETY: no arguments, no memory.
                 unsafe { libc::sched_yield() };
             } else {
-                outstanding::sleep(until);
+                acknowledgements::sleep(until);
             }
         }
         retries

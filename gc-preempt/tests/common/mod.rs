@@ -91,6 +91,17 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     );
 }
 
+/// The test's child goes on in the end, and the watchdog has said these words by then; with `fault` planted nobody does.
+pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {
+    for fault in ["", fault] {
+        let output = run_child(name, fault, &[]).expect("it hung");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}");
+        let said = words.iter().all(|words| text.contains(words));
+        assert_eq!(said, fault.is_empty(), "{text}");
+    }
+}
+
 // ---- threads and stops ----------------------------------------------------------------------------------------------------------
 
 /// A world as it comes.

@@ -1,0 +1,473 @@
+//! Where a thread may be stopped, and how: the one place that answers, with a reason, and what a thread does where it may.
+//!
+//! # The question
+//! [`may_stop`] is asked by the signal handler, by a poll (the end of every `no_preempt` is one), and by a thread that is about to wait. The answer is how to stop
+//! ([`How`]) or what stands in the way ([`Obstacle`]). The last obstacle stays in the thread's record, and the watchdog names it.
+//!
+//! | obstacle | why a stop there would be wrong | what the stopper does |
+//! |---|---|---|
+//! | [`NoPreempt`](Obstacle::NoPreempt) | the thread changes what the stopper reads, or holds a lock that it takes | nothing: the section's end polls |
+//! | [`UnsafeCode`](Obstacle::UnsafeCode) | its owner says that nothing holds in there | signals again |
+//! | [`ForeignStack`](Obstacle::ForeignStack) | the frames of the thread's own stack could not be found | signals again |
+//! | [`BehindHandler`](Obstacle::BehindHandler) | it would go on in the middle of an unsafe range once the handler returns | signals again |
+//!
+//! A call is injected only if the handler runs on the thread's alternate stack. Elsewhere the signal frame lies below the interrupted SP, where the call's frame would
+//! be written over it.
+//!
+//! # What handlers of the host's have interrupted
+//! A thread may stand in a handler of the host's that has interrupted a restart or an unsafe range (see `walk/handlers.rs`). Only a walk of its stack tells. A thread
+//! that has a signal blocked may be in such a handler, or be one of a pool whose signals are blocked for good, with a deep stack.
+//!
+//! * Before it answers, the thread walks [`FRAMES`] frames. Most handlers stand within so few. Time to stop does not grow with the depth of the stack.
+//! * What lies further out is walked after the answer, beside the stop ([`acknowledge_and_park`]). That is early enough for restart ranges, since the saved PC has
+//!   to be moved before the thread goes on. The stopper gives the registry lock back only after these walks, which read the code map.
+//! * It would be too late for unsafe ranges. Where any is registered, the whole walk comes before the answer.
+
+use crate::arch::{self, SignalFrame};
+use crate::code::{CODE, Place};
+use crate::context::{Origin, Registers, Snapshot};
+use crate::mutator::Mutator;
+use crate::registry::{self, Record};
+use crate::signal_mask::SignalMask;
+use crate::state::Phase;
+use crate::walk::{self, Behind};
+use crate::{acknowledgements, clock, faults, park};
+use core::marker::PhantomData;
+use core::sync::atomic::{Ordering, compiler_fence};
+
+/// Frames that a thread with a blocked signal walks before it answers a stop: about a microsecond.
+const FRAMES: u32 = 16;
+
+/// What stands in the way of stopping a thread where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Obstacle {
+    /// It is inside `no_preempt`.
+    NoPreempt = 1,
+    /// Its PC lies in an unsafe range.
+    UnsafeCode,
+    /// Its SP lies on no stack that is known to be its own.
+    ForeignStack,
+    /// It is in a handler of the host's, which has interrupted an unsafe range.
+    BehindHandler,
+}
+
+impl Obstacle {
+    const ALL: [Self; 4] = [
+        Self::NoPreempt,
+        Self::UnsafeCode,
+        Self::ForeignStack,
+        Self::BehindHandler,
+    ];
+
+    /// Continues "it was met last", for the watchdog.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::NoPreempt => "inside no_preempt: sections must be short and must not wait",
+            Self::UnsafeCode => {
+                "in an unsafe code range: such ranges must be short and must not wait"
+            }
+            Self::ForeignStack => {
+                "on a stack that is not its own (a coroutine's, or an alternate signal stack): enter `blocking` before \
+                 such code runs for long"
+            }
+            Self::BehindHandler => {
+                "in a signal handler that has interrupted an unsafe code range: keep such handlers short"
+            }
+        }
+    }
+}
+
+impl Record {
+    /// Keeps why the thread could not be stopped for stop `number`.
+    pub(crate) fn note_obstacle(&self, number: u64, obstacle: Obstacle) {
+        if !faults::planted("no-reason") {
+            // Relaxed: the watchdog prints it, nothing depends on it.
+            self.obstacle
+                .store(number << 8 | obstacle as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The last obstacle in the way of stop `number`.
+    pub(crate) fn obstacle(&self, number: u64) -> Option<Obstacle> {
+        let noted = self.obstacle.load(Ordering::Relaxed);
+        Obstacle::ALL
+            .into_iter()
+            .find(|o| noted == number << 8 | *o as u64)
+    }
+}
+
+/// Where the thread is that asks.
+pub(crate) enum Standing<'a> {
+    /// A signal has interrupted it there, for the stop of that number.
+    Signal(SignalFrame, u64),
+    /// It has called us, and would stop for the stop of that number.
+    Call {
+        number: u64,
+        snapshot: &'a Snapshot,
+        /// The signals that it has blocked.
+        mask: u64,
+        /// It is about to wait, so it stops whatever a handler that it runs in has interrupted: it could not get out of that handler before.
+        waits: bool,
+    },
+    /// It has called us, and would wait in `blocking`.
+    Wait { sp: usize },
+}
+
+/// How a thread is stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum How {
+    /// It parks where it is.
+    Park {
+        /// After it has answered it walks its own stack, see the head of this file.
+        walk: bool,
+    },
+    /// A call to `async_preempt` is injected.
+    Inject,
+}
+
+/// May the running thread, which is `record`'s, be stopped where it stands, and how?
+///
+/// Where it may, what it has interrupted in restart ranges has been moved to their starts, or will be by the walk that [`How::Park`] asks for.
+///
+/// # Safety
+/// On the record's own thread. The stop of the given number is under way, and the thread has not answered it.
+pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Result<How, Obstacle> {
+    if record.depth.load(Ordering::Relaxed) != 0 {
+        return Err(Obstacle::NoPreempt);
+    }
+    let (sp, place) = match standing {
+        Standing::Signal(frame, _) => {
+            // SAFETY: the caller's contract.
+            let place = unsafe { CODE.classify(frame.pc()) };
+            (frame.sp(), place)
+        }
+        Standing::Call { snapshot, .. } => (snapshot.registers.sp(), Place::Native),
+        Standing::Wait { sp } => (*sp, Place::Native),
+    };
+    if place == Place::Unsafe && !faults::planted("no-unsafe-ranges") {
+        return Err(Obstacle::UnsafeCode);
+    }
+    if !record.stack().contains(&sp) && !faults::planted("no-stack-check") {
+        return Err(Obstacle::ForeignStack);
+    }
+    match standing {
+        Standing::Signal(frame, number) => {
+            if let Place::Restart { start } = place
+                && !faults::planted("no-restart")
+            {
+                frame.set_pc(start);
+            }
+            let walk = frame.mask() != 0
+                // SAFETY: the caller's contract.
+                && unsafe { look_behind_handlers(record, *number, &frame_snapshot(record, *frame), false)? };
+            let how = if wants_injection(record, *frame) {
+                How::Inject
+            } else {
+                How::Park { walk }
+            };
+            Ok(how)
+        }
+        Standing::Call {
+            number,
+            snapshot,
+            mask,
+            waits,
+        } => Ok(How::Park {
+            walk: *mask != 0
+                // SAFETY: the caller's contract.
+                && unsafe { look_behind_handlers(record, *number, snapshot, *waits)? },
+        }),
+        Standing::Wait { .. } => Ok(How::Park { walk: false }),
+    }
+}
+
+/// What handlers may have interrupted: whether the thread is to walk its stack once it has answered.
+///
+/// # Safety
+/// As for [`may_stop`]. The snapshot is the running thread's.
+unsafe fn look_behind_handlers(
+    record: &Record,
+    number: u64,
+    snapshot: &Snapshot,
+    waits: bool,
+) -> Result<bool, Obstacle> {
+    if faults::planted("unsettled") {
+        return Ok(false);
+    }
+    let walk_first = CODE.any_unsafe() && !waits || faults::planted("settled-first");
+    let most = if walk_first { u32::MAX } else { FRAMES };
+    // SAFETY: the caller's contract.
+    match unsafe { walk::settle(&CODE, number, snapshot, record.stack(), most) } {
+        Behind::Settled => Ok(false),
+        Behind::Unsafe if waits => Ok(true),
+        Behind::Unsafe => Err(Obstacle::BehindHandler),
+        Behind::TooDeep => Ok(!faults::planted("unsettled-deep")),
+    }
+}
+
+fn wants_injection(record: &Record, frame: SignalFrame) -> bool {
+    (record.inject.load(Ordering::Relaxed) != 0
+        || !record.hook.load(Ordering::Relaxed).is_null())
+        // SAFETY: `may_stop`'s contract.
+        && unsafe { CODE.managed(frame.pc()) }.is_some()
+        && (frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024
+            || faults::planted("no-room-check"))
+}
+
+/// The state of the thread that a signal has interrupted.
+pub(crate) fn frame_snapshot(record: &Record, frame: SignalFrame) -> Snapshot {
+    Snapshot {
+        registers: frame.registers(),
+        vectors: if faults::planted("no-vectors") {
+            0..0
+        } else {
+            frame.vectors()
+        },
+        origin: Origin::Signal,
+        interrupted: record.interrupted.load(Ordering::Relaxed),
+    }
+}
+
+/// Parks the thread until the stop that it acknowledged, and every later one that took it over, has been resumed. Async-signal-safe.
+pub(crate) fn park_stopped(record: &Record) {
+    while let Err(number) = record.state.leave_stopped(registry::resumed) {
+        registry::wait_for_resume(number);
+    }
+}
+
+/// Acknowledges stop `number` from where `snapshot` says, and parks. False if there was nothing to acknowledge.
+///
+/// With `walk`, what handlers have interrupted further out is moved out of restart ranges beside the stop.
+///
+/// # Safety
+/// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot` true until this returns.
+pub(crate) unsafe fn acknowledge_and_park(
+    record: &Record,
+    number: u64,
+    snapshot: Snapshot,
+    walk: bool,
+) -> bool {
+    // SAFETY: the thread has not acknowledged `number` yet, so no stopper reads the snapshot.
+    unsafe { record.publish(snapshot) };
+    if walk {
+        acknowledgements::begin_walk();
+    }
+    let acknowledged = record.state.acknowledge(number);
+    if acknowledged {
+        acknowledgements::done();
+    }
+    if walk {
+        if acknowledged {
+            // SAFETY: the thread's own stack. The stopper holds the registry lock until `end_walk`.
+            unsafe {
+                walk::settle(&CODE, number, record.snapshot(), record.stack(), u32::MAX);
+            }
+        }
+        acknowledgements::end_walk();
+    }
+    if acknowledged {
+        park_stopped(record);
+    }
+    acknowledged
+}
+
+/// Stops here and now for every live stop that asks for this thread.
+///
+/// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe range; one that is about to wait cannot.
+#[cold]
+fn stop_here(record: &'static Record, may_go_on: bool) {
+    struct Call {
+        record: &'static Record,
+        may_go_on: bool,
+    }
+    extern "C" fn at_call(data: *mut (), sp: usize, fp: usize, pc: usize) {
+        // SAFETY: `stop_here` passes its own Call, alive until this returns.
+        let &Call { record, may_go_on } = unsafe { &*data.cast::<Call>() };
+        let mask = SignalMask::all_but_faults();
+        loop {
+            let word = record.state.load();
+            if !word.asked() || registry::resumed() >= word.number() {
+                return;
+            }
+            let from = clock::now();
+            let snapshot = at_call_snapshot(record, sp, fp, pc);
+            let standing = Standing::Call {
+                number: word.number(),
+                snapshot: &snapshot,
+                mask: mask.before(),
+                waits: !may_go_on,
+            };
+            // SAFETY: own thread and stack; the stop that asks is under way, since the word still says so.
+            match unsafe { may_stop(record, &standing) } {
+                Ok(how) => {
+                    let walk = how == How::Park { walk: true };
+                    // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's frame, which stays until we return.
+                    unsafe { acknowledge_and_park(record, word.number(), snapshot, walk) };
+                }
+                Err(obstacle) => {
+                    // The stopper's signals find the thread once that is over.
+                    record.note_obstacle(word.number(), obstacle);
+                    record.state.undefer();
+                    acknowledgements::retry();
+                    return;
+                }
+            }
+            record.note_stall(word.number(), from);
+        }
+    }
+    let call = Call { record, may_go_on };
+    arch::call_spilled(at_call, core::ptr::from_ref(&call).cast_mut().cast());
+}
+
+fn at_call_snapshot(record: &Record, sp: usize, fp: usize, pc: usize) -> Snapshot {
+    Snapshot {
+        registers: Registers::at_call(sp, fp, pc),
+        vectors: 0..0,
+        origin: Origin::Call,
+        interrupted: record.interrupted.load(Ordering::Relaxed),
+    }
+}
+
+/// Stops if a stop asks for it. The end of every `no_preempt`, and `Mutator::poll`.
+#[inline]
+pub(crate) fn poll(record: &'static Record) {
+    if record.state.load().asked() {
+        stop_here(record, true);
+    }
+}
+
+/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system call of the embedder's (H5).
+///
+/// It is there at the latest when the thread next returns from the kernel; the bound is for a thread whose mask has come to block SIGURG.
+fn drain_signals(record: &Record) {
+    for _ in 0..1000 {
+        if record.in_flight.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // SAFETY: no arguments, no memory.
+        unsafe { libc::sched_yield() };
+    }
+}
+
+/// Could the running thread wait in [`blocked`] here?
+pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
+    let here = 0u8;
+    let standing = Standing::Wait {
+        sp: &raw const here as usize,
+    };
+    // SAFETY: on the record's own thread, by the callers; no stop is spoken of.
+    unsafe { may_stop(record, &standing) }.map(drop)
+}
+
+/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and sends nothing.
+///
+/// # Panics
+/// Inside `no_preempt`, and on a stack that is not the thread's own.
+pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
+    if record.state.load().phase() == Phase::Blocked && record.depth.load(Ordering::Relaxed) == 0 {
+        return f();
+    }
+    match may_wait(record) {
+        Ok(()) => {}
+        Err(Obstacle::NoPreempt) => {
+            panic!("blocking inside no_preempt: a stop could wait for this thread for ever")
+        }
+        Err(_) => {
+            panic!("blocking on a stack that is not the thread's own: it would not be scanned")
+        }
+    }
+    struct Call<F, R> {
+        record: &'static Record,
+        f: Option<F>,
+        result: Option<std::thread::Result<R>>,
+    }
+    extern "C" fn enter<F: FnOnce() -> R, R>(data: *mut (), sp: usize, fp: usize, pc: usize) {
+        // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
+        let call = unsafe { &mut *data.cast::<Call<F, R>>() };
+        let record = call.record;
+        loop {
+            drain_signals(record);
+            // As inside no_preempt: a handler that parked between publishing and entering would leave its own snapshot, or half of it.
+            record.depth.store(
+                u32::from(!faults::planted("no-blocking-section")),
+                Ordering::Relaxed,
+            );
+            compiler_fence(Ordering::SeqCst);
+            // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
+            unsafe { record.publish(at_call_snapshot(record, sp, fp, pc)) };
+            if faults::planted("slow-blocking") {
+                for _ in 0..2_000 {
+                    park::spin_hint();
+                }
+            }
+            let entered = record.state.enter_blocked(registry::resumed);
+            compiler_fence(Ordering::SeqCst);
+            record.depth.store(0, Ordering::Relaxed);
+            if entered.is_ok() {
+                break;
+            }
+            compiler_fence(Ordering::SeqCst);
+            stop_here(record, false);
+        }
+        if let Some(f) = call.f.take() {
+            // A panic must not unwind through the assembly before the state is RUNNING again; it goes on in `blocked`.
+            call.result = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)));
+        }
+        if record.state.leave_blocked(registry::resumed).is_err() {
+            let _mask = SignalMask::all_but_faults();
+            while let Err(number) = record.state.leave_blocked(registry::resumed) {
+                registry::wait_for_resume(number);
+            }
+        }
+    }
+    fn entry<F: FnOnce() -> R, R>(_: &Call<F, R>) -> extern "C" fn(*mut (), usize, usize, usize) {
+        enter::<F, R>
+    }
+    let mut call = Call {
+        record,
+        f: Some(f),
+        result: None,
+    };
+    arch::call_spilled(entry(&call), (&raw mut call).cast());
+    match call.result {
+        Some(Ok(result)) => result,
+        Some(Err(panic)) => std::panic::resume_unwind(panic),
+        None => unreachable!("enter runs f"),
+    }
+}
+
+/// A section in which the thread is not stopped. See [`Mutator::no_preempt_guard`].
+pub struct NoPreempt<'m> {
+    record: &'static Record,
+    _mutator: PhantomData<(&'m Mutator, *mut ())>,
+}
+
+impl NoPreempt<'_> {
+    /// On the record's own thread.
+    #[inline]
+    pub(crate) fn on(record: &'static Record) -> Self {
+        let depth = record.depth.load(Ordering::Relaxed);
+        // Relaxed with a compiler fence: only this thread's own signal handler reads it, and it sees this thread's stores in program order.
+        record.depth.store(depth + 1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        NoPreempt {
+            record,
+            _mutator: PhantomData,
+        }
+    }
+}
+
+impl Drop for NoPreempt<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // First the depth, then the look: a handler between the two stops the thread itself, one before them has left its mark.
+        compiler_fence(Ordering::SeqCst);
+        let depth = self.record.depth.load(Ordering::Relaxed) - 1;
+        self.record.depth.store(depth, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        if depth == 0 {
+            poll(self.record);
+        }
+    }
+}
