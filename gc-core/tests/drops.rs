@@ -2,7 +2,8 @@
 
 mod common;
 
-use gc_core::{Field, Heap, Mutator, Trace};
+use gc_core::{Field, Heap, Mutator, Trace, WeakMap};
+use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
@@ -149,63 +150,190 @@ fn a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before() {
     );
 }
 
+thread_local!(static MINE: OnceCell<&'static Mutator> = const { OnceCell::new() });
+
+/// This thread's mutator, for a `Drop`, which has no other way to it.
+fn mine() -> &'static Mutator {
+    MINE.with(|m| *m.get().unwrap())
+}
+
+/// Makes one value of each kind of thief and lets it die, until its `Drop` has run.
+fn let_die<T: Trace>(mut make: impl FnMut() -> T) {
+    for _ in 0..20 {
+        let made: &mut dyn FnMut() = &mut || {
+            mine().scope(|s| s.alloc(make()).map(drop)).unwrap();
+        };
+        made();
+        wipe_stack();
+        churn(mine());
+        if mine().drop_dead_values() > 0 {
+            return;
+        }
+    }
+    panic!("nothing died");
+}
+
+/// What was to be said to each way of storing an edge into a value whose `Drop` runs, and what was.
+static REFUSED: Mutex<Vec<(&str, String)>> = Mutex::new(Vec::new());
+
+const DYING: &str = "whose Drop runs";
+const OUTSIDE: &str = "does not lie in the scope's heap";
+
+/// Stores an edge to a new node, and notes how that ended.
+fn try_to_store(mutator: &Mutator, edge: &Field<Node>, wanted: &'static str) {
+    mutator.with_scope(|s| {
+        let target = s.alloc(node(0x1111)).unwrap();
+        note(wanted, || edge.set(s, &target));
+    });
+}
+
+fn note(wanted: &'static str, store: impl FnOnce()) {
+    let stored = catch_unwind(AssertUnwindSafe(store));
+    let said = stored.map_or_else(message, |()| "it was stored".into());
+    REFUSED.lock().unwrap().push((wanted, said));
+}
+
+/// Holds an edge in a member with a `Drop` of its own.
+#[derive(Trace)]
+struct Inner(Field<Node>);
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        try_to_store(mine(), &self.0, DYING);
+    }
+}
+
+#[derive(Trace)]
+struct Thief {
+    edge: Field<Node>,
+    many: [Field<Node>; 3],
+    map: WeakMap<Node, Node>,
+    inner: Inner,
+}
+
+impl Drop for Thief {
+    fn drop(&mut self) {
+        let mutator = mine();
+        try_to_store(mutator, &self.edge, DYING);
+        try_to_store(mutator, &self.many[2], DYING);
+        // A field that was born outside, and lies in the dying value now.
+        self.edge = Field::null();
+        try_to_store(mutator, &self.edge, DYING);
+        // What is moved out lies outside of the heap.
+        let moved = std::mem::take(&mut self.edge);
+        try_to_store(mutator, &moved, OUTSIDE);
+        // By another thread.
+        let (heap, edge) = (mutator.heap(), &self.edge);
+        mutator.blocking(|| {
+            std::thread::scope(|threads| {
+                threads.spawn(|| try_to_store(&heap.attach().unwrap(), edge, DYING));
+            });
+        });
+        // While another value is dropped inside of this Drop.
+        mutator.drop_dead_values();
+        try_to_store(mutator, &self.edge, DYING);
+        mutator.with_scope(|s| {
+            let key = s.alloc(node(1)).unwrap();
+            note(DYING, || {
+                self.map.insert(s, &key, &key).unwrap();
+            });
+            // To make an edge null is no harm.
+            self.edge.clear(s);
+            assert!(self.map.is_empty(s) && self.edge.get(s).is_none());
+        });
+    }
+}
+
 #[test]
-fn an_edge_that_a_drop_smuggles_out_is_refused_everywhere() {
-    static STOLEN: Mutex<Vec<Field<Thief>>> = Mutex::new(Vec::new());
-    thread_local!(static MINE: std::cell::OnceCell<Mutator> = const { std::cell::OnceCell::new() });
-    #[derive(Trace)]
-    struct Thief {
-        edge: Field<Thief>,
-        steals: bool,
-    }
-    impl Drop for Thief {
-        fn drop(&mut self) {
-            if self.steals {
-                MINE.with(|m| {
-                    m.get().unwrap().with_scope(|s| {
-                        let other = Thief {
-                            edge: Field::null(),
-                            steals: false,
-                        };
-                        self.edge.set(s, &s.alloc(other).unwrap());
-                    });
-                });
-                STOLEN.lock().unwrap().push(std::mem::take(&mut self.edge));
+fn h58_no_edge_is_stored_into_a_value_whose_drop_runs() {
+    common::hazard(
+        "h58_no_edge_is_stored_into_a_value_whose_drop_runs",
+        "stores-while-dying",
+        || {
+            MINE.with(|m| {
+                m.set(Box::leak(Box::new(heap().attach().unwrap())))
+                    .unwrap()
+            });
+            let_die(|| Thief {
+                edge: Field::null(),
+                many: Default::default(),
+                map: WeakMap::new(),
+                inner: Inner(Field::null()),
+            });
+            let refused = REFUSED.lock().unwrap();
+            assert!(refused.len() >= 8);
+            for (wanted, said) in &*refused {
+                assert!(said.contains(wanted), "{wanted}: {said}");
             }
-        }
-    }
-    let heap = heap();
-    MINE.with(|m| {
-        let mutator = m.get_or_init(|| heap.attach().unwrap());
-        for _ in 0..5 {
-            mutator
-                .scope(|s| {
-                    s.alloc(Thief {
-                        edge: Field::null(),
-                        steals: true,
-                    })?;
-                    Ok(())
-                })
-                .unwrap();
-        }
+        },
+    );
+}
+
+/// Carries its edge from one dying value into the next.
+#[derive(Trace)]
+struct Courier {
+    edge: Field<Node>,
+    text: String,
+}
+
+static CARRIED: Mutex<Option<Field<Node>>> = Mutex::new(None);
+
+impl Drop for Courier {
+    fn drop(&mut self) {
+        let mutator = mine();
+        let carried = CARRIED.lock().unwrap().take();
+        let Some(edge) = carried else {
+            try_to_store(mutator, &self.edge, DYING);
+            *CARRIED.lock().unwrap() = Some(std::mem::take(&mut self.edge));
+            return;
+        };
         wipe_stack();
         churn(mutator);
-        assert!(mutator.drop_dead_values() > 0);
         churn(mutator);
-        let edge = STOLEN.lock().unwrap().pop().unwrap();
-        assert!(!edge.is_null());
+        self.edge = edge;
         mutator.with_scope(|s| {
-            let get = catch_unwind(AssertUnwindSafe(|| edge.get(s).is_some()));
-            assert!(message(get.unwrap_err()).contains("does not lie in"));
-            let put = catch_unwind(AssertUnwindSafe(|| {
-                s.alloc(Thief {
-                    edge,
-                    steals: false,
-                })
-                .is_ok()
-            }));
-            assert!(message(put.unwrap_err()).contains("field that is not null"));
+            if let Some(node) = self.edge.get(s) {
+                assert_eq!(node.value, 0x1111, "{}: a freed cell was read", self.text);
+            }
         });
+    }
+}
+
+#[test]
+fn h58_no_edge_is_carried_from_one_dying_value_into_another() {
+    common::hazard(
+        "h58_no_edge_is_carried_from_one_dying_value_into_another",
+        "stores-while-dying",
+        || {
+            MINE.with(|m| {
+                m.set(Box::leak(Box::new(heap().attach().unwrap())))
+                    .unwrap()
+            });
+            for text in ["first", "second"] {
+                let_die(|| Courier {
+                    edge: Field::null(),
+                    text: text.into(),
+                });
+            }
+        },
+    );
+}
+
+#[test]
+fn a_field_that_is_not_null_is_of_no_use_outside_of_its_cell() {
+    let heap = heap();
+    let mutator = heap.attach().unwrap();
+    let field = || {
+        let node = node(1);
+        // SAFETY: the field is this function's alone. Safe code cannot do this.
+        unsafe { node.next.address().write(mutator.heap().reserved().start) };
+        node
+    };
+    mutator.with_scope(|s| {
+        let get = catch_unwind(AssertUnwindSafe(|| field().next.get(s).is_some()));
+        assert!(message(get.unwrap_err()).contains("does not lie in"));
+        let put = catch_unwind(AssertUnwindSafe(|| s.alloc(field()).is_ok()));
+        assert!(message(put.unwrap_err()).contains("field that is not null"));
     });
 }
 

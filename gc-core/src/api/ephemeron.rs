@@ -104,7 +104,8 @@ impl<K, V> fmt::Debug for Ephemeron<K, V> {
 #[repr(C)]
 pub struct Pairs<K, V> {
     len: usize,
-    _pairs: PhantomData<*const (K, V)>,
+    /// Invariant: its words are changed by `&self`.
+    _pairs: PhantomData<*mut (K, V)>,
 }
 
 // SAFETY: its words are atomic; what they lead to may be shared between threads.

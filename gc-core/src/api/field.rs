@@ -15,11 +15,15 @@ use crate::api::mutator::Mutator;
 /// heap. Each change is one atomic store with the write barrier, so it may be read and changed by several threads at once; the last store
 /// wins.
 ///
-/// A field is neither `Clone` nor `Copy`, and nothing gives out a cell's value by value or by `&mut`: an edge never leaves its place.
+/// A field is neither `Clone` nor `Copy`, and nothing gives out a cell's value by value. A value's `Drop` alone has it by `&mut`: its fields
+/// are null then, and stay so. So an edge never leaves its place.
+///
+/// A field of `T` is no field of another type, not even of a sub- or supertype of `T`: what one of them stored, the other would load.
 #[repr(transparent)]
 pub struct Field<T> {
     word: AtomicUsize,
-    _target: PhantomData<*const T>,
+    /// Invariant: it is changed by `&self`.
+    _target: PhantomData<*mut T>,
 }
 
 // SAFETY: the word is atomic; what it leads to is shared between threads, and may be dropped by any of them.
@@ -52,18 +56,20 @@ impl<T> Field<T> {
     /// Lets the edge lead to `value`.
     ///
     /// # Panics
-    /// If the field or the value does not lie in the scope's heap, and inside `blocking`.
+    /// If the field or the value does not lie in the scope's heap, if the field belongs to a value whose `Drop` runs (its cell is dead, so
+    /// nothing would keep what the edge leads to), and inside `blocking`.
     #[inline]
     pub fn set(&self, scope: &Scope<'_>, value: &Local<'_, T>) {
         let value = value.cell().as_ptr() as usize;
         scope.check_address(value, "value");
+        scope.check_living(self.address() as usize);
         self.store(scope, value);
     }
 
     /// Makes the edge null.
     ///
     /// # Panics
-    /// As [`set`](Self::set).
+    /// If the field does not lie in the scope's heap, and inside `blocking`.
     #[inline]
     pub fn clear(&self, scope: &Scope<'_>) {
         self.store(scope, 0);

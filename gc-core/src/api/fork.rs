@@ -104,6 +104,7 @@ unsafe fn child(data: *mut ()) {
             }
         }
         drop(contexts);
+        shared.dying.forked(me);
         abandon_cycle(shared, kept);
         shared.space.forked(kept.map(|context| &context.local));
     }

@@ -13,6 +13,7 @@ use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{Stopped, World};
 
 use crate::Site;
+use crate::api::dying::Dying;
 use crate::api::fork;
 use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback, protected};
@@ -240,6 +241,7 @@ impl HeapBuilder {
             roots: Roots::new(HANDLES)?,
             finalizers: Finalizers::new(FINALIZERS)?,
             drops: Finalizers::new(FINALIZERS)?,
+            dying: Dying::new()?,
             types: Types::new()?,
             requests: Requests::new(config.continuous, config.lingering),
             contexts: gc_preempt::Mutex::new(Slab::new(MUTATORS)?),

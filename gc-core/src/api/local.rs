@@ -21,6 +21,7 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 
 use crate::alloc::{self, AllocError};
+use crate::api::dying::Dying;
 use crate::api::handles::Chain;
 use crate::api::mutator::Mutator;
 use crate::api::root::protected;
@@ -36,6 +37,7 @@ pub struct Scope<'s> {
     thread: &'s gc_preempt::Mutator,
     base: usize,
     len: usize,
+    dying: &'s Dying,
     handles: Chain<'s>,
     /// Neither longer nor shorter will do.
     _exactly: PhantomData<fn(&'s ()) -> &'s ()>,
@@ -171,8 +173,16 @@ impl Mutator {
             && !planted("registered-unwritten")
             && let Err(error) = self.register_drop(cell)
         {
-            // SAFETY: just written, and nobody else knows it. Its edges are null, so whoever reads what is left of it finds none.
-            unsafe { cell.drop_in_place() };
+            // Its edges are null, and stay so: whoever reads what is left of it finds none.
+            let drop = || {
+                // SAFETY: just written, and nobody else knows it.
+                unsafe { cell.drop_in_place() };
+            };
+            let first = cell.as_ptr() as usize;
+            self.heap()
+                .shared()
+                .dying
+                .during(first..first + size_of::<T>(), drop);
             return Err(error);
         }
         Ok(cell)
@@ -234,8 +244,13 @@ unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
             mutator.write(cell.add(offset).cast(), 0);
         }
     });
-    // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
-    unsafe { cell.cast::<T>().drop_in_place() };
+    let drop = || {
+        // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
+        unsafe { cell.cast::<T>().drop_in_place() };
+    };
+    let first = cell as usize;
+    let dying = &mutator.heap().shared().dying;
+    dying.during(first..first + size_of::<T>(), drop);
 }
 
 impl<'s> Scope<'s> {
@@ -248,6 +263,7 @@ impl<'s> Scope<'s> {
             thread,
             base: range.start,
             len: range.len(),
+            dying: &mutator.heap().shared().dying,
             handles: Chain::new(mutator.handles(), thread),
             _exactly: PhantomData,
         };
@@ -335,6 +351,15 @@ impl<'s> Scope<'s> {
         address.wrapping_sub(self.base) < self.len
     }
 
+    /// May an edge be stored at `address`? Not while the `Drop` of the value around it runs.
+    #[inline]
+    #[track_caller]
+    pub(crate) fn check_living(&self, address: usize) {
+        if self.dying.has(address) && !planted("stores-while-dying") {
+            dying();
+        }
+    }
+
     /// Does what is at `address` lie in this scope's heap?
     #[inline]
     pub(crate) fn check_address(&self, address: usize, what: &str) {
@@ -355,6 +380,15 @@ pub(crate) fn in_blocking() -> ! {
 fn elsewhere(what: &str, address: usize) -> ! {
     panic!(
         "the {what} at {address:#x} does not lie in the scope's heap: it belongs to another heap, or to a value that has not been moved into a cell yet"
+    )
+}
+
+#[cold]
+#[inline(never)]
+#[track_caller]
+fn dying() -> ! {
+    panic!(
+        "an edge was to be stored into a value whose Drop runs: its cell is dead, so nothing would keep what the edge leads to"
     )
 }
 

@@ -2,6 +2,7 @@
 //! scopes, and fast, by bare pointers.
 
 pub(crate) mod array;
+pub(crate) mod dying;
 pub(crate) mod ephemeron;
 pub(crate) mod field;
 pub(crate) mod fork;

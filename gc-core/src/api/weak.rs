@@ -67,7 +67,8 @@ impl<T> fmt::Debug for Weak<T> {
 #[repr(C)]
 pub struct WeakArray<T> {
     len: usize,
-    _targets: PhantomData<*const T>,
+    /// Invariant: its words are changed by `&self`.
+    _targets: PhantomData<*mut T>,
 }
 
 // SAFETY: its words are atomic; what they lead to may be shared between threads.

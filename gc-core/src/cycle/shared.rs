@@ -6,6 +6,7 @@ use gc_preempt::World;
 
 use super::pace::Pace;
 use super::requests::Requests;
+use crate::api::dying::Dying;
 use crate::api::fork::{self, OverFork};
 use crate::api::types::Types;
 use crate::barrier::SharedLog;
@@ -29,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) finalizers: Finalizers,
     /// Values that need `Drop`: whose cells they lie in, and which of them have died.
     pub(crate) drops: Finalizers,
+    /// Values whose `Drop` runs.
+    pub(crate) dying: Dying,
     /// The Rust types that have cells here.
     pub(crate) types: Types,
     pub(crate) requests: Requests,
@@ -165,6 +168,7 @@ impl Shared {
             self.roots.lock(),
             self.finalizers.lock_for_fork(),
             self.drops.lock_for_fork(),
+            self.dying.lock_for_fork(),
             self.ledger.lock_for_fork(),
             self.pace.lock_for_fork(),
             self.space.lock_for_fork(),

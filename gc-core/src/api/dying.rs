@@ -1,0 +1,148 @@
+//! Values whose `Drop` runs: no edge may be stored into them.
+//!
+//! A value that needs `Drop` is dropped in its cell, after nothing leads to it any more. `Drop` has `&mut self`, so it can take a member out of the
+//! value, and put one in, by plain moves that no barrier sees. What holds: **a field that safe code has by `&mut` is null**. Fields are born null,
+//! [`Field`](crate::Field) refuses a store outside of the heap, a value's fields are null before its `Drop` begins, and while that runs
+//! a store of an edge into the value is refused, on whatever thread. Otherwise an edge could leave a dead cell in a variable, where the
+//! collector does not look, and be read again from another dead cell once its target has been freed.
+//!
+//! `Drop` may hand `&self` to other threads, and may call `drop_dead_values` itself. So the table is the heap's, and has as many values as are being
+//! dropped at once.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use gc_preempt::Mutex;
+
+use crate::api::root::protected;
+use crate::heap::MapError;
+use crate::mapped::Slab;
+
+/// Values that are being dropped at once: as many levels of `Drop` in `Drop` as the threads' stacks have room for.
+const AT_ONCE: usize = 1 << 16;
+
+/// A value whose `Drop` runs.
+struct Value {
+    addresses: Range<usize>,
+    /// `pthread_self` of the thread that drops it.
+    owner: usize,
+}
+
+/// A heap's values whose `Drop` runs.
+pub(crate) struct Dying {
+    /// How many there are. Nearly always none, and then a store looks no further.
+    count: AtomicUsize,
+    /// Changed and read inside `no_preempt`.
+    values: Mutex<Slab<Value>>,
+}
+
+impl Dying {
+    pub(crate) fn new() -> Result<Self, MapError> {
+        Ok(Self {
+            count: AtomicUsize::new(0),
+            values: Mutex::new(Slab::new(AT_ONCE)?),
+        })
+    }
+
+    /// Runs `drop`, which drops the value at these addresses.
+    ///
+    /// # Panics
+    /// If 65,536 values are being dropped already.
+    pub(crate) fn during(&self, addresses: Range<usize>, drop: impl FnOnce()) {
+        /// Ends it, also where `drop` panics.
+        struct End<'a>(&'a Dying, usize);
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                protected(|| self.0.values.lock().take(self.1));
+                self.0.count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        // SAFETY: no arguments, no memory.
+        let owner = unsafe { libc::pthread_self() } as usize;
+        let value = Value { addresses, owner };
+        let Ok(at) = protected(|| self.values.lock().add(value)) else {
+            panic!(
+                "{AT_ONCE} values are being dropped at once: a Drop drops dead values again and again"
+            );
+        };
+        // Relaxed, here and everywhere: a thread that can reach the value has been handed it by the one that counts it.
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let end = End(self, at);
+        drop();
+        core::mem::drop(end);
+    }
+
+    /// Whether the `Drop` of the value around `address` runs.
+    #[inline]
+    pub(crate) fn has(&self, address: usize) -> bool {
+        self.count.load(Ordering::Relaxed) != 0 && self.find(address)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find(&self, address: usize) -> bool {
+        protected(|| {
+            let mut values = self.values.lock();
+            (0..values.high()).any(|at| {
+                values
+                    .get(at)
+                    .is_some_and(|value| value.addresses.contains(&address))
+            })
+        })
+    }
+
+    /// Takes the lock, for a fork.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        self.values.lock()
+    }
+
+    /// In the child of a fork: what other threads were dropping, nobody drops any more. Their cells are free, and will hold other values.
+    pub(crate) fn forked(&self, me: usize) {
+        let mut values = self.values.lock();
+        let mut count = 0;
+        for at in 0..values.high() {
+            match values.get(at).map(|value| value.owner == me) {
+                Some(true) => count += 1,
+                Some(false) => drop(values.take(at)),
+                None => {}
+            }
+        }
+        self.count.store(count, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_value_is_dying_while_its_drop_runs_and_no_longer() {
+        let dying = Dying::new().unwrap();
+        let has = |at| dying.has(at);
+        dying.during(16..48, || {
+            assert!([15, 16, 47, 48].map(has) == [false, true, true, false]);
+            dying.during(96..112, || assert!(has(32) && has(100)));
+            let panics = || dying.during(64..80, || panic!("a Drop that panics"));
+            assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+            assert!(has(32) && !has(100) && !has(64));
+        });
+        assert!(!has(32));
+    }
+
+    #[test]
+    fn a_child_forgets_what_gone_threads_were_dropping() {
+        let dying = Dying::new().unwrap();
+        // SAFETY: no arguments, no memory.
+        let me = unsafe { libc::pthread_self() } as usize;
+        dying.during(16..48, || {
+            dying.forked(me);
+            assert!(dying.has(32));
+            dying.forked(me + 1);
+            assert!(!dying.has(32));
+            // What the guard takes away at its end.
+            dying.count.store(1, Ordering::Relaxed);
+        });
+        assert_eq!(dying.count.load(Ordering::Relaxed), 0);
+    }
+}
