@@ -18,11 +18,14 @@
 //! retry a thread that stores in a tight loop until it catches it elsewhere); storing first and logging then, with the old value in a
 //! register (needs every stop 2 to scan registers, and what a compiler keeps in a register is its own affair).
 //!
-//! `load_weak` is the same thing the other way round: between loading a weak word and making its target strong, stop 2 could clear the
-//! word and free the target. It logs what it loaded, as if it had been overwritten: stop 2 drains the logs before it clears weak words.
-//! It looks at the word again after that, for one case that the range does not cover: a handler of the host's interrupted the unit and
+//! `load_weak` is the same thing the other way round: between loading a weak word and making its target strong, stop 2 could decide that
+//! the target is dead. It logs what it loaded, as if it had been overwritten: stop 2 drains the logs before it decides.
+//! It looks at the flag and the word again after that, for one case that the range does not cover: a handler of the host's interrupted the unit and
 //! waits in `blocking`, where a stop leaves its thread as it is. Stop 1 walks its stack and moves the interrupted PC back to the start of the
-//! range; stop 2 walks no stacks, and a word that it has cleared is seen here.
+//! range; stop 2 walks no stacks, and is seen here by what it has changed: the flag, or where it has cleared all words itself, the word.
+//!
+//! Where words are cleared beside the mutators, the flag is above [`MARKING`]. A weak load then asks whether the target is marked, and gives what
+//! the word is about to become if it is not (`weak/`).
 //!
 //! # For JITs
 //! Both units follow the System V convention and may be called from managed code like any C function:
@@ -62,6 +65,7 @@ use crate::context::Context;
 use crate::heap::MapError;
 use crate::mapped::Mapped;
 use crate::mark::Marked;
+use crate::weak::{Load, MARKING};
 
 /// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512 words costs nothing a word, and
 /// 4 KiB a thread is cheap.
@@ -113,8 +117,9 @@ core::arch::global_asm!(
     ".type urge_gc_core_load_weak_start,@function",
     "urge_gc_core_load_weak_start:",
     ".cfi_startproc",
-    "    cmp     dword ptr [rdi + {marking}], 0",
-    "    je      5f",
+    "    cmp     dword ptr [rdi + {marking}], {on}",
+    "    jb      5f",
+    "    ja      6f",
     "    mov     rcx, qword ptr [rdi + {cursor}]",
     "    cmp     rcx, qword ptr [rdi + {limit}]",
     "    je      4f",
@@ -122,7 +127,9 @@ core::arch::global_asm!(
     "    mov     qword ptr [rcx], rax",
     "    add     rcx, 8",
     "    mov     qword ptr [rdi + {cursor}], rcx",
-    // Still there, so what was logged was logged in time.
+    // Still marking, and still there, so what was logged was logged in time.
+    "    cmp     dword ptr [rdi + {marking}], {on}",
+    "    jne     urge_gc_core_load_weak_start",
     "    cmp     rax, qword ptr [rsi]",
     "    jne     urge_gc_core_load_weak_start",
     "    ret",
@@ -145,6 +152,13 @@ core::arch::global_asm!(
     "    pop     rdi",
     ".cfi_adjust_cfa_offset -8",
     "    jmp     urge_gc_core_load_weak_start",
+    // What is dead has been decided, and its words are being cleared.
+    "6:  sub     rsp, 8",
+    ".cfi_adjust_cfa_offset 8",
+    "    call    {judged}",
+    "    add     rsp, 8",
+    ".cfi_adjust_cfa_offset -8",
+    "    ret",
     ".cfi_endproc",
     ".size urge_gc_core_load_weak_start, . - urge_gc_core_load_weak_start",
     ".popsection",
@@ -152,6 +166,8 @@ core::arch::global_asm!(
     cursor = const offset_of!(Context, log_cursor),
     limit = const offset_of!(Context, log_limit),
     flush = sym flush,
+    judged = sym load_judged,
+    on = const MARKING,
 );
 
 unsafe extern "C" {
@@ -209,6 +225,26 @@ unsafe extern "C" fn flush(context: *const Context) {
     // SAFETY: the unit was entered with this thread's own context, which outlives the call.
     let context = unsafe { &*context };
     context.thread().no_preempt(|| context.flush_log());
+}
+
+/// What the weak load is while words are being cleared: the word, or what a dead one becomes.
+///
+/// # Safety
+/// As for [`load_weak`].
+unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) -> usize {
+    // SAFETY: as in `flush`.
+    let context = unsafe { &*context };
+    // What is given is in a register when a stop is possible again, and the flag does not change before.
+    context.thread().no_preempt(|| {
+        // SAFETY: forwarded.
+        match unsafe { context.judge_load(slot as usize) } {
+            Load::Word(word) => word,
+            Load::Open(word) => {
+                context.log(word);
+                word
+            }
+        }
+    })
 }
 
 /// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many mutators write and the collector reads

@@ -14,6 +14,7 @@ use crate::fault::planted;
 use crate::finalize::{Entry, Finalizers};
 use crate::mark::Marker;
 use crate::roots;
+use crate::weak::{JUDGING, Load, MARKING};
 
 /// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in, or keep it in a register.
 ///
@@ -22,7 +23,8 @@ use crate::roots;
 pub struct Context {
     /// The mutator's runs, indexed by site.
     runs: *mut Run,
-    /// Not zero while marking is on. Changed by the collector while this mutator is stopped, so a unit reads it once.
+    /// Not zero while stores are logged: [`MARKING`](crate::weak::MARKING), or while what died is being cleared, more. Changed by the collector while
+    /// this mutator is stopped, so a unit reads it once.
     pub(crate) marking: AtomicU32,
     /// Where the next logged word goes.
     pub(crate) log_cursor: AtomicUsize,
@@ -50,7 +52,7 @@ pub struct Context {
 
 /// Offset in [`Context`] of the pointer to the runs (`*mut Run`).
 pub const CONTEXT_RUNS: usize = offset_of!(Context, runs);
-/// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log).
+/// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log; above 1: a weak load must call its unit).
 pub const CONTEXT_MARKING: usize = offset_of!(Context, marking);
 /// Offset in [`Context`] of the log's cursor (`*mut usize`).
 pub const CONTEXT_LOG_CURSOR: usize = offset_of!(Context, log_cursor);
@@ -162,6 +164,11 @@ impl Context {
     /// ever lost. Under `no_preempt`, or in a stop.
     pub(crate) fn flush_log(&self) {
         let shared = &*self.shared;
+        // Relaxed: changed while this mutator is stopped.
+        if self.marking.load(Ordering::Relaxed) == JUDGING {
+            // All that lives is marked. What names something else was no edge, and would bring back what is being cleared.
+            return self.reset_log();
+        }
         let first = self.log.get().cast::<usize>();
         let mut n = 0;
         // Edges that are overwritten lead anywhere: what tells of a word is asked for some words before.
@@ -187,13 +194,32 @@ impl Context {
         }
         // SAFETY: the log's first words, written above and before.
         let words = unsafe { core::slice::from_raw_parts(first, n) };
-        if !shared.log.append(words) && !planted("log-lost") {
+        // While words are cleared, marks stay as they are. What fills the log are loads of long words, and the clearing ends soon.
+        while !shared.log.append(words) {
+            if planted("log-lost") {
+                break;
+            }
+            if self.marking.load(Ordering::Relaxed) != MARKING && shared.is_clearing() {
+                std::thread::yield_now();
+                continue;
+            }
             let mut marker = Marker::new(&shared.space, &shared.queue);
             for word in words {
                 roots::logged(&shared.space, &mut marker, *word);
             }
             shared.log.overflow(marker.marked());
+            break;
         }
         self.reset_log();
+    }
+
+    /// What a weak load gives while words are being cleared. Under `no_preempt`.
+    ///
+    /// # Safety
+    /// `slot` is readable.
+    pub(crate) unsafe fn judge_load(&self, slot: usize) -> Load {
+        let mode = self.marking.load(Ordering::Relaxed);
+        // SAFETY: forwarded.
+        unsafe { self.shared.space.judge_load(slot, mode) }
     }
 }

@@ -1,4 +1,4 @@
-//! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died.
+//! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died. Values that need `Drop` have such a table, too.
 //!
 //! What the embedder may rely on: a registered cell that is found unreachable is kept (it and whatever it leads to), moved to the queue
 //! once, and handed out by `Mutator::next_finalizer` with the token it was registered with; after that it is a cell like any other, and may
@@ -8,18 +8,27 @@
 //! collection.
 //!
 //! # What a stop costs
-//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over them all. Once marking has run out of
-//! work, the collector goes over the registrations beside the mutators, in pieces: it closes the gaps that the last deaths have left, and
-//! notes which cells are not marked. In the stop it looks at those again, and at no others: what is marked stays marked; and what was
-//! registered since, its maker held strongly while marking was on, so it is marked, once the stop has drained the logs. All are judged
-//! before any of them is traced: otherwise the death of a cell would depend on its place in the table.
+//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over them all, nor over all that die. A cycle's
+//! steps, each in pieces that take the lock, and each beside the mutators where it is long (`cycle/mod.rs` says when):
+//!
+//! ```text
+//!   select_piece   goes over the registrations, closes the gaps that the last deaths have left, and notes which cells are not marked
+//!   judge_piece    of those noted, moves the cells that are not marked to the queue, where no mutator sees them yet
+//!   keep_piece     names what was moved, so that the collector marks it
+//!   publish        O(1), in the last stop: mutators may take what was moved
+//! ```
+//! Marks must not change from the first `judge_piece` to the last: all are judged before any of them is traced, or the death of a cell would
+//! depend on its place in the table. What is registered after `select_piece` has come to the end needs no look: its maker held it while
+//! marking was on, so it is marked. A cycle that is abandoned (in the child of a fork) is taken back by the next `begin`.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use gc_preempt::{Mutex, MutexGuard};
+use gc_preempt::Mutex;
 
+use crate::api::root::protected;
+use crate::chunked::Chunked;
+use crate::fault::planted;
 use crate::heap::MapError;
-use crate::mapped::Mapped;
 
 /// A registration, or a death: the cell and the embedder's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,15 +37,20 @@ pub(crate) struct Entry {
     pub(crate) token: usize,
 }
 
+/// Registrations that are moved together at a time, to close gaps: a mutator that registers waits for the lock.
+const GAPS_PIECE: usize = 256;
+
+const NONE: Entry = Entry { cell: 0, token: 0 };
+
 /// A heap's finalizers.
 ///
-/// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock in the stop. Whoever holds it is therefore
-/// running, and soon done.
+/// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a piece. So a thread that holds it is running, and
+/// soon done.
 pub(crate) struct Finalizers {
     registered: Pairs,
     ready: Pairs,
     /// Places of registrations whose cells were not marked. The collector's own.
-    unmarked: Mapped<AtomicUsize>,
+    unmarked: Chunked<AtomicU32>,
     state: Mutex<State>,
     /// How many are ready, for those who only want to know.
     waiting: AtomicU64,
@@ -49,65 +63,117 @@ struct State {
     /// were. Both are `registered` when it is done.
     seen: usize,
     kept: usize,
-    /// Places in `unmarked`.
+    /// Places in `unmarked`, and how many of these have been judged.
     unmarked: usize,
+    judged: usize,
     /// The pass has come to an end once.
     passed: bool,
-    /// Deaths are entries `taken..died` of the ring `ready`.
+    /// Cells that are dead stay registered, since a list had no room: they are kept until the next cycle.
+    overflowed: bool,
+    /// Deaths are entries `taken..died` of the ring `ready`; those of a cycle that is not over follow, up to `dying`.
     taken: usize,
     died: usize,
+    dying: usize,
+    /// Of these, and then of the registrations, so many have been named by `keep_piece`.
+    named: usize,
+    /// The ring's memory before this entry has been given back.
+    trimmed: usize,
+    /// Deaths have left gaps among the registrations.
+    gaps: bool,
 }
 
-/// Pairs of words in mapped memory.
-struct Pairs(Mapped<AtomicUsize>);
+/// Pairs of words.
+struct Pairs(Chunked<AtomicUsize>);
 
 impl Pairs {
+    const CHUNK: usize = Chunked::<AtomicUsize>::CHUNK / 2;
+
     fn new(capacity: usize) -> Result<Self, MapError> {
-        Ok(Self(Mapped::reserve(capacity * 2, 1 << 9)?))
+        Ok(Self(Chunked::new(capacity * 2)?))
     }
 
     fn capacity(&self) -> usize {
-        self.0.len() / 2
+        self.0.capacity() / 2
     }
 
     fn get(&self, at: usize) -> Entry {
         // Relaxed, here and in `set`: the lock orders everything.
+        let [cell, token] =
+            [at * 2, at * 2 + 1].map(|word| self.0.get(word).map(|w| w.load(Ordering::Relaxed)));
         Entry {
-            cell: self.0[at * 2].load(Ordering::Relaxed),
-            token: self.0[at * 2 + 1].load(Ordering::Relaxed),
+            cell: cell.unwrap_or(0),
+            token: token.unwrap_or(0),
         }
     }
 
-    fn set(&self, at: usize, entry: Entry) {
-        self.0[at * 2].store(entry.cell, Ordering::Relaxed);
-        self.0[at * 2 + 1].store(entry.token, Ordering::Relaxed);
+    /// False: its memory is missing.
+    fn set(&self, at: usize, entry: Entry) -> bool {
+        let (Some(cell), Some(token)) = (self.0.get(at * 2), self.0.get(at * 2 + 1)) else {
+            return false;
+        };
+        cell.store(entry.cell, Ordering::Relaxed);
+        token.store(entry.token, Ordering::Relaxed);
+        true
     }
+
+    /// Maps the memory of an entry. False: the system has none.
+    fn make(&self, at: usize) -> bool {
+        self.0.make(at * 2).is_some()
+    }
+}
+
+/// What came of an attempt to register.
+enum Attempt {
+    Done,
+    Full,
+    /// The memory of this entry is missing.
+    Missing(usize),
 }
 
 impl Finalizers {
     /// Room for `capacity` registrations and as many deaths.
     pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
-        let registered = Pairs::new(capacity)?;
-        let places = registered.capacity();
+        // Whole chunks: the ring's end is a chunk's end.
+        let capacity = capacity
+            .next_multiple_of(Pairs::CHUNK)
+            .min(u32::MAX as usize / 2 / Pairs::CHUNK * Pairs::CHUNK);
         Ok(Self {
-            registered,
+            // Twice: gaps that deaths leave are closed a moment later.
+            registered: Pairs::new(2 * capacity)?,
             ready: Pairs::new(capacity)?,
             // No fewer: all may die at once.
-            unmarked: Mapped::reserve(places, places)?,
+            unmarked: Chunked::new(2 * capacity)?,
             state: Mutex::new(State::default()),
             waiting: AtomicU64::new(0),
         })
     }
 
-    /// Registers; `false` if there is no room. Under `no_preempt`.
+    /// Registers; `false` if there is no room.
     pub(crate) fn register(&self, entry: Entry) -> bool {
+        loop {
+            match protected(|| self.try_register(entry)) {
+                Attempt::Done => return true,
+                Attempt::Full => return false,
+                // Not inside `no_preempt`: a stop does not wait for the system to map it.
+                Attempt::Missing(at) => {
+                    if !self.registered.make(at) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    fn try_register(&self, entry: Entry) -> Attempt {
         let mut state = self.state.lock();
         if state.registered == self.registered.capacity() {
-            return false;
+            return Attempt::Full;
         }
-        self.registered.set(state.registered, entry);
+        if !self.registered.set(state.registered, entry) {
+            return Attempt::Missing(state.registered);
+        }
         state.registered += 1;
-        true
+        Attempt::Done
     }
 
     /// The next death. Under `no_preempt`; what is handed out must be in a register or on the stack of the calling mutator when that
@@ -147,15 +213,42 @@ impl Finalizers {
         (end < state.died).then_some(end)
     }
 
-    /// Before stop 1: no registration has been looked at. What a cycle that was abandoned has left half done is ended.
+    /// Before stop 1: no registration has been looked at. What a cycle that was abandoned has left half done is taken back.
     pub(crate) fn begin(&self) {
         let mut state = self.state.lock();
+        self.take_back(&mut state);
         if state.seen != state.kept {
             self.pass(&mut state, usize::MAX, |_| true);
         }
         (state.seen, state.kept) = (0, 0);
-        state.unmarked = 0;
-        state.passed = false;
+        (state.unmarked, state.judged) = (0, 0);
+        (state.passed, state.overflowed) = (false, false);
+    }
+
+    /// Registers again what was moved to the queue by a cycle that did not come to its end.
+    fn take_back(&self, state: &mut State) {
+        let mut next = state.died;
+        for at in 0..state.judged {
+            let place = self.unmarked_place(at);
+            // What was moved left its place empty, in the same order.
+            if next < state.dying && self.registered.get(place).cell == 0 {
+                let entry = self.ready.get(next % self.ready.capacity());
+                self.registered.set(place, entry);
+                next += 1;
+            }
+        }
+        (state.dying, state.named) = (state.died, 0);
+    }
+
+    fn unmarked_place(&self, at: usize) -> usize {
+        let place = self.unmarked.get(at);
+        place.map_or(0, |place| place.load(Ordering::Relaxed) as usize)
+    }
+
+    /// How many cells are registered, those included that were found dead last.
+    #[cfg(test)]
+    fn registered(&self) -> usize {
+        self.state.lock().registered
     }
 
     /// Looks at `most` registrations and notes those that `marked` denies. True: there are more. While mutators run: one that registers waits for
@@ -163,16 +256,6 @@ impl Finalizers {
     pub(crate) fn select_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> bool {
         let mut state = self.state.lock();
         !state.passed && self.pass(&mut state, most, marked)
-    }
-
-    /// How many registrations this cycle's pass has not looked at yet.
-    pub(crate) fn unseen(&self) -> usize {
-        let state = self.state.lock();
-        if state.passed {
-            0
-        } else {
-            state.registered - state.seen
-        }
     }
 
     fn pass(&self, state: &mut State, most: usize, marked: impl Fn(usize) -> bool) -> bool {
@@ -183,8 +266,14 @@ impl Finalizers {
                 continue;
             }
             if !marked(entry.cell) {
-                self.unmarked[state.unmarked].store(state.kept, Ordering::Relaxed);
-                state.unmarked += 1;
+                match self.unmarked.make(state.unmarked) {
+                    Some(place) => {
+                        place.store(state.kept as u32, Ordering::Relaxed);
+                        state.unmarked += 1;
+                    }
+                    // The system has no memory for the note.
+                    None => state.overflowed = true,
+                }
             }
             if state.kept != at {
                 self.registered.set(state.kept, entry);
@@ -201,73 +290,132 @@ impl Finalizers {
         false
     }
 
-    /// Takes the lock, for the child of a fork.
-    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        self.state.lock()
-    }
-
-    /// The collector's view, for as long as the world is stopped.
-    pub(crate) fn stopped(&self) -> StoppedFinalizers<'_> {
-        StoppedFinalizers {
-            all: self,
-            state: self.state.lock(),
-        }
-    }
-}
-
-/// The finalizers of a stopped world.
-pub(crate) struct StoppedFinalizers<'a> {
-    all: &'a Finalizers,
-    state: MutexGuard<'a, State>,
-}
-
-impl StoppedFinalizers<'_> {
-    /// Moves each registered cell that `marked` denies to the queue, after `keep` has been told to mark it. Gives their number. Of cells that the
-    /// pass beside the mutators has not come to (there was none, if the world was not resumed), it looks at all.
-    pub(crate) fn bury(
-        &mut self,
-        marked: impl Fn(usize) -> bool,
-        mut keep: impl FnMut(usize),
-    ) -> u64 {
-        let (all, state) = (self.all, &mut *self.state);
+    /// Moves those of the next `most` registrations that were noted, and that `marked` still denies, to the queue, where mutators do not see them
+    /// before [`publish`](Self::publish). Of cells that the pass has not come to, it looks at all. Says how many it looked at; 0: there are no more.
+    pub(crate) fn judge_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> usize {
+        let mut state = self.state.lock();
+        let state = &mut *state;
         if !state.passed {
-            all.pass(state, usize::MAX, &marked);
+            let looked = most.min(state.registered - state.seen).max(1);
+            self.pass(state, most, &marked);
+            return looked;
         }
-        let first = state.died;
-        let mut left = 0;
-        for at in 0..state.unmarked {
-            let place = all.unmarked[at].load(Ordering::Relaxed);
-            let entry = all.registered.get(place);
+        let end = state.unmarked.min(state.judged.saturating_add(most));
+        let looked = end - state.judged;
+        for at in state.judged..end {
+            let place = self.unmarked_place(at);
+            let entry = self.registered.get(place);
             if marked(entry.cell) {
                 continue;
             }
-            if state.died - state.taken < all.ready.capacity() {
-                all.ready.set(state.died % all.ready.capacity(), entry);
-                state.died += 1;
-                all.registered.set(place, Entry { cell: 0, token: 0 });
+            let room = state.dying - state.taken < self.ready.capacity();
+            let to = state.dying % self.ready.capacity();
+            if room && self.ready.make(to) && self.ready.set(to, entry) {
+                state.dying += 1;
+                self.registered.set(place, NONE);
             } else {
-                // Where the queue has no room, the cell stays registered and is kept until the next cycle.
-                all.unmarked[left].store(place, Ordering::Relaxed);
-                left += 1;
+                state.overflowed = true;
             }
         }
-        for at in first..state.died {
-            keep(all.ready.get(at % all.ready.capacity()).cell);
+        state.judged = end;
+        looked
+    }
+
+    /// How many cells this cycle has moved to the queue so far.
+    #[cfg(test)]
+    fn dying(&self) -> usize {
+        let state = self.state.lock();
+        state.dying - state.died
+    }
+
+    /// Tells `keep` the next `most` of the cells that are to be marked: `true` with those that were moved to the queue, in their order, and `false`
+    /// with those that stay registered although they may be dead, since there was no room. Gives their number; 0: there are no more.
+    pub(crate) fn keep_piece(&self, most: usize, mut keep: impl FnMut(usize, bool)) -> usize {
+        let mut state = self.state.lock();
+        let moved = state.dying - state.died;
+        let left = if state.overflowed {
+            state.registered
+        } else {
+            0
+        };
+        let end = (moved + left).min(state.named.saturating_add(most));
+        let named = end.saturating_sub(state.named);
+        for at in state.named..end {
+            if at < moved {
+                let at = (state.died + at) % self.ready.capacity();
+                keep(self.ready.get(at).cell, true);
+            } else {
+                let cell = self.registered.get(at - moved).cell;
+                if cell != 0 {
+                    keep(cell, false);
+                }
+            }
         }
-        for place in &all.unmarked[..left] {
-            keep(all.registered.get(place.load(Ordering::Relaxed)).cell);
-        }
-        state.unmarked = 0;
-        // The other gaps are closed by the next pass.
-        while let Some(last) = state.registered.checked_sub(1)
-            && all.registered.get(last).cell == 0
-        {
-            state.registered = last;
-            (state.seen, state.kept) = (state.seen.min(last), state.kept.min(last));
-        }
-        all.waiting
+        state.named = end.max(state.named);
+        named
+    }
+
+    /// In the stop that ends the cycle: mutators may take what it has moved to the queue. Gives its number.
+    pub(crate) fn publish(&self) -> u64 {
+        let mut state = self.state.lock();
+        let died = state.dying - state.died;
+        state.died = state.dying;
+        state.gaps |= died != 0;
+        (state.unmarked, state.judged, state.named) = (0, 0, 0);
+        state.overflowed = false;
+        self.waiting
             .store((state.died - state.taken) as u64, Ordering::Relaxed);
-        (state.died - first) as u64
+        died as u64
+    }
+
+    /// Closes the gaps that the cycle has left, and gives back the memory of what is empty. By the collector, outside of stops.
+    pub(crate) fn trim(&self) {
+        if planted("tables-kept") {
+            return;
+        }
+        while self.close_gaps_piece() {}
+        // A chunk at a time: a mutator that registers waits for the lock, and not for the system.
+        while let Some(chunk) = self.empty_chunk() {
+            drop(chunk);
+        }
+    }
+
+    fn close_gaps_piece(&self) -> bool {
+        let mut state = self.state.lock();
+        if core::mem::take(&mut state.gaps) {
+            (state.seen, state.kept) = (0, 0);
+            state.passed = false;
+        }
+        !state.passed && self.pass(&mut state, GAPS_PIECE, |_| true)
+    }
+
+    fn empty_chunk(&self) -> Option<crate::chunked::Chunk> {
+        let mut state = self.state.lock();
+        // SAFETY: elements behind those in use are used under the lock only, as all of these lists' are.
+        unsafe {
+            let places = state.unmarked;
+            let behind = self.registered.0.take_last_beyond(2 * state.registered);
+            if let Some(chunk) = behind.or_else(|| self.unmarked.take_last_beyond(places)) {
+                return Some(chunk);
+            }
+            let capacity = self.ready.capacity();
+            while state.trimmed / Pairs::CHUNK < state.taken / Pairs::CHUNK {
+                let first = state.trimmed / Pairs::CHUNK * Pairs::CHUNK;
+                state.trimmed = first + Pairs::CHUNK;
+                // Else the ring has come round, and the chunk is in use again.
+                if state.dying <= first + capacity
+                    && let Some(chunk) = self.ready.0.take_chunk(2 * (first % capacity))
+                {
+                    return Some(chunk);
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes the lock, for the child of a fork.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        self.state.lock()
     }
 }
 
@@ -275,97 +423,137 @@ impl StoppedFinalizers<'_> {
 mod tests {
     use super::*;
 
+    fn register(f: &Finalizers, cell: usize) {
+        assert!(f.register(Entry { cell, token: cell }));
+    }
+
+    /// Judges all, and gives what is to be marked: what was moved, and what was left.
+    fn judge(f: &Finalizers, marked: impl Fn(usize) -> bool) -> [Vec<usize>; 2] {
+        while f.judge_piece(7, &marked) != 0 {}
+        let mut kept = [vec![], vec![]];
+        while f.keep_piece(5, |cell, moved| kept[usize::from(!moved)].push(cell)) != 0 {}
+        kept
+    }
+
+    fn taken(f: &Finalizers) -> Vec<usize> {
+        core::iter::from_fn(|| f.next().map(|e| e.cell)).collect()
+    }
+
     #[test]
-    fn deaths_come_out_once_and_in_order() {
+    fn deaths_come_out_once_and_in_order_and_not_before_the_cycle_is_over() {
         let f = Finalizers::new(1 << 9).unwrap();
-        for i in 1..=6 {
-            assert!(f.register(Entry {
-                cell: i * 16,
-                token: i
-            }));
-        }
-        let mut kept = Vec::new();
-        assert_eq!(
-            f.stopped()
-                .bury(|cell| cell % 32 == 0, |cell| kept.push(cell)),
-            3
-        );
-        assert_eq!(kept, [16, 48, 80]);
-        assert_eq!(f.waiting(), 3);
+        (1..=6).for_each(|i| register(&f, i * 16));
+        assert_eq!(judge(&f, |cell| cell % 32 == 0), [vec![16, 48, 80], vec![]]);
+        assert_eq!((f.waiting(), f.next()), (0, None));
+        assert_eq!((f.publish(), f.waiting()), (3, 3));
         let mut ready = Vec::new();
         assert_eq!(f.ready_piece(0, 2, |cell| ready.push(cell)), Some(2));
         assert_eq!(f.ready_piece(2, 2, |cell| ready.push(cell)), None);
-        assert_eq!(ready, kept);
-        assert_eq!(f.next(), Some(Entry { cell: 16, token: 1 }));
+        assert_eq!(ready, [16, 48, 80]);
+        assert_eq!(f.next().map(|e| e.token), Some(16));
         f.begin();
-        assert_eq!(
-            f.stopped()
-                .bury(|_| true, |_| panic!("nothing is to be kept")),
-            0
-        );
-        assert_eq!(f.next(), Some(Entry { cell: 48, token: 3 }));
-        assert_eq!(f.next(), Some(Entry { cell: 80, token: 5 }));
-        assert_eq!(f.next(), None);
-        assert_eq!(f.waiting(), 0);
+        assert_eq!(judge(&f, |_| true), [vec![], vec![]]);
+        assert_eq!(f.publish(), 0);
+        assert_eq!((taken(&f), f.waiting()), (vec![48, 80], 0));
     }
 
     #[test]
     fn a_full_queue_keeps_its_cells_registered() {
         let f = Finalizers::new(1 << 9).unwrap();
-        let n = f.registered.capacity();
-        for round in 0..2 {
-            for i in 0..n {
-                assert!(f.register(Entry {
-                    cell: (round * n + i + 1) * 16,
-                    token: 0
-                }));
+        let n = f.ready.capacity();
+        for round in 0..3 {
+            (1..=n).for_each(|i| register(&f, (round * n + i) * 16));
+            if round == 2 {
+                assert!(!f.register(Entry { cell: 16, token: 0 }));
             }
-            assert!(!f.register(Entry { cell: 16, token: 0 }));
             f.begin();
-            let mut kept = std::collections::HashSet::new();
-            let died = f
-                .stopped()
-                .bury(|_| false, |cell| assert!(kept.insert(cell)));
-            assert_eq!(died, if round == 0 { n as u64 } else { 0 });
-            assert_eq!(kept.len(), n);
+            let [moved, left] = judge(&f, |_| false);
+            assert_eq!(moved.len(), if round == 0 { n } else { 0 });
+            assert_eq!(left.len(), round * n);
+            assert_eq!(f.publish(), moved.len() as u64);
+            f.trim();
         }
-        assert_eq!((0..).take_while(|_| f.next().is_some()).count(), n);
+        assert_eq!(taken(&f).len(), n);
+        f.begin();
+        let [moved, left] = judge(&f, |_| false);
+        assert_eq!((moved.len(), left.len()), (n, n));
     }
 
     #[test]
     fn what_is_found_alive_after_the_pass_is_not_dead_and_what_registers_then_is_not_asked() {
         let f = Finalizers::new(1 << 9).unwrap();
-        let register = |cell: usize| assert!(f.register(Entry { cell, token: cell }));
-        (1..=100).for_each(|i| register(i * 16));
+        (1..=100).for_each(|i| register(&f, i * 16));
         // Multiples of 32 are alive; those of 48 are found so in the stop.
         f.begin();
         let mut pieces = 1;
         while f.select_piece(7, |cell| cell % 32 == 0) {
             pieces += 1;
-            register(16 * (1000 + pieces));
+            register(&f, 16 * (1000 + pieces));
         }
-        assert_eq!((pieces, f.unseen()), (17, 0));
-        register(1 << 20);
+        assert_eq!(pieces, 17);
+        register(&f, 1 << 20);
         let asked = core::cell::Cell::new(0);
-        let died = f.stopped().bury(
-            |cell| {
-                asked.set(asked.get() + 1);
-                cell % 32 == 0 || cell % 48 == 0
-            },
-            |cell| assert!(cell % 32 != 0 && cell % 48 != 0),
-        );
+        let [died, left] = judge(&f, |cell| {
+            asked.set(asked.get() + 1);
+            cell % 32 == 0 || cell % 48 == 0
+        });
         // Of the first hundred 50 were not marked, and of those that came during the pass 8 of 16.
-        assert_eq!(asked.get(), 58);
-        let dead: Vec<usize> = core::iter::from_fn(|| f.next().map(|e| e.cell)).collect();
-        assert!(dead.is_sorted() && dead.len() as u64 == died);
+        assert_eq!((asked.get(), left), (58, vec![]));
+        f.publish();
+        let dead = taken(&f);
+        assert!(dead.is_sorted() && dead == died);
         // All that are left are there once, in the order in which they came, whether a pass is abandoned or not.
         f.begin();
         assert!(f.select_piece(20, |_| false));
-        register(1 << 21);
+        register(&f, 1 << 21);
         f.begin();
-        f.stopped().bury(|_| false, |_| ());
-        let left: Vec<usize> = core::iter::from_fn(|| f.next().map(|e| e.cell)).collect();
+        judge(&f, |_| false);
+        f.publish();
+        let left = taken(&f);
         assert!(left.is_sorted() && left.contains(&(1 << 20)) && left.contains(&(1 << 21)));
         assert_eq!(left.len() + dead.len(), 100 + 16 + 2);
+    }
+
+    #[test]
+    fn a_cycle_that_is_abandoned_anywhere_leaves_all_registered_in_their_order() {
+        for pieces in 0..12 {
+            let f = Finalizers::new(1 << 9).unwrap();
+            (1..=30).for_each(|i| register(&f, i * 16));
+            f.begin();
+            for _ in 0..pieces {
+                f.judge_piece(5, |cell| cell % 48 == 0);
+            }
+            if pieces > 8 {
+                f.keep_piece(3, |_, _| ());
+            }
+            register(&f, 31 * 16);
+            f.begin();
+            assert_eq!((f.dying(), f.next()), (0, None));
+            let [died, _] = judge(&f, |_| false);
+            assert_eq!(died, (1..=31).map(|i| i * 16).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn memory_goes_back_once_a_peak_is_over() {
+        let f = Finalizers::new(1 << 20).unwrap();
+        let n = 5 * Pairs::CHUNK;
+        let chunks = || [&f.registered.0, &f.ready.0].map(|list| list.chunks());
+        for round in 1..=3 {
+            (1..=n).for_each(|i| register(&f, i * 16));
+            f.begin();
+            judge(&f, |cell| cell == 16);
+            assert!(chunks()[0] >= 5);
+            f.publish();
+            f.trim();
+            assert!(chunks()[0] == 1 && chunks()[1] >= 5);
+            assert_eq!(taken(&f).len(), n - 1);
+            f.begin();
+            judge(&f, |_| true);
+            f.publish();
+            f.trim();
+            assert_eq!((chunks(), f.registered()), ([1, 1], round));
+            assert_eq!(f.unmarked.chunks(), 1);
+        }
     }
 }

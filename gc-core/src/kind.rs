@@ -48,6 +48,7 @@ pub struct Kind {
     name: String,
     shape: Shape,
     immutable: bool,
+    long: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -86,6 +87,7 @@ impl Kind {
             name: name.into(),
             shape,
             immutable: false,
+            long: false,
         }
     }
 
@@ -188,10 +190,12 @@ impl Kind {
     }
 
     /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target dies becomes
-    /// `cleared` while the world is stopped.
+    /// `cleared`; one whose target is queued for its finalizer as well, unless the kind is [`long`](Self::long).
     ///
-    /// Whoever stores a word holds its target strongly; weak words are copied by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and
-    /// never like other memory. All words that lead to one target are cleared in the same stop.
+    /// A word is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak); a plain load may see the address of what is dead already. A mutator that
+    /// stores a word, by a plain store or by [`Mutator::write`](crate::Mutator::write), holds its target strongly; weak words are copied
+    /// by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and never like other memory. All words that lead to one target are cleared at the same
+    /// moment, as far as weak loads can tell.
     pub fn weak(
         name: impl Into<String>,
         first_word: u32,
@@ -209,7 +213,7 @@ impl Kind {
     }
 
     /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are alive, the value is; the pair keeps neither its key
-    /// nor, once the key is dead, its value. A pair whose key dies becomes `cleared` and 0 while the world is stopped. What tables with weak
+    /// nor, once the key is dead, its value. A pair whose key dies becomes `cleared` and 0. What tables with weak
     /// keys are made of; also a single ephemeron, as a cell of one pair.
     ///
     /// A value may lead back to its key, and to keys of other pairs: chains of any length take time in proportion. A key that is no edge,
@@ -269,6 +273,30 @@ impl Kind {
         self
     }
 
+    /// Says that the words of such a weak cell are *long*: they are cleared when their target's memory is about to be freed, and not when it is queued
+    /// for its finalizer. A word of any other weak kind, and the key of an ephemeron's pair, is cleared once its target cannot be reached but by weak words
+    /// and by finalizers ([`Mutator::register_finalizer`](crate::Mutator::register_finalizer)), before those cells are queued: so it never leads
+    /// to a cell whose finalizer has run. A long word may; it leads to the cell for as long as the cell is there, be it that the finalizer brings
+    /// it back for good. (.NET has both, under these names; Java's `PhantomReference` is a long one that cannot be loaded.) A value that needs
+    /// `Drop` is found by neither once it has been queued.
+    ///
+    /// For kinds that are not [`weak`](Self::weak) this says nothing. A heap that has such a kind stops once more in a cycle in which much dies.
+    ///
+    /// ```
+    /// # use gc_core::{Encoding, Heap, Kind};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let heap = Heap::builder().build()?;
+    /// let tracker = heap.kind(Kind::weak("tracker", 0, Encoding::RAW, 0).long())?;
+    /// # let _ = tracker;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn long(mut self) -> Kind {
+        self.long = true;
+        self
+    }
+
     /// The encodings of its edges. Conservative words are read in the heap's.
     pub(crate) fn encodings(&self) -> &[Encoding] {
         match &self.shape {
@@ -322,6 +350,8 @@ pub(crate) struct Descriptor {
     pub(crate) uninit: bool,
     /// Its cells have edges that never change.
     pub(crate) immutable: bool,
+    /// Weak: its words are cleared after finalizable cells have been queued.
+    pub(crate) long: bool,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
     /// Words: the slots among the first 64 words, here since most cells are no larger. Weak, Ephemeron: see [`Descriptor::cleared`].
@@ -418,6 +448,7 @@ impl Kinds {
             tag: Tag::Leaf,
             uninit: false,
             immutable: kind.immutable,
+            long: kind.long,
             first_word: 0,
             encoding: Encoding::RAW,
             first_slots: 0,
@@ -520,6 +551,11 @@ impl Kinds {
     pub(crate) fn contains(&self, kind: KindId) -> bool {
         // Ordering: Acquire pairs with the Release in `add`.
         kind.index() < self.count.load(Ordering::Acquire) as usize
+    }
+
+    /// Is there a weak kind whose words are cleared last?
+    pub(crate) fn has_long(&self) -> bool {
+        self.of_tag(Tag::Weak).any(|kind| self.get(kind).long)
     }
 
     /// All kinds of a shape.

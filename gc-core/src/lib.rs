@@ -173,6 +173,7 @@ mod alloc;
 pub mod alloc;
 mod api;
 pub mod barrier;
+mod chunked;
 mod config;
 pub mod context;
 mod cycle;

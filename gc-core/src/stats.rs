@@ -105,6 +105,9 @@ pub struct CollectionStats {
     pub assist_cells: u64,
     /// Cells that were marked at the end while the world stood: what logs held back, and all of a heap that is marked in one stop.
     pub cells_in_stops: u64,
+    /// Weak words, registered cells and deaths that were looked at while the world stood. Where there are more than a thousand, most are looked at
+    /// beside the mutators.
+    pub looked_in_stops: u64,
     /// Processors that this process may use.
     pub cores: u32,
     /// The bytes (live, external and newly allocated) at which it was to begin.

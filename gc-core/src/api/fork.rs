@@ -5,7 +5,8 @@
 //! whoever holds one of our locks is running and soon done. Then the forking thread takes them all, and both sides give them back.
 //!
 //! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in hand. Nothing has been freed by it, and
-//! the next one begins with a clear bitmap.
+//! the next one begins with a clear bitmap. Where it was clearing weak words, the child clears the rest first: its program may have seen one of
+//! them cleared, and must not find the others.
 //!
 //! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that gone threads owned or were
 //! sweeping go back to their sites' lists, and what they had claimed to the heap; what gone mutators were allocating is found dead by the next collection.
@@ -20,6 +21,7 @@ use gc_preempt::ForkHooks;
 use crate::context::Context;
 use crate::cycle::Shared;
 use crate::fault::planted;
+use crate::weak::IDLE;
 
 /// What the forking thread holds of a heap, from the prepare hook to the parent's and the child's.
 #[derive(Default)]
@@ -119,7 +121,11 @@ unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
         return;
     }
     // Relaxed: there is one thread.
-    shared.marking.store(false, Ordering::Relaxed);
+    shared.marking.store(IDLE, Ordering::Relaxed);
+    shared.clearing.store(false, Ordering::Relaxed);
+    if !planted("unjudged-in-child") {
+        shared.space.end_clearing();
+    }
     if let Some(context) = kept {
         context.marking.store(0, Ordering::Relaxed);
         context.reset_log();

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -24,7 +24,7 @@ use crate::cycle::{self, OldMarks, Pace, Requests, Shared, context_of};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
-use crate::heap::{Cell, MapError, SiteError, Space, SpaceConfig, SpaceError};
+use crate::heap::{Cell, GRANULE, MapError, SiteError, Space, SpaceConfig, SpaceError};
 use crate::kind::{Kind, KindError, KindId};
 use crate::mapped::Slab;
 use crate::mark::MarkQueue;
@@ -35,7 +35,7 @@ use crate::verify::Verify;
 
 /// Handles a heap can have: address space of 512 MiB, of which only what is used becomes memory.
 const HANDLES: usize = 1 << 26;
-/// Finalizers a heap can have registered, and as many that wait: 1 GiB of address space each.
+/// Finalizers a heap can have registered, and as many that wait; no more than it can have cells. Memory is taken as they come.
 const FINALIZERS: usize = 1 << 26;
 /// Words of the barrier's log, 2 MiB: several milliseconds of a thread that does nothing but overwrite edges that are not marked yet.
 const LOG: usize = 1 << 18;
@@ -229,6 +229,7 @@ impl HeapBuilder {
             queue.pre_touch(space.pre_touched);
         }
         let verify = config.verify.then(|| Verify::new(&space)).transpose()?;
+        let finalizers = FINALIZERS.min(space.len() / GRANULE);
         let ledger = Ledger::new(config.trace);
         let policy = Policy {
             gc_percent: config.gc_percent,
@@ -243,8 +244,8 @@ impl HeapBuilder {
             // Not a fault: a log that runs full is hard to get otherwise.
             log: SharedLog::new(if planted("small-log") { 1024 } else { LOG })?,
             roots: Roots::new(HANDLES)?,
-            finalizers: Finalizers::new(FINALIZERS)?,
-            drops: Finalizers::new(FINALIZERS)?,
+            finalizers: Finalizers::new(finalizers)?,
+            drops: Finalizers::new(finalizers)?,
             dying: Dying::new()?,
             types: Types::new()?,
             requests: Requests::new(config.continuous, config.lingering),
@@ -261,7 +262,8 @@ impl HeapBuilder {
             ),
             ledger,
             verify,
-            marking: AtomicBool::new(false),
+            marking: AtomicU32::new(0),
+            clearing: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
             young: config.young,
             markers: config.markers,

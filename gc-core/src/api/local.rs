@@ -24,7 +24,6 @@ use crate::alloc::{self, AllocError};
 use crate::api::dying::Dying;
 use crate::api::handles::Chain;
 use crate::api::mutator::Mutator;
-use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::api::types::{self, TypeInfo};
 use crate::fault::planted;
@@ -92,7 +91,7 @@ impl Mutator {
     }
 
     /// Drops, in place, the values of cells that have died since: those whose type needs `Drop`. Gives their number. Their fields are null
-    /// by then, and nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a program whose cells hold
+    /// by then, what they led to may have been freed, and nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a program whose cells hold
     /// strings, files or boxes calls this now and then, where that suits it. What is still alive when the heap goes is not dropped.
     ///
     /// # Panics
@@ -222,7 +221,7 @@ impl Mutator {
             cell: cell.as_ptr() as usize,
             token: drop_cell::<T> as unsafe fn(&Mutator, *mut u8) as usize,
         };
-        if protected(|| self.heap().shared().drops.register(entry)) {
+        if self.heap().shared().drops.register(entry) {
             Ok(())
         } else {
             Err(AllocError::TableFull {
@@ -233,17 +232,12 @@ impl Mutator {
     }
 }
 
-/// Nulls a dead value's fields, so that its `Drop` finds no edges (what they led to may have been dropped before), and drops it.
+/// Drops a dead value. The collector has made its fields null when it found it dead ([`Marker::strip`](crate::mark::Marker)), so that its `Drop` finds no
+/// edges: what they led to may be gone.
 ///
 /// # Safety
 /// `cell` holds a `T` that nobody else can reach.
 unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
-    // SAFETY: edges are words of the value, which the caller says is ours alone.
-    T::edges(&mut |offset| unsafe {
-        if !planted("drop-with-edges") {
-            mutator.write(cell.add(offset).cast(), 0);
-        }
-    });
     let drop = || {
         // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
         unsafe { cell.cast::<T>().drop_in_place() };

@@ -30,6 +30,7 @@ use crate::mark::Marker;
 use crate::pacer;
 use crate::roots::RangeRoot;
 use crate::stats::thread_cpu;
+use crate::weak::{IDLE, MARKING};
 
 /// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked or
 /// dropped inside [`blocking`](Mutator::blocking) or [`no_preempt`](Mutator::no_preempt).
@@ -123,8 +124,12 @@ impl Mutator {
                         if planted("attach-once") {
                             std::thread::sleep(core::time::Duration::from_micros(300));
                         }
-                        let on = marking && !planted("attached-unmarked");
-                        record.marking.store(on.into(), Ordering::SeqCst);
+                        let mode = if planted("attached-unmarked") {
+                            IDLE
+                        } else {
+                            marking
+                        };
+                        record.marking.store(mode, Ordering::SeqCst);
                         if record.shared.marking.load(Ordering::SeqCst) == marking
                             || planted("attach-once")
                         {
@@ -516,6 +521,10 @@ impl Mutator {
     #[inline]
     pub unsafe fn write_pair(&self, pair: *mut usize, key: usize, value: usize) {
         self.thread().no_preempt(|| {
+            // The collector may be clearing the pair that is replaced.
+            let clearing = self.record().marking.load(Ordering::Relaxed) > MARKING;
+            let weak = &self.heap.shared().space.weak;
+            let _whole = clearing.then(|| weak.lock_pair(pair as usize));
             // SAFETY: forwarded. The value goes first, through the barrier: a marker that finds the key gone must find the value logged.
             unsafe {
                 if planted("pairs-unlogged") {
@@ -543,10 +552,15 @@ impl Mutator {
             // finds a key finds its value.
             self.thread().no_preempt(|| unsafe {
                 let (to, from) = (to.add(first), from.add(first));
+                let mode = self.record().marking.load(Ordering::Relaxed);
+                if mode > MARKING && !planted("judged-open") {
+                    let space = &self.heap.shared().space;
+                    return space.copy_judged(to as usize, from as usize, words, mode);
+                }
                 for word in (0..words).rev() {
                     to.add(word).write_volatile(from.add(word).read_volatile());
                 }
-                if self.record().marking.load(Ordering::Relaxed) != 0 {
+                if mode != IDLE {
                     self.heap.shared().space.copied_weak(to as usize, words);
                 }
             });
@@ -595,11 +609,9 @@ impl Mutator {
     /// `cell` is the first byte of a live cell of this heap.
     #[must_use]
     pub unsafe fn register_finalizer(&self, cell: NonNull<u8>, token: usize) -> bool {
-        protected(|| {
-            self.heap.shared().finalizers.register(Entry {
-                cell: cell.as_ptr() as usize,
-                token,
-            })
+        self.heap.shared().finalizers.register(Entry {
+            cell: cell.as_ptr() as usize,
+            token,
         })
     }
 

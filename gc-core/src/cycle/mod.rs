@@ -2,13 +2,14 @@
 //!
 //! ```text
 //!            request                 resume            stop 2
-//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> Resurrect ==> ClearWeak ==> Condemn ==> Flip ---> Sweep --> Idle
-//!                           stop 1           ^                 |  ^          |                         |      resume
-//!                                            '-----------------'  '----------'-------------------------'
-//!                                             too much is left:     what they have marked is traced first
+//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> ClearWeak ==> Resurrect ==> ClearLong ==> Condemn ==> Flip ---> Sweep --> Idle
+//!                           stop 1           ^                 |  ^                        |                                       resume
+//!                                            '-----------------'  '------------------------'
+//!                                             too much is left:    long weak words may have been loaded
 //!                                             resume, mark on
 //! ```
-//! Mutators run where the arrow is single; `==>` stays in the stop. Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990,
+//! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop is left anywhere from `ClearWeak` to `Condemn`, and
+//! `Flip` stops the world again (`judge.rs`). Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990,
 //! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. Four
 //! things see to that:
 //!
@@ -19,8 +20,8 @@
 //!
 //! `Finish` makes sure, with all mutators stopped, that no log holds a word and no marker a cell. Whatever it finds is traced right there if
 //! that takes some ten microseconds, otherwise beside the mutators again; each such round marks something that the snapshot had, so there is
-//! an end to them. `Resurrect` and `Condemn` mark more cells, and go on only after a `Finish` of their own. With `URGE_STW=1` mutators stay
-//! stopped from `Scan` to `Flip`; so they do while the heap is so small that `Finish` succeeds at once.
+//! an end to them. With `URGE_STW=1` mutators stay stopped from `Scan` to `Flip`; so they do while the heap is so small that `Finish` succeeds at
+//! once, and little dies that has to be looked at.
 //!
 //! # What each phase leaves behind
 //! | after | it holds that |
@@ -29,15 +30,17 @@
 //! | Scan | every cell that a root names is marked, and so is what mutators will allocate from their present runs; stores are logged |
 //! | Mark | nobody knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
 //! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
-//! | Resurrect | every unmarked cell is without a finalizer |
-//! | ClearWeak | no weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
-//! | Condemn | values that need `Drop` and died are queued for it, and marked with all they lead to. Nothing else leads to them: weak words have been cleared before, so nobody can find a value that is about to be dropped |
+//! | ClearWeak | no short weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
+//! | Resurrect | every unmarked cell is without a finalizer; what leads to it is unmarked, or a long weak word |
+//! | ClearLong | no weak word at all leads from a marked cell to an unmarked one |
+//! | Condemn | values that need `Drop` and died are queued for it, and marked, with null edges. Nothing leads to them: weak words have been cleared before, so a value that is about to be dropped cannot be found |
 //! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
 //! | Sweep | whoever allocates finds them |
 //!
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
 //! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
+mod judge;
 mod memory;
 mod pace;
 mod requests;
@@ -61,6 +64,7 @@ use crate::roots::{self, Scanned, Scanner};
 use crate::stats::{CollectionStats, thread_cpu};
 
 use crate::verify::Source;
+use crate::weak::{IDLE, MARKING};
 
 use memory::{Surplus, back_ahead};
 pub(crate) use pace::Pace;
@@ -101,9 +105,6 @@ const LOG_PIECE: usize = 4096;
 /// Registrations that are looked at at a time: mutators that register wait for the lock.
 const SELECT_PIECE: usize = 256;
 
-/// Registrations that a stop looks at which has not been prepared.
-const SELECT_STOPPED: usize = 4096;
-
 /// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the lock.
 const READY_PIECE: usize = 256;
 
@@ -138,8 +139,13 @@ struct Cycle<'h, 'c> {
     /// Threads that mark, too.
     crew: &'c mut Crew<'h>,
     stopped: Option<Stopped<'h>>,
+    phase: Phase,
     /// Where the cycle goes on once nothing is grey any more.
     after: Phase,
+    /// Weak words, registrations and deaths that have been looked at in this stop.
+    looked: usize,
+    /// There are weak words that are cleared after finalizable cells have been queued.
+    has_long: bool,
     /// How often `Finish` has failed.
     retries: u32,
     /// Mutators are kept from helping, since marking seems to be over; whether they would be otherwise.
@@ -211,7 +217,10 @@ impl<'h, 'c> Cycle<'h, 'c> {
             },
             crew,
             stopped: None,
-            after: Phase::Resurrect,
+            phase: Phase::Prepare,
+            after: Phase::ClearWeak,
+            looked: 0,
+            has_long: false,
             retries: 0,
             held: None,
             ready_marked: false,
@@ -238,6 +247,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn run(mut self) {
         let mut phase = Phase::Prepare;
         while phase != Phase::Idle {
+            self.phase = phase;
             // Relaxed: for those who look at a hung process.
             self.shared.phase.store(phase as u8, Ordering::Relaxed);
             phase = match phase {
@@ -246,13 +256,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 Phase::Scan => self.scan(),
                 Phase::Mark => self.mark(),
                 Phase::Finish => self.finish(),
-                Phase::Resurrect if planted("condemn-first") => {
-                    self.condemn();
-                    self.marker.drain();
-                    self.resurrect()
-                }
-                Phase::Resurrect => self.resurrect(),
                 Phase::ClearWeak => self.clear_weak(),
+                Phase::Resurrect => self.resurrect(),
+                Phase::ClearLong => self.clear_long(),
                 Phase::Condemn => self.condemn(),
                 Phase::Flip => self.flip(),
                 Phase::Sweep => self.sweep(),
@@ -276,6 +282,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         while space.clear_spare_piece() {}
         space.begin_weak();
+        // A kind that is made later has no cell whose words lead to what was there before.
+        self.has_long = space.kinds.has_long();
         if let Some(verify) = &self.shared.verify {
             verify.begin();
         }
@@ -293,6 +301,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.stats.stops_on_helpers += u32::from(self.shared.pace.hands() != 0);
             match self.shared.world.stop() {
                 Ok(stopped) => {
+                    self.looked = 0;
                     if self.stats.stops != 0 {
                         self.stats.mark_concurrent += stopped.requested_at() - self.resumed_at;
                     }
@@ -347,7 +356,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
         shared.space.begin_marking_and(shared.pace.notes_births());
         if shared.concurrent {
-            self.log_stores(true);
+            self.log_stores(MARKING);
         }
         let Some(stopped) = &self.stopped else {
             unreachable!("scanned without a stop")
@@ -393,17 +402,21 @@ impl<'h, 'c> Cycle<'h, 'c> {
         Phase::Finish
     }
 
-    /// Turns the logging of stores on or off, in the stop.
-    fn log_stores(&mut self, on: bool) {
+    /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been decided (`weak/`).
+    fn log_stores(&mut self, mode: u32) {
         // SeqCst, the heap's before the records': pairs with the second look of a thread that attaches meanwhile (`Mutator::attach`).
         // All others see it through their resumption.
-        self.shared.marking.store(on, Ordering::SeqCst);
-        if on && planted("stores-unlogged") {
+        self.shared.marking.store(mode, Ordering::SeqCst);
+        if mode != IDLE && planted("stores-unlogged") {
             return;
         }
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
-                context.marking.store(on.into(), Ordering::SeqCst);
+                if mode == IDLE {
+                    // Since what is dead was decided, stores have overwritten edges to what is marked.
+                    context.reset_log();
+                }
+                context.marking.store(mode, Ordering::SeqCst);
             }
         }
     }
@@ -429,7 +442,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 self.held = Some(self.shared.pace.hold_help());
                 if !self.work_comes_back() && self.crew.close(&mut self.marker) {
                     self.select();
-                    self.accounts = Some(Accounts::of(self.shared));
+                    self.account();
                     self.stress.after_tracing();
                     return Phase::Finish;
                 }
@@ -446,6 +459,11 @@ impl<'h, 'c> Cycle<'h, 'c> {
         for registered in [&self.shared.finalizers, &self.shared.drops] {
             while registered.select_piece(SELECT_PIECE, |cell| space.is_marked(cell)) {}
         }
+    }
+
+    /// What the pacer is told is found out before the stop in which it is.
+    fn account(&mut self) {
+        self.accounts = Some(Accounts::of(self.shared));
     }
 
     /// Waits for mutators that help: what they have in hand they put into the queue in a few microseconds, and a stop would have to wait
@@ -534,11 +552,6 @@ impl<'h, 'c> Cycle<'h, 'c> {
         {
             return self.mark_on();
         }
-        let unseen = self.shared.finalizers.unseen() + self.shared.drops.unseen();
-        // More at each attempt, or mutators that register faster than they let themselves be stopped would keep a cycle from its end.
-        if self.shared.concurrent && unseen > SELECT_STOPPED << self.retries.min(10) {
-            return self.mark_on();
-        }
         self.mark_ready();
         if !planted("logs-left") {
             self.take_logs();
@@ -595,50 +608,17 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    fn resurrect(&mut self) -> Phase {
-        let mut finalizers = self.shared.finalizers.stopped();
-        let (space, marker) = (&self.shared.space, &mut self.marker);
-        let keep = |cell: usize| {
-            if !planted("no-resurrection")
-                && let Some(cell) = space.resolve(cell)
-            {
-                marker.cell(cell);
-            }
-        };
-        // One round is the fixpoint: every finalizable cell that was unmarked is marked now, so what they lead to has no further deaths.
-        self.stats.finalizable = finalizers.bury(|cell| space.is_marked(cell), keep);
-        self.after = Phase::ClearWeak;
-        Phase::Finish
-    }
-
-    fn clear_weak(&mut self) -> Phase {
-        self.stats.weak_cleared = self.shared.space.clear_dying();
-        Phase::Condemn
-    }
-
-    fn condemn(&mut self) -> Phase {
-        let mut drops = self.shared.drops.stopped();
-        let (space, marker) = (&self.shared.space, &mut self.marker);
-        let keep = |cell: usize| {
-            if let Some(cell) = space.resolve(cell) {
-                marker.cell(cell);
-            }
-        };
-        drops.bury(|cell| space.is_marked(cell), keep);
-        self.after = Phase::Flip;
-        Phase::Finish
-    }
-
     fn flip(&mut self) -> Phase {
         let shared = self.shared;
-        // Weak cells that only dead values lead to have been met just now.
-        self.stats.weak_cleared += shared.space.clear_dying();
+        self.stop();
         if let Some(verify) = &shared.verify {
             verify.check(&shared.space, self.stats.number);
         }
         if shared.concurrent {
-            self.log_stores(false);
+            self.log_stores(IDLE);
         }
+        self.stats.finalizable = shared.finalizers.publish();
+        shared.drops.publish();
         self.gather();
         let handed = shared.handed();
         // What was handed out during marking is black, whether it has been allocated yet or not.
@@ -751,6 +731,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         // Not a fault: leaves it to mutators.
         if planted("late-sweep") {
             std::thread::sleep(Duration::from_millis(50));
+        }
+        for table in [&shared.finalizers, &shared.drops] {
+            table.trim();
         }
         while !shared.requests.is_wanted() && space.sweep_piece() {
             self.rest();

@@ -1,6 +1,6 @@
 //! What a heap's collector and its mutators share: one record, and the locks of its tables.
 
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use gc_preempt::World;
 
@@ -44,9 +44,11 @@ pub(crate) struct Shared {
     /// The second marking, if it was asked for.
     pub(crate) verify: Option<Verify>,
     pub(crate) pace: Pace,
-    /// Whether mutators' stores are logged. Changes in stops only. Each mutator has a copy, [`Context::marking`], so that a unit's
-    /// test is one compare.
-    pub(crate) marking: AtomicBool,
+    /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`. Changes in stops only. Each mutator has a
+    /// copy, [`Context::marking`], so that a unit's test is one compare.
+    pub(crate) marking: AtomicU32,
+    /// Marks must not change: while mutators run, it is being decided by them what is cleared and queued.
+    pub(crate) clearing: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).
     pub(crate) concurrent: bool,
     /// When collections are young ones.
@@ -100,8 +102,9 @@ pub(crate) enum Phase {
     Scan,
     Mark,
     Finish,
-    Resurrect,
     ClearWeak,
+    Resurrect,
+    ClearLong,
     Condemn,
     Flip,
     Sweep,
@@ -153,6 +156,12 @@ impl Shared {
         }
     }
 
+    /// See [`clearing`](Self::clearing).
+    pub(crate) fn is_clearing(&self) -> bool {
+        // Relaxed: who sees it late waits a moment longer, or marks a moment later.
+        self.clearing.load(Ordering::Relaxed)
+    }
+
     /// How many cells wait to be finalized or dropped.
     pub(super) fn ready(&self) -> u64 {
         self.finalizers.waiting() + self.drops.waiting()
@@ -169,6 +178,7 @@ impl Shared {
             self.finalizers.lock_for_fork(),
             self.drops.lock_for_fork(),
             self.dying.lock_for_fork(),
+            self.space.weak.lock_for_fork(),
             self.ledger.lock_for_fork(),
             self.pace.lock_for_fork(),
             self.space.lock_for_fork(),

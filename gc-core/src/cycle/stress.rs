@@ -8,8 +8,8 @@
 //! * odd cycles begin to trace only after a breath: until then all that the snapshot has, but for the roots' own cells, is unmarked,
 //!   and only the barrier keeps what is unlinked;
 //! * even cycles breathe when all is traced: logs fill up until the next stop takes them;
-//! * three cycles of four leave one of the three `Finish`es at their first try, though nothing was left, so that mutators run between
-//!   the phases that usually share a stop.
+//! * of four cycles, one leaves `Finish` at its first try, though nothing was left, one stops no longer than to decide what is dead, and one
+//!   no longer than to clear weak words, so that mutators run between the phases that usually share a stop.
 
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ pub(super) struct Stress {
     number: u64,
     breathed: bool,
     left: bool,
+    parted: bool,
 }
 
 impl Stress {
@@ -55,19 +56,35 @@ impl Stress {
         }
     }
 
-    /// Whether the `Finish` before `after` is to be left, as if more were grey than a stop has time for.
+    /// Whether the first `Finish`, before `after`, is to be left, as if more were grey than a stop has time for.
     pub(super) fn leaves(&mut self, after: Phase) -> bool {
-        let number = match after {
-            Phase::Resurrect => 1,
-            Phase::ClearWeak => 2,
-            _ => 3,
-        };
-        let leaves = self.number != 0 && self.number / 2 % 4 == number && !self.left;
+        let leaves = self.turn() == Some(1) && after == Phase::ClearWeak && !self.left;
         if leaves {
             self.left = true;
             self.breathed = false;
         }
         leaves
+    }
+
+    /// Whether mutators are to run from a phase of the cycle's end on, as if more had died than a stop has time for.
+    pub(super) fn parts(&self, phase: Phase) -> bool {
+        let first = match phase {
+            Phase::ClearWeak => Some(2),
+            _ => Some(3),
+        };
+        self.turn() == first && !self.parted
+    }
+
+    /// They run.
+    pub(super) fn parted(&mut self) {
+        self.parted = true;
+        if self.number != 0 {
+            std::thread::sleep(BREATH);
+        }
+    }
+
+    fn turn(&self) -> Option<u64> {
+        (self.number != 0).then_some(self.number / 2 % 4)
     }
 }
 
@@ -78,19 +95,25 @@ mod tests {
     #[test]
     fn a_heap_without_stress_is_left_alone() {
         let mut none = Stress::new(false, 7);
-        assert!(!none.parts_stops() && !none.leaves(Phase::Resurrect));
+        assert!(!none.parts_stops() && !none.leaves(Phase::ClearWeak));
+        assert!(!none.parts(Phase::ClearWeak) && !none.parts(Phase::Condemn));
     }
 
     #[test]
-    fn each_finish_is_left_once_by_one_cycle_of_four_pairs() {
-        let phases = [Phase::Resurrect, Phase::ClearWeak, Phase::Flip];
-        let mut left = [0; 3];
+    fn mutators_run_between_phases_in_three_cycles_of_four() {
+        let mut turns = [0; 3];
         for number in 1..=80 {
             let mut stress = Stress::new(true, number);
-            for (phase, left) in phases.into_iter().zip(&mut left) {
-                *left += usize::from(stress.leaves(phase)) + usize::from(stress.leaves(phase));
+            turns[0] += usize::from(stress.leaves(Phase::ClearWeak));
+            assert!(!stress.leaves(Phase::ClearWeak) && !stress.leaves(Phase::ClearLong));
+            for (phase, turn) in [(Phase::ClearWeak, 1), (Phase::Resurrect, 2)] {
+                if stress.parts(phase) {
+                    turns[turn] += 1;
+                    stress.parted();
+                }
             }
+            assert!(!stress.parts(Phase::Condemn));
         }
-        assert_eq!(left, [20; 3]);
+        assert_eq!(turns, [20; 3]);
     }
 }

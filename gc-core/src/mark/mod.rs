@@ -39,6 +39,7 @@
 mod bits;
 mod budget;
 pub(crate) mod crew;
+mod dead;
 mod entry;
 mod marked;
 mod near;

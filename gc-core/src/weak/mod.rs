@@ -1,44 +1,70 @@
 //! What markers meet that is not an edge: weak cells and pairs of ephemerons; who of them has lost a target, and the clearing.
 //!
 //! ```text
-//!   marking        a marker that meets a weak cell notes it (`met`); a pair whose key is not marked waits for it (`waiting`)
-//!   before stop 2  `select`, beside the mutators: of those, the words whose targets are not marked go to `dying`
-//!   stop 2         `clear`: the dying words, and cells and pairs met since, are looked at again; whose target is still unmarked is cleared
+//!   marking         a marker that meets a weak cell notes it (`met`); a pair whose key is not marked waits for it (`waiting`)
+//!   before stop 2   `select`, beside the mutators: of those, the words whose targets are not marked go to `dying`
+//!   stop 2          nothing is grey: which targets are dead is decided. From here on a weak load finds none of them (`judge_load`)
+//!   in it or after  `clear_piece`: the dying words, and cells and pairs met since, are looked at again; whose target is still unmarked is cleared
 //! ```
-//! So a stop costs what dies, some tens of nanoseconds a word, and not what the heap holds. All words to one dead target are cleared in
-//! the same stop: were one left, an intern table would hand out a string that another one has already made anew.
+//! So a stop costs a bounded number of words, whatever dies. All words to one dead target are cleared at the same moment, as far as any
+//! mutator can see: were one left, an intern table would hand out a string that another one has already made anew. Either no mutator runs
+//! until all are cleared, or mutators run with [`Context::marking`](crate::context::Context) at [`JUDGING`] or [`JUDGING_LONG`], and the weak
+//! load's unit gives what `clear_piece` will leave in the word. (ZGC does it like this, and calls it *resurrection blocked*.)
+//!
+//! # Two stages
+//! A word is *short* as a rule: it is cleared before finalizable cells are queued and marked with all they lead to ([`Stage::Short`]). So no short word
+//! leads to a cell whose finalizer has been handed out. A word of a kind that is [`long`](crate::Kind::long) is judged after that
+//! ([`Stage::All`]), with what marking has met since: tables that only a finalizable cell leads to. Between the two, while mutators run, a long
+//! word may lead to a cell that is not marked and will be: the load logs it, which marks it.
 //!
 //! # Why words stored meanwhile need no look
 //! `select` reads each word once, and a mutator may store another word into the cell at once afterwards; a weak cell that was made while
-//! marking is on is black from birth and met by nobody. The rule that makes both harmless: **whoever stores a word into a weak cell holds
+//! marking is on is black from birth and met by no marker. The rule that makes both harmless: **whoever stores a word into a weak cell holds
 //! its target strongly** (in a register, on its stack, in a handle), having made it, got it by an edge, or by the weak load. And what a
-//! mutator holds strongly at any time while marking is on is marked before `clear` begins. It was reachable when marking began, and the
+//! mutator holds strongly at any time while marking is on is marked before the clearing begins. It was reachable when marking began, and the
 //! snapshot keeps it; or it was made since, black; or it came by a weak load, which logs it, and the logs are drained before. So a word
-//! that `select` did not see, because it was stored later, has a marked target. The same holds for both words of a pair. A word that was
-//! dying when `select` saw it and has been overwritten since is read again by `clear`, which judges what it finds.
+//! that `select` did not see, because it was stored later, has a marked target. The same holds for both words of a pair, and for what is stored
+//! while words are being cleared. A word that was dying when `select` saw it and has been overwritten since is read again by `clear_piece`,
+//! which judges what it finds, and replaces that and nothing else (by compare-and-swap). The two words of a pair are replaced under a lock,
+//! which `Mutator::write_pair` and its like take while words are being cleared.
 //!
 //! A table that grows would keep all its targets if each word were copied by a weak load, and if marking is on often, for ever. So there is
 //! `Mutator::copy_weak`, which keeps nothing: what it copies while marking is on, and finds unmarked, it notes like a marker, within the
-//! same piece that is not stopped. The value of a copied pair needs no more: the pair that it was copied from is one of the snapshot, or
-//! was stored strongly, or is itself a copy of such a one; it waits, and its value is followed, or it was overwritten, and its value
-//! logged.
+//! same piece that is not stopped; while words are being cleared, it copies what the weak load would give. The value of a copied pair needs no more:
+//! the pair that it was copied from is one of the snapshot, or was stored strongly, or is itself a copy of such a one; it waits, and its value is
+//! followed, or it was overwritten, and its value logged.
 //!
 //! # Full lists
-//! All lists are address space mapped beforehand. If more weak cells are met than `met` has room for, `clear` walks all cells of weak kinds
-//! instead, in the stop. If more words are dying than `dying` has room for, it looks at all words of all cells that were met. If more pairs
-//! wait than there is room for, those pairs are strong in this cycle (see [`waiting`]).
+//! All lists grow as they are filled, up to a word a cell of the heap; the system may refuse. If more weak cells are met than `met` has room for,
+//! all cells of weak kinds are walked instead, in the stop. If more words are dying than `dying` has room for, all words of all cells
+//! that were met are looked at. If more pairs wait than there is room for, those pairs are strong in this cycle (see [`waiting`]).
 
 mod waiting;
 
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
+use crossbeam_utils::CachePadded;
+use gc_preempt::{Mutex, MutexGuard};
+
+use crate::chunked::Chunked;
 use crate::fault::planted;
 use crate::heap::{Cell, GRANULE, MapError, Space};
 use crate::kind::{Descriptor, KindId, Tag};
-use crate::mapped::Mapped;
 use waiting::Waiting;
 
 const WORD: usize = size_of::<usize>();
+
+/// What [`Context::marking`](crate::context::Context) says: nothing is marked, and stores are not logged.
+pub(crate) const IDLE: u32 = 0;
+
+/// Cells are being marked: stores and weak loads are logged.
+pub(crate) const MARKING: u32 = 1;
+
+/// What is dead has been decided, and words are being cleared beside the mutators; long words may still be loaded, which is logged.
+pub(crate) const JUDGING_LONG: u32 = 2;
+
+/// As [`JUDGING_LONG`], for long words, too: nothing that is not marked can be reached any more, and logs say nothing new.
+pub(crate) const JUDGING: u32 = 3;
 
 /// A word of a weak cell, or a pair's first: its address, and above it the cell's kind, which says how it is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,20 +96,60 @@ pub(crate) enum Wait {
     NoRoom,
 }
 
+/// Which words are cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    /// None: marking is not over.
+    None,
+    /// Those of short kinds, and pairs.
+    Short,
+    /// All, with those that were met since.
+    All,
+}
+
+/// What came of a piece of clearing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cleared {
+    /// Words and pairs that were looked at; 0: there are no more.
+    pub(crate) looked: usize,
+    pub(crate) cleared: u64,
+}
+
+/// What a weak load gives while words are being cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// This word: a live target, or what a dead one becomes.
+    Word(usize),
+    /// This word, whose target is not marked and must be logged.
+    Open(usize),
+}
+
+/// Locks for pairs that are changed while words are being cleared, or by several threads: few, for each is held for some nanoseconds.
+const PAIR_LOCKS: usize = 16;
+
 /// The lists of one heap. Markers fill them, one thread (the collector's) selects and clears.
 pub(crate) struct WeakWork {
     /// First bytes of marked weak cells, and ties with [`SINGLE`] set; 0: taken, but not written yet.
-    met: Mapped<AtomicUsize>,
+    met: Chunked<AtomicUsize>,
     /// Places that were asked for, also in vain.
     met_len: AtomicUsize,
-    /// How many of them `select` has looked at, and the same for pairs that wait.
+    /// A place had no memory.
+    met_lost: AtomicBool,
+    /// How many of them have been looked at, and how many words of the next; and the same for pairs that wait.
     met_seen: AtomicUsize,
+    met_word: AtomicUsize,
     pairs_seen: AtomicUsize,
-    /// Ties of words and pairs whose targets were not marked.
-    dying: Mapped<AtomicUsize>,
+    /// Ties of words and pairs whose targets were not marked; how many have been judged; and how many of these are long, and have been put first.
+    dying: Chunked<AtomicUsize>,
     dying_len: AtomicUsize,
+    judged: AtomicUsize,
+    longs: AtomicUsize,
     /// There were more.
     spilled: AtomicBool,
+    /// A [`Stage`].
+    stage: AtomicU8,
+    locks: [CachePadded<Mutex<()>>; PAIR_LOCKS],
     waiting: Waiting,
 }
 
@@ -97,20 +163,32 @@ impl WeakWork {
     /// Lists for a heap of `heap_bytes` of addresses.
     pub(crate) fn new(heap_bytes: usize) -> Result<WeakWork, MapError> {
         let cells = (heap_bytes / GRANULE).min(MOST);
-        WeakWork::with_room(cells, cells, cells)
+        WeakWork::with_room(cells, cells, cells, heap_bytes)
     }
 
     /// Lists of so many entries, for tests that fill them.
-    pub(crate) fn with_room(met: usize, pairs: usize, dying: usize) -> Result<WeakWork, MapError> {
+    pub(crate) fn with_room(
+        met: usize,
+        pairs: usize,
+        dying: usize,
+        heap_bytes: usize,
+    ) -> Result<WeakWork, MapError> {
+        let zero = || AtomicUsize::new(0);
         Ok(WeakWork {
-            met: Mapped::reserve(met, 1)?,
-            met_len: AtomicUsize::new(0),
-            met_seen: AtomicUsize::new(0),
-            pairs_seen: AtomicUsize::new(0),
-            dying: Mapped::reserve(dying, 1)?,
-            dying_len: AtomicUsize::new(0),
+            met: Chunked::new(met)?,
+            met_len: zero(),
+            met_lost: AtomicBool::new(false),
+            met_seen: zero(),
+            met_word: zero(),
+            pairs_seen: zero(),
+            dying: Chunked::new(dying)?,
+            dying_len: zero(),
+            judged: zero(),
+            longs: zero(),
             spilled: AtomicBool::new(false),
-            waiting: Waiting::new(pairs)?,
+            stage: AtomicU8::new(Stage::None as u8),
+            locks: [(); PAIR_LOCKS].map(|()| CachePadded::new(Mutex::new(()))),
+            waiting: Waiting::new(pairs, heap_bytes)?,
         })
     }
 
@@ -129,11 +207,13 @@ impl WeakWork {
 
     fn enter(&self, entry: usize) {
         // Relaxed: a bound for the counter only.
-        if self.met_len.load(Ordering::Relaxed) <= self.met.len() {
+        if self.met_len.load(Ordering::Relaxed) <= self.met.capacity() {
             let at = self.met_len.fetch_add(1, Ordering::Relaxed);
-            if let Some(place) = self.met.get(at) {
-                // Ordering: Release pairs with the Acquire in `select`.
-                place.store(entry, Ordering::Release);
+            match self.met.make(at) {
+                // Ordering: Release pairs with the Acquire in `met_entry`.
+                Some(place) => place.store(entry, Ordering::Release),
+                // Relaxed: read in a stop.
+                None => self.met_lost.store(true, Ordering::Relaxed),
             }
         }
     }
@@ -177,40 +257,68 @@ impl WeakWork {
         true
     }
 
+    // ---- the collector's -------------------------------------------------------------------------------------------------------
+
+    /// What was met as the `at`th, if that is written. A place that is not is a marking mutator's, who will be done by the next stop.
+    fn met_entry(&self, at: usize) -> Option<usize> {
+        // Ordering: Acquire pairs with the Release in `enter`.
+        let entry = self.met.get(at)?.load(Ordering::Acquire);
+        (entry != 0).then_some(entry)
+    }
+
     /// Of the cells and pairs met since the last call, notes the words whose targets are not marked. See [`Space::select_dying`].
     fn select(&self, space: &Space) {
-        let met = self.met_len.load(Ordering::Relaxed).min(self.met.len());
+        self.look_at_met(space, usize::MAX, |tie| self.note(space, tie));
+    }
+
+    /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked at; their number.
+    fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(Tie)) -> usize {
+        let mut looked = 0;
+        // Relaxed throughout: the collector's own.
         let mut at = self.met_seen.load(Ordering::Relaxed);
-        while at < met {
-            // Ordering: Acquire pairs with the Release in `meet`. A place that is not written yet is a marking mutator's; the next call
-            // goes on from there.
-            let entry = self.met[at].load(Ordering::Acquire);
-            if entry == 0 {
-                break;
+        while looked < most
+            && let Some(entry) = self.met_entry(at)
+        {
+            let mut words = words_of_entry(space, entry);
+            let mut word = self.met_word.load(Ordering::Relaxed);
+            while looked < most
+                && let Some(tie) = words(word)
+            {
+                f(tie);
+                (looked, word) = (looked + 1, word + 1);
             }
-            each_word(space, entry, &mut |tie| self.note(space, tie));
+            // The entry has more words, or its last was looked at just now: then the next call finds it so.
+            if looked == most {
+                self.met_word.store(word, Ordering::Relaxed);
+                return looked;
+            }
             at += 1;
+            self.met_word.store(0, Ordering::Relaxed);
+            self.met_seen.store(at, Ordering::Relaxed);
         }
-        self.met_seen.store(at, Ordering::Relaxed);
         let pairs = self.waiting.len();
         let mut at = self.pairs_seen.load(Ordering::Relaxed);
-        while at < pairs {
-            let Some(tie) = self.waiting.at(at) else {
-                break;
-            };
-            self.note(space, Tie(tie));
-            at += 1;
+        while looked < most && at < pairs {
+            // One that found no room has no tie, and is strong.
+            if let Some(tie) = self.waiting.at(at) {
+                f(Tie(tie));
+            }
+            (looked, at) = (looked + 1, at + 1);
+            self.pairs_seen.store(at, Ordering::Relaxed);
         }
-        self.pairs_seen.store(at, Ordering::Relaxed);
+        looked
     }
 
     fn note(&self, space: &Space, tie: Tie) {
-        if !is_dead(space, tie) {
-            return;
+        if is_dead(space, tie) {
+            self.enter_dying(tie);
         }
+    }
+
+    fn enter_dying(&self, tie: Tie) {
         // Relaxed: the collector's own.
         let len = self.dying_len.load(Ordering::Relaxed);
-        match self.dying.get(len) {
+        match self.dying.make(len) {
             Some(place) => {
                 place.store(tie.0, Ordering::Relaxed);
                 self.dying_len.store(len + 1, Ordering::Relaxed);
@@ -219,57 +327,119 @@ impl WeakWork {
         }
     }
 
-    /// See [`Space::clear_dying`].
-    fn clear(&self, space: &Space) -> u64 {
-        if planted("keep-weak") {
-            return 0;
+    fn dying_at(&self, at: usize) -> Tie {
+        let tie = self.dying.get(at).expect("it was entered");
+        Tie(tie.load(Ordering::Relaxed))
+    }
+
+    fn stage(&self) -> Stage {
+        match self.stage.load(Ordering::Relaxed) {
+            stage if stage == Stage::Short as u8 => Stage::Short,
+            stage if stage == Stage::All as u8 => Stage::All,
+            _ => Stage::None,
         }
-        let mut cleared = 0;
-        let mut judge = |tie: Tie| {
-            if is_dead(space, tie) {
-                clear(space, tie);
-                cleared += 1;
-            }
-        };
-        // Relaxed throughout: the world is stopped.
-        let dying = self.dying_len.swap(0, Ordering::Relaxed);
+    }
+
+    /// Begins a stage, or goes on with it. Nothing is grey.
+    fn begin_stage(&self, stage: Stage) {
+        if self.stage() == stage {
+            return;
+        }
+        // Relaxed throughout: the collector's own.
+        self.stage.store(stage as u8, Ordering::Relaxed);
         if self.spilled.swap(false, Ordering::Relaxed) {
-            self.met_seen.store(0, Ordering::Relaxed);
-            self.pairs_seen.store(0, Ordering::Relaxed);
-        } else {
-            for tie in &self.dying[..dying] {
-                let tie = Tie(tie.load(Ordering::Relaxed));
-                if planted("no-recheck") {
-                    clear(space, tie);
-                }
-                judge(tie);
+            for count in [&self.met_seen, &self.met_word, &self.pairs_seen] {
+                count.store(0, Ordering::Relaxed);
             }
+            // What is long is looked at in the next stage, all of it.
+            self.spilled.store(stage == Stage::Short, Ordering::Relaxed);
         }
-        let met = self.met_len.load(Ordering::Relaxed);
-        if met > self.met.len() {
+    }
+
+    /// See [`Space::end_stage`].
+    fn end_stage(&self) {
+        // Relaxed: as in `begin_stage`.
+        self.stage.store(Stage::None as u8, Ordering::Relaxed);
+        self.judged.store(0, Ordering::Relaxed);
+        let longs = self.longs.swap(0, Ordering::Relaxed);
+        self.dying_len.store(longs, Ordering::Relaxed);
+    }
+
+    /// See [`Space::clear_piece`].
+    fn clear_piece(&self, space: &Space, most: usize) -> Cleared {
+        let mut done = Cleared::default();
+        if planted("keep-weak") {
+            return done;
+        }
+        let keeps_long = self.stage() == Stage::Short;
+        let is_long = |tie: Tie| space.kinds.get(tie.kind()).long;
+        if self.is_lost() {
+            // In a stop, all at once: who asks again finds nothing to clear.
             let kinds = &space.kinds;
             for kind in kinds.of_tag(Tag::Weak).chain(kinds.of_tag(Tag::Ephemeron)) {
                 space.for_each_cell_of(kind, &mut |cell, marked| {
-                    if marked {
-                        words_of(space, cell, &mut judge);
+                    if marked && !(keeps_long && space.kinds.get(cell.kind).long) {
+                        for tie in (0..).map_while(words_of(space, cell)) {
+                            done.cleared += u64::from(clear(space, tie, false));
+                        }
                     }
                 });
             }
-        } else {
-            let since = self.met_seen.swap(met, Ordering::Relaxed)..met;
-            for entry in &self.met[since] {
-                if !planted("met-since-kept") {
-                    each_word(space, entry.load(Ordering::Relaxed), &mut judge);
+            return done;
+        }
+        while done.looked < most {
+            let at = self.judged.load(Ordering::Relaxed);
+            if at < self.dying_len.load(Ordering::Relaxed) {
+                let tie = self.dying_at(at);
+                done.looked += 1;
+                if keeps_long && is_long(tie) {
+                    self.judged.store(at + 1, Ordering::Relaxed);
+                    let longs = self.longs.fetch_add(1, Ordering::Relaxed);
+                    if let Some(place) = self.dying.get(longs) {
+                        place.store(tie.0, Ordering::Relaxed);
+                    }
+                    continue;
                 }
+                // Judged twice, should the child of a fork come here in the middle of it; that clears nothing twice.
+                done.cleared += u64::from(clear(space, tie, planted("no-recheck")));
+                self.judged.store(at + 1, Ordering::Relaxed);
+                continue;
+            }
+            if planted("met-since-kept") {
+                break;
+            }
+            let looked = self.look_at_met(space, most - done.looked, |tie| {
+                if keeps_long && is_long(tie) {
+                    self.note(space, tie);
+                } else {
+                    done.cleared += u64::from(clear(space, tie, false));
+                }
+            });
+            done.looked += looked;
+            // What was noted is put first.
+            if looked == 0 {
+                break;
             }
         }
-        let pairs = self.waiting.len();
-        for at in self.pairs_seen.swap(pairs, Ordering::Relaxed)..pairs {
-            if let Some(tie) = self.waiting.at(at) {
-                judge(Tie(tie));
-            }
-        }
-        cleared
+        done
+    }
+
+    /// More weak cells were met than could be written down.
+    fn is_lost(&self) -> bool {
+        self.met_lost.load(Ordering::Relaxed)
+            || self.met_len.load(Ordering::Relaxed) > self.met.capacity()
+    }
+
+    // ---- mutators' -------------------------------------------------------------------------------------------------------------
+
+    /// Keeps other threads from changing the pair at `slot` by anything but plain stores. Under `no_preempt`, or by the collector.
+    pub(crate) fn lock_pair(&self, slot: usize) -> MutexGuard<'_, ()> {
+        self.locks[slot / (2 * WORD) % PAIR_LOCKS].lock()
+    }
+
+    /// All locks, for a fork.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        self.locks.each_ref().map(|lock| lock.lock())
     }
 }
 
@@ -278,13 +448,27 @@ impl Space {
     pub fn begin_weak(&self) {
         let weak = &self.weak;
         // Relaxed throughout: no marker is at work.
-        let met = weak.met_len.swap(0, Ordering::Relaxed).min(weak.met.len());
-        // SAFETY: as above.
-        unsafe { weak.met.zero(met) };
-        for count in [&weak.met_seen, &weak.pairs_seen, &weak.dying_len] {
+        let met = weak.met_len.swap(0, Ordering::Relaxed);
+        let dying = weak.dying_len.swap(0, Ordering::Relaxed);
+        if !planted("tables-kept") {
+            // SAFETY: as above.
+            unsafe {
+                weak.met.clear(met);
+                weak.dying.clear(dying);
+            }
+        }
+        for count in [
+            &weak.met_seen,
+            &weak.met_word,
+            &weak.pairs_seen,
+            &weak.judged,
+            &weak.longs,
+        ] {
             count.store(0, Ordering::Relaxed);
         }
         weak.spilled.store(false, Ordering::Relaxed);
+        weak.met_lost.store(false, Ordering::Relaxed);
+        weak.stage.store(Stage::None as u8, Ordering::Relaxed);
         weak.waiting.begin(self.used_bytes());
     }
 
@@ -303,6 +487,75 @@ impl Space {
         }
     }
 
+    /// By a mutator under `no_preempt`, while words are being cleared: copies `words` words of a weak cell, or of an ephemeron's pairs, as they will be.
+    ///
+    /// # Safety
+    /// As `Mutator::copy_weak`.
+    pub(crate) unsafe fn copy_judged(&self, to: usize, from: usize, words: usize, mode: u32) {
+        let Some(cell) = self.resolve(to) else {
+            return;
+        };
+        let Descriptor { tag, long, .. } = *self.kinds.get(cell.kind);
+        let cleared = self.kinds.get(cell.kind).cleared();
+        // SAFETY: the caller says that both are words of live cells.
+        let at = |slot: usize| unsafe { &*(slot as *const AtomicUsize) };
+        if tag == Tag::Ephemeron {
+            for offset in (0..words).step_by(2).map(|word| word * WORD) {
+                let (key, value) = {
+                    let _whole = self.weak.lock_pair(from + offset);
+                    // Acquire: as `is_dead`.
+                    let [key, value] =
+                        [0, WORD].map(|word| at(from + offset + word).load(Ordering::Acquire));
+                    let gone = key == cleared || self.is_dead_target(cell.kind, key);
+                    if gone { (cleared, 0) } else { (key, value) }
+                };
+                // The value first: a marker that finds the key finds its value. Release: as `Mutator::write_pair`.
+                at(to + offset + WORD).store(value, Ordering::Release);
+                at(to + offset).store(key, Ordering::Release);
+            }
+            return;
+        }
+        for offset in (0..words).map(|word| word * WORD) {
+            // Acquire: as `is_dead`.
+            let word = at(from + offset).load(Ordering::Acquire);
+            let is_dead = self.is_dead_target(cell.kind, word);
+            let stays = !is_dead || long && mode == JUDGING_LONG;
+            at(to + offset).store(if stays { word } else { cleared }, Ordering::Release);
+            if is_dead && stays {
+                let tie = Tie::new(to + offset, cell.kind);
+                self.weak.enter(tie.0 | SINGLE);
+            }
+        }
+    }
+
+    /// By a mutator under `no_preempt`, while words are being cleared: what a weak load of the word at `slot` gives. Of a pair, the value is dead with
+    /// its key.
+    ///
+    /// # Safety
+    /// `slot` is readable.
+    pub(crate) unsafe fn judge_load(&self, slot: usize, mode: u32) -> Load {
+        // SAFETY: the caller says so. Acquire: as `is_dead`.
+        let load = |slot: usize| unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };
+        let word = load(slot);
+        let Some(cell) = self.resolve(slot) else {
+            return Load::Word(word);
+        };
+        let descriptor = self.kinds.get(cell.kind);
+        let first = cell.base + descriptor.first_word as usize * WORD;
+        let is_dead = |word| self.is_dead_target(cell.kind, word) && !planted("judged-open");
+        match descriptor.tag {
+            Tag::Weak if !is_dead(word) => Load::Word(word),
+            Tag::Weak if descriptor.long && mode == JUDGING_LONG => Load::Open(word),
+            Tag::Weak => Load::Word(descriptor.cleared()),
+            Tag::Ephemeron if slot >= first && (slot - first) / WORD % 2 == 1 => {
+                let dead = is_dead(load(slot - WORD)) || is_dead(word);
+                Load::Word(if dead { 0 } else { word })
+            }
+            Tag::Ephemeron if is_dead(word) => Load::Word(descriptor.cleared()),
+            _ => Load::Word(word),
+        }
+    }
+
     /// Beside the mutators, once marking has run out of work, by one thread: finds the weak words and the ephemerons that will have to be cleared,
     /// among those met since the last call. What is marked stays marked, so [`Space::clear_dying`] need not look at the others again.
     pub fn select_dying(&self) {
@@ -316,7 +569,7 @@ impl Space {
         if !matches!(tag, Tag::Weak | Tag::Ephemeron) {
             return;
         }
-        words_of(self, cell, &mut |tie| {
+        for tie in (0..).map_while(words_of(self, cell)) {
             if is_dead(self, tie) {
                 // SAFETY: a word of an allocated cell.
                 let word = unsafe { (tie.slot() as *const usize).read_volatile() };
@@ -324,29 +577,73 @@ impl Space {
                     f(target);
                 }
             }
-        });
+        }
+    }
+
+    /// With nothing left to mark, in a stop or while mutators' flags say that words are being cleared: looks at about `most` words and pairs, and
+    /// clears those of `stage` whose targets, or keys, are not marked. Stages come in their order, and end when a piece has looked at none. What more
+    /// was marked between two stages, and met on that occasion, is looked at in the later one.
+    pub(crate) fn clear_piece(&self, stage: Stage, most: usize) -> Cleared {
+        self.weak.begin_stage(stage);
+        self.weak.clear_piece(self, most)
+    }
+
+    /// After the last piece of a stage.
+    pub(crate) fn end_stage(&self) {
+        self.weak.end_stage();
+    }
+
+    /// Must the world stand while words are cleared? More weak cells have been met than could be written down.
+    pub(crate) fn clears_in_stops(&self) -> bool {
+        self.weak.is_lost()
+    }
+
+    /// In the child of a fork: clears what the parent's collector was about to, if it was. Mutators have been told that those targets are dead.
+    pub(crate) fn end_clearing(&self) {
+        let stage = self.weak.stage();
+        while stage != Stage::None && self.weak.clear_piece(self, usize::MAX).looked != 0 {}
+        self.weak.end_stage();
     }
 
     /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and every ephemeron whose key is not. Gives
     /// their number. When more has been marked since, it may be called again, for what was met meanwhile.
     pub fn clear_dying(&self) -> u64 {
-        self.weak.clear(self)
+        self.clear_piece(Stage::All, usize::MAX).cleared
+    }
+
+    /// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no cell at all (an immortal object outside of the
+    /// heap) is not ours to judge.
+    fn is_dead_target(&self, kind: KindId, word: usize) -> bool {
+        let Some(address) = self.kinds.get(kind).encoding.decode(word) else {
+            return false;
+        };
+        !self.is_marked(address)
+            && self
+                .resolve(address)
+                .is_some_and(|target| !self.is_marked(target.base))
     }
 }
 
-/// Calls `f` for each weak word that an entry of `met` stands for.
-fn each_word(space: &Space, entry: usize, f: &mut dyn FnMut(Tie)) {
-    if entry & SINGLE != 0 {
-        return f(Tie(entry & !SINGLE));
-    }
-    match space.resolve(entry) {
-        Some(cell) => words_of(space, cell, f),
-        None => debug_assert!(false, "a weak cell was met at {entry:#x}, where no cell is"),
+/// The weak words that an entry of `met` stands for, by number.
+fn words_of_entry(space: &Space, entry: usize) -> impl FnMut(usize) -> Option<Tie> + use<> {
+    let single = (entry & SINGLE != 0).then_some(Tie(entry & !SINGLE));
+    let cell = match single {
+        Some(_) => None,
+        None => space.resolve(entry),
+    };
+    debug_assert!(
+        single.is_some() || cell.is_some(),
+        "a weak cell was met at {entry:#x}, where no cell is"
+    );
+    let mut words = cell.map(|cell| words_of(space, cell));
+    move |n| match &mut words {
+        Some(words) => words(n),
+        None => single.filter(|_| n == 0),
     }
 }
 
-/// Calls `f` for each weak word of a cell, or each pair.
-fn words_of(space: &Space, cell: Cell, f: &mut dyn FnMut(Tie)) {
+/// The weak words of a cell, or its pairs, by number.
+fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option<Tie> + use<> {
     let descriptor = space.kinds.get(cell.kind);
     let step = if descriptor.tag == Tag::Ephemeron {
         2 * WORD
@@ -354,38 +651,52 @@ fn words_of(space: &Space, cell: Cell, f: &mut dyn FnMut(Tie)) {
         WORD
     };
     let first = cell.base + descriptor.first_word as usize * WORD;
+    let end = cell.base + cell.size;
     // A last word without a partner is no pair.
-    for slot in (first..cell.base + cell.size + 1 - step).step_by(step) {
-        f(Tie::new(slot, cell.kind));
+    move |n| {
+        let slot = first + n * step;
+        (slot + step <= end).then(|| Tie::new(slot, cell.kind))
     }
 }
 
-/// Does the word, or the pair's key, lead to a cell that is not marked? A word that names no cell at all (an immortal object outside of the
-/// heap) is not ours to judge.
+/// Does the word, or the pair's key, lead to a cell that is not marked?
 fn is_dead(space: &Space, tie: Tie) -> bool {
     // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell known (a release, as every store is on this
     // architecture): whoever finds it here finds it marked, if it was made while marking is on.
     let word = unsafe { (*(tie.slot() as *const AtomicUsize)).load(Ordering::Acquire) };
-    let Some(address) = space.kinds.get(tie.kind()).encoding.decode(word) else {
-        return false;
-    };
-    !space.is_marked(address)
-        && space
-            .resolve(address)
-            .is_some_and(|target| !space.is_marked(target.base))
+    space.is_dead_target(tie.kind(), word)
 }
 
-/// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value null.
-fn clear(space: &Space, tie: Tie) {
-    let Descriptor { tag, .. } = space.kinds.get(tie.kind());
+/// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value null, if it leads to a cell that is not marked;
+/// or, for a test, `always`. Says whether it did. Mutators may store another word meanwhile: that stays.
+fn clear(space: &Space, tie: Tie, always: bool) -> bool {
+    let descriptor = space.kinds.get(tie.kind());
     let slot = tie.slot() as *const AtomicUsize;
-    // SAFETY: a word of a marked cell, and of a pair the second as well. Relaxed: every mutator is stopped.
-    unsafe {
-        (*slot).store(space.kinds.get(tie.kind()).cleared(), Ordering::Relaxed);
-        if *tag == Tag::Ephemeron {
-            (*slot.add(1)).store(0, Ordering::Relaxed);
-        }
+    // SAFETY: a word of a marked cell.
+    let target = unsafe { &*slot };
+    let _whole = (descriptor.tag == Tag::Ephemeron).then(|| space.weak.lock_pair(tie.slot()));
+    // Acquire: as `is_dead`.
+    let word = target.load(Ordering::Acquire);
+    if !always && !space.is_dead_target(tie.kind(), word) {
+        return false;
     }
+    // Relaxed: what it becomes leads nowhere.
+    if target
+        .compare_exchange(
+            word,
+            descriptor.cleared(),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        )
+        .is_err()
+    {
+        return false;
+    }
+    if descriptor.tag == Tag::Ephemeron {
+        // SAFETY: a pair of a marked cell. Its lock is held, and who stores a value without it holds the key, which is dead.
+        unsafe { (*slot.add(1)).store(0, Ordering::Relaxed) };
+    }
+    true
 }
 
 #[cfg(test)]

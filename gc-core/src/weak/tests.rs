@@ -137,7 +137,7 @@ fn what_was_dying_and_is_found_alive_stays_and_what_is_met_later_is_cleared() {
 fn lists_that_are_full_change_nothing() {
     for (met, pairs, dying) in [(2, 1024, 1024), (1024, 1024, 3), (1, 1024, 1)] {
         let (mut toy, kinds) = toy(64 << 20);
-        toy.space.weak = WeakWork::with_room(met, pairs, dying).unwrap();
+        toy.space.weak = WeakWork::with_room(met, pairs, dying, 64 << 20).unwrap();
         for _ in 0..3 {
             let tables: Vec<_> = (0..10).map(|_| half_dead(&mut toy, &kinds, 100)).collect();
             let roots: Vec<usize> = tables.iter().flat_map(|(a, b)| [*a, *b]).collect();
@@ -153,7 +153,7 @@ fn lists_that_are_full_change_nothing() {
 #[test]
 fn pairs_without_room_are_strong_and_come_to_no_harm() {
     let (mut toy, kinds) = toy(64 << 20);
-    toy.space.weak = WeakWork::with_room(16, 1024, 1 << 16).unwrap();
+    toy.space.weak = WeakWork::with_room(16, 1024, 1 << 16, 64 << 20).unwrap();
     let room = 1024;
     let n = 3 * room;
     let table = toy.alloc(kinds.ephemeron, (1 + 2 * n) * 8);
@@ -403,7 +403,7 @@ fn markers_that_share_a_chain_miss_no_pair() {
 fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
     for (met, select) in [(1024, true), (1024, false), (1, true)] {
         let (mut toy, kinds) = toy(64 << 20);
-        toy.space.weak = WeakWork::with_room(met, 1024, 1024).unwrap();
+        toy.space.weak = WeakWork::with_room(met, 1024, 1024, 64 << 20).unwrap();
         let (weak, strong) = half_dead(&mut toy, &kinds, 10);
         let table = toy.alloc(kinds.ephemeron, 11 * 8);
         for at in 0..5 {

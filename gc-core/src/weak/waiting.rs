@@ -38,6 +38,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crate::chunked::Chunked;
 use crate::heap::{GRANULE, MapError};
 use crate::mapped::{Mapped, Zeroed};
 
@@ -58,15 +59,18 @@ unsafe impl Zeroed for Node {}
 /// Nodes that are gone over at once when markers begin to look: some 20 us.
 const PIECE: usize = 1024;
 
-/// The most buckets: with as many pairs as there is room for, 16 share one.
+/// The most buckets: with as many pairs as there is room for, 16 share one. A small heap has no more than one for each 128 bytes of its addresses.
 const MOST_BUCKET_BITS: u32 = 22;
+
+/// Bytes of the heap's addresses that a bucket must stand for.
+const BYTES_A_BUCKET: usize = 128;
 
 /// The fewest.
 const LEAST_BUCKET_BITS: u32 = 10;
 
 /// See the module.
 pub(crate) struct Waiting {
-    nodes: Mapped<Node>,
+    nodes: Chunked<Node>,
     buckets: Mapped<AtomicU32>,
     bucket_bits: AtomicU32,
     /// Nodes that were asked for, also in vain.
@@ -80,10 +84,13 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new(pairs: usize) -> Result<Waiting, MapError> {
+    /// Room for `pairs`, in a heap of `heap_bytes` of addresses.
+    pub(super) fn new(pairs: usize, heap_bytes: usize) -> Result<Waiting, MapError> {
+        let bits = (heap_bytes / BYTES_A_BUCKET).max(1).ilog2();
+        let buckets = 1 << bits.clamp(LEAST_BUCKET_BITS, MOST_BUCKET_BITS);
         Ok(Waiting {
-            nodes: Mapped::reserve(pairs.min(u32::MAX as usize - 1), 1 << 10)?,
-            buckets: Mapped::reserve(1 << MOST_BUCKET_BITS, 1 << MOST_BUCKET_BITS)?,
+            nodes: Chunked::new(pairs.clamp(1 << 10, u32::MAX as usize - 1))?,
+            buckets: Mapped::reserve(buckets, buckets)?,
             bucket_bits: AtomicU32::new(LEAST_BUCKET_BITS),
             used: AtomicUsize::new(0),
             checking: AtomicBool::new(false),
@@ -99,7 +106,7 @@ impl Waiting {
         // Relaxed throughout: no marker is at work.
         let (used, bits) = (self.len(), self.bucket_bits.load(Ordering::Relaxed));
         if used * 64 < 1 << bits {
-            for node in &self.nodes[..used] {
+            for node in (0..used).filter_map(|node| self.nodes.get(node)) {
                 let bucket = node.bucket.load(Ordering::Relaxed) as usize;
                 self.buckets[bucket].store(0, Ordering::Relaxed);
             }
@@ -108,10 +115,10 @@ impl Waiting {
             unsafe { self.buckets.zero(1 << bits) };
         }
         // SAFETY: as above.
-        unsafe { self.nodes.zero(used) };
+        unsafe { self.nodes.clear(used) };
         let bits = (heap_bytes / (2 * GRANULE as u64)).max(1).ilog2();
         self.bucket_bits.store(
-            bits.clamp(LEAST_BUCKET_BITS, MOST_BUCKET_BITS),
+            bits.clamp(LEAST_BUCKET_BITS, self.buckets.len().ilog2()),
             Ordering::Relaxed,
         );
         for count in [&self.used, &self.old, &self.taken] {
@@ -122,7 +129,7 @@ impl Waiting {
 
     /// How many pairs wait, or have waited in this cycle.
     pub(super) fn len(&self) -> usize {
-        self.used.load(Ordering::SeqCst).min(self.nodes.len())
+        self.used.load(Ordering::SeqCst).min(self.nodes.capacity())
     }
 
     /// Nodes that were looked at since the heap was made.
@@ -155,18 +162,24 @@ impl Waiting {
         true
     }
 
+    /// A node that [`reserve`](Self::reserve) has given out.
+    fn node(&self, index: usize) -> &Node {
+        self.nodes.get(index).expect("its memory was made with it")
+    }
+
     // L, step by step.
 
     fn reserve(&self) -> Option<usize> {
-        if self.used.load(Ordering::Relaxed) >= self.nodes.len() {
+        if self.used.load(Ordering::Relaxed) >= self.nodes.capacity() {
             return None;
         }
         let index = self.used.fetch_add(1, Ordering::SeqCst);
-        (index < self.nodes.len()).then_some(index)
+        // Where the system has no memory for it, the place stays empty: see `at`.
+        self.nodes.make(index).is_some().then_some(index)
     }
 
     fn write(&self, index: usize, tie: usize, key: usize) {
-        let node = &self.nodes[index];
+        let node = self.node(index);
         node.bucket
             .store(self.bucket(key) as u32, Ordering::Relaxed);
         // SeqCst: P reads it by its number, without the link.
@@ -174,7 +187,7 @@ impl Waiting {
     }
 
     fn link(&self, index: usize) {
-        let node = &self.nodes[index];
+        let node = self.node(index);
         let head = &self.buckets[node.bucket.load(Ordering::Relaxed) as usize];
         let mut first = head.load(Ordering::Relaxed);
         loop {
@@ -237,7 +250,7 @@ impl Waiting {
 
     /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its key itself.
     pub(super) fn at(&self, node: usize) -> Option<usize> {
-        let tie = self.nodes[node].tie.load(Ordering::SeqCst);
+        let tie = self.nodes.get(node)?.tie.load(Ordering::SeqCst);
         (tie != 0).then_some(tie)
     }
 }
@@ -348,7 +361,7 @@ mod orders {
 
     #[test]
     fn no_order_of_the_steps_loses_a_pair_and_each_step_has_its_place() {
-        let waiting = Waiting::new(1 << 10).unwrap();
+        let waiting = Waiting::new(1 << 10, 1 << 20).unwrap();
         let run = |fault| all(&waiting, fault, [0; 3], &mut Vec::new());
         assert_eq!(run(Fault::None), [4200, 0]);
         for fault in [Fault::LookFirst, Fault::AskFirst, Fault::CountFirst] {

@@ -1,0 +1,238 @@
+//! Arrays that take memory in chunks as they are filled, and give it back.
+//!
+//! A [`Mapped`] table takes address space for all that it could ever hold when the heap is built. That is too much for lists which may become as
+//! long as the heap has cells and are short as a rule: values that need `Drop`, finalizers, weak words that are dying. Such a list has a
+//! directory, which is address space for a word a chunk, and maps a chunk when its first element is written. Mapping takes no lock of this
+//! process and calls no malloc, so a marker may do it in a stop. A chunk that the system refuses is a full list, and each list says what
+//! it does then.
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::heap::MapError;
+use crate::heap::map::Map;
+use crate::mapped::{Mapped, Zeroed};
+
+/// Bytes of a chunk. A page of it becomes memory at its first touch.
+const CHUNK: usize = 256 << 10;
+
+/// A zeroed array of `T` of which parts exist.
+pub(crate) struct Chunked<T: Zeroed> {
+    /// Addresses of chunks; 0: there is none.
+    chunks: Mapped<AtomicUsize>,
+    capacity: usize,
+    /// Chunks from this number on were never mapped.
+    high: AtomicUsize,
+    of: PhantomData<T>,
+}
+
+/// A chunk that was taken out of its list. Dropping it gives its memory back.
+pub(crate) struct Chunk(usize);
+
+impl<T: Zeroed> Chunked<T> {
+    /// Elements of a chunk.
+    pub(crate) const CHUNK: usize = CHUNK / size_of::<T>();
+
+    /// An empty array that may grow to `capacity` elements.
+    pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
+        const { assert!(CHUNK.is_multiple_of(size_of::<T>())) };
+        let capacity = capacity.max(1);
+        let chunks = capacity.div_ceil(Self::CHUNK);
+        Ok(Self {
+            chunks: Mapped::reserve(chunks, chunks)?,
+            capacity,
+            high: AtomicUsize::new(0),
+            of: PhantomData,
+        })
+    }
+
+    /// How many elements it may have.
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// An element, if its chunk exists.
+    #[inline]
+    pub(crate) fn get(&self, at: usize) -> Option<&T> {
+        // Acquire pairs with the Release in `map`: the directory is changed by several threads.
+        let chunk = self.chunks.get(at / Self::CHUNK)?.load(Ordering::Acquire);
+        // SAFETY: a chunk of this many elements, zeroed when it was mapped, which `Zeroed` makes values; it is unmapped by those who say
+        // that no other thread uses it.
+        (chunk != 0 && at < self.capacity)
+            .then(|| unsafe { &*(chunk as *const T).add(at % Self::CHUNK) })
+    }
+
+    /// An element, whose chunk is mapped if it does not exist. `None`: beyond the capacity, or the system has no memory.
+    #[inline]
+    pub(crate) fn make(&self, at: usize) -> Option<&T> {
+        self.get(at).or_else(|| {
+            self.map(at);
+            self.get(at)
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn map(&self, at: usize) {
+        if at >= self.capacity {
+            return;
+        }
+        let number = at / Self::CHUNK;
+        let Ok(map) = Map::new(CHUNK) else {
+            return;
+        };
+        // Release pairs with the Acquire in `get`. Where another thread was quicker, this chunk is unmapped again.
+        let entered = self.chunks[number].compare_exchange(
+            0,
+            map.base() as usize,
+            Ordering::Release,
+            Ordering::Relaxed,
+        );
+        if entered.is_ok() {
+            core::mem::forget(map);
+            // Relaxed, here and below: it says where to look. Who looks too early leaves the chunk for the next time.
+            self.high.fetch_max(number + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes the chunk of element `at` out of the list; it is given back when the result is dropped.
+    ///
+    /// # Safety
+    /// No other thread uses an element of that chunk, and none keeps a reference to one.
+    pub(crate) unsafe fn take_chunk(&self, at: usize) -> Option<Chunk> {
+        let chunk = self
+            .chunks
+            .get(at / Self::CHUNK)?
+            .swap(0, Ordering::Relaxed);
+        (chunk != 0).then_some(Chunk(chunk))
+    }
+
+    /// Takes the last chunk out of the list, if it lies wholly behind the first `kept` elements and is not the first one.
+    ///
+    /// # Safety
+    /// As [`Chunked::take_chunk`], for all elements from `kept` on.
+    pub(crate) unsafe fn take_last_beyond(&self, kept: usize) -> Option<Chunk> {
+        let first = kept.div_ceil(Self::CHUNK).max(1);
+        loop {
+            let high = self.high.load(Ordering::Relaxed);
+            let last = high.checked_sub(1)?;
+            if last < first {
+                return None;
+            }
+            let lowered =
+                self.high
+                    .compare_exchange(high, last, Ordering::Relaxed, Ordering::Relaxed);
+            if lowered.is_err() {
+                continue;
+            }
+            // SAFETY: forwarded.
+            if let Some(chunk) = unsafe { self.take_chunk(last * Self::CHUNK) } {
+                return Some(chunk);
+            }
+        }
+    }
+
+    /// Makes the first `used` elements zero, and gives the chunks behind them back. Of what is large the memory is given back as well.
+    ///
+    /// # Safety
+    /// No other thread uses the list meanwhile.
+    pub(crate) unsafe fn clear(&self, used: usize) {
+        let used = used.min(self.capacity);
+        for first in (0..used).step_by(Self::CHUNK) {
+            let bytes = (used - first).min(Self::CHUNK) * size_of::<T>();
+            let Some(place) = self.chunks.get(first / Self::CHUNK) else {
+                continue;
+            };
+            let chunk = place.load(Ordering::Relaxed);
+            // SAFETY: whole pages of a chunk, whose contents the caller says are not used.
+            let is_zero = chunk == 0
+                || bytes == CHUNK
+                    && unsafe { libc::madvise(chunk as *mut _, CHUNK, libc::MADV_DONTNEED) } == 0;
+            if !is_zero {
+                // SAFETY: as above, within the chunk.
+                unsafe { (chunk as *mut u8).write_bytes(0, bytes) };
+            }
+        }
+        // SAFETY: forwarded.
+        while let Some(chunk) = unsafe { self.take_last_beyond(used) } {
+            drop(chunk);
+        }
+    }
+
+    /// How many chunks exist.
+    #[cfg(test)]
+    pub(crate) fn chunks(&self) -> usize {
+        let chunks = self.chunks.iter();
+        chunks.filter(|c| c.load(Ordering::Relaxed) != 0).count()
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        // SAFETY: a mapping of this size, which `take_chunk`'s caller says that no thread uses.
+        unsafe { libc::munmap(self.0 as *mut _, CHUNK) };
+    }
+}
+
+impl<T: Zeroed> Drop for Chunked<T> {
+    fn drop(&mut self) {
+        // SAFETY: the list is gone.
+        while let Some(chunk) = unsafe { self.take_last_beyond(0) } {
+            drop(chunk);
+        }
+        // SAFETY: as above.
+        drop(unsafe { self.take_chunk(0) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Words = Chunked<AtomicUsize>;
+
+    #[test]
+    fn elements_exist_once_they_are_made_and_are_zero_at_first() {
+        let words = Words::new(3 * Words::CHUNK + 1).unwrap();
+        assert!(words.get(0).is_none());
+        for at in [0, 1, Words::CHUNK, 3 * Words::CHUNK] {
+            let word = words.make(at).unwrap();
+            assert_eq!(word.swap(at + 7, Ordering::Relaxed), 0);
+            assert_eq!(words.get(at).unwrap().load(Ordering::Relaxed), at + 7);
+        }
+        assert!(
+            words.make(3 * Words::CHUNK + 1).is_none() && words.get(2 * Words::CHUNK).is_none()
+        );
+        assert_eq!(words.chunks(), 3);
+    }
+
+    #[test]
+    fn a_cleared_list_is_zero_and_keeps_no_more_than_it_used() {
+        let words = Words::new(8 * Words::CHUNK).unwrap();
+        for used in [8 * Words::CHUNK, 2 * Words::CHUNK + 9, 5, 0] {
+            for at in 0..used {
+                words.make(at).unwrap().store(1, Ordering::Relaxed);
+            }
+            // SAFETY: ours alone.
+            unsafe { words.clear(used) };
+            assert_eq!(words.chunks(), used.div_ceil(Words::CHUNK).max(1));
+            let mut left = (0..words.capacity()).filter_map(|at| words.get(at));
+            assert!(left.all(|word| word.load(Ordering::Relaxed) == 0));
+        }
+    }
+
+    #[test]
+    fn threads_that_make_one_chunk_at_once_share_it() {
+        for _ in 0..50 {
+            let words = Words::new(Words::CHUNK).unwrap();
+            std::thread::scope(|s| {
+                for thread in 0..4 {
+                    let words = &words;
+                    s.spawn(move || words.make(thread).unwrap().store(9, Ordering::Relaxed));
+                }
+            });
+            assert!((0..4).all(|at| words.get(at).unwrap().load(Ordering::Relaxed) == 9));
+            assert_eq!(words.chunks(), 1);
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The end of a cycle: what dies is cleared, queued, and kept for its finalizer or its `Drop`.
+//!
+//! All of it is linear in what dies, so a stop does a bounded part ([`LOOKS`]), and mutators run beside the rest. What is dead has been decided by then:
+//! `Finish` has found nothing grey in the stop before, so no mutator can reach a cell that is not marked, but by a weak word. From
+//! `part_if_long` on weak loads refuse these (`weak/`), nothing that is queued is handed out before the cycle is over, and so marks change by the
+//! collector's hand alone. It leaves them as they are until all that depends on them has been decided:
+//!
+//! ```text
+//!   ClearWeak   short words and pairs                       marks stay
+//!   Resurrect   finalizable cells are judged                marks stay
+//!               those that died are marked, and traced
+//!   ClearLong   long words; what was met since              marks stay
+//!   Condemn     values that need `Drop` are judged, those that died are marked, and their edges made null: nothing is traced
+//! ```
+//! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded, which logs what they lead to. So there is a
+//! `Finish` before that, as ever: logs are taken in a stop, and what they bring is traced. Without such words there is nothing in them.
+
+use core::sync::atomic::Ordering;
+
+use super::{Cycle, Phase};
+use crate::fault::planted;
+use crate::mark::Marker;
+use crate::weak::{JUDGING, JUDGING_LONG, Stage};
+
+/// Words, registrations and deaths that are looked at in one stop, some 20 ns each, before mutators run beside the rest.
+const LOOKS: usize = 1024;
+
+/// As many are looked at at a time: mutators that register wait for the lock.
+const PIECE: usize = 256;
+
+/// Cells that are traced at a time in a stop, and beside the mutators.
+const CELLS_STOPPED: usize = 64;
+const CELLS_BESIDE: usize = 1024;
+
+impl Cycle<'_, '_> {
+    pub(super) fn clear_weak(&mut self) -> Phase {
+        if planted("condemn-first") {
+            self.condemn();
+        }
+        if planted("finalizers-first") {
+            self.bury();
+            self.trace();
+        }
+        self.clear(Stage::Short);
+        Phase::Resurrect
+    }
+
+    pub(super) fn resurrect(&mut self) -> Phase {
+        self.bury();
+        if self.has_long {
+            self.after = Phase::ClearLong;
+            return Phase::Finish;
+        }
+        // Marks have not changed if there were none.
+        self.trace();
+        Phase::ClearLong
+    }
+
+    pub(super) fn clear_long(&mut self) -> Phase {
+        // Where words were traced beside the mutators, more were met than fitted.
+        if self.shared.space.clears_in_stops() {
+            self.stop();
+        }
+        self.clear(Stage::All);
+        Phase::Condemn
+    }
+
+    pub(super) fn condemn(&mut self) -> Phase {
+        let (space, drops) = (&self.shared.space, &self.shared.drops);
+        self.pieces(|_| drops.judge_piece(PIECE, |cell| space.is_marked(cell)));
+        self.pieces(|cycle| {
+            let marker = &mut cycle.marker;
+            drops.keep_piece(PIECE, |cell, moved| match space.resolve(cell) {
+                // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it is handed out by `flip`.
+                Some(cell) if moved => unsafe { marker.strip(cell) },
+                // There was no room: it stays as it is, and what it leads to.
+                Some(cell) => {
+                    marker.cell(cell);
+                }
+                None => {}
+            })
+        });
+        self.trace();
+        if self.stopped.is_none() {
+            self.account();
+        }
+        Phase::Flip
+    }
+
+    /// Clears the words of a stage.
+    fn clear(&mut self, stage: Stage) {
+        let space = &self.shared.space;
+        self.pieces(|cycle| {
+            let cleared = space.clear_piece(stage, PIECE);
+            cycle.stats.weak_cleared += cleared.cleared;
+            cleared.looked
+        });
+        space.end_stage();
+    }
+
+    /// Moves finalizable cells that died to the queue, and marks them.
+    fn bury(&mut self) {
+        let (space, finalizers) = (&self.shared.space, &self.shared.finalizers);
+        // All before the first is marked: see `finalize.rs`.
+        self.pieces(|_| finalizers.judge_piece(PIECE, |cell| space.is_marked(cell)));
+        // Relaxed: see `Shared::is_clearing`.
+        self.shared.clearing.store(false, Ordering::Relaxed);
+        self.pieces(|cycle| {
+            let marker: &mut Marker<'_> = &mut cycle.marker;
+            finalizers.keep_piece(PIECE, |cell, _| {
+                if !planted("no-resurrection")
+                    && let Some(cell) = space.resolve(cell)
+                {
+                    marker.cell(cell);
+                }
+            })
+        });
+    }
+
+    /// Does `piece` until it says that it has looked at nothing.
+    fn pieces(&mut self, mut piece: impl FnMut(&mut Self) -> usize) {
+        loop {
+            self.part_if_long();
+            let looked = piece(self);
+            if looked == 0 {
+                return;
+            }
+            if self.stopped.is_some() {
+                self.looked += looked;
+                self.stats.looked_in_stops += looked as u64;
+            } else {
+                self.rest();
+            }
+        }
+    }
+
+    /// Traces what has just been marked, and all that it leads to. Words that are logged are none of its business.
+    fn trace(&mut self) {
+        if !self.shared.concurrent {
+            return self.marker.drain();
+        }
+        while self.stopped.is_some() {
+            if self.marker.drain_bounded(CELLS_STOPPED) {
+                return;
+            }
+            self.looked += CELLS_STOPPED;
+            self.part_if_long();
+        }
+        loop {
+            let dry = self.crew.step(&mut self.marker, CELLS_BESIDE);
+            if dry && self.crew.close(&mut self.marker) {
+                return;
+            }
+            self.rest();
+        }
+    }
+
+    /// In a stop: lets mutators run while the rest of the dead is cleared, queued and kept, if the stop has looked at enough.
+    fn part_if_long(&mut self) {
+        let is_long = self.looked >= LOOKS || self.stress.parts(self.phase);
+        // Where more weak cells were met than could be written down, all are walked, which mutators must not change.
+        let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)
+            && self.shared.space.clears_in_stops();
+        if self.stopped.is_none()
+            || !self.shared.concurrent
+            || !is_long
+            || walks
+            || planted("judged-in-stop")
+        {
+            return;
+        }
+        let longs_are_open = self.has_long && self.after == Phase::ClearWeak;
+        // Relaxed: see `Shared::is_clearing`.
+        self.shared
+            .clearing
+            .store(longs_are_open, Ordering::Relaxed);
+        self.log_stores(if longs_are_open {
+            JUDGING_LONG
+        } else {
+            JUDGING
+        });
+        // The system may let everybody run but this thread.
+        self.marker.lay_down();
+        self.resume();
+        self.stress.parted();
+    }
+}
