@@ -15,14 +15,35 @@ static STRICT: StrictAllocator = StrictAllocator;
 const ACCEPTED: &[&str] = &["public_names"];
 
 /// Programs that do not compile, and what the compiler says of each.
-const REFUSED: &[(&str, &[&str])] = &[(
-    "internals",
-    &[
-        "error[E0603]: module `heap` is private",
-        "error[E0603]: module `alloc` is private",
-        "error[E0432]: unresolved imports `gc_core::Refill`, `gc_core::Runs`",
-    ],
-)];
+const REFUSED: &[(&str, &[&str])] = &[
+    (
+        "internals",
+        &[
+            "error[E0603]: module `heap` is private",
+            "error[E0603]: module `alloc` is private",
+            "error[E0432]: unresolved imports `gc_core::Refill`, `gc_core::Runs`",
+        ],
+    ),
+    (
+        "members_below_the_derive",
+        &[
+            "error[E0027]: pattern does not mention field `added_to_trace`",
+            "error[E0027]: pattern does not mention field `1`",
+            "error[E0027]: pattern does not mention field `added_to_generic`",
+            "error[E0027]: pattern does not mention field `added_to_leaf`",
+            "error[E0027]: pattern does not mention field `added_to_variant`",
+            "error[E0004]: non-exhaustive patterns: `&Added::New(_)` not covered",
+        ],
+    ),
+    (
+        "members_retyped_below_the_derive",
+        &[
+            "the trait bound `gc_core::Field<Retyped>: ",
+            "the trait bound `Vec<gc_core::Field<Boxed>>: ",
+            "the trait bound `gc_core::Field<Retyped>: ",
+        ],
+    ),
+];
 
 /// Writes the crate; where it is.
 fn user_crate() -> PathBuf {
@@ -31,7 +52,7 @@ fn user_crate() -> PathBuf {
     let mut manifest = format!(
         "[package]\nname = \"user\"\nversion = \"0.0.0\"\nedition = \"2024\"\nautobins = false\n\
          [workspace]\n\
-         [dependencies]\ngc-core = {{ path = {ours:?} }}\n\
+         [dependencies]\ngc-core = {{ path = {ours:?} }}\nbelow = {{ path = \"below\" }}\n\
          [profile.dev]\nopt-level = 1\ndebug = \"line-tables-only\"\n\
          [profile.dev.package.\"*\"]\nopt-level = 1\ndebug = false\n"
     );
@@ -41,6 +62,15 @@ fn user_crate() -> PathBuf {
     }
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("Cargo.toml"), manifest).unwrap();
+    // A crate with an attribute macro, since no other kind of crate may have one.
+    let below = root.join("below");
+    std::fs::create_dir_all(&below).unwrap();
+    let path = ours.join("tests/users/below.rs");
+    let manifest = format!(
+        "[package]\nname = \"below\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\
+         [lib]\nproc-macro = true\npath = {path:?}\n"
+    );
+    std::fs::write(below.join("Cargo.toml"), manifest).unwrap();
     // The versions that are on this machine.
     std::fs::copy(ours.join("../Cargo.lock"), root.join("Cargo.lock")).unwrap();
     root

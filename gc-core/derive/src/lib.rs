@@ -2,6 +2,9 @@
 //!
 //! Neither derive looks at names of types. Each writes down what must hold of every member (`Trace`, or `Leaf`), at the member's own place
 //! in the source, and lets the compiler judge; so a type alias or a macro cannot fool it, and the error points at the member.
+//!
+//! An attribute macro below a derive may change the type after the derive has seen it. So each derive also writes down all members that it has
+//! seen, with their types: a member that was added or changed since does not compile.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -63,8 +66,12 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
             );
         }
     });
+    let seen = seen(input, &generics);
     Ok(quote! {
-        // SAFETY: the edges are those of the members, each at its offset, and every member is `Trace`.
+        #seen
+
+        // SAFETY: the edges are those of the members, each at its offset, and every member is `Trace`. The members are those that the
+        // derive has seen, as the function above has the compiler check.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
             const TRACE: ::core::option::Option<::gc_core::kind::TraceFn> = {
@@ -98,19 +105,89 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
     let checks = fields.iter().flat_map(|f| members(f)).map(|(_, ty)| {
         quote_spanned! { ty.span() => is_leaf::<#ty>(); }
     });
+    let seen = seen(input, &generics);
     Ok(quote! {
-        // SAFETY: every member is `Leaf`, as the function below has the compiler check.
+        #seen
+
+        // SAFETY: every member is `Leaf`, as the function below has the compiler check. The members are those that the derive has seen,
+        // as the function above has it check.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Leaf for #name #type_generics #where_clause {}
 
         const _: () = {
             fn is_leaf<T: ::gc_core::Leaf + ?::core::marker::Sized>() {}
+            // In an `impl`, where `Self` means what it means in the type.
+            trait UrgeMembers {
+                fn members();
+            }
+            #[automatically_derived]
             #[allow(dead_code)]
-            fn members #impl_generics () #where_clause {
-                #(#checks)*
+            impl #impl_generics UrgeMembers for #name #type_generics #where_clause {
+                fn members() {
+                    #(#checks)*
+                }
             }
         };
     })
+}
+
+/// A function that compiles if the type has the members that the derive has seen, of the same types, and no others.
+fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
+    let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
+    let name = &input.ident;
+    let body = match &input.data {
+        Data::Struct(data) => {
+            let names = data.fields.members();
+            let types = members(&data.fields).map(|(member, ty)| {
+                // By raw pointers, for the struct may be packed.
+                quote_spanned! { ty.span() => same::<_, #ty>(&raw const this.#member); }
+            });
+            let all = quote_spanned! { name.span() => let Self { #(#names: _,)* } = this; };
+            quote! {
+                #all
+                #(#types)*
+            }
+        }
+        Data::Enum(data) => {
+            let arms = data.variants.iter().map(|variant| {
+                let name = &variant.ident;
+                let bound = |at: usize| quote::format_ident!("member_{at}");
+                let pattern = variant.fields.members().enumerate().map(|(at, member)| {
+                    let bound = bound(at);
+                    quote! { #member: #bound }
+                });
+                let types = variant.fields.iter().enumerate().map(|(at, field)| {
+                    let (bound, ty) = (bound(at), &field.ty);
+                    quote_spanned! { ty.span() => same::<_, #ty>(#bound); }
+                });
+                let pattern = quote_spanned! { name.span() => Self::#name { #(#pattern,)* } };
+                quote! { #pattern => { #(#types)* } }
+            });
+            let none = data.variants.is_empty().then(|| quote! { *this });
+            let this = none.unwrap_or_else(|| quote! { this });
+            quote! { match #this { #(#arms)* } }
+        }
+        // Neither derive takes one.
+        Data::Union(_) => Tokens::new(),
+    };
+    quote! {
+        const _: () = {
+            trait UrgeSame<T: ?::core::marker::Sized> {}
+            impl<T: ?::core::marker::Sized> UrgeSame<T> for T {}
+            #[allow(dead_code)]
+            fn same<A: UrgeSame<B> + ?::core::marker::Sized, B: ?::core::marker::Sized>(_: *const A) {}
+            trait UrgeSeen {
+                fn seen(this: &Self);
+            }
+            #[automatically_derived]
+            #[allow(dead_code, unused_variables, deprecated, clippy::all)]
+            impl #impl_generics UrgeSeen for #name #type_generics #where_clause {
+                fn seen(this: &Self) {
+                    #body
+                }
+            }
+        };
+    }
 }
 
 fn members(fields: &Fields) -> impl Iterator<Item = (Member, &syn::Type)> {
