@@ -19,7 +19,7 @@ struct Node {
 
 /// A value that needs `Drop`.
 #[derive(Leaf)]
-struct Text(#[expect(dead_code, reason = "it is there to be dropped")] String);
+struct Text(String); // there to be dropped
 
 /// One kind of thing that a program holds.
 struct Row {
