@@ -55,6 +55,7 @@ pub mod code;
 mod config;
 pub mod context;
 pub mod faults;
+mod handler_chain;
 mod mutator;
 mod park;
 mod pin;

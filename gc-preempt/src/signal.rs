@@ -10,8 +10,8 @@
 //!
 //! SIGUSR1 and SIGALRM fail 3 and 4.
 //!
-//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed on to the handler that was installed
-//! before ours, if there was one.
+//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed on to the host's handlers, see
+//! `handler_chain.rs`.
 //!
 //! Everything here that runs in the handler allocates nothing, locks nothing, touches no thread-local storage but libc's `errno`, and
 //! cannot panic. While it parks, all signals but the synchronous faults are blocked, by the handler's own mask.
@@ -21,75 +21,44 @@ use crate::arch::{InjectedFrame, SignalFrame};
 use crate::clock::now;
 use crate::context::{Interrupted, Origin, Registers, Snapshot};
 use crate::faults;
+use crate::handler_chain;
 use crate::registry::{self, Record};
-use crate::signal_mask::{SignalMask, full_mask};
+use crate::signal_mask::SignalMask;
 use crate::state::Phase;
 use crate::stop_point::{
     How, Obstacle, Standing, acknowledge_and_park, frame_snapshot, may_stop, poll,
 };
 use crate::watchdog;
-use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// The signal that stops threads.
 pub(crate) const SIGNAL: i32 = libc::SIGURG;
 
-/// The handler that was installed before ours: its address (0: none), flags and whether it wants the siginfo.
-static PREVIOUS: AtomicUsize = AtomicUsize::new(0);
-static PREVIOUS_FLAGS: AtomicI32 = AtomicI32::new(0);
 /// Signals that arrived without a stop that wanted them.
 static STRAYS: AtomicU64 = AtomicU64::new(0);
 
-/// Installs the handler, once a process.
-pub(crate) fn install() -> Result<(), std::io::Error> {
-    static INSTALLED: AtomicBool = AtomicBool::new(false);
-    // The registry lock is held by the caller.
-    if INSTALLED.load(Ordering::Relaxed) {
-        return Ok(());
-    }
-    let mut old = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: asks only.
-    if unsafe { libc::sigaction(SIGNAL, core::ptr::null(), old.as_mut_ptr()) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: filled by the call.
-    remember(unsafe { old.assume_init_ref() });
-    // SAFETY: zero is a valid sigaction; its fields are set below.
-    let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
-    action.sa_sigaction = on_signal as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-    if !faults::planted("parked-open") {
-        action.sa_mask = full_mask();
-    }
-    // SAFETY: the handler has the SA_SIGINFO signature and is async-signal-safe.
-    if unsafe { libc::sigaction(SIGNAL, &raw const action, old.as_mut_ptr()) } != 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: filled by the call. Again, in case another thread installed one in between.
-    remember(unsafe { old.assume_init_ref() });
-    INSTALLED.store(true, Ordering::Relaxed);
-    Ok(())
+/// The address of [`on_signal`].
+fn handler() -> usize {
+    on_signal as *const () as usize
 }
 
-fn remember(old: &libc::sigaction) {
-    let handler = if old.sa_sigaction == on_signal as *const () as usize {
-        0
-    } else {
-        old.sa_sigaction
-    };
-    PREVIOUS_FLAGS.store(old.sa_flags, Ordering::Relaxed);
-    // Release pairs with the Acquire in `pass_on`.
-    PREVIOUS.store(handler, Ordering::Release);
+/// Installs the handler. Under the registry lock.
+///
+/// # Errors
+/// The system refuses it.
+pub(crate) fn install() -> std::io::Result<()> {
+    handler_chain::install(SIGNAL, handler())
 }
 
-/// Is our handler still the installed one? For the watchdog: a host may have replaced it.
+/// Takes SIGURG back from a handler that the host has installed over ours. Under the registry lock, by a
+/// stopper before it signals; a stop takes one system call more for it.
+pub(crate) fn reinstall() {
+    handler_chain::reinstall(SIGNAL, handler());
+}
+
+/// Is our handler the installed one? For the watchdog.
 pub(crate) fn still_installed() -> bool {
-    let mut now = MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: asks only; the value is read only if the call filled it.
-    unsafe {
-        libc::sigaction(SIGNAL, core::ptr::null(), now.as_mut_ptr()) != 0
-            || now.assume_init_ref().sa_sigaction == on_signal as *const () as usize
-    }
+    handler_chain::is_on_top(SIGNAL, handler())
 }
 
 /// Signals so far that no stop wanted.
@@ -131,7 +100,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
             }
         }
     }
-    pass_on(signal, info, ucontext);
+    handler_chain::pass_on(frame, signal, info, ucontext);
     // SAFETY: as above.
     unsafe { *libc::__errno_location() = errno };
 }
@@ -176,24 +145,6 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
             unsafe { acknowledge_and_park(record, number, snapshot, walk) };
             record.note_stall(number, from);
         }
-    }
-}
-
-/// Runs the handler that was installed before ours, as the kernel would have.
-fn pass_on(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
-    let handler = PREVIOUS.load(Ordering::Acquire);
-    if handler == libc::SIG_DFL || handler == libc::SIG_IGN || faults::planted("no-pass-on") {
-        return; // ignored either way: that is SIGURG's default
-    }
-    if PREVIOUS_FLAGS.load(Ordering::Relaxed) & libc::SA_SIGINFO != 0 {
-        // SAFETY: the host installed this address as a three-argument handler.
-        let f: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
-            unsafe { core::mem::transmute(handler) };
-        f(signal, info, ucontext);
-    } else {
-        // SAFETY: the host installed this address as a one-argument handler.
-        let f: extern "C" fn(i32) = unsafe { core::mem::transmute(handler) };
-        f(signal);
     }
 }
 

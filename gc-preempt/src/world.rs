@@ -367,6 +367,9 @@ impl World {
                 Turn::Asked => {
                     signalled += 1;
                     if self.inner.config.signals {
+                        if signalled == 1 {
+                            signal::reinstall();
+                        }
                         send(m);
                     }
                 }

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{beside, hazard, hazard_with, is_child, spin, stop_running, watchdog_says, world};
+use common::{
+    beside, hazard, hazard_with, is_child, spin, stop_running, watchdog_says,
+    watchdog_says_without, world,
+};
 use gc_preempt::World;
 use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -151,8 +154,9 @@ fn h3_a_handler_installed_before_ours_still_runs() {
 fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
     let name = "h3_a_handler_installed_over_ours_is_named_by_the_watchdog";
     if !is_child() {
-        return watchdog_says(
+        return watchdog_says_without(
             name,
+            "no-reinstall",
             "no-watchdog",
             &["Another handler was installed over Urge's"],
         );
@@ -174,6 +178,101 @@ fn h3_a_handler_installed_over_ours_is_named_by_the_watchdog() {
         || {
             std::thread::sleep(Duration::from_millis(50));
             drop(world.stop().unwrap());
+        },
+    );
+}
+
+/// Stops a thread that spins, again and again, with handlers as `install_over` leaves them.
+fn stops_with(install_over: impl FnOnce()) {
+    let world = world();
+    beside(&world, spin, || {
+        stop_running(&world, 3, |_| ());
+        install_over();
+        stop_running(&world, 3, |_| ());
+    });
+}
+
+#[test]
+fn h3_a_handler_installed_over_ours_takes_no_stop_away() {
+    hazard(
+        "h3_a_handler_installed_over_ours_takes_no_stop_away",
+        "no-reinstall",
+        || {
+            // As Go's runtime does, which passes SIGURG on to no other.
+            stops_with(|| install(libc::SIGURG, host_handler, libc::SA_RESTART));
+            assert!(HOST_SAW.load(SeqCst) > 0, "and the host's goes on running");
+        },
+    );
+}
+
+#[test]
+fn h3_sigurg_that_is_set_to_be_ignored_stops_all_the_same() {
+    hazard(
+        "h3_sigurg_that_is_set_to_be_ignored_stops_all_the_same",
+        "no-reinstall",
+        || {
+            stops_with(|| {
+                // SAFETY: no handler.
+                unsafe { libc::signal(libc::SIGURG, libc::SIG_IGN) };
+            });
+        },
+    );
+}
+
+static CHAINED: AtomicU64 = AtomicU64::new(0);
+static BEFORE: AtomicU64 = AtomicU64::new(0);
+
+/// A handler of the host's that passes on to the one that it found installed.
+extern "C" fn chaining(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    CHAINED.fetch_add(1, SeqCst);
+    let before = BEFORE.load(SeqCst);
+    if before != 0 {
+        // SAFETY: `install_chaining` keeps the address of a three-argument handler only.
+        let before: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
+            unsafe { std::mem::transmute(before) };
+        before(signal, info, context);
+    }
+}
+
+fn install_chaining() {
+    // SAFETY: zero is a valid sigaction, and the handler is async-signal-safe.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        let mut old: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = chaining as *const () as usize;
+        action.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
+        assert_eq!(
+            libc::sigaction(libc::SIGURG, &raw const action, &raw mut old),
+            0
+        );
+        assert_ne!(old.sa_flags & libc::SA_SIGINFO, 0, "ours was there");
+        BEFORE.store(old.sa_sigaction as u64, SeqCst);
+    }
+}
+
+#[test]
+fn h3_handlers_that_chain_run_once_each_and_never_in_a_circle() {
+    hazard(
+        "h3_handlers_that_chain_run_once_each_and_never_in_a_circle",
+        "chain-loops",
+        || {
+            install(libc::SIGURG, host_handler, libc::SA_RESTART);
+            let counts = || (HOST_SAW.load(SeqCst), CHAINED.load(SeqCst));
+            let raised = || {
+                let before = counts();
+                // SAFETY: a signal to this thread, which has a handler.
+                unsafe { libc::raise(libc::SIGURG) };
+                let after = counts();
+                (after.0 - before.0, after.1 - before.1)
+            };
+            stops_with(|| {
+                install_chaining();
+                assert_eq!(raised(), (1, 1), "the host's newer one on top");
+            });
+            assert_eq!(raised(), (1, 1), "ours on top again");
+            // Over ours once more: what it passes on to leads back to itself.
+            stops_with(install_chaining);
+            assert_eq!(raised(), (1, 1));
         },
     );
 }

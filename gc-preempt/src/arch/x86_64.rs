@@ -319,6 +319,17 @@ impl SignalFrame {
         self.greg(libc::REG_RSP)
     }
 
+    /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. The word is `uc_link`, which the kernel sets to zero.
+    pub(crate) fn turn(self) -> usize {
+        // SAFETY: as `greg`.
+        unsafe { (&raw const (*self.0).uc_link).read() as usize }
+    }
+
+    pub(crate) fn set_turn(self, turn: usize) {
+        // SAFETY: as `set_greg`; the return from the signal does not read this word.
+        unsafe { (&raw mut (*self.0).uc_link).write(turn as *mut libc::ucontext_t) };
+    }
+
     /// The signals that were blocked when this one came.
     pub(crate) fn mask(self) -> u64 {
         // SAFETY: as `greg`; the kernel writes eight bytes of mask.

@@ -122,6 +122,9 @@ impl Wait {
             if now >= resend_at && !faults::planted("no-resend") {
                 resend_gap = (resend_gap * 2).min(RESEND_MAX);
                 resend_at = now + resend_gap;
+                if self.signals {
+                    signal::reinstall();
+                }
                 self.send_again(members, |_| true);
             }
             watchdog.look(now, || {

@@ -93,12 +93,17 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
 
 /// The test's child goes on in the end, and the watchdog has said these words by then; with `fault` planted nobody does.
 pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {
-    for fault in ["", fault] {
-        let output = run_child(name, fault, &[]).expect("it hung");
+    watchdog_says_without(name, "", fault, words);
+}
+
+/// [`watchdog_says`] with the cure `off` switched off throughout.
+pub fn watchdog_says_without(name: &str, off: &str, fault: &str, words: &[&str]) {
+    for planted in ["", fault] {
+        let output = run_child(name, &format!("{off},{planted}"), &[]).expect("it hung");
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");
         let said = words.iter().all(|words| text.contains(words));
-        assert_eq!(said, fault.is_empty(), "{text}");
+        assert_eq!(said, planted.is_empty(), "{text}");
     }
 }
 
