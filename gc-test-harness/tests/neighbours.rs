@@ -302,7 +302,9 @@ fn check(order: &str) {
                 }
                 calls.fetch_add(1, Ordering::Relaxed);
             }
-            java.map(Java::leave);
+            if let Some(java) = java {
+                java.leave();
+            }
         });
         let mut choices = Choices::Seeded(1);
         let mut more = Choices::Seeded(2);
