@@ -116,7 +116,8 @@
 //! # Signals
 //!
 //! Threads are stopped by SIGURG. A handler that the host had installed before is called for each of them. System calls are restarted, but some
-//! (`epoll_wait`, `nanosleep`, timed socket calls) end in EINTR all the same: make them inside `blocking`, where no signal comes. A host that
+//! (`poll`, `epoll_wait`, `nanosleep`, timed socket calls; the list is at [`World`](gc_preempt::World)) end in EINTR all the same, and a `write` or `read` of many bytes
+//! may end with a part of them: make them inside `blocking`, where no signal comes. errno is kept. A host that
 //! blocks SIGURG, or replaces the handler without calling it, is named on stderr by a watchdog. `URGE_ASYNC=0` does without signals: threads
 //! then stop when they allocate or block, and when `no_preempt` ends.
 //!

@@ -555,3 +555,42 @@ fn what_mutators_mark_is_alive_and_counted() {
     assert!(last.cells_live >= 50_000, "{last:?}");
     assert!(last.assist_cells <= last.cells_live && last.bytes_born <= last.bytes_live);
 }
+
+/// Panics if `f` leaves another errno.
+fn keeps_errno<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: errno's address is always valid.
+    let errno = || unsafe { &mut *libc::__errno_location() };
+    *errno() = libc::EBADF;
+    let result = f();
+    assert_eq!(*errno(), libc::EBADF, "errno is another");
+    result
+}
+
+#[test]
+fn h39_allocating_and_collecting_keep_errno() {
+    hazard(
+        "h39_allocating_and_collecting_keep_errno",
+        "errno-lost",
+        || {
+            let heap = Heap::builder().hard_limit(8 << 20).build().unwrap();
+            let k = kinds(&heap);
+            std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        for _ in 0..300 {
+                            // SAFETY: they die at once.
+                            keeps_errno(|| unsafe {
+                                for _ in 0..50 {
+                                    m.alloc(k.leaf, 4096).unwrap();
+                                }
+                                m.alloc(k.leaf, 200_000).unwrap();
+                            });
+                        }
+                        keeps_errno(|| m.collect());
+                    });
+                }
+            });
+        },
+    );
+}

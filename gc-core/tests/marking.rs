@@ -7,7 +7,10 @@
 mod common;
 
 use common::step::Record;
-use common::{Kinds, cell, cons, garbage, hazard, hazard_given, hazard_with, kinds, wipe_stack};
+use common::{
+    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, kinds,
+    until_its_bare_exit, wipe_stack,
+};
 use gc_core::{Bytes, Field, Heap, Mutator, RawRoot, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -310,7 +313,7 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
 // ---- attach, detach, fork -------------------------------------------------------------------------------------------------------------
 
 /// A thread that comes and goes while a cycle marks, and hands what it has taken to one that was there before.
-fn comes_and_goes() {
+fn comes_and_goes(ends_by_bare_call: bool) {
     let (heap, k) = lingering();
     let m = heap.attach().unwrap();
     const LEN: usize = 500;
@@ -319,15 +322,21 @@ fn comes_and_goes() {
         let mut taken = [0; LEN];
         while_marking(&m, k, || {
             let (taken, shelf, heap) = (&mut taken[..LEN - round], &shelf, &heap);
+            let guest = move || {
+                let guest = heap.attach().unwrap();
+                for (i, pair) in taken.iter_mut().enumerate() {
+                    *pair = shelf.take(&guest, i);
+                }
+                if ends_by_bare_call {
+                    guest.blocking(bare_exit);
+                }
+            };
             m.blocking(|| {
-                std::thread::scope(|s| {
-                    s.spawn(move || {
-                        let guest = heap.attach().unwrap();
-                        for (i, pair) in taken.iter_mut().enumerate() {
-                            *pair = shelf.take(&guest, i);
-                        }
-                    });
-                });
+                if ends_by_bare_call {
+                    until_its_bare_exit(guest);
+                } else {
+                    std::thread::scope(|s| drop(s.spawn(guest)));
+                }
             });
         });
         for (i, pair) in taken.iter_mut().enumerate() {
@@ -343,13 +352,19 @@ fn comes_and_goes() {
 #[test]
 fn a_thread_that_detaches_while_a_cycle_marks_leaves_its_log() {
     let name = "a_thread_that_detaches_while_a_cycle_marks_leaves_its_log";
-    hazard(name, "log-kept-at-detach", comes_and_goes);
+    hazard(name, "log-kept-at-detach", || comes_and_goes(false));
+}
+
+#[test]
+fn h41_a_thread_that_ends_by_the_bare_call_while_a_cycle_marks_leaves_its_log() {
+    let name = "h41_a_thread_that_ends_by_the_bare_call_while_a_cycle_marks_leaves_its_log";
+    hazard(name, "log-kept-at-detach", || comes_and_goes(true));
 }
 
 #[test]
 fn a_thread_that_attaches_while_a_cycle_marks_logs_its_stores() {
     let name = "a_thread_that_attaches_while_a_cycle_marks_logs_its_stores";
-    hazard(name, "attached-unmarked", comes_and_goes);
+    hazard(name, "attached-unmarked", || comes_and_goes(false));
 }
 
 /// Forks; the child runs `body` and ends. Panics unless it ends well.

@@ -2,9 +2,10 @@
 
 use crate::code::CODE;
 use crate::mutator::Mutator;
+use crate::quiet::NoCancel;
 use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
 use crate::state::Phase;
-use crate::world::{AttachError, ForkHooks, Inner, Member, World, worlds};
+use crate::world::{AttachError, EndHooks, ForkHooks, Inner, Member, World, worlds};
 use crate::{faults, signal, walk, watchdog};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -18,11 +19,12 @@ const HANDLER_STACK: usize = 64 * 1024;
 pub(crate) fn attach(
     world: &World,
     data: *mut (),
-    at_exit: Option<unsafe fn(*mut ())>,
+    end: Option<EndHooks>,
 ) -> Result<Mutator, AttachError> {
     if crate::world::holds_a_stop() {
         return Err(AttachError::HoldsAStop);
     }
+    let _no_cancel = NoCancel::new();
     // Before the lock: both may call malloc, and the first may read /proc.
     let stack = stack_of_this_thread()
         .map_err(|e| AttachError::System("where does this thread's stack lie", e))?;
@@ -64,6 +66,8 @@ pub(crate) fn attach(
                 lock.remove(record);
                 return Err(AttachError::System("an alternate signal stack", e));
             }
+            // SAFETY: the record was in the pool, or is new: no living thread has it.
+            unsafe { record.lifeline.hold() };
             record
         }
     };
@@ -73,7 +77,7 @@ pub(crate) fn attach(
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);
-    let member = Member::new(record, data, at_exit);
+    let member = Member::new(record, data, end);
     world.inner.members(&mut lock).list.push(member);
     drop(lock);
     drop(evicted);
@@ -105,6 +109,8 @@ fn release(record: &'static Record, lock: &mut RegistryGuard) {
         record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
     if idle && record.worlds.load(Ordering::Relaxed) == 0 {
         tear_down_signals(record);
+        // SAFETY: this is the record's thread, which has held it since it attached.
+        unsafe { record.lifeline.let_go() };
         lock.remove(record);
     }
 }
@@ -132,7 +138,10 @@ fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Ar
         .collect();
     for inner in &all {
         let list = &mut inner.members(lock).list;
-        list.retain(|m| !core::ptr::eq(m.record, record));
+        for gone in list.extract_if(.., |m| core::ptr::eq(m.record, record)) {
+            // SAFETY: the thread is gone, and the registry lock is held.
+            unsafe { gone.tell_gone() };
+        }
     }
     lock.remove(record);
     all
@@ -339,7 +348,7 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
             World {
                 inner: inner.clone(),
             },
-            m.at_exit,
+            m.end.map(|end| end.at_exit),
             m.data,
         ))
     });
@@ -443,6 +452,8 @@ extern "C" fn child() {
             .tid
             .store(unsafe { libc::gettid() }, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
+        // SAFETY: the parent's thread is tied to another copy of it. The kernel's list for this thread is empty, and so is glibc's.
+        unsafe { record.lifeline.hold() };
     }
     if faults::planted("no-fork-handler") {
         std::mem::forget(lock);

@@ -56,10 +56,12 @@ mod config;
 pub mod context;
 pub mod faults;
 mod handler_chain;
+mod lifeline;
 mod mutator;
 mod park;
 mod pin;
 mod processors;
+mod quiet;
 mod registry;
 mod signal;
 mod signal_mask;
@@ -76,9 +78,10 @@ pub use config::{Config, ConfigError};
 pub use context::{Interrupted, Origin, Registers, Snapshot};
 pub use mutator::{InNoPreempt, Mutator, MutatorId, NoPreempt, StopHook};
 pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
+pub use quiet::KeepErrno;
 pub use walk::{RootSink, WalkStats};
 pub use world::{
-    AttachError, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
+    AttachError, EndHooks, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
     StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here, no_preempt_here,
 };
 

@@ -79,7 +79,8 @@ impl Mutator {
     }
 
     /// Runs `f`, which promises not to touch the heap. The stopper neither waits for it nor sends it a signal, so no system call in it
-    /// ends in EINTR because of a stop. When `f` ends during a stop, the thread waits for the resume.
+    /// ends in EINTR because of a stop, and no transfer is cut short. When `f` ends during a stop, the thread waits for the resume. It may end by a panic,
+    /// and by the unwinding of `pthread_exit` or a cancellation. errno is what `f` left.
     ///
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a stack that is not the thread's own, a

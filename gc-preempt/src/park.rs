@@ -1,7 +1,8 @@
 //! Futexes: the two system calls that every wait in this crate comes down to, a third that only compares, and a lock made of them.
 //!
-//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`.
+//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`, which is kept.
 
+use crate::quiet::KeepErrno;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
@@ -11,6 +12,7 @@ use core::time::Duration;
 /// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers re-check in a loop. Not for a mutator outside
 /// of `blocking`.
 pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+    let _kept = KeepErrno::new();
     let spec;
     let ptr = match timeout {
         Some(t) => {
@@ -36,6 +38,7 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
 
 /// Wakes up to `count` sleepers of `word`.
 pub fn wake(word: &AtomicU32, count: i32) {
+    let _kept = KeepErrno::new();
     // SAFETY: only the address is used, as a key; the kernel writes nothing through it.
     unsafe {
         libc::syscall(
@@ -50,6 +53,7 @@ pub fn wake(word: &AtomicU32, count: i32) {
 /// Is there a word at `address` that holds `value` now? `false` where nothing is mapped. Asked of the kernel, which compares before it moves sleepers to
 /// another futex, here none of them to `unused`.
 pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
+    let _kept = KeepErrno::new();
     // SAFETY: the kernel reads four bytes at the address, if they may be read, and writes nothing.
     let moved = unsafe {
         libc::syscall(

@@ -10,6 +10,7 @@
 use crate::arch;
 use crate::clock;
 use crate::context::{Interrupted, Snapshot};
+use crate::lifeline::Lifeline;
 use crate::park::{self, Mutex, MutexGuard};
 use crate::processors;
 use crate::state::State;
@@ -59,6 +60,8 @@ pub(crate) struct Record {
     pub stack_high: AtomicUsize,
     /// Worlds that this thread is attached to.
     pub worlds: AtomicU32,
+    /// Tells whether the thread still exists.
+    pub lifeline: Lifeline,
     /// This thread's alternate stack, kept for the next thread that gets the record.
     pub alternate: UnsafeCell<Alternate>,
     /// What to undo at the last detach.
@@ -105,6 +108,7 @@ impl Record {
             stack_low: AtomicUsize::new(0),
             stack_high: AtomicUsize::new(0),
             worlds: AtomicU32::new(0),
+            lifeline: Lifeline::new(),
             alternate: UnsafeCell::new(Alternate { base: 0, size: 0 }),
             before: UnsafeCell::new(Before {
                 // SAFETY: an all-zero stack_t is a valid value.

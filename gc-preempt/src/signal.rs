@@ -22,6 +22,7 @@ use crate::clock::now;
 use crate::context::{Interrupted, Origin, Registers, Snapshot};
 use crate::faults;
 use crate::handler_chain;
+use crate::quiet::KeepErrno;
 use crate::registry::{self, Record};
 use crate::signal_mask::SignalMask;
 use crate::state::Phase;
@@ -68,6 +69,7 @@ pub(crate) fn strays() -> u64 {
 
 /// Sends the stop signal to a thread. False if the thread no longer exists.
 pub(crate) fn send(tid: i32) -> bool {
+    let _kept = KeepErrno::new();
     // SAFETY: a system call without memory arguments.
     let result = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, SIGNAL) };
     // SAFETY: errno's address is always valid.
@@ -86,8 +88,7 @@ impl Record {
 /// The handler. What it decides is in [`decide`].
 extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     let from = now();
-    // SAFETY: errno's address is valid, and the handler must leave errno as it was.
-    let errno = unsafe { *libc::__errno_location() };
+    let kept = KeepErrno::new();
     watchdog::abort_if_panicking();
     // SAFETY: `ucontext` is this handler's third argument.
     let frame = unsafe { SignalFrame::new(ucontext) };
@@ -101,8 +102,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
         }
     }
     handler_chain::pass_on(frame, signal, info, ucontext);
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    drop(kept);
 }
 
 /// What to do with the signal on an attached thread (DESIGN section 3.3).
@@ -152,8 +152,7 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
 /// interrupted frame.
 pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
     let from = now();
-    // SAFETY: errno's address is valid; the interrupted code may be about to read it.
-    let errno = unsafe { *libc::__errno_location() };
+    let kept = KeepErrno::new(); // the interrupted code may be about to read it
     if let Some(record) = registry::current() {
         // SAFETY: the trampoline passes the frame it has just filled.
         let saved = unsafe { &*frame };
@@ -206,6 +205,5 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
             .interrupted
             .store(here.next.cast_mut(), Ordering::Relaxed);
     }
-    // SAFETY: as above.
-    unsafe { *libc::__errno_location() = errno };
+    drop(kept);
 }

@@ -281,7 +281,7 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
         record: &'static Record,
         may_go_on: bool,
     }
-    extern "C" fn at_call(data: *mut (), sp: usize, fp: usize, pc: usize) {
+    extern "C-unwind" fn at_call(data: *mut (), sp: usize, fp: usize, pc: usize) {
         // SAFETY: `stop_here` passes its own Call, alive until this returns.
         let &Call { record, may_go_on } = unsafe { &*data.cast::<Call>() };
         let mask = SignalMask::all_but_faults();
@@ -380,9 +380,28 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     struct Call<F, R> {
         record: &'static Record,
         f: Option<F>,
-        result: Option<std::thread::Result<R>>,
+        result: Option<R>,
     }
-    extern "C" fn enter<F: FnOnce() -> R, R>(data: *mut (), sp: usize, fp: usize, pc: usize) {
+    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding that is not Rust's and that nothing may catch, such as
+    /// `pthread_exit`'s.
+    struct Leave(&'static Record);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            let record = self.0;
+            if record.state.leave_blocked(registry::resumed).is_err() {
+                let _mask = SignalMask::all_but_faults();
+                while let Err(number) = record.state.leave_blocked(registry::resumed) {
+                    registry::wait_for_resume(number);
+                }
+            }
+        }
+    }
+    extern "C-unwind" fn enter<F: FnOnce() -> R, R>(
+        data: *mut (),
+        sp: usize,
+        fp: usize,
+        pc: usize,
+    ) {
         // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
         let record = call.record;
@@ -410,18 +429,21 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             compiler_fence(Ordering::SeqCst);
             stop_here(record, false);
         }
+        let _leave = Leave(record);
         if let Some(f) = call.f.take() {
-            // A panic must not unwind through the assembly before the state is RUNNING again; it goes on in `blocked`.
-            call.result = Some(std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)));
-        }
-        if record.state.leave_blocked(registry::resumed).is_err() {
-            let _mask = SignalMask::all_but_faults();
-            while let Err(number) = record.state.leave_blocked(registry::resumed) {
-                registry::wait_for_resume(number);
-            }
+            call.result = Some(if faults::planted("caught") {
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+                    Ok(result) => result,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            } else {
+                f()
+            });
         }
     }
-    fn entry<F: FnOnce() -> R, R>(_: &Call<F, R>) -> extern "C" fn(*mut (), usize, usize, usize) {
+    fn entry<F: FnOnce() -> R, R>(
+        _: &Call<F, R>,
+    ) -> extern "C-unwind" fn(*mut (), usize, usize, usize) {
         enter::<F, R>
     }
     let mut call = Call {
@@ -431,8 +453,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     };
     arch::call_spilled(entry(&call), (&raw mut call).cast());
     match call.result {
-        Some(Ok(result)) => result,
-        Some(Err(panic)) => std::panic::resume_unwind(panic),
+        Some(result) => result,
         None => unreachable!("enter runs f"),
     }
 }

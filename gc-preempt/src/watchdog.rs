@@ -4,6 +4,7 @@
 
 use crate::arch;
 use crate::clock;
+use crate::quiet::NoCancel;
 use crate::registry::Record;
 use crate::signal;
 use crate::world::STOPPER;
@@ -74,6 +75,7 @@ impl Watchdog {
 }
 
 fn report(record: &Record, waited: Duration) {
+    let _no_cancel = NoCancel::new();
     let tid = record.tid.load(Ordering::Relaxed);
     let mut name = [0; 32];
     let name = proc_file(tid, "comm", &mut name).trim_ascii_end();

@@ -62,10 +62,20 @@ pub struct ForkHooks {
     pub data: *mut (),
 }
 
+/// What is done with `data` when a thread ends with its [`Mutator`] not dropped. See [`World::attach_with`].
+#[derive(Clone, Copy)]
+pub struct EndHooks {
+    /// On the thread itself, when its thread-local destructors run, before it is detached.
+    pub at_exit: unsafe fn(*mut ()),
+    /// On another thread, after one that ended without running any destructor (by the `exit` system call), which a stop has noticed. The registry lock is held, and
+    /// the world may be stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    pub gone: unsafe fn(*mut ()),
+}
+
 pub(crate) struct Member {
     pub record: &'static Record,
     pub data: *mut (),
-    pub at_exit: Option<unsafe fn(*mut ())>,
+    pub end: Option<EndHooks>,
     /// The kernel said that the thread no longer exists.
     pub dead: bool,
     /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The world, which the `Mutator` held.
@@ -73,17 +83,22 @@ pub(crate) struct Member {
 }
 
 impl Member {
-    pub(crate) fn new(
-        record: &'static Record,
-        data: *mut (),
-        at_exit: Option<unsafe fn(*mut ())>,
-    ) -> Self {
+    pub(crate) fn new(record: &'static Record, data: *mut (), end: Option<EndHooks>) -> Self {
         Self {
             record,
             data,
-            at_exit,
+            end,
             dead: false,
             left: UnsafeCell::new(None),
+        }
+    }
+
+    /// # Safety
+    /// The thread has ended, the registry lock is held, and this is the last that is done with the member.
+    pub(crate) unsafe fn tell_gone(&self) {
+        if let Some(end) = self.end {
+            // SAFETY: `attach_with`'s caller promised that this may be called here.
+            unsafe { (end.gone)(self.data) };
         }
     }
 }
@@ -149,6 +164,23 @@ pub(crate) fn worlds(_lock: &mut RegistryGuard) -> &mut Vec<Weak<Inner>> {
 }
 
 /// The mutators of one heap, and the means to stop them. Clones are the same world.
+///
+/// # What a host's thread notices of stops
+///
+/// A stop is a signal with `SA_RESTART`, so a mutator that is in a system call then notices what signal(7) says of any signal. In
+/// [`blocking`](Mutator::blocking) no signal comes, and a thread notices nothing.
+///
+/// * **EINTR.** `poll`, `select`, `epoll_wait`, `nanosleep`, `usleep`, `pause`, `sigsuspend`, `sigwaitinfo`, `sigtimedwait`, `msgsnd`, `msgrcv`, `semop`,
+///   `semtimedop`, `io_getevents`, `io_uring_enter`, and socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` end in EINTR.
+/// * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has moved a part of its bytes ends with their number. Loop, as for any signal, or make the
+///   call in `blocking`, where it is whole.
+/// * **errno** is kept by stops and by every wait of this crate; `blocking` leaves what its closure has left.
+/// * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and outside of `blocking`: the thread unwinds, and is detached. A
+///   cancellation that comes while the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous* cancellation around calls of
+///   this crate, which are no more async-cancel-safe than `malloc`; in loops of its own it may.
+/// * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which leaves the thread out. What the stack held is no root from then on.
+///   The stack must not be unmapped before the stop that is under way is over; `pthread_join` on such a thread, which may do so, is to be called while no stop
+///   walks, so end threads in another way where that can be.
 #[derive(Clone)]
 pub struct World {
     pub(crate) inner: Arc<Inner>,
@@ -202,20 +234,17 @@ impl World {
         attach::attach(self, data, None)
     }
 
-    /// [`attach`](Self::attach), and `at_exit(data)` runs on the thread itself should it end with its [`Mutator`] leaked, before it is
+    /// [`attach`](Self::attach), and one of the hooks is called with `data` should the thread end with its [`Mutator`] leaked, before it is
     /// detached.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
     ///
     /// # Safety
-    /// `at_exit` may be called with `data` once the thread runs its thread-local destructors, unless the `Mutator` was dropped before.
-    pub unsafe fn attach_with(
-        &self,
-        data: *mut (),
-        at_exit: unsafe fn(*mut ()),
-    ) -> Result<Mutator, AttachError> {
-        attach::attach(self, data, Some(at_exit))
+    /// Unless the `Mutator` was dropped before, `end.at_exit` may be called with `data` once the thread runs its thread-local destructors, and `end.gone` once the
+    /// thread has ended without.
+    pub unsafe fn attach_with(&self, data: *mut (), end: EndHooks) -> Result<Mutator, AttachError> {
+        attach::attach(self, data, Some(end))
     }
 
     pub(crate) fn detach(&self, record: &'static Record) {
@@ -350,6 +379,10 @@ impl World {
         let (mut signalled, mut held) = (0, 0);
         acknowledgements::begin();
         for m in members.iter_mut().filter(|m| wanted(m)) {
+            if m.record.lifeline.is_cut() {
+                m.dead = true;
+                continue;
+            }
             // Relaxed: published by the asking swap.
             m.record
                 .by_signal
@@ -383,6 +416,10 @@ impl World {
             asked: signalled,
         };
         let deferrals = wait.until_all_stopped(members);
+        for gone in members.iter().filter(|m| m.dead) {
+            // SAFETY: the thread has ended, the registry lock is held, and the end of this stop takes the member away.
+            unsafe { gone.tell_gone() };
+        }
         let stopped_at = Instant::now();
         if faults::planted("malloc-in-stop") {
             drop(std::hint::black_box(Vec::<u8>::with_capacity(100_000)));
@@ -497,7 +534,10 @@ impl Stopped<'_> {
     fn reap_code(&self) {
         // SAFETY: this stop holds every mutator.
         let snapshot = |m: &Member| unsafe { m.record.snapshot() };
-        let alive = || self.members().iter().filter(|m| !m.dead);
+        let alive = || {
+            let all = self.members().iter();
+            all.filter(|m| !m.dead && !m.record.lifeline.is_cut())
+        };
         let stacks = alive().map(|m| {
             let sp = snapshot(m).registers.sp().saturating_sub(arch::RED_ZONE);
             sp.max(m.record.stack().start)..m.record.stack().end
@@ -596,7 +636,7 @@ impl<'s> StoppedMutator<'s> {
 
     /// Was it attached by [`World::attach_with`], whose caller vouches for the data?
     pub fn vouched(&self) -> bool {
-        self.member.at_exit.is_some()
+        self.member.end.is_some()
     }
 
     /// Is it in a blocking region, and so held without a signal?
@@ -625,7 +665,13 @@ impl<'s> StoppedMutator<'s> {
     }
 
     /// Walks its frames from the innermost outwards.
+    ///
+    /// A thread in `blocking` runs on meanwhile. One that has ended there by the bare `exit` system call since the stop began has no frames: its stack may be
+    /// unmapped. One whose stack is unmapped while this walks it makes this crash: do not unmap a stack on which a mutator ended without detaching.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
+        if self.member.record.lifeline.is_cut() {
+            return WalkStats::default();
+        }
         self.member.record.note_walk(self.snapshot().registers.sp());
         // SAFETY: the stop that this value borrows holds the thread and the registry lock; its stack is mapped while it lives, and code that a stack returns into
         // stays registered and mapped.

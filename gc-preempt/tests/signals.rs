@@ -369,7 +369,7 @@ fn h5_a_blocked_thread_gets_no_signal() {
 #[test]
 fn h7_a_thread_that_ends_without_detaching_does_not_hang_the_next_stop() {
     let name = "h7_a_thread_that_ends_without_detaching_does_not_hang_the_next_stop";
-    hazard(name, "no-exit-detach,no-dead-check", || {
+    hazard(name, "no-exit-detach,no-dead-check,no-lifeline", || {
         let world = world();
         for _ in 0..50 {
             let world2 = world.clone();

@@ -1,6 +1,8 @@
 //! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and two worlds at once.
 
-use gc_preempt::{AttachError, Config, HandshakeError, MutatorId, Origin, StopError, World};
+use gc_preempt::{
+    AttachError, Config, EndHooks, HandshakeError, MutatorId, Origin, StopError, World,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
@@ -285,18 +287,22 @@ fn a_leaked_mutator_runs_its_exit_function_once_on_its_thread() {
     unsafe fn at_exit(data: *mut ()) {
         RAN.fetch_add(data as u64, SeqCst);
     }
+    unsafe fn gone(_: *mut ()) {
+        RAN.fetch_add(1000, SeqCst);
+    }
+    let end = EndHooks { at_exit, gone };
     let world = world();
     let w = world.clone();
     std::thread::spawn(move || {
-        // SAFETY: `at_exit` only counts.
-        std::mem::forget(unsafe { w.attach_with(5 as *mut (), at_exit) }.unwrap());
+        // SAFETY: the hooks only count.
+        std::mem::forget(unsafe { w.attach_with(5 as *mut (), end) }.unwrap());
     })
     .join()
     .unwrap();
     let w = world.clone();
     std::thread::spawn(move || {
         // SAFETY: as above.
-        drop(unsafe { w.attach_with(100 as *mut (), at_exit) }.unwrap());
+        drop(unsafe { w.attach_with(100 as *mut (), end) }.unwrap());
     })
     .join()
     .unwrap();

@@ -453,6 +453,7 @@ impl Heap {
 
     /// Collects all cells, or perhaps young ones only, and waits for it.
     pub(crate) fn collect_now(&self, whole: bool) -> u64 {
+        let _kept = gc_preempt::KeepErrno::new();
         assert!(
             !self.on_collector(),
             "collect() inside a root callback or a code owner's drop: ask with request_collection() instead"
@@ -482,6 +483,7 @@ impl Heap {
 
     /// Asks for a collection: of all cells, or one that may be young.
     fn request(&self, whole: bool) -> u64 {
+        let _kept = gc_preempt::KeepErrno::new();
         let requests = &self.shared().requests;
         let alive = requests.alive.load(Ordering::SeqCst);
         if !alive && !gc_preempt::in_no_preempt_here() {

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use core::time::Duration;
 use std::time::Instant;
 
-use gc_preempt::InNoPreempt;
+use gc_preempt::{InNoPreempt, KeepErrno};
 
 use crate::alloc::{self, AllocError, ColdUnits, RUN_BYTES, Refill, Run, Runs, Site};
 use crate::api::handles::Handles;
@@ -94,7 +94,7 @@ impl Mutator {
         let context = Box::into_raw(context);
         // SAFETY: the context is freed only after the thread has detached, by `drop`; where that never comes, at the thread's end, it is
         // leaked and may be used for as long as the thread lives.
-        let attached = unsafe { heap.world().attach_with(context.cast(), at_exit) };
+        let attached = unsafe { heap.world().attach_with(context.cast(), END) };
         match attached {
             Ok(thread) => {
                 // SAFETY: made above. Other threads (the collector) read it, but not the part that is set here.
@@ -237,6 +237,7 @@ impl Mutator {
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, site: Site) -> Option<NonNull<u8>> {
+        let _kept = KeepErrno::new(); // it may wait, and ask the system for memory
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
@@ -286,6 +287,7 @@ impl Mutator {
 
     #[cold]
     fn alloc_large(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
+        let _kept = KeepErrno::new();
         let shared = self.heap.shared();
         let thread = self.thread();
         let mut tries = 0;
@@ -688,13 +690,32 @@ impl Mutator {
 
 /// Gives back what a mutator has: its runs and its log.
 fn retire(context: &Context) {
-    context.thread().no_preempt(|| {
-        context.shared.contexts.lock().take(context.place.get());
-        context.shared.space.retire(&context.local);
-        if !planted("log-kept-at-detach") {
-            context.flush_log();
-        }
-    });
+    // SAFETY: on its own thread, which is not stopped in it.
+    context
+        .thread()
+        .no_preempt(|| unsafe { give_back(context) });
+}
+
+/// # Safety
+/// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread has ended.
+unsafe fn give_back(context: &Context) {
+    context.shared.contexts.lock().take(context.place.get());
+    context.shared.space.retire(&context.local);
+    if !planted("log-kept-at-detach") {
+        context.flush_log();
+    }
+}
+
+/// What becomes of a mutator's record where its [`Mutator`] is not dropped.
+const END: gc_preempt::EndHooks = gc_preempt::EndHooks { at_exit, gone };
+
+/// A thread has ended without running any destructor. What it had logged was overwritten in the snapshot of a cycle under way, so it must not be lost.
+///
+/// # Safety
+/// `data` is the context of a mutator whose thread has ended, with the registry lock held.
+unsafe fn gone(data: *mut ()) {
+    // SAFETY: by the contract; contexts of threads that end so are never freed.
+    unsafe { give_back(&*data.cast::<Context>()) };
 }
 
 /// The end of a thread whose [`Mutator`] was leaked.

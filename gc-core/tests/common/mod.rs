@@ -113,6 +113,32 @@ pub fn cell(address: usize) -> NonNull<u8> {
     NonNull::new(address as *mut u8).unwrap()
 }
 
+// ---- threads that end without a word -------------------------------------------------------------------------------------------
+
+/// Runs `f` on a thread of its own and waits for its end, which `f` brings about by [`bare_exit`].
+pub fn until_its_bare_exit<F: FnOnce() + Send>(f: F) {
+    extern "C" fn body<F: FnOnce()>(f: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: what is passed below, taken once.
+        unsafe { f.cast::<Option<F>>().as_mut().unwrap().take().unwrap()() };
+        unreachable!("the thread has ended");
+    }
+    let mut f = Some(f);
+    let mut thread = 0;
+    // SAFETY: the thread is joined before `f` goes, once.
+    unsafe {
+        let data = (&raw mut f).cast();
+        let made = libc::pthread_create(&raw mut thread, std::ptr::null(), body::<F>, data);
+        assert_eq!(made, 0);
+        assert_eq!(libc::pthread_join(thread, std::ptr::null_mut()), 0);
+    }
+}
+
+/// Ends the thread by the system call, without a destructor.
+pub fn bare_exit() {
+    // SAFETY: the thread has nothing that others wait for.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+}
+
 // ---- hazards -------------------------------------------------------------------------------------------------------------------
 
 /// A child that takes longer than this hangs.

@@ -154,17 +154,19 @@ global_asm!(
     stop = sym crate::signal::injected_stop,
 );
 
+unsafe extern "C-unwind" {
+    fn urge_call_spilled(f: extern "C-unwind" fn(*mut (), usize, usize, usize), data: *mut ());
+}
+
 unsafe extern "C" {
-    fn urge_call_spilled(f: extern "C" fn(*mut (), usize, usize, usize), data: *mut ());
     fn urge_async_preempt();
     fn urge_async_preempt_end();
 }
 
 /// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`: the stack pointer below the spilled registers, the frame
-/// pointer and the return address of that call, which together name the frame from which a walk may start.
-pub(crate) fn call_spilled(f: extern "C" fn(*mut (), usize, usize, usize), data: *mut ()) {
-    // SAFETY: the assembly keeps the System V convention: it saves what it must, keeps the stack aligned, and `f` never unwinds
-    // (an `extern "C"` function aborts instead).
+/// pointer and the return address of that call, which together name the frame from which a walk may start. `f` may unwind.
+pub(crate) fn call_spilled(f: extern "C-unwind" fn(*mut (), usize, usize, usize), data: *mut ()) {
+    // SAFETY: the assembly keeps the System V convention: it saves what it must, and keeps the stack aligned. Its unwind table says where the saved registers are.
     unsafe { urge_call_spilled(f, data) }
 }
 
@@ -391,7 +393,7 @@ mod tests {
 
     #[test]
     fn call_spilled_publishes_the_frame_it_calls_from() {
-        extern "C" fn probe(data: *mut (), sp: usize, fp: usize, pc: usize) {
+        extern "C-unwind" fn probe(data: *mut (), sp: usize, fp: usize, pc: usize) {
             // SAFETY: the caller passes its own array.
             let out = unsafe { &mut *data.cast::<[usize; 4]>() };
             *out = [sp, fp, pc, core::ptr::from_ref(&sp) as usize];

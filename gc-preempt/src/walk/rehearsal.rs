@@ -97,7 +97,7 @@ fn nest(depth: u32, own: &mut Own<'_>) {
     black_box(own);
 }
 
-extern "C" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
+extern "C-unwind" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
     // SAFETY: `nest` passes it, and waits.
     let own = unsafe { &mut *own.cast::<Own<'_>>() };
     let registers = Registers::at_call(sp, fp, pc);

@@ -477,7 +477,7 @@ struct Seen {
 /// Walks the stack of this very thread, from a call of ours.
 fn walk_here() -> Seen {
     unwind::setup();
-    extern "C" fn stand(seen: *mut (), sp: usize, fp: usize, pc: usize) {
+    extern "C-unwind" fn stand(seen: *mut (), sp: usize, fp: usize, pc: usize) {
         // SAFETY: `call_spilled` hands through what it is given below.
         let seen = unsafe { &mut *seen.cast::<Option<Seen>>() };
         let snapshot = Snapshot {

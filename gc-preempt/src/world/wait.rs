@@ -5,6 +5,7 @@
 use super::Member;
 use crate::acknowledgements;
 use crate::mutator::MutatorId;
+use crate::quiet::NoCancel;
 use crate::registry::Record;
 use crate::state::Phase;
 use crate::{faults, park, processors, signal, watchdog};
@@ -64,6 +65,7 @@ impl Gate {
 
     /// Not under the registry lock.
     pub(super) fn wait(self) {
+        let _no_cancel = NoCancel::new();
         match self {
             Self::Sleep(time) => std::thread::sleep(time),
             Self::Yield => std::thread::yield_now(),
@@ -74,7 +76,8 @@ impl Gate {
 /// Sends the signal, and takes a thread that no longer exists out of the count.
 pub(super) fn send(m: &mut Member) {
     m.record.in_flight.store(1, Ordering::Relaxed);
-    if !signal::send(m.record.tid.load(Ordering::Relaxed))
+    // Its number may be another thread's by now.
+    if (m.record.lifeline.is_cut() || !signal::send(m.record.tid.load(Ordering::Relaxed)))
         && !m.dead
         && !faults::planted("no-dead-check")
     {

@@ -1,0 +1,68 @@
+//! What a wait of ours must leave as it was on the thread of an embedder: errno, and a cancellation that is pending.
+//!
+//! A thread may be stopped, or wait for a stop, between a C function that fails and the line that reads errno: its runtime may make an object of the result in
+//! between, or leave `blocking`. So every system call of ours that can fail is made under a [`KeepErrno`].
+//!
+//! `pthread_cancel` unwinds a thread at the next cancellation point. Rust's standard library calls such functions as if they never unwind, so a thread that is
+//! cancelled in one aborts. The few that this crate calls on threads that are not its own are called under a [`NoCancel`].
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
+}
+
+const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
+
+/// Puts errno back when it is dropped. For code that may wait, or ask the system for memory, where its caller does not expect errno to change. Async-signal-safe.
+///
+/// ```
+/// use std::io::Error;
+/// let before = Error::last_os_error().raw_os_error();
+/// let kept = gc_preempt::KeepErrno::new();
+/// assert!(std::fs::File::open("/nowhere/to/be/found").is_err());
+/// drop(kept);
+/// assert_eq!(Error::last_os_error().raw_os_error(), before);
+/// ```
+#[must_use = "errno is put back when the guard is dropped"]
+pub struct KeepErrno(libc::c_int);
+
+impl KeepErrno {
+    /// Remembers errno as it is.
+    #[inline]
+    #[allow(clippy::new_without_default)] // a guard is not a value to be had by default
+    pub fn new() -> Self {
+        // SAFETY: errno's address is always valid.
+        Self(unsafe { *libc::__errno_location() })
+    }
+}
+
+impl Drop for KeepErrno {
+    #[inline]
+    fn drop(&mut self) {
+        let errno = if crate::faults::planted("errno-lost") {
+            libc::EAGAIN // as a wait leaves it that comes too late to sleep
+        } else {
+            self.0
+        };
+        // SAFETY: errno's address is always valid.
+        unsafe { *libc::__errno_location() = errno };
+    }
+}
+
+/// Keeps the calling thread from being cancelled until it is dropped. A cancellation that comes meanwhile stays pending.
+pub(crate) struct NoCancel(libc::c_int);
+
+impl NoCancel {
+    pub(crate) fn new() -> Self {
+        let mut old = 0;
+        // SAFETY: the call fills `old`; it is no cancellation point.
+        unsafe { pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &raw mut old) };
+        Self(old)
+    }
+}
+
+impl Drop for NoCancel {
+    fn drop(&mut self) {
+        // SAFETY: the state is one that the thread had; it is no cancellation point.
+        unsafe { pthread_setcancelstate(self.0, core::ptr::null_mut()) };
+    }
+}
