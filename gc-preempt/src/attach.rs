@@ -3,18 +3,14 @@
 use crate::code::CODE;
 use crate::mutator::Mutator;
 use crate::quiet::NoCancel;
-use crate::registry::{self, Alternate, Before, Record, RegistryGuard};
+use crate::registry::{self, Record, RegistryGuard};
 use crate::state::Phase;
 use crate::world::{AttachError, EndHooks, ForkHooks, Inner, Member, World, worlds};
-use crate::{faults, signal, walk, watchdog};
+use crate::{altstack, faults, own_stack, signal, walk, watchdog};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
-use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::io;
-
-/// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides the kernel's signal frame.
-const HANDLER_STACK: usize = 64 * 1024;
 
 pub(crate) fn attach(
     world: &World,
@@ -26,7 +22,7 @@ pub(crate) fn attach(
     }
     let _no_cancel = NoCancel::new();
     // Before the lock: both may call malloc, and the first may read /proc.
-    let stack = stack_of_this_thread()
+    let stack = own_stack::find()
         .map_err(|e| AttachError::System("where does this thread's stack lie", e))?;
     arm_exit().map_err(|e| AttachError::System("a destructor for the thread's end", e))?;
 
@@ -56,13 +52,12 @@ pub(crate) fn attach(
         }
         None => {
             let record = lock.insert().ok_or(AttachError::TooManyThreads)?;
-            record.stack_low.store(stack.start, Ordering::Relaxed);
-            record.stack_high.store(stack.end, Ordering::Relaxed);
+            record.own_stack.set(&stack);
             // SAFETY: a system call without arguments.
             record
                 .tid
                 .store(unsafe { libc::gettid() }, Ordering::Relaxed);
-            if let Err(e) = set_up_signals(record) {
+            if let Err(e) = set_up_signals(record, &mut lock, stack.room()) {
                 lock.remove(record);
                 return Err(AttachError::System("an alternate signal stack", e));
             }
@@ -73,7 +68,7 @@ pub(crate) fn attach(
     };
     record.worlds.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the registry lock is held, and the stack is the running thread's.
-    unsafe { walk::learn(&CODE, record.stack()) };
+    unsafe { walk::learn(&CODE, record.frames()) };
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);
@@ -109,9 +104,15 @@ fn release(record: &'static Record, lock: &mut RegistryGuard) {
         record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
     if idle && record.worlds.load(Ordering::Relaxed) == 0 {
         tear_down_signals(record);
+        let alternate = record.alternate();
         // SAFETY: this is the record's thread, which has held it since it attached.
         unsafe { record.lifeline.let_go() };
         lock.remove(record);
+        if faults::planted("alternate-given-back")
+            && let Some(alternate) = alternate
+        {
+            lock.alternates().give(alternate);
+        }
     }
 }
 
@@ -143,105 +144,43 @@ fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Ar
             unsafe { gone.tell_gone() };
         }
     }
-    lock.remove(record);
+    lock.remove_dead(record);
     all
 }
 
-/// Where the running thread's stack lies: the part that it may grow into included.
-fn stack_of_this_thread() -> io::Result<Range<usize>> {
-    let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    let (mut low, mut size) = (core::ptr::null_mut(), 0);
-    // SAFETY: the calls fill what they are given; the attributes are destroyed once, after their last use.
-    let error = unsafe {
-        let mut error = libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr());
-        if error == 0 {
-            error = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut size);
-            libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        }
-        error
-    };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    Ok(low as usize..low as usize + size)
-}
-
-/// An alternate stack of our own for the thread, whatever size the one before has (Rust's and a host's may be too small for the vector
-/// state), and SIGURG unblocked, whatever mask the thread inherited.
-fn set_up_signals(record: &Record) -> io::Result<()> {
-    // SAFETY: under the registry lock, on the record's own thread.
-    let alternate = unsafe { &mut *record.alternate.get() };
-    let mut host = MaybeUninit::<libc::stack_t>::uninit();
-    // SAFETY: asks only; the call fills it.
-    let host = unsafe {
-        libc::sigaltstack(core::ptr::null(), host.as_mut_ptr());
-        host.assume_init()
-    };
-    // The host's handlers run on ours meanwhile: it must not be smaller than theirs.
-    let wanted = if host.ss_flags & libc::SS_DISABLE == 0 {
-        host.ss_size
-    } else {
-        0
-    };
-    if alternate.size == 0 || alternate.size < wanted {
-        *alternate = map_alternate_stack(wanted)?; // one that was too small stays mapped: a record has few hosts
-    }
-    let ours = libc::stack_t {
-        ss_sp: alternate.base as *mut _,
-        ss_flags: 0,
-        ss_size: alternate.size,
-    };
-    let mut stack = MaybeUninit::<libc::stack_t>::uninit();
-    let new = if faults::planted("no-alternate-stack") {
-        core::ptr::null()
-    } else {
-        &raw const ours
-    };
-    // SAFETY: `ours` is mapped for as long as the process lives; the call fills `stack`.
-    if unsafe { libc::sigaltstack(new, stack.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
+/// An alternate stack of Urge's own for the thread, and SIGURG unblocked, whatever mask the thread inherited.
+fn set_up_signals(record: &Record, lock: &mut RegistryGuard, own_stack: usize) -> io::Result<()> {
+    let alternate = altstack::install(lock, own_stack)?;
+    // Relaxed: its own thread's handler reads it.
+    record
+        .alternate
+        .store(core::ptr::from_ref(alternate).cast_mut(), Ordering::Relaxed);
     let urg = only_the_signal();
     let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: both sets are valid, the call fills `mask`, the first call filled `stack`.
-    unsafe {
-        let how = if faults::planted("no-unblock") {
-            libc::SIG_SETMASK
-        } else {
-            libc::SIG_UNBLOCK
-        };
-        libc::pthread_sigmask(
-            how,
-            if how == libc::SIG_UNBLOCK {
-                &raw const urg
-            } else {
-                core::ptr::null()
-            },
-            mask.as_mut_ptr(),
-        );
-        *record.before.get() = Before {
-            stack: stack.assume_init(),
-            urg_was_blocked: libc::sigismember(mask.as_ptr(), signal::SIGNAL) == 1,
-        };
-    }
+    let (how, set) = if faults::planted("no-unblock") {
+        (libc::SIG_SETMASK, core::ptr::null())
+    } else {
+        (libc::SIG_UNBLOCK, &raw const urg)
+    };
+    // SAFETY: the sets are valid, the call fills `mask`.
+    let was_blocked = unsafe {
+        libc::pthread_sigmask(how, set, mask.as_mut_ptr());
+        libc::sigismember(mask.as_ptr(), signal::SIGNAL) == 1
+    };
+    record.urg_was_blocked.store(was_blocked, Ordering::Relaxed);
     Ok(())
 }
 
 fn tear_down_signals(record: &Record) {
-    // SAFETY: under the registry lock, on the record's own thread.
-    let before = unsafe { &*record.before.get() };
-    let urg = only_the_signal();
-    // SAFETY: the sets are valid; the stack is the one that the thread had, which its owner keeps while it is the thread's.
-    unsafe {
-        if before.urg_was_blocked {
+    if record.urg_was_blocked.load(Ordering::Relaxed) {
+        let urg = only_the_signal();
+        // SAFETY: the set is valid.
+        unsafe {
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const urg, core::ptr::null_mut());
         }
-        let mut now = MaybeUninit::<libc::stack_t>::uninit();
-        if libc::sigaltstack(core::ptr::null(), now.as_mut_ptr()) == 0
-            && now.assume_init_ref().ss_sp as usize == (*record.alternate.get()).base
-        {
-            libc::sigaltstack(&raw const before.stack, core::ptr::null_mut());
-        }
+    }
+    if let Some(alternate) = record.alternate() {
+        alternate.put_back();
     }
 }
 
@@ -252,33 +191,6 @@ fn only_the_signal() -> libc::sigset_t {
         libc::sigemptyset(set.as_mut_ptr());
         libc::sigaddset(set.as_mut_ptr(), signal::SIGNAL);
         set.assume_init()
-    }
-}
-
-fn map_alternate_stack(at_least: usize) -> io::Result<Alternate> {
-    const PAGE: usize = 4096;
-    // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame; old kernels do not say.
-    let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
-    let size = (frame.max(libc::MINSIGSTKSZ) + HANDLER_STACK)
-        .max(at_least)
-        .next_multiple_of(PAGE);
-    // SAFETY: a new mapping at an address of the kernel's choice; its lowest page becomes a guard.
-    unsafe {
-        let base = libc::mmap(
-            core::ptr::null_mut(),
-            size + PAGE,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK,
-            -1,
-            0,
-        );
-        if base == libc::MAP_FAILED || libc::mprotect(base, PAGE, libc::PROT_NONE) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Alternate {
-            base: base as usize + PAGE,
-            size,
-        })
     }
 }
 

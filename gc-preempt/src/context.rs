@@ -66,32 +66,15 @@ pub struct Snapshot {
     pub vectors: Range<usize>,
     /// How the thread came to stand here.
     pub origin: Origin,
-    /// The injected calls further out on the stack whose hook still runs, innermost first; null where there is none.
-    pub interrupted: *const Interrupted,
 }
 
 impl Default for Snapshot {
-    /// A thread of which nothing is known: no registers, no vectors, no interruptions.
+    /// A thread of which nothing is known: no registers, no vectors.
     fn default() -> Self {
         Self {
             registers: Registers::default(),
             vectors: 0..0,
             origin: Origin::Call,
-            interrupted: std::ptr::null(),
         }
     }
-}
-
-/// An injected call to `async_preempt` whose hook still runs: the thread stands somewhere inside that hook.
-///
-/// When a walk reaches it, it starts again as if the thread had just been interrupted there, also when that PC happens to equal a return address.
-#[repr(C)]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interrupted {
-    /// The next one further out, or null.
-    pub next: *const Interrupted,
-    /// The registers at the interruption.
-    pub registers: Registers,
-    /// Where the vector state lies, as XSAVE left it.
-    pub vectors: Range<usize>,
 }

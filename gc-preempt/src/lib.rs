@@ -48,6 +48,7 @@
 //! resumed before the thread itself has stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
 
 mod acknowledgements;
+mod altstack;
 mod arch;
 mod attach;
 mod clock;
@@ -58,6 +59,7 @@ pub mod faults;
 mod handler_chain;
 mod lifeline;
 mod mutator;
+mod own_stack;
 mod park;
 mod pin;
 mod processors;
@@ -75,7 +77,7 @@ mod world;
 
 pub use code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
-pub use context::{Interrupted, Origin, Registers, Snapshot};
+pub use context::{Origin, Registers, Snapshot};
 pub use mutator::{InNoPreempt, Mutator, MutatorId, NoPreempt, StopHook};
 pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
 pub use quiet::KeepErrno;

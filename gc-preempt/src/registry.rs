@@ -7,13 +7,16 @@
 //! Records are mapped once and never unmapped, so a lookup may follow any pointer it finds. The table changes only under the registry
 //! lock. It is an array of small buckets, searched whole, so that removing needs no tombstones and a miss costs two cache lines.
 
+use crate::altstack::{self, AlternateStack};
 use crate::arch;
 use crate::clock;
-use crate::context::{Interrupted, Snapshot};
+use crate::context::Snapshot;
 use crate::lifeline::Lifeline;
+use crate::own_stack::OwnStack;
 use crate::park::{self, Mutex, MutexGuard};
 use crate::processors;
 use crate::state::State;
+use crate::walk;
 use crate::watchdog;
 use core::cell::UnsafeCell;
 use core::ops::Range;
@@ -36,8 +39,6 @@ pub(crate) struct Record {
     pub injected: AtomicU64,
     /// Where it stands. Written by the thread before it acknowledges, read by the stopper after that.
     snapshot: UnsafeCell<Snapshot>,
-    /// The interruptions whose hooks are running on this thread, innermost first.
-    pub interrupted: AtomicPtr<Interrupted>,
     /// Hook that an injected stop runs; null for none.
     pub hook: AtomicPtr<()>,
     pub hook_data: AtomicPtr<()>,
@@ -56,33 +57,20 @@ pub(crate) struct Record {
     pub thread_pointer: AtomicUsize,
     /// Its stack pointer when its stack was walked last.
     walked: AtomicUsize,
-    pub stack_low: AtomicUsize,
-    pub stack_high: AtomicUsize,
+    pub own_stack: OwnStack,
+    /// Where the outermost frame of its own stack ends, as far as a walk has come. 0: no walk has.
+    outermost: AtomicUsize,
     /// Worlds that this thread is attached to.
     pub worlds: AtomicU32,
     /// Tells whether the thread still exists.
     pub lifeline: Lifeline,
-    /// This thread's alternate stack, kept for the next thread that gets the record.
-    pub alternate: UnsafeCell<Alternate>,
-    /// What to undo at the last detach.
-    pub before: UnsafeCell<Before>,
+    /// The thread's alternate stack. Null: it has none yet.
+    pub alternate: AtomicPtr<AlternateStack>,
+    /// Was SIGURG blocked before the thread attached?
+    pub urg_was_blocked: AtomicBool,
 }
 
-/// The alternate stack of a record.
-#[derive(Clone, Copy)]
-pub(crate) struct Alternate {
-    pub base: usize,
-    pub size: usize,
-}
-
-/// What the thread had before it attached.
-pub(crate) struct Before {
-    pub stack: libc::stack_t,
-    pub urg_was_blocked: bool,
-}
-
-// SAFETY: the cells are written by the record's own thread and read by the stopper only when the state word says stopped (snapshot), or
-// touched only under the registry lock by the thread that owns the record (alternate, before).
+// SAFETY: the cells are written by the record's own thread and read by the stopper only when the state word says stopped (snapshot).
 unsafe impl Sync for Record {}
 
 impl Record {
@@ -93,7 +81,6 @@ impl Record {
             in_flight: AtomicU32::new(0),
             injected: AtomicU64::new(0),
             snapshot: UnsafeCell::new(Snapshot::default()),
-            interrupted: AtomicPtr::new(core::ptr::null_mut()),
             hook: AtomicPtr::new(core::ptr::null_mut()),
             hook_data: AtomicPtr::new(core::ptr::null_mut()),
             hook_world: AtomicU64::new(0),
@@ -105,22 +92,32 @@ impl Record {
             tid: AtomicI32::new(0),
             thread_pointer: AtomicUsize::new(0),
             walked: AtomicUsize::new(0),
-            stack_low: AtomicUsize::new(0),
-            stack_high: AtomicUsize::new(0),
+            own_stack: OwnStack::new(),
+            outermost: AtomicUsize::new(0),
             worlds: AtomicU32::new(0),
             lifeline: Lifeline::new(),
-            alternate: UnsafeCell::new(Alternate { base: 0, size: 0 }),
-            before: UnsafeCell::new(Before {
-                // SAFETY: an all-zero stack_t is a valid value.
-                stack: unsafe { core::mem::zeroed() },
-                urg_was_blocked: false,
-            }),
+            alternate: AtomicPtr::new(core::ptr::null_mut()),
+            urg_was_blocked: AtomicBool::new(false),
         }
     }
 
     /// The thread's own stack: its addresses, not its part in use.
     pub(crate) fn stack(&self) -> Range<usize> {
-        self.stack_low.load(Ordering::Relaxed)..self.stack_high.load(Ordering::Relaxed)
+        self.own_stack.range()
+    }
+
+    /// On its own thread, also in its handler.
+    pub(crate) fn alternate(&self) -> Option<&'static AlternateStack> {
+        // SAFETY: null, or a stack, which is never unmapped.
+        unsafe { self.alternate.load(Ordering::Relaxed).as_ref() }
+    }
+
+    /// What a walk has to know of its stack.
+    pub(crate) fn frames(&self) -> walk::Frames<'_> {
+        walk::Frames {
+            stack: self.stack(),
+            outermost: &self.outermost,
+        }
     }
 
     /// Where the next walk of its stack is likely to begin. Under the registry lock, hence Relaxed here and below.
@@ -182,9 +179,13 @@ pub(crate) fn current() -> Option<&'static Record> {
 pub(crate) struct Registry {
     /// Records that no thread owns.
     pool: Vec<&'static Record>,
+    alternates: altstack::Pool,
 }
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry { pool: Vec::new() });
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    pool: Vec::new(),
+    alternates: altstack::Pool::new(),
+});
 
 /// The registry's lock. Held by attach, detach and code registration for a moment, and by a stop for as long as it lasts, so it also
 /// makes stops one at a time in the process.
@@ -209,9 +210,6 @@ impl RegistryGuard {
         record.depth.store(0, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed);
         record.injected.store(0, Ordering::Relaxed);
-        record
-            .interrupted
-            .store(core::ptr::null_mut(), Ordering::Relaxed);
         record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
         record
             .hook_data
@@ -219,6 +217,7 @@ impl RegistryGuard {
         record.inject.store(0, Ordering::Relaxed);
         record.worlds.store(0, Ordering::Relaxed);
         record.walked.store(0, Ordering::Relaxed);
+        record.outermost.store(0, Ordering::Relaxed);
         record.obstacle.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
@@ -235,7 +234,24 @@ impl RegistryGuard {
             }
         }
         record.thread_pointer.store(0, Ordering::Relaxed);
+        record
+            .alternate
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
         self.0.pool.push(record);
+    }
+
+    /// [`remove`](Self::remove) for a thread that no longer exists: its alternate stack is free.
+    pub(crate) fn remove_dead(&mut self, record: &'static Record) {
+        let alternate = record.alternate();
+        self.remove(record);
+        if let Some(alternate) = alternate {
+            self.alternates().give(alternate);
+        }
+    }
+
+    /// The alternate stacks of threads that have ended.
+    pub(crate) fn alternates(&mut self) -> &mut altstack::Pool {
+        &mut self.0.alternates
     }
 
     /// Forgets every thread but `keep`: in the child of a fork the others do not exist.
@@ -244,7 +260,7 @@ impl RegistryGuard {
             let record = slot.load(Ordering::Relaxed);
             if !record.is_null() && !keep.is_some_and(|k| core::ptr::eq(k, record)) {
                 // SAFETY: records are never unmapped.
-                self.remove(unsafe { &*record });
+                self.remove_dead(unsafe { &*record });
             }
         }
     }

@@ -19,7 +19,7 @@
 use crate::acknowledgements;
 use crate::arch::{InjectedFrame, SignalFrame};
 use crate::clock::now;
-use crate::context::{Interrupted, Origin, Registers, Snapshot};
+use crate::context::{Origin, Registers, Snapshot};
 use crate::faults;
 use crate::handler_chain;
 use crate::quiet::KeepErrno;
@@ -93,7 +93,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     // SAFETY: `ucontext` is this handler's third argument.
     let frame = unsafe { SignalFrame::new(ucontext) };
     match registry::current() {
-        Some(record) => decide(record, frame, from),
+        Some(record) => decide_on_our_stack(record, frame, from),
         None => {
             STRAYS.fetch_add(1, Ordering::Relaxed);
             if faults::planted("stray-stops") {
@@ -103,6 +103,26 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     }
     handler_chain::pass_on(frame, signal, info, ucontext);
     drop(kept);
+}
+
+/// [`decide`] on the thread's alternate stack that Urge has given it, also where the kernel has put the handler elsewhere: on the host's, which may be small, or on the
+/// thread's own, which may be full.
+fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
+    struct Call(&'static Record, SignalFrame, u64);
+    extern "C" fn call(data: *mut ()) {
+        // SAFETY: what is passed below, alive until this returns.
+        let &Call(record, frame, from) = unsafe { &*data.cast::<Call>() };
+        decide(record, frame, from);
+    }
+    let mut here = Call(record, frame, from);
+    match record.alternate() {
+        Some(stack)
+            if !stack.holds(&raw const here as usize) && !faults::planted("stays-on-stack") =>
+        {
+            stack.run(call, (&raw mut here).cast());
+        }
+        _ => call((&raw mut here).cast()),
+    }
 }
 
 /// What to do with the signal on an attached thread (DESIGN section 3.3).
@@ -140,7 +160,7 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
             unsafe { frame.inject() };
         }
         Ok(How::Park { walk }) => {
-            let snapshot = frame_snapshot(record, frame);
+            let snapshot = frame_snapshot(frame);
             // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
             unsafe { acknowledge_and_park(record, number, snapshot, walk) };
             record.note_stall(number, from);
@@ -162,11 +182,6 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
             flags: saved.flags,
         };
         let vectors = image..core::ptr::from_ref(saved) as usize;
-        let here = Interrupted {
-            next: record.interrupted.load(Ordering::Relaxed),
-            registers,
-            vectors: vectors.clone(),
-        };
         let number = record.injected.load(Ordering::Relaxed);
         {
             let _mask = SignalMask::all_but_faults();
@@ -174,7 +189,6 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
                 registers,
                 vectors,
                 origin: Origin::Injected,
-                interrupted: here.next,
             };
             // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
             unsafe { acknowledge_and_park(record, number, snapshot, false) };
@@ -185,10 +199,7 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
             // SAFETY: the image lies on this stack, in the trampoline's frame.
             unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
         }
-        record
-            .interrupted
-            .store((&raw const here).cast_mut(), Ordering::Relaxed);
-        // From here on the thread may be stopped again: this frame is then behind an interruption, which `here` describes.
+        // From here on the thread may be stopped again: this frame is then behind an interruption, which a walk finds in the trampoline's frame.
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         record.depth.store(0, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -201,9 +212,6 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
                 f(record.hook_data.load(Ordering::Relaxed));
             }
         }
-        record
-            .interrupted
-            .store(here.next.cast_mut(), Ordering::Relaxed);
     }
     drop(kept);
 }

@@ -31,7 +31,7 @@ use crate::registry::{self, Record};
 use crate::signal_mask::SignalMask;
 use crate::state::Phase;
 use crate::walk::{self, Behind};
-use crate::{acknowledgements, clock, faults, park};
+use crate::{acknowledgements, altstack, clock, faults, park};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -148,7 +148,14 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
     if place == Place::Unsafe && !faults::planted("no-unsafe-ranges") {
         return Err(Obstacle::UnsafeCode);
     }
-    if !record.stack().contains(&sp) && !faults::planted("no-stack-check") {
+    let on_alternate = !faults::planted("no-alternate-check")
+        && match standing {
+            Standing::Signal(frame, _) => frame.alternate_stack().contains(&sp),
+            Standing::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
+            Standing::Wait { .. } => false,
+        };
+    let is_foreign = on_alternate || !record.own_stack.holds(sp);
+    if is_foreign && !faults::planted("no-stack-check") {
         return Err(Obstacle::ForeignStack);
     }
     match standing {
@@ -160,7 +167,7 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
             }
             let walk = frame.mask() != 0
                 // SAFETY: the caller's contract.
-                && unsafe { look_behind_handlers(record, *number, &frame_snapshot(record, *frame), false)? };
+                && unsafe { look_behind_handlers(record, *number, &frame_snapshot(*frame), false)? };
             let how = if wants_injection(record, *frame) {
                 How::Inject
             } else {
@@ -198,7 +205,7 @@ unsafe fn look_behind_handlers(
     let walk_first = CODE.any_unsafe() && !waits || faults::planted("settled-first");
     let most = if walk_first { u32::MAX } else { FRAMES };
     // SAFETY: the caller's contract.
-    match unsafe { walk::settle(&CODE, number, snapshot, record.stack(), most) } {
+    match unsafe { walk::settle(&CODE, number, snapshot, record.frames(), most) } {
         Behind::Settled => Ok(false),
         Behind::Unsafe if waits => Ok(true),
         Behind::Unsafe => Err(Obstacle::BehindHandler),
@@ -211,12 +218,15 @@ fn wants_injection(record: &Record, frame: SignalFrame) -> bool {
         || !record.hook.load(Ordering::Relaxed).is_null())
         // SAFETY: `may_stop`'s contract.
         && unsafe { CODE.managed(frame.pc()) }.is_some()
-        && (frame.sp() - record.stack().start > arch::injection_room() + 32 * 1024
+        && (record.own_stack.room_below(frame.sp()) > arch::injection_room() + 32 * 1024
             || faults::planted("no-room-check"))
+        // Elsewhere the call would be written over the signal frame.
+        && (record.alternate().is_some_and(|s| s.holds(frame.address()))
+            || faults::planted("injects-anywhere"))
 }
 
 /// The state of the thread that a signal has interrupted.
-pub(crate) fn frame_snapshot(record: &Record, frame: SignalFrame) -> Snapshot {
+pub(crate) fn frame_snapshot(frame: SignalFrame) -> Snapshot {
     Snapshot {
         registers: frame.registers(),
         vectors: if faults::planted("no-vectors") {
@@ -225,7 +235,6 @@ pub(crate) fn frame_snapshot(record: &Record, frame: SignalFrame) -> Snapshot {
             frame.vectors()
         },
         origin: Origin::Signal,
-        interrupted: record.interrupted.load(Ordering::Relaxed),
     }
 }
 
@@ -261,7 +270,7 @@ pub(crate) unsafe fn acknowledge_and_park(
         if acknowledged {
             // SAFETY: the thread's own stack. The stopper holds the registry lock until `end_walk`.
             unsafe {
-                walk::settle(&CODE, number, record.snapshot(), record.stack(), u32::MAX);
+                walk::settle(&CODE, number, record.snapshot(), record.frames(), u32::MAX);
             }
         }
         acknowledgements::end_walk();
@@ -291,7 +300,7 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
                 return;
             }
             let from = clock::now();
-            let snapshot = at_call_snapshot(record, sp, fp, pc);
+            let snapshot = at_call_snapshot(sp, fp, pc);
             let standing = Standing::Call {
                 number: word.number(),
                 snapshot: &snapshot,
@@ -320,12 +329,11 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
     arch::call_spilled(at_call, core::ptr::from_ref(&call).cast_mut().cast());
 }
 
-fn at_call_snapshot(record: &Record, sp: usize, fp: usize, pc: usize) -> Snapshot {
+fn at_call_snapshot(sp: usize, fp: usize, pc: usize) -> Snapshot {
     Snapshot {
         registers: Registers::at_call(sp, fp, pc),
         vectors: 0..0,
         origin: Origin::Call,
-        interrupted: record.interrupted.load(Ordering::Relaxed),
     }
 }
 
@@ -405,6 +413,8 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
         let record = call.record;
+        // A walk reads from this SP on, which may lie on another page than the one that was asked about.
+        record.own_stack.holds(sp);
         loop {
             drain_signals(record);
             // As inside no_preempt: a handler that parked between publishing and entering would leave its own snapshot, or half of it.
@@ -414,7 +424,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             );
             compiler_fence(Ordering::SeqCst);
             // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
-            unsafe { record.publish(at_call_snapshot(record, sp, fp, pc)) };
+            unsafe { record.publish(at_call_snapshot(sp, fp, pc)) };
             if faults::planted("slow-blocking") {
                 for _ in 0..2_000 {
                     park::spin_hint();

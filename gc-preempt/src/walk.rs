@@ -1,14 +1,14 @@
 //! Walks a stopped thread's frames from the innermost outwards and says of each where its references may be.
 //!
 //! The walk is *sound by default*: a frame is passed over only as far as something vouches for what it holds (a stack map) and for where it ends (a frame rule, an
-//! unwind table). Where knowledge ends, every word from there to the stack's base is reported as possibly a reference, or to the next point where it begins
-//! again: an injected call further out, whose registers are known.
+//! unwind table). Where knowledge ends, every word from there to the stack's base is reported as possibly a reference.
 //!
 //! # Two kinds of frame
 //!
 //! A frame that was **interrupted** stands at any instruction. No map speaks of it: its registers, its red zone and all its words up to its CFA are reported word by
 //! word. That is the innermost frame, and every frame behind an interruption further out (a hook that runs in an injected call, a signal handler of somebody else's),
-//! also if its PC happens to equal a return address.
+//! also if its PC happens to equal a return address. The frame of an injected call is known by the one return address into the trampoline, and holds all registers of what
+//! it interrupted. No list of such calls is kept: a long jump out of a hook would leave entries in it whose stack is used anew.
 //!
 //! A frame that **called** stands at a return address. If that lies in managed code with an entry in the stack maps, its slots are exact. Two of its areas are
 //! reported word by word all the same: the arguments of the call, which the callee may not have read yet, and the registers that it saved for its caller, which may be
@@ -33,11 +33,12 @@ use std::ptr;
 use crate::arch::{self, RED_ZONE};
 use crate::clock;
 use crate::code::{CodeMap, FrameRule, Managed};
-use crate::context::{Interrupted, Origin, RBP, RSP, Registers, Snapshot};
+use crate::context::{Origin, RBP, RSP, Registers, Snapshot};
 use crate::faults;
 use crate::stackmap::{From, Place, Site};
-use crate::unwind::{Back, PRESERVED, Rule, Saved, Session, Value};
+use crate::unwind::{self, Back, PRESERVED, Rule, Saved, Session, Value};
 use memo::{Known, Memo};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Takes what a walk finds.
 ///
@@ -71,6 +72,8 @@ pub struct WalkStats {
     pub conservative: u32,
     /// Of those, managed frames at a return address that no stack map names.
     pub unknown_sites: u32,
+    /// Injected calls whose hooks had not returned. Behind each the walk began anew, at the instruction that was interrupted.
+    pub injected: u32,
     /// Whether the walk lost its way and scanned the rest of the stack word by word up to its base.
     pub to_base: bool,
 }
@@ -80,26 +83,46 @@ impl std::ops::AddAssign for WalkStats {
         self.precise += other.precise;
         self.conservative += other.conservative;
         self.unknown_sites += other.unknown_sites;
+        self.injected += other.injected;
         self.to_base |= other.to_base;
+    }
+}
+
+/// A thread's own stack, all of it.
+pub(crate) struct Frames<'a> {
+    pub(crate) stack: Range<usize>,
+    /// Where the outermost frame ends, the highest end that a walk has come to. 0: none has.
+    pub(crate) outermost: &'a AtomicUsize,
+}
+
+/// Frames that end within so many bytes of the outermost one's end are the system's that start a thread, and one of them may be the outermost at times.
+const NEAR: usize = 128;
+
+impl Frames<'_> {
+    /// Is a frame that ends there, and has no caller, the outermost of this stack? Otherwise it is the outermost of a stack that lies inside of this one: a coroutine's,
+    /// in a local array.
+    fn is_outermost(&self, cfa: usize) -> bool {
+        // Relaxed: written by walks in stops, and by the thread when it attaches.
+        let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);
+        cfa + NEAR >= known || faults::planted("ends-anywhere")
     }
 }
 
 /// Walks the stack of a thread that stands as `snapshot` says, in the stop of that number.
 ///
-/// `stack` is the thread's whole stack. If SP does not lie in it, all of it is reported.
+/// If SP does not lie on the stack, all of it is reported. So it is where SP lies on another stack inside of this one.
 ///
 /// # Safety
-/// The thread is stopped and stays so; the registry lock is held; `stack` is readable memory, as are the interruptions that the snapshot lists; and the code of
-/// every managed frame on the stack is mapped.
+/// The thread is stopped and stays so; the registry lock is held; the stack is readable memory; and the code of every managed frame on the stack is mapped.
 pub(crate) unsafe fn walk(
     code: &CodeMap,
     number: u64,
     snapshot: &Snapshot,
-    stack: Range<usize>,
+    frames: Frames<'_>,
     sink: &mut dyn RootSink,
 ) -> WalkStats {
     // SAFETY: the caller's contract.
-    unsafe { walk_with(code, number, snapshot, stack, sink, u32::MAX).0 }
+    unsafe { walk_with(code, number, snapshot, frames, sink, u32::MAX).0 }
 }
 
 /// Bytes of a stack that are asked for before the walk begins.
@@ -113,16 +136,17 @@ unsafe fn walk_with(
     code: &CodeMap,
     number: u64,
     snapshot: &Snapshot,
-    stack: Range<usize>,
+    frames: Frames<'_>,
     sink: &mut dyn RootSink,
     most: u32,
 ) -> (WalkStats, Behind) {
     let sp = snapshot.registers.sp().saturating_sub(RED_ZONE);
+    let stack = frames.stack.clone();
     arch::prefetch(sp.max(stack.start)..stack.end.min(sp.saturating_add(AHEAD)));
     arch::prefetch(snapshot.vectors.clone());
     let mut walker = Walker::new(code, number, stack, sink);
-    walker.pending = snapshot.interrupted;
     walker.left = most;
+    walker.frames = Some(frames);
     walker.saved(&snapshot.registers, &snapshot.vectors);
     let frame = match snapshot.origin {
         Origin::Signal | Origin::Injected => Frame::interrupted(&snapshot.registers),
@@ -231,8 +255,10 @@ struct Step {
 
 enum Next {
     Frame(Frame),
-    /// There is none: the outermost frame.
-    End,
+    /// There is none: the outermost frame, which ends there.
+    End {
+        cfa: usize,
+    },
 }
 
 /// How each kind of frame ends. Each step is `None` where the frame's end cannot be told, or is not where it can be.
@@ -279,7 +305,7 @@ impl Stack {
         if rule.back == Back::Outermost {
             return (cfa > frame.sp() && cfa <= limit && cfa.is_multiple_of(8)).then_some(Step {
                 cfa,
-                next: Next::End,
+                next: Next::End { cfa },
                 saves: rule.saves,
             });
         }
@@ -344,8 +370,10 @@ struct Walker<'a> {
     stack: Stack,
     sink: &'a mut dyn RootSink,
     stats: WalkStats,
-    /// The next injected call further out.
-    pending: *const Interrupted,
+    /// The thread's, if it is one's.
+    frames: Option<Frames<'a>>,
+    /// Frames of the thread lie below the innermost one as well: that is on a stack inside of the thread's.
+    below: bool,
     /// Frames that may still be walked.
     left: u32,
     behind: Behind,
@@ -368,7 +396,8 @@ impl<'a> Walker<'a> {
             stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
             sink,
             stats: WalkStats::default(),
-            pending: ptr::null(),
+            frames: None,
+            below: false,
             left: u32::MAX,
             behind: Behind::Settled,
             #[cfg(test)]
@@ -401,6 +430,7 @@ impl<'a> Walker<'a> {
             self.search(&all);
             return self.report(all);
         }
+        let first = frame.low().max(self.stack.0.start);
         loop {
             if self.left == 0 {
                 self.too_deep();
@@ -414,46 +444,46 @@ impl<'a> Walker<'a> {
             #[cfg(test)]
             self.trace.push(frame.pc);
             let low = frame.low().max(self.stack.0.start);
-            let outer = self.interruption(frame.sp());
-            // The frame must end before the red zone of the next interruption begins; one that does not is the trampoline's, or the walk went wrong.
-            let limit = outer.map_or(self.stack.0.end, |o| (o.registers.sp() - RED_ZONE) & !7);
-            let next = match self.frame(&frame, low, limit) {
-                Some(Next::Frame(next)) => Some(next),
-                Some(Next::End) if outer.is_none() => return,
-                _ => None,
-            };
-            frame = match (next, outer) {
-                (Some(next), _) => next,
-                (None, Some(outer)) => {
-                    self.search(&(low..limit));
-                    self.report(low..limit);
-                    self.saved(&outer.registers, &outer.vectors);
-                    self.pending = outer.next;
-                    self.stats.conservative += 1;
-                    Frame::interrupted(&outer.registers)
+            let limit = self.stack.0.end;
+            frame = match self.frame(&frame, low, limit) {
+                Some(Next::Frame(next)) => next,
+                Some(Next::End { cfa }) => {
+                    if self.frames.as_ref().is_none_or(|f| f.is_outermost(cfa)) {
+                        return;
+                    }
+                    self.below = true;
+                    return self.lost(first, cfa);
                 }
-                (None, None) => {
-                    self.search(&(low..limit));
-                    self.report(low..limit);
-                    self.stats.conservative += 1;
-                    self.stats.to_base = true;
-                    return;
-                }
+                None => return self.lost(first, low),
             };
         }
     }
 
-    /// The next injected call that lies further out than `sp`. Entries that do not are of hooks that were left by a long jump.
-    fn interruption<'b>(&mut self, sp: usize) -> Option<&'b Interrupted> {
-        loop {
-            // SAFETY: null, or an entry of the stopped thread's list, readable by `walk`'s contract.
-            let outer = unsafe { self.pending.as_ref()? };
-            let outer_sp = outer.registers.sp();
-            if self.stack.0.contains(&outer_sp) && outer_sp.saturating_sub(RED_ZONE) > sp {
-                return Some(outer);
-            }
-            self.pending = outer.next;
+    /// Reports what is left from `low` on, and, where frames lie below the innermost one, what lies below `first`.
+    fn lost(&mut self, first: usize, low: usize) {
+        self.stats.conservative += 1;
+        self.stats.to_base = true;
+        let all = self.stack.0.clone();
+        let below = if self.below { all.start..first } else { 0..0 };
+        for words in [low..all.end, below] {
+            self.search(&words);
+            self.report(words);
         }
+    }
+
+    /// The frame of an injected call whose hook runs. What it interrupted comes next.
+    fn injected(&mut self, low: usize, limit: usize) -> Option<Next> {
+        let (saved, registers) = arch::injected_frame(low, |at| self.stack.word(at))?;
+        let cfa = (registers.sp() - RED_ZONE) & !7;
+        if cfa > limit {
+            return None;
+        }
+        self.stats.injected += 1;
+        self.stats.conservative += 1;
+        // SAFETY: the image lies on the stack, below the registers that were just read.
+        unsafe { arch::state_in_use(&(low..saved), |words| self.report(words)) };
+        self.report(saved..cfa);
+        Some(Next::Frame(Frame::interrupted(&registers)))
     }
 
     /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot be done.
@@ -463,13 +493,21 @@ impl<'a> Walker<'a> {
         {
             return self.again(frame, &known, low, limit);
         }
+        if !frame.interrupted && frame.pc == arch::trampoline_back() {
+            return self.injected(low, limit);
+        }
         // SAFETY: the registry lock is held by `walk`'s contract.
         let managed = unsafe { self.code.managed(frame.inside()) };
         let Some(managed) = managed else {
+            if !frame.interrupted && unwind::ends_a_context(frame.pc) {
+                // The return address is all that the frame has: this word was read with the frame before.
+                return Some(Next::End { cfa: frame.sp() });
+            }
             let step = match self.session.rule(frame.inside(), None)? {
                 Rule {
                     back: Back::Signal, ..
                 } => {
+                    self.below |= self.stack.interrupted_below(frame);
                     let (step, saved_pc) = self.stack.signal_frame(frame, limit)?;
                     self.behind_a_handler(step, saved_pc)
                 }

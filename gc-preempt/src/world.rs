@@ -226,7 +226,8 @@ impl World {
 
     /// Attaches the running thread. `data` is the heap's record of it, readable while it is stopped.
     ///
-    /// Unblocks SIGURG on this thread and gives it an alternate signal stack that is large enough; both are undone by the last detach.
+    /// Unblocks SIGURG on this thread, which the last detach undoes, and gives it an alternate signal stack that is large enough. The last detach sets the one that the
+    /// thread had before; where it had none, Urge's stays until the thread ends. What the host sets meanwhile stays as it is.
     ///
     /// # Errors
     /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system refused what it needs.
@@ -559,7 +560,7 @@ impl Stopped<'_> {
         let dead: Vec<_> = list.extract_if(.., |m| m.dead).map(|m| m.record).collect();
         for record in dead {
             if record.worlds.fetch_sub(1, Ordering::Relaxed) == 1 {
-                lock.remove(record);
+                lock.remove_dead(record);
             }
         }
     }
@@ -650,7 +651,7 @@ impl<'s> StoppedMutator<'s> {
         unsafe { self.member.record.snapshot() }
     }
 
-    /// The addresses of its stack, in use or not.
+    /// The addresses of its own stack, in use or not. Of the main thread's, which grows, the part that is known to be there.
     pub fn stack(&self) -> Range<usize> {
         self.member.record.stack()
     }
@@ -680,7 +681,7 @@ impl<'s> StoppedMutator<'s> {
                 &code::CODE,
                 self.number,
                 self.snapshot(),
-                self.stack(),
+                self.member.record.frames(),
                 sink,
             )
         }

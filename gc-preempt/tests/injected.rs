@@ -450,12 +450,11 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
         stop_running(&world, 5_000, |stopped| {
             let m = stopped.mutators().next().unwrap();
             stops += 1;
-            nested += u64::from(!m.snapshot().interrupted.is_null());
             let mut find = Find {
                 what: 0x0123_4567_89ab_cdef,
                 found: false,
             };
-            m.walk(&mut find);
+            nested += u64::from(m.walk(&mut find).injected);
             walked += u64::from(find.found);
         });
         done.store(true, SeqCst);

@@ -711,8 +711,8 @@ fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
             let mut found = Found::new(&[o.a, o.rbx]);
             let stopped = world.stop().unwrap();
             for mutator in stopped.mutators() {
-                interrupted += u32::from(!mutator.snapshot().interrupted.is_null());
                 let stats = mutator.walk(&mut found);
+                interrupted += stats.injected;
                 found.stats += stats;
             }
             stopped.resume();

@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{beside, hazard, is_child, run_child, watchdog_says, world};
+use common::{beside, hazard, is_child, on_stack, run_child, watchdog_says, world};
 use gc_preempt::{CodeSpec, CodeWhat, World};
-use std::arch::{asm, global_asm};
+use std::arch::global_asm;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -108,24 +108,6 @@ fn h44_a_thread_that_stays_in_unsafe_code_is_named_with_that() {
             unsafe { w_loop(&raw const over) };
         });
     });
-}
-
-/// Calls `f` on another stack than the thread's.
-fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
-    let top = stack.as_mut_ptr_range().end as usize & !15;
-    // SAFETY: the stack is large enough for `f`, which does not unwind; R12 is kept by it.
-    unsafe {
-        asm!(
-            "mov r12, rsp",
-            "mov rsp, {top}",
-            "call {f}",
-            "mov rsp, r12",
-            top = in(reg) top,
-            f = in(reg) f,
-            out("r12") _,
-            clobber_abi("C"),
-        );
-    }
 }
 
 static THERE: AtomicBool = AtomicBool::new(false);

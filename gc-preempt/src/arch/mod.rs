@@ -3,10 +3,11 @@
 #[cfg(not(all(
     target_arch = "x86_64",
     target_os = "linux",
+    target_env = "gnu",
     target_pointer_width = "64"
 )))]
 compile_error!(
-    "Urge runs on Linux on x86-64 only: a port is one file in gc-preempt/src/arch and another park.rs"
+    "Urge runs on Linux on x86-64 with glibc only: a port is one file in gc-preempt/src/arch and another park.rs"
 );
 
 #[cfg(target_arch = "x86_64")]

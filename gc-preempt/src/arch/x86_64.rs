@@ -24,6 +24,8 @@ const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
 /// Where the kernel writes its description of the extended state into the legacy image (`struct _fpx_sw_bytes`).
 const SW_RESERVED: usize = 464;
 const LEGACY_FPSTATE: usize = 512;
+/// Where the trampoline writes the address of its [`InjectedFrame`] into its image: bytes that XSAVE leaves to software.
+const INJECTED_REGISTERS: usize = 464;
 /// What of the legacy image holds registers: x87's (or MMX's), then the low halves of the vector registers.
 const X87: Range<usize> = 32..160;
 const SSE: Range<usize> = 160..416;
@@ -109,6 +111,8 @@ global_asm!(
     "mov rbx, rsp",
     "sub rsp, qword ptr [rip + {size}]",
     "and rsp, -64",
+    // The walker finds the registers from here: XSAVE leaves these bytes to software.
+    "mov [rsp + {registers}], rbx",
     "xor eax, eax",
     "mov [rsp + 512], rax",
     "mov [rsp + 520], rax",
@@ -124,6 +128,9 @@ global_asm!(
     "mov rdi, rbx",
     "mov rsi, rsp",
     "call {stop}",
+    ".globl urge_async_preempt_back",
+    ".hidden urge_async_preempt_back",
+    "urge_async_preempt_back:",
     "mov eax, -1",
     "mov edx, -1",
     "xrstor64 [rsp]",
@@ -152,6 +159,32 @@ global_asm!(
     ".size urge_async_preempt, . - urge_async_preempt",
     size = sym XSAVE_SIZE,
     stop = sym crate::signal::injected_stop,
+    registers = const INJECTED_REGISTERS,
+);
+
+global_asm!(
+    ".text",
+    ".p2align 4",
+    ".globl urge_call_on",
+    ".hidden urge_call_on",
+    ".type urge_call_on,@function",
+    "urge_call_on:",
+    ".cfi_startproc",
+    "push rbp",
+    ".cfi_def_cfa_offset 16",
+    ".cfi_offset rbp, -16",
+    "mov rbp, rsp",
+    ".cfi_def_cfa_register rbp",
+    "mov rsp, rdx",
+    "mov rax, rdi",
+    "mov rdi, rsi",
+    "call rax",
+    "mov rsp, rbp",
+    "pop rbp",
+    ".cfi_def_cfa rsp, 8",
+    "ret",
+    ".cfi_endproc",
+    ".size urge_call_on, . - urge_call_on",
 );
 
 unsafe extern "C-unwind" {
@@ -159,7 +192,9 @@ unsafe extern "C-unwind" {
 }
 
 unsafe extern "C" {
+    fn urge_call_on(f: extern "C" fn(*mut ()), data: *mut (), top: usize);
     fn urge_async_preempt();
+    fn urge_async_preempt_back();
     fn urge_async_preempt_end();
 }
 
@@ -168,6 +203,20 @@ unsafe extern "C" {
 pub(crate) fn call_spilled(f: extern "C-unwind" fn(*mut (), usize, usize, usize), data: *mut ()) {
     // SAFETY: the assembly keeps the System V convention: it saves what it must, and keeps the stack aligned. Its unwind table says where the saved registers are.
     unsafe { urge_call_spilled(f, data) }
+}
+
+/// Calls `f(data)` on the stack that ends at `top`.
+///
+/// # Safety
+/// Nothing else uses that stack, which has room for `f`; `top` is a multiple of 16.
+pub(crate) unsafe fn call_on(top: usize, f: extern "C" fn(*mut ()), data: *mut ()) {
+    // SAFETY: the caller's contract. The assembly keeps the System V convention.
+    unsafe { urge_call_on(f, data, top) }
+}
+
+/// Where the trampoline goes on once [`injected_stop`](crate::signal::injected_stop) returns: SP is at its XSAVE image then.
+pub(crate) fn trampoline_back() -> usize {
+    urge_async_preempt_back as *const () as usize
 }
 
 /// The code of the `async_preempt` trampoline.
@@ -182,6 +231,32 @@ pub(crate) struct InjectedFrame {
     pub gpr: [usize; 16],
     pub flags: usize,
     pub pc: usize,
+}
+
+/// Where the image of an injected call ends, and its [`InjectedFrame`] lies, as the trampoline has left word in the image. `word` reads the stack. `None`: that is
+/// not what a trampoline leaves.
+pub(crate) fn injected_frame(
+    image: usize,
+    word: impl Fn(usize) -> Option<usize>,
+) -> Option<(usize, Registers)> {
+    let frame = word(image.checked_add(INJECTED_REGISTERS)?)?;
+    let size = XSAVE_SIZE.load(Ordering::Relaxed);
+    let gap = frame.checked_sub(image.checked_add(size)?)?;
+    let mut registers = Registers::default();
+    for (i, register) in registers.gpr.iter_mut().enumerate() {
+        *register = word(frame.checked_add(8 * i)?)?;
+    }
+    registers.flags = word(frame + 128)?;
+    registers.pc = word(frame + 136)?;
+    // The image is aligned down to 64 bytes, and the call was pushed below the red zone.
+    let sp = frame.checked_add(size_of::<InjectedFrame>() + RED_ZONE)?;
+    (gap < 64 && registers.sp() == sp).then_some((frame, registers))
+}
+
+/// Bytes of an injected call's image.
+#[cfg(test)]
+pub(crate) fn xsave_size() -> usize {
+    XSAVE_SIZE.load(Ordering::Relaxed)
 }
 
 /// Stack that an injected stop needs besides what its hook uses: frame, XSAVE image, and some Rust frames.
@@ -330,6 +405,23 @@ impl SignalFrame {
     pub(crate) fn set_turn(self, turn: usize) {
         // SAFETY: as `set_greg`; the return from the signal does not read this word.
         unsafe { (&raw mut (*self.0).uc_link).write(turn as *mut libc::ucontext_t) };
+    }
+
+    /// Where the kernel has put it.
+    pub(crate) fn address(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The alternate stack that was set when the signal came. Empty: none.
+    pub(crate) fn alternate_stack(self) -> Range<usize> {
+        // SAFETY: as `greg`; the kernel writes `uc_stack`.
+        let stack = unsafe { (&raw const (*self.0).uc_stack).read() };
+        let start = stack.ss_sp as usize;
+        if stack.ss_flags & libc::SS_DISABLE != 0 {
+            0..0
+        } else {
+            start..start.saturating_add(stack.ss_size)
+        }
     }
 
     /// The signals that were blocked when this one came.

@@ -22,7 +22,7 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::{Frame, Next, Nothing, RED_ZONE, Stack, Step, Walker, walk_with};
+use super::{Frame, Frames, Next, Nothing, RED_ZONE, Stack, Step, Walker, walk_with};
 use crate::code::{CodeMap, Place};
 use crate::context::{Registers, Snapshot};
 use crate::faults;
@@ -67,11 +67,11 @@ pub(crate) unsafe fn settle(
     code: &CodeMap,
     number: u64,
     snapshot: &Snapshot,
-    stack: Range<usize>,
+    frames: Frames<'_>,
     most: u32,
 ) -> Behind {
     // SAFETY: the caller's contract.
-    let (_, behind) = unsafe { walk_with(code, number, snapshot, stack, &mut Nothing, most) };
+    let (_, behind) = unsafe { walk_with(code, number, snapshot, frames, &mut Nothing, most) };
     behind
 }
 
@@ -105,6 +105,13 @@ impl Stack {
             },
             gregs + 8 * RIP,
         ))
+    }
+
+    /// Has the handler at whose trampoline the frame stands interrupted something further in on the same stack? Then it runs on an alternate stack inside of it.
+    pub(super) fn interrupted_below(&self, frame: &Frame) -> bool {
+        let sp = frame.sp().checked_add(GREGS + 8 * RSP);
+        sp.and_then(|at| self.word(at))
+            .is_some_and(|sp| self.0.contains(&sp) && sp <= frame.sp())
     }
 
     /// The saved PC of what looks like a signal frame, if `selectors` is where its segment selectors are.

@@ -12,9 +12,8 @@
 //! With all three, 5 us are left: what a thread has just written, its signal frame foremost, is in its own processor's cache alone.
 
 use std::hint::black_box;
-use std::ops::Range;
 
-use super::{AHEAD, CodeMap, Frame, Next, Nothing, Walker};
+use super::{AHEAD, CodeMap, Frame, Frames, Next, Nothing, Walker};
 use crate::arch;
 use crate::context::Registers;
 use crate::registry::Record;
@@ -58,13 +57,16 @@ pub(crate) unsafe fn rehearse<'a>(
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
-pub(crate) unsafe fn learn(code: &CodeMap, stack: Range<usize>) -> u32 {
+pub(crate) unsafe fn learn(code: &CodeMap, frames: Frames<'_>) -> u32 {
     let here = 0usize;
-    if !stack.contains(&(&raw const here as usize)) {
+    if !frames.stack.contains(&(&raw const here as usize)) {
         return 0;
     }
-    let mut own = Own::new(code, stack.end);
+    let mut own = Own::new(code, frames.stack.end);
     nest(0, &mut own);
+    if let Some(cfa) = own.outermost {
+        frames.is_outermost(cfa);
+    }
     black_box(&here);
     own.seen
 }
@@ -74,6 +76,8 @@ struct Own<'a> {
     code: &'a CodeMap,
     end: usize,
     seen: u32,
+    /// Where the last frame ends, if it has no caller.
+    outermost: Option<usize>,
 }
 
 impl<'a> Own<'a> {
@@ -82,6 +86,7 @@ impl<'a> Own<'a> {
             code,
             end: end & !7,
             seen: 0,
+            outermost: None,
         }
     }
 }
@@ -112,7 +117,11 @@ extern "C-unwind" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
         own.seen += 1;
         match walker.frame(&frame, frame.low().max(sp), own.end) {
             Some(Next::Frame(next)) => frame = next,
-            _ => break,
+            Some(Next::End { cfa }) => {
+                own.outermost = Some(cfa);
+                break;
+            }
+            None => break,
         }
     }
 }

@@ -133,8 +133,13 @@ impl Scene {
         let mut sink = Recorder::default();
         let range = self.words.as_ptr_range();
         let stack = range.start as usize..range.end as usize;
+        let outermost = AtomicUsize::new(0);
+        let frames = Frames {
+            stack,
+            outermost: &outermost,
+        };
         // SAFETY: stack and code are this scene's, and nobody else uses its map.
-        let stats = unsafe { walk(&self.map, next_stop(), snapshot, stack, &mut sink) };
+        let stats = unsafe { walk(&self.map, next_stop(), snapshot, frames, &mut sink) };
         // Registers first, always.
         let gpr = snapshot.registers.gpr.as_ptr_range();
         assert_eq!(sink.ranges.remove(0), gpr.start as usize..gpr.end as usize);
@@ -327,61 +332,92 @@ fn vectors_in_use_are_scanned() {
     assert_eq!(scene.walk(&snapshot).1.ranges[0], registers);
 }
 
-/// A hook of unknown code runs in an injected call, which interrupted managed code that stood exactly at a return address.
+/// What the trampoline leaves, by words from SP: the image, the registers of what it interrupted, and the red zone of that.
+struct Injected {
+    image: usize,
+    registers: usize,
+    sp: usize,
+}
+
+impl Scene {
+    /// A stack on which an injected call has interrupted code at `pc`, its image at word `image`. RBP is that of a frame of these tests.
+    fn injected(image: usize, pc: usize) -> (Self, Injected) {
+        arch::setup().unwrap();
+        let mut scene = Scene::new(true);
+        scene.words = vec![0; 2048].into();
+        let registers = image + arch::xsave_size() / 8;
+        let sp = registers + 18 + 16;
+        scene.set(image + 464 / 8, scene.at(registers));
+        scene.set(image + 512 / 8, 1 << 1); // the SSE registers
+        scene.set(registers + RSP, scene.at(sp));
+        scene.set(registers + RBP, scene.at(sp) + SPAN);
+        scene.set(registers + 17, scene.pc(pc));
+        let places = Injected {
+            image,
+            registers,
+            sp,
+        };
+        (scene, places)
+    }
+}
+
+/// An injected call interrupted managed code that stood exactly at a return address; its hook has called us.
 #[test]
 fn behind_an_injected_call_the_innermost_rule_holds_again() {
-    let mut scene = Scene::new(true);
-    let sp = 40;
-    scene.outer(0, sp, NOWHERE, NOWHERE);
-    let vectors = scene.range(12, 14);
-    let interrupted = Interrupted {
-        next: ptr::null(),
-        registers: Registers::at_call(scene.at(sp), scene.at(sp) + SPAN, scene.pc(CALL)),
-        vectors: vectors.clone(),
-    };
-    let mut snapshot = scene.snapshot(Origin::Call, NOWHERE, 5, 0);
-    snapshot.interrupted = &interrupted;
+    let (mut scene, at) = Scene::injected(40, CALL);
+    scene.outer(0, at.sp, NOWHERE, NOWHERE);
+    let snapshot = scene.snapshot(Origin::Call, arch::trampoline_back(), at.image, 0);
     let (stats, sink) = scene.walk(&snapshot);
     assert_eq!(
-        (stats.precise, stats.conservative),
-        (0, 3),
+        (stats.precise, stats.conservative, stats.injected),
+        (0, 3, 1),
         "no map speaks of it"
     );
-    let gpr = interrupted.registers.gpr.as_ptr_range();
+    let vectors = scene.range(at.image + 20, at.image + 52);
     assert_eq!(
         sink.ranges,
         [
-            scene.range(5, sp - 16),
-            gpr.start as usize..gpr.end as usize,
             vectors,
-            scene.range(sp - 16, sp + 8),
-            scene.range(sp + 8, 64),
+            scene.range(at.registers, at.sp - 16),
+            scene.range(at.sp - 16, at.sp + 8),
+            scene.range(at.sp + 8, scene.words.len()),
         ]
     );
 }
 
+/// A long jump has left a hook, and other frames lie over what the injected call had left on the stack: nothing speaks of it any more.
 #[test]
-fn a_frame_never_reaches_over_an_interruption() {
-    let mut scene = Scene::new(true);
-    // A managed frame whose RBP leads past the interruption at 40.
-    scene.outer(0, 20, NOWHERE, NOWHERE);
-    let far = scene.at(20) + SPAN;
-    let interrupted = Interrupted {
-        next: ptr::null(),
-        registers: Registers::at_call(scene.at(40), 0, NOWHERE),
-        vectors: 0..0,
-    };
-    let stale = Interrupted {
-        next: &interrupted,
-        registers: Registers::at_call(scene.at(18), 0, NOWHERE),
-        vectors: 0..0,
-    };
-    let mut snapshot = scene.snapshot(Origin::Call, scene.pc(CALL), 20, far);
-    snapshot.interrupted = &stale;
+fn an_injected_call_that_was_left_by_a_long_jump_is_no_frame() {
+    let (mut scene, at) = Scene::injected(40, CALL);
+    scene.outer(0, at.sp - 2, NOWHERE, NOWHERE);
+    let rbp = scene.at(at.sp - 2) + SPAN;
+    let snapshot = scene.snapshot(Origin::Call, scene.pc(CALL), at.sp - 2, rbp);
+    let (stats, _) = scene.walk(&snapshot);
+    assert_eq!((stats.precise, stats.injected), (1, 0));
+    // Nor if the walk is lost below it.
+    let snapshot = scene.snapshot(Origin::Call, NOWHERE, 20, 0);
     let (stats, sink) = scene.walk(&snapshot);
-    assert_eq!((stats.precise, stats.conservative), (0, 2));
-    assert_eq!(sink.ranges[0], scene.range(20, 24));
-    assert_eq!(sink.ranges[2], scene.range(24, 64));
+    assert_eq!((stats.to_base, stats.injected), (true, 0));
+    assert_eq!(sink.ranges, [scene.range(20, scene.words.len())]);
+}
+
+#[test]
+fn what_is_not_as_the_trampoline_leaves_it_is_scanned_to_the_base() {
+    for (word, value) in [(464 / 8, 0), (464 / 8, 8), (464 / 8, usize::MAX - 7)] {
+        let (mut scene, at) = Scene::injected(40, CALL);
+        scene.set(at.image + word, value);
+        let snapshot = scene.snapshot(Origin::Call, arch::trampoline_back(), at.image, 0);
+        let (stats, sink) = scene.walk(&snapshot);
+        assert_eq!((stats.to_base, stats.injected), (true, 0), "{value:#x}");
+        assert_eq!(sink.ranges, [scene.range(at.image, scene.words.len())]);
+    }
+    let (mut scene, at) = Scene::injected(40, CALL);
+    scene.set(at.registers + RSP, scene.at(at.sp + 8));
+    let snapshot = scene.snapshot(Origin::Call, arch::trampoline_back(), at.image, 0);
+    assert!(
+        scene.walk(&snapshot).0.to_base,
+        "not where the call was pushed"
+    );
 }
 
 proptest! {
@@ -543,7 +579,11 @@ fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
     // SAFETY: the registry lock is held; the stack is this thread's.
     let [few, all] = unsafe {
         let none = std::iter::empty();
-        [rehearse(&map, none), learn(&map, own_stack())]
+        let frames = Frames {
+            stack: own_stack(),
+            outermost: &AtomicUsize::new(0),
+        };
+        [rehearse(&map, none), learn(&map, frames)]
     };
     drop(lock);
     // `call_spilled`, five of `nest`, and `rehearse`, which may be part of this one.

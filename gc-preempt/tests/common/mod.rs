@@ -151,3 +151,21 @@ pub fn spin(done: &AtomicBool) {
         std::hint::spin_loop();
     }
 }
+
+/// Calls `f` on another stack than the thread's.
+pub fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
+    let top = stack.as_mut_ptr_range().end as usize & !15;
+    // SAFETY: the stack is large enough for `f`, which does not unwind; R12 is kept by it.
+    unsafe {
+        std::arch::asm!(
+            "mov r12, rsp",
+            "mov rsp, {top}",
+            "call {f}",
+            "mov rsp, r12",
+            top = in(reg) top,
+            f = in(reg) f,
+            out("r12") _,
+            clobber_abi("C"),
+        );
+    }
+}

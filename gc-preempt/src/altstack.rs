@@ -1,0 +1,328 @@
+//! Alternate signal stacks: which memory the stop's handler runs on, and whose it is when.
+//!
+//! # Who owns which stack
+//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and tells everybody who asks what the last one was. So the host, and other runtimes in the
+//! process (Go's), see Urge's stack, may use it, and may set it again later. Hence these rules:
+//!
+//! 1. A stack that Urge has set on a thread belongs to that thread until the thread has ended, attached or not. No other thread gets it before. A host that
+//!    swaps its own stack in across a detach and then restores "the old one" restores memory that is still the thread's.
+//! 2. The first attachment sets Urge's stack, at least as large as the one that the thread had. A thread that had none gets one of the size of its own stack (1 MiB at
+//!    most, where the addresses last), since its handlers have had that much room until now.
+//! 3. The last detachment restores what the host had, if Urge's is still set. Where the host had none, Urge's stays: Go's runtime, which remembers the stack that it has
+//!    seen, dies when that is disabled. The end of the thread unsets it.
+//! 4. What the host sets while the thread is attached is the host's, and stays. SIGURG then comes on that stack, or on the thread's own if the host has disabled it. The
+//!    handler uses little more of it than the kernel's signal frame, and does everything else on Urge's stack ([`AlternateStack::run`]).
+//!
+//! # What the handler asks
+//! Whether the kernel has put the signal frame on Urge's stack ([`AlternateStack::holds`]). Only then may a call be injected: elsewhere the frame may lie right below the
+//! interrupted SP, where the call's own frame belongs.
+
+use crate::arch;
+use crate::faults;
+use crate::registry::{self, RegistryGuard};
+use core::cell::{Cell, UnsafeCell};
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::io;
+
+/// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides the kernel's signal frame.
+const HANDLER_STACK: usize = 64 * 1024;
+/// A thread that had no alternate stack gets no larger one. Handlers that put more on a stack than this are unheard of, and a thousand threads take 1 GiB of
+/// addresses.
+const MOST: usize = 1 << 20;
+const PAGE: usize = 4096;
+
+/// An alternate stack of Urge's. It is mapped for as long as the process lives.
+pub(crate) struct AlternateStack {
+    base: usize,
+    size: usize,
+    /// What the host had set before. Written and read by the thread that owns this.
+    before: UnsafeCell<libc::stack_t>,
+    /// The stack that the same thread had before this one, and that the host may have seen; or the next one in the pool.
+    next: Cell<Option<&'static AlternateStack>>,
+    /// How often the owner's key destructor has run.
+    rounds: Cell<u32>,
+}
+
+// SAFETY: the cells are touched by the thread that owns the stack, or, while no thread does, with the registry lock held.
+unsafe impl Sync for AlternateStack {}
+
+/// Stacks whose threads have ended. Under the registry lock.
+pub(crate) struct Pool(Option<&'static AlternateStack>);
+
+// SAFETY: touched only with the registry lock held.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    pub(crate) const fn new() -> Self {
+        Self(None)
+    }
+
+    fn take(&mut self, least: usize) -> Option<&'static AlternateStack> {
+        let mut before: Option<&'static AlternateStack> = None;
+        let mut at = self.0;
+        while let Some(stack) = at {
+            let next = stack.next.get();
+            if stack.size >= least {
+                match before {
+                    Some(before) => before.next.set(next),
+                    None => self.0 = next,
+                }
+                stack.next.set(None);
+                return Some(stack);
+            }
+            (before, at) = (at, next);
+        }
+        None
+    }
+
+    /// Takes back a stack and those that its thread had before. The thread has ended.
+    pub(crate) fn give(&mut self, stack: &'static AlternateStack) {
+        let mut at = Some(stack);
+        while let Some(stack) = at {
+            at = stack.next.replace(self.0);
+            stack.rounds.set(0);
+            self.0 = Some(stack);
+        }
+    }
+}
+
+/// The running thread's setting.
+pub(crate) fn setting() -> libc::stack_t {
+    let mut now = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: asks only; the call fills it.
+    unsafe {
+        libc::sigaltstack(core::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    }
+}
+
+fn is_set(stack: &libc::stack_t) -> bool {
+    stack.ss_flags & libc::SS_DISABLE == 0
+}
+
+/// Sets an alternate stack of Urge's on the running thread, the own stack of which has so many bytes.
+pub(crate) fn install(
+    lock: &mut RegistryGuard,
+    own_stack: usize,
+) -> io::Result<&'static AlternateStack> {
+    let key = key()?;
+    // SAFETY: null, or a stack that this thread owns: stacks are never unmapped.
+    let owned = unsafe {
+        libc::pthread_getspecific(key)
+            .cast::<AlternateStack>()
+            .as_ref()
+    };
+    let host = setting();
+    if let Some(owned) = owned
+        && is_set(&host)
+        && owned.base == host.ss_sp as usize
+    {
+        return Ok(owned); // it has stayed since the last attachment
+    }
+    let least = least_size();
+    let (least, wanted) = if is_set(&host) {
+        (least.max(host.ss_size), host.ss_size)
+    } else {
+        let most = if faults::planted("small-alternate") {
+            0
+        } else {
+            MOST
+        };
+        (least, own_stack.min(most))
+    };
+    let stack = match owned {
+        Some(stack) if stack.size >= least => stack,
+        _ => {
+            let stack = take_or_map(lock.alternates(), least, wanted.max(least))?;
+            stack.next.set(owned);
+            // SAFETY: the key was made.
+            let error = unsafe { libc::pthread_setspecific(key, (&raw const *stack).cast()) };
+            if error != 0 {
+                stack.next.set(None);
+                lock.alternates().give(stack);
+                return Err(io::Error::from_raw_os_error(error));
+            }
+            stack
+        }
+    };
+    let ours = libc::stack_t {
+        ss_sp: stack.base as *mut _,
+        ss_flags: 0,
+        ss_size: stack.size,
+    };
+    let new = if faults::planted("no-alternate-stack") {
+        core::ptr::null()
+    } else {
+        &raw const ours
+    };
+    // SAFETY: `ours` is mapped for as long as the process lives.
+    if unsafe { libc::sigaltstack(new, core::ptr::null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // The host may have set one of ours again that the thread has outgrown: what was before that counts.
+    if !stack.owns(host.ss_sp as usize) {
+        // SAFETY: the thread's own.
+        unsafe { *stack.before.get() = host };
+    } else if let Some(older) = owned
+        && !core::ptr::eq(older, stack)
+    {
+        // SAFETY: both are the thread's own.
+        unsafe { *stack.before.get() = *older.before.get() };
+    }
+    Ok(stack)
+}
+
+fn take_or_map(
+    pool: &mut Pool,
+    least: usize,
+    mut wanted: usize,
+) -> io::Result<&'static AlternateStack> {
+    if let Some(stack) = pool.take(wanted) {
+        return Ok(stack);
+    }
+    loop {
+        match map(wanted) {
+            Ok(stack) => return Ok(stack),
+            Err(e) if wanted == least => return pool.take(least).ok_or(e),
+            Err(_) => wanted = (wanted / 2).max(least),
+        }
+    }
+}
+
+/// What a signal frame and the handler need.
+fn least_size() -> usize {
+    // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame; old kernels do not say.
+    let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+    (frame.max(libc::MINSIGSTKSZ) + HANDLER_STACK).next_multiple_of(PAGE)
+}
+
+fn map(size: usize) -> io::Result<&'static AlternateStack> {
+    let size = size.next_multiple_of(PAGE);
+    // SAFETY: a new mapping at an address of the kernel's choice; its lowest page becomes a guard.
+    let base = unsafe {
+        let base = libc::mmap(
+            core::ptr::null_mut(),
+            size + PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE,
+            -1,
+            0,
+        );
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        if libc::mprotect(base, PAGE, libc::PROT_NONE) != 0 {
+            let error = io::Error::last_os_error();
+            libc::munmap(base, size + PAGE);
+            return Err(error);
+        }
+        base as usize
+    };
+    Ok(Box::leak(Box::new(AlternateStack {
+        base: base + PAGE,
+        size,
+        // SAFETY: an all-zero stack_t is a valid value.
+        before: UnsafeCell::new(unsafe { core::mem::zeroed() }),
+        next: Cell::new(None),
+        rounds: Cell::new(0),
+    })))
+}
+
+impl AlternateStack {
+    /// Does it hold that address?
+    pub(crate) fn holds(&self, address: usize) -> bool {
+        (self.base..self.base + self.size).contains(&address)
+    }
+
+    /// Does that address begin a stack that its thread owns?
+    fn owns(&self, base: usize) -> bool {
+        let mut at = Some(self);
+        while let Some(stack) = at {
+            if stack.base == base {
+                return true;
+            }
+            at = stack.next.get();
+        }
+        false
+    }
+
+    /// Runs `f(data)` on this stack, on the thread that owns it, in its handler.
+    ///
+    /// The kernel has put the handler elsewhere, so nothing of this stack is in use: a handler of the host's that runs on it would have been interrupted there.
+    pub(crate) fn run(&self, f: extern "C" fn(*mut ()), data: *mut ()) {
+        // SAFETY: as above; the mapping ends at a page's end.
+        unsafe { arch::call_on(self.base + self.size, f, data) }
+    }
+
+    /// The thread's last detachment: rule 3 at the head of this file.
+    pub(crate) fn put_back(&self) {
+        // SAFETY: the thread's own.
+        let before = unsafe { &*self.before.get() };
+        if is_set(before) || faults::planted("disables-alternate") {
+            self.replace(before);
+        }
+    }
+
+    /// Sets `before` in the place of a stack of this thread's. False: one of them stays set.
+    fn replace(&self, before: &libc::stack_t) -> bool {
+        let now = setting();
+        if !is_set(&now) || !self.owns(now.ss_sp as usize) {
+            return true;
+        }
+        // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or none.
+        unsafe { libc::sigaltstack(before, core::ptr::null_mut()) == 0 }
+    }
+}
+
+/// The key that ties a stack to its thread.
+fn key() -> io::Result<libc::pthread_key_t> {
+    // 0: not made yet; otherwise the key plus one. Only with the registry lock held, hence Relaxed.
+    static KEY: AtomicU32 = AtomicU32::new(0);
+    let known = KEY.load(Ordering::Relaxed);
+    if known != 0 {
+        return Ok(known - 1);
+    }
+    let mut key = 0;
+    // SAFETY: the call fills the key; the destructor lives as long as the process.
+    let error = unsafe { libc::pthread_key_create(&raw mut key, Some(thread_ends)) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    KEY.store(key + 1, Ordering::Relaxed);
+    Ok(key)
+}
+
+/// Gives a thread's stacks back in the last round of its key destructors (glibc makes four): in those before, destructors of others may still need the stack, that of
+/// Go's runtime among them.
+unsafe extern "C" fn thread_ends(stack: *mut libc::c_void) {
+    const ROUNDS: u32 = 4;
+    // SAFETY: `install` has set it; stacks are never unmapped.
+    let stack: &'static AlternateStack = unsafe { &*stack.cast::<AlternateStack>() };
+    let Ok(mut lock) = registry::lock() else {
+        return; // in a stop that the thread never resumed
+    };
+    let rounds = stack.rounds.get() + 1;
+    stack.rounds.set(rounds);
+    if rounds < ROUNDS
+        && let Ok(key) = key()
+    {
+        // SAFETY: the key was made. A destructor whose value is set again runs again.
+        unsafe { libc::pthread_setspecific(key, (&raw const *stack).cast()) };
+        return;
+    }
+    // SAFETY: the thread's own.
+    let before = unsafe { &*stack.before.get() };
+    let before = if is_set(before) {
+        *before
+    } else {
+        libc::stack_t {
+            ss_sp: core::ptr::null_mut(),
+            ss_flags: libc::SS_DISABLE,
+            ss_size: 0,
+        }
+    };
+    if registry::current().is_none() && stack.replace(&before) {
+        lock.alternates().give(stack);
+    }
+}

@@ -1,0 +1,520 @@
+//! Stacks that are not the thread's own, or only for a while: alternate signal stacks, stacks inside of the thread's stack, and what a long jump leaves on it.
+
+mod common;
+
+use common::{beside, hazard, spin, stop_running, world};
+use gc_preempt::{
+    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Origin, RootSink, StopHook, World,
+    stackmap::StackMaps,
+};
+use std::arch::global_asm;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+global_asm!(
+    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. A pattern fills YMM0.
+    ".globl s_vector_loop",
+    ".globl s_vector_loop_end",
+    "s_vector_loop:",
+    "push rbp",
+    "mov rbp, rsp",
+    "mov rax, 0x0123456789abcdef",
+    "vmovq xmm0, rax",
+    "vpbroadcastq ymm0, xmm0",
+    "1:",
+    "vextracti128 xmm2, ymm0, 1",
+    "vmovq rdx, xmm2",
+    "cmp rdx, rax",
+    "jne 2f",
+    "vmovq rdx, xmm0",
+    "cmp rdx, rax",
+    "jne 2f",
+    "cmp byte ptr [rdi], 0",
+    "je 1b",
+    "jmp 3f",
+    "2:",
+    "inc qword ptr [rsi]",
+    "3:",
+    "vzeroupper",
+    "pop rbp",
+    "ret",
+    "s_vector_loop_end:",
+    // rdi, rsi: for the loop; rdx: by how much SP is moved from a multiple of 64.
+    ".globl s_at_offset",
+    "s_at_offset:",
+    "push rbp",
+    "mov rbp, rsp",
+    "and rsp, -64",
+    "sub rsp, rdx",
+    "call s_vector_loop",
+    "mov rsp, rbp",
+    "pop rbp",
+    "ret",
+    // rdi, rsi: for the loop; rdx: called with rcx once `s_leave` has jumped out of the loop's stop hook.
+    ".globl s_drive",
+    "s_drive:",
+    "push rbp",
+    "push rbx",
+    "push r12",
+    "push r13",
+    "push r14",
+    "push r15",
+    "sub rsp, 8",
+    "mov rbx, rdx",
+    "mov r12, rcx",
+    "mov [rip + s_saved], rsp",
+    "call s_vector_loop",
+    "s_landed:",
+    "mov rdi, r12",
+    "call rbx",
+    "add rsp, 8",
+    "pop r15",
+    "pop r14",
+    "pop r13",
+    "pop r12",
+    "pop rbx",
+    "pop rbp",
+    "ret",
+    // A stop hook that does what `longjmp` does.
+    ".globl s_leave",
+    "s_leave:",
+    "mov rsp, [rip + s_saved]",
+    "mov rbx, [rip + s_second]",
+    "mov r12, [rip + s_argument]",
+    "jmp s_landed",
+    ".bss",
+    ".p2align 3",
+    "s_saved: .quad 0",
+    ".globl s_second",
+    "s_second: .quad 0",
+    ".globl s_argument",
+    "s_argument: .quad 0",
+    ".text",
+);
+
+unsafe extern "C" {
+    fn s_vector_loop(done: *const AtomicBool, mismatches: *mut u64);
+    fn s_vector_loop_end();
+    fn s_at_offset(done: *const AtomicBool, mismatches: *mut u64, offset: usize);
+    fn s_drive(
+        done: *const AtomicBool,
+        mismatches: *mut u64,
+        second: extern "C" fn(*const AtomicBool),
+        argument: *const AtomicBool,
+    );
+    fn s_leave(data: *mut ());
+    static s_second: AtomicUsize;
+    static s_argument: AtomicUsize;
+}
+
+fn managed_loop(world: &World) -> CodeGuard {
+    let spec = CodeSpec {
+        range: s_vector_loop as *const () as usize..s_vector_loop_end as *const () as usize,
+        what: CodeWhat::Managed {
+            frames: FrameRule::Rbp,
+            maps: StackMaps::default(),
+            encoding: 0,
+        },
+        owner: None,
+    };
+    // SAFETY: this program's text; the loop has an RBP frame and makes no calls.
+    unsafe { world.register_code(spec) }.unwrap()
+}
+
+/// What the calling thread has set.
+fn setting() -> libc::stack_t {
+    let mut now = MaybeUninit::<libc::stack_t>::uninit();
+    // SAFETY: asks only; the call fills it.
+    unsafe {
+        libc::sigaltstack(std::ptr::null(), now.as_mut_ptr());
+        now.assume_init()
+    }
+}
+
+fn set(stack: &libc::stack_t) {
+    // SAFETY: the callers' memory outlives its use.
+    let result = unsafe { libc::sigaltstack(stack, std::ptr::null_mut()) };
+    assert_eq!(result, 0);
+}
+
+const NONE: libc::stack_t = libc::stack_t {
+    ss_sp: std::ptr::null_mut(),
+    ss_flags: libc::SS_DISABLE,
+    ss_size: 0,
+};
+
+fn of(memory: &mut [u8]) -> libc::stack_t {
+    libc::stack_t {
+        ss_sp: memory.as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: memory.len(),
+    }
+}
+
+// ---- which stack the handler runs on ---------------------------------------------------------------------------------------------
+
+#[test]
+fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
+    hazard(
+        "h46_a_call_is_injected_only_from_the_threads_alternate_stack",
+        "injects-anywhere",
+        || {
+            let world = World::new(Config {
+                inject: true,
+                ..Config::default()
+            })
+            .unwrap();
+            let _code = managed_loop(&world);
+            let mut injected = 0;
+            for offset in (0..64).step_by(8) {
+                let mut mismatches = 0u64;
+                let bad = AtomicUsize::new((&raw mut mismatches) as usize);
+                beside(
+                    &world,
+                    |done| {
+                        set(&NONE);
+                        // SAFETY: the assembly writes its second argument's target only.
+                        unsafe { s_at_offset(done, bad.load(Relaxed) as *mut u64, offset) };
+                    },
+                    || {
+                        std::thread::sleep(Duration::from_millis(5));
+                        stop_running(&world, 100, |stopped| {
+                            let m = stopped.mutators().next().unwrap();
+                            injected += u32::from(m.snapshot().origin == Origin::Injected);
+                        });
+                    },
+                );
+                assert_eq!(mismatches, 0, "a vector register was changed by a stop");
+            }
+            assert_eq!(injected, 0);
+        },
+    );
+}
+
+/// A host sets a small alternate stack of its own after attaching. What a stop needs does not lie below it.
+#[test]
+fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
+    hazard(
+        "h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack",
+        "stays-on-stack",
+        || {
+            const BELOW: usize = 64 << 10;
+            // SAFETY: asks only.
+            let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+            let mut memory = vec![0xAA_u8; BELOW + frame + 2048];
+            let world = world();
+            let memory_of_thread = &mut memory;
+            let checked = AtomicBool::new(false);
+            beside(
+                &world,
+                |done| {
+                    let (below, small) = memory_of_thread.split_at_mut(BELOW);
+                    let theirs = of(small);
+                    set(&theirs);
+                    // The walk that a blocked signal makes necessary takes the most of a handler's stack.
+                    // SAFETY: the set is filled by the first call.
+                    unsafe {
+                        let mut mask = std::mem::zeroed();
+                        libc::sigemptyset(&raw mut mask);
+                        libc::sigaddset(&raw mut mask, libc::SIGUSR2);
+                        libc::pthread_sigmask(
+                            libc::SIG_BLOCK,
+                            &raw const mask,
+                            std::ptr::null_mut(),
+                        );
+                    }
+                    spin(done);
+                    assert_eq!(setting().ss_sp, theirs.ss_sp, "it stays the host's");
+                    set(&NONE);
+                    assert!(
+                        below.iter().all(|b| *b == 0xAA),
+                        "a handler ran below the host's stack"
+                    );
+                    checked.store(true, SeqCst);
+                },
+                || {
+                    std::thread::sleep(Duration::from_millis(5));
+                    stop_running(&world, 50, |_| {});
+                },
+            );
+            assert!(checked.load(SeqCst));
+        },
+    );
+}
+
+// ---- who owns which alternate stack ----------------------------------------------------------------------------------------------
+
+/// A host swaps a stack of its own in across a detach, and then restores "the old one", which is Urge's.
+#[test]
+fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
+    hazard(
+        "h47_an_alternate_stack_that_a_host_restores_is_still_its_threads",
+        "alternate-given-back",
+        || {
+            let world = world();
+            let mut memory = vec![0u8; 64 << 10];
+            let before = setting();
+            let mutator = world.attach(std::ptr::null_mut()).unwrap();
+            let old = setting();
+            set(&of(&mut memory));
+            drop(mutator);
+            set(&old);
+            let base = old.ss_sp as usize;
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let _m = world.attach(std::ptr::null_mut()).unwrap();
+                    assert_ne!(setting().ss_sp as usize, base, "two threads have one stack");
+                });
+            });
+            // Attaching again finds it, and detaching gives the host its first one.
+            let mutator = world.attach(std::ptr::null_mut()).unwrap();
+            assert_eq!(setting().ss_sp, old.ss_sp);
+            drop(mutator);
+            assert_eq!(setting().ss_sp, before.ss_sp);
+        },
+    );
+}
+
+/// Go's runtime remembers the alternate stack that it has seen on a thread, and dies when it is disabled.
+#[test]
+fn h47_an_alternate_stack_where_there_was_none_stays_until_the_thread_ends() {
+    hazard(
+        "h47_an_alternate_stack_where_there_was_none_stays_until_the_thread_ends",
+        "disables-alternate",
+        || {
+            let world = world();
+            set(&NONE);
+            drop(world.attach(std::ptr::null_mut()).unwrap());
+            let seen = setting();
+            assert_eq!(seen.ss_flags & libc::SS_DISABLE, 0);
+            drop(world.attach(std::ptr::null_mut()).unwrap());
+            assert_eq!(setting().ss_sp, seen.ss_sp);
+        },
+    );
+}
+
+#[test]
+fn h47_the_alternate_stack_of_a_thread_that_has_ended_is_used_again() {
+    let world = world();
+    let mut seen = Vec::new();
+    for _ in 0..100 {
+        let world = world.clone();
+        // Not a scoped thread: a scope ends before its threads' key destructors do.
+        let stack = std::thread::spawn(move || {
+            set(&NONE);
+            drop(world.attach(std::ptr::null_mut()).unwrap());
+            setting().ss_sp as usize
+        });
+        seen.push(stack.join().unwrap());
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    // Other tests' threads take some meanwhile.
+    assert!(seen.len() < 20, "{} stacks for 100 threads", seen.len());
+}
+
+/// Uses 300 KB of stack.
+extern "C" fn large_handler(_: i32) {
+    #[inline(never)]
+    fn deep(n: u32) -> u32 {
+        let here = std::hint::black_box([1u8; 4096]);
+        if n == 0 {
+            return 0;
+        }
+        deep(n - 1) + u32::from(std::hint::black_box(here)[5])
+    }
+    std::hint::black_box(deep(75));
+}
+
+/// A thread without an alternate stack has handlers that use as much of its own as they like, SA_ONSTACK or not.
+#[test]
+fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
+    hazard(
+        "h47_a_hosts_large_handler_has_room_after_attaching_as_before",
+        "small-alternate",
+        || {
+            // SAFETY: the handler is async-signal-safe.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = large_handler as *const () as usize;
+                action.sa_flags = libc::SA_ONSTACK;
+                libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
+            }
+            let world = world();
+            std::thread::spawn(move || {
+                set(&NONE);
+                // SAFETY: a signal to this thread, which has a handler.
+                unsafe { libc::raise(libc::SIGUSR1) };
+                let _m = world.attach(std::ptr::null_mut()).unwrap();
+                // SAFETY: as above.
+                unsafe { libc::raise(libc::SIGUSR1) };
+            })
+            .join()
+            .unwrap();
+        },
+    );
+}
+
+// ---- other stacks inside of the thread's own, and what is left on it -------------------------------------------------------------
+
+/// What is looked for, complemented, so that no other copy of it lies anywhere.
+const ROOT: usize = !0x00ab_cdef_1234_5678;
+
+struct Find(u32);
+
+impl RootSink for Find {
+    fn conservative(&mut self, words: Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            self.0 += u32::from(!unsafe { std::ptr::read_volatile(at as *const usize) } == ROOT);
+        }
+    }
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
+unsafe extern "C" {
+    fn getcontext(context: *mut libc::ucontext_t) -> i32;
+    fn makecontext(context: *mut libc::ucontext_t, f: extern "C" fn(), n: i32, ...);
+    fn swapcontext(from: *mut libc::ucontext_t, to: *const libc::ucontext_t) -> i32;
+}
+
+static IN_COROUTINE: AtomicBool = AtomicBool::new(false);
+static LEAVE: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn coroutine() {
+    IN_COROUTINE.store(true, SeqCst);
+    spin(&LEAVE);
+}
+
+/// Holds the only copies of a root while `f` runs.
+#[inline(never)]
+fn holding(f: &mut dyn FnMut()) {
+    let root = std::hint::black_box([!ROOT; 4]);
+    f();
+    std::hint::black_box(&root);
+}
+
+/// Runs the coroutine on a stack in a local array; the root's holder lies further in than the array, or further out.
+#[inline(never)]
+fn on_a_local_array(further_in: bool) {
+    let mut array = [0u64; 32 << 10];
+    // SAFETY: the contexts are filled by `getcontext` before they are used, and the array outlives the coroutine.
+    unsafe {
+        let (mut back, mut there) = (std::mem::zeroed(), std::mem::zeroed::<libc::ucontext_t>());
+        getcontext(&raw mut there);
+        there.uc_stack.ss_sp = array.as_mut_ptr().cast();
+        there.uc_stack.ss_size = size_of_val(&array);
+        there.uc_link = &raw mut back;
+        makecontext(&raw mut there, coroutine, 0);
+        let mut run = || {
+            swapcontext(&raw mut back, &raw const there);
+        };
+        if further_in {
+            holding(&mut run);
+        } else {
+            run();
+        }
+    }
+    std::hint::black_box(&mut array);
+}
+
+#[test]
+fn h49_frames_around_a_coroutine_on_a_local_array_are_scanned() {
+    hazard(
+        "h49_frames_around_a_coroutine_on_a_local_array_are_scanned",
+        "ends-anywhere",
+        || {
+            for further_in in [false, true] {
+                let world = world();
+                IN_COROUTINE.store(false, SeqCst);
+                LEAVE.store(false, SeqCst);
+                beside(
+                    &world,
+                    |_| {
+                        if further_in {
+                            on_a_local_array(true);
+                        } else {
+                            holding(&mut || on_a_local_array(false));
+                        }
+                    },
+                    || {
+                        while !IN_COROUTINE.load(SeqCst) {
+                            std::thread::yield_now();
+                        }
+                        let stopped = world.stop().unwrap();
+                        let mut find = Find(0);
+                        stopped.mutators().next().unwrap().walk(&mut find);
+                        drop(stopped);
+                        LEAVE.store(true, SeqCst);
+                        assert!(
+                            find.0 >= 4,
+                            "found {} of 4, further in: {further_in}",
+                            find.0
+                        );
+                    },
+                );
+            }
+        },
+    );
+}
+
+static AFTER: AtomicBool = AtomicBool::new(false);
+
+/// Lies over what the injected call had left on the stack, with words of its own.
+#[inline(never)]
+extern "C" fn after_the_jump(done: *const AtomicBool) {
+    let words = std::hint::black_box([!ROOT; 8 << 10]);
+    AFTER.store(true, SeqCst);
+    // SAFETY: the caller's flag outlives this.
+    spin(unsafe { &*done });
+    std::hint::black_box(&words);
+}
+
+/// A list of the hooks that run, kept on their stack, would lead into what lies there now.
+#[test]
+fn h48_a_stop_hook_that_is_left_by_a_long_jump_leaves_nothing_behind() {
+    let world = world();
+    let _code = managed_loop(&world);
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mutator = world.attach(std::ptr::null_mut()).unwrap();
+            let mut mismatches = 0;
+            // SAFETY: the hook leaves for `s_drive`, which nothing but the loop lies above.
+            unsafe {
+                mutator.set_stop_hook(Some(StopHook {
+                    f: s_leave,
+                    data: std::ptr::null_mut(),
+                }));
+                s_second.store(after_the_jump as *const () as usize, SeqCst);
+                s_argument.store((&raw const done) as usize, SeqCst);
+                ready.store(true, SeqCst);
+                s_drive(
+                    &raw const done,
+                    &raw mut mismatches,
+                    after_the_jump,
+                    &raw const done,
+                );
+            }
+        });
+        while !ready.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        while !AFTER.load(SeqCst) {
+            drop(world.stop().unwrap());
+            std::thread::yield_now();
+        }
+        for _ in 0..20 {
+            let stopped = world.stop().unwrap();
+            let mut find = Find(0);
+            let stats = stopped.mutators().next().unwrap().walk(&mut find);
+            drop(stopped);
+            assert_eq!(stats.injected, 0);
+            assert!(find.0 >= 8 << 10, "found {}", find.0);
+        }
+        done.store(true, SeqCst);
+    });
+}
