@@ -1,5 +1,6 @@
 //! `gclab`: the command line of the laboratory. Without a command it runs the demo.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use gc_test_harness::lab::{
     churn, concurrent, demo, fragment, fuzz, mark, pause, soak, trees, warm,
 };
-use gc_test_harness::lox::run::RunArgs;
+use gc_test_harness::lox::{self, run::RunArgs};
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
 #[cfg(feature = "faults")]
@@ -45,7 +46,7 @@ enum Command {
     Churn(Churn),
     /// Peak memory: fill with one size, drop nine in ten at random, fill with another
     Fragment(Fragment),
-    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model
+    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model; or random Lox programs, in all tiers
     Fuzz(Fuzz),
     /// Everything at once, for as long as one likes, until an answer is wrong
     Soak(Soak),
@@ -68,6 +69,15 @@ struct Fuzz {
     /// The first case's seed; the others follow [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
+    /// Compare what random Lox programs say in the interpreter, in compiled code and under collection
+    #[arg(long)]
+    lox: bool,
+    /// Compare with the book's clox as well
+    #[arg(long, requires = "lox", value_name = "PATH")]
+    clox: Option<PathBuf>,
+    /// Run each program in processes of its own, so that a crash or a hang is shortened too
+    #[arg(long, requires = "lox")]
+    apart: bool,
 }
 
 #[derive(Args, Debug)]
@@ -269,6 +279,9 @@ fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
 }
 
 fn run_fuzz(options: &Fuzz, json: bool) -> ExitCode {
+    if options.lox {
+        return run_lox_fuzz(options, json);
+    }
     let outcome = fuzz::run(&fuzz::Options {
         time: Duration::from_secs(options.seconds),
         seed: options.seed,
@@ -302,6 +315,21 @@ fn run_soak(options: &Soak, json: bool) -> ExitCode {
         Ok(report) if json => println!("{}", report.json()),
         Ok(report) => print!("{report}"),
         Err(wrong) => return failed(&wrong),
+    }
+    ExitCode::SUCCESS
+}
+
+fn run_lox_fuzz(options: &Fuzz, json: bool) -> ExitCode {
+    let outcome = lox::fuzz::run(&lox::fuzz::Options {
+        time: Duration::from_secs(options.seconds),
+        seed: options.seed,
+        clox: options.clox.clone(),
+        apart: options.apart,
+    });
+    match outcome {
+        Ok(report) if json => println!("{}", report.json()),
+        Ok(report) => print!("{report}"),
+        Err(found) => return failed(&*found),
     }
     ExitCode::SUCCESS
 }

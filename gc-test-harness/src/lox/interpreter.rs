@@ -1,17 +1,22 @@
 //! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call that is made in it.
 
 use super::bytecode::{Function, Instruction, Op, Proto};
+use super::clear;
 use super::object::{Closure, Tag, is};
 use super::runtime;
 use super::value::{Value, product, sum};
 use super::vm::{FRAMES_MAX, Vm};
 use std::sync::atomic::Ordering;
 
-/// [`Proto::entry`](super::bytecode::Proto) of a function without machine code.
+/// What [`clear::interpret`] goes on with.
 ///
 /// # Safety
 /// The protocol at the head of [`super::vm`].
-pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value) -> Value {
+pub(super) unsafe extern "C" fn interpret_cleared(
+    vm: *mut Vm,
+    closure: Value,
+    base: *mut Value,
+) -> Value {
     // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its pointer: what is called
     // from here uses it too.
     unsafe {
@@ -24,8 +29,9 @@ pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value
         if (*proto).calls_left == 0
             && let Some(hot_call) = (*vm).hooks.hot_call
         {
+            let interpreted = (*proto).entry as usize;
             hot_call(vm, proto, base);
-            if (*proto).entry as usize != interpret as *const () as usize {
+            if (*proto).entry as usize != interpreted {
                 return ((*proto).entry)(vm, closure, base);
             }
         }
@@ -33,12 +39,14 @@ pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value
         (*vm).frame_count += 1;
         // Relaxed: only this thread writes it.
         let outer_limit = (*vm).stack_limit.load(Ordering::Relaxed);
-        let mut slot = outer_limit as *mut Value;
-        if slot < end {
-            while slot < end {
-                slot.write(Value::NIL);
-                slot = slot.add(1);
-            }
+        // From the first slot that is no argument on: the caller's operands may have left values there.
+        let first = if (*vm).faulty_operands {
+            outer_limit as *mut Value
+        } else {
+            base.add((*proto).arity as usize + 1)
+        };
+        fill(first, end.max(outer_limit as *mut Value));
+        if (outer_limit as *mut Value) < end {
             // Release: the slots are filled before the collector, which reads this while the thread is stopped, can
             // count them in.
             if !(*vm).faulty_limit {
@@ -52,6 +60,21 @@ pub unsafe extern "C" fn interpret(vm: *mut Vm, closure: Value, base: *mut Value
     }
 }
 
+/// Fills slots with nil, so that they keep nothing alive.
+///
+/// # Safety
+/// The slots must be the value stack's, and in use by nothing.
+#[inline(always)]
+unsafe fn fill(mut first: *mut Value, end: *mut Value) {
+    while first < end {
+        // SAFETY: the caller's promise.
+        unsafe {
+            first.write(Value::NIL);
+            first = first.add(1);
+        }
+    }
+}
+
 /// From the first instruction to `Return`, or to an error.
 unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Value) -> Value {
     // SAFETY: the code is the compiler's: slots, constants, caches, globals and upvalues that it names exist, jumps stay
@@ -60,6 +83,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
         let code = (*proto).code;
         let mut next = code;
         let mut top = base.add((*proto).arity as usize + 1);
+        let end = base.add((*proto).max_stack as usize);
 
         macro_rules! push {
             ($value:expr) => {{
@@ -207,6 +231,16 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 }
                 Op::Loop => {
                     next = code.add(c as usize);
+                    // What the last turn's operands and locals have left is not to live for as long as the loop,
+                    // in code that takes it over (`hot_loop`) either.
+                    if !(*vm).faulty_operands {
+                        fill(top, end);
+                    }
+                    (*vm).until_cleared -= 1;
+                    if (*vm).until_cleared == 0 {
+                        (*vm).until_cleared = clear::EVERY;
+                        clear::dead_stack();
+                    }
                     (*proto).loops_left = (*proto).loops_left.wrapping_sub(1);
                     if (*proto).loops_left == 0
                         && let Some(hot_loop) = (*vm).hooks.hot_loop
@@ -230,7 +264,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                         }
                         ((*called).entry)(vm, callee, callee_at)
                     } else {
-                        runtime::call(vm, callee_at, a)
+                        clear::call(vm, callee_at, a)
                     };
                     let value = check!(value);
                     top = callee_at;
@@ -239,7 +273,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 Op::Invoke => {
                     let receiver_at = top.sub(a as usize + 1);
                     let cache = (*proto).caches.add(b);
-                    let value = check!(runtime::invoke(vm, receiver_at, a, cache, c));
+                    let value = check!(clear::invoke(vm, receiver_at, a, cache, c));
                     top = receiver_at;
                     push!(value);
                 }
@@ -247,7 +281,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                     let superclass = pop!();
                     let this_at = top.sub(a as usize + 1);
                     let cache = (*proto).caches.add(b);
-                    let value = check!(runtime::super_invoke(vm, this_at, a, superclass, cache, c));
+                    let value = check!(clear::super_invoke(vm, this_at, a, superclass, cache, c));
                     top = this_at;
                     push!(value);
                 }

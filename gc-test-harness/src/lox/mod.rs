@@ -6,8 +6,10 @@
 pub mod bytecode;
 pub mod cells;
 mod classes;
+pub mod clear;
 pub mod compiler;
 mod expression;
+pub mod fuzz;
 pub mod interpreter;
 pub mod jit;
 pub mod object;

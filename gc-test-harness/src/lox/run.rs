@@ -83,6 +83,8 @@ pub struct Outcome {
     pub stats: Option<HeapStats>,
     /// Stops that the storm made.
     pub storm_stops: u64,
+    /// Functions and loops that were interpreted because the JIT contradicted itself: always 0, or the JIT has a fault.
+    pub contradictions: usize,
     /// From before the source was compiled until the last isolate was done.
     pub took: Duration,
 }
@@ -175,6 +177,7 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
         all.stdout.extend(isolate.stdout);
         all.stderr.extend(isolate.stderr);
         all.exit_code = all.exit_code.max(isolate.exit_code);
+        all.contradictions += isolate.contradictions;
     }
     all
 }
@@ -235,11 +238,16 @@ fn run_isolate(
         .jit
         .then(|| jit::attach(&mut vm, config.hot.clone()).ok());
     let good = vm.run();
+    let contradictions = compiler
+        .as_ref()
+        .and_then(|attached| attached.as_ref())
+        .map_or(0, jit::Attached::contradictions);
     drop(compiler);
     Outcome {
         stdout: vm.take_output(),
         stderr: if good { Vec::new() } else { vm.error_text() },
         exit_code: if good { 0 } else { EXIT_RUNTIME_ERROR },
+        contradictions,
         ..Outcome::default()
     }
 }

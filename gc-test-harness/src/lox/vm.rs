@@ -32,11 +32,13 @@
 use super::bytecode::{Cache, Constant, Entry, Function, Program, Proto};
 use super::cells::{BOXED, LoxHeap, OutOfMemory};
 use super::classes::Lookups;
-use super::interpreter::interpret;
+use super::clear::interpret;
+use super::interpreter::interpret_cleared;
 use super::object::*;
 use super::runtime;
 use super::value::{Value, write_number};
 use gc_core::{AttachError, Mutator, RootRange, Run};
+use gc_preempt::faults::planted;
 use std::ffi::c_void;
 use std::io::Write;
 use std::mem::offset_of;
@@ -70,6 +72,8 @@ pub struct Vm {
     pub resume_at: u32,
     /// After [`Value::RESUME`]: how many slots are in use there.
     pub resume_height: u32,
+    /// Counts down to the next time that dead native stack is cleared (see [`super::clear`]).
+    pub until_cleared: u32,
     /// The last id given out.
     last_id: u32,
     /// Cells that the isolate itself refers to; a declared root range.
@@ -85,6 +89,8 @@ pub struct Vm {
     pub(super) lookups: Lookups,
     /// Fault "cached-stack-top": the collector sees the stack only as high as it was at each call.
     pub(super) faulty_limit: bool,
+    /// Fault "stale-interpreted": the interpreter leaves what it has popped.
+    pub(super) faulty_operands: bool,
     output: Output,
     message: Vec<u8>,
     stack_trace: Vec<u8>,
@@ -107,7 +113,13 @@ pub struct Roots {
     pub open_upvalues: Value,
     /// boxed [`Interned`]
     pub strings: Value,
+    /// On their way from compiled code to compiled code: the values of a call that do not fit into registers. nil between
+    /// calls.
+    pub passed: [Value; PASSED_MAX],
 }
+
+/// The most values that a call passes: callee or receiver, and 255 arguments.
+const PASSED_MAX: usize = 256;
 
 /// What the interpreter calls when something is hot. `None` without the JIT.
 #[derive(Clone, Copy)]
@@ -183,12 +195,17 @@ pub const VM_GLOBALS: i32 = offset_of!(Vm, globals) as i32;
 pub const VM_RUNS: i32 = offset_of!(Vm, runs) as i32;
 /// Byte offset of [`Vm::frame_count`].
 pub const VM_FRAME_COUNT: i32 = offset_of!(Vm, frame_count) as i32;
+/// Byte offset of [`Vm::until_cleared`].
+pub const VM_UNTIL_CLEARED: i32 = offset_of!(Vm, until_cleared) as i32;
 /// Byte offset of [`Vm::resume_at`].
 pub const VM_RESUME_AT: i32 = offset_of!(Vm, resume_at) as i32;
 /// Byte offset of [`Vm::resume_height`].
 pub const VM_RESUME_HEIGHT: i32 = offset_of!(Vm, resume_height) as i32;
 /// Byte offset of [`Roots::open_upvalues`].
 pub const VM_OPEN_UPVALUES: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, open_upvalues)) as i32;
+
+/// Byte offset of [`Roots::passed`].
+pub const VM_PASSED: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, passed)) as i32;
 
 /// Life of an isolate.
 impl Vm {
@@ -215,10 +232,12 @@ impl Vm {
             frame_count: 0,
             resume_at: 0,
             resume_height: 0,
+            until_cleared: super::clear::EVERY,
             last_id: 0,
             roots: Roots {
                 open_upvalues: Value::NIL,
                 strings: Value::NIL,
+                passed: [Value::NIL; PASSED_MAX],
             },
             hooks: Hooks {
                 hot_call: None,
@@ -229,7 +248,8 @@ impl Vm {
             program,
             protos: Vec::new(),
             lookups: Lookups::new(),
-            faulty_limit: gc_preempt::faults::planted("cached-stack-top"),
+            faulty_limit: planted("cached-stack-top"),
+            faulty_operands: planted("stale-interpreted"),
             output,
             message: Vec::new(),
             stack_trace: Vec::new(),
@@ -305,7 +325,11 @@ impl Vm {
             let id = self.new_id()?;
             let caches = self.caches.last_mut().expect("just pushed").as_mut_ptr();
             self.protos.push(Box::new(Proto {
-                entry: interpret,
+                entry: if planted("stale-native-stack") {
+                    interpret_cleared
+                } else {
+                    interpret
+                },
                 fast_entry: std::ptr::null(),
                 constants: first,
                 caches,

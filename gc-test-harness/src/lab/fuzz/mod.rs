@@ -143,16 +143,24 @@ const MUTATE_EVERY: u64 = 12;
 /// The case that runs, for [`say_the_seed`].
 static SEED: AtomicU64 = AtomicU64::new(0);
 
+/// A seed that no other run had.
+pub(crate) fn clock() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |t| t.as_nanos() as u64 >> 8)
+}
+
+/// Notes which case runs, for [`say_the_seed`].
+pub(crate) fn set_seed(seed: u64) {
+    // Relaxed: the handler that reads it runs on the thread that crashes, or prints an older seed.
+    SEED.store(seed, Ordering::Relaxed);
+}
+
 /// Fuzzes until the time is over or an answer is wrong.
 ///
 /// # Errors
 /// The first wrong answer, after which threads may be in any state: end the process.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
-    let clock = || {
-        std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |t| t.as_nanos() as u64 >> 8)
-    };
     let first = options.seed.unwrap_or_else(clock);
     say_the_seed();
     let wrong = |seed, what| Wrong { seed, what };
@@ -160,7 +168,7 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
     let begun = Instant::now();
     let mut counts = Counts::default();
     for seed in (0..).map(|case| first.wrapping_add(case)) {
-        SEED.store(seed, Ordering::Relaxed);
+        set_seed(seed);
         let mut choices = Choices::Seeded(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let case = || {
             if seed % THREADS_EVERY == 0 {
@@ -193,7 +201,7 @@ fn message(panic: &Box<dyn Any + Send>) -> String {
 }
 
 /// Has a crash say which seed repeats it.
-fn say_the_seed() {
+pub(crate) fn say_the_seed() {
     extern "C" fn crashed(signal: libc::c_int) {
         let mut text = *b"gclab: crashed in the case of seed 00000000000000000000\n";
         let mut seed = SEED.load(Ordering::Relaxed);

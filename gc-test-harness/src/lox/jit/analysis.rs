@@ -14,8 +14,13 @@
 //!
 //! A backward analysis over the slots, operands included. A copy (`GetLocal`, `SetLocal`) and an
 //! operation without effect (`Equal`, `Not`, `Pop`) use their operand only if their result is used.
+//!
+//! A result in a captured slot is always used: a closure may read it, by an instruction of another function. So the
+//! instruction that writes a captured slot uses its operands, whatever this function reads afterwards.
 
 use std::ops::Range;
+
+use gc_preempt::faults::planted;
 
 use crate::lox::bytecode::{Capture, Constant, Function, Instruction, Op};
 
@@ -464,7 +469,11 @@ fn add(set: &mut [u64], other: &[u64]) {
 
 /// Turns what is live after an instruction into what is live before it.
 fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: usize) {
-    let has = |set: &[u64], slot: usize| set[slot / 64] >> (slot % 64) & 1 == 1;
+    // A closure may read a captured slot at any time.
+    let used = |set: &[u64], slot: usize| {
+        set[slot / 64] >> (slot % 64) & 1 == 1
+            || function.is_captured(slot) && !planted("captured-unused")
+    };
     let add = |set: &mut [u64], slot: usize| set[slot / 64] |= 1 << (slot % 64);
     let remove = |set: &mut [u64], slot: usize| set[slot / 64] &= !(1 << (slot % 64));
     let c = instruction.c as usize;
@@ -496,16 +505,16 @@ fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: u
             add(set, closure);
         }
         Op::GetLocal => {
-            let used = has(set, depth);
+            let copied = used(set, depth);
             remove(set, depth);
-            if used {
+            if copied {
                 add(set, c);
             }
         }
         Op::SetLocal => {
-            let used = has(set, c);
+            let copied = used(set, c);
             remove(set, c);
-            if used {
+            if copied {
                 add(set, depth - 1);
             }
         }
@@ -527,8 +536,7 @@ fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: u
         | Op::Multiply
         | Op::Divide => replace(set, 2),
         Op::Equal => {
-            let used = has(set, depth - 2);
-            if used {
+            if used(set, depth - 2) {
                 replace(set, 2);
             } else {
                 remove(set, depth - 1);

@@ -157,6 +157,9 @@ impl Translator<'_, '_, '_, '_> {
     pub(super) fn equal(&mut self) {
         let right = self.pop();
         let left = self.pop();
+        if left.is_dead() || right.is_dead() {
+            return self.push(Operand::dead(Type::BOOLEAN));
+        }
         let flag = if left.kind.is(Type::NUMBER) || right.kind.is(Type::NUMBER) {
             // Whatever is no number is a NaN, which equals nothing.
             let (l, r) = (self.double(&left), self.double(&right));
@@ -183,6 +186,9 @@ impl Translator<'_, '_, '_, '_> {
 
     pub(super) fn not(&mut self) {
         let operand = self.pop();
+        if operand.is_dead() {
+            return self.push(Operand::dead(Type::BOOLEAN));
+        }
         let flag = match self.truth(&operand) {
             Ok(known) => {
                 let bit = i64::from(!known);

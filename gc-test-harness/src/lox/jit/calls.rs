@@ -11,7 +11,8 @@ use cranelift_codegen::isa::CallConv;
 
 use super::analysis::Type;
 use super::helpers::Helper;
-use super::stubs::{Stub, fast_params};
+use super::passing;
+use super::stubs::{FAST_FIXED, Stub};
 use super::translate::{Operand, Translator, plain};
 use crate::lox::bytecode::{
     CACHE_METHOD, CACHE_NUMBER, Cache, Instruction, PROTO_ARITY, PROTO_FAST_ENTRY, Proto,
@@ -137,14 +138,18 @@ impl Translator<'_, '_, '_, '_> {
 
     /// Calls the code of a function, given its address; leaves if it fails.
     fn call_entry(&mut self, proto: ir::Value, args: &[ir::Value]) -> ir::Value {
-        let args: Vec<ir::Value> = std::iter::once(self.vm)
-            .chain(args.iter().copied())
+        let (vm, values) = (self.vm, &args[1..]);
+        let code = self.load(proto, PROTO_FAST_ENTRY);
+        let registers = passing::pass(self.b(), vm, FAST_FIXED, values);
+        let args: Vec<ir::Value> = [vm, args[0]]
+            .into_iter()
+            .chain(registers.iter().copied())
             .collect();
         let signature = match self.signatures.get(&args.len()) {
             Some(&signature) => signature,
             None => {
                 let mut signature = Signature::new(CallConv::SystemV);
-                let params = fast_params(args.len() - 2, false);
+                let params = vec![types::I64; args.len()];
                 signature
                     .params
                     .extend(params.into_iter().map(AbiParam::new));
@@ -154,7 +159,6 @@ impl Translator<'_, '_, '_, '_> {
                 reference
             }
         };
-        let code = self.load(proto, PROTO_FAST_ENTRY);
         let result = self.call_address(signature, code, &args);
         self.check(result);
         result
@@ -174,19 +178,27 @@ impl Translator<'_, '_, '_, '_> {
         let value = self.call_entry(proto, words);
         self.jump_with(done, value);
         self.b().switch_to_block(other);
-        let value = self.call_stub(Stub::Call, count, words);
+        let value = self.call_stub(Stub::Call, count, &[], words);
         self.jump_with(done, value);
         self.b().switch_to_block(done);
         result
     }
 
-    /// Calls a stub and leaves if it fails.
-    fn call_stub(&mut self, stub: Stub, count: usize, args: &[ir::Value]) -> ir::Value {
-        let args: Vec<ir::Value> = std::iter::once(self.vm)
-            .chain(args.iter().copied())
-            .collect();
+    /// Calls a stub with its fixed arguments and the values of the call, and leaves if it fails.
+    fn call_stub(
+        &mut self,
+        stub: Stub,
+        count: usize,
+        fixed: &[ir::Value],
+        values: &[ir::Value],
+    ) -> ir::Value {
+        let vm = self.vm;
         let result = match self.unit.stubs.get(stub, count) {
-            Some(id) => self.call(id, &args),
+            Some(id) => {
+                let registers = passing::pass(self.b(), vm, stub.fixed(), values);
+                let args: Vec<ir::Value> = [&[vm], fixed, registers].concat();
+                self.call(id, &args)
+            }
             None => None,
         };
         let result = match result {
@@ -227,7 +239,7 @@ impl Translator<'_, '_, '_, '_> {
         };
         self.jump_with(done, value);
         self.b().switch_to_block(miss);
-        let other = self.call_stub(Stub::Call, count, &words);
+        let other = self.call_stub(Stub::Call, count, &[], &words);
         self.jump_with(done, other);
         self.b().switch_to_block(done);
         self.push(Operand::boxed(Type::ANY, result));
@@ -291,10 +303,6 @@ impl Translator<'_, '_, '_, '_> {
         let words = self.words(&operands);
         let (cache, shapes) = self.cache(instruction);
         let symbol = self.int(instruction.c);
-        let all: Vec<ir::Value> = [cache, symbol]
-            .into_iter()
-            .chain(words.iter().copied())
-            .collect();
         let known: Vec<(Cache, Option<(*mut Proto, Tag)>)> = shapes
             .iter()
             .filter_map(|&shape| {
@@ -307,7 +315,7 @@ impl Translator<'_, '_, '_, '_> {
             })
             .collect();
         if known.is_empty() {
-            let result = self.call_stub(Stub::Invoke, count, &all);
+            let result = self.call_stub(Stub::Invoke, count, &[cache, symbol], &words);
             self.push(Operand::boxed(Type::ANY, result));
             return;
         }
@@ -336,7 +344,7 @@ impl Translator<'_, '_, '_, '_> {
             t.jump_with(done, value);
         });
         self.b().switch_to_block(miss);
-        let other = self.call_stub(Stub::Invoke, count, &all);
+        let other = self.call_stub(Stub::Invoke, count, &[cache, symbol], &words);
         self.jump_with(done, other);
         self.b().switch_to_block(done);
         self.push(Operand::boxed(Type::ANY, result));
@@ -370,16 +378,12 @@ impl Translator<'_, '_, '_, '_> {
         let (cache, seen) = self.cache(instruction);
         let seen = seen.first().copied().unwrap_or_default();
         let symbol = self.int(instruction.c);
-        let all: Vec<ir::Value> = [cache, symbol, class]
-            .into_iter()
-            .chain(words.iter().copied())
-            .collect();
         let entry = seen.slot & CACHE_NUMBER;
         let method = (seen.id != 0)
             .then(|| self.predicted_method(seen.id, entry, count))
             .flatten();
         let Some((method, _)) = method else {
-            let result = self.call_stub(Stub::SuperInvoke, count, &all);
+            let result = self.call_stub(Stub::SuperInvoke, count, &[cache, symbol, class], &words);
             self.push(Operand::boxed(Type::ANY, result));
             return;
         };
@@ -394,7 +398,7 @@ impl Translator<'_, '_, '_, '_> {
         );
         self.jump_with(done, value);
         self.b().switch_to_block(miss);
-        let other = self.call_stub(Stub::SuperInvoke, count, &all);
+        let other = self.call_stub(Stub::SuperInvoke, count, &[cache, symbol, class], &words);
         self.jump_with(done, other);
         self.b().switch_to_block(done);
         self.push(Operand::boxed(Type::ANY, result));

@@ -3,12 +3,19 @@
 //! Compiled code keeps the isolate's protocol (the head of [`vm`](crate::lox::vm)): a function counts itself, and takes a window of
 //! the value stack if closures may capture its variables. A loop entered from the interpreter has the interpreter's
 //! window; it takes the slots over, and gives them back if it is left without the function's end.
+//!
+//! The value stack is a root. So a slot whose value compiled code has taken over holds nil while that code runs: each
+//! slot of an interpreted loop ([`Translator::enter_loop`]), and each argument that a function was entered with
+//! (`Stub::Enter`). Otherwise the value that the slot had lives for as long as the activation, whatever is assigned.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder, types};
+use gc_preempt::faults::planted;
 
 use super::analysis::Type;
 use super::helpers::Helper;
+use super::passing;
+use super::stubs::FAST_FIXED;
 use super::translate::{Operand, Translator, plain};
 use crate::lox::value::{REFERENCE, Value};
 use crate::lox::vm::{
@@ -18,7 +25,9 @@ use crate::lox::vm::{
 
 impl Translator<'_, '_, '_, '_> {
     pub(super) fn enter_function(&mut self, params: &[ir::Value]) {
-        let function = self.unit.function;
+        let (function, vm) = (self.unit.function, self.vm);
+        let count = function.arity as usize + usize::from(function.is_method);
+        let values = passing::take(self.b(), vm, FAST_FIXED, params, count);
         let count = self
             .body
             .builder
@@ -35,19 +44,18 @@ impl Translator<'_, '_, '_, '_> {
             self.open_window(overflow);
         }
         let more = self.b().ins().iadd_imm_s(count, 1);
-        let vm = self.vm;
         self.b().ins().store(plain(), more, vm, VM_FRAME_COUNT);
 
-        let slots = if function.is_method {
-            &params[2..]
-        } else {
-            &params[1..]
-        };
-        for &slot in slots {
+        // Slot 0 of a function is its closure, of a method the receiver.
+        let mut slots = values;
+        if !function.is_method {
+            slots.insert(0, self.closure);
+        }
+        for &slot in &slots {
             self.declared(slot);
         }
         self.open_frame();
-        for (slot, &value) in slots.iter().enumerate() {
+        for (slot, value) in slots.into_iter().enumerate() {
             let kind = if slot == 0 && function.is_method {
                 Type::INSTANCE
             } else {
@@ -111,11 +119,10 @@ impl Translator<'_, '_, '_, '_> {
             };
             self.stack.push(operand);
         }
-        // What a slot held when the loop was entered is not to be kept for as long as the loop runs.
+        // The interpreter has cleared the slots above those in use.
         let nil = self.constant(Value::NIL);
         for (slot, kind) in unit.analysis.start.iter().enumerate() {
-            let kept = gc_preempt::faults::planted("stale-loop-slots");
-            if !self.is_captured(slot) && kind.may_refer() && !kept {
+            if !self.is_captured(slot) && kind.may_refer() && !planted("stale-loop-slots") {
                 self.store(nil, base, 8 * slot as i32);
             }
         }

@@ -5,9 +5,11 @@
 
 use cranelift_codegen::ir::{Type, types};
 use cranelift_module::FuncId;
+use gc_preempt::faults::planted;
 
 use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
+use crate::lox::clear;
 use crate::lox::object::Class;
 use crate::lox::runtime;
 use crate::lox::value::Value;
@@ -44,10 +46,24 @@ pub(super) enum Helper {
 /// Name, address, parameters after the isolate, whether it returns a value: in the order of [`Helper`].
 type Row = (&'static str, *const u8, &'static [Type], bool);
 
+/// The function that clears dead native stack before it goes on in `plain`.
+fn cleared(cleared: *const u8, plain: *const u8) -> *const u8 {
+    if planted("stale-native-stack") {
+        plain
+    } else {
+        cleared
+    }
+}
+
 fn table() -> [Row; 22] {
     use types::{I32, I64};
     [
-        ("add", runtime::add as *const u8, &[I64, I64], true),
+        (
+            "add",
+            cleared(clear::add as *const u8, runtime::add as *const u8),
+            &[I64, I64],
+            true,
+        ),
         (
             "operands_error",
             runtime::operands_error as *const u8,
@@ -75,7 +91,10 @@ fn table() -> [Row; 22] {
         ("trace", runtime::trace as *const u8, &[I64, I32], false),
         (
             "get_property",
-            runtime::get_property as *const u8,
+            cleared(
+                clear::get_property as *const u8,
+                runtime::get_property as *const u8,
+            ),
             &[I64, I64, I32],
             true,
         ),
@@ -91,10 +110,15 @@ fn table() -> [Row; 22] {
             &[I64, I64, I64, I32],
             true,
         ),
-        ("call", runtime::call as *const u8, &[I64, I32], true),
+        (
+            "call",
+            cleared(clear::call as *const u8, runtime::call as *const u8),
+            &[I64, I32],
+            true,
+        ),
         (
             "closure",
-            runtime::closure as *const u8,
+            cleared(clear::closure as *const u8, runtime::closure as *const u8),
             &[I64, I64, I64],
             true,
         ),
@@ -113,7 +137,15 @@ fn table() -> [Row; 22] {
             true,
         ),
         ("print", runtime::print as *const u8, &[I64], false),
-        ("new_instance", new_instance as *const u8, &[I64], true),
+        (
+            "new_instance",
+            cleared(
+                clear::new_instance as *const u8,
+                new_instance_cleared as *const u8,
+            ),
+            &[I64],
+            true,
+        ),
         (
             "store",
             gc_core::barrier::store_address() as *const u8,
@@ -172,8 +204,11 @@ impl Helpers {
     }
 }
 
-/// A fresh instance of a class, where the inline allocation found its run used up.
-unsafe extern "C" fn new_instance(vm: *mut Vm, class: Value) -> Value {
+/// What [`clear::new_instance`] goes on with.
+///
+/// # Safety
+/// `vm` is the isolate of this thread, `class` a live class.
+pub(in crate::lox) unsafe extern "C" fn new_instance_cleared(vm: *mut Vm, class: Value) -> Value {
     // SAFETY: compiled code passes its isolate.
     let vm = unsafe { &mut *vm };
     match vm.make_instance(class.as_cell::<Class>()) {

@@ -16,13 +16,15 @@ mod analysis;
 mod arith;
 mod calls;
 mod frames;
-mod helpers;
+pub(super) mod helpers;
 pub mod oracle;
+mod passing;
 mod sites;
 mod stubs;
 mod translate;
 mod windows;
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
@@ -35,7 +37,7 @@ use self::analysis::{Analysis, Type};
 use self::helpers::Helpers;
 use self::oracle::{Oracle, Shadow};
 use self::sites::Sites;
-use self::stubs::{Stub, Stubs, fast_params};
+use self::stubs::{FAST_FIXED, Stub, Stubs};
 use self::translate::{Translator, Unit};
 use super::bytecode::{Cache, Entry, Op, Proto};
 use super::cells::BOXED;
@@ -105,6 +107,8 @@ enum Purpose {
     Stub(Stub, usize),
     Function(*mut Proto),
     Loop(*mut Proto, u32, Vec<Type>),
+    /// Nothing: its translation contradicted its analysis.
+    Discarded,
 }
 
 /// The compiler of one isolate.
@@ -129,6 +133,8 @@ pub struct Jit {
     pieces: u32,
     /// Whether every function can be called from compiled code.
     linked: bool,
+    /// How many translations contradicted their analyses.
+    contradictions: usize,
 }
 
 /// Keeps an isolate's compiler. Drop it before the isolate, and not while that runs.
@@ -146,6 +152,13 @@ impl Attached {
 }
 
 impl Attached {
+    /// How many functions and loops are interpreted because their translation needed a value that their analysis takes for
+    /// dead. Other than 0, it is a fault of the analysis.
+    pub fn contradictions(&self) -> usize {
+        // SAFETY: as in `compiled`.
+        unsafe { (*self.jit).contradictions }
+    }
+
     /// How many inline allocations can be begun again; all others are unsafe ranges.
     pub fn restart_windows(&self) -> usize {
         // SAFETY: as in `compiled`.
@@ -188,6 +201,7 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
         shadow,
         pieces: 0,
         linked: false,
+        contradictions: 0,
     }));
     vm.hooks.hot_call = Some(hot_call);
     vm.hooks.hot_loop = Some(hot_loop);
@@ -235,10 +249,14 @@ fn within_limit(
     if analysis::weight(analysis) + function.code.len() <= WEIGHT_MAX {
         return Ok(());
     }
-    Err(CodegenError::Compile {
+    Err(not_compiled(function, "too large"))
+}
+
+fn not_compiled(function: &super::bytecode::Function, why: &str) -> CodegenError {
+    CodegenError::Compile {
         function: String::from_utf8_lossy(function.name.as_deref().unwrap_or(b"script")).into(),
-        why: "too large".to_owned(),
-    })
+        why: why.to_owned(),
+    }
 }
 
 impl Jit {
@@ -258,9 +276,10 @@ impl Jit {
         let types = analysis::parameter_types(&function);
         let analysis = Analysis::new(&function, 0, &region, types);
         within_limit(&function, &analysis)?;
+        let passed = count + usize::from(function.is_method);
         let signature = self
             .arena
-            .signature(&fast_params(count, function.is_method), &[types::I64]);
+            .signature(&passing::params(FAST_FIXED, passed), &[types::I64]);
         let name = self.name(&function, None);
         let id = self.arena.declare(&name, &signature)?;
         self.pieces += 1;
@@ -278,12 +297,12 @@ impl Jit {
             compiled: &self.compiled,
             sites: &self.sites,
             shadow: self.shadow.as_deref(),
+            contradicted: Cell::new(false),
         };
         let defined = self.arena.define(id, |body| Translator::run(&unit, body));
-        let finished = defined.and_then(|()| {
-            self.under_construction.push(Purpose::Function(proto));
-            self.finish(vm)
-        });
+        let contradicted = unit.contradicted.get();
+        let finished = defined
+            .and_then(|()| self.conclude(vm, &function, contradicted, Purpose::Function(proto)));
         if finished.is_err() && first && !planted("keep-refused") {
             // Others must not take it for compiled: they would call it without a closure.
             self.compiled.remove(&proto);
@@ -349,12 +368,41 @@ impl Jit {
             compiled: &self.compiled,
             sites: &self.sites,
             shadow: self.shadow.as_deref(),
+            contradicted: Cell::new(false),
         };
         self.arena.define(id, |body| Translator::run(&unit, body))?;
-        self.under_construction
-            .push(Purpose::Loop(proto, target, types));
-        self.finish(vm)?;
+        let contradicted = unit.contradicted.get();
+        self.conclude(
+            vm,
+            &function,
+            contradicted,
+            Purpose::Loop(proto, target, types),
+        )?;
         Ok(self.loops.get(&(proto, target)).map(|code| code.entry))
+    }
+
+    /// Makes the code that was just defined what it was compiled for, unless its translation contradicted its analysis.
+    fn conclude(
+        &mut self,
+        vm: *mut Vm,
+        function: &super::bytecode::Function,
+        contradicted: bool,
+        purpose: Purpose,
+    ) -> Result<(), CodegenError> {
+        self.under_construction.push(if contradicted {
+            Purpose::Discarded
+        } else {
+            purpose
+        });
+        self.finish(vm)?;
+        if contradicted {
+            self.contradictions += 1;
+            return Err(not_compiled(
+                function,
+                "a value is used that counts as dead",
+            ));
+        }
+        Ok(())
     }
 
     /// Compiles a function again with what its places have seen since; a loop, when it is entered again.
@@ -462,6 +510,7 @@ impl Jit {
         for (code, purpose) in codes.into_iter().zip(purposes) {
             self.register(vm, &code)?;
             match purpose {
+                Purpose::Discarded => {}
                 Purpose::Stub(stub, count) => {
                     self.stub_code.insert((stub, count), code.entry());
                 }

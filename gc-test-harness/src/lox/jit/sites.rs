@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use super::Jit;
 use crate::lox::bytecode::{Cache, Proto};
+use crate::lox::clear;
 use crate::lox::runtime;
 use crate::lox::value::Value;
 use crate::lox::vm::Vm;
@@ -94,7 +95,7 @@ pub(super) unsafe extern "C" fn get_property(
 ) -> Value {
     // SAFETY: the caller's promise.
     unsafe {
-        let value = runtime::get_property(vm, object, cache, symbol);
+        let value = clear::get_property(vm, object, cache, symbol);
         missed(vm, cache);
         value
     }
@@ -132,7 +133,7 @@ pub(super) unsafe extern "C" fn invoke(
 ) -> Value {
     // SAFETY: the caller's promise.
     unsafe {
-        let value = runtime::invoke(vm, base, count, cache, symbol);
+        let value = clear::invoke(vm, base, count, cache, symbol);
         missed(vm, cache);
         value
     }
@@ -152,7 +153,7 @@ pub(super) unsafe extern "C" fn super_invoke(
 ) -> Value {
     // SAFETY: the caller's promise.
     unsafe {
-        let value = runtime::super_invoke(vm, base, count, superclass, cache, symbol);
+        let value = clear::super_invoke(vm, base, count, superclass, cache, symbol);
         missed(vm, cache);
         value
     }

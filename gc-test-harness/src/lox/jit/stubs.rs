@@ -1,17 +1,19 @@
 //! Small compiled functions between compiled code, the interpreter and the runtime, shared by all that need them.
 //!
-//! Compiled functions pass arguments in registers ([`fast_params`]); the interpreter and the runtime take them from the value
+//! Compiled functions pass arguments in registers ([`passing`]); the interpreter and the runtime take them from the value
 //! stack. The stubs translate. Those that put arguments on the value stack first fill the slots above the limit with nil, then
 //! publish them, then store: whenever the thread is stopped, each published slot holds a value.
 
 use std::collections::HashMap;
 
 use cranelift_codegen::ir::condcodes::IntCC;
-use cranelift_codegen::ir::{self, InstBuilder, Signature, Type, types};
+use cranelift_codegen::ir::{self, BlockArg, InstBuilder, Signature, types};
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::FuncId;
+use gc_preempt::faults::planted;
 
 use super::helpers::{Helper, Helpers};
+use super::passing;
 use super::translate::plain;
 use crate::kernels::codegen::{Arena, Body, CodegenError};
 use crate::lox::bytecode::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
@@ -42,9 +44,29 @@ pub(super) enum Stub {
 #[derive(Debug, Default)]
 pub(super) struct Stubs(HashMap<(Stub, usize), FuncId>);
 
-/// The parameters of compiled code: isolate, closure, receiver if it is a method, arguments.
-pub(super) fn fast_params(count: usize, method: bool) -> Vec<Type> {
-    vec![types::I64; 2 + usize::from(method) + count]
+/// What compiled code takes before the values (receiver if it is a method, arguments): isolate, closure.
+pub(super) const FAST_FIXED: usize = 2;
+
+impl Stub {
+    /// How many machine parameters come before the values.
+    pub(super) fn fixed(self) -> usize {
+        match self {
+            Stub::Call => 1,
+            Stub::Invoke => 3,
+            Stub::SuperInvoke => 4,
+            Stub::Enter | Stub::EnterMethod => 3,
+            Stub::Interpret | Stub::InterpretMethod => FAST_FIXED,
+        }
+    }
+
+    /// How many values it takes, given the number of arguments.
+    fn values(self, count: usize) -> usize {
+        match self {
+            Stub::Enter | Stub::EnterMethod => 0,
+            Stub::Interpret => count,
+            Stub::Call | Stub::Invoke | Stub::SuperInvoke | Stub::InterpretMethod => count + 1,
+        }
+    }
 }
 
 impl Stubs {
@@ -64,23 +86,14 @@ impl Stubs {
         if let Some(id) = self.get(stub, count) {
             return Ok(id);
         }
-        let params = match stub {
-            Stub::Call => vec![types::I64; 2 + count],
-            Stub::Invoke | Stub::SuperInvoke => {
-                let fixed = if stub == Stub::Invoke { 4 } else { 5 };
-                let mut params = vec![types::I64; fixed + count];
-                params[2] = types::I32;
-                params
-            }
-            Stub::Enter | Stub::EnterMethod => vec![types::I64; 3],
-            Stub::Interpret => fast_params(count, false),
-            Stub::InterpretMethod => fast_params(count, true),
-        };
+        let (fixed, values) = (stub.fixed(), stub.values(count));
+        let mut params = passing::params(fixed, values);
+        if matches!(stub, Stub::Invoke | Stub::SuperInvoke) {
+            params[2] = types::I32;
+        }
         let signature = arena.signature(&params, &[types::I64]);
-        let fast = arena.signature(
-            &fast_params(count, matches!(stub, Stub::EnterMethod)),
-            &[types::I64],
-        );
+        let passed = count + usize::from(stub == Stub::EnterMethod);
+        let fast = arena.signature(&passing::params(FAST_FIXED, passed), &[types::I64]);
         let entry = arena.signature(&[types::I64; 3], &[types::I64]);
         let id = arena.declare(&format!("{stub:?} {count}"), &signature)?;
         arena.define(id, |body| {
@@ -90,17 +103,18 @@ impl Stubs {
                 helpers,
                 vm: params[0],
             };
+            let slots = passing::take(maker.b(), params[0], fixed, &params, values);
             match stub {
-                Stub::Call => maker.call(&params[1..], fast),
+                Stub::Call => maker.call(&slots, fast),
                 Stub::Invoke => {
                     let args = [params[1], params[2]];
-                    maker.through_stack(&params[3..], |maker, base, count| {
+                    maker.through_stack(&slots, |maker, base, count| {
                         maker.ask(Helper::WatchedInvoke, &[base, count, args[0], args[1]])
                     });
                 }
                 Stub::SuperInvoke => {
                     let args = [params[3], params[1], params[2]];
-                    maker.through_stack(&params[4..], |maker, base, count| {
+                    maker.through_stack(&slots, |maker, base, count| {
                         maker.ask(
                             Helper::WatchedSuperInvoke,
                             &[base, count, args[0], args[1], args[2]],
@@ -112,13 +126,12 @@ impl Stubs {
                 }
                 Stub::Interpret | Stub::InterpretMethod => {
                     // Slot 0 of a function is its closure, of a method the receiver.
-                    let slots = if stub == Stub::Interpret {
-                        &params[1..]
-                    } else {
-                        &params[2..]
-                    };
                     let closure = params[1];
-                    maker.through_stack(slots, |maker, base, _| {
+                    let mut slots = slots;
+                    if stub == Stub::Interpret {
+                        slots.insert(0, closure);
+                    }
+                    maker.through_stack(&slots, |maker, base, _| {
                         let proto = maker.proto(closure);
                         let address = maker.load(proto, PROTO_ENTRY);
                         maker.call_address(&entry, address, &[maker.vm, closure, base])
@@ -241,10 +254,7 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.stay_if(fits, other);
         let code = self.load(proto, PROTO_FAST_ENTRY);
         self.stay_if(code, other);
-        let args: Vec<ir::Value> = std::iter::once(self.vm)
-            .chain(slots.iter().copied())
-            .collect();
-        let result = self.call_address(&fast, code, &args);
+        let result = self.call_fast(&fast, code, callee, &slots[1..]);
         self.b().ins().return_(&[result]);
         self.b().switch_to_block(other);
         self.through_stack(slots, |maker, base, count| {
@@ -258,15 +268,53 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().switch_to_block(next);
     }
 
+    /// Calls compiled code with values.
+    fn call_fast(
+        &mut self,
+        signature: &Signature,
+        code: ir::Value,
+        closure: ir::Value,
+        values: &[ir::Value],
+    ) -> ir::Value {
+        let vm = self.vm;
+        let registers = passing::pass(self.b(), vm, FAST_FIXED, values);
+        let args = [&[vm, closure], registers].concat();
+        self.call_address(signature, code, &args)
+    }
+
     fn enter(&mut self, params: &[ir::Value], count: usize, method: bool, fast: Signature) {
         let (closure, base) = (params[1], params[2]);
-        let mut args = vec![self.vm, closure];
-        for slot in usize::from(!method)..=count {
-            args.push(self.load(base, 8 * slot as i32));
-        }
+        let values: Vec<ir::Value> = (usize::from(!method)..=count)
+            .map(|slot| self.load(base, 8 * slot as i32))
+            .collect();
         let proto = self.proto(closure);
         let code = self.load(proto, PROTO_FAST_ENTRY);
-        let result = self.call_address(&fast, code, &args);
+        if !planted("stale-arguments") {
+            self.clear_from(base);
+        }
+        let result = self.call_fast(&fast, code, closure, &values);
         self.b().ins().return_(&[result]);
+    }
+
+    /// Fills the value stack from `first` to the published limit with nil: the arguments, which are in registers now, and
+    /// what the caller's operands have left above them.
+    fn clear_from(&mut self, first: ir::Value) {
+        let limit = self.load(self.vm, VM_STACK_LIMIT);
+        let nil = self.word(Value::NIL.0);
+        let (head, body, done) = (
+            self.b().create_block(),
+            self.b().create_block(),
+            self.b().create_block(),
+        );
+        let slot = self.b().append_block_param(head, types::I64);
+        self.b().ins().jump(head, &[BlockArg::Value(first)]);
+        self.b().switch_to_block(head);
+        let more = self.b().ins().icmp(IntCC::UnsignedLessThan, slot, limit);
+        self.b().ins().brif(more, body, &[], done, &[]);
+        self.b().switch_to_block(body);
+        self.b().ins().store(plain(), nil, slot, 0);
+        let next = self.b().ins().iadd_imm_s(slot, 8);
+        self.b().ins().jump(head, &[BlockArg::Value(next)]);
+        self.b().switch_to_block(done);
     }
 }

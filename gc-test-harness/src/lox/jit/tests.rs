@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use gc_preempt::faults::planted;
+
 use super::oracle::{Oracle, Verdict};
 use super::{JitConfig, attach};
 use crate::lox::compiler::compile;
@@ -37,8 +39,12 @@ fn agree(source: &str) -> (String, String, u8) {
     };
     let expected = text(&run_source(source.as_bytes(), &interpreted));
     for hot in [eager(), JitConfig::after(4), JitConfig::default()] {
-        let seen = text(&run_source(source.as_bytes(), &compiled(hot.clone())));
-        assert_eq!(seen, expected, "{hot:?}");
+        let outcome = run_source(source.as_bytes(), &compiled(hot.clone()));
+        assert_eq!(text(&outcome), expected, "{hot:?}");
+        assert_eq!(
+            outcome.contradictions, 0,
+            "functions contradict their analyses"
+        );
     }
     let stress = RunConfig {
         gc_every: Some(1),
@@ -120,6 +126,63 @@ fn captured_variables_are_one_in_both_tiers() {
         "\"q\"); }",
     );
     assert_eq!(output(&source), "10\n10\n14\n24\n15\nsq\n");
+}
+
+/// Copies into captured slots of what nothing else reads: each is all that its closure sees.
+const CAPTURED_COPIES: &str = "
+    fun parameter(n) { var g = n; fun h() { return g; } return h(); }
+    fun assigned(n) { var g = 0; fun h() { return g; } g = n; return h(); }
+    fun twice(n) { var g = n; var k = g; fun h() { return k; } fun i() { return g; } return h() + i(); }
+    fun compared(n) { var g = n == 3; fun h() { return g; } return h(); }
+    fun not(n) { var g = !n; fun h() { return g; } return h(); }
+    fun chosen(n) { var g = n and n; fun h() { return g; } return h(); }
+    fun local(n) { var m = n + 1; var k = m; var g = k; fun h() { return g; } return h(); }
+    fun looped(n) { var f; for (var i = 0; i < 4; i = i + 1) { var g = n; fun h() { return g; } f = h; n = n + 1; } return f(); }
+    fun entered(n) { var last = nil; var f; for (var i = 0; i < 9; i = i + 1) { last = n; { var g = last; fun h() { return g; } f = h; } } return f(); }
+    fun returned(n) { var g = n; fun h() { fun i() { return g; } return i; } return h()(); }
+    fun changed(n) { var g = n; fun h() { g = g + 1; } h(); return g; }
+    class C {
+        init(n) { var self = this; var m = n; fun set() { self.n = m; } set(); }
+        this_() { var self = this; fun h() { return self.n; } return h(); }
+        argument(n) { var g = n; fun h() { return g; } return h(); }
+    }
+    fun constructed(n) { return C(n).n; }
+    fun method(n) { return C(n).this_(); }
+    fun argument(n) { return C(0).argument(n); }
+    var all = 0;
+    for (var i = 0; i < 300; i = i + 1) {
+        all = all + parameter(i) + assigned(i) + twice(i) + local(i) + looped(i) + entered(i);
+        all = all + returned(i) + changed(i) + constructed(i) + method(i) + argument(i) + chosen(i);
+        if (compared(i)) all = all + 1; if (not(i)) all = all + 1;
+    }
+    print all; print compared(3); print not(nil); print chosen(5);";
+
+#[test]
+fn h82_a_copy_that_only_a_closure_reads_is_kept() {
+    assert_eq!(output(CAPTURED_COPIES), "584551\ntrue\ntrue\n5\n");
+}
+
+#[test]
+fn h82_an_analysis_without_captured_uses_gives_wrong_answers() {
+    let test = "h82_a_copy_that_only_a_closure_reads_is_kept";
+    fails_with("captured-unused,dead-operands-nil", test, "assertion");
+}
+
+/// A translation that needs a value of which the analysis says that nothing uses it is refused: the function is
+/// interpreted, which is right.
+#[test]
+fn h82_a_translation_that_contradicts_its_analysis_is_not_entered() {
+    let test = "h82_a_copy_that_only_a_closure_reads_is_kept";
+    fails_with("captured-unused", test, "contradict");
+    let (passed, said) = with_faults("captured-unused", "h82_contradictions_are_counted");
+    assert!(passed, "{said}");
+}
+
+#[test]
+fn h82_contradictions_are_counted() {
+    let outcome = run_source(CAPTURED_COPIES.as_bytes(), &compiled(eager()));
+    assert_eq!(text(&outcome).0, "584551\ntrue\ntrue\n5\n");
+    assert_eq!(outcome.contradictions > 0, planted("captured-unused"));
 }
 
 #[test]

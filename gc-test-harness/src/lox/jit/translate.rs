@@ -6,6 +6,11 @@
 //! closure may capture are the exception: they are always in the activation's window of the value stack, so that open
 //! upvalues work as they do in the interpreter.
 //!
+//! An [`Operand`] without a machine value is dead: liveness says that nothing uses it. A translation that needs its word
+//! all the same contradicts its analysis; [`Unit::contradicted`] notes it, and the code is never entered.
+//!
+//! A captured slot that is popped holds nil from then on: the window is a root for the whole activation.
+//!
 //! A loop's back-edge is a jump and nothing else.
 //!
 //! # References
@@ -19,6 +24,7 @@
 //! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that add a line to the
 //! trace are one for each line and cause, made when everything else has been translated.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
@@ -26,6 +32,7 @@ use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, MemFlagsData, SigRef, types};
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::FuncId;
+use gc_preempt::faults::planted;
 
 use super::analysis::{Analysis, Form, Type, hands_upvalues_on};
 use super::helpers::{Helper, Helpers};
@@ -57,6 +64,8 @@ pub(super) struct Unit<'a> {
     pub(super) compiled: &'a HashSet<*mut Proto>,
     pub(super) sites: &'a Sites,
     pub(super) shadow: Option<&'a Shadow>,
+    /// Whether the translation has needed a value that the analysis takes for dead.
+    pub(super) contradicted: Cell<bool>,
 }
 
 /// What is known of a slot, and the machine values that hold it (any number of them, all equal).
@@ -97,6 +106,18 @@ impl Operand {
             flag: Some(value),
             ..Operand::default()
         }
+    }
+
+    /// An operand of which liveness says that nothing uses it.
+    pub(super) fn dead(kind: Type) -> Operand {
+        Operand {
+            kind,
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.boxed.is_none() && self.number.is_none() && self.flag.is_none()
     }
 }
 
@@ -252,7 +273,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     fn declared_result(&mut self, value: ir::Value) {
-        if !gc_preempt::faults::planted("undeclared-results") {
+        if !planted("undeclared-results") {
             self.declared(value);
         }
     }
@@ -272,6 +293,10 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             let zero = self.constant(Value::FALSE);
             self.b().ins().iadd(wide, zero)
         } else {
+            let trusted = planted("dead-operands-nil");
+            self.unit
+                .contradicted
+                .set(self.unit.contradicted.get() || !trusted);
             self.constant(Value::NIL)
         }
     }
@@ -336,8 +361,18 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
 
     pub(super) fn pop(&mut self) -> Operand {
         let top = self.read(self.stack.len() - 1);
-        self.stack.pop();
+        self.drop_top();
         top
+    }
+
+    /// Takes the topmost slot off the stack, unread.
+    fn drop_top(&mut self) {
+        self.stack.pop();
+        let slot = self.stack.len();
+        if self.is_captured(slot) && !planted("stale-captured-slots") {
+            let (base, nil) = (self.window(), self.constant(Value::NIL));
+            self.store(nil, base, 8 * slot as i32);
+        }
     }
 
     /// Pops `count` operands; the lowest one is the first.
@@ -346,7 +381,9 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         let operands = (first..self.stack.len())
             .map(|slot| self.read(slot))
             .collect();
-        self.stack.truncate(first);
+        for _ in 0..count {
+            self.drop_top();
+        }
         operands
     }
 
@@ -587,7 +624,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     fn jump_if(&mut self, instruction: Instruction) {
         let top = self.read(self.stack.len() - 1);
         if instruction.op == Op::PopJumpIfFalse {
-            self.stack.pop();
+            self.drop_top();
         }
         let (mut away, mut away_args) = self.edge(instruction.c as usize);
         let (mut next, mut next_args) = self.edge(self.at + 1);
@@ -620,9 +657,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 let flag = self.b().ins().iconst(types::I8, flag);
                 self.push(Operand::flag(flag));
             }
-            Op::Pop => {
-                self.stack.pop();
-            }
+            Op::Pop => self.drop_top(),
             Op::GetLocal => {
                 let mut operand = self.read(c as usize);
                 operand.origin = Some(c).filter(|_| !self.is_captured(c as usize));
@@ -663,8 +698,8 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 let slot = self.stack.len() - 1;
                 let base = self.window();
                 let from = self.b().ins().iadd_imm_s(base, 8 * slot as i64);
-                self.stack.pop();
                 self.run_helper(Helper::CloseUpvalues, &[from]);
+                self.drop_top();
             }
             Op::Return => self.return_top(),
             Op::Class => {

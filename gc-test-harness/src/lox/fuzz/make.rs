@@ -1,0 +1,832 @@
+//! Makes random programs.
+//!
+//! What an expression may be is known ([`Ty`]), so that most programs get far; now and then it is something else, so that
+//! errors are met as well. Most functions are short, and a variable is read seldom: a value that nothing reads any more, or
+//! that only a closure reads, is what compilers mistake. (Programs that read every variable again and again have no dead
+//! values. Such programs missed a copy of a parameter that was captured and a parameter that was dead from then on.)
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::tree::{Expr, Function, Program, Stmt};
+
+/// What an expression is meant to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ty {
+    Number,
+    Text,
+    Bool,
+    /// an instance of any of the classes
+    Object,
+    /// a function of no parameters, or a method that is bound; returns a number
+    Thunk,
+    /// the same of one number
+    Map,
+}
+
+/// A variable in reach.
+#[derive(Clone, Debug)]
+struct Variable {
+    name: String,
+    ty: Ty,
+    /// the counter of a loop, or a function by its name: nothing assigns to it
+    fixed: bool,
+}
+
+/// A function that can be called by its name only.
+#[derive(Clone, Debug)]
+struct Signature {
+    name: String,
+    params: Vec<Ty>,
+    result: Ty,
+}
+
+const FIELDS: [(&str, Ty); 6] = [
+    ("p0", Ty::Number),
+    ("p1", Ty::Number),
+    ("p2", Ty::Text),
+    ("p3", Ty::Object),
+    ("p4", Ty::Thunk),
+    ("p5", Ty::Map),
+];
+const GLOBALS: [Ty; 6] = [
+    Ty::Number,
+    Ty::Number,
+    Ty::Text,
+    Ty::Object,
+    Ty::Thunk,
+    Ty::Map,
+];
+const WORDS: [&str; 4] = ["\"\"", "\"a\"", "\"bc\"", "\"longer text\""];
+const NUMBERS: [&str; 8] = ["0", "1", "2", "3.5", "10", "100", "(0/0)", "(1/0)"];
+
+/// The program of a seed.
+pub fn program(seed: u64) -> Program {
+    let mut maker = Maker {
+        random: StdRng::seed_from_u64(seed),
+        scope: Vec::new(),
+        callable: Vec::new(),
+        methods: Vec::new(),
+        usable_methods: 0,
+        classes: 0,
+        names: 0,
+        nesting: 0,
+        calls: false,
+        function: None,
+    };
+    maker.program()
+}
+
+/// The function under construction.
+#[derive(Clone, Copy, PartialEq)]
+struct Inside {
+    result: Ty,
+    /// inside a method: `this` is there
+    this: bool,
+    /// inside a method of a class with a superclass
+    has_super: bool,
+    initialiser: bool,
+}
+
+struct Maker {
+    random: StdRng,
+    /// innermost last
+    scope: Vec<Variable>,
+    callable: Vec<Signature>,
+    methods: Vec<Signature>,
+    /// methods with smaller numbers only are called
+    usable_methods: usize,
+    classes: u32,
+    names: u32,
+    nesting: u32,
+    /// whether the function under construction calls another
+    calls: bool,
+    function: Option<Inside>,
+}
+
+fn word(text: impl Into<String>) -> Expr {
+    Expr::Word(text.into())
+}
+
+fn binary(operator: &'static str, left: Expr, right: Expr) -> Expr {
+    Expr::Binary(operator, left.into(), right.into())
+}
+
+fn call(callee: Expr, arguments: Vec<Expr>) -> Expr {
+    Expr::Call(callee.into(), arguments)
+}
+
+fn get(object: Expr, name: &str) -> Expr {
+    Expr::Get(object.into(), name.into())
+}
+
+impl Maker {
+    fn below(&mut self, limit: usize) -> usize {
+        self.random.random_range(0..limit)
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len())]
+    }
+
+    fn fresh(&mut self, prefix: &str) -> String {
+        self.names += 1;
+        format!("{prefix}{}", self.names)
+    }
+
+    fn some_type(&mut self) -> Ty {
+        self.one(&[
+            Ty::Number,
+            Ty::Number,
+            Ty::Number,
+            Ty::Text,
+            Ty::Bool,
+            Ty::Object,
+            Ty::Object,
+            Ty::Thunk,
+            Ty::Map,
+        ])
+    }
+
+    fn types(&mut self, most: usize) -> Vec<Ty> {
+        (0..self.below(most + 1))
+            .map(|_| self.some_type())
+            .collect()
+    }
+
+    fn program(&mut self) -> Program {
+        let fixed = |name: &str, ty| Variable {
+            name: name.into(),
+            ty,
+            fixed: true,
+        };
+        let lambda = |name: &str, params: &[&str], value: &str| {
+            Stmt::Fun(Function {
+                name: name.into(),
+                params: params.iter().map(|&p| p.into()).collect(),
+                fuel: None,
+                body: vec![Stmt::Return(Some(word(value)))],
+            })
+        };
+        let mut prelude = vec![lambda("h0", &[], "4"), lambda("h1", &["x"], "x")];
+        self.scope = vec![fixed("h0", Ty::Thunk), fixed("h1", Ty::Map)];
+        self.methods = vec![
+            Signature {
+                name: "m0".into(),
+                params: vec![],
+                result: Ty::Number,
+            },
+            Signature {
+                name: "m1".into(),
+                params: vec![Ty::Number],
+                result: Ty::Number,
+            },
+        ];
+        for number in 2..2 + self.below(3) {
+            let (params, result) = (self.types(6), self.some_type());
+            self.methods.push(Signature {
+                name: format!("m{number}"),
+                params,
+                result,
+            });
+        }
+        for class in 0..1 + self.below(3) as u32 {
+            let stmt = self.class(&format!("C{class}"));
+            prelude.push(stmt);
+            self.classes = class + 1;
+        }
+        for (number, ty) in GLOBALS.into_iter().enumerate() {
+            let name = format!("g{number}");
+            let value = self.value(ty);
+            prelude.push(Stmt::Var(name.clone(), Some(value)));
+            self.scope.push(Variable {
+                name,
+                ty,
+                fixed: false,
+            });
+        }
+        self.usable_methods = self.methods.len();
+        for number in 0..self.below(5) {
+            let (params, result) = (self.types(7), self.some_type());
+            let signature = Signature {
+                name: format!("f{number}"),
+                params,
+                result,
+            };
+            let function = self.function(&signature, None);
+            self.callable.push(signature);
+            prelude.push(Stmt::Fun(function));
+        }
+        let parts = (0..2 + self.below(3))
+            .map(|number| self.part(number))
+            .collect();
+        Program {
+            prelude,
+            parts,
+            fuel: 5 + self.below(30) as u32,
+        }
+    }
+
+    /// A part: beside some statements, it shows what functions and methods return.
+    fn part(&mut self, number: usize) -> Function {
+        let mut part = self.function(
+            &Signature {
+                name: format!("part{number}"),
+                params: vec![Ty::Number],
+                result: Ty::Number,
+            },
+            None,
+        );
+        let outer = self.scope.len();
+        self.scope.push(Variable {
+            name: part.params[0].clone(),
+            ty: Ty::Number,
+            fixed: true,
+        });
+        self.function = Some(Inside {
+            result: Ty::Number,
+            this: false,
+            has_super: false,
+            initialiser: false,
+        });
+        for Signature { name, params, .. } in self.callable.clone() {
+            if self.chance(60) {
+                let arguments = params.iter().map(|&ty| self.expr(ty, 1)).collect();
+                part.body
+                    .insert(0, Stmt::Print(call(word(name), arguments)));
+            }
+        }
+        for Signature { name, params, .. } in self.methods.clone() {
+            if self.chance(40) {
+                let arguments = params.iter().map(|&ty| self.expr(ty, 1)).collect();
+                let callee = get(self.object(1), &name);
+                part.body.insert(0, Stmt::Print(call(callee, arguments)));
+            }
+        }
+        part.fuel = None;
+        self.function = None;
+        self.scope.truncate(outer);
+        part
+    }
+
+    /// A value of a type, made of almost nothing: what a function without fuel returns.
+    fn default(ty: Ty) -> Expr {
+        word(match ty {
+            Ty::Number => "2",
+            Ty::Text => "\"z\"",
+            Ty::Bool => "true",
+            Ty::Object => "g3",
+            Ty::Thunk => "h0",
+            Ty::Map => "h1",
+        })
+    }
+
+    fn class(&mut self, name: &str) -> Stmt {
+        let superclass = (self.classes > 0 && self.chance(60))
+            .then(|| format!("C{}", self.below(self.classes as usize)));
+        let has_super = superclass.is_some();
+        let mut methods = vec![self.initialiser(has_super)];
+        for number in 0..self.methods.len() {
+            if !has_super || self.chance(60) {
+                self.usable_methods = number;
+                let signature = self.methods[number].clone();
+                let inside = Inside {
+                    result: signature.result,
+                    this: true,
+                    has_super,
+                    initialiser: false,
+                };
+                methods.push(self.function(&signature, Some(inside)));
+            }
+        }
+        Stmt::Class(name.into(), superclass, methods)
+    }
+
+    /// `init(a, b)`: gives an instance its fields, in an order of its class's own. Now and then one is missing.
+    fn initialiser(&mut self, has_super: bool) -> Function {
+        let outer = self.scope.len();
+        for name in ["a", "b"] {
+            self.scope.push(Variable {
+                name: name.into(),
+                ty: Ty::Number,
+                fixed: false,
+            });
+        }
+        let before = self.function.replace(Inside {
+            result: Ty::Object,
+            this: true,
+            has_super,
+            initialiser: true,
+        });
+        let mut body = Vec::new();
+        if has_super {
+            let arguments = vec![word("b"), word("a")];
+            body.push(Stmt::Expr(call(Expr::Super("init".into()), arguments)));
+        }
+        let turn = self.below(FIELDS.len());
+        for index in 0..FIELDS.len() {
+            let (name, ty) = FIELDS[(index + turn) % FIELDS.len()];
+            if self.below(1000) == 0 || has_super && self.chance(50) {
+                continue;
+            }
+            let value = if matches!(ty, Ty::Thunk | Ty::Map) && self.chance(70) {
+                let closure = self.closure(ty);
+                let name = closure.name.clone();
+                body.push(Stmt::Fun(closure));
+                word(name)
+            } else {
+                self.expr(ty, 1)
+            };
+            body.push(Stmt::Expr(Expr::Set(
+                word("this").into(),
+                name.into(),
+                value.into(),
+            )));
+        }
+        self.function = before;
+        self.scope.truncate(outer);
+        Function {
+            name: "init".into(),
+            params: vec!["a".into(), "b".into()],
+            fuel: None,
+            body,
+        }
+    }
+
+    fn function(&mut self, signature: &Signature, inside: Option<Inside>) -> Function {
+        let (outer, callable) = (self.scope.len(), self.callable.len());
+        let inside = inside.unwrap_or(Inside {
+            result: signature.result,
+            initialiser: false,
+            // A function inside a method has the method's `this`.
+            this: self.function.is_some_and(|f| f.this),
+            has_super: self.function.is_some_and(|f| f.has_super),
+        });
+        let before = self.function.replace(inside);
+        let called = std::mem::replace(&mut self.calls, false);
+        let params: Vec<String> = (0..signature.params.len())
+            .map(|_| self.fresh("a"))
+            .collect();
+        for (name, &ty) in params.iter().zip(&signature.params) {
+            self.scope.push(Variable {
+                name: name.clone(),
+                ty,
+                fixed: false,
+            });
+        }
+        let mut body = Vec::new();
+        // Most are short.
+        let count = [0, 0, 1, 1, 2, 2, 3, 5][self.below(8)];
+        for _ in 0..count {
+            self.statement(&mut body, 2);
+        }
+        let result = self.expr(signature.result, 2);
+        body.push(Stmt::Return(Some(result)));
+        let fuel =
+            std::mem::replace(&mut self.calls, called).then(|| Self::default(signature.result));
+        self.scope.truncate(outer);
+        self.callable.truncate(callable);
+        self.function = before;
+        Function {
+            name: signature.name.clone(),
+            params,
+            fuel,
+            body,
+        }
+    }
+
+    /// A function that can be held by a variable of that type.
+    fn closure(&mut self, ty: Ty) -> Function {
+        let params = if ty == Ty::Map {
+            vec![Ty::Number]
+        } else {
+            vec![]
+        };
+        let name = self.fresh("k");
+        self.function(
+            &Signature {
+                name,
+                params,
+                result: Ty::Number,
+            },
+            None,
+        )
+    }
+
+    fn block(&mut self, depth: u32) -> Vec<Stmt> {
+        let (outer, callable) = (self.scope.len(), self.callable.len());
+        let mut body = Vec::new();
+        for _ in 0..1 + self.below(2) {
+            self.statement(&mut body, depth - 1);
+        }
+        self.scope.truncate(outer);
+        self.callable.truncate(callable);
+        body
+    }
+
+    fn statement(&mut self, out: &mut Vec<Stmt>, depth: u32) {
+        self.nesting += 1;
+        let choices = if depth == 0 || self.nesting > 5 {
+            9
+        } else {
+            19
+        };
+        let initialiser = self.function.is_some_and(|f| f.initialiser);
+        match self.below(choices) {
+            0 => {
+                let ty = self.some_type();
+                let value = self.expr(ty, 2);
+                out.push(Stmt::Print(value));
+            }
+            1 | 2 => {
+                let value = self.assignment();
+                out.push(Stmt::Expr(value));
+            }
+            3 => {
+                let (name, ty) = self.one(&FIELDS);
+                let object = self.expr(Ty::Object, 1);
+                let value = self.expr(ty, 2);
+                out.push(Stmt::Expr(Expr::Set(
+                    object.into(),
+                    name.into(),
+                    value.into(),
+                )));
+            }
+            4..=7 => self.declaration(out),
+            8 => {
+                let ty = self.some_type();
+                let value = self.expr(ty, 3);
+                out.push(Stmt::Expr(value));
+            }
+            9 | 10 => self.capture(out),
+            11 | 12 => {
+                let block = self.block(depth);
+                out.push(Stmt::Block(block));
+            }
+            13 => {
+                let condition = self.expr(Ty::Bool, 2);
+                let then = self.block(depth);
+                let other = if self.chance(40) {
+                    self.block(depth)
+                } else {
+                    Vec::new()
+                };
+                out.push(Stmt::If(condition, then, other));
+            }
+            14 | 15 => {
+                let name = self.counter();
+                let turns = self.turns();
+                let body = self.block(depth);
+                self.scope.pop();
+                out.push(Stmt::For(name, turns, body));
+            }
+            16 => {
+                let name = self.counter();
+                let turns = self.turns();
+                let condition = self.chance(50).then(|| self.expr(Ty::Bool, 1));
+                let body = self.block(depth);
+                self.scope.pop();
+                out.push(Stmt::While(name, turns, condition, body));
+            }
+            17 if !initialiser => {
+                let condition = self.expr(Ty::Bool, 1);
+                let result = self.function.map_or(Ty::Number, |f| f.result);
+                let value = self.expr(result, 2);
+                out.push(Stmt::If(
+                    condition,
+                    vec![Stmt::Return(Some(value))],
+                    Vec::new(),
+                ));
+            }
+            18 | 19 => {
+                let ty = self.one(&[Ty::Thunk, Ty::Map]);
+                let closure = self.closure(ty);
+                self.scope.push(Variable {
+                    name: closure.name.clone(),
+                    ty,
+                    fixed: true,
+                });
+                out.push(Stmt::Fun(closure));
+            }
+            _ => {
+                let (params, result) = (self.types(4), self.some_type());
+                let signature = Signature {
+                    name: self.fresh("q"),
+                    params,
+                    result,
+                };
+                let function = self.function(&signature, None);
+                self.callable.push(signature);
+                out.push(Stmt::Fun(function));
+            }
+        }
+        self.nesting -= 1;
+    }
+
+    /// A variable; often a copy of another, and often captured at once.
+    fn declaration(&mut self, out: &mut Vec<Stmt>) {
+        let ty = self.some_type();
+        let copied = self.chance(40).then(|| self.variable(ty)).flatten();
+        let value = match copied {
+            Some(name) => word(name),
+            None => self.expr(ty, 2),
+        };
+        let name = self.fresh("v");
+        out.push(Stmt::Var(name.clone(), Some(value)));
+        self.scope.push(Variable {
+            name,
+            ty,
+            fixed: false,
+        });
+    }
+
+    /// A variable, a closure over it (and over what else is near), and a call of that: with nothing else in between.
+    fn capture(&mut self, out: &mut Vec<Stmt>) {
+        if self.nesting > 4 || self.function.is_none_or(|f| f.initialiser) {
+            return self.declaration(out);
+        }
+        self.declaration(out);
+        let ty = self.one(&[Ty::Thunk, Ty::Thunk, Ty::Map]);
+        let closure = self.closure(ty);
+        let name = closure.name.clone();
+        out.push(Stmt::Fun(closure));
+        let arguments = if ty == Ty::Map {
+            vec![self.expr(Ty::Number, 1)]
+        } else {
+            Vec::new()
+        };
+        self.scope.push(Variable {
+            name: name.clone(),
+            ty,
+            fixed: true,
+        });
+        self.calls = true;
+        let called = call(word(name), arguments);
+        let number = self.function.is_some_and(|f| f.result == Ty::Number);
+        out.push(if number && self.chance(40) {
+            Stmt::Return(Some(called))
+        } else {
+            Stmt::Print(called)
+        });
+    }
+
+    fn counter(&mut self) -> String {
+        let name = self.fresh("i");
+        self.scope.push(Variable {
+            name: name.clone(),
+            ty: Ty::Number,
+            fixed: true,
+        });
+        name
+    }
+
+    fn turns(&mut self) -> u32 {
+        // A loop inside a loop, or one that calls, is not to take long; the parts are called often enough.
+        [0, 1, 2, 3, 4, 6, 9][self.below(7)]
+    }
+
+    /// A variable of that type. One declared last is likelier.
+    fn variable(&mut self, ty: Ty) -> Option<String> {
+        let found: Vec<usize> = (0..self.scope.len())
+            .filter(|&index| self.scope[index].ty == ty)
+            .collect();
+        let near = found.len().saturating_sub(4);
+        let found = if self.chance(70) {
+            &found[near..]
+        } else {
+            &found[..]
+        };
+        if found.is_empty() {
+            return None;
+        }
+        let index = self.one(found);
+        Some(self.scope[index].name.clone())
+    }
+
+    fn assignment(&mut self) -> Expr {
+        let found: Vec<usize> = (0..self.scope.len())
+            .filter(|&index| !self.scope[index].fixed)
+            .collect();
+        if found.is_empty() {
+            return word("nil");
+        }
+        let near = found.len().saturating_sub(5);
+        let found = if self.chance(70) {
+            &found[near..]
+        } else {
+            &found[..]
+        };
+        let index = self.one(found);
+        let Variable { name, ty, .. } = self.scope[index].clone();
+        let value = self.expr(ty, 2);
+        Expr::Assign(name, value.into())
+    }
+
+    fn expr(&mut self, ty: Ty, depth: u32) -> Expr {
+        let ty = if self.below(4000) == 0 {
+            self.some_type()
+        } else {
+            ty
+        };
+        if (depth == 0 || self.chance(30))
+            && let Some(name) = self.variable(ty)
+        {
+            return word(name);
+        }
+        if depth == 0 {
+            return self.value(ty);
+        }
+        let inner = depth - 1;
+        if self.chance(15)
+            && let Some(called) = self.call(ty, inner)
+        {
+            return called;
+        }
+        // An initialiser's `this` has few fields yet.
+        if self.chance(8) && self.function.is_none_or(|f| !f.initialiser) {
+            let found: Vec<&str> = FIELDS
+                .iter()
+                .filter(|field| field.1 == ty)
+                .map(|field| field.0)
+                .collect();
+            if !found.is_empty() {
+                let name = self.one(&found);
+                return get(self.expr(Ty::Object, inner), name);
+            }
+        }
+        if self.chance(5) {
+            return self.assignment_of(ty, inner);
+        }
+        if self.chance(6) {
+            let operator = self.one(&["and", "or"]);
+            let (left, right) = (self.expr(ty, inner), self.expr(ty, inner));
+            return binary(operator, left, right);
+        }
+        match ty {
+            Ty::Number => self.number(inner),
+            Ty::Text => {
+                // Not two variables: a text that is doubled in a loop fills any heap.
+                let piece = word(self.one(&WORDS));
+                let text = self.expr(Ty::Text, inner);
+                if self.chance(50) {
+                    binary("+", text, piece)
+                } else {
+                    binary("+", piece, text)
+                }
+            }
+            Ty::Bool => self.boolean(inner),
+            Ty::Object => self.object(inner),
+            Ty::Thunk | Ty::Map => {
+                let name = if ty == Ty::Thunk { "m0" } else { "m1" };
+                let has_super = self.function.is_some_and(|f| f.has_super && !f.initialiser);
+                let usable = self.usable_methods > usize::from(ty == Ty::Map);
+                if has_super && usable && self.chance(40) {
+                    Expr::Super(name.into())
+                } else if usable {
+                    get(self.expr(Ty::Object, inner), name)
+                } else {
+                    self.value(ty)
+                }
+            }
+        }
+    }
+
+    /// `variable = value` as an expression.
+    fn assignment_of(&mut self, ty: Ty, depth: u32) -> Expr {
+        let found: Vec<usize> = (0..self.scope.len())
+            .filter(|&index| self.scope[index].ty == ty && !self.scope[index].fixed)
+            .collect();
+        let value = self.expr(ty, depth);
+        if found.is_empty() {
+            return value;
+        }
+        let index = self.one(&found);
+        let name = self.scope[index].name.clone();
+        Expr::Assign(name, value.into())
+    }
+
+    /// Something that holds no variable.
+    fn value(&mut self, ty: Ty) -> Expr {
+        match ty {
+            Ty::Number => word(self.one(&NUMBERS)),
+            Ty::Text => word(self.one(&WORDS)),
+            Ty::Bool => word(self.one(&["true", "false", "nil"])),
+            Ty::Object => self.object(0),
+            Ty::Thunk => word("h0"),
+            Ty::Map => word("h1"),
+        }
+    }
+
+    /// A call that has a result of that type.
+    fn call(&mut self, ty: Ty, depth: u32) -> Option<Expr> {
+        if self.function.is_none_or(|f| f.initialiser) {
+            return None;
+        }
+        let wrong = self.below(1500) == 0;
+        let arguments = |maker: &mut Maker, params: &[Ty]| {
+            let mut all: Vec<Expr> = params.iter().map(|&ty| maker.expr(ty, depth)).collect();
+            if wrong {
+                all.push(word("1"));
+            }
+            all
+        };
+        match self.below(4) {
+            0 if ty == Ty::Number => {
+                let map = self.chance(50);
+                let held = if map { Ty::Map } else { Ty::Thunk };
+                let callee = self.expr(held, depth.min(1));
+                // `(object.method)(..)` makes a bound method; without parentheses it makes none.
+                let callee = match callee {
+                    Expr::Get(..) if self.chance(60) => Expr::Group(callee.into()),
+                    Expr::Get(..) | Expr::Word(_) | Expr::Super(_) => callee,
+                    other => Expr::Group(other.into()),
+                };
+                self.calls = true;
+                let params: &[Ty] = if map { &[Ty::Number] } else { &[] };
+                let arguments = arguments(self, params);
+                Some(call(callee, arguments))
+            }
+            1 | 2 => {
+                let found: Vec<usize> = (0..self.callable.len())
+                    .filter(|&index| self.callable[index].result == ty)
+                    .collect();
+                if found.is_empty() {
+                    return None;
+                }
+                let index = self.one(&found);
+                let Signature { name, params, .. } = self.callable[index].clone();
+                self.calls = true;
+                let arguments = arguments(self, &params);
+                Some(call(word(name), arguments))
+            }
+            _ => {
+                let found: Vec<usize> = (0..self.usable_methods)
+                    .filter(|&index| self.methods[index].result == ty)
+                    .collect();
+                if found.is_empty() {
+                    return None;
+                }
+                let index = self.one(&found);
+                let Signature { name, params, .. } = self.methods[index].clone();
+                let has_super = self.function.is_some_and(|f| f.has_super);
+                self.calls = true;
+                let callee = if has_super && self.chance(40) {
+                    Expr::Super(name)
+                } else {
+                    get(self.expr(Ty::Object, depth.min(1)), &name)
+                };
+                let arguments = arguments(self, &params);
+                Some(call(callee, arguments))
+            }
+        }
+    }
+
+    fn number(&mut self, depth: u32) -> Expr {
+        if self.chance(15) {
+            return Expr::Unary("-", self.expr(Ty::Number, depth).into());
+        }
+        let operator = self.one(&["+", "+", "-", "*", "/"]);
+        let (left, right) = (self.expr(Ty::Number, depth), self.expr(Ty::Number, depth));
+        binary(operator, left, right)
+    }
+
+    fn boolean(&mut self, depth: u32) -> Expr {
+        let ty = self.some_type();
+        match self.below(7) {
+            0..=2 => {
+                let operator = self.one(&["<", "<=", ">", ">="]);
+                let (left, right) = (self.expr(Ty::Number, depth), self.expr(Ty::Number, depth));
+                binary(operator, left, right)
+            }
+            3 => binary("==", self.expr(ty, depth), self.expr(ty, depth)),
+            4 => binary("!=", self.expr(ty, depth), self.expr(Ty::Bool, depth)),
+            5 => Expr::Unary("!", self.expr(ty, depth).into()),
+            _ => {
+                let operator = self.one(&["and", "or"]);
+                let (left, right) = (self.expr(Ty::Bool, depth), self.expr(Ty::Bool, depth));
+                binary(operator, left, right)
+            }
+        }
+    }
+
+    fn object(&mut self, depth: u32) -> Expr {
+        let inside = self.function;
+        if inside.is_some_and(|f| f.initialiser)
+            || inside.is_some_and(|f| f.this) && self.chance(40)
+            || self.classes == 0
+        {
+            return word(if inside.is_some_and(|f| f.this) {
+                "this"
+            } else {
+                "g3"
+            });
+        }
+        let class = format!("C{}", self.below(self.classes as usize));
+        let (a, b) = (self.expr(Ty::Number, depth), self.expr(Ty::Number, 0));
+        call(word(class), vec![a, b])
+    }
+}

@@ -1,0 +1,484 @@
+//! `gclab fuzz --lox`: random programs say the same in every tier, whenever code is compiled, whatever the collector does.
+//!
+//! A program ([`make`]) comes in two lengths. The short one runs with code compiled at once or nearly so, and with a collection
+//! at every allocation; the long one is hot enough for the default thresholds, in functions and in the middle of loops. What is
+//! compared is all that a user sees: output, message, stack trace, exit code. The interpreter says what is right, and
+//! the book's clox, where there is one. On a difference the program is shortened ([`shrink`]).
+
+pub mod make;
+pub mod shrink;
+pub mod tree;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use self::tree::Program;
+use super::jit::JitConfig;
+use super::run::{EXIT_RUNTIME_ERROR, RunConfig, run_source};
+use crate::lab::fuzz::{clock, say_the_seed, set_seed};
+
+/// What to search.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// For how long. At least one program runs.
+    pub time: Duration,
+    /// The first program's seed; the others follow. By default the clock says.
+    pub seed: Option<u64>,
+    /// The book's clox, to be compared with as well.
+    pub clox: Option<PathBuf>,
+    /// Run each program in processes of its own: slower, but a crash or a hang is a difference like others.
+    pub apart: bool,
+}
+
+/// Calls of each part in the short program.
+const SHORT: u32 = 6;
+/// Calls of each part in the long program: more than the default threshold, and its loop's turns pass that of loops.
+const LONG: u32 = 420;
+/// No program needs that much.
+const HEAP_LIMIT: u64 = 64 << 20;
+/// How long a difference may be shortened.
+const SHRINK_TIME: Duration = Duration::from_secs(30);
+/// A process that takes longer hangs.
+const HANGS: Duration = Duration::from_secs(20);
+
+/// One way to run a program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Way {
+    long: bool,
+    tier: Tier,
+    gc_every: Option<u64>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Tier {
+    Interpreter,
+    /// compiled after so many calls or turns
+    After(u32),
+    /// compiled after as many as by default
+    Default,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "gclab run {}", self.arguments().join(" "))
+    }
+}
+
+impl Way {
+    fn turns(self) -> u32 {
+        if self.long { LONG } else { SHORT }
+    }
+
+    /// What its outcome is compared with.
+    fn reference(self) -> Way {
+        Way {
+            tier: Tier::Interpreter,
+            gc_every: None,
+            ..self
+        }
+    }
+
+    fn config(self) -> RunConfig {
+        RunConfig {
+            jit: self.tier != Tier::Interpreter,
+            hot: match self.tier {
+                Tier::After(times) => JitConfig::after(times),
+                Tier::Interpreter | Tier::Default => JitConfig::default(),
+            },
+            gc_every: self.gc_every,
+            heap_limit: Some(HEAP_LIMIT),
+            ..RunConfig::default()
+        }
+    }
+
+    fn arguments(self) -> Vec<String> {
+        let mut arguments = vec!["--heap-limit".to_owned(), HEAP_LIMIT.to_string()];
+        match self.tier {
+            Tier::Interpreter => arguments.push("--no-jit".to_owned()),
+            Tier::After(times) => arguments.extend(["--jit-after".to_owned(), times.to_string()]),
+            Tier::Default => {}
+        }
+        if let Some(every) = self.gc_every {
+            arguments.extend(["--gc-every".to_owned(), every.to_string()]);
+        }
+        arguments
+    }
+}
+
+/// The ways to run the program of a seed.
+fn ways(seed: u64) -> Vec<Way> {
+    let way = |long, tier, gc_every| Way {
+        long,
+        tier,
+        gc_every,
+    };
+    let warm = Tier::After([2, 3, 4, 7, 11][(seed % 5) as usize]);
+    let stressed = [Tier::After(1), warm, Tier::Interpreter][(seed % 3) as usize];
+    let mut ways = vec![
+        way(false, Tier::After(1), None),
+        way(false, stressed, Some(1)),
+        way(true, Tier::Default, None),
+    ];
+    if seed.is_multiple_of(2) {
+        ways.push(way(false, warm, None));
+    } else {
+        ways.push(way(true, Tier::Default, Some(50 + seed % 97)));
+    }
+    // Those with one reference follow each other.
+    ways.sort_by_key(|way| way.long);
+    ways
+}
+
+/// What a run showed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Seen {
+    /// its output
+    pub stdout: String,
+    /// its messages
+    pub stderr: String,
+    /// its exit code; `None`: it crashed or hung
+    pub code: Option<i32>,
+    /// functions whose translation contradicted its analysis
+    pub contradictions: usize,
+}
+
+impl Seen {
+    /// Whether the program ran out of memory, which it may do sooner in one tier.
+    fn is_full(&self) -> bool {
+        self.stderr.starts_with("Out of memory.")
+    }
+}
+
+/// Runs a source in this process.
+fn run_here(source: &str, way: Way) -> Seen {
+    let outcome = run_source(source.as_bytes(), &way.config());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Seen {
+        stdout: text(&outcome.stdout),
+        stderr: text(&outcome.stderr),
+        code: Some(i32::from(outcome.exit_code)),
+        contradictions: outcome.contradictions,
+    }
+}
+
+/// Runs a program on a file in a process of its own.
+fn run_program(program: &Path, arguments: &[String], source: &str) -> std::io::Result<Seen> {
+    let file = |extension: &str| {
+        std::env::temp_dir().join(format!("urge-fuzz-{}.{extension}", std::process::id()))
+    };
+    let (lox, out, err) = (file("lox"), file("out"), file("err"));
+    std::fs::write(&lox, source)?;
+    // Into files: a program that prints much does not wait for its reader.
+    let mut child = Command::new(program)
+        .args(arguments)
+        .arg(&lox)
+        .stdin(Stdio::null())
+        .stdout(std::fs::File::create(&out)?)
+        .stderr(std::fs::File::create(&err)?)
+        .spawn()?;
+    let begun = Instant::now();
+    let code = loop {
+        if let Some(status) = child.try_wait()? {
+            break status.code();
+        }
+        if begun.elapsed() > HANGS {
+            child.kill()?;
+            child.wait()?;
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    let text = |file: &Path| -> std::io::Result<String> {
+        Ok(String::from_utf8_lossy(&std::fs::read(file)?).into_owned())
+    };
+    let seen = Seen {
+        stdout: text(&out)?,
+        stderr: text(&err)?,
+        code,
+        contradictions: 0,
+    };
+    for file in [lox, out, err] {
+        std::fs::remove_file(file)?;
+    }
+    Ok(seen)
+}
+
+/// Compares a program's ways.
+#[derive(Clone, Debug)]
+pub struct Judge {
+    /// See [`Options::clox`].
+    pub clox: Option<PathBuf>,
+    /// See [`Options::apart`]: the path of `gclab`.
+    pub apart: Option<PathBuf>,
+}
+
+/// Two runs that differ.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// the way that was wrong; `None`: the interpreter was, by clox
+    pub way: Option<Way>,
+    /// what the interpreter, or clox, said
+    pub right: Seen,
+    /// what this way said
+    pub wrong: Seen,
+}
+
+/// What the programs did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// programs
+    pub programs: u64,
+    /// runs, of all ways together
+    pub runs: u64,
+    /// programs that ended well
+    pub good: u64,
+    /// programs that ended by a runtime error
+    pub failed: u64,
+}
+
+impl Judge {
+    fn run(&self, source: &str, way: Way) -> Result<Seen, std::io::Error> {
+        match &self.apart {
+            None => Ok(run_here(source, way)),
+            Some(gclab) => {
+                let arguments = [vec!["run".to_owned()], way.arguments()].concat();
+                run_program(gclab, &arguments, source)
+            }
+        }
+    }
+
+    /// The first difference between those ways and the interpreter.
+    ///
+    /// # Errors
+    /// A process could not be run.
+    pub fn differs(
+        &self,
+        program: &Program,
+        ways: &[Way],
+        counts: &mut Counts,
+    ) -> Result<Option<Difference>, std::io::Error> {
+        let mut known: Option<(Way, Seen)> = None;
+        for &way in ways {
+            let reference = way.reference();
+            let source = program.source(way.turns());
+            let right = match &known {
+                Some((known, right)) if *known == reference => right.clone(),
+                _ => {
+                    let right = self.run(&source, reference)?;
+                    counts.runs += 1;
+                    if known.is_none() {
+                        match right.code {
+                            Some(0) => counts.good += 1,
+                            Some(code) if code == i32::from(EXIT_RUNTIME_ERROR) => {
+                                counts.failed += 1;
+                            }
+                            _ => {}
+                        }
+                    }
+                    if let Some(difference) = self.against_clox(&source, &right, way, counts)? {
+                        return Ok(Some(difference));
+                    }
+                    known = Some((reference, right.clone()));
+                    right
+                }
+            };
+            let wrong = self.run(&source, way)?;
+            counts.runs += 1;
+            if wrong != right && !right.is_full() && !wrong.is_full() {
+                return Ok(Some(Difference {
+                    way: Some(way),
+                    right,
+                    wrong,
+                }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn against_clox(
+        &self,
+        source: &str,
+        ours: &Seen,
+        way: Way,
+        counts: &mut Counts,
+    ) -> Result<Option<Difference>, std::io::Error> {
+        let Some(clox) = &self.clox else {
+            return Ok(None);
+        };
+        // clox collects by its own figures only, so the long program would show nothing new.
+        if way.long || ours.is_full() {
+            return Ok(None);
+        }
+        let right = run_program(clox, &[], source)?;
+        counts.runs += 1;
+        Ok((right != *ours).then(|| Difference {
+            way: None,
+            right,
+            wrong: ours.clone(),
+        }))
+    }
+}
+
+/// The first program whose ways differ.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// its seed
+    pub seed: u64,
+    /// the shortened program's source
+    pub source: String,
+    /// how it differs
+    pub difference: Difference,
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Difference { way, right, wrong } = &self.difference;
+        let (right_name, wrong_name) = match way {
+            Some(way) => ("the interpreter".to_owned(), way.to_string()),
+            None => ("clox".to_owned(), "the interpreter".to_owned()),
+        };
+        writeln!(
+            f,
+            "a program of seed {} differs; shortened:\n{}",
+            self.seed, self.source
+        )?;
+        for (name, seen) in [(right_name, right), (wrong_name, wrong)] {
+            writeln!(f, "{name}: {:?}", seen.code)?;
+            write!(f, "{}{}", seen.stdout, seen.stderr)?;
+            if seen.contradictions > 0 {
+                writeln!(
+                    f,
+                    "{} functions need a value that counts as dead",
+                    seen.contradictions
+                )?;
+            }
+        }
+        write!(
+            f,
+            "repeat it with `gclab fuzz --lox --seconds 0 --seed {}`",
+            self.seed
+        )
+    }
+}
+
+impl std::error::Error for Found {}
+
+/// A search without a difference.
+#[derive(Clone, Copy, Debug)]
+pub struct Report {
+    /// The first program's seed.
+    pub seed: u64,
+    /// What was done.
+    pub counts: Counts,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Report {
+    /// One JSON object.
+    pub fn json(&self) -> String {
+        let Counts {
+            programs,
+            runs,
+            good,
+            failed,
+        } = self.counts;
+        json!({
+            "seed": self.seed, "seconds": self.time.as_secs_f64(), "programs": programs, "runs": runs,
+            "good": good, "failed": failed, "wrong": 0,
+        })
+        .to_string()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Counts {
+            programs,
+            runs,
+            good,
+            failed,
+        } = self.counts;
+        writeln!(
+            f,
+            "{programs} programs from seed {} in {:.1} s, {runs} runs: no difference",
+            self.seed,
+            self.time.as_secs_f64()
+        )?;
+        writeln!(
+            f,
+            "{good} ended well, {failed} by a runtime error, {} did not compile",
+            programs - good - failed
+        )
+    }
+}
+
+/// Searches until the time is over or a program differs.
+///
+/// # Errors
+/// [`Found`], or that a process could not be run.
+pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
+    let first = options.seed.unwrap_or_else(clock);
+    say_the_seed();
+    let judge = Judge {
+        clox: options.clox.clone(),
+        apart: options.apart.then(std::env::current_exe).transpose()?,
+    };
+    let begun = Instant::now();
+    let mut counts = Counts::default();
+    for seed in (0..).map(|number| first.wrapping_add(number)) {
+        set_seed(seed);
+        counts.programs += 1;
+        if let Some(found) = check(&judge, seed, &mut counts)? {
+            return Err(found.into());
+        }
+        if begun.elapsed() >= options.time {
+            break;
+        }
+    }
+    Ok(Report {
+        seed: first,
+        counts,
+        time: begun.elapsed(),
+    })
+}
+
+/// Runs the program of a seed in all ways; a difference is shortened.
+///
+/// # Errors
+/// A process could not be run.
+pub fn check(
+    judge: &Judge,
+    seed: u64,
+    counts: &mut Counts,
+) -> Result<Option<Found>, std::io::Error> {
+    let program = make::program(seed);
+    let Some(difference) = judge.differs(&program, &ways(seed), counts)? else {
+        return Ok(None);
+    };
+    // The way that differed shows it most cheaply; without one it is clox, which is asked for any.
+    let way = difference.way.unwrap_or(Way {
+        long: false,
+        tier: Tier::Interpreter,
+        gc_every: None,
+    });
+    let again = |program: &Program| {
+        judge
+            .differs(program, &[way], &mut Counts::default())
+            .ok()
+            .flatten()
+    };
+    let short = shrink::shrink(&program, Instant::now() + SHRINK_TIME, |program| {
+        again(program).is_some()
+    });
+    let difference = again(&short).unwrap_or(difference);
+    Ok(Some(Found {
+        seed,
+        source: short.source(way.turns()),
+        difference,
+    }))
+}
