@@ -148,11 +148,13 @@ fn expressions(program: &Program, place: usize) -> Option<Vec<Program>> {
     )
 }
 
+type Edit<'e, T> = &'e mut dyn FnMut(&mut T);
+
 /// Counts places down to the one that is wanted, and edits that.
 struct Editor<'e> {
     left: usize,
-    list: Option<&'e mut dyn FnMut(&mut Vec<Stmt>)>,
-    expr: Option<&'e mut dyn FnMut(&mut Expr)>,
+    list: Option<Edit<'e, Vec<Stmt>>>,
+    expr: Option<Edit<'e, Expr>>,
 }
 
 fn edit_list(program: &mut Program, place: usize, edit: &mut dyn FnMut(&mut Vec<Stmt>)) {
