@@ -97,7 +97,8 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn until_all_stopped(&self, members: &mut [Member]) -> u32 {
         let begun = Instant::now();
-        let may_spin = self.asked < processors::count();
+        // A thread that was last on this core is most likely to run there once the stopper sleeps: other programs may have all the others.
+        let may_spin = self.asked < processors::count() && !self.is_on_own_core(members);
         let (mut retries, mut retry_gap, mut retry_at) = (0, RETRY_FIRST, None::<Instant>);
         let (mut resend_at, mut resend_gap) = (begun + RESEND, RESEND);
         let mut watchdog = watchdog::Watchdog::new(begun);
