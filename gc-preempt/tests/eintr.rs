@@ -134,15 +134,7 @@ fn calls() -> Vec<Call> {
             "futex",
             Box::new(move || {
                 // SAFETY: as above.
-                unsafe {
-                    libc::syscall(
-                        libc::SYS_futex,
-                        word,
-                        libc::FUTEX_WAIT,
-                        0,
-                        &timespec(),
-                    )
-                }
+                unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, 0, &timespec()) }
             }),
         ),
         (
