@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub(crate) memory_limit: Option<u64>,
     pub(crate) trace: bool,
     pub(crate) verify: bool,
+    /// Fill the cells that a collection frees.
+    pub(crate) poison: bool,
     pub(crate) reserve: u64,
     /// Bytes that are backed from the start.
     pub(crate) pre_touch: u64,
@@ -62,6 +64,7 @@ impl Default for Config {
             memory_limit: None,
             trace: false,
             verify: false,
+            poison: false,
             reserve: DEFAULT_RESERVE,
             pre_touch: 0,
             collect_every: None,
@@ -161,6 +164,7 @@ impl Config {
         )?;
         set(&get, "URGE_TRACE", SWITCH, switch, &mut self.trace)?;
         set(&get, "URGE_VERIFY", SWITCH, switch, &mut self.verify)?;
+        set(&get, "URGE_POISON", SWITCH, switch, &mut self.poison)?;
         set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
         set(&get, "URGE_PRE_TOUCH", BYTES, bytes, &mut self.pre_touch)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
@@ -306,6 +310,7 @@ mod tests {
             ("URGE_MEMORY_LIMIT", "48M"),
             ("URGE_TRACE", "1"),
             ("URGE_VERIFY", "1"),
+            ("URGE_POISON", "1"),
             ("URGE_GC_EVERY", "3"),
             ("URGE_PRE_TOUCH", "8M"),
         ])

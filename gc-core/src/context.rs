@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
 use crate::api::handles::Handles;
+use crate::api::heap::Heap;
 use crate::api::types::TypeCache;
 use crate::barrier::LOG_WORDS;
 use crate::cycle::Shared;
@@ -43,6 +44,8 @@ pub struct Context {
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
     pub(crate) gone: Cell<bool>,
+    /// The heap's handle of a `Mutator` that was dropped inside `no_preempt`, where it could not detach.
+    pub(crate) left: Cell<Option<Heap>>,
     pub(crate) shared: Arc<Shared>,
     /// What the open scopes have rooted.
     pub(crate) handles: Handles,
@@ -79,6 +82,7 @@ impl Context {
             is_busy: AtomicBool::new(false),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
+            left: Cell::new(None),
             shared,
             handles,
             types: TypeCache::new(),

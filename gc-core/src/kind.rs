@@ -571,6 +571,11 @@ impl Kinds {
         self.given(kind).map(Kind::name)
     }
 
+    /// The encodings of a kind's edges, as they lie in the table: for reports in a stop.
+    pub(crate) fn encodings(&self, kind: KindId) -> &[Encoding] {
+        self.given(kind).map_or(&[], Kind::encodings)
+    }
+
     /// The kind's name, for reports. Mallocs.
     pub(crate) fn name(&self, kind: KindId) -> Option<String> {
         self.given(kind).map(|k| k.name.clone())

@@ -218,7 +218,7 @@ pub use encoding::Encoding;
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
-pub use heap::{Cell, MAX_SMALL, MapError, SiteError, SpaceError};
+pub use heap::{Cell, MAX_SMALL, MapError, POISON, SiteError, SpaceError};
 pub use kind::{Kind, KindError, KindId, TraceFn};
 pub use mark::Tracer;
 pub use roots::RootVisitor;

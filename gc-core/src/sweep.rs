@@ -73,7 +73,13 @@ impl Space {
         self.keep_marks(keeps);
     }
 
-    /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads' hands.
+    /// [`Space::sweep_piece`] by the collector, which no stop holds up: a walk over all cells excludes it by a lock.
+    pub(crate) fn sweep_piece_aside(&self) -> bool {
+        let _rearranging = self.rearranging.lock();
+        self.sweep_piece()
+    }
+
+    /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads' hands. A mutator is inside `no_preempt`.
     pub fn sweep_piece(&self) -> bool {
         if self.unswept.load(Ordering::Acquire) == 0 {
             return false;

@@ -14,11 +14,18 @@
 //! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each 16 of the heap's: for each granule where
 //! the walk came from, and as much for its stack. Memory is taken only as cells are reached. For tests and for finding faults.
 //!
+//! # Trace functions
+//! The second walk asks the kinds' own trace functions, and would miss what they miss. So once all that was reported is found marked, it looks
+//! into each reached cell of a traced kind for a word that names the first byte of a cell which this collection is about to free, in one of the
+//! kind's encodings. Such a word was not reported, and it dangles in a moment. Data that looks like an address is no false alarm unless it is
+//! the very address of a cell that dies now; and a word that has ceased to be an edge is null by the contract of [`TraceFn`](crate::TraceFn).
+//!
 //! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::fault::planted;
 use crate::heap::{Cell, GRANULE, MapError, Space};
 use crate::kind::Tag;
 use crate::mapped::Mapped;
@@ -144,6 +151,9 @@ impl Verify {
             });
             space.for_each_dead_word(cell, &mut |target| walk.reach(target, granule + 1));
         }
+        if walk.first_lost.is_none() {
+            walk.look_at_tracers(collection);
+        }
         if let Some(lost) = walk.first_lost {
             walk.report(lost, collection);
             std::process::abort();
@@ -180,6 +190,50 @@ impl Walk<'_> {
         // Each cell once, so there is room.
         self.all.stack[self.depth].store(granule, Ordering::Relaxed);
         self.depth += 1;
+    }
+
+    /// Looks into the reached cells of traced kinds for a word that names the first byte of a cell which is about to be freed. All that their
+    /// functions have reported is marked by now, so such a word was not reported.
+    fn look_at_tracers(&mut self, collection: u64) {
+        for granule in 0..self.all.top.load(Ordering::Relaxed) {
+            if self.all.from[granule].load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let Some(cell) = self.space.resolve(self.space.base() + granule * GRANULE) else {
+                continue;
+            };
+            let is_traced = self.space.kinds.get(cell.kind).tag == Tag::Traced;
+            if !is_traced || planted("tracers-believed") {
+                continue;
+            }
+            if let Some((word, lost)) = self.unreported(cell) {
+                let name = self.space.kinds.borrowed_name(cell.kind).unwrap_or("?");
+                let mut line = Line::new();
+                let _ = writeln!(
+                    line,
+                    "urge: verify: collection {collection}: the trace function of {name:?} leaves out word {word} of the cell at {:#x}, which names a cell",
+                    cell.base
+                );
+                line.print();
+                return self.reach(lost, granule + 1);
+            }
+        }
+    }
+
+    /// The first word of a cell that names the first byte of one that is about to be freed, and that one.
+    fn unreported(&self, cell: Cell) -> Option<(usize, Cell)> {
+        (0..cell.size / size_of::<usize>()).find_map(|word| {
+            // SAFETY: a word of an allocated cell, while every mutator is stopped.
+            let bits = unsafe { (cell.base as *const usize).add(word).read_volatile() };
+            let encodings = self.space.kinds.encodings(cell.kind).iter();
+            encodings
+                .filter_map(|encoding| encoding.decode(bits))
+                .find_map(|address| {
+                    let named = self.space.resolve(address)?;
+                    let dies = named.base == address && !self.space.is_marked(address);
+                    dies.then_some((word, named))
+                })
+        })
     }
 
     fn pop(&mut self) -> Option<usize> {

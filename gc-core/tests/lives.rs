@@ -59,16 +59,20 @@ fn a_mutator_in_a_thread_local_takes_only_its_own_thread_along() {
 }
 
 #[test]
-fn a_mutator_dropped_inside_a_section_stays_until_the_threads_end() {
+fn a_mutator_dropped_inside_a_section_detaches_there_or_at_the_next_attach_or_the_threads_end() {
     beside(|heap| {
         let m = heap.attach().unwrap();
         gc_preempt::blocking_here(move || drop(m));
-        assert!(heap.attach().is_err());
+        drop(heap.attach().unwrap());
     });
     beside(|heap| {
         let m = heap.attach().unwrap();
         gc_preempt::no_preempt_here(move || drop(m));
-        assert!(heap.attach().is_err());
+        drop(heap.attach().unwrap());
+    });
+    beside(|heap| {
+        let m = heap.attach().unwrap();
+        gc_preempt::no_preempt_here(move || drop(m));
     });
 }
 
@@ -118,4 +122,97 @@ fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
     while heap.stats().collections == 0 {
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached() {
+    common::hazard(
+        "h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached",
+        "blocking-stays-attached",
+        || {
+            let (a, b) = (common::heap(), common::heap());
+            let outer = a.0.attach().unwrap();
+            // Cycles of the other heap meet each of these at any place.
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        b.0.collect();
+                    }
+                });
+                for _ in 0..200 {
+                    outer.blocking(|| {
+                        for _ in 0..2 {
+                            let inner = b.0.attach().unwrap();
+                            drop(inner);
+                        }
+                    });
+                    let inner = b.0.attach().unwrap();
+                    let kept = common::list(&inner, b.1, 1000);
+                    outer.blocking(|| ());
+                    common::check_list(kept, 1000);
+                    // What it has allocated from goes back while it is taken for stopped.
+                    outer.blocking(|| drop(inner));
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            drop(b);
+            outer.collect();
+        },
+    );
+}
+
+#[test]
+fn h60_a_mutator_that_is_dropped_inside_no_preempt_is_detached_by_the_next_attach() {
+    let (a, b) = (common::heap(), common::heap());
+    let outer = a.0.attach().unwrap();
+    let mut inner = Some(b.0.attach().unwrap());
+    for _ in 0..3 {
+        outer.no_preempt(|| drop(inner.take()));
+        b.0.collect();
+        inner = Some(b.0.attach().unwrap());
+        let kept = common::list(inner.as_ref().unwrap(), b.1, 1000);
+        b.0.collect();
+        common::check_list(kept, 1000);
+        assert_eq!(b.0.stats().last.mutators, 1);
+    }
+    assert!(b.0.attach().is_err(), "one is attached");
+}
+
+#[test]
+fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
+    common::hazard(
+        "h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled",
+        "unpoisoned",
+        || {
+            let builder = gc_core::Heap::builder().reserve(1 << 30).poison(true);
+            let heap = builder.collect_every(Some(1)).build().unwrap();
+            let m = heap.attach().unwrap();
+            let k = common::kinds(&heap);
+            // In a Vec, where no collector looks; small cells, and some that are large objects.
+            let mut lost = Vec::new();
+            for i in 0..100 {
+                let bytes = if i % 10 == 9 { 100_000 } else { 64 };
+                // SAFETY: it is lost on purpose.
+                let cell = unsafe { m.alloc(k.leaf, bytes) }.unwrap().as_ptr() as usize;
+                // SAFETY: a new cell of at least eight words.
+                unsafe { (cell as *mut usize).add(1).write(i) };
+                lost.push(cell ^ usize::MAX);
+            }
+            common::wipe_stack();
+            m.collect();
+            let found = |cell: &&usize| {
+                // SAFETY: memory of the heap, which is never unmapped.
+                let word = unsafe {
+                    ((*cell ^ usize::MAX) as *const usize)
+                        .add(1)
+                        .read_volatile()
+                };
+                word == gc_core::POISON
+            };
+            // The last ones stand on the stack still.
+            let filled = lost.iter().filter(found).count();
+            assert!(filled > 80, "{filled} of 100");
+        },
+    );
 }

@@ -231,3 +231,68 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
         }
     }
 }
+
+/// Reports the first word and leaves the second one out.
+unsafe fn forgetful(cell: *const u8, _: usize, tracer: &mut gc_core::Tracer<'_>) {
+    let cell = cell as usize;
+    // SAFETY: a word of the cell.
+    unsafe { tracer.edges(cell..cell + 8, Encoding::RAW) };
+}
+
+/// A cell of a kind with that function leads, by way of another, to a leaf that nothing else does; and it has numbers that look like addresses:
+/// of a place where no cell begins, of a live cell, of a free one.
+fn leave_out(heap: &Heap, second: bool) {
+    // SAFETY: on purpose, it does not report every edge.
+    let kind = unsafe { Kind::traced("forgetful", forgetful) };
+    let (k, kind) = (common::kinds(heap), heap.kind(kind).unwrap());
+    let root = std::thread::scope(|s| {
+        let make = || {
+            let m = heap.attach().unwrap();
+            let first: *mut usize = new(&m, kind, 8);
+            // SAFETY: new cells of eight words, each held by this stack.
+            unsafe {
+                let next: *mut usize = new(&m, kind, 8);
+                first.write(next as usize);
+                let leaf: *mut usize = new(&m, k.leaf, 8);
+                if second {
+                    next.add(3).write(leaf as usize);
+                }
+                next.add(4).write(leaf as usize + 8);
+                next.add(5).write(first as usize);
+                next.add(6).write(heap.reserved().end - 4096);
+                m.raw_root(common::cell(first as usize)).unwrap()
+            }
+        };
+        let root = s.spawn(make).join().unwrap();
+        std::sync::Mutex::new(root)
+    });
+    for _ in 0..3 {
+        heap.collect();
+    }
+    drop(root);
+}
+
+#[test]
+fn h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word() {
+    const NAME: &str = "h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word";
+    if is_child() {
+        let heap = Heap::builder()
+            .reserve(1 << 30)
+            .verify(true)
+            .build()
+            .unwrap();
+        let is_sound = gc_preempt::faults::planted("tracer-is-sound");
+        return leave_out(&heap, !is_sound);
+    }
+    let output = run_child(NAME, "", &[]).expect("it hung");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{said}");
+    assert!(said.contains("\"forgetful\" leaves out word 3"), "{said}");
+    assert!(said.contains("root: a handle"), "{said}");
+    // Numbers that look like addresses are no edges; and nobody else looks for the edge.
+    for fault in ["tracer-is-sound", "tracers-believed"] {
+        let output = run_child(NAME, fault, &[]).expect("it hung");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{fault}: {said}");
+    }
+}

@@ -79,11 +79,14 @@ pub(crate) fn attach(
     Ok(Mutator::new(record, world.clone()))
 }
 
-pub(crate) fn detach(world: &World, record: &'static Record) {
+/// Detaches the running thread. `first` is run before, while no world is stopped but by this thread itself, nor can be.
+pub(crate) fn detach(world: &World, record: &'static Record, first: impl FnOnce()) {
     let Ok(mut lock) = registry::lock() else {
+        first();
         // SAFETY: this thread holds a stop.
         return unsafe { world.inner.leave_after_stop(record) };
     };
+    first();
     let members = &mut world.inner.members(&mut lock).list;
     let before = members.len();
     members.retain(|m| !core::ptr::eq(m.record, record));
@@ -237,7 +240,7 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
             // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
             unsafe { f(data) };
         }
-        detach(&world, record);
+        detach(&world, record, || ());
     }
 }
 

@@ -85,6 +85,7 @@ impl Mutator {
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a stack that is not the thread's own, a
     /// coroutine's say: what it holds would not be scanned.
+    #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
     }
@@ -156,8 +157,21 @@ impl Mutator {
     }
 }
 
+impl Mutator {
+    /// Detaches as a drop does, and runs `first` before, while no world is stopped but by this thread itself, nor can be. For a thread inside
+    /// [`blocking`](Self::blocking) that gives back what a stopper reads.
+    ///
+    /// `first` keeps to what is allowed in a [`no_preempt`](Self::no_preempt) section.
+    pub fn detach_after(self, first: impl FnOnce()) {
+        let this = core::mem::ManuallyDrop::new(self);
+        this.world.detach(this.record, first);
+        // SAFETY: dropped once: the value around it never is.
+        drop(unsafe { core::ptr::read(&raw const this.world) });
+    }
+}
+
 impl Drop for Mutator {
     fn drop(&mut self) {
-        self.world.detach(self.record);
+        self.world.detach(self.record, || ());
     }
 }

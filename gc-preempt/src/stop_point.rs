@@ -372,6 +372,7 @@ pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
+#[track_caller]
 pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     if record.state.load().phase() == Phase::Blocked && record.depth.load(Ordering::Relaxed) == 0 {
         return f();

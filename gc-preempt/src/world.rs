@@ -248,8 +248,8 @@ impl World {
         attach::attach(self, data, Some(end))
     }
 
-    pub(crate) fn detach(&self, record: &'static Record) {
-        attach::detach(self, record);
+    pub(crate) fn detach(&self, record: &'static Record, first: impl FnOnce()) {
+        attach::detach(self, record, first);
     }
 
     /// Sets what is done around a fork by any thread of the process.
@@ -590,7 +590,7 @@ impl Stopped<'_> {
         drop(lock);
         drop(unused); // runs the owners' destructors, which may be anything
         for (world, record) in left {
-            attach::detach(&world, record);
+            attach::detach(&world, record, || ());
         }
     }
 }
@@ -723,6 +723,7 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
+#[track_caller]
 pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {

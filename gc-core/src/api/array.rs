@@ -58,6 +58,7 @@ impl<T> Array<T> {
     /// # Panics
     /// If `index` is out of range, and as [`Field::get`].
     #[inline]
+    #[track_caller]
     pub fn get<'s>(&self, index: usize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         self.fields()[index].get(scope)
     }
@@ -67,6 +68,7 @@ impl<T> Array<T> {
     /// # Panics
     /// If `index` is out of range, and as [`Field::set`].
     #[inline]
+    #[track_caller]
     pub fn set(&self, index: usize, scope: &Scope<'_>, value: &Local<'_, T>) {
         self.fields()[index].set(scope, value);
     }
@@ -80,6 +82,7 @@ impl<T: Trace> Array<T> {
     ///
     /// # Panics
     /// As [`Field::get`].
+    #[track_caller]
     pub fn grown<'s>(
         &self,
         len: usize,
@@ -98,6 +101,7 @@ impl<T: Trace> Array<T> {
 impl<T> Index<usize> for Array<T> {
     type Output = Field<T>;
     #[inline]
+    #[track_caller]
     fn index(&self, index: usize) -> &Field<T> {
         &self.fields()[index]
     }
@@ -194,6 +198,7 @@ impl<'s> Scope<'s> {
     ///
     /// # Panics
     /// Inside `blocking`.
+    #[track_caller]
     pub fn alloc_array<T: Trace>(&self, len: usize) -> Result<Local<'s, Array<T>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfEdges>(len, WORD)?;
@@ -211,6 +216,7 @@ impl<'s> Scope<'s> {
     ///
     /// # Panics
     /// Inside `blocking`.
+    #[track_caller]
     pub fn alloc_bytes(&self, bytes: &[u8]) -> Result<Local<'s, Bytes>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfBytes>(bytes.len(), 1)?;

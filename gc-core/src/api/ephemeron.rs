@@ -63,6 +63,7 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
     ///
     /// # Panics
     /// If this does not lie in the scope's heap, and inside `blocking`.
+    #[track_caller]
     pub fn key<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, K>> {
         self.pairs.key(0, scope)
     }
@@ -71,6 +72,7 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
     ///
     /// # Panics
     /// As [`key`](Self::key).
+    #[track_caller]
     pub fn value<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, V>> {
         self.pairs.value(0, scope)
     }
@@ -79,6 +81,7 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
     ///
     /// # Panics
     /// As [`key`](Self::key), and if the value does not lie in the scope's heap.
+    #[track_caller]
     pub fn set_value(&self, scope: &Scope<'_>, value: &Local<'_, V>) {
         if self.key(scope).is_some() {
             self.pairs.set_value(0, scope, value);
@@ -89,6 +92,7 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
     ///
     /// # Panics
     /// As [`key`](Self::key).
+    #[track_caller]
     pub fn clear(&self, scope: &Scope<'_>) {
         self.pairs.remove(0, scope);
     }
@@ -136,6 +140,7 @@ impl<K, V> Pairs<K, V> {
     /// # Safety
     /// The word holds nothing but null, `GONE` or cells with a `T`.
     #[inline]
+    #[track_caller]
     unsafe fn load<'s, T>(word: &AtomicUsize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(word.as_ptr() as usize, "pair");
         scope.check_running();
@@ -148,17 +153,20 @@ impl<K, V> Pairs<K, V> {
     }
 
     #[inline]
+    #[track_caller]
     fn key<'s>(&self, at: usize, scope: &Scope<'s>) -> Option<Local<'s, K>> {
         // SAFETY: keys are stored by `enter` only.
         unsafe { Self::load(&self.pairs()[at][0], scope) }
     }
 
     #[inline]
+    #[track_caller]
     fn value<'s>(&self, at: usize, scope: &Scope<'s>) -> Option<Local<'s, V>> {
         // SAFETY: values are stored by `enter` and `set_value` only.
         unsafe { Self::load(&self.pairs()[at][1], scope) }
     }
 
+    #[track_caller]
     fn write(&self, at: usize, scope: &Scope<'_>, key: usize, value: usize) {
         let pair = self.pairs()[at].as_ptr().cast::<AtomicUsize>() as *mut usize;
         scope.check_address(pair as usize, "pair");
@@ -167,12 +175,14 @@ impl<K, V> Pairs<K, V> {
         unsafe { scope.mutator().write_pair(pair, key, value) };
     }
 
+    #[track_caller]
     fn enter(&self, at: usize, scope: &Scope<'_>, key: &Local<'_, K>, value: &Local<'_, V>) {
         let (key, value) = (address(key, scope), address(value, scope));
         self.write(at, scope, key, value);
     }
 
     /// Copies a pair, whose key and value need not be held, to a place of a new table.
+    #[track_caller]
     fn copy(&self, at: usize, scope: &Scope<'_>, from: &Self, from_at: usize) {
         let to = self.pairs()[at][0].as_ptr();
         let from = from.pairs()[from_at][0].as_ptr();
@@ -181,11 +191,13 @@ impl<K, V> Pairs<K, V> {
         unsafe { scope.mutator().copy_weak(to, from, 2) };
     }
 
+    #[track_caller]
     fn remove(&self, at: usize, scope: &Scope<'_>) {
         self.write(at, scope, GONE, 0);
     }
 
     /// For a key that the caller holds.
+    #[track_caller]
     fn set_value(&self, at: usize, scope: &Scope<'_>, value: &Local<'_, V>) {
         let slot = self.pairs()[at][1].as_ptr();
         scope.check_address(slot as usize, "pair");
@@ -222,6 +234,7 @@ fn hash(address: usize) -> usize {
 }
 
 #[inline]
+#[track_caller]
 fn address<T>(local: &Local<'_, T>, scope: &Scope<'_>) -> usize {
     let address = local.cell().as_ptr().expose_provenance();
     scope.check_address(address, "key or value");
@@ -281,6 +294,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// If the map or the key does not lie in the scope's heap, and inside `blocking`.
+    #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>, key: &Local<'_, K>) -> Option<Local<'s, V>> {
         let pairs = self.pairs.get(scope)?;
         match pairs.find(address(key, scope)) {
@@ -293,6 +307,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`get`](Self::get).
+    #[track_caller]
     pub fn contains(&self, scope: &Scope<'_>, key: &Local<'_, K>) -> bool {
         self.get(scope, key).is_some()
     }
@@ -304,6 +319,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`get`](Self::get), and if the value does not lie in the scope's heap.
+    #[track_caller]
     pub fn insert(
         &self,
         scope: &Scope<'_>,
@@ -342,6 +358,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`get`](Self::get).
+    #[track_caller]
     pub fn remove(&self, scope: &Scope<'_>, key: &Local<'_, K>) -> bool {
         let Some(pairs) = self.pairs.get(scope) else {
             return false;
@@ -359,6 +376,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// If the map does not lie in the scope's heap, and inside `blocking`.
+    #[track_caller]
     pub fn clear(&self, scope: &Scope<'_>) {
         self.pairs.clear(scope);
         self.used.store(0, Ordering::Relaxed);
@@ -368,6 +386,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`clear`](Self::clear).
+    #[track_caller]
     pub fn for_each<'s>(&self, scope: &Scope<'s>, mut f: impl FnMut(Local<'s, K>, Local<'s, V>)) {
         let Some(pairs) = self.pairs.get(scope) else {
             return;
@@ -385,6 +404,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`clear`](Self::clear).
+    #[track_caller]
     pub fn len(&self, scope: &Scope<'_>) -> usize {
         self.pairs.get(scope).map_or(0, |pairs| pairs.alive())
     }
@@ -393,12 +413,14 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     ///
     /// # Panics
     /// As [`clear`](Self::clear).
+    #[track_caller]
     pub fn is_empty(&self, scope: &Scope<'_>) -> bool {
         self.len(scope) == 0
     }
 
     /// Moves all pairs into a table of the size that those alive need.
     #[cold]
+    #[track_caller]
     fn rebuilt<'s>(&self, scope: &Scope<'s>) -> Result<Local<'s, Pairs<K, V>>, AllocError> {
         let old = self.pairs.get(scope);
         let alive = old.map_or(0, |old| old.alive());
@@ -451,6 +473,7 @@ impl<'s> Scope<'s> {
     ///
     /// # Panics
     /// If key or value do not lie in this scope's heap, and inside `blocking`.
+    #[track_caller]
     pub fn alloc_ephemeron<K: Trace, V: Trace>(
         &self,
         key: &Local<'_, K>,
@@ -463,6 +486,7 @@ impl<'s> Scope<'s> {
     }
 
     /// `len` pairs of nulls.
+    #[track_caller]
     fn alloc_pairs<K, V>(&self, len: usize) -> Result<Local<'s, Pairs<K, V>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfPairs>(len, 2 * WORD)?;

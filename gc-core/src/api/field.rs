@@ -46,11 +46,13 @@ impl<T> Field<T> {
     /// # Panics
     /// If the field does not lie in the scope's heap, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(self.address() as usize, "field");
+        scope.check_running();
         // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live cell's field leads to it; from the load on
         // it is in a register of this thread. Nothing but a `T` is ever stored.
-        self.load().map(|cell| unsafe { scope.hold_cell(cell) })
+        self.load().map(|cell| unsafe { scope.keep(cell) })
     }
 
     /// Lets the edge lead to `value`.
@@ -59,6 +61,7 @@ impl<T> Field<T> {
     /// If the field or the value does not lie in the scope's heap, if the field belongs to a value whose `Drop` runs (its cell is dead, so
     /// nothing would keep what the edge leads to), and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn set(&self, scope: &Scope<'_>, value: &Local<'_, T>) {
         let value = value.cell().as_ptr() as usize;
         scope.check_address(value, "value");
@@ -71,6 +74,7 @@ impl<T> Field<T> {
     /// # Panics
     /// If the field does not lie in the scope's heap, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn clear(&self, scope: &Scope<'_>) {
         self.store(scope, 0);
     }
@@ -82,6 +86,7 @@ impl<T> Field<T> {
     }
 
     #[inline]
+    #[track_caller]
     fn store(&self, scope: &Scope<'_>, value: usize) {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();

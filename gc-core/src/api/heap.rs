@@ -48,7 +48,7 @@ const MUTATORS: usize = 1 << 20;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`, `URGE_GC_PERCENT`,
+/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE`, `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`, `URGE_GC_PERCENT`,
 /// `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
@@ -97,6 +97,34 @@ impl HeapBuilder {
     /// marking, and as much address space again as the heap reserves. Off by default.
     pub fn verify(mut self, on: bool) -> Self {
         self.config.verify = on;
+        self
+    }
+
+    /// Whether each collection fills the cells that it frees with [`POISON`](crate::POISON), in the stop that frees them: whatever is read by way
+    /// of an edge or a root that the collector did not see is recognised at once, instead of when the cell's next owner has written it.
+    /// Together with [`collect_every`](Self::collect_every)`(Some(1))` a lost root shows at the next read. A stop takes as long as the heap is
+    /// large. Off by default.
+    ///
+    /// ```
+    /// use gc_core::{Gc, Heap, POISON};
+    /// let heap = Heap::builder().poison(true).build()?;
+    /// let lost: Vec<Gc<u64>> = std::thread::scope(|s| {
+    ///     let make = || {
+    ///         let mutator = heap.attach().unwrap();
+    ///         // SAFETY: it is not safe: in a Vec it dangles, and this example shows how that is found.
+    ///         (0..100).map(|_| unsafe { mutator.alloc_raw(7u64) }.unwrap()).map(Send).collect::<Vec<_>>()
+    ///     };
+    ///     struct Send(Gc<u64>);
+    ///     // SAFETY: for this example.
+    ///     unsafe impl core::marker::Send for Send {}
+    ///     s.spawn(make).join().unwrap().into_iter().map(|gc| gc.0).collect()
+    /// });
+    /// heap.collect();
+    /// assert!(lost.iter().all(|gc| **gc == POISON as u64));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn poison(mut self, on: bool) -> Self {
+        self.config.poison = on;
         self
     }
 
@@ -262,6 +290,7 @@ impl HeapBuilder {
             ),
             ledger,
             verify,
+            poison: config.poison,
             marking: AtomicU32::new(0),
             clearing: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
@@ -345,7 +374,17 @@ impl Drop for AbortOnPanic {
 
 /// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its collector's thread and unmaps it.
 ///
-/// [`Mutator`]s, [`RawRoot`]s and the other guards keep the heap alive.
+/// [`Mutator`]s, [`RawRoot`]s and the other guards keep the heap alive. The last handle may go anywhere: where its thread may not wait for the
+/// collector's, as inside [`no_preempt`](Mutator::no_preempt), that ends by itself a little later.
+///
+/// ```
+/// # use gc_core::Heap;
+/// let (one, other) = (Heap::builder().build()?, Heap::builder().build()?);
+/// let mutator = one.attach()?;
+/// mutator.no_preempt(|| drop(other));
+/// mutator.collect();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct Heap {
     handle: Arc<Handle>,
@@ -365,10 +404,12 @@ impl Drop for Handle {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         // The last handle may be an owner's that the collector itself has just dropped: it ends by itself then. Another heap may want
-        // this thread to stop meanwhile, so the wait is a blocking one. And a collector that waits for the stop of this thread ends after it.
+        // this thread to stop meanwhile, so the wait is a blocking one. And a collector that waits for the stop of this thread, or for the end
+        // of its `no_preempt`, ends after it.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
             && !gc_preempt::holds_a_stop()
+            && !gc_preempt::in_no_preempt_here()
             && protected(|| self.shared.requests.can_be_joined())
         {
             gc_preempt::blocking_here(|| drop(thread.join()));
@@ -430,6 +471,7 @@ impl Heap {
     /// # Panics
     /// Inside `no_preempt`, in a root callback, and on a thread that holds a stop ([`Heap::with_stopped`]), where waiting would be for ever.
     /// See [`Heap::request_collection`].
+    #[track_caller]
     pub fn collect(&self) -> u64 {
         self.collect_now(true)
     }
@@ -447,11 +489,13 @@ impl Heap {
     ///
     /// # Panics
     /// As [`collect`](Self::collect).
+    #[track_caller]
     pub fn collect_young(&self) -> u64 {
         self.collect_now(false)
     }
 
     /// Collects all cells, or perhaps young ones only, and waits for it.
+    #[track_caller]
     pub(crate) fn collect_now(&self, whole: bool) -> u64 {
         let _kept = gc_preempt::KeepErrno::new();
         assert!(
@@ -461,6 +505,10 @@ impl Heap {
         assert!(
             !gc_preempt::holds_a_stop(),
             "collect() on a thread that has stopped a world: the collection would wait for its resume"
+        );
+        assert!(
+            !gc_preempt::in_no_preempt_here(),
+            "collect() inside no_preempt: it would wait for a stop, and the stop for the end of the section; ask with request_collection() instead"
         );
         let shared = self.shared();
         let ask_and_wait = || {
@@ -679,6 +727,7 @@ impl Heap {
     ///
     /// # Panics
     /// If the heap has 65536 callbacks already.
+    #[track_caller]
     pub unsafe fn add_root_callback(
         &self,
         callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,

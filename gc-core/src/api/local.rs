@@ -74,6 +74,7 @@ impl Mutator {
     /// # Panics
     /// Inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn scope<R>(
         &self,
         f: impl for<'s> FnOnce(&Scope<'s>) -> Result<R, AllocError>,
@@ -86,6 +87,7 @@ impl Mutator {
     /// # Panics
     /// Inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn with_scope<R>(&self, f: impl for<'s> FnOnce(&Scope<'s>) -> R) -> R {
         f(&Scope::open(self))
     }
@@ -96,6 +98,7 @@ impl Mutator {
     ///
     /// # Panics
     /// Where a value's `Drop` does; the rest waits for the next call.
+    #[track_caller]
     pub fn drop_dead_values(&self) -> u64 {
         if self.thread().is_blocking() {
             in_blocking();
@@ -137,6 +140,7 @@ impl Mutator {
     /// written; until then it is zero, and while it is written its edges stay null, since a field is born null. So a marker that reads
     /// the cell half written finds no edges.
     #[inline(always)]
+    #[track_caller]
     pub(crate) fn cell_with<T: Trace>(&self, value: T) -> Result<NonNull<T>, AllocError> {
         const {
             assert!(
@@ -249,6 +253,7 @@ unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
 
 impl<'s> Scope<'s> {
     #[inline]
+    #[track_caller]
     fn open(mutator: &'s Mutator) -> Self {
         let thread = mutator.thread();
         let range = mutator.heap().shared().space.reserved();
@@ -273,6 +278,7 @@ impl<'s> Scope<'s> {
     /// # Panics
     /// Inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn alloc<T: Trace>(&self, value: T) -> Result<Local<'s, T>, AllocError> {
         self.check_running();
         let cell = self.mutator.cell_with(value)?;
@@ -306,8 +312,23 @@ impl<'s> Scope<'s> {
     /// # Panics
     /// If there are as many handles as there can be, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub(crate) unsafe fn hold_cell<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
         self.check_running();
+        // SAFETY: forwarded.
+        unsafe { self.keep(cell) }
+    }
+
+    /// [`hold_cell`](Self::hold_cell), where the caller has seen that the thread runs.
+    ///
+    /// # Safety
+    /// As [`hold_cell`](Self::hold_cell), and the thread is not inside `blocking`.
+    ///
+    /// # Panics
+    /// If there are as many handles as there can be.
+    #[inline]
+    #[track_caller]
+    pub(crate) unsafe fn keep<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
         // SAFETY: forwarded.
         match unsafe { self.try_hold(cell) } {
             Ok(local) => local,
@@ -334,6 +355,7 @@ impl<'s> Scope<'s> {
 
     /// Is the thread where it may touch the heap?
     #[inline]
+    #[track_caller]
     pub(crate) fn check_running(&self) {
         if self.thread.is_blocking() {
             in_blocking();
@@ -356,6 +378,7 @@ impl<'s> Scope<'s> {
 
     /// Does what is at `address` lie in this scope's heap?
     #[inline]
+    #[track_caller]
     pub(crate) fn check_address(&self, address: usize, what: &str) {
         if !self.contains(address) {
             elsewhere(what, address);
@@ -365,12 +388,14 @@ impl<'s> Scope<'s> {
 
 #[cold]
 #[inline(never)]
+#[track_caller]
 pub(crate) fn in_blocking() -> ! {
     panic!("the heap was used inside blocking(), where the collector does not wait for this thread")
 }
 
 #[cold]
 #[inline(never)]
+#[track_caller]
 fn elsewhere(what: &str, address: usize) -> ! {
     panic!(
         "the {what} at {address:#x} does not lie in the scope's heap: it belongs to another heap, or to a value that has not been moved into a cell yet"
@@ -388,6 +413,7 @@ fn dying() -> ! {
 
 #[cold]
 #[inline(never)]
+#[track_caller]
 fn not_null(name: &str) -> ! {
     panic!(
         "a {name} was to be moved into a cell with a field that is not null: set fields when the value lies in the heap"
@@ -396,6 +422,7 @@ fn not_null(name: &str) -> ! {
 
 #[cold]
 #[inline(never)]
+#[track_caller]
 fn table_full(error: &AllocError) -> ! {
     panic!("{error}")
 }

@@ -32,8 +32,8 @@ use crate::roots::RangeRoot;
 use crate::stats::thread_cpu;
 use crate::weak::{IDLE, MARKING};
 
-/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked or
-/// dropped inside [`blocking`](Mutator::blocking) or [`no_preempt`](Mutator::no_preempt).
+/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked. If
+/// it is dropped inside [`no_preempt`](Mutator::no_preempt), where it cannot, it detaches when the thread attaches again, or ends.
 pub struct Mutator {
     runs: *mut Run,
     context: NonNull<Context>,
@@ -148,9 +148,42 @@ impl Mutator {
             Err(error) => {
                 // SAFETY: made above, and nobody has taken it.
                 drop(unsafe { Box::from_raw(context) });
+                if matches!(error, gc_preempt::AttachError::AlreadyAttached)
+                    && let Some(left) = Self::left_behind(heap)
+                {
+                    drop(left);
+                    return Self::attach(heap);
+                }
                 Err(AttachError::Thread(error))
             }
         }
+    }
+
+    /// The mutator that this thread has dropped where it could not detach, if it can now.
+    fn left_behind(heap: &Heap) -> Option<Self> {
+        if gc_preempt::in_no_preempt_here() {
+            return None;
+        }
+        // SAFETY: no arguments, no memory.
+        let me = unsafe { libc::pthread_self() } as usize;
+        let (context, heap) = protected(|| {
+            let mut contexts = heap.shared().contexts.lock();
+            (0..contexts.high()).find_map(|at| {
+                let attached = contexts.get(at).filter(|attached| attached.owner == me)?;
+                // SAFETY: this thread's own record, which is freed after it was taken out of the slab.
+                let heap = unsafe { (*attached.context).left.take() }?;
+                Some((NonNull::new(attached.context.cast_mut())?, heap))
+            })
+        })?;
+        // SAFETY: as above.
+        let runs = unsafe { context.as_ref() }.runs();
+        Some(Self {
+            runs,
+            context,
+            heap: ManuallyDrop::new(heap),
+            failure: Cell::new(None),
+            _on_its_thread: PhantomData,
+        })
     }
 
     #[inline]
@@ -579,6 +612,7 @@ impl Mutator {
     ///
     /// # Safety
     /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is every word from `base` to where it points.
+    #[track_caller]
     pub unsafe fn root_range(
         &self,
         base: *const usize,
@@ -622,6 +656,7 @@ impl Mutator {
     ///
     /// # Panics
     /// Inside `blocking`, where no stop waits for this thread.
+    #[track_caller]
     pub fn next_finalizer(&self) -> Option<(NonNull<u8>, usize)> {
         if self.thread().is_blocking() {
             in_blocking();
@@ -649,6 +684,7 @@ impl Mutator {
     ///
     /// # Panics
     /// Inside `no_preempt`.
+    #[track_caller]
     pub fn collect(&self) -> u64 {
         self.heap.collect()
     }
@@ -669,6 +705,7 @@ impl Mutator {
     ///
     /// # Panics
     /// Inside `no_preempt`.
+    #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         self.thread().blocking(f)
     }
@@ -733,12 +770,18 @@ impl Drop for Mutator {
     fn drop(&mut self) {
         let record = self.record();
         let gone = record.gone.get();
-        if !gone {
-            // Inside `blocking` a stop counts this thread as stopped, so its runs may not change; inside `no_preempt` it cannot wait for the
-            // registry. It stays attached until the thread's end.
-            if record.thread().is_blocking() || record.thread().in_no_preempt() {
-                return;
-            }
+        let blocking = !gone && record.thread().is_blocking();
+        if !gone && record.thread().in_no_preempt() {
+            // It cannot wait for the registry here. It stays attached until the thread attaches to the heap again, or ends.
+            // SAFETY: taken once: this is the drop, and what follows does not use it.
+            let heap = unsafe { ManuallyDrop::take(&mut self.heap) };
+            self.record().left.set(Some(heap));
+            return;
+        }
+        if blocking && planted("blocking-stays-attached") {
+            return;
+        }
+        if !gone && !blocking {
             retire(record);
         }
         // SAFETY: the thread's registration goes first, so that no collector has the context when it is freed; the heap's handle last,
@@ -749,8 +792,15 @@ impl Drop for Mutator {
             if gone {
                 // A thread-local that is dropped after the one that detached this thread: its record may be another thread's by now.
                 core::mem::forget(thread);
-            } else {
-                drop(thread);
+            } else if let Some(thread) = thread {
+                if blocking {
+                    // A stop takes this thread for stopped already: what it reads changes only where no stop is.
+                    // SAFETY: this is its own thread.
+                    let section = || gc_preempt::no_preempt_here(|| unsafe { give_back(&context) });
+                    thread.detach_after(section);
+                } else {
+                    drop(thread);
+                }
             }
             drop(context);
             ManuallyDrop::drop(&mut self.heap);

@@ -30,6 +30,7 @@ impl Heap {
     ///
     /// # Panics
     /// If the cell lies in another heap, or if there are as many roots as there can be.
+    #[track_caller]
     pub fn root<T: Trace>(&self, local: &Local<'_, T>) -> Root<T> {
         let cell = local.cell().cast::<u8>();
         assert!(
@@ -48,6 +49,7 @@ impl Heap {
     ///
     /// # Safety
     /// The cell is alive and of this heap.
+    #[track_caller]
     pub unsafe fn root_raw<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
         // SAFETY: forwarded.
         let raw = unsafe { self.raw_root(gc.cell().cast()) };
@@ -56,6 +58,7 @@ impl Heap {
 }
 
 impl<T: Trace> Root<T> {
+    #[track_caller]
     fn new(raw: Option<RawRoot>) -> Self {
         Self {
             raw: raw.expect("a heap has room for 67108864 roots: some are made and never dropped"),
@@ -75,6 +78,7 @@ impl<T: Trace> Root<T> {
     /// # Panics
     /// If the cell lies in another heap than the scope's, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>) -> Local<'s, T> {
         let cell = self.cell();
         scope.check_address(cell.as_ptr() as usize, "root's cell");
@@ -100,6 +104,7 @@ impl<T: Trace> Deref for Root<T> {
 impl<T: Trace> Clone for Root<T> {
     /// # Panics
     /// If there are as many roots as there can be.
+    #[track_caller]
     fn clone(&self) -> Self {
         Self::new(self.raw.try_clone())
     }

@@ -37,6 +37,7 @@ impl<T: Trace> Weak<T> {
     /// # Panics
     /// If this does not lie in the scope's heap, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn upgrade<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         self.words.upgrade(0, scope)
     }
@@ -99,6 +100,7 @@ impl<T> WeakArray<T> {
     /// # Panics
     /// If `index` is out of range, if this does not lie in the scope's heap, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn upgrade<'s>(&self, index: usize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         let word = self.words()[index].as_ptr();
         scope.check_address(word as usize, "weak word");
@@ -116,6 +118,7 @@ impl<T> WeakArray<T> {
     /// # Panics
     /// If `index` is out of range, if this or the target does not lie in the scope's heap, and inside `blocking`.
     #[inline]
+    #[track_caller]
     pub fn set(&self, index: usize, scope: &Scope<'_>, target: &Local<'_, T>) {
         let target = target.cell().as_ptr().expose_provenance();
         scope.check_address(target, "target");
@@ -127,11 +130,13 @@ impl<T> WeakArray<T> {
     /// # Panics
     /// As [`set`](Self::set).
     #[inline]
+    #[track_caller]
     pub fn clear(&self, index: usize, scope: &Scope<'_>) {
         self.store(index, scope, 0);
     }
 
     #[inline]
+    #[track_caller]
     fn store(&self, index: usize, scope: &Scope<'_>, target: usize) {
         let word = &self.words()[index];
         scope.check_address(word.as_ptr() as usize, "weak word");
@@ -155,6 +160,7 @@ impl<'s> Scope<'s> {
     ///
     /// # Panics
     /// If the target does not lie in this scope's heap, and inside `blocking`.
+    #[track_caller]
     pub fn alloc_weak<T: Trace>(
         &self,
         target: &Local<'_, T>,
@@ -178,6 +184,7 @@ impl<'s> Scope<'s> {
     ///
     /// # Panics
     /// Inside `blocking`.
+    #[track_caller]
     pub fn alloc_weak_array<T: Trace>(
         &self,
         len: usize,

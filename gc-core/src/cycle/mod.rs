@@ -271,7 +271,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
 
     fn prepare(&mut self) -> Phase {
         let space = &self.shared.space;
-        while space.sweep_piece() {}
+        while space.sweep_piece_aside() {}
         let (number, whole) = self.shared.requests.begin();
         self.stats.number = number;
         self.stats.young = space.keeps_marks() && !whole && space.births.are_known();
@@ -671,6 +671,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
             interval,
             forced: self.forced,
         });
+        if shared.poison && !planted("unpoisoned") {
+            shared.space.poison_dead();
+        }
         shared.space.swap(self.stats.young, young_next);
         let mutators = self.settle_owned(young_next);
         let room = shared.pace.goal().saturating_sub(shared.pace.kept());
@@ -735,7 +738,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         for table in [&shared.finalizers, &shared.drops] {
             table.trim();
         }
-        while !shared.requests.is_wanted() && space.sweep_piece() {
+        while !shared.requests.is_wanted() && space.sweep_piece_aside() {
             self.rest();
         }
         while !shared.requests.is_wanted() && space.clear_spare_piece() {

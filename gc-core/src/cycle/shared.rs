@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     /// The second marking, if it was asked for.
     pub(crate) verify: Option<Verify>,
+    /// Cells that are freed are filled.
+    pub(crate) poison: bool,
     pub(crate) pace: Pace,
     /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`. Changes in stops only. Each mutator has a
     /// copy, [`Context::marking`], so that a unit's test is one compare.

@@ -63,6 +63,7 @@ pub(crate) use sites::Entry;
 pub(crate) use spans::{CHUNK_UNITS, Flags, NoSpan};
 
 pub(crate) use units::Unit;
+pub use walk::POISON;
 
 /// How a heap's memory is laid out and limited.
 #[derive(Debug, Clone)]
@@ -272,8 +273,9 @@ pub struct Space {
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<Mutex<Spans>>,
-    /// Held by the collector while a stretch that goes back to the system is in no list. No mutator waits for it.
-    releasing: Mutex<()>,
+    /// Held by the collector while it sweeps a piece, and while a stretch that goes back to the system is in no list; and by a walk over all
+    /// cells. No mutator waits for it.
+    pub(crate) rearranging: Mutex<()>,
     ahead: Ahead,
     /// Bytes that stay backed.
     pub(crate) pre_touched: u64,
@@ -367,7 +369,7 @@ impl Space {
                 bytes as usize / UNIT,
                 limit,
             ))),
-            releasing: Mutex::new(()),
+            rearranging: Mutex::new(()),
             ahead,
             pre_touched: pre_touch,
             large: LargeObjects::default(),
@@ -619,14 +621,14 @@ impl Space {
     /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child drop them after.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         // No other code takes two of these in another order: what goes back to the system first, the allocator of units last.
-        let releasing = self.releasing.lock();
+        let rearranging = self.rearranging.lock();
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
         let sites: Vec<_> = (0..self.sites.count())
             .map(|site| self.sites.at(site).lists.lock())
             .collect();
         (
-            releasing,
+            rearranging,
             making,
             kinds,
             sites,

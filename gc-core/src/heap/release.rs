@@ -75,7 +75,7 @@ impl Space {
             return 0;
         }
         // A child of a fork must find the stretch in the lists.
-        let _releasing = self.releasing.lock();
+        let _rearranging = self.rearranging.lock();
         let (first, units, most) = {
             let mut spans = self.spans.lock();
             let surplus = spans.free_dirty().saturating_sub(keep as usize / UNIT) / CHUNK_UNITS;

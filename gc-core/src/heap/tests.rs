@@ -732,3 +732,28 @@ fn the_address_of_the_range_names_no_cell() {
     assert!(first >= base + UNIT);
     assert!((base..base + UNIT).all(|word| toy.space.resolve(word).is_none()));
 }
+
+#[test]
+fn a_walk_over_all_cells_and_the_collector_s_sweeping_exclude_each_other() {
+    use std::sync::atomic::AtomicU32;
+    let toy = Toy::small();
+    let space = &toy.space;
+    let ended = AtomicU32::new(0);
+    let end = |n| ended.fetch_add(n, Ordering::Relaxed);
+    std::thread::scope(|threads| {
+        // Somebody is at it: the others wait.
+        let held = space.rearranging.lock();
+        threads.spawn(|| {
+            space.for_each_cell(&mut |_| ());
+            end(1);
+        });
+        threads.spawn(|| {
+            space.sweep_piece_aside();
+            end(1);
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert_eq!(ended.load(Ordering::Relaxed), 0);
+        drop(held);
+    });
+    assert_eq!(ended.load(Ordering::Relaxed), 2);
+}

@@ -1,12 +1,37 @@
 //! Walks all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators yet.
+//!
+//! A stop does not stop the collector, which sweeps and gives memory back beside the mutators, in pieces. A walk holds the lock that each
+//! piece takes, so it begins when a piece has ended, and the next one waits for its end.
 
 use super::spans::State;
 use super::{Cell, Class, Space, UNIT, Unit, classes};
+use crate::fault::planted;
 use crate::kind::KindId;
 
+/// What the words of a freed cell are where [`HeapBuilder::poison`](crate::HeapBuilder::poison) is on. No address of the heap, nor one
+/// that a program may read.
+pub const POISON: usize = 0xdead_ce11_dead_ce11;
+
 impl Space {
+    /// World stopped, all marked, the bitmaps not swapped yet: fills the cells that the swap will free.
+    pub(crate) fn poison_dead(&self) {
+        self.for_each_cell(&mut |cell| {
+            if !self.is_marked(cell.base) {
+                // SAFETY: an allocated cell that nothing leads to; whole words of mapped memory.
+                let words = unsafe {
+                    core::slice::from_raw_parts_mut(
+                        cell.base as *mut usize,
+                        cell.size / size_of::<usize>(),
+                    )
+                };
+                words.fill(POISON);
+            }
+        });
+    }
+
     /// World stopped: calls `f` for every allocated cell (run tails too), in address order.
     pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
+        let _rearranging = (!planted("walk-beside-sweep")).then(|| self.rearranging.lock());
         let top = self.spans.lock().top();
         let mut unit = 0;
         while unit < top {

@@ -189,6 +189,7 @@ pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Erro
         .conservative(&[Encoding::RAW, BOXED])
         .past_the_end(true)
         .collect_every(config.gc_every)
+        .poison(config.gc_every == Some(1))
         .continuous(config.continuous)
         .concurrent(!config.stop_the_world)
         .verify(config.verify);
