@@ -35,8 +35,8 @@ use crate::{acknowledgements, altstack, clock, faults, park};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// Frames that a thread with a blocked signal walks before it answers a stop: about a microsecond.
-const FRAMES: u32 = 16;
+/// Frames that a thread with a blocked signal walks before it answers a stop: less than a microsecond.
+const FRAMES: u32 = 8;
 
 /// What stands in the way of stopping a thread where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
