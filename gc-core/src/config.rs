@@ -50,6 +50,8 @@ pub(crate) struct Config {
     pub(crate) markers: Option<u32>,
     /// Whether a collection may be a young one.
     pub(crate) young: Young,
+    /// Whether stacks are left out of the roots; none: until the fast tier is used.
+    pub(crate) exact: Option<bool>,
     /// Stress: collections without a request.
     pub(crate) continuous: bool,
     /// Stress: collections whose phases last.
@@ -73,6 +75,7 @@ impl Default for Config {
             stop_the_world: false,
             markers: None,
             young: Young::WherePays,
+            exact: None,
             continuous: false,
             lingering: false,
         }

@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence};
 use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
@@ -27,6 +27,10 @@ pub struct Context {
     /// Not zero while stores are logged: [`MARKING`](crate::weak::MARKING), or while what died is being cleared, more. Changed by the collector while
     /// this mutator is stopped, so a unit reads it once.
     pub(crate) marking: AtomicU32,
+    /// Not zero: this thread holds a cell that only its registers and stack know yet, see [`Context::open_window`].
+    window: AtomicU32,
+    /// How many calls need its stack scanned whatever tier the heap is used by, see [`Context::holding`].
+    holding: AtomicU32,
     /// Where the next logged word goes.
     pub(crate) log_cursor: AtomicUsize,
     /// The end of the log.
@@ -53,6 +57,17 @@ pub struct Context {
     pub(crate) types: TypeCache,
 }
 
+/// See [`Context::holding`].
+pub(crate) struct Holding<'c>(&'c Context);
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        compiler_fence(Ordering::SeqCst);
+        let depth = self.0.holding.load(Ordering::Relaxed);
+        self.0.holding.store(depth - 1, Ordering::Relaxed);
+    }
+}
+
 /// Offset in [`Context`] of the pointer to the runs (`*mut Run`).
 pub const CONTEXT_RUNS: usize = offset_of!(Context, runs);
 /// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log; above 1: a weak load must call its unit).
@@ -72,6 +87,8 @@ impl Context {
         let context = Box::new(Self {
             runs: local.as_mut_ptr(),
             marking: AtomicU32::new(0),
+            window: AtomicU32::new(0),
+            holding: AtomicU32::new(0),
             log_cursor: AtomicUsize::new(0),
             log_limit: AtomicUsize::new(0),
             log: UnsafeCell::new([0; LOG_WORDS]),
@@ -94,6 +111,39 @@ impl Context {
             .log_limit
             .store(first + LOG_WORDS * size_of::<usize>(), Ordering::Relaxed);
         context
+    }
+
+    /// This thread is about to have a cell that only its registers and stack know: in a heap whose stacks are not scanned, a stop scans them in
+    /// this thread until the window is closed. The safe tier's part of it is a few instructions. A window that a panic leaves open costs exactness, and nothing else.
+    #[inline(always)]
+    pub(crate) fn open_window(&self) {
+        // Relaxed, here and below: a stop of this thread orders it, and the fences keep the compiler from moving the cell's way out of it.
+        if !planted("no-window") {
+            self.window.store(1, Ordering::Relaxed);
+        }
+        compiler_fence(Ordering::SeqCst);
+    }
+
+    /// All cells that this thread has are in handles, or nowhere.
+    #[inline(always)]
+    pub(crate) fn close_window(&self) {
+        compiler_fence(Ordering::SeqCst);
+        self.window.store(0, Ordering::Relaxed);
+    }
+
+    /// Has this thread's stack scanned until the result is dropped: it has cells there that no handle names, while it runs code of the embedder's.
+    pub(crate) fn holding(&self) -> Holding<'_> {
+        // Relaxed: as in `open_window`.
+        let depth = self.holding.load(Ordering::Relaxed);
+        self.holding.store(depth + 1, Ordering::Relaxed);
+        compiler_fence(Ordering::SeqCst);
+        Holding(self)
+    }
+
+    /// Do handles name all cells that this thread has? For the collector, while the thread is stopped.
+    pub(crate) fn is_exact(&self) -> bool {
+        self.window.load(Ordering::Relaxed) == 0
+            && (self.holding.load(Ordering::Relaxed) == 0 || planted("drops-unheld"))
     }
 
     /// Keeps the thread's registration: from now on the collector finds this record.

@@ -10,6 +10,7 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
 use crate::heap::map::{Map, MapError, Table};
+use crate::places::Places;
 
 /// Types for which all-zero bytes are a valid value and which may be shared between threads as they lie in memory.
 ///
@@ -50,6 +51,19 @@ impl<T: Zeroed> Mapped<T> {
         }
     }
 
+    /// Gives the memory of whole pages of elements back; they are zero afterwards.
+    ///
+    /// # Safety
+    /// The first element is a page's first, and nobody uses these elements.
+    pub(crate) unsafe fn discard(&self, elements: core::ops::Range<usize>) -> bool {
+        let (first, count) = (elements.start, elements.len());
+        // SAFETY: by the contract.
+        unsafe {
+            self.map
+                .discard(first * size_of::<T>(), count * size_of::<T>())
+        }
+    }
+
     /// Makes the first `count` elements zero. What is large is given back to the system. Not in a stop.
     ///
     /// # Safety
@@ -78,19 +92,11 @@ impl<T: Zeroed> Deref for Mapped<T> {
     }
 }
 
-/// Numbered places for values that come and go, under a lock of the owner's. A place that became free is the next to be filled.
+/// Numbered places for values that come and go, under a lock of the owner's.
 pub(crate) struct Slab<T> {
-    places: Table<Place<T>>,
-    /// Places that were ever filled.
-    high: usize,
-    /// The first free place, plus one; 0: none.
-    free: usize,
-}
-
-struct Place<T> {
-    item: Option<T>,
-    /// Of a free place: the next free one, plus one.
-    next: usize,
+    /// Those at used places are values.
+    items: Table<T>,
+    places: Places,
 }
 
 // SAFETY: the slab owns its values and hands out references as it is borrowed.
@@ -99,68 +105,61 @@ unsafe impl<T: Send> Send for Slab<T> {}
 impl<T> Slab<T> {
     /// A slab of `capacity` places.
     pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
+        const { assert!(size_of::<T>().is_multiple_of(size_of::<usize>())) };
         Ok(Self {
-            places: Table::new(capacity)?,
-            high: 0,
-            free: 0,
+            items: Table::new(capacity)?,
+            places: Places::new(capacity)?,
         })
-    }
-
-    fn place(&mut self, at: usize) -> Option<&mut Place<T>> {
-        // SAFETY: places below `high` were written before it was raised, and `self` is borrowed for as long as the result.
-        (at < self.high).then(|| unsafe { &mut *self.places.at(at) })
     }
 
     /// Fills a place; gives the value back if there is none.
     pub(crate) fn add(&mut self, item: T) -> Result<usize, T> {
-        if let Some(at) = self.free.checked_sub(1) {
-            let Some(place) = self.place(at) else {
-                unreachable!("a free place was filled before")
-            };
-            place.item = Some(item);
-            let next = place.next;
-            self.free = next;
-            return Ok(at);
-        }
-        if self.high == self.places.len() {
+        let Some(at) = self.places.take() else {
             return Err(item);
-        }
-        // SAFETY: within the table, and not a value yet.
-        unsafe {
-            self.places.at(self.high).write(Place {
-                item: Some(item),
-                next: 0,
-            })
         };
-        self.high += 1;
-        Ok(self.high - 1)
+        // SAFETY: within the table, and not a value yet.
+        unsafe { self.items.at(at).write(item) };
+        Ok(at)
     }
 
     /// Empties a place.
     pub(crate) fn take(&mut self, at: usize) -> Option<T> {
-        let free = self.free;
-        let place = self.place(at)?;
-        let item = place.item.take()?;
-        place.next = free;
-        self.free = at + 1;
-        Some(item)
-    }
-
-    /// How many places [`Slab::get`] may find filled.
-    pub(crate) fn high(&self) -> usize {
-        self.high
+        // SAFETY: the place was used, so it is a value, which is the caller's from now on.
+        self.places
+            .give(at)
+            .then(|| unsafe { self.items.at(at).read() })
     }
 
     /// What a place holds.
     pub(crate) fn get(&mut self, at: usize) -> Option<&mut T> {
-        self.place(at)?.item.as_mut()
+        // SAFETY: the place is used, so it is a value; `self` is borrowed for as long as the result.
+        self.places
+            .is_used(at)
+            .then(|| unsafe { &mut *self.items.at(at) })
+    }
+
+    /// The first filled place from `from` on.
+    pub(crate) fn next(&mut self, from: usize) -> Option<(usize, &mut T)> {
+        let at = self.places.next(from, usize::MAX)?;
+        self.get(at).map(|item| (at, item))
+    }
+
+    /// Gives memory of empty places back. See [`Places::trim_piece`].
+    pub(crate) fn trim_piece(&mut self, from: usize) -> Option<usize> {
+        let items = &self.items;
+        // SAFETY: whole pages of places, none of which is used.
+        self.places.trim_piece(from, |empty| unsafe {
+            items.discard(empty.start, empty.len());
+        })
     }
 }
 
 impl<T> Drop for Slab<T> {
     fn drop(&mut self) {
-        for at in 0..self.high {
+        let mut from = 0;
+        while let Some((at, _)) = self.next(from) {
             drop(self.take(at));
+            from = at + 1;
         }
     }
 }
@@ -196,16 +195,39 @@ mod tests {
     }
 
     #[test]
-    fn a_slab_fills_free_places_first_and_drops_what_is_left() {
+    fn a_slab_drops_what_is_taken_and_what_is_left() {
         let kept = std::sync::Arc::new(());
         let mut slab = Slab::new(3).unwrap();
         assert_eq!([(); 3].map(|()| slab.add(kept.clone()).unwrap()), [0, 1, 2]);
         assert!(slab.add(kept.clone()).is_err());
         assert!(slab.take(1).is_some() && slab.take(1).is_none() && slab.take(7).is_none());
         assert!(slab.take(0).is_some() && slab.get(0).is_none() && slab.get(2).is_some());
-        assert_eq!((slab.add(kept.clone()), slab.high()), (Ok(0), 3));
+        assert_eq!(slab.next(0).map(|(at, _)| at), Some(2));
+        assert_eq!(slab.add(kept.clone()), Ok(0));
         assert_eq!(std::sync::Arc::strong_count(&kept), 3);
         drop(slab);
         assert_eq!(std::sync::Arc::strong_count(&kept), 1);
+    }
+
+    #[test]
+    fn a_slab_s_items_outlive_a_trim() {
+        let mut slab = Slab::new(1 << 16).unwrap();
+        let all: Vec<usize> = (0..1 << 16)
+            .map(|i: usize| slab.add(i * 3).unwrap())
+            .collect();
+        for at in all {
+            assert!(at % 1000 == 7 || slab.take(at) == Some(at * 3));
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = slab.trim_piece(at);
+        }
+        let (mut left, mut from) = (Vec::new(), 0);
+        while let Some((at, item)) = slab.next(from) {
+            assert_eq!(*item, at * 3);
+            (left, from) = ([left, vec![at]].concat(), at + 1);
+        }
+        assert_eq!(left, (7..1 << 16).step_by(1000).collect::<Vec<_>>());
+        assert!(slab.add(1).is_ok());
     }
 }

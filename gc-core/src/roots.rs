@@ -17,11 +17,19 @@
 //! took 0.3 to 0.4 us to come at 1 GiB. All three follow from the word alone. So they are asked for when the word is met, and the word waits in a ring
 //! ([`Ring`]) until it is its turn: 14 such words of one shallow stack took 17 us one by one.
 //!
+//! # Slots are scanned beside the program
+//! A program may hold roots by the million, so stop 1 looks at none of them. It notes, under the tables' lock, which slots there are ([`Roots::snapshot`]), and the collector
+//! scans those piece by piece while mutators run. Who frees or changes a slot of the snapshot that has not been scanned yet logs what it held, under the same lock, as the barrier
+//! does with an edge that is overwritten. A new root needs nothing: what it names was reachable when marking began, or was born black. So a copy needs nothing either, though its
+//! source may be freed before it is scanned: that is when it is logged.
+//!
+//! Ranges and callbacks are scanned in the stop: what they name changes at any instruction, without a barrier.
+//!
 //! # Who may change the tables
 //! All tables are under one lock. A mutator holds it inside `no_preempt` only, an unattached thread (which is never stopped) at any time,
-//! and the collector for the whole scan. Without the lock an unattached thread could copy a root from a slot that is still to be scanned
-//! into one that has been, and drop the former: a live object would be lost. Without `no_preempt` the collector would wait for ever for a
-//! mutator that it has stopped itself.
+//! and the collector while it notes the snapshot, for each piece of it, and while it scans ranges and callbacks. Without `no_preempt` the collector would wait for ever for a
+//! mutator that it has stopped itself. An unattached thread logs while it holds the lock, and only while the snapshot is not scanned to its end; so no word is on its way into the
+//! log when the collector has scanned the last piece, and stop 2 finds them all.
 
 use core::hint::black_box;
 use core::ops::Range;
@@ -35,6 +43,7 @@ use crate::fault::planted;
 use crate::heap::{Cell, MapError, Space, UNIT};
 use crate::mapped::{Mapped, Slab};
 use crate::mark::{Marker, Ring};
+use crate::places::Places;
 use crate::verify::{Source, Verify};
 
 /// What a heap scans besides stacks.
@@ -45,10 +54,10 @@ pub(crate) struct Roots {
 
 /// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be called.
 pub(crate) struct Tables {
-    /// Slots that were ever used.
-    high: usize,
-    /// The first free slot's number plus one; each free slot holds the next one's in the same form, see [`link`].
-    free: usize,
+    /// Which slots are used.
+    used: Places,
+    /// Slots of the snapshot that have not been scanned.
+    unscanned: Range<usize>,
     ranges: Slab<RangeRoot>,
     callbacks: Slab<Callback>,
 }
@@ -93,17 +102,12 @@ impl RangeRoot {
     }
 }
 
-/// A free slot's content: odd, so that a scan tells it from a cell's address.
-fn link(free: usize) -> usize {
-    free << 1 | 1
-}
-
 impl Roots {
     /// Tables with room for `handles` handles.
     pub(crate) fn new(handles: usize) -> Result<Self, MapError> {
         Ok(Self {
             slots: Mapped::reserve(handles, 1 << 12)?,
-            tables: Mutex::new(Tables::new()?),
+            tables: Mutex::new(Tables::new(handles)?),
         })
     }
 
@@ -113,21 +117,17 @@ impl Roots {
     }
 
     /// Before the stop in which they are scanned, by the collector: has what will be looked at brought near its processor. Nothing is believed of what it sees.
-    pub(crate) fn rehearse(&self, space: &Space) {
-        /// What is worth it: a line of slots takes a tenth of a microsecond to come, and 16 us is what a stop takes at least.
+    pub(crate) fn rehearse(&self) {
+        /// What is worth it: a line takes a tenth of a microsecond to come, and 16 us is what a stop takes at least.
         const MOST: usize = 64;
         let mut tables = self.lock();
-        for slot in &self.slots[..tables.high.min(MOST)] {
-            // Relaxed: whatever it holds.
-            let word = slot.load(Ordering::Relaxed);
-            black_box(
-                space
-                    .resolve(word)
-                    .is_some_and(|cell| space.is_marked(cell.base)),
-            );
-        }
-        for at in 0..tables.ranges.high().min(MOST) {
-            black_box(tables.ranges.get(at));
+        let mut from = 0;
+        for _ in 0..MOST {
+            let Some((at, range)) = tables.ranges.next(from) else {
+                break;
+            };
+            black_box(range);
+            from = at + 1;
         }
     }
 
@@ -137,17 +137,8 @@ impl Roots {
     }
 
     fn add_locked(&self, tables: &mut Tables, address: usize) -> Option<usize> {
-        let slot = if tables.free != 0 {
-            let slot = tables.free - 1;
-            // Relaxed, here and below: the lock orders the slots' use; a handle's own readers have it from its maker.
-            tables.free = self.slots[slot].load(Ordering::Relaxed) >> 1;
-            slot
-        } else if tables.high < self.slots.len() {
-            tables.high += 1;
-            tables.high - 1
-        } else {
-            return None;
-        };
+        let slot = tables.used.take()?;
+        // Relaxed: the lock orders the slots' use; a handle's own readers have it from its maker.
         self.slots[slot].store(address, Ordering::Relaxed);
         Some(slot)
     }
@@ -159,11 +150,22 @@ impl Roots {
         self.add_locked(&mut tables, self.get(slot))
     }
 
-    /// Frees a handle. Protected as [`Roots::lock`].
-    pub(crate) fn remove(&self, slot: usize) {
+    /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it held if that is still to be scanned. Protected as [`Roots::lock`].
+    pub(crate) fn change(&self, slot: usize, to: Option<usize>, log: impl FnOnce(usize)) {
         let mut tables = self.lock();
-        self.slots[slot].store(link(tables.free), Ordering::Relaxed);
-        tables.free = slot + 1;
+        if tables.unscanned.contains(&slot) {
+            let word = self.slots[slot].load(Ordering::Relaxed);
+            if word != 0 {
+                log(word);
+            }
+        }
+        match to {
+            // Release pairs with the Acquire of `get`.
+            Some(address) => self.slots[slot].store(address, Ordering::Release),
+            None => {
+                tables.used.give(slot);
+            }
+        }
     }
 
     /// What a handle holds.
@@ -173,20 +175,73 @@ impl Roots {
         self.slots[slot].load(Ordering::Acquire)
     }
 
-    /// Lets a handle hold something else. Handles are scanned while the world is stopped, so this needs no barrier; the lock is not
-    /// needed either, since the old value is not moved anywhere. Protected as [`Roots::lock`], lest an unattached thread's value be missed.
-    pub(crate) fn set(&self, slot: usize, address: usize) {
-        let _tables = self.lock();
-        // Release pairs with the Acquire of `get`.
-        self.slots[slot].store(address, Ordering::Release);
+    /// In stop 1: the slots that are used now are to be scanned; how many.
+    pub(crate) fn snapshot(&self) -> usize {
+        let mut tables = self.lock();
+        tables.unscanned = 0..tables.used.end();
+        tables.used.used()
+    }
+
+    /// Nothing is to be scanned: in the child of a fork.
+    pub(crate) fn forget_snapshot(&self) {
+        self.lock().unscanned = 0..0;
+    }
+
+    /// Scans some more slots of the snapshot; `false`: all have been.
+    pub(crate) fn scan_piece(&self, scanner: &mut Scanner<'_, '_>) -> bool {
+        /// Slots under one lock: some microseconds.
+        const PIECE: usize = 1024;
+        let mut tables = self.lock();
+        let Range { start, end } = tables.unscanned.clone();
+        let mut from = start;
+        for _ in 0..PIECE {
+            let Some(slot) = tables.used.next(from, end) else {
+                tables.unscanned = 0..0;
+                return false;
+            };
+            // Relaxed: under the lock.
+            scanner.word(self.slots[slot].load(Ordering::Relaxed), Encoding::RAW);
+            from = slot + 1;
+        }
+        tables.unscanned.start = from;
+        true
+    }
+
+    /// Calls `f` with each root of the snapshot. In the stop.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(usize)) {
+        let tables = self.lock();
+        let mut from = 0;
+        while let Some(slot) = tables.used.next(from, usize::MAX) {
+            f(self.slots[slot].load(Ordering::Relaxed));
+            from = slot + 1;
+        }
+    }
+
+    /// Gives back the memory that a peak of roots, ranges and callbacks has left. Outside of stops.
+    pub(crate) fn trim(&self) {
+        let mut from = Some(0);
+        while let Some(at) = from {
+            // SAFETY: whole pages of slots, none of which is used.
+            from = self.lock().used.trim_piece(at, |empty| unsafe {
+                self.slots.discard(empty);
+            });
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.lock().ranges.trim_piece(at);
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.lock().callbacks.trim_piece(at);
+        }
     }
 }
 
 impl Tables {
-    fn new() -> Result<Self, MapError> {
+    fn new(slots: usize) -> Result<Self, MapError> {
         Ok(Self {
-            high: 0,
-            free: 0,
+            used: Places::new(slots)?,
+            unscanned: 0..0,
             ranges: Slab::new(MAX_RANGES)?,
             callbacks: Slab::new(MAX_CALLBACKS)?,
         })
@@ -354,10 +409,20 @@ impl Scanned {
     }
 }
 
+impl core::ops::AddAssign for Scanned {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.conservative_words += other.conservative_words;
+        self.exact_words += other.exact_words;
+        self.conservative_marked += other.conservative_marked;
+        self.exact_marked += other.exact_marked;
+    }
+}
+
 /// Words that wait for what tells of them.
 const WAITING: usize = 32;
 
-/// Marks what the roots hold. Lives in a stop. What it was told of is marked when it ends, not before.
+/// Marks what roots hold. What it was told of is marked when it ends, not before.
 pub(crate) struct Scanner<'a, 'm> {
     space: &'a Space,
     marker: &'a mut Marker<'m>,
@@ -365,8 +430,6 @@ pub(crate) struct Scanner<'a, 'm> {
     exact: Ring<WAITING>,
     any: Ring<WAITING>,
     verify: Option<&'m Verify>,
-    tables: MutexGuard<'a, Tables>,
-    slots: &'a [AtomicUsize],
     /// Addresses of all units that were ever in use. Nothing beyond them names a cell, and to look there would be the first touch of a page of the heap's tables:
     /// a fault of 7 us in the stop, for a word that happens to look like an address of the large reserve.
     used: Range<usize>,
@@ -376,11 +439,9 @@ pub(crate) struct Scanner<'a, 'm> {
 }
 
 impl<'a, 'm> Scanner<'a, 'm> {
-    /// Takes the tables' lock. The world is stopped, so whoever holds it is running and soon done.
     pub(crate) fn new(
         space: &'a Space,
         marker: &'a mut Marker<'m>,
-        roots: &'a Roots,
         verify: Option<&'m Verify>,
     ) -> Self {
         marker.record(verify);
@@ -390,12 +451,14 @@ impl<'a, 'm> Scanner<'a, 'm> {
             exact: Ring::new(),
             any: Ring::new(),
             verify,
-            tables: roots.lock(),
-            slots: &roots.slots,
             used: space.base()..space.base() + space.top() * UNIT,
             plain: space.encodings() == [Encoding::RAW],
             scanned: Scanned::default(),
         }
+    }
+
+    pub(crate) fn space(&self) -> &'a Space {
+        self.space
     }
 
     /// What is reported from now on comes from there.
@@ -434,20 +497,12 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
 
-    /// Handles, ranges and callbacks.
-    pub(crate) fn tables(&mut self) {
-        let slots = self.slots;
-        for slot in &slots[..self.tables.high] {
-            // Relaxed: under the lock.
-            let word = slot.load(Ordering::Relaxed);
-            if word & 1 == 0 {
-                self.word(word, Encoding::RAW);
-            }
-        }
-        for at in 0..self.tables.ranges.high() {
-            let Some(range) = self.tables.ranges.get(at).copied() else {
-                continue;
-            };
+    /// Ranges and callbacks. The world is stopped, so whoever holds the tables' lock is running and soon done.
+    pub(crate) fn tables(&mut self, roots: &Roots) {
+        let mut tables = roots.lock();
+        let mut from = 0;
+        while let Some((at, &mut range)) = tables.ranges.next(from) {
+            from = at + 1;
             let limit = if planted("cached-limit") {
                 range.cached
             } else {
@@ -460,12 +515,10 @@ impl<'a, 'm> Scanner<'a, 'm> {
                 self.word(word, range.encoding);
             }
         }
-        for at in 0..self.tables.callbacks.high() {
-            let Some(callback) = self.tables.callbacks.get(at).map(core::ptr::from_mut) else {
-                continue;
-            };
-            // SAFETY: the scanner holds the tables' lock and does not touch the callbacks while one of them runs.
-            unsafe { (*callback)(&mut RootVisitor { scanner: self }) };
+        let mut from = 0;
+        while let Some((at, callback)) = tables.callbacks.next(from) {
+            from = at + 1;
+            callback(&mut RootVisitor { scanner: self });
         }
     }
 
@@ -545,6 +598,15 @@ impl RootSink for Scanner<'_, '_> {
     }
 }
 
+/// Takes what a walk finds, and looks at nothing: see `stacks.rs`.
+pub(crate) struct Unscanned;
+
+impl RootSink for Unscanned {
+    fn conservative(&mut self, _words: Range<usize>) {}
+    fn exact(&mut self, _slot: usize, _encoding: u32) {}
+    fn derived(&mut self, _base: usize, _derived: usize, _encoding: u32) {}
+}
+
 /// What a root callback reports to.
 ///
 /// The callback runs while the world is stopped: it must not allocate, lock anything that a mutator may hold, print or panic, and may
@@ -598,7 +660,7 @@ mod tests {
     use crate::kind::Kind;
 
     #[test]
-    fn freed_handles_are_used_again_and_do_not_look_like_cells() {
+    fn freed_handles_are_used_again() {
         let roots = Roots::new(1 << 12).unwrap();
         let a = roots.add(0x1000).unwrap();
         let b = roots.add(0x2000).unwrap();
@@ -607,13 +669,13 @@ mod tests {
             (roots.get(a), roots.get(b), roots.get(c)),
             (0x1000, 0x2000, 0x2000)
         );
-        roots.remove(a);
-        roots.remove(c);
-        assert_eq!((roots.get(a) & 1, roots.get(c) & 1), (1, 1));
-        assert_eq!(roots.add(0x3000), Some(c));
-        assert_eq!(roots.add(0x4000), Some(a));
+        let free = |slot| roots.change(slot, None, |_| panic!("nothing is to be scanned"));
+        free(a);
+        free(c);
+        assert_eq!(roots.add(0x3000), Some(a));
+        assert_eq!(roots.add(0x4000), Some(c));
         assert_eq!(roots.add(0x5000), Some(3));
-        roots.set(b, 0x6000);
+        roots.change(b, Some(0x6000), |_| panic!("nothing is to be scanned"));
         assert_eq!(roots.get(b), 0x6000);
     }
 
@@ -624,8 +686,49 @@ mod tests {
             assert_eq!(roots.add(i * 16), Some(i));
         }
         assert_eq!(roots.add(16), None);
-        roots.remove(7);
+        roots.change(7, None, |_| ());
         assert_eq!(roots.add(16), Some(7));
+    }
+
+    #[test]
+    fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
+        let mut toy = Toy::small();
+        let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+        let cells: Vec<usize> = (0..3000).map(|_| toy.alloc(leaf, 16)).collect();
+        let (space, roots) = (&toy.space, Roots::new(1 << 12).unwrap());
+        for cell in &cells {
+            roots.add(*cell).unwrap();
+        }
+        space.begin_marking();
+        assert_eq!(roots.snapshot(), 3000);
+        let late = roots.add(cells[0]).unwrap();
+        let mut marker = Marker::new(space, &toy.queue);
+        let mut scanner = Scanner::new(space, &mut marker, None);
+        assert!(roots.scan_piece(&mut scanner));
+        let change = |slot, to| {
+            let mut logged = 0;
+            roots.change(slot, to, |word| logged = word);
+            logged
+        };
+        assert_eq!(
+            (change(0, None), change(1, Some(cells[2]))),
+            (0, 0),
+            "these have been scanned"
+        );
+        assert_eq!(
+            (change(2500, None), change(2501, Some(0))),
+            (cells[2500], cells[2501])
+        );
+        assert_eq!(
+            change(late, None),
+            cells[0],
+            "it may have a place in the snapshot"
+        );
+        while roots.scan_piece(&mut scanner) {}
+        assert_eq!(change(2700, None), 0);
+        assert_eq!(scanner.finish().exact_marked, 2998);
+        let unmarked: Vec<usize> = (0..3000).filter(|i| !space.is_marked(cells[*i])).collect();
+        assert_eq!(unmarked, [2500, 2501]);
     }
 
     #[test]
@@ -660,13 +763,13 @@ mod tests {
         });
         let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
         let cells: Vec<usize> = (0..200).map(|_| toy.alloc(leaf, 512)).collect();
-        let (space, roots) = (&toy.space, Roots::new(1 << 12).unwrap());
+        let space = &toy.space;
         let beyond = space.base() + (48 << 30);
         let last = space.base() + space.top() * UNIT;
         let words = [beyond, cells[3] + 8, last, cells[199], beyond + 8];
         space.begin_marking();
         let mut marker = Marker::new(space, &toy.queue);
-        let mut scanner = Scanner::new(space, &mut marker, &roots, None);
+        let mut scanner = Scanner::new(space, &mut marker, None);
         let range = words.as_ptr_range();
         scanner.conservative(range.start as usize..range.end as usize);
         scanner.word(beyond + 16, Encoding::RAW);

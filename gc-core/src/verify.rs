@@ -124,6 +124,13 @@ impl Verify {
         }
     }
 
+    /// A word that is a root names the cell at its address, if it does: for those that are marked later.
+    pub(crate) fn root_word(&self, space: &Space, word: usize) {
+        if let Some(cell) = space.resolve(word) {
+            self.root(cell.base - space.base());
+        }
+    }
+
     /// In stop 2, before the bitmaps swap: aborts if a cell is reached that is not marked.
     pub(crate) fn check(&self, space: &Space, collection: u64) {
         let mut walk = Walk {

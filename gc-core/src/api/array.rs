@@ -92,7 +92,12 @@ impl<T: Trace> Array<T> {
         scope.check_address((&raw const *self) as usize, "array");
         for (to, from) in new.fields().iter().zip(self.fields()) {
             // SAFETY: both lie in live cells of this heap; what is loaded is in a register until it is stored.
-            unsafe { to.set_raw(scope.mutator(), from.get_raw()) };
+            unsafe {
+                let record = scope.mutator().record();
+                record.open_window();
+                to.copy_from(scope.mutator(), from);
+                record.close_window();
+            }
         }
         Ok(new)
     }
@@ -173,7 +178,7 @@ impl Mutator {
         Ok(info.kind)
     }
 
-    /// A zeroed cell of a shape: a length, and room for `len` elements of `element` bytes.
+    /// A zeroed cell of a shape, in an open window: a length, and room for `len` elements of `element` bytes.
     pub(crate) fn cell_of_shape<S: Shape>(
         &self,
         len: usize,
@@ -186,7 +191,7 @@ impl Mutator {
             .ok_or(AllocError::TooLarge { bytes: usize::MAX })?;
         let kind = self.shape::<S>()?;
         // SAFETY: the shape's kind says nothing of the cell's size, but that its first word is no edge. The caller roots the cell.
-        Ok(unsafe { self.alloc(kind, bytes) }?.cast())
+        Ok(unsafe { self.alloc_in_window(kind, bytes) }?.cast())
     }
 }
 
@@ -205,7 +210,7 @@ impl<'s> Scope<'s> {
         // SAFETY: a new cell with room for the length and the fields, which are null; nobody else knows it.
         unsafe {
             cell.write(len);
-            self.try_hold(cell.cast())
+            self.try_hold_cell(cell.cast())
         }
     }
 
@@ -226,7 +231,7 @@ impl<'s> Scope<'s> {
             cell.add(1)
                 .cast::<u8>()
                 .copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len());
-            self.try_hold(cell.cast())
+            self.try_hold_cell(cell.cast())
         }
     }
 }

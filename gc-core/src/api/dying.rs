@@ -83,11 +83,14 @@ impl Dying {
     fn find(&self, address: usize) -> bool {
         protected(|| {
             let mut values = self.values.lock();
-            (0..values.high()).any(|at| {
-                values
-                    .get(at)
-                    .is_some_and(|value| value.addresses.contains(&address))
-            })
+            let mut from = 0;
+            while let Some((at, value)) = values.next(from) {
+                if value.addresses.contains(&address) {
+                    return true;
+                }
+                from = at + 1;
+            }
+            false
         })
     }
 
@@ -100,11 +103,13 @@ impl Dying {
     pub(crate) fn forked(&self, me: usize) {
         let mut values = self.values.lock();
         let mut count = 0;
-        for at in 0..values.high() {
-            match values.get(at).map(|value| value.owner == me) {
-                Some(true) => count += 1,
-                Some(false) => drop(values.take(at)),
-                None => {}
+        let mut from = 0;
+        while let Some((at, value)) = values.next(from) {
+            from = at + 1;
+            if value.owner == me {
+                count += 1;
+            } else {
+                drop(values.take(at));
             }
         }
         self.count.store(count, Ordering::Relaxed);

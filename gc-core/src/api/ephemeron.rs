@@ -146,10 +146,13 @@ impl<K, V> Pairs<K, V> {
         scope.check_running();
         // SAFETY: a word of a live ephemeron cell of this heap. The unit makes what it loads strong, so it is of no importance whether this
         // thread holds the key.
-        let target = unsafe { scope.mutator().load_weak(word.as_ptr()) };
-        let target = NonNull::new(core::ptr::with_exposed_provenance_mut(target))?;
+        let load = || {
+            let target = unsafe { scope.mutator().load_weak_word(word.as_ptr()) };
+            NonNull::new(core::ptr::with_exposed_provenance_mut(target))
+                .filter(|target: &NonNull<T>| target.as_ptr() as usize != GONE)
+        };
         // SAFETY: not null and not cleared, so alive; the rest is the caller's promise.
-        (target.as_ptr() as usize != GONE).then(|| unsafe { scope.hold_cell(target) })
+        scope.from_window(load, |target| unsafe { scope.hold_cell(target) })
     }
 
     #[inline]
@@ -482,7 +485,7 @@ impl<'s> Scope<'s> {
         let pairs = self.alloc_pairs::<K, V>(1)?;
         pairs.enter(0, self, key, value);
         // SAFETY: a live cell of this heap, which an ephemeron is laid out as.
-        unsafe { self.try_hold(pairs.cell().cast()) }
+        unsafe { self.try_hold_cell(pairs.cell().cast()) }
     }
 
     /// `len` pairs of nulls.
@@ -493,7 +496,7 @@ impl<'s> Scope<'s> {
         // SAFETY: a new cell with room for the length and the pairs, which are null; nobody else knows it.
         unsafe {
             cell.write(len);
-            self.try_hold(cell.cast())
+            self.try_hold_cell(cell.cast())
         }
     }
 }

@@ -52,7 +52,7 @@ impl<T> Field<T> {
         scope.check_running();
         // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live cell's field leads to it; from the load on
         // it is in a register of this thread. Nothing but a `T` is ever stored.
-        self.load().map(|cell| unsafe { scope.keep(cell) })
+        scope.from_window(|| self.load(), |cell| unsafe { scope.keep(cell) })
     }
 
     /// Lets the edge lead to `value`.
@@ -92,6 +92,18 @@ impl<T> Field<T> {
         scope.check_running();
         // SAFETY: the field is a word of a live cell of this mutator's heap (somebody has a reference to it), changed by this unit alone.
         unsafe { scope.mutator().write(self.address(), value) };
+    }
+
+    /// Stores what `from` holds. The caller's window is open.
+    ///
+    /// # Safety
+    /// Both are words of live cells of the mutator's heap.
+    pub(crate) unsafe fn copy_from(&self, mutator: &Mutator, from: &Self) {
+        let word = from
+            .load()
+            .map_or(0, |cell| cell.as_ptr().expose_provenance());
+        // SAFETY: forwarded.
+        unsafe { mutator.write(self.address(), word) };
     }
 
     #[inline]

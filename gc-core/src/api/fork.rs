@@ -90,11 +90,11 @@ unsafe fn child(data: *mut ()) {
         let me = libc::pthread_self() as usize;
         let mut contexts = shared.contexts.lock();
         let mut kept = None;
-        for at in 0..contexts.high() {
+        let mut from = 0;
+        while let Some((at, context)) = contexts.next(from) {
+            from = at + 1;
             // The context of the thread that is left, which is attached.
-            if let Some(context) = contexts.get(at)
-                && context.owner == me
-            {
+            if context.owner == me {
                 kept = Some(&*context.context);
                 continue;
             }
@@ -129,7 +129,9 @@ unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
     if let Some(context) = kept {
         context.marking.store(0, Ordering::Relaxed);
         context.reset_log();
+        context.handles.all_read();
     }
+    shared.roots.forget_snapshot();
     shared.log.reset();
     // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for it is here.
     unsafe { shared.queue.forget() };

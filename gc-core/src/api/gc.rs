@@ -8,6 +8,7 @@ use crate::alloc::AllocError;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
+use crate::stacks::gc_was_made;
 
 /// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps the cell alive but what the collector
 /// scans anyway.
@@ -30,6 +31,7 @@ impl<T> Gc<T> {
     /// A live cell that holds a `T`; the caller answers for what [`Gc`] asks.
     #[inline]
     pub unsafe fn from_cell(cell: NonNull<T>) -> Self {
+        gc_was_made();
         Self { cell }
     }
 
@@ -96,7 +98,7 @@ impl Mutator {
     /// The result is used as [`Gc`] asks, and this is not called inside `blocking`.
     #[inline(always)]
     pub unsafe fn alloc_raw<T: Trace>(&self, value: T) -> Result<Gc<T>, AllocError> {
-        self.cell_with(value).map(|cell| Gc { cell })
+        self.cell_with::<T, true>(value).map(|cell| Gc { cell })
     }
 }
 
@@ -119,6 +121,7 @@ impl<T> Local<'_, T> {
     /// It is used as [`Gc`] asks once the scope has ended.
     #[inline]
     pub unsafe fn as_gc(self) -> Gc<T> {
+        gc_was_made();
         Gc { cell: self.cell() }
     }
 }

@@ -30,6 +30,7 @@ use crate::mapped::Slab;
 use crate::mark::MarkQueue;
 use crate::pacer::Policy;
 use crate::roots::{RootVisitor, Roots, encoding_number};
+use crate::stacks::Stacks;
 use crate::stats::{HeapStats, Ledger};
 use crate::verify::Verify;
 
@@ -196,6 +197,33 @@ impl HeapBuilder {
         self
     }
 
+    /// Whether handles, [`Root`](crate::Root)s, root ranges and root callbacks are all the roots, and stacks and registers are none.
+    ///
+    /// By default that is so until the fast tier is used for the first time ([`Mutator::alloc_raw`], [`Mutator::alloc`], [`Heap::site`], a `Gc` made of a
+    /// handle, machine code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a stack keeps anything. From then on stacks are scanned
+    /// conservatively. `true`: they never are; to allocate by the fast tier is an error ([`SiteError::FastTier`](crate::SiteError::FastTier)), and a `Gc`
+    /// of this heap lives only while something else keeps it. `false`: they are from the start.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// # #[derive(Trace, Default)]
+    /// # struct Node { next: Field<Node> }
+    /// let heap = Heap::builder().exact(true).build()?;
+    /// let mutator = heap.attach()?;
+    /// let stale = mutator.scope(|s| Ok(s.alloc(Node::default())?.next.address() as usize))?;
+    /// mutator.collect();
+    /// assert_eq!(heap.stats().last.cells_live, 0); // though this stack still has its address
+    /// assert_ne!(stale, 0);
+    /// // SAFETY: it is refused.
+    /// assert!(unsafe { mutator.alloc_raw(Node::default()) }.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn exact(mut self, on: bool) -> Self {
+        self.config.exact = Some(on);
+        self
+    }
+
     /// Whether a collection that is due may be a *young* one: it takes what earlier ones found alive for alive, without looking, and frees only what
     /// is dead of what was allocated since the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
     /// [immutable](crate::Kind::immutable) kinds, and as long as most of what is allocated dies young.
@@ -272,6 +300,7 @@ impl HeapBuilder {
             // Not a fault: a log that runs full is hard to get otherwise.
             log: SharedLog::new(if planted("small-log") { 1024 } else { LOG })?,
             roots: Roots::new(HANDLES)?,
+            stacks: Stacks::new(config.exact),
             finalizers: Finalizers::new(finalizers)?,
             drops: Finalizers::new(finalizers)?,
             dying: Dying::new()?,
@@ -452,6 +481,12 @@ impl Heap {
     /// # Errors
     /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site.
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
+        self.shared().stacks.use_fast_tier()?;
+        self.site_of(kind, bytes)
+    }
+
+    /// [`site`](Self::site), for the safe tier.
+    pub(crate) fn site_of(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         protected(|| self.shared().space.site(kind, bytes))
     }
 
@@ -696,6 +731,7 @@ impl Heap {
         encoding: Encoding,
         owner: Option<Box<dyn Any + Send>>,
     ) -> Result<CodeGuard, CodeError> {
+        self.shared().stacks.are_used();
         let encoding = encoding_number(encoding).expect("a process has less than 1024 encodings");
         let spec = CodeSpec {
             range,
@@ -715,6 +751,7 @@ impl Heap {
     /// # Safety
     /// `cell` is a live cell of this heap.
     pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+        self.shared().stacks.are_used();
         RawRoot::new(self, cell.as_ptr() as usize)
     }
 
@@ -732,6 +769,7 @@ impl Heap {
         &self,
         callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
     ) -> RootCallback {
+        self.shared().stacks.are_used();
         let callback = Box::new(callback);
         let added = protected(|| self.shared().roots.lock().add_callback(callback));
         let Ok(at) = added else {

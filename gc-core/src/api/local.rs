@@ -104,6 +104,8 @@ impl Mutator {
             in_blocking();
         }
         let mut n = 0;
+        // A value that is dropped is held by nothing but this.
+        let _holding = self.record().holding();
         while let Some(entry) = self.record().take_dead(&self.heap().shared().drops) {
             let cell = entry.cell as *mut u8;
             // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's own type. The entry came out once, and
@@ -120,28 +122,36 @@ impl Mutator {
     }
 
     /// How a type's cells are made in this heap.
-    fn type_info<T: Trace>(&self) -> Result<TypeInfo, AllocError> {
-        let id = TypeId::of::<T>();
+    fn type_info<T: Trace, const FAST: bool>(&self) -> Result<TypeInfo, AllocError> {
+        let id = key::<T, FAST>();
         match self.types().get(id) {
             Some(info) => Ok(info),
             None => {
+                let shared = self.heap().shared();
+                if FAST {
+                    shared.stacks.use_fast_tier().map_err(AllocError::Site)?;
+                }
                 let bytes = size_of::<T>().max(1);
-                let types = &self.heap().shared().types;
-                let info = types.get(self.heap(), id, bytes, types::kind_of::<T>)?;
+                let types = &shared.types;
+                let of = TypeId::of::<T>();
+                let info = types.get(self.heap(), of, bytes, types::kind_of::<T>)?;
                 self.types().put(id, info);
                 Ok(info)
             }
         }
     }
 
-    /// A cell that holds `value`, rooted by nothing yet.
+    /// A cell that holds `value`, rooted by nothing yet. For the safe tier, the thread's window is open; the `FAST` tier's first call for a type has stacks scanned from then on.
     ///
     /// The order is that of rule 4 of the fast path: the cell is taken, and counts as allocated, before the first word of the value is
     /// written; until then it is zero, and while it is written its edges stay null, since a field is born null. So a marker that reads
     /// the cell half written finds no edges.
     #[inline(always)]
     #[track_caller]
-    pub(crate) fn cell_with<T: Trace>(&self, value: T) -> Result<NonNull<T>, AllocError> {
+    pub(crate) fn cell_with<T: Trace, const FAST: bool>(
+        &self,
+        value: T,
+    ) -> Result<NonNull<T>, AllocError> {
         const {
             assert!(
                 align_of::<T>() <= 16,
@@ -160,9 +170,9 @@ impl Mutator {
                 not_null(type_name::<T>());
             }
         });
-        let cell = match self.cell_at_once::<T>() {
+        let cell = match self.cell_at_once::<T, FAST>() {
             Some(cell) => cell,
-            None => self.cell_slowly::<T>()?,
+            None => self.cell_slowly::<T, FAST>()?,
         };
         let cell = cell.cast::<T>();
         if needs_drop::<T>() && planted("registered-unwritten") {
@@ -176,6 +186,7 @@ impl Mutator {
             && !planted("registered-unwritten")
             && let Err(error) = self.register_drop(cell)
         {
+            let _holding = self.record().holding();
             // Its edges are null, and stay so: whoever reads what is left of it finds none.
             let drop = || {
                 // SAFETY: just written, and nobody else knows it.
@@ -186,6 +197,7 @@ impl Mutator {
                 .shared()
                 .dying
                 .during(first..first + size_of::<T>(), drop);
+            self.record().close_window();
             return Err(error);
         }
         Ok(cell)
@@ -193,26 +205,30 @@ impl Mutator {
 
     /// The whole of the fast path: the type's site from the cache, and the bump.
     #[inline(always)]
-    fn cell_at_once<T: Trace>(&self) -> Option<NonNull<u8>> {
+    fn cell_at_once<T: Trace, const FAST: bool>(&self) -> Option<NonNull<u8>> {
         if size_of::<T>() > MAX_SMALL {
             return None;
         }
-        let info = self.types().get(TypeId::of::<T>())?;
+        let info = self.types().get(key::<T, FAST>())?;
+        if !FAST {
+            self.record().open_window();
+        }
         // SAFETY: the runs are this thread's, of the heap that made the site. Until it is rooted, the cell is in registers or on this
         // thread's stack.
-        NonNull::new(unsafe { alloc::bump(self.runs(), info.site) })
+        NonNull::new(unsafe { alloc::bump(self.own_runs(), info.site) })
     }
 
     #[cold]
     #[inline(never)]
-    fn cell_slowly<T: Trace>(&self) -> Result<NonNull<u8>, AllocError> {
-        let info = self.type_info::<T>()?;
+    fn cell_slowly<T: Trace, const FAST: bool>(&self) -> Result<NonNull<u8>, AllocError> {
+        self.record().close_window();
+        let info = self.type_info::<T, FAST>()?;
         // SAFETY: site and kind were made for this type, and the rest as in `cell_at_once`.
         unsafe {
             if size_of::<T>() > MAX_SMALL {
-                self.alloc(info.kind, size_of::<T>())
+                self.alloc_in_window(info.kind, size_of::<T>())
             } else {
-                self.alloc_at(info.site)
+                self.alloc_at_in_window(info.site)
             }
         }
     }
@@ -233,6 +249,17 @@ impl Mutator {
                 cure: "call drop_dead_values() more often",
             })
         }
+    }
+}
+
+/// What a mutator's cache knows a type by: for each tier another, so that the first use of the fast one is met where it is not fast.
+#[inline(always)]
+fn key<T: Trace, const FAST: bool>() -> TypeId {
+    struct Fast<T>(PhantomData<T>);
+    if FAST {
+        TypeId::of::<Fast<T>>()
+    } else {
+        TypeId::of::<T>()
     }
 }
 
@@ -281,9 +308,9 @@ impl<'s> Scope<'s> {
     #[track_caller]
     pub fn alloc<T: Trace>(&self, value: T) -> Result<Local<'s, T>, AllocError> {
         self.check_running();
-        let cell = self.mutator.cell_with(value)?;
+        let cell = self.mutator.cell_with::<T, false>(value)?;
         // SAFETY: a live cell of this heap that holds a `T`.
-        unsafe { self.try_hold(cell) }
+        unsafe { self.try_hold_cell(cell) }
     }
 
     /// Roots a handle of another scope (an inner one, as a rule) in this one as well.
@@ -292,6 +319,35 @@ impl<'s> Scope<'s> {
         self.check_address(local.cell.as_ptr() as usize, "handle");
         // SAFETY: a local's cell is alive, and in this heap, as has been checked.
         unsafe { self.hold_cell(local.cell) }
+    }
+
+    /// [`hold`](Self::hold), with an error where that panics.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// # #[derive(Trace, Default)]
+    /// # struct Node { next: Field<Node> }
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// mutator.scope(|outer| {
+    ///     let kept = mutator.scope(|inner| outer.try_hold(&inner.alloc(Node::default())?))?;
+    ///     assert!(kept.next.is_null());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AllocError::System`]: the system has no memory left for handles.
+    ///
+    /// # Panics
+    /// Inside `blocking`, and if the cell does not lie in this scope's heap.
+    #[inline]
+    pub fn try_hold<T>(&self, local: &Local<'_, T>) -> Result<Local<'s, T>, AllocError> {
+        self.check_running();
+        self.check_address(local.cell.as_ptr() as usize, "handle");
+        // SAFETY: a local's cell is alive, and in this heap, as has been checked.
+        unsafe { self.try_hold_cell(local.cell) }
     }
 
     /// The mutator that opened the scope.
@@ -310,7 +366,7 @@ impl<'s> Scope<'s> {
     /// A live cell of this heap, which holds a `T`.
     ///
     /// # Panics
-    /// If there are as many handles as there can be, and inside `blocking`.
+    /// If the system has no memory left for handles, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub(crate) unsafe fn hold_cell<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
@@ -325,12 +381,12 @@ impl<'s> Scope<'s> {
     /// As [`hold_cell`](Self::hold_cell), and the thread is not inside `blocking`.
     ///
     /// # Panics
-    /// If there are as many handles as there can be.
+    /// If the system has no memory left for handles.
     #[inline]
     #[track_caller]
     pub(crate) unsafe fn keep<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
         // SAFETY: forwarded.
-        match unsafe { self.try_hold(cell) } {
+        match unsafe { self.try_hold_cell(cell) } {
             Ok(local) => local,
             Err(error) => table_full(&error),
         }
@@ -339,18 +395,35 @@ impl<'s> Scope<'s> {
     /// # Safety
     /// As [`hold_cell`](Self::hold_cell), and the thread is not inside `blocking`.
     #[inline]
-    pub(crate) unsafe fn try_hold<T>(&self, cell: NonNull<T>) -> Result<Local<'s, T>, AllocError> {
-        if self.handles.push(cell.as_ptr() as usize) {
-            Ok(Local {
-                cell,
-                _scope: PhantomData,
-            })
-        } else {
-            Err(AllocError::TableFull {
-                table: "handles of open scopes",
-                cure: "open a scope inside the loop that makes them",
-            })
+    pub(crate) unsafe fn try_hold_cell<T>(
+        &self,
+        cell: NonNull<T>,
+    ) -> Result<Local<'s, T>, AllocError> {
+        if planted("no-window") {
+            std::thread::sleep(core::time::Duration::from_micros(100));
         }
+        let pushed = self.handles.push(cell.as_ptr() as usize);
+        self.mutator.record().close_window();
+        pushed?;
+        Ok(Local {
+            cell,
+            _scope: PhantomData,
+        })
+    }
+
+    /// Makes what `load` finds a handle, by `hold`; until then the thread's window is open.
+    #[inline(always)]
+    pub(crate) fn from_window<T>(
+        &self,
+        load: impl FnOnce() -> Option<NonNull<T>>,
+        hold: impl FnOnce(NonNull<T>) -> Local<'s, T>,
+    ) -> Option<Local<'s, T>> {
+        self.mutator.record().open_window();
+        let loaded = load();
+        if loaded.is_none() {
+            self.mutator.record().close_window();
+        }
+        loaded.map(hold)
     }
 
     /// Is the thread where it may touch the heap?
@@ -383,6 +456,13 @@ impl<'s> Scope<'s> {
         if !self.contains(address) {
             elsewhere(what, address);
         }
+    }
+}
+
+impl Drop for Scope<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.handles.end(|word| self.mutator.record().log(word));
     }
 }
 

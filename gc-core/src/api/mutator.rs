@@ -218,6 +218,7 @@ impl Mutator {
     /// This mutator's record, for machine code: see [`Context`] and [`barrier`].
     #[inline]
     pub fn context(&self) -> *const Context {
+        self.heap.shared().stacks.are_used();
         self.context.as_ptr()
     }
 
@@ -227,6 +228,13 @@ impl Mutator {
     /// word of the cell. It registers these instructions as a restart range.
     #[inline]
     pub fn runs(&self) -> *mut Run {
+        self.heap.shared().stacks.are_used();
+        self.runs
+    }
+
+    /// The same, for the safe tier.
+    #[inline(always)]
+    pub(crate) fn own_runs(&self) -> *mut Run {
         self.runs
     }
 
@@ -239,13 +247,28 @@ impl Mutator {
     /// The cell lives only while a root leads to it: this thread's registers and stack, another cell's edge, a declared range, a handle.
     /// `bytes` is large enough for what the kind says of its cells.
     pub unsafe fn alloc(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
+        let stacks = &self.heap.shared().stacks;
+        stacks.use_fast_tier().map_err(AllocError::Site)?;
+        // SAFETY: forwarded.
+        unsafe { self.alloc_in_window(kind, bytes) }
+    }
+
+    /// [`alloc`](Self::alloc), for the safe tier: the thread's window is open when there is a cell.
+    ///
+    /// # Safety
+    /// As [`alloc`](Self::alloc); or the cell is put into a handle, and the window closed.
+    pub(crate) unsafe fn alloc_in_window(
+        &self,
+        kind: KindId,
+        bytes: usize,
+    ) -> Result<NonNull<u8>, AllocError> {
         if bytes > MAX_SMALL {
             return self.alloc_large(kind, bytes);
         }
         let site =
             protected(|| self.heap.shared().space.site(kind, bytes)).map_err(AllocError::Site)?;
         // SAFETY: forwarded.
-        unsafe { self.alloc_at(site) }
+        unsafe { self.alloc_at_in_window(site) }
     }
 
     /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: eight instructions while the run lasts.
@@ -265,19 +288,40 @@ impl Mutator {
         }
     }
 
-    /// None: [`why_none`](Self::why_none) says why. An error is larger than what a call returns in registers, so that the fast path would
+    /// [`alloc_at`](Self::alloc_at), as [`alloc_in_window`](Self::alloc_in_window) is.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    pub(crate) unsafe fn alloc_at_in_window(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
+        self.record().open_window();
+        // SAFETY: forwarded.
+        unsafe { self.alloc_at(site) }
+    }
+
+    /// None: [`why_none`](Self::why_none) says why. No window is open while this waits, and one is when it gives a cell. An error is larger than what a call returns in
+    /// registers, so that the fast path would
     /// have to store its cell for nothing but to be where the slow path's is.
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, site: Site) -> Option<NonNull<u8>> {
         let _kept = KeepErrno::new(); // it may wait, and ask the system for memory
         let shared = self.heap.shared();
+        let bump = || {
+            self.record().open_window();
+            // SAFETY: as in `alloc_at`.
+            let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+            if cell.is_none() {
+                self.record().close_window();
+            }
+            cell
+        };
+        self.record().close_window();
         let thread = self.thread();
         let mut tries = 0;
         // Those of a gap that was taken with the last one are accounted for.
         if thread.no_preempt(|| shared.space.next_run(&self.record().local, site)) {
-            // SAFETY: as in `alloc_at`.
-            let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+            let cell = bump();
             if cell.is_some() {
                 return cell;
             }
@@ -286,8 +330,7 @@ impl Mutator {
         loop {
             match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
                 Ok(Refill::Ready) => {
-                    // SAFETY: as in `alloc_at`.
-                    let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
+                    let cell = bump();
                     if cell.is_some() {
                         return cell;
                     }
@@ -343,6 +386,7 @@ impl Mutator {
                     }
                     // Megabytes may have to be cleared: the thread can be stopped meanwhile, since nobody sees the cell yet.
                     while !shared.space.clear_large(&mut large) {}
+                    self.record().open_window();
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
                 }
                 Ok(LargeStep::Due) => {
@@ -540,6 +584,17 @@ impl Mutator {
     /// `slot` is a word of a live weak cell of this heap.
     #[inline]
     pub unsafe fn load_weak(&self, slot: *const usize) -> usize {
+        self.heap.shared().stacks.are_used();
+        // SAFETY: forwarded.
+        unsafe { self.load_weak_word(slot) }
+    }
+
+    /// The same, for the safe tier, in an open window.
+    ///
+    /// # Safety
+    /// As [`load_weak`](Self::load_weak).
+    #[inline]
+    pub(crate) unsafe fn load_weak_word(&self, slot: *const usize) -> usize {
         // SAFETY: forwarded; the context is this thread's.
         unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
     }
@@ -619,6 +674,7 @@ impl Mutator {
         limit: *const AtomicUsize,
         encoding: Encoding,
     ) -> RootRange {
+        self.heap.shared().stacks.are_used();
         // SAFETY: forwarded.
         let range = unsafe { RangeRoot::new(base, limit, encoding) };
         let at = protected(|| self.heap.shared().roots.lock().add_range(range))
@@ -645,6 +701,7 @@ impl Mutator {
     /// `cell` is the first byte of a live cell of this heap.
     #[must_use]
     pub unsafe fn register_finalizer(&self, cell: NonNull<u8>, token: usize) -> bool {
+        self.heap.shared().stacks.are_used();
         self.heap.shared().finalizers.register(Entry {
             cell: cell.as_ptr() as usize,
             token,
@@ -737,6 +794,8 @@ fn retire(context: &Context) {
 /// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread has ended.
 unsafe fn give_back(context: &Context) {
     context.shared.contexts.lock().take(context.place.get());
+    // The collector does not meet the record any more. A scope that is open still is one of a thread that has ended inside it.
+    context.handles.retire(|word| context.log(word));
     context.shared.space.retire(&context.local);
     if !planted("log-kept-at-detach") {
         context.flush_log();

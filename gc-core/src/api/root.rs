@@ -43,7 +43,7 @@ impl RawRoot {
     /// The cell is alive, and one of this handle's heap.
     pub unsafe fn set(&self, cell: Option<NonNull<u8>>) {
         let address = cell.map_or(0, |c| c.as_ptr() as usize);
-        protected(|| self.heap.shared().roots.set(self.slot, address));
+        protected(|| self.heap.shared().change_root(self.slot, Some(address)));
     }
 
     /// A second handle on the same cell. `None`: the heap has as many handles as it can have.
@@ -64,7 +64,7 @@ impl RawRoot {
 
 impl Drop for RawRoot {
     fn drop(&mut self) {
-        protected(|| self.heap.shared().roots.remove(self.slot));
+        protected(|| self.heap.shared().change_root(self.slot, None));
     }
 }
 

@@ -37,9 +37,7 @@ impl Heap {
             self.shared().space.contains(cell.as_ptr() as usize),
             "the handle's cell at {cell:p} does not lie in this heap"
         );
-        // SAFETY: a local's cell is alive, and in this heap, as has been checked.
-        let raw = unsafe { self.raw_root(cell) };
-        Root::new(raw)
+        Root::new(RawRoot::new(self, cell.as_ptr() as usize))
     }
 
     /// A root on what `gc` names.

@@ -77,7 +77,7 @@ impl Types {
         let site = if bytes == 0 || bytes > MAX_SMALL {
             NO_SITE
         } else {
-            heap.site(kind, bytes).map_err(AllocError::Site)?
+            heap.site_of(kind, bytes).map_err(AllocError::Site)?
         };
         protected(|| self.find(id, Some(TypeInfo { kind, site })))
             .ok_or(AllocError::Kind(KindError::TooMany))

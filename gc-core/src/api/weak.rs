@@ -107,10 +107,13 @@ impl<T> WeakArray<T> {
         scope.check_running();
         // SAFETY: a word of a live weak cell of this heap. The unit makes what it loads strong: for a collector that marks meanwhile by
         // logging it, for one that stops us from here on by having it in a register.
-        let target = unsafe { scope.mutator().load_weak(word) };
+        let load = || {
+            NonNull::new(core::ptr::with_exposed_provenance_mut(unsafe {
+                scope.mutator().load_weak_word(word)
+            }))
+        };
         // SAFETY: not null, so not cleared: a live cell, which holds a `T` since `set` stored it.
-        NonNull::new(core::ptr::with_exposed_provenance_mut(target))
-            .map(|cell| unsafe { scope.hold_cell(cell) })
+        scope.from_window(load, |cell| unsafe { scope.hold_cell(cell) })
     }
 
     /// Lets one word name `target`.
@@ -173,7 +176,7 @@ impl<'s> Scope<'s> {
         unsafe {
             cell.write(1);
             cell.add(1).write(target);
-            self.try_hold(cell.cast())
+            self.try_hold_cell(cell.cast())
         }
     }
 
@@ -194,7 +197,7 @@ impl<'s> Scope<'s> {
         // SAFETY: as `alloc_weak`; the words are null.
         unsafe {
             cell.write(len);
-            self.try_hold(cell.cast())
+            self.try_hold_cell(cell.cast())
         }
     }
 }

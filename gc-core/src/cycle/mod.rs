@@ -13,7 +13,8 @@
 //! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. Four
 //! things see to that:
 //!
-//! * all stacks, handles and ranges are scanned in stop 1, so nobody needs a barrier to change them;
+//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them;
+//! * roots and handles are scanned beside the mutators, and who ends one that has not been scanned yet logs what it held;
 //! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs what it got;
 //! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1, new runs when they are installed;
 //! * what leaves a table of the collector's for a mutator (the cell of a finalizer, a value to be dropped) is logged as it leaves.
@@ -27,8 +28,8 @@
 //! | after | it holds that |
 //! |---|---|
 //! | Prepare | every span is swept; the spare bitmap is zero, or in a young collection has the marks of all old cells and no others: marking can begin at any time |
-//! | Scan | every cell that a root names is marked, and so is what mutators will allocate from their present runs; stores are logged |
-//! | Mark | nobody knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
+//! | Scan | every cell that a stack or a range names is marked, and so is what mutators will allocate from their present runs; stores are logged |
+//! | Mark | every cell that a root named in stop 1 is marked or logged; nobody knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
 //! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
 //! | ClearWeak | no short weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
 //! | Resurrect | every unmarked cell is without a finalizer; what leads to it is unmarked, or a long weak word |
@@ -40,6 +41,7 @@
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
 //! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
+mod beside;
 mod judge;
 mod memory;
 mod pace;
@@ -54,18 +56,18 @@ use std::time::Instant;
 use gc_preempt::{Stopped, StoppedMutator};
 
 use crate::context::Context;
-use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::mark::crew::Crew;
 use crate::mark::old::Old;
 use crate::mark::{Marked, Marker, kept_bytes};
 use crate::pacer::{self, Share};
-use crate::roots::{self, Scanned, Scanner};
+use crate::roots::{self, Scanned, Scanner, Unscanned};
 use crate::stats::{CollectionStats, thread_cpu};
 
 use crate::verify::Source;
 use crate::weak::{IDLE, MARKING};
 
+use beside::Beside;
 use memory::{Surplus, back_ahead};
 pub(crate) use pace::Pace;
 use requests::Next;
@@ -79,6 +81,9 @@ const FINISH: Duration = Duration::from_micros(30);
 
 /// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the heap's log, which costs a tenth.
 const FINISH_WORDS: usize = 1024;
+
+/// Roots and handles that stop 1 scans itself, if there are no more: some microseconds.
+const FEW_ROOTS: usize = 256;
 
 /// Cells that `Finish` traces between two looks at the clock: a microsecond or two.
 const FINISH_CELLS: usize = 64;
@@ -154,6 +159,10 @@ struct Cycle<'h, 'c> {
     ready_marked: bool,
     stress: Stress,
     scanned: Scanned,
+    /// Roots that are still to be scanned.
+    beside: Option<Beside>,
+    /// Memory of handle tables is to be given back.
+    trim_handles: bool,
     stats: CollectionStats,
     /// When the roots had been scanned.
     marking_since: Instant,
@@ -226,6 +235,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             ready_marked: false,
             stress: Stress::default(),
             scanned: Scanned::default(),
+            beside: None,
+            trim_handles: false,
             stats: CollectionStats::default(),
             marking_since: now,
             since: now,
@@ -332,7 +343,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- stop 1: the world is stopped ... ----------------------------------------------------------------------------------------
 
     fn scan(&mut self) -> Phase {
-        self.shared.roots.rehearse(&self.shared.space);
+        self.shared.roots.rehearse();
         self.shared.world.rehearse();
         self.stop();
         let begun = Instant::now();
@@ -362,7 +373,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             unreachable!("scanned without a stop")
         };
         let verify = shared.verify.as_ref();
-        let mut scanner = Scanner::new(&shared.space, &mut self.marker, &shared.roots, verify);
+        let mut scanner = Scanner::new(&shared.space, &mut self.marker, verify);
         // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
@@ -373,26 +384,40 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 self.tails = self.tails + tails;
             }
         }
+        let mut beside = Beside::default();
+        let exact = !shared.stacks.are_roots();
         for (number, mutator) in stopped.mutators().enumerate() {
             scanner.source(Source::Stack(number));
-            let frames = mutator.walk(&mut scanner);
+            let context = context_of(&mutator);
+            let frames = match context {
+                Some(context) if exact && context.is_exact() => mutator.walk(&mut Unscanned),
+                _ => mutator.walk(&mut scanner),
+            };
             scanner.scanned.frames += frames;
-            if let Some(context) = context_of(&mutator)
+            if let Some(context) = context
                 && !planted("handles-unscanned")
             {
-                scanner.source(Source::Handles(number));
-                context
-                    .handles
-                    .for_each(|word| scanner.word(word, Encoding::RAW));
+                beside.snapshot(context, number, &mut scanner, verify);
             }
         }
         scanner.source(Source::Tables);
-        scanner.tables();
+        scanner.tables(&shared.roots);
+        beside.words += shared.roots.snapshot();
+        if let Some(verify) = verify {
+            shared
+                .roots
+                .for_each(|word| verify.root_word(&shared.space, word));
+        }
         self.scanned = scanner.finish();
+        self.beside = Some(beside);
+        let are_few = beside.words <= FEW_ROOTS && !self.stress.parts_stops();
+        if !shared.concurrent || are_few {
+            while self.scan_beside() {}
+        }
         self.marking_since = Instant::now();
         self.stats.scan = self.marking_since - begun;
         let is_small = shared.pace.kept() <= SMALL && !self.stats.young;
-        if shared.concurrent && (!is_small || self.stress.parts_stops()) {
+        if shared.concurrent && (!is_small || self.stress.parts_stops() || self.beside.is_some()) {
             shared.pace.beside();
             // The system may let everybody run but this thread.
             self.marker.lay_down();
@@ -400,6 +425,18 @@ impl<'h, 'c> Cycle<'h, 'c> {
             return Phase::Mark;
         }
         Phase::Finish
+    }
+
+    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
+    fn scan_beside(&mut self) -> bool {
+        let Some(mut beside) = self.beside.take() else {
+            return false;
+        };
+        let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, None);
+        let is_left = beside.scan_piece(self.shared, &mut scanner);
+        self.scanned += scanner.finish();
+        self.beside = is_left.then_some(beside);
+        is_left
     }
 
     /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been decided (`weak/`).
@@ -430,8 +467,10 @@ impl<'h, 'c> Cycle<'h, 'c> {
             if let Some(might) = self.held.take() {
                 self.shared.pace.help_on(might);
             }
+            let roots_left = self.scan_beside();
             self.marker.follow_old(&mut self.old, PIECE_CELLS);
-            let dry = self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left();
+            let dry =
+                self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left() && !roots_left;
             let pace = &self.shared.pace;
             pace.progress(self.marker.marked().cells + self.crew.cells() + self.old.followed());
             if !dry && self.shared.queue.has_no_packet() {
@@ -710,11 +749,15 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn settle_owned(&mut self, young_next: bool) -> usize {
         let shared = self.shared;
         let mut mutators = 0;
-        for mutator in self.stop().mutators() {
+        let Some(stopped) = &self.stopped else {
+            unreachable!("flipped without a stop")
+        };
+        for mutator in stopped.mutators() {
             let Some(context) = context_of(&mutator) else {
                 continue;
             };
             mutators += 1;
+            self.trim_handles |= context.handles.lower();
             if planted("runs-taken-back") {
                 shared.space.retire(&context.local);
             }
@@ -731,6 +774,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn sweep(&mut self) -> Phase {
         let shared = self.shared;
         let space = &shared.space;
+        shared.trim_tables(self.trim_handles);
         // Not a fault: leaves it to mutators.
         if planted("late-sweep") {
             std::thread::sleep(Duration::from_millis(50));

@@ -12,11 +12,13 @@ use crate::api::types::Types;
 use crate::barrier::SharedLog;
 use crate::config::Young;
 use crate::context::Context;
+use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
 use crate::mapped::Slab;
-use crate::mark::{MarkQueue, Marked};
-use crate::roots::Roots;
+use crate::mark::{MarkQueue, Marked, Marker};
+use crate::roots::{self, Roots};
+use crate::stacks::Stacks;
 use crate::stats::Ledger;
 use crate::verify::Verify;
 
@@ -27,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) queue: MarkQueue,
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
+    /// Whether stacks and registers are roots.
+    pub(crate) stacks: Stacks,
     pub(crate) finalizers: Finalizers,
     /// Values that need `Drop`: whose cells they lie in, and which of them have died.
     pub(crate) drops: Finalizers,
@@ -131,17 +135,16 @@ impl Shared {
     pub(super) fn running(&self, most: u32) -> u32 {
         let mut running = 0;
         let mut contexts = self.contexts.lock();
-        for at in 0..contexts.high() {
-            if running == most {
-                break;
-            }
-            if let Some(attached) = contexts.get(at) {
-                // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in.
-                let context = unsafe { &*attached.context };
-                // Relaxed: a hint.
-                let is_busy = context.is_busy.load(Ordering::Relaxed);
-                running += u32::from(is_busy || !context.thread().is_blocking());
-            }
+        let mut from = 0;
+        while running < most
+            && let Some((at, attached)) = contexts.next(from)
+        {
+            from = at + 1;
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in.
+            let context = unsafe { &*attached.context };
+            // Relaxed: a hint.
+            let is_busy = context.is_busy.load(Ordering::Relaxed);
+            running += u32::from(is_busy || !context.thread().is_blocking());
         }
         running
     }
@@ -149,12 +152,40 @@ impl Shared {
     /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of stops.
     pub(super) fn unclaim(&self) {
         let mut contexts = self.contexts.lock();
-        for at in 0..contexts.high() {
-            if let Some(attached) = contexts.get(at) {
-                // SAFETY: a mutator takes its record out, under this lock, before it frees it.
-                self.space
-                    .unclaim(unsafe { &(*attached.context).local.claim });
+        let mut from = 0;
+        while let Some((at, attached)) = contexts.next(from) {
+            from = at + 1;
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it.
+            self.space
+                .unclaim(unsafe { &(*attached.context).local.claim });
+        }
+    }
+
+    /// Removes or changes a root: see [`Roots`]. Inside `no_preempt`, or by a thread that is no mutator.
+    pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
+        self.roots.change(slot, to, |word| {
+            if !planted("roots-unlogged") && !self.log.append(&[word]) {
+                // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so marking is not over.
+                let mut marker = Marker::new(&self.space, &self.queue);
+                roots::logged(&self.space, &mut marker, word);
+                self.log.overflow(marker.marked());
             }
+        });
+    }
+
+    /// Gives back the memory of the root tables and of handle tables that a peak has left, and what is kept of its size. Outside of stops.
+    pub(super) fn trim_tables(&self, handles: bool) {
+        self.roots.trim();
+        let mut from = 0;
+        // One table at a time: attaching and detaching wait meanwhile.
+        while handles && let Some((at, attached)) = self.contexts.lock().next(from) {
+            from = at + 1;
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it.
+            unsafe { (*attached.context).handles.trim() };
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.contexts.lock().trim_piece(at);
         }
     }
 

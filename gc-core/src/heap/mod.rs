@@ -182,6 +182,8 @@ pub enum SiteError {
     },
     /// The heap has as many sites as it can have.
     TooMany,
+    /// The heap does not scan stacks, which the fast tier keeps its cells on: see [`HeapBuilder::exact`](crate::HeapBuilder::exact).
+    FastTier,
 }
 
 impl fmt::Display for SiteError {
@@ -202,6 +204,9 @@ impl fmt::Display for SiteError {
                     "{bytes} bytes are a large object (above {MAX_SMALL}); it has no site"
                 )
             }
+            SiteError::FastTier => f.write_str(
+                "this heap was built with exact(true): it does not scan stacks, so cells are allocated in scopes only",
+            ),
             SiteError::TooMany => write!(
                 f,
                 "the heap has {} sites already; use fewer kinds",

@@ -1,0 +1,365 @@
+//! A heap that is used by the safe tier alone: its handles name all roots, and no stale word of a stack keeps anything.
+
+mod common;
+
+use common::{hazard, is_child, run_child};
+use gc_core::{AllocError, Bytes, Encoding, Field, Heap, Kind, Leaf, Mutator, SiteError, Trace};
+use std::hint::black_box;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    number: usize,
+}
+
+fn node(number: usize) -> Node {
+    Node {
+        number,
+        ..Node::default()
+    }
+}
+
+/// So large that a cell that was freed is soon used again.
+#[derive(Trace)]
+struct Big {
+    next: Field<Big>,
+    number: usize,
+    _room: [u64; 250],
+}
+
+fn big(number: usize) -> Big {
+    Big {
+        next: Field::null(),
+        number,
+        _room: [0; 250],
+    }
+}
+
+/// Runs `body` in a process of its own: a `Gc` that is made of a handle has stacks scanned in all heaps of a process.
+fn in_a_child(name: &str, body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let output = run_child(name, "", &[]).expect("it hangs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+}
+
+/// The addresses of a table with a thousand nodes and of the first of them, which nothing holds.
+#[inline(never)]
+fn dead_table(mutator: &Mutator) -> [usize; 2] {
+    mutator.with_scope(|s| {
+        let table = s.alloc_array::<Node>(1000).unwrap();
+        for i in 0..1000 {
+            table.set(i, s, &s.alloc(node(i)).unwrap());
+        }
+        let first = table.get(0, s).unwrap();
+        [&raw const *table as usize, first.next.address() as usize]
+    })
+}
+
+fn live(heap: &Heap) -> u64 {
+    heap.collect();
+    heap.stats().last.cells_live
+}
+
+#[test]
+fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
+    let name = "stale_words_keep_nothing_until_the_fast_tier_is_used";
+    in_a_child(name, || {
+        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+        let mutator = heap.attach().unwrap();
+        let stale = dead_table(&mutator);
+        assert_eq!(live(&heap), 0);
+        black_box(&stale);
+        // Another heap has its own answer.
+        let other = Heap::builder().reserve(1 << 30).build().unwrap();
+        let others = other.attach().unwrap();
+        // SAFETY: on this stack.
+        let raw = unsafe { mutator.alloc_raw(node(7)) }.unwrap();
+        let stale = (dead_table(&mutator), dead_table(&others));
+        assert!(live(&heap) > 1000, "stacks are scanned from now on");
+        assert_eq!(live(&other), 0);
+        black_box(&stale);
+        assert_eq!(raw.number, 7);
+        let stale = dead_table(&others);
+        let kept = others.with_scope(|s| {
+            let local = s.alloc(node(8)).unwrap();
+            // SAFETY: it is on this stack.
+            unsafe { local.as_gc() }
+        });
+        assert!(live(&other) > 1000, "a Gc was made");
+        black_box(&stale);
+        assert_eq!(kept.number, 8);
+    });
+}
+
+/// The first use of each function that can hand out a bare cell has stacks scanned.
+#[test]
+fn each_way_to_a_bare_cell_has_stacks_scanned() {
+    let name = "each_way_to_a_bare_cell_has_stacks_scanned";
+    in_a_child(name, || {
+        // SAFETY, of all: what is made is dropped at once, or used by nothing.
+        let ways: [(&str, fn(&Heap, &Mutator)); 6] = [
+            ("alloc", |heap, mutator| {
+                let kind = heap.kind(Kind::leaf("leaf")).unwrap();
+                assert!(unsafe { mutator.alloc(kind, 16) }.is_ok());
+            }),
+            ("site", |heap, _| {
+                let kind = heap.kind(Kind::leaf("leaf")).unwrap();
+                heap.site(kind, 16).unwrap();
+            }),
+            ("alloc_raw", |_, mutator| {
+                // The type is known to the mutator's cache, and its run has cells.
+                mutator.with_scope(|s| assert!(s.alloc(node(1)).is_ok()));
+                assert!(unsafe { mutator.alloc_raw(node(1)) }.is_ok());
+            }),
+            ("runs", |_, mutator| assert!(!mutator.runs().is_null())),
+            ("raw_root", |heap, mutator| {
+                mutator.with_scope(|s| {
+                    let cell = s.alloc(node(1)).unwrap().next.address();
+                    let cell = core::ptr::NonNull::new(cell.cast()).unwrap();
+                    assert!(unsafe { heap.raw_root(cell) }.is_some());
+                });
+            }),
+            ("root_range", |_, mutator| {
+                let limit = std::sync::atomic::AtomicUsize::new(0);
+                drop(unsafe {
+                    mutator.root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
+                });
+            }),
+        ];
+        for (name, way) in ways {
+            let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+            let mutator = heap.attach().unwrap();
+            let stale = dead_table(&mutator);
+            assert!(live(&heap) < 10, "{name}");
+            black_box(&stale);
+            way(&heap, &mutator);
+            let stale = dead_table(&mutator);
+            assert!(live(&heap) >= 1000, "{name}");
+            black_box(&stale);
+        }
+    });
+}
+
+#[test]
+fn an_exact_heap_refuses_the_fast_tier() {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .exact(true)
+        .build()
+        .unwrap();
+    let mutator = heap.attach().unwrap();
+    let kind = heap.kind(Kind::leaf("leaf")).unwrap();
+    let refused = |error| assert_eq!(error, AllocError::Site(SiteError::FastTier));
+    assert_eq!(heap.site(kind, 16), Err(SiteError::FastTier));
+    // SAFETY: they are refused.
+    unsafe {
+        refused(mutator.alloc(kind, 16).unwrap_err());
+        refused(mutator.alloc_raw(node(1)).unwrap_err());
+    }
+    let stale = dead_table(&mutator);
+    assert_eq!(live(&heap), 0);
+    black_box(&stale);
+}
+
+/// Collects, for so many collections or some seconds, while others work.
+fn collect_beside(heap: &Heap, done: &AtomicBool) {
+    let until = Instant::now() + Duration::from_secs(5);
+    for _ in 0..3000 {
+        if Instant::now() > until {
+            break;
+        }
+        heap.collect();
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    done.store(true, Relaxed);
+}
+
+#[test]
+fn h72_a_cell_lives_between_its_allocation_and_its_handle() {
+    let name = "h72_a_cell_lives_between_its_allocation_and_its_handle";
+    hazard(name, "no-window", || {
+        let heap = &Heap::builder()
+            .reserve(1 << 30)
+            .exact(true)
+            .build()
+            .unwrap();
+        let done = &AtomicBool::new(false);
+        std::thread::scope(|threads| {
+            for thread in 0..2usize {
+                threads.spawn(move || {
+                    let mutator = heap.attach().unwrap();
+                    while !done.load(Relaxed) {
+                        mutator.with_scope(|s| {
+                            let number = |i: usize| thread << 32 | i;
+                            let all: Vec<_> =
+                                (0..60).map(|i| s.alloc(big(number(i))).unwrap()).collect();
+                            for (i, big) in all.iter().enumerate() {
+                                assert_eq!(big.number, number(i));
+                            }
+                        });
+                    }
+                });
+            }
+            collect_beside(heap, done);
+        });
+    });
+}
+
+#[test]
+fn h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field() {
+    let name = "h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field";
+    hazard(name, "no-window", || {
+        let heap = &Heap::builder()
+            .reserve(1 << 30)
+            .exact(true)
+            .build()
+            .unwrap();
+        let done = &AtomicBool::new(false);
+        let mutator = heap.attach().unwrap();
+        let shared = &mutator.with_scope(|s| heap.root(&s.alloc(big(0)).unwrap()));
+        drop(mutator);
+        std::thread::scope(|threads| {
+            threads.spawn(move || {
+                let mutator = heap.attach().unwrap();
+                for number in 0.. {
+                    mutator.with_scope(|s| shared.next.set(s, &s.alloc(big(number)).unwrap()));
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                }
+            });
+            threads.spawn(move || {
+                let mutator = heap.attach().unwrap();
+                while !done.load(Relaxed) {
+                    mutator.with_scope(|s| {
+                        let found: Vec<_> = (0..60)
+                            .filter_map(|_| shared.next.get(s))
+                            .map(|big| (big, big.number))
+                            .collect();
+                        for (big, number) in found {
+                            assert_eq!(big.number, number, "its cell was given to another");
+                        }
+                    });
+                }
+            });
+            collect_beside(heap, done);
+        });
+    });
+}
+
+/// What its `Drop` does, it does while no handle names it.
+#[derive(Leaf)]
+struct Dying {
+    number: usize,
+    works: bool,
+    _room: [u64; 250],
+}
+
+fn dying(number: usize, works: bool) -> Dying {
+    let _room = [0; 250];
+    Dying {
+        number,
+        works,
+        _room,
+    }
+}
+
+static HEAP: OnceLock<Heap> = OnceLock::new();
+
+impl Drop for Dying {
+    fn drop(&mut self) {
+        let Some(heap) = HEAP.get().filter(|_| self.works) else {
+            return;
+        };
+        for _ in 0..2 {
+            heap.collect();
+        }
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                let mutator = heap.attach().unwrap();
+                for number in 100..2000 {
+                    mutator.with_scope(|s| assert!(s.alloc(dying(number, false)).is_ok()));
+                }
+            });
+        });
+        assert_eq!(self.number, 7, "its cell was given to another");
+    }
+}
+
+#[test]
+fn h73_a_value_lives_while_its_drop_runs() {
+    hazard(
+        "h73_a_value_lives_while_its_drop_runs",
+        "drops-unheld",
+        || {
+            let builder = Heap::builder().reserve(1 << 30).exact(true);
+            let heap = HEAP.get_or_init(|| builder.build().unwrap());
+            let mutator = heap.attach().unwrap();
+            mutator.with_scope(|s| assert!(s.alloc(dying(7, true)).is_ok()));
+            // So that its span is not this mutator's any more: others may allocate there.
+            for number in 10..100 {
+                mutator.with_scope(|s| assert!(s.alloc(dying(number, false)).is_ok()));
+            }
+            heap.collect();
+            assert!(mutator.drop_dead_values() >= 91);
+        },
+    );
+}
+
+/// All of the safe tier, with everything collected all the time and marked twice.
+#[test]
+fn the_safe_tier_loses_nothing_under_continuous_collection() {
+    let heap = Heap::builder().reserve(1 << 30).exact(true);
+    let heap = &heap
+        .lingering(true)
+        .continuous(true)
+        .verify(true)
+        .build()
+        .unwrap();
+    std::thread::scope(|threads| {
+        for thread in 0..2 {
+            threads.spawn(move || {
+                let mutator = heap.attach().unwrap();
+                let until = Instant::now() + Duration::from_secs(2);
+                while Instant::now() < until {
+                    mutator.scope(|s| work(s, thread)).unwrap();
+                }
+            });
+        }
+    });
+}
+
+fn work(s: &gc_core::Scope<'_>, thread: usize) -> Result<(), AllocError> {
+    let map = s.alloc(gc_core::WeakMap::<Node, Bytes>::new())?;
+    let table = s.alloc_array::<Node>(64)?;
+    for i in 0..64 {
+        s.mutator().scope(|inner| {
+            let key = inner.alloc(node(thread << 32 | i))?;
+            table.set(i, inner, &key);
+            map.insert(inner, &key, &inner.alloc_bytes(&[i as u8; 100])?)?;
+            Ok(())
+        })?;
+    }
+    let grown = table.grown(100, s)?;
+    for i in 0..64 {
+        s.mutator().scope(|inner| {
+            let key = grown.get(i, inner).expect("it was set");
+            assert_eq!(key.number, thread << 32 | i);
+            let value = map.get(inner, &key).expect("its key lives");
+            assert_eq!(&value[..], [i as u8; 100]);
+            let weak = inner.alloc_weak(&key)?;
+            assert!(weak.upgrade(inner).is_some_and(|again| again.same(key)));
+            let root = inner.mutator().heap().root(&key);
+            assert_eq!(root.get(inner).number, key.number);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,294 @@
+//! Roots and handles by the million: scanned beside the program, logged where they end before that, and gone without a trace when they are gone.
+
+mod common;
+
+use common::hazard;
+use gc_core::{Encoding, Field, Heap, Root, Trace};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::{Duration, Instant};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    number: usize,
+}
+
+/// A heap that collects all the time and rests between the phases; each cycle compares what it has marked with the roots of its first stop.
+fn stressed() -> Heap {
+    let heap = Heap::builder().reserve(1 << 30).lingering(true);
+    heap.continuous(true).verify(true).build().unwrap()
+}
+
+/// Until so many collections have ended, or for some seconds where the machine has other things to do.
+fn while_collecting(heap: &Heap, collections: u64, mut f: impl FnMut()) {
+    let until = Instant::now() + Duration::from_secs(4);
+    while heap.stats().collections < collections && Instant::now() < until {
+        f();
+    }
+}
+
+fn make_roots(heap: &Heap, count: usize) -> Vec<Root<Node>> {
+    let mutator = heap.attach().unwrap();
+    let root = |number| {
+        mutator.with_scope(|s| {
+            let behind = s
+                .alloc(Node {
+                    number,
+                    ..Node::default()
+                })
+                .unwrap();
+            let node = s
+                .alloc(Node {
+                    number,
+                    ..Node::default()
+                })
+                .unwrap();
+            node.next.set(s, &behind);
+            heap.root(&node)
+        })
+    };
+    (0..count).map(root).collect()
+}
+
+fn check_roots(heap: &Heap, roots: &[Root<Node>]) {
+    let mutator = heap.attach().unwrap();
+    for (number, root) in roots.iter().enumerate() {
+        mutator.with_scope(|s| {
+            let behind = root.next.get(s).unwrap();
+            assert_eq!((root.number, behind.number), (number, number));
+        });
+    }
+}
+
+#[test]
+fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives() {
+    let name = "h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives";
+    hazard(name, "roots-unlogged", || {
+        let heap = stressed();
+        let mut roots = make_roots(&heap, 3_000);
+        // No mutator: no stop holds this thread up, nor does one scan its stack.
+        // Each goes to the place of the one before: forwards, or back to where the scan has been already.
+        let mut random = 7usize;
+        while_collecting(&heap, 60, || {
+            for _ in 0..1000 {
+                random = random
+                    .wrapping_mul(6364136223846793005)
+                    .wrapping_add(1442695040888963407);
+                let at = (random >> 33) % roots.len();
+                roots[at] = roots[at].clone();
+            }
+        });
+        check_roots(&heap, &roots);
+    });
+}
+
+#[test]
+fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_field() {
+    let name = "h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_field";
+    hazard(name, "handles-unlogged", || {
+        let heap = stressed();
+        let mutator = heap.attach().unwrap();
+        mutator.with_scope(|outer| {
+            let table = outer.alloc_array::<Node>(200).unwrap();
+            let mut round = 0;
+            while_collecting(&heap, 60, || {
+                round += 1;
+                mutator.with_scope(|s| {
+                    let node = |number| {
+                        let node = Node {
+                            number,
+                            ..Node::default()
+                        };
+                        s.alloc(node).unwrap()
+                    };
+                    let nodes: Vec<_> = (0..table.len()).map(node).collect();
+                    // Time for a stop: the nodes are in handles alone.
+                    std::thread::sleep(Duration::from_micros(50));
+                    // Every other time they are in handles alone to the end, and the next scope's are written over them.
+                    for (number, node) in nodes.iter().enumerate() {
+                        if round % 2 == 0 {
+                            table.set(number, s, node);
+                        }
+                    }
+                });
+                mutator.with_scope(|s| {
+                    for number in 0..table.len() {
+                        let node = table.get(number, s);
+                        assert!(node.is_none_or(|node| node.number == number));
+                    }
+                });
+            });
+        });
+    });
+}
+
+#[test]
+fn scopes_and_roots_of_threads_that_come_and_go_lose_nothing() {
+    let heap = &stressed();
+    let roots = &make_roots(heap, 500);
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(move || {
+                while !done.load(Relaxed) {
+                    let mutator = heap.attach().unwrap();
+                    mutator.with_scope(|s| {
+                        let held: Vec<_> = roots.iter().map(|root| root.get(s)).collect();
+                        let mine: Vec<Root<Node>> =
+                            held.iter().map(|node| heap.root(node)).collect();
+                        for (number, root) in mine.iter().enumerate() {
+                            assert_eq!(root.next.get(s).unwrap().number, number);
+                        }
+                    });
+                }
+            });
+        }
+        while_collecting(heap, 60, || std::thread::sleep(Duration::from_millis(1)));
+        done.store(true, Relaxed);
+    });
+    check_roots(heap, roots);
+}
+
+/// Resident memory of this process, in bytes.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// What a peak of `bytes` bytes of tables leaves behind: a collection later nothing is scanned for it, and its memory is back.
+fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    let mutator = heap.attach().unwrap();
+    mutator.collect();
+    let words = heap.stats().last.exact_words;
+    let before = resident();
+    peak(&heap, &mutator);
+    mutator.collect();
+    // This one begins when the one before is done with giving back.
+    mutator.collect();
+    assert!(
+        heap.stats().last.exact_words <= words + 100,
+        "{:?}",
+        heap.stats().last
+    );
+    let kept = resident().saturating_sub(before);
+    assert!(kept < bytes / 4, "{kept} of {bytes} bytes are still there");
+}
+
+/// Runs `body` in a process of its own: what it changes or measures is the process's.
+fn in_a_child(name: &str, body: impl FnOnce()) {
+    if common::is_child() {
+        return body();
+    }
+    let output = common::run_child(name, "", &[]).expect("it hangs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+}
+
+#[test]
+fn nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges() {
+    let name = "nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges";
+    in_a_child(name, peaks);
+}
+
+fn peaks() {
+    // SAFETY: no memory of ours. Vectors that are gone are not to count: malloc gives all large ones back.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20) };
+    const MANY: usize = 2_000_000;
+    is_over(8 * MANY, |heap, mutator| {
+        mutator.with_scope(|s| {
+            let node = s.alloc(Node::default()).unwrap();
+            let before = resident();
+            (0..MANY).for_each(|_| assert!(s.hold(&node).same(node)));
+            assert!(resident() - before > 8 * MANY * 9 / 10, "so much it takes");
+            mutator.collect();
+            assert!(
+                heap.stats().last.exact_words >= MANY as u64,
+                "so many are scanned"
+            );
+        });
+    });
+    is_over(8 * MANY, |heap, mutator| {
+        let roots: Vec<_> = mutator.with_scope(|s| {
+            let node = s.alloc(Node::default()).unwrap();
+            (0..MANY / 2).map(|_| heap.root(&node)).collect()
+        });
+        mutator.collect();
+        assert!(
+            heap.stats().last.exact_words >= MANY as u64 / 2,
+            "so many are scanned"
+        );
+        drop(roots);
+    });
+    is_over(48 * MANY / 4, |_, mutator| {
+        let limit = AtomicUsize::new(0);
+        // SAFETY: the range is empty, and the limit outlives it.
+        let range =
+            |_| unsafe { mutator.root_range(core::ptr::null(), &raw const limit, Encoding::RAW) };
+        drop((0..MANY / 4).map(range).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn scopes_nest_as_deep_as_the_stack() {
+    fn nest(mutator: &gc_core::Mutator, depth: usize) -> Result<(), gc_core::AllocError> {
+        mutator.scope(|s| {
+            let node = s.alloc(Node {
+                number: depth,
+                ..Node::default()
+            })?;
+            if depth > 0 {
+                nest(mutator, depth - 1)?;
+            }
+            assert_eq!(node.number, depth);
+            Ok(())
+        })
+    }
+    const DEPTH: usize = 600_000; // a table of 512 bytes a scope was full before
+    let thread = std::thread::Builder::new().stack_size(2 << 30);
+    let body = || {
+        let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+        let mutator = heap.attach().unwrap();
+        nest(&mutator, DEPTH).unwrap();
+        mutator.collect();
+        assert!(heap.stats().last.exact_words < 100);
+    };
+    thread.spawn(body).unwrap().join().unwrap();
+}
+
+#[test]
+fn where_the_system_has_no_memory_for_handles_that_is_an_error_value() {
+    let name = "where_the_system_has_no_memory_for_handles_that_is_an_error_value";
+    in_a_child(name, || {
+        let heap = Heap::builder().reserve(64 << 20).build().unwrap();
+        let mutator = heap.attach().unwrap();
+        let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+        let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+        let bound = libc::rlimit {
+            rlim_cur: (pages * 4096) + (64 << 20),
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        // SAFETY: a valid limit, in a process of the test's own.
+        assert_eq!(
+            unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const bound) },
+            0
+        );
+        let (held, error) = mutator.with_scope(|s| {
+            let node = s.alloc(Node::default()).unwrap();
+            let mut held = 0;
+            loop {
+                match s.try_hold(&node) {
+                    Ok(_) => held += 1,
+                    Err(error) => return (held, error),
+                }
+            }
+        });
+        assert!(held > 1_000_000, "{held}");
+        assert!(matches!(error, gc_core::AllocError::System(_)), "{error}");
+        // And on.
+        mutator.with_scope(|s| assert!(s.alloc(Node::default()).is_ok()));
+        mutator.collect();
+    });
+}
