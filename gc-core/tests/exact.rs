@@ -313,9 +313,14 @@ fn h73_a_value_lives_while_its_drop_runs() {
     );
 }
 
-/// All of the safe tier, with everything collected all the time and marked twice.
+/// All of the safe tier, with everything collected all the time and marked twice. It found a weak load that was judged when the cycle was over.
 #[test]
 fn the_safe_tier_loses_nothing_under_continuous_collection() {
+    let name = "the_safe_tier_loses_nothing_under_continuous_collection";
+    hazard(name, "judged-late", work_for_a_while);
+}
+
+fn work_for_a_while() {
     let heap = Heap::builder().reserve(1 << 30).exact(true);
     let heap = &heap
         .lingering(true)

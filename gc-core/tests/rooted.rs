@@ -66,11 +66,11 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
     let name = "h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives";
     hazard(name, "roots-unlogged", || {
         let heap = stressed();
-        let mut roots = make_roots(&heap, 3_000);
+        let mut roots = make_roots(&heap, 20_000);
         // No mutator: no stop holds this thread up, nor does one scan its stack.
         // Each goes to the place of the one before: forwards, or back to where the scan has been already.
         let mut random = 7usize;
-        while_collecting(&heap, 60, || {
+        while_collecting(&heap, 200, || {
             for _ in 0..1000 {
                 random = random
                     .wrapping_mul(6364136223846793005)

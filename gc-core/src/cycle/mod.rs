@@ -410,7 +410,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         self.scanned = scanner.finish();
         self.beside = Some(beside);
-        let are_few = beside.words <= FEW_ROOTS && !self.stress.parts_stops();
+        let are_few = beside.words <= FEW_ROOTS && !self.stress.scans_late();
         if !shared.concurrent || are_few {
             while self.scan_beside() {}
         }
@@ -461,6 +461,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- ... to here; mutators run ... -------------------------------------------------------------------------------------------
 
     fn mark(&mut self) -> Phase {
+        while self.stress.parts_stops() && !self.stress.scans_late() && self.scan_beside() {}
         self.stress.before_tracing();
         self.mark_ready();
         loop {

@@ -42,6 +42,12 @@ impl Stress {
         self.number != 0
     }
 
+    /// Whether the roots that are scanned beside the mutators wait for the breath, too: then only what is logged keeps those that are gone by then. Where they do not, only
+    /// what is logged keeps cells that are unlinked and then put into a root.
+    pub(super) fn scans_late(&self) -> bool {
+        self.number % 4 == 3
+    }
+
     /// Before anything is traced beside the mutators.
     pub(super) fn before_tracing(&mut self) {
         if self.number % 2 == 1 && !core::mem::replace(&mut self.breathed, true) {
