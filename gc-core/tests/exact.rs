@@ -103,10 +103,10 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
 fn each_way_to_a_bare_cell_has_stacks_scanned() {
     let name = "each_way_to_a_bare_cell_has_stacks_scanned";
     in_a_child(name, || {
-        // SAFETY, of all: what is made is dropped at once, or used by nothing.
         let ways: [(&str, fn(&Heap, &Mutator)); 6] = [
             ("alloc", |heap, mutator| {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
+                // SAFETY: it is dropped at once.
                 assert!(unsafe { mutator.alloc(kind, 16) }.is_ok());
             }),
             ("site", |heap, _| {
@@ -116,6 +116,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
             ("alloc_raw", |_, mutator| {
                 // The type is known to the mutator's cache, and its run has cells.
                 mutator.with_scope(|s| assert!(s.alloc(node(1)).is_ok()));
+                // SAFETY: it is dropped at once.
                 assert!(unsafe { mutator.alloc_raw(node(1)) }.is_ok());
             }),
             ("runs", |_, mutator| assert!(!mutator.runs().is_null())),
@@ -123,11 +124,13 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
                 mutator.with_scope(|s| {
                     let cell = s.alloc(node(1)).unwrap().next.address();
                     let cell = core::ptr::NonNull::new(cell.cast()).unwrap();
+                    // SAFETY: a handle's cell.
                     assert!(unsafe { heap.raw_root(cell) }.is_some());
                 });
             }),
             ("root_range", |_, mutator| {
                 let limit = std::sync::atomic::AtomicUsize::new(0);
+                // SAFETY: the range is empty, and is dropped at once.
                 drop(unsafe {
                     mutator.root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
                 });

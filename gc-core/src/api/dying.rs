@@ -109,7 +109,7 @@ impl Dying {
             if value.owner == me {
                 count += 1;
             } else {
-                drop(values.take(at));
+                values.take(at);
             }
         }
         self.count.store(count, Ordering::Relaxed);

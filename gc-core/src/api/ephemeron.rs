@@ -147,12 +147,13 @@ impl<K, V> Pairs<K, V> {
         // SAFETY: a word of a live ephemeron cell of this heap. The unit makes what it loads strong, so it is of no importance whether this
         // thread holds the key.
         let load = || {
+            // SAFETY: as said above.
             let target = unsafe { scope.mutator().load_weak_word(word.as_ptr()) };
             NonNull::new(core::ptr::with_exposed_provenance_mut(target))
                 .filter(|target: &NonNull<T>| target.as_ptr() as usize != GONE)
         };
         // SAFETY: not null and not cleared, so alive; the rest is the caller's promise.
-        scope.from_window(load, |target| unsafe { scope.hold_cell(target) })
+        scope.hold_loaded(load, |target| unsafe { scope.hold_cell(target) })
     }
 
     #[inline]

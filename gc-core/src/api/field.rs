@@ -52,7 +52,7 @@ impl<T> Field<T> {
         scope.check_running();
         // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live cell's field leads to it; from the load on
         // it is in a register of this thread. Nothing but a `T` is ever stored.
-        scope.from_window(|| self.load(), |cell| unsafe { scope.keep(cell) })
+        scope.hold_loaded(|| self.load(), |cell| unsafe { scope.keep(cell) })
     }
 
     /// Lets the edge lead to `value`.

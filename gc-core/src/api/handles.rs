@@ -65,7 +65,7 @@ struct Header(usize);
 impl Header {
     /// Of a scope's chunk: `below` is the size of the chunk under it, or there is none in its segment; `link` is the address of the scope's chunk before.
     fn new(size: usize, below: Option<usize>, link: usize) -> Self {
-        Self(1 | size << 2 | below.map_or(0, |below| below + 1) << 5 | link / WORD << 20)
+        Self(1 | size << 2 | below.map_or(0, |below| below + 1) << 5 | (link / WORD) << 20)
     }
 
     fn free(self) -> Self {
@@ -471,9 +471,9 @@ impl Handles {
                 segment.touched.store(limit, Ordering::Relaxed);
             }
         }
-        for above in current + 1..SEGMENTS {
-            self.segments[above].base.store(0, Ordering::Relaxed);
-            maps[above] = None;
+        for (above, map) in self.segments.iter().zip(maps.iter_mut()).skip(current + 1) {
+            above.base.store(0, Ordering::Relaxed);
+            *map = None;
         }
     }
 }

@@ -218,7 +218,6 @@ impl HeapBuilder {
     /// assert!(unsafe { mutator.alloc_raw(Node::default()) }.is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[must_use]
     pub fn exact(mut self, on: bool) -> Self {
         self.config.exact = Some(on);
         self

@@ -413,7 +413,7 @@ impl<'s> Scope<'s> {
 
     /// Makes what `load` finds a handle, by `hold`; until then the thread's window is open.
     #[inline(always)]
-    pub(crate) fn from_window<T>(
+    pub(crate) fn hold_loaded<T>(
         &self,
         load: impl FnOnce() -> Option<NonNull<T>>,
         hold: impl FnOnce(NonNull<T>) -> Local<'s, T>,

@@ -108,12 +108,12 @@ impl<T> WeakArray<T> {
         // SAFETY: a word of a live weak cell of this heap. The unit makes what it loads strong: for a collector that marks meanwhile by
         // logging it, for one that stops us from here on by having it in a register.
         let load = || {
-            NonNull::new(core::ptr::with_exposed_provenance_mut(unsafe {
-                scope.mutator().load_weak_word(word)
-            }))
+            // SAFETY: as said above.
+            let target = unsafe { scope.mutator().load_weak_word(word) };
+            NonNull::new(core::ptr::with_exposed_provenance_mut(target))
         };
         // SAFETY: not null, so not cleared: a live cell, which holds a `T` since `set` stored it.
-        scope.from_window(load, |cell| unsafe { scope.hold_cell(cell) })
+        scope.hold_loaded(load, |cell| unsafe { scope.hold_cell(cell) })
     }
 
     /// Lets one word name `target`.
