@@ -168,12 +168,18 @@ impl Mutator {
         let me = unsafe { libc::pthread_self() } as usize;
         let (context, heap) = protected(|| {
             let mut contexts = heap.shared().contexts.lock();
-            (0..contexts.high()).find_map(|at| {
-                let attached = contexts.get(at).filter(|attached| attached.owner == me)?;
+            let mut from = 0;
+            while let Some((at, attached)) = contexts.next(from) {
+                from = at + 1;
+                if attached.owner != me {
+                    continue;
+                }
                 // SAFETY: this thread's own record, which is freed after it was taken out of the slab.
-                let heap = unsafe { (*attached.context).left.take() }?;
-                Some((NonNull::new(attached.context.cast_mut())?, heap))
-            })
+                if let Some(heap) = unsafe { (*attached.context).left.take() } {
+                    return Some((NonNull::new(attached.context.cast_mut())?, heap));
+                }
+            }
+            None
         })?;
         // SAFETY: as above.
         let runs = unsafe { context.as_ref() }.runs();
@@ -854,8 +860,7 @@ impl Drop for Mutator {
             } else if let Some(thread) = thread {
                 if blocking {
                     // A stop takes this thread for stopped already: what it reads changes only where no stop is.
-                    // SAFETY: this is its own thread.
-                    let section = || gc_preempt::no_preempt_here(|| unsafe { give_back(&context) });
+                    let section = || gc_preempt::no_preempt_here(|| give_back(&context));
                     thread.detach_after(section);
                 } else {
                     drop(thread);
