@@ -1,28 +1,31 @@
 //! The process's code map: which ranges of addresses hold managed code, and where inside or outside of it a thread must not be stopped.
 //!
-//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return address. Both are a binary search through a sorted table of
-//! disjoint segments that never changes: whoever registers code builds another table and publishes it by one store.
+//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return address. Both are a search in one or two ordered maps, of managed
+//! code and of the unsafe and restart ranges, each of disjoint ranges by their first address. To register code is an insertion, to remove it the reverse: both take
+//! time logarithmic in what is registered.
 //!
-//! # Why an old table can be freed at once
+//! # Why the maps may change in place
 //!
-//! A table is replaced only under the registry lock, and a stop holds that lock from before its request is published until after its resume. The handler
+//! They change only under the registry lock, and a stop holds that lock from before its request is published until after its resume. The handler
 //! classifies only when it has read that a stop is under way *and* that its own thread has not yet answered it. That stop cannot end before this thread
-//! answers, so the lock is held, and the table stays, for as long as the handler reads it. A handler that runs late, after its stop, reads that there is nothing
-//! to answer and never gets here. Go keeps old tables for ever, others count readers; here the stop itself is the grace period.
+//! answers, so the lock is held, and the maps stay as they are, for as long as the handler reads them. A handler that runs late, after its stop, reads that there is
+//! nothing to answer and never gets here. What the last holder of the lock has written is seen: the stop took the lock after it, and its request is read by Acquire.
 //!
 //! # How code is removed
 //!
-//! Dropping a [`CodeGuard`] only sets a mark. The next stop of the code's world looks for a word on any of its stacks that points into the range
-//! (`CodeMap::reap`, which neither allocates nor frees); what no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped after
-//! the registry lock is released, since an owner's drop may do anything.
+//! Dropping a [`CodeGuard`] puts a mark on a list, without a lock, since guards are dropped anywhere. The next stop of the code's world first takes over what is on the list
+//! (`CodeMap::take_dropped`, before the stop, since it allocates). In the stop it looks for words on its stacks that point into such a range (`CodeMap::reap`, which neither
+//! allocates nor frees). What no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped after the registry lock is released, since an
+//! owner's drop may do anything. Code without a dropped guard costs none of these anything.
 
 use std::any::Any;
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use crate::stackmap::StackMaps;
 
@@ -209,10 +212,11 @@ pub(crate) enum Place {
 /// Keeps a range of code registered. Dropping it begins the removal; see [`CodeSpec::owner`].
 ///
 /// From the drop on no thread may *begin* to run the code: those inside may finish, and return through it.
-#[derive(Debug)]
 #[must_use = "dropping the guard removes the code at the next stop"]
 pub struct CodeGuard {
-    leaving: Arc<AtomicBool>,
+    /// There until the guard is dropped.
+    mark: Option<Arc<Mark>>,
+    dropped: &'static Dropped,
     range: Range<usize>,
 }
 
@@ -223,32 +227,83 @@ impl CodeGuard {
     }
 }
 
-impl Drop for CodeGuard {
-    fn drop(&mut self) {
-        // Release pairs with the Acquire in `reap` and `sweep`: whatever the owner of the guard did with the code comes before its removal.
-        self.leaving.store(true, Ordering::Release);
-        LEAVING.fetch_add(1, Ordering::Release);
+impl fmt::Debug for CodeGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CodeGuard({})", Hex(&self.range))
     }
 }
 
-/// How many guards were dropped whose code is still there. Only a hint that `reap` has something to do.
-static LEAVING: AtomicUsize = AtomicUsize::new(0);
+impl Drop for CodeGuard {
+    fn drop(&mut self) {
+        if let Some(mark) = self.mark.take() {
+            // Relaxed: only an error's text asks.
+            mark.leaving.store(true, Ordering::Relaxed);
+            self.dropped.push(mark);
+        }
+    }
+}
 
-/// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler in that one is harmless, since all that it holds is on the stack.
-static UNSAFE_RANGES: AtomicUsize = AtomicUsize::new(0);
+/// What a guard and the region that it guards have in common.
+#[derive(Debug)]
+struct Mark {
+    /// The guard was dropped.
+    leaving: AtomicBool,
+    /// The next mark on the list of dropped guards.
+    next: AtomicPtr<Mark>,
+    world: u64,
+    key: Key,
+}
+
+/// Where a region is found: in the map of managed code or in the other, by its first address.
+#[derive(Clone, Copy, Debug)]
+struct Key {
+    managed: bool,
+    start: usize,
+}
+
+/// The marks of guards that were dropped since the list was last taken: a stack without a lock. It is only ever taken as a whole, so a mark is never
+/// pushed again while another thread still holds its address.
+struct Dropped(AtomicPtr<Mark>);
+
+impl Dropped {
+    fn push(&self, mark: Arc<Mark>) {
+        let mark = Arc::into_raw(mark).cast_mut();
+        let mut head = self.0.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: this thread alone has the mark, until the exchange succeeds.
+            unsafe { (*mark).next.store(head, Ordering::Relaxed) };
+            // Release pairs with the Acquire in `take`: whatever the owner of the guard did with the code comes before its removal.
+            let pushed =
+                self.0
+                    .compare_exchange_weak(head, mark, Ordering::Release, Ordering::Relaxed);
+            match pushed {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Empties the list.
+    fn take(&self) -> impl Iterator<Item = Arc<Mark>> + use<> {
+        // Acquire pairs with the Release in `push`.
+        let mut next = self.0.swap(ptr::null_mut(), Ordering::Acquire);
+        std::iter::from_fn(move || {
+            // SAFETY: a mark that `push` has made a pointer of, once, and that nobody else has taken: each is on the list that the swap took.
+            let mark = (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })?;
+            next = mark.next.load(Ordering::Relaxed);
+            Some(mark)
+        })
+    }
+}
 
 /// One registration.
 pub(crate) struct Region {
-    pub(crate) range: Range<usize>,
+    range: Range<usize>,
     what: CodeWhat,
-    world: u64,
-    leaving: Arc<AtomicBool>,
-    /// Set by `reap` while some word points into the range.
-    named: AtomicBool,
-    /// Nothing returns into it any more: the next `sweep` unlinks it.
-    reaped: AtomicBool,
-    /// Its world is gone, and with it everybody who could run it: the next `sweep` unlinks it once its guard is dropped.
-    orphan: AtomicBool,
+    mark: Arc<Mark>,
+    /// The last search in which some word pointed into the range.
+    named: Cell<u64>,
+    #[expect(dead_code, reason = "held for its drop")]
     owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -260,33 +315,105 @@ pub(crate) struct Managed<'a> {
 }
 
 /// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do anything, also register code.
-pub(crate) struct Removed(
-    #[expect(dead_code, reason = "held for its drop")] Option<Box<dyn Any + Send>>,
-);
+pub(crate) struct Removed(#[expect(dead_code, reason = "held for its drop")] Region);
 
-#[derive(Clone, Copy)]
-struct Segment {
-    start: usize,
-    end: usize,
-    place: Place,
-    /// The managed region that this lies in, or null.
-    managed: *const Region,
+/// Disjoint regions by their first address.
+type Regions = BTreeMap<usize, Region>;
+
+/// The region that begins last of those that begin below `end`.
+fn last_below(regions: &Regions, end: usize) -> Option<&Region> {
+    regions.range(..end).next_back().map(|(_, region)| region)
+}
+
+/// The region that an address lies in.
+fn at(regions: &Regions, pc: usize) -> Option<&Region> {
+    let (_, region) = regions.range(..=pc).next_back()?;
+    (pc < region.range.end).then_some(region)
+}
+
+/// A world's part in the map.
+#[derive(Default)]
+struct Owned {
+    /// Its regions.
+    count: usize,
+    /// The world is gone, and with it everybody who could run its code: what it leaves needs no stop to be removed.
+    gone: bool,
+    /// Its regions whose guards are dropped.
+    leaving: Vec<Arc<Mark>>,
+    /// From the first address of those to the last.
+    hull: Range<usize>,
+}
+
+/// What is registered.
+#[derive(Default)]
+struct Registered {
+    managed: Regions,
+    /// Unsafe and restart ranges. Each lies wholly inside of one managed region or wholly outside of all.
+    inner: Regions,
+    worlds: BTreeMap<u64, Owned>,
+    /// Regions of worlds that are gone and whose guards are dropped.
+    orphans: Vec<Arc<Mark>>,
+    /// Searches for words that name leaving code so far.
+    searches: Cell<u64>,
+    /// The world of the last search, until the regions that it found unused are unlinked.
+    searched: Cell<Option<u64>>,
+}
+
+impl Registered {
+    fn regions(&mut self, key: Key) -> &mut Regions {
+        if key.managed {
+            &mut self.managed
+        } else {
+            &mut self.inner
+        }
+    }
+
+    /// A region that may not be there beside a new one of that kind.
+    fn in_the_way(&self, range: &Range<usize>, kind: Kind) -> Option<&Region> {
+        let overlaps = |other: &&Region| other.range.end > range.start;
+        let within = |inner: &Range<usize>, outer: &Range<usize>| {
+            outer.start <= inner.start && inner.end <= outer.end
+        };
+        let (same, other) = match kind {
+            Kind::Managed => (&self.managed, &self.inner),
+            Kind::Unsafe | Kind::Restart => (&self.inner, &self.managed),
+        };
+        // Regions of a map are disjoint: if any overlaps, the last that begins below the end does.
+        let twin = last_below(same, range.end).filter(overlaps);
+        twin.or_else(|| match kind {
+            // Those that overlap lie inside, but for the first and the last perhaps.
+            Kind::Managed => [range.start, range.end]
+                .into_iter()
+                .filter_map(|end| last_below(other, end).filter(overlaps))
+                .find(|inner| !within(&inner.range, range)),
+            Kind::Unsafe | Kind::Restart => {
+                let outer = last_below(other, range.end).filter(overlaps);
+                outer.filter(|outer| !within(range, &outer.range))
+            }
+        })
+    }
+
+    fn unlink(&mut self, mark: &Mark) -> Option<Removed> {
+        let region = self.regions(mark.key).remove(&mark.key.start)?;
+        if let Some(owned) = self.worlds.get_mut(&mark.world) {
+            owned.count -= 1;
+            if owned.count == 0 {
+                self.worlds.remove(&mark.world);
+            }
+        }
+        Some(Removed(region))
+    }
 }
 
 /// The map. There is one in the process, [`CODE`]; tests make their own.
 pub(crate) struct CodeMap {
-    /// Sorted disjoint segments, or null for none.
-    table: AtomicPtr<Box<[Segment]>>,
-    /// Touched under the registry lock only. Boxed, since the table's segments point to regions.
-    #[allow(
-        clippy::vec_box,
-        reason = "a region stays where it is when the list grows"
-    )]
-    regions: UnsafeCell<Vec<Box<Region>>>,
+    /// Changed under the registry lock only.
+    registered: UnsafeCell<Registered>,
+    dropped: Dropped,
 }
 
-// SAFETY: `regions` is touched only by functions whose contract is to hold the registry lock, and what `table` points to is immutable while it can be read (see
-// the head of this file).
+// SAFETY: `registered` is touched only by functions whose contract keeps it from changing meanwhile (see the head of this file). The cells in it are touched by
+// `register`, `reap` and `sweep` alone, whose contract is to hold the registry lock.
 unsafe impl Sync for CodeMap {}
 
 /// The process's code map.
@@ -294,9 +421,17 @@ pub(crate) static CODE: CodeMap = CodeMap::new();
 
 impl CodeMap {
     pub(crate) const fn new() -> Self {
+        let registered = Registered {
+            managed: BTreeMap::new(),
+            inner: BTreeMap::new(),
+            worlds: BTreeMap::new(),
+            orphans: Vec::new(),
+            searches: Cell::new(0),
+            searched: Cell::new(None),
+        };
         Self {
-            table: AtomicPtr::new(ptr::null_mut()),
-            regions: UnsafeCell::new(Vec::new()),
+            registered: UnsafeCell::new(registered),
+            dropped: Dropped(AtomicPtr::new(ptr::null_mut())),
         }
     }
 
@@ -305,8 +440,19 @@ impl CodeMap {
     /// # Safety
     /// Only while a stop is under way that the calling thread has not answered, or under the registry lock.
     pub(crate) unsafe fn classify(&self, pc: usize) -> Place {
-        // SAFETY: the caller's contract is `segment`'s.
-        unsafe { self.segment(pc) }.map_or(Place::Native, |s| s.place)
+        // SAFETY: nothing changes while the caller's contract holds.
+        let registered = unsafe { &*self.registered.get() };
+        // Unsafe and restart ranges win over the managed code around them. The first instruction of a restart range is no part of it, since a thread that stands
+        // there has nothing to take back.
+        if let Some(inner) = at(&registered.inner, pc) {
+            let start = inner.range.start;
+            match inner.what {
+                CodeWhat::Restart if pc > start => return Place::Restart { start },
+                CodeWhat::Restart | CodeWhat::Managed { .. } => {}
+                CodeWhat::Unsafe => return Place::Unsafe,
+            }
+        }
+        at(&registered.managed, pc).map_or(Place::Native, |_| Place::Managed)
     }
 
     /// The managed code at `pc`, also if `pc` lies in an unsafe or restart range inside of it.
@@ -314,9 +460,9 @@ impl CodeMap {
     /// # Safety
     /// Under the registry lock, which whoever stopped the world holds; the result is good for as long.
     pub(crate) unsafe fn managed(&self, pc: usize) -> Option<Managed<'_>> {
-        // SAFETY: the caller's contract is `segment`'s.
-        let region = unsafe { self.segment(pc)?.managed.as_ref()? };
-        match &region.what {
+        // SAFETY: nothing changes while the caller's contract holds.
+        let registered = unsafe { &*self.registered.get() };
+        match &at(&registered.managed, pc)?.what {
             CodeWhat::Managed {
                 frames,
                 maps,
@@ -330,29 +476,12 @@ impl CodeMap {
         }
     }
 
-    /// Is there any unsafe range besides Urge's own?
-    pub(crate) fn any_unsafe(&self) -> bool {
-        UNSAFE_RANGES.load(Ordering::Relaxed) != 0
-    }
-
-    /// # Safety
-    /// As for [`CodeMap::classify`].
-    unsafe fn segment(&self, pc: usize) -> Option<Segment> {
-        // Acquire pairs with the Release in `publish`: the table is whole before it can be found.
-        let table = self.table.load(Ordering::Acquire);
-        // SAFETY: null, or a table that was published and is not freed while the caller's contract holds.
-        let table = unsafe { table.as_ref()? };
-        let after = table.partition_point(|s| s.start <= pc);
-        let segment = table[..after].last()?;
-        (pc < segment.end).then_some(*segment)
-    }
-
     /// Adds a range of code for the world of that number.
     ///
     /// # Safety
     /// Under the registry lock.
     pub(crate) unsafe fn register(
-        &self,
+        &'static self,
         world: u64,
         spec: CodeSpec,
     ) -> Result<CodeGuard, CodeError> {
@@ -360,63 +489,73 @@ impl CodeMap {
         if range.is_empty() {
             return Err(CodeError::Empty { range });
         }
-        // SAFETY: the registry lock is held, so nobody else touches the list.
-        let regions = unsafe { &mut *self.regions.get() };
+        // SAFETY: the registry lock is held, so nobody else touches it.
+        let registered = unsafe { &mut *self.registered.get() };
         let kind = what.kind();
-        for other in regions.iter() {
-            if range.end <= other.range.start || other.range.end <= range.start {
-                continue;
-            }
-            let within = |inner: &Range<usize>, outer: &Range<usize>| {
-                outer.start <= inner.start && inner.end <= outer.end
-            };
-            let nested = match (kind, other.what.kind()) {
-                (Kind::Managed, Kind::Unsafe | Kind::Restart) => within(&other.range, &range),
-                (Kind::Unsafe | Kind::Restart, Kind::Managed) => within(&range, &other.range),
-                _ => false,
-            };
-            if !nested {
-                return Err(CodeError::Overlap {
-                    range,
-                    kind,
-                    other: other.range.clone(),
-                    other_kind: other.what.kind(),
-                    leaving: other.leaving.load(Ordering::Relaxed),
-                });
-            }
+        if let Some(other) = registered.in_the_way(&range, kind) {
+            return Err(CodeError::Overlap {
+                range,
+                kind,
+                other: other.range.clone(),
+                other_kind: other.what.kind(),
+                leaving: other.mark.leaving.load(Ordering::Relaxed),
+            });
         }
-        if let CodeWhat::Managed { maps, .. } = &what
-            && let Some(address) = maps.outside(&range)
-        {
-            return Err(CodeError::Outside { range, address });
-        }
-        let leaving = Arc::new(AtomicBool::new(false));
-        if kind == Kind::Unsafe && world != 0 {
-            // Relaxed: read by threads that answer a later stop, which takes the registry lock first.
-            UNSAFE_RANGES.fetch_add(1, Ordering::Relaxed);
-        }
-        regions.push(Box::new(Region {
+        let key = Key {
+            managed: kind == Kind::Managed,
+            start: range.start,
+        };
+        let mark = Arc::new(Mark {
+            leaving: AtomicBool::new(false),
+            next: AtomicPtr::new(ptr::null_mut()),
+            world,
+            key,
+        });
+        let region = Region {
             range: range.clone(),
             what,
-            world,
-            leaving: leaving.clone(),
-            named: AtomicBool::new(false),
-            reaped: AtomicBool::new(false),
-            orphan: AtomicBool::new(false),
+            mark: mark.clone(),
+            named: Cell::new(0),
             owner,
-        }));
-        self.publish(regions);
-        Ok(CodeGuard { leaving, range })
+        };
+        registered.regions(key).insert(range.start, region);
+        registered.worlds.entry(world).or_default().count += 1;
+        Ok(CodeGuard {
+            mark: Some(mark),
+            dropped: &self.dropped,
+            range,
+        })
     }
 
-    /// Builds the table of these regions, publishes it and frees the one before.
-    fn publish(&self, regions: &[Box<Region>]) {
-        let new = Box::into_raw(Box::new(flatten(regions)));
-        // AcqRel: Release pairs with the Acquire in `segment`, Acquire with the swap that published what is freed here.
-        let old = self.table.swap(new, Ordering::AcqRel);
-        if !old.is_null() {
-            // SAFETY: it came from `Box::into_raw` here, and nobody reads it: see the head of this file.
-            drop(unsafe { Box::from_raw(old) });
+    /// Takes over what was dropped, so that the stop that comes looks whether it is in use.
+    ///
+    /// # Safety
+    /// Under the registry lock, with no stop under way.
+    pub(crate) unsafe fn take_dropped(&self) {
+        // SAFETY: the registry lock is held, and nobody reads.
+        let registered = unsafe { &mut *self.registered.get() };
+        for mark in self.dropped.take() {
+            let Key { managed, start } = mark.key;
+            let regions = if managed {
+                &registered.managed
+            } else {
+                &registered.inner
+            };
+            let (Some(region), Some(owned)) =
+                (regions.get(&start), registered.worlds.get_mut(&mark.world))
+            else {
+                continue;
+            };
+            if owned.gone {
+                registered.orphans.push(mark);
+                continue;
+            }
+            let hull = &mut owned.hull;
+            *hull = match owned.leaving.is_empty() {
+                true => region.range.clone(),
+                false => start.min(hull.start)..region.range.end.max(hull.end),
+            };
+            owned.leaving.push(mark);
         }
     }
 
@@ -432,42 +571,29 @@ impl CodeMap {
         stacks: impl Iterator<Item = Range<usize>>,
         words: impl Iterator<Item = usize>,
     ) {
-        // Acquire pairs with the Release in `CodeGuard::drop`. A guard that is dropped just now is seen at the next stop.
-        if LEAVING.load(Ordering::Acquire) == 0 {
+        // SAFETY: the registry lock is held, so nothing changes but the cells that this function alone touches now.
+        let registered = unsafe { &*self.registered.get() };
+        let Some(owned) = registered
+            .worlds
+            .get(&world)
+            .filter(|o| !o.leaving.is_empty())
+        else {
             return;
-        }
-        // SAFETY: the registry lock is held.
-        let regions = unsafe { &*self.regions.get() };
-        let going = || {
-            regions.iter().filter(|r| {
-                r.world == world
-                    && !r.reaped.load(Ordering::Relaxed)
-                    && r.leaving.load(Ordering::Acquire)
-            })
         };
-        // A guard may be dropped while this runs (by a thread outside the world), and its region must not count as searched for: remember which were. `named`
-        // does: it is true for all others.
-        let mut low = usize::MAX;
-        let mut high = 0;
-        for region in regions {
-            region.named.store(true, Ordering::Relaxed);
-        }
-        for region in going() {
-            region.named.store(false, Ordering::Relaxed);
-            low = low.min(region.range.start);
-            high = high.max(region.range.end);
-        }
-        if high == 0 {
-            return;
-        }
+        let search = registered.searches.get() + 1;
+        registered.searches.set(search);
+        registered.searched.set(Some(world));
+        let hull = &owned.hull;
         let look = |word: usize| {
             // A return address may lie at the very end of a range, after a call that never returns.
-            if word < low || word > high {
+            if word < hull.start || word > hull.end {
                 return;
             }
-            for region in regions {
-                if region.range.start <= word && word <= region.range.end {
-                    region.named.store(true, Ordering::Relaxed);
+            for regions in [&registered.managed, &registered.inner] {
+                for (_, region) in regions.range(..=word).rev().take(2) {
+                    if word <= region.range.end {
+                        region.named.set(search);
+                    }
                 }
             }
         };
@@ -479,120 +605,49 @@ impl CodeMap {
                 look(unsafe { ptr::read_volatile(address as *const usize) });
             }
         }
-        for region in going() {
-            if !region.named.load(Ordering::Relaxed) {
-                region.reaped.store(true, Ordering::Relaxed);
-            }
-        }
     }
 
-    /// Unlinks what `reap` found unused. Its owners are dropped with the result.
+    /// Unlinks what the last search found unused, and what a world that is gone has left. Its owners are dropped with the result.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn sweep(&self) -> Vec<Removed> {
-        if LEAVING.load(Ordering::Relaxed) == 0 {
-            return Vec::new();
+        // SAFETY: the registry lock is held, and nobody reads.
+        let registered = unsafe { &mut *self.registered.get() };
+        let mut unused = std::mem::take(&mut registered.orphans);
+        if let Some(world) = registered.searched.take()
+            && let Some(owned) = registered.worlds.get_mut(&world)
+        {
+            let search = registered.searches.get();
+            let named = |key: Key| {
+                let regions = if key.managed {
+                    &registered.managed
+                } else {
+                    &registered.inner
+                };
+                let region = regions.get(&key.start);
+                region.is_some_and(|region| region.named.get() == search)
+            };
+            unused.extend(owned.leaving.extract_if(.., |mark| !named(mark.key)));
         }
-        // SAFETY: the registry lock is held, and nobody walks.
-        let regions = unsafe { &mut *self.regions.get() };
-        let gone: Vec<Box<Region>> = regions
-            .extract_if(.., |r| {
-                // Acquire pairs with the Release in `CodeGuard::drop`.
-                r.reaped.load(Ordering::Relaxed)
-                    || r.orphan.load(Ordering::Relaxed) && r.leaving.load(Ordering::Acquire)
-            })
-            .collect();
-        if gone.is_empty() {
-            return Vec::new();
-        }
-        LEAVING.fetch_sub(gone.len(), Ordering::Relaxed);
-        let are_unsafe = gone
-            .iter()
-            .filter(|r| r.what.kind() == Kind::Unsafe && r.world != 0)
-            .count();
-        UNSAFE_RANGES.fetch_sub(are_unsafe, Ordering::Relaxed);
-        self.publish(regions);
-        gone.into_iter().map(|r| Removed(r.owner)).collect()
+        let unlink = |mark: Arc<Mark>| registered.unlink(&mark);
+        unused.into_iter().filter_map(unlink).collect()
     }
 
     /// Says that a world has no mutators and will have none: code of its needs no stop any more to be removed, now or when its guard is dropped.
     ///
     /// # Safety
-    /// Under the registry lock.
+    /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn world_gone(&self, world: u64) {
-        // SAFETY: the registry lock is held.
-        for region in unsafe { &*self.regions.get() } {
-            if region.world == world {
-                region.orphan.store(true, Ordering::Relaxed);
-            }
+        // SAFETY: the registry lock is held, and nobody reads.
+        let registered = unsafe { &mut *self.registered.get() };
+        if let Some(owned) = registered.worlds.get_mut(&world) {
+            owned.gone = true;
+            registered.orphans.append(&mut owned.leaving);
         }
+        // SAFETY: as above.
+        unsafe { self.take_dropped() };
     }
-}
-
-impl Drop for CodeMap {
-    fn drop(&mut self) {
-        let table = *self.table.get_mut();
-        if !table.is_null() {
-            // SAFETY: it came from `Box::into_raw` in `publish`, and `&mut self` says that nobody reads it.
-            drop(unsafe { Box::from_raw(table) });
-        }
-    }
-}
-
-/// Cuts the regions into disjoint segments, sorted. Unsafe and restart ranges win over the managed code around them; the first instruction of a restart range
-/// is no part of it, since a thread that stands there has nothing to take back.
-fn flatten(regions: &[Box<Region>]) -> Box<[Segment]> {
-    let mut inner: Vec<(&Region, Segment)> = regions
-        .iter()
-        .filter_map(|r| {
-            let Range { start, end } = r.range;
-            let segment = |start, place| Segment {
-                start,
-                end,
-                place,
-                managed: ptr::null(),
-            };
-            match r.what {
-                CodeWhat::Managed { .. } => None,
-                CodeWhat::Unsafe => Some((&**r, segment(start, Place::Unsafe))),
-                CodeWhat::Restart => Some((&**r, segment(start + 1, Place::Restart { start }))),
-            }
-        })
-        .filter(|(_, s)| s.start < s.end)
-        .collect();
-    inner.sort_unstable_by_key(|(_, s)| s.start);
-    let mut segments = Vec::with_capacity(regions.len() + 2 * inner.len());
-    for region in regions {
-        let CodeWhat::Managed { .. } = region.what else {
-            continue;
-        };
-        let managed: *const Region = &raw const **region;
-        let mut cursor = region.range.start;
-        let mut code = |start, end| {
-            if start < end {
-                segments.push(Segment {
-                    start,
-                    end,
-                    place: Place::Managed,
-                    managed,
-                });
-            }
-        };
-        let first = inner.partition_point(|(_, s)| s.start < region.range.start);
-        for (_, segment) in &mut inner[first..] {
-            if segment.start >= region.range.end {
-                break;
-            }
-            segment.managed = managed;
-            code(cursor, segment.start);
-            cursor = segment.end;
-        }
-        code(cursor, region.range.end);
-    }
-    segments.extend(inner.into_iter().map(|(_, s)| s));
-    segments.sort_unstable_by_key(|s| s.start);
-    segments.into_boxed_slice()
 }
 
 #[cfg(test)]

@@ -56,6 +56,9 @@ pub mod code;
 mod config;
 pub mod context;
 pub mod faults;
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+pub mod fuzz;
 mod handler_chain;
 mod lifeline;
 mod mutator;

@@ -316,8 +316,8 @@ type Section<'a> = EhFrame<EndianSlice<'a, LittleEndian>>;
 
 /// A rule, and the PCs that it holds for.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Row {
-    pcs: Range<usize>,
+pub(crate) struct Row {
+    pub(crate) pcs: Range<usize>,
     rule: Rule,
 }
 

@@ -174,6 +174,34 @@ impl StackMaps {
     }
 }
 
+#[cfg(feature = "faults")]
+impl StackMaps {
+    /// Checks what a reader has made of an input of so many bytes: it has taken memory in proportion, and every slot lies in its frame.
+    ///
+    /// # Panics
+    /// If not.
+    pub(crate) fn check(&self, bytes: usize) {
+        // The smallest record takes 24 bytes, and a pair of locations likewise, which names a register's eight words at most.
+        assert!(self.sites.len() <= bytes / 24 && self.slots.len() <= bytes / 24 * 8);
+        assert!(self.functions.len() + self.entries.len() <= bytes / 24);
+        assert!(self.returns.is_sorted_by(|a, b| a < b));
+        for return_address in &self.returns {
+            let site = self.site(*return_address).expect("it is in the table");
+            // Arguments may be pushed below the frame.
+            let limit = site.layout.span.unwrap_or(1 << 30) as i32 + (1 << 16);
+            for slot in site.slots {
+                for place in [Some(slot.edge), slot.derived].into_iter().flatten() {
+                    let frame = match place.from {
+                        From::Sp => 0..limit,
+                        From::Rbp => -limit..0,
+                    };
+                    assert!(frame.contains(&place.offset) && place.offset % 8 == 0);
+                }
+            }
+        }
+    }
+}
+
 /// Collects sites in any order, then sorts them.
 #[derive(Default)]
 struct Sites {

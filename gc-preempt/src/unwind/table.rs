@@ -80,7 +80,13 @@ impl Table {
         }
     }
 
-    pub(super) fn look_up(&self, pc: usize) -> Option<Row> {
+    /// The functions that it speaks of.
+    #[cfg(feature = "faults")]
+    pub(crate) fn functions(&self) -> impl Iterator<Item = &Range<usize>> {
+        self.entries.iter().map(|(function, _)| function)
+    }
+
+    pub(crate) fn look_up(&self, pc: usize) -> Option<Row> {
         let after = self.entries.partition_point(|(range, _)| range.start <= pc);
         let (range, offset) = self.entries.get(after.checked_sub(1)?)?;
         let section = EhFrame::new(&self.section, LittleEndian);

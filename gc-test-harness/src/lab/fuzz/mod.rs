@@ -5,7 +5,8 @@
 //! released memory, the heap's own tables, other heaps, unmapped addresses, and anything.
 //!
 //! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing engine as well, [`threads`] has real
-//! threads, stopped and scanned, [`mutate`] has threads that change their graphs while cycles mark them.
+//! threads, stopped and scanned, [`mutate`] has threads that change their graphs while cycles mark them; a fuzzing engine decides for one of them in
+//! [`operations`].
 
 pub mod body;
 pub mod choices;
@@ -23,6 +24,7 @@ use serde_json::json;
 
 pub use body::fuzz_one;
 use choices::Choices;
+pub use mutate::operations;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,10 @@
 //! memory is another cell's. At the end, when the threads are gone, nothing but what the models reach may be left.
 
 mod fixed;
+mod operations;
 mod pairs;
+
+pub use operations::operations;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ptr::NonNull;
@@ -663,11 +666,8 @@ fn play(world: &World, seed: u64, digs: bool) -> Result<Graph<'_>, String> {
     Ok(graph)
 }
 
-/// Runs one case.
-///
-/// # Errors
-/// The first wrong answer.
-pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
+/// A heap with all kinds, set up by the choices.
+fn world(choices: &mut Choices<'_>, beside: bool) -> Result<World, String> {
     let encodings = [
         &[Encoding::RAW][..],
         &[Encoding::RAW, BOXED],
@@ -681,7 +681,7 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         .reserve(1 << 30)
         .conservative(encodings)
         .lingering(choices.one_in(2))
-        .continuous(!choices.one_in(3))
+        .continuous(beside && !choices.one_in(3))
         .concurrent(!choices.one_in(16))
         .young_collections([Young::Always, Young::WherePays][choices.below(2)])
         .verify(choices.one_in(4))
@@ -703,12 +703,20 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         heap.kind(pairs::kind()).map_err(|e| e.to_string())?,
         Shape::Leaf,
     ));
-    let world = World {
+    Ok(World {
         fixed,
         heap,
         kinds,
         parcels: Mutex::default(),
-    };
+    })
+}
+
+/// Runs one case.
+///
+/// # Errors
+/// The first wrong answer.
+pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
+    let world = world(choices, true)?;
     let seeds: Vec<u64> = (0..1 + choices.below(3))
         .map(|_| choices.word() as u64)
         .collect();
@@ -725,18 +733,23 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
         };
         threads.into_iter().map(join).collect::<Result<Vec<_>, _>>()
     })?;
+    outcome(&world, &graphs)
+}
+
+/// What the threads have done; what their models reach must be left, and nothing else.
+fn outcome(world: &World, graphs: &[Graph<'_>]) -> Result<Counts, String> {
     let mut counts = Counts {
         cases: 1,
         ..Counts::default()
     };
     let mut left = BTreeSet::new();
-    for graph in &graphs {
+    for graph in graphs {
         counts += graph.counts;
         for number in graph.reachable()? {
             left.insert(graph.objects[&number].address);
         }
     }
-    counts.freed += nothing_else(&world, &left)?;
+    counts.freed += nothing_else(world, &left)?;
     counts.collections = world.heap.stats().collections;
     Ok(counts)
 }

@@ -1,0 +1,4 @@
+//! Unwind tables out of arbitrary bytes.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| gc_preempt::fuzz::eh_frame(data));
