@@ -25,11 +25,14 @@ use std::fmt;
 use std::ops::Range;
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use crate::stackmap::StackMaps;
 
 /// A range of code and what it is, as `World::register_code` takes it.
+///
+/// Registering takes time in proportion to the range's own stack maps and logarithmic in what else is registered. So a JIT compiler can fill an arena: it registers each
+/// function by itself when that is compiled, with a clone of the arena's `Arc` as its owner. The arena goes with the last of its functions.
 pub struct CodeSpec {
     /// The addresses that the code fills.
     pub range: Range<usize>,
@@ -37,6 +40,27 @@ pub struct CodeSpec {
     pub what: CodeWhat,
     /// Whatever keeps the code mapped. It is dropped once the guard is gone and no stack returns into the range, on a thread that is not a mutator.
     pub owner: Option<Box<dyn Any + Send>>,
+}
+
+/// A [`CodeSpec`] that does not contradict itself.
+pub(crate) struct Checked(CodeSpec);
+
+impl CodeSpec {
+    /// Checks what can be told without the registry lock: it takes time in proportion to the stack maps.
+    pub(crate) fn checked(self) -> Result<Checked, CodeError> {
+        let range = &self.range;
+        if range.is_empty() {
+            let range = range.clone();
+            return Err(CodeError::Empty { range });
+        }
+        if let CodeWhat::Managed { maps, .. } = &self.what
+            && let Some(address) = maps.outside(range)
+        {
+            let range = range.clone();
+            return Err(CodeError::Outside { range, address });
+        }
+        Ok(Checked(self))
+    }
 }
 
 impl fmt::Debug for CodeSpec {
@@ -307,6 +331,12 @@ pub(crate) struct Region {
     owner: Option<Box<dyn Any + Send>>,
 }
 
+impl Region {
+    fn counts_as_unsafe(&self) -> bool {
+        self.what.kind() == Kind::Unsafe && self.mark.world != 0
+    }
+}
+
 /// What the walker must know of a managed region.
 pub(crate) struct Managed<'a> {
     pub(crate) frames: FrameRule,
@@ -315,7 +345,7 @@ pub(crate) struct Managed<'a> {
 }
 
 /// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do anything, also register code.
-pub(crate) struct Removed(#[expect(dead_code, reason = "held for its drop")] Region);
+pub(crate) struct Removed(Region);
 
 /// Disjoint regions by their first address.
 type Regions = BTreeMap<usize, Region>;
@@ -337,7 +367,7 @@ struct Owned {
     /// Its regions.
     count: usize,
     /// The world is gone, and with it everybody who could run its code: what it leaves needs no stop to be removed.
-    gone: bool,
+    gone: AtomicBool,
     /// Its regions whose guards are dropped.
     leaving: Vec<Arc<Mark>>,
     /// From the first address of those to the last.
@@ -345,7 +375,6 @@ struct Owned {
 }
 
 /// What is registered.
-#[derive(Default)]
 struct Registered {
     managed: Regions,
     /// Unsafe and restart ranges. Each lies wholly inside of one managed region or wholly outside of all.
@@ -357,6 +386,8 @@ struct Registered {
     searches: Cell<u64>,
     /// The world of the last search, until the regions that it found unused are unlinked.
     searched: Cell<Option<u64>>,
+    /// A world is gone whose leaving regions are not among the orphans yet.
+    more_gone: AtomicBool,
 }
 
 impl Registered {
@@ -410,6 +441,8 @@ pub(crate) struct CodeMap {
     /// Changed under the registry lock only.
     registered: UnsafeCell<Registered>,
     dropped: Dropped,
+    /// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler in that one is harmless, since all that it holds is on the stack.
+    unsafe_ranges: AtomicUsize,
 }
 
 // SAFETY: `registered` is touched only by functions whose contract keeps it from changing meanwhile (see the head of this file). The cells in it are touched by
@@ -428,11 +461,19 @@ impl CodeMap {
             orphans: Vec::new(),
             searches: Cell::new(0),
             searched: Cell::new(None),
+            more_gone: AtomicBool::new(false),
         };
         Self {
             registered: UnsafeCell::new(registered),
             dropped: Dropped(AtomicPtr::new(ptr::null_mut())),
+            unsafe_ranges: AtomicUsize::new(0),
         }
+    }
+
+    /// A map for one test or one input of a fuzzer: guards keep the address of their map.
+    #[cfg(any(test, feature = "faults"))]
+    pub(crate) fn leaked() -> &'static Self {
+        Box::leak(Box::new(Self::new()))
     }
 
     /// What may be done to a thread that is interrupted at `pc`. Async-signal-safe: reads memory, nothing else.
@@ -476,19 +517,20 @@ impl CodeMap {
         }
     }
 
+    /// Is there any unsafe range besides Urge's own?
+    pub(crate) fn any_unsafe(&self) -> bool {
+        self.unsafe_ranges.load(Ordering::Relaxed) != 0
+    }
+
     /// Adds a range of code for the world of that number.
     ///
     /// # Safety
-    /// Under the registry lock.
+    /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn register(
         &'static self,
         world: u64,
-        spec: CodeSpec,
+        Checked(CodeSpec { range, what, owner }): Checked,
     ) -> Result<CodeGuard, CodeError> {
-        let CodeSpec { range, what, owner } = spec;
-        if range.is_empty() {
-            return Err(CodeError::Empty { range });
-        }
         // SAFETY: the registry lock is held, so nobody else touches it.
         let registered = unsafe { &mut *self.registered.get() };
         let kind = what.kind();
@@ -518,6 +560,10 @@ impl CodeMap {
             named: Cell::new(0),
             owner,
         };
+        if region.counts_as_unsafe() {
+            // Relaxed: read by threads that answer a later stop, which takes the registry lock first.
+            self.unsafe_ranges.fetch_add(1, Ordering::Relaxed);
+        }
         registered.regions(key).insert(range.start, region);
         registered.worlds.entry(world).or_default().count += 1;
         Ok(CodeGuard {
@@ -546,7 +592,7 @@ impl CodeMap {
             else {
                 continue;
             };
-            if owned.gone {
+            if *owned.gone.get_mut() {
                 registered.orphans.push(mark);
                 continue;
             }
@@ -613,8 +659,8 @@ impl CodeMap {
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn sweep(&self) -> Vec<Removed> {
         // SAFETY: the registry lock is held, and nobody reads.
-        let registered = unsafe { &mut *self.registered.get() };
-        let mut unused = std::mem::take(&mut registered.orphans);
+        let mut registered = unsafe { &mut *self.registered.get() };
+        let mut unused = Vec::new();
         if let Some(world) = registered.searched.take()
             && let Some(owned) = registered.worlds.get_mut(&world)
         {
@@ -630,23 +676,42 @@ impl CodeMap {
             };
             unused.extend(owned.leaving.extract_if(.., |mark| !named(mark.key)));
         }
-        let unlink = |mark: Arc<Mark>| registered.unlink(&mark);
-        unused.into_iter().filter_map(unlink).collect()
+        if std::mem::take(registered.more_gone.get_mut()) {
+            // What has been dropped since the last stop goes with the rest. (What is not a gone world's waits for the next one.)
+            // SAFETY: the registry lock is held, and `registered` is not used meanwhile.
+            unsafe { self.take_dropped() };
+            // SAFETY: as above.
+            registered = unsafe { &mut *self.registered.get() };
+            for owned in registered.worlds.values_mut() {
+                if *owned.gone.get_mut() {
+                    registered.orphans.append(&mut owned.leaving);
+                }
+            }
+        }
+        unused.append(&mut registered.orphans);
+        let unlinked: Vec<Removed> = unused
+            .into_iter()
+            .filter_map(|mark| registered.unlink(&mark))
+            .collect();
+        let are_unsafe = unlinked.iter().filter(|r| r.0.counts_as_unsafe());
+        self.unsafe_ranges
+            .fetch_sub(are_unsafe.count(), Ordering::Relaxed);
+        unlinked
     }
 
-    /// Says that a world has no mutators and will have none: code of its needs no stop any more to be removed, now or when its guard is dropped.
+    /// Says that a world has no mutators and will have none: code of its needs no stop any more to be removed, now or when its guard is dropped. Another world may be
+    /// stopped meanwhile: allocates and frees nothing.
     ///
     /// # Safety
-    /// Under the registry lock, with no stop under way.
+    /// Under the registry lock.
     pub(crate) unsafe fn world_gone(&self, world: u64) {
-        // SAFETY: the registry lock is held, and nobody reads.
-        let registered = unsafe { &mut *self.registered.get() };
-        if let Some(owned) = registered.worlds.get_mut(&world) {
-            owned.gone = true;
-            registered.orphans.append(&mut owned.leaving);
+        // SAFETY: the registry lock is held, so nothing changes but what is atomic.
+        let registered = unsafe { &*self.registered.get() };
+        if let Some(owned) = registered.worlds.get(&world) {
+            // Relaxed, both: read under the registry lock.
+            owned.gone.store(true, Ordering::Relaxed);
+            registered.more_gone.store(true, Ordering::Relaxed);
         }
-        // SAFETY: as above.
-        unsafe { self.take_dropped() };
     }
 }
 

@@ -4,12 +4,13 @@
 //! without a place, a table that is larger than its input allows, a slot outside of its frame, a word of the stack that nobody looked at.
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 
 use crate::code::{CodeMap, CodeSpec, CodeWhat, FrameRule};
 use crate::context::{RSP, Registers, Snapshot};
 use crate::stackmap::{StackMaps, cranelift};
 use crate::unwind::NEVER;
-use crate::walk::{RootSink, WalkStats, walk};
+use crate::walk::{Frames, RootSink, WalkStats, walk};
 
 /// Reads a `.llvm_stackmaps` section.
 ///
@@ -172,11 +173,12 @@ fn walk_by(maps: StackMaps, frames: FrameRule, input: &mut Input<'_>) {
         what,
         owner: None,
     };
-    let map = CodeMap::new();
-    // SAFETY: the map is this call's alone.
-    let Ok(_guard) = (unsafe { map.register(1, spec) }) else {
+    let Ok(spec) = spec.checked() else {
         return;
     };
+    let map = CodeMap::leaked();
+    // SAFETY: the map is this call's alone.
+    let guard = unsafe { map.register(1, spec) }.expect("nothing is in the way");
     let mut words = [0; WORDS];
     let start = words.as_ptr() as usize;
     // A word is a place on the stack or anything.
@@ -202,10 +204,24 @@ fn walk_by(maps: StackMaps, frames: FrameRule, input: &mut Input<'_>) {
         registers: own.start as usize..own.end as usize,
         words: [false; WORDS],
     };
-    let stack = seen.stack.clone();
+    let outermost = AtomicUsize::new(0);
+    let frames = Frames {
+        stack: seen.stack.clone(),
+        outermost: &outermost,
+    };
     // SAFETY: the stack is this call's own array, and the thread that stands on it does not exist.
-    let stats = unsafe { walk(&map, NEVER, &snapshot, stack, &mut seen) };
+    let stats = unsafe { walk(map, NEVER, &snapshot, frames, &mut seen) };
     std::hint::black_box(&words);
+    drop(guard);
+    // SAFETY: as above.
+    let removed = unsafe {
+        map.take_dropped();
+        map.reap(1, [].into_iter(), [].into_iter());
+        map.sweep()
+    };
+    assert_eq!(removed.len(), 1);
+    // SAFETY: it came from a box, and the only guard is gone.
+    drop(unsafe { Box::from_raw(std::ptr::from_ref(map).cast_mut()) });
     let WalkStats {
         precise, to_base, ..
     } = stats;

@@ -276,8 +276,9 @@ impl World {
         &self,
         spec: code::CodeSpec,
     ) -> Result<code::CodeGuard, code::CodeError> {
+        let spec = spec.checked()?;
         let _lock = registry::lock()?;
-        // SAFETY: the registry lock is held.
+        // SAFETY: the registry lock is held, and no stop is under way.
         unsafe { code::CODE.register(self.inner.id, spec) }
     }
 
@@ -364,6 +365,8 @@ impl World {
             drop(lock);
             gate.wait();
         };
+        // SAFETY: the registry lock is held, and no stop is under way.
+        unsafe { code::CODE.take_dropped() };
         let members = &mut self.inner.members(&mut lock).list;
         let requested = Instant::now();
         // Relaxed: only under the registry lock; the threads learn the number from their state words.
@@ -471,7 +474,7 @@ fn register_own_code(_lock: &RegistryGuard) -> Result<(), code::CodeError> {
             owner: None,
         };
         // SAFETY: the registry lock is held. World 0 is no world, so the range stays for ever.
-        std::mem::forget(unsafe { code::CODE.register(0, spec) }?);
+        std::mem::forget(unsafe { code::CODE.register(0, spec.checked()?) }?);
         DONE.store(true, Ordering::Relaxed);
     }
     Ok(())

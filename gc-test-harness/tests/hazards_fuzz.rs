@@ -1,6 +1,6 @@
 //! The fuzzer finds what it is for: each fault planted in the scanner or the heap is a wrong answer to it, and nothing else is.
 //!
-//! Also replays the fuzzing engine's corpus on a stable compiler.
+//! Also replays the fuzzing engine's corpora on a stable compiler.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use common::hazard;
-use gc_test_harness::lab::fuzz::fuzz_one;
+use gc_test_harness::lab::fuzz::{fuzz_one, operations};
 
 fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
     Command::new(env!("CARGO_BIN_EXE_gclab"))
@@ -161,16 +161,52 @@ fn values_of_keys_that_are_found_alive_late_are_found_to_be_lost() {
     finds("no-wake");
 }
 
-fn replay() -> usize {
-    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/words");
-    let files = std::fs::read_dir(&corpus).expect("the corpus is committed");
+/// Runs each file of a target's corpus. How many there are.
+fn replay_by(target: &str, run: fn(&[u8])) -> usize {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let files = std::fs::read_dir(corpus.join(target)).expect("the corpus is committed");
     let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
     files.sort();
     for file in &files {
         eprintln!("{}", file.display());
-        fuzz_one(&std::fs::read(file).expect("a file of the corpus"));
+        run(&std::fs::read(file).expect("a file of the corpus"));
     }
     files.len()
+}
+
+fn replay() -> usize {
+    replay_by("words", fuzz_one)
+}
+
+#[test]
+fn every_corpus_is_replayed() {
+    for (target, run) in [
+        ("llvm", gc_preempt::fuzz::llvm as fn(&[u8])),
+        ("cranelift", gc_preempt::fuzz::cranelift),
+        ("eh_frame", gc_preempt::fuzz::eh_frame),
+        ("frames", gc_preempt::fuzz::frames),
+        ("operations", operations),
+    ] {
+        assert!(replay_by(target, run) >= 8, "{target}");
+    }
+}
+
+#[test]
+fn the_corpus_of_operations_finds_weak_words_to_the_dead() {
+    let name = "the_corpus_of_operations_finds_weak_words_to_the_dead";
+    hazard(name, "keep-weak", || {
+        let _world = world();
+        replay_by("operations", operations);
+    });
+}
+
+#[test]
+fn the_corpus_of_maps_finds_tables_beyond_their_input() {
+    let name = "the_corpus_of_maps_finds_tables_beyond_their_input";
+    hazard(name, "unbounded-locations", || {
+        let _world = world();
+        replay_by("llvm", gc_preempt::fuzz::llvm);
+    });
 }
 
 /// Reads which faults are planted, as any world does.

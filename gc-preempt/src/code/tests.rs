@@ -28,9 +28,9 @@ fn inner(range: Range<usize>, what: CodeWhat) -> CodeSpec {
 
 impl CodeMap {
     /// For a map that only one test sees: there is no stop and no other thread.
-    fn add(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
+    fn add(&'static self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         // SAFETY: the map is this test's alone.
-        unsafe { self.register(1, spec) }
+        unsafe { self.register(1, spec.checked()?) }
     }
 
     fn at(&self, pc: usize) -> Place {
@@ -45,6 +45,7 @@ impl CodeMap {
         });
         // SAFETY: as above; the stacks are slices.
         unsafe {
+            self.take_dropped();
             self.reap(1, stacks, words.iter().copied());
             self.sweep().len()
         }
@@ -53,7 +54,7 @@ impl CodeMap {
 
 #[test]
 fn a_pc_is_classified_by_the_innermost_range() {
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     assert_eq!(map.at(0x1000), Place::Native);
     let _guards = [
         map.add(inner(0x1100..0x1110, CodeWhat::Restart)).unwrap(),
@@ -102,7 +103,7 @@ fn a_pc_is_classified_by_the_innermost_range() {
 
 #[test]
 fn a_removed_range_leaves_nothing_behind() {
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     let outer = map.add(managed(0x1000..0x2000)).unwrap();
     let hole = map.add(inner(0x1100..0x1200, CodeWhat::Unsafe)).unwrap();
     drop(hole);
@@ -116,7 +117,7 @@ fn a_removed_range_leaves_nothing_behind() {
 
 #[test]
 fn overlapping_ranges_are_refused_with_both_names() {
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     let _a = map.add(managed(0x1000..0x2000)).unwrap();
     let _b = map.add(inner(0x3000..0x3010, CodeWhat::Unsafe)).unwrap();
     for (spec, says) in [
@@ -163,7 +164,7 @@ fn a_stack_map_outside_of_its_range_is_refused() {
         },
         owner: None,
     };
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     let outside = |address| Some(address);
     for (range, address) in [
         (0x1001..0x1020, outside(0x1000)),
@@ -188,7 +189,7 @@ impl Drop for Owner {
 #[test]
 fn code_stays_while_a_stack_or_a_register_points_into_it() {
     let drops = Arc::new(AtomicUsize::new(0));
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     let spec = |range, drops: &Arc<AtomicUsize>| CodeSpec {
         owner: Some(Box::new(Owner(drops.clone()))),
         ..managed(range)
@@ -218,15 +219,90 @@ fn code_stays_while_a_stack_or_a_register_points_into_it() {
 
 #[test]
 fn another_worlds_stop_removes_nothing() {
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     drop(map.add(managed(0x1000..0x2000)).unwrap());
     // SAFETY: the map is this test's alone.
     unsafe {
+        map.take_dropped();
         map.reap(2, std::iter::empty(), std::iter::empty());
         assert!(map.sweep().is_empty());
         map.world_gone(1);
         assert_eq!(map.sweep().len(), 1);
     }
+}
+
+/// As a JIT compiler does it: each function is registered when it is compiled, and keeps the arena. With registrations, searches or removals that look at each other,
+/// this takes a quarter of an hour.
+#[test]
+fn an_arena_is_filled_and_emptied_function_by_function() {
+    const FUNCTIONS: usize = 100_000;
+    let drops = Arc::new(AtomicUsize::new(0));
+    let map = CodeMap::leaked();
+    let arena = Arc::new(Owner(drops.clone()));
+    let range = |function: usize| 0x10_0000 + 64 * function..0x10_0000 + 64 * function + 64;
+    let add = |function| {
+        let owner: Box<dyn Any + Send> = Box::new(arena.clone());
+        let what = managed(range(function));
+        let guard = map.add(CodeSpec {
+            owner: Some(owner),
+            ..what
+        });
+        guard.unwrap()
+    };
+    // Neither forwards nor backwards: the multiplier and the count have no factor in common.
+    let mut guards: Vec<_> = (0..FUNCTIONS)
+        .map(|i| add(i * 77_773 % FUNCTIONS))
+        .collect();
+    drop(arena);
+    for function in [0, 1, FUNCTIONS / 2, FUNCTIONS - 1] {
+        assert_eq!(map.at(range(function).start), Place::Managed);
+        assert!(map.add(managed(range(function))).is_err());
+    }
+    assert_eq!(map.at(range(FUNCTIONS).start), Place::Native);
+    // One by one, while some word points into one that was dropped before.
+    drop(guards.pop());
+    let pinned = range(FUNCTIONS.wrapping_sub(1) * 77_773 % FUNCTIONS).start + 1;
+    for _ in 0..1_000 {
+        drop(guards.pop());
+        assert_eq!(map.remove(&[&[1, 2, 3]], &[pinned]), 1);
+    }
+    // And all at once, by several threads.
+    std::thread::scope(|scope| {
+        let half = guards.split_off(guards.len() / 2);
+        scope.spawn(|| drop(half));
+        scope.spawn(|| drop(guards));
+    });
+    assert_eq!(map.remove(&[], &[pinned]), FUNCTIONS - 1_001);
+    assert_eq!(drops.load(Ordering::Relaxed), 0);
+    assert_eq!(map.remove(&[], &[]), 1);
+    assert_eq!(
+        drops.load(Ordering::Relaxed),
+        1,
+        "the arena's last function is gone"
+    );
+}
+
+#[test]
+fn what_a_gone_world_leaves_goes_with_its_guards_whenever_they_are_dropped() {
+    let map = CodeMap::leaked();
+    let [early, late] =
+        [0x1000..0x2000, 0x3000..0x4000].map(|range| map.add(managed(range)).unwrap());
+    let unsafe_range = map.add(inner(0x1800..0x1810, CodeWhat::Unsafe)).unwrap();
+    assert!(map.any_unsafe());
+    drop(early);
+    // SAFETY: the map is this test's alone.
+    unsafe {
+        map.take_dropped();
+        map.world_gone(1);
+        assert_eq!(map.sweep().len(), 1);
+        assert!(map.sweep().is_empty());
+        drop(late);
+        drop(unsafe_range);
+        map.take_dropped();
+        assert_eq!(map.sweep().len(), 2);
+    }
+    assert!(!map.any_unsafe());
+    assert_eq!(map.at(0x3000), Place::Native);
 }
 
 proptest! {
@@ -237,7 +313,7 @@ proptest! {
     fn any_ranges_are_classified_as_a_list_would(
         ranges in proptest::collection::vec((0usize..200, 1usize..60, 0u8..3, any::<bool>()), 1..20),
     ) {
-        let map = CodeMap::new();
+        let map = CodeMap::leaked();
         let mut guards: Vec<(Range<usize>, Kind, CodeGuard)> = Vec::new();
         for (start, length, kind, remove) in ranges {
             let range = start..start + length;

@@ -46,7 +46,7 @@ const RET: usize = 48;
 
 /// A code map of two managed functions, in real memory, and a stack to fill.
 struct Scene {
-    map: CodeMap,
+    map: &'static CodeMap,
     code: Box<[u8]>,
     words: Box<[usize]>,
     _guard: Option<CodeGuard>,
@@ -79,7 +79,7 @@ impl Scene {
         };
         let maps =
             StackMaps::from_cranelift(&[function(0, vec![16]), function(1, vec![8, 24])]).unwrap();
-        let map = CodeMap::new();
+        let map = CodeMap::leaked();
         let what = CodeWhat::Managed {
             frames: FrameRule::Rbp,
             maps,
@@ -91,7 +91,7 @@ impl Scene {
             owner: None,
         };
         // SAFETY: the map is this test's alone.
-        let guard = unsafe { map.register(1, spec) }.unwrap();
+        let guard = unsafe { map.register(1, spec.checked().unwrap()) }.unwrap();
         Self {
             map,
             code,
@@ -139,7 +139,7 @@ impl Scene {
             outermost: &outermost,
         };
         // SAFETY: stack and code are this scene's, and nobody else uses its map.
-        let stats = unsafe { walk(&self.map, next_stop(), snapshot, frames, &mut sink) };
+        let stats = unsafe { walk(self.map, next_stop(), snapshot, frames, &mut sink) };
         // Registers first, always.
         let gpr = snapshot.registers.gpr.as_ptr_range();
         assert_eq!(sink.ranges.remove(0), gpr.start as usize..gpr.end as usize);
@@ -521,7 +521,7 @@ fn walk_here() -> Seen {
             ..Snapshot::default()
         };
         let mut sink = Recorder::default();
-        let map = CodeMap::new();
+        let map = CodeMap::leaked();
         let mut walker = Walker::new(&map, next_stop(), own_stack(), &mut sink);
         walker.run(Frame::called(&snapshot.registers));
         let (stats, pcs) = (walker.stats, std::mem::take(&mut walker.trace));
@@ -574,7 +574,7 @@ fn native_frames_are_walked_as_the_systems_unwinder_does() {
 #[test]
 fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
     unwind::setup();
-    let map = CodeMap::new();
+    let map = CodeMap::leaked();
     let lock = crate::registry::lock().unwrap();
     // SAFETY: the registry lock is held; the stack is this thread's.
     let [few, all] = unsafe {
