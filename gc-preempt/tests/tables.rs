@@ -4,9 +4,11 @@ mod common;
 
 use std::arch::global_asm;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use common::{hazard, world};
+use gc_preempt::stackmap::cranelift::Function;
 use gc_preempt::stackmap::{Fault, StackMaps};
 use gc_preempt::{CodeSpec, CodeWhat, FrameRule, RootSink, WalkStats, World};
 
@@ -323,4 +325,53 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
         let error = StackMaps::default().with_eh_frame(&section, 0).unwrap_err();
         assert!(matches!(error.fault, Fault::UnwindCie { .. }), "{error}");
     });
+}
+
+// ---- what registering takes -----------------------------------------------------------------------------------------------------
+
+/// As a JIT compiler does it, which keeps its arena by each function's owner. With registrations or removals that look at each other this takes a quarter of an hour.
+#[test]
+fn h54_an_arena_is_filled_function_by_function_and_goes_with_the_last() {
+    const FUNCTIONS: usize = 100_000;
+    const BYTES: usize = 64;
+    let world = world();
+    let arena = Arc::new(vec![0u8; FUNCTIONS * BYTES]);
+    let register = |function: usize| {
+        let address = arena.as_ptr() as usize + BYTES * function;
+        let facts = Function {
+            address,
+            size: BYTES as u32,
+            frame_to_fp: 0,
+            clobber: 0,
+            outgoing: 0,
+            sites: Vec::new(),
+        };
+        let what = CodeWhat::Managed {
+            frames: FrameRule::Rbp,
+            maps: StackMaps::from_cranelift(&[facts]).unwrap(),
+            encoding: 0,
+        };
+        let spec = CodeSpec {
+            range: address..address + BYTES,
+            what,
+            owner: Some(Box::new(arena.clone())),
+        };
+        // SAFETY: nobody runs it.
+        unsafe { world.register_code(spec) }
+    };
+    let mut guards: Vec<_> = (0..FUNCTIONS).map(|i| register(i).unwrap()).collect();
+    assert_eq!(Arc::strong_count(&arena), FUNCTIONS + 1);
+    for function in [0, FUNCTIONS / 2, FUNCTIONS - 1] {
+        assert!(register(function).is_err());
+    }
+    // A few at each of many stops, as functions are replaced, then all.
+    for stop in 1..=200 {
+        drop(guards.split_off(guards.len() - 5));
+        drop(world.stop().unwrap());
+        assert_eq!(Arc::strong_count(&arena), FUNCTIONS + 1 - 5 * stop);
+    }
+    assert!(register(FUNCTIONS - 1).is_ok());
+    drop(guards);
+    drop(world.stop().unwrap());
+    assert_eq!(Arc::strong_count(&arena), 1);
 }
