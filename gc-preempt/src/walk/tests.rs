@@ -522,7 +522,7 @@ fn walk_here() -> Seen {
         };
         let mut sink = Recorder::default();
         let map = CodeMap::leaked();
-        let mut walker = Walker::new(&map, next_stop(), own_stack(), &mut sink);
+        let mut walker = Walker::new(map, next_stop(), own_stack(), &mut sink);
         walker.run(Frame::called(&snapshot.registers));
         let (stats, pcs) = (walker.stats, std::mem::take(&mut walker.trace));
         drop(walker);
@@ -583,7 +583,7 @@ fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
             stack: own_stack(),
             outermost: &AtomicUsize::new(0),
         };
-        [rehearse(&map, none), learn(&map, frames)]
+        [rehearse(map, none), learn(map, frames)]
     };
     drop(lock);
     // `call_spilled`, five of `nest`, and `rehearse`, which may be part of this one.
