@@ -248,13 +248,14 @@ fn holder(wait: Wait, inside: &AtomicBool, done: &AtomicBool) {
 #[test]
 fn h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost() {
     let name = "h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost";
-    hazard(name, "silence-ends-walks", || {
+    // Nor does a walk end in the middle of a stack: that cure is off, too.
+    hazard(name, "silence-ends-walks,ends-anywhere", || {
         let world = world();
         let walk = |wait: Wait| walked(&world, |inside, done| holder(wait, inside, done));
         let (found, stats) = walk(urge_test_plain);
         assert!(found >= 4 && !stats.to_base, "{found} {stats:?}");
         let (_, stats) = walk(urge_test_undefined);
-        assert_eq!((stats.conservative, stats.to_base), (1, false));
+        assert_eq!(stats.conservative, 1, "the word for the outermost frame");
         for (what, wait) in [
             ("silent", urge_test_silent as Wait),
             ("the same value", urge_test_same),
