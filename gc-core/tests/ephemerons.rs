@@ -368,3 +368,47 @@ fn a_map_is_as_large_as_what_lives() {
     });
     assert!(heap.stats().used_bytes < 16 << 20);
 }
+
+#[test]
+fn h78_a_value_set_while_its_ephemeron_is_cleared_is_removed_or_never_there() {
+    hazard(
+        "h78_a_value_set_while_its_ephemeron_is_cleared_is_removed_or_never_there",
+        "pair-unlocked",
+        || {
+            let (heap, _) = heap();
+            let m = heap.attach().unwrap();
+            for round in 0..300 {
+                let (note, key, value) = m.with_scope(|s| {
+                    let (key, value) = (node(s, 1), node(s, 2));
+                    let note = s.alloc_ephemeron(&key, &value).unwrap();
+                    (heap.root(&note), heap.root(&key), heap.root(&value))
+                });
+                let start = std::sync::Barrier::new(2);
+                m.blocking(|| {
+                    std::thread::scope(|threads| {
+                        threads.spawn(|| {
+                            let m = heap.attach().unwrap();
+                            m.blocking(|| start.wait());
+                            m.with_scope(|s| {
+                                for _ in 0..20 {
+                                    note.get(s).set_value(s, &value.get(s));
+                                }
+                            });
+                        });
+                        threads.spawn(|| {
+                            let m = heap.attach().unwrap();
+                            m.blocking(|| start.wait());
+                            (0..round * 10).for_each(|_| std::hint::spin_loop());
+                            m.with_scope(|s| note.get(s).clear(s));
+                        });
+                    });
+                });
+                m.with_scope(|s| {
+                    assert!(note.key(s).is_none());
+                    assert!(note.value(s).is_none(), "a value without a key is kept");
+                    assert_eq!(key.get(s).number, 1);
+                });
+            }
+        },
+    );
+}

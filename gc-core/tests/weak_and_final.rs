@@ -146,72 +146,83 @@ fn words_to_one_target_stay_or_go_together_whenever_they_are_loaded() {
     hazard(
         "words_to_one_target_stay_or_go_together_whenever_they_are_loaded",
         "no-recheck",
-        || {
-            let heap = Heap::builder()
-                .reserve(1 << 30)
-                .continuous(true)
-                .build()
-                .unwrap();
-            let k = common::kinds(&heap);
-            let m = heap.attach().unwrap();
-            const N: usize = 256;
-            // SAFETY: on this stack, as large as they are used.
-            let [one, two, held] = [k.weak, k.weak, k.array]
-                .map(|kind| unsafe { m.alloc(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
-            #[inline(never)]
-            fn fill(m: &Mutator, k: Kinds, one: *mut usize, two: *mut usize, held: *mut usize) {
-                for at in 0..N {
-                    let cell = cons(m, k, 0, at);
-                    // SAFETY: words of live cells.
-                    unsafe {
-                        m.write(one.add(at), cell);
-                        m.write(two.add(N - 1 - at), cell);
-                        m.write(held.add(at), 0);
-                    }
-                }
-            }
-            let (mut found, mut gone) = (0, 0);
-            while heap.stats().collections < 200 || found == 0 || gone == 0 {
-                fill(&m, k, one, two, held);
-                wipe_stack();
-                for at in 0..N {
-                    if at % 16 == 0 {
-                        // Over the cycle in which they die.
-                        m.blocking(|| std::thread::sleep(std::time::Duration::from_micros(50)));
-                    }
-                    // SAFETY: words of live cells.
-                    unsafe {
-                        let first = m.load_weak(one.add(at));
-                        let second = m.load_weak(two.add(N - 1 - at));
-                        if first == 0 {
-                            gone += 1;
-                            assert_eq!(second, 0, "one word was cleared and the other one was not");
-                        } else {
-                            // The first may have gone with the second still there before, but not the other way round.
-                            assert_eq!(second, first, "a word was cleared whose target lives");
-                            m.write(held.add(at), first);
-                            found += 1;
-                        }
-                    }
-                }
-                let now = heap.stats().collections;
-                while heap.stats().collections < now + 2 {
-                    garbage(&m, k, 5);
-                }
-                for at in 0..N {
-                    // SAFETY: as above.
-                    unsafe {
-                        let cell = held.add(at).read();
-                        if cell != 0 {
-                            assert_eq!(one.add(at).read(), cell, "cleared, but it lives");
-                            assert_eq!(two.add(N - 1 - at).read(), cell);
-                            assert_eq!((cell as *const usize).add(1).read(), at);
-                        }
-                    }
-                }
-            }
-        },
+        one_target,
     );
+}
+
+#[test]
+fn h77_words_to_one_target_go_together_for_those_who_load_them_while_they_are_cleared() {
+    hazard(
+        "h77_words_to_one_target_go_together_for_those_who_load_them_while_they_are_cleared",
+        "judged-open",
+        one_target,
+    );
+}
+
+fn one_target() {
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .continuous(true)
+        .build()
+        .unwrap();
+    let k = common::kinds(&heap);
+    let m = heap.attach().unwrap();
+    const N: usize = 256;
+    // SAFETY: on this stack, as large as they are used.
+    let [one, two, held] = [k.weak, k.weak, k.array]
+        .map(|kind| unsafe { m.alloc(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
+    #[inline(never)]
+    fn fill(m: &Mutator, k: Kinds, one: *mut usize, two: *mut usize, held: *mut usize) {
+        for at in 0..N {
+            let cell = cons(m, k, 0, at);
+            // SAFETY: words of live cells.
+            unsafe {
+                m.write(one.add(at), cell);
+                m.write(two.add(N - 1 - at), cell);
+                m.write(held.add(at), 0);
+            }
+        }
+    }
+    let (mut found, mut gone) = (0, 0);
+    while heap.stats().collections < 200 || found == 0 || gone == 0 {
+        fill(&m, k, one, two, held);
+        wipe_stack();
+        for at in 0..N {
+            if at % 16 == 0 {
+                // Over the cycle in which they die.
+                m.blocking(|| std::thread::sleep(std::time::Duration::from_micros(50)));
+            }
+            // SAFETY: words of live cells.
+            unsafe {
+                let first = m.load_weak(one.add(at));
+                let second = m.load_weak(two.add(N - 1 - at));
+                if first == 0 {
+                    gone += 1;
+                    assert_eq!(second, 0, "one word was cleared and the other one was not");
+                } else {
+                    // The first may have gone with the second still there before, but not the other way round.
+                    assert_eq!(second, first, "a word was cleared whose target lives");
+                    m.write(held.add(at), first);
+                    found += 1;
+                }
+            }
+        }
+        let now = heap.stats().collections;
+        while heap.stats().collections < now + 2 {
+            garbage(&m, k, 5);
+        }
+        for at in 0..N {
+            // SAFETY: as above.
+            unsafe {
+                let cell = held.add(at).read();
+                if cell != 0 {
+                    assert_eq!(one.add(at).read(), cell, "cleared, but it lives");
+                    assert_eq!(two.add(N - 1 - at).read(), cell);
+                    assert_eq!((cell as *const usize).add(1).read(), at);
+                }
+            }
+        }
+    }
 }
 
 /// Registers `n` lists of two nodes, of which the odd ones lead to the one before.
@@ -386,4 +397,96 @@ fn share_the_queue(heap: &Heap, k: Kinds) {
     heap.collect();
     heap.collect();
     assert_eq!(heap.stats().last.cells_live, 0);
+}
+
+/// `n` objects with a finalizer and as many without, which nothing but weak words leads to: short ones and long ones, each pair to one object.
+#[inline(never)]
+fn watched(m: &Mutator, k: Kinds, n: usize, short: *mut usize, long: *mut usize) {
+    for i in 0..n {
+        let object = cons(m, k, cons(m, k, 0, i), i);
+        // SAFETY: words of live cells, and a live cell.
+        unsafe {
+            m.write(short.add(i), object);
+            m.write(long.add(i), object);
+            assert!(i % 2 == 1 || m.register_finalizer(cell(object), i));
+        }
+    }
+}
+
+/// Short words are cleared when a cell is queued for its finalizer, long ones when it is gone.
+fn short_and_long(heap: &Heap, n: usize) {
+    let k = common::kinds(heap);
+    let tracker = Kind::weak("tracker", 0, Encoding::RAW, 0).long();
+    let long = heap.kind(tracker).unwrap();
+    let m = heap.attach().unwrap();
+    // SAFETY: on this stack, as large as they are used.
+    let [short, long] = [k.weak, long]
+        .map(|kind| unsafe { m.alloc(kind, n * 8).unwrap().as_ptr().cast::<usize>() });
+    for round in 0..6 {
+        watched(&m, k, n, short, long);
+        wipe_stack();
+        let mut looks = 0;
+        while heap.finalizers_waiting() < (n / 2 - 4) as u64 {
+            // Beside a cycle that clears: what a short word does not give any more, a long word may, and it is whole.
+            for at in (looks % 7..n).step_by(97) {
+                // SAFETY: words of live weak cells, and what they give.
+                unsafe {
+                    let (first, second) = (m.load_weak(short.add(at)), m.load_weak(long.add(at)));
+                    let object = if second == 0 { first } else { second };
+                    assert!(second == first || first == 0 || second == 0);
+                    if object != 0 {
+                        let (next, number) = (object as *const (usize, usize)).read();
+                        let next = (next as *const (usize, usize)).read();
+                        assert_eq!((next, number), ((0, at), at), "a dead object");
+                    }
+                }
+            }
+            looks += 1;
+            wipe_stack();
+            if round % 2 == 0 || looks % 10 == 0 {
+                m.collect();
+            }
+        }
+        let drained = m.drain_finalizers(|object, i| {
+            // SAFETY: words of live weak cells, and an object that is alive: it has just been handed out.
+            unsafe {
+                assert_eq!(object.cast::<usize>().add(1).read(), i);
+                assert_eq!(
+                    m.load_weak(short.add(i)),
+                    0,
+                    "a short word outlived its object"
+                );
+                assert_eq!(m.load_weak(long.add(i)), object.as_ptr() as usize);
+            }
+        });
+        assert!(drained > 0);
+        wipe_stack();
+        m.collect();
+        m.collect();
+        wipe_stack();
+        let left = words(long as usize, n);
+        let left = left.iter().filter(|word| **word != 0).count();
+        assert!(left <= 4, "{left} long words outlived their objects");
+        m.drain_finalizers(|_, _| ());
+    }
+}
+
+#[test]
+fn h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_long_one_does() {
+    hazard(
+        "h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_long_one_does",
+        "finalizers-first",
+        || {
+            let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+            short_and_long(&heap, 200);
+            // So many that they are looked at beside the mutators.
+            short_and_long(&heap, 20_000);
+            let heap = Heap::builder()
+                .reserve(1 << 30)
+                .continuous(true)
+                .build()
+                .unwrap();
+            short_and_long(&heap, 200);
+        },
+    );
 }

@@ -77,18 +77,18 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
         self.pairs.value(0, scope)
     }
 
-    /// Replaces the value, unless the key has died.
+    /// Replaces the value, unless the key has died or been removed.
     ///
     /// # Panics
     /// As [`key`](Self::key), and if the value does not lie in the scope's heap.
     #[track_caller]
     pub fn set_value(&self, scope: &Scope<'_>, value: &Local<'_, V>) {
-        if self.key(scope).is_some() {
-            self.pairs.set_value(0, scope, value);
+        if let Some(key) = self.key(scope) {
+            self.pairs.set_value(0, scope, &key, value);
         }
     }
 
-    /// Removes key and value.
+    /// Removes key and value. A [`set_value`](Self::set_value) of another thread comes wholly before, and is removed too, or does nothing.
     ///
     /// # Panics
     /// As [`key`](Self::key).
@@ -170,19 +170,20 @@ impl<K, V> Pairs<K, V> {
         unsafe { Self::load(&self.pairs()[at][1], scope) }
     }
 
+    /// The first word of a pair that may be changed.
     #[track_caller]
-    fn write(&self, at: usize, scope: &Scope<'_>, key: usize, value: usize) {
+    fn pair(&self, at: usize, scope: &Scope<'_>) -> *mut usize {
         let pair = self.pairs()[at].as_ptr().cast::<AtomicUsize>() as *mut usize;
         scope.check_address(pair as usize, "pair");
         scope.check_running();
-        // SAFETY: a pair of a live cell of this heap; callers hold key and value by handles.
-        unsafe { scope.mutator().write_pair(pair, key, value) };
+        pair
     }
 
     #[track_caller]
     fn enter(&self, at: usize, scope: &Scope<'_>, key: &Local<'_, K>, value: &Local<'_, V>) {
         let (key, value) = (address(key, scope), address(value, scope));
-        self.write(at, scope, key, value);
+        // SAFETY: a pair of a live cell of this heap; the caller holds key and value by handles.
+        unsafe { scope.mutator().write_pair(self.pair(at, scope), key, value) };
     }
 
     /// Copies a pair, whose key and value need not be held, to a place of a new table.
@@ -197,17 +198,20 @@ impl<K, V> Pairs<K, V> {
 
     #[track_caller]
     fn remove(&self, at: usize, scope: &Scope<'_>) {
-        self.write(at, scope, GONE, 0);
+        // SAFETY: a pair of a live cell of this heap.
+        unsafe { scope.mutator().remove_pair(self.pair(at, scope), GONE) };
     }
 
-    /// For a key that the caller holds.
+    /// For a key that the caller holds, if it is still there.
     #[track_caller]
-    fn set_value(&self, at: usize, scope: &Scope<'_>, value: &Local<'_, V>) {
-        let slot = self.pairs()[at][1].as_ptr();
-        scope.check_address(slot as usize, "pair");
-        scope.check_running();
-        // SAFETY: a word of a live cell of this heap; an edge, with the barrier.
-        unsafe { scope.mutator().write(slot, address(value, scope)) };
+    fn set_value(&self, at: usize, scope: &Scope<'_>, key: &Local<'_, K>, value: &Local<'_, V>) {
+        let (key, value) = (address(key, scope), address(value, scope));
+        // SAFETY: as in `enter`.
+        unsafe {
+            scope
+                .mutator()
+                .replace_value(self.pair(at, scope), key, value)
+        };
     }
 
     /// Where a key is, or could be. The caller holds it.
@@ -338,7 +342,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         loop {
             match pairs.find(address) {
                 Place::Found(at) => {
-                    pairs.set_value(at, scope, value);
+                    pairs.set_value(at, scope, key, value);
                     return Ok(false);
                 }
                 Place::Free(at) => {

@@ -621,16 +621,64 @@ impl Mutator {
             let clearing = self.record().marking.load(Ordering::Relaxed) > MARKING;
             let weak = &self.heap.shared().space.weak;
             let _whole = clearing.then(|| weak.lock_pair(pair as usize));
-            // SAFETY: forwarded. The value goes first, through the barrier: a marker that finds the key gone must find the value logged.
-            unsafe {
-                if planted("pairs-unlogged") {
-                    pair.add(1).write_volatile(value);
-                }
-                self.write(pair.add(1), value);
-                // Release: whoever finds the key finds the value, and both initialised.
-                (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
+            // SAFETY: forwarded.
+            unsafe { self.write_both(pair, key, value) };
+        });
+    }
+
+    /// Replaces a pair's value, if its key is still `key`. One unit with [`remove_pair`](Self::remove_pair): between the look and the store no thread
+    /// removes the pair, which would leave the value in a pair without a key, to be kept for as long as the pair's cell.
+    ///
+    /// # Safety
+    /// As [`write_pair`](Self::write_pair).
+    pub(crate) unsafe fn replace_value(&self, pair: *mut usize, key: usize, value: usize) {
+        // SAFETY: forwarded. Relaxed: compared, not followed.
+        let is_there = || unsafe { (*pair.cast::<AtomicUsize>()).load(Ordering::Relaxed) } == key;
+        if planted("pair-unlocked") {
+            let is_there = is_there();
+            std::thread::sleep(Duration::from_millis(2));
+            if is_there {
+                // SAFETY: forwarded.
+                unsafe { self.write(pair.add(1), value) };
+            }
+            return;
+        }
+        self.thread().no_preempt(|| {
+            let _whole = self.heap.shared().space.weak.lock_pair(pair as usize);
+            if is_there() {
+                // SAFETY: forwarded.
+                unsafe { self.write(pair.add(1), value) };
             }
         });
+    }
+
+    /// Removes a pair: its key becomes `cleared`, its value null. See [`replace_value`](Self::replace_value).
+    ///
+    /// # Safety
+    /// As [`write_pair`](Self::write_pair).
+    pub(crate) unsafe fn remove_pair(&self, pair: *mut usize, cleared: usize) {
+        self.thread().no_preempt(|| {
+            let _whole = self.heap.shared().space.weak.lock_pair(pair as usize);
+            // SAFETY: forwarded.
+            unsafe { self.write_both(pair, cleared, 0) };
+        });
+    }
+
+    /// Writes a pair's words, the value first, through the barrier: a marker that finds the key gone must find the value logged.
+    ///
+    /// # Safety
+    /// As [`write_pair`](Self::write_pair); under `no_preempt`.
+    #[inline]
+    unsafe fn write_both(&self, pair: *mut usize, key: usize, value: usize) {
+        // SAFETY: forwarded.
+        unsafe {
+            if planted("pairs-unlogged") {
+                pair.add(1).write_volatile(value);
+            }
+            self.write(pair.add(1), value);
+            // Release: whoever finds the key finds the value, and both initialised.
+            (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
+        }
     }
 
     /// Copies words of a weak cell, or whole pairs of an ephemeron's, to another cell of the kind, without making what they lead to strong: for
