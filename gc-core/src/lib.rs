@@ -124,8 +124,14 @@
 //! # Values that need `Drop`, finalizers, weak references
 //!
 //! `Drop` never runs in the sweep, nor on the collector's thread. A value that needs it (a string, a file, a box) waits for
-//! [`Mutator::drop_dead_values`] once its cell is dead; weak references to it are null by then, and so are its own fields. The raw tier's
-//! finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all that it leads to.
+//! [`Mutator::drop_dead_values`] once its cell is dead; weak references to it are null by then, and so are its own fields, and what these led to
+//! may have been freed. The raw tier's finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all that it leads to; weak
+//! references to it are null, too, unless their kind is [`Kind::long`].
+//!
+//! # Queues and stale words
+//! A word that a compiler has left on a stack or in a register may name a node that a queue has long let go, and so keep it (raw tier, and native
+//! code). Where each node leads to the next, it keeps *all that came after*: the queue's whole history, for as long as the word is there. So a
+//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_raw`]): then a stale word keeps one node.
 //!
 //! # Limits
 //!

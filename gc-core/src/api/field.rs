@@ -79,6 +79,35 @@ impl<T> Field<T> {
         self.store(scope, 0);
     }
 
+    /// Where the edge leads, and makes it null: what a queue or a list does with the link of a node that it takes out. A stale word of some stack that names
+    /// the node keeps that one then, and not all that came after it. Not one unit: of several threads that take from one field, more than one may
+    /// get what it led to.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// #[derive(Trace, Default)]
+    /// struct Node { next: Field<Node>, value: u64 }
+    ///
+    /// let heap = Heap::builder().build()?;
+    /// heap.attach()?.scope(|s| {
+    ///     let (first, second) = (s.alloc(Node::default())?, s.alloc(Node::default())?);
+    ///     first.next.set(s, &second);
+    ///     assert!(first.next.take(s).unwrap().same(second));
+    ///     assert!(first.next.is_null());
+    ///     Ok(())
+    /// })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// As [`get`](Self::get).
+    #[track_caller]
+    pub fn take<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
+        let taken = self.get(scope)?;
+        self.clear(scope);
+        Some(taken)
+    }
+
     /// Whether the edge leads nowhere. A hint, where other threads change it.
     #[inline]
     pub fn is_null(&self) -> bool {
@@ -129,6 +158,20 @@ impl<T> Field<T> {
     pub unsafe fn get_raw(&self) -> Option<Gc<T>> {
         // SAFETY: forwarded.
         self.load().map(|cell| unsafe { Gc::from_cell(cell) })
+    }
+
+    /// The fast tier's [`take`](Self::take), without checks and without a handle.
+    ///
+    /// # Safety
+    /// The field lies in a live cell of the mutator's heap. The result is used as [`Gc`] asks.
+    #[inline]
+    pub unsafe fn take_raw(&self, mutator: &Mutator) -> Option<Gc<T>> {
+        // SAFETY: forwarded.
+        unsafe {
+            let taken = self.get_raw()?;
+            self.set_raw(mutator, None);
+            Some(taken)
+        }
     }
 
     /// The fast tier's [`set`](Self::set), without checks: the barrier's unit and nothing else.
