@@ -719,3 +719,83 @@ fn a_two_word_object_takes_16_bytes() {
     // SAFETY: `a` lives.
     assert!(unsafe { a.0.get_raw() }.unwrap().same(b));
 }
+
+#[test]
+fn a_panic_for_misuse_names_the_caller_s_line_and_speaks_the_caller_s_words() {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Mutex;
+    const NAME: &str = "a_panic_for_misuse_names_the_caller_s_line_and_speaks_the_caller_s_words";
+    if !common::is_child() {
+        // A hook is the whole process's.
+        let output = common::run_child(NAME, "", &[]).expect("it hung");
+        let said = String::from_utf8_lossy(&output.stderr);
+        return assert!(output.status.success(), "{said}");
+    }
+    fn ignore<T>(_: T) {}
+    static WHERE: Mutex<Option<(String, String)>> = Mutex::new(None);
+    std::panic::set_hook(Box::new(|info| {
+        let file = info.location().map_or("", |place| place.file()).to_string();
+        let said = info.payload_as_str().unwrap_or("").to_string();
+        *WHERE.lock().unwrap() = Some((file, said));
+    }));
+    let refused = |words: &str, misuse: &mut dyn FnMut()| {
+        assert!(
+            catch_unwind(AssertUnwindSafe(misuse)).is_err(),
+            "no panic: {words}"
+        );
+        let (file, said) = WHERE.lock().unwrap().take().unwrap();
+        if !file.ends_with("tests/safe.rs") || !said.contains(words) {
+            eprintln!("wanted {words:?}: {file}: {said}");
+            std::process::exit(1);
+        }
+    };
+    let (heap, other) = (heap(), heap());
+    let (m, n) = (heap.attach().unwrap(), other.attach().unwrap());
+    let blocking = "inside blocking()";
+    m.with_scope(|s| {
+        let here = s.alloc(Node::default()).unwrap();
+        let weak = s.alloc_weak(&here).unwrap();
+        let array = s.alloc_array::<Node>(3).unwrap();
+        let map = s.alloc(gc_core::WeakMap::<Node, Node>::new()).unwrap();
+        let note = s.alloc_ephemeron(&here, &here).unwrap();
+        let root = heap.root(&here);
+        refused("collect() inside no_preempt", &mut || {
+            m.no_preempt(|| m.collect());
+        });
+        refused("collect() inside no_preempt", &mut || {
+            m.no_preempt(|| heap.collect_young());
+        });
+        refused("blocking inside no_preempt", &mut || {
+            m.no_preempt(|| m.blocking(|| ()));
+        });
+        m.blocking(|| {
+            refused(blocking, &mut || ignore(here.next.get(s).is_some()));
+            refused(blocking, &mut || here.next.set(s, &here));
+            refused(blocking, &mut || here.next.clear(s));
+            refused(blocking, &mut || ignore(array.get(0, s).is_some()));
+            refused(blocking, &mut || array.set(0, s, &here));
+            refused(blocking, &mut || ignore(array.grown(5, s).is_ok()));
+            refused(blocking, &mut || ignore(weak.upgrade(s).is_some()));
+            refused(blocking, &mut || ignore(map.get(s, &here).is_some()));
+            refused(blocking, &mut || ignore(note.value(s).is_some()));
+            refused(blocking, &mut || note.clear(s));
+            refused(blocking, &mut || ignore(s.alloc(Node::default()).is_ok()));
+            refused(blocking, &mut || ignore(s.alloc_bytes(b"text").is_ok()));
+            refused(blocking, &mut || ignore(s.alloc_weak(&here).is_ok()));
+            refused(blocking, &mut || ignore(root.get(s).same(here)));
+            refused(blocking, &mut || m.with_scope(|_| ()));
+            refused(blocking, &mut || ignore(m.drop_dead_values()));
+            refused(blocking, &mut || ignore(m.next_finalizer()));
+        });
+        let elsewhere = "does not lie in";
+        refused(elsewhere, &mut || ignore(other.root(&here)));
+        n.with_scope(|t| {
+            refused(elsewhere, &mut || ignore(here.next.get(t).is_some()));
+            refused(elsewhere, &mut || here.next.set(t, &here));
+            refused(elsewhere, &mut || ignore(t.hold(&here).next.is_null()));
+            refused(elsewhere, &mut || ignore(root.get(t).next.is_null()));
+            refused(elsewhere, &mut || ignore(weak.upgrade(t).is_some()));
+        });
+        refused("index out of bounds", &mut || array.set(3, s, &here));
+    });
+}
