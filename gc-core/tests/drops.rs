@@ -365,3 +365,55 @@ fn a_full_heap_is_an_error_value_and_drops_the_value() {
     mutator.drop_dead_values();
     assert!(Arc::strong_count(&count) < 100);
 }
+
+#[test]
+fn h79_what_a_dead_value_led_to_is_freed_before_the_value_is_dropped() {
+    #[derive(Trace)]
+    struct Held {
+        name: String,
+        first: Field<Node>,
+        id: u64,
+    }
+    impl Drop for Held {
+        fn drop(&mut self) {
+            assert!(self.first.is_null());
+            assert_eq!(self.name, self.id.to_string());
+        }
+    }
+    let name = "h79_what_a_dead_value_led_to_is_freed_before_the_value_is_dropped";
+    common::hazard(name, "drop-with-edges", || {
+        let heap = heap();
+        let mutator = heap.attach().unwrap();
+        const N: u64 = 3000;
+        for n in [10, N] {
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    let mutator = heap.attach().unwrap();
+                    for id in 0..n {
+                        mutator.with_scope(|s| {
+                            let held = Held {
+                                name: id.to_string(),
+                                first: Field::null(),
+                                id,
+                            };
+                            let held = s.alloc(held).unwrap();
+                            for value in 0..10 {
+                                let next = s.alloc(node(value)).unwrap();
+                                if let Some(first) = held.first.get(s) {
+                                    next.next.set(s, &first);
+                                }
+                                held.first.set(s, &next);
+                            }
+                        });
+                    }
+                });
+            });
+            churn(&mutator);
+            let live = heap.stats().last.cells_live;
+            assert!((n..n + 20).contains(&live), "{live} cells for {n} values");
+            assert_eq!(mutator.drop_dead_values(), n);
+            mutator.collect();
+            assert!(heap.stats().last.cells_live < 20);
+        }
+    });
+}
