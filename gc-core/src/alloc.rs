@@ -1,7 +1,7 @@
 //! A mutator's side of the heap: runs of free cells, the bump through them, and what happens when one is used up.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::fault::planted;
 use crate::heap::SiteError;
@@ -163,6 +163,12 @@ struct Own {
     word: u32,
     /// the bits of cells that are the mutator's, allocated and zero, beyond its run.
     gaps: u64,
+    /// The mutator has taken a span of this site: the next such site + 1, or [`Own::LAST`]. 0: it has not.
+    next: u32,
+}
+
+impl Own {
+    const LAST: u32 = u32::MAX;
 }
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
@@ -171,6 +177,9 @@ struct Own {
 pub struct Runs {
     runs: Table<Run>,
     own: Table<Own>,
+    /// The first of the sites that the mutator has taken a span of, plus one, or [`Own::LAST`]; the others follow by `Own::next`. A stop looks at these, however many
+    /// sites the heap has. Changed under `no_preempt`.
+    first: AtomicU32,
     /// Cells handed out since the last collection that was due, for `collect_every`.
     handed: AtomicU64,
     /// Cells that were handed out and not reported.
@@ -185,9 +194,22 @@ impl Runs {
         Ok(Runs {
             runs: Table::new(MAX_SITES)?,
             own: Table::new(MAX_SITES)?,
+            first: AtomicU32::new(Own::LAST),
             handed: AtomicU64::new(0),
             unreported: Unreported::default(),
             claim: Claim::default(),
+        })
+    }
+
+    /// The sites that the mutator has taken a span of. By the owner under `no_preempt`, or while it is stopped.
+    pub(crate) fn sites(&self) -> impl Iterator<Item = usize> + '_ {
+        // Relaxed: the owner wrote it, or the stop orders it.
+        let mut next = self.first.load(Ordering::Relaxed);
+        core::iter::from_fn(move || {
+            let site = (next != Own::LAST).then(|| next as usize - 1)?;
+            // SAFETY: the array has MAX_SITES entries, and nobody writes a link of a site that is in the list.
+            next = unsafe { (*self.own.at(site)).next };
+            Some(site)
         })
     }
 
@@ -244,12 +266,17 @@ impl Space {
             if own.span == 0 {
                 match self.next_span(entry, &runs.claim) {
                     Ok((span, is_new)) => {
+                        if own.next == 0 {
+                            own.next = runs.first.load(Ordering::Relaxed);
+                            runs.first.store(index as u32 + 1, Ordering::Relaxed);
+                        }
                         *own = Own {
                             span: span as u32 + 1,
                             position: 0,
                             ahead: 0,
                             word: 0,
                             gaps: 0,
+                            next: own.next,
                         };
                         if is_new && let Some(cold) = self.cold(span, class.units as usize) {
                             return Ok(Refill::Cold(cold));
@@ -504,9 +531,7 @@ impl Space {
     /// `collect_every`: how many cells the mutator may still allocate. Gives back all its tails, so that what was handed
     /// out is what was allocated; at 0 the count starts anew, and the caller collects.
     pub(crate) fn left_until_due(&self, runs: &Runs, every: u64) -> u64 {
-        let tails: u64 = (0..self.sites.count())
-            .map(|site| self.retire_tail(runs, site))
-            .sum();
+        let tails: u64 = runs.sites().map(|site| self.retire_tail(runs, site)).sum();
         let allocated = runs.handed.load(Ordering::Relaxed) - tails;
         let left = every.saturating_sub(allocated);
         runs.handed
@@ -572,7 +597,7 @@ impl Space {
     pub fn retire(&self, runs: &Runs) {
         self.unclaim(&runs.claim);
         self.report(&runs.unreported);
-        for site in 0..self.sites.count() {
+        for site in runs.sites() {
             self.retire_tail(runs, site);
             // SAFETY: the caller owns `runs`.
             let own = unsafe { &mut *runs.own.at(site) };
@@ -595,7 +620,7 @@ impl Space {
     /// `runs` is the array of a stopped mutator of this heap.
     pub unsafe fn blacken_tails(&self, runs: &Runs) -> Marked {
         let mut tails = Marked::default();
-        for site in 0..self.sites.count() {
+        for site in runs.sites() {
             let Some(tail) = self.tail(runs, site) else {
                 continue;
             };
@@ -619,7 +644,7 @@ impl Space {
     /// # Safety
     /// As for [`blacken_tails`](Self::blacken_tails).
     pub unsafe fn for_each_unallocated(&self, runs: &Runs, f: &mut dyn FnMut(usize)) {
-        for site in 0..self.sites.count() {
+        for site in runs.sites() {
             let Some(tail) = self.tail(runs, site) else {
                 continue;
             };

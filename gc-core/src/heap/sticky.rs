@@ -73,7 +73,7 @@ impl Space {
     /// # Safety
     /// `runs` is the array of a stopped mutator of this heap.
     pub(crate) unsafe fn keep_owned(&self, runs: &Runs) {
-        for site in 0..self.sites.count() {
+        for site in runs.sites() {
             if let Some(span) = (runs.own_span(site) as usize).checked_sub(1)
                 && !planted("owned-unkept")
             {
