@@ -6,6 +6,7 @@
 //! which only what they held at a cycle's first stop counts. So whatever the barrier, the marker or the allocator forgets is lost soon, and its
 //! memory is another cell's. At the end, when the threads are gone, nothing but what the models reach may be left.
 
+mod finalizers;
 mod fixed;
 mod operations;
 mod pairs;
@@ -306,11 +307,18 @@ impl<'w> Graph<'w> {
 
     /// All that the roots and hands reach, looked at.
     fn reachable(&self) -> Result<BTreeSet<Number>, String> {
+        let seen = self.reached();
+        seen.iter().try_for_each(|at| self.check(*at))?;
+        self.check_pairs(&seen)?;
+        Ok(seen)
+    }
+
+    /// All that the roots and hands reach by the model, which nothing is compared with.
+    fn reached(&self) -> BTreeSet<Number> {
         let mut seen: BTreeSet<Number> = self.held.iter().flatten().copied().collect();
         let mut work: Vec<Number> = seen.iter().copied().collect();
         while !work.is_empty() {
             while let Some(at) = work.pop() {
-                self.check(at)?;
                 if !self.is_weak(at) {
                     let targets = self.objects[&at].edges.values().map(|(_, to)| *to);
                     work.extend(targets.filter(|to| seen.insert(*to)));
@@ -319,8 +327,7 @@ impl<'w> Graph<'w> {
             let values = self.values(&seen).into_iter();
             work.extend(values.filter(|value| seen.insert(*value)));
         }
-        self.check_pairs(&seen)?;
-        Ok(seen)
+        seen
     }
 
     /// `reachable`, and what a weak word or a finalizer may bring back, which is not looked at: it may be gone.
@@ -520,51 +527,6 @@ impl<'w> Graph<'w> {
                 object.edges.remove(&word);
             }
             self.counts.freed += 1;
-        }
-        Ok(())
-    }
-
-    /// Registers a cell with a finalizer.
-    fn bury(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) {
-        if let Some(at) = self.walk(choices)
-            && let Some(object) = self.objects.get_mut(&at)
-            && !object.finalizable
-            && let Some(cell) = NonNull::new(object.address as *mut u8)
-        {
-            // SAFETY: a cell that lives.
-            object.finalizable = unsafe { mutator.register_finalizer(cell, object.stamp) };
-        }
-    }
-
-    /// Takes what has died with a finalizer, and brings it back to life, perhaps.
-    fn dig_up(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
-        for _ in 0..choices.below(4) {
-            let Some((cell, stamp)) = mutator.next_finalizer() else {
-                break;
-            };
-            let address = cell.as_ptr() as usize;
-            let found = self.objects.iter().find(|(_, o)| o.stamp == stamp);
-            let Some(number) = found.map(|(number, _)| *number) else {
-                return Err(format!(
-                    "a finalizer came with {address:#x}, which was none's"
-                ));
-            };
-            self.take(number);
-            let Some(object) = self.objects.get_mut(&number) else {
-                continue;
-            };
-            object.finalizable = false;
-            if object.address != address {
-                return Err(format!(
-                    "a finalizer came with {address:#x} instead of {:#x}",
-                    object.address
-                ));
-            }
-            self.check(number)
-                .map_err(|what| format!("{what} (a finalizer's)"))?;
-            if choices.one_in(2) {
-                self.hold(choices.below(ROOTS), Some(number));
-            }
         }
         Ok(())
     }

@@ -1,0 +1,101 @@
+//! Finalizers among the cells that the threads of `mutate.rs` change: what has died comes back, and may live on.
+
+use std::collections::BTreeSet;
+use std::ptr::NonNull;
+
+use gc_core::Mutator;
+
+use super::{Choices, Graph, Number, ROOTS, Shape, load};
+
+impl Graph<'_> {
+    /// Registers a cell with a finalizer.
+    pub(super) fn bury(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) {
+        if let Some(at) = self.walk(choices)
+            && let Some(object) = self.objects.get_mut(&at)
+            && !object.finalizable
+            && let Some(cell) = NonNull::new(object.address as *mut u8)
+        {
+            // SAFETY: a cell that lives.
+            object.finalizable = unsafe { mutator.register_finalizer(cell, object.stamp) };
+        }
+    }
+
+    /// Takes what has died with a finalizer, and brings it back to life, perhaps.
+    pub(super) fn dig_up(
+        &mut self,
+        mutator: &Mutator,
+        choices: &mut Choices<'_>,
+    ) -> Result<(), String> {
+        for _ in 0..choices.below(4) {
+            let before = self.reached();
+            let Some((cell, stamp)) = mutator.next_finalizer() else {
+                break;
+            };
+            let address = cell.as_ptr() as usize;
+            let found = self.objects.iter().find(|(_, o)| o.stamp == stamp);
+            let Some(number) = found.map(|(number, _)| *number) else {
+                return Err(format!(
+                    "a finalizer came with {address:#x}, which was none's"
+                ));
+            };
+            self.take(number);
+            let Some(object) = self.objects.get_mut(&number) else {
+                continue;
+            };
+            object.finalizable = false;
+            if object.address != address {
+                return Err(format!(
+                    "a finalizer came with {address:#x} instead of {:#x}",
+                    object.address
+                ));
+            }
+            self.check(number)
+                .map_err(|what| format!("{what} (a finalizer's)"))?;
+            self.forget_cleared(&before);
+            if choices.one_in(2) {
+                self.hold(choices.below(ROOTS), Some(number));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of the model the weak words and pairs that the collector has cleared before it queued a
+    /// cell which is back now: those whose target or key nothing in `before` has led to. They may be
+    /// there still, if a stale word has kept the target. All cells that are remembered are looked at, for
+    /// a weak word may bring one back later.
+    fn forget_cleared(&mut self, before: &BTreeSet<Number>) {
+        loop {
+            let reached = self.reached();
+            let back = |number: &Number| reached.contains(number) && !before.contains(number);
+            let cleared = self.objects.iter().find_map(|(at, object)| {
+                // SAFETY: the heap's memory, also where the cell is gone.
+                let word = |word| unsafe { load(object.address, word) };
+                let place = if let Shape::Weak(_, _, gone) = *self.shape(*at) {
+                    let mut edges = object.edges.iter();
+                    let edge = edges.find(|(at, (_, to))| back(to) && word(**at) == gone);
+                    edge.map(|(word, _)| *word)
+                } else if self.has_pairs(*at) {
+                    let mut pairs = object.pairs.iter();
+                    let pair = pairs.find(|(at, (key, _))| {
+                        back(key) && [2 * **at, 2 * **at + 1].map(word) == [0, 0]
+                    });
+                    pair.map(|(pair, _)| *pair)
+                } else {
+                    None
+                };
+                place.map(|place| (*at, place))
+            });
+            // One at a time: a pair's value may have been reachable by that pair alone.
+            let Some((at, place)) = cleared else {
+                return;
+            };
+            let has_pairs = self.has_pairs(at);
+            match self.objects.get_mut(&at) {
+                Some(object) if has_pairs => drop(object.pairs.remove(&place)),
+                Some(object) => drop(object.edges.remove(&place)),
+                None => {}
+            }
+            self.counts.freed += 1;
+        }
+    }
+}
