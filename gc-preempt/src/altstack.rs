@@ -42,6 +42,9 @@ pub(crate) struct AlternateStack {
     next: Cell<Option<&'static AlternateStack>>,
     /// How often the owner's key destructor has run.
     rounds: Cell<u32>,
+    /// Thread pointer of the thread that owns it; 0: it is in the pool. A thread that ends by the bare system call leaves its key's value in a control block
+    /// that a later thread gets; by then the stack has another owner, or none.
+    owner: Cell<usize>,
 }
 
 // SAFETY: the cells are touched by the thread that owns the stack, or, while no thread does, with the registry lock held.
@@ -82,6 +85,7 @@ impl Pool {
         while let Some(stack) = at {
             at = stack.next.replace(self.0);
             stack.rounds.set(0);
+            stack.owner.set(0);
             self.0 = Some(stack);
         }
     }
@@ -107,12 +111,13 @@ pub(crate) fn install(
     own_stack: usize,
 ) -> io::Result<&'static AlternateStack> {
     let key = key()?;
-    // SAFETY: null, or a stack that this thread owns: stacks are never unmapped.
+    // SAFETY: null, or a stack that a thread with this control block has owned: stacks are never unmapped.
     let owned = unsafe {
         libc::pthread_getspecific(key)
             .cast::<AlternateStack>()
             .as_ref()
     };
+    let owned = owned.filter(|stack| stack.is_own());
     let host = setting();
     if let Some(owned) = owned
         && is_set(&host)
@@ -136,6 +141,7 @@ pub(crate) fn install(
         _ => {
             let stack = take_or_map(lock.alternates(), least, wanted.max(least))?;
             stack.next.set(owned);
+            stack.owner.set(arch::thread_pointer());
             // SAFETY: the key was made.
             let error = unsafe { libc::pthread_setspecific(key, (&raw const *stack).cast()) };
             if error != 0 {
@@ -226,6 +232,7 @@ fn map(size: usize) -> io::Result<&'static AlternateStack> {
         before: UnsafeCell::new(unsafe { core::mem::zeroed() }),
         next: Cell::new(None),
         rounds: Cell::new(0),
+        owner: Cell::new(0),
     })))
 }
 
@@ -233,6 +240,11 @@ impl AlternateStack {
     /// Does it hold that address?
     pub(crate) fn holds(&self, address: usize) -> bool {
         (self.base..self.base + self.size).contains(&address)
+    }
+
+    /// Does the running thread own it?
+    fn is_own(&self) -> bool {
+        self.owner.get() == arch::thread_pointer()
     }
 
     /// Does that address begin a stack that its thread owns?
@@ -302,6 +314,9 @@ unsafe extern "C" fn thread_ends(stack: *mut libc::c_void) {
     let Ok(mut lock) = registry::lock() else {
         return; // in a stop that the thread never resumed
     };
+    if !stack.is_own() {
+        return; // left by a thread that had this control block before, and ended by the bare system call
+    }
     let rounds = stack.rounds.get() + 1;
     stack.rounds.set(rounds);
     if rounds < ROUNDS

@@ -15,6 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gc_preempt::{futex_wait, futex_wake};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::team::Team;
 use super::{MarkQueue, Marked, Marker};
@@ -243,6 +244,9 @@ impl<'h> Crew<'h> {
     /// Makes the threads that are missing. Where the system refuses, those that there are do it.
     #[cold]
     fn hire(&mut self) {
+        // Threads inherit the mask: the collector's lets SIGURG through, which is nothing to markers.
+        let urgent = SigSet::from_iter([Signal::SIGURG]);
+        let mask = urgent.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         while self.threads.len() < self.helpers as usize {
             let number = self.threads.len() as u32;
             let (space, queue) = (self.space, self.queue);
@@ -262,6 +266,8 @@ impl<'h> Crew<'h> {
                 }
             }
         }
+        // The system refuses neither of the two with sets that are valid.
+        let _ = mask.and_then(|mask| mask.thread_set_mask());
     }
 }
 
