@@ -83,7 +83,7 @@ pub enum AllocError {
         /// What was asked for.
         bytes: usize,
     },
-    /// The system refused memory for the heap's own tables.
+    /// The system refused memory.
     System(MapError),
     /// Cells of this kind and size cannot be.
     Site(SiteError),
@@ -525,6 +525,7 @@ impl Space {
                 bytes,
             },
             NoSpan::Exhausted => AllocError::Exhausted { bytes },
+            NoSpan::System(e) => AllocError::System(e),
         })
     }
 
@@ -597,8 +598,23 @@ impl Space {
     pub fn retire(&self, runs: &Runs) {
         self.unclaim(&runs.claim);
         self.report(&runs.unreported);
-        for site in runs.sites() {
-            self.retire_tail(runs, site);
+        self.retire_sites(runs, 0, usize::MAX);
+    }
+
+    /// Gives the runs and spans of so many sites back, after the first `from` of those that the mutator has used; how many there were. By the owner of
+    /// `runs` under `no_preempt`; or by the collector, in a stop that found the owner inside `blocking`: there it is in no allocation, and looks at its
+    /// runs anew afterwards.
+    pub(crate) fn retire_sites(&self, runs: &Runs, from: usize, most: usize) -> usize {
+        let mut sites = 0;
+        for site in runs.sites().skip(from).take(most) {
+            sites += 1;
+            let tails = self.retire_tail(runs, site);
+            if self.collect_every.is_some() {
+                // Cells that were handed out and never allocated.
+                let handed = runs.handed.load(Ordering::Relaxed);
+                runs.handed
+                    .store(handed.saturating_sub(tails), Ordering::Relaxed);
+            }
             // SAFETY: the caller owns `runs`.
             let own = unsafe { &mut *runs.own.at(site) };
             if let Some(span) = (own.span as usize).checked_sub(1) {
@@ -611,6 +627,7 @@ impl Space {
                     .push(self.records(), span);
             }
         }
+        sites
     }
 
     /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array, and the gaps taken with it (rule 2 of the fast

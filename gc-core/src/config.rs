@@ -5,13 +5,25 @@
 
 use std::ffi::OsString;
 use std::fmt;
+use std::time::Duration;
 
 /// The least hard limit, in bytes: one span of the largest shared size for each of a handful of kinds, below which even an empty
 /// program fails.
 pub const MINIMUM_LIMIT: u64 = 4 << 20;
 
-/// The default reserve of addresses, in bytes. It costs no memory; several such heaps fit the 47 bits a process has.
+/// The default reserve of addresses, in bytes, of the first heaps of a process. It costs no memory; hundreds of such heaps fit the 47 bits that a process
+/// has.
 pub const DEFAULT_RESERVE: u64 = 256 << 30;
+
+/// The default reserve of a heap in a process that has taken so many bytes of addresses for heaps.
+///
+/// All heaps of a process together leave it half of its 2^47 bytes: each takes at most a 64th of what is left of the other half, and a heap that
+/// comes when nearly nothing is left of that a gibibyte, which ten thousand heaps may take without much being missed.
+pub(crate) fn default_reserve(taken: u64) -> u64 {
+    const HALF: u64 = 1 << 46;
+    const PART: u64 = 64;
+    (HALF.saturating_sub(taken) / PART).clamp(1 << 30, DEFAULT_RESERVE)
+}
 
 /// The least reserve, in bytes.
 pub const MINIMUM_RESERVE: u64 = 64 << 20;
@@ -34,11 +46,16 @@ pub(crate) struct Config {
     pub(crate) gc_percent: u32,
     pub(crate) hard_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
+    /// The memory limit is the container's, where that is smaller.
+    pub(crate) cgroup: bool,
+    /// How long after the last collection a heap is collected that nobody uses; zero: never.
+    pub(crate) idle: Duration,
     pub(crate) trace: bool,
     pub(crate) verify: bool,
     /// Fill the cells that a collection frees.
     pub(crate) poison: bool,
-    pub(crate) reserve: u64,
+    /// None: as [`default_reserve`] says.
+    pub(crate) reserve: Option<u64>,
     /// Bytes that are backed from the start.
     pub(crate) pre_touch: u64,
     pub(crate) collect_every: Option<u64>,
@@ -64,10 +81,12 @@ impl Default for Config {
             gc_percent: 100,
             hard_limit: None,
             memory_limit: None,
+            cgroup: false,
+            idle: Duration::from_secs(120),
             trace: false,
             verify: false,
             poison: false,
-            reserve: DEFAULT_RESERVE,
+            reserve: None,
             pre_touch: 0,
             collect_every: None,
             signals: true,
@@ -106,6 +125,8 @@ impl fmt::Display for ConfigError {
 impl std::error::Error for ConfigError {}
 
 const SWITCH: &str = "0 or 1";
+const BYTES_OR_CGROUP: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G, or `cgroup`";
+const SECONDS: &str = "a number of seconds, as in 120 or 0.5; 0 is never";
 const BYTES: &str = "a number of bytes, as in 67108864, 65536K, 64M or 1G";
 const PERCENT: &str = "a number of percent from 0 to 4294967294, or `off`";
 const MARKERS: &str = "a number of threads from 1 to 64";
@@ -158,17 +179,33 @@ impl Config {
             |v| bytes(v).map(Some),
             &mut self.hard_limit,
         )?;
+        let mut limit = None;
         set(
             &get,
             "URGE_MEMORY_LIMIT",
-            BYTES,
-            |v| bytes(v).map(Some),
-            &mut self.memory_limit,
+            BYTES_OR_CGROUP,
+            |v| match v {
+                "cgroup" => Some(Some(None)),
+                v => bytes(v).map(|limit| Some(Some(limit))),
+            },
+            &mut limit,
         )?;
+        match limit {
+            Some(Some(limit)) => (self.memory_limit, self.cgroup) = (Some(limit), false),
+            Some(None) => self.cgroup = true,
+            None => {}
+        }
+        set(&get, "URGE_IDLE", SECONDS, seconds, &mut self.idle)?;
         set(&get, "URGE_TRACE", SWITCH, switch, &mut self.trace)?;
         set(&get, "URGE_VERIFY", SWITCH, switch, &mut self.verify)?;
         set(&get, "URGE_POISON", SWITCH, switch, &mut self.poison)?;
-        set(&get, "URGE_RESERVE", BYTES, bytes, &mut self.reserve)?;
+        set(
+            &get,
+            "URGE_RESERVE",
+            BYTES,
+            |v| bytes(v).map(Some),
+            &mut self.reserve,
+        )?;
         set(&get, "URGE_PRE_TOUCH", BYTES, bytes, &mut self.pre_touch)?;
         set(&get, "URGE_GC_EVERY", EVERY, every, &mut self.collect_every)?;
         self.checked()
@@ -193,10 +230,12 @@ impl Config {
                 expected: "at least 4194304 bytes (4M)",
             });
         }
-        if self.reserve < MINIMUM_RESERVE {
+        if let Some(reserve) = self.reserve
+            && reserve < MINIMUM_RESERVE
+        {
             return Err(ConfigError {
                 name: "the heap's reserve of addresses (reserve, URGE_RESERVE)",
-                value: format!("{} bytes", self.reserve),
+                value: format!("{reserve} bytes"),
                 expected: "at least 67108864 bytes (64M)",
             });
         }
@@ -276,6 +315,11 @@ fn every(v: &str) -> Option<Option<u64>> {
     }
 }
 
+fn seconds(v: &str) -> Option<Duration> {
+    let seconds = v.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
 fn bytes(v: &str) -> Option<u64> {
     let (digits, shift) = match v.as_bytes().last()? {
         b'k' | b'K' => (&v[..v.len() - 1], 10),
@@ -316,8 +360,12 @@ mod tests {
             ("URGE_POISON", "1"),
             ("URGE_GC_EVERY", "3"),
             ("URGE_PRE_TOUCH", "8M"),
+            ("URGE_IDLE", "0.25"),
         ])
         .unwrap();
+        assert_eq!(c.idle, Duration::from_millis(250));
+        let c_group = with(&[("URGE_MEMORY_LIMIT", "cgroup")]).unwrap();
+        assert!(c_group.cgroup && !c.cgroup);
         assert!(c.trace && c.verify);
         assert_eq!(c.young, Young::Always);
         assert_eq!(with(&[]).unwrap().young, Young::WherePays);
@@ -354,6 +402,8 @@ mod tests {
             ("URGE_RESERVE", "0x10"),
             ("URGE_PRE_TOUCH", "always"),
             ("URGE_MEMORY_LIMIT", "half"),
+            ("URGE_IDLE", "-1"),
+            ("URGE_IDLE", "soon"),
             ("URGE_TRACE", "gc"),
             ("URGE_GC_EVERY", "0"),
         ] {
@@ -365,6 +415,14 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn a_thousand_heaps_by_default_leave_half_of_the_addresses() {
+        let taken = (0..1000).fold(0, |taken, _| taken + default_reserve(taken));
+        assert_eq!(default_reserve(0), DEFAULT_RESERVE);
+        assert!(taken < (1 << 46) + (1000 << 30), "{taken} bytes");
+        assert_eq!(default_reserve(taken), 1 << 30);
     }
 
     #[test]
@@ -408,7 +466,7 @@ mod tests {
         );
         assert!(
             Config {
-                reserve: 4096,
+                reserve: Some(4096),
                 ..Config::default()
             }
             .checked()

@@ -318,8 +318,10 @@ impl Kind {
 /// Why a kind was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindError {
-    /// The heap has [`MAX_KINDS`] kinds already.
+    /// The heap has as many kinds already as its reserve allows: [`MAX_KINDS`] from a reserve of 1 GiB on.
     TooMany,
+    /// The system refused memory for the table of kinds.
+    System(MapError),
     /// The encoding's `value` has bits outside its `mask`: no word could ever be an edge.
     Encoding(Encoding),
 }
@@ -329,8 +331,9 @@ impl fmt::Display for KindError {
         match self {
             KindError::TooMany => write!(
                 f,
-                "the heap has {MAX_KINDS} kinds already; share a kind among types of one layout"
+                "the heap has as many kinds as its reserve allows (at most {MAX_KINDS}); share a kind among types of one layout, or raise the reserve"
             ),
+            KindError::System(e) => e.fmt(f),
             KindError::Encoding(e) => write!(
                 f,
                 "encoding value {:#x} has bits outside its mask {:#x}: no word would be an edge",
@@ -425,11 +428,13 @@ unsafe impl Send for Kinds {}
 unsafe impl Sync for Kinds {}
 
 impl Kinds {
-    pub(crate) fn new() -> Result<Kinds, MapError> {
+    /// A table of at most `most` kinds, which is no more than [`MAX_KINDS`].
+    pub(crate) fn new(most: usize) -> Result<Kinds, MapError> {
         Ok(Kinds {
-            table: Table::new(MAX_KINDS)?,
+            // Markers read the descriptor of any number that a unit's word may hold.
+            table: Table::reserve(MAX_KINDS)?,
             count: AtomicU32::new(0),
-            owned: Table::new(MAX_KINDS)?,
+            owned: Table::reserve(most)?,
             adding: Mutex::new(()),
         })
     }
@@ -514,8 +519,13 @@ impl Kinds {
         let taken = gc_preempt::no_preempt_here(|| {
             let _adding = self.adding.lock();
             let index = self.count.load(Ordering::Relaxed) as usize;
-            if index == MAX_KINDS {
-                return Err(kind);
+            if index == self.owned.len() {
+                return Err((kind, KindError::TooMany));
+            }
+            let (table, owned) = (&self.table, &self.owned);
+            let room = table.make_writable(index + 1);
+            if let Err(e) = room.and_then(|()| owned.make_writable(index + 1)) {
+                return Err((kind, KindError::System(e)));
             }
             // SAFETY: `index` is within the tables and not yet published, so nobody else reads or writes the entries.
             unsafe {
@@ -526,7 +536,7 @@ impl Kinds {
             self.count.store(index as u32 + 1, Ordering::Release);
             Ok(KindId(index as u16))
         });
-        taken.map_err(|_too_many| KindError::TooMany)
+        taken.map_err(|(_kind, error)| error)
     }
 
     pub(crate) fn lock(&self) -> impl Sized + '_ {
@@ -605,14 +615,14 @@ mod tests {
 
     #[test]
     fn a_zeroed_descriptor_is_a_leaf() {
-        let kinds = Kinds::new().unwrap();
+        let kinds = Kinds::new(MAX_KINDS).unwrap();
         assert_eq!(kinds.get(KindId(77)).tag, Tag::Leaf);
         assert!(!kinds.contains(KindId(0)));
     }
 
     #[test]
     fn slots_are_read_back_by_word() {
-        let kinds = Kinds::new().unwrap();
+        let kinds = Kinds::new(MAX_KINDS).unwrap();
         let id = kinds
             .add(Kind::words_at("pair", &[1, 70], Encoding::RAW))
             .unwrap();
@@ -626,7 +636,7 @@ mod tests {
 
     #[test]
     fn bits_outside_of_a_slot_vector_are_no_slots() {
-        let kinds = Kinds::new().unwrap();
+        let kinds = Kinds::new(MAX_KINDS).unwrap();
         let mut slots: BitVec<u64, Lsb0> = BitVec::repeat(true, 40);
         slots.truncate(3);
         let id = kinds
@@ -641,7 +651,7 @@ mod tests {
 
     #[test]
     fn an_encoding_that_matches_nothing_is_refused() {
-        let kinds = Kinds::new().unwrap();
+        let kinds = Kinds::new(MAX_KINDS).unwrap();
         let bad = Encoding {
             mask: 1,
             value: 2,

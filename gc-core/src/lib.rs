@@ -180,6 +180,7 @@ mod alloc;
 pub mod alloc;
 mod api;
 pub mod barrier;
+mod cgroup;
 mod chunked;
 mod config;
 pub mod context;

@@ -2,14 +2,13 @@
 //!
 //! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's lock. Neither may a mutator inside
 //! `no_preempt`: it would wait for one that was stopped a moment before, and the stop for it. So the tables that the collector and those
-//! sections fill (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built; a page of it becomes
-//! memory at its first touch, which takes no lock of this process. What was never touched costs nothing.
+//! sections fill (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built, as much as the heap's reserve
+//! may need. A page of it becomes memory at its first touch, which takes no lock of this process. What was never touched costs nothing.
 
-use core::marker::PhantomData;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
-use crate::heap::map::{Map, MapError, Table};
+use crate::heap::map::{MapError, Table};
 use crate::places::Places;
 
 /// Types for which all-zero bytes are a valid value and which may be shared between threads as they lie in memory.
@@ -24,27 +23,45 @@ unsafe impl Zeroed for AtomicU64 {}
 // SAFETY: as above.
 unsafe impl Zeroed for AtomicU32 {}
 
-/// A zeroed array of `T` that never moves and never grows.
+/// A zeroed array of `T` that never moves.
 pub(crate) struct Mapped<T: Zeroed> {
-    map: Map,
-    len: usize,
-    of: PhantomData<T>,
+    table: Table<T>,
 }
 
 impl<T: Zeroed> Mapped<T> {
+    /// An array of `len` elements that can be written at once.
+    pub(crate) fn new(len: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            table: Table::new(len.max(1))?,
+        })
+    }
+
+    /// Addresses for `len` elements. They read as zeros, and [`Mapped::make_writable`] comes before the first write. For what is large and seldom
+    /// full: see the head of `heap/map.rs`.
+    pub(crate) fn growing(len: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            table: Table::reserve(len.max(1))?,
+        })
+    }
+
+    /// Elements from the first on that can be written.
+    #[inline]
+    pub(crate) fn writable(&self) -> usize {
+        self.table.writable()
+    }
+
+    /// Has at least the first `count` elements written from now on. See [`Table::make_writable`].
+    pub(crate) fn make_writable(&self, count: usize) -> Result<(), MapError> {
+        self.table.make_writable(count)
+    }
+
     /// Reserves room for `wanted` elements; where the system refuses (an address-space limit), for half as many, and so on down to
     /// `least`.
     pub(crate) fn reserve(wanted: usize, least: usize) -> Result<Self, MapError> {
         let mut len = wanted.max(least).max(1);
         loop {
-            match Map::new(len * size_of::<T>()) {
-                Ok(map) => {
-                    return Ok(Self {
-                        map,
-                        len,
-                        of: PhantomData,
-                    });
-                }
+            match Self::new(len) {
+                Ok(mapped) => return Ok(mapped),
                 Err(e) if len / 2 < least.max(1) => return Err(e),
                 Err(_) => len /= 2,
             }
@@ -56,12 +73,8 @@ impl<T: Zeroed> Mapped<T> {
     /// # Safety
     /// The first element is a page's first, and nobody uses these elements.
     pub(crate) unsafe fn discard(&self, elements: core::ops::Range<usize>) -> bool {
-        let (first, count) = (elements.start, elements.len());
         // SAFETY: by the contract.
-        unsafe {
-            self.map
-                .discard(first * size_of::<T>(), count * size_of::<T>())
-        }
+        unsafe { self.table.discard(elements.start, elements.len()) }
     }
 
     /// Makes the first `count` elements zero. What is large is given back to the system. Not in a stop.
@@ -72,13 +85,16 @@ impl<T: Zeroed> Mapped<T> {
         /// Below this many bytes, clearing them costs less than taking them anew.
         const LARGE: usize = 1 << 20;
         const PAGE: usize = 4096;
-        let bytes = count.min(self.len) * size_of::<T>();
+        let bytes = count.min(self.table.len()) * size_of::<T>();
         let pages = bytes / PAGE * PAGE;
         // SAFETY: whole pages from the mapping's beginning, and the caller says that their contents are nobody's.
-        let given = bytes >= LARGE && unsafe { self.map.discard(0, pages) };
+        let given = bytes >= LARGE && unsafe { self.table.discard_first(pages) };
         let first = if given { pages } else { 0 };
         // SAFETY: within the mapping, and nobody's.
-        unsafe { self.map.base().add(first).write_bytes(0, bytes - first) };
+        unsafe {
+            let base = self.table.at(0).cast::<u8>();
+            base.add(first).write_bytes(0, bytes - first);
+        }
     }
 }
 
@@ -88,7 +104,7 @@ impl<T: Zeroed> Deref for Mapped<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: the mapping is page-aligned, holds `len` elements, lives as long as `self`, and any bytes in it that nobody wrote are
         // zero, which `Zeroed` makes a value. `T` is `Sync`, and only shared references are given out.
-        unsafe { core::slice::from_raw_parts(self.map.base().cast::<T>(), self.len) }
+        unsafe { core::slice::from_raw_parts(self.table.at(0), self.table.len()) }
     }
 }
 
@@ -107,16 +123,20 @@ impl<T> Slab<T> {
     pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
         const { assert!(size_of::<T>().is_multiple_of(size_of::<usize>())) };
         Ok(Self {
-            items: Table::new(capacity)?,
+            items: Table::reserve(capacity)?,
             places: Places::new(capacity)?,
         })
     }
 
-    /// Fills a place; gives the value back if there is none.
+    /// Fills a place; gives the value back if there is none, or no memory for one.
     pub(crate) fn add(&mut self, item: T) -> Result<usize, T> {
         let Some(at) = self.places.take() else {
             return Err(item);
         };
+        if self.items.make_writable(at + 1).is_err() {
+            self.places.give(at);
+            return Err(item);
+        }
         // SAFETY: within the table, and not a value yet.
         unsafe { self.items.at(at).write(item) };
         Ok(at)

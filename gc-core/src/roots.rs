@@ -106,7 +106,7 @@ impl Roots {
     /// Tables with room for `handles` handles.
     pub(crate) fn new(handles: usize) -> Result<Self, MapError> {
         Ok(Self {
-            slots: Mapped::reserve(handles, 1 << 12)?,
+            slots: Mapped::growing(handles)?,
             tables: Mutex::new(Tables::new(handles)?),
         })
     }
@@ -138,6 +138,10 @@ impl Roots {
 
     fn add_locked(&self, tables: &mut Tables, address: usize) -> Option<usize> {
         let slot = tables.used.take()?;
+        if slot >= self.slots.writable() && self.slots.make_writable(slot + 1).is_err() {
+            tables.used.give(slot);
+            return None;
+        }
         // Relaxed: the lock orders the slots' use; a handle's own readers have it from its maker.
         self.slots[slot].store(address, Ordering::Relaxed);
         Some(slot)

@@ -291,3 +291,40 @@ fn a_full_queue_loses_nothing() {
         assert_eq!(marker.marked().cells, 2 * FAN as u64 + 1);
     });
 }
+
+#[test]
+fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
+    hazard(
+        "h66_a_large_cell_of_a_words_kind_is_followed_in_pieces",
+        "words-whole",
+        || {
+            const SLOTS: usize = 100_000;
+            let space = space(256 << 20);
+            let (queue, runs) = (
+                MarkQueue::new(&space, 1 << 20).unwrap(),
+                Runs::new().unwrap(),
+            );
+            // Every word but the second and each 64th is an edge.
+            let is_edge = |word: usize| word != 1 && word % 64 != 63;
+            let words: Vec<u32> = (0..SLOTS as u32).filter(|w| is_edge(*w as usize)).collect();
+            let kind = Kind::words_at("big", &words, Encoding::RAW);
+            let kind = space.add_kind(kind).unwrap();
+            let leaf = space.add_kind(Kind::leaf("leaf")).unwrap();
+            let big = alloc(&space, &runs, kind, SLOTS * 8).unwrap();
+            for word in 0..SLOTS {
+                let cell = alloc(&space, &runs, leaf, 16).unwrap();
+                // SAFETY: a new cell, large enough.
+                unsafe { (big as *mut usize).add(word).write(cell) };
+            }
+            space.retire(&runs);
+            space.begin_marking();
+            let mut marker = Marker::new(&space, &queue);
+            marker.edge(big, Encoding::RAW);
+            let is_done = marker.drain_bounded(64);
+            let marked = marker.marked().cells;
+            assert!(!is_done && marked < 5000, "{marked} cells at once");
+            marker.drain();
+            assert_eq!(marker.marked().cells, words.len() as u64 + 1);
+        },
+    );
+}

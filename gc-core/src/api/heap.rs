@@ -17,45 +17,30 @@ use crate::api::dying::Dying;
 use crate::api::fork;
 use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback, protected};
-use crate::api::types::Types;
-use crate::barrier::{self, SharedLog};
+use crate::api::space::Memory;
+use crate::barrier;
+use crate::cgroup;
 use crate::config::{Config, ConfigError, Young};
 use crate::cycle::{self, OldMarks, Pace, Requests, Shared, context_of};
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::finalize::Finalizers;
-use crate::heap::{Cell, GRANULE, MapError, SiteError, Space, SpaceConfig, SpaceError};
+use crate::heap::{Cell, MapError, SiteError, SpaceError};
 use crate::kind::{Kind, KindError, KindId};
-use crate::mapped::Slab;
-use crate::mark::MarkQueue;
-use crate::pacer::Policy;
-use crate::roots::{RootVisitor, Roots, encoding_number};
+use crate::pacer::{Policy, Vain};
+use crate::roots::{RootVisitor, encoding_number};
 use crate::stacks::Stacks;
 use crate::stats::{HeapStats, Ledger};
-use crate::verify::Verify;
-
-/// Handles a heap can have: address space of 512 MiB, of which only what is used becomes memory.
-const HANDLES: usize = 1 << 26;
-/// Finalizers a heap can have registered, and as many that wait; no more than it can have cells. Memory is taken as they come.
-const FINALIZERS: usize = 1 << 26;
-/// Words of the barrier's log, 2 MiB: several milliseconds of a thread that does nothing but overwrite edges that are not marked yet.
-const LOG: usize = 1 << 18;
-/// Entries of the mark queue: 512 MiB of address space. A graph that needs more is marked all the same, by looking again.
-const QUEUE: usize = 1 << 26;
-
-/// Mutators whose records a forked child can find.
-const MUTATORS: usize = 1 << 20;
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
 /// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE`, `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`, `URGE_GC_PERCENT`,
-/// `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
+/// `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
 /// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
-    config: Config,
+    pub(super) config: Config,
     conservative: Vec<Encoding>,
     past_the_end: bool,
 }
@@ -129,9 +114,21 @@ impl HeapBuilder {
         self
     }
 
-    /// The addresses to reserve, in bytes: 256 GiB by default, halved until the system agrees. Costs no memory.
+    /// The addresses to reserve for cells, in bytes; at least 64 MiB. 256 GiB by default; less where the process has hundreds of heaps already, or
+    /// where the system would have no addresses for anything else afterwards. Costs no memory, nor what the system counts as promised
+    /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized by it: they take about as many addresses again
+    /// in a heap of 64 MiB, and a thirtieth in one of 256 GiB.
+    ///
+    /// Where the system refuses so many addresses (`RLIMIT_AS`, `ulimit -v`), the reserve is halved until all fits, but not below 16 MiB;
+    /// [`Heap::reserved`] says what it is.
+    ///
+    /// ```
+    /// let heap = gc_core::Heap::builder().reserve(64 << 20).build()?;
+    /// assert_eq!(heap.reserved().len(), 64 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reserve(mut self, bytes: u64) -> Self {
-        self.config.reserve = bytes;
+        self.config.reserve = Some(bytes);
         self
     }
 
@@ -261,15 +258,11 @@ impl HeapBuilder {
         if gc_preempt::holds_a_stop() {
             return Err(BuildError::Stops(gc_preempt::SetupError::HoldsAStop));
         }
-        let config = self.config.with_environment()?;
-        let space = SpaceConfig {
-            reserve: config.reserve,
-            hard_limit: config.hard_limit,
-            conservative: self.conservative,
-            past_the_end: self.past_the_end,
-            collect_every: config.collect_every,
-            pre_touch: config.pre_touch,
-        };
+        let mut config = self.config.with_environment()?;
+        if config.cgroup {
+            let limits = [config.memory_limit, cgroup::memory_limit()];
+            config.memory_limit = limits.into_iter().flatten().min();
+        }
         let world = World::new(gc_preempt::Config {
             signals: config.signals,
             inject: config.inject,
@@ -278,13 +271,7 @@ impl HeapBuilder {
         register_units(&world).map_err(BuildError::Code)?;
         // Cells of the collector's own tables are logged as they are, whatever the kinds' encodings.
         encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
-        let space = Space::new(space)?;
-        let queue = MarkQueue::new(&space, QUEUE)?;
-        if space.pre_touched != 0 {
-            queue.pre_touch(space.pre_touched);
-        }
-        let verify = config.verify.then(|| Verify::new(&space)).transpose()?;
-        let finalizers = FINALIZERS.min(space.len() / GRANULE);
+        let memory = Memory::fitting(&config, &self.conservative, self.past_the_end)?;
         let ledger = Ledger::new(config.trace);
         let policy = Policy {
             gc_percent: config.gc_percent,
@@ -293,19 +280,18 @@ impl HeapBuilder {
             young: config.young,
         };
         let shared = Arc::new(Shared {
-            space,
+            space: memory.space,
             world,
-            queue,
-            // Not a fault: a log that runs full is hard to get otherwise.
-            log: SharedLog::new(if planted("small-log") { 1024 } else { LOG })?,
-            roots: Roots::new(HANDLES)?,
+            queue: memory.queue,
+            log: memory.log,
+            roots: memory.roots,
             stacks: Stacks::new(config.exact),
-            finalizers: Finalizers::new(finalizers)?,
-            drops: Finalizers::new(finalizers)?,
+            finalizers: memory.finalizers,
+            drops: memory.drops,
             dying: Dying::new()?,
-            types: Types::new()?,
+            types: memory.types,
             requests: Requests::new(config.continuous, config.lingering),
-            contexts: gc_preempt::Mutex::new(Slab::new(MUTATORS)?),
+            contexts: gc_preempt::Mutex::new(memory.contexts),
             over_fork: fork::OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
@@ -317,12 +303,14 @@ impl HeapBuilder {
                 ledger.cores(),
             ),
             ledger,
-            verify,
+            verify: memory.verify,
             poison: config.poison,
             marking: AtomicU32::new(0),
             clearing: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
             young: config.young,
+            idle_after: Some(config.idle).filter(|after| !after.is_zero()),
+            vain: gc_preempt::Mutex::new(Vain::default()),
             markers: config.markers,
             phase: AtomicU8::new(0),
         });
@@ -531,6 +519,16 @@ impl Heap {
     /// Collects all cells, or perhaps young ones only, and waits for it.
     #[track_caller]
     pub(crate) fn collect_now(&self, whole: bool) -> u64 {
+        self.on_collectors_thread(|requests| {
+            let number = requests.ask(whole);
+            requests.wait(number);
+            number
+        })
+    }
+
+    /// Has the collector's thread do what `ask_and_wait` asks for, and waits in `blocking`.
+    #[track_caller]
+    pub(super) fn on_collectors_thread(&self, ask_and_wait: impl FnOnce(&Requests) -> u64) -> u64 {
         let _kept = gc_preempt::KeepErrno::new();
         assert!(
             !self.on_collector(),
@@ -544,12 +542,9 @@ impl Heap {
             !gc_preempt::in_no_preempt_here(),
             "collect() inside no_preempt: it would wait for a stop, and the stop for the end of the section; ask with request_collection() instead"
         );
-        let shared = self.shared();
         let ask_and_wait = || {
             self.revive();
-            let number = shared.requests.ask(whole);
-            shared.requests.wait(number);
-            number
+            ask_and_wait(&self.shared().requests)
         };
         if planted("wait-running") {
             ask_and_wait()
@@ -826,10 +821,7 @@ impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Config(e) => e.fmt(f),
-            Self::Map(e) => write!(
-                f,
-                "{e}; a smaller reserve, or a larger limit on address space (ulimit -v), would help"
-            ),
+            Self::Map(e) => e.fmt(f),
             Self::Space(e) => e.fmt(f),
             Self::Stops(e) => write!(f, "threads cannot be stopped here: {e}"),
             Self::Code(e) => write!(f, "the barrier's code could not be registered: {e}"),

@@ -314,11 +314,7 @@ impl<'s> Scope<'s> {
     }
 
     /// Roots a handle of another scope (an inner one, as a rule) in this one as well.
-    ///
-    /// # Panics
-    /// If the cell lies in another heap, if there are as many handles as there can be, and inside `blocking`.
     #[inline]
-    #[track_caller]
     pub fn hold<T>(&self, local: &Local<'_, T>) -> Local<'s, T> {
         self.check_address(local.cell.as_ptr() as usize, "handle");
         // SAFETY: a local's cell is alive, and in this heap, as has been checked.

@@ -15,6 +15,7 @@ use crate::alloc::{self, AllocError, ColdUnits, RUN_BYTES, Refill, Run, Runs, Si
 use crate::api::handles::Handles;
 use crate::api::heap::Heap;
 use crate::api::local::in_blocking;
+use crate::api::room::Attempts;
 use crate::api::root::{RawRoot, RootRange, protected};
 use crate::api::types::TypeCache;
 use crate::barrier;
@@ -63,10 +64,6 @@ impl fmt::Display for AttachError {
 }
 
 impl std::error::Error for AttachError {}
-
-/// How often an allocation that finds the heap full collects before it gives up. More than once, since what a collection frees may be
-/// taken by other mutators before this one wakes.
-const TRIES: u32 = 3;
 
 /// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where each is a miss in memory.
 const HELP_PIECE: usize = 128;
@@ -324,7 +321,7 @@ impl Mutator {
         };
         self.record().close_window();
         let thread = self.thread();
-        let mut tries = 0;
+        let mut attempts = Attempts::default();
         // Those of a gap that was taken with the last one are accounted for.
         if thread.no_preempt(|| shared.space.next_run(&self.record().local, site)) {
             let cell = bump();
@@ -338,6 +335,7 @@ impl Mutator {
                 Ok(Refill::Ready) => {
                     let cell = bump();
                     if cell.is_some() {
+                        self.found_room(&attempts);
                         return cell;
                     }
                 }
@@ -347,8 +345,7 @@ impl Mutator {
                 Ok(Refill::Again) => {}
                 Ok(Refill::Cold(cold)) => self.have_backed(cold),
                 Err(error) => {
-                    tries += 1;
-                    if tries > TRIES || !self.make_room(tries == 1) {
+                    if !self.make_room(&mut attempts, site.size()) {
                         self.failure.set(Some(error));
                         return None;
                     }
@@ -372,7 +369,9 @@ impl Mutator {
         let _kept = KeepErrno::new();
         let shared = self.heap.shared();
         let thread = self.thread();
-        let mut tries = 0;
+        let mut attempts = Attempts::default();
+        // What can never be is refused before anything is collected for it.
+        thread.no_preempt(|| shared.space.large_units(kind, bytes))?;
         self.keep_pace(bytes);
         loop {
             match thread.no_preempt(|| {
@@ -381,6 +380,7 @@ impl Mutator {
                     .reserve_large(&self.record().local, kind, bytes)
             }) {
                 Ok(LargeStep::Reserved(mut large)) => {
+                    self.found_room(&attempts);
                     if planted("clear-inside") {
                         return Ok(thread.no_preempt(|| {
                             while !shared.space.clear_large(&mut large) {}
@@ -400,8 +400,7 @@ impl Mutator {
                 }
                 Ok(LargeStep::Again) => {}
                 Err(error) => {
-                    tries += 1;
-                    if tries > TRIES || !self.make_room(tries == 1) {
+                    if !self.make_room(&mut attempts, bytes) {
                         return Err(error);
                     }
                 }
@@ -448,8 +447,15 @@ impl Mutator {
     fn help(&self, used: u64, bytes: u64) {
         let (shared, record) = (self.heap.shared(), self.record());
         let (pace, line) = (&shared.pace, shared.pace.line());
-        let owed = pace.owed(&line, used, bytes);
-        if owed == 0 || self.thread().in_no_preempt() {
+        let owed = pace.owed(&line, used, bytes, shared.queue.large_work());
+        if self.thread().in_no_preempt() {
+            return;
+        }
+        if owed == 0 {
+            // All that was expected is marked, and more turns up: the heap does not grow without bound meanwhile.
+            if line.waits(used) {
+                self.wait_a_moment(bytes);
+            }
             return;
         }
         if pace.now() < record.respite_until.get() && !pace.is_stressed() {
@@ -525,19 +531,6 @@ impl Mutator {
             self.thread()
                 .blocking(|| requests.wait_for_last_at_most(pacer::moment(bytes)));
         }
-    }
-
-    /// The heap is full: waits for what a collection frees. The `first` time the one under way will do, if there is one, though it keeps
-    /// what has died since it began. `false`: inside `no_preempt`, where nothing may wait.
-    fn make_room(&self, first: bool) -> bool {
-        let requests = &self.heap.shared().requests;
-        if first
-            && !self.thread().in_no_preempt()
-            && self.thread().blocking(|| requests.wait_for_present())
-        {
-            return true;
-        }
-        self.collect_if_allowed(true)
     }
 
     /// Collects, unless inside `no_preempt`, where nothing may wait.

@@ -17,7 +17,7 @@ use crate::api::trace::Trace;
 use crate::encoding::Encoding;
 use crate::heap::map::Table;
 use crate::heap::{MAX_SMALL, MapError};
-use crate::kind::{Kind, KindError, KindId, MAX_KINDS};
+use crate::kind::{Kind, KindError, KindId};
 use gc_preempt::Mutex;
 
 /// A type's kind and, where its cells are small, its site.
@@ -29,9 +29,6 @@ pub(crate) struct TypeInfo {
 }
 
 const NO_SITE: Site = Site { index: 0, size: 0 };
-
-/// Room for every kind twice, so that probing stays short. Address space; what is not used costs nothing.
-const ENTRIES: usize = 2 * MAX_KINDS;
 
 /// A place of the table; all zero bytes: empty.
 struct Entry {
@@ -48,10 +45,11 @@ pub(crate) struct Types {
 }
 
 impl Types {
-    pub(crate) fn new() -> Result<Self, MapError> {
+    /// Room for every kind twice, so that probing stays short.
+    pub(crate) fn new(kinds: usize) -> Result<Self, MapError> {
         Ok(Self {
             lock: Mutex::new(()),
-            entries: Table::new(ENTRIES)?,
+            entries: Table::new(2 * kinds)?,
         })
     }
 
@@ -87,8 +85,9 @@ impl Types {
     fn find(&self, id: TypeId, new: Option<TypeInfo>) -> Option<TypeInfo> {
         let _lock = self.lock.lock();
         let first = bits_of(id) as usize;
-        for step in 0..ENTRIES {
-            let at = self.entries.at(first.wrapping_add(step) % ENTRIES);
+        let entries = self.entries.len();
+        for step in 0..entries {
+            let at = self.entries.at(first.wrapping_add(step) % entries);
             // SAFETY: within the table, under its lock; zeroed memory is an empty entry.
             let entry = unsafe { &mut *at };
             if !entry.used {

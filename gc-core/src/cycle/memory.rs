@@ -22,6 +22,57 @@ fn back_piece(shared: &Shared) -> bool {
     shared.space.back_piece(room)
 }
 
+/// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim); how many bytes. Outside of stops, after a collection.
+pub(super) fn give_all_back(shared: &Shared) -> u64 {
+    let space = &shared.space;
+    while space.sweep_piece() {}
+    while space.clear_spare_piece() {}
+    space.give_up_ahead();
+    let (used, _) = space.used_lately();
+    let keep = space.pre_touched.saturating_sub(used);
+    let mut gone = 0;
+    loop {
+        match space.release_piece(keep, u64::MAX) {
+            0 => return gone,
+            bytes => gone += bytes,
+        }
+    }
+}
+
+/// When a heap is collected that asks for nothing: a while after the last collection.
+///
+/// Each time anew, as Go does it: what dies because the program drops it, without an allocation, is noticed by nothing else.
+pub(super) struct Idle {
+    /// Of a heap that is never collected for that: none.
+    after: Option<Duration>,
+    last: Instant,
+}
+
+impl Idle {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self {
+            after: shared.idle_after,
+            last: Instant::now(),
+        }
+    }
+
+    /// How long to wait for a request before that is due.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        self.after
+            .map(|after| after.saturating_sub(self.last.elapsed()))
+    }
+
+    /// Is it due?
+    pub(super) fn is_due(&self) -> bool {
+        !planted("never-idle") && self.after.is_some_and(|after| self.last.elapsed() >= after)
+    }
+
+    /// There has been a collection.
+    pub(super) fn collected(&mut self) {
+        self.last = Instant::now();
+    }
+}
+
 /// Free memory on its way back to the system, while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
@@ -73,7 +124,8 @@ impl Surplus {
             }
             space.give_up_ahead();
             self.trickle.spend(bytes);
-            most -= bytes;
+            // A piece between cells may be longer.
+            most = most.saturating_sub(bytes);
         }
         self.patience = Some(Trickle::PATIENCE);
     }

@@ -68,7 +68,7 @@ use crate::verify::Source;
 use crate::weak::{IDLE, MARKING};
 
 use beside::Beside;
-use memory::{Surplus, back_ahead};
+use memory::{Idle, Surplus, back_ahead, give_all_back};
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
@@ -122,15 +122,31 @@ pub(crate) fn run(shared: &Shared) {
     // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at the end.
     let mut crew = unsafe { Crew::new(&shared.space, &shared.queue) };
     let mut surplus = Surplus::default();
+    let mut idle = Idle::new(shared);
     loop {
-        match shared.requests.next(surplus.patience) {
+        let patience = [surplus.patience, idle.patience()]
+            .into_iter()
+            .flatten()
+            .min();
+        match shared.requests.next(patience) {
             Next::End => return,
+            Next::Nothing if idle.is_due() => {
+                shared.requests.want_spans();
+                shared.requests.ask(true);
+                continue;
+            }
             Next::Nothing => {}
             Next::Collection => {
                 Cycle::new(shared, &mut crew).run();
+                idle.collected();
                 // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
                 unsafe { shared.queue.trim(kept_bytes(shared.space.used_bytes())) };
             }
+        }
+        if shared.requests.is_trim_due() {
+            // SAFETY: as above.
+            unsafe { shared.queue.trim(0) };
+            shared.requests.trimmed(give_all_back(shared));
         }
         back_ahead(shared);
         surplus.give_back(shared);
@@ -300,6 +316,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         self.shared.finalizers.begin();
         self.shared.drops.begin();
+        self.shared.queue.take_large_work();
         self.marker.make_ready();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
@@ -351,6 +368,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
             drop(std::io::stdout().lock());
         }
         let shared = self.shared;
+        if shared.requests.take_spans_wanted() || shared.space.is_short() {
+            self.take_idle_spans();
+        }
         self.gather();
         self.handed = shared.handed();
         // Relaxed: the collector's own.
@@ -363,7 +383,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.kept = shared.old.get();
             self.old = Old::before(shared.space.top());
         }
-        let unmarked = self.cells.saturating_sub(self.kept.cells);
+        let unmarked = self.cells.saturating_sub(self.kept.cells) + shared.space.large_work();
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
         shared.space.begin_marking_and(shared.pace.notes_births());
         if shared.concurrent {
@@ -425,6 +445,22 @@ impl<'h, 'c> Cycle<'h, 'c> {
             return Phase::Mark;
         }
         Phase::Finish
+    }
+
+    /// In the stop, before anything is marked: what mutators inside `blocking` have of the heap and their programs have not goes back, to be found free
+    /// by the sweep. An idle thread would hold a span for each site that it ever used, for ever.
+    fn take_idle_spans(&mut self) {
+        let shared = self.shared;
+        if planted("idle-spans-kept") {
+            return;
+        }
+        for mutator in self.stop().mutators() {
+            if let Some(context) = context_of(&mutator)
+                && context.thread().is_blocking()
+            {
+                shared.space.retire_sites(&context.local, 0, usize::MAX);
+            }
+        }
     }
 
     /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
@@ -702,7 +738,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 .space
                 .used_bytes()
                 .saturating_sub(stats.end_bytes.saturating_sub(external)),
-            marked: marked.cells + self.old.followed(),
+            marked: marked.cells + self.old.followed() + shared.queue.take_large_work(),
             assisted: by_mutators.cells,
             beside: stats.mark_concurrent.as_nanos() as u64,
             running: self.running,

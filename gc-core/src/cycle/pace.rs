@@ -22,6 +22,8 @@ pub(crate) struct Pace {
     pacer: gc_preempt::Mutex<Pacer>,
     /// Bytes of cells that the last collection kept.
     kept: AtomicU64,
+    /// Of cells that the last one of all cells found alive.
+    live: AtomicU64,
     /// The bytes in use at which the next one begins, and should have ended, and at which mutators wait for it to begin.
     trigger: AtomicU64,
     goal: AtomicU64,
@@ -104,6 +106,7 @@ impl Pace {
             stress,
             pacer: gc_preempt::Mutex::new(pacer),
             kept: AtomicU64::new(0),
+            live: AtomicU64::new(0),
             trigger: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             hard: AtomicU64::new(0),
@@ -137,6 +140,11 @@ impl Pace {
     /// Bytes of cells that the last collection kept.
     pub(crate) fn kept(&self) -> u64 {
         self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of cells that the last collection of all cells found alive.
+    pub(crate) fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
     }
 
     pub(crate) fn trigger(&self) -> u64 {
@@ -191,14 +199,14 @@ impl Pace {
         self.line.load()
     }
 
-    /// How many cells a mutator should mark before it allocates so many bytes.
+    /// How many cells a mutator should mark before it allocates so many bytes, when large ones have been followed for the work of `large` cells.
     #[inline]
-    pub(crate) fn owed(&self, line: &Marking, used: u64, bytes: u64) -> u64 {
+    pub(crate) fn owed(&self, line: &Marking, used: u64, bytes: u64, large: u64) -> u64 {
         if self.stress {
             return STRESS;
         }
         let background = self.work.background.load(Ordering::Relaxed);
-        let done = background + self.work.helped_cells.load(Ordering::Relaxed);
+        let done = background + self.work.helped_cells.load(Ordering::Relaxed) + large;
         line.owed(used, done, bytes)
     }
 
@@ -308,6 +316,9 @@ impl Pace {
     pub(super) fn ended(&self, cycle: &Cycle) -> bool {
         let plan = self.pacer.lock().ended(cycle);
         self.kept.store(cycle.live + cycle.born, Ordering::Relaxed);
+        if !cycle.young {
+            self.live.store(cycle.live, Ordering::Relaxed);
+        }
         self.publish();
         self.asked.store(false, Ordering::Relaxed);
         plan.young
@@ -393,7 +404,7 @@ mod tests {
         let filler = heap.kind(Kind::leaf("filler")).unwrap();
         let context = fall_behind(&m, heap.kind(slow).unwrap());
         let pace = &context.shared.pace;
-        let owed = pace.owed(&pace.line(), u64::MAX, 1 << 20);
+        let owed = pace.owed(&pace.line(), u64::MAX, 1 << 20, 0);
         // SAFETY: no collection happens.
         unsafe { m.alloc(filler, 1 << 20) }.unwrap();
         context.marking.store(0, Ordering::Relaxed);

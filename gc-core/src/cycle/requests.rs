@@ -20,6 +20,8 @@ pub(crate) struct Requests {
     /// Stress: they keep their phases open.
     lingering: bool,
     pub(crate) state: Mutex<Wanted>,
+    /// The next collection is to take back what mutators inside `blocking` have of the heap and do not use.
+    spans_wanted: AtomicBool,
     wake: Condvar,
     done: Condvar,
 }
@@ -35,6 +37,11 @@ pub(crate) struct Wanted {
     forked: bool,
     /// There is something else to do than a collection.
     nudged: bool,
+    /// All memory that is free after this collection is to go back to the system, and the last one for which that was done.
+    trim: u64,
+    trimmed: u64,
+    /// Bytes that went back then.
+    gone: u64,
     shutdown: bool,
 }
 
@@ -76,6 +83,51 @@ impl Requests {
         }
         self.wake.notify_one();
         number
+    }
+
+    /// Asks for a collection of all cells after which all free memory goes back to the system; gives its number. Does not wait.
+    pub(crate) fn ask_to_trim(&self) -> u64 {
+        self.want_spans();
+        let number = self.ask(true);
+        let mut state = self.lock();
+        state.trim = state.trim.max(number);
+        number
+    }
+
+    /// Waits until that has been done; the bytes that went back.
+    pub(crate) fn wait_for_trim(&self, number: u64) -> u64 {
+        let mut state = self.lock();
+        while state.trimmed < number && !state.shutdown {
+            state = self
+                .done
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        state.gone
+    }
+
+    /// The collector's: is free memory to go back after the last collection?
+    pub(super) fn is_trim_due(&self) -> bool {
+        let state = self.lock();
+        state.trimmed < state.trim && state.trim <= state.ended
+    }
+
+    /// It has.
+    pub(super) fn trimmed(&self, gone: u64) {
+        let mut state = self.lock();
+        (state.trimmed, state.gone) = (state.ended, gone);
+        self.done.notify_all();
+    }
+
+    /// The next collection takes back spans of mutators that are inside `blocking`.
+    pub(crate) fn want_spans(&self) {
+        // Relaxed: the request that follows, or the next collection, orders it.
+        self.spans_wanted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it does.
+    pub(super) fn take_spans_wanted(&self) -> bool {
+        self.spans_wanted.swap(false, Ordering::Relaxed)
     }
 
     /// Has the collector's thread look after what is to be done between collections. Inside `no_preempt`.
@@ -191,6 +243,8 @@ impl Requests {
         state.forked = true;
         // What was asked for in the parent was answered, or will be, there.
         state.begun = state.begun.max(state.ended);
+        // Whoever waits for it is there, too.
+        state.trimmed = state.trimmed.max(state.trim);
     }
 
     /// Whether the collector's thread can be joined: it is not one that only the parent of this process has.

@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use core::time::Duration;
+
 use gc_preempt::World;
 
 use super::pace::Pace;
@@ -17,6 +19,7 @@ use crate::finalize::Finalizers;
 use crate::heap::Space;
 use crate::mapped::Slab;
 use crate::mark::{MarkQueue, Marked, Marker};
+use crate::pacer::Vain;
 use crate::roots::{self, Roots};
 use crate::stacks::Stacks;
 use crate::stats::Ledger;
@@ -59,6 +62,10 @@ pub(crate) struct Shared {
     pub(crate) concurrent: bool,
     /// When collections are young ones.
     pub(crate) young: Young,
+    /// How long after the last collection a heap is collected that nobody uses.
+    pub(crate) idle_after: Option<Duration>,
+    /// Collections for room that were in vain.
+    pub(crate) vain: gc_preempt::Mutex<Vain>,
     /// Threads that mark, where the embedder has said so.
     pub(crate) markers: Option<u32>,
     pub(crate) phase: AtomicU8,
@@ -214,6 +221,7 @@ impl Shared {
             self.space.weak.lock_for_fork(),
             self.ledger.lock_for_fork(),
             self.pace.lock_for_fork(),
+            self.vain.lock(),
             self.space.lock_for_fork(),
         )
     }

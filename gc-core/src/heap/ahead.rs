@@ -191,6 +191,9 @@ impl Space {
         // Who takes the first units of the next chunk writes tables before anybody can have them backed.
         let next = unit + CHUNK_UNITS;
         let units = CHUNK_UNITS.min(self.len / UNIT - next);
+        if !self.writable_up_to(next + units) && !self.writable_up_to(next) {
+            return false;
+        }
         let backed = self.range.back(unit, CHUNK_UNITS) && self.range.back_tables(next, units);
         self.range.set_backed(chunk, true);
         backed

@@ -39,7 +39,7 @@ impl Births {
         // Not a fault: a list that runs full is hard to get otherwise.
         let entries = if planted("few-births") { 3 } else { entries };
         Ok(Births {
-            entries: Mapped::reserve(2 * entries, 2)?,
+            entries: Mapped::growing(2 * entries)?,
             len: CachePadded::default(),
             peak: AtomicUsize::new(0),
             noting: AtomicBool::new(false),
@@ -78,10 +78,16 @@ impl Births {
             return;
         }
         let at = 2 * self.len.fetch_add(1, Ordering::Relaxed);
-        if let Some([first, second]) = self.entries.get(at..at + 2) {
-            first.store(what, Ordering::Relaxed);
-            second.store(how, Ordering::Relaxed);
+        let Some([first, second]) = self.entries.get(at..at + 2) else {
+            return;
+        };
+        if at + 2 > self.entries.writable() && self.entries.make_writable(at + 2).is_err() {
+            // No memory: it is not known what they are.
+            self.len.fetch_max(self.entries.len(), Ordering::Relaxed);
+            return;
         }
+        first.store(what, Ordering::Relaxed);
+        second.store(how, Ordering::Relaxed);
     }
 
     /// Takes the marks of all of them back. By one thread, when nobody marks; if they are not too many.
@@ -147,6 +153,7 @@ mod tests {
         assert_eq!(births.peak_bytes(), 0, "nobody wants to know");
         births.begin(true);
         let bits = Bitmap::new(8).unwrap();
+        bits.make_writable(8).unwrap();
         let mut expected = vec![true; 8 * UNIT / GRANULE];
         let fill = |bits: &Bitmap| {
             (0..8 * WORDS_PER_UNIT).for_each(|w| {

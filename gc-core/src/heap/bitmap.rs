@@ -22,9 +22,14 @@ pub(crate) struct Bitmap {
 
 impl Bitmap {
     pub(crate) fn new(units: usize) -> Result<Bitmap, MapError> {
-        let words = Table::new(units * WORDS_PER_UNIT)?;
+        let words = Table::reserve(units * WORDS_PER_UNIT)?;
         words.prefer_huge_pages_from(SMALL_PAGES / UNIT * WORDS_PER_UNIT);
         Ok(Bitmap { words })
+    }
+
+    /// See [`Table::make_writable`].
+    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
+        self.words.make_writable(units * WORDS_PER_UNIT)
     }
 
     /// See [`Table::back`].
@@ -392,6 +397,7 @@ mod tests {
             };
             let set: Vec<bool> = (0..cells).map(|_| random() < density).collect();
             let bitmap = Bitmap::new(192).unwrap();
+            bitmap.make_writable(192).unwrap();
             let bits = bitmap.span(64, class);
             for (cell, _) in set.iter().enumerate().filter(|(_, s)| **s) {
                 prop_assert!(bitmap.set(64 * UNIT + cell * class.size as usize));

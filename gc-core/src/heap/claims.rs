@@ -76,7 +76,9 @@ impl Space {
             // Relaxed: as many as there were in the last cycle's stop.
             let mutators = self.mutators.load(Ordering::Relaxed).max(1);
             let most = wanted.min(part / mutators).max(units);
-            (first, left) = spans.take_some(records, dirty, units, most)?;
+            (first, left) = self.take_with(&mut spans, units, |spans| {
+                spans.take_some(records, dirty, units, most)
+            })?;
             drop(spans);
             self.ahead.taken(first + left);
             let next = (wanted + left).min(CHUNK_UNITS);

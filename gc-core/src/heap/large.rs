@@ -4,13 +4,14 @@
 //! where the mutator can be stopped, and nothing names the object until it is over.
 
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::sites::List;
-use super::{CHUNK_UNITS, Cell, GRANULE, Space, UNIT, Unit};
+use super::{CHUNK_UNITS, Cell, GRANULE, NEVER_TAKEN, Space, UNIT, Unit};
 use crate::alloc::{AllocError, ColdUnits, Runs};
 use crate::fault::planted;
 use crate::kind::KindId;
+use crate::mark::BYTES_A_CELL;
 use gc_preempt::Mutex;
 
 /// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do other things between.
@@ -57,6 +58,8 @@ struct Freeing {
 
 /// The large objects of a heap.
 pub(crate) struct LargeObjects {
+    /// Units of those that markers look into. For the pace: Relaxed.
+    followed: AtomicUsize,
     lists: Mutex<Lists>,
     freeing: Mutex<Freeing>,
 }
@@ -64,6 +67,7 @@ pub(crate) struct LargeObjects {
 impl Default for LargeObjects {
     fn default() -> LargeObjects {
         LargeObjects {
+            followed: AtomicUsize::new(0),
             lists: Mutex::new(Lists::default()),
             freeing: Mutex::new(Freeing::default()),
         }
@@ -81,11 +85,7 @@ impl Space {
         kind: KindId,
         bytes: usize,
     ) -> Result<LargeStep, AllocError> {
-        let units = bytes.div_ceil(UNIT).max(1);
-        if units > self.len() / UNIT {
-            return Err(AllocError::TooLarge { bytes });
-        }
-        super::sites::check(&self.kinds, kind, bytes, units * UNIT).map_err(AllocError::Site)?;
+        let units = self.large_units(kind, bytes)?;
         if let Some(every) = self.collect_every
             && self.left_until_due(runs, every) == 0
         {
@@ -103,6 +103,25 @@ impl Space {
             }
             Err(no) => self.after_sweep(no, bytes).map(|()| LargeStep::Again),
         }
+    }
+
+    /// The units of a large object, which it may have if everything else goes.
+    ///
+    /// # Errors
+    /// What no collection changes.
+    pub(crate) fn large_units(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+        let units = bytes.div_ceil(UNIT).max(1);
+        if let Some(limit) = self.hard_limit
+            && units > limit as usize / UNIT
+            && !planted("too-large-collects")
+        {
+            return Err(AllocError::HeapLimit { limit, bytes });
+        }
+        if units > self.len() / UNIT - NEVER_TAKEN {
+            return Err(AllocError::TooLarge { bytes });
+        }
+        super::sites::check(&self.kinds, kind, bytes, units * UNIT).map_err(AllocError::Site)?;
+        Ok(units)
     }
 
     /// Those units of a reservation whose first touch would be a fault, if that is to be seen to beforehand: what is larger than a page of the system's may be
@@ -146,6 +165,9 @@ impl Space {
         }
         // SAFETY: the units were taken for this reservation, so their records are ours.
         unsafe { (*self.records().at(first)).kind = kind.0 };
+        if self.kinds.get(kind).tag.is_followed() {
+            self.large.followed.fetch_add(units, Ordering::Relaxed);
+        }
         self.note_bits(first);
         self.allocated_bits().set(first * UNIT);
         if self.is_marking() && !planted("white-runs") {
@@ -205,6 +227,12 @@ impl Space {
         unswept.len()
     }
 
+    /// The work of following all large cells, in cells.
+    pub(crate) fn large_work(&self) -> u64 {
+        let units = self.large.followed.load(Ordering::Relaxed);
+        (units * UNIT / BYTES_A_CELL) as u64
+    }
+
     pub(crate) fn lock_large(&self) -> impl Sized + '_ {
         (self.large.freeing.lock(), self.large.lists.lock())
     }
@@ -242,9 +270,13 @@ impl Space {
                 self.unswept.fetch_sub(1, Ordering::Release);
                 return true;
             }
+            let (units, kind) = self.large_record(first);
+            if self.kinds.get(kind).tag.is_followed() {
+                self.large.followed.fetch_sub(units, Ordering::Relaxed);
+            }
             *freeing = Freeing {
                 first,
-                units: self.large_record(first).0,
+                units,
                 cleared: 0,
             };
         }

@@ -2,11 +2,30 @@
 //!
 //! All of the heap and all of its side tables are such mappings. Nothing here mallocs after construction, and a page
 //! costs nothing until it is written.
+//!
+//! # Addresses first, memory later
+//! A heap reserves addresses for all that it may ever hold. A private mapping that can be written counts in full against `RLIMIT_DATA`, and
+//! where overcommit is strict (`vm.overcommit_memory=2`) against what the whole machine may promise, whether a page of it is ever touched or
+//! not, and whatever `MAP_NORESERVE` says. A mapping that cannot be written counts for neither (proc(5), `mm/mmap.c`: `accountable_mapping`,
+//! `is_data_mapping`). So large mappings begin as reservations ([`Map::reserve`]), and the part that is about to be written is made writable
+//! ([`Map::make_writable`]). The system may refuse that; then there is no memory, and the caller says so.
+//!
+//! `RLIMIT_AS` counts reservations, too. So their sizes follow the heap's reserve, and the whole heap gives way together.
 
 use std::fmt;
 use std::marker::PhantomData;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
+use nix::errno::Errno;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use nix::sys::resource::{Resource, getrlimit};
+
+const PAGE: usize = 4096;
+
+/// Bytes that the system maps as one page where it can.
+const HUGE_PAGE: usize = 2 << 20;
 
 /// The OS did not give the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,60 +36,160 @@ pub struct MapError {
     pub errno: i32,
 }
 
+impl MapError {
+    fn new(bytes: usize, errno: Errno) -> MapError {
+        MapError {
+            bytes,
+            errno: errno as i32,
+        }
+    }
+
+    /// What to change, by what limits this process now.
+    fn cure(self) -> String {
+        let limited = |resource, name: &str, option: &str| match getrlimit(resource) {
+            Ok((soft, _)) if soft != libc::RLIM_INFINITY => {
+                format!(
+                    "raise {name} (ulimit -{option}), which is {} KiB, ",
+                    soft >> 10
+                )
+            }
+            _ => String::new(),
+        };
+        let mut cure = limited(Resource::RLIMIT_AS, "RLIMIT_AS", "v");
+        cure += &limited(Resource::RLIMIT_DATA, "RLIMIT_DATA", "d");
+        if std::fs::read_to_string("/proc/sys/vm/overcommit_memory")
+            .is_ok_and(|mode| mode.trim() == "2")
+        {
+            cure +=
+                "raise vm.overcommit_ratio or vm.overcommit_kbytes (overcommit is strict here), ";
+        }
+        if cure.is_empty() {
+            cure += "raise vm.max_map_count, if the process has so many mappings, ";
+        }
+        cure + "or build the heap with a smaller reserve"
+    }
+}
+
 impl fmt::Display for MapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let why = std::io::Error::from_raw_os_error(self.errno);
         write!(
             f,
-            "the system refused to map {} bytes of address space: {why}",
-            self.bytes
+            "the system refused {} bytes of addresses or memory: {why}; {}",
+            self.bytes,
+            self.cure()
         )
     }
 }
 
 impl std::error::Error for MapError {}
 
+/// Bytes of all mappings of the process's heaps. A figure: Relaxed.
+static MAPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes of addresses that this process's heaps have, tables included.
+pub(crate) fn mapped_bytes() -> usize {
+    MAPPED.load(Ordering::Relaxed)
+}
+
+/// What can be done with a reservation before it is made writable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// Nothing: an access is a fault.
+    Nothing,
+    /// It reads as zeros.
+    Read,
+}
+
 /// A private anonymous mapping that reserves no swap.
 pub(crate) struct Map {
-    map: MmapMut,
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: a mapping belongs to the process, not to a thread; it is memory reached through raw pointers, and who dereferences them answers
+// for the sharing.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's, and nothing refers to it any more. Should the system refuse, the addresses are lost.
+        if unsafe { munmap(self.base.cast(), self.bytes) }.is_ok() {
+            MAPPED.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Map {
+    fn with(bytes: usize, access: ProtFlags) -> Result<Map, MapError> {
+        let bytes = bytes.max(1);
+        let length = bytes
+            .checked_next_multiple_of(PAGE)
+            .and_then(NonZeroUsize::new)
+            .ok_or(MapError::new(bytes, Errno::ENOMEM))?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        match unsafe { mmap_anonymous(None, length, access, flags) } {
+            Ok(base) => {
+                MAPPED.fetch_add(length.get(), Ordering::Relaxed);
+                Ok(Map {
+                    base: base.cast(),
+                    bytes: length.get(),
+                })
+            }
+            Err(errno) => Err(MapError::new(bytes, errno)),
+        }
+    }
+
+    /// A mapping that can be written at once.
     pub(crate) fn new(bytes: usize) -> Result<Map, MapError> {
-        MmapOptions::new()
-            .len(bytes.max(1))
-            .no_reserve_swap()
-            .map_anon()
-            .map(|map| Map { map })
-            .map_err(|e| MapError {
-                bytes,
-                errno: e.raw_os_error().unwrap_or(libc::EINVAL),
-            })
+        Map::with(bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// Addresses alone. See the module's head.
+    pub(crate) fn reserve(bytes: usize, before: Before) -> Result<Map, MapError> {
+        if crate::fault::planted("all-writable") {
+            return Map::new(bytes);
+        }
+        let access = match before {
+            Before::Nothing => ProtFlags::PROT_NONE,
+            Before::Read => ProtFlags::PROT_READ,
+        };
+        Map::with(bytes, access)
+    }
+
+    /// Has `[offset, offset + bytes)` read and written. Takes no lock of this process's: possible in a stop, and under `no_preempt`.
+    pub(crate) fn make_writable(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
+        debug_assert!(offset.is_multiple_of(PAGE) && offset + bytes <= self.bytes);
+        if crate::fault::planted("memory-refused") {
+            return Err(MapError::new(bytes, Errno::ENOMEM));
+        }
+        // SAFETY: within the mapping, whose contents this does not change.
+        unsafe {
+            let first = NonNull::new_unchecked(self.base.as_ptr().add(offset));
+            let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            mprotect(first.cast(), bytes, access).map_err(|errno| MapError::new(bytes, errno))
+        }
     }
 
     /// The first byte. All accesses go through pointers from here; no reference to the whole is ever made.
     pub(crate) fn base(&self) -> *mut u8 {
-        self.map.as_ptr().cast_mut()
+        self.base.as_ptr()
     }
 
-    /// Asks for huge pages. A kernel without them says no, and that is no error.
-    pub(crate) fn prefer_huge_pages(&self) {
-        let _ = self.map.advise(Advice::HugePage);
-    }
-
-    /// As [`Map::prefer_huge_pages`], from byte `offset` on, if there is anything.
-    fn prefer_huge_pages_from(&self, offset: usize) {
-        if let Some(rest @ 1..) = self.map.len().checked_sub(offset) {
-            let _ = self.map.advise_range(Advice::HugePage, offset, rest);
+    /// Asks for huge pages from byte `offset` on, if there is anything. A kernel without them says no, and that is no error.
+    pub(crate) fn prefer_huge_pages_from(&self, offset: usize) {
+        if let Some(rest @ 1..) = self.bytes.checked_sub(offset) {
+            self.advise(offset, rest, libc::MADV_HUGEPAGE);
         }
     }
 
     /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes nothing in them. False: the kernel has no
-    /// memory, or is older than 5.14.
+    /// memory, or is older than 5.14, or the range is not writable.
     pub(crate) fn back(&self, offset: usize, bytes: usize) -> bool {
-        self.map
-            .advise_range(Advice::PopulateWrite, offset, bytes)
-            .is_ok()
+        self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
 
     /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the kernel refused,
@@ -79,12 +198,13 @@ impl Map {
     /// # Safety
     /// Page-aligned range inside the mapping, and nobody uses its contents.
     pub(crate) unsafe fn discard(&self, offset: usize, bytes: usize) -> bool {
-        // SAFETY: the caller promises that the contents are nobody's.
-        unsafe {
-            self.map
-                .unchecked_advise_range(UncheckedAdvice::DontNeed, offset, bytes)
-                .is_ok()
-        }
+        self.advise(offset, bytes, libc::MADV_DONTNEED)
+    }
+
+    fn advise(&self, offset: usize, bytes: usize, advice: i32) -> bool {
+        debug_assert!(offset + bytes <= self.bytes);
+        // SAFETY: within the mapping. Only `MADV_DONTNEED` changes contents, and the caller of `discard` has said that they are nobody's.
+        unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), bytes, advice) == 0 }
     }
 }
 
@@ -92,6 +212,8 @@ impl Map {
 pub(crate) struct Table<T> {
     map: Map,
     len: usize,
+    /// Bytes from the first on that can be written. Only grows.
+    writable: AtomicUsize,
     element: PhantomData<*mut T>,
 }
 
@@ -101,17 +223,60 @@ unsafe impl<T> Send for Table<T> {}
 unsafe impl<T> Sync for Table<T> {}
 
 impl<T> Table<T> {
+    fn bytes(len: usize) -> Result<usize, MapError> {
+        const { assert!(align_of::<T>() <= PAGE && size_of::<T>() > 0) };
+        len.checked_mul(size_of::<T>())
+            .ok_or(MapError::new(usize::MAX, Errno::ENOMEM))
+    }
+
+    /// A table that can be written at once.
     pub(crate) fn new(len: usize) -> Result<Table<T>, MapError> {
-        const { assert!(align_of::<T>() <= 4096 && size_of::<T>() > 0) };
-        let bytes = len.checked_mul(size_of::<T>()).ok_or(MapError {
-            bytes: usize::MAX,
-            errno: libc::ENOMEM,
-        })?;
+        let map = Map::new(Self::bytes(len)?)?;
         Ok(Table {
-            map: Map::new(bytes)?,
+            writable: AtomicUsize::new(map.bytes),
+            map,
             len,
             element: PhantomData,
         })
+    }
+
+    /// A table that reads as zeros. [`Table::make_writable`] comes before the first write.
+    pub(crate) fn reserve(len: usize) -> Result<Table<T>, MapError> {
+        Ok(Table {
+            map: Map::reserve(Self::bytes(len)?, Before::Read)?,
+            len,
+            writable: AtomicUsize::new(0),
+            element: PhantomData,
+        })
+    }
+
+    /// Elements from the first on that can be written.
+    #[inline]
+    pub(crate) fn writable(&self) -> usize {
+        // Acquire pairs with the Release in `make_writable`, for who writes past a lock.
+        (self.writable.load(Ordering::Acquire) / size_of::<T>()).min(self.len)
+    }
+
+    /// Has at least the first `count` elements written from now on, and some more, so that it need not be asked for each. Takes no lock of this
+    /// process's: possible in a stop, and under `no_preempt`. Threads may do it at once: what one makes writable is writable for all.
+    #[cold]
+    pub(crate) fn make_writable(&self, count: usize) -> Result<(), MapError> {
+        /// Steps in which a table grows. A table of huge pages needs a whole one.
+        const STEP: usize = 64 << 10;
+        let now = self.writable.load(Ordering::Relaxed);
+        let wanted = Self::bytes(count)?;
+        if wanted <= now {
+            return Ok(());
+        }
+        let step = if wanted < 2 * HUGE_PAGE {
+            STEP
+        } else {
+            HUGE_PAGE
+        };
+        let to = wanted.next_multiple_of(step).min(self.map.bytes);
+        self.map.make_writable(now, to - now)?;
+        self.writable.fetch_max(to, Ordering::Release);
+        Ok(())
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -132,9 +297,9 @@ impl<T> Table<T> {
 
     /// Has the pages of `count` elements from `first` on backed, as far as there are so many. See [`Map::back`].
     pub(crate) fn back(&self, first: usize, count: usize) -> bool {
-        let from = first * size_of::<T>() / 4096 * 4096;
-        let to = ((first + count) * size_of::<T>()).next_multiple_of(4096);
-        let to = to.min(self.map.map.len().next_multiple_of(4096));
+        let from = first * size_of::<T>() / PAGE * PAGE;
+        let to = ((first + count) * size_of::<T>()).next_multiple_of(PAGE);
+        let to = to.min(self.map.bytes);
         from >= to || self.map.back(from, to - from)
     }
 
@@ -143,6 +308,15 @@ impl<T> Table<T> {
     pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
         let start = self.map.base() as usize;
         start..start + self.len * size_of::<T>()
+    }
+
+    /// Gives the first `bytes` of its bytes back, whole pages. See [`Map::discard`].
+    ///
+    /// # Safety
+    /// Inside the table, and nobody uses its contents.
+    pub(crate) unsafe fn discard_first(&self, bytes: usize) -> bool {
+        // SAFETY: forwarded.
+        unsafe { self.map.discard(0, bytes) }
     }
 
     /// See [`Map::discard`]: whole pages inside `[first, first + count)` elements.
@@ -165,7 +339,9 @@ mod tests {
     #[test]
     fn an_absurd_length_is_an_error_value() {
         assert!(Table::<u64>::new(usize::MAX / 4).is_err());
+        assert!(Table::<u64>::new(usize::MAX / 8).is_err());
         assert!(Map::new(1 << 60).is_err());
+        assert!(Map::reserve(usize::MAX, Before::Nothing).is_err());
     }
 
     #[test]
@@ -177,5 +353,30 @@ mod tests {
             assert!(map.discard(4096, 4096));
             assert_eq!(map.base().add(4096).read(), 0);
         }
+    }
+
+    #[test]
+    fn a_reserved_table_reads_as_zero_and_is_written_as_far_as_it_was_made_writable() {
+        let table = Table::<u64>::reserve(1 << 20).unwrap();
+        assert_eq!(table.writable(), 0);
+        // SAFETY: our own table: all of it can be read, and what is written was made writable.
+        unsafe {
+            assert_eq!(table.at((1 << 20) - 1).read(), 0);
+            table.make_writable(1).unwrap();
+            let some = table.writable();
+            assert!(some > 0 && some < 1 << 20);
+            table.at(some - 1).write(7);
+            table.make_writable(1 << 20).unwrap();
+            assert_eq!(table.writable(), 1 << 20);
+            table.at((1 << 20) - 1).write(8);
+            assert_eq!((table.at(some - 1).read(), table.at(some).read()), (7, 0));
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_what_to_change() {
+        let text = MapError::new(1 << 40, Errno::ENOMEM).to_string();
+        assert!(text.contains("1099511627776 bytes"), "{text}");
+        assert!(text.contains("smaller reserve"), "{text}");
     }
 }

@@ -37,7 +37,7 @@ use crossbeam_utils::CachePadded;
 use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::kind::{Kind, KindError, KindId, Kinds};
+use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::weak::WeakWork;
 use ahead::Ahead;
 use births::Births;
@@ -45,7 +45,7 @@ pub(crate) use bitmap::{Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
 use handed::Handed;
 use large::LargeObjects;
-use map::{Map, Table};
+use map::{Before, Map, Table};
 use sites::Sites;
 use spans::{Dirty, Records, Spans};
 use units::Units;
@@ -68,7 +68,7 @@ pub use walk::POISON;
 /// How a heap's memory is laid out and limited.
 #[derive(Debug, Clone)]
 pub struct SpaceConfig {
-    /// Address space to reserve, in bytes. Halved until the system agrees, but not below [`MIN_RESERVE`].
+    /// Address space to reserve, in bytes. All tables are sized by it.
     pub reserve: u64,
     /// Spans and large objects in use never exceed this many bytes.
     pub hard_limit: Option<u64>,
@@ -107,7 +107,7 @@ pub const MIN_HARD_LIMIT: u64 = (classes::MAX_SPAN_UNITS * UNIT) as u64;
 /// Why a heap could not be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpaceError {
-    /// The system refused even the least address space.
+    /// The system refused the address space.
     Map(MapError),
     /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
     LimitTooSmall(u64),
@@ -180,10 +180,12 @@ pub enum SiteError {
         /// The size asked for.
         bytes: usize,
     },
-    /// The heap has as many sites as it can have.
+    /// The heap has as many sites as its reserve allows.
     TooMany,
     /// The heap does not scan stacks, which the fast tier keeps its cells on: see [`HeapBuilder::exact`](crate::HeapBuilder::exact).
     FastTier,
+    /// The system refused memory for the table of sites.
+    System(MapError),
 }
 
 impl fmt::Display for SiteError {
@@ -209,16 +211,18 @@ impl fmt::Display for SiteError {
             ),
             SiteError::TooMany => write!(
                 f,
-                "the heap has {} sites already; use fewer kinds",
+                "the heap has as many sites as its reserve allows (at most {}); use fewer kinds, or raise the reserve",
                 crate::alloc::MAX_SITES
             ),
+            SiteError::System(e) => e.fmt(f),
         }
     }
 }
 
 impl std::error::Error for SiteError {}
 
-/// The tables that cover the address range. They are mapped together, and together give way to a smaller range.
+/// The address range and the tables that cover it. All of them are reservations: what is below the end of [`Spans`] can be written, and so can the
+/// tables' parts that tell of it.
 struct Range {
     memory: Map,
     base: usize,
@@ -235,8 +239,8 @@ impl Range {
     fn new(bytes: usize) -> Result<Range, MapError> {
         const ALIGN: usize = CHUNK_UNITS * UNIT;
         let units = bytes / UNIT;
-        let memory = Map::new(bytes + ALIGN)?;
-        memory.prefer_huge_pages();
+        let memory = Map::reserve(bytes + ALIGN, Before::Nothing)?;
+        memory.prefer_huge_pages_from(0);
         let base = (memory.base() as usize).next_multiple_of(ALIGN);
         Ok(Range {
             memory,
@@ -245,9 +249,25 @@ impl Range {
             records: Records::new(units)?,
             dirty: Dirty::new(units)?,
             bits: [Bitmap::new(units)?, Bitmap::new(units)?],
-            chunk_bits: Table::new(units / CHUNK_UNITS)?,
-            backed: Table::new(units / CHUNK_UNITS)?,
+            chunk_bits: Table::reserve(units / CHUNK_UNITS)?,
+            backed: Table::reserve(units / CHUNK_UNITS)?,
         })
+    }
+
+    /// Has units `[from, to)`, whole chunks, and the tables' parts that tell of them, written from now on. By one thread at a time, with all below
+    /// `from` writable. Should the system refuse in the middle, what was made writable stays so and is asked for again.
+    fn make_writable(&self, from: usize, to: usize) -> Result<(), MapError> {
+        self.units.make_writable(to)?;
+        self.records.make_writable(to)?;
+        self.dirty.make_writable(to)?;
+        for bits in &self.bits {
+            bits.make_writable(to)?;
+        }
+        self.chunk_bits.make_writable(to / CHUNK_UNITS)?;
+        self.backed.make_writable(to / CHUNK_UNITS)?;
+        let offset = self.base - self.memory.base() as usize;
+        self.memory
+            .make_writable(offset + from * UNIT, (to - from) * UNIT)
     }
 
     /// Has so many units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
@@ -310,6 +330,24 @@ pub struct Space {
     hard_limit: Option<u64>,
 }
 
+/// Bytes of a new heap that can be written, and the least by which there become more: a heap's first collection comes after about as many.
+const FIRST_STEP: u64 = 4 << 20;
+
+/// The most, and of those that can be written already the part.
+const MOST_STEP: usize = 256 << 20;
+const GROWTH: usize = 4;
+
+/// Bytes of the reserve for which there is room for a kind: a kind that has cells has a span of 64 KiB, but many have none most of the time.
+const BYTES_A_KIND: u64 = 16 << 10;
+
+/// Kinds that a heap of the least reserve has room for.
+const LEAST_KINDS: usize = 4096;
+
+/// Kinds that a heap of `bytes` of addresses has room for.
+pub(crate) fn kinds_for(bytes: u64) -> usize {
+    ((bytes / BYTES_A_KIND) as usize).clamp(LEAST_KINDS, MAX_KINDS)
+}
+
 /// Units at the start of the range that hold no cells. The range's own address stands in registers and on stacks whenever somebody allocates; it
 /// must not keep whatever would lie there.
 const NEVER_TAKEN: usize = 1;
@@ -340,15 +378,9 @@ impl Space {
         }
         let mut encodings = [Encoding::RAW; MAX_ENCODINGS];
         encodings[..config.conservative.len()].copy_from_slice(&config.conservative);
-        let (kinds, sites) = (Kinds::new()?, Sites::new()?);
-        let mut bytes = config.reserve.next_multiple_of(CHUNK);
-        let range = loop {
-            match Range::new(bytes as usize) {
-                Ok(range) => break range,
-                Err(e) if bytes / 2 < MIN_RESERVE => return Err(e.into()),
-                Err(_) => bytes = (bytes / 2).next_multiple_of(CHUNK),
-            }
-        };
+        let bytes = config.reserve.next_multiple_of(CHUNK);
+        let range = Range::new(bytes as usize)?;
+        let most_kinds = kinds_for(bytes);
         let limit = config
             .hard_limit
             .map_or(usize::MAX, |limit| limit as usize / UNIT);
@@ -358,6 +390,8 @@ impl Space {
             .min(config.hard_limit.unwrap_or(u64::MAX))
             .next_multiple_of(CHUNK);
         let ahead = Ahead::default();
+        let writable = pre_touch.max(FIRST_STEP).min(bytes) as usize / UNIT;
+        range.make_writable(0, writable)?;
         if pre_touch != 0 {
             ahead.pre_touch(&range, pre_touch as usize / UNIT);
         }
@@ -367,13 +401,9 @@ impl Space {
             role: AtomicUsize::new(0),
             marking: AtomicBool::new(false),
             far: AtomicBool::new(false),
-            kinds,
-            sites,
-            spans: CachePadded::new(Mutex::new(Spans::new(
-                NEVER_TAKEN,
-                bytes as usize / UNIT,
-                limit,
-            ))),
+            kinds: Kinds::new(most_kinds)?,
+            sites: Sites::new(most_kinds)?,
+            spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
             ahead,
             pre_touched: pre_touch,
@@ -421,6 +451,12 @@ impl Space {
     /// Are there so many unit words that it pays to ask for each one ahead? Takes the heap's lock.
     pub(crate) fn is_far(&self) -> bool {
         units::are_far(self.top())
+    }
+
+    /// Is more than half of what the hard limit allows in use? Takes the heap's lock.
+    pub(crate) fn is_short(&self) -> bool {
+        self.hard_limit
+            .is_some_and(|limit| self.used_bytes() > limit / 2)
     }
 
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
@@ -675,12 +711,58 @@ impl Space {
             .store(spans + self.unswept_large(), Ordering::Relaxed);
     }
 
+    /// Has `least` units that were never taken written from now on, beyond those that can be already, and more where the system has them. By the
+    /// holder of the lock.
+    fn make_writable(&self, spans: &mut Spans, least: usize) -> Result<(), NoSpan> {
+        let (from, end) = (spans.end(), self.len / UNIT);
+        let wanted = (spans.top() + least).next_multiple_of(CHUNK_UNITS);
+        if wanted > end {
+            return Err(NoSpan::Exhausted);
+        }
+        // A heap that grows asks seldom; where memory is promised to none twice, it holds a quarter more than it ever had.
+        let mut more = (from / GROWTH).clamp(FIRST_STEP as usize / UNIT, MOST_STEP / UNIT);
+        loop {
+            let to = (from + more).next_multiple_of(CHUNK_UNITS).min(end);
+            match self.range.make_writable(from, to.max(wanted)) {
+                Ok(()) => {
+                    spans.set_end(to.max(wanted));
+                    return Ok(());
+                }
+                Err(e) if to <= wanted => return Err(NoSpan::System(e)),
+                Err(_) => more /= 2,
+            }
+        }
+    }
+
+    /// What `take` finds in the free stretches; where it finds none, with more units written.
+    pub(crate) fn take_with<R>(
+        &self,
+        spans: &mut Spans,
+        least: usize,
+        mut take: impl FnMut(&mut Spans) -> Result<R, NoSpan>,
+    ) -> Result<R, NoSpan> {
+        match take(spans) {
+            Err(NoSpan::Exhausted) => {
+                self.make_writable(spans, least)?;
+                take(spans)
+            }
+            taken => taken,
+        }
+    }
+
+    /// Has units up to `end` written from now on, of those that were never taken.
+    fn writable_up_to(&self, end: usize) -> bool {
+        let mut spans = self.spans.lock();
+        let top = spans.top();
+        end <= spans.end() || self.make_writable(&mut spans, end - top).is_ok()
+    }
+
     /// Takes units for a large object: the first, and whether all of them are known to be zero.
     pub(crate) fn take_units(&self, units: usize) -> Result<(usize, bool), NoSpan> {
-        let first = self
-            .spans
-            .lock()
-            .take(&self.range.records, &self.range.dirty, units)?;
+        let (records, dirty) = (&self.range.records, &self.range.dirty);
+        let first = self.take_with(&mut self.spans.lock(), units, |spans| {
+            spans.take(records, dirty, units)
+        })?;
         self.ahead.taken(first + units);
         Ok((first, self.range.dirty.count(first, units) == 0))
     }

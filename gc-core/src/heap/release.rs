@@ -1,4 +1,5 @@
-//! Gives free memory back to the system, in the background and in the whole 2 MiB units that the system maps as one.
+//! Gives free memory back to the system, in the background: first the whole 2 MiB units that the system maps as one, then what is free between cells in
+//! others, as far as it is [`LEAST_PART`](super::spans::LEAST_PART) long. The system splits such a page for that, and maps smaller ones from then on.
 //!
 //! Memory that is given back and asked for again costs the system's clearing of it, ten times what giving it back saved.
 //! A heap's need swings from collection to collection, so nobody knows which free memory will be asked for again. Hence
@@ -9,6 +10,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::spans::LEAST_PART;
 use super::{CHUNK_UNITS, Space, UNIT};
 
 /// Free stretches that one piece looks at.
@@ -51,7 +53,7 @@ impl Trickle {
 
     /// So many bytes of the allowance went back.
     pub(crate) fn spend(&mut self, bytes: u64) {
-        self.paid += TIME_PER_CHUNK * (bytes / (CHUNK_UNITS * UNIT) as u64) as u32;
+        self.paid += TIME_PER_CHUNK.mul_f64(bytes as f64 / (CHUNK_UNITS * UNIT) as f64);
     }
 
     /// The bytes that the heap will need, as far as its past tells: at most `peak` were in use since the last call.
@@ -65,9 +67,9 @@ impl Trickle {
 }
 
 impl Space {
-    /// Outside any stop, by one thread at a time and never by a mutator: returns whole free 2 MiB units to the system
-    /// until at most `keep` free bytes are still backed. One bounded piece of at most `most` bytes; the bytes returned, 0
-    /// when nothing is left to do (or the spare bitmap is not cleared yet).
+    /// Outside any stop, by one thread at a time and never by a mutator: returns free memory to the system until less than 2 MiB more than
+    /// `keep` free bytes are still backed, and where that is 0, all in pieces of 64 KiB and more. One bounded piece of at most `most` bytes; the bytes returned, 0 when nothing is left to do (or the spare bitmap is not
+    /// cleared yet).
     ///
     /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of it.
     pub fn release_piece(&self, keep: u64, most: u64) -> u64 {
@@ -76,22 +78,29 @@ impl Space {
         }
         // A child of a fork must find the stretch in the lists.
         let _rearranging = self.rearranging.lock();
-        let (first, units, most) = {
+        let (first, units, surplus) = {
             let mut spans = self.spans.lock();
-            let surplus = spans.free_dirty().saturating_sub(keep as usize / UNIT) / CHUNK_UNITS;
-            let surplus = surplus.min(most as usize / (CHUNK_UNITS * UNIT));
-            if surplus == 0 {
-                return 0;
+            let surplus = spans.free_dirty().saturating_sub(keep as usize / UNIT);
+            let surplus = surplus.min(most as usize / UNIT);
+            let (records, dirty) = (self.records(), &self.range.dirty);
+            let mut found = None;
+            if surplus >= CHUNK_UNITS {
+                found = spans.take_for_release(records, dirty, LOOKS);
             }
-            let Some((first, units)) =
-                spans.take_for_release(self.records(), &self.range.dirty, LOOKS)
-            else {
+            // A little more than is to stay is not worth a page that the system has to split.
+            let is_worth_it = surplus >= CHUNK_UNITS || (keep == 0 && surplus >= LEAST_PART);
+            if found.is_none() && is_worth_it {
+                found = spans.take_part_for_release(records, dirty, LOOKS);
+            }
+            let Some((first, units)) = found else {
                 return 0;
             };
-            (first, units, surplus.min(CHUNKS_PER_PIECE))
+            (first, units, surplus)
         };
+        let most = (surplus / CHUNK_UNITS).min(CHUNKS_PER_PIECE);
         // The stretch is out of all lists now; the lock is free while the kernel works.
         let mut released = 0;
+        let mut parts = 0;
         let mut chunk = first.next_multiple_of(CHUNK_UNITS);
         while chunk + CHUNK_UNITS <= first + units && released < most {
             if self.range.dirty.count(chunk, CHUNK_UNITS) != 0
@@ -101,10 +110,34 @@ impl Space {
             }
             chunk += CHUNK_UNITS;
         }
+        if released == 0 {
+            parts = self.release_part(first, units, surplus);
+        }
         self.spans
             .lock()
             .put_back(self.records(), &self.range.dirty, first, units);
-        (released * CHUNK_UNITS * UNIT) as u64
+        ((released * CHUNK_UNITS + parts) * UNIT) as u64
+    }
+
+    /// Gives units of a free stretch back that has no whole dirty chunk: what lies beside cells in the same 2 MiB. At most so many, from the first dirty
+    /// one on; how many of them were dirty.
+    ///
+    /// The bits of such units are clear in both bitmaps and stay, and so do their records: they share pages with their neighbours'.
+    fn release_part(&self, first: usize, units: usize, most: usize) -> usize {
+        let dirty = &self.range.dirty;
+        let end = first + units;
+        let Some(first) = (first..end).find(|unit| dirty.count(*unit, 1) != 0) else {
+            return 0;
+        };
+        let units = most.min(end - first);
+        let count = dirty.count(first, units);
+        let offset = self.range.base - self.range.memory.base() as usize + first * UNIT;
+        // SAFETY: only this thread has the stretch, and no cell is in it.
+        if !unsafe { self.range.memory.discard(offset, units * UNIT) } {
+            return 0;
+        }
+        dirty.clear(first, units);
+        count
     }
 
     /// The bytes in use now, and the most that were in use since this was called last. By one thread at a time.

@@ -11,12 +11,15 @@ use super::classes::{self, CLASSES, Class, MAX_SMALL};
 use super::map::{MapError, Table};
 use super::spans::Records;
 use crate::alloc::{MAX_SITES, Site};
-use crate::kind::{KindId, Kinds, MAX_KINDS};
+use crate::kind::{KindId, Kinds};
 use gc_preempt::{Mutex, MutexGuard};
 
 /// Entries of a kind's row in the index: a power of two that holds all classes.
 const ROW: usize = 128;
 const _: () = assert!(CLASSES <= ROW);
+
+/// Sites for which there is room for each kind that there is room for. Few kinds have cells of many sizes.
+const SITES_A_KIND: usize = 4;
 
 /// A list of spans, linked through their records.
 #[derive(Debug, Clone, Copy, Default)]
@@ -173,11 +176,12 @@ pub(crate) struct Sites {
 }
 
 impl Sites {
-    pub(crate) fn new() -> Result<Sites, MapError> {
+    /// For at most so many kinds.
+    pub(crate) fn new(kinds: usize) -> Result<Sites, MapError> {
         Ok(Sites {
-            entries: Table::new(MAX_SITES)?,
+            entries: Table::reserve((SITES_A_KIND * kinds).min(MAX_SITES))?,
             count: AtomicU32::new(0),
-            index: Table::new(MAX_KINDS * ROW)?,
+            index: Table::reserve(kinds * ROW)?,
             making: Mutex::new(()),
         })
     }
@@ -193,14 +197,15 @@ impl Sites {
 
     #[inline(always)]
     pub(crate) fn at(&self, site: usize) -> &Entry {
-        // SAFETY: sites are below MAX_SITES and written before they are counted or indexed; after that only the lists
+        // SAFETY: sites are within the table and written before they are counted or indexed; after that only the lists
         // change, under their lock.
         unsafe { &*self.entries.at(site) }
     }
 
     #[inline(always)]
     fn slot(&self, kind: KindId, class: usize) -> &AtomicU32 {
-        // SAFETY: a KindId has 16 bits and a class is below ROW; zeroed memory is a valid AtomicU32.
+        debug_assert!(class < ROW);
+        // SAFETY: the kind is one of the heap's, so within the table; a class is below ROW; zeroed memory is a valid AtomicU32.
         unsafe { &*self.index.at(kind.index() * ROW + class) }
     }
 
@@ -208,6 +213,10 @@ impl Sites {
     pub(crate) fn get(&self, kinds: &Kinds, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         if bytes > MAX_SMALL {
             return Err(SiteError::Large { bytes });
+        }
+        // Another heap's kind, perhaps.
+        if kind.index() * ROW >= self.index.len() {
+            return Err(SiteError::UnknownKind(kind));
         }
         let class = classes::class_of(bytes);
         // Ordering: Acquire pairs with the Release in `make`.
@@ -236,9 +245,13 @@ impl Sites {
             return Ok(Site { index: made, size });
         }
         let index = self.count.load(Ordering::Relaxed);
-        if index as usize == MAX_SITES {
+        if index as usize == self.entries.len() {
             return Err(SiteError::TooMany);
         }
+        self.entries
+            .make_writable(index as usize + 1)
+            .and_then(|()| self.index.make_writable((kind.index() + 1) * ROW))
+            .map_err(SiteError::System)?;
         let entry = Entry {
             kind,
             class: class as u8,

@@ -16,6 +16,9 @@ use super::map::{MapError, Table};
 /// Units of the 2 MiB that the system maps as one page, and that are given back as one.
 pub(crate) const CHUNK_UNITS: usize = (2 << 20) / UNIT;
 
+/// Units of the shortest stretch that is given back where it does not fill a chunk: a span of small cells.
+pub(super) const LEAST_PART: usize = 16;
+
 /// Lists of one length each, for 1 to this many units.
 const EXACT: usize = 64;
 /// Beyond, four lists a doubling, up to 2^30 units.
@@ -99,8 +102,13 @@ impl Records {
 
     pub(crate) fn new(units: usize) -> Result<Records, MapError> {
         Ok(Records {
-            table: Table::new(units)?,
+            table: Table::reserve(units)?,
         })
+    }
+
+    /// See [`Table::make_writable`].
+    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
+        self.table.make_writable(units)
     }
 
     #[cfg(test)]
@@ -132,8 +140,13 @@ pub(crate) struct Dirty {
 impl Dirty {
     pub(crate) fn new(units: usize) -> Result<Dirty, MapError> {
         Ok(Dirty {
-            words: Table::new(units.div_ceil(64))?,
+            words: Table::reserve(units.div_ceil(64))?,
         })
+    }
+
+    /// See [`Table::make_writable`].
+    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
+        self.words.make_writable(units.div_ceil(64))
     }
 
     #[cfg(test)]
@@ -182,7 +195,7 @@ pub(crate) struct Spans {
     filled: [u64; LISTS.div_ceil(64)],
     /// The first unit that was never taken.
     top: usize,
-    /// One past the last unit.
+    /// One past the last unit that can be written. Only grows.
     end: usize,
     /// Units in use.
     used: usize,
@@ -197,8 +210,12 @@ pub(crate) struct Spans {
 /// Why a stretch was not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NoSpan {
+    /// The hard limit.
     Limit,
+    /// There is no stretch of this length.
     Exhausted,
+    /// The system has no memory.
+    System(MapError),
 }
 
 const fn list_of(units: usize) -> usize {
@@ -211,7 +228,7 @@ const fn list_of(units: usize) -> usize {
 }
 
 impl Spans {
-    /// Units `first..units`, of which at most `limit` may be in use at a time.
+    /// Units `first..units` can be written, and at most `limit` may be in use at a time.
     pub(crate) fn new(first: usize, units: usize, limit: usize) -> Spans {
         Spans {
             heads: [0; LISTS],
@@ -228,6 +245,16 @@ impl Spans {
 
     pub(crate) fn top(&self) -> usize {
         self.top
+    }
+
+    pub(crate) fn end(&self) -> usize {
+        self.end
+    }
+
+    /// More units can be written.
+    pub(crate) fn set_end(&mut self, end: usize) {
+        debug_assert!(end >= self.end);
+        self.end = end;
     }
 
     pub(crate) fn used(&self) -> usize {
@@ -364,6 +391,37 @@ impl Spans {
         None
     }
 
+    /// The same for one without a whole chunk: a long one that has dirty units. Lists have their dirty stretches first, as far as their first
+    /// [`CHUNK_UNITS`] tell.
+    pub(crate) fn take_part_for_release(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        mut looks: usize,
+    ) -> Option<(usize, usize)> {
+        if crate::fault::planted("parts-kept") {
+            return None;
+        }
+        for list in (list_of(LEAST_PART)..LISTS).rev() {
+            let mut link = self.heads[list];
+            while link != 0 && looks > 0 {
+                looks -= 1;
+                let first = link as usize - 1;
+                // SAFETY: the stretch is free, so its record is ours under the lock.
+                let record = unsafe { &*records.at(first) };
+                let (units, next) = (record.units as usize, record.next);
+                if dirty.count(first, units) != 0 {
+                    self.unlink(records, first);
+                    self.tag(records, first, units, State::InUse);
+                    self.free_dirty -= dirty.count(first, units);
+                    return Some((first, units));
+                }
+                link = next;
+            }
+        }
+        None
+    }
+
     /// Puts back what [`Spans::take_for_release`] gave; its dirty bits say what is left.
     pub(crate) fn put_back(
         &mut self,
@@ -420,7 +478,7 @@ impl Spans {
                 None => break,
             }
         }
-        // Nothing is surely long enough; before new memory is refused, every stretch of about this length is asked.
+        // Nothing is surely long enough; before more is made writable or refused, every stretch of about this length is asked.
         if units > EXACT && units > self.end - self.top {
             self.search(records, list, units, usize::MAX)
         } else {
@@ -521,8 +579,16 @@ mod tests {
         fn new(units: usize, limit: usize) -> Model {
             Model {
                 spans: Spans::new(0, units, limit),
-                records: Records::new(units).unwrap(),
-                dirty: Dirty::new(units).unwrap(),
+                records: {
+                    let records = Records::new(units).unwrap();
+                    records.make_writable(units).unwrap();
+                    records
+                },
+                dirty: {
+                    let dirty = Dirty::new(units).unwrap();
+                    dirty.make_writable(units).unwrap();
+                    dirty
+                },
                 used: BTreeMap::new(),
             }
         }

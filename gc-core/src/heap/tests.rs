@@ -643,15 +643,18 @@ fn a_refused_reserve_is_halved() {
         };
         // SAFETY: a plain system call.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
-        let mut toy = Toy::new(SpaceConfig::default());
-        let reserved = toy.space.reserved();
+        let heap = crate::Heap::builder().build().unwrap();
+        let reserved = heap.reserved();
         assert!(
             (256 << 20..4 << 30).contains(&(reserved.end - reserved.start)),
             "{reserved:x?}"
         );
-        let kind = leaf(&toy);
-        let cell = toy.alloc(kind, 1 << 20);
-        assert!(toy.space.resolve(cell).is_some());
+        let kind = heap.kind(Kind::leaf("leaf")).unwrap();
+        let mutator = heap.attach().unwrap();
+        // SAFETY: nothing is collected.
+        let cell = unsafe { mutator.alloc(kind, 1 << 20) }.unwrap();
+        let space = &heap.shared().space;
+        assert!(space.resolve(cell.as_ptr() as usize).is_some());
         return;
     }
     let output = std::process::Command::new(std::env::current_exe().unwrap())

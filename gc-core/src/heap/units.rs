@@ -91,9 +91,14 @@ impl Units {
         self.words.back(first, units)
     }
 
+    /// See [`Table::make_writable`].
+    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
+        self.words.make_writable(units)
+    }
+
     pub(crate) fn new(units: usize) -> Result<Units, MapError> {
         Ok(Units {
-            words: Table::new(units)?,
+            words: Table::reserve(units)?,
         })
     }
 

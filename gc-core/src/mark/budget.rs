@@ -21,7 +21,7 @@ impl Budget for Unbounded {
 }
 
 /// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge, are not one cell each.
-pub(super) const BYTES_A_CELL: usize = 128;
+pub(crate) const BYTES_A_CELL: usize = 128;
 
 /// So many cells.
 pub(super) struct Cells(pub(super) usize);

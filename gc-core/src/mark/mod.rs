@@ -59,7 +59,8 @@ use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
 
 use bits::Bits;
-use budget::{BYTES_A_CELL, Budget, Cells, Unbounded};
+pub(crate) use budget::BYTES_A_CELL;
+use budget::{Budget, Cells, Unbounded};
 use entry::Entry;
 #[doc(hidden)]
 pub use marked::Marked;
@@ -144,8 +145,8 @@ unsafe fn load(address: usize) -> usize {
 
 const WORD: usize = size_of::<usize>();
 
-/// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of arrays and conservative cells, whose
-/// words are independent of each other, only those in `part`.
+/// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of cells whose words are independent of each other, only
+/// those in `part`.
 ///
 /// # Safety
 /// `cell` is an allocated cell of `size` bytes and of this descriptor's kind; `part` lies in it.
@@ -163,7 +164,7 @@ unsafe fn follow<S: Sink>(
     unsafe {
         match descriptor.tag {
             Tag::Leaf | Tag::Weak => {}
-            Tag::Words => follow_words(descriptor, cell, sink),
+            Tag::Words => follow_words(descriptor, cell, part, sink),
             Tag::Array => {
                 let first = (cell + descriptor.first_word as usize * WORD).max(part.start);
                 for word in (first..part.end).step_by(WORD) {
@@ -185,16 +186,29 @@ unsafe fn follow<S: Sink>(
     }
 }
 
-/// Reports the edges of a cell of a words kind.
+/// Reports the edges of a cell of a words kind that lie in `part`.
 ///
 /// # Safety
-/// `cell` is an allocated cell of this descriptor's kind, which is a words kind.
+/// `cell` is an allocated cell of this descriptor's kind, which is a words kind; `part` lies in it, and begins where a word of the slot bitmap does.
 #[inline(always)]
-unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut S) {
+unsafe fn follow_words<S: Sink>(
+    descriptor: &Descriptor,
+    cell: usize,
+    part: Range<usize>,
+    sink: &mut S,
+) {
+    /// Bytes of a cell that a word of the slot bitmap tells of.
+    const BYTES: usize = 64 * WORD;
     let encoding = descriptor.encoding;
-    let mut slots = descriptor.first_slots;
-    let mut words = cell;
-    let mut index = 0;
+    let mut words = part.start;
+    let mut index = (words - cell) / BYTES;
+    let end = (descriptor.slot_words as usize).min((part.end - cell).div_ceil(BYTES));
+    let mut slots = match index {
+        0 => descriptor.first_slots,
+        // SAFETY: so many words has the bitmap.
+        _ if index < end => unsafe { *descriptor.slots.add(index) },
+        _ => return,
+    };
     loop {
         while slots != 0 {
             let word = words + slots.trailing_zeros() as usize * WORD;
@@ -203,18 +217,22 @@ unsafe fn follow_words<S: Sink>(descriptor: &Descriptor, cell: usize, sink: &mut
             sink.edge(unsafe { load(word) }, encoding);
         }
         index += 1;
-        if index >= descriptor.slot_words as usize {
+        if index >= end {
             break;
         }
         // SAFETY: so many words has the bitmap.
         slots = unsafe { *descriptor.slots.add(index) };
-        words += 64 * WORD;
+        words += BYTES;
     }
 }
 
 /// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
 /// that a table of a million cells does not put them all into the queue (and other markers can help).
 const PART: usize = 2048;
+const _: () = assert!(
+    PART.is_multiple_of(64),
+    "a part begins with a word of the slot bitmap"
+);
 
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///
@@ -461,13 +479,17 @@ impl<'a> Core<'a> {
         let mut end = cell + size;
         if end - start > PART * WORD
             && entry.has_parts()
-            && matches!(
-                descriptor.tag,
-                Tag::Array | Tag::Conservative | Tag::Ephemeron
-            )
+            && match descriptor.tag {
+                Tag::Array | Tag::Conservative | Tag::Ephemeron => true,
+                Tag::Words => !planted("words-whole"),
+                Tag::Leaf | Tag::Traced | Tag::Weak => false,
+            }
         {
             end = start + PART * WORD;
             self.push(entry.next_part());
+        }
+        if entry.has_parts() {
+            self.hand.queue().followed_large(end - start);
         }
         // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part is pushed only if it
         // begins inside.

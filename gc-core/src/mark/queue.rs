@@ -8,7 +8,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use crossbeam_utils::CachePadded;
+
+use super::BYTES_A_CELL;
 use super::crew::Board;
+use crate::fault::planted;
 use crate::heap::map::Table;
 use crate::heap::{MapError, Space, UNIT};
 
@@ -91,6 +95,8 @@ pub struct MarkQueue {
     flagged: AtomicBool,
     /// How often a cell did not fit, for reports and tests.
     overflows: AtomicU64,
+    /// Bytes of large cells that were followed since [`MarkQueue::take_large`].
+    large: CachePadded<AtomicU64>,
     /// What helper threads look at.
     pub(super) board: Board,
 }
@@ -108,7 +114,7 @@ impl MarkQueue {
     /// Maps a queue for `space` that holds about `cells` cells, and not less than a few packets of them.
     pub fn new(space: &Space, cells: usize) -> Result<MarkQueue, MapError> {
         Ok(MarkQueue {
-            packets: Table::new(cells.div_ceil(ENTRIES).clamp(2, u32::MAX as usize - 1))?,
+            packets: Table::reserve(cells.div_ceil(ENTRIES).clamp(2, u32::MAX as usize - 1))?,
             fresh: AtomicUsize::new(0),
             peak: AtomicUsize::new(0),
             free: Stack::default(),
@@ -116,14 +122,39 @@ impl MarkQueue {
             flags: Table::new((space.len() / UNIT).div_ceil(64))?,
             flagged: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
+            large: CachePadded::default(),
             board: Board::default(),
         })
+    }
+
+    /// So many bytes of a large cell have been followed. Once a part of one, so it costs nothing that counts.
+    pub(super) fn followed_large(&self, bytes: usize) {
+        // Relaxed, here and below: for the pace.
+        self.large.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The work of following large cells so far, in cells: a heap of a few large ones has as much to mark as one of many small ones.
+    pub(crate) fn large_work(&self) -> u64 {
+        if planted("large-unpaced") {
+            return 0;
+        }
+        self.large.load(Ordering::Relaxed) / BYTES_A_CELL as u64
+    }
+
+    /// The same; counts anew.
+    pub(crate) fn take_large_work(&self) -> u64 {
+        let work = self.large_work();
+        self.large.store(0, Ordering::Relaxed);
+        work
     }
 
     /// Has what [`kept_bytes`] tells of such a heap backed from the start, if the system can.
     pub(crate) fn pre_touch(&self, heap: u64) {
         let packets = kept_bytes(heap) / size_of::<Packet>();
-        self.packets.back(0, packets.min(self.packets.len()));
+        let packets = packets.min(self.packets.len());
+        if self.packets.make_writable(packets).is_ok() {
+            self.packets.back(0, packets);
+        }
     }
 
     /// How many marked cells did not fit so far. Each was followed all the same.
@@ -188,12 +219,16 @@ impl MarkQueue {
         if let Some(packet) = self.free.pop(&self.packets) {
             return Some(packet);
         }
-        self.fresh
+        let fresh = self
+            .fresh
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
                 (n < self.packets.len()).then_some(n + 1)
             })
-            .ok()
-            .map(|n| n as u32)
+            .ok()?;
+        // Should the system have no memory, the packet is not used until the queue is trimmed.
+        let is_there =
+            fresh < self.packets.writable() || self.packets.make_writable(fresh + 1).is_ok();
+        is_there.then_some(fresh as u32)
     }
 
     /// A marked cell that begins in `unit` did not fit.

@@ -54,11 +54,13 @@ mod limiter;
 mod share;
 #[cfg(test)]
 mod simulation;
+mod vain;
 
 pub(crate) use assist::{Marking, moment, respite};
 use generation::Generation;
 use limiter::Limiter;
 pub(crate) use share::{Share, rest, share};
+pub(crate) use vain::Vain;
 
 /// The least goal, in bytes. Below it a collection costs more in stops than it gives back.
 ///

@@ -1,0 +1,123 @@
+//! A heap's addresses: how many its reserve gets, and how many each of its tables.
+//!
+//! All tables are sized by the reserve, since what they hold cannot be more than the cells that fit there, or than anyone has of them. So a small
+//! heap is small in all its parts, and where the system limits addresses (`RLIMIT_AS`) everything is tried together: if one part does not fit, all
+//! of them are given back, and half of the reserve is tried. Were each to take what it gets, the first would leave nothing to the others.
+
+use crate::api::types::Types;
+use crate::barrier::{LOG_WORDS, SharedLog};
+use crate::config::{Config, default_reserve};
+use crate::cycle::Attached;
+use crate::encoding::Encoding;
+use crate::fault::planted;
+use crate::finalize::Finalizers;
+use crate::heap::map::{Before, Map, mapped_bytes};
+use crate::heap::{GRANULE, MIN_RESERVE, Space, SpaceConfig, SpaceError, kinds_for};
+use crate::mapped::Slab;
+use crate::mark::MarkQueue;
+use crate::roots::Roots;
+use crate::verify::Verify;
+
+/// What is mapped for a heap.
+pub(crate) struct Memory {
+    pub(crate) space: Space,
+    pub(crate) queue: MarkQueue,
+    pub(crate) log: SharedLog,
+    pub(crate) roots: Roots,
+    pub(crate) finalizers: Finalizers,
+    pub(crate) drops: Finalizers,
+    pub(crate) types: Types,
+    pub(crate) contexts: Slab<Attached>,
+    pub(crate) verify: Option<Verify>,
+}
+
+/// How many entries the tables of a heap have, by its reserve.
+struct Sizes {
+    /// Handles that can be open at once.
+    handles: usize,
+    /// Finalizers that can be registered, and as many that wait: no more than there can be cells. Their tables grow.
+    finalizers: usize,
+    /// Words of the barrier's log, at most 2 MiB: several milliseconds of a thread that does nothing but overwrite edges that are not marked yet.
+    log: usize,
+    /// Entries of the mark queue. A graph that needs more is marked all the same, by looking again.
+    queue: usize,
+    /// Mutators whose records a forked child can find.
+    mutators: usize,
+}
+
+impl Sizes {
+    fn of(reserve: usize) -> Sizes {
+        Sizes {
+            handles: (reserve / 64).min(1 << 26),
+            finalizers: (reserve / GRANULE).min(1 << 26),
+            log: (reserve / 256).clamp(LOG_WORDS, 1 << 18),
+            queue: (reserve / 128).min(1 << 26),
+            mutators: (reserve / 4096).min(1 << 20),
+        }
+    }
+}
+
+/// Addresses that are left to the process besides a heap of an explicit reserve: the collector's stack and a mutator's tables.
+const LEFT: usize = 8 << 20;
+
+impl Memory {
+    /// The memory of a heap of the reserve that `config` says, or of as much of it as the system has addresses for.
+    pub(crate) fn fitting(
+        config: &Config,
+        conservative: &[Encoding],
+        past_the_end: bool,
+    ) -> Result<Memory, SpaceError> {
+        let wanted = config.reserve;
+        let mut reserve = wanted.unwrap_or_else(|| default_reserve(mapped_bytes() as u64));
+        loop {
+            let space = SpaceConfig {
+                reserve,
+                hard_limit: config.hard_limit,
+                conservative: conservative.to_vec(),
+                past_the_end,
+                collect_every: config.collect_every,
+                pre_touch: config.pre_touch,
+            };
+            let memory = Memory::new(config, space).and_then(|memory| {
+                // A program that has not said how many addresses it wants for cells wants some for itself.
+                let left = wanted.map_or(reserve as usize / 2, |_| LEFT);
+                if !planted("no-addresses-left") {
+                    Map::reserve(left, Before::Nothing)?;
+                }
+                Ok(memory)
+            });
+            match memory {
+                Err(SpaceError::Map(_)) if reserve / 2 >= MIN_RESERVE => reserve /= 2,
+                memory => return memory,
+            }
+        }
+    }
+
+    fn new(config: &Config, space: SpaceConfig) -> Result<Memory, SpaceError> {
+        let space = Space::new(space)?;
+        let sizes = Sizes::of(space.reserved().len());
+        let queue = MarkQueue::new(&space, sizes.queue)?;
+        if space.pre_touched != 0 {
+            queue.pre_touch(space.pre_touched);
+        }
+        let kinds = kinds_for(space.reserved().len() as u64);
+        // Not a fault: a log that runs full is hard to get otherwise.
+        let log = if planted("small-log") {
+            1024
+        } else {
+            sizes.log
+        };
+        let verify = config.verify.then(|| Verify::new(&space));
+        Ok(Memory {
+            verify: verify.transpose()?,
+            space,
+            queue,
+            log: SharedLog::new(log)?,
+            roots: Roots::new(sizes.handles)?,
+            finalizers: Finalizers::new(sizes.finalizers)?,
+            drops: Finalizers::new(sizes.finalizers)?,
+            types: Types::new(kinds)?,
+            contexts: Slab::new(sizes.mutators)?,
+        })
+    }
+}

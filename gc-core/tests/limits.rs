@@ -1,0 +1,386 @@
+//! Limits: of addresses and memory that the system sets, and those that the heap is built with. And memory that goes back.
+
+mod common;
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use common::{hazard, is_child, kinds, run_child};
+use gc_core::{AllocError, Heap, Kind, Leaf};
+
+/// Bytes of the heap's address range that the system backs.
+fn backed(heap: &Heap) -> usize {
+    let range = heap.reserved();
+    let mut pages = vec![0u8; range.len().div_ceil(4096)];
+    // SAFETY: the range is mapped, and the vector has a byte a page.
+    let result = unsafe { libc::mincore(range.start as *mut _, range.len(), pages.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
+}
+
+fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: a plain system call.
+    assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
+}
+
+/// Runs the calling test's body in a child of its own: what it limits is the process's.
+fn in_child(name: &str, body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let output = run_child(name, "", &[]).expect("it hung");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+}
+
+/// Allocates and drops, and keeps a little.
+fn is_of_use(heap: &Heap) {
+    let k = kinds(heap);
+    let m = heap.attach().expect("a mutator has its tables");
+    let list = common::list(&m, k, 1000);
+    common::garbage(&m, k, 20_000);
+    m.collect();
+    common::check_list(list, 1000);
+}
+
+#[test]
+fn h64_memory_that_is_not_used_is_not_promised() {
+    hazard(
+        "h64_memory_that_is_not_used_is_not_promised",
+        "all-writable",
+        || {
+            // What can be written counts in full; so it does where overcommit is strict.
+            limit(libc::RLIMIT_DATA, 1 << 30);
+            let heap = Heap::builder().reserve(16 << 30).build().unwrap();
+            assert_eq!(heap.reserved().len(), 16 << 30, "it was halved");
+            is_of_use(&heap);
+        },
+    );
+}
+
+#[test]
+fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
+    in_child(
+        "h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back",
+        || {
+            limit(libc::RLIMIT_DATA, 1 << 30);
+            let heap = Heap::builder().reserve(16 << 30).build().unwrap();
+            let k = kinds(&heap);
+            let m = heap.attach().unwrap();
+            // The heap takes all that there is: the test has its own beforehand, and some for its messages.
+            let mut roots = Vec::with_capacity(2000);
+            let spare = vec![1u8; 16 << 20];
+            let error = loop {
+                // SAFETY: rooted at once.
+                match unsafe { m.alloc(k.leaf, 1 << 20) } {
+                    // SAFETY: a live cell of this heap.
+                    Ok(cell) => roots.push(unsafe { m.raw_root(cell) }.unwrap()),
+                    Err(error) => break error,
+                }
+            };
+            drop(spare);
+            assert!(matches!(error, AllocError::System(_)), "{error}");
+            let text = error.to_string();
+            assert!(
+                text.contains("RLIMIT_DATA") && text.contains("ulimit -d"),
+                "{text}"
+            );
+            assert!(roots.len() > 100, "{} MiB", roots.len());
+            roots.clear();
+            for _ in 0..1000 {
+                // SAFETY: dies at once.
+                unsafe { m.alloc(k.leaf, 1 << 20) }.unwrap();
+            }
+        },
+    );
+}
+
+#[test]
+fn h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program() {
+    hazard(
+        "h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program",
+        "no-addresses-left",
+        || {
+            const LIMIT: u64 = 3 << 30;
+            limit(libc::RLIMIT_AS, LIMIT);
+            let heap = Heap::builder().build().unwrap();
+            let reserve = heap.reserved().len();
+            assert!((16 << 20..4 << 30).contains(&reserve), "{reserve}");
+            is_of_use(&heap);
+            // As much as half of the reserve, at least.
+            // SAFETY: a new mapping.
+            let map = unsafe {
+                libc::mmap(
+                    core::ptr::null_mut(),
+                    reserve / 2 - (300 << 20),
+                    libc::PROT_NONE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                    -1,
+                    0,
+                )
+            };
+            assert_ne!(map, libc::MAP_FAILED, "a reserve of {reserve} bytes");
+        },
+    );
+}
+
+#[test]
+fn h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps() {
+    in_child(
+        "h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps",
+        || {
+            let mut now = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: plain system calls, with places for what they say.
+            unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut now) };
+            let set = |bytes| {
+                let limit = libc::rlimit {
+                    rlim_cur: bytes,
+                    rlim_max: now.rlim_max,
+                };
+                // SAFETY: as above.
+                assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+            };
+            set(32 << 20);
+            let error = Heap::builder().reserve(64 << 20).build().unwrap_err();
+            let text = error.to_string();
+            assert!(
+                text.contains("RLIMIT_AS") && text.contains("ulimit -v"),
+                "{text}"
+            );
+            set(now.rlim_cur);
+            is_of_use(&Heap::builder().reserve(64 << 20).build().unwrap());
+        },
+    );
+}
+
+fn mapped() -> (usize, usize, usize) {
+    let read = |file: &str| std::fs::read_to_string(file).unwrap();
+    let addresses = read("/proc/self/statm");
+    let addresses = addresses.split_whitespace().next().unwrap();
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+    (addresses.parse::<usize>().unwrap() * 4096, files, threads)
+}
+
+#[test]
+fn a_thousand_heaps_come_and_go() {
+    in_child("a_thousand_heaps_come_and_go", || {
+        let use_one = || {
+            let heap = Heap::builder().build().unwrap();
+            is_of_use(&heap);
+            heap
+        };
+        // What the process keeps once: arenas, stacks that are used again.
+        drop([(); 4].map(|()| use_one()));
+        let before = mapped();
+        for _ in 0..1000 {
+            drop(Heap::builder().build().unwrap().attach().unwrap());
+        }
+        drop([(); 4].map(|()| use_one()));
+        let after = mapped();
+        assert!(after.0 < before.0 + (1 << 30), "{before:?} to {after:?}");
+        assert_eq!((after.1, after.2), (before.1, before.2));
+    });
+}
+
+#[test]
+fn hundreds_of_heaps_live_at_once() {
+    in_child("hundreds_of_heaps_live_at_once", || {
+        let heaps: Vec<Heap> = (0..300)
+            .map(|n| match Heap::builder().build() {
+                Ok(heap) => heap,
+                Err(error) => panic!("heap {n}: {error}"),
+            })
+            .collect();
+        assert!(mapped().0 < 1 << 46, "{:?}", mapped());
+        heaps.iter().step_by(50).for_each(is_of_use);
+    });
+}
+
+#[test]
+fn h66_what_can_never_be_is_refused_before_anything_is_collected() {
+    hazard(
+        "h66_what_can_never_be_is_refused_before_anything_is_collected",
+        "too-large-collects",
+        || {
+            const LIMIT: u64 = 64 << 20;
+            let heap = Heap::builder().hard_limit(LIMIT).build().unwrap();
+            let k = kinds(&heap);
+            let m = heap.attach().unwrap();
+            for bytes in [(LIMIT as usize) + 1, 1 << 40] {
+                // SAFETY: there is no cell.
+                let error = unsafe { m.alloc(k.leaf, bytes) }.unwrap_err();
+                assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
+            }
+            assert_eq!(heap.stats().collections, 0);
+            // SAFETY: dies at once.
+            unsafe { m.alloc(k.leaf, LIMIT as usize / 2) }.unwrap();
+        },
+    );
+}
+
+#[test]
+fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() {
+    hazard(
+        "h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever",
+        "tries-for-ever",
+        || {
+            let heap = Heap::builder().hard_limit(16 << 20).build().unwrap();
+            let k = kinds(&heap);
+            let m = heap.attach().unwrap();
+            let mut roots = Vec::new();
+            // SAFETY: rooted at once.
+            while let Ok(cell) = unsafe { m.alloc(k.leaf, 16 << 10) } {
+                // SAFETY: a live cell of this heap.
+                roots.push(unsafe { m.raw_root(cell) }.unwrap());
+            }
+            let before = heap.stats().collections;
+            for _ in 0..1000 {
+                // SAFETY: there is no cell.
+                assert!(unsafe { m.alloc(k.leaf, 16 << 10) }.is_err());
+            }
+            let vain = heap.stats().collections - before;
+            assert!(vain < 500, "{vain} collections for 1000 requests");
+            // What is dropped is found, if not at once.
+            roots.truncate(roots.len() / 2);
+            common::wipe_stack();
+            // SAFETY: dies at once.
+            while unsafe { m.alloc(k.leaf, 16 << 10) }.is_err() {
+                m.blocking(|| std::thread::sleep(Duration::from_millis(10)));
+            }
+        },
+    );
+}
+
+/// Types of one size.
+#[derive(Leaf)]
+struct Of<const N: usize>(#[allow(dead_code)] u64);
+
+fn touch(m: &gc_core::Mutator) -> Result<(), AllocError> {
+    macro_rules! some {
+        ($($n:literal)*) => { $( m.with_scope(|s| s.alloc(Of::<$n>(1)).map(drop))?; )* }
+    }
+    some!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29);
+    Ok(())
+}
+
+#[test]
+fn h68_what_idle_threads_have_ready_is_not_missed_at_the_limit() {
+    hazard(
+        "h68_what_idle_threads_have_ready_is_not_missed_at_the_limit",
+        "idle-spans-kept",
+        || {
+            // A span of 64 KiB for each thread and type would be 15 MiB.
+            const LIMIT: u64 = 8 << 20;
+            const THREADS: usize = 8;
+            let heap = Heap::builder().hard_limit(LIMIT).build().unwrap();
+            let (ready, done) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
+            std::thread::scope(|s| {
+                for _ in 0..THREADS {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        let touched = touch(&m);
+                        m.blocking(|| (ready.wait(), done.wait()));
+                        touched.unwrap();
+                    });
+                }
+                ready.wait();
+                let m = heap.attach().unwrap();
+                let room = m.with_scope(|s| s.alloc_bytes(&vec![1; 6 << 20]).map(drop));
+                m.blocking(|| done.wait());
+                room.unwrap();
+            });
+        },
+    );
+}
+
+/// A heap of 64 MiB of which one cell in 512 is left, and its roots.
+fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::RawRoot>) {
+    let heap = builder.reserve(256 << 20).build().unwrap();
+    let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+    let m = heap.attach().unwrap();
+    let mut roots: Vec<_> = (0..(64 << 20) / 4096)
+        .map(|_| {
+            // SAFETY: rooted at once, and as large as what is written.
+            unsafe {
+                let cell = m.alloc(leaf, 4096).unwrap();
+                cell.as_ptr().write_bytes(1, 4096);
+                m.raw_root(cell).unwrap()
+            }
+        })
+        .collect();
+    assert!(backed(&heap) >= 64 << 20);
+    let mut n = 0;
+    roots.retain(|_| {
+        n += 1;
+        n % 512 == 1
+    });
+    drop(m);
+    (heap, roots)
+}
+
+#[test]
+fn h69_what_is_free_between_cells_goes_back_too() {
+    hazard(
+        "h69_what_is_free_between_cells_goes_back_too",
+        "parts-kept",
+        || {
+            let (heap, roots) = a_few_left(Heap::builder());
+            heap.collect();
+            // No more is asked for. One that does not give back is found to hang.
+            while backed(&heap) > 16 << 20 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            assert_eq!(roots.len(), 32);
+        },
+    );
+}
+
+#[test]
+fn trim_gives_back_what_is_free_at_once() {
+    let (heap, roots) = a_few_left(Heap::builder());
+    let gone = heap.trim();
+    let (left, used) = (backed(&heap), heap.stats().used_bytes);
+    assert!(gone >= 50 << 20, "{gone} bytes went back");
+    assert!(
+        left as u64 <= 2 * used,
+        "{left} bytes stay, {used} are used"
+    );
+    drop(roots);
+    heap.trim();
+    assert!(backed(&heap) <= 2 << 20, "{}", backed(&heap));
+    // And it is as good as new.
+    is_of_use(&heap);
+}
+
+#[test]
+fn h69_a_heap_that_nobody_uses_is_collected_after_a_while() {
+    hazard(
+        "h69_a_heap_that_nobody_uses_is_collected_after_a_while",
+        "never-idle",
+        || {
+            let builder = Heap::builder().idle_collection(Duration::from_millis(50));
+            let (heap, roots) = a_few_left(builder);
+            while backed(&heap) > 16 << 20 {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            drop(roots);
+        },
+    );
+}
+
+#[test]
+fn an_idle_heap_whose_idle_collection_is_off_is_left_alone() {
+    let builder = Heap::builder().idle_collection(Duration::ZERO);
+    let (heap, _roots) = a_few_left(builder);
+    let before = heap.stats().collections;
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(heap.stats().collections, before);
+}
