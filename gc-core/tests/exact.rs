@@ -67,6 +67,9 @@ fn live(heap: &Heap) -> u64 {
     heap.stats().last.cells_live
 }
 
+/// A way to a bare cell.
+type Way = fn(&Heap, &Mutator);
+
 #[test]
 fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
     let name = "stale_words_keep_nothing_until_the_fast_tier_is_used";
@@ -103,7 +106,7 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
 fn each_way_to_a_bare_cell_has_stacks_scanned() {
     let name = "each_way_to_a_bare_cell_has_stacks_scanned";
     in_a_child(name, || {
-        let ways: [(&str, fn(&Heap, &Mutator)); 6] = [
+        let ways: [(&str, Way); 6] = [
             ("alloc", |heap, mutator| {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
                 // SAFETY: it is dropped at once.

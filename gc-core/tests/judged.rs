@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Acquire;
 const N: usize = 30_000;
 
 #[derive(Leaf)]
-struct Text(#[expect(dead_code, reason = "it is there to be dropped")] String);
+struct Text(String);
 
 fn has_concurrent_cycles() -> bool {
     std::env::var_os("URGE_STW").is_none()

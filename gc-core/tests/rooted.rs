@@ -272,6 +272,7 @@ fn where_the_system_has_no_memory_for_handles_that_is_an_error_value() {
         };
         // SAFETY: a valid limit, in a process of the test's own.
         assert_eq!(
+            // SAFETY: a bound for this process, which is a child.
             unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const bound) },
             0
         );

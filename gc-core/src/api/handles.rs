@@ -652,7 +652,7 @@ mod tests {
                     0 => open.push((Chain::new(handles, thread), Vec::new())),
                     1 if !open.is_empty() => {
                         // Innermost first as a rule.
-                        let at = if choice % 5 == 0 {
+                        let at = if choice.is_multiple_of(5) {
                             choice % open.len()
                         } else {
                             open.len() - 1

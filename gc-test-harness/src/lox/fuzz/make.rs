@@ -1,6 +1,6 @@
 //! Makes random programs.
 //!
-//! What an expression may be is known ([`Ty`]), so that most programs get far; now and then it is something else, so that
+//! What an expression may be is known (`Ty`), so that most programs get far; now and then it is something else, so that
 //! errors are met as well. Most functions are short, and a variable is read seldom: a value that nothing reads any more, or
 //! that only a closure reads, is what compilers mistake. (Programs that read every variable again and again have no dead
 //! values. Such programs missed a copy of a parameter that was captured and a parameter that was dead from then on.)
