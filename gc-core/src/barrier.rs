@@ -24,7 +24,7 @@
 //! waits in `blocking`, where a stop leaves its thread as it is. Stop 1 walks its stack and moves the interrupted PC back to the start of the
 //! range; stop 2 walks no stacks, and is seen here by what it has changed: the flag, or where it has cleared all words itself, the word.
 //!
-//! Where words are cleared beside the mutators, the flag is above [`MARKING`]. A weak load then asks whether the target is marked, and gives what
+//! Where words are cleared beside the mutators, the flag is above `MARKING`. A weak load then asks whether the target is marked, and gives what
 //! the word is about to become if it is not (`weak/`).
 //!
 //! # For JITs
