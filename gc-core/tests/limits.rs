@@ -384,3 +384,68 @@ fn an_idle_heap_whose_idle_collection_is_off_is_left_alone() {
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(heap.stats().collections, before);
 }
+
+#[test]
+fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
+    hazard(
+        "h66_a_heap_of_large_blocks_keeps_to_its_goal",
+        "blocks-overshoot",
+        || {
+            const BLOCK: usize = 4 << 20;
+            const KEPT: usize = 8;
+            const THREADS: usize = 2;
+            let heap = Heap::builder().reserve(4 << 30).build().unwrap();
+            let k = kinds(&heap);
+            std::thread::scope(|s| {
+                for _ in 0..THREADS {
+                    s.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        let mut kept = std::collections::VecDeque::new();
+                        for _ in 0..300 {
+                            // SAFETY: rooted at once.
+                            kept.push_back(unsafe {
+                                m.raw_root(m.alloc(k.array, BLOCK).unwrap()).unwrap()
+                            });
+                            if kept.len() > KEPT {
+                                kept.pop_front();
+                            }
+                            let used = heap.stats().used_bytes;
+                            let alive = (THREADS * (KEPT + 1) * BLOCK) as u64;
+                            assert!(used <= alive * 5 / 2, "{used} bytes for {alive}");
+                        }
+                    });
+                }
+            });
+        },
+    );
+}
+
+#[test]
+fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
+    in_child(
+        "h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back",
+        || {
+            // More than half of the limit is in use: each stop takes back.
+            let heap = Heap::builder().hard_limit(8 << 20).build().unwrap();
+            let k = kinds(&heap);
+            let m = heap.attach().unwrap();
+            // SAFETY: rooted at once.
+            let _root = unsafe { m.raw_root(m.alloc(k.leaf, 5 << 20).unwrap()) }.unwrap();
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..4 {
+                    s.spawn(|| {
+                        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                            common::garbage(&heap.attach().unwrap(), k, 1);
+                        }
+                    });
+                }
+                for _ in 0..1000 {
+                    m.collect();
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+                m.blocking(std::thread::yield_now);
+            });
+        },
+    );
+}

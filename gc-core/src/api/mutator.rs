@@ -68,6 +68,9 @@ impl std::error::Error for AttachError {}
 /// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where each is a miss in memory.
 const HELP_PIECE: usize = 128;
 
+/// Bytes of an allocation that waits for a collection under way, if it would take the heap past its goal.
+const LARGE: usize = 1 << 20;
+
 /// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some tenths of a microsecond, since what waits in
 /// a marker's rings goes back to the queue.
 const HELP_TIME: Duration = Duration::from_micros(8);
@@ -429,7 +432,12 @@ impl Mutator {
         let shared = self.heap.shared();
         let pace = &shared.pace;
         let used = pace.used(shared.space.allocated_since().saturating_add(bytes as u64));
-        if self.heap.ask_if_due(used) {
+        let asks = self.heap.ask_if_due(used);
+        let is_block = bytes >= LARGE && shared.concurrent && !planted("blocks-overshoot");
+        if is_block && pace.overshoots(used) {
+            // A few of these are as much as the heap may grow by, and are made faster than anything is marked.
+            self.wait_a_moment(bytes as u64);
+        } else if asks {
             if !shared.concurrent && !self.thread().in_no_preempt() {
                 self.thread().blocking(|| shared.requests.wait_for_last());
             }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::fault::planted;
-use crate::heap::Trickle;
+use crate::heap::{CHUNK_UNITS, Trickle, UNIT};
 
 /// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of stops.
 pub(super) fn back_ahead(shared: &Shared) {
@@ -73,6 +73,9 @@ impl Idle {
     }
 }
 
+/// Bytes that the system maps as one page.
+const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+
 /// Free memory on its way back to the system, while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
@@ -115,7 +118,8 @@ impl Surplus {
             .max(touched);
         let keep = keep.saturating_sub(used);
         let mut most = self.trickle.allowance(now);
-        while most > 0 && !shared.requests.is_wanted() {
+        // Less is left of what may go back than a page: that is no sign of there being nothing more.
+        while most >= CHUNK && !shared.requests.is_wanted() {
             let bytes = space.release_piece(keep, most);
             if bytes == 0 {
                 // Nothing more, or nothing that is whole. Time may change that while a peak is remembered, and else a collection.

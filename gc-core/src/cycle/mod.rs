@@ -454,10 +454,14 @@ impl<'h, 'c> Cycle<'h, 'c> {
         if planted("idle-spans-kept") {
             return;
         }
-        for mutator in self.stop().mutators() {
-            if let Some(context) = context_of(&mutator)
-                && context.thread().is_blocking()
-            {
+        let mut contexts = shared.contexts.lock();
+        let mut from = 0;
+        while let Some((at, attached)) = contexts.next(from) {
+            from = at + 1;
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in. One that is inside
+            // `blocking` stays there until the resume.
+            let context = unsafe { &*attached.context };
+            if context.thread().is_blocking() {
                 shared.space.retire_sites(&context.local, 0, usize::MAX);
             }
         }

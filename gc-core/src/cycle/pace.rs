@@ -28,6 +28,8 @@ pub(crate) struct Pace {
     trigger: AtomicU64,
     goal: AtomicU64,
     hard: AtomicU64,
+    /// Bytes by which the heap is meant to grow over what is alive.
+    growth: AtomicU64,
     /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another thread than it was made on.
     external: AtomicI64,
     /// A collection has been asked for because it was due, or is under way: from the first who notices until the bitmaps have swapped.
@@ -110,6 +112,7 @@ impl Pace {
             trigger: AtomicU64::new(0),
             goal: AtomicU64::new(0),
             hard: AtomicU64::new(0),
+            growth: AtomicU64::new(0),
             external: AtomicI64::new(0),
             asked: AtomicBool::new(false),
             helping: AtomicBool::new(false),
@@ -127,6 +130,7 @@ impl Pace {
         self.trigger.store(plan.trigger, Ordering::Relaxed);
         self.goal.store(plan.goal, Ordering::Relaxed);
         self.hard.store(plan.hard(), Ordering::Relaxed);
+        self.growth.store(plan.growth(), Ordering::Relaxed);
     }
 
     pub(crate) fn external(&self) -> u64 {
@@ -185,6 +189,16 @@ impl Pace {
         used >= self.hard.load(Ordering::Relaxed)
             && self.asked.load(Ordering::Relaxed)
             && !self.is_helping()
+    }
+
+    /// Is a collection wanted or under way, and has the heap grown by what it is meant to grow over what was alive?
+    #[inline]
+    pub(crate) fn overshoots(&self, used: u64) -> bool {
+        let meant = self.growth.load(Ordering::Relaxed);
+        let meant = meant
+            .saturating_add(self.live())
+            .saturating_add(self.external());
+        used > meant.min(self.goal()) && self.asked.load(Ordering::Relaxed)
     }
 
     /// Are mutators to help where marking is behind?

@@ -77,6 +77,24 @@ impl Range {
     pub(super) fn set_backed(&self, chunk: usize, is: bool) {
         self.backed(chunk).store(is.into(), Ordering::Relaxed);
     }
+
+    /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is new. Such a chunk counts as backed: a first touch
+    /// in it clears 4 KiB. By the thread that gives memory back.
+    pub(super) fn set_small_pages(&self, chunk: usize, small: bool) -> bool {
+        const SMALL_PAGES: u8 = 2;
+        let state = self.backed(chunk);
+        if (state.load(Ordering::Relaxed) == SMALL_PAGES) == small {
+            return false;
+        }
+        let offset = self.base - self.memory.base() as usize + chunk * CHUNK_UNITS * UNIT;
+        let is_done = self
+            .memory
+            .allow_huge_pages(offset, CHUNK_UNITS * UNIT, !small);
+        if is_done {
+            state.store(if small { SMALL_PAGES } else { 1 }, Ordering::Relaxed);
+        }
+        is_done
+    }
 }
 
 impl Default for Ahead {

@@ -17,6 +17,9 @@ use gc_preempt::Mutex;
 /// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do other things between.
 const CLEAR_UNITS: usize = (256 << 10) / UNIT;
 
+/// Units of a large object before which dead ones are swept, piece by piece.
+const FIRST_SWEPT: usize = (1 << 20) / UNIT;
+
 /// Units whose words one piece of the sweep clears, some 10 us.
 const FREE_UNITS: usize = 16 << 10;
 
@@ -90,6 +93,13 @@ impl Space {
             && self.left_until_due(runs, every) == 0
         {
             return Ok(LargeStep::Due);
+        }
+        // What has died is found first: whoever allocates blocks would take fresh memory meanwhile, block for block.
+        if units >= FIRST_SWEPT
+            && self.unswept.load(Ordering::Acquire) != 0
+            && self.sweep_large_piece()
+        {
+            return Ok(LargeStep::Again);
         }
         match self.take_units(units) {
             Ok((first, _)) => {

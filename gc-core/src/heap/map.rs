@@ -186,6 +186,17 @@ impl Map {
         }
     }
 
+    /// Says whether the system may make a huge page of these pages, of which it may have some alone by now: its thread for that (`khugepaged`) would back
+    /// all of it. Splits the mapping, of which a process may have 65,530.
+    pub(crate) fn allow_huge_pages(&self, offset: usize, bytes: usize, may: bool) -> bool {
+        let advice = if may {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        };
+        self.advise(offset, bytes, advice)
+    }
+
     /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes nothing in them. False: the kernel has no
     /// memory, or is older than 5.14, or the range is not writable.
     pub(crate) fn back(&self, offset: usize, bytes: usize) -> bool {

@@ -231,7 +231,7 @@ struct Range {
     dirty: Dirty,
     bits: [Bitmap; 2],
     chunk_bits: Table<AtomicU8>,
-    /// A byte a chunk: has the system been asked to back it since it was given back last?
+    /// A byte a chunk: has the system been asked to back it since it was given back last, and by small pages alone?
     backed: Table<AtomicU8>,
 }
 
@@ -302,6 +302,8 @@ pub struct Space {
     /// cells. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
     ahead: Ahead,
+    /// Chunks that are backed by small pages alone, since some of them have gone back. By the thread that gives memory back: Relaxed.
+    small_chunks: AtomicUsize,
     /// Bytes that stay backed.
     pub(crate) pre_touched: u64,
     large: LargeObjects,
@@ -406,6 +408,7 @@ impl Space {
             spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
             ahead,
+            small_chunks: AtomicUsize::new(0),
             pre_touched: pre_touch,
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,

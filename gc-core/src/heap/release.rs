@@ -1,5 +1,6 @@
 //! Gives free memory back to the system, in the background: first the whole 2 MiB units that the system maps as one, then what is free between cells in
-//! others, as far as it is [`LEAST_PART`](super::spans::LEAST_PART) long. The system splits such a page for that, and maps smaller ones from then on.
+//! others, as far as it is [`LEAST_PART`](super::spans::LEAST_PART) long. The system splits such a page for that, and is told to map small ones there until all of it is free: its
+//! thread that makes huge pages of small ones (`khugepaged`) would back all of it again.
 //!
 //! Memory that is given back and asked for again costs the system's clearing of it, ten times what giving it back saved.
 //! A heap's need swings from collection to collection, so nobody knows which free memory will be asked for again. Hence
@@ -12,6 +13,9 @@ use std::time::Duration;
 
 use super::spans::LEAST_PART;
 use super::{CHUNK_UNITS, Space, UNIT};
+
+/// Chunks that are kept from becoming huge pages again at most, 8 GiB of them: each may split the heap's mapping in three.
+const MOST_SMALL: usize = 4096;
 
 /// Free stretches that one piece looks at.
 const LOOKS: usize = 256;
@@ -131,6 +135,12 @@ impl Space {
         };
         let units = most.min(end - first);
         let count = dirty.count(first, units);
+        for unit in [first, first + units - 1] {
+            let small = self.small_chunks.load(Ordering::Relaxed);
+            if small < MOST_SMALL && self.range.set_small_pages(unit / CHUNK_UNITS, true) {
+                self.small_chunks.store(small + 1, Ordering::Relaxed);
+            }
+        }
         let offset = self.range.base - self.range.memory.base() as usize + first * UNIT;
         // SAFETY: only this thread has the stretch, and no cell is in it.
         if !unsafe { self.range.memory.discard(offset, units * UNIT) } {
@@ -156,6 +166,9 @@ impl Space {
             return false;
         }
         self.range.dirty.clear(chunk, CHUNK_UNITS);
+        if self.range.set_small_pages(chunk / CHUNK_UNITS, false) {
+            self.small_chunks.fetch_sub(1, Ordering::Relaxed);
+        }
         self.range.set_backed(chunk / CHUNK_UNITS, false);
         for bits in &self.range.bits {
             // SAFETY: nothing is allocated here, so one bitmap is clear; the spare one has been cleared.

@@ -408,6 +408,11 @@ impl Plan {
         self.goal.saturating_add(self.growth / 2)
     }
 
+    /// Bytes by which the heap is meant to grow over what is alive.
+    pub(crate) fn growth(&self) -> u64 {
+        self.growth
+    }
+
     /// The line that marking keeps to, from a snapshot with `used` bytes in `cells` cells.
     pub(crate) fn marking(&self, used: u64, cells: u64) -> Marking {
         // A cycle that was asked for has all the way to the goal; one that is late has the distance that the latest trigger leaves.
