@@ -346,9 +346,9 @@ pub(crate) fn prefetch_unmarked(space: &Space, word: usize) {
 }
 
 /// Whether an address names a marked cell by its first granule, as most that are logged do: one look at the heap's tables where
-/// [`Space::resolve`] takes three. Not where the address of a cell names the one before, too.
+/// [`Space::resolve`] takes three.
 fn names_marked(space: &Space, address: usize) -> bool {
-    !space.past_the_end() && space.is_marked(address)
+    space.is_marked(address)
 }
 
 /// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word of a conservative cell.
@@ -383,10 +383,7 @@ pub(crate) fn names_unmarked(space: &Space, word: usize) -> bool {
             .iter()
             .filter_map(|encoding| encoding.decode(word))
             .filter(|address| !names_marked(space, *address))
-            .any(|address| {
-                space.resolve(address).is_some_and(unmarked)
-                    || space.resolve_past_the_end(address).is_some_and(unmarked)
-            })
+            .any(|address| space.resolve(address).is_some_and(unmarked))
     };
     exact || (!planted("log-exact-only") && conservative())
 }
@@ -496,7 +493,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// An address that may name a cell, or two where one ends.
+    /// An address that may name a cell.
     fn may_name(&mut self, address: usize) {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
@@ -528,8 +525,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
 
     /// Asks for all that tells whether an address names a cell. False: it names none.
     fn ask(&self, address: usize) -> bool {
-        // The end included: past the end of the last cell.
-        let is_used = address.wrapping_sub(self.used.start) <= self.used.len();
+        let is_used = address.wrapping_sub(self.used.start) < self.used.len();
         is_used && self.space.prefetch_cell(address)
     }
 
@@ -573,15 +569,15 @@ impl RootSink for Scanner<'_, '_> {
     fn conservative(&mut self, words: Range<usize>) {
         self.scanned.conservative_words += (words.len() / size_of::<usize>()) as u64;
         // As in `ask`.
-        let (base, len) = match self.plain {
-            true => (self.used.start, self.used.len()),
+        let (base, last) = match self.plain {
+            true => (self.used.start, self.used.len().saturating_sub(1)),
             false => (0, usize::MAX),
         };
         for at in words.step_by(size_of::<usize>()) {
             // SAFETY: the walker hands out ranges of a stopped thread's stack and register file, which stay mapped while it is stopped.
             // Volatile: the words may be the spilled state of any code, initialised or not.
             let word = unsafe { (at as *const usize).read_volatile() };
-            if word.wrapping_sub(base) <= len {
+            if word.wrapping_sub(base) <= last {
                 self.any_word(word);
             }
         }

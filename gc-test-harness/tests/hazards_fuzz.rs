@@ -92,8 +92,8 @@ fn h21_interior_pointers_off_by_one_cell_are_found() {
 }
 
 #[test]
-fn h21_pointers_past_the_end_off_by_one_granule_are_found() {
-    finds("past-the-end-off-by-one");
+fn h21_ends_of_cells_that_are_the_next_ones_beginnings_are_found() {
+    finds("no-spare-byte");
 }
 
 #[test]
@@ -232,9 +232,9 @@ fn the_corpus_finds_undecoded_words() {
 }
 
 #[test]
-fn the_corpus_finds_words_past_the_end_off_by_one() {
-    let name = "the_corpus_finds_words_past_the_end_off_by_one";
-    hazard(name, "past-the-end-off-by-one", || {
+fn the_corpus_finds_cells_without_a_spare_byte() {
+    let name = "the_corpus_finds_cells_without_a_spare_byte";
+    hazard(name, "no-spare-byte", || {
         let _world = world();
         replay();
     });

@@ -17,7 +17,7 @@ static STRICT: StrictAllocator = StrictAllocator;
 const NODE: &str = "class N { init(v, next) { this.v = v; this.next = next; } }\n";
 
 /// Name and program. `LOOP` stands for the loop that walks from the node in `s`.
-const SHAPES: [(&str, &str); 16] = [
+const SHAPES: [(&str, &str); 18] = [
     (
         "an argument",
         "fun walk(s, n) { LOOP return s.v; }
@@ -123,6 +123,27 @@ const SHAPES: [(&str, &str); 16] = [
         fun drop(s, n) { for (var i = 0; i < n; i = i + 1) s = s.tail(); return s.v; }
         for (var i = 0; i < 300; i = i + 1) drop(Stream(0), 2);
         print drop(Stream(0), 30000);",
+    ),
+    (
+        // The closure is the first cell of its span, and the span of the first nodes lies before that.
+        "a closure that walks a stream",
+        "class Stream {
+            init(v) { this.v = v; this.rest = nil; }
+            tail() { if (this.rest == nil) this.rest = Stream(this.v + 1); return this.rest; }
+        }
+        fun walk(s, n) {
+            fun next() { s = s.tail(); return s.v; }
+            for (var i = 0; i < n; i = i + 1) next();
+            return s.v;
+        }
+        print walk(Stream(0), 30000);",
+    ),
+    (
+        "a closure that is a global and walks a list",
+        "fun make(s) { fun next() { var t = N(s.v + 1, nil); s.next = t; s = t; return t.v; } return next; }
+        var next = make(N(0, nil));
+        var v; for (var i = 0; i < 30000; i = i + 1) v = next();
+        print v;",
     ),
     (
         "an initialiser, and methods of a superclass",
@@ -246,6 +267,19 @@ fn h83_slots_that_keep_what_compiled_code_has_taken_over_are_noticed() {
     shows(
         "stale-interpreted",
         "an argument of a function called once, the default thresholds",
+    );
+}
+
+/// H91
+#[test]
+fn h91_a_cell_that_ends_where_another_begins_is_not_kept_by_it() {
+    shows(
+        "ends-are-beginnings",
+        "a closure that walks a stream, the interpreter",
+    );
+    shows(
+        "ends-are-beginnings",
+        "a closure that is a global and walks a list, the interpreter",
     );
 }
 

@@ -159,7 +159,16 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether a conservative word that points just past a cell keeps it. Off by default; C compilers make such pointers.
+    /// Whether a conservative word that points just past the bytes of a cell keeps it. Off by default. Compilers make such
+    /// pointers in loops over an array, and may keep no other one meanwhile.
+    ///
+    /// Each cell of such a heap has a byte more than was asked for, so that its end lies inside it and is the address of no
+    /// other cell. A request that fills a size class takes the next one: 32 bytes take 48, 40 take 48 as ever. Were the end
+    /// of one cell the beginning of another, each true reference to the second would keep the first, and all that it
+    /// leads to. The end is that of the bytes asked for: code that writes to the end of the size class
+    /// ([`Site::size`]) asks for as many.
+    ///
+    /// A runtime that knows which of its cells such loops run over leaves this off, and asks for a byte more for those.
     pub fn past_the_end(mut self, keeps: bool) -> Self {
         self.past_the_end = keeps;
         self
@@ -466,7 +475,8 @@ impl Heap {
     /// The site that allocates cells of `bytes` bytes of `kind` inline.
     ///
     /// # Errors
-    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site.
+    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site: above [`MAX_SMALL`](crate::MAX_SMALL)
+    /// bytes, or of as many with [`past_the_end`](HeapBuilder::past_the_end).
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.shared().stacks.use_fast_tier()?;
         self.site_of(kind, bytes)

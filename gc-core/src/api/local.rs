@@ -28,7 +28,6 @@ use crate::api::trace::Trace;
 use crate::api::types::{self, TypeInfo};
 use crate::fault::planted;
 use crate::finalize::Entry;
-use crate::heap::MAX_SMALL;
 
 /// An open scope: allocates, and roots what it hands out until it ends. See [`Mutator::scope`].
 pub struct Scope<'s> {
@@ -206,7 +205,7 @@ impl Mutator {
     /// The whole of the fast path: the type's site from the cache, and the bump.
     #[inline(always)]
     fn cell_at_once<T: Trace, const FAST: bool>(&self) -> Option<NonNull<u8>> {
-        if size_of::<T>() > MAX_SMALL {
+        if !types::has_site(size_of::<T>()) {
             return None;
         }
         let info = self.types().get(key::<T, FAST>())?;
@@ -225,10 +224,10 @@ impl Mutator {
         let info = self.type_info::<T, FAST>()?;
         // SAFETY: site and kind were made for this type, and the rest as in `cell_at_once`.
         unsafe {
-            if size_of::<T>() > MAX_SMALL {
-                self.alloc_in_window(info.kind, size_of::<T>())
-            } else {
+            if types::has_site(size_of::<T>()) {
                 self.alloc_at_in_window(info.site)
+            } else {
+                self.alloc_in_window(info.kind, size_of::<T>())
             }
         }
     }

@@ -25,7 +25,7 @@ use crate::cycle::Attached;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Entry;
-use crate::heap::{LargeStep, MAX_SMALL, MapError};
+use crate::heap::{LargeStep, MapError};
 use crate::kind::KindId;
 use crate::mark::Marker;
 use crate::pacer;
@@ -268,11 +268,11 @@ impl Mutator {
         kind: KindId,
         bytes: usize,
     ) -> Result<NonNull<u8>, AllocError> {
-        if bytes > MAX_SMALL {
+        let space = &self.heap.shared().space;
+        if space.is_large(bytes) {
             return self.alloc_large(kind, bytes);
         }
-        let site =
-            protected(|| self.heap.shared().space.site(kind, bytes)).map_err(AllocError::Site)?;
+        let site = protected(|| space.site(kind, bytes)).map_err(AllocError::Site)?;
         // SAFETY: forwarded.
         unsafe { self.alloc_at_in_window(site) }
     }

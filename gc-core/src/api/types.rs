@@ -24,11 +24,16 @@ use gc_preempt::Mutex;
 #[derive(Clone, Copy)]
 pub(crate) struct TypeInfo {
     pub(crate) kind: KindId,
-    /// Means nothing for types larger than [`MAX_SMALL`].
+    /// Means nothing for types that have none ([`has_site`]).
     pub(crate) site: Site,
 }
 
 const NO_SITE: Site = Site { index: 0, size: 0 };
+
+/// Do values of so many bytes have a site in every heap? Of [`MAX_SMALL`] bytes they have none in a heap whose cells have a spare byte.
+pub(crate) const fn has_site(bytes: usize) -> bool {
+    bytes < MAX_SMALL
+}
 
 /// A place of the table; all zero bytes: empty.
 struct Entry {
@@ -72,10 +77,10 @@ impl Types {
             return Ok(info);
         }
         let kind = heap.kind(kind()).map_err(AllocError::Kind)?;
-        let site = if bytes == 0 || bytes > MAX_SMALL {
-            NO_SITE
-        } else {
+        let site = if bytes != 0 && has_site(bytes) {
             heap.site_of(kind, bytes).map_err(AllocError::Site)?
+        } else {
+            NO_SITE
         };
         protected(|| self.find(id, Some(TypeInfo { kind, site })))
             .ok_or(AllocError::Kind(KindError::TooMany))

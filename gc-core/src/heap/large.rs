@@ -120,7 +120,7 @@ impl Space {
     /// # Errors
     /// What no collection changes.
     pub(crate) fn large_units(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
-        let units = bytes.div_ceil(UNIT).max(1);
+        let units = self.sites.room(bytes).div_ceil(UNIT).max(1);
         if let Some(limit) = self.hard_limit
             && units > limit as usize / UNIT
             && !planted("too-large-collects")

@@ -74,7 +74,7 @@ pub struct SpaceConfig {
     pub hard_limit: Option<u64>,
     /// What is tried on a conservative word. An empty list means [`Encoding::RAW`] alone.
     pub conservative: Vec<Encoding>,
-    /// Does a word just past a cell's end keep that cell alive?
+    /// Does a word just past the bytes that were asked for keep their cell alive? Each cell then has a spare byte behind them.
     pub past_the_end: bool,
     /// Stress: a mutator is told to collect after this many allocations.
     pub collect_every: Option<u64>,
@@ -203,7 +203,7 @@ impl fmt::Display for SiteError {
             SiteError::Large { bytes } => {
                 write!(
                     f,
-                    "{bytes} bytes are a large object (above {MAX_SMALL}); it has no site"
+                    "{bytes} bytes are a large object (above {MAX_SMALL} with what past_the_end adds); it has no site"
                 )
             }
             SiteError::FastTier => f.write_str(
@@ -327,7 +327,6 @@ pub struct Space {
     pub(crate) births: Births,
     encodings: [Encoding; MAX_ENCODINGS],
     encoding_count: usize,
-    past_the_end: bool,
     pub(crate) collect_every: Option<u64>,
     hard_limit: Option<u64>,
 }
@@ -397,6 +396,7 @@ impl Space {
         if pre_touch != 0 {
             ahead.pre_touch(&range, pre_touch as usize / UNIT);
         }
+        let spare = usize::from(config.past_the_end && !planted("no-spare-byte"));
         Ok(Space {
             range,
             len: bytes as usize,
@@ -404,7 +404,7 @@ impl Space {
             marking: AtomicBool::new(false),
             far: AtomicBool::new(false),
             kinds: Kinds::new(most_kinds)?,
-            sites: Sites::new(most_kinds)?,
+            sites: Sites::new(most_kinds, spare)?,
             spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
             ahead,
@@ -423,7 +423,6 @@ impl Space {
             births: Births::new(bytes as usize)?,
             encodings,
             encoding_count: config.conservative.len().max(1),
-            past_the_end: config.past_the_end,
             collect_every: config.collect_every,
             hard_limit: config.hard_limit,
         })
@@ -444,6 +443,12 @@ impl Space {
     #[inline]
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.sites.get(&self.kinds, kind, bytes)
+    }
+
+    /// Has a cell for `bytes` bytes pages of its own, and no site?
+    #[inline(always)]
+    pub fn is_large(&self, bytes: usize) -> bool {
+        self.sites.room(bytes) > MAX_SMALL
     }
 
     /// The address range, in bytes. It may be smaller than what was asked for.
@@ -513,11 +518,6 @@ impl Space {
         &self.encodings[..self.encoding_count]
     }
 
-    /// Does a word just past a cell's end keep that cell alive?
-    pub fn past_the_end(&self) -> bool {
-        self.past_the_end
-    }
-
     /// Is a cycle marking? Then every new cell is born marked.
     #[inline(always)]
     pub fn is_marking(&self) -> bool {
@@ -560,30 +560,12 @@ impl Space {
         }
     }
 
-    /// The cell that ends exactly at `address`, where the heap's configuration lets such a word keep it alive.
-    #[inline]
-    pub fn resolve_past_the_end(&self, address: usize) -> Option<Cell> {
-        if !self.past_the_end {
-            return None;
-        }
-        let address = if planted("past-the-end-off-by-one") {
-            address.wrapping_sub(GRANULE)
-        } else {
-            address
-        };
-        self.resolve(address.wrapping_sub(1))
-            .filter(|cell| cell.base + cell.size == address)
-    }
-
-    /// Asks for all that tells whether `address` names a cell. False: it names none, nor the end of one.
+    /// Asks for all that tells whether `address` names a cell. False: it names none.
     #[inline]
     pub(crate) fn prefetch_cell(&self, address: usize) -> bool {
-        let offset = address.wrapping_sub(self.range.base);
-        if offset > self.len {
+        let Some(offset) = self.offset(address) else {
             return false;
-        }
-        // The range's end is past the end of a cell, whose last byte tells all.
-        let offset = offset.min(self.len - 1);
+        };
         crate::mark::prefetch(core::ptr::from_ref(self.units().word(offset / UNIT)) as usize);
         self.allocated_bits().prefetch(offset);
         self.marked_bits().prefetch(offset);

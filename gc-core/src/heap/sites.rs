@@ -173,17 +173,26 @@ pub(crate) struct Sites {
     /// Site index + 1 by kind and class, 0: not made yet.
     index: Table<AtomicU32>,
     making: Mutex<()>,
+    /// Bytes that each cell has beyond those asked for: 1 where a word past their end is to lie in their cell.
+    spare: usize,
 }
 
 impl Sites {
     /// For at most so many kinds.
-    pub(crate) fn new(kinds: usize) -> Result<Sites, MapError> {
+    pub(crate) fn new(kinds: usize, spare: usize) -> Result<Sites, MapError> {
         Ok(Sites {
+            spare,
             entries: Table::reserve((SITES_A_KIND * kinds).min(MAX_SITES))?,
             count: AtomicU32::new(0),
             index: Table::reserve(kinds * ROW)?,
             making: Mutex::new(()),
         })
+    }
+
+    /// Bytes that a cell for `bytes` bytes has at least.
+    #[inline(always)]
+    pub(crate) fn room(&self, bytes: usize) -> usize {
+        bytes.saturating_add(self.spare)
     }
 
     pub(crate) fn lock_making(&self) -> MutexGuard<'_, ()> {
@@ -211,14 +220,15 @@ impl Sites {
 
     #[inline(always)]
     pub(crate) fn get(&self, kinds: &Kinds, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
-        if bytes > MAX_SMALL {
+        let room = self.room(bytes);
+        if room > MAX_SMALL {
             return Err(SiteError::Large { bytes });
         }
         // Another heap's kind, perhaps.
         if kind.index() * ROW >= self.index.len() {
             return Err(SiteError::UnknownKind(kind));
         }
-        let class = classes::class_of(bytes);
+        let class = classes::class_of(room);
         // Ordering: Acquire pairs with the Release in `make`.
         match self.slot(kind, class).load(Ordering::Acquire) {
             0 => self.make(kinds, kind, class, bytes),

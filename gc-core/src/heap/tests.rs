@@ -48,7 +48,7 @@ impl Toy {
         bytes: usize,
         roots: &[usize],
     ) -> Result<usize, AllocError> {
-        if bytes > MAX_SMALL {
+        if self.space.is_large(bytes) {
             loop {
                 match self.space.reserve_large(&self.runs, kind, bytes)? {
                     LargeStep::Reserved(mut large) => {
@@ -283,7 +283,7 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
 }
 
 #[test]
-fn a_word_past_the_end_keeps_its_cell_only_where_configured() {
+fn a_word_past_the_end_names_its_cell_only_where_configured() {
     for past_the_end in [false, true] {
         let mut toy = Toy::new(SpaceConfig {
             reserve: 64 << 20,
@@ -291,14 +291,36 @@ fn a_word_past_the_end_keeps_its_cell_only_where_configured() {
             ..SpaceConfig::default()
         });
         let kind = leaf(&toy);
-        let (a, b) = (toy.alloc(kind, 32), toy.alloc(kind, 32));
-        assert_eq!(a + 32, b);
-        assert_eq!(toy.space.resolve(b).map(|c| c.base), Some(b));
-        assert_eq!(
-            toy.space.resolve_past_the_end(b).map(|c| c.base),
-            past_the_end.then_some(a)
-        );
-        assert_eq!(toy.space.resolve_past_the_end(b + 8), None);
+        for bytes in [
+            0,
+            1,
+            16,
+            31,
+            32,
+            40,
+            128,
+            1024,
+            MAX_SMALL - 1,
+            MAX_SMALL,
+            5 * UNIT,
+        ] {
+            let (a, b) = (toy.alloc(kind, bytes), toy.alloc(kind, bytes));
+            let cell = toy.space.resolve(a).unwrap();
+            let named = |address| toy.space.resolve(address).map(|c| c.base);
+            assert_eq!(
+                named(b),
+                Some(b),
+                "{bytes} bytes: the next cell is itself alone"
+            );
+            // Whatever the size class, the end of the bytes asked for lies in the cell where that is asked for.
+            if past_the_end || bytes < cell.size {
+                assert_eq!(named(a + bytes), Some(a), "{bytes} bytes");
+            } else {
+                assert_ne!(named(a + bytes), Some(a), "{bytes} bytes");
+            }
+        }
+        let largest = toy.space.site(kind, MAX_SMALL).is_ok();
+        assert_eq!(largest, !past_the_end);
     }
 }
 

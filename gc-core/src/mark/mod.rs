@@ -523,15 +523,16 @@ impl<'a> Core<'a> {
         })
     }
 
-    fn resolved(&mut self, word: usize) -> bool {
-        let mut newly = false;
-        if let Some(cell) = self.space.resolve(word) {
-            newly |= self.mark(cell.base - self.base);
+    fn resolved(&mut self, address: usize) -> bool {
+        if planted("ends-are-beginnings")
+            && let Some(before) = self.space.resolve(address.wrapping_sub(1))
+            && before.base + before.size == address
+        {
+            self.mark(before.base - self.base);
         }
-        if let Some(cell) = self.space.resolve_past_the_end(word) {
-            newly |= self.mark(cell.base - self.base);
-        }
-        newly
+        self.space
+            .resolve(address)
+            .is_some_and(|cell| self.mark(cell.base - self.base))
     }
 
     fn conservative_word(&mut self, word: usize) -> bool {
@@ -633,8 +634,8 @@ impl<'a> Marker<'a> {
         self.core.resolved(address)
     }
 
-    /// A word that may be anything, tried with all of the heap's conservative encodings (and past the end, where
-    /// configured). True: it named a cell that was not marked yet.
+    /// A word that may be anything, tried with all of the heap's conservative encodings. True: it named a cell that was not
+    /// marked yet.
     pub fn conservative(&mut self, word: usize) -> bool {
         self.core.conservative_word(word)
     }
@@ -753,9 +754,6 @@ impl Sink for Look<'_> {
         for encoding in self.space.encodings() {
             if let Some(address) = encoding.decode(word) {
                 self.address(address);
-                if let Some(cell) = self.space.resolve_past_the_end(address) {
-                    (self.f)(cell);
-                }
             }
         }
     }

@@ -353,7 +353,7 @@ fn conservative_words_are_tried_in_every_configured_encoding() {
 }
 
 #[test]
-fn a_word_just_past_a_cell_marks_both_neighbours_where_configured() {
+fn a_word_past_the_end_marks_its_cell_and_one_at_a_start_that_cell_alone() {
     let mut toy = Toy::new(SpaceConfig {
         reserve: 64 << 20,
         past_the_end: true,
@@ -363,14 +363,16 @@ fn a_word_just_past_a_cell_marks_both_neighbours_where_configured() {
     let cells: Vec<usize> = (0..3).map(|_| toy.alloc(leaf, 48)).collect();
     toy.space.begin_marking();
     let mut marker = Marker::new(&toy.space, &toy.queue);
-    assert!(marker.conservative(cells[1]));
-    assert_eq!(
+    let marked = |toy: &Toy| {
         cells
             .iter()
             .map(|c| toy.space.is_marked(*c))
-            .collect::<Vec<_>>(),
-        [true, true, false]
-    );
+            .collect::<Vec<_>>()
+    };
+    assert!(marker.conservative(cells[1]));
+    assert_eq!(marked(&toy), [false, true, false]);
+    assert!(marker.conservative(cells[0] + 48));
+    assert_eq!(marked(&toy), [true, true, false]);
 }
 
 #[test]

@@ -1,4 +1,11 @@
 //! The one place where Lox asks the heap for cells: kinds, sites, and a maker for each sort of cell.
+//!
+//! # The end of a cell
+//! A loop over words or bytes may leave a pointer just past the last one as the only one that leads to a cell. So each cell
+//! that Rust code loops over (strings, the captures of a closure, tables) has [`SPARE`] bytes behind its last one. The fields of all
+//! other cells are reached at constant offsets, by Rust and by compiled code. The heap's own
+//! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would give the byte to those as well, and an instance of two fields would
+//! take 48 bytes instead of 32.
 
 use super::bytecode::Proto;
 use super::object::*;
@@ -16,6 +23,9 @@ pub const INLINE_MAX: u32 = 32;
 
 /// The largest string that is allocated through a site of its own size.
 const SHORT_STRING: usize = 256;
+
+/// Bytes behind what a loop runs over: the pointer past its end lies in the cell.
+const SPARE: usize = 1;
 
 /// No cell could be made: the heap is full, or something grew past what its header can count.
 #[derive(Clone, Copy, Debug)]
@@ -83,12 +93,13 @@ impl LoxHeap {
                 .map_err(|error| format!("no site for {bytes} bytes: {error:?}"))
         };
         let mut strings = Vec::new();
-        for units in 0..=(STRING_BYTES + SHORT_STRING) / 16 {
+        for units in 0..=(STRING_BYTES + SHORT_STRING + SPARE).div_ceil(16) {
             strings.push(site(string, (units * 16).max(STRING_BYTES))?);
         }
         let mut closures = Vec::new();
         for upvalues in 0..=256 {
-            closures.push(site(closure, size_of::<Closure>() + 8 * upvalues)?);
+            let spare = if upvalues == 0 { 0 } else { SPARE };
+            closures.push(site(closure, size_of::<Closure>() + 8 * upvalues + spare)?);
         }
         let mut instances = Vec::new();
         for half in 0..=INLINE_MAX as usize / 2 {
@@ -144,7 +155,7 @@ impl Vm {
     /// A string cell whose bytes and hash the caller fills in.
     pub(super) fn make_string(&mut self, length: usize) -> Result<*mut Str, OutOfMemory> {
         let length32 = u32::try_from(length).map_err(|_| OutOfMemory)?;
-        let bytes = STRING_BYTES + length;
+        let bytes = STRING_BYTES + length + SPARE;
         let string: *mut Str = if length <= SHORT_STRING {
             self.cell_at(self.lox.cells.strings[bytes.div_ceil(16)])?
         } else {
@@ -260,7 +271,7 @@ impl Vm {
         }
         let overflow: *mut Overflow = self.cell_of(
             self.lox.cells.overflow,
-            size_of::<Overflow>() + 8 * slots as usize,
+            size_of::<Overflow>() + 8 * slots as usize + SPARE,
         )?;
         // SAFETY: the cell is ours and large enough.
         unsafe {
@@ -278,7 +289,7 @@ impl Vm {
         }
         let array: *mut Array = self.cell_of(
             self.lox.cells.array,
-            size_of::<Array>() + 8 * elements as usize,
+            size_of::<Array>() + 8 * elements as usize + SPARE,
         )?;
         // SAFETY: the cell is ours and large enough.
         unsafe {
@@ -293,7 +304,7 @@ impl Vm {
         if entries > MAX_INDEX {
             return Err(OutOfMemory);
         }
-        let bytes = size_of::<Methods>() + size_of::<MethodEntry>() * entries as usize;
+        let bytes = size_of::<Methods>() + size_of::<MethodEntry>() * entries as usize + SPARE;
         let methods: *mut Methods = self.cell_of(self.lox.cells.methods, bytes)?;
         // SAFETY: the cell is ours and large enough.
         unsafe {
@@ -306,7 +317,7 @@ impl Vm {
     }
 
     pub(super) fn make_interned(&mut self, entries: usize) -> Result<*mut Interned, OutOfMemory> {
-        let bytes = size_of::<Interned>() + size_of::<InternEntry>() * entries;
+        let bytes = size_of::<Interned>() + size_of::<InternEntry>() * entries + SPARE;
         let interned: *mut Interned = self.cell_of(self.lox.cells.interned, bytes)?;
         // SAFETY: the cell is ours and large enough.
         unsafe {
@@ -344,5 +355,68 @@ impl Vm {
     pub(super) unsafe fn store(&mut self, slot: *mut Value, value: Value) {
         // SAFETY: the caller's promise.
         unsafe { self.mutator.write(slot.cast(), value.0 as usize) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compiler::compile;
+    use super::super::object::*;
+    use super::super::run::{RunConfig, make_heap};
+    use super::super::vm::{NATIVES, Output, Vm};
+    use super::STRING_BYTES;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    #[test]
+    fn what_loops_run_over_ends_inside_its_cell() {
+        let program = compile(b"", &NATIVES).expect("a right program");
+        let lox = make_heap(&RunConfig::default()).expect("a heap");
+        let mut vm =
+            Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate");
+        // Where each cell begins and where its last word or byte ends. So little is made that nothing is collected.
+        let mut ends = Vec::new();
+        let mut made = |cell: usize, bytes: usize| ends.push((cell, cell + bytes));
+        for length in 0..600 {
+            let string = vm.make_string(length).expect("room");
+            made(string as usize, STRING_BYTES + length);
+        }
+        for n in 1..64_u32 {
+            let (words, entries) = (8 * n as usize, 16 * n as usize);
+            let array = vm.make_array(n).expect("room");
+            made(array as usize, size_of::<Array>() + words);
+            let overflow = vm.make_overflow(super::Value::NIL, n).expect("room");
+            made(overflow as usize, size_of::<Overflow>() + words);
+            let methods = vm.make_methods(n).expect("room");
+            made(methods as usize, size_of::<Methods>() + entries);
+            let table = vm.make_interned(n as usize).expect("room");
+            made(table as usize, size_of::<Interned>() + entries);
+        }
+        // Nothing may be allocated while the world is stopped.
+        let mut cells = Vec::with_capacity(1 << 18);
+        let mut look = || {
+            lox.heap
+                .for_each_cell(|cell| _ = cells.push((cell.base, cell.size)))
+        };
+        vm.mutator.blocking(|| {
+            std::thread::scope(|scope| {
+                scope
+                    .spawn(&mut look)
+                    .join()
+                    .expect("it looks")
+                    .expect("no mutator looks");
+            });
+        });
+        let cells: BTreeMap<usize, usize> = cells.into_iter().collect();
+        for (cell, end) in ends {
+            assert!(
+                end < cell + cells[&cell],
+                "a cell of {} bytes ends at its end",
+                end - cell
+            );
+        }
+        for (upvalues, site) in lox.cells.closures.iter().enumerate().skip(1) {
+            assert!(size_of::<Closure>() + 8 * upvalues < site.size());
+        }
     }
 }

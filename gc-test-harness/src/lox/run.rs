@@ -184,10 +184,9 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
 
 /// A heap as `config` wants it, with Lox's cells.
 pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Error>> {
-    // Compilers make pointers just past a cell in loops over its slots; boxed words are in registers as often as raw ones.
+    // Boxed words are in registers as often as raw ones. For pointers past the end of a cell, see `cells.rs`.
     let mut builder = Heap::builder()
         .conservative(&[Encoding::RAW, BOXED])
-        .past_the_end(true)
         .collect_every(config.gc_every)
         .poison(config.gc_every == Some(1))
         .continuous(config.continuous)

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use gc_core::heap::{LargeStep, MAX_SMALL, Space, SpaceConfig};
+use gc_core::heap::{LargeStep, Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, KindId, Refill, Runs, alloc};
 
@@ -75,7 +75,7 @@ impl Toy {
     }
 
     fn allocate(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Option<usize> {
-        if bytes > MAX_SMALL {
+        if space.is_large(bytes) {
             loop {
                 match space.reserve_large(runs, kind, bytes).ok()? {
                     LargeStep::Reserved(mut large) => {

@@ -117,6 +117,8 @@ pub fn cell_size(bytes: usize) -> usize {
 pub struct Object {
     /// Bytes.
     pub size: usize,
+    /// Bytes that were asked for.
+    pub asked: usize,
     /// Index into the model's shapes.
     pub shape: usize,
     /// Its words.
@@ -130,7 +132,7 @@ pub struct Model {
     pub range: Range<usize>,
     /// Tried on conservative words.
     pub encodings: Vec<Encoding>,
-    /// Does a word just past a cell keep it?
+    /// Does a word just past the bytes of a cell keep it? Then each cell has a byte more.
     pub past_the_end: bool,
     /// The heap's kinds.
     pub shapes: Vec<(KindId, Shape)>,
@@ -157,10 +159,6 @@ impl Model {
                 continue;
             };
             named.extend(self.resolve(address));
-            if self.past_the_end {
-                let before = self.resolve(address.wrapping_sub(1));
-                named.extend(before.filter(|base| base + self.objects[base].size == address));
-            }
         }
     }
 
@@ -306,7 +304,7 @@ impl Model {
         let Some(base) = allocate(kind, bytes) else {
             return Ok(None);
         };
-        let size = cell_size(bytes);
+        let size = cell_size(bytes + usize::from(self.past_the_end));
         if !self.range.contains(&base) || !base.is_multiple_of(16) {
             return Err(format!(
                 "a new cell lies at {base:#x}, outside of {:x?}",
@@ -336,6 +334,7 @@ impl Model {
             base,
             Object {
                 size,
+                asked: bytes,
                 shape,
                 words: BTreeMap::new(),
             },
@@ -422,7 +421,10 @@ impl Model {
         let address = match choices.below(16) {
             0..=3 => base,
             4..=5 => base + choices.below(size),
-            6 => base + size,
+            6 => match self.objects.get(&base) {
+                Some(object) if self.past_the_end => base + object.asked,
+                _ => base + size,
+            },
             7 => base + size - 1,
             8 => base.wrapping_sub(1 + choices.below(16)),
             // The tail of a run or of a span, the next unit, free memory.
