@@ -396,7 +396,7 @@ mod tests {
         let mut cells = Vec::with_capacity(1 << 18);
         let mut look = || {
             lox.heap
-                .for_each_cell(|cell| _ = cells.push((cell.base, cell.size)))
+                .for_each_cell(|cell| cells.push((cell.base, cell.size)))
         };
         vm.mutator.blocking(|| {
             std::thread::scope(|scope| {
