@@ -297,6 +297,24 @@ impl Kind {
         self
     }
 
+    /// The words that are edges in plain addresses, a bit each and none beyond the last edge, where that is all there is to say of its cells; a
+    /// leaf has none. Kinds of one such layout differ in their names alone.
+    pub(crate) fn layout(&self) -> Option<&[u64]> {
+        match &self.shape {
+            _ if self.immutable || self.long => None,
+            Shape::Leaf { uninit: false } => Some(&[]),
+            Shape::Words {
+                slots,
+                encoding: Encoding::RAW,
+            } => {
+                let words = slots.as_raw_slice();
+                let used = words.iter().rposition(|word| *word != 0)?;
+                Some(&words[..=used])
+            }
+            _ => None,
+        }
+    }
+
     /// The encodings of its edges. Conservative words are read in the heap's.
     pub(crate) fn encodings(&self) -> &[Encoding] {
         match &self.shape {
@@ -548,6 +566,11 @@ impl Kinds {
         // SAFETY: entries below the count were written before it, never change, and live as long as `self`.
         self.contains(kind)
             .then(|| unsafe { &*self.owned.at(kind.index()) })
+    }
+
+    /// See [`Kind::layout`].
+    pub(crate) fn layout(&self, kind: KindId) -> Option<&[u64]> {
+        self.given(kind)?.layout()
     }
 
     /// The descriptor of a kind of this heap.

@@ -5,7 +5,7 @@ mod common;
 use std::sync::Barrier;
 use std::time::Duration;
 
-use common::{hazard, is_child, kinds, run_child};
+use common::{hazard, hazard_given, is_child, kinds, run_child};
 use gc_core::{AllocError, Heap, Kind, Leaf};
 
 /// Bytes of the heap's address range that the system backs.
@@ -273,9 +273,12 @@ fn touch(m: &gc_core::Mutator) -> Result<(), AllocError> {
 
 #[test]
 fn h68_what_idle_threads_have_ready_is_not_missed_at_the_limit() {
-    hazard(
+    // The types have one layout; here each has a kind of its own, as types of many layouts would.
+    hazard_given(
         "h68_what_idle_threads_have_ready_is_not_missed_at_the_limit",
+        "kind-a-type",
         "idle-spans-kept",
+        &[],
         || {
             // A span of 64 KiB for each thread and type would be 15 MiB.
             const LIMIT: u64 = 8 << 20;

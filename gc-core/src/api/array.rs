@@ -18,6 +18,7 @@ use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
+use crate::api::types::Sharing;
 use crate::encoding::Encoding;
 use crate::heap::GRANULE;
 use crate::kind::{Kind, KindId};
@@ -173,7 +174,7 @@ impl Mutator {
             return Ok(info.kind);
         }
         let types = &self.heap().shared().types;
-        let info = types.get(self.heap(), id, 0, S::kind)?;
+        let info = types.get(self.heap(), id, 0, Sharing::Shared, S::kind)?;
         self.types().put(id, info);
         Ok(info.kind)
     }

@@ -25,7 +25,7 @@ use crate::api::dying::Dying;
 use crate::api::handles::Chain;
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
-use crate::api::types::{self, TypeInfo};
+use crate::api::types::{self, Sharing, TypeInfo};
 use crate::fault::planted;
 use crate::finalize::Entry;
 
@@ -133,7 +133,11 @@ impl Mutator {
                 let bytes = size_of::<T>().max(1);
                 let types = &shared.types;
                 let of = TypeId::of::<T>();
-                let info = types.get(self.heap(), of, bytes, types::kind_of::<T>)?;
+                let sharing = match needs_drop::<T>() {
+                    true => Sharing::Own,
+                    false => Sharing::Shared,
+                };
+                let info = types.get(self.heap(), of, bytes, sharing, types::kind_of::<T>)?;
                 self.types().put(id, info);
                 Ok(info)
             }

@@ -2,6 +2,16 @@
 //!
 //! A heap has one table, under a lock; each mutator has a small cache of it that only its thread touches. A cache line's place and its
 //! comparison come from the type's `TypeId`, which is a constant, so a hit is two compares and a load.
+//!
+//! # Types of one layout share a kind
+//! A kind has spans of its own for each size of its cells, and each mutator that allocates of it has one of them: 64 KiB for a single cell. So
+//! types whose cells the collector treats alike have one kind: all leaves, and all types with edges at the same offsets. Nothing but the kind's
+//! layout is known by the kind: handles and fields are typed by the compiler, and a value that needs `Drop` is registered with its own function.
+//!
+//! A type has a kind of its own where
+//! - it has a trace function, which cannot be compared,
+//! - it needs `Drop`,
+//! - the heap verifies ([`HeapBuilder::verify`](crate::HeapBuilder::verify)): reports name a cell's type by the name of its kind.
 
 use core::any::{TypeId, type_name};
 use core::cell::Cell;
@@ -15,9 +25,10 @@ use crate::api::heap::Heap;
 use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
+use crate::fault::planted;
 use crate::heap::map::Table;
 use crate::heap::{MAX_SMALL, MapError};
-use crate::kind::{Kind, KindError, KindId};
+use crate::kind::{Kind, KindError, KindId, Kinds};
 use gc_preempt::Mutex;
 
 /// A type's kind and, where its cells are small, its site.
@@ -44,9 +55,18 @@ struct Entry {
 
 /// A heap's types: an open-addressed table in mapped memory, since it is changed inside `no_preempt`, where nothing may call malloc.
 pub(crate) struct Types {
-    /// Held while the table is read or changed.
+    /// Held while the tables are read or changed.
     lock: Mutex<()>,
     entries: Table<Entry>,
+    /// Kinds that types share, open-addressed by their layout: the number plus one; 0: empty.
+    shared: Table<u32>,
+}
+
+/// Whether a type's cells may have the kind of other types of its layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    Shared,
+    Own,
 }
 
 impl Types {
@@ -55,6 +75,7 @@ impl Types {
         Ok(Self {
             lock: Mutex::new(()),
             entries: Table::new(2 * kinds)?,
+            shared: Table::new(2 * kinds)?,
         })
     }
 
@@ -65,18 +86,19 @@ impl Types {
 
     /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size (0: of all sorts, and no site).
     ///
-    /// Two threads that meet a type for the first time at once may both describe it; the first one's kind is the type's.
+    /// Two threads that meet a type, or a layout, for the first time at once may both describe it; the first one's kind is the type's.
     pub(crate) fn get(
         &self,
         heap: &Heap,
         id: TypeId,
         bytes: usize,
+        sharing: Sharing,
         kind: impl FnOnce() -> Kind,
     ) -> Result<TypeInfo, AllocError> {
         if let Some(info) = protected(|| self.find(id, None)) {
             return Ok(info);
         }
-        let kind = heap.kind(kind()).map_err(AllocError::Kind)?;
+        let kind = self.kind(heap, sharing, kind())?;
         let site = if bytes != 0 && has_site(bytes) {
             heap.site_of(kind, bytes).map_err(AllocError::Site)?
         } else {
@@ -84,6 +106,53 @@ impl Types {
         };
         protected(|| self.find(id, Some(TypeInfo { kind, site })))
             .ok_or(AllocError::Kind(KindError::TooMany))
+    }
+
+    /// The kind of cells that `kind` describes: that of another type of this layout, if it may be shared, or a new one.
+    fn kind(&self, heap: &Heap, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
+        let shared = heap.shared();
+        let layout = match sharing {
+            Sharing::Shared if shared.verify.is_none() && !planted("kind-a-type") => kind.layout(),
+            _ => None,
+        };
+        let Some(layout) = layout.map(<[u64]>::to_vec) else {
+            return heap.kind(kind).map_err(AllocError::Kind);
+        };
+        let find = |new| protected(|| self.find_shared(&shared.space.kinds, &layout, new));
+        if let Some(known) = find(None) {
+            return Ok(known);
+        }
+        let new = heap.kind(kind).map_err(AllocError::Kind)?;
+        find(Some(new)).ok_or(AllocError::Kind(KindError::TooMany))
+    }
+
+    /// The kind that types of this layout share; if there is none, it is `new` from now on.
+    fn find_shared(&self, kinds: &Kinds, layout: &[u64], new: Option<KindId>) -> Option<KindId> {
+        let _lock = self.lock.lock();
+        let first = layout.iter().fold(0u64, |hash, word| {
+            (hash ^ word)
+                .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+                .rotate_left(29)
+        });
+        let places = self.shared.len();
+        for step in 0..places {
+            let at = self.shared.at((first as usize).wrapping_add(step) % places);
+            // SAFETY: within the table, under its lock; zeroed memory is an empty place.
+            let place = unsafe { &mut *at };
+            match place.checked_sub(1) {
+                None => {
+                    *place = new?.index() as u32 + 1;
+                    return new;
+                }
+                Some(kind) => {
+                    let kind = KindId(kind as u16);
+                    if kinds.layout(kind) == Some(layout) {
+                        return Some(kind);
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// What the table says of `id`; if nothing, it says `new` from now on.
@@ -208,13 +277,17 @@ fn bits_of(id: TypeId) -> u64 {
 mod tests {
     use super::*;
 
+    fn heap() -> Heap {
+        Heap::builder().reserve(1 << 28).build().unwrap()
+    }
+
     #[test]
-    fn a_type_has_one_kind_and_shapes_of_one_layout_their_own() {
-        let heap = Heap::builder().reserve(1 << 28).build().unwrap();
+    fn a_type_has_one_kind_and_a_site_for_its_size() {
+        let heap = heap();
         let types = &heap.shared().types;
         let get = |id, bytes| {
             types
-                .get(&heap, id, bytes, || Kind::leaf("a"))
+                .get(&heap, id, bytes, Sharing::Own, || Kind::leaf("a"))
                 .map(|i| (i.kind, i.site.size()))
                 .unwrap()
         };
@@ -224,5 +297,85 @@ mod tests {
         assert_eq!(get(one, 8), first);
         assert_ne!(get(two, 72).0, first.0);
         assert_eq!(get(one, 8), first);
+    }
+
+    macro_rules! ids {
+        ($($n:literal)*) => { [$(TypeId::of::<[u8; $n]>()),*] };
+    }
+
+    /// The kinds that a heap gives to types of these descriptions, each time to another type.
+    fn kinds<const N: usize>(heap: &Heap, described: [(Sharing, Kind); N]) -> [KindId; N] {
+        let types = &heap.shared().types;
+        let mut ids = ids!(1 2 3 4 5 6 7 8 9 10 11 12).into_iter();
+        described.map(|(sharing, kind)| {
+            let id = ids.next().expect("there are so many");
+            types.get(heap, id, 0, sharing, || kind).unwrap().kind
+        })
+    }
+
+    fn at(name: &str, words: &[u32]) -> Kind {
+        Kind::words_at(name, words, Encoding::RAW)
+    }
+
+    #[test]
+    fn types_of_one_layout_share_a_kind_and_others_do_not() {
+        use Sharing::{Own, Shared};
+        let tagged = Encoding::low_bits(3);
+        let described = [
+            (Shared, Kind::leaf("leaf")),
+            (Shared, Kind::leaf("another leaf")),
+            (Shared, at("first", &[0])),
+            (Shared, at("first of another", &[0])),
+            (Shared, at("second", &[1])),
+            (Shared, at("both", &[0, 1])),
+            (Shared, at("first and far", &[0, 64])),
+            (Shared, at("first and farther", &[0, 128])),
+            (Shared, at("first and far of another", &[0, 64])),
+            (Own, at("first, with Drop", &[0])),
+            (Shared, Kind::words_at("tagged", &[0], tagged)),
+            (Shared, at("first, immutable", &[0]).immutable()),
+        ];
+        let [leaf, leaf_2, first, first_2, others @ ..] = kinds(&heap(), described.clone());
+        let [second, both, far, farther, far_2, rest @ ..] = others;
+        assert_eq!((leaf, first, far), (leaf_2, first_2, far_2));
+        let mut all = vec![leaf, first, second, both, far, farther];
+        all.extend(rest);
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 9, "the others have kinds of their own");
+
+        // A report names types by their kinds.
+        let heap = Heap::builder()
+            .reserve(1 << 28)
+            .verify(true)
+            .build()
+            .unwrap();
+        let mut all = kinds(&heap, described).to_vec();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 12);
+    }
+
+    #[test]
+    fn threads_that_meet_a_layout_at_once_share_its_kind() {
+        for _ in 0..20 {
+            let heap = heap();
+            let barrier = std::sync::Barrier::new(4);
+            let ids = ids!(1 2 3 4);
+            let kinds: Vec<KindId> = std::thread::scope(|scope| {
+                let threads = ids.map(|id| {
+                    let (heap, barrier) = (&heap, &barrier);
+                    scope.spawn(move || {
+                        let _mutator = heap.attach().unwrap();
+                        barrier.wait();
+                        let types = &heap.shared().types;
+                        let info = types.get(heap, id, 8, Sharing::Shared, || at("node", &[0]));
+                        info.unwrap().kind
+                    })
+                });
+                threads.map(|thread| thread.join().unwrap()).to_vec()
+            });
+            assert_eq!(kinds, [kinds[0]; 4]);
+        }
     }
 }

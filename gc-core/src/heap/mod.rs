@@ -159,7 +159,7 @@ pub struct Cell {
     pub base: usize,
     /// Its size in bytes (the size class's, or page-rounded).
     pub size: usize,
-    /// What it holds.
+    /// What it holds. Types of the safe tier that have one layout share a kind.
     pub kind: KindId,
 }
 
