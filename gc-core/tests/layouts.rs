@@ -130,6 +130,9 @@ fn leading<T: Made>(scope: &Scope<'_>, heap: &Heap, number: u64) -> Root<T> {
     heap.root(&cell)
 }
 
+/// Looks at two cells.
+type Look = dyn Fn(&Scope<'_>);
+
 fn look<T: Made>(scope: &Scope<'_>, root: &Root<T>, number: u64) {
     let cell = root.get(scope);
     assert_eq!(cell.number(), number);
@@ -140,7 +143,7 @@ fn look<T: Made>(scope: &Scope<'_>, root: &Root<T>, number: u64) {
 fn cells_of_a_shared_kind_are_traced_by_their_own_edges() {
     let heap = heap();
     let mutator = heap.attach().unwrap();
-    let mut looks: Vec<Box<dyn Fn(&Scope<'_>)>> = Vec::new();
+    let mut looks: Vec<Box<Look>> = Vec::new();
     for round in 0..100 {
         mutator.with_scope(|scope| {
             macro_rules! make {
