@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::fault::planted;
-use crate::heap::{CHUNK_UNITS, Occupancy, Space, Unit};
+use crate::heap::{BITS_PAGE_UNITS, CHUNK_UNITS, Occupancy, Space, Unit};
 
 /// Spans that one piece looks at: some 20 us at worst.
 const SPANS_PER_PIECE: usize = 32;
@@ -149,9 +149,12 @@ impl Space {
         if chunk >= end {
             return false;
         }
-        if self.chunk_bits(chunk).load(Ordering::Relaxed) != 0 {
-            self.marked_bits()
-                .clear_units(chunk * CHUNK_UNITS, CHUNK_UNITS);
+        const PAGES: usize = CHUNK_UNITS / BITS_PAGE_UNITS;
+        for page in chunk * PAGES..(chunk + 1) * PAGES {
+            if self.noted_bits(page).load(Ordering::Relaxed) != 0 {
+                self.marked_bits()
+                    .clear_units(page * BITS_PAGE_UNITS, BITS_PAGE_UNITS);
+            }
         }
         // Ordering: Release pairs with nothing but the next stop, which orders all; for `ready_to_mark` by another thread.
         self.clear_chunk.store(chunk + 1, Ordering::Release);

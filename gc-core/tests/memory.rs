@@ -127,3 +127,135 @@ fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
         },
     );
 }
+
+/// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that the process had before.
+fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::RawRoot>, usize) {
+    const CELL: usize = 4096;
+    let before = resident();
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+    let m = heap.attach().unwrap();
+    let mut roots = Vec::new();
+    // The first one lies in a span that the mutator has.
+    let all: Vec<_> = (0..(mib << 20) / CELL)
+        .map(|_| {
+            // SAFETY: rooted at once, and as large as what is written.
+            unsafe {
+                let cell = m.alloc(leaf, CELL).unwrap();
+                cell.as_ptr().write_bytes(1, CELL);
+                m.raw_root(cell).unwrap()
+            }
+        })
+        .collect();
+    for (n, root) in all.into_iter().enumerate() {
+        if n % 512 == 0 {
+            roots.push(root);
+        }
+    }
+    drop(m);
+    (heap, roots, before)
+}
+
+/// Bytes that the system backs for this process.
+fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = text.split_whitespace().nth(1).unwrap();
+    pages.parse::<usize>().unwrap() * 4096
+}
+
+#[test]
+fn h94_what_the_tables_say_of_free_memory_goes_back_with_it() {
+    hazard(
+        "h94_what_the_tables_say_of_free_memory_goes_back_with_it",
+        "tables-kept",
+        || {
+            let (heap, roots, before) = one_of_each_page(384);
+            heap.trim();
+            let (used, now) = (heap.stats().used_bytes as usize, resident() - before);
+            assert!(now <= used + used / 2, "{now} bytes for {used}");
+            // Nor does the next collection touch any of it.
+            heap.collect();
+            heap.collect();
+            let now = resident() - before;
+            assert!(now <= used + used / 2, "{now} bytes for {used}, collected");
+            drop(roots);
+        },
+    );
+}
+
+/// Pages of the heap that belong to a huge page, as the system has it; `None`: it does not say so to this user.
+fn parts_of_huge_pages(heap: &Heap) -> Option<usize> {
+    use std::os::unix::fs::FileExt;
+    /// `KPF_COMPOUND_HEAD` and `KPF_COMPOUND_TAIL`, see `Documentation/admin-guide/mm/pagemap.rst`.
+    const COMPOUND: u64 = 3 << 15;
+    let map = std::fs::File::open("/proc/self/pagemap").ok()?;
+    let flags = std::fs::File::open("/proc/kpageflags").ok()?;
+    let (range, mut word, mut found) = (heap.reserved(), [0; 8], 0);
+    for page in range.start / 4096..range.end / 4096 {
+        map.read_exact_at(&mut word, page as u64 * 8).ok()?;
+        let entry = u64::from_ne_bytes(word);
+        let (is_backed, number) = (entry >> 63 != 0, entry & ((1 << 55) - 1));
+        if is_backed {
+            flags.read_exact_at(&mut word, number * 8).ok()?;
+            found += usize::from(u64::from_ne_bytes(word) & COMPOUND != 0);
+        }
+    }
+    Some(found)
+}
+
+#[test]
+fn h94_a_huge_page_of_which_a_part_goes_back_is_split() {
+    let parts = || {
+        let (heap, roots, _) = one_of_each_page(16);
+        let before = parts_of_huge_pages(&heap);
+        heap.trim();
+        let after = parts_of_huge_pages(&heap);
+        drop(roots);
+        (before, after)
+    };
+    // A system without huge pages, or one that does not show them, cannot tell.
+    if !matches!(parts(), (Some(1..), _)) {
+        return;
+    }
+    hazard(
+        "h94_a_huge_page_of_which_a_part_goes_back_is_split",
+        "huge-pages-unsplit",
+        || {
+            let (before, after) = parts();
+            assert_eq!(after, Some(0), "{before:?} before");
+        },
+    );
+}
+
+#[test]
+fn h94_a_heap_that_allocates_nothing_keeps_no_more_than_it_uses() {
+    hazard(
+        "h94_a_heap_that_allocates_nothing_keeps_no_more_than_it_uses",
+        "goal-kept",
+        || {
+            const CELL: usize = 64 << 10;
+            let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+            let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+            let m = heap.attach().unwrap();
+            let mut roots: Vec<_> = (0..(96 << 20) / CELL)
+                .map(|_| {
+                    // SAFETY: rooted at once, and as large as what is written.
+                    unsafe {
+                        let cell = m.alloc(leaf, CELL).unwrap();
+                        cell.as_ptr().write_bytes(1, CELL);
+                        m.raw_root(cell).unwrap()
+                    }
+                })
+                .collect();
+            drop(m);
+            // A third is alive, so the goal is where the heap was.
+            roots.truncate(roots.len() / 3);
+            heap.collect();
+            // One that keeps more is found to hang.
+            while backed(&heap) > (32 << 20) + (4 << 20) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            drop(roots);
+        },
+    );
+}

@@ -141,7 +141,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             drop(stopped);
             while space.sweep_piece() {}
             while space.clear_spare_piece() {}
-            while space.release_piece(1 << 20, u64::MAX) > 0 {}
+            while space.release_piece(1 << 20, 2 << 20, u64::MAX) > 0 {}
         }
         drop(done);
     });

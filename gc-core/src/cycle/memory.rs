@@ -32,11 +32,12 @@ pub(super) fn give_all_back(shared: &Shared) -> u64 {
     let keep = space.pre_touched.saturating_sub(used);
     let mut gone = 0;
     loop {
-        match space.release_piece(keep, u64::MAX) {
-            0 => return gone,
+        match space.release_piece(keep, 0, u64::MAX) {
+            0 => break,
             bytes => gone += bytes,
         }
     }
+    gone + space.births.trim(0)
 }
 
 /// When a heap is collected that asks for nothing: a while after the last collection.
@@ -76,10 +77,18 @@ impl Idle {
 /// Bytes that the system maps as one page.
 const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
 
+/// Bytes of the list of births beyond its present length that stay until [`Heap::trim`](crate::Heap::trim).
+const BIRTHS_KEPT: u64 = 1 << 20;
+
+/// How long until it is looked again whether a heap still needs what it keeps.
+const LOOK_AGAIN: Duration = Duration::from_millis(256);
+
 /// Free memory on its way back to the system, while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
     trickle: Trickle,
+    /// What had been allocated since the last collection when this was looked at last.
+    allocated: u64,
     /// How long to wait for a collection before more goes back; none: there is nothing to give back.
     pub(super) patience: Option<Duration>,
 }
@@ -89,6 +98,7 @@ impl Default for Surplus {
         Self {
             begun: Instant::now(),
             trickle: Trickle::default(),
+            allocated: 0,
             patience: None,
         }
     }
@@ -100,30 +110,49 @@ impl Surplus {
             return;
         }
         let space = &shared.space;
+        space.use_huge_pages_again();
         let now = self.begun.elapsed();
         let (used, peak) = space.used_lately();
-        // What the pacer lets the heap grow to and a tenth, or what it needed lately: below that, what is given back would be asked for
-        // again at once.
+        // What the pacer lets the heap grow to and a tenth, as far as it does in some seconds, or what it needed lately: below that, what is given back would
+        // be asked for again at once.
+        let allocated = space.allocated_since();
+        let newly = match allocated.checked_sub(self.allocated) {
+            Some(newly) => newly,
+            // There has been a collection.
+            None => allocated,
+        };
+        self.allocated = allocated;
         let goal = shared.pace.goal();
+        let growth = self.trickle.growth(newly, now);
+        let growth = if planted("goal-kept") { goal } else { growth };
+        let need = goal
+            .saturating_add(goal / 10)
+            .min(used.saturating_add(growth));
         // But never more than a memory limit leaves.
         let limit = shared.pace.memory_limit();
-        let need = goal.saturating_add(goal / 10).min(limit);
+        let need = need.max(self.trickle.need(peak, now)).min(limit);
         let touched = if planted("touched-given-back") {
             0
         } else {
             space.pre_touched
         };
-        let keep = need
-            .max(self.trickle.need(peak, now).min(limit))
-            .max(touched);
-        let keep = keep.saturating_sub(used);
+        let keep = need.max(touched).saturating_sub(used);
+        // A heap that needs no more than it has may lose pages that are free in part, until a sixteenth is left: that is not worth their splitting.
+        let (keep, grain) = if need <= used {
+            (keep.max(used / 16), 0)
+        } else {
+            (keep, CHUNK)
+        };
+        self.trickle
+            .set_surplus(space.free_backed().saturating_sub(keep));
         let mut most = self.trickle.allowance(now);
         // Less is left of what may go back than a page: that is no sign of there being nothing more.
         while most >= CHUNK && !shared.requests.is_wanted() {
-            let bytes = space.release_piece(keep, most);
+            let bytes = space.release_piece(keep, grain, most);
             if bytes == 0 {
-                // Nothing more, or nothing that is whole. Time may change that while a peak is remembered, and else a collection.
-                self.patience = (keep > 0 && need < keep + used).then_some(Trickle::PATIENCE * 8);
+                space.births.trim(BIRTHS_KEPT);
+                // Nothing more, or nothing that is whole. Time may change that while more is remembered than is used, and else a collection.
+                self.patience = (need > used).then_some(LOOK_AGAIN);
                 return;
             }
             space.give_up_ahead();
@@ -131,6 +160,6 @@ impl Surplus {
             // A piece between cells may be longer.
             most = most.saturating_sub(bytes);
         }
-        self.patience = Some(Trickle::PATIENCE);
+        self.patience = Some(self.trickle.patience());
     }
 }

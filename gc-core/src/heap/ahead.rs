@@ -60,6 +60,9 @@ pub(super) struct Ahead {
     backing: [Mutex<()>; LOCKS],
 }
 
+/// What [`Range::backed`] says of a chunk that the system backs by small pages.
+const SMALL_PAGES: u8 = 2;
+
 /// Chunks that can be backed at the same time.
 const LOCKS: usize = 8;
 
@@ -78,12 +81,16 @@ impl Range {
         self.backed(chunk).store(is.into(), Ordering::Relaxed);
     }
 
+    /// Does the system back the chunk by small pages alone?
+    pub(super) fn has_small_pages(&self, chunk: usize) -> bool {
+        self.backed(chunk).load(Ordering::Relaxed) == SMALL_PAGES
+    }
+
     /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is new. Such a chunk counts as backed: a first touch
     /// in it clears 4 KiB. By the thread that gives memory back.
     pub(super) fn set_small_pages(&self, chunk: usize, small: bool) -> bool {
-        const SMALL_PAGES: u8 = 2;
         let state = self.backed(chunk);
-        if (state.load(Ordering::Relaxed) == SMALL_PAGES) == small {
+        if self.has_small_pages(chunk) == small {
             return false;
         }
         let offset = self.base - self.memory.base() as usize + chunk * CHUNK_UNITS * UNIT;
@@ -298,7 +305,7 @@ mod tests {
         assert!(!is_backed(&touched, 6 << 20));
         let small = Space::new(config.clone()).unwrap();
         small.give_up_ahead();
-        while small.release_piece(small.pre_touched, u64::MAX) > 0 {}
+        while small.release_piece(small.pre_touched, 0, u64::MAX) > 0 {}
         assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - UNIT));
         let limited = Space::new(SpaceConfig {
             hard_limit: Some(2 << 20),
@@ -330,7 +337,7 @@ mod tests {
             "who takes the next units writes there"
         );
         space.give_units(first, units);
-        while space.release_piece(0, u64::MAX) > 0 {}
+        while space.release_piece(0, 0, u64::MAX) > 0 {}
         assert!(is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
     }
 
@@ -352,7 +359,7 @@ mod tests {
         assert!(space.back_piece(u64::MAX), "it is as large as ever");
         space.give_units(first, (100 << 20) / UNIT);
         space.give_up_ahead();
-        while space.release_piece(0, u64::MAX) > 0 {}
+        while space.release_piece(0, 0, u64::MAX) > 0 {}
         assert!(!is_backed(&space, ahead));
         assert!(!space.back_piece(u64::MAX));
     }

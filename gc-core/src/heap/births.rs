@@ -63,6 +63,26 @@ impl Births {
         (2 * most).min(self.entries.len()) * size_of::<usize>()
     }
 
+    /// By the collector, between its cycles: gives back what more than `keep` bytes of a longer list have left. How many bytes.
+    pub(crate) fn trim(&self, keep: u64) -> u64 {
+        const PAGE: usize = 4096;
+        let len = (2 * self.len.load(Ordering::Relaxed)).min(self.entries.len());
+        let kept = (len * size_of::<usize>()).next_multiple_of(PAGE);
+        let gone = self
+            .peak_bytes()
+            .next_multiple_of(PAGE)
+            .saturating_sub(kept);
+        if gone == 0 || gone as u64 <= keep {
+            return 0;
+        }
+        let elements = kept / size_of::<usize>()..(kept + gone) / size_of::<usize>();
+        let elements = elements.start..elements.end.min(self.entries.len());
+        self.peak.store(len / 2, Ordering::Relaxed);
+        // SAFETY: whole pages of entries that nobody reads, and none is written before the next cycle.
+        unsafe { self.entries.discard(elements) };
+        gone as u64
+    }
+
     /// Is it written down which cells they are? Not if there were more than there is room for.
     pub(crate) fn are_known(&self) -> bool {
         let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();

@@ -15,6 +15,9 @@ pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
 /// of less would have more bits than cells. Beyond this, marking 1 GiB is 3 % faster with huge pages.
 const SMALL_PAGES: usize = 512 << 20;
 
+/// Units whose bits fill a page of a bitmap.
+pub(crate) const BITS_PAGE_UNITS: usize = 4096 / (WORDS_PER_UNIT * size_of::<u64>());
+
 /// A bit a granule, over the whole address range.
 pub(crate) struct Bitmap {
     words: Table<AtomicU64>,
@@ -105,7 +108,7 @@ impl Bitmap {
         }
     }
 
-    /// Gives the bits of `count` units back to the system, if they are whole pages of the bitmap.
+    /// Gives the bits of `count` units back to the system, whole pages of them.
     ///
     /// # Safety
     /// All those bits are clear, and nobody sets one meanwhile.
@@ -113,8 +116,14 @@ impl Bitmap {
         // SAFETY: forwarded; zero before and after, so a refusal changes nothing either.
         unsafe {
             self.words
-                .discard(first * WORDS_PER_UNIT, count * WORDS_PER_UNIT)
+                .discard_part(first * WORDS_PER_UNIT, count * WORDS_PER_UNIT)
         };
+    }
+
+    /// As large a heap as this bitmap tells of has its bits in huge pages again, if parts of some have gone back.
+    pub(super) fn use_huge_pages_again(&self) {
+        self.words
+            .use_huge_pages_again(SMALL_PAGES / UNIT * WORDS_PER_UNIT);
     }
 
     /// The bits of a span's cells, for asking and changing many at a time.

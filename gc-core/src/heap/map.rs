@@ -15,8 +15,9 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
@@ -203,6 +204,15 @@ impl Map {
         self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
 
+    /// Splits the huge page that byte `offset` lies in, if one does, into pages of the ordinary size. What is given back of a huge page is free for others
+    /// only once it is split: without that, the process has less memory (`VmRSS`), and the machine has no more, until it runs out of it. A page that is
+    /// advised to be cold is split at once (Linux 5.4 and later), unless another process has it, too.
+    pub(crate) fn split_huge_page(&self, offset: usize) {
+        if !crate::fault::planted("huge-pages-unsplit") {
+            self.advise(offset / PAGE * PAGE, PAGE, libc::MADV_COLD);
+        }
+    }
+
     /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the kernel refused,
     /// and the contents stand.
     ///
@@ -225,6 +235,8 @@ pub(crate) struct Table<T> {
     len: usize,
     /// Bytes from the first on that can be written. Only grows.
     writable: AtomicUsize,
+    /// For each huge page: the system is to back it by small pages alone, since a part of it went back. Of a reservation.
+    small_pages: Box<[AtomicBool]>,
     element: PhantomData<*mut T>,
 }
 
@@ -247,16 +259,21 @@ impl<T> Table<T> {
             writable: AtomicUsize::new(map.bytes),
             map,
             len,
+            small_pages: Box::default(),
             element: PhantomData,
         })
     }
 
     /// A table that reads as zeros. [`Table::make_writable`] comes before the first write.
     pub(crate) fn reserve(len: usize) -> Result<Table<T>, MapError> {
+        let map = Map::reserve(Self::bytes(len)?, Before::Read)?;
+        // The first and the last one may be begun only.
+        let huge_pages = map.bytes.div_ceil(HUGE_PAGE) + 1;
         Ok(Table {
-            map: Map::reserve(Self::bytes(len)?, Before::Read)?,
+            map,
             len,
             writable: AtomicUsize::new(0),
+            small_pages: (0..huge_pages).map(|_| AtomicBool::new(false)).collect(),
             element: PhantomData,
         })
     }
@@ -328,6 +345,58 @@ impl<T> Table<T> {
     pub(crate) unsafe fn discard_first(&self, bytes: usize) -> bool {
         // SAFETY: forwarded.
         unsafe { self.map.discard(0, bytes) }
+    }
+
+    /// Gives the whole pages inside `[first, first + count)` elements back, of a reservation whose other pages stay. A huge page of which only a part
+    /// goes is split, and no longer wanted there: the system's thread that makes huge pages of small ones would back all of it again.
+    ///
+    /// # Safety
+    /// Inside the table; the elements are not written meanwhile, and what they hold is not needed.
+    pub(crate) unsafe fn discard_part(&self, first: usize, count: usize) {
+        let from = (first * size_of::<T>()).next_multiple_of(PAGE);
+        let to = (first + count) * size_of::<T>() / PAGE * PAGE;
+        if from >= to {
+            return;
+        }
+        for offset in [from, to - PAGE] {
+            self.use_small_pages(offset);
+        }
+        // SAFETY: forwarded.
+        unsafe { self.map.discard(from, to - from) };
+    }
+
+    /// The huge page that this byte lies in: its number, and which bytes of the table.
+    fn huge_page(&self, offset: usize) -> (usize, Range<usize>) {
+        let before = self.map.base() as usize % HUGE_PAGE;
+        let number = (before + offset) / HUGE_PAGE;
+        let first = (number * HUGE_PAGE).saturating_sub(before);
+        let end = ((number + 1) * HUGE_PAGE - before).min(self.map.bytes);
+        (number, first..end)
+    }
+
+    fn use_small_pages(&self, offset: usize) {
+        let (number, bytes) = self.huge_page(offset);
+        // Relaxed: by the thread that gives memory back.
+        if !self.small_pages[number].swap(true, Ordering::Relaxed) {
+            self.map.allow_huge_pages(bytes.start, bytes.len(), false);
+            self.map.split_huge_page(offset);
+        }
+    }
+
+    /// Huge pages are wanted again from element `first` on, where that is a page's first, wherever [`Table::discard_part`] has stopped that.
+    pub(crate) fn use_huge_pages_again(&self, first: usize) {
+        let least = first * size_of::<T>();
+        for (number, small) in self.small_pages.iter().enumerate() {
+            // Relaxed, as above.
+            if small.swap(false, Ordering::Relaxed) {
+                let before = self.map.base() as usize % HUGE_PAGE;
+                let (_, bytes) = self.huge_page((number * HUGE_PAGE).saturating_sub(before));
+                let start = bytes.start.max(least);
+                if start < bytes.end {
+                    self.map.allow_huge_pages(start, bytes.end - start, true);
+                }
+            }
+        }
     }
 
     /// See [`Map::discard`]: whole pages inside `[first, first + count)` elements.

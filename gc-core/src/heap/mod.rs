@@ -41,7 +41,7 @@ use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::weak::WeakWork;
 use ahead::Ahead;
 use births::Births;
-pub(crate) use bitmap::{Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
+pub(crate) use bitmap::{BITS_PAGE_UNITS, Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
 use handed::Handed;
 use large::LargeObjects;
@@ -58,6 +58,7 @@ pub(crate) use handed::Unreported;
 pub use large::LargeReservation;
 pub use large::LargeStep;
 pub use map::MapError;
+use release::SmallChunks;
 pub(crate) use release::Trickle;
 pub(crate) use sites::Entry;
 pub(crate) use spans::{CHUNK_UNITS, Flags, NoSpan};
@@ -230,7 +231,8 @@ struct Range {
     records: Records,
     dirty: Dirty,
     bits: [Bitmap; 2],
-    chunk_bits: Table<AtomicU8>,
+    /// A byte for each page of the bitmaps: see [`Space::note_bits`].
+    noted_bits: Table<AtomicU8>,
     /// A byte a chunk: has the system been asked to back it since it was given back last, and by small pages alone?
     backed: Table<AtomicU8>,
 }
@@ -249,7 +251,7 @@ impl Range {
             records: Records::new(units)?,
             dirty: Dirty::new(units)?,
             bits: [Bitmap::new(units)?, Bitmap::new(units)?],
-            chunk_bits: Table::reserve(units / CHUNK_UNITS)?,
+            noted_bits: Table::reserve(units / BITS_PAGE_UNITS)?,
             backed: Table::reserve(units / CHUNK_UNITS)?,
         })
     }
@@ -263,7 +265,7 @@ impl Range {
         for bits in &self.bits {
             bits.make_writable(to)?;
         }
-        self.chunk_bits.make_writable(to / CHUNK_UNITS)?;
+        self.noted_bits.make_writable(to / BITS_PAGE_UNITS)?;
         self.backed.make_writable(to / CHUNK_UNITS)?;
         let offset = self.base - self.memory.base() as usize;
         self.memory
@@ -302,8 +304,10 @@ pub struct Space {
     /// cells. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
     ahead: Ahead,
-    /// Chunks that are backed by small pages alone, since some of them have gone back. By the thread that gives memory back: Relaxed.
-    small_chunks: AtomicUsize,
+    /// Chunks that are backed by small pages alone, since some of them have gone back. By the thread that gives memory back.
+    small_chunks: SmallChunks,
+    /// Memory has gone back since huge pages were wanted everywhere. By that thread: Relaxed.
+    has_released: AtomicBool,
     /// Bytes that stay backed.
     pub(crate) pre_touched: u64,
     large: LargeObjects,
@@ -408,7 +412,8 @@ impl Space {
             spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
             ahead,
-            small_chunks: AtomicUsize::new(0),
+            small_chunks: SmallChunks::default(),
+            has_released: AtomicBool::new(false),
             pre_touched: pre_touch,
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
@@ -480,7 +485,8 @@ impl Space {
             + size_of::<spans::Record>()
             + 2 * bitmap::WORDS_PER_UNIT * size_of::<u64>();
         let top = self.spans.lock().top();
-        let tables = top * A_UNIT + top.div_ceil(8) + 2 * top.div_ceil(CHUNK_UNITS);
+        let tables = top * A_UNIT + top.div_ceil(8);
+        let tables = tables + top.div_ceil(CHUNK_UNITS) + top.div_ceil(BITS_PAGE_UNITS);
         let sites = self.sites.count() * size_of::<Entry>();
         let tables = tables + sites + self.births.peak_bytes();
         ((top * UNIT) as u64, tables as u64)
@@ -499,7 +505,7 @@ impl Space {
             units,
             records,
             range.dirty.addresses(),
-            range.chunk_bits.addresses(),
+            range.noted_bits.addresses(),
             range.backed.addresses(),
         ]
     }
@@ -629,19 +635,21 @@ impl Space {
         &self.range.bits[!self.role.load(Ordering::Relaxed) & 1]
     }
 
-    /// Notes that the bitmaps may have bits for this unit's chunk: the allocated one now, the other one in its time.
+    /// Notes that the bitmaps' pages for this unit may have bits: the allocated one's now, the other one's in its time. A page without that note is zero, and is
+    /// not written when a bitmap is cleared: it may have gone back to the system.
     #[inline(always)]
     pub(crate) fn note_bits(&self, unit: usize) {
-        let chunk = self.chunk_bits(unit / CHUNK_UNITS);
+        let noted = self.noted_bits(unit / BITS_PAGE_UNITS);
         // Ordering: Relaxed. Read by the clearing of the spare bitmap, which starts in a stop.
-        if chunk.load(Ordering::Relaxed) == 0 {
-            chunk.store(1, Ordering::Relaxed);
+        if noted.load(Ordering::Relaxed) == 0 {
+            noted.store(1, Ordering::Relaxed);
         }
     }
 
-    pub(crate) fn chunk_bits(&self, chunk: usize) -> &AtomicU8 {
-        // SAFETY: chunks of the address range; zeroed memory is a valid AtomicU8.
-        unsafe { &*self.range.chunk_bits.at(chunk) }
+    /// The note of the bitmaps' page with this number.
+    pub(crate) fn noted_bits(&self, page: usize) -> &AtomicU8 {
+        // SAFETY: pages of the address range; zeroed memory is a valid AtomicU8.
+        unsafe { &*self.range.noted_bits.at(page) }
     }
 
     /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child drop them after.

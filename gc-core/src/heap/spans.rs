@@ -16,8 +16,9 @@ use super::map::{MapError, Table};
 /// Units of the 2 MiB that the system maps as one page, and that are given back as one.
 pub(crate) const CHUNK_UNITS: usize = (2 << 20) / UNIT;
 
-/// Units of the shortest stretch that is given back where it does not fill a chunk: a span of small cells.
-pub(super) const LEAST_PART: usize = 16;
+/// Units of the shortest stretch that is given back where it does not fill a chunk. Large objects have nine units at least, and what is free between them
+/// may be as short.
+pub(super) const LEAST_PART: usize = 4;
 
 /// Lists of one length each, for 1 to this many units.
 const EXACT: usize = 64;
@@ -128,7 +129,7 @@ impl Records {
     /// All units lie inside one stretch, neither first nor last of it, and the caller owns it.
     pub(crate) unsafe fn discard(&self, first: usize, count: usize) {
         // SAFETY: forwarded. Records in the middle of a stretch say nothing.
-        unsafe { self.table.discard(first, count) };
+        unsafe { self.table.discard_part(first, count) };
     }
 }
 
@@ -173,6 +174,19 @@ impl Dirty {
             dirty += (word.load(Ordering::Relaxed) & mask).count_ones() as usize
         });
         dirty
+    }
+
+    /// The first dirty one of these units.
+    pub(crate) fn first(&self, first: usize, count: usize) -> Option<usize> {
+        let (mut unit, mut found) = (first, None);
+        self.each(first, count, |word, mask| {
+            let dirty = word.load(Ordering::Relaxed) & mask;
+            if dirty != 0 && found.is_none() {
+                found = Some(unit / 64 * 64 + dirty.trailing_zeros() as usize);
+            }
+            unit += mask.count_ones() as usize;
+        });
+        found
     }
 
     pub(crate) fn set(&self, first: usize, count: usize) {

@@ -193,7 +193,7 @@ proptest! {
                         model.iter().map(|(b, (s, _))| (*b, *s)).collect::<BTreeMap<_, _>>()
                     );
                 }
-                Step::Release => while toy.space.release_piece(0, u64::MAX) > 0 {},
+                Step::Release => while toy.space.release_piece(0, 0, u64::MAX) > 0 {},
                 Step::Retire => toy.space.retire(&toy.runs),
                 Step::Unclaim => toy.space.unclaim(&toy.runs.claim),
             }

@@ -96,6 +96,15 @@ impl Units {
         self.words.make_writable(units)
     }
 
+    /// Gives the words of free units back to the system, whole pages of them.
+    ///
+    /// # Safety
+    /// The caller owns the units, and all those words are zero.
+    pub(super) unsafe fn discard(&self, first: usize, count: usize) {
+        // SAFETY: forwarded. Who reads a word meanwhile reads zero, before and after.
+        unsafe { self.words.discard_part(first, count) };
+    }
+
     pub(crate) fn new(units: usize) -> Result<Units, MapError> {
         Ok(Units {
             words: Table::reserve(units)?,
