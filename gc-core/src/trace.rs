@@ -18,6 +18,7 @@
 //! | `assist` | time that mutators spent helping |
 //! | `collector` | processor time of its threads since the cycle before ended |
 //! | `cpu` | what that and assists are of all processors |
+//! | `over-limit` | said where the heap may pass its soft memory limit until the next cycle, since what is alive leaves no room |
 //!
 //! A thread that reads its figures in the program uses [`Heap::stats`](crate::Heap::stats) instead.
 
@@ -47,7 +48,7 @@ impl Line {
         let _ = write!(
             line,
             "urge: gc={} kind={} at={:.3}s trigger={} goal={} begin={} end={} live={} born={} pauses={}us/{} longest={}us stop={}us mark={}us beside={}us \
-             assist={}us collector={}us cpu={:.0}%",
+             assist={}us collector={}us cpu={:.0}%{}",
             cycle.number,
             if cycle.young { "young" } else { "whole" },
             cycle.ended_at.as_secs_f64(),
@@ -66,6 +67,11 @@ impl Line {
             us(cycle.assist),
             us(cycle.collector_cpu),
             cycle.cpu_share() * 100.0,
+            if cycle.over_memory_limit {
+                " over-limit"
+            } else {
+                ""
+            },
         );
         line.len = line.len.min(LINE - 1);
         line.text[line.len] = b'\n';

@@ -452,3 +452,47 @@ fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
         },
     );
 }
+
+/// Collections while a program whose alive bytes are 16 MiB allocates so many more, with time for the collector.
+fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::RawRoot>) {
+    const CELL: usize = 64 << 10;
+    let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
+    let m = heap.attach().unwrap();
+    // SAFETY: rooted at once, or never used.
+    let alloc = || unsafe { m.alloc(leaf, CELL).unwrap() };
+    // SAFETY: the cell was just allocated.
+    let rooted = |_| unsafe { m.raw_root(alloc()).unwrap() };
+    let roots = (0..256).map(rooted).collect();
+    let allocate = |mib: u64| {
+        for _ in 0..mib << 20 >> 16 {
+            alloc();
+            m.blocking(|| std::thread::sleep(Duration::from_micros(500)));
+        }
+    };
+    // It has become used to the limit.
+    allocate(16);
+    let before = heap.stats().collections;
+    allocate(mib);
+    (heap.stats().collections - before, roots)
+}
+
+#[test]
+fn h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_time() {
+    hazard(
+        "h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_time",
+        "vain-cycles",
+        || {
+            let heap = Heap::builder().memory_limit(8 << 20).build().unwrap();
+            let (collections, roots) = collections_under(&heap, 64);
+            let last = heap.stats().last;
+            assert!(last.over_memory_limit, "{last:?}");
+            // A tenth of 16 MiB, or at least half of that: four times ten to twenty.
+            assert!((20..=100).contains(&collections), "{collections}");
+            // Once there is room, the limit is kept.
+            drop(roots);
+            heap.collect();
+            let stats = heap.stats();
+            assert!(!stats.last.over_memory_limit && stats.goal_bytes <= 8 << 20);
+        },
+    );
+}

@@ -66,6 +66,10 @@ impl HeapBuilder {
     /// Bytes that the heap should keep to: its cells, what fragmentation adds to them, and memory reported as external. Near it, collections
     /// come earlier than `gc_percent` asks for. It is soft: where the program cannot do with less, or collecting would cost as much time
     /// as the program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and its safeguard are Go's (design 48409).
+    ///
+    /// Where what is alive leaves no room below it, collections cannot help, and they become no more frequent than where the heap may grow by a tenth of what is alive.
+    /// [`over_memory_limit`](crate::CollectionStats::over_memory_limit) says so, and `over-limit` in the line of `URGE_TRACE=1`. A program that would rather
+    /// get an error has a [`hard_limit`](Self::hard_limit).
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = Some(bytes);
         self

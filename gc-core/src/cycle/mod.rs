@@ -769,6 +769,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         stats.exact_words = self.scanned.exact_words;
         stats.conservative_marked = self.scanned.conservative_marked;
         stats.exact_marked = self.scanned.exact_marked;
+        stats.over_memory_limit = shared.pace.is_over_limit();
         shared.ledger.enter(self.stats, handed.bytes);
         // Before those who wait for memory try again.
         shared.unclaim();

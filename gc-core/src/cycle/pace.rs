@@ -41,6 +41,8 @@ pub(crate) struct Pace {
     work: CachePadded<Work>,
     /// Bytes the heap should keep to; `u64::MAX`: as it likes.
     memory_limit: u64,
+    /// It does not.
+    over_limit: AtomicBool,
     /// What clocks count from.
     epoch: Instant,
 }
@@ -119,6 +121,7 @@ impl Pace {
             line: Line::default(),
             work: CachePadded::default(),
             memory_limit: policy.memory_limit.unwrap_or(u64::MAX),
+            over_limit: AtomicBool::new(false),
             epoch: Instant::now(),
         };
         pace.publish();
@@ -131,6 +134,12 @@ impl Pace {
         self.goal.store(plan.goal, Ordering::Relaxed);
         self.hard.store(plan.hard(), Ordering::Relaxed);
         self.growth.store(plan.growth(), Ordering::Relaxed);
+        self.over_limit.store(plan.over_limit, Ordering::Relaxed);
+    }
+
+    /// Does the heap pass its soft limit, since the program cannot do with less?
+    pub(crate) fn is_over_limit(&self) -> bool {
+        self.over_limit.load(Ordering::Relaxed)
     }
 
     pub(crate) fn external(&self) -> u64 {

@@ -45,6 +45,11 @@
 //! taken as much time as the mutators had, for a second of each processor's (`limiter.rs`), one that the mutators need as long for as the
 //! collector for a cycle. Then the heap passes its limit instead of the program coming to a halt. A hard limit lowers the goal in the same
 //! way; what it refuses is the allocator's business.
+//!
+//! Time alone is no bound where cycles are short: 16 MiB alive under a limit of 8 were marked 200 times a second, at half of all time, and the limit was passed all the same. So
+//! where what is alive leaves no room below a soft limit, cycles are in vain: each leaves twice the distance of the one before, up to a tenth of what is alive. Then
+//! the program is marked about as often for each byte that it allocates as at `gc_percent(10)`, and [`Plan::over_limit`] says that the limit is not kept. Where
+//! there is a little room, less than 1/64 of what is alive, the distance is 1/64: a limit that is passed by that much is kept as well as one can be.
 
 use crate::config::Young;
 
@@ -74,6 +79,11 @@ const LEAST_GROWTH: u64 = 256 << 10;
 /// Of what was born, the bytes that count as alive where the collector is kept busy; and those that are allocated at most while it rests. A large heap
 /// gets less of a rest: with all that was born counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
 const MOST_BORN: u64 = 64 << 20;
+
+/// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its soft limit has, and where the limit leaves less
+/// than that. See the module's head.
+const OVER_LIMIT: u64 = 10;
+const NEAR_LIMIT: u64 = 64;
 
 /// Cells that the background must have marked for its speed to be believed.
 const ENOUGH_WORK: u64 = 4096;
@@ -157,6 +167,8 @@ pub(crate) struct Plan {
     pub young: bool,
     /// The one after it might be.
     pub notes_births: bool,
+    /// The goal lies beyond the soft limit.
+    pub over_limit: bool,
 }
 
 /// What the collector remembers from cycle to cycle.
@@ -170,6 +182,8 @@ pub(crate) struct Pacer {
     pressed: bool,
     /// It has, and another cycle like the last would take more than the mutators have left over.
     limiting: bool,
+    /// Cycles in a row, but for those that were asked for, after which the soft limit left no room to speak of.
+    vain: u32,
     cores: u32,
     /// Of the last cycle that was not young: what was alive, and the cells that it marked.
     live: u64,
@@ -195,6 +209,7 @@ impl Pacer {
             limiter: Limiter::new(cores),
             pressed: false,
             limiting: false,
+            vain: 0,
             cores: cores.max(1),
             live: 0,
             marked: 0,
@@ -322,7 +337,9 @@ impl Pacer {
             goal = goal.max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
         }
         let unlimited = goal;
-        for limit in [memory_limit, hard_limit].into_iter().flatten() {
+        let soft = memory_limit.map(|limit| (limit, breath.max(self.over(limit, cycle, base))));
+        let hard = hard_limit.map(|limit| (limit, breath));
+        for (limit, breath) in [soft, hard].into_iter().flatten() {
             let cells = limit.saturating_sub(cycle.overhead);
             let headroom = (cells / 32).min(1 << 20);
             goal = goal.min((cells - headroom).max(now.saturating_add(breath)));
@@ -337,6 +354,25 @@ impl Pacer {
             work_after(cycle, growing, distance)
         };
         self.plan_of(cycle, goal, growth.min(goal), work, young)
+    }
+
+    /// The bytes by which the heap grows until the next cycle although it passes a soft limit with that. `base` bytes are alive.
+    fn over(&mut self, limit: u64, cycle: &Cycle, base: u64) -> u64 {
+        let cells = limit.saturating_sub(cycle.overhead);
+        let share = if base.saturating_add(LEAST_GROWTH) > cells {
+            base / OVER_LIMIT
+        } else {
+            base / NEAR_LIMIT
+        };
+        if cells.saturating_sub(base) >= share || crate::fault::planted("vain-cycles") {
+            self.vain = 0;
+            return 0;
+        }
+        let distance = share.min(LEAST_GROWTH << self.vain.min(32));
+        if !cycle.forced {
+            self.vain = self.vain.saturating_add(1);
+        }
+        distance
     }
 
     /// The plan to have marked so many cells at the goal, after `cycle`.
@@ -356,6 +392,10 @@ impl Pacer {
             work,
             young,
             notes_births,
+            over_limit: self
+                .policy
+                .memory_limit
+                .is_some_and(|limit| goal.saturating_add(cycle.overhead) > limit),
         }
     }
 
@@ -619,6 +659,35 @@ mod tests {
             // No room: still some way to go.
             assert_eq!(goal(policy, live(128 * MIB)), 128 * MIB + LEAST_GROWTH);
         }
+    }
+
+    #[test]
+    fn a_limit_that_is_passed_in_vain_gives_way_and_is_kept_again_when_it_can_be() {
+        let policy = Policy {
+            memory_limit: Some(100 * MIB),
+            ..HUNDRED
+        };
+        let mut pacer = Pacer::new(policy, true, 2);
+        let above = live(160 * MIB);
+        for n in 0..10 {
+            let plan = pacer.ended(&above);
+            let distance = (LEAST_GROWTH << n).min(16 * MIB);
+            assert_eq!(plan.goal, 160 * MIB + distance);
+            assert!(plan.over_limit);
+        }
+        // One that was asked for says nothing, and is no step.
+        let mut other = Pacer::new(policy, true, 2);
+        for _ in 0..10 {
+            let forced = Cycle {
+                forced: true,
+                ..above
+            };
+            assert_eq!(other.ended(&forced).goal, 160 * MIB + LEAST_GROWTH);
+        }
+        // It was the program's peak.
+        let plan = pacer.ended(&live(90 * MIB));
+        assert!(plan.goal == 99 * MIB && !plan.over_limit);
+        assert_eq!(pacer.ended(&above).goal, 160 * MIB + LEAST_GROWTH);
     }
 
     #[test]

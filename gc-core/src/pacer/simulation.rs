@@ -528,6 +528,49 @@ fn a_memory_limit_is_kept_where_it_can_be() {
     assert!(settled(&seen)[4..].iter().all(|s| s.end <= limit));
 }
 
+/// Cycles for each time that the program has allocated as much as it has alive, under a soft limit, when the first hundred are over; and the heap's peak.
+fn cycles_under(limit: u64, live: u64) -> (f64, u64) {
+    let program = Program {
+        mutators: 1,
+        // So slow that collecting takes a small share of the time, whatever it does.
+        rate: &|_| 0.001,
+        live: &|_| live,
+        cell: 32,
+        parallel: true,
+        policy: Policy {
+            memory_limit: Some(limit),
+            ..HUNDRED
+        },
+    };
+    let seen = run(&TWO, &program, 600.0 * S, 100_000.0);
+    let late = &seen[100.min(seen.len() / 2)..];
+    let bytes = 0.001 * (late[late.len() - 1].at - late[0].at);
+    let peak = late.iter().map(|s| s.end).max().unwrap();
+    (late.len() as f64 / (bytes / live as f64), peak)
+}
+
+#[test]
+fn h95_a_limit_below_what_is_alive_costs_a_bounded_number_of_cycles() {
+    for (limit, live) in [
+        (32 * MIB, 64 * MIB),
+        (63 * MIB, 64 * MIB),
+        (4 * MIB, 16 * MIB),
+    ] {
+        let (cycles, peak) = cycles_under(limit, live);
+        // Each begins half of a tenth after the one before, at least.
+        assert!(cycles <= 21.0, "{cycles} for {limit} of {live}");
+        assert!(peak <= live + live / 8, "{peak} for {limit} of {live}");
+    }
+    // It fits, with nearly no room.
+    let limit = 64 * MIB;
+    let (cycles, peak) = cycles_under(limit, 63 * MIB + MIB / 4);
+    assert!(cycles <= 130.0, "{cycles}");
+    assert!(peak <= limit + limit / 64, "{peak}");
+    // It fits.
+    let (_, peak) = cycles_under(limit, 60 * MIB);
+    assert!(peak <= limit, "{peak}");
+}
+
 #[test]
 fn at_the_limit_the_program_keeps_half_of_the_time() {
     for live in [155, 160, 200] {
