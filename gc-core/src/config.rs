@@ -26,7 +26,7 @@ pub(crate) fn default_reserve(taken: u64) -> u64 {
 }
 
 /// The least reserve, in bytes.
-pub const MINIMUM_RESERVE: u64 = 64 << 20;
+pub const MINIMUM_RESERVE: u64 = 16 << 20;
 
 /// When a heap has young collections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -62,8 +62,9 @@ pub(crate) struct Tables {
     callbacks: Slab<Callback>,
 }
 
-/// Root ranges a heap can have: one or two a mutator.
+/// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so many handles.
 const MAX_RANGES: usize = 1 << 20;
+const HANDLES_A_RANGE: usize = 16;
 /// Root callbacks a heap can have.
 const MAX_CALLBACKS: usize = 1 << 16;
 
@@ -246,7 +247,7 @@ impl Tables {
         Ok(Self {
             used: Places::new(slots)?,
             unscanned: 0..0,
-            ranges: Slab::new(MAX_RANGES)?,
+            ranges: Slab::new((slots / HANDLES_A_RANGE).clamp(1, MAX_RANGES))?,
             callbacks: Slab::new(MAX_CALLBACKS)?,
         })
     }

@@ -140,11 +140,17 @@ fn is_mapped(range: Range<usize>) -> Option<bool> {
 pub(crate) fn find() -> io::Result<Found> {
     // SAFETY: glibc's loader has written it before the program began.
     let program = unsafe { __libc_stack_end };
-    let glibc = by_glibc();
+    // SAFETY: no arguments, no memory.
+    let thread = unsafe { libc::pthread_self() } as usize;
+    let remembered = MAIN.range(thread, limit());
+    let glibc = remembered.map_or_else(by_glibc, Ok);
     let grows = match &glibc {
         Ok(range) => range.contains(&program) && !faults::planted("stack-by-limit"),
         Err(_) => program != 0 && !faults::planted("asks-proc"),
     };
+    if let (true, Ok(range)) = (grows, &glibc) {
+        MAIN.remember(range, thread, limit());
+    }
     let mut found = match glibc {
         // Only of the main thread's stack glibc needs the system's word.
         Err(_) if grows => {
@@ -178,6 +184,45 @@ pub(crate) fn find() -> io::Result<Found> {
     Ok(found)
 }
 
+/// What glibc has said of the main thread's stack. It reads all of the process's mappings for that, up to the stack, which are the last: where a process has a thousand heaps,
+/// that took 40 ms for each attaching. It is asked again when the limit, which is part of its answer, has changed.
+struct Main {
+    /// `pthread_self` of the main thread: no other thread ever has it. 0: nothing is known.
+    thread: AtomicUsize,
+    low: AtomicUsize,
+    high: AtomicUsize,
+    limit: AtomicUsize,
+}
+
+static MAIN: Main = Main::new();
+
+impl Main {
+    const fn new() -> Self {
+        Self {
+            thread: AtomicUsize::new(0),
+            low: AtomicUsize::new(0),
+            high: AtomicUsize::new(0),
+            limit: AtomicUsize::new(0),
+        }
+    }
+
+    /// By the main thread alone, which is also the only one that is told. Hence Relaxed. The child of a fork has another one, unless the main thread has forked.
+    fn remember(&self, range: &Range<usize>, thread: usize, limit: usize) {
+        self.thread.store(thread, Ordering::Relaxed);
+        self.low.store(range.start, Ordering::Relaxed);
+        self.high.store(range.end, Ordering::Relaxed);
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// The range, if this is the main thread, and it was found under this limit.
+    fn range(&self, thread: usize, limit: usize) -> Option<Range<usize>> {
+        let is_known = self.thread.load(Ordering::Relaxed) == thread
+            && self.limit.load(Ordering::Relaxed) == limit
+            && !faults::planted("asks-proc");
+        is_known.then(|| self.low.load(Ordering::Relaxed)..self.high.load(Ordering::Relaxed))
+    }
+}
+
 /// RLIMIT_STACK.
 fn limit() -> usize {
     let mut limit = MaybeUninit::<libc::rlimit>::uninit();
@@ -206,4 +251,20 @@ fn by_glibc() -> io::Result<Range<usize>> {
         return Err(io::Error::from_raw_os_error(error));
     }
     Ok(low as usize..low as usize + size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_the_main_thread_s_stack_is_told_to_it_alone_and_under_the_same_limit() {
+        let main = Main::new();
+        assert_eq!(main.range(7, 100), None);
+        main.remember(&(4096..8192), 7, 100);
+        assert_eq!(main.range(7, 100), Some(4096..8192));
+        assert_eq!((main.range(8, 100), main.range(7, 200)), (None, None));
+        main.remember(&(0..8192), 7, 200);
+        assert_eq!(main.range(7, 200), Some(0..8192));
+    }
 }

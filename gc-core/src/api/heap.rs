@@ -118,7 +118,7 @@ impl HeapBuilder {
         self
     }
 
-    /// The addresses to reserve for cells, in bytes; at least 64 MiB. 256 GiB by default; less where the process has hundreds of heaps already, or
+    /// The addresses to reserve for cells, in bytes; at least 16 MiB. 256 GiB by default; less where the process has hundreds of heaps already, or
     /// where the system would have no addresses for anything else afterwards. Costs no memory, nor what the system counts as promised
     /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized by it: they take about as many addresses again
     /// in a heap of 64 MiB, and a thirtieth in one of 256 GiB.
