@@ -236,7 +236,7 @@ impl Config {
             return Err(ConfigError {
                 name: "the heap's reserve of addresses (reserve, URGE_RESERVE)",
                 value: format!("{reserve} bytes"),
-                expected: "at least 67108864 bytes (64M)",
+                expected: "at least 16777216 bytes (16M)",
             });
         }
         if let Some(markers) = self.markers
