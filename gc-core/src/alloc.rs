@@ -1,7 +1,9 @@
 //! A mutator's side of the heap: runs of free cells, the bump through them, and what happens when one is used up.
 
+mod listed;
+
 use std::fmt;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::planted;
 use crate::heap::SiteError;
@@ -11,6 +13,8 @@ use crate::heap::{
 };
 use crate::kind::KindError;
 use crate::mark::{Marked, prefetch};
+pub(crate) use listed::REVIEW_PIECE;
+use listed::{Listed, REFILL_PIECE};
 
 /// A stretch of free cells that one mutator owns, zeroed unless their kind is [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps
 /// `cursor` inline.
@@ -163,8 +167,10 @@ struct Own {
     word: u32,
     /// the bits of cells that are the mutator's, allocated and zero, beyond its run.
     gaps: u64,
-    /// The mutator has taken a span of this site: the next such site + 1, or [`Own::LAST`]. 0: it has not.
+    /// The mutator's list names this site: the next such site + 1, or [`Own::LAST`]. 0: it does not.
     next: u32,
+    /// The last swap's number at the last refill, its low half.
+    refilled: u32,
 }
 
 impl Own {
@@ -177,9 +183,8 @@ impl Own {
 pub struct Runs {
     runs: Table<Run>,
     own: Table<Own>,
-    /// The first of the sites that the mutator has taken a span of, plus one, or [`Own::LAST`]; the others follow by `Own::next`. A stop looks at these, however many
-    /// sites the heap has. Changed under `no_preempt`.
-    first: AtomicU32,
+    /// The sites that the mutator has spans of. A stop looks at these, however many sites the heap has.
+    listed: Listed,
     /// Cells handed out since the last collection that was due, for `collect_every`.
     handed: AtomicU64,
     /// Cells that were handed out and not reported.
@@ -194,22 +199,10 @@ impl Runs {
         Ok(Runs {
             runs: Table::new(MAX_SITES)?,
             own: Table::new(MAX_SITES)?,
-            first: AtomicU32::new(Own::LAST),
+            listed: Listed::default(),
             handed: AtomicU64::new(0),
             unreported: Unreported::default(),
             claim: Claim::default(),
-        })
-    }
-
-    /// The sites that the mutator has taken a span of. By the owner under `no_preempt`, or while it is stopped.
-    pub(crate) fn sites(&self) -> impl Iterator<Item = usize> + '_ {
-        // Relaxed: the owner wrote it, or the stop orders it.
-        let mut next = self.first.load(Ordering::Relaxed);
-        core::iter::from_fn(move || {
-            let site = (next != Own::LAST).then(|| next as usize - 1)?;
-            // SAFETY: the array has MAX_SITES entries, and nobody writes a link of a site that is in the list.
-            next = unsafe { (*self.own.at(site)).next };
-            Some(site)
         })
     }
 
@@ -252,6 +245,11 @@ impl Space {
         }
         let index = site.index();
         // SAFETY: as in `next_run`.
+        unsafe { (*runs.own.at(index)).refilled = self.swap_now() };
+        if self.is_review_due(runs) {
+            self.review_piece(runs, REFILL_PIECE);
+        }
+        // SAFETY: as in `next_run`.
         let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
         let mut most = (RUN_BYTES / site.size()).max(1);
         if let Some(every) = self.collect_every {
@@ -266,17 +264,14 @@ impl Space {
             if own.span == 0 {
                 match self.next_span(entry, &runs.claim) {
                     Ok((span, is_new)) => {
-                        if own.next == 0 {
-                            own.next = runs.first.load(Ordering::Relaxed);
-                            runs.first.store(index as u32 + 1, Ordering::Relaxed);
-                        }
+                        runs.enter(index, own);
                         *own = Own {
                             span: span as u32 + 1,
                             position: 0,
                             ahead: 0,
                             word: 0,
                             gaps: 0,
-                            next: own.next,
+                            ..*own
                         };
                         if is_new && let Some(cold) = self.cold(span, class.units as usize) {
                             return Ok(Refill::Cold(cold));
@@ -295,7 +290,7 @@ impl Space {
                 return Ok(Refill::Ready);
             }
             let span = core::mem::take(&mut own.span) as usize - 1;
-            entry.lists.lock().full.push(self.records(), span);
+            self.lists(entry).full.push(self.records(), span);
         }
         Ok(Refill::Again)
     }
@@ -477,7 +472,7 @@ impl Space {
     fn next_span(&self, entry: &Entry, claim: &Claim) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
-            let mut lists = entry.lists.lock();
+            let mut lists = self.lists(entry);
             let listed = lists.partial.pop(self.records()).or_else(|| {
                 let span = lists.unswept.pop(self.records())?;
                 if !planted("unswept-unkept") {
@@ -497,7 +492,7 @@ impl Space {
         let (span, zeroed) = self.take_span(claim, class.units as usize)?;
         // SAFETY: the units were just taken, so their records are ours.
         unsafe { (*self.records().at(span)).flags = Flags::new(zeroed || !clears) };
-        entry.lists.lock().chain(self.records(), span);
+        self.lists(entry).chain(self.records(), span);
         // Last, so that nobody resolves an address by a record that is not written yet (H24).
         for distance in 0..class.units as usize {
             self.units().set(
@@ -514,8 +509,7 @@ impl Space {
 
     /// There is no room: an error, unless sweeping may still find some; then a piece of that is done.
     pub(crate) fn after_sweep(&self, no: NoSpan, bytes: usize) -> Result<(), AllocError> {
-        // Ordering: Acquire pairs with the Release of the decrements after a span was given back.
-        if self.unswept.load(Ordering::Acquire) != 0 {
+        if !self.is_swept() {
             self.sweep_piece();
             return Ok(());
         }
@@ -592,42 +586,6 @@ impl Space {
             word: own.word as usize,
             gaps: own.gaps,
         })
-    }
-
-    /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
-    pub fn retire(&self, runs: &Runs) {
-        self.unclaim(&runs.claim);
-        self.report(&runs.unreported);
-        self.retire_sites(runs, 0, usize::MAX);
-    }
-
-    /// Gives the runs and spans of so many sites back, after the first `from` of those that the mutator has used; how many there were. By the owner of
-    /// `runs` under `no_preempt`; or by the collector, in a stop that found the owner inside `blocking`: there it is in no allocation, and looks at its
-    /// runs anew afterwards.
-    pub(crate) fn retire_sites(&self, runs: &Runs, from: usize, most: usize) -> usize {
-        let mut sites = 0;
-        for site in runs.sites().skip(from).take(most) {
-            sites += 1;
-            let tails = self.retire_tail(runs, site);
-            if self.collect_every.is_some() {
-                // Cells that were handed out and never allocated.
-                let handed = runs.handed.load(Ordering::Relaxed);
-                runs.handed
-                    .store(handed.saturating_sub(tails), Ordering::Relaxed);
-            }
-            // SAFETY: the caller owns `runs`.
-            let own = unsafe { &mut *runs.own.at(site) };
-            if let Some(span) = (own.span as usize).checked_sub(1) {
-                own.span = 0;
-                self.sites
-                    .at(site)
-                    .lists
-                    .lock()
-                    .partial
-                    .push(self.records(), span);
-            }
-        }
-        sites
     }
 
     /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array, and the gaps taken with it (rule 2 of the fast

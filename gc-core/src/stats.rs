@@ -108,6 +108,9 @@ pub struct CollectionStats {
     /// Weak words, registered cells and deaths that were looked at while the world stood. Where there are more than a thousand, most are looked at
     /// beside the mutators.
     pub looked_in_stops: u64,
+    /// Sites of mutators that were looked at while the world stood, by each mutator that has a run of theirs. A mutator gives back runs that it has not
+    /// refilled in the last two collections, where it allocates or waits; one that does neither keeps them.
+    pub sites_in_stops: u64,
     /// Processors that this process may use.
     pub cores: u32,
     /// The bytes (live, external and newly allocated) at which it was to begin.

@@ -13,6 +13,9 @@ use crate::heap::{BITS_PAGE_UNITS, CHUNK_UNITS, Occupancy, Space, Unit};
 /// Spans that one piece looks at: some 20 us at worst.
 const SPANS_PER_PIECE: usize = 32;
 
+/// Sites whose lists one piece looks at, though they have nothing to be swept: some microseconds.
+const SITES_PER_PIECE: usize = 256;
+
 impl Space {
     /// Stop 1, world stopped: from now on refills mark what they hand out. [`Space::ready_to_mark`] must hold.
     pub fn begin_marking(&self) {
@@ -42,11 +45,19 @@ impl Space {
 
     /// Has all that the last cycle left been swept and cleared?
     pub fn ready_to_mark(&self) -> bool {
-        self.unswept.load(Ordering::Acquire) == 0
+        self.is_swept()
             && self.clear_chunk.load(Ordering::Relaxed) >= self.clear_end.load(Ordering::Relaxed)
     }
 
-    /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free. O(sites).
+    /// Has all been swept that the last swap left? Then all is to be found that it freed.
+    pub(crate) fn is_swept(&self) -> bool {
+        // Ordering: Acquire, both, and in this order. The first pairs with the Release of who has passed a site: what that site had to be swept is
+        // counted by then (`Space::lists`). The second pairs with the Release of each decrement: what was swept is where it belongs.
+        self.sweep_site.load(Ordering::Acquire) >= self.sweep_end.load(Ordering::Relaxed)
+            && self.unswept.load(Ordering::Acquire) == 0
+    }
+
+    /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free. O(1).
     pub fn end_marking(&self) {
         self.swap(false, false);
     }
@@ -56,18 +67,11 @@ impl Space {
     pub(crate) fn swap(&self, young: bool, keeps: bool) {
         self.role.fetch_xor(1, Ordering::Relaxed);
         self.marking.store(false, Ordering::Relaxed);
-        let mut unswept = self.unsweep_large();
-        for site in 0..self.sites.count() {
-            let mut lists = self.sites.at(site).lists.lock();
-            let lists = &mut *lists;
-            lists.unswept.append(self.records(), &mut lists.partial);
-            lists.unswept.append(self.records(), &mut lists.full);
-            if !young {
-                lists.unswept.append(self.records(), &mut lists.old);
-            }
-            unswept += lists.unswept.len();
-        }
-        self.unswept.store(unswept, Ordering::Relaxed);
+        debug_assert!(self.is_swept(), "swapped before all was swept");
+        self.swaps.count(young);
+        self.unswept.store(self.unsweep_large(), Ordering::Relaxed);
+        // A site that is made later has no span that was there before.
+        self.sweep_end.store(self.sites.count(), Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
         self.forget_handed();
         self.keep_marks(keeps);
@@ -81,39 +85,40 @@ impl Space {
 
     /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads' hands. A mutator is inside `no_preempt`.
     pub fn sweep_piece(&self) -> bool {
-        if self.unswept.load(Ordering::Acquire) == 0 {
+        if self.is_swept() {
             return false;
         }
-        let mut looks = 0;
+        let (mut looks, mut passed) = (0, 0);
         // Large objects first: they are few and give back the most.
         while looks < SPANS_PER_PIECE && self.sweep_large_piece() {
             looks += 1;
         }
-        while looks < SPANS_PER_PIECE {
+        while looks < SPANS_PER_PIECE && passed < SITES_PER_PIECE {
             let site = self.sweep_site.load(Ordering::Relaxed);
-            if site >= self.sites.count() {
+            if site >= self.sweep_end.load(Ordering::Relaxed) {
                 break;
             }
             if self.sweep_span(site) {
                 looks += 1;
             } else {
                 // Nobody puts a span into a site's unswept list before the next stop 2. Another thread that has moved on
-                // already makes this fail, which is as good.
+                // already makes this fail, which is as good. Ordering: Release, see `is_swept`.
                 let _ = self.sweep_site.compare_exchange(
                     site,
                     site + 1,
-                    Ordering::Relaxed,
+                    Ordering::Release,
                     Ordering::Relaxed,
                 );
+                passed += 1;
             }
         }
-        self.unswept.load(Ordering::Acquire) != 0
+        !self.is_swept()
     }
 
     /// Sweeps one span of a site, if there is an unswept one.
     fn sweep_span(&self, site: usize) -> bool {
         let entry = self.sites.at(site);
-        let Some(span) = entry.lists.lock().unswept.pop(self.records()) else {
+        let Some(span) = self.lists(entry).unswept.pop(self.records()) else {
             return false;
         };
         let class = entry.class();
@@ -123,11 +128,11 @@ impl Space {
         let occupancy = self.allocated_bits().span(span, class).occupancy();
         match occupancy {
             // Those are young.
-            Occupancy::Full if births => entry.lists.lock().full.push(self.records(), span),
-            Occupancy::Partial => entry.lists.lock().partial.push(self.records(), span),
-            Occupancy::Full => entry.lists.lock().old.push(self.records(), span),
+            Occupancy::Full if births => self.lists(entry).full.push(self.records(), span),
+            Occupancy::Partial => self.lists(entry).partial.push(self.records(), span),
+            Occupancy::Full => self.lists(entry).old.push(self.records(), span),
             Occupancy::Empty => {
-                entry.lists.lock().unchain(self.records(), span);
+                self.lists(entry).unchain(self.records(), span);
                 for unit in span..span + class.units as usize {
                     self.units().set(unit, Unit::Free);
                 }

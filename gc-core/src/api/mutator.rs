@@ -544,6 +544,7 @@ impl Mutator {
     /// Collects, unless inside `no_preempt`, where nothing may wait.
     fn collect_if_allowed(&self, whole: bool) -> bool {
         !self.thread().in_no_preempt() && {
+            self.review_runs();
             self.heap.collect_now(whole);
             true
         }
@@ -798,6 +799,7 @@ impl Mutator {
     /// Inside `no_preempt`.
     #[track_caller]
     pub fn collect(&self) -> u64 {
+        self.review_runs();
         self.heap.collect()
     }
 
@@ -809,7 +811,7 @@ impl Mutator {
         if self.thread().in_no_preempt() {
             Err(InNoPreempt)
         } else {
-            Ok(self.heap.collect())
+            Ok(self.collect())
         }
     }
 
@@ -819,6 +821,7 @@ impl Mutator {
     /// Inside `no_preempt`.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.review_runs();
         self.thread().blocking(f)
     }
 

@@ -1,7 +1,9 @@
 //! An allocation that finds no room: what it waits for, and when it gives up.
 
+use crate::alloc::REVIEW_PIECE;
 use crate::api::mutator::Mutator;
 use crate::fault::planted;
+use gc_preempt::KeepErrno;
 
 /// How often an allocation that finds the heap full collects before it gives up. More than once, since what a collection frees may be
 /// taken by other mutators before this one wakes.
@@ -65,15 +67,37 @@ impl Mutator {
             .is_none_or(|limit| shared.pace.live().saturating_add(bytes as u64) <= limit)
     }
 
+    /// Where this mutator is about to wait: gives back the runs that it no longer refills, so that no stop looks at them (`alloc/listed.rs`).
+    #[inline]
+    pub(super) fn review_runs(&self) {
+        if self
+            .heap()
+            .shared()
+            .space
+            .is_review_due(&self.record().local)
+        {
+            self.review_all_runs();
+        }
+    }
+
+    #[cold]
+    fn review_all_runs(&self) {
+        let _kept = KeepErrno::new(); // it may wait for a site's lock
+        let (record, thread) = (self.record(), self.thread());
+        if thread.is_blocking() || thread.in_no_preempt() {
+            return;
+        }
+        let (space, runs) = (&self.heap().shared().space, &record.local);
+        // Marking may begin between two pieces.
+        let piece = || space.is_review_due(runs) && space.review_piece(runs, REVIEW_PIECE);
+        while thread.no_preempt(piece) {}
+    }
+
     /// Gives all runs and spans back, a bounded number at a time.
     fn give_runs_back(&self) {
-        /// Sites that are looked at in one piece: some microseconds.
-        const PIECE: usize = 256;
         let (record, thread) = (self.record(), self.thread());
         let space = &self.heap().shared().space;
-        let mut done = 0;
-        while thread.no_preempt(|| space.retire_sites(&record.local, done, PIECE)) == PIECE {
-            done += PIECE;
-        }
+        let piece = || space.retire_sites(&record.local, REVIEW_PIECE);
+        while thread.no_preempt(piece) == REVIEW_PIECE {}
     }
 }

@@ -204,6 +204,8 @@ struct Cycle<'h, 'c> {
     old: Old,
     /// As they were when marking seemed to be over.
     accounts: Option<Accounts>,
+    /// Of these, what is linear in sites, as it was before the first stop: for a cycle that does all in that.
+    settled: u64,
 }
 
 /// What the pacer is told in the second stop, and can be found out before it: locks, one for each site, and system calls.
@@ -216,10 +218,10 @@ struct Accounts {
 }
 
 impl Accounts {
-    fn of(shared: &Shared) -> Self {
+    fn of(shared: &Shared, settled: u64) -> Self {
         let (interval, cpu) = shared.ledger.since_last();
         Self {
-            settled: shared.space.settled_bytes(),
+            settled,
             interval,
             cpu,
         }
@@ -268,6 +270,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             kept: Marked::default(),
             old: Old::default(),
             accounts: None,
+            settled: 0,
         }
     }
 
@@ -318,6 +321,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.shared.drops.begin();
         self.shared.queue.take_large_work();
         self.marker.make_ready();
+        self.settled = space.settled_bytes();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
         Phase::Scan
@@ -371,6 +375,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         if shared.requests.take_spans_wanted() || shared.space.is_short() {
             self.take_idle_spans();
         }
+        self.review_idle();
         self.gather();
         self.handed = shared.handed();
         // Relaxed: the collector's own.
@@ -402,6 +407,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 let tails = unsafe { shared.space.blacken_tails(&context.local) };
                 self.tails = self.tails + tails;
+                self.stats.sites_in_stops += context.local.sites_listed() as u64;
             }
         }
         let mut beside = Beside::default();
@@ -462,9 +468,21 @@ impl<'h, 'c> Cycle<'h, 'c> {
             // `blocking` stays there until the resume.
             let context = unsafe { &*attached.context };
             if context.thread().is_blocking() {
-                shared.space.retire_sites(&context.local, 0, usize::MAX);
+                shared.space.retire_sites(&context.local, usize::MAX);
             }
         }
+    }
+
+    /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer refill go back (`alloc/listed.rs`).
+    fn review_idle(&mut self) {
+        let space = &self.shared.space;
+        let stopped = self.stop();
+        let blocked = stopped.mutators().filter(StoppedMutator::is_blocked);
+        let looks = |mutator| {
+            context_of(&mutator).map_or(0, |context| space.review_idle(&context.local) as u64)
+        };
+        let sites: u64 = blocked.map(looks).sum();
+        self.stats.sites_in_stops += sites;
     }
 
     /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
@@ -543,7 +561,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
 
     /// What the pacer is told is found out before the stop in which it is.
     fn account(&mut self) {
-        self.accounts = Some(Accounts::of(self.shared));
+        let settled = self.shared.space.settled_bytes();
+        self.accounts = Some(Accounts::of(self.shared, settled));
     }
 
     /// Waits for mutators that help: what they have in hand they put into the queue in a few microseconds, and a stop would have to wait
@@ -728,7 +747,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             settled,
             interval,
             cpu,
-        } = accounts.unwrap_or_else(|| Accounts::of(shared));
+        } = accounts.unwrap_or_else(|| Accounts::of(shared, self.settled));
         let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
         let young_next = shared.pace.ended(&pacer::Cycle {
             young: stats.young,
@@ -806,6 +825,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             if young_next {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 unsafe { shared.space.keep_owned(&context.local) };
+                self.stats.sites_in_stops += context.local.sites_listed() as u64;
             }
         }
         mutators

@@ -46,7 +46,7 @@ use gc_preempt::Mutex;
 use handed::Handed;
 use large::LargeObjects;
 use map::{Before, Map, Table};
-use sites::Sites;
+use sites::{Sites, Swaps};
 use spans::{Dirty, Records, Spans};
 use units::Units;
 
@@ -318,10 +318,14 @@ pub struct Space {
     /// Bytes that a mutator may have been handed and not reported, and how many mutators there are. Both change in stops, and may be old.
     report_at: AtomicU64,
     mutators: AtomicUsize,
-    /// Spans and large objects that nobody has looked at since the last swap.
+    /// How often the bitmaps have swapped. Changes only while the world is stopped.
+    pub(crate) swaps: Swaps,
+    /// Large objects that nobody has swept since the last swap, and spans, as far as sites' lists have been looked at since: see
+    /// [`Space::is_swept`].
     pub(crate) unswept: CachePadded<AtomicUsize>,
-    /// The site that the background sweep is at.
+    /// The site that the background sweep is at, and one past the last that it comes to.
     pub(crate) sweep_site: AtomicUsize,
+    pub(crate) sweep_end: AtomicUsize,
     /// The chunk that the clearing of the spare bitmap is at, and where it ends.
     pub(crate) clear_chunk: AtomicUsize,
     pub(crate) clear_end: AtomicUsize,
@@ -421,7 +425,9 @@ impl Space {
             report_at: AtomicU64::new(0),
             mutators: AtomicUsize::new(0),
             unswept: CachePadded::default(),
+            swaps: Swaps::default(),
             sweep_site: AtomicUsize::new(0),
+            sweep_end: AtomicUsize::new(0),
             clear_chunk: AtomicUsize::new(0),
             clear_end: AtomicUsize::new(0),
             sticky: AtomicBool::new(false),
@@ -659,7 +665,7 @@ impl Space {
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
         let sites: Vec<_> = (0..self.sites.count())
-            .map(|site| self.sites.at(site).lists.lock())
+            .map(|site| self.lists(self.sites.at(site)))
             .collect();
         (
             rearranging,
@@ -680,7 +686,7 @@ impl Space {
     pub(crate) fn forked(&self, kept: Option<&Runs>) {
         for site in 0..self.sites.count() {
             let own = kept.map_or(0, |runs| runs.own_span(site));
-            let mut lists = self.sites.at(site).lists.lock();
+            let mut lists = self.lists(self.sites.at(site));
             let lists = &mut *lists;
             let mut listed = std::collections::HashSet::new();
             for list in lists.each() {
@@ -698,10 +704,13 @@ impl Space {
             }
         }
         let spans: usize = (0..self.sites.count())
-            .map(|site| self.sites.at(site).lists.lock().unswept.len())
+            .map(|site| self.lists(self.sites.at(site)).unswept.len())
             .sum();
         self.unswept
             .store(spans + self.unswept_large(), Ordering::Relaxed);
+        // The thread that was sweeping may have been at any of them.
+        self.sweep_end.store(self.sites.count(), Ordering::Relaxed);
+        self.sweep_site.store(0, Ordering::Relaxed);
     }
 
     /// Has `least` units that were never taken written from now on, beyond those that can be already, and more where the system has them. By the

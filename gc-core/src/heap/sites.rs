@@ -3,14 +3,21 @@
 //! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of four lists. After stop 2
 //! every listed span is `unswept`, but for those in which a young collection could free nothing; who sweeps it finds it empty and gives it back, or
 //! puts it where it belongs.
+//!
+//! A heap may have tens of thousands of sites, so the stop does not move their spans: it counts the swap ([`Swaps`]), and who takes a site's lock next
+//! moves them ([`Space::lists`], which is the only way to the lists). So this holds for whoever has the lock: a span is in `partial` or `full` only if
+//! it was put there after the last swap, and in `old` only if it was put there after the last swap that was whole. The sweep looks at each site
+//! between two swaps. Should a site miss some, it is moved once for all of them: what is in `partial` and `full`, and if any of them was whole, in
+//! `old`; nobody has put a span into a list in between.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::SiteError;
 use super::classes::{self, CLASSES, Class, MAX_SMALL};
 use super::map::{MapError, Table};
 use super::spans::Records;
+use super::{SiteError, Space};
 use crate::alloc::{MAX_SITES, Site};
+use crate::fault::planted;
 use crate::kind::{KindId, Kinds};
 use gc_preempt::{Mutex, MutexGuard};
 
@@ -100,6 +107,8 @@ pub(crate) struct SiteLists {
     pub(crate) old: List,
     /// The first of all spans of the site, owned ones too; linked by `all_next`.
     pub(crate) all: u32,
+    /// The last swap that the lists tell of.
+    seen: u64,
 }
 
 impl SiteLists {
@@ -140,12 +149,71 @@ impl SiteLists {
 pub(crate) struct Entry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
-    pub(crate) lists: Mutex<SiteLists>,
+    /// See [`Space::lists`].
+    lists: Mutex<SiteLists>,
 }
 
 impl Entry {
     pub(crate) fn class(&self) -> &'static Class {
         &classes::TABLE[self.class as usize]
+    }
+}
+
+/// How often the bitmaps have swapped: what sites are told in a stop. Changes in stops only, so all loads and stores are Relaxed.
+#[derive(Debug, Default)]
+pub(crate) struct Swaps {
+    number: AtomicU64,
+    /// The number of the last swap after a collection that was not young.
+    whole: AtomicU64,
+}
+
+impl Swaps {
+    /// The number of the last swap; the first has 1.
+    #[inline(always)]
+    pub(crate) fn number(&self) -> u64 {
+        self.number.load(Ordering::Relaxed)
+    }
+
+    /// Stop 2: counts a swap after a collection that was `young` or not.
+    pub(crate) fn count(&self, young: bool) {
+        let number = self.number() + 1;
+        self.number.store(number, Ordering::Relaxed);
+        if !young {
+            self.whole.store(number, Ordering::Relaxed);
+        }
+    }
+
+    fn last_whole(&self) -> u64 {
+        self.whole.load(Ordering::Relaxed)
+    }
+}
+
+impl Space {
+    /// A site's lists, with the moves that the swaps since the last look ask for. By a mutator under `no_preempt`, or by a thread that is none.
+    pub(crate) fn lists<'s>(&self, entry: &'s Entry) -> MutexGuard<'s, SiteLists> {
+        let mut guard = entry.lists.lock();
+        let lists = &mut *guard;
+        if lists.seen != self.swaps.number() && !planted("lists-stale") {
+            let before = lists.unswept.len();
+            lists.unswept.append(self.records(), &mut lists.partial);
+            lists.unswept.append(self.records(), &mut lists.full);
+            if lists.seen < self.swaps.last_whole() {
+                lists.unswept.append(self.records(), &mut lists.old);
+            }
+            lists.seen = self.swaps.number();
+            // Relaxed: the lock orders it before each of these is swept, and `is_swept` says what orders it before the count is believed.
+            self.unswept
+                .fetch_add(lists.unswept.len() - before, Ordering::Relaxed);
+        }
+        guard
+    }
+
+    /// Sites whose lists do not tell of the last swap.
+    #[cfg(test)]
+    pub(crate) fn sites_behind(&self) -> usize {
+        let entries = (0..self.sites.count()).map(|site| self.sites.at(site));
+        let behind = |entry: &&Entry| entry.lists.lock().seen != self.swaps.number();
+        entries.filter(behind).count()
     }
 }
 

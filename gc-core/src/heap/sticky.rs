@@ -82,13 +82,13 @@ impl Space {
         }
     }
 
-    /// In a stop: bytes of spans whose cells need not be looked at once they are old, although they have edges. O(sites).
+    /// Bytes of spans whose cells need not be looked at once they are old, although they have edges. Outside of stops: O(sites).
     pub(crate) fn settled_bytes(&self) -> u64 {
         let mut bytes = 0;
         for site in 0..self.sites.count() {
             let entry = self.sites.at(site);
             if self.kinds.get(entry.kind).is_settled() {
-                let lists = entry.lists.lock();
+                let lists = self.lists(entry);
                 let spans: usize = lists.each().iter().map(|list| list.len()).sum();
                 bytes += spans * entry.class().units as usize * super::UNIT;
             }

@@ -3,6 +3,7 @@
 mod claims;
 mod gaps;
 mod memory;
+mod sites;
 mod sticky;
 mod uninit;
 

@@ -64,7 +64,7 @@ impl Space {
     /// kind, not the whole heap; except large objects, which are asked one by one.
     pub fn for_each_cell_of(&self, kind: KindId, f: &mut dyn FnMut(Cell, bool)) {
         for entry in self.sites.of_kind(kind) {
-            let mut link = entry.lists.lock().all;
+            let mut link = self.lists(entry).all;
             while link != 0 {
                 let span = link as usize - 1;
                 self.cells_of_span(span, entry.class(), kind, &mut |cell| {

@@ -1,0 +1,184 @@
+//! Many sites, of which a mutator uses now these and now those: their lists and its runs, against a model.
+
+use super::*;
+
+#[test]
+fn a_swap_looks_at_no_site() {
+    let mut toy = Toy::small();
+    let kind = leaf(&toy);
+    for bytes in (16..640).step_by(16) {
+        toy.alloc(kind, bytes);
+    }
+    toy.space.retire(&toy.runs);
+    let sites = toy.space.sites.count();
+    assert!(sites > 20);
+    toy.mark(&[]);
+    assert_eq!(toy.space.sites_behind(), 0);
+    for young in [false, true] {
+        toy.space.swap(young, false);
+        assert_eq!(toy.space.sites_behind(), sites);
+        assert!(!toy.space.ready_to_mark());
+        while toy.space.sweep_piece() {}
+        assert_eq!(toy.space.sites_behind(), 0);
+        while toy.space.clear_spare_piece() {}
+        toy.mark(&[]);
+    }
+    assert_eq!(toy.space.used_bytes(), 0);
+}
+
+#[test]
+fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for() {
+    let toy = Toy::small();
+    let records = toy.space.records();
+    let kind = leaf(&toy);
+    for (youngs, moves_old) in [(vec![true, true], false), (vec![false, true], true)] {
+        toy.space.site(kind, 16).unwrap();
+        let entry = toy.space.sites.at(0);
+        let [full, old] = [(); 2].map(|()| toy.space.take_units(16).unwrap().0);
+        let mut lists = toy.space.lists(entry);
+        lists.full.push(records, full);
+        lists.old.push(records, old);
+        drop(lists);
+        let before = toy.space.unswept.load(Ordering::Relaxed);
+        // Nobody sweeps in between: a heap never does this.
+        youngs
+            .iter()
+            .for_each(|young| toy.space.swaps.count(*young));
+        let mut lists = toy.space.lists(entry);
+        let moved = 1 + usize::from(moves_old);
+        assert_eq!(lists.unswept.len(), moved);
+        assert_eq!(toy.space.unswept.load(Ordering::Relaxed), before + moved);
+        while lists.unswept.pop(records).is_some() {}
+        while lists.old.pop(records).is_some() {}
+    }
+}
+
+#[test]
+fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looked_at() {
+    for pieces in [0, 1, 2] {
+        let mut toy = Toy::small();
+        let kind = leaf(&toy);
+        for bytes in (16..640).step_by(16) {
+            for _ in 0..5000 {
+                toy.alloc(kind, bytes);
+            }
+        }
+        toy.mark(&[]);
+        toy.space.end_marking();
+        for _ in 0..pieces {
+            toy.space.sweep_piece();
+        }
+        // One thread forks another away that had popped a span to sweep it.
+        let entry = toy.space.sites.at(toy.space.sites.count() - 1);
+        let span = toy.space.lists(entry).unswept.pop(toy.space.records());
+        assert!(span.is_some());
+        drop(toy.space.lock_for_fork());
+        toy.space.forked(Some(&toy.runs));
+        while toy.space.sweep_piece() {}
+        while toy.space.clear_spare_piece() {}
+        toy.space.retire(&toy.runs);
+        toy.collect(&[]);
+        toy.collect(&[]);
+        assert_eq!(toy.space.used_bytes(), 0);
+    }
+}
+
+const SITES: usize = 40;
+
+/// What a round allocates at which sites, and what of it lives.
+#[derive(Debug, Clone)]
+struct Round {
+    before: Vec<usize>,
+    /// While marking.
+    births: Vec<usize>,
+    keep: u64,
+    whole: bool,
+    /// The collector looks at runs, as in a stop that finds the mutator in `blocking`.
+    idle: bool,
+}
+
+fn rounds() -> impl Strategy<Value = Vec<Round>> {
+    // Few of the sites in each round, so that runs become stale; and now and then many cells, so that spans are filled.
+    let cells = || prop::collection::vec(0..SITES * 20, 0..12);
+    let round = (cells(), cells(), any::<u64>(), 0..3, any::<bool>()).prop_map(
+        |(before, births, keep, whole, idle)| Round {
+            before,
+            births,
+            keep,
+            whole: whole == 0,
+            idle,
+        },
+    );
+    prop::collection::vec(round, 1..16)
+}
+
+/// Allocates at a site what a number says: a cell, or rarely thousands.
+fn alloc_at(toy: &mut Toy, kind: KindId, number: usize) -> Vec<usize> {
+    let cells = if number / SITES == 0 { 3000 } else { 1 };
+    let bytes = 16 + 16 * (number % SITES);
+    (0..cells).map(|_| toy.alloc(kind, bytes)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn runs_that_come_and_go_lose_no_cell_and_give_none_twice(rounds in rounds()) {
+        let mut toy = Toy::new(SpaceConfig { reserve: 256 << 20, ..SpaceConfig::default() });
+        let kind = leaf(&toy);
+        let mut cells: BTreeSet<usize> = BTreeSet::new();
+        let mut old: BTreeSet<usize> = BTreeSet::new();
+        let mut first = true;
+        for round in rounds {
+            for number in &round.before {
+                for cell in alloc_at(&mut toy, kind, *number) {
+                    prop_assert!(cells.insert(cell), "a cell that lives was handed out");
+                }
+            }
+            let young = !round.whole && !first;
+            first = false;
+            while toy.space.sweep_piece() {}
+            if young {
+                toy.space.unmark_births();
+            } else {
+                toy.space.forget_marks();
+                old.clear();
+            }
+            while toy.space.clear_spare_piece() {}
+            if round.idle {
+                toy.space.review_idle(&toy.runs);
+            }
+            prop_assert_eq!(toy.runs.sites().count(), toy.runs.sites_listed());
+            let roots: Vec<usize> = cells
+                .iter()
+                .enumerate()
+                .filter(|(n, cell)| old.contains(*cell) || round.keep >> (n % 64) & 1 != 0)
+                .map(|(_, cell)| *cell)
+                .collect();
+            toy.mark(&roots);
+            let mut births = Vec::new();
+            for number in &round.births {
+                births.extend(alloc_at(&mut toy, kind, *number));
+            }
+            prop_assert!(births.iter().all(|cell| toy.space.is_marked(*cell)));
+            toy.space.swap(young, true);
+            // SAFETY: our own runs.
+            unsafe { toy.space.keep_owned(&toy.runs) };
+            old = roots.iter().copied().collect();
+            cells = roots.into_iter().chain(births).collect();
+            let allocated: BTreeSet<usize> = toy.cells().into_keys().collect();
+            prop_assert!(cells.is_subset(&allocated), "a cell that lives was freed");
+        }
+        while toy.space.sweep_piece() {}
+        toy.space.forget_marks();
+        while toy.space.clear_spare_piece() {}
+        // What is used no more goes back without anybody's detaching.
+        for _ in 0..8 {
+            toy.space.review_idle(&toy.runs);
+            toy.collect(&[]);
+        }
+        prop_assert_eq!(toy.runs.sites_listed(), 0);
+        toy.space.unclaim(&toy.runs.claim);
+        prop_assert_eq!(toy.space.used_bytes(), 0);
+    }
+}

@@ -1,0 +1,270 @@
+//! H88 to H90: what a stop does for sites is what has changed. Lists are brought up to date at the next look, and runs that nobody refills go back.
+
+mod common;
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use common::hazard;
+use gc_core::alloc::bump;
+use gc_core::heap::{Space, SpaceConfig};
+use gc_core::{Encoding, Heap, Kind, KindId, Mutator, Refill, Runs};
+use gc_core::{mark::MarkQueue, mark::Marker};
+
+/// Sites, of which each takes 8 KiB for its run at first: not so many that a collection is due.
+const N: usize = 400;
+
+/// A stop looks at few sites: those that are still in use.
+const FEW: u64 = 20;
+
+/// Are the two cells in one span? Of the smallest cells that has 64 KiB.
+fn share_a_span(a: usize, b: usize) -> bool {
+    a.abs_diff(b) < 64 << 10
+}
+
+/// A heap's memory, one mutator's runs, and a collector on the same thread.
+struct Bare {
+    space: Space,
+    runs: Runs,
+    queue: MarkQueue,
+}
+
+impl Bare {
+    fn new() -> Bare {
+        // A world reads which faults are planted; nothing here is stopped by it.
+        drop(gc_preempt::World::new(gc_preempt::Config::default()));
+        let config = SpaceConfig {
+            reserve: 1 << 30,
+            ..SpaceConfig::default()
+        };
+        // SAFETY: the tests keep to the collector's protocol, with runs, sites and queues of this space.
+        let space = unsafe { Space::bare(config) }.unwrap();
+        Bare {
+            queue: MarkQueue::new(&space, 1 << 16).unwrap(),
+            runs: Runs::new().unwrap(),
+            space,
+        }
+    }
+
+    fn kinds(&self, n: usize) -> Vec<KindId> {
+        let kind = |i| {
+            self.space
+                .add_kind(Kind::leaf(format!("kind {i}")))
+                .unwrap()
+        };
+        (0..n).map(kind).collect()
+    }
+
+    fn alloc(&self, kind: KindId) -> usize {
+        let site = self.space.site(kind, 16).unwrap();
+        loop {
+            // SAFETY: this thread's runs, of this space.
+            let cell = unsafe { bump(self.runs.as_mut_ptr(), site) };
+            if !cell.is_null() {
+                return cell as usize;
+            }
+            assert_ne!(self.space.refill(&self.runs, site).unwrap(), Refill::Due);
+        }
+    }
+
+    fn begin(&self, roots: &[usize]) {
+        self.space.begin_weak();
+        self.space.begin_marking();
+        // SAFETY: our own runs.
+        unsafe { self.space.blacken_tails(&self.runs) };
+        let mut marker = Marker::new(&self.space, &self.queue);
+        roots.iter().for_each(|r| marker.edge(*r, Encoding::RAW));
+        marker.drain();
+    }
+
+    fn finish(&self) {
+        self.space.end_marking();
+        while self.space.sweep_piece() {}
+        while self.space.clear_spare_piece() {}
+    }
+
+    fn collect(&self, roots: &[usize]) {
+        self.begin(roots);
+        self.finish();
+    }
+}
+
+#[test]
+fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
+    let name = "h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them";
+    hazard(name, "lists-stale", || {
+        let bare = Bare::new();
+        let kinds = bare.kinds(50);
+        for _ in 0..3 {
+            // Some spans of each site are full, and one is not.
+            let cells = kinds
+                .iter()
+                .map(|kind| (0..10_000).map(|_| bare.alloc(*kind)));
+            let kept: Vec<usize> = cells.map(|cells| cells.last().unwrap()).collect();
+            bare.space.retire(&bare.runs);
+            let before = bare.space.used_bytes();
+            bare.collect(&kept);
+            // Of each site's three, two are free; and the third's cells are handed out again.
+            let after = bare.space.used_bytes();
+            assert_eq!(3 * after, before);
+            for (kind, kept) in kinds.iter().zip(&kept) {
+                let cell = bare.alloc(*kind);
+                assert!(share_a_span(cell, *kept), "another span was taken");
+            }
+            assert_eq!(bare.space.used_bytes(), after);
+            bare.space.retire(&bare.runs);
+            bare.collect(&[]);
+            assert_eq!(bare.space.used_bytes(), 0);
+        }
+    });
+}
+
+#[test]
+fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
+    let name = "h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled";
+    hazard(name, "stale-runs-unlisted-only", || {
+        let bare = Bare::new();
+        let kinds = bare.kinds(10);
+        let busy = bare.kinds(1)[0];
+        let mut kept: Vec<usize> = kinds.iter().map(|kind| bare.alloc(*kind)).collect();
+        for _ in 0..4 {
+            // A refill looks for runs that were not refilled lately.
+            let all: Vec<usize> = (0..10_000).map(|_| bare.alloc(busy)).collect();
+            std::hint::black_box(all);
+            bare.collect(&kept);
+        }
+        let before = kept.clone();
+        bare.begin(&kept);
+        // Born marked, by whatever way the mutator got them: the collector has looked at its runs already.
+        for (kind, first) in kinds.iter().zip(before) {
+            let cell = bare.alloc(*kind);
+            assert!(bare.space.is_marked(cell), "a cell was born white");
+            assert!(
+                share_a_span(cell, first),
+                "cells that went back are not found"
+            );
+            kept.push(cell);
+        }
+        bare.finish();
+        assert!(kept.iter().all(|cell| bare.space.is_allocated(*cell)));
+    });
+}
+
+#[test]
+fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
+    let bare = Bare::new();
+    let kinds = bare.kinds(3);
+    let (often, once, busy) = (kinds[0], kinds[1], kinds[2]);
+    let room = |kind| {
+        let site = bare.space.site(kind, 16).unwrap();
+        // SAFETY: this thread's runs.
+        let run = unsafe { *bare.runs.as_mut_ptr().add(site.index()) };
+        run.limit - run.cursor
+    };
+    bare.alloc(once);
+    for round in 0..10 {
+        // One refill a cycle, now before the marking and now in the middle of it.
+        let refill = || {
+            while room(often) != 0 {
+                bare.alloc(often);
+            }
+            bare.alloc(often);
+        };
+        if round % 2 == 0 {
+            refill();
+        }
+        bare.begin(&[]);
+        if round % 2 == 1 {
+            refill();
+        }
+        bare.finish();
+        // Another refill, which looks for stale runs.
+        for _ in 0..10_000 {
+            bare.alloc(busy);
+        }
+        assert_ne!(room(often), 0, "given back in round {round}");
+    }
+    assert_eq!(room(once), 0);
+}
+
+// ---- in a heap that really stops ------------------------------------------------------------------------------------------------
+
+fn many_sites(heap: &Heap, m: &Mutator) {
+    for i in 0..N {
+        let kind = heap.kind(Kind::leaf(format!("kind {i}"))).unwrap();
+        // SAFETY: dies at once.
+        unsafe { m.alloc(kind, 16) }.unwrap();
+    }
+}
+
+/// Collects, by this thread, which is no mutator, until stops look at few sites, and the spans of the others are free; does that ever come?
+fn comes_to_few(heap: &Heap) -> bool {
+    (0..200).any(|_| {
+        heap.collect();
+        let stats = heap.stats();
+        stats.last.sites_in_stops <= FEW && stats.used_bytes < 4 << 20
+    })
+}
+
+#[test]
+fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once() {
+    let name = "h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once";
+    hazard(name, "stale-runs-kept", || {
+        let (heap, _) = common::heap();
+        let m = heap.attach().unwrap();
+        many_sites(&heap, &m);
+        m.collect();
+        let sites = heap.stats().last.sites_in_stops;
+        assert!(sites >= N as u64, "the first collection looks at {sites}");
+        m.collect();
+        m.collect();
+        let stats = heap.stats();
+        assert!(stats.last.sites_in_stops <= FEW, "{:?}", stats.last);
+        // Again, from where they were.
+        many_sites(&heap, &m);
+        m.collect();
+        m.collect();
+        m.collect();
+        assert!(heap.stats().last.sites_in_stops <= FEW);
+    });
+}
+
+#[test]
+fn h90_sites_of_a_mutator_that_waits_go_back_in_stops() {
+    let name = "h90_sites_of_a_mutator_that_waits_go_back_in_stops";
+    hazard(name, "stale-runs-kept", || {
+        let (heap, _) = common::heap();
+        let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let m = heap.attach().unwrap();
+                many_sites(&heap, &m);
+                common::sit_idle(&m, &ready, &done);
+            });
+            ready.wait();
+            let few = comes_to_few(&heap);
+            done.store(true, Relaxed);
+            assert!(few, "{:?}", heap.stats().last);
+        });
+    });
+}
+
+#[test]
+fn sites_of_a_mutator_that_allocates_elsewhere_go_back_as_it_goes() {
+    let (heap, k) = common::heap();
+    let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = heap.attach().unwrap();
+            many_sites(&heap, &m);
+            ready.wait();
+            while !done.load(Relaxed) {
+                common::garbage(&m, k, 1000);
+            }
+        });
+        ready.wait();
+        let few = comes_to_few(&heap);
+        done.store(true, Relaxed);
+        assert!(few, "{:?}", heap.stats().last);
+    });
+}
