@@ -171,9 +171,9 @@ fn young_pairs_of_the_rest_of_a_run() {
     let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 64);
-    // The run that these leave is what is allocated from below.
-    std::hint::black_box(pairs(&m, kind, 10));
     for _ in 0..20 {
+        // The run that these leave is what is allocated from below. They are more than a run has: one that is not refilled goes back.
+        std::hint::black_box(pairs(&m, kind, 520));
         collect(&m);
         lead_to_young(&m, k, kind, heads);
         collect_young(&m);
@@ -222,13 +222,16 @@ fn h36_more_births_than_can_be_written_down_are_noticed() {
             let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
-            std::hint::black_box((pairs(&m, kind, 10), common::list(&m, k, 10)));
-            std::hint::black_box((
-                words(&m, k.leaf, 2),
-                words(&m, k.leaf, 9),
-                words(&m, k.leaf, 20),
-            ));
             for _ in 0..5 {
+                // Each leaves the rest of a run. They are more than a run has: one that is not refilled goes back.
+                std::hint::black_box((pairs(&m, kind, 520), common::list(&m, k, 520)));
+                for _ in 0..520 {
+                    std::hint::black_box((
+                        words(&m, k.leaf, 2),
+                        words(&m, k.leaf, 9),
+                        words(&m, k.leaf, 20),
+                    ));
+                }
                 collect(&m);
                 lead_to_young(&m, k, kind, heads);
                 wipe_stack();

@@ -570,18 +570,8 @@ fn collect(
     counts.collections += 1;
     model.collected(&live);
 
-    let mut cells = Vec::with_capacity(MOST_CELLS);
     let mut overflow = false;
-    let all = subject.heap.for_each_cell(|cell| {
-        overflow |= cells.len() == MOST_CELLS;
-        if !overflow {
-            cells.push((cell.base, cell.size));
-        }
-    });
-    all.map_err(|e| e.to_string())?;
-    if overflow {
-        return Err(format!("more than {MOST_CELLS} cells are allocated"));
-    }
+    // Before the cells: a mutator on its way into `blocking` may give runs back between the two.
     let mut spare = Vec::with_capacity(MOST_CELLS);
     let all = subject.heap.for_each_unallocated(|cell| {
         overflow |= spare.len() == MOST_CELLS;
@@ -592,6 +582,17 @@ fn collect(
     all.map_err(|e| e.to_string())?;
     if overflow {
         return Err(format!("more than {MOST_CELLS} cells wait in runs"));
+    }
+    let mut cells = Vec::with_capacity(MOST_CELLS);
+    let all = subject.heap.for_each_cell(|cell| {
+        overflow |= cells.len() == MOST_CELLS;
+        if !overflow {
+            cells.push((cell.base, cell.size));
+        }
+    });
+    all.map_err(|e| e.to_string())?;
+    if overflow {
+        return Err(format!("more than {MOST_CELLS} cells are allocated"));
     }
     model.check_cells(&cells, &spare.into_iter().collect())?;
     // What was found is found still, until the images are released.
