@@ -222,6 +222,7 @@ impl Vm {
             .iter()
             .map(|function| function.constants.len())
             .sum();
+        super::clear::find_vectors();
         let stack = Memory::new(STACK_SLOTS, Value::NIL);
         let globals_memory = Memory::new(program.globals.len(), Value::UNDEFINED);
         let mut vm = Box::new(Vm {
