@@ -50,8 +50,8 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
         let looked = || {
             m.collect();
             let last = heap.stats().last;
-            // Twice what one stop looks at: there may be two.
-            assert!(last.looked_in_stops < 4096, "{last:?}");
+            // More than twice what one stop looks at: there may be two.
+            assert!(last.looked_in_stops < 1024, "{last:?}");
             last
         };
         apart(&heap, |m| {

@@ -22,11 +22,13 @@ use crate::fault::planted;
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
-/// Words, registrations and deaths that are looked at in one stop, some 20 ns each, before mutators run beside the rest.
-const LOOKS: usize = 1024;
+/// Words, registrations and deaths that are looked at in one stop before mutators run beside the rest. At some 20 ns each they take 5 us, half of what the
+/// shortest stop takes: with more the stop would be longer by that much, with fewer a stop that is short anyway would become two.
+const LOOKS: usize = 256;
 
-/// As many are looked at at a time: mutators that register wait for the lock.
-const PIECE: usize = 256;
+/// As many are looked at at a time in a stop, and beside the mutators, where one that registers waits for the lock.
+const PIECE_STOPPED: usize = 64;
+const PIECE_BESIDE: usize = 256;
 
 /// Cells that are traced at a time in a stop, and beside the mutators.
 const CELLS_STOPPED: usize = 64;
@@ -67,10 +69,10 @@ impl Cycle<'_, '_> {
 
     pub(super) fn condemn(&mut self) -> Phase {
         let (space, drops) = (&self.shared.space, &self.shared.drops);
-        self.pieces(|_| drops.judge_piece(PIECE, |cell| space.is_marked(cell)));
-        self.pieces(|cycle| {
+        self.pieces(|_, most| drops.judge_piece(most, |cell| space.is_marked(cell)));
+        self.pieces(|cycle, most| {
             let marker = &mut cycle.marker;
-            drops.keep_piece(PIECE, |cell, moved| match space.resolve(cell) {
+            drops.keep_piece(most, |cell, moved| match space.resolve(cell) {
                 // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it is handed out by `flip`.
                 Some(cell) if moved => unsafe { marker.strip(cell) },
                 // There was no room: it stays as it is, and what it leads to.
@@ -90,8 +92,8 @@ impl Cycle<'_, '_> {
     /// Clears the words of a stage.
     fn clear(&mut self, stage: Stage) {
         let space = &self.shared.space;
-        self.pieces(|cycle| {
-            let cleared = space.clear_piece(stage, PIECE);
+        self.pieces(|cycle, most| {
+            let cleared = space.clear_piece(stage, most);
             cycle.stats.weak_cleared += cleared.cleared;
             cleared.looked
         });
@@ -102,12 +104,12 @@ impl Cycle<'_, '_> {
     fn bury(&mut self) {
         let (space, finalizers) = (&self.shared.space, &self.shared.finalizers);
         // All before the first is marked: see `finalize.rs`.
-        self.pieces(|_| finalizers.judge_piece(PIECE, |cell| space.is_marked(cell)));
+        self.pieces(|_, most| finalizers.judge_piece(most, |cell| space.is_marked(cell)));
         // Relaxed: see `Shared::is_clearing`.
         self.shared.clearing.store(false, Ordering::Relaxed);
-        self.pieces(|cycle| {
+        self.pieces(|cycle, most| {
             let marker: &mut Marker<'_> = &mut cycle.marker;
-            finalizers.keep_piece(PIECE, |cell, _| {
+            finalizers.keep_piece(most, |cell, _| {
                 if !planted("no-resurrection")
                     && let Some(cell) = space.resolve(cell)
                 {
@@ -117,11 +119,15 @@ impl Cycle<'_, '_> {
         });
     }
 
-    /// Does `piece` until it says that it has looked at nothing.
-    fn pieces(&mut self, mut piece: impl FnMut(&mut Self) -> usize) {
+    /// Does `piece`, told how much it may look at, until it says that it has looked at nothing.
+    fn pieces(&mut self, mut piece: impl FnMut(&mut Self, usize) -> usize) {
         loop {
             self.part_if_long();
-            let looked = piece(self);
+            let most = match self.stopped {
+                Some(_) => PIECE_STOPPED,
+                None => PIECE_BESIDE,
+            };
+            let looked = piece(self, most);
             if looked == 0 {
                 return;
             }
