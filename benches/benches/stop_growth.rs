@@ -80,6 +80,9 @@ fn main() {
     }
 }
 
+/// Turns of the loop.
+static TURNS: AtomicUsize = AtomicUsize::new(0);
+
 /// Calls `f` while one mutator runs in a loop.
 fn beside_a_loop(heap: &Heap, f: impl FnOnce()) {
     let (attached, done) = (&Barrier::new(2), &AtomicBool::new(false));
@@ -88,6 +91,7 @@ fn beside_a_loop(heap: &Heap, f: impl FnOnce()) {
             let _mutator = heap.attach().expect("attaches");
             attached.wait();
             while !done.load(Ordering::Relaxed) {
+                TURNS.fetch_add(1, Ordering::Relaxed);
                 core::hint::spin_loop();
             }
         });
@@ -113,8 +117,14 @@ fn median(mut stops: Vec<Duration>) -> Duration {
     stops[stops.len() / 2]
 }
 
-/// The longest stop of a collection.
+/// The longest stop of a collection. It begins when the loop runs again: a thread that is still parked from the stop before is stopped without a signal.
 fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
+    mutator.blocking(|| {
+        let turns = TURNS.load(Ordering::Relaxed);
+        while TURNS.load(Ordering::Relaxed) == turns {
+            std::thread::yield_now();
+        }
+    });
     mutator.collect();
     heap.stats().last.pause
 }
