@@ -78,3 +78,40 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
     let first: BTreeSet<u32> = (1..=36).collect();
     assert!(listed.is_superset(&first));
 }
+
+/// The names in a text that begin with `URGE_` and stand between two such characters.
+fn variables(text: &str, quote: char) -> Vec<String> {
+    let names = text.split(quote).filter(|word| {
+        let is_name = |c: char| c.is_ascii_uppercase() || c == '_';
+        word.strip_prefix("URGE_")
+            .is_some_and(|rest| !rest.is_empty() && rest.chars().all(is_name))
+    });
+    names.map(str::to_owned).collect()
+}
+
+#[test]
+fn every_variable_is_listed_once_and_is_one_that_the_sources_read() {
+    let harness = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = harness.parent().expect("the repository");
+    let mut code = String::new();
+    for member in ["gc-preempt", "gc-core", "gc-test-harness", "benches"] {
+        for folder in ["src", "tests", "benches"] {
+            let folder = root.join(member).join(folder);
+            if folder.exists() {
+                sources(&folder, &mut code);
+            }
+        }
+    }
+    let read_by_sources: BTreeSet<String> = variables(&code, '"').into_iter().collect();
+    let page = read(&root.join("docs").join("debugging.md"));
+    let list = page.split("## All environment variables").nth(1);
+    let list = list.expect("the list").split("\n## ").next().unwrap_or("");
+    let rows = list.lines().filter_map(|line| line.strip_prefix("| `"));
+    let names = rows.map(|row| row.split(" |").next().unwrap_or(""));
+    let listed: Vec<String> = names
+        .flat_map(|names| variables(&format!("`{names}"), '`'))
+        .collect();
+    let once: BTreeSet<String> = listed.iter().cloned().collect();
+    assert_eq!(listed.len(), once.len(), "one is listed twice: {listed:?}");
+    assert_eq!(once, read_by_sources);
+}
