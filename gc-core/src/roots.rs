@@ -65,8 +65,9 @@ pub(crate) struct Tables {
 /// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so many handles.
 const MAX_RANGES: usize = 1 << 20;
 const HANDLES_A_RANGE: usize = 16;
-/// Root callbacks a heap can have.
+/// Root callbacks a heap can have, in the same way.
 const MAX_CALLBACKS: usize = 1 << 16;
+const HANDLES_A_CALLBACK: usize = 64;
 
 /// An embedder's root callback.
 pub(crate) type Callback = Box<dyn FnMut(&mut RootVisitor<'_>) + Send>;
@@ -248,7 +249,7 @@ impl Tables {
             used: Places::new(slots)?,
             unscanned: 0..0,
             ranges: Slab::new((slots / HANDLES_A_RANGE).clamp(1, MAX_RANGES))?,
-            callbacks: Slab::new(MAX_CALLBACKS)?,
+            callbacks: Slab::new((slots / HANDLES_A_CALLBACK).clamp(1, MAX_CALLBACKS))?,
         })
     }
 

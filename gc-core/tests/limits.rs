@@ -496,3 +496,34 @@ fn h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_t
         },
     );
 }
+
+#[test]
+fn h96_hundreds_of_heaps_live_in_few_addresses() {
+    hazard(
+        "h96_hundreds_of_heaps_live_in_few_addresses",
+        "halves-alone",
+        || {
+            limit(libc::RLIMIT_AS, 24 << 30);
+            let heaps: Vec<Heap> = (0..300)
+                .map(|_| {
+                    let heap = Heap::builder().build().unwrap();
+                    let mutator = heap.attach().unwrap();
+                    let list = common::list(&mutator, kinds(&heap), 10);
+                    mutator.collect();
+                    common::check_list(list, 10);
+                    drop(mutator);
+                    heap
+                })
+                .collect();
+            assert!(heaps[0].reserved().len() >= 6 << 30);
+            // One thread in all of them, and the collectors one after another.
+            let mutators: Vec<_> = heaps.iter().map(|heap| heap.attach().unwrap()).collect();
+            for (n, heap) in heaps.iter().enumerate().step_by(100) {
+                let before = heap.stats().collections;
+                heap.collect();
+                assert!(heap.stats().collections > before, "heap {n}");
+            }
+            drop(mutators);
+        },
+    );
+}

@@ -123,8 +123,8 @@ impl HeapBuilder {
     /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized by it: they take about as many addresses again
     /// in a heap of 64 MiB, and a thirtieth in one of 256 GiB.
     ///
-    /// Where the system refuses so many addresses (`RLIMIT_AS`, `ulimit -v`), the reserve is halved until all fits, but not below 16 MiB;
-    /// [`Heap::reserved`] says what it is.
+    /// Where the process may have fewer addresses (`RLIMIT_AS`, `ulimit -v`), the first heap's default is five sixteenths of them, and the nth heap's that by n cubed, at least
+    /// 16 MiB. Where the system refuses, the reserve is halved until all fits, but not below 16 MiB; [`Heap::reserved`] says what it is.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().reserve(64 << 20).build()?;

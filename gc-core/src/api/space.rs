@@ -6,13 +6,13 @@
 
 use crate::api::types::Types;
 use crate::barrier::{LOG_WORDS, SharedLog};
-use crate::config::{Config, default_reserve};
+use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::cycle::Attached;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
-use crate::heap::map::{Before, Map, mapped_bytes};
-use crate::heap::{GRANULE, MIN_RESERVE, Space, SpaceConfig, SpaceError, kinds_for};
+use crate::heap::map::{Before, Map, addresses, mapped_bytes};
+use crate::heap::{GRANULE, MIN_RESERVE, Space, SpaceConfig, SpaceError, kinds_for, live_heaps};
 use crate::mapped::Slab;
 use crate::mark::MarkQueue;
 use crate::roots::Roots;
@@ -68,7 +68,15 @@ impl Memory {
         past_the_end: bool,
     ) -> Result<Memory, SpaceError> {
         let wanted = config.reserve;
-        let mut reserve = wanted.unwrap_or_else(|| default_reserve(mapped_bytes() as u64));
+        let by_default = || {
+            let any = default_reserve(mapped_bytes() as u64);
+            let within = |limit| default_reserve_within(limit, live_heaps() as u64);
+            let within = addresses()
+                .filter(|_| !planted("halves-alone") && !planted("no-addresses-left"))
+                .map_or(u64::MAX, within);
+            any.min(within)
+        };
+        let mut reserve = wanted.unwrap_or_else(by_default);
         loop {
             let space = SpaceConfig {
                 reserve,

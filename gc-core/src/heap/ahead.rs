@@ -93,7 +93,7 @@ impl Range {
         if self.has_small_pages(chunk) == small {
             return false;
         }
-        let offset = self.base - self.memory.base() as usize + chunk * CHUNK_UNITS * UNIT;
+        let offset = chunk * CHUNK_UNITS * UNIT;
         let is_done = self
             .memory
             .allow_huge_pages(offset, CHUNK_UNITS * UNIT, !small);

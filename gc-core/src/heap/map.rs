@@ -93,6 +93,12 @@ pub(crate) fn mapped_bytes() -> usize {
     MAPPED.load(Ordering::Relaxed)
 }
 
+/// The bytes of addresses that this process may have, if that is limited (`RLIMIT_AS`).
+pub(crate) fn addresses() -> Option<u64> {
+    let (soft, _) = getrlimit(Resource::RLIMIT_AS).ok()?;
+    (soft != libc::RLIM_INFINITY).then_some(soft)
+}
+
 /// What can be done with a reservation before it is made writable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Before {
@@ -159,6 +165,28 @@ impl Map {
             Before::Read => ProtFlags::PROT_READ,
         };
         Map::with(bytes, access)
+    }
+
+    /// Addresses alone, whole pages, which begin at a multiple of `align`, a power of two.
+    pub(crate) fn reserve_aligned(bytes: usize, align: usize) -> Result<Map, MapError> {
+        debug_assert!(bytes.is_multiple_of(PAGE) && align.is_power_of_two());
+        let wide = bytes.checked_add(align);
+        let mut map = Map::reserve(wide.unwrap_or(usize::MAX), Before::Nothing)?;
+        let before = map.base.as_ptr().align_offset(align);
+        let after = map.bytes - before - bytes;
+        for (offset, spare) in [(before + bytes, after), (0, before)] {
+            // SAFETY: within the mapping, which nobody knows yet. Should the system refuse, these addresses are lost.
+            unsafe {
+                let first = NonNull::new_unchecked(map.base.as_ptr().add(offset));
+                if spare != 0 && munmap(first.cast(), spare).is_ok() {
+                    MAPPED.fetch_sub(spare, Ordering::Relaxed);
+                }
+            }
+        }
+        // SAFETY: within the mapping, so not null.
+        map.base = unsafe { NonNull::new_unchecked(map.base.as_ptr().add(before)) };
+        map.bytes = bytes;
+        Ok(map)
     }
 
     /// Has `[offset, offset + bytes)` read and written. Takes no lock of this process's: possible in a stop, and under `no_preempt`.
@@ -422,6 +450,22 @@ mod tests {
         assert!(Table::<u64>::new(usize::MAX / 8).is_err());
         assert!(Map::new(1 << 60).is_err());
         assert!(Map::reserve(usize::MAX, Before::Nothing).is_err());
+    }
+
+    #[test]
+    fn aligned_addresses_are_as_many_as_were_asked_for() {
+        const ALIGN: usize = 2 << 20;
+        for bytes in [PAGE, ALIGN, 3 * ALIGN + PAGE] {
+            let map = Map::reserve_aligned(bytes, ALIGN).unwrap();
+            assert!((map.base() as usize).is_multiple_of(ALIGN) && map.bytes == bytes);
+            map.make_writable(0, bytes).unwrap();
+            // SAFETY: our own mapping, written from its first byte to its last.
+            unsafe {
+                map.base().write(1);
+                map.base().add(bytes - 1).write(2);
+            }
+        }
+        assert!(Map::reserve_aligned(usize::MAX / PAGE * PAGE, ALIGN).is_err());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(crate) use bitmap::{BITS_PAGE_UNITS, Bitmap, Occupancy, WORDS_PER_UNIT, take
 use gc_preempt::Mutex;
 use handed::Handed;
 use large::LargeObjects;
-use map::{Before, Map, Table};
+use map::{Map, Table};
 use sites::{Sites, Swaps};
 use spans::{Dirty, Records, Spans};
 use units::Units;
@@ -241,9 +241,9 @@ impl Range {
     fn new(bytes: usize) -> Result<Range, MapError> {
         const ALIGN: usize = CHUNK_UNITS * UNIT;
         let units = bytes / UNIT;
-        let memory = Map::reserve(bytes + ALIGN, Before::Nothing)?;
+        let memory = Map::reserve_aligned(bytes, ALIGN)?;
         memory.prefer_huge_pages_from(0);
-        let base = (memory.base() as usize).next_multiple_of(ALIGN);
+        let base = memory.base() as usize;
         Ok(Range {
             memory,
             base,
@@ -267,15 +267,12 @@ impl Range {
         }
         self.noted_bits.make_writable(to / BITS_PAGE_UNITS)?;
         self.backed.make_writable(to / CHUNK_UNITS)?;
-        let offset = self.base - self.memory.base() as usize;
-        self.memory
-            .make_writable(offset + from * UNIT, (to - from) * UNIT)
+        self.memory.make_writable(from * UNIT, (to - from) * UNIT)
     }
 
     /// Has so many units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
     fn back(&self, first: usize, units: usize) -> bool {
-        let offset = self.base - self.memory.base() as usize;
-        self.memory.back(offset + first * UNIT, units * UNIT)
+        self.memory.back(first * UNIT, units * UNIT)
             && self.back_tables(first, units)
             && self.bits.iter().all(|bits| bits.back(first, units))
     }
@@ -286,9 +283,34 @@ impl Range {
     }
 }
 
+/// Heaps of this process. A figure: Relaxed.
+static HEAPS: AtomicUsize = AtomicUsize::new(0);
+
+/// Heaps that this process has now.
+pub(crate) fn live_heaps() -> usize {
+    HEAPS.load(Ordering::Relaxed)
+}
+
+/// One of [`HEAPS`].
+struct Counted;
+
+impl Counted {
+    fn new() -> Counted {
+        HEAPS.fetch_add(1, Ordering::Relaxed);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        HEAPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// One heap's memory.
 pub struct Space {
     range: Range,
+    _counted: Counted,
     /// Bytes of the address range.
     len: usize,
     /// Which bitmap says what is allocated; the other one is for marks. Changes only while the world is stopped.
@@ -350,7 +372,7 @@ const GROWTH: usize = 4;
 const BYTES_A_KIND: u64 = 16 << 10;
 
 /// Kinds that a heap of the least reserve has room for.
-const LEAST_KINDS: usize = 4096;
+const LEAST_KINDS: usize = 1024;
 
 /// Kinds that a heap of `bytes` of addresses has room for.
 pub(crate) fn kinds_for(bytes: u64) -> usize {
@@ -407,6 +429,7 @@ impl Space {
         let spare = usize::from(config.past_the_end && !planted("no-spare-byte"));
         Ok(Space {
             range,
+            _counted: Counted::new(),
             len: bytes as usize,
             role: AtomicUsize::new(0),
             marking: AtomicBool::new(false),

@@ -229,20 +229,11 @@ impl Space {
             self.use_small_pages(unit);
         }
         // SAFETY: only this thread has the stretch, and no cell is in it.
-        if !unsafe {
-            self.range
-                .memory
-                .discard(self.in_mapping(from), (end - from) * UNIT)
-        } {
+        if !unsafe { self.range.memory.discard(from * UNIT, (end - from) * UNIT) } {
             return 0;
         }
         dirty.clear(from, end - from);
         count
-    }
-
-    /// The offset of a unit in the mapping, which begins a little before the first.
-    fn in_mapping(&self, unit: usize) -> usize {
-        self.range.base - self.range.memory.base() as usize + unit * UNIT
     }
 
     /// Has the system back the chunk of this unit by small pages.
@@ -254,7 +245,7 @@ impl Space {
         if self.small_chunks.add() && !self.range.set_small_pages(chunk, true) {
             self.small_chunks.remove(1);
         }
-        self.range.memory.split_huge_page(self.in_mapping(unit));
+        self.range.memory.split_huge_page(unit * UNIT);
     }
 
     /// Of a free stretch that only this thread has, gives back what tables say of the units below `end`, whole pages. It is zero, but for records, which say nothing in
@@ -318,11 +309,7 @@ impl Space {
 
     fn release_chunk(&self, chunk: usize) -> bool {
         // SAFETY: the chunk lies in a stretch that only this thread has, and no cell is in it.
-        if !unsafe {
-            self.range
-                .memory
-                .discard(self.in_mapping(chunk), CHUNK_UNITS * UNIT)
-        } {
+        if !unsafe { self.range.memory.discard(chunk * UNIT, CHUNK_UNITS * UNIT) } {
             return false;
         }
         self.range.dirty.clear(chunk, CHUNK_UNITS);
