@@ -2,7 +2,7 @@
 
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
@@ -44,6 +44,8 @@ pub struct Context {
     pub(crate) helped: Cell<u64>,
     /// Inside `blocking`, but it is not idle there.
     pub(crate) is_busy: AtomicBool,
+    /// The collection that has scanned it while it was set aside, by [`Shared::scan`]. Under the registry lock.
+    pub(crate) scanned_in: AtomicU64,
     /// Its number among the heap's records.
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
@@ -97,6 +99,7 @@ impl Context {
             respite_until: Cell::new(0),
             helped: Cell::new(0),
             is_busy: AtomicBool::new(false),
+            scanned_in: AtomicU64::new(0),
             place: Cell::new(usize::MAX),
             gone: Cell::new(false),
             left: Cell::new(None),

@@ -124,12 +124,14 @@ pub struct CollectionStats {
     /// What it found alive leaves no room below the soft [`memory_limit`](crate::HeapBuilder::memory_limit), or collecting took too much time there: until the next
     /// collection the heap may pass the limit.
     pub over_memory_limit: bool,
-    /// Mutators that stood at the first stop.
+    /// Mutators that the first stop stopped, or found in `blocking`.
     pub mutators: u32,
     /// Of these, stopped by a signal.
     pub signalled: u32,
     /// Of these, held in `blocking`.
     pub held: u32,
+    /// Besides them, mutators that had been in `blocking` for two collections or more: no stop looks at them.
+    pub aside: u32,
     /// Times a mutator was met where it must not be stopped.
     pub deferrals: u32,
     /// Stops that were asked for while a mutator helped to mark: they waited until it had put down what it had in hand.

@@ -46,6 +46,8 @@ pub(crate) enum Source {
     Stack(usize),
     /// In an open scope's handles.
     Handles(usize),
+    /// With the so-manieth of the mutators that have waited for long: on its stack, or in its handles.
+    Aside(usize),
     /// In a handle, a range or a callback of the heap's tables.
     Tables,
 }
@@ -54,8 +56,9 @@ impl Source {
     fn word(self) -> usize {
         match self {
             Source::Tables => 0,
-            Source::Stack(mutator) => 1 + 2 * mutator,
-            Source::Handles(mutator) => 2 + 2 * mutator,
+            Source::Stack(mutator) => 1 + 3 * mutator,
+            Source::Handles(mutator) => 2 + 3 * mutator,
+            Source::Aside(mutator) => 3 + 3 * mutator,
         }
     }
 }
@@ -65,10 +68,14 @@ struct Named(usize);
 
 impl fmt::Display for Named {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => write!(f, "a handle, a root range or a root callback"),
-            word if word % 2 == 1 => write!(f, "the stack or a register of mutator {}", word / 2),
-            word => write!(f, "a handle of a scope of mutator {}", word / 2 - 1),
+        let Some(word) = self.0.checked_sub(1) else {
+            return write!(f, "a handle, a root range or a root callback");
+        };
+        let mutator = word / 3;
+        match word % 3 {
+            0 => write!(f, "the stack or a register of mutator {mutator}"),
+            1 => write!(f, "a handle of a scope of mutator {mutator}"),
+            _ => write!(f, "the stack or a scope of waiting mutator {mutator}"),
         }
     }
 }
@@ -395,6 +402,10 @@ mod tests {
             (Source::Stack(9), "the stack or a register of mutator 9"),
             (Source::Handles(0), "a handle of a scope of mutator 0"),
             (Source::Handles(3), "a handle of a scope of mutator 3"),
+            (
+                Source::Aside(2),
+                "the stack or a scope of waiting mutator 2",
+            ),
         ] {
             assert_eq!(Named(source.word()).to_string(), name);
         }

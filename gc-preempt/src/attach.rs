@@ -5,7 +5,7 @@ use crate::mutator::Mutator;
 use crate::quiet::NoCancel;
 use crate::registry::{self, Record, RegistryGuard};
 use crate::state::Phase;
-use crate::world::{AttachError, EndHooks, ForkHooks, Inner, Member, World, worlds};
+use crate::world::{AttachError, ForkHooks, Inner, Member, MutatorHooks, World, aside, worlds};
 use crate::{altstack, faults, own_stack, signal, walk, watchdog};
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -15,7 +15,7 @@ use std::io;
 pub(crate) fn attach(
     world: &World,
     data: *mut (),
-    end: Option<EndHooks>,
+    hooks: Option<MutatorHooks>,
 ) -> Result<Mutator, AttachError> {
     if crate::world::holds_a_stop() {
         return Err(AttachError::HoldsAStop);
@@ -42,8 +42,7 @@ pub(crate) fn attach(
             if world
                 .inner
                 .members(&mut lock)
-                .list
-                .iter()
+                .all()
                 .any(|m| core::ptr::eq(m.record, record))
             {
                 return Err(AttachError::AlreadyAttached);
@@ -72,8 +71,8 @@ pub(crate) fn attach(
     record
         .inject
         .fetch_or(u32::from(world.inner.config.inject), Ordering::Relaxed);
-    let member = Member::new(record, data, end);
-    world.inner.members(&mut lock).list.push(member);
+    let member = Member::new(record, data, hooks);
+    world.inner.members(&mut lock).add(member);
     drop(lock);
     drop(evicted);
     Ok(Mutator::new(record, world.clone()))
@@ -82,10 +81,16 @@ pub(crate) fn attach(
 /// Detaches the running thread. `first` is run before, while no world is stopped but by this thread itself, nor can be.
 pub(crate) fn detach(world: &World, record: &'static Record, first: impl FnOnce()) {
     let Ok(mut lock) = registry::lock() else {
+        if record.is_aside_in(&world.inner) {
+            aside::come_back(record);
+        }
         first();
         // SAFETY: this thread holds a stop.
         return unsafe { world.inner.leave_after_stop(record) };
     };
+    if record.is_aside_in(&world.inner) {
+        world.inner.members(&mut lock).take_back(record);
+    }
     first();
     let members = &mut world.inner.members(&mut lock).list;
     let before = members.len();
@@ -141,8 +146,7 @@ fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Ar
         .filter_map(std::sync::Weak::upgrade)
         .collect();
     for inner in &all {
-        let list = &mut inner.members(lock).list;
-        for gone in list.extract_if(.., |m| core::ptr::eq(m.record, record)) {
+        for gone in inner.members(lock).take_all(record) {
             // SAFETY: the thread is gone, and the registry lock is held.
             unsafe { gone.tell_gone() };
         }
@@ -256,14 +260,13 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
     let found = all.iter().find_map(|inner| {
         let m = inner
             .members(&mut lock)
-            .list
-            .iter()
+            .all()
             .find(|m| core::ptr::eq(m.record, record))?;
         Some((
             World {
                 inner: inner.clone(),
             },
-            m.end.map(|end| end.at_exit),
+            m.hooks.map(|hooks| hooks.at_exit),
             m.data,
         ))
     });
@@ -376,8 +379,7 @@ extern "C" fn child() {
     }
     lock.keep_only(me);
     for inner in &all {
-        let list = &mut inner.members(&mut lock).list;
-        list.retain(|m| me.is_some_and(|r| core::ptr::eq(r, m.record)));
+        inner.members(&mut lock).keep_only(me);
     }
     drop(lock);
     for hook in &hooks {

@@ -86,8 +86,9 @@ pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
 pub use quiet::KeepErrno;
 pub use walk::{RootSink, WalkStats};
 pub use world::{
-    AttachError, EndHooks, ForkHooks, HandshakeError, SetupError, StopError, StopReport, Stopped,
-    StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here, no_preempt_here,
+    AttachError, ForkHooks, HandshakeError, MutatorHooks, SetupError, StopError, StopReport,
+    Stopped, StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here,
+    no_preempt_here,
 };
 
 #[cfg(all(test, feature = "faults"))]

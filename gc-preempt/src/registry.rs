@@ -18,6 +18,7 @@ use crate::processors;
 use crate::state::State;
 use crate::walk;
 use crate::watchdog;
+use crate::world::Inner;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{
@@ -68,6 +69,11 @@ pub(crate) struct Record {
     pub alternate: AtomicPtr<AlternateStack>,
     /// Was SIGURG blocked before the thread attached?
     pub urg_was_blocked: AtomicBool,
+    /// How often it has left `blocking`: a mutator that is blocked at two looks with the same number here has been so in between. Written by its own thread.
+    pub returns: AtomicU32,
+    /// The world in which it is aside, or null, and its place there. Under the registry lock.
+    pub aside: AtomicPtr<Inner>,
+    pub aside_at: AtomicUsize,
 }
 
 // SAFETY: the cells are written by the record's own thread and read by the stopper only when the state word says stopped (snapshot).
@@ -98,6 +104,9 @@ impl Record {
             lifeline: Lifeline::new(),
             alternate: AtomicPtr::new(core::ptr::null_mut()),
             urg_was_blocked: AtomicBool::new(false),
+            returns: AtomicU32::new(0),
+            aside: AtomicPtr::new(core::ptr::null_mut()),
+            aside_at: AtomicUsize::new(0),
         }
     }
 
@@ -137,7 +146,7 @@ impl Record {
     }
 
     /// # Safety
-    /// The stopper's, while the state word says stopped or held for its stop.
+    /// The stopper's, while the state word says stopped or held for its stop; or with the registry lock held, while it says aside.
     pub(crate) unsafe fn snapshot(&self) -> &Snapshot {
         // SAFETY: by the contract the thread does not write it now; its Release swap made it visible.
         unsafe { &*self.snapshot.get() }
@@ -220,6 +229,7 @@ impl RegistryGuard {
         record.outermost.store(0, Ordering::Relaxed);
         record.obstacle.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
+        record.aside.store(core::ptr::null_mut(), Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
         slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);
         Some(record)

@@ -1,8 +1,8 @@
 //! One mutator's state word: where it is, what was asked of it, and for which stop.
 //!
 //! ```text
-//! 63                                   8    4      3     2     1..0
-//! [ number of the stop that marked it  | 0 | PEND | HELD | ASK | phase ]
+//! 63                                   8      5      4      3     2     1..0
+//! [ number of the stop that marked it  | 0 | ASIDE | PEND | HELD | ASK | phase ]
 //! ```
 //!
 //! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that holds the registry lock, and is tried
@@ -14,6 +14,7 @@
 //!      |  ^                        |  +PENDING: deferred to the end of no_preempt      |
 //!      v  |                                                                           stopper of n+1 takes it over: STOPPED(n+1)
 //!   BLOCKED --stopper holds--> BLOCKED+HELD(n) --after resume(n)--> RUNNING
+//!   BLOCKED --set aside--> BLOCKED+ASIDE --taken back--> BLOCKED
 //! ```
 //!
 //! What follows from it:
@@ -22,6 +23,8 @@
 //!   cannot be counted as stopped and run.
 //! * A thread enters BLOCKED only from a word without a live ASKED, so a blocked thread has never been asked and gets no signal from
 //!   us, once [`in flight`](crate::registry::Record) signals are waited for.
+//! * ASIDE belongs to no stop. The holder of the registry lock sets it and takes it away, and a thread cannot leave BLOCKED with it: so a thread that is aside stands
+//!   still until it has had the registry lock, which every stop holds (`world/aside.rs`).
 //! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper may count acknowledgements.
 
 use core::fmt;
@@ -71,6 +74,7 @@ const PHASE: u64 = 0b11;
 const ASKED: u64 = 1 << 2;
 const HELD: u64 = 1 << 3;
 const PENDING: u64 = 1 << 4;
+const ASIDE: u64 = 1 << 5;
 const NUMBER_SHIFT: u32 = 8;
 
 /// Where a mutator is.
@@ -116,6 +120,10 @@ impl Word {
         self.0 & PENDING != 0
     }
 
+    pub(crate) fn aside(self) -> bool {
+        self.0 & ASIDE != 0
+    }
+
     fn make(phase: u64, marks: u64, number: u64) -> Self {
         Self(phase | marks | number << NUMBER_SHIFT)
     }
@@ -140,8 +148,9 @@ impl Word {
         Self::make(2, 0, self.number())
     }
 
-    fn as_held(number: u64) -> Self {
-        Self::make(2, HELD, number)
+    /// A thread may be aside in one world and held by a stop of another.
+    fn as_held(self, number: u64) -> Self {
+        Self::make(2, HELD | self.0 & ASIDE, number)
     }
 }
 
@@ -152,6 +161,7 @@ impl fmt::Debug for Word {
             (self.asked(), " asked"),
             (self.held(), " held"),
             (self.pending(), " pending"),
+            (self.aside(), " aside"),
         ] {
             if on {
                 f.write_str(name)?;
@@ -168,6 +178,15 @@ pub(crate) enum Turn {
     Asked,
     /// It was blocked and is now held, or still parked from the stop before and now taken over: it counts as stopped.
     Held,
+}
+
+/// What keeps a thread in BLOCKED.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kept {
+    /// The stop of that number holds it.
+    Stop(u64),
+    /// It is aside, and has to be taken back first.
+    Aside,
 }
 
 /// The atomic state word of one mutator.
@@ -220,7 +239,7 @@ impl<A: AtomicWord> State<A> {
                     }
                     r
                 }
-                Phase::Blocked => self.swap(w, Word::as_held(number)).map(|()| Turn::Held),
+                Phase::Blocked => self.swap(w, w.as_held(number)).map(|()| Turn::Held),
                 Phase::Stopped => self.swap(w, Word::as_stopped(number)).map(|()| Turn::Held),
             };
             match tried {
@@ -228,6 +247,27 @@ impl<A: AtomicWord> State<A> {
                 Err(now) => w = now,
             }
         }
+    }
+
+    /// Sets a blocked thread aside. False: it runs. Under the registry lock.
+    pub(crate) fn set_aside(&self) -> bool {
+        let mut w = self.load();
+        while w.phase() == Phase::Blocked {
+            match self.swap(w, Word(w.0 | ASIDE)) {
+                Ok(()) => return true,
+                Err(now) => w = now,
+            }
+        }
+        false
+    }
+
+    /// Undoes [`set_aside`](Self::set_aside). Under the registry lock.
+    pub(crate) fn take_back(&self) {
+        let w = self.load();
+        debug_assert!(w.aside());
+        // A word that is aside changes under the registry lock only, so this cannot fail.
+        let taken = self.swap(w, Word(w.0 & !ASIDE));
+        debug_assert!(taken.is_ok());
     }
 
     // ---- the mutator's side --------------------------------------------------------------------------------------------------
@@ -287,13 +327,16 @@ impl<A: AtomicWord> State<A> {
         }
     }
 
-    /// Leaves BLOCKED, unless a live stop holds the thread: then says which stop to wait for.
-    pub(crate) fn leave_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
+    /// Leaves BLOCKED, unless the thread is aside, or a live stop holds it.
+    pub(crate) fn leave_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), Kept> {
         let mut w = self.load();
         loop {
             debug_assert_eq!(w.phase(), Phase::Blocked);
+            if w.aside() {
+                return Err(Kept::Aside);
+            }
             if w.held() && resumed() < w.number() {
-                return Err(w.number());
+                return Err(Kept::Stop(w.number()));
             }
             match self.swap(w, w.as_running()) {
                 Ok(()) => return Ok(()),
@@ -329,7 +372,21 @@ mod tests {
         let s = State::new();
         assert_eq!(s.enter_blocked(|| 0), Ok(()));
         assert_eq!(ask(&s, 1), Turn::Held);
-        assert_eq!(s.leave_blocked(|| 0), Err(1));
+        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
+        assert_eq!(s.leave_blocked(|| 1), Ok(()));
+    }
+
+    #[test]
+    fn a_thread_that_is_aside_stays_blocked_through_the_stops_of_other_worlds() {
+        let s = State::new();
+        assert!(!s.set_aside(), "it runs");
+        assert_eq!(s.enter_blocked(|| 0), Ok(()));
+        assert!(s.set_aside());
+        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Aside));
+        assert_eq!(ask(&s, 1), Turn::Held);
+        assert_eq!(s.leave_blocked(|| 1), Err(Kept::Aside));
+        s.take_back();
+        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
         assert_eq!(s.leave_blocked(|| 1), Ok(()));
     }
 
@@ -364,8 +421,8 @@ mod tests {
 mod loom_model {
     use super::*;
     use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
     use loom::sync::atomic::AtomicU64 as LoomU64;
+    use loom::sync::{Arc, Mutex};
 
     atomic_word!(LoomU64);
 
@@ -373,6 +430,8 @@ mod loom_model {
     /// the mutator while it runs and to the stopper while it is stopped. Loom reports an access of both as a race.
     struct Shared {
         state: State<LoomU64>,
+        /// The registry lock, and whether stops pass over the mutator.
+        aside: Mutex<bool>,
         resumed: LoomU64,
         outstanding: LoomU64,
         heap: UnsafeCell<u64>,
@@ -406,12 +465,32 @@ mod loom_model {
             while self.state.enter_blocked(|| self.resumed()).is_err() {
                 self.poll();
             }
-            while self.state.leave_blocked(|| self.resumed()).is_err() {
-                loom::thread::yield_now();
+            while let Err(kept) = self.state.leave_blocked(|| self.resumed()) {
+                match kept {
+                    Kept::Stop(_) => loom::thread::yield_now(),
+                    Kept::Aside => {
+                        let mut aside = self.aside.lock().unwrap();
+                        *aside = false;
+                        self.state.take_back();
+                    }
+                }
             }
         }
 
+        /// Sets the mutator aside if it is blocked.
+        fn set_aside(&self) {
+            let mut aside = self.aside.lock().unwrap();
+            *aside |= self.state.set_aside();
+        }
+
         fn stop_and_resume(&self, number: u64) {
+            let aside = self.aside.lock().unwrap();
+            if *aside {
+                // It stands still for as long as the lock is held.
+                self.touch();
+                self.resumed.store(number, Ordering::Release);
+                return;
+            }
             self.outstanding.store(1, Ordering::Relaxed);
             self.state.turn(
                 number,
@@ -432,11 +511,16 @@ mod loom_model {
     }
 
     fn model(stops: u64, mutator: fn(&Shared)) {
+        model_with(stops, false, mutator);
+    }
+
+    fn model_with(stops: u64, sets_aside: bool, mutator: fn(&Shared)) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(4);
         model.check(move || {
             let shared = Arc::new(Shared {
                 state: State(LoomU64::new(Word::running().0)),
+                aside: Mutex::new(false),
                 resumed: LoomU64::new(0),
                 outstanding: LoomU64::new(0),
                 heap: UnsafeCell::new(0),
@@ -452,6 +536,9 @@ mod loom_model {
                 }
             });
             for number in 1..=stops {
+                if sets_aside {
+                    shared.set_aside();
+                }
                 shared.stop_and_resume(number);
             }
             thread.join().unwrap();
@@ -470,6 +557,15 @@ mod loom_model {
     #[test]
     fn loom_a_thread_that_blocks_never_runs_in_a_stop() {
         model(2, |s| {
+            s.touch();
+            s.block_and_come_back();
+            s.touch();
+        });
+    }
+
+    #[test]
+    fn loom_a_thread_that_is_aside_never_runs_in_a_stop() {
+        model_with(2, true, |s| {
             s.touch();
             s.block_and_come_back();
             s.touch();

@@ -29,8 +29,9 @@ use crate::context::{Origin, Registers, Snapshot};
 use crate::mutator::Mutator;
 use crate::registry::{self, Record};
 use crate::signal_mask::SignalMask;
-use crate::state::Phase;
+use crate::state::{Kept, Phase};
 use crate::walk::{self, Behind};
+use crate::world::aside;
 use crate::{acknowledgements, altstack, clock, faults, park};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -399,10 +400,18 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             let record = self.0;
             if record.state.leave_blocked(registry::resumed).is_err() {
                 let _mask = SignalMask::all_but_faults();
-                while let Err(number) = record.state.leave_blocked(registry::resumed) {
-                    registry::wait_for_resume(number);
+                while let Err(kept) = record.state.leave_blocked(registry::resumed) {
+                    match kept {
+                        Kept::Stop(number) => registry::wait_for_resume(number),
+                        Kept::Aside => aside::come_back(record),
+                    }
                 }
             }
+            // Relaxed: says to one who looks twice that it was here. Only this thread writes it.
+            let returns = record.returns.load(Ordering::Relaxed);
+            record
+                .returns
+                .store(returns.wrapping_add(1), Ordering::Relaxed);
         }
     }
     extern "C-unwind" fn enter<F: FnOnce() -> R, R>(

@@ -21,6 +21,7 @@
 //! world. What cannot fail is put off until the resume (a dropped [`Mutator`] stays a member until then), or touches nothing that a stop reads (the last handle
 //! of another world).
 
+pub(crate) mod aside;
 mod errors;
 mod wait;
 
@@ -62,33 +63,39 @@ pub struct ForkHooks {
     pub data: *mut (),
 }
 
-/// What is done with `data` when a thread ends with its [`Mutator`] not dropped. See [`World::attach_with`].
+/// What is done with a mutator's `data` when its thread ends with its [`Mutator`] not dropped, and when it has been set aside. See [`World::attach_with`].
 #[derive(Clone, Copy)]
-pub struct EndHooks {
+pub struct MutatorHooks {
     /// On the thread itself, when its thread-local destructors run, before it is detached.
     pub at_exit: unsafe fn(*mut ()),
     /// On another thread, after one that ended without running any destructor (by the `exit` system call), which a stop has noticed. The registry lock is held, and
     /// the world may be stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
     pub gone: unsafe fn(*mut ()),
+    /// When the mutator is taken back that [`World::set_aside`] has set aside: on its thread, before that goes on, or on one that makes a handshake with it. The registry lock is
+    /// held, so no stop of its world is under way. No malloc, and no lock that a mutator may hold outside of `no_preempt`. `None`: it is never set aside.
+    pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
 }
 
 pub(crate) struct Member {
     pub record: &'static Record,
     pub data: *mut (),
-    pub end: Option<EndHooks>,
+    pub hooks: Option<MutatorHooks>,
     /// The kernel said that the thread no longer exists.
     pub dead: bool,
+    /// What [`Record::returns`] said when `World::set_aside` looked last, if the thread was in `blocking` then.
+    blocked_at: Option<u32>,
     /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The world, which the `Mutator` held.
     left: UnsafeCell<Option<Arc<Inner>>>,
 }
 
 impl Member {
-    pub(crate) fn new(record: &'static Record, data: *mut (), end: Option<EndHooks>) -> Self {
+    pub(crate) fn new(record: &'static Record, data: *mut (), hooks: Option<MutatorHooks>) -> Self {
         Self {
             record,
             data,
-            end,
+            hooks,
             dead: false,
+            blocked_at: None,
             left: UnsafeCell::new(None),
         }
     }
@@ -96,16 +103,19 @@ impl Member {
     /// # Safety
     /// The thread has ended, the registry lock is held, and this is the last that is done with the member.
     pub(crate) unsafe fn tell_gone(&self) {
-        if let Some(end) = self.end {
+        if let Some(hooks) = self.hooks {
             // SAFETY: `attach_with`'s caller promised that this may be called here.
-            unsafe { (end.gone)(self.data) };
+            unsafe { (hooks.gone)(self.data) };
         }
     }
 }
 
 /// What the registry lock protects of one world.
 pub(crate) struct Members {
+    /// Those that a stop turns to.
     pub list: Vec<Member>,
+    /// Those that it passes over, see `aside.rs`.
+    pub aside: Vec<Member>,
     pub fork_hooks: Option<ForkHooks>,
     /// When the last stop of all of them ended, and how long it held them.
     resumed: Option<(Instant, Duration)>,
@@ -137,9 +147,9 @@ impl Inner {
     /// # Safety
     /// The caller holds a stop.
     pub(crate) unsafe fn leave_after_stop(self: &Arc<Self>, record: &'static Record) {
-        // SAFETY: the caller's stop holds the registry lock, so the list does not change; iterators of the stop may borrow it as this does.
-        let list = unsafe { &(*self.members.get()).list };
-        if let Some(member) = list.iter().find(|m| core::ptr::eq(m.record, record)) {
+        // SAFETY: the caller's stop holds the registry lock, so the lists do not change; iterators of the stop may borrow them as this does.
+        let members = unsafe { &*self.members.get() };
+        if let Some(member) = members.all().find(|m| core::ptr::eq(m.record, record)) {
             // SAFETY: touched by the thread that holds the registry lock only, here and in `finish`.
             unsafe { *member.left.get() = Some(self.clone()) };
             // Relaxed: read by this thread only.
@@ -213,6 +223,7 @@ impl World {
             config,
             members: UnsafeCell::new(Members {
                 list: Vec::new(),
+                aside: Vec::new(),
                 fork_hooks: None,
                 resumed: None,
             }),
@@ -235,17 +246,21 @@ impl World {
         attach::attach(self, data, None)
     }
 
-    /// [`attach`](Self::attach), and one of the hooks is called with `data` should the thread end with its [`Mutator`] leaked, before it is
-    /// detached.
+    /// [`attach`](Self::attach), with hooks: one of them is called with `data` should the thread end with its [`Mutator`] leaked, before it is
+    /// detached; another where [`set_aside`](Self::set_aside) has set the mutator aside.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
     ///
     /// # Safety
-    /// Unless the `Mutator` was dropped before, `end.at_exit` may be called with `data` once the thread runs its thread-local destructors, and `end.gone` once the
-    /// thread has ended without.
-    pub unsafe fn attach_with(&self, data: *mut (), end: EndHooks) -> Result<Mutator, AttachError> {
-        attach::attach(self, data, Some(end))
+    /// Unless the `Mutator` was dropped before, `hooks.at_exit` may be called with `data` once the thread runs its thread-local destructors, and `hooks.gone` once the
+    /// thread has ended without. `hooks.back` may be called with it until then.
+    pub unsafe fn attach_with(
+        &self,
+        data: *mut (),
+        hooks: MutatorHooks,
+    ) -> Result<Mutator, AttachError> {
+        attach::attach(self, data, Some(hooks))
     }
 
     pub(crate) fn detach(&self, record: &'static Record, first: impl FnOnce()) {
@@ -282,7 +297,8 @@ impl World {
         unsafe { code::CODE.register(self.inner.id, spec) }
     }
 
-    /// Stops every mutator of this world and returns once all are stopped. They stay so until the result is resumed or dropped.
+    /// Stops every mutator of this world and returns once all are stopped. They stay so until the result is resumed or dropped. Those that
+    /// [`set_aside`](Self::set_aside) has set aside stand still already, and the stop does not look at them.
     ///
     /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so that stops back to back do not starve them: half of the time is theirs.
     ///
@@ -346,15 +362,20 @@ impl World {
             |m: &Member| only.is_none_or(|id| m.record.tid.load(Ordering::Relaxed) as u32 == id.0);
         let mut lock = loop {
             let mut lock = registry::lock()?;
+            let members = self.inner.members(&mut lock);
             let me = registry::current();
-            let Members { list, resumed, .. } = self.inner.members(&mut lock);
-            if list
-                .iter()
-                .any(|m| wanted(m) && me.is_some_and(|r| core::ptr::eq(r, m.record)))
-            {
+            let is_its = |m: &Member, r: &Record| core::ptr::eq(r, m.record) && wanted(m);
+            if me.is_some_and(|r| members.all().any(|m| is_its(m, r))) {
                 return Err(StopError::CallerIsMutator);
             }
-            let gate = resumed.and_then(|(since, took)| Gate::before_stop(list, since, took));
+            if only.is_some()
+                && let Some(aside) = members.aside.iter().find(|m| wanted(m)).map(|m| m.record)
+            {
+                members.take_back(aside);
+            }
+            let since = members.resumed;
+            let list = &members.list;
+            let gate = since.and_then(|(since, took)| Gate::before_stop(list, since, took));
             let Some(gate) = gate else {
                 break lock;
             };
@@ -514,7 +535,7 @@ impl Stopped<'_> {
         unsafe { &(*self.world.inner.members.get()).list }
     }
 
-    /// The stopped mutators.
+    /// The stopped mutators: all but those that are [aside](Self::aside).
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_>> {
         let only = self.only;
         self.members()
@@ -539,7 +560,8 @@ impl Stopped<'_> {
         // SAFETY: this stop holds every mutator.
         let snapshot = |m: &Member| unsafe { m.record.snapshot() };
         let alive = || {
-            let all = self.members().iter();
+            // SAFETY: as in `members`.
+            let all = unsafe { (*self.world.inner.members.get()).all() };
             all.filter(|m| !m.dead && !m.record.lifeline.is_cut())
         };
         let stacks = alive().map(|m| {
@@ -606,7 +628,7 @@ fn take_those_that_left(lock: &mut RegistryGuard) -> Vec<(World, &'static Record
     let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
     let mut left = Vec::new();
     for world in &all {
-        for member in &mut world.members(lock).list {
+        for member in world.members(lock).all_mut() {
             if let Some(inner) = member.left.get_mut().take() {
                 left.push((World { inner }, member.record));
             }
@@ -621,7 +643,7 @@ impl Drop for Stopped<'_> {
     }
 }
 
-/// One mutator of a [`Stopped`] world.
+/// One mutator that stands still: of a [`Stopped`] world, or one that is set aside.
 pub struct StoppedMutator<'s> {
     member: &'s Member,
     number: u64,
@@ -640,7 +662,7 @@ impl<'s> StoppedMutator<'s> {
 
     /// Was it attached by [`World::attach_with`], whose caller vouches for the data?
     pub fn vouched(&self) -> bool {
-        self.member.end.is_some()
+        self.member.hooks.is_some()
     }
 
     /// Is it in a blocking region, and so held without a signal?
@@ -700,7 +722,7 @@ pub struct StopReport {
     pub time_to_stop: Duration,
     /// From the request until the resume was published.
     pub pause: Duration,
-    /// Mutators that were stopped.
+    /// Mutators that were stopped: those that are aside are not among them.
     pub mutators: u32,
     /// Of those, the ones that were running and had to be signalled.
     pub signalled: u32,

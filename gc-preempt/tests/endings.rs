@@ -3,7 +3,7 @@
 mod common;
 
 use common::{beside, hazard, spin, world};
-use gc_preempt::{EndHooks, Mutator, RootSink, World};
+use gc_preempt::{Mutator, MutatorHooks, RootSink, World};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -290,11 +290,12 @@ extern "C-unwind" fn ends_by_the_bare_call(data: *mut c_void) -> *mut c_void {
 }
 
 static GONE: AtomicUsize = AtomicUsize::new(0);
-const COUNTED: EndHooks = EndHooks {
+const COUNTED: MutatorHooks = MutatorHooks {
     at_exit: |_| unreachable!("no destructor has run"),
     gone: |data| {
         GONE.fetch_add(data as usize, SeqCst);
     },
+    back: None,
 };
 
 /// Reads every word that it is told of.

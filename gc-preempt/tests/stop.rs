@@ -1,7 +1,7 @@
 //! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and two worlds at once.
 
 use gc_preempt::{
-    AttachError, Config, EndHooks, HandshakeError, MutatorId, Origin, StopError, World,
+    AttachError, Config, HandshakeError, MutatorHooks, MutatorId, Origin, StopError, World,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
@@ -290,7 +290,7 @@ fn a_leaked_mutator_runs_its_exit_function_once_on_its_thread() {
     unsafe fn gone(_: *mut ()) {
         RAN.fetch_add(1000, SeqCst);
     }
-    let end = EndHooks { at_exit, gone };
+    let end = MutatorHooks::at_end(at_exit, gone);
     let world = world();
     let w = world.clone();
     std::thread::spawn(move || {

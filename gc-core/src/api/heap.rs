@@ -319,6 +319,7 @@ impl HeapBuilder {
             verify: memory.verify,
             poison: config.poison,
             marking: AtomicU32::new(0),
+            scan: AtomicU64::new(0),
             clearing: AtomicBool::new(false),
             concurrent: !config.stop_the_world,
             young: config.young,

@@ -21,7 +21,7 @@ use crate::api::types::TypeCache;
 use crate::barrier;
 use crate::config::Young;
 use crate::context::Context;
-use crate::cycle::Attached;
+use crate::cycle::{Attached, aside};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::finalize::Entry;
@@ -94,7 +94,7 @@ impl Mutator {
         let context = Box::into_raw(context);
         // SAFETY: the context is freed only after the thread has detached, by `drop`; where that never comes, at the thread's end, it is
         // leaked and may be used for as long as the thread lives.
-        let attached = unsafe { heap.world().attach_with(context.cast(), END) };
+        let attached = unsafe { heap.world().attach_with(context.cast(), HOOKS) };
         match attached {
             Ok(thread) => {
                 // SAFETY: made above. Other threads (the collector) read it, but not the part that is set here.
@@ -860,8 +860,12 @@ unsafe fn give_back(context: &Context) {
     }
 }
 
-/// What becomes of a mutator's record where its [`Mutator`] is not dropped.
-const END: gc_preempt::EndHooks = gc_preempt::EndHooks { at_exit, gone };
+/// What becomes of a mutator's record where its [`Mutator`] is not dropped, and where it has been set aside.
+const HOOKS: gc_preempt::MutatorHooks = gc_preempt::MutatorHooks {
+    at_exit,
+    gone,
+    back: Some(aside::back),
+};
 
 /// A thread has ended without running any destructor. What it had logged was overwritten in the snapshot of a cycle under way, so it must not be lost.
 ///

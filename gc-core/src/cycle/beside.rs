@@ -1,9 +1,12 @@
-//! The roots that stop 1 has left to be scanned beside the mutators: open handles and root slots, of which there may be millions.
+//! The roots that stop 1 has left to be scanned beside the mutators: mutators that are aside, of which there may be thousands, and open handles and root slots, of which there may be
+//! millions.
 //!
-//! Neither changes but by being ended, and who ends one logs it while it has not been scanned: `handles.rs` and `roots.rs` say why that is enough. All are scanned before
+//! The first stand still (`aside.rs`). Neither of the others changes but by being ended, and who ends one logs it while it has not been scanned: `handles.rs` and `roots.rs` say why that is enough. All are scanned before
 //! marking can come to its end, so by stop 2 all that was logged is in the logs.
 
-use super::Shared;
+use gc_preempt::Stopped;
+
+use super::{Shared, aside};
 use crate::context::Context;
 use crate::encoding::Encoding;
 use crate::roots::Scanner;
@@ -20,6 +23,8 @@ const TABLES: usize = 64;
 pub(super) struct Beside {
     /// Words in all tables, about.
     pub(super) words: usize,
+    /// Below which place the mutators that are aside have not been scanned. They come first: what they have in handles is read with all others'.
+    aside: Option<usize>,
     /// The record whose handles come next, and how far its table has been read.
     record: usize,
     position: usize,
@@ -53,8 +58,28 @@ impl Beside {
         self.words += handles.bytes_to_read() / size_of::<usize>();
     }
 
-    /// Scans some more; `false`: nothing is left.
-    pub(super) fn scan_piece(&mut self, shared: &Shared, scanner: &mut Scanner<'_, '_>) -> bool {
+    /// In stop 1: mutators that are aside are to be scanned.
+    pub(super) fn snapshot_aside(&mut self, count: usize) {
+        /// Words that one is taken for: what a shallow stack takes to be scanned.
+        const WORDS: usize = 64;
+        self.words += WORDS * count;
+        self.aside = (count != 0).then_some(usize::MAX);
+    }
+
+    /// Scans some more; `false`: nothing is left. `stopped`: the world, if it stands.
+    pub(super) fn scan_piece(
+        &mut self,
+        shared: &Shared,
+        stopped: Option<&Stopped<'_>>,
+        scanner: &mut Scanner<'_, '_>,
+    ) -> bool {
+        if let Some(from) = self.aside {
+            self.aside = match stopped {
+                Some(stopped) => aside::scan_all(shared, stopped, scanner),
+                None => aside::scan_piece(shared, from, scanner),
+            };
+            return true;
+        }
         if self.handles_done {
             return shared.roots.scan_piece(scanner);
         }

@@ -41,6 +41,7 @@
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
 //! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
 
+pub(crate) mod aside;
 mod beside;
 mod judge;
 mod memory;
@@ -391,6 +392,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let unmarked = self.cells.saturating_sub(self.kept.cells) + shared.space.large_work();
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
         shared.space.begin_marking_and(shared.pace.notes_births());
+        // Relaxed: read with the registry lock held, which this stop holds.
+        shared.scan.fetch_add(1, Ordering::Relaxed);
         if shared.concurrent {
             self.log_stores(MARKING);
         }
@@ -426,10 +429,21 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 beside.snapshot(context, number, &mut scanner, verify);
             }
         }
+        let aside = stopped.aside().len();
+        self.stats.aside = aside as u32;
+        beside.snapshot_aside(aside);
         scanner.source(Source::Tables);
         scanner.tables(&shared.roots);
         beside.words += shared.roots.snapshot();
         if let Some(verify) = verify {
+            for (number, mutator) in stopped.aside().enumerate() {
+                scanner.source(Source::Aside(number));
+                if let Some(context) = context_of(&mutator) {
+                    aside::scan(shared, context, &mutator, &mut scanner);
+                    let handles = &context.handles;
+                    handles.for_each(|word| verify.root_word(&shared.space, word));
+                }
+            }
             shared
                 .roots
                 .for_each(|word| verify.root_word(&shared.space, word));
@@ -460,14 +474,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         if planted("idle-spans-kept") {
             return;
         }
-        let mut contexts = shared.contexts.lock();
-        let mut from = 0;
-        while let Some((at, attached)) = contexts.next(from) {
-            from = at + 1;
-            // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in. One that is inside
-            // `blocking` stays there until the resume.
-            let context = unsafe { &*attached.context };
-            if context.thread().is_blocking() {
+        let blocked = self.stop().mutators().filter(StoppedMutator::is_blocked);
+        for mutator in blocked {
+            if let Some(context) = context_of(&mutator) {
                 shared.space.retire_sites(&context.local, usize::MAX);
             }
         }
@@ -494,7 +503,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
             return false;
         };
         let mut scanner = Scanner::new(&self.shared.space, &mut self.marker, None);
-        let is_left = beside.scan_piece(self.shared, &mut scanner);
+        let stopped = self.stopped.as_ref();
+        let is_left = beside.scan_piece(self.shared, stopped, &mut scanner);
         self.scanned += scanner.finish();
         self.beside = is_left.then_some(beside);
         is_left
@@ -839,6 +849,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn sweep(&mut self) -> Phase {
         let shared = self.shared;
         let space = &shared.space;
+        self.set_aside();
         shared.trim_tables(self.trim_handles);
         // Not a fault: leaves it to mutators.
         if planted("late-sweep") {

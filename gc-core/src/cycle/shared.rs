@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`. Changes in stops only. Each mutator has a
     /// copy, [`Context::marking`], so that a unit's test is one compare.
     pub(crate) marking: AtomicU32,
+    /// The number of the last scan of the roots, from 1 on. Changes in stops.
+    pub(crate) scan: AtomicU64,
     /// Marks must not change: while mutators run, it is being decided by them what is cleared and queued.
     pub(crate) clearing: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).

@@ -169,3 +169,33 @@ pub fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
         );
     }
 }
+
+/// A thread that std knows nothing of, so that it may end without a destructor.
+pub struct BareThread<'f>(libc::pthread_t, std::marker::PhantomData<&'f ()>);
+
+impl BareThread<'_> {
+    pub fn join(self) {
+        // SAFETY: joined once.
+        assert_eq!(
+            unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) },
+            0
+        );
+    }
+}
+
+/// Runs `f` on such a thread.
+pub fn bare_thread<'f, F: FnOnce() + Send + 'f>(f: F) -> BareThread<'f> {
+    extern "C" fn body<F: FnOnce()>(f: *mut libc::c_void) -> *mut libc::c_void {
+        // SAFETY: what is passed below, taken once.
+        let f = unsafe { Box::from_raw(f.cast::<F>()) };
+        f();
+        std::ptr::null_mut()
+    }
+    let mut thread = 0;
+    let f = Box::into_raw(Box::new(f));
+    // SAFETY: the callers join the thread before what `f` borrows goes.
+    let made =
+        unsafe { libc::pthread_create(&raw mut thread, std::ptr::null(), body::<F>, f.cast()) };
+    assert_eq!(made, 0);
+    BareThread(thread, std::marker::PhantomData)
+}

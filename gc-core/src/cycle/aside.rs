@@ -1,0 +1,125 @@
+//! Mutators that wait in `blocking` for long, which stops pass over: the heap's part of `gc-preempt`'s `World::set_aside`.
+//!
+//! What a stop does for a mutator is this: it takes its counts and its log, blackens the rests of its runs, scans its stack and notes its handles, and writes the marking
+//! flag into its record. None of it is needed in the stop where a mutator stands still from one collection to the next:
+//!
+//! * When it is set aside, after a collection, it has reported its counts, its log is empty, and it gives back its runs. While it is aside it has none.
+//! * Its stack and its handles are scanned beside the mutators that run, before marking can end. They still hold what they held in stop 1, since it stands still.
+//! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned it yet, `back` does that first. So by the time it runs it is as if stop 1 had met it.
+//!
+//! All three happen with the registry lock held, so none of them falls into a stop or meets another.
+
+use core::sync::atomic::Ordering;
+
+use gc_preempt::{Stopped, StoppedMutator};
+
+use super::{Cycle, Shared, context_of};
+use crate::context::Context;
+use crate::fault::planted;
+use crate::mark::Marker;
+use crate::roots::{Scanner, Unscanned};
+use crate::weak::IDLE;
+
+/// Mutators that are scanned under one registry lock: some ten microseconds, for which attaching and other heaps' stops wait.
+const PIECE: usize = 16;
+
+/// Sites that a mutator may give back when it is set aside. One with more stays where it is.
+const SITES: usize = 1024;
+
+impl Cycle<'_, '_> {
+    /// After a collection: sets the mutators aside that were in `blocking` when the last one ended, and have been since.
+    pub(super) fn set_aside(&mut self) {
+        let shared = self.shared;
+        let mut lowered = false;
+        shared.world.set_aside(|mutator| {
+            let Some(context) = context_of(mutator) else {
+                return false;
+            };
+            // Relaxed: its thread stands still. A record without a place is not met by what reads handles beside the mutators.
+            let may = !context.is_busy.load(Ordering::Relaxed)
+                && context.place.get() != usize::MAX
+                && context.local.sites().nth(SITES).is_none();
+            if may {
+                shared.space.retire(&context.local);
+                lowered |= context.handles.lower();
+            }
+            may
+        });
+        self.trim_handles |= lowered;
+    }
+}
+
+/// Scans some of those that are aside, below place `from`; where to go on. Not in a stop.
+pub(super) fn scan_piece(
+    shared: &Shared,
+    from: usize,
+    scanner: &mut Scanner<'_, '_>,
+) -> Option<usize> {
+    shared.world.for_each_aside(from, PIECE, |mutator| {
+        if let Some(context) = context_of(mutator)
+            && !planted("aside-unscanned")
+        {
+            scan(shared, context, mutator, scanner);
+        }
+    })
+}
+
+/// Scans all of them, in a stop. `None`, as where a pass ends.
+pub(super) fn scan_all(
+    shared: &Shared,
+    stopped: &Stopped<'_>,
+    scanner: &mut Scanner<'_, '_>,
+) -> Option<usize> {
+    for mutator in stopped.aside() {
+        if let Some(context) = context_of(&mutator) {
+            scan(shared, context, &mutator, scanner);
+        }
+    }
+    None
+}
+
+/// Scans the stack of one that is aside, and has its handles read with those of all others, unless that was done in this cycle. With the registry lock held.
+pub(super) fn scan(
+    shared: &Shared,
+    context: &Context,
+    mutator: &StoppedMutator<'_>,
+    scanner: &mut Scanner<'_, '_>,
+) {
+    // Relaxed: both change with the registry lock held.
+    let cycle = shared.scan.load(Ordering::Relaxed);
+    if context.scanned_in.load(Ordering::Relaxed) == cycle {
+        return;
+    }
+    context.scanned_in.store(cycle, Ordering::Relaxed);
+    if shared.stacks.are_roots() || !context.is_exact() {
+        let frames = mutator.walk(scanner);
+        scanner.scanned.frames += frames;
+    }
+    context.handles.begin_reading();
+}
+
+/// See `gc_preempt::MutatorHooks::back`.
+///
+/// # Safety
+/// `data` is the context of the mutator, which is aside, with the registry lock held.
+pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
+    // SAFETY: by the contract.
+    let context = unsafe { &*data.cast::<Context>() };
+    let shared = &*context.shared;
+    // Relaxed: changes in stops of the world, so not while the registry lock is held.
+    let marking = shared.marking.load(Ordering::Relaxed);
+    if !planted("back-unmarked") {
+        // Relaxed: its own thread goes on after the registry lock was given back.
+        context.marking.store(marking, Ordering::Relaxed);
+    }
+    if marking != IDLE && !planted("back-unscanned") {
+        let mut marker = Marker::new(&shared.space, &shared.queue);
+        let mut scanner = Scanner::new(&shared.space, &mut marker, None);
+        scan(shared, context, mutator, &mut scanner);
+        scanner.finish();
+        marker.lay_down();
+        shared.log.overflow(marker.marked());
+    }
+    // A unit of the barrier that a handler of the host's has interrupted, and that handler waits: the unit begins anew, for the flag may have changed.
+    mutator.walk(&mut Unscanned);
+}

@@ -1,0 +1,292 @@
+//! Mutators that wait in `blocking` for long: no stop looks at them, and still nothing that they hold is lost, whenever they come back.
+
+mod common;
+
+use common::step::Record;
+use common::{Kinds, check_list, cons, garbage, hazard, kinds, list, sit_idle, wipe_stack};
+use gc_core::{Field, Heap, Kind, Mutator, Trace};
+use std::sync::Barrier;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+#[derive(Trace, Default)]
+struct Node {
+    next: Field<Node>,
+    number: usize,
+}
+
+/// A heap that fills what it frees, and whose cycles keep each phase open for a moment. A thread that panics ends the process: the others wait for it.
+fn lingering() -> (Heap, Kinds) {
+    std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
+        std::process::abort();
+    }));
+    let heap = Heap::builder()
+        .reserve(1 << 30)
+        .lingering(true)
+        .poison(true)
+        .build()
+        .unwrap();
+    let kinds = kinds(&heap);
+    (heap, kinds)
+}
+
+fn is_marking(m: &Mutator) -> bool {
+    // Acquire: what a collection did before it cleared the flag.
+    Record::of(m).marking().load(Acquire) != 0
+}
+
+/// Collects until `threads` mutators are aside. The caller's is the only other one.
+fn until_aside(m: &Mutator, threads: u32) {
+    while m.heap().stats().last.aside != threads {
+        m.collect();
+    }
+}
+
+/// What the thread that waits, and comes back while a cycle marks, does before it waits, and after.
+trait Waits {
+    /// Whether all is as it was, asked once marking is over and dead cells have been handed out again.
+    fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn());
+}
+
+/// How many times the thread has come back while a cycle marked.
+const ENOUGH: usize = 60;
+
+/// Has a thread wait until it is aside, and come back while a cycle marks, often.
+fn comes_back(what: &(impl Waits + Sync)) {
+    let (heap, k) = lingering();
+    let (ends, met) = (AtomicBool::new(false), AtomicUsize::new(0));
+    // How many times it may have come back.
+    let (go, ready) = (AtomicUsize::new(0), Barrier::new(2));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = heap.attach().unwrap();
+            for round in 1.. {
+                let waits = || {
+                    m.blocking(|| {
+                        ready.wait();
+                        while go.load(SeqCst) < round {
+                            std::thread::yield_now();
+                        }
+                    });
+                    if is_marking(&m) {
+                        met.fetch_add(1, SeqCst);
+                    }
+                };
+                let until_marked = || {
+                    m.blocking(|| ready.wait());
+                };
+                what.wait(&m, k, &waits, &until_marked);
+                if ends.load(SeqCst) {
+                    break;
+                }
+            }
+        });
+        let m = heap.attach().unwrap();
+        while !ends.load(SeqCst) {
+            m.blocking(|| ready.wait());
+            until_aside(&m, 1);
+            let asked = heap.request_collection();
+            while !is_marking(&m) && heap.stats().collections < asked {
+                std::hint::spin_loop();
+            }
+            ends.store(met.load(SeqCst) >= ENOUGH, SeqCst);
+            go.fetch_add(1, SeqCst);
+            while heap.stats().collections < asked {
+                std::thread::yield_now();
+            }
+            garbage(&m, k, 4000);
+            m.blocking(|| ready.wait());
+        }
+    });
+    assert!(met.load(SeqCst) >= ENOUGH);
+}
+
+/// Holds a list on its stack.
+struct OnStack;
+
+impl Waits for OnStack {
+    #[inline(never)]
+    fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn()) {
+        let head = list(m, k, 30);
+        wipe_stack();
+        waits();
+        until_marked();
+        check_list(head, 30);
+    }
+}
+
+/// Holds a list by a handle, and moves it to another one while a cycle marks.
+struct InScope;
+
+impl Waits for InScope {
+    fn wait(&self, m: &Mutator, _: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn()) {
+        m.with_scope(|outer| {
+            let kept = m.with_scope(|s| {
+                let mut head = s.alloc(Node::default()).unwrap();
+                for number in 1..30 {
+                    let node = s
+                        .alloc(Node {
+                            number,
+                            ..Node::default()
+                        })
+                        .unwrap();
+                    node.next.set(s, &head);
+                    head = node;
+                }
+                waits();
+                head.next.get(outer).unwrap()
+            });
+            until_marked();
+            let mut at = Some(kept);
+            for number in (0..29).rev() {
+                let node = at.unwrap();
+                assert_eq!(node.number, number, "a node has been freed");
+                at = node.next.get(outer);
+            }
+        });
+    }
+}
+
+/// Takes a node out of another while a cycle marks, and holds it on its stack.
+struct Unlinks;
+
+impl Waits for Unlinks {
+    #[inline(never)]
+    fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn()) {
+        #[inline(never)]
+        fn pair(m: &Mutator, k: Kinds) -> usize {
+            let tail = cons(m, k, 0, 1 << 40);
+            cons(m, k, tail, 7)
+        }
+        let head = pair(m, k);
+        wipe_stack();
+        waits();
+        // SAFETY: a live node.
+        let tail = unsafe {
+            let slot = head as *mut usize;
+            let tail = slot.read();
+            m.write(slot, 0);
+            tail
+        };
+        until_marked();
+        // SAFETY: live nodes, or the test fails in its own way.
+        unsafe {
+            assert_eq!((head as *const usize).add(1).read(), 7);
+            assert_eq!((tail as *const usize).add(1).read(), 1 << 40, "freed");
+        }
+    }
+}
+
+#[test]
+fn h98_what_a_thread_holds_that_waits_for_long_lives() {
+    hazard(
+        "h98_what_a_thread_holds_that_waits_for_long_lives",
+        "aside-unscanned",
+        || {
+            let (heap, k) = lingering();
+            let (ready, done) = (Barrier::new(3), AtomicBool::new(false));
+            std::thread::scope(|s| {
+                s.spawn(|| {
+                    let m = heap.attach().unwrap();
+                    let head = list(&m, k, 300);
+                    wipe_stack();
+                    sit_idle(&m, &ready, &done);
+                    check_list(head, 300);
+                });
+                s.spawn(|| {
+                    let m = heap.attach().unwrap();
+                    m.with_scope(|s| {
+                        let node = s
+                            .alloc(Node {
+                                number: 9,
+                                ..Node::default()
+                            })
+                            .unwrap();
+                        sit_idle(&m, &ready, &done);
+                        assert_eq!(node.number, 9);
+                    });
+                });
+                let m = heap.attach().unwrap();
+                m.blocking(|| ready.wait());
+                until_aside(&m, 2);
+                for _ in 0..8 {
+                    m.collect();
+                    garbage(&m, k, 1000);
+                }
+                assert_eq!(heap.stats().last.mutators, 1);
+                done.store(true, Relaxed);
+            });
+        },
+    );
+}
+
+#[test]
+fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives() {
+    hazard(
+        "h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives",
+        "back-unscanned",
+        || comes_back(&OnStack),
+    );
+}
+
+#[test]
+fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() {
+    hazard(
+        "h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives",
+        "back-unscanned",
+        || comes_back(&InScope),
+    );
+}
+
+#[test]
+fn h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives() {
+    hazard(
+        "h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives",
+        "back-unmarked",
+        || comes_back(&Unlinks),
+    );
+}
+
+#[test]
+fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
+    const KINDS: usize = 100;
+    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    let kinds: Vec<_> = (0..KINDS)
+        .map(|i| heap.kind(Kind::leaf(format!("kind {i}"))).unwrap())
+        .collect();
+    let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let m = heap.attach().unwrap();
+            // SAFETY: on the stack, which is scanned, where they are needed.
+            let alloc = |i: usize| unsafe { m.alloc(kinds[i], 16) }.unwrap().cast::<usize>();
+            for i in 0..KINDS {
+                std::hint::black_box(alloc(i));
+            }
+            wipe_stack();
+            sit_idle(&m, &ready, &done);
+            let cells: [_; KINDS] = std::array::from_fn(|i| {
+                let cell = alloc(i);
+                // SAFETY: a new cell of two words.
+                unsafe { cell.write(i) };
+                cell
+            });
+            m.collect();
+            for (i, cell) in cells.into_iter().enumerate() {
+                // SAFETY: alive, since it is on the stack.
+                assert_eq!(unsafe { cell.read() }, i);
+            }
+        });
+        let m = heap.attach().unwrap();
+        m.blocking(|| ready.wait());
+        let before = heap.stats().used_bytes;
+        until_aside(&m, 1);
+        m.collect();
+        m.collect();
+        let after = heap.stats().used_bytes;
+        assert!(before >= (KINDS * 4096) as u64, "{before}");
+        assert!(after < before / 4, "{after} of {before}");
+        done.store(true, Relaxed);
+    });
+}

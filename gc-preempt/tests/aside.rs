@@ -1,0 +1,440 @@
+//! Mutators that are set aside: no stop looks at them, they stand still all the same, and whatever ends their waiting takes them back first.
+
+mod common;
+
+use common::{bare_thread, hazard, world};
+use gc_preempt::{CodeSpec, CodeWhat, Mutator, MutatorHooks, MutatorId, StoppedMutator, World};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+/// What the hooks of a test's mutators have counted. Their `data` is one of these.
+#[derive(Default)]
+struct Counts {
+    back: AtomicUsize,
+    gone: AtomicUsize,
+}
+
+impl Counts {
+    fn back(&self) -> usize {
+        self.back.load(SeqCst)
+    }
+}
+
+unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
+    assert_eq!(mutator.data(), data);
+    // SAFETY: the data of every mutator of these tests.
+    unsafe { (*data.cast::<Counts>()).back.fetch_add(1, SeqCst) };
+}
+
+unsafe fn gone(data: *mut ()) {
+    // SAFETY: as above.
+    unsafe { (*data.cast::<Counts>()).gone.fetch_add(1, SeqCst) };
+}
+
+const HOOKS: MutatorHooks = MutatorHooks {
+    at_exit: |_| unreachable!("every mutator here is dropped"),
+    gone,
+    back: Some(back),
+};
+
+fn attach(world: &World, counts: &Counts) -> Mutator {
+    // SAFETY: the hooks count, and the counts outlive the threads.
+    unsafe { world.attach_with(std::ptr::from_ref(counts).cast_mut().cast(), HOOKS) }.unwrap()
+}
+
+/// Sets all aside that wait.
+fn set_aside(world: &World) -> usize {
+    world.set_aside(|_| true) + world.set_aside(|_| true)
+}
+
+/// How many mutators a stop meets, and how many are aside.
+fn seen(world: &World) -> [usize; 2] {
+    let stopped = world.stop().unwrap();
+    let seen = [stopped.mutators().count(), stopped.aside().len()];
+    assert_eq!(stopped.resume().mutators as usize, seen[0]);
+    seen
+}
+
+fn aside(world: &World) -> Vec<MutatorId> {
+    let mut ids = Vec::new();
+    assert_eq!(
+        world.for_each_aside(usize::MAX, usize::MAX, |m| ids.push(m.id())),
+        None
+    );
+    ids
+}
+
+/// Runs `body` on a thread, attached; it is given what waits in `blocking` until the test calls the result of this, and `f` runs meanwhile.
+fn with_waiting<R>(
+    world: &World,
+    counts: &Counts,
+    body: impl FnOnce(Mutator, &dyn Fn()) + Send,
+    f: impl FnOnce(&Sender<()>) -> R,
+) -> R {
+    let (ready, is_ready) = channel();
+    let (go, wait) = channel();
+    std::thread::scope(|s| {
+        let thread = s.spawn(move || {
+            let waits = || {
+                ready.send(()).unwrap();
+                wait.recv().unwrap();
+            };
+            body(attach(world, counts), &waits);
+        });
+        is_ready.recv().unwrap();
+        let result = f(&go);
+        thread.join().unwrap();
+        result
+    })
+}
+
+#[test]
+fn one_that_waits_for_long_is_passed_over_until_it_comes_back() {
+    let (world, counts) = (world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        m.blocking(waits);
+        assert_eq!(counts.back(), 1, "before it goes on");
+        m.blocking(waits);
+    };
+    with_waiting(&world, &counts, body, |go| {
+        assert_eq!(world.set_aside(|_| true), 0, "it has been seen once");
+        assert_eq!(world.set_aside(|_| false), 0, "its world keeps it");
+        assert_eq!(seen(&world), [1, 0]);
+        assert_eq!(world.set_aside(|_| true), 1);
+        assert_eq!(world.set_aside(|_| true), 0, "it is aside already");
+        assert_eq!(seen(&world), [0, 1]);
+        go.send(()).unwrap();
+        while counts.back() == 0 {
+            std::thread::yield_now();
+        }
+        while seen(&world) != [1, 0] {}
+        go.send(()).unwrap();
+    });
+    assert_eq!((counts.back(), seen(&world)), (1, [0, 0]));
+}
+
+#[test]
+fn one_that_was_back_in_between_has_not_waited_for_long() {
+    let (world, counts) = (world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        for _ in 0..2 {
+            m.blocking(waits);
+        }
+    };
+    let (again, is_again) = channel();
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        body(m, &|| {
+            again.send(()).unwrap();
+            waits();
+        });
+    };
+    with_waiting(&world, &counts, body, |go| {
+        is_again.recv().unwrap();
+        assert_eq!(world.set_aside(|_| true), 0);
+        go.send(()).unwrap();
+        is_again.recv().unwrap();
+        assert_eq!(world.set_aside(|_| true), 0, "this is another wait");
+        assert_eq!(world.set_aside(|_| true), 1);
+        go.send(()).unwrap();
+    });
+}
+
+#[test]
+fn h97_one_that_is_aside_does_not_go_on_in_a_stop() {
+    hazard(
+        "h97_one_that_is_aside_does_not_go_on_in_a_stop",
+        "back-unlocked",
+        || {
+            let (world, counts) = (world(), Counts::default());
+            let (ends, runs) = (AtomicBool::new(false), AtomicBool::new(false));
+            let body = |m: Mutator, waits: &dyn Fn()| {
+                m.blocking(|| {
+                    waits();
+                    while !ends.load(SeqCst) {
+                        std::thread::yield_now();
+                    }
+                });
+                runs.store(true, SeqCst);
+            };
+            with_waiting(&world, &counts, body, |go| {
+                go.send(()).unwrap();
+                assert_eq!(set_aside(&world), 1);
+                let stopped = world.stop().unwrap();
+                assert_eq!(stopped.mutators().count(), 0);
+                ends.store(true, SeqCst);
+                std::thread::sleep(Duration::from_millis(100));
+                assert_eq!((runs.load(SeqCst), counts.back()), (false, 0));
+                drop(stopped);
+            });
+            assert!(runs.load(SeqCst));
+        },
+    );
+}
+
+#[test]
+fn a_handshake_takes_it_back() {
+    let (world, counts) = (world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| m.blocking(waits);
+    with_waiting(&world, &counts, body, |go| {
+        let id = world.stop().unwrap().mutators().next().unwrap().id();
+        assert_eq!(set_aside(&world), 1);
+        assert_eq!(
+            world.handshake(id, |m| (m.id(), m.is_blocked())),
+            Ok((id, true))
+        );
+        assert_eq!((counts.back(), seen(&world)), (1, [1, 0]));
+        assert_eq!(set_aside(&world), 1);
+        go.send(()).unwrap();
+    });
+    assert_eq!(counts.back(), 2);
+}
+
+#[test]
+fn one_that_detaches_where_it_waits_is_taken_back_first() {
+    let (world, counts) = (world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        gc_preempt::blocking_here(|| {
+            waits();
+            drop(m);
+            assert_eq!(counts.back(), 1);
+            waits();
+        });
+    };
+    let (first, is_first) = channel();
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        body(m, &|| {
+            first.send(()).unwrap();
+            waits();
+        });
+    };
+    with_waiting(&world, &counts, body, |go| {
+        is_first.recv().unwrap();
+        assert_eq!(set_aside(&world), 1);
+        go.send(()).unwrap();
+        is_first.recv().unwrap();
+        assert_eq!(seen(&world), [0, 0]);
+        go.send(()).unwrap();
+    });
+}
+
+#[test]
+fn a_thread_that_holds_a_stop_of_another_world_comes_back() {
+    let (a, b, counts) = (world(), world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        let stopped = m.blocking(|| {
+            waits();
+            b.stop().unwrap()
+        });
+        assert_eq!(counts.back(), 1);
+        drop(stopped);
+        let stopped = m.blocking(|| {
+            waits();
+            b.stop().unwrap()
+        });
+        drop(m);
+        drop(stopped);
+    };
+    let (first, is_first) = channel();
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        body(m, &|| {
+            first.send(()).unwrap();
+            waits();
+        });
+    };
+    with_waiting(&a, &counts, body, |go| {
+        for _ in 0..2 {
+            is_first.recv().unwrap();
+            assert_eq!(set_aside(&a), 1);
+            go.send(()).unwrap();
+        }
+    });
+    assert_eq!((counts.back(), seen(&a)), (2, [0, 0]));
+}
+
+#[test]
+fn one_of_two_worlds_stays_in_both() {
+    let (a, b, counts) = (world(), world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        m.blocking(|| {
+            waits();
+            let other = attach(&b, &counts);
+            waits();
+            drop(other);
+        });
+        let other = attach(&b, &counts);
+        m.blocking(waits);
+        drop(other);
+    };
+    let (first, is_first) = channel();
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        body(m, &|| {
+            first.send(()).unwrap();
+            waits();
+        });
+    };
+    with_waiting(&a, &counts, body, |go| {
+        is_first.recv().unwrap();
+        assert_eq!(set_aside(&a), 1);
+        go.send(()).unwrap();
+        is_first.recv().unwrap();
+        assert_eq!(
+            (seen(&a), seen(&b)),
+            ([0, 1], [1, 0]),
+            "aside, then attached to another"
+        );
+        assert_eq!(set_aside(&b), 0);
+        go.send(()).unwrap();
+        is_first.recv().unwrap();
+        assert_eq!((set_aside(&a), set_aside(&b)), (0, 0));
+        go.send(()).unwrap();
+    });
+}
+
+#[test]
+fn h97_one_that_ends_by_the_bare_system_call_is_forgotten() {
+    hazard(
+        "h97_one_that_ends_by_the_bare_system_call_is_forgotten",
+        "no-lifeline",
+        || {
+            let (world, counts) = (world(), Counts::default());
+            let (ready, is_ready) = channel();
+            let (go, wait) = channel::<()>();
+            let (there, counted) = (&world, &counts);
+            let thread = bare_thread(move || {
+                let m = attach(there, counted);
+                m.blocking(|| {
+                    ready.send(()).unwrap();
+                    wait.recv().unwrap();
+                    // SAFETY: ends the thread, without a destructor.
+                    unsafe { libc::syscall(libc::SYS_exit, 0) };
+                });
+            });
+            is_ready.recv().unwrap();
+            assert_eq!(set_aside(&world), 1);
+            assert_eq!(world.for_each_aside(usize::MAX, 8, |_| ()), None);
+            assert_eq!(counts.gone.load(SeqCst), 0);
+            go.send(()).unwrap();
+            thread.join();
+            let mut met = 0;
+            assert_eq!(world.for_each_aside(usize::MAX, 8, |_| met += 1), None);
+            assert_eq!((met, counts.gone.load(SeqCst)), (0, 1));
+            assert_eq!(seen(&world), [0, 0]);
+        },
+    );
+}
+
+#[test]
+fn a_pass_meets_all_that_stay_aside_while_others_come_back() {
+    const THREADS: usize = 40;
+    let (world, counts) = (world(), Counts::default());
+    let ready = &AtomicUsize::new(0);
+    std::thread::scope(|s| {
+        let mut ends: Vec<_> = (0..THREADS)
+            .map(|_| {
+                let (go, wait) = channel::<()>();
+                let (world, counts) = (&world, &counts);
+                let thread = s.spawn(move || {
+                    attach(world, counts).blocking(|| {
+                        ready.fetch_add(1, SeqCst);
+                        wait.recv().unwrap();
+                    });
+                });
+                Some((go, thread))
+            })
+            .collect();
+        while ready.load(SeqCst) < THREADS {
+            std::thread::yield_now();
+        }
+        assert_eq!(set_aside(&world), THREADS);
+        let (mut met, mut from, mut back) = (Vec::new(), Some(usize::MAX), Vec::new());
+        let ids = aside(&world);
+        while let Some(at) = from {
+            from = world.for_each_aside(at, 7, |m| met.push(m.id()));
+            // One of those that the pass has met, one that it has not, wherever they are by now.
+            for _ in 0..2 {
+                let place = (back.len() * 17 + 5) % THREADS;
+                if let Some((go, thread)) = ends[place].take() {
+                    let before = aside(&world);
+                    go.send(()).unwrap();
+                    thread.join().unwrap();
+                    let after = aside(&world);
+                    back.extend(before.into_iter().filter(|id| !after.contains(id)));
+                }
+            }
+        }
+        assert!(back.len() >= 10, "{}", back.len());
+        let missed = ids
+            .iter()
+            .filter(|id| !met.contains(id) && !back.contains(id));
+        assert_eq!(missed.count(), 0);
+        for (go, _) in ends.iter().flatten() {
+            go.send(()).unwrap();
+        }
+    });
+    assert_eq!((counts.back(), seen(&world)), (THREADS, [0, 0]));
+}
+
+#[test]
+fn code_that_a_stack_aside_names_stays_registered() {
+    let (world, counts) = (world(), Counts::default());
+    let code = Box::new([0u8; 4096]);
+    let address = code.as_ptr() as usize;
+    let owner = Arc::new(());
+    let spec = CodeSpec {
+        range: address..address + 4096,
+        what: CodeWhat::Unsafe,
+        owner: Some(Box::new(owner.clone())),
+    };
+    // SAFETY: nobody runs it.
+    let guard = unsafe { world.register_code(spec) }.unwrap();
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        let named = std::hint::black_box([address + 100; 4]);
+        m.blocking(waits);
+        std::hint::black_box(&named);
+    };
+    with_waiting(&world, &counts, body, |go| {
+        assert_eq!(set_aside(&world), 1);
+        drop(guard);
+        drop(world.stop().unwrap());
+        drop(world.stop().unwrap());
+        assert_eq!(Arc::strong_count(&owner), 2);
+        go.send(()).unwrap();
+    });
+    drop(world.stop().unwrap());
+    assert_eq!(Arc::strong_count(&owner), 1);
+}
+
+#[test]
+fn a_child_that_was_forked_by_one_aside_has_it_as_its_only_mutator() {
+    let (world, counts) = (world(), Counts::default());
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        let pid = m.blocking(|| {
+            waits();
+            // SAFETY: the child ends by `_exit`.
+            unsafe { libc::fork() }
+        });
+        if pid == 0 {
+            let is_right = counts.back() == 1
+                && m.blocking(|| {
+                    std::thread::spawn({
+                        let world = world.clone();
+                        move || seen(&world) == [1, 0]
+                    })
+                    .join()
+                    .is_ok_and(|right| right)
+                });
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(i32::from(!is_right)) };
+        }
+        let mut status = 1;
+        // SAFETY: the child is this process's, and waited for once.
+        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+        assert_eq!(status, 0);
+    };
+    with_waiting(&world, &counts, body, |go| {
+        assert_eq!(set_aside(&world), 1);
+        go.send(()).unwrap();
+    });
+}
