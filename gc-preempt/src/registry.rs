@@ -71,6 +71,8 @@ pub(crate) struct Record {
     pub urg_was_blocked: AtomicBool,
     /// How often it has left `blocking`: a mutator that is blocked at two looks with the same number here has been so in between. Written by its own thread.
     pub returns: AtomicU32,
+    /// It waits in `blocking` for the registry lock, and leaves with that in hand: it must not be set aside. Written by its own thread.
+    pub awaits_registry: AtomicBool,
     /// The world in which it is aside, or null, and its place there. Under the registry lock.
     pub aside: AtomicPtr<Inner>,
     pub aside_at: AtomicUsize,
@@ -105,6 +107,7 @@ impl Record {
             alternate: AtomicPtr::new(core::ptr::null_mut()),
             urg_was_blocked: AtomicBool::new(false),
             returns: AtomicU32::new(0),
+            awaits_registry: AtomicBool::new(false),
             aside: AtomicPtr::new(core::ptr::null_mut()),
             aside_at: AtomicUsize::new(0),
         }
@@ -229,6 +232,7 @@ impl RegistryGuard {
         record.outermost.store(0, Ordering::Relaxed);
         record.obstacle.store(0, Ordering::Relaxed);
         record.stall_of.store(0, Ordering::Relaxed);
+        record.awaits_registry.store(false, Ordering::Relaxed);
         record.aside.store(core::ptr::null_mut(), Ordering::Relaxed);
         record.thread_pointer.store(tp, Ordering::Relaxed);
         slot.store(core::ptr::from_ref(record).cast_mut(), Ordering::Release);
@@ -297,9 +301,29 @@ pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
         return Err(HoldsAStop);
     }
     Ok(RegistryGuard(match current() {
-        Some(record) => crate::stop_point::blocked(record, || REGISTRY.lock()),
+        Some(record) => {
+            let _awaits = Awaits::new(record);
+            crate::stop_point::blocked(record, || REGISTRY.lock())
+        }
         None => REGISTRY.lock(),
     }))
+}
+
+/// The thread waits for the registry lock.
+struct Awaits(&'static Record);
+
+impl Awaits {
+    fn new(record: &'static Record) -> Self {
+        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets there.
+        record.awaits_registry.store(true, Ordering::Relaxed);
+        Self(record)
+    }
+}
+
+impl Drop for Awaits {
+    fn drop(&mut self) {
+        self.0.awaits_registry.store(false, Ordering::Relaxed);
+    }
 }
 
 // ---- the numbers that stops go by -----------------------------------------------------------------------------------------------

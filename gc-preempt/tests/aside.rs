@@ -174,6 +174,34 @@ fn h97_one_that_is_aside_does_not_go_on_in_a_stop() {
 }
 
 #[test]
+fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
+    hazard(
+        "h97_one_that_waits_for_the_registry_is_not_set_aside",
+        "waiter-aside",
+        || {
+            let (a, b, counts) = (world(), world(), Counts::default());
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..3 {
+                    s.spawn(|| {
+                        let _m = attach(&a, &counts);
+                        while !done.load(SeqCst) {
+                            drop(attach(&b, &counts));
+                        }
+                    });
+                }
+                for _ in 0..300 {
+                    drop(a.stop().unwrap());
+                    a.set_aside(|_| true);
+                    a.set_aside(|_| true);
+                }
+                done.store(true, SeqCst);
+            });
+        },
+    );
+}
+
+#[test]
 fn a_handshake_takes_it_back() {
     let (world, counts) = (world(), Counts::default());
     let body = |m: Mutator, waits: &dyn Fn()| m.blocking(waits);

@@ -35,6 +35,9 @@ impl Cycle<'_, '_> {
             let Some(context) = context_of(mutator) else {
                 return false;
             };
+            if planted("idle-spans-kept") {
+                return false;
+            }
             // Relaxed: its thread stands still. A record without a place is not met by what reads handles beside the mutators.
             let may = !context.is_busy.load(Ordering::Relaxed)
                 && context.place.get() != usize::MAX

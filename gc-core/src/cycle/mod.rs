@@ -10,10 +10,10 @@
 //! ```
 //! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop is left anywhere from `ClearWeak` to `Condemn`, and
 //! `Flip` stops the world again (`judge.rs`). Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990,
-//! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. Four
+//! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. These
 //! things see to that:
 //!
-//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them;
+//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them; those of mutators that wait for long stand still, and are scanned later (`aside.rs`);
 //! * roots and handles are scanned beside the mutators, and who ends one that has not been scanned yet logs what it held;
 //! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs what it got;
 //! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1, new runs when they are installed;

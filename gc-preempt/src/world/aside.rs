@@ -14,7 +14,7 @@
 //! Its thread, when `blocking` ends or when it detaches there; a handshake with it; and nobody once the thread has ended unseen: then
 //! [`World::for_each_aside`] forgets it.
 //!
-//! Only a mutator of one world that has a `back` hook is set aside.
+//! Only a mutator of one world that has a `back` hook is set aside, and none that waits for the registry lock: it would leave `blocking` with the lock that it needs to be taken back.
 
 use super::{Inner, Member, Members, MutatorHooks, Stopped, StoppedMutator, World};
 use crate::faults;
@@ -63,7 +63,7 @@ impl World {
                 };
                 if !member.waits_for_long() || !member.record.state.set_aside() {
                     at += 1;
-                } else if may(&StoppedMutator::aside(member)) {
+                } else if !member.awaits_registry() && may(&StoppedMutator::aside(member)) {
                     members.put_aside(at, &self.inner);
                     aside += 1;
                 } else {
@@ -141,6 +141,11 @@ impl Member {
             && !self.dead
             && self.hooks.is_some_and(|hooks| hooks.back.is_some())
             && self.record.worlds.load(Ordering::Relaxed) == 1
+    }
+
+    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it could not be taken back.
+    fn awaits_registry(&self) -> bool {
+        self.record.awaits_registry.load(Ordering::Relaxed) && !faults::planted("waiter-aside")
     }
 }
 
