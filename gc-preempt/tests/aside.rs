@@ -180,20 +180,31 @@ fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
         "waiter-aside",
         || {
             let (a, b, counts) = (world(), world(), Counts::default());
-            let done = AtomicBool::new(false);
+            let (done, asks) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {
-                for _ in 0..3 {
-                    s.spawn(|| {
-                        let _m = attach(&a, &counts);
-                        while !done.load(SeqCst) {
-                            drop(attach(&b, &counts));
-                        }
-                    });
-                }
-                for _ in 0..300 {
-                    drop(a.stop().unwrap());
+                s.spawn(|| {
+                    let m = attach(&a, &counts);
+                    while !done.load(SeqCst) {
+                        m.blocking(|| {
+                            while !asks.swap(false, SeqCst) && !done.load(SeqCst) {
+                                std::thread::yield_now();
+                            }
+                        });
+                        // Waits for the registry, which the stop holds.
+                        drop(attach(&b, &counts));
+                    }
+                });
+                for _ in 0..40 {
+                    let others = b.stop().unwrap();
+                    asks.store(true, SeqCst);
+                    std::thread::sleep(Duration::from_millis(2));
+                    drop(others);
+                    // Before it has been woken.
                     a.set_aside(|_| true);
                     a.set_aside(|_| true);
+                    while asks.load(SeqCst) {
+                        std::thread::yield_now();
+                    }
                 }
                 done.store(true, SeqCst);
             });
