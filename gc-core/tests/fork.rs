@@ -235,6 +235,9 @@ fn a_child_gets_back_what_gone_threads_had_claimed() {
                 in_child(|| {
                     (0..3).for_each(|_| assert!(m.collect() > 0));
                     check_list(kept, 20_000);
+                    while heap.stats().sweeping {
+                        std::thread::yield_now();
+                    }
                     let after = heap.stats().used_bytes;
                     assert!(
                         after <= before,
