@@ -176,10 +176,8 @@ pub struct BareThread<'f>(libc::pthread_t, std::marker::PhantomData<&'f ()>);
 impl BareThread<'_> {
     pub fn join(self) {
         // SAFETY: joined once.
-        assert_eq!(
-            unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) },
-            0
-        );
+        let error = unsafe { libc::pthread_join(self.0, std::ptr::null_mut()) };
+        assert_eq!(error, 0);
     }
 }
 
