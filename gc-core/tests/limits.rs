@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::{hazard, hazard_given, is_child, kinds, run_child};
@@ -524,6 +525,51 @@ fn h96_hundreds_of_heaps_live_in_few_addresses() {
                 assert!(heap.stats().collections > before, "heap {n}");
             }
             drop(mutators);
+        },
+    );
+}
+
+/// Threads that used forty sizes once and go on with one: after some collections each holds a span of that size, and no others.
+#[test]
+fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
+    hazard(
+        "h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once",
+        "stale-runs-kept",
+        || {
+            const THREADS: usize = 4;
+            const SIZES: usize = 40;
+            let heap = Heap::builder().build().unwrap();
+            let (ready, done) = (Barrier::new(THREADS + 1), AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        let m = heap.attach().unwrap();
+                        let alloc = |bytes: usize| {
+                            m.with_scope(|s| s.alloc_bytes(&vec![1; bytes]).map(|_| ()))
+                                .unwrap();
+                        };
+                        (1..=SIZES).for_each(|n| alloc(n * 100));
+                        m.blocking(|| ready.wait());
+                        while !done.load(Relaxed) {
+                            (0..100).for_each(|_| alloc(100));
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    });
+                }
+                ready.wait();
+                let before = heap.stats().used_bytes;
+                // Some share a size class.
+                assert!(
+                    before as usize >= THREADS * SIZES / 2 * (64 << 10),
+                    "{before}"
+                );
+                // Each refill looks at some sites. One that gives nothing back is found to hang.
+                while heap.stats().used_bytes > before / 4 {
+                    heap.collect();
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done.store(true, Relaxed);
+            });
         },
     );
 }

@@ -58,6 +58,10 @@ impl HeapBuilder {
 
     /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and if that does not help, fails with an
     /// [`AllocError`](crate::AllocError). None by default; at least 4 MiB.
+    ///
+    /// What a mutator has ready to allocate from counts: a span, 64 KiB as a rule, for each kind and size that it used lately. A thread that waits in
+    /// [`blocking`](crate::Mutator::blocking) or allocates gives back what it no longer uses. One that only computes keeps what it had when it allocated last: an empty
+    /// `blocking` now and then gives that back.
     pub fn hard_limit(mut self, bytes: u64) -> Self {
         self.config.hard_limit = Some(bytes);
         self
