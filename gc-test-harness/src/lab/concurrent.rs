@@ -360,7 +360,7 @@ impl Driver<'_> {
     fn floor_block(&self, driven: &mut Driven) -> Result<(), MarkError> {
         let rounds = |rounds, wait| {
             self.floor
-                .rounds(rounds, wait, || self.settle())
+                .rounds(rounds, wait, |_| self.settle())
                 .map_err(|e| MarkError::Heap(e.to_string()))
         };
         // When this one is over none is under way: nobody allocates. Nor is the floor measured beside the sweeping, which has a processor to itself for

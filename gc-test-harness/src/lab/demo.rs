@@ -144,7 +144,7 @@ fn conduct(crew: &Crew<'_>, floor: &Floor) -> Result<Outcome, DemoError> {
             std::thread::sleep(GAP);
         }
         let gap = || std::thread::sleep(GAP);
-        let samples = floor.rounds(BLOCK, Wait::Sleep, gap);
+        let samples = floor.rounds(BLOCK, Wait::Sleep, |_| gap());
         outcome.floor.merge(&samples.map_err(DemoError::of)?);
         progress.show(begun.elapsed(), &outcome, crew.answers());
     }

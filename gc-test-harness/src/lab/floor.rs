@@ -227,7 +227,7 @@ impl Floor {
         &self,
         rounds: u32,
         wait: Wait,
-        mut between: impl FnMut(),
+        mut between: impl FnMut(Duration),
     ) -> Result<Samples, FloorError> {
         let mut samples = Samples::new();
         let mut drains: Vec<(Arc<Record>, u32)> = self
@@ -239,7 +239,7 @@ impl Floor {
             let round = self.round(wait)?;
             samples.record(round.stop, round.pause);
             samples.met(round.signalled);
-            between();
+            between(round.pause);
             for (thread, read) in &mut drains {
                 // Acquire: pairs with the handler's Release store, after which the stall is in its place.
                 let written = thread.written.load(Ordering::Acquire);
@@ -400,8 +400,8 @@ mod tests {
                 std::thread::yield_now();
             }
             let gap = || std::thread::sleep(Duration::from_micros(50));
-            let spun = floor.rounds(100, Wait::Spin, gap);
-            let slept = floor.rounds(100, Wait::Sleep, gap);
+            let spun = floor.rounds(100, Wait::Spin, |_| gap());
+            let slept = floor.rounds(100, Wait::Sleep, |_| gap());
             over.store(true, Ordering::SeqCst);
             [spun, slept].map(|samples| samples.expect("signals arrive").stop.len())
         });

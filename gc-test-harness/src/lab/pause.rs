@@ -29,6 +29,8 @@ const LEAST_TURNS: u64 = 200_000;
 const SEED: u64 = 7;
 /// How long a round waits for all threads to run again: a little more than the 4 ms of a common kernel's tick.
 const PATIENCE: Duration = Duration::from_millis(5);
+/// For no longer than this does a stop let the threads run before it begins.
+const RUNS_MOST: Duration = Duration::from_millis(10);
 /// Nodes that each thread keeps alive: small live data.
 const LIVE: usize = 100;
 /// A block of collections has one round for so many rounds of stops.
@@ -283,14 +285,17 @@ impl Crew<'_> {
     /// Gives the threads time until each has been seen to run, so that the next stop meets running threads and not such
     /// as are still parked, to be taken over where they stand. With more threads than processors that could take as
     /// many time slices as there are threads, so patience has an end; how many were running is counted.
-    fn settle(&self) {
+    ///
+    /// The threads run at first for as long as the last stop `took`. A stop sees to that before it begins: were it to wait here
+    /// after the threads were seen to run, other programs could have their processors by the time that it asks.
+    fn settle(&self, took: Duration) {
+        std::thread::sleep(self.gap.max(took.min(RUNS_MOST)));
+        let begun = Instant::now();
         let seen: Vec<u64> = self
             .places
             .iter()
             .map(|p| p.load(Ordering::Relaxed))
             .collect();
-        let begun = Instant::now();
-        std::thread::sleep(self.gap);
         for (place, seen) in self.places.iter().zip(seen) {
             while place.load(Ordering::Relaxed) == seen
                 && begun.elapsed() < PATIENCE
@@ -302,7 +307,7 @@ impl Crew<'_> {
     }
 
     fn floor(&self, rounds: u32, wait: Wait) -> Result<Samples, FloorError> {
-        self.floor.rounds(rounds, wait, || self.settle())
+        self.floor.rounds(rounds, wait, |took| self.settle(took))
     }
 
     /// A block of the library's own stops.
@@ -318,7 +323,7 @@ impl Crew<'_> {
             let report = stopped.resume();
             samples.record(report.time_to_stop, report.pause);
             samples.met(report.signalled);
-            self.settle();
+            self.settle(report.pause);
         }
         Ok(samples)
     }
@@ -331,7 +336,7 @@ impl Crew<'_> {
             let last = self.heap.stats().last;
             samples.record(last.time_to_stop, last.pause);
             samples.met(last.signalled);
-            self.settle();
+            self.settle(last.pause);
         }
         samples
     }
