@@ -167,7 +167,7 @@ impl Lab {
         for block in 0..BLOCKS {
             let wait = [Wait::Sleep, Wait::Spin][block % 2];
             let gap = || std::thread::sleep(Duration::from_micros(100));
-            let floor = self.floor.rounds(ROUNDS, wait, gap).expect("signals");
+            let floor = self.floor.rounds(ROUNDS, wait, |_| gap()).expect("signals");
             times.floor = times.floor.max(Duration::from_nanos(floor.stop.max()));
             for _ in 0..ROUNDS {
                 let stopped = self.world.stop().expect("no mutator");
