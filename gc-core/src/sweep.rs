@@ -78,7 +78,7 @@ impl Space {
     }
 
     /// [`Space::sweep_piece`] by the collector, which no stop holds up: a walk over all cells excludes it by a lock.
-    pub(crate) fn sweep_piece_aside(&self) -> bool {
+    pub fn sweep_piece_aside(&self) -> bool {
         let _rearranging = self.rearranging.lock();
         self.sweep_piece()
     }

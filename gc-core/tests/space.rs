@@ -328,3 +328,72 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
         },
     );
 }
+
+/// The large objects lie one after the other, in units of 4 KiB: first `before` and `stale`, and where they were then `dead`, twice, and `live`. The record
+/// of `stale` is left inside of the second `dead`, and says that the next stretch begins behind `live`.
+#[test]
+fn h61_a_walk_beside_the_sweep_misses_nothing() {
+    let name = "h61_a_walk_beside_the_sweep_misses_nothing";
+    hazard(name, "walk-beside-sweep", || {
+        const UNIT: usize = 4096;
+        /// Units whose records share a page, which is what goes back.
+        const RECORDS: usize = 128;
+        const DEAD: usize = 3 * RECORDS;
+        let space = space(256 << 20);
+        let (queue, runs) = (
+            MarkQueue::new(&space, 1 << 20).unwrap(),
+            Runs::new().unwrap(),
+        );
+        let leaf = space.add_kind(Kind::leaf("leaf")).unwrap();
+        let first = alloc(&space, &runs, leaf, 16).unwrap();
+        let collect = |roots: &[usize]| {
+            space.retire(&runs);
+            while space.sweep_piece() || space.clear_spare_piece() {}
+            space.begin_marking();
+            let mut marker = Marker::new(&space, &queue);
+            for root in roots {
+                marker.edge(*root, Encoding::RAW);
+            }
+            marker.drain();
+            drop(marker);
+            space.end_marking();
+        };
+        let units = |units: usize| large(&space, &runs, leaf, units * UNIT).unwrap();
+        let other = units(1);
+        let begin = other + UNIT;
+        let number = (begin - space.reserved().start) / UNIT;
+        // The boundary lies in the last page of the two dead objects' records, which does not go back since others use it.
+        let end = number + 2 * DEAD;
+        let boundary = end / RECORDS * RECORDS + (end % RECORDS) / 2;
+        let before = units(boundary - number);
+        let stale = units(4 * DEAD);
+        assert_eq!((before, stale), (begin, begin + (boundary - number) * UNIT));
+        collect(&[first, other]);
+        while space.sweep_piece() {}
+        let dead = [units(DEAD), units(DEAD)];
+        let live = units(1);
+        assert_eq!(dead, [begin, begin + DEAD * UNIT]);
+        assert_eq!(live, begin + 2 * DEAD * UNIT);
+        collect(&[first, other, live]);
+        while space.clear_spare_piece() {}
+
+        let walks = std::sync::Barrier::new(2);
+        let mut met = Vec::new();
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                walks.wait();
+                // The fault has the walk pause behind the first dead object for half a second.
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                while space.sweep_piece_aside() {}
+                while space.release_piece(0, 0, u64::MAX) > 0 {}
+            });
+            space.for_each_cell(&mut |cell| {
+                if met.is_empty() {
+                    walks.wait();
+                }
+                met.push(cell.base);
+            });
+        });
+        assert_eq!(met, [first, other, live]);
+    });
+}

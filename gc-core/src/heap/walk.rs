@@ -1,10 +1,12 @@
 //! Walks all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators yet.
 //!
 //! A stop does not stop the collector, which sweeps and gives memory back beside the mutators, in pieces. A walk holds the lock that each
-//! piece takes, so it begins when a piece has ended, and the next one waits for its end.
+//! piece takes, so it begins when a piece has ended, and the next one waits for its end. Otherwise a free stretch could be joined with
+//! its neighbours and its records go back to the system while the walk is on its way to one of them: it would then step through
+//! what is left of older records, and past cells that live.
 
 use super::spans::State;
-use super::{Cell, Class, Space, UNIT, Unit, classes};
+use super::{CHUNK_UNITS, Cell, Class, Space, UNIT, Unit, classes};
 use crate::fault::planted;
 use crate::kind::KindId;
 
@@ -57,6 +59,10 @@ impl Space {
                 }
             }
             unit += units.max(1);
+            if planted("walk-beside-sweep") && units >= CHUNK_UNITS / 2 {
+                // Between two stretches, where the second may go.
+                std::thread::sleep(std::time::Duration::from_millis(500));
+            }
         }
     }
 
