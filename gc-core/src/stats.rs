@@ -105,7 +105,7 @@ pub struct CollectionStats {
     pub assist_cells: u64,
     /// Cells that were marked at the end while the world stood: what logs held back, and all of a heap that is marked in one stop.
     pub cells_in_stops: u64,
-    /// Weak words, registered cells and deaths that were looked at while the world stood. Where there are more than a few hundred, most are looked
+    /// Weak words, registered cells and deaths that were looked at while the world stood. Where there are more than a hundred or two, most are looked
     /// at beside the mutators.
     pub looked_in_stops: u64,
     /// Sites of mutators that were looked at while the world stood, by each mutator that has a run of theirs. A mutator gives back runs that it has not

@@ -51,7 +51,7 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
             m.collect();
             let last = heap.stats().last;
             // More than twice what one stop looks at: there may be two.
-            assert!(last.looked_in_stops < 1024, "{last:?}");
+            assert!(last.looked_in_stops < 512, "{last:?}");
             last
         };
         apart(&heap, |m| {

@@ -22,9 +22,9 @@ use crate::fault::planted;
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
-/// Words, registrations and deaths that are looked at in one stop before mutators run beside the rest. At some 20 ns each they take 5 us, half of what the
-/// shortest stop takes: with more the stop would be longer by that much, with fewer a stop that is short anyway would become two.
-const LOOKS: usize = 256;
+/// Words, registrations and deaths that are looked at in one stop before mutators run beside the rest. At some 20 ns each they take 3 us, a third of what the
+/// shortest stop takes: with more the stop would be noticeably longer, with fewer one that is short anyway would become two.
+const LOOKS: usize = 128;
 
 /// As many are looked at at a time in a stop, and beside the mutators, where one that registers waits for the lock.
 const PIECE_STOPPED: usize = 64;
