@@ -189,8 +189,8 @@ fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
 
 // ---- in a heap that really stops ------------------------------------------------------------------------------------------------
 
-fn many_sites(heap: &Heap, m: &Mutator) {
-    for i in 0..N {
+fn many_sites(heap: &Heap, m: &Mutator, n: usize) {
+    for i in 0..n {
         let kind = heap.kind(Kind::leaf(format!("kind {i}"))).unwrap();
         // SAFETY: dies at once.
         unsafe { m.alloc(kind, 16) }.unwrap();
@@ -212,7 +212,7 @@ fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once()
     hazard(name, "stale-runs-kept", || {
         let (heap, _) = common::heap();
         let m = heap.attach().unwrap();
-        many_sites(&heap, &m);
+        many_sites(&heap, &m, N);
         m.collect();
         let sites = heap.stats().last.sites_in_stops;
         assert!(sites >= N as u64, "the first collection looks at {sites}");
@@ -221,7 +221,7 @@ fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once()
         let stats = heap.stats();
         assert!(stats.last.sites_in_stops <= FEW, "{:?}", stats.last);
         // Again, from where they were.
-        many_sites(&heap, &m);
+        many_sites(&heap, &m, N);
         m.collect();
         m.collect();
         m.collect();
@@ -238,7 +238,8 @@ fn h90_sites_of_a_mutator_that_waits_go_back_in_stops() {
         std::thread::scope(|s| {
             s.spawn(|| {
                 let m = heap.attach().unwrap();
-                many_sites(&heap, &m);
+                // More than a mutator may have that is set aside.
+                many_sites(&heap, &m, 5 * N);
                 common::sit_idle(&m, &ready, &done);
             });
             ready.wait();
@@ -256,7 +257,7 @@ fn sites_of_a_mutator_that_allocates_elsewhere_go_back_as_it_goes() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let m = heap.attach().unwrap();
-            many_sites(&heap, &m);
+            many_sites(&heap, &m, N);
             ready.wait();
             while !done.load(Relaxed) {
                 common::garbage(&m, k, 1000);

@@ -41,7 +41,7 @@ impl Cycle<'_, '_> {
             // Relaxed: its thread stands still. A record without a place is not met by what reads handles beside the mutators.
             let may = !context.is_busy.load(Ordering::Relaxed)
                 && context.place.get() != usize::MAX
-                && context.local.sites().nth(SITES).is_none();
+                && context.local.sites_listed() <= SITES;
             if may {
                 shared.space.retire(&context.local);
                 lowered |= context.handles.lower();
