@@ -25,9 +25,11 @@ pub(crate) fn default_reserve(taken: u64) -> u64 {
     (HALF.saturating_sub(taken) / PART).clamp(1 << 30, DEFAULT_RESERVE)
 }
 
-/// The same where the process may have `limit` bytes of addresses (`RLIMIT_AS`), and has so many heaps: five sixteenths for the first, and for the nth that by n cubed. So the
-/// large ones together have less than half, and the rest is left for small heaps, and for the program: 64 GiB are enough for a thousand, of which the
-/// small ones take 31 MiB each with their tables and a thread's stack.
+/// The same where the process may have `limit` bytes of addresses (`RLIMIT_AS`), and has so many
+/// heaps: five sixteenths for the first, and for the nth that by n cubed. So the large ones
+/// together have less than half, and the rest is left for small heaps, and for the program: 64 GiB
+/// are enough for a thousand, of which the small ones take 31 MiB each with their tables and a
+/// thread's stack.
 pub(crate) fn default_reserve_within(limit: u64, heaps: u64) -> u64 {
     let nth = heaps.min(1 << 16) + 1;
     (limit / 16 * 5 / nth.pow(3)).max(crate::heap::MIN_RESERVE)

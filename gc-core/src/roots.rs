@@ -62,7 +62,8 @@ pub(crate) struct Tables {
     callbacks: Slab<Callback>,
 }
 
-/// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so many handles.
+/// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so
+/// many handles.
 const MAX_RANGES: usize = 1 << 20;
 const HANDLES_A_RANGE: usize = 16;
 /// Root callbacks a heap can have, in the same way.

@@ -121,8 +121,9 @@ pub struct CollectionStats {
     pub begin_bytes: u64,
     /// The bytes at which it came to its end: the heap's peak.
     pub end_bytes: u64,
-    /// What it found alive leaves no room below the soft [`memory_limit`](crate::HeapBuilder::memory_limit), or collecting took too much time there: until the next
-    /// collection the heap may pass the limit.
+    /// What it found alive leaves no room below the soft
+    /// [`memory_limit`](crate::HeapBuilder::memory_limit), or collecting took too much time there:
+    /// until the next collection the heap may pass the limit.
     pub over_memory_limit: bool,
     /// Mutators that the first stop stopped, or found in `blocking`.
     pub mutators: u32,

@@ -454,7 +454,8 @@ fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
     );
 }
 
-/// Collections while a program whose alive bytes are 16 MiB allocates so many more, with time for the collector.
+/// Collections while a program whose alive bytes are 16 MiB allocates so many more, with time for
+/// the collector.
 fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::RawRoot>) {
     const CELL: usize = 64 << 10;
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
@@ -529,7 +530,8 @@ fn h96_hundreds_of_heaps_live_in_few_addresses() {
     );
 }
 
-/// Threads that used forty sizes once and go on with one: after some collections each holds a span of that size, and no others.
+/// Threads that used forty sizes once and go on with one: after some collections each holds a span
+/// of that size, and no others.
 #[test]
 fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
     hazard(

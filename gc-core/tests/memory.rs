@@ -128,7 +128,8 @@ fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
     );
 }
 
-/// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that the process had before.
+/// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that
+/// the process had before.
 fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::RawRoot>, usize) {
     const CELL: usize = 4096;
     let before = resident();
@@ -183,7 +184,8 @@ fn h94_what_the_tables_say_of_free_memory_goes_back_with_it() {
     );
 }
 
-/// Pages of the heap that belong to a huge page, as the system has it; `None`: it does not say so to this user.
+/// Pages of the heap that belong to a huge page, as the system has it; `None`: it does not say so
+/// to this user.
 fn parts_of_huge_pages(heap: &Heap) -> Option<usize> {
     use std::os::unix::fs::FileExt;
     /// `KPF_COMPOUND_HEAD` and `KPF_COMPOUND_TAIL`, see `Documentation/admin-guide/mm/pagemap.rst`.

@@ -184,8 +184,9 @@ pub(crate) fn find() -> io::Result<Found> {
     Ok(found)
 }
 
-/// What glibc has said of the main thread's stack. It reads all of the process's mappings for that, up to the stack, which are the last: where a process has a thousand heaps,
-/// that took 40 ms for each attaching. It is asked again when the limit, which is part of its answer, has changed.
+/// What glibc has said of the main thread's stack. It reads all of the process's mappings for that,
+/// up to the stack, which are the last: where a process has a thousand heaps, that took 40 ms for
+/// each attaching. It is asked again when the limit, which is part of its answer, has changed.
 struct Main {
     /// `pthread_self` of the main thread: no other thread ever has it. 0: nothing is known.
     thread: AtomicUsize,
@@ -206,7 +207,8 @@ impl Main {
         }
     }
 
-    /// By the main thread alone, which is also the only one that is told. Hence Relaxed. The child of a fork has another one, unless the main thread has forked.
+    /// By the main thread alone, which is also the only one that is told. Hence Relaxed. The child
+    /// of a fork has another one, unless the main thread has forked.
     fn remember(&self, range: &Range<usize>, thread: usize, limit: usize) {
         self.thread.store(thread, Ordering::Relaxed);
         self.low.store(range.start, Ordering::Relaxed);

@@ -59,9 +59,10 @@ impl HeapBuilder {
     /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and if that does not help, fails with an
     /// [`AllocError`](crate::AllocError). None by default; at least 4 MiB.
     ///
-    /// What a mutator has ready to allocate from counts: a span, 64 KiB as a rule, for each kind and size that it used lately. A thread that waits in
-    /// [`blocking`](crate::Mutator::blocking) or allocates gives back what it no longer uses. One that only computes keeps what it had when it allocated last: an empty
-    /// `blocking` now and then gives that back.
+    /// What a mutator has ready to allocate from counts: a span, 64 KiB as a rule, for each kind
+    /// and size that it used lately. A thread that waits in [`blocking`](crate::Mutator::blocking)
+    /// or allocates gives back what it no longer uses. One that only computes keeps what it had
+    /// when it allocated last: an empty `blocking` now and then gives that back.
     pub fn hard_limit(mut self, bytes: u64) -> Self {
         self.config.hard_limit = Some(bytes);
         self
@@ -71,9 +72,11 @@ impl HeapBuilder {
     /// come earlier than `gc_percent` asks for. It is soft: where the program cannot do with less, or collecting would cost as much time
     /// as the program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and its safeguard are Go's (design 48409).
     ///
-    /// Where what is alive leaves no room below it, collections cannot help, and they become no more frequent than where the heap may grow by a tenth of what is alive.
-    /// [`over_memory_limit`](crate::CollectionStats::over_memory_limit) says so, and `over-limit` in the line of `URGE_TRACE=1`. A program that would rather
-    /// get an error has a [`hard_limit`](Self::hard_limit).
+    /// Where what is alive leaves no room below it, collections cannot help, and they become no
+    /// more frequent than where the heap may grow by a tenth of what is alive.
+    /// [`over_memory_limit`](crate::CollectionStats::over_memory_limit) says so, and `over-limit`
+    /// in the line of `URGE_TRACE=1`. A program that would rather get an error has a
+    /// [`hard_limit`](Self::hard_limit).
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = Some(bytes);
         self
@@ -122,13 +125,17 @@ impl HeapBuilder {
         self
     }
 
-    /// The addresses to reserve for cells, in bytes; at least 16 MiB. 256 GiB by default; less where the process has hundreds of heaps already, or
-    /// where the system would have no addresses for anything else afterwards. Costs no memory, nor what the system counts as promised
-    /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized by it: they take about as many addresses again
-    /// in a heap of 64 MiB, and a thirtieth in one of 256 GiB.
+    /// The addresses to reserve for cells, in bytes; at least 16 MiB. 256 GiB by default; less
+    /// where the process has hundreds of heaps already, or where the system would have no addresses
+    /// for anything else afterwards. Costs no memory, nor what the system counts as promised
+    /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized
+    /// by it: they take about as many addresses again in a heap of 64 MiB, and a thirtieth in one
+    /// of 256 GiB.
     ///
-    /// Where the process may have fewer addresses (`RLIMIT_AS`, `ulimit -v`), the first heap's default is five sixteenths of them, and the nth heap's that by n cubed, at least
-    /// 16 MiB. Where the system refuses, the reserve is halved until all fits, but not below 16 MiB; [`Heap::reserved`] says what it is.
+    /// Where the process may have fewer addresses (`RLIMIT_AS`, `ulimit -v`), the first heap's
+    /// default is five sixteenths of them, and the nth heap's that by n cubed, at least 16 MiB.
+    /// Where the system refuses, the reserve is halved until all fits, but not below 16 MiB;
+    /// [`Heap::reserved`] says what it is.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().reserve(64 << 20).build()?;

@@ -39,7 +39,8 @@ impl Heap {
     /// Collects, gives all free memory back to the system at once, and waits for both; the bytes that went back. For a program that knows that it will
     /// need less for a while. Without it memory goes back slowly, beside the program, and what was in use lately is kept for some seconds.
     ///
-    /// What [`pre_touch`](HeapBuilder::pre_touch) has backed stays, and free memory in pieces of less than 16 KiB.
+    /// What [`pre_touch`](HeapBuilder::pre_touch) has backed stays, and free memory in pieces of
+    /// less than 16 KiB.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;

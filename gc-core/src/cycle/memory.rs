@@ -77,7 +77,8 @@ impl Idle {
 /// Bytes that the system maps as one page.
 const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
 
-/// Bytes of the list of births beyond its present length that stay until [`Heap::trim`](crate::Heap::trim).
+/// Bytes of the list of births beyond its present length that stay until
+/// [`Heap::trim`](crate::Heap::trim).
 const BIRTHS_KEPT: u64 = 1 << 20;
 
 /// How long until it is looked again whether a heap still needs what it keeps.
@@ -113,8 +114,8 @@ impl Surplus {
         space.use_huge_pages_again();
         let now = self.begun.elapsed();
         let (used, peak) = space.used_lately();
-        // What the pacer lets the heap grow to and a tenth, as far as it does in some seconds, or what it needed lately: below that, what is given back would
-        // be asked for again at once.
+        // What the pacer lets the heap grow to and a tenth, as far as it does in some seconds, or
+        // what it needed lately: below that, what is given back would be asked for again at once.
         let allocated = space.allocated_since();
         let newly = match allocated.checked_sub(self.allocated) {
             Some(newly) => newly,
@@ -137,8 +138,10 @@ impl Surplus {
             space.pre_touched
         };
         let keep = need.max(touched).saturating_sub(used);
-        // A heap that needs no more than it has may lose pages that are free in part, until a sixteenth is left: that is not worth their splitting.
-        // One that allocates swings by as much from collection to collection: without the margin a steady program would give a page back in each, and take it again.
+        // A heap that needs no more than it has may lose pages that are free in part, until a
+        // sixteenth is left: that is not worth their splitting. One that allocates swings by as
+        // much from collection to collection: without the margin a steady program would give a page
+        // back in each, and take it again.
         let (keep, grain) = if need <= used {
             (keep.max(used / 16), 0)
         } else {
@@ -152,7 +155,8 @@ impl Surplus {
             let bytes = space.release_piece(keep, grain, most);
             if bytes == 0 {
                 space.births.trim(BIRTHS_KEPT);
-                // Nothing more, or nothing that is whole. Time may change that while more is remembered than is used, and else a collection.
+                // Nothing more, or nothing that is whole. Time may change that while more is
+                // remembered than is used, and else a collection.
                 self.patience = (need > used).then_some(LOOK_AGAIN);
                 return;
             }

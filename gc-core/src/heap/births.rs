@@ -63,7 +63,8 @@ impl Births {
         (2 * most).min(self.entries.len()) * size_of::<usize>()
     }
 
-    /// By the collector, between its cycles: gives back what more than `keep` bytes of a longer list have left. How many bytes.
+    /// By the collector, between its cycles: gives back what more than `keep` bytes of a longer
+    /// list have left. How many bytes.
     pub(crate) fn trim(&self, keep: u64) -> u64 {
         const PAGE: usize = 4096;
         let len = (2 * self.len.load(Ordering::Relaxed)).min(self.entries.len());
@@ -78,7 +79,8 @@ impl Births {
         let elements = kept / size_of::<usize>()..(kept + gone) / size_of::<usize>();
         let elements = elements.start..elements.end.min(self.entries.len());
         self.peak.store(len / 2, Ordering::Relaxed);
-        // SAFETY: whole pages of entries that nobody reads, and none is written before the next cycle.
+        // SAFETY: whole pages of entries that nobody reads, and none is written before the next
+        // cycle.
         unsafe { self.entries.discard(elements) };
         gone as u64
     }

@@ -120,7 +120,8 @@ impl Bitmap {
         };
     }
 
-    /// As large a heap as this bitmap tells of has its bits in huge pages again, if parts of some have gone back.
+    /// As large a heap as this bitmap tells of has its bits in huge pages again, if parts of some
+    /// have gone back.
     pub(super) fn use_huge_pages_again(&self) {
         self.words
             .use_huge_pages_again(SMALL_PAGES / UNIT * WORDS_PER_UNIT);

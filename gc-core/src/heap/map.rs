@@ -175,7 +175,8 @@ impl Map {
         let before = map.base.as_ptr().align_offset(align);
         let after = map.bytes - before - bytes;
         for (offset, spare) in [(before + bytes, after), (0, before)] {
-            // SAFETY: within the mapping, which nobody knows yet. Should the system refuse, these addresses are lost.
+            // SAFETY: within the mapping, which nobody knows yet. Should the system refuse, these
+            // addresses are lost.
             unsafe {
                 let first = NonNull::new_unchecked(map.base.as_ptr().add(offset));
                 if spare != 0 && munmap(first.cast(), spare).is_ok() {
@@ -232,9 +233,11 @@ impl Map {
         self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
 
-    /// Splits the huge page that byte `offset` lies in, if one does, into pages of the ordinary size. What is given back of a huge page is free for others
-    /// only once it is split: without that, the process has less memory (`VmRSS`), and the machine has no more, until it runs out of it. A page that is
-    /// advised to be cold is split at once (Linux 5.4 and later), unless another process has it, too.
+    /// Splits the huge page that byte `offset` lies in, if one does, into pages of the ordinary
+    /// size. What is given back of a huge page is free for others only once it is split: without
+    /// that, the process has less memory (`VmRSS`), and the machine has no more, until it runs out
+    /// of it. A page that is advised to be cold is split at once (Linux 5.4 and later), unless
+    /// another process has it, too.
     pub(crate) fn split_huge_page(&self, offset: usize) {
         if !crate::fault::planted("huge-pages-unsplit") {
             self.advise(offset / PAGE * PAGE, PAGE, libc::MADV_COLD);
@@ -263,7 +266,8 @@ pub(crate) struct Table<T> {
     len: usize,
     /// Bytes from the first on that can be written. Only grows.
     writable: AtomicUsize,
-    /// For each huge page: the system is to back it by small pages alone, since a part of it went back. Of a reservation.
+    /// For each huge page: the system is to back it by small pages alone, since a part of it went
+    /// back. Of a reservation.
     small_pages: Box<[AtomicBool]>,
     element: PhantomData<*mut T>,
 }
@@ -375,8 +379,9 @@ impl<T> Table<T> {
         unsafe { self.map.discard(0, bytes) }
     }
 
-    /// Gives the whole pages inside `[first, first + count)` elements back, of a reservation whose other pages stay. A huge page of which only a part
-    /// goes is split, and no longer wanted there: the system's thread that makes huge pages of small ones would back all of it again.
+    /// Gives the whole pages inside `[first, first + count)` elements back, of a reservation whose
+    /// other pages stay. A huge page of which only a part goes is split, and no longer wanted
+    /// there: the system's thread that makes huge pages of small ones would back all of it again.
     ///
     /// # Safety
     /// Inside the table; the elements are not written meanwhile, and what they hold is not needed.
@@ -411,7 +416,8 @@ impl<T> Table<T> {
         }
     }
 
-    /// Huge pages are wanted again from element `first` on, where that is a page's first, wherever [`Table::discard_part`] has stopped that.
+    /// Huge pages are wanted again from element `first` on, where that is a page's first, wherever
+    /// [`Table::discard_part`] has stopped that.
     pub(crate) fn use_huge_pages_again(&self, first: usize) {
         let least = first * size_of::<T>();
         for (number, small) in self.small_pages.iter().enumerate() {

@@ -326,7 +326,8 @@ pub struct Space {
     /// cells. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
     ahead: Ahead,
-    /// Chunks that are backed by small pages alone, since some of them have gone back. By the thread that gives memory back.
+    /// Chunks that are backed by small pages alone, since some of them have gone back. By the
+    /// thread that gives memory back.
     small_chunks: SmallChunks,
     /// Memory has gone back since huge pages were wanted everywhere. By that thread: Relaxed.
     has_released: AtomicBool,
@@ -664,8 +665,9 @@ impl Space {
         &self.range.bits[!self.role.load(Ordering::Relaxed) & 1]
     }
 
-    /// Notes that the bitmaps' pages for this unit may have bits: the allocated one's now, the other one's in its time. A page without that note is zero, and is
-    /// not written when a bitmap is cleared: it may have gone back to the system.
+    /// Notes that the bitmaps' pages for this unit may have bits: the allocated one's now, the
+    /// other one's in its time. A page without that note is zero, and is not written when a bitmap
+    /// is cleared: it may have gone back to the system.
     #[inline(always)]
     pub(crate) fn note_bits(&self, unit: usize) {
         let noted = self.noted_bits(unit / BITS_PAGE_UNITS);

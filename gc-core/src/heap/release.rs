@@ -1,16 +1,21 @@
-//! Gives free memory back to the system, in the background: first the whole 2 MiB units that the system maps as one, then what is free between cells in
-//! others, as far as it is [`LEAST_PART`] long. Such a page is split first ([`Map::split_huge_page`](super::map::Map::split_huge_page)), or nothing would be free for
-//! other programs. And the system is told to map small pages there, until all of it is free or the heap is full again: its thread that makes huge pages of small ones
-//! (`khugepaged`) would back all of it. What the tables say of free memory is zero, and goes back with it, page by page.
+//! Gives free memory back to the system, in the background: first the whole 2 MiB units that the
+//! system maps as one, then what is free between cells in others, as far as it is [`LEAST_PART`]
+//! long. Such a page is split first ([`Map::split_huge_page`](super::map::Map::split_huge_page)),
+//! or nothing would be free for other programs. And the system is told to map small pages there,
+//! until all of it is free or the heap is full again: its thread that makes huge pages of small
+//! ones (`khugepaged`) would back all of it. What the tables say of free memory is zero, and goes
+//! back with it, page by page.
 //!
-//! Memory that is given back and asked for again costs the system's clearing of it, ten times what giving it back saved.
-//! A heap's need swings from collection to collection, so nobody knows which free memory will be asked for again. Hence
-//! what was in use lately is kept, and the rest goes back slowly ([`Trickle`]): whatever is taken back at once costs a
-//! small share of the time at most, and a heap that has become small for good is small within seconds.
+//! Memory that is given back and asked for again costs the system's clearing of it, ten times what
+//! giving it back saved. A heap's need swings from collection to collection, so nobody knows which
+//! free memory will be asked for again. Hence what was in use lately is kept, and the rest goes
+//! back slowly ([`Trickle`]): whatever is taken back at once costs a small share of the time at
+//! most, and a heap that has become small for good is small within seconds.
 //!
-//! Others do it so: Go's scavenger keeps a tenth more than the heap's goal, takes a hundredth of the time, and gives back the densest free pages last; jemalloc
-//! gives back all that was free for ten seconds (`dirty_decay_ms`), mimalloc what was free for some milliseconds (`purge_delay`), bdwgc blocks that were free for
-//! several collections.
+//! Others do it so: Go's scavenger keeps a tenth more than the heap's goal, takes a hundredth of
+//! the time, and gives back the densest free pages last; jemalloc gives back all that was free for
+//! ten seconds (`dirty_decay_ms`), mimalloc what was free for some milliseconds (`purge_delay`),
+//! bdwgc blocks that were free for several collections.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,8 +24,8 @@ use super::spans::LEAST_PART;
 use super::{BITS_PAGE_UNITS, CHUNK_UNITS, Space, UNIT};
 use crate::fault::planted;
 
-/// Chunks that are kept from becoming huge pages again at most, in all heaps of the process, 8 GiB of them: each may split its heap's mapping in three, and a process
-/// may have 65,530 mappings.
+/// Chunks that are kept from becoming huge pages again at most, in all heaps of the process, 8 GiB
+/// of them: each may split its heap's mapping in three, and a process may have 65,530 mappings.
 const MOST_SMALL: usize = 4096;
 
 /// How many there are. A bound: Relaxed.
@@ -36,7 +41,8 @@ const CHUNKS_PER_PIECE: usize = 32;
 /// taken back at once cost two hundredths of the time; and 128 MiB go back in a second.
 const TIME_PER_CHUNK: Duration = Duration::from_millis(16);
 
-/// Where there is more than half a gigabyte to give back, it goes faster: at the rate at which all of it is gone in this time.
+/// Where there is more than half a gigabyte to give back, it goes faster: at the rate at which all
+/// of it is gone in this time.
 const TIME_FOR_ALL: Duration = Duration::from_secs(4);
 
 /// Chunks that may go back at once after a long wait.
@@ -87,7 +93,8 @@ pub(crate) struct Trickle {
     looked: Duration,
 }
 
-/// In this time half of the difference to an older peak is forgotten, and of the difference to an older rate.
+/// In this time half of the difference to an older peak is forgotten, and of the difference to an
+/// older rate.
 const MEMORY: Duration = Duration::from_millis(500);
 
 /// What is going to be allocated in this time stays.
@@ -133,7 +140,8 @@ impl Trickle {
             .mul_f64(bytes as f64 / (CHUNK_UNITS * UNIT) as f64);
     }
 
-    /// The bytes by which a heap grows in four seconds, if it allocates as it did lately: `allocated` bytes since the last call.
+    /// The bytes by which a heap grows in four seconds, if it allocates as it did lately:
+    /// `allocated` bytes since the last call.
     pub(crate) fn growth(&mut self, allocated: u64, now: Duration) -> u64 {
         let since = now.saturating_sub(self.looked).as_secs_f64();
         if since > 0.0 {
@@ -144,8 +152,8 @@ impl Trickle {
         (self.rate * AHEAD.as_secs_f64()) as u64
     }
 
-    /// The bytes that the heap will need, as far as its past tells: at most `peak` were in use since the last call. Less than a chunk of an older peak is
-    /// forgotten.
+    /// The bytes that the heap will need, as far as its past tells: at most `peak` were in use
+    /// since the last call. Less than a chunk of an older peak is forgotten.
     pub(crate) fn need(&mut self, peak: u64, now: Duration) -> u64 {
         let since = now.saturating_sub(self.updated).as_secs_f64() / MEMORY.as_secs_f64();
         let kept = (self.peak.saturating_sub(peak) as f64 * (-since).exp2()) as u64;
@@ -161,9 +169,11 @@ impl Trickle {
 }
 
 impl Space {
-    /// Outside any stop, by one thread at a time and never by a mutator: returns free memory to the system until less than 2 MiB more than
-    /// `keep` free bytes are still backed; and of 2 MiB that are in use in part, until less than `grain` bytes more are. One bounded piece of at most `most` bytes; the
-    /// bytes returned, 0 when nothing is left to do (or the spare bitmap is not cleared yet).
+    /// Outside any stop, by one thread at a time and never by a mutator: returns free memory to the
+    /// system until less than 2 MiB more than `keep` free bytes are still backed; and of 2 MiB that
+    /// are in use in part, until less than `grain` bytes more are. One bounded piece of at most
+    /// `most` bytes; the bytes returned, 0 when nothing is left to do (or the spare bitmap is not
+    /// cleared yet).
     ///
     /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of it.
     pub fn release_piece(&self, keep: u64, grain: u64, most: u64) -> u64 {
@@ -223,7 +233,8 @@ impl Space {
         };
         let end = (first + units).min(from + most);
         let count = dirty.count(from, end - from);
-        // What lies before it in the same chunk is zero, and the system backs it all the same if it does so by a huge page.
+        // What lies before it in the same chunk is zero, and the system backs it all the same if it
+        // does so by a huge page.
         let from = first.max(from / CHUNK_UNITS * CHUNK_UNITS);
         for unit in [from, end - 1] {
             self.use_small_pages(unit);
@@ -248,8 +259,9 @@ impl Space {
         self.range.memory.split_huge_page(unit * UNIT);
     }
 
-    /// Of a free stretch that only this thread has, gives back what tables say of the units below `end`, whole pages. It is zero, but for records, which say nothing in
-    /// the middle of a stretch.
+    /// Of a free stretch that only this thread has, gives back what tables say of the units below
+    /// `end`, whole pages. It is zero, but for records, which say nothing in the middle of a
+    /// stretch.
     fn release_tables(&self, first: usize, units: usize, end: usize) {
         if planted("tables-kept") {
             return;
@@ -258,7 +270,8 @@ impl Space {
         let noted = |page| self.noted_bits(page).swap(0, Ordering::Relaxed) != 0;
         if pages.filter(|page| noted(*page)).count() != 0 {
             for bits in &self.range.bits {
-                // SAFETY: nothing is allocated here, so one bitmap is clear; and the spare one has been cleared.
+                // SAFETY: nothing is allocated here, so one bitmap is clear; and the spare one has
+                // been cleared.
                 unsafe { bits.discard_units(first, end - first) };
             }
         }
@@ -269,8 +282,8 @@ impl Space {
         unsafe { self.range.units.discard(first, end - first) };
     }
 
-    /// Outside any stop, by the thread that gives memory back: has huge pages wherever they were given up for parts that went back, if the heap is about as full as it
-    /// ever was.
+    /// Outside any stop, by the thread that gives memory back: has huge pages wherever they were
+    /// given up for parts that went back, if the heap is about as full as it ever was.
     pub(crate) fn use_huge_pages_again(&self) {
         if !self.has_released.load(Ordering::Relaxed) {
             return;

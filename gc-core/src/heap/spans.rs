@@ -16,8 +16,8 @@ use super::map::{MapError, Table};
 /// Units of the 2 MiB that the system maps as one page, and that are given back as one.
 pub(crate) const CHUNK_UNITS: usize = (2 << 20) / UNIT;
 
-/// Units of the shortest stretch that is given back where it does not fill a chunk. Large objects have nine units at least, and what is free between them
-/// may be as short.
+/// Units of the shortest stretch that is given back where it does not fill a chunk. Large objects
+/// have nine units at least, and what is free between them may be as short.
 pub(super) const LEAST_PART: usize = 4;
 
 /// Lists of one length each, for 1 to this many units.

@@ -46,10 +46,13 @@
 //! collector for a cycle. Then the heap passes its limit instead of the program coming to a halt. A hard limit lowers the goal in the same
 //! way; what it refuses is the allocator's business.
 //!
-//! Time alone is no bound where cycles are short: 16 MiB alive under a limit of 8 were marked 200 times a second, at half of all time, and the limit was passed all the same. So
-//! where what is alive leaves no room below a soft limit, cycles are in vain: each leaves twice the distance of the one before, up to a tenth of what is alive. Then
-//! the program is marked about as often for each byte that it allocates as at `gc_percent(10)`, and [`Plan::over_limit`] says that the limit is not kept. Where
-//! there is a little room, less than 1/64 of what is alive, the distance is 1/64: a limit that is passed by that much is kept as well as one can be.
+//! Time alone is no bound where cycles are short: 16 MiB alive under a limit of 8 were marked 200
+//! times a second, at half of all time, and the limit was passed all the same. So where what is
+//! alive leaves no room below a soft limit, cycles are in vain: each leaves twice the distance of
+//! the one before, up to a tenth of what is alive. Then the program is marked about as often for
+//! each byte that it allocates as at `gc_percent(10)`, and [`Plan::over_limit`] says that the limit
+//! is not kept. Where there is a little room, less than 1/64 of what is alive, the distance is
+//! 1/64: a limit that is passed by that much is kept as well as one can be.
 
 use crate::config::Young;
 
@@ -80,8 +83,8 @@ const LEAST_GROWTH: u64 = 256 << 10;
 /// gets less of a rest: with all that was born counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
 const MOST_BORN: u64 = 64 << 20;
 
-/// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its soft limit has, and where the limit leaves less
-/// than that. See the module's head.
+/// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its
+/// soft limit has, and where the limit leaves less than that. See the module's head.
 const OVER_LIMIT: u64 = 10;
 const NEAR_LIMIT: u64 = 64;
 
@@ -182,7 +185,8 @@ pub(crate) struct Pacer {
     pressed: bool,
     /// It has, and another cycle like the last would take more than the mutators have left over.
     limiting: bool,
-    /// Cycles in a row, but for those that were asked for, after which the soft limit left no room to speak of.
+    /// Cycles in a row, but for those that were asked for, after which the soft limit left no room
+    /// to speak of.
     vain: u32,
     cores: u32,
     /// Of the last cycle that was not young: what was alive, and the cells that it marked.
@@ -356,7 +360,8 @@ impl Pacer {
         self.plan_of(cycle, goal, growth.min(goal), work, young)
     }
 
-    /// The bytes by which the heap grows until the next cycle although it passes a soft limit with that. `base` bytes are alive.
+    /// The bytes by which the heap grows until the next cycle although it passes a soft limit with
+    /// that. `base` bytes are alive.
     fn over(&mut self, limit: u64, cycle: &Cycle, base: u64) -> u64 {
         let cells = limit.saturating_sub(cycle.overhead);
         let share = if base.saturating_add(LEAST_GROWTH) > cells {

@@ -528,7 +528,8 @@ fn a_memory_limit_is_kept_where_it_can_be() {
     assert!(settled(&seen)[4..].iter().all(|s| s.end <= limit));
 }
 
-/// Cycles for each time that the program has allocated as much as it has alive, under a soft limit, when the first hundred are over; and the heap's peak.
+/// Cycles for each time that the program has allocated as much as it has alive, under a soft limit,
+/// when the first hundred are over; and the heap's peak.
 fn cycles_under(limit: u64, live: u64) -> (f64, u64) {
     let program = Program {
         mutators: 1,
