@@ -27,6 +27,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
+use crate::faults::{count_step, planted};
 use crate::stackmap::StackMaps;
 
 /// A range of code and what it is, as `World::register_code` takes it.
@@ -347,17 +348,43 @@ pub(crate) struct Managed<'a> {
 /// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do anything, also register code.
 pub(crate) struct Removed(Region);
 
+/// A region's first address. Tests count how often two are compared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Start(usize);
+
+impl Ord for Start {
+    #[inline]
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        count_step();
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Start {
+    #[inline]
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
 /// Disjoint regions by their first address.
-type Regions = BTreeMap<usize, Region>;
+type Regions = BTreeMap<Start, Region>;
 
 /// The region that begins last of those that begin below `end`.
 fn last_below(regions: &Regions, end: usize) -> Option<&Region> {
-    regions.range(..end).next_back().map(|(_, region)| region)
+    if planted("linear-code") {
+        let below = regions.iter().filter(|(start, _)| **start < Start(end));
+        return below.last().map(|(_, region)| region);
+    }
+    regions
+        .range(..Start(end))
+        .next_back()
+        .map(|(_, region)| region)
 }
 
 /// The region that an address lies in.
 fn at(regions: &Regions, pc: usize) -> Option<&Region> {
-    let (_, region) = regions.range(..=pc).next_back()?;
+    let (_, region) = regions.range(..=Start(pc)).next_back()?;
     (pc < region.range.end).then_some(region)
 }
 
@@ -425,7 +452,7 @@ impl Registered {
     }
 
     fn unlink(&mut self, mark: &Mark) -> Option<Removed> {
-        let region = self.regions(mark.key).remove(&mark.key.start)?;
+        let region = self.regions(mark.key).remove(&Start(mark.key.start))?;
         if let Some(owned) = self.worlds.get_mut(&mark.world) {
             owned.count -= 1;
             if owned.count == 0 {
@@ -564,7 +591,7 @@ impl CodeMap {
             // Relaxed: read by threads that answer a later stop, which takes the registry lock first.
             self.unsafe_ranges.fetch_add(1, Ordering::Relaxed);
         }
-        registered.regions(key).insert(range.start, region);
+        registered.regions(key).insert(Start(range.start), region);
         registered.worlds.entry(world).or_default().count += 1;
         Ok(CodeGuard {
             mark: Some(mark),
@@ -587,9 +614,10 @@ impl CodeMap {
             } else {
                 &registered.inner
             };
-            let (Some(region), Some(owned)) =
-                (regions.get(&start), registered.worlds.get_mut(&mark.world))
-            else {
+            let (Some(region), Some(owned)) = (
+                regions.get(&Start(start)),
+                registered.worlds.get_mut(&mark.world),
+            ) else {
                 continue;
             };
             if *owned.gone.get_mut() {
@@ -636,7 +664,14 @@ impl CodeMap {
                 return;
             }
             for regions in [&registered.managed, &registered.inner] {
-                for (_, region) in regions.range(..=word).rev().take(2) {
+                if planted("linear-search") {
+                    let begun = regions.iter().filter(|(start, _)| **start <= Start(word));
+                    begun
+                        .filter(|(_, region)| word <= region.range.end)
+                        .for_each(|(_, region)| region.named.set(search));
+                    continue;
+                }
+                for (_, region) in regions.range(..=Start(word)).rev().take(2) {
                     if word <= region.range.end {
                         region.named.set(search);
                     }
@@ -671,7 +706,7 @@ impl CodeMap {
                 } else {
                     &registered.inner
                 };
-                let region = regions.get(&key.start);
+                let region = regions.get(&Start(key.start));
                 region.is_some_and(|region| region.named.get() == search)
             };
             unused.extend(owned.leaving.extract_if(.., |mark| !named(mark.key)));

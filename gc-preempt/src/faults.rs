@@ -16,6 +16,20 @@ pub const fn planted(_name: &str) -> bool {
     false
 }
 
+/// How many steps the searches of the process's code map have taken so far. Tests compare them instead of times.
+#[cfg(feature = "faults")]
+pub fn steps() -> u64 {
+    // Relaxed: a count.
+    real::STEPS.load(core::sync::atomic::Ordering::Relaxed)
+}
+
+/// One more of [`steps`]. Async-signal-safe.
+#[inline(always)]
+pub(crate) fn count_step() {
+    #[cfg(feature = "faults")]
+    real::STEPS.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+}
+
 /// Reads `URGE_FAULT`, once, outside of any handler.
 pub(crate) fn read_environment() {
     #[cfg(feature = "faults")]
@@ -24,8 +38,9 @@ pub(crate) fn read_environment() {
 
 #[cfg(feature = "faults")]
 mod real {
-    use core::sync::atomic::{AtomicPtr, Ordering};
+    use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
+    pub(super) static STEPS: AtomicU64 = AtomicU64::new(0);
     static NAMES: AtomicPtr<String> = AtomicPtr::new(core::ptr::null_mut());
 
     pub(super) fn names() -> &'static str {

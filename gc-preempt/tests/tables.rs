@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use common::{hazard, world};
+use gc_preempt::faults::steps;
 use gc_preempt::stackmap::cranelift::Function;
 use gc_preempt::stackmap::{Fault, StackMaps};
-use gc_preempt::{CodeSpec, CodeWhat, FrameRule, RootSink, WalkStats, World};
+use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule, RootSink, WalkStats, World};
 
 /// The complement of the reference that the walks look for: nobody else keeps the reference itself.
 const NOT: usize = !0x00ab_cdef_1234_5678;
@@ -328,6 +329,80 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
 // ---- what registering takes -----------------------------------------------------------------------------------------------------
 
 /// As a JIT compiler does it, which keeps its arena by each function's owner. With registrations or removals that look at each other this takes a quarter of an hour.
+/// A region of 64 bytes that keeps nothing.
+fn little_code(world: &World, address: usize) -> Result<CodeGuard, CodeError> {
+    let spec = CodeSpec {
+        range: address..address + 64,
+        what: CodeWhat::Unsafe,
+        owner: None,
+    };
+    // SAFETY: nobody runs it.
+    unsafe { world.register_code(spec) }
+}
+
+#[test]
+fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
+    let name = "h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered";
+    for fault in ["linear-code", "linear-search"] {
+        hazard(name, fault, || {
+            let world = world();
+            // The steps of one registration, of one that is refused, and of the stop that looks for what leaves, in a map of so many regions.
+            let costs = |regions: usize| {
+                let arena = vec![0u8; 64 * (regions + 1)];
+                let address = |region: usize| arena.as_ptr() as usize + 64 * region;
+                let middle = regions / 2;
+                let mut guards: Vec<_> = (0..=regions)
+                    .filter(|region| *region != middle)
+                    .map(|region| little_code(&world, address(region)).unwrap())
+                    .collect();
+                let since = |before: u64| steps() - before;
+
+                let before = steps();
+                let guard = little_code(&world, address(middle)).unwrap();
+                let registered = since(before);
+                let before = steps();
+                assert!(little_code(&world, address(middle)).is_err());
+                let refused = since(before);
+
+                let first = guards.remove(0);
+                let last = guards.pop().unwrap();
+                let done = AtomicBool::new(false);
+                let waits = std::sync::Barrier::new(2);
+                let stopped = std::thread::scope(|threads| {
+                    threads.spawn(|| {
+                        let mutator = world.attach(std::ptr::null_mut()).unwrap();
+                        // Addresses between those that leave.
+                        let words: [usize; 100] =
+                            std::array::from_fn(|n| address(1 + n % (regions - 1)) + 8);
+                        std::hint::black_box(&words);
+                        mutator.blocking(|| {
+                            waits.wait();
+                            while !done.load(SeqCst) {
+                                std::thread::yield_now();
+                            }
+                        });
+                        std::hint::black_box(&words);
+                    });
+                    waits.wait();
+                    drop((guard, first, last));
+                    let before = steps();
+                    drop(world.stop().unwrap());
+                    done.store(true, SeqCst);
+                    since(before)
+                });
+                drop(guards);
+                drop(world.stop().unwrap());
+                [registered, refused, stopped]
+            };
+            let (few, many) = (costs(1 << 7), costs(1 << 14));
+            for (few, many) in few.into_iter().zip(many) {
+                // The logarithms are as 1 to 2, what is registered as 1 to 128.
+                assert!(few > 0 && many <= 8 * few, "{few} steps, {many} steps");
+            }
+        });
+    }
+}
+
 #[test]
 fn h54_an_arena_is_filled_function_by_function_and_goes_with_the_last() {
     const FUNCTIONS: usize = 100_000;
