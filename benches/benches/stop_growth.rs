@@ -2,7 +2,8 @@
 //!
 //! `cargo bench -p benches --bench stop_growth [-- NAME]`. At most 3 is wanted of every ratio. Each kind has a heap of its own, in which the collections with
 //! nothing come first; a figure is the median of some collections' longest stops. One mutator runs in a loop meanwhile, so that each stop is an ordinary one, with
-//! a signal; the thread that measures waits in `blocking`. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
+//! a signal; the thread that measures waits in `blocking`. The first row is of no kind: between its collections that thread reads other memory, as marking a million
+//! cells does. So its ratios are what a stop costs that finds the processor's caches cold, whatever it does. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -31,7 +32,8 @@ struct Row {
 
 const MANY: [usize; 2] = [10_000, 1_000_000];
 
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 16] = [
+    row("nothing, MiB read between", [16, 64], memory_read),
     row("Roots", MANY, roots),
     row("Roots, dropped", MANY, roots_dropped),
     row("open handles", MANY, handles),
@@ -151,6 +153,23 @@ fn dying(
             mutator.collect();
             settle();
             longest
+        })
+        .collect()
+}
+
+fn memory_read(heap: &Heap, mutator: &Mutator, mib: usize, rounds: usize) -> Vec<Duration> {
+    let memory = vec![1u8; mib << 20];
+    (0..rounds)
+        .map(|_| {
+            let read = mutator.blocking(|| {
+                memory
+                    .iter()
+                    .step_by(64)
+                    .map(|byte| u64::from(*byte))
+                    .sum::<u64>()
+            });
+            std::hint::black_box(read);
+            stop(heap, mutator)
         })
         .collect()
 }
