@@ -51,13 +51,15 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             if let Some((file, name)) = word.split_once("::") {
                 let crates = ["gc-preempt", "gc-core", "gc-test-harness"];
                 let files = crates.map(|c| root.join(c).join("tests").join(format!("{file}.rs")));
-                let file = files.iter().find(|file| file.exists());
-                let file = read(file.unwrap_or_else(|| panic!("no file for {word}")));
+                // Two crates may have tests in files of one name.
+                let files: Vec<_> = files.iter().filter(|file| file.exists()).collect();
+                assert!(!files.is_empty(), "{number}: no file for {word}");
                 let wanted = match name.strip_suffix('*') {
                     Some(prefix) => format!("fn {prefix}"),
                     None => format!("fn {name}()"),
                 };
-                assert!(file.contains(&wanted), "{number}: no test {word}");
+                let has_test = files.iter().any(|file| read(file).contains(&wanted));
+                assert!(has_test, "{number}: no test {word}");
                 named += 1;
             }
         }
