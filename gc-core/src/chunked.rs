@@ -39,7 +39,7 @@ impl<T: Zeroed> Chunked<T> {
         let capacity = capacity.max(1);
         let chunks = capacity.div_ceil(Self::CHUNK);
         Ok(Self {
-            chunks: Mapped::reserve(chunks, chunks)?,
+            chunks: Mapped::growing(chunks)?,
             capacity,
             high: AtomicUsize::new(0),
             of: PhantomData,
@@ -78,7 +78,9 @@ impl<T: Zeroed> Chunked<T> {
             return;
         }
         let number = at / Self::CHUNK;
-        let Ok(map) = Map::new(CHUNK) else {
+        let is_ready =
+            number < self.chunks.writable() || self.chunks.make_writable(number + 1).is_ok();
+        let Some(map) = is_ready.then(|| Map::new(CHUNK).ok()).flatten() else {
             return;
         };
         // Release pairs with the Acquire in `get`. Where another thread was quicker, this chunk is unmapped again.
@@ -100,10 +102,12 @@ impl<T: Zeroed> Chunked<T> {
     /// # Safety
     /// No other thread uses an element of that chunk, and none keeps a reference to one.
     pub(crate) unsafe fn take_chunk(&self, at: usize) -> Option<Chunk> {
-        let chunk = self
-            .chunks
-            .get(at / Self::CHUNK)?
-            .swap(0, Ordering::Relaxed);
+        let place = self.chunks.get(at / Self::CHUNK)?;
+        // What has never had a chunk may not be writable.
+        if place.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let chunk = place.swap(0, Ordering::Relaxed);
         (chunk != 0).then_some(Chunk(chunk))
     }
 

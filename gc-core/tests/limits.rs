@@ -575,3 +575,34 @@ fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
         },
     );
 }
+
+/// What counts against `RLIMIT_DATA`, and where overcommit is strict as promised.
+fn promised() -> usize {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmData"))
+        .unwrap();
+    line.split_whitespace()
+        .nth(1)
+        .unwrap()
+        .parse::<usize>()
+        .unwrap()
+        << 10
+}
+
+#[test]
+fn h64_a_heap_of_the_default_reserve_promises_little() {
+    hazard(
+        "h64_a_heap_of_the_default_reserve_promises_little",
+        "all-writable",
+        || {
+            let before = promised();
+            let heap = Heap::builder().build().unwrap();
+            let after = promised() - before;
+            // Most of it is the table of types, which has places for all that there may be.
+            assert!(after <= 40 << 20, "{after}");
+            is_of_use(&heap);
+        },
+    );
+}

@@ -87,10 +87,12 @@ impl Waiting {
     /// Room for `pairs`, in a heap of `heap_bytes` of addresses.
     pub(super) fn new(pairs: usize, heap_bytes: usize) -> Result<Waiting, MapError> {
         let bits = (heap_bytes / BYTES_A_BUCKET).max(1).ilog2();
-        let buckets = 1 << bits.clamp(LEAST_BUCKET_BITS, MOST_BUCKET_BITS);
+        let most = 1 << bits.clamp(LEAST_BUCKET_BITS, MOST_BUCKET_BITS);
+        let buckets = Mapped::growing(most)?;
+        buckets.make_writable(1 << LEAST_BUCKET_BITS)?;
         Ok(Waiting {
             nodes: Chunked::new(pairs.clamp(1 << 10, u32::MAX as usize - 1))?,
-            buckets: Mapped::reserve(buckets, buckets)?,
+            buckets,
             bucket_bits: AtomicU32::new(LEAST_BUCKET_BITS),
             used: AtomicUsize::new(0),
             checking: AtomicBool::new(false),
@@ -117,10 +119,11 @@ impl Waiting {
         // SAFETY: as above.
         unsafe { self.nodes.clear(used) };
         let bits = (heap_bytes / (2 * GRANULE as u64)).max(1).ilog2();
-        self.bucket_bits.store(
-            bits.clamp(LEAST_BUCKET_BITS, self.buckets.len().ilog2()),
-            Ordering::Relaxed,
-        );
+        let bits = bits.clamp(LEAST_BUCKET_BITS, self.buckets.len().ilog2());
+        // Where the system refuses, more pairs share a bucket.
+        let _ = self.buckets.make_writable(1 << bits);
+        let bits = bits.min(self.buckets.writable().ilog2());
+        self.bucket_bits.store(bits, Ordering::Relaxed);
         for count in [&self.used, &self.old, &self.taken] {
             count.store(0, Ordering::Relaxed);
         }
