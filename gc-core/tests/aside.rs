@@ -1,4 +1,5 @@
-//! Mutators that wait in `blocking` for long: no stop looks at them, and still nothing that they hold is lost, whenever they come back.
+//! Mutators that wait in `blocking` for long: no stop looks at them, and still nothing that they
+//! hold is lost, whenever they come back.
 
 mod common;
 
@@ -15,7 +16,8 @@ struct Node {
     number: usize,
 }
 
-/// A heap that fills what it frees, and whose cycles keep each phase open for a moment. A thread that panics ends the process: the others wait for it.
+/// A heap that fills what it frees, and whose cycles keep each phase open for a moment. A thread
+/// that panics ends the process: the others wait for it.
 fn lingering() -> (Heap, Kinds) {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
@@ -45,7 +47,8 @@ fn until_aside(m: &Mutator, threads: u32) {
 
 /// What the thread that waits, and comes back while a cycle marks, does before it waits, and after.
 trait Waits {
-    /// Whether all is as it was, asked once marking is over and dead cells have been handed out again.
+    /// Whether all is as it was, asked once marking is over and dead cells have been handed out
+    /// again.
     fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn());
 }
 

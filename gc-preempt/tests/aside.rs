@@ -1,4 +1,5 @@
-//! Mutators that are set aside: no stop looks at them, they stand still all the same, and whatever ends their waiting takes them back first.
+//! Mutators that are set aside: no stop looks at them, they stand still all the same, and whatever
+//! ends their waiting takes them back first.
 
 mod common;
 
@@ -66,7 +67,8 @@ fn aside(world: &World) -> Vec<MutatorId> {
     ids
 }
 
-/// Runs `body` on a thread, attached; it is given what waits in `blocking` until the test calls the result of this, and `f` runs meanwhile.
+/// Runs `body` on a thread, attached; it is given what waits in `blocking` until the test calls the
+/// result of this, and `f` runs meanwhile.
 fn with_waiting<R>(
     world: &World,
     counts: &Counts,

@@ -1,13 +1,19 @@
-//! Mutators that wait in `blocking` for long, which stops pass over: the heap's part of `gc-preempt`'s `World::set_aside`.
+//! Mutators that wait in `blocking` for long, which stops pass over: the heap's part of
+//! `gc-preempt`'s `World::set_aside`.
 //!
-//! What a stop does for a mutator is this: it takes its counts and its log, blackens the rests of its runs, scans its stack and notes its handles, and writes the marking
-//! flag into its record. None of it is needed in the stop where a mutator stands still from one collection to the next:
+//! What a stop does for a mutator is this: it takes its counts and its log, blackens the rests of
+//! its runs, scans its stack and notes its handles, and writes the marking flag into its record.
+//! None of it is needed in the stop where a mutator stands still from one collection to the next:
 //!
-//! * When it is set aside, after a collection, it has reported its counts, its log is empty, and it gives back its runs. While it is aside it has none.
-//! * Its stack and its handles are scanned beside the mutators that run, before marking can end. They still hold what they held in stop 1, since it stands still.
-//! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned it yet, `back` does that first. So by the time it runs it is as if stop 1 had met it.
+//! * When it is set aside, after a collection, it has reported its counts, its log is empty, and it
+//!   gives back its runs. While it is aside it has none.
+//! * Its stack and its handles are scanned beside the mutators that run, before marking can end.
+//!   They still hold what they held in stop 1, since it stands still.
+//! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned it yet,
+//!   `back` does that first. So by the time it runs it is as if stop 1 had met it.
 //!
-//! All three happen with the registry lock held, so none of them falls into a stop or meets another.
+//! All three happen with the registry lock held, so none of them falls into a stop or meets
+//! another.
 
 use core::sync::atomic::Ordering;
 
@@ -20,14 +26,16 @@ use crate::mark::Marker;
 use crate::roots::{Scanner, Unscanned};
 use crate::weak::IDLE;
 
-/// Mutators that are scanned under one registry lock: some ten microseconds, for which attaching and other heaps' stops wait.
+/// Mutators that are scanned under one registry lock: some ten microseconds, for which attaching
+/// and other heaps' stops wait.
 const PIECE: usize = 16;
 
 /// Sites that a mutator may give back when it is set aside. One with more stays where it is.
 const SITES: usize = 1024;
 
 impl Cycle<'_, '_> {
-    /// After a collection: sets the mutators aside that were in `blocking` when the last one ended, and have been since.
+    /// After a collection: sets the mutators aside that were in `blocking` when the last one ended,
+    /// and have been since.
     pub(super) fn set_aside(&mut self) {
         let shared = self.shared;
         let mut lowered = false;
@@ -38,7 +46,8 @@ impl Cycle<'_, '_> {
             if planted("idle-spans-kept") {
                 return false;
             }
-            // Relaxed: its thread stands still. A record without a place is not met by what reads handles beside the mutators.
+            // Relaxed: its thread stands still. A record without a place is not met by what reads
+            // handles beside the mutators.
             let may = !context.is_busy.load(Ordering::Relaxed)
                 && context.place.get() != usize::MAX
                 && context.local.sites_listed() <= SITES;
@@ -81,7 +90,8 @@ pub(super) fn scan_all(
     None
 }
 
-/// Scans the stack of one that is aside, and has its handles read with those of all others, unless that was done in this cycle. With the registry lock held.
+/// Scans the stack of one that is aside, and has its handles read with those of all others, unless
+/// that was done in this cycle. With the registry lock held.
 pub(super) fn scan(
     shared: &Shared,
     context: &Context,
@@ -123,6 +133,7 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
         marker.lay_down();
         shared.log.overflow(marker.marked());
     }
-    // A unit of the barrier that a handler of the host's has interrupted, and that handler waits: the unit begins anew, for the flag may have changed.
+    // A unit of the barrier that a handler of the host's has interrupted, and that handler waits:
+    // the unit begins anew, for the flag may have changed.
     mutator.walk(&mut Unscanned);
 }

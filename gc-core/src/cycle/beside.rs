@@ -1,8 +1,10 @@
-//! The roots that stop 1 has left to be scanned beside the mutators: mutators that are aside, of which there may be thousands, and open handles and root slots, of which there may be
-//! millions.
+//! The roots that stop 1 has left to be scanned beside the mutators: mutators that are aside, of
+//! which there may be thousands, and open handles and root slots, of which there may be millions.
 //!
-//! The first stand still (`aside.rs`). Neither of the others changes but by being ended, and who ends one logs it while it has not been scanned: `handles.rs` and `roots.rs` say why that is enough. All are scanned before
-//! marking can come to its end, so by stop 2 all that was logged is in the logs.
+//! The first stand still (`aside.rs`). Neither of the others changes but by being ended, and who
+//! ends one logs it while it has not been scanned: `handles.rs` and `roots.rs` say why that is
+//! enough. All are scanned before marking can come to its end, so by stop 2 all that was logged is
+//! in the logs.
 
 use gc_preempt::Stopped;
 
@@ -23,7 +25,8 @@ const TABLES: usize = 64;
 pub(super) struct Beside {
     /// Words in all tables, about.
     pub(super) words: usize,
-    /// Below which place the mutators that are aside have not been scanned. They come first: what they have in handles is read with all others'.
+    /// Below which place the mutators that are aside have not been scanned. They come first: what
+    /// they have in handles is read with all others'.
     aside: Option<usize>,
     /// The record whose handles come next, and how far its table has been read.
     record: usize,
@@ -96,7 +99,8 @@ impl Beside {
             if at != self.record {
                 (self.record, self.position) = (at, 0);
             }
-            // SAFETY: a mutator takes its record out, under this lock, before it frees it. What of it is read here, its owner writes atomically.
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it. What of
+            // it is read here, its owner writes atomically.
             let handles = unsafe { &(*attached.context).handles };
             if handles.is_to_be_read() {
                 let read = |word| scanner.word(word, Encoding::RAW);

@@ -1,20 +1,25 @@
 //! Mutators that are set aside: those that wait in `blocking` for long, which stops pass over.
 //!
-//! A stop turns to every mutator of its list, and its owner looks at each one's stack and record. A program with a thousand threads that wait for requests would pay for
-//! all of them in each stop. So the owner of a world may set such mutators aside, between stops ([`World::set_aside`]): they leave the list, and no stop touches them.
+//! A stop turns to every mutator of its list, and its owner looks at each one's stack and record. A
+//! program with a thousand threads that wait for requests would pay for all of them in each stop.
+//! So the owner of a world may set such mutators aside, between stops ([`World::set_aside`]): they
+//! leave the list, and no stop touches them.
 //!
 //! # Invariant
-//! A mutator that is aside stands still from the moment at which it was set aside until it is taken back, and both happen with the registry lock held. So whoever
-//! holds that lock, as every stop does, may look at it as at a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
+//! A mutator that is aside stands still from the moment at which it was set aside until it is taken
+//! back, and both happen with the registry lock held. So whoever holds that lock, as every stop
+//! does, may look at it as at a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
 //!
-//! It holds by the state word: a thread cannot leave BLOCKED while ASIDE is set, and takes the registry lock to have it unset ([`come_back`]). Before it goes on, its
-//! `back` hook brings the mutator's record up to what stops have changed in the records of all others meanwhile.
+//! It holds by the state word: a thread cannot leave BLOCKED while ASIDE is set, and takes the
+//! registry lock to have it unset ([`come_back`]). Before it goes on, its `back` hook brings the
+//! mutator's record up to what stops have changed in the records of all others meanwhile.
 //!
 //! # Who takes a mutator back
-//! Its thread, when `blocking` ends or when it detaches there; a handshake with it; and nobody once the thread has ended unseen: then
-//! [`World::for_each_aside`] forgets it.
+//! Its thread, when `blocking` ends or when it detaches there; a handshake with it; and nobody once
+//! the thread has ended unseen: then [`World::for_each_aside`] forgets it.
 //!
-//! Only a mutator of one world that has a `back` hook is set aside, and none that waits for the registry lock: it would leave `blocking` with the lock that it needs to be taken back.
+//! Only a mutator of one world that has a `back` hook is set aside, and none that waits for the
+//! registry lock: it would leave `blocking` with the lock that it needs to be taken back.
 
 use super::{Inner, Member, Members, MutatorHooks, Stopped, StoppedMutator, World};
 use crate::faults;
@@ -36,14 +41,17 @@ impl MutatorHooks {
 }
 
 impl World {
-    /// Sets mutators aside that have been in `blocking` since the call before this one: from now on no stop looks at them. How many that were.
+    /// Sets mutators aside that have been in `blocking` since the call before this one: from now on
+    /// no stop looks at them. How many that were.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread standing still. `false`: it is not set aside. What it does to the mutator's record comes before all
-    /// that the thread does after `blocking`. It may be called for some mutators under one lock, for which attaching and stops wait, so it is to be short; and it must not
-    /// take a lock that a mutator may hold outside of `no_preempt`.
+    /// `may` is called for each of them, with the registry lock held and the thread standing still.
+    /// `false`: it is not set aside. What it does to the mutator's record comes before all that the
+    /// thread does after `blocking`. It may be called for some mutators under one lock, for which
+    /// attaching and stops wait, so it is to be short; and it must not take a lock that a mutator
+    /// may hold outside of `no_preempt`.
     ///
-    /// Only mutators that were attached with a [`back`](MutatorHooks::back) hook are set aside, and only where they belong to no other world. Does nothing on a thread that holds
-    /// a stop.
+    /// Only mutators that were attached with a [`back`](MutatorHooks::back) hook are set aside, and
+    /// only where they belong to no other world. Does nothing on a thread that holds a stop.
     pub fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
         /// Mutators that are set aside under one lock, and those that are looked at.
         const PIECE: usize = 16;
@@ -75,13 +83,16 @@ impl World {
         }
     }
 
-    /// Calls `f` with some mutators that are aside, under the registry lock, which keeps them there: `most` of them, in places below `from`. Where to go on; `None`: there are no more
+    /// Calls `f` with some mutators that are aside, under the registry lock, which keeps them
+    /// there: `most` of them, in places below `from`. Where to go on; `None`: there are no more
     /// below. The first call passes `usize::MAX`.
     ///
-    /// Places are counted downwards, so that a pass meets every mutator that was aside when it began and still is: those that are taken back leave their place to one from further up, which
-    /// the pass has met. It may meet that one twice.
+    /// Places are counted downwards, so that a pass meets every mutator that was aside when it
+    /// began and still is: those that are taken back leave their place to one from further up,
+    /// which the pass has met. It may meet that one twice.
     ///
-    /// Mutators whose threads have ended unseen are forgotten; their `gone` hook is called. Gives `None` on a thread that holds a stop: see [`Stopped::aside`].
+    /// Mutators whose threads have ended unseen are forgotten; their `gone` hook is called. Gives
+    /// `None` on a thread that holds a stop: see [`Stopped::aside`].
     pub fn for_each_aside(
         &self,
         from: usize,
@@ -98,7 +109,8 @@ impl World {
             };
             if member.record.lifeline.is_cut() {
                 let gone = members.take_aside(at);
-                // SAFETY: the thread has ended, the registry lock is held, and the member was taken away.
+                // SAFETY: the thread has ended, the registry lock is held, and the member was taken
+                // away.
                 unsafe { gone.tell_gone() };
                 if gone.record.worlds.fetch_sub(1, Ordering::Relaxed) == 1 {
                     lock.remove_dead(gone.record);
@@ -112,9 +124,11 @@ impl World {
 }
 
 impl Stopped<'_> {
-    /// The mutators that are aside: they stand still as the stopped ones do, and no stop has looked at them.
+    /// The mutators that are aside: they stand still as the stopped ones do, and no stop has looked
+    /// at them.
     pub fn aside(&self) -> impl ExactSizeIterator<Item = StoppedMutator<'_>> {
-        // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is borrowed.
+        // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
+        // borrowed.
         let aside = unsafe { &(*self.world.inner.members.get()).aside };
         aside.iter().map(StoppedMutator::aside)
     }
@@ -143,7 +157,8 @@ impl Member {
             && self.record.worlds.load(Ordering::Relaxed) == 1
     }
 
-    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it could not be taken back.
+    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it
+    /// could not be taken back.
     fn awaits_registry(&self) -> bool {
         self.record.awaits_registry.load(Ordering::Relaxed) && !faults::planted("waiter-aside")
     }
@@ -159,7 +174,8 @@ impl Members {
         self.list.iter_mut().chain(&mut self.aside)
     }
 
-    /// Adds a member. The list has room for those that are aside, too: they come back where malloc may not be called.
+    /// Adds a member. The list has room for those that are aside, too: they come back where malloc
+    /// may not be called.
     pub(crate) fn add(&mut self, member: Member) {
         self.list.reserve(1 + self.aside.len());
         self.list.push(member);
@@ -237,7 +253,8 @@ pub(crate) fn come_back(record: &'static Record) {
         registry::lock().ok()
     };
     let inner = record.aside.load(Ordering::Relaxed);
-    // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so it is alive.
+    // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
+    // it is alive.
     if let Some(inner) = unsafe { inner.as_ref() } {
         // SAFETY: the registry lock is held.
         unsafe { (*inner.members.get()).take_back(record) };
