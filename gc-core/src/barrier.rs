@@ -62,6 +62,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 use crate::context::Context;
+use crate::fault::planted;
 use crate::heap::MapError;
 use crate::mapped::Mapped;
 use crate::mark::Marked;
@@ -234,6 +235,10 @@ unsafe extern "C" fn flush(context: *const Context) {
 unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) -> usize {
     // SAFETY: as in `flush`.
     let context = unsafe { &*context };
+    if planted("judged-late") {
+        // Time for a stop between the unit's look at the flag and the next one.
+        std::thread::sleep(core::time::Duration::from_micros(300));
+    }
     // What is given is in a register when a stop is possible again, and the flag does not change before.
     context.thread().no_preempt(|| {
         // SAFETY: forwarded.

@@ -49,6 +49,8 @@ pub struct Kind {
     shape: Shape,
     immutable: bool,
     long: bool,
+    /// Words that a trace function leaves out mean nothing.
+    spare_words: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +90,7 @@ impl Kind {
             shape,
             immutable: false,
             long: false,
+            spare_words: false,
         }
     }
 
@@ -294,6 +297,36 @@ impl Kind {
     #[must_use]
     pub fn long(mut self) -> Kind {
         self.long = true;
+        self
+    }
+
+    /// Says of a [traced](Self::traced) kind that words which its function does not report may hold anything, such as the
+    /// rest of a buffer above its count, where removed edges stay. For other kinds this says nothing.
+    ///
+    /// Nothing but [`verify`](crate::HeapBuilder::verify) asks: it takes a word of a traced cell that names a dead cell, and
+    /// was not reported, for an edge that the function has forgotten. It does not look into cells of this kind.
+    ///
+    /// ```
+    /// # use gc_core::{Encoding, Heap, Kind, Tracer};
+    /// /// A count, and as many edges. What lies above it was popped.
+    /// unsafe fn stack(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
+    ///     // SAFETY: a cell has a word at least; the count is no more than its words.
+    ///     let count = unsafe { cell.cast::<usize>().read_volatile() }.min(size / 8 - 1);
+    ///     let first = cell as usize + 8;
+    ///     // SAFETY: words of the cell.
+    ///     unsafe { tracer.edges(first..first + 8 * count, Encoding::RAW) };
+    /// }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let heap = Heap::builder().build()?;
+    /// // SAFETY: the function reports every edge.
+    /// let stack = heap.kind(unsafe { Kind::traced("stack", stack) }.spare_words())?;
+    /// # let _ = stack;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn spare_words(mut self) -> Kind {
+        self.spare_words = true;
         self
     }
 
@@ -566,6 +599,11 @@ impl Kinds {
         // SAFETY: entries below the count were written before it, never change, and live as long as `self`.
         self.contains(kind)
             .then(|| unsafe { &*self.owned.at(kind.index()) })
+    }
+
+    /// See [`Kind::spare_words`].
+    pub(crate) fn has_spare_words(&self, kind: KindId) -> bool {
+        self.given(kind).is_some_and(|kind| kind.spare_words)
     }
 
     /// See [`Kind::layout`].

@@ -216,7 +216,9 @@ impl Walk<'_> {
             let Some(cell) = self.space.resolve(self.space.base() + granule * GRANULE) else {
                 continue;
             };
-            let is_traced = self.space.kinds.get(cell.kind).tag == Tag::Traced;
+            let kinds = &self.space.kinds;
+            let is_traced =
+                kinds.get(cell.kind).tag == Tag::Traced && !kinds.has_spare_words(cell.kind);
             if !is_traced || planted("tracers-believed") {
                 continue;
             }
@@ -227,6 +229,12 @@ impl Walk<'_> {
                     line,
                     "urge: verify: collection {collection}: the trace function of {name:?} leaves out word {word} of the cell at {:#x}, which names a cell",
                     cell.base
+                );
+                line.print();
+                let mut line = Line::new();
+                let _ = writeln!(
+                    line,
+                    "urge: verify: if such words of the kind mean nothing, Kind::spare_words says so"
                 );
                 line.print();
                 return self.reach(lost, granule + 1);

@@ -122,7 +122,7 @@ impl Mutator {
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
                         if planted("attach-once") {
-                            std::thread::sleep(core::time::Duration::from_micros(300));
+                            std::thread::sleep(Duration::from_millis(1));
                         }
                         let mode = if planted("attached-unmarked") {
                             IDLE

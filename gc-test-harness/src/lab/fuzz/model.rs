@@ -75,7 +75,9 @@ impl Shape {
             Shape::Words(words, encoding) => Kind::words_at("words", words, *encoding),
             Shape::Array(first, encoding) => Kind::array("array", *first, *encoding),
             // SAFETY: reports the words that the model takes for the edges, whatever state the cell is in.
-            Shape::Counted => unsafe { Kind::traced_with("counted", trace_counted, &[TAGGED]) },
+            Shape::Counted => unsafe {
+                Kind::traced_with("counted", trace_counted, &[TAGGED]).spare_words()
+            },
             Shape::Conservative => Kind::conservative("conservative"),
             Shape::Weak(first, encoding, cleared) => {
                 Kind::weak("weak", *first, *encoding, *cleared)
