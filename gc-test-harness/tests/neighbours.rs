@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{is_child, run_child, spin, world};
+use common::{is_child, run_child_for, spin, world};
 use gc_preempt::World;
 use gc_test_harness::kernels::image::Hold;
 use gc_test_harness::lab::fuzz::choices::Choices;
@@ -355,7 +355,9 @@ fn h87_go_java_and_urge_live_in_one_process_whoever_comes_first() {
         .into(),
     };
     for order in orders {
-        let output = run_child(name, "", &[(ORDER, &order)]);
+        // A minute for the start of all three, and for what the stops take at worst.
+        let at_most = Duration::from_secs(60) + stops() * Duration::from_millis(100);
+        let output = run_child_for(name, "", &[(ORDER, &order)], at_most);
         let output = output.unwrap_or_else(|| panic!("{order}: it hung"));
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{order}: {said}");
