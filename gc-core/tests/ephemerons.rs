@@ -302,7 +302,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
             }
             // Enough for marking to last, and to go on beside this thread.
             let ballast = common::list(&m, k, 100_000);
-            for _ in 0..30 {
+            for _ in 0..100 {
                 // SAFETY: cells on this stack, as large as they are used.
                 unsafe {
                     let new = |kind, words: usize| m.alloc(kind, words * 8).unwrap().as_ptr();
