@@ -2,7 +2,7 @@
 //!
 //! # The end of a cell
 //! A loop over words or bytes may leave a pointer just past the last one as the only one that leads to a cell. So each cell
-//! that Rust code loops over (strings, the captures of a closure, tables) has [`SPARE`] bytes behind its last one. The fields of all
+//! that Rust code loops over (strings, the captures of a closure, tables) has `SPARE` bytes behind its last one. The fields of all
 //! other cells are reached at constant offsets, by Rust and by compiled code. The heap's own
 //! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would give the byte to those as well, and an instance of two fields would
 //! take 48 bytes instead of 32.
