@@ -1,4 +1,5 @@
-//! Refuses targets that Urge does not run on, with one sentence, before the compiler finds what they lack.
+//! Refuses targets that Urge does not run on, with one sentence, before the compiler finds what
+//! they lack.
 
 /// Why Urge does not run there. `None`: it does.
 pub(crate) fn refusal(architecture: &str, system: &str, libc: &str) -> Option<String> {

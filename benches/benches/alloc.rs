@@ -1,7 +1,9 @@
-//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc, beside a bare bump-and-bitmap heap.
+//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc, beside
+//! a bare bump-and-bitmap heap.
 //!
-//! `cargo bench -p benches --bench alloc`. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed, with 32 bytes for an
-//! object of 16; without it, it counts interior pointers as Urge does, and is quicker.
+//! `cargo bench -p benches --bench alloc`. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed,
+//! with 32 bytes for an object of 16; without it, it counts interior pointers as Urge does, and is
+//! quicker.
 
 use std::time::Duration;
 
@@ -160,7 +162,8 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
     );
 }
 
-/// Counts what a list of pairs takes: in runs as they are handed out, in cells as the collector finds them, and in spans.
+/// Counts what a list of pairs takes: in runs as they are handed out, in cells as the collector
+/// finds them, and in spans.
 fn objects_are_small(mutator: &Mutator, mode: Mode) {
     /// The most that a mutator may have been handed and not used yet.
     const RUN: u64 = 8 << 10;
@@ -168,7 +171,8 @@ fn objects_are_small(mutator: &Mutator, mode: Mode) {
     let heap = mutator.heap();
     heap.collect();
     let before = heap.stats();
-    // SAFETY: each pair is a field of the next one, and the last one is on this stack, which is scanned.
+    // SAFETY: each pair is a field of the next one, and the last one is on this stack, which is
+    // scanned.
     let list = unsafe {
         let mut list = mutator.alloc_raw(Pair::empty()).expect("room");
         for _ in 1..count {

@@ -1,7 +1,9 @@
-//! What a store of an edge costs through the write barrier while nothing is marked, beside a plain store.
+//! What a store of an edge costs through the write barrier while nothing is marked, beside a plain
+//! store.
 //!
-//! `cargo bench -p benches --bench barrier`. Wanted: at most 1.5 ns a store. Both store into the 128 words of one cell in turn, so that
-//! the barrier is all that differs; it is called as Rust code calls it, out of line.
+//! `cargo bench -p benches --bench barrier`. Wanted: at most 1.5 ns a store. Both store into the
+//! 128 words of one cell in turn, so that the barrier is all that differs; it is called as Rust
+//! code calls it, out of line.
 
 use std::hint::black_box;
 use std::time::Duration;

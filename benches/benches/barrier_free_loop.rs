@@ -1,6 +1,8 @@
-//! What the collector costs between stops: poll-free loops with a heap attached, beside the same loops with no heap at all.
+//! What the collector costs between stops: poll-free loops with a heap attached, beside the same
+//! loops with no heap at all.
 //!
-//! `cargo bench -p benches --bench barrier_free_loop`. The ratio has to be 1, since the code is the same to the byte: that is asserted.
+//! `cargo bench -p benches --bench barrier_free_loop`. The ratio has to be 1, since the code is the
+//! same to the byte: that is asserted.
 
 use std::time::Duration;
 
@@ -13,7 +15,8 @@ use gc_test_harness::kernels::codegen::{Arena, Code};
 use gc_test_harness::kernels::loops::{Loops, chase_oracle, count_oracle};
 
 const SEED: u64 = 3;
-/// Nodes of the ring that is chased: in the first-level cache, so that the loop itself is what counts.
+/// Nodes of the ring that is chased: in the first-level cache, so that the loop itself is what
+/// counts.
 const RING: usize = 500;
 
 fn main() {
@@ -56,7 +59,8 @@ fn bytes(loops: &Loops) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Code of a process without a heap, registered code, code that a collection has seen, and code compiled for a heap.
+/// Code of a process without a heap, registered code, code that a collection has seen, and code
+/// compiled for a heap.
 fn bytes_are_identical() {
     let without = loops();
     let before = bytes(&without);

@@ -1,8 +1,10 @@
-//! Lox with and without its JIT beside the book's clox, program by program, as processes in alternation.
+//! Lox with and without its JIT beside the book's clox, program by program, as processes in
+//! alternation.
 //!
-//! `URGE_CLOX=/path/to/clox cargo bench -p benches --bench lox`, clox being craftinginterpreters' C implementation built
-//! with `-O3 -DNDEBUG`. Each run is a process from its start to its end, compilation included: this binary itself, as
-//! `gclab run`, and clox. What they print is compared with the program's `.out`.
+//! `URGE_CLOX=/path/to/clox cargo bench -p benches --bench lox`, clox being craftinginterpreters' C
+//! implementation built with `-O3 -DNDEBUG`. Each run is a process from its start to its end,
+//! compilation included: this binary itself, as `gclab run`, and clox. What they print is compared
+//! with the program's `.out`.
 
 use std::ffi::OsString;
 use std::path::Path;

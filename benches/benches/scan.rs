@@ -1,4 +1,5 @@
-//! Scanning: deep managed stacks by stack maps and word by word, single words looked up, a small graph marked, and what a stale slot keeps.
+//! Scanning: deep managed stacks by stack maps and word by word, single words looked up, a small
+//! graph marked, and what a stale slot keeps.
 //!
 //! `cargo bench -p benches --bench scan`.
 
@@ -50,7 +51,7 @@ fn main() {
     criterion.final_summary();
 }
 
-// ---- stacks -------------------------------------------------------------------------------------------------------------------
+// ---- stacks -------------------------------------------------------------------------------------
 
 /// Reads each word that it is given: the least that a collector does with it.
 struct Reader(WalkStats);
@@ -94,7 +95,8 @@ unsafe extern "C" fn bottom(data: *mut c_void) {
     scene.time = (scene.bottom)();
 }
 
-/// Runs `bottom` on top of so many managed frames, each of which holds what `fresh` gave it; gives what `bottom` gave.
+/// Runs `bottom` on top of so many managed frames, each of which holds what `fresh` gave it; gives
+/// what `bottom` gave.
 fn deep(
     frames: &Frames,
     depth: u64,
@@ -248,7 +250,7 @@ fn rate(measured: &Measured, unit: &str, names: &[&str]) {
     }
 }
 
-// ---- words and graphs ---------------------------------------------------------------------------------------------------------
+// ---- words and graphs ---------------------------------------------------------------------------
 
 /// A heap without threads: what is measured is its tables and its marker.
 struct Bare {

@@ -1,9 +1,13 @@
-//! Whether stops grow with what a program holds: the longest stop of a collection beside 0, 10^4 and 10^6 of each kind, as ratios to the first.
+//! Whether stops grow with what a program holds: the longest stop of a collection beside 0, 10^4
+//! and 10^6 of each kind, as ratios to the first.
 //!
-//! `cargo bench -p benches --bench stop_growth [-- NAME]`. At most 3 is wanted of every ratio. Each kind has a heap of its own, in which the collections with
-//! nothing come first; a figure is the median of some collections' longest stops. One mutator runs in a loop meanwhile, so that each stop is an ordinary one, with
-//! a signal; the thread that measures waits in `blocking`. The first row is of no kind: between its collections that thread reads other memory, as marking a million
-//! cells does. So its ratios are what a stop costs that finds the processor's caches cold, whatever it does. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
+//! `cargo bench -p benches --bench stop_growth [-- NAME]`. At most 3 is wanted of every ratio. Each
+//! kind has a heap of its own, in which the collections with nothing come first; a figure is the
+//! median of some collections' longest stops. One mutator runs in a loop meanwhile, so that each
+//! stop is an ordinary one, with a signal; the thread that measures waits in `blocking`. The first
+//! row is of no kind: between its collections that thread reads other memory, as marking a million
+//! cells does. So its ratios are what a stop costs that finds the processor's caches cold, whatever
+//! it does. Sites end at 60,000 (a heap has 65,536 at most), threads at 1,000.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, mpsc};
@@ -119,7 +123,8 @@ fn median(mut stops: Vec<Duration>) -> Duration {
     stops[stops.len() / 2]
 }
 
-/// The longest stop of a collection. It begins when the loop runs again: a thread that is still parked from the stop before is stopped without a signal.
+/// The longest stop of a collection. It begins when the loop runs again: a thread that is still
+/// parked from the stop before is stopped without a signal.
 fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
     mutator.blocking(|| {
         let turns = TURNS.load(Ordering::Relaxed);
@@ -131,13 +136,15 @@ fn stop(heap: &Heap, mutator: &Mutator) -> Duration {
     heap.stats().last.pause
 }
 
-/// The longest stops of collections that nothing else happens between. One goes before them: what a peak left behind may cost one collection.
+/// The longest stops of collections that nothing else happens between. One goes before them: what a
+/// peak left behind may cost one collection.
 fn ordinary(heap: &Heap, mutator: &Mutator, rounds: usize) -> Vec<Duration> {
     mutator.collect();
     (0..rounds).map(|_| stop(heap, mutator)).collect()
 }
 
-/// The longest stops of collections in which `count` things die, and of `settle`, which takes what is left of them.
+/// The longest stops of collections in which `count` things die, and of `settle`, which takes what
+/// is left of them.
 fn dying(
     heap: &Heap,
     mutator: &Mutator,
@@ -205,7 +212,8 @@ fn handles_ended(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) ->
     ordinary(heap, mutator, rounds)
 }
 
-/// One in the other, each with a handle. The frames of so deep a recursion are scanned as well: that is the depth of a stack that ran.
+/// One in the other, each with a handle. The frames of so deep a recursion are scanned as well:
+/// that is the depth of a stack that ran.
 fn scopes(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Duration> {
     fn nest(heap: &Heap, mutator: &Mutator, left: usize, rounds: usize) -> Vec<Duration> {
         if left == 0 {
@@ -301,7 +309,8 @@ fn finalizers_dying(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize)
     })
 }
 
-/// Calls `then` with `count` weak words alive; of what they lead to, `alive` or nothing is held otherwise.
+/// Calls `then` with `count` weak words alive; of what they lead to, `alive` or nothing is held
+/// otherwise.
 fn with_weak_words<R>(mutator: &Mutator, count: usize, alive: bool, then: impl FnOnce() -> R) -> R {
     mutator.with_scope(|s| {
         let weak = s.alloc_array::<Weak<Node>>(count).expect("room");
@@ -359,7 +368,8 @@ fn threads_that_allocated(
     beside_threads(heap, mutator, count, rounds, true)
 }
 
-/// Beside threads that wait in `blocking`, with a handle each that they have made before, or with nothing.
+/// Beside threads that wait in `blocking`, with a handle each that they have made before, or with
+/// nothing.
 fn beside_threads(
     heap: &Heap,
     mutator: &Mutator,

@@ -1,6 +1,8 @@
-//! Time to stop, stall and pause at 1, 2, 4, 8 and 16 threads in poll-free managed loops, beside the signal floor of the same run.
+//! Time to stop, stall and pause at 1, 2, 4, 8 and 16 threads in poll-free managed loops, beside
+//! the signal floor of the same run.
 //!
-//! `cargo bench -p benches --bench stw_pause`: what `gclab pause --threads N --json` measures, as a table of ratios.
+//! `cargo bench -p benches --bench stw_pause`: what `gclab pause --threads N --json` measures, as a
+//! table of ratios.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! How fast the heap's own rooms are, without threads: allocation against a bare bump, marking against a bare mark loop.
+//! How fast the heap's own rooms are, without threads: allocation against a bare bump, marking
+//! against a bare mark loop.
 //!
 //! `cargo run --release -p benches --example heap_speed [ROUNDS]`
 
@@ -117,7 +118,8 @@ fn collect(space: &Space, runs: &Runs, queue: &MarkQueue, roots: &[usize]) -> f6
     seconds
 }
 
-/// The limit: 8 KiB at a time are cleared and bumped through, the cursor in memory as any interruptible bump's.
+/// The limit: 8 KiB at a time are cleared and bumped through, the cursor in memory as any
+/// interruptible bump's.
 fn bare_bump(bytes: usize, set: usize) -> f64 {
     let mut memory = vec![1u64; set / 8];
     let base = memory.as_mut_ptr() as usize;
@@ -177,7 +179,8 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
     collect(space, runs, queue, &[]);
 }
 
-/// Lists of so many cells, each in one place, which lie at random: what it costs to follow neighbours.
+/// Lists of so many cells, each in one place, which lie at random: what it costs to follow
+/// neighbours.
 fn groups(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, cells: usize) {
     let count = (64 << 20) / site.size() / cells;
     let list = |_| {

@@ -1,4 +1,5 @@
-//! The Boehm-Demers-Weiser collector as a peer: found at run time, so that nobody needs it to build or test.
+//! The Boehm-Demers-Weiser collector as a peer: found at run time, so that nobody needs it to build
+//! or test.
 
 use std::ffi::{CStr, c_int, c_void};
 
@@ -16,11 +17,13 @@ pub struct Bdwgc {
 impl Bdwgc {
     /// Loads and initialises it, for the calling thread.
     ///
-    /// As it is installed, every address inside an object keeps it, from the heap too; for that it adds a byte to each
-    /// object, and 16 bytes become 32. `interior: false` makes it what Urge is by default: interior pointers count on
-    /// stacks and in registers only, and 16 bytes are 16. The choice is the process's.
+    /// As it is installed, every address inside an object keeps it, from the heap too; for that it
+    /// adds a byte to each object, and 16 bytes become 32. `interior: false` makes it what Urge is
+    /// by default: interior pointers count on stacks and in registers only, and 16 bytes are 16.
+    /// The choice is the process's.
     pub fn load(interior: bool) -> Option<Bdwgc> {
-        // SAFETY: the functions have these signatures in every bdwgc since 7.2 (gc.h), whose soname this is.
+        // SAFETY: the functions have these signatures in every bdwgc since 7.2 (gc.h), whose soname
+        // this is.
         unsafe {
             let library = libc::dlopen(c"libgc.so.1".as_ptr(), libc::RTLD_NOW);
             if library.is_null() {

@@ -1,8 +1,10 @@
-//! What the benches share: blocks in alternation and ratios between them, the peers, and the limit programs.
+//! What the benches share: blocks in alternation and ratios between them, the peers, and the limit
+//! programs.
 //!
-//! Machines are noisy, so a figure here is a ratio within one run: every contender of a table has a block of work, the
-//! blocks alternate (A B C A B C ...), and what is reported is how the contenders compare block by block. Criterion's
-//! own groups stand beside the tables; they are for comparing one's own changes, run after run, on one's own machine.
+//! Machines are noisy, so a figure here is a ratio within one run: every contender of a table has a
+//! block of work, the blocks alternate (A B C A B C ...), and what is reported is how the
+//! contenders compare block by block. Criterion's own groups stand beside the tables; they are for
+//! comparing one's own changes, run after run, on one's own machine.
 
 pub mod bdwgc;
 pub mod limits;
@@ -42,7 +44,8 @@ impl Mode {
     }
 }
 
-/// Whether a part of a bench is wanted: no name was given as an argument, or its name contains the one that was.
+/// Whether a part of a bench is wanted: no name was given as an argument, or its name contains the
+/// one that was.
 pub fn wanted(part: &str) -> bool {
     const WITHOUT_VALUE: [&str; 9] = [
         "--bench",
@@ -67,7 +70,8 @@ pub fn wanted(part: &str) -> bool {
         .is_none_or(|(_, name)| part.contains(name.as_str()))
 }
 
-/// Uses up a word in a register, without a store: for all that the compiler knows, somebody needs it.
+/// Uses up a word in a register, without a store: for all that the compiler knows, somebody needs
+/// it.
 #[inline(always)]
 pub fn consume(word: usize) {
     // SAFETY: no instruction at all.

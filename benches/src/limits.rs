@@ -1,4 +1,5 @@
-//! The limit programs: the least that an allocator and a marker of this kind must do, and nothing else.
+//! The limit programs: the least that an allocator and a marker of this kind must do, and nothing
+//! else.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::{Duration, Instant};
@@ -6,10 +7,11 @@ use std::time::{Duration, Instant};
 /// Bytes that are cleared and bumped through at a time, as in the heap.
 const RUN: usize = 8 << 10;
 
-/// A bare bump-and-bitmap heap: one size of cell, one bit for each, runs of free cells found by their bits and cleared;
-/// when there are none left, everything counts as dead.
+/// A bare bump-and-bitmap heap: one size of cell, one bit for each, runs of free cells found by
+/// their bits and cleared; when there are none left, everything counts as dead.
 ///
-/// The cursor is in memory, as that of every bump that may be interrupted; and a run is the bit words of it, set at once.
+/// The cursor is in memory, as that of every bump that may be interrupted; and a run is the bit
+/// words of it, set at once.
 pub struct Bump {
     run: Box<Run>,
     memory: Vec<u64>,
@@ -25,7 +27,8 @@ struct Run {
 }
 
 impl Bump {
-    /// Cells of so many bytes (a power of two, 16 to 128) in so many bytes of memory (a multiple of 64 KiB).
+    /// Cells of so many bytes (a power of two, 16 to 128) in so many bytes of memory (a multiple of
+    /// 64 KiB).
     pub fn new(bytes: usize, memory: usize) -> Bump {
         assert!(
             bytes.is_power_of_two()
@@ -89,8 +92,9 @@ impl Bump {
     }
 }
 
-/// A bare prefetching mark loop over cells of 32 bytes whose first two words are references or null: no kinds, no side
-/// tables but a bit for each 32 bytes, the graph's shape known to the loop. Gives its time; everything must be reachable.
+/// A bare prefetching mark loop over cells of 32 bytes whose first two words are references or
+/// null: no kinds, no side tables but a bit for each 32 bytes, the graph's shape known to the loop.
+/// Gives its time; everything must be reachable.
 pub fn bare_mark(cells: &[usize], roots: &[usize]) -> Duration {
     const AHEAD: usize = 16;
     let base = cells.iter().copied().min().unwrap_or(0);

@@ -1,7 +1,8 @@
 //! Contenders in alternation: blocks of work A B C A B C ..., and how they compare block by block.
 //!
-//! A neighbour's load, a change of clock or a migration meets adjacent blocks alike, so the ratio of two blocks of one
-//! turn says more than any of their times. Each ratio is reported as min, p50, p90, p99 and max over the turns.
+//! A neighbour's load, a change of clock or a migration meets adjacent blocks alike, so the ratio
+//! of two blocks of one turn says more than any of their times. Each ratio is reported as min, p50,
+//! p90, p99 and max over the turns.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -32,7 +33,8 @@ impl Block {
         }
     }
 
-    /// Takes the time of `work`, which gives the number of its units: by the clock, and by all processors.
+    /// Takes the time of `work`, which gives the number of its units: by the clock, and by all
+    /// processors.
     pub fn timed(work: impl FnOnce() -> u64) -> Block {
         let processor = processor_time();
         let start = Instant::now();
@@ -180,7 +182,8 @@ impl Measured {
         self.rows.iter().find(|row| row.name == name)
     }
 
-    /// How many times as long as `short` did `long` take, turn by turn. `None`: one of them was not there.
+    /// How many times as long as `short` did `long` take, turn by turn. `None`: one of them was not
+    /// there.
     pub fn ratio(&self, long: &str, short: &str) -> Option<Spread> {
         let (long, short) = (self.row(long)?, self.row(short)?);
         let ratios = long.nanos.iter().zip(&short.nanos).map(|(a, b)| a / b);
@@ -194,7 +197,8 @@ impl Measured {
         (!ratios.is_empty()).then(|| median(&ratios))
     }
 
-    /// Has the table show that ratio as well; leaves it out where one of the contenders is not there.
+    /// Has the table show that ratio as well; leaves it out where one of the contenders is not
+    /// there.
     pub fn with_ratio(mut self, long: &str, short: &str) -> Measured {
         if let Some(time) = self.ratio(long, short) {
             self.ratios.push(Ratio {

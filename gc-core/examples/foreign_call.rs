@@ -1,9 +1,10 @@
 //! Foreign code that holds a reference: for the length of a call, and beyond it.
 //!
-//! * For the length of a call, `keep_alive` after it is enough: the frame of the foreign function is scanned like every other, but this
-//!   function's own copy could be gone while the callee works with a pointer that it computed.
-//! * Beyond it, where the foreign side keeps the pointer in memory of its own (a `void *data` of a callback, a thread's argument), it gets
-//!   a `Root`.
+//! * For the length of a call, `keep_alive` after it is enough: the frame of the foreign function
+//!   is scanned like every other, but this function's own copy could be gone while the callee works
+//!   with a pointer that it computed.
+//! * Beyond it, where the foreign side keeps the pointer in memory of its own (a `void *data` of a
+//!   callback, a thread's argument), it gets a `Root`.
 //!
 //! `cargo run -p gc-core --example foreign_call`
 
@@ -16,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NUMBERS: usize = 500;
 
-/// Numbers in a cell, which C's `qsort` is to sort in place. Atomic, since what lies in a cell changes by interior mutability only.
+/// Numbers in a cell, which C's `qsort` is to sort in place. Atomic, since what lies in a cell
+/// changes by interior mutability only.
 #[derive(Trace)]
 struct Numbers {
     all: [AtomicU64; NUMBERS],
@@ -51,8 +53,9 @@ extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
 
 fn sort(mutator: &Mutator, numbers: Gc<Numbers>) {
     MUTATOR.set(mutator);
-    // SAFETY: the elements are words of the cell, which `keep_alive` keeps; nobody else uses them meanwhile. It holds no edges, so C may
-    // move its words about: libc's copies must never touch edges, which change by the barrier only.
+    // SAFETY: the elements are words of the cell, which `keep_alive` keeps; nobody else uses them
+    // meanwhile. It holds no edges, so C may move its words about: libc's copies must never touch
+    // edges, which change by the barrier only.
     unsafe {
         libc::qsort(
             numbers.all.as_ptr().cast_mut().cast(),
@@ -61,8 +64,8 @@ fn sort(mutator: &Mutator, numbers: Gc<Numbers>) {
             Some(compare),
         );
     }
-    // Without this the compiler may forget `numbers` once it has computed the pointer to the first element, and C's frame, in its turn,
-    // may have nothing but a pointer past the end.
+    // Without this the compiler may forget `numbers` once it has computed the pointer to the first
+    // element, and C's frame, in its turn, may have nothing but a pointer past the end.
     keep_alive(numbers);
 }
 
@@ -71,7 +74,8 @@ struct Message {
     list: Root<Node>,
 }
 
-/// A thread that the foreign side started. It was never attached; it reads through the root, and attaches to do more.
+/// A thread that the foreign side started. It was never attached; it reads through the root, and
+/// attaches to do more.
 extern "C" fn thread(data: *mut c_void) -> *mut c_void {
     // SAFETY: the pointer comes from `Box::into_raw` in `main`, and is given to this thread alone.
     let message = unsafe { Box::from_raw(data.cast::<Message>()) };
@@ -132,8 +136,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     mutator.collect(); // the list's only root is in memory that C holds
     let mut id = 0;
     let mut sum = null_mut();
-    // SAFETY: the thread's function takes what it is given, and is joined here. A mutator that waits does so in `blocking`, or the
-    // thread's collection would wait for it to come back.
+    // SAFETY: the thread's function takes what it is given, and is joined here. A mutator that
+    // waits does so in `blocking`, or the thread's collection would wait for it to come back.
     let error = mutator.blocking(|| unsafe {
         match libc::pthread_create(&mut id, std::ptr::null(), thread, data.cast()) {
             0 => libc::pthread_join(id, &mut sum),

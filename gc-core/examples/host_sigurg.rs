@@ -1,9 +1,11 @@
 //! A host with a SIGURG handler of its own: both work.
 //!
-//! The collector stops threads with SIGURG, the signal that the kernel also sends when urgent data arrives on a socket. Signals that arrive
-//! together are merged, so a handler that was installed before the heap was built is called for each one, the collector's own included.
-//! It must look for its reason anyway, as SIGURG has always asked. A handler that is installed *after* the heap, in place of Urge's, has to
-//! call the one that it replaces: else no thread stops any more, and after a second the watchdog says so on stderr.
+//! The collector stops threads with SIGURG, the signal that the kernel also sends when urgent data
+//! arrives on a socket. Signals that arrive together are merged, so a handler that was installed
+//! before the heap was built is called for each one, the collector's own included. It must look for
+//! its reason anyway, as SIGURG has always asked. A handler that is installed *after* the heap, in
+//! place of Urge's, has to call the one that it replaces: else no thread stops any more, and after
+//! a second the watchdog says so on stderr.
 //!
 //! `cargo run -p gc-core --example host_sigurg`
 
@@ -49,8 +51,8 @@ fn take_urgent(socket: &TcpStream) -> Option<u8> {
 
 /// Receives urgent data while a mutator loops and is stopped a thousand times.
 pub fn main() -> Result<(), Box<dyn Error>> {
-    // The host is here first. (A socket library would do this.)
-    // SAFETY: the action is filled in whole before it is installed; the handler is async-signal-safe.
+    // The host is here first. (A socket library would do this.) SAFETY: the action is filled in
+    // whole before it is installed; the handler is async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_sigurg as extern "C" fn(c_int) as usize;

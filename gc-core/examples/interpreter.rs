@@ -1,7 +1,9 @@
-//! A small stack machine on the raw tier: tagged words, pairs of 16 bytes, and a value stack that is a declared root range.
+//! A small stack machine on the raw tier: tagged words, pairs of 16 bytes, and a value stack that
+//! is a declared root range.
 //!
-//! The machine's values are words: odd ones are numbers, even ones pairs, zero is the empty list. The stack lies in malloc's memory, so the
-//! collector is told where it is, and how a word of it becomes a cell. Beside that, the interpreter is written as if there were no collector.
+//! The machine's values are words: odd ones are numbers, even ones pairs, zero is the empty list.
+//! The stack lies in malloc's memory, so the collector is told where it is, and how a word of it
+//! becomes a cell. Beside that, the interpreter is written as if there were no collector.
 //!
 //! `cargo run -p gc-core --example interpreter`
 
@@ -51,8 +53,9 @@ struct Machine<'m> {
     mutator: &'m Mutator,
     pair: Site,
     stack: Box<[AtomicUsize]>,
-    /// Where the deepest frame ends. It changes when a frame is entered or left, not with each push: a collection may come at any
-    /// instruction, so what it reads must be right at each. Slots above the present top are stale or zero, and do no harm.
+    /// Where the deepest frame ends. It changes when a frame is entered or left, not with each
+    /// push: a collection may come at any instruction, so what it reads must be right at each.
+    /// Slots above the present top are stale or zero, and do no harm.
     limit: Box<AtomicUsize>,
     range: Option<RootRange>,
 }
@@ -70,15 +73,16 @@ impl<'m> Machine<'m> {
             range: None,
         };
         let base = machine.stack.as_ptr().cast();
-        // SAFETY: the stack and the limit are boxes that live as long as the guard, which `drop` drops before them. The limit is always
-        // the end of a frame inside the stack.
+        // SAFETY: the stack and the limit are boxes that live as long as the guard, which `drop`
+        // drops before them. The limit is always the end of a frame inside the stack.
         machine.range = Some(unsafe { mutator.root_range(base, &*machine.limit, EDGE) });
         Ok(machine)
     }
 
     fn cons(&self, head: usize, tail: usize) -> Result<usize, AllocError> {
-        // SAFETY: the cell goes into a stack slot, and is in a register or on our own stack until then. Head and tail are rooted by the
-        // slots that they came from: popping does not clear them.
+        // SAFETY: the cell goes into a stack slot, and is in a register or on our own stack until
+        // then. Head and tail are rooted by the slots that they came from: popping does not clear
+        // them.
         let cell = unsafe { self.mutator.alloc_at(self.pair)? }
             .cast::<usize>()
             .as_ptr();
@@ -135,7 +139,8 @@ impl<'m> Machine<'m> {
                 op @ (Op::Head | Op::Tail) => {
                     let pair = slot(top - 1) as *const usize;
                     let which = usize::from(matches!(op, Op::Tail));
-                    // SAFETY: the program takes heads and tails of pairs only, and a pair in a slot is alive.
+                    // SAFETY: the program takes heads and tails of pairs only, and a pair in a slot
+                    // is alive.
                     set(top - 1, unsafe { pair.add(which).read() });
                 }
                 Op::Jump(to) => pc = to,

@@ -1,9 +1,11 @@
-//! Registering a JIT's code: machine code in an arena of its own, with a stack map, an inline loop without polls, and a call.
+//! Registering a JIT's code: machine code in an arena of its own, with a stack map, an inline loop
+//! without polls, and a call.
 //!
-//! The "compiler" is an assembler template that is copied into the arena, so that the example needs no code generator. What it says of the
-//! function is what a JIT knows of each: where it lies, how its frame is laid out, where its calls return to, and in which slots of the
-//! frame references live across them. With Cranelift these come from `MachBufferFinalized::user_stack_maps` and the frame layout; LLVM
-//! writes them into `.llvm_stackmaps`, which `StackMaps::from_llvm` reads.
+//! The "compiler" is an assembler template that is copied into the arena, so that the example needs
+//! no code generator. What it says of the function is what a JIT knows of each: where it lies, how
+//! its frame is laid out, where its calls return to, and in which slots of the frame references
+//! live across them. With Cranelift these come from `MachBufferFinalized::user_stack_maps` and the
+//! frame layout; LLVM writes them into `.llvm_stackmaps`, which `StackMaps::from_llvm` reads.
 //!
 //! `cargo run -p gc-core --example jit`
 
@@ -35,7 +37,8 @@ std::arch::global_asm!(
     "jit_template_return:",
     "    dec     qword ptr [rsp + 24]",
     "    jnz     2b",
-    // No poll in this loop: a thread in it is stopped by the signal, wherever it is, and the list is found in its registers.
+    // No poll in this loop: a thread in it is stopped by the signal, wherever it is, and the list
+    // is found in its registers.
     "    mov     rcx, [rsp]",
     "    mov     qword ptr [rsp], 0",
     "    xor     eax, eax",
@@ -126,7 +129,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let size = jit_template_end as *const () as usize - template;
     let return_offset = jit_template_return as *const () as usize - template;
     let mut code = memmap2::MmapMut::map_anon(size)?;
-    // SAFETY: the template's bytes are text of this program, and use no address but relative to themselves.
+    // SAFETY: the template's bytes are text of this program, and use no address but relative to
+    // themselves.
     code.copy_from_slice(unsafe { std::slice::from_raw_parts(template as *const u8, size) });
     let freed = Arc::new(AtomicBool::new(false));
     let arena = Arena {
@@ -148,7 +152,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             slots: vec![0],
         }],
     }])?;
-    // SAFETY: the maps are true of the code: frames follow RBP, and the only reference across the call is in the slot at [rsp].
+    // SAFETY: the maps are true of the code: frames follow RBP, and the only reference across the
+    // call is in the slot at [rsp].
     let guard = unsafe {
         heap.register_code(
             address..address + size,
@@ -178,8 +183,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(sum, N * (N - 1) / 2);
     assert!(stats.last.frames_precise >= 1 && stats.collections >= CALLS);
 
-    // Throw it away. The arena is freed by the first stop that finds no word of a stack in it; this function still has its address, so it
-    // detaches first.
+    // Throw it away. The arena is freed by the first stop that finds no word of a stack in it; this
+    // function still has its address, so it detaches first.
     drop(guard);
     drop(mutator);
     let mut stops = 0;

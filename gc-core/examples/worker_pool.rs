@@ -1,7 +1,9 @@
-//! A pool of workers over one heap: each attaches for itself, and waits for its input inside `blocking`.
+//! A pool of workers over one heap: each attaches for itself, and waits for its input inside
+//! `blocking`.
 //!
-//! A collection stops every attached thread, but it does not wait for one inside `blocking`, nor send it a signal: its system calls never
-//! end in EINTR because of the collector. So whatever may take long outside of the heap (reads, locks, channels, sleeps) goes in there.
+//! A collection stops every attached thread, but it does not wait for one inside `blocking`, nor
+//! send it a signal: its system calls never end in EINTR because of the collector. So whatever may
+//! take long outside of the heap (reads, locks, channels, sleeps) goes in there.
 //!
 //! `cargo run -p gc-core --example worker_pool`
 

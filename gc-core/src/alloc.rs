@@ -1,4 +1,5 @@
-//! A mutator's side of the heap: runs of free cells, the bump through them, and what happens when one is used up.
+//! A mutator's side of the heap: runs of free cells, the bump through them, and what happens when
+//! one is used up.
 
 mod listed;
 
@@ -16,10 +17,11 @@ use crate::mark::{Marked, prefetch};
 pub(crate) use listed::REVIEW_PIECE;
 use listed::{Listed, REFILL_PIECE};
 
-/// A stretch of free cells that one mutator owns, zeroed unless their kind is [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps
-/// `cursor` inline.
+/// A stretch of free cells that one mutator owns, zeroed unless their kind is
+/// [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps `cursor` inline.
 ///
-/// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room for nothing.
+/// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room
+/// for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Run {
@@ -60,8 +62,9 @@ pub enum Refill {
     Due,
     /// The bounded piece ended without a find: leave `no_preempt`, come again.
     Again,
-    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have it backed where no stop waits for it
-    /// ([`Space::back_taken`]; or do not: then it is when it is first touched, and a stop waits until the kernel has cleared it), come again.
+    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have
+    /// it backed where no stop waits for it ([`Space::back_taken`]; or do not: then it is when it
+    /// is first touched, and a stop waits until the kernel has cleared it), come again.
     Cold(ColdUnits),
 }
 
@@ -146,14 +149,17 @@ impl From<MapError> for AllocError {
     }
 }
 
-/// Where a mutator takes its next run of a site from: its span, how far it has been looked at, and gaps that are its own already.
+/// Where a mutator takes its next run of a site from: its span, how far it has been looked at, and
+/// gaps that are its own already.
 ///
-/// Where live and dead cells are mixed, a gap is a cell or two, and to make each of them a run of its own costs more than to allocate from it: a
-/// locked instruction or three, and a look at the pace. So all gaps of a bitmap word, a KiB of the heap, are taken together: cleared, counted, and
+/// Where live and dead cells are mixed, a gap is a cell or two, and to make each of them a run of
+/// its own costs more than to allocate from it: a locked instruction or three, and a look at the
+/// pace. So all gaps of a bitmap word, a KiB of the heap, are taken together: cleared, counted, and
 /// their bits set at once. They are runs in all but that the next ones wait here.
 ///
-/// In `gclab mark 64 --concurrent`, where every gap is such a one, refilling took 8 of 57 samples of the mutator's thread with it and 12 without, and
-/// the worst windows of 10 ms had 0.22 of their usual progress instead of 0.14 (medians of five pairs; 0.15 to 0.22, 0.11 to 0.27).
+/// In `gclab mark 64 --concurrent`, where every gap is such a one, refilling took 8 of 57 samples
+/// of the mutator's thread with it and 12 without, and the worst windows of 10 ms had 0.22 of their
+/// usual progress instead of 0.14 (medians of five pairs; 0.15 to 0.22, 0.11 to 0.27).
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 struct Own {
@@ -167,7 +173,8 @@ struct Own {
     word: u32,
     /// the bits of cells that are the mutator's, allocated and zero, beyond its run.
     gaps: u64,
-    /// The mutator's list names this site: the next such site + 1, or [`Own::LAST`]. 0: it does not.
+    /// The mutator's list names this site: the next such site + 1, or [`Own::LAST`]. 0: it does
+    /// not.
     next: u32,
     /// The last swap's number at the last refill, its low half.
     refilled: u32,
@@ -179,11 +186,13 @@ impl Own {
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
 ///
-/// They must be given back with [`Space::retire`]; dropping them without that leaves their spans with nobody.
+/// They must be given back with [`Space::retire`]; dropping them without that leaves their spans
+/// with nobody.
 pub struct Runs {
     runs: Table<Run>,
     own: Table<Own>,
-    /// The sites that the mutator has spans of. A stop looks at these, however many sites the heap has.
+    /// The sites that the mutator has spans of. A stop looks at these, however many sites the heap
+    /// has.
     listed: Listed,
     /// Cells handed out since the last collection that was due, for `collect_every`.
     handed: AtomicU64,
@@ -206,9 +215,11 @@ impl Runs {
         })
     }
 
-    /// The first unit, plus one, of the span that the mutator takes `site`'s runs from; 0: none. By the owner.
+    /// The first unit, plus one, of the span that the mutator takes `site`'s runs from; 0: none. By
+    /// the owner.
     pub(crate) fn own_span(&self, site: usize) -> u32 {
-        // SAFETY: the caller owns the array, which is mapped zeroed, and zero is a value of its elements.
+        // SAFETY: the caller owns the array, which is mapped zeroed, and zero is a value of its
+        // elements.
         unsafe { (*self.own.at(site)).span }
     }
 
@@ -218,8 +229,9 @@ impl Runs {
     }
 }
 
-/// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so, and should still be in
-/// the first-level cache when its cells are written; the shorter it is, the more often a mutator comes to refill.
+/// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so,
+/// and should still be in the first-level cache when its cells are written; the shorter it is, the
+/// more often a mutator comes to refill.
 pub(crate) const RUN_BYTES: usize = 8 << 10;
 
 /// Bytes of a cell beyond which clearing it takes longer than its first miss.
@@ -229,16 +241,17 @@ const SMALL_CELL: u32 = 128;
 const LINE_GRANULES: usize = 64 / GRANULE;
 const LINE_BITS: u64 = (1 << LINE_GRANULES) - 1;
 
-/// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to look through.
+/// Spans that one piece of a refill looks at. A full one of the smallest cells costs 64 words to
+/// look through.
 const SPANS_PER_PIECE: usize = 16;
 
 impl Space {
-    /// Fills the mutator's run of `site`, if it is used up. One bounded piece of work: under `no_preempt`, by the owner
-    /// of `runs`.
+    /// Fills the mutator's run of `site`, if it is used up. One bounded piece of work: under
+    /// `no_preempt`, by the owner of `runs`.
     ///
     /// # Errors
-    /// [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help. All that the last one freed has
-    /// been swept by then.
+    /// [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help. All that the
+    /// last one freed has been swept by then.
     pub fn refill(&self, runs: &Runs, site: Site) -> Result<Refill, AllocError> {
         if self.next_run(runs, site) {
             return Ok(Refill::Ready);
@@ -295,12 +308,13 @@ impl Space {
         Ok(Refill::Again)
     }
 
-    /// Makes the next of the gaps that are taken the mutator's run of `site`, if that is used up; `false`: there is none. Under
-    /// `no_preempt`, by the owner of `runs`.
+    /// Makes the next of the gaps that are taken the mutator's run of `site`, if that is used up;
+    /// `false`: there is none. Under `no_preempt`, by the owner of `runs`.
     #[inline]
     pub fn next_run(&self, runs: &Runs, site: Site) -> bool {
         let index = site.index();
-        // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them now.
+        // SAFETY: the caller owns `runs`, and under `no_preempt` the collector does not read them
+        // now.
         let (run, own) = unsafe { (&mut *runs.runs.at(index), &mut *runs.own.at(index)) };
         run.cursor + site.size() <= run.limit || self.next_gap(run, own, site.size())
     }
@@ -321,7 +335,8 @@ impl Space {
         true
     }
 
-    /// Fills an empty run from the mutator's span, with `most` cells at most; how many became the mutator's. 0: the span has no more.
+    /// Fills an empty run from the mutator's span, with `most` cells at most; how many became the
+    /// mutator's. 0: the span has no more.
     fn fill(
         &self,
         run: &mut Run,
@@ -360,8 +375,9 @@ impl Space {
         to - from
     }
 
-    /// Asks for the memory of more gaps. Where live and dead cells are mixed, each gap's first line is a miss, which the refill would wait
-    /// for: clearing the cells is a store, and to mark them black is a locked instruction, which waits for all stores before it.
+    /// Asks for the memory of more gaps. Where live and dead cells are mixed, each gap's first line
+    /// is a miss, which the refill would wait for: clearing the cells is a store, and to mark them
+    /// black is a locked instruction, which waits for all stores before it.
     fn look_ahead(&self, own: &mut Own, class: &'static Class) {
         if class.size > SMALL_CELL {
             return;
@@ -370,7 +386,8 @@ impl Space {
         let allocated = self.allocated_bits().span(span, class);
         let (position, cells) = (own.position as usize, class.cells as usize);
         let mut at = own.ahead.max(own.position) as usize;
-        // Whatever the next piece takes has been asked for: it takes a word's gaps, or one that is long.
+        // Whatever the next piece takes has been asked for: it takes a word's gaps, or one that is
+        // long.
         while at < cells && at <= allocated.cell_after(position * class.stride() / 64) {
             let Some((word, clear, _)) = allocated.next_word_with_clear(at) else {
                 at = cells;
@@ -387,8 +404,9 @@ impl Space {
         own.ahead = at.min(cells) as u32;
     }
 
-    /// Makes the free cells whose bits in the bitmap word `word` of the mutator's span are `bits` the mutator's, the first of them its run; how
-    /// many. In the same order as [`install`](Self::install), for the same reasons.
+    /// Makes the free cells whose bits in the bitmap word `word` of the mutator's span are `bits`
+    /// the mutator's, the first of them its run; how many. In the same order as
+    /// [`install`](Self::install), for the same reasons.
     fn install_gaps(
         &self,
         run: &mut Run,
@@ -429,7 +447,8 @@ impl Space {
         cells
     }
 
-    /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while marking), installed.
+    /// Makes the cells `[from, to)` of a span a mutator's run: zero, allocated (and marked, while
+    /// marking), installed.
     fn install(
         &self,
         run: &mut Run,
@@ -445,14 +464,16 @@ impl Space {
         self.hand_out(unreported, to - from, bytes);
         self.note_bits(span);
         self.note_bits(span + class.units as usize - 1);
-        // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no one else has them.
+        // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no
+        // one else has them.
         unsafe {
             if !(*self.records().at(span)).flags.as_is() && !planted("no-clear") {
                 std::ptr::write_bytes(start as *mut u8, 0, bytes);
             }
         }
-        // After the clearing: a marker whose queue overflowed follows all marked cells of a unit. Before the allocated bits: a stale
-        // word that names one of the cells finds it black as soon as it finds it at all, and nobody follows it while it is written.
+        // After the clearing: a marker whose queue overflowed follows all marked cells of a unit.
+        // Before the allocated bits: a stale word that names one of the cells finds it black as
+        // soon as it finds it at all, and nobody follows it while it is written.
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_cells(from, to);
             self.note_births(span, class, from, to);
@@ -468,7 +489,8 @@ impl Space {
         };
     }
 
-    /// A span to take runs from: one with gaps, one that nobody has looked at since the collection, or a new one; whether it is that.
+    /// A span to take runs from: one with gaps, one that nobody has looked at since the collection,
+    /// or a new one; whether it is that.
     fn next_span(&self, entry: &Entry, claim: &Claim) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
@@ -507,7 +529,8 @@ impl Space {
         Ok((span, true))
     }
 
-    /// There is no room: an error, unless sweeping may still find some; then a piece of that is done.
+    /// There is no room: an error, unless sweeping may still find some; then a piece of that is
+    /// done.
     pub(crate) fn after_sweep(&self, no: NoSpan, bytes: usize) -> Result<(), AllocError> {
         if !self.is_swept() {
             self.sweep_piece();
@@ -523,8 +546,9 @@ impl Space {
         })
     }
 
-    /// `collect_every`: how many cells the mutator may still allocate. Gives back all its tails, so that what was handed
-    /// out is what was allocated; at 0 the count starts anew, and the caller collects.
+    /// `collect_every`: how many cells the mutator may still allocate. Gives back all its tails, so
+    /// that what was handed out is what was allocated; at 0 the count starts anew, and the caller
+    /// collects.
     pub(crate) fn left_until_due(&self, runs: &Runs, every: u64) -> u64 {
         let tails: u64 = runs.sites().map(|site| self.retire_tail(runs, site)).sum();
         let allocated = runs.handed.load(Ordering::Relaxed) - tails;
@@ -539,8 +563,9 @@ impl Space {
         runs.handed.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Empties the run of one site; the number of cells that were left in it and in gaps that were taken with it. They are free again, except
-    /// while marking: then they stay black and are found free by the next cycle.
+    /// Empties the run of one site; the number of cells that were left in it and in gaps that were
+    /// taken with it. They are free again, except while marking: then they stay black and are found
+    /// free by the next cycle.
     fn retire_tail(&self, runs: &Runs, site: usize) -> u64 {
         let Some(tail) = self.tail(runs, site) else {
             return 0;
@@ -562,7 +587,8 @@ impl Space {
         tail.cells() as u64
     }
 
-    /// What a mutator has of a site that no program has yet. By the owner of `runs` under `no_preempt`, or while it is stopped.
+    /// What a mutator has of a site that no program has yet. By the owner of `runs` under
+    /// `no_preempt`, or while it is stopped.
     fn tail(&self, runs: &Runs, site: usize) -> Option<Tail> {
         // SAFETY: the arrays have MAX_SITES entries, and nobody writes these now (see above).
         let (run, own) = unsafe { (*runs.runs.at(site), *runs.own.at(site)) };
@@ -588,8 +614,8 @@ impl Space {
         })
     }
 
-    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array, and the gaps taken with it (rule 2 of the fast
-    /// path). Returns what they hold: no marker counts it.
+    /// Stop 1, world stopped: marks the unallocated tail of every run in a mutator's array, and the
+    /// gaps taken with it (rule 2 of the fast path). Returns what they hold: no marker counts it.
     ///
     /// # Safety
     /// `runs` is the array of a stopped mutator of this heap.
@@ -614,7 +640,8 @@ impl Space {
         tails
     }
 
-    /// World stopped: calls `f` with the address of each cell that a mutator has and its program has not.
+    /// World stopped: calls `f` with the address of each cell that a mutator has and its program
+    /// has not.
     ///
     /// # Safety
     /// As for [`blacken_tails`](Self::blacken_tails).
@@ -636,8 +663,9 @@ impl Space {
     }
 }
 
-/// The cells of a site that are a mutator's and that its program has not allocated: those `[from, to)` of a span are the rest of its run, and in the
-/// span's bitmap word `word` it has `gaps`.
+/// The cells of a site that are a mutator's and that its program has not allocated: those
+/// `[from, to)` of a span are the rest of its run, and in the span's bitmap word `word` it has
+/// `gaps`.
 struct Tail {
     span: usize,
     class: &'static Class,
@@ -670,9 +698,10 @@ pub unsafe fn bump(runs: *mut Run, site: Site) -> *mut u8 {
     // SAFETY: the caller owns the array, and a site's index is below MAX_SITES.
     unsafe {
         let mut address = runs.add(site.index as usize).expose_provenance();
-        // Emits nothing. It makes the compiler take the run's address once and use it for load, compare and store alike: processors
-        // that forward a store to the next load of the same address expression without a delay then do so from cell to cell,
-        // which halves the time of a cell (1.3 ns instead of 2.5 where it was measured).
+        // Emits nothing. It makes the compiler take the run's address once and use it for load,
+        // compare and store alike: processors that forward a store to the next load of the same
+        // address expression without a delay then do so from cell to cell, which halves the time of
+        // a cell (1.3 ns instead of 2.5 where it was measured).
         std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
         let run = std::ptr::with_exposed_provenance_mut::<Run>(address);
         let cell = (*run).cursor;
@@ -680,12 +709,14 @@ pub unsafe fn bump(runs: *mut Run, site: Site) -> *mut u8 {
         if next > (*run).limit {
             return std::ptr::null_mut();
         }
-        // An empty run is zero and has room for nothing, so this is no null: callers need not test again.
+        // An empty run is zero and has room for nothing, so this is no null: callers need not test
+        // again.
         std::hint::assert_unchecked(cell != 0);
         (*run).cursor = next;
-        // Rule 4 of the fast path: the advanced cursor is in memory before the first word of the cell is written. A
-        // Release store would not do: two allocations in a row may merge their cursor stores behind the first cell's
-        // initialisation, and a stop in between would see the first cell as free.
+        // Rule 4 of the fast path: the advanced cursor is in memory before the first word of the
+        // cell is written. A Release store would not do: two allocations in a row may merge their
+        // cursor stores behind the first cell's initialisation, and a stop in between would see the
+        // first cell as free.
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         cell as *mut u8
     }

@@ -1,10 +1,11 @@
 //! The write barrier and the weak load: two short pieces of assembly, each one unit against stops.
 //!
 //! # What the barrier keeps
-//! Marking takes a snapshot: whatever was reachable when it began is kept. A mutator that overwrites an edge while marking is on may
-//! erase the only path by which the marker would have found the old target, so it logs the *old* value first (Yuasa 1990, "Real-time
-//! garbage collection on general-purpose machines"). Stores into new cells, onto stacks, handles and root ranges need no barrier: the
-//! former are black from birth, the latter were all scanned in stop 1.
+//! Marking takes a snapshot: whatever was reachable when it began is kept. A mutator that
+//! overwrites an edge while marking is on may erase the only path by which the marker would have
+//! found the old target, so it logs the *old* value first (Yuasa 1990, "Real-time garbage
+//! collection on general-purpose machines"). Stores into new cells, onto stacks, handles and root
+//! ranges need no barrier: the former are black from birth, the latter were all scanned in stop 1.
 //!
 //! # Why it must be a unit
 //! ```text
@@ -12,33 +13,41 @@
 //!         if context.marking { log(*slot) }   marking on, would let the store erase an edge of the snapshot that nobody logged
 //!         *slot = value
 //! ```
-//! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the first instruction. That is right because
-//! the inputs stay intact until the last instruction, and because that last instruction is the one that takes effect: before it nothing
-//! happened (a word logged twice is kept twice), after it the range is left. Rejected: an unsafe range (the collector would have to
-//! retry a thread that stores in a tight loop until it catches it elsewhere); storing first and logging then, with the old value in a
-//! register (needs every stop 2 to scan registers, and what a compiler keeps in a register is its own affair).
+//! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the
+//! first instruction. That is right because the inputs stay intact until the last instruction, and
+//! because that last instruction is the one that takes effect: before it nothing happened (a word
+//! logged twice is kept twice), after it the range is left. Rejected: an unsafe range (the
+//! collector would have to retry a thread that stores in a tight loop until it catches it
+//! elsewhere); storing first and logging then, with the old value in a register (needs every stop 2
+//! to scan registers, and what a compiler keeps in a register is its own affair).
 //!
-//! `load_weak` is the same thing the other way round: between loading a weak word and making its target strong, stop 2 could decide that
-//! the target is dead. It logs what it loaded, as if it had been overwritten: stop 2 drains the logs before it decides.
-//! It looks at the flag and the word again after that, for one case that the range does not cover: a handler of the host's interrupted the unit and
-//! waits in `blocking`, where a stop leaves its thread as it is. Stop 1 walks its stack and moves the interrupted PC back to the start of the
-//! range; stop 2 walks no stacks, and is seen here by what it has changed: the flag, or where it has cleared all words itself, the word.
+//! `load_weak` is the same thing the other way round: between loading a weak word and making its
+//! target strong, stop 2 could decide that the target is dead. It logs what it loaded, as if it had
+//! been overwritten: stop 2 drains the logs before it decides. It looks at the flag and the word
+//! again after that, for one case that the range does not cover: a handler of the host's
+//! interrupted the unit and waits in `blocking`, where a stop leaves its thread as it is. Stop 1
+//! walks its stack and moves the interrupted PC back to the start of the range; stop 2 walks no
+//! stacks, and is seen here by what it has changed: the flag, or where it has cleared all words
+//! itself, the word.
 //!
-//! Where words are cleared beside the mutators, the flag is above `MARKING`. A weak load then asks whether the target is marked, and gives what
-//! the word is about to become if it is not (`weak/`).
+//! Where words are cleared beside the mutators, the flag is above `MARKING`. A weak load then asks
+//! whether the target is marked, and gives what the word is about to become if it is not (`weak/`).
 //!
 //! # For JITs
-//! Both units follow the System V convention and may be called from managed code like any C function:
+//! Both units follow the System V convention and may be called from managed code like any C
+//! function:
 //!
 //! | unit | address | rdi | rsi | rdx | result | besides these, clobbers |
 //! |---|---|---|---|---|---|---|
 //! | store | [`store_address`] | `*mut Context` | address of the word | new word | none | rax, rcx, flags |
 //! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax | rcx, flags |
 //!
-//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer registers they need, but vector registers
-//! and r8 to r11 are lost on that path, so a JIT must treat them as calls.
+//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer
+//! registers they need, but vector registers and r8 to r11 are lost on that path, so a JIT must
+//! treat them as calls.
 //!
-//! A code generator that decides the place of every instruction (an assembler, a template JIT) may have them inline. With `C` the context:
+//! A code generator that decides the place of every instruction (an assembler, a template JIT) may
+//! have them inline. With `C` the context:
 //! ```text
 //!     start:  cmp  dword ptr [C + CONTEXT_MARKING], 0
 //!             je   store
@@ -52,8 +61,9 @@
 //!     store:  mov  [slot], value
 //!     end:
 //! ```
-//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be registered as
-//! `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none of this: call the unit.
+//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be
+//! registered as `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none
+//! of this: call the unit.
 
 use core::ffi::c_void;
 use core::mem::offset_of;
@@ -68,8 +78,8 @@ use crate::mapped::Mapped;
 use crate::mark::Marked;
 use crate::weak::{Load, MARKING};
 
-/// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512 words costs nothing a word, and
-/// 4 KiB a thread is cheap.
+/// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512
+/// words costs nothing a word, and 4 KiB a thread is cheap.
 pub(crate) const LOG_WORDS: usize = 512;
 
 core::arch::global_asm!(
@@ -181,7 +191,8 @@ unsafe extern "C" {
 /// Stores an edge.
 ///
 /// # Safety
-/// `context` is the calling thread's; `slot` is a word of a live cell of its heap (or of any memory, if the old value need not be kept).
+/// `context` is the calling thread's; `slot` is a word of a live cell of its heap (or of any
+/// memory, if the old value need not be kept).
 #[inline]
 pub(crate) unsafe fn store(context: *const Context, slot: *mut usize, value: usize) {
     // SAFETY: by this function's own contract.
@@ -218,7 +229,8 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
     ]
 }
 
-/// What the units call when a mutator's log is full: moves it to the heap's, and where that has no room either, marks what it names.
+/// What the units call when a mutator's log is full: moves it to the heap's, and where that has no
+/// room either, marks what it names.
 ///
 /// # Safety
 /// `context` is the calling thread's.
@@ -239,7 +251,8 @@ unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) ->
         // Time for a stop between the unit's look at the flag and the next one.
         std::thread::sleep(core::time::Duration::from_micros(300));
     }
-    // What is given is in a register when a stop is possible again, and the flag does not change before.
+    // What is given is in a register when a stop is possible again, and the flag does not change
+    // before.
     context.thread().no_preempt(|| {
         // SAFETY: forwarded.
         match unsafe { context.judge_load(slot as usize) } {
@@ -252,15 +265,16 @@ unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) ->
     })
 }
 
-/// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many mutators write and the collector reads
-/// meanwhile.
+/// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many
+/// mutators write and the collector reads meanwhile.
 ///
-/// Places `taken..reserved`, counted without end and taken modulo the length, belong to whoever reserved them until their word is there;
-/// a place that is free or not yet written is zero, and null words get no place. The collector takes words in order and stops at the first
-/// that is missing: its writer is inside `no_preempt` and will be done by the next stop.
+/// Places `taken..reserved`, counted without end and taken modulo the length, belong to whoever
+/// reserved them until their word is there; a place that is free or not yet written is zero, and
+/// null words get no place. The collector takes words in order and stops at the first that is
+/// missing: its writer is inside `no_preempt` and will be done by the next stop.
 ///
-/// The collector treats each word as it treats one of a stack, in every encoding of the heap: an overwritten word may be of any kind, and may
-/// be no edge at all.
+/// The collector treats each word as it treats one of a stack, in every encoding of the heap: an
+/// overwritten word may be of any kind, and may be no edge at all.
 pub(crate) struct SharedLog {
     words: Mapped<AtomicUsize>,
     /// Ever reserved by mutators.
@@ -286,7 +300,8 @@ impl SharedLog {
         &self.words[at % self.words.len()]
     }
 
-    /// Appends words, none of them null: all, or where there is no room, none: `false`. Under `no_preempt`, or in a stop.
+    /// Appends words, none of them null: all, or where there is no room, none: `false`. Under
+    /// `no_preempt`, or in a stop.
     pub(crate) fn append(&self, words: &[usize]) -> bool {
         let n = words.len();
         // Relaxed: what is in the places is ordered by themselves.
@@ -307,7 +322,8 @@ impl SharedLog {
             }
         }
         for (i, word) in words.iter().enumerate() {
-            // Release pairs with the Acquire in `take`: who sees the word sees the cell it leads to, initialised.
+            // Release pairs with the Acquire in `take`: who sees the word sees the cell it leads
+            // to, initialised.
             self.place(at + i).store(*word, Ordering::Release);
         }
         true
@@ -479,7 +495,8 @@ mod tests {
                 }
             };
             store_all();
-            // The first word that was overwritten is null, which is no use to anybody; the last is not overwritten yet.
+            // The first word that was overwritten is null, which is no use to anybody; the last is
+            // not overwritten yet.
             let mut all = all_of(log);
             assert_eq!(all.len(), 5 * LOG_WORDS - 1);
             all.extend(context.logged());
@@ -548,8 +565,9 @@ mod tests {
                 context.marking.store(0, Ordering::Relaxed);
                 core::hint::black_box([0usize; 1024]);
                 m.collect();
-                // Kept: both, the overwritten one and the one loaded, which the log names; not those only the table knows, but for one or
-                // two that a stale word of this thread's stack may name.
+                // Kept: both, the overwritten one and the one loaded, which the log names; not
+                // those only the table knows, but for one or two that a stale word of this thread's
+                // stack may name.
                 assert_eq!(weak.read(), !complement);
                 let stale = (1..ENTRIES).filter(|&i| weak.add(i).read() != 0).count();
                 assert!(

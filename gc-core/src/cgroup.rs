@@ -1,13 +1,16 @@
-//! The memory that a container lets its processes have: `memory.max` of cgroup v2, `memory.limit_in_bytes` of v1.
+//! The memory that a container lets its processes have: `memory.max` of cgroup v2,
+//! `memory.limit_in_bytes` of v1.
 //!
-//! A process is in a cgroup, whose limit holds together with that of each one above it. So the smallest counts, along the path that
-//! `/proc/self/cgroup` names, up to the root. Inside a container that path is often one of the host's, and the files beside it cannot be seen; the
+//! A process is in a cgroup, whose limit holds together with that of each one above it. So the
+//! smallest counts, along the path that `/proc/self/cgroup` names, up to the root. Inside a
+//! container that path is often one of the host's, and the files beside it cannot be seen; the
 //! container's own are then those at the root of what is mounted.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// From here on a limit of v1 means none: it is rounded down to pages from the largest signed number.
+/// From here on a limit of v1 means none: it is rounded down to pages from the largest signed
+/// number.
 const NO_LIMIT: u64 = i64::MAX as u64 & !0xffff;
 
 /// The memory limit of this process's cgroups, in bytes.

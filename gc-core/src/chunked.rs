@@ -1,10 +1,11 @@
 //! Arrays that take memory in chunks as they are filled, and give it back.
 //!
-//! A [`Mapped`] table takes address space for all that it could ever hold when the heap is built. That is too much for lists which may become as
-//! long as the heap has cells and are short as a rule: values that need `Drop`, finalizers, weak words that are dying. Such a list has a
-//! directory, which is address space for a word a chunk, and maps a chunk when its first element is written. Mapping takes no lock of this
-//! process and calls no malloc, so a marker may do it in a stop. A chunk that the system refuses is a full list, and each list says what
-//! it does then.
+//! A [`Mapped`] table takes address space for all that it could ever hold when the heap is built.
+//! That is too much for lists which may become as long as the heap has cells and are short as a
+//! rule: values that need `Drop`, finalizers, weak words that are dying. Such a list has a
+//! directory, which is address space for a word a chunk, and maps a chunk when its first element is
+//! written. Mapping takes no lock of this process and calls no malloc, so a marker may do it in a
+//! stop. A chunk that the system refuses is a full list, and each list says what it does then.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -56,13 +57,14 @@ impl<T: Zeroed> Chunked<T> {
     pub(crate) fn get(&self, at: usize) -> Option<&T> {
         // Acquire pairs with the Release in `map`: the directory is changed by several threads.
         let chunk = self.chunks.get(at / Self::CHUNK)?.load(Ordering::Acquire);
-        // SAFETY: a chunk of this many elements, zeroed when it was mapped, which `Zeroed` makes values; it is unmapped by those who say
-        // that no other thread uses it.
+        // SAFETY: a chunk of this many elements, zeroed when it was mapped, which `Zeroed` makes
+        // values; it is unmapped by those who say that no other thread uses it.
         (chunk != 0 && at < self.capacity)
             .then(|| unsafe { &*(chunk as *const T).add(at % Self::CHUNK) })
     }
 
-    /// An element, whose chunk is mapped if it does not exist. `None`: beyond the capacity, or the system has no memory.
+    /// An element, whose chunk is mapped if it does not exist. `None`: beyond the capacity, or the
+    /// system has no memory.
     #[inline]
     pub(crate) fn make(&self, at: usize) -> Option<&T> {
         self.get(at).or_else(|| {
@@ -83,7 +85,8 @@ impl<T: Zeroed> Chunked<T> {
         let Some(map) = is_ready.then(|| Map::new(CHUNK).ok()).flatten() else {
             return;
         };
-        // Release pairs with the Acquire in `get`. Where another thread was quicker, this chunk is unmapped again.
+        // Release pairs with the Acquire in `get`. Where another thread was quicker, this chunk is
+        // unmapped again.
         let entered = self.chunks[number].compare_exchange(
             0,
             map.base() as usize,
@@ -92,12 +95,14 @@ impl<T: Zeroed> Chunked<T> {
         );
         if entered.is_ok() {
             core::mem::forget(map);
-            // Relaxed, here and below: it says where to look. Who looks too early leaves the chunk for the next time.
+            // Relaxed, here and below: it says where to look. Who looks too early leaves the chunk
+            // for the next time.
             self.high.fetch_max(number + 1, Ordering::Relaxed);
         }
     }
 
-    /// Takes the chunk of element `at` out of the list; it is given back when the result is dropped.
+    /// Takes the chunk of element `at` out of the list; it is given back when the result is
+    /// dropped.
     ///
     /// # Safety
     /// No other thread uses an element of that chunk, and none keeps a reference to one.
@@ -111,7 +116,8 @@ impl<T: Zeroed> Chunked<T> {
         (chunk != 0).then_some(Chunk(chunk))
     }
 
-    /// Takes the last chunk out of the list, if it lies wholly behind the first `kept` elements and is not the first one.
+    /// Takes the last chunk out of the list, if it lies wholly behind the first `kept` elements and
+    /// is not the first one.
     ///
     /// # Safety
     /// As [`Chunked::take_chunk`], for all elements from `kept` on.
@@ -136,7 +142,8 @@ impl<T: Zeroed> Chunked<T> {
         }
     }
 
-    /// Makes the first `used` elements zero, and gives the chunks behind them back. Of what is large the memory is given back as well.
+    /// Makes the first `used` elements zero, and gives the chunks behind them back. Of what is
+    /// large the memory is given back as well.
     ///
     /// # Safety
     /// No other thread uses the list meanwhile.

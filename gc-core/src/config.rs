@@ -1,24 +1,26 @@
 //! What a heap is told when it is built: the builder's values, then the environment's, which win.
 //!
-//! The environment is read once, in `build()`. A variable that is set to something it cannot mean is an error with the variable's name
-//! and what it may be, never silently the default: a switch that rots unread costs somebody a day.
+//! The environment is read once, in `build()`. A variable that is set to something it cannot mean
+//! is an error with the variable's name and what it may be, never silently the default: a switch
+//! that rots unread costs somebody a day.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
-/// The least hard limit, in bytes: one span of the largest shared size for each of a handful of kinds, below which even an empty
-/// program fails.
+/// The least hard limit, in bytes: one span of the largest shared size for each of a handful of
+/// kinds, below which even an empty program fails.
 pub const MINIMUM_LIMIT: u64 = 4 << 20;
 
-/// The default reserve of addresses, in bytes, of the first heaps of a process. It costs no memory; hundreds of such heaps fit the 47 bits that a process
-/// has.
+/// The default reserve of addresses, in bytes, of the first heaps of a process. It costs no memory;
+/// hundreds of such heaps fit the 47 bits that a process has.
 pub const DEFAULT_RESERVE: u64 = 256 << 30;
 
 /// The default reserve of a heap in a process that has taken so many bytes of addresses for heaps.
 ///
-/// All heaps of a process together leave it half of its 2^47 bytes: each takes at most a 64th of what is left of the other half, and a heap that
-/// comes when nearly nothing is left of that a gibibyte, which ten thousand heaps may take without much being missed.
+/// All heaps of a process together leave it half of its 2^47 bytes: each takes at most a 64th of
+/// what is left of the other half, and a heap that comes when nearly nothing is left of that a
+/// gibibyte, which ten thousand heaps may take without much being missed.
 pub(crate) fn default_reserve(taken: u64) -> u64 {
     const HALF: u64 = 1 << 46;
     const PART: u64 = 64;

@@ -1,4 +1,5 @@
-//! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly and JIT code can read it too.
+//! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly
+//! and JIT code can read it too.
 
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
@@ -17,19 +18,24 @@ use crate::mark::Marker;
 use crate::roots;
 use crate::weak::{JUDGING, Load, MARKING};
 
-/// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in, or keep it in a register.
+/// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in,
+/// or keep it in a register.
 ///
-/// Only the offsets below are for others: [`CONTEXT_RUNS`], [`CONTEXT_MARKING`], [`CONTEXT_LOG_CURSOR`], [`CONTEXT_LOG_LIMIT`].
+/// Only the offsets below are for others: [`CONTEXT_RUNS`], [`CONTEXT_MARKING`],
+/// [`CONTEXT_LOG_CURSOR`], [`CONTEXT_LOG_LIMIT`].
 #[repr(C)]
 pub struct Context {
     /// The mutator's runs, indexed by site.
     runs: *mut Run,
-    /// Not zero while stores are logged: [`MARKING`](crate::weak::MARKING), or while what died is being cleared, more. Changed by the collector while
-    /// this mutator is stopped, so a unit reads it once.
+    /// Not zero while stores are logged: [`MARKING`](crate::weak::MARKING), or while what died is
+    /// being cleared, more. Changed by the collector while this mutator is stopped, so a unit reads
+    /// it once.
     pub(crate) marking: AtomicU32,
-    /// Not zero: this thread holds a cell that only its registers and stack know yet, see [`Context::open_window`].
+    /// Not zero: this thread holds a cell that only its registers and stack know yet, see
+    /// [`Context::open_window`].
     window: AtomicU32,
-    /// How many calls need its stack scanned whatever tier the heap is used by, see [`Context::holding`].
+    /// How many calls need its stack scanned whatever tier the heap is used by, see
+    /// [`Context::holding`].
     holding: AtomicU32,
     /// Where the next logged word goes.
     pub(crate) log_cursor: AtomicUsize,
@@ -44,13 +50,15 @@ pub struct Context {
     pub(crate) helped: Cell<u64>,
     /// Inside `blocking`, but it is not idle there.
     pub(crate) is_busy: AtomicBool,
-    /// The collection that has scanned it while it was set aside, by [`Shared::scan`]. Under the registry lock.
+    /// The collection that has scanned it while it was set aside, by [`Shared::scan`]. Under the
+    /// registry lock.
     pub(crate) scanned_in: AtomicU64,
     /// Its number among the heap's records.
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
     pub(crate) gone: Cell<bool>,
-    /// The heap's handle of a `Mutator` that was dropped inside `no_preempt`, where it could not detach.
+    /// The heap's handle of a `Mutator` that was dropped inside `no_preempt`, where it could not
+    /// detach.
     pub(crate) left: Cell<Option<Heap>>,
     pub(crate) shared: Arc<Shared>,
     /// What the open scopes have rooted.
@@ -72,14 +80,16 @@ impl Drop for Holding<'_> {
 
 /// Offset in [`Context`] of the pointer to the runs (`*mut Run`).
 pub const CONTEXT_RUNS: usize = offset_of!(Context, runs);
-/// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log; above 1: a weak load must call its unit).
+/// Offset in [`Context`] of the marking flag (`u32`; not zero: stores must log; above 1: a weak
+/// load must call its unit).
 pub const CONTEXT_MARKING: usize = offset_of!(Context, marking);
 /// Offset in [`Context`] of the log's cursor (`*mut usize`).
 pub const CONTEXT_LOG_CURSOR: usize = offset_of!(Context, log_cursor);
 /// Offset in [`Context`] of the log's end.
 pub const CONTEXT_LOG_LIMIT: usize = offset_of!(Context, log_limit);
 
-/// How many words ahead of the one that is looked at a flush asks for mark bits, and for the heap's tables if those are clear.
+/// How many words ahead of the one that is looked at a flush asks for mark bits, and for the heap's
+/// tables if those are clear.
 const MARKS_AHEAD: usize = 24;
 const TABLES_AHEAD: usize = 12;
 
@@ -116,11 +126,14 @@ impl Context {
         context
     }
 
-    /// This thread is about to have a cell that only its registers and stack know: in a heap whose stacks are not scanned, a stop scans them in
-    /// this thread until the window is closed. The safe tier's part of it is a few instructions. A window that a panic leaves open costs exactness, and nothing else.
+    /// This thread is about to have a cell that only its registers and stack know: in a heap whose
+    /// stacks are not scanned, a stop scans them in this thread until the window is closed. The
+    /// safe tier's part of it is a few instructions. A window that a panic leaves open costs
+    /// exactness, and nothing else.
     #[inline(always)]
     pub(crate) fn open_window(&self) {
-        // Relaxed, here and below: a stop of this thread orders it, and the fences keep the compiler from moving the cell's way out of it.
+        // Relaxed, here and below: a stop of this thread orders it, and the fences keep the
+        // compiler from moving the cell's way out of it.
         if !planted("no-window") {
             self.window.store(1, Ordering::Relaxed);
         }
@@ -134,7 +147,8 @@ impl Context {
         self.window.store(0, Ordering::Relaxed);
     }
 
-    /// Has this thread's stack scanned until the result is dropped: it has cells there that no handle names, while it runs code of the embedder's.
+    /// Has this thread's stack scanned until the result is dropped: it has cells there that no
+    /// handle names, while it runs code of the embedder's.
     pub(crate) fn holding(&self) -> Holding<'_> {
         // Relaxed: as in `open_window`.
         let depth = self.holding.load(Ordering::Relaxed);
@@ -143,7 +157,8 @@ impl Context {
         Holding(self)
     }
 
-    /// Do handles name all cells that this thread has? For the collector, while the thread is stopped.
+    /// Do handles name all cells that this thread has? For the collector, while the thread is
+    /// stopped.
     pub(crate) fn is_exact(&self) -> bool {
         self.window.load(Ordering::Relaxed) == 0
             && (self.holding.load(Ordering::Relaxed) == 0 || planted("drops-unheld"))
@@ -174,12 +189,14 @@ impl Context {
         self.runs
     }
 
-    /// The words logged since the last flush. For the owner under `no_preempt`, or the collector while the owner is stopped.
+    /// The words logged since the last flush. For the owner under `no_preempt`, or the collector
+    /// while the owner is stopped.
     pub(crate) fn logged(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
         let first = self.log.get().cast::<usize>();
         // Relaxed: the owner wrote it, or the stop orders it.
         let n = (self.log_cursor.load(Ordering::Relaxed) - first as usize) / size_of::<usize>();
-        // SAFETY: the cursor stays between the log's first word and its end, and nobody writes meanwhile (see above).
+        // SAFETY: the cursor stays between the log's first word and its end, and nobody writes
+        // meanwhile (see above).
         (0..n.min(LOG_WORDS)).map(move |i| unsafe { first.add(i).read() })
     }
 
@@ -189,7 +206,8 @@ impl Context {
             .store(self.log.get() as usize, Ordering::Relaxed);
     }
 
-    /// Logs a word if marking is on, as the units do: its target is strong from now on. By the owner under `no_preempt`.
+    /// Logs a word if marking is on, as the units do: its target is strong from now on. By the
+    /// owner under `no_preempt`.
     pub(crate) fn log(&self, word: usize) {
         if self.marking.load(Ordering::Relaxed) == 0 {
             return;
@@ -204,8 +222,8 @@ impl Context {
             .store(cursor + size_of::<usize>(), Ordering::Relaxed);
     }
 
-    /// The next cell that waits in one of the heap's queues of dead ones, from now on alive as far as a cycle under way is concerned: the
-    /// queue was its root.
+    /// The next cell that waits in one of the heap's queues of dead ones, from now on alive as far
+    /// as a cycle under way is concerned: the queue was its root.
     pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Entry> {
         self.thread().no_preempt(|| {
             let entry = queue.next()?;
@@ -216,19 +234,22 @@ impl Context {
         })
     }
 
-    /// Moves the log into the heap's: those words that name something unmarked, so that mutators which log over and over what is marked
-    /// already give the collector nothing to do. Where the heap's log is full, the mutator marks what its own names itself: nothing is
-    /// ever lost. Under `no_preempt`, or in a stop.
+    /// Moves the log into the heap's: those words that name something unmarked, so that mutators
+    /// which log over and over what is marked already give the collector nothing to do. Where the
+    /// heap's log is full, the mutator marks what its own names itself: nothing is ever lost. Under
+    /// `no_preempt`, or in a stop.
     pub(crate) fn flush_log(&self) {
         let shared = &*self.shared;
         // Relaxed: changed while this mutator is stopped.
         if self.marking.load(Ordering::Relaxed) == JUDGING {
-            // All that lives is marked. What names something else was no edge, and would bring back what is being cleared.
+            // All that lives is marked. What names something else was no edge, and would bring back
+            // what is being cleared.
             return self.reset_log();
         }
         let first = self.log.get().cast::<usize>();
         let mut n = 0;
-        // Edges that are overwritten lead anywhere: what tells of a word is asked for some words before.
+        // Edges that are overwritten lead anywhere: what tells of a word is asked for some words
+        // before.
         let (mut marks, mut tables) = (self.logged(), self.logged());
         for word in marks.by_ref().take(MARKS_AHEAD) {
             roots::prefetch_logged(&shared.space, word);
@@ -244,14 +265,16 @@ impl Context {
                 roots::prefetch_unmarked(&shared.space, word);
             }
             if roots::names_unmarked(&shared.space, word) {
-                // SAFETY: the log is this thread's, or its owner is stopped; `n` is not beyond the word just read.
+                // SAFETY: the log is this thread's, or its owner is stopped; `n` is not beyond the
+                // word just read.
                 unsafe { first.add(n).write(word) };
                 n += 1;
             }
         }
         // SAFETY: the log's first words, written above and before.
         let words = unsafe { core::slice::from_raw_parts(first, n) };
-        // While words are cleared, marks stay as they are. What fills the log are loads of long words, and the clearing ends soon.
+        // While words are cleared, marks stay as they are. What fills the log are loads of long
+        // words, and the clearing ends soon.
         while !shared.log.append(words) {
             if planted("log-lost") {
                 break;
@@ -276,7 +299,8 @@ impl Context {
     /// `slot` is readable.
     pub(crate) unsafe fn judge_load(&self, slot: usize) -> Load {
         let mode = self.marking.load(Ordering::Relaxed);
-        // A stop may have come since the unit looked, and the next cycle begun: nothing is marked yet, and much lives.
+        // A stop may have come since the unit looked, and the next cycle begun: nothing is marked
+        // yet, and much lives.
         if mode <= MARKING && !planted("judged-late") {
             // SAFETY: forwarded. Acquire: who finds a cell finds it initialised.
             let word = unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };

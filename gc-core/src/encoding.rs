@@ -1,11 +1,14 @@
-//! How a word becomes an edge: which bits say "this is a pointer", and which bits of it are the address.
+//! How a word becomes an edge: which bits say "this is a pointer", and which bits of it are the
+//! address.
 //!
-//! A runtime may keep its pointers raw, with tags in the low bits, or NaN-boxed. The same small rule serves fields,
-//! root ranges, stack-map slots and the words that a conservative scan finds in registers.
+//! A runtime may keep its pointers raw, with tags in the low bits, or NaN-boxed. The same small
+//! rule serves fields, root ranges, stack-map slots and the words that a conservative scan finds in
+//! registers.
 
 /// A rule that turns a word into an address, or says that it is none.
 ///
-/// A word `w` is an edge if `w & mask == value` and `w & keep != 0`; it then leads to the address `w & keep`.
+/// A word `w` is an edge if `w & mask == value` and `w & keep != 0`; it then leads to the address
+/// `w & keep`.
 ///
 /// ```
 /// use gc_core::Encoding;

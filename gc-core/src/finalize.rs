@@ -1,15 +1,19 @@
-//! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died. Values that need `Drop` have such a table, too.
+//! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died.
+//! Values that need `Drop` have such a table, too.
 //!
-//! What the embedder may rely on: a registered cell that is found unreachable is kept (it and whatever it leads to), moved to the queue
-//! once, and handed out by `Mutator::next_finalizer` with the token it was registered with; after that it is a cell like any other, and may
-//! be registered again. Cells that die in the same cycle are queued in the order of their registration, also when one leads to the other: a
-//! cycle of finalizable cells has no better order. A cell that a mutator may still reach is never queued. What the embedder must do: drain
-//! the queue now and then. No code of the embedder's ever runs inside the collector, so a finalizer may allocate, lock, and ask for a
-//! collection.
+//! What the embedder may rely on: a registered cell that is found unreachable is kept (it and
+//! whatever it leads to), moved to the queue once, and handed out by `Mutator::next_finalizer` with
+//! the token it was registered with; after that it is a cell like any other, and may be registered
+//! again. Cells that die in the same cycle are queued in the order of their registration, also when
+//! one leads to the other: a cycle of finalizable cells has no better order. A cell that a mutator
+//! may still reach is never queued. What the embedder must do: drain the queue now and then. No
+//! code of the embedder's ever runs inside the collector, so a finalizer may allocate, lock, and
+//! ask for a collection.
 //!
 //! # What a stop costs
-//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over them all, nor over all that die. A cycle's
-//! steps, each in pieces that take the lock, and each beside the mutators where it is long (`cycle/mod.rs` says when):
+//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over
+//! them all, nor over all that die. A cycle's steps, each in pieces that take the lock, and each
+//! beside the mutators where it is long (`cycle/mod.rs` says when):
 //!
 //! ```text
 //!   select_piece   goes over the registrations, closes the gaps that the last deaths have left, and notes which cells are not marked
@@ -17,9 +21,11 @@
 //!   keep_piece     names what was moved, so that the collector marks it
 //!   publish        O(1), in the last stop: mutators may take what was moved
 //! ```
-//! Marks must not change from the first `judge_piece` to the last: all are judged before any of them is traced, or the death of a cell would
-//! depend on its place in the table. What is registered after `select_piece` has come to the end needs no look: its maker held it while
-//! marking was on, so it is marked. A cycle that is abandoned (in the child of a fork) is taken back by the next `begin`.
+//! Marks must not change from the first `judge_piece` to the last: all are judged before any of
+//! them is traced, or the death of a cell would depend on its place in the table. What is
+//! registered after `select_piece` has come to the end needs no look: its maker held it while
+//! marking was on, so it is marked. A cycle that is abandoned (in the child of a fork) is taken
+//! back by the next `begin`.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -37,15 +43,16 @@ pub(crate) struct Entry {
     pub(crate) token: usize,
 }
 
-/// Registrations that are moved together at a time, to close gaps: a mutator that registers waits for the lock.
+/// Registrations that are moved together at a time, to close gaps: a mutator that registers waits
+/// for the lock.
 const GAPS_PIECE: usize = 256;
 
 const NONE: Entry = Entry { cell: 0, token: 0 };
 
 /// A heap's finalizers.
 ///
-/// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a piece. So a thread that holds it is running, and
-/// soon done.
+/// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a
+/// piece. So a thread that holds it is running, and soon done.
 pub(crate) struct Finalizers {
     registered: Pairs,
     ready: Pairs,
@@ -59,8 +66,8 @@ pub(crate) struct Finalizers {
 #[derive(Clone, Copy, Default)]
 struct State {
     registered: usize,
-    /// How far this cycle's pass over the registrations is, and how many it has kept: they lie in `0..kept`, and those from `seen` on where they
-    /// were. Both are `registered` when it is done.
+    /// How far this cycle's pass over the registrations is, and how many it has kept: they lie in
+    /// `0..kept`, and those from `seen` on where they were. Both are `registered` when it is done.
     seen: usize,
     kept: usize,
     /// Places in `unmarked`, and how many of these have been judged.
@@ -68,9 +75,11 @@ struct State {
     judged: usize,
     /// The pass has come to an end once.
     passed: bool,
-    /// Cells that are dead stay registered, since a list had no room: they are kept until the next cycle.
+    /// Cells that are dead stay registered, since a list had no room: they are kept until the next
+    /// cycle.
     overflowed: bool,
-    /// Deaths are entries `taken..died` of the ring `ready`; those of a cycle that is not over follow, up to `dying`.
+    /// Deaths are entries `taken..died` of the ring `ready`; those of a cycle that is not over
+    /// follow, up to `dying`.
     taken: usize,
     died: usize,
     dying: usize,
@@ -176,8 +185,8 @@ impl Finalizers {
         Attempt::Done
     }
 
-    /// The next death. Under `no_preempt`; what is handed out must be in a register or on the stack of the calling mutator when that
-    /// ends.
+    /// The next death. Under `no_preempt`; what is handed out must be in a register or on the stack
+    /// of the calling mutator when that ends.
     pub(crate) fn next(&self) -> Option<Entry> {
         let mut state = self.state.lock();
         if state.taken == state.died {
@@ -196,8 +205,9 @@ impl Finalizers {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Tells `f` at most `most` of the cells that wait, from the `from`th that ever died on; where to go on, if there are more. While
-    /// mutators run: whoever takes one meanwhile makes sure that it is marked.
+    /// Tells `f` at most `most` of the cells that wait, from the `from`th that ever died on; where
+    /// to go on, if there are more. While mutators run: whoever takes one meanwhile makes sure that
+    /// it is marked.
     pub(crate) fn ready_piece(
         &self,
         from: usize,
@@ -213,7 +223,8 @@ impl Finalizers {
         (end < state.died).then_some(end)
     }
 
-    /// Before stop 1: no registration has been looked at. What a cycle that was abandoned has left half done is taken back.
+    /// Before stop 1: no registration has been looked at. What a cycle that was abandoned has left
+    /// half done is taken back.
     pub(crate) fn begin(&self) {
         let mut state = self.state.lock();
         self.take_back(&mut state);
@@ -251,8 +262,8 @@ impl Finalizers {
         self.state.lock().registered
     }
 
-    /// Looks at `most` registrations and notes those that `marked` denies. True: there are more. While mutators run: one that registers waits for
-    /// the lock.
+    /// Looks at `most` registrations and notes those that `marked` denies. True: there are more.
+    /// While mutators run: one that registers waits for the lock.
     pub(crate) fn select_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> bool {
         let mut state = self.state.lock();
         !state.passed && self.pass(&mut state, most, marked)
@@ -290,8 +301,10 @@ impl Finalizers {
         false
     }
 
-    /// Moves those of the next `most` registrations that were noted, and that `marked` still denies, to the queue, where mutators do not see them
-    /// before [`publish`](Self::publish). Of cells that the pass has not come to, it looks at all. Says how many it looked at; 0: there are no more.
+    /// Moves those of the next `most` registrations that were noted, and that `marked` still
+    /// denies, to the queue, where mutators do not see them before [`publish`](Self::publish). Of
+    /// cells that the pass has not come to, it looks at all. Says how many it looked at; 0: there
+    /// are no more.
     pub(crate) fn judge_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> usize {
         let mut state = self.state.lock();
         let state = &mut *state;
@@ -328,8 +341,9 @@ impl Finalizers {
         state.dying - state.died
     }
 
-    /// Tells `keep` the next `most` of the cells that are to be marked: `true` with those that were moved to the queue, in their order, and `false`
-    /// with those that stay registered although they may be dead, since there was no room. Gives their number; 0: there are no more.
+    /// Tells `keep` the next `most` of the cells that are to be marked: `true` with those that were
+    /// moved to the queue, in their order, and `false` with those that stay registered although
+    /// they may be dead, since there was no room. Gives their number; 0: there are no more.
     pub(crate) fn keep_piece(&self, most: usize, mut keep: impl FnMut(usize, bool)) -> usize {
         let mut state = self.state.lock();
         let moved = state.dying - state.died;
@@ -355,7 +369,8 @@ impl Finalizers {
         named
     }
 
-    /// In the stop that ends the cycle: mutators may take what it has moved to the queue. Gives its number.
+    /// In the stop that ends the cycle: mutators may take what it has moved to the queue. Gives its
+    /// number.
     pub(crate) fn publish(&self) -> u64 {
         let mut state = self.state.lock();
         let died = state.dying - state.died;
@@ -368,7 +383,8 @@ impl Finalizers {
         died as u64
     }
 
-    /// Closes the gaps that the cycle has left, and gives back the memory of what is empty. By the collector, outside of stops.
+    /// Closes the gaps that the cycle has left, and gives back the memory of what is empty. By the
+    /// collector, outside of stops.
     pub(crate) fn trim(&self) {
         if planted("tables-kept") {
             return;
@@ -391,7 +407,8 @@ impl Finalizers {
 
     fn empty_chunk(&self) -> Option<crate::chunked::Chunk> {
         let mut state = self.state.lock();
-        // SAFETY: elements behind those in use are used under the lock only, as all of these lists' are.
+        // SAFETY: elements behind those in use are used under the lock only, as all of these lists'
+        // are.
         unsafe {
             let places = state.unmarked;
             let behind = self.registered.0.take_last_beyond(2 * state.registered);
@@ -502,7 +519,8 @@ mod tests {
         f.publish();
         let dead = taken(&f);
         assert!(dead.is_sorted() && dead == died);
-        // All that are left are there once, in the order in which they came, whether a pass is abandoned or not.
+        // All that are left are there once, in the order in which they came, whether a pass is
+        // abandoned or not.
         f.begin();
         assert!(f.select_piece(20, |_| false));
         register(&f, 1 << 21);

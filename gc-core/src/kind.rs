@@ -1,7 +1,8 @@
 //! What a cell holds: where its edges are, told once for all cells of a kind.
 //!
-//! The descriptors lie in mapped memory and never move or change once published, so that a marker reads them in a
-//! stopped world and beside running mutators alike, without a lock, from nothing but the kind's number in the unit table.
+//! The descriptors lie in mapped memory and never move or change once published, so that a marker
+//! reads them in a stopped world and beside running mutators alike, without a lock, from nothing
+//! but the kind's number in the unit table.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -24,22 +25,26 @@ impl KindId {
     }
 }
 
-/// The most kinds a heap can have. A kind's number must fit the 16 bits that the unit table has for it.
+/// The most kinds a heap can have. A kind's number must fit the 16 bits that the unit table has for
+/// it.
 pub const MAX_KINDS: usize = 1 << 16;
 
 /// Reports every edge of one cell to the tracer.
 ///
-/// The first argument is the cell's first byte, the second its size in bytes (the size class's, not the request's).
+/// The first argument is the cell's first byte, the second its size in bytes (the size class's, not
+/// the request's).
 ///
 /// # Safety
-/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this cell, and it runs beside mutators that
-/// write the cell: it must accept any state that an interrupted store order can leave, the all-zero cell above all, and read each word once,
-/// by [`Tracer::edges`], an atomic or a volatile load. Several threads may run it at once. It must not allocate, lock, panic or call anything
-/// that may.
+/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this
+/// cell, and it runs beside mutators that write the cell: it must accept any state that an
+/// interrupted store order can leave, the all-zero cell above all, and read each word once, by
+/// [`Tracer::edges`], an atomic or a volatile load. Several threads may run it at once. It must not
+/// allocate, lock, panic or call anything that may.
 ///
-/// Where what a word holds decides which other words are edges (a length, a tag), a mutator may make it decide for fewer only after it has
-/// stored null to the others through the barrier: what merely ceases to be an edge is not logged, and a marker that comes later would miss
-/// what it led to.
+/// Where what a word holds decides which other words are edges (a length, a tag), a mutator may
+/// make it decide for fewer only after it has stored null to the others through the barrier: what
+/// merely ceases to be an edge is not logged, and a marker that comes later would miss what it led
+/// to.
 pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'_>);
 
 /// A description of cells, given to the heap once.
@@ -99,12 +104,13 @@ impl Kind {
         Kind::of(name, Shape::Leaf { uninit: false })
     }
 
-    /// As [`Kind::leaf`], but its cells are not cleared: they come with whatever lies there, which is often what an earlier cell held. For
-    /// strings and buffers, whose bytes are all written at once; a twelfth of the time of `gclab churn 256`, a cache of them (bdwgc's `GC_malloc_atomic`
-    /// is the same).
+    /// As [`Kind::leaf`], but its cells are not cleared: they come with whatever lies there, which
+    /// is often what an earlier cell held. For strings and buffers, whose bytes are all written at
+    /// once; a twelfth of the time of `gclab churn 256`, a cache of them (bdwgc's
+    /// `GC_malloc_atomic` is the same).
     ///
-    /// Reading such a cell before it has been written is what reading any uninitialised memory is. For the raw tier, which is unsafe; types of the
-    /// safe tier never have such a kind.
+    /// Reading such a cell before it has been written is what reading any uninitialised memory is.
+    /// For the raw tier, which is unsafe; types of the safe tier never have such a kind.
     ///
     /// ```
     /// # use gc_core::{Heap, Kind};
@@ -129,7 +135,8 @@ impl Kind {
         mut slots: BitVec<u64, Lsb0>,
         encoding: Encoding,
     ) -> Kind {
-        // A vector cut out of another one may begin inside a word and have stale bits behind its end; markers read whole words.
+        // A vector cut out of another one may begin inside a word and have stale bits behind its
+        // end; markers read whole words.
         slots.force_align();
         slots.set_uninitialized(false);
         Kind::of(name, Shape::Words { slots, encoding })
@@ -147,8 +154,8 @@ impl Kind {
         Kind::words(name, slots, encoding)
     }
 
-    /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never written are zero, and
-    /// zero is no edge, so the length needs no telling.
+    /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never
+    /// written are zero, and zero is no edge, so the length needs no telling.
     pub fn array(name: impl Into<String>, first_word: u32, encoding: Encoding) -> Kind {
         Kind::of(
             name,
@@ -159,7 +166,8 @@ impl Kind {
         )
     }
 
-    /// Cells whose edges a function of the embedder reports: plain addresses, or words reported by [`Tracer::conservative`].
+    /// Cells whose edges a function of the embedder reports: plain addresses, or words reported by
+    /// [`Tracer::conservative`].
     ///
     /// # Safety
     /// As for [`traced_with`](Kind::traced_with).
@@ -168,11 +176,13 @@ impl Kind {
         unsafe { Kind::traced_with(name, trace, &[Encoding::RAW]) }
     }
 
-    /// Cells whose edges a function of the embedder reports, in one of several encodings: the barrier logs the words that such edges
-    /// overwrite, and the collector must know how to read them.
+    /// Cells whose edges a function of the embedder reports, in one of several encodings: the
+    /// barrier logs the words that such edges overwrite, and the collector must know how to read
+    /// them.
     ///
     /// # Safety
-    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell, in one of `encodings`.
+    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell, in one of
+    /// `encodings`.
     pub unsafe fn traced_with(
         name: impl Into<String>,
         trace: TraceFn,
@@ -187,18 +197,21 @@ impl Kind {
         )
     }
 
-    /// Cells whose every word is taken for a pointer if it names a cell, by the heap's conservative encodings.
+    /// Cells whose every word is taken for a pointer if it names a cell, by the heap's conservative
+    /// encodings.
     pub fn conservative(name: impl Into<String>) -> Kind {
         Kind::of(name, Shape::Conservative)
     }
 
-    /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target dies becomes
-    /// `cleared`; one whose target is queued for its finalizer as well, unless the kind is [`long`](Self::long).
+    /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target
+    /// dies becomes `cleared`; one whose target is queued for its finalizer as well, unless the
+    /// kind is [`long`](Self::long).
     ///
-    /// A word is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak); a plain load may see the address of what is dead already. A mutator that
-    /// stores a word, by a plain store or by [`Mutator::write`](crate::Mutator::write), holds its target strongly; weak words are copied
-    /// by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and never like other memory. All words that lead to one target are cleared at the same
-    /// moment, as far as weak loads can tell.
+    /// A word is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak); a plain load may see
+    /// the address of what is dead already. A mutator that stores a word, by a plain store or by
+    /// [`Mutator::write`](crate::Mutator::write), holds its target strongly; weak words are copied
+    /// by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and never like other memory. All words
+    /// that lead to one target are cleared at the same moment, as far as weak loads can tell.
     pub fn weak(
         name: impl Into<String>,
         first_word: u32,
@@ -215,16 +228,20 @@ impl Kind {
         )
     }
 
-    /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are alive, the value is; the pair keeps neither its key
-    /// nor, once the key is dead, its value. A pair whose key dies becomes `cleared` and 0. What tables with weak
-    /// keys are made of; also a single ephemeron, as a cell of one pair.
+    /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are
+    /// alive, the value is; the pair keeps neither its key nor, once the key is dead, its value. A
+    /// pair whose key dies becomes `cleared` and 0. What tables with weak keys are made of; also a
+    /// single ephemeron, as a cell of one pair.
     ///
-    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time in proportion. A key that is no edge,
-    /// or leads out of the heap, never dies. A last word without a partner is nothing.
+    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time
+    /// in proportion. A key that is no edge, or leads out of the heap, never dies. A last word
+    /// without a partner is nothing.
     ///
-    /// A pair of a published cell is changed by [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key,
-    /// by [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets strongly. A value may be loaded plainly by
-    /// whoever holds the key; a key is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by
+    /// A pair of a published cell is changed by
+    /// [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key,
+    /// by [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets
+    /// strongly. A value may be loaded plainly by whoever holds the key; a key is loaded by
+    /// [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by
     /// [`Mutator::copy_weak`](crate::Mutator::copy_weak).
     pub fn ephemeron(
         name: impl Into<String>,
@@ -242,17 +259,20 @@ impl Kind {
         )
     }
 
-    /// Says that the edges of such a cell never change once they are there: pairs of a list, closures, the nodes of a tree that is built from
-    /// its leaves up. A young collection (see [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)) need not look at such a cell
-    /// again, for what it leads to is older than itself; all other cells with edges it looks at each time. Leaves are never looked at anyhow.
+    /// Says that the edges of such a cell never change once they are there: pairs of a list,
+    /// closures, the nodes of a tree that is built from its leaves up. A young collection (see
+    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)) need not look at
+    /// such a cell again, for what it leads to is older than itself; all other cells with edges it
+    /// looks at each time. Leaves are never looked at anyhow.
     ///
     /// The promise, which `URGE_VERIFY=1` holds against every collection:
-    /// - each edge leads to a cell that the thread held before this one was allocated, or to this one,
+    /// - each edge leads to a cell that the thread held before this one was allocated, or to this
+    ///   one,
     /// - it is stored before the thread allocates again,
     /// - and never after.
     ///
-    /// An edge may stay null. What is no edge may change. Weak words and pairs of ephemerons change when their targets die, so for those kinds
-    /// this says nothing.
+    /// An edge may stay null. What is no edge may change. Weak words and pairs of ephemerons change
+    /// when their targets die, so for those kinds this says nothing.
     ///
     /// ```
     /// # use gc_core::{Encoding, Heap, Kind};
@@ -276,14 +296,18 @@ impl Kind {
         self
     }
 
-    /// Says that the words of such a weak cell are *long*: they are cleared when their target's memory is about to be freed, and not when it is queued
-    /// for its finalizer. A word of any other weak kind, and the key of an ephemeron's pair, is cleared once its target cannot be reached but by weak words
-    /// and by finalizers ([`Mutator::register_finalizer`](crate::Mutator::register_finalizer)), before those cells are queued: so it never leads
-    /// to a cell whose finalizer has run. A long word may; it leads to the cell for as long as the cell is there, be it that the finalizer brings
-    /// it back for good. (.NET has both, under these names; Java's `PhantomReference` is a long one that cannot be loaded.) A value that needs
-    /// `Drop` is found by neither once it has been queued.
+    /// Says that the words of such a weak cell are *long*: they are cleared when their target's
+    /// memory is about to be freed, and not when it is queued for its finalizer. A word of any
+    /// other weak kind, and the key of an ephemeron's pair, is cleared once its target cannot be
+    /// reached but by weak words and by finalizers
+    /// ([`Mutator::register_finalizer`](crate::Mutator::register_finalizer)), before those cells
+    /// are queued: so it never leads to a cell whose finalizer has run. A long word may; it leads
+    /// to the cell for as long as the cell is there, be it that the finalizer brings it back for
+    /// good. (.NET has both, under these names; Java's `PhantomReference` is a long one that cannot
+    /// be loaded.) A value that needs `Drop` is found by neither once it has been queued.
     ///
-    /// For kinds that are not [`weak`](Self::weak) this says nothing. A heap that has such a kind stops once more in a cycle in which much dies.
+    /// For kinds that are not [`weak`](Self::weak) this says nothing. A heap that has such a kind
+    /// stops once more in a cycle in which much dies.
     ///
     /// ```
     /// # use gc_core::{Encoding, Heap, Kind};
@@ -300,11 +324,13 @@ impl Kind {
         self
     }
 
-    /// Says of a [traced](Self::traced) kind that words which its function does not report may hold anything, such as the
-    /// rest of a buffer above its count, where removed edges stay. For other kinds this says nothing.
+    /// Says of a [traced](Self::traced) kind that words which its function does not report may hold
+    /// anything, such as the rest of a buffer above its count, where removed edges stay. For other
+    /// kinds this says nothing.
     ///
-    /// Nothing but [`verify`](crate::HeapBuilder::verify) asks: it takes a word of a traced cell that names a dead cell, and
-    /// was not reported, for an edge that the function has forgotten. It does not look into cells of this kind.
+    /// Nothing but [`verify`](crate::HeapBuilder::verify) asks: it takes a word of a traced cell
+    /// that names a dead cell, and was not reported, for an edge that the function has forgotten.
+    /// It does not look into cells of this kind.
     ///
     /// ```
     /// # use gc_core::{Encoding, Heap, Kind, Tracer};
@@ -330,8 +356,9 @@ impl Kind {
         self
     }
 
-    /// The words that are edges in plain addresses, a bit each and none beyond the last edge, where that is all there is to say of its cells; a
-    /// leaf has none. Kinds of one such layout differ in their names alone.
+    /// The words that are edges in plain addresses, a bit each and none beyond the last edge, where
+    /// that is all there is to say of its cells; a leaf has none. Kinds of one such layout differ
+    /// in their names alone.
     pub(crate) fn layout(&self) -> Option<&[u64]> {
         match &self.shape {
             _ if self.immutable || self.long => None,
@@ -369,7 +396,8 @@ impl Kind {
 /// Why a kind was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindError {
-    /// The heap has as many kinds already as its reserve allows: [`MAX_KINDS`] from a reserve of 1 GiB on.
+    /// The heap has as many kinds already as its reserve allows: [`MAX_KINDS`] from a reserve of 1
+    /// GiB on.
     TooMany,
     /// The system refused memory for the table of kinds.
     System(MapError),
@@ -408,9 +436,11 @@ pub(crate) struct Descriptor {
     pub(crate) long: bool,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
-    /// Words: the slots among the first 64 words, here since most cells are no larger. Weak, Ephemeron: see [`Descriptor::cleared`].
+    /// Words: the slots among the first 64 words, here since most cells are no larger. Weak,
+    /// Ephemeron: see [`Descriptor::cleared`].
     pub(crate) first_slots: u64,
-    /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned` and lives as long.
+    /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned`
+    /// and lives as long.
     pub(crate) slots: *const u64,
     pub(crate) slot_words: u32,
     pub(crate) trace: Option<TraceFn>,
@@ -467,13 +497,14 @@ impl Tag {
 pub(crate) struct Kinds {
     table: Table<Descriptor>,
     count: AtomicU32,
-    /// What the embedder gave, as many as `count` says. Mapped like the descriptors, since it is filled where malloc may not be called.
+    /// What the embedder gave, as many as `count` says. Mapped like the descriptors, since it is
+    /// filled where malloc may not be called.
     owned: Table<Kind>,
     adding: Mutex<()>,
 }
 
-// SAFETY: descriptors are written once, before their number is published, and hold only plain words, function
-// pointers and pointers into `owned`, which lives as long as the table.
+// SAFETY: descriptors are written once, before their number is published, and hold only plain
+// words, function pointers and pointers into `owned`, which lives as long as the table.
 unsafe impl Send for Kinds {}
 // SAFETY: as above; writers are serialised by the lock.
 unsafe impl Sync for Kinds {}
@@ -490,7 +521,8 @@ impl Kinds {
         })
     }
 
-    /// Adds a kind. Called outside `no_preempt`, which it enters for as long as it holds the lock: a kind that is not taken is freed.
+    /// Adds a kind. Called outside `no_preempt`, which it enters for as long as it holds the lock:
+    /// a kind that is not taken is freed.
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
         if let Shape::Words { encoding, .. }
         | Shape::Array { encoding, .. }
@@ -521,7 +553,8 @@ impl Kinds {
                 tag: Tag::Words,
                 encoding: *encoding,
                 first_slots: slots.as_raw_slice().first().copied().unwrap_or(0),
-                // The vector's heap block stays where it is when the vector itself moves into `owned`.
+                // The vector's heap block stays where it is when the vector itself moves into
+                // `owned`.
                 slots: slots.as_raw_slice().as_ptr(),
                 slot_words: slots.as_raw_slice().len() as u32,
                 ..none
@@ -578,12 +611,14 @@ impl Kinds {
             if let Err(e) = room.and_then(|()| owned.make_writable(index + 1)) {
                 return Err((kind, KindError::System(e)));
             }
-            // SAFETY: `index` is within the tables and not yet published, so nobody else reads or writes the entries.
+            // SAFETY: `index` is within the tables and not yet published, so nobody else reads or
+            // writes the entries.
             unsafe {
                 self.table.at(index).write(descriptor);
                 self.owned.at(index).write(kind);
             }
-            // Ordering: Release, so that whoever learns the count or a KindId made from it sees the descriptor.
+            // Ordering: Release, so that whoever learns the count or a KindId made from it sees the
+            // descriptor.
             self.count.store(index as u32 + 1, Ordering::Release);
             Ok(KindId(index as u16))
         });
@@ -596,7 +631,8 @@ impl Kinds {
 
     /// The kind as the embedder gave it.
     fn given(&self, kind: KindId) -> Option<&Kind> {
-        // SAFETY: entries below the count were written before it, never change, and live as long as `self`.
+        // SAFETY: entries below the count were written before it, never change, and live as long as
+        // `self`.
         self.contains(kind)
             .then(|| unsafe { &*self.owned.at(kind.index()) })
     }
@@ -614,8 +650,8 @@ impl Kinds {
     /// The descriptor of a kind of this heap.
     #[inline(always)]
     pub(crate) fn get(&self, kind: KindId) -> &Descriptor {
-        // SAFETY: every KindId(u16) is within the table; entries are written once before their KindId exists, and a
-        // zeroed entry is a valid Leaf descriptor.
+        // SAFETY: every KindId(u16) is within the table; entries are written once before their
+        // KindId exists, and a zeroed entry is a valid Leaf descriptor.
         unsafe { &*self.table.at(kind.index()) }
     }
 

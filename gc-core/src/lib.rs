@@ -1,9 +1,10 @@
-//! A garbage-collected heap for people who write languages: it does not move objects, stops threads at *any* instruction, and costs the code
-//! that runs in between nothing.
+//! A garbage-collected heap for people who write languages: it does not move objects, stops threads
+//! at *any* instruction, and costs the code that runs in between nothing.
 //!
-//! Loops need no polls. Compiled code needs a stack map for its calls only, not for every instruction. A thread that spins in an empty loop,
-//! sits in libc or stands in the middle of an allocation is stopped within microseconds, scanned, and resumed where it stood. What stops it
-//! is [`gc_preempt`]; this crate is the heap, the collector, and what you see of them.
+//! Loops need no polls. Compiled code needs a stack map for its calls only, not for every
+//! instruction. A thread that spins in an empty loop, sits in libc or stands in the middle of an
+//! allocation is stopped within microseconds, scanned, and resumed where it stood. What stops it is
+//! [`gc_preempt`]; this crate is the heap, the collector, and what you see of them.
 //!
 //! ```
 //! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
@@ -63,24 +64,31 @@
 //!
 //! All three share one heap, and a cell of one may lead to a cell of another.
 //!
-//! **Safe** means: whatever safe code does, nothing dangles. A [`Local`] is rooted until its scope ends, so it may lie in a `Vec`; the scope's
-//! lifetime keeps it from leaving. Fields check by address that they and what they are given lie in the scope's heap. What a type holds must
-//! be [`Send`] and [`Sync`], since cells are shared between threads and change by interior mutability only.
+//! **Safe** means: whatever safe code does, nothing dangles. A [`Local`] is rooted until its scope
+//! ends, so it may lie in a `Vec`; the scope's lifetime keeps it from leaving. Fields check by
+//! address that they and what they are given lie in the scope's heap. What a type holds must be
+//! [`Send`] and [`Sync`], since cells are shared between threads and change by interior mutability
+//! only.
 //!
-//! **Fast** means: a [`Gc`] is one word, and nothing keeps its cell but what the collector scans anyway: registers, stacks, fields, roots.
-//! In a `Vec` it dangles. [`keep_alive`] says how long a cell is needed where the compiler or foreign code has only something computed from it.
+//! **Fast** means: a [`Gc`] is one word, and nothing keeps its cell but what the collector scans
+//! anyway: registers, stacks, fields, roots. In a `Vec` it dangles. [`keep_alive`] says how long a
+//! cell is needed where the compiler or foreign code has only something computed from it.
 //!
 //! # Kinds: what the collector knows of a cell
 //!
-//! A cell has no header. Its block knows its size and its [`Kind`]: a leaf, edges at fixed words, an array of edges from some word on,
-//! edges that a function reports, words of which any may be a pointer, weak words, or ephemerons. So an object of two pointers takes 16 bytes. The derive
-//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] are
-//! shapes of their own.
+//! A cell has no header. Its block knows its size and its [`Kind`]: a leaf, edges at fixed words,
+//! an array of edges from some word on, edges that a function reports, words of which any may be a
+//! pointer, weak words, or ephemerons. So an object of two pointers takes 16 bytes. The derive
+//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`], [`WeakArray`],
+//! [`Ephemeron`] and the tables of [`WeakMap`] are shapes of their own.
 //!
-//! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a thread may be stopped between an allocation and
-//! the stores that follow, so what the collector finds half made must be harmless (only in leaves nothing can be found, and [`Kind::leaf_uninit`] is not cleared). A kind whose function depends on content (a tag, a length)
-//! has that written first. And **an edge is one aligned word at a fixed place**: markers read it while others write it. Hence no edges in enums,
-//! options or vectors; a table that grows is a field to an array, replaced by one store.
+//! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a
+//! thread may be stopped between an allocation and the stores that follow, so what the collector
+//! finds half made must be harmless (only in leaves nothing can be found, and [`Kind::leaf_uninit`]
+//! is not cleared). A kind whose function depends on content (a tag, a length) has that written
+//! first. And **an edge is one aligned word at a fixed place**: markers read it while others write
+//! it. Hence no edges in enums, options or vectors; a table that grows is a field to an array,
+//! replaced by one store.
 //!
 //! # Roots: where it looks
 //!
@@ -93,77 +101,98 @@
 //! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to a limit that is valid at every instruction |
 //! | a [`RootCallback`] | as it reports; it may read only what mutators change inside [`no_preempt`](Mutator::no_preempt) |
 //!
-//! Word by word costs precision, never soundness: a stale word may keep something too long. Nowhere else does it look: not in malloc's memory,
-//! not in statics, not in thread-locals.
+//! Word by word costs precision, never soundness: a stale word may keep something too long. Nowhere
+//! else does it look: not in malloc's memory, not in statics, not in thread-locals.
 //!
 //! # Barriers: what a store costs
 //!
-//! An edge of a published cell is changed through the write barrier ([`Field::set`], [`Mutator::write`], or the unit that [`barrier`] names for
-//! machine code): while marking goes on beside the program, it keeps the old value, so that the snapshot from which marking began stays whole.
-//! Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy` and `qsort` must never touch edges. A weak word is
-//! loaded by a unit of its own ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong; weak tables that grow are copied by
-//! [`Mutator::copy_weak`], which does not, and an ephemeron's pair is changed by [`Mutator::write_pair`].
+//! An edge of a published cell is changed through the write barrier ([`Field::set`],
+//! [`Mutator::write`], or the unit that [`barrier`] names for machine code): while marking goes on
+//! beside the program, it keeps the old value, so that the snapshot from which marking began stays
+//! whole. Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy`
+//! and `qsort` must never touch edges. A weak word is loaded by a unit of its own
+//! ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong; weak tables that
+//! grow are copied by [`Mutator::copy_weak`], which does not, and an ephemeron's pair is changed by
+//! [`Mutator::write_pair`].
 //!
 //! # Threads
 //!
-//! A thread that touches the heap attaches ([`Heap::attach`]) and has a [`Mutator`], which stays on it. Threads that do not attach may hold
-//! and read [`Root`]s. [`Mutator::blocking`] is for everything that may take long outside of the heap; there the heap is out of bounds, and the
-//! safe tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for it, so it is short, allocates nothing
-//! with malloc, and takes no lock that somebody holds outside of such a section. A mutator runs on its thread's own stack: while it is on another
-//! one (a coroutine's, a signal handler's alternate stack), a stop waits until it is back, and `blocking` panics. The collector is a thread of its own. A thread may attach to
-//! several heaps. A child of a fork has the forking thread's heaps whole.
+//! A thread that touches the heap attaches ([`Heap::attach`]) and has a [`Mutator`], which stays on
+//! it. Threads that do not attach may hold and read [`Root`]s. [`Mutator::blocking`] is for
+//! everything that may take long outside of the heap; there the heap is out of bounds, and the safe
+//! tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for
+//! it, so it is short, allocates nothing with malloc, and takes no lock that somebody holds outside
+//! of such a section. A mutator runs on its thread's own stack: while it is on another one (a
+//! coroutine's, a signal handler's alternate stack), a stop waits until it is back, and `blocking`
+//! panics. The collector is a thread of its own. A thread may attach to several heaps. A child of a
+//! fork has the forking thread's heaps whole.
 //!
 //! # Signals
 //!
-//! Threads are stopped by SIGURG. A handler that the host had installed before is called for each of them. System calls are restarted, but some
-//! (`poll`, `epoll_wait`, `nanosleep`, timed socket calls; the list is at [`World`](gc_preempt::World)) end in EINTR all the same, and a `write` or `read` of many bytes
-//! may end with a part of them: make them inside `blocking`, where no signal comes. errno is kept. A host that
-//! blocks SIGURG, or replaces the handler without calling it, is named on stderr by a watchdog. `URGE_ASYNC=0` does without signals: threads
-//! then stop when they allocate or block, and when `no_preempt` ends.
+//! Threads are stopped by SIGURG. A handler that the host had installed before is called for each
+//! of them. System calls are restarted, but some (`poll`, `epoll_wait`, `nanosleep`, timed socket
+//! calls; the list is at [`World`](gc_preempt::World)) end in EINTR all the same, and a `write` or
+//! `read` of many bytes may end with a part of them: make them inside `blocking`, where no signal
+//! comes. errno is kept. A host that blocks SIGURG, or replaces the handler without calling it, is
+//! named on stderr by a watchdog. `URGE_ASYNC=0` does without signals: threads then stop when they
+//! allocate or block, and when `no_preempt` ends.
 //!
 //! # Values that need `Drop`, finalizers, weak references
 //!
-//! `Drop` never runs in the sweep, nor on the collector's thread. A value that needs it (a string, a file, a box) waits for
-//! [`Mutator::drop_dead_values`] once its cell is dead; weak references to it are null by then, and so are its own fields, and what these led to
-//! may have been freed. The raw tier's finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all that it leads to; weak
-//! references to it are null, too, unless their kind is [`Kind::long`].
+//! `Drop` never runs in the sweep, nor on the collector's thread. A value that needs it (a string,
+//! a file, a box) waits for [`Mutator::drop_dead_values`] once its cell is dead; weak references to
+//! it are null by then, and so are its own fields, and what these led to may have been freed. The
+//! raw tier's finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all
+//! that it leads to; weak references to it are null, too, unless their kind is [`Kind::long`].
 //!
 //! # Queues and stale words
-//! A word that a compiler has left on a stack or in a register may name a node that a queue has long let go, and so keep it (raw tier, and native
-//! code). Where each node leads to the next, it keeps *all that came after*: the queue's whole history, for as long as the word is there. So a
-//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_raw`]): then a stale word keeps one node.
+//! A word that a compiler has left on a stack or in a register may name a node that a queue has
+//! long let go, and so keep it (raw tier, and native code). Where each node leads to the next, it
+//! keeps *all that came after*: the queue's whole history, for as long as the word is there. So a
+//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_raw`]):
+//! then a stale word keeps one node.
 //!
 //! # Limits
 //!
-//! [`HeapBuilder::hard_limit`] bounds the cells' memory; beyond it an allocation collects, and then is an [`AllocError`], never an abort. A heap
-//! reserves 256 GiB of addresses (of the 128 TiB that a process has; [`HeapBuilder::reserve`] makes it less) and takes memory as it is used.
-//! Types are aligned to at most 16 bytes. Linux on x86-64 only.
+//! [`HeapBuilder::hard_limit`] bounds the cells' memory; beyond it an allocation collects, and then
+//! is an [`AllocError`], never an abort. A heap reserves 256 GiB of addresses (of the 128 TiB that
+//! a process has; [`HeapBuilder::reserve`] makes it less) and takes memory as it is used. Types are
+//! aligned to at most 16 bytes. Linux on x86-64 only.
 //!
-//! A collection stops the world twice, for some microseconds each: to scan roots, and to make an end of marking. Marking and sweeping go on
-//! beside the program ([`HeapBuilder::concurrent`] turns that off).
+//! A collection stops the world twice, for some microseconds each: to scan roots, and to make an
+//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::concurrent`] turns
+//! that off).
 //!
 //! # Pace
 //!
-//! The heap may grow by [`HeapBuilder::gc_percent`] of what is alive; by then a collection should have ended. It begins as much earlier as the
-//! last ones took, and has a quarter of the processors for itself, or those that no mutator wants. A thread that allocates faster than can be marked helps
-//! to mark: with up to a quarter of its time while the heap is below its goal, with more beyond it. Where the heap has grown half as much again as it
-//! should, allocation waits, a millisecond for each 8 KiB. [`HeapBuilder::memory_limit`] brings collections forward instead of failing, until they would take as much time as
-//! the program. `URGE_TRACE=1` prints what came of it, a line a collection; [`Heap::stats`] has the same, and histograms of all stops.
+//! The heap may grow by [`HeapBuilder::gc_percent`] of what is alive; by then a collection should
+//! have ended. It begins as much earlier as the last ones took, and has a quarter of the processors
+//! for itself, or those that no mutator wants. A thread that allocates faster than can be marked
+//! helps to mark: with up to a quarter of its time while the heap is below its goal, with more
+//! beyond it. Where the heap has grown half as much again as it should, allocation waits, a
+//! millisecond for each 8 KiB. [`HeapBuilder::memory_limit`] brings collections forward instead of
+//! failing, until they would take as much time as the program. `URGE_TRACE=1` prints what came of
+//! it, a line a collection; [`Heap::stats`] has the same, and histograms of all stops.
 //!
 //! # Young collections
 //!
-//! A cell of a kind that is [`immutable`](Kind::immutable) leads to older cells only, and for ever to the same. So once a collection has found it alive,
-//! the next ones need not look at it: they take it for alive, and free what was allocated since and is dead. That is a *young* collection. It is
-//! done of itself where most of the heap's cells with edges are of such kinds and most of what is allocated dies young, and when what has died and is
-//! old takes half of the room to grow, a whole collection follows ([`HeapBuilder::young_collections`], [`Heap::collect_young`]). Nothing moves, and
-//! stores cost what they cost: all old cells of other kinds are looked at each time.
+//! A cell of a kind that is [`immutable`](Kind::immutable) leads to older cells only, and for ever
+//! to the same. So once a collection has found it alive, the next ones need not look at it: they
+//! take it for alive, and free what was allocated since and is dead. That is a *young* collection.
+//! It is done of itself where most of the heap's cells with edges are of such kinds and most of
+//! what is allocated dies young, and when what has died and is old takes half of the room to grow,
+//! a whole collection follows ([`HeapBuilder::young_collections`], [`Heap::collect_young`]).
+//! Nothing moves, and stores cost what they cost: all old cells of other kinds are looked at each
+//! time.
 //!
 //! # To read on
 //!
-//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a worker pool, a foreign call. Then the modules:
-//! [`kind`] and [`encoding`] say what a cell and a word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
-//! [`context`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers "which cell does this address name?",
-//! `alloc.rs` is a mutator's side of it, and `cycle/` is the collector.
+//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a
+//! worker pool, a foreign call. Then the modules: [`kind`] and [`encoding`] say what a cell and a
+//! word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
+//! [`context`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers
+//! "which cell does this address name?", `alloc.rs` is a mutator's side of it, and `cycle/` is the
+//! collector.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
@@ -172,7 +201,8 @@ compile_error!(
 
 extern crate self as gc_core; // what the derives name
 
-// The heap's own rooms take addresses and promises at their word. Harnesses and benches see them by a feature that is not for users.
+// The heap's own rooms take addresses and promises at their word. Harnesses and benches see them by
+// a feature that is not for users.
 #[cfg(not(feature = "internals"))]
 mod alloc;
 #[cfg(feature = "internals")]

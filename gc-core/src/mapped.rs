@@ -1,9 +1,12 @@
-//! Fixed-capacity tables in memory that was reserved beforehand, for all that is changed while the world is stopped or may not be.
+//! Fixed-capacity tables in memory that was reserved beforehand, for all that is changed while the
+//! world is stopped or may not be.
 //!
-//! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's lock. Neither may a mutator inside
-//! `no_preempt`: it would wait for one that was stopped a moment before, and the stop for it. So the tables that the collector and those
-//! sections fill (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built, as much as the heap's reserve
-//! may need. A page of it becomes memory at its first touch, which takes no lock of this process. What was never touched costs nothing.
+//! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's
+//! lock. Neither may a mutator inside `no_preempt`: it would wait for one that was stopped a moment
+//! before, and the stop for it. So the tables that the collector and those sections fill
+//! (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built,
+//! as much as the heap's reserve may need. A page of it becomes memory at its first touch, which
+//! takes no lock of this process. What was never touched costs nothing.
 
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
@@ -11,7 +14,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use crate::heap::map::{MapError, Table};
 use crate::places::Places;
 
-/// Types for which all-zero bytes are a valid value and which may be shared between threads as they lie in memory.
+/// Types for which all-zero bytes are a valid value and which may be shared between threads as they
+/// lie in memory.
 ///
 /// # Safety
 /// The type has no padding that is read, no niche that zero would violate, and no drop glue.
@@ -36,8 +40,8 @@ impl<T: Zeroed> Mapped<T> {
         })
     }
 
-    /// Addresses for `len` elements. They read as zeros, and [`Mapped::make_writable`] comes before the first write. For what is large and seldom
-    /// full: see the head of `heap/map.rs`.
+    /// Addresses for `len` elements. They read as zeros, and [`Mapped::make_writable`] comes before
+    /// the first write. For what is large and seldom full: see the head of `heap/map.rs`.
     pub(crate) fn growing(len: usize) -> Result<Self, MapError> {
         Ok(Self {
             table: Table::reserve(len.max(1))?,
@@ -55,8 +59,8 @@ impl<T: Zeroed> Mapped<T> {
         self.table.make_writable(count)
     }
 
-    /// Reserves room for `wanted` elements; where the system refuses (an address-space limit), for half as many, and so on down to
-    /// `least`.
+    /// Reserves room for `wanted` elements; where the system refuses (an address-space limit), for
+    /// half as many, and so on down to `least`.
     pub(crate) fn reserve(wanted: usize, least: usize) -> Result<Self, MapError> {
         let mut len = wanted.max(least).max(1);
         loop {
@@ -77,7 +81,8 @@ impl<T: Zeroed> Mapped<T> {
         unsafe { self.table.discard(elements.start, elements.len()) }
     }
 
-    /// Makes the first `count` elements zero. What is large is given back to the system. Not in a stop.
+    /// Makes the first `count` elements zero. What is large is given back to the system. Not in a
+    /// stop.
     ///
     /// # Safety
     /// Nobody else uses these elements meanwhile.
@@ -87,7 +92,8 @@ impl<T: Zeroed> Mapped<T> {
         const PAGE: usize = 4096;
         let bytes = count.min(self.table.len()) * size_of::<T>();
         let pages = bytes / PAGE * PAGE;
-        // SAFETY: whole pages from the mapping's beginning, and the caller says that their contents are nobody's.
+        // SAFETY: whole pages from the mapping's beginning, and the caller says that their contents
+        // are nobody's.
         let given = bytes >= LARGE && unsafe { self.table.discard_first(pages) };
         let first = if given { pages } else { 0 };
         // SAFETY: within the mapping, and nobody's.
@@ -102,8 +108,9 @@ impl<T: Zeroed> Deref for Mapped<T> {
     type Target = [T];
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping is page-aligned, holds `len` elements, lives as long as `self`, and any bytes in it that nobody wrote are
-        // zero, which `Zeroed` makes a value. `T` is `Sync`, and only shared references are given out.
+        // SAFETY: the mapping is page-aligned, holds `len` elements, lives as long as `self`, and
+        // any bytes in it that nobody wrote are zero, which `Zeroed` makes a value. `T` is `Sync`,
+        // and only shared references are given out.
         unsafe { core::slice::from_raw_parts(self.table.at(0), self.table.len()) }
     }
 }
@@ -152,7 +159,8 @@ impl<T> Slab<T> {
 
     /// What a place holds.
     pub(crate) fn get(&mut self, at: usize) -> Option<&mut T> {
-        // SAFETY: the place is used, so it is a value; `self` is borrowed for as long as the result.
+        // SAFETY: the place is used, so it is a value; `self` is borrowed for as long as the
+        // result.
         self.places
             .is_used(at)
             .then(|| unsafe { &mut *self.items.at(at) })

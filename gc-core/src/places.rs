@@ -1,4 +1,5 @@
-//! Which places of a table are in use: numbers that come and go, in mapped memory, under a lock of the owner's.
+//! Which places of a table are in use: numbers that come and go, in mapped memory, under a lock of
+//! the owner's.
 //!
 //! ```text
 //! page, 512 places:  [ a bit a place | how many are used | neighbours in its list ]
@@ -7,15 +8,18 @@
 //! empty:  pages with free places only          or else from here, or else from a page that was never used
 //! full pages are in no list
 //! ```
-//! What a table costs after a peak is what is left of it: [`Places::trim_piece`] gives the memory of empty pages back and forgets those beyond the last
-//! that is used, so that who walks the table walks the others. Rejected: links through the free places themselves. A table's free places would
-//! have to be sorted before the table could shrink, and to walk the table would touch each of them.
+//! What a table costs after a peak is what is left of it: [`Places::trim_piece`] gives the memory
+//! of empty pages back and forgets those beyond the last that is used, so that who walks the table
+//! walks the others. Rejected: links through the free places themselves. A table's free places
+//! would have to be sorted before the table could shrink, and to walk the table would touch each of
+//! them.
 
 use core::ops::Range;
 
 use crate::heap::map::{MapError, Table};
 
-/// Places of a page: a page of words is a page of memory, and one of any larger element whole pages.
+/// Places of a page: a page of words is a page of memory, and one of any larger element whole
+/// pages.
 pub(crate) const PAGE: usize = 512;
 
 /// Pages that [`Places::trim_piece`] looks at under one lock.
@@ -71,7 +75,8 @@ impl Places {
     }
 
     fn page(&self, page: usize) -> &Page {
-        // SAFETY: callers name pages of the table; zeroed memory is an empty page; `self` is borrowed.
+        // SAFETY: callers name pages of the table; zeroed memory is an empty page; `self` is
+        // borrowed.
         unsafe { &*self.pages.at(page) }
     }
 
@@ -202,8 +207,9 @@ impl Places {
         None
     }
 
-    /// Gives memory back, of `TRIM` pages from page `from` on: calls `discard` with the places of each stretch of pages that are empty. Says where to
-    /// go on, if that is not the end. Outside of stops; the owner's lock may be let go of between two pieces.
+    /// Gives memory back, of `TRIM` pages from page `from` on: calls `discard` with the places of
+    /// each stretch of pages that are empty. Says where to go on, if that is not the end. Outside
+    /// of stops; the owner's lock may be let go of between two pieces.
     pub(crate) fn trim_piece(
         &mut self,
         from: usize,

@@ -1,35 +1,50 @@
-//! Roots: what stacks, root ranges, handles and the embedder's callbacks hold, turned into marked cells while the world is stopped.
+//! Roots: what stacks, root ranges, handles and the embedder's callbacks hold, turned into marked
+//! cells while the world is stopped.
 //!
-//! No root is believed. A word of a stack, a stale slot beyond an interpreter's top, a handle that an unattached thread has just freed:
-//! each is looked up in the heap's tables, and one that does not name an allocated cell marks nothing. That costs a few loads a word
-//! and buys that a wrong root keeps too much at worst.
+//! No root is believed. A word of a stack, a stale slot beyond an interpreter's top, a handle that
+//! an unattached thread has just freed: each is looked up in the heap's tables, and one that does
+//! not name an allocated cell marks nothing. That costs a few loads a word and buys that a wrong
+//! root keeps too much at worst.
 //!
 //! # Who scans
-//! The collector, one stack after the other, once all are stopped: 0.7 us a thread with a shallow stack (about 300 words, most of them vector registers in use, and six native
-//! frames), where the signal that stopped it took 13 us; 50 ns a native frame, 17 a managed one at a call site that was met before. The other way was tried in an experiment: each thread
-//! walks its own stack in the handler before it acknowledges, and leaves what it finds in a buffer. One thread gains nothing by it (34 us either way, depth 10; 283 against 273 us
-//! at a depth of 5,000), and 4 or 16 threads of shallow stacks lost by it, in the median. Several deep stacks at once gained: 4 threads of 5,000 frames on 2 processors, 1,128 us for one
-//! scanner and 783 for all at once. That was the best of 180 rounds on a busy machine, which says where it may pay and not how much. For that every handler would need more stack, resolve
-//! words beside running mutators and fill buffers that can overflow, so one scanner it is until deep stacks on many processors matter.
+//! The collector, one stack after the other, once all are stopped: 0.7 us a thread with a shallow
+//! stack (about 300 words, most of them vector registers in use, and six native frames), where the
+//! signal that stopped it took 13 us; 50 ns a native frame, 17 a managed one at a call site that
+//! was met before. The other way was tried in an experiment: each thread walks its own stack in the
+//! handler before it acknowledges, and leaves what it finds in a buffer. One thread gains nothing
+//! by it (34 us either way, depth 10; 283 against 273 us at a depth of 5,000), and 4 or 16 threads
+//! of shallow stacks lost by it, in the median. Several deep stacks at once gained: 4 threads of
+//! 5,000 frames on 2 processors, 1,128 us for one scanner and 783 for all at once. That was the
+//! best of 180 rounds on a busy machine, which says where it may pay and not how much. For that
+//! every handler would need more stack, resolve words beside running mutators and fill buffers that
+//! can overflow, so one scanner it is until deep stacks on many processors matter.
 //!
 //! # One wait for all look-ups
-//! While the heap is marked its tables are nowhere near: a word that may name a cell needs three lines of them (unit, allocated bit, mark bit), each of which
-//! took 0.3 to 0.4 us to come at 1 GiB. All three follow from the word alone. So they are asked for when the word is met, and the word waits in a ring
-//! ([`Ring`]) until it is its turn: 14 such words of one shallow stack took 17 us one by one.
+//! While the heap is marked its tables are nowhere near: a word that may name a cell needs three
+//! lines of them (unit, allocated bit, mark bit), each of which took 0.3 to 0.4 us to come at 1
+//! GiB. All three follow from the word alone. So they are asked for when the word is met, and the
+//! word waits in a ring ([`Ring`]) until it is its turn: 14 such words of one shallow stack took 17
+//! us one by one.
 //!
 //! # Slots are scanned beside the program
-//! A program may hold roots by the million, so stop 1 looks at none of them. It notes, under the tables' lock, which slots there are ([`Roots::snapshot`]), and the collector
-//! scans those piece by piece while mutators run. Who frees or changes a slot of the snapshot that has not been scanned yet logs what it held, under the same lock, as the barrier
-//! does with an edge that is overwritten. A new root needs nothing: what it names was reachable when marking began, or was born black. So a copy needs nothing either, though its
-//! source may be freed before it is scanned: that is when it is logged.
+//! A program may hold roots by the million, so stop 1 looks at none of them. It notes, under the
+//! tables' lock, which slots there are ([`Roots::snapshot`]), and the collector scans those piece
+//! by piece while mutators run. Who frees or changes a slot of the snapshot that has not been
+//! scanned yet logs what it held, under the same lock, as the barrier does with an edge that is
+//! overwritten. A new root needs nothing: what it names was reachable when marking began, or was
+//! born black. So a copy needs nothing either, though its source may be freed before it is scanned:
+//! that is when it is logged.
 //!
-//! Ranges and callbacks are scanned in the stop: what they name changes at any instruction, without a barrier.
+//! Ranges and callbacks are scanned in the stop: what they name changes at any instruction, without
+//! a barrier.
 //!
 //! # Who may change the tables
-//! All tables are under one lock. A mutator holds it inside `no_preempt` only, an unattached thread (which is never stopped) at any time,
-//! and the collector while it notes the snapshot, for each piece of it, and while it scans ranges and callbacks. Without `no_preempt` the collector would wait for ever for a
-//! mutator that it has stopped itself. An unattached thread logs while it holds the lock, and only while the snapshot is not scanned to its end; so no word is on its way into the
-//! log when the collector has scanned the last piece, and stop 2 finds them all.
+//! All tables are under one lock. A mutator holds it inside `no_preempt` only, an unattached thread
+//! (which is never stopped) at any time, and the collector while it notes the snapshot, for each
+//! piece of it, and while it scans ranges and callbacks. Without `no_preempt` the collector would
+//! wait for ever for a mutator that it has stopped itself. An unattached thread logs while it holds
+//! the lock, and only while the snapshot is not scanned to its end; so no word is on its way into
+//! the log when the collector has scanned the last piece, and stop 2 finds them all.
 
 use core::hint::black_box;
 use core::ops::Range;
@@ -52,7 +67,8 @@ pub(crate) struct Roots {
     tables: Mutex<Tables>,
 }
 
-/// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be called.
+/// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be
+/// called.
 pub(crate) struct Tables {
     /// Which slots are used.
     used: Places,
@@ -83,7 +99,8 @@ pub(crate) struct RangeRoot {
     cached: usize,
 }
 
-// SAFETY: the pointers are followed by the collector while the world is stopped, which whoever registered the range has allowed.
+// SAFETY: the pointers are followed by the collector while the world is stopped, which whoever
+// registered the range has allowed.
 unsafe impl Send for RangeRoot {}
 
 impl RangeRoot {
@@ -119,9 +136,11 @@ impl Roots {
         self.tables.lock()
     }
 
-    /// Before the stop in which they are scanned, by the collector: has what will be looked at brought near its processor. Nothing is believed of what it sees.
+    /// Before the stop in which they are scanned, by the collector: has what will be looked at
+    /// brought near its processor. Nothing is believed of what it sees.
     pub(crate) fn rehearse(&self) {
-        /// What is worth it: a line takes a tenth of a microsecond to come, and 16 us is what a stop takes at least.
+        /// What is worth it: a line takes a tenth of a microsecond to come, and 16 us is what a
+        /// stop takes at least.
         const MOST: usize = 64;
         let mut tables = self.lock();
         let mut from = 0;
@@ -134,7 +153,8 @@ impl Roots {
         }
     }
 
-    /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there can be. Protected as [`Roots::lock`].
+    /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there
+    /// can be. Protected as [`Roots::lock`].
     pub(crate) fn add(&self, address: usize) -> Option<usize> {
         self.add_locked(&mut self.lock(), address)
     }
@@ -152,12 +172,14 @@ impl Roots {
 
     /// A second handle on what `slot` holds.
     pub(crate) fn copy(&self, slot: usize) -> Option<usize> {
-        // Read under the lock: between a look and the lock, another thread could change the slot and a collection free the cell.
+        // Read under the lock: between a look and the lock, another thread could change the slot
+        // and a collection free the cell.
         let mut tables = self.lock();
         self.add_locked(&mut tables, self.get(slot))
     }
 
-    /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it held if that is still to be scanned. Protected as [`Roots::lock`].
+    /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it
+    /// held if that is still to be scanned. Protected as [`Roots::lock`].
     pub(crate) fn change(&self, slot: usize, to: Option<usize>, log: impl FnOnce(usize)) {
         let mut tables = self.lock();
         if tables.unscanned.contains(&slot) {
@@ -178,7 +200,8 @@ impl Roots {
     /// What a handle holds.
     #[inline]
     pub(crate) fn get(&self, slot: usize) -> usize {
-        // Acquire pairs with the Release of `set`: the cell's content is seen by whom finds the cell here.
+        // Acquire pairs with the Release of `set`: the cell's content is seen by whom finds the
+        // cell here.
         self.slots[slot].load(Ordering::Acquire)
     }
 
@@ -262,7 +285,8 @@ impl Tables {
         self.ranges.take(at);
     }
 
-    /// Gives the callback back, to be dropped outside of the lock, if there are as many as there can be.
+    /// Gives the callback back, to be dropped outside of the lock, if there are as many as there
+    /// can be.
     pub(crate) fn add_callback(&mut self, callback: Callback) -> Result<usize, Callback> {
         self.callbacks.add(callback)
     }
@@ -274,8 +298,8 @@ impl Tables {
     }
 }
 
-/// The encodings in use, numbered for the whole process: a thread may have frames of one heap's code and be a mutator of another, whose
-/// collector meets the former's slots too.
+/// The encodings in use, numbered for the whole process: a thread may have frames of one heap's
+/// code and be a mutator of another, whose collector meets the former's slots too.
 mod encodings {
     use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -292,7 +316,8 @@ mod encodings {
 
     /// The encoding of that number. In a stop or out of it.
     pub(crate) fn numbered(number: u32) -> Option<Encoding> {
-        // Acquire pairs with the Release in `number`: entries below the count are whole, and do not change.
+        // Acquire pairs with the Release in `number`: entries below the count are whole, and do not
+        // change.
         let n = COUNT.load(Ordering::Acquire);
         let words = WORDS[..n].get(number as usize)?;
         let [mask, value, keep] = [0, 1, 2].map(|i| words[i].load(Ordering::Relaxed));
@@ -304,7 +329,8 @@ mod encodings {
         (0..).map_while(numbered)
     }
 
-    /// The number of `encoding`, a new one if it has none. `None`: there are as many as there can be.
+    /// The number of `encoding`, a new one if it has none. `None`: there are as many as there can
+    /// be.
     pub(crate) fn number(encoding: Encoding) -> Option<u32> {
         let known = || all().position(|e| e == encoding).map(|at| at as u32);
         known().or_else(|| {
@@ -339,7 +365,8 @@ pub(crate) fn prefetch_logged(space: &Space, word: usize) {
     }
 }
 
-/// Asks for all else that [`names_unmarked`] will want to know of a word, if it names what is not marked. Its mark bits are there.
+/// Asks for all else that [`names_unmarked`] will want to know of a word, if it names what is not
+/// marked. Its mark bits are there.
 pub(crate) fn prefetch_unmarked(space: &Space, word: usize) {
     for address in encodings::all().filter_map(|encoding| encoding.decode(word)) {
         if space.contains(address) && !names_marked(space, address) {
@@ -348,13 +375,14 @@ pub(crate) fn prefetch_unmarked(space: &Space, word: usize) {
     }
 }
 
-/// Whether an address names a marked cell by its first granule, as most that are logged do: one look at the heap's tables where
-/// [`Space::resolve`] takes three.
+/// Whether an address names a marked cell by its first granule, as most that are logged do: one
+/// look at the heap's tables where [`Space::resolve`] takes three.
 fn names_marked(space: &Space, address: usize) -> bool {
     space.is_marked(address)
 }
 
-/// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word of a conservative cell.
+/// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word
+/// of a conservative cell.
 pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
     for address in encodings::all().filter_map(|encoding| encoding.decode(word)) {
         if !names_marked(space, address)
@@ -373,7 +401,8 @@ pub(crate) fn logged(space: &Space, marker: &mut Marker<'_>, word: usize) {
     }
 }
 
-/// Whether a word of the barrier's log names a cell that is not marked, read in any of the ways in which [`logged`] reads it.
+/// Whether a word of the barrier's log names a cell that is not marked, read in any of the ways in
+/// which [`logged`] reads it.
 pub(crate) fn names_unmarked(space: &Space, word: usize) -> bool {
     let unmarked = |cell: Cell| !space.is_marked(cell.base);
     let exact = encodings::all()
@@ -430,14 +459,17 @@ const WAITING: usize = 32;
 pub(crate) struct Scanner<'a, 'm> {
     space: &'a Space,
     marker: &'a mut Marker<'m>,
-    /// Addresses that words decode to whose lines of the heap's tables have been asked for: those that name a cell exactly, and those that may.
+    /// Addresses that words decode to whose lines of the heap's tables have been asked for: those
+    /// that name a cell exactly, and those that may.
     exact: Ring<WAITING>,
     any: Ring<WAITING>,
     verify: Option<&'m Verify>,
-    /// Addresses of all units that were ever in use. Nothing beyond them names a cell, and to look there would be the first touch of a page of the heap's tables:
-    /// a fault of 7 us in the stop, for a word that happens to look like an address of the large reserve.
+    /// Addresses of all units that were ever in use. Nothing beyond them names a cell, and to look
+    /// there would be the first touch of a page of the heap's tables: a fault of 7 us in the stop,
+    /// for a word that happens to look like an address of the large reserve.
     used: Range<usize>,
-    /// A conservative word can only be such an address itself: nearly every word is none, and is done with in one compare.
+    /// A conservative word can only be such an address itself: nearly every word is none, and is
+    /// done with in one compare.
     plain: bool,
     pub(crate) scanned: Scanned,
 }
@@ -501,7 +533,8 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
 
-    /// Ranges and callbacks. The world is stopped, so whoever holds the tables' lock is running and soon done.
+    /// Ranges and callbacks. The world is stopped, so whoever holds the tables' lock is running and
+    /// soon done.
     pub(crate) fn tables(&mut self, roots: &Roots) {
         let mut tables = roots.lock();
         let mut from = 0;
@@ -510,11 +543,13 @@ impl<'a, 'm> Scanner<'a, 'm> {
             let limit = if planted("cached-limit") {
                 range.cached
             } else {
-                // SAFETY: alive while it is registered, says `Mutator::root_range`. Relaxed: its writer is stopped.
+                // SAFETY: alive while it is registered, says `Mutator::root_range`. Relaxed: its
+                // writer is stopped.
                 unsafe { (*range.limit).load(Ordering::Relaxed) }
             };
             for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
-                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every instruction.
+                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
+                // instruction.
                 let word = unsafe { (slot as *const usize).read_volatile() };
                 self.word(word, range.encoding);
             }
@@ -577,8 +612,9 @@ impl RootSink for Scanner<'_, '_> {
             false => (0, usize::MAX),
         };
         for at in words.step_by(size_of::<usize>()) {
-            // SAFETY: the walker hands out ranges of a stopped thread's stack and register file, which stay mapped while it is stopped.
-            // Volatile: the words may be the spilled state of any code, initialised or not.
+            // SAFETY: the walker hands out ranges of a stopped thread's stack and register file,
+            // which stay mapped while it is stopped. Volatile: the words may be the spilled state
+            // of any code, initialised or not.
             let word = unsafe { (at as *const usize).read_volatile() };
             if word.wrapping_sub(base) <= last {
                 self.any_word(word);
@@ -612,8 +648,9 @@ impl RootSink for Unscanned {
 
 /// What a root callback reports to.
 ///
-/// The callback runs while the world is stopped: it must not allocate, lock anything that a mutator may hold, print or panic, and may
-/// only read what mutators change inside `no_preempt` (a `Vec` that was stopped in the middle of growing has no valid state).
+/// The callback runs while the world is stopped: it must not allocate, lock anything that a mutator
+/// may hold, print or panic, and may only read what mutators change inside `no_preempt` (a `Vec`
+/// that was stopped in the middle of growing has no valid state).
 pub struct RootVisitor<'s> {
     scanner: &'s mut (dyn VisitRoots + 's),
 }

@@ -11,7 +11,8 @@ use hdrhistogram::Histogram;
 
 use crate::trace;
 
-/// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. Those of one collection belong together.
+/// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. Those of one collection
+/// belong together.
 ///
 /// ```
 /// # fn main() -> Result<(), gc_core::BuildError> {
@@ -32,14 +33,15 @@ pub struct HeapStats {
     pub collections: u64,
     /// Of these, young ones.
     pub young_collections: u64,
-    /// What the last one freed is still being looked for, in the background and by whoever allocates. In the child of a fork it may be so until the
-    /// child's first collection.
+    /// What the last one freed is still being looked for, in the background and by whoever
+    /// allocates. In the child of a fork it may be so until the child's first collection.
     pub sweeping: bool,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.
     pub reached_bytes: u64,
-    /// Bytes of the tables that tell of these: mark and allocation bits, unit words, records of spans, sites.
+    /// Bytes of the tables that tell of these: mark and allocation bits, unit words, records of
+    /// spans, sites.
     pub beside_bytes: u64,
     /// The most bytes that marking has had in its queue.
     pub queue_peak_bytes: u64,
@@ -75,7 +77,8 @@ pub struct HeapStats {
 pub struct CollectionStats {
     /// The collection's number; the first has 1.
     pub number: u64,
-    /// It took what earlier ones had marked for alive: see [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
+    /// It took what earlier ones had marked for alive: see
+    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
     pub young: bool,
     /// When it came to its end, counted from when the heap was built.
     pub ended_at: Duration,
@@ -85,7 +88,8 @@ pub struct CollectionStats {
     pub time_to_stop: Duration,
     /// From the stop's request until the resume was published; of several stops, the longest.
     pub pause: Duration,
-    /// How often it stopped the world: once for a small heap, twice as a rule, oftener where much was left to be marked.
+    /// How often it stopped the world: once for a small heap, twice as a rule, oftener where much
+    /// was left to be marked.
     pub stops: u32,
     /// All its pauses together.
     pub pause_sum: Duration,
@@ -97,19 +101,22 @@ pub struct CollectionStats {
     pub mark_concurrent: Duration,
     /// Threads that marked, the collector's own among them and mutators not.
     pub markers: u32,
-    /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping included.
+    /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping
+    /// included.
     pub collector_cpu: Duration,
     /// Time that mutators spent helping to mark.
     pub assist: Duration,
     /// Cells that they marked.
     pub assist_cells: u64,
-    /// Cells that were marked at the end while the world stood: what logs held back, and all of a heap that is marked in one stop.
+    /// Cells that were marked at the end while the world stood: what logs held back, and all of a
+    /// heap that is marked in one stop.
     pub cells_in_stops: u64,
-    /// Weak words, registered cells and deaths that were looked at while the world stood. Where there are more than a hundred or two, most are looked
-    /// at beside the mutators.
+    /// Weak words, registered cells and deaths that were looked at while the world stood. Where
+    /// there are more than a hundred or two, most are looked at beside the mutators.
     pub looked_in_stops: u64,
-    /// Sites of mutators that were looked at while the world stood, by each mutator that has a run of theirs. A mutator gives back runs that it has not
-    /// refilled in the last two collections, where it allocates or waits; one that does neither keeps them.
+    /// Sites of mutators that were looked at while the world stood, by each mutator that has a run
+    /// of theirs. A mutator gives back runs that it has not refilled in the last two collections,
+    /// where it allocates or waits; one that does neither keeps them.
     pub sites_in_stops: u64,
     /// Processors that this process may use.
     pub cores: u32,
@@ -131,11 +138,13 @@ pub struct CollectionStats {
     pub signalled: u32,
     /// Of these, held in `blocking`.
     pub held: u32,
-    /// Besides them, mutators that had been in `blocking` for two collections or more: no stop looks at them.
+    /// Besides them, mutators that had been in `blocking` for two collections or more: no stop
+    /// looks at them.
     pub aside: u32,
     /// Times a mutator was met where it must not be stopped.
     pub deferrals: u32,
-    /// Stops that were asked for while a mutator helped to mark: they waited until it had put down what it had in hand.
+    /// Stops that were asked for while a mutator helped to mark: they waited until it had put down
+    /// what it had in hand.
     pub stops_on_helpers: u32,
     /// Frames whose references a stack map named.
     pub frames_precise: u32,
@@ -151,8 +160,8 @@ pub struct CollectionStats {
     pub conservative_marked: u64,
     /// Cells that an exact root reached first.
     pub exact_marked: u64,
-    /// Cells alive after it. The unallocated rests of mutators' runs are not counted, but for those of runs that were handed out while
-    /// it marked: nobody has looked how far such a run was used.
+    /// Cells alive after it. The unallocated rests of mutators' runs are not counted, but for those
+    /// of runs that were handed out while it marked: nobody has looked how far such a run was used.
     pub cells_live: u64,
     /// Their bytes.
     pub bytes_live: u64,
@@ -181,7 +190,8 @@ impl CollectionStats {
         self.pause_sum += report.pause;
     }
 
-    /// What collecting took of all processors over [`interval`](Self::interval), assists included: 0 to 1.
+    /// What collecting took of all processors over [`interval`](Self::interval), assists included:
+    /// 0 to 1.
     pub fn cpu_share(&self) -> f64 {
         share(self.collector_cpu + self.assist, self.interval, self.cores)
     }
@@ -206,7 +216,8 @@ pub struct StopTimes {
     pub pause: Histogram<u64>,
 }
 
-/// What is longer than this is entered as this: something is broken then, and the watchdog has said so.
+/// What is longer than this is entered as this: something is broken then, and the watchdog has said
+/// so.
 const LONGEST: Duration = Duration::from_secs(100);
 
 impl Default for StopTimes {
@@ -253,15 +264,18 @@ impl fmt::Debug for StopTimes {
     }
 }
 
-/// The figures of a heap, kept under a lock that mutators hold inside `no_preempt` only and the collector takes outside of any stop.
+/// The figures of a heap, kept under a lock that mutators hold inside `no_preempt` only and the
+/// collector takes outside of any stop.
 ///
-/// Nobody calls malloc under it. So the histograms lie in an `Arc`: readers take a reference, and the collector, which alone writes, makes a
-/// copy of its own, outside of the lock, only if a reader still has the present one.
+/// Nobody calls malloc under it. So the histograms lie in an `Arc`: readers take a reference, and
+/// the collector, which alone writes, makes a copy of its own, outside of the lock, only if a
+/// reader still has the present one.
 pub(crate) struct Ledger {
     all: Mutex<HeapStats>,
     /// When the heap was built.
     built: Instant,
-    /// The collector's thread's processor time at the end of the last collection, in nanoseconds. Its own.
+    /// The collector's thread's processor time at the end of the last collection, in nanoseconds.
+    /// Its own.
     cpu_before: AtomicU64,
     /// When that was, in nanoseconds since the heap was built.
     ended: AtomicU64,
@@ -288,7 +302,8 @@ impl Ledger {
         self.cores
     }
 
-    /// How long ago the last collection ended, and what the collector's own thread has needed since, in nanoseconds. By the collector.
+    /// How long ago the last collection ended, and what the collector's own thread has needed
+    /// since, in nanoseconds. By the collector.
     pub(crate) fn since_last(&self) -> (u64, u64) {
         let now = self.built.elapsed().as_nanos() as u64;
         // Relaxed: the collector's own.
@@ -333,11 +348,13 @@ impl Ledger {
         }
     }
 
-    /// Enters a collection, and prints it where that is wanted. By the collector, outside of any stop. When it ended and what the
-    /// collector's own thread needed is found here; `last.collector_cpu` is what its helpers did.
+    /// Enters a collection, and prints it where that is wanted. By the collector, outside of any
+    /// stop. When it ended and what the collector's own thread needed is found here;
+    /// `last.collector_cpu` is what its helpers did.
     pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {
         let cpu = thread_cpu();
-        // Relaxed, here and below: the collector's own. A forked child's collector is a new thread, whose clock begins anew.
+        // Relaxed, here and below: the collector's own. A forked child's collector is a new thread,
+        // whose clock begins anew.
         let before = self.cpu_before.swap(cpu, Ordering::Relaxed);
         last.collector_cpu += Duration::from_nanos(cpu.saturating_sub(before));
         last.cores = self.cores;
@@ -372,7 +389,8 @@ pub(crate) fn thread_cpu() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes `time`; the clock is there on every Linux, and were it not, `time` would stay zero.
+    // SAFETY: writes `time`; the clock is there on every Linux, and were it not, `time` would stay
+    // zero.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -1,9 +1,10 @@
-//! Finds what is free again after a collection: runs in spans that are partly alive, and spans that are wholly free.
+//! Finds what is free again after a collection: runs in spans that are partly alive, and spans that
+//! are wholly free.
 //!
-//! Freeing itself is one step: the bitmaps swap their roles at stop 2, and every cell without a mark is free. What is
-//! left to do is lazy, in bounded pieces and outside any stop, but done before the next stop 1: each span is looked at
-//! once, by the background or by a mutator that needs cells of its site, and the bitmap that is now spare is cleared
-//! for the next marking.
+//! Freeing itself is one step: the bitmaps swap their roles at stop 2, and every cell without a
+//! mark is free. What is left to do is lazy, in bounded pieces and outside any stop, but done
+//! before the next stop 1: each span is looked at once, by the background or by a mutator that
+//! needs cells of its site, and the bitmap that is now spare is cleared for the next marking.
 
 use std::sync::atomic::Ordering;
 
@@ -17,12 +18,14 @@ const SPANS_PER_PIECE: usize = 32;
 const SITES_PER_PIECE: usize = 256;
 
 impl Space {
-    /// Stop 1, world stopped: from now on refills mark what they hand out. [`Space::ready_to_mark`] must hold.
+    /// Stop 1, world stopped: from now on refills mark what they hand out. [`Space::ready_to_mark`]
+    /// must hold.
     pub fn begin_marking(&self) {
         self.begin_marking_and(true);
     }
 
-    /// The same; what is handed out meanwhile is written down, or is not: then the next collection is no young one.
+    /// The same; what is handed out meanwhile is written down, or is not: then the next collection
+    /// is no young one.
     pub(crate) fn begin_marking_and(&self, notes_births: bool) {
         debug_assert!(
             self.ready_to_mark(),
@@ -34,7 +37,8 @@ impl Space {
         self.births.begin(notes_births);
     }
 
-    /// Ends marking, if that is on, without a swap: nothing is freed, and the marks set so far are cleared before the next time. In the child of a fork.
+    /// Ends marking, if that is on, without a swap: nothing is freed, and the marks set so far are
+    /// cleared before the next time. In the child of a fork.
     pub(crate) fn abandon_marking(&self) {
         // Marks that were to stay do not: a thread that is gone may have been sweeping.
         let kept = self.keeps_marks() && !planted("marks-kept-in-child");
@@ -51,19 +55,22 @@ impl Space {
 
     /// Has all been swept that the last swap left? Then all is to be found that it freed.
     pub(crate) fn is_swept(&self) -> bool {
-        // Ordering: Acquire, both, and in this order. The first pairs with the Release of who has passed a site: what that site had to be swept is
-        // counted by then (`Space::lists`). The second pairs with the Release of each decrement: what was swept is where it belongs.
+        // Ordering: Acquire, both, and in this order. The first pairs with the Release of who has
+        // passed a site: what that site had to be swept is counted by then (`Space::lists`). The
+        // second pairs with the Release of each decrement: what was swept is where it belongs.
         self.sweep_site.load(Ordering::Acquire) >= self.sweep_end.load(Ordering::Relaxed)
             && self.unswept.load(Ordering::Acquire) == 0
     }
 
-    /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free. O(1).
+    /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free.
+    /// O(1).
     pub fn end_marking(&self) {
         self.swap(false, false);
     }
 
-    /// The same, after a collection that was `young` or not; and where `keeps` says so the marks stay for another. Those of spans that
-    /// mutators own are to be kept in the same stop, by [`Space::keep_owned`].
+    /// The same, after a collection that was `young` or not; and where `keeps` says so the marks
+    /// stay for another. Those of spans that mutators own are to be kept in the same stop, by
+    /// [`Space::keep_owned`].
     pub(crate) fn swap(&self, young: bool, keeps: bool) {
         self.role.fetch_xor(1, Ordering::Relaxed);
         self.marking.store(false, Ordering::Relaxed);
@@ -77,13 +84,15 @@ impl Space {
         self.keep_marks(keeps);
     }
 
-    /// [`Space::sweep_piece`] by the collector, which no stop holds up: a walk over all cells excludes it by a lock.
+    /// [`Space::sweep_piece`] by the collector, which no stop holds up: a walk over all cells
+    /// excludes it by a lock.
     pub fn sweep_piece_aside(&self) -> bool {
         let _rearranging = self.rearranging.lock();
         self.sweep_piece()
     }
 
-    /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads' hands. A mutator is inside `no_preempt`.
+    /// Outside any stop: sweeps a bounded piece. True: there is more, perhaps in other threads'
+    /// hands. A mutator is inside `no_preempt`.
     pub fn sweep_piece(&self) -> bool {
         if self.is_swept() {
             return false;
@@ -101,8 +110,9 @@ impl Space {
             if self.sweep_span(site) {
                 looks += 1;
             } else {
-                // Nobody puts a span into a site's unswept list before the next stop 2. Another thread that has moved on
-                // already makes this fail, which is as good. Ordering: Release, see `is_swept`.
+                // Nobody puts a span into a site's unswept list before the next stop 2. Another
+                // thread that has moved on already makes this fail, which is as good. Ordering:
+                // Release, see `is_swept`.
                 let _ = self.sweep_site.compare_exchange(
                     site,
                     site + 1,
@@ -139,13 +149,14 @@ impl Space {
                 self.give_units(span, class.units as usize);
             }
         }
-        // Ordering: Release. Who sees the count at zero finds what was given back (see `after_sweep`).
+        // Ordering: Release. Who sees the count at zero finds what was given back (see
+        // `after_sweep`).
         self.unswept.fetch_sub(1, Ordering::Release);
         true
     }
 
-    /// Outside any stop, by one thread at a time: clears a bounded piece (2 MiB of the heap) of the spare bitmap. True:
-    /// there is more.
+    /// Outside any stop, by one thread at a time: clears a bounded piece (2 MiB of the heap) of the
+    /// spare bitmap. True: there is more.
     pub fn clear_spare_piece(&self) -> bool {
         let (chunk, end) = (
             self.clear_chunk.load(Ordering::Relaxed),
@@ -161,7 +172,8 @@ impl Space {
                     .clear_units(page * BITS_PAGE_UNITS, BITS_PAGE_UNITS);
             }
         }
-        // Ordering: Release pairs with nothing but the next stop, which orders all; for `ready_to_mark` by another thread.
+        // Ordering: Release pairs with nothing but the next stop, which orders all; for
+        // `ready_to_mark` by another thread.
         self.clear_chunk.store(chunk + 1, Ordering::Release);
         chunk + 1 < end
     }

@@ -1,4 +1,5 @@
-//! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's lock.
+//! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's
+//! lock.
 //!
 //! ```text
 //! urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us collector=23690us cpu=12%

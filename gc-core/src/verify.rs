@@ -1,24 +1,31 @@
-//! `URGE_VERIFY=1`: marks a second time, alone and in the stop, what the roots led to, and compares.
+//! `URGE_VERIFY=1`: marks a second time, alone and in the stop, what the roots led to, and
+//! compares.
 //!
-//! A collector that frees what lives is found far from the fault, if at all. This finds it in the cycle that is about to: the roots are
-//! written down as stop 1 finds them; in stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, the graph is
-//! walked again from these roots, as it is now, by a walk that shares no code with the markers but the description of kinds. What it
-//! reaches must be marked. It was reachable when marking began, or was made since. If something is not, the path to it is printed, and the
-//! process aborts, with everything still as it was.
+//! A collector that frees what lives is found far from the fault, if at all. This finds it in the
+//! cycle that is about to: the roots are written down as stop 1 finds them; in stop 2, when all is
+//! marked and weak words are cleared, and before the bitmaps swap, the graph is walked again from
+//! these roots, as it is now, by a walk that shares no code with the markers but the description of
+//! kinds. What it reaches must be marked. It was reachable when marking began, or was made since.
+//! If something is not, the path to it is printed, and the process aborts, with everything still as
+//! it was.
 //!
-//! The roots are those of stop 1, and not looked for again: a second scan of stacks would find other dead words (and cells that died meanwhile by
-//! them). Conservative words of *cells* are followed where they lead to something marked, and held against nobody where they do not: a number
-//! that was stored a moment ago may look like an address.
+//! The roots are those of stop 1, and not looked for again: a second scan of stacks would find
+//! other dead words (and cells that died meanwhile by them). Conservative words of *cells* are
+//! followed where they lead to something marked, and held against nobody where they do not: a
+//! number that was stored a moment ago may look like an address.
 //!
 //! # What it costs
-//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each 16 of the heap's: for each granule where
-//! the walk came from, and as much for its stack. Memory is taken only as cells are reached. For tests and for finding faults.
+//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each
+//! 16 of the heap's: for each granule where the walk came from, and as much for its stack. Memory
+//! is taken only as cells are reached. For tests and for finding faults.
 //!
 //! # Trace functions
-//! The second walk asks the kinds' own trace functions, and would miss what they miss. So once all that was reported is found marked, it looks
-//! into each reached cell of a traced kind for a word that names the first byte of a cell which this collection is about to free, in one of the
-//! kind's encodings. Such a word was not reported, and it dangles in a moment. Data that looks like an address is no false alarm unless it is
-//! the very address of a cell that dies now; and a word that has ceased to be an edge is null by the contract of [`TraceFn`](crate::TraceFn).
+//! The second walk asks the kinds' own trace functions, and would miss what they miss. So once all
+//! that was reported is found marked, it looks into each reached cell of a traced kind for a word
+//! that names the first byte of a cell which this collection is about to free, in one of the kind's
+//! encodings. Such a word was not reported, and it dangles in a moment. Data that looks like an
+//! address is no false alarm unless it is the very address of a cell that dies now; and a word that
+//! has ceased to be an edge is null by the contract of [`TraceFn`](crate::TraceFn).
 //!
 //! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
 
@@ -46,7 +53,8 @@ pub(crate) enum Source {
     Stack(usize),
     /// In an open scope's handles.
     Handles(usize),
-    /// With the so-manieth of the mutators that have waited for long: on its stack, or in its handles.
+    /// With the so-manieth of the mutators that have waited for long: on its stack, or in its
+    /// handles.
     Aside(usize),
     /// In a handle, a range or a callback of the heap's tables.
     Tables,
@@ -86,7 +94,8 @@ pub(crate) struct Verify {
     roots: Mapped<AtomicUsize>,
     len: AtomicUsize,
     source: AtomicUsize,
-    /// By granule: 0, not reached; the granule of the cell that led here, plus one; or a root's source, with [`ROOT`].
+    /// By granule: 0, not reached; the granule of the cell that led here, plus one; or a root's
+    /// source, with [`ROOT`].
     from: Mapped<AtomicUsize>,
     /// Granules of cells that were reached and not followed yet.
     stack: Mapped<AtomicUsize>,
@@ -131,7 +140,8 @@ impl Verify {
         }
     }
 
-    /// A word that is a root names the cell at its address, if it does: for those that are marked later.
+    /// A word that is a root names the cell at its address, if it does: for those that are marked
+    /// later.
     pub(crate) fn root_word(&self, space: &Space, word: usize) {
         if let Some(cell) = space.resolve(word) {
             self.root(cell.base - space.base());
@@ -206,8 +216,9 @@ impl Walk<'_> {
         self.depth += 1;
     }
 
-    /// Looks into the reached cells of traced kinds for a word that names the first byte of a cell which is about to be freed. All that their
-    /// functions have reported is marked by now, so such a word was not reported.
+    /// Looks into the reached cells of traced kinds for a word that names the first byte of a cell
+    /// which is about to be freed. All that their functions have reported is marked by now, so such
+    /// a word was not reported.
     fn look_at_tracers(&mut self, collection: u64) {
         for granule in 0..self.all.top.load(Ordering::Relaxed) {
             if self.all.from[granule].load(Ordering::Relaxed) == 0 {
@@ -242,7 +253,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The first word of a cell that names the first byte of one that is about to be freed, and that one.
+    /// The first word of a cell that names the first byte of one that is about to be freed, and
+    /// that one.
     fn unreported(&self, cell: Cell) -> Option<(usize, Cell)> {
         (0..cell.size / size_of::<usize>()).find_map(|word| {
             // SAFETY: a word of an allocated cell, while every mutator is stopped.

@@ -68,7 +68,8 @@ fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
             let (k, m) = (kinds(&heap), heap.attach().unwrap());
             let kept = list(&m, k, 20_000);
             m.collect();
-            // Where so much may be allocated until the next collection is due, a mutator need not report so little.
+            // Where so much may be allocated until the next collection is due, a mutator need not
+            // report so little.
             let before = heap.stats();
             garbage(&m, k, 1000);
             wipe_stack();
@@ -507,7 +508,8 @@ fn every_stop_is_in_the_histograms() {
     assert!((0.0..=1.0).contains(&stats.last.cpu_share()));
 }
 
-/// A soft limit lowers the goal, however much `gc_percent` would allow, and is no error where it cannot be kept.
+/// A soft limit lowers the goal, however much `gc_percent` would allow, and is no error where it
+/// cannot be kept.
 #[test]
 fn a_memory_limit_brings_collections_forward_and_never_fails() {
     const LIMIT: u64 = 16 << 20;
@@ -539,7 +541,8 @@ fn a_memory_limit_brings_collections_forward_and_never_fails() {
     assert!(live > 4 << 20 && passed > live, "{passed} {live}");
 }
 
-/// Under stress every refill of a marking heap helps, so what mutators mark themselves is counted and kept like the rest.
+/// Under stress every refill of a marking heap helps, so what mutators mark themselves is counted
+/// and kept like the rest.
 #[test]
 fn what_mutators_mark_is_alive_and_counted() {
     let heap = Heap::builder().continuous(true).build().unwrap();

@@ -1,4 +1,5 @@
-//! Several markers over one heap: nothing is lost however their work ends, nobody is woken for little, and their threads keep out of the way.
+//! Several markers over one heap: nothing is lost however their work ends, nobody is woken for
+//! little, and their threads keep out of the way.
 
 mod common;
 
@@ -14,7 +15,8 @@ fn heap(markers: u32) -> (Heap, Kinds) {
 
 /// A table of `cells` arrays with edges to two cells of the table each, and its handle.
 fn graph(m: &Mutator, k: Kinds, cells: usize) -> RawRoot {
-    // SAFETY: arrays of words, the table on the stack until the handle keeps it; `write` is told a word of it and a live cell.
+    // SAFETY: arrays of words, the table on the stack until the handle keeps it; `write` is told a
+    // word of it and a live cell.
     unsafe {
         let table = m.alloc(k.array, cells * 8).unwrap();
         let root = m.raw_root(table).unwrap();
@@ -152,7 +154,8 @@ fn a_forked_child_marks_with_helpers_of_its_own() {
     // Cycles that nobody waits for, so that some forks meet markers at work.
     for _ in 0..5 {
         heap.request_collection();
-        // SAFETY: the child calls what this library promises to work there, and ends without destructors.
+        // SAFETY: the child calls what this library promises to work there, and ends without
+        // destructors.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0);
         if pid == 0 {

@@ -1,4 +1,5 @@
-//! What the derives take: `Self` in members, generics, tuples, packed and empty types, macros and aliases for types.
+//! What the derives take: `Self` in members, generics, tuples, packed and empty types, macros and
+//! aliases for types.
 #![deny(warnings)]
 #![allow(dead_code)]
 use gc_core::{Array, Field, Heap, Leaf, Trace, WeakMap};

@@ -1,4 +1,5 @@
-//! Values that need `Drop` are dropped once, when asked, after nobody can find them any more; and what their `Drop` does can harm nobody.
+//! Values that need `Drop` are dropped once, when asked, after nobody can find them any more; and
+//! what their `Drop` does can harm nobody.
 
 mod common;
 
@@ -24,7 +25,8 @@ fn heap() -> Heap {
     Heap::builder().reserve(1 << 30).build().unwrap()
 }
 
-/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it leaves behind.
+/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it
+/// leaves behind.
 fn apart<R: Send>(
     heap: &Heap,
     f: impl FnOnce(&gc_core::Scope<'_>) -> Result<R, gc_core::AllocError> + Send,
@@ -114,7 +116,8 @@ fn dying_values() {
         root.friend.clear(s);
         Ok(())
     });
-    // The cycle is dead from the first collection on that finds it so; nobody gets at it, though its values are still whole.
+    // The cycle is dead from the first collection on that finds it so; nobody gets at it, though
+    // its values are still whole.
     churn(&mutator);
     churn(&mutator);
     assert!(DROPPED.lock().unwrap().is_empty());

@@ -1,4 +1,5 @@
-//! Ephemerons and weak maps: a value lives as long as its key, however long the chain and whoever runs meanwhile, and no longer.
+//! Ephemerons and weak maps: a value lives as long as its key, however long the chain and whoever
+//! runs meanwhile, and no longer.
 
 mod common;
 
@@ -79,7 +80,8 @@ fn a_value_that_leads_to_its_key_does_not_keep_it() {
     );
 }
 
-/// `n` maps, in each of which the value is the key of the next; gives the first key, and a root to all maps.
+/// `n` maps, in each of which the value is the key of the next; gives the first key, and a root to
+/// all maps.
 #[inline(never)]
 fn chain(m: &Mutator, n: u64) -> (Root<Node>, Root<gc_core::Array<Map>>) {
     m.with_scope(|s| {
@@ -128,7 +130,8 @@ fn a_chain_of_maps_lives_as_long_as_its_first_key() {
             m.collect();
             m.with_scope(|s| {
                 let alive: usize = maps.fields().iter().map(|f| f.get(s).unwrap().len(s)).sum();
-                // A stale word may keep a key, and with it the rest of the chain from there on: not more than what was on the stack last.
+                // A stale word may keep a key, and with it the rest of the chain from there on: not
+                // more than what was on the stack last.
                 assert!(alive <= 8, "{alive} pairs of a dead chain");
             });
         },
@@ -268,8 +271,9 @@ fn maps_of_many_threads_keep_what_has_keys() {
     });
 }
 
-/// Copies a weak table and a table of pairs over and over while cycles follow each other, and looks at what is left: a target that has died
-/// behind a copy's back is a cell of somebody else's by then.
+/// Copies a weak table and a table of pairs over and over while cycles follow each other, and looks
+/// at what is left: a target that has died behind a copy's back is a cell of somebody else's by
+/// then.
 #[test]
 fn a_copied_table_loses_its_words_with_the_old_one() {
     hazard(

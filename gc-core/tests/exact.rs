@@ -1,4 +1,5 @@
-//! A heap that is used by the safe tier alone: its handles name all roots, and no stale word of a stack keeps anything.
+//! A heap that is used by the safe tier alone: its handles name all roots, and no stale word of a
+//! stack keeps anything.
 
 mod common;
 
@@ -39,7 +40,8 @@ fn big(number: usize) -> Big {
     }
 }
 
-/// Runs `body` in a process of its own: a `Gc` that is made of a handle has stacks scanned in all heaps of a process.
+/// Runs `body` in a process of its own: a `Gc` that is made of a handle has stacks scanned in all
+/// heaps of a process.
 fn in_a_child(name: &str, body: impl FnOnce()) {
     if is_child() {
         return body();
@@ -319,7 +321,8 @@ fn h73_a_value_lives_while_its_drop_runs() {
     );
 }
 
-/// All of the safe tier, with everything collected all the time and marked twice. It found a weak load that was judged when the cycle was over.
+/// All of the safe tier, with everything collected all the time and marked twice. It found a weak
+/// load that was judged when the cycle was over.
 #[test]
 fn the_safe_tier_loses_nothing_under_continuous_collection() {
     let name = "the_safe_tier_loses_nothing_under_continuous_collection";

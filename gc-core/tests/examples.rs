@@ -1,4 +1,5 @@
-//! Each example runs, and finds its own answer right: in a child of its own, since one of them installs a signal handler.
+//! Each example runs, and finds its own answer right: in a child of its own, since one of them
+//! installs a signal handler.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! H8: the child of a multi-threaded parent allocates and collects, whatever the parent's other threads were in the middle of.
+//! H8: the child of a multi-threaded parent allocates and collects, whatever the parent's other
+//! threads were in the middle of.
 
 mod common;
 
@@ -7,9 +8,11 @@ use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in time.
+/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in
+/// time.
 fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc keeps working.
+    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
+    // keeps working.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
@@ -162,7 +165,8 @@ fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
                     });
                 }
                 let forks = std::panic::AssertUnwindSafe(|| {
-                    // Fewer on a machine that has much else to do: each child has a heap's worth of pages to copy.
+                    // Fewer on a machine that has much else to do: each child has a heap's worth of
+                    // pages to copy.
                     let end = Instant::now() + Duration::from_secs(4);
                     for _ in (0..20).take_while(|n| *n < 6 || Instant::now() < end) {
                         std::thread::sleep(Duration::from_millis(1));

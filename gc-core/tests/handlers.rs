@@ -1,7 +1,9 @@
-//! A host's handler interrupts a unit (H25, H27), and the stop finds the thread inside that handler.
+//! A host's handler interrupts a unit (H25, H27), and the stop finds the thread inside that
+//! handler.
 //!
-//! The thread under test single-steps itself. At the instruction that is meant, the trap's handler raises SIGUSR1, which is then delivered at exactly that
-//! instruction; its handler, the host's, does what [`Wait`] says until a stop has come and gone.
+//! The thread under test single-steps itself. At the instruction that is meant, the trap's handler
+//! raises SIGUSR1, which is then delivered at exactly that instruction; its handler, the host's,
+//! does what [`Wait`] says until a stop has come and gone.
 
 mod common;
 
@@ -99,7 +101,8 @@ impl RootSink for Nothing {
     fn derived(&mut self, _: usize, _: usize, _: u32) {}
 }
 
-/// Runs `unit` once for each of its instructions, with the host's handler there, and a stop in that in which `stopped` runs. Gives the number of instructions.
+/// Runs `unit` once for each of its instructions, with the host's handler there, and a stop in that
+/// in which `stopped` runs. Gives the number of instructions.
 fn stop_in_a_handler_at_each(
     m: &gc_core::Mutator,
     wait: Wait,
@@ -110,7 +113,8 @@ fn stop_in_a_handler_at_each(
     let heap = m.heap();
     THREAD.store(std::ptr::from_ref(m.thread()) as usize, Relaxed);
     WAIT.store(wait as usize, Relaxed);
-    // SAFETY: the handler is async-signal-safe here: what it interrupts is a unit, or the test's own loop.
+    // SAFETY: the handler is async-signal-safe here: what it interrupts is a unit, or the test's
+    // own loop.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = hosts as *const () as usize;
@@ -133,7 +137,8 @@ fn stop_in_a_handler_at_each(
             while !done.load(Relaxed) {
                 if ASKED.swap(false, SeqCst) {
                     heap.with_stopped(|all| {
-                        // A thread that could settle what it has interrupted has done so: no walk is needed.
+                        // A thread that could settle what it has interrupted has done so: no walk
+                        // is needed.
                         let walked = matches!(wait, Wait::SpinNodefer | Wait::Block);
                         if stopped() == Stop::First && walked {
                             for mutator in all.mutators() {
@@ -261,7 +266,8 @@ fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
     hazard(name, "unsettled", || marking_begins(Wait::Poll));
 }
 
-/// Without the second look of the unit at its word, each of these fails. It cannot be switched off: it is assembly.
+/// Without the second look of the unit at its word, each of these fails. It cannot be switched off:
+/// it is assembly.
 #[test]
 fn h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing() {
     for wait in [Wait::Spin, Wait::SpinNodefer, Wait::Block, Wait::Poll] {

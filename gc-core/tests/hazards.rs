@@ -1,4 +1,5 @@
-//! The hazards of DESIGN section 8 that a heap can meet by itself: each is run as it is, and again with its cure taken out.
+//! The hazards of DESIGN section 8 that a heap can meet by itself: each is run as it is, and again
+//! with its cure taken out.
 
 mod common;
 
@@ -21,8 +22,9 @@ fn h22_stale_words_in_a_root_range_mark_nothing() {
             let m = heap.attach().unwrap();
             let range: Box<[AtomicUsize]> = (0..1024).map(|_| AtomicUsize::new(0)).collect();
             let limit = AtomicUsize::new(range.as_ptr_range().end as usize);
-            // Lists that die, some cells alive between them, and every stale word one of: a dead cell, the middle of one, a hole, a
-            // place beyond all spans, a place outside of the heap.
+            // Lists that die, some cells alive between them, and every stale word one of: a dead
+            // cell, the middle of one, a hole, a place beyond all spans, a place outside of the
+            // heap.
             std::thread::scope(|s| {
                 let (heap, range) = (&heap, &range);
                 s.spawn(move || {
@@ -71,8 +73,9 @@ fn h59_plain_addresses_are_tried_whatever_encodings_a_heap_is_given() {
     );
 }
 
-/// So many collections, or fewer where the collector has to share one processor with all the test's threads and others besides. The pause
-/// between two lets the threads run: one that is still parked would be found where it was.
+/// So many collections, or fewer where the collector has to share one processor with all the test's
+/// threads and others besides. The pause between two lets the threads run: one that is still parked
+/// would be found where it was.
 fn collect(heap: &Heap, most: u64, pause: Duration) {
     let end = Instant::now() + Duration::from_secs(4);
     for n in 0..most {
@@ -157,7 +160,8 @@ fn h23_cells_allocated_from_gaps_that_were_taken_before_a_collection_live() {
 
 #[test]
 fn h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other() {
-    // Without signals, since with them a thread that waits outside of `blocking` can still be stopped.
+    // Without signals, since with them a thread that waits outside of `blocking` can still be
+    // stopped.
     common::is_child().then(|| assert_eq!(std::env::var("URGE_ASYNC").as_deref(), Ok("0")));
     let name = "h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other";
     common::hazard_with(name, "wait-running", &[("URGE_ASYNC", "0")], || {
@@ -184,8 +188,9 @@ fn h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other()
     });
 }
 
-/// Allocates so many bytes, fills them, and forgets them: their memory is what the next ones get. The complement of their address; `place`,
-/// which had that of the last ones, is null while they are written.
+/// Allocates so many bytes, fills them, and forgets them: their memory is what the next ones get.
+/// The complement of their address; `place`, which had that of the last ones, is null while they
+/// are written.
 #[inline(never)]
 fn dirty(m: &gc_core::Mutator, k: common::Kinds, bytes: usize, place: &AtomicUsize) -> usize {
     // SAFETY: on the stack until it is filled.
@@ -215,7 +220,8 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
         || {
             // Without collections all that is allocated is new.
             let heap = without_collections();
-            // Only while it allocates: who attaches, detaches or adds a kind may wait for a stop in `blocking`, too.
+            // Only while it allocates: who attaches, detaches or adds a kind may wait for a stop in
+            // `blocking`, too.
             let allocates = AtomicBool::new(false);
             let (found, done) = (AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|s| {
@@ -232,7 +238,8 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
                 let m = heap.attach().unwrap();
                 let leaf = heap.kind(gc_core::Kind::leaf("page")).unwrap();
                 allocates.store(true, SeqCst);
-                // The system takes longer for the memory than the thread for all else, so that the first stops meet it there.
+                // The system takes longer for the memory than the thread for all else, so that the
+                // first stops meet it there.
                 for _ in 0..(384 << 20) / 4096 {
                     if found.load(Relaxed) {
                         break;
@@ -261,8 +268,8 @@ fn h30_a_large_clear_does_not_hold_up_stops() {
             let heap = without_collections();
             let k = common::kinds(&heap);
             let bytes: usize = 192 << 20;
-            // The complement of the object that is being cleared, lest it be a root; and whether a stop has seen it half cleared: its first
-            // word null, its last one not.
+            // The complement of the object that is being cleared, lest it be a root; and whether a
+            // stop has seen it half cleared: its first word null, its last one not.
             let (place, half) = (AtomicUsize::new(0), AtomicBool::new(false));
             let done = AtomicBool::new(false);
             std::thread::scope(|s| {
@@ -271,19 +278,22 @@ fn h30_a_large_clear_does_not_hold_up_stops() {
                         let look = |_: &gc_preempt::Stopped<'_>| {
                             let place = !place.load(Relaxed);
                             if place != !0 {
-                                // SAFETY: memory of the heap, which is mapped whether it is a cell's or not.
+                                // SAFETY: memory of the heap, which is mapped whether it is a
+                                // cell's or not.
                                 let [first, last] = [place, place + bytes - 8]
                                     .map(|at| unsafe { (at as *const usize).read_volatile() });
                                 half.fetch_or(first == 0 && last != 0, Relaxed);
                             }
                         };
                         heap.with_stopped(look).unwrap();
-                        // Lets the thread run: one that is still parked would be stopped again at once.
+                        // Lets the thread run: one that is still parked would be stopped again at
+                        // once.
                         std::thread::sleep(Duration::from_micros(300));
                     }
                 });
                 let m = heap.attach().unwrap();
-                // As a rule the second clear is met a hundred times; one that had no processor for that long is tried again.
+                // As a rule the second clear is met a hundred times; one that had no processor for
+                // that long is tried again.
                 for _ in 0..20 {
                     place.store(dirty(&m, k, bytes, &place), Relaxed);
                     if half.load(Relaxed) {
@@ -311,7 +321,8 @@ fn h34_a_root_range_is_scanned_to_its_limit_of_now() {
         || {
             let (heap, k) = heap();
             let m = heap.attach().unwrap();
-            // An interpreter's stack: the frame's limit is published on call and return; tops within the frame are nobody's business.
+            // An interpreter's stack: the frame's limit is published on call and return; tops
+            // within the frame are nobody's business.
             let stack: Box<[AtomicUsize]> = (0..4096).map(|_| AtomicUsize::new(0)).collect();
             let limit = AtomicUsize::new(stack.as_ptr() as usize);
             // SAFETY: outlived by both.
@@ -381,7 +392,8 @@ fn h35_root_tables_may_change_at_any_time() {
 
 /// A vector that its owner changes and a root callback reads.
 struct Shared(UnsafeCell<Vec<usize>>);
-// SAFETY: the callback reads it in stops only, and its owner changes it under `no_preempt`: that is what the test is about.
+// SAFETY: the callback reads it in stops only, and its owner changes it under `no_preempt`: that is
+// what the test is about.
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
@@ -400,7 +412,8 @@ fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
                         let m = heap.attach().unwrap();
                         let vector = Arc::new(Shared(UnsafeCell::new(Vec::new())));
                         let theirs = vector.clone();
-                        // SAFETY: reads a vector that is changed under `no_preempt` (or not, if the fault is planted).
+                        // SAFETY: reads a vector that is changed under `no_preempt` (or not, if the
+                        // fault is planted).
                         let _guard = unsafe {
                             heap.add_root_callback(move |v| {
                                 let vector = &*theirs.0.get();
@@ -421,7 +434,8 @@ fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
                                     old.push(kept);
                                     *vector = old;
                                 } else {
-                                    // Malloc is called outside of the section, which may not wait for anything.
+                                    // Malloc is called outside of the section, which may not wait
+                                    // for anything.
                                     let mut next = Vec::with_capacity(i + 1);
                                     let old = m.no_preempt(|| {
                                         next.extend_from_slice(vector);

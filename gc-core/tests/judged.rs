@@ -1,4 +1,5 @@
-//! H76, H81: what dies is cleared, queued and kept beside the mutators where it is much, and nothing of it is half done where they see it.
+//! H76, H81: what dies is cleared, queued and kept beside the mutators where it is much, and
+//! nothing of it is half done where they see it.
 
 mod common;
 
@@ -16,7 +17,8 @@ fn has_concurrent_cycles() -> bool {
     std::env::var_os("URGE_STW").is_none()
 }
 
-/// Makes `N` of something that dies at once, in a thread of its own, so that no stale word of this stack keeps it.
+/// Makes `N` of something that dies at once, in a thread of its own, so that no stale word of this
+/// stack keeps it.
 fn apart(heap: &Heap, f: impl FnOnce(&Mutator) + Send) {
     std::thread::scope(|threads| {
         threads.spawn(|| f(&heap.attach().unwrap()));
@@ -169,7 +171,8 @@ fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() 
                 // SAFETY: words of live cells.
                 unsafe {
                     m.write(one.add(at), cell);
-                    // From the other end: half of the words are cleared before the first target has lost both.
+                    // From the other end: half of the words are cleared before the first target has
+                    // lost both.
                     m.write(two.add(WORDS - 1 - at), cell);
                 }
             }

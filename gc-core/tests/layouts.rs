@@ -1,4 +1,5 @@
-//! Types of one layout share a kind, and with it spans: many small types take no more memory than one, and each cell is traced by its own edges.
+//! Types of one layout share a kind, and with it spans: many small types take no more memory than
+//! one, and each cell is traced by its own edges.
 
 mod common;
 
@@ -60,7 +61,8 @@ fn h92_forty_types_of_one_layout_take_the_spans_of_one() {
             forty!(alloc);
         });
         assert_eq!(leaves, one);
-        // Leaves share their kind, whatever their size; its cells of another size have spans of their own.
+        // Leaves share their kind, whatever their size; its cells of another size have spans of
+        // their own.
         let sizes = taken(|scope| {
             scope.alloc(Number::<0>(0)).unwrap();
             scope.alloc_bytes(&[1; 8]).unwrap();

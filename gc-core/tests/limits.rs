@@ -1,4 +1,5 @@
-//! Limits: of addresses and memory that the system sets, and those that the heap is built with. And memory that goes back.
+//! Limits: of addresses and memory that the system sets, and those that the heap is built with. And
+//! memory that goes back.
 
 mod common;
 
@@ -72,7 +73,8 @@ fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
             let heap = Heap::builder().reserve(16 << 30).build().unwrap();
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
-            // The heap takes all that there is: the test has its own beforehand, and some for its messages.
+            // The heap takes all that there is: the test has its own beforehand, and some for its
+            // messages.
             let mut roots = Vec::with_capacity(2000);
             let spare = vec![1u8; 16 << 20];
             let error = loop {

@@ -1,4 +1,5 @@
-//! Mutators that end in unusual ways and places: at the thread's end, late in it, inside sections, and some that are none.
+//! Mutators that end in unusual ways and places: at the thread's end, late in it, inside sections,
+//! and some that are none.
 
 mod common;
 
@@ -7,7 +8,8 @@ use gc_core::Mutator;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// Threads that attach, use the heap, and check that a stop sees as many mutators as there are, while `end` ends others.
+/// Threads that attach, use the heap, and check that a stop sees as many mutators as there are,
+/// while `end` ends others.
 fn beside(end: impl Fn(&gc_core::Heap) + Sync) {
     let (heap, k) = heap();
     let done = AtomicBool::new(false);
@@ -53,7 +55,8 @@ fn a_mutator_in_a_thread_local_takes_only_its_own_thread_along() {
         static LATE: RefCell<Option<Mutator>> = const { RefCell::new(None) };
     }
     beside(|heap| {
-        // The cell's destructor is registered before the one that attaching registers, and so runs after it.
+        // The cell's destructor is registered before the one that attaching registers, and so runs
+        // after it.
         LATE.with(|late| *late.borrow_mut() = Some(heap.attach().unwrap()));
     });
 }
@@ -118,7 +121,8 @@ fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
             });
         }
     });
-    // On a busy machine the collector may not have had its turn yet; what was asked for comes all the same.
+    // On a busy machine the collector may not have had its turn yet; what was asked for comes all
+    // the same.
     while heap.stats().collections == 0 {
         std::thread::yield_now();
     }

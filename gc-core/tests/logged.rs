@@ -1,7 +1,9 @@
-//! Words that are overwritten while a cycle marks are kept, however their kind means them: boxed, past the end, or reported by a tracer.
+//! Words that are overwritten while a cycle marks are kept, however their kind means them: boxed,
+//! past the end, or reported by a tracer.
 //!
-//! A mutator moves objects from a table into handles and back, over and over, while collections follow each other. Whatever lies in a handle
-//! when roots are scanned is black; what is moved out of the table later is known by the barrier's log alone.
+//! A mutator moves objects from a table into handles and back, over and over, while collections
+//! follow each other. Whatever lies in a handle when roots are scanned is black; what is moved out
+//! of the table later is known by the barrier's log alone.
 
 mod common;
 
@@ -33,8 +35,8 @@ const ITS_END: Form = Form {
 #[inline(never)]
 fn fill(m: &Mutator, leaf: KindId, table: *mut usize, form: Form) {
     for i in 0..OBJECTS {
-        // SAFETY: cells of the sizes asked for; the table is rooted. One between each two, which a word past the end of an object without a spare byte would keep
-        // instead.
+        // SAFETY: cells of the sizes asked for; the table is rooted. One between each two, which a
+        // word past the end of an object without a spare byte would keep instead.
         unsafe {
             m.alloc(leaf, BYTES).unwrap();
             let object = m.alloc(leaf, BYTES).unwrap().as_ptr().cast::<usize>();

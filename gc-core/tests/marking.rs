@@ -1,8 +1,10 @@
-//! Hazards of marking beside mutators: what is unlinked, loaded weakly, taken out of a queue, allocated, attached, detached or forked while a
-//! cycle marks must outlive it. Each test is run as it is, and again with the cure taken out.
+//! Hazards of marking beside mutators: what is unlinked, loaded weakly, taken out of a queue,
+//! allocated, attached, detached or forked while a cycle marks must outlive it. Each test is run as
+//! it is, and again with the cure taken out.
 //!
-//! Collections of these heaps linger, so that a thread sees that marking is on, does its worst, and keeps what it has taken where no scan
-//! looks any more: on its own stack, which stop 1 has behind it.
+//! Collections of these heaps linger, so that a thread sees that marking is on, does its worst, and
+//! keeps what it has taken where no scan looks any more: on its own stack, which stop 1 has behind
+//! it.
 
 mod common;
 
@@ -37,7 +39,8 @@ fn until(mut reached: impl FnMut() -> bool) {
     }
 }
 
-/// Runs `f` while a cycle marks, then waits until marking is over and has dead cells handed out again.
+/// Runs `f` while a cycle marks, then waits until marking is over and has dead cells handed out
+/// again.
 #[inline(never)]
 fn while_marking<R>(m: &Mutator, k: Kinds, f: impl FnOnce() -> R) -> R {
     let heap = m.heap();
@@ -124,9 +127,10 @@ fn check_pair(pair: usize, i: usize) {
     }
 }
 
-// ---- the barrier, and the end of marking ----------------------------------------------------------------------------------------------
+// ---- the barrier, and the end of marking --------------------------------------------------------
 
-/// Threads that take pairs out of their shelves while a cycle marks, faster or slower, and look at them after it.
+/// Threads that take pairs out of their shelves while a cycle marks, faster or slower, and look at
+/// them after it.
 fn takers(threads: usize, rounds: usize) {
     const LEN: usize = 3000;
     let (heap, k) = lingering();
@@ -183,8 +187,8 @@ fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
     hazard_given(name, "small-log", "log-lost", &[], || takers(3, 160));
 }
 
-/// A mutator that helps has the last of the work in hand when the collector finds none, and puts it down to be stopped. It is not for the
-/// stop to trace that: half of the heap it may be.
+/// A mutator that helps has the last of the work in hand when the collector finds none, and puts it
+/// down to be stopped. It is not for the stop to trace that: half of the heap it may be.
 #[test]
 fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     let name = "what_a_helper_puts_down_is_marked_beside_the_mutators";
@@ -211,7 +215,8 @@ fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     });
 }
 
-/// Once marking seems to be over, whoever helps is waited for, and then nobody begins: the stop meets no help.
+/// Once marking seems to be over, whoever helps is waited for, and then nobody begins: the stop
+/// meets no help.
 #[test]
 fn a_stop_does_not_wait_for_mutators_that_help() {
     let name = "a_stop_does_not_wait_for_mutators_that_help";
@@ -269,7 +274,7 @@ fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_
     });
 }
 
-// ---- what is new ------------------------------------------------------------------------------------------------------------------------
+// ---- what is new --------------------------------------------------------------------------------
 
 #[test]
 fn what_is_allocated_while_a_cycle_marks_outlives_it() {
@@ -279,7 +284,8 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
         let m = heap.attach().unwrap();
         const WORDS: usize = 20_000;
         for round in 0..10 {
-            // Cells of all sizes, and large ones whose content is new too. The large one is on the stack, or would be lost in the next cycle.
+            // Cells of all sizes, and large ones whose content is new too. The large one is on the
+            // stack, or would be lost in the next cycle.
             let (lists, large) = while_marking(&m, k, || {
                 let lists: [usize; 50] =
                     std::array::from_fn(|i| common::list(&m, k, 100 * i + round));
@@ -310,9 +316,10 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
     });
 }
 
-// ---- attach, detach, fork -------------------------------------------------------------------------------------------------------------
+// ---- attach, detach, fork -----------------------------------------------------------------------
 
-/// A thread that comes and goes while a cycle marks, and hands what it has taken to one that was there before.
+/// A thread that comes and goes while a cycle marks, and hands what it has taken to one that was
+/// there before.
 fn comes_and_goes(ends_by_bare_call: bool) {
     let (heap, k) = lingering();
     let m = heap.attach().unwrap();
@@ -369,7 +376,8 @@ fn a_thread_that_attaches_while_a_cycle_marks_logs_its_stores() {
 
 /// Forks; the child runs `body` and ends. Panics unless it ends well.
 fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc keeps working.
+    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
+    // keeps working.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
@@ -432,7 +440,8 @@ fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
     );
 }
 
-/// What a child does with its heap: old cells get new ones, which must not be lost though the old ones had been marked in the parent.
+/// What a child does with its heap: old cells get new ones, which must not be lost though the old
+/// ones had been marked in the parent.
 fn child(m: &Mutator, k: Kinds, shelf: &Shelf, taken: &[usize]) {
     assert!(!is_marking(m), "there is no marker any more");
     for i in 0..shelf.len {
@@ -456,7 +465,7 @@ fn renew(m: &Mutator, k: Kinds, shelf: &Shelf, i: usize) {
     shelf.put(m, i, cons(m, k, tail, i));
 }
 
-// ---- weak words -------------------------------------------------------------------------------------------------------------------------
+// ---- weak words ---------------------------------------------------------------------------------
 
 /// Fills a weak table with pairs that nothing else leads to.
 #[inline(never)]
@@ -568,7 +577,7 @@ fn h27_an_intern_table_shared_by_threads_gives_out_whole_cells_only() {
     );
 }
 
-// ---- finalizers and values to be dropped ----------------------------------------------------------------------------------------------
+// ---- finalizers and values to be dropped --------------------------------------------------------
 
 /// Registers `n` pairs that die at once.
 #[inline(never)]
@@ -598,7 +607,8 @@ fn what_finalizers_take_while_a_cycle_marks_lives_on() {
             finalizable(&m, k, LEN);
             wipe_stack();
             m.collect();
-            // Some are taken while the queue is being marked; they are put where they can be reached again.
+            // Some are taken while the queue is being marked; they are put where they can be
+            // reached again.
             let mut taken = [(0, 0); LEN];
             let n = while_marking(&m, k, || {
                 for (n, taken) in taken.iter_mut().enumerate() {
@@ -714,8 +724,8 @@ fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended
                 }
             });
             let m = heap.attach().unwrap();
-            // What is taken when all is traced already was marked as its queue was: every other cycle traces only after a breath, and one
-            // on a busy machine may miss it.
+            // What is taken when all is traced already was marked as its queue was: every other
+            // cycle traces only after a breath, and one on a busy machine may miss it.
             while SPANNED.load(Relaxed) < 60 && BROKEN.load(Relaxed) == 0 {
                 // Those that only took room would be dropped first.
                 m.collect();
@@ -739,7 +749,7 @@ fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended
     });
 }
 
-// ---- more than one ----------------------------------------------------------------------------------------------------------------------
+// ---- more than one ------------------------------------------------------------------------------
 
 #[test]
 fn h29_heaps_with_common_threads_do_not_wait_for_each_other_while_both_mark() {

@@ -44,7 +44,8 @@ fn a_heap_that_became_small_keeps_what_was_touched_beforehand() {
     );
 }
 
-/// A heap of 40 MiB whose cells have died, once the system has so much of its memory back that `most` bytes are left.
+/// A heap of 40 MiB whose cells have died, once the system has so much of its memory back that
+/// `most` bytes are left.
 fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     const CELLS: usize = 40_000;
     let heap = Heap::builder().reserve(256 << 20).pre_touch(pre_touch);
@@ -52,7 +53,8 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     let table = heap.kind(Kind::array("table", 0, Encoding::RAW)).unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let mutator = heap.attach().unwrap();
-    // SAFETY: the table is held by its handle, and the cells by the table; both are as large as what is written.
+    // SAFETY: the table is held by its handle, and the cells by the table; both are as large as
+    // what is written.
     unsafe {
         let table = mutator.alloc(table, CELLS * 8).unwrap();
         let root = mutator.raw_root(table).unwrap();
@@ -72,7 +74,8 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
         drop(root);
     }
     heap.collect();
-    // No collection is asked for: the collector gives back in its own time. One that does not is found to hang.
+    // No collection is asked for: the collector gives back in its own time. One that does not is
+    // found to hang.
     while backed(&heap) > most {
         mutator.blocking(|| std::thread::sleep(Duration::from_millis(20)));
     }

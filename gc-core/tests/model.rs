@@ -1,6 +1,8 @@
-//! Random safe code against a model of it: what the model says is reachable is there and whole, and what a weak reference has lost is not.
+//! Random safe code against a model of it: what the model says is reachable is there and whole, and
+//! what a weak reference has lost is not.
 //!
-//! Threads play for themselves (nested scopes, edges, roots, weak references), and collect at times, while another collects all the time. `URGE_SEED=n` repeats a run.
+//! Threads play for themselves (nested scopes, edges, roots, weak references), and collect at
+//! times, while another collects all the time. `URGE_SEED=n` repeats a run.
 
 mod common;
 
@@ -47,7 +49,8 @@ impl Model<'_> {
     fn play(&mut self, scope: &Scope<'_>, around: &[Handle<'_>], depth: usize, steps: usize) {
         let mut handles: Vec<Handle<'_>> = around.to_vec();
         for _ in 0..steps {
-            // The other thread's collections do not come while this one plays, if the machine has no processor for it.
+            // The other thread's collections do not come while this one plays, if the machine has
+            // no processor for it.
             if self.random.below(200) == 0 {
                 self.mutator.collect();
             }
@@ -201,7 +204,8 @@ fn random_safe_code_finds_what_its_model_has() {
                 threads.spawn(|| {
                     while !done.load(Relaxed) {
                         heap.collect();
-                        // Without a pause the threads would be taken over in their parks and hardly run.
+                        // Without a pause the threads would be taken over in their parks and hardly
+                        // run.
                         std::thread::sleep(std::time::Duration::from_micros(200));
                     }
                 });

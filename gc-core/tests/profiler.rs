@@ -1,4 +1,5 @@
-//! H14, H15: a thousand threads; a profiler's timers at 1 kHz; a debugger that single-steps a mutator; all beside stops and collections.
+//! H14, H15: a thousand threads; a profiler's timers at 1 kHz; a debugger that single-steps a
+//! mutator; all beside stops and collections.
 
 mod common;
 
@@ -114,7 +115,8 @@ fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
             }
             let _over = Over(&done);
             let begun = Instant::now();
-            // Every other stop that finds a mutator running lasts longer than a timer's period, so a tick falls into it.
+            // Every other stop that finds a mutator running lasts longer than a timer's period, so
+            // a tick falls into it.
             let long = AtomicU64::new(0);
             let enough = || {
                 STOPS.load(Relaxed) >= 40
@@ -137,7 +139,8 @@ fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
                 })
                 .unwrap();
                 heap.collect();
-                // SAFETY: reads and writes nothing of ours. (Rust's sleep begins anew when a signal interrupts it.)
+                // SAFETY: reads and writes nothing of ours. (Rust's sleep begins anew when a signal
+                // interrupts it.)
                 unsafe { libc::usleep(500) };
             }
             assert!(
@@ -153,7 +156,7 @@ fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
     });
 }
 
-// ---- many threads -------------------------------------------------------------------------------------------------------------
+// ---- many threads -------------------------------------------------------------------------------
 
 #[test]
 fn h14_a_thousand_threads_attach_are_collected_and_leave() {
@@ -192,7 +195,7 @@ fn h14_a_thousand_threads_attach_are_collected_and_leave() {
     assert_eq!(last.cells_live, 0, "{last:?}");
 }
 
-// ---- a debugger ---------------------------------------------------------------------------------------------------------------
+// ---- a debugger ---------------------------------------------------------------------------------
 
 /// Collections that the mutator has to live through while it is single-stepped.
 const COLLECTIONS: u64 = 20;

@@ -1,4 +1,5 @@
-//! Roots and handles by the million: scanned beside the program, logged where they end before that, and gone without a trace when they are gone.
+//! Roots and handles by the million: scanned beside the program, logged where they end before that,
+//! and gone without a trace when they are gone.
 
 mod common;
 
@@ -14,13 +15,15 @@ struct Node {
     number: usize,
 }
 
-/// A heap that collects all the time and rests between the phases; each cycle compares what it has marked with the roots of its first stop.
+/// A heap that collects all the time and rests between the phases; each cycle compares what it has
+/// marked with the roots of its first stop.
 fn stressed() -> Heap {
     let heap = Heap::builder().reserve(1 << 30).lingering(true);
     heap.continuous(true).verify(true).build().unwrap()
 }
 
-/// Until so many collections have ended, or for some seconds where the machine has other things to do.
+/// Until so many collections have ended, or for some seconds where the machine has other things to
+/// do.
 fn while_collecting(heap: &Heap, collections: u64, mut f: impl FnMut()) {
     let until = Instant::now() + Duration::from_secs(4);
     while heap.stats().collections < collections && Instant::now() < until {
@@ -67,8 +70,8 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
     hazard(name, "roots-unlogged", || {
         let heap = stressed();
         let mut roots = make_roots(&heap, 20_000);
-        // No mutator: no stop holds this thread up, nor does one scan its stack.
-        // Each goes to the place of the one before: forwards, or back to where the scan has been already.
+        // No mutator: no stop holds this thread up, nor does one scan its stack. Each goes to the
+        // place of the one before: forwards, or back to where the scan has been already.
         let mut random = 7usize;
         while_collecting(&heap, 200, || {
             for _ in 0..1000 {
@@ -105,7 +108,8 @@ fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_fie
                     let nodes: Vec<_> = (0..table.len()).map(node).collect();
                     // Time for a stop: the nodes are in handles alone.
                     std::thread::sleep(Duration::from_micros(50));
-                    // Every other time they are in handles alone to the end, and the next scope's are written over them.
+                    // Every other time they are in handles alone to the end, and the next scope's
+                    // are written over them.
                     for (number, node) in nodes.iter().enumerate() {
                         if round % 2 == 0 {
                             table.set(number, s, node);
@@ -157,7 +161,8 @@ fn resident() -> usize {
     pages * 4096
 }
 
-/// What a peak of `bytes` bytes of tables leaves behind: a collection later nothing is scanned for it, and its memory is back.
+/// What a peak of `bytes` bytes of tables leaves behind: a collection later nothing is scanned for
+/// it, and its memory is back.
 fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();
     let mutator = heap.attach().unwrap();
@@ -194,7 +199,8 @@ fn nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges() {
 }
 
 fn peaks() {
-    // SAFETY: no memory of ours. Vectors that are gone are not to count: malloc gives all large ones back.
+    // SAFETY: no memory of ours. Vectors that are gone are not to count: malloc gives all large
+    // ones back.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20) };
     const MANY: usize = 2_000_000;
     is_over(8 * MANY, |heap, mutator| {

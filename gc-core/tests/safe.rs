@@ -1,4 +1,5 @@
-//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise (DESIGN section 10, first item, and 7).
+//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise
+//! (DESIGN section 10, first item, and 7).
 
 mod common;
 
@@ -23,7 +24,8 @@ fn heap() -> Heap {
     Heap::builder().reserve(1 << 30).build().unwrap()
 }
 
-/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it leaves behind.
+/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it
+/// leaves behind.
 fn apart<R: Send>(
     heap: &Heap,
     f: impl FnOnce(&gc_core::Scope<'_>) -> Result<R, gc_core::AllocError> + Send,
@@ -568,7 +570,8 @@ fn h23_locals_from_a_run_that_was_begun_before_a_collection_live() {
                         }
                     }
                     wipe_stack();
-                    // Twice: the first time other blocks are used up, the second time this one's free cells are found.
+                    // Twice: the first time other blocks are used up, the second time this one's
+                    // free cells are found.
                     churn(&mutator);
                     churn(&mutator);
                     assert!((0..).zip(&kept).all(|(i, n)| n.value == i));

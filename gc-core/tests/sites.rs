@@ -1,4 +1,5 @@
-//! H88 to H90: what a stop does for sites is what has changed. Lists are brought up to date at the next look, and runs that nobody refills go back.
+//! H88 to H90: what a stop does for sites is what has changed. Lists are brought up to date at the
+//! next look, and runs that nobody refills go back.
 
 mod common;
 
@@ -37,7 +38,8 @@ impl Bare {
             reserve: 1 << 30,
             ..SpaceConfig::default()
         };
-        // SAFETY: the tests keep to the collector's protocol, with runs, sites and queues of this space.
+        // SAFETY: the tests keep to the collector's protocol, with runs, sites and queues of this
+        // space.
         let space = unsafe { Space::bare(config) }.unwrap();
         Bare {
             queue: MarkQueue::new(&space, 1 << 16).unwrap(),
@@ -135,7 +137,8 @@ fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
         }
         let before = kept.clone();
         bare.begin(&kept);
-        // Born marked, by whatever way the mutator got them: the collector has looked at its runs already.
+        // Born marked, by whatever way the mutator got them: the collector has looked at its runs
+        // already.
         for (kind, first) in kinds.iter().zip(before) {
             let cell = bare.alloc(*kind);
             assert!(bare.space.is_marked(cell), "a cell was born white");
@@ -187,7 +190,7 @@ fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
     assert_eq!(room(once), 0);
 }
 
-// ---- in a heap that really stops ------------------------------------------------------------------------------------------------
+// ---- in a heap that really stops ----------------------------------------------------------------
 
 fn many_sites(heap: &Heap, m: &Mutator, n: usize) {
     for i in 0..n {
@@ -197,7 +200,8 @@ fn many_sites(heap: &Heap, m: &Mutator, n: usize) {
     }
 }
 
-/// Collects, by this thread, which is no mutator, until stops look at few sites, and the spans of the others are free; does that ever come?
+/// Collects, by this thread, which is no mutator, until stops look at few sites, and the spans of
+/// the others are free; does that ever come?
 fn comes_to_few(heap: &Heap) -> bool {
     (0..200).any(|_| {
         heap.collect();

@@ -1,5 +1,5 @@
-//! The heap's memory under threads: what a mutator gets is its own, zero and whole, whatever the sweep does beside it. Each test is
-//! run as it is, and again with its cure taken out.
+//! The heap's memory under threads: what a mutator gets is its own, zero and whole, whatever the
+//! sweep does beside it. Each test is run as it is, and again with its cure taken out.
 
 mod common;
 
@@ -19,7 +19,8 @@ fn space(reserve: u64) -> Space {
         reserve,
         ..SpaceConfig::default()
     };
-    // SAFETY: each test keeps to the collector's protocol, with runs, sites and queues of this space.
+    // SAFETY: each test keeps to the collector's protocol, with runs, sites and queues of this
+    // space.
     unsafe { Space::bare(config) }.unwrap()
 }
 
@@ -59,8 +60,9 @@ fn check((cell, size, stamp): Owned) {
     );
 }
 
-/// Mutators that hold `stop` for reading while they touch the heap, and a collector that stops them by holding it for writing. Sweeping,
-/// clearing and giving memory back happen beside the running mutators, as they do in the collector's thread.
+/// Mutators that hold `stop` for reading while they touch the heap, and a collector that stops them
+/// by holding it for writing. Sweeping, clearing and giving memory back happen beside the running
+/// mutators, as they do in the collector's thread.
 fn mutators_beside_the_sweep(collections: u32) {
     let space = space(256 << 20);
     let queue = MarkQueue::new(&space, 1 << 16).unwrap();
@@ -194,7 +196,8 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
             space.end_marking();
             while space.sweep_piece() {}
             while space.clear_spare_piece() {}
-            // One conservative cell holds a word for every 16 bytes of the whole range and of what lies around it.
+            // One conservative cell holds a word for every 16 bytes of the whole range and of what
+            // lies around it.
             space.begin_marking();
             let mut marker = Marker::new(&space, &queue);
             let range = space.reserved();
@@ -329,8 +332,9 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
     );
 }
 
-/// The large objects lie one after the other, in units of 4 KiB: first `before` and `stale`, and where they were then `dead`, twice, and `live`. The record
-/// of `stale` is left inside of the second `dead`, and says that the next stretch begins behind `live`.
+/// The large objects lie one after the other, in units of 4 KiB: first `before` and `stale`, and
+/// where they were then `dead`, twice, and `live`. The record of `stale` is left inside of the
+/// second `dead`, and says that the next stretch begins behind `live`.
 #[test]
 fn h61_a_walk_beside_the_sweep_misses_nothing() {
     let name = "h61_a_walk_beside_the_sweep_misses_nothing";
@@ -362,7 +366,8 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
         let other = units(1);
         let begin = other + UNIT;
         let number = (begin - space.reserved().start) / UNIT;
-        // The boundary lies in the last page of the two dead objects' records, which does not go back since others use it.
+        // The boundary lies in the last page of the two dead objects' records, which does not go
+        // back since others use it.
         let end = number + 2 * DEAD;
         let boundary = end / RECORDS * RECORDS + (end % RECORDS) / 2;
         let before = units(boundary - number);

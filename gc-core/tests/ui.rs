@@ -1,6 +1,7 @@
 //! What would dangle does not compile, and the compiler says why.
 //!
-//! The messages are those of the Rust version that the workspace asks for. To write them anew: `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
+//! The messages are those of the Rust version that the workspace asks for. To write them anew:
+//! `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
 
 use gc_preempt::faults::StrictAllocator;
 

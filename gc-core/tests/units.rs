@@ -1,7 +1,8 @@
 //! H25, H26, H27: stops at every instruction of the barrier, of the weak load and of an allocation.
 //!
-//! The thread under test single-steps itself by the trap flag. Where a stop is to hit a certain instruction, the trap's handler lets
-//! another thread ask for it and returns once SIGURG is pending: it is then delivered at exactly that instruction.
+//! The thread under test single-steps itself by the trap flag. Where a stop is to hit a certain
+//! instruction, the trap's handler lets another thread ask for it and returns once SIGURG is
+//! pending: it is then delivered at exactly that instruction.
 
 mod common;
 
@@ -176,7 +177,7 @@ fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothi
     });
 }
 
-// ---- allocation -----------------------------------------------------------------------------------------------------------------
+// ---- allocation ---------------------------------------------------------------------------------
 
 static WANTED: AtomicU64 = AtomicU64::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
@@ -185,9 +186,10 @@ static BLOCKED: AtomicU64 = AtomicU64::new(0);
 /// The stepping thread's attachment.
 static STEPPING: AtomicUsize = AtomicUsize::new(0);
 
-/// Has a whole collection done after each instruction, unless the thread may not be stopped there. In `blocking` (to have the system back memory) after each 64th:
-/// it leaves that only when no stop comes between some ten of its instructions. The thread is stopped in this handler: what the interrupted code holds is
-/// found behind it.
+/// Has a whole collection done after each instruction, unless the thread may not be stopped there.
+/// In `blocking` (to have the system back memory) after each 64th: it leaves that only when no stop
+/// comes between some ten of its instructions. The thread is stopped in this handler: what the
+/// interrupted code holds is found behind it.
 extern "C" fn collect_at_each(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::ucontext_t) {
     // SAFETY: set before stepping begins, alive until it ends.
     let thread = unsafe { &*(STEPPING.load(Relaxed) as *const gc_preempt::Mutator) };

@@ -1,7 +1,9 @@
-//! H25, H27: whole cycles whose first stop meets each instruction of the barrier's store, or whose last meets each of the weak load.
+//! H25, H27: whole cycles whose first stop meets each instruction of the barrier's store, or whose
+//! last meets each of the weak load.
 //!
-//! `units.rs` steps through the units with the flag changed by hand; here a real cycle does it, and what it frees is looked at. Collections
-//! linger, so that what the thread does next is done before anything is traced.
+//! `units.rs` steps through the units with the flag changed by hand; here a real cycle does it, and
+//! what it frees is looked at. Collections linger, so that what the thread does next is done before
+//! anything is traced.
 
 mod common;
 
@@ -76,7 +78,8 @@ fn rooted(m: &Mutator, kind: gc_core::KindId) -> RawRoot {
     unsafe { m.raw_root(m.alloc(kind, 16).unwrap()).unwrap() }
 }
 
-/// On a thread that is gone afterwards, with its stack: a new node to which only `slot` leads. Gives its complement.
+/// On a thread that is gone afterwards, with its stack: a new node to which only `slot` leads.
+/// Gives its complement.
 fn hide(heap: &Heap, k: Kinds, slot: *mut usize) -> usize {
     let slot = slot as usize;
     std::thread::scope(|s| {

@@ -1,6 +1,8 @@
-//! What another crate sees of this one when it is built as users build it: without the features that the workspace's own tests turn on.
+//! What another crate sees of this one when it is built as users build it: without the features
+//! that the workspace's own tests turn on.
 //!
-//! Each file of `tests/users/` is a program of such a crate. The crate is written into cargo's directory for tests, and checked there.
+//! Each file of `tests/users/` is a program of such a crate. The crate is written into cargo's
+//! directory for tests, and checked there.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! The second marking: silent over a sound heap, whatever it holds; and over one with a fault, it names the lost object and the way to it, and aborts.
+//! The second marking: silent over a sound heap, whatever it holds; and over one with a fault, it
+//! names the lost object and the way to it, and aborts.
 
 mod common;
 
@@ -10,10 +11,12 @@ use std::time::Duration;
 /// Lists whose heads stand in an array.
 const LISTS: usize = 256;
 
-/// Cells of a list that is given up: more turns than there are in a cycle, or what was hidden would be given up with what hides it.
+/// Cells of a list that is given up: more turns than there are in a cycle, or what was hidden would
+/// be given up with what hides it.
 const LONG: usize = 400;
 
-/// Puts cells in front of lists whose heads stand in an array. With a pause after each turn, a cycle's stores fit into the thread's own log.
+/// Puts cells in front of lists whose heads stand in an array. With a pause after each turn, a
+/// cycle's stores fit into the thread's own log.
 fn push(heap: &Heap, pause: Duration) {
     let k = common::kinds(heap);
     let m = heap.attach().unwrap();
@@ -60,7 +63,8 @@ fn new(m: &Mutator, kind: KindId, words: usize) -> *mut usize {
     unsafe { m.alloc(kind, words * 8).unwrap().as_ptr().cast() }
 }
 
-/// Each store hides what the place led to before behind a cell that is born black, and no register has held it since the last turn.
+/// Each store hides what the place led to before behind a cell that is born black, and no register
+/// has held it since the last turn.
 fn push_to(
     heap: &Heap,
     m: &Mutator,
@@ -156,7 +160,8 @@ fn a_pairs_old_value_that_is_not_logged_is_found() {
     }
     let said = aborts(name, "pairs-unlogged");
     check_path(&said);
-    // A word on the stack may name a cell that was free and has been born since, whose edge leads to what was lost. Otherwise the way is through the pairs.
+    // A word on the stack may name a cell that was free and has been born since, whose edge leads
+    // to what was lost. Otherwise the way is through the pairs.
     let from_stack = "  root: the stack or a register of mutator 0\n";
     let born = said
         .split_once(from_stack)
@@ -239,8 +244,9 @@ unsafe fn forgetful(cell: *const u8, _: usize, tracer: &mut gc_core::Tracer<'_>)
     unsafe { tracer.edges(cell..cell + 8, Encoding::RAW) };
 }
 
-/// A cell of a kind with that function leads, by way of another, to a leaf that nothing else does; and it has numbers that look like addresses:
-/// of a place where no cell begins, of a live cell, of a free one.
+/// A cell of a kind with that function leads, by way of another, to a leaf that nothing else does;
+/// and it has numbers that look like addresses: of a place where no cell begins, of a live cell, of
+/// a free one.
 fn leave_out(heap: &Heap, second: bool) {
     // SAFETY: on purpose, it does not report every edge.
     let mut kind = unsafe { Kind::traced("forgetful", forgetful) };
@@ -292,7 +298,8 @@ fn h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word() {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{said}");
     assert!(said.contains("\"forgetful\" leaves out word 3"), "{said}");
     assert!(said.contains("root: a handle"), "{said}");
-    // Numbers that look like addresses are no edges; nothing else looks for the edge; and a kind may say that such words are none.
+    // Numbers that look like addresses are no edges; nothing else looks for the edge; and a kind
+    // may say that such words are none.
     for fault in ["tracer-is-sound", "tracers-believed", "words-are-spare"] {
         let output = run_child(NAME, fault, &[]).expect("it hung");
         let said = String::from_utf8_lossy(&output.stderr);

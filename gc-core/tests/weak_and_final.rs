@@ -1,4 +1,5 @@
-//! Weak words and finalizers: what dies is cleared or queued, in the same stop, and nothing else is.
+//! Weak words and finalizers: what dies is cleared or queued, in the same stop, and nothing else
+//! is.
 
 mod common;
 
@@ -6,7 +7,8 @@ use common::{Kinds, cell, check_list, cons, garbage, hazard, heap, list, wipe_st
 use gc_core::{Encoding, Heap, Kind, Mutator};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a strong array.
+/// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a
+/// strong array.
 #[inline(never)]
 fn table(m: &Mutator, k: Kinds, n: usize) -> (usize, usize) {
     // SAFETY: both are on the stack, and large enough.
@@ -139,8 +141,9 @@ fn a_weak_table_is_replaced_as_it_grows() {
     assert_eq!(heap.stats().finalizers_waiting, 0);
 }
 
-/// What an intern table relies on: a string that was found stays the only one of its content, so none of the words to it may be cleared; and once
-/// one of them has been, the string is made anew, so none may be found any more.
+/// What an intern table relies on: a string that was found stays the only one of its content, so
+/// none of the words to it may be cleared; and once one of them has been, the string is made anew,
+/// so none may be found any more.
 #[test]
 fn words_to_one_target_stay_or_go_together_whenever_they_are_loaded() {
     hazard(
@@ -200,7 +203,8 @@ fn one_target() {
                     gone += 1;
                     assert_eq!(second, 0, "one word was cleared and the other one was not");
                 } else {
-                    // The first may have gone with the second still there before, but not the other way round.
+                    // The first may have gone with the second still there before, but not the other
+                    // way round.
                     assert_eq!(second, first, "a word was cleared whose target lives");
                     m.write(held.add(at), first);
                     found += 1;
@@ -399,7 +403,8 @@ fn share_the_queue(heap: &Heap, k: Kinds) {
     assert_eq!(heap.stats().last.cells_live, 0);
 }
 
-/// `n` objects with a finalizer and as many without, which nothing but weak words leads to: short ones and long ones, each pair to one object.
+/// `n` objects with a finalizer and as many without, which nothing but weak words leads to: short
+/// ones and long ones, each pair to one object.
 #[inline(never)]
 fn watched(m: &Mutator, k: Kinds, n: usize, short: *mut usize, long: *mut usize) {
     for i in 0..n {
@@ -427,7 +432,8 @@ fn short_and_long(heap: &Heap, n: usize) {
         wipe_stack();
         let mut looks = 0;
         while heap.finalizers_waiting() < (n / 2 - 4) as u64 {
-            // Beside a cycle that clears: what a short word does not give any more, a long word may, and it is whole.
+            // Beside a cycle that clears: what a short word does not give any more, a long word
+            // may, and it is whole.
             for at in (looks % 7..n).step_by(97) {
                 // SAFETY: words of live weak cells, and what they give.
                 unsafe {
@@ -449,7 +455,8 @@ fn short_and_long(heap: &Heap, n: usize) {
         }
         let mut tracked = 0;
         let drained = m.drain_finalizers(|object, i| {
-            // SAFETY: words of live weak cells, and an object that is alive: it has just been handed out.
+            // SAFETY: words of live weak cells, and an object that is alive: it has just been
+            // handed out.
             unsafe {
                 assert_eq!(object.cast::<usize>().add(1).read(), i);
                 let object = object.as_ptr() as usize;

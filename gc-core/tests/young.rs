@@ -1,4 +1,5 @@
-//! Young collections: what is old is kept without being looked at, what it may lead to is found all the same, and what died young is freed.
+//! Young collections: what is old is kept without being looked at, what it may lead to is found all
+//! the same, and what died young is freed.
 
 mod common;
 
@@ -29,7 +30,8 @@ fn heap_with(young: Young, percent: u32) -> (Heap, Kinds, KindId) {
 
 /// A cell of an immutable kind: an edge and a number.
 fn pair(m: &Mutator, kind: KindId, next: usize, number: usize) -> usize {
-    // SAFETY: a new cell of two words, which the caller keeps; its edge is stored at once, and leads to what was there before.
+    // SAFETY: a new cell of two words, which the caller keeps; its edge is stored at once, and
+    // leads to what was there before.
     unsafe {
         let cell = m.alloc(kind, 2 * WORD).unwrap().as_ptr().cast::<usize>();
         cell.write(next);
@@ -57,7 +59,8 @@ unsafe fn word(cell: *mut usize, n: usize) -> usize {
     unsafe { cell.add(n).read_volatile() }
 }
 
-/// Runs a young collection, and sees that it was one. What earlier calls had in their frames is gone.
+/// Runs a young collection, and sees that it was one. What earlier calls had in their frames is
+/// gone.
 fn collect_young(m: &Mutator) {
     wipe_stack();
     m.heap().collect_young();
@@ -128,7 +131,8 @@ fn h36_weak_words_and_ephemerons_of_old_cells_are_cleared() {
             fill(&m, k, weak, keys, table, N);
             collect_young(&m);
             garbage(&m, k, 2000);
-            // Every other key lives, and with it the value; a few others may have been on the stack still.
+            // Every other key lives, and with it the value; a few others may have been on the stack
+            // still.
             let mut dead = [0; 2];
             for n in 0..N {
                 // SAFETY: words of live cells.
@@ -166,13 +170,15 @@ fn fill(m: &Mutator, k: Kinds, weak: *mut usize, keys: *mut usize, table: *mut u
     }
 }
 
-/// Immutable cells whose marks nobody sets are not followed; so where a stale mark makes one look old, what it leads to is lost.
+/// Immutable cells whose marks nobody sets are not followed; so where a stale mark makes one look
+/// old, what it leads to is lost.
 fn young_pairs_of_the_rest_of_a_run() {
     let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 64);
     for _ in 0..20 {
-        // The run that these leave is what is allocated from below. They are more than a run has: one that is not refilled goes back.
+        // The run that these leave is what is allocated from below. They are more than a run has:
+        // one that is not refilled goes back.
         std::hint::black_box(pairs(&m, kind, 520));
         collect(&m);
         lead_to_young(&m, k, kind, heads);
@@ -192,7 +198,8 @@ fn young_pairs_of_the_rest_of_a_run() {
 
 #[inline(never)]
 fn lead_to_young(m: &Mutator, k: Kinds, kind: KindId, heads: *mut usize) {
-    // The nodes' own run is used up: what follows is young whatever is thought of the rests of runs.
+    // The nodes' own run is used up: what follows is young whatever is thought of the rests of
+    // runs.
     garbage(m, k, 60);
     for n in 0..64 {
         let list = common::list(m, k, 5);
@@ -223,7 +230,8 @@ fn h36_more_births_than_can_be_written_down_are_noticed() {
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             for _ in 0..5 {
-                // Each leaves the rest of a run. They are more than a run has: one that is not refilled goes back.
+                // Each leaves the rest of a run. They are more than a run has: one that is not
+                // refilled goes back.
                 std::hint::black_box((pairs(&m, kind, 520), common::list(&m, k, 520)));
                 for _ in 0..520 {
                     std::hint::black_box((
@@ -256,7 +264,8 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             for _ in 0..20 {
-                // Spans full of cells, of which all but the first few die while the mutator has begun to fill the gaps between them.
+                // Spans full of cells, of which all but the first few die while the mutator has
+                // begun to fill the gaps between them.
                 let kept = spread(&m, k, kind);
                 collect(&m);
                 std::hint::black_box(pairs(&m, kind, 30));
@@ -278,8 +287,8 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
     );
 }
 
-/// Two lists whose cells lie between each other's: the head of the first in word 0 of what comes back, that of the second in word 1; and as many
-/// cells again that are dead.
+/// Two lists whose cells lie between each other's: the head of the first in word 0 of what comes
+/// back, that of the second in word 1; and as many cells again that are dead.
 #[inline(never)]
 fn spread(m: &Mutator, k: Kinds, kind: KindId) -> *mut usize {
     let heads = words(m, k.array, 2);
@@ -309,7 +318,8 @@ fn h36_a_span_is_swept_by_who_allocates_in_it() {
             const MANY: usize = 200_000;
             let heads = words(&m, k.array, MANY);
             for _ in 0..4 {
-                // Cells that fill many spans die, but for one in sixteen. Whoever is first to look at a span finds stale bits there.
+                // Cells that fill many spans die, but for one in sixteen. Whoever is first to look
+                // at a span finds stale bits there.
                 fill_spans(&m, kind, heads, MANY);
                 collect(&m);
                 for n in (0..MANY).filter(|n| n % 16 != 0) {
@@ -387,7 +397,8 @@ fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
     assert_eq!(heap.stats().young_collections, 2);
 }
 
-/// How many collections of a program that allocates 200 MiB of cells that die young over 8 MiB that live were young ones.
+/// How many collections of a program that allocates 200 MiB of cells that die young over 8 MiB that
+/// live were young ones.
 fn young_of(young: Young, kind: impl Fn() -> Kind) -> (u64, u64) {
     let (heap, k, _) = heap_with(young, 100);
     let kind = heap.kind(kind()).unwrap();
@@ -463,7 +474,8 @@ fn the_child_of_a_fork_looks_at_all_cells_first() {
             // SAFETY: a word of a live cell.
             unsafe { m.write(root, pairs(&m, kind, 1000)) };
             collect(&m);
-            // SAFETY: this process has the threads that the crate knows of, and the child does nothing but this.
+            // SAFETY: this process has the threads that the crate knows of, and the child does
+            // nothing but this.
             let child = unsafe { libc::fork() };
             if child == 0 {
                 heap.collect_young();

@@ -1,10 +1,12 @@
-//! What the stopper waits for: the threads that have yet to stop, and those that are stopped and still look at their own stacks.
+//! What the stopper waits for: the threads that have yet to stop, and those that are stopped and
+//! still look at their own stacks.
 
 use crate::park;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-/// Acknowledgements that the stop under way still waits for, and two flags of the stopper's sleep. Its futex word.
+/// Acknowledgements that the stop under way still waits for, and two flags of the stopper's sleep.
+/// Its futex word.
 static OUTSTANDING: AtomicU32 = AtomicU32::new(0);
 /// The stopper sleeps: who brings the count to zero wakes it.
 const ASLEEP: u32 = 1 << 31;
@@ -13,7 +15,8 @@ const RETRY: u32 = 1 << 30;
 const COUNT: u32 = RETRY - 1;
 
 pub(crate) fn begin() {
-    // One more than asked, so that it cannot reach zero while threads are still being asked. Relaxed: published by the asking swap.
+    // One more than asked, so that it cannot reach zero while threads are still being asked.
+    // Relaxed: published by the asking swap.
     OUTSTANDING.store(1, Ordering::Relaxed);
 }
 
@@ -21,7 +24,8 @@ pub(crate) fn add() {
     OUTSTANDING.fetch_add(1, Ordering::Relaxed);
 }
 
-/// One thread is stopped. AcqRel: the last one's caller, who sees zero with Acquire, sees every thread's snapshot.
+/// One thread is stopped. AcqRel: the last one's caller, who sees zero with Acquire, sees every
+/// thread's snapshot.
 pub(crate) fn done() {
     let old = OUTSTANDING.fetch_sub(1, Ordering::AcqRel);
     if old & COUNT == 1 && old & ASLEEP != 0 {
@@ -53,7 +57,8 @@ pub(crate) fn sleep(at_most: Duration) {
     OUTSTANDING.fetch_and(!ASLEEP, Ordering::Relaxed);
 }
 
-/// Stopped threads that still walk their own stacks, which read the code map and so need the registry lock to stay held. A futex word.
+/// Stopped threads that still walk their own stacks, which read the code map and so need the
+/// registry lock to stay held. A futex word.
 static WALKING: AtomicU32 = AtomicU32::new(0);
 
 /// The calling thread, which is about to acknowledge, walks its stack after that.
@@ -63,13 +68,15 @@ pub(crate) fn begin_walk() {
 }
 
 pub(crate) fn end_walk() {
-    // Release pairs with the Acquire of `wait_for_walks`: the tables are read before they may change.
+    // Release pairs with the Acquire of `wait_for_walks`: the tables are read before they may
+    // change.
     if WALKING.fetch_sub(1, Ordering::Release) == 1 {
         park::wake(&WALKING, i32::MAX);
     }
 }
 
-/// The stopper's, before it gives the registry lock back. It waits for loops that are bounded by a stack's depth.
+/// The stopper's, before it gives the registry lock back. It waits for loops that are bounded by a
+/// stack's depth.
 pub(crate) fn wait_for_walks() {
     loop {
         let now = WALKING.load(Ordering::Acquire);

@@ -1,21 +1,28 @@
 //! Alternate signal stacks: which memory the stop's handler runs on, and whose it is when.
 //!
 //! # Who owns which stack
-//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and tells everybody who asks what the last one was. So the host, and other runtimes in the
-//! process (Go's), see Urge's stack, may use it, and may set it again later. Hence these rules:
+//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and tells everybody who
+//! asks what the last one was. So the host, and other runtimes in the process (Go's), see Urge's
+//! stack, may use it, and may set it again later. Hence these rules:
 //!
-//! 1. A stack that Urge has set on a thread belongs to that thread until the thread has ended, attached or not. No other thread gets it before. A host that
-//!    swaps its own stack in across a detach and then restores "the old one" restores memory that is still the thread's.
-//! 2. The first attachment sets Urge's stack, at least as large as the one that the thread had. A thread that had none gets one of the size of its own stack (1 MiB at
-//!    most, where the addresses last), since its handlers have had that much room until now.
-//! 3. The last detachment restores what the host had, if Urge's is still set. Where the host had none, Urge's stays: Go's runtime, which remembers the stack that it has
-//!    seen, dies when that is disabled. The end of the thread unsets it.
-//! 4. What the host sets while the thread is attached is the host's, and stays. SIGURG then comes on that stack, or on the thread's own if the host has disabled it. The
-//!    handler uses little more of it than the kernel's signal frame, and does everything else on Urge's stack ([`AlternateStack::run`]).
+//! 1. A stack that Urge has set on a thread belongs to that thread until the thread has ended,
+//!    attached or not. No other thread gets it before. A host that swaps its own stack in across a
+//!    detach and then restores "the old one" restores memory that is still the thread's.
+//! 2. The first attachment sets Urge's stack, at least as large as the one that the thread had. A
+//!    thread that had none gets one of the size of its own stack (1 MiB at most, where the
+//!    addresses last), since its handlers have had that much room until now.
+//! 3. The last detachment restores what the host had, if Urge's is still set. Where the host had
+//!    none, Urge's stays: Go's runtime, which remembers the stack that it has seen, dies when that
+//!    is disabled. The end of the thread unsets it.
+//! 4. What the host sets while the thread is attached is the host's, and stays. SIGURG then comes
+//!    on that stack, or on the thread's own if the host has disabled it. The handler uses little
+//!    more of it than the kernel's signal frame, and does everything else on Urge's stack
+//!    ([`AlternateStack::run`]).
 //!
 //! # What the handler asks
-//! Whether the kernel has put the signal frame on Urge's stack ([`AlternateStack::holds`]). Only then may a call be injected: elsewhere the frame may lie right below the
-//! interrupted SP, where the call's own frame belongs.
+//! Whether the kernel has put the signal frame on Urge's stack ([`AlternateStack::holds`]). Only
+//! then may a call be injected: elsewhere the frame may lie right below the interrupted SP, where
+//! the call's own frame belongs.
 
 use crate::arch;
 use crate::faults;
@@ -25,10 +32,11 @@ use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::io;
 
-/// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides the kernel's signal frame.
+/// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides
+/// the kernel's signal frame.
 const HANDLER_STACK: usize = 64 * 1024;
-/// A thread that had no alternate stack gets no larger one. Handlers that put more on a stack than this are unheard of, and a thousand threads take 1 GiB of
-/// addresses.
+/// A thread that had no alternate stack gets no larger one. Handlers that put more on a stack than
+/// this are unheard of, and a thousand threads take 1 GiB of addresses.
 const MOST: usize = 1 << 20;
 const PAGE: usize = 4096;
 
@@ -38,16 +46,19 @@ pub(crate) struct AlternateStack {
     size: usize,
     /// What the host had set before. Written and read by the thread that owns this.
     before: UnsafeCell<libc::stack_t>,
-    /// The stack that the same thread had before this one, and that the host may have seen; or the next one in the pool.
+    /// The stack that the same thread had before this one, and that the host may have seen; or the
+    /// next one in the pool.
     next: Cell<Option<&'static AlternateStack>>,
     /// How often the owner's key destructor has run.
     rounds: Cell<u32>,
-    /// Thread pointer of the thread that owns it; 0: it is in the pool. A thread that ends by the bare system call leaves its key's value in a control block
-    /// that a later thread gets; by then the stack has another owner, or none.
+    /// Thread pointer of the thread that owns it; 0: it is in the pool. A thread that ends by the
+    /// bare system call leaves its key's value in a control block that a later thread gets; by then
+    /// the stack has another owner, or none.
     owner: Cell<usize>,
 }
 
-// SAFETY: the cells are touched by the thread that owns the stack, or, while no thread does, with the registry lock held.
+// SAFETY: the cells are touched by the thread that owns the stack, or, while no thread does, with
+// the registry lock held.
 unsafe impl Sync for AlternateStack {}
 
 /// Stacks whose threads have ended. Under the registry lock.
@@ -105,13 +116,15 @@ fn is_set(stack: &libc::stack_t) -> bool {
     stack.ss_flags & libc::SS_DISABLE == 0
 }
 
-/// Sets an alternate stack of Urge's on the running thread, the own stack of which has so many bytes.
+/// Sets an alternate stack of Urge's on the running thread, the own stack of which has so many
+/// bytes.
 pub(crate) fn install(
     lock: &mut RegistryGuard,
     own_stack: usize,
 ) -> io::Result<&'static AlternateStack> {
     let key = key()?;
-    // SAFETY: null, or a stack that a thread with this control block has owned: stacks are never unmapped.
+    // SAFETY: null, or a stack that a thread with this control block has owned: stacks are never
+    // unmapped.
     let owned = unsafe {
         libc::pthread_getspecific(key)
             .cast::<AlternateStack>()
@@ -166,7 +179,8 @@ pub(crate) fn install(
     if unsafe { libc::sigaltstack(new, core::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // The host may have set one of ours again that the thread has outgrown: what was before that counts.
+    // The host may have set one of ours again that the thread has outgrown: what was before that
+    // counts.
     if !stack.owns(host.ss_sp as usize) {
         // SAFETY: the thread's own.
         unsafe { *stack.before.get() = host };
@@ -198,7 +212,8 @@ fn take_or_map(
 
 /// What a signal frame and the handler need.
 fn least_size() -> usize {
-    // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame; old kernels do not say.
+    // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame;
+    // old kernels do not say.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
     (frame.max(libc::MINSIGSTKSZ) + HANDLER_STACK).next_multiple_of(PAGE)
 }
@@ -261,7 +276,8 @@ impl AlternateStack {
 
     /// Runs `f(data)` on this stack, on the thread that owns it, in its handler.
     ///
-    /// The kernel has put the handler elsewhere, so nothing of this stack is in use: a handler of the host's that runs on it would have been interrupted there.
+    /// The kernel has put the handler elsewhere, so nothing of this stack is in use: a handler of
+    /// the host's that runs on it would have been interrupted there.
     pub(crate) fn run(&self, f: extern "C" fn(*mut ()), data: *mut ()) {
         // SAFETY: as above; the mapping ends at a page's end.
         unsafe { arch::call_on(self.base + self.size, f, data) }
@@ -282,7 +298,8 @@ impl AlternateStack {
         if !is_set(&now) || !self.owns(now.ss_sp as usize) {
             return true;
         }
-        // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or none.
+        // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or
+        // none.
         unsafe { libc::sigaltstack(before, core::ptr::null_mut()) == 0 }
     }
 }
@@ -305,8 +322,8 @@ fn key() -> io::Result<libc::pthread_key_t> {
     Ok(key)
 }
 
-/// Gives a thread's stacks back in the last round of its key destructors (glibc makes four): in those before, destructors of others may still need the stack, that of
-/// Go's runtime among them.
+/// Gives a thread's stacks back in the last round of its key destructors (glibc makes four): in
+/// those before, destructors of others may still need the stack, that of Go's runtime among them.
 unsafe extern "C" fn thread_ends(stack: *mut libc::c_void) {
     const ROUNDS: u32 = 4;
     // SAFETY: `install` has set it; stacks are never unmapped.

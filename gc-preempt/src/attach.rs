@@ -78,7 +78,8 @@ pub(crate) fn attach(
     Ok(Mutator::new(record, world.clone()))
 }
 
-/// Detaches the running thread. `first` is run before, while no world is stopped but by this thread itself, nor can be.
+/// Detaches the running thread. `first` is run before, while no world is stopped but by this thread
+/// itself, nor can be.
 pub(crate) fn detach(world: &World, record: &'static Record, first: impl FnOnce()) {
     let Ok(mut lock) = registry::lock() else {
         if record.is_aside_in(&world.inner) {
@@ -105,8 +106,8 @@ pub(crate) fn detach(world: &World, record: &'static Record, first: impl FnOnce(
     release(record, &mut lock);
 }
 
-/// Gives a record back that is attached nowhere any more, unless its thread is inside a section that will still touch it: then the end
-/// of the section does (see [`Leaving`]).
+/// Gives a record back that is attached nowhere any more, unless its thread is inside a section
+/// that will still touch it: then the end of the section does (see [`Leaving`]).
 fn release(record: &'static Record, lock: &mut RegistryGuard) {
     let idle =
         record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
@@ -124,7 +125,8 @@ fn release(record: &'static Record, lock: &mut RegistryGuard) {
     }
 }
 
-/// Ends a `no_preempt_here` or `blocking_here` in which the thread's last mutator may have been dropped.
+/// Ends a `no_preempt_here` or `blocking_here` in which the thread's last mutator may have been
+/// dropped.
 pub(crate) struct Leaving(pub(crate) &'static Record);
 
 impl Drop for Leaving {
@@ -139,7 +141,8 @@ impl Drop for Leaving {
     }
 }
 
-/// Takes a dead thread's record out of every world and out of the table. The result is to be dropped after the lock.
+/// Takes a dead thread's record out of every world and out of the table. The result is to be
+/// dropped after the lock.
 fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Arc<Inner>> {
     let all: Vec<_> = worlds(lock)
         .iter()
@@ -155,7 +158,8 @@ fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<std::sync::Ar
     all
 }
 
-/// An alternate stack of Urge's own for the thread, and SIGURG unblocked, whatever mask the thread inherited.
+/// An alternate stack of Urge's own for the thread, and SIGURG unblocked, whatever mask the thread
+/// inherited.
 fn set_up_signals(record: &Record, lock: &mut RegistryGuard, own_stack: usize) -> io::Result<()> {
     let alternate = altstack::install(lock, own_stack)?;
     // Relaxed: its own thread's handler reads it.
@@ -201,12 +205,13 @@ fn only_the_signal() -> libc::sigset_t {
     }
 }
 
-// ---- the end of a thread ---------------------------------------------------------------------------------------------------------
+// ---- the end of a thread ------------------------------------------------------------------------
 
 /// Sees to it that [`at_exit`] runs when this thread ends.
 ///
-/// By a destructor of a pthread key, not of a Rust thread-local: glibc runs the former after all of the latter, so a `Mutator` that is kept in
-/// a thread-local is dropped in the ordinary way before, and other destructors may still use it.
+/// By a destructor of a pthread key, not of a Rust thread-local: glibc runs the former after all of
+/// the latter, so a `Mutator` that is kept in a thread-local is dropped in the ordinary way before,
+/// and other destructors may still use it.
 fn arm_exit() -> io::Result<()> {
     // 0: not made yet; otherwise the key plus one.
     static KEY: AtomicU32 = AtomicU32::new(0);
@@ -236,12 +241,14 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
     if faults::planted("no-exit-detach") {
         return;
     }
-    // Asked for anew each time: after the last detach the record may be another thread's already, and its memberships with it.
+    // Asked for anew each time: after the last detach the record may be another thread's already,
+    // and its memberships with it.
     while let Some(record) = registry::current()
         && let Some((world, at_exit, data)) = any_membership(record)
     {
         if let Some(f) = at_exit {
-            // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator was not dropped.
+            // SAFETY: `attach_with`'s caller promised that this may be called here, and the Mutator
+            // was not dropped.
             unsafe { f(data) };
         }
         detach(&world, record, || ());
@@ -274,21 +281,25 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
     found
 }
 
-// ---- fork ------------------------------------------------------------------------------------------------------------------------
+// ---- fork ---------------------------------------------------------------------------------------
 
 /// The registry lock, held by the forking thread over the fork.
 struct OverFork(UnsafeCell<Option<Forking>>);
 type Forking = (RegistryGuard, Vec<std::sync::Arc<Inner>>, Vec<ForkHooks>);
-// SAFETY: written by the forking thread only, which holds the registry lock, between prepare and parent or child.
+// SAFETY: written by the forking thread only, which holds the registry lock, between prepare and
+// parent or child.
 unsafe impl Sync for OverFork {}
 static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
 
-/// Makes fork safe: it waits for a stop under way, and the child starts with the forking thread as the only one (H8).
+/// Makes fork safe: it waits for a stop under way, and the child starts with the forking thread as
+/// the only one (H8).
 ///
-/// Prepare handlers run in the reverse order of their registration, and a handler of the host's may wait for a lock whose holder allocates. That allocation may need
-/// a lock of ours, or a collection. So ours have to be the last to take locks, hence the first that are registered (H42): when the program, or the library that Urge
-/// is part of, is loaded ([`AT_LOAD`]). Handlers that were registered before that (by the host of a plugin, say) run with our locks held: they must not wait for a
-/// thread that allocates.
+/// Prepare handlers run in the reverse order of their registration, and a handler of the host's may
+/// wait for a lock whose holder allocates. That allocation may need a lock of ours, or a
+/// collection. So ours have to be the last to take locks, hence the first that are registered
+/// (H42): when the program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers
+/// that were registered before that (by the host of a plugin, say) run with our locks held: they
+/// must not wait for a thread that allocates.
 pub(crate) fn install_fork_handlers() -> io::Result<()> {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     // So that whatever links this crate links what registers at load.
@@ -297,7 +308,8 @@ pub(crate) fn install_fork_handlers() -> io::Result<()> {
     if INSTALLED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // SAFETY: the handlers live as long as the module that they are in: glibc forgets those of one that is unloaded.
+    // SAFETY: the handlers live as long as the module that they are in: glibc forgets those of one
+    // that is unloaded.
     let error = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
@@ -306,7 +318,8 @@ pub(crate) fn install_fork_handlers() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs when the module is loaded, before constructors without a priority (the compilers give 101 to those that a program may order).
+/// Runs when the module is loaded, before constructors without a priority (the compilers give 101
+/// to those that a program may order).
 #[used]
 #[unsafe(link_section = ".init_array.00101")]
 static AT_LOAD: extern "C" fn() = at_load;
@@ -319,7 +332,8 @@ extern "C" fn at_load() {
     }
 }
 
-/// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the result.
+/// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the
+/// result.
 fn fork_hooks(lock: &mut RegistryGuard) -> (Vec<std::sync::Arc<Inner>>, Vec<ForkHooks>) {
     let all: Vec<_> = worlds(lock)
         .iter()
@@ -370,7 +384,8 @@ extern "C" fn child() {
             .tid
             .store(unsafe { libc::gettid() }, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
-        // SAFETY: the parent's thread is tied to another copy of it. The kernel's list for this thread is empty, and so is glibc's.
+        // SAFETY: the parent's thread is tied to another copy of it. The kernel's list for this
+        // thread is empty, and so is glibc's.
         unsafe { record.lifeline.hold() };
     }
     if faults::planted("no-fork-handler") {

@@ -2,7 +2,8 @@
 
 use core::mem::MaybeUninit;
 
-/// Monotonic time in nanoseconds. Async-signal-safe (POSIX lists `clock_gettime`; here it is the vDSO's).
+/// Monotonic time in nanoseconds. Async-signal-safe (POSIX lists `clock_gettime`; here it is the
+/// vDSO's).
 pub(crate) fn now() -> u64 {
     let mut t = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the pointer is to a timespec, which the call fills; CLOCK_MONOTONIC always exists.

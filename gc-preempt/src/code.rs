@@ -1,22 +1,30 @@
-//! The process's code map: which ranges of addresses hold managed code, and where inside or outside of it a thread must not be stopped.
+//! The process's code map: which ranges of addresses hold managed code, and where inside or outside
+//! of it a thread must not be stopped.
 //!
-//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return address. Both are a search in one or two ordered maps, of managed
-//! code and of the unsafe and restart ranges, each of disjoint ranges by their first address. To register code is an insertion, to remove it the reverse: both take
-//! time logarithmic in what is registered.
+//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return
+//! address. Both are a search in one or two ordered maps, of managed code and of the unsafe and
+//! restart ranges, each of disjoint ranges by their first address. To register code is an
+//! insertion, to remove it the reverse: both take time logarithmic in what is registered.
 //!
 //! # Why the maps may change in place
 //!
-//! They change only under the registry lock, and a stop holds that lock from before its request is published until after its resume. The handler
-//! classifies only when it has read that a stop is under way *and* that its own thread has not yet answered it. That stop cannot end before this thread
-//! answers, so the lock is held, and the maps stay as they are, for as long as the handler reads them. A handler that runs late, after its stop, reads that there is
-//! nothing to answer and never gets here. What the last holder of the lock has written is seen: the stop took the lock after it, and its request is read by Acquire.
+//! They change only under the registry lock, and a stop holds that lock from before its request is
+//! published until after its resume. The handler classifies only when it has read that a stop is
+//! under way *and* that its own thread has not yet answered it. That stop cannot end before this
+//! thread answers, so the lock is held, and the maps stay as they are, for as long as the handler
+//! reads them. A handler that runs late, after its stop, reads that there is nothing to answer and
+//! never gets here. What the last holder of the lock has written is seen: the stop took the lock
+//! after it, and its request is read by Acquire.
 //!
 //! # How code is removed
 //!
-//! Dropping a [`CodeGuard`] puts a mark on a list, without a lock, since guards are dropped anywhere. The next stop of the code's world first takes over what is on the list
-//! (`CodeMap::take_dropped`, before the stop, since it allocates). In the stop it looks for words on its stacks that point into such a range (`CodeMap::reap`, which neither
-//! allocates nor frees). What no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped after the registry lock is released, since an
-//! owner's drop may do anything. Code without a dropped guard costs none of these anything.
+//! Dropping a [`CodeGuard`] puts a mark on a list, without a lock, since guards are dropped
+//! anywhere. The next stop of the code's world first takes over what is on the list
+//! (`CodeMap::take_dropped`, before the stop, since it allocates). In the stop it looks for words
+//! on its stacks that point into such a range (`CodeMap::reap`, which neither allocates nor frees).
+//! What no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped
+//! after the registry lock is released, since an owner's drop may do anything. Code without a
+//! dropped guard costs none of these anything.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -32,14 +40,17 @@ use crate::stackmap::StackMaps;
 
 /// A range of code and what it is, as `World::register_code` takes it.
 ///
-/// Registering takes time in proportion to the range's own stack maps and logarithmic in what else is registered. So a JIT compiler can fill an arena: it registers each
-/// function by itself when that is compiled, with a clone of the arena's `Arc` as its owner. The arena goes with the last of its functions.
+/// Registering takes time in proportion to the range's own stack maps and logarithmic in what else
+/// is registered. So a JIT compiler can fill an arena: it registers each function by itself when
+/// that is compiled, with a clone of the arena's `Arc` as its owner. The arena goes with the last
+/// of its functions.
 pub struct CodeSpec {
     /// The addresses that the code fills.
     pub range: Range<usize>,
     /// What the code is.
     pub what: CodeWhat,
-    /// Whatever keeps the code mapped. It is dropped once the guard is gone and no stack returns into the range, on a thread that is not a mutator.
+    /// Whatever keeps the code mapped. It is dropped once the guard is gone and no stack returns
+    /// into the range, on a thread that is not a mutator.
     pub owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -47,7 +58,8 @@ pub struct CodeSpec {
 pub(crate) struct Checked(CodeSpec);
 
 impl CodeSpec {
-    /// Checks what can be told without the registry lock: it takes time in proportion to the stack maps.
+    /// Checks what can be told without the registry lock: it takes time in proportion to the stack
+    /// maps.
     pub(crate) fn checked(self) -> Result<Checked, CodeError> {
         let range = &self.range;
         if range.is_empty() {
@@ -83,16 +95,21 @@ pub enum CodeWhat {
         frames: FrameRule,
         /// Its stack maps.
         maps: StackMaps,
-        /// Handed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot; it means nothing here.
+        /// Handed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot; it means
+        /// nothing here.
         encoding: u32,
     },
-    /// A thread is never stopped at an instruction of this range; the stop is tried again a little later. It must be short and must not wait.
+    /// A thread is never stopped at an instruction of this range; the stop is tried again a little
+    /// later. It must be short and must not wait.
     ///
-    /// Nor is it stopped in a signal handler that has interrupted this range. Only a walk of the stack finds that out, so while an unsafe range is registered, a
-    /// thread that has any signal blocked takes as long to stop as its stack is deep (some 60 ns a frame). [`Restart`](Self::Restart) ranges cost no such time.
+    /// Nor is it stopped in a signal handler that has interrupted this range. Only a walk of the
+    /// stack finds that out, so while an unsafe range is registered, a thread that has any signal
+    /// blocked takes as long to stop as its stack is deep (some 60 ns a frame).
+    /// [`Restart`](Self::Restart) ranges cost no such time.
     Unsafe,
-    /// A thread that is interrupted inside this range, at any instruction but its first, is moved back to the first. The range must be safe to begin again from
-    /// everywhere in it: it keeps its inputs, and only its last instruction has an effect.
+    /// A thread that is interrupted inside this range, at any instruction but its first, is moved
+    /// back to the first. The range must be safe to begin again from everywhere in it: it keeps its
+    /// inputs, and only its last instruction has an effect.
     Restart,
 }
 
@@ -109,10 +126,12 @@ impl CodeWhat {
 /// How the frames of managed code are laid out, which the code's compiler decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameRule {
-    /// Cranelift's: a function begins with `push rbp; mov rbp, rsp`, ends with `pop rbp; ret`, and keeps RBP in between.
+    /// Cranelift's: a function begins with `push rbp; mov rbp, rsp`, ends with `pop rbp; ret`, and
+    /// keeps RBP in between.
     Rbp,
-    /// LLVM's: unwind tables, exact at every instruction (the attribute `uwtable`), in the `.eh_frame` of the loaded module or given with
-    /// [`StackMaps::with_eh_frame`]. Where they are missing the stack is scanned conservatively from there on.
+    /// LLVM's: unwind tables, exact at every instruction (the attribute `uwtable`), in the
+    /// `.eh_frame` of the loaded module or given with [`StackMaps::with_eh_frame`]. Where they are
+    /// missing the stack is scanned conservatively from there on.
     Cfi,
 }
 
@@ -236,7 +255,8 @@ pub(crate) enum Place {
 
 /// Keeps a range of code registered. Dropping it begins the removal; see [`CodeSpec::owner`].
 ///
-/// From the drop on no thread may *begin* to run the code: those inside may finish, and return through it.
+/// From the drop on no thread may *begin* to run the code: those inside may finish, and return
+/// through it.
 #[must_use = "dropping the guard removes the code at the next stop"]
 pub struct CodeGuard {
     /// There until the guard is dropped.
@@ -286,8 +306,9 @@ struct Key {
     start: usize,
 }
 
-/// The marks of guards that were dropped since the list was last taken: a stack without a lock. It is only ever taken as a whole, so a mark is never
-/// pushed again while another thread still holds its address.
+/// The marks of guards that were dropped since the list was last taken: a stack without a lock. It
+/// is only ever taken as a whole, so a mark is never pushed again while another thread still holds
+/// its address.
 struct Dropped(AtomicPtr<Mark>);
 
 impl Dropped {
@@ -297,7 +318,8 @@ impl Dropped {
         loop {
             // SAFETY: this thread alone has the mark, until the exchange succeeds.
             unsafe { (*mark).next.store(head, Ordering::Relaxed) };
-            // Release pairs with the Acquire in `take`: whatever the owner of the guard did with the code comes before its removal.
+            // Release pairs with the Acquire in `take`: whatever the owner of the guard did with
+            // the code comes before its removal.
             let pushed =
                 self.0
                     .compare_exchange_weak(head, mark, Ordering::Release, Ordering::Relaxed);
@@ -313,7 +335,8 @@ impl Dropped {
         // Acquire pairs with the Release in `push`.
         let mut next = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: a mark that `push` has made a pointer of, once, and that nobody else has taken: each is on the list that the swap took.
+            // SAFETY: a mark that `push` has made a pointer of, once, and that nobody else has
+            // taken: each is on the list that the swap took.
             let mark = (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })?;
             next = mark.next.load(Ordering::Relaxed);
             Some(mark)
@@ -345,7 +368,8 @@ pub(crate) struct Managed<'a> {
     pub(crate) encoding: u32,
 }
 
-/// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do anything, also register code.
+/// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do
+/// anything, also register code.
 pub(crate) struct Removed(Region);
 
 /// A region's first address. Tests count how often two are compared.
@@ -393,7 +417,8 @@ fn at(regions: &Regions, pc: usize) -> Option<&Region> {
 struct Owned {
     /// Its regions.
     count: usize,
-    /// The world is gone, and with it everybody who could run its code: what it leaves needs no stop to be removed.
+    /// The world is gone, and with it everybody who could run its code: what it leaves needs no
+    /// stop to be removed.
     gone: AtomicBool,
     /// Its regions whose guards are dropped.
     leaving: Vec<Arc<Mark>>,
@@ -404,7 +429,8 @@ struct Owned {
 /// What is registered.
 struct Registered {
     managed: Regions,
-    /// Unsafe and restart ranges. Each lies wholly inside of one managed region or wholly outside of all.
+    /// Unsafe and restart ranges. Each lies wholly inside of one managed region or wholly outside
+    /// of all.
     inner: Regions,
     worlds: BTreeMap<u64, Owned>,
     /// Regions of worlds that are gone and whose guards are dropped.
@@ -468,12 +494,14 @@ pub(crate) struct CodeMap {
     /// Changed under the registry lock only.
     registered: UnsafeCell<Registered>,
     dropped: Dropped,
-    /// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler in that one is harmless, since all that it holds is on the stack.
+    /// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler
+    /// in that one is harmless, since all that it holds is on the stack.
     unsafe_ranges: AtomicUsize,
 }
 
-// SAFETY: `registered` is touched only by functions whose contract keeps it from changing meanwhile (see the head of this file). The cells in it are touched by
-// `register`, `reap` and `sweep` alone, whose contract is to hold the registry lock.
+// SAFETY: `registered` is touched only by functions whose contract keeps it from changing meanwhile
+// (see the head of this file). The cells in it are touched by `register`, `reap` and `sweep` alone,
+// whose contract is to hold the registry lock.
 unsafe impl Sync for CodeMap {}
 
 /// The process's code map.
@@ -503,15 +531,18 @@ impl CodeMap {
         Box::leak(Box::new(Self::new()))
     }
 
-    /// What may be done to a thread that is interrupted at `pc`. Async-signal-safe: reads memory, nothing else.
+    /// What may be done to a thread that is interrupted at `pc`. Async-signal-safe: reads memory,
+    /// nothing else.
     ///
     /// # Safety
-    /// Only while a stop is under way that the calling thread has not answered, or under the registry lock.
+    /// Only while a stop is under way that the calling thread has not answered, or under the
+    /// registry lock.
     pub(crate) unsafe fn classify(&self, pc: usize) -> Place {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
-        // Unsafe and restart ranges win over the managed code around them. The first instruction of a restart range is no part of it, since a thread that stands
-        // there has nothing to take back.
+        // Unsafe and restart ranges win over the managed code around them. The first instruction of
+        // a restart range is no part of it, since a thread that stands there has nothing to take
+        // back.
         if let Some(inner) = at(&registered.inner, pc) {
             let start = inner.range.start;
             match inner.what {
@@ -526,7 +557,8 @@ impl CodeMap {
     /// The managed code at `pc`, also if `pc` lies in an unsafe or restart range inside of it.
     ///
     /// # Safety
-    /// Under the registry lock, which whoever stopped the world holds; the result is good for as long.
+    /// Under the registry lock, which whoever stopped the world holds; the result is good for as
+    /// long.
     pub(crate) unsafe fn managed(&self, pc: usize) -> Option<Managed<'_>> {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
@@ -588,7 +620,8 @@ impl CodeMap {
             owner,
         };
         if region.counts_as_unsafe() {
-            // Relaxed: read by threads that answer a later stop, which takes the registry lock first.
+            // Relaxed: read by threads that answer a later stop, which takes the registry lock
+            // first.
             self.unsafe_ranges.fetch_add(1, Ordering::Relaxed);
         }
         registered.regions(key).insert(Start(range.start), region);
@@ -633,9 +666,11 @@ impl CodeMap {
         }
     }
 
-    /// Finds out which code of that world whose guard is gone nobody returns into. Called in the stopped world: allocates and frees nothing.
+    /// Finds out which code of that world whose guard is gone nobody returns into. Called in the
+    /// stopped world: allocates and frees nothing.
     ///
-    /// `stacks` are the stacks of all mutators of the world, from SP (less the red zone) to the base; `words` their PCs and registers.
+    /// `stacks` are the stacks of all mutators of the world, from SP (less the red zone) to the
+    /// base; `words` their PCs and registers.
     ///
     /// # Safety
     /// Under the registry lock, with the world stopped; the ranges are readable memory.
@@ -645,7 +680,8 @@ impl CodeMap {
         stacks: impl Iterator<Item = Range<usize>>,
         words: impl Iterator<Item = usize>,
     ) {
-        // SAFETY: the registry lock is held, so nothing changes but the cells that this function alone touches now.
+        // SAFETY: the registry lock is held, so nothing changes but the cells that this function
+        // alone touches now.
         let registered = unsafe { &*self.registered.get() };
         let Some(owned) = registered
             .worlds
@@ -682,13 +718,15 @@ impl CodeMap {
         for stack in stacks {
             let first = stack.start.next_multiple_of(8);
             for address in (first..stack.end & !7).step_by(8) {
-                // SAFETY: readable by the contract, and aligned. Volatile: it is another thread's memory.
+                // SAFETY: readable by the contract, and aligned. Volatile: it is another thread's
+                // memory.
                 look(unsafe { ptr::read_volatile(address as *const usize) });
             }
         }
     }
 
-    /// Unlinks what the last search found unused, and what a world that is gone has left. Its owners are dropped with the result.
+    /// Unlinks what the last search found unused, and what a world that is gone has left. Its
+    /// owners are dropped with the result.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
@@ -712,8 +750,9 @@ impl CodeMap {
             unused.extend(owned.leaving.extract_if(.., |mark| !named(mark.key)));
         }
         if std::mem::take(registered.more_gone.get_mut()) {
-            // What has been dropped since the last stop goes with the rest. (What is not a gone world's waits for the next one.)
-            // SAFETY: the registry lock is held, and `registered` is not used meanwhile.
+            // What has been dropped since the last stop goes with the rest. (What is not a gone
+            // world's waits for the next one.) SAFETY: the registry lock is held, and `registered`
+            // is not used meanwhile.
             unsafe { self.take_dropped() };
             // SAFETY: as above.
             registered = unsafe { &mut *self.registered.get() };
@@ -734,8 +773,9 @@ impl CodeMap {
         unlinked
     }
 
-    /// Says that a world has no mutators and will have none: code of its needs no stop any more to be removed, now or when its guard is dropped. Another world may be
-    /// stopped meanwhile: allocates and frees nothing.
+    /// Says that a world has no mutators and will have none: code of its needs no stop any more to
+    /// be removed, now or when its guard is dropped. Another world may be stopped meanwhile:
+    /// allocates and frees nothing.
     ///
     /// # Safety
     /// Under the registry lock.

@@ -3,11 +3,13 @@
 /// What [`World::new`](crate::World::new) is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Stop running threads by SIGURG. Without it (`URGE_ASYNC=0`) they stop only where they poll: at the end of
-    /// [`no_preempt`](crate::Mutator::no_preempt), in [`blocking`](crate::Mutator::blocking) and in
-    /// [`poll`](crate::Mutator::poll). For finding faults by halving.
+    /// Stop running threads by SIGURG. Without it (`URGE_ASYNC=0`) they stop only where they poll:
+    /// at the end of [`no_preempt`](crate::Mutator::no_preempt), in
+    /// [`blocking`](crate::Mutator::blocking) and in [`poll`](crate::Mutator::poll). For finding
+    /// faults by halving.
     pub signals: bool,
-    /// Inject a call wherever that is possible instead of parking in the handler (`URGE_INJECT=1`), so that tests run both paths.
+    /// Inject a call wherever that is possible instead of parking in the handler (`URGE_INJECT=1`),
+    /// so that tests run both paths.
     pub inject: bool,
 }
 

@@ -1,7 +1,9 @@
-//! What a stopped thread looked like: its registers, its vector state, and how it came to stand there.
+//! What a stopped thread looked like: its registers, its vector state, and how it came to stand
+//! there.
 //!
-//! The stopping side fills a [`Snapshot`] in and the walker reads it. A snapshot is plain memory that stays where it is while the thread is stopped, so the
-//! walker hands the registers to a root sink as a range of words like any other.
+//! The stopping side fills a [`Snapshot`] in and the walker reads it. A snapshot is plain memory
+//! that stays where it is while the thread is stopped, so the walker hands the registers to a root
+//! sink as a range of words like any other.
 
 use std::ops::Range;
 
@@ -48,12 +50,15 @@ impl Registers {
 /// How a thread came to stand where its snapshot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A signal interrupted it, and it waits in the handler. The PC is any instruction at all, and the red zone below SP is alive.
+    /// A signal interrupted it, and it waits in the handler. The PC is any instruction at all, and
+    /// the red zone below SP is alive.
     Signal,
-    /// It runs a call to `async_preempt` that a signal pushed. The PC, the registers and the red zone are those of the interruption.
+    /// It runs a call to `async_preempt` that a signal pushed. The PC, the registers and the red
+    /// zone are those of the interruption.
     Injected,
-    /// It called us: a blocking region, or a poll. The PC is a return address and SP its value after that return; the registers that a callee must keep were
-    /// pushed at or above SP, and there is no red zone. Registers that hold nothing of the caller's are zero in the snapshot.
+    /// It called us: a blocking region, or a poll. The PC is a return address and SP its value
+    /// after that return; the registers that a callee must keep were pushed at or above SP, and
+    /// there is no red zone. Registers that hold nothing of the caller's are zero in the snapshot.
     Call,
 }
 
@@ -62,7 +67,8 @@ pub enum Origin {
 pub struct Snapshot {
     /// The general registers.
     pub registers: Registers,
-    /// Where the vector state lies in memory, as XSAVE left it. Empty where it can hold nothing ([`Origin::Call`]).
+    /// Where the vector state lies in memory, as XSAVE left it. Empty where it can hold nothing
+    /// ([`Origin::Call`]).
     pub vectors: Range<usize>,
     /// How the thread came to stand here.
     pub origin: Origin,

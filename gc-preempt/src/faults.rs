@@ -1,7 +1,8 @@
 //! Switches a hazard's cure off, so that its test can be seen to fail without it.
 //!
-//! Only with the cargo feature `faults`, which the workspace's tests turn on and nobody else should: `URGE_FAULT` names the cures that are off,
-//! separated by commas. Without the feature [`planted`] is a constant `false` and the compiler drops the branch.
+//! Only with the cargo feature `faults`, which the workspace's tests turn on and nobody else
+//! should: `URGE_FAULT` names the cures that are off, separated by commas. Without the feature
+//! [`planted`] is a constant `false` and the compiler drops the branch.
 
 /// Is the cure of that name switched off? Async-signal-safe.
 #[cfg(feature = "faults")]
@@ -16,7 +17,8 @@ pub const fn planted(_name: &str) -> bool {
     false
 }
 
-/// How many steps the searches of the process's code map have taken so far. Tests compare them instead of times.
+/// How many steps the searches of the process's code map have taken so far. Tests compare them
+/// instead of times.
 #[cfg(feature = "faults")]
 pub fn steps() -> u64 {
     // Relaxed: a count.
@@ -57,10 +59,11 @@ mod real {
     }
 }
 
-/// The system's allocator, which aborts where malloc may wait for ever: on a thread that has stopped a world, and inside `no_preempt`.
+/// The system's allocator, which aborts where malloc may wait for ever: on a thread that has
+/// stopped a world, and inside `no_preempt`.
 ///
-/// In both cases the lock of malloc may be held by a thread that is stopped, or about to be, and that nobody resumes until the caller is done.
-/// Make it the `#[global_allocator]` of tests.
+/// In both cases the lock of malloc may be held by a thread that is stopped, or about to be, and
+/// that nobody resumes until the caller is done. Make it the `#[global_allocator]` of tests.
 ///
 /// ```
 /// use gc_preempt::faults::StrictAllocator;

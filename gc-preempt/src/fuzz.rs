@@ -1,7 +1,10 @@
-//! What a fuzzing engine runs: the readers of stack maps and unwind tables on arbitrary bytes, and walks by what they make of them.
+//! What a fuzzing engine runs: the readers of stack maps and unwind tables on arbitrary bytes, and
+//! walks by what they make of them.
 //!
-//! Only with the cargo feature `faults`, which the workspace's tests and `gc-test-harness/fuzz` turn on. Each function panics at the first wrong answer: an error
-//! without a place, a table that is larger than its input allows, a slot outside of its frame, a word of the stack that nobody looked at.
+//! Only with the cargo feature `faults`, which the workspace's tests and `gc-test-harness/fuzz`
+//! turn on. Each function panics at the first wrong answer: an error without a place, a table that
+//! is larger than its input allows, a slot outside of its frame, a word of the stack that nobody
+//! looked at.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
@@ -80,7 +83,8 @@ pub fn cranelift(input: &[u8]) {
     }
 }
 
-/// Walks a stack by a stack map of LLVM's and unwind tables, whose lengths the input's first bytes say.
+/// Walks a stack by a stack map of LLVM's and unwind tables, whose lengths the input's first bytes
+/// say.
 ///
 /// # Panics
 /// At the first wrong answer.
@@ -160,7 +164,8 @@ impl RootSink for Seen {
     }
 }
 
-/// Walks a stack that the input describes, of a thread that called out of the code of these maps. Nobody reads that code: no frame is an interrupted one.
+/// Walks a stack that the input describes, of a thread that called out of the code of these maps.
+/// Nobody reads that code: no frame is an interrupted one.
 fn walk_by(maps: StackMaps, frames: FrameRule, input: &mut Input<'_>) {
     let range = 1..usize::MAX;
     let what = CodeWhat::Managed {

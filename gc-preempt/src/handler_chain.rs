@@ -1,20 +1,21 @@
 //! Keeps our SIGURG handler on top of the host's, and the host's behind it.
 //!
 //! Handlers that other code installed form a chain, oldest first. Ours passes each signal on to the
-//! newest of them. A handler that a host installs *over* ours takes all signals from us: Go's runtime,
-//! loaded after Urge, installs one and passes SIGURG on to no other. Each stop therefore asks the kernel
-//! which handler is installed, puts ours back on top, and adds the other one to the chain.
+//! newest of them. A handler that a host installs *over* ours takes all signals from us: Go's
+//! runtime, loaded after Urge, installs one and passes SIGURG on to no other. Each stop therefore
+//! asks the kernel which handler is installed, puts ours back on top, and adds the other one to the
+//! chain.
 //!
 //! ```text
 //! kernel -> ours -> Go's                       Go's does not pass on
 //! kernel -> ours -> host's newer -> ours -> host's older
 //! ```
 //!
-//! A newer handler of the host's may call what it found installed, which is ours. So ours may run more
-//! than once for one signal: the first time it passes on to the newest handler of the chain, the second
-//! time to the one before, and so on; with none left it returns. The count lies in the signal frame (the
-//! word `uc_link`, which the kernel sets to zero and reads no more), since the thread may be any thread
-//! of the process, and a handler may not touch thread-local storage.
+//! A newer handler of the host's may call what it found installed, which is ours. So ours may run
+//! more than once for one signal: the first time it passes on to the newest handler of the chain,
+//! the second time to the one before, and so on; with none left it returns. The count lies in the
+//! signal frame (the word `uc_link`, which the kernel sets to zero and reads no more), since the
+//! thread may be any thread of the process, and a handler may not touch thread-local storage.
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -43,8 +44,8 @@ static CHAIN: [Handler; MOST] = [const {
 /// Handlers in the chain. Changed under the registry lock.
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
 
-/// Puts `ours` on top if it is not there, and the handler that it replaces into the chain. Under the
-/// registry lock. One system call where nothing is to be done.
+/// Puts `ours` on top if it is not there, and the handler that it replaces into the chain. Under
+/// the registry lock. One system call where nothing is to be done.
 ///
 /// # Errors
 /// The system refuses the handler.
@@ -72,7 +73,8 @@ pub(crate) fn install(signal: i32, ours: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Puts `ours` back on top if the host has installed another handler over it. Under the registry lock.
+/// Puts `ours` back on top if the host has installed another handler over it. Under the registry
+/// lock.
 pub(crate) fn reinstall(signal: i32, ours: usize) {
     if !faults::planted("no-reinstall") {
         // The system has taken this handler before; the watchdog says if it does not now.
@@ -96,7 +98,8 @@ fn installed(signal: i32) -> io::Result<libc::sigaction> {
     }
 }
 
-/// Makes a handler the newest of the chain, unless it is that already. "Ignore" and "default" are none.
+/// Makes a handler the newest of the chain, unless it is that already. "Ignore" and "default" are
+/// none.
 fn add(new: &libc::sigaction) {
     if new.sa_sigaction == libc::SIG_DFL || new.sa_sigaction == libc::SIG_IGN {
         return;

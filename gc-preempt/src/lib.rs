@@ -1,13 +1,16 @@
 //! Stops threads at any instruction, says where they stand, and resumes them there.
 //!
-//! This is the lower half of Urge, and knows nothing of heaps. A [`World`] is a set of threads, its mutators. [`World::stop`] fires SIGURG at
-//! each of them, holds those that are in a [`blocking`](Mutator::blocking) region without a signal, and returns once all stand still: at *any*
-//! instruction, so code that runs in between pays nothing, no poll, no load, no branch. [`StoppedMutator::walk`] then says where the
-//! references of each thread are: the registers and the innermost frame word by word, since no compiler leaves a map for an arbitrary
-//! instruction; every managed frame further out exactly, by the stack map of the call it waits in; native frames word by word, between the
-//! bounds that their unwind tables give.
+//! This is the lower half of Urge, and knows nothing of heaps. A [`World`] is a set of threads, its
+//! mutators. [`World::stop`] fires SIGURG at each of them, holds those that are in a
+//! [`blocking`](Mutator::blocking) region without a signal, and returns once all stand still: at
+//! *any* instruction, so code that runs in between pays nothing, no poll, no load, no branch.
+//! [`StoppedMutator::walk`] then says where the references of each thread are: the registers and
+//! the innermost frame word by word, since no compiler leaves a map for an arbitrary instruction;
+//! every managed frame further out exactly, by the stack map of the call it waits in; native frames
+//! word by word, between the bounds that their unwind tables give.
 //!
-//! It is what Go 1.14 did for its loops ("Pardon the Interruption: Loop Preemption in Go 1.14"), as a library for any runtime.
+//! It is what Go 1.14 did for its loops ("Pardon the Interruption: Loop Preemption in Go 1.14"), as
+//! a library for any runtime.
 //!
 //! ```
 //! use gc_preempt::{Config, World};
@@ -36,16 +39,20 @@
 //!
 //! # Rooms
 //!
-//! `world` and `mutator` are the protocol, `state` its one word a thread, `stop_point` where a thread may be stopped, `registry` the threads, `signal` the handler, `arch` what depends on
-//! the processor, `park` the futex; [`code`] says what a PC lies in, [`stackmap`] what a return address means, [`walk`] ties them together.
+//! `world` and `mutator` are the protocol, `state` its one word a thread, `stop_point` where a
+//! thread may be stopped, `registry` the threads, `signal` the handler, `arch` what depends on the
+//! processor, `park` the futex; [`code`] says what a PC lies in, [`stackmap`] what a return address
+//! means, [`walk`] ties them together.
 //!
 //! # Rules for the time of a stop
 //!
-//! From [`World::stop`] to [`Stopped::resume`] the calling thread must not take any lock that a stopped thread may hold. That excludes malloc, printing,
-//! and the loader. A panic there aborts, with a message written past all locks.
+//! From [`World::stop`] to [`Stopped::resume`] the calling thread must not take any lock that a
+//! stopped thread may hold. That excludes malloc, printing, and the loader. A panic there aborts,
+//! with a message written past all locks.
 //!
-//! The same goes for [`no_preempt`](Mutator::no_preempt): a thread inside waits for nobody, since the one it waits for may be stopped already and is not
-//! resumed before the thread itself has stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
+//! The same goes for [`no_preempt`](Mutator::no_preempt): a thread inside waits for nobody, since
+//! the one it waits for may be stopped already and is not resumed before the thread itself has
+//! stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
 
 mod acknowledgements;
 mod altstack;

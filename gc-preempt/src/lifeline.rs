@@ -1,11 +1,15 @@
 //! Whether a thread still exists, told without a system call.
 //!
-//! A thread can end without a word: by the `exit` system call, which runs no destructor. If it did so in `blocking`, no signal is sent that could fail, and its
-//! record still says BLOCKED, with a stack that may be unmapped. To ask the kernel for each blocked thread would cost a system call for each in each stop.
+//! A thread can end without a word: by the `exit` system call, which runs no destructor. If it did
+//! so in `blocking`, no signal is sent that could fail, and its record still says BLOCKED, with a
+//! stack that may be unmapped. To ask the kernel for each blocked thread would cost a system call
+//! for each in each stop.
 //!
-//! So each attached thread holds a *robust* mutex of its own from attaching to detaching. When a thread ends, however it ends, the kernel itself goes through the
-//! list of robust mutexes that it holds and sets `FUTEX_OWNER_DIED` in their words (get_robust_list(2)). It does that before it clears the thread's number, which is
-//! what `pthread_join` waits for: whoever frees the stack of a thread after having waited for its end does so after the word was set. A stopper reads the word.
+//! So each attached thread holds a *robust* mutex of its own from attaching to detaching. When a
+//! thread ends, however it ends, the kernel itself goes through the list of robust mutexes that it
+//! holds and sets `FUTEX_OWNER_DIED` in their words (get_robust_list(2)). It does that before it
+//! clears the thread's number, which is what `pthread_join` waits for: whoever frees the stack of a
+//! thread after having waited for its end does so after the word was set. A stopper reads the word.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -14,7 +18,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 /// The robust mutex of a record.
 pub(crate) struct Lifeline(UnsafeCell<libc::pthread_mutex_t>);
 
-// SAFETY: `hold` and `let_go` are called by the record's own thread, under the registry lock; what others read is an atomic word.
+// SAFETY: `hold` and `let_go` are called by the record's own thread, under the registry lock; what
+// others read is an atomic word.
 unsafe impl Sync for Lifeline {}
 
 impl Lifeline {
@@ -22,14 +27,17 @@ impl Lifeline {
         Self(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER))
     }
 
-    /// Ties the calling thread to it. Where the system has no robust mutexes, the thread is taken to be alive for ever, as without a lifeline.
+    /// Ties the calling thread to it. Where the system has no robust mutexes, the thread is taken
+    /// to be alive for ever, as without a lifeline.
     ///
     /// # Safety
-    /// No living thread is tied to it, and it stays where it is for ever. In the child of a fork the thread ties itself anew.
+    /// No living thread is tied to it, and it stays where it is for ever. In the child of a fork
+    /// the thread ties itself anew.
     pub(crate) unsafe fn hold(&self) {
         let mutex = self.0.get();
         let mut kind = MaybeUninit::uninit();
-        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex, whose memory no living thread uses (the caller says).
+        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex,
+        // whose memory no living thread uses (the caller says).
         unsafe {
             libc::pthread_mutexattr_init(kind.as_mut_ptr());
             libc::pthread_mutexattr_setrobust(kind.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);
@@ -53,8 +61,8 @@ impl Lifeline {
         if crate::faults::planted("no-lifeline") {
             return false;
         }
-        // SAFETY: the first member of glibc's `pthread_mutex_t` is the futex word that the kernel knows, 4 bytes aligned to 4. It is written by atomic operations
-        // of glibc and the kernel.
+        // SAFETY: the first member of glibc's `pthread_mutex_t` is the futex word that the kernel
+        // knows, 4 bytes aligned to 4. It is written by atomic operations of glibc and the kernel.
         let word = unsafe { AtomicU32::from_ptr(self.0.get().cast()) };
         // Relaxed: nothing that the thread wrote is read because of it.
         word.load(Ordering::Relaxed) & libc::FUTEX_OWNER_DIED != 0
@@ -68,7 +76,8 @@ mod tests {
     #[test]
     fn a_thread_that_ends_by_the_bare_system_call_cuts_its_lifeline() {
         extern "C" fn body(lifeline: *mut libc::c_void) -> *mut libc::c_void {
-            // SAFETY: the test's own, made for ever; the thread has nothing on its stack that would have to be dropped.
+            // SAFETY: the test's own, made for ever; the thread has nothing on its stack that would
+            // have to be dropped.
             unsafe {
                 (*lifeline.cast::<Lifeline>()).hold();
                 libc::syscall(libc::SYS_exit, 0);

@@ -1,4 +1,5 @@
-//! One attached thread, as its owner sees it: blocking regions, sections that may not be stopped, voluntary stops, stop hooks.
+//! One attached thread, as its owner sees it: blocking regions, sections that may not be stopped,
+//! voluntary stops, stop hooks.
 
 use crate::registry::Record;
 use crate::state::Phase;
@@ -33,8 +34,9 @@ impl std::error::Error for InNoPreempt {}
 
 /// A function that a stop runs on the stopped thread itself, after the resume.
 ///
-/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only after stops that found the thread in
-/// managed code. It may allocate, block, and be stopped in turn.
+/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only
+/// after stops that found the thread in managed code. It may allocate, block, and be stopped in
+/// turn.
 #[derive(Clone, Copy)]
 pub struct StopHook {
     /// Called with `data`.
@@ -78,13 +80,14 @@ impl Mutator {
         &self.world
     }
 
-    /// Runs `f`, which promises not to touch the heap. The stopper neither waits for it nor sends it a signal, so no system call in it
-    /// ends in EINTR because of a stop, and no transfer is cut short. When `f` ends during a stop, the thread waits for the resume. It may end by a panic,
+    /// Runs `f`, which promises not to touch the heap. The stopper neither waits for it nor sends
+    /// it a signal, so no system call in it ends in EINTR because of a stop, and no transfer is cut
+    /// short. When `f` ends during a stop, the thread waits for the resume. It may end by a panic,
     /// and by the unwinding of `pthread_exit` or a cancellation. errno is what `f` left.
     ///
     /// # Panics
-    /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a stack that is not the thread's own, a
-    /// coroutine's say: what it holds would not be scanned.
+    /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a
+    /// stack that is not the thread's own, a coroutine's say: what it holds would not be scanned.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
@@ -114,7 +117,8 @@ impl Mutator {
         NoPreempt::on(self.record)
     }
 
-    /// Could this thread wait in [`blocking`](Self::blocking) now? Not inside [`no_preempt`](Self::no_preempt), nor on a stack that is not its own.
+    /// Could this thread wait in [`blocking`](Self::blocking) now? Not inside
+    /// [`no_preempt`](Self::no_preempt), nor on a stack that is not its own.
     pub fn may_block(&self) -> bool {
         may_wait(self.record).is_ok()
     }
@@ -130,7 +134,8 @@ impl Mutator {
         self.record.state.load().phase() == Phase::Blocked
     }
 
-    /// Stops here if a stop asks for it. Never needed with signals on; without them (`URGE_ASYNC=0`) this is where threads stop.
+    /// Stops here if a stop asks for it. Never needed with signals on; without them
+    /// (`URGE_ASYNC=0`) this is where threads stop.
     #[inline]
     pub fn poll(&self) {
         if !self.in_no_preempt() {
@@ -141,14 +146,15 @@ impl Mutator {
     /// Sets what a stop runs on this thread, or nothing. See [`StopHook`]. Detaching unsets it.
     ///
     /// # Safety
-    /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code, until another hook is set or the thread
-    /// is detached.
+    /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code,
+    /// until another hook is set or the thread is detached.
     pub unsafe fn set_stop_hook(&self, hook: Option<StopHook>) {
         let _section = self.no_preempt_guard();
         let (f, data) = hook.map_or((core::ptr::null_mut(), core::ptr::null_mut()), |h| {
             (h.f as *mut (), h.data)
         });
-        // Relaxed: read by this thread alone, in its handler and trampoline, which the section keeps out.
+        // Relaxed: read by this thread alone, in its handler and trampoline, which the section
+        // keeps out.
         self.record.hook_data.store(data, Ordering::Relaxed);
         self.record.hook.store(f, Ordering::Relaxed);
         self.record
@@ -158,8 +164,9 @@ impl Mutator {
 }
 
 impl Mutator {
-    /// Detaches as a drop does, and runs `first` before, while no world is stopped but by this thread itself, nor can be. For a thread inside
-    /// [`blocking`](Self::blocking) that gives back what a stopper reads.
+    /// Detaches as a drop does, and runs `first` before, while no world is stopped but by this
+    /// thread itself, nor can be. For a thread inside [`blocking`](Self::blocking) that gives back
+    /// what a stopper reads.
     ///
     /// `first` keeps to what is allowed in a [`no_preempt`](Self::no_preempt) section.
     pub fn detach_after(self, first: impl FnOnce()) {

@@ -1,15 +1,20 @@
-//! Where a thread's own stack lies: the addresses that a walk may read, and at which a thread may be stopped.
+//! Where a thread's own stack lies: the addresses that a walk may read, and at which a thread may
+//! be stopped.
 //!
 //! Two kinds of stack differ in what is known of them:
 //!
-//! * A stack that `pthread_create` has mapped, or was given, is there from the beginning. glibc knows both ends.
-//! * The main thread's stack grows, down to a limit that the host may change at any time, and that may be none. How far it will grow says nothing of where it lies
-//!   now: other mappings, among them alternate stacks and coroutines' stacks, may lie anywhere below. So the lower end is the lowest page that is known to belong to
-//!   it. Where SP lies below, the kernel is asked whether everything from there up to the known part is mapped ([`is_mapped`]); the kernel leaves a gap of 1 MiB below a
-//!   stack that grows, so what touches it is part of it.
+//! * A stack that `pthread_create` has mapped, or was given, is there from the beginning. glibc
+//!   knows both ends.
+//! * The main thread's stack grows, down to a limit that the host may change at any time, and that
+//!   may be none. How far it will grow says nothing of where it lies now: other mappings, among
+//!   them alternate stacks and coroutines' stacks, may lie anywhere below. So the lower end is the
+//!   lowest page that is known to belong to it. Where SP lies below, the kernel is asked whether
+//!   everything from there up to the known part is mapped ([`is_mapped`]); the kernel leaves a gap
+//!   of 1 MiB below a stack that grows, so what touches it is part of it.
 //!
-//! No file is read for it but by glibc for the main thread's upper end, and that end is also known without /proc (in a chroot): the kernel has started the program with
-//! SP right below its arguments.
+//! No file is read for it but by glibc for the main thread's upper end, and that end is also known
+//! without /proc (in a chroot): the kernel has started the program with SP right below its
+//! arguments.
 
 use crate::arch::RED_ZONE;
 use crate::faults;
@@ -19,8 +24,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::io;
 
 const PAGE: usize = 4096;
-/// The main thread's stack is not taken to have room for injected calls further down than this, whatever its limit is: the kernel keeps other mappings
-/// (but those at addresses that the program asks for) out of so much.
+/// The main thread's stack is not taken to have room for injected calls further down than this,
+/// whatever its limit is: the kernel keeps other mappings (but those at addresses that the program
+/// asks for) out of so much.
 const GROWS_MOST: usize = 128 << 20;
 
 unsafe extern "C" {
@@ -28,7 +34,8 @@ unsafe extern "C" {
     static __libc_stack_end: usize;
 }
 
-/// A thread's own stack. Written by the thread itself, also in its handler, and read by the stopper while the thread is stopped. Relaxed: the state word's swaps publish it.
+/// A thread's own stack. Written by the thread itself, also in its handler, and read by the stopper
+/// while the thread is stopped. Relaxed: the state word's swaps publish it.
 pub(crate) struct OwnStack {
     low: AtomicUsize,
     high: AtomicUsize,
@@ -110,7 +117,8 @@ fn grown(sp: usize, low: usize, floor: usize) -> Option<usize> {
 
 /// Is every page of the range mapped? `None`: the system does not say. Async-signal-safe.
 ///
-/// Asked by `msync` with MS_ASYNC, which does nothing on Linux but to look whether the addresses are mapped, from mapping to mapping.
+/// Asked by `msync` with MS_ASYNC, which does nothing on Linux but to look whether the addresses
+/// are mapped, from mapping to mapping.
 fn is_mapped(range: Range<usize>) -> Option<bool> {
     if range.is_empty() {
         return Some(true);
@@ -240,7 +248,8 @@ fn limit() -> usize {
 fn by_glibc() -> io::Result<Range<usize>> {
     let mut attributes = MaybeUninit::<libc::pthread_attr_t>::uninit();
     let (mut low, mut size) = (core::ptr::null_mut(), 0);
-    // SAFETY: the calls fill what they are given; the attributes are destroyed once, after their last use.
+    // SAFETY: the calls fill what they are given; the attributes are destroyed once, after their
+    // last use.
     let error = unsafe {
         let mut error = libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr());
         if error == 0 {

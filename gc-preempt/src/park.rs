@@ -1,6 +1,8 @@
-//! Futexes: the two system calls that every wait in this crate comes down to, a third that only compares, and a lock made of them.
+//! Futexes: the two system calls that every wait in this crate comes down to, a third that only
+//! compares, and a lock made of them.
 //!
-//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`, which is kept.
+//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`,
+//! which is kept.
 
 use crate::quiet::KeepErrno;
 use core::cell::UnsafeCell;
@@ -9,8 +11,8 @@ use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
-/// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers re-check in a loop. Not for a mutator outside
-/// of `blocking`.
+/// Sleeps while `*word == expected`, at most `timeout`. May return early for any reason: callers
+/// re-check in a loop. Not for a mutator outside of `blocking`.
 pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
     let _kept = KeepErrno::new();
     let spec;
@@ -24,7 +26,8 @@ pub fn wait(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
         }
         None => core::ptr::null(),
     };
-    // SAFETY: the futex word is a live, aligned u32 and `ptr` is null or points at a live timespec; the kernel writes neither.
+    // SAFETY: the futex word is a live, aligned u32 and `ptr` is null or points at a live timespec;
+    // the kernel writes neither.
     unsafe {
         libc::syscall(
             libc::SYS_futex,
@@ -50,8 +53,9 @@ pub fn wake(word: &AtomicU32, count: i32) {
     }
 }
 
-/// Is there a word at `address` that holds `value` now? `false` where nothing is mapped. Asked of the kernel, which compares before it moves sleepers to
-/// another futex, here none of them to `unused`.
+/// Is there a word at `address` that holds `value` now? `false` where nothing is mapped. Asked of
+/// the kernel, which compares before it moves sleepers to another futex, here none of them to
+/// `unused`.
 pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
     let _kept = KeepErrno::new();
     // SAFETY: the kernel reads four bytes at the address, if they may be read, and writes nothing.
@@ -69,11 +73,13 @@ pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
     moved == 0
 }
 
-/// The half of a 64-bit counter that changes with every increment: the futex word for waiting on it.
+/// The half of a 64-bit counter that changes with every increment: the futex word for waiting on
+/// it.
 pub(crate) fn low_half(counter: &AtomicU64) -> &AtomicU32 {
     const { assert!(cfg!(target_endian = "little")) };
-    // SAFETY: an AtomicU64 is eight bytes aligned to eight; its first four are, on a little-endian machine, its low half. Only the
-    // kernel's comparison reads through this reference, so no mixed-size Rust access races with the 64-bit ones.
+    // SAFETY: an AtomicU64 is eight bytes aligned to eight; its first four are, on a little-endian
+    // machine, its low half. Only the kernel's comparison reads through this reference, so no
+    // mixed-size Rust access races with the 64-bit ones.
     unsafe { &*core::ptr::from_ref(counter).cast::<AtomicU32>() }
 }
 
@@ -96,8 +102,9 @@ const CONTENDED: u32 = 2;
 /// shared(&lock.lock());
 /// ```
 ///
-/// The classic three-state lock of Drepper's "Futexes Are Tricky". It is not fair. A mutator may hold one only where it cannot be
-/// stopped (inside `no_preempt`), since the stopper may want it too.
+/// The classic three-state lock of Drepper's "Futexes Are Tricky". It is not fair. A mutator may
+/// hold one only where it cannot be stopped (inside `no_preempt`), since the stopper may want it
+/// too.
 pub struct Mutex<T> {
     word: AtomicU32,
     value: UnsafeCell<T>,

@@ -2,9 +2,10 @@
 //!
 //! The process holds addresses of that module for ever: the SIGURG handler, the destructor of a
 //! thread-specific key, the fork handlers, the panic hook, unwind rules that are kept from one stop
-//! to the next. None of them can be taken back safely: another handler may be installed over ours and
-//! chain to it, and a thread may be inside any of them. So a host that loads a plugin with Urge in it
-//! and calls `dlclose` later must not unmap the plugin. `RTLD_NODELETE` says that to the loader.
+//! to the next. None of them can be taken back safely: another handler may be installed over ours
+//! and chain to it, and a thread may be inside any of them. So a host that loads a plugin with Urge
+//! in it and calls `dlclose` later must not unmap the plugin. `RTLD_NODELETE` says that to the
+//! loader.
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
@@ -12,8 +13,8 @@ use std::io;
 
 use crate::faults;
 
-/// Pins the module, or says why that cannot be done. May be called again. Takes the loader's lock: not
-/// under a lock of ours.
+/// Pins the module, or says why that cannot be done. May be called again. Takes the loader's lock:
+/// not under a lock of ours.
 pub(crate) fn pin() -> io::Result<()> {
     if faults::planted("unpinned") {
         return Ok(());
@@ -29,10 +30,11 @@ pub(crate) fn pin() -> io::Result<()> {
         return Ok(());
     }
     let how = libc::RTLD_LAZY | libc::RTLD_NOLOAD | libc::RTLD_NODELETE;
-    // SAFETY: the name is the one under which the loader knows a module that is loaded, since code of
-    // it runs; with RTLD_NOLOAD nothing is loaded and no initialiser runs.
+    // SAFETY: the name is the one under which the loader knows a module that is loaded, since code
+    // of it runs; with RTLD_NOLOAD nothing is loaded and no initialiser runs.
     if unsafe { libc::dlopen(ours.dli_fname, how) }.is_null() {
-        // SAFETY: null, or a C string of this thread's that stays until its next call of the loader.
+        // SAFETY: null, or a C string of this thread's that stays until its next call of the
+        // loader.
         let why = unsafe {
             let why = libc::dlerror();
             (!why.is_null()).then(|| CStr::from_ptr(why).to_string_lossy().into_owned())

@@ -1,10 +1,13 @@
 //! How many processors this process may use, and whether a thread ran on a given one last.
 //!
-//! The latter is a hint, from where the kernel writes it for *restartable sequences*: `cpu_id` of the thread's `rseq` area, which glibc has
-//! registered for each thread since 2.35 at a fixed distance from the thread pointer. It is brought up to date whenever the thread returns
-//! to its own code on another processor. A thread that has ended without a word may have taken its area along, so the kernel has to read it, which
-//! fails where nothing is mapped; and what it reads may be anything where a thread was made without glibc. Of the system calls that read a word of
-//! the process, this takes one that a sandbox around a program with threads lets pass for certain: a futex is compared, and no thread moved on.
+//! The latter is a hint, from where the kernel writes it for *restartable sequences*: `cpu_id` of
+//! the thread's `rseq` area, which glibc has registered for each thread since 2.35 at a fixed
+//! distance from the thread pointer. It is brought up to date whenever the thread returns to its
+//! own code on another processor. A thread that has ended without a word may have taken its area
+//! along, so the kernel has to read it, which fails where nothing is mapped; and what it reads may
+//! be anything where a thread was made without glibc. Of the system calls that read a word of the
+//! process, this takes one that a sandbox around a program with threads lets pass for certain: a
+//! futex is compared, and no thread moved on.
 
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 
@@ -18,7 +21,8 @@ const CPU_ID: isize = 4;
 
 /// Asks glibc where the areas are. Before the first stop.
 pub(crate) fn setup() {
-    // SAFETY: `dlsym` with C strings; glibc defines both symbols, as a `ptrdiff_t` and as an `unsigned int`, and writes them before `main`.
+    // SAFETY: `dlsym` with C strings; glibc defines both symbols, as a `ptrdiff_t` and as an
+    // `unsigned int`, and writes them before `main`.
     unsafe {
         let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr());
         let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr());
@@ -29,7 +33,8 @@ pub(crate) fn setup() {
     }
 }
 
-/// Did the thread with this thread pointer run on that processor last? `false` also where that cannot be known. A system call.
+/// Did the thread with this thread pointer run on that processor last? `false` also where that
+/// cannot be known. A system call.
 pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     static NOBODY: AtomicU32 = AtomicU32::new(0);
     let area = AREA.load(Ordering::Relaxed);
@@ -37,7 +42,8 @@ pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     area != 0 && park::is_word(word, processor, &NOBODY)
 }
 
-/// The processor that the caller is on. Handlers ask, too: glibc reads the thread's own rseq area, which is no lazy thread-local memory, or calls the vDSO.
+/// The processor that the caller is on. Handlers ask, too: glibc reads the thread's own rseq area,
+/// which is no lazy thread-local memory, or calls the vDSO.
 pub(crate) fn own() -> Option<u32> {
     // SAFETY: no arguments.
     unsafe { libc::sched_getcpu() }.try_into().ok()

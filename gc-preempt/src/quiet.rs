@@ -1,10 +1,13 @@
-//! What a wait of ours must leave as it was on the thread of an embedder: errno, and a cancellation that is pending.
+//! What a wait of ours must leave as it was on the thread of an embedder: errno, and a cancellation
+//! that is pending.
 //!
-//! A thread may be stopped, or wait for a stop, between a C function that fails and the line that reads errno: its runtime may make an object of the result in
-//! between, or leave `blocking`. So every system call of ours that can fail is made under a [`KeepErrno`].
+//! A thread may be stopped, or wait for a stop, between a C function that fails and the line that
+//! reads errno: its runtime may make an object of the result in between, or leave `blocking`. So
+//! every system call of ours that can fail is made under a [`KeepErrno`].
 //!
-//! `pthread_cancel` unwinds a thread at the next cancellation point. Rust's standard library calls such functions as if they never unwind, so a thread that is
-//! cancelled in one aborts. The few that this crate calls on threads that are not its own are called under a [`NoCancel`].
+//! `pthread_cancel` unwinds a thread at the next cancellation point. Rust's standard library calls
+//! such functions as if they never unwind, so a thread that is cancelled in one aborts. The few
+//! that this crate calls on threads that are not its own are called under a [`NoCancel`].
 
 unsafe extern "C" {
     fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
@@ -12,7 +15,8 @@ unsafe extern "C" {
 
 const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 
-/// Puts errno back when it is dropped. For code that may wait, or ask the system for memory, where its caller does not expect errno to change. Async-signal-safe.
+/// Puts errno back when it is dropped. For code that may wait, or ask the system for memory, where
+/// its caller does not expect errno to change. Async-signal-safe.
 ///
 /// ```
 /// use std::io::Error;
@@ -48,7 +52,8 @@ impl Drop for KeepErrno {
     }
 }
 
-/// Keeps the calling thread from being cancelled until it is dropped. A cancellation that comes meanwhile stays pending.
+/// Keeps the calling thread from being cancelled until it is dropped. A cancellation that comes
+/// meanwhile stays pending.
 pub(crate) struct NoCancel(libc::c_int);
 
 impl NoCancel {

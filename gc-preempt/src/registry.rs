@@ -1,11 +1,15 @@
-//! The process's threads that are attached to a world: one record each, found from a signal handler without a lock.
+//! The process's threads that are attached to a world: one record each, found from a signal handler
+//! without a lock.
 //!
-//! A record is found by the thread pointer (the address of the thread's control block, a load from FS:0), through a table of atomic
-//! pointers. Not through thread-local storage: in a library that was loaded late, the first touch of a thread-local may call malloc, and
-//! the handler also runs on threads that never attached. Not by thread id: that is a system call, and it changes over a fork.
+//! A record is found by the thread pointer (the address of the thread's control block, a load from
+//! FS:0), through a table of atomic pointers. Not through thread-local storage: in a library that
+//! was loaded late, the first touch of a thread-local may call malloc, and the handler also runs on
+//! threads that never attached. Not by thread id: that is a system call, and it changes over a
+//! fork.
 //!
-//! Records are mapped once and never unmapped, so a lookup may follow any pointer it finds. The table changes only under the registry
-//! lock. It is an array of small buckets, searched whole, so that removing needs no tombstones and a miss costs two cache lines.
+//! Records are mapped once and never unmapped, so a lookup may follow any pointer it finds. The
+//! table changes only under the registry lock. It is an array of small buckets, searched whole, so
+//! that removing needs no tombstones and a miss costs two cache lines.
 
 use crate::altstack::{self, AlternateStack};
 use crate::arch;
@@ -32,20 +36,23 @@ const BUCKET: usize = 16;
 #[repr(align(128))]
 pub(crate) struct Record {
     pub state: State,
-    /// Depth of `no_preempt`. Written by its own thread only; its handler reads it between two of its instructions.
+    /// Depth of `no_preempt`. Written by its own thread only; its handler reads it between two of
+    /// its instructions.
     pub depth: AtomicU32,
     /// A signal of ours is on its way to the thread.
     pub in_flight: AtomicU32,
     /// Number of the stop for which a call was injected and has not acknowledged yet.
     pub injected: AtomicU64,
-    /// Where it stands. Written by the thread before it acknowledges, read by the stopper after that.
+    /// Where it stands. Written by the thread before it acknowledges, read by the stopper after
+    /// that.
     snapshot: UnsafeCell<Snapshot>,
     /// Hook that an injected stop runs; null for none.
     pub hook: AtomicPtr<()>,
     pub hook_data: AtomicPtr<()>,
     /// The world whose mutator set the hook.
     pub hook_world: AtomicU64,
-    /// May a signal stop the thread for the stop that asks now? Written by the stopper before it asks.
+    /// May a signal stop the thread for the stop that asks now? Written by the stopper before it
+    /// asks.
     pub by_signal: AtomicBool,
     /// Run calls through the injected path where that is possible.
     pub inject: AtomicU32,
@@ -69,16 +76,19 @@ pub(crate) struct Record {
     pub alternate: AtomicPtr<AlternateStack>,
     /// Was SIGURG blocked before the thread attached?
     pub urg_was_blocked: AtomicBool,
-    /// How often it has left `blocking`: a mutator that is blocked at two looks with the same number here has been so in between. Written by its own thread.
+    /// How often it has left `blocking`: a mutator that is blocked at two looks with the same
+    /// number here has been so in between. Written by its own thread.
     pub returns: AtomicU32,
-    /// It waits in `blocking` for the registry lock, and leaves with that in hand: it must not be set aside. Written by its own thread.
+    /// It waits in `blocking` for the registry lock, and leaves with that in hand: it must not be
+    /// set aside. Written by its own thread.
     pub awaits_registry: AtomicBool,
     /// The world in which it is aside, or null, and its place there. Under the registry lock.
     pub aside: AtomicPtr<Inner>,
     pub aside_at: AtomicUsize,
 }
 
-// SAFETY: the cells are written by the record's own thread and read by the stopper only when the state word says stopped (snapshot).
+// SAFETY: the cells are written by the record's own thread and read by the stopper only when the
+// state word says stopped (snapshot).
 unsafe impl Sync for Record {}
 
 impl Record {
@@ -132,7 +142,8 @@ impl Record {
         }
     }
 
-    /// Where the next walk of its stack is likely to begin. Under the registry lock, hence Relaxed here and below.
+    /// Where the next walk of its stack is likely to begin. Under the registry lock, hence Relaxed
+    /// here and below.
     pub(crate) fn walked(&self) -> usize {
         self.walked.load(Ordering::Relaxed)
     }
@@ -149,9 +160,11 @@ impl Record {
     }
 
     /// # Safety
-    /// The stopper's, while the state word says stopped or held for its stop; or with the registry lock held, while it says aside.
+    /// The stopper's, while the state word says stopped or held for its stop; or with the registry
+    /// lock held, while it says aside.
     pub(crate) unsafe fn snapshot(&self) -> &Snapshot {
-        // SAFETY: by the contract the thread does not write it now; its Release swap made it visible.
+        // SAFETY: by the contract the thread does not write it now; its Release swap made it
+        // visible.
         unsafe { &*self.snapshot.get() }
     }
 }
@@ -163,7 +176,8 @@ static TABLE: [Bucket; BUCKETS] =
     [const { Bucket([const { AtomicPtr::new(core::ptr::null_mut()) }; BUCKET]) }; BUCKETS];
 
 fn bucket(thread_pointer: usize) -> &'static Bucket {
-    // Fibonacci hashing: control blocks are spaced by powers of two, so their low bits alone would collide.
+    // Fibonacci hashing: control blocks are spaced by powers of two, so their low bits alone would
+    // collide.
     let hash = (thread_pointer as u64 >> 6).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     &TABLE[(hash >> 52) as usize % BUCKETS]
 }
@@ -199,14 +213,15 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     alternates: altstack::Pool::new(),
 });
 
-/// The registry's lock. Held by attach, detach and code registration for a moment, and by a stop for as long as it lasts, so it also
-/// makes stops one at a time in the process.
+/// The registry's lock. Held by attach, detach and code registration for a moment, and by a stop
+/// for as long as it lasts, so it also makes stops one at a time in the process.
 ///
 /// A mutator that has to wait for it waits in `blocking`: use [`lock`].
 pub(crate) struct RegistryGuard(MutexGuard<'static, Registry>);
 
 impl RegistryGuard {
-    /// A record for the running thread, findable at once. `None` if its bucket is full: some ten thousand threads.
+    /// A record for the running thread, findable at once. `None` if its bucket is full: some ten
+    /// thousand threads.
     pub(crate) fn insert(&mut self) -> Option<&'static Record> {
         let tp = arch::thread_pointer();
         let slot = bucket(tp)
@@ -284,7 +299,8 @@ impl RegistryGuard {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HoldsAStop;
 
-/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be waiting for can complete.
+/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be
+/// waiting for can complete.
 ///
 /// # Errors
 /// [`HoldsAStop`]: the thread would wait for itself.
@@ -292,8 +308,8 @@ pub(crate) struct HoldsAStop;
 /// # Panics
 /// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
 pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
-    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would wait for the lock for ever... it
-    // cannot be: whoever wants to stop a thread holds this lock.
+    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would
+    // wait for the lock for ever... it cannot be: whoever wants to stop a thread holds this lock.
     if let Some(guard) = REGISTRY.try_lock() {
         return Ok(RegistryGuard(guard));
     }
@@ -314,7 +330,8 @@ struct Awaits(&'static Record);
 
 impl Awaits {
     fn new(record: &'static Record) -> Self {
-        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets there.
+        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets
+        // there.
         record.awaits_registry.store(true, Ordering::Relaxed);
         Self(record)
     }
@@ -326,29 +343,33 @@ impl Drop for Awaits {
     }
 }
 
-// ---- the numbers that stops go by -----------------------------------------------------------------------------------------------
+// ---- the numbers that stops go by ---------------------------------------------------------------
 
 /// Number of the last stop that began. Changes under the registry lock.
 pub(crate) static BEGUN: AtomicU64 = AtomicU64::new(0);
 /// Number of the last stop that was resumed; the futex word of every parked thread.
 pub(crate) static RESUMED: AtomicU64 = AtomicU64::new(0);
 
-/// The last stop resumed. Acquire pairs with the Release in `Stopped::resume`: what the stopper did to the heap is seen by whom it frees.
+/// The last stop resumed. Acquire pairs with the Release in `Stopped::resume`: what the stopper did
+/// to the heap is seen by whom it frees.
 #[inline]
 pub(crate) fn resumed() -> u64 {
     RESUMED.load(Ordering::Acquire)
 }
 
-/// May a parked thread look for the resume a moment longer before it sleeps? Set by each stop: if there is a core for every stopped thread
-/// and the stopper.
+/// May a parked thread look for the resume a moment longer before it sleeps? Set by each stop: if
+/// there is a core for every stopped thread and the stopper.
 pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
 
-/// The core that the stopper was on when it asked; a thread that parks on that one must leave it at once. `u32::MAX`: not known.
+/// The core that the stopper was on when it asked; a thread that parks on that one must leave it at
+/// once. `u32::MAX`: not known.
 pub(crate) static STOPPER_CORE: AtomicU32 = AtomicU32::new(u32::MAX);
 
-/// For how long a parked thread looks before it sleeps, in nanoseconds, as the stopper does (`SPIN` in `world.rs`). To be woken costs 30 us on a virtual machine
-/// at best (from the resume until the thread goes on, 11 of them the waker's), and some hundred where the core has halted and the host gave it away. What a stop of a
-/// collection does for one mutator or two is done by then, and nobody sleeps.
+/// For how long a parked thread looks before it sleeps, in nanoseconds, as the stopper does (`SPIN`
+/// in `world.rs`). To be woken costs 30 us on a virtual machine at best (from the resume until the
+/// thread goes on, 11 of them the waker's), and some hundred where the core has halted and the host
+/// gave it away. What a stop of a collection does for one mutator or two is done by then, and
+/// nobody sleeps.
 const LOOK: u64 = 100_000;
 
 /// Looks between two looks at the clock: a microsecond or two.
@@ -371,7 +392,8 @@ pub(crate) fn wait_for_resume(number: u64) {
     }
     let now = resumed();
     if now < number {
-        // The low half changes with each resume; a wrap of 2^32 resumes between these two lines would be needed to sleep wrongly.
+        // The low half changes with each resume; a wrap of 2^32 resumes between these two lines
+        // would be needed to sleep wrongly.
         let patience = Some(watchdog::PATIENCE);
         park::wait(park::low_half(&RESUMED), now as u32, patience);
         if resumed() < number {

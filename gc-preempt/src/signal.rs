@@ -4,17 +4,19 @@
 //!
 //! 1. Debuggers pass it on by default.
 //! 2. libc does not use it for itself, as it does the first real-time signals.
-//! 3. It may arrive at any time without harm: who handles it for its own purpose (out-of-band data on a socket) must look for the reason
-//!    anyway.
-//! 4. Its default action is to be ignored, so that one which arrives before us or in a child of a fork kills nobody.
+//! 3. It may arrive at any time without harm: who handles it for its own purpose (out-of-band data
+//!    on a socket) must look for the reason anyway.
+//! 4. Its default action is to be ignored, so that one which arrives before us or in a child of a
+//!    fork kills nobody.
 //!
 //! SIGUSR1 and SIGALRM fail 3 and 4.
 //!
-//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed on to the host's handlers, see
-//! `handler_chain.rs`.
+//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed
+//! on to the host's handlers, see `handler_chain.rs`.
 //!
-//! Everything here that runs in the handler allocates nothing, locks nothing, touches no thread-local storage but libc's `errno`, and
-//! cannot panic. While it parks, all signals but the synchronous faults are blocked, by the handler's own mask.
+//! Everything here that runs in the handler allocates nothing, locks nothing, touches no
+//! thread-local storage but libc's `errno`, and cannot panic. While it parks, all signals but the
+//! synchronous faults are blocked, by the handler's own mask.
 
 use crate::acknowledgements;
 use crate::arch::{InjectedFrame, SignalFrame};
@@ -51,8 +53,8 @@ pub(crate) fn install() -> std::io::Result<()> {
     handler_chain::install(SIGNAL, handler())
 }
 
-/// Takes SIGURG back from a handler that the host has installed over ours. Under the registry lock, by a
-/// stopper before it signals; a stop takes one system call more for it.
+/// Takes SIGURG back from a handler that the host has installed over ours. Under the registry lock,
+/// by a stopper before it signals; a stop takes one system call more for it.
 pub(crate) fn reinstall() {
     handler_chain::reinstall(SIGNAL, handler());
 }
@@ -105,8 +107,9 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     drop(kept);
 }
 
-/// [`decide`] on the thread's alternate stack that Urge has given it, also where the kernel has put the handler elsewhere: on the host's, which may be small, or on the
-/// thread's own, which may be full.
+/// [`decide`] on the thread's alternate stack that Urge has given it, also where the kernel has put
+/// the handler elsewhere: on the host's, which may be small, or on the thread's own, which may be
+/// full.
 fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
     struct Call(&'static Record, SignalFrame, u64);
     extern "C" fn call(data: *mut ()) {
@@ -135,11 +138,13 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     let wanted = record.by_signal.load(Ordering::Relaxed);
     if word.phase() != Phase::Running || !word.asked() || registry::resumed() >= number || !wanted {
-        // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread had stopped by itself.
+        // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread
+        // had stopped by itself.
         STRAYS.fetch_add(1, Ordering::Relaxed);
         return;
     }
-    // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not answered it.
+    // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not
+    // answered it.
     match unsafe { may_stop(record, &Standing::Signal(frame, number)) } {
         // The end of no_preempt polls: no retry needed.
         Err(obstacle @ Obstacle::NoPreempt) => {
@@ -152,7 +157,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
             acknowledgements::retry();
         }
         Ok(How::Inject) => {
-            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt, and leaves word so that no retry comes.
+            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt,
+            // and leaves word so that no retry comes.
             record.depth.store(1, Ordering::Relaxed);
             record.state.defer(number);
             record.injected.store(number, Ordering::Relaxed);
@@ -161,15 +167,16 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
         }
         Ok(How::Park { walk }) => {
             let snapshot = frame_snapshot(frame);
-            // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays as it is until we return.
+            // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays
+            // as it is until we return.
             unsafe { acknowledge_and_park(record, number, snapshot, walk) };
             record.note_stall(number, from);
         }
     }
 }
 
-/// What the trampoline calls: acknowledge, park, run the hook. `frame` and `image` (an XSAVE area) are on this stack, below the
-/// interrupted frame.
+/// What the trampoline calls: acknowledge, park, run the hook. `frame` and `image` (an XSAVE area)
+/// are on this stack, below the interrupted frame.
 pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
     let from = now();
     let kept = KeepErrno::new(); // the interrupted code may be about to read it
@@ -199,14 +206,16 @@ pub(crate) extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize
             // SAFETY: the image lies on this stack, in the trampoline's frame.
             unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
         }
-        // From here on the thread may be stopped again: this frame is then behind an interruption, which a walk finds in the trampoline's frame.
+        // From here on the thread may be stopped again: this frame is then behind an interruption,
+        // which a walk finds in the trampoline's frame.
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         record.depth.store(0, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         poll(record);
         let hook = record.hook.load(Ordering::Relaxed);
         if !hook.is_null() {
-            // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and its data.
+            // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and
+            // its data.
             unsafe {
                 let f: unsafe extern "C" fn(*mut ()) = core::mem::transmute(hook);
                 f(record.hook_data.load(Ordering::Relaxed));

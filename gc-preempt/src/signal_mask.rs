@@ -1,11 +1,15 @@
 //! Blocking the running thread's signals while it parks.
 //!
-//! What stays open: the synchronous faults, which would end the process if they were blocked, and the signal by which glibc's `setuid` and its like reach every thread
-//! (number 33): its handler changes the thread's credentials and nothing else, and the caller waits for all threads, stopped ones too.
+//! What stays open: the synchronous faults, which would end the process if they were blocked, and
+//! the signal by which glibc's `setuid` and its like reach every thread (number 33): its handler
+//! changes the thread's credentials and nothing else, and the caller waits for all threads, stopped
+//! ones too.
 //!
-//! What is blocked though glibc leaves it out of every set that it makes: the signal of `pthread_cancel` (number 32). Where a thread is interrupted in a cancellation
-//! point, glibc's handler unwinds the thread there and then. It must find the thread in the cancellation point, not in our handler, which would be unwound as
-//! well and never answer for the thread again. The signal stays pending until the thread is back where it was interrupted.
+//! What is blocked though glibc leaves it out of every set that it makes: the signal of
+//! `pthread_cancel` (number 32). Where a thread is interrupted in a cancellation point, glibc's
+//! handler unwinds the thread there and then. It must find the thread in the cancellation point,
+//! not in our handler, which would be unwound as well and never answer for the thread again. The
+//! signal stays pending until the thread is back where it was interrupted.
 
 use crate::faults;
 use core::mem::MaybeUninit;
@@ -16,7 +20,8 @@ const SIGCANCEL: u32 = 32;
 /// All signals but those that stay open.
 pub(crate) fn full_mask() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigfillset initialises the set; the signals are valid. A sigset_t begins with a bit for each of the 64 signals that there are.
+    // SAFETY: sigfillset initialises the set; the signals are valid. A sigset_t begins with a bit
+    // for each of the 64 signals that there are.
     unsafe {
         libc::sigfillset(set.as_mut_ptr());
         let mut set = set.assume_init();

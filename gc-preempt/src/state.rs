@@ -5,9 +5,10 @@
 //! [ number of the stop that marked it  | 0 | ASIDE | PEND | HELD | ASK | phase ]
 //! ```
 //!
-//! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that holds the registry lock, and is tried
-//! again from a fresh read when it fails. A mark (ASKED, HELD, PENDING, STOPPED) counts only for the stop whose number stands beside
-//! it; once that stop has been resumed the mark means nothing and needs no clean-up.
+//! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that
+//! holds the registry lock, and is tried again from a fresh read when it fails. A mark (ASKED,
+//! HELD, PENDING, STOPPED) counts only for the stop whose number stands beside it; once that stop
+//! has been resumed the mark means nothing and needs no clean-up.
 //!
 //! ```text
 //!   RUNNING --stopper asks--> RUNNING+ASKED(n) --handler, poll or trampoline--> STOPPED(n) --after resume(n)--> RUNNING
@@ -18,19 +19,24 @@
 //! ```
 //!
 //! What follows from it:
-//! * A thread that was resumed but has not left its park is STOPPED(n); the next stopper swaps n+1 in. Either the thread's own swap to RUNNING
-//!   wins, and the stopper sees a running thread and asks it, or the stopper's wins, and the thread's swap fails and it parks again. It
-//!   cannot be counted as stopped and run.
-//! * A thread enters BLOCKED only from a word without a live ASKED, so a blocked thread has never been asked and gets no signal from
-//!   us, once [`in flight`](crate::registry::Record) signals are waited for.
-//! * ASIDE belongs to no stop. The holder of the registry lock sets it and takes it away, and a thread cannot leave BLOCKED with it: so a thread that is aside stands
-//!   still until it has had the registry lock, which every stop holds (`world/aside.rs`).
-//! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper may count acknowledgements.
+//! * A thread that was resumed but has not left its park is STOPPED(n); the next stopper swaps n+1
+//!   in. Either the thread's own swap to RUNNING wins, and the stopper sees a running thread and
+//!   asks it, or the stopper's wins, and the thread's swap fails and it parks again. It cannot be
+//!   counted as stopped and run.
+//! * A thread enters BLOCKED only from a word without a live ASKED, so a blocked thread has never
+//!   been asked and gets no signal from us, once [`in flight`](crate::registry::Record) signals are
+//!   waited for.
+//! * ASIDE belongs to no stop. The holder of the registry lock sets it and takes it away, and a
+//!   thread cannot leave BLOCKED with it: so a thread that is aside stands still until it has had
+//!   the registry lock, which every stop holds (`world/aside.rs`).
+//! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper
+//!   may count acknowledgements.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What the protocol needs of its atomic word, so that loom's can stand in (feature `loom`, the test at the end of this file).
+/// What the protocol needs of its atomic word, so that loom's can stand in (feature `loom`, the
+/// test at the end of this file).
 pub(crate) trait AtomicWord {
     fn load(&self, order: Ordering) -> u64;
     fn store(&self, value: u64, order: Ordering);
@@ -176,7 +182,8 @@ impl fmt::Debug for Word {
 pub(crate) enum Turn {
     /// It was running and is now asked: it will acknowledge.
     Asked,
-    /// It was blocked and is now held, or still parked from the stop before and now taken over: it counts as stopped.
+    /// It was blocked and is now held, or still parked from the stop before and now taken over: it
+    /// counts as stopped.
     Held,
 }
 
@@ -199,7 +206,8 @@ impl State {
 }
 
 impl<A: AtomicWord> State<A> {
-    /// Acquire pairs with every swap's Release: who sees a thread stopped, sees the snapshot that it published.
+    /// Acquire pairs with every swap's Release: who sees a thread stopped, sees the snapshot that
+    /// it published.
     pub(crate) fn load(&self) -> Word {
         Word(self.0.load(Ordering::Acquire))
     }
@@ -209,8 +217,9 @@ impl<A: AtomicWord> State<A> {
         self.0.store(Word::running().0, Ordering::Release);
     }
 
-    /// AcqRel: Release publishes the mutator's snapshot or the stopper's number, Acquire takes the other's. SeqCst would add nothing: all
-    /// that the protocol decides is decided on this one word.
+    /// AcqRel: Release publishes the mutator's snapshot or the stopper's number, Acquire takes the
+    /// other's. SeqCst would add nothing: all that the protocol decides is decided on this one
+    /// word.
     fn swap(&self, from: Word, to: Word) -> Result<(), Word> {
         self.0
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
@@ -218,10 +227,11 @@ impl<A: AtomicWord> State<A> {
             .map_err(Word)
     }
 
-    // ---- the stopper's side, under the registry lock -------------------------------------------------------------------------
+    // ---- the stopper's side, under the registry lock --------------------------------------------
 
-    /// Stop `number` turns to this mutator. `before_asking` runs just before each attempt to ask, so that an acknowledgement can
-    /// never arrive uncounted; `unasked` undoes it when the attempt fails.
+    /// Stop `number` turns to this mutator. `before_asking` runs just before each attempt to ask,
+    /// so that an acknowledgement can never arrive uncounted; `unasked` undoes it when the attempt
+    /// fails.
     pub(crate) fn turn(
         &self,
         number: u64,
@@ -270,14 +280,14 @@ impl<A: AtomicWord> State<A> {
         debug_assert!(taken.is_ok());
     }
 
-    // ---- the mutator's side --------------------------------------------------------------------------------------------------
+    // ---- the mutator's side ---------------------------------------------------------------------
 
     /// Leaves word of a deferral, if the thread is still asked by stop `number`.
     pub(crate) fn defer(&self, number: u64) {
         let w = self.load();
         if w.asked() && w.number() == number && !w.pending() {
-            // Only this thread moves its word away from ASKED while the stop lasts, so this cannot fail; and if it did, the stopper's
-            // retry would come back here.
+            // Only this thread moves its word away from ASKED while the stop lasts, so this cannot
+            // fail; and if it did, the stopper's retry would come back here.
             let _ = self.swap(w, w.as_pending());
         }
     }
@@ -409,14 +419,15 @@ mod tests {
         assert!(!s.acknowledge(2));
         s.defer(2);
         assert!(!s.load().pending());
-        // resumed without this thread (it died, say): the stale request does not keep it from blocking
+        // resumed without this thread (it died, say): the stale request does not keep it from
+        // blocking
         assert_eq!(s.enter_blocked(|| 1), Ok(()));
         assert_eq!(s.leave_blocked(|| 1), Ok(()));
     }
 }
 
-/// The protocol under every interleaving of one stopper and one mutator that loom can make of it: with the cargo feature `loom`,
-/// `cargo test -p gc-preempt --features loom --lib loom`.
+/// The protocol under every interleaving of one stopper and one mutator that loom can make of it:
+/// with the cargo feature `loom`, `cargo test -p gc-preempt --features loom --lib loom`.
 #[cfg(all(test, feature = "loom"))]
 mod loom_model {
     use super::*;
@@ -426,8 +437,9 @@ mod loom_model {
 
     atomic_word!(LoomU64);
 
-    /// What is shared besides the state word: the number of the last stop resumed, acknowledgements to come, and a heap that belongs to
-    /// the mutator while it runs and to the stopper while it is stopped. Loom reports an access of both as a race.
+    /// What is shared besides the state word: the number of the last stop resumed, acknowledgements
+    /// to come, and a heap that belongs to the mutator while it runs and to the stopper while it is
+    /// stopped. Loom reports an access of both as a race.
     struct Shared {
         state: State<LoomU64>,
         /// The registry lock, and whether stops pass over the mutator.
@@ -443,7 +455,8 @@ mod loom_model {
         }
 
         fn touch(&self) {
-            // SAFETY: what is being checked: loom fails the test if another thread's access is concurrent.
+            // SAFETY: what is being checked: loom fails the test if another thread's access is
+            // concurrent.
             self.heap.with_mut(|heap| unsafe { *heap += 1 });
         }
 

@@ -1,8 +1,10 @@
-//! Where a thread may be stopped, and how: the one place that answers, with a reason, and what a thread does where it may.
+//! Where a thread may be stopped, and how: the one place that answers, with a reason, and what a
+//! thread does where it may.
 //!
 //! # The question
-//! [`may_stop`] is asked by the signal handler, by a poll (the end of every `no_preempt` is one), and by a thread that is about to wait. The answer is how to stop
-//! ([`How`]) or what stands in the way ([`Obstacle`]). The last obstacle stays in the thread's record, and the watchdog names it.
+//! [`may_stop`] is asked by the signal handler, by a poll (the end of every `no_preempt` is one),
+//! and by a thread that is about to wait. The answer is how to stop ([`How`]) or what stands in the
+//! way ([`Obstacle`]). The last obstacle stays in the thread's record, and the watchdog names it.
 //!
 //! | obstacle | why a stop there would be wrong | what the stopper does |
 //! |---|---|---|
@@ -11,17 +13,22 @@
 //! | [`ForeignStack`](Obstacle::ForeignStack) | the frames of the thread's own stack could not be found | signals again |
 //! | [`BehindHandler`](Obstacle::BehindHandler) | it would go on in the middle of an unsafe range once the handler returns | signals again |
 //!
-//! A call is injected only if the handler runs on the thread's alternate stack. Elsewhere the signal frame lies below the interrupted SP, where the call's frame would
-//! be written over it.
+//! A call is injected only if the handler runs on the thread's alternate stack. Elsewhere the
+//! signal frame lies below the interrupted SP, where the call's frame would be written over it.
 //!
 //! # What handlers of the host's have interrupted
-//! A thread may stand in a handler of the host's that has interrupted a restart or an unsafe range (see `walk/handlers.rs`). Only a walk of its stack tells. A thread
-//! that has a signal blocked may be in such a handler, or be one of a pool whose signals are blocked for good, with a deep stack.
+//! A thread may stand in a handler of the host's that has interrupted a restart or an unsafe range
+//! (see `walk/handlers.rs`). Only a walk of its stack tells. A thread that has a signal blocked may
+//! be in such a handler, or be one of a pool whose signals are blocked for good, with a deep stack.
 //!
-//! * Before it answers, the thread walks [`FRAMES`] frames. Most handlers stand within so few. Time to stop does not grow with the depth of the stack.
-//! * What lies further out is walked after the answer, beside the stop ([`acknowledge_and_park`]). That is early enough for restart ranges, since the saved PC has
-//!   to be moved before the thread goes on. The stopper gives the registry lock back only after these walks, which read the code map.
-//! * It would be too late for unsafe ranges. Where any is registered, the whole walk comes before the answer.
+//! * Before it answers, the thread walks [`FRAMES`] frames. Most handlers stand within so few. Time
+//!   to stop does not grow with the depth of the stack.
+//! * What lies further out is walked after the answer, beside the stop ([`acknowledge_and_park`]).
+//!   That is early enough for restart ranges, since the saved PC has to be moved before the thread
+//!   goes on. The stopper gives the registry lock back only after these walks, which read the code
+//!   map.
+//! * It would be too late for unsafe ranges. Where any is registered, the whole walk comes before
+//!   the answer.
 
 use crate::arch::{self, SignalFrame};
 use crate::code::{CODE, Place};
@@ -36,7 +43,8 @@ use crate::{acknowledgements, altstack, clock, faults, park};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// Frames that a thread with a blocked signal walks before it answers a stop: less than a microsecond.
+/// Frames that a thread with a blocked signal walks before it answers a stop: less than a
+/// microsecond.
 const FRAMES: u32 = 8;
 
 /// What stands in the way of stopping a thread where it is.
@@ -108,7 +116,8 @@ pub(crate) enum Standing<'a> {
         snapshot: &'a Snapshot,
         /// The signals that it has blocked.
         mask: u64,
-        /// It is about to wait, so it stops whatever a handler that it runs in has interrupted: it could not get out of that handler before.
+        /// It is about to wait, so it stops whatever a handler that it runs in has interrupted: it
+        /// could not get out of that handler before.
         waits: bool,
     },
     /// It has called us, and would wait in `blocking`.
@@ -129,10 +138,12 @@ pub(crate) enum How {
 
 /// May the running thread, which is `record`'s, be stopped where it stands, and how?
 ///
-/// Where it may, what it has interrupted in restart ranges has been moved to their starts, or will be by the walk that [`How::Park`] asks for.
+/// Where it may, what it has interrupted in restart ranges has been moved to their starts, or will
+/// be by the walk that [`How::Park`] asks for.
 ///
 /// # Safety
-/// On the record's own thread. The stop of the given number is under way, and the thread has not answered it.
+/// On the record's own thread. The stop of the given number is under way, and the thread has not
+/// answered it.
 pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Result<How, Obstacle> {
     if record.depth.load(Ordering::Relaxed) != 0 {
         return Err(Obstacle::NoPreempt);
@@ -190,7 +201,8 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
     }
 }
 
-/// What handlers may have interrupted: whether the thread is to walk its stack once it has answered.
+/// What handlers may have interrupted: whether the thread is to walk its stack once it has
+/// answered.
 ///
 /// # Safety
 /// As for [`may_stop`]. The snapshot is the running thread's.
@@ -239,19 +251,23 @@ pub(crate) fn frame_snapshot(frame: SignalFrame) -> Snapshot {
     }
 }
 
-/// Parks the thread until the stop that it acknowledged, and every later one that took it over, has been resumed. Async-signal-safe.
+/// Parks the thread until the stop that it acknowledged, and every later one that took it over, has
+/// been resumed. Async-signal-safe.
 pub(crate) fn park_stopped(record: &Record) {
     while let Err(number) = record.state.leave_stopped(registry::resumed) {
         registry::wait_for_resume(number);
     }
 }
 
-/// Acknowledges stop `number` from where `snapshot` says, and parks. False if there was nothing to acknowledge.
+/// Acknowledges stop `number` from where `snapshot` says, and parks. False if there was nothing to
+/// acknowledge.
 ///
-/// With `walk`, what handlers have interrupted further out is moved out of restart ranges beside the stop.
+/// With `walk`, what handlers have interrupted further out is moved out of restart ranges beside
+/// the stop.
 ///
 /// # Safety
-/// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot` true until this returns.
+/// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot`
+/// true until this returns.
 pub(crate) unsafe fn acknowledge_and_park(
     record: &Record,
     number: u64,
@@ -284,7 +300,8 @@ pub(crate) unsafe fn acknowledge_and_park(
 
 /// Stops here and now for every live stop that asks for this thread.
 ///
-/// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe range; one that is about to wait cannot.
+/// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe
+/// range; one that is about to wait cannot.
 #[cold]
 fn stop_here(record: &'static Record, may_go_on: bool) {
     struct Call {
@@ -308,11 +325,13 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
                 mask: mask.before(),
                 waits: !may_go_on,
             };
-            // SAFETY: own thread and stack; the stop that asks is under way, since the word still says so.
+            // SAFETY: own thread and stack; the stop that asks is under way, since the word still
+            // says so.
             match unsafe { may_stop(record, &standing) } {
                 Ok(how) => {
                     let walk = how == How::Park { walk: true };
-                    // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's frame, which stays until we return.
+                    // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's
+                    // frame, which stays until we return.
                     unsafe { acknowledge_and_park(record, word.number(), snapshot, walk) };
                 }
                 Err(obstacle) => {
@@ -346,9 +365,11 @@ pub(crate) fn poll(record: &'static Record) {
     }
 }
 
-/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system call of the embedder's (H5).
+/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
+/// call of the embedder's (H5).
 ///
-/// It is there at the latest when the thread next returns from the kernel; the bound is for a thread whose mask has come to block SIGURG.
+/// It is there at the latest when the thread next returns from the kernel; the bound is for a
+/// thread whose mask has come to block SIGURG.
 fn drain_signals(record: &Record) {
     for _ in 0..1000 {
         if record.in_flight.load(Ordering::Relaxed) == 0 {
@@ -369,7 +390,8 @@ pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
     unsafe { may_stop(record, &standing) }.map(drop)
 }
 
-/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and sends nothing.
+/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and
+/// sends nothing.
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
@@ -392,8 +414,8 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         f: Option<F>,
         result: Option<R>,
     }
-    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding that is not Rust's and that nothing may catch, such as
-    /// `pthread_exit`'s.
+    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding
+    /// that is not Rust's and that nothing may catch, such as `pthread_exit`'s.
     struct Leave(&'static Record);
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -423,11 +445,13 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
         let record = call.record;
-        // A walk reads from this SP on, which may lie on another page than the one that was asked about.
+        // A walk reads from this SP on, which may lie on another page than the one that was asked
+        // about.
         record.own_stack.holds(sp);
         loop {
             drain_signals(record);
-            // As inside no_preempt: a handler that parked between publishing and entering would leave its own snapshot, or half of it.
+            // As inside no_preempt: a handler that parked between publishing and entering would
+            // leave its own snapshot, or half of it.
             record.depth.store(
                 u32::from(!faults::planted("no-blocking-section")),
                 Ordering::Relaxed,
@@ -489,7 +513,8 @@ impl NoPreempt<'_> {
     #[inline]
     pub(crate) fn on(record: &'static Record) -> Self {
         let depth = record.depth.load(Ordering::Relaxed);
-        // Relaxed with a compiler fence: only this thread's own signal handler reads it, and it sees this thread's stores in program order.
+        // Relaxed with a compiler fence: only this thread's own signal handler reads it, and it
+        // sees this thread's stores in program order.
         record.depth.store(depth + 1, Ordering::Relaxed);
         compiler_fence(Ordering::SeqCst);
         NoPreempt {
@@ -502,7 +527,8 @@ impl NoPreempt<'_> {
 impl Drop for NoPreempt<'_> {
     #[inline]
     fn drop(&mut self) {
-        // First the depth, then the look: a handler between the two stops the thread itself, one before them has left its mark.
+        // First the depth, then the look: a handler between the two stops the thread itself, one
+        // before them has left its mark.
         compiler_fence(Ordering::SeqCst);
         let depth = self.record.depth.load(Ordering::Relaxed) - 1;
         self.record.depth.store(depth, Ordering::Relaxed);

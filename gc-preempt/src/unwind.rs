@@ -1,25 +1,32 @@
-//! Says how to get from a native frame to its caller's, by the unwind tables (CFI) of the module that the frame's PC lies in.
+//! Says how to get from a native frame to its caller's, by the unwind tables (CFI) of the module
+//! that the frame's PC lies in.
 //!
-//! The answer is a [`Rule`] or nothing. Nothing means that no table covers this very PC, or that its row says something that cannot be expressed here; the walker
-//! then scans conservatively. There is no third case: no guessing by RBP, no disassembly. (framehop, the crate one would take, follows RBP silently where
-//! it has no table, and a stale RBP can lead into a plausible chain; it also wants every module announced beforehand, and takes all modules anew when one
-//! is loaded.)
+//! The answer is a [`Rule`] or nothing. Nothing means that no table covers this very PC, or that
+//! its row says something that cannot be expressed here; the walker then scans conservatively.
+//! There is no third case: no guessing by RBP, no disassembly. (framehop, the crate one would take,
+//! follows RBP silently where it has no table, and a stale RBP can lead into a plausible chain; it
+//! also wants every module announced beforehand, and takes all modules anew when one is loaded.)
 //!
 //! # In the stopped world
 //!
-//! A mutator may be stopped inside malloc, inside `dlopen`, with the loader's lock held. So the module is found by glibc's `_dl_find_object` (2.35 and later; also
-//! for the vDSO), which takes no lock: it reads one of two copies of a sorted table, and a writer that is stopped in the middle holds up nobody. It is looked up
-//! by `dlsym` once ([`setup`]), outside of any stop; where it is missing, no native frame has a rule. Tables are parsed by gimli with storage on the stack. Nothing
-//! here allocates, locks or panics.
+//! A mutator may be stopped inside malloc, inside `dlopen`, with the loader's lock held. So the
+//! module is found by glibc's `_dl_find_object` (2.35 and later; also for the vDSO), which takes no
+//! lock: it reads one of two copies of a sorted table, and a writer that is stopped in the middle
+//! holds up nobody. It is looked up by `dlsym` once ([`setup`]), outside of any stop; where it is
+//! missing, no native frame has a rule. Tables are parsed by gimli with storage on the stack.
+//! Nothing here allocates, locks or panics.
 //!
 //! # The cache
 //!
-//! A look-up takes half a microsecond where the tables are in the processor's caches and 10 to 17 us where a collection has just driven them out, and the same
-//! frames come back at every stop, so rules are kept by PC. The innermost frame stands somewhere else each time, but in few functions, of which one row speaks of
-//! nearly all instructions: so the last rows are kept by the range of PCs that they hold for. What makes a kept rule wrong is that a
-//! module is unloaded and another one loaded at its address. While a frame lies on a stopped stack its module stays, so within one stop every rule is good. From one
-//! stop to the next only those are kept whose module is never unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The others
-//! carry the number of their stop and are looked up anew at the next.
+//! A look-up takes half a microsecond where the tables are in the processor's caches and 10 to 17
+//! us where a collection has just driven them out, and the same frames come back at every stop, so
+//! rules are kept by PC. The innermost frame stands somewhere else each time, but in few functions,
+//! of which one row speaks of nearly all instructions: so the last rows are kept by the range of
+//! PCs that they hold for. What makes a kept rule wrong is that a module is unloaded and another
+//! one loaded at its address. While a frame lies on a stopped stack its module stays, so within one
+//! stop every rule is good. From one stop to the next only those are kept whose module is never
+//! unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The
+//! others carry the number of their stop and are looked up anew at the next.
 
 use std::cell::{Cell, UnsafeCell};
 use std::ffi::{c_int, c_void};
@@ -50,7 +57,8 @@ pub(crate) struct Rule {
     pub(crate) back: Back,
     /// Where the caller's values of the [`PRESERVED`] registers are.
     pub(crate) saved: [Saved; PRESERVED.len()],
-    /// All registers that the frame has saved for its caller, and the return address, lie in so many bytes below the CFA.
+    /// All registers that the frame has saved for its caller, and the return address, lie in so
+    /// many bytes below the CFA.
     pub(crate) saves: u32,
 }
 
@@ -61,7 +69,8 @@ pub(crate) enum Back {
     Address,
     /// It has no caller: the outermost frame of its stack.
     Outermost,
-    /// By `rt_sigreturn`: it is the trampoline of a signal handler, and what the signal interrupted stands in the ucontext at SP. The other fields mean nothing.
+    /// By `rt_sigreturn`: it is the trampoline of a signal handler, and what the signal interrupted
+    /// stands in the ucontext at SP. The other fields mean nothing.
     Signal,
 }
 
@@ -122,8 +131,9 @@ static FIND: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 /// Start and end of the modules that are never unloaded.
 static STAYING: [[AtomicUsize; 2]; 5] = [const { [const { AtomicUsize::new(0) }; 2] }; 5];
 
-/// Where the function of a context that `makecontext` has made returns to. 0: not known. No unwind table says that its stack ends there, since the address before it,
-/// by which tables are searched, belongs to no function.
+/// Where the function of a context that `makecontext` has made returns to. 0: not known. No unwind
+/// table says that its stack ends there, since the address before it, by which tables are searched,
+/// belongs to no function.
 static CONTEXT_END: AtomicUsize = AtomicUsize::new(0);
 
 /// Is this the return address of the outermost frame of a stack that `makecontext` was given?
@@ -140,7 +150,8 @@ fn look_at_a_context() {
         fn makecontext(context: *mut libc::ucontext_t, f: extern "C" fn(), n: c_int, ...);
     }
     let mut stack = [0usize; 128];
-    // SAFETY: zero is a valid ucontext_t, which `getcontext` fills. The context is never switched to; `makecontext` writes some words at the end of its stack.
+    // SAFETY: zero is a valid ucontext_t, which `getcontext` fills. The context is never switched
+    // to; `makecontext` writes some words at the end of its stack.
     let sp = unsafe {
         let mut context: libc::ucontext_t = std::mem::zeroed();
         if getcontext(&raw mut context) != 0 {
@@ -171,7 +182,8 @@ pub(crate) fn setup() {
     // SAFETY: `getauxval` only reads.
     let [executable, vdso] =
         [libc::AT_PHDR, libc::AT_SYSINFO_EHDR].map(|at| unsafe { libc::getauxval(at) } as usize);
-    // Release pairs with the Acquire in `module`. (Whoever stops the world has been through here himself, or has got the world from who has.)
+    // Release pairs with the Acquire in `module`. (Whoever stops the world has been through here
+    // himself, or has got the world from who has.)
     FIND.store(find, Ordering::Release);
     let anchors = [
         setup as fn() as usize,
@@ -226,9 +238,10 @@ fn module(pc: usize) -> Option<Module> {
     } else if found.link_map.is_null() {
         return None;
     } else {
-        // Linkers leave a hole between segments where pages of the file and of memory would part (lld does, by luck of a build's sizes), and
-        // the loader then knows the segments one by one. What can be loaded anywhere begins at its bias.
-        // SAFETY: a `struct link_map` of `<link.h>`, whose first word (`l_addr`) is the bias. It stays as long as the module does.
+        // Linkers leave a hole between segments where pages of the file and of memory would part
+        // (lld does, by luck of a build's sizes), and the loader then knows the segments one by
+        // one. What can be loaded anywhere begins at its bias. SAFETY: a `struct link_map` of
+        // `<link.h>`, whose first word (`l_addr`) is the bias. It stays as long as the module does.
         unsafe { found.link_map.cast::<usize>().read() }
     };
     // An executable at a fixed address has no bias, and no header there.
@@ -240,12 +253,13 @@ fn module(pc: usize) -> Option<Module> {
 }
 
 impl Module {
-    /// From `address` to the end of the loaded segment that it lies in: all of it is readable, which the whole map need not be. `None` in a segment
-    /// that is not.
+    /// From `address` to the end of the loaded segment that it lies in: all of it is readable,
+    /// which the whole map need not be. `None` in a segment that is not.
     fn segment(&self, address: usize) -> Option<&'static [u8]> {
         const PT_LOAD: u32 = 1;
         let head = self.head as *const libc::Elf64_Ehdr;
-        // SAFETY: there the module's first loaded segment is mapped, which holds at least a page; that it holds the ELF header is checked next.
+        // SAFETY: there the module's first loaded segment is mapped, which holds at least a page;
+        // that it holds the ELF header is checked next.
         let head = unsafe { head.read_unaligned() };
         if head.e_ident[..4] != *b"\x7fELF"
             || usize::from(head.e_phentsize) != size_of::<libc::Elf64_Phdr>()
@@ -271,8 +285,9 @@ impl Module {
             let start = bias.wrapping_add(segment.p_vaddr as usize);
             let end = start.checked_add(segment.p_filesz as usize)?;
             if segment.p_flags & libc::PF_R != 0 && (start..end).contains(&address) {
-                // SAFETY: a loaded segment's bytes of the file, mapped and read-only (tables lie in no writable segment), for as long as the module stays; it
-                // stays while a PC on a stopped stack lies in it.
+                // SAFETY: a loaded segment's bytes of the file, mapped and read-only (tables lie in
+                // no writable segment), for as long as the module stays; it stays while a PC on a
+                // stopped stack lies in it.
                 return Some(unsafe { slice::from_raw_parts(address as *const u8, end - address) });
             }
             next = loaded.next();
@@ -280,9 +295,11 @@ impl Module {
         None
     }
 
-    /// Where the entry (FDE) lies that may cover `pc`, and where `.eh_frame` begins: a binary search through the table that every linker makes.
+    /// Where the entry (FDE) lies that may cover `pc`, and where `.eh_frame` begins: a binary
+    /// search through the table that every linker makes.
     fn entry(&self, pc: usize) -> Option<(usize, usize)> {
-        /// Version 1; `.eh_frame`'s place relative to the field; a 32-bit count; pairs of 32-bit offsets from the table's section.
+        /// Version 1; `.eh_frame`'s place relative to the field; a 32-bit count; pairs of 32-bit
+        /// offsets from the table's section.
         const HEAD: [u8; 4] = [1, 0x1b, 0x03, 0x3b];
         let section = self.segment(self.eh_frame_hdr)?;
         let (head, rest) = section.split_first_chunk::<4>()?;
@@ -304,7 +321,8 @@ impl Module {
     }
 }
 
-/// gimli's storage on the stack. A function saves at most its sixteen registers, and state is remembered one deep in all code that compilers make.
+/// gimli's storage on the stack. A function saves at most its sixteen registers, and state is
+/// remembered one deep in all code that compilers make.
 struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
@@ -330,7 +348,8 @@ fn look_up(pc: usize) -> Option<Row> {
     rule_of(&section, eh_frame, offset, pc)
 }
 
-/// The rule at `pc` by the entry (FDE) at that offset of a section that stands (or stood, when its addresses were filled in) at `address`.
+/// The rule at `pc` by the entry (FDE) at that offset of a section that stands (or stood, when its
+/// addresses were filled in) at `address`.
 fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> Option<Row> {
     let bases = BaseAddresses::default().set_eh_frame(address as u64);
     let fde = section
@@ -360,7 +379,8 @@ fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> O
         evaluate(e.get(section).ok()?.0.slice(), pc, pushed)
     };
     let cfa = match row.cfa() {
-        // What gimli begins with: the tables do not say where the frame ends. (No frame ends at RAX.)
+        // What gimli begins with: the tables do not say where the frame ends. (No frame ends at
+        // RAX.)
         CfaRule::RegisterAndOffset {
             register: Register(0),
             offset: 0,
@@ -374,12 +394,14 @@ fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> O
     };
     let back = match row.register(Register(RETURN_ADDRESS)) {
         Some(RegisterRule::Offset(-8)) => Back::Address,
-        // Only this says that there is no caller. A row that is silent about the return address (assembly under `.cfi_startproc simple`) says nothing of callers.
+        // Only this says that there is no caller. A row that is silent about the return address
+        // (assembly under `.cfi_startproc simple`) says nothing of callers.
         Some(RegisterRule::Undefined) => Back::Outermost,
         None if faults::planted("silence-ends-walks") => Back::Outermost,
         _ => return None,
     };
-    // The caller's SP is the CFA, unless the row says otherwise (a function that changes stacks does).
+    // The caller's SP is the CFA, unless the row says otherwise (a function that changes stacks
+    // does).
     match row.register(Register(RSP as u16)) {
         None | Some(RegisterRule::ValOffset(0)) => {}
         Some(_) => return None,
@@ -425,7 +447,7 @@ fn rule_of(section: &Section<'_>, address: usize, offset: usize, pc: usize) -> O
 mod expression;
 mod table;
 
-// ---- the cache ----------------------------------------------------------------------------------------------------------------
+// ---- the cache ----------------------------------------------------------------------------------
 
 /// Rows that a cache keeps besides.
 const ROWS: usize = 16;
@@ -435,7 +457,8 @@ const ENTRIES: usize = 512;
 const CACHES: usize = 4;
 /// In the place of a stop's number: good in every stop.
 const ALWAYS: u64 = u64::MAX;
-/// And: good in none. For a walk outside of any stop, whose frames may be gone, and their module with them, before the next stop, or the next such walk.
+/// And: good in none. For a walk outside of any stop, whose frames may be gone, and their module
+/// with them, before the next stop, or the next such walk.
 pub(crate) const NEVER: u64 = 0;
 
 #[derive(Clone, Copy)]
@@ -533,7 +556,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// For a walk in the stop (or handshake) of that number, which none before or after it has, or in [none](NEVER).
+    /// For a walk in the stop (or handshake) of that number, which none before or after it has, or
+    /// in [none](NEVER).
     pub(crate) fn new(stop: u64) -> Self {
         if faults::planted("ask-the-loader") {
             ask_the_loader();
@@ -549,9 +573,11 @@ impl Session {
         }
     }
 
-    /// The rule at a PC. For a frame that stands at a call, that is the return address less one: the call may be the last instruction of its row.
+    /// The rule at a PC. For a frame that stands at a call, that is the return address less one:
+    /// the call may be the last instruction of its row.
     ///
-    /// `table` is the one that was registered with the code at that PC, if any; the loader's modules are not asked then.
+    /// `table` is the one that was registered with the code at that PC, if any; the loader's
+    /// modules are not asked then.
     pub(crate) fn rule(&mut self, pc: usize, table: Option<&Table>) -> Option<&Rule> {
         if faults::planted("no-unwind-tables") {
             return None;
@@ -595,7 +621,8 @@ impl Drop for Session {
     }
 }
 
-/// What must not be done in a stop: walk the list of modules, which takes the loader's lock. A test plants it.
+/// What must not be done in a stop: walk the list of modules, which takes the loader's lock. A test
+/// plants it.
 fn ask_the_loader() {
     extern "C" fn each(_: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
         0

@@ -1,31 +1,42 @@
-//! Walks a stopped thread's frames from the innermost outwards and says of each where its references may be.
+//! Walks a stopped thread's frames from the innermost outwards and says of each where its
+//! references may be.
 //!
-//! The walk is *sound by default*: a frame is passed over only as far as something vouches for what it holds (a stack map) and for where it ends (a frame rule, an
-//! unwind table). Where knowledge ends, every word from there to the stack's base is reported as possibly a reference.
+//! The walk is *sound by default*: a frame is passed over only as far as something vouches for what
+//! it holds (a stack map) and for where it ends (a frame rule, an unwind table). Where knowledge
+//! ends, every word from there to the stack's base is reported as possibly a reference.
 //!
 //! # Two kinds of frame
 //!
-//! A frame that was **interrupted** stands at any instruction. No map speaks of it: its registers, its red zone and all its words up to its CFA are reported word by
-//! word. That is the innermost frame, and every frame behind an interruption further out (a hook that runs in an injected call, a signal handler of somebody else's),
-//! also if its PC happens to equal a return address. The frame of an injected call is known by the one return address into the trampoline, and holds all registers of what
-//! it interrupted. No list of such calls is kept: a long jump out of a hook would leave entries in it whose stack is used anew.
+//! A frame that was **interrupted** stands at any instruction. No map speaks of it: its registers,
+//! its red zone and all its words up to its CFA are reported word by word. That is the innermost
+//! frame, and every frame behind an interruption further out (a hook that runs in an injected call,
+//! a signal handler of somebody else's), also if its PC happens to equal a return address. The
+//! frame of an injected call is known by the one return address into the trampoline, and holds all
+//! registers of what it interrupted. No list of such calls is kept: a long jump out of a hook would
+//! leave entries in it whose stack is used anew.
 //!
-//! A frame that **called** stands at a return address. If that lies in managed code with an entry in the stack maps, its slots are exact. Two of its areas are
-//! reported word by word all the same: the arguments of the call, which the callee may not have read yet, and the registers that it saved for its caller, which may be
-//! the only copy of a reference of a native caller's. A managed return address without entry may be a call that the compiler made up, with references in registers:
-//! word by word, and counted.
+//! A frame that **called** stands at a return address. If that lies in managed code with an entry
+//! in the stack maps, its slots are exact. Two of its areas are reported word by word all the same:
+//! the arguments of the call, which the callee may not have read yet, and the registers that it
+//! saved for its caller, which may be the only copy of a reference of a native caller's. A managed
+//! return address without entry may be a call that the compiler made up, with references in
+//! registers: word by word, and counted.
 //!
 //! # Where a frame ends
 //!
-//! Code laid out by RBP (Cranelift's): a frame that called ends two words above RBP. For one that was interrupted its unwind table, if it had one, would be wrong in the
-//! epilogue, so the place of the PC decides: before `push rbp` and at `ret`, SP is at the return address; after the push it is one word further; elsewhere RBP
-//! is the frame's own. (Single-stepped through whole functions without an error.) Everything else ends where the unwind table says, see `unwind.rs`.
+//! Code laid out by RBP (Cranelift's): a frame that called ends two words above RBP. For one that
+//! was interrupted its unwind table, if it had one, would be wrong in the epilogue, so the place of
+//! the PC decides: before `push rbp` and at `ret`, SP is at the return address; after the push it
+//! is one word further; elsewhere RBP is the frame's own. (Single-stepped through whole functions
+//! without an error.) Everything else ends where the unwind table says, see `unwind.rs`.
 //!
-//! A frame that a handler of somebody else's has interrupted may stand in a restart range, which it must leave by its first instruction: see `walk/handlers.rs`. That is the only
-//! thing that a walk changes.
+//! A frame that a handler of somebody else's has interrupted may stand in a restart range, which it
+//! must leave by its first instruction: see `walk/handlers.rs`. That is the only thing that a walk
+//! changes.
 //!
-//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after its address was compared with the stack's bounds, and SP grows from
-//! frame to frame, so the walk ends.
+//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after
+//! its address was compared with the stack's bounds, and SP grows from frame to frame, so the walk
+//! ends.
 
 use std::ops::Range;
 use std::ptr;
@@ -42,15 +53,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Takes what a walk finds.
 ///
-/// It is called in the stopped world: an implementation must not allocate from malloc, take a lock that a mutator may hold, or panic.
+/// It is called in the stopped world: an implementation must not allocate from malloc, take a lock
+/// that a mutator may hold, or panic.
 pub trait RootSink {
-    /// Any word of this range of addresses may be a reference, or none. Both ends are multiples of eight.
+    /// Any word of this range of addresses may be a reference, or none. Both ends are multiples of
+    /// eight.
     fn conservative(&mut self, words: Range<usize>);
 
-    /// The word at address `slot` is an edge of the given encoding (the number that the code was registered with).
+    /// The word at address `slot` is an edge of the given encoding (the number that the code was
+    /// registered with).
     fn exact(&mut self, slot: usize, encoding: u32);
 
-    /// The word at address `derived` was computed from the reference at address `base`, which is the edge. A collector that moves nothing can ignore the former.
+    /// The word at address `derived` was computed from the reference at address `base`, which is
+    /// the edge. A collector that moves nothing can ignore the former.
     fn derived(&mut self, base: usize, derived: usize, encoding: u32);
 }
 
@@ -72,7 +87,8 @@ pub struct WalkStats {
     pub conservative: u32,
     /// Of those, managed frames at a return address that no stack map names.
     pub unknown_sites: u32,
-    /// Injected calls whose hooks had not returned. Behind each the walk began anew, at the instruction that was interrupted.
+    /// Injected calls whose hooks had not returned. Behind each the walk began anew, at the
+    /// instruction that was interrupted.
     pub injected: u32,
     /// Whether the walk lost its way and scanned the rest of the stack word by word up to its base.
     pub to_base: bool,
@@ -95,12 +111,13 @@ pub(crate) struct Frames<'a> {
     pub(crate) outermost: &'a AtomicUsize,
 }
 
-/// Frames that end within so many bytes of the outermost one's end are the system's that start a thread, and one of them may be the outermost at times.
+/// Frames that end within so many bytes of the outermost one's end are the system's that start a
+/// thread, and one of them may be the outermost at times.
 const NEAR: usize = 128;
 
 impl Frames<'_> {
-    /// Is a frame that ends there, and has no caller, the outermost of this stack? Otherwise it is the outermost of a stack that lies inside of this one: a coroutine's,
-    /// in a local array.
+    /// Is a frame that ends there, and has no caller, the outermost of this stack? Otherwise it is
+    /// the outermost of a stack that lies inside of this one: a coroutine's, in a local array.
     fn is_outermost(&self, cfa: usize) -> bool {
         // Relaxed: written by walks in stops, and by the thread when it attaches.
         let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);
@@ -110,10 +127,12 @@ impl Frames<'_> {
 
 /// Walks the stack of a thread that stands as `snapshot` says, in the stop of that number.
 ///
-/// If SP does not lie on the stack, all of it is reported. So it is where SP lies on another stack inside of this one.
+/// If SP does not lie on the stack, all of it is reported. So it is where SP lies on another stack
+/// inside of this one.
 ///
 /// # Safety
-/// The thread is stopped and stays so; the registry lock is held; the stack is readable memory; and the code of every managed frame on the stack is mapped.
+/// The thread is stopped and stays so; the registry lock is held; the stack is readable memory; and
+/// the code of every managed frame on the stack is mapped.
 pub(crate) unsafe fn walk(
     code: &CodeMap,
     number: u64,
@@ -163,8 +182,9 @@ impl Stack {
     /// The word at that address, if the address is a word's on the stack.
     fn word(&self, address: usize) -> Option<usize> {
         (address.is_multiple_of(8) && self.0.contains(&address)).then(|| {
-            // SAFETY: on the stack, which `walk`'s contract calls readable, and aligned. (The bounds are multiples of eight, so the whole word lies inside.)
-            // Volatile: it is another thread's memory.
+            // SAFETY: on the stack, which `walk`'s contract calls readable, and aligned. (The
+            // bounds are multiples of eight, so the whole word lies inside.) Volatile: it is
+            // another thread's memory.
             unsafe { ptr::read_volatile(address as *const usize) }
         })
     }
@@ -227,7 +247,8 @@ impl Frame {
         self.registers[RSP]
     }
 
-    /// The PC by which tables are searched: inside the call instruction, which may be the last of its function.
+    /// The PC by which tables are searched: inside the call instruction, which may be the last of
+    /// its function.
     fn inside(&self) -> usize {
         if self.interrupted {
             self.pc
@@ -261,7 +282,8 @@ enum Next {
     },
 }
 
-/// How each kind of frame ends. Each step is `None` where the frame's end cannot be told, or is not where it can be.
+/// How each kind of frame ends. Each step is `None` where the frame's end cannot be told, or is not
+/// where it can be.
 impl Stack {
     /// The end of an interrupted frame that is laid out by RBP.
     fn by_place(&self, frame: &Frame, managed: &Managed<'_>, limit: usize) -> Option<Step> {
@@ -269,8 +291,10 @@ impl Stack {
         const PROLOGUE: [u8; 4] = [0x55, 0x48, 0x89, 0xe5];
         const RET: [u8; 2] = [0xc3, 0xc2];
         let function = managed.maps.function(frame.pc)?;
-        // SAFETY: both lie in a registered function, which is mapped by `walk`'s contract. A function of fewer than four bytes does not begin with the prologue, and a
-        // page does not end inside of these four bytes unless the function does, since it is not registered to begin there otherwise.
+        // SAFETY: both lie in a registered function, which is mapped by `walk`'s contract. A
+        // function of fewer than four bytes does not begin with the prologue, and a page does not
+        // end inside of these four bytes unless the function does, since it is not registered to
+        // begin there otherwise.
         let (start, here) = unsafe {
             let start: [u8; 4] = ptr::read_unaligned(function as *const [u8; 4]);
             (start, ptr::read(frame.pc as *const u8))
@@ -372,7 +396,8 @@ struct Walker<'a> {
     stats: WalkStats,
     /// The thread's, if it is one's.
     frames: Option<Frames<'a>>,
-    /// Frames of the thread lie below the innermost one as well: that is on a stack inside of the thread's.
+    /// Frames of the thread lie below the innermost one as well: that is on a stack inside of the
+    /// thread's.
     below: bool,
     /// Frames that may still be walked.
     left: u32,
@@ -411,7 +436,8 @@ impl<'a> Walker<'a> {
             let gpr = registers.gpr.as_ptr_range();
             self.sink.conservative(gpr.start as usize..gpr.end as usize);
         }
-        // SAFETY: the snapshot's image, or that of an interruption that it lists: readable, by `walk`'s contract.
+        // SAFETY: the snapshot's image, or that of an interruption that it lists: readable, by
+        // `walk`'s contract.
         unsafe { arch::state_in_use(vectors, |words| self.report(words)) };
     }
 
@@ -459,7 +485,8 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Reports what is left from `low` on, and, where frames lie below the innermost one, what lies below `first`.
+    /// Reports what is left from `low` on, and, where frames lie below the innermost one, what lies
+    /// below `first`.
     fn lost(&mut self, first: usize, low: usize) {
         self.stats.conservative += 1;
         self.stats.to_base = true;
@@ -486,7 +513,8 @@ impl<'a> Walker<'a> {
         Some(Next::Frame(Frame::interrupted(&registers)))
     }
 
-    /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot be done.
+    /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot
+    /// be done.
     fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
         if !frame.interrupted
             && let Some(known) = self.memo.get(frame.pc)
@@ -500,7 +528,8 @@ impl<'a> Walker<'a> {
         let managed = unsafe { self.code.managed(frame.inside()) };
         let Some(managed) = managed else {
             if !frame.interrupted && unwind::ends_a_context(frame.pc) {
-                // The return address is all that the frame has: this word was read with the frame before.
+                // The return address is all that the frame has: this word was read with the frame
+                // before.
                 return Some(Next::End { cfa: frame.sp() });
             }
             let step = match self.session.rule(frame.inside(), None)? {
@@ -524,7 +553,8 @@ impl<'a> Walker<'a> {
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
             FrameRule::Rbp => {
-                // Only what the maps call a function is known to keep RBP; what else lies in the range may be a stub.
+                // Only what the maps call a function is known to keep RBP; what else lies in the
+                // range may be a stub.
                 managed.maps.function(frame.inside())?;
                 self.stack.by_rbp(frame, limit)?
             }
@@ -555,7 +585,8 @@ impl<'a> Walker<'a> {
             // Not one of which all is known, so not one whose map is believed.
             FrameRule::Rbp => return Some(self.word_by_word(low, step)),
             FrameRule::Cfi => {
-                // Everything that lies in an aligned frame is a word of its own, so a size that is no multiple of eight does not occur.
+                // Everything that lies in an aligned frame is a word of its own, so a size that is
+                // no multiple of eight does not occur.
                 let saves = step.saves as usize;
                 match step.cfa.checked_sub(saves).filter(|top| *top >= low) {
                     Some(top) => low..top & !7,
@@ -575,7 +606,8 @@ impl<'a> Walker<'a> {
         limit: usize,
     ) -> Option<Next> {
         let step = self.stack.by_rbp(frame, limit)?;
-        // The map counts from FP - span. Should that not be where the callee's frame ended, then one of the two is wrong.
+        // The map counts from FP - span. Should that not be where the callee's frame ended, then
+        // one of the two is wrong.
         let fp = step.cfa - 16;
         if fp.checked_sub(known.span) != Some(low) {
             return None;
@@ -605,7 +637,8 @@ impl<'a> Walker<'a> {
         step.next
     }
 
-    /// Reports the slots of a managed frame, and its arguments and saved registers word by word. `body` ends where the saved registers begin.
+    /// Reports the slots of a managed frame, and its arguments and saved registers word by word.
+    /// `body` ends where the saved registers begin.
     fn exact(
         &mut self,
         frame: &Frame,

@@ -1,6 +1,8 @@
-//! Says which thread keeps a stop waiting, and lets a panic in a stopped world die loudly instead of waiting for ever.
+//! Says which thread keeps a stop waiting, and lets a panic in a stopped world die loudly instead
+//! of waiting for ever.
 //!
-//! Both run while threads are stopped that may hold any lock, so they format into a fixed buffer and write with `write(2)`.
+//! Both run while threads are stopped that may hold any lock, so they format into a fixed buffer
+//! and write with `write(2)`.
 
 use crate::arch;
 use crate::clock;
@@ -127,7 +129,8 @@ fn report(record: &Record, waited: Duration) {
 fn proc_file<'a>(tid: i32, file: &str, buffer: &'a mut [u8]) -> &'a [u8] {
     let mut path = Text::new();
     let _ = write!(path, "/proc/self/task/{tid}/{file}\0");
-    // SAFETY: the path ends in a zero, the buffer is writable for its length, the descriptor is closed once.
+    // SAFETY: the path ends in a zero, the buffer is writable for its length, the descriptor is
+    // closed once.
     let n = unsafe {
         let fd = libc::open(path.bytes.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
         if fd < 0 {
@@ -148,14 +151,18 @@ fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a str> {
     core::str::from_utf8(line[name.len()..].trim_ascii()).ok()
 }
 
-// ---- panics in a stopped world ---------------------------------------------------------------------------------------------------
+// ---- panics in a stopped world ------------------------------------------------------------------
 //
-// A panic on the thread that holds a stop must not run what it runs elsewhere: the message may call malloc or take a lock of its own, the standard hook
-// takes the lock of standard error, and unwinding calls malloc; a stopped thread may hold any of these. Two things end it:
+// A panic on the thread that holds a stop must not run what it runs elsewhere: the message may call
+// malloc or take a lock of its own, the standard hook takes the lock of standard error, and
+// unwinding calls malloc; a stopped thread may hold any of these. Two things end it:
 //
-// * A hook that aborts, with the panic's message. It is on top of whatever hook the host has when a world is made, and when it is stopped first.
-// * A hook that the host sets later comes before ours, and the message is written before any hook. A panic that gets stuck in either waits for a lock that a
-//   parked thread holds. So a thread that is parked for long has the stopper look at itself, by a signal, and the stopper aborts if it panics.
+// * A hook that aborts, with the panic's message. It is on top of whatever hook the host has when a
+//   world is made, and when it is stopped first.
+// * A hook that the host sets later comes before ours, and the message is written before any hook.
+//   A panic that gets stuck in either waits for a lock that a parked thread holds. So a thread that
+//   is parked for long has the stopper look at itself, by a signal, and the stopper aborts if it
+//   panics.
 
 /// How long a thread is parked before it has the stopper look at itself, and again.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -168,9 +175,11 @@ static ASKED: AtomicU64 = AtomicU64::new(0);
 /// The address of the hook that was installed last, or null.
 static HOOK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Makes sure that the panic hook which aborts in a stopped world comes before the host's. Allocates; takes the lock of the hook.
+/// Makes sure that the panic hook which aborts in a stopped world comes before the host's.
+/// Allocates; takes the lock of the hook.
 ///
-/// A hook that another thread sets between the two calls below is lost. So this is done where a world is made or stopped first, not in each stop.
+/// A hook that another thread sets between the two calls below is lost. So this is done where a
+/// world is made or stopped first, not in each stop.
 pub(crate) fn put_panic_hook_on_top() {
     if std::thread::panicking() || crate::world::in_no_preempt_here() {
         return;
@@ -238,7 +247,8 @@ pub(crate) fn stop_begins() {
     ASKED.store(clock::now(), Ordering::Relaxed);
 }
 
-/// Has the stopper look whether it is stuck in a panic. By a thread that has been parked for [`PATIENCE`]. Async-signal-safe.
+/// Has the stopper look whether it is stuck in a panic. By a thread that has been parked for
+/// [`PATIENCE`]. Async-signal-safe.
 pub(crate) fn ask_the_stopper() {
     let (now, asked) = (clock::now(), ASKED.load(Ordering::Relaxed));
     let is_due = now.saturating_sub(asked) >= PATIENCE.as_nanos() as u64;
@@ -255,7 +265,8 @@ pub(crate) fn ask_the_stopper() {
 
 /// Aborts if the calling thread panics in the stop that it holds. In the handler.
 pub(crate) fn abort_if_panicking() {
-    // `panicking` reads a counter and a thread-local that needs no initialisation, of a thread that has used it before if it panics.
+    // `panicking` reads a counter and a thread-local that needs no initialisation, of a thread that
+    // has used it before if it panics.
     if crate::world::holds_a_stop() && std::thread::panicking() {
         abort_with(None);
     }

@@ -1,25 +1,33 @@
 //! Stopping and resuming the mutators of one heap: request, wait, retry, resume.
 //!
-//! A stop has a number, one more than the last in the process. It goes like this, all under the registry lock, which also makes stops one at a
-//! time, so that two heaps cannot park each other's stoppers:
+//! A stop has a number, one more than the last in the process. It goes like this, all under the
+//! registry lock, which also makes stops one at a time, so that two heaps cannot park each other's
+//! stoppers:
 //!
-//! 1. Turn to every mutator ([`State::turn`](crate::state::State::turn)): hold the blocked ones, ask the running ones and signal them.
-//!    All are signalled before any is waited for, so that their latencies overlap.
-//! 2. Wait until the count of acknowledgements is down to zero: spin if there is a core to spare for it, otherwise sleep, since a spinning
-//!    stopper would keep a core from a thread that has yet to run its handler (measured: 77 against 20 us at 2 threads on 2 cores).
+//! 1. Turn to every mutator ([`State::turn`](crate::state::State::turn)): hold the blocked ones,
+//!    ask the running ones and signal them. All are signalled before any is waited for, so that
+//!    their latencies overlap.
+//! 2. Wait until the count of acknowledgements is down to zero: spin if there is a core to spare
+//!    for it, otherwise sleep, since a spinning stopper would keep a core from a thread that has
+//!    yet to run its handler (measured: 77 against 20 us at 2 threads on 2 cores).
 //! 3. Resume: one store of the number, one futex wake for all. Nobody is signalled to go on.
 //!
-//! Before it begins, a stop lets the world run for as long as the stop before has held it, see [`Gate`]: stops back to back would otherwise take over each thread before
-//! it has left its park, or signal it on its way out of the handler, so that it never comes to an instruction of its own.
+//! Before it begins, a stop lets the world run for as long as the stop before has held it, see
+//! [`Gate`]: stops back to back would otherwise take over each thread before it has left its park,
+//! or signal it on its way out of the handler, so that it never comes to an instruction of its own.
 //!
-//! Retries: a thread that could not stop where it stood (unsafe code, a foreign stack) is signalled again from 5 us on, doubling to
-//! 1 ms. A thread inside `no_preempt` is not: it looks by itself at the section's end. A signal that nobody handled is sent again only
-//! after 10 ms, then ever more seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in our place may eat them.
+//! Retries: a thread that could not stop where it stood (unsafe code, a foreign stack) is signalled
+//! again from 5 us on, doubling to 1 ms. A thread inside `no_preempt` is not: it looks by itself at
+//! the section's end. A signal that nobody handled is sent again only after 10 ms, then ever more
+//! seldom: signals are not lost in the kernel, but a host's `sigwait` or a handler that it put in
+//! our place may eat them.
 //!
-//! The thread that holds a stop holds the registry lock with it, so whatever else needs that lock cannot be done by this thread before the resume. What can
-//! fail gives an error value ([`registry::lock`] makes each caller say what it does): stopping a world, a handshake, attaching, registering code, a new
-//! world. What cannot fail is put off until the resume (a dropped [`Mutator`] stays a member until then), or touches nothing that a stop reads (the last handle
-//! of another world).
+//! The thread that holds a stop holds the registry lock with it, so whatever else needs that lock
+//! cannot be done by this thread before the resume. What can fail gives an error value
+//! ([`registry::lock`] makes each caller say what it does): stopping a world, a handshake,
+//! attaching, registering code, a new world. What cannot fail is put off until the resume (a
+//! dropped [`Mutator`] stays a member until then), or touches nothing that a stop reads (the last
+//! handle of another world).
 
 pub(crate) mod aside;
 mod errors;
@@ -46,33 +54,39 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use wait::{Gate, Wait, send};
 
-/// Thread pointer of the thread that holds a stop, or 0: its panics abort (see [`watchdog::install_panic_hook`]).
+/// Thread pointer of the thread that holds a stop, or 0: its panics abort (see
+/// [`watchdog::install_panic_hook`]).
 pub(crate) static STOPPER: AtomicUsize = AtomicUsize::new(0);
 
 /// What a world's owner does around a fork. See [`World::on_fork`].
 #[derive(Clone, Copy)]
 pub struct ForkHooks {
-    /// In the parent before the fork, on the forking thread, with the registry lock held: no stop is under way. Take the locks that the
-    /// child must find free.
+    /// In the parent before the fork, on the forking thread, with the registry lock held: no stop
+    /// is under way. Take the locks that the child must find free.
     pub prepare: unsafe fn(*mut ()),
     /// In the parent after it, with the registry lock held.
     pub parent: unsafe fn(*mut ()),
-    /// In the child, on its only thread, after the registry holds no other. No lock of ours is held.
+    /// In the child, on its only thread, after the registry holds no other. No lock of ours is
+    /// held.
     pub child: unsafe fn(*mut ()),
     /// Handed to each.
     pub data: *mut (),
 }
 
-/// What is done with a mutator's `data` when its thread ends with its [`Mutator`] not dropped, and when it has been set aside. See [`World::attach_with`].
+/// What is done with a mutator's `data` when its thread ends with its [`Mutator`] not dropped, and
+/// when it has been set aside. See [`World::attach_with`].
 #[derive(Clone, Copy)]
 pub struct MutatorHooks {
     /// On the thread itself, when its thread-local destructors run, before it is detached.
     pub at_exit: unsafe fn(*mut ()),
-    /// On another thread, after one that ended without running any destructor (by the `exit` system call), which a stop has noticed. The registry lock is held, and
-    /// the world may be stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    /// On another thread, after one that ended without running any destructor (by the `exit` system
+    /// call), which a stop has noticed. The registry lock is held, and the world may be stopped: no
+    /// malloc, and no lock that a mutator may hold outside of `no_preempt`.
     pub gone: unsafe fn(*mut ()),
-    /// When the mutator is taken back that [`World::set_aside`] has set aside: on its thread, before that goes on, or on one that makes a handshake with it. The registry lock is
-    /// held, so no stop of its world is under way. No malloc, and no lock that a mutator may hold outside of `no_preempt`. `None`: it is never set aside.
+    /// When the mutator is taken back that [`World::set_aside`] has set aside: on its thread,
+    /// before that goes on, or on one that makes a handshake with it. The registry lock is held, so
+    /// no stop of its world is under way. No malloc, and no lock that a mutator may hold outside of
+    /// `no_preempt`. `None`: it is never set aside.
     pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
 }
 
@@ -82,9 +96,11 @@ pub(crate) struct Member {
     pub hooks: Option<MutatorHooks>,
     /// The kernel said that the thread no longer exists.
     pub dead: bool,
-    /// What [`Record::returns`] said when `World::set_aside` looked last, if the thread was in `blocking` then.
+    /// What [`Record::returns`] said when `World::set_aside` looked last, if the thread was in
+    /// `blocking` then.
     blocked_at: Option<u32>,
-    /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The world, which the `Mutator` held.
+    /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The
+    /// world, which the `Mutator` held.
     left: UnsafeCell<Option<Arc<Inner>>>,
 }
 
@@ -101,7 +117,8 @@ impl Member {
     }
 
     /// # Safety
-    /// The thread has ended, the registry lock is held, and this is the last that is done with the member.
+    /// The thread has ended, the registry lock is held, and this is the last that is done with the
+    /// member.
     pub(crate) unsafe fn tell_gone(&self) {
         if let Some(hooks) = self.hooks {
             // SAFETY: `attach_with`'s caller promised that this may be called here.
@@ -129,8 +146,8 @@ pub(crate) struct Inner {
     hooked: AtomicBool,
 }
 
-// SAFETY: `members` is touched only with the registry lock held, which `members` asks its guard for; the raw pointers in it are data for
-// the embedder, which vouches for them.
+// SAFETY: `members` is touched only with the registry lock held, which `members` asks its guard
+// for; the raw pointers in it are data for the embedder, which vouches for them.
 unsafe impl Sync for Inner {}
 // SAFETY: as above.
 unsafe impl Send for Inner {}
@@ -142,15 +159,18 @@ impl Inner {
         unsafe { &mut *self.members.get() }
     }
 
-    /// Notes that a member leaves once the stop is over that its own thread, the caller, holds. Allocates nothing.
+    /// Notes that a member leaves once the stop is over that its own thread, the caller, holds.
+    /// Allocates nothing.
     ///
     /// # Safety
     /// The caller holds a stop.
     pub(crate) unsafe fn leave_after_stop(self: &Arc<Self>, record: &'static Record) {
-        // SAFETY: the caller's stop holds the registry lock, so the lists do not change; iterators of the stop may borrow them as this does.
+        // SAFETY: the caller's stop holds the registry lock, so the lists do not change; iterators
+        // of the stop may borrow them as this does.
         let members = unsafe { &*self.members.get() };
         if let Some(member) = members.all().find(|m| core::ptr::eq(m.record, record)) {
-            // SAFETY: touched by the thread that holds the registry lock only, here and in `finish`.
+            // SAFETY: touched by the thread that holds the registry lock only, here and in
+            // `finish`.
             unsafe { *member.left.get() = Some(self.clone()) };
             // Relaxed: read by this thread only.
             LEFT.store(true, Ordering::Relaxed);
@@ -177,31 +197,40 @@ pub(crate) fn worlds(_lock: &mut RegistryGuard) -> &mut Vec<Weak<Inner>> {
 ///
 /// # What a host's thread notices of stops
 ///
-/// A stop is a signal with `SA_RESTART`, so a mutator that is in a system call then notices what signal(7) says of any signal. In
-/// [`blocking`](Mutator::blocking) no signal comes, and a thread notices nothing.
+/// A stop is a signal with `SA_RESTART`, so a mutator that is in a system call then notices what
+/// signal(7) says of any signal. In [`blocking`](Mutator::blocking) no signal comes, and a thread
+/// notices nothing.
 ///
-/// * **EINTR.** `poll`, `select`, `epoll_wait`, `nanosleep`, `usleep`, `pause`, `sigsuspend`, `sigwaitinfo`, `sigtimedwait`, `msgsnd`, `msgrcv`, `semop`,
-///   `semtimedop`, `io_getevents`, `io_uring_enter`, and socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` end in EINTR.
-/// * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has moved a part of its bytes ends with their number. Loop, as for any signal, or make the
-///   call in `blocking`, where it is whole.
-/// * **errno** is kept by stops and by every wait of this crate; `blocking` leaves what its closure has left.
-/// * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and outside of `blocking`: the thread unwinds, and is detached. A
-///   cancellation that comes while the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous* cancellation around calls of
-///   this crate, which are no more async-cancel-safe than `malloc`; in loops of its own it may.
-/// * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which leaves the thread out. What the stack held is no root from then on.
-///   The stack must not be unmapped before the stop that is under way is over; `pthread_join` on such a thread, which may do so, is to be called while no stop
-///   walks, so end threads in another way where that can be.
+/// * **EINTR.** `poll`, `select`, `epoll_wait`, `nanosleep`, `usleep`, `pause`, `sigsuspend`,
+///   `sigwaitinfo`, `sigtimedwait`, `msgsnd`, `msgrcv`, `semop`, `semtimedop`, `io_getevents`,
+///   `io_uring_enter`, and socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` end in EINTR.
+/// * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has moved a part of its
+///   bytes ends with their number. Loop, as for any signal, or make the call in `blocking`, where
+///   it is whole.
+/// * **errno** is kept by stops and by every wait of this crate; `blocking` leaves what its closure
+///   has left.
+/// * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and
+///   outside of `blocking`: the thread unwinds, and is detached. A cancellation that comes while
+///   the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous*
+///   cancellation around calls of this crate, which are no more async-cancel-safe than `malloc`; in
+///   loops of its own it may.
+/// * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which
+///   leaves the thread out. What the stack held is no root from then on. The stack must not be
+///   unmapped before the stop that is under way is over; `pthread_join` on such a thread, which may
+///   do so, is to be called while no stop walks, so end threads in another way where that can be.
 #[derive(Clone)]
 pub struct World {
     pub(crate) inner: Arc<Inner>,
 }
 
 impl World {
-    /// A world without mutators. The first one in the process installs the SIGURG handler and the panic hook that keeps a panic in a
-    /// stopped world from waiting for a lock that a stopped thread holds.
+    /// A world without mutators. The first one in the process installs the SIGURG handler and the
+    /// panic hook that keeps a panic in a stopped world from waiting for a lock that a stopped
+    /// thread holds.
     ///
     /// # Errors
-    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a thread that holds a stop.
+    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a
+    /// thread that holds a stop.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if holds_a_stop() {
@@ -209,7 +238,8 @@ impl World {
         }
         faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
-        // Before the registry lock: they take the loader's and std's locks, under which others may want to attach.
+        // Before the registry lock: they take the loader's and std's locks, under which others may
+        // want to attach.
         pin::pin().map_err(SetupError::Library)?;
         unwind::setup();
         processors::setup();
@@ -235,26 +265,32 @@ impl World {
         Ok(Self { inner })
     }
 
-    /// Attaches the running thread. `data` is the heap's record of it, readable while it is stopped.
+    /// Attaches the running thread. `data` is the heap's record of it, readable while it is
+    /// stopped.
     ///
-    /// Unblocks SIGURG on this thread, which the last detach undoes, and gives it an alternate signal stack that is large enough. The last detach sets the one that the
-    /// thread had before; where it had none, Urge's stays until the thread ends. What the host sets meanwhile stays as it is.
+    /// Unblocks SIGURG on this thread, which the last detach undoes, and gives it an alternate
+    /// signal stack that is large enough. The last detach sets the one that the thread had before;
+    /// where it had none, Urge's stays until the thread ends. What the host sets meanwhile stays as
+    /// it is.
     ///
     /// # Errors
-    /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system refused what it needs.
+    /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system
+    /// refused what it needs.
     pub fn attach(&self, data: *mut ()) -> Result<Mutator, AttachError> {
         attach::attach(self, data, None)
     }
 
-    /// [`attach`](Self::attach), with hooks: one of them is called with `data` should the thread end with its [`Mutator`] leaked, before it is
-    /// detached; another where [`set_aside`](Self::set_aside) has set the mutator aside.
+    /// [`attach`](Self::attach), with hooks: one of them is called with `data` should the thread
+    /// end with its [`Mutator`] leaked, before it is detached; another where
+    /// [`set_aside`](Self::set_aside) has set the mutator aside.
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
     ///
     /// # Safety
-    /// Unless the `Mutator` was dropped before, `hooks.at_exit` may be called with `data` once the thread runs its thread-local destructors, and `hooks.gone` once the
-    /// thread has ended without. `hooks.back` may be called with it until then.
+    /// Unless the `Mutator` was dropped before, `hooks.at_exit` may be called with `data` once the
+    /// thread runs its thread-local destructors, and `hooks.gone` once the thread has ended
+    /// without. `hooks.back` may be called with it until then.
     pub unsafe fn attach_with(
         &self,
         data: *mut (),
@@ -270,10 +306,12 @@ impl World {
     /// Sets what is done around a fork by any thread of the process.
     ///
     /// # Safety
-    /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc usable in all three.
+    /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc
+    /// usable in all three.
     pub unsafe fn on_fork(&self, hooks: ForkHooks) {
         let lock = registry::lock();
-        // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does not look at hooks.
+        // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does
+        // not look at hooks.
         unsafe { (*self.inner.members.get()).fork_hooks = Some(hooks) };
         drop(lock);
     }
@@ -281,12 +319,14 @@ impl World {
     /// Registers code. See [`CodeSpec`](code::CodeSpec).
     ///
     /// # Errors
-    /// [`CodeError`](code::CodeError) if the range is empty or overlaps another, and on a thread that holds a stop.
+    /// [`CodeError`](code::CodeError) if the range is empty or overlaps another, and on a thread
+    /// that holds a stop.
     ///
     /// # Safety
-    /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever without one); managed code keeps the System V
-    /// convention, the frame rule and the stack maps; a restart range may be begun again from everywhere in it. A walk passes over what
-    /// the maps do not name, so a wrong map loses objects.
+    /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever
+    /// without one); managed code keeps the System V convention, the frame rule and the stack maps;
+    /// a restart range may be begun again from everywhere in it. A walk passes over what the maps
+    /// do not name, so a wrong map loses objects.
     pub unsafe fn register_code(
         &self,
         spec: code::CodeSpec,
@@ -297,23 +337,29 @@ impl World {
         unsafe { code::CODE.register(self.inner.id, spec) }
     }
 
-    /// Stops every mutator of this world and returns once all are stopped. They stay so until the result is resumed or dropped. Those that
-    /// [`set_aside`](Self::set_aside) has set aside stand still already, and the stop does not look at them.
+    /// Stops every mutator of this world and returns once all are stopped. They stay so until the
+    /// result is resumed or dropped. Those that [`set_aside`](Self::set_aside) has set aside stand
+    /// still already, and the stop does not look at them.
     ///
-    /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so that stops back to back do not starve them: half of the time is theirs.
+    /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so
+    /// that stops back to back do not starve them: half of the time is theirs.
     ///
-    /// Until then call nothing that takes a lock which a stopped thread may hold: no malloc, no printing, no `dl_iterate_phdr`; nor
-    /// attach or register code from this thread, which gives an error.
+    /// Until then call nothing that takes a lock which a stopped thread may hold: no malloc, no
+    /// printing, no `dl_iterate_phdr`; nor attach or register code from this thread, which gives an
+    /// error.
     ///
     /// # Errors
-    /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any world.
+    /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any
+    /// world.
     pub fn stop(&self) -> Result<Stopped<'_>, StopError> {
         self.stop_those(None)
     }
 
-    /// Brings near this core what walks in the next stop will need, while the mutators run: the walk of a thread with 15 native frames takes 5 us then instead of 14.
+    /// Brings near this core what walks in the next stop will need, while the mutators run: the
+    /// walk of a thread with 15 native frames takes 5 us then instead of 14.
     ///
-    /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing depends on it.
+    /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing
+    /// depends on it.
     ///
     /// ```
     /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
@@ -334,7 +380,8 @@ impl World {
     /// Stops one mutator only, and calls `f` with it.
     ///
     /// # Errors
-    /// [`HandshakeError`] if there is no such mutator, if it is the caller, or if the caller holds a stop.
+    /// [`HandshakeError`] if there is no such mutator, if it is the caller, or if the caller holds
+    /// a stop.
     pub fn handshake<R>(
         &self,
         id: MutatorId,
@@ -390,7 +437,8 @@ impl World {
         unsafe { code::CODE.take_dropped() };
         let members = &mut self.inner.members(&mut lock).list;
         let requested = Instant::now();
-        // Relaxed: only under the registry lock; the threads learn the number from their state words.
+        // Relaxed: only under the registry lock; the threads learn the number from their state
+        // words.
         let number = BEGUN.load(Ordering::Relaxed) + 1;
         BEGUN.store(number, Ordering::Relaxed);
         watchdog::stop_begins();
@@ -442,7 +490,8 @@ impl World {
         };
         let deferrals = wait.until_all_stopped(members);
         for gone in members.iter().filter(|m| m.dead) {
-            // SAFETY: the thread has ended, the registry lock is held, and the end of this stop takes the member away.
+            // SAFETY: the thread has ended, the registry lock is held, and the end of this stop
+            // takes the member away.
             unsafe { gone.tell_gone() };
         }
         let stopped_at = Instant::now();
@@ -473,7 +522,8 @@ impl World {
 impl Drop for Inner {
     fn drop(&mut self) {
         let lock = registry::lock();
-        // SAFETY: the registry lock is held, by `lock` or by this thread's stop, which is of another world: a stop holds its own.
+        // SAFETY: the registry lock is held, by `lock` or by this thread's stop, which is of
+        // another world: a stop holds its own.
         unsafe { code::CODE.world_gone(self.id) };
         let unused = match &lock {
             // SAFETY: the registry lock is held, and no stop is under way.
@@ -531,7 +581,8 @@ impl Stopped<'_> {
     }
 
     fn members(&self) -> &[Member] {
-        // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is borrowed.
+        // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
+        // borrowed.
         unsafe { &(*self.world.inner.members.get()).list }
     }
 
@@ -572,11 +623,13 @@ impl Stopped<'_> {
             let registers = snapshot(m).registers;
             registers.gpr.into_iter().chain([registers.pc])
         });
-        // SAFETY: the registry lock is held, the world is stopped; stacks are readable from the stack pointer's red zone to their base.
+        // SAFETY: the registry lock is held, the world is stopped; stacks are readable from the
+        // stack pointer's red zone to their base.
         unsafe { code::CODE.reap(self.world.inner.id, stacks, words) };
     }
 
-    /// Forgets the threads that no longer exist. The records must go too: a new thread may get the same control block.
+    /// Forgets the threads that no longer exist. The records must go too: a new thread may get the
+    /// same control block.
     fn bury_the_dead(&self, lock: &mut RegistryGuard) {
         let list = &mut self.world.inner.members(lock).list;
         if !list.iter().any(|m| m.dead) {
@@ -606,7 +659,8 @@ impl Stopped<'_> {
             self.world.inner.members(&mut lock).resumed = Some((now, self.report.pause));
         }
         park::wake(park::low_half(&RESUMED), i32::MAX);
-        // Threads that still walk their stacks read the code map, which may change once the lock is free.
+        // Threads that still walk their stacks read the code map, which may change once the lock is
+        // free.
         acknowledgements::wait_for_walks();
         self.bury_the_dead(&mut lock);
         let left = take_those_that_left(&mut lock);
@@ -676,13 +730,14 @@ impl<'s> StoppedMutator<'s> {
         unsafe { self.member.record.snapshot() }
     }
 
-    /// The addresses of its own stack, in use or not. Of the main thread's, which grows, the part that is known to be there.
+    /// The addresses of its own stack, in use or not. Of the main thread's, which grows, the part
+    /// that is known to be there.
     pub fn stack(&self) -> Range<usize> {
         self.member.record.stack()
     }
 
-    /// What the stop before this one cost the thread by its own clock, from its handler's first instruction to its last, if it took part
-    /// in it running.
+    /// What the stop before this one cost the thread by its own clock, from its handler's first
+    /// instruction to its last, if it took part in it running.
     pub fn last_stall(&self) -> Option<Duration> {
         // Acquire pairs with the Release in `note_stall`.
         let of = self.member.record.stall_of.load(Ordering::Acquire);
@@ -692,15 +747,18 @@ impl<'s> StoppedMutator<'s> {
 
     /// Walks its frames from the innermost outwards.
     ///
-    /// A thread in `blocking` runs on meanwhile. One that has ended there by the bare `exit` system call since the stop began has no frames: its stack may be
-    /// unmapped. One whose stack is unmapped while this walks it makes this crash: do not unmap a stack on which a mutator ended without detaching.
+    /// A thread in `blocking` runs on meanwhile. One that has ended there by the bare `exit` system
+    /// call since the stop began has no frames: its stack may be unmapped. One whose stack is
+    /// unmapped while this walks it makes this crash: do not unmap a stack on which a mutator ended
+    /// without detaching.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
         if self.member.record.lifeline.is_cut() {
             return WalkStats::default();
         }
         self.member.record.note_walk(self.snapshot().registers.sp());
-        // SAFETY: the stop that this value borrows holds the thread and the registry lock; its stack is mapped while it lives, and code that a stack returns into
-        // stays registered and mapped.
+        // SAFETY: the stop that this value borrows holds the thread and the registry lock; its
+        // stack is mapped while it lives, and code that a stack returns into stays registered and
+        // mapped.
         unsafe {
             walk::walk(
                 &code::CODE,
@@ -732,7 +790,8 @@ pub struct StopReport {
     pub deferrals: u32,
 }
 
-/// Runs `f` without being stopped in it, if the running thread is attached to any world; otherwise just runs it.
+/// Runs `f` without being stopped in it, if the running thread is attached to any world; otherwise
+/// just runs it.
 pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
@@ -759,8 +818,8 @@ pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Does the running thread hold a stop: has it stopped a world and not resumed it yet? For allocators that abort on a malloc in a stopped
-/// world. Takes no lock and allocates nothing.
+/// Does the running thread hold a stop: has it stopped a world and not resumed it yet? For
+/// allocators that abort on a malloc in a stopped world. Takes no lock and allocates nothing.
 pub fn holds_a_stop() -> bool {
     STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()
 }

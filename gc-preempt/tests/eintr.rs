@@ -1,6 +1,8 @@
-//! System calls that a stop's signal ends with EINTR, in spite of SA_RESTART: which they are, and that none does in `blocking` (H5).
+//! System calls that a stop's signal ends with EINTR, in spite of SA_RESTART: which they are, and
+//! that none does in `blocking` (H5).
 //!
-//! `docs/hosting.md` names them, after signal(7). Here each is made while the world is stopped again and again.
+//! `docs/hosting.md` names them, after signal(7). Here each is made while the world is stopped
+//! again and again.
 
 mod common;
 
@@ -68,7 +70,8 @@ fn calls() -> Vec<Call> {
     let null: *mut u8 = std::ptr::null_mut();
     let word = Box::leak(Box::new(0_u32));
     let word = std::ptr::from_mut(word) as usize;
-    // All of them get descriptors that are open, and buffers and times that live until the call returns.
+    // All of them get descriptors that are open, and buffers and times that live until the call
+    // returns.
     vec![
         (
             "nanosleep",

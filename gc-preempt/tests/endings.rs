@@ -1,4 +1,5 @@
-//! What a host's threads keep while they are stopped (errno, a whole transfer), and the ways in which they end: `pthread_exit`, cancellation, the bare system call.
+//! What a host's threads keep while they are stopped (errno, a whole transfer), and the ways in
+//! which they end: `pthread_exit`, cancellation, the bare system call.
 
 mod common;
 
@@ -35,7 +36,8 @@ fn yield_now() {
     unsafe { libc::sched_yield() };
 }
 
-/// More mutators than processors, so that one whose wait ends in a stop sleeps at once; each sees that `body` keeps errno, while stops follow each other.
+/// More mutators than processors, so that one whose wait ends in a stop sleeps at once; each sees
+/// that `body` keeps errno, while stops follow each other.
 fn errno_is_kept_by(body: impl Fn(&Mutator) + Sync) {
     let world = world();
     let (done, ready, lost) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
@@ -121,14 +123,15 @@ fn h39_a_signal_anywhere_keeps_errno() {
     });
 }
 
-// ---- ends ------------------------------------------------------------------------------------------------------------------------
+// ---- ends ---------------------------------------------------------------------------------------
 
 type Body = extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 
 /// A thread that may be unwound by the system.
 fn start(body: Body, data: *mut c_void) -> libc::pthread_t {
     let mut thread = 0;
-    // SAFETY: the two function types differ in what a caller may assume only; `data` outlives the thread, by the callers.
+    // SAFETY: the two function types differ in what a caller may assume only; `data` outlives the
+    // thread, by the callers.
     unsafe {
         let body = std::mem::transmute::<Body, extern "C" fn(*mut c_void) -> *mut c_void>(body);
         assert_eq!(
@@ -230,7 +233,8 @@ extern "C-unwind" fn reads(data: *mut c_void) -> *mut c_void {
     shared.ready.fetch_add(1, SeqCst);
     loop {
         let mut byte = 0u8;
-        // SAFETY: a byte of our own. The cancellation point, where stops meet the thread as anywhere.
+        // SAFETY: a byte of our own. The cancellation point, where stops meet the thread as
+        // anywhere.
         unsafe { read(shared.pipe, (&raw mut byte).cast(), 1) };
     }
 }
@@ -384,9 +388,10 @@ fn h41_a_new_thread_at_the_same_place_finds_it_gone() {
     );
 }
 
-// ---- transfers -------------------------------------------------------------------------------------------------------------------
+// ---- transfers ----------------------------------------------------------------------------------
 
-/// Writes a MiB to a pipe that is read slowly, while stops follow each other. How much `write` says it has written.
+/// Writes a MiB to a pipe that is read slowly, while stops follow each other. How much `write` says
+/// it has written.
 fn write_beside_stops(write: impl Fn(&Mutator, libc::c_int, &[u8]) -> isize + Sync) -> isize {
     let world = world();
     let mut pipe = [0; 2];

@@ -1,4 +1,5 @@
-//! The thread that holds a stop: what it cannot do before the resume, how its panics end, and that nobody waits for it while it lets the world run.
+//! The thread that holds a stop: what it cannot do before the resume, how its panics end, and that
+//! nobody waits for it while it lets the world run.
 
 mod common;
 
@@ -130,7 +131,8 @@ fn h37_a_fork_in_the_own_stop_ends_with_a_message() {
     unsafe { libc::fork() };
 }
 
-/// The test's child aborts in time and has said these words by then; without the cure it hangs, or ends otherwise.
+/// The test's child aborts in time and has said these words by then; without the cure it hangs, or
+/// ends otherwise.
 fn aborts_with(name: &str, fault: &str, words: &[&str]) {
     use std::os::unix::process::ExitStatusExt;
     for fault in ["", fault] {
@@ -260,7 +262,8 @@ fn h43_attaching_does_not_wait_while_a_stopper_lets_the_world_run() {
         || {
             let world = world();
             let (asks, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
-            // A busy machine may take the processor from the thread that attaches for as long as the world runs, but not most of the time.
+            // A busy machine may take the processor from the thread that attaches for as long as
+            // the world runs, but not most of the time.
             let attached_meanwhile = (0..40).filter(|_| {
                 let first = world.stop().unwrap();
                 std::thread::sleep(Duration::from_millis(12));

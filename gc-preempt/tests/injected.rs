@@ -1,4 +1,5 @@
-//! Stops in code that says what may be done to it: injected calls, restart and unsafe ranges, hooks, and the edges of stacks and regions.
+//! Stops in code that says what may be done to it: injected calls, restart and unsafe ranges,
+//! hooks, and the edges of stacks and regions.
 
 mod common;
 
@@ -11,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, O
 use std::time::{Duration, Instant};
 
 global_asm!(
-    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in every vector register's low and high half and checks
-    // them each time round.
+    // rdi: *const AtomicBool done, rsi: *mut u64 mismatches. Holds patterns in every vector
+    // register's low and high half and checks them each time round.
     ".globl t_vector_loop",
     ".globl t_vector_loop_end",
     "t_vector_loop:",
@@ -60,7 +61,8 @@ global_asm!(
     "pop rbp",
     "ret",
     "t_vector_loop_end:",
-    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A two-store unit: both words go up together, or are seen apart.
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A two-store unit: both words go up together,
+    // or are seen apart.
     ".globl t_pair_loop",
     ".globl t_pair_loop_end",
     ".globl t_pair_unit",
@@ -76,8 +78,8 @@ global_asm!(
     "inc rax",
     "t_pair_unit:",
     "mov [rsi], rax",
-    // Some processors end two stores together, and are hardly ever interrupted between them: some of the loop's time is spent here, and more of it
-    // outside, where the thread can be stopped.
+    // Some processors end two stores together, and are hardly ever interrupted between them: some
+    // of the loop's time is spent here, and more of it outside, where the thread can be stopped.
     "pause",
     "mov [rsi + 8], rax",
     "t_pair_unit_end:",
@@ -120,7 +122,8 @@ fn vector_loop_range() -> std::ops::Range<usize> {
     t_vector_loop as *const () as usize..at(t_vector_loop_end)
 }
 
-/// One test at a time may have the vector loop registered. Taken before the world is made, so that it is given back after its end.
+/// One test at a time may have the vector loop registered. Taken before the world is made, so that
+/// it is given back after its end.
 static VECTOR_LOOP: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
@@ -129,8 +132,8 @@ fn vector_loop_alone() -> std::sync::MutexGuard<'static, ()> {
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Stops the vector loop until it was met running, and stopped as `wanted`, so many times. A thread that is still parked from the stop before
-/// does not count, nor one on its way out of it.
+/// Stops the vector loop until it was met running, and stopped as `wanted`, so many times. A thread
+/// that is still parked from the stop before does not count, nor one on its way out of it.
 fn stop_the_vector_loop(config: Config, wanted: Origin, times: usize) {
     let _alone = vector_loop_alone();
     let world = World::new(config).unwrap();
@@ -140,7 +143,8 @@ fn stop_the_vector_loop(config: Config, wanted: Origin, times: usize) {
     beside(
         &world,
         |done| {
-            // SAFETY: the assembly keeps the System V convention and writes its two arguments' targets only.
+            // SAFETY: the assembly keeps the System V convention and writes its two arguments'
+            // targets only.
             unsafe { t_vector_loop(done, bad.load(Relaxed) as *mut u64) };
         },
         || {
@@ -300,7 +304,8 @@ fn a_thread_inside_a_restart_range_is_moved_to_its_start() {
     );
 }
 
-/// Where the context of the host's handler keeps the PC that it interrupted; 0 while it does not run.
+/// Where the context of the host's handler keeps the PC that it interrupted; 0 while it does not
+/// run.
 static HOSTS_PC: AtomicUsize = AtomicUsize::new(0);
 
 /// The host's handler: long enough to be stopped in.
@@ -314,7 +319,8 @@ extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontex
     HOSTS_PC.store(0, SeqCst);
 }
 
-/// Runs after each instruction. In the unit it raises SIGUSR1, which is delivered as it returns: at that instruction.
+/// Runs after each instruction. In the unit it raises SIGUSR1, which is delivered as it returns: at
+/// that instruction.
 extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
     unsafe {
@@ -325,7 +331,8 @@ extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext
     }
 }
 
-/// Stops the pair loop in a host's handler, and says whether what that had interrupted was ever the unit half done.
+/// Stops the pair loop in a host's handler, and says whether what that had interrupted was ever the
+/// unit half done.
 fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     for (signal, handler) in [
         (libc::SIGUSR1, hosts as *const ()),
@@ -362,7 +369,8 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     let (mut torn, mut inside) = (false, 0);
     beside(
         &world,
-        // SAFETY: the assembly writes its second argument's target only; the flag makes a trap of each instruction.
+        // SAFETY: the assembly writes its second argument's target only; the flag makes a trap of
+        // each instruction.
         |done| unsafe {
             std::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
             t_pair_loop(done, target.load(Relaxed) as *mut _);
@@ -525,7 +533,7 @@ fn a_stop_is_not_injected_where_the_stack_has_no_room() {
     );
 }
 
-// ---- stacks that are not the thread's own, and the edge of a blocking region ---------------------------------------------------------
+// ---- stacks that are not the thread's own, and the edge of a blocking region --------------------
 
 global_asm!(
     // t_on_stack(f, data, top): calls f(data) on another stack, as a coroutine library would.
@@ -561,7 +569,8 @@ fn on_another_stack(f: &mut dyn FnMut()) {
     let mut stack = vec![0u8; 256 * 1024];
     let top = (stack.as_mut_ptr() as usize + stack.len()) & !15;
     let mut f = f;
-    // SAFETY: the memory is large enough, and lives until the call returns; the closure does not unwind.
+    // SAFETY: the memory is large enough, and lives until the call returns; the closure does not
+    // unwind.
     unsafe { t_on_stack(call, (&raw mut f).cast(), top) };
 }
 
@@ -615,7 +624,8 @@ fn blocking_on_another_stack_is_refused() {
 
 #[test]
 fn a_blocked_thread_is_seen_where_it_entered() {
-    // Without its section, a stop that comes between publishing and entering leaves the handler's snapshot.
+    // Without its section, a stop that comes between publishing and entering leaves the handler's
+    // snapshot.
     hazard(
         "a_blocked_thread_is_seen_where_it_entered",
         "no-blocking-section,slow-blocking",
@@ -628,7 +638,8 @@ fn a_blocked_thread_is_seen_where_it_entered() {
                     ready.store(true, SeqCst);
                     while !done.load(Relaxed) {
                         m.blocking(|| {
-                            // Long beside the window before it, so that the stop after one in the window meets it.
+                            // Long beside the window before it, so that the stop after one in the
+                            // window meets it.
                             for _ in 0..20_000 {
                                 std::hint::spin_loop();
                             }

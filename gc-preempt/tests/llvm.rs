@@ -1,6 +1,8 @@
-//! Managed code that LLVM compiled, run for real: linked into a shared library, walked in a stop from inside its calls and its loop.
+//! Managed code that LLVM compiled, run for real: linked into a shared library, walked in a stop
+//! from inside its calls and its loop.
 //!
-//! The references that it is called with exist nowhere else on the stacks: the test keeps their complements, and a few instructions of assembly turn them over.
+//! The references that it is called with exist nowhere else on the stacks: the test keeps their
+//! complements, and a few instructions of assembly turn them over.
 
 mod common;
 
@@ -90,7 +92,8 @@ struct Library {
 }
 
 impl Library {
-    /// Links the committed object and loads it, once in the process. `None`, and a word on stderr, if there is no linker.
+    /// Links the committed object and loads it, once in the process. `None`, and a word on stderr,
+    /// if there is no linker.
     fn get() -> Option<&'static Library> {
         static LIBRARY: OnceLock<Option<Library>> = OnceLock::new();
         LIBRARY.get_or_init(Library::load).as_ref()
@@ -104,7 +107,8 @@ impl Library {
         let mut cc = Command::new("cc");
         cc.args(["-shared", "-o"]).arg(&library).arg(object);
         let loaded = match cc.output() {
-            // ld warns of relocations in a section that is not writable: the loader applies them all the same.
+            // ld warns of relocations in a section that is not writable: the loader applies them
+            // all the same.
             Ok(output) if output.status.success() => Some(Self::open(&library)),
             Ok(output) => panic!("{cc:?}: {}", String::from_utf8_lossy(&output.stderr)),
             Err(error) => {
@@ -428,7 +432,8 @@ fn fail_if_planted() {
     );
 }
 
-/// Code that was generated in memory brings its unwind tables along; the loader's are not asked then.
+/// Code that was generated in memory brings its unwind tables along; the loader's are not asked
+/// then.
 #[test]
 fn unwind_tables_given_with_the_code_are_used() {
     let _alone = alone();
@@ -539,7 +544,8 @@ fn a_loop_without_calls_is_walked_from_any_instruction() {
         while STAGE.load(SeqCst) != 2 {
             std::thread::yield_now();
         }
-        // The PC has left the code; a stale word below SP does not count, one above may for a while.
+        // The PC has left the code; a stale word below SP does not count, one above may for a
+        // while.
         STAGE.store(3, SeqCst);
         assert_eq!(thread.join().unwrap(), 100);
     });
@@ -563,7 +569,8 @@ struct Stepping<'a> {
 
 static STEPPING: AtomicPtr<c_void> = AtomicPtr::new(ptr::null_mut());
 
-/// After each instruction of the managed code: a foreign signal frame lies between us and it, and behind that the innermost rule must hold.
+/// After each instruction of the managed code: a foreign signal frame lies between us and it, and
+/// behind that the innermost rule must hold.
 extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     // SAFETY: the kernel's ucontext, of which only a field is read that the kernel writes.
     let pc = unsafe {
@@ -594,7 +601,8 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     assert!(found.seen.contains(&!o.rbx), "{what}");
     match found.stats.precise {
         0 => assert!(found.exact.is_empty(), "{what}"),
-        // `outer`, while `inner` is stepped through: its slots are exact at every instruction of its callee.
+        // `outer`, while `inner` is stepped through: its slots are exact at every instruction of
+        // its callee.
         1 => assert_eq!(found.exact, [!o.a, !o.b], "{what}"),
         _ => panic!("{what}"),
     }
@@ -604,7 +612,8 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
 
 extern "C" fn nothing(_: u64) {}
 
-/// Prologues, pushes of arguments, epilogues: LLVM's unwind tables hold at every instruction, and the walk finds its way from each.
+/// Prologues, pushes of arguments, epilogues: LLVM's unwind tables hold at every instruction, and
+/// the walk finds its way from each.
 #[test]
 fn llvm_frames_are_walked_from_every_single_instruction() {
     hazard(
@@ -628,7 +637,8 @@ fn llvm_frames_are_walked_from_every_single_instruction() {
             };
             STEPPING.store((&raw mut stepping).cast(), SeqCst);
             let slot = library.symbol(c"urge_test_hook") as *mut usize;
-            // SAFETY: the library's global; a handler for the signal that the stepped functions raise, of this test alone.
+            // SAFETY: the library's global; a handler for the signal that the stepped functions
+            // raise, of this test alone.
             unsafe {
                 slot.write(nothing as *const () as usize);
                 let mut action: libc::sigaction = std::mem::zeroed();
@@ -669,7 +679,8 @@ unsafe extern "C" fn stop_hook(_: *mut ()) {
     }
 }
 
-/// A stop injects a call of the hook into the loop; the next stop finds the thread inside the hook, and the loop behind an interruption.
+/// A stop injects a call of the hook into the loop; the next stop finds the thread inside the hook,
+/// and the loop behind an interruption.
 #[test]
 fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
     let _alone = alone();

@@ -1,4 +1,5 @@
-//! The main thread, whose stack grows: each case runs on it in a child process, as it is and with its cure switched off.
+//! The main thread, whose stack grows: each case runs on it in a child process, as it is and with
+//! its cure switched off.
 
 mod common;
 
@@ -144,7 +145,8 @@ impl gc_preempt::RootSink for Nothing {
     fn derived(&mut self, _: usize, _: usize, _: u32) {}
 }
 
-/// Stops the main thread while it is on another stack: the stop completes once it is back on its own.
+/// Stops the main thread while it is on another stack: the stop completes once it is back on its
+/// own.
 fn stop_while_elsewhere(go_there: impl FnOnce()) {
     let world = world();
     let mutator = world.attach(std::ptr::null_mut()).unwrap();
@@ -270,7 +272,8 @@ fn h50_the_main_thread_attaches_without_proc() {
     let empty = std::env::temp_dir().join(format!("urge-no-proc-{}", std::process::id()));
     std::fs::create_dir(&empty).unwrap();
     let path = std::ffi::CString::new(empty.to_str().unwrap()).unwrap();
-    // SAFETY: system calls with a C string. Only root may change its root directory; in a user namespace of its own everybody is.
+    // SAFETY: system calls with a C string. Only root may change its root directory; in a user
+    // namespace of its own everybody is.
     unsafe {
         if libc::geteuid() != 0 {
             assert_eq!(libc::unshare(libc::CLONE_NEWUSER), 0, "no user namespaces");

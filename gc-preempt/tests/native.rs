@@ -1,4 +1,5 @@
-//! Threads stopped at any instruction of native code and walked there: in libc, the vDSO, malloc, the dynamic loader (hazards H11 and H12).
+//! Threads stopped at any instruction of native code and walked there: in libc, the vDSO, malloc,
+//! the dynamic loader (hazards H11 and H12).
 
 mod common;
 
@@ -39,7 +40,8 @@ struct Tally {
     in_libc: u32,
 }
 
-/// Runs `work` again and again on a mutator that holds one word on its stack, and stops and walks it `stops` times.
+/// Runs `work` again and again on a mutator that holds one word on its stack, and stops and walks
+/// it `stops` times.
 fn storm(stops: u32, work: fn(u64)) -> Tally {
     let world = World::new(Config::default()).unwrap();
     // As complement, so that the word itself is on the mutator's stack only.
@@ -124,7 +126,8 @@ fn module(address: usize) -> Range<usize> {
     first.start..same.next_back().map_or(first.end, |last| last.0.end)
 }
 
-/// The walk finds its way from all but a few instructions: some hand-written assembly has no unwind tables.
+/// The walk finds its way from all but a few instructions: some hand-written assembly has no unwind
+/// tables.
 fn knows_its_way(tally: &Tally) {
     assert!(
         tally.lost * 50 <= tally.walks,
@@ -158,7 +161,8 @@ fn a_thread_inside_libcs_sort_and_printf_is_walked_from_any_instruction() {
     let tally = storm(2000, |round| {
         let mut items = [round, 7, 3, 9, 1, 12, 5, round / 2];
         let mut text = [0u8; 100];
-        // SAFETY: eight items of eight bytes; a buffer of a hundred, and a format with its arguments.
+        // SAFETY: eight items of eight bytes; a buffer of a hundred, and a format with its
+        // arguments.
         unsafe {
             libc::qsort(items.as_mut_ptr().cast(), 8, 8, Some(compare));
             let format = c"%g %s %lu".as_ptr();
@@ -189,7 +193,8 @@ fn a_thread_inside_the_vdso_is_walked_from_any_instruction() {
     assert!(tally.in_vdso > 0, "the clock was never caught in the vDSO");
 }
 
-/// A thread that opens and closes libraries holds the loader's lock half of the time, and changes the list of modules under the walker's feet.
+/// A thread that opens and closes libraries holds the loader's lock half of the time, and changes
+/// the list of modules under the walker's feet.
 #[test]
 fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
     hazard(
@@ -218,8 +223,9 @@ fn a_thread_inside_dlopen_does_not_hold_up_a_walk() {
                     }
                 }
             });
-            // How often it finds its way is not asked: code that runs while its module is being relocated (libm's choice of functions by processor) is not
-            // in the loader's table yet, and is scanned to the base.
+            // How often it finds its way is not asked: code that runs while its module is being
+            // relocated (libm's choice of functions by processor) is not in the loader's table yet,
+            // and is scanned to the base.
             assert!(tally.frames > 0);
         },
     );

@@ -43,7 +43,8 @@ impl Plugin {
     /// Calls an exported function of no arguments.
     fn call<R>(&self, name: &CStr) -> R {
         let f = self.symbol(name);
-        // SAFETY: the tests below ask for the type that the example gives the function of that name.
+        // SAFETY: the tests below ask for the type that the example gives the function of that
+        // name.
         unsafe { std::mem::transmute_copy::<*mut c_void, extern "C" fn() -> R>(&f)() }
     }
 
@@ -62,7 +63,8 @@ impl Plugin {
 
 fn detach(plugin: &Plugin, mutator: *mut c_void) {
     let f = plugin.symbol(c"plugin_detach");
-    // SAFETY: the example's function of that name has this type, and takes what `plugin_attach` gave.
+    // SAFETY: the example's function of that name has this type, and takes what `plugin_attach`
+    // gave.
     unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(*mut c_void)>(f)(mutator) };
 }
 

@@ -1,4 +1,5 @@
-//! What a host and its system do to signals: hazards H1 to H13 of the design, each with its cure and without.
+//! What a host and its system do to signals: hazards H1 to H13 of the design, each with its cure
+//! and without.
 
 mod common;
 
@@ -50,7 +51,8 @@ fn h1_a_lost_signal_is_sent_again() {
             |done| {
                 block_urg(libc::SIG_BLOCK);
                 let set = urg();
-                // SAFETY: the set is valid; nobody wants the siginfo. It eats the stop's first signal.
+                // SAFETY: the set is valid; nobody wants the siginfo. It eats the stop's first
+                // signal.
                 unsafe { libc::sigwaitinfo(&raw const set, std::ptr::null_mut()) };
                 eaten.store(true, SeqCst);
                 block_urg(libc::SIG_UNBLOCK);
@@ -406,7 +408,8 @@ fn h8_the_child_of_a_fork_can_stop_its_own_threads() {
                     }
                 });
                 for _ in 0..20 {
-                    // SAFETY: the child runs only code that a child may: glibc keeps malloc usable, and Urge its registry.
+                    // SAFETY: the child runs only code that a child may: glibc keeps malloc usable,
+                    // and Urge its registry.
                     let pid = unsafe { libc::fork() };
                     if pid == 0 {
                         let ok = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -457,7 +460,8 @@ fn h9_a_hosts_small_alternate_stack_is_replaced_and_given_back() {
         "h9_a_hosts_small_alternate_stack_is_replaced_and_given_back",
         "no-alternate-stack",
         || {
-            // The smallest that the kernel takes: less than a frame with AVX-512 state, or than that and a handler.
+            // The smallest that the kernel takes: less than a frame with AVX-512 state, or than
+            // that and a handler.
             let size = libc::MINSIGSTKSZ;
             let mut memory = vec![0xAA_u8; 64 * 1024];
             let world = world();

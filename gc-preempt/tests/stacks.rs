@@ -1,4 +1,5 @@
-//! Stacks that are not the thread's own, or only for a while: alternate signal stacks, stacks inside of the thread's stack, and what a long jump leaves on it.
+//! Stacks that are not the thread's own, or only for a while: alternate signal stacks, stacks
+//! inside of the thread's stack, and what a long jump leaves on it.
 
 mod common;
 
@@ -52,7 +53,8 @@ global_asm!(
     "mov rsp, rbp",
     "pop rbp",
     "ret",
-    // rdi, rsi: for the loop; rdx: called with rcx once `s_leave` has jumped out of the loop's stop hook.
+    // rdi, rsi: for the loop; rdx: called with rcx once `s_leave` has jumped out of the loop's stop
+    // hook.
     ".globl s_drive",
     "s_drive:",
     "push rbp",
@@ -153,7 +155,7 @@ fn of(memory: &mut [u8]) -> libc::stack_t {
     }
 }
 
-// ---- which stack the handler runs on ---------------------------------------------------------------------------------------------
+// ---- which stack the handler runs on ------------------------------------------------------------
 
 #[test]
 fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
@@ -193,7 +195,8 @@ fn h46_a_call_is_injected_only_from_the_threads_alternate_stack() {
     );
 }
 
-/// A host sets a small alternate stack of its own after attaching. What a stop needs does not lie below it.
+/// A host sets a small alternate stack of its own after attaching. What a stop needs does not lie
+/// below it.
 #[test]
 fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
     hazard(
@@ -213,8 +216,8 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
                     let (below, small) = memory_of_thread.split_at_mut(BELOW);
                     let theirs = of(small);
                     set(&theirs);
-                    // The walk that a blocked signal makes necessary takes the most of a handler's stack.
-                    // SAFETY: the set is filled by the first call.
+                    // The walk that a blocked signal makes necessary takes the most of a handler's
+                    // stack. SAFETY: the set is filled by the first call.
                     unsafe {
                         let mut mask = std::mem::zeroed();
                         libc::sigemptyset(&raw mut mask);
@@ -244,9 +247,10 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
     );
 }
 
-// ---- who owns which alternate stack ----------------------------------------------------------------------------------------------
+// ---- who owns which alternate stack -------------------------------------------------------------
 
-/// A host swaps a stack of its own in across a detach, and then restores "the old one", which is Urge's.
+/// A host swaps a stack of its own in across a detach, and then restores "the old one", which is
+/// Urge's.
 #[test]
 fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
     hazard(
@@ -277,7 +281,8 @@ fn h47_an_alternate_stack_that_a_host_restores_is_still_its_threads() {
     );
 }
 
-/// Go's runtime remembers the alternate stack that it has seen on a thread, and dies when it is disabled.
+/// Go's runtime remembers the alternate stack that it has seen on a thread, and dies when it is
+/// disabled.
 #[test]
 fn h47_an_alternate_stack_where_there_was_none_stays_until_the_thread_ends() {
     hazard(
@@ -328,7 +333,8 @@ extern "C" fn large_handler(_: i32) {
     std::hint::black_box(deep(75));
 }
 
-/// A thread without an alternate stack has handlers that use as much of its own as they like, SA_ONSTACK or not.
+/// A thread without an alternate stack has handlers that use as much of its own as they like,
+/// SA_ONSTACK or not.
 #[test]
 fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
     hazard(
@@ -357,7 +363,7 @@ fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
     );
 }
 
-// ---- other stacks inside of the thread's own, and what is left on it -------------------------------------------------------------
+// ---- other stacks inside of the thread's own, and what is left on it ----------------------------
 
 /// What is looked for, complemented, so that no other copy of it lies anywhere.
 const ROOT: usize = !0x00ab_cdef_1234_5678;
@@ -397,11 +403,13 @@ fn holding(f: &mut dyn FnMut()) {
     std::hint::black_box(&root);
 }
 
-/// Runs the coroutine on a stack in a local array; the root's holder lies further in than the array, or further out.
+/// Runs the coroutine on a stack in a local array; the root's holder lies further in than the
+/// array, or further out.
 #[inline(never)]
 fn on_a_local_array(further_in: bool) {
     let mut array = [0u64; 32 << 10];
-    // SAFETY: the contexts are filled by `getcontext` before they are used, and the array outlives the coroutine.
+    // SAFETY: the contexts are filled by `getcontext` before they are used, and the array outlives
+    // the coroutine.
     unsafe {
         let (mut back, mut there) = (std::mem::zeroed(), std::mem::zeroed::<libc::ucontext_t>());
         getcontext(&raw mut there);

@@ -1,4 +1,5 @@
-//! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and two worlds at once.
+//! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and
+//! two worlds at once.
 
 use gc_preempt::{
     AttachError, Config, HandshakeError, MutatorHooks, MutatorId, Origin, StopError, World,
@@ -430,7 +431,8 @@ fn without_signals_threads_stop_where_they_poll() {
 
 #[test]
 fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
-    // Its destructor was registered before the one that detaches; another thread must not get the record in between.
+    // Its destructor was registered before the one that detaches; another thread must not get the
+    // record in between.
     use std::cell::RefCell;
     use std::sync::mpsc;
     static GOING: AtomicBool = AtomicBool::new(false);

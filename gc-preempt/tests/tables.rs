@@ -1,4 +1,5 @@
-//! What stack maps and unwind tables do not say, or say in odd ways: nothing is lost, in real stops, and nothing grows beyond its input.
+//! What stack maps and unwind tables do not say, or say in odd ways: nothing is lost, in real
+//! stops, and nothing grows beyond its input.
 
 mod common;
 
@@ -56,10 +57,11 @@ fn walked(world: &World, run: impl FnOnce(&AtomicBool, &AtomicBool) + Send) -> (
     })
 }
 
-// ---- stack maps -----------------------------------------------------------------------------------------------------------------
+// ---- stack maps ---------------------------------------------------------------------------------
 
 global_asm!(
-    // fn(not, inside, done): two references at SP + 8 and SP + 16 of its frame alone, and null at SP + 24, while it waits.
+    // fn(not, inside, done): two references at SP + 8 and SP + 16 of its frame alone, and null at
+    // SP + 24, while it waits.
     ".globl urge_test_two, urge_test_two_end, urge_test_two_return",
     ".hidden urge_test_two, urge_test_two_end, urge_test_two_return",
     ".type urge_test_two,@function",
@@ -136,7 +138,8 @@ fn section(
     section
 }
 
-/// Walks [`urge_test_two`] while it is registered with these locations. How many of its two references were found.
+/// Walks [`urge_test_two`] while it is registered with these locations. How many of its two
+/// references were found.
 fn with_locations(world: &World, deopt: i32, locations: &[Location]) -> (u32, WalkStats) {
     let start = urge_test_two as *const () as usize;
     let offset = ((&raw const urge_test_two_return).addr() - start) as u32;
@@ -193,7 +196,7 @@ fn h52_what_a_map_says_of_allocas_or_cannot_say_is_scanned_word_by_word() {
     });
 }
 
-// ---- unwind tables --------------------------------------------------------------------------------------------------------------
+// ---- unwind tables ------------------------------------------------------------------------------
 
 /// Functions like `urge_test_wait` under the directives given, by name.
 macro_rules! waits {
@@ -271,7 +274,7 @@ fn h53_a_frame_without_a_word_of_its_return_address_is_not_the_outermost() {
     });
 }
 
-// ---- what reading takes ---------------------------------------------------------------------------------------------------------
+// ---- what reading takes -------------------------------------------------------------------------
 
 /// The process's largest resident set so far, in bytes.
 fn peak() -> usize {
@@ -326,10 +329,11 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
     });
 }
 
-// ---- what registering takes -----------------------------------------------------------------------------------------------------
+// ---- what registering takes ---------------------------------------------------------------------
 
-/// As a JIT compiler does it, which keeps its arena by each function's owner. With registrations or removals that look at each other this takes a quarter of an hour.
-/// A region of 64 bytes that keeps nothing.
+/// As a JIT compiler does it, which keeps its arena by each function's owner. With registrations or
+/// removals that look at each other this takes a quarter of an hour. A region of 64 bytes that
+/// keeps nothing.
 fn little_code(world: &World, address: usize) -> Result<CodeGuard, CodeError> {
     let spec = CodeSpec {
         range: address..address + 64,
@@ -346,7 +350,8 @@ fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
     for fault in ["linear-code", "linear-search"] {
         hazard(name, fault, || {
             let world = world();
-            // The steps of one registration, of one that is refused, and of the stop that looks for what leaves, in a map of so many regions.
+            // The steps of one registration, of one that is refused, and of the stop that looks for
+            // what leaves, in a map of so many regions.
             let costs = |regions: usize| {
                 let arena = vec![0u8; 64 * (regions + 1)];
                 let address = |region: usize| arena.as_ptr() as usize + 64 * region;

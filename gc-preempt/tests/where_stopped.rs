@@ -1,4 +1,5 @@
-//! Where a thread may be stopped, and how: each obstacle is named, and none is met where there is none.
+//! Where a thread may be stopped, and how: each obstacle is named, and none is met where there is
+//! none.
 
 mod common;
 
@@ -57,7 +58,8 @@ fn unsafe_loop(world: &World) -> gc_preempt::CodeGuard {
     unsafe { world.register_code(spec) }.unwrap()
 }
 
-/// Stops the thread once it has reached the place where it cannot be, and it stays there for [`LONG`].
+/// Stops the thread once it has reached the place where it cannot be, and it stays there for
+/// [`LONG`].
 fn stop_late(world: &World, place: impl FnOnce(&AtomicBool) + Send) {
     let there = AtomicBool::new(false);
     beside(
@@ -195,7 +197,7 @@ fn send(thread: u32, signal: i32) {
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
 }
 
-// ---- a thread that has a signal blocked ------------------------------------------------------------------------------------------
+// ---- a thread that has a signal blocked ---------------------------------------------------------
 
 /// Calls `f` at the end of so many frames.
 #[inline(never)]
@@ -220,8 +222,8 @@ extern "C" fn deep_handler(_: i32) {
     });
 }
 
-/// A handler that is deep in calls has interrupted a restart range. No collector walks the stack, and still the range begins anew: the word that the unit
-/// writes first is written again.
+/// A handler that is deep in calls has interrupted a restart range. No collector walks the stack,
+/// and still the range begins anew: the word that the unit writes first is written again.
 #[test]
 fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     hazard(
@@ -250,7 +252,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 beside(
                     &world,
                     |_| {
-                        // SAFETY: a system call; the unit reads its first argument and writes its second.
+                        // SAFETY: a system call; the unit reads its first argument and writes its
+                        // second.
                         unsafe {
                             thread.store(libc::gettid() as u32, SeqCst);
                             w_unit(&raw const over, first.as_ptr());
@@ -270,7 +273,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                                 &stopped.mutators().next().unwrap().snapshot().registers.pc
                             )
                         );
-                        // The next thing that the unit does, if it does not begin anew, is to see that it is over, and end.
+                        // The next thing that the unit does, if it does not begin anew, is to see
+                        // that it is over, and end.
                         over.store(true, SeqCst);
                         first.store(0, SeqCst);
                         drop(stopped);
@@ -285,8 +289,9 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     );
 }
 
-/// What a thread whose signals are blocked for good has to do before it answers does not grow with its stack. Each frame that is walked takes 100 us here, so the walk of
-/// all of them takes seconds.
+/// What a thread whose signals are blocked for good has to do before it answers does not grow with
+/// its stack. Each frame that is walked takes 100 us here, so the walk of all of them takes
+/// seconds.
 #[test]
 fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
     const FRAMES: u32 = 20_000;

@@ -20,12 +20,14 @@ const USAGE: u8 = 64;
 
 /// Stops threads at any instruction, scans them, collects, and says how long that took.
 ///
-/// Without a command: the demo. Managed threads in poll-free loops run beside threads that allocate; all are stopped by
-/// signal, scanned, collected and resumed, and check their own answers.
+/// Without a command: the demo. Managed threads in poll-free loops run beside threads that
+/// allocate; all are stopped by signal, scanned, collected and resumed, and check their own
+/// answers.
 #[derive(Debug, Parser)]
 #[command(name = "gclab", version, max_term_width = 100)]
 struct Cli {
-    /// Print one JSON object on stdout instead of a table (`run`: on stderr, as stdout is the program's)
+    /// Print one JSON object on stdout instead of a table (`run`: on stderr, as stdout is the
+    /// program's)
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -40,17 +42,20 @@ enum Command {
     Pause(Pause),
     /// The benchmarks game's binary trees, on one or more mutators of one heap
     Trees(Trees),
-    /// Full markings of a random graph, beside the limit program; or its pauses while a mutator changes it
+    /// Full markings of a random graph, beside the limit program; or its pauses while a mutator
+    /// changes it
     Mark(Mark),
     /// A cache with replacement: values of 16 bytes to 4 KiB
     Churn(Churn),
     /// Peak memory: fill with one size, drop nine in ten at random, fill with another
     Fragment(Fragment),
-    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model; or random Lox programs, in all tiers
+    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model; or random
+    /// Lox programs, in all tiers
     Fuzz(Fuzz),
     /// Everything at once, for as long as one likes, until an answer is wrong
     Soak(Soak),
-    /// Touch memory and give it back: on a virtual machine, what is measured next does not wait for its host's memory
+    /// Touch memory and give it back: on a virtual machine, what is measured next does not wait for
+    /// its host's memory
     Warm(Warm),
 }
 
@@ -69,7 +74,8 @@ struct Fuzz {
     /// The first case's seed; the others follow [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
-    /// Compare what random Lox programs say in the interpreter, in compiled code and under collection
+    /// Compare what random Lox programs say in the interpreter, in compiled code and under
+    /// collection
     #[arg(long)]
     lox: bool,
     /// Compare with the book's clox as well
@@ -168,7 +174,8 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors and go to stdout; if that is closed there is nobody left to tell.
+            // Help and version are no errors and go to stdout; if that is closed there is nobody
+            // left to tell.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }

@@ -1,10 +1,14 @@
-//! A collection at every single instruction of the allocation's fast path, and what would be lost without each of the four rules that make it right (H26).
+//! A collection at every single instruction of the allocation's fast path, and what would be lost
+//! without each of the four rules that make it right (H26).
 //!
-//! 1. The collector never changes a stopped mutator's run. 2. At the stop, the unallocated tail of every run is marked.
-//! 3. A cell is zero until it is written. 4. The advanced cursor is in memory before the first word of the cell is written.
+//! 1. The collector never changes a stopped mutator's run. 2. At the stop, the unallocated tail of
+//!    every run is marked.
+//! 3. A cell is zero until it is written. 4. The advanced cursor is in memory before the first word
+//!    of the cell is written.
 //!
-//! The sequence is written in assembly, as a compiler of a language would emit it, once right and once with rule 4 broken. The
-//! thread steps through it by the trap flag; after each instruction it lets another thread collect.
+//! The sequence is written in assembly, as a compiler of a language would emit it, once right and
+//! once with rule 4 broken. The thread steps through it by the trap flag; after each instruction it
+//! lets another thread collect.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -14,7 +18,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use common::hazard;
 use gc_core::{Encoding, Heap, Kind, Mutator, Run};
 
-/// `fn(run, cells) -> head`: a list of 16-byte cells, each with the next one and its number. Zero if the run is too short.
+/// `fn(run, cells) -> head`: a list of 16-byte cells, each with the next one and its number. Zero
+/// if the run is too short.
 type Build = unsafe extern "C" fn(*mut Run, usize) -> usize;
 
 macro_rules! build {
@@ -66,7 +71,8 @@ static END: AtomicUsize = AtomicUsize::new(0);
 static WANTED: AtomicU64 = AtomicU64::new(0);
 static DONE: AtomicU64 = AtomicU64::new(0);
 
-/// After each instruction: lets another thread collect while this one is stopped here, in the handler. What the interrupted code holds is found behind it.
+/// After each instruction: lets another thread collect while this one is stopped here, in the
+/// handler. What the interrupted code holds is found behind it.
 extern "C" fn stepped(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal.
     let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
@@ -102,7 +108,8 @@ fn garbage(mutator: &Mutator, site: gc_core::Site, cells: usize) {
     }
 }
 
-/// Builds a list with a collection at each instruction, and looks whether all of it is still there when much else has been allocated.
+/// Builds a list with a collection at each instruction, and looks whether all of it is still there
+/// when much else has been allocated.
 fn build_stepping() {
     const CELLS: usize = 40;
     let heap = Heap::builder().reserve(1 << 30).build().expect("a heap");
@@ -116,7 +123,8 @@ fn build_stepping() {
     };
     START.store(build as usize, SeqCst);
     END.store(end as usize, SeqCst);
-    // SAFETY: the handler waits, but for a thread that does not wait for it; it runs on the thread's own stack.
+    // SAFETY: the handler waits, but for a thread that does not wait for it; it runs on the
+    // thread's own stack.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = stepped as *const () as usize;
@@ -151,7 +159,8 @@ fn build_stepping() {
                 garbage(&mutator, site, 1);
             }
             wipe_stack();
-            // SAFETY: the trap flag on and off; the run has room for the cells, which two words each fill.
+            // SAFETY: the trap flag on and off; the run has room for the cells, which two words
+            // each fill.
             let head = unsafe {
                 std::arch::asm!("pushfq", "or qword ptr [rsp], 0x100", "popfq");
                 let head = build(run, CELLS);
@@ -188,9 +197,11 @@ fn build_stepping() {
     });
     let collections = WANTED.load(SeqCst);
     assert!(collections >= 9 * CELLS as u64, "{collections}");
-    // What a collection has freed by mistake may be found again by the next, as nobody has overwritten it yet.
+    // What a collection has freed by mistake may be found again by the next, as nobody has
+    // overwritten it yet.
     assert!(!fewer, "a collection has freed a part of the list");
-    // The list, and what little the stack may still show of the time before: no chain of long dead cells.
+    // The list, and what little the stack may still show of the time before: no chain of long dead
+    // cells.
     assert!(most_live < 3 * CELLS as u64, "{most_live} cells alive");
 }
 

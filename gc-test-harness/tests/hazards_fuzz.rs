@@ -1,4 +1,5 @@
-//! The fuzzer finds what it is for: each fault planted in the scanner or the heap is a wrong answer to it, and nothing else is.
+//! The fuzzer finds what it is for: each fault planted in the scanner or the heap is a wrong answer
+//! to it, and nothing else is.
 //!
 //! Also replays the fuzzing engine's corpora on a stable compiler.
 
@@ -20,8 +21,9 @@ fn fuzz(fault: &str, inject: &str, seconds: &str) -> Output {
         .expect("gclab starts")
 }
 
-/// Fuzzes with the fault planted until it is found, which is long before the time is over: as a wrong answer, or by an assertion of the
-/// collector's, which ends the process. Either way the seed that repeats it is said.
+/// Fuzzes with the fault planted until it is found, which is long before the time is over: as a
+/// wrong answer, or by an assertion of the collector's, which ends the process. Either way the seed
+/// that repeats it is said.
 fn finds(fault: &str) {
     let output = fuzz(fault, "0", "60");
     let said = String::from_utf8_lossy(&output.stderr);

@@ -1,4 +1,5 @@
-//! HAZARDS.md tells the truth about names: every test that it lists is there, and every fault is one that somebody plants.
+//! HAZARDS.md tells the truth about names: every test that it lists is there, and every fault is
+//! one that somebody plants.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Many stops on end: every register, vectors and masks included, the stack and the red zone hold their values (H13).
+//! Many stops on end: every register, vectors and masks included, the stack and the red zone hold
+//! their values (H13).
 //!
 //! `URGE_SOAK_STOPS=1000000` is the long form, some minutes; by default it is short.
 
@@ -18,7 +19,8 @@ fn stops() -> u32 {
     stops.map_or(3_000, |n| n.parse().expect("URGE_SOAK_STOPS is a number"))
 }
 
-/// Stops a thread that holds arbitrary words everywhere, again and again, and compares what it holds in the end.
+/// Stops a thread that holds arbitrary words everywhere, again and again, and compares what it
+/// holds in the end.
 fn soak(how: Hold, inject: bool) {
     let config = Config {
         inject,

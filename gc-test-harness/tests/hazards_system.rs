@@ -1,4 +1,5 @@
-//! Whole collections while threads are where the system is at its meanest: inside malloc, the loader, stdout's lock, the vDSO and libc's assembly, or not known to anybody.
+//! Whole collections while threads are where the system is at its meanest: inside malloc, the
+//! loader, stdout's lock, the vDSO and libc's assembly, or not known to anybody.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -33,7 +34,8 @@ fn node(mutator: &Mutator, kind: KindId, next: usize, value: u64) -> usize {
     }
 }
 
-/// Collects 50 times, each time with the thread stopped inside the function that `hold` is given, which it calls with some lock held.
+/// Collects 50 times, each time with the thread stopped inside the function that `hold` is given,
+/// which it calls with some lock held.
 fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
     let (heap, _) = heap();
     let (held, done) = (AtomicBool::new(false), AtomicBool::new(false));
@@ -61,7 +63,8 @@ fn collect_while_held(hold: impl Fn(&dyn Fn()) + Sync) {
     });
 }
 
-/// Has a mutator do `work` over and over while the heap is collected again and again; a list that it holds all the time stays whole.
+/// Has a mutator do `work` over and over while the heap is collected again and again; a list that
+/// it holds all the time stays whole.
 fn collect_during(work: fn(), collections: u32) {
     const LENGTH: u64 = 20;
     let (heap, kind) = heap();
@@ -279,8 +282,9 @@ unsafe extern "C" fn bottom(data: *mut c_void) {
     }
 }
 
-/// Has native code do `work` under managed frames that hold the only references to their nodes. The frames are scanned by their maps, and nothing of
-/// theirs is lost, wherever in the work the thread is stopped.
+/// Has native code do `work` under managed frames that hold the only references to their nodes. The
+/// frames are scanned by their maps, and nothing of theirs is lost, wherever in the work the thread
+/// is stopped.
 fn walk_over(work: fn()) {
     const DEPTH: u64 = 30;
     const COLLECTIONS: u32 = 200;
@@ -316,7 +320,8 @@ fn walk_over(work: fn()) {
         }
         done.store(true, SeqCst);
     });
-    // Nearly always: some of libc's assembly has no unwind tables, and the first collections may find the recursion at its beginning.
+    // Nearly always: some of libc's assembly has no unwind tables, and the first collections may
+    // find the recursion at its beginning.
     assert!(exact * 10 > COLLECTIONS * 8, "{exact} of {COLLECTIONS}");
 }
 

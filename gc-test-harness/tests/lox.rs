@@ -1,4 +1,5 @@
-//! Lox behaves as the book's clox: what programs print, how they fail, and that no collection or stop changes it.
+//! Lox behaves as the book's clox: what programs print, how they fail, and that no collection or
+//! stop changes it.
 //!
 //! The expected texts beside the programs were made by the book's C implementation.
 
@@ -258,7 +259,8 @@ fn nesting_too_deep_for_the_compiler_is_an_error_and_no_crash() {
     let deep = 4_000;
     let (stdout, ..) = run(&format!("print {}1{};", "(".repeat(deep), ")".repeat(deep)));
     assert_eq!(stdout, "1\n");
-    // Operands that wait for their operator take slots of the value stack, far more than locals may.
+    // Operands that wait for their operator take slots of the value stack, far more than locals
+    // may.
     let (stdout, stderr, _) = run(&format!(
         "print {}nil{};",
         "nil == (".repeat(deep),
@@ -401,8 +403,9 @@ fn gclab(arguments: &[&str], program: &Path, inject: bool) -> (String, String, O
     )
 }
 
-/// Runs every program in every tier, with and without injection, on one thread and on four, under each of the stresses. What went wrong, and
-/// how many collections and stops of the storm there were.
+/// Runs every program in every tier, with and without injection, on one thread and on four, under
+/// each of the stresses. What went wrong, and how many collections and stops of the storm there
+/// were.
 fn under_stress(stresses: &[&[&str]]) -> (String, u64, u64) {
     let mut wrong = String::new();
     let (mut collections, mut stops) = (0, 0);
@@ -469,8 +472,8 @@ fn no_collection_changes_what_a_program_prints_where_the_world_is_stopped_for_it
     assert!(collections > 2000, "only {collections} collections");
 }
 
-/// A list that is turned round all the time: of each node the only path moves from the heap to a variable and back, behind the marker.
-/// Without the barrier, nodes are lost.
+/// A list that is turned round all the time: of each node the only path moves from the heap to a
+/// variable and back, behind the marker. Without the barrier, nodes are lost.
 #[test]
 fn the_barrier_keeps_what_a_program_unlinks_while_it_is_marked() {
     let source = "class Node { init(number, next) { this.number = number; this.next = next; } }
@@ -568,9 +571,9 @@ fn wrong_use_is_told() {
     }
 }
 
-/// H34: the interpreter's top of stack is in a register; the collector must scan the whole frame, not up to some copy
-/// of the top in memory. With the fault planted, it sees the stack as it was when the frame was entered. The loop is long
-/// enough for freed cells to be used again.
+/// H34: the interpreter's top of stack is in a register; the collector must scan the whole frame,
+/// not up to some copy of the top in memory. With the fault planted, it sees the stack as it was
+/// when the frame was entered. The loop is long enough for freed cells to be used again.
 #[test]
 fn operands_above_a_stale_stack_top_would_be_lost() {
     let source = "class Cell { init(value) { this.value = value; } }

@@ -1,6 +1,7 @@
 //! Random Lox programs say the same in both tiers, whatever the collector does meanwhile.
 //!
-//! The programs are those of `gclab fuzz --lox`, which says more about them; this runs the first ones.
+//! The programs are those of `gclab fuzz --lox`, which says more about them; this runs the first
+//! ones.
 
 use std::process::Command;
 
@@ -39,7 +40,8 @@ fn search(fault: &str, seed: u64) -> (Option<i32>, String) {
     (output.status.code(), said)
 }
 
-/// The seed is one that is near a program which shows the fault; any other is within a minute of one.
+/// The seed is one that is near a program which shows the fault; any other is within a minute of
+/// one.
 #[test]
 fn h82_the_search_finds_the_captured_copy_and_shortens_it() {
     let (code, said) = search("captured-unused,dead-operands-nil", 10_000);

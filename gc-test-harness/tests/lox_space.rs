@@ -1,8 +1,9 @@
-//! Loops over lists and streams run in constant space, in every tier and whenever their code is compiled.
+//! Loops over lists and streams run in constant space, in every tier and whenever their code is
+//! compiled.
 //!
-//! Each shape walks along a list that it makes as it goes, so that only its last nodes are alive, and holds the first node
-//! in one more place that is dead by then. A collection at every 5,000th allocation counts what lives: a handful of cells,
-//! or the whole list.
+//! Each shape walks along a list that it makes as it goes, so that only its last nodes are alive,
+//! and holds the first node in one more place that is dead by then. A collection at every 5,000th
+//! allocation counts what lives: a handful of cells, or the whole list.
 
 use std::process::Command;
 
@@ -126,7 +127,8 @@ const SHAPES: [(&str, &str); 18] = [
         print drop(Stream(0), 30000);",
     ),
     (
-        // The closure is the first cell of its span, and the span of the first nodes lies before that.
+        // The closure is the first cell of its span, and the span of the first nodes lies before
+        // that.
         "a closure that walks a stream",
         "class Stream {
             init(v) { this.v = v; this.rest = nil; }
@@ -172,7 +174,8 @@ const LOOP: &str = "while (n > 0) { var t = N(s.v + 1, nil); s.next = t; s = t; 
 /// What a node takes, and most other cells.
 const NODE_BYTES: u64 = 32;
 
-/// More cells than any shape needs: classes, closures, strings, and the nodes at hand. The lists have 30,000.
+/// More cells than any shape needs: classes, closures, strings, and the nodes at hand. The lists
+/// have 30,000.
 const LIVE_MAX: u64 = 1_000;
 
 fn tiers() -> Vec<(String, RunConfig)> {
@@ -230,10 +233,12 @@ fn every_shape_runs_in_constant_space_in_every_tier() {
     assert_eq!(wrong, "", "lists are kept");
 }
 
-/// Collections that are asked for meet the program where it allocates; those that run all the time, beside the loops, meet it anywhere.
+/// Collections that are asked for meet the program where it allocates; those that run all the time,
+/// beside the loops, meet it anywhere.
 ///
-/// A word of a frame that names a dead node when the world is stopped keeps a list for that one cycle, as it does in any conservative
-/// collector. So the last cycle of one run proves nothing; the last cycles of several runs do.
+/// A word of a frame that names a dead node when the world is stopped keeps a list for that one
+/// cycle, as it does in any conservative collector. So the last cycle of one run proves nothing;
+/// the last cycles of several runs do.
 #[test]
 fn every_shape_runs_in_constant_space_beside_collections_in_every_tier() {
     const RUNS: usize = 4;
@@ -341,7 +346,8 @@ fn what_keeps_lists_is_noticed_beside_collections_too() {
 fn vector_registers_are_cleared_with_the_dead_stack() {
     clear::find_vectors();
     let mut left = [u64::MAX; 2];
-    // SAFETY: the function has no arguments; all that a call may change is named, and the inputs are in none of it.
+    // SAFETY: the function has no arguments; all that a call may change is named, and the inputs
+    // are in none of it.
     unsafe {
         std::arch::asm!(
             "movq xmm15, r12",

@@ -1,8 +1,10 @@
-//! The loops that no cooperative runtime can stop: a tight loop, the empty loop, a massive base64 decode beside a thread that must not wait, and a naive spinlock whose holder was stopped.
+//! The loops that no cooperative runtime can stop: a tight loop, the empty loop, a massive base64
+//! decode beside a thread that must not wait, and a naive spinlock whose holder was stopped.
 //!
-//! Each runs in a child process of its own, one at a time. The child stops the world many times in alternation with the
-//! signal floor, and demands of each stop at most 100 times the floor's longest in the same run: a bound that says "not
-//! hung" on any machine, however slow or busy. Without signals (the cure taken out) the same children must hang, and do.
+//! Each runs in a child process of its own, one at a time. The child stops the world many times in
+//! alternation with the signal floor, and demands of each stop at most 100 times the floor's
+//! longest in the same run: a bound that says "not hung" on any machine, however slow or busy.
+//! Without signals (the cure taken out) the same children must hang, and do.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
@@ -147,8 +149,8 @@ impl Lab {
         std::thread::sleep(Duration::from_millis(20));
     }
 
-    /// Stops the world over and over, in alternation with the floor, and looks at it each time. Gives the longest stop
-    /// and the bound; a cooperative child ends here.
+    /// Stops the world over and over, in alternation with the floor, and looks at it each time.
+    /// Gives the longest stop and the bound; a cooperative child ends here.
     fn stop_over_and_over(&self, threads: usize, mut look: impl FnMut(&Stopped<'_>)) -> Times {
         self.wait_for(threads);
         if self.cooperative {
@@ -263,8 +265,9 @@ fn base64(lab: &Lab) {
             }
         });
         scope.spawn(|| {
-            // The thread that must not wait: a moment's work, again and again. It polls, so that even a cooperative
-            // runtime stops it at once; what it waits for then is the other thread.
+            // The thread that must not wait: a moment's work, again and again. It polls, so that
+            // even a cooperative runtime stops it at once; what it waits for then is the other
+            // thread.
             let (mutator, _member) = lab.enter();
             while !lab.is_over() {
                 assert_eq!((lab.loops.count)(1, 100), count_oracle(1, 100));
@@ -277,7 +280,8 @@ fn base64(lab: &Lab) {
             stall = stall.max(stalls.max().unwrap_or_default());
         });
         lab.over.store(true, Ordering::SeqCst);
-        // A thread is held for the stop, its wake and, on a busy machine, its turn: never for the decoding.
+        // A thread is held for the stop, its wake and, on a busy machine, its turn: never for the
+        // decoding.
         let bound = BOUND * times.floor;
         assert!(stall <= bound, "stalled for {stall:?}, bound {bound:?}");
     });
@@ -294,7 +298,8 @@ fn spinlock(lab: &Lab) {
             scope.spawn(|| {
                 let _in = lab.enter();
                 while !lab.is_over() {
-                    // SAFETY: both words outlive the scope, and all other accesses are atomic or between the rounds.
+                    // SAFETY: both words outlive the scope, and all other accesses are atomic or
+                    // between the rounds.
                     unsafe { (lab.loops.spinlock)(lock.as_ptr(), counter.as_ptr(), TIMES, 2000) };
                     lab.turns.fetch_add(TIMES, Ordering::SeqCst);
                 }

@@ -1,11 +1,13 @@
-//! Other runtimes in the process: Go's, which preempts its own loops by SIGURG, and a Java machine's.
+//! Other runtimes in the process: Go's, which preempts its own loops by SIGURG, and a Java
+//! machine's.
 //!
-//! Each of the three starts in each order. Then a world is stopped many times, while threads of Urge hold
-//! arbitrary words in all registers (XMM, YMM and ZMM among them), threads of Go and Java compute sums
-//! that they know, and one thread of Urge calls into both. Every answer must be right, and every stop end.
+//! Each of the three starts in each order. Then a world is stopped many times, while threads of
+//! Urge hold arbitrary words in all registers (XMM, YMM and ZMM among them), threads of Go and Java
+//! compute sums that they know, and one thread of Urge calls into both. Every answer must be right,
+//! and every stop end.
 //!
-//! Go comes from `$URGE_GO` or the path, Java from `$JAVA_HOME` or the path; what is missing is said by
-//! name and left out. `URGE_SOAK_STOPS=20000` is the long form, so many stops an order.
+//! Go comes from `$URGE_GO` or the path, Java from `$JAVA_HOME` or the path; what is missing is
+//! said by name and left out. `URGE_SOAK_STOPS=20000` is the long form, so many stops an order.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -38,7 +40,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("neighbours")
 }
 
-// ---- what is there ---------------------------------------------------------------------------------
+// ---- what is there ------------------------------------------------------------------------------
 
 fn go() -> String {
     std::env::var("URGE_GO").unwrap_or_else(|_| "go".to_owned())
@@ -91,7 +93,7 @@ fn build() -> Vec<&'static str> {
     there
 }
 
-// ---- the guests ------------------------------------------------------------------------------------
+// ---- the guests ---------------------------------------------------------------------------------
 
 fn load(path: &Path) -> *mut c_void {
     let name = CString::new(path.to_str().expect("a path in UTF-8")).expect("no zero byte");
@@ -174,8 +176,8 @@ impl Java {
         };
         let mut machine = std::ptr::null_mut();
         let mut env = std::ptr::null_mut();
-        // SAFETY: libjvm's function, with arguments that live until it returns; then JNI's own calls, with
-        // the names and types of Guest.java.
+        // SAFETY: libjvm's function, with arguments that live until it returns; then JNI's own
+        // calls, with the names and types of Guest.java.
         unsafe {
             let create: Create = symbol(library, c"JNI_CreateJavaVM");
             let made = create(&raw mut machine, &raw mut env, (&raw mut arguments).cast());
@@ -253,7 +255,7 @@ impl Java {
     }
 }
 
-// ---- the test --------------------------------------------------------------------------------------
+// ---- the test -----------------------------------------------------------------------------------
 
 /// Stops a thread that spins, a few times.
 fn stop_a_little(world: &World) {

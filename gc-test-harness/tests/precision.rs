@@ -1,4 +1,5 @@
-//! A dead list that only a stale slot of an outer frame names is freed, where stack maps say which slots are live.
+//! A dead list that only a stale slot of an outer frame names is freed, where stack maps say which
+//! slots are live.
 
 use gc_test_harness::kernels::stale::retained;
 

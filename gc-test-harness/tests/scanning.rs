@@ -1,8 +1,9 @@
-//! References in the meanest places, in code of Cranelift's and in assembly: each is found, and none would be without the rule that finds it.
+//! References in the meanest places, in code of Cranelift's and in assembly: each is found, and
+//! none would be without the rule that finds it.
 //!
-//! The words looked for stand nowhere else: a thread that never saw them takes them out of a slot that nobody scans, and
-//! the test itself keeps only their complements. Each hazard's test runs in a child twice, as it is and with its rule
-//! switched off (`URGE_FAULT`), when it has to fail.
+//! The words looked for stand nowhere else: a thread that never saw them takes them out of a slot
+//! that nobody scans, and the test itself keeps only their complements. Each hazard's test runs in
+//! a child twice, as it is and with its rule switched off (`URGE_FAULT`), when it has to fail.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;
@@ -29,7 +30,8 @@ const ENCODING: u32 = 7;
 /// The complement of a word that looks like nothing else.
 const HIDDEN: usize = !0x5eed_0bad_cafe_f00d;
 
-/// What a walk reports, its memory made beforehand: nothing may be allocated while the world is stopped.
+/// What a walk reports, its memory made beforehand: nothing may be allocated while the world is
+/// stopped.
 struct Found {
     /// The complement of the word that is looked for among conservative words.
     wanted: usize,
@@ -158,7 +160,8 @@ fn find(world: &World, name: &str, hide: impl FnOnce(*mut usize) + Send) -> Foun
     found
 }
 
-/// Hides the word in each place, in native code and, where the function's frame allows, in managed code.
+/// Hides the word in each place, in native code and, where the function's frame allows, in managed
+/// code.
 fn find_in_places(places: &[Place]) {
     for place in places {
         // SAFETY: the slot that `find` gives is a live word.
@@ -240,7 +243,8 @@ fn h19_a_callers_register_is_found_where_a_managed_callee_saved_it() {
                 let callee = managed.frames.saves_registers as usize;
                 let numbers = &raw const numbers as usize;
                 let wait = wait_for_release as *const () as usize;
-                // SAFETY: the slot is a live word; the callee gets the three arguments that it takes.
+                // SAFETY: the slot is a live word; the callee gets the three arguments that it
+                // takes.
                 let found = find(&world, place.name, |slot| unsafe {
                     (place.call)(slot, callee as *const u8, numbers, wait, 0);
                 });
@@ -269,7 +273,8 @@ impl Nodes {
         self.by_depth[depth as usize].as_ptr() as usize
     }
 
-    /// What the map of each of the frames of these depths names: its own node and the one it was passed. Complements.
+    /// What the map of each of the frames of these depths names: its own node and the one it was
+    /// passed. Complements.
     fn named_by(&self, depths: Range<u64>) -> Vec<usize> {
         let both = depths.flat_map(|d| [!self.address(d), !self.address(d + 1)]);
         let mut both: Vec<usize> = both.collect();
@@ -292,7 +297,8 @@ unsafe extern "C" fn bottom(nodes: *mut c_void) {
     (nodes.bottom)();
 }
 
-/// For the stepping test: the depth of the frame that got its node last, and whether the innermost frame was reached.
+/// For the stepping test: the depth of the frame that got its node last, and whether the innermost
+/// frame was reached.
 static NEWEST: AtomicU64 = AtomicU64::new(u64::MAX);
 static REACHED: AtomicBool = AtomicBool::new(false);
 
@@ -346,8 +352,9 @@ struct Stepping<'a> {
 
 static STEPPING: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
 
-/// After each instruction: if it is managed code's, this thread, in the middle of a signal handler, is stopped and walked.
-/// Behind the handler's frame the rule for an innermost frame must hold, at whatever instruction.
+/// After each instruction: if it is managed code's, this thread, in the middle of a signal handler,
+/// is stopped and walked. Behind the handler's frame the rule for an innermost frame must hold, at
+/// whatever instruction.
 extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     // SAFETY: the kernel's ucontext, of which only a field is read that the kernel writes.
     let pc = unsafe {
@@ -377,7 +384,8 @@ extern "C" fn trapped(_: i32, _: *mut libc::siginfo_t, ucontext: *mut c_void) {
     stepping.steps += 1;
 }
 
-/// Runs `call` with the trap flag set; gives the number of managed instructions that were looked at.
+/// Runs `call` with the trap flag set; gives the number of managed instructions that were looked
+/// at.
 fn step<'a>(
     world: &'a World,
     mutator: &'a Mutator,
@@ -412,7 +420,8 @@ fn step<'a>(
     stepping.steps
 }
 
-/// Prologues and epilogues of Cranelift's, instruction by instruction, beside an oracle that knows what is live.
+/// Prologues and epilogues of Cranelift's, instruction by instruction, beside an oracle that knows
+/// what is live.
 #[test]
 fn h20_every_instruction_of_a_prologue_and_an_epilogue_is_a_safe_point() {
     hazard(
@@ -428,7 +437,8 @@ fn h20_every_instruction_of_a_prologue_and_an_epilogue_is_a_safe_point() {
     );
 }
 
-/// A native caller keeps a word in one register while its managed callee saves, uses and restores that register.
+/// A native caller keeps a word in one register while its managed callee saves, uses and restores
+/// that register.
 fn step_through_saved_registers(world: &World, managed: &Managed, mutator: &Mutator) {
     unsafe extern "C" fn nothing(_: *mut c_void) {}
     let numbers = [3_u64, 1, 4, 1, 5, 9, 2, 6];
@@ -450,8 +460,8 @@ fn step_through_saved_registers(world: &World, managed: &Managed, mutator: &Muta
     assert_ne!(saves_registers_oracle(&numbers), 0);
 }
 
-/// Each frame but the innermost is described by its map at every instruction of the frames within it; what the innermost
-/// holds is found somewhere from the moment it has it.
+/// Each frame but the innermost is described by its map at every instruction of the frames within
+/// it; what the innermost holds is found somewhere from the moment it has it.
 fn step_through_recursion(world: &World, managed: &Managed, mutator: &Mutator) {
     const DEPTH: u64 = 4;
     let mut nodes = Nodes::new(DEPTH);

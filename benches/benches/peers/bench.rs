@@ -22,16 +22,20 @@ pub fn ours(work: &str) -> Program {
     Program::new(itself).with(CHILD, work)
 }
 
-/// Has so much memory touched and given back by a process of its own: see [`gc_test_harness::lab::warm`].
+/// Has so much memory touched and given back by a process of its own: see
+/// [`gc_test_harness::lab::warm`].
 pub fn warm(mib: u32) -> Result<(), String> {
     run(ours("warm").command(&[mib]), false).map(drop)
 }
 
-/// Waits until what the process before has freed is the host's again, where free memory goes to a host.
+/// Waits until what the process before has freed is the host's again, where free memory goes to a
+/// host.
 ///
-/// The kernel begins to report it two seconds later, piece by piece, and what runs meanwhile is slower: in a stop then, every step takes up to ten times as
-/// long, without a page fault. The longest stop of `gclab mark 1024 --concurrent --cycles 4`, begun at once after another process had freed 5.6 GiB:
-/// 64 310 460 498 545 696 us; begun ten seconds later: 31 37 40 40 42 64 (six runs each, in alternation).
+/// The kernel begins to report it two seconds later, piece by piece, and what runs meanwhile is
+/// slower: in a stop then, every step takes up to ten times as long, without a page fault. The
+/// longest stop of `gclab mark 1024 --concurrent --cycles 4`, begun at once after another process
+/// had freed 5.6 GiB: 64 310 460 498 545 696 us; begun ten seconds later: 31 37 40 40 42 64 (six
+/// runs each, in alternation).
 pub fn settle(scale: Scale) {
     if scale == Scale::Full && std::path::Path::new("/sys/module/page_reporting").exists() {
         std::thread::sleep(Duration::from_secs(10));
@@ -189,7 +193,8 @@ impl Bench {
         }
     }
 
-    /// Whole processes in alternation, which all must print the same; ours first. Before each, `most` MiB are warmed.
+    /// Whole processes in alternation, which all must print the same; ours first. Before each,
+    /// `most` MiB are warmed.
     pub fn processes(
         &mut self,
         contenders: Vec<(String, Program)>,
@@ -211,7 +216,8 @@ impl Bench {
         runs
     }
 
-    /// How many times as long as ours did the others take, and how much memory; what is wanted of whom.
+    /// How many times as long as ours did the others take, and how much memory; what is wanted of
+    /// whom.
     pub fn time_and_memory(
         &mut self,
         work: &str,
@@ -249,7 +255,8 @@ impl Bench {
         }
     }
 
-    /// Writes down what is new since the last time, if that was asked for: what is broken off costs nothing of what was before it.
+    /// Writes down what is new since the last time, if that was asked for: what is broken off costs
+    /// nothing of what was before it.
     pub fn save(&mut self) {
         if !self.write {
             return;

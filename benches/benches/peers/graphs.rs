@@ -60,8 +60,8 @@ pub fn mark_row(bench: &mut Bench) {
     }
 }
 
-/// Turns of one process: nanoseconds of our marking and of the limit program's over the same graph; with several markers,
-/// the same of one after it.
+/// Turns of one process: nanoseconds of our marking and of the limit program's over the same graph;
+/// with several markers, the same of one after it.
 fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
     let ran = warm(mib * 4).and_then(|()| run(ours("limit").command(&[mib, markers]), false));
     let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
@@ -134,7 +134,8 @@ pub fn markers_row(bench: &mut Bench) {
     }
 }
 
-/// What the tables beside the cells take. It is counted, not measured, so one run of each is enough.
+/// What the tables beside the cells take. It is counted, not measured, so one run of each is
+/// enough.
 pub fn memory_row(bench: &mut Bench) {
     let mib = bench.pick(256, 64, 1);
     for (what, work) in [("graph", "mark json"), ("cache under churn", "churn json")] {
@@ -222,8 +223,8 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
     })
 }
 
-/// What a graph that is changed takes at most, in times of its objects: the table and free cells besides, what is born while it is marked, and
-/// what the heap grows by. 4.1 were seen at 1 GiB.
+/// What a graph that is changed takes at most, in times of its objects: the table and free cells
+/// besides, what is born while it is marked, and what the heap grows by. 4.1 were seen at 1 GiB.
 const PEAK: u32 = 5;
 
 /// Urge, its heap's memory backed when it is built.
@@ -231,16 +232,18 @@ const TOUCHED: &str = "Urge, pre-touched";
 
 /// Pauses and utilisation while the graph is changed.
 ///
-/// A heap that grows takes page faults, which a stop waits for; on a virtual machine that gives free memory back to its host each takes
-/// milliseconds. So Urge is measured both as it is and with its memory touched beforehand.
+/// A heap that grows takes page faults, which a stop waits for; on a virtual machine that gives
+/// free memory back to its host each takes milliseconds. So Urge is measured both as it is and with
+/// its memory touched beforehand.
 pub fn pauses_row(bench: &mut Bench) {
     let peers = vec![bench.workshop.go("concurrent")];
     let peers = bench.installed(peers);
     let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
-        // A cycle of the largest takes us ten seconds, and Go a minute. The p99 of fewer than a hundred is their longest, and of more of
-        // them a longer one: Go makes as many, or fewer, which favours it.
+        // A cycle of the largest takes us ten seconds, and Go a minute. The p99 of fewer than a
+        // hundred is their longest, and of more of them a longer one: Go makes as many, or fewer,
+        // which favours it.
         let (cycles, cycles_of_go) = match bench.pick(mib, 16, 1) {
             1 => (5, 5),
             16 => (concurrent::CYCLES, concurrent::CYCLES),

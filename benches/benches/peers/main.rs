@@ -1,9 +1,10 @@
-//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes its section of `RESULTS.md`.
+//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes its section
+//! of `RESULTS.md`.
 //!
-//! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`. [`benches::peers`] says what the
-//! peers need and how they are found. Without rows, all of them run: some half an hour, for a quiet machine. `--quick` is
-//! a trial of two minutes with smaller work, which writes nothing. Ours is this binary itself, as a child that does what
-//! `gclab` does.
+//! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`.
+//! [`benches::peers`] says what the peers need and how they are found. Without rows, all of them
+//! run: some half an hour, for a quiet machine. `--quick` is a trial of two minutes with smaller
+//! work, which writes nothing. Ours is this binary itself, as a child that does what `gclab` does.
 //!
 //! | row | work | gclab |
 //! |---|---|---|
@@ -17,13 +18,15 @@
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
 //! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |
 //!
-//! In `trees`, `mutators` and `churn` whole processes are timed from start to end; all must print the same. Java's start
-//! of some 50 ms is in that, and so are the processors that Go's collector takes beside the program. All run as they come;
-//! bdwgc runs a second time as near to Urge as it can be set (`bdwgc, exact sizes`).
+//! In `trees`, `mutators` and `churn` whole processes are timed from start to end; all must print
+//! the same. Java's start of some 50 ms is in that, and so are the processors that Go's collector
+//! takes beside the program. All run as they come; bdwgc runs a second time as near to Urge as it
+//! can be set (`bdwgc, exact sizes`).
 //!
-//! Before each process as much memory is touched and given back as it will need, so that none waits for a virtual
-//! machine's host to find some (`gclab warm` says more); but not before the runs whose stops are measured, which wait for quiet instead
-//! ([`bench::settle`]). Each row's results are written when it has ended.
+//! Before each process as much memory is touched and given back as it will need, so that none waits
+//! for a virtual machine's host to find some (`gclab warm` says more); but not before the runs
+//! whose stops are measured, which wait for quiet instead ([`bench::settle`]). Each row's results
+//! are written when it has ended.
 
 mod bench;
 mod graphs;

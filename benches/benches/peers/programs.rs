@@ -131,8 +131,8 @@ pub fn mutators_row(bench: &mut Bench) {
     }
 }
 
-/// What ours prints, and all others must. By a process of its own, as all work is: what this one has resident counts as
-/// the peak of each of its children.
+/// What ours prints, and all others must. By a process of its own, as all work is: what this one
+/// has resident counts as the peak of each of its children.
 fn answer(ours: &Program, sizes: &[u32]) -> String {
     let ran = run(ours.command(sizes), false);
     ran.unwrap_or_else(|why| panic!("{OURS}: {why}")).stdout

@@ -101,8 +101,9 @@ pub struct Alternated<S> {
 /// What is done for one sample.
 pub type Piece<'a, S> = Box<dyn FnMut() -> Result<S, String> + 'a>;
 
-/// Runs one turn to warm up, where that is wanted, and then so many to measure. Who fails is left out from there on, and
-/// named with the reason; `first`, whom all others are compared with, must not.
+/// Runs one turn to warm up, where that is wanted, and then so many to measure. Who fails is left
+/// out from there on, and named with the reason; `first`, whom all others are compared with, must
+/// not.
 ///
 /// # Errors
 /// The first contender's failure.

@@ -1,4 +1,5 @@
-//! The peers: what an embedder would pick instead, built from `benches/peers/`, run in alternation with Urge, and compared.
+//! The peers: what an embedder would pick instead, built from `benches/peers/`, run in alternation
+//! with Urge, and compared.
 //!
 //! | peer | its programs need | it is looked for |
 //! |---|---|---|
@@ -8,8 +9,8 @@
 //! | OpenJDK 17 | `javac` and `java` | `URGE_JAVAC`, `URGE_JAVA` or the path |
 //! | clox | craftinginterpreters' `c/`, built with `-O3 -DNDEBUG` | `URGE_CLOX` |
 //!
-//! A peer that cannot be built or run is skipped, and named with the reason, in the table too. Neither a build of this
-//! workspace nor its tests need any of them.
+//! A peer that cannot be built or run is skipped, and named with the reason, in the table too.
+//! Neither a build of this workspace nor its tests need any of them.
 
 pub mod claims;
 pub mod process;

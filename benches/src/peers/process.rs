@@ -1,10 +1,11 @@
 //! Contenders as processes: whole runs, and servers that do a piece of work when told.
 //!
-//! A *run* goes from start to end and must print what is expected; its time, its processors' time and its peak memory are
-//! taken. A *server* of full markings makes its graph, says `ready` and the number of objects, and then for each line
-//! that it reads collects once and prints the nanoseconds that marking took. What is timed differs, never to our
-//! advantage: ours is from the first root to the last cell, bdwgc's is marking alone as its events tell, Go's is the
-//! processor time of marking alone as its runtime accounts for it.
+//! A *run* goes from start to end and must print what is expected; its time, its processors' time
+//! and its peak memory are taken. A *server* of full markings makes its graph, says `ready` and the
+//! number of objects, and then for each line that it reads collects once and prints the nanoseconds
+//! that marking took. What is timed differs, never to our advantage: ours is from the first root to
+//! the last cell, bdwgc's is marking alone as its events tell, Go's is the processor time of
+//! marking alone as its runtime accounts for it.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -191,9 +192,10 @@ impl GoCycle {
     }
 }
 
-/// Reads what Go's runtime prints with `GODEBUG=gctrace=1`, from the word `ready` on, which may stand in the middle of a
-/// line of another thread's:
-/// `gc 4 @0.123s 15%: 0.24+46+0.20 ms clock, ...` is 240 us stopped, 46 ms beside the program, 200 us stopped.
+/// Reads what Go's runtime prints with `GODEBUG=gctrace=1`, from the word `ready` on, which may
+/// stand in the middle of a line of another thread's:
+/// `gc 4 @0.123s 15%: 0.24+46+0.20 ms clock, ...` is 240 us stopped, 46 ms beside the program, 200
+/// us stopped.
 pub fn go_cycles(stderr: &str) -> Vec<GoCycle> {
     let after = stderr.split_once("ready").map_or("", |(_, after)| after);
     let cycles = after.lines().filter_map(|line| {

@@ -1,4 +1,5 @@
-//! The peers' section of `RESULTS.md`: lines that a run replaces, by work and peer, and the machine that it ran on.
+//! The peers' section of `RESULTS.md`: lines that a run replaces, by work and peer, and the machine
+//! that it ran on.
 
 use std::path::PathBuf;
 use std::process::Command;

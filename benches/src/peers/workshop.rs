@@ -6,8 +6,9 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// bdwgc as near to Urge as it can be set: inside addresses count on stacks only, so that an object takes no byte more
-/// than was asked for. As it is installed it keeps room for a byte more, and 16 bytes become 32.
+/// bdwgc as near to Urge as it can be set: inside addresses count on stacks only, so that an object
+/// takes no byte more than was asked for. As it is installed it keeps room for a byte more, and 16
+/// bytes become 32.
 pub const EXACT_BDWGC: &str = "bdwgc, exact sizes";
 
 /// A contender's command, to which its work's sizes are added.
@@ -130,7 +131,8 @@ impl Workshop {
             return known.clone();
         }
         let mut command = Command::new(compiler);
-        // Go must neither download another release of itself nor look for a module around its sources.
+        // Go must neither download another release of itself nor look for a module around its
+        // sources.
         command
             .current_dir(&self.path)
             .env("GOTOOLCHAIN", "local")

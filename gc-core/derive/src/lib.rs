@@ -1,10 +1,13 @@
-//! `#[derive(Trace)]` and `#[derive(Leaf)]` for gc-core: from a type's members to where its edges are.
+//! `#[derive(Trace)]` and `#[derive(Leaf)]` for gc-core: from a type's members to where its edges
+//! are.
 //!
-//! Neither derive looks at names of types. Each writes down what must hold of every member (`Trace`, or `Leaf`), at the member's own place
-//! in the source, and lets the compiler judge; so a type alias or a macro cannot fool it, and the error points at the member.
+//! Neither derive looks at names of types. Each writes down what must hold of every member
+//! (`Trace`, or `Leaf`), at the member's own place in the source, and lets the compiler judge; so a
+//! type alias or a macro cannot fool it, and the error points at the member.
 //!
-//! An attribute macro below a derive may change the type after the derive has seen it. So each derive also writes down all members that it has
-//! seen, with their types: a member that was added or changed since does not compile.
+//! An attribute macro below a derive may change the type after the derive has seen it. So each
+//! derive also writes down all members that it has seen, with their types: a member that was added
+//! or changed since does not compile.
 
 use proc_macro::TokenStream;
 use proc_macro2::TokenStream as Tokens;
@@ -12,7 +15,8 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, GenericParam, Generics, Member, parse_quote};
 
-/// Derives `gc_core::Trace` for a struct: its edges are those of its members, each of which must be `Trace` itself.
+/// Derives `gc_core::Trace` for a struct: its edges are those of its members, each of which must be
+/// `Trace` itself.
 #[proc_macro_derive(Trace)]
 pub fn derive_trace(input: TokenStream) -> TokenStream {
     finish(trace(&syn::parse_macro_input!(input as DeriveInput)))
@@ -57,7 +61,8 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
             );
         }
     });
-    // A member that reports its edges by a function of its own has them at no fixed offsets: they would be lost.
+    // A member that reports its edges by a function of its own has them at no fixed offsets: they
+    // would be lost.
     let checks = members(fields).map(|(_, ty)| {
         quote_spanned! { ty.span() =>
             ::core::assert!(
@@ -70,8 +75,9 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
     Ok(quote! {
         #seen
 
-        // SAFETY: the edges are those of the members, each at its offset, and every member is `Trace`. The members are those that the
-        // derive has seen, as the function above has the compiler check.
+        // SAFETY: the edges are those of the members, each at its offset, and every member is
+        // `Trace`. The members are those that the derive has seen, as the function above has the
+        // compiler check.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
             const TRACE: ::core::option::Option<::gc_core::kind::TraceFn> = {
@@ -109,8 +115,8 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
     Ok(quote! {
         #seen
 
-        // SAFETY: every member is `Leaf`, as the function below has the compiler check. The members are those that the derive has seen,
-        // as the function above has it check.
+        // SAFETY: every member is `Leaf`, as the function below has the compiler check. The members
+        // are those that the derive has seen, as the function above has it check.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Leaf for #name #type_generics #where_clause {}
 
@@ -131,7 +137,8 @@ fn leaf(input: &DeriveInput) -> Result<Tokens, Error> {
     })
 }
 
-/// A function that compiles if the type has the members that the derive has seen, of the same types, and no others.
+/// A function that compiles if the type has the members that the derive has seen, of the same
+/// types, and no others.
 fn seen(input: &DeriveInput, generics: &Generics) -> Tokens {
     let (impl_generics, type_generics, where_clause) = generics.split_for_impl();
     let name = &input.ident;
@@ -194,7 +201,8 @@ fn members(fields: &Fields) -> impl Iterator<Item = (Member, &syn::Type)> {
     fields.members().zip(fields.iter().map(|f| &f.ty))
 }
 
-/// The generics with the bound on each type parameter. A lifetime is an error: what lies in the heap outlives every borrow.
+/// The generics with the bound on each type parameter. A lifetime is an error: what lies in the
+/// heap outlives every borrow.
 fn bounded(generics: &Generics, bound: &syn::TypeParamBound) -> Result<Generics, Error> {
     let mut generics = generics.clone();
     for parameter in &mut generics.params {

@@ -1,24 +1,29 @@
 //! Which sites a mutator has a span of, and how those that it no longer uses leave this list.
 //!
-//! A stop looks at each site that a mutator's list names: it marks the rest of the run. A program may have used ten thousand sites while it started,
-//! and use fifty of them since. So a run that was not refilled for a while goes back: its cells become free, its span goes into the site's lists, and
-//! the mutator's list no longer names the site. The next refill enters it again.
+//! A stop looks at each site that a mutator's list names: it marks the rest of the run. A program
+//! may have used ten thousand sites while it started, and use fifty of them since. So a run that
+//! was not refilled for a while goes back: its cells become free, its span goes into the site's
+//! lists, and the mutator's list no longer names the site. The next refill enters it again.
 //!
-//! This always holds: **a site that the list does not name has an empty run, no gaps and no span.** So no cell comes from it without a refill, and a
-//! stop that does not look at it misses nothing.
+//! This always holds: **a site that the list does not name has an empty run, no gaps and no span.**
+//! So no cell comes from it without a refill, and a stop that does not look at it misses nothing.
 //!
-//! A run is *stale* when the bitmaps have swapped twice since its last refill ([`STALE`]). Once would not do: a site that is refilled in each cycle
-//! may be refilled early in one and late in the next. What goes back and is needed after all costs one refill.
+//! A run is *stale* when the bitmaps have swapped twice since its last refill ([`STALE`]). Once
+//! would not do: a site that is refilled in each cycle may be refilled early in one and late in the
+//! next. What goes back and is needed after all costs one refill.
 //!
 //! Who may give it back:
 //!
-//! * the mutator itself, where it comes by anyway: some sites at each refill, all of them before it waits ([`Space::review_piece`]);
-//! * in stop 1, the collector, for a mutator that is inside `blocking`, where it is in no allocation: half of the list at a time
-//!   ([`Space::review_idle`]), so that the stop does at most some half more than it would without;
-//! * nobody else: a mutator that stands elsewhere may be in the middle of the fast path, whose first rule is that its runs do not change.
+//! * the mutator itself, where it comes by anyway: some sites at each refill, all of them before it
+//!   waits ([`Space::review_piece`]);
+//! * in stop 1, the collector, for a mutator that is inside `blocking`, where it is in no
+//!   allocation: half of the list at a time ([`Space::review_idle`]), so that the stop does at most
+//!   some half more than it would without;
+//! * nobody else: a mutator that stands elsewhere may be in the middle of the fast path, whose
+//!   first rule is that its runs do not change.
 //!
-//! So a mutator that neither allocates nor waits keeps its list as it is. While marking is on nothing goes back this way: the rest of a run is
-//! marked then, and would stay for another cycle.
+//! So a mutator that neither allocates nor waits keeps its list as it is. While marking is on
+//! nothing goes back this way: the rest of a run is marked then, and would stay for another cycle.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -38,8 +43,9 @@ pub(crate) const REVIEW_PIECE: usize = 128;
 /// Sites that one stop looks at for a mutator inside `blocking`, at least.
 const LEAST_IDLE: usize = 256;
 
-/// The list of a mutator's sites. Changed by the owner under `no_preempt`, or by the collector in a stop that found it inside `blocking`. The stop
-/// orders the two, so all loads and stores are Relaxed.
+/// The list of a mutator's sites. Changed by the owner under `no_preempt`, or by the collector in a
+/// stop that found it inside `blocking`. The stop orders the two, so all loads and stores are
+/// Relaxed.
 pub(super) struct Listed {
     /// The first site plus one, or [`Own::LAST`]; the others follow by `Own::next`.
     first: AtomicU32,
@@ -62,7 +68,8 @@ impl Default for Listed {
 }
 
 impl Runs {
-    /// The sites that the mutator has a span of, or may have. By the owner under `no_preempt`, or while it is stopped.
+    /// The sites that the mutator has a span of, or may have. By the owner under `no_preempt`, or
+    /// while it is stopped.
     pub(crate) fn sites(&self) -> impl Iterator<Item = usize> + '_ {
         let mut after = 0;
         core::iter::from_fn(move || {
@@ -118,14 +125,16 @@ impl Space {
         self.swaps.number() as u32
     }
 
-    /// Are there sites in the list that were not looked at since the last swap? By the owner of `runs`, or in a stop.
+    /// Are there sites in the list that were not looked at since the last swap? By the owner of
+    /// `runs`, or in a stop.
     #[inline]
     pub(crate) fn is_review_due(&self, runs: &Runs) -> bool {
         runs.listed.reviewed.load(Ordering::Relaxed) != self.swap_now() && !self.is_marking()
     }
 
-    /// Looks at `most` sites of the list and gives back the stale ones; `false`: all have been looked at since the last swap. By the owner of `runs`
-    /// under `no_preempt`, or by the collector in a stop that found it inside `blocking`. While marking is off.
+    /// Looks at `most` sites of the list and gives back the stale ones; `false`: all have been
+    /// looked at since the last swap. By the owner of `runs` under `no_preempt`, or by the
+    /// collector in a stop that found it inside `blocking`. While marking is off.
     pub(crate) fn review_piece(&self, runs: &Runs, most: usize) -> bool {
         let listed = &runs.listed;
         let mut after = listed.position.load(Ordering::Relaxed);
@@ -150,7 +159,8 @@ impl Space {
         true
     }
 
-    /// In stop 1, before marking is on: a bounded review for a mutator inside `blocking`; how many sites it looks at, at most.
+    /// In stop 1, before marking is on: a bounded review for a mutator inside `blocking`; how many
+    /// sites it looks at, at most.
     pub(crate) fn review_idle(&self, runs: &Runs) -> usize {
         if !self.is_review_due(runs) {
             return 0;
@@ -161,15 +171,17 @@ impl Space {
         most.min(listed)
     }
 
-    /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of `runs`.
+    /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of
+    /// `runs`.
     pub fn retire(&self, runs: &Runs) {
         self.unclaim(&runs.claim);
         self.report(&runs.unreported);
         self.retire_sites(runs, usize::MAX);
     }
 
-    /// Gives the runs and spans of so many sites back, those that the list names first; how many there were. By the owner of `runs` under
-    /// `no_preempt`; or by the collector, in a stop that found the owner inside `blocking`: there it is in no allocation, and looks at its runs anew
+    /// Gives the runs and spans of so many sites back, those that the list names first; how many
+    /// there were. By the owner of `runs` under `no_preempt`; or by the collector, in a stop that
+    /// found the owner inside `blocking`: there it is in no allocation, and looks at its runs anew
     /// afterwards.
     pub(crate) fn retire_sites(&self, runs: &Runs, most: usize) -> usize {
         runs.listed.position.store(0, Ordering::Relaxed);

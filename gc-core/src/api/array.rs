@@ -4,8 +4,9 @@
 //! Array<T>      [ length | field | field | ... ]       every word after the first is an edge
 //! Bytes         [ length | the bytes ...       ]       a leaf
 //! ```
-//! The collector needs no length: words that were never written are zero, and zero is no edge. So an array that was stopped in the middle of
-//! being made is as good as any (its length is written last, and for Rust alone).
+//! The collector needs no length: words that were never written are zero, and zero is no edge. So
+//! an array that was stopped in the middle of being made is as good as any (its length is written
+//! last, and for Rust alone).
 
 use core::any::TypeId;
 use core::fmt;
@@ -27,7 +28,8 @@ const WORD: usize = size_of::<usize>();
 
 /// An array of edges in a cell of its own. Made by [`Scope::alloc_array`], all null.
 ///
-/// A table that grows is a `Field<Array<T>>`: make a longer array with [`grown`](Array::grown), and replace the old one by one store.
+/// A table that grows is a `Field<Array<T>>`: make a longer array with [`grown`](Array::grown), and
+/// replace the old one by one store.
 #[repr(C)]
 pub struct Array<T> {
     len: usize,
@@ -49,8 +51,9 @@ impl<T> Array<T> {
     #[inline]
     pub fn fields(&self) -> &[Field<T>] {
         let first = (&raw const *self).expose_provenance() + WORD;
-        // SAFETY: an `Array` exists in the heap only, in a cell with room for `len` words after the length; fields are words of any value
-        // that is zero or was stored by `Field`. The cell's address is exposed, so the pointer may be made anew for all of it.
+        // SAFETY: an `Array` exists in the heap only, in a cell with room for `len` words after the
+        // length; fields are words of any value that is zero or was stored by `Field`. The cell's
+        // address is exposed, so the pointer may be made anew for all of it.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
@@ -92,7 +95,8 @@ impl<T: Trace> Array<T> {
         let new = scope.alloc_array::<T>(len)?;
         scope.check_address((&raw const *self) as usize, "array");
         for (to, from) in new.fields().iter().zip(self.fields()) {
-            // SAFETY: both lie in live cells of this heap; what is loaded is in a register until it is stored.
+            // SAFETY: both lie in live cells of this heap; what is loaded is in a register until it
+            // is stored.
             unsafe {
                 let record = scope.mutator().record();
                 record.open_window();
@@ -119,7 +123,8 @@ impl<T> fmt::Debug for Array<T> {
     }
 }
 
-/// Bytes in a cell of their own: a string's text, a buffer, code. Made by [`Scope::alloc_bytes`], and not changed any more.
+/// Bytes in a cell of their own: a string's text, a buffer, code. Made by [`Scope::alloc_bytes`],
+/// and not changed any more.
 #[repr(C)]
 pub struct Bytes {
     len: usize,
@@ -130,7 +135,8 @@ impl Deref for Bytes {
     #[inline]
     fn deref(&self) -> &[u8] {
         let first = (&raw const *self).expose_provenance() + WORD;
-        // SAFETY: as `Array::fields`; the bytes were written before anybody knew the cell, and do not change.
+        // SAFETY: as `Array::fields`; the bytes were written before anybody knew the cell, and do
+        // not change.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 }
@@ -179,7 +185,8 @@ impl Mutator {
         Ok(info.kind)
     }
 
-    /// A zeroed cell of a shape, in an open window: a length, and room for `len` elements of `element` bytes.
+    /// A zeroed cell of a shape, in an open window: a length, and room for `len` elements of
+    /// `element` bytes.
     pub(crate) fn cell_of_shape<S: Shape>(
         &self,
         len: usize,
@@ -191,7 +198,8 @@ impl Mutator {
             .filter(|bytes| *bytes <= isize::MAX as usize - GRANULE)
             .ok_or(AllocError::TooLarge { bytes: usize::MAX })?;
         let kind = self.shape::<S>()?;
-        // SAFETY: the shape's kind says nothing of the cell's size, but that its first word is no edge. The caller roots the cell.
+        // SAFETY: the shape's kind says nothing of the cell's size, but that its first word is no
+        // edge. The caller roots the cell.
         Ok(unsafe { self.alloc_in_window(kind, bytes) }?.cast())
     }
 }
@@ -208,7 +216,8 @@ impl<'s> Scope<'s> {
     pub fn alloc_array<T: Trace>(&self, len: usize) -> Result<Local<'s, Array<T>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfEdges>(len, WORD)?;
-        // SAFETY: a new cell with room for the length and the fields, which are null; nobody else knows it.
+        // SAFETY: a new cell with room for the length and the fields, which are null; nobody else
+        // knows it.
         unsafe {
             cell.write(len);
             self.try_hold_cell(cell.cast())

@@ -1,13 +1,15 @@
 //! Values whose `Drop` runs: no edge may be stored into them.
 //!
-//! A value that needs `Drop` is dropped in its cell, after nothing leads to it any more. `Drop` has `&mut self`, so it can take a member out of the
-//! value, and put one in, by plain moves that no barrier sees. What holds: **a field that safe code has by `&mut` is null**. Fields are born null,
-//! [`Field`](crate::Field) refuses a store outside of the heap, a value's fields are null before its `Drop` begins, and while that runs
-//! a store of an edge into the value is refused, on whatever thread. Otherwise an edge could leave a dead cell in a variable, where the
-//! collector does not look, and be read again from another dead cell once its target has been freed.
+//! A value that needs `Drop` is dropped in its cell, after nothing leads to it any more. `Drop` has
+//! `&mut self`, so it can take a member out of the value, and put one in, by plain moves that no
+//! barrier sees. What holds: **a field that safe code has by `&mut` is null**. Fields are born
+//! null, [`Field`](crate::Field) refuses a store outside of the heap, a value's fields are null
+//! before its `Drop` begins, and while that runs a store of an edge into the value is refused, on
+//! whatever thread. Otherwise an edge could leave a dead cell in a variable, where the collector
+//! does not look, and be read again from another dead cell once its target has been freed.
 //!
-//! `Drop` may hand `&self` to other threads, and may call `drop_dead_values` itself. So the table is the heap's, and has as many values as are being
-//! dropped at once.
+//! `Drop` may hand `&self` to other threads, and may call `drop_dead_values` itself. So the table
+//! is the heap's, and has as many values as are being dropped at once.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +20,8 @@ use crate::api::root::protected;
 use crate::heap::MapError;
 use crate::mapped::Slab;
 
-/// Values that are being dropped at once: as many levels of `Drop` in `Drop` as the threads' stacks have room for.
+/// Values that are being dropped at once: as many levels of `Drop` in `Drop` as the threads' stacks
+/// have room for.
 const AT_ONCE: usize = 1 << 16;
 
 /// A value whose `Drop` runs.
@@ -65,7 +68,8 @@ impl Dying {
                 "{AT_ONCE} values are being dropped at once: a Drop drops dead values again and again"
             );
         };
-        // Relaxed, here and everywhere: a thread that can reach the value has been handed it by the one that counts it.
+        // Relaxed, here and everywhere: a thread that can reach the value has been handed it by the
+        // one that counts it.
         self.count.fetch_add(1, Ordering::Relaxed);
         let end = End(self, at);
         drop();
@@ -99,7 +103,8 @@ impl Dying {
         self.values.lock()
     }
 
-    /// In the child of a fork: what other threads were dropping, nobody drops any more. Their cells are free, and will hold other values.
+    /// In the child of a fork: what other threads were dropping, nobody drops any more. Their cells
+    /// are free, and will hold other values.
     pub(crate) fn forked(&self, me: usize) {
         let mut values = self.values.lock();
         let mut count = 0;

@@ -1,12 +1,14 @@
-//! Ephemerons and maps with weak keys: a value that lives as long as its key does, and no reason longer.
+//! Ephemerons and maps with weak keys: a value that lives as long as its key does, and no reason
+//! longer.
 //!
 //! ```text
 //! Ephemeron<K, V>   [ 1 | key | value ]
 //! Pairs<K, V>       [ n | key | value | key | value | ... ]      a map's table; open addressing, linear probing
 //! WeakMap<K, V>     a struct: a field to its pairs
 //! ```
-//! What a weak word cannot do: `map[key] = value` with a value that leads back to its key. Were the value held strongly, the key would never
-//! die. An ephemeron's value counts only once its key has been reached in another way.
+//! What a weak word cannot do: `map[key] = value` with a value that leads back to its key. Were the
+//! value held strongly, the key would never die. An ephemeron's value counts only once its key has
+//! been reached in another way.
 //!
 //! Cells do not move, so a cell's address is its hash for life.
 
@@ -26,7 +28,8 @@ use crate::kind::Kind;
 
 const WORD: usize = size_of::<usize>();
 
-/// The key of a pair that was removed, or whose key died: not null, so that a search goes on behind it.
+/// The key of a pair that was removed, or whose key died: not null, so that a search goes on behind
+/// it.
 const GONE: usize = 1;
 
 struct OfPairs;
@@ -36,8 +39,8 @@ impl Shape for OfPairs {
     }
 }
 
-/// A key and a value that lives while the key and the ephemeron do: a cell of its own, which a [`Field`] or a [`Root`](crate::Root) holds
-/// like any other. It does not keep its key.
+/// A key and a value that lives while the key and the ephemeron do: a cell of its own, which a
+/// [`Field`] or a [`Root`](crate::Root) holds like any other. It does not keep its key.
 ///
 /// ```
 /// # use gc_core::{Bytes, Heap};
@@ -88,7 +91,8 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
         }
     }
 
-    /// Removes key and value. A [`set_value`](Self::set_value) of another thread comes wholly before, and is removed too, or does nothing.
+    /// Removes key and value. A [`set_value`](Self::set_value) of another thread comes wholly
+    /// before, and is removed too, or does nothing.
     ///
     /// # Panics
     /// As [`key`](Self::key).
@@ -131,7 +135,8 @@ impl<K, V> Pairs<K, V> {
     #[inline]
     fn pairs(&self) -> &[[AtomicUsize; 2]] {
         let first = (&raw const *self).expose_provenance() + WORD;
-        // SAFETY: `Pairs` exist in the heap only, in a cell with room for `len` pairs after the length, whose address is exposed.
+        // SAFETY: `Pairs` exist in the heap only, in a cell with room for `len` pairs after the
+        // length, whose address is exposed.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
@@ -144,8 +149,8 @@ impl<K, V> Pairs<K, V> {
     unsafe fn load<'s, T>(word: &AtomicUsize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(word.as_ptr() as usize, "pair");
         scope.check_running();
-        // SAFETY: a word of a live ephemeron cell of this heap. The unit makes what it loads strong, so it is of no importance whether this
-        // thread holds the key.
+        // SAFETY: a word of a live ephemeron cell of this heap. The unit makes what it loads
+        // strong, so it is of no importance whether this thread holds the key.
         let load = || {
             // SAFETY: as said above.
             let target = unsafe { scope.mutator().load_weak_word(word.as_ptr()) };
@@ -192,7 +197,8 @@ impl<K, V> Pairs<K, V> {
         let to = self.pairs()[at][0].as_ptr();
         let from = from.pairs()[from_at][0].as_ptr();
         scope.check_running();
-        // SAFETY: pairs of live cells of this heap and of one kind; the one that is copied to is null.
+        // SAFETY: pairs of live cells of this heap and of one kind; the one that is copied to is
+        // null.
         unsafe { scope.mutator().copy_weak(to, from, 2) };
     }
 
@@ -235,7 +241,8 @@ impl<K, V> Pairs<K, V> {
     }
 }
 
-/// Neighbouring cells get neighbouring places; multiplied, so that those of one size class do not share them.
+/// Neighbouring cells get neighbouring places; multiplied, so that those of one size class do not
+/// share them.
 #[inline]
 fn hash(address: usize) -> usize {
     ((address / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 20
@@ -249,10 +256,11 @@ fn address<T>(local: &Local<'_, T>, scope: &Scope<'_>) -> usize {
     address
 }
 
-/// A map from cells, by identity, to cells. A pair is gone once its key has died; the map keeps no key, and a value only while its key lives,
-/// even if the value leads back to its key.
+/// A map from cells, by identity, to cells. A pair is gone once its key has died; the map keeps no
+/// key, and a value only while its key lives, even if the value leads back to its key.
 ///
-/// It is a struct, to be allocated by [`Scope::alloc`], or a member of another one that derives [`Trace`](derive@crate::Trace).
+/// It is a struct, to be allocated by [`Scope::alloc`], or a member of another one that derives
+/// [`Trace`](derive@crate::Trace).
 ///
 /// ```
 /// # use gc_core::{Bytes, Heap, WeakMap};
@@ -270,8 +278,9 @@ fn address<T>(local: &Local<'_, T>, scope: &Scope<'_>) -> usize {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Like Java's `WeakHashMap` it is for one thread at a time. Threads that share one bring a lock of their own; if they do not, what one of
-/// them enters may be lost, or be found under the other's key, but nothing dangles.
+/// Like Java's `WeakHashMap` it is for one thread at a time. Threads that share one bring a lock of
+/// their own; if they do not, what one of them enters may be lost, or be found under the other's
+/// key, but nothing dangles.
 pub struct WeakMap<K, V> {
     pairs: Field<Pairs<K, V>>,
     /// Pairs that are not null: also those that are gone.
@@ -436,7 +445,8 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         let mut used = 0;
         if let Some(old) = old {
             for at in 0..old.len {
-                // Relaxed: it is hashed, not followed. If it is cleared meanwhile, what is copied is a pair that is gone.
+                // Relaxed: it is hashed, not followed. If it is cleared meanwhile, what is copied
+                // is a pair that is gone.
                 let key = old.pairs()[at][0].load(Ordering::Relaxed);
                 if !matches!(key, 0 | GONE)
                     && let Place::Free(to) = new.find(key)
@@ -498,7 +508,8 @@ impl<'s> Scope<'s> {
     fn alloc_pairs<K, V>(&self, len: usize) -> Result<Local<'s, Pairs<K, V>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfPairs>(len, 2 * WORD)?;
-        // SAFETY: a new cell with room for the length and the pairs, which are null; nobody else knows it.
+        // SAFETY: a new cell with room for the length and the pairs, which are null; nobody else
+        // knows it.
         unsafe {
             cell.write(len);
             self.try_hold_cell(cell.cast())

@@ -11,14 +11,16 @@ use crate::api::mutator::Mutator;
 
 /// An edge from one cell to another, or null.
 ///
-/// Born null, and null it stays until its struct has been moved into a cell: [`set`](Self::set) refuses a field that does not lie in the
-/// heap. Each change is one atomic store with the write barrier, so it may be read and changed by several threads at once; the last store
-/// wins.
+/// Born null, and null it stays until its struct has been moved into a cell: [`set`](Self::set)
+/// refuses a field that does not lie in the heap. Each change is one atomic store with the write
+/// barrier, so it may be read and changed by several threads at once; the last store wins.
 ///
-/// A field is neither `Clone` nor `Copy`, and nothing gives out a cell's value by value. A value's `Drop` alone has it by `&mut`: its fields
-/// are null then, and stay so. So an edge never leaves its place.
+/// A field is neither `Clone` nor `Copy`, and nothing gives out a cell's value by value. A value's
+/// `Drop` alone has it by `&mut`: its fields are null then, and stay so. So an edge never leaves
+/// its place.
 ///
-/// A field of `T` is no field of another type, not even of a sub- or supertype of `T`: what one of them stored, the other would load.
+/// A field of `T` is no field of another type, not even of a sub- or supertype of `T`: what one of
+/// them stored, the other would load.
 #[repr(transparent)]
 pub struct Field<T> {
     word: AtomicUsize,
@@ -26,7 +28,8 @@ pub struct Field<T> {
     _target: PhantomData<*mut T>,
 }
 
-// SAFETY: the word is atomic; what it leads to is shared between threads, and may be dropped by any of them.
+// SAFETY: the word is atomic; what it leads to is shared between threads, and may be dropped by any
+// of them.
 unsafe impl<T: Send + Sync> Send for Field<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Field<T> {}
@@ -50,16 +53,18 @@ impl<T> Field<T> {
     pub fn get<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();
-        // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live cell's field leads to it; from the load on
-        // it is in a register of this thread. Nothing but a `T` is ever stored.
+        // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live
+        // cell's field leads to it; from the load on it is in a register of this thread. Nothing
+        // but a `T` is ever stored.
         scope.hold_loaded(|| self.load(), |cell| unsafe { scope.keep(cell) })
     }
 
     /// Lets the edge lead to `value`.
     ///
     /// # Panics
-    /// If the field or the value does not lie in the scope's heap, if the field belongs to a value whose `Drop` runs (its cell is dead, so
-    /// nothing would keep what the edge leads to), and inside `blocking`.
+    /// If the field or the value does not lie in the scope's heap, if the field belongs to a value
+    /// whose `Drop` runs (its cell is dead, so nothing would keep what the edge leads to), and
+    /// inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn set(&self, scope: &Scope<'_>, value: &Local<'_, T>) {
@@ -79,9 +84,10 @@ impl<T> Field<T> {
         self.store(scope, 0);
     }
 
-    /// Where the edge leads, and makes it null: what a queue or a list does with the link of a node that it takes out. A stale word of some stack that names
-    /// the node keeps that one then, and not all that came after it. Not one unit: of several threads that take from one field, more than one may
-    /// get what it led to.
+    /// Where the edge leads, and makes it null: what a queue or a list does with the link of a node
+    /// that it takes out. A stale word of some stack that names the node keeps that one then, and
+    /// not all that came after it. Not one unit: of several threads that take from one field, more
+    /// than one may get what it led to.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -119,7 +125,8 @@ impl<T> Field<T> {
     fn store(&self, scope: &Scope<'_>, value: usize) {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();
-        // SAFETY: the field is a word of a live cell of this mutator's heap (somebody has a reference to it), changed by this unit alone.
+        // SAFETY: the field is a word of a live cell of this mutator's heap (somebody has a
+        // reference to it), changed by this unit alone.
         unsafe { scope.mutator().write(self.address(), value) };
     }
 
@@ -137,8 +144,9 @@ impl<T> Field<T> {
 
     #[inline]
     fn load(&self) -> Option<NonNull<T>> {
-        // Ordering: Acquire pairs with the store of the barrier unit, which is a release: on this architecture every store is, and the
-        // compiler moves nothing across the unit's call. So whoever finds a cell here finds it initialised.
+        // Ordering: Acquire pairs with the store of the barrier unit, which is a release: on this
+        // architecture every store is, and the compiler moves nothing across the unit's call. So
+        // whoever finds a cell here finds it initialised.
         NonNull::new(core::ptr::with_exposed_provenance_mut(
             self.word.load(Ordering::Acquire),
         ))
@@ -150,7 +158,8 @@ impl<T> Field<T> {
         self.word.as_ptr()
     }
 
-    /// Where the edge leads: the fast tier's [`get`](Self::get), without checks and without a handle.
+    /// Where the edge leads: the fast tier's [`get`](Self::get), without checks and without a
+    /// handle.
     ///
     /// # Safety
     /// The field lies in a live cell. The result is used as [`Gc`] asks.

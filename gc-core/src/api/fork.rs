@@ -1,15 +1,20 @@
-//! Fork: the child, which has only the forking thread, finds its heaps whole and can allocate and collect.
+//! Fork: the child, which has only the forking thread, finds its heaps whole and can allocate and
+//! collect.
 //!
-//! A child inherits memory as it was at the fork, locks held by threads that it does not have among it. gc-preempt's fork handler takes
-//! the registry lock first: from then on no world is stopped and none can be, so no collection is between its stop and its resume, and
-//! whoever holds one of our locks is running and soon done. Then the forking thread takes them all, and both sides give them back.
+//! A child inherits memory as it was at the fork, locks held by threads that it does not have among
+//! it. gc-preempt's fork handler takes the registry lock first: from then on no world is stopped
+//! and none can be, so no collection is between its stop and its resume, and whoever holds one of
+//! our locks is running and soon done. Then the forking thread takes them all, and both sides give
+//! them back.
 //!
-//! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in hand. Nothing has been freed by it, and
-//! the next one begins with a clear bitmap. Where it was clearing weak words, the child clears the rest first: its program may have seen one of
-//! them cleared, and must not find the others.
+//! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in
+//! hand. Nothing has been freed by it, and the next one begins with a clear bitmap. Where it was
+//! clearing weak words, the child clears the rest first: its program may have seen one of them
+//! cleared, and must not find the others.
 //!
-//! The child knows that its collectors' threads are gone: the next collection starts a new one. Spans that gone threads owned or were
-//! sweeping go back to their sites' lists, and what they had claimed to the heap; what gone mutators were allocating is found dead by the next collection.
+//! The child knows that its collectors' threads are gone: the next collection starts a new one.
+//! Spans that gone threads owned or were sweeping go back to their sites' lists, and what they had
+//! claimed to the heap; what gone mutators were allocating is found dead by the next collection.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
@@ -65,7 +70,8 @@ pub(crate) fn strike_off(shared: &Shared) {
 /// # Safety
 /// In the prepare hook of the heap at `data`.
 unsafe fn prepare(data: *mut ()) {
-    // SAFETY: the heap is alive, or its hooks would be gone; the guards are dropped by the other hooks, while it still is.
+    // SAFETY: the heap is alive, or its hooks would be gone; the guards are dropped by the other
+    // hooks, while it still is.
     unsafe {
         let shared: &'static Shared = &*data.cast();
         *shared.over_fork.0.get() = Some(Box::new(shared.lock_tables()));
@@ -133,7 +139,8 @@ unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
     }
     shared.roots.forget_snapshot();
     shared.log.reset();
-    // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for it is here.
+    // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for
+    // it is here.
     unsafe { shared.queue.forget() };
     shared.space.abandon_marking();
     shared.pace.abandoned();

@@ -10,17 +10,20 @@ use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
 use crate::stacks::gc_was_made;
 
-/// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps the cell alive but what the collector
-/// scans anyway.
+/// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps
+/// the cell alive but what the collector scans anyway.
 ///
 /// # What the maker promises
-/// Every function that makes one is unsafe, and whoever calls it answers for all copies: a `Gc` is kept in registers and on the stack of an
-/// attached thread, in a [`Field`](crate::Field), in a [`Root`](crate::Root), in a declared root range or a place that a root callback
-/// reports, and nowhere else. Memory from malloc (a `Vec`, a `Box`, a captured variable of a spawned closure) is not scanned: there it dangles
-/// after the next collection. So does one that is used after its thread has detached.
+/// Every function that makes one is unsafe, and whoever calls it answers for all copies: a `Gc` is
+/// kept in registers and on the stack of an attached thread, in a [`Field`](crate::Field), in a
+/// [`Root`](crate::Root), in a declared root range or a place that a root callback reports, and
+/// nowhere else. Memory from malloc (a `Vec`, a `Box`, a captured variable of a spawned closure) is
+/// not scanned: there it dangles after the next collection. So does one that is used after its
+/// thread has detached.
 ///
-/// An optimiser may keep only a pointer into the middle of a cell, which roots it as well. Where it keeps only what was computed from the
-/// pointer (an index, a pointer past the end), or what a foreign function was given, [`keep_alive`] says how long the cell is needed.
+/// An optimiser may keep only a pointer into the middle of a cell, which roots it as well. Where it
+/// keeps only what was computed from the pointer (an index, a pointer past the end), or what a
+/// foreign function was given, [`keep_alive`] says how long the cell is needed.
 #[repr(transparent)]
 pub struct Gc<T> {
     cell: NonNull<T>,
@@ -72,8 +75,9 @@ impl<T> fmt::Debug for Gc<T> {
     }
 }
 
-/// Keeps the cell alive up to here: the pointer itself is in a register of this thread when execution passes this point, and memory accesses
-/// before it stay before it. Costs no instruction beyond what keeping a value costs.
+/// Keeps the cell alive up to here: the pointer itself is in a register of this thread when
+/// execution passes this point, and memory accesses before it stay before it. Costs no instruction
+/// beyond what keeping a value costs.
 #[inline(always)]
 pub fn keep_alive<T>(gc: Gc<T>) {
     keep_alive_address(gc.cell.as_ptr().cast());
@@ -82,14 +86,16 @@ pub fn keep_alive<T>(gc: Gc<T>) {
 /// [`keep_alive`], for an address.
 #[inline(always)]
 pub(crate) fn keep_alive_address(address: *mut u8) {
-    // SAFETY: no instruction at all. It takes the pointer in a register and, for all that the compiler knows, reads memory through it.
+    // SAFETY: no instruction at all. It takes the pointer in a register and, for all that the
+    // compiler knows, reads memory through it.
     unsafe {
         core::arch::asm!("/* {0} is alive */", in(reg) address, options(nostack, preserves_flags))
     };
 }
 
 impl Mutator {
-    /// Moves a value into a cell of its own: a bump through this thread's run, and the stores of the value.
+    /// Moves a value into a cell of its own: a bump through this thread's run, and the stores of
+    /// the value.
     ///
     /// # Errors
     /// [`AllocError`]: the heap is full, and a collection did not help. The value is dropped.

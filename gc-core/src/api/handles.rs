@@ -6,25 +6,33 @@
 //!
 //! chunk:  [ header | slot | slot | slot ]         4 words; a scope's second chunk has 16, and all others 64
 //! ```
-//! Each scope has chunks of its own, so that an outer scope may be used while an inner one is open, and scopes may end in any order (those of coroutines
-//! do). A scope takes its first chunk with its first handle. As a rule scopes end innermost first, and the stack shrinks by what they had; a chunk that
-//! others lie above becomes a hole, which the next scope that wants one of its size takes. When all scopes have ended, the stack is empty.
+//! Each scope has chunks of its own, so that an outer scope may be used while an inner one is open,
+//! and scopes may end in any order (those of coroutines do). A scope takes its first chunk with its
+//! first handle. As a rule scopes end innermost first, and the stack shrinks by what they had; a
+//! chunk that others lie above becomes a hole, which the next scope that wants one of its size
+//! takes. When all scopes have ended, the stack is empty.
 //!
-//! Rejected: one stack of handles with a mark per scope. A handle that the outer scope makes while an inner one is open would lie above the inner one's mark, and
-//! die with it. And chunks of one size: a scope in each level of a recursion would cost 512 bytes for the handle or two that it has.
+//! Rejected: one stack of handles with a mark per scope. A handle that the outer scope makes while
+//! an inner one is open would lie above the inner one's mark, and die with it. And chunks of one
+//! size: a scope in each level of a recursion would cost 512 bytes for the handle or two that it
+//! has.
 //!
 //! # Who reads it
-//! The owner writes the table; the collector reads it *beside* the owner. In stop 1 it notes how high the stack is ([`Handles::snapshot`]), and no more. A slot below that
-//! does not change until its scope ends: what the owner pushes later it has got from the snapshot's graph, or it was born black, and need not be seen. The end of a scope while the
-//! table is still to be read hands each of its handles to the owner's log, as the barrier does an edge that is overwritten. So the stop costs the same whatever
-//! the table holds.
+//! The owner writes the table; the collector reads it *beside* the owner. In stop 1 it notes how
+//! high the stack is ([`Handles::snapshot`]), and no more. A slot below that does not change until
+//! its scope ends: what the owner pushes later it has got from the snapshot's graph, or it was born
+//! black, and need not be seen. The end of a scope while the table is still to be read hands each
+//! of its handles to the owner's log, as the barrier does an edge that is overwritten. So the stop
+//! costs the same whatever the table holds.
 //!
-//! Every word is a cell's address, zero, or odd: a header, or the links of a hole. So a reader needs no structure to read by. Slots are zero from a chunk's beginning until they
-//! are pushed, so no word of an earlier scope is taken for a handle.
+//! Every word is a cell's address, zero, or odd: a header, or the links of a hole. So a reader
+//! needs no structure to read by. Slots are zero from a chunk's beginning until they are pushed, so
+//! no word of an earlier scope is taken for a handle.
 //!
 //! # Memory
-//! There is no bound but the system's. In each cycle's last stop the collector lowers the height up to which the owner may go without asking ([`Handles::lower`]); what lies above
-//! it is nobody's, and goes back to the system after the stop ([`Handles::trim`]).
+//! There is no bound but the system's. In each cycle's last stop the collector lowers the height up
+//! to which the owner may go without asking ([`Handles::lower`]); what lies above it is nobody's,
+//! and goes back to the system after the stop ([`Handles::trim`]).
 
 use core::cell::{Cell, UnsafeCell};
 use core::ops::Range;
@@ -36,7 +44,8 @@ use crate::fault::planted;
 use crate::heap::MapError;
 use crate::heap::map::Map;
 
-/// Words of a chunk, by its size's number. The first holds what most scopes make, at 8 bytes of header.
+/// Words of a chunk, by its size's number. The first holds what most scopes make, at 8 bytes of
+/// header.
 const SIZES: [usize; 3] = [4, 16, 64];
 /// Bytes of the first segment; each has twice as many as the one before.
 const FIRST: usize = 64 << 10;
@@ -47,7 +56,8 @@ const STEP: usize = 256 << 10;
 /// Bytes above the top that are kept: they are wanted again soon.
 const SLACK: usize = 32 << 10;
 const PAGE: usize = 4096;
-/// Chunks given back in one piece, between two places at which a stop can come in, and chunks whose handles are logged as well.
+/// Chunks given back in one piece, between two places at which a stop can come in, and chunks whose
+/// handles are logged as well.
 const PIECE: usize = 64;
 const LOGGED_PIECE: usize = 4;
 
@@ -63,7 +73,8 @@ const WORD: usize = size_of::<usize>();
 struct Header(usize);
 
 impl Header {
-    /// Of a scope's chunk: `below` is the size of the chunk under it, or there is none in its segment; `link` is the address of the scope's chunk before.
+    /// Of a scope's chunk: `below` is the size of the chunk under it, or there is none in its
+    /// segment; `link` is the address of the scope's chunk before.
     fn new(size: usize, below: Option<usize>, link: usize) -> Self {
         Self(1 | size << 2 | below.map_or(0, |below| below + 1) << 5 | (link / WORD) << 20)
     }
@@ -93,11 +104,13 @@ impl Header {
 #[derive(Default)]
 struct Segment {
     base: AtomicUsize,
-    /// How far the owner may go without taking the lock. The collector lowers it in stops; the owner raises it under the lock.
+    /// How far the owner may go without taking the lock. The collector lowers it in stops; the
+    /// owner raises it under the lock.
     limit: AtomicUsize,
     /// Where the memory ends that was touched since it was given back. Under the lock.
     touched: AtomicUsize,
-    /// Where the chunks ended when the owner went on to the next segment, and the last one's size plus one. For the owner, and for who reads those below the top's.
+    /// Where the chunks ended when the owner went on to the next segment, and the last one's size
+    /// plus one. For the owner, and for who reads those below the top's.
     left_at: AtomicUsize,
     left_below: Cell<usize>,
 }
@@ -108,7 +121,8 @@ fn segment_bytes(segment: usize) -> usize {
 
 /// One mutator's handles.
 pub(crate) struct Handles {
-    /// Where the next chunk goes. Relaxed, here and in this whole file where nothing else is said: one thread writes, and its stop orders the collector's reads.
+    /// Where the next chunk goes. Relaxed, here and in this whole file where nothing else is said:
+    /// one thread writes, and its stop orders the collector's reads.
     top: AtomicUsize,
     /// The segment that the top is in.
     current: AtomicUsize,
@@ -116,15 +130,18 @@ pub(crate) struct Handles {
     unread: AtomicBool,
     /// What it has to read: up to there.
     snapshot: [AtomicUsize; 2],
-    /// The size of the chunk under the top, plus one; 0: there is none in the segment. For the owner, as what follows.
+    /// The size of the chunk under the top, plus one; 0: there is none in the segment. For the
+    /// owner, as what follows.
     below: Cell<usize>,
-    /// The first hole of each size; 0: none. A hole's second and third word link it to the next and to the one before.
+    /// The first hole of each size; 0: none. A hole's second and third word link it to the next and
+    /// to the one before.
     holes: [Cell<usize>; SIZES.len()],
     segments: [Segment; SEGMENTS],
     /// Memory of the segments. Changed under the lock.
     maps: UnsafeCell<[Option<Map>; SEGMENTS]>,
-    /// Held by the owner while it goes beyond a limit, under `no_preempt`, and by the collector while it gives memory back, which happens under the lock of the heap's records: so a
-    /// fork finds it free.
+    /// Held by the owner while it goes beyond a limit, under `no_preempt`, and by the collector
+    /// while it gives memory back, which happens under the lock of the heap's records: so a fork
+    /// finds it free.
     growing: Mutex<()>,
 }
 
@@ -133,7 +150,8 @@ pub(crate) struct Handles {
 /// # Safety
 /// `address` is one of a mapped segment.
 unsafe fn word<'a>(address: usize) -> &'a AtomicUsize {
-    // SAFETY: by the contract; mapped memory is aligned and initialised, and the owner of the reference does not outlive the table.
+    // SAFETY: by the contract; mapped memory is aligned and initialised, and the owner of the
+    // reference does not outlive the table.
     unsafe { &*core::ptr::with_exposed_provenance::<AtomicUsize>(address) }
 }
 
@@ -170,7 +188,7 @@ impl Handles {
         Ok(())
     }
 
-    // ---- the owner's side, under `no_preempt` ------------------------------------------------------------------------------------
+    // ---- the owner's side, under `no_preempt` ---------------------------------------------------
 
     /// A chunk for a scope whose last one is at `link` (0: none): all slots are zero.
     fn take(&self, size: usize, link: usize) -> Result<usize, MapError> {
@@ -198,7 +216,8 @@ impl Handles {
             let header = Header::new(size, self.below.get().checked_sub(1), link);
             word(chunk).store(header.0, Ordering::Relaxed);
             if size == 0 {
-                // Three stores: `memset` takes longer than all else here, and most scopes have this chunk alone.
+                // Three stores: `memset` takes longer than all else here, and most scopes have this
+                // chunk alone.
                 for slot in 1..SIZES[0] {
                     word(chunk + slot * WORD).store(0, Ordering::Relaxed);
                 }
@@ -262,7 +281,8 @@ impl Handles {
         header.link()
     }
 
-    /// Lowers the top to `chunk`, which lies under it, and on to the last chunk that is none of the holes.
+    /// Lowers the top to `chunk`, which lies under it, and on to the last chunk that is none of the
+    /// holes.
     fn pop(&self, mut chunk: usize, mut header: Header) {
         loop {
             let Some(below) = header.below() else {
@@ -353,7 +373,8 @@ impl Handles {
     /// Must who ends a scope log its handles?
     #[inline]
     fn is_unread(&self) -> bool {
-        // Acquire pairs with the Release of `all_read`: the collector has read the slots before they are used again.
+        // Acquire pairs with the Release of `all_read`: the collector has read the slots before
+        // they are used again.
         self.unread.load(Ordering::Acquire) && !planted("handles-unlogged")
     }
 
@@ -366,7 +387,7 @@ impl Handles {
         }
     }
 
-    // ---- the collector's side ----------------------------------------------------------------------------------------------------
+    // ---- the collector's side -------------------------------------------------------------------
 
     /// In stop 1: what the table holds now is to be read. `false`: nothing.
     pub(crate) fn begin_reading(&self) -> bool {
@@ -393,7 +414,8 @@ impl Handles {
         top - self.segments[current].base.load(Ordering::Relaxed) + segment_bytes(current) - FIRST
     }
 
-    /// Beside the owner: calls `f` with each handle in `most` bytes of the snapshot from `from` on (at first 0), and others that were pushed since. Where to go on.
+    /// Beside the owner: calls `f` with each handle in `most` bytes of the snapshot from `from` on
+    /// (at first 0), and others that were pushed since. Where to go on.
     pub(crate) fn read_piece(
         &self,
         from: usize,
@@ -409,13 +431,15 @@ impl Handles {
         let base = self.segments[segment].base.load(Ordering::Relaxed);
         let end = match segment {
             at if at == last => top,
-            // It may be another by now: the chunks beyond are those of scopes that have ended, and logged.
+            // It may be another by now: the chunks beyond are those of scopes that have ended, and
+            // logged.
             at => self.segments[at].left_at.load(Ordering::Relaxed),
         };
         let first = base + (from - before);
         let stop = end.min(first + most);
         for address in (first..stop).step_by(WORD) {
-            // SAFETY: words of a segment, which stays mapped until `trim`, which does not run while there is something to read.
+            // SAFETY: words of a segment, which stays mapped until `trim`, which does not run while
+            // there is something to read.
             let handle = unsafe { word(address) }.load(Ordering::Relaxed);
             if handle != 0 && handle & 1 == 0 {
                 f(handle);
@@ -446,7 +470,8 @@ impl Handles {
         }
     }
 
-    /// In a stop: takes the memory well above the top from the owner. `true`: there is some, so [`trim`](Self::trim) is to come.
+    /// In a stop: takes the memory well above the top from the owner. `true`: there is some, so
+    /// [`trim`](Self::trim) is to come.
     pub(crate) fn lower(&self) -> bool {
         let current = self.current.load(Ordering::Relaxed);
         let segment = &self.segments[current];
@@ -459,7 +484,8 @@ impl Handles {
             || above.is_some_and(|above| above.base.load(Ordering::Relaxed) != 0)
     }
 
-    /// Gives the memory above the owner's bound back. Outside of stops, when nothing is to be read; under the lock of the heap's records.
+    /// Gives the memory above the owner's bound back. Outside of stops, when nothing is to be read;
+    /// under the lock of the heap's records.
     pub(crate) fn trim(&self) {
         let _growing = self.growing.lock();
         // The owner leaves a segment upwards under this lock only.
@@ -473,7 +499,8 @@ impl Handles {
             && let Some(map) = &maps[current]
         {
             let Range { start, end } = limit.next_multiple_of(PAGE)..touched;
-            // SAFETY: whole pages of the mapping, beyond the owner's bound, which it raises under this lock.
+            // SAFETY: whole pages of the mapping, beyond the owner's bound, which it raises under
+            // this lock.
             if start < end && unsafe { map.discard(start - map.base() as usize, end - start) } {
                 segment.touched.store(limit, Ordering::Relaxed);
             }
@@ -489,7 +516,8 @@ impl Handles {
 pub(crate) struct Chain<'m> {
     handles: &'m Handles,
     thread: &'m gc_preempt::Mutator,
-    /// Where the next handle goes, and the end of the chunk that is being filled. At first both null.
+    /// Where the next handle goes, and the end of the chunk that is being filled. At first both
+    /// null.
     cursor: Cell<*const AtomicUsize>,
     limit: Cell<*const AtomicUsize>,
     /// That chunk; 0: none.
@@ -520,7 +548,8 @@ impl<'m> Chain<'m> {
         }
         // SAFETY: a slot of the chain's last chunk, in a table that outlives the chain.
         unsafe { (*slot).store(address, Ordering::Relaxed) };
-        // From here on the slot has it, as this thread's stops see it; until then it is in a register.
+        // From here on the slot has it, as this thread's stops see it; until then it is in a
+        // register.
         compiler_fence(Ordering::SeqCst);
         self.cursor.set(slot.wrapping_add(1));
         Ok(())
@@ -544,7 +573,8 @@ impl<'m> Chain<'m> {
         self.push(address)
     }
 
-    /// Ends the scope: its handles root nothing any more. Hands them to `log` where the collector has not read them yet.
+    /// Ends the scope: its handles root nothing any more. Hands them to `log` where the collector
+    /// has not read them yet.
     #[inline]
     pub(crate) fn end(&self, log: impl FnMut(usize)) {
         if self.chunk.get() != 0 {
@@ -623,7 +653,8 @@ mod tests {
             push(&outer, 1);
             let inner = Chain::new(handles, thread);
             (0..1000).for_each(|i| push(&inner, 1000 + i));
-            // Made while the inner scope is open, and alive after it; enough of them to need chunks above the inner one's.
+            // Made while the inner scope is open, and alive after it; enough of them to need chunks
+            // above the inner one's.
             (0..200).for_each(|i| push(&outer, 100 + i));
             assert_eq!(all(handles).len(), 1201);
             end(inner);

@@ -33,10 +33,11 @@ use crate::stats::{HeapStats, Ledger};
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
-/// The environment overrides what is set here, so that a finished program can be looked into: `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`,
-/// `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE`, `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`, `URGE_GC_PERCENT`,
-/// `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`, `URGE_PRE_TOUCH`,
-/// `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
+/// The environment overrides what is set here, so that a finished program can be looked into:
+/// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE`,
+/// `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`,
+/// `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`,
+/// `URGE_PRE_TOUCH`, `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
@@ -46,18 +47,21 @@ pub struct HeapBuilder {
 }
 
 impl HeapBuilder {
-    /// How much the heap may grow over what was alive after a collection until the next ends, in percent. 100 by default;
-    /// `u32::MAX` collects only when asked or at the limit.
+    /// How much the heap may grow over what was alive after a collection until the next ends, in
+    /// percent. 100 by default; `u32::MAX` collects only when asked or at the limit.
     ///
-    /// As with Go's `GOGC`, what is allocated while a collection marks is kept by it, and up to 64 MiB of that count as alive where the collector
-    /// would otherwise mark without a rest. So a program that allocates as fast as it can be marked has a heap of three to four times what is alive.
+    /// As with Go's `GOGC`, what is allocated while a collection marks is kept by it, and up to 64
+    /// MiB of that count as alive where the collector would otherwise mark without a rest. So a
+    /// program that allocates as fast as it can be marked has a heap of three to four times what is
+    /// alive.
     pub fn gc_percent(mut self, percent: u32) -> Self {
         self.config.gc_percent = percent;
         self
     }
 
-    /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and if that does not help, fails with an
-    /// [`AllocError`](crate::AllocError). None by default; at least 4 MiB.
+    /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and
+    /// if that does not help, fails with an [`AllocError`](crate::AllocError). None by default; at
+    /// least 4 MiB.
     ///
     /// What a mutator has ready to allocate from counts: a span, 64 KiB as a rule, for each kind
     /// and size that it used lately. A thread that waits in [`blocking`](crate::Mutator::blocking)
@@ -68,9 +72,11 @@ impl HeapBuilder {
         self
     }
 
-    /// Bytes that the heap should keep to: its cells, what fragmentation adds to them, and memory reported as external. Near it, collections
-    /// come earlier than `gc_percent` asks for. It is soft: where the program cannot do with less, or collecting would cost as much time
-    /// as the program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and its safeguard are Go's (design 48409).
+    /// Bytes that the heap should keep to: its cells, what fragmentation adds to them, and memory
+    /// reported as external. Near it, collections come earlier than `gc_percent` asks for. It is
+    /// soft: where the program cannot do with less, or collecting would cost as much time as the
+    /// program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and
+    /// its safeguard are Go's (design 48409).
     ///
     /// Where what is alive leaves no room below it, collections cannot help, and they become no
     /// more frequent than where the heap may grow by a tenth of what is alive.
@@ -82,25 +88,28 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether each collection prints a line of its figures on stderr: when it began and was to begin, what it found, how long it took. The same
-    /// figures are [`Heap::stats`]`().last`. Off by default.
+    /// Whether each collection prints a line of its figures on stderr: when it began and was to
+    /// begin, what it found, how long it took. The same figures are [`Heap::stats`]`().last`. Off
+    /// by default.
     pub fn trace(mut self, on: bool) -> Self {
         self.config.trace = on;
         self
     }
 
-    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path to an object that it was about to free
-    /// though it can be reached: for finding a store past the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole
-    /// marking, and as much address space again as the heap reserves. Off by default.
+    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path
+    /// to an object that it was about to free though it can be reached: for finding a store past
+    /// the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole marking,
+    /// and as much address space again as the heap reserves. Off by default.
     pub fn verify(mut self, on: bool) -> Self {
         self.config.verify = on;
         self
     }
 
-    /// Whether each collection fills the cells that it frees with [`POISON`](crate::POISON), in the stop that frees them: whatever is read by way
-    /// of an edge or a root that the collector did not see is recognised at once, instead of when the cell's next owner has written it.
-    /// Together with [`collect_every`](Self::collect_every)`(Some(1))` a lost root shows at the next read. A stop takes as long as the heap is
-    /// large. Off by default.
+    /// Whether each collection fills the cells that it frees with [`POISON`](crate::POISON), in the
+    /// stop that frees them: whatever is read by way of an edge or a root that the collector did
+    /// not see is recognised at once, instead of when the cell's next owner has written it.
+    /// Together with [`collect_every`](Self::collect_every)`(Some(1))` a lost root shows at the
+    /// next read. A stop takes as long as the heap is large. Off by default.
     ///
     /// ```
     /// use gc_core::{Gc, Heap, POISON};
@@ -147,12 +156,14 @@ impl HeapBuilder {
         self
     }
 
-    /// Bytes that the system is to back when the heap is built, with the tables that belong to them, and that it does not get back: no mutator
-    /// waits for it below that. 0 by default, which backs memory as the heap grows. The JVM's name for it is `AlwaysPreTouch`.
+    /// Bytes that the system is to back when the heap is built, with the tables that belong to
+    /// them, and that it does not get back: no mutator waits for it below that. 0 by default, which
+    /// backs memory as the heap grows. The JVM's name for it is `AlwaysPreTouch`.
     ///
-    /// A mutator that is stopped while the kernel clears a page for it is stopped when the kernel is done: 0.1 ms for one of 2 MiB, and
-    /// milliseconds where a virtual machine has to ask its host for the memory. Whoever counts these gives the heap's peak here. It takes a
-    /// kernel of at least 5.14, and does nothing in an older one, or where memory is short.
+    /// A mutator that is stopped while the kernel clears a page for it is stopped when the kernel
+    /// is done: 0.1 ms for one of 2 MiB, and milliseconds where a virtual machine has to ask its
+    /// host for the memory. Whoever counts these gives the heap's peak here. It takes a kernel of
+    /// at least 5.14, and does nothing in an older one, or where memory is short.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().pre_touch(8 << 20).build()?;
@@ -163,8 +174,9 @@ impl HeapBuilder {
         self
     }
 
-    /// The encodings tried on each word of a frame without a stack map, beside [`Encoding::RAW`], which is always tried: the heap's own code
-    /// and the safe tier keep plain addresses in registers and on stacks. A runtime that keeps tagged or boxed words there must name them
+    /// The encodings tried on each word of a frame without a stack map, beside [`Encoding::RAW`],
+    /// which is always tried: the heap's own code and the safe tier keep plain addresses in
+    /// registers and on stacks. A runtime that keeps tagged or boxed words there must name them
     /// here; at most eight encodings in all.
     pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
         self.conservative = encodings.to_vec();
@@ -174,38 +186,42 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether a conservative word that points just past the bytes of a cell keeps it. Off by default. Compilers make such
-    /// pointers in loops over an array, and may keep no other one meanwhile.
+    /// Whether a conservative word that points just past the bytes of a cell keeps it. Off by
+    /// default. Compilers make such pointers in loops over an array, and may keep no other one
+    /// meanwhile.
     ///
-    /// Each cell of such a heap has a byte more than was asked for, so that its end lies inside it and is the address of no
-    /// other cell. A request that fills a size class takes the next one: 32 bytes take 48, 40 take 48 as ever. Were the end
-    /// of one cell the beginning of another, each true reference to the second would keep the first, and all that it
-    /// leads to. The end is that of the bytes asked for: code that writes to the end of the size class
-    /// ([`Site::size`]) asks for as many.
+    /// Each cell of such a heap has a byte more than was asked for, so that its end lies inside it
+    /// and is the address of no other cell. A request that fills a size class takes the next one:
+    /// 32 bytes take 48, 40 take 48 as ever. Were the end of one cell the beginning of another,
+    /// each true reference to the second would keep the first, and all that it leads to. The end is
+    /// that of the bytes asked for: code that writes to the end of the size class ([`Site::size`])
+    /// asks for as many.
     ///
-    /// A runtime that knows which of its cells such loops run over leaves this off, and asks for a byte more for those.
+    /// A runtime that knows which of its cells such loops run over leaves this off, and asks for a
+    /// byte more for those.
     pub fn past_the_end(mut self, keeps: bool) -> Self {
         self.past_the_end = keeps;
         self
     }
 
-    /// Stress: a full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps a young one. For tests; 1 collects at
-    /// every allocation.
+    /// Stress: a full collection after so many allocations of a mutator, or with [`Young::Always`]
+    /// perhaps a young one. For tests; 1 collects at every allocation.
     pub fn collect_every(mut self, allocations: Option<u64>) -> Self {
         self.config.collect_every = allocations;
         self
     }
 
-    /// Whether mutators run while cells are marked, so that they stop twice a collection for some microseconds, whatever the heap's size.
-    /// On by default; `false` (or `URGE_STW=1`) stops them from the first root to the last dead cell, which tells faults of the barrier from
-    /// others.
+    /// Whether mutators run while cells are marked, so that they stop twice a collection for some
+    /// microseconds, whatever the heap's size. On by default; `false` (or `URGE_STW=1`) stops them
+    /// from the first root to the last dead cell, which tells faults of the barrier from others.
     pub fn concurrent(mut self, on: bool) -> Self {
         self.config.stop_the_world = !on;
         self
     }
 
-    /// How many threads mark beside the mutators, the collector's own among them; at least 1. By default as many as keep to a quarter of the
-    /// processors, and besides those that no mutator wants. A heap in which there is little to mark makes do with one in any case.
+    /// How many threads mark beside the mutators, the collector's own among them; at least 1. By
+    /// default as many as keep to a quarter of the processors, and besides those that no mutator
+    /// wants. A heap in which there is little to mark makes do with one in any case.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().markers(2).build()?;
@@ -218,12 +234,16 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether handles, [`Root`](crate::Root)s, root ranges and root callbacks are all the roots, and stacks and registers are none.
+    /// Whether handles, [`Root`](crate::Root)s, root ranges and root callbacks are all the roots,
+    /// and stacks and registers are none.
     ///
-    /// By default that is so until the fast tier is used for the first time ([`Mutator::alloc_raw`], [`Mutator::alloc`], [`Heap::site`], a `Gc` made of a
-    /// handle, machine code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a stack keeps anything. From then on stacks are scanned
-    /// conservatively. `true`: they never are; to allocate by the fast tier is an error ([`SiteError::FastTier`](crate::SiteError::FastTier)), and a `Gc`
-    /// of this heap lives only while something else keeps it. `false`: they are from the start.
+    /// By default that is so until the fast tier is used for the first time
+    /// ([`Mutator::alloc_raw`], [`Mutator::alloc`], [`Heap::site`], a `Gc` made of a handle,
+    /// machine code, ...): a heap that is used by scopes alone names all it holds, and no stale
+    /// word of a stack keeps anything. From then on stacks are scanned conservatively. `true`: they
+    /// never are; to allocate by the fast tier is an error
+    /// ([`SiteError::FastTier`](crate::SiteError::FastTier)), and a `Gc` of this heap lives only
+    /// while something else keeps it. `false`: they are from the start.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -244,12 +264,15 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether a collection that is due may be a *young* one: it takes what earlier ones found alive for alive, without looking, and frees only what
-    /// is dead of what was allocated since the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
-    /// [immutable](crate::Kind::immutable) kinds, and as long as most of what is allocated dies young.
+    /// Whether a collection that is due may be a *young* one: it takes what earlier ones found
+    /// alive for alive, without looking, and frees only what is dead of what was allocated since
+    /// the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
+    /// [immutable](crate::Kind::immutable) kinds, and as long as most of what is allocated dies
+    /// young.
     ///
-    /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look at all cells. In the environment `URGE_YOUNG` is `0`,
-    /// `1` or, for stress, `always`. A heap that is not [`concurrent`](Self::concurrent) has no young collections.
+    /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look
+    /// at all cells. In the environment `URGE_YOUNG` is `0`, `1` or, for stress, `always`. A heap
+    /// that is not [`concurrent`](Self::concurrent) has no young collections.
     ///
     /// ```
     /// use gc_core::{Heap, Young};
@@ -261,14 +284,15 @@ impl HeapBuilder {
         self
     }
 
-    /// Stress: collections keep each of their phases open for some hundred microseconds, however small the heap is, so that mutators meet
-    /// them. For tests.
+    /// Stress: collections keep each of their phases open for some hundred microseconds, however
+    /// small the heap is, so that mutators meet them. For tests.
     pub fn lingering(mut self, on: bool) -> Self {
         self.config.lingering = on;
         self
     }
 
-    /// Stress: [lingering](Self::lingering) collections follow each other without being asked for. For tests.
+    /// Stress: [lingering](Self::lingering) collections follow each other without being asked for.
+    /// For tests.
     pub fn continuous(mut self, on: bool) -> Self {
         self.config.continuous = on;
         self
@@ -293,7 +317,8 @@ impl HeapBuilder {
         })
         .map_err(BuildError::Stops)?;
         register_units(&world).map_err(BuildError::Code)?;
-        // Cells of the collector's own tables are logged as they are, whatever the kinds' encodings.
+        // Cells of the collector's own tables are logged as they are, whatever the kinds'
+        // encodings.
         encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let memory = Memory::fitting(&config, &self.conservative, self.past_the_end)?;
         let ledger = Ledger::new(config.trace);
@@ -363,7 +388,8 @@ fn register_units(world: &World) -> Result<(), CodeError> {
             what: CodeWhat::Restart,
             owner: None,
         };
-        // SAFETY: the units are text of this program, and made to be begun again from every instruction: see `barrier.rs`.
+        // SAFETY: the units are text of this program, and made to be begun again from every
+        // instruction: see `barrier.rs`.
         let guard = unsafe { world.register_code(spec) }?;
         // The units are part of this crate's text: they are never unregistered.
         core::mem::forget(guard);
@@ -372,8 +398,9 @@ fn register_units(world: &World) -> Result<(), CodeError> {
     Ok(())
 }
 
-/// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's may run there, least of all during a stop. SIGURG is how a
-/// parked thread finds out that a root callback's panic waits for a lock.
+/// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's
+/// may run there, least of all during a stop. SIGURG is how a parked thread finds out that a root
+/// callback's panic waits for a lock.
 pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
     let shared = shared.clone();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -413,10 +440,12 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its collector's thread and unmaps it.
+/// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its
+/// collector's thread and unmaps it.
 ///
-/// [`Mutator`]s, [`RawRoot`]s and the other guards keep the heap alive. The last handle may go anywhere: where its thread may not wait for the
-/// collector's, as inside [`no_preempt`](Mutator::no_preempt), that ends by itself a little later.
+/// [`Mutator`]s, [`RawRoot`]s and the other guards keep the heap alive. The last handle may go
+/// anywhere: where its thread may not wait for the collector's, as inside
+/// [`no_preempt`](Mutator::no_preempt), that ends by itself a little later.
 ///
 /// ```
 /// # use gc_core::Heap;
@@ -444,9 +473,10 @@ impl Drop for Handle {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // The last handle may be an owner's that the collector itself has just dropped: it ends by itself then. Another heap may want
-        // this thread to stop meanwhile, so the wait is a blocking one. And a collector that waits for the stop of this thread, or for the end
-        // of its `no_preempt`, ends after it.
+        // The last handle may be an owner's that the collector itself has just dropped: it ends by
+        // itself then. Another heap may want this thread to stop meanwhile, so the wait is a
+        // blocking one. And a collector that waits for the stop of this thread, or for the end of
+        // its `no_preempt`, ends after it.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()
             && !gc_preempt::holds_a_stop()
@@ -479,7 +509,8 @@ impl Heap {
     /// Describes cells to the heap.
     ///
     /// # Errors
-    /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any word.
+    /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any
+    /// word.
     pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
         let shared = self.shared();
         for encoding in kind.encodings() {
@@ -491,8 +522,9 @@ impl Heap {
     /// The site that allocates cells of `bytes` bytes of `kind` inline.
     ///
     /// # Errors
-    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site: above [`MAX_SMALL`](crate::MAX_SMALL)
-    /// bytes, or of as many with [`past_the_end`](HeapBuilder::past_the_end).
+    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site: above
+    /// [`MAX_SMALL`](crate::MAX_SMALL) bytes, or of as many with
+    /// [`past_the_end`](HeapBuilder::past_the_end).
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.shared().stacks.use_fast_tier()?;
         self.site_of(kind, bytes)
@@ -503,30 +535,35 @@ impl Heap {
         protected(|| self.shared().space.site(kind, bytes))
     }
 
-    /// Attaches the running thread, which may then allocate until the result is dropped. It does so on its own stack: a stop waits for a
-    /// thread that is on another one (a coroutine's) until it is back.
+    /// Attaches the running thread, which may then allocate until the result is dropped. It does so
+    /// on its own stack: a stop waits for a thread that is on another one (a coroutine's) until it
+    /// is back.
     ///
     /// # Errors
-    /// [`AttachError`]: the thread is attached to this heap already, or the system refused what it needs.
+    /// [`AttachError`]: the thread is attached to this heap already, or the system refused what it
+    /// needs.
     pub fn attach(&self) -> Result<Mutator, AttachError> {
         Mutator::attach(self)
     }
 
-    /// Runs a full collection and waits for it; gives its number. Requests of several threads share one collection where one serves all.
+    /// Runs a full collection and waits for it; gives its number. Requests of several threads share
+    /// one collection where one serves all.
     ///
-    /// From a mutator it waits in `blocking`: what only registers and stack hold is scanned as ever.
+    /// From a mutator it waits in `blocking`: what only registers and stack hold is scanned as
+    /// ever.
     ///
     /// # Panics
-    /// Inside `no_preempt`, in a root callback, and on a thread that holds a stop ([`Heap::with_stopped`]), where waiting would be for ever.
-    /// See [`Heap::request_collection`].
+    /// Inside `no_preempt`, in a root callback, and on a thread that holds a stop
+    /// ([`Heap::with_stopped`]), where waiting would be for ever. See [`Heap::request_collection`].
     #[track_caller]
     pub fn collect(&self) -> u64 {
         self.collect_now(true)
     }
 
-    /// Runs a collection as one that is due is run, and waits for it; gives its number. It is a young one, if the last one left marks for it: see
-    /// [`HeapBuilder::young_collections`]. For an embedder that knows when little is alive of what was allocated lately, as between two frames or
-    /// requests.
+    /// Runs a collection as one that is due is run, and waits for it; gives its number. It is a
+    /// young one, if the last one left marks for it: see [`HeapBuilder::young_collections`]. For an
+    /// embedder that knows when little is alive of what was allocated lately, as between two frames
+    /// or requests.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
@@ -595,10 +632,12 @@ impl Heap {
         protected(|| requests.ask(whole))
     }
 
-    /// Asks for a collection if `used` bytes in use make one due and nobody has asked yet; says whether it has.
+    /// Asks for a collection if `used` bytes in use make one due and nobody has asked yet; says
+    /// whether it has.
     ///
-    /// In the child of a fork the collector's thread has to be made anew, which cannot be done inside `no_preempt`. Whoever is there does not
-    /// ask, for a request that nobody hears would keep all others from asking: the next allocation outside does.
+    /// In the child of a fork the collector's thread has to be made anew, which cannot be done
+    /// inside `no_preempt`. Whoever is there does not ask, for a request that nobody hears would
+    /// keep all others from asking: the next allocation outside does.
     #[inline]
     pub(crate) fn ask_if_due(&self, used: u64) -> bool {
         let shared = self.shared();
@@ -658,13 +697,15 @@ impl Heap {
         stats
     }
 
-    /// The heap's mutators as `gc-preempt` sees them. A thread attached through it is stopped and scanned, but is no mutator of the heap.
+    /// The heap's mutators as `gc-preempt` sees them. A thread attached through it is stopped and
+    /// scanned, but is no mutator of the heap.
     pub fn world(&self) -> &World {
         &self.shared().world
     }
 
-    /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must keep to what
-    /// [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch this heap's roots or finalizers.
+    /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must
+    /// keep to what [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch
+    /// this heap's roots or finalizers.
     ///
     /// # Errors
     /// If the caller is itself a mutator of this heap.
@@ -683,8 +724,10 @@ impl Heap {
         self.shared().space.reserved()
     }
 
-    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses, those included that a mutator has ready for
-    /// its next allocations ([`for_each_unallocated`](Self::for_each_unallocated)). For oracles and inspectors; `f` is bound as in [`with_stopped`](Self::with_stopped).
+    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses,
+    /// those included that a mutator has ready for its next allocations
+    /// ([`for_each_unallocated`](Self::for_each_unallocated)). For oracles and inspectors; `f` is
+    /// bound as in [`with_stopped`](Self::with_stopped).
     ///
     /// # Errors
     /// If the caller is itself a mutator of this heap.
@@ -692,8 +735,9 @@ impl Heap {
         self.with_stopped(|_| self.shared().space.for_each_cell(&mut f))
     }
 
-    /// Stops the heap's mutators and calls `f` with the address of every cell that one of them has ready: [`for_each_cell`](Self::for_each_cell)
-    /// finds it, but no program has it yet. It is zero. `f` is bound as in [`with_stopped`](Self::with_stopped).
+    /// Stops the heap's mutators and calls `f` with the address of every cell that one of them has
+    /// ready: [`for_each_cell`](Self::for_each_cell) finds it, but no program has it yet. It is
+    /// zero. `f` is bound as in [`with_stopped`](Self::with_stopped).
     ///
     /// ```
     /// use gc_core::{Heap, Kind};
@@ -734,15 +778,17 @@ impl Heap {
         })
     }
 
-    /// Registers managed code with its stack maps: frames of it that are stopped at a call are scanned exactly, slot words being edges of
-    /// `encoding`. Dropping the guard ends that once no stack returns into `range` any more; `owner` is dropped then.
+    /// Registers managed code with its stack maps: frames of it that are stopped at a call are
+    /// scanned exactly, slot words being edges of `encoding`. Dropping the guard ends that once no
+    /// stack returns into `range` any more; `owner` is dropped then.
     ///
     /// # Errors
     /// [`CodeError`]: the range is empty or overlaps other code.
     ///
     /// # Safety
-    /// As for [`World::register_code`]: the code stays mapped until `owner` is dropped (for ever without one), keeps the System V convention and
-    /// the frame rule, and at each call every reference that lives across it stands in a slot that `maps` names.
+    /// As for [`World::register_code`]: the code stays mapped until `owner` is dropped (for ever
+    /// without one), keeps the System V convention and the frame rule, and at each call every
+    /// reference that lives across it stands in a slot that `maps` names.
     pub unsafe fn register_code(
         &self,
         range: Range<usize>,
@@ -766,7 +812,8 @@ impl Heap {
         unsafe { self.shared().world.register_code(spec) }
     }
 
-    /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there can be.
+    /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there
+    /// can be.
     ///
     /// # Safety
     /// `cell` is a live cell of this heap.
@@ -778,9 +825,10 @@ impl Heap {
     /// Has `callback` report roots at every collection, until the guard is dropped.
     ///
     /// # Safety
-    /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the middle of anything. It must not allocate
-    /// with malloc, take a lock that a mutator may hold outside `no_preempt`, print or panic, and may only read what mutators change
-    /// inside `no_preempt`.
+    /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the
+    /// middle of anything. It must not allocate with malloc, take a lock that a mutator may hold
+    /// outside `no_preempt`, print or panic, and may only read what mutators change inside
+    /// `no_preempt`.
     ///
     /// # Panics
     /// If the heap has 65536 callbacks already.
@@ -801,8 +849,8 @@ impl Heap {
         }
     }
 
-    /// Reports memory outside of the heap that cells keep (`delta` may be negative when it is freed): it counts towards the next
-    /// collection as if it were in the heap.
+    /// Reports memory outside of the heap that cells keep (`delta` may be negative when it is
+    /// freed): it counts towards the next collection as if it were in the heap.
     pub fn report_external(&self, delta: i64) {
         let shared = self.shared();
         shared.pace.report(delta);

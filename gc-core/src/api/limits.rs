@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::api::heap::{Heap, HeapBuilder};
 
 impl HeapBuilder {
-    /// How long after the last collection a heap is collected that asks for none, so that what has died meanwhile is freed and goes back to the system.
-    /// Two minutes by default, as in Go; zero: never. In the environment `URGE_IDLE`, in seconds.
+    /// How long after the last collection a heap is collected that asks for none, so that what has
+    /// died meanwhile is freed and goes back to the system. Two minutes by default, as in Go; zero:
+    /// never. In the environment `URGE_IDLE`, in seconds.
     ///
     /// ```
     /// use std::time::Duration;
@@ -20,10 +21,12 @@ impl HeapBuilder {
         self
     }
 
-    /// Takes the container's limit for the [`memory_limit`](Self::memory_limit): the smallest `memory.max` of the process's cgroups
-    /// (`memory.limit_in_bytes` in the first version), read once, in [`build`](Self::build). Where they have none, the heap has none either. A
-    /// `memory_limit` that is set besides counts if it is smaller: set one, if much of the container's memory is for something else than the heap. In
-    /// the environment `URGE_MEMORY_LIMIT=cgroup`.
+    /// Takes the container's limit for the [`memory_limit`](Self::memory_limit): the smallest
+    /// `memory.max` of the process's cgroups (`memory.limit_in_bytes` in the first version), read
+    /// once, in [`build`](Self::build). Where they have none, the heap has none either. A
+    /// `memory_limit` that is set besides counts if it is smaller: set one, if much of the
+    /// container's memory is for something else than the heap. In the environment
+    /// `URGE_MEMORY_LIMIT=cgroup`.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().memory_limit_from_cgroup().build()?;
@@ -36,8 +39,10 @@ impl HeapBuilder {
 }
 
 impl Heap {
-    /// Collects, gives all free memory back to the system at once, and waits for both; the bytes that went back. For a program that knows that it will
-    /// need less for a while. Without it memory goes back slowly, beside the program, and what was in use lately is kept for some seconds.
+    /// Collects, gives all free memory back to the system at once, and waits for both; the bytes
+    /// that went back. For a program that knows that it will need less for a while. Without it
+    /// memory goes back slowly, beside the program, and what was in use lately is kept for some
+    /// seconds.
     ///
     /// What [`pre_touch`](HeapBuilder::pre_touch) has backed stays, and free memory in pieces of
     /// less than 16 KiB.
@@ -59,7 +64,8 @@ impl Heap {
         })
     }
 
-    /// The bytes that the heap keeps to where it can: [`memory_limit`](HeapBuilder::memory_limit), or that of the container.
+    /// The bytes that the heap keeps to where it can: [`memory_limit`](HeapBuilder::memory_limit),
+    /// or that of the container.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().memory_limit(64 << 20).build()?;

@@ -1,17 +1,21 @@
 //! The safe tier's centre: scopes, and the handles that live in them.
 //!
 //! # Why nothing dangles
-//! * A [`Local`] names its cell directly, and its scope's part of the handle table roots the cell until the scope ends. The table is scanned,
-//!   so a local may be kept anywhere: in a `Vec`, in a struct, in a closure.
-//! * The scope's lifetime is a fresh one, which the closure must accept whatever it is. Nothing that names it gets out of the closure: no
-//!   local, and no reference made from one.
-//! * Each scope has handles of its own, so an outer scope may be used while an inner one is open; a panic ends a scope like a return.
-//! * Scopes and locals stay on their thread. Inside `blocking` the collector does not wait for this thread, so the scope's methods panic
-//!   there, by whatever way they were reached.
-//! * Two heaps: [`Field`](crate::Field) and [`Root`](crate::Root) check by address that what they are given lies in the scope's heap.
+//! * A [`Local`] names its cell directly, and its scope's part of the handle table roots the cell
+//!   until the scope ends. The table is scanned, so a local may be kept anywhere: in a `Vec`, in a
+//!   struct, in a closure.
+//! * The scope's lifetime is a fresh one, which the closure must accept whatever it is. Nothing
+//!   that names it gets out of the closure: no local, and no reference made from one.
+//! * Each scope has handles of its own, so an outer scope may be used while an inner one is open; a
+//!   panic ends a scope like a return.
+//! * Scopes and locals stay on their thread. Inside `blocking` the collector does not wait for this
+//!   thread, so the scope's methods panic there, by whatever way they were reached.
+//! * Two heaps: [`Field`](crate::Field) and [`Root`](crate::Root) check by address that what they
+//!   are given lies in the scope's heap.
 //!
-//! Rejected: a local that names its slot of the table (one more load at every use; needed only by a collector that moves cells); locals that
-//! only the stack holds, found by the conservative scan (dangling in the first `Vec`).
+//! Rejected: a local that names its slot of the table (one more load at every use; needed only by a
+//! collector that moves cells); locals that only the stack holds, found by the conservative scan
+//! (dangling in the first `Vec`).
 
 use core::any::{TypeId, type_name};
 use core::fmt;
@@ -42,11 +46,13 @@ pub struct Scope<'s> {
 }
 
 impl Mutator {
-    /// Opens a scope, runs `f` in it, ends it. Handles made in the scope cannot leave it; what is to live on is stored in a
-    /// [`Field`](crate::Field) of something that does, or in a [`Root`](crate::Root).
+    /// Opens a scope, runs `f` in it, ends it. Handles made in the scope cannot leave it; what is
+    /// to live on is stored in a [`Field`](crate::Field) of something that does, or in a
+    /// [`Root`](crate::Root).
     ///
-    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its end. A scope is for the thread's own stack:
-    /// a stop waits for a thread that is on another one (a coroutine's) until it is back.
+    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its
+    /// end. A scope is for the thread's own stack: a stop waits for a thread that is on another one
+    /// (a coroutine's) until it is back.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -68,7 +74,8 @@ impl Mutator {
     /// ```
     ///
     /// # Errors
-    /// Those of `f`. For closures that fail otherwise or not at all there is [`with_scope`](Self::with_scope).
+    /// Those of `f`. For closures that fail otherwise or not at all there is
+    /// [`with_scope`](Self::with_scope).
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -91,9 +98,11 @@ impl Mutator {
         f(&Scope::open(self))
     }
 
-    /// Drops, in place, the values of cells that have died since: those whose type needs `Drop`. Gives their number. Their fields are null
-    /// by then, what they led to may have been freed, and nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a program whose cells hold
-    /// strings, files or boxes calls this now and then, where that suits it. What is still alive when the heap goes is not dropped.
+    /// Drops, in place, the values of cells that have died since: those whose type needs `Drop`.
+    /// Gives their number. Their fields are null by then, what they led to may have been freed, and
+    /// nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a
+    /// program whose cells hold strings, files or boxes calls this now and then, where that suits
+    /// it. What is still alive when the heap goes is not dropped.
     ///
     /// # Panics
     /// Where a value's `Drop` does; the rest waits for the next call.
@@ -107,8 +116,8 @@ impl Mutator {
         let _holding = self.record().holding();
         while let Some(entry) = self.record().take_dead(&self.heap().shared().drops) {
             let cell = entry.cell as *mut u8;
-            // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's own type. The entry came out once, and
-            // nobody else can reach the cell.
+            // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's
+            // own type. The entry came out once, and nobody else can reach the cell.
             unsafe {
                 let drop_cell =
                     core::mem::transmute::<usize, unsafe fn(&Mutator, *mut u8)>(entry.token);
@@ -144,11 +153,13 @@ impl Mutator {
         }
     }
 
-    /// A cell that holds `value`, rooted by nothing yet. For the safe tier, the thread's window is open; the `FAST` tier's first call for a type has stacks scanned from then on.
+    /// A cell that holds `value`, rooted by nothing yet. For the safe tier, the thread's window is
+    /// open; the `FAST` tier's first call for a type has stacks scanned from then on.
     ///
-    /// The order is that of rule 4 of the fast path: the cell is taken, and counts as allocated, before the first word of the value is
-    /// written; until then it is zero, and while it is written its edges stay null, since a field is born null. So a marker that reads
-    /// the cell half written finds no edges.
+    /// The order is that of rule 4 of the fast path: the cell is taken, and counts as allocated,
+    /// before the first word of the value is written; until then it is zero, and while it is
+    /// written its edges stay null, since a field is born null. So a marker that reads the cell
+    /// half written finds no edges.
     #[inline(always)]
     #[track_caller]
     pub(crate) fn cell_with<T: Trace, const FAST: bool>(
@@ -165,8 +176,9 @@ impl Mutator {
                 "a type with a trace function must not need Drop: its cell may be traced after the value was dropped"
             );
         }
-        // A field that is not null has been moved out of a dying cell, by its value's `Drop`: what it leads to may be dead. Where fields are
-        // made on the spot, as nearly always, this folds to nothing.
+        // A field that is not null has been moved out of a dying cell, by its value's `Drop`: what
+        // it leads to may be dead. Where fields are made on the spot, as nearly always, this folds
+        // to nothing.
         T::edges(&mut |offset| {
             // SAFETY: edges are words of the value.
             if unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() } != 0 {
@@ -184,7 +196,8 @@ impl Mutator {
         }
         // SAFETY: a cell of at least this size, aligned to 16, that nobody else knows.
         unsafe { cell.write(value) };
-        // Afterwards, for the child of a fork drops all that is registered, and the thread that was to write it is not there.
+        // Afterwards, for the child of a fork drops all that is registered, and the thread that was
+        // to write it is not there.
         if needs_drop::<T>()
             && !planted("registered-unwritten")
             && let Err(error) = self.register_drop(cell)
@@ -216,8 +229,8 @@ impl Mutator {
         if !FAST {
             self.record().open_window();
         }
-        // SAFETY: the runs are this thread's, of the heap that made the site. Until it is rooted, the cell is in registers or on this
-        // thread's stack.
+        // SAFETY: the runs are this thread's, of the heap that made the site. Until it is rooted,
+        // the cell is in registers or on this thread's stack.
         NonNull::new(unsafe { alloc::bump(self.own_runs(), info.site) })
     }
 
@@ -255,7 +268,8 @@ impl Mutator {
     }
 }
 
-/// What a mutator's cache knows a type by: for each tier another, so that the first use of the fast one is met where it is not fast.
+/// What a mutator's cache knows a type by: for each tier another, so that the first use of the fast
+/// one is met where it is not fast.
 #[inline(always)]
 fn key<T: Trace, const FAST: bool>() -> TypeId {
     struct Fast<T>(PhantomData<T>);
@@ -266,14 +280,16 @@ fn key<T: Trace, const FAST: bool>() -> TypeId {
     }
 }
 
-/// Drops a dead value. The collector has made its fields null when it found it dead ([`Marker::strip`](crate::mark::Marker)), so that its `Drop` finds no
-/// edges: what they led to may be gone.
+/// Drops a dead value. The collector has made its fields null when it found it dead
+/// ([`Marker::strip`](crate::mark::Marker)), so that its `Drop` finds no edges: what they led to
+/// may be gone.
 ///
 /// # Safety
 /// `cell` holds a `T` that nobody else can reach.
 unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
     let drop = || {
-        // SAFETY: as the caller says. A value that is found again, by a stale word of some stack, has no edges any more.
+        // SAFETY: as the caller says. A value that is found again, by a stale word of some stack,
+        // has no edges any more.
         unsafe { cell.cast::<T>().drop_in_place() };
     };
     let first = cell as usize;
@@ -286,7 +302,8 @@ impl<'s> Scope<'s> {
     #[track_caller]
     fn open(mutator: &'s Mutator) -> Self {
         let thread = mutator.thread();
-        // Before there is a scope: one that has been looked at is moved to where it stays, which takes a third as long as all else here.
+        // Before there is a scope: one that has been looked at is moved to where it stays, which
+        // takes a third as long as all else here.
         if thread.is_blocking() {
             in_blocking();
         }
@@ -519,7 +536,8 @@ impl fmt::Debug for Scope<'_> {
     }
 }
 
-/// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be copied, and kept in any memory.
+/// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be
+/// copied, and kept in any memory.
 #[repr(transparent)]
 pub struct Local<'s, T> {
     cell: NonNull<T>,
@@ -535,8 +553,8 @@ impl<'s, T> Local<'s, T> {
         reason = "AsRef would tie the reference to the handle, not to the scope"
     )]
     pub fn as_ref(self) -> &'s T {
-        // SAFETY: the cell holds a `T` (whoever made the handle said so), which is rooted while 's lasts and never changes but by interior
-        // mutability.
+        // SAFETY: the cell holds a `T` (whoever made the handle said so), which is rooted while 's
+        // lasts and never changes but by interior mutability.
         unsafe { self.cell.as_ref() }
     }
 

@@ -1,5 +1,5 @@
-//! What an embedder sees: the raw tier (cells, kinds, mutators, raw roots) and, on top of it, Rust types in two tiers: safe, by handles in
-//! scopes, and fast, by bare pointers.
+//! What an embedder sees: the raw tier (cells, kinds, mutators, raw roots) and, on top of it, Rust
+//! types in two tiers: safe, by handles in scopes, and fast, by bare pointers.
 
 pub(crate) mod array;
 pub(crate) mod dying;

@@ -1,4 +1,5 @@
-//! One attached thread: allocation, stores, roots, and the sections in which it is or is not stopped.
+//! One attached thread: allocation, stores, roots, and the sections in which it is or is not
+//! stopped.
 
 use core::cell::Cell;
 use core::fmt;
@@ -33,8 +34,9 @@ use crate::roots::RangeRoot;
 use crate::stats::thread_cpu;
 use crate::weak::{IDLE, MARKING};
 
-/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at the thread's end if it was leaked. If
-/// it is dropped inside [`no_preempt`](Mutator::no_preempt), where it cannot, it detaches when the thread attaches again, or ends.
+/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at
+/// the thread's end if it was leaked. If it is dropped inside [`no_preempt`](Mutator::no_preempt),
+/// where it cannot, it detaches when the thread attaches again, or ends.
 pub struct Mutator {
     runs: *mut Run,
     context: NonNull<Context>,
@@ -65,18 +67,21 @@ impl fmt::Display for AttachError {
 
 impl std::error::Error for AttachError {}
 
-/// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where each is a miss in memory.
+/// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where
+/// each is a miss in memory.
 const HELP_PIECE: usize = 128;
 
-/// Bytes of an allocation that waits for a collection under way, if it would take the heap past its goal.
+/// Bytes of an allocation that waits for a collection under way, if it would take the heap past its
+/// goal.
 const LARGE: usize = 1 << 20;
 
-/// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some tenths of a microsecond, since what waits in
-/// a marker's rings goes back to the queue.
+/// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some
+/// tenths of a microsecond, since what waits in a marker's rings goes back to the queue.
 const HELP_TIME: Duration = Duration::from_micros(8);
 
-/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that [`Mutator::helped`] is judged by. An allocation of 128 KiB may owe
-/// 65,536 cells, and in a heap of some GiB that lies at random a cell takes 100 ns.
+/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that
+/// [`Mutator::helped`] is judged by. An allocation of 128 KiB may owe 65,536 cells, and in a heap
+/// of some GiB that lies at random a cell takes 100 ns.
 const HELP_MOST: Duration = Duration::from_millis(1);
 
 impl Mutator {
@@ -92,22 +97,26 @@ impl Mutator {
         );
         let runs = context.runs();
         let context = Box::into_raw(context);
-        // SAFETY: the context is freed only after the thread has detached, by `drop`; where that never comes, at the thread's end, it is
-        // leaked and may be used for as long as the thread lives.
+        // SAFETY: the context is freed only after the thread has detached, by `drop`; where that
+        // never comes, at the thread's end, it is leaked and may be used for as long as the thread
+        // lives.
         let attached = unsafe { heap.world().attach_with(context.cast(), HOOKS) };
         match attached {
             Ok(thread) => {
-                // SAFETY: made above. Other threads (the collector) read it, but not the part that is set here.
+                // SAFETY: made above. Other threads (the collector) read it, but not the part that
+                // is set here.
                 let context = unsafe { NonNull::new_unchecked(context) };
                 // SAFETY: as above.
                 let record = unsafe { context.as_ref() };
                 record.attach(thread);
-                // A collector changes the flag in a stop only, so it does not change here. Relaxed: the stop orders it.
+                // A collector changes the flag in a stop only, so it does not change here. Relaxed:
+                // the stop orders it.
                 record.thread().no_preempt(|| {
                     // SAFETY: no arguments, no memory.
                     let owner = unsafe { libc::pthread_self() } as usize;
                     let context = context.as_ptr().cast_const();
-                    // With more than a million mutators, a child's spans of the last ones are never used again.
+                    // With more than a million mutators, a child's spans of the last ones are never
+                    // used again.
                     if let Ok(at) = record
                         .shared
                         .contexts
@@ -116,9 +125,10 @@ impl Mutator {
                     {
                         record.place.set(at);
                     }
-                    // A thread that attaches inside `blocking` of another heap is held by a stop without being waited for: marking may
-                    // begin between the two lines. SeqCst: the collector changes the heap's flag first and the records' then, so what
-                    // is stored here is right, or the second look finds it wrong.
+                    // A thread that attaches inside `blocking` of another heap is held by a stop
+                    // without being waited for: marking may begin between the two lines. SeqCst:
+                    // the collector changes the heap's flag first and the records' then, so what is
+                    // stored here is right, or the second look finds it wrong.
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
                         if planted("attach-once") {
@@ -174,7 +184,8 @@ impl Mutator {
                 if attached.owner != me {
                     continue;
                 }
-                // SAFETY: this thread's own record, which is freed after it was taken out of the slab.
+                // SAFETY: this thread's own record, which is freed after it was taken out of the
+                // slab.
                 if let Some(heap) = unsafe { (*attached.context).left.take() } {
                     return Some((NonNull::new(attached.context.cast_mut())?, heap));
                 }
@@ -228,10 +239,12 @@ impl Mutator {
         self.context.as_ptr()
     }
 
-    /// The runs, indexed by [`Site::index`], for machine code that allocates inline. The address is constant while the thread is attached.
+    /// The runs, indexed by [`Site::index`], for machine code that allocates inline. The address is
+    /// constant while the thread is attached.
     ///
-    /// Machine code loads `cursor`, adds the site's [`size`](Site::size), compares with `limit`, and stores the new cursor before the first
-    /// word of the cell. It registers these instructions as a restart range.
+    /// Machine code loads `cursor`, adds the site's [`size`](Site::size), compares with `limit`,
+    /// and stores the new cursor before the first word of the cell. It registers these instructions
+    /// as a restart range.
     #[inline]
     pub fn runs(&self) -> *mut Run {
         self.heap.shared().stacks.are_used();
@@ -244,14 +257,16 @@ impl Mutator {
         self.runs
     }
 
-    /// A zeroed cell of at least `bytes` bytes; not zeroed, if its kind is [`leaf_uninit`](crate::Kind::leaf_uninit).
+    /// A zeroed cell of at least `bytes` bytes; not zeroed, if its kind is
+    /// [`leaf_uninit`](crate::Kind::leaf_uninit).
     ///
     /// # Errors
     /// [`AllocError`], after a collection has been tried; inside `no_preempt`, at once.
     ///
     /// # Safety
-    /// The cell lives only while a root leads to it: this thread's registers and stack, another cell's edge, a declared range, a handle.
-    /// `bytes` is large enough for what the kind says of its cells.
+    /// The cell lives only while a root leads to it: this thread's registers and stack, another
+    /// cell's edge, a declared range, a handle. `bytes` is large enough for what the kind says of
+    /// its cells.
     pub unsafe fn alloc(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
         let stacks = &self.heap.shared().stacks;
         stacks.use_fast_tier().map_err(AllocError::Site)?;
@@ -277,7 +292,8 @@ impl Mutator {
         unsafe { self.alloc_at_in_window(site) }
     }
 
-    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: eight instructions while the run lasts.
+    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: eight instructions while the run
+    /// lasts.
     ///
     /// # Errors
     /// As [`alloc`](Self::alloc).
@@ -305,9 +321,9 @@ impl Mutator {
         unsafe { self.alloc_at(site) }
     }
 
-    /// None: [`why_none`](Self::why_none) says why. No window is open while this waits, and one is when it gives a cell. An error is larger than what a call returns in
-    /// registers, so that the fast path would
-    /// have to store its cell for nothing but to be where the slow path's is.
+    /// None: [`why_none`](Self::why_none) says why. No window is open while this waits, and one is
+    /// when it gives a cell. An error is larger than what a call returns in registers, so that the
+    /// fast path would have to store its cell for nothing but to be where the slow path's is.
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, site: Site) -> Option<NonNull<u8>> {
@@ -393,7 +409,8 @@ impl Mutator {
                     if let Some(cold) = shared.space.cold_units(&large) {
                         self.have_backed(cold);
                     }
-                    // Megabytes may have to be cleared: the thread can be stopped meanwhile, since nobody sees the cell yet.
+                    // Megabytes may have to be cleared: the thread can be stopped meanwhile, since
+                    // nobody sees the cell yet.
                     while !shared.space.clear_large(&mut large) {}
                     self.record().open_window();
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
@@ -411,7 +428,8 @@ impl Mutator {
         }
     }
 
-    /// Has the system back what the next cells will lie in, where no stop waits for it. Where that cannot be, nothing is done: the first touch will do it.
+    /// Has the system back what the next cells will lie in, where no stop waits for it. Where that
+    /// cannot be, nothing is done: the first touch will do it.
     #[cold]
     fn have_backed(&self, cold: ColdUnits) {
         let (record, thread) = (self.record(), self.thread());
@@ -424,9 +442,10 @@ impl Mutator {
         }
     }
 
-    /// Before an allocation of `bytes`: asks for a collection if one is due, and goes on, helping the one that is under way where that is
-    /// behind. Waits only where collections stop the world, or where the collector is so late that the heap would grow without bound; and
-    /// then for a moment an allocation, not until something has come to pass.
+    /// Before an allocation of `bytes`: asks for a collection if one is due, and goes on, helping
+    /// the one that is under way where that is behind. Waits only where collections stop the world,
+    /// or where the collector is so late that the heap would grow without bound; and then for a
+    /// moment an allocation, not until something has come to pass.
     #[inline]
     fn keep_pace(&self, bytes: usize) {
         let shared = self.heap.shared();
@@ -435,7 +454,8 @@ impl Mutator {
         let asks = self.heap.ask_if_due(used);
         let is_block = bytes >= LARGE && shared.concurrent && !planted("blocks-overshoot");
         if is_block && pace.overshoots(used) {
-            // A few of these are as much as the heap may grow by, and are made faster than anything is marked.
+            // A few of these are as much as the heap may grow by, and are made faster than anything
+            // is marked.
             self.wait_a_moment(bytes as u64);
         } else if asks {
             if !shared.concurrent && !self.thread().in_no_preempt() {
@@ -460,7 +480,8 @@ impl Mutator {
             return;
         }
         if owed == 0 {
-            // All that was expected is marked, and more turns up: the heap does not grow without bound meanwhile.
+            // All that was expected is marked, and more turns up: the heap does not grow without
+            // bound meanwhile.
             if line.waits(used) {
                 self.wait_a_moment(bytes);
             }
@@ -475,8 +496,9 @@ impl Mutator {
         let mut dry = false;
         let mut took = Duration::ZERO;
         while left != 0 && !dry && took < HELP_MOST {
-            // A stop waits for a piece, not for all of it. The mutator's own flag says whether there is anything to mark for: it changes in
-            // stops only, so not while the marker lives.
+            // A stop waits for a piece, not for all of it. The mutator's own flag says whether
+            // there is anything to mark for: it changes in stops only, so not while the marker
+            // lives.
             dry = self.thread().no_preempt(|| {
                 if record.marking.load(Ordering::Relaxed) == 0 || !pace.help_begins() {
                     return true;
@@ -516,8 +538,9 @@ impl Mutator {
         record.helped.set(record.helped.get() + helped);
     }
 
-    /// How long allocations of this mutator have marked for the collector since it attached, because it was behind, in processor time, and
-    /// waited for it where the heap was beyond all bounds. What the collector takes of a thread's time is this and the stops
+    /// How long allocations of this mutator have marked for the collector since it attached,
+    /// because it was behind, in processor time, and waited for it where the heap was beyond all
+    /// bounds. What the collector takes of a thread's time is this and the stops
     /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)).
     ///
     /// ```
@@ -550,8 +573,9 @@ impl Mutator {
         }
     }
 
-    /// Stores an edge into a published cell: the write barrier. Needed wherever a cell is changed after it could be reached; not for a new
-    /// cell's first stores, nor for root ranges and stacks.
+    /// Stores an edge into a published cell: the write barrier. Needed wherever a cell is changed
+    /// after it could be reached; not for a new cell's first stores, nor for root ranges and
+    /// stacks.
     ///
     /// # Safety
     /// `slot` is a word of a live cell of this heap.
@@ -561,7 +585,8 @@ impl Mutator {
         unsafe { barrier::store(self.context.as_ptr(), slot, value) }
     }
 
-    /// Copies edges, word by word, each through the barrier. Overlapping ranges are copied as by `memmove`.
+    /// Copies edges, word by word, each through the barrier. Overlapping ranges are copied as by
+    /// `memmove`.
     ///
     /// # Safety
     /// `from` is readable and `to` lies in a live cell of this heap, `words` words each.
@@ -585,8 +610,9 @@ impl Mutator {
         }
     }
 
-    /// Loads a word of a weak cell and makes its target strong: the result may be kept like any reference. The word comes as it is, tags and
-    /// all; the kind's `cleared` value says that the target is dead.
+    /// Loads a word of a weak cell and makes its target strong: the result may be kept like any
+    /// reference. The word comes as it is, tags and all; the kind's `cleared` value says that the
+    /// target is dead.
     ///
     /// # Safety
     /// `slot` is a word of a live weak cell of this heap.
@@ -607,15 +633,17 @@ impl Mutator {
         unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
     }
 
-    /// Changes a pair of a published ephemeron cell ([`Kind::ephemeron`](crate::Kind::ephemeron)): enters one, replaces one by another, or, with
-    /// the kind's `cleared` and 0, removes one. The old value is logged like any overwritten edge.
+    /// Changes a pair of a published ephemeron cell ([`Kind::ephemeron`](crate::Kind::ephemeron)):
+    /// enters one, replaces one by another, or, with the kind's `cleared` and 0, removes one. The
+    /// old value is logged like any overwritten edge.
     ///
-    /// Not to be stopped in the middle: a collection that found the old key with the new value would clear both if the old key were dead. Other
-    /// threads that read the pair meanwhile may find one word old and one new; tables that several threads change need a lock of their own.
+    /// Not to be stopped in the middle: a collection that found the old key with the new value
+    /// would clear both if the old key were dead. Other threads that read the pair meanwhile may
+    /// find one word old and one new; tables that several threads change need a lock of their own.
     ///
     /// # Safety
-    /// `pair` is the first word of a pair of a live ephemeron cell of this heap, and `key` and `value` are null or targets that this thread holds
-    /// strongly, in the kind's encoding.
+    /// `pair` is the first word of a pair of a live ephemeron cell of this heap, and `key` and
+    /// `value` are null or targets that this thread holds strongly, in the kind's encoding.
     #[inline]
     pub unsafe fn write_pair(&self, pair: *mut usize, key: usize, value: usize) {
         self.thread().no_preempt(|| {
@@ -628,8 +656,10 @@ impl Mutator {
         });
     }
 
-    /// Replaces a pair's value, if its key is still `key`. One unit with [`remove_pair`](Self::remove_pair): between the look and the store no thread
-    /// removes the pair, which would leave the value in a pair without a key, to be kept for as long as the pair's cell.
+    /// Replaces a pair's value, if its key is still `key`. One unit with
+    /// [`remove_pair`](Self::remove_pair): between the look and the store no thread removes the
+    /// pair, which would leave the value in a pair without a key, to be kept for as long as the
+    /// pair's cell.
     ///
     /// # Safety
     /// As [`write_pair`](Self::write_pair).
@@ -654,7 +684,8 @@ impl Mutator {
         });
     }
 
-    /// Removes a pair: its key becomes `cleared`, its value null. See [`replace_value`](Self::replace_value).
+    /// Removes a pair: its key becomes `cleared`, its value null. See
+    /// [`replace_value`](Self::replace_value).
     ///
     /// # Safety
     /// As [`write_pair`](Self::write_pair).
@@ -666,7 +697,8 @@ impl Mutator {
         });
     }
 
-    /// Writes a pair's words, the value first, through the barrier: a marker that finds the key gone must find the value logged.
+    /// Writes a pair's words, the value first, through the barrier: a marker that finds the key
+    /// gone must find the value logged.
     ///
     /// # Safety
     /// As [`write_pair`](Self::write_pair); under `no_preempt`.
@@ -683,19 +715,20 @@ impl Mutator {
         }
     }
 
-    /// Copies words of a weak cell, or whole pairs of an ephemeron's, to another cell of the kind, without making what they lead to strong: for
-    /// tables that grow. Each word may be cleared while it is copied, as any weak word may at any time.
+    /// Copies words of a weak cell, or whole pairs of an ephemeron's, to another cell of the kind,
+    /// without making what they lead to strong: for tables that grow. Each word may be cleared
+    /// while it is copied, as any weak word may at any time.
     ///
     /// # Safety
-    /// `from` and `to` lie in live cells of this heap and of the same kind, `words` words each, from a pair's first word on. No word of `to` is an
-    /// edge yet.
+    /// `from` and `to` lie in live cells of this heap and of the same kind, `words` words each,
+    /// from a pair's first word on. No word of `to` is an edge yet.
     pub unsafe fn copy_weak(&self, to: *mut usize, from: *const usize, words: usize) {
         /// Words that are copied without a stop in between: less than a microsecond.
         const PIECE: usize = 64;
         for first in (0..words).step_by(PIECE) {
             let words = PIECE.min(words - first);
-            // SAFETY: forwarded. Volatile: neither the compiler nor libc is to copy in pieces that are not words. Backwards, so that a marker which
-            // finds a key finds its value.
+            // SAFETY: forwarded. Volatile: neither the compiler nor libc is to copy in pieces that
+            // are not words. Backwards, so that a marker which finds a key finds its value.
             self.thread().no_preempt(|| unsafe {
                 let (to, from) = (to.add(first), from.add(first));
                 let mode = self.record().marking.load(Ordering::Relaxed);
@@ -713,16 +746,19 @@ impl Mutator {
         }
     }
 
-    /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`, until the guard is dropped. Meant for an
-    /// interpreter's stack: the limit is read in the stop, so let it be the end of the deepest frame, changed on call and return only,
-    /// and not a top of stack that lives in a register in between. Stores into the range need no barrier. A stale word (one that was
-    /// popped, and names a cell that has died since) keeps something too long at worst.
+    /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`,
+    /// until the guard is dropped. Meant for an interpreter's stack: the limit is read in the stop,
+    /// so let it be the end of the deepest frame, changed on call and return only, and not a top of
+    /// stack that lives in a register in between. Stores into the range need no barrier. A stale
+    /// word (one that was popped, and names a cell that has died since) keeps something too long at
+    /// worst.
     ///
     /// # Panics
     /// If the heap has a million ranges already.
     ///
     /// # Safety
-    /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is every word from `base` to where it points.
+    /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is
+    /// every word from `base` to where it points.
     #[track_caller]
     pub unsafe fn root_range(
         &self,
@@ -750,8 +786,9 @@ impl Mutator {
         unsafe { self.heap.raw_root(cell) }
     }
 
-    /// Has `cell` queued with `token` once it is found unreachable. It is kept alive for that, with all it leads to, and handed out by
-    /// [`next_finalizer`](Self::next_finalizer). `false`: there are as many finalizers as there can be.
+    /// Has `cell` queued with `token` once it is found unreachable. It is kept alive for that, with
+    /// all it leads to, and handed out by [`next_finalizer`](Self::next_finalizer). `false`: there
+    /// are as many finalizers as there can be.
     ///
     /// # Safety
     /// `cell` is the first byte of a live cell of this heap.
@@ -764,8 +801,8 @@ impl Mutator {
         })
     }
 
-    /// The next registered cell that died, and its token. What follows is an ordinary place of the program: it may allocate, store, wait,
-    /// and ask for a collection.
+    /// The next registered cell that died, and its token. What follows is an ordinary place of the
+    /// program: it may allocate, store, wait, and ask for a collection.
     ///
     /// # Panics
     /// Inside `blocking`, where no stop waits for this thread.
@@ -815,7 +852,8 @@ impl Mutator {
         }
     }
 
-    /// Runs `f`, which promises not to touch the heap: stops do not wait for it, and it is never interrupted by a signal of ours.
+    /// Runs `f`, which promises not to touch the heap: stops do not wait for it, and it is never
+    /// interrupted by a signal of ours.
     ///
     /// # Panics
     /// Inside `no_preempt`.
@@ -825,11 +863,12 @@ impl Mutator {
         self.thread().blocking(f)
     }
 
-    /// Runs `f` without being stopped in it. Keep it short, since a stop waits for its end. Allocation in it never collects and never
-    /// waits; where the heap is at its limit, it fails.
+    /// Runs `f` without being stopped in it. Keep it short, since a stop waits for its end.
+    /// Allocation in it never collects and never waits; where the heap is at its limit, it fails.
     ///
-    /// `f` must not wait for anything that a stopped thread may hold, malloc's lock among it: the stop would wait for `f`, and `f` for the
-    /// stopped thread. So make room beforehand, and free afterwards.
+    /// `f` must not wait for anything that a stopped thread may hold, malloc's lock among it: the
+    /// stop would wait for `f`, and `f` for the stopped thread. So make room beforehand, and free
+    /// afterwards.
     pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
         self.thread().no_preempt(f)
     }
@@ -849,10 +888,12 @@ fn retire(context: &Context) {
 }
 
 /// # Safety
-/// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread has ended.
+/// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread
+/// has ended.
 unsafe fn give_back(context: &Context) {
     context.shared.contexts.lock().take(context.place.get());
-    // The collector does not meet the record any more. A scope that is open still is one of a thread that has ended inside it.
+    // The collector does not meet the record any more. A scope that is open still is one of a
+    // thread that has ended inside it.
     context.handles.retire(|word| context.log(word));
     context.shared.space.retire(&context.local);
     if !planted("log-kept-at-detach") {
@@ -860,14 +901,16 @@ unsafe fn give_back(context: &Context) {
     }
 }
 
-/// What becomes of a mutator's record where its [`Mutator`] is not dropped, and where it has been set aside.
+/// What becomes of a mutator's record where its [`Mutator`] is not dropped, and where it has been
+/// set aside.
 const HOOKS: gc_preempt::MutatorHooks = gc_preempt::MutatorHooks {
     at_exit,
     gone,
     back: Some(aside::back),
 };
 
-/// A thread has ended without running any destructor. What it had logged was overwritten in the snapshot of a cycle under way, so it must not be lost.
+/// A thread has ended without running any destructor. What it had logged was overwritten in the
+/// snapshot of a cycle under way, so it must not be lost.
 ///
 /// # Safety
 /// `data` is the context of a mutator whose thread has ended, with the registry lock held.
@@ -893,8 +936,9 @@ impl Drop for Mutator {
         let gone = record.gone.get();
         let blocking = !gone && record.thread().is_blocking();
         if !gone && record.thread().in_no_preempt() {
-            // It cannot wait for the registry here. It stays attached until the thread attaches to the heap again, or ends.
-            // SAFETY: taken once: this is the drop, and what follows does not use it.
+            // It cannot wait for the registry here. It stays attached until the thread attaches to
+            // the heap again, or ends. SAFETY: taken once: this is the drop, and what follows does
+            // not use it.
             let heap = unsafe { ManuallyDrop::take(&mut self.heap) };
             self.record().left.set(Some(heap));
             return;
@@ -905,17 +949,19 @@ impl Drop for Mutator {
         if !gone && !blocking {
             retire(record);
         }
-        // SAFETY: the thread's registration goes first, so that no collector has the context when it is freed; the heap's handle last,
-        // since it may be the last one.
+        // SAFETY: the thread's registration goes first, so that no collector has the context when
+        // it is freed; the heap's handle last, since it may be the last one.
         unsafe {
             let mut context = Box::from_raw(self.context.as_ptr());
             let thread = context.detach();
             if gone {
-                // A thread-local that is dropped after the one that detached this thread: its record may be another thread's by now.
+                // A thread-local that is dropped after the one that detached this thread: its
+                // record may be another thread's by now.
                 core::mem::forget(thread);
             } else if let Some(thread) = thread {
                 if blocking {
-                    // A stop takes this thread for stopped already: what it reads changes only where no stop is.
+                    // A stop takes this thread for stopped already: what it reads changes only
+                    // where no stop is.
                     let section = || gc_preempt::no_preempt_here(|| give_back(&context));
                     thread.detach_after(section);
                 } else {

@@ -5,8 +5,8 @@ use crate::api::mutator::Mutator;
 use crate::fault::planted;
 use gc_preempt::KeepErrno;
 
-/// How often an allocation that finds the heap full collects before it gives up. More than once, since what a collection frees may be
-/// taken by other mutators before this one wakes.
+/// How often an allocation that finds the heap full collects before it gives up. More than once,
+/// since what a collection frees may be taken by other mutators before this one wakes.
 const TRIES: u32 = 3;
 
 /// What an allocation has done to find room.
@@ -18,11 +18,14 @@ pub(super) struct Attempts {
 }
 
 impl Mutator {
-    /// The heap has no room for `bytes`: waits for what a collection frees. At first the one under way will do, if there is one, though it keeps
-    /// what has died since it began. `false`: there is no use in trying again. Inside `no_preempt` nothing may wait; what was found alive may leave
-    /// no room; or collections for room were in vain again and again lately (`pacer/vain.rs`).
+    /// The heap has no room for `bytes`: waits for what a collection frees. At first the one under
+    /// way will do, if there is one, though it keeps what has died since it began. `false`: there
+    /// is no use in trying again. Inside `no_preempt` nothing may wait; what was found alive may
+    /// leave no room; or collections for room were in vain again and again lately
+    /// (`pacer/vain.rs`).
     ///
-    /// This mutator's runs are given back first: of its cells that are ready, all may be of other sizes.
+    /// This mutator's runs are given back first: of its cells that are ready, all may be of other
+    /// sizes.
     pub(super) fn make_room(&self, attempts: &mut Attempts, bytes: usize) -> bool {
         let shared = self.heap().shared();
         let (requests, thread) = (&shared.requests, self.thread());
@@ -58,7 +61,8 @@ impl Mutator {
         }
     }
 
-    /// Does what the last collection of all cells found alive leave room for so many bytes under the hard limit?
+    /// Does what the last collection of all cells found alive leave room for so many bytes under
+    /// the hard limit?
     fn leaves_room(&self, bytes: usize) -> bool {
         let shared = self.heap().shared();
         shared
@@ -67,7 +71,8 @@ impl Mutator {
             .is_none_or(|limit| shared.pace.live().saturating_add(bytes as u64) <= limit)
     }
 
-    /// Where this mutator is about to wait: gives back the runs that it no longer refills, so that no stop looks at them (`alloc/listed.rs`).
+    /// Where this mutator is about to wait: gives back the runs that it no longer refills, so that
+    /// no stop looks at them (`alloc/listed.rs`).
     #[inline]
     pub(super) fn review_runs(&self) {
         if self

@@ -14,9 +14,11 @@ pub(crate) fn protected<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// A handle that keeps one cell alive from anywhere: from memory that the collector does not know, from threads that are not attached.
+/// A handle that keeps one cell alive from anywhere: from memory that the collector does not know,
+/// from threads that are not attached.
 ///
-/// It also keeps the heap alive. Cheap, but not free: making and dropping one takes a lock. Reading it does not.
+/// It also keeps the heap alive. Cheap, but not free: making and dropping one takes a lock. Reading
+/// it does not.
 pub struct RawRoot {
     heap: Heap,
     slot: usize,
@@ -74,7 +76,8 @@ impl core::fmt::Debug for RawRoot {
     }
 }
 
-/// A declared root range; dropping it ends the declaration. See [`Mutator::root_range`](crate::Mutator::root_range).
+/// A declared root range; dropping it ends the declaration. See
+/// [`Mutator::root_range`](crate::Mutator::root_range).
 #[must_use = "the range is scanned only while this guard lives"]
 pub struct RootRange {
     pub(crate) heap: Heap,

@@ -1,8 +1,10 @@
 //! A heap's addresses: how many its reserve gets, and how many each of its tables.
 //!
-//! All tables are sized by the reserve, since what they hold cannot be more than the cells that fit there, or than anyone has of them. So a small
-//! heap is small in all its parts, and where the system limits addresses (`RLIMIT_AS`) everything is tried together: if one part does not fit, all
-//! of them are given back, and half of the reserve is tried. Were each to take what it gets, the first would leave nothing to the others.
+//! All tables are sized by the reserve, since what they hold cannot be more than the cells that fit
+//! there, or than anyone has of them. So a small heap is small in all its parts, and where the
+//! system limits addresses (`RLIMIT_AS`) everything is tried together: if one part does not fit,
+//! all of them are given back, and half of the reserve is tried. Were each to take what it gets,
+//! the first would leave nothing to the others.
 
 use crate::api::types::Types;
 use crate::barrier::{LOG_WORDS, SharedLog};
@@ -35,9 +37,11 @@ pub(crate) struct Memory {
 struct Sizes {
     /// Handles that can be open at once.
     handles: usize,
-    /// Finalizers that can be registered, and as many that wait: no more than there can be cells. Their tables grow.
+    /// Finalizers that can be registered, and as many that wait: no more than there can be cells.
+    /// Their tables grow.
     finalizers: usize,
-    /// Words of the barrier's log, at most 2 MiB: several milliseconds of a thread that does nothing but overwrite edges that are not marked yet.
+    /// Words of the barrier's log, at most 2 MiB: several milliseconds of a thread that does
+    /// nothing but overwrite edges that are not marked yet.
     log: usize,
     /// Entries of the mark queue. A graph that needs more is marked all the same, by looking again.
     queue: usize,
@@ -57,11 +61,13 @@ impl Sizes {
     }
 }
 
-/// Addresses that are left to the process besides a heap of an explicit reserve: the collector's stack and a mutator's tables.
+/// Addresses that are left to the process besides a heap of an explicit reserve: the collector's
+/// stack and a mutator's tables.
 const LEFT: usize = 8 << 20;
 
 impl Memory {
-    /// The memory of a heap of the reserve that `config` says, or of as much of it as the system has addresses for.
+    /// The memory of a heap of the reserve that `config` says, or of as much of it as the system
+    /// has addresses for.
     pub(crate) fn fitting(
         config: &Config,
         conservative: &[Encoding],
@@ -87,7 +93,8 @@ impl Memory {
                 pre_touch: config.pre_touch,
             };
             let memory = Memory::new(config, space).and_then(|memory| {
-                // A program that has not said how many addresses it wants for cells wants some for itself.
+                // A program that has not said how many addresses it wants for cells wants some for
+                // itself.
                 let left = wanted.map_or(reserve as usize / 2, |_| LEFT);
                 if !planted("no-addresses-left") {
                     Map::reserve(left, Before::Nothing)?;

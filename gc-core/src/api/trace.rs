@@ -1,12 +1,14 @@
 //! What a Rust type must say of itself to lie in a cell: where its edges are, or that it has none.
 //!
-//! Markers read cells while mutators write them, and a mutator may be stopped in the middle of anything. So an edge must be one word that
-//! changes by one store, at an offset that never changes: a [`Field`](crate::Field), or a heap-allocated [`Array`](crate::Array) of them.
-//! An `Option`, an enum, a `Vec` or a `Mutex` around a field would move or hide it under a marker's eyes. Types say which they are:
+//! Markers read cells while mutators write them, and a mutator may be stopped in the middle of
+//! anything. So an edge must be one word that changes by one store, at an offset that never
+//! changes: a [`Field`](crate::Field), or a heap-allocated [`Array`](crate::Array) of them. An
+//! `Option`, an enum, a `Vec` or a `Mutex` around a field would move or hide it under a marker's
+//! eyes. Types say which they are:
 //!
 //! * [`Trace`]: may lie in a cell. Derive it for structs with edges.
-//! * [`Leaf`]: holds no edges, at any depth. Derive it for structs and enums without any. A leaf may lie in a cell, and in a `Vec`, `Mutex`,
-//!   `Option` or `HashMap` in a cell.
+//! * [`Leaf`]: holds no edges, at any depth. Derive it for structs and enums without any. A leaf
+//!   may lie in a cell, and in a `Vec`, `Mutex`, `Option` or `HashMap` in a cell.
 
 use crate::api::array::{Array, Bytes};
 use crate::api::ephemeron::{Ephemeron, Pairs};
@@ -28,19 +30,21 @@ use crate::kind::TraceFn;
 /// }
 /// ```
 ///
-/// Each member is a [`Field`], an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a [`Leaf`].
+/// Each member is a [`Field`], an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a
+/// [`Leaf`].
 ///
 /// # Safety
-/// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every edge. Nothing in the type lets safe code
-/// move a field out of its place, or write an edge by anything but [`Field`]'s methods.
+/// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every
+/// edge. Nothing in the type lets safe code move a field out of its place, or write an edge by
+/// anything but [`Field`]'s methods.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap",
     label = "neither an edge (`Field<T>`, `[Field<T>; N]`) nor a type that is known to hold none",
     note = "derive it: `#[derive(Trace)]` for a struct with edges, `#[derive(Leaf)]` for a struct or enum without any"
 )]
 pub unsafe trait Trace: Sized + Send + Sync + 'static {
-    /// For types whose edges depend on their content: a function that reports them, as for [`Kind::traced`](crate::Kind::traced). A type
-    /// that has one must not need `Drop`.
+    /// For types whose edges depend on their content: a function that reports them, as for
+    /// [`Kind::traced`](crate::Kind::traced). A type that has one must not need `Drop`.
     const TRACE: Option<TraceFn> = None;
 
     /// Calls `edge` with the byte offset of every edge.
@@ -60,7 +64,8 @@ pub unsafe trait Trace: Sized + Send + Sync + 'static {
 /// ```
 ///
 /// # Safety
-/// No [`Field`] lies in a value of the type: not in itself, and nowhere that is moved or changed with it.
+/// No [`Field`] lies in a value of the type: not in itself, and nowhere that is moved or changed
+/// with it.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap like this",
     label = "not known to be free of edges",
@@ -93,10 +98,12 @@ unsafe impl<T: Trace, const N: usize> Trace for [Field<T>; N] {
     }
 }
 
-/// For cells that only the heap makes: no value of these types exists outside of one, and their kinds know their edges.
+/// For cells that only the heap makes: no value of these types exists outside of one, and their
+/// kinds know their edges.
 macro_rules! made_by_the_heap {
     ($($(#[$why:meta])* [$($generics:tt)*] $type:ty),* $(,)?) => {$(
-        // SAFETY: safe code has no value of it, so it is never a member of another type nor allocated by its `Trace`.
+        // SAFETY: safe code has no value of it, so it is never a member of another type nor
+        // allocated by its `Trace`.
         unsafe impl<$($generics)*> Trace for $type {
             fn edges(_: &mut impl FnMut(usize)) {}
         }
@@ -183,7 +190,8 @@ mod implementations {
     );
 
     leaves!(
-        // What is shared lies in malloc's memory, where a field stays null: it refuses every store outside of the heap.
+        // What is shared lies in malloc's memory, where a field stays null: it refuses every store
+        // outside of the heap.
         {T: Send + Sync + ?Sized + 'static} Arc<T>, {T: Send + Sync + ?Sized + 'static} &'static T,
         // A type, not a value.
         {T: Send + Sync + ?Sized + 'static} PhantomData<T>,

@@ -11,16 +11,18 @@ use crate::api::local::{Local, Scope};
 use crate::api::root::RawRoot;
 use crate::api::trace::Trace;
 
-/// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads that are not attached.
+/// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads
+/// that are not attached.
 ///
-/// Reading through it costs a load; making, cloning and dropping one takes a lock. A cell that holds a root to itself, directly or by way of
-/// others, is never collected.
+/// Reading through it costs a load; making, cloning and dropping one takes a lock. A cell that
+/// holds a root to itself, directly or by way of others, is never collected.
 pub struct Root<T: Trace> {
     raw: RawRoot,
     _target: PhantomData<*const T>,
 }
 
-// SAFETY: the table behind it is shared between threads under a lock; what it leads to may be shared between threads, since `T: Trace` is.
+// SAFETY: the table behind it is shared between threads under a lock; what it leads to may be
+// shared between threads, since `T: Trace` is.
 unsafe impl<T: Trace> Send for Root<T> {}
 // SAFETY: as above.
 unsafe impl<T: Trace> Sync for Root<T> {}
@@ -94,7 +96,8 @@ impl<T: Trace> Deref for Root<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this root keeps the cell and the heap alive, and the cell holds a `T`, which is `Sync`.
+        // SAFETY: this root keeps the cell and the heap alive, and the cell holds a `T`, which is
+        // `Sync`.
         unsafe { self.cell().as_ref() }
     }
 }

@@ -1,17 +1,22 @@
-//! Which kind and site a Rust type has in a heap: made at the type's first allocation, then found in a few instructions.
+//! Which kind and site a Rust type has in a heap: made at the type's first allocation, then found
+//! in a few instructions.
 //!
-//! A heap has one table, under a lock; each mutator has a small cache of it that only its thread touches. A cache line's place and its
-//! comparison come from the type's `TypeId`, which is a constant, so a hit is two compares and a load.
+//! A heap has one table, under a lock; each mutator has a small cache of it that only its thread
+//! touches. A cache line's place and its comparison come from the type's `TypeId`, which is a
+//! constant, so a hit is two compares and a load.
 //!
 //! # Types of one layout share a kind
-//! A kind has spans of its own for each size of its cells, and each mutator that allocates of it has one of them: 64 KiB for a single cell. So
-//! types whose cells the collector treats alike have one kind: all leaves, and all types with edges at the same offsets. Nothing but the kind's
-//! layout is known by the kind: handles and fields are typed by the compiler, and a value that needs `Drop` is registered with its own function.
+//! A kind has spans of its own for each size of its cells, and each mutator that allocates of it
+//! has one of them: 64 KiB for a single cell. So types whose cells the collector treats alike have
+//! one kind: all leaves, and all types with edges at the same offsets. Nothing but the kind's
+//! layout is known by the kind: handles and fields are typed by the compiler, and a value that
+//! needs `Drop` is registered with its own function.
 //!
 //! A type has a kind of its own where
 //! - it has a trace function, which cannot be compared,
 //! - it needs `Drop`,
-//! - the heap verifies ([`HeapBuilder::verify`](crate::HeapBuilder::verify)): reports name a cell's type by the name of its kind.
+//! - the heap verifies ([`HeapBuilder::verify`](crate::HeapBuilder::verify)): reports name a cell's
+//!   type by the name of its kind.
 
 use core::any::{TypeId, type_name};
 use core::cell::Cell;
@@ -41,7 +46,8 @@ pub(crate) struct TypeInfo {
 
 const NO_SITE: Site = Site { index: 0, size: 0 };
 
-/// Do values of so many bytes have a site in every heap? Of [`MAX_SMALL`] bytes they have none in a heap whose cells have a spare byte.
+/// Do values of so many bytes have a site in every heap? Of [`MAX_SMALL`] bytes they have none in a
+/// heap whose cells have a spare byte.
 pub(crate) const fn has_site(bytes: usize) -> bool {
     bytes < MAX_SMALL
 }
@@ -53,7 +59,8 @@ struct Entry {
     line: MaybeUninit<Line>,
 }
 
-/// A heap's types: an open-addressed table in mapped memory, since it is changed inside `no_preempt`, where nothing may call malloc.
+/// A heap's types: an open-addressed table in mapped memory, since it is changed inside
+/// `no_preempt`, where nothing may call malloc.
 pub(crate) struct Types {
     /// Held while the tables are read or changed.
     lock: Mutex<()>,
@@ -84,9 +91,11 @@ impl Types {
         self.lock.lock()
     }
 
-    /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size (0: of all sorts, and no site).
+    /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size
+    /// (0: of all sorts, and no site).
     ///
-    /// Two threads that meet a type, or a layout, for the first time at once may both describe it; the first one's kind is the type's.
+    /// Two threads that meet a type, or a layout, for the first time at once may both describe it;
+    /// the first one's kind is the type's.
     pub(crate) fn get(
         &self,
         heap: &Heap,
@@ -108,7 +117,8 @@ impl Types {
             .ok_or(AllocError::Kind(KindError::TooMany))
     }
 
-    /// The kind of cells that `kind` describes: that of another type of this layout, if it may be shared, or a new one.
+    /// The kind of cells that `kind` describes: that of another type of this layout, if it may be
+    /// shared, or a new one.
     fn kind(&self, heap: &Heap, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
         let shared = heap.shared();
         let layout = match sharing {
@@ -179,7 +189,8 @@ impl Types {
     }
 }
 
-/// The kind of a type's cells: by its edges at fixed offsets, a leaf if it has none, or by its own function.
+/// The kind of a type's cells: by its edges at fixed offsets, a leaf if it has none, or by its own
+/// function.
 pub(crate) fn kind_of<T: Trace>() -> Kind {
     if let Some(trace) = T::TRACE {
         // SAFETY: an implementer of `Trace` answers for its function.

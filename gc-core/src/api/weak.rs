@@ -1,4 +1,5 @@
-//! Weak references and weak tables: words that do not keep their targets alive, and are null once those have died.
+//! Weak references and weak tables: words that do not keep their targets alive, and are null once
+//! those have died.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -22,10 +23,11 @@ impl Shape for OfWeak {
     }
 }
 
-/// A weak reference: a cell of its own, which a [`Field`](crate::Field) or a [`Root`](crate::Root) holds like any other.
+/// A weak reference: a cell of its own, which a [`Field`](crate::Field) or a [`Root`](crate::Root)
+/// holds like any other.
 ///
-/// It is cleared in the collection that finds its target dead, before a value that needs `Drop` is queued for it: whoever upgrades gets a
-/// whole value, or nothing.
+/// It is cleared in the collection that finds its target dead, before a value that needs `Drop` is
+/// queued for it: whoever upgrades gets a whole value, or nothing.
 #[repr(C)]
 pub struct Weak<T> {
     words: WeakArray<T>,
@@ -49,7 +51,8 @@ impl<T> fmt::Debug for Weak<T> {
     }
 }
 
-/// An array of weak words: what an intern table or a cache is made of. Made by [`Scope::alloc_weak_array`], all null.
+/// An array of weak words: what an intern table or a cache is made of. Made by
+/// [`Scope::alloc_weak_array`], all null.
 ///
 /// ```
 /// # use gc_core::{Heap, Bytes, WeakArray};
@@ -91,7 +94,8 @@ impl<T> WeakArray<T> {
     #[inline]
     fn words(&self) -> &[AtomicUsize] {
         let first = (&raw const *self).expose_provenance() + WORD;
-        // SAFETY: a `WeakArray` exists in the heap only, in a cell with room for `len` words after the length, whose address is exposed.
+        // SAFETY: a `WeakArray` exists in the heap only, in a cell with room for `len` words after
+        // the length, whose address is exposed.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
@@ -105,8 +109,9 @@ impl<T> WeakArray<T> {
         let word = self.words()[index].as_ptr();
         scope.check_address(word as usize, "weak word");
         scope.check_running();
-        // SAFETY: a word of a live weak cell of this heap. The unit makes what it loads strong: for a collector that marks meanwhile by
-        // logging it, for one that stops us from here on by having it in a register.
+        // SAFETY: a word of a live weak cell of this heap. The unit makes what it loads strong: for
+        // a collector that marks meanwhile by logging it, for one that stops us from here on by
+        // having it in a register.
         let load = || {
             // SAFETY: as said above.
             let target = unsafe { scope.mutator().load_weak_word(word) };
@@ -119,7 +124,8 @@ impl<T> WeakArray<T> {
     /// Lets one word name `target`.
     ///
     /// # Panics
-    /// If `index` is out of range, if this or the target does not lie in the scope's heap, and inside `blocking`.
+    /// If `index` is out of range, if this or the target does not lie in the scope's heap, and
+    /// inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn set(&self, index: usize, scope: &Scope<'_>, target: &Local<'_, T>) {
@@ -144,7 +150,8 @@ impl<T> WeakArray<T> {
         let word = &self.words()[index];
         scope.check_address(word.as_ptr() as usize, "weak word");
         scope.check_running();
-        // No barrier: a weak word is no path of the snapshot. Release: whoever upgrades finds the target initialised.
+        // No barrier: a weak word is no path of the snapshot. Release: whoever upgrades finds the
+        // target initialised.
         word.store(target, Ordering::Release);
     }
 }
@@ -172,7 +179,8 @@ impl<'s> Scope<'s> {
         let target = target.cell().as_ptr().expose_provenance();
         self.check_address(target, "target");
         let cell = self.mutator().cell_of_shape::<OfWeak>(1, WORD)?;
-        // SAFETY: a new cell with room for the length and one word; nobody else knows it, and the target lives.
+        // SAFETY: a new cell with room for the length and one word; nobody else knows it, and the
+        // target lives.
         unsafe {
             cell.write(1);
             cell.add(1).write(target);

@@ -1,9 +1,11 @@
 //! The end of a cycle: what dies is cleared, queued, and kept for its finalizer or its `Drop`.
 //!
-//! All of it is linear in what dies, so a stop does a bounded part ([`LOOKS`]), and mutators run beside the rest. What is dead has been decided by then:
-//! `Finish` has found nothing grey in the stop before, so no mutator can reach a cell that is not marked, but by a weak word. From
-//! `part_if_long` on weak loads refuse these (`weak/`), nothing that is queued is handed out before the cycle is over, and so marks change by the
-//! collector's hand alone. It leaves them as they are until all that depends on them has been decided:
+//! All of it is linear in what dies, so a stop does a bounded part ([`LOOKS`]), and mutators run
+//! beside the rest. What is dead has been decided by then: `Finish` has found nothing grey in the
+//! stop before, so no mutator can reach a cell that is not marked, but by a weak word. From
+//! `part_if_long` on weak loads refuse these (`weak/`), nothing that is queued is handed out before
+//! the cycle is over, and so marks change by the collector's hand alone. It leaves them as they are
+//! until all that depends on them has been decided:
 //!
 //! ```text
 //!   ClearWeak   short words and pairs                       marks stay
@@ -12,8 +14,9 @@
 //!   ClearLong   long words; what was met since              marks stay
 //!   Condemn     values that need `Drop` are judged, those that died are marked, and their edges made null: nothing is traced
 //! ```
-//! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded, which logs what they lead to. So there is a
-//! `Finish` before that, as ever: logs are taken in a stop, and what they bring is traced. Without such words there is nothing in them.
+//! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded,
+//! which logs what they lead to. So there is a `Finish` before that, as ever: logs are taken in a
+//! stop, and what they bring is traced. Without such words there is nothing in them.
 
 use core::sync::atomic::Ordering;
 
@@ -22,11 +25,13 @@ use crate::fault::planted;
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
-/// Words, registrations and deaths that are looked at in one stop before mutators run beside the rest. At some 20 ns each they take 3 us, a third of what the
-/// shortest stop takes: with more the stop would be noticeably longer, with fewer one that is short anyway would become two.
+/// Words, registrations and deaths that are looked at in one stop before mutators run beside the
+/// rest. At some 20 ns each they take 3 us, a third of what the shortest stop takes: with more the
+/// stop would be noticeably longer, with fewer one that is short anyway would become two.
 const LOOKS: usize = 128;
 
-/// As many are looked at at a time in a stop, and beside the mutators, where one that registers waits for the lock.
+/// As many are looked at at a time in a stop, and beside the mutators, where one that registers
+/// waits for the lock.
 const PIECE_STOPPED: usize = 64;
 const PIECE_BESIDE: usize = 256;
 
@@ -73,7 +78,8 @@ impl Cycle<'_, '_> {
         self.pieces(|cycle, most| {
             let marker = &mut cycle.marker;
             drops.keep_piece(most, |cell, moved| match space.resolve(cell) {
-                // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it is handed out by `flip`.
+                // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it
+                // is handed out by `flip`.
                 Some(cell) if moved => unsafe { marker.strip(cell) },
                 // There was no room: it stays as it is, and what it leads to.
                 Some(cell) => {
@@ -140,7 +146,8 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// Traces what has just been marked, and all that it leads to. Words that are logged are none of its business.
+    /// Traces what has just been marked, and all that it leads to. Words that are logged are none
+    /// of its business.
     fn trace(&mut self) {
         if !self.shared.concurrent {
             return self.marker.drain();
@@ -161,10 +168,12 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// In a stop: lets mutators run while the rest of the dead is cleared, queued and kept, if the stop has looked at enough.
+    /// In a stop: lets mutators run while the rest of the dead is cleared, queued and kept, if the
+    /// stop has looked at enough.
     fn part_if_long(&mut self) {
         let is_long = self.looked >= LOOKS || self.stress.parts(self.phase);
-        // Where more weak cells were met than could be written down, all are walked, which mutators must not change.
+        // Where more weak cells were met than could be written down, all are walked, which mutators
+        // must not change.
         let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)
             && self.shared.space.clears_in_stops();
         if self.stopped.is_none()

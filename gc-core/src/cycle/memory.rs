@@ -1,4 +1,5 @@
-//! What the collector's thread sees to between two collections: memory that is about to be used, and memory that no longer is.
+//! What the collector's thread sees to between two collections: memory that is about to be used,
+//! and memory that no longer is.
 
 use core::time::Duration;
 use std::time::Instant;
@@ -7,7 +8,8 @@ use super::Shared;
 use crate::fault::planted;
 use crate::heap::{CHUNK_UNITS, Trickle, UNIT};
 
-/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of stops.
+/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
+/// stops.
 pub(super) fn back_ahead(shared: &Shared) {
     while shared.space.wants_backing() && !shared.requests.is_wanted() && back_piece(shared) {}
 }
@@ -22,7 +24,8 @@ fn back_piece(shared: &Shared) -> bool {
     shared.space.back_piece(room)
 }
 
-/// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim); how many bytes. Outside of stops, after a collection.
+/// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim); how many bytes.
+/// Outside of stops, after a collection.
 pub(super) fn give_all_back(shared: &Shared) -> u64 {
     let space = &shared.space;
     while space.sweep_piece() {}
@@ -42,7 +45,8 @@ pub(super) fn give_all_back(shared: &Shared) -> u64 {
 
 /// When a heap is collected that asks for nothing: a while after the last collection.
 ///
-/// Each time anew, as Go does it: what dies because the program drops it, without an allocation, is noticed by nothing else.
+/// Each time anew, as Go does it: what dies because the program drops it, without an allocation, is
+/// noticed by nothing else.
 pub(super) struct Idle {
     /// Of a heap that is never collected for that: none.
     after: Option<Duration>,
@@ -90,7 +94,8 @@ pub(super) struct Surplus {
     trickle: Trickle,
     /// What had been allocated since the last collection when this was looked at last.
     allocated: u64,
-    /// How long to wait for a collection before more goes back; none: there is nothing to give back.
+    /// How long to wait for a collection before more goes back; none: there is nothing to give
+    /// back.
     pub(super) patience: Option<Duration>,
 }
 
@@ -150,7 +155,8 @@ impl Surplus {
         self.trickle
             .set_surplus(space.free_backed().saturating_sub(keep));
         let mut most = self.trickle.allowance(now);
-        // Less is left of what may go back than a page: that is no sign of there being nothing more.
+        // Less is left of what may go back than a page: that is no sign of there being nothing
+        // more.
         while most >= CHUNK && !shared.requests.is_wanted() {
             let bytes = space.release_piece(keep, grain, most);
             if bytes == 0 {

@@ -8,21 +8,28 @@
 //!                                             too much is left:    long weak words may have been loaded
 //!                                             resume, mark on
 //! ```
-//! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop is left anywhere from `ClearWeak` to `Condemn`, and
-//! `Flip` stops the world again (`judge.rs`). Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990,
-//! "Real-time garbage collection on general-purpose machines"): what was reachable then is marked, and so is what was allocated since. These
-//! things see to that:
+//! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop
+//! is left anywhere from `ClearWeak` to `Condemn`, and `Flip` stops the world again (`judge.rs`).
+//! Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990, "Real-time garbage
+//! collection on general-purpose machines"): what was reachable then is marked, and so is what was
+//! allocated since. These things see to that:
 //!
-//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them; those of mutators that wait for long stand still, and are scanned later (`aside.rs`);
-//! * roots and handles are scanned beside the mutators, and who ends one that has not been scanned yet logs what it held;
-//! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs what it got;
-//! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1, new runs when they are installed;
-//! * what leaves a table of the collector's for a mutator (the cell of a finalizer, a value to be dropped) is logged as it leaves.
+//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them; those
+//!   of mutators that wait for long stand still, and are scanned later (`aside.rs`);
+//! * roots and handles are scanned beside the mutators, and who ends one that has not been scanned
+//!   yet logs what it held;
+//! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs
+//!   what it got;
+//! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1,
+//!   new runs when they are installed;
+//! * what leaves a table of the collector's for a mutator (the cell of a finalizer, a value to be
+//!   dropped) is logged as it leaves.
 //!
-//! `Finish` makes sure, with all mutators stopped, that no log holds a word and no marker a cell. Whatever it finds is traced right there if
-//! that takes some ten microseconds, otherwise beside the mutators again; each such round marks something that the snapshot had, so there is
-//! an end to them. With `URGE_STW=1` mutators stay stopped from `Scan` to `Flip`; so they do while the heap is so small that `Finish` succeeds at
-//! once, and little dies that has to be looked at.
+//! `Finish` makes sure, with all mutators stopped, that no log holds a word and no marker a cell.
+//! Whatever it finds is traced right there if that takes some ten microseconds, otherwise beside
+//! the mutators again; each such round marks something that the snapshot had, so there is an end to
+//! them. With `URGE_STW=1` mutators stay stopped from `Scan` to `Flip`; so they do while the heap
+//! is so small that `Finish` succeeds at once, and little dies that has to be looked at.
 //!
 //! # What each phase leaves behind
 //! | after | it holds that |
@@ -38,8 +45,9 @@
 //! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
 //! | Sweep | whoever allocates finds them |
 //!
-//! The collector is a thread of its own and never a mutator, so it can be neither stopped nor waited for by a stop. Between a stop and
-//! its resume it calls nothing that takes a lock of the process's: no malloc, no printing. All it writes was mapped beforehand.
+//! The collector is a thread of its own and never a mutator, so it can be neither stopped nor
+//! waited for by a stop. Between a stop and its resume it calls nothing that takes a lock of the
+//! process's: no malloc, no printing. All it writes was mapped beforehand.
 
 pub(crate) mod aside;
 mod beside;
@@ -76,11 +84,12 @@ pub(crate) use requests::Requests;
 pub(crate) use shared::{Attached, OldMarks, Phase, Shared};
 use stress::Stress;
 
-/// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that mutators which log faster than they
-/// let themselves be stopped do not keep a cycle from its end.
+/// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that
+/// mutators which log faster than they let themselves be stopped do not keep a cycle from its end.
 const FINISH: Duration = Duration::from_micros(30);
 
-/// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the heap's log, which costs a tenth.
+/// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the
+/// heap's log, which costs a tenth.
 const FINISH_WORDS: usize = 1024;
 
 /// Roots and handles that stop 1 scans itself, if there are no more: some microseconds.
@@ -89,14 +98,15 @@ const FEW_ROOTS: usize = 256;
 /// Cells that `Finish` traces between two looks at the clock: a microsecond or two.
 const FINISH_CELLS: usize = 64;
 
-/// A heap that has less alive than this, in bytes, is likely to be marked before the stop that began it would have ended otherwise.
+/// A heap that has less alive than this, in bytes, is likely to be marked before the stop that
+/// began it would have ended otherwise.
 const SMALL: u64 = 64 << 10;
 
 /// Cells that are traced between two looks at the clock while mutators run: 15 us or so.
 const PIECE_CELLS: usize = 1024;
 
-/// How long `Mark` waits for what mutators have in hand. A stop waits for them, too, but holds the others up meanwhile; so this is as long as
-/// it takes until the system has let everybody run.
+/// How long `Mark` waits for what mutators have in hand. A stop waits for them, too, but holds the
+/// others up meanwhile; so this is as long as it takes until the system has let everybody run.
 const HANDS: Duration = Duration::from_millis(10);
 
 /// Of that, how long it looks without sleeping.
@@ -111,16 +121,19 @@ const LOG_PIECE: usize = 4096;
 /// Registrations that are looked at at a time: mutators that register wait for the lock.
 const SELECT_PIECE: usize = 256;
 
-/// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the lock.
+/// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the
+/// lock.
 const READY_PIECE: usize = 256;
 
 /// Runs collections until the heap's last handle is dropped. The body of the collector's thread.
 pub(crate) fn run(shared: &Shared) {
-    // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from others.
+    // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from
+    // others.
     shared
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
-    // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at the end.
+    // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at
+    // the end.
     let mut crew = unsafe { Crew::new(&shared.space, &shared.queue) };
     let mut surplus = Surplus::default();
     let mut idle = Idle::new(shared);
@@ -140,7 +153,8 @@ pub(crate) fn run(shared: &Shared) {
             Next::Collection => {
                 Cycle::new(shared, &mut crew).run();
                 idle.collected();
-                // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and there is one cycle at a time.
+                // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and
+                // there is one cycle at a time.
                 unsafe { shared.queue.trim(kept_bytes(shared.space.used_bytes())) };
             }
         }
@@ -170,7 +184,8 @@ struct Cycle<'h, 'c> {
     has_long: bool,
     /// How often `Finish` has failed.
     retries: u32,
-    /// Mutators are kept from helping, since marking seems to be over; whether they would be otherwise.
+    /// Mutators are kept from helping, since marking seems to be over; whether they would be
+    /// otherwise.
     held: Option<bool>,
     /// What waited to be finalized or dropped has been marked.
     ready_marked: bool,
@@ -188,7 +203,8 @@ struct Cycle<'h, 'c> {
     cpu_since: u64,
     /// When mutators were resumed last.
     resumed_at: Instant,
-    /// What it may have of the processors, until when that is believed, and the mutators that wanted to run then.
+    /// What it may have of the processors, until when that is believed, and the mutators that
+    /// wanted to run then.
     share: Share,
     share_until: Instant,
     running: u32,
@@ -205,11 +221,13 @@ struct Cycle<'h, 'c> {
     old: Old,
     /// As they were when marking seemed to be over.
     accounts: Option<Accounts>,
-    /// Of these, what is linear in sites, as it was before the first stop: for a cycle that does all in that.
+    /// Of these, what is linear in sites, as it was before the first stop: for a cycle that does
+    /// all in that.
     settled: u64,
 }
 
-/// What the pacer is told in the second stop, and can be found out before it: locks, one for each site, and system calls.
+/// What the pacer is told in the second stop, and can be found out before it: locks, one for each
+/// site, and system calls.
 struct Accounts {
     /// See [`Space::settled_bytes`](crate::heap::Space::settled_bytes).
     settled: u64,
@@ -362,7 +380,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             .stopped(report.time_to_stop, report.pause);
     }
 
-    // ---- stop 1: the world is stopped ... ----------------------------------------------------------------------------------------
+    // ---- stop 1: the world is stopped ... -------------------------------------------------------
 
     fn scan(&mut self) -> Phase {
         self.shared.roots.rehearse();
@@ -402,7 +420,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         };
         let verify = shared.verify.as_ref();
         let mut scanner = Scanner::new(&shared.space, &mut self.marker, verify);
-        // All tails before the first word: one that names a free cell then finds it black, and neither counts nor follows it.
+        // All tails before the first word: one that names a free cell then finds it black, and
+        // neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
                 && !planted("white-tails")
@@ -467,8 +486,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         Phase::Finish
     }
 
-    /// In the stop, before anything is marked: what mutators inside `blocking` have of the heap and their programs have not goes back, to be found free
-    /// by the sweep. An idle thread would hold a span for each site that it ever used, for ever.
+    /// In the stop, before anything is marked: what mutators inside `blocking` have of the heap and
+    /// their programs have not goes back, to be found free by the sweep. An idle thread would hold
+    /// a span for each site that it ever used, for ever.
     fn take_idle_spans(&mut self) {
         let shared = self.shared;
         if planted("idle-spans-kept") {
@@ -482,7 +502,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer refill go back (`alloc/listed.rs`).
+    /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer
+    /// refill go back (`alloc/listed.rs`).
     fn review_idle(&mut self) {
         if planted("idle-spans-kept") {
             return;
@@ -497,7 +518,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.stats.sites_in_stops += sites;
     }
 
-    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
+    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is
+    /// logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
     fn scan_beside(&mut self) -> bool {
         let Some(mut beside) = self.beside.take() else {
             return false;
@@ -510,10 +532,11 @@ impl<'h, 'c> Cycle<'h, 'c> {
         is_left
     }
 
-    /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been decided (`weak/`).
+    /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been
+    /// decided (`weak/`).
     fn log_stores(&mut self, mode: u32) {
-        // SeqCst, the heap's before the records': pairs with the second look of a thread that attaches meanwhile (`Mutator::attach`).
-        // All others see it through their resumption.
+        // SeqCst, the heap's before the records': pairs with the second look of a thread that
+        // attaches meanwhile (`Mutator::attach`). All others see it through their resumption.
         self.shared.marking.store(mode, Ordering::SeqCst);
         if mode != IDLE && planted("stores-unlogged") {
             return;
@@ -521,7 +544,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
                 if mode == IDLE {
-                    // Since what is dead was decided, stores have overwritten edges to what is marked.
+                    // Since what is dead was decided, stores have overwritten edges to what is
+                    // marked.
                     context.reset_log();
                 }
                 context.marking.store(mode, Ordering::SeqCst);
@@ -529,7 +553,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    // ---- ... to here; mutators run ... -------------------------------------------------------------------------------------------
+    // ---- ... to here; mutators run ... ----------------------------------------------------------
 
     fn mark(&mut self) -> Phase {
         while self.stress.parts_stops() && !self.stress.scans_late() && self.scan_beside() {}
@@ -562,8 +586,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    /// Finds what will have to be cleared, finalized and dropped, as far as can be seen beside the mutators, so that the stop looks at nothing
-    /// else. Before marking has come to an end it would find much that lives.
+    /// Finds what will have to be cleared, finalized and dropped, as far as can be seen beside the
+    /// mutators, so that the stop looks at nothing else. Before marking has come to an end it would
+    /// find much that lives.
     fn select(&self) {
         let space = &self.shared.space;
         space.select_dying();
@@ -578,8 +603,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.accounts = Some(Accounts::of(self.shared, settled));
     }
 
-    /// Waits for mutators that help: what they have in hand they put into the queue in a few microseconds, and a stop would have to wait
-    /// for them as well. A mutator that is not let run meanwhile wants a processor, perhaps this one.
+    /// Waits for mutators that help: what they have in hand they put into the queue in a few
+    /// microseconds, and a stop would have to wait for them as well. A mutator that is not let run
+    /// meanwhile wants a processor, perhaps this one.
     fn work_comes_back(&self) -> bool {
         let begun = Instant::now();
         while self.shared.pace.hands() != 0 && self.shared.queue.is_empty() {
@@ -616,7 +642,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    /// Marks what died in an earlier cycle and was not fetched yet, piece by piece. What is fetched meanwhile is logged.
+    /// Marks what died in an earlier cycle and was not fetched yet, piece by piece. What is fetched
+    /// meanwhile is logged.
     fn mark_ready(&mut self) {
         if core::mem::replace(&mut self.ready_marked, true) {
             return;
@@ -642,7 +669,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             .take(most, |word| roots::logged(space, marker, word))
     }
 
-    // ---- stop 2: the world is stopped again, if it was not ... -------------------------------------------------------------------
+    // ---- stop 2: the world is stopped again, if it was not ... ----------------------------------
 
     fn finish(&mut self) -> Phase {
         let before = self.marker.marked().cells;
@@ -655,7 +682,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let bound = FINISH * (1 << self.retries.min(10));
         let mutators_ran = self.stopped.is_none();
         let end = self.stop().stopped_at() + bound;
-        // A mutator that was helping had the last of the work in hand, perhaps half of the heap, and has put it down to be stopped.
+        // A mutator that was helping had the last of the work in hand, perhaps half of the heap,
+        // and has put it down to be stopped.
         if mutators_ran && !self.shared.queue.is_empty() && !planted("stop-traces-on") {
             self.resume();
             return Phase::Mark;
@@ -693,7 +721,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         Phase::Mark
     }
 
-    /// Takes what mutators have logged: into the queue, or where that would be much, into the heap's log.
+    /// Takes what mutators have logged: into the queue, or where that would be much, into the
+    /// heap's log.
     fn take_logs(&mut self) {
         let Some(stopped) = &self.stopped else {
             unreachable!("logs taken without a stop")
@@ -792,7 +821,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         shared.space.foresee(room, mutators);
         shared.old.set(found);
         self.resume();
-        // ---- ... to here ---------------------------------------------------------------------------------------------------------
+        // ---- ... to here ------------------------------------------------------------------------
         let stats = &mut self.stats;
         stats.frames_precise = self.scanned.frames.precise;
         stats.frames_conservative = self.scanned.frames.conservative;
@@ -819,7 +848,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many mutators there are.
+    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many
+    /// mutators there are.
     fn settle_owned(&mut self, young_next: bool) -> usize {
         let shared = self.shared;
         let mut mutators = 0;
@@ -844,8 +874,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
         mutators
     }
 
-    /// In the background, beside the mutators' own sweeping when they refill; left off as soon as the next collection is wanted, which
-    /// finishes it in `Prepare`.
+    /// In the background, beside the mutators' own sweeping when they refill; left off as soon as
+    /// the next collection is wanted, which finishes it in `Prepare`.
     fn sweep(&mut self) -> Phase {
         let shared = self.shared;
         let space = &shared.space;
@@ -868,10 +898,12 @@ impl<'h, 'c> Cycle<'h, 'c> {
     }
 }
 
-/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap has none; its stack is scanned all the same.
+/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap
+/// has none; its stack is scanned all the same.
 pub(crate) fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
-    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with their context, which they free only after
-    // they have detached. A stopped mutator does not write it.
+    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with
+    // their context, which they free only after they have detached. A stopped mutator does not
+    // write it.
     mutator
         .vouched()
         .then(|| unsafe { &*mutator.data().cast::<Context>() })

@@ -1,9 +1,12 @@
-//! What the pacer's plan is made of, where mutators and the collector meet it: numbers that are read at every refill.
+//! What the pacer's plan is made of, where mutators and the collector meet it: numbers that are
+//! read at every refill.
 //!
-//! The arithmetic is in `pacer`, which knows no threads. Here its plan lies in atomics: the trigger and the goal of the next cycle, the line
-//! of the one that marks, and the cells that have been marked so far. All of them are hints, each read on its own, so all of it is
-//! Relaxed: being late by a refill, or reading one number of the last plan and one of the next, changes when somebody helps and nothing
-//! else. Only whether a mutator *may* mark does not hang on them (see `Mutator::help`), nor whether marking has ended (a stop says that).
+//! The arithmetic is in `pacer`, which knows no threads. Here its plan lies in atomics: the trigger
+//! and the goal of the next cycle, the line of the one that marks, and the cells that have been
+//! marked so far. All of them are hints, each read on its own, so all of it is Relaxed: being late
+//! by a refill, or reading one number of the last plan and one of the next, changes when somebody
+//! helps and nothing else. Only whether a mutator *may* mark does not hang on them (see
+//! `Mutator::help`), nor whether marking has ended (a stop says that).
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
@@ -24,15 +27,18 @@ pub(crate) struct Pace {
     kept: AtomicU64,
     /// Of cells that the last one of all cells found alive.
     live: AtomicU64,
-    /// The bytes in use at which the next one begins, and should have ended, and at which mutators wait for it to begin.
+    /// The bytes in use at which the next one begins, and should have ended, and at which mutators
+    /// wait for it to begin.
     trigger: AtomicU64,
     goal: AtomicU64,
     hard: AtomicU64,
     /// Bytes by which the heap is meant to grow over what is alive.
     growth: AtomicU64,
-    /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another thread than it was made on.
+    /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another
+    /// thread than it was made on.
     external: AtomicI64,
-    /// A collection has been asked for because it was due, or is under way: from the first who notices until the bitmaps have swapped.
+    /// A collection has been asked for because it was due, or is under way: from the first who
+    /// notices until the bitmaps have swapped.
     asked: AtomicBool,
     /// Mutators are to help where marking is behind.
     helping: AtomicBool,
@@ -103,7 +109,8 @@ pub(crate) struct Help {
 }
 
 impl Pace {
-    /// For a heap that collects beside its mutators, or not; `stress` has these help whatever they owe.
+    /// For a heap that collects beside its mutators, or not; `stress` has these help whatever they
+    /// owe.
     pub(crate) fn new(policy: Policy, concurrent: bool, stress: bool, cores: u32) -> Self {
         let pacer = Pacer::new(policy, concurrent, cores);
         let pace = Self {
@@ -200,7 +207,8 @@ impl Pace {
             && !self.is_helping()
     }
 
-    /// Is a collection wanted or under way, and has the heap grown by what it is meant to grow over what was alive?
+    /// Is a collection wanted or under way, and has the heap grown by what it is meant to grow over
+    /// what was alive?
     #[inline]
     pub(crate) fn overshoots(&self, used: u64) -> bool {
         let meant = self.growth.load(Ordering::Relaxed);
@@ -222,7 +230,8 @@ impl Pace {
         self.line.load()
     }
 
-    /// How many cells a mutator should mark before it allocates so many bytes, when large ones have been followed for the work of `large` cells.
+    /// How many cells a mutator should mark before it allocates so many bytes, when large ones have
+    /// been followed for the work of `large` cells.
     #[inline]
     pub(crate) fn owed(&self, line: &Marking, used: u64, bytes: u64, large: u64) -> u64 {
         if self.stress {
@@ -241,7 +250,8 @@ impl Pace {
     /// A mutator takes a marker in hand, unless nobody is to begin to help.
     #[must_use]
     pub(crate) fn help_begins(&self) -> bool {
-        // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees that help is held, or the collector sees the hand.
+        // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees
+        // that help is held, or the collector sees the hand.
         self.work.hands.fetch_add(1, Ordering::SeqCst);
         let may = self.helping.load(Ordering::SeqCst);
         if !may {
@@ -277,7 +287,8 @@ impl Pace {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    /// A collection begins, in stop 1: `used` bytes in `cells` cells. Says whether it was the trigger that asked for it.
+    /// A collection begins, in stop 1: `used` bytes in `cells` cells. Says whether it was the
+    /// trigger that asked for it.
     pub(super) fn begun(&self, used: u64, cells: u64) -> bool {
         let pacer = self.pacer.lock();
         self.line.store(pacer.plan().marking(used, cells));
@@ -291,13 +302,15 @@ impl Pace {
         self.pacer.lock().plan().notes_births
     }
 
-    /// Mutators run beside the markers from now on, and may help, unless the collector has had more than its part of the processors.
+    /// Mutators run beside the markers from now on, and may help, unless the collector has had more
+    /// than its part of the processors.
     pub(super) fn beside(&self) {
         let limiting = self.pacer.lock().is_limiting();
         self.helping.store(!limiting, Ordering::Relaxed);
     }
 
-    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it. Whether somebody might have.
+    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it.
+    /// Whether somebody might have.
     pub(super) fn hold_help(&self) -> bool {
         if planted("helpers-unheld") {
             return self.is_helping();
@@ -315,7 +328,8 @@ impl Pace {
         self.work.background.store(cells, Ordering::Relaxed);
     }
 
-    /// What mutators have done, in the last stop of a cycle; it is forgotten, and nobody helps any more.
+    /// What mutators have done, in the last stop of a cycle; it is forgotten, and nobody helps any
+    /// more.
     pub(super) fn take_help(&self) -> Help {
         self.helping.store(false, Ordering::Relaxed);
         Help {
@@ -411,7 +425,8 @@ mod tests {
         context.marking.store(0, Ordering::Relaxed);
     }
 
-    /// What an allocation owes may take as long as it likes, where a cell does: it is done for a millisecond.
+    /// What an allocation owes may take as long as it likes, where a cell does: it is done for a
+    /// millisecond.
     #[test]
     fn one_allocation_helps_for_a_moment_whatever_it_owes() {
         static TRACED: AtomicU64 = AtomicU64::new(0);

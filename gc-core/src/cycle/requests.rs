@@ -1,4 +1,5 @@
-//! Who wants a collection, and how far the collector is: where mutators ask and wait, and the collector's thread looks for work.
+//! Who wants a collection, and how far the collector is: where mutators ask and wait, and the
+//! collector's thread looks for work.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -8,9 +9,9 @@ use super::stress::BREATH;
 
 /// Who wants a collection, and how far the collector is.
 ///
-/// Collections have numbers. A request wants one that has not begun yet, so requests that come while one is under way are all served by
-/// the next. The lock is std's: mutators touch it inside `blocking` or `no_preempt` only, the collector outside of stops, so nobody is
-/// stopped with it.
+/// Collections have numbers. A request wants one that has not begun yet, so requests that come
+/// while one is under way are all served by the next. The lock is std's: mutators touch it inside
+/// `blocking` or `no_preempt` only, the collector outside of stops, so nobody is stopped with it.
 #[derive(Default)]
 pub(crate) struct Requests {
     /// The collector's thread exists.
@@ -20,7 +21,8 @@ pub(crate) struct Requests {
     /// Stress: they keep their phases open.
     lingering: bool,
     pub(crate) state: Mutex<Wanted>,
-    /// The next collection is to take back what mutators inside `blocking` have of the heap and do not use.
+    /// The next collection is to take back what mutators inside `blocking` have of the heap and do
+    /// not use.
     spans_wanted: AtomicBool,
     wake: Condvar,
     done: Condvar,
@@ -37,7 +39,8 @@ pub(crate) struct Wanted {
     forked: bool,
     /// There is something else to do than a collection.
     nudged: bool,
-    /// All memory that is free after this collection is to go back to the system, and the last one for which that was done.
+    /// All memory that is free after this collection is to go back to the system, and the last one
+    /// for which that was done.
     trim: u64,
     trimmed: u64,
     /// Bytes that went back then.
@@ -73,7 +76,8 @@ impl Requests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a collection that begins after this call, of all cells or perhaps of young ones only; gives its number. Does not wait.
+    /// Asks for a collection that begins after this call, of all cells or perhaps of young ones
+    /// only; gives its number. Does not wait.
     pub(crate) fn ask(&self, whole: bool) -> u64 {
         let mut state = self.lock();
         let number = state.begun + 1;
@@ -85,7 +89,8 @@ impl Requests {
         number
     }
 
-    /// Asks for a collection of all cells after which all free memory goes back to the system; gives its number. Does not wait.
+    /// Asks for a collection of all cells after which all free memory goes back to the system;
+    /// gives its number. Does not wait.
     pub(crate) fn ask_to_trim(&self) -> u64 {
         self.want_spans();
         let number = self.ask(true);
@@ -130,7 +135,8 @@ impl Requests {
         self.spans_wanted.swap(false, Ordering::Relaxed)
     }
 
-    /// Has the collector's thread look after what is to be done between collections. Inside `no_preempt`.
+    /// Has the collector's thread look after what is to be done between collections. Inside
+    /// `no_preempt`.
     pub(crate) fn nudge(&self) {
         self.lock().nudged = true;
         self.wake.notify_one();
@@ -224,7 +230,8 @@ impl Requests {
         state.shutdown || state.wanted > state.begun
     }
 
-    /// A collection begins: whoever asks from now on waits for the next. Its number, and whether somebody wants all cells looked at.
+    /// A collection begins: whoever asks from now on waits for the next. Its number, and whether
+    /// somebody wants all cells looked at.
     pub(super) fn begin(&self) -> (u64, bool) {
         let mut state = self.lock();
         state.begun += 1;
@@ -247,7 +254,8 @@ impl Requests {
         state.trimmed = state.trimmed.max(state.trim);
     }
 
-    /// Whether the collector's thread can be joined: it is not one that only the parent of this process has.
+    /// Whether the collector's thread can be joined: it is not one that only the parent of this
+    /// process has.
     pub(crate) fn can_be_joined(&self) -> bool {
         let state = self.lock();
         self.alive.load(Ordering::SeqCst) || !state.forked

@@ -53,12 +53,14 @@ pub(crate) struct Shared {
     /// Cells that are freed are filled.
     pub(crate) poison: bool,
     pub(crate) pace: Pace,
-    /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`. Changes in stops only. Each mutator has a
-    /// copy, [`Context::marking`], so that a unit's test is one compare.
+    /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`.
+    /// Changes in stops only. Each mutator has a copy, [`Context::marking`], so that a unit's test
+    /// is one compare.
     pub(crate) marking: AtomicU32,
     /// The number of the last scan of the roots, from 1 on. Changes in stops.
     pub(crate) scan: AtomicU64,
-    /// Marks must not change: while mutators run, it is being decided by them what is cleared and queued.
+    /// Marks must not change: while mutators run, it is being decided by them what is cleared and
+    /// queued.
     pub(crate) clearing: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).
     pub(crate) concurrent: bool,
@@ -149,7 +151,8 @@ impl Shared {
             && let Some((at, attached)) = contexts.next(from)
         {
             from = at + 1;
-            // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it has its thread before it puts it in.
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it
+            // has its thread before it puts it in.
             let context = unsafe { &*attached.context };
             // Relaxed: a hint.
             let is_busy = context.is_busy.load(Ordering::Relaxed);
@@ -158,7 +161,8 @@ impl Shared {
         running
     }
 
-    /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of stops.
+    /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of
+    /// stops.
     pub(super) fn unclaim(&self) {
         let mut contexts = self.contexts.lock();
         let mut from = 0;
@@ -170,11 +174,13 @@ impl Shared {
         }
     }
 
-    /// Removes or changes a root: see [`Roots`]. Inside `no_preempt`, or by a thread that is no mutator.
+    /// Removes or changes a root: see [`Roots`]. Inside `no_preempt`, or by a thread that is no
+    /// mutator.
     pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
         self.roots.change(slot, to, |word| {
             if !planted("roots-unlogged") && !self.log.append(&[word]) {
-                // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so marking is not over.
+                // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
+                // marking is not over.
                 let mut marker = Marker::new(&self.space, &self.queue);
                 roots::logged(&self.space, &mut marker, word);
                 self.log.overflow(marker.marked());
@@ -182,7 +188,8 @@ impl Shared {
         });
     }
 
-    /// Gives back the memory of the root tables and of handle tables that a peak has left, and what is kept of its size. Outside of stops.
+    /// Gives back the memory of the root tables and of handle tables that a peak has left, and what
+    /// is kept of its size. Outside of stops.
     pub(super) fn trim_tables(&self, handles: bool) {
         self.roots.trim();
         let mut from = 0;

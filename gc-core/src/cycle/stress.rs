@@ -1,15 +1,18 @@
-//! What a `lingering` heap does to its mutators, and a `continuous` one besides collecting all the time: it keeps every phase of a cycle
-//! open for long enough that they meet it, however small the heap is.
+//! What a `lingering` heap does to its mutators, and a `continuous` one besides collecting all the
+//! time: it keeps every phase of a cycle open for long enough that they meet it, however small the
+//! heap is.
 //!
-//! A heap of a few hundred cells is marked in the stop that scans its roots, and if it were not, within microseconds of it: programs
-//! that run for milliseconds would never store an edge while cells are marked. So with stress
+//! A heap of a few hundred cells is marked in the stop that scans its roots, and if it were not,
+//! within microseconds of it: programs that run for milliseconds would never store an edge while
+//! cells are marked. So with stress
 //!
 //! * mutators run after every scan, also where the heap is small;
-//! * odd cycles begin to trace only after a breath: until then all that the snapshot has, but for the roots' own cells, is unmarked,
-//!   and only the barrier keeps what is unlinked;
+//! * odd cycles begin to trace only after a breath: until then all that the snapshot has, but for
+//!   the roots' own cells, is unmarked, and only the barrier keeps what is unlinked;
 //! * even cycles breathe when all is traced: logs fill up until the next stop takes them;
-//! * of four cycles, one leaves `Finish` at its first try, though nothing was left, one stops no longer than to decide what is dead, and one
-//!   no longer than to clear weak words, so that mutators run between the phases that usually share a stop.
+//! * of four cycles, one leaves `Finish` at its first try, though nothing was left, one stops no
+//!   longer than to decide what is dead, and one no longer than to clear weak words, so that
+//!   mutators run between the phases that usually share a stop.
 
 use std::time::Duration;
 
@@ -42,8 +45,9 @@ impl Stress {
         self.number != 0
     }
 
-    /// Whether the roots that are scanned beside the mutators wait for the breath, too: then only what is logged keeps those that are gone by then. Where they do not, only
-    /// what is logged keeps cells that are unlinked and then put into a root.
+    /// Whether the roots that are scanned beside the mutators wait for the breath, too: then only
+    /// what is logged keeps those that are gone by then. Where they do not, only what is logged
+    /// keeps cells that are unlinked and then put into a root.
     pub(super) fn scans_late(&self) -> bool {
         self.number % 4 == 3
     }
@@ -62,7 +66,8 @@ impl Stress {
         }
     }
 
-    /// Whether the first `Finish`, before `after`, is to be left, as if more were grey than a stop has time for.
+    /// Whether the first `Finish`, before `after`, is to be left, as if more were grey than a stop
+    /// has time for.
     pub(super) fn leaves(&mut self, after: Phase) -> bool {
         let leaves = self.turn() == Some(1) && after == Phase::ClearWeak && !self.left;
         if leaves {
@@ -72,7 +77,8 @@ impl Stress {
         leaves
     }
 
-    /// Whether mutators are to run from a phase of the cycle's end on, as if more had died than a stop has time for.
+    /// Whether mutators are to run from a phase of the cycle's end on, as if more had died than a
+    /// stop has time for.
     pub(super) fn parts(&self, phase: Phase) -> bool {
         let first = match phase {
             Phase::ClearWeak => Some(2),

@@ -1,33 +1,40 @@
 //! Has the system back memory before a mutator comes to it, on the collector's thread.
 //!
-//! The first touch of a 2 MiB page is a fault in which the kernel clears all of it, and whoever stops a thread waits until it is back from
-//! there: on one virtual machine the longest stops of a growing heap, up to 4.8 ms of a median of 20 us, met such faults. (That machine gives
-//! free memory back to its host, and most of the time is the host's; see `gclab warm`. The kernel's own is 0.1 ms.) So the collector
-//! stays a little ahead of the place up to which units have ever been taken. A mutator that comes too close says so
-//! ([`Space::must_tell`]), and goes on.
+//! The first touch of a 2 MiB page is a fault in which the kernel clears all of it, and whoever
+//! stops a thread waits until it is back from there: on one virtual machine the longest stops of a
+//! growing heap, up to 4.8 ms of a median of 20 us, met such faults. (That machine gives free
+//! memory back to its host, and most of the time is the host's; see `gclab warm`. The kernel's own
+//! is 0.1 ms.) So the collector stays a little ahead of the place up to which units have ever been
+//! taken. A mutator that comes too close says so ([`Space::must_tell`]), and goes on.
 //!
 //! # Should the collector be late
-//! It marks, say, or the memory has been given back to the system. Then the mutator that takes the first units of a chunk has it backed itself
-//! ([`Space::back_taken`]): all at once and inside `blocking`, where no stop waits for it, before it touches any of it. One who takes others meanwhile
-//! waits for that, instead of having the kernel clear a second page in vain.
+//! It marks, say, or the memory has been given back to the system. Then the mutator that takes the
+//! first units of a chunk has it backed itself ([`Space::back_taken`]): all at once and inside
+//! `blocking`, where no stop waits for it, before it touches any of it. One who takes others
+//! meanwhile waits for that, instead of having the kernel clear a second page in vain.
 //!
-//! `gclab mark 64 --concurrent`, memory as it comes, five pairs of runs in alternation with the build before: p99 of a cycle's longest pause 33 66 93 201 4,297 us before,
-//! 51 57 61 63 77 after. `gclab trees 20` with two mutators, which came to each new chunk at nearly the same time: 3.35 s of processors before and 3.04 after, 1.78 and 1.63 s (medians
-//! of five; in a calmer minute 3.04 and 3.04, 1.66 and 1.64). One mutator: the same.
+//! `gclab mark 64 --concurrent`, memory as it comes, five pairs of runs in alternation with the
+//! build before: p99 of a cycle's longest pause 33 66 93 201 4,297 us before, 51 57 61 63 77 after.
+//! `gclab trees 20` with two mutators, which came to each new chunk at nearly the same time: 3.35 s
+//! of processors before and 3.04 after, 1.78 and 1.63 s (medians of five; in a calmer minute 3.04
+//! and 3.04, 1.66 and 1.64). One mutator: the same.
 //!
 //! # What being ahead brought
 //!
-//! What it brought, each pair of runs in alternation with a build that differs in this alone: `gclab trees 20` took 1.08 times as long
-//! without (1.06 to 1.28, five pairs), and its p99 of the time to stop was 1.1 to 4.9 ms without and 0.1 to 3.0 with. `gclab mark 64 --concurrent`
-//! gained nothing (p99 over the floor's 8.4 without, 20 with, nine pairs that scatter from 1 to 130).
+//! What it brought, each pair of runs in alternation with a build that differs in this alone:
+//! `gclab trees 20` took 1.08 times as long without (1.06 to 1.28, five pairs), and its p99 of the
+//! time to stop was 1.1 to 4.9 ms without and 0.1 to 3.0 with. `gclab mark 64 --concurrent` gained
+//! nothing (p99 over the floor's 8.4 without, 20 with, nine pairs that scatter from 1 to 130).
 //!
-//! Doing it while marking, too, lost: the cycle ends later, and the heap grows meanwhile (206 to 284 MiB in trees instead of 146 to 180). Doing
-//! it before a cycle begins, for all that is to be allocated until its goal, gained nothing (six pairs, p99 1.1 to 3.9 ms without and 1.5 to 4.6 with): what
-//! is touched for the first time lies beyond the goal, in a cycle that ends late. Who wants none of it says how much memory there will be
+//! Doing it while marking, too, lost: the cycle ends later, and the heap grows meanwhile (206 to
+//! 284 MiB in trees instead of 146 to 180). Doing it before a cycle begins, for all that is to be
+//! allocated until its goal, gained nothing (six pairs, p99 1.1 to 3.9 ms without and 1.5 to 4.6
+//! with): what is touched for the first time lies beyond the goal, in a cycle that ends late. Who
+//! wants none of it says how much memory there will be
 //! ([`SpaceConfig::pre_touch`](super::SpaceConfig::pre_touch)).
 //!
-//! Being ahead costs memory that is not used yet: a sixteenth of what is, and nothing in a heap of less than 32 MiB. A heap that has
-//! become small gives that back, too.
+//! Being ahead costs memory that is not used yet: a sixteenth of what is, and nothing in a heap of
+//! less than 32 MiB. A heap that has become small gives that back, too.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 
@@ -45,9 +52,11 @@ const PART: usize = 16;
 /// Chunks that it is ahead at most: 64 MiB.
 const MOST: usize = 32;
 
-/// How far memory is backed that was never taken. Written by the collector's thread alone, but for `wanted`.
+/// How far memory is backed that was never taken. Written by the collector's thread alone, but for
+/// `wanted`.
 ///
-/// All of it is a hint, read on its own, hence Relaxed: who reads an old value takes a fault or wakes the collector for nothing.
+/// All of it is a hint, read on its own, hence Relaxed: who reads an old value takes a fault or
+/// wakes the collector for nothing.
 pub(super) struct Ahead {
     /// One past the last unit that was backed ahead of its use.
     backed: AtomicUsize,
@@ -56,7 +65,8 @@ pub(super) struct Ahead {
     wanted: AtomicBool,
     /// And nobody has told the collector yet.
     untold: AtomicBool,
-    /// Whoever has a chunk backed holds one of them: the same for the same chunk, another for the next.
+    /// Whoever has a chunk backed holds one of them: the same for the same chunk, another for the
+    /// next.
     backing: [Mutex<()>; LOCKS],
 }
 
@@ -72,7 +82,8 @@ impl Range {
         unsafe { &*self.backed.at(chunk) }
     }
 
-    /// Was the system asked to back it? Relaxed, here and below: who reads an old value asks for nothing, or takes the fault.
+    /// Was the system asked to back it? Relaxed, here and below: who reads an old value asks for
+    /// nothing, or takes the fault.
     fn is_backed(&self, chunk: usize) -> bool {
         self.backed(chunk).load(Ordering::Relaxed) != 0
     }
@@ -86,8 +97,9 @@ impl Range {
         self.backed(chunk).load(Ordering::Relaxed) == SMALL_PAGES
     }
 
-    /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is new. Such a chunk counts as backed: a first touch
-    /// in it clears 4 KiB. By the thread that gives memory back.
+    /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is
+    /// new. Such a chunk counts as backed: a first touch in it clears 4 KiB. By the thread that
+    /// gives memory back.
     pub(super) fn set_small_pages(&self, chunk: usize, small: bool) -> bool {
         let state = self.backed(chunk);
         if self.has_small_pages(chunk) == small {
@@ -117,7 +129,8 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    /// Has the first units backed before there is a mutator. Where the system cannot, they are backed when they are used.
+    /// Has the first units backed before there is a mutator. Where the system cannot, they are
+    /// backed when they are used.
     pub(super) fn pre_touch(&self, range: &Range, units: usize) {
         if range.back(0, units) {
             self.backed.store(units, Ordering::Relaxed);
@@ -159,8 +172,8 @@ impl Space {
             && self.ahead.untold.swap(false, Ordering::Relaxed)
     }
 
-    /// Outside any stop, by the collector's thread: has one 2 MiB page backed that will be taken soon, in a heap that may have `room` bytes
-    /// in all. False: nobody wants more.
+    /// Outside any stop, by the collector's thread: has one 2 MiB page backed that will be taken
+    /// soon, in a heap that may have `room` bytes in all. False: nobody wants more.
     pub(crate) fn back_piece(&self, room: u64) -> bool {
         let ahead = &self.ahead;
         if !self.wants_backing() {
@@ -183,7 +196,8 @@ impl Space {
             ahead.backed.store(from + CHUNK_UNITS, Ordering::Relaxed);
             return true;
         }
-        // Half of the way is time enough for the collector to wake. Where there is no room, or the system refused, a chunk's way.
+        // Half of the way is time enough for the collector to wake. Where there is no room, or the
+        // system refused, a chunk's way.
         let half = target.saturating_sub(top) / 2;
         let low_water = top + half.max(CHUNK_UNITS / 2);
         ahead.low_water.store(low_water, Ordering::Relaxed);
@@ -197,23 +211,25 @@ impl Space {
         is_cold.then_some(ColdUnits { first, units })
     }
 
-    /// Has all chunks of these units backed, which the caller has taken and not touched. In `blocking`, or by a thread that is no mutator: the system takes
-    /// 0.1 ms for each chunk, and some milliseconds if it is a guest whose host has to find the memory.
+    /// Has all chunks of these units backed, which the caller has taken and not touched. In
+    /// `blocking`, or by a thread that is no mutator: the system takes 0.1 ms for each chunk, and
+    /// some milliseconds if it is a guest whose host has to find the memory.
     pub fn back_taken(&self, cold: ColdUnits) {
         for chunk in chunks(cold.first, cold.units) {
             self.back(chunk * CHUNK_UNITS);
         }
     }
 
-    /// Has the chunk at this unit backed, unless it is. It was never taken, or is about to be: what a mutator writes meanwhile stays. Where the system
-    /// cannot, it is not asked again.
+    /// Has the chunk at this unit backed, unless it is. It was never taken, or is about to be: what
+    /// a mutator writes meanwhile stays. Where the system cannot, it is not asked again.
     fn back(&self, unit: usize) -> bool {
         let chunk = unit / CHUNK_UNITS;
         let _one = self.ahead.backing[chunk % LOCKS].lock();
         if self.range.is_backed(chunk) {
             return true;
         }
-        // Who takes the first units of the next chunk writes tables before anybody can have them backed.
+        // Who takes the first units of the next chunk writes tables before anybody can have them
+        // backed.
         let next = unit + CHUNK_UNITS;
         let units = CHUNK_UNITS.min(self.len / UNIT - next);
         if !self.writable_up_to(next + units) && !self.writable_up_to(next) {
@@ -224,8 +240,9 @@ impl Space {
         backed
     }
 
-    /// Outside any stop, by the collector's thread, when memory goes back to the system: makes what was backed and never used free memory like
-    /// any other, so that it goes back, too, if the heap has become much smaller than it was.
+    /// Outside any stop, by the collector's thread, when memory goes back to the system: makes what
+    /// was backed and never used free memory like any other, so that it goes back, too, if the heap
+    /// has become much smaller than it was.
     pub(crate) fn give_up_ahead(&self) {
         let ahead = &self.ahead;
         let backed = ahead.backed.load(Ordering::Relaxed);

@@ -1,8 +1,11 @@
-//! Which cells were handed out while a collection marked: its mutators' runs at stop 1, as far as they were not used up, and what was taken since.
+//! Which cells were handed out while a collection marked: its mutators' runs at stop 1, as far as
+//! they were not used up, and what was taken since.
 //!
-//! They are born marked, since nobody looks at them, and most of them may be dead when marking ends. So they are written down, and before a
-//! young collection marks, their marks are taken back: old is only what was made before the last collection's stop 1 and was found alive by it.
-//! With them old, the 100 MiB that two mutators allocate while a whole collection of `gclab trees 20` marks would all have stayed until the next.
+//! They are born marked, since nobody looks at them, and most of them may be dead when marking
+//! ends. So they are written down, and before a young collection marks, their marks are taken back:
+//! old is only what was made before the last collection's stop 1 and was found alive by it. With
+//! them old, the 100 MiB that two mutators allocate while a whole collection of `gclab trees 20`
+//! marks would all have stayed until the next.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -12,17 +15,19 @@ use super::{Bitmap, Class, GRANULE, MapError, Space, UNIT, WORDS_PER_UNIT};
 use crate::fault::planted;
 use crate::mapped::Mapped;
 
-/// Bytes of the heap for which there is room for an entry: a run has 8 KiB, but where live and dead cells are mixed an entry is a kibibyte at most.
+/// Bytes of the heap for which there is room for an entry: a run has 8 KiB, but where live and dead
+/// cells are mixed an entry is a kibibyte at most.
 const BYTES_AN_ENTRY: usize = 2048;
 
 /// The most entries.
 const MOST: usize = 8 << 20;
 
-/// In an entry's first word: it is a range of granules, and the second word says how many. Otherwise it is a word of the bitmap, and the second says
-/// which bits.
+/// In an entry's first word: it is a range of granules, and the second word says how many.
+/// Otherwise it is a word of the bitmap, and the second says which bits.
 const RANGE: usize = 1;
 
-/// See the module's head. Mutators add to it under `no_preempt` while marking; the collector reads it in the next cycle.
+/// See the module's head. Mutators add to it under `no_preempt` while marking; the collector reads
+/// it in the next cycle.
 pub(crate) struct Births {
     entries: Mapped<AtomicUsize>,
     /// Entries that were asked for, also in vain. Not beside what is read at every refill.
@@ -112,7 +117,8 @@ impl Births {
         second.store(how, Ordering::Relaxed);
     }
 
-    /// Takes the marks of all of them back. By one thread, when nobody marks; if they are not too many.
+    /// Takes the marks of all of them back. By one thread, when nobody marks; if they are not too
+    /// many.
     fn unmark(&self, marks: &Bitmap) {
         let len = 2 * self.len.load(Ordering::Relaxed);
         let (entries, _) = self.entries[..len.min(self.entries.len())].as_chunks::<2>();

@@ -1,7 +1,8 @@
-//! One bit for each granule of the address range, and what is asked of such bits: set one, set a run's, find a run.
+//! One bit for each granule of the address range, and what is asked of such bits: set one, set a
+//! run's, find a run.
 //!
-//! A cell is represented by the bit of its first granule only. A unit has 256 granules, so a span's bits begin at a
-//! word's first bit.
+//! A cell is represented by the bit of its first granule only. A unit has 256 granules, so a span's
+//! bits begin at a word's first bit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,8 +12,9 @@ use super::map::{MapError, Table};
 /// Bitmap words of a unit.
 pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
 
-/// Bytes of the heap, from its start on, whose bits lie in pages of the ordinary size. A huge page has the bits of 256 MiB: a heap
-/// of less would have more bits than cells. Beyond this, marking 1 GiB is 3 % faster with huge pages.
+/// Bytes of the heap, from its start on, whose bits lie in pages of the ordinary size. A huge page
+/// has the bits of 256 MiB: a heap of less would have more bits than cells. Beyond this, marking 1
+/// GiB is 3 % faster with huge pages.
 const SMALL_PAGES: usize = 512 << 20;
 
 /// Units whose bits fill a page of a bitmap.
@@ -53,7 +55,8 @@ impl Bitmap {
 
     #[inline(always)]
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid AtomicU64.
+        // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid
+        // AtomicU64.
         unsafe { &*self.words.at(index) }
     }
 
@@ -61,13 +64,13 @@ impl Bitmap {
     #[inline(always)]
     pub(crate) fn test(&self, offset: usize) -> bool {
         let granule = offset / GRANULE;
-        // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers that use them only to skip
-        // work.
+        // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers that
+        // use them only to skip work.
         self.word(granule / 64).load(Ordering::Relaxed) & (1 << (granule % 64)) != 0
     }
 
-    /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked cells, and a locked
-    /// instruction costs as much as a cache miss.
+    /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked
+    /// cells, and a locked instruction costs as much as a cache miss.
     #[inline(always)]
     pub(crate) fn set(&self, offset: usize) -> bool {
         let granule = offset / GRANULE;
@@ -95,13 +98,15 @@ impl Bitmap {
         word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
     }
 
-    /// Makes the bit of the first granule of a unit, which is the only one that it can have, what `on` says. By who owns the unit.
+    /// Makes the bit of the first granule of a unit, which is the only one that it can have, what
+    /// `on` says. By who owns the unit.
     pub(crate) fn write_first(&self, unit: usize, on: bool) {
         self.word(unit * WORDS_PER_UNIT)
             .store(on.into(), Ordering::Relaxed);
     }
 
-    /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else changes meanwhile.
+    /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else
+    /// changes meanwhile.
     pub(crate) fn clear_units(&self, first: usize, count: usize) {
         for word in first * WORDS_PER_UNIT..(first + count) * WORDS_PER_UNIT {
             self.word(word).store(0, Ordering::Relaxed);
@@ -152,7 +157,8 @@ const PATTERNS: [u64; 64] = {
     patterns
 };
 
-/// Takes the first cells without one missing between them out of `bits`, which are cells' bits at distances of `stride`: their bits.
+/// Takes the first cells without one missing between them out of `bits`, which are cells' bits at
+/// distances of `stride`: their bits.
 #[inline]
 pub(crate) fn take_first_run(bits: &mut u64, stride: usize) -> u64 {
     let first = bits.trailing_zeros();
@@ -195,7 +201,8 @@ impl SpanBits<'_> {
         self.class.index_of(bit * GRANULE)
     }
 
-    /// The bits of the cells `[from, to)` in each word that has any: `f(word, mask)`, until it says stop.
+    /// The bits of the cells `[from, to)` in each word that has any: `f(word, mask)`, until it says
+    /// stop.
     #[inline(always)]
     fn masks(&self, from: usize, to: usize, mut f: impl FnMut(usize, u64) -> bool) {
         let stride = self.class.stride();
@@ -212,8 +219,8 @@ impl SpanBits<'_> {
         let mut start = first;
         while start < end {
             let word = start / 64;
-            // `start` is a cell's bit; the pattern from there on has all of its followers in this word. Bits of cells
-            // from `to` on are cut off.
+            // `start` is a cell's bit; the pattern from there on has all of its followers in this
+            // word. Bits of cells from `to` on are cut off.
             let mut mask = PATTERNS[stride] << (start % 64);
             if end - word * 64 < 64 {
                 mask &= (1u64 << (end - word * 64)) - 1;
@@ -252,8 +259,9 @@ impl SpanBits<'_> {
         found
     }
 
-    /// The first word from the cell `from` on with a clear bit: its number in the span, its clear cells' bits, and whether these are all from the
-    /// first of them to the word's end. For cells of which a word has several.
+    /// The first word from the cell `from` on with a clear bit: its number in the span, its clear
+    /// cells' bits, and whether these are all from the first of them to the word's end. For cells
+    /// of which a word has several.
     pub(crate) fn next_word_with_clear(&self, from: usize) -> Option<(usize, u64, bool)> {
         let mut found = None;
         self.masks(from, self.class.cells as usize, |word, mask| {
@@ -293,7 +301,8 @@ impl SpanBits<'_> {
         self.bitmap.clear_in(self.first_word + word, bits);
     }
 
-    /// Takes over the bits of the same span in another bitmap, where nobody changes either meanwhile.
+    /// Takes over the bits of the same span in another bitmap, where nobody changes either
+    /// meanwhile.
     pub(crate) fn copy_from(&self, other: &SpanBits<'_>) {
         for word in 0..self.class.units as usize * WORDS_PER_UNIT {
             let here = self.bitmap.word(self.first_word + word);
@@ -328,12 +337,12 @@ impl SpanBits<'_> {
         count
     }
 
-    /// Sets the bits of the cells `[from, to)`, which nobody else can find, in a bitmap that other threads change, too: mark
-    /// bits while marking.
+    /// Sets the bits of the cells `[from, to)`, which nobody else can find, in a bitmap that other
+    /// threads change, too: mark bits while marking.
     pub(crate) fn set_cells(&self, from: usize, to: usize) {
         let stride = self.class.stride();
-        // The bits of a word whose cells are all among these: nobody else has a reason to change it, and so it takes no
-        // locked instruction (see `set_cells_alone`).
+        // The bits of a word whose cells are all among these: nobody else has a reason to change
+        // it, and so it takes no locked instruction (see `set_cells_alone`).
         let whole = if stride < 64 && stride.is_power_of_two() {
             PATTERNS[stride]
         } else {
@@ -341,8 +350,8 @@ impl SpanBits<'_> {
         };
         self.masks(from, to, |word, mask| {
             let word = self.bitmap.word(self.first_word + word);
-            // Ordering: Release. A marker whose queue overflowed looks for marked cells by their bits, and must find the cells
-            // cleared.
+            // Ordering: Release. A marker whose queue overflowed looks for marked cells by their
+            // bits, and must find the cells cleared.
             if mask == whole {
                 word.store(mask, Ordering::Release);
             } else {
@@ -352,19 +361,22 @@ impl SpanBits<'_> {
         });
     }
 
-    /// Sets the bits of the cells `[from, to)`, where nobody else changes a word of this span meanwhile: allocated bits,
-    /// by the span's owner. An atomic `or` would wait for all stores before it, and what a refill has cleared are hundreds,
-    /// to memory that is in no cache: half a microsecond a run.
+    /// Sets the bits of the cells `[from, to)`, where nobody else changes a word of this span
+    /// meanwhile: allocated bits, by the span's owner. An atomic `or` would wait for all stores
+    /// before it, and what a refill has cleared are hundreds, to memory that is in no cache: half a
+    /// microsecond a run.
     pub(crate) fn set_cells_alone(&self, from: usize, to: usize) {
         self.masks(from, to, |word, mask| {
-            // Ordering: Relaxed. Other threads read the word in a stop, or have got a cell of it from this one.
+            // Ordering: Relaxed. Other threads read the word in a stop, or have got a cell of it
+            // from this one.
             let word = self.bitmap.word(self.first_word + word);
             word.store(word.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
             true
         });
     }
 
-    /// Clears the bits of the cells `[from, to)`, where nobody else changes a word of this span meanwhile.
+    /// Clears the bits of the cells `[from, to)`, where nobody else changes a word of this span
+    /// meanwhile.
     pub(crate) fn clear_cells_alone(&self, from: usize, to: usize) {
         self.masks(from, to, |word, mask| {
             // Ordering: Relaxed, as above.

@@ -1,10 +1,12 @@
-//! Size classes: which cell size a request gets, how long a span of such cells is, and the division that is none.
+//! Size classes: which cell size a request gets, how long a span of such cells is, and the division
+//! that is none.
 //!
-//! 16-byte steps up to 128 bytes, then eight classes a doubling up to [`MAX_SMALL`]: a cell is at most one eighth larger
-//! than its request. A span is as long as it takes to hold eight cells and lose at most 1/64 of itself at its end.
+//! 16-byte steps up to 128 bytes, then eight classes a doubling up to [`MAX_SMALL`]: a cell is at
+//! most one eighth larger than its request. A span is as long as it takes to hold eight cells and
+//! lose at most 1/64 of itself at its end.
 
-/// Bytes of a unit, the grain of the address range. The page size: then a large object is rounded to pages, as the
-/// system rounds it anyway, and wastes less than an eighth of itself.
+/// Bytes of a unit, the grain of the address range. The page size: then a large object is rounded
+/// to pages, as the system rounds it anyway, and wastes less than an eighth of itself.
 pub const UNIT: usize = 1 << UNIT_SHIFT;
 pub(crate) const UNIT_SHIFT: u32 = 12;
 
@@ -20,8 +22,8 @@ pub(crate) const CLASSES: usize = 8 + 8 * 8;
 /// The longest span in units. A unit's distance to its span's start has six bits in the unit table.
 pub(crate) const MAX_SPAN_UNITS: usize = 64;
 
-/// The shortest span in units. Shorter ones would spend more on their records, longer ones strand more memory in
-/// kinds that have few cells.
+/// The shortest span in units. Shorter ones would spend more on their records, longer ones strand
+/// more memory in kinds that have few cells.
 const MIN_SPAN_UNITS: usize = 16;
 
 /// The fewest cells in a span.
@@ -35,9 +37,10 @@ const RECIPROCAL_SHIFT: u32 = 35;
 pub(crate) struct Class {
     /// Bytes of a cell.
     pub(crate) size: u32,
-    /// `ceil(2^35 / size)`, for a division by multiplication. Its excess over the quotient is below 1, so the product's is
-    /// below `offset / 2^35 < 2^18 / 2^35 = 2^-17` once shifted; a true quotient is at least `1 / size >= 2^-15` short of
-    /// the next integer, so none is ever reached too early.
+    /// `ceil(2^35 / size)`, for a division by multiplication. Its excess over the quotient is below
+    /// 1, so the product's is below `offset / 2^35 < 2^18 / 2^35 = 2^-17` once shifted; a true
+    /// quotient is at least `1 / size >= 2^-15` short of the next integer, so none is ever reached
+    /// too early.
     pub(crate) reciprocal: u32,
     /// Cells in a span.
     pub(crate) cells: u32,
@@ -52,7 +55,8 @@ impl Class {
         self.size as usize / GRANULE
     }
 
-    /// The number of the cell that byte `offset` of a span lies in. May be `cells` or more: the span's tail.
+    /// The number of the cell that byte `offset` of a span lies in. May be `cells` or more: the
+    /// span's tail.
     #[inline(always)]
     pub(crate) const fn index_of(&self, offset: usize) -> usize {
         debug_assert!(offset < MAX_SPAN_UNITS * UNIT);

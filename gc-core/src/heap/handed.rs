@@ -1,18 +1,22 @@
 //! How much was handed out to mutators since the bitmaps swapped last: what pacing goes by.
 //!
-//! One count for all would be written at each refill, every 8 KiB, by every mutator, and read at each one, too: a cache line that travels from
-//! processor to processor twice a refill. In `gclab trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the two
-//! processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come to something; no time is saved that could be told from
-//! the noise where there are two of them (1.305 s without and 1.29 s with, medians of six pairs), but it would grow with each one more. What is not reported
-//! yet is at most a 1,024th of what may be allocated until the next goal, all mutators together ([`Space::foresee`]); in small heaps, nothing.
-//! Both stops of a cycle have all of it reported.
+//! One count for all would be written at each refill, every 8 KiB, by every mutator, and read at
+//! each one, too: a cache line that travels from processor to processor twice a refill. In
+//! `gclab trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the
+//! two processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come
+//! to something; no time is saved that could be told from the noise where there are two of them
+//! (1.305 s without and 1.29 s with, medians of six pairs), but it would grow with each one more.
+//! What is not reported yet is at most a 1,024th of what may be allocated until the next goal, all
+//! mutators together ([`Space::foresee`]); in small heaps, nothing. Both stops of a cycle have all
+//! of it reported.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use super::Space;
 use crate::fault::planted;
 
-/// What was handed out in runs and large objects and was reported, less what was given back. Hints for pacing and reports: Relaxed.
+/// What was handed out in runs and large objects and was reported, less what was given back. Hints
+/// for pacing and reports: Relaxed.
 ///
 /// Signed: a tail that was handed out before the last swap may come back after it.
 #[derive(Debug, Default)]
@@ -21,7 +25,8 @@ pub(super) struct Handed {
     bytes: AtomicI64,
 }
 
-/// What one mutator was handed and has not reported. Written by it under `no_preempt`, and by the collector while it is stopped: Relaxed.
+/// What one mutator was handed and has not reported. Written by it under `no_preempt`, and by the
+/// collector while it is stopped: Relaxed.
 #[derive(Debug, Default)]
 pub(crate) struct Unreported {
     cells: AtomicU64,
@@ -61,8 +66,8 @@ impl Space {
         }
     }
 
-    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each may leave unreported follows from that, and
-    /// what it may claim.
+    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each
+    /// may leave unreported follows from that, and what it may claim.
     pub(crate) fn foresee(&self, room: u64, mutators: usize) {
         let at = (room / PART / mutators.max(1) as u64).min(MOST);
         self.report_at.store(at, Ordering::Relaxed);
@@ -87,12 +92,14 @@ impl Space {
         self.handed.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes handed out in runs and large objects since [`Space::end_marking`], as far as they are reported.
+    /// Bytes handed out in runs and large objects since [`Space::end_marking`], as far as they are
+    /// reported.
     pub fn allocated_since(&self) -> u64 {
         self.handed.bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given back, as far as they are reported.
+    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given
+    /// back, as far as they are reported.
     pub fn cells_since(&self) -> i64 {
         self.handed.cells.load(Ordering::Relaxed)
     }

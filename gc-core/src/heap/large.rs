@@ -1,7 +1,9 @@
-//! Objects with pages of their own: taken, cleared and published in three steps, and freed in pieces.
+//! Objects with pages of their own: taken, cleared and published in three steps, and freed in
+//! pieces.
 //!
-//! Taking and publishing are short and happen under `no_preempt`. Clearing a gigabyte is not: it is done between them,
-//! where the mutator can be stopped, and nothing names the object until it is over.
+//! Taking and publishing are short and happen under `no_preempt`. Clearing a gigabyte is not: it is
+//! done between them, where the mutator can be stopped, and nothing names the object until it is
+//! over.
 
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +16,8 @@ use crate::kind::KindId;
 use crate::mark::BYTES_A_CELL;
 use gc_preempt::Mutex;
 
-/// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do other things between.
+/// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do
+/// other things between.
 const CLEAR_UNITS: usize = (256 << 10) / UNIT;
 
 /// Units of a large object before which dead ones are swept, piece by piece.
@@ -23,7 +26,8 @@ const FIRST_SWEPT: usize = (1 << 20) / UNIT;
 /// Units whose words one piece of the sweep clears, some 10 us.
 const FREE_UNITS: usize = 16 << 10;
 
-/// A large object that is not yet visible to anybody. Clear it outside `no_preempt`, then publish or cancel it.
+/// A large object that is not yet visible to anybody. Clear it outside `no_preempt`, then publish
+/// or cancel it.
 #[derive(Debug)]
 #[must_use = "its memory is in use until it is published or cancelled"]
 pub struct LargeReservation {
@@ -81,7 +85,8 @@ impl Space {
     /// First step of a large allocation, under `no_preempt`, by the owner of `runs`.
     ///
     /// # Errors
-    /// [`AllocError::TooLarge`] and [`AllocError::Site`] for ever; [`AllocError::HeapLimit`] or [`AllocError::Exhausted`]: a collection may help.
+    /// [`AllocError::TooLarge`] and [`AllocError::Site`] for ever; [`AllocError::HeapLimit`] or
+    /// [`AllocError::Exhausted`]: a collection may help.
     pub fn reserve_large(
         &self,
         runs: &Runs,
@@ -94,7 +99,8 @@ impl Space {
         {
             return Ok(LargeStep::Due);
         }
-        // What has died is found first: whoever allocates blocks would take fresh memory meanwhile, block for block.
+        // What has died is found first: whoever allocates blocks would take fresh memory meanwhile,
+        // block for block.
         if units >= FIRST_SWEPT
             && self.unswept.load(Ordering::Acquire) != 0
             && self.sweep_large_piece()
@@ -134,15 +140,16 @@ impl Space {
         Ok(units)
     }
 
-    /// Those units of a reservation whose first touch would be a fault, if that is to be seen to beforehand: what is larger than a page of the system's may be
-    /// meant to stay untouched.
+    /// Those units of a reservation whose first touch would be a fault, if that is to be seen to
+    /// beforehand: what is larger than a page of the system's may be meant to stay untouched.
     pub(crate) fn cold_units(&self, large: &LargeReservation) -> Option<ColdUnits> {
         (large.units <= CHUNK_UNITS)
             .then(|| self.cold(large.first, large.units))
             .flatten()
     }
 
-    /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be zero. True: done.
+    /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be
+    /// zero. True: done.
     pub fn clear_large(&self, large: &mut LargeReservation) -> bool {
         let end = (large.cleared + CLEAR_UNITS).min(large.units);
         let clears = !self.kinds.get(large.kind).uninit;
@@ -152,7 +159,8 @@ impl Space {
                 // SAFETY: the unit belongs to this reservation, and nothing names it yet.
                 unsafe { std::ptr::write_bytes((self.base() + unit * UNIT) as *mut u8, 0, UNIT) };
             }
-            // The first unit's word is missing until the end, and the others lead to it: they name nothing yet.
+            // The first unit's word is missing until the end, and the others lead to it: they name
+            // nothing yet.
             if distance != 0 {
                 self.units().set(unit, Unit::Large { distance });
             }
@@ -161,8 +169,9 @@ impl Space {
         end == large.units
     }
 
-    /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the caller's hands (a register
-    /// or the stack) when `no_preempt` ends. What [`Space::clear_large`] has not cleared is cleared now.
+    /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the
+    /// caller's hands (a register or the stack) when `no_preempt` ends. What [`Space::clear_large`]
+    /// has not cleared is cleared now.
     pub fn publish_large(&self, mut large: LargeReservation) -> NonNull<u8> {
         while !self.clear_large(&mut large) {}
         let LargeReservation {
@@ -221,8 +230,9 @@ impl Space {
     /// Length and kind of a published large object.
     #[inline]
     pub(crate) fn large_record(&self, first: usize) -> (usize, KindId) {
-        // SAFETY: the record was written before the unit's word was published, and these fields do not change until it
-        // is zero again. Read field by field: the links beside them are others'.
+        // SAFETY: the record was written before the unit's word was published, and these fields do
+        // not change until it is zero again. Read field by field: the links beside them are
+        // others'.
         unsafe {
             let record = self.records().at(first);
             ((*record).units as usize, KindId((*record).kind))
@@ -307,7 +317,8 @@ impl Space {
                 freeing.units,
             );
             *freeing = Freeing::default();
-            // Ordering: Release. Who sees the count at zero finds what was given back (see `after_sweep`).
+            // Ordering: Release. Who sees the count at zero finds what was given back (see
+            // `after_sweep`).
             self.unswept.fetch_sub(1, Ordering::Release);
         }
         true

@@ -1,16 +1,20 @@
 //! Memory taken from the OS: zeroed, lazily backed, typed where it helps.
 //!
-//! All of the heap and all of its side tables are such mappings. Nothing here mallocs after construction, and a page
-//! costs nothing until it is written.
+//! All of the heap and all of its side tables are such mappings. Nothing here mallocs after
+//! construction, and a page costs nothing until it is written.
 //!
 //! # Addresses first, memory later
-//! A heap reserves addresses for all that it may ever hold. A private mapping that can be written counts in full against `RLIMIT_DATA`, and
-//! where overcommit is strict (`vm.overcommit_memory=2`) against what the whole machine may promise, whether a page of it is ever touched or
-//! not, and whatever `MAP_NORESERVE` says. A mapping that cannot be written counts for neither (proc(5), `mm/mmap.c`: `accountable_mapping`,
-//! `is_data_mapping`). So large mappings begin as reservations ([`Map::reserve`]), and the part that is about to be written is made writable
-//! ([`Map::make_writable`]). The system may refuse that; then there is no memory, and the caller says so.
+//! A heap reserves addresses for all that it may ever hold. A private mapping that can be written
+//! counts in full against `RLIMIT_DATA`, and where overcommit is strict (`vm.overcommit_memory=2`)
+//! against what the whole machine may promise, whether a page of it is ever touched or not, and
+//! whatever `MAP_NORESERVE` says. A mapping that cannot be written counts for neither (proc(5),
+//! `mm/mmap.c`: `accountable_mapping`, `is_data_mapping`). So large mappings begin as reservations
+//! ([`Map::reserve`]), and the part that is about to be written is made writable
+//! ([`Map::make_writable`]). The system may refuse that; then there is no memory, and the caller
+//! says so.
 //!
-//! `RLIMIT_AS` counts reservations, too. So their sizes follow the heap's reserve, and the whole heap gives way together.
+//! `RLIMIT_AS` counts reservations, too. So their sizes follow the heap's reserve, and the whole
+//! heap gives way together.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -114,15 +118,16 @@ pub(crate) struct Map {
     bytes: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; it is memory reached through raw pointers, and who dereferences them answers
-// for the sharing.
+// SAFETY: a mapping belongs to the process, not to a thread; it is memory reached through raw
+// pointers, and who dereferences them answers for the sharing.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's, and nothing refers to it any more. Should the system refuse, the addresses are lost.
+        // SAFETY: the mapping is this value's, and nothing refers to it any more. Should the system
+        // refuse, the addresses are lost.
         if unsafe { munmap(self.base.cast(), self.bytes) }.is_ok() {
             MAPPED.fetch_sub(self.bytes, Ordering::Relaxed);
         }
@@ -190,7 +195,8 @@ impl Map {
         Ok(map)
     }
 
-    /// Has `[offset, offset + bytes)` read and written. Takes no lock of this process's: possible in a stop, and under `no_preempt`.
+    /// Has `[offset, offset + bytes)` read and written. Takes no lock of this process's: possible
+    /// in a stop, and under `no_preempt`.
     pub(crate) fn make_writable(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
         debug_assert!(offset.is_multiple_of(PAGE) && offset + bytes <= self.bytes);
         if crate::fault::planted("memory-refused") {
@@ -204,20 +210,23 @@ impl Map {
         }
     }
 
-    /// The first byte. All accesses go through pointers from here; no reference to the whole is ever made.
+    /// The first byte. All accesses go through pointers from here; no reference to the whole is
+    /// ever made.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// Asks for huge pages from byte `offset` on, if there is anything. A kernel without them says no, and that is no error.
+    /// Asks for huge pages from byte `offset` on, if there is anything. A kernel without them says
+    /// no, and that is no error.
     pub(crate) fn prefer_huge_pages_from(&self, offset: usize) {
         if let Some(rest @ 1..) = self.bytes.checked_sub(offset) {
             self.advise(offset, rest, libc::MADV_HUGEPAGE);
         }
     }
 
-    /// Says whether the system may make a huge page of these pages, of which it may have some alone by now: its thread for that (`khugepaged`) would back
-    /// all of it. Splits the mapping, of which a process may have 65,530.
+    /// Says whether the system may make a huge page of these pages, of which it may have some alone
+    /// by now: its thread for that (`khugepaged`) would back all of it. Splits the mapping, of
+    /// which a process may have 65,530.
     pub(crate) fn allow_huge_pages(&self, offset: usize, bytes: usize, may: bool) -> bool {
         let advice = if may {
             libc::MADV_HUGEPAGE
@@ -227,8 +236,9 @@ impl Map {
         self.advise(offset, bytes, advice)
     }
 
-    /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes nothing in them. False: the kernel has no
-    /// memory, or is older than 5.14, or the range is not writable.
+    /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes
+    /// nothing in them. False: the kernel has no memory, or is older than 5.14, or the range is not
+    /// writable.
     pub(crate) fn back(&self, offset: usize, bytes: usize) -> bool {
         self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
@@ -244,8 +254,8 @@ impl Map {
         }
     }
 
-    /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the kernel refused,
-    /// and the contents stand.
+    /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the
+    /// kernel refused, and the contents stand.
     ///
     /// # Safety
     /// Page-aligned range inside the mapping, and nobody uses its contents.
@@ -255,7 +265,8 @@ impl Map {
 
     fn advise(&self, offset: usize, bytes: usize, advice: i32) -> bool {
         debug_assert!(offset + bytes <= self.bytes);
-        // SAFETY: within the mapping. Only `MADV_DONTNEED` changes contents, and the caller of `discard` has said that they are nobody's.
+        // SAFETY: within the mapping. Only `MADV_DONTNEED` changes contents, and the caller of
+        // `discard` has said that they are nobody's.
         unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), bytes, advice) == 0 }
     }
 }
@@ -272,7 +283,8 @@ pub(crate) struct Table<T> {
     element: PhantomData<*mut T>,
 }
 
-// SAFETY: a table is memory reached through raw pointers; who dereferences them answers for the sharing.
+// SAFETY: a table is memory reached through raw pointers; who dereferences them answers for the
+// sharing.
 unsafe impl<T> Send for Table<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Table<T> {}
@@ -317,8 +329,9 @@ impl<T> Table<T> {
         (self.writable.load(Ordering::Acquire) / size_of::<T>()).min(self.len)
     }
 
-    /// Has at least the first `count` elements written from now on, and some more, so that it need not be asked for each. Takes no lock of this
-    /// process's: possible in a stop, and under `no_preempt`. Threads may do it at once: what one makes writable is writable for all.
+    /// Has at least the first `count` elements written from now on, and some more, so that it need
+    /// not be asked for each. Takes no lock of this process's: possible in a stop, and under
+    /// `no_preempt`. Threads may do it at once: what one makes writable is writable for all.
     #[cold]
     pub(crate) fn make_writable(&self, count: usize) -> Result<(), MapError> {
         /// Steps in which a table grows. A table of huge pages needs a whole one.
@@ -343,7 +356,8 @@ impl<T> Table<T> {
         self.len
     }
 
-    /// A pointer to element `index`. The bound is checked in debug builds only: this is on the marker's path.
+    /// A pointer to element `index`. The bound is checked in debug builds only: this is on the
+    /// marker's path.
     #[inline(always)]
     pub(crate) fn at(&self, index: usize) -> *mut T {
         debug_assert!(index < self.len, "table index {index} of {}", self.len);
@@ -355,7 +369,8 @@ impl<T> Table<T> {
         self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
-    /// Has the pages of `count` elements from `first` on backed, as far as there are so many. See [`Map::back`].
+    /// Has the pages of `count` elements from `first` on backed, as far as there are so many. See
+    /// [`Map::back`].
     pub(crate) fn back(&self, first: usize, count: usize) -> bool {
         let from = first * size_of::<T>() / PAGE * PAGE;
         let to = ((first + count) * size_of::<T>()).next_multiple_of(PAGE);

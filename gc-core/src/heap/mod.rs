@@ -1,5 +1,5 @@
-//! The heap's memory: one reserved address range, cut into spans of equal cells, with side tables that turn any
-//! address into its cell by arithmetic.
+//! The heap's memory: one reserved address range, cut into spans of equal cells, with side tables
+//! that turn any address into its cell by arithmetic.
 //!
 //! ```text
 //! address range   | span of 16-byte cells | span of 48-byte cells | large object .... | free | never taken ...
@@ -8,11 +8,13 @@
 //! two bitmaps     one bit per 16 bytes: which cells are allocated, which are marked
 //! ```
 //!
-//! An address names a cell if its unit is published, the multiplication gives a cell of the span, and that cell's
-//! allocated bit is set. No header, no search, no lock. Whatever else a word may be, it is told apart here: the bits of
-//! free cells are clear, a span's tail has no cell, a unit that is not in use has no word.
+//! An address names a cell if its unit is published, the multiplication gives a cell of the span,
+//! and that cell's allocated bit is set. No header, no search, no lock. Whatever else a word may
+//! be, it is told apart here: the bits of free cells are clear, a span's tail has no cell, a unit
+//! that is not in use has no word.
 //!
-//! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all else is free, at once.
+//! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all
+//! else is free, at once.
 
 mod ahead;
 mod births;
@@ -75,7 +77,8 @@ pub struct SpaceConfig {
     pub hard_limit: Option<u64>,
     /// What is tried on a conservative word. An empty list means [`Encoding::RAW`] alone.
     pub conservative: Vec<Encoding>,
-    /// Does a word just past the bytes that were asked for keep their cell alive? Each cell then has a spare byte behind them.
+    /// Does a word just past the bytes that were asked for keep their cell alive? Each cell then
+    /// has a spare byte behind them.
     pub past_the_end: bool,
     /// Stress: a mutator is told to collect after this many allocations.
     pub collect_every: Option<u64>,
@@ -112,7 +115,8 @@ pub enum SpaceError {
     Map(MapError),
     /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
     LimitTooSmall(u64),
-    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above what the heap's tables can number (4 TiB).
+    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above what the heap's
+    /// tables can number (4 TiB).
     Reserve(u64),
     /// More conservative encodings than eight.
     TooManyEncodings(usize),
@@ -183,7 +187,8 @@ pub enum SiteError {
     },
     /// The heap has as many sites as its reserve allows.
     TooMany,
-    /// The heap does not scan stacks, which the fast tier keeps its cells on: see [`HeapBuilder::exact`](crate::HeapBuilder::exact).
+    /// The heap does not scan stacks, which the fast tier keeps its cells on: see
+    /// [`HeapBuilder::exact`](crate::HeapBuilder::exact).
     FastTier,
     /// The system refused memory for the table of sites.
     System(MapError),
@@ -222,8 +227,8 @@ impl fmt::Display for SiteError {
 
 impl std::error::Error for SiteError {}
 
-/// The address range and the tables that cover it. All of them are reservations: what is below the end of [`Spans`] can be written, and so can the
-/// tables' parts that tell of it.
+/// The address range and the tables that cover it. All of them are reservations: what is below the
+/// end of [`Spans`] can be written, and so can the tables' parts that tell of it.
 struct Range {
     memory: Map,
     base: usize,
@@ -233,7 +238,8 @@ struct Range {
     bits: [Bitmap; 2],
     /// A byte for each page of the bitmaps: see [`Space::note_bits`].
     noted_bits: Table<AtomicU8>,
-    /// A byte a chunk: has the system been asked to back it since it was given back last, and by small pages alone?
+    /// A byte a chunk: has the system been asked to back it since it was given back last, and by
+    /// small pages alone?
     backed: Table<AtomicU8>,
 }
 
@@ -256,8 +262,9 @@ impl Range {
         })
     }
 
-    /// Has units `[from, to)`, whole chunks, and the tables' parts that tell of them, written from now on. By one thread at a time, with all below
-    /// `from` writable. Should the system refuse in the middle, what was made writable stays so and is asked for again.
+    /// Has units `[from, to)`, whole chunks, and the tables' parts that tell of them, written from
+    /// now on. By one thread at a time, with all below `from` writable. Should the system refuse in
+    /// the middle, what was made writable stays so and is asked for again.
     fn make_writable(&self, from: usize, to: usize) -> Result<(), MapError> {
         self.units.make_writable(to)?;
         self.records.make_writable(to)?;
@@ -270,7 +277,8 @@ impl Range {
         self.memory.make_writable(from * UNIT, (to - from) * UNIT)
     }
 
-    /// Has so many units backed, and what the tables say of them. False: the system had not memory for all, or is too old to be asked.
+    /// Has so many units backed, and what the tables say of them. False: the system had not memory
+    /// for all, or is too old to be asked.
     fn back(&self, first: usize, units: usize) -> bool {
         self.memory.back(first * UNIT, units * UNIT)
             && self.back_tables(first, units)
@@ -313,7 +321,8 @@ pub struct Space {
     _counted: Counted,
     /// Bytes of the address range.
     len: usize,
-    /// Which bitmap says what is allocated; the other one is for marks. Changes only while the world is stopped.
+    /// Which bitmap says what is allocated; the other one is for marks. Changes only while the
+    /// world is stopped.
     pub(crate) role: AtomicUsize,
     /// Refills mark what they hand out. Changes only while the world is stopped.
     pub(crate) marking: AtomicBool,
@@ -322,8 +331,8 @@ pub struct Space {
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
     pub(crate) spans: CachePadded<Mutex<Spans>>,
-    /// Held by the collector while it sweeps a piece, and while a stretch that goes back to the system is in no list; and by a walk over all
-    /// cells. No mutator waits for it.
+    /// Held by the collector while it sweeps a piece, and while a stretch that goes back to the
+    /// system is in no list; and by a walk over all cells. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
     ahead: Ahead,
     /// Chunks that are backed by small pages alone, since some of them have gone back. By the
@@ -338,13 +347,14 @@ pub struct Space {
     pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
     handed: CachePadded<Handed>,
-    /// Bytes that a mutator may have been handed and not reported, and how many mutators there are. Both change in stops, and may be old.
+    /// Bytes that a mutator may have been handed and not reported, and how many mutators there are.
+    /// Both change in stops, and may be old.
     report_at: AtomicU64,
     mutators: AtomicUsize,
     /// How often the bitmaps have swapped. Changes only while the world is stopped.
     pub(crate) swaps: Swaps,
-    /// Large objects that nobody has swept since the last swap, and spans, as far as sites' lists have been looked at since: see
-    /// [`Space::is_swept`].
+    /// Large objects that nobody has swept since the last swap, and spans, as far as sites' lists
+    /// have been looked at since: see [`Space::is_swept`].
     pub(crate) unswept: CachePadded<AtomicUsize>,
     /// The site that the background sweep is at, and one past the last that it comes to.
     pub(crate) sweep_site: AtomicUsize,
@@ -362,14 +372,16 @@ pub struct Space {
     hard_limit: Option<u64>,
 }
 
-/// Bytes of a new heap that can be written, and the least by which there become more: a heap's first collection comes after about as many.
+/// Bytes of a new heap that can be written, and the least by which there become more: a heap's
+/// first collection comes after about as many.
 const FIRST_STEP: u64 = 4 << 20;
 
 /// The most, and of those that can be written already the part.
 const MOST_STEP: usize = 256 << 20;
 const GROWTH: usize = 4;
 
-/// Bytes of the reserve for which there is room for a kind: a kind that has cells has a span of 64 KiB, but many have none most of the time.
+/// Bytes of the reserve for which there is room for a kind: a kind that has cells has a span of 64
+/// KiB, but many have none most of the time.
 const BYTES_A_KIND: u64 = 16 << 10;
 
 /// Kinds that a heap of the least reserve has room for.
@@ -380,17 +392,18 @@ pub(crate) fn kinds_for(bytes: u64) -> usize {
     ((bytes / BYTES_A_KIND) as usize).clamp(LEAST_KINDS, MAX_KINDS)
 }
 
-/// Units at the start of the range that hold no cells. The range's own address stands in registers and on stacks whenever somebody allocates; it
-/// must not keep whatever would lie there.
+/// Units at the start of the range that hold no cells. The range's own address stands in registers
+/// and on stacks whenever somebody allocates; it must not keep whatever would lie there.
 const NEVER_TAKEN: usize = 1;
 
 impl Space {
     /// A space that belongs to no heap, for harnesses and benches.
     ///
     /// # Safety
-    /// The caller answers for all that is done with it, by safe methods too: they take addresses, cells, sites, reservations and runs at
-    /// their word. Each is given back to the space that it came from, `Runs` are used by one thread, markers share a queue made for this
-    /// space, and what a method says of a stopped world holds.
+    /// The caller answers for all that is done with it, by safe methods too: they take addresses,
+    /// cells, sites, reservations and runs at their word. Each is given back to the space that it
+    /// came from, `Runs` are used by one thread, markers share a queue made for this space, and
+    /// what a method says of a stopped world holds.
     #[cfg(feature = "internals")]
     pub unsafe fn bare(config: SpaceConfig) -> Result<Space, SpaceError> {
         Space::new(config)
@@ -473,8 +486,8 @@ impl Space {
         self.kinds.name(kind)
     }
 
-    /// The site of `bytes`-sized cells of `kind`; made at first use, then two loads. Under `no_preempt` or from an
-    /// unattached thread.
+    /// The site of `bytes`-sized cells of `kind`; made at first use, then two loads. Under
+    /// `no_preempt` or from an unattached thread.
     #[inline]
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.sites.get(&self.kinds, kind, bytes)
@@ -507,9 +520,10 @@ impl Space {
         (self.spans.lock().used() * UNIT) as u64
     }
 
-    /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it that tell of them: bitmaps,
-    /// unit words, records, sites, births. Where memory went back to the system, most of what told of it went back, too, and is
-    /// still counted. Takes the heap's lock.
+    /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it
+    /// that tell of them: bitmaps, unit words, records, sites, births. Where memory went back to
+    /// the system, most of what told of it went back, too, and is still counted. Takes the heap's
+    /// lock.
     pub fn beside_bytes(&self) -> (u64, u64) {
         const A_UNIT: usize = size_of::<AtomicU32>()
             + size_of::<spans::Record>()
@@ -561,7 +575,8 @@ impl Space {
         self.marking.load(Ordering::Relaxed)
     }
 
-    /// The cell that `address` lies in, if that cell is allocated (or in a run's tail). Any word may be asked.
+    /// The cell that `address` lies in, if that cell is allocated (or in a run's tail). Any word
+    /// may be asked.
     #[inline]
     pub fn resolve(&self, address: usize) -> Option<Cell> {
         let offset = self.offset(address)?;
@@ -683,9 +698,11 @@ impl Space {
         unsafe { &*self.range.noted_bits.at(page) }
     }
 
-    /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child drop them after.
+    /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child
+    /// drop them after.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        // No other code takes two of these in another order: what goes back to the system first, the allocator of units last.
+        // No other code takes two of these in another order: what goes back to the system first,
+        // the allocator of units last.
         let rearranging = self.rearranging.lock();
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
@@ -703,11 +720,12 @@ impl Space {
         )
     }
 
-    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over the spans that gone threads
-    /// owned or were sweeping, and counts anew what is to be swept. `kept` are the runs of the only thread left.
+    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over
+    /// the spans that gone threads owned or were sweeping, and counts anew what is to be swept.
+    /// `kept` are the runs of the only thread left.
     ///
-    /// The gone threads' runs are not looked at, since they may have been in the middle of filling one: the next collection
-    /// finds the cells in them dead.
+    /// The gone threads' runs are not looked at, since they may have been in the middle of filling
+    /// one: the next collection finds the cells in them dead.
     pub(crate) fn forked(&self, kept: Option<&Runs>) {
         for site in 0..self.sites.count() {
             let own = kept.map_or(0, |runs| runs.own_span(site));
@@ -738,15 +756,16 @@ impl Space {
         self.sweep_site.store(0, Ordering::Relaxed);
     }
 
-    /// Has `least` units that were never taken written from now on, beyond those that can be already, and more where the system has them. By the
-    /// holder of the lock.
+    /// Has `least` units that were never taken written from now on, beyond those that can be
+    /// already, and more where the system has them. By the holder of the lock.
     fn make_writable(&self, spans: &mut Spans, least: usize) -> Result<(), NoSpan> {
         let (from, end) = (spans.end(), self.len / UNIT);
         let wanted = (spans.top() + least).next_multiple_of(CHUNK_UNITS);
         if wanted > end {
             return Err(NoSpan::Exhausted);
         }
-        // A heap that grows asks seldom; where memory is promised to none twice, it holds a quarter more than it ever had.
+        // A heap that grows asks seldom; where memory is promised to none twice, it holds a quarter
+        // more than it ever had.
         let mut more = (from / GROWTH).clamp(FIRST_STEP as usize / UNIT, MOST_STEP / UNIT);
         loop {
             let to = (from + more).next_multiple_of(CHUNK_UNITS).min(end);

@@ -37,8 +37,9 @@ const LOOKS: usize = 256;
 /// Chunks that one piece gives back: 64 MiB, some milliseconds of the kernel's time.
 const CHUNKS_PER_PIECE: usize = 32;
 
-/// How long a heap must wait for each chunk that it gives back. Clearing 2 MiB anew takes 0.1 to 0.3 ms, so all of them
-/// taken back at once cost two hundredths of the time; and 128 MiB go back in a second.
+/// How long a heap must wait for each chunk that it gives back. Clearing 2 MiB anew takes 0.1 to
+/// 0.3 ms, so all of them taken back at once cost two hundredths of the time; and 128 MiB go back
+/// in a second.
 const TIME_PER_CHUNK: Duration = Duration::from_millis(16);
 
 /// Where there is more than half a gigabyte to give back, it goes faster: at the rate at which all
@@ -114,7 +115,8 @@ impl Default for Trickle {
 }
 
 impl Trickle {
-    /// While there is something to give back, [`Trickle::allowance`] is asked again after this time.
+    /// While there is something to give back, [`Trickle::allowance`] is asked again after this
+    /// time.
     pub(crate) fn patience(&self) -> Duration {
         self.pace * 2
     }
@@ -175,7 +177,8 @@ impl Space {
     /// `most` bytes; the bytes returned, 0 when nothing is left to do (or the spare bitmap is not
     /// cleared yet).
     ///
-    /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of it.
+    /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of
+    /// it.
     pub fn release_piece(&self, keep: u64, grain: u64, most: u64) -> u64 {
         if self.clear_chunk.load(Ordering::Relaxed) < self.clear_end.load(Ordering::Relaxed) {
             return 0;
@@ -224,8 +227,8 @@ impl Space {
         ((released * CHUNK_UNITS + parts) * UNIT) as u64
     }
 
-    /// Gives units of a free stretch back that has no whole dirty chunk: what lies beside cells in the same 2 MiB. At most so many, from the first dirty
-    /// one on; how many of them were dirty.
+    /// Gives units of a free stretch back that has no whole dirty chunk: what lies beside cells in
+    /// the same 2 MiB. At most so many, from the first dirty one on; how many of them were dirty.
     fn release_part(&self, first: usize, units: usize, most: usize) -> usize {
         let dirty = &self.range.dirty;
         let Some(from) = dirty.first(first, units) else {
@@ -306,7 +309,8 @@ impl Space {
         }
     }
 
-    /// The bytes in use now, and the most that were in use since this was called last. By one thread at a time.
+    /// The bytes in use now, and the most that were in use since this was called last. By one
+    /// thread at a time.
     pub(crate) fn used_lately(&self) -> (u64, u64) {
         let mut spans = self.spans.lock();
         (

@@ -1,14 +1,16 @@
 //! The sites of a heap: for each (kind, size class) that is in use, the lists of its spans.
 //!
-//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of four lists. After stop 2
-//! every listed span is `unswept`, but for those in which a young collection could free nothing; who sweeps it finds it empty and gives it back, or
-//! puts it where it belongs.
+//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of four
+//! lists. After stop 2 every listed span is `unswept`, but for those in which a young collection
+//! could free nothing; who sweeps it finds it empty and gives it back, or puts it where it belongs.
 //!
-//! A heap may have tens of thousands of sites, so the stop does not move their spans: it counts the swap ([`Swaps`]), and who takes a site's lock next
-//! moves them ([`Space::lists`], which is the only way to the lists). So this holds for whoever has the lock: a span is in `partial` or `full` only if
-//! it was put there after the last swap, and in `old` only if it was put there after the last swap that was whole. The sweep looks at each site
-//! between two swaps. Should a site miss some, it is moved once for all of them: what is in `partial` and `full`, and if any of them was whole, in
-//! `old`; nobody has put a span into a list in between.
+//! A heap may have tens of thousands of sites, so the stop does not move their spans: it counts the
+//! swap ([`Swaps`]), and who takes a site's lock next moves them ([`Space::lists`], which is the
+//! only way to the lists). So this holds for whoever has the lock: a span is in `partial` or `full`
+//! only if it was put there after the last swap, and in `old` only if it was put there after the
+//! last swap that was whole. The sweep looks at each site between two swaps. Should a site miss
+//! some, it is moved once for all of them: what is in `partial` and `full`, and if any of them was
+//! whole, in `old`; nobody has put a span into a list in between.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -25,7 +27,8 @@ use gc_preempt::{Mutex, MutexGuard};
 const ROW: usize = 128;
 const _: () = assert!(CLASSES <= ROW);
 
-/// Sites for which there is room for each kind that there is room for. Few kinds have cells of many sizes.
+/// Sites for which there is room for each kind that there is room for. Few kinds have cells of many
+/// sizes.
 const SITES_A_KIND: usize = 4;
 
 /// A list of spans, linked through their records.
@@ -102,8 +105,8 @@ pub(crate) struct SiteLists {
     pub(crate) partial: List,
     /// Has none: a mutator has filled it.
     pub(crate) full: List,
-    /// Has none since it was swept: what is in it was marked by the last collection, and a young one has nothing to free there. So it is swept after
-    /// whole ones only.
+    /// Has none since it was swept: what is in it was marked by the last collection, and a young
+    /// one has nothing to free there. So it is swept after whole ones only.
     pub(crate) old: List,
     /// The first of all spans of the site, owned ones too; linked by `all_next`.
     pub(crate) all: u32,
@@ -159,7 +162,8 @@ impl Entry {
     }
 }
 
-/// How often the bitmaps have swapped: what sites are told in a stop. Changes in stops only, so all loads and stores are Relaxed.
+/// How often the bitmaps have swapped: what sites are told in a stop. Changes in stops only, so all
+/// loads and stores are Relaxed.
 #[derive(Debug, Default)]
 pub(crate) struct Swaps {
     number: AtomicU64,
@@ -189,7 +193,8 @@ impl Swaps {
 }
 
 impl Space {
-    /// A site's lists, with the moves that the swaps since the last look ask for. By a mutator under `no_preempt`, or by a thread that is none.
+    /// A site's lists, with the moves that the swaps since the last look ask for. By a mutator
+    /// under `no_preempt`, or by a thread that is none.
     pub(crate) fn lists<'s>(&self, entry: &'s Entry) -> MutexGuard<'s, SiteLists> {
         let mut guard = entry.lists.lock();
         let lists = &mut *guard;
@@ -201,7 +206,8 @@ impl Space {
                 lists.unswept.append(self.records(), &mut lists.old);
             }
             lists.seen = self.swaps.number();
-            // Relaxed: the lock orders it before each of these is swept, and `is_swept` says what orders it before the count is believed.
+            // Relaxed: the lock orders it before each of these is swept, and `is_swept` says what
+            // orders it before the count is believed.
             self.unswept
                 .fetch_add(lists.unswept.len() - before, Ordering::Relaxed);
         }
@@ -241,7 +247,8 @@ pub(crate) struct Sites {
     /// Site index + 1 by kind and class, 0: not made yet.
     index: Table<AtomicU32>,
     making: Mutex<()>,
-    /// Bytes that each cell has beyond those asked for: 1 where a word past their end is to lie in their cell.
+    /// Bytes that each cell has beyond those asked for: 1 where a word past their end is to lie in
+    /// their cell.
     spare: usize,
 }
 
@@ -274,15 +281,16 @@ impl Sites {
 
     #[inline(always)]
     pub(crate) fn at(&self, site: usize) -> &Entry {
-        // SAFETY: sites are within the table and written before they are counted or indexed; after that only the lists
-        // change, under their lock.
+        // SAFETY: sites are within the table and written before they are counted or indexed; after
+        // that only the lists change, under their lock.
         unsafe { &*self.entries.at(site) }
     }
 
     #[inline(always)]
     fn slot(&self, kind: KindId, class: usize) -> &AtomicU32 {
         debug_assert!(class < ROW);
-        // SAFETY: the kind is one of the heap's, so within the table; a class is below ROW; zeroed memory is a valid AtomicU32.
+        // SAFETY: the kind is one of the heap's, so within the table; a class is below ROW; zeroed
+        // memory is a valid AtomicU32.
         unsafe { &*self.index.at(kind.index() * ROW + class) }
     }
 

@@ -1,12 +1,13 @@
 //! Which units are free: stretches of the address range are taken, given back and joined here.
 //!
-//! Every stretch, free or in use, has its length and state in the records of its first and last unit (Knuth's boundary
-//! tags), so that a freed one finds its free neighbours at once. Free stretches hang in lists by length, as in TLSF
-//! (Masmano et al. 2004): the bitmap of filled lists gives a stretch that is long enough without a search. Beyond
-//! `top` nothing has ever been taken.
+//! Every stretch, free or in use, has its length and state in the records of its first and last
+//! unit (Knuth's boundary tags), so that a freed one finds its free neighbours at once. Free
+//! stretches hang in lists by length, as in TLSF (Masmano et al. 2004): the bitmap of filled lists
+//! gives a stretch that is long enough without a search. Beyond `top` nothing has ever been taken.
 //!
-//! A unit that may hold something else than zeros is *dirty*; fresh ones and those given back to the system are not.
-//! The bits of a stretch in use say what it was like before it was taken, and are set when it comes back.
+//! A unit that may hold something else than zeros is *dirty*; fresh ones and those given back to
+//! the system are not. The bits of a stretch in use say what it was like before it was taken, and
+//! are set when it comes back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,9 +35,11 @@ pub(crate) enum State {
     Free,
 }
 
-/// What is known of a stretch, in the record of its first unit. The last unit's has `units` and `state`.
+/// What is known of a stretch, in the record of its first unit. The last unit's has `units` and
+/// `state`.
 ///
-/// A stretch in use belongs to whoever took it, record included; free ones belong to the allocator's lock.
+/// A stretch in use belongs to whoever took it, record included; free ones belong to the
+/// allocator's lock.
 #[repr(C)]
 pub(crate) struct Record {
     /// Length in units.
@@ -67,7 +70,8 @@ impl Flags {
         Flags(if as_is { Flags::AS_IS } else { 0 })
     }
 
-    /// Are its free cells handed out as they are? Because they are still zero, or of a kind that is not cleared.
+    /// Are its free cells handed out as they are? Because they are still zero, or of a kind that is
+    /// not cleared.
     #[inline(always)]
     pub(crate) fn as_is(self) -> bool {
         self.0 & Flags::AS_IS != 0
@@ -117,7 +121,8 @@ impl Records {
         self.table.addresses()
     }
 
-    /// The record of a unit of the address range. Who dereferences it holds what the record belongs to.
+    /// The record of a unit of the address range. Who dereferences it holds what the record belongs
+    /// to.
     #[inline(always)]
     pub(crate) fn at(&self, unit: usize) -> *mut Record {
         self.table.at(unit)
@@ -160,7 +165,8 @@ impl Dirty {
         while unit < end {
             let here = (64 - unit % 64).min(end - unit);
             let mask = (u64::MAX >> (64 - here)) << (unit % 64);
-            // SAFETY: the word covers units of the address range; zeroed memory is a valid AtomicU64.
+            // SAFETY: the word covers units of the address range; zeroed memory is a valid
+            // AtomicU64.
             f(unsafe { &*self.words.at(unit / 64) }, mask);
             unit += here;
         }
@@ -168,8 +174,8 @@ impl Dirty {
 
     pub(crate) fn count(&self, first: usize, count: usize) -> usize {
         let mut dirty = 0;
-        // Ordering: Relaxed here and below. The bits of a stretch change under the allocator's lock, or by its owner;
-        // only bits of other stretches in the same word change beside it.
+        // Ordering: Relaxed here and below. The bits of a stretch change under the allocator's
+        // lock, or by its owner; only bits of other stretches in the same word change beside it.
         self.each(first, count, |word, mask| {
             dirty += (word.load(Ordering::Relaxed) & mask).count_ones() as usize
         });
@@ -289,7 +295,8 @@ impl Spans {
         self.free_dirty
     }
 
-    /// Takes `units` units; the first one of them. Their records' states are set, everything else is the caller's.
+    /// Takes `units` units; the first one of them. Their records' states are set, everything else
+    /// is the caller's.
     pub(crate) fn take(
         &mut self,
         records: &Records,
@@ -300,8 +307,8 @@ impl Spans {
         Ok(first)
     }
 
-    /// Takes at least `least` units, and up to `most` if more lie there in one piece and in the same chunk, whole multiples of `least`; the first of
-    /// them and how many.
+    /// Takes at least `least` units, and up to `most` if more lie there in one piece and in the
+    /// same chunk, whole multiples of `least`; the first of them and how many.
     pub(crate) fn take_some(
         &mut self,
         records: &Records,
@@ -354,8 +361,9 @@ impl Spans {
         self.put_back(records, dirty, first, units);
     }
 
-    /// Frees units that were never taken: the next ones, of which there are as many. Their dirty bits are set already. In one step, so that
-    /// neither the limit nor the child of a fork meets them in between.
+    /// Frees units that were never taken: the next ones, of which there are as many. Their dirty
+    /// bits are set already. In one step, so that neither the limit nor the child of a fork meets
+    /// them in between.
     pub(crate) fn free_top(&mut self, records: &Records, dirty: &Dirty, units: usize) {
         let first = self.top;
         self.top += units;
@@ -363,16 +371,16 @@ impl Spans {
         self.give(records, dirty, first, units);
     }
 
-    /// Gives a stretch back and joins it with its free neighbours. Its unit words are zero and its dirty bits set
-    /// already, both of which may take long.
+    /// Gives a stretch back and joins it with its free neighbours. Its unit words are zero and its
+    /// dirty bits set already, both of which may take long.
     pub(crate) fn give(&mut self, records: &Records, dirty: &Dirty, first: usize, units: usize) {
         self.free_dirty += units;
         self.used -= units;
         self.join(records, dirty, first, units);
     }
 
-    /// Takes a free stretch that has a whole dirty chunk out of the lists, to be given back to the system. It does not
-    /// count as used. Looks at no more than `looks` stretches.
+    /// Takes a free stretch that has a whole dirty chunk out of the lists, to be given back to the
+    /// system. It does not count as used. Looks at no more than `looks` stretches.
     pub(crate) fn take_for_release(
         &mut self,
         records: &Records,
@@ -405,8 +413,8 @@ impl Spans {
         None
     }
 
-    /// The same for one without a whole chunk: a long one that has dirty units. Lists have their dirty stretches first, as far as their first
-    /// [`CHUNK_UNITS`] tell.
+    /// The same for one without a whole chunk: a long one that has dirty units. Lists have their
+    /// dirty stretches first, as far as their first [`CHUNK_UNITS`] tell.
     pub(crate) fn take_part_for_release(
         &mut self,
         records: &Records,
@@ -450,7 +458,8 @@ impl Spans {
 
     fn join(&mut self, records: &Records, dirty: &Dirty, mut first: usize, mut units: usize) {
         if first > 0 {
-            // SAFETY: unit `first - 1` is the last of its stretch; its record's tag is set under the lock only.
+            // SAFETY: unit `first - 1` is the last of its stretch; its record's tag is set under
+            // the lock only.
             let before = unsafe { &*records.at(first - 1) };
             if before.state == State::Free {
                 let length = before.units as usize;
@@ -492,7 +501,8 @@ impl Spans {
                 None => break,
             }
         }
-        // Nothing is surely long enough; before more is made writable or refused, every stretch of about this length is asked.
+        // Nothing is surely long enough; before more is made writable or refused, every stretch of
+        // about this length is asked.
         if units > EXACT && units > self.end - self.top {
             self.search(records, list, units, usize::MAX)
         } else {
@@ -518,14 +528,16 @@ impl Spans {
 
     fn tag(&self, records: &Records, first: usize, units: usize, state: State) {
         for unit in [first, first + units - 1] {
-            // SAFETY: both units belong to the stretch that the caller took or holds under the lock.
+            // SAFETY: both units belong to the stretch that the caller took or holds under the
+            // lock.
             let record = unsafe { &mut *records.at(unit) };
             record.units = units as u32;
             record.state = state;
         }
     }
 
-    /// Clean stretches go to the list's end, so that memory which the system still backs is used first.
+    /// Clean stretches go to the list's end, so that memory which the system still backs is used
+    /// first.
     fn link(&mut self, records: &Records, dirty: &Dirty, first: usize, units: usize) {
         self.tag(records, first, units, State::Free);
         let list = list_of(units);
@@ -630,7 +642,8 @@ mod tests {
             self.spans.give(&self.records, &self.dirty, first, units);
         }
 
-        /// Walks the stretches by their tags: they tile `[0, top)`, no two free ones touch, the used ones are ours.
+        /// Walks the stretches by their tags: they tile `[0, top)`, no two free ones touch, the
+        /// used ones are ours.
         fn check(&self) {
             let (mut unit, mut was_free, mut used) = (0, false, 0);
             while unit < self.spans.top() {
@@ -695,7 +708,8 @@ mod tests {
         let mut model = Model::new(71 + 70, usize::MAX);
         let (a, _b) = (model.take(70).unwrap(), model.take(71).unwrap());
         model.give(a);
-        // 70 shares its list with lengths from 64 to 79, so the list alone does not say that it is long enough.
+        // 70 shares its list with lengths from 64 to 79, so the list alone does not say that it is
+        // long enough.
         assert_eq!(model.take(70), Ok(a));
     }
 

@@ -1,23 +1,30 @@
-//! Marks that stay, so that a young collection need not set them again (*sticky mark bits*: Demers, Weiser, Hayes, Boehm, Bobrow and Shenker 1990,
-//! "Combining generational and conservative garbage collection: framework and implementations").
+//! Marks that stay, so that a young collection need not set them again (*sticky mark bits*: Demers,
+//! Weiser, Hayes, Boehm, Bobrow and Shenker 1990, "Combining generational and conservative garbage
+//! collection: framework and implementations").
 //!
-//! What was made before a collection's stop 1, and was found alive by it, is *old*, all else is *young*. A young collection finds the old cells
-//! marked when it begins: it takes them for alive, and traces and frees young ones only. No cell moves, so an old one is nothing but a set bit.
+//! What was made before a collection's stop 1, and was found alive by it, is *old*, all else is
+//! *young*. A young collection finds the old cells marked when it begins: it takes them for alive,
+//! and traces and frees young ones only. No cell moves, so an old one is nothing but a set bit.
 //!
-//! When the bitmaps swap, the marks become the bits of what is allocated, and mutators add to these. The bitmap that is now spare takes the marks
-//! over before anybody does:
+//! When the bitmaps swap, the marks become the bits of what is allocated, and mutators add to
+//! these. The bitmap that is now spare takes the marks over before anybody does:
 //!
-//! * of spans and large objects that nobody owns, one by one, as they are swept: whoever takes a span to allocate in it sweeps it first;
-//! * of spans that were full of old cells before and are so still, not at all: both bitmaps have the same bits there, which are only swapped;
+//! * of spans and large objects that nobody owns, one by one, as they are swept: whoever takes a
+//!   span to allocate in it sweeps it first;
+//! * of spans that were full of old cells before and are so still, not at all: both bitmaps have
+//!   the same bits there, which are only swapped;
 //! * of the span that a mutator owns, in the stop.
 //!
-//! Among these marks are those of cells that were born marked. Before the next young collection marks anything, they are taken back (`births.rs`).
-//! The rest of a mutator's run at stop 2 is part of them: nobody has these cells yet.
+//! Among these marks are those of cells that were born marked. Before the next young collection
+//! marks anything, they are taken back (`births.rs`). The rest of a mutator's run at stop 2 is part
+//! of them: nobody has these cells yet.
 //!
-//! Whatever else the spare bitmap has bits of was free before and is free again. So its bits of free memory, and of spans that are taken from there,
-//! are clear, as they are after a collection that keeps nothing.
+//! Whatever else the spare bitmap has bits of was free before and is free again. So its bits of
+//! free memory, and of spans that are taken from there, are clear, as they are after a collection
+//! that keeps nothing.
 //!
-//! That no old cell leads to a young one that nobody marks is not this room's business: see `mark/old.rs`.
+//! That no old cell leads to a young one that nobody marks is not this room's business: see
+//! `mark/old.rs`.
 
 use std::sync::atomic::Ordering;
 
@@ -28,7 +35,8 @@ use crate::fault::planted;
 impl Space {
     /// Does the spare bitmap hold what was marked last?
     pub(crate) fn keeps_marks(&self) -> bool {
-        // Relaxed: set in a stop, and taken back by the collector alone, when nothing is left to be swept.
+        // Relaxed: set in a stop, and taken back by the collector alone, when nothing is left to be
+        // swept.
         self.sticky.load(Ordering::Relaxed)
     }
 
@@ -41,7 +49,8 @@ impl Space {
         self.clear_end.store(end, Ordering::Relaxed);
     }
 
-    /// The next collection is no young one after all: the spare bitmap is to be cleared. When all is swept, by the collector.
+    /// The next collection is no young one after all: the spare bitmap is to be cleared. When all
+    /// is swept, by the collector.
     pub(crate) fn forget_marks(&self) {
         if self.keeps_marks() {
             self.keep_marks(false);
@@ -82,7 +91,8 @@ impl Space {
         }
     }
 
-    /// Bytes of spans whose cells need not be looked at once they are old, although they have edges. Outside of stops: O(sites).
+    /// Bytes of spans whose cells need not be looked at once they are old, although they have
+    /// edges. Outside of stops: O(sites).
     pub(crate) fn settled_bytes(&self) -> u64 {
         let mut bytes = 0;
         for site in 0..self.sites.count() {

@@ -1,4 +1,5 @@
-//! Tests of the room as a whole: allocate, collect, resolve, against models that need no cleverness.
+//! Tests of the room as a whole: allocate, collect, resolve, against models that need no
+//! cleverness.
 
 mod claims;
 mod gaps;
@@ -148,8 +149,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Random allocations and collections: cells never overlap, are zero when new, keep their contents while they are
-    /// roots, and what is no root is gone.
+    /// Random allocations and collections: cells never overlap, are zero when new, keep their
+    /// contents while they are roots, and what is no root is gone.
     #[test]
     fn the_heap_is_a_map_of_cells(steps in steps(), every in prop::option::of(1u64..40), large in prop::option::of(1usize..100_000)) {
         let mut toy = Toy::new(SpaceConfig { reserve: 1 << 30, collect_every: every, ..SpaceConfig::default() });
@@ -211,7 +212,8 @@ proptest! {
         prop_assert_eq!(toy.cells().len(), 0);
     }
 
-    /// A word resolves to a cell if and only if it lies in one: every address in and around the heap's spans is asked.
+    /// A word resolves to a cell if and only if it lies in one: every address in and around the
+    /// heap's spans is asked.
     #[test]
     fn every_address_resolves_as_the_cells_say(bytes in 1usize..3000, count in 1usize..200, keep in any::<u64>()) {
         let mut toy = Toy::small();
@@ -313,7 +315,8 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
                 Some(b),
                 "{bytes} bytes: the next cell is itself alone"
             );
-            // Whatever the size class, the end of the bytes asked for lies in the cell where that is asked for.
+            // Whatever the size class, the end of the bytes asked for lies in the cell where that
+            // is asked for.
             if past_the_end || bytes < cell.size {
                 assert_eq!(named(a + bytes), Some(a), "{bytes} bytes");
             } else {
@@ -444,7 +447,8 @@ fn a_run_handed_out_while_marking_is_black() {
 
 #[test]
 fn without_blackened_tails_a_new_cell_would_be_free() {
-    // The cure's own test: the same steps without `blacken_tails` lose the cell that is allocated afterwards.
+    // The cure's own test: the same steps without `blacken_tails` lose the cell that is allocated
+    // afterwards.
     for cure in [true, false] {
         let mut toy = Toy::small();
         let kind = leaf(&toy);

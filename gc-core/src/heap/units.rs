@@ -1,4 +1,5 @@
-//! The unit table: one word for each unit of the address range, from which an address finds its cell.
+//! The unit table: one word for each unit of the address range, from which an address finds its
+//! cell.
 //!
 //! ```text
 //! free    0
@@ -6,8 +7,9 @@
 //! large   10 | distance (30)
 //! ```
 //!
-//! `distance` counts units back to the first one of the span. A word is stored last, after everything that it leads to
-//! (Release), and zeroed first: an address in a span that is not published names nothing.
+//! `distance` counts units back to the first one of the span. A word is stored last, after
+//! everything that it leads to (Release), and zeroed first: an address in a span that is not
+//! published names nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -18,8 +20,10 @@ use crate::kind::KindId;
 /// The most units an address range can have: a large object's distance has 30 bits.
 pub(crate) const MAX_UNITS: usize = 1 << 30;
 
-/// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at random over more, cells are marked sooner when each word
-/// is asked for ahead, together with the mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in alternation), without and with:
+/// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at
+/// random over more, cells are marked sooner when each word is asked for ahead, together with the
+/// mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in
+/// alternation), without and with:
 ///
 /// | MiB of cells, GiB that they lie on | without | with |
 /// |---|---|---|
@@ -28,7 +32,9 @@ pub(crate) const MAX_UNITS: usize = 1 << 30;
 /// | the same in another hour | 1.47 1.27 1.38 | 1.37 1.25 1.29 |
 /// | 256 on 1 | 0.30 0.25 0.34 | 0.24 0.27 0.25 |
 ///
-/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In small heaps, and where cells lie in the order in which they are met, it costs up to 4 %, some of which is the code's layout.
+/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In
+/// small heaps, and where cells lie in the order in which they are met, it costs up to 4 %, some of
+/// which is the code's layout.
 const FAR: usize = (2 << 30) / UNIT;
 
 /// Do markers ask for words ahead in a heap that reaches so far?
@@ -130,7 +136,8 @@ impl Units {
 
     #[inline(always)]
     pub(crate) fn get(&self, unit: usize) -> Unit {
-        // Ordering: Acquire pairs with the Release in `set`: who sees the word sees the span's record.
+        // Ordering: Acquire pairs with the Release in `set`: who sees the word sees the span's
+        // record.
         Unit::decode(self.word(unit).load(Ordering::Acquire))
     }
 

@@ -1,21 +1,23 @@
 //! Walks all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators yet.
 //!
-//! A stop does not stop the collector, which sweeps and gives memory back beside the mutators, in pieces. A walk holds the lock that each
-//! piece takes, so it begins when a piece has ended, and the next one waits for its end. Otherwise a free stretch could be joined with
-//! its neighbours and its records go back to the system while the walk is on its way to one of them: it would then step through
-//! what is left of older records, and past cells that live.
+//! A stop does not stop the collector, which sweeps and gives memory back beside the mutators, in
+//! pieces. A walk holds the lock that each piece takes, so it begins when a piece has ended, and
+//! the next one waits for its end. Otherwise a free stretch could be joined with its neighbours and
+//! its records go back to the system while the walk is on its way to one of them: it would then
+//! step through what is left of older records, and past cells that live.
 
 use super::spans::State;
 use super::{CHUNK_UNITS, Cell, Class, Space, UNIT, Unit, classes};
 use crate::fault::planted;
 use crate::kind::KindId;
 
-/// What the words of a freed cell are where [`HeapBuilder::poison`](crate::HeapBuilder::poison) is on. No address of the heap, nor one
-/// that a program may read.
+/// What the words of a freed cell are where [`HeapBuilder::poison`](crate::HeapBuilder::poison) is
+/// on. No address of the heap, nor one that a program may read.
 pub const POISON: usize = 0xdead_ce11_dead_ce11;
 
 impl Space {
-    /// World stopped, all marked, the bitmaps not swapped yet: fills the cells that the swap will free.
+    /// World stopped, all marked, the bitmaps not swapped yet: fills the cells that the swap will
+    /// free.
     pub(crate) fn poison_dead(&self) {
         self.for_each_cell(&mut |cell| {
             if !self.is_marked(cell.base) {
@@ -37,7 +39,8 @@ impl Space {
         let top = self.spans.lock().top();
         let mut unit = 0;
         while unit < top {
-            // SAFETY: `unit` is the first of its stretch, and with the world stopped no stretch changes.
+            // SAFETY: `unit` is the first of its stretch, and with the world stopped no stretch
+            // changes.
             let (units, state) = unsafe {
                 (
                     (*self.records().at(unit)).units as usize,
@@ -66,8 +69,9 @@ impl Space {
         }
     }
 
-    /// World stopped: calls `f` for every allocated cell of one kind, and whether it is marked. Costs the spans of that
-    /// kind, not the whole heap; except large objects, which are asked one by one.
+    /// World stopped: calls `f` for every allocated cell of one kind, and whether it is marked.
+    /// Costs the spans of that kind, not the whole heap; except large objects, which are asked one
+    /// by one.
     pub fn for_each_cell_of(&self, kind: KindId, f: &mut dyn FnMut(Cell, bool)) {
         for entry in self.sites.of_kind(kind) {
             let mut link = self.lists(entry).all;

@@ -6,7 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::prefetch;
 use crate::heap::{Bitmap, WORDS_PER_UNIT};
 
-/// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through the bitmap both were a load more.
+/// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through
+/// the bitmap both were a load more.
 #[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     words: *const AtomicU64,
@@ -24,7 +25,8 @@ impl<'a> Bits<'a> {
     /// See [`Bitmap::word`].
     #[inline(always)]
     pub(super) fn word(&self, index: usize) -> &'a AtomicU64 {
-        // SAFETY: callers pass words of units inside the address range, which the bitmap has as long as it lives.
+        // SAFETY: callers pass words of units inside the address range, which the bitmap has as
+        // long as it lives.
         unsafe { &*self.words.add(index) }
     }
 
@@ -34,7 +36,8 @@ impl<'a> Bits<'a> {
         prefetch(self.words.wrapping_add(Bitmap::place(offset).0) as usize);
     }
 
-    /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that they wait for one.
+    /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that
+    /// they wait for one.
     #[inline(always)]
     pub(super) fn test_now(&self, offset: usize) -> bool {
         let (index, bit) = Bitmap::place(offset);
@@ -45,8 +48,9 @@ impl<'a> Bits<'a> {
     /// Sets bits of a word; those of them that were clear.
     #[inline(always)]
     pub(super) fn set_word(&self, index: usize, bits: u64) -> u64 {
-        // Ordering: SeqCst, which costs nothing on this architecture: whoever waits for a key looks at its bit by `test_now`, and whoever sets
-        // the bit looks who waits (the argument is in `weak/waiting.rs`).
+        // Ordering: SeqCst, which costs nothing on this architecture: whoever waits for a key looks
+        // at its bit by `test_now`, and whoever sets the bit looks who waits (the argument is in
+        // `weak/waiting.rs`).
         bits & !self.word(index).fetch_or(bits, Ordering::SeqCst)
     }
 
@@ -59,12 +63,14 @@ impl<'a> Bits<'a> {
         bits & !before
     }
 
-    /// The bits of a unit, a word after the other: the first granule's number in the unit, and the bits from there on.
+    /// The bits of a unit, a word after the other: the first granule's number in the unit, and the
+    /// bits from there on.
     #[inline]
     pub(super) fn words_of(&self, unit: usize) -> impl Iterator<Item = (usize, u64)> + use<'a> {
         let bits = *self;
         (0..WORDS_PER_UNIT).map(move |word| {
-            // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was cleared.
+            // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was
+            // cleared.
             let bits = bits
                 .word(unit * WORDS_PER_UNIT + word)
                 .load(Ordering::SeqCst);

@@ -20,7 +20,8 @@ impl Budget for Unbounded {
     fn spend(&mut self, _bytes: usize) {}
 }
 
-/// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge, are not one cell each.
+/// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge,
+/// are not one cell each.
 pub(crate) const BYTES_A_CELL: usize = 128;
 
 /// So many cells.

@@ -1,12 +1,15 @@
 //! Helper threads that mark beside the collector, as many at a time as it asks for.
 //!
-//! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives half of what it has in hand away. When
-//! all of it is done is the matter of [`Team`]; the collector is its captain.
+//! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives
+//! half of what it has in hand away. When all of it is done is the matter of [`Team`]; the
+//! collector is its captain.
 //!
-//! A thread is made when it is first needed, and lives as long as the collector's. Between two markings, and while it finds nothing, it
-//! sleeps on a futex. All signals are blocked in it, as in the collector's thread, which makes it; it is no mutator, so a stop neither
-//! waits for it nor stops it. A heap in which there is little to mark wakes none of them (H33): to wake a thread costs as much as to
-//! mark a thousand cells, and a system that sees many threads run for an instant spreads them over cold processors.
+//! A thread is made when it is first needed, and lives as long as the collector's. Between two
+//! markings, and while it finds nothing, it sleeps on a futex. All signals are blocked in it, as in
+//! the collector's thread, which makes it; it is no mutator, so a stop neither waits for it nor
+//! stops it. A heap in which there is little to mark wakes none of them (H33): to wake a thread
+//! costs as much as to mark a thousand cells, and a system that sees many threads run for an
+//! instant spreads them over cold processors.
 //!
 //! The child of a fork has none of these threads; its collector makes new ones.
 
@@ -24,7 +27,8 @@ use crate::heap::Space;
 use crate::pacer;
 use crate::stats::thread_cpu;
 
-/// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's work.
+/// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's
+/// work.
 const ENOUGH: u64 = 16 << 10;
 
 /// Cells that a helper follows between two looks at who else wants some.
@@ -51,8 +55,8 @@ pub(super) struct Board {
     ending: AtomicBool,
     /// Of each helper's time, in thousandths, what it may mark.
     permille: AtomicU32,
-    /// What helpers have marked and the collector has not added to its own count, and the processor time that they needed, in
-    /// nanoseconds.
+    /// What helpers have marked and the collector has not added to its own count, and the processor
+    /// time that they needed, in nanoseconds.
     cells: AtomicU64,
     bytes: AtomicU64,
     cpu: AtomicU64,
@@ -81,7 +85,8 @@ impl Board {
 
     #[cold]
     fn wake(&self, count: i32) {
-        // Ordering: SeqCst here and in `sleep`. Either this thread sees the sleeper, or the sleeper's futex sees the call.
+        // Ordering: SeqCst here and in `sleep`. Either this thread sees the sleeper, or the
+        // sleeper's futex sees the call.
         self.calls.fetch_add(1, Ordering::SeqCst);
         if self.asleep.load(Ordering::SeqCst) != 0 {
             futex_wake(&self.calls, count);
@@ -138,7 +143,8 @@ impl<'h> Crew<'h> {
     /// A crew without anybody yet.
     ///
     /// # Safety
-    /// Nobody else makes a crew of this queue meanwhile. It is dropped before what it borrows, not forgotten: its threads read that.
+    /// Nobody else makes a crew of this queue meanwhile. It is dropped before what it borrows, not
+    /// forgotten: its threads read that.
     pub(crate) unsafe fn new(space: &'h Space, queue: &'h MarkQueue) -> Crew<'h> {
         Crew {
             space,
@@ -148,7 +154,8 @@ impl<'h> Crew<'h> {
         }
     }
 
-    /// From now on so many helpers may mark, so many thousandths of their time. Those beyond put what they have into the queue.
+    /// From now on so many helpers may mark, so many thousandths of their time. Those beyond put
+    /// what they have into the queue.
     pub(crate) fn set_helpers(&mut self, helpers: u32, permille: u32) {
         self.helpers = helpers;
         // Relaxed: hints.
@@ -157,8 +164,8 @@ impl<'h> Crew<'h> {
         board.wanted.store(helpers, Ordering::Relaxed);
     }
 
-    /// Follows about `cells` cells, and sees to it that helpers have something to do. True: there seems to be nothing left; ask
-    /// [`Crew::close`]. Not in a stop: it may make threads.
+    /// Follows about `cells` cells, and sees to it that helpers have something to do. True: there
+    /// seems to be nothing left; ask [`Crew::close`]. Not in a stop: it may make threads.
     pub(crate) fn step(&mut self, marker: &mut Marker<'h>, cells: usize) -> bool {
         let mut dry = marker.drain_piece(cells);
         if dry && self.queue.has_flags() {
@@ -188,8 +195,9 @@ impl<'h> Crew<'h> {
         self.queue.board.team.at_work() == 0 && self.queue.is_empty() && !marker.core.wake_old()
     }
 
-    /// After a step that said so, and after whatever else might have made work: is there nothing left? Then no helper holds anything, or
-    /// can take anything before the next step, and what they have marked is in the marker's count.
+    /// After a step that said so, and after whatever else might have made work: is there nothing
+    /// left? Then no helper holds anything, or can take anything before the next step, and what
+    /// they have marked is in the marker's count.
     #[must_use]
     pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
         let board = &self.queue.board;
@@ -244,14 +252,16 @@ impl<'h> Crew<'h> {
     /// Makes the threads that are missing. Where the system refuses, those that there are do it.
     #[cold]
     fn hire(&mut self) {
-        // Threads inherit the mask: the collector's lets SIGURG through, which is nothing to markers.
+        // Threads inherit the mask: the collector's lets SIGURG through, which is nothing to
+        // markers.
         let urgent = SigSet::from_iter([Signal::SIGURG]);
         let mask = urgent.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         while self.threads.len() < self.helpers as usize {
             let number = self.threads.len() as u32;
             let (space, queue) = (self.space, self.queue);
             let builder = std::thread::Builder::new().name(format!("urge-marker-{}", number + 1));
-            // SAFETY: the thread is joined when the crew is dropped, which is before what it borrows (`new`).
+            // SAFETY: the thread is joined when the crew is dropped, which is before what it
+            // borrows (`new`).
             let thread = unsafe {
                 builder.spawn_unchecked(move || {
                     let bomb = AbortOnPanic;
@@ -298,7 +308,8 @@ fn help(space: &Space, queue: &MarkQueue, number: u32) {
     let board = &queue.board;
     let mut looks = 0;
     loop {
-        // Ordering: SeqCst, see `wake`. Read before the queue is looked at: a call that comes afterwards is not slept through.
+        // Ordering: SeqCst, see `wake`. Read before the queue is looked at: a call that comes
+        // afterwards is not slept through.
         let seen = board.calls.load(Ordering::SeqCst);
         if board.ending.load(Ordering::SeqCst) {
             return;

@@ -1,4 +1,5 @@
-//! Values that need `Drop` and are dead: marked so that their memory stays until they have been dropped, and not followed.
+//! Values that need `Drop` and are dead: marked so that their memory stays until they have been
+//! dropped, and not followed.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -7,8 +8,9 @@ use crate::fault::planted;
 use crate::kind::Descriptor;
 
 impl Marker<'_> {
-    /// Marks a dead value's cell and makes its edges null: what they led to may be freed before the value is dropped, and is, since nothing
-    /// follows them. The cell's kind has its edges at fixed places, or none: no other value needs `Drop`.
+    /// Marks a dead value's cell and makes its edges null: what they led to may be freed before the
+    /// value is dropped, and is, since nothing follows them. The cell's kind has its edges at fixed
+    /// places, or none: no other value needs `Drop`.
     ///
     /// # Safety
     /// `cell` is allocated and not marked; no mutator can reach it before the cycle is over.
@@ -21,13 +23,15 @@ impl Marker<'_> {
         // Their bits first: a marker keeps those of one word back.
         core.flush();
         let (index, bit) = Bitmap::place(cell.base - core.base);
-        // Keys that ephemerons wait for are not looked for: the pairs of a dead key have been cleared.
+        // Keys that ephemerons wait for are not looked for: the pairs of a dead key have been
+        // cleared.
         if core.marks.set_word(index, bit) != 0 {
             core.marked.cells += 1;
             core.marked.bytes += cell.size as u64;
         }
         for word in edges(core.space.kinds.get(cell.kind)) {
-            // SAFETY: a slot of the cell's kind, and the caller says that the cell is ours. Relaxed: the stop that ends the cycle orders it.
+            // SAFETY: a slot of the cell's kind, and the caller says that the cell is ours.
+            // Relaxed: the stop that ends the cycle orders it.
             unsafe {
                 (*((cell.base + word * WORD) as *const AtomicUsize)).store(0, Ordering::Relaxed)
             };

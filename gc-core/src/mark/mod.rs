@@ -1,28 +1,36 @@
 //! Tracing: from roots to marked cells, without malloc and without recursion.
 //!
-//! An edge goes through two rings, each long enough for a cache line to arrive meanwhile (prefetching on the way from
-//! a FIFO behind the mark stack: Cher, Hosking and Vitek 2004; OCaml's `prefetch_buffer`):
+//! An edge goes through two rings, each long enough for a cache line to arrive meanwhile
+//! (prefetching on the way from a FIFO behind the mark stack: Cher, Hosking and Vitek 2004; OCaml's
+//! `prefetch_buffer`):
 //!
-//! 1. *found*: its mark word is prefetched (in a heap of some GiB its unit's word, too), and it waits in the edge ring;
-//! 2. *marked*: its bit is tested and set; if it was clear and the kind has edges, the cell goes to the queue;
-//! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the cell ring;
+//! 1. *found*: its mark word is prefetched (in a heap of some GiB its unit's word, too), and it
+//!    waits in the edge ring;
+//! 2. *marked*: its bit is tested and set; if it was clear and the kind has edges, the cell goes to
+//!    the queue;
+//! 3. *followed*: taken from the queue, the cell's first line is prefetched, and it waits in the
+//!    cell ring;
 //! 4. its words are read, and each edge begins at 1.
 //!
-//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched. Weak cells are noted, and pairs of
-//! ephemerons whose keys are not marked wait for them (`weak/`). Everything here may run while
-//! the world is stopped: no malloc, no lock, no panic.
+//! So the queue holds marked cells only, at most one entry a cell, and a leaf is never touched.
+//! Weak cells are noted, and pairs of ephemerons whose keys are not marked wait for them (`weak/`).
+//! Everything here may run while the world is stopped: no malloc, no lock, no panic.
 //!
-//! A locked instruction costs as much as the rest of a cell's marking (5.4 ns of 10 to 15). Cells that are met one after another often
-//! lie close together, so a marker holds the new bits of one word of the bitmap back until it comes to another word, and sets them with
-//! one instruction. Others may come upon such a cell meanwhile and follow it too; its bit, and its count, are one marker's all the same.
+//! A locked instruction costs as much as the rest of a cell's marking (5.4 ns of 10 to 15). Cells
+//! that are met one after another often lie close together, so a marker holds the new bits of one
+//! word of the bitmap back until it comes to another word, and sets them with one instruction.
+//! Others may come upon such a cell meanwhile and follow it too; its bit, and its count, are one
+//! marker's all the same.
 //!
 //! # What was tried and lost
 //!
-//! Testing a batch of edges at a time, without a branch, and setting the bits of the unmarked ones in a second loop: 13.0 against 9.8 ns
-//! a cell without locked instructions, 17.2 against 15.6 ns with them.
+//! Testing a batch of edges at a time, without a branch, and setting the bits of the unmarked ones
+//! in a second loop: 13.0 against 9.8 ns a cell without locked instructions, 17.2 against 15.6 ns
+//! with them.
 //!
-//! Marking by block, as Go's Green Tea does: blocks of 8 KiB in a FIFO, and of the block at its head all cells that are marked and not
-//! scanned yet, with edges prefetched as here. As bare loops over cells of 32 bytes, in alternation, in nanoseconds a cell:
+//! Marking by block, as Go's Green Tea does: blocks of 8 KiB in a FIFO, and of the block at its
+//! head all cells that are marked and not scanned yet, with edges prefetched as here. As bare loops
+//! over cells of 32 bytes, in alternation, in nanoseconds a cell:
 //!
 //! | graph | 64 MiB: stack | blocks | 512 MiB: stack | blocks | cells a block's visit |
 //! |---|---|---|---|---|---|
@@ -33,8 +41,8 @@
 //! | a binary tree, its cells scattered | 39 | 53 | 54 | 74 | 37 |
 //! | small trees, one in eight alive | 40 | 30 | 33 | 54 | 13 |
 //!
-//! A second bitmap, a queue's flag a block and the visits of blocks with a few cells cost more than order in memory saves, for prefetching has
-//! hidden most of what there was to save.
+//! A second bitmap, a queue's flag a block and the visits of blocks with a few cells cost more than
+//! order in memory saves, for prefetching has hidden most of what there was to save.
 
 mod bits;
 mod budget;
@@ -70,8 +78,9 @@ pub use queue::MarkQueue;
 pub(crate) use queue::kept_bytes;
 pub(crate) use ring::{Ring, prefetch};
 
-/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of a random graph of 512 MiB, marked in
-/// random order, 32 in both rings mark 15 % faster than 16 (41 against 49 ns a cell on a virtual machine with two levels of page tables), and 64 no faster.
+/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of
+/// a random graph of 512 MiB, marked in random order, 32 in both rings mark 15 % faster than 16 (41
+/// against 49 ns a cell on a virtual machine with two levels of page tables), and 64 no faster.
 const EDGES: usize = 32;
 
 /// Cells on the way to their first lines.
@@ -79,7 +88,8 @@ const CELLS: usize = 32;
 
 /// Where edges go: the one difference between marking and looking.
 trait Sink {
-    /// A word that may be an edge: it then leads to a cell's first byte, if to anything in the heap.
+    /// A word that may be an edge: it then leads to a cell's first byte, if to anything in the
+    /// heap.
     fn edge(&mut self, word: usize, encoding: Encoding);
     /// A word that may be anything.
     fn conservative(&mut self, word: usize);
@@ -111,11 +121,13 @@ impl Tracer<'_> {
         }
     }
 
-    /// Every word of a range of **addresses**, in bytes, from the first word's to one past the last word's: edges where `encoding` says so. (Not
-    /// numbers of words, as [`Kind::words_at`](crate::Kind::words_at) takes them.)
+    /// Every word of a range of **addresses**, in bytes, from the first word's to one past the last
+    /// word's: edges where `encoding` says so. (Not numbers of words, as
+    /// [`Kind::words_at`](crate::Kind::words_at) takes them.)
     ///
     /// # Safety
-    /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees while it is marked.
+    /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees
+    /// while it is marked.
     pub unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
         for word in words.step_by(WORD) {
             // SAFETY: the caller says so.
@@ -138,15 +150,15 @@ impl Tracer<'_> {
 /// `address` is word-aligned and readable.
 #[inline(always)]
 unsafe fn load(address: usize) -> usize {
-    // SAFETY: forwarded. Ordering: Relaxed; what a snapshot at the beginning must see is ordered by the stop, and later
-    // values lead to cells that were born black.
+    // SAFETY: forwarded. Ordering: Relaxed; what a snapshot at the beginning must see is ordered by
+    // the stop, and later values lead to cells that were born black.
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
 }
 
 const WORD: usize = size_of::<usize>();
 
-/// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of cells whose words are independent of each other, only
-/// those in `part`.
+/// Reports the edges of a cell. The only place that knows how kinds hold their edges. Of cells
+/// whose words are independent of each other, only those in `part`.
 ///
 /// # Safety
 /// `cell` is an allocated cell of `size` bytes and of this descriptor's kind; `part` lies in it.
@@ -159,8 +171,8 @@ unsafe fn follow<S: Sink>(
     sink: &mut S,
 ) {
     let encoding = descriptor.encoding;
-    // SAFETY: all words that are read lie in the cell; a words kind's slots were checked against the class when the site
-    // was made.
+    // SAFETY: all words that are read lie in the cell; a words kind's slots were checked against
+    // the class when the site was made.
     unsafe {
         match descriptor.tag {
             Tag::Leaf | Tag::Weak => {}
@@ -189,7 +201,8 @@ unsafe fn follow<S: Sink>(
 /// Reports the edges of a cell of a words kind that lie in `part`.
 ///
 /// # Safety
-/// `cell` is an allocated cell of this descriptor's kind, which is a words kind; `part` lies in it, and begins where a word of the slot bitmap does.
+/// `cell` is an allocated cell of this descriptor's kind, which is a words kind; `part` lies in it,
+/// and begins where a word of the slot bitmap does.
 #[inline(always)]
 unsafe fn follow_words<S: Sink>(
     descriptor: &Descriptor,
@@ -213,7 +226,8 @@ unsafe fn follow_words<S: Sink>(
         while slots != 0 {
             let word = words + slots.trailing_zeros() as usize * WORD;
             slots &= slots - 1;
-            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            // SAFETY: the kind's slots were checked against the cell's class when the site was
+            // made.
             sink.edge(unsafe { load(word) }, encoding);
         }
         index += 1;
@@ -226,8 +240,9 @@ unsafe fn follow_words<S: Sink>(
     }
 }
 
-/// Words of an array that are followed at once. The rest goes back to the queue, below the edges that these words lead to, so
-/// that a table of a million cells does not put them all into the queue (and other markers can help).
+/// Words of an array that are followed at once. The rest goes back to the queue, below the edges
+/// that these words lead to, so that a table of a million cells does not put them all into the
+/// queue (and other markers can help).
 const PART: usize = 2048;
 const _: () = assert!(
     PART.is_multiple_of(64),
@@ -236,8 +251,8 @@ const _: () = assert!(
 
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///
-/// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the bitmaps' roles swap after the
-/// last marker is gone.
+/// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the
+/// bitmaps' roles swap after the last marker is gone.
 struct Core<'a> {
     space: &'a Space,
     base: usize,
@@ -284,11 +299,13 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Step 2 for an edge. The bit is set together with those of other cells in the same bitmap word, by [`Core::flush`].
+    /// Step 2 for an edge. The bit is set together with those of other cells in the same bitmap
+    /// word, by [`Core::flush`].
     #[inline(always)]
     fn mark_soon(&mut self, offset: usize) {
         let (index, bit) = Bitmap::place(offset);
-        // Ordering: Relaxed. Only what this marker, or one that it got the edge from, did is sure to be seen; that is enough.
+        // Ordering: Relaxed. Only what this marker, or one that it got the edge from, did is sure
+        // to be seen; that is enough.
         if self.marks.word(index).load(Ordering::Relaxed) & bit != 0 {
             return;
         }
@@ -317,8 +334,9 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Sets the bits that [`Core::mark_soon`] has left. A cell that two markers came upon meanwhile is counted by one of them, and
-    /// followed by both, which costs a little and harms nothing: a word's 64 granules at a time.
+    /// Sets the bits that [`Core::mark_soon`] has left. A cell that two markers came upon meanwhile
+    /// is counted by one of them, and followed by both, which costs a little and harms nothing: a
+    /// word's 64 granules at a time.
     #[inline]
     fn flush(&mut self) {
         let grey = core::mem::take(&mut self.grey);
@@ -384,7 +402,8 @@ impl<'a> Core<'a> {
             verify.root(offset);
         }
         let (index, bit) = Bitmap::place(offset);
-        // Ordering: Relaxed, as above. Tested first, for a locked instruction costs as much as a cache miss.
+        // Ordering: Relaxed, as above. Tested first, for a locked instruction costs as much as a
+        // cache miss.
         if self.marks.word(index).load(Ordering::Relaxed) & bit != 0
             || self.marks.set_word(index, bit) == 0
         {
@@ -404,7 +423,8 @@ impl<'a> Core<'a> {
         true
     }
 
-    /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. No bit is left to be set.
+    /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. No bit is left to be
+    /// set.
     #[inline(always)]
     fn drain(&mut self, budget: impl Budget) -> bool {
         let done = self.drain_rings(budget);
@@ -423,7 +443,8 @@ impl<'a> Core<'a> {
                     });
                     self.cells.exchange(entry)
                 }
-                // Nothing to overlap with: what is on the way is taken as it is, cells first, for they bring new edges.
+                // Nothing to overlap with: what is on the way is taken as it is, cells first, for
+                // they bring new edges.
                 None => match self.cells.pop() {
                     Some(entry) => Some(entry),
                     None => match self.edges.pop() {
@@ -456,7 +477,8 @@ impl<'a> Core<'a> {
         {
             let descriptor = self.space.kinds.get(kind);
             if descriptor.tag == Tag::Words && descriptor.slot_words <= 1 {
-                // SAFETY: only offsets that `mark` found a cell of this kind at get here, and marked cells stay.
+                // SAFETY: only offsets that `mark` found a cell of this kind at get here, and
+                // marked cells stay.
                 return unsafe { self.follow_near(descriptor, offset) } * BYTES_A_CELL;
             }
         }
@@ -491,8 +513,8 @@ impl<'a> Core<'a> {
         if entry.has_parts() {
             self.hand.queue().followed_large(end - start);
         }
-        // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part is pushed only if it
-        // begins inside.
+        // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part
+        // is pushed only if it begins inside.
         unsafe { follow(descriptor, cell, size, start..end, self) };
         end - start
     }
@@ -571,14 +593,15 @@ impl Sink for Core<'_> {
 
     fn tracer(&mut self) -> Tracer<'_> {
         let core: *mut Core<'_> = self;
-        // SAFETY: the tracer borrows this core for as long as it lives. Only the lifetime of what the core itself borrows is
-        // shortened, and the tracer stores nothing into the core.
+        // SAFETY: the tracer borrows this core for as long as it lives. Only the lifetime of what
+        // the core itself borrows is shortened, and the tracer stores nothing into the core.
         let core = unsafe { &mut *core.cast() };
         Tracer { to: To::Mark(core) }
     }
 }
 
-/// One thread that marks. All its memory is mapped before; make it and drop it wherever that is true of its stack.
+/// One thread that marks. All its memory is mapped before; make it and drop it wherever that is
+/// true of its stack.
 ///
 /// Dropping it leaves what it has not followed in the queue, for the others.
 #[doc(hidden)]
@@ -587,8 +610,8 @@ pub struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A marker of `space` that shares `queue`, made for it, with its fellows. It is made after the last
-    /// [`Space::end_marking`] and dropped before the next.
+    /// A marker of `space` that shares `queue`, made for it, with its fellows. It is made after the
+    /// last [`Space::end_marking`] and dropped before the next.
     pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
         Marker {
             core: Core {
@@ -612,7 +635,8 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// Says that while this marker marks no other thread sets mark bits: the world is stopped, and there is no other marker.
+    /// Says that while this marker marks no other thread sets mark bits: the world is stopped, and
+    /// there is no other marker.
     pub fn alone(mut self) -> Marker<'a> {
         self.core.alone = true;
         self
@@ -623,19 +647,21 @@ impl<'a> Marker<'a> {
         self.core.record = roots;
     }
 
-    /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first byte.
+    /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first
+    /// byte.
     #[inline]
     pub fn edge(&mut self, word: usize, encoding: Encoding) {
         self.core.edge(word, encoding);
     }
 
-    /// An address that leads anywhere into its cell (a derived pointer). True: the cell was not marked yet.
+    /// An address that leads anywhere into its cell (a derived pointer). True: the cell was not
+    /// marked yet.
     pub fn interior(&mut self, address: usize) -> bool {
         self.core.resolved(address)
     }
 
-    /// A word that may be anything, tried with all of the heap's conservative encodings. True: it named a cell that was not
-    /// marked yet.
+    /// A word that may be anything, tried with all of the heap's conservative encodings. True: it
+    /// named a cell that was not marked yet.
     pub fn conservative(&mut self, word: usize) -> bool {
         self.core.conservative_word(word)
     }
@@ -655,10 +681,12 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// As [`Marker::drain`], but follows about `cells` cells at most, one of more than 128 bytes counting as several. True:
-    /// nothing is left. For use inside a stop, whose length it bounds: some ten nanoseconds a cell.
+    /// As [`Marker::drain`], but follows about `cells` cells at most, one of more than 128 bytes
+    /// counting as several. True: nothing is left. For use inside a stop, whose length it bounds:
+    /// some ten nanoseconds a cell.
     ///
-    /// A queue that overflowed needs a walk over the heap's flags, which only [`Marker::drain`] does: false then.
+    /// A queue that overflowed needs a walk over the heap's flags, which only [`Marker::drain`]
+    /// does: false then.
     pub fn drain_bounded(&mut self, cells: usize) -> bool {
         let mut budget = Cells(cells);
         loop {
@@ -672,7 +700,8 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the crew's captain.
+    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the crew's
+    /// captain.
     fn drain_piece(&mut self, cells: usize) -> bool {
         self.core.drain(&mut Cells(cells))
     }
@@ -758,7 +787,8 @@ impl Sink for Look<'_> {
         }
     }
 
-    /// A value is an edge of its pair's cell, as long as the key lives; it does, or the pair would have been cleared.
+    /// A value is an edge of its pair's cell, as long as the key lives; it does, or the pair would
+    /// have been cleared.
     fn pair(&mut self, slot: usize, encoding: Encoding) {
         // SAFETY: `follow` names pairs of the cell.
         self.edge(unsafe { load(slot + WORD) }, encoding);
@@ -775,7 +805,8 @@ impl Sink for Look<'_> {
 }
 
 impl Space {
-    /// World stopped: calls `f` with the target of every edge of an allocated cell, for oracles and heap snapshots.
+    /// World stopped: calls `f` with the target of every edge of an allocated cell, for oracles and
+    /// heap snapshots.
     pub fn for_each_edge(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
         let descriptor = self.kinds.get(cell.kind);
         // SAFETY: `cell` says what is allocated, and the caller that it still is.
@@ -801,7 +832,8 @@ impl Space {
         }
     }
 
-    /// Kind and size of the cell that begins at `offset` of the address range; `None` where no cell can begin.
+    /// Kind and size of the cell that begins at `offset` of the address range; `None` where no cell
+    /// can begin.
     #[inline(always)]
     fn kind_and_size(&self, offset: usize) -> Option<(KindId, usize)> {
         match self.units().get(offset / UNIT) {

@@ -1,17 +1,21 @@
 //! Cells that lie close together are followed without detours.
 //!
-//! What a program makes in one go it links together: in a tree that has just been built, half of all edges lead to the cell beside. Such a
-//! cell is of the same kind, for a unit's cells are; its mark bit and its words lie in lines that are here already, so there is nothing to
-//! wait for in a ring, and nothing to look up. So when a cell of a words kind is followed, edges within its unit go onto a
-//! small stack of their own, and the new mark bits of the unit are kept in four words until that is empty. Only edges that lead out of the
-//! unit go the usual way.
+//! What a program makes in one go it links together: in a tree that has just been built, half of
+//! all edges lead to the cell beside. Such a cell is of the same kind, for a unit's cells are; its
+//! mark bit and its words lie in lines that are here already, so there is nothing to wait for in a
+//! ring, and nothing to look up. So when a cell of a words kind is followed, edges within its unit
+//! go onto a small stack of their own, and the new mark bits of the unit are kept in four words
+//! until that is empty. Only edges that lead out of the unit go the usual way.
 //!
-//! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast. There the processor waits for
-//! no memory but for itself, for the cell that was just put on the stack. So the cell found last goes on in a register; both words of a pair are read at
-//! once, and one comparison tells a leaf: 4.73 to 3.31 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1 gclab trees 20`, the median of 133 cycles'
-//! `mark` over their cells, four runs in alternation. Asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each granule
-//! instead of its bit, so that no edge waits for the word that the edge before has changed, came to 0.93 of that, but cost each visit of a unit 10 to 15 ns
-//! more: groups of two cells that lie close together took 25 ns a cell instead of 20 (`heap_speed`'s groups).
+//! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast.
+//! There the processor waits for no memory but for itself, for the cell that was just put on the
+//! stack. So the cell found last goes on in a register; both words of a pair are read at once, and
+//! one comparison tells a leaf: 4.73 to 3.31 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1
+//! gclab trees 20`, the median of 133 cycles' `mark` over their cells, four runs in alternation.
+//! Asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each
+//! granule instead of its bit, so that no edge waits for the word that the edge before has changed,
+//! came to 0.93 of that, but cost each visit of a unit 10 to 15 ns more: groups of two cells that
+//! lie close together took 25 ns a cell instead of 20 (`heap_speed`'s groups).
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
@@ -26,9 +30,10 @@ const GRANULES: usize = UNIT / GRANULE;
 /// The slots of a cons cell, and of a node with two children.
 const PAIR: u64 = 0b11;
 
-/// A cell that was made after the cells it leads to lies above them, and the last that was found is followed first; so the way leads down
-/// through memory, and the line that comes in so many bytes is asked for. (A sixth of the time, in trees. A program that builds from the
-/// root down gets nothing from it, and the processor's own prefetching.)
+/// A cell that was made after the cells it leads to lies above them, and the last that was found is
+/// followed first; so the way leads down through memory, and the line that comes in so many bytes
+/// is asked for. (A sixth of the time, in trees. A program that builds from the root down gets
+/// nothing from it, and the processor's own prefetching.)
 const AHEAD: usize = 256;
 
 // A place in the unit fits a byte.
@@ -40,15 +45,15 @@ struct Visit {
     start: usize,
     /// Its mark bits as they were in the beginning, and those that are to be set.
     seen: [u64; WORDS_PER_UNIT],
-    /// Granules of cells that are to be followed. Each has got its bit in `seen` before it was put here, once, so there are no more of them than
-    /// granules.
+    /// Granules of cells that are to be followed. Each has got its bit in `seen` before it was put
+    /// here, once, so there are no more of them than granules.
     stack: [MaybeUninit<u8>; GRANULES],
     top: usize,
 }
 
 impl Core<'_> {
-    /// Follows the cell at `offset`, of a words kind without slots beyond the 64th word, and what it leads to within its unit. How many cells
-    /// that were.
+    /// Follows the cell at `offset`, of a words kind without slots beyond the 64th word, and what
+    /// it leads to within its unit. How many cells that were.
     ///
     /// # Safety
     /// A marked cell of this descriptor's kind begins there.
@@ -58,7 +63,8 @@ impl Core<'_> {
         let cell = self.base + offset;
         let mut slots = descriptor.first_slots;
         while slots != 0 {
-            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            // SAFETY: the kind's slots were checked against the cell's class when the site was
+            // made.
             let word = unsafe { load(cell + slots.trailing_zeros() as usize * WORD) };
             if word & encoding.mask == encoding.value {
                 let target = (word & encoding.keep).wrapping_sub(self.base);
@@ -87,11 +93,12 @@ impl Core<'_> {
         self.marks.word(index).load(Ordering::Relaxed) & bit == 0
     }
 
-    /// As [`Core::follow_near`], from these slots of the cell on: one of them leads to a cell of its unit.
+    /// As [`Core::follow_near`], from these slots of the cell on: one of them leads to a cell of
+    /// its unit.
     ///
     /// # Safety
-    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones. `RAW`: its encoding is [`Encoding::RAW`]. `TWO`: so it is, and its
-    /// slots are a [`PAIR`]'s.
+    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones. `RAW`: its encoding is
+    /// [`Encoding::RAW`]. `TWO`: so it is, and its slots are a [`PAIR`]'s.
     #[inline(never)]
     unsafe fn visit<const RAW: bool, const TWO: bool>(
         &mut self,
@@ -135,15 +142,17 @@ impl Core<'_> {
     /// The mark bits of a unit.
     #[inline(always)]
     fn marks_of(&self, unit: usize) -> [u64; WORDS_PER_UNIT] {
-        // Ordering: Relaxed, as in `mark_soon`. Bits that others set meanwhile have their cells followed twice.
+        // Ordering: Relaxed, as in `mark_soon`. Bits that others set meanwhile have their cells
+        // followed twice.
         core::array::from_fn(|index| {
             let word = self.marks.word(unit * WORDS_PER_UNIT + index);
             word.load(Ordering::Relaxed)
         })
     }
 
-    /// The last cell that was found in the unit, by its granule; those before it are on the stack. It is on its way in a register, since through
-    /// the stack it would come later than its own words do.
+    /// The last cell that was found in the unit, by its granule; those before it are on the stack.
+    /// It is on its way in a register, since through the stack it would come later than its own
+    /// words do.
     ///
     /// # Safety
     /// The cell lies in the unit and has these slots.
@@ -159,7 +168,8 @@ impl Core<'_> {
         while slots != 0 {
             let place = cell + slots.trailing_zeros() as usize * WORD;
             slots &= slots - 1;
-            // SAFETY: the kind's slots were checked against the cell's class when the site was made.
+            // SAFETY: the kind's slots were checked against the cell's class when the site was
+            // made.
             let word = unsafe { load(place) };
             if word & encoding.mask == encoding.value {
                 last = self.edge_of(visit, word & encoding.keep, last);

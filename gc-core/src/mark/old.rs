@@ -1,16 +1,21 @@
 //! Old cells that may have changed: a young collection follows them as if it had just marked them.
 //!
-//! An old cell was made before the last collection's stop 1 and found alive by it, and it is marked when a young collection begins
-//! (`heap/sticky.rs`): markers do not look into it. What it leads to is old as well, unless somebody has changed it since stop 1. So
+//! An old cell was made before the last collection's stop 1 and found alive by it, and it is marked
+//! when a young collection begins (`heap/sticky.rs`): markers do not look into it. What it leads to
+//! is old as well, unless somebody has changed it since stop 1. So
 //!
-//! * all old cells of kinds that may change are followed here, whether they have changed or not. There is no write barrier that would tell
-//!   (stores cost nothing while nothing is marked), and no table of cards; so young collections pay only where most of the heap cannot
-//!   change, and are only tried there;
-//! * old cells of an immutable kind are left alone. Such a cell leads to nothing but itself and cells that its thread held when it was
-//!   allocated, which was before stop 1: so they were made before stop 1, and found alive, for it leads to them. Should its thread have stood between
-//!   its allocation and its first stores when the roots were scanned, it held these cells then, and found they were, too.
+//! * all old cells of kinds that may change are followed here, whether they have changed or not.
+//!   There is no write barrier that would tell (stores cost nothing while nothing is marked), and
+//!   no table of cards; so young collections pay only where most of the heap cannot change, and are
+//!   only tried there;
+//! * old cells of an immutable kind are left alone. Such a cell leads to nothing but itself and
+//!   cells that its thread held when it was allocated, which was before stop 1: so they were made
+//!   before stop 1, and found alive, for it leads to them. Should its thread have stood between its
+//!   allocation and its first stores when the roots were scanned, it held these cells then, and
+//!   found they were, too.
 //!
-//! Weak cells and ephemerons always belong to those that may change: met here, their words are cleared if what they lead to dies young.
+//! Weak cells and ephemerons always belong to those that may change: met here, their words are
+//! cleared if what they lead to dies young.
 //!
 //! This runs beside the mutators, like all marking: what they overwrite meanwhile is logged.
 
@@ -50,7 +55,8 @@ impl Old {
 }
 
 impl Marker<'_> {
-    /// Follows about `cells` old cells that may have changed, and what leads on from them is traced as ever.
+    /// Follows about `cells` old cells that may have changed, and what leads on from them is traced
+    /// as ever.
     pub(crate) fn follow_old(&mut self, old: &mut Old, cells: usize) {
         if planted("old-unfollowed") {
             old.next = old.end;

@@ -1,4 +1,5 @@
-//! What markers do with weak cells and with pairs of ephemerons; why it is right that way is told in `weak/`.
+//! What markers do with weak cells and with pairs of ephemerons; why it is right that way is told
+//! in `weak/`.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,17 +17,19 @@ const PAIR: usize = 2 * WORD;
 /// Pairs by which a key's mark is asked for before it is needed.
 const KEYS_AHEAD: usize = 8;
 
-/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places, cost as much as two thousand cells.
+/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places,
+/// cost as much as two thousand cells.
 pub(super) const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
 
-/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is to be looked at.
+/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is
+/// to be looked at.
 ///
 /// # Safety
 /// As [`load`].
 #[inline(always)]
 unsafe fn load_published(address: usize) -> usize {
-    // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release, as every store is on this architecture):
-    // its mark, which was set before, is seen.
+    // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release,
+    // as every store is on this architecture): its mark, which was set before, is seen.
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
 }
 
@@ -61,8 +64,9 @@ pub(super) unsafe fn follow<S: Sink>(
 }
 
 impl Core<'_> {
-    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not before: whoever waits looks at the bit, and
-    /// whoever sets it looks who waits (the argument is in `weak/waiting.rs`).
+    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not
+    /// before: whoever waits looks at the bit, and whoever sets it looks who waits (the argument is
+    /// in `weak/waiting.rs`).
     #[cold]
     #[inline(never)]
     pub(super) fn met(&mut self, kind: KindId, mut newly: u64) {
@@ -79,7 +83,8 @@ impl Core<'_> {
         }
     }
 
-    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for this one.
+    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for
+    /// this one.
     #[cold]
     #[inline(never)]
     pub(super) fn wake(&mut self, entry: Entry) {
@@ -98,8 +103,8 @@ impl Core<'_> {
         });
     }
 
-    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began to look: follows some of them. False: there are
-    /// none.
+    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began
+    /// to look: follows some of them. False: there are none.
     pub(super) fn wake_old(&mut self) -> bool {
         let space = self.space;
         space.weak.wake_old(|tie| {

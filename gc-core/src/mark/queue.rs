@@ -1,10 +1,12 @@
-//! The queue of marked cells whose edges have not been followed yet: packets of addresses in mapped memory.
+//! The queue of marked cells whose edges have not been followed yet: packets of addresses in mapped
+//! memory.
 //!
-//! A marker fills and empties a packet of its own and exchanges only whole ones, so that many markers can share the
-//! queue. All address space is mapped beforehand; a page is touched only when it is first used. When the queue is full
-//! nothing is lost: the cell is marked, and the unit it begins in is *flagged*. Once the queue is empty, the marked cells
-//! of flagged units are followed again (Boehm's collector calls it mark stack overflow). That ends, for each round marks
-//! at least one cell or flags nothing.
+//! A marker fills and empties a packet of its own and exchanges only whole ones, so that many
+//! markers can share the queue. All address space is mapped beforehand; a page is touched only when
+//! it is first used. When the queue is full nothing is lost: the cell is marked, and the unit it
+//! begins in is *flagged*. Once the queue is empty, the marked cells of flagged units are followed
+//! again (Boehm's collector calls it mark stack overflow). That ends, for each round marks at least
+//! one cell or flags nothing.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -29,8 +31,8 @@ struct Packet {
     entries: [usize; ENTRIES],
 }
 
-/// A stack of packets by index, Treiber's. The upper half of the word counts changes, so that a packet which was taken
-/// and put back in between is noticed.
+/// A stack of packets by index, Treiber's. The upper half of the word counts changes, so that a
+/// packet which was taken and put back in between is noticed.
 #[derive(Default)]
 struct Stack {
     head: AtomicU64,
@@ -40,7 +42,8 @@ impl Stack {
     fn push(&self, packets: &Table<Packet>, packet: u32) {
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
-            // SAFETY: the packet exists and is the caller's; `next` is atomic, for a slow `pop` may still read it.
+            // SAFETY: the packet exists and is the caller's; `next` is atomic, for a slow `pop` may
+            // still read it.
             unsafe {
                 (*packets.at(packet as usize))
                     .next
@@ -63,7 +66,8 @@ impl Stack {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let packet = (head as u32).checked_sub(1)?;
-            // SAFETY: a packet once used stays mapped; a stale `next` is refused by the count in the exchange below.
+            // SAFETY: a packet once used stays mapped; a stale `next` is refused by the count in
+            // the exchange below.
             let next = unsafe { (*packets.at(packet as usize)).next.load(Ordering::Relaxed) };
             let new = ((head >> 32).wrapping_add(1) << 32) | next as u64;
             match self
@@ -101,17 +105,19 @@ pub struct MarkQueue {
     pub(super) board: Board,
 }
 
-/// Bytes of a queue that stay backed from one cycle to the next where so many are in use in the heap: 4 MiB, or what a random graph that fills it
-/// may need. A wide graph may need much more, once.
+/// Bytes of a queue that stay backed from one cycle to the next where so many are in use in the
+/// heap: 4 MiB, or what a random graph that fills it may need. A wide graph may need much more,
+/// once.
 ///
-/// In a graph of 1 GiB each cycle took 13,000 page faults for the queue when no more than 4 MiB were kept, and half of them mutators', which stops
-/// wait for.
+/// In a graph of 1 GiB each cycle took 13,000 page faults for the queue when no more than 4 MiB
+/// were kept, and half of them mutators', which stops wait for.
 pub(crate) fn kept_bytes(heap: u64) -> usize {
     (heap / 64).max(4 << 20) as usize
 }
 
 impl MarkQueue {
-    /// Maps a queue for `space` that holds about `cells` cells, and not less than a few packets of them.
+    /// Maps a queue for `space` that holds about `cells` cells, and not less than a few packets of
+    /// them.
     pub fn new(space: &Space, cells: usize) -> Result<MarkQueue, MapError> {
         Ok(MarkQueue {
             packets: Table::reserve(cells.div_ceil(ENTRIES).clamp(2, u32::MAX as usize - 1))?,
@@ -127,13 +133,15 @@ impl MarkQueue {
         })
     }
 
-    /// So many bytes of a large cell have been followed. Once a part of one, so it costs nothing that counts.
+    /// So many bytes of a large cell have been followed. Once a part of one, so it costs nothing
+    /// that counts.
     pub(super) fn followed_large(&self, bytes: usize) {
         // Relaxed, here and below: for the pace.
         self.large.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The work of following large cells so far, in cells: a heap of a few large ones has as much to mark as one of many small ones.
+    /// The work of following large cells so far, in cells: a heap of a few large ones has as much
+    /// to mark as one of many small ones.
     pub(crate) fn large_work(&self) -> u64 {
         if planted("large-unpaced") {
             return 0;
@@ -173,7 +181,8 @@ impl MarkQueue {
 
     /// Did a cell not fit since [`MarkQueue::take_flags`] last took all that did not?
     pub(crate) fn has_flags(&self) -> bool {
-        // Ordering: Relaxed. Asked by who made the flags, or after what makes their makers' work visible.
+        // Ordering: Relaxed. Asked by who made the flags, or after what makes their makers' work
+        // visible.
         self.flagged.load(Ordering::Relaxed)
     }
 
@@ -184,8 +193,9 @@ impl MarkQueue {
         (self.peak.load(Ordering::Relaxed).max(now) * size_of::<Packet>()) as u64
     }
 
-    /// Gives the memory of packets back to the system, but for the first `keep` bytes. Not in a stop: nor should one meet a page that is
-    /// not there, which would cost it as much as all of its roots.
+    /// Gives the memory of packets back to the system, but for the first `keep` bytes. Not in a
+    /// stop: nor should one meet a page that is not there, which would cost it as much as all of
+    /// its roots.
     ///
     /// # Safety
     /// No marker of this queue exists.
@@ -198,8 +208,9 @@ impl MarkQueue {
         self.free.head.store(0, Ordering::Relaxed);
         self.fresh.store(0, Ordering::Relaxed);
         let kept = keep / size_of::<Packet>();
-        // SAFETY: no packet is in use: there is no marker, and the stacks are empty now. Should the kernel refuse, the old
-        // contents do no harm, nor do those that are kept: a packet's `next` and `len` are always set first.
+        // SAFETY: no packet is in use: there is no marker, and the stacks are empty now. Should the
+        // kernel refuse, the old contents do no harm, nor do those that are kept: a packet's `next`
+        // and `len` are always set first.
         unsafe { self.packets.discard(kept, used - kept) };
     }
 
@@ -238,7 +249,8 @@ impl MarkQueue {
         // SAFETY: units of the address range; zeroed memory is a valid AtomicU64.
         let word = unsafe { &*self.flags.at(unit / 64) };
         word.fetch_or(1 << (unit % 64), Ordering::Relaxed);
-        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit, and the cell's mark.
+        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit,
+        // and the cell's mark.
         self.flagged.store(true, Ordering::Release);
     }
 
@@ -266,8 +278,8 @@ impl MarkQueue {
 /// One marker's end of the queue: the packet that it fills and empties.
 pub(crate) struct Hand<'a> {
     queue: &'a MarkQueue,
-    /// The entries of the packet in hand: where they begin, where the next one goes, and where there is no more room. All null:
-    /// no packet.
+    /// The entries of the packet in hand: where they begin, where the next one goes, and where
+    /// there is no more room. All null: no packet.
     first: *mut usize,
     next: *mut usize,
     end: *mut usize,
@@ -290,11 +302,12 @@ impl<'a> Hand<'a> {
         self.queue
     }
 
-    /// Takes a packet in hand whose memory is there. For who is about to stop the world: the first touch of a page costs more than a shallow
-    /// stack's scan.
+    /// Takes a packet in hand whose memory is there. For who is about to stop the world: the first
+    /// touch of a page costs more than a shallow stack's scan.
     pub(crate) fn make_ready(&mut self) {
         if self.first.is_null() && self.next_free() {
-            // SAFETY: the packet in hand is this marker's alone, and has room for an entry; it is a page.
+            // SAFETY: the packet in hand is this marker's alone, and has room for an entry; it is a
+            // page.
             unsafe { self.next.write_volatile(0) };
         }
     }
@@ -341,8 +354,8 @@ impl<'a> Hand<'a> {
         }
     }
 
-    /// Puts the older half of what is in hand where others find it: in a tree, what is nearest to the root. For a marker that never fills
-    /// a packet while others have nothing to do.
+    /// Puts the older half of what is in hand where others find it: in a tree, what is nearest to
+    /// the root. For a marker that never fills a packet while others have nothing to do.
     #[cold]
     pub(crate) fn share(&mut self) {
         // SAFETY: both pointers lie in the packet in hand, or both are null.
@@ -354,7 +367,8 @@ impl<'a> Hand<'a> {
             return;
         };
         let packet = self.queue.packets.at(free as usize);
-        // SAFETY: the free packet is this marker's alone, and so is the one in hand, which has more than `half` entries.
+        // SAFETY: the free packet is this marker's alone, and so is the one in hand, which has more
+        // than `half` entries.
         unsafe {
             let entries: *mut usize = (&raw mut (*packet).entries).cast();
             entries.copy_from_nonoverlapping(self.first, half);

@@ -1,6 +1,7 @@
 //! A small FIFO that gives a prefetched cache line the time to arrive.
 
-/// Asks for the cache line of an address. Any address may be asked for; an unmapped one does nothing.
+/// Asks for the cache line of an address. Any address may be asked for; an unmapped one does
+/// nothing.
 #[inline(always)]
 pub(crate) fn prefetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -13,7 +14,8 @@ pub(crate) fn prefetch(address: usize) {
 /// What an empty place holds: no offset and no entry of the queue is all ones.
 const EMPTY: usize = usize::MAX;
 
-/// Holds up to `N` (a power of two) values, first in first out. One index serves both ends: a value replaces the oldest.
+/// Holds up to `N` (a power of two) values, first in first out. One index serves both ends: a value
+/// replaces the oldest.
 pub(crate) struct Ring<const N: usize> {
     places: [usize; N],
     next: usize,

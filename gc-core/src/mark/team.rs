@@ -1,24 +1,30 @@
-//! Who is at work on a queue, and when nobody is: the one word by which several markers know that marking is over.
+//! Who is at work on a queue, and when nobody is: the one word by which several markers know that
+//! marking is over.
 //!
 //! ```text
 //! 63            1      0
 //! [ members at work | OPEN ]
 //! ```
 //!
-//! One thread, the *captain* (a heap's collector), marks as long as marking lasts; *members* join and leave. The rules:
+//! One thread, the *captain* (a heap's collector), marks as long as marking lasts; *members* join
+//! and leave. The rules:
 //!
 //! * A member joins before it takes its first packet, and only while the team is open.
-//! * It leaves when it has found the queue empty with nothing in hand; or with its rest put into the queue.
-//! * The captain alone closes the team: when it has found the queue empty with nothing in hand, and in one step from "open, nobody at work".
+//! * It leaves when it has found the queue empty with nothing in hand; or with its rest put into
+//!   the queue.
+//! * The captain alone closes the team: when it has found the queue empty with nothing in hand, and
+//!   in one step from "open, nobody at work".
 //!
-//! Then there is no work. Let the captain have found the queue empty at time *t* and closed the team at *u*. What was put into the queue after
-//! *t* was put there by members. Take the last of them: whoever took it had joined before, and had to find the queue empty once more
-//! before it left; and if nobody took it, its putter itself cannot have found the queue empty afterwards, so was at work at *u*. A member
-//! that joins after *u* is refused. (Threads outside of the team may put packets in at any time: mutators that mark what they cannot log.
-//! For them the captain looks at the queue again in a stop.)
+//! Then there is no work. Let the captain have found the queue empty at time *t* and closed the
+//! team at *u*. What was put into the queue after *t* was put there by members. Take the last of
+//! them: whoever took it had joined before, and had to find the queue empty once more before it
+//! left; and if nobody took it, its putter itself cannot have found the queue empty afterwards, so
+//! was at work at *u*. A member that joins after *u* is refused. (Threads outside of the team may
+//! put packets in at any time: mutators that mark what they cannot log. For them the captain looks
+//! at the queue again in a stop.)
 //!
-//! The orderings that this needs are in the code below and are checked, together with the rules, by the model at the end of the file:
-//! `cargo test -p gc-core --features loom --lib loom`.
+//! The orderings that this needs are in the code below and are checked, together with the rules, by
+//! the model at the end of the file: `cargo test -p gc-core --features loom --lib loom`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,7 +88,8 @@ pub(crate) struct Team<W = AtomicU64>(pub(crate) W);
 impl<W: AtomicWord> Team<W> {
     /// Members may join from now on. The captain's.
     pub(crate) fn open(&self) {
-        // Ordering: Release pairs with the Acquire of `join`: a member sees what the captain did before.
+        // Ordering: Release pairs with the Acquire of `join`: a member sees what the captain did
+        // before.
         self.0.fetch_or(OPEN, Ordering::Release);
     }
 
@@ -110,7 +117,8 @@ impl<W: AtomicWord> Team<W> {
 
     /// One less is, and holds nothing.
     pub(crate) fn leave(&self) {
-        // Ordering: Release pairs with the Acquire of `close`: the captain sees all that members have done.
+        // Ordering: Release pairs with the Acquire of `close`: the captain sees all that members
+        // have done.
         self.0.fetch_sub(MEMBER, Ordering::Release);
     }
 
@@ -124,8 +132,8 @@ impl<W: AtomicWord> Team<W> {
         self.0.load(Ordering::Relaxed) / MEMBER
     }
 
-    /// The captain has found the queue empty, with nothing in hand. True: so have all the others, nobody is at work, and nobody can join. A
-    /// team that is not open is closed already.
+    /// The captain has found the queue empty, with nothing in hand. True: so have all the others,
+    /// nobody is at work, and nobody can join. A team that is not open is closed already.
     #[must_use]
     pub(crate) fn close(&self) -> bool {
         // Ordering: Acquire, see `leave`.
@@ -141,7 +149,8 @@ impl<W: AtomicWord> Team<W> {
 
 #[cfg(all(test, feature = "loom"))]
 mod model {
-    //! A captain and two members with a stack of packets in one word. A packet is a digit that says how many more following it makes.
+    //! A captain and two members with a stack of packets in one word. A packet is a digit that says
+    //! how many more following it makes.
 
     use super::*;
     use loom::sync::Arc;
@@ -151,7 +160,8 @@ mod model {
 
     struct Shared {
         team: Team<LoomU64>,
-        /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet makes.
+        /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet
+        /// makes.
         stack: LoomU64,
         /// What each thread has followed. Relaxed: only the team's orderings make it visible.
         followed: [AtomicUsize; 3],

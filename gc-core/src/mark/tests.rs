@@ -1,4 +1,5 @@
-//! Tests of marking: what is reachable is marked, nothing else is, for every kind of cell and however short the queue.
+//! Tests of marking: what is reachable is marked, nothing else is, for every kind of cell and
+//! however short the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,7 +57,8 @@ impl Shape {
             Shape::Pair => Kind::words_at("pair", &[0, 1], Encoding::RAW),
             Shape::BoxedPair => Kind::words_at("boxed pair", &[0, 1], BOXED),
             Shape::BoxedArray => Kind::array("boxed", 1, BOXED),
-            // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its edges.
+            // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its
+            // edges.
             Shape::Traced => unsafe {
                 Kind::traced_with("traced", trace_odd, &[Encoding::low_bits(3)])
             },
@@ -187,7 +189,8 @@ proptest! {
 
 #[test]
 fn a_full_queue_loses_nothing() {
-    // An array of arrays: one cell's edges alone overflow the two packets that the smallest queue has.
+    // An array of arrays: one cell's edges alone overflow the two packets that the smallest queue
+    // has.
     let mut toy = Toy::new(SpaceConfig {
         reserve: 256 << 20,
         ..SpaceConfig::default()

@@ -1,19 +1,24 @@
-//! What allocating mutators do while a cycle marks, lest it end too late: they help, as much as they allocate, and within bounds.
+//! What allocating mutators do while a cycle marks, lest it end too late: they help, as much as
+//! they allocate, and within bounds.
 //!
-//! Marking should be done when the heap reaches its goal. So after each byte that is handed out some of the work should have been done: a
-//! line from (bytes at the beginning, no cell) to (goal, all cells). Go keeps accounts for this: an allocation makes a debt, background
-//! markers make credit that it is paid with, and what is left is paid by marking. We compare with the line directly: the cells marked so
-//! far, by whomever, are the credit, and only while they are *below* the line does who allocates mark. In steady state the trigger is early
-//! enough for the background to stay above it, and nobody helps.
+//! Marking should be done when the heap reaches its goal. So after each byte that is handed out
+//! some of the work should have been done: a line from (bytes at the beginning, no cell) to (goal,
+//! all cells). Go keeps accounts for this: an allocation makes a debt, background markers make
+//! credit that it is paid with, and what is left is paid by marking. We compare with the line
+//! directly: the cells marked so far, by whomever, are the credit, and only while they are *below*
+//! the line does who allocates mark. In steady state the trigger is early enough for the background
+//! to stay above it, and nobody helps.
 //!
 //! Three bounds keep help from being a pause of another kind:
-//! - of one allocation: at most twice its share of what is left, and a millisecond, done in pieces of which each is short enough for a stop
-//!   to wait for;
-//! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for the program, stops included). Past
-//!   the goal it rises up to all of it where the heap has grown by half as much again as it should: memory is then what there is least of.
-//!   It rises with the fourth power, so that a heap half of the way there has the program run for 70 % still;
-//! - never a wait for somebody else, but past that last bound, and there for a millisecond a run: a graph that is one long list cannot be
-//!   marked by two, so helping is in vain and only waiting keeps the heap bounded.
+//! - of one allocation: at most twice its share of what is left, and a millisecond, done in pieces
+//!   of which each is short enough for a stop to wait for;
+//! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for
+//!   the program, stops included). Past the goal it rises up to all of it where the heap has grown
+//!   by half as much again as it should: memory is then what there is least of. It rises with the
+//!   fourth power, so that a heap half of the way there has the program run for 70 % still;
+//! - never a wait for somebody else, but past that last bound, and there for a millisecond a run: a
+//!   graph that is one long list cannot be marked by two, so helping is in vain and only waiting
+//!   keeps the heap bounded.
 
 use core::time::Duration;
 
@@ -38,7 +43,8 @@ const EASY: u64 = 250;
 /// Cells that an allocation of a run marks at most: some 50 to 100 us of work.
 const MOST_CELLS: u64 = 4096;
 
-/// By how much more at most an allocation of many runs' bytes marks: one or two milliseconds of a window of ten.
+/// By how much more at most an allocation of many runs' bytes marks: one or two milliseconds of a
+/// window of ten.
 const MOST_RUNS: u64 = 16;
 
 /// Bytes of a run.
@@ -48,13 +54,15 @@ const RUN: u64 = 8 << 10;
 const LEAST_CELLS: u64 = 64;
 
 impl Marking {
-    /// How many cells an allocation of `bytes` should mark, when `used` bytes are in use and `done` cells are marked.
+    /// How many cells an allocation of `bytes` should mark, when `used` bytes are in use and `done`
+    /// cells are marked.
     pub(crate) fn owed(&self, used: u64, done: u64, bytes: u64) -> u64 {
         let Self { begin, hard, .. } = *self;
         let (mut goal, mut work) = (self.goal, self.work);
         if done > work {
-            // More is alive than was expected: the heap has grown, and the next cycle's goal will be higher anyway. The line goes on at
-            // its slope, so that nobody works harder for the surprise, up to the hard goal (Go's `revise`).
+            // More is alive than was expected: the heap has grown, and the next cycle's goal will
+            // be higher anyway. The line goes on at its slope, so that nobody works harder for the
+            // surprise, up to the hard goal (Go's `revise`).
             let runway = u128::from(goal - begin) * u128::from(self.most) / u128::from(work.max(1));
             goal = u64::try_from(u128::from(begin) + runway).map_or(hard, |g| g.clamp(goal, hard));
             work = self.most;
@@ -70,7 +78,8 @@ impl Marking {
         let (passed, runway) = (used.saturating_sub(begin), goal - begin);
         let line =
             |cells: u64, of: u64| (u128::from(cells) * u128::from(of) / u128::from(runway)) as u64;
-        // At first the markers have to get going: below the line by a sixteenth, less and less, is near enough.
+        // At first the markers have to get going: below the line by a sixteenth, less and less, is
+        // near enough.
         let due = line(work, passed).saturating_sub(line(work / 16, runway - passed));
         let behind = due.saturating_sub(done);
         if behind == 0 {
@@ -101,7 +110,8 @@ pub(crate) fn moment(bytes: u64) -> Duration {
     Duration::from_millis((bytes / RUN).clamp(1, 1000))
 }
 
-/// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths. Both in the same unit of time.
+/// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths.
+/// Both in the same unit of time.
 pub(crate) fn respite(spent: u64, share: u64) -> u64 {
     let share = share.clamp(1, 1000);
     spent.saturating_mul(1000 - share) / share
@@ -142,7 +152,8 @@ mod tests {
 
     #[test]
     fn a_heap_that_turns_out_larger_keeps_the_slope() {
-        // All that was expected is marked at the goal, and more is found: the line is three times as long.
+        // All that was expected is marked at the goal, and more is found: the line is three times
+        // as long.
         assert_eq!(M.owed(M.goal, 1_000_001, 8192), 0);
         assert_eq!(M.owed(139_000_000, 2_000_000, 8192), 0);
         assert!(M.owed(179_000_000, 2_000_000, 8192) > 0);

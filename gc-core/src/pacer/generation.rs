@@ -1,27 +1,35 @@
 //! Which cycles are young ones.
 //!
-//! A young cycle frees what was allocated since the last one and is dead; what is old it takes for alive, and does not mark (`heap/sticky.rs`). So it
-//! costs what lives of the young, and a look at old cells that may have changed. It pays
+//! A young cycle frees what was allocated since the last one and is dead; what is old it takes for
+//! alive, and does not mark (`heap/sticky.rs`). So it costs what lives of the young, and a look at
+//! old cells that may have changed. It pays
 //!
-//! * where most cells with edges cannot have changed: by the bytes of their spans, half of the heap;
-//! * while most of what is allocated dies young. Whatever of the young is alive becomes old, and takes from the room that the last whole cycle
-//!   left to its goal. When less than half of that room is left, a whole cycle follows and finds what has died since;
-//! * where what is old lives on. That a whole cycle tells, by finding about as much alive as the one before. Then four young ones may follow, and after
-//!   each further whole one that says the same twice as many, up to [`MOST_IN_A_ROW`]: for what is old and dies meanwhile is not noticed. A heap that
-//!   has grown or shrunk by more than a quarter has none at first. (`gclab trees 20` begins with a tree of 64 MiB that it drops. With young cycles upon it,
-//!   it took 260 MiB instead of 187 as often as not.)
+//! * where most cells with edges cannot have changed: by the bytes of their spans, half of the
+//!   heap;
+//! * while most of what is allocated dies young. Whatever of the young is alive becomes old, and
+//!   takes from the room that the last whole cycle left to its goal. When less than half of that
+//!   room is left, a whole cycle follows and finds what has died since;
+//! * where what is old lives on. That a whole cycle tells, by finding about as much alive as the
+//!   one before. Then four young ones may follow, and after each further whole one that says the
+//!   same twice as many, up to [`MOST_IN_A_ROW`]: for what is old and dies meanwhile is not
+//!   noticed. A heap that has grown or shrunk by more than a quarter has none at first. (`gclab
+//!   trees 20` begins with a tree of 64 MiB that it drops. With young cycles upon it, it took 260
+//!   MiB instead of 187 as often as not.)
 //!
-//! A program whose data live for a while and then die, in the order in which they were made, gets nothing from young cycles but their
-//! cost. There the first one after a whole cycle has used up the room. Then there are none after the next whole cycle, none after the next two, three
-//! and so on, up to [`MOST_SHUNNED`]; one that frees enough ends that.
+//! A program whose data live for a while and then die, in the order in which they were made, gets
+//! nothing from young cycles but their cost. There the first one after a whole cycle has used up
+//! the room. Then there are none after the next whole cycle, none after the next two, three and so
+//! on, up to [`MOST_SHUNNED`]; one that frees enough ends that.
 
 use super::Cycle;
 use crate::config::Young;
 
-/// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within 0.1 ms.
+/// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within
+/// 0.1 ms.
 const LEAST: u64 = 1 << 20;
 
-/// Young cycles in a row, at first and at most: a whole one of so many costs a small part of what they save.
+/// Young cycles in a row, at first and at most: a whole one of so many costs a small part of what
+/// they save.
 const FIRST_ROW: u32 = 4;
 const MOST_IN_A_ROW: u32 = 32;
 
@@ -67,7 +75,8 @@ impl Generation {
         }
     }
 
-    /// A young cycle has ended, and there are so many bytes between what is old and the goal: may the next be young, too?
+    /// A young cycle has ended, and there are so many bytes between what is old and the goal: may
+    /// the next be young, too?
     pub(super) fn goes_on(&mut self, policy: Young, cycle: &Cycle, left: u64) -> bool {
         self.since += 1;
         self.marked = Some(cycle.marked);

@@ -1,9 +1,11 @@
 //! Keeps collections from taking more time than the program has itself.
 //!
-//! Go's GC CPU limiter (`mgclimit.go`, design 48409), with its bucket: it fills with the time that collecting takes and drains with the time
-//! that mutators have, and while it has no room for another cycle the heap may grow past its memory limit. So a short spell of hard collecting is let pass, and
-//! over time the mutators have at least half of what both need. It never goes below empty, lest an idle day pay for a death spiral.
-//! Ours is brought up to date once a cycle instead of every 10 ms, since only a cycle's end decides anything.
+//! Go's GC CPU limiter (`mgclimit.go`, design 48409), with its bucket: it fills with the time that
+//! collecting takes and drains with the time that mutators have, and while it has no room for
+//! another cycle the heap may grow past its memory limit. So a short spell of hard collecting is
+//! let pass, and over time the mutators have at least half of what both need. It never goes below
+//! empty, lest an idle day pay for a death spiral. Ours is brought up to date once a cycle instead
+//! of every 10 ms, since only a cycle's end decides anything.
 
 /// The leaky bucket. Times in nanoseconds of processor time.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +33,8 @@ impl Limiter {
             .min(self.capacity);
     }
 
-    /// Must the collector do less, if a cycle costs so much? What runs over is forgotten, so it must not come to that.
+    /// Must the collector do less, if a cycle costs so much? What runs over is forgotten, so it
+    /// must not come to that.
     pub(crate) fn has_no_room_for(&self, cost: u64) -> bool {
         self.capacity - self.fill < cost.max(1)
     }

@@ -1,17 +1,21 @@
 //! When to collect, how hard, and who pays: pure functions of what the last cycles were.
 //!
-//! Everything here is arithmetic on numbers that the collector hands in, so that `simulation.rs` can run it against programs that do not
-//! exist: steady ones, growing ones, bursts, heaps of a terabyte.
+//! Everything here is arithmetic on numbers that the collector hands in, so that `simulation.rs`
+//! can run it against programs that do not exist: steady ones, growing ones, bursts, heaps of a
+//! terabyte.
 //!
 //! # The heap's goal
-//! The rule is Go's (`mgcpacer.go`, design 44167): the heap may grow by `gc_percent` of what is alive *and* of what has to be scanned
-//! besides (stacks, root ranges, globals), since both are the cost of a collection; never below a minimum, lest a small program does
-//! nothing but collect. By then marking should be done.
+//! The rule is Go's (`mgcpacer.go`, design 44167): the heap may grow by `gc_percent` of what is
+//! alive *and* of what has to be scanned besides (stacks, root ranges, globals), since both are the
+//! cost of a collection; never below a minimum, lest a small program does nothing but collect. By
+//! then marking should be done.
 //!
-//! What is alive is known of the snapshot only. What was handed out while it was being marked (*born*) is kept unseen: Go counts all of it as
-//! alive, so that a program that allocates much while it is marked gets a goal twice as far off as it deserves. We count of it what the heap
-//! has grown by: of the bytes allocated between two snapshots, the part by which the second one's live bytes exceed the first's. That
-//! is nothing in a steady program, which frees as much as it allocates, and all of it in one that only builds.
+//! What is alive is known of the snapshot only. What was handed out while it was being marked
+//! (*born*) is kept unseen: Go counts all of it as alive, so that a program that allocates much
+//! while it is marked gets a goal twice as far off as it deserves. We count of it what the heap has
+//! grown by: of the bytes allocated between two snapshots, the part by which the second one's live
+//! bytes exceed the first's. That is nothing in a steady program, which frees as much as it
+//! allocates, and all of it in one that only builds.
 //!
 //! # The trigger
 //! ```text
@@ -21,30 +25,39 @@
 //!      |                           |       |
 //!      live + born              trigger  begin: the world is stopped, marking begins
 //! ```
-//! The lead is what mutators allocate until marking is done: until the collector has woken and stopped the world (*lag*, which is large
-//! where sweeping is not finished), and then while it marks (*runway*). Both are predicted from the last cycles. The runway is the work that is
-//! expected, times the bytes that were allocated per cell that the background marked: Go's cons/mark ratio, but taken at the share of the
-//! machine that the collector really had, so that an idle processor, or a busy neighbour, is in it without being modelled. Time that
-//! mutators lost by helping is put back, so that the next trigger is early enough to need no help.
+//! The lead is what mutators allocate until marking is done: until the collector has woken and
+//! stopped the world (*lag*, which is large where sweeping is not finished), and then while it
+//! marks (*runway*). Both are predicted from the last cycles. The runway is the work that is
+//! expected, times the bytes that were allocated per cell that the background marked: Go's
+//! cons/mark ratio, but taken at the share of the machine that the collector really had, so that an
+//! idle processor, or a busy neighbour, is in it without being modelled. Time that mutators lost by
+//! helping is put back, so that the next trigger is early enough to need no help.
 //!
-//! A prediction that fell short is believed at once, one that was too long by halves: ending below the goal costs a little processor time,
-//! ending above it costs memory and help. (Go had a PI controller here, and now takes the largest of the last four ratios, to the same end.)
+//! A prediction that fell short is believed at once, one that was too long by halves: ending below
+//! the goal costs a little processor time, ending above it costs memory and help. (Go had a PI
+//! controller here, and now takes the largest of the last four ratios, to the same end.)
 //!
-//! The lead leaves a rest of half the distance, or of 64 MiB where that is less: an earlier trigger would only have the collector mark the same cells
-//! more often for the same bytes, and keep more that was born meanwhile. Where a lead of half is not enough the goal is put off until it is, at most
-//! about to where Go's is, which counts all that was born as alive (we: 64 MiB of it). So the collector of a small heap rests as long as it marks. If it
-//! cannot keep up even so, mutators help (`assist.rs`).
-//! Before, a program that allocates while it is marked as much as its heap may grow by was marked nearly all the time: `gclab trees 20` for 21 of each
-//! 29 MiB, with a third of its mutator's time in help, and took 1.26 times as long (six pairs). And with a rest of half the distance in heaps of any
-//! size, a graph of 1 GiB that lies at random, whose cells take 80 ns each then, ended its cycles a sixth above their goal, and its mutator helped for a
-//! quarter to a third of their time: of the worst hundredth of windows of 10 ms it had 0.51 at best, and has 0.75 (`gclab mark 1024 --concurrent`).
+//! The lead leaves a rest of half the distance, or of 64 MiB where that is less: an earlier trigger
+//! would only have the collector mark the same cells more often for the same bytes, and keep more
+//! that was born meanwhile. Where a lead of half is not enough the goal is put off until it is, at
+//! most about to where Go's is, which counts all that was born as alive (we: 64 MiB of it). So the
+//! collector of a small heap rests as long as it marks. If it cannot keep up even so, mutators help
+//! (`assist.rs`). Before, a program that allocates while it is marked as much as its heap may grow
+//! by was marked nearly all the time: `gclab trees 20` for 21 of each 29 MiB, with a third of its
+//! mutator's time in help, and took 1.26 times as long (six pairs). And with a rest of half the
+//! distance in heaps of any size, a graph of 1 GiB that lies at random, whose cells take 80 ns each
+//! then, ended its cycles a sixth above their goal, and its mutator helped for a quarter to a third
+//! of their time: of the worst hundredth of windows of 10 ms it had 0.51 at best, and has 0.75
+//! (`gclab mark 1024 --concurrent`).
 //!
 //! # The memory limit
-//! A soft limit lowers the goal (design 48409): limit less what the heap takes beside cells, less a little headroom. Where nearly all of it
-//! is alive there is no distance left, and every cycle would trigger the next. So a limit leaves a least distance, and once collecting has
-//! taken as much time as the mutators had, for a second of each processor's (`limiter.rs`), one that the mutators need as long for as the
-//! collector for a cycle. Then the heap passes its limit instead of the program coming to a halt. A hard limit lowers the goal in the same
-//! way; what it refuses is the allocator's business.
+//! A soft limit lowers the goal (design 48409): limit less what the heap takes beside cells, less a
+//! little headroom. Where nearly all of it is alive there is no distance left, and every cycle
+//! would trigger the next. So a limit leaves a least distance, and once collecting has taken as
+//! much time as the mutators had, for a second of each processor's (`limiter.rs`), one that the
+//! mutators need as long for as the collector for a cycle. Then the heap passes its limit instead
+//! of the program coming to a halt. A hard limit lowers the goal in the same way; what it refuses
+//! is the allocator's business.
 //!
 //! Time alone is no bound where cycles are short: 16 MiB alive under a limit of 8 were marked 200
 //! times a second, at half of all time, and the limit was passed all the same. So where what is
@@ -72,15 +85,17 @@ pub(crate) use vain::Vain;
 
 /// The least goal, in bytes. Below it a collection costs more in stops than it gives back.
 ///
-/// 4 MiB is Go's figure, measured there to keep a small program under a few collections a second; it is scaled by `gc_percent` as Go
-/// does it, so that a caller who asks for a tight heap gets one.
+/// 4 MiB is Go's figure, measured there to keep a small program under a few collections a second;
+/// it is scaled by `gc_percent` as Go does it, so that a caller who asks for a tight heap gets one.
 pub(crate) const MINIMUM: u64 = 4 << 20;
 
-/// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in bytes: a few runs a mutator.
+/// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in
+/// bytes: a few runs a mutator.
 const LEAST_GROWTH: u64 = 256 << 10;
 
-/// Of what was born, the bytes that count as alive where the collector is kept busy; and those that are allocated at most while it rests. A large heap
-/// gets less of a rest: with all that was born counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
+/// Of what was born, the bytes that count as alive where the collector is kept busy; and those that
+/// are allocated at most while it rests. A large heap gets less of a rest: with all that was born
+/// counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
 const MOST_BORN: u64 = 64 << 20;
 
 /// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its
@@ -94,7 +109,8 @@ const ENOUGH_WORK: u64 = 4096;
 /// What the embedder asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
-    /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only when asked or at a limit.
+    /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only
+    /// when asked or at a limit.
     pub gc_percent: u32,
     /// Bytes the heap should keep to.
     pub memory_limit: Option<u64>,
@@ -104,7 +120,8 @@ pub(crate) struct Policy {
     pub young: Young,
 }
 
-/// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that they keep.
+/// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that
+/// they keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cycle {
     /// Bytes in use when its snapshot was taken.
@@ -119,7 +136,8 @@ pub(crate) struct Cycle {
     pub external: u64,
     /// Bytes that the heap takes and no cell does.
     pub overhead: u64,
-    /// Cells marked by the collector's threads and by mutators, and those that a young cycle followed although they were marked.
+    /// Cells marked by the collector's threads and by mutators, and those that a young cycle
+    /// followed although they were marked.
     pub marked: u64,
     /// Of these, by mutators.
     pub assisted: u64,
@@ -129,7 +147,8 @@ pub(crate) struct Cycle {
     pub running: u32,
     /// Time that mutators spent helping, in nanoseconds, all of them together.
     pub assist: u64,
-    /// Processor time that it took the collector's threads, and what stops took from mutators, in nanoseconds.
+    /// Processor time that it took the collector's threads, and what stops took from mutators, in
+    /// nanoseconds.
     pub cost: u64,
     /// From the end of the cycle before to the end of this one, in nanoseconds.
     pub interval: u64,
@@ -178,7 +197,8 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
     policy: Policy,
-    /// Mutators run while it marks. Otherwise the trigger is the goal: nothing is allocated in between.
+    /// Mutators run while it marks. Otherwise the trigger is the goal: nothing is allocated in
+    /// between.
     concurrent: bool,
     limiter: Limiter,
     /// A limit has lowered the goal.
@@ -253,7 +273,8 @@ impl Pacer {
         if !cycle.forced {
             self.learn(cycle, before);
         }
-        // Mutators had what processors they wanted, less what the collector took of those and what they gave.
+        // Mutators had what processors they wanted, less what the collector took of those and what
+        // they gave.
         let running = cycle.running.clamp(1, self.cores);
         let wanted = cycle.interval.saturating_mul(u64::from(running));
         let idle = cycle
@@ -263,7 +284,8 @@ impl Pacer {
         let mutators = wanted.saturating_sub(taken);
         let cost = cycle.cost.saturating_add(cycle.assist);
         self.limiter.add(cost, mutators);
-        // Where no limit presses, collecting costs what `gc_percent` says, and a heap that outgrows it must be helped with.
+        // Where no limit presses, collecting costs what `gc_percent` says, and a heap that outgrows
+        // it must be helped with.
         self.limiting = self.pressed && self.limiter.has_no_room_for(cost);
         // What a limit leaves to grow by at least.
         let mut breath = LEAST_GROWTH;
@@ -286,7 +308,8 @@ impl Pacer {
 
     /// Takes from a cycle how fast mutators allocate beside the collector.
     fn learn(&mut self, cycle: &Cycle, plan: Plan) {
-        // One huge allocation may pass the trigger by any number of bytes; that says nothing about the next cycle.
+        // One huge allocation may pass the trigger by any number of bytes; that says nothing about
+        // the next cycle.
         let lag = cycle.begin.saturating_sub(plan.trigger);
         let lag = lag.min(plan.goal.saturating_sub(plan.now) / 4) as f64;
         self.lag = lag.max((self.lag + lag) / 2.0);
@@ -311,7 +334,8 @@ impl Pacer {
         });
     }
 
-    /// The plan after `cycle`, when `growing` of what is allocated stays, and a limit must leave `breath` bytes.
+    /// The plan after `cycle`, when `growing` of what is allocated stays, and a limit must leave
+    /// `breath` bytes.
     fn plan_after(&mut self, cycle: &Cycle, growing: f64, breath: u64) -> Plan {
         let Policy {
             gc_percent,
@@ -331,7 +355,8 @@ impl Pacer {
             if self.concurrent {
                 let distance = goal.saturating_sub(now);
                 let lead = self.lead(work_after(cycle, growing, distance), distance);
-                // What the heap has grown by past its goal counts for nothing, or it would grow the more the less it can be kept up with.
+                // What the heap has grown by past its goal counts for nothing, or it would grow the
+                // more the less it can be kept up with.
                 let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
                 let counted = counted.saturating_add(cycle.roots);
                 let most = percent(counted, gc_percent);
@@ -404,13 +429,14 @@ impl Pacer {
         }
     }
 
-    /// The plan after a young cycle. The goal is what the last whole one left: what has become old since may be dead, and is no reason to let
-    /// the heap grow.
+    /// The plan after a young cycle. The goal is what the last whole one left: what has become old
+    /// since may be dead, and is no reason to let the heap grow.
     fn plan_within(&mut self, cycle: &Cycle) -> Plan {
         let Plan { goal, growth, .. } = self.plan;
         let left = goal.saturating_sub(cycle.old());
         let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
-        // Where all that is young lives on there is still some growth before all cells are looked at.
+        // Where all that is young lives on there is still some growth before all cells are looked
+        // at.
         let goal = goal.max(cycle.now().saturating_add((growth / 4).max(LEAST_GROWTH)));
         let work = if young {
             self.generation.work(cycle)
@@ -429,7 +455,8 @@ impl Pacer {
         self.lead(work, distance).min(distance - rest)
     }
 
-    /// What mutators will allocate from the trigger until `work` cells are marked, if the goal is so far off.
+    /// What mutators will allocate from the trigger until `work` cells are marked, if the goal is
+    /// so far off.
     fn lead(&self, work: u64, distance: u64) -> u64 {
         let runway = match self.ratio {
             // Nothing is known before the first cycle; an eighth is enough for most.
@@ -460,7 +487,8 @@ impl Plan {
 
     /// The line that marking keeps to, from a snapshot with `used` bytes in `cells` cells.
     pub(crate) fn marking(&self, used: u64, cells: u64) -> Marking {
-        // A cycle that was asked for has all the way to the goal; one that is late has the distance that the latest trigger leaves.
+        // A cycle that was asked for has all the way to the goal; one that is late has the distance
+        // that the latest trigger leaves.
         let least = (self.goal.saturating_sub(self.now) / 16).max(LEAST_GROWTH / 4);
         let goal = self.goal.max(used.saturating_add(least));
         Marking {
@@ -606,13 +634,15 @@ mod tests {
                 "{old}: {plan:?}"
             );
         }
-        // Half of the room is gone: all cells are looked at. There is room for that, whatever is left.
+        // Half of the room is gone: all cells are looked at. There is room for that, whatever is
+        // left.
         for old in [151, 199, 230] {
             let plan = pacer.clone().ended(&young(old * MIB));
             assert!(!plan.young, "{old}: {plan:?}");
             assert_eq!(plan.goal, (200 * MIB).max((old + 25) * MIB));
         }
-        // What lives for good is counted from one whole cycle to the next, so most of what was old is not taken for growth.
+        // What lives for good is counted from one whole cycle to the next, so most of what was old
+        // is not taken for growth.
         pacer.ended(&young(160 * MIB));
         assert_eq!(pacer.ended(&whole).goal, 200 * MIB);
     }

@@ -1,9 +1,10 @@
 //! How much of the machine the collector may have beside the program.
 //!
-//! A quarter of the processors, as Go's collector takes ("Go 1.5 GC pacing"), and besides whatever the mutators leave idle: a marker on a
-//! processor that nobody wants costs the program nothing but a little memory bandwidth, and ends the cycle sooner. A mutator counts as
-//! wanting a processor unless it is in `blocking`; one that waits in a system call without having said so makes the collector too modest,
-//! which is the safe side.
+//! A quarter of the processors, as Go's collector takes ("Go 1.5 GC pacing"), and besides whatever
+//! the mutators leave idle: a marker on a processor that nobody wants costs the program nothing but
+//! a little memory bandwidth, and ends the cycle sooner. A mutator counts as wanting a processor
+//! unless it is in `blocking`; one that waits in a system call without having said so makes the
+//! collector too modest, which is the safe side.
 
 /// How many threads mark, and how much of its time each does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +35,16 @@ impl Share {
     }
 }
 
-/// The time by which a marker may be ahead of its share, in nanoseconds: it marks for so long at a stretch. A time slice of the system's
-/// is as long, so a shorter one would cost switches and give the mutators nothing.
+/// The time by which a marker may be ahead of its share, in nanoseconds: it marks for so long at a
+/// stretch. A time slice of the system's is as long, so a shorter one would cost switches and give
+/// the mutators nothing.
 const AHEAD: u64 = 1_000_000;
 
 /// The longest rest at a stretch, in nanoseconds: then mutators are counted anew.
 const LONGEST_REST: u64 = 2_000_000;
 
-/// How long a marker has to rest that was busy for `busy` of the `elapsed` nanoseconds since its cycle began; 0: it goes on.
+/// How long a marker has to rest that was busy for `busy` of the `elapsed` nanoseconds since its
+/// cycle began; 0: it goes on.
 pub(crate) fn rest(busy: u64, elapsed: u64, permille: u32) -> u64 {
     let due = u128::from(busy) * 1000 / u128::from(permille.clamp(1, 1000));
     let ahead = due.saturating_sub(u128::from(elapsed));

@@ -1,8 +1,10 @@
-//! Programs that do not exist, paced: what the pacer promises, shown over seconds of simulated time.
+//! Programs that do not exist, paced: what the pacer promises, shown over seconds of simulated
+//! time.
 //!
-//! A program is a rate of allocation and a number of live bytes, both functions of time, on some mutators. A machine is processors and how
-//! fast one of them marks. Time goes in small steps; in each the markers mark with the share that they have, and each mutator allocates
-//! refill by refill with what is left, helping when it owes.
+//! A program is a rate of allocation and a number of live bytes, both functions of time, on some
+//! mutators. A machine is processors and how fast one of them marks. Time goes in small steps; in
+//! each the markers mark with the share that they have, and each mutator allocates refill by refill
+//! with what is left, helping when it owes.
 
 use super::*;
 
@@ -99,7 +101,8 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
     let (mut t, mut used, mut ended) = (0.0, 0u64, 0.0);
     let n = f64::from(program.mutators);
     let cores = f64::from(machine.cores);
-    // Allocates for a step of `time` for each mutator; `help` says how long it helps after a refill.
+    // Allocates for a step of `time` for each mutator; `help` says how long it helps after a
+    // refill.
     let allocate =
         |t: f64, time: f64, debt: &mut f64, help: &mut dyn FnMut(f64, u64) -> f64| -> u64 {
             let per_run = RUN as f64 / (program.rate)(t).max(1e-9);
@@ -419,7 +422,8 @@ fn a_mutator_keeps_sixty_percent_of_each_window() {
     }
 }
 
-/// The binary trees' numbers: 3 ns a cell, and while 32 MiB are marked nearly as much is allocated as the heap may grow by.
+/// The binary trees' numbers: 3 ns a cell, and while 32 MiB are marked nearly as much is allocated
+/// as the heap may grow by.
 #[test]
 fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
     let machine = Machine { marks: 0.3, ..TWO };
@@ -465,7 +469,8 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
     }
 }
 
-/// 1 GiB of cells that lie at random: 80 ns each. Two thirds to all of what the heap may grow by is allocated while they are marked.
+/// 1 GiB of cells that lie at random: 80 ns each. Two thirds to all of what the heap may grow by is
+/// allocated while they are marked.
 #[test]
 fn a_large_heap_is_marked_early_enough() {
     let machine = Machine {

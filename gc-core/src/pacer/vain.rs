@@ -1,9 +1,12 @@
 //! Keeps allocations that fail at a hard limit from collecting again and again.
 //!
-//! A request that finds no room collects, since the program may have dropped something. Where it has not, that is in vain, and so is the next one's: a
-//! program that goes on after [`AllocError`](crate::AllocError) would do nothing but collect. So each collection for room takes a token of a few, and
-//! a request that then finds room gives all of them back. Where there is none left, requests fail at once. Tokens come back with time, so that
-//! what the program drops later is found: collecting in vain takes a tenth of the time at most, and happens twenty times a second at most.
+//! A request that finds no room collects, since the program may have dropped something. Where it
+//! has not, that is in vain, and so is the next one's: a program that goes on after
+//! [`AllocError`](crate::AllocError) would do nothing but collect. So each collection for room
+//! takes a token of a few, and a request that then finds room gives all of them back. Where there
+//! is none left, requests fail at once. Tokens come back with time, so that what the program drops
+//! later is found: collecting in vain takes a tenth of the time at most, and happens twenty times a
+//! second at most.
 
 /// Tokens, and how they come back. Times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -20,7 +23,8 @@ pub(crate) struct Vain {
 /// Four requests that fail.
 const MOST: u32 = 12;
 
-/// A token takes so many times as long to come back as a collection takes, and so many nanoseconds at least.
+/// A token takes so many times as long to come back as a collection takes, and so many nanoseconds
+/// at least.
 const PART: u64 = 10;
 const LEAST: u64 = 50_000_000;
 
@@ -72,7 +76,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// Collections within so many milliseconds of a program that asks each of them, where each takes `took`.
+    /// Collections within so many milliseconds of a program that asks each of them, where each
+    /// takes `took`.
     fn collections(vain: &mut Vain, from: u64, ms: u64, took: u64) -> u64 {
         let mut number = vain.last;
         let before = number;

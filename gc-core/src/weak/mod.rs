@@ -1,4 +1,5 @@
-//! What markers meet that is not an edge: weak cells and pairs of ephemerons; who of them has lost a target, and the clearing.
+//! What markers meet that is not an edge: weak cells and pairs of ephemerons; who of them has lost
+//! a target, and the clearing.
 //!
 //! ```text
 //!   marking         a marker that meets a weak cell notes it (`met`); a pair whose key is not marked waits for it (`waiting`)
@@ -6,38 +7,50 @@
 //!   stop 2          nothing is grey: which targets are dead is decided. From here on a weak load finds none of them (`judge_load`)
 //!   in it or after  `clear_piece`: the dying words, and cells and pairs met since, are looked at again; whose target is still unmarked is cleared
 //! ```
-//! So a stop costs a bounded number of words, whatever dies. All words to one dead target are cleared at the same moment, as far as any
-//! mutator can see: were one left, an intern table would hand out a string that another one has already made anew. Either no mutator runs
-//! until all are cleared, or mutators run with [`Context::marking`](crate::context::Context) at [`JUDGING`] or [`JUDGING_LONG`], and the weak
-//! load's unit gives what `clear_piece` will leave in the word. (ZGC does it like this, and calls it *resurrection blocked*.)
+//! So a stop costs a bounded number of words, whatever dies. All words to one dead target are
+//! cleared at the same moment, as far as any mutator can see: were one left, an intern table would
+//! hand out a string that another one has already made anew. Either no mutator runs until all are
+//! cleared, or mutators run with [`Context::marking`](crate::context::Context) at [`JUDGING`] or
+//! [`JUDGING_LONG`], and the weak load's unit gives what `clear_piece` will leave in the word. (ZGC
+//! does it like this, and calls it *resurrection blocked*.)
 //!
 //! # Two stages
-//! A word is *short* as a rule: it is cleared before finalizable cells are queued and marked with all they lead to ([`Stage::Short`]). So no short word
-//! leads to a cell whose finalizer has been handed out. A word of a kind that is [`long`](crate::Kind::long) is judged after that
-//! ([`Stage::All`]), with what marking has met since: tables that only a finalizable cell leads to. Between the two, while mutators run, a long
-//! word may lead to a cell that is not marked and will be: the load logs it, which marks it.
+//! A word is *short* as a rule: it is cleared before finalizable cells are queued and marked with
+//! all they lead to ([`Stage::Short`]). So no short word leads to a cell whose finalizer has been
+//! handed out. A word of a kind that is [`long`](crate::Kind::long) is judged after that
+//! ([`Stage::All`]), with what marking has met since: tables that only a finalizable cell leads to.
+//! Between the two, while mutators run, a long word may lead to a cell that is not marked and will
+//! be: the load logs it, which marks it.
 //!
 //! # Why words stored meanwhile need no look
-//! `select` reads each word once, and a mutator may store another word into the cell at once afterwards; a weak cell that was made while
-//! marking is on is black from birth and met by no marker. The rule that makes both harmless: **whoever stores a word into a weak cell holds
-//! its target strongly** (in a register, on its stack, in a handle), having made it, got it by an edge, or by the weak load. And what a
-//! mutator holds strongly at any time while marking is on is marked before the clearing begins. It was reachable when marking began, and the
-//! snapshot keeps it; or it was made since, black; or it came by a weak load, which logs it, and the logs are drained before. So a word
-//! that `select` did not see, because it was stored later, has a marked target. The same holds for both words of a pair, and for what is stored
-//! while words are being cleared. A word that was dying when `select` saw it and has been overwritten since is read again by `clear_piece`,
-//! which judges what it finds, and replaces that and nothing else (by compare-and-swap). The two words of a pair are replaced under a lock,
-//! which `Mutator::write_pair` and its like take while words are being cleared.
+//! `select` reads each word once, and a mutator may store another word into the cell at once
+//! afterwards; a weak cell that was made while marking is on is black from birth and met by no
+//! marker. The rule that makes both harmless: **whoever stores a word into a weak cell holds its
+//! target strongly** (in a register, on its stack, in a handle), having made it, got it by an edge,
+//! or by the weak load. And what a mutator holds strongly at any time while marking is on is marked
+//! before the clearing begins. It was reachable when marking began, and the snapshot keeps it; or
+//! it was made since, black; or it came by a weak load, which logs it, and the logs are drained
+//! before. So a word that `select` did not see, because it was stored later, has a marked target.
+//! The same holds for both words of a pair, and for what is stored while words are being cleared. A
+//! word that was dying when `select` saw it and has been overwritten since is read again by
+//! `clear_piece`, which judges what it finds, and replaces that and nothing else (by
+//! compare-and-swap). The two words of a pair are replaced under a lock, which
+//! `Mutator::write_pair` and its like take while words are being cleared.
 //!
-//! A table that grows would keep all its targets if each word were copied by a weak load, and if marking is on often, for ever. So there is
-//! `Mutator::copy_weak`, which keeps nothing: what it copies while marking is on, and finds unmarked, it notes like a marker, within the
-//! same piece that is not stopped; while words are being cleared, it copies what the weak load would give. The value of a copied pair needs no more:
-//! the pair that it was copied from is one of the snapshot, or was stored strongly, or is itself a copy of such a one; it waits, and its value is
-//! followed, or it was overwritten, and its value logged.
+//! A table that grows would keep all its targets if each word were copied by a weak load, and if
+//! marking is on often, for ever. So there is `Mutator::copy_weak`, which keeps nothing: what it
+//! copies while marking is on, and finds unmarked, it notes like a marker, within the same piece
+//! that is not stopped; while words are being cleared, it copies what the weak load would give. The
+//! value of a copied pair needs no more: the pair that it was copied from is one of the snapshot,
+//! or was stored strongly, or is itself a copy of such a one; it waits, and its value is followed,
+//! or it was overwritten, and its value logged.
 //!
 //! # Full lists
-//! All lists grow as they are filled, up to a word a cell of the heap; the system may refuse. If more weak cells are met than `met` has room for,
-//! all cells of weak kinds are walked instead, in the stop. If more words are dying than `dying` has room for, all words of all cells
-//! that were met are looked at. If more pairs wait than there is room for, those pairs are strong in this cycle (see [`waiting`]).
+//! All lists grow as they are filled, up to a word a cell of the heap; the system may refuse. If
+//! more weak cells are met than `met` has room for, all cells of weak kinds are walked instead, in
+//! the stop. If more words are dying than `dying` has room for, all words of all cells that were
+//! met are looked at. If more pairs wait than there is room for, those pairs are strong in this
+//! cycle (see [`waiting`]).
 
 mod waiting;
 
@@ -54,19 +67,23 @@ use waiting::Waiting;
 
 const WORD: usize = size_of::<usize>();
 
-/// What [`Context::marking`](crate::context::Context) says: nothing is marked, and stores are not logged.
+/// What [`Context::marking`](crate::context::Context) says: nothing is marked, and stores are not
+/// logged.
 pub(crate) const IDLE: u32 = 0;
 
 /// Cells are being marked: stores and weak loads are logged.
 pub(crate) const MARKING: u32 = 1;
 
-/// What is dead has been decided, and words are being cleared beside the mutators; long words may still be loaded, which is logged.
+/// What is dead has been decided, and words are being cleared beside the mutators; long words may
+/// still be loaded, which is logged.
 pub(crate) const JUDGING_LONG: u32 = 2;
 
-/// As [`JUDGING_LONG`], for long words, too: nothing that is not marked can be reached any more, and logs say nothing new.
+/// As [`JUDGING_LONG`], for long words, too: nothing that is not marked can be reached any more,
+/// and logs say nothing new.
 pub(crate) const JUDGING: u32 = 3;
 
-/// A word of a weak cell, or a pair's first: its address, and above it the cell's kind, which says how it is encoded.
+/// A word of a weak cell, or a pair's first: its address, and above it the cell's kind, which says
+/// how it is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tie(usize);
 
@@ -125,22 +142,26 @@ pub(crate) enum Load {
     Open(usize),
 }
 
-/// Locks for pairs that are changed while words are being cleared, or by several threads: few, for each is held for some nanoseconds.
+/// Locks for pairs that are changed while words are being cleared, or by several threads: few, for
+/// each is held for some nanoseconds.
 const PAIR_LOCKS: usize = 16;
 
 /// The lists of one heap. Markers fill them, one thread (the collector's) selects and clears.
 pub(crate) struct WeakWork {
-    /// First bytes of marked weak cells, and ties with [`SINGLE`] set; 0: taken, but not written yet.
+    /// First bytes of marked weak cells, and ties with [`SINGLE`] set; 0: taken, but not written
+    /// yet.
     met: Chunked<AtomicUsize>,
     /// Places that were asked for, also in vain.
     met_len: AtomicUsize,
     /// A place had no memory.
     met_lost: AtomicBool,
-    /// How many of them have been looked at, and how many words of the next; and the same for pairs that wait.
+    /// How many of them have been looked at, and how many words of the next; and the same for pairs
+    /// that wait.
     met_seen: AtomicUsize,
     met_word: AtomicUsize,
     pairs_seen: AtomicUsize,
-    /// Ties of words and pairs whose targets were not marked; how many have been judged; and how many of these are long, and have been put first.
+    /// Ties of words and pairs whose targets were not marked; how many have been judged; and how
+    /// many of these are long, and have been put first.
     dying: Chunked<AtomicUsize>,
     dying_len: AtomicUsize,
     judged: AtomicUsize,
@@ -192,7 +213,7 @@ impl WeakWork {
         })
     }
 
-    // ---- markers' --------------------------------------------------------------------------------------------------------------
+    // ---- markers' -------------------------------------------------------------------------------
 
     /// See [`Waiting::checking`].
     #[inline(always)]
@@ -242,8 +263,8 @@ impl WeakWork {
         }
     }
 
-    /// For a marker that has run out of work: calls `f` with a bounded number of pairs, some of whose keys may have been marked before markers
-    /// began to look. False: there are none.
+    /// For a marker that has run out of work: calls `f` with a bounded number of pairs, some of
+    /// whose keys may have been marked before markers began to look. False: there are none.
     pub(crate) fn wake_old(&self, mut f: impl FnMut(Tie)) -> bool {
         let Some(piece) = self.waiting.piece() else {
             return false;
@@ -257,21 +278,24 @@ impl WeakWork {
         true
     }
 
-    // ---- the collector's -------------------------------------------------------------------------------------------------------
+    // ---- the collector's ------------------------------------------------------------------------
 
-    /// What was met as the `at`th, if that is written. A place that is not is a marking mutator's, who will be done by the next stop.
+    /// What was met as the `at`th, if that is written. A place that is not is a marking mutator's,
+    /// who will be done by the next stop.
     fn met_entry(&self, at: usize) -> Option<usize> {
         // Ordering: Acquire pairs with the Release in `enter`.
         let entry = self.met.get(at)?.load(Ordering::Acquire);
         (entry != 0).then_some(entry)
     }
 
-    /// Of the cells and pairs met since the last call, notes the words whose targets are not marked. See [`Space::select_dying`].
+    /// Of the cells and pairs met since the last call, notes the words whose targets are not
+    /// marked. See [`Space::select_dying`].
     fn select(&self, space: &Space) {
         self.look_at_met(space, usize::MAX, |tie| self.note(space, tie));
     }
 
-    /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked at; their number.
+    /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked
+    /// at; their number.
     fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(Tie)) -> usize {
         let mut looked = 0;
         // Relaxed throughout: the collector's own.
@@ -287,7 +311,8 @@ impl WeakWork {
                 f(tie);
                 (looked, word) = (looked + 1, word + 1);
             }
-            // The entry has more words, or its last was looked at just now: then the next call finds it so.
+            // The entry has more words, or its last was looked at just now: then the next call
+            // finds it so.
             if looked == most {
                 self.met_word.store(word, Ordering::Relaxed);
                 return looked;
@@ -400,7 +425,8 @@ impl WeakWork {
                     }
                     continue;
                 }
-                // Judged twice, should the child of a fork come here in the middle of it; that clears nothing twice.
+                // Judged twice, should the child of a fork come here in the middle of it; that
+                // clears nothing twice.
                 done.cleared += u64::from(clear(space, tie, planted("no-recheck")));
                 self.judged.store(at + 1, Ordering::Relaxed);
                 continue;
@@ -430,9 +456,10 @@ impl WeakWork {
             || self.met_len.load(Ordering::Relaxed) > self.met.capacity()
     }
 
-    // ---- mutators' -------------------------------------------------------------------------------------------------------------
+    // ---- mutators' ------------------------------------------------------------------------------
 
-    /// Keeps other threads from changing the pair at `slot` by anything but plain stores. Under `no_preempt`, or by the collector.
+    /// Keeps other threads from changing the pair at `slot` by anything but plain stores. Under
+    /// `no_preempt`, or by the collector.
     pub(crate) fn lock_pair(&self, slot: usize) -> MutexGuard<'_, ()> {
         self.locks[slot / (2 * WORD) % PAIR_LOCKS].lock()
     }
@@ -472,8 +499,8 @@ impl Space {
         weak.waiting.begin(self.used_bytes());
     }
 
-    /// By a mutator, in the same piece under `no_preempt` in which it has copied `words` words to `to`, in a weak cell or an ephemeron's,
-    /// while marking is on.
+    /// By a mutator, in the same piece under `no_preempt` in which it has copied `words` words to
+    /// `to`, in a weak cell or an ephemeron's, while marking is on.
     pub(crate) fn copied_weak(&self, to: usize, words: usize) {
         let Some(cell) = self.resolve(to) else {
             return;
@@ -487,7 +514,8 @@ impl Space {
         }
     }
 
-    /// By a mutator under `no_preempt`, while words are being cleared: copies `words` words of a weak cell, or of an ephemeron's pairs, as they will be.
+    /// By a mutator under `no_preempt`, while words are being cleared: copies `words` words of a
+    /// weak cell, or of an ephemeron's pairs, as they will be.
     ///
     /// # Safety
     /// As `Mutator::copy_weak`.
@@ -509,7 +537,8 @@ impl Space {
                     let gone = key == cleared || self.is_dead_target(cell.kind, key);
                     if gone { (cleared, 0) } else { (key, value) }
                 };
-                // The value first: a marker that finds the key finds its value. Release: as `Mutator::write_pair`.
+                // The value first: a marker that finds the key finds its value. Release: as
+                // `Mutator::write_pair`.
                 at(to + offset + WORD).store(value, Ordering::Release);
                 at(to + offset).store(key, Ordering::Release);
             }
@@ -528,8 +557,8 @@ impl Space {
         }
     }
 
-    /// By a mutator under `no_preempt`, while words are being cleared: what a weak load of the word at `slot` gives. Of a pair, the value is dead with
-    /// its key.
+    /// By a mutator under `no_preempt`, while words are being cleared: what a weak load of the word
+    /// at `slot` gives. Of a pair, the value is dead with its key.
     ///
     /// # Safety
     /// `slot` is readable.
@@ -556,14 +585,15 @@ impl Space {
         }
     }
 
-    /// Beside the mutators, once marking has run out of work, by one thread: finds the weak words and the ephemerons that will have to be cleared,
-    /// among those met since the last call. What is marked stays marked, so [`Space::clear_dying`] need not look at the others again.
+    /// Beside the mutators, once marking has run out of work, by one thread: finds the weak words
+    /// and the ephemerons that will have to be cleared, among those met since the last call. What
+    /// is marked stays marked, so [`Space::clear_dying`] need not look at the others again.
     pub fn select_dying(&self) {
         self.weak.select(self);
     }
 
-    /// In a stop, once dying words have been cleared: calls `f` with each target of the cell's weak words, or of its pairs' keys, that is
-    /// not marked all the same. There should be none.
+    /// In a stop, once dying words have been cleared: calls `f` with each target of the cell's weak
+    /// words, or of its pairs' keys, that is not marked all the same. There should be none.
     pub(crate) fn for_each_dead_word(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
         let Descriptor { tag, encoding, .. } = self.kinds.get(cell.kind);
         if !matches!(tag, Tag::Weak | Tag::Ephemeron) {
@@ -580,9 +610,11 @@ impl Space {
         }
     }
 
-    /// With nothing left to mark, in a stop or while mutators' flags say that words are being cleared: looks at about `most` words and pairs, and
-    /// clears those of `stage` whose targets, or keys, are not marked. Stages come in their order, and end when a piece has looked at none. What more
-    /// was marked between two stages, and met on that occasion, is looked at in the later one.
+    /// With nothing left to mark, in a stop or while mutators' flags say that words are being
+    /// cleared: looks at about `most` words and pairs, and clears those of `stage` whose targets,
+    /// or keys, are not marked. Stages come in their order, and end when a piece has looked at
+    /// none. What more was marked between two stages, and met on that occasion, is looked at in the
+    /// later one.
     pub(crate) fn clear_piece(&self, stage: Stage, most: usize) -> Cleared {
         self.weak.begin_stage(stage);
         self.weak.clear_piece(self, most)
@@ -593,26 +625,29 @@ impl Space {
         self.weak.end_stage();
     }
 
-    /// Must the world stand while words are cleared? More weak cells have been met than could be written down.
+    /// Must the world stand while words are cleared? More weak cells have been met than could be
+    /// written down.
     pub(crate) fn clears_in_stops(&self) -> bool {
         self.weak.is_lost()
     }
 
-    /// In the child of a fork: clears what the parent's collector was about to, if it was. Mutators have been told that those targets are dead.
+    /// In the child of a fork: clears what the parent's collector was about to, if it was. Mutators
+    /// have been told that those targets are dead.
     pub(crate) fn end_clearing(&self) {
         let stage = self.weak.stage();
         while stage != Stage::None && self.weak.clear_piece(self, usize::MAX).looked != 0 {}
         self.weak.end_stage();
     }
 
-    /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and every ephemeron whose key is not. Gives
-    /// their number. When more has been marked since, it may be called again, for what was met meanwhile.
+    /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and
+    /// every ephemeron whose key is not. Gives their number. When more has been marked since, it
+    /// may be called again, for what was met meanwhile.
     pub fn clear_dying(&self) -> u64 {
         self.clear_piece(Stage::All, usize::MAX).cleared
     }
 
-    /// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no cell at all (an immortal object outside of the
-    /// heap) is not ours to judge.
+    /// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no
+    /// cell at all (an immortal object outside of the heap) is not ours to judge.
     fn is_dead_target(&self, kind: KindId, word: usize) -> bool {
         let Some(address) = self.kinds.get(kind).encoding.decode(word) else {
             return false;
@@ -661,14 +696,16 @@ fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option<Tie> + use
 
 /// Does the word, or the pair's key, lead to a cell that is not marked?
 fn is_dead(space: &Space, tie: Tie) -> bool {
-    // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell known (a release, as every store is on this
-    // architecture): whoever finds it here finds it marked, if it was made while marking is on.
+    // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell
+    // known (a release, as every store is on this architecture): whoever finds it here finds it
+    // marked, if it was made while marking is on.
     let word = unsafe { (*(tie.slot() as *const AtomicUsize)).load(Ordering::Acquire) };
     space.is_dead_target(tie.kind(), word)
 }
 
-/// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value null, if it leads to a cell that is not marked;
-/// or, for a test, `always`. Says whether it did. Mutators may store another word meanwhile: that stays.
+/// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value
+/// null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether it did.
+/// Mutators may store another word meanwhile: that stays.
 fn clear(space: &Space, tie: Tie, always: bool) -> bool {
     let descriptor = space.kinds.get(tie.kind());
     let slot = tie.slot() as *const AtomicUsize;
@@ -693,7 +730,8 @@ fn clear(space: &Space, tie: Tie, always: bool) -> bool {
         return false;
     }
     if descriptor.tag == Tag::Ephemeron {
-        // SAFETY: a pair of a marked cell. Its lock is held, and who stores a value without it holds the key, which is dead.
+        // SAFETY: a pair of a marked cell. Its lock is held, and who stores a value without it
+        // holds the key, which is dead.
         unsafe { (*slot.add(1)).store(0, Ordering::Relaxed) };
     }
     true

@@ -1,4 +1,5 @@
-//! Tests of the lists: what is cleared and what is not, with room and without, against a model, by several markers, and in linear time.
+//! Tests of the lists: what is cleared and what is not, with room and without, against a model, by
+//! several markers, and in linear time.
 
 use std::collections::BTreeSet;
 
@@ -161,7 +162,8 @@ fn pairs_without_room_are_strong_and_come_to_no_harm() {
         let (key, value) = (toy.alloc(kinds.leaf, 16), toy.alloc(kinds.leaf, 32));
         set_pair(table, at, key, value);
     }
-    // Of those that find room, all die in the first cycle; of the rest, as many in the next, and so on.
+    // Of those that find room, all die in the first cycle; of the rest, as many in the next, and so
+    // on.
     for left in [n, n - room, n - 2 * room, 0] {
         let alive = (0..n)
             .filter(|at| pair(table, *at) != (CLEARED, 0))
@@ -274,7 +276,8 @@ proptest! {
     }
 }
 
-/// One table of pairs (key, next key), in an order that makes rounds of going over it find one more each; the first key is a root.
+/// One table of pairs (key, next key), in an order that makes rounds of going over it find one more
+/// each; the first key is a root.
 fn chain_in_a_table(n: usize) -> u64 {
     let (mut toy, kinds) = toy(256 << 20);
     let table = toy.alloc(kinds.ephemeron, (1 + 2 * n) * 8);

@@ -1,16 +1,20 @@
 //! Ephemerons whose keys are not marked yet: which pairs wait for which cell.
 //!
-//! A pair of a marked ephemeron cell keeps its value only if its key is alive for another reason (Hayes 1997, "Ephemerons: a new
-//! finalization mechanism"). A marker that meets a pair whose key is not marked puts it here, in a hash by key; whoever follows a cell later
-//! looks here who waited for it. So a pair is handled at most three times (met, taken over, woken) and a chain of a million pairs, each
-//! value leading to the next key, takes a million steps, where going over all pairs until nothing changes would take their square.
+//! A pair of a marked ephemeron cell keeps its value only if its key is alive for another reason
+//! (Hayes 1997, "Ephemerons: a new finalization mechanism"). A marker that meets a pair whose key
+//! is not marked puts it here, in a hash by key; whoever follows a cell later looks here who waited
+//! for it. So a pair is handled at most three times (met, taken over, woken) and a chain of a
+//! million pairs, each value leading to the next key, takes a million steps, where going over all
+//! pairs until nothing changes would take their square.
 //!
 //! # When markers look
-//! A look costs a cache miss a cell, and most keys are found alive on other paths before anybody has to ask. So markers do not look until one
-//! of them has run out of work while pairs wait. It then sets `checking`, goes over the pairs that wait already (in pieces, which several
-//! markers share), and from there on each cell that is marked is looked up. (Whippet does it so, too: its
-//! `gc-ephemeron.c` and the heap's `check_pending_ephemerons`. What differs: pairs in cells of any length instead of one object each, nodes
-//! beside the heap instead of links inside, and nothing is unlinked.)
+//! A look costs a cache miss a cell, and most keys are found alive on other paths before anybody
+//! has to ask. So markers do not look until one of them has run out of work while pairs wait. It
+//! then sets `checking`, goes over the pairs that wait already (in pieces, which several markers
+//! share), and from there on each cell that is marked is looked up. (Whippet does it so, too: its
+//! `gc-ephemeron.c` and the heap's `check_pending_ephemerons`. What differs: pairs in cells of any
+//! length instead of one object each, nodes beside the heap instead of links inside, and nothing is
+//! unlinked.)
 //!
 //! # Why no pair is missed
 //! Four events, each sequentially consistent, and so in one order for all:
@@ -19,21 +23,25 @@
 //!     L: link the pair into K's bucket    M: mark K                           C: checking = true
 //!     T: is K marked? then follow V       R: checking? then look in bucket    P: for each pair linked so far: key marked? follow V
 //! ```
-//! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it finds the link. If it reads false, R < C <
-//! P, so P sees both the link and the mark, and follows V. A pair that is linked only after P has gone over the list has C < L < M < R, so
-//! R reads true. A pair may be followed twice; that marks nothing twice.
+//! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it
+//! finds the link. If it reads false, R < C < P, so P sees both the link and the mark, and follows
+//! V. A pair that is linked only after P has gone over the list has C < L < M < R, so R reads true.
+//! A pair may be followed twice; that marks nothing twice.
 //!
-//! A marker sets the bits of a bitmap's word together, so M is that instruction. R is asked right after it: if it reads true, the cells go to the
-//! queue, leaves too, and the look into the bucket comes when one is taken out.
+//! A marker sets the bits of a bitmap's word together, so M is that instruction. R is asked right
+//! after it: if it reads true, the cells go to the queue, leaves too, and the look into the bucket
+//! comes when one is taken out.
 //!
 //! # Mutators
-//! A pair that is entered or changed while marking is on needs no look: whoever stores it holds key and value, so both are marked in the end;
-//! what it overwrites is logged by the barrier, value first (`Mutator::write_pair`). So it does no harm that a node names the
-//! pair's place and not its words, and that a marker may read the key of one pair and the value of the next.
+//! A pair that is entered or changed while marking is on needs no look: whoever stores it holds key
+//! and value, so both are marked in the end; what it overwrites is logged by the barrier, value
+//! first (`Mutator::write_pair`). So it does no harm that a node names the pair's place and not its
+//! words, and that a marker may read the key of one pair and the value of the next.
 //!
 //! # A full table
-//! A pair that finds no room is followed as if both its words were strong, in this cycle. Nothing dangles; too much may be kept. There is
-//! room for a pair a cell of the heap, but for no more than 2^26.
+//! A pair that finds no room is followed as if both its words were strong, in this cycle. Nothing
+//! dangles; too much may be kept. There is room for a pair a cell of the heap, but for no more than
+//! 2^26.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -59,7 +67,8 @@ unsafe impl Zeroed for Node {}
 /// Nodes that are gone over at once when markers begin to look: some 20 us.
 const PIECE: usize = 1024;
 
-/// The most buckets: with as many pairs as there is room for, 16 share one. A small heap has no more than one for each 128 bytes of its addresses.
+/// The most buckets: with as many pairs as there is room for, 16 share one. A small heap has no
+/// more than one for each 128 bytes of its addresses.
 const MOST_BUCKET_BITS: u32 = 22;
 
 /// Bytes of the heap's addresses that a bucket must stand for.
@@ -76,7 +85,8 @@ pub(crate) struct Waiting {
     /// Nodes that were asked for, also in vain.
     used: AtomicUsize,
     checking: AtomicBool,
-    /// The nodes that were there when checking began, and how many of them have been handed out to be gone over.
+    /// The nodes that were there when checking began, and how many of them have been handed out to
+    /// be gone over.
     old: AtomicUsize,
     taken: AtomicUsize,
     /// Nodes that were looked at, for tests and reports.
@@ -102,8 +112,8 @@ impl Waiting {
         })
     }
 
-    /// Before stop 1, when no marker is at work: nobody waits. `heap_bytes` says how many buckets there will be: one for the least
-    /// room that a pair and its key can take.
+    /// Before stop 1, when no marker is at work: nobody waits. `heap_bytes` says how many buckets
+    /// there will be: one for the least room that a pair and its key can take.
     pub(super) fn begin(&self, heap_bytes: u64) {
         // Relaxed throughout: no marker is at work.
         let (used, bits) = (self.len(), self.bucket_bits.load(Ordering::Relaxed));
@@ -153,8 +163,8 @@ impl Waiting {
         ((key / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (64 - bits)
     }
 
-    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks at the key's mark again afterwards (T).
-    /// False: there is no room.
+    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks
+    /// at the key's mark again afterwards (T). False: there is no room.
     #[must_use]
     pub(super) fn wait(&self, tie: usize, key: usize) -> bool {
         let Some(index) = self.reserve() else {
@@ -195,7 +205,8 @@ impl Waiting {
         let mut first = head.load(Ordering::Relaxed);
         loop {
             node.next.store(first, Ordering::Relaxed);
-            // Ordering: SeqCst as the module says; it also publishes the node to the reader in `waiters`.
+            // Ordering: SeqCst as the module says; it also publishes the node to the reader in
+            // `waiters`.
             match head.compare_exchange_weak(
                 first,
                 index as u32 + 1,
@@ -223,7 +234,8 @@ impl Waiting {
         self.steps.fetch_add(steps, Ordering::Relaxed);
     }
 
-    /// For a marker that has run out of work: turns checking on if pairs wait (C), and hands out a piece of those that waited before (P).
+    /// For a marker that has run out of work: turns checking on if pairs wait (C), and hands out a
+    /// piece of those that waited before (P).
     pub(super) fn piece(&self) -> Option<Range<usize>> {
         if !self.checking() {
             if self.used.load(Ordering::SeqCst) == 0 {
@@ -251,15 +263,17 @@ impl Waiting {
         self.old.fetch_max(self.len(), Ordering::SeqCst);
     }
 
-    /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its key itself.
+    /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its
+    /// key itself.
     pub(super) fn at(&self, node: usize) -> Option<usize> {
         let tie = self.nodes.get(node)?.tie.load(Ordering::SeqCst);
         (tie != 0).then_some(tie)
     }
 }
 
-/// The protocol's steps in every order that there is. (Each step is one sequentially consistent access, so the orders are all that can happen; loom,
-/// which takes such accesses for weaker ones, would find faults that are none.)
+/// The protocol's steps in every order that there is. (Each step is one sequentially consistent
+/// access, so the orders are all that can happen; loom, which takes such accesses for weaker ones,
+/// would find faults that are none.)
 #[cfg(test)]
 mod orders {
     use super::*;
@@ -289,7 +303,8 @@ mod orders {
     }
 
     impl Model<'_> {
-        /// Three threads: one with a pair, one that marks its key, one that turns checking on; and how many steps each has.
+        /// Three threads: one with a pair, one that marks its key, one that turns checking on; and
+        /// how many steps each has.
         const STEPS: [usize; 3] = [4, 3, 3];
 
         fn step(&mut self, thread: usize, step: usize) {
@@ -326,7 +341,8 @@ mod orders {
         }
     }
 
-    /// Runs every order that continues `order`; gives how many there were, and how many lost the pair.
+    /// Runs every order that continues `order`; gives how many there were, and how many lost the
+    /// pair.
     fn all(waiting: &Waiting, fault: Fault, done: [usize; 3], order: &mut Vec<usize>) -> [u64; 2] {
         let mut counts = [0, 0];
         let mut last = true;

@@ -1,4 +1,5 @@
-//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, small graphs, and hazards run in child processes.
+//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, small
+//! graphs, and hazards run in child processes.
 #![allow(dead_code)] // each test binary uses a part
 
 pub mod step;
@@ -15,12 +16,12 @@ use std::time::{Duration, Instant};
 use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
 use gc_preempt::faults::StrictAllocator;
 
-// ---- the allocator -------------------------------------------------------------------------------------------------------------
+// ---- the allocator ------------------------------------------------------------------------------
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-// ---- graphs --------------------------------------------------------------------------------------------------------------------
+// ---- graphs -------------------------------------------------------------------------------------
 
 /// The kinds that the tests use.
 #[derive(Clone, Copy)]
@@ -113,7 +114,7 @@ pub fn cell(address: usize) -> NonNull<u8> {
     NonNull::new(address as *mut u8).unwrap()
 }
 
-// ---- threads that end without a word -------------------------------------------------------------------------------------------
+// ---- threads that end without a word ------------------------------------------------------------
 
 /// Runs `f` on a thread of its own and waits for its end, which `f` brings about by [`bare_exit`].
 pub fn until_its_bare_exit<F: FnOnce() + Send>(f: F) {
@@ -139,7 +140,7 @@ pub fn bare_exit() {
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
 
-// ---- hazards -------------------------------------------------------------------------------------------------------------------
+// ---- hazards ------------------------------------------------------------------------------------
 
 /// A child that takes longer than this hangs.
 const HUNG: Duration = Duration::from_secs(12);
@@ -149,7 +150,8 @@ pub fn is_child() -> bool {
     std::env::var_os("URGE_TEST_CHILD").is_some()
 }
 
-/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off. `None` if it hung.
+/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off.
+/// `None` if it hung.
 pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
@@ -180,7 +182,8 @@ fn finished(child: &mut Child) -> bool {
     true
 }
 
-/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the child: runs `body`.
+/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the
+/// child: runs `body`.
 pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
     hazard_with(name, fault, &[], body);
 }

@@ -1,4 +1,5 @@
-//! Single-stepping a thread by its own trap flag, and a mutator's record as the documented offsets show it.
+//! Single-stepping a thread by its own trap flag, and a mutator's record as the documented offsets
+//! show it.
 
 use gc_core::context::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
 use gc_core::{Context, Mutator};
@@ -32,9 +33,11 @@ pub fn stepping<R>(f: impl FnOnce() -> R) -> R {
 /// What runs after an instruction.
 pub type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::ucontext_t);
 
-/// Installs what runs after each instruction, with these signals blocked meanwhile: one that it raises is delivered as it returns, at that instruction.
+/// Installs what runs after each instruction, with these signals blocked meanwhile: one that it
+/// raises is delivered as it returns, at that instruction.
 pub fn on_step(handler: Handler, blocked: &[libc::c_int]) {
-    // SAFETY: the handlers here call nothing that is not async-signal-safe, and run on the thread's own stack.
+    // SAFETY: the handlers here call nothing that is not async-signal-safe, and run on the thread's
+    // own stack.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -103,7 +106,8 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What a stepped unit gives instead of panicking: a panic's backtrace, single-stepped, would take minutes.
+/// What a stepped unit gives instead of panicking: a panic's backtrace, single-stepped, would take
+/// minutes.
 pub type Outcome = Result<(), &'static str>;
 
 /// An [`Outcome`]: all is well if `holds`.

@@ -1,4 +1,5 @@
-//! An attribute macro below a derive adds members that the derive has not seen: their edges would be lost.
+//! An attribute macro below a derive adds members that the derive has not seen: their edges would
+//! be lost.
 use below::becomes;
 use gc_core::{Field, Leaf, Trace};
 

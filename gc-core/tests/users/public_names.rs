@@ -1,4 +1,5 @@
-//! What the documentation names, by the paths that it names: a kind with a trace function, what machine code needs, what reports give.
+//! What the documentation names, by the paths that it names: a kind with a trace function, what
+//! machine code needs, what reports give.
 use gc_core::kind::TraceFn;
 use gc_core::mark::Tracer;
 use gc_core::{Cell, Encoding, Heap, Kind, MAX_SMALL, Run, Site, barrier, context};

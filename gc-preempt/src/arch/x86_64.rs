@@ -1,42 +1,53 @@
-//! Linux on x86-64: the register file of a signal frame, the red zone, and the three pieces of hand-written assembly.
+//! Linux on x86-64: the register file of a signal frame, the red zone, and the three pieces of
+//! hand-written assembly.
 //!
-//! * [`call_spilled`] pushes the callee-saved registers and calls on, so that everything a thread holds at a voluntary stop is in memory
-//!   above a known stack pointer.
-//! * `urge_async_preempt` is what [`inject`] makes an interrupted instruction call. It saves the general registers, the flags and the whole
-//!   XSAVE state on the thread's own stack, calls [`injected_stop`](crate::signal::injected_stop), restores everything and returns to the
+//! * [`call_spilled`] pushes the callee-saved registers and calls on, so that everything a thread
+//!   holds at a voluntary stop is in memory above a known stack pointer.
+//! * `urge_async_preempt` is what [`inject`] makes an interrupted instruction call. It saves the
+//!   general registers, the flags and the whole XSAVE state on the thread's own stack, calls
+//!   [`injected_stop`](crate::signal::injected_stop), restores everything and returns to the
 //!   interrupted instruction. `ret 128` steps back over the red zone that [`inject`] skipped.
 //! * [`thread_pointer`] names the running thread without thread-local storage of our own.
 //!
-//! The trampoline is one unsafe range: a stop that finds a thread in it waits. It has no CFI on purpose: the walker knows it by address.
+//! The trampoline is one unsafe range: a stop that finds a thread in it waits. It has no CFI on
+//! purpose: the walker knows it by address.
 //!
-//! Why the full XSAVE state: Go saved parts and met corrupt vector registers again and again (its issues 35326, 46272, 80285, 81209). The header
-//! is zeroed before XSAVE, since XRSTOR faults on reserved bits that XSAVE does not write.
+//! Why the full XSAVE state: Go saved parts and met corrupt vector registers again and again (its
+//! issues 35326, 46272, 80285, 81209). The header is zeroed before XSAVE, since XRSTOR faults on
+//! reserved bits that XSAVE does not write.
 
 use crate::context::Registers;
 use core::arch::{asm, global_asm};
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes below the stack pointer that a leaf function may use without moving it (System V ABI, 3.2.2).
+/// Bytes below the stack pointer that a leaf function may use without moving it (System V ABI,
+/// 3.2.2).
 pub(crate) const RED_ZONE: usize = 128;
 
 const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
-/// Where the kernel writes its description of the extended state into the legacy image (`struct _fpx_sw_bytes`).
+/// Where the kernel writes its description of the extended state into the legacy image (`struct
+/// _fpx_sw_bytes`).
 const SW_RESERVED: usize = 464;
 const LEGACY_FPSTATE: usize = 512;
-/// Where the trampoline writes the address of its [`InjectedFrame`] into its image: bytes that XSAVE leaves to software.
+/// Where the trampoline writes the address of its [`InjectedFrame`] into its image: bytes that
+/// XSAVE leaves to software.
 const INJECTED_REGISTERS: usize = 464;
-/// What of the legacy image holds registers: x87's (or MMX's), then the low halves of the vector registers.
+/// What of the legacy image holds registers: x87's (or MMX's), then the low halves of the vector
+/// registers.
 const X87: Range<usize> = 32..160;
 const SSE: Range<usize> = 160..416;
-/// Where the header's two masks are: the components in use, and the format (zero: the standard one, each component at its own place).
+/// Where the header's two masks are: the components in use, and the format (zero: the standard one,
+/// each component at its own place).
 const XSTATE_BV: usize = 512;
 const XCOMP_BV: usize = 520;
 
-/// The XSAVE image of an injected stop, in bytes; set by [`setup`] before the first injection can happen.
+/// The XSAVE image of an injected stop, in bytes; set by [`setup`] before the first injection can
+/// happen.
 static XSAVE_SIZE: AtomicUsize = AtomicUsize::new(0);
 
-/// Where each component of the extended state lies in an image of the standard format: offset and size. From [`setup`].
+/// Where each component of the extended state lies in an image of the standard format: offset and
+/// size. From [`setup`].
 static COMPONENTS: [[AtomicUsize; 2]; 64] = [const { [const { AtomicUsize::new(0) }; 2] }; 64];
 
 global_asm!(
@@ -87,7 +98,8 @@ global_asm!(
     ".hidden urge_async_preempt",
     ".type urge_async_preempt,@function",
     "urge_async_preempt:",
-    // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may change them.
+    // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may
+    // change them.
     "pushfq",
     "lea rsp, [rsp - 128]",
     "mov [rsp + 0x00], rax",
@@ -198,10 +210,12 @@ unsafe extern "C" {
     fn urge_async_preempt_end();
 }
 
-/// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`: the stack pointer below the spilled registers, the frame
-/// pointer and the return address of that call, which together name the frame from which a walk may start. `f` may unwind.
+/// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`: the stack pointer below the
+/// spilled registers, the frame pointer and the return address of that call, which together name
+/// the frame from which a walk may start. `f` may unwind.
 pub(crate) fn call_spilled(f: extern "C-unwind" fn(*mut (), usize, usize, usize), data: *mut ()) {
-    // SAFETY: the assembly keeps the System V convention: it saves what it must, and keeps the stack aligned. Its unwind table says where the saved registers are.
+    // SAFETY: the assembly keeps the System V convention: it saves what it must, and keeps the
+    // stack aligned. Its unwind table says where the saved registers are.
     unsafe { urge_call_spilled(f, data) }
 }
 
@@ -214,7 +228,8 @@ pub(crate) unsafe fn call_on(top: usize, f: extern "C" fn(*mut ()), data: *mut (
     unsafe { urge_call_on(f, data, top) }
 }
 
-/// Where the trampoline goes on once [`injected_stop`](crate::signal::injected_stop) returns: SP is at its XSAVE image then.
+/// Where the trampoline goes on once [`injected_stop`](crate::signal::injected_stop) returns: SP is
+/// at its XSAVE image then.
 pub(crate) fn trampoline_back() -> usize {
     urge_async_preempt_back as *const () as usize
 }
@@ -233,8 +248,8 @@ pub(crate) struct InjectedFrame {
     pub pc: usize,
 }
 
-/// Where the image of an injected call ends, and its [`InjectedFrame`] lies, as the trampoline has left word in the image. `word` reads the stack. `None`: that is
-/// not what a trampoline leaves.
+/// Where the image of an injected call ends, and its [`InjectedFrame`] lies, as the trampoline has
+/// left word in the image. `word` reads the stack. `None`: that is not what a trampoline leaves.
 pub(crate) fn injected_frame(
     image: usize,
     word: impl Fn(usize) -> Option<usize>,
@@ -259,7 +274,8 @@ pub(crate) fn xsave_size() -> usize {
     XSAVE_SIZE.load(Ordering::Relaxed)
 }
 
-/// Stack that an injected stop needs besides what its hook uses: frame, XSAVE image, and some Rust frames.
+/// Stack that an injected stop needs besides what its hook uses: frame, XSAVE image, and some Rust
+/// frames.
 pub(crate) fn injection_room() -> usize {
     XSAVE_SIZE.load(Ordering::Relaxed) + 16 * 1024
 }
@@ -267,13 +283,15 @@ pub(crate) fn injection_room() -> usize {
 /// Reads what the assembly needs from the processor.
 pub(crate) fn setup() -> Result<(), &'static str> {
     use core::arch::x86_64::{__cpuid, __cpuid_count};
-    // The OSXSAVE bit: the system has switched XSAVE on, so XCR0 may be read and XSAVE used in user mode.
+    // The OSXSAVE bit: the system has switched XSAVE on, so XCR0 may be read and XSAVE used in user
+    // mode.
     if __cpuid(1).ecx & (1 << 27) == 0 {
         return Err(
             "the processor or the system lacks XSAVE, which Urge needs to save vector registers",
         );
     }
-    // Leaf 0xD, sub-leaf 0, EBX: the size of the state that XCR0 enables now, in the standard format.
+    // Leaf 0xD, sub-leaf 0, EBX: the size of the state that XCR0 enables now, in the standard
+    // format.
     let size = __cpuid_count(0xd, 0).ebx as usize;
     // Ordering: published before the handler is installed, by the system call that installs it.
     XSAVE_SIZE.store(size.next_multiple_of(64), Ordering::Relaxed);
@@ -286,11 +304,13 @@ pub(crate) fn setup() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Reports the parts of an XSAVE image that hold a register's content. What its header does not say to be in use is zero when the state is restored, whatever
-/// lies in the image: of the 2.7 KB that this processor's image has, an integer loop uses 400 bytes.
+/// Reports the parts of an XSAVE image that hold a register's content. What its header does not say
+/// to be in use is zero when the state is restored, whatever lies in the image: of the 2.7 KB that
+/// this processor's image has, an integer loop uses 400 bytes.
 ///
 /// # Safety
-/// `image` is readable: an image that XSAVE, FXSAVE (512 bytes) or the kernel wrote; or it is empty.
+/// `image` is readable: an image that XSAVE, FXSAVE (512 bytes) or the kernel wrote; or it is
+/// empty.
 pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(Range<usize>)) {
     let mut part = |offset: usize, size: usize| {
         let start = (image.start + offset) & !7;
@@ -332,7 +352,8 @@ pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(R
     }
 }
 
-/// The running thread's control block: constant for the thread's life, different for each live thread of the process.
+/// The running thread's control block: constant for the thread's life, different for each live
+/// thread of the process.
 #[inline]
 pub(crate) fn thread_pointer() -> usize {
     let tp: usize;
@@ -363,19 +384,22 @@ const DWARF_TO_GREG: [i32; 16] = [
 
 /// A signal frame, as the handler got it.
 ///
-/// Kept as a raw pointer: glibc's `ucontext_t` is larger than the kernel's, so it must never be copied whole.
+/// Kept as a raw pointer: glibc's `ucontext_t` is larger than the kernel's, so it must never be
+/// copied whole.
 #[derive(Clone, Copy)]
 pub(crate) struct SignalFrame(*mut libc::ucontext_t);
 
 impl SignalFrame {
     /// # Safety
-    /// `ucontext` is the third argument of a running SA_SIGINFO handler, and this value does not outlive it.
+    /// `ucontext` is the third argument of a running SA_SIGINFO handler, and this value does not
+    /// outlive it.
     pub(crate) unsafe fn new(ucontext: *mut libc::c_void) -> Self {
         Self(ucontext.cast())
     }
 
     fn greg(self, which: i32) -> usize {
-        // SAFETY: by `new`'s contract the frame is alive; `gregs` lies in the part the kernel writes.
+        // SAFETY: by `new`'s contract the frame is alive; `gregs` lies in the part the kernel
+        // writes.
         unsafe { (&raw const (*self.0).uc_mcontext.gregs[which as usize]).read() as usize }
     }
 
@@ -396,7 +420,8 @@ impl SignalFrame {
         self.greg(libc::REG_RSP)
     }
 
-    /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. The word is `uc_link`, which the kernel sets to zero.
+    /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. The word
+    /// is `uc_link`, which the kernel sets to zero.
     pub(crate) fn turn(self) -> usize {
         // SAFETY: as `greg`.
         unsafe { (&raw const (*self.0).uc_link).read() as usize }
@@ -438,7 +463,8 @@ impl SignalFrame {
         }
     }
 
-    /// The XSAVE image that the kernel wrote beside the frame: all of it, whatever features it holds.
+    /// The XSAVE image that the kernel wrote beside the frame: all of it, whatever features it
+    /// holds.
     pub(crate) fn vectors(self) -> Range<usize> {
         // SAFETY: as `greg`; `fpregs` points at the image inside the same signal frame, or is null.
         unsafe {
@@ -457,10 +483,12 @@ impl SignalFrame {
         }
     }
 
-    /// Makes the interrupted instruction look as if it had called `async_preempt`, the return address below its red zone.
+    /// Makes the interrupted instruction look as if it had called `async_preempt`, the return
+    /// address below its red zone.
     ///
     /// # Safety
-    /// The interrupted code keeps the System V convention and has [`injection_room`] bytes of its own stack below its stack pointer.
+    /// The interrupted code keeps the System V convention and has [`injection_room`] bytes of its
+    /// own stack below its stack pointer.
     pub(crate) unsafe fn inject(self) {
         let sp = self.sp() - RED_ZONE - size_of::<usize>();
         // SAFETY: by the contract this word is the thread's own unused stack.
@@ -470,7 +498,8 @@ impl SignalFrame {
     }
 }
 
-/// Asks for the cache lines of a range: its words will be read soon. Reads nothing, so any address will do.
+/// Asks for the cache lines of a range: its words will be read soon. Reads nothing, so any address
+/// will do.
 pub(crate) fn prefetch(range: Range<usize>) {
     use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in range.step_by(64) {

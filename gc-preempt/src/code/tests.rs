@@ -231,8 +231,9 @@ fn another_worlds_stop_removes_nothing() {
     }
 }
 
-/// As a JIT compiler does it: each function is registered when it is compiled, and keeps the arena. With registrations, searches or removals that look at each other,
-/// this takes a quarter of an hour.
+/// As a JIT compiler does it: each function is registered when it is compiled, and keeps the arena.
+/// With registrations, searches or removals that look at each other, this takes a quarter of an
+/// hour.
 #[test]
 fn an_arena_is_filled_and_emptied_function_by_function() {
     const FUNCTIONS: usize = 100_000;
@@ -308,7 +309,8 @@ fn what_a_gone_world_leaves_goes_with_its_guards_whenever_they_are_dropped() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
-    /// Ranges of all kinds registered and removed in any order: each address is what the innermost range that holds it says, and what is refused overlaps.
+    /// Ranges of all kinds registered and removed in any order: each address is what the innermost
+    /// range that holds it says, and what is refused overlaps.
     #[test]
     fn any_ranges_are_classified_as_a_list_would(
         ranges in proptest::collection::vec((0usize..200, 1usize..60, 0u8..3, any::<bool>()), 1..20),

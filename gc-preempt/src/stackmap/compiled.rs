@@ -11,7 +11,8 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 /// Where the text section is said to be loaded.
 const TEXT: u64 = 0x40_0000;
 
-/// The section `.llvm_stackmaps` of an object as it would stand in memory with the text at [`TEXT`], and the functions' offsets.
+/// The section `.llvm_stackmaps` of an object as it would stand in memory with the text at
+/// [`TEXT`], and the functions' offsets.
 fn relocated(file: &[u8]) -> (Vec<u8>, impl Fn(&str) -> usize) {
     let object = object::File::parse(file).expect("an ELF object");
     let section = object
@@ -113,7 +114,8 @@ fn check(file: &[u8]) {
     }
 }
 
-/// Checks what the reader makes of the object of `allocas.ll`: both frames are scanned word by word.
+/// Checks what the reader makes of the object of `allocas.ll`: both frames are scanned word by
+/// word.
 fn check_allocas(file: &[u8]) {
     let maps = StackMaps::from_llvm(&relocated(file).0).expect("a table without a fault");
     assert_eq!(maps.len(), 2);

@@ -1,12 +1,16 @@
-//! Takes what Cranelift says of compiled functions, in structs that do not depend on any release of Cranelift.
+//! Takes what Cranelift says of compiled functions, in structs that do not depend on any release of
+//! Cranelift.
 //!
-//! The table's backbone is the list of *calls*, not Cranelift's list of user stack maps. A call across which no reference lives has no map, and neither has a
-//! library call that Cranelift put in by itself, although references may live across that one in callee-saved registers. Only the converter can tell the two
-//! apart (by the relocation), so it says so: [`Site::known`].
+//! The table's backbone is the list of *calls*, not Cranelift's list of user stack maps. A call
+//! across which no reference lives has no map, and neither has a library call that Cranelift put in
+//! by itself, although references may live across that one in callee-saved registers. Only the
+//! converter can tell the two apart (by the relocation), so it says so: [`Site::known`].
 //!
-//! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across calls are here), spills, registers saved for the caller, the
-//! caller's RBP and the return address. Two of these areas may hold the only copy of a reference and have no map: the arguments (while the callee is still in
-//! its prologue) and the saved registers (with a native caller). Hence [`Function::outgoing`] and [`Function::clobber`], which are scanned conservatively.
+//! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across
+//! calls are here), spills, registers saved for the caller, the caller's RBP and the return
+//! address. Two of these areas may hold the only copy of a reference and have no map: the arguments
+//! (while the callee is still in its prologue) and the saved registers (with a native caller).
+//! Hence [`Function::outgoing`] and [`Function::clobber`], which are scanned conservatively.
 
 use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
 
@@ -19,9 +23,11 @@ pub struct Function {
     pub size: u32,
     /// FP less SP at each of its calls (`frame_layout.frame_to_fp_offset`).
     pub frame_to_fp: u32,
-    /// Bytes below FP where it saves registers of its caller's (`DefineNewFrame.offset_downward_to_clobbers`).
+    /// Bytes below FP where it saves registers of its caller's
+    /// (`DefineNewFrame.offset_downward_to_clobbers`).
     pub clobber: u32,
-    /// Bytes from SP upwards where it puts the arguments of its calls: up to its lowest sized slot. A function without sized slots gives `frame_to_fp - clobber`.
+    /// Bytes from SP upwards where it puts the arguments of its calls: up to its lowest sized slot.
+    /// A function without sized slots gives `frame_to_fp - clobber`.
     pub outgoing: u32,
     /// Every call in it.
     pub sites: Vec<Site>,
@@ -32,10 +38,11 @@ pub struct Function {
 pub struct Site {
     /// Where the call returns to, in bytes from the function's address.
     pub return_offset: u32,
-    /// Whether `slots` is all there is. False for a call that may be a libcall, which gets no map although references live across it: such a frame is scanned
-    /// conservatively.
+    /// Whether `slots` is all there is. False for a call that may be a libcall, which gets no map
+    /// although references live across it: such a frame is scanned conservatively.
     pub known: bool,
-    /// The references that live across the call, in bytes from SP. A call without a user stack map has none.
+    /// The references that live across the call, in bytes from SP. A call without a user stack map
+    /// has none.
     pub slots: Vec<u32>,
 }
 
@@ -86,7 +93,8 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
                 return bad(Fault::ReturnOffset { offset, size });
             }
             let return_address = address + offset as usize;
-            // Slots lie between the arguments and the saved registers, or the facts contradict each other.
+            // Slots lie between the arguments and the saved registers, or the facts contradict each
+            // other.
             let highest = (frame - clobber).checked_sub(8);
             for &slot in &site.slots {
                 if !slot.is_multiple_of(8) || slot < outgoing || Some(slot) > highest {

@@ -1,33 +1,44 @@
-//! Reads LLVM's stack-map format, version 3: the section `.llvm_stackmaps` as it stands in memory once the module is loaded.
+//! Reads LLVM's stack-map format, version 3: the section `.llvm_stackmaps` as it stands in memory
+//! once the module is loaded.
 //!
-//! The input is untrusted. Every read goes through a cursor that knows the section's end, counts are compared with the bytes that are left before anything is
-//! allocated for them, and whatever contradicts itself is an error that says what and where. Time and memory are linear in the section's length: a location makes
-//! eight slots at most.
+//! The input is untrusted. Every read goes through a cursor that knows the section's end, counts
+//! are compared with the bytes that are left before anything is allocated for them, and whatever
+//! contradicts itself is an error that says what and where. Time and memory are linear in the
+//! section's length: a location makes eight slots at most.
 //!
 //! # What a record says
 //!
-//! A `gc.statepoint` leaves a record at its return address: three constants (calling convention, flags, number of deopt values), the deopt values, then pairs of
-//! locations, a base and a pointer derived from it, equal for a plain reference, then the addresses of allocas. A base lies
+//! A `gc.statepoint` leaves a record at its return address: three constants (calling convention,
+//! flags, number of deopt values), the deopt values, then pairs of locations, a base and a pointer
+//! derived from it, equal for a plain reference, then the addresses of allocas. A base lies
 //!
-//! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from RBP). This is the normal case. A vector of references is one
-//!   location of several words.
-//! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that callees preserve, so it is still in it, or in the saved registers of
-//!   some frame further in. Both are scanned conservatively anyway, so the pair makes no slot.
-//! - **as a constant** with a constant derived from it, mostly null: no slot. A frame does not keep the target of a constant alive, the embedder does.
-//! - anywhere else, or in more than eight words, which no register has: the frame is scanned conservatively.
+//! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from
+//!   RBP). This is the normal case. A vector of references is one location of several words.
+//! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that
+//!   callees preserve, so it is still in it, or in the saved registers of some frame further in.
+//!   Both are scanned conservatively anyway, so the pair makes no slot.
+//! - **as a constant** with a constant derived from it, mostly null: no slot. A frame does not keep
+//!   the target of a constant alive, the embedder does.
+//! - anywhere else, or in more than eight words, which no register has: the frame is scanned
+//!   conservatively.
 //!
-//! **Direct** is the address of an alloca. Nothing says how large that is, nor which of its words are references, so the frame of a record with such a location is
-//! scanned conservatively. (Two of them side by side look like a pair.)
+//! **Direct** is the address of an alloca. Nothing says how large that is, nor which of its words
+//! are references, so the frame of a record with such a location is scanned conservatively. (Two of
+//! them side by side look like a pair.)
 //!
-//! Other deopt values are not references of the collector's: those among them that are live appear as pairs too. Records that have not the shape of a statepoint
-//! (`llvm.experimental.stackmap` and `patchpoint` make such) say nothing of references: their frames are scanned conservatively.
+//! Other deopt values are not references of the collector's: those among them that are live appear
+//! as pairs too. Records that have not the shape of a statepoint (`llvm.experimental.stackmap` and
+//! `patchpoint` make such) say nothing of references: their frames are scanned conservatively.
 //!
 //! # What a record does not say
 //!
-//! How far SP is from the return address: a function's stack size does not count what it pushes for one call (LLVM 19 pushes arguments from the seventh on), so a slot
-//! may lie above it. The unwind tables do count it, and the walker goes by them; a slot that is outside of the frame they give makes the frame conservative. The
-//! area of outgoing arguments: it lies below every slot of the record, so it is scanned up to the lowest one. The registers that the frame saved for its caller:
-//! the walker takes them from the unwind tables. A linker concatenates the tables of several objects; they are all read.
+//! How far SP is from the return address: a function's stack size does not count what it pushes for
+//! one call (LLVM 19 pushes arguments from the seventh on), so a slot may lie above it. The unwind
+//! tables do count it, and the walker goes by them; a slot that is outside of the frame they give
+//! makes the frame conservative. The area of outgoing arguments: it lies below every slot of the
+//! record, so it is scanned up to the lowest one. The registers that the frame saved for its
+//! caller: the walker takes them from the unwind tables. A linker concatenates the tables of
+//! several objects; they are all read.
 
 use crate::faults;
 use crate::unwind::PRESERVED;
@@ -40,7 +51,8 @@ const DWARF_RBP: u16 = 6;
 const MAX_FRAME: u64 = 1 << 30;
 /// Pushed arguments beyond this are taken for nonsense.
 const MAX_ARGUMENTS: u32 = 1 << 16;
-/// Words of one location that are listed one by one: the largest vector register has eight. A location takes 12 bytes of the section and may claim 8,191 words.
+/// Words of one location that are listed one by one: the largest vector register has eight. A
+/// location takes 12 bytes of the section and may claim 8,191 words.
 const MAX_WORDS: u16 = 8;
 /// Bytes of the smallest table, a header alone.
 const HEADER: usize = 16;
@@ -149,7 +161,8 @@ pub fn parse(section: &[u8]) -> Result<StackMaps, StackMapError> {
     let mut sites = Sites::default();
     let mut entries = Vec::new();
     while cursor.left() > 0 {
-        // What is left after the last table and is too short for another is alignment, if it is zero.
+        // What is left after the last table and is too short for another is alignment, if it is
+        // zero.
         if cursor.left() < HEADER && section[cursor.at..].iter().all(|&b| b == 0) && cursor.at > 0 {
             break;
         }
@@ -367,7 +380,8 @@ fn references(
     Ok(known)
 }
 
-/// The words of an indirect location; `None` if they count from a register that the walker does not know, or are too many to be listed.
+/// The words of an indirect location; `None` if they count from a register that the walker does not
+/// know, or are too many to be listed.
 fn words(
     location: &Location,
     frame: Option<u32>,
@@ -379,7 +393,8 @@ fn words(
     let limit = frame.unwrap_or(MAX_FRAME as u32) + MAX_ARGUMENTS;
     let (low, high) = match location.register {
         DWARF_RSP => (0, i64::from(limit)),
-        // RBP was pushed right below the return address; slots lie below it. (With frames of unknown size only a large bound can be told.)
+        // RBP was pushed right below the return address; slots lie below it. (With frames of
+        // unknown size only a large bound can be told.)
         DWARF_RBP => (-i64::from(limit), 0),
         _ => return Ok(None),
     };

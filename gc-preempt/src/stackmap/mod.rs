@@ -1,10 +1,12 @@
 //! The stack-map table: for a return address into managed code, where the frame's references lie.
 //!
-//! Each compiler's format has a reader of its own ([`cranelift`], [`llvm`]), and all make the same table. It is built outside of any stop and read in the
-//! stopped world by a binary search; reading allocates nothing and cannot fail.
+//! Each compiler's format has a reader of its own ([`cranelift`], [`llvm`]), and all make the same
+//! table. It is built outside of any stop and read in the stopped world by a binary search; reading
+//! allocates nothing and cannot fail.
 //!
-//! What is *not* in the table is not "no references". A return address without an entry may be a call that the compiler made on its own, so the walker scans
-//! such a frame conservatively, and so it does where an entry says that the compiler does not know ([`cranelift::Site::known`]).
+//! What is *not* in the table is not "no references". A return address without an entry may be a
+//! call that the compiler made on its own, so the walker scans such a frame conservatively, and so
+//! it does where an entry says that the compiler does not know ([`cranelift::Site::known`]).
 
 use std::fmt;
 use std::ops::Range;
@@ -69,10 +71,12 @@ struct SiteRecord {
 /// What a frame looks like during one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bytes from SP up to FP in frames laid out by RBP. In others only the unwind tables know how far it is to the return address; this is LLVM's word for it,
-    /// without pushed arguments, or `None` with dynamic allocas.
+    /// Bytes from SP up to FP in frames laid out by RBP. In others only the unwind tables know how
+    /// far it is to the return address; this is LLVM's word for it, without pushed arguments, or
+    /// `None` with dynamic allocas.
     pub(crate) span: Option<u32>,
-    /// Bytes below FP that may hold registers of the frame's caller. The unwind tables say it for frames that go by CFI, and this is zero.
+    /// Bytes below FP that may hold registers of the frame's caller. The unwind tables say it for
+    /// frames that go by CFI, and this is zero.
     pub(crate) clobber: u32,
     /// Bytes from SP upwards that may hold arguments of the call. `None`: perhaps all of the frame.
     pub(crate) outgoing: Option<u32>,
@@ -96,7 +100,8 @@ impl StackMaps {
         cranelift::build(functions)
     }
 
-    /// The table in a `.llvm_stackmaps` section as it stands in memory after relocation; see [`llvm`].
+    /// The table in a `.llvm_stackmaps` section as it stands in memory after relocation; see
+    /// [`llvm`].
     ///
     /// Reading it takes time and memory in proportion to its length.
     ///
@@ -106,12 +111,15 @@ impl StackMaps {
         llvm::parse(section)
     }
 
-    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it stands at `address`, after relocation. It is copied. It takes the
-    /// place of one that was given before.
+    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it
+    /// stands at `address`, after relocation. It is copied. It takes the place of one that was
+    /// given before.
     ///
-    /// Reading it takes time and memory in proportion to its length. It ends at an entry of length zero, as for the system's unwinder.
+    /// Reading it takes time and memory in proportion to its length. It ends at an entry of length
+    /// zero, as for the system's unwinder.
     ///
-    /// Code that goes by [`FrameRule::Cfi`](crate::FrameRule::Cfi) and was loaded by the dynamic loader needs none, its module's are found.
+    /// Code that goes by [`FrameRule::Cfi`](crate::FrameRule::Cfi) and was loaded by the dynamic
+    /// loader needs none, its module's are found.
     ///
     /// # Errors
     /// If the section is malformed or two of its entries overlap: the error says where.
@@ -163,7 +171,8 @@ impl StackMaps {
             }
         });
         let entry = || self.entries.iter().copied().find(|at| !range.contains(at));
-        // A call that never returns may be the last instruction: its return address is the range's end.
+        // A call that never returns may be the last instruction: its return address is the range's
+        // end.
         let site = || {
             self.returns
                 .iter()
@@ -176,12 +185,14 @@ impl StackMaps {
 
 #[cfg(feature = "faults")]
 impl StackMaps {
-    /// Checks what a reader has made of an input of so many bytes: it has taken memory in proportion, and every slot lies in its frame.
+    /// Checks what a reader has made of an input of so many bytes: it has taken memory in
+    /// proportion, and every slot lies in its frame.
     ///
     /// # Panics
     /// If not.
     pub(crate) fn check(&self, bytes: usize) {
-        // The smallest record takes 24 bytes, and a pair of locations likewise, which names a register's eight words at most.
+        // The smallest record takes 24 bytes, and a pair of locations likewise, which names a
+        // register's eight words at most.
         assert!(self.sites.len() <= bytes / 24 && self.slots.len() <= bytes / 24 * 8);
         assert!(self.functions.len() + self.entries.len() <= bytes / 24);
         assert!(self.returns.is_sorted_by(|a, b| a < b));
@@ -270,7 +281,8 @@ impl Sites {
 pub struct StackMapError {
     /// What is wrong.
     pub fault: Fault,
-    /// Where: for LLVM, bytes from the start of the section; for Cranelift, the address of the function or the return address.
+    /// Where: for LLVM, bytes from the start of the section; for Cranelift, the address of the
+    /// function or the return address.
     pub at: usize,
 }
 

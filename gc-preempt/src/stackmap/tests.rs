@@ -1,4 +1,5 @@
-//! What the two readers make of well-formed input, and that malformed input is an error value with a place, never a panic.
+//! What the two readers make of well-formed input, and that malformed input is an error value with
+//! a place, never a panic.
 
 use proptest::prelude::*;
 
@@ -278,7 +279,8 @@ fn llvm_says_when_it_does_not_know() {
     assert!(!w.site().unwrap().0);
 }
 
-/// In the place of a base, of a derived pointer, of a deopt value: what a map cannot say of an alloca, the walker finds word by word.
+/// In the place of a base, of a derived pointer, of a deopt value: what a map cannot say of an
+/// alloca, the walker finds word by word.
 #[test]
 fn an_alloca_anywhere_in_a_record_of_llvms_makes_it_unknown() {
     let (slot, alloca) = ((INDIRECT, 8, 7, 8), (DIRECT, 8, 7, 8));
@@ -301,7 +303,8 @@ fn an_alloca_anywhere_in_a_record_of_llvms_makes_it_unknown() {
     }
 }
 
-/// Every kind in the place of a base and of a derived pointer: known only where the base is a slot or a preserved register, or both are constants.
+/// Every kind in the place of a base and of a derived pointer: known only where the base is a slot
+/// or a preserved register, or both are constants.
 #[test]
 fn every_other_pair_of_llvms_locations_is_a_slot_or_unknown() {
     let slot = (INDIRECT, 8, 7, 8);
@@ -337,7 +340,8 @@ fn every_other_pair_of_llvms_locations_is_a_slot_or_unknown() {
         let (found, places, _) = found.unwrap();
         assert_eq!((found, &*places), (known, slots), "{base:?} {derived:?}");
     }
-    // How many deopt values there are is no constant of the pool, or where pairs begin is not known.
+    // How many deopt values there are is no constant of the pool, or where pairs begin is not
+    // known.
     let mut w = Writer::default();
     w.header(&[(0x1000, 24, 1)], &[1], 1);
     w.record(0x10, &[zero, zero, pooled, slot, slot, slot]);
@@ -477,7 +481,8 @@ fn errors_say_what_would_be_right() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Bytes of any kind: an answer or an error, never a panic, and what is answered stays inside the frames.
+    /// Bytes of any kind: an answer or an error, never a panic, and what is answered stays inside
+    /// the frames.
     #[test]
     fn any_bytes_are_read_without_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
         crate::fuzz::llvm(&bytes);

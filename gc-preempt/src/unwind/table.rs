@@ -1,8 +1,9 @@
 //! Unwind tables that came with generated code, which no module of the loader's holds.
 //!
-//! The input is untrusted: whatever cannot be read is an error that says what and where. Time and memory are linear in the section's length: each entry is read
-//! once, and a CIE has at most [`MAX_CIE`] bytes, since the instructions in it are run for each of its FDEs. Without that bound 800 KB of a table, half of them one CIE,
-//! took minutes.
+//! The input is untrusted: whatever cannot be read is an error that says what and where. Time and
+//! memory are linear in the section's length: each entry is read once, and a CIE has at most
+//! [`MAX_CIE`] bytes, since the instructions in it are run for each of its FDEs. Without that bound
+//! 800 KB of a table, half of them one CIE, took minutes.
 
 use std::ops::Range;
 
@@ -51,7 +52,8 @@ impl Table {
                 }
                 CieOrFde::Fde(entry) => entry,
             };
-            // An FDE names its CIE by the distance back to it. Nothing but what was read as a CIE is one.
+            // An FDE names its CIE by the distance back to it. Nothing but what was read as a CIE
+            // is one.
             let entry = entry.parse(|_, _, at| {
                 let found = cies.binary_search_by_key(&at.0, |(offset, _)| *offset);
                 let found = found.ok().and_then(|i| cies.get(i));

@@ -101,8 +101,9 @@ fn the_first_instruction_of_functions_has_the_plain_rule() {
     }
 }
 
-/// What a row is kept for is what it says: no other rule would have been found for any of its PCs. A PLT is among them, which stands at the
-/// beginning of a module's code, and whose rule depends on the PC.
+/// What a row is kept for is what it says: no other rule would have been found for any of its PCs.
+/// A PLT is among them, which stands at the beginning of a module's code, and whose rule depends on
+/// the PC.
 #[test]
 fn a_kept_row_speaks_of_the_pcs_that_it_holds_for_and_of_no_others() {
     setup();
@@ -213,7 +214,8 @@ fn tables_of_generated_code_say_what_the_loaders_say() {
     assert_eq!(table.look_up(usize::MAX), None);
 }
 
-/// A section of one CIE with these instructions, and an FDE with those for each function of 16 bytes from 0x1000 on.
+/// A section of one CIE with these instructions, and an FDE with those for each function of 16
+/// bytes from 0x1000 on.
 fn section(column: u8, shared: &[u8], functions: &[&[u8]]) -> Vec<u8> {
     let mut section = Vec::new();
     let mut entry = |id: u32, rest: &[&[u8]]| {
@@ -292,7 +294,8 @@ fn a_row_ends_with_its_entry() {
     );
 }
 
-/// What is shared is run for each function, so it is short; and nothing is shared but what stands in its own place.
+/// What is shared is run for each function, so it is short; and nothing is shared but what stands
+/// in its own place.
 #[test]
 fn a_cie_is_short_and_read_once() {
     let shared = |bytes: usize| [&PLAIN[..], &PUSHED, &vec![0; bytes]].concat();

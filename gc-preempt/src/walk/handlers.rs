@@ -1,23 +1,32 @@
-//! The signal frames of other people's handlers: what they interrupted, and moving that out of restart ranges.
+//! The signal frames of other people's handlers: what they interrupted, and moving that out of
+//! restart ranges.
 //!
 //! # Why
-//! A thread in the middle of a restart range is interrupted by a host's handler (a profiler's, say), and the stop finds it inside that handler. Where the handler stands
-//! is a safe point. Where it will return to is not: the thread would go on in the middle of the range with what it had loaded before the stop. So the saved PC is moved to the
-//! range's first instruction, as the stop's own handler does with the PC that it interrupted; and if it lies in an unsafe range, the thread cannot be stopped yet.
+//! A thread in the middle of a restart range is interrupted by a host's handler (a profiler's,
+//! say), and the stop finds it inside that handler. Where the handler stands is a safe point. Where
+//! it will return to is not: the thread would go on in the middle of the range with what it had
+//! loaded before the stop. So the saved PC is moved to the range's first instruction, as the stop's
+//! own handler does with the PC that it interrupted; and if it lies in an unsafe range, the thread
+//! cannot be stopped yet.
 //!
 //! # Who does it, and when
-//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`]). While a handler runs its signal is blocked, so
-//!    an empty mask says that none does, and nearly every stop gets off with one compare. A few frames are walked before it
-//!    acknowledges the stop, the others beside the stop, see `stop_point.rs`.
-//! 2. Every walk of its stack. That catches what 1 does not see: a handler installed with SA_NODEFER and no mask of its own, and one that waits in `blocking`. A stop in
-//!    which stacks are not walked must not rely on restart ranges behind those two. (Nor can either of them be kept out of an unsafe range.)
+//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`]). While
+//!    a handler runs its signal is blocked, so an empty mask says that none does, and nearly every
+//!    stop gets off with one compare. A few frames are walked before it acknowledges the stop, the
+//!    others beside the stop, see `stop_point.rs`.
+//! 2. Every walk of its stack. That catches what 1 does not see: a handler installed with
+//!    SA_NODEFER and no mask of its own, and one that waits in `blocking`. A stop in which stacks
+//!    are not walked must not rely on restart ranges behind those two. (Nor can either of them be
+//!    kept out of an unsafe range.)
 //!
 //! A handler that runs on an alternate stack is never stopped there, so nothing is behind it.
 //!
 //! # How a signal frame is found
-//! By the unwind tables, as one more frame. Where the walk has lost its way, by looking at every word from there on ([`Walker::search`]): the kernel's `sigcontext` holds the segment
-//! selectors in one word, which hardly anything else looks like; flags, stack pointer and PC are tested besides. What has the form of a signal frame but is a
-//! dead one's rest gets a word changed that nobody reads. An unsafe range is not believed there, since a stop must not wait for a rest.
+//! By the unwind tables, as one more frame. Where the walk has lost its way, by looking at every
+//! word from there on ([`Walker::search`]): the kernel's `sigcontext` holds the segment selectors
+//! in one word, which hardly anything else looks like; flags, stack pointer and PC are tested
+//! besides. What has the form of a signal frame but is a dead one's rest gets a word changed that
+//! nobody reads. An unsafe range is not believed there, since a stop must not wait for a rest.
 
 use std::ops::Range;
 use std::ptr;
@@ -58,11 +67,13 @@ pub(crate) enum Behind {
     TooDeep,
 }
 
-/// Moves what handlers further out on the running thread's own stack have interrupted out of restart ranges, in the `most` innermost frames.
+/// Moves what handlers further out on the running thread's own stack have interrupted out of
+/// restart ranges, in the `most` innermost frames.
 ///
 /// # Safety
-/// As for [`walk`](super::walk), but on the thread itself, for a stop that is under way. The stopper holds the registry lock until this returns: the thread has
-/// not answered the stop yet, or has announced its walk.
+/// As for [`walk`](super::walk), but on the thread itself, for a stop that is under way. The
+/// stopper holds the registry lock until this returns: the thread has not answered the stop yet, or
+/// has announced its walk.
 pub(crate) unsafe fn settle(
     code: &CodeMap,
     number: u64,
@@ -76,10 +87,12 @@ pub(crate) unsafe fn settle(
 }
 
 impl Stack {
-    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal interrupted, with all of its registers in between. With the address at which the
-    /// interrupted PC is kept.
+    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal
+    /// interrupted, with all of its registers in between. With the address at which the interrupted
+    /// PC is kept.
     pub(super) fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<(Step, usize)> {
-        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the table's word, so all nine bytes are there, before the PC or behind it.
+        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the
+        // table's word, so all nine bytes are there, before the PC or behind it.
         let is_restorer = unsafe {
             let at = |pc: usize| ptr::read_unaligned(pc as *const [u8; 9]) == RESTORE;
             let inside = ptr::read_unaligned(frame.pc as *const [u8; 2]) == RESTORE[RESTORE_MOV..];
@@ -107,14 +120,16 @@ impl Stack {
         ))
     }
 
-    /// Has the handler at whose trampoline the frame stands interrupted something further in on the same stack? Then it runs on an alternate stack inside of it.
+    /// Has the handler at whose trampoline the frame stands interrupted something further in on the
+    /// same stack? Then it runs on an alternate stack inside of it.
     pub(super) fn interrupted_below(&self, frame: &Frame) -> bool {
         let sp = frame.sp().checked_add(GREGS + 8 * RSP);
         sp.and_then(|at| self.word(at))
             .is_some_and(|sp| self.0.contains(&sp) && sp <= frame.sp())
     }
 
-    /// The saved PC of what looks like a signal frame, if `selectors` is where its segment selectors are.
+    /// The saved PC of what looks like a signal frame, if `selectors` is where its segment
+    /// selectors are.
     fn saved_pc(&self, selectors: usize) -> Option<usize> {
         if self.word(selectors)? & 0xffff_ffff_ffff != USER_CODE {
             return None;
@@ -151,7 +166,8 @@ impl Walker<'_> {
         }
     }
 
-    /// Looks for signal frames where no table leads from one frame to the next, in as many words as the frames that may still be walked would have.
+    /// Looks for signal frames where no table leads from one frame to the next, in as many words as
+    /// the frames that may still be walked would have.
     pub(super) fn search(&mut self, words: &Range<usize>) {
         let first = words.start.next_multiple_of(8);
         let most = (self.left as usize).saturating_mul(8 * WORDS);
@@ -176,7 +192,8 @@ impl Walker<'_> {
 
     fn put_back(&self, saved: usize, start: usize) {
         if !faults::planted("no-outer-restart") {
-            // SAFETY: a word of the stopped thread's stack, tested by the reads that came before: the PC of a signal frame, which only the return from that signal will read.
+            // SAFETY: a word of the stopped thread's stack, tested by the reads that came before:
+            // the PC of a signal frame, which only the return from that signal will read.
             unsafe { ptr::write_volatile(saved as *mut usize, start) };
         }
     }

@@ -1,15 +1,20 @@
-//! A walk of nobody's stack, shortly before a stop, so that the walks in it find their code and tables in this processor's caches.
+//! A walk of nobody's stack, shortly before a stop, so that the walks in it find their code and
+//! tables in this processor's caches.
 //!
-//! Whoever stops the world to collect garbage has just been through much of the heap, or asleep, and his processor knows nothing of the walk any more. One mutator's 15 native
-//! frames and 1,200 words took 12 us in the stop that began a collection, and 2 us if they were walked once more in the same stop. Beside the running mutators the same
-//! time costs nobody anything. So three things are brought near, and none of them is believed, or even read, of a thread that runs:
+//! Whoever stops the world to collect garbage has just been through much of the heap, or asleep,
+//! and his processor knows nothing of the walk any more. One mutator's 15 native frames and 1,200
+//! words took 12 us in the stop that began a collection, and 2 us if they were walked once more in
+//! the same stop. Beside the running mutators the same time costs nobody anything. So three things
+//! are brought near, and none of them is believed, or even read, of a thread that runs:
 //!
 //! * the code, by walking a few frames of the caller's own;
 //! * the unwind rules that are kept from earlier stops;
-//! * the mutators' stacks from where they stood when they were walked last: their outer frames stay as they are for long. Asking for a line is no
-//!   access, so a thread may as well have ended meanwhile, and its stack be unmapped.
+//! * the mutators' stacks from where they stood when they were walked last: their outer frames stay
+//!   as they are for long. Asking for a line is no access, so a thread may as well have ended
+//!   meanwhile, and its stack be unmapped.
 //!
-//! With all three, 5 us are left: what a thread has just written, its signal frame foremost, is in its own processor's cache alone.
+//! With all three, 5 us are left: what a thread has just written, its signal frame foremost, is in
+//! its own processor's cache alone.
 
 use std::hint::black_box;
 
@@ -19,20 +24,23 @@ use crate::context::Registers;
 use crate::registry::Record;
 use crate::unwind::{self, NEVER};
 
-/// Bytes of mutators' stacks that are asked for in all: far less than a core's second-level cache holds.
+/// Bytes of mutators' stacks that are asked for in all: far less than a core's second-level cache
+/// holds.
 const MOST: usize = 64 << 10;
 
 /// Frames of the caller's own that are walked.
 const DEPTH: u32 = 4;
 
-/// An image of vector registers that are in use, as XSAVE writes it: SSE and AVX, at their places, all zero.
+/// An image of vector registers that are in use, as XSAVE writes it: SSE and AVX, at their places,
+/// all zero.
 const IMAGE: [u64; 104] = {
     let mut image = [0; 104];
     image[64] = 0b110;
     image
 };
 
-/// Brings near what walks of these threads will need in the next stop. How many frames of its own it has walked.
+/// Brings near what walks of these threads will need in the next stop. How many frames of its own
+/// it has walked.
 ///
 /// # Safety
 /// The registry lock is held.
@@ -52,8 +60,9 @@ pub(crate) unsafe fn rehearse<'a>(
     own.seen
 }
 
-/// Finds the rules of the running thread's frames, on its stack of these addresses, so that the first walk of it does not have to: 2 to 10 us each. Those of
-/// modules that may be unloaded are not kept: the frames may have returned before the next stop. How many frames that were.
+/// Finds the rules of the running thread's frames, on its stack of these addresses, so that the
+/// first walk of it does not have to: 2 to 10 us each. Those of modules that may be unloaded are
+/// not kept: the frames may have returned before the next stop. How many frames that were.
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
@@ -111,7 +120,8 @@ extern "C-unwind" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
     let mut sink = Nothing;
     let mut walker = Walker::new(own.code, NEVER, sp..own.end, &mut sink);
     walker.saved(&registers, &(vectors.start as usize..vectors.end as usize));
-    // Not `run`: where the frames end, that searches the rest, and changes what looks like a signal frame.
+    // Not `run`: where the frames end, that searches the rest, and changes what looks like a signal
+    // frame.
     let mut frame = Frame::interrupted(&registers);
     loop {
         own.seen += 1;

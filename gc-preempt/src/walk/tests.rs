@@ -1,4 +1,5 @@
-//! Each rule of the walk on a stack made by hand, and the test's own stack against the system's unwinder.
+//! Each rule of the walk on a stack made by hand, and the test's own stack against the system's
+//! unwinder.
 
 use proptest::prelude::*;
 
@@ -52,7 +53,8 @@ struct Scene {
     _guard: Option<CodeGuard>,
 }
 
-/// Frames of the first function: 48 bytes from SP to FP, 8 of arguments, 16 of saved registers, and one slot at 16.
+/// Frames of the first function: 48 bytes from SP to FP, 8 of arguments, 16 of saved registers, and
+/// one slot at 16.
 const SPAN: usize = 48;
 
 impl Scene {
@@ -159,7 +161,8 @@ fn next_stop() -> u64 {
 
 const NOWHERE: usize = 0x10;
 
-/// A managed frame interrupted at each kind of place, called by another one, called by code that nobody knows.
+/// A managed frame interrupted at each kind of place, called by another one, called by code that
+/// nobody knows.
 #[test]
 fn an_interrupted_managed_frame_ends_where_its_pc_says() {
     // (PC, words from SP to the CFA, whether RBP is the caller's already or still)
@@ -332,7 +335,8 @@ fn vectors_in_use_are_scanned() {
     assert_eq!(scene.walk(&snapshot).1.ranges[0], registers);
 }
 
-/// What the trampoline leaves, by words from SP: the image, the registers of what it interrupted, and the red zone of that.
+/// What the trampoline leaves, by words from SP: the image, the registers of what it interrupted,
+/// and the red zone of that.
 struct Injected {
     image: usize,
     registers: usize,
@@ -340,7 +344,8 @@ struct Injected {
 }
 
 impl Scene {
-    /// A stack on which an injected call has interrupted code at `pc`, its image at word `image`. RBP is that of a frame of these tests.
+    /// A stack on which an injected call has interrupted code at `pc`, its image at word `image`.
+    /// RBP is that of a frame of these tests.
     fn injected(image: usize, pc: usize) -> (Self, Injected) {
         arch::setup().unwrap();
         let mut scene = Scene::new(true);
@@ -361,7 +366,8 @@ impl Scene {
     }
 }
 
-/// An injected call interrupted managed code that stood exactly at a return address; its hook has called us.
+/// An injected call interrupted managed code that stood exactly at a return address; its hook has
+/// called us.
 #[test]
 fn behind_an_injected_call_the_innermost_rule_holds_again() {
     let (mut scene, at) = Scene::injected(40, CALL);
@@ -385,7 +391,8 @@ fn behind_an_injected_call_the_innermost_rule_holds_again() {
     );
 }
 
-/// A long jump has left a hook, and other frames lie over what the injected call had left on the stack: nothing speaks of it any more.
+/// A long jump has left a hook, and other frames lie over what the injected call had left on the
+/// stack: nothing speaks of it any more.
 #[test]
 fn an_injected_call_that_was_left_by_a_long_jump_is_no_frame() {
     let (mut scene, at) = Scene::injected(40, CALL);
@@ -423,8 +430,8 @@ fn what_is_not_as_the_trampoline_leaves_it_is_scanned_to_the_base() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 
-    /// Stacks of anything, among it addresses of the code and of the stack itself: what is reported lies on the stack, and a frame's words are left out only if a map
-    /// speaks of them.
+    /// Stacks of anything, among it addresses of the code and of the stack itself: what is reported
+    /// lies on the stack, and a frame's words are left out only if a map speaks of them.
     #[test]
     fn any_stack_is_walked_within_its_bounds(
         words in proptest::collection::vec((0u8..4, any::<u16>()), 64),
@@ -460,7 +467,7 @@ proptest! {
     }
 }
 
-// ---- the test's own stack -------------------------------------------------------------------------------------------------------
+// ---- the test's own stack -----------------------------------------------------------------------
 
 /// What the system's unwinder sees, from the caller of `f` outwards.
 fn backtrace() -> Vec<usize> {
@@ -540,7 +547,8 @@ fn walk_here() -> Seen {
 }
 
 impl Seen {
-    /// The walk agrees with the system's unwinder from `call_spilled` outwards, and left no word out.
+    /// The walk agrees with the system's unwinder from `call_spilled` outwards, and left no word
+    /// out.
     fn check(&self) {
         assert!(!self.stats.to_base, "lost after {:x?}", self.pcs.last());
         let from = self
@@ -612,7 +620,8 @@ fn frames_of_libc_are_walked_through() {
     );
 }
 
-/// A signal handler of somebody else's, on the thread's own stack: the walk passes its trampoline, and what it interrupted is scanned with its red zone.
+/// A signal handler of somebody else's, on the thread's own stack: the walk passes its trampoline,
+/// and what it interrupted is scanned with its red zone.
 #[test]
 fn a_foreign_signal_frame_is_an_interruption() {
     static FOUND: std::sync::Mutex<Option<Seen>> = std::sync::Mutex::new(None);

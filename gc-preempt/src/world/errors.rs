@@ -32,7 +32,8 @@ pub enum AttachError {
     AlreadyAttached,
     /// More threads than the registry has room for (about ten thousand).
     TooManyThreads,
-    /// The system refused the alternate signal stack, or would not say where the thread's stack lies.
+    /// The system refused the alternate signal stack, or would not say where the thread's stack
+    /// lies.
     System(&'static str, std::io::Error),
     /// The calling thread has stopped a world, and has to resume it first.
     HoldsAStop,
@@ -41,9 +42,11 @@ pub enum AttachError {
 /// Why a world could not be stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopError {
-    /// A mutator cannot stop itself: have another thread stop the world, and wait for it in `blocking`.
+    /// A mutator cannot stop itself: have another thread stop the world, and wait for it in
+    /// `blocking`.
     CallerIsMutator,
-    /// The caller has stopped a world already, this one or another. Stops are one at a time in the process.
+    /// The caller has stopped a world already, this one or another. Stops are one at a time in the
+    /// process.
     HoldsAStop,
 }
 

@@ -1,6 +1,8 @@
-//! The stopper's two waits: before a stop until the world has run for long enough, and in it until every thread has stopped.
+//! The stopper's two waits: before a stop until the world has run for long enough, and in it until
+//! every thread has stopped.
 //!
-//! The first is no part of a stop, so the registry lock is free meanwhile: a thread that attaches waits for stops only.
+//! The first is no part of a stop, so the registry lock is free meanwhile: a thread that attaches
+//! waits for stops only.
 
 use super::Member;
 use crate::acknowledgements;
@@ -12,23 +14,30 @@ use crate::{faults, park, processors, signal, watchdog};
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// The first retry of a deferred stop: about what a short unsafe range or a handler on another stack takes.
+/// The first retry of a deferred stop: about what a short unsafe range or a handler on another
+/// stack takes.
 const RETRY_FIRST: Duration = Duration::from_micros(5);
-/// No retry is later than this: a host's handler may run long, but the stop should not wait much longer than it.
+/// No retry is later than this: a host's handler may run long, but the stop should not wait much
+/// longer than it.
 const RETRY_MAX: Duration = Duration::from_millis(1);
 /// How long an unhandled signal counts as still on its way.
 const RESEND: Duration = Duration::from_millis(10);
-/// It doubles up to this. A thousand threads on two processors take longer than 10 ms to have their turn, and sending them all another signal keeps a processor from them.
+/// It doubles up to this. A thousand threads on two processors take longer than 10 ms to have their
+/// turn, and sending them all another signal keeps a processor from them.
 const RESEND_MAX: Duration = Duration::from_millis(80);
-/// How long the stopper spins when it has a core to spare: about what it costs to be woken, since then a stop takes at most twice what the
-/// better choice would have (Karlin et al. 1990, "Competitive randomized algorithms for nonuniform problems"). On virtual machines that is long: the core
-/// has halted, and its host has to get it back. Of 620 stops beside one mutator 8 took more than 22 us when 30
-/// were spun for; in six of them the handler had begun after 15 to 37, and they ended after 95 to 764.
+/// How long the stopper spins when it has a core to spare: about what it costs to be woken, since
+/// then a stop takes at most twice what the better choice would have (Karlin et al. 1990,
+/// "Competitive randomized algorithms for nonuniform problems"). On virtual machines that is long:
+/// the core has halted, and its host has to get it back. Of 620 stops beside one mutator 8 took
+/// more than 22 us when 30 were spun for; in six of them the handler had begun after 15 to 37, and
+/// they ended after 95 to 764.
 const SPIN: Duration = Duration::from_micros(100);
-/// When a stop is late enough to ask whether a thread that it waits for is on the stopper's own core, and has to be given it.
+/// When a stop is late enough to ask whether a thread that it waits for is on the stopper's own
+/// core, and has to be given it.
 const LATE: Duration = Duration::from_micros(15);
 
-/// The world runs for as long as it was stopped before it is stopped again, but for no longer than this: what a long stop cannot be made up for.
+/// The world runs for as long as it was stopped before it is stopped again, but for no longer than
+/// this: what a long stop cannot be made up for.
 const RUN_MOST: Duration = Duration::from_millis(10);
 /// And for so long if threads are parked still: twice what it takes to be woken.
 const LEAVE_MOST: Duration = Duration::from_micros(100);
@@ -41,10 +50,12 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    /// What is left to wait for: the world runs from `since` on for as long as its last stop `took`, and its threads leave their parks, each within bounds.
+    /// What is left to wait for: the world runs from `since` on for as long as its last stop
+    /// `took`, and its threads leave their parks, each within bounds.
     ///
-    /// The wait does not last until every thread has left its park at any cost: with more threads than processors that takes time slices. A thread that is
-    /// scheduled at last finds its stop over half of the time.
+    /// The wait does not last until every thread has left its park at any cost: with more threads
+    /// than processors that takes time slices. A thread that is scheduled at last finds its stop
+    /// over half of the time.
     pub(super) fn before_stop(members: &[Member], since: Instant, took: Duration) -> Option<Self> {
         /// A sleep has 50 us of slack by default, so shorter waits only give the core away.
         const SLEEP: Duration = Duration::from_micros(100);
@@ -97,7 +108,8 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) fn until_all_stopped(&self, members: &mut [Member]) -> u32 {
         let begun = Instant::now();
-        // A thread that was last on this core is most likely to run there once the stopper sleeps: other programs may have all the others.
+        // A thread that was last on this core is most likely to run there once the stopper sleeps:
+        // other programs may have all the others.
         let may_spin = self.asked < processors::count() && !self.is_on_own_core(members);
         let (mut retries, mut retry_gap, mut retry_at) = (0, RETRY_FIRST, None::<Instant>);
         let (mut resend_at, mut resend_gap) = (begun + RESEND, RESEND);
@@ -148,8 +160,8 @@ impl Wait {
             }
             let until = retry_at.unwrap_or(resend_at).saturating_duration_since(now);
             if retry_at.is_some() {
-                // A sleep has 50 us of slack by default: too coarse for the first retries. Give the core to whom we wait for instead.
-                // SAFETY: no arguments, no memory.
+                // A sleep has 50 us of slack by default: too coarse for the first retries. Give the
+                // core to whom we wait for instead. SAFETY: no arguments, no memory.
                 unsafe { libc::sched_yield() };
             } else {
                 acknowledgements::sleep(until);
@@ -173,7 +185,8 @@ impl Wait {
             .is_none_or(|id| r.tid.load(Ordering::Relaxed) as u32 == id.0)
     }
 
-    /// Signals again those that are asked, have not promised to look by themselves, and that `which` picks.
+    /// Signals again those that are asked, have not promised to look by themselves, and that
+    /// `which` picks.
     fn send_again(&self, members: &mut [Member], which: impl Fn(&Record) -> bool) -> u32 {
         let mut sent = 0;
         for m in members

@@ -1,4 +1,6 @@
-//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, and hazards run in child processes: once as they are, and once with the cure switched off, when they have to fail.
+//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, and
+//! hazards run in child processes: once as they are, and once with the cure switched off, when they
+//! have to fail.
 #![allow(dead_code)] // each test binary uses a part
 
 use gc_preempt::{Config, World};
@@ -22,7 +24,8 @@ pub fn is_child() -> bool {
     std::env::var_os("URGE_TEST_CHILD").is_some()
 }
 
-/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off. `None` if it hung.
+/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off.
+/// `None` if it hung.
 pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
     run_child_for(name, faults, environment, HUNG)
 }
@@ -62,7 +65,8 @@ fn finished(child: &mut Child, at_most: Duration) -> bool {
     true
 }
 
-/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the child: runs `body`.
+/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the
+/// child: runs `body`.
 pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
     hazard_with(name, fault, &[], body);
 }
@@ -91,7 +95,8 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     );
 }
 
-/// The test's child goes on in the end, and the watchdog has said these words by then; with `fault` planted nobody does.
+/// The test's child goes on in the end, and the watchdog has said these words by then; with `fault`
+/// planted nobody does.
 pub fn watchdog_says(name: &str, fault: &str, words: &[&str]) {
     watchdog_says_without(name, "", fault, words);
 }
@@ -107,14 +112,15 @@ pub fn watchdog_says_without(name: &str, off: &str, fault: &str, words: &[&str])
     }
 }
 
-// ---- threads and stops ----------------------------------------------------------------------------------------------------------
+// ---- threads and stops --------------------------------------------------------------------------
 
 /// A world as it comes.
 pub fn world() -> World {
     World::new(Config::default()).unwrap()
 }
 
-/// Runs `stopper` on this thread while `mutator` runs on another, attached; `mutator` runs until its argument is set.
+/// Runs `stopper` on this thread while `mutator` runs on another, attached; `mutator` runs until
+/// its argument is set.
 pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: impl FnOnce()) {
     let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|s| {
@@ -131,7 +137,8 @@ pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: 
     });
 }
 
-/// Stops the world until `wanted` of its threads were met running: one that is still parked from the stop before does not count.
+/// Stops the world until `wanted` of its threads were met running: one that is still parked from
+/// the stop before does not count.
 pub fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preempt::Stopped<'_>)) {
     let mut met = 0;
     while met < wanted {

@@ -1,8 +1,10 @@
-//! Allocation as machine code does it: a bump through the mutator's run, inlined, and a call when the run is used up.
+//! Allocation as machine code does it: a bump through the mutator's run, inlined, and a call when
+//! the run is used up.
 //!
-//! The loop builds linked lists, walks each one when it is complete and adds up what its nodes say, then lets go of it.
-//! Every node was written once, just after it was allocated: a cell that two owners got, one that was freed too early, or
-//! one whose first stores came before the cursor's shows in the sum.
+//! The loop builds linked lists, walks each one when it is complete and adds up what its nodes say,
+//! then lets go of it. Every node was written once, just after it was allocated: a cell that two
+//! owners got, one that was freed too early, or one whose first stores came before the cursor's
+//! shows in the sum.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, types};
@@ -46,7 +48,8 @@ pub fn node_site(heap: &Heap) -> Result<Site, KindError> {
         .map_err(|error| unreachable!("16 bytes are a small cell: {error:?}"))
 }
 
-/// `fn(allocator, run, lists, length) -> sum of all values, or 0 if the heap is full`; neither number may be 0.
+/// `fn(allocator, run, lists, length) -> sum of all values, or 0 if the heap is full`; neither
+/// number may be 0.
 pub type Lists = unsafe extern "C" fn(*const Allocator<'_>, *mut Run, u64, u64) -> u64;
 
 /// The compiled loop.
@@ -70,7 +73,8 @@ impl Allocating {
     }
 }
 
-/// What [`Allocating::lists`] returns: the nodes of a list of `length` say `length`, `length - 1`, ..., 1.
+/// What [`Allocating::lists`] returns: the nodes of a list of `length` say `length`, `length - 1`,
+/// ..., 1.
 pub fn lists_oracle(lists: u64, length: u64) -> u64 {
     lists.wrapping_mul(length * (length + 1) / 2)
 }
@@ -130,8 +134,8 @@ fn lists(arena: &mut Arena) -> Result<(), CodegenError> {
         b.ins().brif(over, used_up, &[], fast, &[]);
 
         b.switch_to_block(fast);
-        // The cursor's store comes before the cell's first one, here as in the machine code: Cranelift keeps stores in
-        // their order, and x86-64 does.
+        // The cursor's store comes before the cell's first one, here as in the machine code:
+        // Cranelift keeps stores in their order, and x86-64 does.
         b.ins().store(flags, next_free, run, cursor);
         b.ins().jump(cell_made, &params_of(&[free]));
 
@@ -176,7 +180,8 @@ fn lists(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// A ring of nodes with these values, made through the mutator's own allocation; gives its first node.
+/// A ring of nodes with these values, made through the mutator's own allocation; gives its first
+/// node.
 ///
 /// The caller keeps the reference where the collector looks: in a local variable or a register.
 pub fn ring(allocator: &Allocator<'_>, values: &[u64]) -> Option<usize> {

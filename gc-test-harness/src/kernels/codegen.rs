@@ -1,17 +1,20 @@
-//! Cranelift plumbing: compiles functions into one arena and says of each what a stack walker must know.
+//! Cranelift plumbing: compiles functions into one arena and says of each what a stack walker must
+//! know.
 //!
-//! Both the kernels beside this file and the Lox JIT compile through [`Arena`]. What is particular to running under a
-//! collector that stops threads anywhere, and why:
+//! Both the kernels beside this file and the Lox JIT compile through [`Arena`]. What is particular
+//! to running under a collector that stops threads anywhere, and why:
 //!
-//! - **System V calling convention, RBP frames, never `tail`.** The walker follows RBP and finds a frame's SP as
-//!   `FP - span`. The `tail` convention moves RBP, the return address and the arguments in the middle of a frame.
-//! - **One arena a module**, reserved at once and filled from its start, so that calls between functions reach by
-//!   `call rel32` and all code lies in one range.
-//! - **No stack probes.** A frame is a few hundred bytes, far from a guard page's 4 KiB, and an inline probe would move
-//!   RSP in the middle of the prologue.
-//! - **Facts are taken between compilation and `clear_context`** ([`Function`]); afterwards Cranelift has forgotten them.
-//!   The call sites, not the stack maps, are the table's backbone: a call with no live reference has no map, and neither
-//!   has a library call that Cranelift inserted on its own. The former means "no references", the latter "nobody knows".
+//! - **System V calling convention, RBP frames, never `tail`.** The walker follows RBP and finds a
+//!   frame's SP as `FP - span`. The `tail` convention moves RBP, the return address and the
+//!   arguments in the middle of a frame.
+//! - **One arena a module**, reserved at once and filled from its start, so that calls between
+//!   functions reach by `call rel32` and all code lies in one range.
+//! - **No stack probes.** A frame is a few hundred bytes, far from a guard page's 4 KiB, and an
+//!   inline probe would move RSP in the middle of the prologue.
+//! - **Facts are taken between compilation and `clear_context`** ([`Function`]); afterwards
+//!   Cranelift has forgotten them. The call sites, not the stack maps, are the table's backbone: a
+//!   call with no live reference has no map, and neither has a library call that Cranelift inserted
+//!   on its own. The former means "no references", the latter "nobody knows".
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -33,8 +36,8 @@ use gc_preempt::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
 
-/// Address space of an arena unless another size is asked for: enough for any program here, and far below the 2 GiB
-/// that `call rel32` reaches. Only the pages that hold code cost memory.
+/// Address space of an arena unless another size is asked for: enough for any program here, and far
+/// below the 2 GiB that `call rel32` reaches. Only the pages that hold code cost memory.
 pub const ARENA_BYTES: usize = 64 << 20;
 
 /// Why code could not be compiled.
@@ -79,21 +82,22 @@ impl fmt::Display for CodegenError {
 
 impl std::error::Error for CodegenError {}
 
-/// The memory behind an [`Arena`]: unmapped once neither the arena nor any [`Code`] (nor what either was given to as an
-/// owner) holds it any more.
+/// The memory behind an [`Arena`]: unmapped once neither the arena nor any [`Code`] (nor what
+/// either was given to as an owner) holds it any more.
 pub struct CodeMemory(Mutex<ArenaMemoryProvider>);
 
 impl CodeMemory {
     fn lock(&self) -> MutexGuard<'_, ArenaMemoryProvider> {
-        // A panic inside the provider leaves it as it was before the call, so a poisoned lock is still good.
+        // A panic inside the provider leaves it as it was before the call, so a poisoned lock is
+        // still good.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for CodeMemory {
     fn drop(&mut self) {
-        // SAFETY: the last owner is gone: no `Code` that could be called, and no registration whose guard still waits
-        // for a stack to return from the code.
+        // SAFETY: the last owner is gone: no `Code` that could be called, and no registration whose
+        // guard still waits for a stack to return from the code.
         unsafe { self.lock().free_memory() };
     }
 }
@@ -124,8 +128,8 @@ impl JITMemoryProvider for SharedProvider {
     }
 }
 
-/// Reads what a walker must know of a function that was just compiled; `None` if a part is missing or contradicts another,
-/// which no released Cranelift does.
+/// Reads what a walker must know of a function that was just compiled; `None` if a part is missing
+/// or contradicts another, which no released Cranelift does.
 fn facts_of(compiled: &CompiledCode, func: &ir::Function) -> Option<Function> {
     let buffer = &compiled.buffer;
     let layout = buffer.frame_layout()?;
@@ -204,7 +208,8 @@ pub struct Code {
     pub facts: Function,
     /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] asked for that.
     pub listing: Option<String>,
-    /// The ranges marked by [`Body::mark`], as offsets from its start: from a mark's first instruction to behind its last.
+    /// The ranges marked by [`Body::mark`], as offsets from its start: from a mark's first
+    /// instruction to behind its last.
     pub marks: Vec<Range<u32>>,
     memory: Arc<CodeMemory>,
 }
@@ -231,8 +236,8 @@ impl Code {
 
     /// Its bytes, relocations applied.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the arena wrote `size` bytes at `address`, made them read-only and executable, and stays mapped as
-        // long as `self.memory` lives.
+        // SAFETY: the arena wrote `size` bytes at `address`, made them read-only and executable,
+        // and stays mapped as long as `self.memory` lives.
         unsafe {
             std::slice::from_raw_parts(self.facts.address as *const u8, self.facts.size as usize)
         }
@@ -244,8 +249,8 @@ impl Code {
             .map_err(|e| self.refused(&e.to_string()))
     }
 
-    /// Registers it with a world as managed code, to be kept mapped for as long as a stack returns into it. `encoding`
-    /// is what the world's heap understands by it.
+    /// Registers it with a world as managed code, to be kept mapped for as long as a stack returns
+    /// into it. `encoding` is what the world's heap understands by it.
     pub fn register(&self, world: &World, encoding: u32) -> Result<CodeGuard, CodegenError> {
         let spec = CodeSpec {
             range: self.range(),
@@ -256,7 +261,8 @@ impl Code {
             },
             owner: Some(Box::new(self.memory())),
         };
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
+        // mapped.
         unsafe { world.register_code(spec) }.map_err(|e| self.refused(&e.to_string()))
     }
 
@@ -268,7 +274,8 @@ impl Code {
     ) -> Result<CodeGuard, CodegenError> {
         let owner: Box<dyn std::any::Any + Send> = Box::new(self.memory());
         let (range, maps) = (self.range(), self.maps()?);
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
+        // mapped.
         unsafe { heap.register_code(range, FrameRule::Rbp, maps, encoding, Some(owner)) }
             .map_err(|e| self.refused(&e.to_string()))
     }
@@ -299,13 +306,15 @@ impl Body<'_, '_> {
         self.module.declare_func_in_func(id, self.builder.func)
     }
 
-    /// Marks the instructions made from here on with a number, or, with `None`, no longer: see [`Code::marks`].
+    /// Marks the instructions made from here on with a number, or, with `None`, no longer: see
+    /// [`Code::marks`].
     pub fn mark(&mut self, number: Option<u32>) {
         let place = number.map_or_else(SourceLoc::default, SourceLoc::new);
         self.builder.set_srcloc(place);
     }
 
-    /// Creates the entry block with the function's parameters and switches to it; returns the parameters.
+    /// Creates the entry block with the function's parameters and switches to it; returns the
+    /// parameters.
     pub fn enter(&mut self) -> Vec<ir::Value> {
         let block = self.builder.create_block();
         self.builder.append_block_params_for_function_params(block);
@@ -372,7 +381,8 @@ impl Arena {
         })
     }
 
-    /// From now on each [`Code`] carries its instructions as text: for tests that read them, and for people.
+    /// From now on each [`Code`] carries its instructions as text: for tests that read them, and
+    /// for people.
     pub fn keep_listings(&mut self) {
         self.context.set_disasm(true);
     }
@@ -394,7 +404,8 @@ impl Arena {
         signature
     }
 
-    /// Makes native code at `address` callable under `name`. An import is called as `movabs; call reg`.
+    /// Makes native code at `address` callable under `name`. An import is called as
+    /// `movabs; call reg`.
     ///
     /// A name is bound once; importing it again with another address is an error.
     pub fn import(
@@ -419,14 +430,16 @@ impl Arena {
             .map_err(|e| refused(name, &e))
     }
 
-    /// Declares a function of this module, so that others (and it itself) can call it before it is defined.
+    /// Declares a function of this module, so that others (and it itself) can call it before it is
+    /// defined.
     pub fn declare(&mut self, name: &str, signature: &Signature) -> Result<FuncId, CodegenError> {
         self.module
             .declare_function(name, Linkage::Export, signature)
             .map_err(|e| refused(name, &e))
     }
 
-    /// Compiles the body of a declared function. It may be called after the next [`finish`](Arena::finish).
+    /// Compiles the body of a declared function. It may be called after the next
+    /// [`finish`](Arena::finish).
     pub fn define<R>(
         &mut self,
         id: FuncId,
@@ -476,7 +489,8 @@ impl Arena {
         self.define(id, body)
     }
 
-    /// Links all that was defined since the last call and makes it executable, in the order of definition.
+    /// Links all that was defined since the last call and makes it executable, in the order of
+    /// definition.
     pub fn finish(&mut self) -> Result<Vec<Code>, CodegenError> {
         self.module
             .finalize_definitions()
@@ -532,8 +546,9 @@ fn refused(function: &str, error: &ModuleError) -> CodegenError {
     }
 }
 
-/// What Cranelift calls where the host lacks an instruction (rounding before SSE4.1, FMA), by the names of libm. A Rust
-/// program need not have libm among its dynamic symbols, and `JITModule` panics on a name that it cannot resolve.
+/// What Cranelift calls where the host lacks an instruction (rounding before SSE4.1, FMA), by the
+/// names of libm. A Rust program need not have libm among its dynamic symbols, and `JITModule`
+/// panics on a name that it cannot resolve.
 fn library_calls() -> [(&'static str, usize); 10] {
     macro_rules! shim {
         ($name:literal, $float:ty, ($($x:ident),+), $body:expr) => {{
@@ -557,7 +572,8 @@ fn library_calls() -> [(&'static str, usize); 10] {
     ]
 }
 
-/// The host's target with the settings that this file's head argues for; without `extensions`, the oldest x86-64.
+/// The host's target with the settings that this file's head argues for; without `extensions`, the
+/// oldest x86-64.
 fn host_isa(extensions: bool) -> Result<OwnedTargetIsa, CodegenError> {
     let mut flags = settings::builder();
     for (name, value) in [

@@ -1,4 +1,5 @@
-//! Managed frames for a walker to find its way through: deep recursion, and callers that keep a reference in mean places.
+//! Managed frames for a walker to find its way through: deep recursion, and callers that keep a
+//! reference in mean places.
 
 use std::ffi::c_void;
 
@@ -11,21 +12,23 @@ use super::loops::{NODE_VALUE, params_of};
 pub type Fresh = unsafe extern "C" fn(*mut c_void, u64) -> usize;
 /// `fn(data)`: called by the innermost frame.
 pub type Bottom = unsafe extern "C" fn(*mut c_void);
-/// `fn(depth, fresh, bottom, data, a, b, stacked, c) -> checksum`; the last two are passed on the stack.
+/// `fn(depth, fresh, bottom, data, a, b, stacked, c) -> checksum`; the last two are passed on the
+/// stack.
 pub type Deep = unsafe extern "C" fn(u64, Fresh, Bottom, *mut c_void, u64, u64, usize, u64) -> u64;
-/// `fn(slot, callee)`: takes the reference out of the slot, calls the callee with it as its only stack-passed argument
-/// and puts what that returns back into the slot.
+/// `fn(slot, callee)`: takes the reference out of the slot, calls the callee with it as its only
+/// stack-passed argument and puts what that returns back into the slot.
 pub type StackArgument = unsafe extern "C" fn(*mut usize, StackArgumentCallee);
 /// Takes six numbers in registers and a reference on the stack, and returns the reference.
 pub type StackArgumentCallee = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64, usize) -> usize;
-/// `fn(numbers, callee, data) -> checksum`: keeps eight numbers across a call of `callee(data)`, for which it must save
-/// all callee-saved registers of its own caller.
+/// `fn(numbers, callee, data) -> checksum`: keeps eight numbers across a call of `callee(data)`,
+/// for which it must save all callee-saved registers of its own caller.
 pub type SavesRegisters = unsafe extern "C" fn(*const [u64; 8], Bottom, *mut c_void) -> u64;
 
 /// The compiled functions.
 #[derive(Clone, Debug)]
 pub struct Frames {
-    /// A recursion in which each frame holds a reference of its own, declared, and one that was passed on the stack.
+    /// A recursion in which each frame holds a reference of its own, declared, and one that was
+    /// passed on the stack.
     pub deep: Deep,
     /// A caller whose outgoing argument is the only root.
     pub stack_argument: StackArgument,
@@ -43,7 +46,8 @@ impl Frames {
         saves_registers(arena)?;
         let code = arena.finish()?;
         let entry = |name: &str| Code::entry_of(&code, name);
-        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps the memory.
+        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps
+        // the memory.
         unsafe {
             Ok(Frames {
                 deep: std::mem::transmute::<*const u8, Deep>(entry("deep")?),
@@ -59,8 +63,8 @@ impl Frames {
     }
 }
 
-/// See [`deep_oracle`] for what it computes. Live across its inner call are both references, in declared slots, and four
-/// numbers, in callee-saved registers.
+/// See [`deep_oracle`] for what it computes. Live across its inner call are both references, in
+/// declared slots, and four numbers, in callee-saved registers.
 fn deep(arena: &mut Arena) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64; 8], &[types::I64]);
     let fresh = arena.signature(&[types::I64; 2], &[types::I64]);
@@ -112,8 +116,8 @@ fn deep(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// What [`Frames::deep`] returns if the cell made for depth `d` has the value `value(d)`, and the first `stacked` cell
-/// the value `value(depth + 1)`.
+/// What [`Frames::deep`] returns if the cell made for depth `d` has the value `value(d)`, and the
+/// first `stacked` cell the value `value(depth + 1)`.
 pub fn deep_oracle(depth: u64, a: u64, b: u64, c: u64, value: impl Fn(u64) -> u64) -> u64 {
     let mut frames = Vec::new();
     let (mut a, mut b, mut c) = (a, b, c);
@@ -130,7 +134,8 @@ pub fn deep_oracle(depth: u64, a: u64, b: u64, c: u64, value: impl Fn(u64) -> u6
     })
 }
 
-/// The reference is dead after the call, so the call's map does not name it: it stands in the outgoing arguments alone.
+/// The reference is dead after the call, so the call's map does not name it: it stands in the
+/// outgoing arguments alone.
 fn stack_argument(arena: &mut Arena) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64; 2], &[]);
     let callee = arena.signature(&[types::I64; 7], &[types::I64]);

@@ -1,11 +1,14 @@
-//! Places where a reference can be the only one: each register in turn, each half of each vector register, the red zone, a stack-passed argument, a caller's register. Hand-written, since no compiler can be told to.
+//! Places where a reference can be the only one: each register in turn, each half of each vector
+//! register, the red zone, a stack-passed argument, a caller's register. Hand-written, since no
+//! compiler can be told to.
 //!
-//! Every function here takes the reference out of a slot in memory, which it clears, keeps it in its one place with all
-//! other general registers zeroed, says so ([`while_held`] waits for that), spins until released, and puts it back into
-//! the slot. The flags are statics, addressed relative to RIP: their addresses must not occupy a register.
+//! Every function here takes the reference out of a slot in memory, which it clears, keeps it in
+//! its one place with all other general registers zeroed, says so ([`while_held`] waits for that),
+//! spins until released, and puts it back into the slot. The flags are statics, addressed relative
+//! to RIP: their addresses must not occupy a register.
 //!
-//! The functions keep an RBP frame as Cranelift's do (but the one that holds the reference *in* RBP), so that a test can
-//! register [`Place::range`] as managed code as well as leave it native.
+//! The functions keep an RBP frame as Cranelift's do (but the one that holds the reference *in*
+//! RBP), so that a test can register [`Place::range`] as managed code as well as leave it native.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,16 +45,19 @@ impl Place {
         self.hold as usize..self.end as usize
     }
 
-    /// Whether the function keeps Cranelift's kind of frame, so that it may be registered as managed code.
+    /// Whether the function keeps Cranelift's kind of frame, so that it may be registered as
+    /// managed code.
     pub fn has_frame(&self) -> bool {
         self.name != "rbp"
     }
 }
 
-/// Runs `held` while another thread, started here, keeps the reference that is in `slot` in that place only.
+/// Runs `held` while another thread, started here, keeps the reference that is in `slot` in that
+/// place only.
 ///
-/// `enter` runs on that thread around the function: it may attach the thread to a world. The slot must be memory that
-/// nobody scans, and no stack may still show the reference: take it from a thread that has ended.
+/// `enter` runs on that thread around the function: it may attach the thread to a world. The slot
+/// must be memory that nobody scans, and no stack may still show the reference: take it from a
+/// thread that has ended.
 pub fn while_held<R>(
     slot: &mut usize,
     enter: impl FnOnce(&mut dyn FnMut()) + Send,
@@ -88,7 +94,8 @@ pub fn while_held<R>(
     })
 }
 
-/// For managed kernels' callbacks: says that the place is taken and waits for the release, like every function here.
+/// For managed kernels' callbacks: says that the place is taken and waits for the release, like
+/// every function here.
 ///
 /// # Safety
 /// Only to be called within [`while_held`].
@@ -107,8 +114,8 @@ pub unsafe extern "C" fn wait_for_release(_: *mut std::ffi::c_void) {
     )
 }
 
-/// Keeps its seventh argument where the caller put it, in the caller's outgoing area, and returns it in the end. Its
-/// unwind tables are exact, so that as native code it hides nothing.
+/// Keeps its seventh argument where the caller put it, in the caller's outgoing area, and returns
+/// it in the end. Its unwind tables are exact, so that as native code it hides nothing.
 ///
 /// # Safety
 /// Only to be called within [`while_held`].
@@ -145,7 +152,8 @@ pub unsafe extern "C" fn hold_stack_argument(
     )
 }
 
-/// The addresses of [`hold_stack_argument`], which keeps Cranelift's kind of frame: a test may register it as managed code.
+/// The addresses of [`hold_stack_argument`], which keeps Cranelift's kind of frame: a test may
+/// register it as managed code.
 pub fn hold_stack_argument_range() -> Range<usize> {
     unsafe extern "C" {
         #[link_name = "urge_held_stack_argument_end"]
@@ -154,8 +162,8 @@ pub fn hold_stack_argument_range() -> Range<usize> {
     hold_stack_argument as *const () as usize..&raw const END as usize
 }
 
-/// The frame around every place: RBP, the callee-saved registers and the slot's address; then the reference is in RAX
-/// alone and the slot is empty.
+/// The frame around every place: RBP, the callee-saved registers and the slot's address; then the
+/// reference is in RAX alone and the slot is empty.
 macro_rules! enter {
     () => {
         "push rbp
@@ -209,7 +217,8 @@ macro_rules! leave {
     };
 }
 
-/// Defines one place: `$put` moves the reference from RAX to it and clears RAX, `$get` moves it back.
+/// Defines one place: `$put` moves the reference from RAX to it and clears RAX, `$get` moves it
+/// back.
 macro_rules! places {
     ($list:ident, $count:literal, $doc:literal: $($name:ident $put:literal $get:literal,)*) => {
         #[doc = $doc]
@@ -297,8 +306,9 @@ pub struct CallerPlace {
 
 macro_rules! caller_places {
     ($($name:ident $number:literal,)*) => {
-        /// The callee-saved registers, each holding the only reference while its function calls another. The unwind
-        /// tables of these functions are exact, so that the caller's frame shows nothing more than it must.
+        /// The callee-saved registers, each holding the only reference while its function calls
+        /// another. The unwind tables of these functions are exact, so that the caller's frame
+        /// shows nothing more than it must.
         pub static CALLER_REGISTERS: [CallerPlace; 5] = [$({
             #[unsafe(naked)]
             unsafe extern "C" fn call(_: *mut usize, _: *const u8, _: usize, _: usize, _: usize) {
@@ -389,7 +399,8 @@ mod tests {
                 &raw const numbers as usize,
                 wait_for_release as *const () as usize,
             ];
-            // SAFETY: the callee is `saves_registers` with its three arguments; the slot is a word of the frame above.
+            // SAFETY: the callee is `saves_registers` with its three arguments; the slot is a word
+            // of the frame above.
             survives(place.name, |slot| unsafe {
                 (place.call)(slot, callee as *const u8, words[0], words[1], 0);
             });

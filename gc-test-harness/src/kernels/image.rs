@@ -1,12 +1,13 @@
-//! A thread's whole state, word for word as a fuzzer wants it: every register, the stack, the red zone and what is dead below it.
+//! A thread's whole state, word for word as a fuzzer wants it: every register, the stack, the red
+//! zone and what is dead below it.
 //!
-//! [`Hold::Native`] and its siblings load an [`Image`], say so, spin until they are released, and then write down what they
-//! still see, so that a stop that loses a bit is noticed too. Before they return they wipe all that they have put
-//! anywhere, registers and dead stack included: a thread may hold one image after another, and no word of the first
-//! shows during the second.
+//! [`Hold::Native`] and its siblings load an [`Image`], say so, spin until they are released, and
+//! then write down what they still see, so that a stop that loses a bit is noticed too. Before they
+//! return they wipe all that they have put anywhere, registers and dead stack included: a thread
+//! may hold one image after another, and no word of the first shows during the second.
 //!
-//! The flags are words of the spinning frame itself, so that no register is needed to find them and several threads can
-//! hold at once. All unwind tables are exact.
+//! The flags are words of the spinning frame itself, so that no register is needed to find them and
+//! several threads can hold at once. All unwind tables are exact.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -32,7 +33,8 @@ pub const SAVED_WORDS: usize = 5;
 #[repr(C)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registers {
-    /// ZMM0 to ZMM31, each as eight words, of which the processor may have the first two or four only, and the first 16 registers.
+    /// ZMM0 to ZMM31, each as eight words, of which the processor may have the first two or four
+    /// only, and the first 16 registers.
     pub vectors: [[usize; 8]; 32],
     /// RAX, RDX, RCX, RBX, RSI, RDI, RBP, (RSP, which is not ours to set,) R8 to R15.
     pub gpr: [usize; 16],
@@ -91,9 +93,11 @@ impl Image {
     unsafe fn flag<'a>(image: *const Self, at: usize) -> Option<&'a AtomicUsize> {
         // SAFETY: the image is alive, says the caller, and this word of it is an atomic.
         let flags = unsafe { &(*image).flags };
-        // Acquire: after the frame's address, its zeroed flags (stores are not reordered among themselves here).
+        // Acquire: after the frame's address, its zeroed flags (stores are not reordered among
+        // themselves here).
         let flags = flags.load(Ordering::Acquire) as *const AtomicUsize;
-        // SAFETY: null, or two words of a frame that is there until `release`, which whoever holds the image calls once.
+        // SAFETY: null, or two words of a frame that is there until `release`, which whoever holds
+        // the image calls once.
         (!flags.is_null()).then(|| unsafe { &*flags.add(at) })
     }
 
@@ -178,13 +182,16 @@ pub enum Hold {
     Native,
     /// By managed code that is interrupted, its frame described by unwind tables.
     Managed,
-    /// By native code that managed code has called: the calling frame has a stack map that names [`SLOTS`].
+    /// By native code that managed code has called: the calling frame has a stack map that names
+    /// [`SLOTS`].
     Called,
 }
 
-/// Frees the red zone's neighbourhood of whatever a stop has left there (an injected call's frame, the largest thing).
+/// Frees the red zone's neighbourhood of whatever a stop has left there (an injected call's frame,
+/// the largest thing).
 const WIPED: usize = 48 << 10;
-/// The spinning frame: the image's words, the image's address, two flags, the scratch word for RAX, and one to keep SP aligned.
+/// The spinning frame: the image's words, the image's address, two flags, the scratch word for RAX,
+/// and one to keep SP aligned.
 const FRAME: usize = FRAME_WORDS * 8 + 40;
 
 /// An instruction for each register: from word `$scale` times its number of a part of the image.
@@ -349,7 +356,8 @@ macro_rules! hold {
                 "mov [rdx + {after_gpr}], rax",
                 $store!(),
                 stores!("movq" "after_mmx" 8 "mm": 0 1 2 3 4 5 6 7),
-                // The stack and the red zone are compared in place, by moving them back into the image.
+                // The stack and the red zone are compared in place, by moving them back into the
+                // image.
                 "cld",
                 "lea rdi, [rdx + {stack}]",
                 "mov rsi, rsp",
@@ -467,7 +475,8 @@ wipe! { wipe_registers_sse wipe_sse }
 wipe! { wipe_registers_avx wipe_avx }
 wipe! { wipe_registers_avx512 wipe_avx512 }
 
-/// Clears every register that a callee may change, vectors and all, of what earlier calls have left in them.
+/// Clears every register that a callee may change, vectors and all, of what earlier calls have left
+/// in them.
 pub fn wipe_registers() {
     let wipe = match isa() {
         Isa::Sse => wipe_registers_sse,
@@ -537,7 +546,8 @@ fn managed() -> (HoldFn, Range<usize>) {
     (hold, hold as usize..end as usize)
 }
 
-/// Registers the managed functions, once and for good. Edges of the calling frame's slots have encoding 0, whatever that is in a heap: the first it was told.
+/// Registers the managed functions, once and for good. Edges of the calling frame's slots have
+/// encoding 0, whatever that is in a heap: the first it was told.
 fn registered() {
     static GUARDS: OnceLock<(World, [CodeGuard; 2])> = OnceLock::new();
     GUARDS.get_or_init(|| {
@@ -555,7 +565,8 @@ fn registered() {
                 what,
                 owner: None,
             };
-            // SAFETY: functions of this file, never unloaded, their frames as the maps and the unwind tables say.
+            // SAFETY: functions of this file, never unloaded, their frames as the maps and the
+            // unwind tables say.
             unsafe { world.register_code(spec) }.expect("code that nobody else has registered")
         };
         let start = caller as *const () as usize;
@@ -581,13 +592,15 @@ fn registered() {
 }
 
 impl Hold {
-    /// Holds the image on this thread, with all that was in `registers`, `stack`, `red_zone`, `below` and, if called, `caller`, until another thread releases it.
+    /// Holds the image on this thread, with all that was in `registers`, `stack`, `red_zone`,
+    /// `below` and, if called, `caller`, until another thread releases it.
     ///
     /// # Safety
     /// The image is not held by any other thread, and nobody writes to it meanwhile.
     pub unsafe fn hold(self, image: *mut Image) {
         registered();
-        // SAFETY: the functions take an image and nothing else; the caller has it for itself, but for the flags, which are atomic.
+        // SAFETY: the functions take an image and nothing else; the caller has it for itself, but
+        // for the flags, which are atomic.
         unsafe {
             (*image).trim();
             match self {
@@ -634,7 +647,8 @@ mod tests {
             let before = (image.registers.clone(), image.stack, image.red_zone);
             let pointer = &raw mut *image as usize;
             std::thread::scope(|scope| {
-                // SAFETY: the image is this test's and is looked at through its flags alone until the thread has ended.
+                // SAFETY: the image is this test's and is looked at through its flags alone until
+                // the thread has ended.
                 let holder = scope.spawn(move || unsafe { hold.hold(pointer as *mut Image) });
                 // SAFETY: as above.
                 unsafe {

@@ -1,16 +1,18 @@
-//! Loops without a poll: once entered, such a loop runs to its end unless somebody can stop a thread at any instruction.
+//! Loops without a poll: once entered, such a loop runs to its end unless somebody can stop a
+//! thread at any instruction.
 //!
-//! None contains a call, a flag load or a load from a guard page; `tests` below reads the generated instructions to
-//! see that, and that declaring references to Cranelift changes not one byte. Each loop but the empty one gives back an
-//! answer that its Rust counterpart (`*_oracle`) knows beforehand, so a register that a stop lost or bent shows at once.
+//! None contains a call, a flag load or a load from a guard page; `tests` below reads the generated
+//! instructions to see that, and that declaring references to Cranelift changes not one byte. Each
+//! loop but the empty one gives back an answer that its Rust counterpart (`*_oracle`) knows
+//! beforehand, so a register that a stop lost or bent shows at once.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, types};
 
 use super::codegen::{Arena, Code, CodegenError};
 
-/// O'Neill's 32-bit PCG multiplier. Any odd number of this size would do; a larger one Cranelift would keep in memory
-/// behind the code, and this loop is to load nothing.
+/// O'Neill's 32-bit PCG multiplier. Any odd number of this size would do; a larger one Cranelift
+/// would keep in memory behind the code, and this loop is to load nothing.
 const MULTIPLIER: u64 = 747_796_405;
 
 /// Offset of a node's link in [`Loops::chase`]'s ring; the node's value follows it.
@@ -20,17 +22,18 @@ pub const NODE_VALUE: i32 = 8;
 
 /// `fn(seed, rounds) -> checksum`; `rounds` must not be 0.
 pub type Count = extern "C" fn(u64, u64) -> u64;
-/// `fn(seed, rounds, place) -> checksum`: as [`Count`], storing the rounds left at `place` in each turn, so that others see
-/// it run.
+/// `fn(seed, rounds, place) -> checksum`: as [`Count`], storing the rounds left at `place` in each
+/// turn, so that others see it run.
 pub type CountAloud = unsafe extern "C" fn(u64, u64, *mut u64) -> u64;
 /// `fn() -> !`.
 pub type Empty = extern "C" fn();
-/// `fn(slot, steps) -> sum of the values passed`; takes the reference out of the slot and puts one back at the end.
+/// `fn(slot, steps) -> sum of the values passed`; takes the reference out of the slot and puts one
+/// back at the end.
 pub type Chase = unsafe extern "C" fn(*mut usize, u64) -> u64;
 /// `fn(text, text length, output, table) -> bytes written`; the length a multiple of 4 and not 0.
 pub type Base64 = unsafe extern "C" fn(*const u8, usize, *mut u8, *const u8) -> usize;
-/// `fn(lock, counter, times, hold)`: takes the lock, holds it for `hold` turns of an empty loop, adds 1 to the counter,
-/// `times` over; neither number may be 0.
+/// `fn(lock, counter, times, hold)`: takes the lock, holds it for `hold` turns of an empty loop,
+/// adds 1 to the counter, `times` over; neither number may be 0.
 pub type Spinlock = unsafe extern "C" fn(*mut u64, *mut u64, u64, u64);
 /// `fn(ready, release)`: sets `*ready`, then waits for `*release` to be set.
 pub type Wait = unsafe extern "C" fn(*mut u8, *const u8);
@@ -68,7 +71,8 @@ impl Loops {
         wait(arena)?;
         let code = arena.finish()?;
         let entry = |name: &str| Code::entry_of(&code, name);
-        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps the memory.
+        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps
+        // the memory.
         unsafe {
             Ok(Loops {
                 count: std::mem::transmute::<*const u8, Count>(entry("count")?),
@@ -84,7 +88,8 @@ impl Loops {
     }
 }
 
-/// `acc = acc * MULTIPLIER + i` for `i` from `rounds` down to 1: a multiply, an add and a decrement a turn.
+/// `acc = acc * MULTIPLIER + i` for `i` from `rounds` down to 1: a multiply, an add and a decrement
+/// a turn.
 fn count(arena: &mut Arena, aloud: bool) -> Result<(), CodegenError> {
     let params = &[types::I64; 3][..if aloud { 3 } else { 2 }];
     let signature = arena.signature(params, &[types::I64]);
@@ -131,7 +136,8 @@ fn empty(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// Two loads and an add a turn. The slot is emptied first: while the loop runs, the ring hangs from a register alone.
+/// Two loads and an add a turn. The slot is emptied first: while the loop runs, the ring hangs from
+/// a register alone.
 pub(crate) fn chase(arena: &mut Arena, declare: bool) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64, types::I64], &[types::I64]);
     arena.function("chase", &signature, |body| {
@@ -227,7 +233,8 @@ pub fn base64_table() -> [u8; 256] {
     table
 }
 
-/// Encodes what [`Loops::base64`] decodes; the length must be a multiple of 3, so that no padding is needed.
+/// Encodes what [`Loops::base64`] decodes; the length must be a multiple of 3, so that no padding
+/// is needed.
 pub fn base64_encode(bytes: &[u8]) -> Vec<u8> {
     let groups = bytes.as_chunks::<3>().0.iter();
     groups
@@ -306,7 +313,8 @@ pub(crate) fn params_of(values: &[cranelift_codegen::ir::Value]) -> Vec<BlockArg
 mod tests {
     use super::*;
 
-    /// Compiles one kernel in an arena of its own and gives its code with the instructions as Cranelift prints them.
+    /// Compiles one kernel in an arena of its own and gives its code with the instructions as
+    /// Cranelift prints them.
     fn listed(kernel: impl Fn(&mut Arena) -> Result<(), CodegenError>) -> (Code, Vec<String>) {
         let mut arena = Arena::new().expect("an arena");
         arena.keep_listings();

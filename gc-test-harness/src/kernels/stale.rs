@@ -1,9 +1,11 @@
-//! Precision as a count: a large dead list whose first node is named by a stale slot of an outer frame, and by nothing else.
+//! Precision as a count: a large dead list whose first node is named by a stale slot of an outer
+//! frame, and by nothing else.
 //!
-//! The managed function builds the list, keeps it across one call in a slot of its frame, looks at it once more and calls
-//! on: the slot is not written again, and for as long as the second call lasts the dead list's address stands in it. Its
-//! stack map at that call does not name the slot. Who reads the frame by the map frees the list; who takes each word of
-//! the frame for a possible reference keeps all of it.
+//! The managed function builds the list, keeps it across one call in a slot of its frame, looks at
+//! it once more and calls on: the slot is not written again, and for as long as the second call
+//! lasts the dead list's address stands in it. Its stack map at that call does not name the slot.
+//! Who reads the frame by the map frees the list; who takes each word of the frame for a possible
+//! reference keeps all of it.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -19,8 +21,8 @@ use super::loops::NODE_VALUE;
 type Make = unsafe extern "C" fn(*mut c_void) -> usize;
 /// `fn(data)`.
 type Call = unsafe extern "C" fn(*mut c_void);
-/// `fn(make, first, second, data) -> the list's first value`: makes the list, calls `first` while it is alive and `second`
-/// when only a stale slot names it.
+/// `fn(make, first, second, data) -> the list's first value`: makes the list, calls `first` while
+/// it is alive and `second` when only a stale slot names it.
 type Stale = unsafe extern "C" fn(Make, Call, Call, *mut c_void) -> u64;
 
 /// What the first node of the list says.
@@ -63,8 +65,9 @@ impl From<CodegenError> for StaleError {
     }
 }
 
-/// Runs the function over a list of so many nodes, in a heap and on a thread of its own. With `maps`, it is registered
-/// with its stack maps; without, the collector knows nothing of it and reads the whole stack word by word.
+/// Runs the function over a list of so many nodes, in a heap and on a thread of its own. With
+/// `maps`, it is registered with its stack maps; without, the collector knows nothing of it and
+/// reads the whole stack word by word.
 pub fn retained(nodes: u64, maps: bool) -> Result<Retained, StaleError> {
     std::thread::scope(|scope| {
         let count = scope.spawn(|| on_this_thread(nodes, maps)).join();
@@ -119,7 +122,8 @@ struct Scene<'m> {
     counts: Vec<(u64, u32)>,
 }
 
-/// Overwrites what earlier calls left below the caller's frame, so that no stale word of native frames is counted.
+/// Overwrites what earlier calls left below the caller's frame, so that no stale word of native
+/// frames is counted.
 #[inline(never)]
 fn wipe_stack() {
     let mut words = [0usize; 4096];
@@ -131,8 +135,8 @@ unsafe extern "C" fn make(data: *mut c_void) -> usize {
     let scene = unsafe { &*data.cast::<Scene<'_>>() };
     let mut list = 0usize;
     for left in (0..scene.nodes).rev() {
-        // SAFETY: the cell is the new head of the list, which is on this stack and goes back in a register. It is written before anybody
-        // else sees it; it has two words.
+        // SAFETY: the cell is the new head of the list, which is on this stack and goes back in a
+        // register. It is written before anybody else sees it; it has two words.
         unsafe {
             let Ok(cell) = scene.mutator.alloc_at(scene.site) else {
                 return 0;

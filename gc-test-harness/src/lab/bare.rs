@@ -1,15 +1,17 @@
-//! The limit program of binary trees: a bare bump-and-bitmap heap of 16-byte cells with two edges each, for one thread.
+//! The limit program of binary trees: a bare bump-and-bitmap heap of 16-byte cells with two edges
+//! each, for one thread.
 //!
-//! It does what any heap of this kind must do and nothing else. Free cells are found by their bits, cleared a run at a
-//! time and bumped through, the cursor in memory as that of every bump that may be interrupted. When as much has been
-//! handed out as was live (at least 4 MiB in all, as Urge's pacer has it), the thread itself marks, from its registers
-//! and its stack word by word, with a stack of cells and a second bitmap; then the bitmaps swap, and sweeping is to find
-//! the next run. There are no other sizes, kinds, spans, threads, signals, barriers or limits, and memory once touched is
-//! kept. Pages are huge where they can be.
+//! It does what any heap of this kind must do and nothing else. Free cells are found by their bits,
+//! cleared a run at a time and bumped through, the cursor in memory as that of every bump that may
+//! be interrupted. When as much has been handed out as was live (at least 4 MiB in all, as Urge's
+//! pacer has it), the thread itself marks, from its registers and its stack word by word, with a
+//! stack of cells and a second bitmap; then the bitmaps swap, and sweeping is to find the next run.
+//! There are no other sizes, kinds, spans, threads, signals, barriers or limits, and memory once
+//! touched is kept. Pages are huge where they can be.
 //!
-//! The order of marking matters more than prefetching here: a node is allocated right after its second subtree, so going
-//! that way first runs through memory downwards. It takes half the time of the other order; a ring of prefetched cells on
-//! top of it gained nothing.
+//! The order of marking matters more than prefetching here: a node is allocated right after its
+//! second subtree, so going that way first runs through memory downwards. It takes half the time of
+//! the other order; a ring of prefetched cells on top of it gained nothing.
 
 use std::arch::asm;
 use std::cell::{Cell, RefCell};
@@ -189,7 +191,8 @@ impl Rest {
         let mut live = 0;
         let mut word = registers.as_ptr();
         while (word as usize) < self.bottom {
-            // SAFETY: the array and everything between it and the caller's frame are this thread's stack.
+            // SAFETY: the array and everything between it and the caller's frame are this thread's
+            // stack.
             let value = unsafe { word.read_volatile() };
             live += self.mark(value);
             word = word.wrapping_add(1);

@@ -1,9 +1,11 @@
-//! A cache with replacement: values of 16 bytes to 4 KiB, each under an entry, all entries held by one table.
+//! A cache with replacement: values of 16 bytes to 4 KiB, each under an entry, all entries held by
+//! one table.
 //!
-//! The table is filled; then each turn replaces the value of a random slot by a new one of another size, and looks one
-//! other up. A value is a leaf cell with its key in its first word and a pattern behind it, an entry a cell of three
-//! words: the value, the key, the size. Every value that is looked at is compared with its entry, and what all of them
-//! add up to is printed: the peers in `benches/peers/` draw the same numbers and must print the same line.
+//! The table is filled; then each turn replaces the value of a random slot by a new one of another
+//! size, and looks one other up. A value is a leaf cell with its key in its first word and a
+//! pattern behind it, an entry a cell of three words: the value, the key, the size. Every value
+//! that is looked at is compared with its entry, and what all of them add up to is printed: the
+//! peers in `benches/peers/` draw the same numbers and must print the same line.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -125,7 +127,8 @@ impl<'m> Cache<'m> {
         // Written as a whole at once, so not cleared; nor do the peers in C clear it.
         let value = kind(Kind::leaf_uninit("value"))?;
         let entries = ((mib as usize) << 20) / MEAN;
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle keeps it.
+        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // keeps it.
         let table = unsafe { mutator.alloc(holder, entries * size_of::<usize>()) };
         let table = table.map_err(ChurnError::Full)?;
         // SAFETY: allocated just now.
@@ -155,8 +158,8 @@ impl<'m> Cache<'m> {
     fn entry(&mut self, key: u64) -> Result<NonNull<Entry>, ChurnError> {
         let bytes = self.draw_bytes();
         let site = self.values[bytes.div_ceil(STEP)];
-        // SAFETY: sites of this heap, of leaf cells of at least so many bytes (16 or more) and of three words; first
-        // stores into new cells.
+        // SAFETY: sites of this heap, of leaf cells of at least so many bytes (16 or more) and of
+        // three words; first stores into new cells.
         unsafe {
             let value = self.mutator.alloc_at(site).map_err(ChurnError::Full)?;
             let value = value.as_ptr();
@@ -185,7 +188,8 @@ impl<'m> Cache<'m> {
     #[inline]
     fn look(&self, slot: usize) -> Result<u64, ChurnError> {
         debug_assert!(slot < self.entries);
-        // SAFETY: the table leads to entries, these to values of so many bytes, and all of them live.
+        // SAFETY: the table leads to entries, these to values of so many bytes, and all of them
+        // live.
         let (entry, found, last) = unsafe {
             let entry = &*self.table.add(slot).read();
             let last = entry.value.add(entry.bytes - 1).read();

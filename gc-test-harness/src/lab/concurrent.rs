@@ -1,14 +1,17 @@
-//! `gclab mark --concurrent`: a random graph that a mutator changes while it is marked, beside the signal floor.
+//! `gclab mark --concurrent`: a random graph that a mutator changes while it is marked, beside the
+//! signal floor.
 //!
-//! The mutator's turn: an edge of a random cell is replaced; eight cells are allocated with edges to what was read, and
-//! dropped; every sixteenth turn the last of them takes a random cell's place in the table and its edges, while that one's
-//! are cleared. So the live cells stay about as many, and the program allocates some 100 times what it keeps. Each cell
-//! that the mutator reads is checked: its third word is the complement of its fourth. Collections begin when the pacer
-//! says so. `benches/peers/concurrent.go` does the same.
+//! The mutator's turn: an edge of a random cell is replaced; eight cells are allocated with edges
+//! to what was read, and dropped; every sixteenth turn the last of them takes a random cell's place
+//! in the table and its edges, while that one's are cleared. So the live cells stay about as many,
+//! and the program allocates some 100 times what it keeps. Each cell that the mutator reads is
+//! checked: its third word is the complement of its fourth. Collections begin when the pacer says
+//! so. `benches/peers/concurrent.go` does the same.
 //!
-//! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator allocates nothing and no
-//! collection is under way. What the mutator had for itself is read millisecond by millisecond, from what
-//! the collector took and from its progress ([`gauge`](super::gauge)).
+//! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator
+//! allocates nothing and no collection is under way. What the mutator had for itself is read
+//! millisecond by millisecond, from what the collector took and from its progress
+//! ([`gauge`](super::gauge)).
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -35,8 +38,10 @@ const BLOCKS: u32 = 5;
 const ROUNDS: u32 = 100;
 /// Rounds of the floor that decide whether it spins or sleeps.
 const CALIBRATION: u32 = 30;
-/// How often the driver looks at the heap: for a part of the time between two collections, within these bounds. Where all processors are busy each look interrupts somebody for
-/// 20 to 30 us. One every 0.5 ms met a stop in ten; the floor's rounds, in which the driver itself is the one who stops, none.
+/// How often the driver looks at the heap: for a part of the time between two collections, within
+/// these bounds. Where all processors are busy each look interrupts somebody for 20 to 30 us. One
+/// every 0.5 ms met a stop in ten; the floor's rounds, in which the driver itself is the one who
+/// stops, none.
 const LOOK: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
 const LOOKS: u32 = 8;
 /// Turns between two looks at the clock.
@@ -68,9 +73,11 @@ pub struct Outcome {
     pub turns: u64,
     /// How long it took to do them.
     pub turning: Duration,
-    /// Processor time of the collector's threads, and time that the mutator helped, over all collections.
+    /// Processor time of the collector's threads, and time that the mutator helped, over all
+    /// collections.
     pub collecting: (Duration, Duration),
-    /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep is in the first alone.
+    /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep
+    /// is in the first alone.
     pub alive: (u64, u64),
     /// How long everything took.
     pub took: Duration,
@@ -192,7 +199,8 @@ impl<'g> Program<'g> {
     /// Writes a number and its complement into every cell.
     fn number_all(&mut self) {
         for n in 0..self.cells {
-            // SAFETY: a word of the table, which leads to a live cell of four words; the last two are no edges.
+            // SAFETY: a word of the table, which leads to a live cell of four words; the last two
+            // are no edges.
             unsafe {
                 let cell = self.table.add(n).read();
                 (*cell)[2] = n;
@@ -213,8 +221,9 @@ impl<'g> Program<'g> {
         let turn = self.turn;
         self.turn += 1;
         let (a, b) = (self.pick(), self.pick());
-        // SAFETY: the table's words lead to live cells of four words. Those just allocated are kept by this thread's
-        // registers, and their first stores need no barrier; all other stores of edges go through it.
+        // SAFETY: the table's words lead to live cells of four words. Those just allocated are kept
+        // by this thread's registers, and their first stores need no barrier; all other stores of
+        // edges go through it.
         unsafe {
             let (a, b) = (a.read(), b.read());
             if (*a)[2] != !(*a)[3] {
@@ -247,7 +256,8 @@ impl<'g> Program<'g> {
     fn run(&mut self, signs: &Signs, gauge: &mut Gauge) -> Result<(u64, Duration), MarkError> {
         // Whatever ends this, the driver waits no longer.
         let _over = Over(&signs.over);
-        // SAFETY: the offset is that of an `AtomicU32` in this thread's context, which lives as long as the mutator.
+        // SAFETY: the offset is that of an `AtomicU32` in this thread's context, which lives as
+        // long as the mutator.
         let marking = unsafe {
             &*self
                 .mutator
@@ -259,7 +269,8 @@ impl<'g> Program<'g> {
         let (mut turns, mut turning) = (0, Duration::ZERO);
         let mut since = Instant::now();
         let mut was_quiet = false;
-        // Ordering: Acquire, pairs with the Release of whoever ends it; the flags carry no data besides.
+        // Ordering: Acquire, pairs with the Release of whoever ends it; the flags carry no data
+        // besides.
         while !signs.over.load(Ordering::Acquire) {
             let quiet = signs.quiet.load(Ordering::Acquire);
             if quiet != was_quiet {
@@ -301,7 +312,8 @@ struct Driven {
     stalls: Samples,
     floor: Samples,
     wait: Wait,
-    /// Collections that were asked for before floor rounds, while nothing was allocated: they are not measured.
+    /// Collections that were asked for before floor rounds, while nothing was allocated: they are
+    /// not measured.
     asked: Vec<u64>,
 }
 
@@ -363,8 +375,9 @@ impl Driver<'_> {
                 .rounds(rounds, wait, |_| self.settle())
                 .map_err(|e| MarkError::Heap(e.to_string()))
         };
-        // When this one is over none is under way: nobody allocates. Nor is the floor measured beside the sweeping, which has a processor to itself for
-        // as long as that takes: of 4 GiB, longer than all rounds.
+        // When this one is over none is under way: nobody allocates. Nor is the floor measured
+        // beside the sweeping, which has a processor to itself for as long as that takes: of 4 GiB,
+        // longer than all rounds.
         driven.asked.push(self.heap.collect());
         while self.heap.stats().sweeping && !self.is_over() {
             std::thread::sleep(LOOK[1]);

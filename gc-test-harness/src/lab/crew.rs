@@ -1,7 +1,7 @@
 //! Threads of one heap that compute, again and again, something whose answer is known beforehand.
 //!
-//! They compute it in compiled kernels, out of registers and objects that a lost root, a bent register
-//! or a cell freed too early would spoil. The first wrong answer ends the crew.
+//! They compute it in compiled kernels, out of registers and objects that a lost root, a bent
+//! register or a cell freed too early would spoil. The first wrong answer ends the crew.
 //!
 //! | thread | stands at a stop | checks |
 //! |---|---|---|
@@ -91,7 +91,8 @@ pub struct Crew<'a> {
     failure: Mutex<Option<String>>,
 }
 
-/// Ends the crew when dropped, also on an early return: the threads' scope would never end otherwise.
+/// Ends the crew when dropped, also on an early return: the threads' scope would never end
+/// otherwise.
 pub struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -195,7 +196,8 @@ impl<'a> Crew<'a> {
                 ));
             }
             self.right();
-            // For `URGE_ASYNC=0`: without signals, here is where a thread stops, after tens of milliseconds.
+            // For `URGE_ASYNC=0`: without signals, here is where a thread stops, after tens of
+            // milliseconds.
             mutator.thread().poll();
         }
         Ok(())
@@ -263,7 +265,8 @@ struct Recursion<'a> {
     turns: u64,
 }
 
-/// A node that says three times its frame's depth. An exhausted heap ends the process: the frames above cannot know.
+/// A node that says three times its frame's depth. An exhausted heap ends the process: the frames
+/// above cannot know.
 unsafe extern "C" fn fresh(data: *mut c_void, depth: u64) -> usize {
     // SAFETY: `recurse` passes this.
     let recursion = unsafe { &*data.cast::<Recursion<'_>>() };

@@ -1,4 +1,5 @@
-//! `gclab` alone: threads in poll-free loops beside threads that allocate, all stopped, scanned, collected and resumed, for a few seconds.
+//! `gclab` alone: threads in poll-free loops beside threads that allocate, all stopped, scanned,
+//! collected and resumed, for a few seconds.
 //!
 //! The threads are those of a [`Crew`]: each computes something whose answer it knows, and the demo
 //! fails if one is wrong.

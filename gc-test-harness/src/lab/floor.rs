@@ -1,16 +1,20 @@
-//! The signal floor: threads stopped and resumed in as few instructions as can be, with nothing done in between.
+//! The signal floor: threads stopped and resumed in as few instructions as can be, with nothing
+//! done in between.
 //!
-//! What a stop by signal costs at the very least on this machine, so that the library's own times can be given as ratios.
-//! A request is one store and one `tgkill` a thread; the handler stores its acknowledgement, waits on a futex until the
-//! resume's number has come, and returns. Nothing is recorded of the thread, no context is kept, no code is looked up.
+//! What a stop by signal costs at the very least on this machine, so that the library's own times
+//! can be given as ratios. A request is one store and one `tgkill` a thread; the handler stores its
+//! acknowledgement, waits on a futex until the resume's number has come, and returns. Nothing is
+//! recorded of the thread, no context is kept, no code is looked up.
 //!
-//! It is honest in two respects that are easy to get wrong. First, at each number of threads the better of *spinning*
-//! and *sleeping* while waiting for the acknowledgements counts ([`Wait`]): spinning is quicker with a processor to spare
-//! and slower when it takes one from a thread that must still run its handler. Second, a thread that was resumed but has
-//! not been scheduled since is taken over for the next round where it stands, as any collector would: on a machine with
-//! more threads than processors, a floor that waited for it to leave and come back would be no floor.
+//! It is honest in two respects that are easy to get wrong. First, at each number of threads the
+//! better of *spinning* and *sleeping* while waiting for the acknowledgements counts ([`Wait`]):
+//! spinning is quicker with a processor to spare and slower when it takes one from a thread that
+//! must still run its handler. Second, a thread that was resumed but has not been scheduled since
+//! is taken over for the next round where it stands, as any collector would: on a machine with more
+//! threads than processors, a floor that waited for it to leave and come back would be no floor.
 //!
-//! It uses SIGUSR1 and its own statics: one [`Floor`] a process, and its threads may be mutators of a world as well.
+//! It uses SIGUSR1 and its own statics: one [`Floor`] a process, and its threads may be mutators of
+//! a world as well.
 
 use std::cell::Cell;
 use std::fmt;
@@ -86,7 +90,8 @@ struct Record {
 }
 
 thread_local! {
-    // Constant and without a destructor: a plain word at a fixed offset from the thread pointer, safe in a handler.
+    // Constant and without a destructor: a plain word at a fixed offset from the thread pointer,
+    // safe in a handler.
     static RECORD: Cell<*const Record> = const { Cell::new(std::ptr::null()) };
 }
 
@@ -120,7 +125,8 @@ impl Floor {
         if TAKEN.swap(true, Ordering::AcqRel) {
             return Err(FloorError::Busy);
         }
-        // SAFETY: both structs are plain data that the call reads and fills; the handler is async-signal-safe.
+        // SAFETY: both structs are plain data that the call reads and fills; the handler is
+        // async-signal-safe.
         let installed = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as *const () as usize;
@@ -171,12 +177,13 @@ impl Floor {
         let number = REQUEST.load(Ordering::Relaxed) + 1;
         ACKNOWLEDGED.store(0, Ordering::Relaxed);
         let start = now();
-        // Release, here and below: pairs with the handler's Acquire load; the counter's reset comes before the request.
+        // Release, here and below: pairs with the handler's Acquire load; the counter's reset comes
+        // before the request.
         REQUEST.store(number, Ordering::Release);
         let mut waited_for = 0;
         for thread in threads.iter() {
-            // AcqRel: pairs with the thread's own exchange on its way out. Whichever is first decides: taken over where
-            // it stands, or running and signalled.
+            // AcqRel: pairs with the thread's own exchange on its way out. Whichever is first
+            // decides: taken over where it stands, or running and signalled.
             let parked = thread.stopped_for.load(Ordering::Relaxed);
             let taken_over = parked != 0
                 && thread
@@ -187,7 +194,8 @@ impl Floor {
                 waited_for += 1;
             }
         }
-        // Release: ordered before the signals by the system call; the handlers read it after their acknowledgement.
+        // Release: ordered before the signals by the system call; the handlers read it after their
+        // acknowledgement.
         let wake_at = if wait == Wait::Sleep { waited_for } else { 0 };
         WAKE_AT.store(wake_at, Ordering::Release);
         for thread in threads.iter() {
@@ -222,7 +230,8 @@ impl Floor {
         })
     }
 
-    /// `rounds` rounds, recorded with the threads' own stalls. `between` runs after each: it gives the threads time.
+    /// `rounds` rounds, recorded with the threads' own stalls. `between` runs after each: it gives
+    /// the threads time.
     pub fn rounds(
         &self,
         rounds: u32,
@@ -241,7 +250,8 @@ impl Floor {
             samples.met(round.signalled);
             between(round.pause);
             for (thread, read) in &mut drains {
-                // Acquire: pairs with the handler's Release store, after which the stall is in its place.
+                // Acquire: pairs with the handler's Release store, after which the stall is in its
+                // place.
                 let written = thread.written.load(Ordering::Acquire);
                 for i in *read..written {
                     let stall = thread.stalls[i as usize % STALLS].load(Ordering::Relaxed);
@@ -272,7 +282,8 @@ impl Drop for Floor {
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        // A round holds the lock until all its signals are answered, by this thread too, in the middle of waiting here.
+        // A round holds the lock until all its signals are answered, by this thread too, in the
+        // middle of waiting here.
         let record = RECORD.get();
         self.floor
             .lock()
@@ -281,7 +292,8 @@ impl Drop for Member<'_> {
     }
 }
 
-/// All that a stopped thread does. It touches atomics, two thread-local words and the futex, and no errno.
+/// All that a stopped thread does. It touches atomics, two thread-local words and the futex, and no
+/// errno.
 extern "C" fn on_signal(_: libc::c_int) {
     let start = now();
     let record = RECORD.get();
@@ -346,7 +358,8 @@ static PID: AtomicI32 = AtomicI32::new(0);
 
 /// A bare system call: the handler must leave errno alone, and saving it would cost more than this.
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
-    // SAFETY: the kernel reads the word that the reference keeps alive, and no further argument is used: no timeout.
+    // SAFETY: the kernel reads the word that the reference keeps alive, and no further argument is
+    // used: no timeout.
     unsafe {
         core::arch::asm!(
             "syscall",

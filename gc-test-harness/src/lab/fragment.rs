@@ -1,8 +1,10 @@
-//! Fragmentation: fill with cells of one size, drop nine in ten at random, fill with cells of another.
+//! Fragmentation: fill with cells of one size, drop nine in ten at random, fill with cells of
+//! another.
 //!
-//! What survives stands in everybody's way, since nothing moves: the room between the survivors fits the old size only.
-//! How much memory that takes at its peak is the figure, beside mimalloc's for the same sequence (`benches/peers/`).
-//! Each cell holds its number in its first and its last word, and what all survivors add up to is printed.
+//! What survives stands in everybody's way, since nothing moves: the room between the survivors
+//! fits the old size only. How much memory that takes at its peak is the figure, beside mimalloc's
+//! for the same sequence (`benches/peers/`). Each cell holds its number in its first and its last
+//! word, and what all survivors add up to is printed.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -95,7 +97,8 @@ impl<'m> Cells<'m> {
         count: usize,
         bytes: usize,
     ) -> Result<Cells<'m>, FragmentError> {
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle keeps it.
+        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // keeps it.
         let table = unsafe { mutator.alloc(holder, count * size_of::<usize>()) };
         let table = table.map_err(FragmentError::Full)?;
         // SAFETY: allocated just now.
@@ -109,7 +112,8 @@ impl<'m> Cells<'m> {
             _root: root,
         };
         for n in 0..count {
-            // SAFETY: a leaf cell of so many words, stored into first; the table has `count` words and is kept.
+            // SAFETY: a leaf cell of so many words, stored into first; the table has `count` words
+            // and is kept.
             unsafe {
                 let cell = mutator.alloc_at(site).map_err(FragmentError::Full)?;
                 let words = cell.cast::<usize>();

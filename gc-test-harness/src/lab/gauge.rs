@@ -1,11 +1,13 @@
 //! How much of each millisecond a program had for itself, by two measures, tick by tick.
 //!
-//! *Utilisation* is what the collector left of a window's time: what is neither a stop nor help that an allocation gave (Cheng and Blelloch 2001,
-//! "A parallel, real-time garbage collector", whose minimum over all windows is the mmu).
+//! *Utilisation* is what the collector left of a window's time: what is neither a stop nor help
+//! that an allocation gave (Cheng and Blelloch 2001, "A parallel, real-time garbage collector",
+//! whose minimum over all windows is the mmu).
 //!
-//! *Progress* is stricter. A program that always does the same work counts it; what a window of ten ticks holds, over what
-//! ten ticks hold while no collection is under way, shows also what a barrier costs, a core that the system takes away, a host's page, and
-//! a memory bus that is shared with whoever marks.
+//! *Progress* is stricter. A program that always does the same work counts it; what a window of ten
+//! ticks holds, over what ten ticks hold while no collection is under way, shows also what a
+//! barrier costs, a core that the system takes away, a host's page, and a memory bus that is shared
+//! with whoever marks.
 
 use std::time::{Duration, Instant};
 
@@ -58,7 +60,8 @@ impl Gauge {
         ((time.as_nanos() / TICK.as_nanos()) as usize).min(MOST - 1)
     }
 
-    /// A piece of work has been done, inside a collection or not, by a program that has `helped` for so long in all.
+    /// A piece of work has been done, inside a collection or not, by a program that has `helped`
+    /// for so long in all.
     #[inline]
     pub fn add(&mut self, collecting: bool, helped: Duration) {
         let now = self.start.elapsed();
@@ -91,7 +94,8 @@ impl Gauge {
         self.last = tick;
     }
 
-    /// A collection began and ended then, and had the program stopped at its beginning and at its end, at most for so long each time.
+    /// A collection began and ended then, and had the program stopped at its beginning and at its
+    /// end, at most for so long each time.
     pub fn collected(&mut self, from: Duration, to: Duration, pause: Duration) {
         for at in [from, to.saturating_sub(pause).max(from)] {
             self.hold(at, pause);
@@ -104,7 +108,8 @@ impl Gauge {
 
     /// What the program had of its windows.
     ///
-    /// Of a collection shorter than a window, the windows that hold it wholly count; of a longer one, those that lie in it.
+    /// Of a collection shorter than a window, the windows that hold it wholly count; of a longer
+    /// one, those that lie in it.
     pub fn windows(&self) -> Windows {
         let ticks = self.last; // the last one is not over
         let (work, flags) = (&self.work[..ticks], &self.flags[..ticks]);
@@ -152,8 +157,8 @@ impl Gauge {
         }
     }
 
-    /// The work of a tick without a collection that nobody else disturbs: what one tick in ten exceeds. Where collections
-    /// leave too few of them, all ticks count.
+    /// The work of a tick without a collection that nobody else disturbs: what one tick in ten
+    /// exceeds. Where collections leave too few of them, all ticks count.
     fn usual(&self, ticks: usize) -> f64 {
         const ENOUGH: usize = 20;
         let of = |unwanted: u8| {

@@ -1,14 +1,16 @@
-//! The limit program of marking: a bare prefetching loop over a graph of 32-byte cells whose first two words are edges.
+//! The limit program of marking: a bare prefetching loop over a graph of 32-byte cells whose first
+//! two words are edges.
 //!
-//! It does what any marker of this kind must do and nothing else. An edge's mark word is prefetched and waits in a ring;
-//! the bit is tested and then set by an atomic `or`; a newly marked cell's block is looked up in a table of 16 KiB units,
-//! as for its size and kind; its first line is prefetched and waits in a second ring; its two words are read. The stack
-//! is allocated for all cells before, mark bits and stack lie in huge pages, the shape of cells is known to the loop, and
-//! no kind, large object, queue limit or encoding is provided for.
+//! It does what any marker of this kind must do and nothing else. An edge's mark word is prefetched
+//! and waits in a ring; the bit is tested and then set by an atomic `or`; a newly marked cell's
+//! block is looked up in a table of 16 KiB units, as for its size and kind; its first line is
+//! prefetched and waits in a second ring; its two words are read. The stack is allocated for all
+//! cells before, mark bits and stack lie in huge pages, the shape of cells is known to the loop,
+//! and no kind, large object, queue limit or encoding is provided for.
 //!
-//! The table that holds all cells is taken in parts of 8,192, each followed to its end: what lies in the second-level
-//! cache when it is marked still does when it is followed. Several threads take parts in turn and share nothing else but
-//! the mark bits: a table of everything needs no stealing.
+//! The table that holds all cells is taken in parts of 8,192, each followed to its end: what lies
+//! in the second-level cache when it is marked still does when it is followed. Several threads take
+//! parts in turn and share nothing else but the mark bits: a table of everything needs no stealing.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -76,8 +78,8 @@ impl Limit {
     /// Marks all that `table` leads to, by so many of the threads.
     ///
     /// # Safety
-    /// Every word of the table and the first two words of every cell are 0 or the address of a cell of the graph that
-    /// this was made for, and nobody writes them meanwhile.
+    /// Every word of the table and the first two words of every cell are 0 or the address of a cell
+    /// of the graph that this was made for, and nobody writes them meanwhile.
     pub unsafe fn mark(&mut self, table: &[usize], threads: usize) -> Marking {
         for word in self.marks.iter_mut() {
             *word.get_mut() = 0;
@@ -288,8 +290,8 @@ impl<T> Huge<T> {
         let layout = Layout::from_size_align(bytes, PAGE).unwrap_or_else(|_| {
             unreachable!("a graph's tables are smaller than the address space")
         });
-        // SAFETY: the layout is not empty; the advice changes nothing but speed; all bytes are written, and zeroes
-        // are a `T` (the caller says).
+        // SAFETY: the layout is not empty; the advice changes nothing but speed; all bytes are
+        // written, and zeroes are a `T` (the caller says).
         unsafe {
             let memory = alloc(layout);
             if memory.is_null() {
@@ -339,7 +341,8 @@ mod tests {
         // SAFETY: plain numbers.
         let mut cells = unsafe { Huge::<usize>::zeroed(4 * 100) };
         let at = |n: usize, cells: &Huge<usize>| cells[4 * n..].as_ptr() as usize;
-        // Cells 0 to 59 are a list from the last to the first, with an edge to the middle each; nothing leads to 60 on.
+        // Cells 0 to 59 are a list from the last to the first, with an edge to the middle each;
+        // nothing leads to 60 on.
         for n in 1..60 {
             let edges = [at(n - 1, &cells), at(n / 2, &cells)];
             cells[4 * n..4 * n + 2].copy_from_slice(&edges);

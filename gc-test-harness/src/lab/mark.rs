@@ -1,9 +1,10 @@
 //! Full markings of a random graph, beside the limit program over the same graph in the same run.
 //!
-//! The graph: cells of 32 bytes, each with two edges to random older ones, all held by one table in the order in which
-//! they were made. The heap's markings and the limit program's alternate, so that a neighbour's load meets both, and the
-//! claim is the ratio within each pair. No mutator runs meanwhile, but the heap marks as it would beside one. With several
-//! markers, a second heap with one marker and the limit program with one thread take their turns as well.
+//! The graph: cells of 32 bytes, each with two edges to random older ones, all held by one table in
+//! the order in which they were made. The heap's markings and the limit program's alternate, so
+//! that a neighbour's load meets both, and the claim is the ratio within each pair. No mutator runs
+//! meanwhile, but the heap marks as it would beside one. With several markers, a second heap with
+//! one marker and the limit program with one thread take their turns as well.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -102,7 +103,8 @@ pub struct Round {
 }
 
 impl Graph {
-    /// Makes it, of so many MiB of cells, to be marked by so many markers. No collection runs meanwhile.
+    /// Makes it, of so many MiB of cells, to be marked by so many markers. No collection runs
+    /// meanwhile.
     ///
     /// # Errors
     /// [`MarkError::Heap`] and [`MarkError::Full`].
@@ -126,7 +128,8 @@ impl Graph {
             .map_err(|e| error(&e))?;
         let site = heap.site(object, CELL).map_err(|e| error(&e))?;
         let mutator = heap.attach().map_err(|e| error(&e))?;
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle keeps it.
+        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // keeps it.
         let table = unsafe { mutator.alloc(holder, cells * size_of::<usize>()) };
         let table = table.map_err(MarkError::Full)?;
         // SAFETY: allocated just now.
@@ -135,7 +138,8 @@ impl Graph {
         let table = table.cast::<usize>();
         let mut random = Random::default();
         for n in 0..cells {
-            // SAFETY: two words in a cell of four, stored first; the table has `cells` words and is kept by the handle.
+            // SAFETY: two words in a cell of four, stored first; the table has `cells` words and is
+            // kept by the handle.
             unsafe {
                 let cell = mutator.alloc_at(site).map_err(MarkError::Full)?;
                 if n > 0 {
@@ -171,8 +175,8 @@ impl Graph {
         self.mutator.collect();
     }
 
-    /// Cells that a collection finds alive, the table not counted, and cells that the table leads to: the latter are among
-    /// the former, each cell's last two words complements.
+    /// Cells that a collection finds alive, the table not counted, and cells that the table leads
+    /// to: the latter are among the former, each cell's last two words complements.
     pub(super) fn alive(&self) -> Result<(u64, u64), MarkError> {
         self.collect();
         let found = self.heap.stats().last.cells_live - 1;
@@ -194,7 +198,8 @@ impl Graph {
                 }
                 *word |= bit;
                 reached += 1;
-                // SAFETY: the table's words lead to live cells of four words, and so do their edges.
+                // SAFETY: the table's words lead to live cells of four words, and so do their
+                // edges.
                 let [left, right, number, complement] = unsafe { *(cell as *const [usize; 4]) };
                 if number != !complement {
                     return Err(MarkError::Damaged);
@@ -281,13 +286,15 @@ pub struct Outcome {
     pub rounds: Vec<(Round, Marking)>,
     /// Where there are several markers, both by one in the same turns.
     pub single: Vec<(Round, Marking)>,
-    /// Bytes that the heap has ever used, bytes of the tables beside them, and the most bytes in the mark queue.
+    /// Bytes that the heap has ever used, bytes of the tables beside them, and the most bytes in
+    /// the mark queue.
     pub memory: [u64; 3],
     /// How long making the graph took.
     pub building: Duration,
     /// How long everything took.
     pub took: Duration,
-    /// The process's peak with the graph and a collection, before the limit program's tables were made.
+    /// The process's peak with the graph and a collection, before the limit program's tables were
+    /// made.
     pub peak_rss_bytes: u64,
 }
 
@@ -352,7 +359,8 @@ impl Outcome {
         median(&rates.collect::<Vec<_>>())
     }
 
-    /// What part of the limit program's speed the heap's markers have, pair by pair: min, median, max.
+    /// What part of the limit program's speed the heap's markers have, pair by pair: min, median,
+    /// max.
     pub fn limit_ratio(&self) -> [f64; 3] {
         spread(
             self.rounds
@@ -361,7 +369,8 @@ impl Outcome {
         )
     }
 
-    /// How many times as fast the markers are as one, turn by turn: min, median, max. All 0 with one marker.
+    /// How many times as fast the markers are as one, turn by turn: min, median, max. All 0 with
+    /// one marker.
     pub fn markers_ratio(&self) -> [f64; 3] {
         let turns = self.rounds.iter().zip(&self.single);
         spread(turns.map(|(many, one)| over(one.0.mark, many.0.mark)))

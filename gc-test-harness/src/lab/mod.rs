@@ -1,4 +1,5 @@
-//! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and programs about it.
+//! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and
+//! programs about it.
 
 mod bare;
 pub mod churn;

@@ -1,10 +1,12 @@
-//! `gclab pause`: time to stop, pause and stall over poll-free managed loops, beside the signal floor of the same run.
+//! `gclab pause`: time to stop, pause and stall over poll-free managed loops, beside the signal
+//! floor of the same run.
 //!
-//! The threads are the same for both: mutators of a world that are members of the floor as well, all in the same
-//! counting loop, which says in memory how far it is: a round begins when each was seen to run since the one before.
-//! Blocks of rounds alternate, floor, ours, floor, ours, ..., floor, so that whatever else the machine
-//! does meanwhile meets both. Medians are taken over all rounds. A tail is claimed as the median of the blocks' ratios,
-//! since a 99th percentile swings by several times even for the floor against itself; that swing is reported beside it.
+//! The threads are the same for both: mutators of a world that are members of the floor as well,
+//! all in the same counting loop, which says in memory how far it is: a round begins when each was
+//! seen to run since the one before. Blocks of rounds alternate, floor, ours, floor, ours, ...,
+//! floor, so that whatever else the machine does meanwhile meets both. Medians are taken over all
+//! rounds. A tail is claimed as the median of the blocks' ratios, since a 99th percentile swings by
+//! several times even for the floor against itself; that swing is reported beside it.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -21,13 +23,15 @@ use crate::kernels::alloc::{Allocator, node_site, ring};
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::kernels::loops::{CountAloud, Loops, count_oracle};
 
-/// Turns of the counting loop a call, with one thread: some 20 ms, so that nearly every stop meets the loop and not the Rust around it. Many threads have shorter calls,
-/// or it would take a minute until the last of a thousand has had its first.
+/// Turns of the counting loop a call, with one thread: some 20 ms, so that nearly every stop meets
+/// the loop and not the Rust around it. Many threads have shorter calls, or it would take a minute
+/// until the last of a thousand has had its first.
 const TURNS: u64 = 15_000_000;
 const LEAST_TURNS: u64 = 200_000;
 /// The loop's seed; its answer is known before.
 const SEED: u64 = 7;
-/// How long a round waits for all threads to run again: a little more than the 4 ms of a common kernel's tick.
+/// How long a round waits for all threads to run again: a little more than the 4 ms of a common
+/// kernel's tick.
 const PATIENCE: Duration = Duration::from_millis(5);
 /// For no longer than this does a stop let the threads run before it begins.
 const RUNS_MOST: Duration = Duration::from_millis(10);
@@ -40,8 +44,9 @@ const CALIBRATION_BLOCKS: usize = 7;
 /// Rounds of such a block.
 const CALIBRATION: u32 = 30;
 
-/// Rounds a block that end in a minute or so. With many threads beyond the processors a round takes the square of their number: each must have its turn before it can answer, and so
-/// must the stopper between two of its signals.
+/// Rounds a block that end in a minute or so. With many threads beyond the processors a round takes
+/// the square of their number: each must have its turn before it can answer, and so must the
+/// stopper between two of its signals.
 pub fn rounds_for(threads: usize) -> u32 {
     let beyond = (threads.max(16) / 16) as u32;
     (500 / (beyond * beyond)).max(1)
@@ -254,7 +259,8 @@ impl Crew<'_> {
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
         self.working.fetch_add(1, Ordering::Release);
-        // Nobody loops before all are here: a thousand threads would come in one time slice of all the others after another.
+        // Nobody loops before all are here: a thousand threads would come in one time slice of all
+        // the others after another.
         while self.working.load(Ordering::Acquire) < self.places.len() && !self.is_over() {
             mutator.blocking(|| std::thread::sleep(PATIENCE));
         }
@@ -282,12 +288,14 @@ impl Crew<'_> {
         Ok(())
     }
 
-    /// Gives the threads time until each has been seen to run, so that the next stop meets running threads and not such
-    /// as are still parked, to be taken over where they stand. With more threads than processors that could take as
-    /// many time slices as there are threads, so patience has an end; how many were running is counted.
+    /// Gives the threads time until each has been seen to run, so that the next stop meets running
+    /// threads and not such as are still parked, to be taken over where they stand. With more
+    /// threads than processors that could take as many time slices as there are threads, so
+    /// patience has an end; how many were running is counted.
     ///
-    /// The threads run at first for as long as the last stop `took`. A stop sees to that before it begins: were it to wait here
-    /// after the threads were seen to run, other programs could have their processors by the time that it asks.
+    /// The threads run at first for as long as the last stop `took`. A stop sees to that before it
+    /// begins: were it to wait here after the threads were seen to run, other programs could have
+    /// their processors by the time that it asks.
     fn settle(&self, took: Duration) {
         std::thread::sleep(self.gap.max(took.min(RUNS_MOST)));
         let begun = Instant::now();
@@ -341,12 +349,13 @@ impl Crew<'_> {
         samples
     }
 
-    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker with, in the median
-    /// of alternating blocks. A median of all rounds would not do: with more threads than processors a spinning floor
-    /// does well at times, when it happens to share its processor with none of the threads, and waits for time slices
-    /// of milliseconds at others.
+    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker
+    /// with, in the median of alternating blocks. A median of all rounds would not do: with more
+    /// threads than processors a spinning floor does well at times, when it happens to share its
+    /// processor with none of the threads, and waits for time slices of milliseconds at others.
     fn better_wait(&self, rounds: u32) -> Result<Wait, FloorError> {
-        // With far more threads than processors it is known: to spin takes one of the processors from threads that must run, for minutes in all at a thousand.
+        // With far more threads than processors it is known: to spin takes one of the processors
+        // from threads that must run, for minutes in all at a thousand.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         if self.places.len() > 8 * processors {
             return Ok(Wait::Sleep);
@@ -409,11 +418,13 @@ fn progress(done: usize, blocks: usize) {
     }
 }
 
-/// Lets this thread come to its turn quickly after a sleep although the loops use up their time slices (Linux 6.12 and
-/// later; elsewhere the rounds only take longer). What is measured begins when it is awake.
+/// Lets this thread come to its turn quickly after a sleep although the loops use up their time
+/// slices (Linux 6.12 and later; elsewhere the rounds only take longer). What is measured begins
+/// when it is awake.
 pub(super) fn ask_for_short_slices() {
     const SLICE_NANOS: u64 = 100_000;
-    // SAFETY: zero is a valid sched_attr, the call reads as many bytes as its size says, and its failure is no matter.
+    // SAFETY: zero is a valid sched_attr, the call reads as many bytes as its size says, and its
+    // failure is no matter.
     unsafe {
         let mut attributes: libc::sched_attr = std::mem::zeroed();
         attributes.size = size_of::<libc::sched_attr>() as u32;

@@ -1,7 +1,8 @@
 //! Every collection's pause, written down where all of them pass: in the stopped world.
 //!
-//! A heap keeps the figures of its last collection only, and a program that allocates fast may collect between any two
-//! looks at them. A root callback runs in every collection; there the collection before is entered, so none is missed.
+//! A heap keeps the figures of its last collection only, and a program that allocates fast may
+//! collect between any two looks at them. A root callback runs in every collection; there the
+//! collection before is entered, so none is missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,14 +52,16 @@ struct Book {
 }
 
 impl Book {
-    /// Enters the heap's last collection, once, and the time at which this one scans its roots. Safe in the stopped world: it stores into memory that is there, and the
-    /// heap's figures are locked inside `no_preempt` or by threads that are not stopped.
+    /// Enters the heap's last collection, once, and the time at which this one scans its roots.
+    /// Safe in the stopped world: it stores into memory that is there, and the heap's figures are
+    /// locked inside `no_preempt` or by threads that are not stopped.
     fn enter(&self, heap: &Heap, scanning: bool) {
         let last = heap.stats().last;
         let scanned = self.start.elapsed().as_nanos() as u64;
         let scanned = scanned * u64::from(scanning);
         let scanned = self.scanned.swap(scanned, Ordering::Relaxed);
-        // Ordering: Relaxed throughout; the collector's thread alone writes, and `finish` runs when its callback is gone.
+        // Ordering: Relaxed throughout; the collector's thread alone writes, and `finish` runs when
+        // its callback is gone.
         if last.number <= self.entered.load(Ordering::Relaxed) {
             return;
         }
@@ -101,7 +104,8 @@ impl Pauses {
             count: AtomicU64::new(0),
         });
         let (its_heap, its_book) = (heap.clone(), Arc::clone(&book));
-        // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold; it reports no roots.
+        // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold;
+        // it reports no roots.
         let callback = unsafe { heap.add_root_callback(move |_| its_book.enter(&its_heap, true)) };
         Pauses {
             heap: heap.clone(),

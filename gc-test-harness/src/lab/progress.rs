@@ -1,4 +1,5 @@
-//! How far a long piece of work is: a line on stderr, where that is a terminal, ten times a second at most.
+//! How far a long piece of work is: a line on stderr, where that is a terminal, ten times a second
+//! at most.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! The random numbers of the laboratory's programs, which all peers draw as well: Marsaglia's xorshift64.
+//! The random numbers of the laboratory's programs, which all peers draw as well: Marsaglia's
+//! xorshift64.
 
 /// A generator. Two of one seed give the same numbers, here and in `benches/peers/`.
 #[derive(Clone, Debug)]

@@ -1,4 +1,5 @@
-//! Times as people and programs read them: histograms, their five numbers, a table's lines and JSON.
+//! Times as people and programs read them: histograms, their five numbers, a table's lines and
+//! JSON.
 
 use std::time::Duration;
 
@@ -76,8 +77,8 @@ impl Samples {
 }
 
 fn histogram() -> Histogram<u64> {
-    // The bounds are constants that satisfy the constructor's three conditions; a histogram of one bucket would at
-    // worst lose digits.
+    // The bounds are constants that satisfy the constructor's three conditions; a histogram of one
+    // bucket would at worst lose digits.
     Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
         .unwrap_or_else(|_| unreachable!("1 ns to 100 s with three digits are valid bounds"))
 }

@@ -1,12 +1,15 @@
-//! The benchmarks game's binary trees over the raw tier: perfect trees of 16-byte nodes, built, counted and dropped.
+//! The benchmarks game's binary trees over the raw tier: perfect trees of 16-byte nodes, built,
+//! counted and dropped.
 //!
-//! The program is that of <https://benchmarksgame-team.pages.debian.net/benchmarksgame/description/binarytrees.html>: a
-//! tree one deeper than asked for, a long-lived one, and between the two as many short-lived trees of each depth as give
-//! all depths about as many nodes. Nothing but this thread's stack and registers keeps a tree. With several mutators each
-//! runs the whole program over the one heap. The same program runs over the limit program's heap ([`run_bare`]).
+//! The program is that of
+//! <https://benchmarksgame-team.pages.debian.net/benchmarksgame/description/binarytrees.html>: a
+//! tree one deeper than asked for, a long-lived one, and between the two as many short-lived trees
+//! of each depth as give all depths about as many nodes. Nothing but this thread's stack and
+//! registers keeps a tree. With several mutators each runs the whole program over the one heap. The
+//! same program runs over the limit program's heap ([`run_bare`]).
 //!
-//! The two lowest levels of a tree are built and counted without calls. That is what a C compiler makes of the program by
-//! itself, and so what the peers run.
+//! The two lowest levels of a tree are built and counted without calls. That is what a C compiler
+//! makes of the program by itself, and so what the peers run.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,7 +23,8 @@ use super::bare::Bare;
 use super::pauses::Pauses;
 use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time, thread_time};
 
-/// The least depth of the short-lived trees, and two less than the least depth that counts as asked for.
+/// The least depth of the short-lived trees, and two less than the least depth that counts as asked
+/// for.
 const LEAST: u32 = 4;
 
 /// The deepest tree that can be asked for: 2 GiB of nodes.
@@ -135,7 +139,8 @@ pub struct Outcome {
     pub young_collections: u64,
     /// Their pauses together.
     pub pause_total: Duration,
-    /// Bytes that the heap reached, those of its tables, and its mark queue's at their most; of the limit program 0.
+    /// Bytes that the heap reached, those of its tables, and its mark queue's at their most; of the
+    /// limit program 0.
     pub memory: [u64; 3],
     /// Cells that they freed, or 0 where nobody counted.
     pub cells_freed: u64,
@@ -305,7 +310,8 @@ pub(super) type Node = [usize; 2];
 
 /// Where nodes come from.
 pub(super) trait Cells {
-    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there is no room.
+    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there
+    /// is no room.
     fn node(&self) -> Option<NonNull<Node>>;
 }
 
@@ -320,7 +326,8 @@ struct Nodes<'m> {
 impl Cells for Nodes<'_> {
     #[inline(always)]
     fn node(&self) -> Option<NonNull<Node>> {
-        // SAFETY: the site is of this heap, its cells hold two words; the result stays in registers and on the stack.
+        // SAFETY: the site is of this heap, its cells hold two words; the result stays in registers
+        // and on the stack.
         match unsafe { self.mutator.alloc_at(self.site) } {
             Ok(node) => Some(node.cast()),
             Err(why) => {

@@ -2,10 +2,11 @@
 //!
 //! # Instructions
 //!
-//! An [`Instruction`] is 8 bytes: an opcode, a small operand `a`, an operand `b`, a wide operand `c`. A
-//! function's code is an array of them, jump targets are indices into it, so a translator needs no decoding.
-//! The code is stack code with a depth that is known at each instruction ([`Instruction::effect`]); a local variable
-//! is the stack slot with its number. Each instruction has a line.
+//! An [`Instruction`] is 8 bytes: an opcode, a small operand `a`, an operand `b`, a wide operand
+//! `c`. A function's code is an array of them, jump targets are indices into it, so a translator
+//! needs no decoding. The code is stack code with a depth that is known at each instruction
+//! ([`Instruction::effect`]); a local variable is the stack slot with its number. Each instruction
+//! has a line.
 //!
 //! | opcode | operands | stack: before -> after |
 //! |---|---|---|
@@ -39,20 +40,22 @@
 //! | `Inherit` | | superclass class -> superclass |
 //! | `Method` | c: symbol | class closure -> class |
 //!
-//! There is no `>=`, `<=`, `!=`: as in the book, they are `Less Not`, `Greater Not`, `Equal Not`, which is how they answer
-//! for NaN. `JumpIfFalse` is made by `and`, `JumpIfTrue` by `or`; a `Pop` follows.
+//! There is no `>=`, `<=`, `!=`: as in the book, they are `Less Not`, `Greater Not`, `Equal Not`,
+//! which is how they answer for NaN. `JumpIfFalse` is made by `and`, `JumpIfTrue` by `or`; a `Pop`
+//! follows.
 //!
 //! # Captured slots
 //!
-//! [`Function::captured`] names each slot that some closure may capture at some time. A slot outside of it can live in
-//! a register; one inside must be on the value stack, where open upvalues point. Two variables of
-//! blocks that follow each other may share a slot. [`Function::captures_any`] says whether `Return` has
-//! anything to close.
+//! [`Function::captured`] names each slot that some closure may capture at some time. A slot
+//! outside of it can live in a register; one inside must be on the value stack, where open upvalues
+//! point. Two variables of blocks that follow each other may share a slot.
+//! [`Function::captures_any`] says whether `Return` has anything to close.
 //!
 //! # Caches
 //!
-//! `GetProperty`, `SetProperty`, `GetSuper`, `Invoke`, `SuperInvoke` each have a [`Cache`] of their own in [`Proto::caches`]. No
-//! cell is in it: ids and slots only (ids are never used twice), so it is neither a root nor ever cleared.
+//! `GetProperty`, `SetProperty`, `GetSuper`, `Invoke`, `SuperInvoke` each have a [`Cache`] of their
+//! own in [`Proto::caches`]. No cell is in it: ids and slots only (ids are never used twice), so it
+//! is neither a root nor ever cleared.
 
 use super::value::Value;
 use super::vm::Vm;
@@ -253,17 +256,20 @@ pub struct Program {
 /// The symbol of `init`.
 pub const SYMBOL_INIT: u32 = 0;
 
-/// What one property access has seen last. Empty: `id` 0, which no header has where an instance's or class's stands.
+/// What one property access has seen last. Empty: `id` 0, which no header has where an instance's
+/// or class's stands.
 ///
-/// `GetProperty`, `SetProperty`, `Invoke`: `id` is the instance's shape. `GetSuper`, `SuperInvoke`: the superclass's id.
+/// `GetProperty`, `SetProperty`, `Invoke`: `id` is the instance's shape. `GetSuper`, `SuperInvoke`:
+/// the superclass's id.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(C)]
 pub struct Cache {
     /// shape or class
     pub id: u32,
-    /// No flag: a field, the instance's inline slot of that number. [`CACHE_OVERFLOW`]: a field, the slot of that
-    /// number in the overflow cell. [`CACHE_METHOD`]: that entry of the class's method table. [`CACHE_ADD`]
-    /// (`SetProperty` only): adds a field, the inline slot of that number, and stores [`Cache::header`].
+    /// No flag: a field, the instance's inline slot of that number. [`CACHE_OVERFLOW`]: a field,
+    /// the slot of that number in the overflow cell. [`CACHE_METHOD`]: that entry of the class's
+    /// method table. [`CACHE_ADD`] (`SetProperty` only): adds a field, the inline slot of that
+    /// number, and stores [`Cache::header`].
     pub slot: u32,
     /// With [`CACHE_ADD`]: the instance's header after the field was added.
     pub header: u64,
@@ -278,20 +284,23 @@ pub const CACHE_OVERFLOW: u32 = 1 << 29;
 /// The bits of [`Cache::slot`] that are a number.
 pub const CACHE_NUMBER: u32 = CACHE_OVERFLOW - 1;
 
-/// How any function is called: `base[0]` is the callee or receiver, `base[1..]` the arguments, whose number
-/// has been checked; `closure` is the boxed closure. Returns [`Value::ERROR`] after a runtime error.
-/// The callee counts frames and publishes the stack's limit (see [`super::vm`]).
+/// How any function is called: `base[0]` is the callee or receiver, `base[1..]` the arguments,
+/// whose number has been checked; `closure` is the boxed closure. Returns [`Value::ERROR`] after a
+/// runtime error. The callee counts frames and publishes the stack's limit (see [`super::vm`]).
 pub type Entry = unsafe extern "C" fn(vm: *mut Vm, closure: Value, base: *mut Value) -> Value;
 
-/// A function as one isolate runs it: its code, its constants' cells, its caches, its counters, its machine code.
-/// Lives at one address for as long as the isolate; every closure of the function refers to it.
+/// A function as one isolate runs it: its code, its constants' cells, its caches, its counters, its
+/// machine code. Lives at one address for as long as the isolate; every closure of the function
+/// refers to it.
 #[repr(C)]
 pub struct Proto {
     /// Never null. The interpreter first; machine code once there is some.
     pub entry: Entry,
-    /// The compiled code's own entry (arguments in registers), or null. Only the JIT writes and reads it.
+    /// The compiled code's own entry (arguments in registers), or null. Only the JIT writes and
+    /// reads it.
     pub fast_entry: *const u8,
-    /// The constants. Cells among them are roots of the isolate for good: machine code may hold their addresses.
+    /// The constants. Cells among them are roots of the isolate for good: machine code may hold
+    /// their addresses.
     pub constants: *const Value,
     /// The inline caches.
     pub caches: *mut Cache,

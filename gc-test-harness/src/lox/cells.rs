@@ -1,11 +1,13 @@
-//! The one place where Lox asks the heap for cells: kinds, sites, and a maker for each sort of cell.
+//! The one place where Lox asks the heap for cells: kinds, sites, and a maker for each sort of
+//! cell.
 //!
 //! # The end of a cell
-//! A loop over words or bytes may leave a pointer just past the last one as the only one that leads to a cell. So each cell
-//! that Rust code loops over (strings, the captures of a closure, tables) has `SPARE` bytes behind its last one. The fields of all
-//! other cells are reached at constant offsets, by Rust and by compiled code. The heap's own
-//! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would give the byte to those as well, and an instance of two fields would
-//! take 48 bytes instead of 32.
+//! A loop over words or bytes may leave a pointer just past the last one as the only one that leads
+//! to a cell. So each cell that Rust code loops over (strings, the captures of a closure, tables)
+//! has `SPARE` bytes behind its last one. The fields of all other cells are reached at constant
+//! offsets, by Rust and by compiled code. The heap's own
+//! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would give the byte to those as well, and
+//! an instance of two fields would take 48 bytes instead of 32.
 
 use super::bytecode::Proto;
 use super::object::*;
@@ -14,7 +16,8 @@ use super::vm::Vm;
 use gc_core::{Encoding, Heap, Kind, KindId, Site};
 use std::sync::Arc;
 
-/// How the collector finds a cell in a boxed word: the value stack, globals, cells' fields and stack-map slots.
+/// How the collector finds a cell in a boxed word: the value stack, globals, cells' fields and
+/// stack-map slots.
 pub const BOXED: Encoding =
     Encoding::nan_box(REFERENCE as usize, REFERENCE as usize, ADDRESS as usize);
 
@@ -136,8 +139,8 @@ impl LoxHeap {
 impl Vm {
     #[inline(always)]
     fn cell_at<T>(&mut self, site: Site) -> Result<*mut T, OutOfMemory> {
-        // SAFETY: the site belongs to this mutator's heap; every kind of ours tolerates the zero cell, and the maker
-        // initialises it.
+        // SAFETY: the site belongs to this mutator's heap; every kind of ours tolerates the zero
+        // cell, and the maker initialises it.
         match unsafe { self.mutator.alloc_at(site) } {
             Ok(cell) => Ok(cell.as_ptr().cast()),
             Err(_) => Err(OutOfMemory),
@@ -347,10 +350,12 @@ impl Vm {
         Ok(Value::cell(bound))
     }
 
-    /// Stores a value into a cell that the collector may already know: through the heap's barrier unit.
+    /// Stores a value into a cell that the collector may already know: through the heap's barrier
+    /// unit.
     ///
     /// # Safety
-    /// `slot` must be a word of a live cell that its kind traces boxed (or of a root range, where it is not needed).
+    /// `slot` must be a word of a live cell that its kind traces boxed (or of a root range, where
+    /// it is not needed).
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, slot: *mut Value, value: Value) {
         // SAFETY: the caller's promise.
@@ -374,7 +379,8 @@ mod tests {
         let lox = make_heap(&RunConfig::default()).expect("a heap");
         let mut vm =
             Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate");
-        // Where each cell begins and where its last word or byte ends. So little is made that nothing is collected.
+        // Where each cell begins and where its last word or byte ends. So little is made that
+        // nothing is collected.
         let mut ends = Vec::new();
         let mut made = |cell: usize, bytes: usize| ends.push((cell, cell + bytes));
         for length in 0..600 {

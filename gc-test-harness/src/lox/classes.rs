@@ -27,8 +27,8 @@ pub(super) enum Property {
     Missing,
 }
 
-/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never needs clearing:
-/// a shape's fields and its class's methods are settled before anyone can ask.
+/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never
+/// needs clearing: a shape's fields and its class's methods are settled before anyone can ask.
 #[derive(Clone, Copy)]
 struct Lookup {
     shape: u32,
@@ -225,7 +225,8 @@ impl Vm {
     /// Gives `instance` the new field `symbol`; the cache learns how where it can.
     ///
     /// # Safety
-    /// `instance` must refer to a live instance without that field, `cache` must be a function's own.
+    /// `instance` must refer to a live instance without that field, `cache` must be a function's
+    /// own.
     pub(super) unsafe fn add_field(
         &mut self,
         instance: Value,
@@ -234,8 +235,8 @@ impl Vm {
         cache: *mut Cache,
     ) -> Result<(), OutOfMemory> {
         let cell: *mut Instance = instance.as_cell();
-        // SAFETY: the caller's promise, and the invariants of shapes: `fields` is the number of the next field, an
-        // instance whose fields are more than fit has an overflow cell.
+        // SAFETY: the caller's promise, and the invariants of shapes: `fields` is the number of the
+        // next field, an instance whose fields are more than fit has an overflow cell.
         unsafe {
             let old = shape_of(instance);
             let class = class_of(instance);
@@ -327,7 +328,8 @@ impl Vm {
         shape: *mut Shape,
         symbol: u32,
     ) -> Result<*mut Shape, OutOfMemory> {
-        // SAFETY: the caller's promise; the list of children is linked through live shapes of the class.
+        // SAFETY: the caller's promise; the list of children is linked through live shapes of the
+        // class.
         unsafe {
             let mut next = (*shape).first_child;
             while next.is_cell() {
@@ -401,8 +403,8 @@ impl Vm {
         }
     }
 
-    /// Lets later instances of the class have `capacity` inline slots. Shapes of different capacities make different
-    /// trees, each with its root.
+    /// Lets later instances of the class have `capacity` inline slots. Shapes of different
+    /// capacities make different trees, each with its root.
     ///
     /// # Safety
     /// `class` must be a live class.
@@ -442,7 +444,8 @@ impl Vm {
         Ok(Value::cell(class))
     }
 
-    /// Copies the superclass's methods down into a class that has none yet, and expects its fields as well.
+    /// Copies the superclass's methods down into a class that has none yet, and expects its fields
+    /// as well.
     ///
     /// # Safety
     /// Both must refer to live classes.
@@ -526,14 +529,16 @@ impl Vm {
     }
 }
 
-/// Copies words into a fresh cell, one by one: a marker may have come by way of a register and read them meanwhile, and what C's library
-/// copies by is its own affair.
+/// Copies words into a fresh cell, one by one: a marker may have come by way of a register and read
+/// them meanwhile, and what C's library copies by is its own affair.
 ///
 /// # Safety
-/// `from` and `to` must have so many words; `to` lies in a cell that nothing in the heap refers to yet.
+/// `from` and `to` must have so many words; `to` lies in a cell that nothing in the heap refers to
+/// yet.
 unsafe fn copy_edges(from: *const Value, to: *mut Value, words: usize) {
     for word in 0..words {
-        // SAFETY: the caller's promise. Relaxed: a marker that reads the zero of a fresh cell instead has the old cell to go by.
+        // SAFETY: the caller's promise. Relaxed: a marker that reads the zero of a fresh cell
+        // instead has the old cell to go by.
         unsafe {
             let to = AtomicU64::from_ptr(to.add(word).cast());
             to.store((*from.add(word)).0, Ordering::Relaxed);

@@ -1,24 +1,26 @@
 //! Clears what calls that are over have left on the native stack, and in vector registers.
 //!
-//! Native frames are scanned word by word, and a frame has words that its function never writes, or writes late. They hold what
-//! was there before: a reference of some call that is over. In a frame that stands for as long as a loop runs, such a word
-//! keeps a list from the node on that it names, however long the list grows. So the stack below the caller is filled with
-//! zeros
+//! Native frames are scanned word by word, and a frame has words that its function never writes, or
+//! writes late. They hold what was there before: a reference of some call that is over. In a frame
+//! that stands for as long as a loop runs, such a word keeps a list from the node on that it names,
+//! however long the list grows. So the stack below the caller is filled with zeros
 //!
-//! * before each native function that begins an activation ([`interpret`], [`call`], [`invoke`], [`super_invoke`]): its frame
-//!   stands for as long as that activation;
-//! * before a native function that allocates, at every [`EVERY`]th call from compiled code ([`add`], [`closure`],
-//!   [`get_property`]; [`new_instance`], which is called once a run, at each): its frame stands in the same place each time that
-//!   a loop calls it, so a word that is left there once is found by each collection;
+//! * before each native function that begins an activation ([`interpret`], [`call`], [`invoke`],
+//!   [`super_invoke`]): its frame stands for as long as that activation;
+//! * before a native function that allocates, at every [`EVERY`]th call from compiled code
+//!   ([`add`], [`closure`], [`get_property`]; [`new_instance`], which is called once a run, at
+//!   each): its frame stands in the same place each time that a loop calls it, so a word that is
+//!   left there once is found by each collection;
 //! * at every [`EVERY`]th turn of an interpreted loop ([`dead_stack`]).
 //!
-//! At all of these but the first the vector registers are cleared as well. Compilers move pairs of words through them, and
-//! C's library copies memory through the sixteen that only AVX-512 has. The next such move may use another register, so a
-//! word stays where it is for as long as a loop runs, and a stop scans all registers. At a function's entry a vector
-//! register holds an argument or nothing that is needed, and these functions have no arguments there.
+//! At all of these but the first the vector registers are cleared as well. Compilers move pairs of
+//! words through them, and C's library copies memory through the sixteen that only AVX-512 has. The
+//! next such move may use another register, so a word stays where it is for as long as a loop runs,
+//! and a stop scans all registers. At a function's entry a vector register holds an argument or
+//! nothing that is needed, and these functions have no arguments there.
 //!
-//! This is a matter of space only: no word here is relied on. What a function *has written* to its frame and needs no more
-//! stays, as do its general registers.
+//! This is a matter of space only: no word here is relied on. What a function *has written* to its
+//! frame and needs no more stays, as do its general registers.
 
 use gc_preempt::faults::planted;
 use std::arch::naked_asm;
@@ -34,7 +36,8 @@ use super::vm::{VM_UNTIL_CLEARED, Vm};
 /// Of so many calls that allocate, or turns of a loop, one clears the stack.
 pub const EVERY: u32 = 64;
 
-/// Bytes that a function which begins an activation may have in its frame, and those that it calls before that.
+/// Bytes that a function which begins an activation may have in its frame, and those that it calls
+/// before that.
 const FRAMES: usize = if cfg!(debug_assertions) { 1536 } else { 384 };
 
 /// Bytes that the calls of a loop's turn have below it, but for their own activations.
@@ -99,7 +102,8 @@ macro_rules! cleared {
         /// As the function after which it is named.
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> Value {
-            // Writes RAX and XMM0 only, which hold no argument, and memory below SP, which is nobody's at a function's entry.
+            // Writes RAX and XMM0 only, which hold no argument, and memory below SP, which is
+            // nobody's at a function's entry.
             naked_asm!(
                 ".cfi_startproc",
                 "lea rax, [rsp - {bytes}]",
@@ -231,11 +235,13 @@ mod tests {
     use super::*;
     use std::arch::asm;
 
-    /// The registers 0, 15 and, where there are so many, 31 after [`dead_stack`]; a word in each lane before.
+    /// The registers 0, 15 and, where there are so many, 31 after [`dead_stack`]; a word in each
+    /// lane before.
     #[target_feature(enable = "avx512f")]
     fn after_clearing_with_avx512() -> [u64; 24] {
         let mut left = [u64::MAX; 24];
-        // SAFETY: the function has no arguments; all that a call may change is named, and the inputs are in none of it.
+        // SAFETY: the function has no arguments; all that a call may change is named, and the
+        // inputs are in none of it.
         unsafe {
             asm!(
                 "vpbroadcastq zmm0, r12",

@@ -1,9 +1,10 @@
-//! Source text to bytecode in one pass: the compiler's state, its messages, its code, its variables. Declarations and
-//! statements are in `statement.rs`, expressions in `expression.rs`.
+//! Source text to bytecode in one pass: the compiler's state, its messages, its code, its
+//! variables. Declarations and statements are in `statement.rs`, expressions in `expression.rs`.
 //!
-//! Grammar, messages, their order, and the limits are those of the book's C compiler, to the letter. Some of its
-//! limits are about the size of *its* bytecode (constants in a function, bytes to jump over); ours differs, so each function also
-//! keeps the book's account (`book_bytes`, `book_constants`): `emit` is told what the book emits.
+//! Grammar, messages, their order, and the limits are those of the book's C compiler, to the
+//! letter. Some of its limits are about the size of *its* bytecode (constants in a function, bytes
+//! to jump over); ours differs, so each function also keeps the book's account (`book_bytes`,
+//! `book_constants`): `emit` is told what the book emits.
 //!
 //! The compiler uses no heap: names and literals are bytes until an isolate is made.
 
@@ -13,9 +14,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 
-/// Nested blocks, functions and operands. The book's compiler has no such limit: it runs out of C stack.
-/// A level takes at most about 2 KiB of native stack in a debug build; the compiler's caller sees to it (see
-/// [`super::run`]).
+/// Nested blocks, functions and operands. The book's compiler has no such limit: it runs out of C
+/// stack. A level takes at most about 2 KiB of native stack in a debug build; the compiler's caller
+/// sees to it (see [`super::run`]).
 pub(super) const NESTING_MAX: u32 = 10_000;
 
 /// Slots that instructions can name; the book's UINT8_COUNT.
@@ -132,7 +133,8 @@ impl Names {
     }
 }
 
-/// Compiles a source. `natives` are the names of the first global variables. The error is what goes to stderr.
+/// Compiles a source. `natives` are the names of the first global variables. The error is what goes
+/// to stderr.
 pub fn compile(source: &[u8], natives: &[&str]) -> Result<Program, Vec<u8>> {
     let nothing = Token {
         kind: Kind::End,
@@ -233,8 +235,8 @@ impl<'s> Compiler<'s> {
         found
     }
 
-    /// Runs `inner` one level deeper. Where there are too many levels, the source ends here: what called this
-    /// may be a loop that relies on `inner` to take tokens.
+    /// Runs `inner` one level deeper. Where there are too many levels, the source ends here: what
+    /// called this may be a loop that relies on `inner` to take tokens.
     pub(super) fn nested(&mut self, inner: impl FnOnce(&mut Self)) {
         if self.nesting == NESTING_MAX {
             self.error("Too much nesting.");
@@ -594,7 +596,8 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Checks what both tiers rely on: heights that do not depend on the way, and operands that exist.
+    /// Checks what both tiers rely on: heights that do not depend on the way, and operands that
+    /// exist.
     fn verify(function: &Function, program: &Program) {
         let code = &function.code;
         assert_eq!(code.len(), function.lines.len());

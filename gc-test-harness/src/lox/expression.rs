@@ -84,7 +84,8 @@ impl Compiler<'_> {
                 self.emit_with(Op::Constant, index);
             }
             Kind::Number => {
-                // Digits, perhaps a point and digits: always a number; too large a one is infinite, as for strtod.
+                // Digits, perhaps a point and digits: always a number; too large a one is infinite,
+                // as for strtod.
                 let number = std::str::from_utf8(text)
                     .ok()
                     .and_then(|text| text.parse().ok())
@@ -198,7 +199,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// Remembers that a method of the class sets this field on `this`, to predict how many its instances will have.
+    /// Remembers that a method of the class sets this field on `this`, to predict how many its
+    /// instances will have.
     fn note_field(&mut self, symbol: u32) {
         let scope = self.scope();
         let on_this = matches!(scope.kind, FunctionKind::Method | FunctionKind::Initializer)

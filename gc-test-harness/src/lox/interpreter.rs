@@ -1,4 +1,5 @@
-//! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call that is made in it.
+//! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call
+//! that is made in it.
 
 use super::bytecode::{Function, Instruction, Op, Proto};
 use super::clear;
@@ -17,8 +18,8 @@ pub(super) unsafe extern "C" fn interpret_cleared(
     closure: Value,
     base: *mut Value,
 ) -> Value {
-    // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its pointer: what is called
-    // from here uses it too.
+    // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its
+    // pointer: what is called from here uses it too.
     unsafe {
         let proto = (*closure.as_cell::<Closure>()).proto;
         let end = base.wrapping_add((*proto).max_stack as usize);
@@ -39,7 +40,8 @@ pub(super) unsafe extern "C" fn interpret_cleared(
         (*vm).frame_count += 1;
         // Relaxed: only this thread writes it.
         let outer_limit = (*vm).stack_limit.load(Ordering::Relaxed);
-        // From the first slot that is no argument on: the caller's operands may have left values there.
+        // From the first slot that is no argument on: the caller's operands may have left values
+        // there.
         let first = if (*vm).faulty_operands {
             outer_limit as *mut Value
         } else {
@@ -47,8 +49,8 @@ pub(super) unsafe extern "C" fn interpret_cleared(
         };
         fill(first, end.max(outer_limit as *mut Value));
         if (outer_limit as *mut Value) < end {
-            // Release: the slots are filled before the collector, which reads this while the thread is stopped, can
-            // count them in.
+            // Release: the slots are filled before the collector, which reads this while the thread
+            // is stopped, can count them in.
             if !(*vm).faulty_limit {
                 (*vm).stack_limit.store(end as usize, Ordering::Release);
             }
@@ -77,8 +79,9 @@ unsafe fn fill(mut first: *mut Value, end: *mut Value) {
 
 /// From the first instruction to `Return`, or to an error.
 unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Value) -> Value {
-    // SAFETY: the code is the compiler's: slots, constants, caches, globals and upvalues that it names exist, jumps stay
-    // inside, and the height is at most `max_stack`. Cells on the stack are alive: the range is a root.
+    // SAFETY: the code is the compiler's: slots, constants, caches, globals and upvalues that it
+    // names exist, jumps stay inside, and the height is at most `max_stack`. Cells on the stack are
+    // alive: the range is a root.
     unsafe {
         let code = (*proto).code;
         let mut next = code;
@@ -231,8 +234,8 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 }
                 Op::Loop => {
                     next = code.add(c as usize);
-                    // What the last turn's operands and locals have left is not to live for as long as the loop,
-                    // in code that takes it over (`hot_loop`) either.
+                    // What the last turn's operands and locals have left is not to live for as long
+                    // as the loop, in code that takes it over (`hot_loop`) either.
                     if !(*vm).faulty_operands {
                         fill(top, end);
                     }
@@ -287,8 +290,9 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 }
                 Op::Closure => {
                     let child = *(*proto).children.add(c as usize);
-                    // The slots that it captures may be the one it is about to fill: a local function that calls
-                    // itself. The upvalue refers to the slot, so the order does not matter.
+                    // The slots that it captures may be the one it is about to fill: a local
+                    // function that calls itself. The upvalue refers to the slot, so the order does
+                    // not matter.
                     push!(check!(runtime::closure(vm, closure, child, base)));
                 }
                 Op::CloseUpvalue => {

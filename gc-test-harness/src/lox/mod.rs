@@ -1,7 +1,7 @@
 //! Lox as the book's C implementation runs it, on Urge's heap: bytecode, a virtual machine, a JIT.
 //!
-//! Source goes through [`scanner`] and [`compiler`] to [`bytecode`], which an isolate ([`vm`]) of a heap that knows Lox's
-//! [`cells`] executes. [`run`] does all of it for a file.
+//! Source goes through [`scanner`] and [`compiler`] to [`bytecode`], which an isolate ([`vm`]) of a
+//! heap that knows Lox's [`cells`] executes. [`run`] does all of it for a file.
 
 pub mod bytecode;
 pub mod cells;

@@ -1,9 +1,10 @@
 //! The layout of every cell that Lox keeps in the heap.
 //!
-//! The virtual machine and the compiled code both read and write cells by what this file says. All cells are
-//! `repr(C)`, 8 bytes a word, and zero when fresh. References inside cells are boxed [`Value`]s, with one
-//! exception: a closure's upvalues are raw addresses, since every access to a captured variable goes through one.
-//! Compiled code that keeps a reference across a call keeps it **boxed** (one encoding a code range).
+//! The virtual machine and the compiled code both read and write cells by what this file says. All
+//! cells are `repr(C)`, 8 bytes a word, and zero when fresh. References inside cells are boxed
+//! [`Value`]s, with one exception: a closure's upvalues are raw addresses, since every access to a
+//! captured variable goes through one. Compiled code that keeps a reference across a call keeps it
+//! **boxed** (one encoding a code range).
 //!
 //! # The header
 //!
@@ -15,28 +16,32 @@
 //! | 8..32 | index | instances: number of the shape within its class; closures: upvalues; overflow: slots |
 //! | 32..64 | id | instances: the shape's id; classes: the class's; closures: the function's; all others: 0 |
 //!
-//! Ids of all three sorts come from one counter of the isolate, are never used twice and never 0. So the one
-//! comparison of the 32 bits at [`HEADER_ID`] with a constant tells the type *and* which shape, class or function.
-//! No cache and no compiled code needs to hold a cell to recognise it, and none can be fooled by a reused address.
+//! Ids of all three sorts come from one counter of the isolate, are never used twice and never 0.
+//! So the one comparison of the 32 bits at [`HEADER_ID`] with a constant tells the type *and* which
+//! shape, class or function. No cache and no compiled code needs to hold a cell to recognise it,
+//! and none can be fooled by a reused address.
 //!
 //! # Instances, classes, shapes
 //!
-//! An instance is its header, one reference, and the inline slots of the first fields. How many slots there are
-//! is a property of the shape (`inline_capacity`), predicted for a class from what its instances used so far.
-//! The reference ([`Instance::class`]) is the class, or, when the fields outgrew the slots (tag
-//! [`Tag::InstanceOverflow`], which the shape's id implies), the [`Overflow`] cell, which then refers to the class
-//! and holds all further fields. When that is full, a longer copy replaces it by one store.
+//! An instance is its header, one reference, and the inline slots of the first fields. How many
+//! slots there are is a property of the shape (`inline_capacity`), predicted for a class from what
+//! its instances used so far. The reference ([`Instance::class`]) is the class, or, when the fields
+//! outgrew the slots (tag [`Tag::InstanceOverflow`], which the shape's id implies), the
+//! [`Overflow`] cell, which then refers to the class and holds all further fields. When that is
+//! full, a longer copy replaces it by one store.
 //!
-//! Adding a field within the capacity is two plain stores, in this order: the value into the slot (its old content
-//! was the zero of a fresh cell, no reference, so the store needs no barrier), then the new shape's
-//! [`Shape::instance_header`] over the header. A collector reads no headers: it takes every word after the first as
-//! an edge if it is boxed, so any state in between is good.
+//! Adding a field within the capacity is two plain stores, in this order: the value into the slot
+//! (its old content was the zero of a fresh cell, no reference, so the store needs no barrier),
+//! then the new shape's [`Shape::instance_header`] over the header. A collector reads no headers:
+//! it takes every word after the first as an edge if it is boxed, so any state in between is good.
 //!
-//! A class's methods never change once it can be instantiated: the class declaration runs no other code between its
-//! first and its last instruction. So a shape determines what `instance.name` is for good: a field's slot, or
-//! an entry of the class's method table. That is what an inline [`Cache`](super::bytecode::Cache) holds.
+//! A class's methods never change once it can be instantiated: the class declaration runs no other
+//! code between its first and its last instruction. So a shape determines what `instance.name` is
+//! for good: a field's slot, or an entry of the class's method table. That is what an inline
+//! [`Cache`](super::bytecode::Cache) holds.
 //!
-//! Names of properties are *symbols*: small numbers of the isolate, one a name (see [`super::bytecode`]).
+//! Names of properties are *symbols*: small numbers of the isolate, one a name (see
+//! [`super::bytecode`]).
 
 use super::value::Value;
 use std::mem::offset_of;
@@ -69,7 +74,8 @@ pub enum Tag {
     InstanceOverflow = 17,
 }
 
-/// Clear these bits of a tag and compare with [`Tag::Instance`]: is it an instance, with or without overflow?
+/// Clear these bits of a tag and compare with [`Tag::Instance`]: is it an instance, with or without
+/// overflow?
 pub const INSTANCE_TAG_MASK: u8 = 0xFE;
 
 /// The first word of a cell. See the head of this file.
@@ -144,7 +150,8 @@ impl Str {
     /// `string` must be a live string cell.
     #[inline]
     pub unsafe fn bytes<'a>(string: *const Str) -> &'a [u8] {
-        // SAFETY: the caller's promise; the cell was allocated with `length` bytes behind the header.
+        // SAFETY: the caller's promise; the cell was allocated with `length` bytes behind the
+        // header.
         unsafe {
             std::slice::from_raw_parts(
                 string.cast::<u8>().add(STRING_BYTES),
@@ -159,7 +166,8 @@ impl Str {
 pub struct Native {
     /// tag [`Tag::Native`]
     pub header: Header,
-    /// Gets the isolate, the number of arguments, and the address of the first one on the value stack.
+    /// Gets the isolate, the number of arguments, and the address of the first one on the value
+    /// stack.
     pub function: NativeFn,
 }
 
@@ -167,11 +175,12 @@ pub struct Native {
 pub type NativeFn =
     unsafe extern "C" fn(vm: *mut super::vm::Vm, count: u32, arguments: *const Value) -> Value;
 
-/// A function with the variables it captured. The raw addresses of its [`Upvalue`]s follow, as many as the header's
-/// index says. Traced from word 2 on, raw.
+/// A function with the variables it captured. The raw addresses of its [`Upvalue`]s follow, as many
+/// as the header's index says. Traced from word 2 on, raw.
 #[repr(C)]
 pub struct Closure {
-    /// tag [`Tag::Closure`], index: number of upvalues, id: the function's ([`Proto::id`](super::bytecode::Proto))
+    /// tag [`Tag::Closure`], index: number of upvalues, id: the function's
+    /// ([`Proto::id`](super::bytecode::Proto))
     pub header: Header,
     /// Not in the heap: lives as long as the isolate.
     pub proto: *mut super::bytecode::Proto,
@@ -197,7 +206,8 @@ impl Closure {
 /// A captured variable. No header: no value refers to it. Traced from word 1 on.
 #[repr(C)]
 pub struct Upvalue {
-    /// Where the variable is: a slot of the value stack while open, then [`Upvalue::closed`] of this very cell.
+    /// Where the variable is: a slot of the value stack while open, then [`Upvalue::closed`] of
+    /// this very cell.
     pub location: *mut Value,
     /// The variable, once it has left the stack.
     pub closed: Value,
@@ -243,7 +253,8 @@ pub const CLASS_INIT: i32 = offset_of!(Class, init) as i32;
 /// An instance; its inline slots follow. Traced from word 1 on.
 #[repr(C)]
 pub struct Instance {
-    /// tag [`Tag::Instance`] or [`Tag::InstanceOverflow`], index: the shape's place, id: the shape's
+    /// tag [`Tag::Instance`] or [`Tag::InstanceOverflow`], index: the shape's place, id: the
+    /// shape's
     pub header: Header,
     /// boxed [`Class`], or boxed [`Overflow`] where the tag says so
     pub class: Value,
@@ -268,8 +279,8 @@ pub const OVERFLOW_CLASS: i32 = offset_of!(Overflow, class) as i32;
 /// Byte offset of the first slot of an overflow cell.
 pub const OVERFLOW_SLOTS: i32 = size_of::<Overflow>() as i32;
 
-/// Which fields an instance has, in which order they came, and how many of them fit into it. Immutable but for the
-/// list of what it can become. Traced from word 3 on.
+/// Which fields an instance has, in which order they came, and how many of them fit into it.
+/// Immutable but for the list of what it can become. Traced from word 3 on.
 #[repr(C)]
 pub struct Shape {
     /// tag [`Tag::Shape`], index: inline capacity
@@ -306,8 +317,8 @@ pub struct Array {
 /// Byte offset of an array's first element.
 pub const ARRAY_ELEMENTS: i32 = size_of::<Array>() as i32;
 
-/// A class's methods: a hash table with open addressing, made anew when it grows. [`MethodEntry`]s follow.
-/// Traced from word 1 on (counts and symbols are small numbers, no edges).
+/// A class's methods: a hash table with open addressing, made anew when it grows. [`MethodEntry`]s
+/// follow. Traced from word 1 on (counts and symbols are small numbers, no edges).
 #[repr(C)]
 pub struct Methods {
     /// tag [`Tag::Methods`], index: number of entries, a power of two
@@ -345,8 +356,8 @@ pub const BOUND_RECEIVER: i32 = offset_of!(BoundMethod, receiver) as i32;
 /// Byte offset of [`BoundMethod::method`].
 pub const BOUND_METHOD: i32 = offset_of!(BoundMethod, method) as i32;
 
-/// The intern table's cell; [`InternEntry`]s follow. Weak from word 2 on: the strings live only as long as
-/// something else refers to them.
+/// The intern table's cell; [`InternEntry`]s follow. Weak from word 2 on: the strings live only as
+/// long as something else refers to them.
 #[repr(C)]
 pub struct Interned {
     /// number of entries, a power of two

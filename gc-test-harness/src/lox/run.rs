@@ -83,7 +83,8 @@ pub struct Outcome {
     pub stats: Option<HeapStats>,
     /// Stops that the storm made.
     pub storm_stops: u64,
-    /// Functions and loops that were interpreted because the JIT contradicted itself: always 0, or the JIT has a fault.
+    /// Functions and loops that were interpreted because the JIT contradicted itself: always 0, or
+    /// the JIT has a fault.
     pub contradictions: usize,
     /// From before the source was compiled until the last isolate was done.
     pub took: Duration,
@@ -184,7 +185,8 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
 
 /// A heap as `config` wants it, with Lox's cells.
 pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Error>> {
-    // Boxed words are in registers as often as raw ones. For pointers past the end of a cell, see `cells.rs`.
+    // Boxed words are in registers as often as raw ones. For pointers past the end of a cell, see
+    // `cells.rs`.
     let mut builder = Heap::builder()
         .conservative(&[Encoding::RAW, BOXED])
         .collect_every(config.gc_every)
@@ -254,7 +256,8 @@ fn run_isolate(
 
 /// Stops the world again and again, `interval` after each resume.
 fn storm(heap: &Heap, interval: Duration, done: &AtomicBool, stops: &AtomicU64, hot: &JitConfig) {
-    // Relaxed, all three: a stop more or less is no matter, and joining the thread hands over the count.
+    // Relaxed, all three: a stop more or less is no matter, and joining the thread hands over the
+    // count.
     while !done.load(Ordering::Relaxed) {
         std::thread::park_timeout(interval);
         let look = |stopped: &gc_preempt::Stopped<'_>| {
@@ -300,7 +303,8 @@ pub struct RunArgs {
     /// Stop the program for the whole of each collection
     #[arg(long)]
     pub stw: bool,
-    /// Mark a second time at the end of each collection, and abort with the path to what the first has missed
+    /// Mark a second time at the end of each collection, and abort with the path to what the first
+    /// has missed
     #[arg(long)]
     pub verify: bool,
     /// Say on stderr what the collector did; with --json, as one JSON object
@@ -328,8 +332,8 @@ impl RunArgs {
         }
     }
 
-    /// Runs the program, writes what it said, and returns the exit code. The figures go to stderr, as stdout is the program's: for people, or
-    /// as the last line, one JSON object.
+    /// Runs the program, writes what it said, and returns the exit code. The figures go to stderr,
+    /// as stdout is the program's: for people, or as the last line, one JSON object.
     pub fn execute(&self, json: bool) -> u8 {
         let outcome = run_file(&self.file, &self.config());
         let mut stdout = std::io::stdout().lock();
@@ -352,7 +356,8 @@ impl RunArgs {
         outcome.exit_code
     }
 
-    /// The object that `--json` prints. Without a heap (a file that cannot be read, a compile error) all its figures are 0.
+    /// The object that `--json` prints. Without a heap (a file that cannot be read, a compile
+    /// error) all its figures are 0.
     fn json(&self, outcome: &Outcome) -> serde_json::Value {
         let stats = outcome.stats.clone().unwrap_or_default();
         let quantiles = |times| Quantiles::of(times).json();

@@ -1,13 +1,14 @@
 //! What both tiers do out of line. Compiled code calls these; the interpreter too.
 //!
-//! All are `extern "C"`, take the isolate first, and report a runtime error by [`Value::ERROR`], the message being in the
-//! isolate. None appends a line of its caller to the stack trace: the caller does, with [`trace`].
-//! Each may allocate, so it may be stopped and collected around; values come in boxed.
-//! `base` is where callee or receiver and arguments are on the value stack, **below the published limit**.
+//! All are `extern "C"`, take the isolate first, and report a runtime error by [`Value::ERROR`],
+//! the message being in the isolate. None appends a line of its caller to the stack trace: the
+//! caller does, with [`trace`]. Each may allocate, so it may be stopped and collected around;
+//! values come in boxed. `base` is where callee or receiver and arguments are on the value stack,
+//! **below the published limit**.
 //!
 //! # Safety
-//! For all of them: `vm` is the isolate of this thread; values refer to live cells; caches belong to the function whose
-//! code runs; what a name says a value is (`closure`, `class`, ..), it is.
+//! For all of them: `vm` is the isolate of this thread; values refer to live cells; caches belong
+//! to the function whose code runs; what a name says a value is (`closure`, `class`, ..), it is.
 
 #![expect(
     clippy::missing_safety_doc,
@@ -332,7 +333,8 @@ pub unsafe extern "C" fn closure(
     child: *mut Proto,
     base: *mut Value,
 ) -> Value {
-    // SAFETY: see the head. The closure is traced from the first store on: null upvalues are no edges.
+    // SAFETY: see the head. The closure is traced from the first store on: null upvalues are no
+    // edges.
     unsafe {
         let vm = &mut *vm;
         let closure = heap!(vm, vm.make_closure(child));
@@ -371,7 +373,8 @@ pub unsafe extern "C" fn close_upvalues(vm: *mut Vm, from: *mut Value) {
 
 /// Assigns to a captured variable.
 pub unsafe extern "C" fn set_upvalue(vm: *mut Vm, closure: Value, index: u32, value: Value) {
-    // SAFETY: see the head; the location is a stack slot, a root that needs no barrier, or the upvalue's own word.
+    // SAFETY: see the head; the location is a stack slot, a root that needs no barrier, or the
+    // upvalue's own word.
     unsafe {
         let upvalue = *Closure::upvalue(closure.as_cell(), index as usize);
         if (*upvalue).location == &raw mut (*upvalue).closed {

@@ -1,7 +1,7 @@
 //! Source text to tokens, one at a time.
 //!
-//! The source is bytes: a NUL ends it, as it does in the book's C, and what is outside ASCII is allowed in strings
-//! and comments only.
+//! The source is bytes: a NUL ends it, as it does in the book's C, and what is outside ASCII is
+//! allowed in strings and comments only.
 
 /// What a token is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

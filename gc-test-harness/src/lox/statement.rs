@@ -262,7 +262,8 @@ impl<'s> Compiler<'s> {
         }
         let mut increment = None;
         if !self.matches(Kind::RightParen) {
-            // The book leaves the increment here and jumps around it: a jump before it, a loop after it.
+            // The book leaves the increment here and jumps around it: a jump before it, a loop
+            // after it.
             self.skip_book(3);
             let begins = self.loop_start();
             self.expression();

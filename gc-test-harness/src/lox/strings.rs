@@ -1,10 +1,11 @@
 //! Strings: one cell for each content, found through a weak table.
 //!
-//! The table is a weak cell of pairs (hash, string), open addressing, linear probing. The collector overwrites the
-//! reference to a dead string with [`INTERN_CLEARED`], a tombstone that the next new string on the same way reuses. A
-//! string is looked at only after the heap's upgrade unit has loaded it: a bare load could get a string that the
-//! collector is about to clear. When three quarters are used, tombstones among them, a table of the size that the
-//! living need takes the place of the old one.
+//! The table is a weak cell of pairs (hash, string), open addressing, linear probing. The collector
+//! overwrites the reference to a dead string with [`INTERN_CLEARED`], a tombstone that the next new
+//! string on the same way reuses. A string is looked at only after the heap's upgrade unit has
+//! loaded it: a bare load could get a string that the collector is about to clear. When three
+//! quarters are used, tombstones among them, a table of the size that the living need takes the
+//! place of the old one.
 
 use super::cells::OutOfMemory;
 use super::object::{INTERN_CLEARED, InternEntry, Interned, STRING_BYTES, Str};
@@ -14,8 +15,8 @@ use super::vm::Vm;
 /// Entries of a new isolate's table.
 const FIRST_CAPACITY: usize = 64;
 
-/// Concatenations up to this length are put together outside the heap first: most of what a program builds again and
-/// again is short and already there.
+/// Concatenations up to this length are put together outside the heap first: most of what a program
+/// builds again and again is short and already there.
 const SCRATCH: usize = 512;
 
 /// Hash of a string's bytes, eight at a time. Not proof against chosen keys, as the book's is not.
@@ -116,7 +117,8 @@ impl Vm {
         unsafe { (&raw const (*Self::entry(table, index)).string).read_volatile() }
     }
 
-    /// The string of an entry, alive from now on for as long as we hold it; none if free or cleared.
+    /// The string of an entry, alive from now on for as long as we hold it; none if free or
+    /// cleared.
     #[inline]
     fn upgrade(&mut self, table: *mut Interned, index: usize) -> Option<Value> {
         let entry = Self::entry(table, index);
@@ -190,14 +192,16 @@ impl Vm {
         let old_capacity = unsafe { (*old).capacity } as usize;
         let mut used = 0;
         for from in 0..old_capacity {
-            // Not upgraded: a table that is rebuilt while the collector marks would keep all its strings.
+            // Not upgraded: a table that is rebuilt while the collector marks would keep all its
+            // strings.
             if !Self::peek(old, from).is_cell() {
                 continue;
             }
             // SAFETY: within the old table.
             let hash = unsafe { (*Self::entry(old, from)).hash };
             let mut to = hash as usize & (capacity - 1);
-            // SAFETY: within the new table, which nobody else knows. Cleared entries may already be among its own.
+            // SAFETY: within the new table, which nobody else knows. Cleared entries may already be
+            // among its own.
             while unsafe { (*Self::entry(table, to)).string.0 } != 0 {
                 to = (to + 1) & (capacity - 1);
             }

@@ -10,8 +10,9 @@
 //! | `.. | 5` | [`Value::RESUME`]: a compiled loop has ended, the interpreter goes on; never seen by a program |
 //! | `0xFFFC_0000_0000_0000 | address` | a cell of the heap |
 //!
-//! The quiet NaN that x86 arithmetic makes is `0xFFF8_0000_0000_0000`: bit 50 is clear, so it is a number.
-//! References *inside cells* are boxed in the same way, except in closures (see [`super::object`]).
+//! The quiet NaN that x86 arithmetic makes is `0xFFF8_0000_0000_0000`: bit 50 is clear, so it is a
+//! number. References *inside cells* are boxed in the same way, except in closures (see
+//! [`super::object`]).
 
 /// Bits that all values other than numbers have set.
 pub const QNAN: u64 = 0x7FFC_0000_0000_0000;
@@ -70,7 +71,8 @@ impl Value {
         f64::from_bits(self.0)
     }
 
-    /// Whether this is a reference to a cell. One unsigned comparison: nothing lies above the references.
+    /// Whether this is a reference to a cell. One unsigned comparison: nothing lies above the
+    /// references.
     #[inline(always)]
     pub fn is_cell(self) -> bool {
         self.0 >= REFERENCE
@@ -94,8 +96,8 @@ impl Value {
         self == Value::ERROR
     }
 
-    /// Lox's `==`: numbers as doubles (so a NaN differs from itself and 0 equals -0), all else by identity.
-    /// Strings are interned, so that their identity is their content.
+    /// Lox's `==`: numbers as doubles (so a NaN differs from itself and 0 equals -0), all else by
+    /// identity. Strings are interned, so that their identity is their content.
     #[inline(always)]
     pub fn equals(self, other: Value) -> bool {
         if self.is_number() && other.is_number() {
@@ -121,8 +123,8 @@ impl std::fmt::Debug for Value {
     }
 }
 
-/// `left + right`. Of two NaNs it is the left one, as for the book's clox (it shows: `nan`, `-nan`), and as for x86's
-/// instruction; but a Rust compiler may exchange the operands.
+/// `left + right`. Of two NaNs it is the left one, as for the book's clox (it shows: `nan`,
+/// `-nan`), and as for x86's instruction; but a Rust compiler may exchange the operands.
 #[inline(always)]
 pub fn sum(left: f64, right: f64) -> f64 {
     let result = left + right;
@@ -157,8 +159,8 @@ fn left_nan(left: f64, right: f64, result: f64) -> f64 {
 
 /// Appends a number as C's `%g` prints it: `nan` and `-nan`, `inf`, `-0`, six digits, `1e+06`.
 ///
-/// The C library does it, so that rounding and the sign of a NaN are the same as clox's; small integers, which
-/// are most of what programs print, go without it.
+/// The C library does it, so that rounding and the sign of a NaN are the same as clox's; small
+/// integers, which are most of what programs print, go without it.
 pub fn write_number(out: &mut Vec<u8>, number: f64) {
     use std::io::Write;
     let integer = number as i32;
@@ -168,7 +170,8 @@ pub fn write_number(out: &mut Vec<u8>, number: f64) {
         return;
     }
     let mut buffer = [0u8; 32];
-    // SAFETY: `%g` takes one double, and writes at most `buffer.len()` bytes (it never needs more than 13).
+    // SAFETY: `%g` takes one double, and writes at most `buffer.len()` bytes (it never needs more
+    // than 13).
     let length = unsafe {
         libc::snprintf(
             buffer.as_mut_ptr().cast(),

@@ -2,31 +2,37 @@
 //!
 //! # Activations
 //!
-//! Each call of a Lox function is one native call of [`Proto::entry`](super::bytecode::Proto), whether interpreted or
-//! compiled: at most [`FRAMES_MAX`] are nested, so native recursion is bounded. The protocol:
+//! Each call of a Lox function is one native call of [`Proto::entry`](super::bytecode::Proto),
+//! whether interpreted or compiled: at most [`FRAMES_MAX`] are nested, so native recursion is
+//! bounded. The protocol:
 //!
 //! * The caller puts callee (or receiver) and arguments on the value stack, `base` on, below the
 //!   published limit. It checks the number of
 //!   arguments ("Expected %d arguments but got %d." is an error *of the caller's line*).
-//! * The callee's prologue fails with "Stack overflow." (again on the caller's line: it appends no trace line of its own)
-//!   when [`Vm::frame_count`] is [`FRAMES_MAX`]; otherwise it counts itself, and counts down again when it leaves.
-//! * A callee that uses the value stack beyond its arguments fills the slots from the old limit up to its own with nil,
-//!   then publishes the new limit, which is never lower than the old one; when it leaves it puts the old one back. So each
-//!   slot below the limit holds a value at any instruction (the collector scans `[stack, stack_limit)` precisely), and
-//!   a slot above it means nothing. Compiled code without captured slots need not touch it at all.
-//! * It returns the result, or [`Value::ERROR`] with the message in the isolate. Whoever gets that from a call or a
-//!   helper appends its own line with [`Vm::trace`] and returns it in turn: the stack trace grows as the error unwinds, innermost
-//!   frame first, just as the book's machine prints it.
+//! * The callee's prologue fails with "Stack overflow." (again on the caller's line: it appends no
+//!   trace line of its own) when [`Vm::frame_count`] is [`FRAMES_MAX`]; otherwise it counts itself,
+//!   and counts down again when it leaves.
+//! * A callee that uses the value stack beyond its arguments fills the slots from the old limit up
+//!   to its own with nil, then publishes the new limit, which is never lower than the old one; when
+//!   it leaves it puts the old one back. So each slot below the limit holds a value at any
+//!   instruction (the collector scans `[stack, stack_limit)` precisely), and a slot above it means
+//!   nothing. Compiled code without captured slots need not touch it at all.
+//! * It returns the result, or [`Value::ERROR`] with the message in the isolate. Whoever gets that
+//!   from a call or a helper appends its own line with [`Vm::trace`] and returns it in turn: the
+//!   stack trace grows as the error unwinds, innermost frame first, just as the book's machine
+//!   prints it.
 //!
 //! # For compiled code
 //!
-//! Field offsets are the `VM_*` constants. Helpers that both tiers use are `extern "C"` functions in [`super::runtime`].
-//! The hooks: an interpreted function counts [`Proto::calls_left`](super::bytecode::Proto) and
-//! [`Proto::loops_left`](super::bytecode::Proto) down; at zero it calls [`Hooks::hot_call`], [`Hooks::hot_loop`]. The former may set the
-//! function's entries. The latter may return an entry that goes on at the loop's head in the same activation: it takes
-//! all slots from the value stack, and returns the function's result if that ends inside the loop; frame count, limit
-//! and the closing of upvalues (`Return` does it) work as at that place in the interpreter, which afterwards only puts
-//! limit and count back. Or it puts the slots back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns
+//! Field offsets are the `VM_*` constants. Helpers that both tiers use are `extern "C"` functions
+//! in [`super::runtime`]. The hooks: an interpreted function counts
+//! [`Proto::calls_left`](super::bytecode::Proto) and [`Proto::loops_left`](super::bytecode::Proto)
+//! down; at zero it calls [`Hooks::hot_call`], [`Hooks::hot_loop`]. The former may set the
+//! function's entries. The latter may return an entry that goes on at the loop's head in the same
+//! activation: it takes all slots from the value stack, and returns the function's result if that
+//! ends inside the loop; frame count, limit and the closing of upvalues (`Return` does it) work as
+//! at that place in the interpreter, which afterwards only puts limit and count back. Or it puts
+//! the slots back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns
 //! [`Value::RESUME`]: the interpreter goes on behind the loop.
 
 use super::bytecode::{Cache, Constant, Entry, Function, Program, Proto};
@@ -48,8 +54,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// How many activations may be nested, the script's included.
 pub const FRAMES_MAX: u32 = 64;
 
-/// Slots of the value stack. An activation needs up to 256 locals, its operands, and, where compiled code calls
-/// what is not compiled, up to 256 more for the call; one that would need more than is left is "Stack overflow." too.
+/// Slots of the value stack. An activation needs up to 256 locals, its operands, and, where
+/// compiled code calls what is not compiled, up to 256 more for the call; one that would need more
+/// than is left is "Stack overflow." too.
 const STACK_SLOTS: usize = FRAMES_MAX as usize * 1024;
 
 /// The global variables that exist from the beginning, in this order.
@@ -58,7 +65,8 @@ pub const NATIVES: [&str; 1] = ["clock"];
 /// One isolate. At one address for its whole life; only its own thread touches it.
 #[repr(C)]
 pub struct Vm {
-    /// End address of the part of the value stack that is scanned. Read by the collector while this thread is stopped.
+    /// End address of the part of the value stack that is scanned. Read by the collector while this
+    /// thread is stopped.
     pub stack_limit: AtomicUsize,
     /// End address of the value stack.
     pub stack_end: usize,
@@ -113,8 +121,8 @@ pub struct Roots {
     pub open_upvalues: Value,
     /// boxed [`Interned`]
     pub strings: Value,
-    /// On their way from compiled code to compiled code: the values of a call that do not fit into registers. nil between
-    /// calls.
+    /// On their way from compiled code to compiled code: the values of a call that do not fit into
+    /// registers. nil between calls.
     pub passed: [Value; PASSED_MAX],
 }
 
@@ -127,8 +135,8 @@ const PASSED_MAX: usize = 256;
 pub struct Hooks {
     /// A function's `calls_left` reached zero; it is about to run with its arguments at `base`.
     pub hot_call: Option<unsafe extern "C" fn(vm: *mut Vm, proto: *mut Proto, base: *mut Value)>,
-    /// A function's `loops_left` reached zero at the back-edge to instruction `target`, slots at `base`. The entry to
-    /// go on with, or none.
+    /// A function's `loops_left` reached zero at the back-edge to instruction `target`, slots at
+    /// `base`. The entry to go on with, or none.
     pub hot_loop: Option<
         unsafe extern "C" fn(
             vm: *mut Vm,
@@ -161,7 +169,8 @@ pub enum StartError {
 /// Size at which [`Output::Stdout`] is written.
 const OUTPUT_PIECE: usize = 1 << 15;
 
-/// Words outside the heap that the collector reads, at one address, with the end of their range beside them.
+/// Words outside the heap that the collector reads, at one address, with the end of their range
+/// beside them.
 struct Memory {
     words: *mut Value,
     length: usize,
@@ -209,7 +218,8 @@ pub const VM_PASSED: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, passed)) a
 
 /// Life of an isolate.
 impl Vm {
-    /// An isolate of `program` for this thread, which must be attached to no other of the same heap.
+    /// An isolate of `program` for this thread, which must be attached to no other of the same
+    /// heap.
     pub fn new(
         lox: &LoxHeap,
         program: Arc<Program>,
@@ -273,8 +283,8 @@ impl Vm {
 
     fn declare_roots(&mut self) {
         let words = |first: *const Value| first.cast::<usize>();
-        // SAFETY: each range is memory that lives at one address until `drop` has taken the ranges back; every word of it
-        // is initialised, and each end stands beside its memory.
+        // SAFETY: each range is memory that lives at one address until `drop` has taken the ranges
+        // back; every word of it is initialised, and each end stands beside its memory.
         unsafe {
             self.ranges = vec![
                 self.mutator.root_range(
@@ -353,8 +363,8 @@ impl Vm {
     }
 
     fn link_children(&mut self) {
-        // In the order of `list_functions`, a function's first child follows it, and each further one follows the
-        // descendants of the one before.
+        // In the order of `list_functions`, a function's first child follows it, and each further
+        // one follows the descendants of the one before.
         let count = self.protos.len();
         let mut sizes = vec![1; count];
         for index in (0..count).rev() {
@@ -378,8 +388,8 @@ impl Vm {
             Ok(closure) => {
                 let closure = Value::cell(closure);
                 let base = self.stack.words;
-                // SAFETY: the stack has room for one slot, and the entry's protocol is kept: the callee is at `base`,
-                // below the limit.
+                // SAFETY: the stack has room for one slot, and the entry's protocol is kept: the
+                // callee is at `base`, below the limit.
                 unsafe {
                     *base = closure;
                     self.stack_limit
@@ -485,8 +495,9 @@ impl Vm {
     fn flush(&mut self) {
         if let Output::Stdout(text) = &mut self.output {
             let text = std::mem::take(text);
-            // A reader that is slow, or gone as after `| head`: the collector must not wait for it, and the program goes
-            // on, as a C program does that does not look at what printf returns.
+            // A reader that is slow, or gone as after `| head`: the collector must not wait for it,
+            // and the program goes on, as a C program does that does not look at what printf
+            // returns.
             self.mutator.blocking(|| {
                 let mut stdout = std::io::stdout().lock();
                 let _ = stdout.write_all(&text).and_then(|()| stdout.flush());

@@ -1,4 +1,5 @@
-//! Gaps that are taken together, a bitmap word's at a time: all of them are handed out, each once, and none that lives.
+//! Gaps that are taken together, a bitmap word's at a time: all of them are handed out, each once,
+//! and none that lives.
 
 use std::collections::BTreeSet;
 

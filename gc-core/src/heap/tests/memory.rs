@@ -109,7 +109,8 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     toy.collect(&[]);
     while toy.space.release_piece(0, 0, u64::MAX) > 0 {}
     toy.alloc(kind, 64 << 20);
-    // Only whole chunks are given back, so one that it begins in and one that it ends in had to be cleared.
+    // Only whole chunks are given back, so one that it begins in and one that it ends in had to be
+    // cleared.
     assert!(resident(&toy.space) <= 2 * CHUNK_UNITS);
 }
 

@@ -1,4 +1,5 @@
-//! Many sites, of which a mutator uses now these and now those: their lists and its runs, against a model.
+//! Many sites, of which a mutator uses now these and now those: their lists and its runs, against a
+//! model.
 
 use super::*;
 
@@ -98,7 +99,8 @@ struct Round {
 }
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    // Few of the sites in each round, so that runs become stale; and now and then many cells, so that spans are filled.
+    // Few of the sites in each round, so that runs become stale; and now and then many cells, so
+    // that spans are filled.
     let cells = || prop::collection::vec(0..SITES * 20, 0..12);
     let round = (cells(), cells(), any::<u64>(), 0..3, any::<bool>()).prop_map(
         |(before, births, keep, whole, idle)| Round {

@@ -1,4 +1,5 @@
-//! What a young collection finds marked is exactly what was made before the last collection's stop 1 and found alive.
+//! What a young collection finds marked is exactly what was made before the last collection's stop
+//! 1 and found alive.
 
 use super::*;
 

@@ -1,8 +1,10 @@
-//! Leaves that are not cleared: they come as they are, and their memory is clear again for all others.
+//! Leaves that are not cleared: they come as they are, and their memory is clear again for all
+//! others.
 
 use super::*;
 
-/// Fills so many cells, frees them but for those that `lives` names, and says how many of as many new ones come with old bytes.
+/// Fills so many cells, frees them but for those that `lives` names, and says how many of as many
+/// new ones come with old bytes.
 fn stale(
     toy: &mut Toy,
     kind: KindId,
@@ -34,7 +36,8 @@ fn uninit_leaves_are_not_cleared_and_their_memory_is_for_others() {
             let uninit = toy.space.add_kind(Kind::leaf_uninit("uninit")).unwrap();
             let clear = leaf(&toy);
             assert_eq!(stale(&mut toy, clear, bytes, count, lives), 0);
-            // Two in three are gaps. Of spans that are free as a whole those come first that are zero.
+            // Two in three are gaps. Of spans that are free as a whole those come first that are
+            // zero.
             let n = stale(&mut toy, uninit, bytes, count, lives);
             assert!(
                 n >= count / 2 || !lives(1),

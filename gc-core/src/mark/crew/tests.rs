@@ -1,4 +1,5 @@
-//! Tests of marking with helpers: every cell once, whatever the graph and however short the queue, and nobody woken for little.
+//! Tests of marking with helpers: every cell once, whatever the graph and however short the queue,
+//! and nobody woken for little.
 
 use super::*;
 use crate::encoding::Encoding;
@@ -54,7 +55,8 @@ fn graph(toy: &mut Toy, kind: KindId, cells: usize) -> usize {
     table
 }
 
-/// Marks with so many helpers; says what was marked, how often helpers joined, and how many threads there are.
+/// Marks with so many helpers; says what was marked, how often helpers joined, and how many threads
+/// there are.
 fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     toy.space.begin_marking();
     // SAFETY: our own runs.

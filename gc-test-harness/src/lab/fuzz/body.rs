@@ -1,4 +1,5 @@
-//! The fuzzer's functional half: a heap without threads, words, and what they mark. What a fuzzing engine runs, too.
+//! The fuzzer's functional half: a heap without threads, words, and what they mark. What a fuzzing
+//! engine runs, too.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -42,7 +43,8 @@ impl Toy {
             past_the_end,
             ..SpaceConfig::default()
         };
-        // SAFETY: the toy has one thread, its runs and queue are made for this space, and it gives nothing to another one.
+        // SAFETY: the toy has one thread, its runs and queue are made for this space, and it gives
+        // nothing to another one.
         let space = unsafe { Space::bare(config) }.map_err(|e| e.to_string())?;
         let queue =
             MarkQueue::new(&space, 64 << (4 * choices.below(2))).map_err(|e| e.to_string())?;

@@ -1,6 +1,7 @@
 //! Where a fuzzer's decisions come from: the bytes that a fuzzing engine mutates, or a seed.
 
-/// A source of decisions. One that has run dry decides zero for ever, so every prefix of an input is an input.
+/// A source of decisions. One that has run dry decides zero for ever, so every prefix of an input
+/// is an input.
 #[derive(Clone, Debug)]
 pub enum Choices<'a> {
     /// The bytes of an input.

@@ -1,11 +1,14 @@
-//! `gclab fuzz`: arbitrary words in arbitrary places over arbitrary heaps, and an exact model of what they keep alive.
+//! `gclab fuzz`: arbitrary words in arbitrary places over arbitrary heaps, and an exact model of
+//! what they keep alive.
 //!
-//! Nothing reachable may be freed, nothing may be marked but cells of handed-out runs, and nothing retained but what the words name and what that reaches. The
-//! words are valid cells, their insides, one past their ends, tagged, boxed; free cells, tails of runs and spans,
-//! released memory, the heap's own tables, other heaps, unmapped addresses, and anything.
+//! Nothing reachable may be freed, nothing may be marked but cells of handed-out runs, and nothing
+//! retained but what the words name and what that reaches. The words are valid cells, their
+//! insides, one past their ends, tagged, boxed; free cells, tails of runs and spans, released
+//! memory, the heap's own tables, other heaps, unmapped addresses, and anything.
 //!
-//! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing engine as well, [`threads`] has real
-//! threads, stopped and scanned, [`mutate`] has threads that change their graphs while cycles mark them; a fuzzing engine decides for one of them in
+//! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing
+//! engine as well, [`threads`] has real threads, stopped and scanned, [`mutate`] has threads that
+//! change their graphs while cycles mark them; a fuzzing engine decides for one of them in
 //! [`operations`].
 
 pub mod body;
@@ -137,9 +140,11 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Of so many cases one has threads that are scanned; those without threads are a few hundred times cheaper.
+/// Of so many cases one has threads that are scanned; those without threads are a few hundred times
+/// cheaper.
 const THREADS_EVERY: u64 = 4;
-/// Of so many one has threads that change their graphs, which take some hundred times as long again.
+/// Of so many one has threads that change their graphs, which take some hundred times as long
+/// again.
 const MUTATE_EVERY: u64 = 12;
 
 /// The case that runs, for [`say_the_seed`].

@@ -1,4 +1,5 @@
-//! The exact model: what is alive, computed from the words themselves by sorted maps and arithmetic that shares nothing with the heap's.
+//! The exact model: what is alive, computed from the words themselves by sorted maps and arithmetic
+//! that shares nothing with the heap's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -74,7 +75,8 @@ impl Shape {
             Shape::Leaf => Kind::leaf("leaf"),
             Shape::Words(words, encoding) => Kind::words_at("words", words, *encoding),
             Shape::Array(first, encoding) => Kind::array("array", *first, *encoding),
-            // SAFETY: reports the words that the model takes for the edges, whatever state the cell is in.
+            // SAFETY: reports the words that the model takes for the edges, whatever state the cell
+            // is in.
             Shape::Counted => unsafe {
                 Kind::traced_with("counted", trace_counted, &[TAGGED]).spare_words()
             },
@@ -104,7 +106,8 @@ impl Shape {
     }
 }
 
-/// What a request of so many bytes gets: steps of 16 to 128, eight sizes a doubling to 32 KiB, then pages.
+/// What a request of so many bytes gets: steps of 16 to 128, eight sizes a doubling to 32 KiB, then
+/// pages.
 pub fn cell_size(bytes: usize) -> usize {
     let step = match bytes {
         0..=128 => 16,
@@ -182,7 +185,8 @@ impl Model {
                 if *shape == Shape::Conservative {
                     self.named(*word, &mut found);
                 } else if let Some(encoding) = shape.edge(*at, count) {
-                    // An edge leads to a cell's first byte or to nothing of this heap: so they are made.
+                    // An edge leads to a cell's first byte or to nothing of this heap: so they are
+                    // made.
                     found.extend(
                         encoding
                             .decode(*word)
@@ -248,7 +252,8 @@ impl Model {
         Ok(())
     }
 
-    /// Compares the set of allocated cells with what has to be there: the objects and the tails of runs.
+    /// Compares the set of allocated cells with what has to be there: the objects and the tails of
+    /// runs.
     pub fn check_cells(
         &self,
         cells: &[(usize, usize)],
@@ -324,7 +329,8 @@ impl Model {
                 object.size
             ));
         }
-        // SAFETY: the heap's memory from there to the end of what such a cell has to be, still mapped should it be less.
+        // SAFETY: the heap's memory from there to the end of what such a cell has to be, still
+        // mapped should it be less.
         let words = unsafe { std::slice::from_raw_parts(base as *const usize, size / WORD) };
         if let Some(at) = words.iter().position(|word| *word != 0) {
             return Err(format!(
@@ -363,7 +369,8 @@ impl Model {
         }
     }
 
-    /// Something to write to a cell's word, which keeps what the kind promises of it; `new` while nothing was collected since the cell was made.
+    /// Something to write to a cell's word, which keeps what the kind promises of it; `new` while
+    /// nothing was collected since the cell was made.
     pub fn content(
         &self,
         choices: &mut Choices<'_>,

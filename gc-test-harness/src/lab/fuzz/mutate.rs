@@ -1,10 +1,14 @@
-//! The fuzzer's third sort of case: threads that change their graphs while cycles mark them, each against a model of its own.
+//! The fuzzer's third sort of case: threads that change their graphs while cycles mark them, each
+//! against a model of its own.
 //!
-//! A thread knows its cells by number. Each has a *stamp* in its last word, which is no edge, and edges of its kind's encoding. All that
-//! a thread reaches by its model must be there as the model says, at any time; what a weak word or a finalizer gives must be a cell whole.
-//! The model's addresses lie in malloc's memory, which nobody scans: a cell lives by the graph, the thread's roots, or its scratch words, of
-//! which only what they held at a cycle's first stop counts. So whatever the barrier, the marker or the allocator forgets is lost soon, and its
-//! memory is another cell's. At the end, when the threads are gone, nothing but what the models reach may be left.
+//! A thread knows its cells by number. Each has a *stamp* in its last word, which is no edge, and
+//! edges of its kind's encoding. All that a thread reaches by its model must be there as the model
+//! says, at any time; what a weak word or a finalizer gives must be a cell whole. The model's
+//! addresses lie in malloc's memory, which nobody scans: a cell lives by the graph, the thread's
+//! roots, or its scratch words, of which only what they held at a cycle's first stop counts. So
+//! whatever the barrier, the marker or the allocator forgets is lost soon, and its memory is
+//! another cell's. At the end, when the threads are gone, nothing but what the models reach may be
+//! left.
 
 mod finalizers;
 mod fixed;
@@ -31,7 +35,8 @@ const ROOTS: usize = 12;
 const SCRATCH: usize = 4;
 /// Steps of a thread: some cycles long.
 const STEPS: usize = 12_000;
-/// A thread's graph is looked at as a whole so often, and cut down where it has become larger than that.
+/// A thread's graph is looked at as a whole so often, and cut down where it has become larger than
+/// that.
 const CHECK_EVERY: usize = 400;
 const MOST_CELLS: usize = 900;
 /// Lists on the way from one thread to another.
@@ -41,7 +46,8 @@ const MOST_PARCELS: usize = 8;
 static STAMP: AtomicU64 = AtomicU64::new(0);
 
 fn new_stamp() -> usize {
-    // Relaxed: a number that nobody else has. The lowest bits tell it from an edge in each encoding but one that leads outside of the heap.
+    // Relaxed: a number that nobody else has. The lowest bits tell it from an edge in each encoding
+    // but one that leads outside of the heap.
     (STAMP.fetch_add(1, Ordering::Relaxed) as usize) << 4 | 5
 }
 
@@ -86,7 +92,8 @@ struct Graph<'w> {
     held: [Option<Number>; ROOTS + SCRATCH],
     objects: BTreeMap<Number, Object>,
     next: Number,
-    /// The case's thread that registers cells with finalizers and takes them when they have died: they come out in one queue.
+    /// The case's thread that registers cells with finalizers and takes them when they have died:
+    /// they come out in one queue.
     digs: bool,
     counts: Counts,
 }
@@ -151,7 +158,8 @@ impl<'w> Graph<'w> {
     /// Looks at a cell's stamp.
     fn look(&self, number: Number) -> Result<(), String> {
         let object = &self.objects[&number];
-        // SAFETY: the model says that it lives; should it not, it is the heap's memory all the same.
+        // SAFETY: the model says that it lives; should it not, it is the heap's memory all the
+        // same.
         let found = unsafe { load(object.address, object.words - 1) };
         if found == object.stamp {
             return Ok(());
@@ -330,7 +338,8 @@ impl<'w> Graph<'w> {
         seen
     }
 
-    /// `reachable`, and what a weak word or a finalizer may bring back, which is not looked at: it may be gone.
+    /// `reachable`, and what a weak word or a finalizer may bring back, which is not looked at: it
+    /// may be gone.
     fn remembered(&self, reachable: &BTreeSet<Number>) -> BTreeSet<Number> {
         let mut seen = reachable.clone();
         let finalizable = self.objects.iter().filter(|(_, object)| object.finalizable);
@@ -495,7 +504,8 @@ impl<'w> Graph<'w> {
         let (word, expected, target) = (*word, *expected, *target);
         let slot = (object.address + word * WORD) as *const usize;
         let (place, address) = (ROOTS + target % SCRATCH, self.objects[&target].address);
-        // Into the hands at once: in a register, a boxed word would be nothing to heaps that look for addresses only.
+        // Into the hands at once: in a register, a boxed word would be nothing to heaps that look
+        // for addresses only.
         let found = mutator.no_preempt(|| {
             // SAFETY: a word of a weak cell that lives.
             let found = unsafe { mutator.load_weak(slot) };
@@ -716,7 +726,8 @@ fn outcome(world: &World, graphs: &[Graph<'_>]) -> Result<Counts, String> {
     Ok(counts)
 }
 
-/// With all threads gone: `left` must be there, and nothing else. Gives the number of cells that have been freed.
+/// With all threads gone: `left` must be there, and nothing else. Gives the number of cells that
+/// have been freed.
 fn nothing_else(world: &World, left: &BTreeSet<usize>) -> Result<u64, String> {
     let parcels = world
         .parcels

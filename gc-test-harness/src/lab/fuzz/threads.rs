@@ -1,13 +1,16 @@
-//! The fuzzer's other half: real threads that hold arbitrary words in every place a thread has, really stopped, in heaps really collected.
+//! The fuzzer's other half: real threads that hold arbitrary words in every place a thread has,
+//! really stopped, in heaps really collected.
 //!
-//! What is kept is compared with the words exactly, so no word may be anywhere by accident. Only a mutator's stack and
-//! registers are scanned, and the fuzzer itself is none: it keeps addresses as it likes. The workers are mutators. They
-//! see addresses of cells only in jobs, and wipe their stacks after each; while they wait for the next they are in
-//! `blocking`, where registers do not count, in frames that never saw an address.
+//! What is kept is compared with the words exactly, so no word may be anywhere by accident. Only a
+//! mutator's stack and registers are scanned, and the fuzzer itself is none: it keeps addresses as
+//! it likes. The workers are mutators. They see addresses of cells only in jobs, and wipe their
+//! stacks after each; while they wait for the next they are in `blocking`, where registers do not
+//! count, in frames that never saw an address.
 //!
-//! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows of a heap is anchored, that is reported by
-//! a root callback, but for the time of a check: from before the collection whose result is compared until that has been done. The threads
-//! change nothing meanwhile. (Graphs that change while cells are marked are `mutate.rs`'s.)
+//! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows
+//! of a heap is anchored, that is reported by a root callback, but for the time of a check: from
+//! before the collection whose result is compared until that has been done. The threads change
+//! nothing meanwhile. (Graphs that change while cells are marked are `mutate.rs`'s.)
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -90,7 +93,8 @@ fn perform(job: Job, own: &mut Own) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| job(own))).unwrap_or_else(|panic| Err(super::message(&panic)))
 }
 
-/// Clears what jobs have left below, and in registers: the thread may be stopped before it waits for the next.
+/// Clears what jobs have left below, and in registers: the thread may be stopped before it waits
+/// for the next.
 #[inline(never)]
 fn wipe() {
     let mut words = [0usize; 16 << 10];
@@ -104,7 +108,8 @@ struct Words([AtomicUsize; ROOT_WORDS]);
 
 impl Words {
     fn fill(&self, mut word: impl FnMut() -> usize) {
-        // Relaxed, as below: whoever reads them was told to by a message since, or stops the world first.
+        // Relaxed, as below: whoever reads them was told to by a message since, or stops the world
+        // first.
         self.0
             .iter()
             .for_each(|w| w.store(word(), Ordering::Relaxed));
@@ -212,7 +217,8 @@ impl Subject {
         };
         let anchor = Arc::new(Anchor::new());
         let anchored = anchor.clone();
-        // SAFETY: as above. Who changes the anchor meanwhile is the fuzzer's own thread, which makes sure that it does not matter.
+        // SAFETY: as above. Who changes the anchor meanwhile is the fuzzer's own thread, which
+        // makes sure that it does not matter.
         let keeps = unsafe {
             heap.add_root_callback(move |visitor| {
                 for word in anchored.get() {
@@ -269,7 +275,8 @@ impl Pool {
     /// Runs one case.
     ///
     /// # Errors
-    /// The first wrong answer. The pool may not be used after it: workers may hold something for ever.
+    /// The first wrong answer. The pool may not be used after it: workers may hold something for
+    /// ever.
     pub fn check(&self, choices: &mut Choices<'_>) -> Result<Counts, String> {
         let mut counts = Counts {
             cases: 1,
@@ -323,7 +330,8 @@ impl Pool {
             let words = shared.words.0.as_ptr_range();
             // Relaxed, as all here: the job's end is a message.
             shared.limit.store(words.end as usize, Ordering::Relaxed);
-            // SAFETY: words and limit are this case's, which outlives the guard: the fuzzer has another handle.
+            // SAFETY: words and limit are this case's, which outlives the guard: the fuzzer has
+            // another handle.
             let guard = unsafe {
                 mutator.root_range(words.start.cast(), &raw const shared.limit, encoding)
             };
@@ -372,7 +380,8 @@ impl Pool {
         for subject in subjects.iter_mut() {
             outcome = outcome.and_then(|()| collect(subject, &held, counts));
         }
-        // Also after a wrong answer, so that what follows is about that and not about a thread that spins.
+        // Also after a wrong answer, so that what follows is about that and not about a thread that
+        // spins.
         for (worker, held) in held.into_iter().enumerate() {
             let Some(held) = held else { continue };
             // SAFETY: held, and alive until it is dropped here, when the job has ended.
@@ -423,7 +432,8 @@ impl Pool {
                 for _ in 0..count {
                     let cell = model.allocate(&mut choices, &others, &mut |kind, bytes| {
                         mutator.no_preempt(|| {
-                            // SAFETY: anchored before anything can be collected; the model says how large the kind's cells have to be.
+                            // SAFETY: anchored before anything can be collected; the model says how
+                            // large the kind's cells have to be.
                             let cell = unsafe { mutator.alloc(kind, bytes) }.ok()?;
                             anchor.add(cell.as_ptr() as usize);
                             Some(cell.as_ptr() as usize)

@@ -1,10 +1,10 @@
 //! `gclab soak`: everything at once, for as long as one likes, until an answer is wrong.
 //!
-//! A soak is a row of rounds of a few seconds. Each round is a process of its own, so that a crash or a
-//! hang has the round's seed beside it, and so that each may have another environment. What a round
-//! mixes follows from its seed alone ([`plan`]): kernels, the safe and the raw tier, Lox programs,
-//! threads that come and go, held registers, coroutine stacks, blocking calls, forks, a host's signals
-//! at 1 kHz, verification, several heaps, and storms of stops, parked and injected.
+//! A soak is a row of rounds of a few seconds. Each round is a process of its own, so that a crash
+//! or a hang has the round's seed beside it, and so that each may have another environment. What a
+//! round mixes follows from its seed alone ([`plan`]): kernels, the safe and the raw tier, Lox
+//! programs, threads that come and go, held registers, coroutine stacks, blocking calls, forks, a
+//! host's signals at 1 kHz, verification, several heaps, and storms of stops, parked and injected.
 //!
 //! What a round does is timed by the machine, so a seed repeats the mixture, not the interleaving.
 

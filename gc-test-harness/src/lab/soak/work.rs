@@ -14,7 +14,7 @@ use crate::lab::fuzz::{body, choices::Choices, mutate};
 use crate::lox::jit::JitConfig;
 use crate::lox::run::{RunConfig, run_source};
 
-// ---- the safe tier ---------------------------------------------------------------------------------
+// ---- the safe tier ------------------------------------------------------------------------------
 
 #[derive(Default, Trace)]
 struct Node {
@@ -155,10 +155,10 @@ pub(super) fn block(round: &Round<'_>) -> Result<(), String> {
     Ok(())
 }
 
-// ---- registers -------------------------------------------------------------------------------------
+// ---- registers ----------------------------------------------------------------------------------
 
-/// Has a new thread, which `attach` attaches, hold arbitrary words in every register, vectors and masks
-/// included, in its frame and its red zone, until `meanwhile` returns. Says what has changed.
+/// Has a new thread, which `attach` attaches, hold arbitrary words in every register, vectors and
+/// masks included, in its frame and its red zone, until `meanwhile` returns. Says what has changed.
 ///
 /// # Errors
 /// What the thread held before and after.
@@ -187,7 +187,8 @@ pub fn holds_its_registers<M>(
     std::thread::scope(|s| {
         s.spawn(move || {
             let mutator = attach();
-            // SAFETY: the image lives until the scope has ended, and is looked at through its flags alone until then.
+            // SAFETY: the image lives until the scope has ended, and is looked at through its flags
+            // alone until then.
             unsafe { how.hold(image as *mut Image) };
             drop(mutator);
         });
@@ -223,7 +224,7 @@ pub(super) fn hold(round: &Round<'_>, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-// ---- coroutines ------------------------------------------------------------------------------------
+// ---- coroutines ---------------------------------------------------------------------------------
 
 /// A stack of its own that a thread takes turns on, by libc's `swapcontext`.
 struct Coroutine {
@@ -243,8 +244,8 @@ const SLICE: u64 = 10_000;
 extern "C" fn coroutine_main(low: u32, high: u32) {
     let this = (u64::from(high) << 32 | u64::from(low)) as *mut Coroutine;
     loop {
-        // SAFETY: `Coroutine::new` passes its own box, which outlives the stack that this runs on; the
-        // thread looks at it only while it is off this stack.
+        // SAFETY: `Coroutine::new` passes its own box, which outlives the stack that this runs on;
+        // the thread looks at it only while it is off this stack.
         unsafe {
             (*this).answer = ((*this).count)(1, SLICE);
             let (inside, outside) = (&raw mut *(*this).inside, &raw mut *(*this).outside);
@@ -322,7 +323,7 @@ pub(super) fn coroutine(round: &Round<'_>) -> Result<(), String> {
     Ok(())
 }
 
-// ---- other heaps -----------------------------------------------------------------------------------
+// ---- other heaps --------------------------------------------------------------------------------
 
 macro_rules! programs {
     ($($name:literal)*) => {
@@ -396,12 +397,13 @@ pub(super) fn fuzz(round: &Round<'_>, seed: u64) -> Result<(), String> {
     Ok(())
 }
 
-// ---- the host --------------------------------------------------------------------------------------
+// ---- the host -----------------------------------------------------------------------------------
 
 /// Forks; the child allocates, collects, checks and ends.
 pub(super) fn fork(round: &Round<'_>) -> Result<(), String> {
     while !round.crew.is_over() {
-        // SAFETY: the child calls what Urge promises to work there, and malloc, which glibc keeps working.
+        // SAFETY: the child calls what Urge promises to work there, and malloc, which glibc keeps
+        // working.
         let pid = unsafe { libc::fork() };
         if pid < 0 {
             return Err(std::io::Error::last_os_error().to_string());

@@ -1,9 +1,10 @@
 //! Makes random programs.
 //!
-//! What an expression may be is known (`Ty`), so that most programs get far; now and then it is something else, so that
-//! errors are met as well. Most functions are short, and a variable is read seldom: a value that nothing reads any more, or
-//! that only a closure reads, is what compilers mistake. (Programs that read every variable again and again have no dead
-//! values. Such programs missed a copy of a parameter that was captured and a parameter that was dead from then on.)
+//! What an expression may be is known (`Ty`), so that most programs get far; now and then it is
+//! something else, so that errors are met as well. Most functions are short, and a variable is read
+//! seldom: a value that nothing reads any more, or that only a closure reads, is what compilers
+//! mistake. (Programs that read every variable again and again have no dead values. Such programs
+//! missed a copy of a parameter that was captured and a parameter that was dead from then on.)
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -306,7 +307,8 @@ impl Maker {
         Stmt::Class(name.into(), superclass, methods)
     }
 
-    /// `init(a, b)`: gives an instance its fields, in an order of its class's own. Now and then one is missing.
+    /// `init(a, b)`: gives an instance its fields, in an order of its class's own. Now and then one
+    /// is missing.
     fn initialiser(&mut self, has_super: bool) -> Function {
         let outer = self.scope.len();
         for name in ["a", "b"] {
@@ -544,7 +546,8 @@ impl Maker {
         });
     }
 
-    /// A variable, a closure over it (and over what else is near), and a call of that: with nothing else in between.
+    /// A variable, a closure over it (and over what else is near), and a call of that: with nothing
+    /// else in between.
     fn capture(&mut self, out: &mut Vec<Stmt>) {
         if self.nesting > 4 || self.function.is_none_or(|f| f.initialiser) {
             return self.declaration(out);
@@ -585,7 +588,8 @@ impl Maker {
     }
 
     fn turns(&mut self) -> u32 {
-        // A loop inside a loop, or one that calls, is not to take long; the parts are called often enough.
+        // A loop inside a loop, or one that calls, is not to take long; the parts are called often
+        // enough.
         [0, 1, 2, 3, 4, 6, 9][self.below(7)]
     }
 

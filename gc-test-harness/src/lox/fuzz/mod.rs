@@ -1,9 +1,11 @@
-//! `gclab fuzz --lox`: random programs say the same in every tier, whenever code is compiled, whatever the collector does.
+//! `gclab fuzz --lox`: random programs say the same in every tier, whenever code is compiled,
+//! whatever the collector does.
 //!
-//! A program ([`make`]) comes in two lengths. The short one runs with code compiled at once or nearly so, and with a collection
-//! at every allocation; the long one is hot enough for the default thresholds, in functions and in the middle of loops. What is
-//! compared is all that a user sees: output, message, stack trace, exit code. The interpreter says what is right, and
-//! the book's clox, where there is one. On a difference the program is shortened ([`shrink`]).
+//! A program ([`make`]) comes in two lengths. The short one runs with code compiled at once or
+//! nearly so, and with a collection at every allocation; the long one is hot enough for the default
+//! thresholds, in functions and in the middle of loops. What is compared is all that a user sees:
+//! output, message, stack trace, exit code. The interpreter says what is right, and the book's
+//! clox, where there is one. On a difference the program is shortened ([`shrink`]).
 
 pub mod make;
 pub mod shrink;
@@ -30,13 +32,15 @@ pub struct Options {
     pub seed: Option<u64>,
     /// The book's clox, to be compared with as well.
     pub clox: Option<PathBuf>,
-    /// Run each program in processes of its own: slower, but a crash or a hang is a difference like others.
+    /// Run each program in processes of its own: slower, but a crash or a hang is a difference like
+    /// others.
     pub apart: bool,
 }
 
 /// Calls of each part in the short program.
 const SHORT: u32 = 6;
-/// Calls of each part in the long program: more than the default threshold, and its loop's turns pass that of loops.
+/// Calls of each part in the long program: more than the default threshold, and its loop's turns
+/// pass that of loops.
 const LONG: u32 = 420;
 /// No program needs that much.
 const HEAP_LIMIT: u64 = 64 << 20;

@@ -1,8 +1,9 @@
 //! Shortens a program as long as it shows the same sort of fault.
 //!
-//! A step takes statements out of a list, puts a statement's inner statements in its place, or an expression's inner
-//! expression, or a literal. A program that is no longer right (it names a variable that is gone) fails alike in all tiers,
-//! so it shows no fault and the step is taken back.
+//! A step takes statements out of a list, puts a statement's inner statements in its place, or an
+//! expression's inner expression, or a literal. A program that is no longer right (it names a
+//! variable that is gone) fails alike in all tiers, so it shows no fault and the step is taken
+//! back.
 
 use std::time::Instant;
 
@@ -31,7 +32,8 @@ pub fn shrink(
                         break;
                     }
                 }
-                // What stands at this place now is new if a step was taken, but not worth more than a further round.
+                // What stands at this place now is new if a step was taken, but not worth more than
+                // a further round.
                 place += 1;
             }
         }
@@ -41,7 +43,8 @@ pub fn shrink(
     }
 }
 
-/// The program without some statements of its list number `place`, or with those inside them. `None`: there is no such list.
+/// The program without some statements of its list number `place`, or with those inside them.
+/// `None`: there is no such list.
 fn lists(program: &Program, place: usize) -> Option<Vec<Program>> {
     let mut length = None;
     edit_list(&mut program.clone(), place, &mut |list| {
@@ -120,7 +123,8 @@ fn parts(program: &Program, place: usize) -> Option<Vec<Program>> {
     Some(vec![candidate])
 }
 
-/// The program with something shorter for its expression number `place`. `None`: there is no such expression.
+/// The program with something shorter for its expression number `place`. `None`: there is no such
+/// expression.
 fn expressions(program: &Program, place: usize) -> Option<Vec<Program>> {
     let mut found = None;
     edit_expr(&mut program.clone(), place, &mut |expr| {

@@ -1,7 +1,8 @@
 //! Lox programs as trees, so that they can be made and shortened. `Display` is the source.
 //!
-//! Every tree is a program that ends: a loop's counter is part of its node, and nothing else assigns to it; a function that
-//! calls others begins with a test of the global variable `fuel`. So no shortening makes a program that runs for ever.
+//! Every tree is a program that ends: a loop's counter is part of its node, and nothing else
+//! assigns to it; a function that calls others begins with a test of the global variable `fuel`. So
+//! no shortening makes a program that runs for ever.
 
 use std::fmt::{self, Display, Formatter};
 

@@ -1,13 +1,16 @@
 //! Globals, captured variables, properties.
 //!
-//! An access to a property is compiled for what has been seen there ([`Sites`](super::sites::Sites)): the 32-bit id in the
-//! receiver's header is compared with constants, and the field is read or written in place. All else is asked of the runtime.
+//! An access to a property is compiled for what has been seen there
+//! ([`Sites`](super::sites::Sites)): the 32-bit id in the receiver's header is compared with
+//! constants, and the field is read or written in place. All else is asked of the runtime.
 //!
 //! # Stores
 //!
-//! The barrier keeps the *old* value of a field. Where the field holds no reference there is nothing to keep,
-//! whatever the collector is doing, so the store is done in place; a reference is overwritten by the barrier's unit. Only this thread writes the isolate's cells: the old value cannot change between the look and the store. A store
-//! that adds a field initialises its slot and needs no barrier.
+//! The barrier keeps the *old* value of a field. Where the field holds no reference there is
+//! nothing to keep, whatever the collector is doing, so the store is done in place; a reference is
+//! overwritten by the barrier's unit. Only this thread writes the isolate's cells: the old value
+//! cannot change between the look and the store. A store that adds a field initialises its slot and
+//! needs no barrier.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder, types};
@@ -28,7 +31,8 @@ impl Translator<'_, '_, '_, '_> {
 
     /// What a global variable holds while this is compiled.
     pub(super) fn global_now(&self, global: u32) -> Value {
-        // SAFETY: the isolate waits for this compilation on the same thread, and has so many globals.
+        // SAFETY: the isolate waits for this compilation on the same thread, and has so many
+        // globals.
         unsafe { *(*self.unit.vm).globals.add(global as usize) }
     }
 
@@ -109,14 +113,16 @@ impl Translator<'_, '_, '_, '_> {
 
     // ---- properties ----
 
-    /// The cache of an instruction, as the runtime takes it, and what has been seen there until now.
+    /// The cache of an instruction, as the runtime takes it, and what has been seen there until
+    /// now.
     pub(super) fn cache(&mut self, instruction: Instruction) -> (ir::Value, Vec<Cache>) {
         // SAFETY: the function's caches are as many as the compiler counted.
         let cache = unsafe { (*self.unit.proto).caches.add(usize::from(instruction.b)) };
         (self.word(cache as u64), self.unit.sites.seen(cache))
     }
 
-    /// Which of two native functions to ask after a miss: one that takes note of it, as long as that may be of use.
+    /// Which of two native functions to ask after a miss: one that takes note of it, as long as
+    /// that may be of use.
     fn on_miss(&self, watched: Helper, plain: Helper) -> Helper {
         if self.unit.sites.watches(self.unit.proto) {
             watched
@@ -125,7 +131,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// Goes on in `hit` for each of the shapes, given the address of the instance; where none fits, control goes to `miss`.
+    /// Goes on in `hit` for each of the shapes, given the address of the instance; where none fits,
+    /// control goes to `miss`.
     pub(super) fn for_each_shape(
         &mut self,
         operand: &Operand,
@@ -153,7 +160,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// Goes on with the address of the cell if `operand` is one whose header has this id, otherwise to `away`.
+    /// Goes on with the address of the cell if `operand` is one whose header has this id, otherwise
+    /// to `away`.
     pub(super) fn demand_id(&mut self, operand: &Operand, id: u32, away: ir::Block) -> ir::Value {
         let word = self.boxed(operand);
         self.demand_cell(operand, word, away);

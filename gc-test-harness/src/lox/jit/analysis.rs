@@ -1,22 +1,25 @@
 //! What is known of a function before it is translated: depths, blocks, live slots, types.
 //!
-//! Everything here comes from the bytecode. The translation relies on the types (a slot that is always a number travels in
-//! a floating-point register), and the tests' oracle on the live slots, which owe nothing to Cranelift.
+//! Everything here comes from the bytecode. The translation relies on the types (a slot that is
+//! always a number travels in a floating-point register), and the tests' oracle on the live slots,
+//! which owe nothing to Cranelift.
 //!
 //! # Types
 //!
-//! A forward analysis over the slots, by sets of what a value may be ([`Type`]), from below to the least
-//! fixpoint, so that `i` in `for (var i = 0; i < n; i = i + 1)` is a number although its loop adds to it. What an
-//! operation demands it also proves: after `n < 2` the slot that `n` was read from holds a number. [`Types::step`] is one
-//! instruction's effect; the translation keeps its own values in step with it.
+//! A forward analysis over the slots, by sets of what a value may be ([`Type`]), from below to the
+//! least fixpoint, so that `i` in `for (var i = 0; i < n; i = i + 1)` is a number although its loop
+//! adds to it. What an operation demands it also proves: after `n < 2` the slot that `n` was read
+//! from holds a number. [`Types::step`] is one instruction's effect; the translation keeps its own
+//! values in step with it.
 //!
 //! # Liveness
 //!
 //! A backward analysis over the slots, operands included. A copy (`GetLocal`, `SetLocal`) and an
 //! operation without effect (`Equal`, `Not`, `Pop`) use their operand only if their result is used.
 //!
-//! A result in a captured slot is always used: a closure may read it, by an instruction of another function. So the
-//! instruction that writes a captured slot uses its operands, whatever this function reads afterwards.
+//! A result in a captured slot is always used: a closure may read it, by an instruction of another
+//! function. So the instruction that writes a captured slot uses its operands, whatever this
+//! function reads afterwards.
 
 use std::ops::Range;
 
@@ -276,8 +279,8 @@ pub(super) struct Analysis {
 }
 
 impl Analysis {
-    /// Analyses what can be reached from instruction `start` within `region` when the slots there are of these types. A block
-    /// outside that can be entered from inside gets its types, too.
+    /// Analyses what can be reached from instruction `start` within `region` when the slots there
+    /// are of these types. A block outside that can be entered from inside gets its types, too.
     pub(super) fn new(
         function: &Function,
         start: usize,
@@ -343,7 +346,8 @@ pub(super) fn loop_nest(function: &Function, at: usize) -> Range<usize> {
         let before = nest.clone();
         for (last, instruction) in function.code.iter().enumerate() {
             let first = instruction.c as usize;
-            // Loops nest, but for the two back-edges of a `for`, of which each begins inside the other's range.
+            // Loops nest, but for the two back-edges of a `for`, of which each begins inside the
+            // other's range.
             if instruction.op == Op::Loop && first < nest.end && last >= nest.start {
                 nest = nest.start.min(first)..nest.end.max(last + 1);
             }

@@ -1,8 +1,9 @@
 //! Numbers, comparisons, truth.
 //!
-//! All values other than numbers are quiet NaNs as doubles, and arithmetic on a NaN makes a NaN. So an operation is
-//! carried out first and its *result* is tested: if that is no NaN, both operands were numbers. Only if it is one does cold code
-//! look at the operands, finds that they were numbers after all (`0/0`), or fails.
+//! All values other than numbers are quiet NaNs as doubles, and arithmetic on a NaN makes a NaN. So
+//! an operation is carried out first and its *result* is tested: if that is no NaN, both operands
+//! were numbers. Only if it is one does cold code look at the operands, finds that they were
+//! numbers after all (`0/0`), or fails.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{self, InstBuilder};
@@ -78,7 +79,8 @@ impl Translator<'_, '_, '_, '_> {
         let number = self.double(&operand);
         let unordered = self.fcmp(FloatCC::Unordered, number, number);
         self.demand_numbers(unordered, &[operand], Cause::Operand);
-        // Not `fneg`: Cranelift makes x * x of -x * -x, which shows when x is a NaN, whose sign is printed.
+        // Not `fneg`: Cranelift makes x * x of -x * -x, which shows when x is a NaN, whose sign is
+        // printed.
         let sign = self.b().ins().f64const(-0.0);
         let result = self.b().ins().bxor(number, sign);
         self.push(Operand::number(result));

@@ -1,9 +1,10 @@
 //! Calls.
 //!
-//! What a call site calls is predicted while it is compiled: from the global variable that the callee is read from, and from
-//! what the interpreter's cache has seen. The prediction is guarded by one comparison of a header's id. Then the callee's code is
-//! known: its code is called by way of its function's entry, with arguments in registers. A method's closure is not even loaded if its code has no
-//! use for it. Everything else goes through a [`Stub`].
+//! What a call site calls is predicted while it is compiled: from the global variable that the
+//! callee is read from, and from what the interpreter's cache has seen. The prediction is guarded
+//! by one comparison of a header's id. Then the callee's code is known: its code is called by way
+//! of its function's entry, with arguments in registers. A method's closure is not even loaded if
+//! its code has no use for it. Everything else goes through a [`Stub`].
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
@@ -45,7 +46,8 @@ impl Translator<'_, '_, '_, '_> {
 
     fn predicted_closure(&self, callee: &Operand, count: usize) -> Option<*mut Proto> {
         let now = self.global_now(callee.global?);
-        // SAFETY: global variables hold live values, and this thread does not let go of them meanwhile.
+        // SAFETY: global variables hold live values, and this thread does not let go of them
+        // meanwhile.
         unsafe {
             if !is(now, Tag::Closure) {
                 return None;
@@ -78,8 +80,9 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// The function behind an entry of a method table, given the id of the class or of one of its shapes, and where an instance
-    /// of that shape has its class. Known as long as a global variable holds the class.
+    /// The function behind an entry of a method table, given the id of the class or of one of its
+    /// shapes, and where an instance of that shape has its class. Known as long as a global
+    /// variable holds the class.
     fn predicted_method(&self, id: u32, entry: u32, count: usize) -> Option<(*mut Proto, Tag)> {
         // SAFETY: as above; a class's shapes and methods are what its fields say.
         unsafe {
@@ -118,7 +121,8 @@ impl Translator<'_, '_, '_, '_> {
         this: Option<ir::Value>,
         args: &[ir::Value],
     ) -> ir::Value {
-        // Code that is there uses its closure for upvalues only; the interpreter takes its function from it.
+        // Code that is there uses its closure for upvalues only; the interpreter takes its function
+        // from it.
         let compiled = self.unit.compiled.contains(&proto);
         // SAFETY: functions live as long as the isolate.
         let upvalues = unsafe { (*proto).upvalues };
@@ -164,7 +168,8 @@ impl Translator<'_, '_, '_, '_> {
         result
     }
 
-    /// Calls a value of which nothing is known: in place if it is a closure with as many parameters as there are arguments.
+    /// Calls a value of which nothing is known: in place if it is a closure with as many parameters
+    /// as there are arguments.
     fn call_any(&mut self, callee: &Operand, words: &[ir::Value]) -> ir::Value {
         let count = words.len() - 1;
         let other = self.cold_block();
@@ -265,7 +270,8 @@ impl Translator<'_, '_, '_, '_> {
         let refill = self.cold_block();
         let (ready, instance) = self.join_block();
         self.leave_if(used_up, refill);
-        // The advanced cursor is in memory before the first word of the cell is written: the heap's rule.
+        // The advanced cursor is in memory before the first word of the cell is written: the heap's
+        // rule.
         self.store(next, runs, run);
         self.body.mark(None);
         let header = self.word(class.instance_header);

@@ -1,12 +1,14 @@
 //! Begins and ends activations.
 //!
-//! Compiled code keeps the isolate's protocol (the head of [`vm`](crate::lox::vm)): a function counts itself, and takes a window of
-//! the value stack if closures may capture its variables. A loop entered from the interpreter has the interpreter's
-//! window; it takes the slots over, and gives them back if it is left without the function's end.
+//! Compiled code keeps the isolate's protocol (the head of [`vm`](crate::lox::vm)): a function
+//! counts itself, and takes a window of the value stack if closures may capture its variables. A
+//! loop entered from the interpreter has the interpreter's window; it takes the slots over, and
+//! gives them back if it is left without the function's end.
 //!
-//! The value stack is a root. So a slot whose value compiled code has taken over holds nil while that code runs: each
-//! slot of an interpreted loop ([`Translator::enter_loop`]), and each argument that a function was entered with
-//! (`Stub::Enter`). Otherwise the value that the slot had lives for as long as the activation, whatever is assigned.
+//! The value stack is a root. So a slot whose value compiled code has taken over holds nil while
+//! that code runs: each slot of an interpreted loop ([`Translator::enter_loop`]), and each argument
+//! that a function was entered with (`Stub::Enter`). Otherwise the value that the slot had lives
+//! for as long as the activation, whatever is assigned.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder, types};
@@ -73,7 +75,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().ins().return_(&[result]);
     }
 
-    /// Takes slots above the published limit for those that closures capture. They hold nil before they are published.
+    /// Takes slots above the published limit for those that closures capture. They hold nil before
+    /// they are published.
     fn open_window(&mut self, overflow: ir::Block) {
         let slots = 256
             - self
@@ -102,7 +105,8 @@ impl Translator<'_, '_, '_, '_> {
         self.base = Some(base);
     }
 
-    /// Goes on at a loop's head where the interpreter is now. Its window stays the activation's own.
+    /// Goes on at a loop's head where the interpreter is now. Its window stays the activation's
+    /// own.
     pub(super) fn enter_loop(&mut self, base: ir::Value) {
         self.base = Some(base);
         self.open_frame();
@@ -130,7 +134,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().ins().jump(block, &args);
     }
 
-    /// Ends the activation. A callee undoes its count and its window; code entered in a loop leaves that to the interpreter.
+    /// Ends the activation. A callee undoes its count and its window; code entered in a loop leaves
+    /// that to the interpreter.
     pub(super) fn leave(&mut self, result: ir::Value) {
         let vm = self.vm;
         self.close_frame();

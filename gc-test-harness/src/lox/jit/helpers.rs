@@ -1,7 +1,7 @@
 //! The native functions that compiled code calls.
 //!
-//! Nearly all are the interpreter's own, in [`runtime`] (some by way of [`sites`]): both tiers fail with the same words
-//! because the same code says them.
+//! Nearly all are the interpreter's own, in [`runtime`] (some by way of [`sites`]): both tiers fail
+//! with the same words because the same code says them.
 
 use cranelift_codegen::ir::{Type, types};
 use cranelift_module::FuncId;
@@ -43,7 +43,8 @@ pub(super) enum Helper {
     WatchedSuperInvoke,
 }
 
-/// Name, address, parameters after the isolate, whether it returns a value: in the order of [`Helper`].
+/// Name, address, parameters after the isolate, whether it returns a value: in the order of
+/// [`Helper`].
 type Row = (&'static str, *const u8, &'static [Type], bool);
 
 /// The function that clears dead native stack before it goes on in `plain`.

@@ -1,13 +1,16 @@
 //! Machine code for hot functions and hot loops.
 //!
-//! [`attach`] makes an isolate ask for code when a function has been called, or a loop has turned, so many times. A
-//! function's code takes its arguments in registers and is called by other code directly; a loop's code is entered from the
-//! interpreter in the middle of an activation, whose slots it takes over for good. Both come from the same translation
-//! (`translate.rs`), which specialises them to what is known at that moment: types by inference (`analysis.rs`), and what the caches
-//! and the global variables hold, guarded (`access.rs`, `calls.rs`). What cannot be compiled is interpreted.
+//! [`attach`] makes an isolate ask for code when a function has been called, or a loop has turned,
+//! so many times. A function's code takes its arguments in registers and is called by other code
+//! directly; a loop's code is entered from the interpreter in the middle of an activation, whose
+//! slots it takes over for good. Both come from the same translation (`translate.rs`), which
+//! specialises them to what is known at that moment: types by inference (`analysis.rs`), and what
+//! the caches and the global variables hold, guarded (`access.rs`, `calls.rs`). What cannot be
+//! compiled is interpreted.
 //!
-//! No loop polls. A thread in compiled code is stopped by a signal wherever it is; its innermost frame is scanned conservatively, its
-//! outer ones by the stack maps that go to the heap with each piece of code.
+//! No loop polls. A thread in compiled code is stopped by a signal wherever it is; its innermost
+//! frame is scanned conservatively, its outer ones by the stack maps that go to the heap with each
+//! piece of code.
 //!
 //! [`oracle`] checks those maps against the bytecode.
 
@@ -152,8 +155,8 @@ impl Attached {
 }
 
 impl Attached {
-    /// How many functions and loops are interpreted because their translation needed a value that their analysis takes for
-    /// dead. Other than 0, it is a fault of the analysis.
+    /// How many functions and loops are interpreted because their translation needed a value that
+    /// their analysis takes for dead. Other than 0, it is a fault of the analysis.
     pub fn contradictions(&self) -> usize {
         // SAFETY: as in `compiled`.
         unsafe { (*self.jit).contradictions }
@@ -168,7 +171,8 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // SAFETY: made by `attach` from a box; by the promise in the type's description nobody calls the hooks any more.
+        // SAFETY: made by `attach` from a box; by the promise in the type's description nobody
+        // calls the hooks any more.
         let jit = unsafe { Box::from_raw(self.jit) };
         if let (Some(oracle), Some(shadow)) = (&jit.config.oracle, &jit.shadow) {
             oracle.forget(shadow);
@@ -211,7 +215,8 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
 
 /// A function has been called often.
 unsafe extern "C" fn hot_call(vm: *mut Vm, proto: *mut Proto, _: *mut Value) {
-    // SAFETY: the interpreter's promise; `attach` set the data. The isolate waits for this call to return.
+    // SAFETY: the interpreter's promise; `attach` set the data. The isolate waits for this call to
+    // return.
     let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
     // What cannot be compiled goes on being interpreted.
     let _ = jit.compile_function(vm, proto);
@@ -261,7 +266,8 @@ fn not_compiled(function: &super::bytecode::Function, why: &str) -> CodegenError
 
 impl Jit {
     fn compile_function(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
-        // SAFETY: functions live as long as the isolate; the reference to this one's immutable part outlives no call.
+        // SAFETY: functions live as long as the isolate; the reference to this one's immutable part
+        // outlives no call.
         let function = unsafe { Arc::clone(&(*proto).function) };
         let count = function.arity as usize;
         let enter = if function.is_method {
@@ -381,7 +387,8 @@ impl Jit {
         Ok(self.loops.get(&(proto, target)).map(|code| code.entry))
     }
 
-    /// Makes the code that was just defined what it was compiled for, unless its translation contradicted its analysis.
+    /// Makes the code that was just defined what it was compiled for, unless its translation
+    /// contradicted its analysis.
     fn conclude(
         &mut self,
         vm: *mut Vm,
@@ -405,7 +412,8 @@ impl Jit {
         Ok(())
     }
 
-    /// Compiles a function again with what its places have seen since; a loop, when it is entered again.
+    /// Compiles a function again with what its places have seen since; a loop, when it is entered
+    /// again.
     fn compile_again(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
         self.loops.retain(|&(other, _), _| other != proto);
         if self.compiled.contains(&proto) {
@@ -457,7 +465,8 @@ impl Jit {
         Ok(())
     }
 
-    /// Makes every function callable with arguments in registers: until it is compiled, by way of its interpretation.
+    /// Makes every function callable with arguments in registers: until it is compiled, by way of
+    /// its interpretation.
     fn link(&mut self, vm: *mut Vm) -> Result<(), CodegenError> {
         if self.linked {
             return Ok(());
@@ -515,8 +524,8 @@ impl Jit {
                     self.stub_code.insert((stub, count), code.entry());
                 }
                 Purpose::Function(proto) => {
-                    // SAFETY: functions live as long as the isolate, the code as long as `self`. The stub takes what
-                    // an `Entry` takes.
+                    // SAFETY: functions live as long as the isolate, the code as long as `self`.
+                    // The stub takes what an `Entry` takes.
                     unsafe {
                         (*proto).fast_entry = code.entry();
                         let function = &(*proto).function;
@@ -572,12 +581,14 @@ impl Jit {
                 what,
                 owner: Some(Box::new(code.memory())),
             };
-            // SAFETY: `can_restart` has read the range; an unsafe one is a few instructions that do not wait.
+            // SAFETY: `can_restart` has read the range; an unsafe one is a few instructions that do
+            // not wait.
             let guard = unsafe { heap.world().register_code(spec) }.map_err(refused)?;
             self.guards.push(guard);
         }
         let owner = Some(Box::new(code.memory()) as Box<_>);
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it mapped.
+        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
+        // mapped.
         let guard = unsafe { heap.register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner) };
         self.guards.push(guard.map_err(refused)?);
         if std::env::var_os("GCLAB_PERF_MAP").is_some() {

@@ -1,9 +1,10 @@
 //! The tests' knowledge of which references are live, kept apart from everything that it judges.
 //!
-//! While a test watches, compiled code writes before each call which of its slots hold references that are live across it: by
-//! the *bytecode's* liveness (`analysis.rs`), never by Cranelift's. The words are complemented, so that they root nothing. A
-//! stop at a random moment ([`Oracle::check`]) then demands that the walker finds every one of them, in a slot
-//! that a stack map names or in a word that is scanned conservatively, and counts what the maps name beyond them.
+//! While a test watches, compiled code writes before each call which of its slots hold references
+//! that are live across it: by the *bytecode's* liveness (`analysis.rs`), never by Cranelift's. The
+//! words are complemented, so that they root nothing. A stop at a random moment ([`Oracle::check`])
+//! then demands that the walker finds every one of them, in a slot that a stack map names or in a
+//! word that is scanned conservatively, and counts what the maps name beyond them.
 //!
 //! Each activation of compiled code has a frame in its isolate's [`Shadow`]:
 //!
@@ -13,8 +14,9 @@
 //! | 1 | low half: how many references follow, 0 outside of calls; high half: the instruction that calls |
 //! | 2.. | the references, complemented |
 //!
-//! A frame's references are written before its count, and its count is 0 again after the call: at any instruction each
-//! frame says the truth. Captured variables are not in it: they are on the value stack, a declared root range.
+//! A frame's references are written before its count, and its count is 0 again after the call: at
+//! any instruction each frame says the truth. Captured variables are not in it: they are on the
+//! value stack, a declared root range.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -80,7 +82,8 @@ impl Shadow {
 #[derive(Debug)]
 pub struct Oracle {
     shadows: Mutex<Vec<Arc<Shadow>>>,
-    /// What the walker found in the stop under way. Its memory is there beforehand: a stop allocates nothing.
+    /// What the walker found in the stop under way. Its memory is there beforehand: a stop
+    /// allocates nothing.
     found: Mutex<Found>,
     checks: AtomicU64,
     references: AtomicU64,
@@ -193,7 +196,8 @@ impl Oracle {
 
     /// Looks at all watched isolates of the stopped world. Only one thread may do so.
     pub fn check(&self, stopped: &Stopped<'_>) {
-        // A stopped isolate may be about to be watched, and hold the lock: then it has run no compiled code yet.
+        // A stopped isolate may be about to be watched, and hold the lock: then it has run no
+        // compiled code yet.
         let (Ok(shadows), Ok(mut found)) = (self.shadows.try_lock(), self.found.try_lock()) else {
             return;
         };
@@ -279,8 +283,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// While a test watches: a flag that is always 1, which Cranelift cannot know. What depends on it is not dead code, as the
-    /// bytecode's liveness takes all code for reachable.
+    /// While a test watches: a flag that is always 1, which Cranelift cannot know. What depends on
+    /// it is not dead code, as the bytecode's liveness takes all code for reachable.
     pub(super) fn always(&mut self) -> Option<ir::Value> {
         let shadow = self.unit.shadow?;
         let top = self.word(&raw const shadow.top as u64);

@@ -1,8 +1,9 @@
 //! How compiled code passes values to compiled code.
 //!
-//! What does not fit into the machine's argument registers goes through [`Roots::passed`](crate::lox::vm::Roots), not over
-//! the machine's stack. The callee takes it from there, and leaves nil, before it calls anything. An argument on the
-//! machine's stack would live for as long as the call: the outgoing arguments of a frame are scanned conservatively, and no
+//! What does not fit into the machine's argument registers goes through
+//! [`Roots::passed`](crate::lox::vm::Roots), not over the machine's stack. The callee takes it from
+//! there, and leaves nil, before it calls anything. An argument on the machine's stack would live
+//! for as long as the call: the outgoing arguments of a frame are scanned conservatively, and no
 //! callee can clear them.
 
 use cranelift_codegen::ir::{self, InstBuilder, Type, types};
@@ -43,7 +44,8 @@ pub(super) fn pass<'v>(
     registers
 }
 
-/// Takes `count` passed values. `params` are all of the code's machine parameters. To be done before anything else.
+/// Takes `count` passed values. `params` are all of the code's machine parameters. To be done
+/// before anything else.
 pub(super) fn take(
     b: &mut FunctionBuilder<'_>,
     vm: ir::Value,

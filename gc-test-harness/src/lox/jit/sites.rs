@@ -1,8 +1,9 @@
 //! What property accesses see beyond the one shape that an inline cache remembers.
 //!
-//! Where compiled code meets a shape that it was not compiled for, it asks the runtime by way of the functions here. They note the
-//! shape, and after some such misses the function is compiled again, for up to [`SHAPES_MAX`] shapes at each place. That
-//! is done at most [`AGAIN_MAX`] times a function; after that its misses go to the runtime directly.
+//! Where compiled code meets a shape that it was not compiled for, it asks the runtime by way of
+//! the functions here. They note the shape, and after some such misses the function is compiled
+//! again, for up to [`SHAPES_MAX`] shapes at each place. That is done at most [`AGAIN_MAX`] times a
+//! function; after that its misses go to the runtime directly.
 
 use std::collections::HashMap;
 

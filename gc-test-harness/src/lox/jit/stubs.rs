@@ -1,8 +1,10 @@
-//! Small compiled functions between compiled code, the interpreter and the runtime, shared by all that need them.
+//! Small compiled functions between compiled code, the interpreter and the runtime, shared by all
+//! that need them.
 //!
-//! Compiled functions pass arguments in registers ([`passing`]); the interpreter and the runtime take them from the value
-//! stack. The stubs translate. Those that put arguments on the value stack first fill the slots above the limit with nil, then
-//! publish them, then store: whenever the thread is stopped, each published slot holds a value.
+//! Compiled functions pass arguments in registers ([`passing`]); the interpreter and the runtime
+//! take them from the value stack. The stubs translate. Those that put arguments on the value stack
+//! first fill the slots above the limit with nil, then publish them, then store: whenever the
+//! thread is stopped, each published slot holds a value.
 
 use std::collections::HashMap;
 
@@ -34,7 +36,8 @@ pub(super) enum Stub {
     Enter,
     /// The same for a method.
     EnterMethod,
-    /// From registers to the [`Entry`](crate::lox::bytecode::Entry) of a function: what `fast_entry` is before there is compiled code.
+    /// From registers to the [`Entry`](crate::lox::bytecode::Entry) of a function: what
+    /// `fast_entry` is before there is compiled code.
     Interpret,
     /// The same for a method.
     InterpretMethod,
@@ -44,7 +47,8 @@ pub(super) enum Stub {
 #[derive(Debug, Default)]
 pub(super) struct Stubs(HashMap<(Stub, usize), FuncId>);
 
-/// What compiled code takes before the values (receiver if it is a method, arguments): isolate, closure.
+/// What compiled code takes before the values (receiver if it is a method, arguments): isolate,
+/// closure.
 pub(super) const FAST_FIXED: usize = 2;
 
 impl Stub {
@@ -193,7 +197,8 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().inst_results(call)[0]
     }
 
-    /// Puts slot 0 and the arguments on the value stack, above what is published, and takes them off afterwards.
+    /// Puts slot 0 and the arguments on the value stack, above what is published, and takes them
+    /// off afterwards.
     fn through_stack(
         &mut self,
         slots: &[ir::Value],
@@ -227,7 +232,8 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().ins().return_(&[error]);
     }
 
-    /// A closure with compiled code and as many parameters as there are arguments is called at once.
+    /// A closure with compiled code and as many parameters as there are arguments is called at
+    /// once.
     fn call(&mut self, slots: &[ir::Value], fast: Signature) {
         let callee = slots[0];
         let other = self.b().create_block();
@@ -296,8 +302,8 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().ins().return_(&[result]);
     }
 
-    /// Fills the value stack from `first` to the published limit with nil: the arguments, which are in registers now, and
-    /// what the caller's operands have left above them.
+    /// Fills the value stack from `first` to the published limit with nil: the arguments, which are
+    /// in registers now, and what the caller's operands have left above them.
     fn clear_from(&mut self, first: ir::Value) {
         let limit = self.load(self.vm, VM_STACK_LIMIT);
         let nil = self.word(Value::NIL.0);

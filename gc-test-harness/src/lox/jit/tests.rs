@@ -168,8 +168,8 @@ fn h82_an_analysis_without_captured_uses_gives_wrong_answers() {
     fails_with("captured-unused,dead-operands-nil", test, "assertion");
 }
 
-/// A translation that needs a value of which the analysis says that nothing uses it is refused: the function is
-/// interpreted, which is right.
+/// A translation that needs a value of which the analysis says that nothing uses it is refused: the
+/// function is interpreted, which is right.
 #[test]
 fn h82_a_translation_that_contradicts_its_analysis_is_not_entered() {
     let test = "h82_a_copy_that_only_a_closure_reads_is_kept";
@@ -324,8 +324,8 @@ fn many_arguments_travel_on_the_stack() {
     assert_eq!(output(source), "abcdefghijj\nyx\n");
 }
 
-/// Allocates, calls through several levels, and keeps references of many sorts across calls, in `many` more than
-/// there are callee-saved registers.
+/// Allocates, calls through several levels, and keeps references of many sorts across calls, in
+/// `many` more than there are callee-saved registers.
 const BUSY: &str = "
     class Node { init(left, right) { this.left = left; this.right = right; }
         count() { if (this.left == nil) return 1; var l = this.left; var r = this.right; return l.count() + r.count() + 1; } }
@@ -387,7 +387,8 @@ fn results_that_are_not_declared_are_missed() {
     fails_with("undeclared-results", test, "references are missing");
 }
 
-/// Two lists that do not fit into the heap together, the first dropped inside the loop that makes the second.
+/// Two lists that do not fit into the heap together, the first dropped inside the loop that makes
+/// the second.
 const LISTS: &str = "
     class Node { init(next) { this.next = next; this.more = nil; } }
     fun list(n) { var all = nil; for (var i = 0; i < n; i = i + 1) all = Node(all); return all; }

@@ -1,28 +1,33 @@
 //! Translates one function's bytecode into Cranelift's intermediate code.
 //!
-//! The operand stack is executed abstractly: each slot is an [`Operand`], which knows the machine values that hold it, and
-//! code is made only where an instruction computes. At the entry of a block each live slot is a block
-//! parameter in the form that its type has there ([`Type::form`]): numbers travel as doubles. Slots that some
-//! closure may capture are the exception: they are always in the activation's window of the value stack, so that open
-//! upvalues work as they do in the interpreter.
+//! The operand stack is executed abstractly: each slot is an [`Operand`], which knows the machine
+//! values that hold it, and code is made only where an instruction computes. At the entry of a
+//! block each live slot is a block parameter in the form that its type has there ([`Type::form`]):
+//! numbers travel as doubles. Slots that some closure may capture are the exception: they are
+//! always in the activation's window of the value stack, so that open upvalues work as they do in
+//! the interpreter.
 //!
-//! An [`Operand`] without a machine value is dead: liveness says that nothing uses it. A translation that needs its word
-//! all the same contradicts its analysis; [`Unit::contradicted`] notes it, and the code is never entered.
+//! An [`Operand`] without a machine value is dead: liveness says that nothing uses it. A
+//! translation that needs its word all the same contradicts its analysis; [`Unit::contradicted`]
+//! notes it, and the code is never entered.
 //!
-//! A captured slot that is popped holds nil from then on: the window is a root for the whole activation.
+//! A captured slot that is popped holds nil from then on: the window is a root for the whole
+//! activation.
 //!
 //! A loop's back-edge is a jump and nothing else.
 //!
 //! # References
 //!
-//! Each machine value that may be a boxed reference is declared to Cranelift ([`Translator::declared`]). Addresses computed from one
-//! are used at once: none is live across a call. Cells in the constants are roots of the isolate for as long as
-//! the code exists, so they are immediate operands and not declared.
+//! Each machine value that may be a boxed reference is declared to Cranelift
+//! ([`Translator::declared`]). Addresses computed from one are used at once: none is live across a
+//! call. Cells in the constants are roots of the isolate for as long as the code exists, so they
+//! are immediate operands and not declared.
 //!
 //! # Errors
 //!
-//! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that add a line to the
-//! trace are one for each line and cause, made when everything else has been translated.
+//! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that
+//! add a line to the trace are one for each line and cause, made when everything else has been
+//! translated.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -387,7 +392,8 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         operands
     }
 
-    /// From here on the operand is known to be a number, and so is the variable that it was read from.
+    /// From here on the operand is known to be a number, and so is the variable that it was read
+    /// from.
     pub(super) fn proven_number(&mut self, operand: &Operand) {
         if let Some(origin) = operand.origin {
             let mut local = self.stack[origin as usize];

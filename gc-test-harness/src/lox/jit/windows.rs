@@ -1,15 +1,17 @@
 //! Inline allocations as restart ranges.
 //!
-//! Between loading a run's cursor and storing the advanced one, no hook may run on this thread: if it allocated from the
-//! same run, both would get one cell. So these few instructions are a restart range within the managed code. Cranelift does not promise
-//! that they can be begun again; therefore each compiled window is *read*. It is a restart range only if every instruction
-//! is one of the few below, none writes a register that the window reads before it has written it (the window's inputs),
-//! and none writes memory but the last, which stores the cursor. Any other window is an unsafe range: a stop is put off
-//! until the thread has left it.
+//! Between loading a run's cursor and storing the advanced one, no hook may run on this thread: if
+//! it allocated from the same run, both would get one cell. So these few instructions are a restart
+//! range within the managed code. Cranelift does not promise that they can be begun again;
+//! therefore each compiled window is *read*. It is a restart range only if every instruction is one
+//! of the few below, none writes a register that the window reads before it has written it (the
+//! window's inputs), and none writes memory but the last, which stores the cursor. Any other window
+//! is an unsafe range: a stop is put off until the thread has left it.
 
 use std::ops::Range;
 
-/// No window is longer than this: five instructions with 32-bit displacements take less than half of it.
+/// No window is longer than this: five instructions with 32-bit displacements take less than half
+/// of it.
 pub(super) const WINDOW_MAX: usize = 96;
 
 /// What a decoded instruction does.
@@ -26,7 +28,8 @@ struct Decoded {
     stores: bool,
 }
 
-/// Whether the instructions, the last of which stores the cursor, can be begun again from anywhere among them.
+/// Whether the instructions, the last of which stores the cursor, can be begun again from anywhere
+/// among them.
 pub(super) fn can_restart(code: &[u8]) -> bool {
     let mut rest = code;
     let mut cursor_base = None;
@@ -56,7 +59,8 @@ pub(super) fn can_restart(code: &[u8]) -> bool {
     }
 }
 
-/// Decodes one of: `mov` between registers or from or to memory, `lea`, `add` and `cmp` of registers or with an immediate, `ja`.
+/// Decodes one of: `mov` between registers or from or to memory, `lea`, `add` and `cmp` of
+/// registers or with an immediate, `ja`.
 fn decode(code: &[u8]) -> Option<Decoded> {
     let (rex, at) = match code.first()? {
         rex @ 0x40..=0x4F => (*rex, 1),
@@ -117,7 +121,8 @@ pub(super) fn addresses(function: Range<usize>, window: &Range<u32>) -> Range<us
 mod tests {
     use super::*;
 
-    /// mov rdx,[rax+0x3b0]; mov rcx,[rax+0x3b8]; lea rdi,[rdx+0x20]; cmp rdi,rcx; ja; lea rcx,[rdx+0x20]; mov [rax+0x3b0],rcx
+    /// mov rdx,[rax+0x3b0]; mov rcx,[rax+0x3b8]; lea rdi,[rdx+0x20]; cmp rdi,rcx; ja; lea
+    /// rcx,[rdx+0x20]; mov [rax+0x3b0],rcx
     const GOOD: &[u8] = &[
         0x48, 0x8B, 0x90, 0xB0, 3, 0, 0, 0x48, 0x8B, 0x88, 0xB8, 3, 0, 0, 0x48, 0x8D, 0x7A, 0x20,
         0x48, 0x3B, 0xF9, 0x0F, 0x87, 0xF6, 0, 0, 0, 0x48, 0x8D, 0x4A, 0x20, 0x48, 0x89, 0x88,

@@ -1,4 +1,5 @@
-//! Finalizers among the cells that the threads of `mutate.rs` change: what has died comes back, and may live on.
+//! Finalizers among the cells that the threads of `mutate.rs` change: what has died comes back, and
+//! may live on.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -59,10 +60,10 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Takes out of the model the weak words and pairs that the collector has cleared before it queued a
-    /// cell which is back now: those whose target or key nothing in `before` has led to. They may be
-    /// there still, if a stale word has kept the target. All cells that are remembered are looked at, for
-    /// a weak word may bring one back later.
+    /// Takes out of the model the weak words and pairs that the collector has cleared before it
+    /// queued a cell which is back now: those whose target or key nothing in `before` has led to.
+    /// They may be there still, if a stale word has kept the target. All cells that are remembered
+    /// are looked at, for a weak word may bring one back later.
     fn forget_cleared(&mut self, before: &BTreeSet<Number>) {
         loop {
             let reached = self.reached();

@@ -1,4 +1,5 @@
-//! Cells of immutable kinds: their edges are stored as soon as they are allocated, to cells that were there before, and stay as they are.
+//! Cells of immutable kinds: their edges are stored as soon as they are allocated, to cells that
+//! were there before, and stay as they are.
 
 use gc_core::{Encoding, Kind};
 
@@ -22,7 +23,8 @@ impl Graph<'_> {
         self.world.fixed.contains(&self.objects[&number].shape)
     }
 
-    /// What a cell of that shape will lead to, if it is immutable. All of it is held by the roots or the hands until they change.
+    /// What a cell of that shape will lead to, if it is immutable. All of it is held by the roots
+    /// or the hands until they change.
     pub(super) fn targets(&self, shape: usize, choices: &mut Choices<'_>) -> Vec<Number> {
         if !self.world.fixed.contains(&shape) {
             return Vec::new();
@@ -32,7 +34,8 @@ impl Graph<'_> {
             .collect()
     }
 
-    /// Stores the edges of a cell that nobody but the caller knows. Before anything else is allocated, and before the roots and hands change.
+    /// Stores the edges of a cell that nobody but the caller knows. Before anything else is
+    /// allocated, and before the roots and hands change.
     pub(super) fn fill(&mut self, number: Number, targets: &[Number], choices: &mut Choices<'_>) {
         for to in targets {
             let Some((word, encoding)) = self.slot_of(number, choices) else {

@@ -1,4 +1,5 @@
-//! One thread's operations on a heap, as a fuzzing engine decides: what it gives, keeps and frees is compared with the model of `mutate.rs`.
+//! One thread's operations on a heap, as a fuzzing engine decides: what it gives, keeps and frees
+//! is compared with the model of `mutate.rs`.
 
 use super::super::message;
 use super::{Choices, Counts, Graph, World, outcome, world};

@@ -1,4 +1,5 @@
-//! Ephemerons among the cells that the threads of `mutate.rs` change: a value is reachable while its key and the cell of their pair are.
+//! Ephemerons among the cells that the threads of `mutate.rs` change: a value is reachable while
+//! its key and the cell of their pair are.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -65,7 +66,8 @@ impl Graph<'_> {
         mutator: &Mutator,
         choices: &mut Choices<'_>,
     ) -> Result<(), String> {
-        // First the value, which nothing else leads to, as a rule: making it may let go of what was in the hands.
+        // First the value, which nothing else leads to, as a rule: making it may let go of what was
+        // in the hands.
         let value = if choices.one_in(3) {
             self.walk(choices)
         } else {
