@@ -51,8 +51,9 @@ fn take_urgent(socket: &TcpStream) -> Option<u8> {
 
 /// Receives urgent data while a mutator loops and is stopped a thousand times.
 pub fn main() -> Result<(), Box<dyn Error>> {
-    // The host is here first. (A socket library would do this.) SAFETY: the action is filled in
-    // whole before it is installed; the handler is async-signal-safe.
+    // The host is here first. (A socket library would do this.)
+    // SAFETY: the action is filled in whole before it is installed; the handler is
+    // async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_sigurg as extern "C" fn(c_int) as usize;

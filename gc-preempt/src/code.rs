@@ -751,8 +751,8 @@ impl CodeMap {
         }
         if std::mem::take(registered.more_gone.get_mut()) {
             // What has been dropped since the last stop goes with the rest. (What is not a gone
-            // world's waits for the next one.) SAFETY: the registry lock is held, and `registered`
-            // is not used meanwhile.
+            // world's waits for the next one.)
+            // SAFETY: the registry lock is held, and `registered` is not used meanwhile.
             unsafe { self.take_dropped() };
             // SAFETY: as above.
             registered = unsafe { &mut *self.registered.get() };

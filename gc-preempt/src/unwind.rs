@@ -240,8 +240,9 @@ fn module(pc: usize) -> Option<Module> {
     } else {
         // Linkers leave a hole between segments where pages of the file and of memory would part
         // (lld does, by luck of a build's sizes), and the loader then knows the segments one by
-        // one. What can be loaded anywhere begins at its bias. SAFETY: a `struct link_map` of
-        // `<link.h>`, whose first word (`l_addr`) is the bias. It stays as long as the module does.
+        // one. What can be loaded anywhere begins at its bias.
+        // SAFETY: a `struct link_map` of `<link.h>`, whose first word (`l_addr`) is the bias. It
+        // stays as long as the module does.
         unsafe { found.link_map.cast::<usize>().read() }
     };
     // An executable at a fixed address has no bias, and no header there.

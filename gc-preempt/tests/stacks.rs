@@ -217,7 +217,8 @@ fn h47_the_handler_does_not_run_on_a_hosts_small_alternate_stack() {
                     let theirs = of(small);
                     set(&theirs);
                     // The walk that a blocked signal makes necessary takes the most of a handler's
-                    // stack. SAFETY: the set is filled by the first call.
+                    // stack.
+                    // SAFETY: the set is filled by the first call.
                     unsafe {
                         let mut mask = std::mem::zeroed();
                         libc::sigemptyset(&raw mut mask);

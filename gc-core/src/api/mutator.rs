@@ -937,8 +937,8 @@ impl Drop for Mutator {
         let blocking = !gone && record.thread().is_blocking();
         if !gone && record.thread().in_no_preempt() {
             // It cannot wait for the registry here. It stays attached until the thread attaches to
-            // the heap again, or ends. SAFETY: taken once: this is the drop, and what follows does
-            // not use it.
+            // the heap again, or ends.
+            // SAFETY: taken once: this is the drop, and what follows does not use it.
             let heap = unsafe { ManuallyDrop::take(&mut self.heap) };
             self.record().left.set(Some(heap));
             return;

@@ -161,7 +161,8 @@ impl Wait {
             let until = retry_at.unwrap_or(resend_at).saturating_duration_since(now);
             if retry_at.is_some() {
                 // A sleep has 50 us of slack by default: too coarse for the first retries. Give the
-                // core to whom we wait for instead. SAFETY: no arguments, no memory.
+                // core to whom we wait for instead.
+                // SAFETY: no arguments, no memory.
                 unsafe { libc::sched_yield() };
             } else {
                 acknowledgements::sleep(until);
