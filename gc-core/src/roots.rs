@@ -205,11 +205,23 @@ impl Roots {
         self.slots[slot].load(Ordering::Acquire)
     }
 
-    /// In stop 1: the slots that are used now are to be scanned; how many.
-    pub(crate) fn snapshot(&self) -> usize {
+    /// In stop 1: the slots that are used now are to be scanned; how many. `grows`: those that are
+    /// used later as well, until [`end_snapshot`](Self::end_snapshot).
+    ///
+    /// So it is where stacks are still to be scanned: code inside `blocking` may make a root of what
+    /// a variable of its caller's names, and clear that.
+    pub(crate) fn snapshot(&self, grows: bool) -> usize {
         let mut tables = self.lock();
-        tables.unscanned = 0..tables.used.end();
+        let end = if grows { usize::MAX } else { tables.used.end() };
+        tables.unscanned = 0..end;
         tables.used.used()
+    }
+
+    /// All stacks have been scanned: slots beyond those that are used now need not be. Before the
+    /// first piece.
+    pub(crate) fn end_snapshot(&self) {
+        let mut tables = self.lock();
+        tables.unscanned.end = tables.unscanned.end.min(tables.used.end());
     }
 
     /// Nothing is to be scanned: in the child of a fork.
@@ -740,7 +752,7 @@ mod tests {
             roots.add(*cell).unwrap();
         }
         space.begin_marking();
-        assert_eq!(roots.snapshot(), 3000);
+        assert_eq!(roots.snapshot(false), 3000);
         let late = roots.add(cells[0]).unwrap();
         let mut marker = Marker::new(space, &toy.queue);
         let mut scanner = Scanner::new(space, &mut marker, None);

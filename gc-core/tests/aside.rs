@@ -5,7 +5,7 @@ mod common;
 
 use common::step::Record;
 use common::{Kinds, check_list, cons, garbage, hazard, kinds, list, sit_idle, wipe_stack};
-use gc_core::{Field, Heap, Kind, Mutator, Trace};
+use gc_core::{Field, Heap, Kind, Mutator, RawRoot, Trace};
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -72,9 +72,6 @@ fn comes_back(what: &(impl Waits + Sync)) {
                             std::thread::yield_now();
                         }
                     });
-                    if is_marking(&m) {
-                        met.fetch_add(1, SeqCst);
-                    }
                 };
                 let until_marked = || {
                     m.blocking(|| ready.wait());
@@ -92,6 +89,9 @@ fn comes_back(what: &(impl Waits + Sync)) {
             let asked = heap.request_collection();
             while !is_marking(&m) && heap.stats().collections < asked {
                 std::hint::spin_loop();
+            }
+            if is_marking(&m) {
+                met.fetch_add(1, SeqCst);
             }
             ends.store(met.load(SeqCst) >= ENOUGH, SeqCst);
             go.fetch_add(1, SeqCst);
@@ -179,6 +179,44 @@ impl Waits for Unlinks {
             assert_eq!((tail as *const usize).add(1).read(), 1 << 40, "freed");
         }
     }
+}
+
+/// Inside `blocking`, makes a root of what a variable of its caller's names, and clears that.
+struct Roots;
+
+impl Waits for Roots {
+    #[inline(never)]
+    fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn()) {
+        #[inline(never)]
+        fn make(m: &Mutator, k: Kinds, kept: &AtomicUsize) {
+            kept.store(list(m, k, 30), SeqCst);
+        }
+        #[inline(never)]
+        fn root(m: &Mutator, kept: &AtomicUsize) -> RawRoot {
+            // SAFETY: alive, since the caller's variable names it until it has a root.
+            let root = unsafe { m.heap().raw_root(common::cell(kept.load(SeqCst))) }.unwrap();
+            kept.store(0, SeqCst);
+            root
+        }
+        let kept = AtomicUsize::new(0);
+        make(m, k, &kept);
+        wipe_stack();
+        let root = m.blocking(|| {
+            waits();
+            root(m, &kept)
+        });
+        until_marked();
+        check_list(root.get().unwrap().as_ptr() as usize, 30);
+    }
+}
+
+#[test]
+fn h98_what_a_thread_roots_where_it_waits_lives() {
+    hazard(
+        "h98_what_a_thread_roots_where_it_waits_lives",
+        "roots-end-early",
+        || comes_back(&Roots),
+    );
 }
 
 #[test]

@@ -299,7 +299,7 @@ static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
 /// collection. So ours have to be the last to take locks, hence the first that are registered
 /// (H42): when the program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers
 /// that were registered before that (by the host of a plugin, say) run with our locks held: they
-/// must not wait for a thread that allocates.
+/// must not wait for a thread that allocates, nor for one that leaves `blocking`.
 pub(crate) fn install_fork_handlers() -> io::Result<()> {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     // So that whatever links this crate links what registers at load.

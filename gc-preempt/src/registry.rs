@@ -325,6 +325,17 @@ pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
     }))
 }
 
+/// [`lock`], for a thread that is in BLOCKED, whatever else it is in: it waits as it is.
+///
+/// # Errors
+/// As [`lock`].
+pub(crate) fn lock_blocked() -> Result<RegistryGuard, HoldsAStop> {
+    if crate::world::holds_a_stop() {
+        return Err(HoldsAStop);
+    }
+    Ok(RegistryGuard(REGISTRY.lock()))
+}
+
 /// The thread waits for the registry lock.
 struct Awaits(&'static Record);
 

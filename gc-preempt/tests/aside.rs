@@ -45,9 +45,15 @@ fn attach(world: &World, counts: &Counts) -> Mutator {
     unsafe { world.attach_with(std::ptr::from_ref(counts).cast_mut().cast(), HOOKS) }.unwrap()
 }
 
+/// Sets those aside that wait since the look before, if `may`.
+fn look(world: &World, may: bool) -> usize {
+    // SAFETY: the tests' stops look at no mutator for anybody's sake.
+    unsafe { world.set_aside(|_| may) }
+}
+
 /// Sets all aside that wait.
 fn set_aside(world: &World) -> usize {
-    world.set_aside(|_| true) + world.set_aside(|_| true)
+    look(world, true) + look(world, true)
 }
 
 /// How many mutators a stop meets, and how many are aside.
@@ -101,11 +107,11 @@ fn one_that_waits_for_long_is_passed_over_until_it_comes_back() {
         m.blocking(waits);
     };
     with_waiting(&world, &counts, body, |go| {
-        assert_eq!(world.set_aside(|_| true), 0, "it has been seen once");
-        assert_eq!(world.set_aside(|_| false), 0, "its world keeps it");
+        assert_eq!(look(&world, true), 0, "it has been seen once");
+        assert_eq!(look(&world, false), 0, "its world keeps it");
         assert_eq!(seen(&world), [1, 0]);
-        assert_eq!(world.set_aside(|_| true), 1);
-        assert_eq!(world.set_aside(|_| true), 0, "it is aside already");
+        assert_eq!(look(&world, true), 1);
+        assert_eq!(look(&world, true), 0, "it is aside already");
         assert_eq!(seen(&world), [0, 1]);
         go.send(()).unwrap();
         while counts.back() == 0 {
@@ -134,11 +140,11 @@ fn one_that_was_back_in_between_has_not_waited_for_long() {
     };
     with_waiting(&world, &counts, body, |go| {
         is_again.recv().unwrap();
-        assert_eq!(world.set_aside(|_| true), 0);
+        assert_eq!(look(&world, true), 0);
         go.send(()).unwrap();
         is_again.recv().unwrap();
-        assert_eq!(world.set_aside(|_| true), 0, "this is another wait");
-        assert_eq!(world.set_aside(|_| true), 1);
+        assert_eq!(look(&world, true), 0, "this is another wait");
+        assert_eq!(look(&world, true), 1);
         go.send(()).unwrap();
     });
 }
@@ -202,8 +208,8 @@ fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
                     std::thread::sleep(Duration::from_millis(2));
                     drop(others);
                     // Before it has been woken.
-                    a.set_aside(|_| true);
-                    a.set_aside(|_| true);
+                    look(&a, true);
+                    look(&a, true);
                     while asks.load(SeqCst) {
                         std::thread::yield_now();
                     }
@@ -258,6 +264,32 @@ fn one_that_detaches_where_it_waits_is_taken_back_first() {
         assert_eq!(seen(&world), [0, 0]);
         go.send(()).unwrap();
     });
+}
+
+#[test]
+fn one_may_come_back_inside_no_preempt_whoever_has_the_registry() {
+    let (world, other, counts) = (world(), common::world(), Counts::default());
+    let ends = AtomicBool::new(false);
+    let body = |m: Mutator, waits: &dyn Fn()| {
+        let section = m.blocking(|| {
+            waits();
+            while !ends.load(SeqCst) {
+                std::thread::yield_now();
+            }
+            m.no_preempt_guard()
+        });
+        assert!(m.in_no_preempt());
+        drop(section);
+    };
+    with_waiting(&world, &counts, body, |go| {
+        assert_eq!(set_aside(&world), 1);
+        go.send(()).unwrap();
+        let stopped = other.stop().unwrap();
+        ends.store(true, SeqCst);
+        std::thread::sleep(Duration::from_millis(20));
+        drop(stopped);
+    });
+    assert_eq!(counts.back(), 1);
 }
 
 #[test]

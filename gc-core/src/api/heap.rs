@@ -705,7 +705,9 @@ impl Heap {
 
     /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must
     /// keep to what [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch
-    /// this heap's roots or finalizers.
+    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not among
+    /// [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
+    /// [`Stopped::aside`](gc_preempt::Stopped::aside).
     ///
     /// # Errors
     /// If the caller is itself a mutator of this heap.

@@ -887,11 +887,20 @@ fn retire(context: &Context) {
         .no_preempt(|| unsafe { give_back(context) });
 }
 
+/// Takes a record out of the heap's.
+fn strike_off(context: &Context) {
+    context
+        .shared
+        .contexts
+        .lock()
+        .take(context.place.replace(usize::MAX));
+}
+
 /// # Safety
 /// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread
 /// has ended.
 unsafe fn give_back(context: &Context) {
-    context.shared.contexts.lock().take(context.place.get());
+    strike_off(context);
     // The collector does not meet the record any more. A scope that is open still is one of a
     // thread that has ended inside it.
     context.handles.retire(|word| context.log(word));
@@ -948,6 +957,9 @@ impl Drop for Mutator {
         }
         if !gone && !blocking {
             retire(record);
+        } else if blocking {
+            // The collector meets the record no more when it has no thread.
+            gc_preempt::no_preempt_here(|| strike_off(record));
         }
         // SAFETY: the thread's registration goes first, so that no collector has the context when
         // it is freed; the heap's handle last, since it may be the last one.

@@ -8,7 +8,8 @@
 //! * When it is set aside, after a collection, it has reported its counts, its log is empty, and it
 //!   gives back its runs. While it is aside it has none.
 //! * Its stack and its handles are scanned beside the mutators that run, before marking can end.
-//!   They still hold what they held in stop 1, since it stands still.
+//!   They still hold what they held in stop 1, since it stands still, or a root does that was made
+//!   since (`Roots::snapshot`).
 //! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned it yet,
 //!   `back` does that first. So by the time it runs it is as if stop 1 had met it.
 //!
@@ -30,16 +31,26 @@ use crate::weak::IDLE;
 /// and other heaps' stops wait.
 const PIECE: usize = 16;
 
-/// Sites that a mutator may give back when it is set aside. One with more stays where it is.
-const SITES: usize = 1024;
+/// Mutators that are looked at for their threads' ends under one lock.
+const BURIED: usize = 256;
+
+/// Sites that a mutator may give back when it is set aside: some of them do so under one registry
+/// lock. One with more stays where it is until stops have taken them (`alloc/listed.rs`).
+const SITES: usize = 128;
 
 impl Cycle<'_, '_> {
     /// After a collection: sets the mutators aside that were in `blocking` when the last one ended,
     /// and have been since.
     pub(super) fn set_aside(&mut self) {
         let shared = self.shared;
+        // Where those that are aside were scanned in the stop, nothing has told of threads that
+        // have ended.
+        let mut from = Some(usize::MAX);
+        while let Some(at) = from {
+            from = shared.world.for_each_aside(at, BURIED, |_| ());
+        }
         let mut lowered = false;
-        shared.world.set_aside(|mutator| {
+        let may = |mutator: &StoppedMutator<'_>| {
             let Some(context) = context_of(mutator) else {
                 return false;
             };
@@ -56,7 +67,11 @@ impl Cycle<'_, '_> {
                 lowered |= context.handles.lower();
             }
             may
-        });
+        };
+        // SAFETY: this is between two collections, so what a stop would take of a mutator is its
+        // runs, its counts and its claim, which `retire` gives back, and its log is empty. Its
+        // stack and handles are scanned by `scan`, and its flag is brought up to date by `back`.
+        unsafe { shared.world.set_aside(may) };
         self.trim_handles |= lowered;
     }
 }

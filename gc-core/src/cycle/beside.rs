@@ -81,6 +81,9 @@ impl Beside {
                 Some(stopped) => aside::scan_all(shared, stopped, scanner),
                 None => aside::scan_piece(shared, from, scanner),
             };
+            if self.aside.is_none() {
+                shared.roots.end_snapshot();
+            }
             return true;
         }
         if self.handles_done {

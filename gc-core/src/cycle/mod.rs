@@ -453,7 +453,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         beside.snapshot_aside(aside);
         scanner.source(Source::Tables);
         scanner.tables(&shared.roots);
-        beside.words += shared.roots.snapshot();
+        beside.words += shared
+            .roots
+            .snapshot(aside != 0 && !planted("roots-end-early"));
         if let Some(verify) = verify {
             for (number, mutator) in stopped.aside().enumerate() {
                 scanner.source(Source::Aside(number));
@@ -852,10 +854,12 @@ impl<'h, 'c> Cycle<'h, 'c> {
     /// mutators there are.
     fn settle_owned(&mut self, young_next: bool) -> usize {
         let shared = self.shared;
-        let mut mutators = 0;
         let Some(stopped) = &self.stopped else {
             unreachable!("flipped without a stop")
         };
+        // Those that are aside may all come back before the next look, and claim and hand out as
+        // much as any other.
+        let mut mutators = stopped.aside().len();
         for mutator in stopped.mutators() {
             let Some(context) = context_of(&mutator) else {
                 continue;

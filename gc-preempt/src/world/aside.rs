@@ -52,7 +52,12 @@ impl World {
     ///
     /// Only mutators that were attached with a [`back`](MutatorHooks::back) hook are set aside, and
     /// only where they belong to no other world. Does nothing on a thread that holds a stop.
-    pub fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
+    ///
+    /// # Safety
+    /// The caller looks after the world: no stop of it needs to look at a mutator that `may`
+    /// accepts, as long as [`for_each_aside`](Self::for_each_aside), [`Stopped::aside`] or its
+    /// `back` hook do. No other part of the program calls this.
+    pub unsafe fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
         /// Mutators that are set aside under one lock, and those that are looked at.
         const PIECE: usize = 16;
         const LOOKS: usize = 256;
@@ -250,7 +255,7 @@ pub(crate) fn come_back(record: &'static Record) {
     let lock: Option<RegistryGuard> = if faults::planted("back-unlocked") {
         None
     } else {
-        registry::lock().ok()
+        registry::lock_blocked().ok()
     };
     let inner = record.aside.load(Ordering::Relaxed);
     // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
