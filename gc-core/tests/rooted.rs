@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::hazard;
+use common::{hazard, hazard_given};
 use gc_core::{Encoding, Field, Heap, Root, Trace};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -82,6 +82,26 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
                 roots[at] = roots[at].clone();
             }
         });
+        check_roots(&heap, &roots);
+    });
+}
+
+#[test]
+fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles() {
+    let name = "h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles";
+    hazard_given(name, "slow-roots", "roots-logged-in-vain", &[], || {
+        let heap = Heap::builder().reserve(1 << 30).concurrent(false);
+        let heap = heap.continuous(true).verify(true).build().unwrap();
+        // As many as a page of places has, so that the last one moves beyond those that a stop has
+        // noted, and back.
+        let mut roots = make_roots(&heap, 512);
+        let begun = heap.stats().collections;
+        // This thread is no mutator, so no stop stops it.
+        while_collecting(&heap, begun + 300, || {
+            std::thread::sleep(Duration::from_micros(200));
+            roots[511] = roots[511].clone();
+        });
+        assert!(heap.stats().collections > begun + 20);
         check_roots(&heap, &roots);
     });
 }

@@ -456,6 +456,10 @@ impl<'h, 'c> Cycle<'h, 'c> {
         beside.words += shared
             .roots
             .snapshot(aside != 0 && !planted("roots-end-early"));
+        // Not a fault: threads that are no mutators have time to change roots.
+        if planted("slow-roots") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if let Some(verify) = verify {
             for (number, mutator) in stopped.aside().enumerate() {
                 scanner.source(Source::Aside(number));
@@ -699,6 +703,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.take_logs();
         }
         if !self.shared.concurrent {
+            // Threads that are no mutators run in a stop, and log the roots that they remove before
+            // the stop has scanned them.
+            while !planted("roots-logged-in-vain") && self.take_log(LOG_PIECE) != 0 {}
             self.marker.drain();
             return self.after;
         }
