@@ -197,7 +197,7 @@ fn h14_a_thousand_threads_attach_are_collected_and_leave() {
 
 // ---- a debugger ---------------------------------------------------------------------------------
 
-/// Collections that the mutator has to live through while it is single-stepped.
+/// Collections that the mutator, single-stepped, has to live through and that signal it.
 const COLLECTIONS: u64 = 20;
 
 /// The child: a mutator that works while another thread collects.
@@ -220,7 +220,8 @@ fn debugged() {
         while collected.load(Relaxed) < COLLECTIONS {
             std::thread::sleep(Duration::from_millis(2));
             heap.collect();
-            collected.fetch_add(1, Relaxed);
+            // A thread that is stepped may be parked still, and is then stopped without a signal.
+            collected.fetch_add(u64::from(heap.stats().last.signalled), Relaxed);
         }
     });
 }
