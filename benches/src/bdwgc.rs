@@ -1,5 +1,5 @@
-//! The Boehm-Demers-Weiser collector as a peer: found at run time, so that nobody needs it to build
-//! or test.
+//! The Boehm-Demers-Weiser collector as a peer. The benches load it at run time, so building and
+//! testing do not need it.
 
 use std::ffi::{CStr, c_int, c_void};
 

@@ -70,8 +70,7 @@ pub fn wanted(part: &str) -> bool {
         .is_none_or(|(_, name)| part.contains(name.as_str()))
 }
 
-/// Uses up a word in a register, without a store: for all that the compiler knows, somebody needs
-/// it.
+/// Uses up a word in a register, without a store: the compiler has to compute the word.
 #[inline(always)]
 pub fn consume(word: usize) {
     // SAFETY: no instruction at all.

@@ -53,9 +53,9 @@ extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
 
 fn sort(mutator: &Mutator, numbers: Gc<Numbers>) {
     MUTATOR.set(mutator);
-    // SAFETY: the elements are words of the cell, which `keep_alive` keeps; nobody else uses them
-    // meanwhile. It holds no edges, so C may move its words about: libc's copies must never touch
-    // edges, which change by the barrier only.
+    // SAFETY: the elements are words of the cell, which `keep_alive` keeps; no other thread uses
+    // them meanwhile. It holds no edges, so C may move its words about: libc's copies must never
+    // touch edges, which change by the barrier only.
     unsafe {
         libc::qsort(
             numbers.all.as_ptr().cast_mut().cast(),

@@ -186,8 +186,8 @@ impl Own {
 
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
 ///
-/// They must be given back with [`Space::retire`]; dropping them without that leaves their spans
-/// with nobody.
+/// They must be given back with [`Space::retire`]. Where they are dropped without that, no list has
+/// their spans, and the heap never uses these again.
 pub struct Runs {
     runs: Table<Run>,
     own: Table<Own>,
@@ -473,7 +473,7 @@ impl Space {
         }
         // After the clearing: a marker whose queue overflowed follows all marked cells of a unit.
         // Before the allocated bits: a stale word that names one of the cells finds it black as
-        // soon as it finds it at all, and nobody follows it while it is written.
+        // soon as it finds it at all, and no marker follows it while it is written.
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().span(span, class).set_cells(from, to);
             self.note_births(span, class, from, to);

@@ -4,7 +4,10 @@
 mod common;
 
 use common::step::Record;
-use common::{Kinds, check_list, cons, garbage, hazard, kinds, list, sit_idle, wipe_stack};
+use common::{
+    Kinds, bare_exit, check_list, cons, garbage, hazard, kinds, list, sit_idle,
+    until_its_bare_exit, wipe_stack,
+};
 use gc_core::{Field, Heap, Kind, Mutator, RawRoot, Trace};
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
@@ -260,6 +263,36 @@ fn h98_what_a_thread_holds_that_waits_for_long_lives() {
             });
         },
     );
+}
+
+#[test]
+fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops() {
+    let name = "h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops";
+    hazard(name, "aside-unburied", || {
+        let heap = Heap::builder().reserve(1 << 30).concurrent(false);
+        let heap = heap.build().unwrap();
+        let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                until_its_bare_exit(|| {
+                    let m = heap.attach().unwrap();
+                    m.blocking(|| {
+                        sit_idle(&m, &ready, &done);
+                        bare_exit();
+                    });
+                });
+            });
+            let m = heap.attach().unwrap();
+            m.blocking(|| ready.wait());
+            until_aside(&m, 1);
+            m.blocking(|| done.store(true, Relaxed));
+        });
+        let m = heap.attach().unwrap();
+        for _ in 0..3 {
+            m.collect();
+        }
+        assert_eq!(heap.stats().last.aside, 0);
+    });
 }
 
 #[test]

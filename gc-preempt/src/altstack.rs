@@ -332,7 +332,8 @@ unsafe extern "C" fn thread_ends(stack: *mut libc::c_void) {
         return; // in a stop that the thread never resumed
     };
     if !stack.is_own() {
-        return; // left by a thread that had this control block before, and ended by the bare system call
+        // Left by a thread that had this control block before, and ended by the bare system call.
+        return;
     }
     let rounds = stack.rounds.get() + 1;
     stack.rounds.set(rounds);

