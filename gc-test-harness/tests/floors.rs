@@ -1,0 +1,314 @@
+//! Files import downward only: no two files of a crate lead to each other, and no folder of
+//! `gc-core` or `gc-preempt` imports from a floor above its own.
+//!
+//! An arrow leads from a file to each file that it names by `use` or by a path in its code. Test
+//! code makes no arrows. Method calls make none either, so a type's `impl` blocks stay in the
+//! folder that defines the type.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use gc_preempt::faults::StrictAllocator;
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens;
+
+#[global_allocator]
+static STRICT: StrictAllocator = StrictAllocator;
+
+/// A module: its file, what it declares, and the names that it imports.
+#[derive(Default)]
+struct Module {
+    file: String,
+    children: BTreeSet<String>,
+    items: BTreeSet<String>,
+    imports: BTreeMap<String, Vec<String>>,
+    globs: Vec<Vec<String>>,
+    paths: Vec<Vec<String>>,
+}
+
+/// The modules of a crate, by path: `["heap", "bitmap"]`; the root is `[]`.
+type Crate = BTreeMap<Vec<String>, Module>;
+
+fn is_test(attributes: &[syn::Attribute]) -> bool {
+    attributes.iter().any(|attribute| {
+        let text = attribute.to_token_stream().to_string().replace(' ', "");
+        text.starts_with("#[cfg(test") || text.starts_with("#[cfg(all(test") || text == "#[test]"
+    })
+}
+
+fn item_name(item: &syn::Item) -> Option<String> {
+    use syn::Item;
+    let ident = match item {
+        Item::Const(item) => &item.ident,
+        Item::Enum(item) => &item.ident,
+        Item::Fn(item) => &item.sig.ident,
+        Item::Macro(item) => item.ident.as_ref()?,
+        Item::Static(item) => &item.ident,
+        Item::Struct(item) => &item.ident,
+        Item::Trait(item) => &item.ident,
+        Item::Type(item) => &item.ident,
+        Item::Union(item) => &item.ident,
+        _ => return None,
+    };
+    Some(ident.to_string())
+}
+
+fn attributes(item: &syn::Item) -> &[syn::Attribute] {
+    use syn::Item;
+    match item {
+        Item::Const(item) => &item.attrs,
+        Item::Enum(item) => &item.attrs,
+        Item::Fn(item) => &item.attrs,
+        Item::Impl(item) => &item.attrs,
+        Item::Macro(item) => &item.attrs,
+        Item::Mod(item) => &item.attrs,
+        Item::Static(item) => &item.attrs,
+        Item::Struct(item) => &item.attrs,
+        Item::Trait(item) => &item.attrs,
+        Item::Type(item) => &item.attrs,
+        Item::Use(item) => &item.attrs,
+        _ => &[],
+    }
+}
+
+/// The leaves of a `use` tree: what each imports, and by which name.
+fn leaves(tree: &syn::UseTree, prefix: &[String], module: &mut Module) {
+    use syn::UseTree;
+    let with = |ident: &syn::Ident| [prefix, &[ident.to_string()]].concat();
+    match tree {
+        UseTree::Path(path) => leaves(&path.tree, &with(&path.ident), module),
+        UseTree::Group(group) => {
+            for tree in &group.items {
+                leaves(tree, prefix, module);
+            }
+        }
+        UseTree::Glob(_) => {
+            module.globs.push(prefix.to_vec());
+            module.paths.push(prefix.to_vec());
+        }
+        UseTree::Name(name) if name.ident == "self" => {
+            if let Some(last) = prefix.last() {
+                module.imports.insert(last.clone(), prefix.to_vec());
+            }
+            module.paths.push(prefix.to_vec());
+        }
+        UseTree::Name(name) => {
+            module
+                .imports
+                .insert(name.ident.to_string(), with(&name.ident));
+            module.paths.push(with(&name.ident));
+        }
+        UseTree::Rename(rename) => {
+            module
+                .imports
+                .insert(rename.rename.to_string(), with(&rename.ident));
+            module.paths.push(with(&rename.ident));
+        }
+    }
+}
+
+/// The paths that code names: each run of identifiers joined by `::`.
+fn paths_in(tokens: TokenStream, found: &mut Vec<Vec<String>>) {
+    let mut path: Vec<String> = Vec::new();
+    let mut colons = 0;
+    for token in tokens {
+        match token {
+            TokenTree::Ident(ident) => {
+                if colons != 2 {
+                    found.extend((path.len() > 1).then(|| std::mem::take(&mut path)));
+                    path.clear();
+                }
+                path.push(ident.to_string());
+                colons = 0;
+            }
+            TokenTree::Punct(punct) if punct.as_char() == ':' => colons += 1,
+            TokenTree::Group(group) => {
+                paths_in(group.stream(), found);
+                colons = 0;
+            }
+            _ => {
+                found.extend((path.len() > 1).then(|| std::mem::take(&mut path)));
+                path.clear();
+                colons = 0;
+            }
+        }
+    }
+    found.extend((path.len() > 1).then_some(path));
+}
+
+fn read_items(items: Vec<syn::Item>, at: &[String], file: &Path, root: &Path, modules: &mut Crate) {
+    let mut module = Module {
+        file: file
+            .strip_prefix(root)
+            .expect("a file of the crate")
+            .display()
+            .to_string(),
+        ..Module::default()
+    };
+    for item in items {
+        if is_test(attributes(&item)) {
+            continue;
+        }
+        module.items.extend(item_name(&item));
+        match item {
+            syn::Item::Use(item) => leaves(&item.tree, &[], &mut module),
+            syn::Item::Mod(item) => {
+                let name = item.ident.to_string();
+                let path = [at, std::slice::from_ref(&name)].concat();
+                module.children.insert(name.clone());
+                match item.content {
+                    Some((_, items)) => read_items(items, &path, file, root, modules),
+                    None => read_file(&child_file(file, &name), &path, root, modules),
+                }
+            }
+            other => paths_in(other.to_token_stream(), &mut module.paths),
+        }
+    }
+    modules.insert(at.to_vec(), module);
+}
+
+fn child_file(parent: &Path, name: &str) -> PathBuf {
+    let stem = parent.file_stem().expect("a file");
+    let folder = parent.parent().expect("a folder");
+    let folder = match stem.to_str() {
+        Some("lib" | "main" | "mod") => folder.to_path_buf(),
+        _ => folder.join(stem),
+    };
+    let flat = folder.join(format!("{name}.rs"));
+    if flat.exists() {
+        flat
+    } else {
+        folder.join(name).join("mod.rs")
+    }
+}
+
+fn read_file(file: &Path, at: &[String], root: &Path, modules: &mut Crate) {
+    let text =
+        std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    let parsed =
+        syn::parse_file(&text).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+    read_items(parsed.items, at, file, root, modules);
+}
+
+/// The file that defines what `path` names, seen from the module `at`; none outside of the crate.
+fn resolve(modules: &Crate, at: &[String], path: &[String], depth: u32) -> Option<String> {
+    if depth > 8 {
+        return None; // an import that leads to itself
+    }
+    let (first, mut rest) = path.split_first()?;
+    let mut here: Vec<String> = match first.as_str() {
+        "crate" => Vec::new(),
+        "self" => at.to_vec(),
+        "super" => at[..at.len().checked_sub(1)?].to_vec(),
+        name => {
+            let module = modules.get(at)?;
+            if module.children.contains(name) {
+                [at, std::slice::from_ref(first)].concat()
+            } else {
+                let import = module.imports.get(name)?;
+                if import.first() == Some(first) && import.len() == 1 {
+                    return None;
+                }
+                return resolve(modules, at, &[import, rest].concat(), depth + 1);
+            }
+        }
+    };
+    while let Some((next, after)) = rest.split_first() {
+        let module = modules.get(&here)?;
+        if next == "super" {
+            here.pop()?;
+        } else if module.children.contains(next) {
+            here.push(next.clone());
+        } else if module.items.contains(next) {
+            return Some(module.file.clone());
+        } else if let Some(import) = module.imports.get(next) {
+            return resolve(modules, &here, &[import, after].concat(), depth + 1);
+        } else {
+            let globs = module.globs.iter().find_map(|glob| {
+                let path = [glob, rest].concat();
+                let file = resolve(modules, &here, &path, depth + 1)?;
+                (file != module.file).then_some(file)
+            });
+            return Some(globs.unwrap_or_else(|| module.file.clone()));
+        }
+        rest = after;
+    }
+    Some(modules.get(&here)?.file.clone())
+}
+
+/// Who imports whom in a crate's `src`, by file.
+fn arrows(root: &Path) -> BTreeMap<String, BTreeSet<String>> {
+    let mut modules = Crate::new();
+    let main = if root.join("lib.rs").exists() {
+        "lib.rs"
+    } else {
+        "main.rs"
+    };
+    read_file(&root.join(main), &[], root, &mut modules);
+    let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (at, module) in &modules {
+        let out = arrows.entry(module.file.clone()).or_default();
+        for path in &module.paths {
+            out.extend(resolve(&modules, at, path, 0).filter(|file| *file != module.file));
+        }
+    }
+    arrows.remove(main); // a crate's root names what it exports, and nothing leads to it
+    for out in arrows.values_mut() {
+        out.remove(main);
+    }
+    arrows
+}
+
+/// The files that lead to each other, in groups (Tarjan's components of more than one file).
+fn circles(arrows: &BTreeMap<String, BTreeSet<String>>) -> Vec<Vec<String>> {
+    let reach: BTreeMap<&String, BTreeSet<&String>> = arrows
+        .keys()
+        .map(|from| {
+            let (mut seen, mut next) = (BTreeSet::new(), vec![from]);
+            while let Some(file) = next.pop() {
+                for to in arrows.get(file).into_iter().flatten() {
+                    if seen.insert(to) {
+                        next.push(to);
+                    }
+                }
+            }
+            (from, seen)
+        })
+        .collect();
+    let mut groups: BTreeSet<Vec<String>> = BTreeSet::new();
+    for (from, seen) in &reach {
+        if seen.contains(*from) {
+            let group = seen.iter().filter(|to| reach[**to].contains(*from));
+            groups.insert(group.map(|file| (*file).clone()).collect());
+        }
+    }
+    groups.into_iter().collect()
+}
+
+/// The crates whose files are in floors. The circles of the others are printed only.
+const IN_FLOORS: [&str; 0] = [];
+
+#[test]
+fn no_two_files_lead_to_each_other() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the repository");
+    let mut faults = String::new();
+    for member in ["gc-preempt", "gc-core", "gc-test-harness"] {
+        let arrows = arrows(&root.join(member).join("src"));
+        for group in circles(&arrows) {
+            let mut text = format!("{member}: {} files lead to each other\n", group.len());
+            for from in &group {
+                for to in arrows[from].iter().filter(|to| group.contains(to)) {
+                    text += &format!("  {from} -> {to}\n");
+                }
+            }
+            if IN_FLOORS.contains(&member) {
+                faults += &text;
+            } else {
+                println!("{text}");
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{faults}");
+}
