@@ -232,6 +232,7 @@ mod roots;
 mod stacks;
 mod stats;
 mod sweep;
+mod thread;
 mod trace;
 mod verify;
 mod weak;

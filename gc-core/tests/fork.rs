@@ -97,6 +97,41 @@ fn h8_a_forked_child_allocates_and_collects() {
     );
 }
 
+/// A thread of the standard library takes a lock of that library when it starts and when it ends.
+/// The collector's thread of a child must not need it, for the fork may have left it taken.
+#[test]
+fn h99_a_child_collects_though_threads_start_and_end_over_the_fork() {
+    hazard(
+        "h99_a_child_collects_though_threads_start_and_end_over_the_fork",
+        "threads-of-std",
+        || {
+            let (heap, k) = heap();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                for _ in 0..8 {
+                    s.spawn(|| {
+                        while !done.load(Relaxed) {
+                            let short: Vec<_> =
+                                (0..64).map(|_| std::thread::spawn(|| ())).collect();
+                            short.into_iter().for_each(|thread| thread.join().unwrap());
+                        }
+                    });
+                }
+                // One fork of some hundred finds the lock taken.
+                for _ in 0..800 {
+                    in_child(|| {
+                        let m = heap.attach().unwrap();
+                        let mine = list(&m, k, 50);
+                        m.collect();
+                        check_list(mine, 50);
+                    });
+                }
+                done.store(true, Relaxed);
+            });
+        },
+    );
+}
+
 #[test]
 fn a_child_gets_back_what_gone_threads_were_allocating_from() {
     hazard(

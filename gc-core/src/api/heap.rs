@@ -6,7 +6,6 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 
 use gc_preempt::code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
@@ -30,6 +29,7 @@ use crate::pacer::{Policy, Vain};
 use crate::roots::{RootVisitor, encoding_number};
 use crate::stacks::Stacks;
 use crate::stats::{HeapStats, Ledger};
+use crate::thread::Thread;
 
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
@@ -401,7 +401,7 @@ fn register_units(world: &World) -> Result<(), CodeError> {
 /// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's
 /// may run there, least of all during a stop. SIGURG is how a parked thread finds out that a root
 /// callback's panic waits for a lock.
-pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandle<()>> {
+pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<Thread> {
     let shared = shared.clone();
     let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
     let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
@@ -412,16 +412,16 @@ pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<JoinHandl
         libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
     }
     shared.requests.alive.store(true, Ordering::SeqCst);
-    let thread = std::thread::Builder::new()
-        .name("urge-collector".into())
-        .spawn({
-            let shared = shared.clone();
-            move || {
-                let bomb = AbortOnPanic;
-                cycle::run(&shared);
-                core::mem::forget(bomb);
-            }
-        });
+    let body = {
+        let shared = shared.clone();
+        move || {
+            let bomb = AbortOnPanic;
+            cycle::run(&shared);
+            core::mem::forget(bomb);
+        }
+    };
+    // SAFETY: the thread owns what it uses.
+    let thread = unsafe { Thread::start("urge-collector", body) };
     // SAFETY: the call above has filled `before`.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
     if thread.is_err() {
@@ -462,7 +462,7 @@ pub struct Heap {
 
 struct Handle {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<Thread>>,
 }
 
 impl Drop for Handle {
@@ -477,13 +477,15 @@ impl Drop for Handle {
         // itself then. Another heap may want this thread to stop meanwhile, so the wait is a
         // blocking one. And a collector that waits for the stop of this thread, or for the end of
         // its `no_preempt`, ends after it.
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
+        let Some(thread) = thread else { return };
+        if !thread.is_current()
             && !gc_preempt::holds_a_stop()
             && !gc_preempt::in_no_preempt_here()
             && protected(|| self.shared.requests.can_be_joined())
         {
-            gc_preempt::blocking_here(|| drop(thread.join()));
+            gc_preempt::blocking_here(|| thread.join());
+        } else {
+            thread.detach();
         }
     }
 }

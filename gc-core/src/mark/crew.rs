@@ -14,7 +14,6 @@
 //! The child of a fork has none of these threads; its collector makes new ones.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use gc_preempt::{futex_wait, futex_wake};
@@ -26,6 +25,7 @@ use crate::fault::planted;
 use crate::heap::Space;
 use crate::pacer;
 use crate::stats::thread_cpu;
+use crate::thread::Thread;
 
 /// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's
 /// work.
@@ -135,7 +135,7 @@ pub(crate) struct Work {
 pub(crate) struct Crew<'h> {
     space: &'h Space,
     queue: &'h MarkQueue,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<Thread>,
     helpers: u32,
 }
 
@@ -259,16 +259,14 @@ impl<'h> Crew<'h> {
         while self.threads.len() < self.helpers as usize {
             let number = self.threads.len() as u32;
             let (space, queue) = (self.space, self.queue);
-            let builder = std::thread::Builder::new().name(format!("urge-marker-{}", number + 1));
+            let body = move || {
+                let bomb = AbortOnPanic;
+                help(space, queue, number);
+                core::mem::forget(bomb);
+            };
             // SAFETY: the thread is joined when the crew is dropped, which is before what it
             // borrows (`new`).
-            let thread = unsafe {
-                builder.spawn_unchecked(move || {
-                    let bomb = AbortOnPanic;
-                    help(space, queue, number);
-                    core::mem::forget(bomb);
-                })
-            };
+            let thread = unsafe { Thread::start(&format!("urge-marker-{}", number + 1), body) };
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(_) => {
@@ -287,7 +285,7 @@ impl Drop for Crew<'_> {
         board.ending.store(true, Ordering::SeqCst);
         board.wake(i32::MAX);
         for thread in self.threads.drain(..) {
-            let _ = thread.join();
+            thread.join();
         }
         board.ending.store(false, Ordering::SeqCst);
     }

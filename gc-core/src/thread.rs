@@ -1,0 +1,119 @@
+//! Threads of the heap's own: the collector's and the markers'.
+//!
+//! They are made by `pthread_create`, not by `std::thread`. A thread of the standard library takes
+//! a process-wide lock of that library when it starts and when it ends (its list of stack guards).
+//! A fork leaves that lock taken in the child where another thread of the parent was starting or
+//! ending, so no thread that `std::thread` makes ever runs in such a child: a collection there
+//! would be waited for without end. glibc's own locks are free in the child.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::MaybeUninit;
+
+use crate::fault::planted;
+
+/// Bytes of a thread's stack.
+const STACK: usize = 2 << 20;
+
+/// A thread that runs. Where it is dropped without [`Thread::join`], its memory stays until the
+/// process ends.
+#[derive(Debug)]
+pub(crate) struct Thread(libc::pthread_t);
+
+/// What a thread is given: its name, and what it does.
+struct Start<F> {
+    name: CString,
+    body: F,
+}
+
+impl Thread {
+    /// Starts a thread; its name has at most 15 bytes. It inherits the caller's signal mask. A panic in `body` ends the process.
+    ///
+    /// # Errors
+    /// The system has no thread for it.
+    ///
+    /// # Safety
+    /// What `body` borrows lives until the thread is joined.
+    pub(crate) unsafe fn start<F: FnOnce() + Send>(name: &str, body: F) -> io::Result<Thread> {
+        if planted("threads-of-std") {
+            use std::os::unix::thread::JoinHandleExt;
+            // SAFETY: forwarded.
+            let thread = unsafe { std::thread::Builder::new().spawn_unchecked(body) }?;
+            return Ok(Thread(thread.into_pthread_t()));
+        }
+        extern "C" fn run<F: FnOnce()>(start: *mut libc::c_void) -> *mut libc::c_void {
+            // SAFETY: `start` leaked this box for this thread alone.
+            let start = unsafe { Box::from_raw(start.cast::<Start<F>>()) };
+            // SAFETY: names this thread. A kernel that refuses the name leaves the old one.
+            unsafe { libc::pthread_setname_np(libc::pthread_self(), start.name.as_ptr()) };
+            (start.body)();
+            core::ptr::null_mut()
+        }
+        let name = CString::new(name)?;
+        let start = Box::into_raw(Box::new(Start { name, body }));
+        let mut attributes = MaybeUninit::uninit();
+        let mut thread = MaybeUninit::uninit();
+        // SAFETY: the attributes are initialised by the first call and destroyed by the last. `run`
+        // takes the box that it is given, and only where the thread was made.
+        let error = unsafe {
+            libc::pthread_attr_init(attributes.as_mut_ptr());
+            libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
+            let error = libc::pthread_create(
+                thread.as_mut_ptr(),
+                attributes.as_ptr(),
+                run::<F>,
+                start.cast(),
+            );
+            libc::pthread_attr_destroy(attributes.as_mut_ptr());
+            error
+        };
+        if error != 0 {
+            // SAFETY: no thread was made, so the box is still ours.
+            drop(unsafe { Box::from_raw(start) });
+            return Err(io::Error::from_raw_os_error(error));
+        }
+        // SAFETY: `pthread_create` succeeded, so it wrote the thread's name.
+        Ok(Thread(unsafe { thread.assume_init() }))
+    }
+
+    /// Is this the calling thread?
+    pub(crate) fn is_current(&self) -> bool {
+        // SAFETY: compares two names of threads, neither of which was joined.
+        unsafe { libc::pthread_equal(self.0, libc::pthread_self()) != 0 }
+    }
+
+    /// Waits for the thread's end. By another thread, in the process that started it.
+    pub(crate) fn join(self) {
+        // SAFETY: `start` made the thread joinable, and `self` is the only name of it.
+        let error = unsafe { libc::pthread_join(self.0, core::ptr::null_mut()) };
+        debug_assert_eq!(error, 0);
+    }
+
+    /// Lets the thread's memory go at its end, which no one waits for.
+    pub(crate) fn detach(self) {
+        // SAFETY: as in `join`.
+        let error = unsafe { libc::pthread_detach(self.0) };
+        debug_assert_eq!(error, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn a_thread_has_its_name_runs_what_it_is_given_and_is_joined() {
+        let ran = AtomicU32::new(0);
+        let body = || {
+            let name = std::fs::read_to_string("/proc/thread-self/comm").unwrap();
+            assert_eq!(name.trim(), "urge-tested");
+            ran.fetch_add(1, Ordering::Relaxed);
+        };
+        // SAFETY: joined below.
+        let thread = unsafe { Thread::start("urge-tested", body) }.unwrap();
+        assert!(!thread.is_current());
+        thread.join();
+        assert_eq!(ran.load(Ordering::Relaxed), 1);
+    }
+}
