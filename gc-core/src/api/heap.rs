@@ -677,7 +677,7 @@ impl Heap {
         }
         match spawn_collector(self.shared_arc()) {
             // The parent's thread cannot be joined here.
-            Ok(new) => core::mem::forget(thread.replace(new)),
+            Ok(new) => *thread = Some(new),
             Err(error) => panic!("no thread for the collector in the child of a fork: {error}"),
         }
     }
