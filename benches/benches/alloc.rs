@@ -1,5 +1,5 @@
-//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc, beside
-//! a bare bump-and-bitmap heap.
+//! Allocation of a two-pointer object, garbage at once, collections included: beside bdwgc and
+//! the limit program's heap.
 //!
 //! `cargo bench -p benches --bench alloc`. `URGE_BENCH_INTERIOR=1` leaves bdwgc as it is installed,
 //! with 32 bytes for an object of 16; without it, it counts interior pointers as Urge does, and is
@@ -8,11 +8,11 @@
 use std::time::Duration;
 
 use benches::bdwgc::{self, Bdwgc};
-use benches::limits::Bump;
 use benches::paired::{Block, Paired};
 use benches::{Mode, consume, wanted};
 use criterion::{Criterion, Throughput};
 use gc_core::{Encoding, Field, Heap, Kind, Mutator, Site, Trace, keep_alive};
+use gc_test_harness::lab::baselines::heap::LimitHeap;
 
 /// What the figure is of.
 #[derive(Trace)]
@@ -28,7 +28,8 @@ impl Pair {
 /// The bytes of such an object, at most.
 const BYTES: usize = 16;
 
-/// What a heap without live data hands out between two collections, and so what the bare one has.
+/// Bytes that a heap without live cells allocates between two collections; the limit program's
+/// heap, too.
 const ROUND: usize = 4 << 20;
 
 fn main() {
@@ -100,9 +101,9 @@ fn safe_in_batches(mutator: &Mutator, count: u64) {
 }
 
 #[inline(never)]
-fn bare(heap: &mut Bump, count: u64) {
+fn limit(heap: &LimitHeap<BYTES>, count: u64) {
     for _ in 0..count {
-        consume(heap.alloc::<BYTES>());
+        consume(heap.alloc().expect("room").as_ptr() as usize);
     }
 }
 
@@ -121,7 +122,7 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
             count
         })
     };
-    let mut bump = Bump::new(BYTES, ROUND);
+    let bump = LimitHeap::<BYTES>::without_roots(ROUND).expect("address space");
     let before = mutator.heap().stats();
     let mut paired = Paired::new("alloc", "object of two pointers")
         .contender("alloc_raw", || block(&mut || alloc_raw(mutator, count)))
@@ -132,7 +133,7 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
         .contender("safe tier, a scope for 64", || {
             block(&mut || safe_in_batches(mutator, count))
         })
-        .contender("bare bump", || block(&mut || bare(&mut bump, count)));
+        .contender("limit program", || block(&mut || limit(&bump, count)));
     match bdwgc {
         Some(bdwgc) => {
             println!("bdwgc: {}", bdwgc.setup());
@@ -149,8 +150,8 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
             .with_ratio("GC_malloc(16)", "alloc_at")
             .with_ratio("GC_malloc(16)", "safe tier, a scope each")
             .with_ratio("GC_malloc(16)", "safe tier, a scope for 64")
-            .with_ratio("alloc_raw", "bare bump")
-            .with_ratio("alloc_at", "bare bump")
+            .with_ratio("alloc_raw", "limit program")
+            .with_ratio("alloc_at", "limit program")
     );
     println!(
         "collections meanwhile: {} of ours{}\n",
@@ -226,8 +227,10 @@ fn groups(criterion: &mut Criterion, mutator: &Mutator, site: Site, bdwgc: Optio
     group.bench_function("safe", |b| {
         b.iter(|| safe(mutator, 1));
     });
-    let mut bump = Bump::new(BYTES, ROUND);
-    group.bench_function("bare_bump", |b| b.iter(|| consume(bump.alloc::<BYTES>())));
+    let bump = LimitHeap::<BYTES>::without_roots(ROUND).expect("address space");
+    group.bench_function("limit", |b| {
+        b.iter(|| consume(bump.alloc().expect("room").as_ptr() as usize));
+    });
     if let Some(bdwgc) = bdwgc {
         group.bench_function("bdwgc", |b| b.iter(|| consume(bdwgc.malloc(BYTES))));
     }

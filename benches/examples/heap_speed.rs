@@ -1,15 +1,15 @@
-//! How fast the heap's own rooms are, without threads: allocation against a bare bump, marking
-//! against a bare mark loop.
+//! How fast the heap allocates and marks without threads, beside the limit programs.
 //!
 //! `cargo run --release -p benches --example heap_speed [ROUNDS]`
 
 use std::time::Instant;
 
-use benches::limits::bare_mark;
 use gc_core::alloc::{Refill, Runs, bump};
 use gc_core::heap::{Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, Kind, Site};
+use gc_test_harness::lab::baselines::heap::LimitHeap;
+use gc_test_harness::lab::baselines::mark::LimitMarker;
 
 fn main() {
     // SAFETY: one thread, with runs, sites and a queue of this space.
@@ -49,11 +49,11 @@ fn main() {
                 collect(&space, &runs, &queue, &[]);
             }
             let bare = (0..4)
-                .map(|_| bare_bump(bytes, set << 20))
+                .map(|_| limit(bytes, set << 20))
                 .fold(f64::MAX, f64::min);
             let ns = |t: f64| t * 1e9 / count as f64;
             println!(
-                "round {round}: {bytes:4} bytes, {set} MiB: {:5.2} ns, bare bump and clear {:5.2} ns",
+                "round {round}: {bytes:4} bytes, {set} MiB: {:5.2} ns, limit program {:5.2} ns",
                 ns(best),
                 ns(bare)
             );
@@ -118,27 +118,31 @@ fn collect(space: &Space, runs: &Runs, queue: &MarkQueue, roots: &[usize]) -> f6
     seconds
 }
 
-/// The limit: 8 KiB at a time are cleared and bumped through, the cursor in memory as any
-/// interruptible bump's.
-fn bare_bump(bytes: usize, set: usize) -> f64 {
-    let mut memory = vec![1u64; set / 8];
-    let base = memory.as_mut_ptr() as usize;
-    let mut run = std::hint::black_box(Box::new((base, base)));
-    let start = Instant::now();
-    for n in 0..set / bytes {
-        let mut cell = run.0;
-        if cell + bytes > run.1 {
-            cell = run.1;
-            run.1 += 8192;
-            // SAFETY: inside the vector.
-            unsafe { std::ptr::write_bytes(cell as *mut u8, 0, 8192) };
-        }
-        run.0 = cell + bytes;
-        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
-        // SAFETY: inside the vector.
-        unsafe { (cell as *mut usize).write(n) };
+/// The limit program's time for so many bytes of cells, each written once.
+fn limit(bytes: usize, set: usize) -> f64 {
+    match bytes {
+        16 => limit_of::<16>(set),
+        32 => limit_of::<32>(set),
+        64 => limit_of::<64>(set),
+        256 => limit_of::<256>(set),
+        _ => f64::NAN,
     }
-    start.elapsed().as_secs_f64()
+}
+
+fn limit_of<const BYTES: usize>(set: usize) -> f64 {
+    let heap = LimitHeap::<BYTES>::without_roots(set).expect("address space");
+    // The second turn finds its memory touched.
+    let turn = || {
+        let start = Instant::now();
+        for n in 0..set / BYTES {
+            let cell = heap.alloc().expect("room").cast::<usize>();
+            // SAFETY: a new cell.
+            unsafe { cell.write(n) };
+        }
+        start.elapsed().as_secs_f64()
+    };
+    turn();
+    turn()
 }
 
 fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize) {
@@ -166,11 +170,13 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
         .map(|_| collect(space, runs, queue, &cells))
         .collect();
     times.sort_by(f64::total_cmp);
+    let mut limit = LimitMarker::of(&cells, 1);
     let bare = (0..5)
-        .map(|_| bare_mark(&cells, &cells).as_secs_f64())
+        // SAFETY: the cells' first two words are null or cells, and only this thread has them.
+        .map(|_| unsafe { limit.mark(&cells, 1) }.time.as_secs_f64())
         .fold(f64::MAX, f64::min);
     println!(
-        "mark {} MiB: {:.1} M objects/s ({:.1} ns each); bare loop {:.1} M objects/s",
+        "mark {} MiB: {:.1} M objects/s ({:.1} ns each); limit program {:.1} M objects/s",
         bytes >> 20,
         count as f64 / times[0] / 1e6,
         times[0] * 1e9 / count as f64,

@@ -1,5 +1,5 @@
-//! What the benches share: blocks in alternation and ratios between them, the peers, and the limit
-//! programs.
+//! What the benches share: blocks in alternation and ratios between them, and the peers. The limit
+//! programs are the harness's: `gc_test_harness::lab::baselines`.
 //!
 //! Machines are noisy, so a figure here is a ratio within one run: every contender of a table has a
 //! block of work, the blocks alternate (A B C A B C ...), and what is reported is how the
@@ -7,7 +7,6 @@
 //! comparing one's own changes, run after run, on one's own machine.
 
 pub mod bdwgc;
-pub mod limits;
 pub mod lox;
 pub mod paired;
 pub mod peers;

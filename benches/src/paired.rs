@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use gc_test_harness::lab::report::{median, processor_time};
+use gc_test_harness::report::{median, processor_time};
 
 /// The fewest turns that a claim may rest on.
 pub const LEAST_TURNS: usize = 9;

@@ -4,6 +4,8 @@
 pub mod kernels;
 pub mod lab;
 pub mod lox;
+pub mod report;
+pub mod search;
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]

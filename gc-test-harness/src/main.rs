@@ -1,5 +1,6 @@
 //! `gclab`: the command line of the laboratory. Without a command it runs the demo.
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use gc_test_harness::lab::{
     churn, concurrent, demo, fragment, fuzz, mark, pause, soak, trees, warm,
 };
 use gc_test_harness::lox::{self, run::RunArgs};
+use gc_test_harness::search::{Count, Options};
 
 /// Under test, malloc aborts where it may wait for a stopped thread.
 #[cfg(feature = "faults")]
@@ -195,12 +197,7 @@ fn main() -> ExitCode {
 }
 
 fn run_demo(json: bool) -> ExitCode {
-    match demo::run() {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, demo::run(), demo::Outcome::json)
 }
 
 fn run_pause(options: &Pause, json: bool) -> ExitCode {
@@ -214,12 +211,7 @@ fn run_pause(options: &Pause, json: bool) -> ExitCode {
         blocks: options.blocks as usize,
         gap: Duration::from_micros(options.gap),
     });
-    match outcome {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, pause::Outcome::json)
 }
 
 fn run_trees(options: &Trees, json: bool) -> ExitCode {
@@ -228,33 +220,19 @@ fn run_trees(options: &Trees, json: bool) -> ExitCode {
     } else {
         trees::run(options.depth, options.mutators as usize)
     };
-    match outcome {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, trees::Outcome::json)
 }
 
 fn run_mark(options: &Mark, json: bool) -> ExitCode {
     if options.concurrent {
-        match concurrent::measure(options.mib, options.cycles) {
-            Ok(outcome) if json => println!("{}", outcome.json()),
-            Ok(outcome) => print!("{outcome}"),
-            Err(error) => return failed(&error),
-        }
-        return ExitCode::SUCCESS;
+        let outcome = concurrent::measure(options.mib, options.cycles);
+        return show(json, outcome, concurrent::Outcome::json);
     }
     let outcome = mark::measure(&mark::Options {
         mib: options.mib,
         markers: options.markers,
     });
-    match outcome {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, mark::Outcome::json)
 }
 
 fn run_churn(options: &Churn, json: bool) -> ExitCode {
@@ -262,12 +240,7 @@ fn run_churn(options: &Churn, json: bool) -> ExitCode {
         mib: options.mib,
         rounds: options.rounds,
     });
-    match outcome {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, churn::Outcome::json)
 }
 
 fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
@@ -277,28 +250,18 @@ fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
         from: options.from.next_multiple_of(8),
         to: options.to.next_multiple_of(8),
     });
-    match outcome {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, fragment::Outcome::json)
 }
 
 fn run_fuzz(options: &Fuzz, json: bool) -> ExitCode {
     if options.lox {
         return run_lox_fuzz(options, json);
     }
-    let outcome = fuzz::run(&fuzz::Options {
+    let outcome = fuzz::run(&Options {
         time: Duration::from_secs(options.seconds),
         seed: options.seed,
     });
-    match outcome {
-        Ok(report) if json => println!("{}", report.json()),
-        Ok(report) => print!("{report}"),
-        Err(wrong) => return failed(&wrong),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, fuzz::Report::json)
 }
 
 fn run_soak(options: &Soak, json: bool) -> ExitCode {
@@ -314,16 +277,11 @@ fn run_soak(options: &Soak, json: bool) -> ExitCode {
             }
         };
     }
-    let outcome = soak::run(&soak::Options {
+    let outcome = soak::run(&Options {
         time: Duration::from_secs(options.seconds),
         seed: options.seed,
     });
-    match outcome {
-        Ok(report) if json => println!("{}", report.json()),
-        Ok(report) => print!("{report}"),
-        Err(wrong) => return failed(&wrong),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, soak::Report::json)
 }
 
 fn run_lox_fuzz(options: &Fuzz, json: bool) -> ExitCode {
@@ -333,24 +291,27 @@ fn run_lox_fuzz(options: &Fuzz, json: bool) -> ExitCode {
         clox: options.clox.clone(),
         apart: options.apart,
     });
-    match outcome {
-        Ok(report) if json => println!("{}", report.json()),
-        Ok(report) => print!("{report}"),
-        Err(found) => return failed(&*found),
-    }
-    ExitCode::SUCCESS
+    show(json, outcome, lox::fuzz::Report::json)
 }
 
 fn run_warm(options: &Warm, json: bool) -> ExitCode {
-    match warm::warm(options.mib) {
-        Ok(outcome) if json => println!("{}", outcome.json()),
-        Ok(outcome) => print!("{outcome}"),
-        Err(error) => return failed(&error),
-    }
-    ExitCode::SUCCESS
+    show(json, warm::warm(options.mib), warm::Outcome::json)
 }
 
-fn failed(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("gclab: {error}");
-    ExitCode::FAILURE
+/// Prints what came of a command, for people or as one JSON object; an error, on stderr.
+fn show<T, E, J>(json: bool, outcome: Result<T, E>, as_json: impl Fn(&T) -> J) -> ExitCode
+where
+    T: Display,
+    E: Display,
+    J: Display,
+{
+    match outcome {
+        Ok(outcome) if json => println!("{}", as_json(&outcome)),
+        Ok(outcome) => print!("{outcome}"),
+        Err(error) => {
+            eprintln!("gclab: {error}");
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
 }

@@ -16,7 +16,7 @@ use gc_preempt::faults::StrictAllocator;
 use gc_preempt::{CodeGuard, Config, Mutator, Stopped, World};
 use gc_test_harness::kernels::codegen::Arena;
 use gc_test_harness::kernels::loops::{Loops, base64_encode, base64_table, count_oracle};
-use gc_test_harness::lab::floor::{Floor, Member, Wait};
+use gc_test_harness::lab::baselines::signal::{Floor, Member, Wait};
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;

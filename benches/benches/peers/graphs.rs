@@ -5,7 +5,8 @@ use benches::peers::claims::{Alternated, Piece, Wanted, alternate};
 use benches::peers::process::{Server, go_cycles, run};
 use benches::peers::results;
 use benches::peers::workshop::Program;
-use gc_test_harness::lab::{concurrent, mark};
+use gc_test_harness::lab::baselines::mark::CELL;
+use gc_test_harness::lab::concurrent;
 
 use crate::bench::{Bench, LIMIT, OURS, ours, settle, warm};
 
@@ -13,7 +14,7 @@ use crate::bench::{Bench, LIMIT, OURS, ours, settle, warm};
 pub fn mark_row(bench: &mut Bench) {
     for &mib in bench.pick(&[64, 256, 1024][..], &[64][..], &[1][..]) {
         let work = format!("full mark {mib} MiB, one marker");
-        let objects = (u64::from(mib) << 20) / mark::CELL as u64;
+        let objects = (u64::from(mib) << 20) / CELL as u64;
         let [bdwgc, exact] = bench.workshop.bdwgc("mark");
         let peers = vec![
             bdwgc,
@@ -106,7 +107,7 @@ fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
 pub fn markers_row(bench: &mut Bench) {
     for &mib in bench.pick(&[64, 1024][..], &[64][..], &[1][..]) {
         let work = format!("full mark {mib} MiB, two markers");
-        let objects = (u64::from(mib) << 20) / mark::CELL as u64;
+        let objects = (u64::from(mib) << 20) / CELL as u64;
         let turns = turns_of_marking(mib, 2);
         let speedups: Vec<f64> = turns.iter().map(|turn| turn[2] / turn[0]).collect();
         let of_limits: Vec<f64> = turns

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::pauses::Pauses;
 use super::progress::Progress;
 use super::random::Random;
-use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time};
+use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time};
 
 /// The largest cache that can be asked for, in MiB of values.
 pub const LARGEST: u32 = 64 << 10;

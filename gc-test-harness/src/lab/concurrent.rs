@@ -21,13 +21,13 @@ use gc_core::context::CONTEXT_MARKING;
 use gc_core::{Heap, Mutator, Site};
 use serde_json::{Value, json};
 
-use super::floor::{Floor, Wait};
+use super::baselines::signal::{Floor, Wait};
 use super::gauge::{Gauge, Shares, Windows};
 use super::mark::{Graph, MarkError};
 use super::pauses::{Cycle, Pauses};
 use super::progress::Progress;
 use super::random::Random;
-use super::report::{Quantiles, Samples, grouped, peak_rss_bytes};
+use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes};
 
 /// Collections that are measured at least.
 pub const CYCLES: u32 = 20;

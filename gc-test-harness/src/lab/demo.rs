@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use gc_core::Heap;
 use serde_json::{Value, json};
 
+use super::baselines::signal::{Floor, Wait};
 use super::crew::{Crew, Kernels, Sizes, Work};
-use super::floor::{Floor, Wait};
-use super::report::{Quantiles, Samples, grouped, peak_rss_bytes};
 use crate::kernels::codegen::Arena;
+use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes};
 
 /// How long the demo runs.
 const LENGTH: Duration = Duration::from_secs(3);

@@ -14,7 +14,7 @@ use gc_core::{AllocError, Encoding, Heap, HeapStats, Kind, KindId, Mutator, RawR
 use serde_json::{Value, json};
 
 use super::random::Random;
-use super::report::{grouped, peak_rss_bytes};
+use crate::report::{grouped, peak_rss_bytes};
 
 /// The most that can be asked for, in MiB.
 pub const LARGEST: u32 = 64 << 10;

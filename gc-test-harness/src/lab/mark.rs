@@ -13,13 +13,11 @@ use std::time::{Duration, Instant};
 use gc_core::{AllocError, Encoding, Heap, HeapBuilder, Kind, Mutator, RawRoot, Site};
 use serde_json::{Value, json};
 
-use super::limit::{Limit, Marking};
+use super::baselines::mark::{CELL, LimitMarker, Marking};
 use super::progress::Progress;
 use super::random::Random;
-use super::report::{Quantiles, grouped, median, peak_rss_bytes};
+use crate::report::{Quantiles, grouped, median, peak_rss_bytes};
 
-/// Bytes of a cell.
-pub const CELL: usize = 32;
 /// Every cell's address is a multiple of it.
 const GRANULE: usize = 16;
 
@@ -237,14 +235,7 @@ impl Graph {
         unsafe { std::slice::from_raw_parts(self.table.as_ptr(), self.cells) }
     }
 
-    /// The limit program for this graph, by at most so many threads.
-    fn limit(&self, threads: u32) -> Limit {
-        let least = self.table().iter().copied().min().unwrap_or(0);
-        let most = self.table().iter().copied().max().unwrap_or(0);
-        Limit::new(least..most + CELL, self.cells, threads as usize)
-    }
-
-    fn mark_bare(&self, limit: &mut Limit, threads: u32) -> Result<Marking, MarkError> {
+    fn mark_bare(&self, limit: &mut LimitMarker, threads: u32) -> Result<Marking, MarkError> {
         // SAFETY: the table's words and the cells' are as `build` made them; cells do not move.
         let marking = unsafe { limit.mark(self.table(), threads as usize) };
         right("the limit program", marking.cells, self.objects())?;
@@ -312,7 +303,7 @@ pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
     let building = begun.elapsed();
     graph.mark()?;
     let peak_rss_bytes = peak_rss_bytes();
-    let mut limit = graph.limit(markers);
+    let mut limit = LimitMarker::of(graph.table(), markers as usize);
     graph.mark_bare(&mut limit, markers)?;
     let mut progress = Progress::new("rounds");
     let (mut rounds, mut single) = (Vec::with_capacity(ROUNDS), Vec::new());

@@ -17,11 +17,11 @@ use crossbeam_utils::CachePadded;
 use gc_core::{Encoding, Heap, Site};
 use serde_json::{Value, json};
 
-use super::floor::{Floor, FloorError, Wait};
-use super::report::{Quantiles, Samples, median, peak_rss_bytes};
+use super::baselines::signal::{Floor, FloorError, Wait};
 use crate::kernels::alloc::{Allocator, node_site, ring};
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::kernels::loops::{CountAloud, Loops, count_oracle};
+use crate::report::{Quantiles, Samples, median, peak_rss_bytes};
 
 /// Turns of the counting loop a call, with one thread: some 20 ms, so that nearly every stop meets
 /// the loop and not the Rust around it. Many threads have shorter calls, or it would take a minute

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use gc_core::{Heap, RootCallback};
 
-use super::report::Samples;
+use crate::report::Samples;
 
 /// Collections that are written down; those beyond are counted only. 1 MiB in all.
 const MOST: usize = 1 << 16;

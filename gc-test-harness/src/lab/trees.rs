@@ -19,13 +19,16 @@ use std::time::{Duration, Instant};
 use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, Site};
 use serde_json::{Value, json};
 
-use super::bare::Bare;
+use super::baselines::heap::{Cells, LimitHeap, Node};
 use super::pauses::Pauses;
-use super::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time, thread_time};
+use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time, thread_time};
 
 /// The least depth of the short-lived trees, and two less than the least depth that counts as asked
 /// for.
 const LEAST: u32 = 4;
+
+/// Bytes of a node.
+const NODE: usize = size_of::<Node>();
 
 /// The deepest tree that can be asked for: 2 GiB of nodes.
 pub const DEEPEST: u32 = 26;
@@ -247,7 +250,8 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
 pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
     let (begun, processor) = (Instant::now(), processor_time());
     let bottom = 0;
-    let heap = Bare::new(&raw const bottom).map_err(|e| TreesError::Heap(e.to_string()))?;
+    let heap =
+        LimitHeap::<NODE>::new(&raw const bottom).map_err(|e| TreesError::Heap(e.to_string()))?;
     let full = || TreesError::Heap("its address space is full".into());
     let checks = program(&heap, depth).map_err(|why| why.unwrap_or_else(full))?;
     let took = begun.elapsed();
@@ -303,16 +307,6 @@ fn program<C: Cells>(cells: &C, depth: u32) -> Result<Vec<Checked>, Option<Trees
     }
     checks.push(one(Which::LongLived, deepest, long_lived)?);
     Ok(checks)
-}
-
-/// A node: the addresses of two others, or twice nothing.
-pub(super) type Node = [usize; 2];
-
-/// Where nodes come from.
-pub(super) trait Cells {
-    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there
-    /// is no room.
-    fn node(&self) -> Option<NonNull<Node>>;
 }
 
 /// A mutator's nodes.

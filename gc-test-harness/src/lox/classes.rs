@@ -1,10 +1,12 @@
 //! Classes, shapes and fields: what `instance.name` means, and the inline caches that remember it.
 
-use super::bytecode::{CACHE_ADD, CACHE_METHOD, CACHE_OVERFLOW, Cache, SYMBOL_INIT};
+use super::bytecode::SYMBOL_INIT;
 use super::cells::{INLINE_MAX, OutOfMemory};
+use super::isolate::Vm;
+use super::lookups::{Lookup, Property};
 use super::object::*;
+use super::proto::{CACHE_ADD, CACHE_METHOD, CACHE_OVERFLOW, Cache};
 use super::value::Value;
-use super::vm::Vm;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Slots of a first overflow cell; each later one has twice as many.
@@ -13,137 +15,6 @@ const FIRST_OVERFLOW: u32 = 4;
 const FIRST_SHAPES: u32 = 4;
 /// Entries of a class's first method table.
 const FIRST_METHODS: u32 = 8;
-/// Entries of the isolate's table of remembered lookups, a power of two.
-const LOOKUPS: usize = 512;
-
-/// What a property's name means for instances of one shape.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Property {
-    /// the field of this number
-    Field(u32),
-    /// this entry of the class's method table
-    Method(u32),
-    /// nothing: an error to read, a new field to write
-    Missing,
-}
-
-/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never
-/// needs clearing: a shape's fields and its class's methods are settled before anyone can ask.
-#[derive(Clone, Copy)]
-struct Lookup {
-    shape: u32,
-    symbol: u32,
-    property: Property,
-}
-
-/// Remembered lookups: what sites that see many shapes fall back to.
-pub(super) struct Lookups(Box<[Lookup; LOOKUPS]>);
-
-impl Lookups {
-    pub(super) fn new() -> Lookups {
-        Lookups(Box::new(
-            [Lookup {
-                shape: 0,
-                symbol: 0,
-                property: Property::Missing,
-            }; LOOKUPS],
-        ))
-    }
-
-    fn place(&mut self, shape: u32, symbol: u32) -> &mut Lookup {
-        let mixed = (shape.wrapping_mul(0x9E37_79B9) ^ symbol.wrapping_mul(0x85EB_CA6B)) as usize;
-        &mut self.0[(mixed >> 8) % LOOKUPS]
-    }
-}
-
-/// The class of an instance.
-///
-/// # Safety
-/// `instance` must refer to a live instance.
-#[inline(always)]
-pub(super) unsafe fn class_of(instance: Value) -> *mut Class {
-    let instance: *mut Instance = instance.as_cell();
-    // SAFETY: the caller's promise; the tag says what the reference is.
-    unsafe {
-        if (*instance).header.is(Tag::Instance) {
-            (*instance).class.as_cell()
-        } else {
-            (*(*instance).class.as_cell::<Overflow>()).class.as_cell()
-        }
-    }
-}
-
-/// Where the inline slot of that number is.
-///
-/// # Safety
-/// `instance` must refer to a live instance with more than `slot` inline slots.
-#[inline(always)]
-pub(super) unsafe fn inline_slot(instance: Value, slot: u32) -> *mut Value {
-    // SAFETY: the caller's promise; slots follow the fixed part.
-    unsafe {
-        instance
-            .as_cell::<Instance>()
-            .add(1)
-            .cast::<Value>()
-            .add(slot as usize)
-    }
-}
-
-/// Where the slot of that number in the overflow cell is.
-///
-/// # Safety
-/// `instance` must refer to a live instance with an overflow cell of more than `slot` slots.
-#[inline(always)]
-pub(super) unsafe fn overflow_slot(instance: Value, slot: u32) -> *mut Value {
-    // SAFETY: the caller's promise; slots follow the fixed part.
-    unsafe {
-        let overflow: *mut Overflow = (*instance.as_cell::<Instance>()).class.as_cell();
-        overflow.add(1).cast::<Value>().add(slot as usize)
-    }
-}
-
-/// The entry of that number in a method table.
-///
-/// # Safety
-/// `methods` must be a live table with more than `index` entries.
-#[inline(always)]
-unsafe fn method_entry(methods: *mut Methods, index: u32) -> *mut MethodEntry {
-    // SAFETY: the caller's promise; entries follow the fixed part.
-    unsafe { methods.add(1).cast::<MethodEntry>().add(index as usize) }
-}
-
-/// The closure in entry `index` of the class's method table.
-///
-/// # Safety
-/// `class` must be a live class whose table has such an entry in use.
-#[inline(always)]
-pub(super) unsafe fn method_at(class: *mut Class, index: u32) -> Value {
-    // SAFETY: the caller's promise.
-    unsafe { (*method_entry((*class).methods.as_cell(), index)).method }
-}
-
-/// The entry of the class's method table for a symbol.
-///
-/// # Safety
-/// `class` must be a live class.
-pub(super) unsafe fn find_method(class: *mut Class, symbol: u32) -> Option<u32> {
-    // SAFETY: the caller's promise; `methods` is nil or a table that is never full.
-    unsafe {
-        if !(*class).methods.is_cell() {
-            return None;
-        }
-        let methods: *mut Methods = (*class).methods.as_cell();
-        let mask = (*methods).header.index() - 1;
-        let mut index = symbol.wrapping_mul(0x9E37_79B9) >> 8 & mask;
-        loop {
-            match (*method_entry(methods, index)).key {
-                0 => return None,
-                key if key == u64::from(symbol) + 1 => return Some(index),
-                _ => index = (index + 1) & mask,
-            }
-        }
-    }
-}
 
 /// Where a field is, as [`Cache::slot`] says it.
 fn cached_place(shape: &Shape, field: u32) -> u32 {
@@ -275,45 +146,6 @@ impl Vm {
         }
         Ok(())
     }
-}
-
-/// The shape of an instance.
-///
-/// # Safety
-/// `instance` must refer to a live instance.
-unsafe fn shape_of(instance: Value) -> *mut Shape {
-    // SAFETY: the caller's promise; a header's index is the shape's place among its class's shapes.
-    unsafe { *shape_slot((*class_of(instance)).shapes, header(instance).index()) }.as_cell()
-}
-
-/// # Safety
-/// `shapes` must refer to a live array with more than `index` elements.
-unsafe fn shape_slot(shapes: Value, index: u32) -> *mut Value {
-    // SAFETY: the caller's promise; elements follow the header.
-    unsafe {
-        shapes
-            .as_cell::<Array>()
-            .add(1)
-            .cast::<Value>()
-            .add(index as usize)
-    }
-}
-
-/// The number of the field `symbol`, newest first.
-///
-/// # Safety
-/// `shape` must be a live shape.
-unsafe fn field_number(mut shape: *mut Shape, symbol: u32) -> Option<u32> {
-    // SAFETY: the caller's promise; parents live as long as their children.
-    unsafe {
-        while (*shape).fields > 0 {
-            if (*shape).symbol == symbol {
-                return Some((*shape).fields - 1);
-            }
-            shape = (*shape).parent.as_cell();
-        }
-    }
-    None
 }
 
 /// Shapes.

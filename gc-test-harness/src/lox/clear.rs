@@ -5,7 +5,8 @@
 //! that stands for as long as a loop runs, such a word keeps a list from the node on that it names,
 //! however long the list grows. So the stack below the caller is filled with zeros
 //!
-//! * before each native function that begins an activation ([`interpret`], [`call`], [`invoke`],
+//! * before each native function that begins an activation
+//!   ([`interpret`](super::interpreter::interpret), [`call`], [`invoke`],
 //!   [`super_invoke`]): its frame stands for as long as that activation;
 //! * before a native function that allocates, at every [`EVERY`]th call from compiled code
 //!   ([`add`], [`closure`], [`get_property`]; [`new_instance`], which is called once a run, at
@@ -26,19 +27,17 @@ use gc_preempt::faults::planted;
 use std::arch::naked_asm;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::bytecode::{Cache, Proto};
-use super::interpreter::interpret_cleared;
-use super::jit::helpers::new_instance_cleared;
+use super::isolate::{VM_UNTIL_CLEARED, Vm};
+use super::proto::{Cache, Proto};
 use super::runtime;
 use super::value::Value;
-use super::vm::{VM_UNTIL_CLEARED, Vm};
 
 /// Of so many calls that allocate, or turns of a loop, one clears the stack.
 pub const EVERY: u32 = 64;
 
 /// Bytes that a function which begins an activation may have in its frame, and those that it calls
 /// before that.
-const FRAMES: usize = if cfg!(debug_assertions) { 1536 } else { 384 };
+pub(super) const FRAMES: usize = if cfg!(debug_assertions) { 1536 } else { 384 };
 
 /// Bytes that the calls of a loop's turn have below it, but for their own activations.
 const BELOW: usize = 2048;
@@ -104,7 +103,7 @@ macro_rules! cleared {
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> Value {
             // Writes RAX and XMM0 only, which hold no argument, and memory below SP, which is
             // nobody's at a function's entry.
-            naked_asm!(
+            std::arch::naked_asm!(
                 ".cfi_startproc",
                 "lea rax, [rsp - {bytes}]",
                 "xorps xmm0, xmm0",
@@ -121,6 +120,7 @@ macro_rules! cleared {
         }
     };
 }
+pub(super) use cleared;
 
 /// A function that clears the vector registers and goes on in another of the same signature.
 macro_rules! vectors_cleared {
@@ -181,10 +181,6 @@ macro_rules! cleared_at_times {
 }
 
 cleared! {
-    /// [`Proto::entry`] of a function without machine code.
-    interpret(vm: *mut Vm, closure: Value, base: *mut Value) => interpret_cleared, FRAMES
-}
-cleared! {
     /// [`runtime::call`]
     call(vm: *mut Vm, base: *mut Value, count: u32) => runtime::call, FRAMES
 }
@@ -199,7 +195,7 @@ cleared! {
 }
 cleared! {
     /// What [`new_instance`] goes on with.
-    new_instance_on_stack(vm: *mut Vm, class: Value) => new_instance_cleared, BELOW
+    new_instance_on_stack(vm: *mut Vm, class: Value) => runtime::new_instance, BELOW
 }
 vectors_cleared! {
     /// A fresh instance of a class, where the inline allocation found its run used up.

@@ -1,23 +1,30 @@
 //! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call
 //! that is made in it.
 
-use super::bytecode::{Function, Instruction, Op, Proto};
-use super::clear;
+use super::bytecode::{Function, Instruction, Op};
+use super::clear::{self, FRAMES, cleared};
+use super::isolate::{FRAMES_MAX, Vm};
 use super::object::{Closure, Tag, is};
+use super::proto::{Isolate, Proto};
 use super::runtime;
 use super::value::{Value, product, sum};
-use super::vm::{FRAMES_MAX, Vm};
 use std::sync::atomic::Ordering;
 
-/// What [`clear::interpret`] goes on with.
+cleared! {
+    /// [`Proto::entry`] of a function without machine code.
+    interpret(vm: *mut Isolate, closure: Value, base: *mut Value) => interpret_cleared, FRAMES
+}
+
+/// What [`interpret`] goes on with.
 ///
 /// # Safety
-/// The protocol at the head of [`super::vm`].
+/// The protocol at the head of [`super::isolate`].
 pub(super) unsafe extern "C" fn interpret_cleared(
-    vm: *mut Vm,
+    vm: *mut Isolate,
     closure: Value,
     base: *mut Value,
 ) -> Value {
+    let vm: *mut Vm = vm.cast();
     // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its
     // pointer: what is called from here uses it too.
     unsafe {
@@ -33,7 +40,7 @@ pub(super) unsafe extern "C" fn interpret_cleared(
             let interpreted = (*proto).entry as usize;
             hot_call(vm, proto, base);
             if (*proto).entry as usize != interpreted {
-                return ((*proto).entry)(vm, closure, base);
+                return ((*proto).entry)(vm.cast(), closure, base);
             }
         }
 
@@ -249,7 +256,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                         && let Some(hot_loop) = (*vm).hooks.hot_loop
                         && let Some(entry) = hot_loop(vm, proto, c, base)
                     {
-                        let result = entry(vm, closure, base);
+                        let result = entry(vm.cast(), closure, base);
                         if result != Value::RESUME {
                             return result;
                         }
@@ -265,7 +272,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                         if (*called).arity != a {
                             check!(runtime::arity_error(vm, callee, a));
                         }
-                        ((*called).entry)(vm, callee, callee_at)
+                        ((*called).entry)(vm.cast(), callee, callee_at)
                     } else {
                         clear::call(vm, callee_at, a)
                     };

@@ -38,11 +38,12 @@
 //! A class's methods never change once it can be instantiated: the class declaration runs no other
 //! code between its first and its last instruction. So a shape determines what `instance.name` is
 //! for good: a field's slot, or an entry of the class's method table. That is what an inline
-//! [`Cache`](super::bytecode::Cache) holds.
+//! [`Cache`](super::proto::Cache) holds.
 //!
 //! Names of properties are *symbols*: small numbers of the isolate, one a name (see
 //! [`super::bytecode`]).
 
+use super::proto::{Isolate, Proto};
 use super::value::Value;
 use std::mem::offset_of;
 
@@ -173,17 +174,17 @@ pub struct Native {
 
 /// Code of a [`Native`].
 pub type NativeFn =
-    unsafe extern "C" fn(vm: *mut super::vm::Vm, count: u32, arguments: *const Value) -> Value;
+    unsafe extern "C" fn(vm: *mut Isolate, count: u32, arguments: *const Value) -> Value;
 
 /// A function with the variables it captured. The raw addresses of its [`Upvalue`]s follow, as many
 /// as the header's index says. Traced from word 2 on, raw.
 #[repr(C)]
 pub struct Closure {
     /// tag [`Tag::Closure`], index: number of upvalues, id: the function's
-    /// ([`Proto::id`](super::bytecode::Proto))
+    /// ([`Proto::id`])
     pub header: Header,
     /// Not in the heap: lives as long as the isolate.
-    pub proto: *mut super::bytecode::Proto,
+    pub proto: *mut Proto,
 }
 
 /// Byte offset of [`Closure::proto`].
@@ -397,6 +398,136 @@ pub unsafe fn header(value: Value) -> Header {
 pub unsafe fn is(value: Value, tag: Tag) -> bool {
     // SAFETY: the caller's promise.
     value.is_cell() && unsafe { header(value) }.is(tag)
+}
+
+/// The class of an instance.
+///
+/// # Safety
+/// `instance` must refer to a live instance.
+#[inline(always)]
+pub(super) unsafe fn class_of(instance: Value) -> *mut Class {
+    let instance: *mut Instance = instance.as_cell();
+    // SAFETY: the caller's promise; the tag says what the reference is.
+    unsafe {
+        if (*instance).header.is(Tag::Instance) {
+            (*instance).class.as_cell()
+        } else {
+            (*(*instance).class.as_cell::<Overflow>()).class.as_cell()
+        }
+    }
+}
+
+/// Where the inline slot of that number is.
+///
+/// # Safety
+/// `instance` must refer to a live instance with more than `slot` inline slots.
+#[inline(always)]
+pub(super) unsafe fn inline_slot(instance: Value, slot: u32) -> *mut Value {
+    // SAFETY: the caller's promise; slots follow the fixed part.
+    unsafe {
+        instance
+            .as_cell::<Instance>()
+            .add(1)
+            .cast::<Value>()
+            .add(slot as usize)
+    }
+}
+
+/// Where the slot of that number in the overflow cell is.
+///
+/// # Safety
+/// `instance` must refer to a live instance with an overflow cell of more than `slot` slots.
+#[inline(always)]
+pub(super) unsafe fn overflow_slot(instance: Value, slot: u32) -> *mut Value {
+    // SAFETY: the caller's promise; slots follow the fixed part.
+    unsafe {
+        let overflow: *mut Overflow = (*instance.as_cell::<Instance>()).class.as_cell();
+        overflow.add(1).cast::<Value>().add(slot as usize)
+    }
+}
+
+/// The entry of that number in a method table.
+///
+/// # Safety
+/// `methods` must be a live table with more than `index` entries.
+#[inline(always)]
+pub(super) unsafe fn method_entry(methods: *mut Methods, index: u32) -> *mut MethodEntry {
+    // SAFETY: the caller's promise; entries follow the fixed part.
+    unsafe { methods.add(1).cast::<MethodEntry>().add(index as usize) }
+}
+
+/// The closure in entry `index` of the class's method table.
+///
+/// # Safety
+/// `class` must be a live class whose table has such an entry in use.
+#[inline(always)]
+pub(super) unsafe fn method_at(class: *mut Class, index: u32) -> Value {
+    // SAFETY: the caller's promise.
+    unsafe { (*method_entry((*class).methods.as_cell(), index)).method }
+}
+
+/// The entry of the class's method table for a symbol.
+///
+/// # Safety
+/// `class` must be a live class.
+pub(super) unsafe fn find_method(class: *mut Class, symbol: u32) -> Option<u32> {
+    // SAFETY: the caller's promise; `methods` is nil or a table that is never full.
+    unsafe {
+        if !(*class).methods.is_cell() {
+            return None;
+        }
+        let methods: *mut Methods = (*class).methods.as_cell();
+        let mask = (*methods).header.index() - 1;
+        let mut index = symbol.wrapping_mul(0x9E37_79B9) >> 8 & mask;
+        loop {
+            match (*method_entry(methods, index)).key {
+                0 => return None,
+                key if key == u64::from(symbol) + 1 => return Some(index),
+                _ => index = (index + 1) & mask,
+            }
+        }
+    }
+}
+
+/// The shape of an instance.
+///
+/// # Safety
+/// `instance` must refer to a live instance.
+pub(super) unsafe fn shape_of(instance: Value) -> *mut Shape {
+    // SAFETY: the caller's promise; a header's index is the shape's place among its class's shapes.
+    unsafe { *shape_slot((*class_of(instance)).shapes, header(instance).index()) }.as_cell()
+}
+
+/// Where the element of that number in a class's array of shapes is.
+///
+/// # Safety
+/// `shapes` must refer to a live array with more than `index` elements.
+pub(super) unsafe fn shape_slot(shapes: Value, index: u32) -> *mut Value {
+    // SAFETY: the caller's promise; elements follow the header.
+    unsafe {
+        shapes
+            .as_cell::<Array>()
+            .add(1)
+            .cast::<Value>()
+            .add(index as usize)
+    }
+}
+
+/// The number of the field `symbol`, newest first.
+///
+/// # Safety
+/// `shape` must be a live shape.
+pub(super) unsafe fn field_number(mut shape: *mut Shape, symbol: u32) -> Option<u32> {
+    // SAFETY: the caller's promise; parents live as long as their children.
+    unsafe {
+        while (*shape).fields > 0 {
+            if (*shape).symbol == symbol {
+                return Some((*shape).fields - 1);
+            }
+            shape = (*shape).parent.as_cell();
+        }
+    }
+    None
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use super::cells::{BOXED, LoxHeap};
 use super::compiler::compile;
+use super::isolate::{NATIVES, Output, Vm};
 use super::jit::{self, JitConfig};
-use super::vm::{NATIVES, Output, StartError, Vm};
-use crate::lab::report::{Quantiles, peak_rss_bytes};
+use super::vm::StartError;
+use crate::report::{Quantiles, peak_rss_bytes};
 use gc_core::{Encoding, Heap, HeapStats};
 use std::io::Write;
 use std::path::{Path, PathBuf};

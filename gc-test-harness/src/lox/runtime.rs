@@ -15,13 +15,13 @@
     reason = "the head of the file has it for all"
 )]
 
-use super::bytecode::{
-    CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Capture, Function, Proto,
-};
-use super::classes::{Property, class_of, find_method, inline_slot, method_at, overflow_slot};
+use super::bytecode::{Capture, Function};
+use super::cells::OutOfMemory;
+use super::isolate::Vm;
+use super::lookups::Property;
 use super::object::*;
+use super::proto::{CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Isolate, Proto};
 use super::value::{Value, sum};
-use super::vm::Vm;
 
 /// Unwraps a result of the heap's, or fails with "Out of memory.".
 macro_rules! heap {
@@ -97,6 +97,13 @@ pub unsafe extern "C" fn arity_error(vm: *mut Vm, closure: Value, count: u32) ->
 pub unsafe extern "C" fn trace(vm: *mut Vm, proto: *const Proto, line: u32) {
     // SAFETY: see the head.
     unsafe { (*vm).trace(&(*proto).function, line) }
+}
+
+/// A fresh instance of a class.
+pub unsafe extern "C" fn new_instance(vm: *mut Vm, class: Value) -> Value {
+    // SAFETY: see the head.
+    let vm = unsafe { &mut *vm };
+    heap!(vm, vm.make_instance(class.as_cell()))
 }
 
 /// `object.name`
@@ -214,6 +221,12 @@ unsafe fn super_method(superclass: Value, cache: *mut Cache, symbol: u32) -> Opt
     }
 }
 
+/// The isolate's address, as functions pass it on.
+#[inline(always)]
+fn isolate(vm: &mut Vm) -> *mut Isolate {
+    (&raw mut *vm).cast()
+}
+
 /// Calls the closure with `count` arguments on the stack.
 #[inline(always)]
 unsafe fn call_closure(vm: &mut Vm, closure: Value, base: *mut Value, count: u32) -> Value {
@@ -223,7 +236,7 @@ unsafe fn call_closure(vm: &mut Vm, closure: Value, base: *mut Value, count: u32
         if (*proto).arity != count {
             return arity_error(vm, closure, count);
         }
-        ((*proto).entry)(vm, closure, base)
+        ((*proto).entry)(isolate(vm), closure, base)
     }
 }
 
@@ -258,7 +271,7 @@ pub unsafe extern "C" fn call(vm: *mut Vm, base: *mut Value, count: u32) -> Valu
             *base = (*bound).receiver;
             call_closure(vm, method, base, count)
         } else if tag == Tag::Native as u8 {
-            ((*callee.as_cell::<Native>()).function)(vm, count, base.add(1))
+            ((*callee.as_cell::<Native>()).function)(isolate(vm), count, base.add(1))
         } else {
             vm.fail("Can only call functions and classes.")
         }
@@ -322,6 +335,41 @@ pub unsafe extern "C" fn super_invoke(
         match super_method(superclass, cache, symbol) {
             Some(method) => call_closure(vm, method, base, count),
             None => undefined_property(vm, symbol),
+        }
+    }
+}
+
+impl Vm {
+    /// The open upvalue of a slot, made if there is none.
+    ///
+    /// # Safety
+    /// `slot` must be a slot of the value stack that holds a value.
+    pub(super) unsafe fn open_upvalue(
+        &mut self,
+        slot: *mut Value,
+    ) -> Result<*mut Upvalue, OutOfMemory> {
+        // SAFETY: the caller's promise; the list is of live upvalues, highest slot first.
+        unsafe {
+            let mut previous: *mut Upvalue = std::ptr::null_mut();
+            let mut next = self.roots.open_upvalues;
+            while next.is_cell() {
+                let upvalue: *mut Upvalue = next.as_cell();
+                if (*upvalue).location == slot {
+                    return Ok(upvalue);
+                }
+                if (*upvalue).location < slot {
+                    break;
+                }
+                previous = upvalue;
+                next = (*upvalue).next;
+            }
+            let upvalue = self.make_upvalue(slot, next)?;
+            if previous.is_null() {
+                self.roots.open_upvalues = Value::cell(upvalue);
+            } else {
+                self.store(&raw mut (*previous).next, Value::cell(upvalue));
+            }
+            Ok(upvalue)
         }
     }
 }
@@ -422,7 +470,7 @@ pub unsafe extern "C" fn print(vm: *mut Vm, value: Value) {
 }
 
 /// The native `clock`: processor time of the process in seconds.
-pub unsafe extern "C" fn clock(_: *mut Vm, _: u32, _: *const Value) -> Value {
+pub unsafe extern "C" fn clock(_: *mut Isolate, _: u32, _: *const Value) -> Value {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -8,9 +8,9 @@
 //! place of the old one.
 
 use super::cells::OutOfMemory;
+use super::isolate::Vm;
 use super::object::{INTERN_CLEARED, InternEntry, Interned, STRING_BYTES, Str};
 use super::value::Value;
-use super::vm::Vm;
 
 /// Entries of a new isolate's table.
 const FIRST_CAPACITY: usize = 64;

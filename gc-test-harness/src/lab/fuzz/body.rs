@@ -6,11 +6,11 @@ use std::ops::Range;
 
 use gc_core::heap::{LargeStep, Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
-use gc_core::{Encoding, KindId, Refill, Runs, alloc};
+use gc_core::{KindId, Refill, Runs, alloc};
 
-use super::Counts;
 use super::choices::Choices;
-use super::model::{BOXED, Model, Shape, TAGGED};
+use super::counts::Counts;
+use super::model::{BOXED, Model, Shape, encodings};
 
 /// A heap and its mutators, all in one thread.
 struct Toy {
@@ -18,19 +18,6 @@ struct Toy {
     runs: [Runs; 2],
     queue: MarkQueue,
     model: Model,
-}
-
-/// The encodings that a heap may try on a conservative word.
-pub(super) fn encodings(choices: &mut Choices<'_>) -> Vec<Encoding> {
-    let lists: [&[Encoding]; 6] = [
-        &[Encoding::RAW],
-        &[Encoding::RAW, BOXED],
-        &[BOXED, TAGGED],
-        &[BOXED],
-        &[TAGGED],
-        &[Encoding::RAW, TAGGED, BOXED],
-    ];
-    lists[choices.below(lists.len())].to_vec()
 }
 
 impl Toy {

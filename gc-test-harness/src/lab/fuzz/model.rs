@@ -13,6 +13,7 @@ use super::choices::Choices;
 pub const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
 /// Three tag bits, as many a Lisp has them.
 pub const TAGGED: Encoding = Encoding::low_bits(3);
+
 /// A tag that must be there: 01 in the lowest bits.
 const ODD: Encoding = Encoding {
     mask: 3,
@@ -21,6 +22,19 @@ const ODD: Encoding = Encoding {
 };
 
 const WORD: usize = size_of::<usize>();
+
+/// The encodings that a heap may try on a conservative word.
+pub(super) fn encodings(choices: &mut Choices<'_>) -> Vec<Encoding> {
+    let lists: [&[Encoding]; 6] = [
+        &[Encoding::RAW],
+        &[Encoding::RAW, BOXED],
+        &[BOXED, TAGGED],
+        &[BOXED],
+        &[TAGGED],
+        &[Encoding::RAW, TAGGED, BOXED],
+    ];
+    lists[choices.below(lists.len())].to_vec()
+}
 
 /// Where a kind's edges are.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 //! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows
 //! of a heap is anchored, that is reported by a root callback, but for the time of a check: from
 //! before the collection whose result is compared until that has been done. The threads change
-//! nothing meanwhile. (Graphs that change while cells are marked are `mutate.rs`'s.)
+//! nothing meanwhile. (Graphs that change while cells are marked are those of `mutate`.)
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -22,10 +22,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use gc_core::{Encoding, Heap, Mutator, RawRoot, RootCallback, RootRange};
 
-use super::Counts;
-use super::body::encodings;
 use super::choices::Choices;
-use super::model::{BOXED, Model, Shape, TAGGED};
+use super::counts::{Counts, message};
+use super::model::{BOXED, Model, Shape, TAGGED, encodings};
 use crate::kernels::image::{
     ARGUMENT_WORDS, FRAME_WORDS, Hold, Image, SAVED_WORDS, SLOTS, wipe_registers,
 };
@@ -90,7 +89,7 @@ fn serve(jobs: &Receiver<Job>, done: &Sender<Outcome>) {
 
 #[inline(never)]
 fn perform(job: Job, own: &mut Own) -> Outcome {
-    catch_unwind(AssertUnwindSafe(|| job(own))).unwrap_or_else(|panic| Err(super::message(&panic)))
+    catch_unwind(AssertUnwindSafe(|| job(own))).unwrap_or_else(|panic| Err(message(&panic)))
 }
 
 /// Clears what jobs have left below, and in registers: the thread may be stopped before it waits

@@ -8,8 +8,10 @@
 //!
 //! What a round does is timed by the machine, so a seed repeats the mixture, not the interleaving.
 
+mod counts;
 pub mod plan;
 mod round;
+mod shared;
 mod work;
 
 use std::fmt;
@@ -17,106 +19,20 @@ use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
-
+pub use counts::Counts;
 pub use plan::Plan;
+use plan::ROUND;
 pub use round::run_round;
 pub use work::holds_its_registers;
 
-use super::report::grouped;
+use crate::report::grouped;
+use crate::search::{self, Options};
 
 /// A round that takes so many times its length hangs.
 const HANGS: u32 = 20;
-/// How long one round lasts.
-const ROUND: Duration = Duration::from_secs(4);
-
-/// What to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// For how long. At least one round runs.
-    pub time: Duration,
-    /// The first round's seed; the others follow. By default the clock says.
-    pub seed: Option<u64>,
-}
-
-/// What was done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Rounds.
-    pub rounds: u64,
-    /// Stops of a world by a storm that met a thread running, and those of collections.
-    pub stops: u64,
-    /// Stops by a storm that met no thread running.
-    pub idle_stops: u64,
-    /// Threads that storms stopped while these ran.
-    pub signalled: u64,
-    /// Threads that storms met blocked, or parked still.
-    pub held: u64,
-    /// Collections.
-    pub collections: u64,
-    /// Answers that were compared, and right.
-    pub answers: u64,
-    /// Threads that came and went.
-    pub threads: u64,
-    /// Forks.
-    pub forks: u64,
-    /// Lox programs.
-    pub programs: u64,
-    /// Cases of `gclab fuzz`.
-    pub cases: u64,
-    /// Turns on a coroutine's stack.
-    pub turns: u64,
-    /// Signals of the host's.
-    pub signals: u64,
-}
-
-/// Each count and its name.
-macro_rules! each {
-    ($($name:ident)*) => {
-        impl std::ops::AddAssign for Counts {
-            fn add_assign(&mut self, other: Counts) {
-                $(self.$name += other.$name;)*
-            }
-        }
-
-        impl Counts {
-            /// One JSON object.
-            pub fn json(&self) -> Value {
-                json!({ $(stringify!($name): self.$name),* })
-            }
-
-            /// What [`Counts::json`] wrote.
-            pub fn read(text: &str) -> Option<Counts> {
-                let value: Value = serde_json::from_str(text).ok()?;
-                Some(Counts { $($name: value.get(stringify!($name))?.as_u64()?),* })
-            }
-        }
-    };
-}
-
-each!(rounds stops idle_stops signalled held collections answers threads forks programs cases turns signals);
 
 /// A soak without a wrong answer.
-#[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// The first round's seed.
-    pub seed: u64,
-    /// What was done.
-    pub counts: Counts,
-    /// How long it took.
-    pub took: Duration,
-}
-
-impl Report {
-    /// One JSON object.
-    pub fn json(&self) -> Value {
-        let mut value = self.counts.json();
-        value["seed"] = json!(self.seed);
-        value["seconds"] = json!(self.took.as_secs_f64());
-        value["wrong"] = json!(0);
-        value
-    }
-}
+pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +43,7 @@ impl fmt::Display for Report {
             grouped(n.stops),
             grouped(n.rounds),
             self.seed,
-            self.took.as_secs_f64()
+            self.time.as_secs_f64()
         )?;
         for (label, number) in [
             ("stops of idle worlds beside", n.idle_stops),
@@ -176,12 +92,7 @@ impl std::error::Error for Wrong {}
 /// # Errors
 /// The first round that went wrong.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
-    let clock = || {
-        std::time::SystemTime::UNIX_EPOCH
-            .elapsed()
-            .map_or(0, |t| t.as_nanos() as u64 >> 8)
-    };
-    let first = options.seed.unwrap_or_else(clock);
+    let first = options.seed.unwrap_or_else(search::by_the_clock);
     let begun = Instant::now();
     let mut counts = Counts::default();
     let terminal = std::io::stderr().is_terminal();
@@ -216,7 +127,7 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
     Ok(Report {
         seed: first,
         counts,
-        took: begun.elapsed(),
+        time: begun.elapsed(),
     })
 }
 

@@ -7,6 +7,9 @@ use gc_core::{Heap, HeapBuilder};
 
 use crate::lab::fuzz::choices::Choices;
 
+/// How long one round lasts.
+pub(super) const ROUND: Duration = Duration::from_secs(4);
+
 /// What a thread of a round does until the round is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

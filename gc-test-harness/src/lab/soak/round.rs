@@ -1,12 +1,11 @@
 //! One round: threads that work, storms that stop them, and signals of the host's.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gc_core::Heap;
-
-use super::plan::{Kind, Plan};
-use super::{Counts, ROUND, work};
+use super::counts::Counts;
+use super::plan::{Kind, Plan, ROUND};
+use super::shared::{Round, Tally, count};
+use super::work;
 use crate::kernels::codegen::Arena;
 use crate::lab::crew::{Crew, Kernels, Sizes, Work};
 
@@ -17,34 +16,6 @@ const SIZES: Sizes = Sizes {
     depth: 20,
     lists: (100, 50),
 };
-
-/// What the threads of a round share.
-pub(super) struct Round<'a> {
-    pub(super) crew: Crew<'a>,
-    pub(super) kernels: &'a Kernels,
-    pub(super) heap: &'a Heap,
-    pub(super) tally: Tally,
-}
-
-/// What the threads count; see [`Counts`].
-#[derive(Default)]
-pub(super) struct Tally {
-    pub(super) stops: AtomicU64,
-    pub(super) idle_stops: AtomicU64,
-    pub(super) signalled: AtomicU64,
-    pub(super) held: AtomicU64,
-    pub(super) threads: AtomicU64,
-    pub(super) forks: AtomicU64,
-    pub(super) programs: AtomicU64,
-    pub(super) cases: AtomicU64,
-    pub(super) turns: AtomicU64,
-    pub(super) collections: AtomicU64,
-}
-
-/// Adds to one of the [`Tally`]'s counts. Relaxed: joining the threads hands them over.
-pub(super) fn count(what: &AtomicU64, more: u64) {
-    what.fetch_add(more, Ordering::Relaxed);
-}
 
 /// Runs the round of that seed in this process.
 ///

@@ -7,7 +7,7 @@ use std::time::Duration;
 use gc_core::{AllocError, Field, Heap, Leaf, Mutator, Root, Trace};
 use memmap2::MmapMut;
 
-use super::round::{Round, count};
+use super::shared::{Round, count};
 use crate::kernels::image::{Hold, Image};
 use crate::kernels::loops::count_oracle;
 use crate::lab::fuzz::{body, choices::Choices, mutate};

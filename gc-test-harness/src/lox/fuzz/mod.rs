@@ -16,12 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
 use self::tree::Program;
 use super::jit::JitConfig;
 use super::run::{EXIT_RUNTIME_ERROR, RunConfig, run_source};
-use crate::lab::fuzz::{clock, say_the_seed, set_seed};
+use crate::search::{self, counts};
 
 /// What to search.
 #[derive(Clone, Debug, Default)]
@@ -231,17 +229,18 @@ pub struct Difference {
     pub wrong: Seen,
 }
 
-/// What the programs did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// programs
-    pub programs: u64,
-    /// runs, of all ways together
-    pub runs: u64,
-    /// programs that ended well
-    pub good: u64,
-    /// programs that ended by a runtime error
-    pub failed: u64,
+counts! {
+    /// What was done.
+    pub struct Counts {
+        /// programs
+        programs,
+        /// runs, of all ways together
+        runs,
+        /// programs that ended well
+        good,
+        /// programs that ended by a runtime error
+        failed,
+    }
 }
 
 impl Judge {
@@ -372,32 +371,7 @@ impl fmt::Display for Found {
 impl std::error::Error for Found {}
 
 /// A search without a difference.
-#[derive(Clone, Copy, Debug)]
-pub struct Report {
-    /// The first program's seed.
-    pub seed: u64,
-    /// What was done.
-    pub counts: Counts,
-    /// How long it took.
-    pub time: Duration,
-}
-
-impl Report {
-    /// One JSON object.
-    pub fn json(&self) -> String {
-        let Counts {
-            programs,
-            runs,
-            good,
-            failed,
-        } = self.counts;
-        json!({
-            "seed": self.seed, "seconds": self.time.as_secs_f64(), "programs": programs, "runs": runs,
-            "good": good, "failed": failed, "wrong": 0,
-        })
-        .to_string()
-    }
-}
+pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -426,8 +400,8 @@ impl fmt::Display for Report {
 /// # Errors
 /// [`Found`], or that a process could not be run.
 pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
-    let first = options.seed.unwrap_or_else(clock);
-    say_the_seed();
+    let first = options.seed.unwrap_or_else(search::by_the_clock);
+    search::name_in_crashes();
     let judge = Judge {
         clox: options.clox.clone(),
         apart: options.apart.then(std::env::current_exe).transpose()?,
@@ -435,7 +409,7 @@ pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
     let begun = Instant::now();
     let mut counts = Counts::default();
     for seed in (0..).map(|number| first.wrapping_add(number)) {
-        set_seed(seed);
+        search::set(seed);
         counts.programs += 1;
         if let Some(found) = check(&judge, seed, &mut counts)? {
             return Err(found.into());

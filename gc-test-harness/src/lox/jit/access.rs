@@ -17,13 +17,13 @@ use cranelift_codegen::ir::{self, InstBuilder, types};
 
 use super::analysis::Type;
 use super::helpers::Helper;
-use super::translate::{Cause, Operand, Translator, plain};
-use crate::lox::bytecode::{
-    CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Instruction,
-};
+use super::passing::plain;
+use super::translator::{Cause, Operand, Translator};
+use crate::lox::bytecode::Instruction;
 use crate::lox::object::{
     HEADER_ID, HEADER_TAG, INSTANCE_CLASS, INSTANCE_SLOTS, OVERFLOW_SLOTS, Tag,
 };
+use crate::lox::proto::{CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache};
 use crate::lox::value::{REFERENCE, Value};
 
 impl Translator<'_, '_, '_, '_> {

@@ -10,7 +10,7 @@ use cranelift_codegen::ir::{self, InstBuilder};
 
 use super::analysis::{Type, sum_type};
 use super::helpers::Helper;
-use super::translate::{Cause, Operand, Translator};
+use super::translator::{Cause, Operand, Translator};
 use crate::lox::bytecode::Op;
 use crate::lox::value::{QNAN, Value};
 

@@ -12,18 +12,17 @@ use cranelift_codegen::isa::CallConv;
 
 use super::analysis::Type;
 use super::helpers::Helper;
-use super::passing;
+use super::passing::{self, plain};
 use super::stubs::{FAST_FIXED, Stub};
-use super::translate::{Operand, Translator, plain};
-use crate::lox::bytecode::{
-    CACHE_METHOD, CACHE_NUMBER, Cache, Instruction, PROTO_ARITY, PROTO_FAST_ENTRY, Proto,
-};
+use super::translator::{Operand, Translator};
+use crate::lox::bytecode::Instruction;
+use crate::lox::isolate::VM_RUNS;
 use crate::lox::object::{
     ARRAY_ELEMENTS, CLASS_INIT, CLASS_METHODS, CLOSURE_PROTO, Class, Closure, INSTANCE_CLASS,
     METHODS_ENTRIES, MethodEntry, Methods, OVERFLOW_CLASS, Shape, Tag, is,
 };
+use crate::lox::proto::{CACHE_METHOD, CACHE_NUMBER, Cache, PROTO_ARITY, PROTO_FAST_ENTRY, Proto};
 use crate::lox::value::{REFERENCE, Value};
-use crate::lox::vm::VM_RUNS;
 
 /// Byte offset of an entry's closure within a method table.
 fn method_offset(entry: u32) -> i32 {

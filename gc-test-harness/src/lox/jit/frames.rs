@@ -1,6 +1,6 @@
 //! Begins and ends activations.
 //!
-//! Compiled code keeps the isolate's protocol (the head of [`vm`](crate::lox::vm)): a function
+//! Compiled code keeps the isolate's protocol (the head of [`isolate`](crate::lox::isolate)): a function
 //! counts itself, and takes a window of the value stack if closures may capture its variables. A
 //! loop entered from the interpreter has the interpreter's window; it takes the slots over, and
 //! gives them back if it is left without the function's end.
@@ -16,14 +16,14 @@ use gc_preempt::faults::planted;
 
 use super::analysis::Type;
 use super::helpers::Helper;
-use super::passing;
+use super::passing::{self, plain};
 use super::stubs::FAST_FIXED;
-use super::translate::{Operand, Translator, plain};
-use crate::lox::value::{REFERENCE, Value};
-use crate::lox::vm::{
+use super::translator::{Operand, Translator};
+use crate::lox::isolate::{
     FRAMES_MAX, VM_FRAME_COUNT, VM_OPEN_UPVALUES, VM_RESUME_AT, VM_RESUME_HEIGHT, VM_STACK_END,
     VM_STACK_LIMIT,
 };
+use crate::lox::value::{REFERENCE, Value};
 
 impl Translator<'_, '_, '_, '_> {
     pub(super) fn enter_function(&mut self, params: &[ir::Value]) {

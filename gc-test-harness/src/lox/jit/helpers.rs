@@ -10,10 +10,7 @@ use gc_preempt::faults::planted;
 use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
 use crate::lox::clear;
-use crate::lox::object::Class;
 use crate::lox::runtime;
-use crate::lox::value::Value;
-use crate::lox::vm::Vm;
 
 /// Names the native functions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,7 +139,7 @@ fn table() -> [Row; 22] {
             "new_instance",
             cleared(
                 clear::new_instance as *const u8,
-                new_instance_cleared as *const u8,
+                runtime::new_instance as *const u8,
             ),
             &[I64],
             true,
@@ -202,18 +199,5 @@ impl Helpers {
     /// One of them.
     pub(super) fn id(&self, helper: Helper) -> FuncId {
         self.0[helper as usize]
-    }
-}
-
-/// What [`clear::new_instance`] goes on with.
-///
-/// # Safety
-/// `vm` is the isolate of this thread, `class` a live class.
-pub(in crate::lox) unsafe extern "C" fn new_instance_cleared(vm: *mut Vm, class: Value) -> Value {
-    // SAFETY: compiled code passes its isolate.
-    let vm = unsafe { &mut *vm };
-    match vm.make_instance(class.as_cell::<Class>()) {
-        Ok(instance) => instance,
-        Err(_) => vm.fail("Out of memory."),
     }
 }

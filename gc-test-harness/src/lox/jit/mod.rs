@@ -12,19 +12,22 @@
 //! frame is scanned conservatively, its outer ones by the stack maps that go to the heap with each
 //! piece of code.
 //!
-//! [`oracle`] checks those maps against the bytecode.
+//! [`oracle`] checks those maps against the bytecode; `watch.rs` has compiled code write down what it
+//! needs for that.
 
 mod access;
 mod analysis;
 mod arith;
 mod calls;
 mod frames;
-pub(super) mod helpers;
+mod helpers;
 pub mod oracle;
 mod passing;
 mod sites;
 mod stubs;
 mod translate;
+mod translator;
+mod watch;
 mod windows;
 
 use std::cell::Cell;
@@ -41,11 +44,12 @@ use self::helpers::Helpers;
 use self::oracle::{Oracle, Shadow};
 use self::sites::Sites;
 use self::stubs::{FAST_FIXED, Stub, Stubs};
-use self::translate::{Translator, Unit};
-use super::bytecode::{Cache, Entry, Op, Proto};
+use self::translator::{Translator, Unit};
+use super::bytecode::{Function, Op};
 use super::cells::BOXED;
+use super::isolate::Vm;
+use super::proto::{Cache, Entry, Proto};
 use super::value::Value;
-use super::vm::Vm;
 use crate::kernels::codegen::{Arena, Code, CodegenError};
 
 /// When code is compiled.
@@ -209,6 +213,7 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
     }));
     vm.hooks.hot_call = Some(hot_call);
     vm.hooks.hot_loop = Some(hot_loop);
+    vm.hooks.missed = Some(missed);
     vm.hooks.data = jit.cast();
     Ok(Attached { jit })
 }
@@ -234,6 +239,18 @@ unsafe extern "C" fn hot_loop(
     jit.compile_loop(vm, proto, target, base).ok().flatten()
 }
 
+/// Compiled code has met a shape that it was not compiled for.
+unsafe extern "C" fn missed(vm: *mut Vm, place: *mut Cache) {
+    // SAFETY: as above; compiled code does not run inside of the compiler.
+    let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
+    let patience = jit.config.misses.max(1);
+    let proto = jit.owner_of(place);
+    if jit.sites.note(proto, place, patience) {
+        // What fails to compile stays as it is.
+        let _ = jit.compile_again(vm, proto);
+    }
+}
+
 /// What a value is, as the translation tells values apart.
 fn type_of(value: Value) -> Type {
     match value {
@@ -247,17 +264,14 @@ fn type_of(value: Value) -> Type {
 /// Functions that would take Cranelift longer than they are worth are not compiled.
 const WEIGHT_MAX: usize = 12_000;
 
-fn within_limit(
-    function: &super::bytecode::Function,
-    analysis: &Analysis,
-) -> Result<(), CodegenError> {
+fn within_limit(function: &Function, analysis: &Analysis) -> Result<(), CodegenError> {
     if analysis::weight(analysis) + function.code.len() <= WEIGHT_MAX {
         return Ok(());
     }
     Err(not_compiled(function, "too large"))
 }
 
-fn not_compiled(function: &super::bytecode::Function, why: &str) -> CodegenError {
+fn not_compiled(function: &Function, why: &str) -> CodegenError {
     CodegenError::Compile {
         function: String::from_utf8_lossy(function.name.as_deref().unwrap_or(b"script")).into(),
         why: why.to_owned(),
@@ -392,7 +406,7 @@ impl Jit {
     fn conclude(
         &mut self,
         vm: *mut Vm,
-        function: &super::bytecode::Function,
+        function: &Function,
         contradicted: bool,
         purpose: Purpose,
     ) -> Result<(), CodegenError> {
@@ -428,7 +442,7 @@ impl Jit {
         self.owners[next - 1].1
     }
 
-    fn name(&self, function: &super::bytecode::Function, target: Option<u32>) -> String {
+    fn name(&self, function: &Function, target: Option<u32>) -> String {
         let name = match &function.name {
             None => "script".into(),
             Some(name) => String::from_utf8_lossy(name),
@@ -446,10 +460,7 @@ impl Jit {
         Ok(())
     }
 
-    fn make_call_stubs(
-        &mut self,
-        function: &super::bytecode::Function,
-    ) -> Result<(), CodegenError> {
+    fn make_call_stubs(&mut self, function: &Function) -> Result<(), CodegenError> {
         for instruction in &function.code {
             let count = usize::from(instruction.a);
             match instruction.op {

@@ -1,21 +1,25 @@
 //! How compiled code passes values to compiled code.
 //!
 //! What does not fit into the machine's argument registers goes through
-//! [`Roots::passed`](crate::lox::vm::Roots), not over the machine's stack. The callee takes it from
+//! [`Roots::passed`](crate::lox::isolate::Roots), not over the machine's stack. The callee takes it from
 //! there, and leaves nil, before it calls anything. An argument on the machine's stack would live
 //! for as long as the call: the outgoing arguments of a frame are scanned conservatively, and no
 //! callee can clear them.
 
-use cranelift_codegen::ir::{self, InstBuilder, Type, types};
+use cranelift_codegen::ir::{self, InstBuilder, MemFlagsData, Type, types};
 use cranelift_frontend::FunctionBuilder;
 use gc_preempt::faults::planted;
 
-use super::translate::plain;
+use crate::lox::isolate::VM_PASSED;
 use crate::lox::value::Value;
-use crate::lox::vm::VM_PASSED;
 
 /// Machine arguments that travel in registers.
 const REGISTERS: usize = 6;
+
+/// Plain memory access that cannot fail.
+pub(super) fn plain() -> MemFlagsData {
+    MemFlagsData::trusted()
+}
 
 /// How many of `count` values travel in registers, behind `fixed` other arguments.
 fn in_registers(fixed: usize, count: usize) -> usize {

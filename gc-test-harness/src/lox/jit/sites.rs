@@ -7,12 +7,11 @@
 
 use std::collections::HashMap;
 
-use super::Jit;
-use crate::lox::bytecode::{Cache, Proto};
 use crate::lox::clear;
+use crate::lox::isolate::Vm;
+use crate::lox::proto::{Cache, Proto};
 use crate::lox::runtime;
 use crate::lox::value::Value;
-use crate::lox::vm::Vm;
 
 /// How many shapes one place is compiled for.
 const SHAPES_MAX: usize = 4;
@@ -45,7 +44,7 @@ impl Sites {
     }
 
     /// Notes a miss; whether the function should be compiled again.
-    fn note(&mut self, proto: *mut Proto, place: *mut Cache, patience: u32) -> bool {
+    pub(super) fn note(&mut self, proto: *mut Proto, place: *mut Cache, patience: u32) -> bool {
         if !self.watches(proto) {
             return false;
         }
@@ -67,19 +66,16 @@ impl Sites {
     }
 }
 
-/// Compiles a function again if it has missed often enough.
+/// Tells the compiler of a miss.
 ///
 /// # Safety
 /// Called by compiled code of the isolate: `place` is one of its caches.
 unsafe fn missed(vm: *mut Vm, place: *mut Cache) {
-    // SAFETY: compiled code runs only while the compiler is attached, and not inside of it.
+    // SAFETY: the caller's promise; compiled code runs only while the compiler is attached, which
+    // has set the hook.
     unsafe {
-        let jit = &mut *(*vm).hooks.data.cast::<Jit>();
-        let patience = jit.config.misses.max(1);
-        let proto = jit.owner_of(place);
-        if jit.sites.note(proto, place, patience) {
-            // What fails to compile stays as it is.
-            let _ = jit.compile_again(vm, proto);
+        if let Some(missed) = (*vm).hooks.missed {
+            missed(vm, place);
         }
     }
 }

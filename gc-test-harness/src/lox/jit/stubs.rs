@@ -15,13 +15,12 @@ use cranelift_module::FuncId;
 use gc_preempt::faults::planted;
 
 use super::helpers::{Helper, Helpers};
-use super::passing;
-use super::translate::plain;
+use super::passing::{self, plain};
 use crate::kernels::codegen::{Arena, Body, CodegenError};
-use crate::lox::bytecode::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
+use crate::lox::isolate::{VM_STACK_END, VM_STACK_LIMIT};
 use crate::lox::object::{CLOSURE_PROTO, HEADER_TAG, Tag};
+use crate::lox::proto::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
 use crate::lox::value::{ADDRESS, REFERENCE, Value};
-use crate::lox::vm::{VM_STACK_END, VM_STACK_LIMIT};
 
 /// Names a stub, together with its number of arguments.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,11 +31,11 @@ pub(super) enum Stub {
     Invoke,
     /// `(vm, cache, symbol, superclass, this, argument..)`
     SuperInvoke,
-    /// From an [`Entry`](crate::lox::bytecode::Entry) to the compiled code of a function.
+    /// From an [`Entry`](crate::lox::proto::Entry) to the compiled code of a function.
     Enter,
     /// The same for a method.
     EnterMethod,
-    /// From registers to the [`Entry`](crate::lox::bytecode::Entry) of a function: what
+    /// From registers to the [`Entry`](crate::lox::proto::Entry) of a function: what
     /// `fast_entry` is before there is compiled code.
     Interpret,
     /// The same for a method.

@@ -8,8 +8,8 @@ use gc_preempt::faults::planted;
 use super::oracle::{Oracle, Verdict};
 use super::{JitConfig, attach};
 use crate::lox::compiler::compile;
+use crate::lox::isolate::{NATIVES, Output, Vm};
 use crate::lox::run::{Outcome, RunConfig, make_heap, run_source};
-use crate::lox::vm::{NATIVES, Output, Vm};
 
 fn eager() -> JitConfig {
     JitConfig::after(0)

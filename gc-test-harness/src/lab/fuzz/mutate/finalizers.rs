@@ -1,4 +1,4 @@
-//! Finalizers among the cells that the threads of `mutate.rs` change: what has died comes back, and
+//! Finalizers among the cells that the threads of `graph.rs` change: what has died comes back, and
 //! may live on.
 
 use std::collections::BTreeSet;
@@ -6,11 +6,13 @@ use std::ptr::NonNull;
 
 use gc_core::Mutator;
 
-use super::{Choices, Graph, Number, ROOTS, Shape, load};
+use super::graph::{Graph, Number, ROOTS, load};
+use crate::lab::fuzz::choices::Choices;
+use crate::lab::fuzz::model::Shape;
 
 impl Graph<'_> {
     /// Registers a cell with a finalizer.
-    pub(super) fn bury(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) {
+    pub(super) fn register(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) {
         if let Some(at) = self.walk(choices)
             && let Some(object) = self.objects.get_mut(&at)
             && !object.finalizable
@@ -22,7 +24,7 @@ impl Graph<'_> {
     }
 
     /// Takes what has died with a finalizer, and brings it back to life, perhaps.
-    pub(super) fn dig_up(
+    pub(super) fn take_finalizable(
         &mut self,
         mutator: &Mutator,
         choices: &mut Choices<'_>,

@@ -3,7 +3,9 @@
 
 use gc_core::{Encoding, Kind};
 
-use super::{BOXED, Choices, Graph, Number, Shape, TAGGED, WORD, encoded};
+use super::graph::{Graph, Number, WORD, encoded};
+use crate::lab::fuzz::choices::Choices;
+use crate::lab::fuzz::model::{BOXED, Shape, TAGGED};
 
 /// The shapes that come as immutable kinds, besides.
 pub(super) fn kinds() -> impl Iterator<Item = (Kind, Shape)> {

@@ -1,8 +1,10 @@
 //! One thread's operations on a heap, as a fuzzing engine decides: what it gives, keeps and frees
-//! is compared with the model of `mutate.rs`.
+//! is compared with the model of `graph.rs`.
 
-use super::super::message;
-use super::{Choices, Counts, Graph, World, outcome, world};
+use super::case::{outcome, world};
+use super::graph::{Graph, World};
+use crate::lab::fuzz::choices::Choices;
+use crate::lab::fuzz::counts::{Counts, message};
 
 /// Operations of one input at most: the graph is looked at as a whole after each collection.
 const MOST: usize = 4_000;

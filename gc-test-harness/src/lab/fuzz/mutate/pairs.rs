@@ -1,4 +1,4 @@
-//! Ephemerons among the cells that the threads of `mutate.rs` change: a value is reachable while
+//! Ephemerons among the cells that the threads of `graph.rs` change: a value is reachable while
 //! its key and the cell of their pair are.
 
 use std::collections::BTreeSet;
@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use gc_core::{Encoding, Kind, Mutator};
 
-use super::{Choices, Graph, Number, ROOTS, SCRATCH, WORD, load};
+use super::graph::{Graph, Number, ROOTS, SCRATCH, WORD, load};
+use crate::lab::fuzz::choices::Choices;
 
 /// The kind of cells of pairs.
 pub(super) fn kind() -> Kind {
@@ -61,7 +62,7 @@ impl Graph<'_> {
     }
 
     /// Enters a pair, or removes one.
-    pub(super) fn tie(
+    pub(super) fn set_pair(
         &mut self,
         mutator: &Mutator,
         choices: &mut Choices<'_>,

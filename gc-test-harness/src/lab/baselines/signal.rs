@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::report::Samples;
+use crate::report::Samples;
 
 /// What the collector's side does until the last acknowledgement is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

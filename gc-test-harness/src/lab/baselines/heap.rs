@@ -1,17 +1,16 @@
-//! The limit program of binary trees: a bare bump-and-bitmap heap of 16-byte cells with two edges
-//! each, for one thread.
+//! The limit program of allocation: a bare bump-and-bitmap heap of cells of one size, for one
+//! thread.
 //!
-//! It does what any heap of this kind must do and nothing else. Free cells are found by their bits,
-//! cleared a run at a time and bumped through, the cursor in memory as that of every bump that may
-//! be interrupted. When as much has been handed out as was live (at least 4 MiB in all, as Urge's
-//! pacer has it), the thread itself marks, from its registers and its stack word by word, with a
-//! stack of cells and a second bitmap; then the bitmaps swap, and sweeping is to find the next run.
-//! There are no other sizes, kinds, spans, threads, signals, barriers or limits, and memory once
-//! touched is kept. Pages are huge where they can be.
+//! It does what any heap of this kind must do and nothing else. The heap finds free cells by their
+//! bits, clears a run of them and bumps through it; the cursor is in memory, as that of every bump
+//! that a signal may interrupt. When as much has been allocated as was live (at least the minimum
+//! in all, as Urge's pacer has it), the thread itself marks, from its registers and its stack word
+//! by word, with a stack of cells and a second bitmap; then the bitmaps swap, and sweeping is
+//! finding the next run. The heap has no other sizes, kinds, spans, threads, signals, barriers or
+//! limits, and keeps memory that was touched. Pages are huge where they can be.
 //!
-//! The order of marking matters more than prefetching here: a node is allocated right after its
-//! second subtree, so going that way first runs through memory downwards. It takes half the time of
-//! the other order; a ring of prefetched cells on top of it gained nothing.
+//! The order of marking matters more than prefetching here: a tree's node is allocated right after
+//! its second subtree, so marking that subtree first runs through memory downwards.
 
 use std::arch::asm;
 use std::cell::{Cell, RefCell};
@@ -19,14 +18,11 @@ use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 use std::time::Duration;
 
-use super::report::thread_time;
-use super::trees::{Cells, Node};
+use crate::report::thread_time;
 
-/// Bytes a cell and a bit.
-const CELL: usize = size_of::<Node>();
-/// Words of bits that a run takes at most: 8 KiB of cells, as in Urge.
-const RUN: usize = 8;
-/// What a heap may hold before it is collected for the first time.
+/// Bytes of cells that a run takes at most, as in Urge; of larger cells, one word of bits.
+const RUN: usize = 8 << 10;
+/// Bytes that a heap may hold before it is collected for the first time.
 const MINIMUM: usize = 4 << 20;
 /// Bytes of address space for cells.
 const RESERVE: usize = 16 << 30;
@@ -35,7 +31,7 @@ const HUGE: usize = 2 << 20;
 
 /// What the collections took.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Collections {
+pub struct Collections {
     /// How many there were.
     pub count: u64,
     /// Their processor time.
@@ -44,14 +40,24 @@ pub(super) struct Collections {
     pub marked: u64,
 }
 
-/// See the module's head.
-pub(super) struct Bare {
-    cursor: Cell<usize>,
-    limit: Cell<usize>,
-    rest: RefCell<Rest>,
+/// A node: the addresses of two others, or twice nothing.
+pub type Node = [usize; 2];
+
+/// Where nodes come from.
+pub trait Cells {
+    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there
+    /// is no room.
+    fn node(&self) -> Option<NonNull<Node>>;
 }
 
-struct Rest {
+/// The heap, with cells of `CELL` bytes: a multiple of 16, whose first two words are edges.
+pub struct LimitHeap<const CELL: usize> {
+    cursor: Cell<usize>,
+    limit: Cell<usize>,
+    rest: RefCell<Rest<CELL>>,
+}
+
+struct Rest<const CELL: usize> {
     memory: Mapping,
     allocated: Mapping,
     marked: Mapping,
@@ -59,8 +65,10 @@ struct Rest {
     at: usize,
     /// One past the last word that was ever used.
     top: usize,
-    /// Cells that may be handed out before the next collection.
+    /// Cells that may be allocated before the next collection.
     room: usize,
+    /// The least `room` of a heap without live cells.
+    minimum: usize,
     /// Cells to be followed.
     stack: Vec<usize>,
     /// The end of the thread's stack, as far as it is scanned.
@@ -68,52 +76,53 @@ struct Rest {
     collections: Collections,
 }
 
-impl Bare {
+impl<const CELL: usize> LimitHeap<CELL> {
     /// An empty heap for this thread. Of its stack, all is scanned that lies below `bottom`.
     ///
     /// # Errors
     /// The system's, if it has no address space for it.
-    pub(super) fn new(bottom: *const usize) -> std::io::Result<Bare> {
-        let bits = RESERVE / CELL / 8;
+    pub fn new(bottom: *const usize) -> std::io::Result<LimitHeap<CELL>> {
+        LimitHeap::build(bottom as usize, MINIMUM)
+    }
+
+    /// An empty heap without roots: after every `round` bytes all cells count as dead.
+    ///
+    /// # Errors
+    /// As for [`new`](LimitHeap::new).
+    pub fn without_roots(round: usize) -> std::io::Result<LimitHeap<CELL>> {
+        LimitHeap::build(0, round)
+    }
+
+    fn build(bottom: usize, minimum: usize) -> std::io::Result<LimitHeap<CELL>> {
+        const { assert!(CELL >= 16 && CELL.is_multiple_of(16)) };
+        let bits = (RESERVE / CELL).div_ceil(64) * 8;
         let rest = Rest {
             memory: Mapping::new(RESERVE)?,
             allocated: Mapping::new(bits)?,
             marked: Mapping::new(bits)?,
             at: 0,
             top: 0,
-            room: MINIMUM / CELL,
+            room: minimum / CELL,
+            minimum: minimum / CELL,
             stack: Vec::new(),
-            bottom: bottom as usize,
+            bottom,
             collections: Collections::default(),
         };
-        Ok(Bare {
+        Ok(LimitHeap {
             cursor: Cell::new(0),
             limit: Cell::new(0),
             rest: RefCell::new(rest),
         })
     }
 
-    pub(super) fn collections(&self) -> Collections {
+    /// What all collections took until now.
+    pub fn collections(&self) -> Collections {
         self.rest.borrow().collections
     }
 
-    #[cold]
-    #[inline(never)]
-    fn refill(&self) -> Option<NonNull<Node>> {
-        let mut rest = self.rest.borrow_mut();
-        if rest.room == 0 {
-            rest.collect();
-        }
-        let (start, end) = rest.run()?;
-        self.cursor.set(start + CELL);
-        self.limit.set(end);
-        NonNull::new(start as *mut Node)
-    }
-}
-
-impl Cells for Bare {
+    /// A zeroed cell. `None`: the address space is full.
     #[inline(always)]
-    fn node(&self) -> Option<NonNull<Node>> {
+    pub fn alloc(&self) -> Option<NonNull<u8>> {
         let cell = self.cursor.get();
         let next = cell + CELL;
         if next > self.limit.get() {
@@ -122,12 +131,36 @@ impl Cells for Bare {
         self.cursor.set(next);
         compiler_fence(Ordering::SeqCst);
         // SAFETY: an empty run has no room, so the cursor is a cell.
-        Some(unsafe { NonNull::new_unchecked(cell as *mut Node) })
+        Some(unsafe { NonNull::new_unchecked(cell as *mut u8) })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn refill(&self) -> Option<NonNull<u8>> {
+        let mut rest = self.rest.borrow_mut();
+        if rest.room == 0 {
+            rest.collect();
+        }
+        let (start, end) = rest.run()?;
+        self.cursor.set(start + CELL);
+        self.limit.set(end);
+        NonNull::new(start as *mut u8)
     }
 }
 
-impl Rest {
-    /// The next free cells, zeroed: the gap in a word, or up to [`RUN`] words that are wholly free.
+impl Cells for LimitHeap<{ size_of::<Node>() }> {
+    #[inline(always)]
+    fn node(&self) -> Option<NonNull<Node>> {
+        self.alloc().map(NonNull::cast)
+    }
+}
+
+impl<const CELL: usize> Rest<CELL> {
+    /// Words of bits that a run takes at most.
+    const RUN_WORDS: usize = if 64 * CELL < RUN { RUN / 64 / CELL } else { 1 };
+
+    /// The next free cells, zeroed: the gap in a word, or up to `RUN_WORDS` words whose cells are all
+    /// free.
     fn run(&mut self) -> Option<(usize, usize)> {
         let words = RESERVE / CELL / 64;
         let mut word = self.at;
@@ -141,7 +174,7 @@ impl Rest {
         let (first, count);
         if bits == 0 {
             let mut end = word;
-            while end < words && end - word < RUN && self.bits(end) == 0 {
+            while end < words && end - word < Self::RUN_WORDS && self.bits(end) == 0 {
                 self.set_bits(end, u64::MAX);
                 end += 1;
             }
@@ -199,7 +232,7 @@ impl Rest {
         }
         std::mem::swap(&mut self.allocated, &mut self.marked);
         self.at = 0;
-        self.room = live.max((MINIMUM / CELL).saturating_sub(live));
+        self.room = live.max(self.minimum.saturating_sub(live));
         self.collections.count += 1;
         self.collections.time += thread_time().saturating_sub(begun);
         self.collections.marked += live as u64;
@@ -277,5 +310,28 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and the heap's cells are nobody's any more.
         unsafe { libc::munmap(self.start, self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cell_is_zero_and_allocated_once_a_round() {
+        const ROUND: usize = 64 << 10;
+        let heap = LimitHeap::<16>::without_roots(ROUND).expect("address space");
+        for _ in 0..3 {
+            let alloc = |_| heap.alloc().expect("room").cast::<[u64; 2]>();
+            let mut cells: Vec<_> = (0..ROUND / 16).map(alloc).collect();
+            for cell in &cells {
+                // SAFETY: a cell of 16 bytes, which nothing else has.
+                let words = unsafe { cell.replace([1; 2]) };
+                assert_eq!(words, [0; 2]);
+            }
+            cells.sort_unstable();
+            assert!(cells.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+        assert_eq!(heap.collections().count, 2);
     }
 }

@@ -18,6 +18,8 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// Bytes of a cell.
+pub const CELL: usize = 32;
 /// Cells of the table that are marked before what they lead to is followed.
 const PART: usize = 8192;
 /// Edges, and cells, that wait for their lines.
@@ -45,7 +47,7 @@ pub struct Marking {
 }
 
 /// The loop's tables for one graph.
-pub struct Limit {
+pub struct LimitMarker {
     base: usize,
     marks: Huge<AtomicU64>,
     units: Huge<u32>,
@@ -53,9 +55,16 @@ pub struct Limit {
     stacks: Vec<Huge<usize>>,
 }
 
-impl Limit {
+impl LimitMarker {
+    /// For a graph of these cells, and so many threads.
+    pub fn of(cells: &[usize], threads: usize) -> LimitMarker {
+        let least = cells.iter().copied().min().unwrap_or(0);
+        let most = cells.iter().copied().max().unwrap_or(0);
+        LimitMarker::new(least..most + CELL, cells.len(), threads)
+    }
+
     /// For a graph of at most `cells` cells at these addresses, and so many threads.
-    pub fn new(addresses: Range<usize>, cells: usize, threads: usize) -> Limit {
+    fn new(addresses: Range<usize>, cells: usize, threads: usize) -> LimitMarker {
         let base = addresses.start / UNIT * UNIT;
         let len = addresses.end - base;
         // SAFETY: plain numbers.
@@ -67,7 +76,7 @@ impl Limit {
             )
         };
         units.fill(CLASS);
-        Limit {
+        LimitMarker {
             base,
             marks,
             units,
@@ -157,7 +166,7 @@ impl Run<'_> {
     /// Parts of the table until there are none left.
     ///
     /// # Safety
-    /// As for [`Limit::mark`].
+    /// As for [`LimitMarker::mark`].
     unsafe fn all(&mut self, parts: &Parts<'_>) {
         while let Some(part) = parts.take() {
             for &cell in part {
@@ -204,7 +213,7 @@ impl Run<'_> {
     }
 
     /// # Safety
-    /// As for [`Limit::mark`].
+    /// As for [`LimitMarker::mark`].
     #[inline(always)]
     unsafe fn drain(&mut self) {
         loop {
@@ -348,7 +357,7 @@ mod tests {
             cells[4 * n..4 * n + 2].copy_from_slice(&edges);
         }
         let all = at(0, &cells)..at(99, &cells) + 32;
-        let mut limit = Limit::new(all, 100, 2);
+        let mut limit = LimitMarker::new(all, 100, 2);
         for threads in [1, 2, 1] {
             // SAFETY: the edges above.
             let marking = unsafe { limit.mark(&[at(59, &cells), 0, at(3, &cells)], threads) };

@@ -1,0 +1,393 @@
+//! One thread's graph and its model: cells by number, what they hold, what reaches them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use gc_core::{Encoding, Heap, KindId, Mutator, RawRoot, RootRange};
+
+use crate::lab::fuzz::choices::Choices;
+use crate::lab::fuzz::counts::Counts;
+use crate::lab::fuzz::model::{Shape, TAGGED, cell_size};
+
+pub(super) const WORD: usize = size_of::<usize>();
+/// Roots of a thread.
+pub(super) const ROOTS: usize = 12;
+/// What a thread has in its hands.
+pub(super) const SCRATCH: usize = 4;
+/// Cells of a thread's graph beyond which `check_all` cuts it down.
+const MOST_CELLS: usize = 900;
+
+/// A stamp is a small odd number: no address in any encoding.
+static STAMP: AtomicU64 = AtomicU64::new(0);
+
+pub(super) fn new_stamp() -> usize {
+    // Relaxed: a number that nobody else has. The lowest bits tell it from an edge in each encoding
+    // but one that leads outside of the heap.
+    (STAMP.fetch_add(1, Ordering::Relaxed) as usize) << 4 | 5
+}
+
+pub(super) type Number = usize;
+
+/// A cell, as its thread knows it.
+pub(super) struct Object {
+    pub(super) address: usize,
+    pub(super) words: usize,
+    pub(super) shape: usize,
+    pub(super) stamp: usize,
+    /// By word: the word, and whom it leads to. Strong or weak by the shape.
+    pub(super) edges: BTreeMap<usize, (usize, Number)>,
+    /// Of a cell of pairs: keys and values.
+    pub(super) pairs: BTreeMap<usize, (Number, Number)>,
+    /// Registered with a finalizer that has not come out yet.
+    pub(super) finalizable: bool,
+}
+
+/// A list on its way: nodes by address and stamp, from the head on.
+pub(super) struct Parcel {
+    pub(super) root: RawRoot,
+    pub(super) nodes: Vec<(usize, usize)>,
+}
+
+/// What the threads of one case share.
+pub(super) struct World {
+    pub(super) heap: Heap,
+    pub(super) kinds: Vec<(KindId, Shape)>,
+    /// Of these, the immutable ones.
+    pub(super) fixed: std::ops::Range<usize>,
+    pub(super) parcels: Mutex<VecDeque<Parcel>>,
+}
+
+/// One thread's graph.
+pub(super) struct Graph<'w> {
+    pub(super) world: &'w World,
+    // Before the words that it declares.
+    _range: RootRange,
+    pub(super) words: Box<[AtomicUsize; ROOTS + SCRATCH]>,
+    _limit: Box<AtomicUsize>,
+    pub(super) held: [Option<Number>; ROOTS + SCRATCH],
+    pub(super) objects: BTreeMap<Number, Object>,
+    pub(super) next: Number,
+    /// The case's thread that registers cells with finalizers and takes them when they have died:
+    /// they come out in one queue.
+    pub(super) finalizes: bool,
+    pub(super) counts: Counts,
+}
+
+/// The word of an edge to `address`.
+pub(super) fn encoded(encoding: Encoding, address: usize, choices: &mut Choices<'_>) -> usize {
+    if encoding == TAGGED {
+        address | choices.below(8)
+    } else {
+        address & encoding.keep | encoding.value
+    }
+}
+
+/// # Safety
+/// A word of a cell that lives.
+pub(super) unsafe fn load(cell: usize, word: usize) -> usize {
+    // SAFETY: the caller's promise. Relaxed: one thread writes it.
+    unsafe { AtomicUsize::from_ptr((cell + word * WORD) as *mut usize) }.load(Ordering::Relaxed)
+}
+
+impl<'w> Graph<'w> {
+    pub(super) fn new(world: &'w World, mutator: &Mutator, finalizes: bool) -> Graph<'w> {
+        let words = Box::new([const { AtomicUsize::new(0) }; ROOTS + SCRATCH]);
+        let limit = Box::new(AtomicUsize::new(words.as_ptr_range().end as usize));
+        // SAFETY: both live at their places until after the guard is dropped.
+        let range =
+            unsafe { mutator.root_range(words.as_ptr().cast(), &raw const *limit, Encoding::RAW) };
+        Graph {
+            world,
+            _range: range,
+            words,
+            _limit: limit,
+            held: [None; ROOTS + SCRATCH],
+            objects: BTreeMap::new(),
+            next: 0,
+            finalizes,
+            counts: Counts::default(),
+        }
+    }
+
+    pub(super) fn shape(&self, number: Number) -> &'w Shape {
+        &self.world.kinds[self.objects[&number].shape].1
+    }
+
+    pub(super) fn is_weak(&self, number: Number) -> bool {
+        matches!(self.shape(number), Shape::Weak(..))
+    }
+
+    /// Lets a root or a scratch word hold a cell, or nothing. Needs no barrier.
+    pub(super) fn hold(&mut self, place: usize, number: Option<Number>) {
+        let address = number.map_or(0, |number| self.objects[&number].address);
+        self.words[place].store(address, Ordering::Relaxed);
+        self.held[place] = number;
+    }
+
+    /// Takes a cell into the hands, before it leaves the place where it was found.
+    pub(super) fn take(&mut self, number: Number) {
+        let place = ROOTS + number % SCRATCH;
+        self.hold(place, Some(number));
+    }
+
+    /// Looks at a cell's stamp.
+    pub(super) fn look(&self, number: Number) -> Result<(), String> {
+        let object = &self.objects[&number];
+        // SAFETY: the model says that it lives; should it not, it is the heap's memory all the
+        // same.
+        let found = unsafe { load(object.address, object.words - 1) };
+        if found == object.stamp {
+            return Ok(());
+        }
+        Err(format!(
+            "the cell at {:#x} ({} words, {:?}) is not what it was: its stamp is {found:#x}, not {:#x}",
+            object.address, object.words, self.world.kinds[object.shape].1, object.stamp
+        ))
+    }
+
+    /// Some cell that is reachable: a random way from a random root.
+    pub(super) fn walk(&self, choices: &mut Choices<'_>) -> Option<Number> {
+        let first = choices.below(self.held.len());
+        let mut at =
+            (0..self.held.len()).find_map(|step| self.held[(first + step) % self.held.len()])?;
+        for _ in 0..choices.below(12) {
+            if self.is_weak(at) {
+                break;
+            }
+            let edges = &self.objects[&at].edges;
+            let Some((_, (_, next))) = edges.iter().nth(choices.below(edges.len().max(1))) else {
+                break;
+            };
+            at = *next;
+        }
+        Some(at)
+    }
+
+    /// Some word of a cell that can become another edge, and its encoding.
+    pub(super) fn slot(
+        &self,
+        number: Number,
+        choices: &mut Choices<'_>,
+    ) -> Option<(usize, Encoding)> {
+        self.slot_of(number, choices)
+            .filter(|_| !self.is_fixed(number))
+    }
+
+    /// Some word of a cell that can be an edge, and its encoding.
+    pub(super) fn slot_of(
+        &self,
+        number: Number,
+        choices: &mut Choices<'_>,
+    ) -> Option<(usize, Encoding)> {
+        let last = self.objects[&number].words - 1;
+        let word = if choices.one_in(4) {
+            choices.below(last)
+        } else {
+            choices.below(last.min(12))
+        };
+        match self.shape(number) {
+            Shape::Words(words, encoding) => {
+                Some((words[choices.below(words.len())] as usize, *encoding))
+            }
+            Shape::Conservative => Some((word, Encoding::RAW)),
+            Shape::Weak(first, encoding, _) if word >= *first as usize => Some((word, *encoding)),
+            shape => shape.edge(word, 0).map(|encoding| (word, encoding)),
+        }
+    }
+
+    /// Overwrites a word of a cell, through the barrier unless the cell is new.
+    pub(super) fn write(
+        &mut self,
+        mutator: &Mutator,
+        from: Number,
+        (word, encoding): (usize, Encoding),
+        to: Option<Number>,
+        choices: &mut Choices<'_>,
+    ) {
+        let mut value = to.map_or(0, |to| {
+            encoded(encoding, self.objects[&to].address, choices)
+        });
+        if let (Shape::Conservative, Some(to)) = (self.shape(from), to) {
+            // Into the cell, as well as at its beginning.
+            let words = self.objects[&to].words;
+            value += choices.below(2) * choices.below(words * WORD);
+        }
+        let Some(object) = self.objects.get_mut(&from) else {
+            return;
+        };
+        // SAFETY: a word of a cell that lives.
+        unsafe { mutator.write((object.address + word * WORD) as *mut usize, value) };
+        match to {
+            Some(to) => object.edges.insert(word, (value, to)),
+            None => object.edges.remove(&word),
+        };
+        self.counts.words += 1;
+    }
+
+    /// A new cell, in the hands.
+    pub(super) fn allocate(
+        &mut self,
+        mutator: &Mutator,
+        choices: &mut Choices<'_>,
+    ) -> Result<Number, String> {
+        let shape = choices.below(self.world.kinds.len());
+        let (kind, layout) = &self.world.kinds[shape];
+        let bytes = match choices.below(64) {
+            0..=39 => 16 + 8 * choices.below(12),
+            40..=58 => 16 + choices.below(1 << 10),
+            59..=62 => 1 + choices.below(32 << 10),
+            _ => 32769 + choices.below(128 << 10),
+        };
+        let bytes = bytes.max(layout.least() + WORD).max(3 * WORD);
+        let targets = self.targets(shape, choices);
+        // SAFETY: in a register or on the stack until it is in the hands.
+        let cell = unsafe { mutator.alloc(*kind, bytes) }.map_err(|e| e.to_string())?;
+        let (address, words) = (cell.as_ptr() as usize, cell_size(bytes) / WORD);
+        let number = self.adopt(address, words, shape, new_stamp());
+        // SAFETY: the cell is new; it is as long as the model says, or the heap's memory is.
+        unsafe {
+            for word in (0..words.min(16)).chain(words - words.min(16)..words) {
+                let found = load(address, word);
+                if found != 0 {
+                    return Err(format!(
+                        "word {word} of the new cell at {address:#x} is {found:#x}"
+                    ));
+                }
+            }
+            let stamp = self.objects[&number].stamp;
+            ((address + (words - 1) * WORD) as *mut usize).write(stamp);
+        }
+        self.fill(number, &targets, choices);
+        self.take(number);
+        let over = self.overlapped(number);
+        if let Some(other) = over
+            && self.reachable()?.contains(&other)
+        {
+            return Err(format!(
+                "the new cell at {address:#x} lies over the living one at {:#x}",
+                self.objects[&other].address
+            ));
+        }
+        Ok(number)
+    }
+
+    /// A cell that lies where `number` does, in the model.
+    pub(super) fn overlapped(&self, number: Number) -> Option<Number> {
+        let range = |object: &Object| object.address..object.address + object.words * WORD;
+        let new = range(&self.objects[&number]);
+        let over = |(_, object): &(&Number, &Object)| {
+            let old = range(object);
+            old.start < new.end && new.start < old.end
+        };
+        let mut all = self.objects.iter().filter(|(other, _)| **other != number);
+        all.find(over).map(|(other, _)| *other)
+    }
+
+    pub(super) fn adopt(
+        &mut self,
+        address: usize,
+        words: usize,
+        shape: usize,
+        stamp: usize,
+    ) -> Number {
+        let number = self.next;
+        self.next += 1;
+        let object = Object {
+            address,
+            words,
+            shape,
+            stamp,
+            edges: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            finalizable: false,
+        };
+        self.objects.insert(number, object);
+        self.counts.objects += 1;
+        number
+    }
+
+    /// All that the roots and hands reach, looked at.
+    pub(super) fn reachable(&self) -> Result<BTreeSet<Number>, String> {
+        let seen = self.reached();
+        seen.iter().try_for_each(|at| self.check(*at))?;
+        self.check_pairs(&seen)?;
+        Ok(seen)
+    }
+
+    /// All that the roots and hands reach by the model, which nothing is compared with.
+    pub(super) fn reached(&self) -> BTreeSet<Number> {
+        let mut seen: BTreeSet<Number> = self.held.iter().flatten().copied().collect();
+        let mut work: Vec<Number> = seen.iter().copied().collect();
+        while !work.is_empty() {
+            while let Some(at) = work.pop() {
+                if !self.is_weak(at) {
+                    let targets = self.objects[&at].edges.values().map(|(_, to)| *to);
+                    work.extend(targets.filter(|to| seen.insert(*to)));
+                }
+            }
+            let values = self.values(&seen).into_iter();
+            work.extend(values.filter(|value| seen.insert(*value)));
+        }
+        seen
+    }
+
+    /// `reachable`, and what a weak word or a finalizer may bring back, which is not looked at: it
+    /// may be gone.
+    pub(super) fn remembered(&self, reachable: &BTreeSet<Number>) -> BTreeSet<Number> {
+        let mut seen = reachable.clone();
+        let finalizable = self.objects.iter().filter(|(_, object)| object.finalizable);
+        let mut work: Vec<Number> = finalizable.map(|(number, _)| *number).collect();
+        let holds_weakly = |at: &Number| self.is_weak(*at) || self.has_pairs(*at);
+        work.extend(reachable.iter().copied().filter(holds_weakly));
+        let mut done = BTreeSet::new();
+        while let Some(at) = work.pop() {
+            if done.insert(at) {
+                seen.insert(at);
+                let object = &self.objects[&at];
+                work.extend(object.edges.values().map(|(_, to)| *to));
+                work.extend(
+                    object
+                        .pairs
+                        .values()
+                        .flat_map(|(key, value)| [*key, *value]),
+                );
+            }
+        }
+        seen
+    }
+
+    /// Compares a reachable cell with the model.
+    pub(super) fn check(&self, at: Number) -> Result<(), String> {
+        self.look(at)?;
+        if self.is_weak(at) {
+            return Ok(());
+        }
+        let object = &self.objects[&at];
+        for (word, (expected, _)) in &object.edges {
+            // SAFETY: the stamp is right, so the cell lives.
+            let found = unsafe { load(object.address, *word) };
+            if found != *expected {
+                return Err(format!(
+                    "word {word} of the cell at {:#x} is {found:#x}, not {expected:#x}",
+                    object.address
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at everything, forgets what is gone, and cuts the graph down.
+    pub(super) fn check_all(&mut self, choices: &mut Choices<'_>) -> Result<(), String> {
+        let reachable = self.reachable()?;
+        let remembered = self.remembered(&reachable);
+        self.objects.retain(|number, _| remembered.contains(number));
+        self.counts.kept += reachable.len() as u64;
+        if reachable.len() > MOST_CELLS {
+            for _ in 0..ROOTS / 2 {
+                self.hold(choices.below(ROOTS + SCRATCH), None);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,527 @@
+//! The state of a translation, and what it is made of: machine values, operands, calls.
+//!
+//! The operand stack is executed abstractly: each slot is an [`Operand`], which knows the machine
+//! values that hold it.
+//!
+//! An [`Operand`] without a machine value is dead: liveness says that nothing uses it. A
+//! translation that needs its word all the same contradicts its analysis; [`Unit::contradicted`]
+//! notes it, and the code is never entered.
+//!
+//! # References
+//!
+//! Each machine value that may be a boxed reference is declared to Cranelift
+//! ([`Translator::declared`]). Addresses computed from one are used at once: none is live across a
+//! call. Cells in the constants are roots of the isolate for as long as the code exists, so they
+//! are immediate operands and not declared.
+//!
+//! # Errors
+//!
+//! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that
+//! add a line to the trace are one for each line and cause, made when everything else has been
+//! translated.
+
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, SigRef, types};
+use cranelift_frontend::FunctionBuilder;
+use cranelift_module::FuncId;
+use gc_preempt::faults::planted;
+
+use super::analysis::{Analysis, Form, Type};
+use super::helpers::{Helper, Helpers};
+use super::oracle::Shadow;
+use super::passing::plain;
+use super::sites::Sites;
+use super::stubs::Stubs;
+use crate::kernels::codegen::Body;
+use crate::lox::bytecode::Function;
+use crate::lox::isolate::Vm;
+use crate::lox::object::{CLOSURE_UPVALUES, UPVALUE_LOCATION};
+use crate::lox::proto::Proto;
+use crate::lox::value::{QNAN, REFERENCE, Value};
+
+/// What a translation needs and does not change.
+pub(super) struct Unit<'a> {
+    /// The isolate that the code is for.
+    pub(super) vm: *mut Vm,
+    pub(super) proto: *mut Proto,
+    pub(super) function: &'a Function,
+    pub(super) analysis: Analysis,
+    /// Where execution begins: 0, or the head of a loop that the interpreter is in.
+    pub(super) start: usize,
+    /// What is translated: all, or the loop nest around `start`.
+    pub(super) region: Range<usize>,
+    /// Entered from the interpreter at a loop's head?
+    pub(super) osr: bool,
+    pub(super) helpers: &'a Helpers,
+    pub(super) stubs: &'a Stubs,
+    /// The functions that need not be interpreted, this one among them.
+    pub(super) compiled: &'a HashSet<*mut Proto>,
+    pub(super) sites: &'a Sites,
+    pub(super) shadow: Option<&'a Shadow>,
+    /// Whether the translation has needed a value that the analysis takes for dead.
+    pub(super) contradicted: Cell<bool>,
+}
+
+/// What is known of a slot, and the machine values that hold it (any number of them, all equal).
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Operand {
+    pub(super) kind: Type,
+    pub(super) boxed: Option<ir::Value>,
+    pub(super) number: Option<ir::Value>,
+    pub(super) flag: Option<ir::Value>,
+    /// The local variable of which this is an unchanged copy.
+    pub(super) origin: Option<u32>,
+    /// The global variable that this was read from.
+    pub(super) global: Option<u32>,
+    /// Whether it is a constant, so that no map needs to keep it.
+    pub(super) constant: bool,
+}
+
+impl Operand {
+    pub(super) fn boxed(kind: Type, value: ir::Value) -> Operand {
+        Operand {
+            kind,
+            boxed: Some(value),
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn number(value: ir::Value) -> Operand {
+        Operand {
+            kind: Type::NUMBER,
+            number: Some(value),
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn flag(value: ir::Value) -> Operand {
+        Operand {
+            kind: Type::BOOLEAN,
+            flag: Some(value),
+            ..Operand::default()
+        }
+    }
+
+    /// An operand of which liveness says that nothing uses it.
+    pub(super) fn dead(kind: Type) -> Operand {
+        Operand {
+            kind,
+            ..Operand::default()
+        }
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.boxed.is_none() && self.number.is_none() && self.flag.is_none()
+    }
+}
+
+/// Why an activation ends with an error.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Cause {
+    /// A call has failed and said why.
+    Callee,
+    /// "Operands must be numbers."
+    Operands,
+    /// "Operands must be two numbers or two strings."
+    Sum,
+    /// "Operand must be a number."
+    Operand,
+    /// "Undefined variable."
+    Undefined(u32),
+}
+
+/// The state of a translation.
+pub(super) struct Translator<'a, 'b, 'm, 'f> {
+    pub(super) unit: &'a Unit<'a>,
+    pub(super) body: &'b mut Body<'m, 'f>,
+    /// The isolate.
+    pub(super) vm: ir::Value,
+    /// The closure that runs.
+    pub(super) closure: ir::Value,
+    /// The activation's window of the value stack, if it has one.
+    pub(super) base: Option<ir::Value>,
+    pub(super) stack: Vec<Operand>,
+    /// The instruction under translation.
+    pub(super) at: usize,
+    pub(super) blocks: HashMap<usize, ir::Block>,
+    failures: HashMap<(u32, Cause), ir::Block>,
+    callees: HashMap<FuncId, FuncRef>,
+    pub(super) signatures: HashMap<usize, SigRef>,
+    /// How many inline allocations there are.
+    pub(super) windows: u32,
+    /// The oracle's frame, while a test watches.
+    pub(super) frame: Option<ir::Value>,
+    /// Operands of the instruction that it still needs after the call that it is about to make.
+    pub(super) pending: Vec<Operand>,
+}
+
+impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
+    /// A translation of the unit into `body`, whose machine parameters are `params`.
+    pub(super) fn new(
+        unit: &'a Unit<'a>,
+        body: &'b mut Body<'m, 'f>,
+        params: &[ir::Value],
+    ) -> Translator<'a, 'b, 'm, 'f> {
+        Translator {
+            unit,
+            vm: params[0],
+            closure: params[1],
+            body,
+            base: None,
+            stack: Vec::new(),
+            at: unit.start,
+            blocks: HashMap::new(),
+            failures: HashMap::new(),
+            callees: HashMap::new(),
+            signatures: HashMap::new(),
+            windows: 0,
+            frame: None,
+            pending: Vec::new(),
+        }
+    }
+
+    pub(super) fn b(&mut self) -> &mut FunctionBuilder<'f> {
+        &mut self.body.builder
+    }
+
+    // ---- machine values ----
+
+    pub(super) fn word(&mut self, word: u64) -> ir::Value {
+        self.b().ins().iconst(types::I64, word.cast_signed())
+    }
+
+    pub(super) fn constant(&mut self, value: Value) -> ir::Value {
+        self.word(value.0)
+    }
+
+    pub(super) fn load(&mut self, address: ir::Value, offset: i32) -> ir::Value {
+        self.b().ins().load(types::I64, plain(), address, offset)
+    }
+
+    pub(super) fn store(&mut self, value: ir::Value, address: ir::Value, offset: i32) {
+        self.b().ins().store(plain(), value, address, offset);
+    }
+
+    /// Says of a machine value that it may be a boxed reference.
+    pub(super) fn declared(&mut self, value: ir::Value) -> ir::Value {
+        self.b().declare_value_needs_stack_map(value);
+        value
+    }
+
+    pub(super) fn icmp(&mut self, condition: IntCC, left: ir::Value, right: u64) -> ir::Value {
+        let right = self.word(right);
+        self.b().ins().icmp(condition, left, right)
+    }
+
+    pub(super) fn cold_block(&mut self) -> ir::Block {
+        let block = self.b().create_block();
+        self.b().set_cold_block(block);
+        block
+    }
+
+    /// Goes on in a new block if the condition does not hold, to `away` if it does.
+    pub(super) fn leave_if(&mut self, condition: ir::Value, away: ir::Block) {
+        let next = self.b().create_block();
+        self.b().ins().brif(condition, away, &[], next, &[]);
+        self.b().switch_to_block(next);
+    }
+
+    /// Goes on in a new block if the condition holds, to `away` if not.
+    pub(super) fn stay_if(&mut self, condition: ir::Value, away: ir::Block) {
+        let next = self.b().create_block();
+        self.b().ins().brif(condition, next, &[], away, &[]);
+        self.b().switch_to_block(next);
+    }
+
+    /// Jumps to a block with one parameter.
+    pub(super) fn jump_with(&mut self, block: ir::Block, value: ir::Value) {
+        self.b().ins().jump(block, &[BlockArg::Value(value)]);
+    }
+
+    /// A new block to go on in, with a parameter that may be a reference.
+    pub(super) fn join_block(&mut self) -> (ir::Block, ir::Value) {
+        let block = self.b().create_block();
+        let value = self.b().append_block_param(block, types::I64);
+        self.declared_result(value);
+        (block, value)
+    }
+
+    fn declared_result(&mut self, value: ir::Value) {
+        if !planted("undeclared-results") {
+            self.declared(value);
+        }
+    }
+
+    // ---- operands ----
+
+    /// The operand's word.
+    pub(super) fn boxed(&mut self, operand: &Operand) -> ir::Value {
+        if let Some(value) = operand.boxed {
+            value
+        } else if let Some(number) = operand.number {
+            self.b()
+                .ins()
+                .bitcast(types::I64, ir::MemFlagsData::new(), number)
+        } else if let Some(flag) = operand.flag {
+            let wide = self.b().ins().uextend(types::I64, flag);
+            let zero = self.constant(Value::FALSE);
+            self.b().ins().iadd(wide, zero)
+        } else {
+            let trusted = planted("dead-operands-nil");
+            self.unit
+                .contradicted
+                .set(self.unit.contradicted.get() || !trusted);
+            self.constant(Value::NIL)
+        }
+    }
+
+    /// The operand's word taken for a double: meaningless, and a NaN, unless it is a number.
+    pub(super) fn double(&mut self, operand: &Operand) -> ir::Value {
+        if let Some(number) = operand.number {
+            return number;
+        }
+        let word = self.boxed(operand);
+        self.b()
+            .ins()
+            .bitcast(types::F64, ir::MemFlagsData::new(), word)
+    }
+
+    pub(super) fn in_form(&mut self, operand: &Operand, form: Form) -> ir::Value {
+        match form {
+            Form::Boxed => self.boxed(operand),
+            Form::Number => self.double(operand),
+            Form::Flag => match operand.flag {
+                Some(flag) => flag,
+                None => {
+                    let word = self.boxed(operand);
+                    self.icmp(IntCC::Equal, word, Value::TRUE.0)
+                }
+            },
+        }
+    }
+
+    pub(super) fn is_captured(&self, slot: usize) -> bool {
+        self.unit.function.is_captured(slot)
+    }
+
+    /// Where a captured slot is. Every function that captures has a window.
+    pub(super) fn window(&mut self) -> ir::Value {
+        match self.base {
+            Some(base) => base,
+            None => self.word(0),
+        }
+    }
+
+    pub(super) fn push(&mut self, operand: Operand) {
+        let slot = self.stack.len();
+        if self.is_captured(slot) {
+            let word = self.boxed(&operand);
+            let base = self.window();
+            self.store(word, base, 8 * slot as i32);
+        }
+        self.stack.push(operand);
+    }
+
+    /// A slot's operand, read from memory if that is where it lives.
+    pub(super) fn read(&mut self, slot: usize) -> Operand {
+        if !self.is_captured(slot) {
+            return self.stack[slot];
+        }
+        let base = self.window();
+        let word = self.load(base, 8 * slot as i32);
+        self.declared(word);
+        Operand::boxed(Type::ANY, word)
+    }
+
+    pub(super) fn pop(&mut self) -> Operand {
+        let top = self.read(self.stack.len() - 1);
+        self.drop_top();
+        top
+    }
+
+    /// Takes the topmost slot off the stack, unread.
+    pub(super) fn drop_top(&mut self) {
+        self.stack.pop();
+        let slot = self.stack.len();
+        if self.is_captured(slot) && !planted("stale-captured-slots") {
+            let (base, nil) = (self.window(), self.constant(Value::NIL));
+            self.store(nil, base, 8 * slot as i32);
+        }
+    }
+
+    /// Pops `count` operands; the lowest one is the first.
+    pub(super) fn pop_all(&mut self, count: usize) -> Vec<Operand> {
+        let first = self.stack.len() - count;
+        let operands = (first..self.stack.len())
+            .map(|slot| self.read(slot))
+            .collect();
+        for _ in 0..count {
+            self.drop_top();
+        }
+        operands
+    }
+
+    /// From here on the operand is known to be a number, and so is the variable that it was read
+    /// from.
+    pub(super) fn proven_number(&mut self, operand: &Operand) {
+        if let Some(origin) = operand.origin {
+            let mut local = self.stack[origin as usize];
+            local.number = Some(self.double(&local));
+            local.kind = Type::NUMBER;
+            self.stack[origin as usize] = local;
+        }
+    }
+
+    // ---- calls ----
+
+    pub(super) fn callee(&mut self, id: FuncId) -> FuncRef {
+        match self.callees.get(&id) {
+            Some(&callee) => callee,
+            None => {
+                let callee = self.body.callee(id);
+                self.callees.insert(id, callee);
+                callee
+            }
+        }
+    }
+
+    /// Calls a function of the module; its result, if it has one, may be a reference.
+    pub(super) fn call(&mut self, id: FuncId, args: &[ir::Value]) -> Option<ir::Value> {
+        self.watch();
+        let callee = self.callee(id);
+        let call = self.b().ins().call(callee, args);
+        self.result(call)
+    }
+
+    /// Calls what a register points to.
+    pub(super) fn call_address(
+        &mut self,
+        signature: SigRef,
+        address: ir::Value,
+        args: &[ir::Value],
+    ) -> ir::Value {
+        self.watch();
+        let call = self.b().ins().call_indirect(signature, address, args);
+        match self.result(call) {
+            Some(result) => result,
+            None => self.constant(Value::NIL),
+        }
+    }
+
+    fn result(&mut self, call: ir::Inst) -> Option<ir::Value> {
+        let result = self.b().inst_results(call).first().copied();
+        if let Some(result) = result {
+            self.declared_result(result);
+        }
+        self.unwatch();
+        result
+    }
+
+    /// Calls a native function that cannot fail and returns nothing.
+    pub(super) fn run_helper(&mut self, helper: Helper, args: &[ir::Value]) {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        self.call(self.unit.helpers.id(helper), &args);
+    }
+
+    /// Calls a native function that returns a value or [`Value::ERROR`].
+    pub(super) fn ask_helper(&mut self, helper: Helper, args: &[ir::Value]) -> ir::Value {
+        let args: Vec<ir::Value> = std::iter::once(self.vm)
+            .chain(args.iter().copied())
+            .collect();
+        let result = match self.call(self.unit.helpers.id(helper), &args) {
+            Some(result) => result,
+            None => self.constant(Value::NIL),
+        };
+        self.check(result);
+        result
+    }
+
+    /// Leaves this activation if a call has failed.
+    pub(super) fn check(&mut self, result: ir::Value) {
+        let failed = self.icmp(IntCC::Equal, result, Value::ERROR.0);
+        let away = self.failure(Cause::Callee);
+        self.leave_if(failed, away);
+    }
+
+    /// The block that ends this activation with an error of the current instruction's line.
+    pub(super) fn failure(&mut self, cause: Cause) -> ir::Block {
+        let line = self.unit.function.lines[self.at];
+        if let Some(&block) = self.failures.get(&(line, cause)) {
+            return block;
+        }
+        let block = self.cold_block();
+        self.failures.insert((line, cause), block);
+        block
+    }
+
+    pub(super) fn make_failures(&mut self) {
+        let mut failures: Vec<_> = self.failures.drain().collect();
+        if failures.is_empty() {
+            return;
+        }
+        failures.sort_unstable_by_key(|&(_, block)| block);
+        let end = self.cold_block();
+        let (vm, helpers) = (self.vm, self.unit.helpers);
+        for ((line, cause), block) in failures {
+            self.b().switch_to_block(block);
+            let mut args = vec![vm];
+            let say = match cause {
+                Cause::Callee => None,
+                Cause::Operands => Some(Helper::OperandsError),
+                Cause::Operand => Some(Helper::OperandError),
+                Cause::Sum => {
+                    // Two nils cannot be added, which is the message wanted.
+                    let nil = self.constant(Value::NIL);
+                    args.extend([nil, nil]);
+                    Some(Helper::Add)
+                }
+                Cause::Undefined(global) => {
+                    args.push(self.int(global));
+                    Some(Helper::UndefinedVariable)
+                }
+            };
+            if let Some(helper) = say {
+                let callee = self.callee(helpers.id(helper));
+                self.b().ins().call(callee, &args);
+            }
+            let proto = self.word(self.unit.proto as u64);
+            let line = self.int(line);
+            let trace = self.callee(helpers.id(Helper::Trace));
+            self.b().ins().call(trace, &[vm, proto, line]);
+            self.b().ins().jump(end, &[]);
+        }
+        self.b().switch_to_block(end);
+        let error = self.constant(Value::ERROR);
+        self.leave(error);
+    }
+
+    pub(super) fn int(&mut self, number: u32) -> ir::Value {
+        self.b().ins().iconst(types::I32, i64::from(number))
+    }
+
+    /// The address of the variable behind an upvalue: to be used at once.
+    pub(super) fn upvalue_location(&mut self, index: u32) -> ir::Value {
+        let closure = self.address(self.closure);
+        let upvalue = self.load(closure, CLOSURE_UPVALUES + 8 * index as i32);
+        self.load(upvalue, UPVALUE_LOCATION)
+    }
+
+    /// The address in a boxed reference: to be used at once.
+    pub(super) fn address(&mut self, reference: ir::Value) -> ir::Value {
+        let mask = self.word(!REFERENCE);
+        self.b().ins().band(reference, mask)
+    }
+
+    /// Whether a word is a number: 1 or 0.
+    pub(super) fn is_number(&mut self, word: ir::Value) -> ir::Value {
+        let mask = self.word(QNAN);
+        let bits = self.b().ins().band(word, mask);
+        self.icmp(IntCC::NotEqual, bits, QNAN)
+    }
+}

@@ -1,0 +1,45 @@
+//! The lookups of properties that an isolate remembers.
+
+/// Entries of the isolate's table of remembered lookups, a power of two.
+const LOOKUPS: usize = 512;
+
+/// What a property's name means for instances of one shape.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Property {
+    /// the field of this number
+    Field(u32),
+    /// this entry of the class's method table
+    Method(u32),
+    /// nothing: an error to read, a new field to write
+    Missing,
+}
+
+/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never
+/// needs clearing: a shape's fields and its class's methods are settled before anyone can ask.
+#[derive(Clone, Copy)]
+pub(super) struct Lookup {
+    pub(super) shape: u32,
+    pub(super) symbol: u32,
+    pub(super) property: Property,
+}
+
+/// Remembered lookups: what sites that see many shapes fall back to.
+pub(super) struct Lookups(Box<[Lookup; LOOKUPS]>);
+
+impl Lookups {
+    pub(super) fn new() -> Lookups {
+        Lookups(Box::new(
+            [Lookup {
+                shape: 0,
+                symbol: 0,
+                property: Property::Missing,
+            }; LOOKUPS],
+        ))
+    }
+
+    /// Where the lookup of a symbol in a shape is remembered.
+    pub(super) fn place(&mut self, shape: u32, symbol: u32) -> &mut Lookup {
+        let mixed = (shape.wrapping_mul(0x9E37_79B9) ^ symbol.wrapping_mul(0x85EB_CA6B)) as usize;
+        &mut self.0[(mixed >> 8) % LOOKUPS]
+    }
+}

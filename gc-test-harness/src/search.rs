@@ -1,0 +1,111 @@
+//! Random searches for wrong answers: their seeds, what they count, what they report.
+
+use std::ops::AddAssign;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+/// What to search.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// For how long. At least one case runs.
+    pub time: Duration,
+    /// The first case's seed; the others follow. By default the clock says.
+    pub seed: Option<u64>,
+}
+
+/// What a search counts.
+pub trait Count: AddAssign + Default {
+    /// One JSON object: each count under its name.
+    fn json(&self) -> Value;
+}
+
+/// A search without a wrong answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Report<C> {
+    /// The first case's seed.
+    pub seed: u64,
+    /// What was done.
+    pub counts: C,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl<C: Count> Report<C> {
+    /// The object that `--json` prints.
+    pub fn json(&self) -> Value {
+        let mut object = self.counts.json();
+        object["seed"] = json!(self.seed);
+        object["seconds"] = json!(self.time.as_secs_f64());
+        object["wrong"] = json!(0);
+        object
+    }
+}
+
+/// Declares a struct of counts, [`Count`] for it, and how JSON becomes one again.
+macro_rules! counts {
+    ($(#[$meta:meta])* pub struct $counts:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl std::ops::AddAssign for $counts {
+            fn add_assign(&mut self, other: $counts) {
+                $(self.$name += other.$name;)*
+            }
+        }
+
+        impl $crate::search::Count for $counts {
+            fn json(&self) -> serde_json::Value {
+                serde_json::json!({ $(stringify!($name): self.$name),* })
+            }
+        }
+    };
+}
+pub(crate) use counts;
+
+/// The seed of the case that runs, for [`name_in_crashes`].
+static SEED: AtomicU64 = AtomicU64::new(0);
+
+/// A seed by the clock: another one in each run.
+pub(crate) fn by_the_clock() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .map_or(0, |t| t.as_nanos() as u64 >> 8)
+}
+
+/// Notes which case runs, for [`name_in_crashes`].
+pub(crate) fn set(seed: u64) {
+    // Relaxed: the crashing thread reads its own store, or prints an older seed.
+    SEED.store(seed, Ordering::Relaxed);
+}
+
+/// Has a crash print the seed that repeats it.
+pub(crate) fn name_in_crashes() {
+    extern "C" fn crashed(signal: libc::c_int) {
+        let mut text = *b"gclab: crashed in the case of seed 00000000000000000000\n";
+        let mut seed = SEED.load(Ordering::Relaxed);
+        for digit in text[35..55].iter_mut().rev() {
+            *digit = b'0' + (seed % 10) as u8;
+            seed /= 10;
+        }
+        // SAFETY: writes a buffer of its own; then the signal strikes again, unhandled.
+        unsafe {
+            libc::write(2, text.as_ptr().cast(), text.len());
+            libc::signal(signal, libc::SIG_DFL);
+            libc::raise(signal);
+        }
+    }
+    for signal in [libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT] {
+        // SAFETY: the handler is async-signal-safe.
+        unsafe {
+            libc::signal(
+                signal,
+                crashed as extern "C" fn(libc::c_int) as libc::sighandler_t,
+            )
+        };
+    }
+}
