@@ -71,11 +71,11 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::context::Context;
 use crate::fault::planted;
-use crate::heap::MapError;
-use crate::mapped::Mapped;
 use crate::mark::Marked;
+use crate::memory::MapError;
+use crate::memory::tables::Mapped;
+use crate::mutator::record::Context;
 use crate::weak::{Load, MARKING};
 
 /// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512

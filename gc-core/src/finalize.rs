@@ -13,7 +13,7 @@
 //! # What a stop costs
 //! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over
 //! them all, nor over all that die. A cycle's steps, each in pieces that take the lock, and each
-//! beside the mutators where it is long (`cycle/mod.rs` says when):
+//! beside the mutators where it is long (`collector/mod.rs` says when):
 //!
 //! ```text
 //!   select_piece   goes over the registrations, closes the gaps that the last deaths have left, and notes which cells are not marked
@@ -32,9 +32,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use gc_preempt::Mutex;
 
 use crate::api::root::protected;
-use crate::chunked::Chunked;
 use crate::fault::planted;
-use crate::heap::MapError;
+use crate::memory::MapError;
+use crate::memory::chunked::Chunked;
 
 /// A registration, or a death: the cell and the embedder's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -405,7 +405,7 @@ impl Finalizers {
         !state.passed && self.pass(&mut state, GAPS_PIECE, |_| true)
     }
 
-    fn empty_chunk(&self) -> Option<crate::chunked::Chunk> {
+    fn empty_chunk(&self) -> Option<crate::memory::chunked::Chunk> {
         let mut state = self.state.lock();
         // SAFETY: elements behind those in use are used under the lock only, as all of these lists'
         // are.

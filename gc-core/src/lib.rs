@@ -190,8 +190,8 @@
 //! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a
 //! worker pool, a foreign call. Then the modules: [`kind`] and [`encoding`] say what a cell and a
 //! word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
-//! [`context`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers
-//! "which cell does this address name?", `alloc.rs` is a mutator's side of it, and `cycle/` is the
+//! [`mutator::record`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers
+//! "which cell does this address name?", `alloc/` is a mutator's side of it, and `collector/` is the
 //! collector.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -211,10 +211,8 @@ pub mod alloc;
 mod api;
 pub mod barrier;
 mod cgroup;
-mod chunked;
+mod collector;
 mod config;
-pub mod context;
-mod cycle;
 pub mod encoding;
 mod fault;
 mod finalize;
@@ -224,16 +222,14 @@ mod heap;
 #[doc(hidden)]
 pub mod heap;
 pub mod kind;
-mod mapped;
 pub mod mark;
+mod memory;
+pub mod mutator;
 mod pacer;
-mod places;
 mod roots;
 mod stacks;
 mod stats;
-mod sweep;
 mod thread;
-mod trace;
 mod verify;
 mod weak;
 
@@ -253,14 +249,15 @@ pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
-pub use context::Context;
 pub use encoding::Encoding;
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
-pub use heap::{Cell, MAX_SMALL, MapError, POISON, SiteError, SpaceError};
+pub use heap::{Cell, MAX_SMALL, POISON, SiteError, SpaceError};
 pub use kind::{Kind, KindError, KindId, TraceFn};
 pub use mark::Tracer;
+pub use memory::MapError;
+pub use mutator::record::Context;
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats, StopTimes};
 

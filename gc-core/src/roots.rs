@@ -55,10 +55,12 @@ use gc_preempt::{Mutex, MutexGuard};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Cell, MapError, Space, UNIT};
-use crate::mapped::{Mapped, Slab};
-use crate::mark::{Marker, Ring};
-use crate::places::Places;
+use crate::heap::{Cell, Space, UNIT};
+use crate::mark::Marker;
+use crate::memory::MapError;
+use crate::memory::places::Places;
+use crate::memory::prefetch::Ring;
+use crate::memory::tables::{Mapped, Slab};
 use crate::verify::{Source, Verify};
 
 /// What a heap scans besides stacks.

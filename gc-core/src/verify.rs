@@ -33,9 +33,10 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::fault::planted;
-use crate::heap::{Cell, GRANULE, MapError, Space};
+use crate::heap::{Cell, GRANULE, Space};
 use crate::kind::Tag;
-use crate::mapped::Mapped;
+use crate::memory::MapError;
+use crate::memory::tables::Mapped;
 
 /// Roots that are written down at most; more are not checked. A thread has some hundred.
 const ROOTS: usize = 1 << 24;

@@ -19,10 +19,10 @@ use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
-use crate::api::types::Sharing;
 use crate::encoding::Encoding;
 use crate::heap::GRANULE;
 use crate::kind::{Kind, KindId};
+use crate::mutator::types::Sharing;
 
 const WORD: usize = size_of::<usize>();
 

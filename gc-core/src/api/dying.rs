@@ -17,8 +17,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use gc_preempt::Mutex;
 
 use crate::api::root::protected;
-use crate::heap::MapError;
-use crate::mapped::Slab;
+use crate::memory::MapError;
+use crate::memory::tables::Slab;
 
 /// Values that are being dropped at once: as many levels of `Drop` in `Drop` as the threads' stacks
 /// have room for.

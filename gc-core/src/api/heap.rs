@@ -13,18 +13,19 @@ use gc_preempt::{Stopped, World};
 
 use crate::Site;
 use crate::api::dying::Dying;
-use crate::api::fork;
 use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback, protected};
 use crate::api::space::Memory;
 use crate::barrier;
 use crate::cgroup;
+use crate::collector::fork;
+use crate::collector::{self, OldMarks, Pace, Requests, Shared, context_of};
 use crate::config::{Config, ConfigError, Young};
-use crate::cycle::{self, OldMarks, Pace, Requests, Shared, context_of};
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Cell, MapError, SiteError, SpaceError};
+use crate::heap::{Cell, SiteError, SpaceError};
 use crate::kind::{Kind, KindError, KindId};
+use crate::memory::MapError;
 use crate::pacer::{Policy, Vain};
 use crate::roots::{RootVisitor, encoding_number};
 use crate::stacks::Stacks;
@@ -416,7 +417,7 @@ pub(crate) fn spawn_collector(shared: &Arc<Shared>) -> std::io::Result<Thread> {
         let shared = shared.clone();
         move || {
             let bomb = AbortOnPanic;
-            cycle::run(&shared);
+            collector::run(&shared);
             core::mem::forget(bomb);
         }
     };
@@ -657,7 +658,7 @@ impl Heap {
     }
 
     fn on_collector(&self) -> bool {
-        // SAFETY: no arguments, no memory. Relaxed: see `cycle::run`.
+        // SAFETY: no arguments, no memory. Relaxed: see `collector::run`.
         self.shared().collector.load(Ordering::Relaxed) == unsafe { libc::pthread_self() } as usize
     }
 

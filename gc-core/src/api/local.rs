@@ -26,12 +26,12 @@ use core::ptr::NonNull;
 
 use crate::alloc::{self, AllocError};
 use crate::api::dying::Dying;
-use crate::api::handles::Chain;
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
-use crate::api::types::{self, Sharing, TypeInfo};
 use crate::fault::planted;
 use crate::finalize::Entry;
+use crate::mutator::handles::Chain;
+use crate::mutator::types::{self, Sharing, TypeInfo};
 
 /// An open scope: allocates, and roots what it hands out until it ends. See [`Mutator::scope`].
 pub struct Scope<'s> {

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::classes::{Class, GRANULE, UNIT};
-use super::map::{MapError, Table};
+use super::size_classes::{Class, GRANULE, UNIT};
+use crate::memory::os::{MapError, Table};
 
 /// Bitmap words of a unit.
 pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
@@ -89,7 +89,7 @@ impl Bitmap {
     /// Asks for the cache line of a bit that will be tested soon.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {
-        crate::mark::prefetch(self.words.at(offset / GRANULE / 64) as usize);
+        crate::memory::prefetch::prefetch(self.words.at(offset / GRANULE / 64) as usize);
     }
 
     /// Clears bits of a word, where nobody else changes it.
@@ -388,7 +388,7 @@ impl SpanBits<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::classes::TABLE;
+    use super::super::size_classes::TABLE;
     use super::*;
     use proptest::prelude::*;
 

@@ -8,7 +8,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::sites::List;
+use super::span_lists::List;
 use super::{CHUNK_UNITS, Cell, GRANULE, NEVER_TAKEN, Space, UNIT, Unit};
 use crate::alloc::{AllocError, ColdUnits, Runs};
 use crate::fault::planted;
@@ -136,7 +136,8 @@ impl Space {
         if units > self.len() / UNIT - NEVER_TAKEN {
             return Err(AllocError::TooLarge { bytes });
         }
-        super::sites::check(&self.kinds, kind, bytes, units * UNIT).map_err(AllocError::Site)?;
+        super::span_lists::check(&self.kinds, kind, bytes, units * UNIT)
+            .map_err(AllocError::Site)?;
         Ok(units)
     }
 

@@ -16,20 +16,20 @@
 //! The two bitmaps swap their roles when marking ends: what was marked is then allocated, and all
 //! else is free, at once.
 
-mod ahead;
-mod births;
+mod allocated_black;
+mod allocation_count;
 mod bitmap;
-mod claims;
-mod classes;
-mod handed;
+mod iterate;
 mod large;
-pub(crate) mod map;
-mod release;
-mod sites;
-mod spans;
+mod page_runs;
+mod page_table;
+mod prefault;
+mod scavenge;
+mod size_classes;
+mod span_lists;
+mod span_reserve;
 mod sticky;
-mod units;
-mod walk;
+mod sweep;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -40,33 +40,33 @@ use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
+use crate::memory::MapError;
+use crate::memory::os::{Map, Table};
 use crate::weak::WeakWork;
-use ahead::Ahead;
-use births::Births;
+use allocated_black::Births;
+use allocation_count::Handed;
 pub(crate) use bitmap::{BITS_PAGE_UNITS, Bitmap, Occupancy, WORDS_PER_UNIT, take_first_run};
 use gc_preempt::Mutex;
-use handed::Handed;
 use large::LargeObjects;
-use map::{Map, Table};
-use sites::{Sites, Swaps};
-use spans::{Dirty, Records, Spans};
-use units::Units;
+use page_runs::{Dirty, Records, Spans};
+use page_table::Units;
+use prefault::Ahead;
+use span_lists::{Sites, Swaps};
 
-pub(crate) use claims::Claim;
-pub(crate) use classes::{Class, TABLE as CLASS_TABLE};
-pub use classes::{GRANULE, MAX_SMALL, UNIT};
-pub(crate) use handed::Unreported;
+pub(crate) use allocation_count::Unreported;
 #[cfg(feature = "internals")]
 pub use large::LargeReservation;
 pub use large::LargeStep;
-pub use map::MapError;
-use release::SmallChunks;
-pub(crate) use release::Trickle;
-pub(crate) use sites::Entry;
-pub(crate) use spans::{CHUNK_UNITS, Flags, NoSpan};
+pub(crate) use page_runs::{CHUNK_UNITS, Flags, NoSpan};
+use scavenge::SmallChunks;
+pub(crate) use scavenge::Trickle;
+pub(crate) use size_classes::{Class, TABLE as CLASS_TABLE};
+pub use size_classes::{GRANULE, MAX_SMALL, UNIT};
+pub(crate) use span_lists::Entry;
+pub(crate) use span_reserve::Claim;
 
-pub(crate) use units::Unit;
-pub use walk::POISON;
+pub use iterate::POISON;
+pub(crate) use page_table::Unit;
 
 /// How a heap's memory is laid out and limited.
 #[derive(Debug, Clone)]
@@ -103,10 +103,10 @@ impl Default for SpaceConfig {
 pub const MIN_RESERVE: u64 = 16 << 20;
 
 /// The most address space of a heap: what the unit table can number.
-pub const MAX_RESERVE: u64 = (units::MAX_UNITS as u64) << classes::UNIT_SHIFT;
+pub const MAX_RESERVE: u64 = (page_table::MAX_UNITS as u64) << size_classes::UNIT_SHIFT;
 
 /// The least hard limit: room for a span of the largest cells.
-pub const MIN_HARD_LIMIT: u64 = (classes::MAX_SPAN_UNITS * UNIT) as u64;
+pub const MIN_HARD_LIMIT: u64 = (size_classes::MAX_SPAN_UNITS * UNIT) as u64;
 
 /// Why a heap could not be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -506,7 +506,7 @@ impl Space {
 
     /// Are there so many unit words that it pays to ask for each one ahead? Takes the heap's lock.
     pub(crate) fn is_far(&self) -> bool {
-        units::are_far(self.top())
+        page_table::are_far(self.top())
     }
 
     /// Is more than half of what the hard limit allows in use? Takes the heap's lock.
@@ -526,7 +526,7 @@ impl Space {
     /// lock.
     pub fn beside_bytes(&self) -> (u64, u64) {
         const A_UNIT: usize = size_of::<AtomicU32>()
-            + size_of::<spans::Record>()
+            + size_of::<page_runs::Record>()
             + 2 * bitmap::WORDS_PER_UNIT * size_of::<u64>();
         let top = self.spans.lock().top();
         let tables = top * A_UNIT + top.div_ceil(8);
@@ -588,7 +588,7 @@ impl Space {
                 distance,
                 kind,
             } => {
-                let class = &classes::TABLE[class];
+                let class = &size_classes::TABLE[class];
                 let in_span = distance * UNIT + offset % UNIT;
                 let mut index = class.index_of(in_span);
                 if planted("interior-off-by-one") && in_span != index * class.size as usize {
@@ -617,7 +617,9 @@ impl Space {
         let Some(offset) = self.offset(address) else {
             return false;
         };
-        crate::mark::prefetch(core::ptr::from_ref(self.units().word(offset / UNIT)) as usize);
+        crate::memory::prefetch::prefetch(
+            core::ptr::from_ref(self.units().word(offset / UNIT)) as usize
+        );
         self.allocated_bits().prefetch(offset);
         self.marked_bits().prefetch(offset);
         true

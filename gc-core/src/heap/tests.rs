@@ -269,7 +269,7 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     toy.collect(&[b]);
     assert_eq!(toy.space.resolve(a), None);
     assert_eq!(toy.space.resolve(b + 3071).map(|c| c.base), Some(b));
-    let class = &CLASS_TABLE[classes::class_of(3072)];
+    let class = &CLASS_TABLE[size_classes::class_of(3072)];
     let span = a;
     assert!((class.cells * class.size) < class.units * UNIT as u32);
     // Even with every bit of the bitmap set, the tail has no cell.

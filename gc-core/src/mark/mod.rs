@@ -46,16 +46,15 @@
 
 mod bits;
 mod budget;
-pub(crate) mod crew;
 mod dead;
-mod entry;
+mod ephemerons;
+mod local;
 mod marked;
-mod near;
 pub(crate) mod old;
-mod pairs;
 mod queue;
-mod ring;
-mod team;
+mod termination;
+mod work_item;
+pub(crate) mod workers;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -66,17 +65,17 @@ use crate::heap::{Bitmap, CLASS_TABLE, Cell, GRANULE, Space, UNIT, Unit};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::verify::Verify;
 
+use crate::memory::prefetch::{Ring, prefetch};
 use bits::Bits;
 pub(crate) use budget::BYTES_A_CELL;
 use budget::{Budget, Cells, Unbounded};
-use entry::Entry;
 #[doc(hidden)]
 pub use marked::Marked;
 use queue::Hand;
 #[doc(hidden)]
 pub use queue::MarkQueue;
 pub(crate) use queue::kept_bytes;
-pub(crate) use ring::{Ring, prefetch};
+use work_item::Entry;
 
 /// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of
 /// a random graph of 512 MiB, marked in random order, 32 in both rings mark 15 % faster than 16 (41
@@ -188,7 +187,7 @@ unsafe fn follow<S: Sink>(
                     sink.conservative(load(word));
                 }
             }
-            Tag::Ephemeron => pairs::follow(descriptor, cell, size, part, sink),
+            Tag::Ephemeron => ephemerons::follow(descriptor, cell, size, part, sink),
             Tag::Traced => {
                 if let Some(trace) = descriptor.trace {
                     trace(cell as *const u8, size, &mut sink.tracer());
@@ -696,7 +695,7 @@ impl<'a> Marker<'a> {
             if !self.core.wake_old() {
                 return true;
             }
-            budget.spend(pairs::WAKE_OLD_BYTES);
+            budget.spend(ephemerons::WAKE_OLD_BYTES);
         }
     }
 

@@ -13,10 +13,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use crossbeam_utils::CachePadded;
 
 use super::BYTES_A_CELL;
-use super::crew::Board;
+use super::workers::Board;
 use crate::fault::planted;
-use crate::heap::map::Table;
-use crate::heap::{MapError, Space, UNIT};
+use crate::heap::{Space, UNIT};
+use crate::memory::MapError;
+use crate::memory::os::Table;
 
 /// Entries of a packet; with its head, it fills a page.
 const ENTRIES: usize = 510;

@@ -10,7 +10,7 @@
 //! So a stop costs a bounded number of words, whatever dies. All words to one dead target are
 //! cleared at the same moment, as far as any mutator can see: were one left, an intern table would
 //! hand out a string that another one has already made anew. Either no mutator runs until all are
-//! cleared, or mutators run with [`Context::marking`](crate::context::Context) at [`JUDGING`] or
+//! cleared, or mutators run with [`Context::marking`](crate::mutator::record::Context) at [`JUDGING`] or
 //! [`JUDGING_LONG`], and the weak load's unit gives what `clear_piece` will leave in the word. (ZGC
 //! does it like this, and calls it *resurrection blocked*.)
 //!
@@ -59,15 +59,16 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 use gc_preempt::{Mutex, MutexGuard};
 
-use crate::chunked::Chunked;
 use crate::fault::planted;
-use crate::heap::{Cell, GRANULE, MapError, Space};
+use crate::heap::{Cell, GRANULE, Space};
 use crate::kind::{Descriptor, KindId, Tag};
+use crate::memory::MapError;
+use crate::memory::chunked::Chunked;
 use waiting::Waiting;
 
 const WORD: usize = size_of::<usize>();
 
-/// What [`Context::marking`](crate::context::Context) says: nothing is marked, and stores are not
+/// What [`Context::marking`](crate::mutator::record::Context) says: nothing is marked, and stores are not
 /// logged.
 pub(crate) const IDLE: u32 = 0;
 

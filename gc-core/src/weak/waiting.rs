@@ -46,9 +46,10 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::chunked::Chunked;
-use crate::heap::{GRANULE, MapError};
-use crate::mapped::{Mapped, Zeroed};
+use crate::heap::GRANULE;
+use crate::memory::MapError;
+use crate::memory::chunked::Chunked;
+use crate::memory::tables::{Mapped, Zeroed};
 
 /// A pair that waits. All zero: not written yet.
 #[repr(C)]

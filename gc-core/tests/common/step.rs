@@ -1,7 +1,7 @@
 //! Single-stepping a thread by its own trap flag, and a mutator's record as the documented offsets
 //! show it.
 
-use gc_core::context::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
+use gc_core::mutator::record::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
 use gc_core::{Context, Mutator};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};

@@ -17,7 +17,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use gc_core::context::CONTEXT_MARKING;
+use gc_core::mutator::record::CONTEXT_MARKING;
 use gc_core::{Heap, Mutator, Site};
 use serde_json::{Value, json};
 

@@ -9,8 +9,8 @@
 use gc_preempt::Stopped;
 
 use super::{Shared, aside};
-use crate::context::Context;
 use crate::encoding::Encoding;
+use crate::mutator::record::Context;
 use crate::roots::Scanner;
 use crate::verify::{Source, Verify};
 

@@ -10,9 +10,9 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::heap::MapError;
-use crate::heap::map::Map;
-use crate::mapped::{Mapped, Zeroed};
+use crate::memory::MapError;
+use crate::memory::os::Map;
+use crate::memory::tables::{Mapped, Zeroed};
 
 /// Bytes of a chunk. A page of it becomes memory at its first touch.
 const CHUNK: usize = 256 << 10;

@@ -13,7 +13,7 @@ use crossbeam_utils::CachePadded;
 
 use super::{Bitmap, Class, GRANULE, MapError, Space, UNIT, WORDS_PER_UNIT};
 use crate::fault::planted;
-use crate::mapped::Mapped;
+use crate::memory::tables::Mapped;
 
 /// Bytes of the heap for which there is room for an entry: a run has 8 KiB, but where live and dead
 /// cells are mixed an entry is a kibibyte at most.

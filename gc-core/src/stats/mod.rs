@@ -1,5 +1,7 @@
 //! What a heap has done so far, in numbers: totals, the last collection, and how long stops took.
 
+mod trace_line;
+
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -8,8 +10,6 @@ use std::time::Instant;
 
 use gc_preempt::{Mutex, StopReport};
 use hdrhistogram::Histogram;
-
-use crate::trace;
 
 /// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. Those of one collection
 /// belong together.
@@ -373,7 +373,7 @@ impl Ledger {
         all.last = last;
         drop(all);
         if self.trace {
-            trace::Line::of(&last).write();
+            trace_line::Line::of(&last).write();
         }
     }
 }

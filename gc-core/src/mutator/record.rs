@@ -7,14 +7,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering
 use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
-use crate::api::handles::Handles;
 use crate::api::heap::Heap;
-use crate::api::types::TypeCache;
 use crate::barrier::LOG_WORDS;
-use crate::cycle::Shared;
+use crate::collector::Shared;
 use crate::fault::planted;
 use crate::finalize::{Entry, Finalizers};
 use crate::mark::Marker;
+use crate::mutator::handles::Handles;
+use crate::mutator::types::TypeCache;
 use crate::roots;
 use crate::weak::{JUDGING, Load, MARKING};
 

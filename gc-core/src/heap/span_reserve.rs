@@ -27,7 +27,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::spans::State;
+use super::page_runs::State;
 use super::{CHUNK_UNITS, NoSpan, Space};
 use crate::fault::planted;
 

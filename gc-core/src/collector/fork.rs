@@ -23,9 +23,9 @@ use std::sync::Arc;
 
 use gc_preempt::ForkHooks;
 
-use crate::context::Context;
-use crate::cycle::Shared;
+use crate::collector::Shared;
 use crate::fault::planted;
+use crate::mutator::record::Context;
 use crate::weak::IDLE;
 
 /// What the forking thread holds of a heap, from the prepare hook to the parent's and the child's.

@@ -372,8 +372,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::context::Context;
     use crate::mark::Marker;
+    use crate::mutator::record::Context;
     use crate::{Encoding, Heap, Kind, KindId, Mutator};
 
     const CELLS: u64 = 3000;

@@ -31,9 +31,10 @@ use crate::api::root::protected;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::map::Table;
-use crate::heap::{MAX_SMALL, MapError};
+use crate::heap::MAX_SMALL;
 use crate::kind::{Kind, KindError, KindId, Kinds};
+use crate::memory::MapError;
+use crate::memory::os::Table;
 use gc_preempt::Mutex;
 
 /// A type's kind and, where its cells are small, its site.

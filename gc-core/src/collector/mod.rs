@@ -50,12 +50,13 @@
 //! process's: no malloc, no printing. All it writes was mapped beforehand.
 
 pub(crate) mod aside;
+mod background;
 mod beside;
+pub(crate) mod fork;
 mod judge;
-mod memory;
 mod pace;
 mod requests;
-mod shared;
+mod state;
 mod stress;
 
 use core::sync::atomic::Ordering;
@@ -64,11 +65,11 @@ use std::time::Instant;
 
 use gc_preempt::{Stopped, StoppedMutator};
 
-use crate::context::Context;
 use crate::fault::planted;
-use crate::mark::crew::Crew;
 use crate::mark::old::Old;
+use crate::mark::workers::Crew;
 use crate::mark::{Marked, Marker, kept_bytes};
+use crate::mutator::record::Context;
 use crate::pacer::{self, Share};
 use crate::roots::{self, Scanned, Scanner, Unscanned};
 use crate::stats::{CollectionStats, thread_cpu};
@@ -76,12 +77,12 @@ use crate::stats::{CollectionStats, thread_cpu};
 use crate::verify::Source;
 use crate::weak::{IDLE, MARKING};
 
+use background::{Idle, Surplus, back_ahead, give_all_back};
 use beside::Beside;
-use memory::{Idle, Surplus, back_ahead, give_all_back};
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
-pub(crate) use shared::{Attached, OldMarks, Phase, Shared};
+pub(crate) use state::{Attached, OldMarks, Phase, Shared};
 use stress::Stress;
 
 /// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that

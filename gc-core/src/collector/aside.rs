@@ -21,9 +21,9 @@ use core::sync::atomic::Ordering;
 use gc_preempt::{Stopped, StoppedMutator};
 
 use super::{Cycle, Shared, context_of};
-use crate::context::Context;
 use crate::fault::planted;
 use crate::mark::Marker;
+use crate::mutator::record::Context;
 use crate::roots::{Scanner, Unscanned};
 use crate::weak::IDLE;
 

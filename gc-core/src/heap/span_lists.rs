@@ -14,13 +14,13 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::classes::{self, CLASSES, Class, MAX_SMALL};
-use super::map::{MapError, Table};
-use super::spans::Records;
+use super::page_runs::Records;
+use super::size_classes::{self, CLASSES, Class, MAX_SMALL};
 use super::{SiteError, Space};
 use crate::alloc::{MAX_SITES, Site};
 use crate::fault::planted;
 use crate::kind::{KindId, Kinds};
+use crate::memory::os::{MapError, Table};
 use gc_preempt::{Mutex, MutexGuard};
 
 /// Entries of a kind's row in the index: a power of two that holds all classes.
@@ -158,7 +158,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn class(&self) -> &'static Class {
-        &classes::TABLE[self.class as usize]
+        &size_classes::TABLE[self.class as usize]
     }
 }
 
@@ -304,13 +304,13 @@ impl Sites {
         if kind.index() * ROW >= self.index.len() {
             return Err(SiteError::UnknownKind(kind));
         }
-        let class = classes::class_of(room);
+        let class = size_classes::class_of(room);
         // Ordering: Acquire pairs with the Release in `make`.
         match self.slot(kind, class).load(Ordering::Acquire) {
             0 => self.make(kinds, kind, class, bytes),
             index => Ok(Site {
                 index: index - 1,
-                size: classes::TABLE[class].size,
+                size: size_classes::TABLE[class].size,
             }),
         }
     }
@@ -323,7 +323,7 @@ impl Sites {
         class: usize,
         bytes: usize,
     ) -> Result<Site, SiteError> {
-        let size = classes::TABLE[class].size;
+        let size = size_classes::TABLE[class].size;
         check(kinds, kind, bytes, size as usize)?;
         let _making = self.making.lock();
         let slot = self.slot(kind, class);

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::planted;
 use crate::heap::SiteError;
-use crate::heap::map::{MapError, Table};
 use crate::heap::{
     Claim, Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, Unreported, take_first_run,
 };
 use crate::kind::KindError;
-use crate::mark::{Marked, prefetch};
+use crate::mark::Marked;
+use crate::memory::os::{MapError, Table};
+use crate::memory::prefetch::prefetch;
 pub(crate) use listed::REVIEW_PIECE;
 use listed::{Listed, REFILL_PIECE};
 

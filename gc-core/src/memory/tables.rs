@@ -11,8 +11,8 @@
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 
-use crate::heap::map::{MapError, Table};
-use crate::places::Places;
+use crate::memory::os::{MapError, Table};
+use crate::memory::places::Places;
 
 /// Types for which all-zero bytes are a valid value and which may be shared between threads as they
 /// lie in memory.
@@ -41,7 +41,7 @@ impl<T: Zeroed> Mapped<T> {
     }
 
     /// Addresses for `len` elements. They read as zeros, and [`Mapped::make_writable`] comes before
-    /// the first write. For what is large and seldom full: see the head of `heap/map.rs`.
+    /// the first write. For what is large and seldom full: see the head of `memory/os.rs`.
     pub(crate) fn growing(len: usize) -> Result<Self, MapError> {
         Ok(Self {
             table: Table::reserve(len.max(1))?,

@@ -41,8 +41,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 use gc_preempt::Mutex;
 
 use crate::fault::planted;
-use crate::heap::MapError;
-use crate::heap::map::Map;
+use crate::memory::MapError;
+use crate::memory::os::Map;
 
 /// Words of a chunk, by its size's number. The first holds what most scopes make, at 8 bytes of
 /// header.

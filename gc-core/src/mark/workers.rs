@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use gc_preempt::{futex_wait, futex_wake};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-use super::team::Team;
+use super::termination::Team;
 use super::{MarkQueue, Marked, Marker};
 use crate::fault::planted;
 use crate::heap::Space;

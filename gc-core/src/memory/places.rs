@@ -16,7 +16,7 @@
 
 use core::ops::Range;
 
-use crate::heap::map::{MapError, Table};
+use crate::memory::os::{MapError, Table};
 
 /// Places of a page: a page of words is a page of memory, and one of any larger element whole
 /// pages.

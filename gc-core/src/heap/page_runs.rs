@@ -11,8 +11,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::classes::UNIT;
-use super::map::{MapError, Table};
+use super::size_classes::UNIT;
+use crate::memory::os::{MapError, Table};
 
 /// Units of the 2 MiB that the system maps as one page, and that are given back as one.
 pub(crate) const CHUNK_UNITS: usize = (2 << 20) / UNIT;

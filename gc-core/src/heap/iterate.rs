@@ -6,8 +6,8 @@
 //! its records go back to the system while the walk is on its way to one of them: it would then
 //! step through what is left of older records, and past cells that live.
 
-use super::spans::State;
-use super::{CHUNK_UNITS, Cell, Class, Space, UNIT, Unit, classes};
+use super::page_runs::State;
+use super::{CHUNK_UNITS, Cell, Class, Space, UNIT, Unit, size_classes};
 use crate::fault::planted;
 use crate::kind::KindId;
 
@@ -50,7 +50,7 @@ impl Space {
             if state == State::InUse {
                 match self.units().get(unit) {
                     Unit::Small { class, kind, .. } => {
-                        self.cells_of_span(unit, &classes::TABLE[class], kind, f)
+                        self.cells_of_span(unit, &size_classes::TABLE[class], kind, f)
                     }
                     Unit::Large { .. } => {
                         if let Some(cell) = self.large_cell(unit) {

@@ -1,6 +1,6 @@
 //! Gives free memory back to the system, in the background: first the whole 2 MiB units that the
 //! system maps as one, then what is free between cells in others, as far as it is [`LEAST_PART`]
-//! long. Such a page is split first ([`Map::split_huge_page`](super::map::Map::split_huge_page)),
+//! long. Such a page is split first ([`Map::split_huge_page`](crate::memory::os::Map::split_huge_page)),
 //! or nothing would be free for other programs. And the system is told to map small pages there,
 //! until all of it is free or the heap is full again: its thread that makes huge pages of small
 //! ones (`khugepaged`) would back all of it. What the tables say of free memory is zero, and goes
@@ -20,7 +20,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::spans::LEAST_PART;
+use super::page_runs::LEAST_PART;
 use super::{BITS_PAGE_UNITS, CHUNK_UNITS, Space, UNIT};
 use crate::fault::planted;
 

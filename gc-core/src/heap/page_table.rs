@@ -13,9 +13,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::classes::UNIT;
-use super::map::{MapError, Table};
+use super::size_classes::UNIT;
 use crate::kind::KindId;
+use crate::memory::os::{MapError, Table};
 
 /// The most units an address range can have: a large object's distance has 30 bits.
 pub(crate) const MAX_UNITS: usize = 1 << 30;
@@ -131,7 +131,7 @@ impl Units {
     /// Asks for a unit's word.
     #[inline(always)]
     pub(crate) fn prefetch(&self, unit: usize) {
-        crate::mark::prefetch(self.words.at(unit) as usize);
+        crate::memory::prefetch::prefetch(self.words.at(unit) as usize);
     }
 
     #[inline(always)]

@@ -1,0 +1,5 @@
+//! What the heap keeps for each attached thread: its record, its handles and its types.
+
+pub(crate) mod handles;
+pub mod record;
+pub(crate) mod types;
