@@ -263,7 +263,7 @@ pub use stats::{CollectionStats, HeapStats, StopTimes};
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]
-static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 
 /// The README's example, as a test.
 #[cfg(doctest)]

@@ -5,7 +5,7 @@
 use gc_core::{Array, Field, Heap, Leaf, Trace, WeakMap};
 use std::collections::HashMap;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;

@@ -3,7 +3,7 @@
 //! The messages are those of the Rust version that the workspace asks for. To write them anew:
 //! `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;

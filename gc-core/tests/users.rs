@@ -8,7 +8,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;

@@ -26,10 +26,9 @@
 
 use crate::arch;
 use crate::faults;
-use crate::registry::{self, RegistryGuard};
+use crate::thread_key::ThreadKey;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicU32, Ordering};
 use std::io;
 
 /// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides
@@ -117,19 +116,15 @@ fn is_set(stack: &libc::stack_t) -> bool {
 }
 
 /// Sets an alternate stack of Urge's on the running thread, the own stack of which has so many
-/// bytes.
+/// bytes. `key` ties the stack to the thread: its destructor calls [`AlternateStack::end_round`].
 pub(crate) fn install(
-    lock: &mut RegistryGuard,
+    pool: &mut Pool,
+    key: &ThreadKey,
     own_stack: usize,
 ) -> io::Result<&'static AlternateStack> {
-    let key = key()?;
     // SAFETY: null, or a stack that a thread with this control block has owned: stacks are never
     // unmapped.
-    let owned = unsafe {
-        libc::pthread_getspecific(key)
-            .cast::<AlternateStack>()
-            .as_ref()
-    };
+    let owned = unsafe { key.get()?.cast::<AlternateStack>().as_ref() };
     let owned = owned.filter(|stack| stack.is_own());
     let host = setting();
     if let Some(owned) = owned
@@ -152,15 +147,13 @@ pub(crate) fn install(
     let stack = match owned {
         Some(stack) if stack.size >= least => stack,
         _ => {
-            let stack = take_or_map(lock.alternates(), least, wanted.max(least))?;
+            let stack = take_or_map(pool, least, wanted.max(least))?;
             stack.next.set(owned);
             stack.owner.set(arch::thread_pointer());
-            // SAFETY: the key was made.
-            let error = unsafe { libc::pthread_setspecific(key, (&raw const *stack).cast()) };
-            if error != 0 {
+            if let Err(error) = key.set((&raw const *stack).cast()) {
                 stack.next.set(None);
-                lock.alternates().give(stack);
-                return Err(io::Error::from_raw_os_error(error));
+                pool.give(stack);
+                return Err(error);
             }
             stack
         }
@@ -292,6 +285,38 @@ impl AlternateStack {
         }
     }
 
+    /// One round of the key's destructors on a thread that ends, with its value. Whether the stack
+    /// and those before it are to be given back to the pool. Under the registry lock.
+    ///
+    /// That is so in the last round (glibc makes four): in those before, destructors of others may
+    /// still need the stack, that of Go's runtime among them. `is_attached`: the thread is.
+    pub(crate) fn end_round(&self, key: &ThreadKey, is_attached: bool) -> bool {
+        const ROUNDS: u32 = 4;
+        if !self.is_own() {
+            // Left by a thread that had this control block before, and ended by the bare system
+            // call.
+            return false;
+        }
+        let rounds = self.rounds.get() + 1;
+        self.rounds.set(rounds);
+        // A destructor whose value is set again runs again.
+        if rounds < ROUNDS && key.set(core::ptr::from_ref(self).cast()).is_ok() {
+            return false;
+        }
+        // SAFETY: the thread's own.
+        let before = unsafe { &*self.before.get() };
+        let before = if is_set(before) {
+            *before
+        } else {
+            libc::stack_t {
+                ss_sp: core::ptr::null_mut(),
+                ss_flags: libc::SS_DISABLE,
+                ss_size: 0,
+            }
+        };
+        !is_attached && self.replace(&before)
+    }
+
     /// Sets `before` in the place of a stack of this thread's. False: one of them stays set.
     fn replace(&self, before: &libc::stack_t) -> bool {
         let now = setting();
@@ -301,61 +326,5 @@ impl AlternateStack {
         // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or
         // none.
         unsafe { libc::sigaltstack(before, core::ptr::null_mut()) == 0 }
-    }
-}
-
-/// The key that ties a stack to its thread.
-fn key() -> io::Result<libc::pthread_key_t> {
-    // 0: not made yet; otherwise the key plus one. Only with the registry lock held, hence Relaxed.
-    static KEY: AtomicU32 = AtomicU32::new(0);
-    let known = KEY.load(Ordering::Relaxed);
-    if known != 0 {
-        return Ok(known - 1);
-    }
-    let mut key = 0;
-    // SAFETY: the call fills the key; the destructor lives as long as the process.
-    let error = unsafe { libc::pthread_key_create(&raw mut key, Some(thread_ends)) };
-    if error != 0 {
-        return Err(io::Error::from_raw_os_error(error));
-    }
-    KEY.store(key + 1, Ordering::Relaxed);
-    Ok(key)
-}
-
-/// Gives a thread's stacks back in the last round of its key destructors (glibc makes four): in
-/// those before, destructors of others may still need the stack, that of Go's runtime among them.
-unsafe extern "C" fn thread_ends(stack: *mut libc::c_void) {
-    const ROUNDS: u32 = 4;
-    // SAFETY: `install` has set it; stacks are never unmapped.
-    let stack: &'static AlternateStack = unsafe { &*stack.cast::<AlternateStack>() };
-    let Ok(mut lock) = registry::lock() else {
-        return; // in a stop that the thread never resumed
-    };
-    if !stack.is_own() {
-        // Left by a thread that had this control block before, and ended by the bare system call.
-        return;
-    }
-    let rounds = stack.rounds.get() + 1;
-    stack.rounds.set(rounds);
-    if rounds < ROUNDS
-        && let Ok(key) = key()
-    {
-        // SAFETY: the key was made. A destructor whose value is set again runs again.
-        unsafe { libc::pthread_setspecific(key, (&raw const *stack).cast()) };
-        return;
-    }
-    // SAFETY: the thread's own.
-    let before = unsafe { &*stack.before.get() };
-    let before = if is_set(before) {
-        *before
-    } else {
-        libc::stack_t {
-            ss_sp: core::ptr::null_mut(),
-            ss_flags: libc::SS_DISABLE,
-            ss_size: 0,
-        }
-    };
-    if registry::current().is_none() && stack.replace(&before) {
-        lock.alternates().give(stack);
     }
 }

@@ -12,6 +12,9 @@ pub const RSP: usize = 7;
 /// DWARF number of RBP, the index of the frame pointer in [`Registers::gpr`].
 pub const RBP: usize = 6;
 
+/// DWARF numbers of the registers that a callee preserves, RSP aside.
+pub(crate) const PRESERVED: [usize; 6] = [3, RBP, 12, 13, 14, 15];
+
 /// The general registers of a stopped thread.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

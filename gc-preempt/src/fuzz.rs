@@ -11,9 +11,10 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::code::{CodeMap, CodeSpec, CodeWhat, FrameRule};
 use crate::context::{RSP, Registers, Snapshot};
+use crate::own_stack::StackBounds;
 use crate::stackmap::{StackMaps, cranelift};
 use crate::unwind::NEVER;
-use crate::walk::{Frames, RootSink, WalkStats, walk};
+use crate::walk::{RootSink, WalkStats, walk};
 
 /// Reads a `.llvm_stackmaps` section.
 ///
@@ -210,12 +211,12 @@ fn walk_by(maps: StackMaps, frames: FrameRule, input: &mut Input<'_>) {
         words: [false; WORDS],
     };
     let outermost = AtomicUsize::new(0);
-    let frames = Frames {
+    let bounds = StackBounds {
         stack: seen.stack.clone(),
         outermost: &outermost,
     };
     // SAFETY: the stack is this call's own array, and the thread that stands on it does not exist.
-    let stats = unsafe { walk(map, NEVER, &snapshot, frames, &mut seen) };
+    let stats = unsafe { walk(map, NEVER, &snapshot, bounds, &mut seen) };
     std::hint::black_box(&words);
     drop(guard);
     // SAFETY: as above.

@@ -37,12 +37,43 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # Rooms
+//! # Floors
 //!
-//! `world` and `mutator` are the protocol, `state` its one word a thread, `stop_point` where a
-//! thread may be stopped, `registry` the threads, `signal` the handler, `arch` what depends on the
-//! processor, `park` the futex; [`code`] says what a PC lies in, [`stackmap`] what a return address
-//! means, [`walk`] ties them together.
+//! A file uses files of its own floor's earlier part and of the floors below, never above:
+//!
+//! | floor | files |
+//! |---|---|
+//! | system | `context`, `clock`, `quiet`, `park`, `signal`, `signal_mask`, `arch`, `thread_key`, `own_stack`, `altstack`, `handler_chain` |
+//! | one thread's record | `state` (its one word), `stopper`, `stop_number`, `registry` |
+//! | code | [`stackmap`], `unwind`, [`mod@code`] |
+//! | frames | [`walk`] |
+//! | one world's threads | `stopped_mutator`, `members` |
+//! | the protocol, a thread's side | `stop_point`, `blocking`, `handler` |
+//! | the protocol, handles | `attach`, `fork`, `mutator`, `here`, `world` |
+//!
+//! # What a host's thread notices of stops
+//!
+//! A stop is a signal with `SA_RESTART`, so a mutator that is in a system call then notices what
+//! signal(7) says of any signal. In [`blocking`](Mutator::blocking) no signal comes, and a thread
+//! notices nothing.
+//!
+//! * **EINTR.** `poll`, `select`, `epoll_wait`, `nanosleep`, `usleep`, `pause`, `sigsuspend`,
+//!   `sigwaitinfo`, `sigtimedwait`, `msgsnd`, `msgrcv`, `semop`, `semtimedop`, `io_getevents`,
+//!   `io_uring_enter`, and socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` end in EINTR.
+//! * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has moved a part of its
+//!   bytes ends with their number. Loop, as for any signal, or make the call in `blocking`, where
+//!   it is whole.
+//! * **errno** is kept by stops and by every wait of this crate; `blocking` leaves what its closure
+//!   has left.
+//! * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and
+//!   outside of `blocking`: the thread unwinds, and is detached. A cancellation that comes while
+//!   the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous*
+//!   cancellation around calls of this crate, which are no more async-cancel-safe than `malloc`; in
+//!   loops of its own it may.
+//! * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which
+//!   leaves the thread out. What the stack held is no root from then on. The stack must not be
+//!   unmapped before the stop that is under way is over; `pthread_join` on such a thread, which may
+//!   do so, is to be called while no stop walks, so end threads in another way where that can be.
 //!
 //! # Rules for the time of a stop
 //!
@@ -58,18 +89,25 @@ mod acknowledgements;
 mod altstack;
 mod arch;
 mod attach;
+mod blocking;
 mod clock;
 pub mod code;
 mod config;
 pub mod context;
+mod errors;
 pub mod faults;
+mod fork;
 #[cfg(feature = "faults")]
 #[doc(hidden)]
 pub mod fuzz;
+mod handler;
 mod handler_chain;
+mod here;
 mod lifeline;
+mod members;
 mod mutator;
 mod own_stack;
+mod panics;
 mod park;
 mod pin;
 mod processors;
@@ -79,7 +117,15 @@ mod signal;
 mod signal_mask;
 pub mod stackmap;
 mod state;
+mod stop_number;
 mod stop_point;
+mod stopped_mutator;
+mod stopper;
+#[cfg(feature = "faults")]
+mod strict_allocator;
+mod table_error;
+mod text;
+mod thread_key;
 mod unwind;
 pub mod walk;
 mod watchdog;
@@ -88,16 +134,21 @@ mod world;
 pub use code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
 pub use context::{Origin, Registers, Snapshot};
-pub use mutator::{InNoPreempt, Mutator, MutatorId, NoPreempt, StopHook};
+pub use errors::{AttachError, HandshakeError, SetupError, StopError};
+pub use here::{blocking_here, no_preempt_here};
+pub use members::{ForkHooks, MutatorHooks, World};
+pub use mutator::{InNoPreempt, Mutator, StopHook};
 pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
 pub use quiet::KeepErrno;
+pub use registry::{MutatorId, in_no_preempt_here};
+pub use stop_point::NoPreempt;
+pub use stopped_mutator::StoppedMutator;
+pub use stopper::holds_a_stop;
+#[cfg(feature = "faults")]
+pub use strict_allocator::StrictAllocator;
 pub use walk::{RootSink, WalkStats};
-pub use world::{
-    AttachError, ForkHooks, HandshakeError, MutatorHooks, SetupError, StopError, StopReport,
-    Stopped, StoppedMutator, World, blocking_here, holds_a_stop, in_no_preempt_here,
-    no_preempt_here,
-};
+pub use world::{StopReport, Stopped};
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]
-static STRICT: crate::faults::StrictAllocator = crate::faults::StrictAllocator;
+static STRICT: StrictAllocator = StrictAllocator;

@@ -1,24 +1,14 @@
 //! One attached thread, as its owner sees it: blocking regions, sections that may not be stopped,
 //! voluntary stops, stop hooks.
 
-use crate::registry::Record;
+use crate::attach;
+use crate::blocking::{blocked, may_wait};
+use crate::members::World;
+use crate::registry::{MutatorId, Record};
 use crate::state::Phase;
-use crate::stop_point::{blocked, may_wait, poll};
-use crate::world::World;
+use crate::stop_point::{NoPreempt, poll};
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
-
-pub use crate::stop_point::NoPreempt;
-
-/// Which mutator: the kernel's thread id.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct MutatorId(pub u32);
-
-impl core::fmt::Display for MutatorId {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "thread {}", self.0)
-    }
-}
 
 /// [`Mutator::try_blocking`] inside [`Mutator::no_preempt`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,7 +62,7 @@ impl Mutator {
 
     /// The thread.
     pub fn id(&self) -> MutatorId {
-        MutatorId(self.record.tid.load(Ordering::Relaxed) as u32)
+        self.record.id()
     }
 
     /// The world that it is attached to.
@@ -171,7 +161,7 @@ impl Mutator {
     /// `first` keeps to what is allowed in a [`no_preempt`](Self::no_preempt) section.
     pub fn detach_after(self, first: impl FnOnce()) {
         let this = core::mem::ManuallyDrop::new(self);
-        this.world.detach(this.record, first);
+        attach::detach(&this.world.inner, this.record, first);
         // SAFETY: dropped once: the value around it never is.
         drop(unsafe { core::ptr::read(&raw const this.world) });
     }
@@ -179,6 +169,6 @@ impl Mutator {
 
 impl Drop for Mutator {
     fn drop(&mut self) {
-        self.world.detach(self.record, || ());
+        attach::detach(&self.world.inner, self.record, || ());
     }
 }

@@ -101,6 +101,27 @@ impl OwnStack {
     }
 }
 
+/// A thread's own stack, all of it.
+pub(crate) struct StackBounds<'a> {
+    pub(crate) stack: Range<usize>,
+    /// Where the outermost frame ends, the highest end that a walk has come to. 0: none has.
+    pub(crate) outermost: &'a AtomicUsize,
+}
+
+/// StackBounds that end within so many bytes of the outermost one's end are the system's that start a
+/// thread, and one of them may be the outermost at times.
+const NEAR: usize = 128;
+
+impl StackBounds<'_> {
+    /// Is a frame that ends there, and has no caller, the outermost of this stack? Otherwise it is
+    /// the outermost of a stack that lies inside of this one: a coroutine's, in a local array.
+    pub(crate) fn is_outermost(&self, cfa: usize) -> bool {
+        // Relaxed: written by walks in stops, and by the thread when it attaches.
+        let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);
+        cfa + NEAR >= known || faults::planted("ends-anywhere")
+    }
+}
+
 /// The new lower end of a stack that grows, known down to `low` so far, if it has grown to `sp`.
 fn grown(sp: usize, low: usize, floor: usize) -> Option<usize> {
     // The red zone is part of it, if it lies on another page that is mapped.

@@ -16,18 +16,24 @@ use crate::arch;
 use crate::clock;
 use crate::context::Snapshot;
 use crate::lifeline::Lifeline;
-use crate::own_stack::OwnStack;
-use crate::park::{self, Mutex, MutexGuard};
-use crate::processors;
+use crate::own_stack::{OwnStack, StackBounds};
+use crate::park::{Mutex, MutexGuard};
 use crate::state::State;
-use crate::walk;
-use crate::watchdog;
-use crate::world::Inner;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
+
+/// Which mutator: the kernel's thread id.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct MutatorId(pub u32);
+
+impl core::fmt::Display for MutatorId {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "thread {}", self.0)
+    }
+}
 
 const BUCKETS: usize = 4096;
 const BUCKET: usize = 16;
@@ -82,8 +88,9 @@ pub(crate) struct Record {
     /// It waits in `blocking` for the registry lock, and leaves with that in hand: it must not be
     /// set aside. Written by its own thread.
     pub awaits_registry: AtomicBool,
-    /// The world in which it is aside, or null, and its place there. Under the registry lock.
-    pub aside: AtomicPtr<Inner>,
+    /// The world (`members::Inner`) in which it is aside, or null, and its place there. Under the
+    /// registry lock.
+    pub aside: AtomicPtr<()>,
     pub aside_at: AtomicUsize,
 }
 
@@ -135,8 +142,8 @@ impl Record {
     }
 
     /// What a walk has to know of its stack.
-    pub(crate) fn frames(&self) -> walk::Frames<'_> {
-        walk::Frames {
+    pub(crate) fn frames(&self) -> StackBounds<'_> {
+        StackBounds {
             stack: self.stack(),
             outermost: &self.outermost,
         }
@@ -150,6 +157,18 @@ impl Record {
 
     pub(crate) fn note_walk(&self, sp: usize) {
         self.walked.store(sp, Ordering::Relaxed);
+    }
+
+    /// Keeps what stop `number` cost this thread, by its own clock.
+    pub(crate) fn note_stall(&self, number: u64, from: u64) {
+        self.stall.store(clock::now() - from, Ordering::Relaxed);
+        // Release pairs with the Acquire of the stopper that reads it in a later stop.
+        self.stall_of.store(number, Ordering::Release);
+    }
+
+    /// The thread, by the kernel's number.
+    pub(crate) fn id(&self) -> MutatorId {
+        MutatorId(self.tid.load(Ordering::Relaxed) as u32)
     }
 
     /// # Safety
@@ -295,120 +314,19 @@ impl RegistryGuard {
     }
 }
 
-/// The running thread holds a stop, and with it the registry lock.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct HoldsAStop;
-
-/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be
-/// waiting for can complete.
-///
-/// # Errors
-/// [`HoldsAStop`]: the thread would wait for itself.
-///
-/// # Panics
-/// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
-pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
-    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would
-    // wait for the lock for ever... it cannot be: whoever wants to stop a thread holds this lock.
-    if let Some(guard) = REGISTRY.try_lock() {
-        return Ok(RegistryGuard(guard));
-    }
-    if crate::world::holds_a_stop() && !crate::faults::planted("waits-for-itself") {
-        return Err(HoldsAStop);
-    }
-    Ok(RegistryGuard(match current() {
-        Some(record) => {
-            let _awaits = Awaits::new(record);
-            crate::stop_point::blocked(record, || REGISTRY.lock())
-        }
-        None => REGISTRY.lock(),
-    }))
+/// Takes the registry lock if it is free.
+pub(crate) fn try_lock() -> Option<RegistryGuard> {
+    REGISTRY.try_lock().map(RegistryGuard)
 }
 
-/// [`lock`], for a thread that is in BLOCKED, whatever else it is in: it waits as it is.
-///
-/// # Errors
-/// As [`lock`].
-pub(crate) fn lock_blocked() -> Result<RegistryGuard, HoldsAStop> {
-    if crate::world::holds_a_stop() {
-        return Err(HoldsAStop);
-    }
-    Ok(RegistryGuard(REGISTRY.lock()))
+/// Takes the registry lock, and waits for it if it is not free. A mutator calls this in BLOCKED
+/// only, so that the stop that holds the lock does not wait for it in turn; and nobody does who
+/// holds a stop.
+pub(crate) fn lock_blocked() -> RegistryGuard {
+    RegistryGuard(REGISTRY.lock())
 }
 
-/// The thread waits for the registry lock.
-struct Awaits(&'static Record);
-
-impl Awaits {
-    fn new(record: &'static Record) -> Self {
-        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets
-        // there.
-        record.awaits_registry.store(true, Ordering::Relaxed);
-        Self(record)
-    }
-}
-
-impl Drop for Awaits {
-    fn drop(&mut self) {
-        self.0.awaits_registry.store(false, Ordering::Relaxed);
-    }
-}
-
-// ---- the numbers that stops go by ---------------------------------------------------------------
-
-/// Number of the last stop that began. Changes under the registry lock.
-pub(crate) static BEGUN: AtomicU64 = AtomicU64::new(0);
-/// Number of the last stop that was resumed; the futex word of every parked thread.
-pub(crate) static RESUMED: AtomicU64 = AtomicU64::new(0);
-
-/// The last stop resumed. Acquire pairs with the Release in `Stopped::resume`: what the stopper did
-/// to the heap is seen by whom it frees.
-#[inline]
-pub(crate) fn resumed() -> u64 {
-    RESUMED.load(Ordering::Acquire)
-}
-
-/// May a parked thread look for the resume a moment longer before it sleeps? Set by each stop: if
-/// there is a core for every stopped thread and the stopper.
-pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
-
-/// The core that the stopper was on when it asked; a thread that parks on that one must leave it at
-/// once. `u32::MAX`: not known.
-pub(crate) static STOPPER_CORE: AtomicU32 = AtomicU32::new(u32::MAX);
-
-/// For how long a parked thread looks before it sleeps, in nanoseconds, as the stopper does (`SPIN`
-/// in `world.rs`). To be woken costs 30 us on a virtual machine at best (from the resume until the
-/// thread goes on, 11 of them the waker's), and some hundred where the core has halted and the host
-/// gave it away. What a stop of a collection does for one mutator or two is done by then, and
-/// nobody sleeps.
-const LOOK: u64 = 100_000;
-
-/// Looks between two looks at the clock: a microsecond or two.
-const LOOKS: u32 = 32;
-
-/// Sleeps until stop `number` is resumed (or for a while: callers re-check).
-pub(crate) fn wait_for_resume(number: u64) {
-    // Relaxed: hints.
-    let is_beside = || processors::own() != Some(STOPPER_CORE.load(Ordering::Relaxed));
-    if MAY_SPIN.load(Ordering::Relaxed) && is_beside() {
-        let until = clock::now() + LOOK;
-        while clock::now() < until {
-            for _ in 0..LOOKS {
-                if resumed() >= number {
-                    return;
-                }
-                park::spin_hint();
-            }
-        }
-    }
-    let now = resumed();
-    if now < number {
-        // The low half changes with each resume; a wrap of 2^32 resumes between these two lines
-        // would be needed to sleep wrongly.
-        let patience = Some(watchdog::PATIENCE);
-        park::wait(park::low_half(&RESUMED), now as u32, patience);
-        if resumed() < number {
-            watchdog::ask_the_stopper();
-        }
-    }
+/// Is the running thread attached, and inside `no_preempt`?
+pub fn in_no_preempt_here() -> bool {
+    current().is_some_and(|record| record.depth.load(Ordering::Relaxed) != 0)
 }

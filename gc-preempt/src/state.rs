@@ -28,7 +28,7 @@
 //!   waited for.
 //! * ASIDE belongs to no stop. The holder of the registry lock sets it and takes it away, and a
 //!   thread cannot leave BLOCKED with it: so a thread that is aside stands still until it has had
-//!   the registry lock, which every stop holds (`world/aside.rs`).
+//!   the registry lock, which every stop holds (`members.rs`).
 //! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper
 //!   may count acknowledgements.
 

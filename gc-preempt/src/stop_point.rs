@@ -18,7 +18,7 @@
 //!
 //! # What handlers of the host's have interrupted
 //! A thread may stand in a handler of the host's that has interrupted a restart or an unsafe range
-//! (see `walk/handlers.rs`). Only a walk of its stack tells. A thread that has a signal blocked may
+//! (see `walk/signal_frames.rs`). Only a walk of its stack tells. A thread that has a signal blocked may
 //! be in such a handler, or be one of a pool whose signals are blocked for good, with a deep stack.
 //!
 //! * Before it answers, the thread walks [`FRAMES`] frames. Most handlers stand within so few. Time
@@ -33,13 +33,11 @@
 use crate::arch::{self, SignalFrame};
 use crate::code::{CODE, Place};
 use crate::context::{Origin, Registers, Snapshot};
-use crate::mutator::Mutator;
-use crate::registry::{self, Record};
+use crate::registry::Record;
 use crate::signal_mask::SignalMask;
-use crate::state::{Kept, Phase};
+use crate::stop_number::{resumed, wait_for_resume};
 use crate::walk::{self, Behind};
-use crate::world::aside;
-use crate::{acknowledgements, altstack, clock, faults, park};
+use crate::{acknowledgements, altstack, clock, faults};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -254,8 +252,8 @@ pub(crate) fn frame_snapshot(frame: SignalFrame) -> Snapshot {
 /// Parks the thread until the stop that it acknowledged, and every later one that took it over, has
 /// been resumed. Async-signal-safe.
 pub(crate) fn park_stopped(record: &Record) {
-    while let Err(number) = record.state.leave_stopped(registry::resumed) {
-        registry::wait_for_resume(number);
+    while let Err(number) = record.state.leave_stopped(resumed) {
+        wait_for_resume(number);
     }
 }
 
@@ -303,7 +301,7 @@ pub(crate) unsafe fn acknowledge_and_park(
 /// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe
 /// range; one that is about to wait cannot.
 #[cold]
-fn stop_here(record: &'static Record, may_go_on: bool) {
+pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
     struct Call {
         record: &'static Record,
         may_go_on: bool,
@@ -314,7 +312,7 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
         let mask = SignalMask::all_but_faults();
         loop {
             let word = record.state.load();
-            if !word.asked() || registry::resumed() >= word.number() {
+            if !word.asked() || resumed() >= word.number() {
                 return;
             }
             let from = clock::now();
@@ -349,7 +347,7 @@ fn stop_here(record: &'static Record, may_go_on: bool) {
     arch::call_spilled(at_call, core::ptr::from_ref(&call).cast_mut().cast());
 }
 
-fn at_call_snapshot(sp: usize, fp: usize, pc: usize) -> Snapshot {
+pub(crate) fn at_call_snapshot(sp: usize, fp: usize, pc: usize) -> Snapshot {
     Snapshot {
         registers: Registers::at_call(sp, fp, pc),
         vectors: 0..0,
@@ -365,147 +363,10 @@ pub(crate) fn poll(record: &'static Record) {
     }
 }
 
-/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
-/// call of the embedder's (H5).
-///
-/// It is there at the latest when the thread next returns from the kernel; the bound is for a
-/// thread whose mask has come to block SIGURG.
-fn drain_signals(record: &Record) {
-    for _ in 0..1000 {
-        if record.in_flight.load(Ordering::Relaxed) == 0 {
-            return;
-        }
-        // SAFETY: no arguments, no memory.
-        unsafe { libc::sched_yield() };
-    }
-}
-
-/// Could the running thread wait in [`blocked`] here?
-pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
-    let here = 0u8;
-    let standing = Standing::Wait {
-        sp: &raw const here as usize,
-    };
-    // SAFETY: on the record's own thread, by the callers; no stop is spoken of.
-    unsafe { may_stop(record, &standing) }.map(drop)
-}
-
-/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and
-/// sends nothing.
-///
-/// # Panics
-/// Inside `no_preempt`, and on a stack that is not the thread's own.
-#[track_caller]
-pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
-    if record.state.load().phase() == Phase::Blocked && record.depth.load(Ordering::Relaxed) == 0 {
-        return f();
-    }
-    match may_wait(record) {
-        Ok(()) => {}
-        Err(Obstacle::NoPreempt) => {
-            panic!("blocking inside no_preempt: a stop could wait for this thread for ever")
-        }
-        Err(_) => {
-            panic!("blocking on a stack that is not the thread's own: it would not be scanned")
-        }
-    }
-    struct Call<F, R> {
-        record: &'static Record,
-        f: Option<F>,
-        result: Option<R>,
-    }
-    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding
-    /// that is not Rust's and that nothing may catch, such as `pthread_exit`'s.
-    struct Leave(&'static Record);
-    impl Drop for Leave {
-        fn drop(&mut self) {
-            let record = self.0;
-            if record.state.leave_blocked(registry::resumed).is_err() {
-                let _mask = SignalMask::all_but_faults();
-                while let Err(kept) = record.state.leave_blocked(registry::resumed) {
-                    match kept {
-                        Kept::Stop(number) => registry::wait_for_resume(number),
-                        Kept::Aside => aside::come_back(record),
-                    }
-                }
-            }
-            // Relaxed: says to one who looks twice that it was here. Only this thread writes it.
-            let returns = record.returns.load(Ordering::Relaxed);
-            record
-                .returns
-                .store(returns.wrapping_add(1), Ordering::Relaxed);
-        }
-    }
-    extern "C-unwind" fn enter<F: FnOnce() -> R, R>(
-        data: *mut (),
-        sp: usize,
-        fp: usize,
-        pc: usize,
-    ) {
-        // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
-        let call = unsafe { &mut *data.cast::<Call<F, R>>() };
-        let record = call.record;
-        // A walk reads from this SP on, which may lie on another page than the one that was asked
-        // about.
-        record.own_stack.holds(sp);
-        loop {
-            drain_signals(record);
-            // As inside no_preempt: a handler that parked between publishing and entering would
-            // leave its own snapshot, or half of it.
-            record.depth.store(
-                u32::from(!faults::planted("no-blocking-section")),
-                Ordering::Relaxed,
-            );
-            compiler_fence(Ordering::SeqCst);
-            // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
-            unsafe { record.publish(at_call_snapshot(sp, fp, pc)) };
-            if faults::planted("slow-blocking") {
-                for _ in 0..2_000 {
-                    park::spin_hint();
-                }
-            }
-            let entered = record.state.enter_blocked(registry::resumed);
-            compiler_fence(Ordering::SeqCst);
-            record.depth.store(0, Ordering::Relaxed);
-            if entered.is_ok() {
-                break;
-            }
-            compiler_fence(Ordering::SeqCst);
-            stop_here(record, false);
-        }
-        let _leave = Leave(record);
-        if let Some(f) = call.f.take() {
-            call.result = Some(if faults::planted("caught") {
-                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            } else {
-                f()
-            });
-        }
-    }
-    fn entry<F: FnOnce() -> R, R>(
-        _: &Call<F, R>,
-    ) -> extern "C-unwind" fn(*mut (), usize, usize, usize) {
-        enter::<F, R>
-    }
-    let mut call = Call {
-        record,
-        f: Some(f),
-        result: None,
-    };
-    arch::call_spilled(entry(&call), (&raw mut call).cast());
-    match call.result {
-        Some(result) => result,
-        None => unreachable!("enter runs f"),
-    }
-}
-
-/// A section in which the thread is not stopped. See [`Mutator::no_preempt_guard`].
+/// A section in which the thread is not stopped. See [`Mutator::no_preempt_guard`](crate::Mutator::no_preempt_guard).
 pub struct NoPreempt<'m> {
     record: &'static Record,
-    _mutator: PhantomData<(&'m Mutator, *mut ())>,
+    _of_a_mutator: PhantomData<(&'m (), *mut ())>,
 }
 
 impl NoPreempt<'_> {
@@ -519,7 +380,7 @@ impl NoPreempt<'_> {
         compiler_fence(Ordering::SeqCst);
         NoPreempt {
             record,
-            _mutator: PhantomData,
+            _of_a_mutator: PhantomData,
         }
     }
 }

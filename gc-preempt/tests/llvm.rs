@@ -454,7 +454,7 @@ fn unwind_tables_given_with_the_code_are_used() {
     let error = maps()
         .with_eh_frame(&library.eh_frame[..30], address)
         .unwrap_err();
-    assert_eq!(error.fault, gc_preempt::stackmap::Fault::Unwind);
+    assert_eq!(error.kind, gc_preempt::stackmap::StackMapErrorKind::Unwind);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 /// Every test binary aborts on malloc in a stopped world and in no_preempt.
 #[global_allocator]
-static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 
 fn world() -> World {
     World::new(Config::default()).unwrap()

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use common::{hazard, world};
 use gc_preempt::faults::steps;
 use gc_preempt::stackmap::cranelift::Function;
-use gc_preempt::stackmap::{Fault, StackMaps};
+use gc_preempt::stackmap::{StackMapErrorKind, StackMaps};
 use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule, RootSink, WalkStats, World};
 
 /// The complement of the reference that the walks look for: nobody else keeps the reference itself.
@@ -325,7 +325,10 @@ fn h55_unwind_tables_are_not_run_again_and_again() {
             next = entry(next + 4, &[&extent.concat()[..], &[0]].concat());
         }
         let error = StackMaps::default().with_eh_frame(&section, 0).unwrap_err();
-        assert!(matches!(error.fault, Fault::UnwindCie { .. }), "{error}");
+        assert!(
+            matches!(error.kind, StackMapErrorKind::UnwindCie { .. }),
+            "{error}"
+        );
     });
 }
 

@@ -9,4 +9,4 @@ pub mod search;
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]
-static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;

@@ -15,7 +15,7 @@ use gc_test_harness::search::{Count, Options};
 /// Under test, malloc aborts where it may wait for a stopped thread.
 #[cfg(feature = "faults")]
 #[global_allocator]
-static STRICT: gc_preempt::faults::StrictAllocator = gc_preempt::faults::StrictAllocator;
+static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
 const USAGE: u8 = 64;

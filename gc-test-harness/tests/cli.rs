@@ -1,6 +1,6 @@
 //! `gclab` on the command line: what it prints where, and its exit codes.
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use std::process::{Command, Output};
 
 #[global_allocator]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use serde_json::Value;
 
 #[global_allocator]

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use gc_test_harness::lox::jit::JitConfig;
 use gc_test_harness::lox::run::{Outcome, RunConfig, run_file, run_source};
 

@@ -5,7 +5,7 @@
 
 use std::process::Command;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use gc_test_harness::lox::fuzz::{Counts, Judge, check};
 
 #[global_allocator]

@@ -7,7 +7,7 @@
 
 use std::process::Command;
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use gc_test_harness::lox::clear;
 use gc_test_harness::lox::jit::JitConfig;
 use gc_test_harness::lox::run::{RunConfig, run_source};

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 use gc_preempt::{CodeGuard, Config, Mutator, Stopped, World};
 use gc_test_harness::kernels::codegen::Arena;
 use gc_test_harness::kernels::loops::{Loops, base64_encode, base64_table, count_oracle};

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 
 // ---- the allocator ------------------------------------------------------------------------------
 

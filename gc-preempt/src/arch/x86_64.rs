@@ -4,9 +4,9 @@
 //! * [`call_spilled`] pushes the callee-saved registers and calls on, so that everything a thread
 //!   holds at a voluntary stop is in memory above a known stack pointer.
 //! * `urge_async_preempt` is what [`inject`] makes an interrupted instruction call. It saves the
-//!   general registers, the flags and the whole XSAVE state on the thread's own stack, calls
-//!   [`injected_stop`](crate::signal::injected_stop), restores everything and returns to the
-//!   interrupted instruction. `ret 128` steps back over the red zone that [`inject`] skipped.
+//!   general registers, the flags and the whole XSAVE state on the thread's own stack, calls the
+//!   function that [`define_trampoline`] is given, restores everything and returns to the
+//!   interrupted instruction. `ret 128` steps back over the red zone that `inject` skipped.
 //! * [`thread_pointer`] names the running thread without thread-local storage of our own.
 //!
 //! The trampoline is one unsafe range: a stop that finds a thread in it waits. It has no CFI on
@@ -32,7 +32,7 @@ const SW_RESERVED: usize = 464;
 const LEGACY_FPSTATE: usize = 512;
 /// Where the trampoline writes the address of its [`InjectedFrame`] into its image: bytes that
 /// XSAVE leaves to software.
-const INJECTED_REGISTERS: usize = 464;
+pub(crate) const INJECTED_REGISTERS: usize = 464;
 /// What of the legacy image holds registers: x87's (or MMX's), then the low halves of the vector
 /// registers.
 const X87: Range<usize> = 32..160;
@@ -44,7 +44,7 @@ const XCOMP_BV: usize = 520;
 
 /// The XSAVE image of an injected stop, in bytes; set by [`setup`] before the first injection can
 /// happen.
-static XSAVE_SIZE: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static XSAVE_SIZE: AtomicUsize = AtomicUsize::new(0);
 
 /// Where each component of the extended state lies in an image of the standard format: offset and
 /// size. From [`setup`].
@@ -92,87 +92,97 @@ global_asm!(
     "ret",
     ".cfi_endproc",
     ".size urge_call_spilled, . - urge_call_spilled",
-    "",
-    ".p2align 4",
-    ".globl urge_async_preempt",
-    ".hidden urge_async_preempt",
-    ".type urge_async_preempt,@function",
-    "urge_async_preempt:",
-    // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may
-    // change them.
-    "pushfq",
-    "lea rsp, [rsp - 128]",
-    "mov [rsp + 0x00], rax",
-    "mov [rsp + 0x08], rdx",
-    "mov [rsp + 0x10], rcx",
-    "mov [rsp + 0x18], rbx",
-    "mov [rsp + 0x20], rsi",
-    "mov [rsp + 0x28], rdi",
-    "mov [rsp + 0x30], rbp",
-    "lea rax, [rsp + 144 + 128]",
-    "mov [rsp + 0x38], rax",
-    "mov [rsp + 0x40], r8",
-    "mov [rsp + 0x48], r9",
-    "mov [rsp + 0x50], r10",
-    "mov [rsp + 0x58], r11",
-    "mov [rsp + 0x60], r12",
-    "mov [rsp + 0x68], r13",
-    "mov [rsp + 0x70], r14",
-    "mov [rsp + 0x78], r15",
-    "cld",
-    "mov rbx, rsp",
-    "sub rsp, qword ptr [rip + {size}]",
-    "and rsp, -64",
-    // The walker finds the registers from here: XSAVE leaves these bytes to software.
-    "mov [rsp + {registers}], rbx",
-    "xor eax, eax",
-    "mov [rsp + 512], rax",
-    "mov [rsp + 520], rax",
-    "mov [rsp + 528], rax",
-    "mov [rsp + 536], rax",
-    "mov [rsp + 544], rax",
-    "mov [rsp + 552], rax",
-    "mov [rsp + 560], rax",
-    "mov [rsp + 568], rax",
-    "mov eax, -1",
-    "mov edx, -1",
-    "xsave64 [rsp]",
-    "mov rdi, rbx",
-    "mov rsi, rsp",
-    "call {stop}",
-    ".globl urge_async_preempt_back",
-    ".hidden urge_async_preempt_back",
-    "urge_async_preempt_back:",
-    "mov eax, -1",
-    "mov edx, -1",
-    "xrstor64 [rsp]",
-    "mov rsp, rbx",
-    "mov rax, [rsp + 0x00]",
-    "mov rdx, [rsp + 0x08]",
-    "mov rcx, [rsp + 0x10]",
-    "mov rbx, [rsp + 0x18]",
-    "mov rsi, [rsp + 0x20]",
-    "mov rdi, [rsp + 0x28]",
-    "mov rbp, [rsp + 0x30]",
-    "mov r8,  [rsp + 0x40]",
-    "mov r9,  [rsp + 0x48]",
-    "mov r10, [rsp + 0x50]",
-    "mov r11, [rsp + 0x58]",
-    "mov r12, [rsp + 0x60]",
-    "mov r13, [rsp + 0x68]",
-    "mov r14, [rsp + 0x70]",
-    "mov r15, [rsp + 0x78]",
-    "lea rsp, [rsp + 128]",
-    "popfq",
-    "ret 128",
-    ".globl urge_async_preempt_end",
-    ".hidden urge_async_preempt_end",
-    "urge_async_preempt_end:",
-    ".size urge_async_preempt, . - urge_async_preempt",
-    size = sym XSAVE_SIZE,
-    stop = sym crate::signal::injected_stop,
-    registers = const INJECTED_REGISTERS,
 );
+
+/// The assembly of the `async_preempt` trampoline, which calls `$stop`: a function of the floor
+/// above, so the macro is expanded there, once.
+macro_rules! define_trampoline {
+    ($stop:path) => {
+        core::arch::global_asm!(
+            ".text",
+            ".p2align 4",
+            ".globl urge_async_preempt",
+            ".hidden urge_async_preempt",
+            ".type urge_async_preempt,@function",
+            "urge_async_preempt:",
+            // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may
+            // change them.
+            "pushfq",
+            "lea rsp, [rsp - 128]",
+            "mov [rsp + 0x00], rax",
+            "mov [rsp + 0x08], rdx",
+            "mov [rsp + 0x10], rcx",
+            "mov [rsp + 0x18], rbx",
+            "mov [rsp + 0x20], rsi",
+            "mov [rsp + 0x28], rdi",
+            "mov [rsp + 0x30], rbp",
+            "lea rax, [rsp + 144 + 128]",
+            "mov [rsp + 0x38], rax",
+            "mov [rsp + 0x40], r8",
+            "mov [rsp + 0x48], r9",
+            "mov [rsp + 0x50], r10",
+            "mov [rsp + 0x58], r11",
+            "mov [rsp + 0x60], r12",
+            "mov [rsp + 0x68], r13",
+            "mov [rsp + 0x70], r14",
+            "mov [rsp + 0x78], r15",
+            "cld",
+            "mov rbx, rsp",
+            "sub rsp, qword ptr [rip + {size}]",
+            "and rsp, -64",
+            // The walker finds the registers from here: XSAVE leaves these bytes to software.
+            "mov [rsp + {registers}], rbx",
+            "xor eax, eax",
+            "mov [rsp + 512], rax",
+            "mov [rsp + 520], rax",
+            "mov [rsp + 528], rax",
+            "mov [rsp + 536], rax",
+            "mov [rsp + 544], rax",
+            "mov [rsp + 552], rax",
+            "mov [rsp + 560], rax",
+            "mov [rsp + 568], rax",
+            "mov eax, -1",
+            "mov edx, -1",
+            "xsave64 [rsp]",
+            "mov rdi, rbx",
+            "mov rsi, rsp",
+            "call {stop}",
+            ".globl urge_async_preempt_back",
+            ".hidden urge_async_preempt_back",
+            "urge_async_preempt_back:",
+            "mov eax, -1",
+            "mov edx, -1",
+            "xrstor64 [rsp]",
+            "mov rsp, rbx",
+            "mov rax, [rsp + 0x00]",
+            "mov rdx, [rsp + 0x08]",
+            "mov rcx, [rsp + 0x10]",
+            "mov rbx, [rsp + 0x18]",
+            "mov rsi, [rsp + 0x20]",
+            "mov rdi, [rsp + 0x28]",
+            "mov rbp, [rsp + 0x30]",
+            "mov r8,  [rsp + 0x40]",
+            "mov r9,  [rsp + 0x48]",
+            "mov r10, [rsp + 0x50]",
+            "mov r11, [rsp + 0x58]",
+            "mov r12, [rsp + 0x60]",
+            "mov r13, [rsp + 0x68]",
+            "mov r14, [rsp + 0x70]",
+            "mov r15, [rsp + 0x78]",
+            "lea rsp, [rsp + 128]",
+            "popfq",
+            "ret 128",
+            ".globl urge_async_preempt_end",
+            ".hidden urge_async_preempt_end",
+            "urge_async_preempt_end:",
+            ".size urge_async_preempt, . - urge_async_preempt",
+            size = sym $crate::arch::x86_64::XSAVE_SIZE,
+            stop = sym $stop,
+            registers = const $crate::arch::x86_64::INJECTED_REGISTERS,
+        );
+    };
+}
+pub(crate) use define_trampoline;
 
 global_asm!(
     ".text",
@@ -228,8 +238,8 @@ pub(crate) unsafe fn call_on(top: usize, f: extern "C" fn(*mut ()), data: *mut (
     unsafe { urge_call_on(f, data, top) }
 }
 
-/// Where the trampoline goes on once [`injected_stop`](crate::signal::injected_stop) returns: SP is
-/// at its XSAVE image then.
+/// Where the trampoline goes on once the function that it calls returns: SP is at its XSAVE image
+/// then.
 pub(crate) fn trampoline_back() -> usize {
     urge_async_preempt_back as *const () as usize
 }

@@ -2,7 +2,13 @@
 
 use proptest::prelude::*;
 
+use std::any::Any;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
+use crate::stackmap::StackMaps;
 use crate::stackmap::cranelift::Function;
 
 fn managed(range: Range<usize>) -> CodeSpec {

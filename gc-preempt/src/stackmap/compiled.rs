@@ -5,6 +5,7 @@ use std::process::Command;
 
 use object::{Object, ObjectSection, ObjectSymbol, RelocationTarget};
 
+use super::maps::{Layout, Slot};
 use super::*;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
@@ -52,8 +53,8 @@ fn check(file: &[u8]) {
     let (section, address) = relocated(file);
     let maps = StackMaps::from_llvm(&section).expect("a table without a fault");
     assert_eq!(maps.len(), 6);
-    let sp = |offset| Place {
-        from: From::Sp,
+    let sp = |offset| FrameWord {
+        from: BaseRegister::Sp,
         offset,
     };
     let edge = |offset| Slot {
@@ -86,8 +87,8 @@ fn check(file: &[u8]) {
             "dynamic",
             62,
             vec![Slot {
-                edge: Place {
-                    from: From::Rbp,
+                edge: FrameWord {
+                    from: BaseRegister::Rbp,
                     offset: -24,
                 },
                 derived: None,
@@ -138,7 +139,7 @@ fn an_object_that_nobody_relocated_is_refused() {
     let object = object::File::parse(&*file).unwrap();
     let section = object.section_by_name(".llvm_stackmaps").unwrap();
     let error = StackMaps::from_llvm(section.data().unwrap()).unwrap_err();
-    assert_eq!(error, Fault::NotRelocated.at(16));
+    assert_eq!(error, StackMapErrorKind::NotRelocated.at(16));
 }
 
 #[test]

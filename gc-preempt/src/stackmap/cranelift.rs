@@ -6,13 +6,14 @@
 //! by itself, although references may live across that one in callee-saved registers. Only the
 //! converter can tell the two apart (by the relocation), so it says so: [`Site::known`].
 //!
-//! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across
+//! BaseRegister SP upwards a frame holds outgoing arguments, sized slots (the references that live across
 //! calls are here), spills, registers saved for the caller, the caller's RBP and the return
 //! address. Two of these areas may hold the only copy of a reference and have no map: the arguments
 //! (while the callee is still in its prologue) and the saved registers (with a native caller).
 //! Hence [`Function::outgoing`] and [`Function::clobber`], which are scanned conservatively.
 
-use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
+use super::maps::{BaseRegister, FrameWord, Layout, Sites, Slot, StackMaps};
+use crate::table_error::{StackMapError, StackMapErrorKind};
 
 /// One compiled function, at its final address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +50,17 @@ pub struct Site {
 /// Frames beyond this are taken for nonsense.
 const MAX_FRAME: u32 = 1 << 30;
 
-pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> {
+impl StackMaps {
+    /// The table of functions that Cranelift compiled; see the head of this module.
+    ///
+    /// # Errors
+    /// If the facts contradict each other: the error says which and where.
+    pub fn from_cranelift(functions: &[Function]) -> Result<Self, StackMapError> {
+        build(functions)
+    }
+}
+
+fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> {
     let mut sites = Sites::default();
     let mut ranges = Vec::with_capacity(functions.len());
     for function in functions {
@@ -61,22 +72,22 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
             outgoing,
             ..
         } = *function;
-        let bad = |fault: Fault| Err(fault.at(address));
+        let bad = |fault: StackMapErrorKind| Err(fault.at(address));
         let Some(end) = address.checked_add(size as usize).filter(|_| size > 0) else {
-            return bad(Fault::FunctionSize(size));
+            return bad(StackMapErrorKind::FunctionSize(size));
         };
         ranges.push(address..end);
         if !frame.is_multiple_of(8) || frame > MAX_FRAME {
-            return bad(Fault::FrameSize(frame.into()));
+            return bad(StackMapErrorKind::FrameSize(frame.into()));
         }
         if clobber > frame || !clobber.is_multiple_of(8) {
-            return bad(Fault::FramePart {
+            return bad(StackMapErrorKind::FramePart {
                 part: clobber,
                 frame,
             });
         }
         if outgoing > frame {
-            return bad(Fault::FramePart {
+            return bad(StackMapErrorKind::FramePart {
                 part: outgoing,
                 frame,
             });
@@ -90,7 +101,7 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
         for site in &function.sites {
             let offset = site.return_offset;
             if offset == 0 || offset > size {
-                return bad(Fault::ReturnOffset { offset, size });
+                return bad(StackMapErrorKind::ReturnOffset { offset, size });
             }
             let return_address = address + offset as usize;
             // Slots lie between the arguments and the saved registers, or the facts contradict each
@@ -98,7 +109,7 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
             let highest = (frame - clobber).checked_sub(8);
             for &slot in &site.slots {
                 if !slot.is_multiple_of(8) || slot < outgoing || Some(slot) > highest {
-                    return Err(Fault::Slot {
+                    return Err(StackMapErrorKind::Slot {
                         offset: slot.into(),
                         frame,
                     }
@@ -106,8 +117,8 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
                 }
             }
             let slots = site.slots.iter().map(|&slot| Slot {
-                edge: Place {
-                    from: From::Sp,
+                edge: FrameWord {
+                    from: BaseRegister::Sp,
                     offset: slot as i32,
                 },
                 derived: None,
@@ -117,7 +128,7 @@ pub(super) fn build(functions: &[Function]) -> Result<StackMaps, StackMapError> 
     }
     ranges.sort_unstable_by_key(|r| r.start);
     if let Some(pair) = ranges.windows(2).find(|w| w[0].end > w[1].start) {
-        return Err(Fault::FunctionOverlap {
+        return Err(StackMapErrorKind::FunctionOverlap {
             other: pair[0].start,
         }
         .at(pair[1].start));

@@ -40,10 +40,11 @@
 //! caller: the walker takes them from the unwind tables. A linker concatenates the tables of
 //! several objects; they are all read.
 
+use crate::context::PRESERVED;
 use crate::faults;
-use crate::unwind::PRESERVED;
 
-use super::{Fault, From, Layout, Place, Sites, Slot, StackMapError, StackMaps};
+use super::maps::{BaseRegister, FrameWord, Layout, Sites, Slot, StackMaps};
+use crate::table_error::{StackMapError, StackMapErrorKind};
 
 const DWARF_RSP: u16 = 7;
 const DWARF_RBP: u16 = 6;
@@ -73,7 +74,7 @@ impl Cursor<'_> {
         let wanted = count.saturating_mul(size);
         if wanted > self.left() as u64 {
             let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-            return Err(Fault::Truncated {
+            return Err(StackMapErrorKind::Truncated {
                 wanted,
                 left: self.left(),
             }
@@ -88,7 +89,7 @@ impl Cursor<'_> {
                 self.at += N;
                 Ok(*bytes)
             }
-            None => Err(Fault::Truncated {
+            None => Err(StackMapErrorKind::Truncated {
                 wanted: N,
                 left: self.left(),
             }
@@ -152,11 +153,20 @@ struct Function {
     records: u64,
 }
 
-/// Reads a section. See the head of this file.
-///
-/// # Errors
-/// If it is malformed in any way.
-pub fn parse(section: &[u8]) -> Result<StackMaps, StackMapError> {
+impl StackMaps {
+    /// The table in a `.llvm_stackmaps` section as it stands in memory after relocation; see
+    /// the head of this module.
+    ///
+    /// Reading it takes time and memory in proportion to its length.
+    ///
+    /// # Errors
+    /// If the section is malformed in any way: the error says in what and where.
+    pub fn from_llvm(section: &[u8]) -> Result<Self, StackMapError> {
+        parse(section)
+    }
+}
+
+fn parse(section: &[u8]) -> Result<StackMaps, StackMapError> {
     let mut cursor = Cursor { section, at: 0 };
     let mut sites = Sites::default();
     let mut entries = Vec::new();
@@ -180,7 +190,7 @@ fn table(
     cursor.expect(1, HEADER as u64)?;
     let version = cursor.u8()?;
     if version != 3 {
-        return Err(Fault::Version(version).at(start));
+        return Err(StackMapErrorKind::Version(version).at(start));
     }
     cursor.u8()?;
     cursor.u16()?;
@@ -197,12 +207,12 @@ fn table(
         let size = cursor.u64()?;
         let records = cursor.u64()?;
         if address == 0 {
-            return Err(Fault::NotRelocated.at(at));
+            return Err(StackMapErrorKind::NotRelocated.at(at));
         }
         let frame = match size {
             u64::MAX => None,
             _ if size > MAX_FRAME || !size.is_multiple_of(8) => {
-                return Err(Fault::FrameSize(size).at(at + 8));
+                return Err(StackMapErrorKind::FrameSize(size).at(at + 8));
             }
             _ => Some(size as u32),
         };
@@ -215,7 +225,7 @@ fn table(
         });
     }
     if sum != u64::from(record_count) {
-        return Err(Fault::Counts {
+        return Err(StackMapErrorKind::Counts {
             functions: sum,
             header: record_count,
         }
@@ -257,7 +267,7 @@ fn record(
     cursor.align()?;
 
     let Some(return_address) = function.address.checked_add(offset as usize) else {
-        return Err(Fault::Address.at(at + 8));
+        return Err(StackMapErrorKind::Address.at(at + 8));
     };
     let mut slots = Vec::new();
     let known = references(&locations, function.frame, &mut slots)?;
@@ -267,7 +277,7 @@ fn record(
         .flat_map(|s: &Slot| [Some(s.edge), s.derived])
         .flatten();
     let lowest = places
-        .filter(|p| p.from == From::Sp)
+        .filter(|p| p.from == BaseRegister::Sp)
         .map(|p| p.offset as u32)
         .min();
     let layout = Layout {
@@ -295,14 +305,14 @@ fn location(cursor: &mut Cursor<'_>, constants: u32) -> Result<Location, StackMa
             if u32::try_from(value).is_ok_and(|index| index < constants) {
                 Where::Pooled
             } else {
-                return Err(Fault::Constant {
+                return Err(StackMapErrorKind::Constant {
                     index: value,
                     pool: constants,
                 }
                 .at(at));
             }
         }
-        other => return Err(Fault::LocationKind(other).at(at)),
+        other => return Err(StackMapErrorKind::LocationKind(other).at(at)),
     };
     Ok(Location {
         at,
@@ -330,21 +340,21 @@ fn references(
         .ok()
         .and_then(|n| rest.get(n..))
     else {
-        return Err(Fault::Deopt(deopt.value as u32 as u64).at(deopt.at));
+        return Err(StackMapErrorKind::Deopt(deopt.value as u32 as u64).at(deopt.at));
     };
     let direct = |l: &Location| matches!(l.kind, Where::Direct);
     if rest.iter().any(direct) && !faults::planted("allocas-as-pairs") {
         return Ok(false);
     }
     if !pairs.len().is_multiple_of(2) {
-        return Err(Fault::Unpaired(pairs.len()).at(pairs[0].at));
+        return Err(StackMapErrorKind::Unpaired(pairs.len()).at(pairs[0].at));
     }
     let mut known = true;
     for pair in pairs.chunks_exact(2) {
         let (base, derived) = (&pair[0], &pair[1]);
         // A constant has no words, so sizes need not agree.
         if base.size != derived.size && !constant(base) && !constant(derived) {
-            let sizes = Fault::PairSizes {
+            let sizes = StackMapErrorKind::PairSizes {
                 base: base.size,
                 derived: derived.size,
             };
@@ -385,10 +395,10 @@ fn references(
 fn words(
     location: &Location,
     frame: Option<u32>,
-) -> Result<Option<impl Iterator<Item = Place> + use<>>, StackMapError> {
+) -> Result<Option<impl Iterator<Item = FrameWord> + use<>>, StackMapError> {
     let size = location.size;
     if size == 0 || !size.is_multiple_of(8) {
-        return Err(Fault::SlotSize(size).at(location.at));
+        return Err(StackMapErrorKind::SlotSize(size).at(location.at));
     }
     let limit = frame.unwrap_or(MAX_FRAME as u32) + MAX_ARGUMENTS;
     let (low, high) = match location.register {
@@ -399,22 +409,22 @@ fn words(
         _ => return Ok(None),
     };
     let from = if location.register == DWARF_RSP {
-        From::Sp
+        BaseRegister::Sp
     } else {
-        From::Rbp
+        BaseRegister::Rbp
     };
     if size / 8 > MAX_WORDS && !faults::planted("unbounded-locations") {
         return Ok(None);
     }
     let offset = i64::from(location.value);
     if offset % 8 != 0 || offset < low || offset + i64::from(size) > high {
-        return Err(Fault::Slot {
+        return Err(StackMapErrorKind::Slot {
             offset,
             frame: limit,
         }
         .at(location.at));
     }
-    Ok(Some((0..i32::from(size / 8)).map(move |i| Place {
+    Ok(Some((0..i32::from(size / 8)).map(move |i| FrameWord {
         from,
         offset: offset as i32 + 8 * i,
     })))

@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 
 use super::cranelift::{Function, Site as Call};
+use super::maps::{Layout, Slot};
 use super::*;
 
 fn function() -> Function {
@@ -33,9 +34,9 @@ fn function() -> Function {
     }
 }
 
-fn sp(offset: i32) -> Place {
-    Place {
-        from: From::Sp,
+fn sp(offset: i32) -> FrameWord {
+    FrameWord {
+        from: BaseRegister::Sp,
         offset,
     }
 }
@@ -84,45 +85,48 @@ fn contradictions_in_cranelifts_facts_are_errors() {
     let refused = |change: &dyn Fn(&mut Function)| {
         let mut f = function();
         change(&mut f);
-        StackMaps::from_cranelift(&[f]).unwrap_err().fault
+        StackMaps::from_cranelift(&[f]).unwrap_err().kind
     };
-    assert_eq!(refused(&|f| f.size = 0), Fault::FunctionSize(0));
+    assert_eq!(refused(&|f| f.size = 0), StackMapErrorKind::FunctionSize(0));
     assert_eq!(
         refused(&|f| f.address = usize::MAX),
-        Fault::FunctionSize(0x80)
+        StackMapErrorKind::FunctionSize(0x80)
     );
-    assert_eq!(refused(&|f| f.frame_to_fp = 60), Fault::FrameSize(60));
+    assert_eq!(
+        refused(&|f| f.frame_to_fp = 60),
+        StackMapErrorKind::FrameSize(60)
+    );
     assert_eq!(
         refused(&|f| f.clobber = 72),
-        Fault::FramePart {
+        StackMapErrorKind::FramePart {
             part: 72,
             frame: 64
         }
     );
     assert_eq!(
         refused(&|f| f.outgoing = 72),
-        Fault::FramePart {
+        StackMapErrorKind::FramePart {
             part: 72,
             frame: 64
         }
     );
     assert_eq!(
         refused(&|f| f.sites[0].return_offset = 0x81),
-        Fault::ReturnOffset {
+        StackMapErrorKind::ReturnOffset {
             offset: 0x81,
             size: 0x80
         }
     );
     assert_eq!(
         refused(&|f| f.sites[0].return_offset = 0),
-        Fault::ReturnOffset {
+        StackMapErrorKind::ReturnOffset {
             offset: 0,
             size: 0x80
         }
     );
     assert_eq!(
         refused(&|f| f.sites[1].return_offset = 0x20),
-        Fault::Twice {
+        StackMapErrorKind::Twice {
             return_address: 0x1020
         }
     );
@@ -130,7 +134,7 @@ fn contradictions_in_cranelifts_facts_are_errors() {
     for slot in [12, 0, 48, 64, u32::MAX - 7] {
         assert_eq!(
             refused(&|f| f.sites[0].slots = vec![slot]),
-            Fault::Slot {
+            StackMapErrorKind::Slot {
                 offset: slot.into(),
                 frame: 64
             }
@@ -140,7 +144,7 @@ fn contradictions_in_cranelifts_facts_are_errors() {
     near.address += 0x7f;
     assert_eq!(
         StackMaps::from_cranelift(&[near, function()]).unwrap_err(),
-        Fault::FunctionOverlap { other: 0x1000 }.at(0x107f)
+        StackMapErrorKind::FunctionOverlap { other: 0x1000 }.at(0x107f)
     );
 }
 
@@ -242,8 +246,8 @@ fn llvm_pairs_become_slots() {
             plain(32),
             plain(40),
             Slot {
-                edge: Place {
-                    from: From::Rbp,
+                edge: FrameWord {
+                    from: BaseRegister::Rbp,
                     offset: -16
                 },
                 derived: None
@@ -269,7 +273,7 @@ fn llvm_says_when_it_does_not_know() {
     let pair = [(INDIRECT, 8, 7, 1 << 20), (INDIRECT, 8, 7, 1 << 20)];
     let (known, _, layout) = Writer::statepoint(u64::MAX, 0, &pair).site().unwrap();
     assert!(known && layout.span.is_none());
-    // From a base pointer.
+    // BaseRegister a base pointer.
     let pair = [(INDIRECT, 8, 3, 8), (INDIRECT, 8, 3, 8)];
     assert!(!Writer::statepoint(24, 0, &pair).site().unwrap().0);
     // Not a statepoint's record.
@@ -372,53 +376,68 @@ fn malformed_llvm_tables_are_errors_with_a_place() {
         w.0[at] = byte;
         w.site().unwrap_err()
     };
-    assert_eq!(with(0, 2), Fault::Version(2).at(0));
+    assert_eq!(with(0, 2), StackMapErrorKind::Version(2).at(0));
     assert_eq!(
         with(12, 2),
-        Fault::Counts {
+        StackMapErrorKind::Counts {
             functions: 1,
             header: 2
         }
         .at(12)
     );
     assert!(
-        matches!(with(7, 0xff).fault, Fault::Truncated { .. }),
+        matches!(with(7, 0xff).kind, StackMapErrorKind::Truncated { .. }),
         "functions"
     );
     assert!(
-        matches!(with(11, 0xff).fault, Fault::Truncated { .. }),
+        matches!(with(11, 0xff).kind, StackMapErrorKind::Truncated { .. }),
         "constants"
     );
-    assert_eq!(with(17, 0), Fault::NotRelocated.at(16));
-    assert_eq!(with(24, 25), Fault::FrameSize(25).at(24));
-    assert_eq!(with(31, 1), Fault::FrameSize(24 | 1 << 56).at(24));
+    assert_eq!(with(17, 0), StackMapErrorKind::NotRelocated.at(16));
+    assert_eq!(with(24, 25), StackMapErrorKind::FrameSize(25).at(24));
+    assert_eq!(
+        with(31, 1),
+        StackMapErrorKind::FrameSize(24 | 1 << 56).at(24)
+    );
     let locations = 16 + 24 + 8 + 16;
-    assert_eq!(with(locations, 9), Fault::LocationKind(9).at(locations));
-    assert_eq!(with(locations, 0), Fault::LocationKind(0).at(locations));
+    assert_eq!(
+        with(locations, 9),
+        StackMapErrorKind::LocationKind(9).at(locations)
+    );
+    assert_eq!(
+        with(locations, 0),
+        StackMapErrorKind::LocationKind(0).at(locations)
+    );
     let deopt = locations + 24;
-    assert_eq!(with(deopt + 8, 3), Fault::Deopt(3).at(deopt));
-    assert_eq!(with(deopt + 8, 1), Fault::Unpaired(1).at(deopt + 24));
+    assert_eq!(with(deopt + 8, 3), StackMapErrorKind::Deopt(3).at(deopt));
+    assert_eq!(
+        with(deopt + 8, 1),
+        StackMapErrorKind::Unpaired(1).at(deopt + 24)
+    );
     for cut in 1..good.0.len() {
         let error = StackMaps::from_llvm(&good.0[..cut]).unwrap_err();
         assert!(
-            matches!(error.fault, Fault::Truncated { .. }),
+            matches!(error.kind, StackMapErrorKind::Truncated { .. }),
             "{cut}: {error}"
         );
         assert!(error.at <= cut);
     }
 
     let refused = |frame, pair: [(u8, u16, u16, i32); 2]| {
-        Writer::statepoint(frame, 0, &pair)
-            .site()
-            .unwrap_err()
-            .fault
+        Writer::statepoint(frame, 0, &pair).site().unwrap_err().kind
     };
     let both = |l| [l, l];
-    assert_eq!(refused(24, both((INDIRECT, 4, 7, 8))), Fault::SlotSize(4));
-    assert_eq!(refused(24, both((INDIRECT, 0, 7, 8))), Fault::SlotSize(0));
+    assert_eq!(
+        refused(24, both((INDIRECT, 4, 7, 8))),
+        StackMapErrorKind::SlotSize(4)
+    );
+    assert_eq!(
+        refused(24, both((INDIRECT, 0, 7, 8))),
+        StackMapErrorKind::SlotSize(0)
+    );
     assert_eq!(
         refused(24, [(INDIRECT, 8, 7, 8), (INDIRECT, 16, 7, 8)]),
-        Fault::PairSizes {
+        StackMapErrorKind::PairSizes {
             base: 8,
             derived: 16
         }
@@ -433,7 +452,7 @@ fn malformed_llvm_tables_are_errors_with_a_place() {
     ] {
         assert_eq!(
             refused(frame, both((INDIRECT, 8, register, offset))),
-            Fault::Slot {
+            StackMapErrorKind::Slot {
                 offset: offset.into(),
                 frame: frame as u32 + (1 << 16)
             },
@@ -449,24 +468,24 @@ fn malformed_llvm_tables_are_errors_with_a_place() {
     );
     assert_eq!(
         refused(24, [(INDIRECT, 8, 7, 8), (POOLED, 8, 0, 1)]),
-        Fault::Constant { index: 1, pool: 1 }
+        StackMapErrorKind::Constant { index: 1, pool: 1 }
     );
     assert_eq!(
         refused(24, [(INDIRECT, 8, 7, 8), (POOLED, 8, 0, -1)]),
-        Fault::Constant { index: -1, pool: 1 }
+        StackMapErrorKind::Constant { index: -1, pool: 1 }
     );
     let mut twice = good.clone();
     twice.0.extend(&good.0);
     assert_eq!(
-        twice.site().unwrap_err().fault,
-        Fault::Twice {
+        twice.site().unwrap_err().kind,
+        StackMapErrorKind::Twice {
             return_address: 0x1010
         }
     );
     let mut beyond = Writer::default();
     beyond.header(&[(u64::MAX, 24, 1)], &[], 1);
     beyond.record(1, &[]);
-    assert_eq!(beyond.site().unwrap_err().fault, Fault::Address);
+    assert_eq!(beyond.site().unwrap_err().kind, StackMapErrorKind::Address);
 }
 
 #[test]

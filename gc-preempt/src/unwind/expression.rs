@@ -1,6 +1,6 @@
 //! Evaluates the DWARF expressions that occur in unwind rows.
 
-use super::Value;
+use super::rule::Value;
 
 /// A number on the evaluation's stack.
 #[derive(Clone, Copy)]

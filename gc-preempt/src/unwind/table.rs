@@ -9,12 +9,10 @@ use std::ops::Range;
 
 use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian, UnwindContext, UnwindSection};
 
-use super::{Row, Storage, rule_of};
+use super::cfi::{Storage, rule_of};
+use super::rule::Row;
 use crate::faults;
-use crate::stackmap::{Fault, StackMapError};
-
-/// Bytes of a CIE (what an FDE shares with others) at most. Compilers make 20 to 40.
-pub(crate) const MAX_CIE: usize = 512;
+use crate::table_error::{MAX_CIE, StackMapError, StackMapErrorKind};
 
 /// A copy of an `.eh_frame` section and an index of its entries.
 pub(crate) struct Table {
@@ -39,13 +37,16 @@ impl Table {
         let mut context = UnwindContext::<usize, Storage>::new_in();
         let mut reached = 0;
         let mut input = frames.entries(&bases);
-        while let Some(entry) = input.next().map_err(|_| Fault::Unwind.at(reached))? {
+        while let Some(entry) = input
+            .next()
+            .map_err(|_| StackMapErrorKind::Unwind.at(reached))?
+        {
             let entry = match entry {
                 CieOrFde::Cie(cie) => {
                     reached = cie.offset();
                     let bytes = cie.entry_len();
                     if bytes > MAX_CIE && !faults::planted("unbounded-cie") {
-                        return Err(Fault::UnwindCie { bytes }.at(reached));
+                        return Err(StackMapErrorKind::UnwindCie { bytes }.at(reached));
                     }
                     cies.push((reached, cie));
                     continue;
@@ -60,9 +61,9 @@ impl Table {
                 let (_, cie) = found.ok_or(gimli::Error::NotCieId(at.0 as u64))?;
                 Ok(cie.clone())
             });
-            let entry = entry.map_err(|_| Fault::Unwind.at(reached))?;
+            let entry = entry.map_err(|_| StackMapErrorKind::Unwind.at(reached))?;
             reached = entry.offset();
-            let bad = Fault::Unwind.at(reached);
+            let bad = StackMapErrorKind::Unwind.at(reached);
             let start = entry.initial_address() as usize;
             let end = start.checked_add(entry.len() as usize).ok_or(bad)?;
             let mut rows = entry.rows(&frames, &bases, &mut context).map_err(|_| bad)?;
@@ -73,7 +74,7 @@ impl Table {
         }
         entries.sort_unstable_by_key(|(range, _)| range.start);
         match entries.windows(2).find(|w| w[0].0.end > w[1].0.start) {
-            Some(pair) => Err(Fault::Unwind.at(pair[1].1)),
+            Some(pair) => Err(StackMapErrorKind::Unwind.at(pair[1].1)),
             None => Ok(Self {
                 section: section.into(),
                 address,

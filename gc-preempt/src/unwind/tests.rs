@@ -2,8 +2,11 @@
 
 use proptest::prelude::*;
 
+use super::expression::evaluate;
+use super::modules::{look_up, module, stays};
 use super::*;
-use crate::stackmap::Fault;
+use crate::context::{RBP, RSP};
+use crate::table_error::{MAX_CIE, StackMapErrorKind};
 
 fn at(register: usize, offset: i32, loaded: Option<i32>) -> Option<Value> {
     Some(Value {
@@ -99,87 +102,6 @@ fn the_first_instruction_of_functions_has_the_plain_rule() {
         assert_eq!((rule.back, rule.saves), (Back::Address, 8));
         assert_eq!(rule.saved, [Saved::Same; 6]);
     }
-}
-
-/// What a row is kept for is what it says: no other rule would have been found for any of its PCs.
-/// A PLT is among them, which stands at the beginning of a module's code, and whose rule depends on
-/// the PC.
-#[test]
-fn a_kept_row_speaks_of_the_pcs_that_it_holds_for_and_of_no_others() {
-    setup();
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
-    let starts = maps.lines().filter(|line| line.contains(" r-xp "));
-    let starts = starts.map(|line| usize::from_str_radix(line.split('-').next().unwrap(), 16));
-    let (mut kept, mut found) = (0, 0);
-    for start in starts.map(Result::unwrap).chain([setup as fn() as usize]) {
-        let mut rows = Rows::new();
-        for pc in start..start + 4000 {
-            let row = look_up(pc);
-            if let Some(known) = rows.find(pc) {
-                assert_eq!(Some(known), row.map(|row| row.rule), "{pc:#x}");
-                found += 1;
-            } else if let Some(row) = row {
-                assert!(row.pcs.contains(&pc), "{pc:#x}");
-                rows.keep(&row);
-                kept += 1;
-            }
-        }
-        assert_eq!(rows.find(0), None);
-    }
-    assert!(found > 2 * kept, "{found} found, {kept} kept");
-}
-
-#[test]
-fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
-    setup();
-    let foreign = Box::into_raw(Box::new(0u64)) as usize;
-    let mut session = Session::new(7);
-    let cache = session.cache.expect("a cache");
-    let slot = |pc: usize| {
-        let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        // SAFETY: this test has taken the cache.
-        unsafe { &mut (*cache.kept.get()).entries[hash as usize % ENTRIES] }
-    };
-    let planted = Rule {
-        saves: 1234,
-        ..Rule::SIGNAL
-    };
-    *slot(foreign) = Entry {
-        pc: foreign,
-        stop: 7,
-        rule: Some(planted),
-    };
-    assert_eq!(
-        session.rule(foreign, None),
-        Some(&planted),
-        "kept within the stop"
-    );
-    session.stop = 8;
-    assert_eq!(
-        session.rule(foreign, None),
-        None,
-        "looked up anew in the next"
-    );
-    *slot(foreign) = Entry {
-        pc: foreign,
-        stop: NEVER,
-        rule: Some(planted),
-    };
-    assert_eq!(session.rule(foreign, None), None, "of a walk in no stop");
-    session.stop = NEVER;
-    for _ in 0..2 {
-        slot(foreign).rule = Some(planted);
-        assert_eq!(
-            session.rule(foreign, None),
-            None,
-            "nor does such a walk believe another"
-        );
-    }
-    let own = setup as fn() as usize;
-    assert!(session.rule(own, None).is_some());
-    assert_eq!(slot(own).stop, ALWAYS);
-    // SAFETY: allocated above.
-    drop(unsafe { Box::from_raw(foreign as *mut u64) });
 }
 
 /// A copy of the vDSO's tables, as if they had come with generated code.
@@ -303,7 +225,7 @@ fn a_cie_is_short_and_read_once() {
     assert_eq!(Table::parse(&fits, 0).unwrap().entries.len(), 3);
     let error = Table::parse(&section(16, &shared(520), &[&[][..]; 3]), 0).unwrap_err();
     assert!(
-        matches!(error.fault, Fault::UnwindCie { bytes } if bytes > MAX_CIE),
+        matches!(error.kind, StackMapErrorKind::UnwindCie { bytes } if bytes > MAX_CIE),
         "{error}"
     );
     assert_eq!(error.at, 0);
@@ -312,7 +234,10 @@ fn a_cie_is_short_and_read_once() {
     let pointer = section.len() - 32 + 4;
     assert_eq!(section[pointer] as usize, pointer);
     section[pointer] -= 4;
-    assert_eq!(Table::parse(&section, 0).unwrap_err().fault, Fault::Unwind);
+    assert_eq!(
+        Table::parse(&section, 0).unwrap_err().kind,
+        StackMapErrorKind::Unwind
+    );
 }
 
 proptest! {

@@ -18,9 +18,13 @@
 
 use std::hint::black_box;
 
-use super::{AHEAD, CodeMap, Frame, Frames, Next, Nothing, Walker};
+use super::frame::{Frame, Next};
+use super::sink::Nothing;
+use super::walker::{AHEAD, Walker};
 use crate::arch;
+use crate::code::CodeMap;
 use crate::context::Registers;
+use crate::own_stack::StackBounds;
 use crate::registry::Record;
 use crate::unwind::{self, NEVER};
 
@@ -66,15 +70,15 @@ pub(crate) unsafe fn rehearse<'a>(
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
-pub(crate) unsafe fn learn(code: &CodeMap, frames: Frames<'_>) -> u32 {
+pub(crate) unsafe fn learn(code: &CodeMap, bounds: StackBounds<'_>) -> u32 {
     let here = 0usize;
-    if !frames.stack.contains(&(&raw const here as usize)) {
+    if !bounds.stack.contains(&(&raw const here as usize)) {
         return 0;
     }
-    let mut own = Own::new(code, frames.stack.end);
+    let mut own = Own::new(code, bounds.stack.end);
     nest(0, &mut own);
     if let Some(cfa) = own.outermost {
-        frames.is_outermost(cfa);
+        bounds.is_outermost(cfa);
     }
     black_box(&here);
     own.seen

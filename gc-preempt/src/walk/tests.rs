@@ -3,8 +3,14 @@
 
 use proptest::prelude::*;
 
+use std::ops::Range;
+use std::ptr;
+use std::sync::atomic::AtomicUsize;
+
+use super::walker::Walker;
 use super::*;
-use crate::code::{CodeGuard, CodeSpec, CodeWhat};
+use crate::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
+use crate::context::{RBP, RSP, Registers};
 use crate::stackmap::StackMaps;
 use crate::stackmap::cranelift::{Function, Site as Call};
 use crate::unwind;
@@ -136,7 +142,7 @@ impl Scene {
         let range = self.words.as_ptr_range();
         let stack = range.start as usize..range.end as usize;
         let outermost = AtomicUsize::new(0);
-        let frames = Frames {
+        let frames = StackBounds {
             stack,
             outermost: &outermost,
         };
@@ -583,11 +589,11 @@ fn native_frames_are_walked_as_the_systems_unwinder_does() {
 fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
     unwind::setup();
     let map = CodeMap::leaked();
-    let lock = crate::registry::lock().unwrap();
+    let lock = crate::blocking::lock().unwrap();
     // SAFETY: the registry lock is held; the stack is this thread's.
     let [few, all] = unsafe {
         let none = std::iter::empty();
-        let frames = Frames {
+        let frames = StackBounds {
             stack: own_stack(),
             outermost: &AtomicUsize::new(0),
         };

@@ -21,24 +21,12 @@
 //! Only a mutator of one world that has a `back` hook is set aside, and none that waits for the
 //! registry lock: it would leave `blocking` with the lock that it needs to be taken back.
 
-use super::{Inner, Member, Members, MutatorHooks, Stopped, StoppedMutator, World};
-use crate::faults;
-use crate::registry::{self, Record, RegistryGuard};
-use crate::state::Phase;
+use super::stopped::Stopped;
+use crate::blocking::lock;
+use crate::members::World;
+use crate::stopped_mutator::StoppedMutator;
 use crate::unwind;
 use core::sync::atomic::Ordering;
-
-impl MutatorHooks {
-    /// Hooks for a mutator that is never set aside.
-    #[must_use]
-    pub const fn at_end(at_exit: unsafe fn(*mut ()), gone: unsafe fn(*mut ())) -> Self {
-        Self {
-            at_exit,
-            gone,
-            back: None,
-        }
-    }
-}
 
 impl World {
     /// Sets mutators aside that have been in `blocking` since the call before this one: from now on
@@ -63,7 +51,7 @@ impl World {
         const LOOKS: usize = 256;
         let (mut at, mut sum) = (0, 0);
         loop {
-            let Ok(mut lock) = registry::lock() else {
+            let Ok(mut lock) = lock() else {
                 return sum;
             };
             let members = self.inner.members(&mut lock);
@@ -76,7 +64,10 @@ impl World {
                 };
                 if !member.waits_for_long() || !member.record.state.set_aside() {
                     at += 1;
-                } else if !member.awaits_registry() && may(&StoppedMutator::aside(member)) {
+                } else if !member.awaits_registry() && {
+                    // SAFETY: the registry lock is held, and the mutator is aside.
+                    may(&unsafe { member.stopped(unwind::NEVER) })
+                } {
                     members.put_aside(at, &self.inner);
                     aside += 1;
                 } else {
@@ -104,7 +95,7 @@ impl World {
         most: usize,
         mut f: impl FnMut(&StoppedMutator<'_>),
     ) -> Option<usize> {
-        let mut lock = registry::lock().ok()?;
+        let mut lock = lock().ok()?;
         let mut at = from.min(self.inner.members(&mut lock).aside.len());
         for _ in 0..most {
             at = at.checked_sub(1)?;
@@ -122,7 +113,8 @@ impl World {
                 }
                 continue;
             }
-            f(&StoppedMutator::aside(member));
+            // SAFETY: the registry lock is held.
+            f(&unsafe { member.stopped(unwind::NEVER) });
         }
         (at > 0).then_some(at)
     }
@@ -135,141 +127,9 @@ impl Stopped<'_> {
         // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
         // borrowed.
         let aside = unsafe { &(*self.world.inner.members.get()).aside };
-        aside.iter().map(StoppedMutator::aside)
-    }
-}
-
-impl<'s> StoppedMutator<'s> {
-    /// The registry lock is held for `'s`, and the member is aside.
-    fn aside(member: &'s Member) -> Self {
-        Self {
-            member,
-            number: unwind::NEVER,
-        }
-    }
-}
-
-impl Member {
-    /// Is it blocked, and was it so at the last look and ever since?
-    fn waits_for_long(&mut self) -> bool {
-        let returns = self.record.returns.load(Ordering::Relaxed);
-        let blocked = self.record.state.load().phase() == Phase::Blocked;
-        let before = core::mem::replace(&mut self.blocked_at, blocked.then_some(returns));
-        blocked
-            && before == Some(returns)
-            && !self.dead
-            && self.hooks.is_some_and(|hooks| hooks.back.is_some())
-            && self.record.worlds.load(Ordering::Relaxed) == 1
-    }
-
-    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it
-    /// could not be taken back.
-    fn awaits_registry(&self) -> bool {
-        self.record.awaits_registry.load(Ordering::Relaxed) && !faults::planted("waiter-aside")
-    }
-}
-
-impl Members {
-    /// All of them, those that are aside last.
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
-        self.list.iter().chain(&self.aside)
-    }
-
-    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Member> {
-        self.list.iter_mut().chain(&mut self.aside)
-    }
-
-    /// Adds a member. The list has room for those that are aside, too: they come back where malloc
-    /// may not be called.
-    pub(crate) fn add(&mut self, member: Member) {
-        self.list.reserve(1 + self.aside.len());
-        self.list.push(member);
-    }
-
-    /// Takes all memberships of a record out: one, at most.
-    pub(crate) fn take_all(&mut self, record: &'static Record) -> Vec<Member> {
-        let is_its = |m: &mut Member| core::ptr::eq(m.record, record);
-        let mut taken: Vec<_> = self.list.extract_if(.., is_its).collect();
-        if let Some(at) = self
-            .aside
+        // SAFETY: as above.
+        aside
             .iter()
-            .position(|m| core::ptr::eq(m.record, record))
-        {
-            taken.push(self.take_aside(at));
-        }
-        taken
-    }
-
-    /// Forgets all but the mutator of `keep`: in the child of a fork.
-    pub(crate) fn keep_only(&mut self, keep: Option<&'static Record>) {
-        let keeps = |m: &Member| keep.is_some_and(|r| core::ptr::eq(r, m.record));
-        self.list.retain(keeps);
-        self.aside.retain(keeps);
-        for (at, member) in self.aside.iter().enumerate() {
-            member.record.aside_at.store(at, Ordering::Relaxed);
-        }
-    }
-
-    fn put_aside(&mut self, at: usize, inner: &Inner) {
-        let member = self.list.swap_remove(at);
-        let record = member.record;
-        // Relaxed, here and below: under the registry lock.
-        record.aside_at.store(self.aside.len(), Ordering::Relaxed);
-        let inner = core::ptr::from_ref(inner).cast_mut();
-        record.aside.store(inner, Ordering::Relaxed);
-        self.aside.push(member);
-    }
-
-    /// Takes a member out of those that are aside. Allocates and frees nothing.
-    fn take_aside(&mut self, at: usize) -> Member {
-        let member = self.aside.swap_remove(at);
-        member
-            .record
-            .aside
-            .store(core::ptr::null_mut(), Ordering::Relaxed);
-        if let Some(moved) = self.aside.get(at) {
-            moved.record.aside_at.store(at, Ordering::Relaxed);
-        }
-        member
-    }
-
-    /// Makes a mutator that is aside a member like others. Allocates nothing.
-    pub(crate) fn take_back(&mut self, record: &'static Record) {
-        let at = record.aside_at.load(Ordering::Relaxed);
-        let mut member = self.take_aside(at);
-        member.blocked_at = None;
-        if let Some(back) = member.hooks.and_then(|hooks| hooks.back) {
-            // SAFETY: `attach_with`'s caller promised that this may be called here.
-            unsafe { back(member.data, &StoppedMutator::aside(&member)) };
-        }
-        // There is room: see `add`.
-        self.list.push(member);
-        record.state.take_back();
-    }
-}
-
-/// Takes the running thread back, which is aside, in whichever world.
-#[cold]
-pub(crate) fn come_back(record: &'static Record) {
-    // Where this thread holds a stop, it holds the registry lock by that.
-    let lock: Option<RegistryGuard> = if faults::planted("back-unlocked") {
-        None
-    } else {
-        registry::lock_blocked().ok()
-    };
-    let inner = record.aside.load(Ordering::Relaxed);
-    // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
-    // it is alive.
-    if let Some(inner) = unsafe { inner.as_ref() } {
-        // SAFETY: the registry lock is held.
-        unsafe { (*inner.members.get()).take_back(record) };
-    }
-    drop(lock);
-}
-
-impl Record {
-    /// Is it aside in that world? Under the registry lock.
-    pub(crate) fn is_aside_in(&self, inner: &Inner) -> bool {
-        core::ptr::eq(self.aside.load(Ordering::Relaxed), inner)
+            .map(|member| unsafe { member.stopped(unwind::NEVER) })
     }
 }

@@ -4,13 +4,12 @@
 //! The first is no part of a stop, so the registry lock is free meanwhile: a thread that attaches
 //! waits for stops only.
 
-use super::Member;
 use crate::acknowledgements;
-use crate::mutator::MutatorId;
+use crate::members::Member;
 use crate::quiet::NoCancel;
-use crate::registry::Record;
+use crate::registry::{MutatorId, Record};
 use crate::state::Phase;
-use crate::{faults, park, processors, signal, watchdog};
+use crate::{faults, handler, park, processors, signal, watchdog};
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -139,7 +138,7 @@ impl Wait {
                 resend_gap = (resend_gap * 2).min(RESEND_MAX);
                 resend_at = now + resend_gap;
                 if self.signals {
-                    signal::reinstall();
+                    handler::reinstall();
                 }
                 self.send_again(members, |_| true);
             }

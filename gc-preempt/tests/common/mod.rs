@@ -11,7 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use gc_preempt::faults::StrictAllocator;
+use gc_preempt::StrictAllocator;
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;

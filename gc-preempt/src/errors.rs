@@ -3,12 +3,8 @@
 use core::fmt;
 
 use crate::code::CodeError;
-use crate::mutator::MutatorId;
-use crate::registry::HoldsAStop;
-
-/// What a thread is told that would wait for itself.
-pub(crate) const HOLDS_A_STOP: &str =
-    "this thread has stopped a world: resume it first (drop its `Stopped`)";
+use crate::registry::MutatorId;
+use crate::stopper::{HOLDS_A_STOP, HoldsAStop};
 
 /// Why a world could not be set up.
 #[derive(Debug)]

@@ -4,10 +4,10 @@
 //! over. Two binary searches and the checks of a site's slots cost 35 to 55 ns a frame; all they
 //! say depends on the return address alone where frames are laid out by RBP, so it is kept in a few
 //! entries that live as long as the walk does: 17 ns (best of 21 blocks, 10,000 frames). (Frames
-//! that go by unwind tables have their own memory, see `unwind.rs`.)
+//! that go by unwind tables have their own memory, see `unwind`.)
 
 use crate::code::{FrameRule, Managed};
-use crate::stackmap::{From, Place, Site};
+use crate::stackmap::{BaseRegister, FrameWord, Site};
 
 /// Direct-mapped: a recursion through a handful of functions fits. Each walk begins with clearing
 /// it.
@@ -45,7 +45,7 @@ impl<'a> Known<'a> {
             outgoing: site.layout.outgoing? as usize,
         };
         let body = i64::from(span) - i64::from(site.layout.clobber);
-        let inside = |place: Place| {
+        let inside = |place: FrameWord| {
             let at = known.offset(place);
             (0..body).contains(&at) && at % 8 == 0
         };
@@ -59,10 +59,10 @@ impl<'a> Known<'a> {
     }
 
     /// Where a slot is, counted from SP.
-    pub(super) fn offset(&self, place: Place) -> i64 {
+    pub(super) fn offset(&self, place: FrameWord) -> i64 {
         match place.from {
-            From::Sp => place.offset.into(),
-            From::Rbp => self.span as i64 + i64::from(place.offset),
+            BaseRegister::Sp => place.offset.into(),
+            BaseRegister::Rbp => self.span as i64 + i64::from(place.offset),
         }
     }
 }

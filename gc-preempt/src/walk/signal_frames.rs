@@ -10,7 +10,7 @@
 //! cannot be stopped yet.
 //!
 //! # Who does it, and when
-//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`]). While
+//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`](super::settle)). While
 //!    a handler runs its signal is blocked, so an empty mask says that none does, and nearly every
 //!    stop gets off with one compare. A few frames are walked before it acknowledges the stop, the
 //!    others beside the stop, see `stop_point.rs`.
@@ -23,25 +23,22 @@
 //!
 //! # How a signal frame is found
 //! By the unwind tables, as one more frame. Where the walk has lost its way, by looking at every
-//! word from there on ([`Walker::search`]): the kernel's `sigcontext` holds the segment selectors
+//! word from there on (`Walker::search`): the kernel's `sigcontext` holds the segment selectors
 //! in one word, which hardly anything else looks like; flags, stack pointer and PC are tested
 //! besides. What has the form of a signal frame but is a dead one's rest gets a word changed that
 //! nobody reads. An unsafe range is not believed there, since a stop must not wait for a rest.
 
-use std::ops::Range;
+use super::frame::{Frame, Next, Stack, Step};
+use crate::arch::RED_ZONE;
+use crate::context::Registers;
 use std::ptr;
-
-use super::{Frame, Frames, Next, Nothing, RED_ZONE, Stack, Step, Walker, walk_with};
-use crate::code::{CodeMap, Place};
-use crate::context::{Registers, Snapshot};
-use crate::faults;
 
 /// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
 const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// Bytes of its first instruction.
 const RESTORE_MOV: usize = 7;
 /// Words of a frame in a search: more than most frames have.
-const WORDS: usize = 32;
+pub(super) const WORDS: usize = 32;
 /// From the ucontext to `uc_mcontext.gregs`.
 const GREGS: usize = 40;
 /// The place of each register in `gregs`, in DWARF's order, then RIP and the flags.
@@ -55,36 +52,6 @@ const FLAGS: usize = 17;
 const SELECTORS: usize = 18;
 /// CS in 64-bit code; GS and FS, which the kernel does not write, are zero.
 const USER_CODE: usize = 0x33;
-
-/// What a walk has found behind handlers of the host's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Behind {
-    /// Nothing is interrupted in a restart range any more, nor in an unsafe one.
-    Settled,
-    /// A handler has interrupted an unsafe range: the thread must not be stopped now.
-    Unsafe,
-    /// The walk has ended before the stack's end, and found nothing unsafe.
-    TooDeep,
-}
-
-/// Moves what handlers further out on the running thread's own stack have interrupted out of
-/// restart ranges, in the `most` innermost frames.
-///
-/// # Safety
-/// As for [`walk`](super::walk), but on the thread itself, for a stop that is under way. The
-/// stopper holds the registry lock until this returns: the thread has not answered the stop yet, or
-/// has announced its walk.
-pub(crate) unsafe fn settle(
-    code: &CodeMap,
-    number: u64,
-    snapshot: &Snapshot,
-    frames: Frames<'_>,
-    most: u32,
-) -> Behind {
-    // SAFETY: the caller's contract.
-    let (_, behind) = unsafe { walk_with(code, number, snapshot, frames, &mut Nothing, most) };
-    behind
-}
 
 impl Stack {
     /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal
@@ -130,7 +97,7 @@ impl Stack {
 
     /// The saved PC of what looks like a signal frame, if `selectors` is where its segment
     /// selectors are.
-    fn saved_pc(&self, selectors: usize) -> Option<usize> {
+    pub(super) fn saved_pc(&self, selectors: usize) -> Option<usize> {
         if self.word(selectors)? & 0xffff_ffff_ffff != USER_CODE {
             return None;
         }
@@ -140,61 +107,5 @@ impl Stack {
         // Bit 1 of the flags is always set, and none above bit 21 ever.
         (flags & 2 != 0 && flags >> 22 == 0 && sp > selectors && self.0.contains(&sp))
             .then_some(gregs + 8 * RIP)
-    }
-}
-
-impl Walker<'_> {
-    /// A step into what a handler has interrupted; the PC that it will return to lies at `saved`.
-    pub(super) fn behind_a_handler(&mut self, mut step: Step, saved: usize) -> Step {
-        if let Next::Frame(frame) = &mut step.next {
-            match self.place(frame.pc) {
-                Place::Restart { start } => {
-                    self.put_back(saved, start);
-                    frame.pc = start;
-                }
-                Place::Unsafe => self.behind = Behind::Unsafe,
-                Place::Managed | Place::Native => {}
-            }
-        }
-        step
-    }
-
-    /// The walk ends here, short of the stack's end.
-    pub(super) fn too_deep(&mut self) {
-        if self.behind == Behind::Settled {
-            self.behind = Behind::TooDeep;
-        }
-    }
-
-    /// Looks for signal frames where no table leads from one frame to the next, in as many words as
-    /// the frames that may still be walked would have.
-    pub(super) fn search(&mut self, words: &Range<usize>) {
-        let first = words.start.next_multiple_of(8);
-        let most = (self.left as usize).saturating_mul(8 * WORDS);
-        let end = first.saturating_add(most).min(words.end & !7);
-        if end < words.end & !7 {
-            self.too_deep();
-        }
-        for selectors in (first..end).step_by(8) {
-            if let Some(saved) = self.stack.saved_pc(selectors)
-                && let Some(pc) = self.stack.word(saved)
-                && let Place::Restart { start } = self.place(pc)
-            {
-                self.put_back(saved, start);
-            }
-        }
-    }
-
-    fn place(&self, pc: usize) -> Place {
-        // SAFETY: the registry lock is held, by `walk`'s contract.
-        unsafe { self.code.classify(pc) }
-    }
-
-    fn put_back(&self, saved: usize, start: usize) {
-        if !faults::planted("no-outer-restart") {
-            // SAFETY: a word of the stopped thread's stack, tested by the reads that came before:
-            // the PC of a signal frame, which only the return from that signal will read.
-            unsafe { ptr::write_volatile(saved as *mut usize, start) };
-        }
     }
 }

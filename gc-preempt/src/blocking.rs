@@ -1,0 +1,193 @@
+//! Waiting in `blocking`, where no stop waits for the thread; the registry lock is waited for so.
+
+use core::sync::atomic::{Ordering, compiler_fence};
+
+use crate::members;
+use crate::registry::{self, Record, RegistryGuard};
+use crate::signal_mask::SignalMask;
+use crate::state::{Kept, Phase};
+use crate::stop_number::{resumed, wait_for_resume};
+use crate::stop_point::{Obstacle, Standing, at_call_snapshot, may_stop, stop_here};
+use crate::stopper::{HoldsAStop, holds_a_stop};
+use crate::{arch, faults, park};
+
+/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
+/// call of the embedder's (H5).
+///
+/// It is there at the latest when the thread next returns from the kernel; the bound is for a
+/// thread whose mask has come to block SIGURG.
+fn drain_signals(record: &Record) {
+    for _ in 0..1000 {
+        if record.in_flight.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // SAFETY: no arguments, no memory.
+        unsafe { libc::sched_yield() };
+    }
+}
+
+/// Could the running thread wait in [`blocked`] here?
+pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
+    let here = 0u8;
+    let standing = Standing::Wait {
+        sp: &raw const here as usize,
+    };
+    // SAFETY: on the record's own thread, by the callers; no stop is spoken of.
+    unsafe { may_stop(record, &standing) }.map(drop)
+}
+
+/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and
+/// sends nothing.
+///
+/// # Panics
+/// Inside `no_preempt`, and on a stack that is not the thread's own.
+#[track_caller]
+pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
+    if record.state.load().phase() == Phase::Blocked && record.depth.load(Ordering::Relaxed) == 0 {
+        return f();
+    }
+    match may_wait(record) {
+        Ok(()) => {}
+        Err(Obstacle::NoPreempt) => {
+            panic!("blocking inside no_preempt: a stop could wait for this thread for ever")
+        }
+        Err(_) => {
+            panic!("blocking on a stack that is not the thread's own: it would not be scanned")
+        }
+    }
+    struct Call<F, R> {
+        record: &'static Record,
+        f: Option<F>,
+        result: Option<R>,
+    }
+    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding
+    /// that is not Rust's and that nothing may catch, such as `pthread_exit`'s.
+    struct Leave(&'static Record);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            let record = self.0;
+            if record.state.leave_blocked(resumed).is_err() {
+                let _mask = SignalMask::all_but_faults();
+                while let Err(kept) = record.state.leave_blocked(resumed) {
+                    match kept {
+                        Kept::Stop(number) => wait_for_resume(number),
+                        Kept::Aside => members::come_back(record),
+                    }
+                }
+            }
+            // Relaxed: says to one who looks twice that it was here. Only this thread writes it.
+            let returns = record.returns.load(Ordering::Relaxed);
+            record
+                .returns
+                .store(returns.wrapping_add(1), Ordering::Relaxed);
+        }
+    }
+    extern "C-unwind" fn enter<F: FnOnce() -> R, R>(
+        data: *mut (),
+        sp: usize,
+        fp: usize,
+        pc: usize,
+    ) {
+        // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
+        let call = unsafe { &mut *data.cast::<Call<F, R>>() };
+        let record = call.record;
+        // A walk reads from this SP on, which may lie on another page than the one that was asked
+        // about.
+        record.own_stack.holds(sp);
+        loop {
+            drain_signals(record);
+            // As inside no_preempt: a handler that parked between publishing and entering would
+            // leave its own snapshot, or half of it.
+            record.depth.store(
+                u32::from(!faults::planted("no-blocking-section")),
+                Ordering::Relaxed,
+            );
+            compiler_fence(Ordering::SeqCst);
+            // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
+            unsafe { record.publish(at_call_snapshot(sp, fp, pc)) };
+            if faults::planted("slow-blocking") {
+                for _ in 0..2_000 {
+                    park::spin_hint();
+                }
+            }
+            let entered = record.state.enter_blocked(resumed);
+            compiler_fence(Ordering::SeqCst);
+            record.depth.store(0, Ordering::Relaxed);
+            if entered.is_ok() {
+                break;
+            }
+            compiler_fence(Ordering::SeqCst);
+            stop_here(record, false);
+        }
+        let _leave = Leave(record);
+        if let Some(f) = call.f.take() {
+            call.result = Some(if faults::planted("caught") {
+                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
+                    Ok(result) => result,
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            } else {
+                f()
+            });
+        }
+    }
+    fn entry<F: FnOnce() -> R, R>(
+        _: &Call<F, R>,
+    ) -> extern "C-unwind" fn(*mut (), usize, usize, usize) {
+        enter::<F, R>
+    }
+    let mut call = Call {
+        record,
+        f: Some(f),
+        result: None,
+    };
+    arch::call_spilled(entry(&call), (&raw mut call).cast());
+    match call.result {
+        Some(result) => result,
+        None => unreachable!("enter runs f"),
+    }
+}
+
+/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be
+/// waiting for can complete.
+///
+/// # Errors
+/// [`HoldsAStop`]: the thread would wait for itself.
+///
+/// # Panics
+/// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
+pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
+    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would
+    // wait for the lock for ever... it cannot be: whoever wants to stop a thread holds this lock.
+    if let Some(guard) = registry::try_lock() {
+        return Ok(guard);
+    }
+    if holds_a_stop() && !faults::planted("waits-for-itself") {
+        return Err(HoldsAStop);
+    }
+    Ok(match registry::current() {
+        Some(record) => {
+            let _awaits = Awaits::new(record);
+            blocked(record, registry::lock_blocked)
+        }
+        None => registry::lock_blocked(),
+    })
+}
+
+/// The thread waits for the registry lock.
+struct Awaits(&'static Record);
+
+impl Awaits {
+    fn new(record: &'static Record) -> Self {
+        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets
+        // there.
+        record.awaits_registry.store(true, Ordering::Relaxed);
+        Self(record)
+    }
+}
+
+impl Drop for Awaits {
+    fn drop(&mut self) {
+        self.0.awaits_registry.store(false, Ordering::Relaxed);
+    }
+}

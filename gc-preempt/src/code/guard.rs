@@ -1,0 +1,100 @@
+//! The guard of a registration, and the list of those that were dropped.
+
+use std::fmt;
+use std::ops::Range;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use super::spec::Hex;
+
+/// Keeps a range of code registered. Dropping it begins the removal; see [`CodeSpec::owner`].
+///
+/// From the drop on no thread may *begin* to run the code: those inside may finish, and return
+/// through it.
+#[must_use = "dropping the guard removes the code at the next stop"]
+pub struct CodeGuard {
+    /// There until the guard is dropped.
+    pub(super) mark: Option<Arc<Mark>>,
+    pub(super) dropped: &'static Dropped,
+    pub(super) range: Range<usize>,
+}
+
+impl CodeGuard {
+    /// The range that it guards.
+    pub fn range(&self) -> Range<usize> {
+        self.range.clone()
+    }
+}
+
+impl fmt::Debug for CodeGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CodeGuard({})", Hex(&self.range))
+    }
+}
+
+impl Drop for CodeGuard {
+    fn drop(&mut self) {
+        if let Some(mark) = self.mark.take() {
+            // Relaxed: only an error's text asks.
+            mark.leaving.store(true, Ordering::Relaxed);
+            self.dropped.push(mark);
+        }
+    }
+}
+
+/// What a guard and the region that it guards have in common.
+#[derive(Debug)]
+pub(super) struct Mark {
+    /// The guard was dropped.
+    pub(super) leaving: AtomicBool,
+    /// The next mark on the list of dropped guards.
+    pub(super) next: AtomicPtr<Mark>,
+    pub(super) world: u64,
+    pub(super) key: Key,
+}
+
+/// Where a region is found: in the map of managed code or in the other, by its first address.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Key {
+    pub(super) managed: bool,
+    pub(super) start: usize,
+}
+
+/// The marks of guards that were dropped since the list was last taken: a stack without a lock. It
+/// is only ever taken as a whole, so a mark is never pushed again while another thread still holds
+/// its address.
+pub(super) struct Dropped(pub(super) AtomicPtr<Mark>);
+
+impl Dropped {
+    fn push(&self, mark: Arc<Mark>) {
+        let mark = Arc::into_raw(mark).cast_mut();
+        let mut head = self.0.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: this thread alone has the mark, until the exchange succeeds.
+            unsafe { (*mark).next.store(head, Ordering::Relaxed) };
+            // Release pairs with the Acquire in `take`: whatever the owner of the guard did with
+            // the code comes before its removal.
+            let pushed =
+                self.0
+                    .compare_exchange_weak(head, mark, Ordering::Release, Ordering::Relaxed);
+            match pushed {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Empties the list.
+    pub(super) fn take(&self) -> impl Iterator<Item = Arc<Mark>> + use<> {
+        // Acquire pairs with the Release in `push`.
+        let mut next = self.0.swap(ptr::null_mut(), Ordering::Acquire);
+        std::iter::from_fn(move || {
+            // SAFETY: a mark that `push` has made a pointer of, once, and that nobody else has
+            // taken: each is on the list that the swap took.
+            let mark = (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })?;
+            next = mark.next.load(Ordering::Relaxed);
+            Some(mark)
+        })
+    }
+}

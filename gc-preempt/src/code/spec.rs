@@ -1,0 +1,214 @@
+//! What code is registered with, and why a registration is refused.
+
+use std::any::Any;
+use std::fmt;
+use std::ops::Range;
+
+use crate::stackmap::StackMaps;
+use crate::stopper::HOLDS_A_STOP;
+
+/// A range of code and what it is, as `World::register_code` takes it.
+///
+/// Registering takes time in proportion to the range's own stack maps and logarithmic in what else
+/// is registered. So a JIT compiler can fill an arena: it registers each function by itself when
+/// that is compiled, with a clone of the arena's `Arc` as its owner. The arena goes with the last
+/// of its functions.
+pub struct CodeSpec {
+    /// The addresses that the code fills.
+    pub range: Range<usize>,
+    /// What the code is.
+    pub what: CodeWhat,
+    /// Whatever keeps the code mapped. It is dropped once the guard is gone and no stack returns
+    /// into the range, on a thread that is not a mutator.
+    pub owner: Option<Box<dyn Any + Send>>,
+}
+
+/// A [`CodeSpec`] that does not contradict itself.
+pub(crate) struct Checked(pub(super) CodeSpec);
+
+impl CodeSpec {
+    /// Checks what can be told without the registry lock: it takes time in proportion to the stack
+    /// maps.
+    pub(crate) fn checked(self) -> Result<Checked, CodeError> {
+        let range = &self.range;
+        if range.is_empty() {
+            let range = range.clone();
+            return Err(CodeError::Empty { range });
+        }
+        if let CodeWhat::Managed { maps, .. } = &self.what
+            && let Some(address) = maps.outside(range)
+        {
+            let range = range.clone();
+            return Err(CodeError::Outside { range, address });
+        }
+        Ok(Checked(self))
+    }
+}
+
+impl fmt::Debug for CodeSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeSpec")
+            .field("range", &Hex(&self.range))
+            .field("what", &self.what)
+            .field("owner", &self.owner.is_some())
+            .finish()
+    }
+}
+
+/// What a range of code is.
+#[derive(Debug)]
+pub enum CodeWhat {
+    /// Managed code: its outer frames are scanned by its stack maps.
+    Managed {
+        /// How its frames are laid out.
+        frames: FrameRule,
+        /// Its stack maps.
+        maps: StackMaps,
+        /// Handed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot; it means
+        /// nothing here.
+        encoding: u32,
+    },
+    /// A thread is never stopped at an instruction of this range; the stop is tried again a little
+    /// later. It must be short and must not wait.
+    ///
+    /// Nor is it stopped in a signal handler that has interrupted this range. Only a walk of the
+    /// stack finds that out, so while an unsafe range is registered, a thread that has any signal
+    /// blocked takes as long to stop as its stack is deep (some 60 ns a frame).
+    /// [`Restart`](Self::Restart) ranges cost no such time.
+    Unsafe,
+    /// A thread that is interrupted inside this range, at any instruction but its first, is moved
+    /// back to the first. The range must be safe to begin again from everywhere in it: it keeps its
+    /// inputs, and only its last instruction has an effect.
+    Restart,
+}
+
+impl CodeWhat {
+    pub(super) fn kind(&self) -> Kind {
+        match self {
+            CodeWhat::Managed { .. } => Kind::Managed,
+            CodeWhat::Unsafe => Kind::Unsafe,
+            CodeWhat::Restart => Kind::Restart,
+        }
+    }
+}
+
+/// How the frames of managed code are laid out, which the code's compiler decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameRule {
+    /// Cranelift's: a function begins with `push rbp; mov rbp, rsp`, ends with `pop rbp; ret`, and
+    /// keeps RBP in between.
+    Rbp,
+    /// LLVM's: unwind tables, exact at every instruction (the attribute `uwtable`), in the
+    /// `.eh_frame` of the loaded module or given with [`StackMaps::with_eh_frame`]. Where they are
+    /// missing the stack is scanned conservatively from there on.
+    Cfi,
+}
+
+/// The three kinds of code range, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// See [`CodeWhat::Managed`].
+    Managed,
+    /// See [`CodeWhat::Unsafe`].
+    Unsafe,
+    /// See [`CodeWhat::Restart`].
+    Restart,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Managed => "managed code",
+            Kind::Unsafe => "an unsafe range",
+            Kind::Restart => "a restart range",
+        })
+    }
+}
+
+/// Why a range of code was not registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CodeError {
+    /// The range holds no address.
+    Empty {
+        /// The range as it was given.
+        range: Range<usize>,
+    },
+    /// The range shares addresses with one that is registered already.
+    Overlap {
+        /// The refused range.
+        range: Range<usize>,
+        /// What it was to be.
+        kind: Kind,
+        /// The range that is there.
+        other: Range<usize>,
+        /// What that one is.
+        other_kind: Kind,
+        /// Whether that one's guard was dropped, so that it goes with one of the next stops.
+        leaving: bool,
+    },
+    /// A stack map describes code outside of the range.
+    Outside {
+        /// The range.
+        range: Range<usize>,
+        /// Where the stack map says that its function or return address lies.
+        address: usize,
+    },
+    /// The calling thread has stopped a world, and has to resume it first.
+    HoldsAStop,
+}
+
+impl fmt::Display for CodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CodeError::Empty { range } => write!(
+                f,
+                "the code range {} is empty; it must end above its start",
+                Hex(range)
+            ),
+            CodeError::Overlap {
+                range,
+                kind,
+                other,
+                other_kind,
+                leaving,
+            } => {
+                write!(
+                    f,
+                    "{kind} at {} overlaps {other_kind} registered at {}; ",
+                    Hex(range),
+                    Hex(other)
+                )?;
+                f.write_str(match (leaving, kind, other_kind) {
+                    (true, ..) => "that code's guard was dropped, but it stays until a stop finds no stack that returns into it: keep the memory until its owner is dropped",
+                    (_, Kind::Managed, Kind::Managed) => "each address belongs to one registration: register an arena once, or each function by itself",
+                    (_, Kind::Managed, _) | (_, _, Kind::Managed) => "an unsafe or a restart range lies either wholly inside managed code or wholly outside",
+                    _ => "unsafe and restart ranges do not share addresses",
+                })
+            }
+            CodeError::Outside { range, address } => write!(
+                f,
+                "a stack map describes code at {address:#x}, outside of the code range {}; addresses are those of the code where it runs, after relocation",
+                Hex(range)
+            ),
+            CodeError::HoldsAStop => f.write_str(HOLDS_A_STOP),
+        }
+    }
+}
+
+impl std::error::Error for CodeError {}
+
+/// A range of addresses as people write it.
+pub(crate) struct Hex<'a>(pub(crate) &'a Range<usize>);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}..{:#x}", self.0.start, self.0.end)
+    }
+}
+
+impl fmt::Debug for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

@@ -1,0 +1,198 @@
+//! The handler of SIGURG: its installation and its few decisions.
+//!
+//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed
+//! on to the host's handlers, see `handler_chain.rs`.
+//!
+//! Everything here that runs in the handler allocates nothing, locks nothing, touches no
+//! thread-local storage but libc's `errno`, and cannot panic. While it parks, all signals but the
+//! synchronous faults are blocked, by the handler's own mask.
+
+use crate::acknowledgements;
+use crate::arch::{self, InjectedFrame, SignalFrame};
+use crate::clock::now;
+use crate::context::{Origin, Registers, Snapshot};
+use crate::faults;
+use crate::handler_chain;
+use crate::panics;
+use crate::quiet::KeepErrno;
+use crate::registry::{self, Record};
+use crate::signal::SIGNAL;
+use crate::signal_mask::SignalMask;
+use crate::state::Phase;
+use crate::stop_number::{resumed, wait_for_resume};
+use crate::stop_point::{
+    How, Obstacle, Standing, acknowledge_and_park, frame_snapshot, may_stop, poll,
+};
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Signals that arrived without a stop that wanted them.
+static STRAYS: AtomicU64 = AtomicU64::new(0);
+
+/// The address of [`on_signal`].
+fn handler() -> usize {
+    on_signal as *const () as usize
+}
+
+/// Installs the handler. Under the registry lock.
+///
+/// # Errors
+/// The system refuses it.
+pub(crate) fn install() -> std::io::Result<()> {
+    handler_chain::install(SIGNAL, handler())
+}
+
+/// Takes SIGURG back from a handler that the host has installed over ours. Under the registry lock,
+/// by a stopper before it signals; a stop takes one system call more for it.
+pub(crate) fn reinstall() {
+    handler_chain::reinstall(SIGNAL, handler());
+}
+
+/// Is our handler the installed one? For the watchdog.
+pub(crate) fn still_installed() -> bool {
+    handler_chain::is_on_top(SIGNAL, handler())
+}
+
+/// Signals so far that no stop wanted.
+pub(crate) fn strays() -> u64 {
+    STRAYS.load(Ordering::Relaxed)
+}
+
+/// The handler. What it decides is in [`decide`].
+extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
+    let from = now();
+    let kept = KeepErrno::new();
+    panics::abort_if_panicking();
+    // SAFETY: `ucontext` is this handler's third argument.
+    let frame = unsafe { SignalFrame::new(ucontext) };
+    match registry::current() {
+        Some(record) => decide_on_our_stack(record, frame, from),
+        None => {
+            STRAYS.fetch_add(1, Ordering::Relaxed);
+            if faults::planted("stray-stops") {
+                wait_for_resume(resumed() + 1);
+            }
+        }
+    }
+    handler_chain::pass_on(frame, signal, info, ucontext);
+    drop(kept);
+}
+
+/// [`decide`] on the thread's alternate stack that Urge has given it, also where the kernel has put
+/// the handler elsewhere: on the host's, which may be small, or on the thread's own, which may be
+/// full.
+fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
+    struct Call(&'static Record, SignalFrame, u64);
+    extern "C" fn call(data: *mut ()) {
+        // SAFETY: what is passed below, alive until this returns.
+        let &Call(record, frame, from) = unsafe { &*data.cast::<Call>() };
+        decide(record, frame, from);
+    }
+    let mut here = Call(record, frame, from);
+    match record.alternate() {
+        Some(stack)
+            if !stack.holds(&raw const here as usize) && !faults::planted("stays-on-stack") =>
+        {
+            stack.run(call, (&raw mut here).cast());
+        }
+        _ => call((&raw mut here).cast()),
+    }
+}
+
+/// What to do with the signal on an attached thread (DESIGN section 3.3).
+fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
+    record.in_flight.store(0, Ordering::Relaxed);
+    let word = record.state.load();
+    let number = word.number();
+    if faults::planted("stray-stops") && !word.asked() {
+        wait_for_resume(resumed() + 1);
+    }
+    let wanted = record.by_signal.load(Ordering::Relaxed);
+    if word.phase() != Phase::Running || !word.asked() || resumed() >= number || !wanted {
+        // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread
+        // had stopped by itself.
+        STRAYS.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not
+    // answered it.
+    match unsafe { may_stop(record, &Standing::Signal(frame, number)) } {
+        // The end of no_preempt polls: no retry needed.
+        Err(obstacle @ Obstacle::NoPreempt) => {
+            record.note_obstacle(number, obstacle);
+            record.state.defer(number);
+        }
+        // Nothing in the thread's path says when it is past the others, so the stopper sends again.
+        Err(obstacle) => {
+            record.note_obstacle(number, obstacle);
+            acknowledgements::retry();
+        }
+        Ok(How::Inject) => {
+            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt,
+            // and leaves word so that no retry comes.
+            record.depth.store(1, Ordering::Relaxed);
+            record.state.defer(number);
+            record.injected.store(number, Ordering::Relaxed);
+            // SAFETY: managed code keeps the System V convention; the room was checked.
+            unsafe { frame.inject() };
+        }
+        Ok(How::Park { walk }) => {
+            let snapshot = frame_snapshot(frame);
+            // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays
+            // as it is until we return.
+            unsafe { acknowledge_and_park(record, number, snapshot, walk) };
+            record.note_stall(number, from);
+        }
+    }
+}
+
+arch::define_trampoline!(injected_stop);
+
+/// What the trampoline calls: acknowledge, park, run the hook. `frame` and `image` (an XSAVE area)
+/// are on this stack, below the interrupted frame.
+extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
+    let from = now();
+    let kept = KeepErrno::new(); // the interrupted code may be about to read it
+    if let Some(record) = registry::current() {
+        // SAFETY: the trampoline passes the frame it has just filled.
+        let saved = unsafe { &*frame };
+        let registers = Registers {
+            gpr: saved.gpr,
+            pc: saved.pc,
+            flags: saved.flags,
+        };
+        let vectors = image..core::ptr::from_ref(saved) as usize;
+        let number = record.injected.load(Ordering::Relaxed);
+        {
+            let _mask = SignalMask::all_but_faults();
+            let snapshot = Snapshot {
+                registers,
+                vectors,
+                origin: Origin::Injected,
+            };
+            // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
+            unsafe { acknowledge_and_park(record, number, snapshot, false) };
+            record.note_stall(number, from);
+        }
+        if faults::planted("no-vector-save") {
+            // As if the upper vector state had not been saved: its image holds zeros.
+            // SAFETY: the image lies on this stack, in the trampoline's frame.
+            unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
+        }
+        // From here on the thread may be stopped again: this frame is then behind an interruption,
+        // which a walk finds in the trampoline's frame.
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        record.depth.store(0, Ordering::Relaxed);
+        core::sync::atomic::compiler_fence(Ordering::SeqCst);
+        poll(record);
+        let hook = record.hook.load(Ordering::Relaxed);
+        if !hook.is_null() {
+            // SAFETY: `set_stop_hook` stored a function of this type; its caller vouches for it and
+            // its data.
+            unsafe {
+                let f: unsafe extern "C" fn(*mut ()) = core::mem::transmute(hook);
+                f(record.hook_data.load(Ordering::Relaxed));
+            }
+        }
+    }
+    drop(kept);
+}

@@ -1,0 +1,309 @@
+//! What the registry lock protects of each world: its members, those that are aside, its hooks.
+
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::config::Config;
+use crate::faults;
+use crate::registry::{self, Record, RegistryGuard};
+use crate::state::Phase;
+use crate::stopped_mutator::StoppedMutator;
+use crate::stopper::holds_a_stop;
+use crate::unwind;
+
+/// The mutators of one heap, and the means to stop them. Clones are the same world.
+#[derive(Clone)]
+pub struct World {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// What a world's owner does around a fork. See [`World::on_fork`].
+#[derive(Clone, Copy)]
+pub struct ForkHooks {
+    /// In the parent before the fork, on the forking thread, with the registry lock held: no stop
+    /// is under way. Take the locks that the child must find free.
+    pub prepare: unsafe fn(*mut ()),
+    /// In the parent after it, with the registry lock held.
+    pub parent: unsafe fn(*mut ()),
+    /// In the child, on its only thread, after the registry holds no other. No lock of ours is
+    /// held.
+    pub child: unsafe fn(*mut ()),
+    /// Handed to each.
+    pub data: *mut (),
+}
+
+/// What is done with a mutator's `data` when its thread ends with its [`Mutator`](crate::Mutator) not dropped, and
+/// when it has been set aside. See [`World::attach_with`].
+#[derive(Clone, Copy)]
+pub struct MutatorHooks {
+    /// On the thread itself, when its thread-local destructors run, before it is detached.
+    pub at_exit: unsafe fn(*mut ()),
+    /// On another thread, after one that ended without running any destructor (by the `exit` system
+    /// call), which a stop has noticed. The registry lock is held, and the world may be stopped: no
+    /// malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    pub gone: unsafe fn(*mut ()),
+    /// When the mutator is taken back that [`World::set_aside`] has set aside: on its thread,
+    /// before that goes on, or on one that makes a handshake with it. The registry lock is held, so
+    /// no stop of its world is under way. No malloc, and no lock that a mutator may hold outside of
+    /// `no_preempt`. `None`: it is never set aside.
+    pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
+}
+
+impl MutatorHooks {
+    /// Hooks for a mutator that is never set aside.
+    #[must_use]
+    pub const fn at_end(at_exit: unsafe fn(*mut ()), gone: unsafe fn(*mut ())) -> Self {
+        Self {
+            at_exit,
+            gone,
+            back: None,
+        }
+    }
+}
+
+pub(crate) struct Member {
+    pub record: &'static Record,
+    pub data: *mut (),
+    pub hooks: Option<MutatorHooks>,
+    /// The kernel said that the thread no longer exists.
+    pub dead: bool,
+    /// What [`Record::returns`] said when `World::set_aside` looked last, if the thread was in
+    /// `blocking` then.
+    blocked_at: Option<u32>,
+    /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The
+    /// world, which the `Mutator` held.
+    pub left: UnsafeCell<Option<Arc<Inner>>>,
+}
+
+impl Member {
+    pub(crate) fn new(record: &'static Record, data: *mut (), hooks: Option<MutatorHooks>) -> Self {
+        Self {
+            record,
+            data,
+            hooks,
+            dead: false,
+            blocked_at: None,
+            left: UnsafeCell::new(None),
+        }
+    }
+
+    /// The mutator, which stop `number` holds, or which is aside and `number` is
+    /// [`NEVER`](unwind::NEVER).
+    ///
+    /// # Safety
+    /// That stop, or the registry lock, is held for `'s`.
+    pub(crate) unsafe fn stopped<'s>(&'s self, number: u64) -> StoppedMutator<'s> {
+        StoppedMutator {
+            record: self.record,
+            data: self.data,
+            vouched: self.hooks.is_some(),
+            number,
+            _held: PhantomData,
+        }
+    }
+
+    /// # Safety
+    /// The thread has ended, the registry lock is held, and this is the last that is done with the
+    /// member.
+    pub(crate) unsafe fn tell_gone(&self) {
+        if let Some(hooks) = self.hooks {
+            // SAFETY: `attach_with`'s caller promised that this may be called here.
+            unsafe { (hooks.gone)(self.data) };
+        }
+    }
+}
+
+/// What the registry lock protects of one world.
+pub(crate) struct Members {
+    /// Those that a stop turns to.
+    pub list: Vec<Member>,
+    /// Those that it passes over, see `aside.rs`.
+    pub aside: Vec<Member>,
+    pub fork_hooks: Option<ForkHooks>,
+    /// When the last stop of all of them ended, and how long it held them.
+    pub resumed: Option<(Instant, Duration)>,
+}
+
+pub(crate) struct Inner {
+    pub id: u64,
+    pub config: Config,
+    pub members: UnsafeCell<Members>,
+    /// Its first stop has seen to the panic hook.
+    pub hooked: AtomicBool,
+}
+
+// SAFETY: `members` is touched only with the registry lock held, which `members` asks its guard
+// for; the raw pointers in it are data for the embedder, which vouches for them.
+unsafe impl Sync for Inner {}
+// SAFETY: as above.
+unsafe impl Send for Inner {}
+
+impl Inner {
+    #[allow(clippy::mut_from_ref)] // the guard is the proof of exclusiveness
+    pub(crate) fn members<'a>(&'a self, _lock: &'a mut RegistryGuard) -> &'a mut Members {
+        // SAFETY: the registry lock is held for as long as the result lives.
+        unsafe { &mut *self.members.get() }
+    }
+
+    /// Notes that a member leaves once the stop is over that its own thread, the caller, holds.
+    /// Allocates nothing.
+    ///
+    /// # Safety
+    /// The caller holds a stop.
+    pub(crate) unsafe fn leave_after_stop(self: &Arc<Self>, record: &'static Record) {
+        // SAFETY: the caller's stop holds the registry lock, so the lists do not change; iterators
+        // of the stop may borrow them as this does.
+        let members = unsafe { &*self.members.get() };
+        if let Some(member) = members.all().find(|m| core::ptr::eq(m.record, record)) {
+            // SAFETY: touched by the thread that holds the registry lock only, here and in
+            // `finish`.
+            unsafe { *member.left.get() = Some(self.clone()) };
+            // Relaxed: read by this thread only.
+            MUTATOR_DROPPED.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Member {
+    /// Is it blocked, and was it so at the last look and ever since?
+    pub(crate) fn waits_for_long(&mut self) -> bool {
+        let returns = self.record.returns.load(Ordering::Relaxed);
+        let blocked = self.record.state.load().phase() == Phase::Blocked;
+        let before = core::mem::replace(&mut self.blocked_at, blocked.then_some(returns));
+        blocked
+            && before == Some(returns)
+            && !self.dead
+            && self.hooks.is_some_and(|hooks| hooks.back.is_some())
+            && self.record.worlds.load(Ordering::Relaxed) == 1
+    }
+
+    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it
+    /// could not be taken back.
+    pub(crate) fn awaits_registry(&self) -> bool {
+        self.record.awaits_registry.load(Ordering::Relaxed) && !faults::planted("waiter-aside")
+    }
+}
+
+impl Members {
+    /// All of them, those that are aside last.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
+        self.list.iter().chain(&self.aside)
+    }
+
+    pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut Member> {
+        self.list.iter_mut().chain(&mut self.aside)
+    }
+
+    /// Adds a member. The list has room for those that are aside, too: they come back where malloc
+    /// may not be called.
+    pub(crate) fn add(&mut self, member: Member) {
+        self.list.reserve(1 + self.aside.len());
+        self.list.push(member);
+    }
+
+    /// Takes all memberships of a record out: one, at most.
+    pub(crate) fn take_all(&mut self, record: &'static Record) -> Vec<Member> {
+        let is_its = |m: &mut Member| core::ptr::eq(m.record, record);
+        let mut taken: Vec<_> = self.list.extract_if(.., is_its).collect();
+        if let Some(at) = self
+            .aside
+            .iter()
+            .position(|m| core::ptr::eq(m.record, record))
+        {
+            taken.push(self.take_aside(at));
+        }
+        taken
+    }
+
+    /// Forgets all but the mutator of `keep`: in the child of a fork.
+    pub(crate) fn keep_only(&mut self, keep: Option<&'static Record>) {
+        let keeps = |m: &Member| keep.is_some_and(|r| core::ptr::eq(r, m.record));
+        self.list.retain(keeps);
+        self.aside.retain(keeps);
+        for (at, member) in self.aside.iter().enumerate() {
+            member.record.aside_at.store(at, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn put_aside(&mut self, at: usize, inner: &Inner) {
+        let member = self.list.swap_remove(at);
+        let record = member.record;
+        // Relaxed, here and below: under the registry lock.
+        record.aside_at.store(self.aside.len(), Ordering::Relaxed);
+        let inner = core::ptr::from_ref(inner).cast_mut().cast();
+        record.aside.store(inner, Ordering::Relaxed);
+        self.aside.push(member);
+    }
+
+    /// Takes a member out of those that are aside. Allocates and frees nothing.
+    pub(crate) fn take_aside(&mut self, at: usize) -> Member {
+        let member = self.aside.swap_remove(at);
+        member
+            .record
+            .aside
+            .store(core::ptr::null_mut(), Ordering::Relaxed);
+        if let Some(moved) = self.aside.get(at) {
+            moved.record.aside_at.store(at, Ordering::Relaxed);
+        }
+        member
+    }
+
+    /// Makes a mutator that is aside a member like others. Allocates nothing.
+    pub(crate) fn take_back(&mut self, record: &'static Record) {
+        let at = record.aside_at.load(Ordering::Relaxed);
+        let mut member = self.take_aside(at);
+        member.blocked_at = None;
+        if let Some(back) = member.hooks.and_then(|hooks| hooks.back) {
+            // SAFETY: `attach_with`'s caller promised that this may be called here. The registry lock
+            // is held.
+            unsafe { back(member.data, &member.stopped(unwind::NEVER)) };
+        }
+        // There is room: see `add`.
+        self.list.push(member);
+        record.state.take_back();
+    }
+}
+
+/// A `Mutator` was dropped in the stop that its thread holds.
+pub(crate) static MUTATOR_DROPPED: AtomicBool = AtomicBool::new(false);
+
+/// All worlds of the process, for the child of a fork. Under the registry lock.
+pub(crate) struct Worlds(UnsafeCell<Vec<Weak<Inner>>>);
+// SAFETY: touched only with the registry lock held.
+unsafe impl Sync for Worlds {}
+static WORLDS: Worlds = Worlds(UnsafeCell::new(Vec::new()));
+
+#[allow(clippy::mut_from_ref)] // the guard is the proof of exclusiveness
+pub(crate) fn worlds(_lock: &mut RegistryGuard) -> &mut Vec<Weak<Inner>> {
+    // SAFETY: the registry lock is held for as long as the result lives.
+    unsafe { &mut *WORLDS.0.get() }
+}
+
+/// Takes the running thread back, which is aside, in whichever world.
+#[cold]
+pub(crate) fn come_back(record: &'static Record) {
+    // Where this thread holds a stop, it holds the registry lock by that.
+    let lock: Option<RegistryGuard> = if faults::planted("back-unlocked") {
+        None
+    } else {
+        (!holds_a_stop()).then(registry::lock_blocked)
+    };
+    let inner = record.aside.load(Ordering::Relaxed).cast::<Inner>();
+    // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
+    // it is alive.
+    if let Some(inner) = unsafe { inner.as_ref() } {
+        // SAFETY: the registry lock is held.
+        unsafe { (*inner.members.get()).take_back(record) };
+    }
+    drop(lock);
+}
+
+impl Record {
+    /// Is it aside in that world? Under the registry lock.
+    pub(crate) fn is_aside_in(&self, inner: &Inner) -> bool {
+        core::ptr::addr_eq(self.aside.load(Ordering::Relaxed), inner)
+    }
+}

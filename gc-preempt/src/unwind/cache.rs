@@ -1,0 +1,279 @@
+//! Rules that are kept by PC, within a stop and from one to the next.
+//!
+//! A look-up takes half a microsecond where the tables are in the processor's caches and 10 to 17
+//! us where a collection has just driven them out, and the same frames come back at every stop, so
+//! rules are kept by PC. The innermost frame stands somewhere else each time, but in few functions,
+//! of which one row speaks of nearly all instructions: so the last rows are kept by the range of
+//! PCs that they hold for. What makes a kept rule wrong is that a module is unloaded and another
+//! one loaded at its address. While a frame lies on a stopped stack its module stays, so within one
+//! stop every rule is good. From one stop to the next only those are kept whose module is never
+//! unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The
+//! others carry the number of their stop and are looked up anew at the next.
+
+use std::cell::UnsafeCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::modules::{ask_the_loader, look_up, stays};
+use super::rule::{Row, Rule};
+use super::table::Table;
+use crate::faults;
+
+/// Rows that a cache keeps besides.
+const ROWS: usize = 16;
+/// Entries of one cache; a program's stopped stacks show a few hundred distinct PCs.
+const ENTRIES: usize = 512;
+/// Caches: as many walks at the same time find one. A further one goes without.
+const CACHES: usize = 4;
+/// In the place of a stop's number: good in every stop.
+const ALWAYS: u64 = u64::MAX;
+/// And: good in none. For a walk outside of any stop, whose frames may be gone, and their module
+/// with them, before the next stop, or the next such walk.
+pub(crate) const NEVER: u64 = 0;
+
+#[derive(Clone, Copy)]
+struct CachedRule {
+    pc: usize,
+    /// The stop that it was looked up in, or [`ALWAYS`].
+    stop: u64,
+    rule: Option<Rule>,
+}
+
+/// The last rows that were looked up in modules that are never unloaded.
+struct Rows {
+    /// Apart from the rules, so that a search reads a few lines.
+    pcs: [[usize; 2]; ROWS],
+    rules: [Option<Rule>; ROWS],
+    /// The one to be replaced next.
+    next: usize,
+}
+
+impl Rows {
+    const fn new() -> Self {
+        Self {
+            pcs: [[0; 2]; ROWS],
+            rules: [None; ROWS],
+            next: 0,
+        }
+    }
+
+    fn find(&self, pc: usize) -> Option<Rule> {
+        let at = self
+            .pcs
+            .iter()
+            .position(|[from, to]| (*from..*to).contains(&pc))?;
+        self.rules[at]
+    }
+
+    fn keep(&mut self, row: &Row) {
+        let at = self.next % ROWS;
+        self.pcs[at] = [row.pcs.start, row.pcs.end];
+        self.rules[at] = Some(row.rule);
+        self.next = at + 1;
+    }
+}
+
+struct Kept {
+    entries: [CachedRule; ENTRIES],
+    rows: Rows,
+}
+
+struct Cache {
+    taken: AtomicBool,
+    kept: UnsafeCell<Kept>,
+}
+
+// SAFETY: what is kept is touched only by the session that has set `taken`.
+unsafe impl Sync for Cache {}
+
+static CACHE: [Cache; CACHES] = [const {
+    Cache {
+        taken: AtomicBool::new(false),
+        kept: UnsafeCell::new(Kept {
+            entries: [CachedRule {
+                pc: 0,
+                stop: 0,
+                rule: None,
+            }; ENTRIES],
+            rows: Rows::new(),
+        }),
+    }
+}; CACHES];
+
+/// Where the rules lie that are kept for a walk which is alone.
+pub(crate) fn kept_rules() -> Range<usize> {
+    let cache = (&raw const CACHE[0]).addr();
+    cache..cache + size_of::<Cache>()
+}
+
+/// The first store to each page of them is a fault of 5 us, for which no stop should wait.
+pub(super) fn touch_kept_rules() {
+    if let Some(cache) = Session::new(NEVER).cache {
+        let kept = cache.kept.get().cast::<u8>();
+        for at in (0..size_of::<Kept>()).step_by(4096) {
+            // SAFETY: a byte of what the session has taken, stored as it was.
+            unsafe { kept.add(at).write_volatile(kept.add(at).read_volatile()) };
+        }
+    }
+}
+
+/// One walk's access to the rules.
+pub(crate) struct Session {
+    stop: u64,
+    cache: Option<&'static Cache>,
+    /// The rule looked up last, for a walk without a cache.
+    last: Option<Rule>,
+}
+
+impl Session {
+    /// For a walk in the stop (or handshake) of that number, which none before or after it has, or
+    /// in [none](NEVER).
+    pub(crate) fn new(stop: u64) -> Self {
+        if faults::planted("ask-the-loader") {
+            ask_the_loader();
+        }
+        // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
+        let cache = CACHE
+            .iter()
+            .find(|c| !c.taken.swap(true, Ordering::Acquire));
+        Self {
+            stop,
+            cache,
+            last: None,
+        }
+    }
+
+    /// The rule at a PC. For a frame that stands at a call, that is the return address less one:
+    /// the call may be the last instruction of its row.
+    ///
+    /// `table` is the one that was registered with the code at that PC, if any; the loader's
+    /// modules are not asked then.
+    pub(crate) fn rule(&mut self, pc: usize, table: Option<&Table>) -> Option<&Rule> {
+        if faults::planted("no-unwind-tables") {
+            return None;
+        }
+        let look_up = |pc| table.map_or_else(|| look_up(pc), |t| t.look_up(pc));
+        let Some(cache) = self.cache else {
+            self.last = look_up(pc).map(|row| row.rule);
+            return self.last.as_ref();
+        };
+        // SAFETY: this session has taken the cache, and `&mut self` lends the entry once.
+        let Kept { entries, rows } = unsafe { &mut *cache.kept.get() };
+        // Fibonacci hashing: call sites are close together and far from random in their low bits.
+        let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let entry = &mut entries[hash as usize % ENTRIES];
+        // What was found without a table before code came with one holds no more.
+        let is_good = entry.stop == ALWAYS && table.is_none()
+            || entry.stop == self.stop && self.stop != NEVER;
+        if entry.pc != pc || !is_good {
+            let always = table.is_none() && stays(pc);
+            let stop = if always { ALWAYS } else { self.stop };
+            let known = if always { rows.find(pc) } else { None };
+            let rule = known.or_else(|| {
+                let row = look_up(pc)?;
+                if always {
+                    rows.keep(&row);
+                }
+                Some(row.rule)
+            });
+            *entry = CachedRule { pc, stop, rule };
+        }
+        entry.rule.as_ref()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(cache) = self.cache {
+            // Release pairs with the Acquire in `new`.
+            cache.taken.store(false, Ordering::Release);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::setup;
+    use super::*;
+
+    /// What a row is kept for is what it says: no other rule would have been found for any of its PCs.
+    /// A PLT is among them, which stands at the beginning of a module's code, and whose rule depends on
+    /// the PC.
+    #[test]
+    fn a_kept_row_speaks_of_the_pcs_that_it_holds_for_and_of_no_others() {
+        setup();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let starts = maps.lines().filter(|line| line.contains(" r-xp "));
+        let starts = starts.map(|line| usize::from_str_radix(line.split('-').next().unwrap(), 16));
+        let (mut kept, mut found) = (0, 0);
+        for start in starts.map(Result::unwrap).chain([setup as fn() as usize]) {
+            let mut rows = Rows::new();
+            for pc in start..start + 4000 {
+                let row = look_up(pc);
+                if let Some(known) = rows.find(pc) {
+                    assert_eq!(Some(known), row.map(|row| row.rule), "{pc:#x}");
+                    found += 1;
+                } else if let Some(row) = row {
+                    assert!(row.pcs.contains(&pc), "{pc:#x}");
+                    rows.keep(&row);
+                    kept += 1;
+                }
+            }
+            assert_eq!(rows.find(0), None);
+        }
+        assert!(found > 2 * kept, "{found} found, {kept} kept");
+    }
+
+    #[test]
+    fn a_rule_is_not_carried_from_a_stop_to_the_next_unless_its_module_stays() {
+        setup();
+        let foreign = Box::into_raw(Box::new(0u64)) as usize;
+        let mut session = Session::new(7);
+        let cache = session.cache.expect("a cache");
+        let slot = |pc: usize| {
+            let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            // SAFETY: this test has taken the cache.
+            unsafe { &mut (*cache.kept.get()).entries[hash as usize % ENTRIES] }
+        };
+        let planted = Rule {
+            saves: 1234,
+            ..Rule::SIGNAL
+        };
+        *slot(foreign) = CachedRule {
+            pc: foreign,
+            stop: 7,
+            rule: Some(planted),
+        };
+        assert_eq!(
+            session.rule(foreign, None),
+            Some(&planted),
+            "kept within the stop"
+        );
+        session.stop = 8;
+        assert_eq!(
+            session.rule(foreign, None),
+            None,
+            "looked up anew in the next"
+        );
+        *slot(foreign) = CachedRule {
+            pc: foreign,
+            stop: NEVER,
+            rule: Some(planted),
+        };
+        assert_eq!(session.rule(foreign, None), None, "of a walk in no stop");
+        session.stop = NEVER;
+        for _ in 0..2 {
+            slot(foreign).rule = Some(planted);
+            assert_eq!(
+                session.rule(foreign, None),
+                None,
+                "nor does such a walk believe another"
+            );
+        }
+        let own = setup as fn() as usize;
+        assert!(session.rule(own, None).is_some());
+        assert_eq!(slot(own).stop, ALWAYS);
+        // SAFETY: allocated above.
+        drop(unsafe { Box::from_raw(foreign as *mut u64) });
+    }
+}

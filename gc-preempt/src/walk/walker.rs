@@ -1,0 +1,386 @@
+//! The walk from frame to frame.
+
+use std::ops::Range;
+use std::ptr;
+
+use super::call_sites::{Known, Memo};
+use super::frame::{Frame, Next, Stack, Step};
+use super::signal_frames::WORDS;
+use super::sink::{RootSink, WalkStats};
+use crate::arch::{self, RED_ZONE};
+use crate::clock;
+use crate::code::{CodeMap, FrameRule, Managed, Place};
+use crate::context::{RBP, Registers};
+use crate::faults;
+use crate::own_stack::StackBounds;
+use crate::stackmap::{BaseRegister, FrameWord, Site};
+use crate::unwind::{self, Back, Rule, Session};
+
+/// Bytes of a stack that are asked for before the walk begins.
+pub(super) const AHEAD: usize = 8 << 10;
+
+/// What a walk has found behind handlers of the host's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Behind {
+    /// Nothing is interrupted in a restart range any more, nor in an unsafe one.
+    Settled,
+    /// A handler has interrupted an unsafe range: the thread must not be stopped now.
+    Unsafe,
+    /// The walk has ended before the stack's end, and found nothing unsafe.
+    TooDeep,
+}
+
+pub(super) struct Walker<'a> {
+    code: &'a CodeMap,
+    memo: Memo<'a>,
+    session: Session,
+    stack: Stack,
+    sink: &'a mut dyn RootSink,
+    pub(super) stats: WalkStats,
+    /// The thread's, if it is one's.
+    pub(super) bounds: Option<StackBounds<'a>>,
+    /// Frames of the thread lie below the innermost one as well: that is on a stack inside of the
+    /// thread's.
+    below: bool,
+    /// Frames that may still be walked.
+    pub(super) left: u32,
+    pub(super) behind: Behind,
+    #[cfg(test)]
+    pub(super) trace: Vec<usize>,
+}
+
+impl<'a> Walker<'a> {
+    /// Before the first frame of that stack.
+    pub(super) fn new(
+        code: &'a CodeMap,
+        number: u64,
+        stack: Range<usize>,
+        sink: &'a mut dyn RootSink,
+    ) -> Self {
+        Self {
+            code,
+            memo: Memo::new(),
+            session: Session::new(number),
+            stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
+            sink,
+            stats: WalkStats::default(),
+            bounds: None,
+            below: false,
+            left: u32::MAX,
+            behind: Behind::Settled,
+            #[cfg(test)]
+            trace: Vec::new(),
+        }
+    }
+
+    /// Reports the registers of an interruption.
+    pub(super) fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
+        if !faults::planted("no-registers") {
+            let gpr = registers.gpr.as_ptr_range();
+            self.sink.conservative(gpr.start as usize..gpr.end as usize);
+        }
+        // SAFETY: the snapshot's image, or that of an interruption that it lists: readable, by
+        // `walk`'s contract.
+        unsafe { arch::state_in_use(vectors, |words| self.report(words)) };
+    }
+
+    fn report(&mut self, words: Range<usize>) {
+        if !words.is_empty() {
+            self.sink.conservative(words);
+        }
+    }
+
+    pub(super) fn run(&mut self, mut frame: Frame) {
+        if !self.stack.0.contains(&frame.sp()) {
+            // Nobody knows what that stack is; all of the thread's own may be alive.
+            self.stats.to_base = true;
+            self.stats.conservative += 1;
+            let all = self.stack.0.clone();
+            self.search(&all);
+            return self.report(all);
+        }
+        let first = frame.low().max(self.stack.0.start);
+        loop {
+            if self.left == 0 {
+                self.too_deep();
+                return;
+            }
+            self.left -= 1;
+            if faults::planted("slow-frames") {
+                let begun = clock::now();
+                while clock::now() - begun < 100_000 {}
+            }
+            #[cfg(test)]
+            self.trace.push(frame.pc);
+            let low = frame.low().max(self.stack.0.start);
+            let limit = self.stack.0.end;
+            frame = match self.frame(&frame, low, limit) {
+                Some(Next::Frame(next)) => next,
+                Some(Next::End { cfa }) => {
+                    if self.bounds.as_ref().is_none_or(|f| f.is_outermost(cfa)) {
+                        return;
+                    }
+                    self.below = true;
+                    return self.lost(first, cfa);
+                }
+                None => return self.lost(first, low),
+            };
+        }
+    }
+
+    /// Reports what is left from `low` on, and, where frames lie below the innermost one, what lies
+    /// below `first`.
+    fn lost(&mut self, first: usize, low: usize) {
+        self.stats.conservative += 1;
+        self.stats.to_base = true;
+        let all = self.stack.0.clone();
+        let below = if self.below { all.start..first } else { 0..0 };
+        for words in [low..all.end, below] {
+            self.search(&words);
+            self.report(words);
+        }
+    }
+
+    /// The frame of an injected call whose hook runs. What it interrupted comes next.
+    fn injected(&mut self, low: usize, limit: usize) -> Option<Next> {
+        let (saved, registers) = arch::injected_frame(low, |at| self.stack.word(at))?;
+        let cfa = (registers.sp() - RED_ZONE) & !7;
+        if cfa > limit {
+            return None;
+        }
+        self.stats.injected += 1;
+        self.stats.conservative += 1;
+        // SAFETY: the image lies on the stack, below the registers that were just read.
+        unsafe { arch::state_in_use(&(low..saved), |words| self.report(words)) };
+        self.report(saved..cfa);
+        Some(Next::Frame(Frame::interrupted(&registers)))
+    }
+
+    /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot
+    /// be done.
+    pub(super) fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
+        if !frame.interrupted
+            && let Some(known) = self.memo.get(frame.pc)
+        {
+            return self.again(frame, &known, low, limit);
+        }
+        if !frame.interrupted && frame.pc == arch::trampoline_back() {
+            return self.injected(low, limit);
+        }
+        // SAFETY: the registry lock is held by `walk`'s contract.
+        let managed = unsafe { self.code.managed(frame.inside()) };
+        let Some(managed) = managed else {
+            if !frame.interrupted && unwind::ends_a_context(frame.pc) {
+                // The return address is all that the frame has: this word was read with the frame
+                // before.
+                return Some(Next::End { cfa: frame.sp() });
+            }
+            let step = match self.session.rule(frame.inside(), None)? {
+                Rule {
+                    back: Back::Signal, ..
+                } => {
+                    self.below |= self.stack.interrupted_below(frame);
+                    let (step, saved_pc) = self.stack.signal_frame(frame, limit)?;
+                    self.behind_a_handler(step, saved_pc)
+                }
+                rule => self.stack.by_rule(frame, rule, limit)?,
+            };
+            return Some(self.word_by_word(low, step));
+        };
+        if !frame.interrupted
+            && let Some(known) = Known::new(frame.pc, &managed)
+        {
+            self.memo.keep(known);
+            return self.again(frame, &known, low, limit);
+        }
+        let step = match managed.frames {
+            FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
+            FrameRule::Rbp => {
+                // Only what the maps call a function is known to keep RBP; what else lies in the
+                // range may be a stub.
+                managed.maps.function(frame.inside())?;
+                self.stack.by_rbp(frame, limit)?
+            }
+            FrameRule::Cfi => {
+                let rule = self
+                    .session
+                    .rule(frame.inside(), managed.maps.unwind_table())?;
+                if rule.back == Back::Signal {
+                    return None;
+                }
+                self.stack.by_rule(frame, rule, limit)?
+            }
+        };
+        if frame.interrupted && !faults::planted("map-behind-interruption") {
+            return Some(self.word_by_word(low, step));
+        }
+        let Some(site) = managed.maps.site(frame.pc) else {
+            self.stats.unknown_sites += 1;
+            if faults::planted("trust-missing-maps") {
+                return Some(step.next);
+            }
+            return Some(self.word_by_word(low, step));
+        };
+        if !site.known && !faults::planted("trust-missing-maps") {
+            return Some(self.word_by_word(low, step));
+        }
+        let body = match managed.frames {
+            // Not one of which all is known, so not one whose map is believed.
+            FrameRule::Rbp => return Some(self.word_by_word(low, step)),
+            FrameRule::Cfi => {
+                // Everything that lies in an aligned frame is a word of its own, so a size that is
+                // no multiple of eight does not occur.
+                let saves = step.saves as usize;
+                match step.cfa.checked_sub(saves).filter(|top| *top >= low) {
+                    Some(top) => low..top & !7,
+                    None => return Some(self.word_by_word(low, step)),
+                }
+            }
+        };
+        Some(self.exact(frame, &managed, &site, body, step))
+    }
+
+    /// A frame at a call site of which all is known.
+    fn again(
+        &mut self,
+        frame: &Frame,
+        known: &Known<'_>,
+        low: usize,
+        limit: usize,
+    ) -> Option<Next> {
+        let step = self.stack.by_rbp(frame, limit)?;
+        // The map counts from FP - span. Should that not be where the callee's frame ended, then
+        // one of the two is wrong.
+        let fp = step.cfa - 16;
+        if fp.checked_sub(known.span) != Some(low) {
+            return None;
+        }
+        self.stats.precise += 1;
+        for slot in known.site.slots {
+            let at = |place| low.wrapping_add_signed(known.offset(place) as isize);
+            let edge = at(slot.edge);
+            match slot.derived {
+                Some(derived) => self.sink.derived(edge, at(derived), known.encoding),
+                None => self.sink.exact(edge, known.encoding),
+            }
+        }
+        if !faults::planted("no-arguments") {
+            self.report(low..low + known.outgoing);
+        }
+        if !faults::planted("no-saved-registers") {
+            self.report(fp - known.clobber..step.cfa - 8);
+        }
+        Some(step.next)
+    }
+
+    /// Reports all of a frame word by word.
+    fn word_by_word(&mut self, low: usize, step: Step) -> Next {
+        self.stats.conservative += 1;
+        self.report(low..step.cfa);
+        step.next
+    }
+
+    /// Reports the slots of a managed frame, and its arguments and saved registers word by word.
+    /// `body` ends where the saved registers begin.
+    fn exact(
+        &mut self,
+        frame: &Frame,
+        managed: &Managed<'_>,
+        site: &Site<'_>,
+        body: Range<usize>,
+        step: Step,
+    ) -> Next {
+        let inside = |place: FrameWord| {
+            let base = match place.from {
+                BaseRegister::Sp => body.start,
+                BaseRegister::Rbp => frame.get(RBP)?,
+            };
+            let address = base.checked_add_signed(place.offset as isize)?;
+            (body.contains(&address) && address.is_multiple_of(8)).then_some(address)
+        };
+        let arguments = site
+            .layout
+            .outgoing
+            .map(|bytes| body.start + bytes as usize);
+        let sound = site
+            .slots
+            .iter()
+            .flat_map(|s| [Some(s.edge), s.derived])
+            .flatten()
+            .all(|place| inside(place).is_some());
+        let Some(arguments) = arguments.filter(|end| sound && *end <= step.cfa) else {
+            return self.word_by_word(body.start, step);
+        };
+        self.stats.precise += 1;
+        for slot in site.slots {
+            let Some(edge) = inside(slot.edge) else {
+                continue;
+            };
+            match slot.derived.and_then(inside) {
+                Some(derived) => self.sink.derived(edge, derived, managed.encoding),
+                None => self.sink.exact(edge, managed.encoding),
+            }
+        }
+        if !faults::planted("no-arguments") {
+            self.report(body.start..arguments);
+        }
+        if !faults::planted("no-saved-registers") {
+            self.report(body.end..step.cfa - 8);
+        }
+        step.next
+    }
+
+    /// A step into what a handler has interrupted; the PC that it will return to lies at `saved`.
+    fn behind_a_handler(&mut self, mut step: Step, saved: usize) -> Step {
+        if let Next::Frame(frame) = &mut step.next {
+            match self.place(frame.pc) {
+                Place::Restart { start } => {
+                    self.put_back(saved, start);
+                    frame.pc = start;
+                }
+                Place::Unsafe => self.behind = Behind::Unsafe,
+                Place::Managed | Place::Native => {}
+            }
+        }
+        step
+    }
+
+    /// The walk ends here, short of the stack's end.
+    fn too_deep(&mut self) {
+        if self.behind == Behind::Settled {
+            self.behind = Behind::TooDeep;
+        }
+    }
+
+    /// Looks for signal frames where no table leads from one frame to the next, in as many words as
+    /// the frames that may still be walked would have.
+    fn search(&mut self, words: &Range<usize>) {
+        let first = words.start.next_multiple_of(8);
+        let most = (self.left as usize).saturating_mul(8 * WORDS);
+        let end = first.saturating_add(most).min(words.end & !7);
+        if end < words.end & !7 {
+            self.too_deep();
+        }
+        for selectors in (first..end).step_by(8) {
+            if let Some(saved) = self.stack.saved_pc(selectors)
+                && let Some(pc) = self.stack.word(saved)
+                && let Place::Restart { start } = self.place(pc)
+            {
+                self.put_back(saved, start);
+            }
+        }
+    }
+
+    fn place(&self, pc: usize) -> Place {
+        // SAFETY: the registry lock is held, by `walk`'s contract.
+        unsafe { self.code.classify(pc) }
+    }
+
+    fn put_back(&self, saved: usize, start: usize) {
+        if !faults::planted("no-outer-restart") {
+            // SAFETY: a word of the stopped thread's stack, tested by the reads that came before:
+            // the PC of a signal frame, which only the return from that signal will read.
+            unsafe { ptr::write_volatile(saved as *mut usize, start) };
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! A world: the mutators of one heap, and what may be done with them.
+
+mod aside;
+mod stop;
+mod stopped;
+mod wait;
+
+pub use stopped::{StopReport, Stopped};
+
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Arc;
+
+use crate::blocking::lock;
+use crate::code::{CODE, CodeError, CodeGuard, CodeSpec, CodeWhat};
+use crate::config::Config;
+use crate::errors::{AttachError, HandshakeError, SetupError, StopError};
+use crate::members::{ForkHooks, Inner, Members, MutatorHooks, World, worlds};
+use crate::mutator::Mutator;
+use crate::registry::{MutatorId, RegistryGuard};
+use crate::stopped_mutator::StoppedMutator;
+use crate::stopper::{HoldsAStop, holds_a_stop};
+use crate::{arch, attach, faults, fork, handler, panics, pin, processors, unwind, walk};
+
+impl World {
+    /// A world without mutators. The first one in the process installs the SIGURG handler and the
+    /// panic hook that keeps a panic in a stopped world from waiting for a lock that a stopped
+    /// thread holds.
+    ///
+    /// # Errors
+    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a
+    /// thread that holds a stop.
+    pub fn new(config: Config) -> Result<Self, SetupError> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        if holds_a_stop() {
+            return Err(SetupError::HoldsAStop);
+        }
+        faults::read_environment();
+        arch::setup().map_err(SetupError::Processor)?;
+        // Before the registry lock: they take the loader's and std's locks, under which others may
+        // want to attach.
+        pin::pin().map_err(SetupError::Library)?;
+        unwind::setup();
+        processors::setup();
+        panics::put_panic_hook_on_top();
+        let mut lock = lock()?;
+        register_own_code(&lock).map_err(SetupError::Code)?;
+        fork::install_handlers().map_err(SetupError::Signal)?;
+        handler::install().map_err(SetupError::Signal)?;
+        let inner = Arc::new(Inner {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            config,
+            members: UnsafeCell::new(Members {
+                list: Vec::new(),
+                aside: Vec::new(),
+                fork_hooks: None,
+                resumed: None,
+            }),
+            hooked: AtomicBool::new(false),
+        });
+        let all = worlds(&mut lock);
+        all.retain(|w| w.strong_count() > 0);
+        all.push(Arc::downgrade(&inner));
+        Ok(Self { inner })
+    }
+
+    /// Attaches the running thread. `data` is the heap's record of it, readable while it is
+    /// stopped.
+    ///
+    /// Unblocks SIGURG on this thread, which the last detach undoes, and gives it an alternate
+    /// signal stack that is large enough. The last detach sets the one that the thread had before;
+    /// where it had none, Urge's stays until the thread ends. What the host sets meanwhile stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system
+    /// refused what it needs.
+    pub fn attach(&self, data: *mut ()) -> Result<Mutator, AttachError> {
+        attach::attach(&self.inner, data, None).map(|record| Mutator::new(record, self.clone()))
+    }
+
+    /// [`attach`](Self::attach), with hooks: one of them is called with `data` should the thread
+    /// end with its [`Mutator`] leaked, before it is detached; another where
+    /// [`set_aside`](Self::set_aside) has set the mutator aside.
+    ///
+    /// # Errors
+    /// As [`attach`](Self::attach).
+    ///
+    /// # Safety
+    /// Unless the `Mutator` was dropped before, `hooks.at_exit` may be called with `data` once the
+    /// thread runs its thread-local destructors, and `hooks.gone` once the thread has ended
+    /// without. `hooks.back` may be called with it until then.
+    pub unsafe fn attach_with(
+        &self,
+        data: *mut (),
+        hooks: MutatorHooks,
+    ) -> Result<Mutator, AttachError> {
+        attach::attach(&self.inner, data, Some(hooks))
+            .map(|record| Mutator::new(record, self.clone()))
+    }
+
+    /// Sets what is done around a fork by any thread of the process.
+    ///
+    /// # Safety
+    /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc
+    /// usable in all three.
+    pub unsafe fn on_fork(&self, hooks: ForkHooks) {
+        let lock = lock();
+        // SAFETY: the registry lock is held, by `lock` or by the stop of this thread, which does
+        // not look at hooks.
+        unsafe { (*self.inner.members.get()).fork_hooks = Some(hooks) };
+        drop(lock);
+    }
+
+    /// Registers code. See [`CodeSpec`].
+    ///
+    /// # Errors
+    /// [`CodeError`] if the range is empty or overlaps another, and on a thread
+    /// that holds a stop.
+    ///
+    /// # Safety
+    /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever
+    /// without one); managed code keeps the System V convention, the frame rule and the stack maps;
+    /// a restart range may be begun again from everywhere in it. A walk passes over what the maps
+    /// do not name, so a wrong map loses objects.
+    pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
+        let spec = spec.checked()?;
+        let _lock = lock()?;
+        // SAFETY: the registry lock is held, and no stop is under way.
+        unsafe { CODE.register(self.inner.id, spec) }
+    }
+
+    /// Stops every mutator of this world and returns once all are stopped. They stay so until the
+    /// result is resumed or dropped. Those that [`set_aside`](Self::set_aside) has set aside stand
+    /// still already, and the stop does not look at them.
+    ///
+    /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so
+    /// that stops back to back do not starve them: half of the time is theirs.
+    ///
+    /// Until then call nothing that takes a lock which a stopped thread may hold: no malloc, no
+    /// printing, no `dl_iterate_phdr`; nor attach or register code from this thread, which gives an
+    /// error.
+    ///
+    /// # Errors
+    /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any
+    /// world.
+    pub fn stop(&self) -> Result<Stopped<'_>, StopError> {
+        self.stop_those(None)
+    }
+
+    /// Brings near this core what walks in the next stop will need, while the mutators run: the
+    /// walk of a thread with 15 native frames takes 5 us then instead of 14.
+    ///
+    /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing
+    /// depends on it.
+    ///
+    /// ```
+    /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
+    /// world.rehearse();
+    /// let stopped = world.stop()?;
+    /// # drop(stopped);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn rehearse(&self) {
+        let Ok(mut lock) = lock() else {
+            return; // a hint that comes too late
+        };
+        let members = &self.inner.members(&mut lock).list;
+        // SAFETY: the registry lock is held.
+        unsafe { walk::rehearse(&CODE, members.iter().map(|m| m.record)) };
+    }
+
+    /// Stops one mutator only, and calls `f` with it.
+    ///
+    /// # Errors
+    /// [`HandshakeError`] if there is no such mutator, if it is the caller, or if the caller holds
+    /// a stop.
+    pub fn handshake<R>(
+        &self,
+        id: MutatorId,
+        f: impl FnOnce(&StoppedMutator<'_>) -> R,
+    ) -> Result<R, HandshakeError> {
+        let stopped = self.stop_those(Some(id)).map_err(|error| match error {
+            StopError::CallerIsMutator => HandshakeError::IsCaller(id),
+            StopError::HoldsAStop => HandshakeError::HoldsAStop,
+        })?;
+        let result = stopped.mutators().next().map(|m| f(&m));
+        drop(stopped);
+        result.ok_or(HandshakeError::NoSuchMutator(id))
+    }
+
+    /// SIGURGs that came without a stop that wanted them, in the whole process so far.
+    pub fn stray_signals() -> u64 {
+        handler::strays()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let lock = lock();
+        // SAFETY: the registry lock is held, by `lock` or by this thread's stop, which is of
+        // another world: a stop holds its own.
+        unsafe { CODE.world_gone(self.id) };
+        let unused = match &lock {
+            // SAFETY: the registry lock is held, and no stop is under way.
+            Ok(_) => unsafe { CODE.sweep() },
+            Err(HoldsAStop) => Vec::new(), // the end of the stop sweeps
+        };
+        drop(lock);
+        drop(unused);
+    }
+}
+
+/// Keeps stops out of the trampoline, once a process.
+fn register_own_code(_lock: &RegistryGuard) -> Result<(), CodeError> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !DONE.load(Ordering::Relaxed) {
+        let spec = CodeSpec {
+            range: arch::trampoline(),
+            what: CodeWhat::Unsafe,
+            owner: None,
+        };
+        // SAFETY: the registry lock is held. World 0 is no world, so the range stays for ever.
+        std::mem::forget(unsafe { CODE.register(0, spec.checked()?) }?);
+        DONE.store(true, Ordering::Relaxed);
+    }
+    Ok(())
+}
