@@ -34,7 +34,7 @@ pub(crate) fn default_reserve(taken: u64) -> u64 {
 /// thread's stack.
 pub(crate) fn default_reserve_within(limit: u64, heaps: u64) -> u64 {
     let nth = heaps.min(1 << 16) + 1;
-    (limit / 16 * 5 / nth.pow(3)).max(crate::heap::MIN_RESERVE)
+    (limit / 16 * 5 / nth.pow(3)).max(crate::limits::MIN_RESERVE)
 }
 
 /// The least reserve, in bytes.

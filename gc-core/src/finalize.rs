@@ -31,8 +31,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use gc_preempt::Mutex;
 
-use crate::api::root::protected;
 use crate::fault::planted;
+use crate::fault::protected;
 use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 

@@ -213,7 +213,9 @@ pub mod barrier;
 mod cgroup;
 mod collector;
 mod config;
+mod dying;
 pub mod encoding;
+mod error;
 mod fault;
 mod finalize;
 #[cfg(not(feature = "internals"))]
@@ -222,21 +224,23 @@ mod heap;
 #[doc(hidden)]
 pub mod heap;
 pub mod kind;
+mod limits;
 pub mod mark;
 mod memory;
 pub mod mutator;
 mod pacer;
 mod roots;
+mod satb_log;
 mod stacks;
 mod stats;
 mod thread;
 mod verify;
 mod weak;
 
-pub use alloc::{AllocError, Run, Site};
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub use alloc::{ColdUnits, Refill, Runs};
+pub use alloc::{Run, Site};
 pub use api::array::{Array, Bytes};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
@@ -250,10 +254,11 @@ pub use api::typed_root::Root;
 pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use encoding::Encoding;
+pub use error::{AllocError, SiteError, SpaceError};
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
-pub use heap::{Cell, MAX_SMALL, POISON, SiteError, SpaceError};
+pub use heap::{Cell, MAX_SMALL, POISON};
 pub use kind::{Kind, KindError, KindId, TraceFn};
 pub use mark::Tracer;
 pub use memory::MapError;

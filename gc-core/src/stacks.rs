@@ -29,7 +29,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use crate::heap::SiteError;
+use crate::error::SiteError;
 
 /// Not until the fast tier is used.
 const UNUSED: u8 = 0;

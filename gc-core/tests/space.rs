@@ -7,7 +7,8 @@ use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use common::hazard;
-use gc_core::alloc::{AllocError, bump};
+use gc_core::AllocError;
+use gc_core::alloc::bump;
 use gc_core::heap::{LargeStep, MAX_SMALL, MIN_RESERVE, Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, Kind, KindId, Refill, Runs};

@@ -3,15 +3,14 @@
 
 mod listed;
 
-use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::error::AllocError;
 use crate::fault::planted;
-use crate::heap::SiteError;
 use crate::heap::{
     Claim, Class, Entry, Flags, GRANULE, NoSpan, Space, UNIT, Unit, Unreported, take_first_run,
 };
-use crate::kind::KindError;
+use crate::limits::MAX_SITES;
 use crate::mark::Marked;
 use crate::memory::os::{MapError, Table};
 use crate::memory::prefetch::prefetch;
@@ -51,9 +50,6 @@ impl Site {
     }
 }
 
-/// The most sites a heap can have.
-pub const MAX_SITES: usize = 1 << 16;
-
 /// What a refill found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refill {
@@ -74,80 +70,6 @@ pub enum Refill {
 pub struct ColdUnits {
     pub(crate) first: usize,
     pub(crate) units: usize,
-}
-
-/// Why there is no cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AllocError {
-    /// The heap's hard limit does not allow it.
-    HeapLimit {
-        /// The limit in bytes.
-        limit: u64,
-        /// What was asked for.
-        bytes: usize,
-    },
-    /// The heap's reserved address range has no free stretch of this length.
-    Exhausted {
-        /// What was asked for.
-        bytes: usize,
-    },
-    /// The system refused memory.
-    System(MapError),
-    /// Cells of this kind and size cannot be.
-    Site(SiteError),
-    /// The type cannot have a kind of its own.
-    Kind(KindError),
-    /// One of the heap's tables is full.
-    TableFull {
-        /// What the table holds.
-        table: &'static str,
-        /// What would help.
-        cure: &'static str,
-    },
-    /// No heap of this reserve could ever hold it.
-    TooLarge {
-        /// What was asked for.
-        bytes: usize,
-    },
-}
-
-impl fmt::Display for AllocError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            AllocError::HeapLimit { limit, bytes } => {
-                write!(
-                    f,
-                    "no room for {bytes} bytes under the heap limit of {limit} bytes; raise hard_limit or keep less alive"
-                )
-            }
-            AllocError::Exhausted { bytes } => {
-                write!(
-                    f,
-                    "the heap's address range has no free stretch for {bytes} bytes; build it with a larger reserve"
-                )
-            }
-            AllocError::System(e) => write!(f, "{e}"),
-            AllocError::Site(e) => write!(f, "{e}"),
-            AllocError::Kind(e) => write!(f, "{e}"),
-            AllocError::TableFull { table, cure } => {
-                write!(f, "no room in the table of {table}: {cure}")
-            }
-            AllocError::TooLarge { bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes are more than the heap's whole address range; build it with a larger reserve"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for AllocError {}
-
-impl From<MapError> for AllocError {
-    fn from(e: MapError) -> AllocError {
-        AllocError::System(e)
-    }
 }
 
 /// Where a mutator takes its next run of a site from: its span, how far it has been looked at, and

@@ -14,12 +14,12 @@ use core::marker::PhantomData;
 use core::ops::{Deref, Index};
 use core::ptr::NonNull;
 
-use crate::alloc::AllocError;
 use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
+use crate::error::AllocError;
 use crate::heap::GRANULE;
 use crate::kind::{Kind, KindId};
 use crate::mutator::types::Sharing;

@@ -17,12 +17,12 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::alloc::AllocError;
 use crate::api::array::Shape;
 use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
+use crate::error::AllocError;
 use crate::heap::GRANULE;
 use crate::kind::Kind;
 

@@ -4,10 +4,10 @@ use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use crate::alloc::AllocError;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
+use crate::error::AllocError;
 use crate::stacks::gc_was_made;
 
 /// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps

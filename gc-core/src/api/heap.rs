@@ -12,18 +12,19 @@ use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{Stopped, World};
 
 use crate::Site;
-use crate::api::dying::Dying;
 use crate::api::mutator::{AttachError, Mutator};
-use crate::api::root::{RawRoot, RootCallback, protected};
+use crate::api::root::{RawRoot, RootCallback};
 use crate::api::space::Memory;
 use crate::barrier;
 use crate::cgroup;
-use crate::collector::fork;
 use crate::collector::{self, OldMarks, Pace, Requests, Shared, context_of};
+use crate::collector::{OverFork, fork};
 use crate::config::{Config, ConfigError, Young};
+use crate::dying::Dying;
 use crate::encoding::Encoding;
-use crate::fault::planted;
-use crate::heap::{Cell, SiteError, SpaceError};
+use crate::error::{SiteError, SpaceError};
+use crate::fault::{planted, protected};
+use crate::heap::Cell;
 use crate::kind::{Kind, KindError, KindId};
 use crate::memory::MapError;
 use crate::pacer::{Policy, Vain};
@@ -342,7 +343,7 @@ impl HeapBuilder {
             types: memory.types,
             requests: Requests::new(config.continuous, config.lingering),
             contexts: gc_preempt::Mutex::new(memory.contexts),
-            over_fork: fork::OverFork::default(),
+            over_fork: OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),
             old: OldMarks::default(),

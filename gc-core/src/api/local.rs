@@ -24,10 +24,11 @@ use core::mem::needs_drop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
-use crate::alloc::{self, AllocError};
-use crate::api::dying::Dying;
+use crate::alloc;
 use crate::api::mutator::Mutator;
-use crate::api::trace::Trace;
+use crate::api::trace::{Trace, kind_of};
+use crate::dying::Dying;
+use crate::error::AllocError;
 use crate::fault::planted;
 use crate::finalize::Entry;
 use crate::mutator::handles::Chain;
@@ -146,7 +147,7 @@ impl Mutator {
                     true => Sharing::Own,
                     false => Sharing::Shared,
                 };
-                let info = types.get(self.heap(), of, bytes, sharing, types::kind_of::<T>)?;
+                let info = types.get(self.heap(), of, bytes, sharing, kind_of::<T>)?;
                 self.types().put(id, info);
                 Ok(info)
             }

@@ -2,7 +2,6 @@
 //! types in two tiers: safe, by handles in scopes, and fast, by bare pointers.
 
 pub(crate) mod array;
-pub(crate) mod dying;
 pub(crate) mod ephemeron;
 pub(crate) mod field;
 pub(crate) mod gc;

@@ -12,16 +12,17 @@ use std::time::Instant;
 
 use gc_preempt::{InNoPreempt, KeepErrno};
 
-use crate::alloc::{self, AllocError, ColdUnits, RUN_BYTES, Refill, Run, Runs, Site};
+use crate::alloc::{self, ColdUnits, RUN_BYTES, Refill, Run, Runs, Site};
 use crate::api::heap::Heap;
 use crate::api::local::in_blocking;
 use crate::api::room::Attempts;
-use crate::api::root::{RawRoot, RootRange, protected};
+use crate::api::root::{RawRoot, RootRange};
 use crate::barrier;
 use crate::collector::{Attached, aside};
 use crate::config::Young;
 use crate::encoding::Encoding;
-use crate::fault::planted;
+use crate::error::AllocError;
+use crate::fault::{planted, protected};
 use crate::finalize::Entry;
 use crate::heap::LargeStep;
 use crate::kind::KindId;

@@ -3,16 +3,7 @@
 use core::ptr::NonNull;
 
 use crate::api::heap::Heap;
-use crate::fault::planted;
-
-/// Runs `f`, which changes root tables, without being stopped in it.
-pub(crate) fn protected<R>(f: impl FnOnce() -> R) -> R {
-    if planted("tables-unprotected") {
-        f()
-    } else {
-        gc_preempt::no_preempt_here(f)
-    }
-}
+use crate::fault::protected;
 
 /// A handle that keeps one cell alive from anywhere: from memory that the collector does not know,
 /// from threads that are not attached.

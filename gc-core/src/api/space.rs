@@ -6,18 +6,20 @@
 //! all of them are given back, and half of the reserve is tried. Were each to take what it gets,
 //! the first would leave nothing to the others.
 
-use crate::barrier::{LOG_WORDS, SharedLog};
 use crate::collector::Attached;
 use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::encoding::Encoding;
+use crate::error::SpaceError;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
-use crate::heap::{GRANULE, MIN_RESERVE, Space, SpaceConfig, SpaceError, kinds_for, live_heaps};
+use crate::heap::{GRANULE, Space, SpaceConfig, kinds_for, live_heaps};
+use crate::limits::MIN_RESERVE;
 use crate::mark::MarkQueue;
 use crate::memory::os::{Before, Map, addresses, mapped_bytes};
 use crate::memory::tables::Slab;
 use crate::mutator::types::Types;
 use crate::roots::Roots;
+use crate::satb_log::{LOG_WORDS, SharedLog};
 use crate::verify::Verify;
 
 /// What is mapped for a heap.

@@ -10,12 +10,17 @@
 //! * [`Leaf`]: holds no edges, at any depth. Derive it for structs and enums without any. A leaf
 //!   may lie in a cell, and in a `Vec`, `Mutex`, `Option` or `HashMap` in a cell.
 
+use core::any::type_name;
+
+use bitvec::prelude::{BitVec, Lsb0};
+
 use crate::api::array::{Array, Bytes};
 use crate::api::ephemeron::{Ephemeron, Pairs};
 use crate::api::field::Field;
 use crate::api::typed_root::Root;
 use crate::api::weak::{Weak, WeakArray};
-use crate::kind::TraceFn;
+use crate::encoding::Encoding;
+use crate::kind::{Kind, TraceFn};
 
 /// May lie in a cell of the heap.
 ///
@@ -49,6 +54,33 @@ pub unsafe trait Trace: Sized + Send + Sync + 'static {
 
     /// Calls `edge` with the byte offset of every edge.
     fn edges(edge: &mut impl FnMut(usize));
+}
+
+/// The kind of a type's cells: by its edges at fixed offsets, a leaf if it has none, or by its own
+/// function.
+pub(crate) fn kind_of<T: Trace>() -> Kind {
+    if let Some(trace) = T::TRACE {
+        // SAFETY: an implementer of `Trace` answers for its function.
+        return unsafe { Kind::traced(type_name::<T>(), trace) };
+    }
+    let mut slots = BitVec::<u64, Lsb0>::new();
+    T::edges(&mut |offset| {
+        assert!(
+            offset % size_of::<usize>() == 0 && offset < size_of::<T>(),
+            "{} has an edge at byte {offset}, which is not a word of it",
+            type_name::<T>()
+        );
+        let word = offset / size_of::<usize>();
+        if slots.len() <= word {
+            slots.resize(word + 1, false);
+        }
+        slots.set(word, true);
+    });
+    if slots.is_empty() {
+        Kind::leaf(type_name::<T>())
+    } else {
+        Kind::words(type_name::<T>(), slots, Encoding::RAW)
+    }
 }
 
 /// Holds no edges, at any depth.

@@ -6,11 +6,11 @@ use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::alloc::AllocError;
 use crate::api::array::Shape;
 use crate::api::local::{Local, Scope};
 use crate::api::trace::Trace;
 use crate::encoding::Encoding;
+use crate::error::AllocError;
 use crate::kind::Kind;
 
 const WORD: usize = size_of::<usize>();

@@ -16,8 +16,6 @@
 //! Spans that gone threads owned or were sweeping go back to their sites' lists, and what they had
 //! claimed to the heap; what gone mutators were allocating is found dead by the next collection.
 
-use core::any::Any;
-use core::cell::UnsafeCell;
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -27,15 +25,6 @@ use crate::collector::Shared;
 use crate::fault::planted;
 use crate::mutator::record::Context;
 use crate::weak::IDLE;
-
-/// What the forking thread holds of a heap, from the prepare hook to the parent's and the child's.
-#[derive(Default)]
-pub(crate) struct OverFork(UnsafeCell<Option<Box<dyn Any>>>);
-
-// SAFETY: touched by fork hooks only, one fork at a time, on the forking thread.
-unsafe impl Send for OverFork {}
-// SAFETY: as above.
-unsafe impl Sync for OverFork {}
 
 /// Has the heap looked after at forks, for as long as it lives.
 pub(crate) fn enrol(shared: &Arc<Shared>) {
@@ -52,19 +41,6 @@ pub(crate) fn enrol(shared: &Arc<Shared>) {
             data,
         })
     };
-}
-
-/// Ends what [`enrol`] began: the world may outlive the heap.
-pub(crate) fn strike_off(shared: &Shared) {
-    unsafe fn nothing(_: *mut ()) {}
-    let hooks = ForkHooks {
-        prepare: nothing,
-        parent: nothing,
-        child: nothing,
-        data: core::ptr::null_mut(),
-    };
-    // SAFETY: the hooks do nothing.
-    unsafe { shared.world.on_fork(hooks) };
 }
 
 /// # Safety

@@ -82,7 +82,7 @@ use beside::Beside;
 pub(crate) use pace::Pace;
 use requests::Next;
 pub(crate) use requests::Requests;
-pub(crate) use state::{Attached, OldMarks, Phase, Shared};
+pub(crate) use state::{Attached, OldMarks, OverFork, Phase, Shared};
 use stress::Stress;
 
 /// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that

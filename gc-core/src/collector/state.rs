@@ -1,17 +1,17 @@
 //! What a heap's collector and its mutators share: one record, and the locks of its tables.
 
+use core::any::Any;
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use core::time::Duration;
 
-use gc_preempt::World;
+use gc_preempt::{ForkHooks, World};
 
 use super::pace::Pace;
 use super::requests::Requests;
-use crate::api::dying::Dying;
-use crate::barrier::SharedLog;
-use crate::collector::fork::{self, OverFork};
 use crate::config::Young;
+use crate::dying::Dying;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
 use crate::heap::Space;
@@ -21,6 +21,7 @@ use crate::mutator::record::Context;
 use crate::mutator::types::Types;
 use crate::pacer::Vain;
 use crate::roots::{self, Roots};
+use crate::satb_log::SharedLog;
 use crate::stacks::Stacks;
 use crate::stats::Ledger;
 use crate::verify::Verify;
@@ -100,6 +101,15 @@ impl OldMarks {
     }
 }
 
+/// What the forking thread holds of a heap, from the prepare hook to the parent's and the child's.
+#[derive(Default)]
+pub(crate) struct OverFork(pub(super) UnsafeCell<Option<Box<dyn Any>>>);
+
+// SAFETY: touched by fork hooks only, one fork at a time, on the forking thread.
+unsafe impl Send for OverFork {}
+// SAFETY: as above.
+unsafe impl Sync for OverFork {}
+
 /// A mutator's record and whose it is.
 pub(crate) struct Attached {
     /// `pthread_self` of its thread.
@@ -129,8 +139,21 @@ pub(crate) enum Phase {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        fork::strike_off(self);
+        end_fork_hooks(self);
     }
+}
+
+/// Ends what `fork::enrol` began: the world may outlive the heap.
+fn end_fork_hooks(shared: &Shared) {
+    unsafe fn nothing(_: *mut ()) {}
+    let hooks = ForkHooks {
+        prepare: nothing,
+        parent: nothing,
+        child: nothing,
+        data: core::ptr::null_mut(),
+    };
+    // SAFETY: the hooks do nothing.
+    unsafe { shared.world.on_fork(hooks) };
 }
 
 impl Shared {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::span_lists::List;
 use super::{CHUNK_UNITS, Cell, GRANULE, NEVER_TAKEN, Space, UNIT, Unit};
-use crate::alloc::{AllocError, ColdUnits, Runs};
+use crate::alloc::{ColdUnits, Runs};
+use crate::error::AllocError;
 use crate::fault::planted;
 use crate::kind::KindId;
 use crate::mark::BYTES_A_CELL;

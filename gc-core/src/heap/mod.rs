@@ -31,15 +31,17 @@ mod span_reserve;
 mod sticky;
 mod sweep;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
 use crate::alloc::{Runs, Site};
 use crate::encoding::Encoding;
+use crate::error::{SiteError, SpaceError};
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
+use crate::limits::{MAX_ENCODINGS, MIN_HARD_LIMIT};
+pub use crate::limits::{MAX_RESERVE, MIN_RESERVE};
 use crate::memory::MapError;
 use crate::memory::os::{Map, Table};
 use crate::weak::WeakWork;
@@ -99,64 +101,6 @@ impl Default for SpaceConfig {
     }
 }
 
-/// The least address space of a heap. Where the system refuses even this, there is no heap.
-pub const MIN_RESERVE: u64 = 16 << 20;
-
-/// The most address space of a heap: what the unit table can number.
-pub const MAX_RESERVE: u64 = (page_table::MAX_UNITS as u64) << size_classes::UNIT_SHIFT;
-
-/// The least hard limit: room for a span of the largest cells.
-pub const MIN_HARD_LIMIT: u64 = (size_classes::MAX_SPAN_UNITS * UNIT) as u64;
-
-/// Why a heap could not be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SpaceError {
-    /// The system refused the address space.
-    Map(MapError),
-    /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
-    LimitTooSmall(u64),
-    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above what the heap's
-    /// tables can number (4 TiB).
-    Reserve(u64),
-    /// More conservative encodings than eight.
-    TooManyEncodings(usize),
-}
-
-impl fmt::Display for SpaceError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SpaceError::Map(e) => write!(f, "no address space for a heap: {e}"),
-            SpaceError::LimitTooSmall(limit) => {
-                write!(
-                    f,
-                    "a hard limit of {limit} bytes is too small for any span; at least {MIN_HARD_LIMIT} are needed"
-                )
-            }
-            SpaceError::Reserve(bytes) => write!(
-                f,
-                "a reserve of {bytes} bytes is out of range; between {MIN_RESERVE} and {MAX_RESERVE} are possible"
-            ),
-            SpaceError::TooManyEncodings(n) => {
-                write!(
-                    f,
-                    "{n} encodings of conservative words; at most {MAX_ENCODINGS} are possible"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for SpaceError {}
-
-impl From<MapError> for SpaceError {
-    fn from(e: MapError) -> SpaceError {
-        SpaceError::Map(e)
-    }
-}
-
-/// The most encodings that are tried on a conservative word.
-pub const MAX_ENCODINGS: usize = 8;
-
 /// A cell that an address names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cell {
@@ -167,65 +111,6 @@ pub struct Cell {
     /// What it holds. Types of the safe tier that have one layout share a kind.
     pub kind: KindId,
 }
-
-/// Why there is no site for a (kind, size).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SiteError {
-    /// The kind is not of this heap.
-    UnknownKind(KindId),
-    /// The kind's slots lie beyond a cell of this size.
-    TooSmall {
-        /// The size asked for.
-        bytes: usize,
-        /// The least that the kind needs.
-        least: usize,
-    },
-    /// Larger than [`MAX_SMALL`]: allocate it as a large object.
-    Large {
-        /// The size asked for.
-        bytes: usize,
-    },
-    /// The heap has as many sites as its reserve allows.
-    TooMany,
-    /// The heap does not scan stacks, which the fast tier keeps its cells on: see
-    /// [`HeapBuilder::exact`](crate::HeapBuilder::exact).
-    FastTier,
-    /// The system refused memory for the table of sites.
-    System(MapError),
-}
-
-impl fmt::Display for SiteError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SiteError::UnknownKind(kind) => {
-                write!(f, "kind {} was not added to this heap", kind.index())
-            }
-            SiteError::TooSmall { bytes, least } => {
-                write!(
-                    f,
-                    "{bytes} bytes are too small for the kind, whose last edge ends at byte {least}"
-                )
-            }
-            SiteError::Large { bytes } => {
-                write!(
-                    f,
-                    "{bytes} bytes are a large object (above {MAX_SMALL} with what past_the_end adds); it has no site"
-                )
-            }
-            SiteError::FastTier => f.write_str(
-                "this heap was built with exact(true): it does not scan stacks, so cells are allocated in scopes only",
-            ),
-            SiteError::TooMany => write!(
-                f,
-                "the heap has as many sites as its reserve allows (at most {}); use fewer kinds, or raise the reserve",
-                crate::alloc::MAX_SITES
-            ),
-            SiteError::System(e) => e.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for SiteError {}
 
 /// The address range and the tables that cover it. All of them are reservations: what is below the
 /// end of [`Spans`] can be written, and so can the tables' parts that tell of it.

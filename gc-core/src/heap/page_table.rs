@@ -17,9 +17,6 @@ use super::size_classes::UNIT;
 use crate::kind::KindId;
 use crate::memory::os::{MapError, Table};
 
-/// The most units an address range can have: a large object's distance has 30 bits.
-pub(crate) const MAX_UNITS: usize = 1 << 30;
-
 /// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at
 /// random over more, cells are marked sooner when each word is asked for ahead, together with the
 /// mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in
@@ -167,7 +164,7 @@ mod tests {
             },
             Unit::Large { distance: 0 },
             Unit::Large {
-                distance: MAX_UNITS - 1,
+                distance: crate::limits::MAX_UNITS - 1,
             },
         ] {
             assert_eq!(Unit::decode(unit.encode()), unit);

@@ -5,22 +5,11 @@
 //! most one eighth larger than its request. A span is as long as it takes to hold eight cells and
 //! lose at most 1/64 of itself at its end.
 
-/// Bytes of a unit, the grain of the address range. The page size: then a large object is rounded
-/// to pages, as the system rounds it anyway, and wastes less than an eighth of itself.
-pub const UNIT: usize = 1 << UNIT_SHIFT;
-pub(crate) const UNIT_SHIFT: u32 = 12;
-
-/// Bytes of a granule: cells are multiples of it, and each bitmap has a bit for each.
-pub const GRANULE: usize = 16;
-
-/// The largest cell that lives in a span with others; above it, an object has pages of its own.
-pub const MAX_SMALL: usize = 32 << 10;
+pub(crate) use crate::limits::MAX_SPAN_UNITS;
+pub use crate::limits::{GRANULE, MAX_SMALL, UNIT};
 
 /// The number of size classes.
 pub(crate) const CLASSES: usize = 8 + 8 * 8;
-
-/// The longest span in units. A unit's distance to its span's start has six bits in the unit table.
-pub(crate) const MAX_SPAN_UNITS: usize = 64;
 
 /// The shortest span in units. Shorter ones would spend more on their records, longer ones strand
 /// more memory in kinds that have few cells.

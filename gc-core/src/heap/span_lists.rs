@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::page_runs::Records;
 use super::size_classes::{self, CLASSES, Class, MAX_SMALL};
 use super::{SiteError, Space};
-use crate::alloc::{MAX_SITES, Site};
+use crate::alloc::Site;
 use crate::fault::planted;
 use crate::kind::{KindId, Kinds};
+use crate::limits::MAX_SITES;
 use crate::memory::os::{MapError, Table};
 use gc_preempt::{Mutex, MutexGuard};
 

@@ -13,7 +13,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::alloc::{AllocError, Refill, Runs, bump};
+use crate::alloc::{Refill, Runs, bump};
+use crate::error::AllocError;
 use crate::mark::{MarkQueue, Marker};
 
 /// A mutator and a collector in one thread: nothing here needs a real stop.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::alloc::{Run, Runs};
 use crate::api::heap::Heap;
-use crate::barrier::LOG_WORDS;
 use crate::collector::Shared;
 use crate::fault::planted;
 use crate::finalize::{Entry, Finalizers};
@@ -16,6 +15,7 @@ use crate::mark::Marker;
 use crate::mutator::handles::Handles;
 use crate::mutator::types::TypeCache;
 use crate::roots;
+use crate::satb_log::LOG_WORDS;
 use crate::weak::{JUDGING, Load, MARKING};
 
 /// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in,

@@ -18,19 +18,16 @@
 //! - the heap verifies ([`HeapBuilder::verify`](crate::HeapBuilder::verify)): reports name a cell's
 //!   type by the name of its kind.
 
-use core::any::{TypeId, type_name};
+use core::any::TypeId;
 use core::cell::Cell;
 use core::hash::{Hash, Hasher};
 use core::mem::MaybeUninit;
 
-use bitvec::prelude::{BitVec, Lsb0};
-
-use crate::alloc::{AllocError, Site};
+use crate::alloc::Site;
 use crate::api::heap::Heap;
-use crate::api::root::protected;
-use crate::api::trace::Trace;
-use crate::encoding::Encoding;
+use crate::error::AllocError;
 use crate::fault::planted;
+use crate::fault::protected;
 use crate::heap::MAX_SMALL;
 use crate::kind::{Kind, KindError, KindId, Kinds};
 use crate::memory::MapError;
@@ -190,33 +187,6 @@ impl Types {
     }
 }
 
-/// The kind of a type's cells: by its edges at fixed offsets, a leaf if it has none, or by its own
-/// function.
-pub(crate) fn kind_of<T: Trace>() -> Kind {
-    if let Some(trace) = T::TRACE {
-        // SAFETY: an implementer of `Trace` answers for its function.
-        return unsafe { Kind::traced(type_name::<T>(), trace) };
-    }
-    let mut slots = BitVec::<u64, Lsb0>::new();
-    T::edges(&mut |offset| {
-        assert!(
-            offset % size_of::<usize>() == 0 && offset < size_of::<T>(),
-            "{} has an edge at byte {offset}, which is not a word of it",
-            type_name::<T>()
-        );
-        let word = offset / size_of::<usize>();
-        if slots.len() <= word {
-            slots.resize(word + 1, false);
-        }
-        slots.set(word, true);
-    });
-    if slots.is_empty() {
-        Kind::leaf(type_name::<T>())
-    } else {
-        Kind::words(type_name::<T>(), slots, Encoding::RAW)
-    }
-}
-
 /// Lines of a cache: an interpreter allocates a few dozen types, and 3 KiB a thread is cheap.
 const LINES: usize = 64;
 
@@ -288,6 +258,7 @@ fn bits_of(id: TypeId) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Encoding;
 
     fn heap() -> Heap {
         Heap::builder().reserve(1 << 28).build().unwrap()

@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use gc_preempt::Mutex;
 
-use crate::api::root::protected;
+use crate::fault::protected;
 use crate::memory::MapError;
 use crate::memory::tables::Slab;
 
