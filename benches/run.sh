@@ -1,7 +1,7 @@
 #!/bin/sh
-# Prints every figure of RESULTS.md: the machine, all benches, and `gclab pause --json` at 1 to 16 threads.
-# Wants a quiet machine and an hour. URGE_CLOX=/path/to/clox (craftinginterpreters' c/, built with -O3 -DNDEBUG) adds the
-# Lox peer; src/peers/mod.rs says what the others need. The peers' section of RESULTS.md is written on the way.
+# Runs all benches and prints what they measure; wants a quiet machine and an hour. The peers' bench writes
+# RESULTS.md, its plots and this machine's data file on the way. URGE_CLOX=/path/to/clox (craftinginterpreters' c/,
+# built with -O3 -DNDEBUG) adds the Lox peer; src/contenders/mod.rs says what the others need.
 set -eu
 cd "$(dirname "$0")/.."
 echo "## Machine"
@@ -28,5 +28,5 @@ echo "## instructions of an allocation"
 binary=$(cargo bench -q -p benches --bench alloc --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*alloc-[^"]*\)".*/\1/p')
 objdump -d --no-show-raw-insn -M intel -C "$binary" |
-    awk '/<alloc::(alloc_raw|alloc_at|bare)>:/ { shown = 45 } shown-- > 0'
+    awk '/<alloc::(alloc_raw|alloc_at|limit)>:/ { shown = 45 } shown-- > 0'
 uptime

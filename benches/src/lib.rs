@@ -7,9 +7,10 @@
 //! comparing one's own changes, run after run, on one's own machine.
 
 pub mod bdwgc;
+pub mod contenders;
 pub mod lox;
 pub mod paired;
-pub mod peers;
+pub mod results;
 
 use std::arch::asm;
 

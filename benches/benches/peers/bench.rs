@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use benches::contenders::alternate::{Alternated, Piece, alternate};
+use benches::contenders::process::{Used, run, run_for};
+use benches::contenders::workshop::{Peer, Program, Workshop, installed};
 use benches::paired::Spread;
-use benches::peers::claims::{Alternated, Claim, Piece, Wanted, alternate};
-use benches::peers::process::{Used, run, run_for};
-use benches::peers::results;
-use benches::peers::workshop::{Peer, Program, Workshop, installed};
+use benches::results::claim::{Beside, Claim, Favourable, Wanted};
+use benches::results::machine::{Machine, now};
+use benches::results::{data, render};
 
 /// Set, this binary is one of our own contenders.
 pub const CHILD: &str = "URGE_BENCH_PEERS";
@@ -28,14 +30,11 @@ pub fn warm(mib: u32) -> Result<(), String> {
     run(ours("warm").command(&[mib]), false).map(drop)
 }
 
-/// Waits until what the process before has freed is the host's again, where free memory goes to a
-/// host.
+/// Waits until the host has the memory that the process before has freed, where free memory goes
+/// to a host.
 ///
-/// The kernel begins to report it two seconds later, piece by piece, and what runs meanwhile is
-/// slower: in a stop then, every step takes up to ten times as long, without a page fault. The
-/// longest stop of `gclab mark 1024 --concurrent --cycles 4`, begun at once after another process
-/// had freed 5.6 GiB: 64 310 460 498 545 696 us; begun ten seconds later: 31 37 40 40 42 64 (six
-/// runs each, in alternation).
+/// The kernel begins to report free memory two seconds later, piece by piece, and every step of a
+/// stop takes longer meanwhile (docs/experiments.md).
 pub fn settle(scale: Scale) {
     if scale == Scale::Full && std::path::Path::new("/sys/module/page_reporting").exists() {
         std::thread::sleep(Duration::from_secs(10));
@@ -57,9 +56,9 @@ pub enum Scale {
 pub struct Options {
     scale: Scale,
     turns: Option<usize>,
-    /// None: all of them.
+    /// The rows to run; empty: all of them.
     pub rows: Vec<String>,
-    /// Whether `RESULTS.md` is to be changed.
+    /// Whether the data file and what is made of it are to be written.
     pub write: bool,
     /// Only say what there is.
     pub list: bool,
@@ -116,6 +115,27 @@ impl Options {
     }
 }
 
+/// A claim without its ratio.
+pub struct Row<'a> {
+    /// The work.
+    pub work: &'a str,
+    /// What is measured of it.
+    pub measure: &'a str,
+    /// With what Urge is compared.
+    pub beside: Beside,
+    /// The medians of Urge and of the other, and their unit.
+    pub figures: Option<(f64, f64, &'a str)>,
+    /// Which side of 1 is in Urge's favour.
+    pub favourable: Favourable,
+    /// What the ratio should be.
+    pub wanted: Wanted,
+}
+
+/// The median of one figure of a contender; 0 where it was skipped.
+pub fn p50<S>(runs: &Alternated<S>, name: &str, of: impl Fn(&S) -> f64) -> f64 {
+    runs.spread(name, of).map_or(0.0, |spread| spread.p50)
+}
+
 /// What has been measured so far, and with what.
 pub struct Bench {
     /// Where peers are built.
@@ -125,8 +145,6 @@ pub struct Bench {
     turns: Option<usize>,
     write: bool,
     claims: Vec<Claim>,
-    /// Of these, how many are in `RESULTS.md`.
-    written: usize,
     skipped: Vec<String>,
 }
 
@@ -139,7 +157,6 @@ impl Bench {
             turns: options.turns,
             write: options.write,
             claims: Vec::new(),
-            written: 0,
             skipped: Vec::new(),
         }
     }
@@ -169,28 +186,25 @@ impl Bench {
         there
     }
 
-    /// Enters a claim, if there is a ratio to make it with.
-    pub fn claim(
-        &mut self,
-        work: &str,
-        beside: &str,
-        ratio: Option<Spread>,
-        wanted: Wanted,
-        figures: String,
-        turns: usize,
-    ) {
-        // Without a ratio the peer was skipped, which has been said.
-        if let Some(ratio) = ratio {
-            let claim = Claim {
-                work: work.to_owned(),
-                beside: beside.to_owned(),
-                ratio,
-                wanted,
-                figures,
-                turns,
-            };
-            self.claims.push(claim);
-        }
+    /// Enters a claim, if there is a ratio to make it with: without one, a contender was skipped,
+    /// which the bench has said.
+    pub fn claim(&mut self, row: Row<'_>, ratio: Option<Spread>, turns: usize) {
+        let Some(ratio) = ratio else {
+            return;
+        };
+        self.claims.push(Claim {
+            work: row.work.to_owned(),
+            measure: row.measure.to_owned(),
+            beside: row.beside,
+            figures: row
+                .figures
+                .map(|(ours, theirs, unit)| (ours, theirs, unit.to_owned())),
+            ratio: ratio.into(),
+            favourable: row.favourable,
+            wanted: row.wanted,
+            turns,
+            taken: now(),
+        });
     }
 
     /// Whole processes in alternation, which all must print the same; ours first. Before each,
@@ -216,8 +230,8 @@ impl Bench {
         runs
     }
 
-    /// How many times as long as ours did the others take, and how much memory; what is wanted of
-    /// whom.
+    /// Enters how many times as long as ours the others took, and how much memory; `time` and
+    /// `memory` say what is wanted beside which peer.
     pub fn time_and_memory(
         &mut self,
         work: &str,
@@ -225,46 +239,53 @@ impl Bench {
         time: &dyn Fn(&str) -> Wanted,
         memory: &dyn Fn(&str) -> Wanted,
     ) {
-        let p50 = |name: &str, of: fn(&Used) -> f64| runs.spread(name, of).map_or(0.0, |s| s.p50);
+        let seconds: fn(&Used) -> f64 = |used| used.seconds;
+        let peak: fn(&Used) -> f64 = |used| used.peak_mib;
         for name in runs.names().iter().filter(|name| *name != OURS) {
-            let seconds: fn(&Used) -> f64 = |used| used.seconds;
+            let figures = |of, unit| Some((p50(runs, OURS, of), p50(runs, name, of), unit));
+            let turns = runs.of(name).map_or(0, <[Used]>::len);
             if name == LIMIT {
-                let figures = format!("{:.2} s, {:.2} s", p50(OURS, seconds), p50(name, seconds));
-                let ratio = runs.ratio(OURS, name, seconds);
-                let turns = runs.of(name).map_or(0, <[Used]>::len);
-                let work = format!("{work}: time over the limit's");
-                self.claim(&work, name, ratio, Wanted::AtMost(1.35), figures, turns);
+                let row = Row {
+                    work,
+                    measure: "time",
+                    beside: Beside::Limit(name.clone()),
+                    figures: figures(seconds, "s"),
+                    favourable: Favourable::Below,
+                    wanted: Wanted::AtMost(1.35),
+                };
+                self.claim(row, runs.ratio(OURS, name, seconds), turns);
                 continue;
             }
-            let figures = format!("{:.2} s, {:.2} s", p50(OURS, seconds), p50(name, seconds));
-            let ratio = runs.ratio(name, OURS, seconds);
-            let turns = runs.of(name).map_or(0, <[Used]>::len);
-            self.claim(
-                &format!("{work}: time"),
-                name,
-                ratio,
-                time(name),
-                figures,
-                turns,
-            );
-            let peak: fn(&Used) -> f64 = |used| used.peak_mib;
-            let figures = format!("{:.0} MiB, {:.0} MiB", p50(OURS, peak), p50(name, peak));
-            let ratio = runs.ratio(name, OURS, peak);
-            let work = format!("{work}: peak memory");
-            self.claim(&work, name, ratio, memory(name), figures, turns);
+            for (measure, of, unit, wanted) in [
+                ("time", seconds, "s", time(name)),
+                ("peak memory", peak, "MiB", memory(name)),
+            ] {
+                let row = Row {
+                    work,
+                    measure,
+                    beside: Beside::Peer(name.clone()),
+                    figures: figures(of, unit),
+                    favourable: Favourable::Above,
+                    wanted,
+                };
+                self.claim(row, runs.ratio(name, OURS, of), turns);
+            }
         }
     }
 
-    /// Writes down what is new since the last time, if that was asked for: what is broken off costs
-    /// nothing of what was before it.
+    /// Writes the machine's data file and all that is made of it, if that was asked for. Called
+    /// after each row, so that a run which is broken off keeps the rows before.
     pub fn save(&mut self) {
         if !self.write {
             return;
         }
-        let machine = results::machine(&self.workshop.versions(), &self.skipped);
-        let written = results::write(&machine, &self.claims[self.written..]);
-        written.unwrap_or_else(|error| panic!("{}: {error}", results::path().display()));
-        self.written = self.claims.len();
+        let machine = Machine::here(self.workshop.versions(), self.skipped.clone());
+        let written = data::of(machine).and_then(|mut data| {
+            data.update(&self.claims);
+            data.write()?;
+            render::write()
+        });
+        written.unwrap_or_else(|why| panic!("{why}"));
     }
 
     /// Prints the table.

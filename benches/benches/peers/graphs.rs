@@ -1,14 +1,15 @@
 //! Rows over a random graph: full markings, and pauses while it is changed.
 
+use benches::contenders::alternate::{Alternated, Piece, alternate};
+use benches::contenders::process::{Server, go_cycles, run};
+use benches::contenders::workshop::Program;
 use benches::paired::Spread;
-use benches::peers::claims::{Alternated, Piece, Wanted, alternate};
-use benches::peers::process::{Server, go_cycles, run};
-use benches::peers::results;
-use benches::peers::workshop::Program;
+use benches::results::claim::{Beside, Favourable, Wanted};
+use benches::results::machine::available_mib;
 use gc_test_harness::lab::baselines::mark::CELL;
 use gc_test_harness::lab::concurrent;
 
-use crate::bench::{Bench, LIMIT, OURS, ours, settle, warm};
+use crate::bench::{Bench, LIMIT, OURS, Row, ours, p50, settle, warm};
 
 /// One marker over the whole graph.
 pub fn mark_row(bench: &mut Bench) {
@@ -20,10 +21,8 @@ pub fn mark_row(bench: &mut Bench) {
             bdwgc,
             exact,
             bench.workshop.go("mark").with("GOMAXPROCS", "1"),
-            bench
-                .workshop
-                .java("Mark")
-                .named("Java, SerialGC's System.gc()"),
+            // A full collection by `System.gc()`.
+            bench.workshop.java("Mark"),
         ];
         let mut contenders = vec![(OURS.to_owned(), ours("mark"))];
         contenders.extend(bench.installed(peers));
@@ -42,19 +41,28 @@ pub fn mark_row(bench: &mut Bench) {
         let turns = bench.turns(7);
         let rates = alternate(turns, true, pieces).unwrap_or_else(|why| panic!("{why}"));
         println!("{work}: million objects a second");
-        let p50 = |name: &str| rates.spread(name, |rate| rate / 1e6).map_or(0.0, |s| s.p50);
+        let million = |rate: &f64| rate / 1e6;
         for name in rates.names() {
-            println!("  {name:<40}{:>8.2}", p50(name));
+            println!("  {name:<40}{:>8.2}", p50(&rates, name, million));
         }
         for name in rates.names().iter().skip(1) {
-            let wanted = match name.as_str() {
-                "bdwgc" if mib == 1024 => Wanted::AtLeast(4.0),
-                "Go" if mib == 1024 => Wanted::AtLeast(3.0),
-                _ => Wanted::Nothing,
+            let row = Row {
+                work: &work,
+                measure: "marking",
+                beside: Beside::Peer(name.clone()),
+                figures: Some((
+                    p50(&rates, OURS, million),
+                    p50(&rates, name, million),
+                    "M/s",
+                )),
+                favourable: Favourable::Above,
+                wanted: match name.as_str() {
+                    "bdwgc" if mib == 1024 => Wanted::AtLeast(4.0),
+                    "Go" if mib == 1024 => Wanted::AtLeast(3.0),
+                    _ => Wanted::Nothing,
+                },
             };
-            let figures = format!("{:.1} M/s, {:.1} M/s", p50(OURS), p50(name));
-            let ratio = rates.ratio(OURS, name, |rate| *rate);
-            bench.claim(&work, name, ratio, wanted, figures, turns);
+            bench.claim(row, rates.ratio(OURS, name, |rate| *rate), turns);
         }
         drop(rates);
         limit_of_marking(bench, &work, mib, objects);
@@ -75,8 +83,12 @@ fn turns_of_marking(mib: u32, markers: u32) -> Vec<Vec<f64>> {
     lines.map(numbers).collect()
 }
 
-/// Objects in so many nanoseconds, as a table says it.
-fn rates(objects: u64, turns: &[Vec<f64>], columns: [usize; 2]) -> String {
+/// The medians of two columns, in million objects a second.
+fn rates(
+    objects: u64,
+    turns: &[Vec<f64>],
+    columns: [usize; 2],
+) -> Option<(f64, f64, &'static str)> {
     let rates = columns.map(|column| {
         let rates: Vec<f64> = turns
             .iter()
@@ -84,23 +96,22 @@ fn rates(objects: u64, turns: &[Vec<f64>], columns: [usize; 2]) -> String {
             .collect();
         Spread::of(&rates).p50
     });
-    format!("{:.1} M/s, {:.1} M/s", rates[0], rates[1])
+    Some((rates[0], rates[1], "M/s"))
 }
 
 /// The limit program over the same graph.
 fn limit_of_marking(bench: &mut Bench, work: &str, mib: u32, objects: u64) {
     let turns = turns_of_marking(mib, 1);
-    let figures = rates(objects, &turns, [0, 1]);
     let ratios: Vec<f64> = turns.iter().map(|turn| turn[1] / turn[0]).collect();
-    let ratio = Some(Spread::of(&ratios));
-    bench.claim(
+    let row = Row {
         work,
-        LIMIT,
-        ratio,
-        Wanted::AtLeast(0.6),
-        figures,
-        ratios.len(),
-    );
+        measure: "marking",
+        beside: Beside::Limit(LIMIT.to_owned()),
+        figures: rates(objects, &turns, [0, 1]),
+        favourable: Favourable::Above,
+        wanted: Wanted::AtLeast(0.6),
+    };
+    bench.claim(row, Some(Spread::of(&ratios)), ratios.len());
 }
 
 /// Two markers over the whole graph, beside one.
@@ -114,24 +125,26 @@ pub fn markers_row(bench: &mut Bench) {
             .iter()
             .map(|turn| (turn[2] / turn[0]) / (turn[3] / turn[1]))
             .collect();
-        let figures = rates(objects, &turns, [0, 2]);
-        let ratio = Some(Spread::of(&speedups));
-        bench.claim(
-            &work,
-            "one",
-            ratio,
-            Wanted::AtLeast(1.7),
-            figures,
-            turns.len(),
-        );
-        bench.claim(
-            &format!("{work}: times as fast as one, over the same of"),
-            LIMIT,
-            Some(Spread::of(&of_limits)),
-            Wanted::AtLeast(0.9),
-            rates(objects, &turns, [1, 3]),
-            turns.len(),
-        );
+        for (measure, beside, ratios, columns, wanted) in [
+            ("times as fast as one", "one marker", speedups, [0, 2], 1.7),
+            (
+                "times as fast as one, over the limit program's gain",
+                "one marker and the limit program",
+                of_limits,
+                [1, 3],
+                0.9,
+            ),
+        ] {
+            let row = Row {
+                work: &work,
+                measure,
+                beside: Beside::Itself(beside.to_owned()),
+                figures: rates(objects, &turns, columns),
+                favourable: Favourable::Above,
+                wanted: Wanted::AtLeast(wanted),
+            };
+            bench.claim(row, Some(Spread::of(&ratios)), ratios.len());
+        }
     }
 }
 
@@ -144,20 +157,20 @@ pub fn memory_row(bench: &mut Bench) {
         let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
         let json = parsed(&ran.stdout).unwrap_or_else(|why| panic!("{OURS}: {why}"));
         let bytes = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
-        let (reached, beside) = (bytes("reached_bytes"), bytes("beside_bytes"));
-        bench.claim(
-            &format!("{what} of {mib} MiB: tables beside the cells, in percent of"),
-            "the heap",
-            Some(Spread::of(&[100.0 * beside / reached])),
-            Wanted::AtMost(3.0),
-            format!(
-                "{:.2} MiB, {:.0} MiB; mark queue at most {:.2} MiB",
-                beside / 1048576.0,
-                reached / 1048576.0,
-                bytes("queue_peak_bytes") / 1048576.0
-            ),
-            1,
-        );
+        let percent = 100.0 * bytes("beside_bytes") / bytes("reached_bytes");
+        let row = Row {
+            work: &format!("{what} of {mib} MiB"),
+            measure: "metadata, in percent of the heap",
+            beside: Beside::Itself("the heap".to_owned()),
+            figures: Some((
+                bytes("beside_bytes") / 1048576.0,
+                bytes("reached_bytes") / 1048576.0,
+                "MiB",
+            )),
+            favourable: Favourable::Below,
+            wanted: Wanted::AtMost(3.0),
+        };
+        bench.claim(row, Some(Spread::of(&[percent])), 1);
     }
 }
 
@@ -183,7 +196,7 @@ fn our_pauses(mib: u32, cycles: u32, touched: bool) -> Result<Pauses, String> {
     let mut program = ours("concurrent");
     if touched {
         // All that it will use, but not all that there is.
-        let most = results::available_mib() / 4 * 3;
+        let most = available_mib() / 4 * 3;
         let touched = u64::from(mib * PEAK + 128).min(most);
         program = program.with("URGE_PRE_TOUCH", format!("{touched}M"));
     }
@@ -225,7 +238,7 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
 }
 
 /// What a graph that is changed takes at most, in times of its objects: the table and free cells
-/// besides, what is born while it is marked, and what the heap grows by. 4.1 were seen at 1 GiB.
+/// besides, cells that are allocated while it is marked, and what the heap grows by. 4.1 were seen at 1 GiB.
 const PEAK: u32 = 5;
 
 /// Urge, its heap's memory backed when it is built.
@@ -252,8 +265,8 @@ pub fn pauses_row(bench: &mut Bench) {
             1024.. => (10, 10),
             _ => (100, 100),
         };
-        let work = format!("graph of {mib} MiB, changed while marked");
-        if results::available_mib() < u64::from(mib * PEAK) {
+        let work = format!("changing graph of {mib} MiB");
+        if available_mib() < u64::from(mib * PEAK) {
             println!("{work}: it would not fit into memory, skipped");
             continue;
         }
@@ -281,12 +294,11 @@ pub fn pauses_row(bench: &mut Bench) {
             "", "p50", "p99", "M turns a second"
         );
         for name in runs.names() {
-            let of = |of: fn(&Pauses) -> f64| runs.spread(name, of).map_or(0.0, |s| s.p50);
             println!(
                 "  {name:<20}{:>9.1}{:>9.1}{:>16.2}",
-                of(|p| p.p50_us),
-                of(|p| p.p99_us),
-                of(|p| p.turns_per_s) / 1e6
+                p50(&runs, name, |p| p.p50_us),
+                p50(&runs, name, |p| p.p99_us),
+                p50(&runs, name, |p| p.turns_per_s) / 1e6
             );
         }
         for name in [OURS, TOUCHED] {
@@ -297,7 +309,8 @@ pub fn pauses_row(bench: &mut Bench) {
     }
 }
 
-/// What `name`, one of Urge's ways, makes of a graph; `first` are the runs with the smallest one.
+/// Enters the pauses of `name`, one of Urge's ways, in a graph; `first` are the runs with the
+/// smallest graph.
 fn claim_pauses(
     bench: &mut Bench,
     work: &str,
@@ -310,53 +323,77 @@ fn claim_pauses(
         OURS => work.to_owned(),
         _ => format!("{work}, memory touched before"),
     };
-    let of = |of: fn(&Pauses) -> f64| runs.spread(name, of).map_or(0.0, |s| s.p50);
-    let p99 = of(|pauses| pauses.p99_us);
+    let (p99, floor) = (
+        p50(runs, name, |pauses| pauses.p99_us),
+        p50(runs, name, |pauses| pauses.floor_p99_us),
+    );
+    let row = |measure, beside, figures, favourable, wanted| Row {
+        work: &work,
+        measure,
+        beside,
+        figures,
+        favourable,
+        wanted,
+    };
     bench.claim(
-        &format!("{work}: pauses' p99 over the floor's"),
-        "signal floor",
+        row(
+            "pauses, p99",
+            Beside::Limit("signal floor".to_owned()),
+            Some((p99, floor, "us")),
+            Favourable::Below,
+            Wanted::AtMost(3.0),
+        ),
         runs.spread(name, |pauses| pauses.p99_us / pauses.floor_p99_us),
-        Wanted::AtMost(3.0),
-        format!("{p99:.0} us, {:.0} us", of(|p| p.floor_p99_us)),
         turns,
     );
-    if let Some(go) = runs.spread("Go", |pauses| pauses.p99_us) {
-        bench.claim(
-            &format!("{work}: pauses' p99"),
-            "Go",
-            runs.ratio("Go", name, |pauses| pauses.p99_us),
+    bench.claim(
+        row(
+            "pauses, p99",
+            Beside::Peer("Go".to_owned()),
+            Some((p99, p50(runs, "Go", |pauses| pauses.p99_us), "us")),
+            Favourable::Above,
             Wanted::MoreThan(1.0),
-            format!("{p99:.0} us, {:.0} us", go.p50),
-            turns,
-        );
-    }
-    for (at, part) in ["worst", "median"].into_iter().enumerate() {
-        let wanted = [Wanted::AtLeast(0.6), Wanted::Nothing];
-        bench.claim(
-            &format!("{work}: {part} 10 ms window in a cycle, less stops and help"),
-            "its length",
-            runs.spread(name, |pauses| pauses.utilisation[at]),
-            wanted[at],
-            String::new(),
-            turns,
-        );
-        bench.claim(
-            &format!("{work}: {part} 10 ms window in a cycle, progress"),
-            "itself between cycles",
-            runs.spread(name, |pauses| pauses.progress[at]),
+        ),
+        runs.ratio("Go", name, |pauses| pauses.p99_us),
+        turns,
+    );
+    for (at, of_windows, of_progress, wanted) in [
+        (
+            0,
+            "what stops and assists leave of the worst 10 ms",
+            "progress in the worst 10 ms",
+            Wanted::AtLeast(0.6),
+        ),
+        (
+            1,
+            "what stops and assists leave of the median 10 ms",
+            "progress in the median 10 ms",
             Wanted::Nothing,
-            String::new(),
+        ),
+    ] {
+        let cycle = Beside::Itself("10 ms without a cycle".to_owned());
+        bench.claim(
+            row(of_windows, cycle.clone(), None, Favourable::Above, wanted),
+            runs.spread(name, |pauses| pauses.utilisation[at]),
+            turns,
+        );
+        bench.claim(
+            row(of_progress, cycle, None, Favourable::Above, Wanted::Nothing),
+            runs.spread(name, |pauses| pauses.progress[at]),
             turns,
         );
     }
     if let Some(small) = first.and_then(|runs| runs.spread(name, |p| p.p50_us)) {
         let small = small.p50;
         bench.claim(
-            &format!("{work}: longest pause of a cycle"),
-            "itself in the smallest graph",
+            row(
+                "longest pause of a cycle, over that of the smallest graph",
+                Beside::Itself("the smallest graph".to_owned()),
+                Some((p50(runs, name, |p| p.p50_us), small, "us")),
+                Favourable::Below,
+                Wanted::AtMost(1.5),
+            ),
             runs.spread(name, |pauses| pauses.p50_us / small),
-            Wanted::AtMost(1.5),
-            format!("{:.0} us, {small:.0} us", of(|p| p.p50_us)),
             turns,
         );
     }

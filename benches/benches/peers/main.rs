@@ -1,8 +1,8 @@
-//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes its section
-//! of `RESULTS.md`.
+//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes the machine's
+//! data file, `RESULTS.md` and its plots.
 //!
 //! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`.
-//! [`benches::peers`] says what the peers need and how they are found. Without rows, all of them
+//! [`benches::contenders`] says what the peers need and how they are found. Without rows, all of them
 //! run: some half an hour, for a quiet machine. `--quick` is a trial of two minutes with smaller
 //! work, which writes nothing. Ours is this binary itself, as a child that does what `gclab` does.
 //!
@@ -34,7 +34,7 @@ mod programs;
 
 use std::process::ExitCode;
 
-use benches::peers::results;
+use benches::results::{data, machine};
 use gc_test_harness::lab::{churn, concurrent, fragment, mark, trees, warm};
 use gc_test_harness::lox::run::{RunConfig, run_file};
 
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     let mut bench = Bench::new(&options);
     for (row, measure) in ROWS {
         if options.rows.is_empty() || options.rows.iter().any(|wanted| wanted == row) {
-            println!("== {row} (load {})", results::load());
+            println!("== {row} (load {})", machine::load());
             measure(&mut bench);
             println!();
             bench.save();
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
     }
     bench.print();
     if options.write {
-        println!("written to {}", results::path().display());
+        println!("written to {}", data::folder().display());
     }
     ExitCode::SUCCESS
 }

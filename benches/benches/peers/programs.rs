@@ -1,13 +1,14 @@
 //! Rows whose contenders are whole processes: binary trees, churn, fragmentation, Lox.
 
+use benches::contenders::alternate::{Piece, alternate};
+use benches::contenders::process::{Used, run, run_for};
+use benches::contenders::workshop::{Program, Workshop};
 use benches::lox::{Heavy, PROGRAMS, path_of};
 use benches::paired::Spread;
-use benches::peers::claims::{Piece, Wanted, alternate};
-use benches::peers::process::{Used, run, run_for};
-use benches::peers::workshop::{Program, Workshop};
+use benches::results::claim::{Beside, Favourable, Wanted};
 use gc_test_harness::lab::trees;
 
-use crate::bench::{Bench, LIMIT, OURS, Scale, ours, print_used, warm};
+use crate::bench::{Bench, LIMIT, OURS, Row, Scale, ours, p50, print_used, warm};
 
 /// Our contender with two mutators.
 const OURS_TWICE: &str = "Urge, 2 mutators";
@@ -18,6 +19,19 @@ fn game(depth: u32) -> String {
     lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
+/// The peers of a work that all of them have.
+fn peers(bench: &mut Bench, work: &str, class: &str) -> Vec<(String, Program)> {
+    let [bdwgc, exact] = bench.workshop.bdwgc(work);
+    let peers = vec![
+        bdwgc,
+        exact,
+        bench.workshop.mimalloc(work),
+        bench.workshop.go(work),
+        bench.workshop.java(class),
+    ];
+    bench.installed(peers)
+}
+
 /// One mutator beside all peers and the limit program.
 pub fn trees_row(bench: &mut Bench) {
     let depth = bench.pick(20, 16, 8);
@@ -25,15 +39,7 @@ pub fn trees_row(bench: &mut Bench) {
         (OURS.to_owned(), ours("trees")),
         (LIMIT.to_owned(), ours("bare trees")),
     ];
-    let [bdwgc, exact] = bench.workshop.bdwgc("trees");
-    let peers = vec![
-        bdwgc,
-        exact,
-        bench.workshop.mimalloc("trees"),
-        bench.workshop.go("trees"),
-        bench.workshop.java("Trees"),
-    ];
-    contenders.extend(bench.installed(peers));
+    contenders.extend(peers(bench, "trees", "Trees"));
     let most = bench.pick(512, 64, 8);
     let runs = bench.processes(contenders, &[depth, 1], &game(depth), most);
     let work = format!("binary trees {depth}");
@@ -55,15 +61,7 @@ pub fn mutators_row(bench: &mut Bench) {
     let work = format!("binary trees {depth}, 2 mutators");
     let (one, two) = (ours("trees"), ours("trees"));
     let expected = game(depth);
-    let [bdwgc, exact] = bench.workshop.bdwgc("trees");
-    let peers = vec![
-        bdwgc,
-        exact,
-        bench.workshop.mimalloc("trees"),
-        bench.workshop.go("trees"),
-        bench.workshop.java("Trees"),
-    ];
-    let peers = bench.installed(peers);
+    let peers = peers(bench, "trees", "Trees");
     let expected = &expected;
     let most = bench.pick(1024, 128, 8);
     let piece = |program: Program, threads: u32| {
@@ -77,57 +75,59 @@ pub fn mutators_row(bench: &mut Bench) {
         (OURS.to_owned(), piece(one, 1)),
         (OURS_TWICE.to_owned(), piece(two, 2)),
     ];
+    let names: Vec<String> = peers.iter().map(|(name, _)| name.clone()).collect();
     pieces.extend(
         peers
             .into_iter()
-            .map(|(name, program)| (format!("{name}, 2 threads"), piece(program, 2))),
+            .map(|(name, program)| (name, piece(program, 2))),
     );
     let turns = bench.turns(5);
     let runs = alternate(turns, bench.scale != Scale::Test, pieces);
     let runs = runs.unwrap_or_else(|why| panic!("{why}"));
     print_used(&runs);
-    let p50 = |name: &str, of: fn(&Used) -> f64| runs.spread(name, of).map_or(0.0, |s| s.p50);
-    let processor: fn(&Used) -> f64 = |used| used.processor_seconds;
-    let seconds: fn(&Used) -> f64 = |used| used.seconds;
+    let processor = |used: &Used| used.processor_seconds;
+    let seconds = |used: &Used| used.seconds;
+    let (one, two) = (
+        p50(&runs, OURS, processor),
+        p50(&runs, OURS_TWICE, processor),
+    );
     bench.claim(
-        &format!("{work}: processor time over twice one mutator's"),
-        "itself",
+        Row {
+            work: &work,
+            measure: "processor time over twice one mutator's",
+            beside: Beside::Itself("one mutator".to_owned()),
+            figures: Some((two, one, "s")),
+            favourable: Favourable::Below,
+            wanted: Wanted::AtMost(1.2),
+        },
         runs.compare(OURS_TWICE, OURS, |two, one| {
             two.processor_seconds / (2.0 * one.processor_seconds)
         }),
-        Wanted::AtMost(1.2),
-        format!(
-            "{:.2} s, {:.2} s",
-            p50(OURS_TWICE, processor),
-            p50(OURS, processor)
-        ),
         turns,
     );
+    let (one, two) = (p50(&runs, OURS, seconds), p50(&runs, OURS_TWICE, seconds));
     bench.claim(
-        &format!("{work}: two runs in a row over both at once"),
-        "itself",
+        Row {
+            work: &work,
+            measure: "two runs in a row over both at once",
+            beside: Beside::Itself("one mutator".to_owned()),
+            figures: Some((two, one, "s")),
+            favourable: Favourable::Above,
+            wanted: Wanted::AtLeast(1.4),
+        },
         runs.compare(OURS_TWICE, OURS, |two, one| 2.0 * one.seconds / two.seconds),
-        Wanted::AtLeast(1.4),
-        format!(
-            "{:.2} s, {:.2} s",
-            p50(OURS, seconds),
-            p50(OURS_TWICE, seconds)
-        ),
         turns,
     );
-    for name in runs
-        .names()
-        .iter()
-        .filter(|name| name.ends_with("2 threads"))
-    {
-        let figures = format!(
-            "{:.2} s, {:.2} s",
-            p50(OURS_TWICE, seconds),
-            p50(name, seconds)
-        );
-        let ratio = runs.ratio(name, OURS_TWICE, seconds);
-        let work = format!("{work}: time");
-        bench.claim(&work, name, ratio, Wanted::Nothing, figures, turns);
+    for name in names {
+        let row = Row {
+            work: &work,
+            measure: "time",
+            beside: Beside::Peer(name.clone()),
+            figures: Some((two, p50(&runs, &name, seconds), "s")),
+            favourable: Favourable::Above,
+            wanted: Wanted::Nothing,
+        };
+        bench.claim(row, runs.ratio(&name, OURS_TWICE, seconds), turns);
     }
 }
 
@@ -143,15 +143,7 @@ pub fn churn_row(bench: &mut Bench) {
     let (mib, rounds) = bench.pick((256, 20), (64, 10), (1, 3));
     let expected = answer(&ours("churn"), &[mib, rounds]);
     let mut contenders = vec![(OURS.to_owned(), ours("churn"))];
-    let [bdwgc, exact] = bench.workshop.bdwgc("churn");
-    let peers = vec![
-        bdwgc,
-        exact,
-        bench.workshop.mimalloc("churn"),
-        bench.workshop.go("churn"),
-        bench.workshop.java("Churn"),
-    ];
-    contenders.extend(bench.installed(peers));
+    contenders.extend(peers(bench, "churn", "Churn"));
     let runs = bench.processes(contenders, &[mib, rounds], &expected, 4 * mib);
     let time = |name: &str| match name {
         "bdwgc" => Wanted::AtLeast(2.0),
@@ -171,20 +163,17 @@ pub fn fragment_row(bench: &mut Bench) {
         let peers = vec![bench.workshop.mimalloc("fragment")];
         contenders.extend(bench.installed(peers));
         let runs = bench.processes(contenders, &[mib, from, to], &expected, 2 * mib);
-        let p50 = |name: &str| {
-            runs.spread(name, |used| used.peak_mib)
-                .map_or(0.0, |s| s.p50)
+        let peak = |used: &Used| used.peak_mib;
+        let row = Row {
+            work: &format!("{mib} MiB of {from} bytes, nine in ten dropped, then {to} bytes"),
+            measure: "peak memory",
+            beside: Beside::Peer("mimalloc".to_owned()),
+            figures: Some((p50(&runs, OURS, peak), p50(&runs, "mimalloc", peak), "MiB")),
+            favourable: Favourable::Below,
+            wanted: Wanted::AtMost(1.3),
         };
-        bench.claim(
-            &format!(
-                "{mib} MiB of {from} bytes, nine in ten dropped, then {to} bytes: peak memory over"
-            ),
-            "mimalloc",
-            runs.ratio(OURS, "mimalloc", |used| used.peak_mib),
-            Wanted::AtMost(1.3),
-            format!("{:.0} MiB, {:.0} MiB", p50(OURS), p50("mimalloc")),
-            runs.of(OURS).map_or(0, <[Used]>::len),
-        );
+        let turns = runs.of(OURS).map_or(0, <[Used]>::len);
+        bench.claim(row, runs.ratio(OURS, "mimalloc", peak), turns);
     }
 }
 
@@ -214,31 +203,39 @@ pub fn lox_row(bench: &mut Bench) {
             (clox_name.clone(), piece(clox.clone())),
         ];
         let runs = alternate(turns, true, pieces).unwrap_or_else(|why| panic!("{why}"));
-        let ratio = runs.ratio(&clox_name, OURS, |used| used.seconds);
-        let p50 = |who: &str| runs.spread(who, |used| used.seconds).map_or(0.0, |s| s.p50);
-        let figures = format!("{:.3} s, {:.3} s", p50(OURS), p50(&clox_name));
+        let seconds = |used: &Used| used.seconds;
         if let (Some(ours), Some(theirs)) = (runs.of(OURS), runs.of(&clox_name)) {
             for ((log, count), (ours, theirs)) in logs.iter_mut().zip(ours.iter().zip(theirs)) {
                 *log += (theirs.seconds / ours.seconds).ln();
                 *count += 1;
             }
         }
-        let work = format!("lox {name}, JIT: time");
-        bench.claim(&work, &clox_name, ratio, Wanted::Nothing, figures, turns);
+        let row = Row {
+            work: &format!("lox {name}, JIT"),
+            measure: "time",
+            beside: Beside::Peer(clox_name.clone()),
+            figures: Some((
+                p50(&runs, OURS, seconds),
+                p50(&runs, &clox_name, seconds),
+                "s",
+            )),
+            favourable: Favourable::Above,
+            wanted: Wanted::Nothing,
+        };
+        bench.claim(row, runs.ratio(&clox_name, OURS, seconds), turns);
     }
     let means: Vec<f64> = logs
         .iter()
         .filter(|(_, count)| *count > 0)
         .map(|(log, count)| f64::exp(log / f64::from(*count)))
         .collect();
-    let ratio = (!means.is_empty()).then(|| Spread::of(&means));
-    let work = "lox programs that allocate, JIT, geometric mean: time";
-    bench.claim(
-        work,
-        &clox_name,
-        ratio,
-        Wanted::AtLeast(4.0),
-        String::new(),
-        turns,
-    );
+    let row = Row {
+        work: "lox programs that allocate, JIT, geometric mean",
+        measure: "time",
+        beside: Beside::Peer(clox_name),
+        figures: None,
+        favourable: Favourable::Above,
+        wanted: Wanted::AtLeast(4.0),
+    };
+    bench.claim(row, (!means.is_empty()).then(|| Spread::of(&means)), turns);
 }

@@ -5,7 +5,7 @@
 //! size, and looks one other up. A value is a leaf cell with its key in its first word and a
 //! pattern behind it, an entry a cell of three words: the value, the key, the size. Every value
 //! that is looked at is compared with its entry, and what all of them add up to is printed: the
-//! peers in `benches/peers/` draw the same numbers and must print the same line.
+//! peers in `benches/programs/` draw the same numbers and must print the same line.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -340,7 +340,7 @@ mod tests {
     fn the_cache_gives_back_what_was_put_in_and_adds_up_to_what_the_peers_print() {
         let options = Options { mib: 1, rounds: 3 };
         let outcome = run(&options).expect("it fits");
-        // As every program of benches/peers/ prints for `1 3`.
+        // As every program of benches/programs/ prints for `1 3`.
         assert_eq!(
             outcome.line(),
             "1370 entries, 4110 replacements, sum 25856621"

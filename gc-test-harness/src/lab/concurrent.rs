@@ -6,7 +6,7 @@
 //! in the table and its edges, while that one's are cleared. So the live cells stay about as many,
 //! and the program allocates some 100 times what it keeps. Each cell that the mutator reads is
 //! checked: its third word is the complement of its fourth. Collections begin when the pacer says
-//! so. `benches/peers/concurrent.go` does the same.
+//! so. `benches/programs/concurrent.go` does the same.
 //!
 //! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator
 //! allocates nothing and no collection is under way. What the mutator had for itself is read

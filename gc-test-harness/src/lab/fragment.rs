@@ -3,7 +3,7 @@
 //!
 //! What survives stands in everybody's way, since nothing moves: the room between the survivors
 //! fits the old size only. How much memory that takes at its peak is the figure, beside mimalloc's
-//! for the same sequence (`benches/peers/`). Each cell holds its number in its first and its last
+//! for the same sequence (`benches/programs/`). Each cell holds its number in its first and its last
 //! word, and what all survivors add up to is printed.
 
 use std::fmt;
@@ -253,7 +253,7 @@ mod tests {
             to: 96,
         };
         let outcome = run(&options).expect("it fits");
-        // As benches/peers/mimalloc_fragment.c prints for `1 64 96`.
+        // As benches/programs/mimalloc_fragment.c prints for `1 64 96`.
         assert_eq!(
             outcome.line(),
             "16384 objects of 64 bytes, 14776 freed, 9850 of 96 bytes, sum 123845040"

@@ -122,10 +122,10 @@ impl Workshop {
     }
 
     fn sources() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
     }
 
-    /// Builds a source of `peers/`, if there is a compiler and it can.
+    /// Builds a source of `programs/`, if there is a compiler and it can.
     fn build(&self, compiler: &OsStr, source: &str, arguments: &[&str]) -> Result<(), String> {
         if let Some(known) = self.built.borrow().get(source) {
             return known.clone();

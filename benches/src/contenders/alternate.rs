@@ -1,94 +1,6 @@
-//! What is claimed: a ratio turn by turn, what it should be, and whether it is.
-
-use std::fmt;
+//! Contenders in alternation: one sample of each a turn, and their ratios turn by turn.
 
 use crate::paired::Spread;
-
-/// What a ratio should be.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Wanted {
-    /// No less.
-    AtLeast(f64),
-    /// No more.
-    AtMost(f64),
-    /// More.
-    MoreThan(f64),
-    /// It is told, and nothing is wanted of it.
-    Nothing,
-}
-
-impl Wanted {
-    /// Whether a ratio is so; `None` where nothing is wanted.
-    pub fn is_reached(self, ratio: f64) -> Option<bool> {
-        match self {
-            Wanted::AtLeast(least) => Some(ratio >= least),
-            Wanted::AtMost(most) => Some(ratio <= most),
-            Wanted::MoreThan(bound) => Some(ratio > bound),
-            Wanted::Nothing => None,
-        }
-    }
-}
-
-impl fmt::Display for Wanted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Wanted::AtLeast(least) => write!(f, "at least {least}"),
-            Wanted::AtMost(most) => write!(f, "at most {most}"),
-            Wanted::MoreThan(bound) => write!(f, "more than {bound}"),
-            Wanted::Nothing => f.write_str("-"),
-        }
-    }
-}
-
-/// A line of the table.
-#[derive(Clone, Debug)]
-pub struct Claim {
-    /// Which work, and what of it.
-    pub work: String,
-    /// Beside whom.
-    pub beside: String,
-    /// Turn by turn; the median is the claim.
-    pub ratio: Spread,
-    /// What the median should be.
-    pub wanted: Wanted,
-    /// The two things compared, as they are.
-    pub figures: String,
-    /// Turns.
-    pub turns: usize,
-}
-
-impl Claim {
-    /// Whether it is so, in a word.
-    pub fn verdict(&self) -> &'static str {
-        match self.wanted.is_reached(self.ratio.p50) {
-            Some(true) => "reached",
-            Some(false) => "not reached",
-            None => "-",
-        }
-    }
-
-    /// A line for people.
-    pub fn line(&self) -> String {
-        let Spread {
-            min, p50, p99, max, ..
-        } = self.ratio;
-        let what = format!("{}, {}", self.work, self.beside);
-        format!(
-            "{what:<72}{min:>9.2}{p50:>9.2}{p99:>9.2}{max:>9.2}  {:<14}{:<13}{}",
-            self.wanted.to_string(),
-            self.verdict(),
-            self.figures,
-        )
-    }
-
-    /// The head over [`line`](Claim::line)'s columns.
-    pub fn head() -> String {
-        format!(
-            "{:<72}{:>9}{:>9}{:>9}{:>9}  {:<14}{:<13}figures (medians)",
-            "work, beside whom: ratios", "min", "p50", "p99", "max", "wanted", ""
-        )
-    }
-}
 
 /// Contenders' samples in alternation: one of each a turn.
 #[derive(Clone, Debug)]
@@ -101,9 +13,9 @@ pub struct Alternated<S> {
 /// What is done for one sample.
 pub type Piece<'a, S> = Box<dyn FnMut() -> Result<S, String> + 'a>;
 
-/// Runs one turn to warm up, where that is wanted, and then so many to measure. Who fails is left
-/// out from there on, and named with the reason; `first`, whom all others are compared with, must
-/// not.
+/// Runs one turn to warm up, where that is wanted, and then so many to measure. A contender that
+/// fails is left out from there on, and named with the reason. The first contender, with which all
+/// others are compared, must not fail.
 ///
 /// # Errors
 /// The first contender's failure.
@@ -144,7 +56,7 @@ pub fn alternate<S>(
 }
 
 impl<S> Alternated<S> {
-    /// Who has come to the end.
+    /// The contenders that did not fail.
     pub fn names(&self) -> &[String] {
         &self.names
     }
@@ -179,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_fails_is_left_out_and_ratios_are_of_one_turn() {
+    fn a_contender_that_fails_is_left_out_and_ratios_are_of_one_turn() {
         let mut slow = [9.0, 10.0, 40.0, 10.0].into_iter();
         let mut quick = [9.0, 5.0, 20.0, 4.0].into_iter();
         let mut count = 0;
@@ -214,25 +126,5 @@ mod tests {
         let ratio = ratio.expect("both are there");
         assert_eq!((ratio.min, ratio.p50, ratio.max), (2.0, 2.0, 2.5));
         assert_eq!(alternated.ratio("slow", "broken", |seconds| *seconds), None);
-    }
-
-    #[test]
-    fn a_claim_is_judged_by_its_median() {
-        let claim = |wanted| Claim {
-            work: "work".to_owned(),
-            beside: "peer".to_owned(),
-            ratio: Spread::of(&[3.0, 4.0, 9.0]),
-            wanted,
-            figures: String::new(),
-            turns: 3,
-        };
-        for (wanted, verdict) in [
-            (Wanted::AtLeast(4.0), "reached"),
-            (Wanted::MoreThan(4.0), "not reached"),
-            (Wanted::AtMost(3.9), "not reached"),
-            (Wanted::Nothing, "-"),
-        ] {
-            assert_eq!(claim(wanted).verdict(), verdict);
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! The peers: what an embedder would pick instead, built from `benches/peers/`, run in alternation
+//! The peers: what an embedder would pick instead, built from `benches/programs/`, run in alternation
 //! with Urge, and compared.
 //!
 //! | peer | its programs need | it is looked for |
@@ -12,7 +12,6 @@
 //! A peer that cannot be built or run is skipped, and named with the reason, in the table too.
 //! Neither a build of this workspace nor its tests need any of them.
 
-pub mod claims;
+pub mod alternate;
 pub mod process;
-pub mod results;
 pub mod workshop;
