@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use benches::paired::{Block, Measured, Paired};
 use benches::{Mode, consume, wanted};
 use criterion::{Criterion, Throughput};
-use gc_core::alloc::{Refill, Runs, bump};
+use gc_core::alloc::{LocalAllocator, Refill, bump};
 use gc_core::heap::{Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, Heap, Kind, Site};
@@ -255,7 +255,7 @@ fn rate(measured: &Measured, unit: &str, names: &[&str]) {
 /// A heap without threads: what is measured is its tables and its marker.
 struct Bare {
     space: Space,
-    runs: Runs,
+    runs: LocalAllocator,
     queue: MarkQueue,
     site: Site,
     cells: Vec<usize>,
@@ -267,7 +267,7 @@ impl Bare {
         // SAFETY: one thread, with runs, sites and a queue of this space.
         let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
         let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
-        let runs = Runs::new().expect("runs");
+        let runs = LocalAllocator::new().expect("runs");
         let kind = Kind::words_at("pair", &[0, 1], Encoding::RAW);
         let kind = space.add_kind(kind).expect("a kind");
         let site = space.site(kind, 32).expect("a site");
@@ -298,7 +298,7 @@ impl Bare {
             if !cell.is_null() {
                 return cell as usize;
             }
-            let refill = self.space.refill(&self.runs, self.site);
+            let refill = self.runs.refill(&self.space, self.site);
             assert!(matches!(
                 refill,
                 Ok(Refill::Ready | Refill::Again | Refill::Cold(_))
@@ -310,7 +310,7 @@ impl Bare {
     fn cycle(&self, work: impl FnOnce(&mut Marker<'_>) -> Block) -> Block {
         self.space.begin_marking();
         // SAFETY: our own runs, of this thread.
-        unsafe { self.space.blacken_tails(&self.runs) };
+        unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue).alone();
         let block = work(&mut marker);
         for &cell in &self.cells {

@@ -4,7 +4,7 @@
 
 use std::time::Instant;
 
-use gc_core::alloc::{Refill, Runs, bump};
+use gc_core::alloc::{LocalAllocator, Refill, bump};
 use gc_core::heap::{Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
 use gc_core::{Encoding, Kind, Site};
@@ -15,7 +15,7 @@ fn main() {
     // SAFETY: one thread, with runs, sites and a queue of this space.
     let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
     let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
-    let runs = Runs::new().expect("runs");
+    let runs = LocalAllocator::new().expect("runs");
     let leaf = space.add_kind(Kind::leaf("leaf")).expect("a kind");
     let pair = space
         .add_kind(Kind::words_at("pair", &[0, 1], Encoding::RAW))
@@ -81,7 +81,7 @@ fn main() {
 }
 
 #[inline(always)]
-fn alloc(space: &Space, runs: &Runs, site: Site) -> usize {
+fn alloc(space: &Space, runs: &LocalAllocator, site: Site) -> usize {
     loop {
         // SAFETY: our own runs.
         let cell = unsafe { bump(runs.as_mut_ptr(), site) };
@@ -93,17 +93,17 @@ fn alloc(space: &Space, runs: &Runs, site: Site) -> usize {
 }
 
 #[inline(never)]
-fn refill(space: &Space, runs: &Runs, site: Site) {
+fn refill(space: &Space, runs: &LocalAllocator, site: Site) {
     assert!(matches!(
-        space.refill(runs, site),
+        runs.refill(&space, site),
         Ok(Refill::Ready | Refill::Again | Refill::Cold(_))
     ));
 }
 
-fn collect(space: &Space, runs: &Runs, queue: &MarkQueue, roots: &[usize]) -> f64 {
+fn collect(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, roots: &[usize]) -> f64 {
     space.begin_marking();
     // SAFETY: our own runs.
-    unsafe { space.blacken_tails(runs) };
+    unsafe { runs.blacken_tails(&space) };
     let start = Instant::now();
     let mut marker = Marker::new(space, queue).alone();
     for &root in roots {
@@ -145,7 +145,7 @@ fn limit_of<const BYTES: usize>(set: usize) -> f64 {
     turn()
 }
 
-fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize) {
+fn mark(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, bytes: usize) {
     let count = bytes / 32;
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = move || {
@@ -187,7 +187,7 @@ fn mark(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, bytes: usize)
 
 /// Lists of so many cells, each in one place, which lie at random: what it costs to follow
 /// neighbours.
-fn groups(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, cells: usize) {
+fn groups(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, cells: usize) {
     let count = (64 << 20) / site.size() / cells;
     let list = |_| {
         (0..cells).fold(0, |next, _| {
@@ -217,7 +217,7 @@ fn groups(space: &Space, runs: &Runs, queue: &MarkQueue, site: Site, cells: usiz
 }
 
 /// Every other cell survives, so that each run is one cell long: the refill's own cost.
-fn comb(space: &Space, runs: &Runs, queue: &MarkQueue, leaf: gc_core::KindId) {
+fn comb(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, leaf: gc_core::KindId) {
     let site = space.site(leaf, 32).expect("a site");
     let cells: Vec<usize> = (0..1 << 20).map(|_| alloc(space, runs, site)).collect();
     let kept: Vec<usize> = cells.into_iter().step_by(2).collect();

@@ -237,10 +237,10 @@ mod thread;
 mod verify;
 mod weak;
 
+pub use alloc::Run;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use alloc::{ColdUnits, Refill, Runs};
-pub use alloc::{Run, Site};
+pub use alloc::{LocalAllocator, Refill};
 pub use api::array::{Array, Bytes};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
@@ -258,7 +258,10 @@ pub use error::{AllocError, SiteError, SpaceError};
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
-pub use heap::{Cell, MAX_SMALL, POISON};
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub use heap::ColdUnits;
+pub use heap::{Cell, MAX_SMALL, POISON, Site};
 pub use kind::{Kind, KindError, KindId, TraceFn};
 pub use mark::Tracer;
 pub use memory::MapError;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use common::hazard;
 use gc_core::alloc::bump;
 use gc_core::heap::{Space, SpaceConfig};
-use gc_core::{Encoding, Heap, Kind, KindId, Mutator, Refill, Runs};
+use gc_core::{Encoding, Heap, Kind, KindId, LocalAllocator, Mutator, Refill};
 use gc_core::{mark::MarkQueue, mark::Marker};
 
 /// Sites, of which each takes 8 KiB for its run at first: not so many that a collection is due.
@@ -26,7 +26,7 @@ fn share_a_span(a: usize, b: usize) -> bool {
 /// A heap's memory, one mutator's runs, and a collector on the same thread.
 struct Bare {
     space: Space,
-    runs: Runs,
+    runs: LocalAllocator,
     queue: MarkQueue,
 }
 
@@ -43,7 +43,7 @@ impl Bare {
         let space = unsafe { Space::bare(config) }.unwrap();
         Bare {
             queue: MarkQueue::new(&space, 1 << 16).unwrap(),
-            runs: Runs::new().unwrap(),
+            runs: LocalAllocator::new().unwrap(),
             space,
         }
     }
@@ -65,7 +65,7 @@ impl Bare {
             if !cell.is_null() {
                 return cell as usize;
             }
-            assert_ne!(self.space.refill(&self.runs, site).unwrap(), Refill::Due);
+            assert_ne!(self.runs.refill(&self.space, site).unwrap(), Refill::Due);
         }
     }
 
@@ -73,7 +73,7 @@ impl Bare {
         self.space.begin_weak();
         self.space.begin_marking();
         // SAFETY: our own runs.
-        unsafe { self.space.blacken_tails(&self.runs) };
+        unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue);
         roots.iter().for_each(|r| marker.edge(*r, Encoding::RAW));
         marker.drain();
@@ -103,7 +103,7 @@ fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
                 .iter()
                 .map(|kind| (0..10_000).map(|_| bare.alloc(*kind)));
             let kept: Vec<usize> = cells.map(|cells| cells.last().unwrap()).collect();
-            bare.space.retire(&bare.runs);
+            bare.runs.retire(&bare.space);
             let before = bare.space.used_bytes();
             bare.collect(&kept);
             // Of each site's three, two are free; and the third's cells are handed out again.
@@ -114,7 +114,7 @@ fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
                 assert!(share_a_span(cell, *kept), "another span was taken");
             }
             assert_eq!(bare.space.used_bytes(), after);
-            bare.space.retire(&bare.runs);
+            bare.runs.retire(&bare.space);
             bare.collect(&[]);
             assert_eq!(bare.space.used_bytes(), 0);
         }

@@ -11,7 +11,7 @@ use gc_core::AllocError;
 use gc_core::alloc::bump;
 use gc_core::heap::{LargeStep, MAX_SMALL, MIN_RESERVE, Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
-use gc_core::{Encoding, Kind, KindId, Refill, Runs};
+use gc_core::{Encoding, Kind, KindId, LocalAllocator, Refill};
 
 fn space(reserve: u64) -> Space {
     // A world reads which faults are planted; nothing here is stopped by it.
@@ -25,16 +25,26 @@ fn space(reserve: u64) -> Space {
     unsafe { Space::bare(config) }.unwrap()
 }
 
-fn large(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+fn large(
+    space: &Space,
+    runs: &LocalAllocator,
+    kind: KindId,
+    bytes: usize,
+) -> Result<usize, AllocError> {
     loop {
-        if let LargeStep::Reserved(mut large) = space.reserve_large(runs, kind, bytes)? {
+        if let LargeStep::Reserved(mut large) = runs.reserve_large(&space, kind, bytes)? {
             while !space.clear_large(&mut large) {}
             return Ok(space.publish_large(large).as_ptr() as usize);
         }
     }
 }
 
-fn alloc(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+fn alloc(
+    space: &Space,
+    runs: &LocalAllocator,
+    kind: KindId,
+    bytes: usize,
+) -> Result<usize, AllocError> {
     if bytes > MAX_SMALL {
         return large(space, runs, kind, bytes);
     }
@@ -45,7 +55,7 @@ fn alloc(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Result<usize
         if !cell.is_null() {
             return Ok(cell as usize);
         }
-        assert_ne!(space.refill(runs, site)?, Refill::Due);
+        assert_ne!(runs.refill(&space, site)?, Refill::Due);
     }
 }
 
@@ -69,8 +79,8 @@ fn mutators_beside_the_sweep(collections: u32) {
     let queue = MarkQueue::new(&space, 1 << 16).unwrap();
     let kind = space.add_kind(Kind::leaf("leaf")).unwrap();
     let (stop, done, rounds) = (RwLock::new(()), AtomicBool::new(false), AtomicU64::new(0));
-    let mutators: Vec<(Runs, RwLock<Vec<Owned>>)> = (0..3)
-        .map(|_| (Runs::new().unwrap(), RwLock::default()))
+    let mutators: Vec<(LocalAllocator, RwLock<Vec<Owned>>)> = (0..3)
+        .map(|_| (LocalAllocator::new().unwrap(), RwLock::default()))
         .collect();
     std::thread::scope(|s| {
         let threads: Vec<_> = mutators
@@ -131,7 +141,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             let mut live = 0;
             for (runs, owned) in &mutators {
                 // SAFETY: its owner waits for `stop`.
-                unsafe { space.blacken_tails(runs) };
+                unsafe { runs.blacken_tails(&space) };
                 for &(cell, ..) in owned.read().unwrap().iter() {
                     marker.edge(cell, Encoding::RAW);
                     live += 1;
@@ -150,7 +160,7 @@ fn mutators_beside_the_sweep(collections: u32) {
     });
     for (runs, owned) in &mutators {
         owned.read().unwrap().iter().copied().for_each(check);
-        space.retire(runs);
+        runs.retire(&space);
     }
 }
 
@@ -177,13 +187,16 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
         "no-allocated-bit",
         || {
             let space = space(MIN_RESERVE);
-            let (queue, runs) = (MarkQueue::new(&space, 100).unwrap(), Runs::new().unwrap());
+            let (queue, runs) = (
+                MarkQueue::new(&space, 100).unwrap(),
+                LocalAllocator::new().unwrap(),
+            );
             let kind = space.add_kind(Kind::conservative("words")).unwrap();
             let cells: Vec<usize> = (0..500)
                 .map(|_| alloc(&space, &runs, kind, 48).unwrap())
                 .collect();
             let big = alloc(&space, &runs, kind, 100_000).unwrap();
-            space.retire(&runs);
+            runs.retire(&space);
             space.begin_marking();
             let mut marker = Marker::new(&space, &queue);
             // Every other cell dies.
@@ -218,7 +231,7 @@ fn h24_a_large_object_is_found_only_with_its_record() {
         "publish-first",
         || {
             let space = space(MIN_RESERVE);
-            let runs = Runs::new().unwrap();
+            let runs = LocalAllocator::new().unwrap();
             let kinds = [40_000usize, 70_000, 120_000].map(|bytes| {
                 (
                     space.add_kind(Kind::leaf("large")).unwrap(),
@@ -270,7 +283,10 @@ fn h24_a_large_object_is_found_only_with_its_record() {
 fn a_full_queue_loses_nothing() {
     hazard("a_full_queue_loses_nothing", "no-second-look", || {
         let space = space(256 << 20);
-        let (queue, runs) = (MarkQueue::new(&space, 1).unwrap(), Runs::new().unwrap());
+        let (queue, runs) = (
+            MarkQueue::new(&space, 1).unwrap(),
+            LocalAllocator::new().unwrap(),
+        );
         let kind = space
             .add_kind(Kind::array("array", 0, Encoding::RAW))
             .unwrap();
@@ -306,7 +322,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
             let space = space(256 << 20);
             let (queue, runs) = (
                 MarkQueue::new(&space, 1 << 20).unwrap(),
-                Runs::new().unwrap(),
+                LocalAllocator::new().unwrap(),
             );
             // Every word but the second and each 64th is an edge.
             let is_edge = |word: usize| word != 1 && word % 64 != 63;
@@ -320,7 +336,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
                 // SAFETY: a new cell, large enough.
                 unsafe { (big as *mut usize).add(word).write(cell) };
             }
-            space.retire(&runs);
+            runs.retire(&space);
             space.begin_marking();
             let mut marker = Marker::new(&space, &queue);
             marker.edge(big, Encoding::RAW);
@@ -347,12 +363,12 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
         let space = space(256 << 20);
         let (queue, runs) = (
             MarkQueue::new(&space, 1 << 20).unwrap(),
-            Runs::new().unwrap(),
+            LocalAllocator::new().unwrap(),
         );
         let leaf = space.add_kind(Kind::leaf("leaf")).unwrap();
         let first = alloc(&space, &runs, leaf, 16).unwrap();
         let collect = |roots: &[usize]| {
-            space.retire(&runs);
+            runs.retire(&space);
             while space.sweep_piece() || space.clear_spare_piece() {}
             space.begin_marking();
             let mut marker = Marker::new(&space, &queue);

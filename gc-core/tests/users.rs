@@ -23,7 +23,7 @@ const REFUSED: &[(&str, &[&str])] = &[
         &[
             "error[E0603]: module `heap` is private",
             "error[E0603]: module `alloc` is private",
-            "error[E0432]: unresolved imports `gc_core::Refill`, `gc_core::Runs`",
+            "error[E0432]: unresolved imports `gc_core::Refill`, `gc_core::LocalAllocator`",
         ],
     ),
     (

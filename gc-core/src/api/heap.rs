@@ -11,7 +11,6 @@ use gc_preempt::code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{Stopped, World};
 
-use crate::Site;
 use crate::api::mutator::{AttachError, Mutator};
 use crate::api::root::{RawRoot, RootCallback};
 use crate::api::space::Memory;
@@ -24,7 +23,7 @@ use crate::dying::Dying;
 use crate::encoding::Encoding;
 use crate::error::{SiteError, SpaceError};
 use crate::fault::{planted, protected};
-use crate::heap::Cell;
+use crate::heap::{Cell, Site};
 use crate::kind::{Kind, KindError, KindId};
 use crate::memory::MapError;
 use crate::pacer::{Policy, Vain};
@@ -778,7 +777,7 @@ impl Heap {
             for mutator in stopped.mutators() {
                 if let Some(context) = context_of(&mutator) {
                     // SAFETY: the runs are those of a stopped mutator of this heap.
-                    unsafe { space.for_each_unallocated(&context.local, &mut f) };
+                    unsafe { context.local.for_each_unallocated(&space, &mut f) };
                 }
             }
         })

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use gc_preempt::{InNoPreempt, KeepErrno};
 
-use crate::alloc::{self, ColdUnits, RUN_BYTES, Refill, Run, Runs, Site};
+use crate::alloc::{self, LocalAllocator, RUN_BYTES, Refill, Run};
 use crate::api::heap::Heap;
 use crate::api::local::in_blocking;
 use crate::api::room::Attempts;
@@ -24,7 +24,7 @@ use crate::encoding::Encoding;
 use crate::error::AllocError;
 use crate::fault::{planted, protected};
 use crate::finalize::Entry;
-use crate::heap::LargeStep;
+use crate::heap::{ColdUnits, LargeStep, Site};
 use crate::kind::KindId;
 use crate::mark::Marker;
 use crate::memory::MapError;
@@ -94,7 +94,7 @@ impl Mutator {
         let shared = heap.shared_arc().clone();
         let context = Context::new(
             shared,
-            Runs::new().map_err(AttachError::Map)?,
+            LocalAllocator::new().map_err(AttachError::Map)?,
             Handles::new().map_err(AttachError::Map)?,
         );
         let runs = context.runs();
@@ -344,7 +344,7 @@ impl Mutator {
         let thread = self.thread();
         let mut attempts = Attempts::default();
         // Those of a gap that was taken with the last one are accounted for.
-        if thread.no_preempt(|| shared.space.next_run(&self.record().local, site)) {
+        if thread.no_preempt(|| self.record().local.next_run(&shared.space, site)) {
             let cell = bump();
             if cell.is_some() {
                 return cell;
@@ -352,7 +352,7 @@ impl Mutator {
         }
         self.keep_pace(RUN_BYTES.max(site.size()));
         loop {
-            match thread.no_preempt(|| shared.space.refill(&self.record().local, site)) {
+            match thread.no_preempt(|| self.record().local.refill(&shared.space, site)) {
                 Ok(Refill::Ready) => {
                     let cell = bump();
                     if cell.is_some() {
@@ -396,9 +396,9 @@ impl Mutator {
         self.keep_pace(bytes);
         loop {
             match thread.no_preempt(|| {
-                shared
-                    .space
-                    .reserve_large(&self.record().local, kind, bytes)
+                self.record()
+                    .local
+                    .reserve_large(&shared.space, kind, bytes)
             }) {
                 Ok(LargeStep::Reserved(mut large)) => {
                     self.found_room(&attempts);
@@ -906,7 +906,7 @@ unsafe fn give_back(context: &Context) {
     // The collector does not meet the record any more. A scope that is open still is one of a
     // thread that has ended inside it.
     context.handles.retire(|word| context.log(word));
-    context.shared.space.retire(&context.local);
+    context.local.retire(&context.shared.space);
     if !planted("log-kept-at-detach") {
         context.flush_log();
     }

@@ -72,15 +72,11 @@ impl Mutator {
     }
 
     /// Where this mutator is about to wait: gives back the runs that it no longer refills, so that
-    /// no stop looks at them (`alloc/listed.rs`).
+    /// no stop looks at them (`alloc/review.rs`).
     #[inline]
     pub(super) fn review_runs(&self) {
-        if self
-            .heap()
-            .shared()
-            .space
-            .is_review_due(&self.record().local)
-        {
+        let space = &self.heap().shared().space;
+        if self.record().local.is_review_due(space) {
             self.review_all_runs();
         }
     }
@@ -94,7 +90,7 @@ impl Mutator {
         }
         let (space, runs) = (&self.heap().shared().space, &record.local);
         // Marking may begin between two pieces.
-        let piece = || space.is_review_due(runs) && space.review_piece(runs, REVIEW_PIECE);
+        let piece = || runs.is_review_due(space) && runs.review_piece(space, REVIEW_PIECE);
         while thread.no_preempt(piece) {}
     }
 
@@ -102,7 +98,7 @@ impl Mutator {
     fn give_runs_back(&self) {
         let (record, thread) = (self.record(), self.thread());
         let space = &self.heap().shared().space;
-        let piece = || space.retire_sites(&record.local, REVIEW_PIECE);
+        let piece = || record.local.retire_sites(space, REVIEW_PIECE);
         while thread.no_preempt(piece) == REVIEW_PIECE {}
     }
 }

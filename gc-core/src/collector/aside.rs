@@ -35,7 +35,7 @@ const PIECE: usize = 16;
 const BURIED: usize = 256;
 
 /// Sites that a mutator may give back when it is set aside: some of them do so under one registry
-/// lock. One with more stays where it is until stops have taken them (`alloc/listed.rs`).
+/// lock. One with more stays where it is until stops have taken them (`alloc/review.rs`).
 const SITES: usize = 128;
 
 impl Cycle<'_, '_> {
@@ -63,7 +63,7 @@ impl Cycle<'_, '_> {
                 && context.place.get() != usize::MAX
                 && context.local.sites_listed() <= SITES;
             if may {
-                shared.space.retire(&context.local);
+                context.local.retire(&shared.space);
                 lowered |= context.handles.lower();
             }
             may

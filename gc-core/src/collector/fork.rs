@@ -90,7 +90,8 @@ unsafe fn child(data: *mut ()) {
         drop(contexts);
         shared.dying.forked(me);
         abandon_cycle(shared, kept);
-        shared.space.forked(kept.map(|context| &context.local));
+        let own_span = |site| kept.map_or(0, |context| context.local.own_span(site));
+        shared.space.forked(own_span);
     }
 }
 

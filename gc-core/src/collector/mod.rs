@@ -428,7 +428,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 && !planted("white-tails")
             {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
-                let tails = unsafe { shared.space.blacken_tails(&context.local) };
+                let tails = unsafe { context.local.blacken_tails(&shared.space) };
                 self.tails = self.tails + tails;
                 self.stats.sites_in_stops += context.local.sites_listed() as u64;
             }
@@ -504,13 +504,13 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let blocked = self.stop().mutators().filter(StoppedMutator::is_blocked);
         for mutator in blocked {
             if let Some(context) = context_of(&mutator) {
-                shared.space.retire_sites(&context.local, usize::MAX);
+                context.local.retire_sites(&shared.space, usize::MAX);
             }
         }
     }
 
     /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer
-    /// refill go back (`alloc/listed.rs`).
+    /// refill go back (`alloc/review.rs`).
     fn review_idle(&mut self) {
         if planted("idle-spans-kept") {
             return;
@@ -519,7 +519,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let stopped = self.stop();
         let blocked = stopped.mutators().filter(StoppedMutator::is_blocked);
         let looks = |mutator| {
-            context_of(&mutator).map_or(0, |context| space.review_idle(&context.local) as u64)
+            context_of(&mutator).map_or(0, |context| context.local.review_idle(&space) as u64)
         };
         let sites: u64 = blocked.map(looks).sum();
         self.stats.sites_in_stops += sites;
@@ -875,11 +875,11 @@ impl<'h, 'c> Cycle<'h, 'c> {
             mutators += 1;
             self.trim_handles |= context.handles.lower();
             if planted("runs-taken-back") {
-                shared.space.retire(&context.local);
+                context.local.retire(&shared.space);
             }
             if young_next {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
-                unsafe { shared.space.keep_owned(&context.local) };
+                unsafe { context.local.keep_owned(&shared.space) };
                 self.stats.sites_in_stops += context.local.sites_listed() as u64;
             }
         }

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use super::{Bitmap, Class, GRANULE, MapError, Space, UNIT, WORDS_PER_UNIT};
+use super::bitmap::Bitmap;
 use crate::fault::planted;
+use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
 /// Bytes of the heap for which there is room for an entry: a run has 8 KiB, but where live and dead
@@ -100,7 +101,7 @@ impl Births {
         self.note(first_granule << 1 | RANGE, granules);
     }
 
-    fn note(&self, what: usize, how: usize) {
+    pub(super) fn note(&self, what: usize, how: usize) {
         if !self.noting.load(Ordering::Relaxed) {
             return;
         }
@@ -119,7 +120,7 @@ impl Births {
 
     /// Takes the marks of all of them back. By one thread, when nobody marks; if they are not too
     /// many.
-    fn unmark(&self, marks: &Bitmap) {
+    pub(super) fn unmark(&self, marks: &Bitmap) {
         let len = 2 * self.len.load(Ordering::Relaxed);
         let (entries, _) = self.entries[..len.min(self.entries.len())].as_chunks::<2>();
         for [first, second] in entries {
@@ -142,36 +143,10 @@ impl Births {
     }
 }
 
-impl Space {
-    /// By a span's owner while marking, or in stop 1 for it: the cells `[from, to)` are handed out.
-    pub(crate) fn note_births(&self, span: usize, class: &Class, from: usize, to: usize) {
-        if from < to {
-            // SAFETY: the span is the caller's.
-            unsafe { (*self.records().at(span)).flags.note_births() };
-            let first = span * UNIT / GRANULE + from * class.stride();
-            self.births.note_range(first, (to - from) * class.stride());
-        }
-    }
-
-    /// The same for those whose bits in a word of the span's bitmap are `bits`.
-    pub(crate) fn note_births_in_word(&self, span: usize, word: usize, bits: u64) {
-        if bits != 0 {
-            // SAFETY: as above.
-            unsafe { (*self.records().at(span)).flags.note_births() };
-            let word = span * WORDS_PER_UNIT + word;
-            self.births.note(word << 1, bits as usize);
-        }
-    }
-
-    /// Before a young collection's stop 1: what was handed out while the last one marked is young.
-    pub(crate) fn unmark_births(&self) {
-        debug_assert!(self.keeps_marks() && self.births.are_known());
-        self.births.unmark(self.marked_bits());
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::bitmap::WORDS_PER_UNIT;
+    use super::super::size_classes::{GRANULE, UNIT};
     use super::*;
 
     #[test]

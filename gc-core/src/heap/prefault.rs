@@ -36,21 +36,28 @@
 //! Being ahead costs memory that is not used yet: a sixteenth of what is, and nothing in a heap of
 //! less than 32 MiB. A heap that has become small gives that back, too.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use gc_preempt::{Mutex, MutexGuard};
 
-use super::{CHUNK_UNITS, Range, Space, UNIT};
-use crate::alloc::ColdUnits;
+use super::page_runs::CHUNK_UNITS;
+use super::range::Range;
+use super::size_classes::UNIT;
 
+/// Units of the heap that a mutator has taken and whose first touch would be a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ColdUnits {
+    pub(crate) first: usize,
+    pub(crate) units: usize,
+}
 /// Units below which a heap takes its faults as they come.
 const SMALL: usize = (32 << 20) / UNIT;
 
 /// Of the units in use, the part by which the system is ahead.
-const PART: usize = 16;
+pub(super) const PART: usize = 16;
 
 /// Chunks that it is ahead at most: 64 MiB.
-const MOST: usize = 32;
+pub(super) const MOST: usize = 32;
 
 /// How far memory is backed that was never taken. Written by the collector's thread alone, but for
 /// `wanted`.
@@ -59,62 +66,19 @@ const MOST: usize = 32;
 /// wakes the collector for nothing.
 pub(super) struct Ahead {
     /// One past the last unit that was backed ahead of its use.
-    backed: AtomicUsize,
+    pub(super) backed: AtomicUsize,
     /// A mutator that takes units beyond this one asks for more.
-    low_water: AtomicUsize,
-    wanted: AtomicBool,
+    pub(super) low_water: AtomicUsize,
+    pub(super) wanted: AtomicBool,
     /// And nobody has told the collector yet.
-    untold: AtomicBool,
+    pub(super) untold: AtomicBool,
     /// Whoever has a chunk backed holds one of them: the same for the same chunk, another for the
     /// next.
-    backing: [Mutex<()>; LOCKS],
+    pub(super) backing: [Mutex<()>; LOCKS],
 }
-
-/// What [`Range::backed`] says of a chunk that the system backs by small pages.
-const SMALL_PAGES: u8 = 2;
 
 /// Chunks that can be backed at the same time.
-const LOCKS: usize = 8;
-
-impl Range {
-    fn backed(&self, chunk: usize) -> &AtomicU8 {
-        // SAFETY: a chunk of the address range; zeroed memory is a valid AtomicU8.
-        unsafe { &*self.backed.at(chunk) }
-    }
-
-    /// Was the system asked to back it? Relaxed, here and below: who reads an old value asks for
-    /// nothing, or takes the fault.
-    fn is_backed(&self, chunk: usize) -> bool {
-        self.backed(chunk).load(Ordering::Relaxed) != 0
-    }
-
-    pub(super) fn set_backed(&self, chunk: usize, is: bool) {
-        self.backed(chunk).store(is.into(), Ordering::Relaxed);
-    }
-
-    /// Does the system back the chunk by small pages alone?
-    pub(super) fn has_small_pages(&self, chunk: usize) -> bool {
-        self.backed(chunk).load(Ordering::Relaxed) == SMALL_PAGES
-    }
-
-    /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is
-    /// new. Such a chunk counts as backed: a first touch in it clears 4 KiB. By the thread that
-    /// gives memory back.
-    pub(super) fn set_small_pages(&self, chunk: usize, small: bool) -> bool {
-        let state = self.backed(chunk);
-        if self.has_small_pages(chunk) == small {
-            return false;
-        }
-        let offset = chunk * CHUNK_UNITS * UNIT;
-        let is_done = self
-            .memory
-            .allow_huge_pages(offset, CHUNK_UNITS * UNIT, !small);
-        if is_done {
-            state.store(if small { SMALL_PAGES } else { 1 }, Ordering::Relaxed);
-        }
-        is_done
-    }
-}
+pub(super) const LOCKS: usize = 8;
 
 impl Default for Ahead {
     fn default() -> Ahead {
@@ -150,234 +114,5 @@ impl Ahead {
             self.wanted.store(true, Ordering::Relaxed);
             self.untold.store(true, Ordering::Relaxed);
         }
-    }
-}
-
-/// The chunks that these units lie in.
-fn chunks(first: usize, units: usize) -> std::ops::Range<usize> {
-    first / CHUNK_UNITS..(first + units).div_ceil(CHUNK_UNITS)
-}
-
-impl Space {
-    /// Is the system to back more memory before it is used?
-    #[inline]
-    pub(crate) fn wants_backing(&self) -> bool {
-        self.ahead.wanted.load(Ordering::Relaxed)
-    }
-
-    /// Should the caller tell the collector so? Once for each time.
-    #[inline]
-    pub(crate) fn must_tell(&self) -> bool {
-        self.ahead.untold.load(Ordering::Relaxed)
-            && self.ahead.untold.swap(false, Ordering::Relaxed)
-    }
-
-    /// Outside any stop, by the collector's thread: has one 2 MiB page backed that will be taken
-    /// soon, in a heap that may have `room` bytes in all. False: nobody wants more.
-    pub(crate) fn back_piece(&self, room: u64) -> bool {
-        let ahead = &self.ahead;
-        if !self.wants_backing() {
-            return false;
-        }
-        let (top, used) = {
-            let spans = self.spans.lock();
-            (spans.top(), spans.used())
-        };
-        let room = (room / UNIT as u64) as usize;
-        let limit = self
-            .hard_limit
-            .map_or(room, |limit| room.min(limit as usize / UNIT));
-        let chunks = (used / PART / CHUNK_UNITS).clamp(1, MOST);
-        let target = top + (chunks * CHUNK_UNITS).min(limit.saturating_sub(used));
-        let target = target.min(self.len / UNIT) / CHUNK_UNITS * CHUNK_UNITS;
-        let from = ahead.backed.load(Ordering::Relaxed);
-        let from = from.max(top.next_multiple_of(CHUNK_UNITS));
-        if from < target && self.back(from) {
-            ahead.backed.store(from + CHUNK_UNITS, Ordering::Relaxed);
-            return true;
-        }
-        // Half of the way is time enough for the collector to wake. Where there is no room, or the
-        // system refused, a chunk's way.
-        let half = target.saturating_sub(top) / 2;
-        let low_water = top + half.max(CHUNK_UNITS / 2);
-        ahead.low_water.store(low_water, Ordering::Relaxed);
-        ahead.wanted.store(false, Ordering::Relaxed);
-        false
-    }
-
-    /// These units, if their first touch would be a fault in which the kernel clears a large page.
-    pub(crate) fn cold(&self, first: usize, units: usize) -> Option<ColdUnits> {
-        let is_cold = chunks(first, units).any(|chunk| !self.range.is_backed(chunk));
-        is_cold.then_some(ColdUnits { first, units })
-    }
-
-    /// Has all chunks of these units backed, which the caller has taken and not touched. In
-    /// `blocking`, or by a thread that is no mutator: the system takes 0.1 ms for each chunk, and
-    /// some milliseconds if it is a guest whose host has to find the memory.
-    pub fn back_taken(&self, cold: ColdUnits) {
-        for chunk in chunks(cold.first, cold.units) {
-            self.back(chunk * CHUNK_UNITS);
-        }
-    }
-
-    /// Has the chunk at this unit backed, unless it is. It was never taken, or is about to be: what
-    /// a mutator writes meanwhile stays. Where the system cannot, it is not asked again.
-    fn back(&self, unit: usize) -> bool {
-        let chunk = unit / CHUNK_UNITS;
-        let _one = self.ahead.backing[chunk % LOCKS].lock();
-        if self.range.is_backed(chunk) {
-            return true;
-        }
-        // Who takes the first units of the next chunk writes tables before anybody can have them
-        // backed.
-        let next = unit + CHUNK_UNITS;
-        let units = CHUNK_UNITS.min(self.len / UNIT - next);
-        if !self.writable_up_to(next + units) && !self.writable_up_to(next) {
-            return false;
-        }
-        let backed = self.range.back(unit, CHUNK_UNITS) && self.range.back_tables(next, units);
-        self.range.set_backed(chunk, true);
-        backed
-    }
-
-    /// Outside any stop, by the collector's thread, when memory goes back to the system: makes what
-    /// was backed and never used free memory like any other, so that it goes back, too, if the heap
-    /// has become much smaller than it was.
-    pub(crate) fn give_up_ahead(&self) {
-        let ahead = &self.ahead;
-        let backed = ahead.backed.load(Ordering::Relaxed);
-        let mut spans = self.spans.lock();
-        let top = spans.top();
-        if backed <= top.max(self.pre_touched as usize / UNIT) || spans.used() > top / 2 {
-            return;
-        }
-        self.range.dirty.set(top, backed - top);
-        spans.free_top(self.records(), &self.range.dirty, backed - top);
-        // All that was ever taken has to be in use again before more is backed.
-        ahead.low_water.store(backed, Ordering::Relaxed);
-        ahead.wanted.store(false, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::heap::SpaceConfig;
-
-    const CHUNK: usize = CHUNK_UNITS * UNIT;
-
-    fn space(hard_limit: Option<u64>) -> Space {
-        Space::new(SpaceConfig {
-            reserve: 256 << 20,
-            hard_limit,
-            ..SpaceConfig::default()
-        })
-        .unwrap()
-    }
-
-    /// Does the system back the page at this byte of the range?
-    fn is_backed(space: &Space, offset: usize) -> bool {
-        let mut page = 0u8;
-        // SAFETY: a page of the range, which is mapped, and a byte for it.
-        let result = unsafe { libc::mincore((space.base() + offset) as *mut _, 1, &raw mut page) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-        page & 1 != 0
-    }
-
-    /// Takes so many bytes, and backs what is wanted then; how many chunks that were.
-    fn take(space: &Space, bytes: usize, room: u64) -> usize {
-        space.take_units(bytes / UNIT).unwrap();
-        std::iter::from_fn(|| space.back_piece(room).then_some(())).count()
-    }
-
-    #[test]
-    fn a_heap_that_grows_finds_its_memory_backed() {
-        let space = space(None);
-        assert_eq!(take(&space, 31 << 20, u64::MAX), 0, "a small heap waits");
-        assert!(!space.must_tell());
-        assert_eq!(
-            take(&space, 33 << 20, u64::MAX),
-            1,
-            "a 16th of 64 MiB, of whole chunks"
-        );
-        assert!(space.must_tell() && !space.must_tell(), "it is told once");
-        let top = space.spans.lock().top() * UNIT;
-        assert!(!is_backed(&space, top));
-        assert!(is_backed(&space, top.next_multiple_of(CHUNK)));
-        assert!(!is_backed(&space, top.next_multiple_of(CHUNK) + CHUNK));
-        // What was backed is taken; and the next is backed before its turn comes.
-        assert!(take(&space, CHUNK, u64::MAX) > 0);
-        assert!(is_backed(&space, space.spans.lock().top() * UNIT));
-    }
-
-    #[test]
-    fn what_is_touched_beforehand_is_backed_and_stays_so() {
-        let config = SpaceConfig {
-            reserve: 256 << 20,
-            pre_touch: (5 << 20) + 1,
-            ..SpaceConfig::default()
-        };
-        let touched = Space::new(config.clone()).unwrap();
-        assert!(is_backed(&touched, 0) && is_backed(&touched, (6 << 20) - UNIT));
-        assert!(!is_backed(&touched, 6 << 20));
-        let small = Space::new(config.clone()).unwrap();
-        small.give_up_ahead();
-        while small.release_piece(small.pre_touched, 0, u64::MAX) > 0 {}
-        assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - UNIT));
-        let limited = Space::new(SpaceConfig {
-            hard_limit: Some(2 << 20),
-            ..config
-        });
-        assert!(
-            !is_backed(&limited.unwrap(), 2 << 20),
-            "it can never have it"
-        );
-    }
-
-    #[test]
-    fn what_is_taken_is_cold_until_it_was_backed_and_again_when_it_went_back() {
-        let space = space(None);
-        let units = 2 * CHUNK_UNITS - 1;
-        let (first, _) = space.take_units(units).unwrap();
-        let is_cold = |first, units| space.cold(first, units).is_some();
-        assert!(is_cold(first, 1) && is_cold(first, units));
-        space.back_taken(ColdUnits { first, units: 1 });
-        assert!(is_backed(&space, CHUNK - UNIT) && !is_backed(&space, CHUNK));
-        assert!(!is_cold(first, 1));
-        assert!(is_cold(CHUNK_UNITS - 1, 2), "one of two chunks");
-        space.back_taken(space.cold(CHUNK_UNITS - 1, 2).unwrap());
-        assert!(!is_cold(first, units));
-        let word = core::ptr::from_ref(space.units().word(3 * CHUNK_UNITS));
-        let tables = word as usize - space.base();
-        assert!(
-            is_backed(&space, tables & !4095),
-            "who takes the next units writes there"
-        );
-        space.give_units(first, units);
-        while space.release_piece(0, 0, u64::MAX) > 0 {}
-        assert!(is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
-    }
-
-    #[test]
-    fn nothing_is_backed_that_the_heap_may_not_have() {
-        let tight = space(Some(65 << 20));
-        assert_eq!(take(&tight, 64 << 20, u64::MAX), 0);
-        let roomy = space(None);
-        assert_eq!(take(&roomy, 64 << 20, 65 << 20), 0);
-    }
-
-    #[test]
-    fn a_heap_that_became_small_keeps_nothing_ahead() {
-        let space = space(None);
-        let (first, _) = space.take_units((100 << 20) / UNIT).unwrap();
-        assert!(space.back_piece(u64::MAX));
-        let ahead = (space.spans.lock().top() * UNIT).next_multiple_of(CHUNK);
-        space.give_up_ahead();
-        assert!(space.back_piece(u64::MAX), "it is as large as ever");
-        space.give_units(first, (100 << 20) / UNIT);
-        space.give_up_ahead();
-        while space.release_piece(0, 0, u64::MAX) > 0 {}
-        assert!(!is_backed(&space, ahead));
-        assert!(!space.back_piece(u64::MAX));
     }
 }

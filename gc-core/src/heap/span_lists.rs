@@ -16,14 +16,29 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::page_runs::Records;
 use super::size_classes::{self, CLASSES, Class, MAX_SMALL};
-use super::{SiteError, Space};
-use crate::alloc::Site;
-use crate::fault::planted;
+use crate::error::SiteError;
 use crate::kind::{KindId, Kinds};
 use crate::limits::MAX_SITES;
 use crate::memory::os::{MapError, Table};
 use gc_preempt::{Mutex, MutexGuard};
 
+/// A (kind, size class) pair: what an allocation site in machine code needs to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Site {
+    pub(crate) index: u32,
+    pub(crate) size: u32,
+}
+impl Site {
+    /// The index of this site's [`Run`] in a mutator's array.
+    pub const fn index(self) -> usize {
+        self.index as usize
+    }
+
+    /// The size of its cells in bytes: how far the cursor moves.
+    pub const fn size(self) -> usize {
+        self.size as usize
+    }
+}
 /// Entries of a kind's row in the index: a power of two that holds all classes.
 const ROW: usize = 128;
 const _: () = assert!(CLASSES <= ROW);
@@ -112,7 +127,7 @@ pub(crate) struct SiteLists {
     /// The first of all spans of the site, owned ones too; linked by `all_next`.
     pub(crate) all: u32,
     /// The last swap that the lists tell of.
-    seen: u64,
+    pub(super) seen: u64,
 }
 
 impl SiteLists {
@@ -154,7 +169,7 @@ pub(crate) struct Entry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
     /// See [`Space::lists`].
-    lists: Mutex<SiteLists>,
+    pub(super) lists: Mutex<SiteLists>,
 }
 
 impl Entry {
@@ -188,39 +203,8 @@ impl Swaps {
         }
     }
 
-    fn last_whole(&self) -> u64 {
+    pub(super) fn last_whole(&self) -> u64 {
         self.whole.load(Ordering::Relaxed)
-    }
-}
-
-impl Space {
-    /// A site's lists, with the moves that the swaps since the last look ask for. By a mutator
-    /// under `no_preempt`, or by a thread that is none.
-    pub(crate) fn lists<'s>(&self, entry: &'s Entry) -> MutexGuard<'s, SiteLists> {
-        let mut guard = entry.lists.lock();
-        let lists = &mut *guard;
-        if lists.seen != self.swaps.number() && !planted("lists-stale") {
-            let before = lists.unswept.len();
-            lists.unswept.append(self.records(), &mut lists.partial);
-            lists.unswept.append(self.records(), &mut lists.full);
-            if lists.seen < self.swaps.last_whole() {
-                lists.unswept.append(self.records(), &mut lists.old);
-            }
-            lists.seen = self.swaps.number();
-            // Relaxed: the lock orders it before each of these is swept, and `is_swept` says what
-            // orders it before the count is believed.
-            self.unswept
-                .fetch_add(lists.unswept.len() - before, Ordering::Relaxed);
-        }
-        guard
-    }
-
-    /// Sites whose lists do not tell of the last swap.
-    #[cfg(test)]
-    pub(crate) fn sites_behind(&self) -> usize {
-        let entries = (0..self.sites.count()).map(|site| self.sites.at(site));
-        let behind = |entry: &&Entry| entry.lists.lock().seen != self.swaps.number();
-        entries.filter(behind).count()
     }
 }
 

@@ -27,28 +27,18 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::page_runs::State;
-use super::{CHUNK_UNITS, NoSpan, Space};
-use crate::fault::planted;
-
-/// Of the units that are in use, the part that all claims together have at most.
-const PART: usize = 16;
-
-/// Of those that the hard limit leaves.
-const PART_OF_ROOM: usize = 32;
-
 /// A mutator's stretch. See the module's head.
 #[derive(Debug, Default)]
 pub(crate) struct Claim {
     /// The first unit in the high half, how many in the low one; 0: none.
     stretch: AtomicU64,
     /// Units that the next one may have at most. A hint: Relaxed.
-    most: AtomicU32,
+    pub(super) most: AtomicU32,
 }
 
 impl Claim {
     /// Takes the stretch: first unit and how many, 0 if there is none.
-    fn take(&self) -> (usize, usize) {
+    pub(super) fn take(&self) -> (usize, usize) {
         // Ordering: Acquire pairs with the Release in `put`: the records are as its last owner left
         // them.
         let stretch = self.stretch.swap(0, Ordering::Acquire);
@@ -56,68 +46,11 @@ impl Claim {
     }
 
     /// Puts what is left of it back. By the mutator, which took it.
-    fn put(&self, first: usize, units: usize) {
+    pub(super) fn put(&self, first: usize, units: usize) {
         if units != 0 {
             let stretch = (first as u64) << 32 | units as u64;
             // Ordering: Release pairs with the Acquire in `take`.
             self.stretch.store(stretch, Ordering::Release);
-        }
-    }
-}
-
-impl Space {
-    /// Units for a new span of the mutator whose claim this is: the first, and whether all of them
-    /// are known to be zero. By the mutator under `no_preempt`.
-    pub(crate) fn take_span(&self, claim: &Claim, units: usize) -> Result<(usize, bool), NoSpan> {
-        let (mut first, mut left) = claim.take();
-        if left < units {
-            let records = &self.range.records;
-            let dirty = &self.range.dirty;
-            let mut spans = self.spans.lock();
-            if left != 0 {
-                spans.put_back_used(records, dirty, first, left);
-            }
-            let wanted = claim.most.load(Ordering::Relaxed) as usize;
-            let part = (spans.used() / PART).min(spans.room() / PART_OF_ROOM);
-            // Relaxed: as many as there were in the last cycle's stop.
-            let mutators = self.mutators.load(Ordering::Relaxed).max(1);
-            let most = wanted.min(part / mutators).max(units);
-            (first, left) = self.take_with(&mut spans, units, |spans| {
-                spans.take_some(records, dirty, units, most)
-            })?;
-            drop(spans);
-            self.ahead.taken(first + left);
-            let next = (wanted + left).min(CHUNK_UNITS);
-            claim.most.store(next as u32, Ordering::Relaxed);
-        }
-        let end = first + units;
-        if left > units {
-            // SAFETY: the stretch is the caller's, and so are these records; nobody else reads what
-            // is written of them (see the module's head).
-            unsafe {
-                (*self.records().at(first)).units = units as u32;
-                (*self.records().at(end - 1)).state = State::InUse;
-                let rest = &mut *self.records().at(end);
-                (rest.units, rest.state) = ((left - units) as u32, State::InUse);
-            }
-        }
-        claim.put(end, left - units);
-        Ok((first, self.range.dirty.count(first, units) == 0))
-    }
-
-    /// Gives back what a mutator has claimed and not used. By the mutator under `no_preempt`, or
-    /// outside of stops.
-    pub(crate) fn unclaim(&self, claim: &Claim) {
-        if planted("claims-kept") {
-            return;
-        }
-        let most = claim.most.load(Ordering::Relaxed);
-        claim.most.store(most / 2, Ordering::Relaxed);
-        let (first, units) = claim.take();
-        if units != 0 {
-            self.spans
-                .lock()
-                .put_back_used(&self.range.records, &self.range.dirty, first, units);
         }
     }
 }

@@ -268,7 +268,7 @@ fn a_marker_alone_marks_as_one_among_many() {
     for alone in [false, true] {
         toy.space.begin_marking();
         // SAFETY: our own runs.
-        unsafe { toy.space.blacken_tails(&toy.runs) };
+        unsafe { toy.runs.blacken_tails(&toy.space) };
         let mut marker = Marker::new(&toy.space, &toy.queue);
         if alone {
             marker = marker.alone();
@@ -338,7 +338,7 @@ fn conservative_words_are_tried_in_every_configured_encoding() {
             (cell | 0x7ffc << 48, false),
             (cell + 64, false),
         ] {
-            toy.space.retire(&toy.runs);
+            toy.runs.retire(&toy.space);
             toy.space.begin_marking();
             let mut marker = Marker::new(&toy.space, &toy.queue);
             assert_eq!(
@@ -386,7 +386,7 @@ fn words_of_free_cells_and_other_heaps_mark_nothing() {
         other.space.add_kind(Kind::leaf("leaf")).unwrap(),
     );
     let (dead, foreign) = (toy.alloc(leaf, 64), other.alloc(other_leaf, 64));
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.collect(&[]);
     toy.space.begin_marking();
     let mut marker = Marker::new(&toy.space, &toy.queue);

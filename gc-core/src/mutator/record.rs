@@ -6,7 +6,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 use std::sync::Arc;
 
-use crate::alloc::{Run, Runs};
+use crate::alloc::{LocalAllocator, Run};
 use crate::api::heap::Heap;
 use crate::collector::Shared;
 use crate::fault::planted;
@@ -42,7 +42,7 @@ pub struct Context {
     /// The end of the log.
     pub(crate) log_limit: AtomicUsize,
     log: UnsafeCell<[usize; LOG_WORDS]>,
-    pub(crate) local: Runs,
+    pub(crate) local: LocalAllocator,
     thread: OnceCell<gc_preempt::Mutator>,
     /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
     pub(crate) respite_until: Cell<u64>,
@@ -95,7 +95,7 @@ const TABLES_AHEAD: usize = 12;
 
 impl Context {
     /// A record for a thread that is about to attach.
-    pub(crate) fn new(shared: Arc<Shared>, local: Runs, handles: Handles) -> Box<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, local: LocalAllocator, handles: Handles) -> Box<Self> {
         let context = Box::new(Self {
             runs: local.as_mut_ptr(),
             marking: AtomicU32::new(0),

@@ -23,12 +23,11 @@ use core::cell::Cell;
 use core::hash::{Hash, Hasher};
 use core::mem::MaybeUninit;
 
-use crate::alloc::Site;
 use crate::api::heap::Heap;
 use crate::error::AllocError;
 use crate::fault::planted;
 use crate::fault::protected;
-use crate::heap::MAX_SMALL;
+use crate::heap::{MAX_SMALL, Site};
 use crate::kind::{Kind, KindError, KindId, Kinds};
 use crate::memory::MapError;
 use crate::memory::os::Table;

@@ -1,6 +1,6 @@
 //! The heap's own rooms believe the addresses that they are given: no program of a user gets there.
 use gc_core::alloc::bump;
 use gc_core::heap::{Cell, Space};
-use gc_core::{Refill, Runs};
+use gc_core::{Refill, LocalAllocator};
 
 fn main() {}

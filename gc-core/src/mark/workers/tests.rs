@@ -60,7 +60,7 @@ fn graph(toy: &mut Toy, kind: KindId, cells: usize) -> usize {
 fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     toy.space.begin_marking();
     // SAFETY: our own runs.
-    unsafe { toy.space.blacken_tails(&toy.runs) };
+    unsafe { toy.runs.blacken_tails(&toy.space) };
     // SAFETY: the only one, dropped below.
     let mut crew = unsafe { Crew::new(&toy.space, &toy.queue) };
     let mut marker = Marker::new(&toy.space, &toy.queue);
@@ -135,7 +135,7 @@ fn a_helper_that_is_not_wanted_any_more_puts_its_work_back() {
         // SAFETY: as in `mark`.
         let (_, mut crew) = unsafe {
             (
-                toy.space.blacken_tails(&toy.runs),
+                toy.runs.blacken_tails(&toy.space),
                 Crew::new(&toy.space, &toy.queue),
             )
         };

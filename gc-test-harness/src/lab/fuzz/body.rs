@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use gc_core::heap::{LargeStep, Space, SpaceConfig};
 use gc_core::mark::{MarkQueue, Marker};
-use gc_core::{KindId, Refill, Runs, alloc};
+use gc_core::{KindId, LocalAllocator, Refill, alloc};
 
 use super::choices::Choices;
 use super::counts::Counts;
@@ -15,7 +15,7 @@ use super::model::{BOXED, Model, Shape, encodings};
 /// A heap and its mutators, all in one thread.
 struct Toy {
     space: Space,
-    runs: [Runs; 2],
+    runs: [LocalAllocator; 2],
     queue: MarkQueue,
     model: Model,
 }
@@ -46,7 +46,7 @@ impl Toy {
                 shape,
             ));
         }
-        let runs = || Runs::new().map_err(|e| e.to_string());
+        let runs = || LocalAllocator::new().map_err(|e| e.to_string());
         let model = Model {
             range: space.reserved(),
             encodings,
@@ -63,10 +63,10 @@ impl Toy {
         })
     }
 
-    fn allocate(space: &Space, runs: &Runs, kind: KindId, bytes: usize) -> Option<usize> {
+    fn allocate(space: &Space, runs: &LocalAllocator, kind: KindId, bytes: usize) -> Option<usize> {
         if space.is_large(bytes) {
             loop {
-                match space.reserve_large(runs, kind, bytes).ok()? {
+                match runs.reserve_large(&space, kind, bytes).ok()? {
                     LargeStep::Reserved(mut large) => {
                         while !space.clear_large(&mut large) {}
                         return Some(space.publish_large(large).as_ptr() as usize);
@@ -82,7 +82,7 @@ impl Toy {
             if !cell.is_null() {
                 return Some(cell as usize);
             }
-            match space.refill(runs, site).ok()? {
+            match runs.refill(&space, site).ok()? {
                 Refill::Ready | Refill::Due | Refill::Again | Refill::Cold(_) => {}
             }
         }
@@ -97,7 +97,7 @@ impl Toy {
         for runs in &self.runs {
             let mut note = |cell| spare.extend([cell]);
             // SAFETY: this thread's own runs.
-            unsafe { self.space.for_each_unallocated(runs, &mut note) };
+            unsafe { runs.for_each_unallocated(&self.space, &mut note) };
         }
         self.model.check_cells(&cells, &spare)
     }
@@ -135,7 +135,7 @@ impl Toy {
             model.note(base, at, word);
         }
         if choices.one_in(4) {
-            space.retire(&runs[choices.below(2)]);
+            runs[choices.below(2)].retire(space);
         }
         while space.sweep_piece() {}
         while space.clear_spare_piece() {}
@@ -161,7 +161,7 @@ impl Toy {
         space.begin_marking();
         for runs in runs.iter() {
             // SAFETY: this thread's own runs.
-            unsafe { space.blacken_tails(runs) };
+            unsafe { runs.blacken_tails(&space) };
         }
         let mut marker = Marker::new(space, queue);
         for word in &words {

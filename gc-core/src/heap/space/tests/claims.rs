@@ -7,7 +7,7 @@ const SPAN: usize = 64 << 10;
 /// A heap in which `used` bytes are in use already, at its start, and two mutators of it.
 struct Two {
     toy: Toy,
-    other: Runs,
+    other: LocalAllocator,
     site: Site,
 }
 
@@ -18,7 +18,7 @@ impl Two {
         toy.space.take_units(used / UNIT).unwrap();
         Two {
             toy,
-            other: Runs::new().unwrap(),
+            other: LocalAllocator::new().unwrap(),
             site,
         }
     }
@@ -31,7 +31,7 @@ impl Two {
             // SAFETY: our own runs, of this space.
             let cell = unsafe { bump(runs.as_mut_ptr(), self.site) } as usize;
             if cell == 0 {
-                self.toy.space.refill(runs, self.site)?;
+                runs.refill(&self.toy.space, self.site)?;
                 continue;
             }
             let first = *first.get_or_insert(cell);

@@ -17,7 +17,7 @@ fn mixed(bytes: usize, count: usize, lives: impl Fn(usize) -> bool) -> (Toy, Kin
     let kept = |(i, cell): (usize, &usize)| lives(i).then_some(*cell);
     let live: Vec<usize> = cells.iter().enumerate().filter_map(kept).collect();
     // Or its last span would be the mutator's until it is full.
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.collect(&live);
     (toy, kind, live)
 }
@@ -85,7 +85,7 @@ fn without_blackened_gaps_a_new_cell_would_be_free() {
         toy.space.begin_marking();
         if cure {
             // SAFETY: our own runs.
-            let tails = unsafe { toy.space.blacken_tails(&toy.runs) };
+            let tails = unsafe { toy.runs.blacken_tails(&toy.space) };
             assert_eq!((tails.cells, tails.bytes), (15, 15 * 32));
         }
         let second = alloc(&mut toy, kind, 32);
@@ -99,7 +99,7 @@ fn without_blackened_gaps_a_new_cell_would_be_free() {
 fn gaps_that_are_given_back_are_free_again() {
     let (mut toy, kind, live) = mixed(48, 1000, |i| i % 3 == 0);
     let first = alloc(&mut toy, kind, 48);
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     assert_eq!(toy.space.cells_since(), 1);
     assert_eq!(toy.cells().len(), live.len() + 1);
     // They come again, in the same order.
@@ -119,9 +119,9 @@ fn gaps_taken_while_marking_are_black_and_stay_so_when_they_are_given_back() {
         assert!(toy.space.is_marked(cell));
     };
     // SAFETY: our own runs.
-    unsafe { toy.space.for_each_unallocated(&toy.runs, &mut see) };
+    unsafe { toy.runs.for_each_unallocated(&toy.space, &mut see) };
     assert!(toy.space.is_marked(first) && spare == taken - 1 && spare > 10);
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.finish();
     // Nobody has them, but only the next cycle finds that out.
     assert_eq!(toy.cells().len() as i64, live.len() as i64 + taken);

@@ -8,8 +8,11 @@
 
 use std::sync::atomic::Ordering;
 
+use super::super::bitmap::{BITS_PAGE_UNITS, Occupancy};
+use super::super::page_runs::CHUNK_UNITS;
+use super::super::page_table::Unit;
+use super::Space;
 use crate::fault::planted;
-use crate::heap::{BITS_PAGE_UNITS, CHUNK_UNITS, Occupancy, Space, Unit};
 
 /// Spans that one piece looks at: some 20 us at worst.
 const SPANS_PER_PIECE: usize = 32;

@@ -10,7 +10,7 @@ fn a_swap_looks_at_no_site() {
     for bytes in (16..640).step_by(16) {
         toy.alloc(kind, bytes);
     }
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     let sites = toy.space.sites.count();
     assert!(sites > 20);
     toy.mark(&[]);
@@ -74,10 +74,10 @@ fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looke
         let span = toy.space.lists(entry).unswept.pop(toy.space.records());
         assert!(span.is_some());
         drop(toy.space.lock_for_fork());
-        toy.space.forked(Some(&toy.runs));
+        toy.space.forked(|site| toy.runs.own_span(site));
         while toy.space.sweep_piece() {}
         while toy.space.clear_spare_piece() {}
-        toy.space.retire(&toy.runs);
+        toy.runs.retire(&toy.space);
         toy.collect(&[]);
         toy.collect(&[]);
         assert_eq!(toy.space.used_bytes(), 0);
@@ -148,7 +148,7 @@ proptest! {
             }
             while toy.space.clear_spare_piece() {}
             if round.idle {
-                toy.space.review_idle(&toy.runs);
+                toy.runs.review_idle(&toy.space);
             }
             prop_assert_eq!(toy.runs.sites().count(), toy.runs.sites_listed());
             let roots: Vec<usize> = cells
@@ -165,7 +165,7 @@ proptest! {
             prop_assert!(births.iter().all(|cell| toy.space.is_marked(*cell)));
             toy.space.swap(young, true);
             // SAFETY: our own runs.
-            unsafe { toy.space.keep_owned(&toy.runs) };
+            unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
             cells = roots.into_iter().chain(births).collect();
             let allocated: BTreeSet<usize> = toy.cells().into_keys().collect();
@@ -176,7 +176,7 @@ proptest! {
         while toy.space.clear_spare_piece() {}
         // What is used no more goes back without anybody's detaching.
         for _ in 0..8 {
-            toy.space.review_idle(&toy.runs);
+            toy.runs.review_idle(&toy.space);
             toy.collect(&[]);
         }
         prop_assert_eq!(toy.runs.sites_listed(), 0);

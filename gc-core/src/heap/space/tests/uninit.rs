@@ -22,7 +22,7 @@ fn stale(
     }
     let kept = |(i, cell): (usize, &usize)| lives(i).then_some(*cell);
     let live: Vec<usize> = cells.iter().enumerate().filter_map(kept).collect();
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.collect(&live);
     let again = (0..count).map(|_| toy.alloc(kind, bytes));
     again.filter(|cell| content(*cell).contains(&0xa5)).count()
@@ -43,7 +43,7 @@ fn uninit_leaves_are_not_cleared_and_their_memory_is_for_others() {
                 n >= count / 2 || !lives(1),
                 "all but {n} cells of {bytes} bytes were cleared"
             );
-            toy.space.retire(&toy.runs);
+            toy.runs.retire(&toy.space);
             toy.collect(&[]);
             assert_eq!(stale(&mut toy, clear, bytes, 3 * count, lives), 0);
         }

@@ -6,8 +6,10 @@
 //! its records go back to the system while the walk is on its way to one of them: it would then
 //! step through what is left of older records, and past cells that live.
 
-use super::page_runs::State;
-use super::{CHUNK_UNITS, Cell, Class, Space, UNIT, Unit, size_classes};
+use super::super::page_runs::{CHUNK_UNITS, State};
+use super::super::page_table::Unit;
+use super::super::size_classes::{self, Class, UNIT};
+use super::{Cell, Space};
 use crate::fault::planted;
 use crate::kind::KindId;
 

@@ -16,7 +16,7 @@
 //! * of the span that a mutator owns, in the stop.
 //!
 //! Among these marks are those of cells that were born marked. Before the next young collection
-//! marks anything, they are taken back (`births.rs`). The rest of a mutator's run at stop 2 is part
+//! marks anything, they are taken back (`heap/allocated_black.rs`). The rest of a mutator's run at stop 2 is part
 //! of them: nobody has these cells yet.
 //!
 //! Whatever else the spare bitmap has bits of was free before and is free again. So its bits of
@@ -28,9 +28,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{CHUNK_UNITS, Class, Space};
-use crate::alloc::Runs;
-use crate::fault::planted;
+use super::super::page_runs::CHUNK_UNITS;
+use super::super::size_classes::{Class, UNIT};
+use super::Space;
 
 impl Space {
     /// Does the spare bitmap hold what was marked last?
@@ -77,20 +77,6 @@ impl Space {
         }
     }
 
-    /// The same for what a mutator owns, in the stop in which the bitmaps have swapped.
-    ///
-    /// # Safety
-    /// `runs` is the array of a stopped mutator of this heap.
-    pub(crate) unsafe fn keep_owned(&self, runs: &Runs) {
-        for site in runs.sites() {
-            if let Some(span) = (runs.own_span(site) as usize).checked_sub(1)
-                && !planted("owned-unkept")
-            {
-                self.keep_span(span, self.sites.at(site).class());
-            }
-        }
-    }
-
     /// Bytes of spans whose cells need not be looked at once they are old, although they have
     /// edges. Outside of stops: O(sites).
     pub(crate) fn settled_bytes(&self) -> u64 {
@@ -100,7 +86,7 @@ impl Space {
             if self.kinds.get(entry.kind).is_settled() {
                 let lists = self.lists(entry);
                 let spans: usize = lists.each().iter().map(|list| list.len()).sum();
-                bytes += spans * entry.class().units as usize * super::UNIT;
+                bytes += spans * entry.class().units as usize * UNIT;
             }
         }
         bytes as u64

@@ -25,49 +25,22 @@
 //! So a mutator that neither allocates nor waits keeps its list as it is. While marking is on
 //! nothing goes back this way: the rest of a run is marked then, and would stay for another cycle.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
-use super::{Own, Run, Runs};
+use super::local::{LocalAllocator, Own};
+use super::run::Run;
 use crate::fault::planted;
 use crate::heap::Space;
 
 /// So many swaps after its last refill a run is stale.
 const STALE: u32 = 2;
-
 /// Sites that one piece of a review looks at where a refill does it: a microsecond or two.
 pub(super) const REFILL_PIECE: usize = 16;
-
 /// The same where the owner is about to wait: some microseconds, a piece under `no_preempt`.
 pub(crate) const REVIEW_PIECE: usize = 128;
-
 /// Sites that one stop looks at for a mutator inside `blocking`, at least.
 const LEAST_IDLE: usize = 256;
-
-/// The list of a mutator's sites. Changed by the owner under `no_preempt`, or by the collector in a
-/// stop that found it inside `blocking`. The stop orders the two, so all loads and stores are
-/// Relaxed.
-pub(super) struct Listed {
-    /// The first site plus one, or [`Own::LAST`]; the others follow by `Own::next`.
-    first: AtomicU32,
-    len: AtomicU32,
-    /// The swap (its number's low half) after which all were looked at.
-    reviewed: AtomicU32,
-    /// The site, plus one, after which the review goes on; 0: at the first.
-    position: AtomicU32,
-}
-
-impl Default for Listed {
-    fn default() -> Listed {
-        Listed {
-            first: AtomicU32::new(Own::LAST),
-            len: AtomicU32::new(0),
-            reviewed: AtomicU32::new(0),
-            position: AtomicU32::new(0),
-        }
-    }
-}
-
-impl Runs {
+impl LocalAllocator {
     /// The sites that the mutator has a span of, or may have. By the owner under `no_preempt`, or
     /// while it is stopped.
     pub(crate) fn sites(&self) -> impl Iterator<Item = usize> + '_ {
@@ -116,44 +89,36 @@ impl Runs {
         let len = self.listed.len.load(Ordering::Relaxed);
         self.listed.len.store(len - 1, Ordering::Relaxed);
     }
-}
-
-impl Space {
-    /// The low half of the last swap's number.
-    #[inline(always)]
-    pub(super) fn swap_now(&self) -> u32 {
-        self.swaps.number() as u32
-    }
 
     /// Are there sites in the list that were not looked at since the last swap? By the owner of
-    /// `runs`, or in a stop.
+    /// this allocator, or in a stop.
     #[inline]
-    pub(crate) fn is_review_due(&self, runs: &Runs) -> bool {
-        runs.listed.reviewed.load(Ordering::Relaxed) != self.swap_now() && !self.is_marking()
+    pub(crate) fn is_review_due(&self, space: &Space) -> bool {
+        self.listed.reviewed.load(Ordering::Relaxed) != space.swap_now() && !space.is_marking()
     }
 
     /// Looks at `most` sites of the list and gives back the stale ones; `false`: all have been
-    /// looked at since the last swap. By the owner of `runs` under `no_preempt`, or by the
+    /// looked at since the last swap. By the owner of this allocator under `no_preempt`, or by the
     /// collector in a stop that found it inside `blocking`. While marking is off.
-    pub(crate) fn review_piece(&self, runs: &Runs, most: usize) -> bool {
-        let listed = &runs.listed;
+    pub(crate) fn review_piece(&self, space: &Space, most: usize) -> bool {
+        let listed = &self.listed;
         let mut after = listed.position.load(Ordering::Relaxed);
         for _ in 0..most {
-            let Some(site) = runs.site_after(after) else {
+            let Some(site) = self.site_after(after) else {
                 listed.position.store(0, Ordering::Relaxed);
-                listed.reviewed.store(self.swap_now(), Ordering::Relaxed);
+                listed.reviewed.store(space.swap_now(), Ordering::Relaxed);
                 return false;
             };
             // SAFETY: as in `site_after`.
-            let refilled = unsafe { (*runs.own.at(site)).refilled };
-            if self.swap_now().wrapping_sub(refilled) < STALE || planted("stale-runs-kept") {
+            let refilled = unsafe { (*self.own.at(site)).refilled };
+            if space.swap_now().wrapping_sub(refilled) < STALE || planted("stale-self-kept") {
                 after = site as u32 + 1;
                 continue;
             }
-            if !planted("stale-runs-unlisted-only") {
-                self.give_run_back(runs, site);
+            if !planted("stale-self-unlisted-only") {
+                self.give_run_back(space, site);
             }
-            runs.leave(after, site);
+            self.leave(after, site);
         }
         listed.position.store(after, Ordering::Relaxed);
         true
@@ -161,60 +126,60 @@ impl Space {
 
     /// In stop 1, before marking is on: a bounded review for a mutator inside `blocking`; how many
     /// sites it looks at, at most.
-    pub(crate) fn review_idle(&self, runs: &Runs) -> usize {
-        if !self.is_review_due(runs) {
+    pub(crate) fn review_idle(&self, space: &Space) -> usize {
+        if !self.is_review_due(space) {
             return 0;
         }
-        let listed = runs.sites_listed();
+        let listed = self.sites_listed();
         let most = (listed / 2).max(LEAST_IDLE);
-        self.review_piece(runs, most);
+        self.review_piece(space, most);
         most.min(listed)
     }
 
-    /// Gives all runs and spans of a mutator back (detach). Under `no_preempt`, by the owner of
-    /// `runs`.
-    pub fn retire(&self, runs: &Runs) {
-        self.unclaim(&runs.claim);
-        self.report(&runs.unreported);
-        self.retire_sites(runs, usize::MAX);
+    /// Gives all self and spans of a mutator back (detach). Under `no_preempt`, by the owner of
+    /// this allocator.
+    pub fn retire(&self, space: &Space) {
+        space.unclaim(&self.claim);
+        space.report(&self.unreported);
+        self.retire_sites(space, usize::MAX);
     }
 
-    /// Gives the runs and spans of so many sites back, those that the list names first; how many
-    /// there were. By the owner of `runs` under `no_preempt`; or by the collector, in a stop that
-    /// found the owner inside `blocking`: there it is in no allocation, and looks at its runs anew
+    /// Gives the self and spans of so many sites back, those that the list names first; how many
+    /// there were. By the owner of this allocator under `no_preempt`; or by the collector, in a stop that
+    /// found the owner inside `blocking`: there it is in no allocation, and looks at its self anew
     /// afterwards.
-    pub(crate) fn retire_sites(&self, runs: &Runs, most: usize) -> usize {
-        runs.listed.position.store(0, Ordering::Relaxed);
+    pub(crate) fn retire_sites(&self, space: &Space, most: usize) -> usize {
+        self.listed.position.store(0, Ordering::Relaxed);
         let mut sites = 0;
         while sites < most
-            && let Some(site) = runs.site_after(0)
+            && let Some(site) = self.site_after(0)
         {
-            self.give_run_back(runs, site);
-            runs.leave(0, site);
+            self.give_run_back(space, site);
+            self.leave(0, site);
             sites += 1;
         }
         sites
     }
 
     /// Gives back the run, the gaps and the span of one site. As for [`Space::retire_sites`].
-    fn give_run_back(&self, runs: &Runs, site: usize) {
-        let tails = self.retire_tail(runs, site);
-        if self.collect_every.is_some() {
+    fn give_run_back(&self, space: &Space, site: usize) {
+        let tails = self.retire_tail(space, site);
+        if space.collect_every.is_some() {
             // Cells that were handed out and never allocated.
-            let handed = runs.handed.load(Ordering::Relaxed);
-            runs.handed
+            let handed = self.handed.load(Ordering::Relaxed);
+            self.handed
                 .store(handed.saturating_sub(tails), Ordering::Relaxed);
         }
-        // SAFETY: the caller owns `runs`.
-        let (run, own) = unsafe { (&mut *runs.runs.at(site), &mut *runs.own.at(site)) };
+        // SAFETY: the caller owns this allocator.
+        let (run, own) = unsafe { (&mut *self.runs.at(site), &mut *self.own.at(site)) };
         *run = Run {
             cursor: 0,
             limit: 0,
         };
         if let Some(span) = (own.span as usize).checked_sub(1) {
             own.span = 0;
-            let entry = self.sites.at(site);
-            self.lists(entry).partial.push(self.records(), span);
+            let entry = space.sites.at(site);
+            space.lists(entry).partial.push(space.records(), span);
         }
     }
 }

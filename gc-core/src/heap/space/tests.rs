@@ -12,15 +12,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
+use super::super::size_classes::{self, GRANULE};
 use super::*;
-use crate::alloc::{Refill, Runs, bump};
+use crate::alloc::{LocalAllocator, Refill, bump};
 use crate::error::AllocError;
+use crate::heap::{CLASS_TABLE, LargeStep};
 use crate::mark::{MarkQueue, Marker};
 
 /// A mutator and a collector in one thread: nothing here needs a real stop.
 pub(crate) struct Toy {
     pub(crate) space: Space,
-    pub(crate) runs: Runs,
+    pub(crate) runs: LocalAllocator,
     pub(crate) queue: MarkQueue,
     pub(crate) collections: u32,
 }
@@ -31,7 +33,7 @@ impl Toy {
         let queue = MarkQueue::new(&space, 1 << 20).unwrap();
         Toy {
             space,
-            runs: Runs::new().unwrap(),
+            runs: LocalAllocator::new().unwrap(),
             queue,
             collections: 0,
         }
@@ -53,7 +55,7 @@ impl Toy {
     ) -> Result<usize, AllocError> {
         if self.space.is_large(bytes) {
             loop {
-                match self.space.reserve_large(&self.runs, kind, bytes)? {
+                match self.runs.reserve_large(&self.space, kind, bytes)? {
                     LargeStep::Reserved(mut large) => {
                         while !self.space.clear_large(&mut large) {}
                         return Ok(self.space.publish_large(large).as_ptr() as usize);
@@ -70,7 +72,7 @@ impl Toy {
             if !cell.is_null() {
                 return Ok(cell as usize);
             }
-            match self.space.refill(&self.runs, site)? {
+            match self.runs.refill(&self.space, site)? {
                 Refill::Due => self.collect(roots),
                 Refill::Ready | Refill::Again | Refill::Cold(_) => {}
             }
@@ -85,7 +87,7 @@ impl Toy {
         self.space.begin_weak();
         self.space.begin_marking();
         // SAFETY: our own runs.
-        unsafe { self.space.blacken_tails(&self.runs) };
+        unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue);
         for &root in roots {
             marker.edge(root, Encoding::RAW);
@@ -117,7 +119,7 @@ impl Toy {
             assert!(cells.remove(&cell).is_some(), "no cell of the mutator's");
         };
         // SAFETY: our own runs.
-        unsafe { self.space.for_each_unallocated(&self.runs, &mut take) };
+        unsafe { self.runs.for_each_unallocated(&self.space, &mut take) };
         cells
     }
 }
@@ -197,7 +199,7 @@ proptest! {
                     );
                 }
                 Step::Release => while toy.space.release_piece(0, 0, u64::MAX) > 0 {},
-                Step::Retire => toy.space.retire(&toy.runs),
+                Step::Retire => toy.runs.retire(&toy.space),
                 Step::Unclaim => toy.space.unclaim(&toy.runs.claim),
             }
             for (base, (size, stamp)) in &model {
@@ -207,7 +209,7 @@ proptest! {
             }
         }
         // Everything dies: all units come back, and the range is one free stretch again.
-        toy.space.retire(&toy.runs);
+        toy.runs.retire(&toy.space);
         toy.collect(&[]);
         prop_assert_eq!(toy.space.used_bytes(), before);
         prop_assert_eq!(toy.cells().len(), 0);
@@ -224,7 +226,7 @@ proptest! {
         let kept: Vec<usize> =
             cells.iter().enumerate().filter(|(n, _)| keep >> (n % 64) & 1 != 0).map(|(_, c)| *c).chain([large]).collect();
         toy.collect(&kept);
-        toy.space.retire(&toy.runs);
+        toy.runs.retire(&toy.space);
         let cells = toy.cells();
         prop_assert_eq!(cells.keys().copied().collect::<BTreeSet<_>>(), kept.into_iter().collect::<BTreeSet<_>>());
         let first = toy.space.reserved().start;
@@ -261,7 +263,7 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     let kind = leaf(&toy);
     // 3 KiB cells leave a tail in their span.
     let (a, b) = (toy.alloc(kind, 3072), toy.alloc(kind, 3072));
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     assert_eq!(
         toy.space.resolve(b + 3072),
         None,
@@ -339,7 +341,7 @@ fn unit_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
     toy.collect(&[]);
     assert!(!toy.space.far.load(Ordering::Relaxed));
     // Its memory is not touched.
-    toy.space.reserve_large(&toy.runs, kind, 2 << 30).unwrap();
+    toy.runs.reserve_large(&toy.space, kind, 2 << 30).unwrap();
     toy.mark(&[]);
     assert!(toy.space.far.load(Ordering::Relaxed));
 }
@@ -348,7 +350,7 @@ fn unit_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
 fn a_large_object_is_invisible_until_it_is_published() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
-    let LargeStep::Reserved(mut large) = toy.space.reserve_large(&toy.runs, kind, 1 << 20).unwrap()
+    let LargeStep::Reserved(mut large) = toy.runs.reserve_large(&toy.space, kind, 1 << 20).unwrap()
     else {
         panic!()
     };
@@ -388,7 +390,7 @@ fn a_large_object_is_invisible_until_it_is_published() {
 fn a_cancelled_reservation_leaves_nothing() {
     let toy = Toy::small();
     let kind = leaf(&toy);
-    let LargeStep::Reserved(mut large) = toy.space.reserve_large(&toy.runs, kind, 1 << 20).unwrap()
+    let LargeStep::Reserved(mut large) = toy.runs.reserve_large(&toy.space, kind, 1 << 20).unwrap()
     else {
         panic!()
     };
@@ -458,7 +460,7 @@ fn without_blackened_tails_a_new_cell_would_be_free() {
         toy.space.begin_marking();
         if cure {
             // SAFETY: our own runs.
-            unsafe { toy.space.blacken_tails(&toy.runs) };
+            unsafe { toy.runs.blacken_tails(&toy.space) };
         }
         // SAFETY: as above; the run has room.
         let cell = unsafe { bump(toy.runs.as_mut_ptr(), site) } as usize;
@@ -647,7 +649,7 @@ fn cells_of_one_kind_are_found_with_their_marks() {
     let (a, b) = (leaf(&toy), leaf(&toy));
     let wanted = [toy.alloc(a, 16), toy.alloc(a, 500), toy.alloc(a, 90_000)];
     toy.alloc(b, 16);
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.mark(&wanted[..1]);
     let mut found = BTreeMap::new();
     toy.space.for_each_cell_of(a, &mut |cell, marked| {
@@ -714,7 +716,7 @@ fn mutators_in_parallel_never_share_a_cell() {
             .map(|thread| {
                 let space = &space;
                 s.spawn(move || {
-                    let runs = Runs::new().unwrap();
+                    let runs = LocalAllocator::new().unwrap();
                     let mut cells = Vec::new();
                     for n in 0..20_000usize {
                         let site = space.site(kind, 16 + n % 300).unwrap();
@@ -724,7 +726,7 @@ fn mutators_in_parallel_never_share_a_cell() {
                             if !cell.is_null() {
                                 break cell;
                             }
-                            space.refill(&runs, site).unwrap();
+                            runs.refill(&space, site).unwrap();
                         };
                         // SAFETY: a new cell of this size.
                         unsafe { cell.write_bytes(thread + 1, site.size()) };
@@ -736,7 +738,7 @@ fn mutators_in_parallel_never_share_a_cell() {
                             unsafe { std::slice::from_raw_parts(*cell as *const u8, *size) };
                         assert!(contents.iter().all(|b| *b == thread + 1));
                     }
-                    space.retire(&runs);
+                    runs.retire(&space);
                     cells
                 })
             })

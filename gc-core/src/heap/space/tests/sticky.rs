@@ -64,7 +64,7 @@ proptest! {
             }
             let mut unallocated = 0;
             // SAFETY: our own runs.
-            unsafe { toy.space.for_each_unallocated(&toy.runs, &mut |cell| {
+            unsafe { toy.runs.for_each_unallocated(&toy.space, &mut |cell| {
                 unallocated += usize::from(toy.space.is_marked(cell));
             }) };
             prop_assert_eq!(unallocated, 0, "the rest of a run is old");
@@ -79,11 +79,11 @@ proptest! {
             prop_assert_eq!(marked.cells as usize, roots.len() - old.len());
             let births: Vec<usize> = round.births.iter().map(|bytes| toy.alloc(kind, *bytes)).collect();
             if round.retire {
-                toy.space.retire(&toy.runs);
+                toy.runs.retire(&toy.space);
             }
             toy.space.swap(young, true);
             // SAFETY: our own runs.
-            unsafe { toy.space.keep_owned(&toy.runs) };
+            unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
             cells = roots.into_iter().chain(births).collect();
             if !round.lazy {
@@ -91,7 +91,7 @@ proptest! {
             }
         }
         // In the end all goes that is not kept.
-        toy.space.retire(&toy.runs);
+        toy.runs.retire(&toy.space);
         while toy.space.sweep_piece() {}
         toy.space.forget_marks();
         while toy.space.clear_spare_piece() {}
@@ -114,7 +114,7 @@ fn a_span_that_was_filled_while_marking_is_swept_again() {
             for _ in 0..20_000 {
                 toy.alloc(kind, 16);
             }
-            toy.space.retire(&toy.runs);
+            toy.runs.retire(&toy.space);
         }
         toy.space.swap(young, true);
         while toy.space.sweep_piece() {}

@@ -37,7 +37,7 @@ fn what_lies_beside_the_cells_is_at_most_three_in_a_hundred_of_them() {
     let cells: Vec<usize> = (0..(48 << 20) / 16).map(|_| cell(&mut toy)).collect();
     // Both bitmaps are used after the second collection.
     for _ in 0..2 {
-        toy.space.retire(&toy.runs);
+        toy.runs.retire(&toy.space);
         toy.collect(&cells);
     }
     let (heap, beside) = toy.space.beside_bytes();
@@ -77,7 +77,7 @@ fn free_memory_goes_back_to_the_system_and_comes_back_as_zero() {
     };
     let cells = fill(&mut toy);
     assert!(resident(&toy.space) >= (40 << 20) / 4096);
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     toy.collect(&cells[..1]);
     // Half may stay.
     let mut released = 0;
@@ -133,7 +133,7 @@ fn huge_pages_are_given_up_for_parts_and_wanted_again_when_the_heap_is_full() {
             .count()
     };
     let cells = fill(&mut toy);
-    toy.space.retire(&toy.runs);
+    toy.runs.retire(&toy.space);
     let mut left: Vec<usize> = cells.into_iter().step_by(2048).collect();
     toy.collect(&left);
     while toy.space.release_piece(0, 0, u64::MAX) > 0 {}

@@ -1,0 +1,117 @@
+//! What a space counts of the cells that mutators were handed.
+
+use std::sync::atomic::Ordering;
+
+use super::super::allocation_count::{MOST, PART, Unreported};
+use super::Space;
+use crate::fault::planted;
+
+impl Space {
+    /// A mutator was handed so much.
+    #[inline]
+    pub(crate) fn hand_out(&self, own: &Unreported, cells: usize, bytes: usize) {
+        let cells = own.cells.load(Ordering::Relaxed) + cells as u64;
+        let bytes = own.bytes.load(Ordering::Relaxed) + bytes as u64;
+        own.cells.store(cells, Ordering::Relaxed);
+        own.bytes.store(bytes, Ordering::Relaxed);
+        if bytes > self.report_at.load(Ordering::Relaxed) {
+            self.report(own);
+        }
+    }
+
+    /// Reports what was not yet. By the mutator under `no_preempt`, or while it is stopped.
+    pub(crate) fn report(&self, own: &Unreported) {
+        if planted("unreported-cells") {
+            return;
+        }
+        let cells = own.cells.load(Ordering::Relaxed);
+        if cells != 0 {
+            let bytes = own.bytes.load(Ordering::Relaxed);
+            own.cells.store(0, Ordering::Relaxed);
+            own.bytes.store(0, Ordering::Relaxed);
+            self.hand(cells as usize, bytes as usize);
+        }
+    }
+
+    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each
+    /// may leave unreported follows from that, and what it may claim.
+    pub(crate) fn foresee(&self, room: u64, mutators: usize) {
+        let at = (room / PART / mutators.max(1) as u64).min(MOST);
+        self.report_at.store(at, Ordering::Relaxed);
+        self.mutators.store(mutators, Ordering::Relaxed);
+    }
+
+    /// Somebody was handed so much, and it is reported at once.
+    pub(super) fn hand(&self, cells: usize, bytes: usize) {
+        self.handed.cells.fetch_add(cells as i64, Ordering::Relaxed);
+        self.handed.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
+    }
+
+    /// So much was given back.
+    pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
+        self.handed.cells.fetch_sub(cells as i64, Ordering::Relaxed);
+        self.handed.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
+    }
+
+    /// In a stop: counts anew.
+    pub(crate) fn forget_handed(&self) {
+        self.handed.cells.store(0, Ordering::Relaxed);
+        self.handed.bytes.store(0, Ordering::Relaxed);
+    }
+
+    /// Bytes handed out in runs and large objects since [`Space::end_marking`], as far as they are
+    /// reported.
+    pub fn allocated_since(&self) -> u64 {
+        self.handed.bytes.load(Ordering::Relaxed).max(0) as u64
+    }
+
+    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given
+    /// back, as far as they are reported.
+    pub fn cells_since(&self) -> i64 {
+        self.handed.cells.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::SpaceConfig;
+
+    fn space() -> Space {
+        let config = SpaceConfig {
+            reserve: 16 << 20,
+            ..SpaceConfig::default()
+        };
+        Space::new(config).unwrap()
+    }
+
+    #[test]
+    fn a_small_heap_knows_all_and_a_large_one_misses_a_thousandth() {
+        let space = space();
+        let (one, two) = (Unreported::default(), Unreported::default());
+        space.hand_out(&one, 512, 8192);
+        assert_eq!((space.cells_since(), space.allocated_since()), (512, 8192));
+        const ROOM: u64 = 100 << 20;
+        space.foresee(ROOM, 2);
+        let (mut handed, mut reports) = (8192, 0);
+        for _ in 0..1000 {
+            for own in [&one, &two] {
+                let before = space.allocated_since();
+                space.hand_out(own, 512, 8192);
+                handed += 8192;
+                reports += u64::from(space.allocated_since() != before);
+                let missed = handed - space.allocated_since();
+                assert!(missed <= ROOM / 1024, "{missed} of {handed}");
+            }
+        }
+        assert!((250..400).contains(&reports), "{reports} reports of 2,000");
+        for own in [&one, &two, &one] {
+            space.report(own);
+        }
+        assert_eq!(space.allocated_since(), handed);
+        assert_eq!(space.cells_since() as u64, handed / 16);
+        space.foresee(8 << 20, 2);
+        space.hand_out(&one, 512, 8192);
+        assert_eq!(space.allocated_since(), handed + 8192);
+    }
+}
