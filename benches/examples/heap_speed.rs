@@ -95,7 +95,7 @@ fn alloc(space: &Space, runs: &LocalAllocator, site: Site) -> usize {
 #[inline(never)]
 fn refill(space: &Space, runs: &LocalAllocator, site: Site) {
     assert!(matches!(
-        runs.refill(&space, site),
+        runs.refill(space, site),
         Ok(Refill::Ready | Refill::Again | Refill::Cold(_))
     ));
 }
@@ -103,7 +103,7 @@ fn refill(space: &Space, runs: &LocalAllocator, site: Site) {
 fn collect(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, roots: &[usize]) -> f64 {
     space.begin_marking();
     // SAFETY: our own runs.
-    unsafe { runs.blacken_tails(&space) };
+    unsafe { runs.blacken_tails(space) };
     let start = Instant::now();
     let mut marker = Marker::new(space, queue).alone();
     for &root in roots {

@@ -32,7 +32,7 @@ fn large(
     bytes: usize,
 ) -> Result<usize, AllocError> {
     loop {
-        if let LargeStep::Reserved(mut large) = runs.reserve_large(&space, kind, bytes)? {
+        if let LargeStep::Reserved(mut large) = runs.reserve_large(space, kind, bytes)? {
             while !space.clear_large(&mut large) {}
             return Ok(space.publish_large(large).as_ptr() as usize);
         }
@@ -55,7 +55,7 @@ fn alloc(
         if !cell.is_null() {
             return Ok(cell as usize);
         }
-        assert_ne!(runs.refill(&space, site)?, Refill::Due);
+        assert_ne!(runs.refill(space, site)?, Refill::Due);
     }
 }
 

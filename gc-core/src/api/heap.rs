@@ -777,7 +777,7 @@ impl Heap {
             for mutator in stopped.mutators() {
                 if let Some(context) = context_of(&mutator) {
                     // SAFETY: the runs are those of a stopped mutator of this heap.
-                    unsafe { context.local.for_each_unallocated(&space, &mut f) };
+                    unsafe { context.local.for_each_unallocated(space, &mut f) };
                 }
             }
         })

@@ -519,7 +519,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let stopped = self.stop();
         let blocked = stopped.mutators().filter(StoppedMutator::is_blocked);
         let looks = |mutator| {
-            context_of(&mutator).map_or(0, |context| context.local.review_idle(&space) as u64)
+            context_of(&mutator).map_or(0, |context| context.local.review_idle(space) as u64)
         };
         let sites: u64 = blocked.map(looks).sum();
         self.stats.sites_in_stops += sites;

@@ -726,7 +726,7 @@ fn mutators_in_parallel_never_share_a_cell() {
                             if !cell.is_null() {
                                 break cell;
                             }
-                            runs.refill(&space, site).unwrap();
+                            runs.refill(space, site).unwrap();
                         };
                         // SAFETY: a new cell of this size.
                         unsafe { cell.write_bytes(thread + 1, site.size()) };
@@ -738,7 +738,7 @@ fn mutators_in_parallel_never_share_a_cell() {
                             unsafe { std::slice::from_raw_parts(*cell as *const u8, *size) };
                         assert!(contents.iter().all(|b| *b == thread + 1));
                     }
-                    runs.retire(&space);
+                    runs.retire(space);
                     cells
                 })
             })

@@ -66,7 +66,7 @@ impl Toy {
     fn allocate(space: &Space, runs: &LocalAllocator, kind: KindId, bytes: usize) -> Option<usize> {
         if space.is_large(bytes) {
             loop {
-                match runs.reserve_large(&space, kind, bytes).ok()? {
+                match runs.reserve_large(space, kind, bytes).ok()? {
                     LargeStep::Reserved(mut large) => {
                         while !space.clear_large(&mut large) {}
                         return Some(space.publish_large(large).as_ptr() as usize);
@@ -82,7 +82,7 @@ impl Toy {
             if !cell.is_null() {
                 return Some(cell as usize);
             }
-            match runs.refill(&space, site).ok()? {
+            match runs.refill(space, site).ok()? {
                 Refill::Ready | Refill::Due | Refill::Again | Refill::Cold(_) => {}
             }
         }
@@ -161,7 +161,7 @@ impl Toy {
         space.begin_marking();
         for runs in runs.iter() {
             // SAFETY: this thread's own runs.
-            unsafe { runs.blacken_tails(&space) };
+            unsafe { runs.blacken_tails(space) };
         }
         let mut marker = Marker::new(space, queue);
         for word in &words {
