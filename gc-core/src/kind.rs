@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bitvec::prelude::{BitVec, Lsb0};
 
 use crate::encoding::Encoding;
-use crate::mark::Tracer;
 use crate::memory::os::{MapError, Table};
+use crate::tracer::Tracer;
 use gc_preempt::Mutex;
 
 /// A kind's number in its heap.

@@ -218,6 +218,7 @@ pub mod encoding;
 mod error;
 mod fault;
 mod finalize;
+mod follow;
 #[cfg(not(feature = "internals"))]
 mod heap;
 #[cfg(feature = "internals")]
@@ -226,6 +227,7 @@ pub mod heap;
 pub mod kind;
 mod limits;
 pub mod mark;
+mod marked;
 mod memory;
 pub mod mutator;
 mod pacer;
@@ -234,6 +236,7 @@ mod satb_log;
 mod stacks;
 mod stats;
 mod thread;
+mod tracer;
 mod verify;
 mod weak;
 
@@ -263,11 +266,11 @@ pub use hdrhistogram::Histogram;
 pub use heap::ColdUnits;
 pub use heap::{Cell, MAX_SMALL, POISON, Site};
 pub use kind::{Kind, KindError, KindId, TraceFn};
-pub use mark::Tracer;
 pub use memory::MapError;
 pub use mutator::record::Context;
 pub use roots::RootVisitor;
 pub use stats::{CollectionStats, HeapStats, StopTimes};
+pub use tracer::Tracer;
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]

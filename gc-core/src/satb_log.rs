@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 
-use crate::mark::Marked;
+use crate::marked::Marked;
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 

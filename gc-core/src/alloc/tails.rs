@@ -4,7 +4,7 @@ use super::local::LocalAllocator;
 use super::run::Run;
 use crate::fault::planted;
 use crate::heap::{Class, GRANULE, Space, UNIT};
-use crate::mark::Marked;
+use crate::marked::Marked;
 
 /// The cells of a site that are a mutator's and that its program has not allocated: those
 /// `[from, to)` of a span are the rest of its run, and in the span's bitmap word `word` it has

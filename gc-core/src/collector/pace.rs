@@ -14,7 +14,7 @@ use std::time::Instant;
 use crossbeam_utils::CachePadded;
 
 use crate::fault::planted;
-use crate::mark::Marked;
+use crate::marked::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
 /// The numbers that decide whether a collection is due, and who helps with it.

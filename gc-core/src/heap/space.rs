@@ -3,6 +3,7 @@
 
 mod allocated_black;
 mod allocation_count;
+mod edges;
 mod iterate;
 mod large;
 mod prefault;

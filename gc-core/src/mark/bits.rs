@@ -3,8 +3,8 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use super::prefetch;
 use crate::heap::{Bitmap, WORDS_PER_UNIT};
+use crate::memory::prefetch::prefetch;
 
 /// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through
 /// the bitmap both were a load more.

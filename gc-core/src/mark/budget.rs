@@ -1,5 +1,11 @@
 //! How much a marker may do before it looks up.
 
+use crate::marked::BYTES_A_CELL;
+
+/// What a piece of `Core::wake_old` counts as: its thousand pairs, each looked up in two places,
+/// cost as much as two thousand cells.
+pub(super) const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
+
 /// How long a drain may go on.
 pub(super) trait Budget {
     fn is_left(&self) -> bool;
@@ -19,10 +25,6 @@ impl Budget for Unbounded {
     #[inline(always)]
     fn spend(&mut self, _bytes: usize) {}
 }
-
-/// Bytes that count as a cell more: so that parts of large arrays, whose every word may be an edge,
-/// are not one cell each.
-pub(crate) const BYTES_A_CELL: usize = 128;
 
 /// So many cells.
 pub(super) struct Cells(pub(super) usize);

@@ -3,9 +3,11 @@
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{Bitmap, Cell, Marker, WORD};
+use super::marker::Marker;
 use crate::fault::planted;
-use crate::kind::Descriptor;
+use crate::follow::fixed_edges;
+use crate::heap::{Bitmap, Cell};
+use crate::tracer::WORD;
 
 impl Marker<'_> {
     /// Marks a dead value's cell and makes its edges null: what they led to may be freed before the
@@ -29,7 +31,7 @@ impl Marker<'_> {
             core.marked.cells += 1;
             core.marked.bytes += cell.size as u64;
         }
-        for word in edges(core.space.kinds.get(cell.kind)) {
+        for word in fixed_edges(core.space.kinds.get(cell.kind)) {
             // SAFETY: a slot of the cell's kind, and the caller says that the cell is ours.
             // Relaxed: the stop that ends the cycle orders it.
             unsafe {
@@ -37,17 +39,4 @@ impl Marker<'_> {
             };
         }
     }
-}
-
-/// The words of a cell that are edges, of a kind that has them at fixed places.
-fn edges(descriptor: &Descriptor) -> impl Iterator<Item = usize> + '_ {
-    (0..descriptor.slot_words as usize).flat_map(|index| {
-        // SAFETY: so many words has the bitmap.
-        let mut slots = unsafe { *descriptor.slots.add(index) };
-        core::iter::from_fn(move || {
-            let slot = slots.trailing_zeros() as usize;
-            slots &= slots.wrapping_sub(1);
-            (slot < 64).then_some(index * 64 + slot)
-        })
-    })
 }

@@ -1,25 +1,16 @@
 //! What markers do with weak cells and with pairs of ephemerons; why it is right that way is told
 //! in `weak/`.
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{BYTES_A_CELL, Core, Entry, Sink, WORD, load};
+use super::steps::Core;
+use super::work_item::Entry;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::GRANULE;
-use crate::kind::{Descriptor, KindId, Tag};
+use crate::kind::{KindId, Tag};
+use crate::tracer::WORD;
 use crate::weak::{Tie, Wait};
-
-/// Bytes of an ephemeron's pair.
-const PAIR: usize = 2 * WORD;
-
-/// Pairs by which a key's mark is asked for before it is needed.
-const KEYS_AHEAD: usize = 8;
-
-/// What a piece of [`Core::wake_old`] counts as: its thousand pairs, each looked up in two places,
-/// cost as much as two thousand cells.
-pub(super) const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
 
 /// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is
 /// to be looked at.
@@ -31,36 +22,6 @@ unsafe fn load_published(address: usize) -> usize {
     // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release,
     // as every store is on this architecture): its mark, which was set before, is seen.
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
-}
-
-/// Reports the pairs of an ephemeron cell whose first words lie in `part`.
-///
-/// # Safety
-/// As [`super::follow`].
-#[inline]
-pub(super) unsafe fn follow<S: Sink>(
-    descriptor: &Descriptor,
-    cell: usize,
-    size: usize,
-    part: Range<usize>,
-    sink: &mut S,
-) {
-    let encoding = descriptor.encoding;
-    let first = cell + descriptor.first_word as usize * WORD;
-    // A pair belongs to the part that its first word lies in.
-    let skipped = part.start.saturating_sub(first).next_multiple_of(PAIR);
-    let last = cell + size - PAIR;
-    for slot in (first + skipped..part.end).step_by(PAIR) {
-        if slot > last {
-            break;
-        }
-        if slot + KEYS_AHEAD * PAIR <= last {
-            // SAFETY: a pair of the cell.
-            let key = unsafe { load(slot + KEYS_AHEAD * PAIR) };
-            sink.key_ahead(key, encoding);
-        }
-        sink.pair(slot, encoding);
-    }
 }
 
 impl Core<'_> {

@@ -20,10 +20,12 @@
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 
-use super::{Core, GRANULE, UNIT, WORD, load, prefetch};
+use super::steps::Core;
 use crate::encoding::Encoding;
-use crate::heap::{Bitmap, Unit, WORDS_PER_UNIT};
+use crate::heap::{Bitmap, GRANULE, UNIT, Unit, WORDS_PER_UNIT};
 use crate::kind::Descriptor;
+use crate::memory::prefetch::prefetch;
+use crate::tracer::{WORD, load};
 
 const GRANULES: usize = UNIT / GRANULE;
 

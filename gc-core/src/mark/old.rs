@@ -20,7 +20,8 @@
 //! This runs beside the mutators, like all marking: what they overwrite meanwhile is logged.
 
 use super::budget::{Budget, Cells};
-use super::{Core, Marker};
+use super::marker::Marker;
+use super::steps::Core;
 use crate::fault::planted;
 use crate::heap::{GRANULE, UNIT, Unit};
 use crate::kind::Tag;

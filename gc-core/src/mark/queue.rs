@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use crossbeam_utils::CachePadded;
 
-use super::BYTES_A_CELL;
-use super::workers::Board;
+use super::board::Board;
 use crate::fault::planted;
 use crate::heap::{Space, UNIT};
+use crate::marked::BYTES_A_CELL;
 use crate::memory::MapError;
 use crate::memory::os::Table;
 

@@ -5,10 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::*;
+use super::steps::{CELLS, EDGES};
+use super::work_item::{Entry, PART};
+use super::{MarkQueue, Marked, Marker, Tracer, old};
+use crate::encoding::Encoding;
 use crate::heap::tests::Toy;
-use crate::heap::{MAX_RESERVE, MAX_SMALL, SpaceConfig};
-use crate::kind::Kind;
+use crate::heap::{MAX_RESERVE, MAX_SMALL, SpaceConfig, UNIT};
+use crate::kind::{Kind, KindId};
+use crate::tracer::WORD;
 
 const BOXED: Encoding = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
 

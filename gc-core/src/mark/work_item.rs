@@ -1,8 +1,17 @@
 //! What the mark queue holds: a cell, or a part of one, in a word.
 
-use super::{PART, WORD};
 use crate::heap::{GRANULE, MAX_RESERVE, UNIT};
 use crate::kind::KindId;
+use crate::tracer::WORD;
+
+/// Words of an array that are followed at once. The rest goes back to the queue, below the edges
+/// that these words lead to, so that a table of a million cells does not put them all into the
+/// queue (and other markers can help).
+pub(super) const PART: usize = 2048;
+const _: () = assert!(
+    PART.is_multiple_of(64),
+    "a part begins with a word of the slot bitmap"
+);
 
 /// An entry of the queue and of the cell ring: a cell that is to be followed.
 ///

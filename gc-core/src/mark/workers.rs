@@ -1,7 +1,7 @@
 //! Helper threads that mark beside the collector, as many at a time as it asks for.
 //!
 //! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives
-//! half of what it has in hand away. When all of it is done is the matter of [`Team`]; the
+//! half of what it has in hand away. When all of it is done is the matter of [`Team`](super::termination::Team); the
 //! collector is its captain.
 //!
 //! A thread is made when it is first needed, and lives as long as the collector's. Between two
@@ -13,16 +13,16 @@
 //!
 //! The child of a fork has none of these threads; its collector makes new ones.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use gc_preempt::{futex_wait, futex_wake};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
-use super::termination::Team;
-use super::{MarkQueue, Marked, Marker};
+use super::marker::Marker;
+use super::queue::MarkQueue;
 use crate::fault::planted;
 use crate::heap::Space;
+use crate::marked::Marked;
 use crate::pacer;
 use crate::stats::thread_cpu;
 use crate::thread::Thread;
@@ -39,89 +39,6 @@ const LOOKS: u32 = 1000;
 
 /// How long the collector waits for the others' work before it looks after other things.
 const MOMENT: Duration = Duration::from_micros(50);
-
-/// What a crew's threads have in common. Part of the queue that they share.
-#[derive(Default)]
-pub(super) struct Board {
-    pub(super) team: Team,
-    /// Helpers that may be at work.
-    wanted: AtomicU32,
-    /// The captain has nothing to do.
-    waiting: AtomicBool,
-    /// Changes with every call to come and look. Helpers sleep on it.
-    calls: AtomicU32,
-    asleep: AtomicU32,
-    /// The threads are to end.
-    ending: AtomicBool,
-    /// Of each helper's time, in thousandths, what it may mark.
-    permille: AtomicU32,
-    /// What helpers have marked and the collector has not added to its own count, and the processor
-    /// time that they needed, in nanoseconds.
-    cells: AtomicU64,
-    bytes: AtomicU64,
-    cpu: AtomicU64,
-    /// A bit a helper that has been at work: the highest for all that have no bit of their own.
-    worked: AtomicU64,
-    /// How often one has joined, for tests.
-    joined: AtomicU64,
-}
-
-impl Board {
-    /// Has a helper, or the captain, nothing to do?
-    pub(super) fn is_hungry(&self) -> bool {
-        // Relaxed: a hint.
-        self.team.is_open()
-            && (self.waiting.load(Ordering::Relaxed)
-                || self.team.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
-    }
-
-    /// There is a packet for somebody. Wakes a helper if one sleeps that may work.
-    #[inline]
-    pub(super) fn call(&self) {
-        if self.is_hungry() {
-            self.wake(1);
-        }
-    }
-
-    #[cold]
-    fn wake(&self, count: i32) {
-        // Ordering: SeqCst here and in `sleep`. Either this thread sees the sleeper, or the
-        // sleeper's futex sees the call.
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        if self.asleep.load(Ordering::SeqCst) != 0 {
-            futex_wake(&self.calls, count);
-        }
-    }
-
-    fn sleep(&self, seen: u32) {
-        self.asleep.fetch_add(1, Ordering::SeqCst);
-        futex_wait(&self.calls, seen, None);
-        self.asleep.fetch_sub(1, Ordering::SeqCst);
-    }
-
-    /// Adds what a helper has marked, less what it has posted of that before.
-    fn post(&self, marked: Marked, posted: Marked) {
-        // Relaxed: for the pace; when it counts, the team's closing orders it.
-        self.cells
-            .fetch_add(marked.cells - posted.cells, Ordering::Relaxed);
-        self.bytes
-            .fetch_add(marked.bytes - posted.bytes, Ordering::Relaxed);
-    }
-
-    /// In the child of a fork.
-    pub(super) fn forget(&self) {
-        self.team.forget();
-        // Relaxed: there is one thread.
-        self.waiting.store(false, Ordering::Relaxed);
-        self.wanted.store(0, Ordering::Relaxed);
-        self.asleep.store(0, Ordering::Relaxed);
-        self.ending.store(false, Ordering::Relaxed);
-        self.cells.store(0, Ordering::Relaxed);
-        self.bytes.store(0, Ordering::Relaxed);
-        self.cpu.store(0, Ordering::Relaxed);
-        self.worked.store(0, Ordering::Relaxed);
-    }
-}
 
 /// What helpers did for a marking.
 pub(crate) struct Work {

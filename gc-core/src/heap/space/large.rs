@@ -13,7 +13,7 @@ use super::{Cell, NEVER_TAKEN, Space};
 use crate::error::AllocError;
 use crate::fault::planted;
 use crate::kind::KindId;
-use crate::mark::BYTES_A_CELL;
+use crate::marked::BYTES_A_CELL;
 
 /// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do
 /// other things between.

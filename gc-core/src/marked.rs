@@ -1,6 +1,10 @@
-//! What has been marked, as numbers that add up.
+//! Cells and bytes: what was marked, or handed out, as numbers that add up.
 
 use std::ops::Add;
+
+/// Bytes whose following counts as the work of one cell more, so that the parts of a large array,
+/// each word of which may be an edge, are not one cell each.
+pub(crate) const BYTES_A_CELL: usize = 128;
 
 /// What has been marked.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,0 +1,91 @@
+//! What markers and oracles ask of a cell: its edges, its kind, its size.
+
+use super::super::page_table::Unit;
+use super::super::size_classes::{TABLE as CLASS_TABLE, UNIT};
+use super::{Cell, Space};
+use crate::encoding::Encoding;
+use crate::follow::follow;
+use crate::kind::KindId;
+use crate::tracer::{Sink, WORD, load};
+
+/// Looks at edges instead of marking them.
+struct Look<'a> {
+    space: &'a Space,
+    f: &'a mut dyn FnMut(Cell),
+}
+
+impl Look<'_> {
+    fn address(&mut self, address: usize) {
+        if let Some(cell) = self.space.resolve(address) {
+            (self.f)(cell);
+        }
+    }
+}
+
+impl Sink for Look<'_> {
+    fn edge(&mut self, word: usize, encoding: Encoding) {
+        if let Some(address) = encoding.decode(word) {
+            self.address(address);
+        }
+    }
+
+    fn conservative(&mut self, word: usize) {
+        for encoding in self.space.encodings() {
+            if let Some(address) = encoding.decode(word) {
+                self.address(address);
+            }
+        }
+    }
+
+    /// A value is an edge of its pair's cell, as long as the key lives; it does, or the pair would
+    /// have been cleared.
+    fn pair(&mut self, slot: usize, encoding: Encoding) {
+        // SAFETY: `follow` names pairs of the cell.
+        self.edge(unsafe { load(slot + WORD) }, encoding);
+    }
+
+    fn key_ahead(&mut self, _: usize, _: Encoding) {}
+}
+
+impl Space {
+    /// World stopped: calls `f` with the target of every edge of an allocated cell, for oracles and
+    /// heap snapshots.
+    pub fn for_each_edge(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
+        let descriptor = self.kinds.get(cell.kind);
+        // SAFETY: `cell` says what is allocated, and the caller that it still is.
+        unsafe {
+            follow(
+                descriptor,
+                cell.base,
+                cell.size,
+                cell.base..cell.base + cell.size,
+                &mut Look { space: self, f },
+            )
+        };
+    }
+
+    /// Can a cell begin at `offset` of the address range?
+    pub(crate) fn is_first_byte(&self, offset: usize) -> bool {
+        match self.units().get(offset / UNIT) {
+            Unit::Small {
+                class, distance, ..
+            } => (distance * UNIT + offset % UNIT).is_multiple_of(CLASS_TABLE[class].size as usize),
+            Unit::Large { distance } => distance == 0 && offset.is_multiple_of(UNIT),
+            Unit::Free => false,
+        }
+    }
+
+    /// Kind and size of the cell that begins at `offset` of the address range; `None` where no cell
+    /// can begin.
+    #[inline(always)]
+    pub(crate) fn kind_and_size(&self, offset: usize) -> Option<(KindId, usize)> {
+        match self.units().get(offset / UNIT) {
+            Unit::Small { class, kind, .. } => Some((kind, CLASS_TABLE[class].size as usize)),
+            Unit::Large { distance: 0 } => {
+                let (units, kind) = self.large_record(offset / UNIT);
+                Some((kind, units * UNIT))
+            }
+            _ => None,
+        }
+    }
+}

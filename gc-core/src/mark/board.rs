@@ -1,0 +1,91 @@
+//! What a crew's threads tell each other: part of the queue that they share.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use gc_preempt::{futex_wait, futex_wake};
+
+use super::termination::Team;
+use crate::marked::Marked;
+
+/// What a crew's threads have in common. Part of the queue that they share.
+#[derive(Default)]
+pub(super) struct Board {
+    pub(super) team: Team,
+    /// Helpers that may be at work.
+    pub(super) wanted: AtomicU32,
+    /// The captain has nothing to do.
+    pub(super) waiting: AtomicBool,
+    /// Changes with every call to come and look. Helpers sleep on it.
+    pub(super) calls: AtomicU32,
+    pub(super) asleep: AtomicU32,
+    /// The threads are to end.
+    pub(super) ending: AtomicBool,
+    /// Of each helper's time, in thousandths, what it may mark.
+    pub(super) permille: AtomicU32,
+    /// What helpers have marked and the collector has not added to its own count, and the processor
+    /// time that they needed, in nanoseconds.
+    pub(super) cells: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    pub(super) cpu: AtomicU64,
+    /// A bit a helper that has been at work: the highest for all that have no bit of their own.
+    pub(super) worked: AtomicU64,
+    /// How often one has joined, for tests.
+    pub(super) joined: AtomicU64,
+}
+
+impl Board {
+    /// Has a helper, or the captain, nothing to do?
+    pub(super) fn is_hungry(&self) -> bool {
+        // Relaxed: a hint.
+        self.team.is_open()
+            && (self.waiting.load(Ordering::Relaxed)
+                || self.team.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
+    }
+
+    /// There is a packet for somebody. Wakes a helper if one sleeps that may work.
+    #[inline]
+    pub(super) fn call(&self) {
+        if self.is_hungry() {
+            self.wake(1);
+        }
+    }
+
+    #[cold]
+    pub(super) fn wake(&self, count: i32) {
+        // Ordering: SeqCst here and in `sleep`. Either this thread sees the sleeper, or the
+        // sleeper's futex sees the call.
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.asleep.load(Ordering::SeqCst) != 0 {
+            futex_wake(&self.calls, count);
+        }
+    }
+
+    pub(super) fn sleep(&self, seen: u32) {
+        self.asleep.fetch_add(1, Ordering::SeqCst);
+        futex_wait(&self.calls, seen, None);
+        self.asleep.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Adds what a helper has marked, less what it has posted of that before.
+    pub(super) fn post(&self, marked: Marked, posted: Marked) {
+        // Relaxed: for the pace; when it counts, the team's closing orders it.
+        self.cells
+            .fetch_add(marked.cells - posted.cells, Ordering::Relaxed);
+        self.bytes
+            .fetch_add(marked.bytes - posted.bytes, Ordering::Relaxed);
+    }
+
+    /// In the child of a fork.
+    pub(super) fn forget(&self) {
+        self.team.forget();
+        // Relaxed: there is one thread.
+        self.waiting.store(false, Ordering::Relaxed);
+        self.wanted.store(0, Ordering::Relaxed);
+        self.asleep.store(0, Ordering::Relaxed);
+        self.ending.store(false, Ordering::Relaxed);
+        self.cells.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.cpu.store(0, Ordering::Relaxed);
+        self.worked.store(0, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,152 @@
+//! One thread that marks.
+
+use super::budget::{Budget, Cells, Unbounded, WAKE_OLD_BYTES};
+use super::queue::MarkQueue;
+use super::steps::Core;
+use super::work_item::Entry;
+use crate::encoding::Encoding;
+use crate::heap::{Cell, Space};
+use crate::marked::Marked;
+use crate::tracer::Sink;
+use crate::verify::Verify;
+
+/// One thread that marks. All its memory is mapped before; make it and drop it wherever that is
+/// true of its stack.
+///
+/// Dropping it leaves what it has not followed in the queue, for the others.
+#[doc(hidden)]
+pub struct Marker<'a> {
+    pub(super) core: Core<'a>,
+}
+
+impl<'a> Marker<'a> {
+    /// A marker of `space` that shares `queue`, made for it, with its fellows. It is made after the
+    /// last [`Space::end_marking`] and dropped before the next.
+    pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
+        Marker {
+            core: Core::new(space, queue),
+        }
+    }
+
+    /// Says that while this marker marks no other thread sets mark bits: the world is stopped, and
+    /// there is no other marker.
+    pub fn alone(mut self) -> Marker<'a> {
+        self.core.alone = true;
+        self
+    }
+
+    /// Has each cell that is marked from now on, by a root's word, written down; or not any more.
+    pub(crate) fn record(&mut self, roots: Option<&'a Verify>) {
+        self.core.record = roots;
+    }
+
+    /// A precise root or edge: a word that is null, no edge, or leads to an allocated cell's first
+    /// byte.
+    #[inline]
+    pub fn edge(&mut self, word: usize, encoding: Encoding) {
+        self.core.edge(word, encoding);
+    }
+
+    /// An address that leads anywhere into its cell (a derived pointer). True: the cell was not
+    /// marked yet.
+    pub fn interior(&mut self, address: usize) -> bool {
+        self.core.resolved(address)
+    }
+
+    /// A word that may be anything, tried with all of the heap's conservative encodings. True: it
+    /// named a cell that was not marked yet.
+    pub fn conservative(&mut self, word: usize) -> bool {
+        self.core.conservative_word(word)
+    }
+
+    /// Marks a cell that [`Space::resolve`] has found. True: it was not marked yet.
+    pub fn cell(&mut self, cell: Cell) -> bool {
+        self.core.mark(cell.base - self.core.base)
+    }
+
+    /// Traces until nothing is left: all edges from everything marked have then been followed.
+    pub fn drain(&mut self) {
+        loop {
+            self.core.drain(Unbounded);
+            if !self.core.follow_flagged() && !self.core.wake_old() {
+                return;
+            }
+        }
+    }
+
+    /// As [`Marker::drain`], but follows about `cells` cells at most, one of more than 128 bytes
+    /// counting as several. True: nothing is left. For use inside a stop, whose length it bounds:
+    /// some ten nanoseconds a cell.
+    ///
+    /// A queue that overflowed needs a walk over the heap's flags, which only [`Marker::drain`]
+    /// does: false then.
+    pub fn drain_bounded(&mut self, cells: usize) -> bool {
+        let mut budget = Cells(cells);
+        loop {
+            if !self.core.drain(&mut budget) || self.core.hand.queue().has_flags() {
+                return false;
+            }
+            if !self.core.wake_old() {
+                return true;
+            }
+            budget.spend(WAKE_OLD_BYTES);
+        }
+    }
+
+    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the crew's
+    /// captain.
+    pub(super) fn drain_piece(&mut self, cells: usize) -> bool {
+        self.core.drain(&mut Cells(cells))
+    }
+
+    /// Touches what marking of roots will need, so that the stop does not wait for a page.
+    pub(crate) fn make_ready(&mut self) {
+        self.core.hand.make_ready();
+    }
+
+    /// Puts all that it has not followed into the queue, for whoever marks next.
+    pub(crate) fn lay_down(&mut self) {
+        while let Some(offset) = self.core.edges.pop() {
+            self.core.mark_soon(offset);
+        }
+        self.core.flush();
+        while let Some(entry) = self.core.cells.pop() {
+            self.core.push(Entry(entry));
+        }
+        self.core.hand.lay_down();
+    }
+
+    /// Leaves half of what it has to whoever else marks.
+    pub(crate) fn share(&mut self) {
+        // In a tree nearly all of it is on its way to the first line.
+        while let Some(entry) = self.core.cells.pop() {
+            self.core.push(Entry(entry));
+        }
+        self.core.hand.share();
+    }
+
+    /// The same, if a helper has nothing to do and finds nothing.
+    pub(super) fn share_with_the_hungry(&mut self) {
+        let queue = self.core.hand.queue();
+        if queue.has_no_packet() && queue.board.is_hungry() {
+            self.share();
+        }
+    }
+
+    /// Adds to the count what another marker has marked.
+    pub(super) fn add(&mut self, marked: Marked) {
+        self.core.marked.cells += marked.cells;
+        self.core.marked.bytes += marked.bytes;
+    }
+
+    /// What this marker has newly marked, up to the last drain.
+    pub fn marked(&self) -> Marked {
+        self.core.marked
+    }
+}
+
+impl Drop for Marker<'_> {
+    fn drop(&mut self) {
+        self.lay_down();
+    }
+}
