@@ -249,7 +249,7 @@ fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
 fn a_child_gets_back_what_gone_threads_had_claimed() {
     hazard(
         "a_child_gets_back_what_gone_threads_had_claimed",
-        "claims-lost-in-child",
+        "reserve-lost-in-child",
         || {
             // No collection falls due, so that there are claims at the fork.
             let heap = Heap::builder().gc_percent(100_000).build().unwrap();

@@ -87,7 +87,7 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
 fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
     hazard(
         "what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit",
-        "claims-kept",
+        "reserve-kept",
         || {
             const LIMIT: usize = 128 << 20;
             let heap = Heap::builder().hard_limit(LIMIT as u64).build().unwrap();

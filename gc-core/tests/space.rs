@@ -154,7 +154,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             drop(stopped);
             while space.sweep_piece() {}
             while space.clear_spare_piece() {}
-            while space.release_piece(1 << 20, 2 << 20, u64::MAX) > 0 {}
+            while space.scavenge_piece(1 << 20, 2 << 20, u64::MAX) > 0 {}
         }
         drop(done);
     });
@@ -407,7 +407,7 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
                 // The fault has the walk pause behind the first dead object for half a second.
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 while space.sweep_piece_aside() {}
-                while space.release_piece(0, 0, u64::MAX) > 0 {}
+                while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
             });
             space.for_each_cell(&mut |cell| {
                 if met.is_empty() {

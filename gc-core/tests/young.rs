@@ -222,8 +222,8 @@ fn h36_the_rest_of_a_run_is_young() {
 fn h36_more_births_than_can_be_written_down_are_noticed() {
     hazard_given(
         "h36_more_births_than_can_be_written_down_are_noticed",
-        "few-births",
-        "births-forgotten",
+        "short-allocated-black",
+        "allocated-black-forgotten",
         &[],
         || {
             let (heap, k, kind) = heap();

@@ -157,14 +157,14 @@ pub fn memory_row(bench: &mut Bench) {
         let ran = ran.unwrap_or_else(|why| panic!("{OURS}: {why}"));
         let json = parsed(&ran.stdout).unwrap_or_else(|why| panic!("{OURS}: {why}"));
         let bytes = |key: &str| json[key].as_f64().unwrap_or(f64::NAN);
-        let percent = 100.0 * bytes("beside_bytes") / bytes("reached_bytes");
+        let percent = 100.0 * bytes("metadata_bytes") / bytes("high_water_bytes");
         let row = Row {
             work: &format!("{what} of {mib} MiB"),
             measure: "metadata, in percent of the heap",
             beside: Beside::Itself("the heap".to_owned()),
             figures: Some((
-                bytes("beside_bytes") / 1048576.0,
-                bytes("reached_bytes") / 1048576.0,
+                bytes("metadata_bytes") / 1048576.0,
+                bytes("high_water_bytes") / 1048576.0,
                 "MiB",
             )),
             favourable: Favourable::Below,

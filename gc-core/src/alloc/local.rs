@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::run::Run;
-use crate::heap::{Claim, Unreported};
+use crate::heap::{SpanReserve, Unreported};
 use crate::limits::MAX_SITES;
 use crate::memory::MapError;
 use crate::memory::os::Table;
@@ -78,7 +78,7 @@ pub struct LocalAllocator {
     /// Cells that were handed out and not reported.
     pub(crate) unreported: Unreported,
     /// Where its next spans lie.
-    pub(crate) claim: Claim,
+    pub(crate) span_reserve: SpanReserve,
 }
 impl LocalAllocator {
     /// Maps the array; pages are touched as sites are used.
@@ -89,7 +89,7 @@ impl LocalAllocator {
             listed: Listed::default(),
             handed: AtomicU64::new(0),
             unreported: Unreported::default(),
-            claim: Claim::default(),
+            span_reserve: SpanReserve::default(),
         })
     }
 

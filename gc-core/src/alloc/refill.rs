@@ -48,7 +48,7 @@ impl LocalAllocator {
         let class = entry.class();
         for _ in 0..SPANS_PER_PIECE {
             if own.span == 0 {
-                match space.next_span(entry, &self.claim) {
+                match space.next_span(entry, &self.span_reserve) {
                     Ok((span, is_new)) => {
                         self.enter(index, own);
                         *own = Own {
@@ -210,7 +210,7 @@ fn install_gaps(
     let span = own.span as usize - 1;
     let size = class.size as usize;
     let cells = bits.count_ones() as usize;
-    space.hand_out(unreported, cells, cells * size);
+    space.count_allocated(unreported, cells, cells * size);
     space.note_bits(span + word * 64 * GRANULE / UNIT);
     let start = space.base() + span * UNIT + word * 64 * GRANULE;
     // SAFETY: the span is this mutator's.
@@ -228,7 +228,7 @@ fn install_gaps(
             .marked_bits()
             .span(span, class)
             .set_in_word(word, bits);
-        space.note_births_in_word(span, word, bits);
+        space.note_allocated_black_in_word(span, word, bits);
     }
     if !planted("no-run-bits") {
         let allocated = space.allocated_bits().span(span, class);
@@ -253,7 +253,7 @@ fn install(
     let size = class.size as usize;
     let (start, bytes) = (space.base() + span * UNIT + from * size, (to - from) * size);
     // Locked instructions wait for all stores before them, so they go before the clearing.
-    space.hand_out(unreported, to - from, bytes);
+    space.count_allocated(unreported, to - from, bytes);
     space.note_bits(span);
     space.note_bits(span + class.units as usize - 1);
     // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no
@@ -268,7 +268,7 @@ fn install(
     // soon as it finds it at all, and no marker follows it while it is written.
     if space.is_marking() && !planted("white-runs") {
         space.marked_bits().span(span, class).set_cells(from, to);
-        space.note_births(span, class, from, to);
+        space.note_allocated_black(span, class, from, to);
     }
     if !planted("no-run-bits") {
         space

@@ -139,7 +139,7 @@ impl LocalAllocator {
     /// Gives all self and spans of a mutator back (detach). Under `no_preempt`, by the owner of
     /// this allocator.
     pub fn retire(&self, space: &Space) {
-        space.unclaim(&self.claim);
+        space.give_back_reserve(&self.span_reserve);
         space.report(&self.unreported);
         self.retire_sites(space, usize::MAX);
     }

@@ -99,8 +99,8 @@ impl LocalAllocator {
                 marked.set_in_word(tail.word, tail.gaps);
             }
             if !planted("old-tails") {
-                space.note_births(tail.span, tail.class, tail.from, tail.to);
-                space.note_births_in_word(tail.span, tail.word, tail.gaps);
+                space.note_allocated_black(tail.span, tail.class, tail.from, tail.to);
+                space.note_allocated_black_in_word(tail.span, tail.word, tail.gaps);
             }
             tails.cells += tail.cells() as u64;
             tails.bytes += (tail.cells() * tail.class.size as usize) as u64;

@@ -691,7 +691,7 @@ impl Heap {
         stats.allocated_since = shared.space.allocated_since();
         stats.allocated_total += stats.allocated_since;
         stats.used_bytes = protected(|| shared.space.used_bytes());
-        (stats.reached_bytes, stats.beside_bytes) = protected(|| shared.space.beside_bytes());
+        (stats.high_water_bytes, stats.metadata_bytes) = protected(|| shared.space.metadata_bytes());
         stats.queue_peak_bytes = shared.queue.peak_bytes();
         stats.external_bytes = shared.pace.external();
         stats.trigger_bytes = shared.pace.trigger();

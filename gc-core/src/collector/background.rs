@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::fault::planted;
-use crate::heap::{CHUNK_UNITS, Trickle, UNIT};
+use crate::heap::{CHUNK_UNITS, ScavengePace, UNIT};
 
 /// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
 /// stops.
@@ -30,17 +30,17 @@ pub(super) fn give_all_back(shared: &Shared) -> u64 {
     let space = &shared.space;
     while space.sweep_piece() {}
     while space.clear_spare_piece() {}
-    space.give_up_ahead();
+    space.give_up_prefaulted();
     let (used, _) = space.used_lately();
     let keep = space.pre_touched.saturating_sub(used);
     let mut gone = 0;
     loop {
-        match space.release_piece(keep, 0, u64::MAX) {
+        match space.scavenge_piece(keep, 0, u64::MAX) {
             0 => break,
             bytes => gone += bytes,
         }
     }
-    gone + space.births.trim(0)
+    gone + space.allocated_black.trim(0)
 }
 
 /// When a heap is collected that asks for nothing: a while after the last collection.
@@ -81,7 +81,7 @@ impl Idle {
 /// Bytes that the system maps as one page.
 const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
 
-/// Bytes of the list of births beyond its present length that stay until
+/// Bytes of the list of allocated_black beyond its present length that stay until
 /// [`Heap::trim`](crate::Heap::trim).
 const BIRTHS_KEPT: u64 = 1 << 20;
 
@@ -91,7 +91,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(256);
 /// Free memory on its way back to the system, while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
-    trickle: Trickle,
+    trickle: ScavengePace,
     /// What had been allocated since the last collection when this was looked at last.
     allocated: u64,
     /// How long to wait for a collection before more goes back; none: there is nothing to give
@@ -103,7 +103,7 @@ impl Default for Surplus {
     fn default() -> Self {
         Self {
             begun: Instant::now(),
-            trickle: Trickle::default(),
+            trickle: ScavengePace::default(),
             allocated: 0,
             patience: None,
         }
@@ -158,15 +158,15 @@ impl Surplus {
         // Less is left of what may go back than a page: that is no sign of there being nothing
         // more.
         while most >= CHUNK && !shared.requests.is_wanted() {
-            let bytes = space.release_piece(keep, grain, most);
+            let bytes = space.scavenge_piece(keep, grain, most);
             if bytes == 0 {
-                space.births.trim(BIRTHS_KEPT);
+                space.allocated_black.trim(BIRTHS_KEPT);
                 // Nothing more, or nothing that is whole. Time may change that while more is
                 // remembered than is used, and else a collection.
                 self.patience = (need > used).then_some(LOOK_AGAIN);
                 return;
             }
-            space.give_up_ahead();
+            space.give_up_prefaulted();
             self.trickle.spend(bytes);
             // A piece between cells may be longer.
             most = most.saturating_sub(bytes);

@@ -82,9 +82,9 @@ unsafe fn child(data: *mut ()) {
             }
             // Never freed: its thread is gone.
             if let Some(gone) = contexts.take(at)
-                && !planted("claims-lost-in-child")
+                && !planted("reserve-lost-in-child")
             {
-                shared.space.unclaim(&(*gone.context).local.claim);
+                shared.space.give_back_reserve(&(*gone.context).local.span_reserve);
             }
         }
         drop(contexts);

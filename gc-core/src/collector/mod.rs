@@ -231,7 +231,7 @@ struct Cycle<'h, 'c> {
 /// What the pacer is told in the second stop, and can be found out before it: locks, one for each
 /// site, and system calls.
 struct Accounts {
-    /// See [`Space::settled_bytes`](crate::heap::Space::settled_bytes).
+    /// See [`Space::immutable_bytes`](crate::heap::Space::immutable_bytes).
     settled: u64,
     /// See [`Ledger::since_last`](crate::stats::Ledger::since_last).
     interval: u64,
@@ -325,9 +325,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         while space.sweep_piece_aside() {}
         let (number, whole) = self.shared.requests.begin();
         self.stats.number = number;
-        self.stats.young = space.keeps_marks() && !whole && space.births.are_known();
+        self.stats.young = space.keeps_marks() && !whole && space.allocated_black.are_known();
         if self.stats.young {
-            space.unmark_births();
+            space.unmark_allocated_black();
         } else {
             space.forget_marks();
         }
@@ -342,7 +342,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.shared.drops.begin();
         self.shared.queue.take_large_work();
         self.marker.make_ready();
-        self.settled = space.settled_bytes();
+        self.settled = space.immutable_bytes();
         let lingers = self.shared.requests.linger() && self.shared.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
         Phase::Scan
@@ -411,7 +411,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         let unmarked = self.cells.saturating_sub(self.kept.cells) + shared.space.large_work();
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
-        shared.space.begin_marking_and(shared.pace.notes_births());
+        shared.space.begin_marking_and(shared.pace.notes_allocated_black());
         // Relaxed: read with the registry lock held, which this stop holds.
         shared.scan.fetch_add(1, Ordering::Relaxed);
         if shared.concurrent {
@@ -607,7 +607,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
 
     /// What the pacer is told is found out before the stop in which it is.
     fn account(&mut self) {
-        let settled = self.shared.space.settled_bytes();
+        let settled = self.shared.space.immutable_bytes();
         self.accounts = Some(Accounts::of(self.shared, settled));
     }
 
@@ -844,7 +844,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         stats.over_memory_limit = shared.pace.is_over_limit();
         shared.ledger.enter(self.stats, handed.bytes);
         // Before those who wait for memory try again.
-        shared.unclaim();
+        shared.give_back_reserve();
         shared.requests.end(self.stats.number);
         Phase::Sweep
     }

@@ -298,8 +298,8 @@ impl Pace {
     }
 
     /// Is it to be written down what is handed out in the cycle that begins?
-    pub(super) fn notes_births(&self) -> bool {
-        self.pacer.lock().plan().notes_births
+    pub(super) fn notes_allocated_black(&self) -> bool {
+        self.pacer.lock().plan().notes_allocated_black
     }
 
     /// Mutators run beside the markers from now on, and may help, unless the collector has had more

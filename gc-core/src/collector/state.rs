@@ -187,14 +187,14 @@ impl Shared {
 
     /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of
     /// stops.
-    pub(super) fn unclaim(&self) {
+    pub(super) fn give_back_reserve(&self) {
         let mut contexts = self.contexts.lock();
         let mut from = 0;
         while let Some((at, attached)) = contexts.next(from) {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it.
             self.space
-                .unclaim(unsafe { &(*attached.context).local.claim });
+                .give_back_reserve(unsafe { &(*attached.context).local.span_reserve });
         }
     }
 

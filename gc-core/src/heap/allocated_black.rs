@@ -29,7 +29,7 @@ const RANGE: usize = 1;
 
 /// See the module's head. Mutators add to it under `no_preempt` while marking; the collector reads
 /// it in the next cycle.
-pub(crate) struct Births {
+pub(crate) struct AllocatedBlack {
     entries: Mapped<AtomicUsize>,
     /// Entries that were asked for, also in vain. Not beside what is read at every refill.
     len: CachePadded<AtomicUsize>,
@@ -38,13 +38,13 @@ pub(crate) struct Births {
     noting: AtomicBool,
 }
 
-impl Births {
+impl AllocatedBlack {
     /// For a heap of so many bytes of addresses.
-    pub(crate) fn new(heap_bytes: usize) -> Result<Births, MapError> {
+    pub(crate) fn new(heap_bytes: usize) -> Result<AllocatedBlack, MapError> {
         let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
         // Not a fault: a list that runs full is hard to get otherwise.
-        let entries = if planted("few-births") { 3 } else { entries };
-        Ok(Births {
+        let entries = if planted("short-allocated-black") { 3 } else { entries };
+        Ok(AllocatedBlack {
             entries: Mapped::growing(2 * entries)?,
             len: CachePadded::default(),
             peak: AtomicUsize::new(0),
@@ -94,7 +94,7 @@ impl Births {
     /// Is it written down which cells they are? Not if there were more than there is room for.
     pub(crate) fn are_known(&self) -> bool {
         let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();
-        self.noting.load(Ordering::Relaxed) && (fit || planted("births-forgotten"))
+        self.noting.load(Ordering::Relaxed) && (fit || planted("allocated-black-forgotten"))
     }
 
     pub(super) fn note_range(&self, first_granule: usize, granules: usize) {
@@ -151,10 +151,10 @@ mod tests {
 
     #[test]
     fn the_bits_of_ranges_and_words_are_cleared_and_no_others() {
-        let births = Births::new(1 << 20).unwrap();
-        births.note_range(5, 1);
-        assert_eq!(births.peak_bytes(), 0, "nobody wants to know");
-        births.begin(true);
+        let allocated_black = AllocatedBlack::new(1 << 20).unwrap();
+        allocated_black.note_range(5, 1);
+        assert_eq!(allocated_black.peak_bytes(), 0, "nobody wants to know");
+        allocated_black.begin(true);
         let bits = Bitmap::new(8).unwrap();
         bits.make_writable(8).unwrap();
         let mut expected = vec![true; 8 * UNIT / GRANULE];
@@ -165,39 +165,39 @@ mod tests {
         };
         fill(&bits);
         for (first, count) in [(0, 1), (63, 2), (130, 62), (256, 64), (400, 300), (1023, 1)] {
-            births.note_range(first, count);
+            allocated_black.note_range(first, count);
             expected[first..first + count].fill(false);
         }
-        births.note(17 << 1, 0x8000_0000_0000_0101);
+        allocated_black.note(17 << 1, 0x8000_0000_0000_0101);
         for bit in [0, 8, 63] {
             expected[17 * 64 + bit] = false;
         }
-        births.unmark(&bits);
+        allocated_black.unmark(&bits);
         for (granule, expected) in expected.iter().enumerate() {
             assert_eq!(bits.test(granule * GRANULE), *expected, "granule {granule}");
         }
-        births.begin(true);
+        allocated_black.begin(true);
         fill(&bits);
-        births.unmark(&bits);
+        allocated_black.unmark(&bits);
         assert!(bits.test(0) && bits.test(63 * GRANULE));
-        assert_eq!(births.peak_bytes(), 7 * 16);
+        assert_eq!(allocated_black.peak_bytes(), 7 * 16);
     }
 
     #[test]
     fn more_than_there_is_room_for_are_noticed() {
-        let births = Births::new(8 * BYTES_AN_ENTRY).unwrap();
-        assert!(!births.are_known());
-        births.begin(true);
+        let allocated_black = AllocatedBlack::new(8 * BYTES_AN_ENTRY).unwrap();
+        assert!(!allocated_black.are_known());
+        allocated_black.begin(true);
         for granule in 0..8 {
-            births.note_range(granule, 1);
-            assert!(births.are_known());
+            allocated_black.note_range(granule, 1);
+            assert!(allocated_black.are_known());
         }
-        births.note_range(8, 1);
-        assert!(!births.are_known());
-        assert_eq!(births.peak_bytes(), 8 * 16);
-        births.begin(true);
-        assert!(births.are_known());
-        births.begin(false);
-        assert!(!births.are_known());
+        allocated_black.note_range(8, 1);
+        assert!(!allocated_black.are_known());
+        assert_eq!(allocated_black.peak_bytes(), 8 * 16);
+        allocated_black.begin(true);
+        assert!(allocated_black.are_known());
+        allocated_black.begin(false);
+        assert!(!allocated_black.are_known());
     }
 }

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64};
 ///
 /// Signed: a tail that was handed out before the last swap may come back after it.
 #[derive(Debug, Default)]
-pub(super) struct Handed {
+pub(super) struct AllocationCount {
     pub(super) cells: AtomicI64,
     pub(super) bytes: AtomicI64,
 }

@@ -30,14 +30,14 @@ mod space;
 mod span_lists;
 mod span_reserve;
 
-pub use crate::limits::{MAX_RESERVE, MIN_RESERVE};
+pub use crate::limits::MAX_RESERVE;
 pub(crate) use allocation_count::Unreported;
 pub(crate) use bitmap::{Bitmap, WORDS_PER_UNIT, take_first_run};
 pub use large::{LargeReservation, LargeStep};
 pub(crate) use page_runs::CHUNK_UNITS;
 pub(crate) use page_table::Unit;
 pub use prefault::ColdUnits;
-pub(crate) use scavenge::Trickle;
+pub(crate) use scavenge::ScavengePace;
 pub(crate) use size_classes::{Class, TABLE as CLASS_TABLE};
 pub use size_classes::{GRANULE, MAX_SMALL, UNIT};
 #[cfg(test)]
@@ -45,4 +45,4 @@ pub(crate) use space::tests;
 pub use space::{Cell, POISON, Space, SpaceConfig};
 pub(crate) use space::{kinds_for, live_heaps};
 pub use span_lists::Site;
-pub(crate) use span_reserve::Claim;
+pub(crate) use span_reserve::SpanReserve;

@@ -82,12 +82,12 @@ impl Flags {
     }
 
     /// Cells were handed out while a collection marked.
-    pub(crate) fn note_births(&mut self) {
+    pub(crate) fn note_allocated_black(&mut self) {
         self.0 |= Flags::BIRTHS;
     }
 
     /// Whether there were any since this was asked last.
-    pub(crate) fn take_births(&mut self) -> bool {
+    pub(crate) fn take_allocated_black(&mut self) -> bool {
         let any = self.0 & Flags::BIRTHS != 0;
         self.0 &= !Flags::BIRTHS;
         any

@@ -64,7 +64,7 @@ pub(super) const MOST: usize = 32;
 ///
 /// All of it is a hint, read on its own, hence Relaxed: who reads an old value takes a fault or
 /// wakes the collector for nothing.
-pub(super) struct Ahead {
+pub(super) struct Prefault {
     /// One past the last unit that was backed ahead of its use.
     pub(super) backed: AtomicUsize,
     /// A mutator that takes units beyond this one asks for more.
@@ -80,9 +80,9 @@ pub(super) struct Ahead {
 /// Chunks that can be backed at the same time.
 pub(super) const LOCKS: usize = 8;
 
-impl Default for Ahead {
-    fn default() -> Ahead {
-        Ahead {
+impl Default for Prefault {
+    fn default() -> Prefault {
+        Prefault {
             backed: AtomicUsize::new(0),
             low_water: AtomicUsize::new(SMALL),
             wanted: AtomicBool::new(false),
@@ -92,7 +92,7 @@ impl Default for Ahead {
     }
 }
 
-impl Ahead {
+impl Prefault {
     /// Has the first units backed before there is a mutator. Where the system cannot, they are
     /// backed when they are used.
     pub(super) fn pre_touch(&self, range: &Range, units: usize) {

@@ -9,7 +9,7 @@
 //! Memory that is given back and asked for again costs the system's clearing of it, ten times what
 //! giving it back saved. A heap's need swings from collection to collection, so nobody knows which
 //! free memory will be asked for again. Hence what was in use lately is kept, and the rest goes
-//! back slowly ([`Trickle`]): whatever is taken back at once costs a small share of the time at
+//! back slowly ([`ScavengePace`]): whatever is taken back at once costs a small share of the time at
 //! most, and a heap that has become small for good is small within seconds.
 //!
 //! Others do it so: Go's scavenger keeps a tenth more than the heap's goal, takes a hundredth of
@@ -72,7 +72,7 @@ impl Drop for SmallChunks {
 
 /// The pace at which memory goes back. Times count from any one moment on.
 #[derive(Debug)]
-pub(crate) struct Trickle {
+pub(crate) struct ScavengePace {
     /// How long to wait for each chunk.
     pace: Duration,
     /// Until when all that might go back has gone.
@@ -94,9 +94,9 @@ const MEMORY: Duration = Duration::from_millis(500);
 /// What is going to be allocated in this time stays.
 const AHEAD: Duration = Duration::from_secs(4);
 
-impl Default for Trickle {
-    fn default() -> Trickle {
-        Trickle {
+impl Default for ScavengePace {
+    fn default() -> ScavengePace {
+        ScavengePace {
             pace: TIME_PER_CHUNK,
             paid: Duration::ZERO,
             peak: 0,
@@ -107,8 +107,8 @@ impl Default for Trickle {
     }
 }
 
-impl Trickle {
-    /// While there is something to give back, [`Trickle::allowance`] is asked again after this
+impl ScavengePace {
+    /// While there is something to give back, [`ScavengePace::allowance`] is asked again after this
     /// time.
     pub(crate) fn patience(&self) -> Duration {
         self.pace * 2
@@ -171,7 +171,7 @@ mod tests {
     fn what_is_much_goes_back_faster_and_all_of_it_within_seconds() {
         const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
         for surplus in [CHUNK, 512 << 20, 1 << 30, 64 << 30] {
-            let mut trickle = Trickle::default();
+            let mut trickle = ScavengePace::default();
             let (mut left, mut now) = (surplus, Duration::from_secs(100));
             while left >= CHUNK {
                 trickle.set_surplus(left);
@@ -187,7 +187,7 @@ mod tests {
                 "{surplus}: {took}"
             );
         }
-        let mut trickle = Trickle::default();
+        let mut trickle = ScavengePace::default();
         trickle.set_surplus(512 << 20);
         assert!(
             trickle.pace >= TIME_PER_CHUNK * 9 / 10,
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_program_keeps_what_it_is_going_to_allocate_and_an_idle_one_does_not() {
-        let mut trickle = Trickle::default();
+        let mut trickle = ScavengePace::default();
         let mut now = Duration::from_secs(1);
         trickle.growth(0, now);
         for _ in 0..100 {
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn memory_goes_back_at_its_pace_and_never_in_a_flood() {
         const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
-        let mut trickle = Trickle::default();
+        let mut trickle = ScavengePace::default();
         let mut now = Duration::from_secs(100);
         assert_eq!(trickle.allowance(now), BURST as u64 * CHUNK);
         let mut gone = 0;
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn what_was_in_use_lately_is_kept_and_forgotten_within_seconds() {
-        let mut trickle = Trickle::default();
+        let mut trickle = ScavengePace::default();
         let mut now = Duration::from_secs(1);
         // It swings, as from collection to collection.
         assert_eq!(trickle.need(300, now), 300);

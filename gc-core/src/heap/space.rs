@@ -20,13 +20,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use crossbeam_utils::CachePadded;
 use gc_preempt::Mutex;
 
-use super::allocated_black::Births;
-use super::allocation_count::Handed;
+use super::allocated_black::AllocatedBlack;
+use super::allocation_count::AllocationCount;
 use super::bitmap::{BITS_PAGE_UNITS, Bitmap, WORDS_PER_UNIT};
 use super::large::LargeObjects;
 use super::page_runs::{CHUNK_UNITS, NoSpan, Record, Records, Spans};
 use super::page_table::{Unit, Units, are_far};
-use super::prefault::Ahead;
+use super::prefault::Prefault;
 use super::range::Range;
 use super::scavenge::SmallChunks;
 use super::size_classes::{MAX_SMALL, TABLE, UNIT};
@@ -126,7 +126,7 @@ pub struct Space {
     /// Held by the collector while it sweeps a piece, and while a stretch that goes back to the
     /// system is in no list; and by a walk over all cells. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
-    ahead: Ahead,
+    prefault: Prefault,
     /// Chunks that are backed by small pages alone, since some of them have gone back. By the
     /// thread that gives memory back.
     small_chunks: SmallChunks,
@@ -138,7 +138,7 @@ pub struct Space {
     /// Weak cells and ephemerons that markers meet.
     pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
-    handed: CachePadded<Handed>,
+    allocation_count: CachePadded<AllocationCount>,
     /// Bytes that a mutator may have been handed and not reported, and how many mutators there are.
     /// Both change in stops, and may be old.
     report_at: AtomicU64,
@@ -157,7 +157,7 @@ pub struct Space {
     /// The spare bitmap is not cleared: see `sticky.rs`.
     pub(crate) sticky: AtomicBool,
     /// What was handed out while marking.
-    pub(crate) births: Births,
+    pub(crate) allocated_black: AllocatedBlack,
     encodings: [Encoding; MAX_ENCODINGS],
     encoding_count: usize,
     pub(crate) collect_every: Option<u64>,
@@ -226,11 +226,11 @@ impl Space {
             .min(bytes)
             .min(config.hard_limit.unwrap_or(u64::MAX))
             .next_multiple_of(CHUNK);
-        let ahead = Ahead::default();
+        let prefault = Prefault::default();
         let writable = pre_touch.max(FIRST_STEP).min(bytes) as usize / UNIT;
         range.make_writable(0, writable)?;
         if pre_touch != 0 {
-            ahead.pre_touch(&range, pre_touch as usize / UNIT);
+            prefault.pre_touch(&range, pre_touch as usize / UNIT);
         }
         let spare = usize::from(config.past_the_end && !planted("no-spare-byte"));
         Ok(Space {
@@ -244,13 +244,13 @@ impl Space {
             sites: Sites::new(most_kinds, spare)?,
             spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
-            ahead,
+            prefault,
             small_chunks: SmallChunks::default(),
             has_released: AtomicBool::new(false),
             pre_touched: pre_touch,
             large: LargeObjects::default(),
             weak: WeakWork::new(bytes as usize)?,
-            handed: CachePadded::default(),
+            allocation_count: CachePadded::default(),
             report_at: AtomicU64::new(0),
             mutators: AtomicUsize::new(0),
             unswept: CachePadded::default(),
@@ -260,7 +260,7 @@ impl Space {
             clear_chunk: AtomicUsize::new(0),
             clear_end: AtomicUsize::new(0),
             sticky: AtomicBool::new(false),
-            births: Births::new(bytes as usize)?,
+            allocated_black: AllocatedBlack::new(bytes as usize)?,
             encodings,
             encoding_count: config.conservative.len().max(1),
             collect_every: config.collect_every,
@@ -313,17 +313,17 @@ impl Space {
     }
 
     /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it
-    /// that tell of them: bitmaps, unit words, records, sites, births. Where memory went back to
+    /// that tell of them: bitmaps, unit words, records, sites, allocated_black. Where memory went back to
     /// the system, most of what told of it went back, too, and is still counted. Takes the heap's
     /// lock.
-    pub fn beside_bytes(&self) -> (u64, u64) {
+    pub fn metadata_bytes(&self) -> (u64, u64) {
         const A_UNIT: usize =
             size_of::<AtomicU32>() + size_of::<Record>() + 2 * WORDS_PER_UNIT * size_of::<u64>();
         let top = self.spans.lock().top();
         let tables = top * A_UNIT + top.div_ceil(8);
         let tables = tables + top.div_ceil(CHUNK_UNITS) + top.div_ceil(BITS_PAGE_UNITS);
         let sites = self.sites.count() * size_of::<Entry>();
-        let tables = tables + sites + self.births.peak_bytes();
+        let tables = tables + sites + self.allocated_black.peak_bytes();
         ((top * UNIT) as u64, tables as u64)
     }
 
@@ -484,9 +484,9 @@ impl Space {
     }
 
     /// The note of the bitmaps' page with this number.
-    pub(crate) fn noted_bits(&self, page: usize) -> &AtomicU8 {
+    pub(crate) fn noted_bits(&self, bitmap_page: usize) -> &AtomicU8 {
         // SAFETY: pages of the address range; zeroed memory is a valid AtomicU8.
-        unsafe { &*self.range.noted_bits.at(page) }
+        unsafe { &*self.range.noted_bits.at(bitmap_page) }
     }
 
     /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child
@@ -507,7 +507,7 @@ impl Space {
             sites,
             self.lock_large(),
             self.spans.lock(),
-            self.ahead.lock_for_fork(),
+            self.prefault.lock_for_fork(),
         )
     }
 
@@ -600,7 +600,7 @@ impl Space {
         let first = self.take_with(&mut self.spans.lock(), units, |spans| {
             spans.take(records, dirty, units)
         })?;
-        self.ahead.taken(first + units);
+        self.prefault.taken(first + units);
         Ok((first, self.range.dirty.count(first, units) == 0))
     }
 

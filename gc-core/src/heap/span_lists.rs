@@ -114,7 +114,7 @@ impl List {
 
 /// The spans of a site that no mutator owns, and the chain of all its spans.
 #[derive(Debug, Default)]
-pub(crate) struct SiteLists {
+pub(crate) struct SpanLists {
     /// Not looked at since the last collection.
     pub(crate) unswept: List,
     /// Has free cells.
@@ -130,7 +130,7 @@ pub(crate) struct SiteLists {
     pub(super) seen: u64,
 }
 
-impl SiteLists {
+impl SpanLists {
     /// All lists.
     pub(crate) fn each(&self) -> [&List; 4] {
         [&self.unswept, &self.partial, &self.full, &self.old]
@@ -169,7 +169,7 @@ pub(crate) struct Entry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
     /// See [`Space::lists`].
-    pub(super) lists: Mutex<SiteLists>,
+    pub(super) lists: Mutex<SpanLists>,
 }
 
 impl Entry {
@@ -326,7 +326,7 @@ impl Sites {
         let entry = Entry {
             kind,
             class: class as u8,
-            lists: Mutex::new(SiteLists::default()),
+            lists: Mutex::new(SpanLists::default()),
         };
         // SAFETY: the entry is not counted yet, so it is only ours.
         unsafe { self.entries.at(index as usize).write(entry) };

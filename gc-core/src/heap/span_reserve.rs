@@ -14,7 +14,7 @@
 //! # How much
 //! Twice what it claimed before, up to such a page: who allocates little holds little. And all
 //! mutators together no more than a 16th of what the heap uses, nor a 32nd of what the hard limit
-//! leaves. At the end of each collection all claims go back ([`Space::unclaim`]), before whoever
+//! leaves. At the end of each collection all claims go back ([`Space::give_back_reserve`]), before whoever
 //! waits for memory tries again, and the next ones are half as long: an idle mutator keeps nothing.
 //!
 //! # Who owns it
@@ -29,14 +29,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A mutator's stretch. See the module's head.
 #[derive(Debug, Default)]
-pub(crate) struct Claim {
+pub(crate) struct SpanReserve {
     /// The first unit in the high half, how many in the low one; 0: none.
     stretch: AtomicU64,
     /// Units that the next one may have at most. A hint: Relaxed.
     pub(super) most: AtomicU32,
 }
 
-impl Claim {
+impl SpanReserve {
     /// Takes the stretch: first unit and how many, 0 if there is none.
     pub(super) fn take(&self) -> (usize, usize) {
         // Ordering: Acquire pairs with the Release in `put`: the records are as its last owner left

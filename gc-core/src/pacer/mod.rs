@@ -188,7 +188,7 @@ pub(crate) struct Plan {
     /// The next cycle is a young one, unless somebody asks for more.
     pub young: bool,
     /// The one after it might be.
-    pub notes_births: bool,
+    pub notes_allocated_black: bool,
     /// The goal lies beyond the soft limit.
     pub over_limit: bool,
 }
@@ -408,7 +408,7 @@ impl Pacer {
     /// The plan to have marked so many cells at the goal, after `cycle`.
     fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
         let now = cycle.now();
-        let notes_births = self.concurrent && generation::might_be(self.policy.young, cycle);
+        let notes_allocated_black = self.concurrent && generation::might_be(self.policy.young, cycle);
         let (trigger, growth) = if goal == u64::MAX {
             (goal, MINIMUM)
         } else {
@@ -421,7 +421,7 @@ impl Pacer {
             growth,
             work,
             young,
-            notes_births,
+            notes_allocated_black,
             over_limit: self
                 .policy
                 .memory_limit

@@ -39,10 +39,10 @@ pub struct HeapStats {
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.
-    pub reached_bytes: u64,
+    pub high_water_bytes: u64,
     /// Bytes of the tables that tell of these: mark and allocation bits, unit words, records of
     /// spans, sites.
-    pub beside_bytes: u64,
+    pub metadata_bytes: u64,
     /// The most bytes that marking has had in its queue.
     pub queue_peak_bytes: u64,
     /// Bytes handed out to mutators (in runs and large objects) since the last collection.

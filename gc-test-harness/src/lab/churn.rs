@@ -293,8 +293,8 @@ impl Outcome {
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
             "pause_seconds": self.stats.pause_total.as_secs_f64(),
             "cells_freed": self.stats.cells_freed,
-            "reached_bytes": self.stats.reached_bytes,
-            "beside_bytes": self.stats.beside_bytes,
+            "high_water_bytes": self.stats.high_water_bytes,
+            "metadata_bytes": self.stats.metadata_bytes,
             "queue_peak_bytes": self.stats.queue_peak_bytes,
             "peak_rss_bytes": self.peak_rss_bytes,
         })

@@ -222,8 +222,8 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     let (pauses, collections) = pauses.finish();
     let (pause_total, cells_freed) = (stats.pause_total, stats.cells_freed);
     let memory = [
-        stats.reached_bytes,
-        stats.beside_bytes,
+        stats.high_water_bytes,
+        stats.metadata_bytes,
         stats.queue_peak_bytes,
     ];
     Ok(Outcome {
@@ -417,8 +417,8 @@ impl Outcome {
             "pause_us": Quantiles::of(&self.pauses.pause).json(),
             "pause_seconds": self.pause_total.as_secs_f64(),
             "cells_freed": self.cells_freed,
-            "reached_bytes": self.memory[0],
-            "beside_bytes": self.memory[1],
+            "high_water_bytes": self.memory[0],
+            "metadata_bytes": self.memory[1],
             "queue_peak_bytes": self.memory[2],
             "peak_rss_bytes": self.peak_rss_bytes,
         })

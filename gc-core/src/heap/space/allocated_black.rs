@@ -6,28 +6,28 @@ use super::Space;
 
 impl Space {
     /// By a span's owner while marking, or in stop 1 for it: the cells `[from, to)` are handed out.
-    pub(crate) fn note_births(&self, span: usize, class: &Class, from: usize, to: usize) {
+    pub(crate) fn note_allocated_black(&self, span: usize, class: &Class, from: usize, to: usize) {
         if from < to {
             // SAFETY: the span is the caller's.
-            unsafe { (*self.records().at(span)).flags.note_births() };
+            unsafe { (*self.records().at(span)).flags.note_allocated_black() };
             let first = span * UNIT / GRANULE + from * class.stride();
-            self.births.note_range(first, (to - from) * class.stride());
+            self.allocated_black.note_range(first, (to - from) * class.stride());
         }
     }
 
     /// The same for those whose bits in a word of the span's bitmap are `bits`.
-    pub(crate) fn note_births_in_word(&self, span: usize, word: usize, bits: u64) {
+    pub(crate) fn note_allocated_black_in_word(&self, span: usize, word: usize, bits: u64) {
         if bits != 0 {
             // SAFETY: as above.
-            unsafe { (*self.records().at(span)).flags.note_births() };
+            unsafe { (*self.records().at(span)).flags.note_allocated_black() };
             let word = span * WORDS_PER_UNIT + word;
-            self.births.note(word << 1, bits as usize);
+            self.allocated_black.note(word << 1, bits as usize);
         }
     }
 
     /// Before a young collection's stop 1: what was handed out while the last one marked is young.
-    pub(crate) fn unmark_births(&self) {
-        debug_assert!(self.keeps_marks() && self.births.are_known());
-        self.births.unmark(self.marked_bits());
+    pub(crate) fn unmark_allocated_black(&self) {
+        debug_assert!(self.keeps_marks() && self.allocated_black.are_known());
+        self.allocated_black.unmark(self.marked_bits());
     }
 }

@@ -9,7 +9,7 @@ use crate::fault::planted;
 impl Space {
     /// A mutator was handed so much.
     #[inline]
-    pub(crate) fn hand_out(&self, own: &Unreported, cells: usize, bytes: usize) {
+    pub(crate) fn count_allocated(&self, own: &Unreported, cells: usize, bytes: usize) {
         let cells = own.cells.load(Ordering::Relaxed) + cells as u64;
         let bytes = own.bytes.load(Ordering::Relaxed) + bytes as u64;
         own.cells.store(cells, Ordering::Relaxed);
@@ -29,12 +29,12 @@ impl Space {
             let bytes = own.bytes.load(Ordering::Relaxed);
             own.cells.store(0, Ordering::Relaxed);
             own.bytes.store(0, Ordering::Relaxed);
-            self.hand(cells as usize, bytes as usize);
+            self.count_at_once(cells as usize, bytes as usize);
         }
     }
 
     /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each
-    /// may leave unreported follows from that, and what it may claim.
+    /// may leave unreported follows from that, and what it may reserve.
     pub(crate) fn foresee(&self, room: u64, mutators: usize) {
         let at = (room / PART / mutators.max(1) as u64).min(MOST);
         self.report_at.store(at, Ordering::Relaxed);
@@ -42,33 +42,33 @@ impl Space {
     }
 
     /// Somebody was handed so much, and it is reported at once.
-    pub(super) fn hand(&self, cells: usize, bytes: usize) {
-        self.handed.cells.fetch_add(cells as i64, Ordering::Relaxed);
-        self.handed.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
+    pub(super) fn count_at_once(&self, cells: usize, bytes: usize) {
+        self.allocation_count.cells.fetch_add(cells as i64, Ordering::Relaxed);
+        self.allocation_count.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
     }
 
     /// So much was given back.
     pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
-        self.handed.cells.fetch_sub(cells as i64, Ordering::Relaxed);
-        self.handed.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
+        self.allocation_count.cells.fetch_sub(cells as i64, Ordering::Relaxed);
+        self.allocation_count.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
     }
 
     /// In a stop: counts anew.
-    pub(crate) fn forget_handed(&self) {
-        self.handed.cells.store(0, Ordering::Relaxed);
-        self.handed.bytes.store(0, Ordering::Relaxed);
+    pub(crate) fn reset_allocation_count(&self) {
+        self.allocation_count.cells.store(0, Ordering::Relaxed);
+        self.allocation_count.bytes.store(0, Ordering::Relaxed);
     }
 
     /// Bytes handed out in runs and large objects since [`Space::end_marking`], as far as they are
     /// reported.
     pub fn allocated_since(&self) -> u64 {
-        self.handed.bytes.load(Ordering::Relaxed).max(0) as u64
+        self.allocation_count.bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
     /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given
     /// back, as far as they are reported.
     pub fn cells_since(&self) -> i64 {
-        self.handed.cells.load(Ordering::Relaxed)
+        self.allocation_count.cells.load(Ordering::Relaxed)
     }
 }
 
@@ -89,7 +89,7 @@ mod tests {
     fn a_small_heap_knows_all_and_a_large_one_misses_a_thousandth() {
         let space = space();
         let (one, two) = (Unreported::default(), Unreported::default());
-        space.hand_out(&one, 512, 8192);
+        space.count_allocated(&one, 512, 8192);
         assert_eq!((space.cells_since(), space.allocated_since()), (512, 8192));
         const ROOM: u64 = 100 << 20;
         space.foresee(ROOM, 2);
@@ -97,7 +97,7 @@ mod tests {
         for _ in 0..1000 {
             for own in [&one, &two] {
                 let before = space.allocated_since();
-                space.hand_out(own, 512, 8192);
+                space.count_allocated(own, 512, 8192);
                 handed += 8192;
                 reports += u64::from(space.allocated_since() != before);
                 let missed = handed - space.allocated_since();
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(space.allocated_since(), handed);
         assert_eq!(space.cells_since() as u64, handed / 16);
         space.foresee(8 << 20, 2);
-        space.hand_out(&one, 512, 8192);
+        space.count_allocated(&one, 512, 8192);
         assert_eq!(space.allocated_since(), handed + 8192);
     }
 }

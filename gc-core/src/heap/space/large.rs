@@ -93,10 +93,10 @@ impl Space {
         self.allocated_bits().set(first * UNIT);
         if self.is_marking() && !planted("white-runs") {
             self.marked_bits().set(first * UNIT);
-            self.births.note_range(first * UNIT / GRANULE, 1);
+            self.allocated_black.note_range(first * UNIT / GRANULE, 1);
         }
         self.large.lists.lock().swept.push(self.records(), first);
-        self.hand(1, units * UNIT);
+        self.count_at_once(1, units * UNIT);
         self.units().set(first, Unit::Large { distance: 0 });
         // SAFETY: the address range does not begin at zero.
         unsafe { NonNull::new_unchecked((self.base() + first * UNIT) as *mut u8) }

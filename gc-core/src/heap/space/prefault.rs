@@ -16,20 +16,20 @@ impl Space {
     /// Is the system to back more memory before it is used?
     #[inline]
     pub(crate) fn wants_backing(&self) -> bool {
-        self.ahead.wanted.load(Ordering::Relaxed)
+        self.prefault.wanted.load(Ordering::Relaxed)
     }
 
     /// Should the caller tell the collector so? Once for each time.
     #[inline]
     pub(crate) fn must_tell(&self) -> bool {
-        self.ahead.untold.load(Ordering::Relaxed)
-            && self.ahead.untold.swap(false, Ordering::Relaxed)
+        self.prefault.untold.load(Ordering::Relaxed)
+            && self.prefault.untold.swap(false, Ordering::Relaxed)
     }
 
     /// Outside any stop, by the collector's thread: has one 2 MiB page backed that will be taken
     /// soon, in a heap that may have `room` bytes in all. False: nobody wants more.
     pub(crate) fn back_piece(&self, room: u64) -> bool {
-        let ahead = &self.ahead;
+        let prefault = &self.prefault;
         if !self.wants_backing() {
             return false;
         }
@@ -44,18 +44,18 @@ impl Space {
         let chunks = (used / PART / CHUNK_UNITS).clamp(1, MOST);
         let target = top + (chunks * CHUNK_UNITS).min(limit.saturating_sub(used));
         let target = target.min(self.len / UNIT) / CHUNK_UNITS * CHUNK_UNITS;
-        let from = ahead.backed.load(Ordering::Relaxed);
+        let from = prefault.backed.load(Ordering::Relaxed);
         let from = from.max(top.next_multiple_of(CHUNK_UNITS));
         if from < target && self.back(from) {
-            ahead.backed.store(from + CHUNK_UNITS, Ordering::Relaxed);
+            prefault.backed.store(from + CHUNK_UNITS, Ordering::Relaxed);
             return true;
         }
         // Half of the way is time enough for the collector to wake. Where there is no room, or the
         // system refused, a chunk's way.
         let half = target.saturating_sub(top) / 2;
         let low_water = top + half.max(CHUNK_UNITS / 2);
-        ahead.low_water.store(low_water, Ordering::Relaxed);
-        ahead.wanted.store(false, Ordering::Relaxed);
+        prefault.low_water.store(low_water, Ordering::Relaxed);
+        prefault.wanted.store(false, Ordering::Relaxed);
         false
     }
 
@@ -78,7 +78,7 @@ impl Space {
     /// a mutator writes meanwhile stays. Where the system cannot, it is not asked again.
     fn back(&self, unit: usize) -> bool {
         let chunk = unit / CHUNK_UNITS;
-        let _one = self.ahead.backing[chunk % LOCKS].lock();
+        let _one = self.prefault.backing[chunk % LOCKS].lock();
         if self.range.is_backed(chunk) {
             return true;
         }
@@ -97,9 +97,9 @@ impl Space {
     /// Outside any stop, by the collector's thread, when memory goes back to the system: makes what
     /// was backed and never used free memory like any other, so that it goes back, too, if the heap
     /// has become much smaller than it was.
-    pub(crate) fn give_up_ahead(&self) {
-        let ahead = &self.ahead;
-        let backed = ahead.backed.load(Ordering::Relaxed);
+    pub(crate) fn give_up_prefaulted(&self) {
+        let prefault = &self.prefault;
+        let backed = prefault.backed.load(Ordering::Relaxed);
         let mut spans = self.spans.lock();
         let top = spans.top();
         if backed <= top.max(self.pre_touched as usize / UNIT) || spans.used() > top / 2 {
@@ -108,8 +108,8 @@ impl Space {
         self.range.dirty.set(top, backed - top);
         spans.free_top(self.records(), &self.range.dirty, backed - top);
         // All that was ever taken has to be in use again before more is backed.
-        ahead.low_water.store(backed, Ordering::Relaxed);
-        ahead.wanted.store(false, Ordering::Relaxed);
+        prefault.low_water.store(backed, Ordering::Relaxed);
+        prefault.wanted.store(false, Ordering::Relaxed);
     }
 }
 
@@ -175,8 +175,8 @@ mod tests {
         assert!(is_backed(&touched, 0) && is_backed(&touched, (6 << 20) - UNIT));
         assert!(!is_backed(&touched, 6 << 20));
         let small = Space::new(config.clone()).unwrap();
-        small.give_up_ahead();
-        while small.release_piece(small.pre_touched, 0, u64::MAX) > 0 {}
+        small.give_up_prefaulted();
+        while small.scavenge_piece(small.pre_touched, 0, u64::MAX) > 0 {}
         assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - UNIT));
         let limited = Space::new(SpaceConfig {
             hard_limit: Some(2 << 20),
@@ -208,7 +208,7 @@ mod tests {
             "who takes the next units writes there"
         );
         space.give_units(first, units);
-        while space.release_piece(0, 0, u64::MAX) > 0 {}
+        while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
         assert!(is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
     }
 
@@ -226,11 +226,11 @@ mod tests {
         let (first, _) = space.take_units((100 << 20) / UNIT).unwrap();
         assert!(space.back_piece(u64::MAX));
         let ahead = (space.spans.lock().top() * UNIT).next_multiple_of(CHUNK);
-        space.give_up_ahead();
+        space.give_up_prefaulted();
         assert!(space.back_piece(u64::MAX), "it is as large as ever");
         space.give_units(first, (100 << 20) / UNIT);
-        space.give_up_ahead();
-        while space.release_piece(0, 0, u64::MAX) > 0 {}
+        space.give_up_prefaulted();
+        while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
         assert!(!is_backed(&space, ahead));
         assert!(!space.back_piece(u64::MAX));
     }

@@ -23,7 +23,7 @@ impl Space {
     ///
     /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of
     /// it.
-    pub fn release_piece(&self, keep: u64, grain: u64, most: u64) -> u64 {
+    pub fn scavenge_piece(&self, keep: u64, grain: u64, most: u64) -> u64 {
         if self.clear_chunk.load(Ordering::Relaxed) < self.clear_end.load(Ordering::Relaxed) {
             return 0;
         }
@@ -113,9 +113,9 @@ impl Space {
         if planted("tables-kept") {
             return;
         }
-        let pages = first.div_ceil(BITS_PAGE_UNITS)..end / BITS_PAGE_UNITS;
-        let noted = |page| self.noted_bits(page).swap(0, Ordering::Relaxed) != 0;
-        if pages.filter(|page| noted(*page)).count() != 0 {
+        let bitmap_pages = first.div_ceil(BITS_PAGE_UNITS)..end / BITS_PAGE_UNITS;
+        let noted = |bitmap_page| self.noted_bits(bitmap_page).swap(0, Ordering::Relaxed) != 0;
+        if bitmap_pages.filter(|bitmap_page| noted(*bitmap_page)).count() != 0 {
             for bits in &self.range.bits {
                 // SAFETY: nothing is allocated here, so one bitmap is clear; and the spare one has
                 // been cleared.

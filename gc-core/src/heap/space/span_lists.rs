@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::super::page_runs::{Flags, NoSpan};
 use super::super::page_table::Unit;
-use super::super::span_lists::{Entry, SiteLists};
-use super::super::span_reserve::Claim;
+use super::super::span_lists::{Entry, SpanLists};
+use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::error::AllocError;
 use crate::fault::planted;
@@ -14,7 +14,7 @@ use gc_preempt::MutexGuard;
 impl Space {
     /// A site's lists, with the moves that the swaps since the last look ask for. By a mutator
     /// under `no_preempt`, or by a thread that is none.
-    pub(crate) fn lists<'s>(&self, entry: &'s Entry) -> MutexGuard<'s, SiteLists> {
+    pub(crate) fn lists<'s>(&self, entry: &'s Entry) -> MutexGuard<'s, SpanLists> {
         let mut guard = entry.lists.lock();
         let lists = &mut *guard;
         if lists.seen != self.swaps.number() && !planted("lists-stale") {
@@ -49,7 +49,7 @@ impl Space {
 
     /// A span to take runs from: one with gaps, one that nobody has looked at since the collection,
     /// or a new one; whether it is that.
-    pub(crate) fn next_span(&self, entry: &Entry, claim: &Claim) -> Result<(usize, bool), NoSpan> {
+    pub(crate) fn next_span(&self, entry: &Entry, reserve: &SpanReserve) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
             let mut lists = self.lists(entry);
@@ -69,7 +69,7 @@ impl Space {
             }
         }
         let class = entry.class();
-        let (span, zeroed) = self.take_span(claim, class.units as usize)?;
+        let (span, zeroed) = self.take_span(reserve, class.units as usize)?;
         // SAFETY: the units were just taken, so their records are ours.
         unsafe { (*self.records().at(span)).flags = Flags::new(zeroed || !clears) };
         self.lists(entry).chain(self.records(), span);

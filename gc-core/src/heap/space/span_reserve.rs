@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::super::page_runs::{CHUNK_UNITS, NoSpan, State};
-use super::super::span_reserve::Claim;
+use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::fault::planted;
 
@@ -16,8 +16,8 @@ const PART_OF_ROOM: usize = 32;
 impl Space {
     /// Units for a new span of the mutator whose claim this is: the first, and whether all of them
     /// are known to be zero. By the mutator under `no_preempt`.
-    pub(crate) fn take_span(&self, claim: &Claim, units: usize) -> Result<(usize, bool), NoSpan> {
-        let (mut first, mut left) = claim.take();
+    pub(crate) fn take_span(&self, reserve: &SpanReserve, units: usize) -> Result<(usize, bool), NoSpan> {
+        let (mut first, mut left) = reserve.take();
         if left < units {
             let records = &self.range.records;
             let dirty = &self.range.dirty;
@@ -25,7 +25,7 @@ impl Space {
             if left != 0 {
                 spans.put_back_used(records, dirty, first, left);
             }
-            let wanted = claim.most.load(Ordering::Relaxed) as usize;
+            let wanted = reserve.most.load(Ordering::Relaxed) as usize;
             let part = (spans.used() / PART).min(spans.room() / PART_OF_ROOM);
             // Relaxed: as many as there were in the last cycle's stop.
             let mutators = self.mutators.load(Ordering::Relaxed).max(1);
@@ -34,9 +34,9 @@ impl Space {
                 spans.take_some(records, dirty, units, most)
             })?;
             drop(spans);
-            self.ahead.taken(first + left);
+            self.prefault.taken(first + left);
             let next = (wanted + left).min(CHUNK_UNITS);
-            claim.most.store(next as u32, Ordering::Relaxed);
+            reserve.most.store(next as u32, Ordering::Relaxed);
         }
         let end = first + units;
         if left > units {
@@ -49,19 +49,19 @@ impl Space {
                 (rest.units, rest.state) = ((left - units) as u32, State::InUse);
             }
         }
-        claim.put(end, left - units);
+        reserve.put(end, left - units);
         Ok((first, self.range.dirty.count(first, units) == 0))
     }
 
     /// Gives back what a mutator has claimed and not used. By the mutator under `no_preempt`, or
     /// outside of stops.
-    pub(crate) fn unclaim(&self, claim: &Claim) {
-        if planted("claims-kept") {
+    pub(crate) fn give_back_reserve(&self, reserve: &SpanReserve) {
+        if planted("reserve-kept") {
             return;
         }
-        let most = claim.most.load(Ordering::Relaxed);
-        claim.most.store(most / 2, Ordering::Relaxed);
-        let (first, units) = claim.take();
+        let most = reserve.most.load(Ordering::Relaxed);
+        reserve.most.store(most / 2, Ordering::Relaxed);
+        let (first, units) = reserve.take();
         if units != 0 {
             self.spans
                 .lock()

@@ -79,7 +79,7 @@ impl Space {
 
     /// Bytes of spans whose cells need not be looked at once they are old, although they have
     /// edges. Outside of stops: O(sites).
-    pub(crate) fn settled_bytes(&self) -> u64 {
+    pub(crate) fn immutable_bytes(&self) -> u64 {
         let mut bytes = 0;
         for site in 0..self.sites.count() {
             let entry = self.sites.at(site);

@@ -29,7 +29,7 @@ impl Space {
 
     /// The same; what is handed out meanwhile is written down, or is not: then the next collection
     /// is no young one.
-    pub(crate) fn begin_marking_and(&self, notes_births: bool) {
+    pub(crate) fn begin_marking_and(&self, notes_allocated_black: bool) {
         debug_assert!(
             self.ready_to_mark(),
             "the spare bitmap still has bits of the last cycle"
@@ -37,7 +37,7 @@ impl Space {
         // Ordering: Relaxed. Mutators see it through their resumption.
         self.marking.store(true, Ordering::Relaxed);
         self.far.store(self.is_far(), Ordering::Relaxed);
-        self.births.begin(notes_births);
+        self.allocated_black.begin(notes_allocated_black);
     }
 
     /// Ends marking, if that is on, without a swap: nothing is freed, and the marks set so far are
@@ -83,7 +83,7 @@ impl Space {
         // A site that is made later has no span that was there before.
         self.sweep_end.store(self.sites.count(), Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
-        self.forget_handed();
+        self.reset_allocation_count();
         self.keep_marks(keeps);
     }
 
@@ -137,11 +137,11 @@ impl Space {
         let class = entry.class();
         self.keep_span(span, class);
         // SAFETY: popped from its list, the span is ours.
-        let births = unsafe { (*self.records().at(span)).flags.take_births() };
+        let allocated_black = unsafe { (*self.records().at(span)).flags.take_allocated_black() };
         let occupancy = self.allocated_bits().span(span, class).occupancy();
         match occupancy {
             // Those are young.
-            Occupancy::Full if births => self.lists(entry).full.push(self.records(), span),
+            Occupancy::Full if allocated_black => self.lists(entry).full.push(self.records(), span),
             Occupancy::Partial => self.lists(entry).partial.push(self.records(), span),
             Occupancy::Full => self.lists(entry).old.push(self.records(), span),
             Occupancy::Empty => {
@@ -169,10 +169,10 @@ impl Space {
             return false;
         }
         const PAGES: usize = CHUNK_UNITS / BITS_PAGE_UNITS;
-        for page in chunk * PAGES..(chunk + 1) * PAGES {
-            if self.noted_bits(page).load(Ordering::Relaxed) != 0 {
+        for bitmap_page in chunk * PAGES..(chunk + 1) * PAGES {
+            if self.noted_bits(bitmap_page).load(Ordering::Relaxed) != 0 {
                 self.marked_bits()
-                    .clear_units(page * BITS_PAGE_UNITS, BITS_PAGE_UNITS);
+                    .clear_units(bitmap_page * BITS_PAGE_UNITS, BITS_PAGE_UNITS);
             }
         }
         // Ordering: Release pairs with nothing but the next stop, which orders all; for

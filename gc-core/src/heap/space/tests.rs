@@ -198,9 +198,9 @@ proptest! {
                         model.iter().map(|(b, (s, _))| (*b, *s)).collect::<BTreeMap<_, _>>()
                     );
                 }
-                Step::Release => while toy.space.release_piece(0, 0, u64::MAX) > 0 {},
+                Step::Release => while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {},
                 Step::Retire => toy.runs.retire(&toy.space),
-                Step::Unclaim => toy.space.unclaim(&toy.runs.claim),
+                Step::Unclaim => toy.space.give_back_reserve(&toy.runs.span_reserve),
             }
             for (base, (size, stamp)) in &model {
                 // SAFETY: the model's cells are alive.

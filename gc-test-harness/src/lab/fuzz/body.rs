@@ -140,7 +140,7 @@ impl Toy {
         while space.sweep_piece() {}
         while space.clear_spare_piece() {}
         if choices.one_in(4) {
-            while space.release_piece(0, 0, u64::MAX) > 0 {}
+            while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
         }
 
         let words: Vec<usize> = (0..choices.below(48))

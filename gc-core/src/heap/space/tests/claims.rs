@@ -112,7 +112,7 @@ fn many_mutators_claim_no_more_together_than_two() {
         }
         // What is in use beside these is claimed.
         let used = two.toy.space.used_bytes() as usize - before;
-        two.toy.space.unclaim(&two.toy.runs.claim);
+        two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
         used.saturating_sub(40 * SPAN)
     };
     assert!(claimed(2) >= 16 * SPAN);
@@ -128,13 +128,13 @@ fn what_is_given_back_is_as_clean_as_it_was_and_the_next_claim_is_smaller() {
     }
     let before = used();
     let dirty = two.toy.space.spans.lock().free_dirty();
-    two.toy.space.unclaim(&two.toy.runs.claim);
+    two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
     let claimed = before - used();
     assert!(claimed > 0);
     let free = two.toy.space.spans.lock().free_dirty();
     assert_eq!(free, dirty, "what was never used is not dirty");
     // An idle mutator's next one is a single span again, some collections later.
-    (0..12).for_each(|_| two.toy.space.unclaim(&two.toy.runs.claim));
+    (0..12).for_each(|_| two.toy.space.give_back_reserve(&two.toy.runs.span_reserve));
     let before = used();
     two.span(false).unwrap();
     assert_eq!(used() - before, SPAN);
@@ -156,6 +156,6 @@ fn what_one_mutator_claimed_others_have_once_it_is_given_back() {
     let first = fill();
     let claimed = LIMIT - (128 << 20) - (spans + first) * SPAN;
     assert!(claimed >= SPAN, "{claimed}");
-    two.toy.space.unclaim(&two.toy.runs.claim);
+    two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
     assert_eq!(fill(), claimed / SPAN);
 }

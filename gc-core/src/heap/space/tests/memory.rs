@@ -40,7 +40,7 @@ fn what_lies_beside_the_cells_is_at_most_three_in_a_hundred_of_them() {
         toy.runs.retire(&toy.space);
         toy.collect(&cells);
     }
-    let (heap, beside) = toy.space.beside_bytes();
+    let (heap, beside) = toy.space.metadata_bytes();
     assert!(
         heap >= 48 << 20 && beside * 100 <= heap * 3,
         "{beside} of {heap}"
@@ -81,11 +81,11 @@ fn free_memory_goes_back_to_the_system_and_comes_back_as_zero() {
     toy.collect(&cells[..1]);
     // Half may stay.
     let mut released = 0;
-    while let bytes @ 1.. = toy.space.release_piece(20 << 20, 2 << 20, u64::MAX) {
+    while let bytes @ 1.. = toy.space.scavenge_piece(20 << 20, 2 << 20, u64::MAX) {
         released += bytes;
     }
     assert!((18 << 20..=20 << 20).contains(&released), "{released}");
-    while toy.space.release_piece(0, 0, u64::MAX) > 0 {}
+    while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {}
     assert!(
         resident(&toy.space) <= 2 * CHUNK_UNITS,
         "{} pages stay",
@@ -107,7 +107,7 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     assert_eq!(resident(&toy.space), 0);
     // Dirty it, give it back to the system, take it again.
     toy.collect(&[]);
-    while toy.space.release_piece(0, 0, u64::MAX) > 0 {}
+    while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {}
     toy.alloc(kind, 64 << 20);
     // Only whole chunks are given back, so one that it begins in and one that it ends in had to be
     // cleared.
@@ -136,7 +136,7 @@ fn huge_pages_are_given_up_for_parts_and_wanted_again_when_the_heap_is_full() {
     toy.runs.retire(&toy.space);
     let mut left: Vec<usize> = cells.into_iter().step_by(2048).collect();
     toy.collect(&left);
-    while toy.space.release_piece(0, 0, u64::MAX) > 0 {}
+    while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {}
     let before = small(&toy);
     assert!(before >= left.len() && before >= CHUNKS / 2, "{before}");
     toy.space.use_huge_pages_again();

@@ -91,7 +91,7 @@ const SITES: usize = 40;
 struct Round {
     before: Vec<usize>,
     /// While marking.
-    births: Vec<usize>,
+    allocated_black: Vec<usize>,
     keep: u64,
     whole: bool,
     /// The collector looks at runs, as in a stop that finds the mutator in `blocking`.
@@ -103,9 +103,9 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
     // that spans are filled.
     let cells = || prop::collection::vec(0..SITES * 20, 0..12);
     let round = (cells(), cells(), any::<u64>(), 0..3, any::<bool>()).prop_map(
-        |(before, births, keep, whole, idle)| Round {
+        |(before, allocated_black, keep, whole, idle)| Round {
             before,
-            births,
+            allocated_black,
             keep,
             whole: whole == 0,
             idle,
@@ -141,7 +141,7 @@ proptest! {
             first = false;
             while toy.space.sweep_piece() {}
             if young {
-                toy.space.unmark_births();
+                toy.space.unmark_allocated_black();
             } else {
                 toy.space.forget_marks();
                 old.clear();
@@ -158,16 +158,16 @@ proptest! {
                 .map(|(_, cell)| *cell)
                 .collect();
             toy.mark(&roots);
-            let mut births = Vec::new();
-            for number in &round.births {
-                births.extend(alloc_at(&mut toy, kind, *number));
+            let mut allocated_black = Vec::new();
+            for number in &round.allocated_black {
+                allocated_black.extend(alloc_at(&mut toy, kind, *number));
             }
-            prop_assert!(births.iter().all(|cell| toy.space.is_marked(*cell)));
+            prop_assert!(allocated_black.iter().all(|cell| toy.space.is_marked(*cell)));
             toy.space.swap(young, true);
             // SAFETY: our own runs.
             unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
-            cells = roots.into_iter().chain(births).collect();
+            cells = roots.into_iter().chain(allocated_black).collect();
             let allocated: BTreeSet<usize> = toy.cells().into_keys().collect();
             prop_assert!(cells.is_subset(&allocated), "a cell that lives was freed");
         }
@@ -180,7 +180,7 @@ proptest! {
             toy.collect(&[]);
         }
         prop_assert_eq!(toy.runs.sites_listed(), 0);
-        toy.space.unclaim(&toy.runs.claim);
+        toy.space.give_back_reserve(&toy.runs.span_reserve);
         prop_assert_eq!(toy.space.used_bytes(), 0);
     }
 }

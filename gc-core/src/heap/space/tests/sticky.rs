@@ -8,7 +8,7 @@ use super::*;
 struct Round {
     before: Vec<usize>,
     /// While marking.
-    births: Vec<usize>,
+    allocated_black: Vec<usize>,
     keep: u64,
     /// All cells are looked at.
     whole: bool,
@@ -21,9 +21,9 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
     let bytes = || prop_oneof![8 => 1usize..64, 3 => 64usize..4000, 1 => 4000usize..150_000];
     let cells = move |most| prop::collection::vec(bytes(), 0..most);
     let round = (cells(600), cells(200), any::<u64>(), 0..4, 0..2, 0..3).prop_map(
-        |(before, births, keep, whole, lazy, retire)| Round {
+        |(before, allocated_black, keep, whole, lazy, retire)| Round {
             before,
-            births,
+            allocated_black,
             keep,
             whole: whole == 0,
             lazy: lazy == 0,
@@ -53,7 +53,7 @@ proptest! {
             // As in `Cycle::prepare`.
             while toy.space.sweep_piece() {}
             if young {
-                toy.space.unmark_births();
+                toy.space.unmark_allocated_black();
             } else {
                 toy.space.forget_marks();
                 old.clear();
@@ -77,7 +77,7 @@ proptest! {
                 .collect();
             let marked = toy.mark(&roots);
             prop_assert_eq!(marked.cells as usize, roots.len() - old.len());
-            let births: Vec<usize> = round.births.iter().map(|bytes| toy.alloc(kind, *bytes)).collect();
+            let allocated_black: Vec<usize> = round.allocated_black.iter().map(|bytes| toy.alloc(kind, *bytes)).collect();
             if round.retire {
                 toy.runs.retire(&toy.space);
             }
@@ -85,7 +85,7 @@ proptest! {
             // SAFETY: our own runs.
             unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
-            cells = roots.into_iter().chain(births).collect();
+            cells = roots.into_iter().chain(allocated_black).collect();
             if !round.lazy {
                 while toy.space.sweep_piece() {}
             }
@@ -107,7 +107,7 @@ fn a_span_that_was_filled_while_marking_is_swept_again() {
     let kind = leaf(&toy);
     for young in [false, true] {
         if young {
-            toy.space.unmark_births();
+            toy.space.unmark_allocated_black();
         }
         toy.mark(&[]);
         if !young {
