@@ -190,9 +190,9 @@
 //! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a
 //! worker pool, a foreign call. Then the modules: [`kind`] and [`encoding`] say what a cell and a
 //! word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
-//! [`mutator::record`] is what they find at fixed offsets. In the source, `heap/` holds memory and answers
-//! "which cell does this address name?", `alloc/` is a mutator's side of it, and `collector/` is the
-//! collector.
+//! [`mutator::record`] is what they find at fixed offsets. In the source, `heap/` holds memory and
+//! answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
+//! `collector/` is the collector.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
@@ -263,7 +263,7 @@ pub use gc_derive::{Leaf, Trace};
 pub use hdrhistogram::Histogram;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use heap::ColdUnits;
+pub use heap::ColdPages;
 pub use heap::{Cell, MAX_SMALL, POISON, Site};
 pub use kind::{Kind, KindError, KindId, TraceFn};
 pub use memory::MapError;

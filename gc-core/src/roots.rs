@@ -55,7 +55,7 @@ use gc_preempt::{Mutex, MutexGuard};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;
-use crate::heap::{Cell, Space, UNIT};
+use crate::heap::{Cell, PAGE, Space};
 use crate::mark::Marker;
 use crate::memory::MapError;
 use crate::memory::places::Places;
@@ -210,8 +210,8 @@ impl Roots {
     /// In stop 1: the slots that are used now are to be scanned; how many. `grows`: those that are
     /// used later as well, until [`end_snapshot`](Self::end_snapshot).
     ///
-    /// So it is where stacks are still to be scanned: code inside `blocking` may make a root of what
-    /// a variable of its caller's names, and clear that.
+    /// So it is where stacks are still to be scanned: code inside `blocking` may make a root of
+    /// what a variable of its caller's names, and clear that.
     pub(crate) fn snapshot(&self, grows: bool) -> usize {
         let mut tables = self.lock();
         let end = if grows { usize::MAX } else { tables.used.end() };
@@ -501,7 +501,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
             exact: Ring::new(),
             any: Ring::new(),
             verify,
-            used: space.base()..space.base() + space.top() * UNIT,
+            used: space.base()..space.base() + space.top() * PAGE,
             plain: space.encodings() == [Encoding::RAW],
             scanned: Scanned::default(),
         }
@@ -801,7 +801,7 @@ mod tests {
 
     /// Is the page there that says what this unit holds?
     fn is_known(space: &Space, unit: usize) -> bool {
-        let word = core::ptr::from_ref(space.units().word(unit)) as usize;
+        let word = core::ptr::from_ref(space.page_table().word(unit)) as usize;
         let mut page = 0u8;
         // SAFETY: a page of the table, which is mapped, and a byte for it.
         let result = unsafe { libc::mincore((word & !4095) as *mut _, 1, &raw mut page) };
@@ -819,7 +819,7 @@ mod tests {
         let cells: Vec<usize> = (0..200).map(|_| toy.alloc(leaf, 512)).collect();
         let space = &toy.space;
         let beyond = space.base() + (48 << 30);
-        let last = space.base() + space.top() * UNIT;
+        let last = space.base() + space.top() * PAGE;
         let words = [beyond, cells[3] + 8, last, cells[199], beyond + 8];
         space.begin_marking();
         let mut marker = Marker::new(space, &toy.queue);
@@ -830,6 +830,6 @@ mod tests {
         let scanned = scanner.finish();
         assert_eq!(scanned.conservative_marked, 2);
         assert!(space.is_marked(cells[3]) && space.is_marked(cells[199]));
-        assert!(is_known(space, 0) && !is_known(space, (48 << 30) / UNIT));
+        assert!(is_known(space, 0) && !is_known(space, (48 << 30) / PAGE));
     }
 }

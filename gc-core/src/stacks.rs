@@ -9,9 +9,9 @@
 //! * a reference that a `Root` was dereferenced to borrows the root;
 //! * between the instruction that takes a cell (from a run, a field, a weak word) and the one that
 //!   writes its handle, the cell is in a register. For so long the thread's *window* is open
-//!   ([`Context::open_window`](crate::mutator::record::Context::open_window)), and a stop that meets it
-//!   scans the thread as if stacks were roots. No safe function waits in a window: where an
-//!   allocation has to collect, it opens its window afterwards;
+//!   ([`Context::open_window`](crate::mutator::record::Context::open_window)), and a stop that
+//!   meets it scans the thread as if stacks were roots. No safe function waits in a window: where
+//!   an allocation has to collect, it opens its window afterwards;
 //! * a value whose `Drop` runs is held by nothing else: threads that run one are scanned
 //!   (`Context::holding`).
 //!

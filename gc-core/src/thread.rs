@@ -27,7 +27,8 @@ struct Start<F> {
 }
 
 impl Thread {
-    /// Starts a thread; its name has at most 15 bytes. It inherits the caller's signal mask. A panic in `body` ends the process.
+    /// Starts a thread; its name has at most 15 bytes. It inherits the caller's signal mask. A
+    /// panic in `body` ends the process.
     ///
     /// # Errors
     /// The system has no thread for it.

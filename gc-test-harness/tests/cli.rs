@@ -120,7 +120,10 @@ fn full_markings_reach_every_object_beside_the_limit_program() {
         "{object}"
     );
     assert!(object["peak_rss_bytes"].as_u64() > Some(2 << 20));
-    assert!(object["high_water_bytes"].as_u64() > Some(2 << 20), "{object}");
+    assert!(
+        object["high_water_bytes"].as_u64() > Some(2 << 20),
+        "{object}"
+    );
     assert!(object["metadata_bytes"].as_u64() > Some(0), "{object}");
     let table = text(&gclab(&["mark", "1"], &[]).stdout);
     assert!(table.contains("limit program"), "{table}");

@@ -22,7 +22,7 @@ use crate::memory::os::Table;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(super) struct Own {
-    /// First unit of the span + 1; 0: none.
+    /// First page of the span + 1; 0: none.
     pub(super) span: u32,
     /// The first cell that was not looked at yet.
     pub(super) position: u32,
@@ -93,7 +93,7 @@ impl LocalAllocator {
         })
     }
 
-    /// The first unit, plus one, of the span that the mutator takes `site`'s runs from; 0: none. By
+    /// The first page, plus one, of the span that the mutator takes `site`'s runs from; 0: none. By
     /// the owner.
     pub(crate) fn own_span(&self, site: usize) -> u32 {
         // SAFETY: the caller owns the array, which is mapped zeroed, and zero is a value of its

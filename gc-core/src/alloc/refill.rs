@@ -7,7 +7,7 @@ use super::review::REFILL_PIECE;
 use super::run::{RUN_BYTES, Refill, Run};
 use crate::error::AllocError;
 use crate::fault::planted;
-use crate::heap::{Class, GRANULE, Site, Space, UNIT, Unreported, take_first_run};
+use crate::heap::{Class, GRANULE, PAGE, Site, Space, Unreported, take_first_run};
 use crate::memory::prefetch::prefetch;
 
 /// Bytes of a cell beyond which clearing it takes longer than its first miss.
@@ -59,7 +59,7 @@ impl LocalAllocator {
                             gaps: 0,
                             ..*own
                         };
-                        if is_new && let Some(cold) = space.cold(span, class.units as usize) {
+                        if is_new && let Some(cold) = space.cold(span, class.pages as usize) {
                             return Ok(Refill::Cold(cold));
                         }
                         look_ahead(space, own, class);
@@ -86,8 +86,8 @@ impl LocalAllocator {
     #[inline]
     pub fn next_run(&self, space: &Space, site: Site) -> bool {
         let index = site.index();
-        // SAFETY: the caller owns this allocator, and under `no_preempt` the collector does not read them
-        // now.
+        // SAFETY: the caller owns this allocator, and under `no_preempt` the collector does not
+        // read them now.
         let (run, own) = unsafe { (&mut *self.runs.at(index), &mut *self.own.at(index)) };
         run.cursor + site.size() <= run.limit || next_gap(space, run, own, site.size())
     }
@@ -118,7 +118,7 @@ fn next_gap(space: &Space, run: &mut Run, own: &mut Own, size: usize) -> bool {
     let bits = take_first_run(&mut own.gaps, size / GRANULE);
     let cells = bits.count_ones() as usize;
     let granule = own.word as usize * 64 + bits.trailing_zeros() as usize;
-    let start = space.base() + (own.span as usize - 1) * UNIT + granule * GRANULE;
+    let start = space.base() + (own.span as usize - 1) * PAGE + granule * GRANULE;
     *run = Run {
         cursor: start,
         limit: start + cells * size,
@@ -184,7 +184,7 @@ fn look_ahead(space: &Space, own: &mut Own, class: &'static Class) {
             at = cells;
             break;
         };
-        let start = space.base() + span * UNIT + word * 64 * GRANULE;
+        let start = space.base() + span * PAGE + word * 64 * GRANULE;
         for line in 0..64 / LINE_GRANULES {
             if clear >> (line * LINE_GRANULES) & LINE_BITS != 0 {
                 prefetch(start + line * LINE_GRANULES * GRANULE);
@@ -211,8 +211,8 @@ fn install_gaps(
     let size = class.size as usize;
     let cells = bits.count_ones() as usize;
     space.count_allocated(unreported, cells, cells * size);
-    space.note_bits(span + word * 64 * GRANULE / UNIT);
-    let start = space.base() + span * UNIT + word * 64 * GRANULE;
+    space.note_bits(span + word * 64 * GRANULE / PAGE);
+    let start = space.base() + span * PAGE + word * 64 * GRANULE;
     // SAFETY: the span is this mutator's.
     if unsafe { !(*space.records().at(span)).flags.as_is() } && !planted("no-clear") {
         let mut left = bits;
@@ -251,11 +251,11 @@ fn install(
     to: usize,
 ) {
     let size = class.size as usize;
-    let (start, bytes) = (space.base() + span * UNIT + from * size, (to - from) * size);
+    let (start, bytes) = (space.base() + span * PAGE + from * size, (to - from) * size);
     // Locked instructions wait for all stores before them, so they go before the clearing.
     space.count_allocated(unreported, to - from, bytes);
     space.note_bits(span);
-    space.note_bits(span + class.units as usize - 1);
+    space.note_bits(span + class.pages as usize - 1);
     // SAFETY: the span is this mutator's and the cells are free: their bits are clear, so no
     // one else has them.
     unsafe {
@@ -263,7 +263,7 @@ fn install(
             std::ptr::write_bytes(start as *mut u8, 0, bytes);
         }
     }
-    // After the clearing: a marker whose queue overflowed follows all marked cells of a unit.
+    // After the clearing: a marker whose queue overflowed follows all marked cells of a page.
     // Before the allocated bits: a stale word that names one of the cells finds it black as
     // soon as it finds it at all, and no marker follows it while it is written.
     if space.is_marking() && !planted("white-runs") {

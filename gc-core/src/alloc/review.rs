@@ -145,9 +145,9 @@ impl LocalAllocator {
     }
 
     /// Gives the self and spans of so many sites back, those that the list names first; how many
-    /// there were. By the owner of this allocator under `no_preempt`; or by the collector, in a stop that
-    /// found the owner inside `blocking`: there it is in no allocation, and looks at its self anew
-    /// afterwards.
+    /// there were. By the owner of this allocator under `no_preempt`; or by the collector, in a
+    /// stop that found the owner inside `blocking`: there it is in no allocation, and looks at its
+    /// self anew afterwards.
     pub(crate) fn retire_sites(&self, space: &Space, most: usize) -> usize {
         self.listed.position.store(0, Ordering::Relaxed);
         let mut sites = 0;

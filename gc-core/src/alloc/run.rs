@@ -1,6 +1,6 @@
 //! LocalAllocator: what a mutator allocates from by a bump, and what a refill of one finds.
 
-use crate::heap::{ColdUnits, Site};
+use crate::heap::{ColdPages, Site};
 
 /// A stretch of free cells that one mutator owns, zeroed unless their kind is
 /// [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps `cursor` inline.
@@ -27,7 +27,7 @@ pub enum Refill {
     /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have
     /// it backed where no stop waits for it ([`Space::back_taken`]; or do not: then it is when it
     /// is first touched, and a stop waits until the kernel has cleared it), come again.
-    Cold(ColdUnits),
+    Cold(ColdPages),
 }
 /// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so,
 /// and should still be in the first-level cache when its cells are written; the shorter it is, the

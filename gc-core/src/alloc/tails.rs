@@ -3,7 +3,7 @@
 use super::local::LocalAllocator;
 use super::run::Run;
 use crate::fault::planted;
-use crate::heap::{Class, GRANULE, Space, UNIT};
+use crate::heap::{Class, GRANULE, PAGE, Space};
 use crate::marked::Marked;
 
 /// The cells of a site that are a mutator's and that its program has not allocated: those
@@ -65,7 +65,7 @@ impl LocalAllocator {
         }
         let class = space.sites.at(site).class();
         let span = own.span as usize - 1;
-        let start = space.base() + span * UNIT;
+        let start = space.base() + span * PAGE;
         let (from, to) = if run.cursor < run.limit {
             let last = class.index_of(run.limit - 1 - start);
             (class.index_of(run.cursor - start), last + 1)
@@ -118,7 +118,7 @@ impl LocalAllocator {
             let Some(tail) = self.tail(space, site) else {
                 continue;
             };
-            let start = space.base() + tail.span * UNIT;
+            let start = space.base() + tail.span * PAGE;
             for cell in tail.from..tail.to {
                 f(start + cell * tail.class.size as usize);
             }

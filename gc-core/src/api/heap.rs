@@ -691,7 +691,8 @@ impl Heap {
         stats.allocated_since = shared.space.allocated_since();
         stats.allocated_total += stats.allocated_since;
         stats.used_bytes = protected(|| shared.space.used_bytes());
-        (stats.high_water_bytes, stats.metadata_bytes) = protected(|| shared.space.metadata_bytes());
+        (stats.high_water_bytes, stats.metadata_bytes) =
+            protected(|| shared.space.metadata_bytes());
         stats.queue_peak_bytes = shared.queue.peak_bytes();
         stats.external_bytes = shared.pace.external();
         stats.trigger_bytes = shared.pace.trigger();
@@ -708,8 +709,8 @@ impl Heap {
 
     /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must
     /// keep to what [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch
-    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not among
-    /// [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
+    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not
+    /// among [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
     /// [`Stopped::aside`](gc_preempt::Stopped::aside).
     ///
     /// # Errors

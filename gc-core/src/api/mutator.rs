@@ -24,7 +24,7 @@ use crate::encoding::Encoding;
 use crate::error::AllocError;
 use crate::fault::{planted, protected};
 use crate::finalize::Entry;
-use crate::heap::{ColdUnits, LargeStep, Site};
+use crate::heap::{ColdPages, LargeStep, Site};
 use crate::kind::KindId;
 use crate::mark::Marker;
 use crate::memory::MapError;
@@ -392,7 +392,7 @@ impl Mutator {
         let thread = self.thread();
         let mut attempts = Attempts::default();
         // What can never be is refused before anything is collected for it.
-        thread.no_preempt(|| shared.space.large_units(kind, bytes))?;
+        thread.no_preempt(|| shared.space.large_pages(kind, bytes))?;
         self.keep_pace(bytes);
         loop {
             match thread.no_preempt(|| {
@@ -408,7 +408,7 @@ impl Mutator {
                             shared.space.publish_large(large)
                         }));
                     }
-                    if let Some(cold) = shared.space.cold_units(&large) {
+                    if let Some(cold) = shared.space.cold_pages(&large) {
                         self.have_backed(cold);
                     }
                     // Megabytes may have to be cleared: the thread can be stopped meanwhile, since
@@ -433,7 +433,7 @@ impl Mutator {
     /// Has the system back what the next cells will lie in, where no stop waits for it. Where that
     /// cannot be, nothing is done: the first touch will do it.
     #[cold]
-    fn have_backed(&self, cold: ColdUnits) {
+    fn have_backed(&self, cold: ColdPages) {
         let (record, thread) = (self.record(), self.thread());
         if thread.may_block() && !planted("cold-touched") {
             // Relaxed, here and below: a hint for who counts the threads that want a processor.

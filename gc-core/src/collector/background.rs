@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::Shared;
 use crate::fault::planted;
-use crate::heap::{CHUNK_UNITS, ScavengePace, UNIT};
+use crate::heap::{CHUNK_PAGES, PAGE, ScavengePace};
 
 /// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
 /// stops.
@@ -79,7 +79,7 @@ impl Idle {
 }
 
 /// Bytes that the system maps as one page.
-const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
 
 /// Bytes of the list of allocated_black beyond its present length that stay until
 /// [`Heap::trim`](crate::Heap::trim).

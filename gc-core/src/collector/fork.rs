@@ -84,7 +84,9 @@ unsafe fn child(data: *mut ()) {
             if let Some(gone) = contexts.take(at)
                 && !planted("reserve-lost-in-child")
             {
-                shared.space.give_back_reserve(&(*gone.context).local.span_reserve);
+                shared
+                    .space
+                    .give_back_reserve(&(*gone.context).local.span_reserve);
             }
         }
         drop(contexts);

@@ -411,7 +411,9 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         let unmarked = self.cells.saturating_sub(self.kept.cells) + shared.space.large_work();
         self.forced = !shared.pace.begun(self.stats.begin_bytes, unmarked);
-        shared.space.begin_marking_and(shared.pace.notes_allocated_black());
+        shared
+            .space
+            .begin_marking_and(shared.pace.notes_allocated_black());
         // Relaxed: read with the registry lock held, which this stop holds.
         shared.scan.fetch_add(1, Ordering::Relaxed);
         if shared.concurrent {

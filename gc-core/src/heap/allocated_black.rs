@@ -43,7 +43,11 @@ impl AllocatedBlack {
     pub(crate) fn new(heap_bytes: usize) -> Result<AllocatedBlack, MapError> {
         let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
         // Not a fault: a list that runs full is hard to get otherwise.
-        let entries = if planted("short-allocated-black") { 3 } else { entries };
+        let entries = if planted("short-allocated-black") {
+            3
+        } else {
+            entries
+        };
         Ok(AllocatedBlack {
             entries: Mapped::growing(2 * entries)?,
             len: CachePadded::default(),
@@ -145,8 +149,8 @@ impl AllocatedBlack {
 
 #[cfg(test)]
 mod tests {
-    use super::super::bitmap::WORDS_PER_UNIT;
-    use super::super::size_classes::{GRANULE, UNIT};
+    use super::super::bitmap::WORDS_PER_PAGE;
+    use super::super::size_classes::{GRANULE, PAGE};
     use super::*;
 
     #[test]
@@ -157,9 +161,9 @@ mod tests {
         allocated_black.begin(true);
         let bits = Bitmap::new(8).unwrap();
         bits.make_writable(8).unwrap();
-        let mut expected = vec![true; 8 * UNIT / GRANULE];
+        let mut expected = vec![true; 8 * PAGE / GRANULE];
         let fill = |bits: &Bitmap| {
-            (0..8 * WORDS_PER_UNIT).for_each(|w| {
+            (0..8 * WORDS_PER_PAGE).for_each(|w| {
                 bits.word(w).store(u64::MAX, Ordering::Relaxed);
             })
         };

@@ -1,24 +1,24 @@
 //! One bit for each granule of the address range, and what is asked of such bits: set one, set a
 //! run's, find a run.
 //!
-//! A cell is represented by the bit of its first granule only. A unit has 256 granules, so a span's
+//! A cell is represented by the bit of its first granule only. A page has 256 granules, so a span's
 //! bits begin at a word's first bit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::size_classes::{Class, GRANULE, UNIT};
+use super::size_classes::{Class, GRANULE, PAGE};
 use crate::memory::os::{MapError, Table};
 
-/// Bitmap words of a unit.
-pub(crate) const WORDS_PER_UNIT: usize = UNIT / GRANULE / 64;
+/// Bitmap words of a page.
+pub(crate) const WORDS_PER_PAGE: usize = PAGE / GRANULE / 64;
 
 /// Bytes of the heap, from its start on, whose bits lie in pages of the ordinary size. A huge page
 /// has the bits of 256 MiB: a heap of less would have more bits than cells. Beyond this, marking 1
 /// GiB is 3 % faster with huge pages.
 const SMALL_PAGES: usize = 512 << 20;
 
-/// Units whose bits fill a page of a bitmap.
-pub(crate) const BITS_PAGE_UNITS: usize = 4096 / (WORDS_PER_UNIT * size_of::<u64>());
+/// Pages whose bits fill a page of a bitmap.
+pub(crate) const PAGES_PER_BITMAP_PAGE: usize = 4096 / (WORDS_PER_PAGE * size_of::<u64>());
 
 /// A bit a granule, over the whole address range.
 pub(crate) struct Bitmap {
@@ -26,21 +26,21 @@ pub(crate) struct Bitmap {
 }
 
 impl Bitmap {
-    pub(crate) fn new(units: usize) -> Result<Bitmap, MapError> {
-        let words = Table::reserve(units * WORDS_PER_UNIT)?;
-        words.prefer_huge_pages_from(SMALL_PAGES / UNIT * WORDS_PER_UNIT);
+    pub(crate) fn new(pages: usize) -> Result<Bitmap, MapError> {
+        let words = Table::reserve(pages * WORDS_PER_PAGE)?;
+        words.prefer_huge_pages_from(SMALL_PAGES / PAGE * WORDS_PER_PAGE);
         Ok(Bitmap { words })
     }
 
     /// See [`Table::make_writable`].
-    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
-        self.words.make_writable(units * WORDS_PER_UNIT)
+    pub(super) fn make_writable(&self, pages: usize) -> Result<(), MapError> {
+        self.words.make_writable(pages * WORDS_PER_PAGE)
     }
 
     /// See [`Table::back`].
-    pub(super) fn back(&self, first: usize, units: usize) -> bool {
+    pub(super) fn back(&self, first: usize, pages: usize) -> bool {
         self.words
-            .back(first * WORDS_PER_UNIT, units * WORDS_PER_UNIT)
+            .back(first * WORDS_PER_PAGE, pages * WORDS_PER_PAGE)
     }
 
     #[cfg(test)]
@@ -55,7 +55,7 @@ impl Bitmap {
 
     #[inline(always)]
     pub(crate) fn word(&self, index: usize) -> &AtomicU64 {
-        // SAFETY: callers pass words of units inside the address range; zeroed memory is a valid
+        // SAFETY: callers pass words of pages inside the address range; zeroed memory is a valid
         // AtomicU64.
         unsafe { &*self.words.at(index) }
     }
@@ -98,22 +98,22 @@ impl Bitmap {
         word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
     }
 
-    /// Makes the bit of the first granule of a unit, which is the only one that it can have, what
-    /// `on` says. By who owns the unit.
-    pub(crate) fn write_first(&self, unit: usize, on: bool) {
-        self.word(unit * WORDS_PER_UNIT)
+    /// Makes the bit of the first granule of a page, which is the only one that it can have, what
+    /// `on` says. By who owns the page.
+    pub(crate) fn write_first(&self, page: usize, on: bool) {
+        self.word(page * WORDS_PER_PAGE)
             .store(on.into(), Ordering::Relaxed);
     }
 
-    /// Clears all bits of `count` units from `first` on, word by word. For bits that nobody else
+    /// Clears all bits of `count` pages from `first` on, word by word. For bits that nobody else
     /// changes meanwhile.
-    pub(crate) fn clear_units(&self, first: usize, count: usize) {
-        for word in first * WORDS_PER_UNIT..(first + count) * WORDS_PER_UNIT {
+    pub(crate) fn clear_pages(&self, first: usize, count: usize) {
+        for word in first * WORDS_PER_PAGE..(first + count) * WORDS_PER_PAGE {
             self.word(word).store(0, Ordering::Relaxed);
         }
     }
 
-    /// Gives the bits of `count` units back to the system, whole pages of them.
+    /// Gives the bits of `count` pages back to the system, whole pages of them.
     ///
     /// # Safety
     /// All those bits are clear, and nobody sets one meanwhile.
@@ -121,7 +121,7 @@ impl Bitmap {
         // SAFETY: forwarded; zero before and after, so a refusal changes nothing either.
         unsafe {
             self.words
-                .discard_part(first * WORDS_PER_UNIT, count * WORDS_PER_UNIT)
+                .discard_part(first * WORDS_PER_PAGE, count * WORDS_PER_PAGE)
         };
     }
 
@@ -129,14 +129,14 @@ impl Bitmap {
     /// have gone back.
     pub(super) fn use_huge_pages_again(&self) {
         self.words
-            .use_huge_pages_again(SMALL_PAGES / UNIT * WORDS_PER_UNIT);
+            .use_huge_pages_again(SMALL_PAGES / PAGE * WORDS_PER_PAGE);
     }
 
     /// The bits of a span's cells, for asking and changing many at a time.
     pub(crate) fn span<'a>(&'a self, first_unit: usize, class: &'a Class) -> SpanBits<'a> {
         SpanBits {
             bitmap: self,
-            first_word: first_unit * WORDS_PER_UNIT,
+            first_word: first_unit * WORDS_PER_PAGE,
             class,
         }
     }
@@ -304,7 +304,7 @@ impl SpanBits<'_> {
     /// Takes over the bits of the same span in another bitmap, where nobody changes either
     /// meanwhile.
     pub(crate) fn copy_from(&self, other: &SpanBits<'_>) {
-        for word in 0..self.class.units as usize * WORDS_PER_UNIT {
+        for word in 0..self.class.pages as usize * WORDS_PER_PAGE {
             let here = self.bitmap.word(self.first_word + word);
             here.store(other.load(word), Ordering::Relaxed);
         }
@@ -422,7 +422,7 @@ mod tests {
             bitmap.make_writable(192).unwrap();
             let bits = bitmap.span(64, class);
             for (cell, _) in set.iter().enumerate().filter(|(_, s)| **s) {
-                prop_assert!(bitmap.set(64 * UNIT + cell * class.size as usize));
+                prop_assert!(bitmap.set(64 * PAGE + cell * class.size as usize));
             }
             let live = set.iter().filter(|s| **s).count();
             prop_assert_eq!(bits.count(), live);
@@ -439,10 +439,10 @@ mod tests {
                 bits.set_cells(start, end);
                 for (cell, before) in set.iter().enumerate() {
                     let expected = *before || (start..end).contains(&cell);
-                    prop_assert_eq!(bitmap.test(64 * UNIT + cell * class.size as usize), expected);
+                    prop_assert_eq!(bitmap.test(64 * PAGE + cell * class.size as usize), expected);
                 }
                 // Nothing but cells' bits, and nothing outside the span.
-                let all: u32 = (0..192 * WORDS_PER_UNIT).map(|w| bitmap.word(w).load(Ordering::Relaxed).count_ones()).sum();
+                let all: u32 = (0..192 * WORDS_PER_PAGE).map(|w| bitmap.word(w).load(Ordering::Relaxed).count_ones()).sum();
                 prop_assert_eq!(all as usize, bits.count());
                 bits.clear_cells_alone(start, end);
                 prop_assert_eq!(bits.count(), set.iter().filter(|s| **s).count());

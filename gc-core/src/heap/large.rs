@@ -17,18 +17,18 @@ use gc_preempt::Mutex;
 #[must_use = "its memory is in use until it is published or cancelled"]
 pub struct LargeReservation {
     pub(super) first: usize,
-    pub(super) units: usize,
+    pub(super) pages: usize,
     pub(super) kind: KindId,
-    /// Units that are cleared.
+    /// Pages that are cleared.
     pub(super) cleared: usize,
 }
 
 impl LargeReservation {
-    /// Of units that the caller has just taken.
-    pub(crate) fn new(first: usize, units: usize, kind: KindId) -> LargeReservation {
+    /// Of pages that the caller has just taken.
+    pub(crate) fn new(first: usize, pages: usize, kind: KindId) -> LargeReservation {
         LargeReservation {
             first,
-            units,
+            pages,
             kind,
             cleared: 0,
         }
@@ -52,17 +52,17 @@ pub(super) struct Lists {
     pub(super) swept: List,
 }
 
-/// A dead object whose unit words are being cleared. No units: there is none.
+/// A dead object whose page words are being cleared. No pages: there is none.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Freeing {
     pub(super) first: usize,
-    pub(super) units: usize,
+    pub(super) pages: usize,
     pub(super) cleared: usize,
 }
 
 /// The large objects of a heap.
 pub(crate) struct LargeObjects {
-    /// Units of those that markers look into. For the pace: Relaxed.
+    /// Pages of those that markers look into. For the pace: Relaxed.
     pub(super) followed: AtomicUsize,
     pub(super) lists: Mutex<Lists>,
     pub(super) freeing: Mutex<Freeing>,

@@ -1,50 +1,50 @@
-//! Which units are free: stretches of the address range are taken, given back and joined here.
+//! Which pages are free: stretches of the address range are taken, given back and joined here.
 //!
 //! Every stretch, free or in use, has its length and state in the records of its first and last
-//! unit (Knuth's boundary tags), so that a freed one finds its free neighbours at once. Free
+//! page (Knuth's boundary tags), so that a freed one finds its free neighbours at once. Free
 //! stretches hang in lists by length, as in TLSF (Masmano et al. 2004): the bitmap of filled lists
 //! gives a stretch that is long enough without a search. Beyond `top` nothing has ever been taken.
 //!
-//! A unit that may hold something else than zeros is *dirty*; fresh ones and those given back to
+//! A page that may hold something else than zeros is *dirty*; fresh ones and those given back to
 //! the system are not. The bits of a stretch in use say what it was like before it was taken, and
 //! are set when it comes back.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::size_classes::UNIT;
+use super::size_classes::PAGE;
 use crate::memory::os::{MapError, Table};
 
-/// Units of the 2 MiB that the system maps as one page, and that are given back as one.
-pub(crate) const CHUNK_UNITS: usize = (2 << 20) / UNIT;
+/// Pages of the 2 MiB that the system maps as one page, and that are given back as one.
+pub(crate) const CHUNK_PAGES: usize = (2 << 20) / PAGE;
 
-/// Units of the shortest stretch that is given back where it does not fill a chunk. Large objects
-/// have nine units at least, and what is free between them may be as short.
+/// Pages of the shortest stretch that is given back where it does not fill a chunk. Large objects
+/// have nine pages at least, and what is free between them may be as short.
 pub(super) const LEAST_PART: usize = 4;
 
-/// Lists of one length each, for 1 to this many units.
+/// Lists of one length each, for 1 to this many pages.
 const EXACT: usize = 64;
-/// Beyond, four lists a doubling, up to 2^30 units.
+/// Beyond, four lists a doubling, up to 2^30 pages.
 const LISTS: usize = EXACT + 24 * 4 + 1;
 
 /// The state of the stretch that a record is the first or the last of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// In use by whoever took it; also what the zeroed record of a unit says that was never taken.
+    /// In use by whoever took it; also what the zeroed record of a page says that was never taken.
     InUse = 0,
     Free,
 }
 
-/// What is known of a stretch, in the record of its first unit. The last unit's has `units` and
+/// What is known of a stretch, in the record of its first page. The last page's has `pages` and
 /// `state`.
 ///
 /// A stretch in use belongs to whoever took it, record included; free ones belong to the
 /// allocator's lock.
 #[repr(C)]
 pub(crate) struct Record {
-    /// Length in units.
-    pub(crate) units: u32,
-    /// Link in a free list, a site's list or the list of large objects: unit + 1, 0 is none.
+    /// Length in pages.
+    pub(crate) pages: u32,
+    /// Link in a free list, a site's list or the list of large objects: page + 1, 0 is none.
     pub(crate) next: u32,
     /// Link in a free list.
     prev: u32,
@@ -94,26 +94,26 @@ impl Flags {
     }
 }
 
-/// The records of all units.
+/// The records of all pages.
 pub(crate) struct Records {
     table: Table<Record>,
 }
 
 impl Records {
     /// See [`Table::back`].
-    pub(super) fn back(&self, first: usize, units: usize) -> bool {
-        self.table.back(first, units)
+    pub(super) fn back(&self, first: usize, pages: usize) -> bool {
+        self.table.back(first, pages)
     }
 
-    pub(crate) fn new(units: usize) -> Result<Records, MapError> {
+    pub(crate) fn new(pages: usize) -> Result<Records, MapError> {
         Ok(Records {
-            table: Table::reserve(units)?,
+            table: Table::reserve(pages)?,
         })
     }
 
     /// See [`Table::make_writable`].
-    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
-        self.table.make_writable(units)
+    pub(super) fn make_writable(&self, pages: usize) -> Result<(), MapError> {
+        self.table.make_writable(pages)
     }
 
     #[cfg(test)]
@@ -121,38 +121,38 @@ impl Records {
         self.table.addresses()
     }
 
-    /// The record of a unit of the address range. Who dereferences it holds what the record belongs
+    /// The record of a page of the address range. Who dereferences it holds what the record belongs
     /// to.
     #[inline(always)]
-    pub(crate) fn at(&self, unit: usize) -> *mut Record {
-        self.table.at(unit)
+    pub(crate) fn at(&self, page: usize) -> *mut Record {
+        self.table.at(page)
     }
 
-    /// Gives the records of free units back to the system, whole pages only.
+    /// Gives the records of free pages back to the system, whole pages only.
     ///
     /// # Safety
-    /// All units lie inside one stretch, neither first nor last of it, and the caller owns it.
+    /// All pages lie inside one stretch, neither first nor last of it, and the caller owns it.
     pub(crate) unsafe fn discard(&self, first: usize, count: usize) {
         // SAFETY: forwarded. Records in the middle of a stretch say nothing.
         unsafe { self.table.discard_part(first, count) };
     }
 }
 
-/// A bit a unit: may it hold something else than zeros?
+/// A bit a page: may it hold something else than zeros?
 pub(crate) struct Dirty {
     words: Table<AtomicU64>,
 }
 
 impl Dirty {
-    pub(crate) fn new(units: usize) -> Result<Dirty, MapError> {
+    pub(crate) fn new(pages: usize) -> Result<Dirty, MapError> {
         Ok(Dirty {
-            words: Table::reserve(units.div_ceil(64))?,
+            words: Table::reserve(pages.div_ceil(64))?,
         })
     }
 
     /// See [`Table::make_writable`].
-    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
-        self.words.make_writable(units.div_ceil(64))
+    pub(super) fn make_writable(&self, pages: usize) -> Result<(), MapError> {
+        self.words.make_writable(pages.div_ceil(64))
     }
 
     #[cfg(test)]
@@ -161,14 +161,14 @@ impl Dirty {
     }
 
     fn each(&self, first: usize, count: usize, mut f: impl FnMut(&AtomicU64, u64)) {
-        let (mut unit, end) = (first, first + count);
-        while unit < end {
-            let here = (64 - unit % 64).min(end - unit);
-            let mask = (u64::MAX >> (64 - here)) << (unit % 64);
-            // SAFETY: the word covers units of the address range; zeroed memory is a valid
+        let (mut page, end) = (first, first + count);
+        while page < end {
+            let here = (64 - page % 64).min(end - page);
+            let mask = (u64::MAX >> (64 - here)) << (page % 64);
+            // SAFETY: the word covers pages of the address range; zeroed memory is a valid
             // AtomicU64.
-            f(unsafe { &*self.words.at(unit / 64) }, mask);
-            unit += here;
+            f(unsafe { &*self.words.at(page / 64) }, mask);
+            page += here;
         }
     }
 
@@ -182,15 +182,15 @@ impl Dirty {
         dirty
     }
 
-    /// The first dirty one of these units.
+    /// The first dirty one of these pages.
     pub(crate) fn first(&self, first: usize, count: usize) -> Option<usize> {
-        let (mut unit, mut found) = (first, None);
+        let (mut page, mut found) = (first, None);
         self.each(first, count, |word, mask| {
             let dirty = word.load(Ordering::Relaxed) & mask;
             if dirty != 0 && found.is_none() {
-                found = Some(unit / 64 * 64 + dirty.trailing_zeros() as usize);
+                found = Some(page / 64 * 64 + dirty.trailing_zeros() as usize);
             }
-            unit += mask.count_ones() as usize;
+            page += mask.count_ones() as usize;
         });
         found
     }
@@ -213,17 +213,17 @@ pub(crate) struct Spans {
     heads: [u32; LISTS],
     tails: [u32; LISTS],
     filled: [u64; LISTS.div_ceil(64)],
-    /// The first unit that was never taken.
+    /// The first page that was never taken.
     top: usize,
-    /// One past the last unit that can be written. Only grows.
+    /// One past the last page that can be written. Only grows.
     end: usize,
-    /// Units in use.
+    /// Pages in use.
     used: usize,
     /// The most that were since somebody asked.
     peak: usize,
-    /// Units that may be in use at most.
+    /// Pages that may be in use at most.
     limit: usize,
-    /// Dirty units that are free: what could be given back.
+    /// Dirty pages that are free: what could be given back.
     free_dirty: usize,
 }
 
@@ -238,24 +238,24 @@ pub(crate) enum NoSpan {
     System(MapError),
 }
 
-const fn list_of(units: usize) -> usize {
-    if units <= EXACT {
-        units - 1
+const fn list_of(pages: usize) -> usize {
+    if pages <= EXACT {
+        pages - 1
     } else {
-        let doubling = units.ilog2() as usize;
-        EXACT + (doubling - 6) * 4 + ((units >> (doubling - 2)) & 3)
+        let doubling = pages.ilog2() as usize;
+        EXACT + (doubling - 6) * 4 + ((pages >> (doubling - 2)) & 3)
     }
 }
 
 impl Spans {
-    /// Units `first..units` can be written, and at most `limit` may be in use at a time.
-    pub(crate) fn new(first: usize, units: usize, limit: usize) -> Spans {
+    /// Pages `first..pages` can be written, and at most `limit` may be in use at a time.
+    pub(crate) fn new(first: usize, pages: usize, limit: usize) -> Spans {
         Spans {
             heads: [0; LISTS],
             tails: [0; LISTS],
             filled: [0; LISTS.div_ceil(64)],
             top: first,
-            end: units,
+            end: pages,
             used: 0,
             peak: 0,
             limit,
@@ -271,7 +271,7 @@ impl Spans {
         self.end
     }
 
-    /// More units can be written.
+    /// More pages can be written.
     pub(crate) fn set_end(&mut self, end: usize) {
         debug_assert!(end >= self.end);
         self.end = end;
@@ -281,12 +281,12 @@ impl Spans {
         self.used
     }
 
-    /// Units that the limit leaves.
+    /// Pages that the limit leaves.
     pub(crate) fn room(&self) -> usize {
         self.limit.saturating_sub(self.used)
     }
 
-    /// The most units in use since this was called last.
+    /// The most pages in use since this was called last.
     pub(crate) fn take_peak(&mut self) -> usize {
         std::mem::replace(&mut self.peak, self.used)
     }
@@ -295,19 +295,19 @@ impl Spans {
         self.free_dirty
     }
 
-    /// Takes `units` units; the first one of them. Their records' states are set, everything else
+    /// Takes `pages` pages; the first one of them. Their records' states are set, everything else
     /// is the caller's.
     pub(crate) fn take(
         &mut self,
         records: &Records,
         dirty: &Dirty,
-        units: usize,
+        pages: usize,
     ) -> Result<usize, NoSpan> {
-        let (first, _) = self.take_some(records, dirty, units, units)?;
+        let (first, _) = self.take_some(records, dirty, pages, pages)?;
         Ok(first)
     }
 
-    /// Takes at least `least` units, and up to `most` if more lie there in one piece and in the
+    /// Takes at least `least` pages, and up to `most` if more lie there in one piece and in the
     /// same chunk, whole multiples of `least`; the first of them and how many.
     pub(crate) fn take_some(
         &mut self,
@@ -321,32 +321,32 @@ impl Spans {
         }
         let most = most.min(self.room());
         let part = |first: usize, whole: usize| {
-            let chunk_end = (first + 1).next_multiple_of(CHUNK_UNITS);
+            let chunk_end = (first + 1).next_multiple_of(CHUNK_PAGES);
             let some = most.min(whole).min(chunk_end - first);
             (some / least * least).max(least)
         };
-        let (first, units) = match self.find(records, least) {
+        let (first, pages) = match self.find(records, least) {
             Some(first) => {
                 let whole = self.unlink(records, first);
-                let units = part(first, whole);
-                if whole > units {
-                    self.link(records, dirty, first + units, whole - units);
+                let pages = part(first, whole);
+                if whole > pages {
+                    self.link(records, dirty, first + pages, whole - pages);
                 }
-                self.free_dirty -= dirty.count(first, units);
-                (first, units)
+                self.free_dirty -= dirty.count(first, pages);
+                (first, pages)
             }
             None if least <= self.end - self.top => {
                 let first = self.top;
-                let units = part(first, self.end - first);
-                self.top += units;
-                (first, units)
+                let pages = part(first, self.end - first);
+                self.top += pages;
+                (first, pages)
             }
             None => return Err(NoSpan::Exhausted),
         };
-        self.used += units;
+        self.used += pages;
         self.peak = self.peak.max(self.used);
-        self.tag(records, first, units, State::InUse);
-        Ok((first, units))
+        self.tag(records, first, pages, State::InUse);
+        Ok((first, pages))
     }
 
     /// Gives a stretch back that was not used: its dirty bits say what it is like.
@@ -355,28 +355,28 @@ impl Spans {
         records: &Records,
         dirty: &Dirty,
         first: usize,
-        units: usize,
+        pages: usize,
     ) {
-        self.used -= units;
-        self.put_back(records, dirty, first, units);
+        self.used -= pages;
+        self.put_back(records, dirty, first, pages);
     }
 
-    /// Frees units that were never taken: the next ones, of which there are as many. Their dirty
+    /// Frees pages that were never taken: the next ones, of which there are as many. Their dirty
     /// bits are set already. In one step, so that neither the limit nor the child of a fork meets
     /// them in between.
-    pub(crate) fn free_top(&mut self, records: &Records, dirty: &Dirty, units: usize) {
+    pub(crate) fn free_top(&mut self, records: &Records, dirty: &Dirty, pages: usize) {
         let first = self.top;
-        self.top += units;
-        self.used += units;
-        self.give(records, dirty, first, units);
+        self.top += pages;
+        self.used += pages;
+        self.give(records, dirty, first, pages);
     }
 
-    /// Gives a stretch back and joins it with its free neighbours. Its unit words are zero and its
+    /// Gives a stretch back and joins it with its free neighbours. Its page words are zero and its
     /// dirty bits set already, both of which may take long.
-    pub(crate) fn give(&mut self, records: &Records, dirty: &Dirty, first: usize, units: usize) {
-        self.free_dirty += units;
-        self.used -= units;
-        self.join(records, dirty, first, units);
+    pub(crate) fn give(&mut self, records: &Records, dirty: &Dirty, first: usize, pages: usize) {
+        self.free_dirty += pages;
+        self.used -= pages;
+        self.join(records, dirty, first, pages);
     }
 
     /// Takes a free stretch that has a whole dirty chunk out of the lists, to be given back to the
@@ -387,25 +387,25 @@ impl Spans {
         dirty: &Dirty,
         mut looks: usize,
     ) -> Option<(usize, usize)> {
-        for list in (list_of(CHUNK_UNITS)..LISTS).rev() {
+        for list in (list_of(CHUNK_PAGES)..LISTS).rev() {
             let mut link = self.heads[list];
             while link != 0 && looks > 0 {
                 looks -= 1;
                 let first = link as usize - 1;
                 // SAFETY: the stretch is free, so its record is ours under the lock.
-                let (units, next) = unsafe {
+                let (pages, next) = unsafe {
                     (
-                        (*records.at(first)).units as usize,
+                        (*records.at(first)).pages as usize,
                         (*records.at(first)).next,
                     )
                 };
-                let chunk = first.next_multiple_of(CHUNK_UNITS);
-                let end = (first + units) / CHUNK_UNITS * CHUNK_UNITS;
+                let chunk = first.next_multiple_of(CHUNK_PAGES);
+                let end = (first + pages) / CHUNK_PAGES * CHUNK_PAGES;
                 if chunk < end && dirty.count(chunk, end - chunk) > 0 {
                     self.unlink(records, first);
-                    self.tag(records, first, units, State::InUse);
-                    self.free_dirty -= dirty.count(first, units);
-                    return Some((first, units));
+                    self.tag(records, first, pages, State::InUse);
+                    self.free_dirty -= dirty.count(first, pages);
+                    return Some((first, pages));
                 }
                 link = next;
             }
@@ -413,8 +413,8 @@ impl Spans {
         None
     }
 
-    /// The same for one without a whole chunk: a long one that has dirty units. Lists have their
-    /// dirty stretches first, as far as their first [`CHUNK_UNITS`] tell.
+    /// The same for one without a whole chunk: a long one that has dirty pages. Lists have their
+    /// dirty stretches first, as far as their first [`CHUNK_PAGES`] tell.
     pub(crate) fn take_part_for_release(
         &mut self,
         records: &Records,
@@ -431,12 +431,12 @@ impl Spans {
                 let first = link as usize - 1;
                 // SAFETY: the stretch is free, so its record is ours under the lock.
                 let record = unsafe { &*records.at(first) };
-                let (units, next) = (record.units as usize, record.next);
-                if dirty.count(first, units) != 0 {
+                let (pages, next) = (record.pages as usize, record.next);
+                if dirty.count(first, pages) != 0 {
                     self.unlink(records, first);
-                    self.tag(records, first, units, State::InUse);
-                    self.free_dirty -= dirty.count(first, units);
-                    return Some((first, units));
+                    self.tag(records, first, pages, State::InUse);
+                    self.free_dirty -= dirty.count(first, pages);
+                    return Some((first, pages));
                 }
                 link = next;
             }
@@ -450,42 +450,42 @@ impl Spans {
         records: &Records,
         dirty: &Dirty,
         first: usize,
-        units: usize,
+        pages: usize,
     ) {
-        self.free_dirty += dirty.count(first, units);
-        self.join(records, dirty, first, units);
+        self.free_dirty += dirty.count(first, pages);
+        self.join(records, dirty, first, pages);
     }
 
-    fn join(&mut self, records: &Records, dirty: &Dirty, mut first: usize, mut units: usize) {
+    fn join(&mut self, records: &Records, dirty: &Dirty, mut first: usize, mut pages: usize) {
         if first > 0 {
-            // SAFETY: unit `first - 1` is the last of its stretch; its record's tag is set under
+            // SAFETY: page `first - 1` is the last of its stretch; its record's tag is set under
             // the lock only.
             let before = unsafe { &*records.at(first - 1) };
             if before.state == State::Free {
-                let length = before.units as usize;
+                let length = before.pages as usize;
                 first -= length;
                 self.unlink(records, first);
-                units += length;
+                pages += length;
             }
         }
-        if first + units < self.top {
-            // SAFETY: as above; `first + units` is the first of its stretch.
-            let after = unsafe { &*records.at(first + units) };
+        if first + pages < self.top {
+            // SAFETY: as above; `first + pages` is the first of its stretch.
+            let after = unsafe { &*records.at(first + pages) };
             if after.state == State::Free {
-                units += self.unlink(records, first + units);
+                pages += self.unlink(records, first + pages);
             }
         }
-        self.link(records, dirty, first, units);
+        self.link(records, dirty, first, pages);
     }
 
-    /// A free stretch of at least `units`, still in its list.
-    fn find(&self, records: &Records, units: usize) -> Option<usize> {
-        let list = list_of(units);
-        if units <= EXACT {
+    /// A free stretch of at least `pages`, still in its list.
+    fn find(&self, records: &Records, pages: usize) -> Option<usize> {
+        let list = list_of(pages);
+        if pages <= EXACT {
             if self.heads[list] != 0 {
                 return Some(self.heads[list] as usize - 1);
             }
-        } else if let Some(first) = self.search(records, list, units, 16) {
+        } else if let Some(first) = self.search(records, list, pages, 16) {
             return Some(first);
         }
         let mut word = (list + 1) / 64;
@@ -503,14 +503,14 @@ impl Spans {
         }
         // Nothing is surely long enough; before more is made writable or refused, every stretch of
         // about this length is asked.
-        if units > EXACT && units > self.end - self.top {
-            self.search(records, list, units, usize::MAX)
+        if pages > EXACT && pages > self.end - self.top {
+            self.search(records, list, pages, usize::MAX)
         } else {
             None
         }
     }
 
-    fn search(&self, records: &Records, list: usize, units: usize, looks: usize) -> Option<usize> {
+    fn search(&self, records: &Records, list: usize, pages: usize, looks: usize) -> Option<usize> {
         let mut link = self.heads[list];
         for _ in 0..looks {
             if link == 0 {
@@ -518,7 +518,7 @@ impl Spans {
             }
             // SAFETY: free stretches' records are ours under the lock.
             let record = unsafe { &*records.at(link as usize - 1) };
-            if record.units as usize >= units {
+            if record.pages as usize >= pages {
                 return Some(link as usize - 1);
             }
             link = record.next;
@@ -526,23 +526,23 @@ impl Spans {
         None
     }
 
-    fn tag(&self, records: &Records, first: usize, units: usize, state: State) {
-        for unit in [first, first + units - 1] {
-            // SAFETY: both units belong to the stretch that the caller took or holds under the
+    fn tag(&self, records: &Records, first: usize, pages: usize, state: State) {
+        for page in [first, first + pages - 1] {
+            // SAFETY: both pages belong to the stretch that the caller took or holds under the
             // lock.
-            let record = unsafe { &mut *records.at(unit) };
-            record.units = units as u32;
+            let record = unsafe { &mut *records.at(page) };
+            record.pages = pages as u32;
             record.state = state;
         }
     }
 
     /// Clean stretches go to the list's end, so that memory which the system still backs is used
     /// first.
-    fn link(&mut self, records: &Records, dirty: &Dirty, first: usize, units: usize) {
-        self.tag(records, first, units, State::Free);
-        let list = list_of(units);
+    fn link(&mut self, records: &Records, dirty: &Dirty, first: usize, pages: usize) {
+        self.tag(records, first, pages, State::Free);
+        let list = list_of(pages);
         let link = first as u32 + 1;
-        let at_end = dirty.count(first, units.min(CHUNK_UNITS)) == 0;
+        let at_end = dirty.count(first, pages.min(CHUNK_PAGES)) == 0;
         let (prev, next) = if at_end {
             (self.tails[list], 0)
         } else {
@@ -570,8 +570,8 @@ impl Spans {
         unsafe {
             let record = &*records.at(first);
             debug_assert_eq!(record.state, State::Free);
-            let (units, prev, next) = (record.units as usize, record.prev, record.next);
-            let list = list_of(units);
+            let (pages, prev, next) = (record.pages as usize, record.prev, record.next);
+            let list = list_of(pages);
             match prev {
                 0 => self.heads[list] = next,
                 prev => (*records.at(prev as usize - 1)).next = next,
@@ -583,7 +583,7 @@ impl Spans {
             if self.heads[list] == 0 {
                 self.filled[list / 64] &= !(1 << (list % 64));
             }
-            units
+            pages
         }
     }
 }
@@ -602,25 +602,25 @@ mod tests {
     }
 
     impl Model {
-        fn new(units: usize, limit: usize) -> Model {
+        fn new(pages: usize, limit: usize) -> Model {
             Model {
-                spans: Spans::new(0, units, limit),
+                spans: Spans::new(0, pages, limit),
                 records: {
-                    let records = Records::new(units).unwrap();
-                    records.make_writable(units).unwrap();
+                    let records = Records::new(pages).unwrap();
+                    records.make_writable(pages).unwrap();
                     records
                 },
                 dirty: {
-                    let dirty = Dirty::new(units).unwrap();
-                    dirty.make_writable(units).unwrap();
+                    let dirty = Dirty::new(pages).unwrap();
+                    dirty.make_writable(pages).unwrap();
                     dirty
                 },
                 used: BTreeMap::new(),
             }
         }
 
-        fn take(&mut self, units: usize) -> Result<usize, NoSpan> {
-            let first = self.spans.take(&self.records, &self.dirty, units)?;
+        fn take(&mut self, pages: usize) -> Result<usize, NoSpan> {
+            let first = self.spans.take(&self.records, &self.dirty, pages)?;
             let before = self
                 .used
                 .range(..=first)
@@ -631,37 +631,37 @@ mod tests {
                 .range(first..)
                 .next()
                 .map_or(usize::MAX, |(f, _)| *f);
-            assert!(before <= first && first + units <= after, "overlap");
-            self.used.insert(first, units);
+            assert!(before <= first && first + pages <= after, "overlap");
+            self.used.insert(first, pages);
             Ok(first)
         }
 
         fn give(&mut self, first: usize) {
-            let units = self.used.remove(&first).unwrap();
-            self.dirty.set(first, units);
-            self.spans.give(&self.records, &self.dirty, first, units);
+            let pages = self.used.remove(&first).unwrap();
+            self.dirty.set(first, pages);
+            self.spans.give(&self.records, &self.dirty, first, pages);
         }
 
         /// Walks the stretches by their tags: they tile `[0, top)`, no two free ones touch, the
         /// used ones are ours.
         fn check(&self) {
-            let (mut unit, mut was_free, mut used) = (0, false, 0);
-            while unit < self.spans.top() {
+            let (mut page, mut was_free, mut used) = (0, false, 0);
+            while page < self.spans.top() {
                 // SAFETY: no other thread has this model.
-                let record = unsafe { &*self.records.at(unit) };
-                let units = record.units as usize;
-                assert!(units > 0);
+                let record = unsafe { &*self.records.at(page) };
+                let pages = record.pages as usize;
+                assert!(pages > 0);
                 match record.state {
                     State::Free => assert!(!was_free, "free neighbours were not joined"),
                     State::InUse => {
-                        assert_eq!(self.used.get(&unit), Some(&units));
-                        used += units;
+                        assert_eq!(self.used.get(&page), Some(&pages));
+                        used += pages;
                     }
                 }
                 was_free = record.state == State::Free;
-                unit += units;
+                page += pages;
             }
-            assert_eq!(unit, self.spans.top());
+            assert_eq!(page, self.spans.top());
             assert_eq!(used, self.spans.used());
         }
     }
@@ -670,9 +670,9 @@ mod tests {
         #[test]
         fn stretches_never_overlap_and_always_join(steps in prop::collection::vec((any::<bool>(), 1usize..600, any::<prop::sample::Index>()), 1..300)) {
             let mut model = Model::new(8192, usize::MAX);
-            for (take, units, which) in steps {
+            for (take, pages, which) in steps {
                 if take || model.used.is_empty() {
-                    let _ = model.take(units);
+                    let _ = model.take(pages);
                 } else {
                     let first = *model.used.keys().nth(which.index(model.used.len())).unwrap();
                     model.give(first);
@@ -715,18 +715,18 @@ mod tests {
 
     #[test]
     fn released_chunks_are_clean_and_are_taken_once() {
-        let mut model = Model::new(4 * CHUNK_UNITS, usize::MAX);
-        let a = model.take(3 * CHUNK_UNITS).unwrap();
+        let mut model = Model::new(4 * CHUNK_PAGES, usize::MAX);
+        let a = model.take(3 * CHUNK_PAGES).unwrap();
         model.give(a);
-        assert_eq!(model.spans.free_dirty(), 3 * CHUNK_UNITS);
-        let (first, units) = model
+        assert_eq!(model.spans.free_dirty(), 3 * CHUNK_PAGES);
+        let (first, pages) = model
             .spans
             .take_for_release(&model.records, &model.dirty, 8)
             .unwrap();
-        model.dirty.clear(first, units);
+        model.dirty.clear(first, pages);
         model
             .spans
-            .put_back(&model.records, &model.dirty, first, units);
+            .put_back(&model.records, &model.dirty, first, pages);
         assert_eq!(model.spans.free_dirty(), 0);
         assert_eq!(
             model

@@ -1,4 +1,4 @@
-//! The unit table: one word for each unit of the address range, from which an address finds its
+//! The page table: one word for each page of the address range, from which an address finds its
 //! cell.
 //!
 //! ```text
@@ -7,17 +7,17 @@
 //! large   10 | distance (30)
 //! ```
 //!
-//! `distance` counts units back to the first one of the span. A word is stored last, after
+//! `distance` counts pages back to the first one of the span. A word is stored last, after
 //! everything that it leads to (Release), and zeroed first: an address in a span that is not
 //! published names nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::size_classes::UNIT;
+use super::size_classes::PAGE;
 use crate::kind::KindId;
 use crate::memory::os::{MapError, Table};
 
-/// So many units have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at
+/// So many pages have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at
 /// random over more, cells are marked sooner when each word is asked for ahead, together with the
 /// mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in
 /// alternation), without and with:
@@ -32,16 +32,16 @@ use crate::memory::os::{MapError, Table};
 /// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In
 /// small heaps, and where cells lie in the order in which they are met, it costs up to 4 %, some of
 /// which is the code's layout.
-const FAR: usize = (2 << 30) / UNIT;
+const FAR: usize = (2 << 30) / PAGE;
 
 /// Do markers ask for words ahead in a heap that reaches so far?
-pub(super) fn are_far(units: usize) -> bool {
-    units > FAR
+pub(super) fn are_far(pages: usize) -> bool {
+    pages > FAR
 }
 
-/// What a unit's word says.
+/// What a page's word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unit {
+pub(crate) enum Page {
     /// Nothing is published here.
     Free,
     /// Part of a span of equal cells.
@@ -54,63 +54,63 @@ pub(crate) enum Unit {
     Large { distance: usize },
 }
 
-impl Unit {
+impl Page {
     #[inline(always)]
-    pub(crate) fn decode(word: u32) -> Unit {
+    pub(crate) fn decode(word: u32) -> Page {
         match word >> 30 {
-            1 => Unit::Small {
+            1 => Page::Small {
                 class: (word >> 22 & 0x7f) as usize,
                 distance: (word >> 16 & 0x3f) as usize,
                 kind: KindId(word as u16),
             },
-            2 => Unit::Large {
+            2 => Page::Large {
                 distance: (word & 0x3fff_ffff) as usize,
             },
-            _ => Unit::Free,
+            _ => Page::Free,
         }
     }
 
     fn encode(self) -> u32 {
         match self {
-            Unit::Free => 0,
-            Unit::Small {
+            Page::Free => 0,
+            Page::Small {
                 class,
                 distance,
                 kind,
             } => 1 << 30 | (class as u32) << 22 | (distance as u32) << 16 | kind.0 as u32,
-            Unit::Large { distance } => 2 << 30 | distance as u32,
+            Page::Large { distance } => 2 << 30 | distance as u32,
         }
     }
 }
 
 /// See the module's head.
-pub(crate) struct Units {
+pub(crate) struct PageTable {
     words: Table<AtomicU32>,
 }
 
-impl Units {
+impl PageTable {
     /// See [`Table::back`].
-    pub(super) fn back(&self, first: usize, units: usize) -> bool {
-        self.words.back(first, units)
+    pub(super) fn back(&self, first: usize, pages: usize) -> bool {
+        self.words.back(first, pages)
     }
 
     /// See [`Table::make_writable`].
-    pub(super) fn make_writable(&self, units: usize) -> Result<(), MapError> {
-        self.words.make_writable(units)
+    pub(super) fn make_writable(&self, pages: usize) -> Result<(), MapError> {
+        self.words.make_writable(pages)
     }
 
-    /// Gives the words of free units back to the system, whole pages of them.
+    /// Gives the words of free pages back to the system, whole pages of them.
     ///
     /// # Safety
-    /// The caller owns the units, and all those words are zero.
+    /// The caller owns the pages, and all those words are zero.
     pub(super) unsafe fn discard(&self, first: usize, count: usize) {
         // SAFETY: forwarded. Who reads a word meanwhile reads zero, before and after.
         unsafe { self.words.discard_part(first, count) };
     }
 
-    pub(crate) fn new(units: usize) -> Result<Units, MapError> {
-        Ok(Units {
-            words: Table::reserve(units)?,
+    pub(crate) fn new(pages: usize) -> Result<PageTable, MapError> {
+        Ok(PageTable {
+            words: Table::reserve(pages)?,
         })
     }
 
@@ -120,27 +120,27 @@ impl Units {
     }
 
     #[inline(always)]
-    pub(crate) fn word(&self, unit: usize) -> &AtomicU32 {
-        // SAFETY: callers pass units of the address range; zeroed memory is a valid AtomicU32.
-        unsafe { &*self.words.at(unit) }
+    pub(crate) fn word(&self, page: usize) -> &AtomicU32 {
+        // SAFETY: callers pass pages of the address range; zeroed memory is a valid AtomicU32.
+        unsafe { &*self.words.at(page) }
     }
 
-    /// Asks for a unit's word.
+    /// Asks for a page's word.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, unit: usize) {
-        crate::memory::prefetch::prefetch(self.words.at(unit) as usize);
+    pub(crate) fn prefetch(&self, page: usize) {
+        crate::memory::prefetch::prefetch(self.words.at(page) as usize);
     }
 
     #[inline(always)]
-    pub(crate) fn get(&self, unit: usize) -> Unit {
+    pub(crate) fn get(&self, page: usize) -> Page {
         // Ordering: Acquire pairs with the Release in `set`: who sees the word sees the span's
         // record.
-        Unit::decode(self.word(unit).load(Ordering::Acquire))
+        Page::decode(self.word(page).load(Ordering::Acquire))
     }
 
-    pub(crate) fn set(&self, unit: usize, value: Unit) {
+    pub(crate) fn set(&self, page: usize, value: Page) {
         // Ordering: Release publishes the record and the bitmap words that were prepared before.
-        self.word(unit).store(value.encode(), Ordering::Release);
+        self.word(page).store(value.encode(), Ordering::Release);
     }
 }
 
@@ -150,24 +150,24 @@ mod tests {
 
     #[test]
     fn words_say_what_was_stored() {
-        for unit in [
-            Unit::Free,
-            Unit::Small {
+        for page in [
+            Page::Free,
+            Page::Small {
                 class: 0,
                 distance: 0,
                 kind: KindId(0),
             },
-            Unit::Small {
+            Page::Small {
                 class: 71,
                 distance: 63,
                 kind: KindId(u16::MAX),
             },
-            Unit::Large { distance: 0 },
-            Unit::Large {
-                distance: crate::limits::MAX_UNITS - 1,
+            Page::Large { distance: 0 },
+            Page::Large {
+                distance: crate::limits::MAX_PAGES - 1,
             },
         ] {
-            assert_eq!(Unit::decode(unit.encode()), unit);
+            assert_eq!(Page::decode(page.encode()), page);
         }
     }
 }

@@ -4,12 +4,12 @@
 //! stops a thread waits until it is back from there: on one virtual machine the longest stops of a
 //! growing heap, up to 4.8 ms of a median of 20 us, met such faults. (That machine gives free
 //! memory back to its host, and most of the time is the host's; see `gclab warm`. The kernel's own
-//! is 0.1 ms.) So the collector stays a little ahead of the place up to which units have ever been
+//! is 0.1 ms.) So the collector stays a little ahead of the place up to which pages have ever been
 //! taken. A mutator that comes too close says so ([`Space::must_tell`]), and goes on.
 //!
 //! # Should the collector be late
 //! It marks, say, or the memory has been given back to the system. Then the mutator that takes the
-//! first units of a chunk has it backed itself ([`Space::back_taken`]): all at once and inside
+//! first pages of a chunk has it backed itself ([`Space::back_taken`]): all at once and inside
 //! `blocking`, where no stop waits for it, before it touches any of it. One who takes others
 //! meanwhile waits for that, instead of having the kernel clear a second page in vain.
 //!
@@ -40,20 +40,20 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use gc_preempt::{Mutex, MutexGuard};
 
-use super::page_runs::CHUNK_UNITS;
+use super::page_runs::CHUNK_PAGES;
 use super::range::Range;
-use super::size_classes::UNIT;
+use super::size_classes::PAGE;
 
-/// Units of the heap that a mutator has taken and whose first touch would be a fault.
+/// Pages of the heap that a mutator has taken and whose first touch would be a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ColdUnits {
+pub struct ColdPages {
     pub(crate) first: usize,
-    pub(crate) units: usize,
+    pub(crate) pages: usize,
 }
-/// Units below which a heap takes its faults as they come.
-const SMALL: usize = (32 << 20) / UNIT;
+/// Pages below which a heap takes its faults as they come.
+const SMALL: usize = (32 << 20) / PAGE;
 
-/// Of the units in use, the part by which the system is ahead.
+/// Of the pages in use, the part by which the system is ahead.
 pub(super) const PART: usize = 16;
 
 /// Chunks that it is ahead at most: 64 MiB.
@@ -65,9 +65,9 @@ pub(super) const MOST: usize = 32;
 /// All of it is a hint, read on its own, hence Relaxed: who reads an old value takes a fault or
 /// wakes the collector for nothing.
 pub(super) struct Prefault {
-    /// One past the last unit that was backed ahead of its use.
+    /// One past the last page that was backed ahead of its use.
     pub(super) backed: AtomicUsize,
-    /// A mutator that takes units beyond this one asks for more.
+    /// A mutator that takes pages beyond this one asks for more.
     pub(super) low_water: AtomicUsize,
     pub(super) wanted: AtomicBool,
     /// And nobody has told the collector yet.
@@ -93,12 +93,12 @@ impl Default for Prefault {
 }
 
 impl Prefault {
-    /// Has the first units backed before there is a mutator. Where the system cannot, they are
+    /// Has the first pages backed before there is a mutator. Where the system cannot, they are
     /// backed when they are used.
-    pub(super) fn pre_touch(&self, range: &Range, units: usize) {
-        if range.back(0, units) {
-            self.backed.store(units, Ordering::Relaxed);
-            (0..units / CHUNK_UNITS).for_each(|chunk| range.set_backed(chunk, true));
+    pub(super) fn pre_touch(&self, range: &Range, pages: usize) {
+        if range.back(0, pages) {
+            self.backed.store(pages, Ordering::Relaxed);
+            (0..pages / CHUNK_PAGES).for_each(|chunk| range.set_backed(chunk, true));
         }
     }
 
@@ -107,7 +107,7 @@ impl Prefault {
         self.backing.each_ref().map(Mutex::lock)
     }
 
-    /// Units up to `end` were taken.
+    /// Pages up to `end` were taken.
     #[inline]
     pub(super) fn taken(&self, end: usize) {
         if end > self.low_water.load(Ordering::Relaxed) && !self.wanted.load(Ordering::Relaxed) {

@@ -2,10 +2,10 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::bitmap::{BITS_PAGE_UNITS, Bitmap};
-use super::page_runs::{CHUNK_UNITS, Dirty, Records};
-use super::page_table::Units;
-use super::size_classes::UNIT;
+use super::bitmap::{Bitmap, PAGES_PER_BITMAP_PAGE};
+use super::page_runs::{CHUNK_PAGES, Dirty, Records};
+use super::page_table::PageTable;
+use super::size_classes::PAGE;
 use crate::memory::MapError;
 use crate::memory::os::{Map, Table};
 
@@ -14,7 +14,7 @@ use crate::memory::os::{Map, Table};
 pub(super) struct Range {
     pub(super) memory: Map,
     pub(super) base: usize,
-    pub(super) units: Units,
+    pub(super) page_table: PageTable,
     pub(super) records: Records,
     pub(super) dirty: Dirty,
     pub(super) bits: [Bitmap; 2],
@@ -27,49 +27,49 @@ pub(super) struct Range {
 
 impl Range {
     pub(super) fn new(bytes: usize) -> Result<Range, MapError> {
-        const ALIGN: usize = CHUNK_UNITS * UNIT;
-        let units = bytes / UNIT;
+        const ALIGN: usize = CHUNK_PAGES * PAGE;
+        let pages = bytes / PAGE;
         let memory = Map::reserve_aligned(bytes, ALIGN)?;
         memory.prefer_huge_pages_from(0);
         let base = memory.base() as usize;
         Ok(Range {
             memory,
             base,
-            units: Units::new(units)?,
-            records: Records::new(units)?,
-            dirty: Dirty::new(units)?,
-            bits: [Bitmap::new(units)?, Bitmap::new(units)?],
-            noted_bits: Table::reserve(units / BITS_PAGE_UNITS)?,
-            backed: Table::reserve(units / CHUNK_UNITS)?,
+            page_table: PageTable::new(pages)?,
+            records: Records::new(pages)?,
+            dirty: Dirty::new(pages)?,
+            bits: [Bitmap::new(pages)?, Bitmap::new(pages)?],
+            noted_bits: Table::reserve(pages / PAGES_PER_BITMAP_PAGE)?,
+            backed: Table::reserve(pages / CHUNK_PAGES)?,
         })
     }
 
-    /// Has units `[from, to)`, whole chunks, and the tables' parts that tell of them, written from
+    /// Has pages `[from, to)`, whole chunks, and the tables' parts that tell of them, written from
     /// now on. By one thread at a time, with all below `from` writable. Should the system refuse in
     /// the middle, what was made writable stays so and is asked for again.
     pub(super) fn make_writable(&self, from: usize, to: usize) -> Result<(), MapError> {
-        self.units.make_writable(to)?;
+        self.page_table.make_writable(to)?;
         self.records.make_writable(to)?;
         self.dirty.make_writable(to)?;
         for bits in &self.bits {
             bits.make_writable(to)?;
         }
-        self.noted_bits.make_writable(to / BITS_PAGE_UNITS)?;
-        self.backed.make_writable(to / CHUNK_UNITS)?;
-        self.memory.make_writable(from * UNIT, (to - from) * UNIT)
+        self.noted_bits.make_writable(to / PAGES_PER_BITMAP_PAGE)?;
+        self.backed.make_writable(to / CHUNK_PAGES)?;
+        self.memory.make_writable(from * PAGE, (to - from) * PAGE)
     }
 
-    /// Has so many units backed, and what the tables say of them. False: the system had not memory
+    /// Has so many pages backed, and what the tables say of them. False: the system had not memory
     /// for all, or is too old to be asked.
-    pub(super) fn back(&self, first: usize, units: usize) -> bool {
-        self.memory.back(first * UNIT, units * UNIT)
-            && self.back_tables(first, units)
-            && self.bits.iter().all(|bits| bits.back(first, units))
+    pub(super) fn back(&self, first: usize, pages: usize) -> bool {
+        self.memory.back(first * PAGE, pages * PAGE)
+            && self.back_tables(first, pages)
+            && self.bits.iter().all(|bits| bits.back(first, pages))
     }
 
-    /// Of the tables, those that are written when units are taken.
-    pub(super) fn back_tables(&self, first: usize, units: usize) -> bool {
-        self.units.back(first, units) && self.records.back(first, units)
+    /// Of the tables, those that are written when pages are taken.
+    pub(super) fn back_tables(&self, first: usize, pages: usize) -> bool {
+        self.page_table.back(first, pages) && self.records.back(first, pages)
     }
 }
 
@@ -105,10 +105,10 @@ impl Range {
         if self.has_small_pages(chunk) == small {
             return false;
         }
-        let offset = chunk * CHUNK_UNITS * UNIT;
+        let offset = chunk * CHUNK_PAGES * PAGE;
         let is_done = self
             .memory
-            .allow_huge_pages(offset, CHUNK_UNITS * UNIT, !small);
+            .allow_huge_pages(offset, CHUNK_PAGES * PAGE, !small);
         if is_done {
             state.store(if small { SMALL_PAGES } else { 1 }, Ordering::Relaxed);
         }

@@ -1,16 +1,16 @@
-//! Gives free memory back to the system, in the background: first the whole 2 MiB units that the
+//! Gives free memory back to the system, in the background: first the whole 2 MiB pages that the
 //! system maps as one, then what is free between cells in others, as far as it is [`LEAST_PART`]
-//! long. Such a page is split first ([`Map::split_huge_page`](crate::memory::os::Map::split_huge_page)),
-//! or nothing would be free for other programs. And the system is told to map small pages there,
-//! until all of it is free or the heap is full again: its thread that makes huge pages of small
-//! ones (`khugepaged`) would back all of it. What the tables say of free memory is zero, and goes
-//! back with it, page by page.
+//! long. Such a page is split first
+//! ([`Map::split_huge_page`](crate::memory::os::Map::split_huge_page)), or nothing would be free
+//! for other programs. And the system is told to map small pages there, until all of it is free or
+//! the heap is full again: its thread that makes huge pages of small ones (`khugepaged`) would back
+//! all of it. What the tables say of free memory is zero, and goes back with it, page by page.
 //!
 //! Memory that is given back and asked for again costs the system's clearing of it, ten times what
 //! giving it back saved. A heap's need swings from collection to collection, so nobody knows which
 //! free memory will be asked for again. Hence what was in use lately is kept, and the rest goes
-//! back slowly ([`ScavengePace`]): whatever is taken back at once costs a small share of the time at
-//! most, and a heap that has become small for good is small within seconds.
+//! back slowly ([`ScavengePace`]): whatever is taken back at once costs a small share of the time
+//! at most, and a heap that has become small for good is small within seconds.
 //!
 //! Others do it so: Go's scavenger keeps a tenth more than the heap's goal, takes a hundredth of
 //! the time, and gives back the densest free pages last; jemalloc gives back all that was free for
@@ -20,8 +20,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::page_runs::CHUNK_UNITS;
-use super::size_classes::UNIT;
+use super::page_runs::CHUNK_PAGES;
+use super::size_classes::PAGE;
 
 /// Chunks that are kept from becoming huge pages again at most, in all heaps of the process, 8 GiB
 /// of them: each may split its heap's mapping in three, and a process may have 65,530 mappings.
@@ -116,7 +116,7 @@ impl ScavengePace {
 
     /// So many bytes are to go back in all.
     pub(crate) fn set_surplus(&mut self, bytes: u64) {
-        let chunks = bytes / (CHUNK_UNITS * UNIT) as u64;
+        let chunks = bytes / (CHUNK_PAGES * PAGE) as u64;
         let each = TIME_FOR_ALL / u32::try_from(chunks.max(1)).unwrap_or(u32::MAX);
         self.pace = each.clamp(Duration::from_micros(1), TIME_PER_CHUNK);
     }
@@ -125,14 +125,14 @@ impl ScavengePace {
     pub(crate) fn allowance(&mut self, now: Duration) -> u64 {
         self.paid = self.paid.max(now.saturating_sub(self.pace * BURST));
         let chunks = now.saturating_sub(self.paid).as_nanos() / self.pace.as_nanos();
-        chunks as u64 * (CHUNK_UNITS * UNIT) as u64
+        chunks as u64 * (CHUNK_PAGES * PAGE) as u64
     }
 
     /// So many bytes of the allowance went back.
     pub(crate) fn spend(&mut self, bytes: u64) {
         self.paid += self
             .pace
-            .mul_f64(bytes as f64 / (CHUNK_UNITS * UNIT) as f64);
+            .mul_f64(bytes as f64 / (CHUNK_PAGES * PAGE) as f64);
     }
 
     /// The bytes by which a heap grows in four seconds, if it allocates as it did lately:
@@ -154,7 +154,7 @@ impl ScavengePace {
         let kept = (self.peak.saturating_sub(peak) as f64 * (-since).exp2()) as u64;
         self.updated = now;
         self.peak = peak
-            + if kept < (CHUNK_UNITS * UNIT) as u64 {
+            + if kept < (CHUNK_PAGES * PAGE) as u64 {
                 0
             } else {
                 kept
@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_is_much_goes_back_faster_and_all_of_it_within_seconds() {
-        const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+        const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
         for surplus in [CHUNK, 512 << 20, 1 << 30, 64 << 30] {
             let mut trickle = ScavengePace::default();
             let (mut left, mut now) = (surplus, Duration::from_secs(100));
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn memory_goes_back_at_its_pace_and_never_in_a_flood() {
-        const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+        const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
         let mut trickle = ScavengePace::default();
         let mut now = Duration::from_secs(100);
         assert_eq!(trickle.allowance(now), BURST as u64 * CHUNK);

@@ -5,15 +5,15 @@
 //! most one eighth larger than its request. A span is as long as it takes to hold eight cells and
 //! lose at most 1/64 of itself at its end.
 
-pub(crate) use crate::limits::MAX_SPAN_UNITS;
-pub use crate::limits::{GRANULE, MAX_SMALL, UNIT};
+pub(crate) use crate::limits::MAX_SPAN_PAGES;
+pub use crate::limits::{GRANULE, MAX_SMALL, PAGE};
 
 /// The number of size classes.
 pub(crate) const CLASSES: usize = 8 + 8 * 8;
 
-/// The shortest span in units. Shorter ones would spend more on their records, longer ones strand
+/// The shortest span in pages. Shorter ones would spend more on their records, longer ones strand
 /// more memory in kinds that have few cells.
-const MIN_SPAN_UNITS: usize = 16;
+const MIN_SPAN_PAGES: usize = 16;
 
 /// The fewest cells in a span.
 const MIN_CELLS: usize = 8;
@@ -33,8 +33,8 @@ pub(crate) struct Class {
     pub(crate) reciprocal: u32,
     /// Cells in a span.
     pub(crate) cells: u32,
-    /// Units in a span.
-    pub(crate) units: u32,
+    /// Pages in a span.
+    pub(crate) pages: u32,
 }
 
 impl Class {
@@ -48,7 +48,7 @@ impl Class {
     /// span's tail.
     #[inline(always)]
     pub(crate) const fn index_of(&self, offset: usize) -> usize {
-        debug_assert!(offset < MAX_SPAN_UNITS * UNIT);
+        debug_assert!(offset < MAX_SPAN_PAGES * PAGE);
         ((offset as u64 * self.reciprocal as u64) >> RECIPROCAL_SHIFT) as usize
     }
 }
@@ -63,21 +63,21 @@ const fn size_of_class(class: usize) -> usize {
 }
 
 const fn span_units(size: usize) -> usize {
-    let mut least = (size * MIN_CELLS).div_ceil(UNIT);
-    if least < MIN_SPAN_UNITS {
-        least = MIN_SPAN_UNITS;
+    let mut least = (size * MIN_CELLS).div_ceil(PAGE);
+    if least < MIN_SPAN_PAGES {
+        least = MIN_SPAN_PAGES;
     }
     let mut best = least;
-    let mut units = least;
-    while units <= MAX_SPAN_UNITS {
-        let waste = units * UNIT % size;
-        if waste * 64 <= units * UNIT {
-            return units;
+    let mut pages = least;
+    while pages <= MAX_SPAN_PAGES {
+        let waste = pages * PAGE % size;
+        if waste * 64 <= pages * PAGE {
+            return pages;
         }
-        if waste * best < (best * UNIT % size) * units {
-            best = units;
+        if waste * best < (best * PAGE % size) * pages {
+            best = pages;
         }
-        units += 1;
+        pages += 1;
     }
     best
 }
@@ -88,17 +88,17 @@ pub(crate) static TABLE: [Class; CLASSES] = {
         size: 0,
         reciprocal: 0,
         cells: 0,
-        units: 0,
+        pages: 0,
     }; CLASSES];
     let mut class = 0;
     while class < CLASSES {
         let size = size_of_class(class);
-        let units = span_units(size);
+        let pages = span_units(size);
         table[class] = Class {
             size: size as u32,
             reciprocal: ((1u64 << RECIPROCAL_SHIFT).div_ceil(size as u64)) as u32,
-            cells: (units * UNIT / size) as u32,
-            units: units as u32,
+            cells: (pages * PAGE / size) as u32,
+            pages: pages as u32,
         };
         class += 1;
     }
@@ -147,7 +147,7 @@ mod tests {
         }
         for bytes in MAX_SMALL + 1..=4 * MAX_SMALL {
             assert!(
-                (bytes.next_multiple_of(UNIT) - bytes) * 8 <= bytes.next_multiple_of(UNIT),
+                (bytes.next_multiple_of(PAGE) - bytes) * 8 <= bytes.next_multiple_of(PAGE),
                 "{bytes}"
             );
         }
@@ -156,12 +156,12 @@ mod tests {
     #[test]
     fn a_span_holds_eight_cells_and_loses_at_most_a_64th_at_its_end() {
         for class in &TABLE {
-            let (size, units) = (class.size as usize, class.units as usize);
+            let (size, pages) = (class.size as usize, class.pages as usize);
             assert_eq!(size % GRANULE, 0);
-            assert!(units <= MAX_SPAN_UNITS && units * UNIT >= 64 << 10);
+            assert!(pages <= MAX_SPAN_PAGES && pages * PAGE >= 64 << 10);
             assert!(class.cells >= 8, "{class:?}");
             assert!(
-                (units * UNIT - class.cells as usize * size) * 64 <= units * UNIT,
+                (pages * PAGE - class.cells as usize * size) * 64 <= pages * PAGE,
                 "{class:?}"
             );
         }
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn the_reciprocal_divides_every_offset_of_every_span() {
         for class in &TABLE {
-            for offset in 0..class.units as usize * UNIT {
+            for offset in 0..class.pages as usize * PAGE {
                 assert_eq!(
                     class.index_of(offset),
                     offset / class.size as usize,

@@ -22,14 +22,14 @@ use gc_preempt::Mutex;
 
 use super::allocated_black::AllocatedBlack;
 use super::allocation_count::AllocationCount;
-use super::bitmap::{BITS_PAGE_UNITS, Bitmap, WORDS_PER_UNIT};
+use super::bitmap::{Bitmap, PAGES_PER_BITMAP_PAGE, WORDS_PER_PAGE};
 use super::large::LargeObjects;
-use super::page_runs::{CHUNK_UNITS, NoSpan, Record, Records, Spans};
-use super::page_table::{Unit, Units, are_far};
+use super::page_runs::{CHUNK_PAGES, NoSpan, Record, Records, Spans};
+use super::page_table::{Page, PageTable, are_far};
 use super::prefault::Prefault;
 use super::range::Range;
 use super::scavenge::SmallChunks;
-use super::size_classes::{MAX_SMALL, TABLE, UNIT};
+use super::size_classes::{MAX_SMALL, PAGE, TABLE};
 use super::span_lists::{Entry, Site, Sites, Swaps};
 use crate::encoding::Encoding;
 use crate::error::{SiteError, SpaceError};
@@ -118,7 +118,7 @@ pub struct Space {
     pub(crate) role: AtomicUsize,
     /// Refills mark what they hand out. Changes only while the world is stopped.
     pub(crate) marking: AtomicBool,
-    /// Markers ask for unit words ahead. Changes only while the world is stopped.
+    /// Markers ask for page words ahead. Changes only while the world is stopped.
     pub(crate) far: AtomicBool,
     pub(crate) kinds: Kinds,
     pub(crate) sites: Sites,
@@ -184,7 +184,7 @@ pub(crate) fn kinds_for(bytes: u64) -> usize {
     ((bytes / BYTES_A_KIND) as usize).clamp(LEAST_KINDS, MAX_KINDS)
 }
 
-/// Units at the start of the range that hold no cells. The range's own address stands in registers
+/// Pages at the start of the range that hold no cells. The range's own address stands in registers
 /// and on stacks whenever somebody allocates; it must not keep whatever would lie there.
 const NEVER_TAKEN: usize = 1;
 
@@ -194,8 +194,8 @@ impl Space {
     /// # Safety
     /// The caller answers for all that is done with it, by safe methods too: they take addresses,
     /// cells, sites, reservations and runs at their word. Each is given back to the space that it
-    /// came from, `LocalAllocator` are used by one thread, markers share a queue made for this space, and
-    /// what a method says of a stopped world holds.
+    /// came from, `LocalAllocator` are used by one thread, markers share a queue made for this
+    /// space, and what a method says of a stopped world holds.
     #[cfg(feature = "internals")]
     pub unsafe fn bare(config: SpaceConfig) -> Result<Space, SpaceError> {
         Space::new(config)
@@ -203,7 +203,7 @@ impl Space {
 
     /// Reserves the address range and its side tables.
     pub(crate) fn new(config: SpaceConfig) -> Result<Space, SpaceError> {
-        const CHUNK: u64 = (CHUNK_UNITS * UNIT) as u64;
+        const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
         if !(MIN_RESERVE..=MAX_RESERVE).contains(&config.reserve) {
             return Err(SpaceError::Reserve(config.reserve));
         }
@@ -220,17 +220,17 @@ impl Space {
         let most_kinds = kinds_for(bytes);
         let limit = config
             .hard_limit
-            .map_or(usize::MAX, |limit| limit as usize / UNIT);
+            .map_or(usize::MAX, |limit| limit as usize / PAGE);
         let pre_touch = config
             .pre_touch
             .min(bytes)
             .min(config.hard_limit.unwrap_or(u64::MAX))
             .next_multiple_of(CHUNK);
         let prefault = Prefault::default();
-        let writable = pre_touch.max(FIRST_STEP).min(bytes) as usize / UNIT;
+        let writable = pre_touch.max(FIRST_STEP).min(bytes) as usize / PAGE;
         range.make_writable(0, writable)?;
         if pre_touch != 0 {
-            prefault.pre_touch(&range, pre_touch as usize / UNIT);
+            prefault.pre_touch(&range, pre_touch as usize / PAGE);
         }
         let spare = usize::from(config.past_the_end && !planted("no-spare-byte"));
         Ok(Space {
@@ -296,7 +296,7 @@ impl Space {
         self.range.base..self.range.base + self.len
     }
 
-    /// Are there so many unit words that it pays to ask for each one ahead? Takes the heap's lock.
+    /// Are there so many page words that it pays to ask for each one ahead? Takes the heap's lock.
     pub(crate) fn is_far(&self) -> bool {
         are_far(self.top())
     }
@@ -309,22 +309,22 @@ impl Space {
 
     /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
     pub fn used_bytes(&self) -> u64 {
-        (self.spans.lock().used() * UNIT) as u64
+        (self.spans.lock().used() * PAGE) as u64
     }
 
     /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it
-    /// that tell of them: bitmaps, unit words, records, sites, allocated_black. Where memory went back to
-    /// the system, most of what told of it went back, too, and is still counted. Takes the heap's
-    /// lock.
+    /// that tell of them: bitmaps, page words, records, sites, cells allocated black. Where memory
+    /// went back to the system, most of what told of it went back, too, and is still counted. Takes
+    /// the heap's lock.
     pub fn metadata_bytes(&self) -> (u64, u64) {
-        const A_UNIT: usize =
-            size_of::<AtomicU32>() + size_of::<Record>() + 2 * WORDS_PER_UNIT * size_of::<u64>();
+        const A_PAGE: usize =
+            size_of::<AtomicU32>() + size_of::<Record>() + 2 * WORDS_PER_PAGE * size_of::<u64>();
         let top = self.spans.lock().top();
-        let tables = top * A_UNIT + top.div_ceil(8);
-        let tables = tables + top.div_ceil(CHUNK_UNITS) + top.div_ceil(BITS_PAGE_UNITS);
+        let tables = top * A_PAGE + top.div_ceil(8);
+        let tables = tables + top.div_ceil(CHUNK_PAGES) + top.div_ceil(PAGES_PER_BITMAP_PAGE);
         let sites = self.sites.count() * size_of::<Entry>();
         let tables = tables + sites + self.allocated_black.peak_bytes();
-        ((top * UNIT) as u64, tables as u64)
+        ((top * PAGE) as u64, tables as u64)
     }
 
     /// Where those tables lie, but for the sites.
@@ -332,12 +332,12 @@ impl Space {
     fn tables(&self) -> [std::ops::Range<usize>; 7] {
         let range = &self.range;
         let [first, second] = [&range.bits[0], &range.bits[1]].map(Bitmap::addresses);
-        let rest = [range.units.addresses(), range.records.addresses()];
-        let [units, records] = rest;
+        let rest = [range.page_table.addresses(), range.records.addresses()];
+        let [pages, records] = rest;
         [
             first,
             second,
-            units,
+            pages,
             records,
             range.dirty.addresses(),
             range.noted_bits.addresses(),
@@ -371,16 +371,16 @@ impl Space {
     #[inline]
     pub fn resolve(&self, address: usize) -> Option<Cell> {
         let offset = self.offset(address)?;
-        let unit = offset / UNIT;
-        match self.range.units.get(unit) {
-            Unit::Free => None,
-            Unit::Small {
+        let page = offset / PAGE;
+        match self.range.page_table.get(page) {
+            Page::Free => None,
+            Page::Small {
                 class,
                 distance,
                 kind,
             } => {
                 let class = &TABLE[class];
-                let in_span = distance * UNIT + offset % UNIT;
+                let in_span = distance * PAGE + offset % PAGE;
                 let mut index = class.index_of(in_span);
                 if planted("interior-off-by-one") && in_span != index * class.size as usize {
                     index += 1;
@@ -398,7 +398,7 @@ impl Space {
                     None
                 }
             }
-            Unit::Large { distance } => self.large_cell(unit.checked_sub(distance)?),
+            Page::Large { distance } => self.large_cell(page.checked_sub(distance)?),
         }
     }
 
@@ -408,7 +408,7 @@ impl Space {
         let Some(offset) = self.offset(address) else {
             return false;
         };
-        prefetch(core::ptr::from_ref(self.units().word(offset / UNIT)) as usize);
+        prefetch(core::ptr::from_ref(self.page_table().word(offset / PAGE)) as usize);
         self.allocated_bits().prefetch(offset);
         self.marked_bits().prefetch(offset);
         true
@@ -451,8 +451,8 @@ impl Space {
     }
 
     #[inline(always)]
-    pub(crate) fn units(&self) -> &Units {
-        &self.range.units
+    pub(crate) fn page_table(&self) -> &PageTable {
+        &self.range.page_table
     }
 
     #[inline(always)]
@@ -471,12 +471,12 @@ impl Space {
         &self.range.bits[!self.role.load(Ordering::Relaxed) & 1]
     }
 
-    /// Notes that the bitmaps' pages for this unit may have bits: the allocated one's now, the
+    /// Notes that the bitmaps' pages for this page may have bits: the allocated one's now, the
     /// other one's in its time. A page without that note is zero, and is not written when a bitmap
     /// is cleared: it may have gone back to the system.
     #[inline(always)]
-    pub(crate) fn note_bits(&self, unit: usize) {
-        let noted = self.noted_bits(unit / BITS_PAGE_UNITS);
+    pub(crate) fn note_bits(&self, page: usize) {
+        let noted = self.noted_bits(page / PAGES_PER_BITMAP_PAGE);
         // Ordering: Relaxed. Read by the clearing of the spare bitmap, which starts in a stop.
         if noted.load(Ordering::Relaxed) == 0 {
             noted.store(1, Ordering::Relaxed);
@@ -493,7 +493,7 @@ impl Space {
     /// drop them after.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         // No other code takes two of these in another order: what goes back to the system first,
-        // the allocator of units last.
+        // the allocator of pages last.
         let rearranging = self.rearranging.lock();
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
@@ -547,19 +547,19 @@ impl Space {
         self.sweep_site.store(0, Ordering::Relaxed);
     }
 
-    /// Has `least` units that were never taken written from now on, beyond those that can be
+    /// Has `least` pages that were never taken written from now on, beyond those that can be
     /// already, and more where the system has them. By the holder of the lock.
     fn make_writable(&self, spans: &mut Spans, least: usize) -> Result<(), NoSpan> {
-        let (from, end) = (spans.end(), self.len / UNIT);
-        let wanted = (spans.top() + least).next_multiple_of(CHUNK_UNITS);
+        let (from, end) = (spans.end(), self.len / PAGE);
+        let wanted = (spans.top() + least).next_multiple_of(CHUNK_PAGES);
         if wanted > end {
             return Err(NoSpan::Exhausted);
         }
         // A heap that grows asks seldom; where memory is promised to none twice, it holds a quarter
         // more than it ever had.
-        let mut more = (from / GROWTH).clamp(FIRST_STEP as usize / UNIT, MOST_STEP / UNIT);
+        let mut more = (from / GROWTH).clamp(FIRST_STEP as usize / PAGE, MOST_STEP / PAGE);
         loop {
-            let to = (from + more).next_multiple_of(CHUNK_UNITS).min(end);
+            let to = (from + more).next_multiple_of(CHUNK_PAGES).min(end);
             match self.range.make_writable(from, to.max(wanted)) {
                 Ok(()) => {
                     spans.set_end(to.max(wanted));
@@ -571,7 +571,7 @@ impl Space {
         }
     }
 
-    /// What `take` finds in the free stretches; where it finds none, with more units written.
+    /// What `take` finds in the free stretches; where it finds none, with more pages written.
     pub(crate) fn take_with<R>(
         &self,
         spans: &mut Spans,
@@ -587,28 +587,28 @@ impl Space {
         }
     }
 
-    /// Has units up to `end` written from now on, of those that were never taken.
+    /// Has pages up to `end` written from now on, of those that were never taken.
     fn writable_up_to(&self, end: usize) -> bool {
         let mut spans = self.spans.lock();
         let top = spans.top();
         end <= spans.end() || self.make_writable(&mut spans, end - top).is_ok()
     }
 
-    /// Takes units for a large object: the first, and whether all of them are known to be zero.
-    pub(crate) fn take_units(&self, units: usize) -> Result<(usize, bool), NoSpan> {
+    /// Takes pages for a large object: the first, and whether all of them are known to be zero.
+    pub(crate) fn take_pages(&self, pages: usize) -> Result<(usize, bool), NoSpan> {
         let (records, dirty) = (&self.range.records, &self.range.dirty);
-        let first = self.take_with(&mut self.spans.lock(), units, |spans| {
-            spans.take(records, dirty, units)
+        let first = self.take_with(&mut self.spans.lock(), pages, |spans| {
+            spans.take(records, dirty, pages)
         })?;
-        self.prefault.taken(first + units);
-        Ok((first, self.range.dirty.count(first, units) == 0))
+        self.prefault.taken(first + pages);
+        Ok((first, self.range.dirty.count(first, pages) == 0))
     }
 
-    /// Gives a span of few units back whose unit words are zero.
-    pub(crate) fn give_units(&self, first: usize, units: usize) {
-        self.range.dirty.set(first, units);
+    /// Gives a span of few pages back whose page words are zero.
+    pub(crate) fn give_pages(&self, first: usize, pages: usize) {
+        self.range.dirty.set(first, pages);
         self.spans
             .lock()
-            .give(&self.range.records, &self.range.dirty, first, units);
+            .give(&self.range.records, &self.range.dirty, first, pages);
     }
 }

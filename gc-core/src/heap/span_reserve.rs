@@ -1,4 +1,4 @@
-//! Stretches of free units that a mutator has to itself, and cuts its new spans from.
+//! Stretches of free pages that a mutator has to itself, and cuts its new spans from.
 //!
 //! Where mutators take their spans one by one from the same stretch, each gets every other one, 64
 //! KiB of 128, and what it builds lies scattered among what the others build. After the next
@@ -18,7 +18,7 @@
 //! waits for memory tries again, and the next ones are half as long: an idle mutator keeps nothing.
 //!
 //! # Who owns it
-//! A claimed stretch is in use, and its units have no words: nothing resolves there. It is one
+//! A claimed stretch is in use, and its pages have no words: nothing resolves there. It is one
 //! word, which its mutator takes and puts back under `no_preempt` and the collector takes outside
 //! of stops. Whoever took it has the stretch, records included. So the mutator may cut it without
 //! the heap's lock: the boundaries that it makes lie inside, and their neighbours' owners look at
@@ -30,14 +30,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// A mutator's stretch. See the module's head.
 #[derive(Debug, Default)]
 pub(crate) struct SpanReserve {
-    /// The first unit in the high half, how many in the low one; 0: none.
+    /// The first page in the high half, how many in the low one; 0: none.
     stretch: AtomicU64,
-    /// Units that the next one may have at most. A hint: Relaxed.
+    /// Pages that the next one may have at most. A hint: Relaxed.
     pub(super) most: AtomicU32,
 }
 
 impl SpanReserve {
-    /// Takes the stretch: first unit and how many, 0 if there is none.
+    /// Takes the stretch: first page and how many, 0 if there is none.
     pub(super) fn take(&self) -> (usize, usize) {
         // Ordering: Acquire pairs with the Release in `put`: the records are as its last owner left
         // them.
@@ -46,9 +46,9 @@ impl SpanReserve {
     }
 
     /// Puts what is left of it back. By the mutator, which took it.
-    pub(super) fn put(&self, first: usize, units: usize) {
-        if units != 0 {
-            let stretch = (first as u64) << 32 | units as u64;
+    pub(super) fn put(&self, first: usize, pages: usize) {
+        if pages != 0 {
+            let stretch = (first as u64) << 32 | pages as u64;
             // Ordering: Release pairs with the Acquire in `take`.
             self.stretch.store(stretch, Ordering::Release);
         }

@@ -3,7 +3,7 @@
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use crate::heap::{Bitmap, WORDS_PER_UNIT};
+use crate::heap::{Bitmap, WORDS_PER_PAGE};
 use crate::memory::prefetch::prefetch;
 
 /// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through
@@ -68,11 +68,11 @@ impl<'a> Bits<'a> {
     #[inline]
     pub(super) fn words_of(&self, unit: usize) -> impl Iterator<Item = (usize, u64)> + use<'a> {
         let bits = *self;
-        (0..WORDS_PER_UNIT).map(move |word| {
+        (0..WORDS_PER_PAGE).map(move |word| {
             // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was
             // cleared.
             let bits = bits
-                .word(unit * WORDS_PER_UNIT + word)
+                .word(unit * WORDS_PER_PAGE + word)
                 .load(Ordering::SeqCst);
             (word * 64, bits)
         })

@@ -22,12 +22,12 @@ use core::sync::atomic::Ordering;
 
 use super::steps::Core;
 use crate::encoding::Encoding;
-use crate::heap::{Bitmap, GRANULE, UNIT, Unit, WORDS_PER_UNIT};
+use crate::heap::{Bitmap, GRANULE, PAGE, Page, WORDS_PER_PAGE};
 use crate::kind::Descriptor;
 use crate::memory::prefetch::prefetch;
 use crate::tracer::{WORD, load};
 
-const GRANULES: usize = UNIT / GRANULE;
+const GRANULES: usize = PAGE / GRANULE;
 
 /// The slots of a cons cell, and of a node with two children.
 const PAIR: u64 = 0b11;
@@ -46,7 +46,7 @@ struct Visit {
     /// The address of the unit's first byte.
     start: usize,
     /// Its mark bits as they were in the beginning, and those that are to be set.
-    seen: [u64; WORDS_PER_UNIT],
+    seen: [u64; WORDS_PER_PAGE],
     /// Granules of cells that are to be followed. Each has got its bit in `seen` before it was put
     /// here, once, so there are no more of them than granules.
     stack: [MaybeUninit<u8>; GRANULES],
@@ -70,7 +70,7 @@ impl Core<'_> {
             let word = unsafe { load(cell + slots.trailing_zeros() as usize * WORD) };
             if word & encoding.mask == encoding.value {
                 let target = (word & encoding.keep).wrapping_sub(self.base);
-                if target / UNIT == offset / UNIT && self.is_white(target) {
+                if target / PAGE == offset / PAGE && self.is_white(target) {
                     // SAFETY: forwarded; the slots are those of the descriptor that are left.
                     return unsafe {
                         match (encoding == Encoding::RAW, descriptor.first_slots) {
@@ -113,10 +113,10 @@ impl Core<'_> {
         } else {
             descriptor.encoding
         };
-        let unit = offset / UNIT;
+        let unit = offset / PAGE;
         let before = self.marks_of(unit);
         let mut visit = Visit {
-            start: self.base + unit * UNIT,
+            start: self.base + unit * PAGE,
             seen: before,
             stack: [MaybeUninit::uninit(); GRANULES],
             top: 0,
@@ -143,11 +143,11 @@ impl Core<'_> {
 
     /// The mark bits of a unit.
     #[inline(always)]
-    fn marks_of(&self, unit: usize) -> [u64; WORDS_PER_UNIT] {
+    fn marks_of(&self, unit: usize) -> [u64; WORDS_PER_PAGE] {
         // Ordering: Relaxed, as in `mark_soon`. Bits that others set meanwhile have their cells
         // followed twice.
         core::array::from_fn(|index| {
-            let word = self.marks.word(unit * WORDS_PER_UNIT + index);
+            let word = self.marks.word(unit * WORDS_PER_PAGE + index);
             word.load(Ordering::Relaxed)
         })
     }
@@ -199,7 +199,7 @@ impl Core<'_> {
     #[inline(always)]
     fn edge_of(&mut self, visit: &mut Visit, target: usize, last: Option<usize>) -> Option<usize> {
         let near = target.wrapping_sub(visit.start);
-        if near >= UNIT {
+        if near >= PAGE {
             self.found_far(target.wrapping_sub(self.base));
             return last;
         }
@@ -234,17 +234,17 @@ impl Core<'_> {
 
     /// Leaves the new bits to [`Core::flush`], a word at a time.
     #[inline]
-    fn leave(&mut self, unit: usize, before: [u64; WORDS_PER_UNIT], after: [u64; WORDS_PER_UNIT]) {
-        let Unit::Small { class, kind, .. } = self.space.units().get(unit) else {
+    fn leave(&mut self, unit: usize, before: [u64; WORDS_PER_PAGE], after: [u64; WORDS_PER_PAGE]) {
+        let Page::Small { class, kind, .. } = self.space.page_table().get(unit) else {
             // Cells were followed there, and marked cells stay.
             return;
         };
-        for index in 0..WORDS_PER_UNIT {
+        for index in 0..WORDS_PER_PAGE {
             let new = after[index] & !before[index];
             if new != 0 {
                 self.flush();
                 self.grey = new;
-                self.grey_word = unit * WORDS_PER_UNIT + index;
+                self.grey_word = unit * WORDS_PER_PAGE + index;
                 (self.grey_class, self.grey_kind) = (class, kind);
             }
         }

@@ -23,7 +23,7 @@ use super::budget::{Budget, Cells};
 use super::marker::Marker;
 use super::steps::Core;
 use crate::fault::planted;
-use crate::heap::{GRANULE, UNIT, Unit};
+use crate::heap::{GRANULE, PAGE, Page};
 use crate::kind::Tag;
 
 /// What is left of the heap.
@@ -76,10 +76,10 @@ impl Core<'_> {
     /// Follows the marked cells of a unit that may change; how many.
     #[inline]
     fn follow_old_in(&mut self, unit: usize, budget: &mut Cells) -> u64 {
-        let kind = match self.space.units().get(unit) {
-            Unit::Small { kind, .. } => kind,
-            Unit::Large { distance: 0 } => self.space.large_record(unit).1,
-            Unit::Large { .. } | Unit::Free => return 0,
+        let kind = match self.space.page_table().get(unit) {
+            Page::Small { kind, .. } => kind,
+            Page::Large { distance: 0 } => self.space.large_record(unit).1,
+            Page::Large { .. } | Page::Free => return 0,
         };
         let descriptor = self.space.kinds.get(kind);
         if !descriptor.may_change() {
@@ -90,7 +90,7 @@ impl Core<'_> {
         let mut followed = 0;
         for (first, mut bits) in marks.words_of(unit) {
             while bits != 0 {
-                let offset = unit * UNIT + (first + bits.trailing_zeros() as usize) * GRANULE;
+                let offset = unit * PAGE + (first + bits.trailing_zeros() as usize) * GRANULE;
                 bits &= bits - 1;
                 followed += 1;
                 if is_weak {

@@ -14,7 +14,7 @@ use crossbeam_utils::CachePadded;
 
 use super::board::Board;
 use crate::fault::planted;
-use crate::heap::{Space, UNIT};
+use crate::heap::{PAGE, Space};
 use crate::marked::BYTES_A_CELL;
 use crate::memory::MapError;
 use crate::memory::os::Table;
@@ -126,7 +126,7 @@ impl MarkQueue {
             peak: AtomicUsize::new(0),
             free: Stack::default(),
             full: Stack::default(),
-            flags: Table::new((space.len() / UNIT).div_ceil(64))?,
+            flags: Table::new((space.len() / PAGE).div_ceil(64))?,
             flagged: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             large: CachePadded::default(),

@@ -9,7 +9,7 @@ use super::work_item::{Entry, PART};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::follow::follow;
-use crate::heap::{Bitmap, CLASS_TABLE, GRANULE, Space, UNIT, Unit};
+use crate::heap::{Bitmap, CLASS_TABLE, GRANULE, PAGE, Page, Space};
 use crate::kind::{KindId, Tag};
 use crate::marked::{BYTES_A_CELL, Marked};
 use crate::memory::prefetch::{Ring, prefetch};
@@ -88,7 +88,7 @@ impl<'a> Core<'a> {
         self.marks.prefetch(offset);
         if self.far {
             core::hint::cold_path(); // memory is what such a heap waits for; a small one falls through
-            self.space.units().prefetch(offset / UNIT);
+            self.space.page_table().prefetch(offset / PAGE);
         }
         if let Some(oldest) = self.edges.exchange(offset) {
             self.mark_soon(oldest);
@@ -111,7 +111,7 @@ impl<'a> Core<'a> {
             }
         } else {
             self.flush();
-            let Unit::Small { class, kind, .. } = self.space.units().get(offset / UNIT) else {
+            let Page::Small { class, kind, .. } = self.space.page_table().get(offset / PAGE) else {
                 self.mark_other(offset);
                 return;
             };
@@ -171,7 +171,7 @@ impl<'a> Core<'a> {
         if !planted("flag-before-bits") {
             self.flush();
         }
-        self.hand.queue().flag(entry.offset() / UNIT);
+        self.hand.queue().flag(entry.offset() / PAGE);
     }
 
     /// Step 2 for what is no small cell.
@@ -317,8 +317,8 @@ impl<'a> Core<'a> {
 
     /// The entry of the cell that begins at `offset`.
     pub(super) fn entry(&self, offset: usize) -> Entry {
-        match self.space.units().get(offset / UNIT) {
-            Unit::Small { kind, .. } => Entry::small(offset, kind),
+        match self.space.page_table().get(offset / PAGE) {
+            Page::Small { kind, .. } => Entry::small(offset, kind),
             _ => Entry::large(offset),
         }
     }
@@ -331,8 +331,8 @@ impl<'a> Core<'a> {
         }
         let queue = self.hand.queue();
         queue.take_flags(|unit| {
-            for granule in 0..UNIT / GRANULE {
-                let offset = unit * UNIT + granule * GRANULE;
+            for granule in 0..PAGE / GRANULE {
+                let offset = unit * PAGE + granule * GRANULE;
                 // Born cells are marked before they are written: who sees the mark sees the zeroes.
                 if self.marks.test_now(offset) {
                     self.follow(self.entry(offset));

@@ -10,7 +10,7 @@ use super::work_item::{Entry, PART};
 use super::{MarkQueue, Marked, Marker, Tracer, old};
 use crate::encoding::Encoding;
 use crate::heap::tests::Toy;
-use crate::heap::{MAX_RESERVE, MAX_SMALL, SpaceConfig, UNIT};
+use crate::heap::{MAX_RESERVE, MAX_SMALL, PAGE, SpaceConfig};
 use crate::kind::{Kind, KindId};
 use crate::tracer::WORD;
 
@@ -506,8 +506,8 @@ fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
 
 #[test]
 fn an_entry_says_what_was_put_into_it() {
-    let last = MAX_RESERVE as usize - UNIT;
-    for offset in [0, UNIT, last] {
+    let last = MAX_RESERVE as usize - PAGE;
+    for offset in [0, PAGE, last] {
         for kind in [0, 1, u16::MAX] {
             let entry = Entry::small(offset + 48, KindId(kind));
             assert_eq!(

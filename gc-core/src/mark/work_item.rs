@@ -1,6 +1,6 @@
 //! What the mark queue holds: a cell, or a part of one, in a word.
 
-use crate::heap::{GRANULE, MAX_RESERVE, UNIT};
+use crate::heap::{GRANULE, MAX_RESERVE, PAGE};
 use crate::kind::KindId;
 use crate::tracer::WORD;
 
@@ -25,7 +25,7 @@ pub(super) struct Entry(pub(super) usize);
 
 /// Bits of a granule's number, and of a unit's, in the largest reserve.
 const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
-const UNIT_BITS: u32 = (MAX_RESERVE as usize / UNIT).ilog2();
+const UNIT_BITS: u32 = (MAX_RESERVE as usize / PAGE).ilog2();
 const SMALL: usize = 1 << 63;
 const _: () = assert!(GRANULE_BITS + 16 < 63);
 const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (63 - UNIT_BITS));
@@ -38,7 +38,7 @@ impl Entry {
 
     #[inline(always)]
     pub(super) fn large(offset: usize) -> Entry {
-        Entry(offset / UNIT)
+        Entry(offset / PAGE)
     }
 
     /// A small cell is followed as a whole.
@@ -65,7 +65,7 @@ impl Entry {
         if self.0 & SMALL != 0 {
             (self.0 & ((1 << GRANULE_BITS) - 1)) * GRANULE
         } else {
-            (self.0 & ((1 << UNIT_BITS) - 1)) * UNIT
+            (self.0 & ((1 << UNIT_BITS) - 1)) * PAGE
         }
     }
 

@@ -408,7 +408,8 @@ impl Pacer {
     /// The plan to have marked so many cells at the goal, after `cycle`.
     fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
         let now = cycle.now();
-        let notes_allocated_black = self.concurrent && generation::might_be(self.policy.young, cycle);
+        let notes_allocated_black =
+            self.concurrent && generation::might_be(self.policy.young, cycle);
         let (trigger, growth) = if goal == u64::MAX {
             (goal, MINIMUM)
         } else {

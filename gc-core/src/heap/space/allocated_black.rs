@@ -1,7 +1,7 @@
 //! What a space does with its record of the cells that were allocated black.
 
-use super::super::bitmap::WORDS_PER_UNIT;
-use super::super::size_classes::{Class, GRANULE, UNIT};
+use super::super::bitmap::WORDS_PER_PAGE;
+use super::super::size_classes::{Class, GRANULE, PAGE};
 use super::Space;
 
 impl Space {
@@ -10,8 +10,9 @@ impl Space {
         if from < to {
             // SAFETY: the span is the caller's.
             unsafe { (*self.records().at(span)).flags.note_allocated_black() };
-            let first = span * UNIT / GRANULE + from * class.stride();
-            self.allocated_black.note_range(first, (to - from) * class.stride());
+            let first = span * PAGE / GRANULE + from * class.stride();
+            self.allocated_black
+                .note_range(first, (to - from) * class.stride());
         }
     }
 
@@ -20,7 +21,7 @@ impl Space {
         if bits != 0 {
             // SAFETY: as above.
             unsafe { (*self.records().at(span)).flags.note_allocated_black() };
-            let word = span * WORDS_PER_UNIT + word;
+            let word = span * WORDS_PER_PAGE + word;
             self.allocated_black.note(word << 1, bits as usize);
         }
     }

@@ -43,14 +43,22 @@ impl Space {
 
     /// Somebody was handed so much, and it is reported at once.
     pub(super) fn count_at_once(&self, cells: usize, bytes: usize) {
-        self.allocation_count.cells.fetch_add(cells as i64, Ordering::Relaxed);
-        self.allocation_count.bytes.fetch_add(bytes as i64, Ordering::Relaxed);
+        self.allocation_count
+            .cells
+            .fetch_add(cells as i64, Ordering::Relaxed);
+        self.allocation_count
+            .bytes
+            .fetch_add(bytes as i64, Ordering::Relaxed);
     }
 
     /// So much was given back.
     pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
-        self.allocation_count.cells.fetch_sub(cells as i64, Ordering::Relaxed);
-        self.allocation_count.bytes.fetch_sub(bytes as i64, Ordering::Relaxed);
+        self.allocation_count
+            .cells
+            .fetch_sub(cells as i64, Ordering::Relaxed);
+        self.allocation_count
+            .bytes
+            .fetch_sub(bytes as i64, Ordering::Relaxed);
     }
 
     /// In a stop: counts anew.

@@ -1,7 +1,7 @@
 //! What markers and oracles ask of a cell: its edges, its kind, its size.
 
-use super::super::page_table::Unit;
-use super::super::size_classes::{TABLE as CLASS_TABLE, UNIT};
+use super::super::page_table::Page;
+use super::super::size_classes::{PAGE, TABLE as CLASS_TABLE};
 use super::{Cell, Space};
 use crate::encoding::Encoding;
 use crate::follow::follow;
@@ -66,12 +66,12 @@ impl Space {
 
     /// Can a cell begin at `offset` of the address range?
     pub(crate) fn is_first_byte(&self, offset: usize) -> bool {
-        match self.units().get(offset / UNIT) {
-            Unit::Small {
+        match self.page_table().get(offset / PAGE) {
+            Page::Small {
                 class, distance, ..
-            } => (distance * UNIT + offset % UNIT).is_multiple_of(CLASS_TABLE[class].size as usize),
-            Unit::Large { distance } => distance == 0 && offset.is_multiple_of(UNIT),
-            Unit::Free => false,
+            } => (distance * PAGE + offset % PAGE).is_multiple_of(CLASS_TABLE[class].size as usize),
+            Page::Large { distance } => distance == 0 && offset.is_multiple_of(PAGE),
+            Page::Free => false,
         }
     }
 
@@ -79,11 +79,11 @@ impl Space {
     /// can begin.
     #[inline(always)]
     pub(crate) fn kind_and_size(&self, offset: usize) -> Option<(KindId, usize)> {
-        match self.units().get(offset / UNIT) {
-            Unit::Small { class, kind, .. } => Some((kind, CLASS_TABLE[class].size as usize)),
-            Unit::Large { distance: 0 } => {
-                let (units, kind) = self.large_record(offset / UNIT);
-                Some((kind, units * UNIT))
+        match self.page_table().get(offset / PAGE) {
+            Page::Small { class, kind, .. } => Some((kind, CLASS_TABLE[class].size as usize)),
+            Page::Large { distance: 0 } => {
+                let (pages, kind) = self.large_record(offset / PAGE);
+                Some((kind, pages * PAGE))
             }
             _ => None,
         }

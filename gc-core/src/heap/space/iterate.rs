@@ -6,9 +6,9 @@
 //! its records go back to the system while the walk is on its way to one of them: it would then
 //! step through what is left of older records, and past cells that live.
 
-use super::super::page_runs::{CHUNK_UNITS, State};
-use super::super::page_table::Unit;
-use super::super::size_classes::{self, Class, UNIT};
+use super::super::page_runs::{CHUNK_PAGES, State};
+use super::super::page_table::Page;
+use super::super::size_classes::{self, Class, PAGE};
 use super::{Cell, Space};
 use crate::fault::planted;
 use crate::kind::KindId;
@@ -39,32 +39,32 @@ impl Space {
     pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
         let _rearranging = (!planted("walk-beside-sweep")).then(|| self.rearranging.lock());
         let top = self.spans.lock().top();
-        let mut unit = 0;
-        while unit < top {
-            // SAFETY: `unit` is the first of its stretch, and with the world stopped no stretch
+        let mut page = 0;
+        while page < top {
+            // SAFETY: `page` is the first of its stretch, and with the world stopped no stretch
             // changes.
-            let (units, state) = unsafe {
+            let (pages, state) = unsafe {
                 (
-                    (*self.records().at(unit)).units as usize,
-                    (*self.records().at(unit)).state,
+                    (*self.records().at(page)).pages as usize,
+                    (*self.records().at(page)).state,
                 )
             };
             if state == State::InUse {
-                match self.units().get(unit) {
-                    Unit::Small { class, kind, .. } => {
-                        self.cells_of_span(unit, &size_classes::TABLE[class], kind, f)
+                match self.page_table().get(page) {
+                    Page::Small { class, kind, .. } => {
+                        self.cells_of_span(page, &size_classes::TABLE[class], kind, f)
                     }
-                    Unit::Large { .. } => {
-                        if let Some(cell) = self.large_cell(unit) {
+                    Page::Large { .. } => {
+                        if let Some(cell) = self.large_cell(page) {
                             f(cell);
                         }
                     }
                     // Taken, but not published yet.
-                    Unit::Free => {}
+                    Page::Free => {}
                 }
             }
-            unit += units.max(1);
-            if planted("walk-beside-sweep") && units >= CHUNK_UNITS / 2 {
+            page += pages.max(1);
+            if planted("walk-beside-sweep") && pages >= CHUNK_PAGES / 2 {
                 // Between two stretches, where the second may go.
                 std::thread::sleep(std::time::Duration::from_millis(500));
             }
@@ -100,7 +100,7 @@ impl Space {
         while index < cells {
             let size = class.size as usize;
             f(Cell {
-                base: self.base() + span * UNIT + index * size,
+                base: self.base() + span * PAGE + index * size,
                 size,
                 kind,
             });

@@ -4,10 +4,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
 use super::super::large::{Freeing, LargeReservation, Lists};
-use super::super::page_runs::CHUNK_UNITS;
-use super::super::page_table::Unit;
-use super::super::prefault::ColdUnits;
-use super::super::size_classes::{GRANULE, UNIT};
+use super::super::page_runs::CHUNK_PAGES;
+use super::super::page_table::Page;
+use super::super::prefault::ColdPages;
+use super::super::size_classes::{GRANULE, PAGE};
 use super::super::span_lists::check;
 use super::{Cell, NEVER_TAKEN, Space};
 use crate::error::AllocError;
@@ -17,58 +17,58 @@ use crate::marked::BYTES_A_CELL;
 
 /// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do
 /// other things between.
-const CLEAR_UNITS: usize = (256 << 10) / UNIT;
+const CLEAR_PAGES: usize = (256 << 10) / PAGE;
 
-/// Units whose words one piece of the sweep clears, some 10 us.
-const FREE_UNITS: usize = 16 << 10;
+/// Pages whose words one piece of the sweep clears, some 10 us.
+const FREE_PAGES: usize = 16 << 10;
 
 impl Space {
-    /// The units of a large object, which it may have if everything else goes.
+    /// The pages of a large object, which it may have if everything else goes.
     ///
     /// # Errors
     /// What no collection changes.
-    pub(crate) fn large_units(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
-        let units = self.sites.room(bytes).div_ceil(UNIT).max(1);
+    pub(crate) fn large_pages(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
+        let pages = self.sites.room(bytes).div_ceil(PAGE).max(1);
         if let Some(limit) = self.hard_limit
-            && units > limit as usize / UNIT
+            && pages > limit as usize / PAGE
             && !planted("too-large-collects")
         {
             return Err(AllocError::HeapLimit { limit, bytes });
         }
-        if units > self.len() / UNIT - NEVER_TAKEN {
+        if pages > self.len() / PAGE - NEVER_TAKEN {
             return Err(AllocError::TooLarge { bytes });
         }
-        check(&self.kinds, kind, bytes, units * UNIT).map_err(AllocError::Site)?;
-        Ok(units)
+        check(&self.kinds, kind, bytes, pages * PAGE).map_err(AllocError::Site)?;
+        Ok(pages)
     }
 
-    /// Those units of a reservation whose first touch would be a fault, if that is to be seen to
+    /// Those pages of a reservation whose first touch would be a fault, if that is to be seen to
     /// beforehand: what is larger than a page of the system's may be meant to stay untouched.
-    pub(crate) fn cold_units(&self, large: &LargeReservation) -> Option<ColdUnits> {
-        (large.units <= CHUNK_UNITS)
-            .then(|| self.cold(large.first, large.units))
+    pub(crate) fn cold_pages(&self, large: &LargeReservation) -> Option<ColdPages> {
+        (large.pages <= CHUNK_PAGES)
+            .then(|| self.cold(large.first, large.pages))
             .flatten()
     }
 
     /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be
     /// zero. True: done.
     pub fn clear_large(&self, large: &mut LargeReservation) -> bool {
-        let end = (large.cleared + CLEAR_UNITS).min(large.units);
+        let end = (large.cleared + CLEAR_PAGES).min(large.pages);
         let clears = !self.kinds.get(large.kind).uninit;
         for distance in large.cleared..end {
-            let unit = large.first + distance;
-            if clears && self.range.dirty.count(unit, 1) != 0 {
-                // SAFETY: the unit belongs to this reservation, and nothing names it yet.
-                unsafe { std::ptr::write_bytes((self.base() + unit * UNIT) as *mut u8, 0, UNIT) };
+            let page = large.first + distance;
+            if clears && self.range.dirty.count(page, 1) != 0 {
+                // SAFETY: the page belongs to this reservation, and nothing names it yet.
+                unsafe { std::ptr::write_bytes((self.base() + page * PAGE) as *mut u8, 0, PAGE) };
             }
-            // The first unit's word is missing until the end, and the others lead to it: they name
+            // The first page's word is missing until the end, and the others lead to it: they name
             // nothing yet.
             if distance != 0 {
-                self.units().set(unit, Unit::Large { distance });
+                self.page_table().set(page, Page::Large { distance });
             }
         }
         large.cleared = end;
-        end == large.units
+        end == large.pages
     }
 
     /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the
@@ -77,54 +77,54 @@ impl Space {
     pub fn publish_large(&self, mut large: LargeReservation) -> NonNull<u8> {
         while !self.clear_large(&mut large) {}
         let LargeReservation {
-            first, units, kind, ..
+            first, pages, kind, ..
         } = large;
         if planted("publish-first") {
-            self.allocated_bits().set(first * UNIT);
-            self.units().set(first, Unit::Large { distance: 0 });
+            self.allocated_bits().set(first * PAGE);
+            self.page_table().set(first, Page::Large { distance: 0 });
             (0..1000).for_each(|_| std::hint::spin_loop());
         }
-        // SAFETY: the units were taken for this reservation, so their records are ours.
+        // SAFETY: the pages were taken for this reservation, so their records are ours.
         unsafe { (*self.records().at(first)).kind = kind.0 };
         if self.kinds.get(kind).tag.is_followed() {
-            self.large.followed.fetch_add(units, Ordering::Relaxed);
+            self.large.followed.fetch_add(pages, Ordering::Relaxed);
         }
         self.note_bits(first);
-        self.allocated_bits().set(first * UNIT);
+        self.allocated_bits().set(first * PAGE);
         if self.is_marking() && !planted("white-runs") {
-            self.marked_bits().set(first * UNIT);
-            self.allocated_black.note_range(first * UNIT / GRANULE, 1);
+            self.marked_bits().set(first * PAGE);
+            self.allocated_black.note_range(first * PAGE / GRANULE, 1);
         }
         self.large.lists.lock().swept.push(self.records(), first);
-        self.count_at_once(1, units * UNIT);
-        self.units().set(first, Unit::Large { distance: 0 });
+        self.count_at_once(1, pages * PAGE);
+        self.page_table().set(first, Page::Large { distance: 0 });
         // SAFETY: the address range does not begin at zero.
-        unsafe { NonNull::new_unchecked((self.base() + first * UNIT) as *mut u8) }
+        unsafe { NonNull::new_unchecked((self.base() + first * PAGE) as *mut u8) }
     }
 
     /// Gives back a reservation that will not be published. Under `no_preempt`.
     pub fn cancel_large(&self, large: LargeReservation) {
         for distance in 1..large.cleared {
-            self.units().set(large.first + distance, Unit::Free);
+            self.page_table().set(large.first + distance, Page::Free);
         }
-        self.range.dirty.set(large.first, large.units);
+        self.range.dirty.set(large.first, large.pages);
         self.spans
             .lock()
-            .give(self.records(), &self.range.dirty, large.first, large.units);
+            .give(self.records(), &self.range.dirty, large.first, large.pages);
     }
 
-    /// The large object whose first unit this is, if it is published and allocated.
+    /// The large object whose first page this is, if it is published and allocated.
     #[inline]
     pub(crate) fn large_cell(&self, first: usize) -> Option<Cell> {
-        if self.units().get(first) != (Unit::Large { distance: 0 })
-            || !self.allocated_bits().test(first * UNIT)
+        if self.page_table().get(first) != (Page::Large { distance: 0 })
+            || !self.allocated_bits().test(first * PAGE)
         {
             return None;
         }
-        let (units, kind) = self.large_record(first);
+        let (pages, kind) = self.large_record(first);
         Some(Cell {
-            base: self.base() + first * UNIT,
-            size: units * UNIT,
+            base: self.base() + first * PAGE,
+            size: pages * PAGE,
             kind,
         })
     }
@@ -132,12 +132,12 @@ impl Space {
     /// Length and kind of a published large object.
     #[inline]
     pub(crate) fn large_record(&self, first: usize) -> (usize, KindId) {
-        // SAFETY: the record was written before the unit's word was published, and these fields do
+        // SAFETY: the record was written before the page's word was published, and these fields do
         // not change until it is zero again. Read field by field: the links beside them are
         // others'.
         unsafe {
             let record = self.records().at(first);
-            ((*record).units as usize, KindId((*record).kind))
+            ((*record).pages as usize, KindId((*record).kind))
         }
     }
 
@@ -151,8 +151,8 @@ impl Space {
 
     /// The work of following all large cells, in cells.
     pub(crate) fn large_work(&self) -> u64 {
-        let units = self.large.followed.load(Ordering::Relaxed);
-        (units * UNIT / BYTES_A_CELL) as u64
+        let pages = self.large.followed.load(Ordering::Relaxed);
+        (pages * PAGE / BYTES_A_CELL) as u64
     }
 
     pub(crate) fn lock_large(&self) -> impl Sized + '_ {
@@ -161,7 +161,7 @@ impl Space {
 
     /// How many large objects nobody has swept: for the child of a fork, which recounts.
     pub(crate) fn unswept_large(&self) -> usize {
-        usize::from(self.large.freeing.lock().units != 0) + self.large.lists.lock().unswept.len()
+        usize::from(self.large.freeing.lock().pages != 0) + self.large.lists.lock().unswept.len()
     }
 
     /// World stopped: calls `f` for every large object.
@@ -179,12 +179,12 @@ impl Space {
     /// A bounded piece of the large objects' sweep. True: there was something to do.
     pub(crate) fn sweep_large_piece(&self) -> bool {
         let mut freeing = self.large.freeing.lock();
-        if freeing.units == 0 {
+        if freeing.pages == 0 {
             let mut lists = self.large.lists.lock();
             let Some(first) = lists.unswept.pop(self.records()) else {
                 return false;
             };
-            let is_allocated = self.allocated_bits().test(first * UNIT);
+            let is_allocated = self.allocated_bits().test(first * PAGE);
             self.keep_large(first, is_allocated);
             if is_allocated {
                 lists.swept.push(self.records(), first);
@@ -192,31 +192,31 @@ impl Space {
                 self.unswept.fetch_sub(1, Ordering::Release);
                 return true;
             }
-            let (units, kind) = self.large_record(first);
+            let (pages, kind) = self.large_record(first);
             if self.kinds.get(kind).tag.is_followed() {
-                self.large.followed.fetch_sub(units, Ordering::Relaxed);
+                self.large.followed.fetch_sub(pages, Ordering::Relaxed);
             }
             *freeing = Freeing {
                 first,
-                units,
+                pages,
                 cleared: 0,
             };
         }
         // The first word goes first: the others lead to it, and then name nothing any more.
-        let end = (freeing.cleared + FREE_UNITS).min(freeing.units);
+        let end = (freeing.cleared + FREE_PAGES).min(freeing.pages);
         for distance in freeing.cleared..end {
-            self.units().set(freeing.first + distance, Unit::Free);
+            self.page_table().set(freeing.first + distance, Page::Free);
         }
         self.range
             .dirty
             .set(freeing.first + freeing.cleared, end - freeing.cleared);
         freeing.cleared = end;
-        if end == freeing.units {
+        if end == freeing.pages {
             self.spans.lock().give(
                 self.records(),
                 &self.range.dirty,
                 freeing.first,
-                freeing.units,
+                freeing.pages,
             );
             *freeing = Freeing::default();
             // Ordering: Release. Who sees the count at zero finds what was given back (see

@@ -2,14 +2,14 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::page_runs::CHUNK_UNITS;
-use super::super::prefault::{ColdUnits, LOCKS, MOST, PART};
-use super::super::size_classes::UNIT;
+use super::super::page_runs::CHUNK_PAGES;
+use super::super::prefault::{ColdPages, LOCKS, MOST, PART};
+use super::super::size_classes::PAGE;
 use super::Space;
 
-/// The chunks that these units lie in.
-fn chunks(first: usize, units: usize) -> std::ops::Range<usize> {
-    first / CHUNK_UNITS..(first + units).div_ceil(CHUNK_UNITS)
+/// The chunks that these pages lie in.
+fn chunks(first: usize, pages: usize) -> std::ops::Range<usize> {
+    first / CHUNK_PAGES..(first + pages).div_ceil(CHUNK_PAGES)
 }
 
 impl Space {
@@ -37,59 +37,59 @@ impl Space {
             let spans = self.spans.lock();
             (spans.top(), spans.used())
         };
-        let room = (room / UNIT as u64) as usize;
+        let room = (room / PAGE as u64) as usize;
         let limit = self
             .hard_limit
-            .map_or(room, |limit| room.min(limit as usize / UNIT));
-        let chunks = (used / PART / CHUNK_UNITS).clamp(1, MOST);
-        let target = top + (chunks * CHUNK_UNITS).min(limit.saturating_sub(used));
-        let target = target.min(self.len / UNIT) / CHUNK_UNITS * CHUNK_UNITS;
+            .map_or(room, |limit| room.min(limit as usize / PAGE));
+        let chunks = (used / PART / CHUNK_PAGES).clamp(1, MOST);
+        let target = top + (chunks * CHUNK_PAGES).min(limit.saturating_sub(used));
+        let target = target.min(self.len / PAGE) / CHUNK_PAGES * CHUNK_PAGES;
         let from = prefault.backed.load(Ordering::Relaxed);
-        let from = from.max(top.next_multiple_of(CHUNK_UNITS));
+        let from = from.max(top.next_multiple_of(CHUNK_PAGES));
         if from < target && self.back(from) {
-            prefault.backed.store(from + CHUNK_UNITS, Ordering::Relaxed);
+            prefault.backed.store(from + CHUNK_PAGES, Ordering::Relaxed);
             return true;
         }
         // Half of the way is time enough for the collector to wake. Where there is no room, or the
         // system refused, a chunk's way.
         let half = target.saturating_sub(top) / 2;
-        let low_water = top + half.max(CHUNK_UNITS / 2);
+        let low_water = top + half.max(CHUNK_PAGES / 2);
         prefault.low_water.store(low_water, Ordering::Relaxed);
         prefault.wanted.store(false, Ordering::Relaxed);
         false
     }
 
-    /// These units, if their first touch would be a fault in which the kernel clears a large page.
-    pub(crate) fn cold(&self, first: usize, units: usize) -> Option<ColdUnits> {
-        let is_cold = chunks(first, units).any(|chunk| !self.range.is_backed(chunk));
-        is_cold.then_some(ColdUnits { first, units })
+    /// These pages, if their first touch would be a fault in which the kernel clears a large page.
+    pub(crate) fn cold(&self, first: usize, pages: usize) -> Option<ColdPages> {
+        let is_cold = chunks(first, pages).any(|chunk| !self.range.is_backed(chunk));
+        is_cold.then_some(ColdPages { first, pages })
     }
 
-    /// Has all chunks of these units backed, which the caller has taken and not touched. In
+    /// Has all chunks of these pages backed, which the caller has taken and not touched. In
     /// `blocking`, or by a thread that is no mutator: the system takes 0.1 ms for each chunk, and
     /// some milliseconds if it is a guest whose host has to find the memory.
-    pub fn back_taken(&self, cold: ColdUnits) {
-        for chunk in chunks(cold.first, cold.units) {
-            self.back(chunk * CHUNK_UNITS);
+    pub fn back_taken(&self, cold: ColdPages) {
+        for chunk in chunks(cold.first, cold.pages) {
+            self.back(chunk * CHUNK_PAGES);
         }
     }
 
-    /// Has the chunk at this unit backed, unless it is. It was never taken, or is about to be: what
+    /// Has the chunk at this page backed, unless it is. It was never taken, or is about to be: what
     /// a mutator writes meanwhile stays. Where the system cannot, it is not asked again.
-    fn back(&self, unit: usize) -> bool {
-        let chunk = unit / CHUNK_UNITS;
+    fn back(&self, page: usize) -> bool {
+        let chunk = page / CHUNK_PAGES;
         let _one = self.prefault.backing[chunk % LOCKS].lock();
         if self.range.is_backed(chunk) {
             return true;
         }
-        // Who takes the first units of the next chunk writes tables before anybody can have them
+        // Who takes the first pages of the next chunk writes tables before anybody can have them
         // backed.
-        let next = unit + CHUNK_UNITS;
-        let units = CHUNK_UNITS.min(self.len / UNIT - next);
-        if !self.writable_up_to(next + units) && !self.writable_up_to(next) {
+        let next = page + CHUNK_PAGES;
+        let pages = CHUNK_PAGES.min(self.len / PAGE - next);
+        if !self.writable_up_to(next + pages) && !self.writable_up_to(next) {
             return false;
         }
-        let backed = self.range.back(unit, CHUNK_UNITS) && self.range.back_tables(next, units);
+        let backed = self.range.back(page, CHUNK_PAGES) && self.range.back_tables(next, pages);
         self.range.set_backed(chunk, true);
         backed
     }
@@ -102,7 +102,7 @@ impl Space {
         let backed = prefault.backed.load(Ordering::Relaxed);
         let mut spans = self.spans.lock();
         let top = spans.top();
-        if backed <= top.max(self.pre_touched as usize / UNIT) || spans.used() > top / 2 {
+        if backed <= top.max(self.pre_touched as usize / PAGE) || spans.used() > top / 2 {
             return;
         }
         self.range.dirty.set(top, backed - top);
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
     use crate::heap::SpaceConfig;
 
-    const CHUNK: usize = CHUNK_UNITS * UNIT;
+    const CHUNK: usize = CHUNK_PAGES * PAGE;
 
     fn space(hard_limit: Option<u64>) -> Space {
         Space::new(SpaceConfig {
@@ -140,7 +140,7 @@ mod tests {
 
     /// Takes so many bytes, and backs what is wanted then; how many chunks that were.
     fn take(space: &Space, bytes: usize, room: u64) -> usize {
-        space.take_units(bytes / UNIT).unwrap();
+        space.take_pages(bytes / PAGE).unwrap();
         std::iter::from_fn(|| space.back_piece(room).then_some(())).count()
     }
 
@@ -155,13 +155,13 @@ mod tests {
             "a 16th of 64 MiB, of whole chunks"
         );
         assert!(space.must_tell() && !space.must_tell(), "it is told once");
-        let top = space.spans.lock().top() * UNIT;
+        let top = space.spans.lock().top() * PAGE;
         assert!(!is_backed(&space, top));
         assert!(is_backed(&space, top.next_multiple_of(CHUNK)));
         assert!(!is_backed(&space, top.next_multiple_of(CHUNK) + CHUNK));
         // What was backed is taken; and the next is backed before its turn comes.
         assert!(take(&space, CHUNK, u64::MAX) > 0);
-        assert!(is_backed(&space, space.spans.lock().top() * UNIT));
+        assert!(is_backed(&space, space.spans.lock().top() * PAGE));
     }
 
     #[test]
@@ -172,12 +172,12 @@ mod tests {
             ..SpaceConfig::default()
         };
         let touched = Space::new(config.clone()).unwrap();
-        assert!(is_backed(&touched, 0) && is_backed(&touched, (6 << 20) - UNIT));
+        assert!(is_backed(&touched, 0) && is_backed(&touched, (6 << 20) - PAGE));
         assert!(!is_backed(&touched, 6 << 20));
         let small = Space::new(config.clone()).unwrap();
         small.give_up_prefaulted();
         while small.scavenge_piece(small.pre_touched, 0, u64::MAX) > 0 {}
-        assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - UNIT));
+        assert!(is_backed(&small, 0) && is_backed(&small, (6 << 20) - PAGE));
         let limited = Space::new(SpaceConfig {
             hard_limit: Some(2 << 20),
             ..config
@@ -191,25 +191,25 @@ mod tests {
     #[test]
     fn what_is_taken_is_cold_until_it_was_backed_and_again_when_it_went_back() {
         let space = space(None);
-        let units = 2 * CHUNK_UNITS - 1;
-        let (first, _) = space.take_units(units).unwrap();
-        let is_cold = |first, units| space.cold(first, units).is_some();
-        assert!(is_cold(first, 1) && is_cold(first, units));
-        space.back_taken(ColdUnits { first, units: 1 });
-        assert!(is_backed(&space, CHUNK - UNIT) && !is_backed(&space, CHUNK));
+        let pages = 2 * CHUNK_PAGES - 1;
+        let (first, _) = space.take_pages(pages).unwrap();
+        let is_cold = |first, pages| space.cold(first, pages).is_some();
+        assert!(is_cold(first, 1) && is_cold(first, pages));
+        space.back_taken(ColdPages { first, pages: 1 });
+        assert!(is_backed(&space, CHUNK - PAGE) && !is_backed(&space, CHUNK));
         assert!(!is_cold(first, 1));
-        assert!(is_cold(CHUNK_UNITS - 1, 2), "one of two chunks");
-        space.back_taken(space.cold(CHUNK_UNITS - 1, 2).unwrap());
-        assert!(!is_cold(first, units));
-        let word = core::ptr::from_ref(space.units().word(3 * CHUNK_UNITS));
+        assert!(is_cold(CHUNK_PAGES - 1, 2), "one of two chunks");
+        space.back_taken(space.cold(CHUNK_PAGES - 1, 2).unwrap());
+        assert!(!is_cold(first, pages));
+        let word = core::ptr::from_ref(space.page_table().word(3 * CHUNK_PAGES));
         let tables = word as usize - space.base();
         assert!(
             is_backed(&space, tables & !4095),
-            "who takes the next units writes there"
+            "who takes the next pages writes there"
         );
-        space.give_units(first, units);
+        space.give_pages(first, pages);
         while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
-        assert!(is_cold(CHUNK_UNITS, 1) && !is_backed(&space, CHUNK));
+        assert!(is_cold(CHUNK_PAGES, 1) && !is_backed(&space, CHUNK));
     }
 
     #[test]
@@ -223,12 +223,12 @@ mod tests {
     #[test]
     fn a_heap_that_became_small_keeps_nothing_ahead() {
         let space = space(None);
-        let (first, _) = space.take_units((100 << 20) / UNIT).unwrap();
+        let (first, _) = space.take_pages((100 << 20) / PAGE).unwrap();
         assert!(space.back_piece(u64::MAX));
-        let ahead = (space.spans.lock().top() * UNIT).next_multiple_of(CHUNK);
+        let ahead = (space.spans.lock().top() * PAGE).next_multiple_of(CHUNK);
         space.give_up_prefaulted();
         assert!(space.back_piece(u64::MAX), "it is as large as ever");
-        space.give_units(first, (100 << 20) / UNIT);
+        space.give_pages(first, (100 << 20) / PAGE);
         space.give_up_prefaulted();
         while space.scavenge_piece(0, 0, u64::MAX) > 0 {}
         assert!(!is_backed(&space, ahead));

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::super::page_runs::{Flags, NoSpan};
-use super::super::page_table::Unit;
+use super::super::page_table::Page;
 use super::super::span_lists::{Entry, SpanLists};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
@@ -49,7 +49,11 @@ impl Space {
 
     /// A span to take runs from: one with gaps, one that nobody has looked at since the collection,
     /// or a new one; whether it is that.
-    pub(crate) fn next_span(&self, entry: &Entry, reserve: &SpanReserve) -> Result<(usize, bool), NoSpan> {
+    pub(crate) fn next_span(
+        &self,
+        entry: &Entry,
+        reserve: &SpanReserve,
+    ) -> Result<(usize, bool), NoSpan> {
         let clears = !self.kinds.get(entry.kind).uninit;
         {
             let mut lists = self.lists(entry);
@@ -69,15 +73,15 @@ impl Space {
             }
         }
         let class = entry.class();
-        let (span, zeroed) = self.take_span(reserve, class.units as usize)?;
-        // SAFETY: the units were just taken, so their records are ours.
+        let (span, zeroed) = self.take_span(reserve, class.pages as usize)?;
+        // SAFETY: the pages were just taken, so their records are ours.
         unsafe { (*self.records().at(span)).flags = Flags::new(zeroed || !clears) };
         self.lists(entry).chain(self.records(), span);
         // Last, so that nobody resolves an address by a record that is not written yet (H24).
-        for distance in 0..class.units as usize {
-            self.units().set(
+        for distance in 0..class.pages as usize {
+            self.page_table().set(
                 span + distance,
-                Unit::Small {
+                Page::Small {
                     class: entry.class as usize,
                     distance,
                     kind: entry.kind,

@@ -2,23 +2,27 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::page_runs::{CHUNK_UNITS, NoSpan, State};
+use super::super::page_runs::{CHUNK_PAGES, NoSpan, State};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::fault::planted;
 
-/// Of the units that are in use, the part that all claims together have at most.
+/// Of the pages that are in use, the part that all claims together have at most.
 const PART: usize = 16;
 
 /// Of those that the hard limit leaves.
 const PART_OF_ROOM: usize = 32;
 
 impl Space {
-    /// Units for a new span of the mutator whose claim this is: the first, and whether all of them
+    /// Pages for a new span of the mutator whose claim this is: the first, and whether all of them
     /// are known to be zero. By the mutator under `no_preempt`.
-    pub(crate) fn take_span(&self, reserve: &SpanReserve, units: usize) -> Result<(usize, bool), NoSpan> {
+    pub(crate) fn take_span(
+        &self,
+        reserve: &SpanReserve,
+        pages: usize,
+    ) -> Result<(usize, bool), NoSpan> {
         let (mut first, mut left) = reserve.take();
-        if left < units {
+        if left < pages {
             let records = &self.range.records;
             let dirty = &self.range.dirty;
             let mut spans = self.spans.lock();
@@ -29,28 +33,28 @@ impl Space {
             let part = (spans.used() / PART).min(spans.room() / PART_OF_ROOM);
             // Relaxed: as many as there were in the last cycle's stop.
             let mutators = self.mutators.load(Ordering::Relaxed).max(1);
-            let most = wanted.min(part / mutators).max(units);
-            (first, left) = self.take_with(&mut spans, units, |spans| {
-                spans.take_some(records, dirty, units, most)
+            let most = wanted.min(part / mutators).max(pages);
+            (first, left) = self.take_with(&mut spans, pages, |spans| {
+                spans.take_some(records, dirty, pages, most)
             })?;
             drop(spans);
             self.prefault.taken(first + left);
-            let next = (wanted + left).min(CHUNK_UNITS);
+            let next = (wanted + left).min(CHUNK_PAGES);
             reserve.most.store(next as u32, Ordering::Relaxed);
         }
-        let end = first + units;
-        if left > units {
+        let end = first + pages;
+        if left > pages {
             // SAFETY: the stretch is the caller's, and so are these records; nobody else reads what
             // is written of them (see the module's head).
             unsafe {
-                (*self.records().at(first)).units = units as u32;
+                (*self.records().at(first)).pages = pages as u32;
                 (*self.records().at(end - 1)).state = State::InUse;
                 let rest = &mut *self.records().at(end);
-                (rest.units, rest.state) = ((left - units) as u32, State::InUse);
+                (rest.pages, rest.state) = ((left - pages) as u32, State::InUse);
             }
         }
-        reserve.put(end, left - units);
-        Ok((first, self.range.dirty.count(first, units) == 0))
+        reserve.put(end, left - pages);
+        Ok((first, self.range.dirty.count(first, pages) == 0))
     }
 
     /// Gives back what a mutator has claimed and not used. By the mutator under `no_preempt`, or
@@ -61,11 +65,11 @@ impl Space {
         }
         let most = reserve.most.load(Ordering::Relaxed);
         reserve.most.store(most / 2, Ordering::Relaxed);
-        let (first, units) = reserve.take();
-        if units != 0 {
+        let (first, pages) = reserve.take();
+        if pages != 0 {
             self.spans
                 .lock()
-                .put_back_used(&self.range.records, &self.range.dirty, first, units);
+                .put_back_used(&self.range.records, &self.range.dirty, first, pages);
         }
     }
 }

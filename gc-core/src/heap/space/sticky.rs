@@ -16,8 +16,8 @@
 //! * of the span that a mutator owns, in the stop.
 //!
 //! Among these marks are those of cells that were born marked. Before the next young collection
-//! marks anything, they are taken back (`heap/allocated_black.rs`). The rest of a mutator's run at stop 2 is part
-//! of them: nobody has these cells yet.
+//! marks anything, they are taken back (`heap/allocated_black.rs`). The rest of a mutator's run at
+//! stop 2 is part of them: nobody has these cells yet.
 //!
 //! Whatever else the spare bitmap has bits of was free before and is free again. So its bits of
 //! free memory, and of spans that are taken from there, are clear, as they are after a collection
@@ -28,8 +28,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::page_runs::CHUNK_UNITS;
-use super::super::size_classes::{Class, UNIT};
+use super::super::page_runs::CHUNK_PAGES;
+use super::super::size_classes::{Class, PAGE};
 use super::Space;
 
 impl Space {
@@ -43,7 +43,7 @@ impl Space {
     /// Stop 2, after the swap: the spare bitmap is to keep the marks, or is to be cleared.
     pub(crate) fn keep_marks(&self, keeps: bool) {
         self.sticky.store(keeps, Ordering::Relaxed);
-        let chunks = self.top().div_ceil(CHUNK_UNITS);
+        let chunks = self.top().div_ceil(CHUNK_PAGES);
         let end = if keeps { 0 } else { chunks };
         self.clear_chunk.store(0, Ordering::Relaxed);
         self.clear_end.store(end, Ordering::Relaxed);
@@ -57,7 +57,7 @@ impl Space {
         }
     }
 
-    /// Units that were ever in use are below it. Takes the heap's lock.
+    /// Pages that were ever in use are below it. Takes the heap's lock.
     pub(crate) fn top(&self) -> usize {
         self.spans.lock().top()
     }
@@ -86,7 +86,7 @@ impl Space {
             if self.kinds.get(entry.kind).is_settled() {
                 let lists = self.lists(entry);
                 let spans: usize = lists.each().iter().map(|list| list.len()).sum();
-                bytes += spans * entry.class().units as usize * UNIT;
+                bytes += spans * entry.class().pages as usize * PAGE;
             }
         }
         bytes as u64

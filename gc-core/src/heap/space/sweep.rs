@@ -8,9 +8,9 @@
 
 use std::sync::atomic::Ordering;
 
-use super::super::bitmap::{BITS_PAGE_UNITS, Occupancy};
-use super::super::page_runs::CHUNK_UNITS;
-use super::super::page_table::Unit;
+use super::super::bitmap::{Occupancy, PAGES_PER_BITMAP_PAGE};
+use super::super::page_runs::CHUNK_PAGES;
+use super::super::page_table::Page;
 use super::Space;
 use crate::fault::planted;
 
@@ -146,10 +146,10 @@ impl Space {
             Occupancy::Full => self.lists(entry).old.push(self.records(), span),
             Occupancy::Empty => {
                 self.lists(entry).unchain(self.records(), span);
-                for unit in span..span + class.units as usize {
-                    self.units().set(unit, Unit::Free);
+                for page in span..span + class.pages as usize {
+                    self.page_table().set(page, Page::Free);
                 }
-                self.give_units(span, class.units as usize);
+                self.give_pages(span, class.pages as usize);
             }
         }
         // Ordering: Release. Who sees the count at zero finds what was given back (see
@@ -168,11 +168,11 @@ impl Space {
         if chunk >= end {
             return false;
         }
-        const PAGES: usize = CHUNK_UNITS / BITS_PAGE_UNITS;
+        const PAGES: usize = CHUNK_PAGES / PAGES_PER_BITMAP_PAGE;
         for bitmap_page in chunk * PAGES..(chunk + 1) * PAGES {
             if self.noted_bits(bitmap_page).load(Ordering::Relaxed) != 0 {
                 self.marked_bits()
-                    .clear_units(bitmap_page * BITS_PAGE_UNITS, BITS_PAGE_UNITS);
+                    .clear_pages(bitmap_page * PAGES_PER_BITMAP_PAGE, PAGES_PER_BITMAP_PAGE);
             }
         }
         // Ordering: Release pairs with nothing but the next stop, which orders all; for

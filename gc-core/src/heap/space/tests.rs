@@ -158,8 +158,8 @@ proptest! {
     fn the_heap_is_a_map_of_cells(steps in steps(), every in prop::option::of(1u64..40), large in prop::option::of(1usize..100_000)) {
         let mut toy = Toy::new(SpaceConfig { reserve: 1 << 30, collect_every: every, ..SpaceConfig::default() });
         // In a heap that is large already, a mutator claims more than it needs.
-        let before = large.map_or(0, |units| {
-            toy.space.take_units(units).unwrap();
+        let before = large.map_or(0, |pages| {
+            toy.space.take_pages(pages).unwrap();
             toy.space.used_bytes()
         });
         let kinds: Vec<_> = (0..3).map(|k| toy.space.add_kind(Kind::leaf(format!("leaf {k}"))).unwrap()).collect();
@@ -208,7 +208,7 @@ proptest! {
                 prop_assert!(contents.iter().all(|b| b == stamp), "a live cell changed");
             }
         }
-        // Everything dies: all units come back, and the range is one free stretch again.
+        // Everything dies: all pages come back, and the range is one free stretch again.
         toy.runs.retire(&toy.space);
         toy.collect(&[]);
         prop_assert_eq!(toy.space.used_bytes(), before);
@@ -274,9 +274,9 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     assert_eq!(toy.space.resolve(b + 3071).map(|c| c.base), Some(b));
     let class = &CLASS_TABLE[size_classes::class_of(3072)];
     let span = a;
-    assert!((class.cells * class.size) < class.units * UNIT as u32);
+    assert!((class.cells * class.size) < class.pages * PAGE as u32);
     // Even with every bit of the bitmap set, the tail has no cell.
-    for granule in 0..class.units as usize * UNIT / GRANULE {
+    for granule in 0..class.pages as usize * PAGE / GRANULE {
         toy.space
             .allocated_bits()
             .set(span - toy.space.base() + granule * GRANULE);
@@ -308,7 +308,7 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
             1024,
             MAX_SMALL - 1,
             MAX_SMALL,
-            5 * UNIT,
+            5 * PAGE,
         ] {
             let (a, b) = (toy.alloc(kind, bytes), toy.alloc(kind, bytes));
             let cell = toy.space.resolve(a).unwrap();
@@ -332,7 +332,7 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
 }
 
 #[test]
-fn unit_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
+fn page_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
     let mut toy = Toy::new(SpaceConfig {
         reserve: 4 << 30,
         ..SpaceConfig::default()
@@ -762,8 +762,8 @@ fn the_address_of_the_range_names_no_cell() {
     let kind = toy.space.add_kind(Kind::conservative("any")).unwrap();
     let first = toy.alloc(kind, 16);
     let base = toy.space.base();
-    assert!(first >= base + UNIT);
-    assert!((base..base + UNIT).all(|word| toy.space.resolve(word).is_none()));
+    assert!(first >= base + PAGE);
+    assert!((base..base + PAGE).all(|word| toy.space.resolve(word).is_none()));
 }
 
 #[test]

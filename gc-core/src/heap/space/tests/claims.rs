@@ -15,7 +15,7 @@ impl Two {
     fn new(used: usize, config: SpaceConfig) -> Two {
         let toy = Toy::new(config);
         let site = toy.space.site(leaf(&toy), 16).unwrap();
-        toy.space.take_units(used / UNIT).unwrap();
+        toy.space.take_pages(used / PAGE).unwrap();
         Two {
             toy,
             other: LocalAllocator::new().unwrap(),
@@ -59,7 +59,7 @@ fn jumps(spans: &[usize]) -> usize {
 fn the_spans_of_mutators_that_take_turns_lie_together() {
     let two = Two::new(128 << 20, roomy());
     let (mut ours, mut others) = (Vec::new(), Vec::new());
-    for _ in 0..16 * CHUNK_UNITS * UNIT / SPAN {
+    for _ in 0..16 * CHUNK_PAGES * PAGE / SPAN {
         ours.push(two.span(false).unwrap());
         others.push(two.span(true).unwrap());
     }

@@ -87,7 +87,7 @@ fn free_memory_goes_back_to_the_system_and_comes_back_as_zero() {
     assert!((18 << 20..=20 << 20).contains(&released), "{released}");
     while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {}
     assert!(
-        resident(&toy.space) <= 2 * CHUNK_UNITS,
+        resident(&toy.space) <= 2 * CHUNK_PAGES,
         "{} pages stay",
         resident(&toy.space)
     );
@@ -111,7 +111,7 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     toy.alloc(kind, 64 << 20);
     // Only whole chunks are given back, so one that it begins in and one that it ends in had to be
     // cleared.
-    assert!(resident(&toy.space) <= 2 * CHUNK_UNITS);
+    assert!(resident(&toy.space) <= 2 * CHUNK_PAGES);
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for()
     for (youngs, moves_old) in [(vec![true, true], false), (vec![false, true], true)] {
         toy.space.site(kind, 16).unwrap();
         let entry = toy.space.sites.at(0);
-        let [full, old] = [(); 2].map(|()| toy.space.take_units(16).unwrap().0);
+        let [full, old] = [(); 2].map(|()| toy.space.take_pages(16).unwrap().0);
         let mut lists = toy.space.lists(entry);
         lists.full.push(records, full);
         lists.old.push(records, old);
