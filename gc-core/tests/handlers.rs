@@ -228,7 +228,7 @@ fn marking_ends(wait: Wait) {
 #[test]
 fn h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing";
-    hazard(name, "unsettled", || marking_begins(Wait::Spin));
+    hazard(name, "handlers-unmoved", || marking_begins(Wait::Spin));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing() {
 #[test]
 fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing";
-    hazard(name, "unsettled", || marking_begins(Wait::Poll));
+    hazard(name, "handlers-unmoved", || marking_begins(Wait::Poll));
 }
 
 /// Without the second look of the unit at its word, each of these fails. It cannot be switched off:

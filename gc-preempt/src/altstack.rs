@@ -25,7 +25,6 @@
 //! the call's own frame belongs.
 
 use crate::arch;
-use crate::faults;
 use crate::thread_key::ThreadKey;
 use core::cell::{Cell, UnsafeCell};
 use core::mem::MaybeUninit;
@@ -137,12 +136,7 @@ pub(crate) fn install(
     let (least, wanted) = if is_set(&host) {
         (least.max(host.ss_size), host.ss_size)
     } else {
-        let most = if faults::planted("small-alternate") {
-            0
-        } else {
-            MOST
-        };
-        (least, own_stack.min(most))
+        (least, own_stack.min(seam::most()))
     };
     let stack = match owned {
         Some(stack) if stack.size >= least => stack,
@@ -163,13 +157,8 @@ pub(crate) fn install(
         ss_flags: 0,
         ss_size: stack.size,
     };
-    let new = if faults::planted("no-alternate-stack") {
-        core::ptr::null()
-    } else {
-        &raw const ours
-    };
     // SAFETY: `ours` is mapped for as long as the process lives.
-    if unsafe { libc::sigaltstack(new, core::ptr::null_mut()) } != 0 {
+    if unsafe { libc::sigaltstack(seam::to_set(&ours), core::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // The host may have set one of ours again that the thread has outgrown: what was before that
@@ -280,7 +269,7 @@ impl AlternateStack {
     pub(crate) fn put_back(&self) {
         // SAFETY: the thread's own.
         let before = unsafe { &*self.before.get() };
-        if is_set(before) || faults::planted("disables-alternate") {
+        if is_set(before) || seam::disables() {
             self.replace(before);
         }
     }
@@ -326,5 +315,32 @@ impl AlternateStack {
         // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or
         // none.
         unsafe { libc::sigaltstack(before, core::ptr::null_mut()) == 0 }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use super::MOST;
+    use crate::faults::Fault;
+
+    pub(super) fn most() -> usize {
+        if Fault::SmallAlternate.planted() {
+            0
+        } else {
+            MOST
+        }
+    }
+
+    pub(super) fn to_set(ours: &libc::stack_t) -> *const libc::stack_t {
+        if Fault::NoAlternateStack.planted() {
+            core::ptr::null()
+        } else {
+            ours
+        }
+    }
+
+    /// Disables Urge's stack where the host had none.
+    pub(super) fn disables() -> bool {
+        Fault::DisablesAlternate.planted()
     }
 }

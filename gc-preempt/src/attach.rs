@@ -11,7 +11,7 @@ use crate::signal::SIGNAL;
 use crate::state::Phase;
 use crate::stopper::holds_a_stop;
 use crate::thread_key::ThreadKey;
-use crate::{faults, own_stack, walk};
+use crate::{own_stack, walk};
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
 use std::io;
@@ -120,15 +120,9 @@ pub(crate) fn release(record: &'static Record, lock: &mut RegistryGuard) {
         record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
     if idle && record.worlds.load(Ordering::Relaxed) == 0 {
         tear_down_signals(record);
-        let alternate = record.alternate();
         // SAFETY: this is the record's thread, which has held it since it attached.
         unsafe { record.lifeline.let_go() };
-        lock.remove(record);
-        if faults::planted("alternate-given-back")
-            && let Some(alternate) = alternate
-        {
-            lock.alternates().give(alternate);
-        }
+        seam::remove(record, lock);
     }
 }
 
@@ -156,14 +150,9 @@ fn set_up_signals(record: &Record, lock: &mut RegistryGuard, own_stack: usize) -
         .store(core::ptr::from_ref(alternate).cast_mut(), Ordering::Relaxed);
     let urg = only_the_signal();
     let mut mask = MaybeUninit::<libc::sigset_t>::uninit();
-    let (how, set) = if faults::planted("no-unblock") {
-        (libc::SIG_SETMASK, core::ptr::null())
-    } else {
-        (libc::SIG_UNBLOCK, &raw const urg)
-    };
     // SAFETY: the sets are valid, the call fills `mask`.
     let was_blocked = unsafe {
-        libc::pthread_sigmask(how, set, mask.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, seam::to_unblock(&urg), mask.as_mut_ptr());
         libc::sigismember(mask.as_ptr(), SIGNAL) == 1
     };
     record.urg_was_blocked.store(was_blocked, Ordering::Relaxed);
@@ -217,7 +206,7 @@ unsafe extern "C" fn alternate_stack_round(stack: *mut libc::c_void) {
 
 /// Detaches a thread whose `Mutator` was leaked.
 unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
-    if faults::planted("no-exit-detach") {
+    if seam::stays_attached() {
         return;
     }
     // Asked for anew each time: after the last detach the record may be another thread's already,
@@ -249,4 +238,33 @@ fn any_membership(record: &'static Record) -> Option<Membership> {
     });
     drop(lock);
     found
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+    use crate::registry::{Record, RegistryGuard};
+
+    pub(super) fn remove(record: &'static Record, lock: &mut RegistryGuard) {
+        let alternate = record.alternate();
+        lock.remove(record);
+        if Fault::AlternateGivenBack.planted()
+            && let Some(alternate) = alternate
+        {
+            lock.alternates().give(alternate);
+        }
+    }
+
+    /// Null: the call only asks.
+    pub(super) fn to_unblock(urg: &libc::sigset_t) -> *const libc::sigset_t {
+        if Fault::NoUnblock.planted() {
+            core::ptr::null()
+        } else {
+            urg
+        }
+    }
+
+    pub(super) fn stays_attached() -> bool {
+        Fault::NoExitDetach.planted()
+    }
 }

@@ -2,6 +2,7 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
+use crate::arch;
 use crate::members;
 use crate::registry::{self, Record, RegistryGuard};
 use crate::signal_mask::SignalMask;
@@ -9,7 +10,6 @@ use crate::state::{Kept, Phase};
 use crate::stop_number::{resumed, wait_for_resume};
 use crate::stop_point::{Obstacle, Standing, at_call_snapshot, may_stop, stop_here};
 use crate::stopper::{HoldsAStop, holds_a_stop};
-use crate::{arch, faults, park};
 
 /// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
 /// call of the embedder's (H5).
@@ -98,18 +98,11 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
             drain_signals(record);
             // As inside no_preempt: a handler that parked between publishing and entering would
             // leave its own snapshot, or half of it.
-            record.depth.store(
-                u32::from(!faults::planted("no-blocking-section")),
-                Ordering::Relaxed,
-            );
+            record.depth.store(seam::depth(), Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
             unsafe { record.publish(at_call_snapshot(sp, fp, pc)) };
-            if faults::planted("slow-blocking") {
-                for _ in 0..2_000 {
-                    park::spin_hint();
-                }
-            }
+            seam::delay();
             let entered = record.state.enter_blocked(resumed);
             compiler_fence(Ordering::SeqCst);
             record.depth.store(0, Ordering::Relaxed);
@@ -121,14 +114,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         }
         let _leave = Leave(record);
         if let Some(f) = call.f.take() {
-            call.result = Some(if faults::planted("caught") {
-                match std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)) {
-                    Ok(result) => result,
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            } else {
-                f()
-            });
+            call.result = Some(seam::run(f));
         }
     }
     fn entry<F: FnOnce() -> R, R>(
@@ -162,7 +148,7 @@ pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
     if let Some(guard) = registry::try_lock() {
         return Ok(guard);
     }
-    if holds_a_stop() && !faults::planted("waits-for-itself") {
+    if holds_a_stop() && seam::knows_the_stopper() {
         return Err(HoldsAStop);
     }
     Ok(match registry::current() {
@@ -189,5 +175,42 @@ impl Awaits {
 impl Drop for Awaits {
     fn drop(&mut self) {
         self.0.awaits_registry.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+    use crate::faults::{Delay, Fault};
+    use crate::park;
+
+    /// The depth of `no_preempt` while the thread enters BLOCKED.
+    pub(super) fn depth() -> u32 {
+        u32::from(!Fault::NoBlockingSection.planted())
+    }
+
+    pub(super) fn delay() {
+        if Delay::SlowBlocking.planted() {
+            for _ in 0..2_000 {
+                park::spin_hint();
+            }
+        }
+    }
+
+    /// Runs `f`, whose unwinding nothing catches.
+    #[inline(always)]
+    pub(super) fn run<R>(f: impl FnOnce() -> R) -> R {
+        if !Fault::Caught.planted() {
+            return f();
+        }
+        match catch_unwind(AssertUnwindSafe(f)) {
+            Ok(result) => result,
+            Err(panic) => resume_unwind(panic),
+        }
+    }
+
+    pub(super) fn knows_the_stopper() -> bool {
+        !Fault::WaitsForItself.planted()
     }
 }

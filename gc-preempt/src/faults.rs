@@ -1,16 +1,184 @@
-//! Switches a hazard's cure off, so that its test can be seen to fail without it.
+//! Planted faults: a test switches a hazard's cure off, to see that it fails without the cure.
 //!
-//! Only with the cargo feature `faults`, which the workspace's tests turn on and nobody else
-//! should: `URGE_FAULT` names the cures that are off, separated by commas. Without the feature
-//! [`planted`] is a constant `false` and the compiler drops the branch.
+//! A crate lists its faults by the macro [`faults!`](crate::faults!), and asks
+//! `Fault::NoResend.planted()` at the place of the cure. `URGE_FAULT` names the faults that are
+//! planted in a process, separated by commas.
+//!
+//! All this is behind the cargo feature `faults`, which only tests turn on. Without the feature
+//! `planted` is the constant `false`, and the compiler drops the branch.
 
-/// Is the cure of that name switched off? Async-signal-safe.
+crate::faults! {
+    /// The faults of this crate. `gc-test-harness/HAZARDS.md` says which test finds which.
+    pub(crate) enum Fault {
+        // Signals and the system.
+        ErrnoLost = "errno-lost",
+        CancelOpen = "cancel-open",
+        Unpinned = "unpinned",
+        NoLifeline = "no-lifeline",
+        StackByLimit = "stack-by-limit",
+        AsksProc = "asks-proc",
+        EndsAnywhere = "ends-anywhere",
+        SmallAlternate = "small-alternate",
+        NoAlternateStack = "no-alternate-stack",
+        DisablesAlternate = "disables-alternate",
+        AlternateGivenBack = "alternate-given-back",
+        ParkedOpen = "parked-open",
+        NoReinstall = "no-reinstall",
+        NoPassOn = "no-pass-on",
+        ChainLoops = "chain-loops",
+        NoUnblock = "no-unblock",
+        // Code, stack maps and unwind tables.
+        AllocasAsPairs = "allocas-as-pairs",
+        UnboundedLocations = "unbounded-locations",
+        UnboundedCie = "unbounded-cie",
+        SilenceEndsWalks = "silence-ends-walks",
+        NoUnwindTables = "no-unwind-tables",
+        AskTheLoader = "ask-the-loader",
+        LinearCode = "linear-code",
+        LinearSearch = "linear-search",
+        // Walks.
+        NoRegisters = "no-registers",
+        NoVectors = "no-vectors",
+        NoRedZone = "no-red-zone",
+        NoArguments = "no-arguments",
+        NoSavedRegisters = "no-saved-registers",
+        EndByRbpOnly = "end-by-rbp-only",
+        MapBehindInterruption = "map-behind-interruption",
+        TrustMissingMaps = "trust-missing-maps",
+        NoOuterRestart = "no-outer-restart",
+        // A thread's side of a stop.
+        StrayStops = "stray-stops",
+        StaysOnStack = "stays-on-stack",
+        NoVectorSave = "no-vector-save",
+        NoReason = "no-reason",
+        NoUnsafeRanges = "no-unsafe-ranges",
+        NoAlternateCheck = "no-alternate-check",
+        NoStackCheck = "no-stack-check",
+        NoRestart = "no-restart",
+        HandlersUnmoved = "handlers-unmoved",
+        DeepHandlersUnmoved = "deep-handlers-unmoved",
+        WholeWalkFirst = "whole-walk-first",
+        NoRoomCheck = "no-room-check",
+        InjectsAnywhere = "injects-anywhere",
+        NoBlockingSection = "no-blocking-section",
+        Caught = "caught",
+        WaitsForItself = "waits-for-itself",
+        BackUnlocked = "back-unlocked",
+        NoExitDetach = "no-exit-detach",
+        ForkHandlersLate = "fork-handlers-late",
+        NoForkHandler = "no-fork-handler",
+        // The stopper's side.
+        NoGate = "no-gate",
+        GateLocked = "gate-locked",
+        SignalBlocked = "signal-blocked",
+        MallocInStop = "malloc-in-stop",
+        NoDeadCheck = "no-dead-check",
+        NoResend = "no-resend",
+        NoWatchdog = "no-watchdog",
+        HookBelow = "hook-below",
+        StopperUnasked = "stopper-unasked",
+        WaiterAside = "waiter-aside",
+    }
+}
+
+crate::faults! {
+    /// Delays, which are no faults: each makes a short time long, so that a test meets it. Named by
+    /// `URGE_FAULT` as the faults are.
+    pub(crate) enum Delay {
+        /// Each frame of a walk takes 100 us.
+        SlowFrames = "slow-frames",
+        /// A thread takes long to enter `blocking`.
+        SlowBlocking = "slow-blocking",
+    }
+}
+
+/// Defines the planted faults of a crate: an enum, with the name of each fault in `URGE_FAULT`.
+///
+/// ```
+/// gc_preempt::faults! {
+///     /// The faults of this crate.
+///     pub(crate) enum Fault {
+///         /// Roots in registers are not scanned.
+///         BlindToRegisters = "blind-to-registers",
+///     }
+/// }
+/// assert!(!Fault::BlindToRegisters.planted());
+/// ```
+#[macro_export]
+macro_rules! faults {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident {
+        $($(#[$fault_meta:meta])* $fault:ident = $text:literal,)*
+    }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        $vis enum $name {
+            $($(#[$fault_meta])* $fault,)*
+        }
+
+        impl $name {
+            #[allow(dead_code)] // without the feature `faults`
+            const NAMES: &'static [&'static str] = &[$($text,)*];
+
+            /// Is it planted in this process? Constant `false` without the feature `faults`.
+            /// Async-signal-safe.
+            #[inline(always)]
+            $vis fn planted(self) -> bool {
+                $crate::faults::is_planted(Self::NAMES, self as usize)
+            }
+        }
+
+        $crate::__list_faults!($name::NAMES);
+    };
+}
+
+/// Adds names to those that [`refuse_unknown_names`] knows, when the program is loaded.
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __list_faults {
+    ($names:expr) => {
+        const _: () = {
+            static LIST: $crate::faults::List = $crate::faults::List::new($names);
+            extern "C" fn add() {
+                LIST.add();
+            }
+            #[used]
+            #[unsafe(link_section = ".init_array")]
+            static AT_LOAD: extern "C" fn() = add;
+        };
+    };
+}
+
+#[cfg(not(feature = "faults"))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __list_faults {
+    ($names:expr) => {};
+}
+
+/// Is the fault with that place in its crate's list planted? For the macro [`faults!`](crate::faults!).
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+pub fn is_planted(names: &[&str], index: usize) -> bool {
+    planted(names[index])
+}
+
+#[cfg(not(feature = "faults"))]
+#[doc(hidden)]
+#[inline(always)]
+pub const fn is_planted(_: &[&str], _: usize) -> bool {
+    false
+}
+
+/// Is the fault of that name planted? Async-signal-safe.
+///
+/// To be removed when no crate asks by name: a name that is misspelt is never planted.
 #[cfg(feature = "faults")]
 pub fn planted(name: &str) -> bool {
     real::names().split(',').any(|n| n == name)
 }
 
-/// Is the cure of that name switched off? Never, without the cargo feature `faults`.
+/// Is the fault of that name planted? Never, without the cargo feature `faults`.
 #[cfg(not(feature = "faults"))]
 #[inline(always)]
 pub const fn planted(_name: &str) -> bool {
@@ -39,11 +207,75 @@ pub(crate) fn read_environment() {
 }
 
 #[cfg(feature = "faults")]
+pub use real::{List, refuse_unknown_names};
+
+#[cfg(feature = "faults")]
 mod real {
     use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
     pub(super) static STEPS: AtomicU64 = AtomicU64::new(0);
     static NAMES: AtomicPtr<String> = AtomicPtr::new(core::ptr::null_mut());
+    static LISTS: AtomicPtr<List> = AtomicPtr::new(core::ptr::null_mut());
+
+    /// The names of one crate's faults. For the macro [`faults!`](crate::faults!).
+    #[doc(hidden)]
+    pub struct List {
+        names: &'static [&'static str],
+        next: AtomicPtr<List>,
+    }
+
+    impl List {
+        #[doc(hidden)]
+        pub const fn new(names: &'static [&'static str]) -> Self {
+            Self {
+                names,
+                next: AtomicPtr::new(core::ptr::null_mut()),
+            }
+        }
+
+        /// Once for each list, while the loader runs the module's initialisers, one at a time.
+        #[doc(hidden)]
+        pub fn add(&'static self) {
+            // Relaxed: what the initialisers store is seen by the threads that come later.
+            self.next
+                .store(LISTS.load(Ordering::Relaxed), Ordering::Relaxed);
+            LISTS.store(core::ptr::from_ref(self).cast_mut(), Ordering::Relaxed);
+        }
+    }
+
+    /// The names in `URGE_FAULT` that no crate of the process has listed.
+    fn unknown(planted: &str) -> impl Iterator<Item = &str> {
+        let known = |name: &str| {
+            let mut at = LISTS.load(Ordering::Relaxed);
+            // SAFETY: null, or a static.
+            while let Some(list) = unsafe { at.as_ref() } {
+                if list.names.contains(&name) {
+                    return true;
+                }
+                at = list.next.load(Ordering::Relaxed);
+            }
+            false
+        };
+        planted
+            .split(',')
+            .filter(move |name| !name.is_empty() && !known(name))
+    }
+
+    /// Ends the process if `URGE_FAULT` names a fault that no crate of the process has listed: a
+    /// test that plants it would pass for another reason. For a program whose crates list all of
+    /// their faults by [`faults!`](crate::faults!).
+    pub fn refuse_unknown_names() {
+        read_environment();
+        let unknown: Vec<&str> = unknown(names()).collect();
+        if !unknown.is_empty() {
+            eprintln!(
+                "urge: URGE_FAULT={} names no fault: {}",
+                names(),
+                unknown.join(", ")
+            );
+            std::process::exit(2);
+        }
+    }
 
     pub(super) fn names() -> &'static str {
         // Acquire pairs with the Release below: the string is whole before it is found.
@@ -55,6 +287,17 @@ mod real {
         if NAMES.load(Ordering::Relaxed).is_null() {
             let names = Box::leak(Box::new(std::env::var("URGE_FAULT").unwrap_or_default()));
             NAMES.store(names, Ordering::Release);
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        #[test]
+        fn names_that_no_crate_lists_are_unknown() {
+            let unknown = |planted| super::unknown(planted).collect::<Vec<_>>();
+            assert_eq!(unknown(""), [""; 0]);
+            assert_eq!(unknown(",no-resend,slow-frames"), [""; 0]);
+            assert_eq!(unknown("no-resend,no-resent,,"), ["no-resent"]);
         }
     }
 }

@@ -54,7 +54,7 @@ static AT_LOAD: extern "C" fn() = at_load;
 
 extern "C" fn at_load() {
     faults::read_environment();
-    if !faults::planted("fork-handlers-late") {
+    if seam::installs_at_load() {
         // Where it fails, the first world says so.
         let _ = install_handlers();
     }
@@ -113,7 +113,7 @@ extern "C" fn child() {
         // thread is empty, and so is glibc's.
         unsafe { record.lifeline.hold() };
     }
-    if faults::planted("no-fork-handler") {
+    if seam::keeps_the_lock() {
         std::mem::forget(lock);
         return;
     }
@@ -125,5 +125,19 @@ extern "C" fn child() {
     for hook in &hooks {
         // SAFETY: as `prepare`.
         unsafe { (hook.child)(hook.data) };
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn installs_at_load() -> bool {
+        !Fault::ForkHandlersLate.planted()
+    }
+
+    /// In the child.
+    pub(super) fn keeps_the_lock() -> bool {
+        Fault::NoForkHandler.planted()
     }
 }

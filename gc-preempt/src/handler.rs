@@ -11,7 +11,6 @@ use crate::acknowledgements;
 use crate::arch::{self, InjectedFrame, SignalFrame};
 use crate::clock::now;
 use crate::context::{Origin, Registers, Snapshot};
-use crate::faults;
 use crate::handler_chain;
 use crate::panics;
 use crate::quiet::KeepErrno;
@@ -19,7 +18,7 @@ use crate::registry::{self, Record};
 use crate::signal::SIGNAL;
 use crate::signal_mask::SignalMask;
 use crate::state::Phase;
-use crate::stop_number::{resumed, wait_for_resume};
+use crate::stop_number::resumed;
 use crate::stop_point::{
     How, Obstacle, Standing, acknowledge_and_park, frame_snapshot, may_stop, poll,
 };
@@ -68,9 +67,7 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
         Some(record) => decide_on_our_stack(record, frame, from),
         None => {
             STRAYS.fetch_add(1, Ordering::Relaxed);
-            if faults::planted("stray-stops") {
-                wait_for_resume(resumed() + 1);
-            }
+            seam::stray();
         }
     }
     handler_chain::pass_on(frame, signal, info, ucontext);
@@ -89,9 +86,7 @@ fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     let mut here = Call(record, frame, from);
     match record.alternate() {
-        Some(stack)
-            if !stack.holds(&raw const here as usize) && !faults::planted("stays-on-stack") =>
-        {
+        Some(stack) if !seam::is_on(stack, &raw const here as usize) => {
             stack.run(call, (&raw mut here).cast());
         }
         _ => call((&raw mut here).cast()),
@@ -103,8 +98,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     record.in_flight.store(0, Ordering::Relaxed);
     let word = record.state.load();
     let number = word.number();
-    if faults::planted("stray-stops") && !word.asked() {
-        wait_for_resume(resumed() + 1);
+    if !word.asked() {
+        seam::stray();
     }
     let wanted = record.by_signal.load(Ordering::Relaxed);
     if word.phase() != Phase::Running || !word.asked() || resumed() >= number || !wanted {
@@ -173,11 +168,8 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
             unsafe { acknowledge_and_park(record, number, snapshot, false) };
             record.note_stall(number, from);
         }
-        if faults::planted("no-vector-save") {
-            // As if the upper vector state had not been saved: its image holds zeros.
-            // SAFETY: the image lies on this stack, in the trampoline's frame.
-            unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
-        }
+        // SAFETY: the image lies on this stack, in the trampoline's frame.
+        unsafe { seam::before_restoring(image) };
         // From here on the thread may be stopped again: this frame is then behind an interruption,
         // which a walk finds in the trampoline's frame.
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
@@ -195,4 +187,32 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
         }
     }
     drop(kept);
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::altstack::AlternateStack;
+    use crate::faults::Fault;
+    use crate::stop_number::{resumed, wait_for_resume};
+
+    /// A signal has come that no stop wants.
+    pub(super) fn stray() {
+        if Fault::StrayStops.planted() {
+            wait_for_resume(resumed() + 1);
+        }
+    }
+
+    pub(super) fn is_on(stack: &AlternateStack, address: usize) -> bool {
+        stack.holds(address) || Fault::StaysOnStack.planted()
+    }
+
+    /// # Safety
+    /// `image` is the XSAVE image of the trampoline's frame, which XRSTOR reads next.
+    pub(super) unsafe fn before_restoring(image: usize) {
+        if Fault::NoVectorSave.planted() {
+            // As if the upper vector state had not been saved: its image holds zeros.
+            // SAFETY: the caller's contract.
+            unsafe { core::ptr::write_bytes((image + 576) as *mut u8, 0, 256) };
+        }
+    }
 }

@@ -22,8 +22,6 @@ use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::io;
 
 use crate::arch::SignalFrame;
-use crate::faults;
-use crate::signal_mask::full_mask;
 
 /// A handler that other code installed.
 struct Handler {
@@ -62,9 +60,7 @@ pub(crate) fn install(signal: i32, ours: usize) -> io::Result<()> {
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
         action.sa_sigaction = ours;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART | libc::SA_ONSTACK;
-        if !faults::planted("parked-open") {
-            action.sa_mask = full_mask();
-        }
+        seam::set_mask(&mut action);
         // SAFETY: the handler has the SA_SIGINFO signature and is async-signal-safe.
         if unsafe { libc::sigaction(signal, &raw const action, core::ptr::null_mut()) } != 0 {
             return Err(io::Error::last_os_error());
@@ -76,7 +72,7 @@ pub(crate) fn install(signal: i32, ours: usize) -> io::Result<()> {
 /// Puts `ours` back on top if the host has installed another handler over it. Under the registry
 /// lock.
 pub(crate) fn reinstall(signal: i32, ours: usize) {
-    if !faults::planted("no-reinstall") {
+    if seam::reinstalls() {
         // The system has taken this handler before; the watchdog says if it does not now.
         let _ = install(signal, ours);
     }
@@ -128,14 +124,12 @@ pub(crate) fn pass_on(
     let turn = frame.turn();
     // Acquire, here and below: pairs with the Releases in `add`.
     let length = LENGTH.load(Ordering::Acquire);
-    if turn >= length || faults::planted("no-pass-on") {
+    if turn >= seam::handlers(length) {
         return; // ignored: that is SIGURG's default
     }
     let handler = &CHAIN[length - 1 - turn];
     let address = handler.address.load(Ordering::Acquire);
-    if !faults::planted("chain-loops") {
-        frame.set_turn(turn + 1);
-    }
+    frame.set_turn(seam::next(turn));
     if handler.flags.load(Ordering::Relaxed) & libc::SA_SIGINFO != 0 {
         // SAFETY: the host installed this address as a three-argument handler.
         let f: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -147,4 +141,31 @@ pub(crate) fn pass_on(
         f(signal);
     }
     frame.set_turn(turn);
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+    use crate::signal_mask::full_mask;
+
+    /// The signals that are blocked while the handler runs.
+    pub(super) fn set_mask(action: &mut libc::sigaction) {
+        if !Fault::ParkedOpen.planted() {
+            action.sa_mask = full_mask();
+        }
+    }
+
+    pub(super) fn reinstalls() -> bool {
+        !Fault::NoReinstall.planted()
+    }
+
+    /// How many handlers of the chain a signal is passed on to.
+    pub(super) fn handlers(length: usize) -> usize {
+        if Fault::NoPassOn.planted() { 0 } else { length }
+    }
+
+    /// How many handlers have run once the one at `turn` has.
+    pub(super) fn next(turn: usize) -> usize {
+        turn + usize::from(!Fault::ChainLoops.planted())
+    }
 }

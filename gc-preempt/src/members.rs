@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::faults;
 use crate::registry::{self, Record, RegistryGuard};
 use crate::state::Phase;
 use crate::stopped_mutator::StoppedMutator;
@@ -183,7 +182,7 @@ impl Member {
     /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it
     /// could not be taken back.
     pub(crate) fn awaits_registry(&self) -> bool {
-        self.record.awaits_registry.load(Ordering::Relaxed) && !faults::planted("waiter-aside")
+        self.record.awaits_registry.load(Ordering::Relaxed) && seam::spares_waiters()
     }
 }
 
@@ -286,11 +285,7 @@ pub(crate) fn worlds(_lock: &mut RegistryGuard) -> &mut Vec<Weak<Inner>> {
 #[cold]
 pub(crate) fn come_back(record: &'static Record) {
     // Where this thread holds a stop, it holds the registry lock by that.
-    let lock: Option<RegistryGuard> = if faults::planted("back-unlocked") {
-        None
-    } else {
-        (!holds_a_stop()).then(registry::lock_blocked)
-    };
+    let lock = (!holds_a_stop() && seam::takes_the_lock()).then(registry::lock_blocked);
     let inner = record.aside.load(Ordering::Relaxed).cast::<Inner>();
     // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
     // it is alive.
@@ -305,5 +300,18 @@ impl Record {
     /// Is it aside in that world? Under the registry lock.
     pub(crate) fn is_aside_in(&self, inner: &Inner) -> bool {
         core::ptr::addr_eq(self.aside.load(Ordering::Relaxed), inner)
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn spares_waiters() -> bool {
+        !Fault::WaiterAside.planted()
+    }
+
+    pub(super) fn takes_the_lock() -> bool {
+        !Fault::BackUnlocked.planted()
     }
 }

@@ -17,7 +17,6 @@
 //! arguments.
 
 use crate::arch::RED_ZONE;
-use crate::faults;
 use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -118,7 +117,7 @@ impl StackBounds<'_> {
     pub(crate) fn is_outermost(&self, cfa: usize) -> bool {
         // Relaxed: written by walks in stops, and by the thread when it attaches.
         let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);
-        cfa + NEAR >= known || faults::planted("ends-anywhere")
+        cfa + NEAR >= known || seam::ends_anywhere()
     }
 }
 
@@ -174,8 +173,8 @@ pub(crate) fn find() -> io::Result<Found> {
     let remembered = MAIN.range(thread, limit());
     let glibc = remembered.map_or_else(by_glibc, Ok);
     let grows = match &glibc {
-        Ok(range) => range.contains(&program) && !faults::planted("stack-by-limit"),
-        Err(_) => program != 0 && !faults::planted("asks-proc"),
+        Ok(range) => range.contains(&program) && !seam::goes_by_limit(),
+        Err(_) => program != 0 && !seam::asks_proc(),
     };
     if let (true, Ok(range)) = (grows, &glibc) {
         MAIN.remember(range, thread, limit());
@@ -249,7 +248,7 @@ impl Main {
     fn range(&self, thread: usize, limit: usize) -> Option<Range<usize>> {
         let is_known = self.thread.load(Ordering::Relaxed) == thread
             && self.limit.load(Ordering::Relaxed) == limit
-            && !faults::planted("asks-proc");
+            && !seam::asks_proc();
         is_known.then(|| self.low.load(Ordering::Relaxed)..self.high.load(Ordering::Relaxed))
     }
 }
@@ -283,6 +282,23 @@ fn by_glibc() -> io::Result<Range<usize>> {
         return Err(io::Error::from_raw_os_error(error));
     }
     Ok(low as usize..low as usize + size)
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn ends_anywhere() -> bool {
+        Fault::EndsAnywhere.planted()
+    }
+
+    pub(super) fn goes_by_limit() -> bool {
+        Fault::StackByLimit.planted()
+    }
+
+    pub(super) fn asks_proc() -> bool {
+        Fault::AsksProc.planted()
+    }
 }
 
 #[cfg(test)]

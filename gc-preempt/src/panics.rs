@@ -16,7 +16,6 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use std::panic::PanicHookInfo;
 use std::sync::{Mutex, PoisonError};
 
-use crate::faults;
 use crate::registry::in_no_preempt_here;
 use crate::stopper::holds_a_stop;
 use crate::text::Text;
@@ -39,7 +38,7 @@ pub(crate) fn put_panic_hook_on_top() {
     let address = core::ptr::from_ref(&*top).cast::<()>().cast_mut();
     // Relaxed: under `ONE_AT_A_TIME`.
     let last = HOOK.load(Ordering::Relaxed);
-    if address == last || !last.is_null() && faults::planted("hook-below") {
+    if address == last || seam::leaves_hook_below(last) {
         std::panic::set_hook(top);
     } else {
         let ours: Box<dyn Fn(&PanicHookInfo<'_>) + Send + Sync> = Box::new(move |info| {
@@ -86,5 +85,15 @@ pub(crate) fn abort_if_panicking() {
     // has used it before if it panics.
     if holds_a_stop() && std::thread::panicking() {
         abort_with(None);
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    /// Leaves the hook where it was put first.
+    pub(super) fn leaves_hook_below(last: *mut ()) -> bool {
+        !last.is_null() && Fault::HookBelow.planted()
     }
 }

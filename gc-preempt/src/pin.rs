@@ -11,12 +11,10 @@ use core::ffi::CStr;
 use core::mem::MaybeUninit;
 use std::io;
 
-use crate::faults;
-
 /// Pins the module, or says why that cannot be done. May be called again. Takes the loader's lock:
 /// not under a lock of ours.
 pub(crate) fn pin() -> io::Result<()> {
-    if faults::planted("unpinned") {
+    if seam::leaves_unpinned() {
         return Ok(());
     }
     let here = pin as fn() -> io::Result<()> as usize;
@@ -50,5 +48,14 @@ fn module(address: usize) -> Option<libc::Dl_info> {
     // SAFETY: any address may be asked for; the call fills `info` if it returns something but zero.
     unsafe {
         (libc::dladdr(address as *const _, info.as_mut_ptr()) != 0).then(|| info.assume_init())
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn leaves_unpinned() -> bool {
+        Fault::Unpinned.planted()
     }
 }

@@ -42,13 +42,8 @@ impl KeepErrno {
 impl Drop for KeepErrno {
     #[inline]
     fn drop(&mut self) {
-        let errno = if crate::faults::planted("errno-lost") {
-            libc::EAGAIN // as a wait leaves it that comes too late to sleep
-        } else {
-            self.0
-        };
         // SAFETY: errno's address is always valid.
-        unsafe { *libc::__errno_location() = errno };
+        unsafe { *libc::__errno_location() = seam::kept(self.0) };
     }
 }
 
@@ -69,5 +64,19 @@ impl Drop for NoCancel {
     fn drop(&mut self) {
         // SAFETY: the state is one that the thread had; it is no cancellation point.
         unsafe { pthread_setcancelstate(self.0, core::ptr::null_mut()) };
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    #[inline(always)]
+    pub(super) fn kept(errno: libc::c_int) -> libc::c_int {
+        if Fault::ErrnoLost.planted() {
+            libc::EAGAIN // as a wait leaves it that comes too late to sleep
+        } else {
+            errno
+        }
     }
 }

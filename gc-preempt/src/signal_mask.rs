@@ -11,7 +11,6 @@
 //! not in our handler, which would be unwound as well and never answer for the thread again. The
 //! signal stays pending until the thread is back where it was interrupted.
 
-use crate::faults;
 use core::mem::MaybeUninit;
 
 /// The signal of glibc's `pthread_cancel`.
@@ -34,9 +33,7 @@ pub(crate) fn full_mask() -> libc::sigset_t {
         ] {
             libc::sigdelset(&raw mut set, fault);
         }
-        if !faults::planted("cancel-open") {
-            *(&raw mut set).cast::<u64>() |= 1 << (SIGCANCEL - 1);
-        }
+        *(&raw mut set).cast::<u64>() |= seam::cancellation();
         set
     }
 }
@@ -76,5 +73,20 @@ impl SignalMask {
 impl Drop for SignalMask {
     fn drop(&mut self) {
         swap_mask(self.0);
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use super::SIGCANCEL;
+    use crate::faults::Fault;
+
+    /// The mask's bit of the signal of `pthread_cancel`.
+    pub(super) fn cancellation() -> u64 {
+        if Fault::CancelOpen.planted() {
+            0
+        } else {
+            1 << (SIGCANCEL - 1)
+        }
     }
 }

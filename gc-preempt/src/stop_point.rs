@@ -37,7 +37,7 @@ use crate::registry::Record;
 use crate::signal_mask::SignalMask;
 use crate::stop_number::{resumed, wait_for_resume};
 use crate::walk::{self, Behind};
-use crate::{acknowledgements, altstack, clock, faults};
+use crate::{acknowledgements, altstack, clock};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -88,7 +88,7 @@ impl Obstacle {
 impl Record {
     /// Keeps why the thread could not be stopped for stop `number`.
     pub(crate) fn note_obstacle(&self, number: u64, obstacle: Obstacle) {
-        if !faults::planted("no-reason") {
+        if seam::notes_reasons() {
             // Relaxed: the watchdog prints it, nothing depends on it.
             self.obstacle
                 .store(number << 8 | obstacle as u64, Ordering::Relaxed);
@@ -155,25 +155,21 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
         Standing::Call { snapshot, .. } => (snapshot.registers.sp(), Place::Native),
         Standing::Wait { sp } => (*sp, Place::Native),
     };
-    if place == Place::Unsafe && !faults::planted("no-unsafe-ranges") {
+    if place == Place::Unsafe && seam::spares_unsafe_code() {
         return Err(Obstacle::UnsafeCode);
     }
-    let on_alternate = !faults::planted("no-alternate-check")
-        && match standing {
-            Standing::Signal(frame, _) => frame.alternate_stack().contains(&sp),
-            Standing::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
-            Standing::Wait { .. } => false,
-        };
-    let is_foreign = on_alternate || !record.own_stack.holds(sp);
-    if is_foreign && !faults::planted("no-stack-check") {
+    let on_alternate = match standing {
+        Standing::Signal(frame, _) => frame.alternate_stack().contains(&sp),
+        Standing::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
+        Standing::Wait { .. } => false,
+    };
+    if seam::is_foreign(on_alternate, || record.own_stack.holds(sp)) {
         return Err(Obstacle::ForeignStack);
     }
     match standing {
         Standing::Signal(frame, number) => {
-            if let Place::Restart { start } = place
-                && !faults::planted("no-restart")
-            {
-                frame.set_pc(start);
+            if let Place::Restart { start } = place {
+                seam::restart(*frame, start);
             }
             let walk = frame.mask() != 0
                 // SAFETY: the caller's contract.
@@ -210,17 +206,17 @@ unsafe fn look_behind_handlers(
     snapshot: &Snapshot,
     waits: bool,
 ) -> Result<bool, Obstacle> {
-    if faults::planted("unsettled") {
+    if seam::ignores_handlers() {
         return Ok(false);
     }
-    let walk_first = CODE.any_unsafe() && !waits || faults::planted("settled-first");
+    let walk_first = CODE.any_unsafe() && !waits || seam::walks_all_first();
     let most = if walk_first { u32::MAX } else { FRAMES };
     // SAFETY: the caller's contract.
     match unsafe { walk::settle(&CODE, number, snapshot, record.frames(), most) } {
         Behind::Settled => Ok(false),
         Behind::Unsafe if waits => Ok(true),
         Behind::Unsafe => Err(Obstacle::BehindHandler),
-        Behind::TooDeep => Ok(!faults::planted("unsettled-deep")),
+        Behind::TooDeep => Ok(seam::walks_deep_stacks()),
     }
 }
 
@@ -229,22 +225,15 @@ fn wants_injection(record: &Record, frame: SignalFrame) -> bool {
         || !record.hook.load(Ordering::Relaxed).is_null())
         // SAFETY: `may_stop`'s contract.
         && unsafe { CODE.managed(frame.pc()) }.is_some()
-        && (record.own_stack.room_below(frame.sp()) > arch::injection_room() + 32 * 1024
-            || faults::planted("no-room-check"))
-        // Elsewhere the call would be written over the signal frame.
-        && (record.alternate().is_some_and(|s| s.holds(frame.address()))
-            || faults::planted("injects-anywhere"))
+        && seam::has_room(record, frame)
+        && seam::is_on_alternate(record, frame)
 }
 
 /// The state of the thread that a signal has interrupted.
 pub(crate) fn frame_snapshot(frame: SignalFrame) -> Snapshot {
     Snapshot {
         registers: frame.registers(),
-        vectors: if faults::planted("no-vectors") {
-            0..0
-        } else {
-            frame.vectors()
-        },
+        vectors: seam::vectors(frame),
         origin: Origin::Signal,
     }
 }
@@ -396,6 +385,68 @@ impl Drop for NoPreempt<'_> {
         compiler_fence(Ordering::SeqCst);
         if depth == 0 {
             poll(self.record);
+        }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use core::ops::Range;
+
+    use crate::arch::{self, SignalFrame};
+    use crate::faults::Fault;
+    use crate::registry::Record;
+
+    pub(super) fn notes_reasons() -> bool {
+        !Fault::NoReason.planted()
+    }
+
+    pub(super) fn spares_unsafe_code() -> bool {
+        !Fault::NoUnsafeRanges.planted()
+    }
+
+    /// Does the thread stand on its alternate stack, or on another that is not its own?
+    pub(super) fn is_foreign(on_alternate: bool, on_its_own: impl FnOnce() -> bool) -> bool {
+        let is_foreign = on_alternate && !Fault::NoAlternateCheck.planted() || !on_its_own();
+        is_foreign && !Fault::NoStackCheck.planted()
+    }
+
+    pub(super) fn restart(frame: SignalFrame, start: usize) {
+        if !Fault::NoRestart.planted() {
+            frame.set_pc(start);
+        }
+    }
+
+    pub(super) fn ignores_handlers() -> bool {
+        Fault::HandlersUnmoved.planted()
+    }
+
+    pub(super) fn walks_all_first() -> bool {
+        Fault::WholeWalkFirst.planted()
+    }
+
+    pub(super) fn walks_deep_stacks() -> bool {
+        !Fault::DeepHandlersUnmoved.planted()
+    }
+
+    /// Is there room for an injected call and its hook below the interrupted frame?
+    pub(super) fn has_room(record: &Record, frame: SignalFrame) -> bool {
+        record.own_stack.room_below(frame.sp()) > arch::injection_room() + 32 * 1024
+            || Fault::NoRoomCheck.planted()
+    }
+
+    /// Does the handler run on the thread's alternate stack? Elsewhere an injected call would be
+    /// written over the signal frame.
+    pub(super) fn is_on_alternate(record: &Record, frame: SignalFrame) -> bool {
+        record.alternate().is_some_and(|s| s.holds(frame.address()))
+            || Fault::InjectsAnywhere.planted()
+    }
+
+    pub(super) fn vectors(frame: SignalFrame) -> Range<usize> {
+        if Fault::NoVectors.planted() {
+            0..0
+        } else {
+            frame.vectors()
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crate::{arch, clock, faults, signal};
+use crate::{arch, clock, signal};
 
 /// The running thread holds a stop, and with it the registry lock.
 #[derive(Clone, Copy, Debug)]
@@ -51,11 +51,20 @@ pub(crate) fn ask() {
     let is_due = now.saturating_sub(asked) >= PATIENCE.as_nanos() as u64;
     if is_due
         && STOPPER.load(Ordering::Relaxed) != 0
-        && !faults::planted("stopper-unasked")
+        && seam::asks()
         && ASKED
             .compare_exchange(asked, now, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     {
         signal::send(STOPPER_TID.load(Ordering::Relaxed));
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn asks() -> bool {
+        !Fault::StopperUnasked.planted()
     }
 }

@@ -402,7 +402,7 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
 fn a_handler_that_interrupted_an_unsafe_range_is_not_stopped() {
     hazard(
         "a_handler_that_interrupted_an_unsafe_range_is_not_stopped",
-        "unsettled",
+        "handlers-unmoved",
         || assert!(!pair_is_ever_torn_behind_a_handler(CodeWhat::Unsafe)),
     );
 }
@@ -411,7 +411,7 @@ fn a_handler_that_interrupted_an_unsafe_range_is_not_stopped() {
 fn what_a_handler_interrupted_in_a_restart_range_is_moved_to_its_start() {
     hazard(
         "what_a_handler_interrupted_in_a_restart_range_is_moved_to_its_start",
-        "unsettled",
+        "handlers-unmoved",
         || assert!(!pair_is_ever_torn_behind_a_handler(CodeWhat::Restart)),
     );
 }

@@ -1,20 +1,15 @@
 //! The stop protocol on real threads: running, blocked, in `no_preempt`, attaching, leaving, and
 //! two worlds at once.
 
+mod common;
+
+use common::{is_child, run_child, world};
 use gc_preempt::{
     AttachError, Config, HandshakeError, MutatorHooks, MutatorId, Origin, StopError, World,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
-
-/// Every test binary aborts on malloc in a stopped world and in no_preempt.
-#[global_allocator]
-static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
-
-fn world() -> World {
-    World::new(Config::default()).unwrap()
-}
 
 /// Threads that count without ever polling.
 struct Counters {
@@ -507,4 +502,18 @@ fn dropping_the_last_mutator_inside_a_section_leaves_other_threads_alone() {
             std::thread::scope(|s| s.spawn(|| drop(world.stop().unwrap())).join().unwrap());
         });
     }
+}
+
+#[test]
+fn a_fault_that_no_crate_lists_ends_the_process_with_its_name() {
+    const NAME: &str = "a_fault_that_no_crate_lists_ends_the_process_with_its_name";
+    if is_child() {
+        return;
+    }
+    let listed = run_child(NAME, "no-resend,slow-frames", &[]).expect("it hung");
+    assert!(listed.status.success());
+    let output = run_child(NAME, "no-resend,no-resent", &[]).expect("it hung");
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("names no fault: no-resent"), "{text}");
 }

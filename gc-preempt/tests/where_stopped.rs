@@ -228,7 +228,7 @@ extern "C" fn deep_handler(_: i32) {
 fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     hazard(
         "h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew",
-        "unsettled-deep",
+        "deep-handlers-unmoved",
         || {
             handle(libc::SIGUSR1, deep_handler);
             let world = world();
@@ -298,7 +298,10 @@ fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
     const WALK: Duration = Duration::from_secs(2);
     let name = "h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is";
     if !is_child() {
-        for (faults, sound) in [("slow-frames", true), ("slow-frames,settled-first", false)] {
+        for (faults, sound) in [
+            ("slow-frames", true),
+            ("slow-frames,whole-walk-first", false),
+        ] {
             let output = run_child(name, faults, &[]).expect("it hung");
             assert_eq!(output.status.success(), sound, "{faults}: {output:?}");
         }

@@ -74,8 +74,13 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             .step_by(2)
             .flat_map(|f| f.split(','))
         {
+            // A variant of a crate's enum of faults that nothing asks for does not compile.
+            let listed = format!(" = \"{fault}\",");
             let planted = format!("planted(\"{fault}\")");
-            assert!(code.contains(&planted), "{number}: nobody plants {fault}");
+            assert!(
+                code.contains(&listed) || code.contains(&planted),
+                "{number}: nobody plants {fault}"
+            );
         }
     }
     let first: BTreeSet<u32> = (1..=36).collect();

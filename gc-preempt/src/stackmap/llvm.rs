@@ -41,7 +41,6 @@
 //! several objects; they are all read.
 
 use crate::context::PRESERVED;
-use crate::faults;
 
 use super::maps::{BaseRegister, FrameWord, Layout, Sites, Slot, StackMaps};
 use crate::table_error::{StackMapError, StackMapErrorKind};
@@ -343,7 +342,7 @@ fn references(
         return Err(StackMapErrorKind::Deopt(deopt.value as u32 as u64).at(deopt.at));
     };
     let direct = |l: &Location| matches!(l.kind, Where::Direct);
-    if rest.iter().any(direct) && !faults::planted("allocas-as-pairs") {
+    if rest.iter().any(direct) && seam::knows_allocas() {
         return Ok(false);
     }
     if !pairs.len().is_multiple_of(2) {
@@ -413,7 +412,7 @@ fn words(
     } else {
         BaseRegister::Rbp
     };
-    if size / 8 > MAX_WORDS && !faults::planted("unbounded-locations") {
+    if size / 8 > seam::max_words() {
         return Ok(None);
     }
     let offset = i64::from(location.value);
@@ -428,4 +427,22 @@ fn words(
         from,
         offset: offset as i32 + 8 * i,
     })))
+}
+
+/// What tests may break here.
+mod seam {
+    use super::MAX_WORDS;
+    use crate::faults::Fault;
+
+    pub(super) fn knows_allocas() -> bool {
+        !Fault::AllocasAsPairs.planted()
+    }
+
+    pub(super) fn max_words() -> u16 {
+        if Fault::UnboundedLocations.planted() {
+            u16::MAX
+        } else {
+            MAX_WORDS
+        }
+    }
 }

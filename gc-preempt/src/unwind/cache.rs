@@ -14,10 +14,9 @@ use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::modules::{ask_the_loader, look_up, stays};
+use super::modules::{look_up, stays};
 use super::rule::{Row, Rule};
 use super::table::Table;
-use crate::faults;
 
 /// Rows that a cache keeps besides.
 const ROWS: usize = 16;
@@ -129,9 +128,7 @@ impl Session {
     /// For a walk in the stop (or handshake) of that number, which none before or after it has, or
     /// in [none](NEVER).
     pub(crate) fn new(stop: u64) -> Self {
-        if faults::planted("ask-the-loader") {
-            ask_the_loader();
-        }
+        seam::before_a_walk();
         // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
         let cache = CACHE
             .iter()
@@ -149,7 +146,7 @@ impl Session {
     /// `table` is the one that was registered with the code at that PC, if any; the loader's
     /// modules are not asked then.
     pub(crate) fn rule(&mut self, pc: usize, table: Option<&Table>) -> Option<&Rule> {
-        if faults::planted("no-unwind-tables") {
+        if seam::has_no_tables() {
             return None;
         }
         let look_up = |pc| table.map_or_else(|| look_up(pc), |t| t.look_up(pc));
@@ -188,6 +185,32 @@ impl Drop for Session {
             // Release pairs with the Acquire in `new`.
             cache.taken.store(false, Ordering::Release);
         }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use core::ffi::{c_int, c_void};
+
+    use crate::faults::Fault;
+
+    pub(super) fn before_a_walk() {
+        if Fault::AskTheLoader.planted() {
+            ask_the_loader();
+        }
+    }
+
+    pub(super) fn has_no_tables() -> bool {
+        Fault::NoUnwindTables.planted()
+    }
+
+    /// Walks the list of modules, which takes the loader's lock: a stop must not do that.
+    fn ask_the_loader() {
+        extern "C" fn each(_: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
+            0
+        }
+        // SAFETY: the callback touches nothing.
+        unsafe { libc::dl_iterate_phdr(Some(each), std::ptr::null_mut()) };
     }
 }
 

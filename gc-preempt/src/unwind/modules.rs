@@ -197,13 +197,3 @@ pub(super) fn stays(pc: usize) -> bool {
         (start.load(Ordering::Relaxed)..end.load(Ordering::Relaxed)).contains(&pc)
     })
 }
-
-/// What must not be done in a stop: walk the list of modules, which takes the loader's lock. A test
-/// plants it.
-pub(super) fn ask_the_loader() {
-    extern "C" fn each(_: *mut libc::dl_phdr_info, _: usize, _: *mut c_void) -> c_int {
-        0
-    }
-    // SAFETY: the callback touches nothing.
-    unsafe { libc::dl_iterate_phdr(Some(each), std::ptr::null_mut()) };
-}

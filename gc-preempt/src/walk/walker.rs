@@ -8,10 +8,8 @@ use super::frame::{Frame, Next, Stack, Step};
 use super::signal_frames::WORDS;
 use super::sink::{RootSink, WalkStats};
 use crate::arch::{self, RED_ZONE};
-use crate::clock;
 use crate::code::{CodeMap, FrameRule, Managed, Place};
 use crate::context::{RBP, Registers};
-use crate::faults;
 use crate::own_stack::StackBounds;
 use crate::stackmap::{BaseRegister, FrameWord, Site};
 use crate::unwind::{self, Back, Rule, Session};
@@ -75,10 +73,8 @@ impl<'a> Walker<'a> {
 
     /// Reports the registers of an interruption.
     pub(super) fn saved(&mut self, registers: &Registers, vectors: &Range<usize>) {
-        if !faults::planted("no-registers") {
-            let gpr = registers.gpr.as_ptr_range();
-            self.sink.conservative(gpr.start as usize..gpr.end as usize);
-        }
+        let gpr = registers.gpr.as_ptr_range();
+        self.report(seam::registers(gpr.start as usize..gpr.end as usize));
         // SAFETY: the snapshot's image, or that of an interruption that it lists: readable, by
         // `walk`'s contract.
         unsafe { arch::state_in_use(vectors, |words| self.report(words)) };
@@ -106,10 +102,7 @@ impl<'a> Walker<'a> {
                 return;
             }
             self.left -= 1;
-            if faults::planted("slow-frames") {
-                let begun = clock::now();
-                while clock::now() - begun < 100_000 {}
-            }
+            seam::delay();
             #[cfg(test)]
             self.trace.push(frame.pc);
             let low = frame.low().max(self.stack.0.start);
@@ -211,17 +204,14 @@ impl<'a> Walker<'a> {
                 self.stack.by_rule(frame, rule, limit)?
             }
         };
-        if frame.interrupted && !faults::planted("map-behind-interruption") {
+        if seam::has_no_map(frame) {
             return Some(self.word_by_word(low, step));
         }
         let Some(site) = managed.maps.site(frame.pc) else {
             self.stats.unknown_sites += 1;
-            if faults::planted("trust-missing-maps") {
-                return Some(step.next);
-            }
-            return Some(self.word_by_word(low, step));
+            return Some(seam::of_unknown_site(self, low, step));
         };
-        if !site.known && !faults::planted("trust-missing-maps") {
+        if !seam::is_known(&site) {
             return Some(self.word_by_word(low, step));
         }
         let body = match managed.frames {
@@ -264,12 +254,8 @@ impl<'a> Walker<'a> {
                 None => self.sink.exact(edge, known.encoding),
             }
         }
-        if !faults::planted("no-arguments") {
-            self.report(low..low + known.outgoing);
-        }
-        if !faults::planted("no-saved-registers") {
-            self.report(fp - known.clobber..step.cfa - 8);
-        }
+        self.report(seam::arguments(low..low + known.outgoing));
+        self.report(seam::saved_registers(fp - known.clobber..step.cfa - 8));
         Some(step.next)
     }
 
@@ -321,12 +307,8 @@ impl<'a> Walker<'a> {
                 None => self.sink.exact(edge, managed.encoding),
             }
         }
-        if !faults::planted("no-arguments") {
-            self.report(body.start..arguments);
-        }
-        if !faults::planted("no-saved-registers") {
-            self.report(body.end..step.cfa - 8);
-        }
+        self.report(seam::arguments(body.start..arguments));
+        self.report(seam::saved_registers(body.end..step.cfa - 8));
         step.next
     }
 
@@ -377,10 +359,62 @@ impl<'a> Walker<'a> {
     }
 
     fn put_back(&self, saved: usize, start: usize) {
-        if !faults::planted("no-outer-restart") {
+        if seam::moves_handlers() {
             // SAFETY: a word of the stopped thread's stack, tested by the reads that came before:
             // the PC of a signal frame, which only the return from that signal will read.
             unsafe { ptr::write_volatile(saved as *mut usize, start) };
+        }
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use std::ops::Range;
+
+    use super::{Frame, Next, Site, Step, Walker};
+    use crate::clock;
+    use crate::faults::{Delay, Fault};
+
+    fn unless(fault: Fault, words: Range<usize>) -> Range<usize> {
+        if fault.planted() { 0..0 } else { words }
+    }
+
+    pub(super) fn registers(words: Range<usize>) -> Range<usize> {
+        unless(Fault::NoRegisters, words)
+    }
+
+    pub(super) fn arguments(words: Range<usize>) -> Range<usize> {
+        unless(Fault::NoArguments, words)
+    }
+
+    pub(super) fn saved_registers(words: Range<usize>) -> Range<usize> {
+        unless(Fault::NoSavedRegisters, words)
+    }
+
+    /// No map speaks of a frame that was interrupted.
+    pub(super) fn has_no_map(frame: &Frame) -> bool {
+        frame.interrupted && !Fault::MapBehindInterruption.planted()
+    }
+
+    pub(super) fn is_known(site: &Site<'_>) -> bool {
+        site.known || Fault::TrustMissingMaps.planted()
+    }
+
+    pub(super) fn of_unknown_site(walker: &mut Walker<'_>, low: usize, step: Step) -> Next {
+        if Fault::TrustMissingMaps.planted() {
+            return step.next;
+        }
+        walker.word_by_word(low, step)
+    }
+
+    pub(super) fn moves_handlers() -> bool {
+        !Fault::NoOuterRestart.planted()
+    }
+
+    pub(super) fn delay() {
+        if Delay::SlowFrames.planted() {
+            let begun = clock::now();
+            while clock::now() - begun < 100_000 {}
         }
     }
 }

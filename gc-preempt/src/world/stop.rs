@@ -41,10 +41,10 @@ use crate::code::CODE;
 use crate::errors::StopError;
 use crate::members::{Member, World};
 use crate::registry::{self, MutatorId, Record};
-use crate::state::{Phase, Turn};
+use crate::state::Turn;
 use crate::stop_number::{BEGUN, MAY_SPIN, STOPPER_CORE};
 use crate::stopper::{self, holds_a_stop};
-use crate::{faults, handler, panics, processors, signal};
+use crate::{handler, panics, processors};
 
 impl World {
     pub(super) fn stop_those(&self, only: Option<MutatorId>) -> Result<Stopped<'_>, StopError> {
@@ -72,12 +72,11 @@ impl World {
             let Some(gate) = gate else {
                 break lock;
             };
-            if faults::planted("gate-locked") {
-                gate.wait();
+            let kept = seam::kept_over_gate(lock);
+            gate.wait();
+            if let Some(lock) = kept {
                 break lock;
             }
-            drop(lock);
-            gate.wait();
         };
         // SAFETY: the registry lock is held, and no stop is under way.
         unsafe { CODE.take_dropped() };
@@ -105,10 +104,7 @@ impl World {
             m.record
                 .by_signal
                 .store(self.inner.config.signals, Ordering::Relaxed);
-            if faults::planted("signal-blocked") && m.record.state.load().phase() == Phase::Blocked
-            {
-                signal::send(m.record.tid.load(Ordering::Relaxed));
-            }
+            seam::before_request(m.record);
             match m
                 .record
                 .state
@@ -140,9 +136,7 @@ impl World {
             unsafe { gone.tell_gone() };
         }
         let stopped_at = Instant::now();
-        if faults::planted("malloc-in-stop") {
-            drop(std::hint::black_box(Vec::<u8>::with_capacity(100_000)));
-        }
+        seam::in_the_stop();
         Ok(Stopped {
             world: self,
             lock: Some(lock),
@@ -161,5 +155,32 @@ impl World {
             },
             _on_its_thread: PhantomData,
         })
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use core::sync::atomic::Ordering;
+
+    use crate::faults::Fault;
+    use crate::registry::{Record, RegistryGuard};
+    use crate::signal;
+    use crate::state::Phase;
+
+    /// The registry lock, which is given back while the world runs.
+    pub(super) fn kept_over_gate(lock: RegistryGuard) -> Option<RegistryGuard> {
+        Fault::GateLocked.planted().then_some(lock)
+    }
+
+    pub(super) fn before_request(record: &Record) {
+        if Fault::SignalBlocked.planted() && record.state.load().phase() == Phase::Blocked {
+            signal::send(record.tid.load(Ordering::Relaxed));
+        }
+    }
+
+    pub(super) fn in_the_stop() {
+        if Fault::MallocInStop.planted() {
+            drop(std::hint::black_box(Vec::<u8>::with_capacity(100_000)));
+        }
     }
 }

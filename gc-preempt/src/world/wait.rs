@@ -9,7 +9,7 @@ use crate::members::Member;
 use crate::quiet::NoCancel;
 use crate::registry::{MutatorId, Record};
 use crate::state::Phase;
-use crate::{faults, handler, park, processors, signal, watchdog};
+use crate::{handler, park, processors, signal, watchdog};
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -58,7 +58,7 @@ impl Gate {
     pub(super) fn before_stop(members: &[Member], since: Instant, took: Duration) -> Option<Self> {
         /// A sleep has 50 us of slack by default, so shorter waits only give the core away.
         const SLEEP: Duration = Duration::from_micros(100);
-        if faults::planted("no-gate") {
+        if seam::has_no_gate() {
             return None;
         }
         let parked = |m: &Member| m.record.state.load().phase() == Phase::Stopped;
@@ -87,10 +87,8 @@ impl Gate {
 pub(super) fn send(m: &mut Member) {
     m.record.in_flight.store(1, Ordering::Relaxed);
     // Its number may be another thread's by now.
-    if (m.record.lifeline.is_cut() || !signal::send(m.record.tid.load(Ordering::Relaxed)))
-        && !m.dead
-        && !faults::planted("no-dead-check")
-    {
+    let is_gone = m.record.lifeline.is_cut() || !signal::send(m.record.tid.load(Ordering::Relaxed));
+    if is_gone && !m.dead && seam::notes_the_dead() {
         m.dead = true;
         acknowledgements::done();
     }
@@ -134,7 +132,7 @@ impl Wait {
                 retry_gap = (retry_gap * 2).min(RETRY_MAX);
                 retries += self.send_again(members, |r| r.in_flight.load(Ordering::Relaxed) == 0);
             }
-            if now >= resend_at && !faults::planted("no-resend") {
+            if now >= resend_at && seam::sends_again() {
                 resend_gap = (resend_gap * 2).min(RESEND_MAX);
                 resend_at = now + resend_gap;
                 if self.signals {
@@ -200,5 +198,22 @@ impl Wait {
             }
         }
         sent
+    }
+}
+
+/// What tests may break here.
+mod seam {
+    use crate::faults::Fault;
+
+    pub(super) fn has_no_gate() -> bool {
+        Fault::NoGate.planted()
+    }
+
+    pub(super) fn notes_the_dead() -> bool {
+        !Fault::NoDeadCheck.planted()
+    }
+
+    pub(super) fn sends_again() -> bool {
+        !Fault::NoResend.planted()
     }
 }

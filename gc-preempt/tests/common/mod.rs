@@ -3,15 +3,13 @@
 //! have to fail.
 #![allow(dead_code)] // each test binary uses a part
 
-use gc_preempt::{Config, World};
+use gc_preempt::{Config, StrictAllocator, World};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
-
-use gc_preempt::StrictAllocator;
 
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
@@ -21,7 +19,11 @@ const HUNG: Duration = Duration::from_secs(60);
 
 /// True in the child: run the body.
 pub fn is_child() -> bool {
-    std::env::var_os("URGE_TEST_CHILD").is_some()
+    let is_child = std::env::var_os("URGE_TEST_CHILD").is_some();
+    if is_child {
+        gc_preempt::faults::refuse_unknown_names();
+    }
+    is_child
 }
 
 /// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off.
