@@ -74,7 +74,7 @@ pub(crate) fn attach(
     };
     record.worlds.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the registry lock is held, and the stack is the running thread's.
-    unsafe { walk::learn(&CODE, record.frames()) };
+    unsafe { walk::warm_unwind_cache(&CODE, record.frames()) };
     record
         .inject
         .fetch_or(u32::from(inner.config.inject), Ordering::Relaxed);

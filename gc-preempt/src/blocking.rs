@@ -8,7 +8,7 @@ use crate::registry::{self, Record, RegistryGuard};
 use crate::signal_mask::SignalMask;
 use crate::state::{Kept, Phase};
 use crate::stop_number::{resumed, wait_for_resume};
-use crate::stop_point::{Obstacle, Standing, at_call_snapshot, may_stop, stop_here};
+use crate::stop_point::{Obstacle, StopPoint, at_call_snapshot, may_stop, stop_here};
 use crate::stopper::{HoldsAStop, holds_a_stop};
 
 /// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
@@ -29,11 +29,11 @@ fn drain_signals(record: &Record) {
 /// Could the running thread wait in [`blocked`] here?
 pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
     let here = 0u8;
-    let standing = Standing::Wait {
+    let point = StopPoint::Wait {
         sp: &raw const here as usize,
     };
     // SAFETY: on the record's own thread, by the callers; no stop is spoken of.
-    unsafe { may_stop(record, &standing) }.map(drop)
+    unsafe { may_stop(record, &point) }.map(drop)
 }
 
 /// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and

@@ -20,7 +20,7 @@ use crate::signal_mask::SignalMask;
 use crate::state::Phase;
 use crate::stop_number::resumed;
 use crate::stop_point::{
-    How, Obstacle, Standing, acknowledge_and_park, frame_snapshot, may_stop, poll,
+    How, Obstacle, StopPoint, acknowledge_and_park, frame_snapshot, may_stop, poll,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -110,7 +110,7 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not
     // answered it.
-    match unsafe { may_stop(record, &Standing::Signal(frame, number)) } {
+    match unsafe { may_stop(record, &StopPoint::Signal(frame, number)) } {
         // The end of no_preempt polls: no retry needed.
         Err(obstacle @ Obstacle::NoPreempt) => {
             record.note_obstacle(number, obstacle);

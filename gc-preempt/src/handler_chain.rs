@@ -114,22 +114,22 @@ fn add(new: &libc::sigaction) {
     LENGTH.store(at + 1, Ordering::Release);
 }
 
-/// Runs the handler of the chain whose turn it is, as the kernel would have.
+/// Runs the next handler of the chain, as the kernel would have.
 pub(crate) fn pass_on(
     frame: SignalFrame,
     signal: i32,
     info: *mut libc::siginfo_t,
     ucontext: *mut libc::c_void,
 ) {
-    let turn = frame.turn();
+    let run = frame.handlers_run();
     // Acquire, here and below: pairs with the Releases in `add`.
     let length = LENGTH.load(Ordering::Acquire);
-    if turn >= seam::handlers(length) {
+    if run >= seam::handlers(length) {
         return; // ignored: that is SIGURG's default
     }
-    let handler = &CHAIN[length - 1 - turn];
+    let handler = &CHAIN[length - 1 - run];
     let address = handler.address.load(Ordering::Acquire);
-    frame.set_turn(seam::next(turn));
+    frame.set_handlers_run(seam::next(run));
     if handler.flags.load(Ordering::Relaxed) & libc::SA_SIGINFO != 0 {
         // SAFETY: the host installed this address as a three-argument handler.
         let f: extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void) =
@@ -140,7 +140,7 @@ pub(crate) fn pass_on(
         let f: extern "C" fn(i32) = unsafe { core::mem::transmute(address) };
         f(signal);
     }
-    frame.set_turn(turn);
+    frame.set_handlers_run(run);
 }
 
 /// What tests may break here.
@@ -164,8 +164,8 @@ mod seam {
         if Fault::NoPassOn.planted() { 0 } else { length }
     }
 
-    /// How many handlers have run once the one at `turn` has.
-    pub(super) fn next(turn: usize) -> usize {
-        turn + usize::from(!Fault::ChainLoops.planted())
+    /// How many handlers have run for this signal once one more has.
+    pub(super) fn next(run: usize) -> usize {
+        run + usize::from(!Fault::ChainLoops.planted())
     }
 }

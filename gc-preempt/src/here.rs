@@ -12,7 +12,7 @@ use crate::stop_point::NoPreempt;
 pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
-            let _leaving = Leaving(record);
+            let _release = ReleaseUnused(record);
             let _section = NoPreempt::on(record);
             f()
         }
@@ -28,7 +28,7 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
 pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
-            let _leaving = Leaving(record);
+            let _release = ReleaseUnused(record);
             blocked(record, f)
         }
         None => f(),
@@ -37,9 +37,9 @@ pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
 
 /// Ends a `no_preempt_here` or `blocking_here` in which the thread's last mutator may have been
 /// dropped.
-struct Leaving(&'static Record);
+struct ReleaseUnused(&'static Record);
 
-impl Drop for Leaving {
+impl Drop for ReleaseUnused {
     fn drop(&mut self) {
         // Relaxed: only its own thread detaches it.
         if self.0.worlds.load(Ordering::Relaxed) == 0

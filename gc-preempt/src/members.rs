@@ -117,9 +117,9 @@ impl Member {
 
 /// What the registry lock protects of one world.
 pub(crate) struct Members {
-    /// Those that a stop turns to.
+    /// Those that a stop requests or holds.
     pub list: Vec<Member>,
-    /// Those that it passes over, see `aside.rs`.
+    /// Those that a stop passes over, see `world/aside.rs`.
     pub aside: Vec<Member>,
     pub fork_hooks: Option<ForkHooks>,
     /// When the last stop of all of them ended, and how long it held them.

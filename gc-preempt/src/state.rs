@@ -177,9 +177,9 @@ impl fmt::Debug for Word {
     }
 }
 
-/// What a stopper found when it turned to a mutator.
+/// What [`State::request_or_hold`] found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Turn {
+pub(crate) enum Request {
     /// It was running and is now asked: it will acknowledge.
     Asked,
     /// It was blocked and is now held, or still parked from the stop before and now taken over: it
@@ -229,31 +229,35 @@ impl<A: AtomicWord> State<A> {
 
     // ---- the stopper's side, under the registry lock --------------------------------------------
 
-    /// Stop `number` turns to this mutator. `before_asking` runs just before each attempt to ask,
-    /// so that an acknowledgement can never arrive uncounted; `unasked` undoes it when the attempt
-    /// fails.
-    pub(crate) fn turn(
+    /// Asks a running mutator to stop for stop `number`, and holds one that is blocked or still
+    /// parked from the stop before. `before_asking` runs just before each attempt to ask, so that an
+    /// acknowledgement never arrives uncounted; `unasked` undoes it when the attempt fails.
+    pub(crate) fn request_or_hold(
         &self,
         number: u64,
         mut before_asking: impl FnMut(),
         mut unasked: impl FnMut(),
-    ) -> Turn {
+    ) -> Request {
         let mut w = self.load();
         loop {
             let tried = match w.phase() {
                 Phase::Running => {
                     before_asking();
-                    let r = self.swap(w, Word::as_asked(number)).map(|()| Turn::Asked);
+                    let r = self
+                        .swap(w, Word::as_asked(number))
+                        .map(|()| Request::Asked);
                     if r.is_err() {
                         unasked();
                     }
                     r
                 }
-                Phase::Blocked => self.swap(w, w.as_held(number)).map(|()| Turn::Held),
-                Phase::Stopped => self.swap(w, Word::as_stopped(number)).map(|()| Turn::Held),
+                Phase::Blocked => self.swap(w, w.as_held(number)).map(|()| Request::Held),
+                Phase::Stopped => self
+                    .swap(w, Word::as_stopped(number))
+                    .map(|()| Request::Held),
             };
             match tried {
-                Ok(turn) => return turn,
+                Ok(request) => return request,
                 Err(now) => w = now,
             }
         }
@@ -360,18 +364,18 @@ impl<A: AtomicWord> State<A> {
 mod tests {
     use super::*;
 
-    fn ask(s: &State, n: u64) -> Turn {
-        s.turn(n, || (), || ())
+    fn ask(s: &State, n: u64) -> Request {
+        s.request_or_hold(n, || (), || ())
     }
 
     #[test]
     fn a_resumed_thread_that_has_not_left_its_park_is_taken_over() {
         let s = State::new();
-        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert_eq!(ask(&s, 1), Request::Asked);
         assert!(s.acknowledge(1));
         assert!(!s.acknowledge(1), "an acknowledgement counts once");
         assert_eq!(s.leave_stopped(|| 0), Err(1));
-        assert_eq!(ask(&s, 2), Turn::Held);
+        assert_eq!(ask(&s, 2), Request::Held);
         assert_eq!(s.leave_stopped(|| 1), Err(2), "resumed for 1, held for 2");
         assert_eq!(s.leave_stopped(|| 2), Ok(()));
         assert_eq!(s.load().phase(), Phase::Running);
@@ -381,7 +385,7 @@ mod tests {
     fn a_blocked_thread_is_held_and_never_asked() {
         let s = State::new();
         assert_eq!(s.enter_blocked(|| 0), Ok(()));
-        assert_eq!(ask(&s, 1), Turn::Held);
+        assert_eq!(ask(&s, 1), Request::Held);
         assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
         assert_eq!(s.leave_blocked(|| 1), Ok(()));
     }
@@ -393,7 +397,7 @@ mod tests {
         assert_eq!(s.enter_blocked(|| 0), Ok(()));
         assert!(s.set_aside());
         assert_eq!(s.leave_blocked(|| 0), Err(Kept::Aside));
-        assert_eq!(ask(&s, 1), Turn::Held);
+        assert_eq!(ask(&s, 1), Request::Held);
         assert_eq!(s.leave_blocked(|| 1), Err(Kept::Aside));
         s.take_back();
         assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
@@ -403,7 +407,7 @@ mod tests {
     #[test]
     fn an_asked_thread_may_not_block_before_it_has_stopped() {
         let s = State::new();
-        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert_eq!(ask(&s, 1), Request::Asked);
         assert_eq!(s.enter_blocked(|| 0), Err(1));
         s.defer(1);
         assert!(s.load().pending());
@@ -415,7 +419,7 @@ mod tests {
     #[test]
     fn marks_of_another_stop_mean_nothing() {
         let s = State::new();
-        assert_eq!(ask(&s, 1), Turn::Asked);
+        assert_eq!(ask(&s, 1), Request::Asked);
         assert!(!s.acknowledge(2));
         s.defer(2);
         assert!(!s.load().pending());
@@ -505,7 +509,7 @@ mod loom_model {
                 return;
             }
             self.outstanding.store(1, Ordering::Relaxed);
-            self.state.turn(
+            self.state.request_or_hold(
                 number,
                 || {
                     self.outstanding.fetch_add(1, Ordering::Relaxed);

@@ -31,12 +31,12 @@
 //!   the answer.
 
 use crate::arch::{self, SignalFrame};
-use crate::code::{CODE, Place};
+use crate::code::{CODE, PcClass};
 use crate::context::{Origin, Registers, Snapshot};
 use crate::registry::Record;
 use crate::signal_mask::SignalMask;
 use crate::stop_number::{resumed, wait_for_resume};
-use crate::walk::{self, Behind};
+use crate::walk::{self, BehindHandlers};
 use crate::{acknowledgements, altstack, clock};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
@@ -105,7 +105,7 @@ impl Record {
 }
 
 /// Where the thread is that asks.
-pub(crate) enum Standing<'a> {
+pub(crate) enum StopPoint<'a> {
     /// A signal has interrupted it there, for the stop of that number.
     Signal(SignalFrame, u64),
     /// It has called us, and would stop for the stop of that number.
@@ -142,33 +142,33 @@ pub(crate) enum How {
 /// # Safety
 /// On the record's own thread. The stop of the given number is under way, and the thread has not
 /// answered it.
-pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Result<How, Obstacle> {
+pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<How, Obstacle> {
     if record.depth.load(Ordering::Relaxed) != 0 {
         return Err(Obstacle::NoPreempt);
     }
-    let (sp, place) = match standing {
-        Standing::Signal(frame, _) => {
+    let (sp, place) = match point {
+        StopPoint::Signal(frame, _) => {
             // SAFETY: the caller's contract.
             let place = unsafe { CODE.classify(frame.pc()) };
             (frame.sp(), place)
         }
-        Standing::Call { snapshot, .. } => (snapshot.registers.sp(), Place::Native),
-        Standing::Wait { sp } => (*sp, Place::Native),
+        StopPoint::Call { snapshot, .. } => (snapshot.registers.sp(), PcClass::Native),
+        StopPoint::Wait { sp } => (*sp, PcClass::Native),
     };
-    if place == Place::Unsafe && seam::spares_unsafe_code() {
+    if place == PcClass::Unsafe && seam::spares_unsafe_code() {
         return Err(Obstacle::UnsafeCode);
     }
-    let on_alternate = match standing {
-        Standing::Signal(frame, _) => frame.alternate_stack().contains(&sp),
-        Standing::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
-        Standing::Wait { .. } => false,
+    let on_alternate = match point {
+        StopPoint::Signal(frame, _) => frame.alternate_stack().contains(&sp),
+        StopPoint::Call { .. } => altstack::setting().ss_flags & libc::SS_ONSTACK != 0,
+        StopPoint::Wait { .. } => false,
     };
     if seam::is_foreign(on_alternate, || record.own_stack.holds(sp)) {
         return Err(Obstacle::ForeignStack);
     }
-    match standing {
-        Standing::Signal(frame, number) => {
-            if let Place::Restart { start } = place {
+    match point {
+        StopPoint::Signal(frame, number) => {
+            if let PcClass::Restart { start } = place {
                 seam::restart(*frame, start);
             }
             let walk = frame.mask() != 0
@@ -181,7 +181,7 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
             };
             Ok(how)
         }
-        Standing::Call {
+        StopPoint::Call {
             number,
             snapshot,
             mask,
@@ -191,7 +191,7 @@ pub(crate) unsafe fn may_stop(record: &Record, standing: &Standing<'_>) -> Resul
                 // SAFETY: the caller's contract.
                 && unsafe { look_behind_handlers(record, *number, snapshot, *waits)? },
         }),
-        Standing::Wait { .. } => Ok(How::Park { walk: false }),
+        StopPoint::Wait { .. } => Ok(How::Park { walk: false }),
     }
 }
 
@@ -212,11 +212,13 @@ unsafe fn look_behind_handlers(
     let walk_first = CODE.any_unsafe() && !waits || seam::walks_all_first();
     let most = if walk_first { u32::MAX } else { FRAMES };
     // SAFETY: the caller's contract.
-    match unsafe { walk::settle(&CODE, number, snapshot, record.frames(), most) } {
-        Behind::Settled => Ok(false),
-        Behind::Unsafe if waits => Ok(true),
-        Behind::Unsafe => Err(Obstacle::BehindHandler),
-        Behind::TooDeep => Ok(seam::walks_deep_stacks()),
+    match unsafe {
+        walk::move_handlers_out_of_restart_ranges(&CODE, number, snapshot, record.frames(), most)
+    } {
+        BehindHandlers::Moved => Ok(false),
+        BehindHandlers::Unsafe if waits => Ok(true),
+        BehindHandlers::Unsafe => Err(Obstacle::BehindHandler),
+        BehindHandlers::TooDeep => Ok(seam::walks_deep_stacks()),
     }
 }
 
@@ -274,7 +276,13 @@ pub(crate) unsafe fn acknowledge_and_park(
         if acknowledged {
             // SAFETY: the thread's own stack. The stopper holds the registry lock until `end_walk`.
             unsafe {
-                walk::settle(&CODE, number, record.snapshot(), record.frames(), u32::MAX);
+                walk::move_handlers_out_of_restart_ranges(
+                    &CODE,
+                    number,
+                    record.snapshot(),
+                    record.frames(),
+                    u32::MAX,
+                );
             }
         }
         acknowledgements::end_walk();
@@ -306,7 +314,7 @@ pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
             }
             let from = clock::now();
             let snapshot = at_call_snapshot(sp, fp, pc);
-            let standing = Standing::Call {
+            let point = StopPoint::Call {
                 number: word.number(),
                 snapshot: &snapshot,
                 mask: mask.before(),
@@ -314,7 +322,7 @@ pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
             };
             // SAFETY: own thread and stack; the stop that asks is under way, since the word still
             // says so.
-            match unsafe { may_stop(record, &standing) } {
+            match unsafe { may_stop(record, &point) } {
                 Ok(how) => {
                     let walk = how == How::Park { walk: true };
                     // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's

@@ -107,7 +107,7 @@ fn h39_waiting_for_the_registry_keeps_errno() {
         "h39_waiting_for_the_registry_keeps_errno",
         "errno-lost",
         || {
-            errno_is_kept_by(|m| m.world().rehearse());
+            errno_is_kept_by(|m| m.world().warm_up_walks());
         },
     );
 }

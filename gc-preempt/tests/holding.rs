@@ -44,7 +44,7 @@ fn h37_what_would_wait_for_the_own_stop_is_an_error_value() {
             // SAFETY: no code runs at these addresses.
             let registered = unsafe { b.register_code(spec) };
             assert!(matches!(registered, Err(CodeError::HoldsAStop)));
-            b.rehearse();
+            b.warm_up_walks();
             drop(stopped);
             drop(b.stop().unwrap());
             drop(b.attach(std::ptr::null_mut()).unwrap());

@@ -61,7 +61,7 @@ global_asm!(
     "pop rbp",
     "ret",
     "t_vector_loop_end:",
-    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A two-store unit: both words go up together,
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A restart range of two stores: both words go up together,
     // or are seen apart.
     ".globl t_pair_loop",
     ".globl t_pair_loop_end",
@@ -250,7 +250,7 @@ fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
     );
 }
 
-/// Stops the pair loop and says whether its unit was ever seen half done.
+/// Stops the pair loop and says whether its restart range was ever seen half done.
 fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
     let world = world();
     let _code = managed(
@@ -263,7 +263,7 @@ fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
         what,
         owner: None,
     };
-    // SAFETY: the unit may be begun again from everywhere: its inputs stay as they are.
+    // SAFETY: the restart range may be begun again from everywhere: its inputs stay as they are.
     let _unit = unsafe { world.register_code(spec) }.unwrap();
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);
@@ -319,7 +319,7 @@ extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontex
     HOSTS_PC.store(0, SeqCst);
 }
 
-/// Runs after each instruction. In the unit it raises SIGUSR1, which is delivered as it returns: at
+/// Runs after each instruction. In the restart range it raises SIGUSR1, which is delivered as it returns: at
 /// that instruction.
 extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
@@ -332,7 +332,7 @@ extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext
 }
 
 /// Stops the pair loop in a host's handler, and says whether what that had interrupted was ever the
-/// unit half done.
+/// restart range half done.
 fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     for (signal, handler) in [
         (libc::SIGUSR1, hosts as *const ()),
@@ -362,7 +362,7 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
         what,
         owner: None,
     };
-    // SAFETY: the unit may be begun again from everywhere: its inputs stay as they are.
+    // SAFETY: the restart range may be begun again from everywhere: its inputs stay as they are.
     let _unit = unsafe { world.register_code(spec) }.unwrap();
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);

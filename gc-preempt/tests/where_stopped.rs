@@ -18,23 +18,23 @@ global_asm!(
     "je w_loop",
     "w_loop_end:",
     "ret",
-    // rdi: *const AtomicBool over, rsi: *mut u64 ready. Stores twice, as a unit that begins anew.
-    ".globl w_unit",
-    ".globl w_unit_end",
-    "w_unit:",
+    // rdi: *const AtomicBool over, rsi: *mut u64 ready. Stores twice, as a restart range.
+    ".globl w_range",
+    ".globl w_range_end",
+    "w_range:",
     "mov qword ptr [rsi], 1",
     "pause",
     "cmp byte ptr [rdi], 0",
-    "je w_unit",
-    "w_unit_end:",
+    "je w_range",
+    "w_range_end:",
     "ret",
 );
 
 unsafe extern "C" {
     fn w_loop(over: *const AtomicBool);
     fn w_loop_end();
-    fn w_unit(over: *const AtomicBool, ready: *mut usize);
-    fn w_unit_end();
+    fn w_range(over: *const AtomicBool, ready: *mut usize);
+    fn w_range_end();
 }
 
 /// How long a thread stays where it cannot be stopped: long enough for the watchdog to speak.
@@ -223,7 +223,7 @@ extern "C" fn deep_handler(_: i32) {
 }
 
 /// A handler that is deep in calls has interrupted a restart range. No collector walks the stack,
-/// and still the range begins anew: the word that the unit writes first is written again.
+/// and still the range begins anew: the word that the restart range writes first is written again.
 #[test]
 fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
     hazard(
@@ -232,15 +232,15 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
         || {
             handle(libc::SIGUSR1, deep_handler);
             let world = world();
-            let range = w_unit as *const () as usize..w_unit_end as *const () as usize;
+            let range = w_range as *const () as usize..w_range_end as *const () as usize;
             let spec = CodeSpec {
                 range: range.clone(),
                 what: CodeWhat::Restart,
                 owner: None,
             };
-            // SAFETY: the unit keeps its inputs.
+            // SAFETY: the restart range keeps its inputs.
             let _code = unsafe { world.register_code(spec) }.unwrap();
-            let mut unit_at_its_start = 0;
+            let mut range_at_its_start = 0;
             for _ in 0..20 {
                 THERE.store(false, SeqCst);
                 RESUMED.store(false, SeqCst);
@@ -252,11 +252,11 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 beside(
                     &world,
                     |_| {
-                        // SAFETY: a system call; the unit reads its first argument and writes its
+                        // SAFETY: a system call; the restart range reads its first argument and writes its
                         // second.
                         unsafe {
                             thread.store(libc::gettid() as u32, SeqCst);
-                            w_unit(&raw const over, first.as_ptr());
+                            w_range(&raw const over, first.as_ptr());
                         }
                     },
                     || {
@@ -273,7 +273,7 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                                 &stopped.mutators().next().unwrap().snapshot().registers.pc
                             )
                         );
-                        // The next thing that the unit does, if it does not begin anew, is to see
+                        // The next thing that the restart range does, if it does not begin anew, is to see
                         // that it is over, and end.
                         over.store(true, SeqCst);
                         first.store(0, SeqCst);
@@ -281,10 +281,13 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                         RESUMED.store(true, SeqCst);
                     },
                 );
-                unit_at_its_start += first.load(SeqCst);
+                range_at_its_start += first.load(SeqCst);
             }
-            // The signal meets the unit's first instruction at times, which begins anew by itself.
-            assert_eq!(unit_at_its_start, 20, "a unit went on in its middle");
+            // The signal meets the restart range's first instruction at times, which begins anew by itself.
+            assert_eq!(
+                range_at_its_start, 20,
+                "a restart range went on in its middle"
+            );
         },
     );
 }

@@ -385,8 +385,8 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- stop 1: the world is stopped ... -------------------------------------------------------
 
     fn scan(&mut self) -> Phase {
-        self.shared.roots.rehearse();
-        self.shared.world.rehearse();
+        self.shared.roots.warm_up_walks();
+        self.shared.world.warm_up_walks();
         self.stop();
         let begun = Instant::now();
         if planted("print-in-stop") {

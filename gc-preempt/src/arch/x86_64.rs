@@ -432,14 +432,14 @@ impl SignalFrame {
 
     /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. The word
     /// is `uc_link`, which the kernel sets to zero.
-    pub(crate) fn turn(self) -> usize {
+    pub(crate) fn handlers_run(self) -> usize {
         // SAFETY: as `greg`.
         unsafe { (&raw const (*self.0).uc_link).read() as usize }
     }
 
-    pub(crate) fn set_turn(self, turn: usize) {
+    pub(crate) fn set_handlers_run(self, count: usize) {
         // SAFETY: as `set_greg`; the return from the signal does not read this word.
-        unsafe { (&raw mut (*self.0).uc_link).write(turn as *mut libc::ucontext_t) };
+        unsafe { (&raw mut (*self.0).uc_link).write(count as *mut libc::ucontext_t) };
     }
 
     /// Where the kernel has put it.

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
 use super::guard::{CodeGuard, Dropped, Key, Mark};
-use super::spec::{Checked, CodeError, CodeSpec, CodeWhat, FrameRule, Kind};
+use super::spec::{Checked, CodeError, CodeKind, CodeSpec, CodeWhat, FrameRule};
 use crate::faults::count_step;
 use crate::stackmap::StackMaps;
 
 /// What the handler must know of a PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum PcClass {
     Native,
     Managed,
     Unsafe,
@@ -35,7 +35,7 @@ pub(super) struct Region {
 
 impl Region {
     pub(super) fn counts_as_unsafe(&self) -> bool {
-        self.what.kind() == Kind::Unsafe && self.mark.world != 0
+        self.what.kind() == CodeKind::Unsafe && self.mark.world != 0
     }
 }
 
@@ -127,24 +127,24 @@ impl Registered {
     }
 
     /// A region that may not be there beside a new one of that kind.
-    fn in_the_way(&self, range: &Range<usize>, kind: Kind) -> Option<&Region> {
+    fn in_the_way(&self, range: &Range<usize>, kind: CodeKind) -> Option<&Region> {
         let overlaps = |other: &&Region| other.range.end > range.start;
         let within = |inner: &Range<usize>, outer: &Range<usize>| {
             outer.start <= inner.start && inner.end <= outer.end
         };
         let (same, other) = match kind {
-            Kind::Managed => (&self.managed, &self.inner),
-            Kind::Unsafe | Kind::Restart => (&self.inner, &self.managed),
+            CodeKind::Managed => (&self.managed, &self.inner),
+            CodeKind::Unsafe | CodeKind::Restart => (&self.inner, &self.managed),
         };
         // Regions of a map are disjoint: if any overlaps, the last that begins below the end does.
         let twin = last_below(same, range.end).filter(overlaps);
         twin.or_else(|| match kind {
             // Those that overlap lie inside, but for the first and the last perhaps.
-            Kind::Managed => [range.start, range.end]
+            CodeKind::Managed => [range.start, range.end]
                 .into_iter()
                 .filter_map(|end| last_below(other, end).filter(overlaps))
                 .find(|inner| !within(&inner.range, range)),
-            Kind::Unsafe | Kind::Restart => {
+            CodeKind::Unsafe | CodeKind::Restart => {
                 let outer = last_below(other, range.end).filter(overlaps);
                 outer.filter(|outer| !within(range, &outer.range))
             }
@@ -200,7 +200,7 @@ impl CodeMap {
     /// # Safety
     /// Only while a stop is under way that the calling thread has not answered, or under the
     /// registry lock.
-    pub(crate) unsafe fn classify(&self, pc: usize) -> Place {
+    pub(crate) unsafe fn classify(&self, pc: usize) -> PcClass {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
         // Unsafe and restart ranges win over the managed code around them. The first instruction of
@@ -209,12 +209,12 @@ impl CodeMap {
         if let Some(inner) = at(&registered.inner, pc) {
             let start = inner.range.start;
             match inner.what {
-                CodeWhat::Restart if pc > start => return Place::Restart { start },
+                CodeWhat::Restart if pc > start => return PcClass::Restart { start },
                 CodeWhat::Restart | CodeWhat::Managed { .. } => {}
-                CodeWhat::Unsafe => return Place::Unsafe,
+                CodeWhat::Unsafe => return PcClass::Unsafe,
             }
         }
-        at(&registered.managed, pc).map_or(Place::Native, |_| Place::Managed)
+        at(&registered.managed, pc).map_or(PcClass::Native, |_| PcClass::Managed)
     }
 
     /// The managed code at `pc`, also if `pc` lies in an unsafe or restart range inside of it.
@@ -266,7 +266,7 @@ impl CodeMap {
             });
         }
         let key = Key {
-            managed: kind == Kind::Managed,
+            managed: kind == CodeKind::Managed,
             start: range.start,
         };
         let mark = Arc::new(Mark {

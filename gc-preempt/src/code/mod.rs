@@ -27,5 +27,5 @@ mod spec;
 mod tests;
 
 pub use guard::CodeGuard;
-pub(crate) use map::{CODE, CodeMap, Managed, Place};
-pub use spec::{CodeError, CodeSpec, CodeWhat, FrameRule, Kind};
+pub(crate) use map::{CODE, CodeMap, Managed, PcClass};
+pub use spec::{CodeError, CodeKind, CodeSpec, CodeWhat, FrameRule};

@@ -83,11 +83,11 @@ pub enum CodeWhat {
 }
 
 impl CodeWhat {
-    pub(super) fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> CodeKind {
         match self {
-            CodeWhat::Managed { .. } => Kind::Managed,
-            CodeWhat::Unsafe => Kind::Unsafe,
-            CodeWhat::Restart => Kind::Restart,
+            CodeWhat::Managed { .. } => CodeKind::Managed,
+            CodeWhat::Unsafe => CodeKind::Unsafe,
+            CodeWhat::Restart => CodeKind::Restart,
         }
     }
 }
@@ -106,7 +106,7 @@ pub enum FrameRule {
 
 /// The three kinds of code range, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum CodeKind {
     /// See [`CodeWhat::Managed`].
     Managed,
     /// See [`CodeWhat::Unsafe`].
@@ -115,12 +115,12 @@ pub enum Kind {
     Restart,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for CodeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Kind::Managed => "managed code",
-            Kind::Unsafe => "an unsafe range",
-            Kind::Restart => "a restart range",
+            CodeKind::Managed => "managed code",
+            CodeKind::Unsafe => "an unsafe range",
+            CodeKind::Restart => "a restart range",
         })
     }
 }
@@ -139,11 +139,11 @@ pub enum CodeError {
         /// The refused range.
         range: Range<usize>,
         /// What it was to be.
-        kind: Kind,
+        kind: CodeKind,
         /// The range that is there.
         other: Range<usize>,
         /// What that one is.
-        other_kind: Kind,
+        other_kind: CodeKind,
         /// Whether that one's guard was dropped, so that it goes with one of the next stops.
         leaving: bool,
     },
@@ -181,8 +181,8 @@ impl fmt::Display for CodeError {
                 )?;
                 f.write_str(match (leaving, kind, other_kind) {
                     (true, ..) => "that code's guard was dropped, but it stays until a stop finds no stack that returns into it: keep the memory until its owner is dropped",
-                    (_, Kind::Managed, Kind::Managed) => "each address belongs to one registration: register an arena once, or each function by itself",
-                    (_, Kind::Managed, _) | (_, _, Kind::Managed) => "an unsafe or a restart range lies either wholly inside managed code or wholly outside",
+                    (_, CodeKind::Managed, CodeKind::Managed) => "each address belongs to one registration: register an arena once, or each function by itself",
+                    (_, CodeKind::Managed, _) | (_, _, CodeKind::Managed) => "an unsafe or a restart range lies either wholly inside managed code or wholly outside",
                     _ => "unsafe and restart ranges do not share addresses",
                 })
             }

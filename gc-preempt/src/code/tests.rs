@@ -39,7 +39,7 @@ impl CodeMap {
         unsafe { self.register(1, spec.checked()?) }
     }
 
-    fn at(&self, pc: usize) -> Place {
+    fn at(&self, pc: usize) -> PcClass {
         // SAFETY: as above.
         unsafe { self.classify(pc) }
     }
@@ -61,7 +61,7 @@ impl CodeMap {
 #[test]
 fn a_pc_is_classified_by_the_innermost_range() {
     let map = CodeMap::leaked();
-    assert_eq!(map.at(0x1000), Place::Native);
+    assert_eq!(map.at(0x1000), PcClass::Native);
     let _guards = [
         map.add(inner(0x1100..0x1110, CodeWhat::Restart)).unwrap(),
         map.add(managed(0x1000..0x2000)).unwrap(),
@@ -71,29 +71,29 @@ fn a_pc_is_classified_by_the_innermost_range() {
         map.add(inner(0x1fff..0x2000, CodeWhat::Unsafe)).unwrap(),
         map.add(managed(0x2000..0x2800)).unwrap(),
     ];
-    let restart = Place::Restart { start: 0x1100 };
+    let restart = PcClass::Restart { start: 0x1100 };
     for (pc, place) in [
-        (0, Place::Native),
-        (0xfff, Place::Native),
-        (0x1000, Place::Managed),
-        (0x1100, Place::Managed),
+        (0, PcClass::Native),
+        (0xfff, PcClass::Native),
+        (0x1000, PcClass::Managed),
+        (0x1100, PcClass::Managed),
         (0x1101, restart),
         (0x110f, restart),
-        (0x1110, Place::Managed),
-        (0x11ff, Place::Managed),
-        (0x1200, Place::Unsafe),
-        (0x1203, Place::Unsafe),
-        (0x1204, Place::Managed),
-        (0x1ffe, Place::Managed),
-        (0x1fff, Place::Unsafe),
-        (0x2000, Place::Managed),
-        (0x27ff, Place::Managed),
-        (0x2800, Place::Native),
-        (0x3000, Place::Native),
-        (0x3001, Place::Restart { start: 0x3000 }),
-        (0x3008, Place::Native),
-        (0x4000, Place::Native),
-        (usize::MAX, Place::Native),
+        (0x1110, PcClass::Managed),
+        (0x11ff, PcClass::Managed),
+        (0x1200, PcClass::Unsafe),
+        (0x1203, PcClass::Unsafe),
+        (0x1204, PcClass::Managed),
+        (0x1ffe, PcClass::Managed),
+        (0x1fff, PcClass::Unsafe),
+        (0x2000, PcClass::Managed),
+        (0x27ff, PcClass::Managed),
+        (0x2800, PcClass::Native),
+        (0x3000, PcClass::Native),
+        (0x3001, PcClass::Restart { start: 0x3000 }),
+        (0x3008, PcClass::Native),
+        (0x4000, PcClass::Native),
+        (usize::MAX, PcClass::Native),
     ] {
         assert_eq!(map.at(pc), place, "{pc:#x}");
     }
@@ -113,12 +113,12 @@ fn a_removed_range_leaves_nothing_behind() {
     let outer = map.add(managed(0x1000..0x2000)).unwrap();
     let hole = map.add(inner(0x1100..0x1200, CodeWhat::Unsafe)).unwrap();
     drop(hole);
-    assert_eq!(map.at(0x1100), Place::Unsafe, "only a stop may remove it");
+    assert_eq!(map.at(0x1100), PcClass::Unsafe, "only a stop may remove it");
     assert_eq!(map.remove(&[], &[]), 1);
-    assert_eq!(map.at(0x1100), Place::Managed);
+    assert_eq!(map.at(0x1100), PcClass::Managed);
     drop(outer);
     assert_eq!(map.remove(&[], &[]), 1);
-    assert_eq!(map.at(0x1100), Place::Native);
+    assert_eq!(map.at(0x1100), PcClass::Native);
 }
 
 #[test]
@@ -218,8 +218,8 @@ fn code_stays_while_a_stack_or_a_register_points_into_it() {
     assert_eq!(drops.load(Ordering::Relaxed), 0);
     assert_eq!(map.remove(&[&[0xfff, 0x2001]], &[0]), 1);
     assert_eq!(drops.load(Ordering::Relaxed), 1);
-    assert_eq!(map.at(0x1000), Place::Native);
-    assert_eq!(map.at(0x2001), Place::Managed);
+    assert_eq!(map.at(0x1000), PcClass::Native);
+    assert_eq!(map.at(0x2001), PcClass::Managed);
     assert!(map.add(managed(0x1000..0x1010)).is_ok());
 }
 
@@ -262,10 +262,10 @@ fn an_arena_is_filled_and_emptied_function_by_function() {
         .collect();
     drop(arena);
     for function in [0, 1, FUNCTIONS / 2, FUNCTIONS - 1] {
-        assert_eq!(map.at(range(function).start), Place::Managed);
+        assert_eq!(map.at(range(function).start), PcClass::Managed);
         assert!(map.add(managed(range(function))).is_err());
     }
-    assert_eq!(map.at(range(FUNCTIONS).start), Place::Native);
+    assert_eq!(map.at(range(FUNCTIONS).start), PcClass::Native);
     // One by one, while some word points into one that was dropped before.
     drop(guards.pop());
     let pinned = range(FUNCTIONS.wrapping_sub(1) * 77_773 % FUNCTIONS).start + 1;
@@ -309,7 +309,7 @@ fn what_a_gone_world_leaves_goes_with_its_guards_whenever_they_are_dropped() {
         assert_eq!(map.sweep().len(), 2);
     }
     assert!(!map.any_unsafe());
-    assert_eq!(map.at(0x3000), Place::Native);
+    assert_eq!(map.at(0x3000), PcClass::Native);
 }
 
 proptest! {
@@ -322,7 +322,7 @@ proptest! {
         ranges in proptest::collection::vec((0usize..200, 1usize..60, 0u8..3, any::<bool>()), 1..20),
     ) {
         let map = CodeMap::leaked();
-        let mut guards: Vec<(Range<usize>, Kind, CodeGuard)> = Vec::new();
+        let mut guards: Vec<(Range<usize>, CodeKind, CodeGuard)> = Vec::new();
         for (start, length, kind, remove) in ranges {
             let range = start..start + length;
             let spec = match kind {
@@ -335,8 +335,8 @@ proptest! {
             let within = |a: &Range<usize>, b: &Range<usize>| b.start <= a.start && a.end <= b.end;
             let fits = guards.iter().all(|(r, k, _)| {
                 apart(r)
-                    || (kind == Kind::Managed && *k != Kind::Managed && within(r, &range))
-                    || (kind != Kind::Managed && *k == Kind::Managed && within(&range, r))
+                    || (kind == CodeKind::Managed && *k != CodeKind::Managed && within(r, &range))
+                    || (kind != CodeKind::Managed && *k == CodeKind::Managed && within(&range, r))
             });
             let added = map.add(spec);
             prop_assert_eq!(added.is_ok(), fits);
@@ -349,16 +349,16 @@ proptest! {
             }
             for pc in 0..270 {
                 let holds = |kind| guards.iter().find(|g| g.1 == kind && g.0.contains(&pc));
-                let expected = match (holds(Kind::Unsafe), holds(Kind::Restart)) {
-                    (Some(_), _) => Place::Unsafe,
-                    (_, Some(r)) if r.0.start < pc => Place::Restart { start: r.0.start },
-                    _ if holds(Kind::Managed).is_some() => Place::Managed,
-                    _ => Place::Native,
+                let expected = match (holds(CodeKind::Unsafe), holds(CodeKind::Restart)) {
+                    (Some(_), _) => PcClass::Unsafe,
+                    (_, Some(r)) if r.0.start < pc => PcClass::Restart { start: r.0.start },
+                    _ if holds(CodeKind::Managed).is_some() => PcClass::Managed,
+                    _ => PcClass::Native,
                 };
                 prop_assert_eq!(map.at(pc), expected);
                 // SAFETY: the map is this test's alone.
                 let managed = unsafe { map.managed(pc) }.is_some();
-                prop_assert_eq!(managed, holds(Kind::Managed).is_some());
+                prop_assert_eq!(managed, holds(CodeKind::Managed).is_some());
             }
         }
     }

@@ -16,7 +16,7 @@ const ENTRIES: usize = 8;
 /// A call site whose frames are laid out by RBP, known to its map, with all its slots inside of the
 /// frame.
 #[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
+pub(super) struct CallSite<'a> {
     pc: usize,
     pub(super) encoding: u32,
     pub(super) site: Site<'a>,
@@ -28,7 +28,7 @@ pub(super) struct Known<'a> {
     pub(super) outgoing: usize,
 }
 
-impl<'a> Known<'a> {
+impl<'a> CallSite<'a> {
     /// `None`: the frame has to be looked at with more care.
     pub(super) fn new(pc: usize, managed: &Managed<'a>) -> Option<Self> {
         let (FrameRule::Rbp, Some(_)) = (managed.frames, managed.maps.function(pc - 1)) else {
@@ -68,9 +68,9 @@ impl<'a> Known<'a> {
 }
 
 /// The last call sites met.
-pub(super) struct Memo<'a>([Option<Known<'a>>; ENTRIES]);
+pub(super) struct RecentCallSites<'a>([Option<CallSite<'a>>; ENTRIES]);
 
-impl<'a> Memo<'a> {
+impl<'a> RecentCallSites<'a> {
     pub(super) fn new() -> Self {
         Self([const { None }; ENTRIES])
     }
@@ -80,11 +80,11 @@ impl<'a> Memo<'a> {
         ((pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 61) as usize % ENTRIES
     }
 
-    pub(super) fn get(&self, pc: usize) -> Option<Known<'a>> {
+    pub(super) fn get(&self, pc: usize) -> Option<CallSite<'a>> {
         self.0[Self::place(pc)].filter(|known| known.pc == pc)
     }
 
-    pub(super) fn keep(&mut self, known: Known<'a>) {
+    pub(super) fn keep(&mut self, known: CallSite<'a>) {
         self.0[Self::place(known.pc)] = Some(known);
     }
 }

@@ -40,17 +40,17 @@
 
 mod call_sites;
 mod frame;
-mod rehearsal;
 mod signal_frames;
 mod sink;
 mod walker;
+mod warm_up;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use rehearsal::{learn, rehearse};
 pub use sink::{RootSink, WalkStats};
-pub(crate) use walker::Behind;
+pub(crate) use walker::BehindHandlers;
+pub(crate) use warm_up::{warm_unwind_cache, warm_up_walks};
 
 use crate::arch::{self, RED_ZONE};
 use crate::code::CodeMap;
@@ -90,7 +90,7 @@ unsafe fn walk_with(
     bounds: StackBounds<'_>,
     sink: &mut dyn RootSink,
     most: u32,
-) -> (WalkStats, Behind) {
+) -> (WalkStats, BehindHandlers) {
     let sp = snapshot.registers.sp().saturating_sub(RED_ZONE);
     let stack = bounds.stack.clone();
     arch::prefetch(sp.max(stack.start)..stack.end.min(sp.saturating_add(AHEAD)));
@@ -114,13 +114,13 @@ unsafe fn walk_with(
 /// As for [`walk`], but on the thread itself, for a stop that is under way. The
 /// stopper holds the registry lock until this returns: the thread has not answered the stop yet, or
 /// has announced its walk.
-pub(crate) unsafe fn settle(
+pub(crate) unsafe fn move_handlers_out_of_restart_ranges(
     code: &CodeMap,
     number: u64,
     snapshot: &Snapshot,
     bounds: StackBounds<'_>,
     most: u32,
-) -> Behind {
+) -> BehindHandlers {
     // SAFETY: the caller's contract.
     let (_, behind) = unsafe { walk_with(code, number, snapshot, bounds, &mut Nothing, most) };
     behind

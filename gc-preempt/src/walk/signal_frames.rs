@@ -10,7 +10,7 @@
 //! cannot be stopped yet.
 //!
 //! # Who does it, and when
-//! 1. The thread itself, if the signal mask that it will return to is not empty ([`settle`](super::settle)). While
+//! 1. The thread itself, if the signal mask that it will return to is not empty ([`move_handlers_out_of_restart_ranges`](super::move_handlers_out_of_restart_ranges)). While
 //!    a handler runs its signal is blocked, so an empty mask says that none does, and nearly every
 //!    stop gets off with one compare. A few frames are walked before it acknowledges the stop, the
 //!    others beside the stop, see `stop_point.rs`.

@@ -38,7 +38,7 @@ pub struct WalkStats {
     pub conservative: u32,
     /// Of those, managed frames at a return address that no stack map names.
     pub unknown_sites: u32,
-    /// Injected calls whose hooks had not returned. Behind each the walk began anew, at the
+    /// Injected calls whose hooks had not returned. BehindHandlers each the walk began anew, at the
     /// instruction that was interrupted.
     pub injected: u32,
     /// Whether the walk lost its way and scanned the rest of the stack word by word up to its base.

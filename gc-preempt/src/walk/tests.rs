@@ -264,7 +264,7 @@ fn rbp_is_not_believed_in_code_that_is_no_function() {
     let mut scene = Scene::new(true);
     scene.outer(0, 10, NOWHERE, NOWHERE);
     let rbp = scene.at(10) + SPAN;
-    // Behind the two functions, still in the range.
+    // BehindHandlers the two functions, still in the range.
     let snapshot = scene.snapshot(Origin::Call, scene.pc(2 * SIZE + 4), 10, rbp);
     let (stats, sink) = scene.walk(&snapshot);
     assert_eq!((stats.conservative, stats.to_base), (1, true));
@@ -526,7 +526,7 @@ struct Seen {
 /// Walks the stack of this very thread, from a call of ours.
 fn walk_here() -> Seen {
     unwind::setup();
-    extern "C-unwind" fn stand(seen: *mut (), sp: usize, fp: usize, pc: usize) {
+    extern "C-unwind" fn at_call(seen: *mut (), sp: usize, fp: usize, pc: usize) {
         // SAFETY: `call_spilled` hands through what it is given below.
         let seen = unsafe { &mut *seen.cast::<Option<Seen>>() };
         let snapshot = Snapshot {
@@ -548,8 +548,8 @@ fn walk_here() -> Seen {
         });
     }
     let mut seen: Option<Seen> = None;
-    crate::arch::call_spilled(stand, (&raw mut seen).cast());
-    seen.expect("stand ran")
+    crate::arch::call_spilled(at_call, (&raw mut seen).cast());
+    seen.expect("at_call ran")
 }
 
 impl Seen {
@@ -586,7 +586,7 @@ fn native_frames_are_walked_as_the_systems_unwinder_does() {
 }
 
 #[test]
-fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
+fn warming_up_walks_a_few_frames_of_its_own_and_attaching_all() {
     unwind::setup();
     let map = CodeMap::leaked();
     let lock = crate::blocking::lock().unwrap();
@@ -597,10 +597,10 @@ fn a_rehearsal_walks_a_few_frames_of_its_own_and_learning_all() {
             stack: own_stack(),
             outermost: &AtomicUsize::new(0),
         };
-        [rehearse(map, none), learn(map, frames)]
+        [warm_up_walks(map, none), warm_unwind_cache(map, frames)]
     };
     drop(lock);
-    // `call_spilled`, five of `nest`, and `rehearse`, which may be part of this one.
+    // `call_spilled`, five of `walk_from_depth`, and `warm_up_walks`, which may be part of this one.
     assert!((6..=8).contains(&few), "{few} frames");
     // `call_spilled` there, and `walk_here` and `call_spilled` here.
     let frames = walk_here().pcs.len() as u32;

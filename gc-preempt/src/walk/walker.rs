@@ -3,12 +3,12 @@
 use std::ops::Range;
 use std::ptr;
 
-use super::call_sites::{Known, Memo};
+use super::call_sites::{CallSite, RecentCallSites};
 use super::frame::{Frame, Next, Stack, Step};
 use super::signal_frames::WORDS;
 use super::sink::{RootSink, WalkStats};
 use crate::arch::{self, RED_ZONE};
-use crate::code::{CodeMap, FrameRule, Managed, Place};
+use crate::code::{CodeMap, FrameRule, Managed, PcClass};
 use crate::context::{RBP, Registers};
 use crate::own_stack::StackBounds;
 use crate::stackmap::{BaseRegister, FrameWord, Site};
@@ -19,7 +19,7 @@ pub(super) const AHEAD: usize = 8 << 10;
 
 /// What a walk has found behind handlers of the host's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Behind {
+pub(crate) enum BehindHandlers {
     /// Nothing is interrupted in a restart range any more, nor in an unsafe one.
     Settled,
     /// A handler has interrupted an unsafe range: the thread must not be stopped now.
@@ -30,7 +30,7 @@ pub(crate) enum Behind {
 
 pub(super) struct Walker<'a> {
     code: &'a CodeMap,
-    memo: Memo<'a>,
+    recent: RecentCallSites<'a>,
     session: Session,
     stack: Stack,
     sink: &'a mut dyn RootSink,
@@ -42,7 +42,7 @@ pub(super) struct Walker<'a> {
     below: bool,
     /// Frames that may still be walked.
     pub(super) left: u32,
-    pub(super) behind: Behind,
+    pub(super) behind: BehindHandlers,
     #[cfg(test)]
     pub(super) trace: Vec<usize>,
 }
@@ -57,7 +57,7 @@ impl<'a> Walker<'a> {
     ) -> Self {
         Self {
             code,
-            memo: Memo::new(),
+            recent: RecentCallSites::new(),
             session: Session::new(number),
             stack: Stack(stack.start.next_multiple_of(8)..stack.end & !7),
             sink,
@@ -65,7 +65,7 @@ impl<'a> Walker<'a> {
             bounds: None,
             below: false,
             left: u32::MAX,
-            behind: Behind::Settled,
+            behind: BehindHandlers::Moved,
             #[cfg(test)]
             trace: Vec::new(),
         }
@@ -153,9 +153,9 @@ impl<'a> Walker<'a> {
     /// be done.
     pub(super) fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
         if !frame.interrupted
-            && let Some(known) = self.memo.get(frame.pc)
+            && let Some(known) = self.recent.get(frame.pc)
         {
-            return self.again(frame, &known, low, limit);
+            return self.exact_by_call_site(frame, &known, low, limit);
         }
         if !frame.interrupted && frame.pc == arch::trampoline_back() {
             return self.injected(low, limit);
@@ -181,10 +181,10 @@ impl<'a> Walker<'a> {
             return Some(self.word_by_word(low, step));
         };
         if !frame.interrupted
-            && let Some(known) = Known::new(frame.pc, &managed)
+            && let Some(known) = CallSite::new(frame.pc, &managed)
         {
-            self.memo.keep(known);
-            return self.again(frame, &known, low, limit);
+            self.recent.keep(known);
+            return self.exact_by_call_site(frame, &known, low, limit);
         }
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
@@ -231,10 +231,10 @@ impl<'a> Walker<'a> {
     }
 
     /// A frame at a call site of which all is known.
-    fn again(
+    fn exact_by_call_site(
         &mut self,
         frame: &Frame,
-        known: &Known<'_>,
+        call: &CallSite<'_>,
         low: usize,
         limit: usize,
     ) -> Option<Next> {
@@ -316,12 +316,12 @@ impl<'a> Walker<'a> {
     fn behind_a_handler(&mut self, mut step: Step, saved: usize) -> Step {
         if let Next::Frame(frame) = &mut step.next {
             match self.place(frame.pc) {
-                Place::Restart { start } => {
+                PcClass::Restart { start } => {
                     self.put_back(saved, start);
                     frame.pc = start;
                 }
-                Place::Unsafe => self.behind = Behind::Unsafe,
-                Place::Managed | Place::Native => {}
+                PcClass::Unsafe => self.behind = BehindHandlers::Unsafe,
+                PcClass::Managed | PcClass::Native => {}
             }
         }
         step
@@ -329,8 +329,8 @@ impl<'a> Walker<'a> {
 
     /// The walk ends here, short of the stack's end.
     fn too_deep(&mut self) {
-        if self.behind == Behind::Settled {
-            self.behind = Behind::TooDeep;
+        if self.behind == BehindHandlers::Moved {
+            self.behind = BehindHandlers::TooDeep;
         }
     }
 
@@ -346,14 +346,14 @@ impl<'a> Walker<'a> {
         for selectors in (first..end).step_by(8) {
             if let Some(saved) = self.stack.saved_pc(selectors)
                 && let Some(pc) = self.stack.word(saved)
-                && let Place::Restart { start } = self.place(pc)
+                && let PcClass::Restart { start } = self.place(pc)
             {
                 self.put_back(saved, start);
             }
         }
     }
 
-    fn place(&self, pc: usize) -> Place {
+    fn place(&self, pc: usize) -> PcClass {
         // SAFETY: the registry lock is held, by `walk`'s contract.
         unsafe { self.code.classify(pc) }
     }

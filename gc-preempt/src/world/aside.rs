@@ -1,6 +1,6 @@
 //! Mutators that are set aside: those that wait in `blocking` for long, which stops pass over.
 //!
-//! A stop turns to every mutator of its list, and its owner looks at each one's stack and record. A
+//! A stop requests or holds every mutator of its list, and its owner looks at each one's stack and record. A
 //! program with a thousand threads that wait for requests would pay for all of them in each stop.
 //! So the owner of a world may set such mutators aside, between stops ([`World::set_aside`]): they
 //! leave the list, and no stop touches them.
@@ -32,7 +32,7 @@ impl World {
     /// Sets mutators aside that have been in `blocking` since the call before this one: from now on
     /// no stop looks at them. How many that were.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread standing still.
+    /// `may` is called for each of them, with the registry lock held and the thread point still.
     /// `false`: it is not set aside. What it does to the mutator's record comes before all that the
     /// thread does after `blocking`. It may be called for some mutators under one lock, for which
     /// attaching and stops wait, so it is to be short; and it must not take a lock that a mutator

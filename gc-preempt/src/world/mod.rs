@@ -156,18 +156,18 @@ impl World {
     ///
     /// ```
     /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
-    /// world.rehearse();
+    /// world.warm_up_walks();
     /// let stopped = world.stop()?;
     /// # drop(stopped);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn rehearse(&self) {
+    pub fn warm_up_walks(&self) {
         let Ok(mut lock) = lock() else {
             return; // a hint that comes too late
         };
         let members = &self.inner.members(&mut lock).list;
         // SAFETY: the registry lock is held.
-        unsafe { walk::rehearse(&CODE, members.iter().map(|m| m.record)) };
+        unsafe { walk::warm_up_walks(&CODE, members.iter().map(|m| m.record)) };
     }
 
     /// Stops one mutator only, and calls `f` with it.

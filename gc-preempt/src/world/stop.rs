@@ -4,7 +4,7 @@
 //! registry lock, which also makes stops one at a time, so that two heaps cannot park each other's
 //! stoppers:
 //!
-//! 1. Turn to every mutator ([`State::turn`](crate::state::State::turn)): hold the blocked ones,
+//! 1. Request to every mutator ([`State::turn`](crate::state::State::turn)): hold the blocked ones,
 //!    ask the running ones and signal them. All are signalled before any is waited for, so that
 //!    their latencies overlap.
 //! 2. Wait until the count of acknowledgements is down to zero: spin if there is a core to spare
@@ -41,7 +41,7 @@ use crate::code::CODE;
 use crate::errors::StopError;
 use crate::members::{Member, World};
 use crate::registry::{self, MutatorId, Record};
-use crate::state::Turn;
+use crate::state::Request;
 use crate::stop_number::{BEGUN, MAY_SPIN, STOPPER_CORE};
 use crate::stopper::{self, holds_a_stop};
 use crate::{handler, panics, processors};
@@ -105,13 +105,13 @@ impl World {
                 .by_signal
                 .store(self.inner.config.signals, Ordering::Relaxed);
             seam::before_request(m.record);
-            match m
-                .record
-                .state
-                .turn(number, acknowledgements::add, acknowledgements::done)
-            {
-                Turn::Held => held += 1,
-                Turn::Asked => {
+            match m.record.state.request_or_hold(
+                number,
+                acknowledgements::add,
+                acknowledgements::done,
+            ) {
+                Request::Held => held += 1,
+                Request::Asked => {
                     signalled += 1;
                     if self.inner.config.signals {
                         if signalled == 1 {

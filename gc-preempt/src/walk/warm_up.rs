@@ -48,7 +48,7 @@ const IMAGE: [u64; 104] = {
 ///
 /// # Safety
 /// The registry lock is held.
-pub(crate) unsafe fn rehearse<'a>(
+pub(crate) unsafe fn warm_up_walks<'a>(
     code: &CodeMap,
     threads: impl Iterator<Item = &'a Record>,
 ) -> u32 {
@@ -59,7 +59,7 @@ pub(crate) unsafe fn rehearse<'a>(
     }
     let end = 0usize;
     let mut own = Own::new(code, &raw const end as usize);
-    nest(DEPTH, &mut own);
+    walk_from_depth(DEPTH, &mut own);
     black_box(&end);
     own.seen
 }
@@ -70,13 +70,13 @@ pub(crate) unsafe fn rehearse<'a>(
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
-pub(crate) unsafe fn learn(code: &CodeMap, bounds: StackBounds<'_>) -> u32 {
+pub(crate) unsafe fn warm_unwind_cache(code: &CodeMap, bounds: StackBounds<'_>) -> u32 {
     let here = 0usize;
     if !bounds.stack.contains(&(&raw const here as usize)) {
         return 0;
     }
     let mut own = Own::new(code, bounds.stack.end);
-    nest(0, &mut own);
+    walk_from_depth(0, &mut own);
     if let Some(cfa) = own.outermost {
         bounds.is_outermost(cfa);
     }
@@ -106,17 +106,17 @@ impl<'a> Own<'a> {
 
 /// Frames to walk.
 #[inline(never)]
-fn nest(depth: u32, own: &mut Own<'_>) {
+fn walk_from_depth(depth: u32, own: &mut Own<'_>) {
     match depth {
-        0 => arch::call_spilled(stand, core::ptr::from_mut(own).cast()),
-        _ => nest(depth - 1, own),
+        0 => arch::call_spilled(walk_own_frames, core::ptr::from_mut(own).cast()),
+        _ => walk_from_depth(depth - 1, own),
     }
     // Nothing after a call makes it a jump.
     black_box(own);
 }
 
-extern "C-unwind" fn stand(own: *mut (), sp: usize, fp: usize, pc: usize) {
-    // SAFETY: `nest` passes it, and waits.
+extern "C-unwind" fn walk_own_frames(own: *mut (), sp: usize, fp: usize, pc: usize) {
+    // SAFETY: `walk_from_depth` passes it, and waits.
     let own = unsafe { &mut *own.cast::<Own<'_>>() };
     let registers = Registers::at_call(sp, fp, pc);
     let image = IMAGE;
