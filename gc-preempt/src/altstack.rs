@@ -1,28 +1,28 @@
-//! Alternate signal stacks: which memory the stop's handler runs on, and whose it is when.
+//! Alternate signal stacks: the memory that the stop's handler runs on, and its owner.
 //!
-//! # Who owns which stack
-//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and tells everybody who
-//! asks what the last one was. So the host, and other runtimes in the process (Go's), see Urge's
-//! stack, may use it, and may set it again later. Hence these rules:
+//! # Ownership
+//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and `sigaltstack` returns
+//! it. So the host, and other runtimes in the process (Go's), see Urge's stack, may use it, and may
+//! set it again later. Hence these rules:
 //!
 //! 1. A stack that Urge has set on a thread belongs to that thread until the thread has ended,
-//!    attached or not. No other thread gets it before. A host that swaps its own stack in across a
-//!    detach and then restores "the old one" restores memory that is still the thread's.
+//!    attached or not. No other thread gets it before. A host may set its own stack across a detach
+//!    and then restore "the old one": that memory is still the thread's.
 //! 2. The first attachment sets Urge's stack, at least as large as the one that the thread had. A
-//!    thread that had none gets one of the size of its own stack (1 MiB at most, where the
-//!    addresses last), since its handlers have had that much room until now.
-//! 3. The last detachment restores what the host had, if Urge's is still set. Where the host had
-//!    none, Urge's stays: Go's runtime, which remembers the stack that it has seen, dies when that
-//!    is disabled. The end of the thread unsets it.
-//! 4. What the host sets while the thread is attached is the host's, and stays. SIGURG then comes
-//!    on that stack, or on the thread's own if the host has disabled it. The handler uses little
-//!    more of it than the kernel's signal frame, and does everything else on Urge's stack
+//!    thread that had none gets one of the size of its own stack (1 MiB at most, and less where
+//!    addresses are short), since its handlers have had that much room until now.
+//! 3. The last detachment restores the host's stack, if Urge's is still set. If the host had none,
+//!    Urge's stays set until the thread ends: Go's runtime remembers the stack that it has seen, and
+//!    aborts when that is disabled.
+//! 4. A stack that the host sets while the thread is attached stays set. SIGURG then comes on that
+//!    stack, or on the thread's own if the host has disabled the alternate stack. The handler needs
+//!    little more of it than the kernel's signal frame, and runs the rest on Urge's stack
 //!    ([`AlternateStack::run`]).
 //!
-//! # What the handler asks
-//! Whether the kernel has put the signal frame on Urge's stack ([`AlternateStack::holds`]). Only
-//! then may a call be injected: elsewhere the frame may lie right below the interrupted SP, where
-//! the call's own frame belongs.
+//! # Injected calls
+//! A call is injected only if the kernel has put the signal frame on Urge's stack
+//! ([`AlternateStack::holds`]). Elsewhere the signal frame may lie right below the interrupted SP,
+//! where the frame of the call would overwrite it.
 
 use crate::arch;
 use crate::thread_key::ThreadKey;
@@ -30,11 +30,11 @@ use core::cell::{Cell, UnsafeCell};
 use core::mem::MaybeUninit;
 use std::io;
 
-/// What the handler and whatever a host stacks on top of it may use of the alternate stack, besides
-/// the kernel's signal frame.
+/// Bytes for the handler, and for a host's handlers that interrupt it, besides the kernel's signal
+/// frame.
 const HANDLER_STACK: usize = 64 * 1024;
-/// A thread that had no alternate stack gets no larger one. Handlers that put more on a stack than
-/// this are unheard of, and a thousand threads take 1 GiB of addresses.
+/// A thread that had no alternate stack gets no larger one. With twice as much, a thousand threads
+/// would take 2 GiB of addresses, for handlers with larger frames than any program has.
 const MOST: usize = 1 << 20;
 const PAGE: usize = 4096;
 
@@ -42,16 +42,16 @@ const PAGE: usize = 4096;
 pub(crate) struct AlternateStack {
     base: usize,
     size: usize,
-    /// What the host had set before. Written and read by the thread that owns this.
+    /// The host's setting before. The thread that owns this stack writes and reads it.
     before: UnsafeCell<libc::stack_t>,
-    /// The stack that the same thread had before this one, and that the host may have seen; or the
-    /// next one in the pool.
+    /// The stack that the same thread had before this one, which the host may have seen; or the next
+    /// stack in the pool.
     next: Cell<Option<&'static AlternateStack>>,
     /// How often the owner's key destructor has run.
     rounds: Cell<u32>,
     /// Thread pointer of the thread that owns it; 0: it is in the pool. A thread that ends by the
-    /// bare system call leaves its key's value in a control block that a later thread gets; by then
-    /// the stack has another owner, or none.
+    /// bare system call leaves its key's value in its control block, which a later thread may get.
+    /// By then the stack has another owner, or none.
     owner: Cell<usize>,
 }
 
@@ -88,7 +88,7 @@ impl Pool {
         None
     }
 
-    /// Takes back a stack and those that its thread had before. The thread has ended.
+    /// Takes back a stack and the stacks that its thread had before. The thread has ended.
     pub(crate) fn give(&mut self, stack: &'static AlternateStack) {
         let mut at = Some(stack);
         while let Some(stack) = at {
@@ -114,8 +114,7 @@ fn is_set(stack: &libc::stack_t) -> bool {
     stack.ss_flags & libc::SS_DISABLE == 0
 }
 
-/// Sets an alternate stack of Urge's on the running thread, the own stack of which has so many
-/// bytes. `key` ties the stack to the thread: its destructor calls [`AlternateStack::end_round`].
+/// Sets an alternate stack of Urge's on the running thread, whose own stack has `own_stack` bytes. `key` ties the stack to the thread: its destructor calls [`AlternateStack::end_round`].
 pub(crate) fn install(
     pool: &mut Pool,
     key: &ThreadKey,
@@ -161,8 +160,7 @@ pub(crate) fn install(
     if unsafe { libc::sigaltstack(seam::to_set(&ours), core::ptr::null_mut()) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    // The host may have set one of ours again that the thread has outgrown: what was before that
-    // counts.
+    // The host may have set an older stack of ours again: then the setting before that one counts.
     if !stack.owns(host.ss_sp as usize) {
         // SAFETY: the thread's own.
         unsafe { *stack.before.get() = host };
@@ -192,7 +190,7 @@ fn take_or_map(
     }
 }
 
-/// What a signal frame and the handler need.
+/// Bytes that a signal frame and the handler need.
 fn least_size() -> usize {
     // SAFETY: asks the auxiliary vector only. It knows the size of this processor's signal frame;
     // old kernels do not say.
@@ -258,14 +256,14 @@ impl AlternateStack {
 
     /// Runs `f(data)` on this stack, on the thread that owns it, in its handler.
     ///
-    /// The kernel has put the handler elsewhere, so nothing of this stack is in use: a handler of
-    /// the host's that runs on it would have been interrupted there.
+    /// The kernel has put the handler elsewhere, so nothing of this stack is in use: had a host's
+    /// handler run on this stack, the kernel would have put ours below it.
     pub(crate) fn run(&self, f: extern "C" fn(*mut ()), data: *mut ()) {
         // SAFETY: as above; the mapping ends at a page's end.
         unsafe { arch::call_on(self.base + self.size, f, data) }
     }
 
-    /// The thread's last detachment: rule 3 at the head of this file.
+    /// Restores the host's stack at the thread's last detachment: rule 3 at the head of this file.
     pub(crate) fn put_back(&self) {
         // SAFETY: the thread's own.
         let before = unsafe { &*self.before.get() };
@@ -274,11 +272,11 @@ impl AlternateStack {
         }
     }
 
-    /// One round of the key's destructors on a thread that ends, with its value. Whether the stack
-    /// and those before it are to be given back to the pool. Under the registry lock.
+    /// One round of key destructors on a thread that ends. True: the caller gives the stack and the
+    /// stacks before it back to the pool. Under the registry lock. `is_attached`: the thread is.
     ///
-    /// That is so in the last round (glibc makes four): in those before, destructors of others may
-    /// still need the stack, that of Go's runtime among them. `is_attached`: the thread is.
+    /// True only in the last round (glibc makes four): in earlier rounds other destructors may still
+    /// need the stack, that of Go's runtime among them.
     pub(crate) fn end_round(&self, key: &ThreadKey, is_attached: bool) -> bool {
         const ROUNDS: u32 = 4;
         if !self.is_own() {
@@ -306,14 +304,13 @@ impl AlternateStack {
         !is_attached && self.replace(&before)
     }
 
-    /// Sets `before` in the place of a stack of this thread's. False: one of them stays set.
+    /// Sets `before` if one of this thread's stacks is set. False: it stays set.
     fn replace(&self, before: &libc::stack_t) -> bool {
         let now = setting();
         if !is_set(&now) || !self.owns(now.ss_sp as usize) {
             return true;
         }
-        // SAFETY: the setting that the thread had, the memory of which is the host's to keep; or
-        // none.
+        // SAFETY: the setting that the thread had, whose memory the host keeps; or none.
         unsafe { libc::sigaltstack(before, core::ptr::null_mut()) == 0 }
     }
 }

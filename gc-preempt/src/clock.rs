@@ -1,9 +1,9 @@
-//! The clock that handlers may read.
+//! The clock that signal handlers may read.
 
 use core::mem::MaybeUninit;
 
-/// Monotonic time in nanoseconds. Async-signal-safe (POSIX lists `clock_gettime`; here it is the
-/// vDSO's).
+/// Monotonic time in nanoseconds. Async-signal-safe: POSIX lists `clock_gettime`, which is a vDSO
+/// call here.
 pub(crate) fn now() -> u64 {
     let mut t = MaybeUninit::<libc::timespec>::uninit();
     // SAFETY: the pointer is to a timespec, which the call fills; CLOCK_MONOTONIC always exists.

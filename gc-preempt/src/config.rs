@@ -1,15 +1,15 @@
 //! How a world stops its threads: by signals or by polls, parked or injected.
 
-/// What [`World::new`](crate::World::new) is told.
+/// How the threads of a [`World`](crate::World) are stopped. The default stops them by signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Stop running threads by SIGURG. Without it (`URGE_ASYNC=0`) they stop only where they poll:
-    /// at the end of [`no_preempt`](crate::Mutator::no_preempt), in
-    /// [`blocking`](crate::Mutator::blocking) and in [`poll`](crate::Mutator::poll). For finding
-    /// faults by halving.
+    /// Stop running threads by SIGURG. With `false` (`URGE_ASYNC=0`) threads stop only where they
+    /// poll: at the end of [`no_preempt`](crate::Mutator::no_preempt), in
+    /// [`blocking`](crate::Mutator::blocking) and in [`poll`](crate::Mutator::poll). A program that
+    /// fails with signals and works without them is stopped where it must not be.
     pub signals: bool,
-    /// Inject a call wherever that is possible instead of parking in the handler (`URGE_INJECT=1`),
-    /// so that tests run both paths.
+    /// Inject a call wherever that is possible instead of parking in the handler
+    /// (`URGE_INJECT=1`). Tests run both paths with it.
     pub inject: bool,
 }
 
@@ -26,7 +26,12 @@ impl Config {
     /// The default, changed by `URGE_ASYNC` and `URGE_INJECT` (each `0` or `1`).
     ///
     /// # Errors
-    /// Names the variable whose value is neither.
+    /// [`ConfigError`] names the variable whose value is neither `0` nor `1`.
+    ///
+    /// ```
+    /// let world = gc_preempt::World::new(gc_preempt::Config::from_env()?)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_env() -> Result<Self, ConfigError> {
         let mut config = Self::default();
         if let Some(on) = switch("URGE_ASYNC")? {
@@ -53,7 +58,8 @@ fn switch(name: &'static str) -> Result<Option<bool>, ConfigError> {
     }
 }
 
-/// An environment variable with a value that means nothing.
+/// An environment variable that is to be a switch has another value.
+#[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     /// The variable.

@@ -1,9 +1,8 @@
-//! What a stopped thread looked like: its registers, its vector state, and how it came to stand
-//! there.
+//! The state of a stopped thread: its registers, its vector state, and how it came to stop.
 //!
-//! The stopping side fills a [`Snapshot`] in and the walker reads it. A snapshot is plain memory
-//! that stays where it is while the thread is stopped, so the walker hands the registers to a root
-//! sink as a range of words like any other.
+//! The thread fills a [`Snapshot`] before it acknowledges a stop, and the walker reads it. A
+//! snapshot does not move while the thread is stopped, so the walker reports the registers to a root
+//! sink as a range of words.
 
 use std::ops::Range;
 
@@ -33,7 +32,7 @@ impl Registers {
         self.gpr[RSP]
     }
 
-    /// The registers of a thread that called us: what a walk needs of the calling frame, and zeros.
+    /// The registers of a thread that called us: SP, FP and PC of the calling frame, and zeros.
     pub fn at_call(sp: usize, fp: usize, pc: usize) -> Self {
         let mut registers = Self {
             pc,
@@ -44,24 +43,24 @@ impl Registers {
         registers
     }
 
-    /// The frame pointer, RBP. In code that keeps no frame pointer it is a register like any other.
+    /// The frame pointer, RBP. Code that keeps no frame pointer uses it for anything.
     pub fn fp(&self) -> usize {
         self.gpr[RBP]
     }
 }
 
-/// How a thread came to stand where its snapshot says.
+/// How a thread came to stop where its snapshot says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A signal interrupted it, and it waits in the handler. The PC is any instruction at all, and
-    /// the red zone below SP is alive.
+    /// A signal interrupted it, and it waits in the handler. The PC may be any instruction, and the
+    /// red zone below SP is alive.
     Signal,
     /// It runs a call to `async_preempt` that a signal pushed. The PC, the registers and the red
     /// zone are those of the interruption.
     Injected,
-    /// It called us: a blocking region, or a poll. The PC is a return address and SP its value
-    /// after that return; the registers that a callee must keep were pushed at or above SP, and
-    /// there is no red zone. Registers that hold nothing of the caller's are zero in the snapshot.
+    /// It called us: a blocking region, or a poll. The PC is a return address, and SP its value
+    /// after that return. The registers that a callee must keep were pushed at or above SP, and
+    /// there is no red zone. Registers that hold no value of the caller are zero in the snapshot.
     Call,
 }
 
@@ -70,15 +69,15 @@ pub enum Origin {
 pub struct Snapshot {
     /// The general registers.
     pub registers: Registers,
-    /// Where the vector state lies in memory, as XSAVE left it. Empty where it can hold nothing
-    /// ([`Origin::Call`]).
+    /// Where the vector state lies in memory, as XSAVE wrote it. Empty for [`Origin::Call`]: no
+    /// vector register outlives a call.
     pub vectors: Range<usize>,
-    /// How the thread came to stand here.
+    /// How the thread came to stop.
     pub origin: Origin,
 }
 
 impl Default for Snapshot {
-    /// A thread of which nothing is known: no registers, no vectors.
+    /// The state of no thread: all registers zero, no vectors.
     fn default() -> Self {
         Self {
             registers: Registers::default(),

@@ -1,21 +1,20 @@
-//! Keeps our SIGURG handler on top of the host's, and the host's behind it.
+//! Keeps our SIGURG handler on top of the host's handlers, and passes signals on to them.
 //!
-//! Handlers that other code installed form a chain, oldest first. Ours passes each signal on to the
-//! newest of them. A handler that a host installs *over* ours takes all signals from us: Go's
-//! runtime, loaded after Urge, installs one and passes SIGURG on to no other. Each stop therefore
-//! asks the kernel which handler is installed, puts ours back on top, and adds the other one to the
-//! chain.
+//! Handlers that other code installed form a chain, oldest first. Our handler passes each signal on
+//! to the newest of them. A handler that a host installs *over* ours gets all signals instead: Go's
+//! runtime, loaded after Urge, installs one and passes SIGURG on to no other. So each stop asks the
+//! kernel which handler is installed, puts ours back on top, and adds the other one to the chain.
 //!
 //! ```text
 //! kernel -> ours -> Go's                       Go's does not pass on
 //! kernel -> ours -> host's newer -> ours -> host's older
 //! ```
 //!
-//! A newer handler of the host's may call what it found installed, which is ours. So ours may run
-//! more than once for one signal: the first time it passes on to the newest handler of the chain,
-//! the second time to the one before, and so on; with none left it returns. The count lies in the
-//! signal frame (the word `uc_link`, which the kernel sets to zero and reads no more), since the
-//! thread may be any thread of the process, and a handler may not touch thread-local storage.
+//! A newer handler of the host may call the handler that it found installed, which is ours. So ours
+//! may run more than once for one signal: the first time it passes the signal on to the newest
+//! handler of the chain, the second time to the handler before, and so on; when none is left it
+//! returns. The count lies in the signal frame, in the word `uc_link`, which the kernel sets to zero
+//! and does not read. Thread-local storage cannot hold it: the handler may run on any thread.
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
@@ -29,7 +28,7 @@ struct Handler {
     flags: AtomicI32,
 }
 
-/// Handlers that the chain has room for. A host whose handlers are more loses the newest but one.
+/// Handlers that the chain has room for. Another one replaces the newest.
 const MOST: usize = 8;
 
 static CHAIN: [Handler; MOST] = [const {
@@ -42,8 +41,8 @@ static CHAIN: [Handler; MOST] = [const {
 /// Handlers in the chain. Changed under the registry lock.
 static LENGTH: AtomicUsize = AtomicUsize::new(0);
 
-/// Puts `ours` on top if it is not there, and the handler that it replaces into the chain. Under
-/// the registry lock. One system call where nothing is to be done.
+/// Puts `ours` on top if it is not there, and adds the handler that it replaces to the chain. Under
+/// the registry lock. One system call if ours is on top already.
 ///
 /// # Errors
 /// The system refuses the handler.
@@ -54,7 +53,7 @@ pub(crate) fn install(signal: i32, ours: usize) -> io::Result<()> {
         if installed.sa_sigaction == ours {
             return Ok(());
         }
-        // Before ours is on top: a signal in between finds the host's handler, and ours from there.
+        // Added before ours is on top: a signal in between runs the host's handler only.
         add(&installed);
         // SAFETY: zero is a valid sigaction; its fields are set below.
         let mut action: libc::sigaction = unsafe { core::mem::zeroed() };
@@ -73,7 +72,7 @@ pub(crate) fn install(signal: i32, ours: usize) -> io::Result<()> {
 /// lock.
 pub(crate) fn reinstall(signal: i32, ours: usize) {
     if seam::reinstalls() {
-        // The system has taken this handler before; the watchdog says if it does not now.
+        // The system has accepted this handler before; the watchdog says if it does not now.
         let _ = install(signal, ours);
     }
 }
@@ -94,8 +93,8 @@ fn installed(signal: i32) -> io::Result<libc::sigaction> {
     }
 }
 
-/// Makes a handler the newest of the chain, unless it is that already. "Ignore" and "default" are
-/// none.
+/// Makes a handler the newest of the chain, unless it is the newest already. "Ignore" and "default"
+/// are no handlers.
 fn add(new: &libc::sigaction) {
     if new.sa_sigaction == libc::SIG_DFL || new.sa_sigaction == libc::SIG_IGN {
         return;
@@ -110,7 +109,7 @@ fn add(new: &libc::sigaction) {
     CHAIN[at].flags.store(new.sa_flags, Ordering::Relaxed);
     // Release pairs with the Acquire in `pass_on`, which reads the flags after it.
     CHAIN[at].address.store(new.sa_sigaction, Ordering::Release);
-    // Release pairs with the Acquire in `pass_on`: who sees the length, sees the handler.
+    // Release pairs with the Acquire in `pass_on`: a thread that sees the length sees the handler.
     LENGTH.store(at + 1, Ordering::Release);
 }
 

@@ -1,15 +1,14 @@
-//! Whether a thread still exists, told without a system call.
+//! Tells without a system call whether a thread still exists.
 //!
-//! A thread can end without a word: by the `exit` system call, which runs no destructor. If it did
-//! so in `blocking`, no signal is sent that could fail, and its record still says BLOCKED, with a
-//! stack that may be unmapped. To ask the kernel for each blocked thread would cost a system call
-//! for each in each stop.
+//! A thread can end by the bare `exit` system call, which runs no destructor. If it does so in
+//! `blocking`, its record still says BLOCKED, its stack may be unmapped, and no signal is sent that
+//! could fail. A system call for each blocked thread would make each stop longer.
 //!
-//! So each attached thread holds a *robust* mutex of its own from attaching to detaching. When a
-//! thread ends, however it ends, the kernel itself goes through the list of robust mutexes that it
-//! holds and sets `FUTEX_OWNER_DIED` in their words (get_robust_list(2)). It does that before it
-//! clears the thread's number, which is what `pthread_join` waits for: whoever frees the stack of a
-//! thread after having waited for its end does so after the word was set. A stopper reads the word.
+//! So each attached thread holds a *robust* mutex of its own from attaching to detaching. However a
+//! thread ends, the kernel sets `FUTEX_OWNER_DIED` in the words of the robust mutexes that it holds
+//! (get_robust_list(2)). It does that before it clears the thread's number, for which `pthread_join`
+//! waits: a stack that is freed after a join is freed after the word was set. A stopper reads the
+//! word.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -27,8 +26,8 @@ impl Lifeline {
         Self(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER))
     }
 
-    /// Ties the calling thread to it. Where the system has no robust mutexes, the thread is taken
-    /// to be alive for ever, as without a lifeline.
+    /// Ties the calling thread to it. On a system without robust mutexes the thread counts as alive
+    /// for ever.
     ///
     /// # Safety
     /// No living thread is tied to it, and it stays where it is for ever. In the child of a fork
@@ -36,8 +35,8 @@ impl Lifeline {
     pub(crate) unsafe fn hold(&self) {
         let mutex = self.0.get();
         let mut kind = MaybeUninit::uninit();
-        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex,
-        // whose memory no living thread uses (the caller says).
+        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex, whose
+        // memory no living thread uses, by the contract.
         unsafe {
             libc::pthread_mutexattr_init(kind.as_mut_ptr());
             libc::pthread_mutexattr_setrobust(kind.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);

@@ -1,20 +1,19 @@
-//! Where a thread's own stack lies: the addresses that a walk may read, and at which a thread may
-//! be stopped.
+//! The bounds of a thread's own stack: a walk reads only words between them, and a thread is stopped
+//! only while its SP lies there.
 //!
-//! Two kinds of stack differ in what is known of them:
+//! There are two kinds of stack:
 //!
-//! * A stack that `pthread_create` has mapped, or was given, is there from the beginning. glibc
-//!   knows both ends.
-//! * The main thread's stack grows, down to a limit that the host may change at any time, and that
-//!   may be none. How far it will grow says nothing of where it lies now: other mappings, among
-//!   them alternate stacks and coroutines' stacks, may lie anywhere below. So the lower end is the
-//!   lowest page that is known to belong to it. Where SP lies below, the kernel is asked whether
-//!   everything from there up to the known part is mapped ([`is_mapped`]); the kernel leaves a gap
-//!   of 1 MiB below a stack that grows, so what touches it is part of it.
+//! * A stack that `pthread_create` has mapped, or was given, is mapped as a whole. glibc knows both
+//!   ends.
+//! * The main thread's stack grows down to a limit, which the host may change at any time, and which
+//!   may be infinite. The limit does not say where the stack lies now: other mappings (alternate
+//!   stacks, coroutines' stacks) may lie anywhere below. So the lower end is the lowest page that is
+//!   known to belong to the stack. If SP lies below that page, the kernel is asked whether all pages
+//!   in between are mapped ([`is_mapped`]). The kernel leaves a gap of 1 MiB below a stack that
+//!   grows, so a mapping that touches the stack is part of it.
 //!
-//! No file is read for it but by glibc for the main thread's upper end, and that end is also known
-//! without /proc (in a chroot): the kernel has started the program with SP right below its
-//! arguments.
+//! glibc reads /proc for the main thread's upper end. Without /proc (in a chroot) that end is known
+//! from SP at the program's start, right below its arguments.
 
 use crate::arch::RED_ZONE;
 use core::mem::MaybeUninit;
@@ -23,9 +22,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::io;
 
 const PAGE: usize = 4096;
-/// The main thread's stack is not taken to have room for injected calls further down than this,
-/// whatever its limit is: the kernel keeps other mappings (but those at addresses that the program
-/// asks for) out of so much.
+/// The main thread's stack counts as having room for injected calls down to this, whatever its limit
+/// is. The kernel places no mapping into so much, unless the program asks for the address.
 const GROWS_MOST: usize = 128 << 20;
 
 unsafe extern "C" {
@@ -33,16 +31,16 @@ unsafe extern "C" {
     static __libc_stack_end: usize;
 }
 
-/// A thread's own stack. Written by the thread itself, also in its handler, and read by the stopper
-/// while the thread is stopped. Relaxed: the state word's swaps publish it.
+/// A thread's own stack. The thread itself writes it, also in its handler, and the stopper reads it
+/// while the thread is stopped. All accesses are Relaxed: the state word's swaps publish it.
 pub(crate) struct OwnStack {
     low: AtomicUsize,
     high: AtomicUsize,
-    /// Down to where it has room: below `low` for one that grows, and only for that.
+    /// The lowest address that it may grow to. Below `low` only for a stack that grows.
     floor: AtomicUsize,
 }
 
-/// What [`find`] has found.
+/// The result of [`find`].
 #[derive(Clone, Copy)]
 pub(crate) struct Found {
     low: usize,
@@ -72,7 +70,7 @@ impl OwnStack {
         self.floor.store(found.floor, Ordering::Relaxed);
     }
 
-    /// What is known to be the thread's, in use or not.
+    /// The known part of the stack, in use or not.
     pub(crate) fn range(&self) -> Range<usize> {
         self.low.load(Ordering::Relaxed)..self.high.load(Ordering::Relaxed)
     }
@@ -100,22 +98,23 @@ impl OwnStack {
     }
 }
 
-/// A thread's own stack, all of it.
+/// A thread's own stack, as a walk needs it.
 pub(crate) struct StackBounds<'a> {
     pub(crate) stack: Range<usize>,
-    /// Where the outermost frame ends, the highest end that a walk has come to. 0: none has.
+    /// The end of the outermost frame: the highest end that any walk has come to. 0: no walk yet.
     pub(crate) outermost: &'a AtomicUsize,
 }
 
-/// StackBounds that end within so many bytes of the outermost one's end are the system's that start a
-/// thread, and one of them may be the outermost at times.
+/// A frame that ends within so many bytes of the outermost frame's end belongs to the system code
+/// that starts a thread. Walks may end at any of these frames.
 const NEAR: usize = 128;
 
 impl StackBounds<'_> {
-    /// Is a frame that ends there, and has no caller, the outermost of this stack? Otherwise it is
-    /// the outermost of a stack that lies inside of this one: a coroutine's, in a local array.
+    /// Is a frame without caller that ends at `cfa` the outermost of this stack? Otherwise it is the
+    /// outermost frame of another stack that lies inside of this one, a coroutine's say, in a local
+    /// array.
     pub(crate) fn is_outermost(&self, cfa: usize) -> bool {
-        // Relaxed: written by walks in stops, and by the thread when it attaches.
+        // Relaxed: walks write it under the registry lock, or on the thread itself.
         let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);
         cfa + NEAR >= known || seam::ends_anywhere()
     }
@@ -130,15 +129,14 @@ fn grown(sp: usize, low: usize, floor: usize) -> Option<usize> {
         Some(true) if is_mapped(first..page) != Some(false) => Some(first),
         Some(true) => Some(page),
         Some(false) => None,
-        // Not allowed to ask: what lies within the limit is taken for the stack.
+        // The kernel does not answer: pages within the limit count as the stack's.
         None => (sp >= floor).then_some(page),
     }
 }
 
-/// Is every page of the range mapped? `None`: the system does not say. Async-signal-safe.
+/// Is every page of the range mapped? `None`: the kernel does not say. Async-signal-safe.
 ///
-/// Asked by `msync` with MS_ASYNC, which does nothing on Linux but to look whether the addresses
-/// are mapped, from mapping to mapping.
+/// Asks by `msync` with MS_ASYNC, which on Linux only checks that the addresses are mapped.
 fn is_mapped(range: Range<usize>) -> Option<bool> {
     if range.is_empty() {
         return Some(true);
@@ -180,7 +178,7 @@ pub(crate) fn find() -> io::Result<Found> {
         MAIN.remember(range, thread, limit());
     }
     let mut found = match glibc {
-        // Only of the main thread's stack glibc needs the system's word.
+        // glibc fails only for the main thread's stack, for which it reads /proc.
         Err(_) if grows => {
             let high = (program + 1).next_multiple_of(PAGE);
             Found {
@@ -212,11 +210,10 @@ pub(crate) fn find() -> io::Result<Found> {
     Ok(found)
 }
 
-/// What glibc has said of the main thread's stack. It reads all of the process's mappings for that,
-/// up to the stack, which are the last: where a process has a thousand heaps, that took 40 ms for
-/// each attaching. It is asked again when the limit, which is part of its answer, has changed.
+/// glibc's answer for the main thread's stack, kept since glibc reads the whole list of the
+/// process's mappings for it. Asked again when the limit has changed, which is part of the answer.
 struct Main {
-    /// `pthread_self` of the main thread: no other thread ever has it. 0: nothing is known.
+    /// `pthread_self` of the main thread, which no other thread ever has. 0: nothing is known.
     thread: AtomicUsize,
     low: AtomicUsize,
     high: AtomicUsize,
@@ -235,8 +232,8 @@ impl Main {
         }
     }
 
-    /// By the main thread alone, which is also the only one that is told. Hence Relaxed. The child
-    /// of a fork has another one, unless the main thread has forked.
+    /// Only the main thread calls this, and only the main thread gets the answer: hence Relaxed. In
+    /// the child of a fork another thread is the main thread, unless the main thread has forked.
     fn remember(&self, range: &Range<usize>, thread: usize, limit: usize) {
         self.thread.store(thread, Ordering::Relaxed);
         self.low.store(range.start, Ordering::Relaxed);

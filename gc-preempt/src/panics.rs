@@ -1,14 +1,14 @@
-//! Panics in a stopped world: they end the process loudly instead of waiting for ever.
+//! Panics in a stopped world end the process with a message.
 //!
-//! A panic on the thread that holds a stop must not run what it runs elsewhere: the message may call
-//! malloc or take a lock of its own, the standard hook takes the lock of standard error, and
-//! unwinding calls malloc; a stopped thread may hold any of these. Two things end it:
+//! A panic on the thread that holds a stop must not go its usual way: formatting its message may call
+//! malloc, the standard hook takes the lock of standard error, and unwinding calls malloc. A stopped
+//! thread may hold any of these locks. Two mechanisms end such a panic:
 //!
-//! * A hook that aborts, with the panic's message. It is on top of whatever hook the host has when a
-//!   world is made, and when it is stopped first.
-//! * A hook that the host sets later comes before ours, and the message is written before any hook.
-//!   A panic that gets stuck in either waits for a lock that a parked thread holds. So a thread that
-//!   is parked for long has the stopper look at itself, by a signal, and the stopper aborts if it
+//! * Our panic hook aborts, with the panic's message. It is put on top of the host's hook when a
+//!   world is made, and when a world is stopped first.
+//! * A hook that the host sets later runs before ours, and the message is formatted before any hook.
+//!   A panic may wait there for a lock that a parked thread holds. So a thread that is parked for
+//!   long signals the stopper (`stopper::ask`), and the stopper's handler aborts if the stopper
 //!   panics.
 
 use core::fmt::Write;
@@ -23,11 +23,11 @@ use crate::text::Text;
 /// The address of the hook that was installed last, or null.
 static HOOK: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
 
-/// Makes sure that the panic hook which aborts in a stopped world comes before the host's.
-/// Allocates; takes the lock of the hook.
+/// Puts the panic hook that aborts in a stopped world before the host's hook. Allocates; takes the
+/// lock of the hook.
 ///
-/// A hook that another thread sets between the two calls below is lost. So this is done where a
-/// world is made or stopped first, not in each stop.
+/// A hook that another thread sets between `take_hook` and `set_hook` is lost. So a world does this
+/// when it is made and when it is stopped first, not in each stop.
 pub(crate) fn put_panic_hook_on_top() {
     if std::thread::panicking() || in_no_preempt_here() {
         return;
@@ -81,8 +81,7 @@ fn abort_with(info: Option<&PanicHookInfo<'_>>) -> ! {
 
 /// Aborts if the calling thread panics in the stop that it holds. In the handler.
 pub(crate) fn abort_if_panicking() {
-    // `panicking` reads a counter and a thread-local that needs no initialisation, of a thread that
-    // has used it before if it panics.
+    // `panicking` reads a counter and a thread-local that needs no initialisation.
     if holds_a_stop() && std::thread::panicking() {
         abort_with(None);
     }

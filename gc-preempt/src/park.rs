@@ -1,8 +1,8 @@
-//! Futexes: the two system calls that every wait in this crate comes down to, a third that only
-//! compares, and a lock made of them.
+//! Futexes: wait, wake, and compare; and a lock made of them. Every wait of this crate is one.
 //!
-//! Everything here is async-signal-safe: no allocation, no thread-local state but libc's `errno`,
-//! which is kept.
+//! All functions are async-signal-safe: they do not allocate, and keep libc's `errno`, the only
+//! thread-local state that they touch. The lock is the three-state lock of Drepper's "Futexes Are
+//! Tricky".
 
 use crate::quiet::KeepErrno;
 use core::cell::UnsafeCell;
@@ -53,9 +53,8 @@ pub fn wake(word: &AtomicU32, count: i32) {
     }
 }
 
-/// Is there a word at `address` that holds `value` now? `false` where nothing is mapped. Asked of
-/// the kernel, which compares before it moves sleepers to another futex, here none of them to
-/// `unused`.
+/// Does the word at `address` hold `value` now? `false` where nothing is mapped. The kernel reads the
+/// word: it compares before it moves sleepers to another futex, and here it moves none to `unused`.
 pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
     let _kept = KeepErrno::new();
     // SAFETY: the kernel reads four bytes at the address, if they may be read, and writes nothing.
@@ -73,8 +72,8 @@ pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
     moved == 0
 }
 
-/// The half of a 64-bit counter that changes with every increment: the futex word for waiting on
-/// it.
+/// The low half of a 64-bit counter, which changes with every increment: a futex word for waits on
+/// the counter.
 pub(crate) fn low_half(counter: &AtomicU64) -> &AtomicU32 {
     const { assert!(cfg!(target_endian = "little")) };
     // SAFETY: an AtomicU64 is eight bytes aligned to eight; its first four are, on a little-endian
@@ -102,9 +101,8 @@ const CONTENDED: u32 = 2;
 /// shared(&lock.lock());
 /// ```
 ///
-/// The classic three-state lock of Drepper's "Futexes Are Tricky". It is not fair. A mutator may
-/// hold one only where it cannot be stopped (inside `no_preempt`), since the stopper may want it
-/// too.
+/// It is not fair. A mutator may hold one only inside `no_preempt`, where it is not stopped, since
+/// the stopper may take the lock too.
 pub struct Mutex<T> {
     word: AtomicU32,
     value: UnsafeCell<T>,

@@ -1,18 +1,20 @@
 //! Keeps the module that Urge is part of loaded until the process ends.
 //!
-//! The process holds addresses of that module for ever: the SIGURG handler, the destructor of a
-//! thread-specific key, the fork handlers, the panic hook, unwind rules that are kept from one stop
-//! to the next. None of them can be taken back safely: another handler may be installed over ours
-//! and chain to it, and a thread may be inside any of them. So a host that loads a plugin with Urge
-//! in it and calls `dlclose` later must not unmap the plugin. `RTLD_NODELETE` says that to the
-//! loader.
+//! The process keeps addresses of that module: the SIGURG handler, the destructors of
+//! thread-specific keys, the fork handlers, the panic hook, and unwind rules that are cached from one
+//! stop to the next. None of these can be removed safely: another handler may be installed over ours
+//! and call it, and a thread may run any of them. So `dlclose` of a plugin with Urge in it must not
+//! unmap the plugin. `RTLD_NODELETE` says that to the loader.
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;
 use std::io;
 
-/// Pins the module, or says why that cannot be done. May be called again. Takes the loader's lock:
-/// not under a lock of ours.
+/// Pins the module. May be called more than once. Takes the loader's lock, so no lock of this crate
+/// may be held.
+///
+/// # Errors
+/// The loader's message.
 pub(crate) fn pin() -> io::Result<()> {
     if seam::leaves_unpinned() {
         return Ok(());
@@ -31,8 +33,7 @@ pub(crate) fn pin() -> io::Result<()> {
     // SAFETY: the name is the one under which the loader knows a module that is loaded, since code
     // of it runs; with RTLD_NOLOAD nothing is loaded and no initialiser runs.
     if unsafe { libc::dlopen(ours.dli_fname, how) }.is_null() {
-        // SAFETY: null, or a C string of this thread's that stays until its next call of the
-        // loader.
+        // SAFETY: null, or a C string of this thread, valid until its next call of the loader.
         let why = unsafe {
             let why = libc::dlerror();
             (!why.is_null()).then(|| CStr::from_ptr(why).to_string_lossy().into_owned())
@@ -42,7 +43,7 @@ pub(crate) fn pin() -> io::Result<()> {
     Ok(())
 }
 
-/// What the loader knows of the module at an address.
+/// What the loader knows of the module at an address. `None`: there is no module.
 fn module(address: usize) -> Option<libc::Dl_info> {
     let mut info = MaybeUninit::<libc::Dl_info>::uninit();
     // SAFETY: any address may be asked for; the call fills `info` if it returns something but zero.

@@ -1,19 +1,19 @@
 //! How many processors this process may use, and whether a thread ran on a given one last.
 //!
-//! The latter is a hint, from where the kernel writes it for *restartable sequences*: `cpu_id` of
-//! the thread's `rseq` area, which glibc has registered for each thread since 2.35 at a fixed
-//! distance from the thread pointer. It is brought up to date whenever the thread returns to its
-//! own code on another processor. A thread that has ended without a word may have taken its area
-//! along, so the kernel has to read it, which fails where nothing is mapped; and what it reads may
-//! be anything where a thread was made without glibc. Of the system calls that read a word of the
-//! process, this takes one that a sandbox around a program with threads lets pass for certain: a
-//! futex is compared, and no thread moved on.
+//! The second answer is a hint. The kernel writes the processor's number for *restartable
+//! sequences*: to `cpu_id` of the thread's `rseq` area, which glibc 2.35 and later register for each
+//! thread at a fixed distance from the thread pointer. The number is up to date whenever the thread
+//! has returned to its own code on another processor. A thread that ended by the bare `exit` call
+//! may have unmapped its area. So the kernel reads the word, and fails where nothing is mapped. It
+//! does so for a futex compare, which every sandbox around a program with threads permits. A thread
+//! that was made without glibc has any word there.
 
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 
 use crate::park;
 
-/// The rseq area of a thread, from its thread pointer. 0: there is none, or nobody has asked yet.
+/// Distance of a thread's rseq area from its thread pointer. 0: there is none, or [`setup`] has not
+/// run yet.
 static AREA: AtomicIsize = AtomicIsize::new(0);
 
 /// Bytes from the area's beginning to `cpu_id`.
@@ -27,14 +27,14 @@ pub(crate) fn setup() {
         let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr());
         let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr());
         if !offset.is_null() && !size.is_null() && size.cast::<u32>().read() != 0 {
-            // Relaxed: whoever reads it goes without a hint at worst.
+            // Relaxed: a reader that misses it has no hint.
             AREA.store(offset.cast::<isize>().read(), Ordering::Relaxed);
         }
     }
 }
 
-/// Did the thread with this thread pointer run on that processor last? `false` also where that
-/// cannot be known. A system call.
+/// Did the thread with this thread pointer run on that processor last? `false` also if that is not
+/// known. A system call.
 pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     static NOBODY: AtomicU32 = AtomicU32::new(0);
     let area = AREA.load(Ordering::Relaxed);
@@ -42,8 +42,8 @@ pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     area != 0 && park::is_word(word, processor, &NOBODY)
 }
 
-/// The processor that the caller is on. Handlers ask, too: glibc reads the thread's own rseq area,
-/// which is no lazy thread-local memory, or calls the vDSO.
+/// The processor that the caller is on. Async-signal-safe: glibc reads the thread's rseq area, which
+/// is not allocated lazily, or calls the vDSO.
 pub(crate) fn own() -> Option<u32> {
     // SAFETY: no arguments.
     unsafe { libc::sched_getcpu() }.try_into().ok()

@@ -1,13 +1,11 @@
-//! What a wait of ours must leave as it was on the thread of an embedder: errno, and a cancellation
-//! that is pending.
+//! Keeps errno and a pending cancellation of an embedder's thread as they are.
 //!
-//! A thread may be stopped, or wait for a stop, between a C function that fails and the line that
-//! reads errno: its runtime may make an object of the result in between, or leave `blocking`. So
-//! every system call of ours that can fail is made under a [`KeepErrno`].
+//! A thread may be stopped between a C function that fails and the line that reads errno. So every
+//! system call of this crate that can fail is made under a [`KeepErrno`].
 //!
 //! `pthread_cancel` unwinds a thread at the next cancellation point. Rust's standard library calls
-//! such functions as if they never unwind, so a thread that is cancelled in one aborts. The few
-//! that this crate calls on threads that are not its own are called under a [`NoCancel`].
+//! such functions as if they never unwind, so a thread that is cancelled in one aborts. This crate
+//! calls them on an embedder's thread under a [`NoCancel`].
 
 unsafe extern "C" {
     fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
@@ -15,8 +13,8 @@ unsafe extern "C" {
 
 const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 
-/// Puts errno back when it is dropped. For code that may wait, or ask the system for memory, where
-/// its caller does not expect errno to change. Async-signal-safe.
+/// Restores errno when it is dropped. For code that waits, or asks the system for memory, in a
+/// place where its caller does not expect errno to change. Async-signal-safe.
 ///
 /// ```
 /// use std::io::Error;
@@ -26,7 +24,7 @@ const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 /// drop(kept);
 /// assert_eq!(Error::last_os_error().raw_os_error(), before);
 /// ```
-#[must_use = "errno is put back when the guard is dropped"]
+#[must_use = "errno is restored when the guard is dropped"]
 pub struct KeepErrno(libc::c_int);
 
 impl KeepErrno {

@@ -1,13 +1,13 @@
 //! SIGURG: why that signal, and sending it.
 //!
-//! What the signal has to satisfy, after Go's list (`runtime/signal_unix.go`):
+//! The signal has to satisfy four conditions, after Go's list (`runtime/signal_unix.go`):
 //!
 //! 1. Debuggers pass it on by default.
 //! 2. libc does not use it for itself, as it does the first real-time signals.
-//! 3. It may arrive at any time without harm: who handles it for its own purpose (out-of-band data
-//!    on a socket) must look for the reason anyway.
-//! 4. Its default action is to be ignored, so that one which arrives before us or in a child of a
-//!    fork kills nobody.
+//! 3. It may arrive at any time without harm: a program that handles it for its own purpose
+//!    (out-of-band data on a socket) must look for the reason anyway.
+//! 4. Its default action is to be ignored, so that a signal without our handler, or in the child of
+//!    a fork, ends no process.
 //!
 //! SIGUSR1 and SIGALRM fail 3 and 4.
 

@@ -1,22 +1,21 @@
-//! Blocking the running thread's signals while it parks.
+//! Blocks the running thread's signals while it parks.
 //!
-//! What stays open: the synchronous faults, which would end the process if they were blocked, and
-//! the signal by which glibc's `setuid` and its like reach every thread (number 33): its handler
-//! changes the thread's credentials and nothing else, and the caller waits for all threads, stopped
-//! ones too.
+//! Two kinds of signal stay open. The synchronous faults end the process if they are blocked. By
+//! signal 33 glibc's `setuid` and its like reach every thread; its handler changes the thread's
+//! credentials and nothing else, and the caller waits for all threads, stopped threads too.
 //!
-//! What is blocked though glibc leaves it out of every set that it makes: the signal of
-//! `pthread_cancel` (number 32). Where a thread is interrupted in a cancellation point, glibc's
-//! handler unwinds the thread there and then. It must find the thread in the cancellation point,
-//! not in our handler, which would be unwound as well and never answer for the thread again. The
-//! signal stays pending until the thread is back where it was interrupted.
+//! Signal 32, of `pthread_cancel`, is blocked, although glibc leaves it out of every set that it
+//! makes. If it interrupts a thread in a cancellation point, glibc's handler unwinds the thread at
+//! once. If it interrupted our handler, the handler would be unwound as well, and the thread would
+//! never leave the stop. So the signal stays pending until the thread is back where it was
+//! interrupted.
 
 use core::mem::MaybeUninit;
 
 /// The signal of glibc's `pthread_cancel`.
 const SIGCANCEL: u32 = 32;
 
-/// All signals but those that stay open.
+/// All signals except the open ones.
 pub(crate) fn full_mask() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: sigfillset initialises the set; the signals are valid. A sigset_t begins with a bit
@@ -38,10 +37,11 @@ pub(crate) fn full_mask() -> libc::sigset_t {
     }
 }
 
-/// All signals but those that stay open blocked on this thread, until dropped.
+/// Blocks all signals except the open ones on this thread until it is dropped.
 pub(crate) struct SignalMask(u64);
 
-/// Sets the thread's mask and gives the one before. Past glibc, which takes its own signals out.
+/// Sets the thread's mask, and returns the mask before. By the system call: glibc's function takes
+/// its own signals out of the mask.
 fn swap_mask(new: u64) -> u64 {
     let mut old = 0u64;
     // SAFETY: both masks are as long as the call is told, and it fills `old`.

@@ -1,4 +1,4 @@
-//! One mutator's state word: where it is, what was asked of it, and for which stop.
+//! One mutator's state word: its phase, the marks of a stop, and the stop's number.
 //!
 //! ```text
 //! 63                                   8      5      4      3     2     1..0
@@ -7,8 +7,8 @@
 //!
 //! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that
 //! holds the registry lock, and is tried again from a fresh read when it fails. A mark (ASKED,
-//! HELD, PENDING, STOPPED) counts only for the stop whose number stands beside it; once that stop
-//! has been resumed the mark means nothing and needs no clean-up.
+//! HELD, PENDING, STOPPED) counts only for the stop whose number is in the same word. Once that stop
+//! has been resumed the mark means nothing, so it need not be removed.
 //!
 //! ```text
 //!   RUNNING --stopper asks--> RUNNING+ASKED(n) --handler, poll or trampoline--> STOPPED(n) --after resume(n)--> RUNNING
@@ -18,25 +18,24 @@
 //!   BLOCKED --set aside--> BLOCKED+ASIDE --taken back--> BLOCKED
 //! ```
 //!
-//! What follows from it:
-//! * A thread that was resumed but has not left its park is STOPPED(n); the next stopper swaps n+1
-//!   in. Either the thread's own swap to RUNNING wins, and the stopper sees a running thread and
-//!   asks it, or the stopper's wins, and the thread's swap fails and it parks again. It cannot be
-//!   counted as stopped and run.
-//! * A thread enters BLOCKED only from a word without a live ASKED, so a blocked thread has never
-//!   been asked and gets no signal from us, once [`in flight`](crate::registry::Record) signals are
-//!   waited for.
-//! * ASIDE belongs to no stop. The holder of the registry lock sets it and takes it away, and a
-//!   thread cannot leave BLOCKED with it: so a thread that is aside stands still until it has had
-//!   the registry lock, which every stop holds (`members.rs`).
-//! * Acknowledging is the swap ASKED(n) -> STOPPED(n). It can happen once a stop, so the stopper
-//!   may count acknowledgements.
+//! Invariants:
+//! * A thread that was resumed but has not left its park is STOPPED(n), and the next stopper swaps
+//!   n+1 in. If the thread's own swap to RUNNING wins, the stopper sees a running thread and asks it.
+//!   If the stopper's swap wins, the thread's swap fails and it parks again. A thread never runs
+//!   while it counts as stopped.
+//! * A thread enters BLOCKED only from a word without a live ASKED, and after the signals that are
+//!   [in flight](crate::registry::Record) have arrived. So a blocked thread gets no signal from us.
+//! * ASIDE belongs to no stop. The holder of the registry lock sets and removes it, and a thread
+//!   cannot leave BLOCKED with it. So a thread that is aside stands still until it has taken the
+//!   registry lock, which every stop holds (`members.rs`).
+//! * To acknowledge is the swap ASKED(n) -> STOPPED(n). It succeeds once a stop, so the stopper
+//!   counts acknowledgements.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// What the protocol needs of its atomic word, so that loom's can stand in (feature `loom`, the
-/// test at the end of this file).
+/// The operations that the protocol needs of its atomic word. The model test implements them with
+/// loom's (feature `loom`, `state/model.rs`).
 pub(crate) trait AtomicWord {
     fn load(&self, order: Ordering) -> u64;
     fn store(&self, value: u64, order: Ordering);
@@ -83,7 +82,7 @@ const PENDING: u64 = 1 << 4;
 const ASIDE: u64 = 1 << 5;
 const NUMBER_SHIFT: u32 = 8;
 
-/// Where a mutator is.
+/// What a mutator does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Phase {
     Running,
@@ -206,21 +205,23 @@ impl State {
 }
 
 impl<A: AtomicWord> State<A> {
-    /// Acquire pairs with every swap's Release: who sees a thread stopped, sees the snapshot that
-    /// it published.
+    /// The word.
     pub(crate) fn load(&self) -> Word {
+        // Acquire pairs with every swap's Release: a stopper that sees the thread stopped sees the
+        // snapshot that it published.
         Word(self.0.load(Ordering::Acquire))
     }
 
-    /// Starts over, for a record that no stopper can see.
+    /// Sets RUNNING in a record that no stopper can see.
     pub(crate) fn reset(&self) {
+        // Release pairs with the Acquire in `load`.
         self.0.store(Word::running().0, Ordering::Release);
     }
 
-    /// AcqRel: Release publishes the mutator's snapshot or the stopper's number, Acquire takes the
-    /// other's. SeqCst would add nothing: all that the protocol decides is decided on this one
-    /// word.
     fn swap(&self, from: Word, to: Word) -> Result<(), Word> {
+        // AcqRel pairs with itself and with `load`: Release publishes the mutator's snapshot or the
+        // stopper's number, Acquire takes over the other side's. SeqCst is not needed: every decision
+        // of the protocol is made on this one word.
         self.0
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
             .map(drop)
@@ -286,32 +287,35 @@ impl<A: AtomicWord> State<A> {
 
     // ---- the mutator's side ---------------------------------------------------------------------
 
-    /// Leaves word of a deferral, if the thread is still asked by stop `number`.
+    /// Sets PENDING, if stop `number` still asks for the thread: the thread will stop by itself.
     pub(crate) fn defer(&self, number: u64) {
         let w = self.load();
         if w.asked() && w.number() == number && !w.pending() {
-            // Only this thread moves its word away from ASKED while the stop lasts, so this cannot
-            // fail; and if it did, the stopper's retry would come back here.
+            // Only this thread changes its word while the stop asks for it, so this cannot fail. If
+            // it did, the stopper would signal again.
             let _ = self.swap(w, w.as_pending());
         }
     }
 
-    /// Takes a deferral back: the stopper is to signal again.
+    /// Removes PENDING: the stopper is to signal again.
     pub(crate) fn undefer(&self) {
         let w = self.load();
         if w.pending() {
-            // As in `defer`: only this thread moves its word while the stop lasts.
+            // As in `defer`, this cannot fail.
             let _ = self.swap(w, Word(w.0 & !PENDING));
         }
     }
 
-    /// Acknowledges stop `number`. True once: the caller then counts itself as stopped and parks.
+    /// Acknowledges stop `number`. True once a stop: the caller then counts itself and parks.
     pub(crate) fn acknowledge(&self, number: u64) -> bool {
         let w = self.load();
         w.asked() && w.number() == number && self.swap(w, Word::as_stopped(number)).is_ok()
     }
 
-    /// Leaves STOPPED if the stop in it has been resumed; otherwise says which stop to wait for.
+    /// Leaves STOPPED.
+    ///
+    /// # Errors
+    /// The number of the stop that has not been resumed yet.
     pub(crate) fn leave_stopped(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
         let mut w = self.load();
         loop {
@@ -326,7 +330,10 @@ impl<A: AtomicWord> State<A> {
         }
     }
 
-    /// Enters BLOCKED, unless a live stop asks for the thread: then gives its number.
+    /// Enters BLOCKED.
+    ///
+    /// # Errors
+    /// The number of a live stop that asks for the thread.
     pub(crate) fn enter_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), u64> {
         let mut w = self.load();
         loop {
@@ -341,7 +348,10 @@ impl<A: AtomicWord> State<A> {
         }
     }
 
-    /// Leaves BLOCKED, unless the thread is aside, or a live stop holds it.
+    /// Leaves BLOCKED.
+    ///
+    /// # Errors
+    /// The thread is aside, or a live stop holds it.
     pub(crate) fn leave_blocked(&self, resumed: impl Fn() -> u64) -> Result<(), Kept> {
         let mut w = self.load();
         loop {
@@ -361,241 +371,9 @@ impl<A: AtomicWord> State<A> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod tests;
 
-    fn ask(s: &State, n: u64) -> Request {
-        s.request_or_hold(n, || (), || ())
-    }
-
-    #[test]
-    fn a_resumed_thread_that_has_not_left_its_park_is_taken_over() {
-        let s = State::new();
-        assert_eq!(ask(&s, 1), Request::Asked);
-        assert!(s.acknowledge(1));
-        assert!(!s.acknowledge(1), "an acknowledgement counts once");
-        assert_eq!(s.leave_stopped(|| 0), Err(1));
-        assert_eq!(ask(&s, 2), Request::Held);
-        assert_eq!(s.leave_stopped(|| 1), Err(2), "resumed for 1, held for 2");
-        assert_eq!(s.leave_stopped(|| 2), Ok(()));
-        assert_eq!(s.load().phase(), Phase::Running);
-    }
-
-    #[test]
-    fn a_blocked_thread_is_held_and_never_asked() {
-        let s = State::new();
-        assert_eq!(s.enter_blocked(|| 0), Ok(()));
-        assert_eq!(ask(&s, 1), Request::Held);
-        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
-        assert_eq!(s.leave_blocked(|| 1), Ok(()));
-    }
-
-    #[test]
-    fn a_thread_that_is_aside_stays_blocked_through_the_stops_of_other_worlds() {
-        let s = State::new();
-        assert!(!s.set_aside(), "it runs");
-        assert_eq!(s.enter_blocked(|| 0), Ok(()));
-        assert!(s.set_aside());
-        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Aside));
-        assert_eq!(ask(&s, 1), Request::Held);
-        assert_eq!(s.leave_blocked(|| 1), Err(Kept::Aside));
-        s.take_back();
-        assert_eq!(s.leave_blocked(|| 0), Err(Kept::Stop(1)));
-        assert_eq!(s.leave_blocked(|| 1), Ok(()));
-    }
-
-    #[test]
-    fn an_asked_thread_may_not_block_before_it_has_stopped() {
-        let s = State::new();
-        assert_eq!(ask(&s, 1), Request::Asked);
-        assert_eq!(s.enter_blocked(|| 0), Err(1));
-        s.defer(1);
-        assert!(s.load().pending());
-        assert!(s.acknowledge(1));
-        assert_eq!(s.leave_stopped(|| 1), Ok(()));
-        assert_eq!(s.enter_blocked(|| 1), Ok(()));
-    }
-
-    #[test]
-    fn marks_of_another_stop_mean_nothing() {
-        let s = State::new();
-        assert_eq!(ask(&s, 1), Request::Asked);
-        assert!(!s.acknowledge(2));
-        s.defer(2);
-        assert!(!s.load().pending());
-        // resumed without this thread (it died, say): the stale request does not keep it from
-        // blocking
-        assert_eq!(s.enter_blocked(|| 1), Ok(()));
-        assert_eq!(s.leave_blocked(|| 1), Ok(()));
-    }
-}
-
-/// The protocol under every interleaving of one stopper and one mutator that loom can make of it:
-/// with the cargo feature `loom`, `cargo test -p gc-preempt --features loom --lib loom`.
+/// The model test: with the cargo feature `loom`,
+/// `cargo test -p gc-preempt --features loom --lib loom`.
 #[cfg(all(test, feature = "loom"))]
-mod loom_model {
-    use super::*;
-    use loom::cell::UnsafeCell;
-    use loom::sync::atomic::AtomicU64 as LoomU64;
-    use loom::sync::{Arc, Mutex};
-
-    atomic_word!(LoomU64);
-
-    /// What is shared besides the state word: the number of the last stop resumed, acknowledgements
-    /// to come, and a heap that belongs to the mutator while it runs and to the stopper while it is
-    /// stopped. Loom reports an access of both as a race.
-    struct Shared {
-        state: State<LoomU64>,
-        /// The registry lock, and whether stops pass over the mutator.
-        aside: Mutex<bool>,
-        resumed: LoomU64,
-        outstanding: LoomU64,
-        heap: UnsafeCell<u64>,
-    }
-
-    impl Shared {
-        fn resumed(&self) -> u64 {
-            self.resumed.load(Ordering::Acquire)
-        }
-
-        fn touch(&self) {
-            // SAFETY: what is being checked: loom fails the test if another thread's access is
-            // concurrent.
-            self.heap.with_mut(|heap| unsafe { *heap += 1 });
-        }
-
-        /// The handler: acknowledge if asked, and park.
-        fn poll(&self) {
-            let word = self.state.load();
-            if word.asked()
-                && self.resumed() < word.number()
-                && self.state.acknowledge(word.number())
-            {
-                self.outstanding.fetch_sub(1, Ordering::AcqRel);
-                while self.state.leave_stopped(|| self.resumed()).is_err() {
-                    loom::thread::yield_now();
-                }
-            }
-        }
-
-        fn block_and_come_back(&self) {
-            while self.state.enter_blocked(|| self.resumed()).is_err() {
-                self.poll();
-            }
-            while let Err(kept) = self.state.leave_blocked(|| self.resumed()) {
-                match kept {
-                    Kept::Stop(_) => loom::thread::yield_now(),
-                    Kept::Aside => {
-                        let mut aside = self.aside.lock().unwrap();
-                        *aside = false;
-                        self.state.take_back();
-                    }
-                }
-            }
-        }
-
-        /// Sets the mutator aside if it is blocked.
-        fn set_aside(&self) {
-            let mut aside = self.aside.lock().unwrap();
-            *aside |= self.state.set_aside();
-        }
-
-        fn stop_and_resume(&self, number: u64) {
-            let aside = self.aside.lock().unwrap();
-            if *aside {
-                // It stands still for as long as the lock is held.
-                self.touch();
-                self.resumed.store(number, Ordering::Release);
-                return;
-            }
-            self.outstanding.store(1, Ordering::Relaxed);
-            self.state.request_or_hold(
-                number,
-                || {
-                    self.outstanding.fetch_add(1, Ordering::Relaxed);
-                },
-                || {
-                    self.outstanding.fetch_sub(1, Ordering::AcqRel);
-                },
-            );
-            self.outstanding.fetch_sub(1, Ordering::AcqRel);
-            while self.outstanding.load(Ordering::Acquire) != 0 {
-                loom::thread::yield_now();
-            }
-            self.touch();
-            self.resumed.store(number, Ordering::Release);
-        }
-    }
-
-    fn model(stops: u64, mutator: fn(&Shared)) {
-        model_with(stops, false, mutator);
-    }
-
-    fn model_with(stops: u64, sets_aside: bool, mutator: fn(&Shared)) {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(4);
-        model.check(move || {
-            let shared = Arc::new(Shared {
-                state: State(LoomU64::new(Word::running().0)),
-                aside: Mutex::new(false),
-                resumed: LoomU64::new(0),
-                outstanding: LoomU64::new(0),
-                heap: UnsafeCell::new(0),
-            });
-            let thread = loom::thread::spawn({
-                let shared = shared.clone();
-                move || {
-                    mutator(&shared);
-                    // It leaves as a thread does: blocked for ever.
-                    while shared.state.enter_blocked(|| shared.resumed()).is_err() {
-                        shared.poll();
-                    }
-                }
-            });
-            for number in 1..=stops {
-                if sets_aside {
-                    shared.set_aside();
-                }
-                shared.stop_and_resume(number);
-            }
-            thread.join().unwrap();
-        });
-    }
-
-    #[test]
-    fn loom_a_thread_that_polls_never_runs_in_a_stop() {
-        model(2, |s| {
-            s.touch();
-            s.poll();
-            s.touch();
-        });
-    }
-
-    #[test]
-    fn loom_a_thread_that_blocks_never_runs_in_a_stop() {
-        model(2, |s| {
-            s.touch();
-            s.block_and_come_back();
-            s.touch();
-        });
-    }
-
-    #[test]
-    fn loom_a_thread_that_is_aside_never_runs_in_a_stop() {
-        model_with(2, true, |s| {
-            s.touch();
-            s.block_and_come_back();
-            s.touch();
-        });
-    }
-
-    #[test]
-    fn loom_blocking_and_polling_take_turns() {
-        model(2, |s| {
-            s.block_and_come_back();
-            s.touch();
-            s.poll();
-            s.touch();
-        });
-    }
-}
+mod model;

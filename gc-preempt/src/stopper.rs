@@ -1,4 +1,6 @@
-//! The thread that holds a stop: who it is, and what it is told that it cannot do.
+//! The thread that holds a stop.
+//!
+//! There is at most one in the process, since a stop holds the registry lock.
 
 use core::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -9,30 +11,34 @@ use crate::{arch, clock, signal};
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct HoldsAStop;
 
-/// What a thread is told that would wait for itself.
+/// The message of every error that a thread gets which holds a stop.
 pub(crate) const HOLDS_A_STOP: &str =
     "this thread has stopped a world: resume it first (drop its `Stopped`)";
 
 /// Thread pointer of the thread that holds a stop, or 0: its panics abort (see `panics.rs`).
 static STOPPER: AtomicUsize = AtomicUsize::new(0);
 
-/// How long a thread is parked before it has the stopper look at itself, and again.
+/// A thread that is parked for so long signals the stopper, which then looks whether it panics. And
+/// again after as long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The thread that holds a stop, by the kernel's number. Valid while `STOPPER` is not 0.
+/// The stopper's number in the kernel. Valid while `STOPPER` is not 0.
 static STOPPER_TID: AtomicI32 = AtomicI32::new(0);
-/// When the stopper was last asked to look at itself, in nanoseconds.
+/// When the stopper was last signalled by [`ask`], in nanoseconds.
 static ASKED: AtomicU64 = AtomicU64::new(0);
 
-/// Does the running thread hold a stop: has it stopped a world and not resumed it yet? For
-/// allocators that abort on a malloc in a stopped world. Takes no lock and allocates nothing.
+/// Does the running thread hold a stop? It has then stopped a world and not resumed it yet.
+///
+/// Allocators of tests ask it, to abort on a malloc in a stopped world. Takes no lock and allocates
+/// nothing.
 pub fn holds_a_stop() -> bool {
+    // Relaxed: a thread finds its own pointer only if it has stored that itself.
     STOPPER.load(Ordering::Relaxed) == arch::thread_pointer()
 }
 
 /// The calling thread is about to stop a world.
 pub(crate) fn begin() {
-    // Relaxed, here and below: what matters is read by the stopper itself.
+    // Relaxed, here and below: the stopper itself reads STOPPER; the others are hints.
     // SAFETY: a system call without arguments.
     STOPPER_TID.store(unsafe { libc::gettid() }, Ordering::Relaxed);
     ASKED.store(clock::now(), Ordering::Relaxed);
@@ -44,8 +50,8 @@ pub(crate) fn end() {
     STOPPER.store(0, Ordering::Relaxed);
 }
 
-/// Has the stopper look whether it is stuck in a panic. By a thread that has been parked for
-/// [`PATIENCE`]. Async-signal-safe.
+/// Signals the stopper, whose handler then looks whether it is stuck in a panic. For a thread that
+/// has been parked for [`PATIENCE`]. Async-signal-safe.
 pub(crate) fn ask() {
     let (now, asked) = (clock::now(), ASKED.load(Ordering::Relaxed));
     let is_due = now.saturating_sub(asked) >= PATIENCE.as_nanos() as u64;

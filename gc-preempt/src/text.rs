@@ -1,11 +1,11 @@
 //! Messages that can be written while other threads are stopped.
 //!
-//! A stopped thread may hold any lock, malloc's and standard error's among them. So text is
-//! formatted into a fixed buffer and written with `write(2)`.
+//! A stopped thread may hold any lock, also malloc's and standard error's. So text is formatted into
+//! a fixed buffer and written with `write(2)`.
 
 use core::fmt::{self, Write};
 
-/// Text without malloc: cut off at the buffer's end.
+/// Text in a buffer of fixed size. Text beyond its end is dropped.
 pub(crate) struct Text {
     bytes: [u8; 1024],
     len: usize,
@@ -24,7 +24,7 @@ impl Text {
         &self.bytes[..self.len]
     }
 
-    /// Writes to standard error, past every lock.
+    /// Writes the text to standard error, without a lock.
     pub(crate) fn print(&self) {
         // SAFETY: the bytes are initialised; a short or failed write loses a message, nothing else.
         unsafe { libc::write(2, self.bytes.as_ptr().cast(), self.len) };
@@ -40,7 +40,7 @@ impl Write for Text {
     }
 }
 
-/// Ends the process with a message that takes no lock.
+/// Ends the process with a message, without a lock.
 pub(crate) fn die(why: &str) -> ! {
     let mut t = Text::new();
     let _ = writeln!(t, "urge: {why}");

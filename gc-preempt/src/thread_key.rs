@@ -1,7 +1,7 @@
 //! A pthread key, whose destructor runs when a thread that has set it ends.
 //!
-//! Not a Rust thread-local with a destructor: glibc runs the destructors of keys after all of
-//! those, so what a thread-local keeps is dropped in the ordinary way before.
+//! glibc runs the destructors of keys after those of Rust's thread-locals. So a value that a
+//! thread-local holds, a `Mutator` say, is dropped in the ordinary way before.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::io;
@@ -22,7 +22,7 @@ impl ThreadKey {
     }
 
     fn key(&self) -> io::Result<libc::pthread_key_t> {
-        // Relaxed, here and below: the number is all that one thread has from another.
+        // Relaxed, here and below: no other memory is published with the key's number.
         let known = self.made.load(Ordering::Relaxed);
         if known != 0 {
             return Ok(known - 1);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// When the watchdog speaks first. Then at twice that, and so on.
 const FIRST: Duration = Duration::from_secs(1);
 
-/// One stop's patience.
+/// Reports a thread that keeps one stop waiting.
 pub(crate) struct Watchdog {
     begun: Instant,
     next: Duration,
@@ -23,7 +23,7 @@ impl Watchdog {
         Self { begun, next: FIRST }
     }
 
-    /// Names the thread that `culprit` finds, if it is time to.
+    /// Names the thread that `culprit` finds, if the next report is due.
     pub(crate) fn look(&mut self, now: Instant, culprit: impl FnOnce() -> Option<&'static Record>) {
         if seam::is_silent() {
             return;
@@ -109,7 +109,7 @@ fn proc_file<'a>(tid: i32, file: &str, buffer: &'a mut [u8]) -> &'a [u8] {
     &buffer[..n.max(0) as usize]
 }
 
-/// The value behind `name` in a /proc status file.
+/// The value after `name` in a /proc status file.
 fn field<'a>(status: &'a [u8], name: &[u8]) -> Option<&'a str> {
     let line = status
         .split(|&b| b == b'\n')

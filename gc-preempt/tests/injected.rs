@@ -65,8 +65,8 @@ global_asm!(
     // or are seen apart.
     ".globl t_pair_loop",
     ".globl t_pair_loop_end",
-    ".globl t_pair_unit",
-    ".globl t_pair_unit_end",
+    ".globl t_pair_range",
+    ".globl t_pair_range_end",
     "t_pair_loop:",
     "push rbp",
     "mov rbp, rsp",
@@ -76,13 +76,13 @@ global_asm!(
     "pause",
     "mov rax, [rsi]",
     "inc rax",
-    "t_pair_unit:",
+    "t_pair_range:",
     "mov [rsi], rax",
     // Some processors end two stores together, and are hardly ever interrupted between them: some
     // of the loop's time is spent here, and more of it outside, where the thread can be stopped.
     "pause",
     "mov [rsi + 8], rax",
-    "t_pair_unit_end:",
+    "t_pair_range_end:",
     "cmp byte ptr [rdi], 0",
     "je 1b",
     "pop rbp",
@@ -95,8 +95,8 @@ unsafe extern "C" {
     fn t_vector_loop_end();
     fn t_pair_loop(done: *const AtomicBool, pair: *mut [AtomicU64; 2]);
     fn t_pair_loop_end();
-    fn t_pair_unit();
-    fn t_pair_unit_end();
+    fn t_pair_range();
+    fn t_pair_range_end();
 }
 
 fn at(f: unsafe extern "C" fn()) -> usize {
@@ -257,7 +257,7 @@ fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
         &world,
         t_pair_loop as *const () as usize..at(t_pair_loop_end),
     );
-    let range = at(t_pair_unit)..at(t_pair_unit_end);
+    let range = at(t_pair_range)..at(t_pair_range_end);
     let spec = CodeSpec {
         range: range.clone(),
         what,
@@ -325,7 +325,7 @@ extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext
     // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
     unsafe {
         let pc = (*context).uc_mcontext.gregs[libc::REG_RIP as usize] as usize;
-        if pc > at(t_pair_unit) && pc < at(t_pair_unit_end) {
+        if pc > at(t_pair_range) && pc < at(t_pair_range_end) {
             libc::raise(libc::SIGUSR1);
         }
     }
@@ -355,7 +355,7 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
         &world,
         t_pair_loop as *const () as usize..at(t_pair_loop_end),
     );
-    let range = at(t_pair_unit)..at(t_pair_unit_end);
+    let range = at(t_pair_range)..at(t_pair_range_end);
     let is_unsafe = matches!(what, CodeWhat::Unsafe);
     let spec = CodeSpec {
         range: range.clone(),

@@ -20,8 +20,8 @@ pub(super) const AHEAD: usize = 8 << 10;
 /// What a walk has found behind handlers of the host's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum BehindHandlers {
-    /// Nothing is interrupted in a restart range any more, nor in an unsafe one.
-    Settled,
+    /// No handler returns into a restart range any more, nor into an unsafe range.
+    Moved,
     /// A handler has interrupted an unsafe range: the thread must not be stopped now.
     Unsafe,
     /// The walk has ended before the stack's end, and found nothing unsafe.
@@ -242,20 +242,20 @@ impl<'a> Walker<'a> {
         // The map counts from FP - span. Should that not be where the callee's frame ended, then
         // one of the two is wrong.
         let fp = step.cfa - 16;
-        if fp.checked_sub(known.span) != Some(low) {
+        if fp.checked_sub(call.span) != Some(low) {
             return None;
         }
         self.stats.precise += 1;
-        for slot in known.site.slots {
-            let at = |place| low.wrapping_add_signed(known.offset(place) as isize);
+        for slot in call.site.slots {
+            let at = |place| low.wrapping_add_signed(call.offset(place) as isize);
             let edge = at(slot.edge);
             match slot.derived {
-                Some(derived) => self.sink.derived(edge, at(derived), known.encoding),
-                None => self.sink.exact(edge, known.encoding),
+                Some(derived) => self.sink.derived(edge, at(derived), call.encoding),
+                None => self.sink.exact(edge, call.encoding),
             }
         }
-        self.report(seam::arguments(low..low + known.outgoing));
-        self.report(seam::saved_registers(fp - known.clobber..step.cfa - 8));
+        self.report(seam::arguments(low..low + call.outgoing));
+        self.report(seam::saved_registers(fp - call.clobber..step.cfa - 8));
         Some(step.next)
     }
 
