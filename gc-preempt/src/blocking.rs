@@ -1,4 +1,4 @@
-//! Waiting in `blocking`, where no stop waits for the thread; the registry lock is waited for so.
+//! The phase BLOCKED: a stop does not wait for a thread in it. Mutators wait for the registry lock so.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -11,11 +11,11 @@ use crate::stop_number::{resumed, wait_for_resume};
 use crate::stop_point::{Obstacle, StopPoint, at_call_snapshot, may_stop, stop_here};
 use crate::stopper::{HoldsAStop, holds_a_stop};
 
-/// Waits until no signal of ours is on its way to this thread, so that none can interrupt a system
-/// call of the embedder's (H5).
+/// Waits until no signal of ours is on its way to this thread: it would interrupt a system call of
+/// the embedder (H5).
 ///
-/// It is there at the latest when the thread next returns from the kernel; the bound is for a
-/// thread whose mask has come to block SIGURG.
+/// The signal arrives at the latest when the thread next returns from the kernel. The loop is bounded
+/// for a thread that blocks SIGURG.
 fn drain_signals(record: &Record) {
     for _ in 0..1000 {
         if record.in_flight.load(Ordering::Relaxed) == 0 {
@@ -32,12 +32,12 @@ pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
     let point = StopPoint::Wait {
         sp: &raw const here as usize,
     };
-    // SAFETY: on the record's own thread, by the callers; no stop is spoken of.
+    // SAFETY: on the record's own thread, by the callers. `Wait` names no stop.
     unsafe { may_stop(record, &point) }.map(drop)
 }
 
-/// Runs `f` as BLOCKED: registers spilled, stack pointer published, the stopper does not wait and
-/// sends nothing.
+/// Runs `f` in BLOCKED, with the registers spilled and the stack pointer published. A stopper does not
+/// wait for the thread, and does not signal it.
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
@@ -60,8 +60,8 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         f: Option<F>,
         result: Option<R>,
     }
-    /// Leaves `blocking` however the closure ends: by returning, by a panic, or by an unwinding
-    /// that is not Rust's and that nothing may catch, such as `pthread_exit`'s.
+    /// Leaves BLOCKED however the closure ends: by a return, by a panic, or by an unwinding that is
+    /// not Rust's and must not be caught, such as `pthread_exit`'s.
     struct Leave(&'static Record);
     impl Drop for Leave {
         fn drop(&mut self) {
@@ -75,7 +75,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
                     }
                 }
             }
-            // Relaxed: says to one who looks twice that it was here. Only this thread writes it.
+            // Relaxed: only this thread writes it, and the swap that enters BLOCKED publishes it.
             let returns = record.returns.load(Ordering::Relaxed);
             record
                 .returns
@@ -91,13 +91,13 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         // SAFETY: `blocked` passes its own Call of these very types, alive until it returns.
         let call = unsafe { &mut *data.cast::<Call<F, R>>() };
         let record = call.record;
-        // A walk reads from this SP on, which may lie on another page than the one that was asked
-        // about.
+        // A walk reads from this SP on, which may lie on a lower page than the address that
+        // `may_wait` has checked.
         record.own_stack.holds(sp);
         loop {
             drain_signals(record);
-            // As inside no_preempt: a handler that parked between publishing and entering would
-            // leave its own snapshot, or half of it.
+            // As inside no_preempt: a handler that parked between `publish` and `enter_blocked` would
+            // overwrite the snapshot.
             record.depth.store(seam::depth(), Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
@@ -134,17 +134,16 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Takes the registry lock; a mutator waits for it in `blocking`, so that the stop it may be
-/// waiting for can complete.
+/// Takes the registry lock. A mutator waits for it in BLOCKED, so that a stop that holds the lock can
+/// complete.
 ///
 /// # Errors
-/// [`HoldsAStop`]: the thread would wait for itself.
+/// [`HoldsAStop`]: the thread holds the lock with its stop.
 ///
 /// # Panics
 /// Inside `no_preempt`, if the lock is not free: waiting there could deadlock with a stop.
 pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
-    // A mutator outside `no_preempt` must not be stopped while it holds the lock: the stopper would
-    // wait for the lock for ever... it cannot be: whoever wants to stop a thread holds this lock.
+    // A mutator is not stopped while it holds the lock: a stopper needs the lock to ask.
     if let Some(guard) = registry::try_lock() {
         return Ok(guard);
     }
@@ -160,13 +159,12 @@ pub(crate) fn lock() -> Result<RegistryGuard, HoldsAStop> {
     })
 }
 
-/// The thread waits for the registry lock.
+/// Says in the record that the thread waits for the registry lock, until it is dropped.
 struct Awaits(&'static Record);
 
 impl Awaits {
     fn new(record: &'static Record) -> Self {
-        // Relaxed: who finds the thread in BLOCKED sees it, by the Release with which it gets
-        // there.
+        // Relaxed: the Release of the swap that enters BLOCKED publishes it.
         record.awaits_registry.store(true, Ordering::Relaxed);
         Self(record)
     }

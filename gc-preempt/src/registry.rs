@@ -1,15 +1,13 @@
-//! The process's threads that are attached to a world: one record each, found from a signal handler
-//! without a lock.
+//! One record for each attached thread of the process. A signal handler finds it without a lock.
 //!
-//! A record is found by the thread pointer (the address of the thread's control block, a load from
-//! FS:0), through a table of atomic pointers. Not through thread-local storage: in a library that
-//! was loaded late, the first touch of a thread-local may call malloc, and the handler also runs on
-//! threads that never attached. Not by thread id: that is a system call, and it changes over a
-//! fork.
+//! A table of atomic pointers maps the thread pointer (the address of the thread's control block, a
+//! load from FS:0) to the record. Thread-local storage is not used: in a library that was loaded
+//! late, the first access to a thread-local may call malloc, and the handler also runs on threads
+//! that never attached. The thread id is not used: it costs a system call, and changes over a fork.
 //!
-//! Records are mapped once and never unmapped, so a lookup may follow any pointer it finds. The
-//! table changes only under the registry lock. It is an array of small buckets, searched whole, so
-//! that removing needs no tombstones and a miss costs two cache lines.
+//! Records are mapped once and never unmapped, so a lookup may follow any pointer in the table. The
+//! table changes only under the registry lock. It is an array of small buckets. A lookup searches a
+//! whole bucket, so removing needs no tombstones, and a miss costs two cache lines.
 
 use crate::altstack::{self, AlternateStack};
 use crate::arch;
@@ -25,7 +23,7 @@ use core::sync::atomic::{
     AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
 };
 
-/// Which mutator: the kernel's thread id.
+/// Names a mutator: the kernel's thread id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct MutatorId(pub u32);
 
@@ -49,7 +47,7 @@ pub(crate) struct Record {
     pub in_flight: AtomicU32,
     /// Number of the stop for which a call was injected and has not acknowledged yet.
     pub injected: AtomicU64,
-    /// Where it stands. Written by the thread before it acknowledges, read by the stopper after
+    /// Its state at a stop. The thread writes it before it acknowledges, the stopper reads it after
     /// that.
     snapshot: UnsafeCell<Snapshot>,
     /// Hook that an injected stop runs; null for none.
@@ -62,7 +60,7 @@ pub(crate) struct Record {
     pub by_signal: AtomicBool,
     /// Run calls through the injected path where that is possible.
     pub inject: AtomicU32,
-    /// Why the thread could not be stopped when it was met last, see `Record::note_obstacle`.
+    /// Why the thread could not be stopped at the last attempt, see `Record::note_obstacle`.
     pub obstacle: AtomicU64,
     /// Nanoseconds from the handler's first instruction to its last, of stop `stall_of`.
     pub stall: AtomicU64,
@@ -72,7 +70,7 @@ pub(crate) struct Record {
     /// Its stack pointer when its stack was walked last.
     walked: AtomicUsize,
     pub own_stack: OwnStack,
-    /// Where the outermost frame of its own stack ends, as far as a walk has come. 0: no walk has.
+    /// The highest end of a frame that a walk of its stack has come to. 0: no walk yet.
     outermost: AtomicUsize,
     /// Worlds that this thread is attached to.
     pub worlds: AtomicU32,
@@ -82,11 +80,11 @@ pub(crate) struct Record {
     pub alternate: AtomicPtr<AlternateStack>,
     /// Was SIGURG blocked before the thread attached?
     pub urg_was_blocked: AtomicBool,
-    /// How often it has left `blocking`: a mutator that is blocked at two looks with the same
-    /// number here has been so in between. Written by its own thread.
+    /// How often it has left `blocking`. If this has not changed between two looks at a blocked
+    /// mutator, it was blocked all the time. Written by its own thread.
     pub returns: AtomicU32,
-    /// It waits in `blocking` for the registry lock, and leaves with that in hand: it must not be
-    /// set aside. Written by its own thread.
+    /// It waits in `blocking` for the registry lock, and leaves `blocking` with the lock held: it
+    /// must not be set aside. Written by its own thread.
     pub awaits_registry: AtomicBool,
     /// The world (`members::Inner`) in which it is aside, or null, and its place there. Under the
     /// registry lock.
@@ -141,7 +139,7 @@ impl Record {
         unsafe { self.alternate.load(Ordering::Relaxed).as_ref() }
     }
 
-    /// What a walk has to know of its stack.
+    /// The bounds of its stack for a walk.
     pub(crate) fn frames(&self) -> StackBounds<'_> {
         StackBounds {
             stack: self.stack(),
@@ -149,17 +147,18 @@ impl Record {
         }
     }
 
-    /// Where the next walk of its stack is likely to begin. Under the registry lock, hence Relaxed
-    /// here and below.
+    /// Its stack pointer at the last walk, where the next walk is likely to begin.
     pub(crate) fn walked(&self) -> usize {
+        // Relaxed, here and below: under the registry lock.
         self.walked.load(Ordering::Relaxed)
     }
 
+    /// A walk begins at that stack pointer.
     pub(crate) fn note_walk(&self, sp: usize) {
         self.walked.store(sp, Ordering::Relaxed);
     }
 
-    /// Keeps what stop `number` cost this thread, by its own clock.
+    /// Keeps how long stop `number` held this thread, by the thread's own clock.
     pub(crate) fn note_stall(&self, number: u64, from: u64) {
         self.stall.store(clock::now() - from, Ordering::Relaxed);
         // Release pairs with the Acquire of the stopper that reads it in a later stop.
@@ -232,10 +231,10 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     alternates: altstack::Pool::new(),
 });
 
-/// The registry's lock. Held by attach, detach and code registration for a moment, and by a stop
-/// for as long as it lasts, so it also makes stops one at a time in the process.
+/// The registry lock. Attaching, detaching and registering code hold it for a moment, and a stop for
+/// as long as it lasts. So stops are one at a time in the process.
 ///
-/// A mutator that has to wait for it waits in `blocking`: use [`lock`].
+/// A mutator that has to wait for the lock waits in `blocking`: see `blocking.rs`.
 pub(crate) struct RegistryGuard(MutexGuard<'static, Registry>);
 
 impl RegistryGuard {
@@ -319,9 +318,10 @@ pub(crate) fn try_lock() -> Option<RegistryGuard> {
     REGISTRY.try_lock().map(RegistryGuard)
 }
 
-/// Takes the registry lock, and waits for it if it is not free. A mutator calls this in BLOCKED
-/// only, so that the stop that holds the lock does not wait for it in turn; and nobody does who
-/// holds a stop.
+/// Takes the registry lock, and waits for it if it is not free.
+///
+/// A mutator calls this in BLOCKED only: otherwise a stop that holds the lock would wait for the
+/// mutator. A thread that holds a stop must not call it.
 pub(crate) fn lock_blocked() -> RegistryGuard {
     RegistryGuard(REGISTRY.lock())
 }

@@ -1,34 +1,34 @@
-//! Where a thread may be stopped, and how: the one place that answers, with a reason, and what a
-//! thread does where it may.
+//! Decides where a thread may be stopped and how, and parks the thread.
 //!
-//! # The question
-//! [`may_stop`] is asked by the signal handler, by a poll (the end of every `no_preempt` is one),
-//! and by a thread that is about to wait. The answer is how to stop ([`How`]) or what stands in the
-//! way ([`Obstacle`]). The last obstacle stays in the thread's record, and the watchdog names it.
+//! # The decision
+//! The signal handler, a poll (the end of every `no_preempt` is one) and a thread that is about to
+//! wait call [`may_stop`]. It returns how to stop ([`How`]), or the obstacle ([`Obstacle`]). The
+//! thread's record keeps the last obstacle, and the watchdog names it.
 //!
 //! | obstacle | why a stop there would be wrong | what the stopper does |
 //! |---|---|---|
-//! | [`NoPreempt`](Obstacle::NoPreempt) | the thread changes what the stopper reads, or holds a lock that it takes | nothing: the section's end polls |
-//! | [`UnsafeCode`](Obstacle::UnsafeCode) | its owner says that nothing holds in there | signals again |
-//! | [`ForeignStack`](Obstacle::ForeignStack) | the frames of the thread's own stack could not be found | signals again |
-//! | [`BehindHandler`](Obstacle::BehindHandler) | it would go on in the middle of an unsafe range once the handler returns | signals again |
+//! | [`NoPreempt`](Obstacle::NoPreempt) | the thread changes what the stopper reads, or holds a lock that it takes | nothing: the end of the section polls |
+//! | [`UnsafeCode`](Obstacle::UnsafeCode) | no invariant of its owner holds there | signals again |
+//! | [`ForeignStack`](Obstacle::ForeignStack) | a walk would not find the frames of the thread's own stack | signals again |
+//! | [`BehindHandler`](Obstacle::BehindHandler) | the thread would go on in the middle of an unsafe range when the handler returns | signals again |
 //!
 //! A call is injected only if the handler runs on the thread's alternate stack. Elsewhere the
-//! signal frame lies below the interrupted SP, where the call's frame would be written over it.
+//! signal frame lies below the interrupted SP, and the frame of the call would overwrite it.
 //!
-//! # What handlers of the host's have interrupted
-//! A thread may stand in a handler of the host's that has interrupted a restart or an unsafe range
-//! (see `walk/signal_frames.rs`). Only a walk of its stack tells. A thread that has a signal blocked may
-//! be in such a handler, or be one of a pool whose signals are blocked for good, with a deep stack.
+//! # Handlers of the host
+//! A thread may be in a handler of the host that has interrupted a restart range or an unsafe range
+//! (see `walk/signal_frames.rs`). Only a walk of its stack finds that out. A thread that has a signal
+//! blocked may be in such a handler. Or it belongs to a pool whose signals are always blocked, and
+//! has a deep stack.
 //!
-//! * Before it answers, the thread walks [`FRAMES`] frames. Most handlers stand within so few. Time
-//!   to stop does not grow with the depth of the stack.
-//! * What lies further out is walked after the answer, beside the stop ([`acknowledge_and_park`]).
-//!   That is early enough for restart ranges, since the saved PC has to be moved before the thread
-//!   goes on. The stopper gives the registry lock back only after these walks, which read the code
-//!   map.
-//! * It would be too late for unsafe ranges. Where any is registered, the whole walk comes before
-//!   the answer.
+//! * Before it acknowledges, the thread walks [`FRAMES`] frames. Most handlers are within so few, and
+//!   time to stop does not grow with the depth of the stack.
+//! * The frames further out are walked after the acknowledgement, beside the stop
+//!   ([`acknowledge_and_park`]). That is early enough for restart ranges: the saved PC has to be
+//!   moved before the thread goes on. The walks read the code map, so the stopper keeps the registry
+//!   lock until they end.
+//! * It would be too late for unsafe ranges. If any is registered, the whole walk comes before the
+//!   acknowledgement.
 
 use crate::arch::{self, SignalFrame};
 use crate::code::{CODE, PcClass};
@@ -41,11 +41,11 @@ use crate::{acknowledgements, altstack, clock};
 use core::marker::PhantomData;
 use core::sync::atomic::{Ordering, compiler_fence};
 
-/// Frames that a thread with a blocked signal walks before it answers a stop: less than a
-/// microsecond.
+/// Frames that a thread with a blocked signal walks before it acknowledges a stop. More frames find
+/// more handlers early, and make time to stop longer.
 const FRAMES: u32 = 8;
 
-/// What stands in the way of stopping a thread where it is.
+/// Why a thread cannot be stopped where it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Obstacle {
@@ -67,7 +67,7 @@ impl Obstacle {
         Self::BehindHandler,
     ];
 
-    /// Continues "it was met last", for the watchdog.
+    /// Continues the watchdog's "It was met last".
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::NoPreempt => "inside no_preempt: sections must be short and must not wait",
@@ -104,21 +104,21 @@ impl Record {
     }
 }
 
-/// Where the thread is that asks.
+/// A point at which a thread may stop.
 pub(crate) enum StopPoint<'a> {
-    /// A signal has interrupted it there, for the stop of that number.
+    /// A signal has interrupted the thread, for the stop of that number.
     Signal(SignalFrame, u64),
-    /// It has called us, and would stop for the stop of that number.
+    /// The thread has called us, and would stop for the stop of that number.
     Call {
         number: u64,
         snapshot: &'a Snapshot,
         /// The signals that it has blocked.
         mask: u64,
-        /// It is about to wait, so it stops whatever a handler that it runs in has interrupted: it
-        /// could not get out of that handler before.
+        /// The thread is about to wait. It stops even in a handler that has interrupted an unsafe
+        /// range, since it does not leave that handler before it waits.
         waits: bool,
     },
-    /// It has called us, and would wait in `blocking`.
+    /// The thread has called us, and would wait in `blocking`.
     Wait { sp: usize },
 }
 
@@ -127,7 +127,7 @@ pub(crate) enum StopPoint<'a> {
 pub(crate) enum How {
     /// It parks where it is.
     Park {
-        /// After it has answered it walks its own stack, see the head of this file.
+        /// It walks its own stack after it has acknowledged, see the head of this file.
         walk: bool,
     },
     /// A call to `async_preempt` is injected.
@@ -136,8 +136,8 @@ pub(crate) enum How {
 
 /// May the running thread, which is `record`'s, be stopped where it stands, and how?
 ///
-/// Where it may, what it has interrupted in restart ranges has been moved to their starts, or will
-/// be by the walk that [`How::Park`] asks for.
+/// If it may, every saved PC inside a restart range has been moved to the range's start, or the walk
+/// that [`How::Park`] asks for moves it.
 ///
 /// # Safety
 /// On the record's own thread. The stop of the given number is under way, and the thread has not
@@ -195,8 +195,7 @@ pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<
     }
 }
 
-/// What handlers may have interrupted: whether the thread is to walk its stack once it has
-/// answered.
+/// Looks for handlers of the host. True: the thread is to walk its stack after it has acknowledged.
 ///
 /// # Safety
 /// As for [`may_stop`]. The snapshot is the running thread's.
@@ -248,11 +247,11 @@ pub(crate) fn park_stopped(record: &Record) {
     }
 }
 
-/// Acknowledges stop `number` from where `snapshot` says, and parks. False if there was nothing to
+/// Acknowledges stop `number` with that snapshot, and parks. False if there was nothing to
 /// acknowledge.
 ///
-/// With `walk`, what handlers have interrupted further out is moved out of restart ranges beside
-/// the stop.
+/// With `walk`, the thread also moves handlers out of restart ranges further out on its stack, while
+/// the stop goes on.
 ///
 /// # Safety
 /// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot`
@@ -295,8 +294,8 @@ pub(crate) unsafe fn acknowledge_and_park(
 
 /// Stops here and now for every live stop that asks for this thread.
 ///
-/// A thread that `may_go_on` does so where it stands in a handler that has interrupted an unsafe
-/// range; one that is about to wait cannot.
+/// In a handler that has interrupted an unsafe range, a thread that `may_go_on` goes on. A thread
+/// that is about to wait stops there.
 #[cold]
 pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
     struct Call {
@@ -330,7 +329,7 @@ pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
                     unsafe { acknowledge_and_park(record, word.number(), snapshot, walk) };
                 }
                 Err(obstacle) => {
-                    // The stopper's signals find the thread once that is over.
+                    // The stopper signals until the thread has left that place.
                     record.note_obstacle(word.number(), obstacle);
                     record.state.undefer();
                     acknowledgements::retry();
@@ -385,8 +384,8 @@ impl NoPreempt<'_> {
 impl Drop for NoPreempt<'_> {
     #[inline]
     fn drop(&mut self) {
-        // First the depth, then the look: a handler between the two stops the thread itself, one
-        // before them has left its mark.
+        // First the depth, then the poll: a handler that runs between the two stops the thread
+        // itself, and a handler before them has set PENDING.
         compiler_fence(Ordering::SeqCst);
         let depth = self.record.depth.load(Ordering::Relaxed) - 1;
         self.record.depth.store(depth, Ordering::Relaxed);

@@ -6,7 +6,7 @@
 //! by itself, although references may live across that one in callee-saved registers. Only the
 //! converter can tell the two apart (by the relocation), so it says so: [`Site::known`].
 //!
-//! BaseRegister SP upwards a frame holds outgoing arguments, sized slots (the references that live across
+//! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across
 //! calls are here), spills, registers saved for the caller, the caller's RBP and the return
 //! address. Two of these areas may hold the only copy of a reference and have no map: the arguments
 //! (while the callee is still in its prologue) and the saved registers (with a native caller).

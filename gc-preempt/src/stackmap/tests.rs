@@ -273,7 +273,7 @@ fn llvm_says_when_it_does_not_know() {
     let pair = [(INDIRECT, 8, 7, 1 << 20), (INDIRECT, 8, 7, 1 << 20)];
     let (known, _, layout) = Writer::statepoint(u64::MAX, 0, &pair).site().unwrap();
     assert!(known && layout.span.is_none());
-    // BaseRegister a base pointer.
+    // From a base pointer.
     let pair = [(INDIRECT, 8, 3, 8), (INDIRECT, 8, 3, 8)];
     assert!(!Writer::statepoint(24, 0, &pair).site().unwrap().0);
     // Not a statepoint's record.

@@ -1,14 +1,14 @@
-//! Rules that are kept by PC, within a stop and from one to the next.
+//! Caches unwind rules, within a stop and from one stop to the next.
 //!
-//! A look-up takes half a microsecond where the tables are in the processor's caches and 10 to 17
-//! us where a collection has just driven them out, and the same frames come back at every stop, so
-//! rules are kept by PC. The innermost frame stands somewhere else each time, but in few functions,
-//! of which one row speaks of nearly all instructions: so the last rows are kept by the range of
-//! PCs that they hold for. What makes a kept rule wrong is that a module is unloaded and another
-//! one loaded at its address. While a frame lies on a stopped stack its module stays, so within one
-//! stop every rule is good. From one stop to the next only those are kept whose module is never
-//! unloaded: the executable, libc, the loader, the vDSO, and the module that Urge is part of. The
-//! others carry the number of their stop and are looked up anew at the next.
+//! Rules are kept by PC, since the same calling frames are on the stacks at most stops. The innermost
+//! frame's PC differs at each stop, but lies in few functions, in which one row holds for most
+//! instructions. So the last rows are also kept by the range of PCs that they hold for.
+//!
+//! A cached rule becomes wrong if its module is unloaded and another one is loaded at its address. A
+//! module stays loaded while a frame on a stopped stack lies in it, so within one stop every rule is
+//! good. From one stop to the next a rule is good only if its module is never unloaded: the
+//! executable, libc, the loader, the vDSO, and the module that Urge is part of. Every other rule
+//! carries the number of its stop.
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -18,16 +18,16 @@ use super::modules::{look_up, stays};
 use super::rule::{Row, Rule};
 use super::table::Table;
 
-/// Rows that a cache keeps besides.
+/// Rows of one cache.
 const ROWS: usize = 16;
 /// Entries of one cache; a program's stopped stacks show a few hundred distinct PCs.
 const ENTRIES: usize = 512;
-/// Caches: as many walks at the same time find one. A further one goes without.
+/// Caches: so many walks at the same time have one. A further walk runs without a cache.
 const CACHES: usize = 4;
-/// In the place of a stop's number: good in every stop.
+/// Instead of a stop's number: the rule is good in every stop.
 const ALWAYS: u64 = u64::MAX;
-/// And: good in none. For a walk outside of any stop, whose frames may be gone, and their module
-/// with them, before the next stop, or the next such walk.
+/// Instead of a stop's number: the rule is good in no stop. For a walk outside of any stop: its frames,
+/// and their module, may be gone before the next walk.
 pub(crate) const NEVER: u64 = 0;
 
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ struct Rows {
     /// Apart from the rules, so that a search reads a few lines.
     pcs: [[usize; 2]; ROWS],
     rules: [Option<Rule>; ROWS],
-    /// The one to be replaced next.
+    /// The row to be replaced next.
     next: usize,
 }
 
@@ -99,13 +99,13 @@ static CACHE: [Cache; CACHES] = [const {
     }
 }; CACHES];
 
-/// Where the rules lie that are kept for a walk which is alone.
+/// The memory of the cache that a walk gets if no other walk runs.
 pub(crate) fn kept_rules() -> Range<usize> {
     let cache = (&raw const CACHE[0]).addr();
     cache..cache + size_of::<Cache>()
 }
 
-/// The first store to each page of them is a fault of 5 us, for which no stop should wait.
+/// Stores to each page of that memory, so that no stop has the page faults.
 pub(super) fn touch_kept_rules() {
     if let Some(cache) = Session::new(NEVER).cache {
         let kept = cache.kept.get().cast::<u8>();
@@ -116,7 +116,7 @@ pub(super) fn touch_kept_rules() {
     }
 }
 
-/// One walk's access to the rules.
+/// The rules, for one walk.
 pub(crate) struct Session {
     stop: u64,
     cache: Option<&'static Cache>,
@@ -125,8 +125,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// For a walk in the stop (or handshake) of that number, which none before or after it has, or
-    /// in [none](NEVER).
+    /// For a walk in the stop or handshake of that number, which is unique in the process, or outside
+    /// of any stop ([`NEVER`]).
     pub(crate) fn new(stop: u64) -> Self {
         seam::before_a_walk();
         // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
@@ -140,11 +140,11 @@ impl Session {
         }
     }
 
-    /// The rule at a PC. For a frame that stands at a call, that is the return address less one:
-    /// the call may be the last instruction of its row.
+    /// The rule at a PC. For a calling frame `pc` is the return address less one, since the call may be
+    /// the last instruction of its row.
     ///
-    /// `table` is the one that was registered with the code at that PC, if any; the loader's
-    /// modules are not asked then.
+    /// `table` was registered with the code at that PC. With it, the loader's modules are not
+    /// searched.
     pub(crate) fn rule(&mut self, pc: usize, table: Option<&Table>) -> Option<&Rule> {
         if seam::has_no_tables() {
             return None;
@@ -159,7 +159,7 @@ impl Session {
         // Fibonacci hashing: call sites are close together and far from random in their low bits.
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let entry = &mut entries[hash as usize % ENTRIES];
-        // What was found without a table before code came with one holds no more.
+        // A rule from a module is not good at a PC for which code with a table was registered later.
         let is_good = entry.stop == ALWAYS && table.is_none()
             || entry.stop == self.stop && self.stop != NEVER;
         if entry.pc != pc || !is_good {

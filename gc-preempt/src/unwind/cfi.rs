@@ -25,8 +25,8 @@ impl UnwindContextStorage<usize> for Storage {
 
 pub(super) type Section<'a> = EhFrame<EndianSlice<'a, LittleEndian>>;
 
-/// The rule at `pc` by the entry (FDE) at that offset of a section that stands (or stood, when its
-/// addresses were filled in) at `address`.
+/// The rule at `pc` by the entry (FDE) at that offset of a section, whose addresses are relative to
+/// the section at `address`.
 pub(super) fn rule_of(
     section: &Section<'_>,
     address: usize,
@@ -46,7 +46,7 @@ pub(super) fn rule_of(
             rule: Rule::SIGNAL,
         });
     }
-    // The return address is looked for in one column. A CIE may name another one as its own.
+    // A CIE may name another column for the return address: then there is no rule.
     if fde.cie().return_address_register() != Register(RETURN_ADDRESS) {
         return None;
     }
@@ -54,15 +54,14 @@ pub(super) fn rule_of(
     let row = fde
         .unwind_info_for_address(section, &bases, &mut context, pc as u64)
         .ok()?;
-    // An expression may ask for the PC, and then holds for this one alone.
+    // An expression may depend on the PC, so its value holds for this PC only.
     let anywhere = Cell::new(true);
     let evaluate = |e: &UnwindExpression<usize>, pushed| {
         anywhere.set(false);
         evaluate(e.get(section).ok()?.0.slice(), pc, pushed)
     };
     let cfa = match row.cfa() {
-        // What gimli begins with: the tables do not say where the frame ends. (No frame ends at
-        // RAX.)
+        // gimli's initial value: the table does not give the frame's end. (No frame ends at RAX.)
         CfaRule::RegisterAndOffset {
             register: Register(0),
             offset: 0,
@@ -76,8 +75,8 @@ pub(super) fn rule_of(
     };
     let back = match row.register(Register(RETURN_ADDRESS)) {
         Some(RegisterRule::Offset(-8)) => Back::Address,
-        // Only this says that there is no caller. A row that is silent about the return address
-        // (assembly under `.cfi_startproc simple`) says nothing of callers.
+        // Only "undefined" means that there is no caller. A row without a rule for the return address
+        // (assembly under `.cfi_startproc simple`) does not tell.
         Some(RegisterRule::Undefined) => Back::Outermost,
         row => seam::without_return_address(row.is_none())?,
     };
@@ -88,7 +87,7 @@ pub(super) fn rule_of(
         Some(_) => return None,
     }
     let saved = PRESERVED.map(|register| match row.register(Register(register as u16)) {
-        // What a row does not name is as it was: the ABI's rule for these registers.
+        // A register that a row does not name has its value of before: the ABI's rule for these.
         None | Some(RegisterRule::SameValue) => Saved::Same,
         Some(RegisterRule::Offset(offset)) => i32::try_from(offset).map_or(Saved::Lost, Saved::Cfa),
         Some(RegisterRule::Expression(e)) => {
@@ -102,7 +101,7 @@ pub(super) fn rule_of(
         .try_fold(-8, |lowest: i64, (_, rule)| match rule {
             RegisterRule::Offset(offset) => Some(lowest.min(*offset)),
             RegisterRule::Undefined | RegisterRule::SameValue => Some(lowest),
-            // Saved anywhere: perhaps at the frame's other end.
+            // It may be saved anywhere in the frame.
             _ => None,
         });
     let saves = lowest

@@ -3,9 +3,9 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Where the function of a context that `makecontext` has made returns to. 0: not known. No unwind
-/// table says that its stack ends there, since the address before it, by which tables are searched,
-/// belongs to no function.
+/// The return address of a function that runs in a context of `makecontext`. 0: not known. No unwind
+/// table says that the stack ends there: tables are searched for the address before it, which belongs
+/// to no function.
 static CONTEXT_END: AtomicUsize = AtomicUsize::new(0);
 
 /// Is this the return address of the outermost frame of a stack that `makecontext` was given?
@@ -14,7 +14,7 @@ pub(crate) fn ends_a_context(pc: usize) -> bool {
     pc == CONTEXT_END.load(Ordering::Relaxed) && pc != 0
 }
 
-/// Makes a context to see which return address it gets.
+/// Makes a context, and stores its return address.
 pub(super) fn look_at_a_context() {
     extern "C" fn never() {}
     unsafe extern "C" {

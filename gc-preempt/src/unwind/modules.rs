@@ -42,8 +42,7 @@ pub(super) fn setup() {
     // SAFETY: `getauxval` only reads.
     let [executable, vdso] =
         [libc::AT_PHDR, libc::AT_SYSINFO_EHDR].map(|at| unsafe { libc::getauxval(at) } as usize);
-    // Release pairs with the Acquire in `module`. (Whoever stops the world has been through here
-    // himself, or has got the world from who has.)
+    // Release pairs with the Acquire in `module`.
     FIND.store(find, Ordering::Release);
     let anchors = [
         setup as fn() as usize,
@@ -62,7 +61,7 @@ pub(super) fn setup() {
 
 /// The module at an address.
 pub(super) struct Module {
-    /// All of it; or, where its segments do not touch each other, the one that the address lies in.
+    /// The whole module. If its segments do not touch each other: the segment of the address.
     map: Range<usize>,
     /// Where its ELF header is mapped.
     head: usize,
@@ -98,9 +97,8 @@ pub(super) fn module(pc: usize) -> Option<Module> {
     } else if found.link_map.is_null() {
         return None;
     } else {
-        // Linkers leave a hole between segments where pages of the file and of memory would part
-        // (lld does, by luck of a build's sizes), and the loader then knows the segments one by
-        // one. What can be loaded anywhere begins at its bias.
+        // Some linkers (lld) leave a hole between segments, and the loader then knows the segments
+        // one by one. A module that can be loaded anywhere begins at its bias.
         // SAFETY: a `struct link_map` of `<link.h>`, whose first word (`l_addr`) is the bias. It
         // stays as long as the module does.
         unsafe { found.link_map.cast::<usize>().read() }
@@ -114,8 +112,8 @@ pub(super) fn module(pc: usize) -> Option<Module> {
 }
 
 impl Module {
-    /// From `address` to the end of the loaded segment that it lies in: all of it is readable,
-    /// which the whole map need not be. `None` in a segment that is not.
+    /// The bytes from `address` to the end of its loaded segment. `None`: the segment is not
+    /// readable.
     pub(super) fn segment(&self, address: usize) -> Option<&'static [u8]> {
         const PT_LOAD: u32 = 1;
         let head = self.head as *const libc::Elf64_Ehdr;
@@ -139,7 +137,7 @@ impl Module {
             let segment = unsafe { at.read_unaligned() };
             (segment.p_type == PT_LOAD).then_some(segment)
         });
-        // The first segment tells by how much the module was moved.
+        // The first segment gives the distance by which the module was moved.
         let mut next = loaded.next();
         let bias = self.head.wrapping_sub(next?.p_vaddr as usize & !4095);
         while let Some(segment) = next {
@@ -156,8 +154,8 @@ impl Module {
         None
     }
 
-    /// Where the entry (FDE) lies that may cover `pc`, and where `.eh_frame` begins: a binary
-    /// search through the table that every linker makes.
+    /// The addresses of the entry (FDE) that may cover `pc`, and of `.eh_frame`: by a binary search in
+    /// `.eh_frame_hdr`, which every linker makes.
     pub(super) fn entry(&self, pc: usize) -> Option<(usize, usize)> {
         /// Version 1; `.eh_frame`'s place relative to the field; a 32-bit count; pairs of 32-bit
         /// offsets from the table's section.

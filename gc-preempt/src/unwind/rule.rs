@@ -12,7 +12,7 @@ pub(crate) struct Rule {
     pub(crate) back: Back,
     /// Where the caller's values of the [`PRESERVED`] registers are.
     pub(crate) saved: [Saved; PRESERVED.len()],
-    /// All registers that the frame has saved for its caller, and the return address, lie in so
+    /// The registers that the frame has saved for its caller, and the return address, lie within so
     /// many bytes below the CFA.
     pub(crate) saves: u32,
 }
@@ -24,8 +24,8 @@ pub(crate) enum Back {
     Address,
     /// It has no caller: the outermost frame of its stack.
     Outermost,
-    /// By `rt_sigreturn`: it is the trampoline of a signal handler, and what the signal interrupted
-    /// stands in the ucontext at SP. The other fields mean nothing.
+    /// By `rt_sigreturn`: it is the restorer of a signal handler, and the ucontext at SP holds the
+    /// interrupted registers. The other fields mean nothing.
     Signal,
 }
 
@@ -42,14 +42,14 @@ pub(crate) enum Saved {
     At(Value),
 }
 
-/// A number that is known once registers and stack are.
+/// A number that depends on the frame's registers and on the stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Value {
     /// DWARF number of a general register.
     pub(crate) register: u8,
     /// Added to it.
     pub(crate) offset: i32,
-    /// If there, the sum is an address, and this is added to the word that lies there.
+    /// `Some`: the sum is an address, and the value is the word there plus this.
     pub(crate) loaded: Option<i32>,
 }
 

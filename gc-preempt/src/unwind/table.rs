@@ -1,9 +1,9 @@
-//! Unwind tables that came with generated code, which no module of the loader's holds.
+//! Unwind tables that are registered with generated code.
 //!
-//! The input is untrusted: whatever cannot be read is an error that says what and where. Time and
+//! The input is untrusted: an entry that cannot be read is an error that says what and where. Time and
 //! memory are linear in the section's length: each entry is read once, and a CIE has at most
-//! [`MAX_CIE`](crate::table_error::MAX_CIE) bytes, since the instructions in it are run for each of its FDEs. Without that bound
-//! 800 KB of a table, half of them one CIE, took minutes.
+//! [`MAX_CIE`](crate::table_error::MAX_CIE) bytes, since its instructions are run for each of its
+//! FDEs.
 
 use std::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::table_error::{StackMapError, StackMapErrorKind};
 /// A copy of an `.eh_frame` section and an index of its entries.
 pub(crate) struct Table {
     section: Box<[u8]>,
-    /// Where the section stood. Addresses in it are relative to their places there.
+    /// The address of the section when it was copied, to which its addresses are relative.
     address: usize,
     /// Each function's extent, and the offset of its entry; sorted, disjoint.
     pub(super) entries: Vec<(Range<usize>, usize)>,
@@ -26,7 +26,7 @@ impl Table {
     /// Reads a section that stands at `address`, up to its end or an entry of length zero.
     ///
     /// # Errors
-    /// What cannot be read, or is in the way of another entry, by its offset.
+    /// An entry cannot be read, or overlaps another: the error gives its offset.
     pub(crate) fn parse(section: &[u8], address: usize) -> Result<Self, StackMapError> {
         let frames = EhFrame::new(section, LittleEndian);
         let bases = BaseAddresses::default().set_eh_frame(address as u64);
@@ -52,8 +52,7 @@ impl Table {
                 }
                 CieOrFde::Fde(entry) => entry,
             };
-            // An FDE names its CIE by the distance back to it. Nothing but what was read as a CIE
-            // is one.
+            // An FDE names its CIE by the distance back to it, which must lead to a CIE read before.
             let entry = entry.parse(|_, _, at| {
                 let found = cies.binary_search_by_key(&at.0, |(offset, _)| *offset);
                 let found = found.ok().and_then(|i| cies.get(i));

@@ -1,19 +1,18 @@
-//! What a walk has found out about the call sites that it meets again and again.
+//! The call sites that a walk has met last.
 //!
-//! A recursion, or a stack of a few interpreter loops, shows the same return addresses over and
-//! over. Two binary searches and the checks of a site's slots cost 35 to 55 ns a frame; all they
-//! say depends on the return address alone where frames are laid out by RBP, so it is kept in a few
-//! entries that live as long as the walk does: 17 ns (best of 21 blocks, 10,000 frames). (Frames
-//! that go by unwind tables have their own memory, see `unwind`.)
+//! A recursion, or a stack of a few interpreter loops, contains the same return addresses many times.
+//! For frames laid out by RBP, the result of the look-ups and of the checks of a site's slots depends
+//! on the return address alone. So it is kept in a few entries for the duration of the walk. (For
+//! frames with unwind tables `unwind` keeps rules.)
 
 use crate::code::{FrameRule, Managed};
 use crate::stackmap::{BaseRegister, FrameWord, Site};
 
-/// Direct-mapped: a recursion through a handful of functions fits. Each walk begins with clearing
-/// it.
+/// Entries of the direct-mapped table. A recursion through a few functions fits; each walk clears
+/// them first, so more would make short walks slower.
 const ENTRIES: usize = 8;
 
-/// A call site whose frames are laid out by RBP, known to its map, with all its slots inside of the
+/// A call site of a frame laid out by RBP, whose map knows all slots, all of them inside of the
 /// frame.
 #[derive(Clone, Copy)]
 pub(super) struct CallSite<'a> {
@@ -22,14 +21,14 @@ pub(super) struct CallSite<'a> {
     pub(super) site: Site<'a>,
     /// Bytes from SP to FP.
     pub(super) span: usize,
-    /// Bytes below FP that may hold registers of the caller's.
+    /// Bytes below FP that may hold registers of the caller.
     pub(super) clobber: usize,
     /// Bytes from SP upwards that may hold arguments.
     pub(super) outgoing: usize,
 }
 
 impl<'a> CallSite<'a> {
-    /// `None`: the frame has to be looked at with more care.
+    /// `None`: the site does not satisfy these conditions.
     pub(super) fn new(pc: usize, managed: &Managed<'a>) -> Option<Self> {
         let (FrameRule::Rbp, Some(_)) = (managed.frames, managed.maps.function(pc - 1)) else {
             return None;
@@ -58,7 +57,7 @@ impl<'a> CallSite<'a> {
             .then_some(known)
     }
 
-    /// Where a slot is, counted from SP.
+    /// The place of a slot, in bytes from SP.
     pub(super) fn offset(&self, place: FrameWord) -> i64 {
         match place.from {
             BaseRegister::Sp => place.offset.into(),
@@ -67,7 +66,7 @@ impl<'a> CallSite<'a> {
     }
 }
 
-/// The last call sites met.
+/// The call sites met last.
 pub(super) struct RecentCallSites<'a>([Option<CallSite<'a>>; ENTRIES]);
 
 impl<'a> RecentCallSites<'a> {

@@ -1,4 +1,4 @@
-//! One frame of a stack, and the ways to tell where it ends.
+//! One frame of a stack, and the rules for where it ends.
 
 use std::ops::Range;
 use std::ptr;
@@ -7,29 +7,29 @@ use crate::code::Managed;
 use crate::context::{PRESERVED, RBP, RSP, Registers};
 use crate::unwind::{Back, Rule, Saved, Value};
 
-/// A stack, the part of memory that the walk reads words of.
+/// A stack: the addresses whose words a walk may read.
 pub(super) struct Stack(pub(super) Range<usize>);
 
 impl Stack {
     /// The word at that address, if the address is a word's on the stack.
     pub(super) fn word(&self, address: usize) -> Option<usize> {
         (address.is_multiple_of(8) && self.0.contains(&address)).then(|| {
-            // SAFETY: on the stack, which `walk`'s contract calls readable, and aligned. (The
-            // bounds are multiples of eight, so the whole word lies inside.) Volatile: it is
-            // another thread's memory.
+            // SAFETY: on the stack, which is readable by `walk`'s contract, and aligned. The bounds
+            // are multiples of eight, so the whole word lies inside. Volatile: it is another
+            // thread's memory.
             unsafe { ptr::read_volatile(address as *const usize) }
         })
     }
 }
 
-/// Where the walk stands.
+/// A frame, with the registers that are known in it.
 #[derive(Clone, Copy)]
 pub(super) struct Frame {
     pub(super) pc: usize,
     registers: [usize; 16],
     /// Bit n: `registers[n]` is known. RSP always is.
     known: u16,
-    /// The frame stands at any instruction, with a red zone; otherwise at a return address.
+    /// The PC is any instruction, and there is a red zone. Otherwise the PC is a return address.
     pub(super) interrupted: bool,
 }
 
@@ -79,8 +79,8 @@ impl Frame {
         self.registers[RSP]
     }
 
-    /// The PC by which tables are searched: inside the call instruction, which may be the last of
-    /// its function.
+    /// The PC to look up in tables. For a calling frame it is inside of the call instruction, which may
+    /// be the last of its function.
     pub(super) fn inside(&self) -> usize {
         if self.interrupted {
             self.pc
@@ -100,7 +100,7 @@ impl Frame {
     }
 }
 
-/// What comes after a frame. All of it was compared with the stack's bounds.
+/// The step from a frame to its caller. Its addresses were compared with the stack's bounds.
 pub(super) struct Step {
     /// Where this frame ends.
     pub(super) cfa: usize,
@@ -111,14 +111,13 @@ pub(super) struct Step {
 
 pub(super) enum Next {
     Frame(Frame),
-    /// There is none: the outermost frame, which ends there.
+    /// The frame is the outermost, and ends there.
     End {
         cfa: usize,
     },
 }
 
-/// How each kind of frame ends. Each step is `None` where the frame's end cannot be told, or is not
-/// where it can be.
+/// The rules. Each returns `None` if it does not know the frame's end, or if that end is impossible.
 impl Stack {
     /// The end of an interrupted frame that is laid out by RBP.
     pub(super) fn by_place(

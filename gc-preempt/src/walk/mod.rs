@@ -1,42 +1,41 @@
-//! Walks a stopped thread's frames from the innermost outwards and says of each where its
-//! references may be.
+//! Walks a stopped thread's frames from the innermost outwards, and reports where references may be.
 //!
-//! The walk is *sound by default*: a frame is passed over only as far as something vouches for what
-//! it holds (a stack map) and for where it ends (a frame rule, an unwind table). Where knowledge
-//! ends, every word from there to the stack's base is reported as possibly a reference.
+//! The walk is *sound by default*: a word is left out only if a stack map says that it holds no
+//! reference, and a frame's end is believed only if a frame rule or an unwind table gives it. From
+//! the first frame without a known end, every word up to the stack's base is reported as possibly a
+//! reference.
 //!
 //! # Two kinds of frame
 //!
-//! A frame that was **interrupted** stands at any instruction. No map speaks of it: its registers,
-//! its red zone and all its words up to its CFA are reported word by word. That is the innermost
-//! frame, and every frame behind an interruption further out (a hook that runs in an injected call,
-//! a signal handler of somebody else's), also if its PC happens to equal a return address. The
-//! frame of an injected call is known by the one return address into the trampoline, and holds all
-//! registers of what it interrupted. No list of such calls is kept: a long jump out of a hook would
-//! leave entries in it whose stack is used anew.
+//! The PC of an **interrupted** frame may be any instruction. No stack map describes such a frame,
+//! so its registers, its red zone and all its words up to its CFA are reported word by word. The
+//! innermost frame is interrupted, and so is every frame that a signal handler of the host or an
+//! injected call has interrupted, also if its PC equals a return address. The walk knows the frame of
+//! an injected call by the only return address into the trampoline; that frame holds all registers of
+//! the interrupted frame. There is no list of running hooks: a long jump out of a hook would leave
+//! stale entries in it.
 //!
-//! A frame that **called** stands at a return address. If that lies in managed code with an entry
-//! in the stack maps, its slots are exact. Two of its areas are reported word by word all the same:
-//! the arguments of the call, which the callee may not have read yet, and the registers that it
-//! saved for its caller, which may be the only copy of a reference of a native caller's. A managed
-//! return address without entry may be a call that the compiler made up, with references in
-//! registers: word by word, and counted.
+//! The PC of a **calling** frame is a return address. If it lies in managed code and has an entry in
+//! the stack maps, the frame's slots are exact. Two areas of it are reported word by word all the
+//! same: the arguments of the call, which the callee may not have read yet; and the registers that
+//! the frame saved for its caller, which may hold the only copy of a native caller's reference. A
+//! managed return address without entry may belong to a call that the compiler has inserted, with
+//! references in registers: that frame is reported word by word, and counted.
 //!
 //! # Where a frame ends
 //!
-//! Code laid out by RBP (Cranelift's): a frame that called ends two words above RBP. For one that
-//! was interrupted its unwind table, if it had one, would be wrong in the epilogue, so the place of
-//! the PC decides: before `push rbp` and at `ret`, SP is at the return address; after the push it
-//! is one word further; elsewhere RBP is the frame's own. (Single-stepped through whole functions
-//! without an error.) Everything else ends where the unwind table says, see `unwind`.
+//! Code laid out by RBP (Cranelift's): a calling frame ends two words above RBP. For an interrupted
+//! frame the PC decides, since an unwind table would be wrong in the epilogue. Before `push rbp` and
+//! at `ret`, SP is at the return address; after the push, SP is one word below; elsewhere RBP is the
+//! frame's own. Every other frame ends where its unwind table says, see `unwind`.
 //!
-//! A frame that a handler of somebody else's has interrupted may stand in a restart range, which it
-//! must leave by its first instruction: see `walk/signal_frames.rs`. That is the only thing that a walk
-//! changes.
+//! # What a walk changes
 //!
-//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after
-//! its address was compared with the stack's bounds, and SP grows from frame to frame, so the walk
-//! ends.
+//! If a host's handler has interrupted a restart range, the walk moves the saved PC to the range's
+//! start (`walk/signal_frames.rs`), and nothing else.
+//!
+//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after its
+//! address was compared with the stack's bounds, and SP grows from frame to frame, so the walk ends.
 
 mod call_sites;
 mod frame;
@@ -62,8 +61,8 @@ use walker::{AHEAD, Walker};
 
 /// Walks the stack of a thread that stands as `snapshot` says, in the stop of that number.
 ///
-/// If SP does not lie on the stack, all of it is reported. So it is where SP lies on another stack
-/// inside of this one.
+/// If SP does not lie on the stack, or lies on another stack inside of this one, the whole stack is
+/// reported.
 ///
 /// # Safety
 /// The thread is stopped and stays so; the registry lock is held; the stack is readable memory; and
@@ -79,7 +78,7 @@ pub(crate) unsafe fn walk(
     unsafe { walk_with(code, number, snapshot, bounds, sink, u32::MAX).0 }
 }
 
-/// [`walk`] of so many frames at most, and what it has found behind handlers of the host's.
+/// [`walk`] of `most` frames at most. Also says what handlers of the host have interrupted.
 ///
 /// # Safety
 /// As for [`walk`].
@@ -107,8 +106,8 @@ unsafe fn walk_with(
     (walker.stats, walker.behind)
 }
 
-/// Moves what handlers further out on the running thread's own stack have interrupted out of
-/// restart ranges, in the `most` innermost frames.
+/// For each handler of the host in the `most` innermost frames of the running thread: moves the PC to
+/// which the handler returns to the start of its restart range, if it lies in one.
 ///
 /// # Safety
 /// As for [`walk`], but on the thread itself, for a stop that is under way. The

@@ -1,43 +1,41 @@
-//! The signal frames of other people's handlers: what they interrupted, and moving that out of
-//! restart ranges.
+//! The signal frames of a host's handlers: finding them, and the PC to which each returns.
 //!
 //! # Why
-//! A thread in the middle of a restart range is interrupted by a host's handler (a profiler's,
-//! say), and the stop finds it inside that handler. Where the handler stands is a safe point. Where
-//! it will return to is not: the thread would go on in the middle of the range with what it had
-//! loaded before the stop. So the saved PC is moved to the range's first instruction, as the stop's
-//! own handler does with the PC that it interrupted; and if it lies in an unsafe range, the thread
-//! cannot be stopped yet.
+//! A host's handler (a profiler's, say) may interrupt a thread in the middle of a restart range, and
+//! a stop may find the thread inside that handler. The handler's own PC is a safe point. The PC to
+//! which it returns is not: the thread would go on in the middle of the range with values that it has
+//! loaded before the stop. So the saved PC is moved to the range's first instruction, as our handler
+//! moves the PC that it has interrupted. If the saved PC lies in an unsafe range, the thread cannot
+//! be stopped yet.
 //!
-//! # Who does it, and when
-//! 1. The thread itself, if the signal mask that it will return to is not empty ([`move_handlers_out_of_restart_ranges`](super::move_handlers_out_of_restart_ranges)). While
-//!    a handler runs its signal is blocked, so an empty mask says that none does, and nearly every
-//!    stop gets off with one compare. A few frames are walked before it acknowledges the stop, the
-//!    others beside the stop, see `stop_point.rs`.
-//! 2. Every walk of its stack. That catches what 1 does not see: a handler installed with
-//!    SA_NODEFER and no mask of its own, and one that waits in `blocking`. A stop in which stacks
-//!    are not walked must not rely on restart ranges behind those two. (Nor can either of them be
-//!    kept out of an unsafe range.)
+//! # When
+//! 1. The thread itself walks its stack, if the signal mask to which it returns is not empty ([`move_handlers_out_of_restart_ranges`](super::move_handlers_out_of_restart_ranges)). While
+//!    a handler runs its signal is blocked, so an empty mask means that no handler runs, and most
+//!    stops cost one compare. `stop_point.rs` says how many frames it walks before it acknowledges.
+//! 2. Every walk of the thread's stack in the stop does it. That covers two handlers that the mask
+//!    does not show: a handler installed with SA_NODEFER and no mask of its own, and a handler that
+//!    waits in `blocking`. A stop that walks no stacks must not rely on restart ranges behind these
+//!    two, and neither is kept out of an unsafe range.
 //!
-//! A handler that runs on an alternate stack is never stopped there, so nothing is behind it.
+//! A thread is never stopped while its handler runs on an alternate stack.
 //!
 //! # How a signal frame is found
-//! By the unwind tables, as one more frame. Where the walk has lost its way, by looking at every
-//! word from there on (`Walker::search`): the kernel's `sigcontext` holds the segment selectors
-//! in one word, which hardly anything else looks like; flags, stack pointer and PC are tested
-//! besides. What has the form of a signal frame but is a dead one's rest gets a word changed that
-//! nobody reads. An unsafe range is not believed there, since a stop must not wait for a rest.
+//! The unwind tables describe it as one more frame. After the last frame whose end is known, every
+//! word is tested (`Walker::search`): the kernel's `sigcontext` holds the segment selectors in one
+//! word with a value that is rare elsewhere; flags, stack pointer and PC are tested besides. The test
+//! also finds remains of signal frames that are dead. There one word changes that no code reads. An
+//! unsafe range is ignored there, since a stop must not wait for a dead frame.
 
 use super::frame::{Frame, Next, Stack, Step};
 use crate::arch::RED_ZONE;
 use crate::context::Registers;
 use std::ptr;
 
-/// `mov rax, 15; syscall`, as every restorer is, since debuggers know it by that.
+/// `mov rax, 15; syscall`: the code of every restorer, by which debuggers recognise it.
 const RESTORE: [u8; 9] = [0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05];
 /// Bytes of its first instruction.
 const RESTORE_MOV: usize = 7;
-/// Words of a frame in a search: more than most frames have.
+/// Words that a search takes for one frame: more than most frames have.
 pub(super) const WORDS: usize = 32;
 /// From the ucontext to `uc_mcontext.gregs`.
 const GREGS: usize = 40;
@@ -54,12 +52,11 @@ const SELECTORS: usize = 18;
 const USER_CODE: usize = 0x33;
 
 impl Stack {
-    /// The frame of a signal handler's trampoline: from SP to the red zone of what the signal
-    /// interrupted, with all of its registers in between. With the address at which the interrupted
-    /// PC is kept.
+    /// The step over the frame of a signal handler's restorer, which extends from SP to the red zone
+    /// of the interrupted frame and holds all of its registers. Also the address of the saved PC.
     pub(super) fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<(Step, usize)> {
-        // SAFETY: an unwind table covers the PC, so there is code; it is a trampoline's by the
-        // table's word, so all nine bytes are there, before the PC or behind it.
+        // SAFETY: an unwind table covers the PC, so code is mapped there. The table calls it a
+        // restorer, so all nine bytes are mapped, before the PC or after it.
         let is_restorer = unsafe {
             let at = |pc: usize| ptr::read_unaligned(pc as *const [u8; 9]) == RESTORE;
             let inside = ptr::read_unaligned(frame.pc as *const [u8; 2]) == RESTORE[RESTORE_MOV..];
@@ -75,7 +72,8 @@ impl Stack {
         }
         let [gpr @ .., pc, flags] = values;
         let registers = Registers { gpr, pc, flags };
-        // On another stack (the handler ran on an alternate one) nothing more is known.
+        // The interrupted frame is on another stack (the handler ran on an alternate one): its
+        // frames are not walked.
         let cfa = registers.sp().checked_sub(RED_ZONE)? & !7;
         (cfa > gregs && cfa <= limit).then_some((
             Step {
@@ -87,16 +85,16 @@ impl Stack {
         ))
     }
 
-    /// Has the handler at whose trampoline the frame stands interrupted something further in on the
-    /// same stack? Then it runs on an alternate stack inside of it.
+    /// Does the restorer's frame return to a lower address of the same stack? Then the handler ran on
+    /// an alternate stack inside of that stack.
     pub(super) fn interrupted_below(&self, frame: &Frame) -> bool {
         let sp = frame.sp().checked_add(GREGS + 8 * RSP);
         sp.and_then(|at| self.word(at))
             .is_some_and(|sp| self.0.contains(&sp) && sp <= frame.sp())
     }
 
-    /// The saved PC of what looks like a signal frame, if `selectors` is where its segment
-    /// selectors are.
+    /// The address of the saved PC, if the words around `selectors` look like a signal frame with its
+    /// segment selectors there.
     pub(super) fn saved_pc(&self, selectors: usize) -> Option<usize> {
         if self.word(selectors)? & 0xffff_ffff_ffff != USER_CODE {
             return None;

@@ -2,25 +2,45 @@
 
 use std::ops::Range;
 
-/// Takes what a walk finds.
+/// Receives what a walk finds.
 ///
-/// It is called in the stopped world: an implementation must not allocate from malloc, take a lock
-/// that a mutator may hold, or panic.
+/// A walk calls it in the stopped world: an implementation must not call malloc, take a lock that a
+/// mutator may hold, or panic.
+///
+/// ```
+/// use std::ops::Range;
+///
+/// /// Counts the words that may be references.
+/// #[derive(Default)]
+/// struct Count(usize);
+///
+/// impl gc_preempt::RootSink for Count {
+///     fn conservative(&mut self, words: Range<usize>) {
+///         self.0 += words.len() / 8;
+///     }
+///     fn exact(&mut self, _slot: usize, _encoding: u32) {
+///         self.0 += 1;
+///     }
+///     fn derived(&mut self, _base: usize, _derived: usize, _encoding: u32) {
+///         self.0 += 1;
+///     }
+/// }
+/// ```
 pub trait RootSink {
-    /// Any word of this range of addresses may be a reference, or none. Both ends are multiples of
+    /// Each word of this range of addresses may be a reference or not. Both ends are multiples of
     /// eight.
     fn conservative(&mut self, words: Range<usize>);
 
-    /// The word at address `slot` is an edge of the given encoding (the number that the code was
-    /// registered with).
+    /// The word at address `slot` is a reference in the given encoding: the number that the code was
+    /// registered with.
     fn exact(&mut self, slot: usize, encoding: u32);
 
-    /// The word at address `derived` was computed from the reference at address `base`, which is
-    /// the edge. A collector that moves nothing can ignore the former.
+    /// The word at address `base` is a reference, and the word at address `derived` was computed from
+    /// it. A collector that moves nothing can ignore the second.
     fn derived(&mut self, base: usize, derived: usize, encoding: u32);
 }
 
-/// For a walk that is made for its own sake.
+/// Ignores all words.
 pub(super) struct Nothing;
 
 impl RootSink for Nothing {
@@ -29,19 +49,21 @@ impl RootSink for Nothing {
     fn derived(&mut self, _: usize, _: usize, _: u32) {}
 }
 
-/// What a walk saw.
+/// Counts of one walk.
+#[non_exhaustive]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WalkStats {
     /// Frames whose references came from a stack map.
     pub precise: u32,
     /// Frames that were scanned word by word.
     pub conservative: u32,
-    /// Of those, managed frames at a return address that no stack map names.
+    /// Of the conservative frames, managed frames whose return address no stack map names.
     pub unknown_sites: u32,
-    /// Injected calls whose hooks had not returned. BehindHandlers each the walk began anew, at the
-    /// instruction that was interrupted.
+    /// Injected calls whose hooks had not returned. Behind each of them the walk went on at the
+    /// interrupted instruction.
     pub injected: u32,
-    /// Whether the walk lost its way and scanned the rest of the stack word by word up to its base.
+    /// Whether the end of some frame was not known, so that the rest of the stack up to its base was
+    /// scanned word by word.
     pub to_base: bool,
 }
 

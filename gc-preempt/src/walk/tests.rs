@@ -264,7 +264,7 @@ fn rbp_is_not_believed_in_code_that_is_no_function() {
     let mut scene = Scene::new(true);
     scene.outer(0, 10, NOWHERE, NOWHERE);
     let rbp = scene.at(10) + SPAN;
-    // BehindHandlers the two functions, still in the range.
+    // Behind the two functions, still in the range.
     let snapshot = scene.snapshot(Origin::Call, scene.pc(2 * SIZE + 4), 10, rbp);
     let (stats, sink) = scene.walk(&snapshot);
     assert_eq!((stats.conservative, stats.to_base), (1, true));

@@ -14,17 +14,17 @@ use crate::own_stack::StackBounds;
 use crate::stackmap::{BaseRegister, FrameWord, Site};
 use crate::unwind::{self, Back, Rule, Session};
 
-/// Bytes of a stack that are asked for before the walk begins.
+/// Bytes of a stack that are prefetched before the walk begins.
 pub(super) const AHEAD: usize = 8 << 10;
 
-/// What a walk has found behind handlers of the host's.
+/// What handlers of the host have interrupted, as far as a walk has looked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum BehindHandlers {
     /// No handler returns into a restart range any more, nor into an unsafe range.
     Moved,
     /// A handler has interrupted an unsafe range: the thread must not be stopped now.
     Unsafe,
-    /// The walk has ended before the stack's end, and found nothing unsafe.
+    /// The walk has ended before the stack's end, and has found no unsafe range.
     TooDeep,
 }
 
@@ -35,10 +35,10 @@ pub(super) struct Walker<'a> {
     stack: Stack,
     sink: &'a mut dyn RootSink,
     pub(super) stats: WalkStats,
-    /// The thread's, if it is one's.
+    /// The stack of the thread. `None` for a walk of the caller's own frames.
     pub(super) bounds: Option<StackBounds<'a>>,
-    /// Frames of the thread lie below the innermost one as well: that is on a stack inside of the
-    /// thread's.
+    /// Frames of the thread may lie below the innermost frame, which is then on another stack inside
+    /// of the thread's.
     below: bool,
     /// Frames that may still be walked.
     pub(super) left: u32,
@@ -48,7 +48,7 @@ pub(super) struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    /// Before the first frame of that stack.
+    /// A walk that has not begun.
     pub(super) fn new(
         code: &'a CodeMap,
         number: u64,
@@ -88,7 +88,7 @@ impl<'a> Walker<'a> {
 
     pub(super) fn run(&mut self, mut frame: Frame) {
         if !self.stack.0.contains(&frame.sp()) {
-            // Nobody knows what that stack is; all of the thread's own may be alive.
+            // That stack is not known, and any word of the thread's own stack may be alive.
             self.stats.to_base = true;
             self.stats.conservative += 1;
             let all = self.stack.0.clone();
@@ -121,7 +121,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Reports what is left from `low` on, and, where frames lie below the innermost one, what lies
+    /// Reports every word from `low` on. If frames may lie below the innermost one, also every word
     /// below `first`.
     fn lost(&mut self, first: usize, low: usize) {
         self.stats.conservative += 1;
@@ -134,7 +134,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// The frame of an injected call whose hook runs. What it interrupted comes next.
+    /// Reports the frame of an injected call whose hook runs. The interrupted frame is next.
     fn injected(&mut self, low: usize, limit: usize) -> Option<Next> {
         let (saved, registers) = arch::injected_frame(low, |at| self.stack.word(at))?;
         let cfa = (registers.sp() - RED_ZONE) & !7;
@@ -149,8 +149,8 @@ impl<'a> Walker<'a> {
         Some(Next::Frame(Frame::interrupted(&registers)))
     }
 
-    /// Reports one frame and steps to its caller; `None`, with nothing reported, where that cannot
-    /// be done.
+    /// Reports one frame and steps to its caller. `None`, with nothing reported: the frame's end is
+    /// not known.
     pub(super) fn frame(&mut self, frame: &Frame, low: usize, limit: usize) -> Option<Next> {
         if !frame.interrupted
             && let Some(known) = self.recent.get(frame.pc)
@@ -164,8 +164,7 @@ impl<'a> Walker<'a> {
         let managed = unsafe { self.code.managed(frame.inside()) };
         let Some(managed) = managed else {
             if !frame.interrupted && unwind::ends_a_context(frame.pc) {
-                // The return address is all that the frame has: this word was read with the frame
-                // before.
+                // The frame is its return address alone, which was read with the frame before.
                 return Some(Next::End { cfa: frame.sp() });
             }
             let step = match self.session.rule(frame.inside(), None)? {
@@ -189,8 +188,8 @@ impl<'a> Walker<'a> {
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
             FrameRule::Rbp => {
-                // Only what the maps call a function is known to keep RBP; what else lies in the
-                // range may be a stub.
+                // Only functions of the maps are known to keep RBP. Other code in the range may be a
+                // stub.
                 managed.maps.function(frame.inside())?;
                 self.stack.by_rbp(frame, limit)?
             }
@@ -215,11 +214,10 @@ impl<'a> Walker<'a> {
             return Some(self.word_by_word(low, step));
         }
         let body = match managed.frames {
-            // Not one of which all is known, so not one whose map is believed.
+            // A call site that `CallSite::new` has refused.
             FrameRule::Rbp => return Some(self.word_by_word(low, step)),
             FrameRule::Cfi => {
-                // Everything that lies in an aligned frame is a word of its own, so a size that is
-                // no multiple of eight does not occur.
+                // `saves` is a multiple of eight in every frame that compilers make.
                 let saves = step.saves as usize;
                 match step.cfa.checked_sub(saves).filter(|top| *top >= low) {
                     Some(top) => low..top & !7,
@@ -230,7 +228,7 @@ impl<'a> Walker<'a> {
         Some(self.exact(frame, &managed, &site, body, step))
     }
 
-    /// A frame at a call site of which all is known.
+    /// Reports a frame at a call site whose layout is known, and steps to its caller.
     fn exact_by_call_site(
         &mut self,
         frame: &Frame,
@@ -239,8 +237,8 @@ impl<'a> Walker<'a> {
         limit: usize,
     ) -> Option<Next> {
         let step = self.stack.by_rbp(frame, limit)?;
-        // The map counts from FP - span. Should that not be where the callee's frame ended, then
-        // one of the two is wrong.
+        // The map counts from FP - span, which is where the callee's frame ended. Otherwise one of
+        // the two is wrong.
         let fp = step.cfa - 16;
         if fp.checked_sub(call.span) != Some(low) {
             return None;
@@ -312,7 +310,8 @@ impl<'a> Walker<'a> {
         step.next
     }
 
-    /// A step into what a handler has interrupted; the PC that it will return to lies at `saved`.
+    /// A step into the frame that a handler has interrupted. The PC to which the handler returns lies
+    /// at `saved`.
     fn behind_a_handler(&mut self, mut step: Step, saved: usize) -> Step {
         if let Next::Frame(frame) = &mut step.next {
             match self.place(frame.pc) {
@@ -327,15 +326,15 @@ impl<'a> Walker<'a> {
         step
     }
 
-    /// The walk ends here, short of the stack's end.
+    /// The walk ends before the stack's end.
     fn too_deep(&mut self) {
         if self.behind == BehindHandlers::Moved {
             self.behind = BehindHandlers::TooDeep;
         }
     }
 
-    /// Looks for signal frames where no table leads from one frame to the next, in as many words as
-    /// the frames that may still be walked would have.
+    /// Looks for signal frames among words whose frames are not known, in as many words as the frames
+    /// that may still be walked have at most.
     fn search(&mut self, words: &Range<usize>) {
         let first = words.start.next_multiple_of(8);
         let most = (self.left as usize).saturating_mul(8 * WORDS);

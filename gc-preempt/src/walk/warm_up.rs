@@ -1,20 +1,13 @@
-//! A walk of nobody's stack, shortly before a stop, so that the walks in it find their code and
-//! tables in this processor's caches.
+//! Brings what a walk needs into this processor's caches, before the stop in which it runs.
 //!
-//! Whoever stops the world to collect garbage has just been through much of the heap, or asleep,
-//! and his processor knows nothing of the walk any more. One mutator's 15 native frames and 1,200
-//! words took 12 us in the stop that began a collection, and 2 us if they were walked once more in
-//! the same stop. Beside the running mutators the same time costs nobody anything. So three things
-//! are brought near, and none of them is believed, or even read, of a thread that runs:
+//! A collector's thread that stops the world was busy in the heap before, or slept, and its caches
+//! hold none of the code and the tables of a walk. Beside the running mutators the same cache misses
+//! make no pause longer. So three things are loaded, and no word of a running thread is read:
 //!
-//! * the code, by walking a few frames of the caller's own;
-//! * the unwind rules that are kept from earlier stops;
-//! * the mutators' stacks from where they stood when they were walked last: their outer frames stay
-//!   as they are for long. Asking for a line is no access, so a thread may as well have ended
-//!   meanwhile, and its stack be unmapped.
-//!
-//! With all three, 5 us are left: what a thread has just written, its signal frame foremost, is in
-//! its own processor's cache alone.
+//! * the code, by a walk of a few frames of the caller;
+//! * the unwind rules that are cached from earlier stops;
+//! * the mutators' stacks, from their stack pointers at the last walk: their outer frames change
+//!   seldom. A prefetch is no access, so a thread may end meanwhile and its stack be unmapped.
 
 use std::hint::black_box;
 
@@ -28,11 +21,11 @@ use crate::own_stack::StackBounds;
 use crate::registry::Record;
 use crate::unwind::{self, NEVER};
 
-/// Bytes of mutators' stacks that are asked for in all: far less than a core's second-level cache
-/// holds.
+/// Bytes of mutators' stacks that are prefetched in all: a small part of a core's second-level
+/// cache.
 const MOST: usize = 64 << 10;
 
-/// Frames of the caller's own that are walked.
+/// Frames of the caller that are walked.
 const DEPTH: u32 = 4;
 
 /// An image of vector registers that are in use, as XSAVE writes it: SSE and AVX, at their places,
@@ -43,8 +36,8 @@ const IMAGE: [u64; 104] = {
     image
 };
 
-/// Brings near what walks of these threads will need in the next stop. How many frames of its own
-/// it has walked.
+/// Loads what walks of these threads need in the next stop. Returns how many of its own frames it has
+/// walked.
 ///
 /// # Safety
 /// The registry lock is held.
@@ -64,9 +57,9 @@ pub(crate) unsafe fn warm_up_walks<'a>(
     own.seen
 }
 
-/// Finds the rules of the running thread's frames, on its stack of these addresses, so that the
-/// first walk of it does not have to: 2 to 10 us each. Those of modules that may be unloaded are
-/// not kept: the frames may have returned before the next stop. How many frames that were.
+/// Finds the unwind rules of the running thread's frames, so that the first walk of its stack finds
+/// them in the cache. Rules of modules that may be unloaded are not kept: their frames may have
+/// returned before the next stop. Returns how many frames it has walked.
 ///
 /// # Safety
 /// The registry lock is held; `stack` is the thread's own, and mapped.
@@ -84,12 +77,12 @@ pub(crate) unsafe fn warm_unwind_cache(code: &CodeMap, bounds: StackBounds<'_>) 
     own.seen
 }
 
-/// The caller's own frames, up to `end`.
+/// A walk of the caller's own frames up to `end`.
 struct Own<'a> {
     code: &'a CodeMap,
     end: usize,
     seen: u32,
-    /// Where the last frame ends, if it has no caller.
+    /// The end of the last frame, if that has no caller.
     outermost: Option<usize>,
 }
 
@@ -104,14 +97,14 @@ impl<'a> Own<'a> {
     }
 }
 
-/// Frames to walk.
+/// Walks the frames from `depth` further calls on.
 #[inline(never)]
 fn walk_from_depth(depth: u32, own: &mut Own<'_>) {
     match depth {
         0 => arch::call_spilled(walk_own_frames, core::ptr::from_mut(own).cast()),
         _ => walk_from_depth(depth - 1, own),
     }
-    // Nothing after a call makes it a jump.
+    // Keeps the call above from becoming a jump.
     black_box(own);
 }
 
@@ -124,8 +117,8 @@ extern "C-unwind" fn walk_own_frames(own: *mut (), sp: usize, fp: usize, pc: usi
     let mut sink = Nothing;
     let mut walker = Walker::new(own.code, NEVER, sp..own.end, &mut sink);
     walker.saved(&registers, &(vectors.start as usize..vectors.end as usize));
-    // Not `run`: where the frames end, that searches the rest, and changes what looks like a signal
-    // frame.
+    // Not `Walker::run`: it searches the words after the last known frame, and changes words that
+    // look like a signal frame.
     let mut frame = Frame::interrupted(&registers);
     loop {
         own.seen += 1;

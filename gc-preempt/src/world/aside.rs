@@ -32,7 +32,7 @@ impl World {
     /// Sets mutators aside that have been in `blocking` since the call before this one: from now on
     /// no stop looks at them. How many that were.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread point still.
+    /// `may` is called for each of them, with the registry lock held and the thread standing still.
     /// `false`: it is not set aside. What it does to the mutator's record comes before all that the
     /// thread does after `blocking`. It may be called for some mutators under one lock, for which
     /// attaching and stops wait, so it is to be short; and it must not take a lock that a mutator

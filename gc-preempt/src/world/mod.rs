@@ -1,6 +1,8 @@
 //! A world: the mutators of one heap, and what may be done with them.
 
 mod aside;
+mod backoff;
+mod gate;
 mod stop;
 mod stopped;
 mod wait;
