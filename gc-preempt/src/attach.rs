@@ -1,4 +1,4 @@
-//! Attaching and detaching threads, at their wish and at their end.
+//! Attaching and detaching of threads, and what happens at the end of an attached thread.
 
 use crate::altstack::{self, AlternateStack};
 use crate::blocking::lock;
@@ -27,21 +27,21 @@ pub(crate) fn attach(
         return Err(AttachError::HoldsAStop);
     }
     let _no_cancel = NoCancel::new();
-    // Before the lock: both may call malloc, and the first may read /proc.
+    // Before the lock, since both may call malloc, and the first may read /proc.
     let stack = own_stack::find()
         .map_err(|e| AttachError::System("where does this thread's stack lie", e))?;
     AT_EXIT
         .set(core::ptr::without_provenance(1))
         .map_err(|e| AttachError::System("a destructor for the thread's end", e))?;
 
-    let mut evicted = Vec::new(); // dropped after the lock: a world's end takes it
+    let mut evicted = Vec::new(); // dropped after the lock: the end of a world takes the lock
     let mut lock = lock()?;
     let found = registry::current().and_then(|record| {
         // SAFETY: a system call without arguments.
         if record.tid.load(Ordering::Relaxed) == unsafe { libc::gettid() } {
             return Some(record);
         }
-        // A thread that died unseen had this thread's control block.
+        // A thread that ended without detaching had this thread's control block.
         evicted = evict(record, &mut lock);
         None
     });
@@ -85,8 +85,8 @@ pub(crate) fn attach(
     Ok(record)
 }
 
-/// Detaches the running thread. `first` is run before, while no world is stopped but by this thread
-/// itself, nor can be.
+/// Detaches the running thread. Runs `first` before, while the registry lock is held: no other thread
+/// holds a stop then.
 pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl FnOnce()) {
     let Ok(mut lock) = lock() else {
         if record.is_aside_in(inner) {
@@ -104,7 +104,7 @@ pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl Fn
     let before = members.len();
     members.retain(|m| !core::ptr::eq(m.record, record));
     if members.len() == before {
-        return; // in a forked child, or at thread exit: somebody else has done it
+        return; // detached already: in a forked child, or by `at_exit`
     }
     if record.hook_world.load(Ordering::Relaxed) == inner.id {
         record.hook.store(core::ptr::null_mut(), Ordering::Relaxed);
@@ -113,8 +113,8 @@ pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl Fn
     release(record, &mut lock);
 }
 
-/// Gives a record back that is attached nowhere any more, unless its thread is inside a section
-/// that will still touch it: then the end of the section does (see `here.rs`).
+/// Gives the running thread's record back if the thread is attached to no world any more. Inside of
+/// `no_preempt` or `blocking`, whose end accesses the record, the end does it (see `here.rs`).
 pub(crate) fn release(record: &'static Record, lock: &mut RegistryGuard) {
     let idle =
         record.depth.load(Ordering::Relaxed) == 0 && record.state.load().phase() == Phase::Running;
@@ -126,8 +126,8 @@ pub(crate) fn release(record: &'static Record, lock: &mut RegistryGuard) {
     }
 }
 
-/// Takes a dead thread's record out of every world and out of the table. The result is to be
-/// dropped after the lock.
+/// Takes the record of a thread that has ended out of every world and out of the table. The caller
+/// drops the result after the lock.
 fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<Arc<Inner>> {
     let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
     for inner in &all {
@@ -140,8 +140,8 @@ fn evict(record: &'static Record, lock: &mut RegistryGuard) -> Vec<Arc<Inner>> {
     all
 }
 
-/// An alternate stack of Urge's own for the thread, and SIGURG unblocked, whatever mask the thread
-/// inherited.
+/// Gives the running thread an alternate stack of Urge's, and unblocks SIGURG, which its inherited
+/// mask may block.
 fn set_up_signals(record: &Record, lock: &mut RegistryGuard, own_stack: usize) -> io::Result<()> {
     let alternate = altstack::install(lock.alternates(), &ALTERNATE, own_stack)?;
     // Relaxed: its own thread's handler reads it.
@@ -209,8 +209,8 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
     if seam::stays_attached() {
         return;
     }
-    // Asked for anew each time: after the last detach the record may be another thread's already,
-    // and its memberships with it.
+    // Looked up again in each iteration: after the last detach the record may belong to another
+    // thread.
     while let Some(record) = registry::current()
         && let Some((inner, at_exit, data)) = any_membership(record)
     {
@@ -226,7 +226,7 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
 type Membership = (Arc<Inner>, Option<unsafe fn(*mut ())>, *mut ());
 
 fn any_membership(record: &'static Record) -> Option<Membership> {
-    // A thread that ends with its stop leaked stays: nobody can stop or attach any more.
+    // A thread that ends with its stop leaked stays attached: no thread can stop or attach any more.
     let mut lock = lock().ok()?;
     let all: Vec<_> = worlds(&mut lock).iter().filter_map(Weak::upgrade).collect();
     let found = all.iter().find_map(|inner| {

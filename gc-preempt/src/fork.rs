@@ -1,4 +1,7 @@
 //! Fork: the registry lock is held over it, and the child begins with the forking thread alone.
+//!
+//! `fork` waits for a stop under way. The hooks of all worlds ([`ForkHooks`]) run with the lock held
+//! in the parent, and without it in the child.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -19,25 +22,24 @@ type Forking = (RegistryGuard, Vec<Arc<Inner>>, Vec<ForkHooks>);
 unsafe impl Sync for OverFork {}
 static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
 
-/// Makes fork safe: it waits for a stop under way, and the child starts with the forking thread as
-/// the only one (H8).
+/// Installs the fork handlers, once a process (H8).
 ///
-/// Prepare handlers run in the reverse order of their registration, and a handler of the host's may
-/// wait for a lock whose holder allocates. That allocation may need a lock of ours, or a
-/// collection. So ours have to be the last to take locks, hence the first that are registered
-/// (H42): when the program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers
-/// that were registered before that (by the host of a plugin, say) run with our locks held: they
-/// must not wait for a thread that allocates, nor for one that leaves `blocking`.
+/// Prepare handlers run in the reverse order of their registration. A handler of the host may wait for
+/// a lock whose holder allocates, and that allocation may need a lock of ours, or a collection. So our
+/// handlers must be the last to take locks, hence the first that are registered (H42): when the
+/// program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers that were
+/// registered before (by the host of a plugin, say) run with our locks held: they must not wait for a
+/// thread that allocates or that leaves `blocking`.
 pub(crate) fn install_handlers() -> io::Result<()> {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
-    // So that whatever links this crate links what registers at load.
+    // Keeps the linker from dropping the static.
     core::hint::black_box(&AT_LOAD);
     // Relaxed: set before threads exist, or under the registry lock.
     if INSTALLED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // SAFETY: the handlers live as long as the module that they are in: glibc forgets those of one
-    // that is unloaded.
+    // SAFETY: the handlers live as long as their module: glibc removes the handlers of a module that
+    // is unloaded.
     let error = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
@@ -46,8 +48,8 @@ pub(crate) fn install_handlers() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs when the module is loaded, before constructors without a priority (the compilers give 101
-/// to those that a program may order).
+/// Runs when the module is loaded, before constructors without a priority. (101 is the first priority
+/// that compilers leave to programs.)
 #[used]
 #[unsafe(link_section = ".init_array.00101")]
 static AT_LOAD: extern "C" fn() = at_load;
@@ -55,13 +57,12 @@ static AT_LOAD: extern "C" fn() = at_load;
 extern "C" fn at_load() {
     faults::read_environment();
     if seam::installs_at_load() {
-        // Where it fails, the first world says so.
+        // If it fails, `World::new` reports it.
         let _ = install_handlers();
     }
 }
 
-/// The hooks of all worlds. Worlds that end while they run stay alive in the first half of the
-/// result.
+/// The hooks of all worlds. The first half of the result keeps the worlds alive while the hooks run.
 fn fork_hooks(lock: &mut RegistryGuard) -> (Vec<Arc<Inner>>, Vec<ForkHooks>) {
     let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
     let hooks = all
@@ -109,8 +110,8 @@ extern "C" fn child() {
             .tid
             .store(unsafe { libc::gettid() }, Ordering::Relaxed);
         record.in_flight.store(0, Ordering::Relaxed); // pending signals are not inherited
-        // SAFETY: the parent's thread is tied to another copy of it. The kernel's list for this
-        // thread is empty, and so is glibc's.
+        // SAFETY: the parent's thread is tied to another copy of the mutex. The kernel's list of
+        // robust mutexes is empty for this thread, and so is glibc's.
         unsafe { record.lifeline.hold() };
     }
     if seam::keeps_the_lock() {

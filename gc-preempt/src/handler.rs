@@ -1,11 +1,11 @@
-//! The handler of SIGURG: its installation and its few decisions.
+//! The handler of SIGURG: its installation and its decisions.
 //!
-//! Signals coalesce, so one that is meant for us may stand for the host's as well: each is passed
-//! on to the host's handlers, see `handler_chain.rs`.
+//! Signals coalesce, so a signal of ours may also be one of the host's: each is passed on to the
+//! host's handlers, see `handler_chain.rs`.
 //!
-//! Everything here that runs in the handler allocates nothing, locks nothing, touches no
-//! thread-local storage but libc's `errno`, and cannot panic. While it parks, all signals but the
-//! synchronous faults are blocked, by the handler's own mask.
+//! Code that runs in the handler does not allocate, takes no lock, accesses no thread-local storage
+//! except libc's `errno`, and does not panic. While the thread parks, all signals except the
+//! synchronous faults are blocked, by the handler's mask.
 
 use crate::acknowledgements;
 use crate::arch::{self, InjectedFrame, SignalFrame};
@@ -24,7 +24,7 @@ use crate::stop_point::{
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
-/// Signals that arrived without a stop that wanted them.
+/// Signals that no stop has asked for.
 static STRAYS: AtomicU64 = AtomicU64::new(0);
 
 /// The address of [`on_signal`].
@@ -40,8 +40,8 @@ pub(crate) fn install() -> std::io::Result<()> {
     handler_chain::install(SIGNAL, handler())
 }
 
-/// Takes SIGURG back from a handler that the host has installed over ours. Under the registry lock,
-/// by a stopper before it signals; a stop takes one system call more for it.
+/// Puts our handler on top of one that the host has installed over it. Under the registry lock, by a
+/// stopper before it signals. It costs each stop one system call.
 pub(crate) fn reinstall() {
     handler_chain::reinstall(SIGNAL, handler());
 }
@@ -51,12 +51,12 @@ pub(crate) fn still_installed() -> bool {
     handler_chain::is_on_top(SIGNAL, handler())
 }
 
-/// Signals so far that no stop wanted.
+/// Signals so far that no stop has asked for.
 pub(crate) fn strays() -> u64 {
     STRAYS.load(Ordering::Relaxed)
 }
 
-/// The handler. What it decides is in [`decide`].
+/// The handler. [`decide`] decides.
 extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut libc::c_void) {
     let from = now();
     let kept = KeepErrno::new();
@@ -74,9 +74,8 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     drop(kept);
 }
 
-/// [`decide`] on the thread's alternate stack that Urge has given it, also where the kernel has put
-/// the handler elsewhere: on the host's, which may be small, or on the thread's own, which may be
-/// full.
+/// Runs [`decide`] on the thread's alternate stack of Urge's. The kernel may have put the handler on
+/// the host's alternate stack, which may be small, or on the thread's own stack, which may be full.
 fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
     struct Call(&'static Record, SignalFrame, u64);
     extern "C" fn call(data: *mut ()) {
@@ -93,7 +92,7 @@ fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
     }
 }
 
-/// What to do with the signal on an attached thread (DESIGN section 3.3).
+/// Handles the signal on an attached thread.
 fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     record.in_flight.store(0, Ordering::Relaxed);
     let word = record.state.load();
@@ -103,27 +102,28 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     let wanted = record.by_signal.load(Ordering::Relaxed);
     if word.phase() != Phase::Running || !word.asked() || resumed() >= number || !wanted {
-        // Already stopped or blocked, or nobody asks: a stray, or one that came after the thread
-        // had stopped by itself.
+        // The thread is stopped or blocked already, or no stop asks for it: a stray, or a signal that
+        // came after the thread had stopped by itself.
         STRAYS.fetch_add(1, Ordering::Relaxed);
         return;
     }
     // SAFETY: on the record's thread; the stop that asks is under way, and this thread has not
     // answered it.
     match unsafe { may_stop(record, &StopPoint::Signal(frame, number)) } {
-        // The end of no_preempt polls: no retry needed.
+        // The end of no_preempt polls: the stopper need not signal again.
         Err(obstacle @ Obstacle::NoPreempt) => {
             record.note_obstacle(number, obstacle);
             record.state.defer(number);
         }
-        // Nothing in the thread's path says when it is past the others, so the stopper sends again.
+        // The thread does not notice when it has passed the other obstacles: the stopper signals
+        // again.
         Err(obstacle) => {
             record.note_obstacle(number, obstacle);
             acknowledgements::retry();
         }
         Ok(How::Inject) => {
-            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt,
-            // and leaves word so that no retry comes.
+            // From here to the trampoline's acknowledgement the thread counts as inside no_preempt.
+            // PENDING keeps the stopper from signalling again.
             record.depth.store(1, Ordering::Relaxed);
             record.state.defer(number);
             record.injected.store(number, Ordering::Relaxed);
@@ -132,8 +132,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
         }
         Ok(How::Park { walk }) => {
             let snapshot = frame_snapshot(frame);
-            // SAFETY: own thread; the handler's mask blocks all but faults; the signal frame stays
-            // as it is until we return.
+            // SAFETY: own thread; the handler's mask blocks all signals except faults; the signal
+            // frame stays as it is until we return.
             unsafe { acknowledge_and_park(record, number, snapshot, walk) };
             record.note_stall(number, from);
         }
@@ -142,8 +142,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
 
 arch::define_trampoline!(injected_stop);
 
-/// What the trampoline calls: acknowledge, park, run the hook. `frame` and `image` (an XSAVE area)
-/// are on this stack, below the interrupted frame.
+/// Called by the trampoline: acknowledges, parks, and runs the stop hook. `frame` and `image` (an
+/// XSAVE area) are on this stack, below the interrupted frame.
 extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
     let from = now();
     let kept = KeepErrno::new(); // the interrupted code may be about to read it
@@ -170,8 +170,8 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
         }
         // SAFETY: the image lies on this stack, in the trampoline's frame.
         unsafe { seam::before_restoring(image) };
-        // From here on the thread may be stopped again: this frame is then behind an interruption,
-        // which a walk finds in the trampoline's frame.
+        // From here on the thread may be stopped again. A walk then finds the interrupted registers
+        // in the trampoline's frame.
         core::sync::atomic::compiler_fence(Ordering::SeqCst);
         record.depth.store(0, Ordering::Relaxed);
         core::sync::atomic::compiler_fence(Ordering::SeqCst);

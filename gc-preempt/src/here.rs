@@ -1,4 +1,6 @@
-//! What a thread may do by itself that has no [`Mutator`](crate::Mutator) at hand, attached or not.
+//! `no_preempt` and `blocking` for the running thread, without its [`Mutator`](crate::Mutator).
+//!
+//! A library that is called on attached and on other threads uses these functions.
 
 use core::sync::atomic::Ordering;
 
@@ -7,8 +9,13 @@ use crate::blocking::{blocked, lock};
 use crate::registry::{self, Record};
 use crate::stop_point::NoPreempt;
 
-/// Runs `f` without being stopped in it, if the running thread is attached to any world; otherwise
-/// just runs it.
+/// Runs `f`. If the running thread is attached to a world, it is not stopped in `f`.
+///
+/// ```
+/// static LOCK: gc_preempt::Mutex<u32> = gc_preempt::Mutex::new(0);
+/// // No stop waits for this lock, nor is its holder stopped.
+/// gc_preempt::no_preempt_here(|| *LOCK.lock() += 1);
+/// ```
 pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     match registry::current() {
         Some(record) => {
@@ -20,7 +27,13 @@ pub fn no_preempt_here<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Runs `f` in `blocking`, if the running thread is attached to any world; otherwise just runs it.
+/// Runs `f`. If the running thread is attached to a world, it is in
+/// [`blocking`](crate::Mutator::blocking) meanwhile.
+///
+/// ```
+/// let bytes = gc_preempt::blocking_here(|| std::fs::read("/proc/self/stat"))?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
@@ -35,13 +48,12 @@ pub fn blocking_here<R>(f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Ends a `no_preempt_here` or `blocking_here` in which the thread's last mutator may have been
-/// dropped.
+/// Gives the record back at the end of a section in which the thread's last `Mutator` was dropped.
 struct ReleaseUnused(&'static Record);
 
 impl Drop for ReleaseUnused {
     fn drop(&mut self) {
-        // Relaxed: only its own thread detaches it.
+        // Relaxed: only this thread detaches the record.
         if self.0.worlds.load(Ordering::Relaxed) == 0
             && self.0.thread_pointer.load(Ordering::Relaxed) == crate::arch::thread_pointer()
             && let Ok(mut lock) = lock()

@@ -1,16 +1,15 @@
-//! Stops threads at any instruction, says where they stand, and resumes them there.
+//! Stops threads at any instruction, reports their state, and resumes them there.
 //!
-//! This is the lower half of Urge, and knows nothing of heaps. A [`World`] is a set of threads, its
-//! mutators. [`World::stop`] fires SIGURG at each of them, holds those that are in a
-//! [`blocking`](Mutator::blocking) region without a signal, and returns once all stand still: at
-//! *any* instruction, so code that runs in between pays nothing, no poll, no load, no branch.
-//! [`StoppedMutator::walk`] then says where the references of each thread are: the registers and
-//! the innermost frame word by word, since no compiler leaves a map for an arbitrary instruction;
-//! every managed frame further out exactly, by the stack map of the call it waits in; native frames
-//! word by word, between the bounds that their unwind tables give.
+//! This crate is the lower half of Urge, and has no heap. A [`World`] is a set of threads, its
+//! mutators. [`World::stop`] sends SIGURG to each of them, and returns when all stand still, at *any*
+//! instruction: the code between two stops pays nothing, no poll, no load, no branch. A mutator in a
+//! [`blocking`](Mutator::blocking) region is held without a signal. [`StoppedMutator::walk`] reports
+//! where the references of a thread are. Registers and the innermost frame are reported word by word,
+//! since no compiler makes a map for every instruction; outer managed frames exactly, by the stack
+//! maps of their calls; native frames word by word, between the bounds from their unwind tables.
 //!
-//! It is what Go 1.14 did for its loops ("Pardon the Interruption: Loop Preemption in Go 1.14"), as
-//! a library for any runtime.
+//! Go 1.14 stops its loops so ("Pardon the Interruption: Loop Preemption in Go 1.14"). This crate does
+//! it for any runtime.
 //!
 //! ```
 //! use gc_preempt::{Config, World};
@@ -39,7 +38,7 @@
 //!
 //! # Floors
 //!
-//! A file uses files of its own floor's earlier part and of the floors below, never above:
+//! A file uses files that stand before it in this table, and no later ones:
 //!
 //! | floor | files |
 //! |---|---|
@@ -51,39 +50,39 @@
 //! | the protocol, a thread's side | `stop_point`, `blocking`, `handler` |
 //! | the protocol, handles | `attach`, `fork`, `mutator`, `here`, `world` |
 //!
-//! # What a host's thread notices of stops
+//! # Effects of stops on a host's threads
 //!
-//! A stop is a signal with `SA_RESTART`, so a mutator that is in a system call then notices what
-//! signal(7) says of any signal. In [`blocking`](Mutator::blocking) no signal comes, and a thread
-//! notices nothing.
+//! A stop is a signal with `SA_RESTART`. So a stop of a mutator in a system call has the effects that
+//! signal(7) describes for any signal. In [`blocking`](Mutator::blocking) no signal comes, and a stop
+//! has no effect.
 //!
 //! * **EINTR.** `poll`, `select`, `epoll_wait`, `nanosleep`, `usleep`, `pause`, `sigsuspend`,
 //!   `sigwaitinfo`, `sigtimedwait`, `msgsnd`, `msgrcv`, `semop`, `semtimedop`, `io_getevents`,
 //!   `io_uring_enter`, and socket calls with `SO_RCVTIMEO` or `SO_SNDTIMEO` end in EINTR.
-//! * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has moved a part of its
-//!   bytes ends with their number. Loop, as for any signal, or make the call in `blocking`, where
-//!   it is whole.
-//! * **errno** is kept by stops and by every wait of this crate; `blocking` leaves what its closure
-//!   has left.
+//! * **Short transfers.** A `write`, `send`, `read` or `sendfile` that has transferred a part of its
+//!   bytes returns their number. Call it in a loop, as for any signal, or in `blocking`, where it is
+//!   not interrupted.
+//! * **errno** is kept by stops and by every wait of this crate; after `blocking` it is as the closure
+//!   has left it.
 //! * **Cancellation.** `pthread_exit` and deferred cancellation (the default type) work in and
 //!   outside of `blocking`: the thread unwinds, and is detached. A cancellation that comes while
 //!   the thread is stopped takes effect after the resume. A mutator must not enable *asynchronous*
 //!   cancellation around calls of this crate, which are no more async-cancel-safe than `malloc`; in
 //!   loops of its own it may.
-//! * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which
-//!   leaves the thread out. What the stack held is no root from then on. The stack must not be
-//!   unmapped before the stop that is under way is over; `pthread_join` on such a thread, which may
-//!   do so, is to be called while no stop walks, so end threads in another way where that can be.
+//! * **The bare `exit` system call** on a mutator's thread is noticed by the next stop, which leaves
+//!   the thread out. The words of its stack are no roots from then on. The stack must not be unmapped
+//!   while a stop is under way. `pthread_join` on such a thread may unmap it, so end threads in
+//!   another way if you can.
 //!
 //! # Rules for the time of a stop
 //!
-//! From [`World::stop`] to [`Stopped::resume`] the calling thread must not take any lock that a
-//! stopped thread may hold. That excludes malloc, printing, and the loader. A panic there aborts,
-//! with a message written past all locks.
+//! From [`World::stop`] to [`Stopped::resume`] the calling thread must not take a lock that a stopped
+//! thread may hold: no malloc, no printing, no call of the loader. A panic in that time ends the
+//! process with a message.
 //!
-//! The same goes for [`no_preempt`](Mutator::no_preempt): a thread inside waits for nobody, since
-//! the one it waits for may be stopped already and is not resumed before the thread itself has
-//! stopped. So there is no malloc in `no_preempt`, nor under a lock that is taken there.
+//! A thread inside [`no_preempt`](Mutator::no_preempt) must not wait for another mutator: that one may
+//! be stopped already, and is not resumed before the waiting thread has stopped. So no malloc in
+//! `no_preempt`, and none under a lock that is taken there.
 
 mod acknowledgements;
 mod altstack;

@@ -19,18 +19,18 @@ pub struct World {
     pub(crate) inner: Arc<Inner>,
 }
 
-/// What a world's owner does around a fork. See [`World::on_fork`].
+/// Functions that run around a fork. See [`World::on_fork`].
 #[derive(Clone, Copy)]
 pub struct ForkHooks {
-    /// In the parent before the fork, on the forking thread, with the registry lock held: no stop
-    /// is under way. Take the locks that the child must find free.
+    /// Runs in the parent before the fork, on the forking thread, with the registry lock held: no stop
+    /// is under way. It takes the locks that the child must find free.
     pub prepare: unsafe fn(*mut ()),
-    /// In the parent after it, with the registry lock held.
+    /// Runs in the parent after the fork, with the registry lock held.
     pub parent: unsafe fn(*mut ()),
-    /// In the child, on its only thread, after the registry holds no other. No lock of ours is
+    /// Runs in the child, on its only thread, when the registry holds no other. No lock of ours is
     /// held.
     pub child: unsafe fn(*mut ()),
-    /// Handed to each.
+    /// Passed to each.
     pub data: *mut (),
 }
 
@@ -38,16 +38,16 @@ pub struct ForkHooks {
 /// when it has been set aside. See [`World::attach_with`].
 #[derive(Clone, Copy)]
 pub struct MutatorHooks {
-    /// On the thread itself, when its thread-local destructors run, before it is detached.
+    /// Runs on the thread itself with its thread-local destructors, before it is detached.
     pub at_exit: unsafe fn(*mut ()),
-    /// On another thread, after one that ended without running any destructor (by the `exit` system
-    /// call), which a stop has noticed. The registry lock is held, and the world may be stopped: no
-    /// malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    /// Runs on another thread, when a stop has noticed that the mutator's thread has ended without
+    /// destructors (by the bare `exit` system call). The registry lock is held, and the world may be
+    /// stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
     pub gone: unsafe fn(*mut ()),
-    /// When the mutator is taken back that [`World::set_aside`] has set aside: on its thread,
-    /// before that goes on, or on one that makes a handshake with it. The registry lock is held, so
-    /// no stop of its world is under way. No malloc, and no lock that a mutator may hold outside of
-    /// `no_preempt`. `None`: it is never set aside.
+    /// Runs when a mutator that [`World::set_aside`] has set aside is taken back: on its thread, before
+    /// the thread goes on, or on a thread that makes a handshake with it. The registry lock is held, so
+    /// no other thread holds a stop. No malloc, and no lock that a mutator may hold outside of
+    /// `no_preempt`. `None`: the mutator is never set aside.
     pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
 }
 
@@ -67,13 +67,12 @@ pub(crate) struct Member {
     pub record: &'static Record,
     pub data: *mut (),
     pub hooks: Option<MutatorHooks>,
-    /// The kernel said that the thread no longer exists.
+    /// The thread no longer exists.
     pub dead: bool,
-    /// What [`Record::returns`] said when `World::set_aside` looked last, if the thread was in
-    /// `blocking` then.
+    /// [`Record::returns`] at the last look of `World::set_aside`, if the thread was in `blocking`.
     blocked_at: Option<u32>,
-    /// The thread has dropped its `Mutator` while it held a stop: it leaves after the resume. The
-    /// world, which the `Mutator` held.
+    /// `Some`: the thread has dropped its `Mutator` while it held a stop, and is detached after the
+    /// resume. The world, which the `Mutator` has kept alive.
     pub left: UnsafeCell<Option<Arc<Inner>>>,
 }
 
@@ -104,9 +103,10 @@ impl Member {
         }
     }
 
+    /// Calls the `gone` hook.
+    ///
     /// # Safety
-    /// The thread has ended, the registry lock is held, and this is the last that is done with the
-    /// member.
+    /// The thread has ended, the registry lock is held, and the member is not used afterwards.
     pub(crate) unsafe fn tell_gone(&self) {
         if let Some(hooks) = self.hooks {
             // SAFETY: `attach_with`'s caller promised that this may be called here.
@@ -130,7 +130,7 @@ pub(crate) struct Inner {
     pub id: u64,
     pub config: Config,
     pub members: UnsafeCell<Members>,
-    /// Its first stop has seen to the panic hook.
+    /// Its first stop has put the panic hook on top.
     pub hooked: AtomicBool,
 }
 
@@ -147,8 +147,8 @@ impl Inner {
         unsafe { &mut *self.members.get() }
     }
 
-    /// Notes that a member leaves once the stop is over that its own thread, the caller, holds.
-    /// Allocates nothing.
+    /// Notes that the calling thread, which holds a stop, is detached after the resume. Does not
+    /// allocate.
     ///
     /// # Safety
     /// The caller holds a stop.
@@ -179,15 +179,15 @@ impl Member {
             && self.record.worlds.load(Ordering::Relaxed) == 1
     }
 
-    /// Asked once it is aside, when it can neither leave nor enter a wait. With the lock in hand it
-    /// could not be taken back.
+    /// Does its thread wait for the registry lock? It leaves `blocking` with the lock held, and could not
+    /// take it to be taken back. Asked while ASIDE is set, so the answer does not change.
     pub(crate) fn awaits_registry(&self) -> bool {
         self.record.awaits_registry.load(Ordering::Relaxed) && seam::spares_waiters()
     }
 }
 
 impl Members {
-    /// All of them, those that are aside last.
+    /// All members: first the others, then those aside.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
         self.list.iter().chain(&self.aside)
     }
@@ -196,14 +196,14 @@ impl Members {
         self.list.iter_mut().chain(&mut self.aside)
     }
 
-    /// Adds a member. The list has room for those that are aside, too: they come back where malloc
-    /// may not be called.
+    /// Adds a member. The list keeps room for the members aside, since they are taken back where malloc
+    /// must not be called.
     pub(crate) fn add(&mut self, member: Member) {
         self.list.reserve(1 + self.aside.len());
         self.list.push(member);
     }
 
-    /// Takes all memberships of a record out: one, at most.
+    /// Takes the member of a record out: one at most.
     pub(crate) fn take_all(&mut self, record: &'static Record) -> Vec<Member> {
         let is_its = |m: &mut Member| core::ptr::eq(m.record, record);
         let mut taken: Vec<_> = self.list.extract_if(.., is_its).collect();
@@ -217,7 +217,7 @@ impl Members {
         taken
     }
 
-    /// Forgets all but the mutator of `keep`: in the child of a fork.
+    /// Removes all members except that of `keep`: in the child of a fork.
     pub(crate) fn keep_only(&mut self, keep: Option<&'static Record>) {
         let keeps = |m: &Member| keep.is_some_and(|r| core::ptr::eq(r, m.record));
         self.list.retain(keeps);
@@ -237,7 +237,7 @@ impl Members {
         self.aside.push(member);
     }
 
-    /// Takes a member out of those that are aside. Allocates and frees nothing.
+    /// Takes a member out of the list of those aside. Does not allocate or free.
     pub(crate) fn take_aside(&mut self, at: usize) -> Member {
         let member = self.aside.swap_remove(at);
         member
@@ -250,7 +250,7 @@ impl Members {
         member
     }
 
-    /// Makes a mutator that is aside a member like others. Allocates nothing.
+    /// Moves a mutator that is aside back to the list. Does not allocate.
     pub(crate) fn take_back(&mut self, record: &'static Record) {
         let at = record.aside_at.load(Ordering::Relaxed);
         let mut member = self.take_aside(at);
@@ -269,7 +269,7 @@ impl Members {
 /// A `Mutator` was dropped in the stop that its thread holds.
 pub(crate) static MUTATOR_DROPPED: AtomicBool = AtomicBool::new(false);
 
-/// All worlds of the process, for the child of a fork. Under the registry lock.
+/// All worlds of the process. Under the registry lock.
 pub(crate) struct Worlds(UnsafeCell<Vec<Weak<Inner>>>);
 // SAFETY: touched only with the registry lock held.
 unsafe impl Sync for Worlds {}
@@ -281,14 +281,14 @@ pub(crate) fn worlds(_lock: &mut RegistryGuard) -> &mut Vec<Weak<Inner>> {
     unsafe { &mut *WORLDS.0.get() }
 }
 
-/// Takes the running thread back, which is aside, in whichever world.
+/// Takes the running thread back, which is aside in its world.
 #[cold]
 pub(crate) fn come_back(record: &'static Record) {
-    // Where this thread holds a stop, it holds the registry lock by that.
+    // A thread that holds a stop holds the registry lock already.
     let lock = (!holds_a_stop() && seam::takes_the_lock()).then(registry::lock_blocked);
     let inner = record.aside.load(Ordering::Relaxed).cast::<Inner>();
-    // SAFETY: null, since a handshake was faster, or a world of which this thread is a mutator, so
-    // it is alive.
+    // SAFETY: null, if a handshake has taken the thread back; otherwise a world of which this thread
+    // is a mutator, so it is alive.
     if let Some(inner) = unsafe { inner.as_ref() } {
         // SAFETY: the registry lock is held.
         unsafe { (*inner.members.get()).take_back(record) };

@@ -1,5 +1,4 @@
-//! One attached thread, as its owner sees it: blocking regions, sections that may not be stopped,
-//! voluntary stops, stop hooks.
+//! The handle of an attached thread: blocking regions, sections without stops, polls, stop hooks.
 
 use crate::attach;
 use crate::blocking::{blocked, may_wait};
@@ -10,7 +9,7 @@ use crate::stop_point::{NoPreempt, poll};
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
 
-/// [`Mutator::try_blocking`] inside [`Mutator::no_preempt`].
+/// [`Mutator::try_blocking`] was called inside [`Mutator::no_preempt`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct InNoPreempt;
 
@@ -22,20 +21,19 @@ impl core::fmt::Display for InNoPreempt {
 
 impl std::error::Error for InNoPreempt {}
 
-/// A function that a stop runs on the stopped thread itself, after the resume.
+/// A function that a thread runs after it was stopped, before it goes on.
 ///
-/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only
-/// after stops that found the thread in managed code. It may allocate, block, and be stopped in
-/// turn.
+/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only after
+/// stops that found the thread in managed code. It may allocate and block, and it may be stopped.
 #[derive(Clone, Copy)]
 pub struct StopHook {
     /// Called with `data`.
     pub f: unsafe extern "C" fn(*mut ()),
-    /// Handed to `f`.
+    /// Passed to `f`.
     pub data: *mut (),
 }
 
-/// The running thread's attachment to a [`World`]. Detaches when dropped; stays on its thread.
+/// The running thread's attachment to a [`World`]. Its drop detaches the thread. It is not [`Send`].
 ///
 /// ```
 /// use gc_preempt::{Config, World};
@@ -60,33 +58,38 @@ impl Mutator {
         }
     }
 
-    /// The thread.
+    /// The thread's number in the kernel.
     pub fn id(&self) -> MutatorId {
         self.record.id()
     }
 
-    /// The world that it is attached to.
+    /// The world that the thread is attached to.
     pub fn world(&self) -> &World {
         &self.world
     }
 
-    /// Runs `f`, which promises not to touch the heap. The stopper neither waits for it nor sends
-    /// it a signal, so no system call in it ends in EINTR because of a stop, and no transfer is cut
-    /// short. When `f` ends during a stop, the thread waits for the resume. It may end by a panic,
-    /// and by the unwinding of `pthread_exit` or a cancellation. errno is what `f` left.
+    /// Runs `f`, which must not access the heap, so that stops need not wait for the thread.
+    ///
+    /// A stopper does not signal the thread: no system call in `f` ends in EINTR because of a stop, and
+    /// no transfer is cut short. If `f` ends during a stop, the thread waits for the resume. `f` may end
+    /// by a panic, and by the unwinding of `pthread_exit` or a cancellation. errno is as `f` has left
+    /// it. Inside of another `blocking`, `f` just runs.
     ///
     /// # Panics
-    /// Inside [`no_preempt`](Self::no_preempt): see [`try_blocking`](Self::try_blocking). And on a
-    /// stack that is not the thread's own, a coroutine's say: what it holds would not be scanned.
+    /// Inside [`no_preempt`](Self::no_preempt) (see [`try_blocking`](Self::try_blocking)), and on a
+    /// stack that is not the thread's own, a coroutine's say: its words would not be scanned.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         blocked(self.record, f)
     }
 
-    /// [`blocking`](Self::blocking), with an error where that panics.
+    /// [`blocking`](Self::blocking), with an error inside [`no_preempt`](Self::no_preempt).
     ///
     /// # Errors
-    /// [`InNoPreempt`], and `f` has not run.
+    /// [`InNoPreempt`]: `f` has not run.
+    ///
+    /// # Panics
+    /// On a stack that is not the thread's own.
     pub fn try_blocking<R>(&self, f: impl FnOnce() -> R) -> Result<R, InNoPreempt> {
         if self.in_no_preempt() {
             Err(InNoPreempt)
@@ -95,7 +98,8 @@ impl Mutator {
         }
     }
 
-    /// Runs `f` without being stopped in it. Keep it short: a stop waits. Its end is a poll.
+    /// Runs `f`, in which the thread is not stopped. Keep `f` short, since a stop waits for it. The end
+    /// of `f` is a poll.
     pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
         let _section = self.no_preempt_guard();
         f()
@@ -107,8 +111,8 @@ impl Mutator {
         NoPreempt::on(self.record)
     }
 
-    /// Could this thread wait in [`blocking`](Self::blocking) now? Not inside
-    /// [`no_preempt`](Self::no_preempt), nor on a stack that is not its own.
+    /// May this thread call [`blocking`](Self::blocking) now? `false` inside
+    /// [`no_preempt`](Self::no_preempt), and on a stack that is not its own.
     pub fn may_block(&self) -> bool {
         may_wait(self.record).is_ok()
     }
@@ -118,14 +122,14 @@ impl Mutator {
         self.record.depth.load(Ordering::Relaxed) != 0
     }
 
-    /// Is this thread inside [`blocking`](Self::blocking)? There it must not touch the heap.
+    /// Is this thread inside [`blocking`](Self::blocking)? There it must not access the heap.
     #[inline]
     pub fn is_blocking(&self) -> bool {
         self.record.state.load().phase() == Phase::Blocked
     }
 
-    /// Stops here if a stop asks for it. Never needed with signals on; without them
-    /// (`URGE_ASYNC=0`) this is where threads stop.
+    /// Stops here if a stop asks for the thread. With signals it is never needed; without
+    /// ([`Config::signals`](crate::Config::signals)) threads stop only at polls.
     #[inline]
     pub fn poll(&self) {
         if !self.in_no_preempt() {
@@ -133,7 +137,7 @@ impl Mutator {
         }
     }
 
-    /// Sets what a stop runs on this thread, or nothing. See [`StopHook`]. Detaching unsets it.
+    /// Sets or unsets the hook that stops run on this thread. See [`StopHook`]. Detaching unsets it.
     ///
     /// # Safety
     /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code,
@@ -143,8 +147,8 @@ impl Mutator {
         let (f, data) = hook.map_or((core::ptr::null_mut(), core::ptr::null_mut()), |h| {
             (h.f as *mut (), h.data)
         });
-        // Relaxed: read by this thread alone, in its handler and trampoline, which the section
-        // keeps out.
+        // Relaxed: only this thread reads them, in its handler and trampoline, which do not run in
+        // the section.
         self.record.hook_data.store(data, Ordering::Relaxed);
         self.record.hook.store(f, Ordering::Relaxed);
         self.record
@@ -154,11 +158,10 @@ impl Mutator {
 }
 
 impl Mutator {
-    /// Detaches as a drop does, and runs `first` before, while no world is stopped but by this
-    /// thread itself, nor can be. For a thread inside [`blocking`](Self::blocking) that gives back
-    /// what a stopper reads.
+    /// Detaches as a drop does, and runs `first` before, while no other thread holds a stop. For a
+    /// thread inside [`blocking`](Self::blocking) that gives back memory which a stopper reads.
     ///
-    /// `first` keeps to what is allowed in a [`no_preempt`](Self::no_preempt) section.
+    /// `first` must only do what is allowed in a [`no_preempt`](Self::no_preempt) section.
     pub fn detach_after(self, first: impl FnOnce()) {
         let this = core::mem::ManuallyDrop::new(self);
         attach::detach(&this.world.inner, this.record, first);

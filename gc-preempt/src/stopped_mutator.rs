@@ -1,4 +1,4 @@
-//! One mutator that stands still, as the stopper sees it.
+//! The stopper's view of one mutator that stands still.
 
 use core::marker::PhantomData;
 use core::ops::Range;
@@ -11,7 +11,7 @@ use crate::registry::{MutatorId, Record};
 use crate::state::Phase;
 use crate::walk::{self, RootSink, WalkStats};
 
-/// One mutator that stands still: of a [`Stopped`](crate::Stopped) world, or one that is set aside.
+/// A mutator that stands still: of a [`Stopped`](crate::Stopped) world, or one that is set aside.
 pub struct StoppedMutator<'s> {
     pub(crate) record: &'static Record,
     pub(crate) data: *mut (),
@@ -29,35 +29,36 @@ impl<'s> StoppedMutator<'s> {
         self.record.id()
     }
 
-    /// What [`World::attach`](crate::World::attach) was given.
+    /// The `data` that was passed to [`World::attach`](crate::World::attach).
     pub fn data(&self) -> *mut () {
         self.data
     }
 
-    /// Was it attached by [`World::attach_with`](crate::World::attach_with), whose caller vouches for the data?
+    /// Was it attached by [`World::attach_with`](crate::World::attach_with)? That function's caller
+    /// vouches for the data.
     pub fn vouched(&self) -> bool {
         self.vouched
     }
 
-    /// Is it in a blocking region, and so held without a signal?
+    /// Is it in [`blocking`](crate::Mutator::blocking)?
     pub fn is_blocked(&self) -> bool {
         self.record.state.load().phase() == Phase::Blocked
     }
 
-    /// Where it stands.
+    /// Its registers, and how it came to stop.
     pub fn snapshot(&self) -> &'s Snapshot {
         // SAFETY: the stop that this value borrows holds the thread.
         unsafe { self.record.snapshot() }
     }
 
-    /// The addresses of its own stack, in use or not. Of the main thread's, which grows, the part
-    /// that is known to be there.
+    /// The addresses of its own stack, in use or not. Of the main thread's stack, which grows, the known
+    /// part.
     pub fn stack(&self) -> Range<usize> {
         self.record.stack()
     }
 
-    /// What the stop before this one cost the thread by its own clock, from its handler's first
-    /// instruction to its last, if it took part in it running.
+    /// How long the stop before this one held the thread, from its handler's first instruction to its
+    /// last. `None`: the thread was not running at that stop.
     pub fn last_stall(&self) -> Option<Duration> {
         // Acquire pairs with the Release in `note_stall`.
         let of = self.record.stall_of.load(Ordering::Acquire);
@@ -67,10 +68,9 @@ impl<'s> StoppedMutator<'s> {
 
     /// Walks its frames from the innermost outwards.
     ///
-    /// A thread in `blocking` runs on meanwhile. One that has ended there by the bare `exit` system
-    /// call since the stop began has no frames: its stack may be unmapped. One whose stack is
-    /// unmapped while this walks it makes this crash: do not unmap a stack on which a mutator ended
-    /// without detaching.
+    /// A thread in `blocking` goes on running meanwhile. If it has ended by the bare `exit` system call
+    /// since the stop began, this reports no frames, since its stack may be unmapped. Do not unmap a
+    /// stack on which a mutator ended without detaching while a stop walks it: the walk would crash.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
         if self.record.lifeline.is_cut() {
             return WalkStats::default();

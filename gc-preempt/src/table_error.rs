@@ -5,10 +5,10 @@ use std::fmt;
 /// Bytes of a CIE (what entries of an unwind table share) at most. Compilers make 20 to 40.
 pub(crate) const MAX_CIE: usize = 512;
 
-/// What is wrong with a stack map, and where.
+/// A stack map or an unwind table is malformed: how, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackMapError {
-    /// What is wrong.
+    /// How.
     pub kind: StackMapErrorKind,
     /// Where: for LLVM, bytes from the start of the section; for Cranelift, the address of the
     /// function or the return address.
@@ -23,7 +23,7 @@ impl fmt::Display for StackMapError {
 
 impl std::error::Error for StackMapError {}
 
-/// What can be wrong with a stack map.
+/// How a stack map or an unwind table is malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StackMapErrorKind {
@@ -36,7 +36,7 @@ pub enum StackMapErrorKind {
     },
     /// The header's version.
     Version(u8),
-    /// A function's address is zero: nobody relocated the section.
+    /// A function's address is zero: the section was not relocated.
     NotRelocated,
     /// The functions' record counts do not add up to the header's.
     Counts {

@@ -385,7 +385,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     // ---- stop 1: the world is stopped ... -------------------------------------------------------
 
     fn scan(&mut self) -> Phase {
-        self.shared.roots.warm_up_walks();
+        self.shared.roots.rehearse();
         self.shared.world.warm_up_walks();
         self.stop();
         let begun = Instant::now();

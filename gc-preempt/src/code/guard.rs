@@ -8,20 +8,21 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use super::spec::Hex;
 
-/// Keeps a range of code registered. Dropping it begins the removal; see [`CodeSpec::owner`].
+/// Keeps a range of code registered. Its drop begins the removal; see
+/// [`CodeSpec::owner`](crate::CodeSpec::owner).
 ///
-/// From the drop on no thread may *begin* to run the code: those inside may finish, and return
+/// After the drop no thread may *begin* to run the code. Threads inside of it may finish, and return
 /// through it.
 #[must_use = "dropping the guard removes the code at the next stop"]
 pub struct CodeGuard {
-    /// There until the guard is dropped.
+    /// `Some` until the guard is dropped.
     pub(super) mark: Option<Arc<Mark>>,
     pub(super) dropped: &'static Dropped,
     pub(super) range: Range<usize>,
 }
 
 impl CodeGuard {
-    /// The range that it guards.
+    /// The registered range.
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
     }
@@ -43,7 +44,7 @@ impl Drop for CodeGuard {
     }
 }
 
-/// What a guard and the region that it guards have in common.
+/// Shared by a guard and its region.
 #[derive(Debug)]
 pub(super) struct Mark {
     /// The guard was dropped.
@@ -54,16 +55,16 @@ pub(super) struct Mark {
     pub(super) key: Key,
 }
 
-/// Where a region is found: in the map of managed code or in the other, by its first address.
+/// Names a region: the map that holds it, and its first address.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Key {
     pub(super) managed: bool,
     pub(super) start: usize,
 }
 
-/// The marks of guards that were dropped since the list was last taken: a stack without a lock. It
-/// is only ever taken as a whole, so a mark is never pushed again while another thread still holds
-/// its address.
+/// The marks of guards that were dropped since the list was last taken: a lock-free stack. It is only
+/// taken as a whole, so no mark is pushed again while another thread holds its address, and the ABA
+/// problem does not occur.
 pub(super) struct Dropped(pub(super) AtomicPtr<Mark>);
 
 impl Dropped {
@@ -73,8 +74,8 @@ impl Dropped {
         loop {
             // SAFETY: this thread alone has the mark, until the exchange succeeds.
             unsafe { (*mark).next.store(head, Ordering::Relaxed) };
-            // Release pairs with the Acquire in `take`: whatever the owner of the guard did with
-            // the code comes before its removal.
+            // Release pairs with the Acquire in `take`: the guard's owner has used the code before its
+            // removal.
             let pushed =
                 self.0
                     .compare_exchange_weak(head, mark, Ordering::Release, Ordering::Relaxed);
@@ -90,8 +91,8 @@ impl Dropped {
         // Acquire pairs with the Release in `push`.
         let mut next = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: a mark that `push` has made a pointer of, once, and that nobody else has
-            // taken: each is on the list that the swap took.
+            // SAFETY: `push` has made the pointer, once. The mark is on the list that the swap took,
+            // so no other thread takes it.
             let mark = (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })?;
             next = mark.next.load(Ordering::Relaxed);
             Some(mark)

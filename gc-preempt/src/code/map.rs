@@ -13,7 +13,7 @@ use super::spec::{Checked, CodeError, CodeKind, CodeSpec, CodeWhat, FrameRule};
 use crate::faults::count_step;
 use crate::stackmap::StackMaps;
 
-/// What the handler must know of a PC.
+/// What the code map says of a PC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PcClass {
     Native,
@@ -27,7 +27,7 @@ pub(super) struct Region {
     pub(super) range: Range<usize>,
     pub(super) what: CodeWhat,
     pub(super) mark: Arc<Mark>,
-    /// The last search in which some word pointed into the range.
+    /// The last search in which a word pointed into the range.
     pub(super) named: Cell<u64>,
     #[expect(dead_code, reason = "held for its drop")]
     owner: Option<Box<dyn Any + Send>>,
@@ -39,14 +39,14 @@ impl Region {
     }
 }
 
-/// What the walker must know of a managed region.
+/// What the code map says of managed code.
 pub(crate) struct Managed<'a> {
     pub(crate) frames: FrameRule,
     pub(crate) maps: &'a StackMaps,
     pub(crate) encoding: u32,
 }
 
-/// A region's first address. Tests count how often two are compared.
+/// A region's first address. With the feature `faults` its comparisons are counted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Start(pub(super) usize);
 
@@ -86,34 +86,33 @@ fn at(regions: &Regions, pc: usize) -> Option<&Region> {
     (pc < region.range.end).then_some(region)
 }
 
-/// A world's part in the map.
+/// The code of one world.
 #[derive(Default)]
 pub(super) struct Owned {
     /// Its regions.
     pub(super) count: usize,
-    /// The world is gone, and with it everybody who could run its code: what it leaves needs no
-    /// stop to be removed.
+    /// The world is gone, and no thread runs its code: it is removed without a stop.
     pub(super) gone: AtomicBool,
     /// Its regions whose guards are dropped.
     pub(super) leaving: Vec<Arc<Mark>>,
-    /// From the first address of those to the last.
+    /// From the first address of these regions to the last.
     pub(super) hull: Range<usize>,
 }
 
-/// What is registered.
+/// All registered code.
 pub(super) struct Registered {
     pub(super) managed: Regions,
-    /// Unsafe and restart ranges. Each lies wholly inside of one managed region or wholly outside
-    /// of all.
+    /// Unsafe and restart ranges. Each lies wholly inside of one managed region, or wholly outside of
+    /// all.
     pub(super) inner: Regions,
     pub(super) worlds: BTreeMap<u64, Owned>,
     /// Regions of worlds that are gone and whose guards are dropped.
     pub(super) orphans: Vec<Arc<Mark>>,
-    /// Searches for words that name leaving code so far.
+    /// The number of searches so far (`CodeMap::reap`).
     pub(super) searches: Cell<u64>,
     /// The world of the last search, until the regions that it found unused are unlinked.
     pub(super) searched: Cell<Option<u64>>,
-    /// A world is gone whose leaving regions are not among the orphans yet.
+    /// `sweep` has to look for worlds that are gone.
     pub(super) more_gone: AtomicBool,
 }
 
@@ -126,7 +125,7 @@ impl Registered {
         }
     }
 
-    /// A region that may not be there beside a new one of that kind.
+    /// A region that a new one of that kind must not overlap so.
     fn in_the_way(&self, range: &Range<usize>, kind: CodeKind) -> Option<&Region> {
         let overlaps = |other: &&Region| other.range.end > range.start;
         let within = |inner: &Range<usize>, outer: &Range<usize>| {
@@ -139,7 +138,7 @@ impl Registered {
         // Regions of a map are disjoint: if any overlaps, the last that begins below the end does.
         let twin = last_below(same, range.end).filter(overlaps);
         twin.or_else(|| match kind {
-            // Those that overlap lie inside, but for the first and the last perhaps.
+            // Regions that overlap lie inside, except perhaps the first and the last.
             CodeKind::Managed => [range.start, range.end]
                 .into_iter()
                 .filter_map(|end| last_below(other, end).filter(overlaps))
@@ -152,13 +151,13 @@ impl Registered {
     }
 }
 
-/// The map. There is one in the process, [`CODE`]; tests make their own.
+/// The map. The process has one, [`CODE`]; tests make others.
 pub(crate) struct CodeMap {
     /// Changed under the registry lock only.
     pub(super) registered: UnsafeCell<Registered>,
     pub(super) dropped: Dropped,
-    /// How many unsafe ranges are registered, Urge's own trampoline aside: a stop behind a handler
-    /// in that one is harmless, since all that it holds is on the stack.
+    /// The number of unsafe ranges without Urge's own trampoline. A handler of the host that has
+    /// interrupted the trampoline may be stopped, since all references are on the stack.
     pub(super) unsafe_ranges: AtomicUsize,
 }
 
@@ -188,24 +187,23 @@ impl CodeMap {
         }
     }
 
-    /// A map for one test or one input of a fuzzer: guards keep the address of their map.
+    /// A map for one test or one input of a fuzzer. It is leaked, since guards keep a reference to their
+    /// map.
     #[cfg(any(test, feature = "faults"))]
     pub(crate) fn leaked() -> &'static Self {
         Box::leak(Box::new(Self::new()))
     }
 
-    /// What may be done to a thread that is interrupted at `pc`. Async-signal-safe: reads memory,
-    /// nothing else.
+    /// The kind of code at `pc`. Async-signal-safe: only reads memory.
     ///
     /// # Safety
-    /// Only while a stop is under way that the calling thread has not answered, or under the
-    /// registry lock.
+    /// Under the registry lock, or while a stop asks for the calling thread, which has not
+    /// acknowledged.
     pub(crate) unsafe fn classify(&self, pc: usize) -> PcClass {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
-        // Unsafe and restart ranges win over the managed code around them. The first instruction of
-        // a restart range is no part of it, since a thread that stands there has nothing to take
-        // back.
+        // An unsafe or restart range takes precedence over the managed code around it. A thread at the
+        // first instruction of a restart range need not be moved.
         if let Some(inner) = at(&registered.inner, pc) {
             let start = inner.range.start;
             match inner.what {
@@ -220,8 +218,7 @@ impl CodeMap {
     /// The managed code at `pc`, also if `pc` lies in an unsafe or restart range inside of it.
     ///
     /// # Safety
-    /// Under the registry lock, which whoever stopped the world holds; the result is good for as
-    /// long.
+    /// Under the registry lock, which a stopper holds. The result is valid while the lock is held.
     pub(crate) unsafe fn managed(&self, pc: usize) -> Option<Managed<'_>> {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };

@@ -1,22 +1,21 @@
-//! The process's code map: which ranges of addresses hold managed code, and where inside or outside
-//! of it a thread must not be stopped.
+//! The process's code map: the ranges of addresses that hold managed code, unsafe ranges and restart
+//! ranges.
 //!
-//! The signal handler asks it about one PC (`CodeMap::classify`), the walker about each return
-//! address. Both are a search in one or two ordered maps, of managed code and of the unsafe and
-//! restart ranges, each of disjoint ranges by their first address. To register code is an
-//! insertion, to remove it the reverse: both take time logarithmic in what is registered.
+//! The signal handler looks up one PC (`CodeMap::classify`), the walker each return address. Both
+//! search one or two ordered maps, of managed code, and of unsafe and restart ranges. Each map holds
+//! disjoint ranges by their first address. Registering and removing code take time logarithmic in the
+//! number of ranges.
 //!
 //! # Why the maps may change in place
 //!
-//! They change only under the registry lock, and a stop holds that lock from before its request is
-//! published until after its resume. The handler classifies only when it has read that a stop is
-//! under way *and* that its own thread has not yet answered it. That stop cannot end before this
-//! thread answers, so the lock is held, and the maps stay as they are, for as long as the handler
-//! reads them. A handler that runs late, after its stop, reads that there is nothing to answer and
-//! never gets here. What the last holder of the lock has written is seen: the stop took the lock
-//! after it, and its request is read by Acquire.
+//! The maps change only under the registry lock, and a stop holds that lock from before its request
+//! until after its resume. The handler reads the maps only after it has read that a stop asks for its
+//! thread, and before it acknowledges. That stop cannot end before the acknowledgement, so the lock is
+//! held while the handler reads. A handler that runs after its stop reads that no stop asks, and does
+//! not read the maps. The changes of the last holder of the lock are visible: the stop took the lock
+//! after it, and the handler reads the request with Acquire.
 //!
-//! How code is removed again is in `removal.rs`.
+//! `removal.rs` says how code is removed.
 
 mod guard;
 mod map;

@@ -1,12 +1,16 @@
-//! How code is removed.
+//! The removal of code.
 //!
-//! Dropping a [`CodeGuard`] puts a mark on a list, without a lock, since guards are dropped
-//! anywhere. The next stop of the code's world first takes over what is on the list
-//! (`CodeMap::take_dropped`, before the stop, since it allocates). In the stop it looks for words
-//! on its stacks that point into such a range (`CodeMap::reap`, which neither allocates nor frees).
-//! What no word names is unlinked after the resume (`CodeMap::sweep`), and its owner is dropped
-//! after the registry lock is released, since an owner's drop may do anything. Code without a
-//! dropped guard costs none of these anything.
+//! 1. The drop of a [`CodeGuard`](super::CodeGuard) pushes a mark to a list, without a lock, since a
+//!    guard may be dropped anywhere.
+//! 2. Before the next stop of the code's world, [`CodeMap::take_dropped`] takes the marks from the
+//!    list. It allocates, so it does not run in the stop.
+//! 3. In the stop, [`CodeMap::reap`] looks for words on the world's stacks that point into a marked
+//!    range. It does not allocate or free.
+//! 4. After the resume, [`CodeMap::sweep`] unlinks the ranges that no word points into. The caller
+//!    drops their owners after it has released the registry lock, since an owner's drop may do
+//!    anything.
+//!
+//! Code whose guard is not dropped costs no time in these steps.
 
 use std::ops::Range;
 use std::ptr;
@@ -15,8 +19,8 @@ use std::sync::atomic::Ordering;
 use super::guard::{Key, Mark};
 use super::map::{CodeMap, Region, Registered, Start};
 
-/// Code that was unlinked. Drop it after the registry lock is released: the owner's drop may do
-/// anything, also register code.
+/// Code that was unlinked. The caller drops it after it has released the registry lock: the owner's
+/// drop may do anything, also register code.
 pub(crate) struct Removed(Region);
 
 impl Registered {
@@ -33,7 +37,8 @@ impl Registered {
 }
 
 impl CodeMap {
-    /// Takes over what was dropped, so that the stop that comes looks whether it is in use.
+    /// Takes the marks of dropped guards from the list, so that the next stop looks whether their code
+    /// is in use.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
@@ -66,8 +71,8 @@ impl CodeMap {
         }
     }
 
-    /// Finds out which code of that world whose guard is gone nobody returns into. Called in the
-    /// stopped world: allocates and frees nothing.
+    /// Looks for words that point into code of that world whose guards were dropped. Called in the
+    /// stopped world: does not allocate or free.
     ///
     /// `stacks` are the stacks of all mutators of the world, from SP (less the red zone) to the
     /// base; `words` their PCs and registers.
@@ -125,8 +130,8 @@ impl CodeMap {
         }
     }
 
-    /// Unlinks what the last search found unused, and what a world that is gone has left. Its
-    /// owners are dropped with the result.
+    /// Unlinks the code that the last search found unused, and the code of worlds that are gone whose
+    /// guards were dropped. The owners are dropped with the result.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
@@ -150,8 +155,8 @@ impl CodeMap {
             unused.extend(owned.leaving.extract_if(.., |mark| !named(mark.key)));
         }
         if std::mem::take(registered.more_gone.get_mut()) {
-            // What has been dropped since the last stop goes with the rest. (What is not a gone
-            // world's waits for the next one.)
+            // Guards of a gone world's code that were dropped since the last stop. Marks of other
+            // worlds wait for their next stop.
             // SAFETY: the registry lock is held, and `registered` is not used meanwhile.
             unsafe { self.take_dropped() };
             // SAFETY: as above.
@@ -173,9 +178,8 @@ impl CodeMap {
         unlinked
     }
 
-    /// Says that a world has no mutators and will have none: code of its needs no stop any more to
-    /// be removed, now or when its guard is dropped. Another world may be stopped meanwhile:
-    /// allocates and frees nothing.
+    /// A world has no mutators and will have none: its code is removed without a stop, now or when its
+    /// guard is dropped. Another world may be stopped meanwhile: does not allocate or free.
     ///
     /// # Safety
     /// Under the registry lock.

@@ -7,19 +7,34 @@ use std::ops::Range;
 use crate::stackmap::StackMaps;
 use crate::stopper::HOLDS_A_STOP;
 
-/// A range of code and what it is, as `World::register_code` takes it.
+/// A range of code, and its kind, for [`World::register_code`](crate::World::register_code).
 ///
-/// Registering takes time in proportion to the range's own stack maps and logarithmic in what else
-/// is registered. So a JIT compiler can fill an arena: it registers each function by itself when
-/// that is compiled, with a clone of the arena's `Arc` as its owner. The arena goes with the last
-/// of its functions.
+/// Registering takes time linear in the range's own stack maps and logarithmic in the number of
+/// ranges. So a JIT compiler can register each function of an arena by itself when it is compiled,
+/// with a clone of the arena's `Arc` as the owner. The arena is freed with its last function.
+///
+/// ```
+/// use gc_preempt::{CodeSpec, CodeWhat, Config, World};
+/// let world = World::new(Config::default())?;
+/// let code = [0xc3u8; 16]; // never run here
+/// let start = code.as_ptr() as usize;
+/// let spec = CodeSpec {
+///     range: start..start + code.len(),
+///     what: CodeWhat::Unsafe,
+///     owner: None,
+/// };
+/// // SAFETY: nothing runs this code.
+/// let guard = unsafe { world.register_code(spec) }?;
+/// assert_eq!(guard.range().len(), 16);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct CodeSpec {
     /// The addresses that the code fills.
     pub range: Range<usize>,
     /// What the code is.
     pub what: CodeWhat,
-    /// Whatever keeps the code mapped. It is dropped once the guard is gone and no stack returns
-    /// into the range, on a thread that is not a mutator.
+    /// Keeps the code mapped. It is dropped after the guard, once no stack returns into the range, on
+    /// a thread that stops the world or drops it.
     pub owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -27,7 +42,7 @@ pub struct CodeSpec {
 pub(crate) struct Checked(pub(super) CodeSpec);
 
 impl CodeSpec {
-    /// Checks what can be told without the registry lock: it takes time in proportion to the stack
+    /// Checks the spec by itself, without the registry lock, since this takes time linear in the stack
     /// maps.
     pub(crate) fn checked(self) -> Result<Checked, CodeError> {
         let range = &self.range;
@@ -64,21 +79,21 @@ pub enum CodeWhat {
         frames: FrameRule,
         /// Its stack maps.
         maps: StackMaps,
-        /// Handed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot; it means
-        /// nothing here.
+        /// Passed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot. Its meaning is
+        /// the caller's.
         encoding: u32,
     },
-    /// A thread is never stopped at an instruction of this range; the stop is tried again a little
-    /// later. It must be short and must not wait.
+    /// A thread is never stopped at an instruction of this range; the stopper signals it again a little
+    /// later. The range must be short and must not wait.
     ///
-    /// Nor is it stopped in a signal handler that has interrupted this range. Only a walk of the
-    /// stack finds that out, so while an unsafe range is registered, a thread that has any signal
-    /// blocked takes as long to stop as its stack is deep (some 60 ns a frame).
-    /// [`Restart`](Self::Restart) ranges cost no such time.
+    /// A thread is also not stopped in a signal handler that has interrupted this range. Only a walk of
+    /// the whole stack finds that out: while an unsafe range is registered, the time to stop a thread
+    /// that has a signal blocked grows with the depth of its stack. [`Restart`](Self::Restart) ranges
+    /// do not have this cost.
     Unsafe,
-    /// A thread that is interrupted inside this range, at any instruction but its first, is moved
-    /// back to the first. The range must be safe to begin again from everywhere in it: it keeps its
-    /// inputs, and only its last instruction has an effect.
+    /// A thread that is stopped inside this range goes on at the range's first instruction. It must be
+    /// safe to begin the range again from every instruction in it: it keeps its inputs, and only its
+    /// last instruction has an effect.
     Restart,
 }
 
@@ -92,19 +107,19 @@ impl CodeWhat {
     }
 }
 
-/// How the frames of managed code are laid out, which the code's compiler decides.
+/// The frame layout of managed code, which its compiler decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FrameRule {
     /// Cranelift's: a function begins with `push rbp; mov rbp, rsp`, ends with `pop rbp; ret`, and
     /// keeps RBP in between.
     Rbp,
     /// LLVM's: unwind tables, exact at every instruction (the attribute `uwtable`), in the
-    /// `.eh_frame` of the loaded module or given with [`StackMaps::with_eh_frame`]. Where they are
-    /// missing the stack is scanned conservatively from there on.
+    /// `.eh_frame` of the loaded module or given with [`StackMaps::with_eh_frame`]. From a frame
+    /// without a table on, the stack is scanned conservatively.
     Cfi,
 }
 
-/// The three kinds of code range, by name.
+/// The kind of a code range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CodeKind {
     /// See [`CodeWhat::Managed`].
@@ -138,13 +153,13 @@ pub enum CodeError {
     Overlap {
         /// The refused range.
         range: Range<usize>,
-        /// What it was to be.
+        /// Its kind.
         kind: CodeKind,
-        /// The range that is there.
+        /// The registered range.
         other: Range<usize>,
-        /// What that one is.
+        /// The kind of the registered range.
         other_kind: CodeKind,
-        /// Whether that one's guard was dropped, so that it goes with one of the next stops.
+        /// Whether the guard of the other range was dropped: one of the next stops removes it.
         leaving: bool,
     },
     /// A stack map describes code outside of the range.
@@ -198,7 +213,7 @@ impl fmt::Display for CodeError {
 
 impl std::error::Error for CodeError {}
 
-/// A range of addresses as people write it.
+/// Prints a range of addresses in hexadecimal.
 pub(crate) struct Hex<'a>(pub(crate) &'a Range<usize>);
 
 impl fmt::Display for Hex<'_> {

@@ -1,10 +1,10 @@
-//! Takes what Cranelift says of compiled functions, in structs that do not depend on any release of
-//! Cranelift.
+//! Stack maps from Cranelift's facts of compiled functions, in structs that do not depend on a
+//! release of Cranelift.
 //!
-//! The table's backbone is the list of *calls*, not Cranelift's list of user stack maps. A call
-//! across which no reference lives has no map, and neither has a library call that Cranelift put in
-//! by itself, although references may live across that one in callee-saved registers. Only the
-//! converter can tell the two apart (by the relocation), so it says so: [`Site::known`].
+//! The table has an entry for each *call*, not for each of Cranelift's user stack maps. Two kinds of
+//! call have no user stack map: a call across which no reference lives, and a library call that
+//! Cranelift has inserted, across which references may live in callee-saved registers. Only the
+//! converter can distinguish them (by the relocation), and does so in [`Site::known`].
 //!
 //! From SP upwards a frame holds outgoing arguments, sized slots (the references that live across
 //! calls are here), spills, registers saved for the caller, the caller's RBP and the return
@@ -18,13 +18,13 @@ use crate::table_error::{StackMapError, StackMapErrorKind};
 /// One compiled function, at its final address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
-    /// Where its first instruction lies.
+    /// The address of its first instruction.
     pub address: usize,
     /// Bytes of code, constants and jump tables included (`buffer.total_size()`).
     pub size: u32,
     /// FP less SP at each of its calls (`frame_layout.frame_to_fp_offset`).
     pub frame_to_fp: u32,
-    /// Bytes below FP where it saves registers of its caller's
+    /// Bytes below FP where it saves registers of its caller
     /// (`DefineNewFrame.offset_downward_to_clobbers`).
     pub clobber: u32,
     /// Bytes from SP upwards where it puts the arguments of its calls: up to its lowest sized slot.
@@ -39,22 +39,22 @@ pub struct Function {
 pub struct Site {
     /// Where the call returns to, in bytes from the function's address.
     pub return_offset: u32,
-    /// Whether `slots` is all there is. False for a call that may be a libcall, which gets no map
-    /// although references live across it: such a frame is scanned conservatively.
+    /// Whether `slots` holds all references. False for a call that may be a libcall, which has no map
+    /// although references live across it: then the frame is scanned conservatively.
     pub known: bool,
     /// The references that live across the call, in bytes from SP. A call without a user stack map
     /// has none.
     pub slots: Vec<u32>,
 }
 
-/// Frames beyond this are taken for nonsense.
+/// A larger frame is an error.
 const MAX_FRAME: u32 = 1 << 30;
 
 impl StackMaps {
-    /// The table of functions that Cranelift compiled; see the head of this module.
+    /// The table of functions that Cranelift compiled; see [`cranelift`](crate::stackmap::cranelift).
     ///
     /// # Errors
-    /// If the facts contradict each other: the error says which and where.
+    /// The facts contradict each other: the error says which and where.
     pub fn from_cranelift(functions: &[Function]) -> Result<Self, StackMapError> {
         build(functions)
     }

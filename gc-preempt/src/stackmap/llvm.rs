@@ -1,12 +1,12 @@
-//! Reads LLVM's stack-map format, version 3: the section `.llvm_stackmaps` as it stands in memory
-//! once the module is loaded.
+//! Stack maps in LLVM's format, version 3: the section `.llvm_stackmaps` in the memory of a loaded
+//! module.
 //!
-//! The input is untrusted. Every read goes through a cursor that knows the section's end, counts
-//! are compared with the bytes that are left before anything is allocated for them, and whatever
-//! contradicts itself is an error that says what and where. Time and memory are linear in the
-//! section's length: a location makes eight slots at most.
+//! The input is untrusted. A cursor checks every read against the section's end. Each count is
+//! compared with the number of bytes that are left before memory is allocated for it. A contradiction
+//! is an error that says what and where. Time and memory are linear in the section's length: a
+//! location makes eight slots at most.
 //!
-//! # What a record says
+//! # Records
 //!
 //! A `gc.statepoint` leaves a record at its return address: three constants (calling convention,
 //! flags, number of deopt values), the deopt values, then pairs of locations, a base and a pointer
@@ -15,30 +15,32 @@
 //! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from
 //!   RBP). This is the normal case. A vector of references is one location of several words.
 //! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that
-//!   callees preserve, so it is still in it, or in the saved registers of some frame further in.
-//!   Both are scanned conservatively anyway, so the pair makes no slot.
-//! - **as a constant** with a constant derived from it, mostly null: no slot. A frame does not keep
-//!   the target of a constant alive, the embedder does.
-//! - anywhere else, or in more than eight words, which no register has: the frame is scanned
+//!   callees preserve. The reference is in that register, or in the saved registers of a frame further
+//!   in. Both are scanned conservatively, so the pair makes no slot.
+//! - **as a constant** with a constant derived from it, mostly null: no slot. The embedder keeps the
+//!   target of a constant alive.
+//! - elsewhere, or in more than eight words, which no register has: the frame is scanned
 //!   conservatively.
 //!
-//! **Direct** is the address of an alloca. Nothing says how large that is, nor which of its words
-//! are references, so the frame of a record with such a location is scanned conservatively. (Two of
-//! them side by side look like a pair.)
+//! **Direct** is the address of an alloca. The record does not give its size, or which of its words
+//! are references, so the frame of such a record is scanned conservatively. (Two such locations side
+//! by side look like a pair.)
 //!
-//! Other deopt values are not references of the collector's: those among them that are live appear
-//! as pairs too. Records that have not the shape of a statepoint (`llvm.experimental.stackmap` and
-//! `patchpoint` make such) say nothing of references: their frames are scanned conservatively.
+//! Other deopt values are no references of the collector: a live reference among them also appears in
+//! a pair. A record without the shape of a statepoint (`llvm.experimental.stackmap` and `patchpoint`
+//! make such records) gives no references: its frame is scanned conservatively.
 //!
-//! # What a record does not say
+//! # What a record lacks
 //!
-//! How far SP is from the return address: a function's stack size does not count what it pushes for
-//! one call (LLVM 19 pushes arguments from the seventh on), so a slot may lie above it. The unwind
-//! tables do count it, and the walker goes by them; a slot that is outside of the frame they give
-//! makes the frame conservative. The area of outgoing arguments: it lies below every slot of the
-//! record, so it is scanned up to the lowest one. The registers that the frame saved for its
-//! caller: the walker takes them from the unwind tables. A linker concatenates the tables of
-//! several objects; they are all read.
+//! - The distance from SP to the return address: a function's stack size does not include what it
+//!   pushes for one call (LLVM 19 pushes arguments from the seventh on), so a slot may lie above it.
+//!   The walker uses the unwind tables, which include it. A slot outside of the frame that they give
+//!   makes the frame conservative.
+//! - The area of outgoing arguments: it lies below every slot of the record, so it is scanned up to
+//!   the lowest slot.
+//! - The registers that the frame saved for its caller: the walker takes them from the unwind tables.
+//!
+//! A linker concatenates the tables of several objects; all of them are read.
 
 use crate::context::PRESERVED;
 
@@ -47,12 +49,12 @@ use crate::table_error::{StackMapError, StackMapErrorKind};
 
 const DWARF_RSP: u16 = 7;
 const DWARF_RBP: u16 = 6;
-/// Frames beyond this are taken for nonsense.
+/// A larger frame is an error.
 const MAX_FRAME: u64 = 1 << 30;
-/// Pushed arguments beyond this are taken for nonsense.
+/// More pushed arguments are an error.
 const MAX_ARGUMENTS: u32 = 1 << 16;
-/// Words of one location that are listed one by one: the largest vector register has eight. A
-/// location takes 12 bytes of the section and may claim 8,191 words.
+/// Words of one location that become slots: the largest vector register has eight. Without this bound
+/// the 12 bytes of a location could claim 8,191 words.
 const MAX_WORDS: u16 = 8;
 /// Bytes of the smallest table, a header alone.
 const HEADER: usize = 16;
@@ -153,13 +155,13 @@ struct Function {
 }
 
 impl StackMaps {
-    /// The table in a `.llvm_stackmaps` section as it stands in memory after relocation; see
-    /// the head of this module.
+    /// The table in a `.llvm_stackmaps` section in memory, after relocation; see
+    /// [`llvm`](crate::stackmap::llvm).
     ///
-    /// Reading it takes time and memory in proportion to its length.
+    /// Reading takes time and memory linear in the section's length.
     ///
     /// # Errors
-    /// If the section is malformed in any way: the error says in what and where.
+    /// The section is malformed: the error says how and where.
     pub fn from_llvm(section: &[u8]) -> Result<Self, StackMapError> {
         parse(section)
     }
@@ -170,8 +172,7 @@ fn parse(section: &[u8]) -> Result<StackMaps, StackMapError> {
     let mut sites = Sites::default();
     let mut entries = Vec::new();
     while cursor.left() > 0 {
-        // What is left after the last table and is too short for another is alignment, if it is
-        // zero.
+        // Zeros after the last table that are too short for another table are alignment.
         if cursor.left() < HEADER && section[cursor.at..].iter().all(|&b| b == 0) && cursor.at > 0 {
             break;
         }
@@ -322,7 +323,7 @@ fn location(cursor: &mut Cursor<'_>, constants: u32) -> Result<Location, StackMa
     })
 }
 
-/// Collects the slots of a record. False: the record does not say where all references are.
+/// Collects the slots of a record. False: the record does not give all references.
 fn references(
     locations: &[Location],
     frame: Option<u32>,
@@ -389,8 +390,8 @@ fn references(
     Ok(known)
 }
 
-/// The words of an indirect location; `None` if they count from a register that the walker does not
-/// know, or are too many to be listed.
+/// The words of an indirect location. `None`: they count from a register that the walker does not
+/// know, or are too many.
 fn words(
     location: &Location,
     frame: Option<u32>,

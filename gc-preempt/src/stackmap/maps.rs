@@ -1,4 +1,4 @@
-//! The table itself: slots by return address.
+//! The table: slots by return address.
 
 use std::ops::Range;
 
@@ -10,13 +10,13 @@ use crate::unwind::Table;
 pub struct StackMaps {
     /// Functions whose extent is known, sorted, disjoint.
     functions: Vec<Range<usize>>,
-    /// Addresses of functions of unknown extent. Only looked at when the code is registered.
+    /// Addresses of functions of unknown extent. Only registration reads them.
     entries: Vec<usize>,
     /// Return addresses, sorted, distinct: the keys of `sites`.
     returns: Vec<usize>,
     pub(super) sites: Vec<SiteRecord>,
     slots: Vec<Slot>,
-    /// Unwind tables of code that no module of the loader's holds.
+    /// Unwind tables of code that is in no module of the loader.
     unwind: Option<Table>,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct FrameWord {
 pub(crate) struct Slot {
     /// Where the reference lies.
     pub(crate) edge: FrameWord,
-    /// Where a word lies that was computed from it, if the compiler says so.
+    /// Where a word lies that was computed from the reference, if the compiler says so.
     pub(crate) derived: Option<FrameWord>,
 }
 
@@ -53,42 +53,41 @@ pub(super) struct SiteRecord {
     count: u32,
 }
 
-/// What a frame looks like during one call.
+/// The layout of a frame during one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bytes from SP up to FP in frames laid out by RBP. In others only the unwind tables know how
-    /// far it is to the return address; this is LLVM's word for it, without pushed arguments, or
-    /// `None` with dynamic allocas.
+    /// Bytes from SP up to FP in frames laid out by RBP. In frames of LLVM it is the function's stack
+    /// size without pushed arguments, or `None` with dynamic allocas; only the unwind tables give the
+    /// distance to the return address.
     pub(crate) span: Option<u32>,
-    /// Bytes below FP that may hold registers of the frame's caller. The unwind tables say it for
-    /// frames that go by CFI, and this is zero.
+    /// Bytes below FP that may hold registers of the frame's caller. Zero for frames with unwind
+    /// tables, which give it.
     pub(crate) clobber: u32,
-    /// Bytes from SP upwards that may hold arguments of the call. `None`: perhaps all of the frame.
+    /// Bytes from SP upwards that may hold arguments of the call. `None`: the whole frame may.
     pub(crate) outgoing: Option<u32>,
 }
 
 /// The entry of one return address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Site<'a> {
-    /// Whether `slots` is all there is.
+    /// Whether `slots` holds all references.
     pub(crate) known: bool,
     pub(crate) layout: Layout,
     pub(crate) slots: &'a [Slot],
 }
 
 impl StackMaps {
-    /// Adds the unwind tables of code that a compiler made in memory: an `.eh_frame` section as it
-    /// stands at `address`, after relocation. It is copied. It takes the place of one that was
-    /// given before.
+    /// Adds the unwind tables of code that a compiler made in memory: a copy of an `.eh_frame` section
+    /// that lies at `address`, after relocation. It replaces tables that were added before.
     ///
-    /// Reading it takes time and memory in proportion to its length. It ends at an entry of length
-    /// zero, as for the system's unwinder.
+    /// Reading takes time and memory linear in the section's length. The section ends at an entry of
+    /// length zero, as for the system's unwinder.
     ///
-    /// Code that goes by [`FrameRule::Cfi`](crate::FrameRule::Cfi) and was loaded by the dynamic
-    /// loader needs none, its module's are found.
+    /// Code with [`FrameRule::Cfi`](crate::FrameRule::Cfi) in a loaded module needs none: the module's
+    /// tables are used.
     ///
     /// # Errors
-    /// If the section is malformed or two of its entries overlap: the error says where.
+    /// The section is malformed, or two of its entries overlap: the error says where.
     pub fn with_eh_frame(mut self, section: &[u8], address: usize) -> Result<Self, StackMapError> {
         self.unwind = Some(Table::parse(section, address)?);
         Ok(self)
@@ -98,12 +97,12 @@ impl StackMaps {
         self.unwind.as_ref()
     }
 
-    /// How many return addresses the table knows.
+    /// The number of return addresses in the table.
     pub fn len(&self) -> usize {
         self.returns.len()
     }
 
-    /// Whether it knows none.
+    /// Whether the table holds no return address.
     pub fn is_empty(&self) -> bool {
         self.returns.is_empty()
     }
@@ -127,7 +126,7 @@ impl StackMaps {
         (pc < function.end).then_some(function.start)
     }
 
-    /// An address that the table speaks of and that is not in `range`, if there is one.
+    /// An address in the table that is not in `range`, if there is one.
     pub(crate) fn outside(&self, range: &Range<usize>) -> Option<usize> {
         let functions = self.functions.iter().find_map(|f| {
             if !range.contains(&f.start) {

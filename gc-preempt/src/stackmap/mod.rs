@@ -1,12 +1,12 @@
-//! The stack-map table: for a return address into managed code, where the frame's references lie.
+//! Stack maps: for each return address into managed code, the places of the frame's references.
 //!
-//! Each compiler's format has a reader of its own ([`cranelift`], [`llvm`]), and all make the same
-//! table. It is built outside of any stop and read in the stopped world by a binary search; reading
-//! allocates nothing and cannot fail.
+//! Each compiler's format has a reader ([`cranelift`], [`llvm`]), and all readers make the same table
+//! ([`StackMaps`]). It is built outside of any stop. The walker searches it in the stopped world;
+//! that allocates nothing and cannot fail.
 //!
-//! What is *not* in the table is not "no references". A return address without an entry may be a
-//! call that the compiler made on its own, so the walker scans such a frame conservatively, and so
-//! it does where an entry says that the compiler does not know ([`cranelift::Site::known`]).
+//! A return address *without* an entry may belong to a call that the compiler has inserted, across
+//! which references live. So the walker scans such a frame conservatively. It does the same if an
+//! entry says that the compiler does not know all references ([`cranelift::Site::known`]).
 
 pub mod cranelift;
 pub mod llvm;

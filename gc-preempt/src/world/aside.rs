@@ -1,25 +1,27 @@
-//! Mutators that are set aside: those that wait in `blocking` for long, which stops pass over.
+//! Mutators that are set aside: they wait in `blocking` for long, and stops pass over them.
 //!
-//! A stop requests or holds every mutator of its list, and its owner looks at each one's stack and record. A
-//! program with a thousand threads that wait for requests would pay for all of them in each stop.
-//! So the owner of a world may set such mutators aside, between stops ([`World::set_aside`]): they
-//! leave the list, and no stop touches them.
+//! A stop requests or holds every mutator of its list, and its owner scans the stack of each. A
+//! program with a thousand threads that wait for requests would pay for all of them in each stop. So
+//! the owner of a world may set such mutators aside between stops ([`World::set_aside`]): they leave
+//! the list.
 //!
 //! # Invariant
-//! A mutator that is aside stands still from the moment at which it was set aside until it is taken
-//! back, and both happen with the registry lock held. So whoever holds that lock, as every stop
-//! does, may look at it as at a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
+//! A mutator that is aside stands still until it is taken back. It is set aside and taken back with
+//! the registry lock held. So a thread that holds this lock, as every stop does, may look at it as at
+//! a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
 //!
-//! It holds by the state word: a thread cannot leave BLOCKED while ASIDE is set, and takes the
-//! registry lock to have it unset ([`come_back`]). Before it goes on, its `back` hook brings the
-//! mutator's record up to what stops have changed in the records of all others meanwhile.
+//! The state word ensures it: a thread cannot leave BLOCKED while ASIDE is set, and takes the registry
+//! lock to have ASIDE removed (`members::come_back`). Before the thread goes on, its `back` hook
+//! applies to the mutator's record what stops have changed in all other records meanwhile.
 //!
-//! # Who takes a mutator back
-//! Its thread, when `blocking` ends or when it detaches there; a handshake with it; and nobody once
-//! the thread has ended unseen: then [`World::for_each_aside`] forgets it.
+//! # Taking back
+//! A mutator is taken back by its thread, when `blocking` ends or when the thread detaches in it, and
+//! by a handshake with it. If the thread has ended by the bare `exit` system call,
+//! [`World::for_each_aside`] removes the mutator.
 //!
-//! Only a mutator of one world that has a `back` hook is set aside, and none that waits for the
-//! registry lock: it would leave `blocking` with the lock that it needs to be taken back.
+//! A mutator is set aside only if it belongs to one world and has a `back` hook. A mutator that waits
+//! for the registry lock is not set aside: it would leave `blocking` with the lock held that it needs
+//! to be taken back.
 
 use super::stopped::Stopped;
 use crate::blocking::lock;
@@ -29,24 +31,24 @@ use crate::unwind;
 use core::sync::atomic::Ordering;
 
 impl World {
-    /// Sets mutators aside that have been in `blocking` since the call before this one: from now on
-    /// no stop looks at them. How many that were.
+    /// Sets mutators aside that have been in `blocking` since the last call: from now on no stop looks
+    /// at them. Returns how many.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread standing still.
-    /// `false`: it is not set aside. What it does to the mutator's record comes before all that the
-    /// thread does after `blocking`. It may be called for some mutators under one lock, for which
-    /// attaching and stops wait, so it is to be short; and it must not take a lock that a mutator
-    /// may hold outside of `no_preempt`.
+    /// `may` is called for each of them, with the registry lock held and the thread standing still. If
+    /// it returns `false`, the mutator is not set aside. Its changes of the mutator's record happen
+    /// before everything that the thread does after `blocking`. Attaching and stops wait for the lock,
+    /// so `may` must be short; and it must not take a lock that a mutator may hold outside of
+    /// `no_preempt`.
     ///
-    /// Only mutators that were attached with a [`back`](MutatorHooks::back) hook are set aside, and
-    /// only where they belong to no other world. Does nothing on a thread that holds a stop.
+    /// Only mutators that were attached with a [`back`](crate::MutatorHooks::back) hook and belong to
+    /// no other world are set aside. Does nothing on a thread that holds a stop.
     ///
     /// # Safety
-    /// The caller looks after the world: no stop of it needs to look at a mutator that `may`
-    /// accepts, as long as [`for_each_aside`](Self::for_each_aside), [`Stopped::aside`] or its
-    /// `back` hook do. No other part of the program calls this.
+    /// The caller is the owner of the world, and no other part of the program calls this. For a mutator
+    /// that `may` accepts, it does by [`for_each_aside`](Self::for_each_aside), [`Stopped::aside`] or
+    /// the `back` hook what stops do for the others.
     pub unsafe fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
-        /// Mutators that are set aside under one lock, and those that are looked at.
+        /// Mutators that are set aside, and that are looked at, under one lock.
         const PIECE: usize = 16;
         const LOOKS: usize = 256;
         let (mut at, mut sum) = (0, 0);
@@ -79,16 +81,16 @@ impl World {
         }
     }
 
-    /// Calls `f` with some mutators that are aside, under the registry lock, which keeps them
-    /// there: `most` of them, in places below `from`. Where to go on; `None`: there are no more
-    /// below. The first call passes `usize::MAX`.
+    /// Calls `f` with `most` mutators that are aside, in places below `from`, under the registry lock.
+    /// Returns the place at which to go on; `None`: there are no more below. The first call passes
+    /// `usize::MAX`.
     ///
-    /// Places are counted downwards, so that a pass meets every mutator that was aside when it
-    /// began and still is: those that are taken back leave their place to one from further up,
-    /// which the pass has met. It may meet that one twice.
+    /// Places are counted downwards, so that a pass meets every mutator that was aside when the pass
+    /// began and still is. A mutator that is taken back leaves its place to one from further up, which
+    /// the pass has met, and may meet again.
     ///
-    /// Mutators whose threads have ended unseen are forgotten; their `gone` hook is called. Gives
-    /// `None` on a thread that holds a stop: see [`Stopped::aside`].
+    /// Mutators whose threads have ended by the bare `exit` system call are removed; their `gone` hook
+    /// is called. Returns `None` on a thread that holds a stop: see [`Stopped::aside`].
     pub fn for_each_aside(
         &self,
         from: usize,
@@ -121,8 +123,7 @@ impl World {
 }
 
 impl Stopped<'_> {
-    /// The mutators that are aside: they stand still as the stopped ones do, and no stop has looked
-    /// at them.
+    /// The mutators that are aside. They stand still, but this stop has not stopped them.
     pub fn aside(&self) -> impl ExactSizeIterator<Item = StoppedMutator<'_>> {
         // SAFETY: this value holds the registry lock, and nothing changes the list while `self` is
         // borrowed.

@@ -1,4 +1,4 @@
-//! A world: the mutators of one heap, and what may be done with them.
+//! The operations of a world: making it, attaching, registering code, stopping.
 
 mod aside;
 mod backoff;
@@ -25,13 +25,14 @@ use crate::stopper::{HoldsAStop, holds_a_stop};
 use crate::{arch, attach, faults, fork, handler, panics, pin, processors, unwind, walk};
 
 impl World {
-    /// A world without mutators. The first one in the process installs the SIGURG handler and the
-    /// panic hook that keeps a panic in a stopped world from waiting for a lock that a stopped
-    /// thread holds.
+    /// Makes a world without mutators.
+    ///
+    /// The first world in the process installs the SIGURG handler, and a panic hook that ends the
+    /// process at a panic in a stopped world.
     ///
     /// # Errors
-    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a
-    /// thread that holds a stop.
+    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a thread
+    /// that holds a stop.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if holds_a_stop() {
@@ -39,8 +40,8 @@ impl World {
         }
         faults::read_environment();
         arch::setup().map_err(SetupError::Processor)?;
-        // Before the registry lock: they take the loader's and std's locks, under which others may
-        // want to attach.
+        // Before the registry lock: these take locks of the loader and of std, under which other
+        // threads may attach.
         pin::pin().map_err(SetupError::Library)?;
         unwind::setup();
         processors::setup();
@@ -66,32 +67,30 @@ impl World {
         Ok(Self { inner })
     }
 
-    /// Attaches the running thread. `data` is the heap's record of it, readable while it is
-    /// stopped.
+    /// Attaches the running thread. [`StoppedMutator::data`] returns `data` to a stopper.
     ///
-    /// Unblocks SIGURG on this thread, which the last detach undoes, and gives it an alternate
-    /// signal stack that is large enough. The last detach sets the one that the thread had before;
-    /// where it had none, Urge's stays until the thread ends. What the host sets meanwhile stays as
-    /// it is.
+    /// Unblocks SIGURG on this thread; the last detach restores the mask. Gives the thread an
+    /// alternate signal stack that is large enough. The last detach restores the stack that the thread
+    /// had before; if it had none, Urge's stays until the thread ends. A stack that the host sets
+    /// meanwhile stays set.
     ///
     /// # Errors
-    /// [`AttachError`]: it is attached to this world already, it holds a stop, or the system
-    /// refused what it needs.
+    /// [`AttachError`]: the thread is attached to this world already or holds a stop, or the system
+    /// refuses a resource.
     pub fn attach(&self, data: *mut ()) -> Result<Mutator, AttachError> {
         attach::attach(&self.inner, data, None).map(|record| Mutator::new(record, self.clone()))
     }
 
-    /// [`attach`](Self::attach), with hooks: one of them is called with `data` should the thread
-    /// end with its [`Mutator`] leaked, before it is detached; another where
-    /// [`set_aside`](Self::set_aside) has set the mutator aside.
+    /// [`attach`](Self::attach), with hooks for the end of a thread whose [`Mutator`] was leaked, and for
+    /// the end of a time [aside](Self::set_aside).
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
     ///
     /// # Safety
-    /// Unless the `Mutator` was dropped before, `hooks.at_exit` may be called with `data` once the
-    /// thread runs its thread-local destructors, and `hooks.gone` once the thread has ended
-    /// without. `hooks.back` may be called with it until then.
+    /// Until the `Mutator` is dropped, these may be called with `data`: `hooks.at_exit` when the thread
+    /// runs its thread-local destructors, `hooks.gone` after the thread has ended without, and
+    /// `hooks.back` at any time before.
     pub unsafe fn attach_with(
         &self,
         data: *mut (),
@@ -101,7 +100,7 @@ impl World {
             .map(|record| Mutator::new(record, self.clone()))
     }
 
-    /// Sets what is done around a fork by any thread of the process.
+    /// Sets the hooks that run around a fork by any thread of the process.
     ///
     /// # Safety
     /// The hooks must be callable at a fork for as long as this world lives. glibc keeps malloc
@@ -114,17 +113,16 @@ impl World {
         drop(lock);
     }
 
-    /// Registers code. See [`CodeSpec`].
+    /// Registers a range of code. See [`CodeSpec`].
     ///
     /// # Errors
-    /// [`CodeError`] if the range is empty or overlaps another, and on a thread
-    /// that holds a stop.
+    /// [`CodeError`] if the range is empty or overlaps another, and on a thread that holds a stop.
     ///
     /// # Safety
-    /// What `spec` says is true: the range stays mapped until its owner is dropped (for ever
-    /// without one); managed code keeps the System V convention, the frame rule and the stack maps;
-    /// a restart range may be begun again from everywhere in it. A walk passes over what the maps
-    /// do not name, so a wrong map loses objects.
+    /// `spec` is true: the range stays mapped until its owner is dropped (for ever without one);
+    /// managed code keeps the System V convention, its frame rule and its stack maps; a restart range
+    /// may be begun again from every instruction in it. A walk does not report words that the maps do
+    /// not name, so a wrong map loses objects.
     pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         let spec = spec.checked()?;
         let _lock = lock()?;
@@ -132,16 +130,15 @@ impl World {
         unsafe { CODE.register(self.inner.id, spec) }
     }
 
-    /// Stops every mutator of this world and returns once all are stopped. They stay so until the
-    /// result is resumed or dropped. Those that [`set_aside`](Self::set_aside) has set aside stand
+    /// Stops every mutator of this world, and returns when all stand still. They stay stopped until the
+    /// result is resumed or dropped. Mutators that [`set_aside`](Self::set_aside) has set aside stand
     /// still already, and the stop does not look at them.
     ///
-    /// Before that it lets them run for as long as the last stop has held them (at most 10 ms), so
-    /// that stops back to back do not starve them: half of the time is theirs.
+    /// Before the stop begins, the mutators run for as long as the last stop has held them, 10 ms at
+    /// most, so that stops back to back leave them half of the time.
     ///
-    /// Until then call nothing that takes a lock which a stopped thread may hold: no malloc, no
-    /// printing, no `dl_iterate_phdr`; nor attach or register code from this thread, which gives an
-    /// error.
+    /// Until the resume the calling thread must not take a lock that a stopped thread may hold: no
+    /// malloc, no printing, no `dl_iterate_phdr`. To attach or to register code returns an error.
     ///
     /// # Errors
     /// [`StopError`] if the caller is itself a mutator of this world, or holds a stop, of any
@@ -150,11 +147,10 @@ impl World {
         self.stop_those(None)
     }
 
-    /// Brings near this core what walks in the next stop will need, while the mutators run: the
-    /// walk of a thread with 15 native frames takes 5 us then instead of 14.
+    /// Loads what the walks of the next stop need into this core's caches, while the mutators run.
     ///
-    /// For who is about to stop the world to walk its stacks, and was busy elsewhere. Nothing
-    /// depends on it.
+    /// For a thread that is about to stop the world to walk its stacks, and has worked on other data
+    /// before. It makes the next pause shorter, and changes nothing else.
     ///
     /// ```
     /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
@@ -165,7 +161,7 @@ impl World {
     /// ```
     pub fn warm_up_walks(&self) {
         let Ok(mut lock) = lock() else {
-            return; // a hint that comes too late
+            return; // too late: the stop has begun
         };
         let members = &self.inner.members(&mut lock).list;
         // SAFETY: the registry lock is held.
@@ -191,7 +187,7 @@ impl World {
         result.ok_or(HandshakeError::NoSuchMutator(id))
     }
 
-    /// SIGURGs that came without a stop that wanted them, in the whole process so far.
+    /// The number of SIGURGs in the process so far that no stop has asked for.
     pub fn stray_signals() -> u64 {
         handler::strays()
     }
@@ -206,14 +202,14 @@ impl Drop for Inner {
         let unused = match &lock {
             // SAFETY: the registry lock is held, and no stop is under way.
             Ok(_) => unsafe { CODE.sweep() },
-            Err(HoldsAStop) => Vec::new(), // the end of the stop sweeps
+            Err(HoldsAStop) => Vec::new(), // the end of the stop calls `sweep`
         };
         drop(lock);
         drop(unused);
     }
 }
 
-/// Keeps stops out of the trampoline, once a process.
+/// Registers the trampoline as an unsafe range, once a process.
 fn register_own_code(_lock: &RegistryGuard) -> Result<(), CodeError> {
     static DONE: AtomicBool = AtomicBool::new(false);
     if !DONE.load(Ordering::Relaxed) {

@@ -12,7 +12,18 @@ use crate::stop_number::RESUMED;
 use crate::stopped_mutator::StoppedMutator;
 use crate::{acknowledgements, arch, attach, park, stopper};
 
-/// A world whose mutators all stand still. Resumes when dropped.
+/// A world whose mutators all stand still. Its drop resumes them.
+///
+/// ```
+/// let world = gc_preempt::World::new(gc_preempt::Config::default())?;
+/// let stopped = world.stop()?;
+/// for mutator in stopped.mutators() {
+///     let _at = mutator.snapshot().registers.pc;
+/// }
+/// let report = stopped.resume();
+/// assert_eq!(report.mutators, 0); // no thread is attached here
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Stopped<'w> {
     pub(super) world: &'w World,
     pub(super) lock: Option<RegistryGuard>,
@@ -21,22 +32,22 @@ pub struct Stopped<'w> {
     pub(super) requested: Instant,
     pub(super) stopped_at: Instant,
     pub(super) report: StopReport,
-    /// Its thread is the one whose panics abort.
+    /// It is not `Send`: the registry knows its thread as the stopper.
     pub(super) _on_its_thread: PhantomData<*mut ()>,
 }
 
 impl Stopped<'_> {
-    /// The number of this stop: unique in the process, growing.
+    /// The number of this stop. Numbers grow, and are unique in the process.
     pub fn number(&self) -> u64 {
         self.number
     }
 
-    /// When the stop was asked for.
+    /// When the stop was requested.
     pub fn requested_at(&self) -> Instant {
         self.requested
     }
 
-    /// When the last mutator was stopped.
+    /// When the last mutator had stopped.
     pub fn stopped_at(&self) -> Instant {
         self.stopped_at
     }
@@ -47,7 +58,7 @@ impl Stopped<'_> {
         unsafe { &(*self.world.inner.members.get()).list }
     }
 
-    /// The stopped mutators: all but those that are [aside](Self::aside).
+    /// The stopped mutators: all except those [aside](Self::aside).
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_>> {
         let only = self.only;
         self.members()
@@ -59,13 +70,13 @@ impl Stopped<'_> {
             .map(|member| unsafe { member.stopped(self.number) })
     }
 
-    /// Lets all go on, and says what the stop took.
+    /// Lets all mutators go on, and returns the times of the stop.
     pub fn resume(mut self) -> StopReport {
         self.finish();
         self.report
     }
 
-    /// Finds out which unregistered code no stack returns into any more. In the stopped world.
+    /// Looks for unregistered code to which no stack returns any more. In the stopped world.
     fn reap_code(&self) {
         // SAFETY: this stop holds every mutator.
         let snapshot = |m: &Member| unsafe { m.record.snapshot() };
@@ -87,9 +98,9 @@ impl Stopped<'_> {
         unsafe { CODE.reap(self.world.inner.id, stacks, words) };
     }
 
-    /// Forgets the threads that no longer exist. The records must go too: a new thread may get the
+    /// Removes the members whose threads no longer exist, and their records: a new thread may get the
     /// same control block.
-    fn bury_the_dead(&self, lock: &mut RegistryGuard) {
+    fn remove_dead_members(&self, lock: &mut RegistryGuard) {
         let list = &mut self.world.inner.members(lock).list;
         if !list.iter().any(|m| m.dead) {
             return;
@@ -118,23 +129,23 @@ impl Stopped<'_> {
             self.world.inner.members(&mut lock).resumed = Some((now, self.report.pause));
         }
         park::wake(park::low_half(&RESUMED), i32::MAX);
-        // Threads that still walk their stacks read the code map, which may change once the lock is
+        // Threads that still walk their stacks read the code map, which may change when the lock is
         // free.
         acknowledgements::wait_for_walks();
-        self.bury_the_dead(&mut lock);
-        let left = take_those_that_left(&mut lock);
+        self.remove_dead_members(&mut lock);
+        let left = take_dropped_mutators(&mut lock);
         // SAFETY: the registry lock is held, and this stop is over.
         let unused = unsafe { CODE.sweep() };
         drop(lock);
-        drop(unused); // runs the owners' destructors, which may be anything
+        drop(unused); // runs the owners' destructors, which may do anything
         for (inner, record) in left {
             attach::detach(&inner, record, || ());
         }
     }
 }
 
-/// The memberships of this thread whose `Mutator` was dropped in the stop that it held.
-fn take_those_that_left(lock: &mut RegistryGuard) -> Vec<(Arc<Inner>, &'static Record)> {
+/// The memberships of this thread whose `Mutator` was dropped while it held the stop.
+fn take_dropped_mutators(lock: &mut RegistryGuard) -> Vec<(Arc<Inner>, &'static Record)> {
     if !MUTATOR_DROPPED.swap(false, Ordering::Relaxed) {
         return Vec::new();
     }
@@ -156,8 +167,9 @@ impl Drop for Stopped<'_> {
     }
 }
 
-/// What a stop took.
+/// The times and counts of a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct StopReport {
     /// The stop's number.
     pub number: u64,
@@ -165,12 +177,12 @@ pub struct StopReport {
     pub time_to_stop: Duration,
     /// From the request until the resume was published.
     pub pause: Duration,
-    /// Mutators that were stopped: those that are aside are not among them.
+    /// Mutators that were stopped, without those aside.
     pub mutators: u32,
-    /// Of those, the ones that were running and had to be signalled.
+    /// Of these, the mutators that were running and were signalled.
     pub signalled: u32,
-    /// And the ones that were blocked, or still parked from the stop before.
+    /// Of these, the mutators that were blocked, or still parked from the stop before.
     pub held: u32,
-    /// Signals that had to be sent again, since they met a thread where it could not stop.
+    /// Signals that were sent again, since they had met a thread where it could not stop.
     pub deferrals: u32,
 }
