@@ -12,7 +12,7 @@ use benches::{Mode, consume, wanted};
 use criterion::{Criterion, Throughput};
 use gc_core::alloc::{LocalAllocator, Refill, bump};
 use gc_core::heap::{Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker};
+use gc_core::mark::{MarkQueue, Marker, WeakWork};
 use gc_core::{Encoding, Heap, Kind, Site};
 use gc_preempt::{Config, RootSink, WalkStats, World};
 use gc_test_harness::kernels::alloc::{Allocator, node_site};
@@ -257,6 +257,7 @@ struct Bare {
     space: Space,
     runs: LocalAllocator,
     queue: MarkQueue,
+    weak: WeakWork,
     site: Site,
     cells: Vec<usize>,
 }
@@ -267,6 +268,7 @@ impl Bare {
         // SAFETY: one thread, with runs, sites and a queue of this space.
         let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
         let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
+        let weak = WeakWork::new(&space).expect("lists");
         let runs = LocalAllocator::new().expect("runs");
         let kind = Kind::words_at("pair", &[0, 1], Encoding::RAW);
         let kind = space.add_kind(kind).expect("a kind");
@@ -275,6 +277,7 @@ impl Bare {
             space,
             runs,
             queue,
+            weak,
             site,
             cells: Vec::with_capacity(count),
         };
@@ -311,7 +314,7 @@ impl Bare {
         self.space.begin_marking();
         // SAFETY: our own runs, of this thread.
         unsafe { self.runs.blacken_tails(&self.space) };
-        let mut marker = Marker::new(&self.space, &self.queue).alone();
+        let mut marker = Marker::new(&self.space, &self.queue, &self.weak).alone();
         let block = work(&mut marker);
         for &cell in &self.cells {
             marker.edge(cell, Encoding::RAW);

@@ -6,15 +6,20 @@ use std::time::Instant;
 
 use gc_core::alloc::{LocalAllocator, Refill, bump};
 use gc_core::heap::{Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker};
+use gc_core::mark::{MarkQueue, Marker, WeakWork};
 use gc_core::{Encoding, Kind, Site};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
 use gc_test_harness::lab::baselines::mark::LimitMarker;
+
+/// What the markers of a space share.
+type Marking<'a> = (&'a MarkQueue, &'a WeakWork);
 
 fn main() {
     // SAFETY: one thread, with runs, sites and a queue of this space.
     let space = unsafe { Space::bare(SpaceConfig::default()) }.expect("a heap");
     let queue = MarkQueue::new(&space, 1 << 26).expect("a queue");
+    let weak = WeakWork::new(&space).expect("lists");
+    let marking = (&queue, &weak);
     let runs = LocalAllocator::new().expect("runs");
     let leaf = space.add_kind(Kind::leaf("leaf")).expect("a kind");
     let pair = space
@@ -46,7 +51,7 @@ fn main() {
                     unsafe { (cell as *mut usize).write(n) };
                 }
                 best = best.min(start.elapsed().as_secs_f64());
-                collect(&space, &runs, &queue, &[]);
+                collect(&space, &runs, marking, &[]);
             }
             let bare = (0..4)
                 .map(|_| limit(bytes, set << 20))
@@ -58,22 +63,22 @@ fn main() {
                 ns(bare)
             );
         }
-        comb(&space, &runs, &queue, leaf);
+        comb(&space, &runs, marking, leaf);
         for cells in [1, 2, 3, 4, 8, 16] {
             let site = space.site(pair, 16).expect("a site");
-            groups(&space, &runs, &queue, site, cells);
+            groups(&space, &runs, marking, site, cells);
         }
         mark(
             &space,
             &runs,
-            &queue,
+            marking,
             space.site(pair, 32).expect("a site"),
             64 << 20,
         );
         mark(
             &space,
             &runs,
-            &queue,
+            marking,
             space.site(pair, 32).expect("a site"),
             256 << 20,
         );
@@ -100,12 +105,12 @@ fn refill(space: &Space, runs: &LocalAllocator, site: Site) {
     ));
 }
 
-fn collect(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, roots: &[usize]) -> f64 {
+fn collect(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, roots: &[usize]) -> f64 {
     space.begin_marking();
     // SAFETY: our own runs.
     unsafe { runs.blacken_tails(space) };
     let start = Instant::now();
-    let mut marker = Marker::new(space, queue).alone();
+    let mut marker = Marker::new(space, marking.0, marking.1).alone();
     for &root in roots {
         marker.edge(root, Encoding::RAW);
     }
@@ -145,7 +150,7 @@ fn limit_of<const BYTES: usize>(set: usize) -> f64 {
     turn()
 }
 
-fn mark(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, bytes: usize) {
+fn mark(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site, bytes: usize) {
     let count = bytes / 32;
     let mut random = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = move || {
@@ -167,7 +172,7 @@ fn mark(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, byt
         cells[n] = cell;
     }
     let mut times: Vec<f64> = (0..5)
-        .map(|_| collect(space, runs, queue, &cells))
+        .map(|_| collect(space, runs, marking, &cells))
         .collect();
     times.sort_by(f64::total_cmp);
     let mut limit = LimitMarker::of(&cells, 1);
@@ -182,12 +187,12 @@ fn mark(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, byt
         times[0] * 1e9 / count as f64,
         count as f64 / bare / 1e6
     );
-    collect(space, runs, queue, &[]);
+    collect(space, runs, marking, &[]);
 }
 
 /// Lists of so many cells, each in one place, which lie at random: what it costs to follow
 /// neighbours.
-fn groups(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, cells: usize) {
+fn groups(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site, cells: usize) {
     let count = (64 << 20) / site.size() / cells;
     let list = |_| {
         (0..cells).fold(0, |next, _| {
@@ -206,22 +211,22 @@ fn groups(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, site: Site, c
         heads.swap(n, (random % (n as u64 + 1)) as usize);
     }
     let mut times: Vec<f64> = (0..5)
-        .map(|_| collect(space, runs, queue, &heads))
+        .map(|_| collect(space, runs, marking, &heads))
         .collect();
     times.sort_by(f64::total_cmp);
     println!(
         "mark 64 MiB in groups of {cells}: {:.1} ns a cell",
         times[0] * 1e9 / (count * cells) as f64
     );
-    collect(space, runs, queue, &[]);
+    collect(space, runs, marking, &[]);
 }
 
 /// Every other cell survives, so that each run is one cell long: the refill's own cost.
-fn comb(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, leaf: gc_core::KindId) {
+fn comb(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, leaf: gc_core::KindId) {
     let site = space.site(leaf, 32).expect("a site");
     let cells: Vec<usize> = (0..1 << 20).map(|_| alloc(space, runs, site)).collect();
     let kept: Vec<usize> = cells.into_iter().step_by(2).collect();
-    collect(space, runs, queue, &kept);
+    collect(space, runs, marking, &kept);
     let start = Instant::now();
     for n in 0..1 << 19 {
         // SAFETY: a new cell.
@@ -231,5 +236,5 @@ fn comb(space: &Space, runs: &LocalAllocator, queue: &MarkQueue, leaf: gc_core::
         "a comb's gaps, 32 bytes each: {:.1} ns a cell",
         start.elapsed().as_secs_f64() * 1e9 / (1 << 19) as f64
     );
-    collect(space, runs, queue, &[]);
+    collect(space, runs, marking, &[]);
 }

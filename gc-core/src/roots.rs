@@ -756,7 +756,7 @@ mod tests {
         space.begin_marking();
         assert_eq!(roots.snapshot(false), 3000);
         let late = roots.add(cells[0]).unwrap();
-        let mut marker = Marker::new(space, &toy.queue);
+        let mut marker = Marker::new(space, &toy.queue, &toy.weak);
         let mut scanner = Scanner::new(space, &mut marker, None);
         assert!(roots.scan_piece(&mut scanner));
         let change = |slot, to| {
@@ -822,7 +822,7 @@ mod tests {
         let last = space.base() + space.top() * PAGE;
         let words = [beyond, cells[3] + 8, last, cells[199], beyond + 8];
         space.begin_marking();
-        let mut marker = Marker::new(space, &toy.queue);
+        let mut marker = Marker::new(space, &toy.queue, &toy.weak);
         let mut scanner = Scanner::new(space, &mut marker, None);
         let range = words.as_ptr_range();
         scanner.conservative(range.start as usize..range.end as usize);

@@ -37,6 +37,7 @@ use crate::heap::{Cell, GRANULE, Space};
 use crate::kind::Tag;
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
+use crate::weak::for_each_dead_word;
 
 /// Roots that are written down at most; more are not checked. A thread has some hundred.
 const ROOTS: usize = 1 << 24;
@@ -174,7 +175,7 @@ impl Verify {
                     walk.reach(target, granule + 1);
                 }
             });
-            space.for_each_dead_word(cell, &mut |target| walk.reach(target, granule + 1));
+            for_each_dead_word(space, cell, &mut |target| walk.reach(target, granule + 1));
         }
         if walk.first_lost.is_none() {
             walk.look_at_tracers(collection);

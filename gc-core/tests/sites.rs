@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use common::hazard;
 use gc_core::alloc::bump;
 use gc_core::heap::{Space, SpaceConfig};
+use gc_core::mark::{MarkQueue, Marker, WeakWork};
 use gc_core::{Encoding, Heap, Kind, KindId, LocalAllocator, Mutator, Refill};
-use gc_core::{mark::MarkQueue, mark::Marker};
 
 /// Sites, of which each takes 8 KiB for its run at first: not so many that a collection is due.
 const N: usize = 400;
@@ -28,6 +28,7 @@ struct Bare {
     space: Space,
     runs: LocalAllocator,
     queue: MarkQueue,
+    weak: WeakWork,
 }
 
 impl Bare {
@@ -43,6 +44,7 @@ impl Bare {
         let space = unsafe { Space::bare(config) }.unwrap();
         Bare {
             queue: MarkQueue::new(&space, 1 << 16).unwrap(),
+            weak: WeakWork::new(&space).unwrap(),
             runs: LocalAllocator::new().unwrap(),
             space,
         }
@@ -70,11 +72,11 @@ impl Bare {
     }
 
     fn begin(&self, roots: &[usize]) {
-        self.space.begin_weak();
+        self.weak.begin(&self.space);
         self.space.begin_marking();
         // SAFETY: our own runs.
         unsafe { self.runs.blacken_tails(&self.space) };
-        let mut marker = Marker::new(&self.space, &self.queue);
+        let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
         roots.iter().for_each(|r| marker.edge(*r, Encoding::RAW));
         marker.drain();
     }

@@ -10,7 +10,7 @@ use common::hazard;
 use gc_core::AllocError;
 use gc_core::alloc::bump;
 use gc_core::heap::{LargeStep, MAX_SMALL, MIN_RESERVE, Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker};
+use gc_core::mark::{MarkQueue, Marker, WeakWork};
 use gc_core::{Encoding, Kind, KindId, LocalAllocator, Refill};
 
 fn space(reserve: u64) -> Space {
@@ -77,6 +77,7 @@ fn check((cell, size, stamp): Owned) {
 fn mutators_beside_the_sweep(collections: u32) {
     let space = space(256 << 20);
     let queue = MarkQueue::new(&space, 1 << 16).unwrap();
+    let weak = WeakWork::new(&space).unwrap();
     let kind = space.add_kind(Kind::leaf("leaf")).unwrap();
     let (stop, done, rounds) = (RwLock::new(()), AtomicBool::new(false), AtomicU64::new(0));
     let mutators: Vec<(LocalAllocator, RwLock<Vec<Owned>>)> = (0..3)
@@ -137,7 +138,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             let stopped = stop.write().unwrap();
             assert!(space.ready_to_mark());
             space.begin_marking();
-            let mut marker = Marker::new(&space, &queue);
+            let mut marker = Marker::new(&space, &queue, &weak);
             let mut live = 0;
             for (runs, owned) in &mutators {
                 // SAFETY: its owner waits for `stop`.
@@ -191,6 +192,7 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
                 MarkQueue::new(&space, 100).unwrap(),
                 LocalAllocator::new().unwrap(),
             );
+            let weak = WeakWork::new(&space).unwrap();
             let kind = space.add_kind(Kind::conservative("words")).unwrap();
             let cells: Vec<usize> = (0..500)
                 .map(|_| alloc(&space, &runs, kind, 48).unwrap())
@@ -198,7 +200,7 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
             let big = alloc(&space, &runs, kind, 100_000).unwrap();
             runs.retire(&space);
             space.begin_marking();
-            let mut marker = Marker::new(&space, &queue);
+            let mut marker = Marker::new(&space, &queue, &weak);
             // Every other cell dies.
             cells
                 .iter()
@@ -213,7 +215,7 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
             // One conservative cell holds a word for every 16 bytes of the whole range and of what
             // lies around it.
             space.begin_marking();
-            let mut marker = Marker::new(&space, &queue);
+            let mut marker = Marker::new(&space, &queue, &weak);
             let range = space.reserved();
             for word in (range.start - 4096..range.end + 4096).step_by(16) {
                 marker.conservative(word + word % 13);
@@ -287,6 +289,7 @@ fn a_full_queue_loses_nothing() {
             MarkQueue::new(&space, 1).unwrap(),
             LocalAllocator::new().unwrap(),
         );
+        let weak = WeakWork::new(&space).unwrap();
         let kind = space
             .add_kind(Kind::array("array", 0, Encoding::RAW))
             .unwrap();
@@ -304,7 +307,7 @@ fn a_full_queue_loses_nothing() {
             }
         }
         space.begin_marking();
-        let mut marker = Marker::new(&space, &queue);
+        let mut marker = Marker::new(&space, &queue, &weak);
         marker.edge(root, Encoding::RAW);
         marker.drain();
         assert!(queue.overflows() > 1000);
@@ -324,6 +327,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
                 MarkQueue::new(&space, 1 << 20).unwrap(),
                 LocalAllocator::new().unwrap(),
             );
+            let weak = WeakWork::new(&space).unwrap();
             // Every word but the second and each 64th is an edge.
             let is_edge = |word: usize| word != 1 && word % 64 != 63;
             let words: Vec<u32> = (0..SLOTS as u32).filter(|w| is_edge(*w as usize)).collect();
@@ -338,7 +342,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
             }
             runs.retire(&space);
             space.begin_marking();
-            let mut marker = Marker::new(&space, &queue);
+            let mut marker = Marker::new(&space, &queue, &weak);
             marker.edge(big, Encoding::RAW);
             let is_done = marker.drain_bounded(64);
             let marked = marker.marked().cells;
@@ -365,13 +369,14 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
             MarkQueue::new(&space, 1 << 20).unwrap(),
             LocalAllocator::new().unwrap(),
         );
+        let weak = WeakWork::new(&space).unwrap();
         let leaf = space.add_kind(Kind::leaf("leaf")).unwrap();
         let first = alloc(&space, &runs, leaf, 16).unwrap();
         let collect = |roots: &[usize]| {
             runs.retire(&space);
             while space.sweep_piece() || space.clear_spare_piece() {}
             space.begin_marking();
-            let mut marker = Marker::new(&space, &queue);
+            let mut marker = Marker::new(&space, &queue, &weak);
             for root in roots {
                 marker.edge(*root, Encoding::RAW);
             }

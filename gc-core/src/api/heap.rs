@@ -333,6 +333,7 @@ impl HeapBuilder {
             space: memory.space,
             world,
             queue: memory.queue,
+            weak: memory.weak,
             log: memory.log,
             roots: memory.roots,
             stacks: Stacks::new(config.exact),

@@ -506,7 +506,7 @@ impl Mutator {
                     return true;
                 }
                 let begun = Instant::now();
-                let mut marker = Marker::new(&shared.space, &shared.queue);
+                let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
                 let dry = loop {
                     let dry = marker.drain_bounded(HELP_PIECE);
                     left = left.saturating_sub(HELP_PIECE as u64);
@@ -651,7 +651,7 @@ impl Mutator {
         self.thread().no_preempt(|| {
             // The collector may be clearing the pair that is replaced.
             let clearing = self.record().marking.load(Ordering::Relaxed) > MARKING;
-            let weak = &self.heap.shared().space.weak;
+            let weak = &self.heap.shared().weak;
             let _whole = clearing.then(|| weak.lock_pair(pair as usize));
             // SAFETY: forwarded.
             unsafe { self.write_both(pair, key, value) };
@@ -678,7 +678,7 @@ impl Mutator {
             return;
         }
         self.thread().no_preempt(|| {
-            let _whole = self.heap.shared().space.weak.lock_pair(pair as usize);
+            let _whole = self.heap.shared().weak.lock_pair(pair as usize);
             if is_there() {
                 // SAFETY: forwarded.
                 unsafe { self.write(pair.add(1), value) };
@@ -693,7 +693,7 @@ impl Mutator {
     /// As [`write_pair`](Self::write_pair).
     pub(crate) unsafe fn remove_pair(&self, pair: *mut usize, cleared: usize) {
         self.thread().no_preempt(|| {
-            let _whole = self.heap.shared().space.weak.lock_pair(pair as usize);
+            let _whole = self.heap.shared().weak.lock_pair(pair as usize);
             // SAFETY: forwarded.
             unsafe { self.write_both(pair, cleared, 0) };
         });
@@ -734,15 +734,15 @@ impl Mutator {
             self.thread().no_preempt(|| unsafe {
                 let (to, from) = (to.add(first), from.add(first));
                 let mode = self.record().marking.load(Ordering::Relaxed);
+                let (space, weak) = (&self.heap.shared().space, &self.heap.shared().weak);
                 if mode > MARKING && !planted("judged-open") {
-                    let space = &self.heap.shared().space;
-                    return space.copy_judged(to as usize, from as usize, words, mode);
+                    return weak.copy_judged(space, to as usize, from as usize, words, mode);
                 }
                 for word in (0..words).rev() {
                     to.add(word).write_volatile(from.add(word).read_volatile());
                 }
                 if mode != IDLE {
-                    self.heap.shared().space.copied_weak(to as usize, words);
+                    weak.copied(space, to as usize, words);
                 }
             });
         }

@@ -21,11 +21,13 @@ use crate::mutator::types::Types;
 use crate::roots::Roots;
 use crate::satb_log::{LOG_WORDS, SharedLog};
 use crate::verify::Verify;
+use crate::weak::WeakWork;
 
 /// What is mapped for a heap.
 pub(crate) struct Memory {
     pub(crate) space: Space,
     pub(crate) queue: MarkQueue,
+    pub(crate) weak: WeakWork,
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
     pub(crate) finalizers: Finalizers,
@@ -127,6 +129,7 @@ impl Memory {
         let verify = config.verify.then(|| Verify::new(&space));
         Ok(Memory {
             verify: verify.transpose()?,
+            weak: WeakWork::new(&space)?,
             space,
             queue,
             log: SharedLog::new(log)?,

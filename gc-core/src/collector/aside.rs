@@ -141,7 +141,7 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
         context.marking.store(marking, Ordering::Relaxed);
     }
     if marking != IDLE && !planted("back-unscanned") {
-        let mut marker = Marker::new(&shared.space, &shared.queue);
+        let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         let mut scanner = Scanner::new(&shared.space, &mut marker, None);
         scan(shared, context, mutator, &mut scanner);
         scanner.finish();

@@ -109,7 +109,7 @@ unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
     shared.marking.store(IDLE, Ordering::Relaxed);
     shared.clearing.store(false, Ordering::Relaxed);
     if !planted("unjudged-in-child") {
-        shared.space.end_clearing();
+        shared.weak.end_clearing(&shared.space);
     }
     if let Some(context) = kept {
         context.marking.store(0, Ordering::Relaxed);

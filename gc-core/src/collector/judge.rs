@@ -65,7 +65,7 @@ impl Cycle<'_, '_> {
 
     pub(super) fn clear_long(&mut self) -> Phase {
         // Where words were traced beside the mutators, more were met than fitted.
-        if self.shared.space.clears_in_stops() {
+        if self.shared.weak.clears_in_stops() {
             self.stop();
         }
         self.clear(Stage::All);
@@ -97,13 +97,13 @@ impl Cycle<'_, '_> {
 
     /// Clears the words of a stage.
     fn clear(&mut self, stage: Stage) {
-        let space = &self.shared.space;
+        let (space, weak) = (&self.shared.space, &self.shared.weak);
         self.pieces(|cycle, most| {
-            let cleared = space.clear_piece(stage, most);
+            let cleared = weak.clear_piece(space, stage, most);
             cycle.stats.weak_cleared += cleared.cleared;
             cleared.looked
         });
-        space.end_stage();
+        weak.end_stage();
     }
 
     /// Moves finalizable cells that died to the queue, and marks them.
@@ -175,7 +175,7 @@ impl Cycle<'_, '_> {
         // Where more weak cells were met than could be written down, all are walked, which mutators
         // must not change.
         let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)
-            && self.shared.space.clears_in_stops();
+            && self.shared.weak.clears_in_stops();
         if self.stopped.is_none()
             || !self.shared.concurrent
             || !is_long

@@ -136,7 +136,7 @@ pub(crate) fn run(shared: &Shared) {
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
     // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at
     // the end.
-    let mut crew = unsafe { Crew::new(&shared.space, &shared.queue) };
+    let mut crew = unsafe { Crew::new(&shared.space, &shared.queue, &shared.weak) };
     let mut surplus = Surplus::default();
     let mut idle = Idle::new(shared);
     loop {
@@ -253,7 +253,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     fn new(shared: &'h Shared, crew: &'c mut Crew<'h>) -> Self {
         // Mutators are counted when there is more to do than a piece.
         crew.set_helpers(0, 1000);
-        let marker = Marker::new(&shared.space, &shared.queue);
+        let marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         let now = Instant::now();
         Self {
             shared,
@@ -332,7 +332,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             space.forget_marks();
         }
         while space.clear_spare_piece() {}
-        space.begin_weak();
+        self.shared.weak.begin(space);
         // A kind that is made later has no cell whose words lead to what was there before.
         self.has_long = space.kinds.has_long();
         if let Some(verify) = &self.shared.verify {
@@ -601,7 +601,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     /// find much that lives.
     fn select(&self) {
         let space = &self.shared.space;
-        space.select_dying();
+        self.shared.weak.select_dying(space);
         for registered in [&self.shared.finalizers, &self.shared.drops] {
             while registered.select_piece(SELECT_PIECE, |cell| space.is_marked(cell)) {}
         }

@@ -383,7 +383,7 @@ mod tests {
         // SAFETY: the context lives as long as the mutator.
         let context = unsafe { &*m.context() };
         let (shared, pace) = (&*context.shared, &context.shared.pace);
-        let mut marker = Marker::new(&shared.space, &shared.queue);
+        let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         for _ in 0..CELLS {
             // SAFETY: no collection happens.
             let cell = unsafe { m.alloc(kind, 16) }.unwrap().as_ptr() as usize;

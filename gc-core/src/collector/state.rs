@@ -26,12 +26,15 @@ use crate::satb_log::SharedLog;
 use crate::stacks::Stacks;
 use crate::stats::Ledger;
 use crate::verify::Verify;
+use crate::weak::WeakWork;
 
 /// A heap, as its collector and its mutators share it.
 pub(crate) struct Shared {
     pub(crate) space: Space,
     pub(crate) world: World,
     pub(crate) queue: MarkQueue,
+    /// Weak cells and ephemerons that markers meet.
+    pub(crate) weak: WeakWork,
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
     /// Whether stacks and registers are roots.
@@ -205,7 +208,7 @@ impl Shared {
             if !planted("roots-unlogged") && !self.log.append(&[word]) {
                 // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
                 // marking is not over.
-                let mut marker = Marker::new(&self.space, &self.queue);
+                let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
                 roots::logged(&self.space, &mut marker, word);
                 self.log.overflow(marker.marked());
             }
@@ -251,7 +254,7 @@ impl Shared {
             self.finalizers.lock_for_fork(),
             self.drops.lock_for_fork(),
             self.dying.lock_for_fork(),
-            self.space.weak.lock_for_fork(),
+            self.weak.lock_for_fork(),
             self.ledger.lock_for_fork(),
             self.pace.lock_for_fork(),
             self.vain.lock(),

@@ -37,7 +37,6 @@ use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::limits::{MAX_ENCODINGS, MAX_RESERVE, MIN_HARD_LIMIT, MIN_RESERVE};
 use crate::memory::prefetch::prefetch;
-use crate::weak::WeakWork;
 
 pub use iterate::POISON;
 
@@ -135,8 +134,6 @@ pub struct Space {
     /// Bytes that stay backed.
     pub(crate) pre_touched: u64,
     large: LargeObjects,
-    /// Weak cells and ephemerons that markers meet.
-    pub(crate) weak: WeakWork,
     /// What was handed out since the last swap.
     allocation_count: CachePadded<AllocationCount>,
     /// Bytes that a mutator may have been handed and not reported, and how many mutators there are.
@@ -249,7 +246,6 @@ impl Space {
             has_released: AtomicBool::new(false),
             pre_touched: pre_touch,
             large: LargeObjects::default(),
-            weak: WeakWork::new(bytes as usize)?,
             allocation_count: CachePadded::default(),
             report_at: AtomicU64::new(0),
             mutators: AtomicUsize::new(0),

@@ -35,10 +35,10 @@ impl Core<'_> {
             let offset = (self.grey_word * 64 + newly.trailing_zeros() as usize) * GRANULE;
             newly &= newly - 1;
             if self.space.kinds.get(kind).tag == Tag::Weak {
-                self.space.weak.meet(self.base + offset);
+                self.weak.meet(self.base + offset);
             }
             // Leaves and weak cells, too: following them is looking who waits for them.
-            if self.space.weak.checking() {
+            if self.weak.checking() {
                 self.push(Entry::small(offset, kind));
             }
         }
@@ -52,8 +52,8 @@ impl Core<'_> {
         if entry.start() != 0 {
             return;
         }
-        let (space, key) = (self.space, self.base + entry.offset());
-        space.weak.wake(entry.offset(), |tie| {
+        let (space, weak, key) = (self.space, self.weak, self.base + entry.offset());
+        weak.wake(entry.offset(), |tie| {
             let encoding = space.kinds.get(tie.kind()).encoding;
             // SAFETY: ties are made of pairs of marked cells.
             unsafe {
@@ -67,8 +67,8 @@ impl Core<'_> {
     /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began
     /// to look: follows some of them. False: there are none.
     pub(super) fn wake_old(&mut self) -> bool {
-        let space = self.space;
-        space.weak.wake_old(|tie| {
+        let (space, weak) = (self.space, self.weak);
+        weak.wake_old(|tie| {
             let encoding = space.kinds.get(tie.kind()).encoding;
             // SAFETY: as in `wake`.
             unsafe {
@@ -117,7 +117,6 @@ impl Core<'_> {
             return;
         };
         match self
-            .space
             .weak
             .wait(Tie::new(slot, cell.kind), key.wrapping_sub(self.base))
         {

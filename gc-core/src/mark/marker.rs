@@ -9,6 +9,7 @@ use crate::heap::{Cell, Space};
 use crate::marked::Marked;
 use crate::tracer::Sink;
 use crate::verify::Verify;
+use crate::weak::WeakWork;
 
 /// One thread that marks. All its memory is mapped before; make it and drop it wherever that is
 /// true of its stack.
@@ -20,11 +21,11 @@ pub struct Marker<'a> {
 }
 
 impl<'a> Marker<'a> {
-    /// A marker of `space` that shares `queue`, made for it, with its fellows. It is made after the
-    /// last [`Space::end_marking`] and dropped before the next.
-    pub fn new(space: &'a Space, queue: &'a MarkQueue) -> Marker<'a> {
+    /// A marker of `space` that shares `queue` and `weak`, made for it, with all other markers of
+    /// the space. It is made after the last [`Space::end_marking`] and dropped before the next.
+    pub fn new(space: &'a Space, queue: &'a MarkQueue, weak: &'a WeakWork) -> Marker<'a> {
         Marker {
-            core: Core::new(space, queue),
+            core: Core::new(space, queue, weak),
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) mod workers;
 pub use crate::marked::Marked;
 pub use crate::tracer::Tracer;
 #[doc(hidden)]
+pub use crate::weak::WeakWork;
+#[doc(hidden)]
 pub use marker::Marker;
 #[doc(hidden)]
 pub use queue::MarkQueue;

@@ -94,7 +94,7 @@ impl Core<'_> {
                 bits &= bits - 1;
                 followed += 1;
                 if is_weak {
-                    self.space.weak.meet(self.base + offset);
+                    self.weak.meet(self.base + offset);
                     budget.spend(0);
                 } else {
                     budget.spend(self.follow(self.entry(offset)));

@@ -15,6 +15,7 @@ use crate::marked::{BYTES_A_CELL, Marked};
 use crate::memory::prefetch::{Ring, prefetch};
 use crate::tracer::{Sink, WORD};
 use crate::verify::Verify;
+use crate::weak::WeakWork;
 
 /// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of
 /// a random graph of 512 MiB, marked in random order, 32 in both rings mark 15 % faster than 16 (41
@@ -30,6 +31,7 @@ pub(super) const CELLS: usize = 32;
 /// bitmaps' roles swap after the last marker is gone.
 pub(crate) struct Core<'a> {
     pub(super) space: &'a Space,
+    pub(super) weak: &'a WeakWork,
     pub(super) base: usize,
     pub(super) len: usize,
     pub(super) marks: Bits<'a>,
@@ -52,9 +54,10 @@ pub(crate) struct Core<'a> {
 }
 
 impl<'a> Core<'a> {
-    pub(super) fn new(space: &'a Space, queue: &'a MarkQueue) -> Core<'a> {
+    pub(super) fn new(space: &'a Space, queue: &'a MarkQueue, weak: &'a WeakWork) -> Core<'a> {
         Core {
             space,
+            weak,
             base: space.base(),
             len: space.len(),
             marks: Bits::new(space.marked_bits()),
@@ -125,7 +128,7 @@ impl<'a> Core<'a> {
         );
         self.grey |= bit;
         // While ephemerons wait for keys, a cell goes to the queue once its bit is set: see `met`.
-        if self.space.kinds.get(kind).tag.is_followed() && !self.space.weak.checking() {
+        if self.space.kinds.get(kind).tag.is_followed() && !self.weak.checking() {
             self.push(Entry::small(offset, kind));
         }
     }
@@ -152,7 +155,7 @@ impl<'a> Core<'a> {
         };
         self.marked.cells += cells;
         self.marked.bytes += cells * size;
-        if self.space.kinds.get(kind).tag == Tag::Weak || self.space.weak.checking() {
+        if self.space.kinds.get(kind).tag == Tag::Weak || self.weak.checking() {
             self.met(kind, newly);
         }
     }
@@ -210,9 +213,9 @@ impl<'a> Core<'a> {
             self.marked.bytes += size as u64;
             let tag = self.space.kinds.get(kind).tag;
             if tag == Tag::Weak {
-                self.space.weak.meet(self.base + offset);
+                self.weak.meet(self.base + offset);
             }
-            if tag.is_followed() || self.space.weak.checking() {
+            if tag.is_followed() || self.weak.checking() {
                 self.push(self.entry(offset));
             }
         }
@@ -269,7 +272,7 @@ impl<'a> Core<'a> {
     pub(super) fn follow(&mut self, entry: Entry) -> usize {
         // While ephemerons wait for keys, each cell must pass the queue.
         if let Some((kind, offset)) = entry.small_cell()
-            && !self.space.weak.checking()
+            && !self.weak.checking()
         {
             let descriptor = self.space.kinds.get(kind);
             if descriptor.tag == Tag::Words && descriptor.slot_words <= 1 {
@@ -285,7 +288,7 @@ impl<'a> Core<'a> {
     #[inline(never)]
     fn follow_other(&mut self, entry: Entry) -> usize {
         let offset = entry.offset();
-        if self.space.weak.checking() {
+        if self.weak.checking() {
             self.wake(entry);
         }
         let Some((kind, size)) = self.space.kind_and_size(offset) else {

@@ -273,7 +273,7 @@ fn a_marker_alone_marks_as_one_among_many() {
         toy.space.begin_marking();
         // SAFETY: our own runs.
         unsafe { toy.runs.blacken_tails(&toy.space) };
-        let mut marker = Marker::new(&toy.space, &toy.queue);
+        let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
         if alone {
             marker = marker.alone();
         }
@@ -344,7 +344,7 @@ fn conservative_words_are_tried_in_every_configured_encoding() {
         ] {
             toy.runs.retire(&toy.space);
             toy.space.begin_marking();
-            let mut marker = Marker::new(&toy.space, &toy.queue);
+            let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
             assert_eq!(
                 marker.conservative(word),
                 expected,
@@ -353,7 +353,7 @@ fn conservative_words_are_tried_in_every_configured_encoding() {
             assert!(!marker.conservative(word), "only the first finds it");
             drop(marker);
             // Keep the cell for the next round.
-            Marker::new(&toy.space, &toy.queue).cell(toy.space.resolve(cell).unwrap());
+            Marker::new(&toy.space, &toy.queue, &toy.weak).cell(toy.space.resolve(cell).unwrap());
             toy.finish();
         }
     }
@@ -369,7 +369,7 @@ fn a_word_past_the_end_marks_its_cell_and_one_at_a_start_that_cell_alone() {
     let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
     let cells: Vec<usize> = (0..3).map(|_| toy.alloc(leaf, 48)).collect();
     toy.space.begin_marking();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     let marked = |toy: &Toy| {
         cells
             .iter()
@@ -393,7 +393,7 @@ fn words_of_free_cells_and_other_heaps_mark_nothing() {
     toy.runs.retire(&toy.space);
     toy.collect(&[]);
     toy.space.begin_marking();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     for word in [
         dead,
         foreign,
@@ -423,9 +423,9 @@ fn a_dropped_marker_leaves_its_work_to_the_others() {
     // SAFETY: a cell of ours.
     unsafe { (a as *mut usize).write(b) };
     toy.space.begin_marking();
-    Marker::new(&toy.space, &toy.queue).edge(a, Encoding::RAW);
+    Marker::new(&toy.space, &toy.queue, &toy.weak).edge(a, Encoding::RAW);
     assert!(!toy.queue.is_empty());
-    Marker::new(&toy.space, &toy.queue).drain();
+    Marker::new(&toy.space, &toy.queue, &toy.weak).drain();
     assert!(toy.space.is_marked(b) && toy.queue.is_empty());
 }
 
@@ -455,7 +455,7 @@ fn a_bounded_drain_stops_early_and_goes_on_later() {
     let mut toy = Toy::small();
     let head = chain(&mut toy, 1000, 3);
     toy.space.begin_marking();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     marker.edge(head, Encoding::RAW);
     let mut pieces = 0;
     while !marker.drain_bounded(10) {
@@ -478,7 +478,7 @@ fn a_bounded_drain_counts_a_large_cell_as_many() {
     let mut toy = Toy::small();
     let head = chain(&mut toy, 4, 1024);
     toy.space.begin_marking();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     marker.edge(head, Encoding::RAW);
     assert!(!marker.drain_bounded(8));
     assert!(marker.marked().cells <= 1025 + 1);
@@ -494,7 +494,7 @@ fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
     toy.queue = MarkQueue::new(&toy.space, 1).unwrap();
     let head = chain(&mut toy, 2, 5000);
     toy.space.begin_marking();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     marker.edge(head, Encoding::RAW);
     assert!(!marker.drain_bounded(1 << 30) && toy.queue.overflows() > 0);
     marker.drain();
@@ -553,7 +553,7 @@ fn old_cells_that_may_change_are_followed_in_pieces_and_counted() {
     for cell in &cells {
         toy.space.marked_bits().set(cell - toy.space.base());
     }
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     let mut old = old::Old::before(toy.space.top());
     let mut pieces = 0;
     while old.is_left() {

@@ -26,6 +26,7 @@ use crate::marked::Marked;
 use crate::pacer;
 use crate::stats::thread_cpu;
 use crate::thread::Thread;
+use crate::weak::WeakWork;
 
 /// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's
 /// work.
@@ -52,6 +53,7 @@ pub(crate) struct Work {
 pub(crate) struct Crew<'h> {
     space: &'h Space,
     queue: &'h MarkQueue,
+    weak: &'h WeakWork,
     threads: Vec<Thread>,
     helpers: u32,
 }
@@ -62,10 +64,15 @@ impl<'h> Crew<'h> {
     /// # Safety
     /// Nobody else makes a crew of this queue meanwhile. It is dropped before what it borrows, not
     /// forgotten: its threads read that.
-    pub(crate) unsafe fn new(space: &'h Space, queue: &'h MarkQueue) -> Crew<'h> {
+    pub(crate) unsafe fn new(
+        space: &'h Space,
+        queue: &'h MarkQueue,
+        weak: &'h WeakWork,
+    ) -> Crew<'h> {
         Crew {
             space,
             queue,
+            weak,
             threads: Vec::new(),
             helpers: 0,
         }
@@ -175,10 +182,10 @@ impl<'h> Crew<'h> {
         let mask = urgent.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         while self.threads.len() < self.helpers as usize {
             let number = self.threads.len() as u32;
-            let (space, queue) = (self.space, self.queue);
+            let (space, queue, weak) = (self.space, self.queue, self.weak);
             let body = move || {
                 let bomb = AbortOnPanic;
-                help(space, queue, number);
+                help(space, queue, weak, number);
                 core::mem::forget(bomb);
             };
             // SAFETY: the thread is joined when the crew is dropped, which is before what it
@@ -219,7 +226,7 @@ impl Drop for AbortOnPanic {
 }
 
 /// A helper's life.
-fn help(space: &Space, queue: &MarkQueue, number: u32) {
+fn help(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     let board = &queue.board;
     let mut looks = 0;
     loop {
@@ -236,7 +243,7 @@ fn help(space: &Space, queue: &MarkQueue, number: u32) {
             board
                 .worked
                 .fetch_or(1 << number.min(63), Ordering::Relaxed);
-            work(space, queue, number);
+            work(space, queue, weak, number);
             board.team.leave();
         } else if may_work() && looks < LOOKS {
             looks += 1;
@@ -249,9 +256,9 @@ fn help(space: &Space, queue: &MarkQueue, number: u32) {
 }
 
 /// Marks until nothing is left or this helper is not wanted any more.
-fn work(space: &Space, queue: &MarkQueue, number: u32) {
+fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     let board = &queue.board;
-    let mut marker = Marker::new(space, queue);
+    let mut marker = Marker::new(space, queue, weak);
     let (since, begun) = (Instant::now(), thread_cpu());
     let mut posted = Marked::default();
     let mut dry = false;

@@ -16,7 +16,7 @@ use crate::mutator::handles::Handles;
 use crate::mutator::types::TypeCache;
 use crate::roots;
 use crate::satb_log::LOG_WORDS;
-use crate::weak::{JUDGING, Load, MARKING};
+use crate::weak::{JUDGING, Load, MARKING, judge_load};
 
 /// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in,
 /// or keep it in a register.
@@ -283,7 +283,7 @@ impl Context {
                 std::thread::yield_now();
                 continue;
             }
-            let mut marker = Marker::new(&shared.space, &shared.queue);
+            let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
             for word in words {
                 roots::logged(&shared.space, &mut marker, *word);
             }
@@ -311,6 +311,6 @@ impl Context {
             };
         }
         // SAFETY: forwarded.
-        unsafe { self.shared.space.judge_load(slot, mode) }
+        unsafe { judge_load(&self.shared.space, slot, mode) }
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 use crate::encoding::Encoding;
 use crate::heap::SpaceConfig;
 use crate::heap::tests::Toy;
-use crate::kind::Kind;
+use crate::kind::{Kind, KindId};
 use crate::mark::Marker;
 
 const CLEARED: usize = 1;
@@ -100,10 +100,10 @@ fn only_words_of_marked_cells_with_dead_targets_are_cleared() {
         set(unmarked, 0, get(weak, 3));
         toy.mark(&[weak, strong, twice]);
         if select {
-            toy.space.select_dying();
+            toy.weak.select_dying(&toy.space);
         }
-        assert_eq!(toy.space.clear_dying(), 51);
-        assert_eq!(toy.space.clear_dying(), 0);
+        assert_eq!(toy.weak.clear_dying(&toy.space), 51);
+        assert_eq!(toy.weak.clear_dying(&toy.space), 0);
         check_half(weak, strong, 100);
         assert_eq!(get(twice, 0), CLEARED);
         assert_eq!(
@@ -121,14 +121,14 @@ fn what_was_dying_and_is_found_alive_stays_and_what_is_met_later_is_cleared() {
     let (weak, strong) = half_dead(&mut toy, &kinds, 100);
     let (late, late_strong) = half_dead(&mut toy, &kinds, 50);
     toy.mark(&[weak]);
-    toy.space.select_dying();
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    toy.weak.select_dying(&toy.space);
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     for root in [strong, late, late_strong] {
         marker.edge(root, Encoding::RAW);
     }
     marker.drain();
     drop(marker);
-    assert_eq!(toy.space.clear_dying(), 50 + 25);
+    assert_eq!(toy.weak.clear_dying(&toy.space), 50 + 25);
     check_half(weak, strong, 100);
     check_half(late, late_strong, 50);
     toy.finish();
@@ -138,13 +138,13 @@ fn what_was_dying_and_is_found_alive_stays_and_what_is_met_later_is_cleared() {
 fn lists_that_are_full_change_nothing() {
     for (met, pairs, dying) in [(2, 1024, 1024), (1024, 1024, 3), (1, 1024, 1)] {
         let (mut toy, kinds) = toy(64 << 20);
-        toy.space.weak = WeakWork::with_room(met, pairs, dying, 64 << 20).unwrap();
+        toy.weak = WeakWork::with_room(met, pairs, dying, 64 << 20).unwrap();
         for _ in 0..3 {
             let tables: Vec<_> = (0..10).map(|_| half_dead(&mut toy, &kinds, 100)).collect();
             let roots: Vec<usize> = tables.iter().flat_map(|(a, b)| [*a, *b]).collect();
             toy.mark(&roots);
-            toy.space.select_dying();
-            assert_eq!(toy.space.clear_dying(), 500);
+            toy.weak.select_dying(&toy.space);
+            assert_eq!(toy.weak.clear_dying(&toy.space), 500);
             tables.iter().for_each(|(a, b)| check_half(*a, *b, 100));
             toy.finish();
         }
@@ -154,7 +154,7 @@ fn lists_that_are_full_change_nothing() {
 #[test]
 fn pairs_without_room_are_strong_and_come_to_no_harm() {
     let (mut toy, kinds) = toy(64 << 20);
-    toy.space.weak = WeakWork::with_room(16, 1024, 1 << 16, 64 << 20).unwrap();
+    toy.weak = WeakWork::with_room(16, 1024, 1 << 16, 64 << 20).unwrap();
     let room = 1024;
     let n = 3 * room;
     let table = toy.alloc(kinds.ephemeron, (1 + 2 * n) * 8);
@@ -174,8 +174,8 @@ fn pairs_without_room_are_strong_and_come_to_no_harm() {
             .count();
         assert_eq!(alive, left);
         toy.mark(&[table]);
-        toy.space.select_dying();
-        toy.space.clear_dying();
+        toy.weak.select_dying(&toy.space);
+        toy.weak.clear_dying(&toy.space);
         toy.finish();
     }
 }
@@ -253,7 +253,7 @@ proptest! {
             for marker in 0..markers {
                 let (toy, roots, of) = (&toy, &roots, &of);
                 s.spawn(move || {
-                    let mut m = Marker::new(&toy.space, &toy.queue);
+                    let mut m = Marker::new(&toy.space, &toy.queue, &toy.weak);
                     for root in roots.iter().skip(marker).step_by(markers) {
                         m.edge(of[*root], Encoding::RAW);
                     }
@@ -261,8 +261,8 @@ proptest! {
                 });
             }
         });
-        toy.space.select_dying();
-        toy.space.clear_dying();
+        toy.weak.select_dying(&toy.space);
+        toy.weak.clear_dying(&toy.space);
         for (n, &cell) in of.iter().enumerate() {
             prop_assert_eq!(toy.space.is_marked(cell), alive.contains(&n), "cell {}", n);
         }
@@ -295,11 +295,11 @@ fn chain_in_a_table(n: usize) -> u64 {
         set_pair(dead, at, key, value);
     }
     assert_eq!(toy.mark(&[table, dead, first]).cells, n as u64 + 3);
-    toy.space.select_dying();
-    assert_eq!(toy.space.clear_dying(), 16);
+    toy.weak.select_dying(&toy.space);
+    assert_eq!(toy.weak.clear_dying(&toy.space), 16);
     assert_eq!(pair(dead, 7), (CLEARED, 0));
-    assert_eq!(toy.space.clear_dying(), 0);
-    toy.space.weak.waiting.steps()
+    assert_eq!(toy.weak.clear_dying(&toy.space), 0);
+    toy.weak.waiting.steps()
 }
 
 /// Cells of one pair each, whose values hold the next cell and its key.
@@ -321,7 +321,7 @@ fn chain_of_cells(n: usize) -> u64 {
     let late = toy.alloc(kinds.array, 16);
     set(late, 0, next.1);
     assert_eq!(toy.mark(&[next.0, late]).cells, 3 * n as u64 + 1);
-    toy.space.weak.waiting.steps()
+    toy.weak.waiting.steps()
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn markers_that_share_a_chain_miss_no_pair() {
             for root in [table, keys] {
                 let toy = &toy;
                 s.spawn(move || {
-                    let mut m = Marker::new(&toy.space, &toy.queue);
+                    let mut m = Marker::new(&toy.space, &toy.queue, &toy.weak);
                     m.edge(root, Encoding::RAW);
                     m.drain();
                 });
@@ -396,8 +396,8 @@ fn markers_that_share_a_chain_miss_no_pair() {
                 "a value was missed in round {round}"
             );
         }
-        toy.space.select_dying();
-        assert_eq!(toy.space.clear_dying(), 0);
+        toy.weak.select_dying(&toy.space);
+        assert_eq!(toy.weak.clear_dying(&toy.space), 0);
         toy.finish();
     }
 }
@@ -406,7 +406,7 @@ fn markers_that_share_a_chain_miss_no_pair() {
 fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
     for (met, select) in [(1024, true), (1024, false), (1, true)] {
         let (mut toy, kinds) = toy(64 << 20);
-        toy.space.weak = WeakWork::with_room(met, 1024, 1024, 64 << 20).unwrap();
+        toy.weak = WeakWork::with_room(met, 1024, 1024, 64 << 20).unwrap();
         let (weak, strong) = half_dead(&mut toy, &kinds, 10);
         let table = toy.alloc(kinds.ephemeron, 11 * 8);
         for at in 0..5 {
@@ -414,7 +414,7 @@ fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
             set_pair(table, at, get(weak, at), value);
         }
         toy.mark(&[weak, strong, table]);
-        toy.space.select_dying();
+        toy.weak.select_dying(&toy.space);
         // Born black, and met by nobody.
         let (copy, late) = (
             toy.alloc(kinds.weak, 80),
@@ -422,14 +422,14 @@ fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
         );
         for word in 0..10 {
             set(copy, word, get(weak, word));
-            toy.space.copied_weak(copy + word * 8, 1);
+            toy.weak.copied(&toy.space, copy + word * 8, 1);
             set(late, 1 + word, get(table, 1 + word));
         }
-        toy.space.copied_weak(late + 8, 10);
+        toy.weak.copied(&toy.space, late + 8, 10);
         if select {
-            toy.space.select_dying();
+            toy.weak.select_dying(&toy.space);
         }
-        assert_eq!(toy.space.clear_dying(), 5 + 5 + 2 + 2);
+        assert_eq!(toy.weak.clear_dying(&toy.space), 5 + 5 + 2 + 2);
         check_half(weak, strong, 10);
         check_half(copy, strong, 10);
         for at in 0..5 {

@@ -17,13 +17,14 @@ use super::*;
 use crate::alloc::{LocalAllocator, Refill, bump};
 use crate::error::AllocError;
 use crate::heap::{CLASS_TABLE, LargeStep};
-use crate::mark::{MarkQueue, Marker};
+use crate::mark::{MarkQueue, Marker, WeakWork};
 
 /// A mutator and a collector in one thread: nothing here needs a real stop.
 pub(crate) struct Toy {
     pub(crate) space: Space,
     pub(crate) runs: LocalAllocator,
     pub(crate) queue: MarkQueue,
+    pub(crate) weak: WeakWork,
     pub(crate) collections: u32,
 }
 
@@ -31,10 +32,12 @@ impl Toy {
     pub(crate) fn new(config: SpaceConfig) -> Toy {
         let space = Space::new(config).unwrap();
         let queue = MarkQueue::new(&space, 1 << 20).unwrap();
+        let weak = WeakWork::new(&space).unwrap();
         Toy {
             space,
             runs: LocalAllocator::new().unwrap(),
             queue,
+            weak,
             collections: 0,
         }
     }
@@ -84,11 +87,11 @@ impl Toy {
     }
 
     pub(crate) fn mark(&mut self, roots: &[usize]) -> crate::mark::Marked {
-        self.space.begin_weak();
+        self.weak.begin(&self.space);
         self.space.begin_marking();
         // SAFETY: our own runs.
         unsafe { self.runs.blacken_tails(&self.space) };
-        let mut marker = Marker::new(&self.space, &self.queue);
+        let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
         for &root in roots {
             marker.edge(root, Encoding::RAW);
         }

@@ -62,8 +62,8 @@ fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     // SAFETY: our own runs.
     unsafe { toy.runs.blacken_tails(&toy.space) };
     // SAFETY: the only one, dropped below.
-    let mut crew = unsafe { Crew::new(&toy.space, &toy.queue) };
-    let mut marker = Marker::new(&toy.space, &toy.queue);
+    let mut crew = unsafe { Crew::new(&toy.space, &toy.queue, &toy.weak) };
+    let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     crew.set_helpers(helpers, 1000);
     marker.edge(root, Encoding::RAW);
     while !(crew.step(&mut marker, 1000) && crew.close(&mut marker)) {}
@@ -136,10 +136,10 @@ fn a_helper_that_is_not_wanted_any_more_puts_its_work_back() {
         let (_, mut crew) = unsafe {
             (
                 toy.runs.blacken_tails(&toy.space),
-                Crew::new(&toy.space, &toy.queue),
+                Crew::new(&toy.space, &toy.queue, &toy.weak),
             )
         };
-        let mut marker = Marker::new(&toy.space, &toy.queue);
+        let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
         marker.edge(root, Encoding::RAW);
         let mut helpers = 2;
         loop {

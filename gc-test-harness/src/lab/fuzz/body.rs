@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use gc_core::heap::{LargeStep, Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker};
+use gc_core::mark::{MarkQueue, Marker, WeakWork};
 use gc_core::{KindId, LocalAllocator, Refill, alloc};
 
 use super::choices::Choices;
@@ -17,6 +17,7 @@ struct Toy {
     space: Space,
     runs: [LocalAllocator; 2],
     queue: MarkQueue,
+    weak: WeakWork,
     model: Model,
 }
 
@@ -35,6 +36,7 @@ impl Toy {
         let space = unsafe { Space::bare(config) }.map_err(|e| e.to_string())?;
         let queue =
             MarkQueue::new(&space, 64 << (4 * choices.below(2))).map_err(|e| e.to_string())?;
+        let weak = WeakWork::new(&space).map_err(|e| e.to_string())?;
         let mut shapes = Vec::new();
         // Weak words are cleared by the cycle, which is not here.
         for shape in Shape::all()
@@ -59,6 +61,7 @@ impl Toy {
             space,
             runs: [runs()?, runs()?],
             queue,
+            weak,
             model,
         })
     }
@@ -112,6 +115,8 @@ impl Toy {
             space,
             runs,
             queue,
+            weak,
+            weak,
             model,
         } = self;
         for _ in 0..choices.below(48) {
@@ -163,7 +168,7 @@ impl Toy {
             // SAFETY: this thread's own runs.
             unsafe { runs.blacken_tails(space) };
         }
-        let mut marker = Marker::new(space, queue);
+        let mut marker = Marker::new(space, queue, weak);
         for word in &words {
             marker.conservative(*word);
         }

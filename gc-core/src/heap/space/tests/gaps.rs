@@ -81,7 +81,7 @@ fn without_blackened_gaps_a_new_cell_would_be_free() {
     for cure in [true, false] {
         let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
         let first = alloc(&mut toy, kind, 32);
-        toy.space.begin_weak();
+        toy.weak.begin(&toy.space);
         toy.space.begin_marking();
         if cure {
             // SAFETY: our own runs.
