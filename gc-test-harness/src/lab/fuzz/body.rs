@@ -116,7 +116,6 @@ impl Toy {
             runs,
             queue,
             weak,
-            weak,
             model,
         } = self;
         for _ in 0..choices.below(48) {
