@@ -111,11 +111,11 @@ impl LocalAllocator {
             };
             // SAFETY: as in `site_after`.
             let refilled = unsafe { (*self.own.at(site)).refilled };
-            if space.swap_now().wrapping_sub(refilled) < STALE || planted("stale-self-kept") {
+            if space.swap_now().wrapping_sub(refilled) < STALE || planted("stale-runs-kept") {
                 after = site as u32 + 1;
                 continue;
             }
-            if !planted("stale-self-unlisted-only") {
+            if !planted("stale-runs-unlisted-only") {
                 self.give_run_back(space, site);
             }
             self.leave(after, site);
