@@ -67,6 +67,10 @@
 
 use core::ffi::c_void;
 use core::mem::offset_of;
+use std::sync::{Mutex, PoisonError};
+
+use gc_preempt::World;
+use gc_preempt::code::{CodeError, CodeSpec, CodeWhat};
 
 use crate::fault::planted;
 use crate::mutator::record::Context;
@@ -217,6 +221,29 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
         store_address()..urge_gc_core_store_end as *const () as usize,
         load_weak_address()..urge_gc_core_load_weak_end as *const () as usize,
     ]
+}
+
+/// Registers the barrier's units, once a process.
+pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
+    static DONE: Mutex<bool> = Mutex::new(false);
+    let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if *done || planted("no-restart") {
+        return Ok(());
+    }
+    for range in units() {
+        let spec = CodeSpec {
+            range,
+            what: CodeWhat::Restart,
+            owner: None,
+        };
+        // SAFETY: the units are text of this program, and made to be begun again from every
+        // instruction: see `barrier.rs`.
+        let guard = unsafe { world.register_code(spec) }?;
+        // The units are part of this crate's text: they are never unregistered.
+        core::mem::forget(guard);
+    }
+    *done = true;
+    Ok(())
 }
 
 /// What the units call when a mutator's log is full: moves it to the heap's, and where that has no

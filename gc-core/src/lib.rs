@@ -245,12 +245,14 @@ pub use alloc::Run;
 #[doc(hidden)]
 pub use alloc::{LocalAllocator, Refill};
 pub use api::array::{Array, Bytes};
+pub use api::attach::AttachError;
+pub use api::builder::{BuildError, HeapBuilder};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
 pub use api::gc::{Gc, keep_alive};
-pub use api::heap::{BuildError, Heap, HeapBuilder};
+pub use api::heap::Heap;
 pub use api::local::{Local, Scope};
-pub use api::mutator::{AttachError, Mutator};
+pub use api::mutator::Mutator;
 pub use api::root::{RawRoot, RootCallback, RootRange};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;

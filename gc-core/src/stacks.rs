@@ -88,3 +88,13 @@ impl Stacks {
         }
     }
 }
+
+/// Keeps the cell at `address` alive up to here: see [`keep_alive`](crate::keep_alive).
+#[inline(always)]
+pub(crate) fn keep_alive_address(address: *mut u8) {
+    // SAFETY: no instruction at all. It takes the pointer in a register and, for all that the
+    // compiler knows, reads memory through it.
+    unsafe {
+        core::arch::asm!("/* {0} is alive */", in(reg) address, options(nostack, preserves_flags))
+    };
+}

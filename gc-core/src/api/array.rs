@@ -17,7 +17,7 @@ use core::ptr::NonNull;
 use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
-use crate::api::trace::Trace;
+use crate::api::trace::{Trace, made_by_the_heap};
 use crate::encoding::Encoding;
 use crate::error::AllocError;
 use crate::heap::GRANULE;
@@ -179,8 +179,8 @@ impl Mutator {
         if let Some(info) = self.types().get(id) {
             return Ok(info.kind);
         }
-        let types = &self.heap().shared().types;
-        let info = types.get(self.heap(), id, 0, Sharing::Shared, S::kind)?;
+        let shared = self.heap().shared();
+        let info = shared.type_info(id, 0, Sharing::Shared, S::kind)?;
         self.types().put(id, info);
         Ok(info.kind)
     }
@@ -245,3 +245,5 @@ impl<'s> Scope<'s> {
         }
     }
 }
+
+made_by_the_heap!([T: Trace] Array<T>, [] Bytes);

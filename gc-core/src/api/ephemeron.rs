@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::api::array::Shape;
 use crate::api::field::Field;
 use crate::api::local::{Local, Scope};
-use crate::api::trace::Trace;
+use crate::api::trace::{Trace, made_by_the_heap};
 use crate::encoding::Encoding;
 use crate::error::AllocError;
 use crate::heap::GRANULE;
@@ -516,3 +516,5 @@ impl<'s> Scope<'s> {
         }
     }
 }
+
+made_by_the_heap!([K: Trace, V: Trace] Ephemeron<K, V>, [K: Trace, V: Trace] Pairs<K, V>);

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::api::gc::Gc;
 use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
+use crate::api::trace::Trace;
 
 /// An edge from one cell to another, or null.
 ///
@@ -33,6 +34,24 @@ pub struct Field<T> {
 unsafe impl<T: Send + Sync> Send for Field<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Field<T> {}
+
+// SAFETY: the field is its one word.
+unsafe impl<T: Trace> Trace for Field<T> {
+    #[inline(always)]
+    fn edges(edge: &mut impl FnMut(usize)) {
+        edge(0);
+    }
+}
+
+// SAFETY: fields side by side.
+unsafe impl<T: Trace, const N: usize> Trace for [Field<T>; N] {
+    #[inline]
+    fn edges(edge: &mut impl FnMut(usize)) {
+        for i in 0..N {
+            edge(i * size_of::<Field<T>>());
+        }
+    }
+}
 
 impl<T> Field<T> {
     /// A null field.

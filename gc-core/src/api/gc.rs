@@ -8,7 +8,7 @@ use crate::api::local::{Local, Scope};
 use crate::api::mutator::Mutator;
 use crate::api::trace::Trace;
 use crate::error::AllocError;
-use crate::stacks::gc_was_made;
+use crate::stacks::{gc_was_made, keep_alive_address};
 
 /// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps
 /// the cell alive but what the collector scans anyway.
@@ -81,16 +81,6 @@ impl<T> fmt::Debug for Gc<T> {
 #[inline(always)]
 pub fn keep_alive<T>(gc: Gc<T>) {
     keep_alive_address(gc.cell.as_ptr().cast());
-}
-
-/// [`keep_alive`], for an address.
-#[inline(always)]
-pub(crate) fn keep_alive_address(address: *mut u8) {
-    // SAFETY: no instruction at all. It takes the pointer in a register and, for all that the
-    // compiler knows, reads memory through it.
-    unsafe {
-        core::arch::asm!("/* {0} is alive */", in(reg) address, options(nostack, preserves_flags))
-    };
 }
 
 impl Mutator {

@@ -25,7 +25,7 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 
 use crate::alloc;
-use crate::api::mutator::Mutator;
+use crate::api::mutator::{Mutator, in_blocking};
 use crate::api::trace::{Trace, kind_of};
 use crate::dying::Dying;
 use crate::error::AllocError;
@@ -124,7 +124,7 @@ impl Mutator {
                     core::mem::transmute::<usize, unsafe fn(&Mutator, *mut u8)>(entry.token);
                 drop_cell(self, cell);
             }
-            super::gc::keep_alive_address(cell);
+            crate::stacks::keep_alive_address(cell);
             n += 1;
         }
         n
@@ -141,13 +141,12 @@ impl Mutator {
                     shared.stacks.use_fast_tier().map_err(AllocError::Site)?;
                 }
                 let bytes = size_of::<T>().max(1);
-                let types = &shared.types;
                 let of = TypeId::of::<T>();
                 let sharing = match needs_drop::<T>() {
                     true => Sharing::Own,
                     false => Sharing::Shared,
                 };
-                let info = types.get(self.heap(), of, bytes, sharing, kind_of::<T>)?;
+                let info = shared.type_info(of, bytes, sharing, kind_of::<T>)?;
                 self.types().put(id, info);
                 Ok(info)
             }
@@ -488,13 +487,6 @@ impl Drop for Scope<'_> {
     fn drop(&mut self) {
         self.handles.end(|word| self.mutator.record().log(word));
     }
-}
-
-#[cold]
-#[inline(never)]
-#[track_caller]
-pub(crate) fn in_blocking() -> ! {
-    panic!("the heap was used inside blocking(), where the collector does not wait for this thread")
 }
 
 #[cold]

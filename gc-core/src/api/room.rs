@@ -27,7 +27,7 @@ impl Mutator {
     /// This mutator's runs are given back first: of its cells that are ready, all may be of other
     /// sizes.
     pub(super) fn make_room(&self, attempts: &mut Attempts, bytes: usize) -> bool {
-        let shared = self.heap().shared();
+        let shared = self.heap().state();
         let (requests, thread) = (&shared.requests, self.thread());
         attempts.tries += 1;
         if thread.in_no_preempt() || attempts.tries > TRIES {
@@ -57,14 +57,14 @@ impl Mutator {
     pub(super) fn found_room(&self, attempts: &Attempts) {
         if attempts.collected {
             self.thread()
-                .no_preempt(|| self.heap().shared().vain.lock().found_room());
+                .no_preempt(|| self.heap().state().vain.lock().found_room());
         }
     }
 
     /// Does what the last collection of all cells found alive leave room for so many bytes under
     /// the hard limit?
     fn leaves_room(&self, bytes: usize) -> bool {
-        let shared = self.heap().shared();
+        let shared = self.heap().state();
         shared
             .space
             .hard_limit()

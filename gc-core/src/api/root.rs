@@ -1,9 +1,13 @@
 //! Roots that an embedder declares: handles, ranges of its own stacks, and callbacks.
 
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicUsize;
 
 use crate::api::heap::Heap;
+use crate::api::mutator::Mutator;
+use crate::encoding::Encoding;
 use crate::fault::protected;
+use crate::roots::{RangeRoot, RootVisitor};
 
 /// A handle that keeps one cell alive from anywhere: from memory that the collector does not know,
 /// from threads that are not attached.
@@ -71,8 +75,8 @@ impl core::fmt::Debug for RawRoot {
 /// [`Mutator::root_range`](crate::Mutator::root_range).
 #[must_use = "the range is scanned only while this guard lives"]
 pub struct RootRange {
-    pub(crate) heap: Heap,
-    pub(crate) at: usize,
+    heap: Heap,
+    at: usize,
 }
 
 impl Drop for RootRange {
@@ -84,13 +88,94 @@ impl Drop for RootRange {
 /// A root callback; dropping it ends the calls. See [`Heap::add_root_callback`].
 #[must_use = "the callback is called only while this guard lives"]
 pub struct RootCallback {
-    pub(crate) heap: Heap,
-    pub(crate) at: usize,
+    heap: Heap,
+    at: usize,
 }
 
 impl Drop for RootCallback {
     fn drop(&mut self) {
         let callback = protected(|| self.heap.shared().roots.lock().take_callback(self.at));
         drop(callback); // the embedder's code: outside of the lock
+    }
+}
+
+impl Heap {
+    /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there
+    /// can be.
+    ///
+    /// # Safety
+    /// `cell` is a live cell of this heap.
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+        self.shared().stacks.are_used();
+        RawRoot::new(self, cell.as_ptr() as usize)
+    }
+
+    /// Has `callback` report roots at every collection, until the guard is dropped.
+    ///
+    /// # Safety
+    /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the
+    /// middle of anything. It must not allocate with malloc, take a lock that a mutator may hold
+    /// outside `no_preempt`, print or panic, and may only read what mutators change inside
+    /// `no_preempt`.
+    ///
+    /// # Panics
+    /// If the heap has 65536 callbacks already.
+    #[track_caller]
+    pub unsafe fn add_root_callback(
+        &self,
+        callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
+    ) -> RootCallback {
+        self.shared().stacks.are_used();
+        let callback = Box::new(callback);
+        let added = protected(|| self.shared().roots.lock().add_callback(callback));
+        let Ok(at) = added else {
+            panic!("a heap has at most 65536 root callbacks");
+        };
+        RootCallback {
+            heap: self.clone(),
+            at,
+        }
+    }
+}
+
+impl Mutator {
+    /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`,
+    /// until the guard is dropped. Meant for an interpreter's stack: the limit is read in the stop,
+    /// so let it be the end of the deepest frame, changed on call and return only, and not a top of
+    /// stack that lives in a register in between. Stores into the range need no barrier. A stale
+    /// word (one that was popped, and names a cell that has died since) keeps something too long at
+    /// worst.
+    ///
+    /// # Panics
+    /// If the heap has a million ranges already.
+    ///
+    /// # Safety
+    /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is
+    /// every word from `base` to where it points.
+    #[track_caller]
+    pub unsafe fn root_range(
+        &self,
+        base: *const usize,
+        limit: *const AtomicUsize,
+        encoding: Encoding,
+    ) -> RootRange {
+        self.heap.shared().stacks.are_used();
+        // SAFETY: forwarded.
+        let range = unsafe { RangeRoot::new(base, limit, encoding) };
+        let at = protected(|| self.heap.shared().roots.lock().add_range(range))
+            .expect("a heap has at most 1048576 root ranges");
+        RootRange {
+            heap: Heap::clone(&self.heap),
+            at,
+        }
+    }
+
+    /// A handle that keeps `cell` alive from anywhere. See [`Heap::raw_root`].
+    ///
+    /// # Safety
+    /// `cell` is a live cell of this heap.
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+        // SAFETY: forwarded.
+        unsafe { self.heap.raw_root(cell) }
     }
 }

@@ -14,11 +14,6 @@ use core::any::type_name;
 
 use bitvec::prelude::{BitVec, Lsb0};
 
-use crate::api::array::{Array, Bytes};
-use crate::api::ephemeron::{Ephemeron, Pairs};
-use crate::api::field::Field;
-use crate::api::typed_root::Root;
-use crate::api::weak::{Weak, WeakArray};
 use crate::encoding::Encoding;
 use crate::kind::{Kind, TraceFn};
 
@@ -35,13 +30,13 @@ use crate::kind::{Kind, TraceFn};
 /// }
 /// ```
 ///
-/// Each member is a [`Field`], an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a
+/// Each member is a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a
 /// [`Leaf`].
 ///
 /// # Safety
 /// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every
 /// edge. Nothing in the type lets safe code move a field out of its place, or write an edge by
-/// anything but [`Field`]'s methods.
+/// anything but [`Field`](crate::Field)'s methods.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap",
     label = "neither an edge (`Field<T>`, `[Field<T>; N]`) nor a type that is known to hold none",
@@ -96,7 +91,7 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
 /// ```
 ///
 /// # Safety
-/// No [`Field`] lies in a value of the type: not in itself, and nowhere that is moved or changed
+/// No [`Field`](crate::Field) lies in a value of the type: not in itself, and nowhere that is moved or changed
 /// with it.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap like this",
@@ -112,40 +107,19 @@ unsafe impl<T: Leaf> Trace for T {
     fn edges(_: &mut impl FnMut(usize)) {}
 }
 
-// SAFETY: the field is its one word.
-unsafe impl<T: Trace> Trace for Field<T> {
-    #[inline(always)]
-    fn edges(edge: &mut impl FnMut(usize)) {
-        edge(0);
-    }
-}
-
-// SAFETY: fields side by side.
-unsafe impl<T: Trace, const N: usize> Trace for [Field<T>; N] {
-    #[inline]
-    fn edges(edge: &mut impl FnMut(usize)) {
-        for i in 0..N {
-            edge(i * size_of::<Field<T>>());
-        }
-    }
-}
-
 /// For cells that only the heap makes: no value of these types exists outside of one, and their
 /// kinds know their edges.
 macro_rules! made_by_the_heap {
     ($($(#[$why:meta])* [$($generics:tt)*] $type:ty),* $(,)?) => {$(
         // SAFETY: safe code has no value of it, so it is never a member of another type nor
         // allocated by its `Trace`.
-        unsafe impl<$($generics)*> Trace for $type {
+        unsafe impl<$($generics)*> $crate::api::trace::Trace for $type {
             fn edges(_: &mut impl FnMut(usize)) {}
         }
     )*};
 }
 
-made_by_the_heap!(
-    [T: Trace] Array<T>, [T: Trace] Weak<T>, [T: Trace] WeakArray<T>, [] Bytes,
-    [K: Trace, V: Trace] Ephemeron<K, V>, [K: Trace, V: Trace] Pairs<K, V>,
-);
+pub(crate) use made_by_the_heap;
 
 /// What the compiler finds when it makes code for a type, later than a check does.
 ///
@@ -193,7 +167,7 @@ macro_rules! leaves {
 }
 
 mod implementations {
-    use super::{Leaf, Root, Trace};
+    use super::Leaf;
     use core::marker::PhantomData;
     use core::num::*;
     use core::sync::atomic::*;
@@ -227,7 +201,5 @@ mod implementations {
         {T: Send + Sync + ?Sized + 'static} Arc<T>, {T: Send + Sync + ?Sized + 'static} &'static T,
         // A type, not a value.
         {T: Send + Sync + ?Sized + 'static} PhantomData<T>,
-        // Not an edge but a root. A cell that holds a root to itself lives for ever.
-        {T: Trace} Root<T>,
     );
 }

@@ -9,7 +9,7 @@ use crate::api::gc::Gc;
 use crate::api::heap::Heap;
 use crate::api::local::{Local, Scope};
 use crate::api::root::RawRoot;
-use crate::api::trace::Trace;
+use crate::api::trace::{Leaf, Trace};
 
 /// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads
 /// that are not attached.
@@ -116,3 +116,6 @@ impl<T: Trace + fmt::Debug> fmt::Debug for Root<T> {
         (**self).fmt(f)
     }
 }
+
+// SAFETY: not an edge but a root. A cell that holds a root to itself lives for ever.
+unsafe impl<T: Trace> Leaf for Root<T> {}

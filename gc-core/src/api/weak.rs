@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::api::array::Shape;
 use crate::api::local::{Local, Scope};
-use crate::api::trace::Trace;
+use crate::api::trace::{Trace, made_by_the_heap};
 use crate::encoding::Encoding;
 use crate::error::AllocError;
 use crate::kind::Kind;
@@ -209,3 +209,5 @@ impl<'s> Scope<'s> {
         }
     }
 }
+
+made_by_the_heap!([T: Trace] Weak<T>, [T: Trace] WeakArray<T>);

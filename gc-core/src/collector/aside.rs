@@ -20,10 +20,10 @@ use core::sync::atomic::Ordering;
 
 use gc_preempt::{Stopped, StoppedMutator};
 
-use super::{Cycle, Shared, context_of};
 use crate::fault::planted;
 use crate::mark::Marker;
-use crate::mutator::record::Context;
+use crate::mutator::record::{Context, context_of};
+use crate::mutator::shared::Shared;
 use crate::roots::{Scanner, Unscanned};
 use crate::weak::IDLE;
 
@@ -38,42 +38,39 @@ const BURIED: usize = 256;
 /// lock. One with more stays where it is until stops have taken them (`alloc/review.rs`).
 const SITES: usize = 128;
 
-impl Cycle<'_, '_> {
-    /// After a collection: sets the mutators aside that were in `blocking` when the last one ended,
-    /// and have been since.
-    pub(super) fn set_aside(&mut self) {
-        let shared = self.shared;
-        // Where those that are aside were scanned in the stop, nothing has told of threads that
-        // have ended.
-        let mut from = Some(usize::MAX);
-        while let Some(at) = from.filter(|_| !planted("aside-unburied")) {
-            from = shared.world.for_each_aside(at, BURIED, |_| ());
-        }
-        let mut lowered = false;
-        let may = |mutator: &StoppedMutator<'_>| {
-            let Some(context) = context_of(mutator) else {
-                return false;
-            };
-            if planted("idle-spans-kept") {
-                return false;
-            }
-            // Relaxed: its thread stands still. A record without a place is not met by what reads
-            // handles beside the mutators.
-            let may = !context.is_busy.load(Ordering::Relaxed)
-                && context.place.get() != usize::MAX
-                && context.local.sites_listed() <= SITES;
-            if may {
-                context.local.retire(&shared.space);
-                lowered |= context.handles.lower();
-            }
-            may
-        };
-        // SAFETY: this is between two collections, so what a stop would take of a mutator is its
-        // runs, its counts and its claim, which `retire` gives back, and its log is empty. Its
-        // stack and handles are scanned by `scan`, and its flag is brought up to date by `back`.
-        unsafe { shared.world.set_aside(may) };
-        self.trim_handles |= lowered;
+/// After a collection: sets the mutators aside that were in `blocking` when the last one ended,
+/// and have been since. True: memory of their handle tables is to be given back.
+pub(super) fn set_aside(shared: &Shared) -> bool {
+    // Where those that are aside were scanned in the stop, nothing has told of threads that
+    // have ended.
+    let mut from = Some(usize::MAX);
+    while let Some(at) = from.filter(|_| !planted("aside-unburied")) {
+        from = shared.world.for_each_aside(at, BURIED, |_| ());
     }
+    let mut lowered = false;
+    let may = |mutator: &StoppedMutator<'_>| {
+        let Some(context) = context_of(mutator) else {
+            return false;
+        };
+        if planted("idle-spans-kept") {
+            return false;
+        }
+        // Relaxed: its thread stands still. A record without a place is not met by what reads
+        // handles beside the mutators.
+        let may = !context.is_busy.load(Ordering::Relaxed)
+            && context.place.get() != usize::MAX
+            && context.local.sites_listed() <= SITES;
+        if may {
+            context.local.retire(&shared.space);
+            lowered |= context.handles.lower();
+        }
+        may
+    };
+    // SAFETY: this is between two collections, so what a stop would take of a mutator is its
+    // runs, its counts and its claim, which `retire` gives back, and its log is empty. Its
+    // stack and handles are scanned by `scan`, and its flag is brought up to date by `back`.
+    unsafe { shared.world.set_aside(may) };
+    lowered
 }
 
 /// Scans some of those that are aside, below place `from`; where to go on. Not in a stop.

@@ -4,30 +4,28 @@
 use core::time::Duration;
 use std::time::Instant;
 
-use super::Shared;
+use super::state::State;
 use crate::fault::planted;
 use crate::heap::{CHUNK_PAGES, PAGE, ScavengePace};
 
 /// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
 /// stops.
-pub(super) fn back_ahead(shared: &Shared) {
-    while shared.space.wants_backing() && !shared.requests.is_wanted() && back_piece(shared) {}
+pub(super) fn back_ahead(state: &State) {
+    while state.space.wants_backing() && !state.requests.is_wanted() && back_piece(state) {}
 }
 
 /// A piece of that: 0.1 ms, as a rule.
-fn back_piece(shared: &Shared) -> bool {
+fn back_piece(state: &State) -> bool {
     // A heap ends its cycles about at the goal.
-    let goal = shared.pace.goal();
-    let room = goal
-        .saturating_add(goal / 4)
-        .min(shared.pace.memory_limit());
-    shared.space.back_piece(room)
+    let goal = state.pace.goal();
+    let room = goal.saturating_add(goal / 4).min(state.pace.memory_limit());
+    state.space.back_piece(room)
 }
 
 /// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim); how many bytes.
 /// Outside of stops, after a collection.
-pub(super) fn give_all_back(shared: &Shared) -> u64 {
-    let space = &shared.space;
+pub(super) fn give_all_back(state: &State) -> u64 {
+    let space = &state.space;
     while space.sweep_piece() {}
     while space.clear_spare_piece() {}
     space.give_up_prefaulted();
@@ -54,9 +52,9 @@ pub(super) struct Idle {
 }
 
 impl Idle {
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(state: &State) -> Self {
         Self {
-            after: shared.idle_after,
+            after: state.idle_after,
             last: Instant::now(),
         }
     }
@@ -81,7 +79,7 @@ impl Idle {
 /// Bytes that the system maps as one page.
 const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
 
-/// Bytes of the list of allocated_black beyond its present length that stay until
+/// Bytes of the list of cells that were allocated black beyond its present length that stay until
 /// [`Heap::trim`](crate::Heap::trim).
 const BIRTHS_KEPT: u64 = 1 << 20;
 
@@ -111,11 +109,11 @@ impl Default for Surplus {
 }
 
 impl Surplus {
-    pub(super) fn give_back(&mut self, shared: &Shared) {
+    pub(super) fn give_back(&mut self, state: &State) {
         if planted("hoards-memory") {
             return;
         }
-        let space = &shared.space;
+        let space = &state.space;
         space.use_huge_pages_again();
         let now = self.begun.elapsed();
         let (used, peak) = space.used_lately();
@@ -128,14 +126,14 @@ impl Surplus {
             None => allocated,
         };
         self.allocated = allocated;
-        let goal = shared.pace.goal();
+        let goal = state.pace.goal();
         let growth = self.trickle.growth(newly, now);
         let growth = if planted("goal-kept") { goal } else { growth };
         let need = goal
             .saturating_add(goal / 10)
             .min(used.saturating_add(growth));
         // But never more than a memory limit leaves.
-        let limit = shared.pace.memory_limit();
+        let limit = state.pace.memory_limit();
         let need = need.max(self.trickle.need(peak, now)).min(limit);
         let touched = if planted("touched-given-back") {
             0
@@ -157,7 +155,7 @@ impl Surplus {
         let mut most = self.trickle.allowance(now);
         // Less is left of what may go back than a page: that is no sign of there being nothing
         // more.
-        while most >= CHUNK && !shared.requests.is_wanted() {
+        while most >= CHUNK && !state.requests.is_wanted() {
             let bytes = space.scavenge_piece(keep, grain, most);
             if bytes == 0 {
                 space.allocated_black.trim(BIRTHS_KEPT);

@@ -8,9 +8,10 @@
 
 use gc_preempt::Stopped;
 
-use super::{Shared, aside};
+use super::aside;
 use crate::encoding::Encoding;
 use crate::mutator::record::Context;
+use crate::mutator::shared::Shared;
 use crate::roots::Scanner;
 use crate::verify::{Source, Verify};
 
@@ -104,7 +105,7 @@ impl Beside {
             }
             // SAFETY: a mutator takes its record out, under this lock, before it frees it. What of
             // it is read here, its owner writes atomically.
-            let handles = unsafe { &(*attached.context).handles };
+            let handles = unsafe { &attached.context().handles };
             if handles.is_to_be_read() {
                 let read = |word| scanner.word(word, Encoding::RAW);
                 if let Some(position) = handles.read_piece(self.position, PIECE, read) {

@@ -21,20 +21,20 @@ use std::sync::Arc;
 
 use gc_preempt::ForkHooks;
 
-use crate::collector::Shared;
+use super::state::State;
 use crate::fault::planted;
 use crate::mutator::record::Context;
 use crate::weak::IDLE;
 
 /// Has the heap looked after at forks, for as long as it lives.
-pub(crate) fn enrol(shared: &Arc<Shared>) {
+pub(crate) fn enrol(state: &Arc<State>) {
     if planted("no-fork-handlers") {
         return;
     }
-    let data = Arc::as_ptr(shared).cast_mut().cast();
-    // SAFETY: `Shared`'s drop takes the hooks away before the memory goes.
+    let data = Arc::as_ptr(state).cast_mut().cast();
+    // SAFETY: `State`'s drop takes the hooks away before the memory goes.
     unsafe {
-        shared.world.on_fork(ForkHooks {
+        state.world.on_fork(ForkHooks {
             prepare,
             parent,
             child,
@@ -49,8 +49,8 @@ unsafe fn prepare(data: *mut ()) {
     // SAFETY: the heap is alive, or its hooks would be gone; the guards are dropped by the other
     // hooks, while it still is.
     unsafe {
-        let shared: &'static Shared = &*data.cast();
-        *shared.over_fork.0.get() = Some(Box::new(shared.lock_tables()));
+        let state: &'static State = &*data.cast();
+        *state.over_fork.0.get() = Some(Box::new(state.lock_tables()));
     }
 }
 
@@ -58,7 +58,7 @@ unsafe fn prepare(data: *mut ()) {
 /// In the parent's hook of the heap at `data`.
 unsafe fn parent(data: *mut ()) {
     // SAFETY: as in `prepare`.
-    unsafe { *(*data.cast::<Shared>()).over_fork.0.get() = None };
+    unsafe { *(*data.cast::<State>()).over_fork.0.get() = None };
 }
 
 /// # Safety
@@ -67,33 +67,33 @@ unsafe fn child(data: *mut ()) {
     // SAFETY: as in `prepare`.
     unsafe {
         parent(data);
-        let shared = &*data.cast::<Shared>();
-        shared.requests.collector_is_gone();
+        let state = &*data.cast::<State>();
+        state.requests.collector_is_gone();
         let me = libc::pthread_self() as usize;
-        let mut contexts = shared.contexts.lock();
+        let mut contexts = state.contexts.lock();
         let mut kept = None;
         let mut from = 0;
         while let Some((at, context)) = contexts.next(from) {
             from = at + 1;
             // The context of the thread that is left, which is attached.
             if context.owner == me {
-                kept = Some(&*context.context);
+                kept = Some(context.context());
                 continue;
             }
             // Never freed: its thread is gone.
             if let Some(gone) = contexts.take(at)
                 && !planted("reserve-lost-in-child")
             {
-                shared
+                state
                     .space
-                    .give_back_reserve(&(*gone.context).local.span_reserve);
+                    .give_back_reserve(&gone.context().local.span_reserve);
             }
         }
         drop(contexts);
-        shared.dying.forked(me);
-        abandon_cycle(shared, kept);
+        state.dying.forked(me);
+        abandon_cycle(state, kept);
         let own_span = |site| kept.map_or(0, |context| context.local.own_span(site));
-        shared.space.forked(own_span);
+        state.space.forked(own_span);
     }
 }
 
@@ -101,26 +101,26 @@ unsafe fn child(data: *mut ()) {
 ///
 /// # Safety
 /// In the child's hook; `kept` is the only thread's, if that is attached.
-unsafe fn abandon_cycle(shared: &Shared, kept: Option<&Context>) {
+unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
     if planted("cycle-goes-on-in-child") {
         return;
     }
     // Relaxed: there is one thread.
-    shared.marking.store(IDLE, Ordering::Relaxed);
-    shared.clearing.store(false, Ordering::Relaxed);
+    state.marking.store(IDLE, Ordering::Relaxed);
+    state.clearing.store(false, Ordering::Relaxed);
     if !planted("unjudged-in-child") {
-        shared.weak.end_clearing(&shared.space);
+        state.weak.end_clearing(&state.space);
     }
     if let Some(context) = kept {
         context.marking.store(0, Ordering::Relaxed);
         context.reset_log();
         context.handles.all_read();
     }
-    shared.roots.forget_snapshot();
-    shared.log.reset();
+    state.roots.forget_snapshot();
+    state.log.reset();
     // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for
     // it is here.
-    unsafe { shared.queue.forget() };
-    shared.space.abandon_marking();
-    shared.pace.abandoned();
+    unsafe { state.queue.forget() };
+    state.space.abandon_marking();
+    state.pace.abandoned();
 }

@@ -20,7 +20,8 @@
 
 use core::sync::atomic::Ordering;
 
-use super::{Cycle, Phase};
+use super::cycle::Cycle;
+use super::phase::Phase;
 use crate::fault::planted;
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
@@ -65,7 +66,7 @@ impl Cycle<'_, '_> {
 
     pub(super) fn clear_long(&mut self) -> Phase {
         // Where words were traced beside the mutators, more were met than fitted.
-        if self.shared.weak.clears_in_stops() {
+        if self.state.weak.clears_in_stops() {
             self.stop();
         }
         self.clear(Stage::All);
@@ -73,7 +74,7 @@ impl Cycle<'_, '_> {
     }
 
     pub(super) fn condemn(&mut self) -> Phase {
-        let (space, drops) = (&self.shared.space, &self.shared.drops);
+        let (space, drops) = (&self.state.space, &self.state.drops);
         self.pieces(|_, most| drops.judge_piece(most, |cell| space.is_marked(cell)));
         self.pieces(|cycle, most| {
             let marker = &mut cycle.marker;
@@ -97,7 +98,7 @@ impl Cycle<'_, '_> {
 
     /// Clears the words of a stage.
     fn clear(&mut self, stage: Stage) {
-        let (space, weak) = (&self.shared.space, &self.shared.weak);
+        let (space, weak) = (&self.state.space, &self.state.weak);
         self.pieces(|cycle, most| {
             let cleared = weak.clear_piece(space, stage, most);
             cycle.stats.weak_cleared += cleared.cleared;
@@ -108,11 +109,11 @@ impl Cycle<'_, '_> {
 
     /// Moves finalizable cells that died to the queue, and marks them.
     fn bury(&mut self) {
-        let (space, finalizers) = (&self.shared.space, &self.shared.finalizers);
+        let (space, finalizers) = (&self.state.space, &self.state.finalizers);
         // All before the first is marked: see `finalize.rs`.
         self.pieces(|_, most| finalizers.judge_piece(most, |cell| space.is_marked(cell)));
         // Relaxed: see `Shared::is_clearing`.
-        self.shared.clearing.store(false, Ordering::Relaxed);
+        self.state.clearing.store(false, Ordering::Relaxed);
         self.pieces(|cycle, most| {
             let marker: &mut Marker<'_> = &mut cycle.marker;
             finalizers.keep_piece(most, |cell, _| {
@@ -149,7 +150,7 @@ impl Cycle<'_, '_> {
     /// Traces what has just been marked, and all that it leads to. Words that are logged are none
     /// of its business.
     fn trace(&mut self) {
-        if !self.shared.concurrent {
+        if !self.state.concurrent {
             return self.marker.drain();
         }
         while self.stopped.is_some() {
@@ -175,9 +176,9 @@ impl Cycle<'_, '_> {
         // Where more weak cells were met than could be written down, all are walked, which mutators
         // must not change.
         let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)
-            && self.shared.weak.clears_in_stops();
+            && self.state.weak.clears_in_stops();
         if self.stopped.is_none()
-            || !self.shared.concurrent
+            || !self.state.concurrent
             || !is_long
             || walks
             || planted("judged-in-stop")
@@ -186,9 +187,7 @@ impl Cycle<'_, '_> {
         }
         let longs_are_open = self.has_long && self.after == Phase::ClearWeak;
         // Relaxed: see `Shared::is_clearing`.
-        self.shared
-            .clearing
-            .store(longs_are_open, Ordering::Relaxed);
+        self.state.clearing.store(longs_are_open, Ordering::Relaxed);
         self.log_stores(if longs_are_open {
             JUDGING_LONG
         } else {

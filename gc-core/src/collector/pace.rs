@@ -382,7 +382,7 @@ mod tests {
     fn fall_behind(m: &Mutator, kind: KindId) -> &Context {
         // SAFETY: the context lives as long as the mutator.
         let context = unsafe { &*m.context() };
-        let (shared, pace) = (&*context.shared, &context.shared.pace);
+        let (shared, pace) = (&*context.shared, &m.heap().state().pace);
         let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         for _ in 0..CELLS {
             // SAFETY: no collection happens.
@@ -409,7 +409,7 @@ mod tests {
         let node = heap.kind(Kind::words_at("node", &[0], Encoding::RAW));
         let filler = heap.kind(Kind::leaf("filler")).unwrap();
         let context = fall_behind(&m, node.unwrap());
-        let pace = &context.shared.pace;
+        let pace = &heap.state().pace;
         let helped_for = || {
             for _ in 0..100 {
                 // SAFETY: no collection happens.
@@ -441,7 +441,7 @@ mod tests {
         };
         let filler = heap.kind(Kind::leaf("filler")).unwrap();
         let context = fall_behind(&m, heap.kind(slow).unwrap());
-        let pace = &context.shared.pace;
+        let pace = &heap.state().pace;
         let owed = pace.owed(&pace.line(), u64::MAX, 1 << 20, 0);
         // SAFETY: no collection happens.
         unsafe { m.alloc(filler, 1 << 20) }.unwrap();

@@ -1,72 +1,35 @@
-//! What a heap's collector and its mutators share: one record, and the locks of its tables.
+//! What the collector and the slow paths of mutators share besides the heap itself: requests, the
+//! pace, the ledger, and what a fork needs.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
+use core::ops::Deref;
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
+use std::sync::Arc;
 
-use gc_preempt::{ForkHooks, World};
+use gc_preempt::ForkHooks;
 
 use super::pace::Pace;
 use super::requests::Requests;
 use crate::config::Young;
-use crate::dying::Dying;
-use crate::fault::planted;
-use crate::finalize::Finalizers;
-use crate::heap::Space;
-use crate::mark::{MarkQueue, Marker};
 use crate::marked::Marked;
-use crate::memory::tables::Slab;
-use crate::mutator::record::Context;
-use crate::mutator::types::Types;
+use crate::mutator::shared::Shared;
 use crate::pacer::Vain;
-use crate::roots::{self, Roots};
-use crate::satb_log::SharedLog;
-use crate::stacks::Stacks;
 use crate::stats::Ledger;
-use crate::verify::Verify;
-use crate::weak::WeakWork;
 
-/// A heap, as its collector and its mutators share it.
-pub(crate) struct Shared {
-    pub(crate) space: Space,
-    pub(crate) world: World,
-    pub(crate) queue: MarkQueue,
-    /// Weak cells and ephemerons that markers meet.
-    pub(crate) weak: WeakWork,
-    pub(crate) log: SharedLog,
-    pub(crate) roots: Roots,
-    /// Whether stacks and registers are roots.
-    pub(crate) stacks: Stacks,
-    pub(crate) finalizers: Finalizers,
-    /// Values that need `Drop`: whose cells they lie in, and which of them have died.
-    pub(crate) drops: Finalizers,
-    /// Values whose `Drop` runs.
-    pub(crate) dying: Dying,
-    /// The Rust types that have cells here.
-    pub(crate) types: Types,
+/// A heap's collector, as its thread and the heap's mutators share it. Derefs to the heap that it
+/// collects.
+pub(crate) struct State {
+    pub(crate) shared: Arc<Shared>,
     pub(crate) requests: Requests,
-    /// The records of all mutators, for the child of a fork. Changed inside `no_preempt`.
-    pub(crate) contexts: gc_preempt::Mutex<Slab<Attached>>,
     pub(crate) over_fork: OverFork,
     /// `pthread_self` of the collector's thread, or 0.
     pub(crate) collector: AtomicUsize,
     pub(crate) ledger: Ledger,
-    /// The second marking, if it was asked for.
-    pub(crate) verify: Option<Verify>,
     /// Cells that are freed are filled.
     pub(crate) poison: bool,
     pub(crate) pace: Pace,
-    /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`.
-    /// Changes in stops only. Each mutator has a copy, [`Context::marking`], so that a unit's test
-    /// is one compare.
-    pub(crate) marking: AtomicU32,
-    /// The number of the last scan of the roots, from 1 on. Changes in stops.
-    pub(crate) scan: AtomicU64,
-    /// Marks must not change: while mutators run, it is being decided by them what is cleared and
-    /// queued.
-    pub(crate) clearing: AtomicBool,
     /// Mutators run while cells are marked (not so with `URGE_STW=1`).
     pub(crate) concurrent: bool,
     /// When collections are young ones.
@@ -82,6 +45,15 @@ pub(crate) struct Shared {
     pub(crate) cells: AtomicU64,
     /// Of these, what the next collection finds marked if it is a young one.
     pub(crate) old: OldMarks,
+}
+
+impl Deref for State {
+    type Target = Shared;
+
+    #[inline]
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
 }
 
 /// Cells that are old, and their bytes. The collector's alone.
@@ -114,41 +86,14 @@ unsafe impl Send for OverFork {}
 // SAFETY: as above.
 unsafe impl Sync for OverFork {}
 
-/// A mutator's record and whose it is.
-pub(crate) struct Attached {
-    /// `pthread_self` of its thread.
-    pub(crate) owner: usize,
-    pub(crate) context: *const Context,
-}
-
-// SAFETY: read in the child of a fork only, by the thread that is left.
-unsafe impl Send for Attached {}
-
-/// Where the collector stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Phase {
-    Idle,
-    Prepare,
-    Scan,
-    Mark,
-    Finish,
-    ClearWeak,
-    Resurrect,
-    ClearLong,
-    Condemn,
-    Flip,
-    Sweep,
-}
-
-impl Drop for Shared {
+impl Drop for State {
     fn drop(&mut self) {
         end_fork_hooks(self);
     }
 }
 
 /// Ends what `fork::enrol` began: the world may outlive the heap.
-fn end_fork_hooks(shared: &Shared) {
+fn end_fork_hooks(state: &State) {
     unsafe fn nothing(_: *mut ()) {}
     let hooks = ForkHooks {
         prepare: nothing,
@@ -157,10 +102,10 @@ fn end_fork_hooks(shared: &Shared) {
         data: core::ptr::null_mut(),
     };
     // SAFETY: the hooks do nothing.
-    unsafe { shared.world.on_fork(hooks) };
+    unsafe { state.world.on_fork(hooks) };
 }
 
-impl Shared {
+impl State {
     /// Cells and bytes that mutators were handed since the bitmaps swapped last.
     pub(super) fn handed(&self) -> Marked {
         Marked {
@@ -180,7 +125,7 @@ impl Shared {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it
             // has its thread before it puts it in.
-            let context = unsafe { &*attached.context };
+            let context = unsafe { attached.context() };
             // Relaxed: a hint.
             let is_busy = context.is_busy.load(Ordering::Relaxed);
             running += u32::from(is_busy || !context.thread().is_blocking());
@@ -197,22 +142,8 @@ impl Shared {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it.
             self.space
-                .give_back_reserve(unsafe { &(*attached.context).local.span_reserve });
+                .give_back_reserve(unsafe { &attached.context().local.span_reserve });
         }
-    }
-
-    /// Removes or changes a root: see [`Roots`]. Inside `no_preempt`, or by a thread that is no
-    /// mutator.
-    pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
-        self.roots.change(slot, to, |word| {
-            if !planted("roots-unlogged") && !self.log.append(&[word]) {
-                // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
-                // marking is not over.
-                let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
-                roots::logged(&self.space, &mut marker, word);
-                self.log.overflow(marker.marked());
-            }
-        });
     }
 
     /// Gives back the memory of the root tables and of handle tables that a peak has left, and what
@@ -224,18 +155,12 @@ impl Shared {
         while handles && let Some((at, attached)) = self.contexts.lock().next(from) {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it.
-            unsafe { (*attached.context).handles.trim() };
+            unsafe { attached.context().handles.trim() };
         }
         let mut from = Some(0);
         while let Some(at) = from {
             from = self.contexts.lock().trim_piece(at);
         }
-    }
-
-    /// See [`clearing`](Self::clearing).
-    pub(crate) fn is_clearing(&self) -> bool {
-        // Relaxed: who sees it late waits a moment longer, or marks a moment later.
-        self.clearing.load(Ordering::Relaxed)
     }
 
     /// How many cells wait to be finalized or dropped.

@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use super::Phase;
+use super::phase::Phase;
 
 /// Long enough for a mutator to get somewhere, and for a thread that shares a core to get it.
 pub(super) const BREATH: Duration = Duration::from_micros(200);

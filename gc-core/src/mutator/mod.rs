@@ -2,4 +2,6 @@
 
 pub(crate) mod handles;
 pub mod record;
+pub(crate) mod reserve;
+pub(crate) mod shared;
 pub(crate) mod types;

@@ -1,18 +1,20 @@
 //! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly
 //! and JIT code can read it too.
 
+use core::any::Any;
 use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 use std::sync::Arc;
 
+use gc_preempt::StoppedMutator;
+
 use crate::alloc::{LocalAllocator, Run};
-use crate::api::heap::Heap;
-use crate::collector::Shared;
 use crate::fault::planted;
 use crate::finalize::{Entry, Finalizers};
 use crate::mark::Marker;
 use crate::mutator::handles::Handles;
+use crate::mutator::shared::{Attached, Shared};
 use crate::mutator::types::TypeCache;
 use crate::roots;
 use crate::satb_log::LOG_WORDS;
@@ -57,9 +59,9 @@ pub struct Context {
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
     pub(crate) gone: Cell<bool>,
-    /// The heap's handle of a `Mutator` that was dropped inside `no_preempt`, where it could not
-    /// detach.
-    pub(crate) left: Cell<Option<Heap>>,
+    /// What keeps the heap alive for a `Mutator` that was dropped inside `no_preempt`, where it could
+    /// not detach.
+    pub(crate) left: Cell<Option<Arc<dyn Any + Send + Sync>>>,
     pub(crate) shared: Arc<Shared>,
     /// What the open scopes have rooted.
     pub(crate) handles: Handles,
@@ -312,5 +314,40 @@ impl Context {
         }
         // SAFETY: forwarded.
         unsafe { judge_load(&self.shared.space, slot, mode) }
+    }
+}
+
+/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap
+/// has none; its stack is scanned all the same.
+pub(crate) fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
+    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with
+    // their context, which they free only after they have detached. A stopped mutator does not
+    // write it.
+    mutator
+        .vouched()
+        .then(|| unsafe { &*mutator.data().cast::<Context>() })
+}
+
+impl Attached {
+    /// The record of a thread that is `owner` by `pthread_self`.
+    pub(crate) fn new(owner: usize, context: *const Context) -> Self {
+        Self {
+            owner,
+            record: context.cast(),
+        }
+    }
+
+    /// The record's address.
+    pub(crate) fn as_ptr(&self) -> *const Context {
+        self.record.cast()
+    }
+
+    /// The record.
+    ///
+    /// # Safety
+    /// The record has not been freed: the heap's records are locked, or this is the child of a fork.
+    pub(crate) unsafe fn context<'c>(&self) -> &'c Context {
+        // SAFETY: by the contract.
+        unsafe { &*self.as_ptr() }
     }
 }

@@ -23,12 +23,8 @@ use core::cell::Cell;
 use core::hash::{Hash, Hasher};
 use core::mem::MaybeUninit;
 
-use crate::api::heap::Heap;
-use crate::error::AllocError;
-use crate::fault::planted;
-use crate::fault::protected;
 use crate::heap::{MAX_SMALL, Site};
-use crate::kind::{Kind, KindError, KindId, Kinds};
+use crate::kind::{KindId, Kinds};
 use crate::memory::MapError;
 use crate::memory::os::Table;
 use gc_preempt::Mutex;
@@ -41,7 +37,7 @@ pub(crate) struct TypeInfo {
     pub(crate) site: Site,
 }
 
-const NO_SITE: Site = Site { index: 0, size: 0 };
+pub(super) const NO_SITE: Site = Site { index: 0, size: 0 };
 
 /// Do values of so many bytes have a site in every heap? Of [`MAX_SMALL`] bytes they have none in a
 /// heap whose cells have a spare byte.
@@ -88,53 +84,13 @@ impl Types {
         self.lock.lock()
     }
 
-    /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size
-    /// (0: of all sorts, and no site).
-    ///
-    /// Two threads that meet a type, or a layout, for the first time at once may both describe it;
-    /// the first one's kind is the type's.
-    pub(crate) fn get(
-        &self,
-        heap: &Heap,
-        id: TypeId,
-        bytes: usize,
-        sharing: Sharing,
-        kind: impl FnOnce() -> Kind,
-    ) -> Result<TypeInfo, AllocError> {
-        if let Some(info) = protected(|| self.find(id, None)) {
-            return Ok(info);
-        }
-        let kind = self.kind(heap, sharing, kind())?;
-        let site = if bytes != 0 && has_site(bytes) {
-            heap.site_of(kind, bytes).map_err(AllocError::Site)?
-        } else {
-            NO_SITE
-        };
-        protected(|| self.find(id, Some(TypeInfo { kind, site })))
-            .ok_or(AllocError::Kind(KindError::TooMany))
-    }
-
-    /// The kind of cells that `kind` describes: that of another type of this layout, if it may be
-    /// shared, or a new one.
-    fn kind(&self, heap: &Heap, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
-        let shared = heap.shared();
-        let layout = match sharing {
-            Sharing::Shared if shared.verify.is_none() && !planted("kind-a-type") => kind.layout(),
-            _ => None,
-        };
-        let Some(layout) = layout.map(<[u64]>::to_vec) else {
-            return heap.kind(kind).map_err(AllocError::Kind);
-        };
-        let find = |new| protected(|| self.find_shared(&shared.space.kinds, &layout, new));
-        if let Some(known) = find(None) {
-            return Ok(known);
-        }
-        let new = heap.kind(kind).map_err(AllocError::Kind)?;
-        find(Some(new)).ok_or(AllocError::Kind(KindError::TooMany))
-    }
-
     /// The kind that types of this layout share; if there is none, it is `new` from now on.
-    fn find_shared(&self, kinds: &Kinds, layout: &[u64], new: Option<KindId>) -> Option<KindId> {
+    pub(super) fn find_shared(
+        &self,
+        kinds: &Kinds,
+        layout: &[u64],
+        new: Option<KindId>,
+    ) -> Option<KindId> {
         let _lock = self.lock.lock();
         let first = layout.iter().fold(0u64, |hash, word| {
             (hash ^ word)
@@ -163,7 +119,7 @@ impl Types {
     }
 
     /// What the table says of `id`; if nothing, it says `new` from now on.
-    fn find(&self, id: TypeId, new: Option<TypeInfo>) -> Option<TypeInfo> {
+    pub(super) fn find(&self, id: TypeId, new: Option<TypeInfo>) -> Option<TypeInfo> {
         let _lock = self.lock.lock();
         let first = bits_of(id) as usize;
         let entries = self.entries.len();
@@ -257,7 +213,7 @@ fn bits_of(id: TypeId) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Encoding;
+    use crate::{Encoding, Heap, Kind};
 
     fn heap() -> Heap {
         Heap::builder().reserve(1 << 28).build().unwrap()
@@ -266,10 +222,10 @@ mod tests {
     #[test]
     fn a_type_has_one_kind_and_a_site_for_its_size() {
         let heap = heap();
-        let types = &heap.shared().types;
+        let shared = heap.shared();
         let get = |id, bytes| {
-            types
-                .get(&heap, id, bytes, Sharing::Own, || Kind::leaf("a"))
+            shared
+                .type_info(id, bytes, Sharing::Own, || Kind::leaf("a"))
                 .map(|i| (i.kind, i.site.size()))
                 .unwrap()
         };
@@ -287,11 +243,11 @@ mod tests {
 
     /// The kinds that a heap gives to types of these descriptions, each time to another type.
     fn kinds<const N: usize>(heap: &Heap, described: [(Sharing, Kind); N]) -> [KindId; N] {
-        let types = &heap.shared().types;
+        let shared = heap.shared();
         let mut ids = ids!(1 2 3 4 5 6 7 8 9 10 11 12).into_iter();
         described.map(|(sharing, kind)| {
             let id = ids.next().expect("there are so many");
-            types.get(heap, id, 0, sharing, || kind).unwrap().kind
+            shared.type_info(id, 0, sharing, || kind).unwrap().kind
         })
     }
 
@@ -350,8 +306,8 @@ mod tests {
                     scope.spawn(move || {
                         let _mutator = heap.attach().unwrap();
                         barrier.wait();
-                        let types = &heap.shared().types;
-                        let info = types.get(heap, id, 8, Sharing::Shared, || at("node", &[0]));
+                        let shared = heap.shared();
+                        let info = shared.type_info(id, 8, Sharing::Shared, || at("node", &[0]));
                         info.unwrap().kind
                     })
                 });

@@ -6,7 +6,6 @@
 //! all of them are given back, and half of the reserve is tried. Were each to take what it gets,
 //! the first would leave nothing to the others.
 
-use crate::collector::Attached;
 use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::encoding::Encoding;
 use crate::error::SpaceError;
@@ -17,6 +16,7 @@ use crate::limits::MIN_RESERVE;
 use crate::mark::MarkQueue;
 use crate::memory::os::{Before, Map, addresses, mapped_bytes};
 use crate::memory::tables::Slab;
+use crate::mutator::shared::Attached;
 use crate::mutator::types::Types;
 use crate::roots::Roots;
 use crate::satb_log::{LOG_WORDS, SharedLog};

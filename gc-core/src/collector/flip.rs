@@ -1,0 +1,164 @@
+//! `Flip` and `Sweep`: the bitmaps swap, mutators go on, and dead cells are found free.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use super::aside;
+use super::cycle::{Accounts, Cycle};
+use super::phase::Phase;
+use crate::fault::planted;
+use crate::mutator::record::context_of;
+use crate::pacer;
+use crate::weak::IDLE;
+
+impl Cycle<'_, '_> {
+    pub(super) fn flip(&mut self) -> Phase {
+        let state = self.state;
+        self.stop();
+        if let Some(verify) = &state.verify {
+            verify.check(&state.space, self.stats.number);
+        }
+        if state.concurrent {
+            self.log_stores(IDLE);
+        }
+        self.stats.finalizable = state.finalizers.publish();
+        state.drops.publish();
+        self.gather();
+        let handed = state.handed();
+        // What was handed out during marking is black, whether it has been allocated yet or not.
+        let born = handed.less(self.handed);
+        let help = state.pace.take_help();
+        let logged = state.log.overflowed_marks();
+        let by_mutators = help.marked + logged;
+        let marked = self.marker.marked() + by_mutators;
+        let found = self.kept + marked;
+        let stats = &mut self.stats;
+        stats.cells_live = found.cells + born.cells;
+        stats.bytes_live = found.bytes + born.bytes;
+        let allocated = found + self.tails + born;
+        stats.cells_freed = (self.cells + born.cells).saturating_sub(allocated.cells);
+        state.cells.store(allocated.cells, Ordering::Relaxed);
+        stats.mark = self.marking_since.elapsed();
+        stats.end_bytes = state.pace.used(handed.bytes);
+        stats.assist = Duration::from_nanos(help.nanos);
+        stats.assist_cells = help.marked.cells;
+        stats.bytes_born = born.bytes;
+        let helpers = self.crew.take_work();
+        stats.markers = 1 + helpers.helpers;
+        stats.collector_cpu = Duration::from_nanos(helpers.cpu);
+        let external = state.pace.external();
+        let accounts = self.accounts.take();
+        let Accounts {
+            settled,
+            interval,
+            cpu,
+        } = accounts.unwrap_or_else(|| Accounts::of(state, self.settled));
+        let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
+        let young_next = state.pace.ended(&pacer::Cycle {
+            young: stats.young,
+            settled,
+            begin: stats.begin_bytes,
+            live: stats.bytes_live - born.bytes,
+            born: born.bytes,
+            roots: self.scanned.bytes(),
+            external,
+            overhead: state
+                .space
+                .used_bytes()
+                .saturating_sub(stats.end_bytes.saturating_sub(external)),
+            marked: marked.cells + self.old.followed() + state.queue.take_large_work(),
+            assisted: by_mutators.cells,
+            beside: stats.mark_concurrent.as_nanos() as u64,
+            running: self.running,
+            assist: help.nanos,
+            cost: cpu + helpers.cpu + pauses * u64::from(self.running),
+            interval,
+            forced: self.forced,
+        });
+        if state.poison && !planted("unpoisoned") {
+            state.space.poison_dead();
+        }
+        state.space.swap(self.stats.young, young_next);
+        let mutators = self.settle_owned(young_next);
+        let room = state.pace.goal().saturating_sub(state.pace.kept());
+        state.space.foresee(room, mutators);
+        state.old.set(found);
+        self.resume();
+        // ---- ... to here ------------------------------------------------------------------------
+        let stats = &mut self.stats;
+        stats.frames_precise = self.scanned.frames.precise;
+        stats.frames_conservative = self.scanned.frames.conservative;
+        stats.unknown_sites = self.scanned.frames.unknown_sites;
+        stats.conservative_words = self.scanned.conservative_words;
+        stats.exact_words = self.scanned.exact_words;
+        stats.conservative_marked = self.scanned.conservative_marked;
+        stats.exact_marked = self.scanned.exact_marked;
+        stats.over_memory_limit = state.pace.is_over_limit();
+        state.ledger.enter(self.stats, handed.bytes);
+        // Before those who wait for memory try again.
+        state.give_back_reserve();
+        state.requests.end(self.stats.number);
+        Phase::Sweep
+    }
+
+    /// In a stop: has all that was handed out reported.
+    pub(super) fn gather(&mut self) {
+        let state = self.state;
+        for mutator in self.stop().mutators() {
+            if let Some(context) = context_of(&mutator) {
+                state.space.report(&context.local.unreported);
+            }
+        }
+    }
+
+    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many
+    /// mutators there are.
+    pub(super) fn settle_owned(&mut self, young_next: bool) -> usize {
+        let state = self.state;
+        let Some(stopped) = &self.stopped else {
+            unreachable!("flipped without a stop")
+        };
+        // Those that are aside may all come back before the next look, and claim and hand out as
+        // much as any other.
+        let mut mutators = stopped.aside().len();
+        for mutator in stopped.mutators() {
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
+            mutators += 1;
+            self.trim_handles |= context.handles.lower();
+            if planted("runs-taken-back") {
+                context.local.retire(&state.space);
+            }
+            if young_next {
+                // SAFETY: the runs are those of a stopped mutator of this heap.
+                unsafe { context.local.keep_owned(&state.space) };
+                self.stats.sites_in_stops += context.local.sites_listed() as u64;
+            }
+        }
+        mutators
+    }
+
+    /// In the background, beside the mutators' own sweeping when they refill; left off as soon as
+    /// the next collection is wanted, which finishes it in `Prepare`.
+    pub(super) fn sweep(&mut self) -> Phase {
+        let state = self.state;
+        let space = &state.space;
+        self.trim_handles |= aside::set_aside(state);
+        state.trim_tables(self.trim_handles);
+        // Not a fault: leaves it to mutators.
+        if planted("late-sweep") {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        for table in [&state.finalizers, &state.drops] {
+            table.trim();
+        }
+        while !state.requests.is_wanted() && space.sweep_piece_aside() {
+            self.rest();
+        }
+        while !state.requests.is_wanted() && space.clear_spare_piece() {
+            self.rest();
+        }
+        Phase::Idle
+    }
+}

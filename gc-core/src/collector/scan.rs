@@ -1,0 +1,208 @@
+//! `Scan`: stop 1, and the roots that it leaves to be scanned beside the mutators.
+
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+use std::time::Instant;
+
+use gc_preempt::StoppedMutator;
+
+use super::aside;
+use super::beside::Beside;
+use super::cycle::Cycle;
+use super::phase::Phase;
+use crate::fault::planted;
+use crate::mark::old::Old;
+use crate::mutator::record::context_of;
+use crate::roots::{Scanner, Unscanned};
+use crate::verify::Source;
+use crate::weak::{IDLE, MARKING};
+
+/// Roots and handles that stop 1 scans itself, if there are no more: some microseconds.
+const FEW_ROOTS: usize = 256;
+
+/// A heap that has less alive than this, in bytes, is likely to be marked before the stop that
+/// began it would have ended otherwise.
+const SMALL: u64 = 64 << 10;
+
+impl Cycle<'_, '_> {
+    // ---- stop 1: the world is stopped ... -------------------------------------------------------
+
+    pub(super) fn scan(&mut self) -> Phase {
+        self.state.roots.rehearse();
+        self.state.world.warm_up_walks();
+        self.stop();
+        let begun = Instant::now();
+        if planted("print-in-stop") {
+            drop(std::io::stdout().lock());
+        }
+        let state = self.state;
+        if state.requests.take_spans_wanted() || state.space.is_short() {
+            self.take_idle_spans();
+        }
+        self.review_idle();
+        self.gather();
+        self.handed = state.handed();
+        // Relaxed: the collector's own.
+        let before = state.cells.load(Ordering::Relaxed);
+        self.cells = before.saturating_add_signed(state.space.cells_since());
+        self.stats.trigger_bytes = state.pace.trigger();
+        self.stats.goal_bytes = state.pace.goal();
+        self.stats.begin_bytes = state.pace.used(self.handed.bytes);
+        if self.stats.young {
+            self.kept = state.old.get();
+            self.old = Old::before(state.space.top());
+        }
+        let unmarked = self.cells.saturating_sub(self.kept.cells) + state.space.large_work();
+        self.forced = !state.pace.begun(self.stats.begin_bytes, unmarked);
+        state
+            .space
+            .begin_marking_and(state.pace.notes_allocated_black());
+        // Relaxed: read with the registry lock held, which this stop holds.
+        state.scan.fetch_add(1, Ordering::Relaxed);
+        if state.concurrent {
+            self.log_stores(MARKING);
+        }
+        let Some(stopped) = &self.stopped else {
+            unreachable!("scanned without a stop")
+        };
+        let verify = state.verify.as_ref();
+        let mut scanner = Scanner::new(&state.space, &mut self.marker, verify);
+        // All tails before the first word: one that names a free cell then finds it black, and
+        // neither counts nor follows it.
+        for mutator in stopped.mutators() {
+            if let Some(context) = context_of(&mutator)
+                && !planted("white-tails")
+            {
+                // SAFETY: the runs are those of a stopped mutator of this heap.
+                let tails = unsafe { context.local.blacken_tails(&state.space) };
+                self.tails = self.tails + tails;
+                self.stats.sites_in_stops += context.local.sites_listed() as u64;
+            }
+        }
+        let mut beside = Beside::default();
+        let exact = !state.stacks.are_roots();
+        for (number, mutator) in stopped.mutators().enumerate() {
+            scanner.source(Source::Stack(number));
+            let context = context_of(&mutator);
+            let frames = match context {
+                Some(context) if exact && context.is_exact() => mutator.walk(&mut Unscanned),
+                _ => mutator.walk(&mut scanner),
+            };
+            scanner.scanned.frames += frames;
+            if let Some(context) = context
+                && !planted("handles-unscanned")
+            {
+                beside.snapshot(context, number, &mut scanner, verify);
+            }
+        }
+        let aside = stopped.aside().len();
+        self.stats.aside = aside as u32;
+        beside.snapshot_aside(aside);
+        scanner.source(Source::Tables);
+        scanner.tables(&state.roots);
+        beside.words += state
+            .roots
+            .snapshot(aside != 0 && !planted("roots-end-early"));
+        // Not a fault: threads that are no mutators have time to change roots.
+        if planted("slow-roots") {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if let Some(verify) = verify {
+            for (number, mutator) in stopped.aside().enumerate() {
+                scanner.source(Source::Aside(number));
+                if let Some(context) = context_of(&mutator) {
+                    aside::scan(state, context, &mutator, &mut scanner);
+                    let handles = &context.handles;
+                    handles.for_each(|word| verify.root_word(&state.space, word));
+                }
+            }
+            state
+                .roots
+                .for_each(|word| verify.root_word(&state.space, word));
+        }
+        self.scanned = scanner.finish();
+        self.beside = Some(beside);
+        let are_few = beside.words <= FEW_ROOTS && !self.stress.scans_late();
+        if !state.concurrent || are_few {
+            while self.scan_beside() {}
+        }
+        self.marking_since = Instant::now();
+        self.stats.scan = self.marking_since - begun;
+        let is_small = state.pace.kept() <= SMALL && !self.stats.young;
+        if state.concurrent && (!is_small || self.stress.parts_stops() || self.beside.is_some()) {
+            state.pace.beside();
+            // The system may let everybody run but this thread.
+            self.marker.lay_down();
+            self.resume();
+            return Phase::Mark;
+        }
+        Phase::Finish
+    }
+
+    /// In the stop, before anything is marked: what mutators inside `blocking` have of the heap and
+    /// their programs have not goes back, to be found free by the sweep. An idle thread would hold
+    /// a span for each site that it ever used, for ever.
+    pub(super) fn take_idle_spans(&mut self) {
+        let state = self.state;
+        if planted("idle-spans-kept") {
+            return;
+        }
+        let blocked = self.stop().mutators().filter(StoppedMutator::is_blocked);
+        for mutator in blocked {
+            if let Some(context) = context_of(&mutator) {
+                context.local.retire_sites(&state.space, usize::MAX);
+            }
+        }
+    }
+
+    /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer
+    /// refill go back (`alloc/review.rs`).
+    pub(super) fn review_idle(&mut self) {
+        if planted("idle-spans-kept") {
+            return;
+        }
+        let space = &self.state.space;
+        let stopped = self.stop();
+        let blocked = stopped.mutators().filter(StoppedMutator::is_blocked);
+        let looks = |mutator| {
+            context_of(&mutator).map_or(0, |context| context.local.review_idle(space) as u64)
+        };
+        let sites: u64 = blocked.map(looks).sum();
+        self.stats.sites_in_stops += sites;
+    }
+
+    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is
+    /// logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
+    pub(super) fn scan_beside(&mut self) -> bool {
+        let Some(mut beside) = self.beside.take() else {
+            return false;
+        };
+        let mut scanner = Scanner::new(&self.state.space, &mut self.marker, None);
+        let stopped = self.stopped.as_ref();
+        let is_left = beside.scan_piece(self.state, stopped, &mut scanner);
+        self.scanned += scanner.finish();
+        self.beside = is_left.then_some(beside);
+        is_left
+    }
+
+    /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been
+    /// decided (`weak/`).
+    pub(super) fn log_stores(&mut self, mode: u32) {
+        // SeqCst, the heap's before the records': pairs with the second look of a thread that
+        // attaches meanwhile (`Mutator::attach`). All others see it through their resumption.
+        self.state.marking.store(mode, Ordering::SeqCst);
+        if mode != IDLE && planted("stores-unlogged") {
+            return;
+        }
+        for mutator in self.stop().mutators() {
+            if let Some(context) = context_of(&mutator) {
+                if mode == IDLE {
+                    // Since what is dead was decided, stores have overwritten edges to what is
+                    // marked.
+                    context.reset_log();
+                }
+                context.marking.store(mode, Ordering::SeqCst);
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! `Mark` and `Finish`: cells are traced beside the mutators, until a stop finds that nothing is grey.
+
+use core::time::Duration;
+use std::time::Instant;
+
+use super::cycle::{Accounts, Cycle};
+use super::phase::Phase;
+use crate::fault::planted;
+use crate::mutator::record::context_of;
+use crate::roots;
+
+/// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that
+/// mutators which log faster than they let themselves be stopped do not keep a cycle from its end.
+const FINISH: Duration = Duration::from_micros(30);
+
+/// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the
+/// heap's log, which costs a tenth.
+const FINISH_WORDS: usize = 1024;
+
+/// Cells that `Finish` traces between two looks at the clock: a microsecond or two.
+const FINISH_CELLS: usize = 64;
+
+/// Cells that are traced between two looks at the clock while mutators run: 15 us or so.
+const PIECE_CELLS: usize = 1024;
+
+/// How long `Mark` waits for what mutators have in hand. A stop waits for them, too, but holds the
+/// others up meanwhile; so this is as long as it takes until the system has let everybody run.
+const HANDS: Duration = Duration::from_millis(10);
+
+/// Of that, how long it looks without sleeping.
+const HANDS_SOON: Duration = Duration::from_micros(50);
+
+/// Words that are taken from the heap's log at a time while mutators run.
+const LOG_PIECE: usize = 4096;
+
+/// Registrations that are looked at at a time: mutators that register wait for the lock.
+const SELECT_PIECE: usize = 256;
+
+/// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the
+/// lock.
+const READY_PIECE: usize = 256;
+
+impl Cycle<'_, '_> {
+    // ---- ... to here; mutators run ... ----------------------------------------------------------
+
+    pub(super) fn mark(&mut self) -> Phase {
+        while self.stress.parts_stops() && !self.stress.scans_late() && self.scan_beside() {}
+        self.stress.before_tracing();
+        self.mark_ready();
+        loop {
+            if let Some(might) = self.held.take() {
+                self.state.pace.help_on(might);
+            }
+            let roots_left = self.scan_beside();
+            self.marker.follow_old(&mut self.old, PIECE_CELLS);
+            let dry =
+                self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left() && !roots_left;
+            let pace = &self.state.pace;
+            pace.progress(self.marker.marked().cells + self.crew.cells() + self.old.followed());
+            if !dry && self.state.queue.has_no_packet() {
+                // So that mutators find something to help with, whoever the system lets run.
+                self.marker.share();
+            }
+            if dry && self.take_log(LOG_PIECE) == 0 {
+                self.held = Some(self.state.pace.hold_help());
+                if !self.work_comes_back() && self.crew.close(&mut self.marker) {
+                    self.select();
+                    self.account();
+                    self.stress.after_tracing();
+                    return Phase::Finish;
+                }
+            }
+            self.rest();
+        }
+    }
+
+    /// Finds what will have to be cleared, finalized and dropped, as far as can be seen beside the
+    /// mutators, so that the stop looks at nothing else. Before marking has come to an end it would
+    /// find much that lives.
+    pub(super) fn select(&self) {
+        let space = &self.state.space;
+        self.state.weak.select_dying(space);
+        for registered in [&self.state.finalizers, &self.state.drops] {
+            while registered.select_piece(SELECT_PIECE, |cell| space.is_marked(cell)) {}
+        }
+    }
+
+    /// What the pacer is told is found out before the stop in which it is.
+    pub(super) fn account(&mut self) {
+        let settled = self.state.space.immutable_bytes();
+        self.accounts = Some(Accounts::of(self.state, settled));
+    }
+
+    /// Waits for mutators that help: what they have in hand they put into the queue in a few
+    /// microseconds, and a stop would have to wait for them as well. A mutator that is not let run
+    /// meanwhile wants a processor, perhaps this one.
+    pub(super) fn work_comes_back(&self) -> bool {
+        let begun = Instant::now();
+        while self.state.pace.hands() != 0 && self.state.queue.is_empty() {
+            match begun.elapsed() {
+                soon if soon < HANDS_SOON => std::thread::yield_now(),
+                late if late < HANDS => std::thread::sleep(HANDS_SOON),
+                _ => break,
+            }
+        }
+        !self.state.queue.is_empty()
+    }
+
+    /// Marks what died in an earlier cycle and was not fetched yet, piece by piece. What is fetched
+    /// meanwhile is logged.
+    pub(super) fn mark_ready(&mut self) {
+        if core::mem::replace(&mut self.ready_marked, true) {
+            return;
+        }
+        let (space, marker) = (&self.state.space, &mut self.marker);
+        for queue in [&self.state.finalizers, &self.state.drops] {
+            let mut from = 0;
+            while let Some(next) = queue.ready_piece(from, READY_PIECE, |cell| {
+                if let Some(cell) = space.resolve(cell) {
+                    marker.cell(cell);
+                }
+            }) {
+                from = next;
+            }
+        }
+    }
+
+    /// Marks what words of the heap's log name; their number.
+    pub(super) fn take_log(&mut self, most: usize) -> usize {
+        let (space, marker) = (&self.state.space, &mut self.marker);
+        self.state
+            .log
+            .take(most, |word| roots::logged(space, marker, word))
+    }
+
+    // ---- stop 2: the world is stopped again, if it was not ... ----------------------------------
+
+    pub(super) fn finish(&mut self) -> Phase {
+        let before = self.marker.marked().cells;
+        let next = self.finish_in_the_stop();
+        self.stats.cells_in_stops += self.marker.marked().cells - before;
+        next
+    }
+
+    pub(super) fn finish_in_the_stop(&mut self) -> Phase {
+        let bound = FINISH * (1 << self.retries.min(10));
+        let mutators_ran = self.stopped.is_none();
+        let end = self.stop().stopped_at() + bound;
+        // A mutator that was helping had the last of the work in hand, perhaps half of the heap,
+        // and has put it down to be stopped.
+        if mutators_ran && !self.state.queue.is_empty() && !planted("stop-traces-on") {
+            self.resume();
+            return Phase::Mark;
+        }
+        if self.state.concurrent && self.state.ready() > READY_PIECE as u64 && !self.ready_marked {
+            return self.mark_on();
+        }
+        self.mark_ready();
+        if !planted("logs-left") {
+            self.take_logs();
+        }
+        if !self.state.concurrent {
+            // Threads that are no mutators run in a stop, and log the roots that they remove before
+            // the stop has scanned them.
+            while !planted("roots-logged-in-vain") && self.take_log(LOG_PIECE) != 0 {}
+            self.marker.drain();
+            return self.after;
+        }
+        loop {
+            let words = self.take_log(FINISH_CELLS);
+            if self.marker.drain_bounded(FINISH_CELLS) && words == 0 {
+                if self.stress.leaves(self.after) {
+                    return self.mark_on();
+                }
+                return self.after;
+            }
+            if Instant::now() > end {
+                return self.mark_on();
+            }
+        }
+    }
+
+    /// More is left than a stop has time for.
+    pub(super) fn mark_on(&mut self) -> Phase {
+        self.retries += 1;
+        self.resume();
+        Phase::Mark
+    }
+
+    /// Takes what mutators have logged: into the queue, or where that would be much, into the
+    /// heap's log.
+    pub(super) fn take_logs(&mut self) {
+        let Some(stopped) = &self.stopped else {
+            unreachable!("logs taken without a stop")
+        };
+        let mut left = FINISH_WORDS << self.retries.min(10);
+        for mutator in stopped.mutators() {
+            let Some(context) = context_of(&mutator) else {
+                continue;
+            };
+            let words = context.logged();
+            if words.len() > left {
+                context.flush_log();
+                continue;
+            }
+            left -= words.len();
+            // Words lead anywhere: their lines come all at a time, not one by one.
+            for word in context.logged() {
+                roots::prefetch_logged(&self.state.space, word);
+            }
+            for word in words {
+                roots::logged(&self.state.space, &mut self.marker, word);
+            }
+            context.reset_log();
+        }
+    }
+}
