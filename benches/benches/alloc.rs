@@ -5,11 +5,9 @@
 //! with 32 bytes for an object of 16; without it, it counts interior pointers as Urge does, and is
 //! quicker.
 
-use std::time::Duration;
-
 use benches::bdwgc::{self, Bdwgc};
 use benches::paired::{Block, Paired};
-use benches::{Mode, consume, wanted};
+use benches::{Mode, consume, run_groups, wanted};
 use criterion::{Criterion, Throughput};
 use gc_core::{Encoding, Field, Heap, Kind, Mutator, Site, Trace, keep_alive};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
@@ -44,12 +42,7 @@ fn main() {
         objects_are_small(&mutator, mode);
         table(&mutator, site, bdwgc, mode);
     }
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
-    groups(&mut criterion, &mutator, site, bdwgc);
-    criterion.final_summary();
+    run_groups(|criterion| groups(criterion, &mutator, site, bdwgc));
 }
 
 /// The loops, out of line, so that a disassembler finds them.

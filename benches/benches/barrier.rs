@@ -6,10 +6,9 @@
 //! code calls it, out of line.
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use benches::paired::{Block, Paired};
-use benches::{Mode, wanted};
+use benches::{Mode, run_groups, wanted};
 use criterion::Criterion;
 use gc_core::{Encoding, Heap, Kind, Mutator};
 
@@ -20,12 +19,7 @@ fn main() {
     if mode != Mode::List && wanted("barrier") {
         table(mode);
     }
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
-    groups(&mut criterion);
-    criterion.final_summary();
+    run_groups(groups);
 }
 
 /// Runs `f` with a cell of so many edges that lives as long as it does, and an edge to store.

@@ -4,10 +4,8 @@
 //! `cargo bench -p benches --bench barrier_free_loop`. The ratio has to be 1, since the code is the
 //! same to the byte: that is asserted.
 
-use std::time::Duration;
-
 use benches::paired::{Block, Paired};
-use benches::{Mode, consume, wanted};
+use benches::{Mode, consume, run_groups, wanted};
 use criterion::Criterion;
 use gc_core::{Encoding, Heap, Mutator};
 use gc_test_harness::kernels::alloc::{Allocator, node_site, ring};
@@ -25,12 +23,7 @@ fn main() {
         bytes_are_identical();
         table(mode);
     }
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
-    groups(&mut criterion);
-    criterion.final_summary();
+    run_groups(groups);
 }
 
 fn loops() -> Loops {

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use benches::paired::{Block, Measured, Paired};
-use benches::{Mode, consume, wanted};
+use benches::{Mode, consume, run_groups, wanted};
 use criterion::{Criterion, Throughput};
 use gc_core::alloc::{LocalAllocator, Refill, bump};
 use gc_core::heap::{Space, SpaceConfig};
@@ -43,12 +43,7 @@ fn main() {
             precision(mode);
         }
     }
-    let mut criterion = Criterion::default()
-        .warm_up_time(Duration::from_millis(500))
-        .measurement_time(Duration::from_secs(2))
-        .configure_from_args();
-    groups(&mut criterion);
-    criterion.final_summary();
+    run_groups(groups);
 }
 
 // ---- stacks -------------------------------------------------------------------------------------
@@ -170,19 +165,19 @@ fn walks(mode: Mode) {
             Block::new(depth * times, time)
         })
     };
-    let measured = Paired::new("walk: 10,000 managed frames", "frame")
-        .contender("by stack maps", || block(true))
-        .contender("word by word, to the base", || block(false))
-        .measure(mode.pick(21, 2));
-    rate(
-        &measured,
-        "frames/us",
-        &["by stack maps", "word by word, to the base"],
-    );
-    println!(
-        "{}",
-        measured.with_ratio("by stack maps", "word by word, to the base")
-    );
+    compare("walk: 10,000 managed frames", mode.pick(21, 2), block);
+}
+
+/// A table of `block` by stack maps and without.
+fn compare(title: &str, turns: usize, block: impl Fn(bool) -> Block) {
+    const BY_MAPS: &str = "by stack maps";
+    const BY_WORDS: &str = "word by word, to the base";
+    let measured = Paired::new(title, "frame")
+        .contender(BY_MAPS, || block(true))
+        .contender(BY_WORDS, || block(false))
+        .measure(turns);
+    rate(&measured, "frames/us", &[BY_MAPS, BY_WORDS]);
+    println!("{}", measured.with_ratio(BY_MAPS, BY_WORDS));
 }
 
 /// A collection's scan of such a stack: its words looked up, and the cells that they name marked.
@@ -225,22 +220,8 @@ fn stacks(mode: Mode) {
             Block::new(depth * times, time)
         })
     };
-    let measured = Paired::new(
-        "stack: 10,000 managed frames that hold a cell each",
-        "frame",
-    )
-    .contender("by stack maps", || block(true))
-    .contender("word by word, to the base", || block(false))
-    .measure(mode.pick(9, 1));
-    rate(
-        &measured,
-        "frames/us",
-        &["by stack maps", "word by word, to the base"],
-    );
-    println!(
-        "{}",
-        measured.with_ratio("by stack maps", "word by word, to the base")
-    );
+    let title = "stack: 10,000 managed frames that hold a cell each";
+    compare(title, mode.pick(9, 1), block);
 }
 
 fn rate(measured: &Measured, unit: &str, names: &[&str]) {

@@ -13,6 +13,9 @@ pub mod paired;
 pub mod results;
 
 use std::arch::asm;
+use std::time::Duration;
+
+use criterion::Criterion;
 
 /// What a bench binary is asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,16 @@ impl Mode {
     pub fn pick<T>(self, full: T, quick: T) -> T {
         if self == Mode::Full { full } else { quick }
     }
+}
+
+/// Runs criterion's groups of a bench, of short functions: half a second to warm up, two to measure.
+pub fn run_groups(groups: impl FnOnce(&mut Criterion)) {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(2))
+        .configure_from_args();
+    groups(&mut criterion);
+    criterion.final_summary();
 }
 
 /// Whether a part of a bench is wanted: no name was given as an argument, or its name contains the

@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::step::Record;
+use common::step::is_marking;
 use common::{
     Kinds, bare_exit, check_list, cons, garbage, hazard, kinds, list, sit_idle,
     until_its_bare_exit, wipe_stack,
 };
 use gc_core::{Field, Heap, Kind, Mutator, RawRoot, Trace};
 use std::sync::Barrier;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 #[derive(Trace, Default)]
@@ -34,11 +34,6 @@ fn lingering() -> (Heap, Kinds) {
         .unwrap();
     let kinds = kinds(&heap);
     (heap, kinds)
-}
-
-fn is_marking(m: &Mutator) -> bool {
-    // Acquire: what a collection did before it cleared the flag.
-    Record::of(m).marking().load(Acquire) != 0
 }
 
 /// Collects until `threads` mutators are aside. The caller's is the only other one.

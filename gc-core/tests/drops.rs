@@ -3,71 +3,12 @@
 
 mod common;
 
+use common::nodes::{Node, apart, churn, heap, message, node};
+use common::wipe_stack;
 use gc_core::{Field, Heap, Mutator, Trace, WeakMap};
 use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-
-#[derive(Trace, Default)]
-struct Node {
-    next: Field<Node>,
-    value: u64,
-}
-
-fn node(value: u64) -> Node {
-    Node {
-        value,
-        ..Node::default()
-    }
-}
-
-fn heap() -> Heap {
-    Heap::builder().reserve(1 << 30).build().unwrap()
-}
-
-/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it
-/// leaves behind.
-fn apart<R: Send>(
-    heap: &Heap,
-    f: impl FnOnce(&gc_core::Scope<'_>) -> Result<R, gc_core::AllocError> + Send,
-) -> R {
-    std::thread::scope(|threads| {
-        threads
-            .spawn(|| heap.attach().unwrap().scope(f).unwrap())
-            .join()
-            .unwrap()
-    })
-}
-
-/// Overwrites the stack below, where stale words of earlier calls lie.
-#[inline(never)]
-fn wipe_stack() {
-    std::hint::black_box([0usize; 2048]);
-}
-
-/// Allocates enough to reuse what was freed.
-fn churn(mutator: &Mutator) {
-    mutator.collect();
-    for _ in 0..20 {
-        mutator
-            .scope(|s| {
-                for i in 0..1000 {
-                    s.alloc(node(u64::MAX - i))?;
-                }
-                Ok(())
-            })
-            .unwrap();
-    }
-    mutator.collect();
-}
-
-fn message(panic: Box<dyn std::any::Any + Send>) -> String {
-    panic
-        .downcast_ref::<String>()
-        .cloned()
-        .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).into()))
-        .unwrap_or_default()
-}
 
 static DROPPED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 

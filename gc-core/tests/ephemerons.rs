@@ -280,12 +280,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
         "a_copied_table_loses_its_words_with_the_old_one",
         "copies-unnoted",
         || {
-            let heap = Heap::builder()
-                .reserve(1 << 30)
-                .continuous(true)
-                .build()
-                .unwrap();
-            let k = common::kinds(&heap);
+            let (heap, k) = common::continuous();
             let pairs = heap
                 .kind(Kind::ephemeron("pairs", 0, Encoding::RAW, 0))
                 .unwrap();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{hazard, is_child, run_child};
+use common::{hazard, in_a_child};
 use gc_core::{AllocError, Bytes, Encoding, Field, Heap, Kind, Leaf, Mutator, SiteError, Trace};
 use std::hint::black_box;
 use std::sync::OnceLock;
@@ -38,17 +38,6 @@ fn big(number: usize) -> Big {
         number,
         _room: [0; 250],
     }
-}
-
-/// Runs `body` in a process of its own: a `Gc` that is made of a handle has stacks scanned in all
-/// heaps of a process.
-fn in_a_child(name: &str, body: impl FnOnce()) {
-    if is_child() {
-        return body();
-    }
-    let output = run_child(name, "", &[]).expect("it hangs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
 }
 
 /// The addresses of a table with a thousand nodes and of the first of them, which nothing holds.

@@ -3,30 +3,10 @@
 
 mod common;
 
-use common::{Kinds, check_list, garbage, hazard, heap, kinds, list, sit_idle};
+use common::{Kinds, check_list, garbage, hazard, heap, in_child, kinds, list, sit_idle};
 use gc_core::{Heap, Leaf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-
-/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in
-/// time.
-fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
-    // keeps working.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        // SAFETY: system calls. A child that hangs is ended by the alarm.
-        unsafe { libc::alarm(10) };
-        let code = i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
-        // SAFETY: as above: no destructors of the parent's are run.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for our own child.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0, "the child failed");
-}
 
 fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
     for _ in 0..3 {
@@ -313,12 +293,7 @@ fn h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates() {
             unsafe {
                 libc::pthread_atfork(Some(lock_hosts), Some(unlock_hosts), Some(unlock_hosts));
             }
-            let heap = Heap::builder()
-                .reserve(1 << 30)
-                .hard_limit(8 << 20)
-                .build()
-                .unwrap();
-            let k = kinds(&heap);
+            let (heap, k) = common::heap_with(|builder| builder.hard_limit(8 << 20));
             let done = AtomicBool::new(false);
             std::thread::scope(|s| {
                 s.spawn(|| {

@@ -7,13 +7,15 @@
 
 mod common;
 
-use common::step::{Outcome, Over, Record, on_step, stepping, that};
+use common::step::{
+    Outcome, Over, Record, TARGET, instructions, meets_target, on_step, stepping, that,
+};
 use common::{hazard, heap, is_child, run_child};
 use gc_core::barrier;
 use gc_preempt::RootSink;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 /// How the host's handler waits for the stop to be over.
 #[derive(Clone, Copy, PartialEq)]
@@ -37,12 +39,6 @@ enum Stop {
     Second,
 }
 
-/// Units are shorter than this.
-const UNIT: usize = 64;
-static START: AtomicUsize = AtomicUsize::new(0);
-/// A bit for each offset in the unit at which an instruction began.
-static SEEN: AtomicU64 = AtomicU64::new(0);
-static TARGET: AtomicUsize = AtomicUsize::new(0);
 static ASKED: AtomicBool = AtomicBool::new(false);
 static OVER: AtomicBool = AtomicBool::new(false);
 static WAIT: AtomicUsize = AtomicUsize::new(0);
@@ -55,13 +51,7 @@ extern "C" fn raise_at_target(
     context: *mut libc::ucontext_t,
 ) {
     // SAFETY: the kernel's context of this signal.
-    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
-    let start = START.load(Relaxed);
-    if (start..start + UNIT).contains(&pc) {
-        SEEN.fetch_or(1 << (pc - start), Relaxed);
-    }
-    if TARGET.load(Relaxed) == pc {
-        TARGET.store(0, Relaxed);
+    if unsafe { meets_target(context) } {
         // SAFETY: a signal with a handler to this thread; it is blocked until this handler returns.
         unsafe { libc::raise(libc::SIGUSR1) };
     }
@@ -125,12 +115,8 @@ fn stop_in_a_handler_at_each(
         libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut());
     }
     on_step(raise_at_target, &[libc::SIGURG, libc::SIGUSR1]);
-    START.store(start, Relaxed);
-    SEEN.store(0, Relaxed);
-    stepping(&mut unit).unwrap();
-    let offsets: Vec<_> = (0..UNIT)
-        .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
-        .collect();
+    let (outcome, offsets) = instructions(start, &mut unit);
+    outcome.unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
         s.spawn(|| {

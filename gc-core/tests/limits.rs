@@ -7,18 +7,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::{hazard, hazard_given, is_child, kinds, run_child};
+use common::{backed, hazard, hazard_given, in_a_child, kinds};
 use gc_core::{AllocError, Heap, Kind, Leaf};
-
-/// Bytes of the heap's address range that the system backs.
-fn backed(heap: &Heap) -> usize {
-    let range = heap.reserved();
-    let mut pages = vec![0u8; range.len().div_ceil(4096)];
-    // SAFETY: the range is mapped, and the vector has a byte a page.
-    let result = unsafe { libc::mincore(range.start as *mut _, range.len(), pages.as_mut_ptr()) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
-}
 
 fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
     let limit = libc::rlimit {
@@ -27,16 +17,6 @@ fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
     };
     // SAFETY: a plain system call.
     assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
-}
-
-/// Runs the calling test's body in a child of its own: what it limits is the process's.
-fn in_child(name: &str, body: impl FnOnce()) {
-    if is_child() {
-        return body();
-    }
-    let output = run_child(name, "", &[]).expect("it hung");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{text}");
 }
 
 /// Allocates and drops, and keeps a little.
@@ -66,7 +46,7 @@ fn h64_memory_that_is_not_used_is_not_promised() {
 
 #[test]
 fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
-    in_child(
+    in_a_child(
         "h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back",
         || {
             limit(libc::RLIMIT_DATA, 1 << 30);
@@ -133,7 +113,7 @@ fn h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program() 
 
 #[test]
 fn h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps() {
-    in_child(
+    in_a_child(
         "h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps",
         || {
             let mut now = libc::rlimit {
@@ -174,7 +154,7 @@ fn mapped() -> (usize, usize, usize) {
 
 #[test]
 fn a_thousand_heaps_come_and_go() {
-    in_child("a_thousand_heaps_come_and_go", || {
+    in_a_child("a_thousand_heaps_come_and_go", || {
         let use_one = || {
             let heap = Heap::builder().build().unwrap();
             is_of_use(&heap);
@@ -195,7 +175,7 @@ fn a_thousand_heaps_come_and_go() {
 
 #[test]
 fn hundreds_of_heaps_live_at_once() {
-    in_child("hundreds_of_heaps_live_at_once", || {
+    in_a_child("hundreds_of_heaps_live_at_once", || {
         let heaps: Vec<Heap> = (0..300)
             .map(|n| match Heap::builder().build() {
                 Ok(heap) => heap,
@@ -428,7 +408,7 @@ fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
 
 #[test]
 fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
-    in_child(
+    in_a_child(
         "h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back",
         || {
             // More than half of the limit is in use: each stop takes back.

@@ -8,36 +8,14 @@
 
 mod common;
 
-use common::step::Record;
+use common::step::{Record, is_marking};
 use common::{
-    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, kinds,
-    until_its_bare_exit, wipe_stack,
+    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child,
+    lingering, until, until_its_bare_exit, wipe_stack,
 };
 use gc_core::{Bytes, Field, Heap, Mutator, RawRoot, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-
-/// A heap whose cycles linger.
-fn lingering() -> (Heap, Kinds) {
-    let heap = Heap::builder()
-        .reserve(1 << 30)
-        .lingering(true)
-        .build()
-        .unwrap();
-    let kinds = kinds(&heap);
-    (heap, kinds)
-}
-
-fn is_marking(m: &Mutator) -> bool {
-    // Acquire: what a collection did before it cleared the flag.
-    Record::of(m).marking().load(Acquire) != 0
-}
-
-fn until(mut reached: impl FnMut() -> bool) {
-    while !reached() {
-        std::thread::yield_now();
-    }
-}
 
 /// Runs `f` while a cycle marks, then waits until marking is over and has dead cells handed out
 /// again.
@@ -193,12 +171,7 @@ fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
 fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     let name = "what_a_helper_puts_down_is_marked_beside_the_mutators";
     hazard_given(name, "slow-helpers", "stop-traces-on", &[], || {
-        let heap = Heap::builder()
-            .reserve(1 << 30)
-            .continuous(true)
-            .build()
-            .unwrap();
-        let k = kinds(&heap);
+        let (heap, k) = common::continuous();
         let m = heap.attach().unwrap();
         let shelf = Shelf::new(&m, k, 20_000);
         let (mut helped, mut seen) = (0, 0);
@@ -222,12 +195,7 @@ fn a_stop_does_not_wait_for_mutators_that_help() {
     let name = "a_stop_does_not_wait_for_mutators_that_help";
     hazard_given(name, "brisk-helpers", "helpers-unheld", &[], || {
         const CYCLES: u32 = 20;
-        let heap = Heap::builder()
-            .reserve(1 << 30)
-            .continuous(true)
-            .build()
-            .unwrap();
-        let k = kinds(&heap);
+        let (heap, k) = common::continuous();
         let m = heap.attach().unwrap();
         let shelf = Shelf::new(&m, k, 20_000);
         let (mut helped, mut waited, mut seen) = (0, 0, 0);
@@ -372,25 +340,6 @@ fn h41_a_thread_that_ends_by_the_bare_call_while_a_cycle_marks_leaves_its_log() 
 fn a_thread_that_attaches_while_a_cycle_marks_logs_its_stores() {
     let name = "a_thread_that_attaches_while_a_cycle_marks_logs_its_stores";
     hazard(name, "attached-unmarked", || comes_and_goes(false));
-}
-
-/// Forks; the child runs `body` and ends. Panics unless it ends well.
-fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
-    // keeps working.
-    let pid = unsafe { libc::fork() };
-    assert!(pid >= 0);
-    if pid == 0 {
-        // SAFETY: a child that hangs is ended by the alarm.
-        unsafe { libc::alarm(10) };
-        let code = i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
-        // SAFETY: no destructors of the parent's are run.
-        unsafe { libc::_exit(code) };
-    }
-    let mut status = 0;
-    // SAFETY: waits for our own child.
-    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-    assert_eq!(status, 0, "the child failed");
 }
 
 #[test]

@@ -6,18 +6,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use common::{hazard, kinds, sit_idle};
+use common::{backed, hazard, kinds, resident, sit_idle};
 use gc_core::{AllocError, Encoding, Heap, Kind};
-
-/// Bytes of the heap's address range that the system backs.
-fn backed(heap: &Heap) -> usize {
-    let range = heap.reserved();
-    let mut pages = vec![0u8; range.len().div_ceil(4096)];
-    // SAFETY: the range is mapped, and the vector has a byte a page.
-    let result = unsafe { libc::mincore(range.start as *mut _, range.len(), pages.as_mut_ptr()) };
-    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
-}
 
 #[test]
 fn a_heap_that_became_small_gives_its_memory_back_without_being_asked() {
@@ -158,13 +148,6 @@ fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::RawRoot>, usize) {
     }
     drop(m);
     (heap, roots, before)
-}
-
-/// Bytes that the system backs for this process.
-fn resident() -> usize {
-    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages = text.split_whitespace().nth(1).unwrap();
-    pages.parse::<usize>().unwrap() * 4096
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{hazard, hazard_given};
+use common::{hazard, hazard_given, in_a_child, resident};
 use gc_core::{Encoding, Field, Heap, Root, Trace};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -174,13 +174,6 @@ fn scopes_and_roots_of_threads_that_come_and_go_lose_nothing() {
     check_roots(heap, roots);
 }
 
-/// Resident memory of this process, in bytes.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
-}
-
 /// What a peak of `bytes` bytes of tables leaves behind: a collection later nothing is scanned for
 /// it, and its memory is back.
 fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
@@ -200,16 +193,6 @@ fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
     );
     let kept = resident().saturating_sub(before);
     assert!(kept < bytes / 4, "{kept} of {bytes} bytes are still there");
-}
-
-/// Runs `body` in a process of its own: what it changes or measures is the process's.
-fn in_a_child(name: &str, body: impl FnOnce()) {
-    if common::is_child() {
-        return body();
-    }
-    let output = common::run_child(name, "", &[]).expect("it hangs");
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
 }
 
 #[test]

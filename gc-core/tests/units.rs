@@ -6,20 +6,16 @@
 
 mod common;
 
-use common::step::{Outcome, Over, Record, on_step, stepping, that};
+use common::step::{
+    Outcome, Over, Record, TARGET, instructions, meets_target, on_step, stepping, that,
+    until_a_stop_is_pending,
+};
 use common::{check_list, garbage, hazard, heap};
 use gc_core::{Heap, barrier};
 use gc_preempt::Stopped;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-/// A unit is shorter than this.
-const UNIT: usize = 64;
-static START: AtomicUsize = AtomicUsize::new(0);
-/// A bit for each offset in the unit at which an instruction began.
-static SEEN: AtomicU64 = AtomicU64::new(0);
-/// The instruction to be stopped at.
-static TARGET: AtomicUsize = AtomicUsize::new(0);
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn stop_at_target(
@@ -28,22 +24,9 @@ extern "C" fn stop_at_target(
     context: *mut libc::ucontext_t,
 ) {
     // SAFETY: the kernel's context of this signal.
-    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
-    let start = START.load(Relaxed);
-    if (start..start + UNIT).contains(&pc) {
-        SEEN.fetch_or(1 << (pc - start), Relaxed);
-    }
-    if TARGET.load(Relaxed) == pc {
-        TARGET.store(0, Relaxed);
+    if unsafe { meets_target(context) } {
         ASKED.store(true, SeqCst);
-        // SAFETY: asks for this thread's pending signals, as the handler's mask holds SIGURG back.
-        unsafe {
-            let mut pending: libc::sigset_t = std::mem::zeroed();
-            while libc::sigismember(&raw const pending, libc::SIGURG) != 1 {
-                libc::sched_yield();
-                libc::sigpending(&raw mut pending);
-            }
-        }
+        until_a_stop_is_pending();
     }
 }
 
@@ -55,12 +38,8 @@ fn stop_at_each(
     stopped: impl Fn(&Stopped<'_>) + Sync,
 ) -> usize {
     on_step(stop_at_target, &[libc::SIGURG]);
-    START.store(start, Relaxed);
-    SEEN.store(0, Relaxed);
-    stepping(&mut unit).unwrap();
-    let offsets: Vec<_> = (0..UNIT)
-        .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
-        .collect();
+    let (outcome, offsets) = instructions(start, &mut unit);
+    outcome.unwrap();
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
         s.spawn(|| {

@@ -7,23 +7,18 @@
 
 mod common;
 
-use common::step::{Over, Record, on_step, stepping};
-use common::{Kinds, cell, cons, garbage, hazard, kinds, wipe_stack};
+use common::step::{
+    Over, Record, TARGET, instructions, meets_target, on_step, stepping, until_a_stop_is_pending,
+};
+use common::{Kinds, cell, cons, garbage, hazard, lingering, until, wipe_stack};
 use gc_core::{Heap, Mutator, RawRoot, barrier};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-/// A unit is shorter than this.
-const UNIT: usize = 64;
 /// Cycles for each instruction: of the odd ones, the markers begin late.
 const ROUNDS: usize = 8;
 
-static START: AtomicUsize = AtomicUsize::new(0);
-/// A bit for each offset in the unit at which an instruction began.
-static SEEN: AtomicUsize = AtomicUsize::new(0);
-/// The instruction to be stopped at.
-static TARGET: AtomicUsize = AtomicUsize::new(0);
 /// A collection is to begin.
 static ASKED: AtomicBool = AtomicBool::new(false);
 /// The stepping mutator's flag, where the stop that is waited for comes only while it is set.
@@ -35,15 +30,9 @@ extern "C" fn wait_at_target(
     context: *mut libc::ucontext_t,
 ) {
     // SAFETY: the kernel's context of this signal.
-    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
-    let start = START.load(Relaxed);
-    if (start..start + UNIT).contains(&pc) {
-        SEEN.fetch_or(1 << (pc - start), Relaxed);
-    }
-    if TARGET.load(Relaxed) != pc {
+    if !unsafe { meets_target(context) } {
         return;
     }
-    TARGET.store(0, Relaxed);
     let flag = FLAG.load(Relaxed) as *const std::sync::atomic::AtomicU32;
     if flag.is_null() {
         ASKED.store(true, SeqCst);
@@ -52,24 +41,7 @@ extern "C" fn wait_at_target(
         // Too late: the last stop of the cycle is over.
         return;
     }
-    // SAFETY: asks for this thread's pending signals, as the handler's mask holds SIGURG back.
-    unsafe {
-        let mut pending: libc::sigset_t = std::mem::zeroed();
-        while libc::sigismember(&raw const pending, libc::SIGURG) != 1 {
-            libc::sched_yield();
-            libc::sigpending(&raw mut pending);
-        }
-    }
-}
-
-fn lingering() -> (Heap, Kinds) {
-    let heap = Heap::builder()
-        .reserve(1 << 30)
-        .lingering(true)
-        .build()
-        .unwrap();
-    let kinds = kinds(&heap);
-    (heap, kinds)
+    until_a_stop_is_pending();
 }
 
 /// A cell with a root.
@@ -97,23 +69,6 @@ fn hide(heap: &Heap, k: Kinds, slot: *mut usize) -> usize {
 
 const NUMBER: usize = 0x5a5a_0000_0000_0101;
 
-/// The offsets of the unit's instructions that are met when `unit` runs.
-fn instructions(start: usize, unit: impl FnOnce()) -> Vec<usize> {
-    on_step(wait_at_target, &[libc::SIGURG]);
-    START.store(start, Relaxed);
-    SEEN.store(0, Relaxed);
-    stepping(unit);
-    (0..UNIT)
-        .filter(|o| SEEN.load(Relaxed) & 1 << o != 0)
-        .collect()
-}
-
-fn until(mut reached: impl FnMut() -> bool) {
-    while !reached() {
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
     hazard(
@@ -136,7 +91,8 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
             };
             // SAFETY: a word of a live cell.
             let unit = || unsafe { m.write(slot, 0) };
-            let offsets = instructions(barrier::store_address(), unit);
+            on_step(wait_at_target, &[libc::SIGURG]);
+            let ((), offsets) = instructions(barrier::store_address(), unit);
             assert!(offsets.len() >= 4, "{offsets:?}");
             let (hidden, over) = (AtomicUsize::new(0), AtomicBool::new(false));
             // 1: the cycle is over; 2: what it had to keep is lost.
@@ -208,9 +164,8 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
             for at_its_end in [false, true] {
                 // The instructions that are met then: the flag is set by hand, for once.
                 record.reset(at_its_end.into());
-                let offsets = instructions(barrier::load_weak_address(), || {
-                    unit();
-                });
+                on_step(wait_at_target, &[libc::SIGURG]);
+                let (_, offsets) = instructions(barrier::load_weak_address(), unit);
                 record.reset(0);
                 let (mut met, mut cleared, mut kept) = (0, 0, 0);
                 for (offset, _) in offsets

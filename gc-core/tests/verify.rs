@@ -193,14 +193,12 @@ fn a_weak_word_that_was_left_is_found() {
 #[test]
 fn a_sound_heap_of_every_kind_of_cell_passes() {
     for concurrent in [true, false] {
-        let heap = Heap::builder()
-            .reserve(1 << 30)
-            .concurrent(concurrent)
-            .continuous(concurrent)
-            .verify(true)
-            .build()
-            .unwrap();
-        let k = common::kinds(&heap);
+        let (heap, k) = common::heap_with(|builder| {
+            builder
+                .concurrent(concurrent)
+                .continuous(concurrent)
+                .verify(true)
+        });
         let loose = heap.kind(Kind::conservative("loose")).unwrap();
         let pairs = heap
             .kind(Kind::ephemeron("pairs", 0, Encoding::RAW, 0))

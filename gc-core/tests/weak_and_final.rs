@@ -163,12 +163,7 @@ fn h77_words_to_one_target_go_together_for_those_who_load_them_while_they_are_cl
 }
 
 fn one_target() {
-    let heap = Heap::builder()
-        .reserve(1 << 30)
-        .continuous(true)
-        .build()
-        .unwrap();
-    let k = common::kinds(&heap);
+    let (heap, k) = common::continuous();
     let m = heap.attach().unwrap();
     const N: usize = 256;
     // SAFETY: on this stack, as large as they are used.
@@ -346,12 +341,7 @@ fn threads_share_the_queue() {
 
 #[test]
 fn threads_share_the_queue_while_cycles_follow_each_other() {
-    let heap = Heap::builder()
-        .reserve(1 << 30)
-        .continuous(true)
-        .build()
-        .unwrap();
-    let k = common::kinds(&heap);
+    let (heap, k) = common::continuous();
     share_the_queue(&heap, k);
 }
 

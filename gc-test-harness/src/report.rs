@@ -1,6 +1,7 @@
 //! Times as people and programs read them: histograms, their five numbers, a table's lines and
 //! JSON.
 
+use std::fmt;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -73,6 +74,17 @@ impl Samples {
                 into.saturating_record_n(value.value_iterated_to(), value.count_at_value());
             }
         }
+    }
+}
+
+impl fmt::Display for Samples {
+    /// A table of times to stop and pauses, without the stalls.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", Quantiles::head("microseconds"))?;
+        for (label, histogram) in [("time to stop", &self.stop), ("pause", &self.pause)] {
+            writeln!(f, "{}", Quantiles::of(histogram).line(label))?;
+        }
+        Ok(())
     }
 }
 

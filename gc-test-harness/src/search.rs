@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -43,6 +43,28 @@ impl<C: Count> Report<C> {
     }
 }
 
+/// Runs cases, each by its seed, until the time is over or one gives a wrong answer.
+pub(crate) fn run<C: Count, E>(
+    options: &Options,
+    mut case: impl FnMut(u64) -> Result<C, E>,
+) -> Result<Report<C>, E> {
+    let first = options.seed.unwrap_or_else(by_the_clock);
+    let begun = Instant::now();
+    let mut counts = C::default();
+    for seed in (0..).map(|number| first.wrapping_add(number)) {
+        set(seed);
+        counts += case(seed)?;
+        if begun.elapsed() >= options.time {
+            break;
+        }
+    }
+    Ok(Report {
+        seed: first,
+        counts,
+        time: begun.elapsed(),
+    })
+}
+
 /// Declares a struct of counts, [`Count`] for it, and how JSON becomes one again.
 macro_rules! counts {
     ($(#[$meta:meta])* pub struct $counts:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
@@ -71,14 +93,14 @@ pub(crate) use counts;
 static SEED: AtomicU64 = AtomicU64::new(0);
 
 /// A seed by the clock: another one in each run.
-pub(crate) fn by_the_clock() -> u64 {
+fn by_the_clock() -> u64 {
     std::time::SystemTime::UNIX_EPOCH
         .elapsed()
         .map_or(0, |t| t.as_nanos() as u64 >> 8)
 }
 
 /// Notes which case runs, for [`name_in_crashes`].
-pub(crate) fn set(seed: u64) {
+fn set(seed: u64) {
     // Relaxed: the crashing thread reads its own store, or prints an older seed.
     SEED.store(seed, Ordering::Relaxed);
 }

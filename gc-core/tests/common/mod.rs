@@ -2,6 +2,7 @@
 //! graphs, and hazards run in child processes.
 #![allow(dead_code)] // each test binary uses a part
 
+pub mod nodes;
 pub mod step;
 
 use nix::sys::signal::{Signal, killpg};
@@ -13,7 +14,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use gc_core::{Encoding, Heap, Kind, KindId, Mutator};
+use gc_core::{Encoding, Heap, HeapBuilder, Kind, KindId, Mutator};
 use gc_preempt::StrictAllocator;
 
 // ---- the allocator ------------------------------------------------------------------------------
@@ -48,9 +49,24 @@ pub fn kinds(heap: &Heap) -> Kinds {
 }
 
 pub fn heap() -> (Heap, Kinds) {
-    let heap = Heap::builder().reserve(1 << 30).build().unwrap();
+    heap_with(|builder| builder)
+}
+
+/// A heap as `set_up` has it.
+pub fn heap_with(set_up: impl FnOnce(HeapBuilder) -> HeapBuilder) -> (Heap, Kinds) {
+    let heap = set_up(Heap::builder().reserve(1 << 30)).build().unwrap();
     let kinds = kinds(&heap);
     (heap, kinds)
+}
+
+/// A heap whose cycles linger in each phase.
+pub fn lingering() -> (Heap, Kinds) {
+    heap_with(|builder| builder.lingering(true))
+}
+
+/// A heap whose cycles follow each other.
+pub fn continuous() -> (Heap, Kinds) {
+    heap_with(|builder| builder.continuous(true))
 }
 
 /// A new node in front of `next`.
@@ -103,6 +119,13 @@ pub fn sit_idle(m: &Mutator, ready: &Barrier, done: &AtomicBool) {
     });
 }
 
+/// Waits until something is so.
+pub fn until(mut reached: impl FnMut() -> bool) {
+    while !reached() {
+        std::thread::yield_now();
+    }
+}
+
 /// Overwrites what earlier calls have left on the stack below.
 #[inline(never)]
 pub fn wipe_stack() {
@@ -112,6 +135,25 @@ pub fn wipe_stack() {
 
 pub fn cell(address: usize) -> NonNull<u8> {
     NonNull::new(address as *mut u8).unwrap()
+}
+
+// ---- memory ------------------------------------------------------------------------------------
+
+/// Bytes of the heap's reserve that are backed by memory.
+pub fn backed(heap: &Heap) -> usize {
+    let range = heap.reserved();
+    let mut pages = vec![0u8; range.len().div_ceil(4096)];
+    // SAFETY: the range is mapped, and the vector has a byte a page.
+    let result = unsafe { libc::mincore(range.start as *mut _, range.len(), pages.as_mut_ptr()) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    pages.iter().filter(|page| **page & 1 != 0).count() * 4096
+}
+
+/// Resident memory of this process, in bytes.
+pub fn resident() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages = text.split_whitespace().nth(1).unwrap();
+    pages.parse::<usize>().unwrap() * 4096
 }
 
 // ---- threads that end without a word ------------------------------------------------------------
@@ -144,6 +186,26 @@ pub fn bare_exit() {
 
 /// A child that takes longer than this hangs.
 const HUNG: Duration = Duration::from_secs(12);
+
+/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in
+/// time.
+pub fn in_child(body: impl FnOnce()) {
+    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
+    // keeps working.
+    let pid = unsafe { libc::fork() };
+    assert!(pid >= 0);
+    if pid == 0 {
+        // SAFETY: system calls. A child that hangs is ended by the alarm.
+        unsafe { libc::alarm(10) };
+        let code = i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
+        // SAFETY: as above: no destructors of the parent's are run.
+        unsafe { libc::_exit(code) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for our own child.
+    assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
+    assert_eq!(status, 0, "the child failed");
+}
 
 /// True in the child: run the body.
 pub fn is_child() -> bool {
@@ -180,6 +242,17 @@ fn finished(child: &mut Child) -> bool {
         std::thread::sleep(Duration::from_millis(5));
     }
     true
+}
+
+/// Runs the test `name`'s `body` in a process of its own: what it changes or measures is the
+/// process's.
+pub fn in_a_child(name: &str, body: impl FnOnce()) {
+    if is_child() {
+        return body();
+    }
+    let output = run_child(name, "", &[]).expect("it hangs");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
 }
 
 /// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the

@@ -3,8 +3,8 @@
 
 use gc_core::mutator::record::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
 use gc_core::{Context, Mutator};
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
 /// Sets or clears the trap flag.
 macro_rules! trap_flag {
@@ -20,6 +20,55 @@ macro_rules! trap_flag {
             )
         }
     };
+}
+
+/// A unit is shorter than this.
+const UNIT: usize = 64;
+/// Where the unit begins.
+static START: AtomicUsize = AtomicUsize::new(0);
+/// A bit for each offset in the unit at which an instruction began.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+/// The instruction at which something is to happen; 0 once it has.
+pub static TARGET: AtomicUsize = AtomicUsize::new(0);
+
+/// In a handler of [`on_step`]: notes the instruction, and says whether it is the target, once.
+///
+/// # Safety
+/// `context` must be the kernel's of this signal.
+pub unsafe fn meets_target(context: *mut libc::ucontext_t) -> bool {
+    // SAFETY: the caller's promise.
+    let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
+    let start = START.load(Relaxed);
+    if (start..start + UNIT).contains(&pc) {
+        SEEN.fetch_or(1 << (pc - start), Relaxed);
+    }
+    let met = TARGET.load(Relaxed) == pc;
+    if met {
+        TARGET.store(0, Relaxed);
+    }
+    met
+}
+
+/// Steps through `unit`, which runs the unit at `start`: what it gives, and the offsets of the
+/// unit's instructions that it has met.
+pub fn instructions<R>(start: usize, unit: impl FnOnce() -> R) -> (R, Vec<usize>) {
+    START.store(start, Relaxed);
+    SEEN.store(0, Relaxed);
+    let result = stepping(unit);
+    let met = |offset: &usize| SEEN.load(Relaxed) & 1 << offset != 0;
+    (result, (0..UNIT).filter(met).collect())
+}
+
+/// In a handler whose mask has SIGURG: waits until a stop's signal is pending.
+pub fn until_a_stop_is_pending() {
+    // SAFETY: asks for this thread's pending signals.
+    unsafe {
+        let mut pending: libc::sigset_t = std::mem::zeroed();
+        while libc::sigismember(&raw const pending, libc::SIGURG) != 1 {
+            libc::sched_yield();
+            libc::sigpending(&raw mut pending);
+        }
+    }
 }
 
 /// Runs `f` with a trap after each instruction.
@@ -95,6 +144,12 @@ impl Record {
         self.cursor().store(self.log, Relaxed);
         self.marking().store(marking, Relaxed);
     }
+}
+
+/// Whether a cycle marks.
+pub fn is_marking(m: &Mutator) -> bool {
+    // Acquire: what a collection did before it cleared the flag.
+    Record::of(m).marking().load(Acquire) != 0
 }
 
 /// Sets a flag when dropped, on a panic too: who waits for it ends.

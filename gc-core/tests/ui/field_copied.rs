@@ -1,11 +1,7 @@
 //! A field cannot be copied: an edge has one place.
 use gc_core::{Field, Heap, Trace};
 
-#[derive(Trace, Default)]
-struct Node {
-    next: Field<Node>,
-    value: u64,
-}
+include!("shared/node.rs");
 
 fn main() {
     let heap = Heap::builder().build().unwrap();

@@ -2,11 +2,7 @@
 #![allow(unused)]
 use gc_core::{Field, Heap, Trace};
 
-#[derive(Trace, Default)]
-struct Node {
-    next: Field<Node>,
-    value: u64,
-}
+include!("shared/node.rs");
 
 fn main() {
     let heap = Heap::builder().build().unwrap();

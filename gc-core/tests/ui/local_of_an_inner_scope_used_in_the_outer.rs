@@ -1,11 +1,7 @@
 //! A local of an inner scope cannot be used in the outer one: `hold` makes one that can.
 use gc_core::{Field, Heap, Trace};
 
-#[derive(Trace, Default)]
-struct Node {
-    next: Field<Node>,
-    value: u64,
-}
+include!("shared/node.rs");
 
 fn main() {
     let heap = Heap::builder().build().unwrap();

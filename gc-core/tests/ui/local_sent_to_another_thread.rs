@@ -1,11 +1,7 @@
 //! A local stays on its thread, even where that thread waits.
 use gc_core::{Field, Heap, Trace};
 
-#[derive(Trace, Default)]
-struct Node {
-    next: Field<Node>,
-    value: u64,
-}
+include!("shared/node.rs");
 
 fn elsewhere(_: impl FnOnce() + Send) {}
 

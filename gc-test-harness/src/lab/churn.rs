@@ -321,13 +321,7 @@ impl fmt::Display for Outcome {
             self.stats.pause_total.as_secs_f64(),
             grouped(self.stats.cells_freed),
         )?;
-        writeln!(f, "{}", Quantiles::head("microseconds"))?;
-        for (label, histogram) in [
-            ("time to stop", &self.pauses.stop),
-            ("pause", &self.pauses.pause),
-        ] {
-            writeln!(f, "{}", Quantiles::of(histogram).line(label))?;
-        }
+        write!(f, "{}", self.pauses)?;
         Ok(())
     }
 }

@@ -464,15 +464,7 @@ impl fmt::Display for Outcome {
             beside as f64 * 100.0 / reached.max(1) as f64,
             queue >> 10,
         )?;
-        writeln!(f, "{}", Quantiles::head("microseconds"))?;
-        let lines = [
-            ("time to stop", &self.pauses.stop),
-            ("pause", &self.pauses.pause),
-        ];
-        for (label, histogram) in lines {
-            writeln!(f, "{}", Quantiles::of(histogram).line(label))?;
-        }
-        Ok(())
+        write!(f, "{}", self.pauses)
     }
 }
 

@@ -106,6 +106,39 @@ pub unsafe extern "C" fn new_instance(vm: *mut Vm, class: Value) -> Value {
     heap!(vm, vm.make_instance(class.as_cell()))
 }
 
+/// What `object.name` is.
+enum Found {
+    /// A field's value.
+    Value(Value),
+    /// A method's closure.
+    Method(Value),
+    /// Nothing.
+    Missing,
+}
+
+/// Finds `object.name`, of an instance, by the cache if that knows the instance's shape.
+#[inline(always)]
+unsafe fn find(vm: &mut Vm, object: Value, cache: *mut Cache, symbol: u32) -> Found {
+    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    unsafe {
+        if (*cache).id == header(object).id() {
+            let number = (*cache).slot & CACHE_NUMBER;
+            return match (*cache).slot & !CACHE_NUMBER {
+                0 => Found::Value(*inline_slot(object, number)),
+                CACHE_OVERFLOW => Found::Value(*overflow_slot(object, number)),
+                _ => Found::Method(method_at(class_of(object), number)),
+            };
+        }
+        let property = vm.property(object, symbol);
+        vm.remember(object, property, cache);
+        match property {
+            Property::Field(field) => Found::Value(*vm.field(object, field)),
+            Property::Method(entry) => Found::Method(method_at(class_of(object), entry)),
+            Property::Missing => Found::Missing,
+        }
+    }
+}
+
 /// `object.name`
 pub unsafe extern "C" fn get_property(
     vm: *mut Vm,
@@ -113,32 +146,16 @@ pub unsafe extern "C" fn get_property(
     cache: *mut Cache,
     symbol: u32,
 ) -> Value {
-    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    // SAFETY: see the head.
     unsafe {
         let vm = &mut *vm;
         if !object.is_cell() || !header(object).is_instance() {
             return vm.fail("Only instances have properties.");
         }
-        if (*cache).id == header(object).id() {
-            let slot = (*cache).slot;
-            return match slot & !CACHE_NUMBER {
-                0 => *inline_slot(object, slot),
-                CACHE_OVERFLOW => *overflow_slot(object, slot & CACHE_NUMBER),
-                _ => heap!(
-                    vm,
-                    vm.make_bound(object, method_at(class_of(object), slot & CACHE_NUMBER))
-                ),
-            };
-        }
-        let property = vm.property(object, symbol);
-        vm.remember(object, property, cache);
-        match property {
-            Property::Field(field) => *vm.field(object, field),
-            Property::Method(entry) => heap!(
-                vm,
-                vm.make_bound(object, method_at(class_of(object), entry))
-            ),
-            Property::Missing => undefined_property(vm, symbol),
+        match find(vm, object, cache, symbol) {
+            Found::Value(value) => value,
+            Found::Method(method) => heap!(vm, vm.make_bound(object, method)),
+            Found::Missing => undefined_property(vm, symbol),
         }
     }
 }
@@ -286,36 +303,20 @@ pub unsafe extern "C" fn invoke(
     cache: *mut Cache,
     symbol: u32,
 ) -> Value {
-    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    // SAFETY: see the head.
     unsafe {
         let vm = &mut *vm;
         let receiver = *base;
         if !receiver.is_cell() || !header(receiver).is_instance() {
             return vm.fail("Only instances have methods.");
         }
-        if (*cache).id == header(receiver).id() {
-            let slot = (*cache).slot;
-            let number = slot & CACHE_NUMBER;
-            *base = match slot & !CACHE_NUMBER {
-                CACHE_METHOD => {
-                    return call_closure(vm, method_at(class_of(receiver), number), base, count);
-                }
-                0 => *inline_slot(receiver, number),
-                _ => *overflow_slot(receiver, number),
-            };
-            return call(vm, base, count);
-        }
-        let property = vm.property(receiver, symbol);
-        vm.remember(receiver, property, cache);
-        match property {
-            Property::Method(entry) => {
-                call_closure(vm, method_at(class_of(receiver), entry), base, count)
-            }
-            Property::Field(field) => {
-                *base = *vm.field(receiver, field);
+        match find(vm, receiver, cache, symbol) {
+            Found::Method(method) => call_closure(vm, method, base, count),
+            Found::Value(value) => {
+                *base = value;
                 call(vm, base, count)
             }
-            Property::Missing => undefined_property(vm, symbol),
+            Found::Missing => undefined_property(vm, symbol),
         }
     }
 }

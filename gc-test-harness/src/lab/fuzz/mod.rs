@@ -20,7 +20,6 @@ pub mod threads;
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
 
 pub use body::fuzz_one;
 use choices::Choices;
@@ -35,23 +34,17 @@ pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts {
-            cases,
-            objects,
-            words,
-            collections,
-            kept,
-            freed,
-        } = self.counts;
+        let n = &self.counts;
+        let (seed, seconds) = (self.seed, self.time.as_secs_f64());
         writeln!(
             f,
-            "{cases} cases from seed {} in {:.1} s: no wrong answer",
-            self.seed,
-            self.time.as_secs_f64()
+            "{} cases from seed {seed} in {seconds:.1} s: no wrong answer",
+            n.cases
         )?;
         writeln!(
             f,
-            "{objects} cells, {words} words, {collections} collections, which kept {kept} cells and freed {freed}"
+            "{} cells, {} words, {} collections, which kept {} cells and freed {}",
+            n.objects, n.words, n.collections, n.kept, n.freed
         )
     }
 }
@@ -89,14 +82,12 @@ const MUTATE_EVERY: u64 = 12;
 /// # Errors
 /// The first wrong answer, after which threads may be in any state: end the process.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
-    let first = options.seed.unwrap_or_else(search::by_the_clock);
     search::name_in_crashes();
-    let wrong = |seed, what| Wrong { seed, what };
-    let pool = threads::Pool::new().map_err(|e| wrong(first, format!("no threads: {e}")))?;
-    let begun = Instant::now();
-    let mut counts = Counts::default();
-    for seed in (0..).map(|case| first.wrapping_add(case)) {
-        search::set(seed);
+    let pool = threads::Pool::new().map_err(|e| Wrong {
+        seed: options.seed.unwrap_or_default(),
+        what: format!("no threads: {e}"),
+    })?;
+    search::run(options, |seed| {
         let mut choices = Choices::Seeded(seed.wrapping_mul(0x2545_f491_4f6c_dd1d));
         let case = || {
             if seed % THREADS_EVERY == 0 {
@@ -107,16 +98,8 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
                 body::check(&mut choices)
             }
         };
-        let outcome =
-            catch_unwind(AssertUnwindSafe(case)).unwrap_or_else(|panic| Err(message(&panic)));
-        counts += outcome.map_err(|what| wrong(seed, what))?;
-        if begun.elapsed() >= options.time {
-            break;
-        }
-    }
-    Ok(Report {
-        seed: first,
-        counts,
-        time: begun.elapsed(),
+        let outcome = catch_unwind(AssertUnwindSafe(case));
+        let outcome = outcome.unwrap_or_else(|panic| Err(message(&panic)));
+        outcome.map_err(|what| Wrong { seed, what })
     })
 }

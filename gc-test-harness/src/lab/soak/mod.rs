@@ -92,43 +92,42 @@ impl std::error::Error for Wrong {}
 /// # Errors
 /// The first round that went wrong.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
-    let first = options.seed.unwrap_or_else(search::by_the_clock);
     let begun = Instant::now();
-    let mut counts = Counts::default();
     let terminal = std::io::stderr().is_terminal();
+    let mut so_far = Counts::default();
     let mut told = Instant::now();
-    for seed in (0..).map(|round| first.wrapping_add(round)) {
-        counts += child(seed).map_err(|what| Wrong { seed, what })?;
-        counts.rounds += 1;
+    let report = search::run(options, |seed| {
+        let mut counts = child(seed).map_err(|what| Wrong { seed, what })?;
+        counts.rounds = 1;
+        so_far += counts;
         if terminal || told.elapsed() >= Duration::from_secs(30) {
             told = Instant::now();
-            let line = format!(
-                "{:6.0} s  {} rounds  {} stops  {} collections  {} answers",
-                begun.elapsed().as_secs_f64(),
-                grouped(counts.rounds),
-                grouped(counts.stops),
-                grouped(counts.collections),
-                grouped(counts.answers)
-            );
-            // A closed standard error is no reason to stop.
-            let _ = if terminal {
-                write!(std::io::stderr(), "\r{line}\x1b[K")
-            } else {
-                writeln!(std::io::stderr(), "{line}")
-            };
+            tell(&so_far, begun.elapsed(), terminal);
         }
-        if begun.elapsed() >= options.time {
-            break;
-        }
-    }
+        Ok(counts)
+    });
     if terminal {
         let _ = write!(std::io::stderr(), "\r\x1b[K");
     }
-    Ok(Report {
-        seed: first,
-        counts,
-        time: begun.elapsed(),
-    })
+    report
+}
+
+/// A line of progress.
+fn tell(counts: &Counts, time: Duration, terminal: bool) {
+    let line = format!(
+        "{:6.0} s  {} rounds  {} stops  {} collections  {} answers",
+        time.as_secs_f64(),
+        grouped(counts.rounds),
+        grouped(counts.stops),
+        grouped(counts.collections),
+        grouped(counts.answers)
+    );
+    // A closed standard error is no reason to stop.
+    let _ = if terminal {
+        write!(std::io::stderr(), "\r{line}\x1b[K")
+    } else {
+        writeln!(std::io::stderr(), "{line}")
+    };
 }
 
 /// Runs one round in a process of its own.

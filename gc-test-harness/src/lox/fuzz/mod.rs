@@ -375,22 +375,21 @@ pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Counts {
-            programs,
-            runs,
-            good,
-            failed,
-        } = self.counts;
+        let n = &self.counts;
         writeln!(
             f,
-            "{programs} programs from seed {} in {:.1} s, {runs} runs: no difference",
+            "{} programs from seed {} in {:.1} s, {} runs: no difference",
+            n.programs,
             self.seed,
-            self.time.as_secs_f64()
+            self.time.as_secs_f64(),
+            n.runs
         )?;
         writeln!(
             f,
-            "{good} ended well, {failed} by a runtime error, {} did not compile",
-            programs - good - failed
+            "{} ended well, {} by a runtime error, {} did not compile",
+            n.good,
+            n.failed,
+            n.programs - n.good - n.failed
         )
     }
 }
@@ -400,28 +399,21 @@ impl fmt::Display for Report {
 /// # Errors
 /// [`Found`], or that a process could not be run.
 pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
-    let first = options.seed.unwrap_or_else(search::by_the_clock);
     search::name_in_crashes();
     let judge = Judge {
         clox: options.clox.clone(),
         apart: options.apart.then(std::env::current_exe).transpose()?,
     };
-    let begun = Instant::now();
-    let mut counts = Counts::default();
-    for seed in (0..).map(|number| first.wrapping_add(number)) {
-        search::set(seed);
-        counts.programs += 1;
-        if let Some(found) = check(&judge, seed, &mut counts)? {
-            return Err(found.into());
+    let (time, seed) = (options.time, options.seed);
+    search::run(&search::Options { time, seed }, |seed| {
+        let mut counts = Counts {
+            programs: 1,
+            ..Counts::default()
+        };
+        match check(&judge, seed, &mut counts)? {
+            Some(found) => Err(found.into()),
+            None => Ok(counts),
         }
-        if begun.elapsed() >= options.time {
-            break;
-        }
-    }
-    Ok(Report {
-        seed: first,
-        counts,
-        time: begun.elapsed(),
     })
 }
 

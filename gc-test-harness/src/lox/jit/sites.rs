@@ -80,78 +80,40 @@ unsafe fn missed(vm: *mut Vm, place: *mut Cache) {
     }
 }
 
-/// [`runtime::get_property`] for compiled code.
-///
-/// # Safety
-/// As that.
-pub(super) unsafe extern "C" fn get_property(
-    vm: *mut Vm,
-    object: Value,
-    cache: *mut Cache,
-    symbol: u32,
-) -> Value {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let value = clear::get_property(vm, object, cache, symbol);
-        missed(vm, cache);
-        value
-    }
+/// Functions of the runtime for compiled code, which tell the compiler of each call.
+macro_rules! watched {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident($($before:ident: $type:ty),*; $cache:ident, $symbol:ident) => $target:path;
+    )*) => {$(
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// As the function after which it is named.
+        pub(super) unsafe extern "C" fn $name(
+            vm: *mut Vm,
+            $($before: $type,)*
+            $cache: *mut Cache,
+            $symbol: u32,
+        ) -> Value {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let value = $target(vm, $($before,)* $cache, $symbol);
+                missed(vm, $cache);
+                value
+            }
+        }
+    )*};
 }
 
-/// [`runtime::set_property`] for compiled code.
-///
-/// # Safety
-/// As that.
-pub(super) unsafe extern "C" fn set_property(
-    vm: *mut Vm,
-    object: Value,
-    value: Value,
-    cache: *mut Cache,
-    symbol: u32,
-) -> Value {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let value = runtime::set_property(vm, object, value, cache, symbol);
-        missed(vm, cache);
-        value
-    }
-}
-
-/// [`runtime::invoke`] for compiled code.
-///
-/// # Safety
-/// As that.
-pub(super) unsafe extern "C" fn invoke(
-    vm: *mut Vm,
-    base: *mut Value,
-    count: u32,
-    cache: *mut Cache,
-    symbol: u32,
-) -> Value {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let value = clear::invoke(vm, base, count, cache, symbol);
-        missed(vm, cache);
-        value
-    }
-}
-
-/// [`runtime::super_invoke`] for compiled code.
-///
-/// # Safety
-/// As that.
-pub(super) unsafe extern "C" fn super_invoke(
-    vm: *mut Vm,
-    base: *mut Value,
-    count: u32,
-    superclass: Value,
-    cache: *mut Cache,
-    symbol: u32,
-) -> Value {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let value = clear::super_invoke(vm, base, count, superclass, cache, symbol);
-        missed(vm, cache);
-        value
-    }
+watched! {
+    /// [`runtime::get_property`]
+    get_property(object: Value; cache, symbol) => clear::get_property;
+    /// [`runtime::set_property`]
+    set_property(object: Value, value: Value; cache, symbol) => runtime::set_property;
+    /// [`runtime::invoke`]
+    invoke(base: *mut Value, count: u32; cache, symbol) => clear::invoke;
+    /// [`runtime::super_invoke`]
+    super_invoke(base: *mut Value, count: u32, superclass: Value; cache, symbol)
+        => clear::super_invoke;
 }
