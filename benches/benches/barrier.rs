@@ -79,7 +79,7 @@ fn table(mode: Mode) {
     with_cell(|mutator, cell, value| {
         let measured = Paired::new("barrier", "store")
             .contender("plain store", || {
-                // SAFETY: nobody marks: no collection is asked for.
+                // SAFETY: no cycle marks: no collection is asked for.
                 Block::timed(|| unsafe { plain(cell, value, turns) })
             })
             .contender("barrier, nothing marked", || {

@@ -47,7 +47,8 @@ impl Mode {
     }
 }
 
-/// Runs criterion's groups of a bench, of short functions: half a second to warm up, two to measure.
+/// Runs criterion's groups of a bench, of short functions: half a second to warm up, two to
+/// measure.
 pub fn run_groups(groups: impl FnOnce(&mut Criterion)) {
     let mut criterion = Criterion::default()
         .warm_up_time(Duration::from_millis(500))

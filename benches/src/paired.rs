@@ -280,7 +280,7 @@ mod tests {
         let ratio = measured.ratio("slow", "quick").expect("both are there");
         assert_eq!((ratio.min, ratio.p50, ratio.max), (2.0, 2.0, 2.5));
         assert_eq!(measured.nanos("slow"), Some(5.0));
-        assert_eq!(measured.ratio("slow", "nobody"), None);
+        assert_eq!(measured.ratio("slow", "absent"), None);
     }
 
     #[test]

@@ -20,11 +20,11 @@ static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
 const USAGE: u8 = 64;
 
-/// Stops threads at any instruction, scans them, collects, and says how long that took.
+/// Stops threads at any instruction, scans their stacks, collects, and measures how long that takes.
 ///
-/// Without a command: the demo. Managed threads in poll-free loops run beside threads that
-/// allocate; all are stopped by signal, scanned, collected and resumed, and check their own
-/// answers.
+/// Without a command it runs the demo: managed threads in poll-free loops beside threads that
+/// allocate. A signal stops them all; their stacks are scanned, the heap is collected, and they are
+/// resumed. Each thread checks its own answers.
 #[derive(Debug, Parser)]
 #[command(name = "gclab", version, max_term_width = 100)]
 struct Cli {
@@ -40,30 +40,31 @@ struct Cli {
 enum Command {
     /// Run a Lox program as the book's clox does: its output, its messages, its exit codes
     Run(RunArgs),
-    /// Time to stop, pause and stall over poll-free managed loops, beside the signal floor
+    /// Measure the time to stop, pause and stall of threads in poll-free loops, beside the signal
+    /// floor
     Pause(Pause),
-    /// The benchmarks game's binary trees, on one or more mutators of one heap
+    /// Run the benchmarks game's binary trees on one or more mutators of one heap
     Trees(Trees),
-    /// Full markings of a random graph, beside the limit program; or its pauses while a mutator
-    /// changes it
+    /// Measure full markings of a random graph beside the limit program, or the pauses while a
+    /// mutator changes the graph
     Mark(Mark),
-    /// A cache with replacement: values of 16 bytes to 4 KiB
+    /// Replace the values of a cache: 16 bytes to 4 KiB each
     Churn(Churn),
-    /// Peak memory: fill with one size, drop nine in ten at random, fill with another
+    /// Measure peak memory: fill with one size, drop nine in ten at random, fill with another
     Fragment(Fragment),
-    /// Arbitrary words in arbitrary places over arbitrary heaps, against an exact model; or random
-    /// Lox programs, in all tiers
+    /// Compare arbitrary words over arbitrary heaps with an exact model, or random Lox programs in
+    /// all tiers
     Fuzz(Fuzz),
-    /// Everything at once, for as long as one likes, until an answer is wrong
+    /// Run everything at once until the time is over or an answer is wrong
     Soak(Soak),
-    /// Touch memory and give it back: on a virtual machine, what is measured next does not wait for
-    /// its host's memory
+    /// Touch memory and give it back, so that the next program does not wait for the memory of a
+    /// virtual machine's host
     Warm(Warm),
 }
 
 #[derive(Args, Debug)]
 struct Warm {
-    /// MiB, more than the next program will need; its host takes them back some seconds later
+    /// MiB to touch: more than the next program needs. The host takes them back some seconds later
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(warm::LARGEST)))]
     mib: u32,
 }
@@ -76,8 +77,8 @@ struct Fuzz {
     /// The first case's seed; the others follow [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
-    /// Compare what random Lox programs say in the interpreter, in compiled code and under
-    /// collection
+    /// Compare the output of random Lox programs in the interpreter, in compiled code and under
+    /// collections
     #[arg(long)]
     lox: bool,
     /// Compare with the book's clox as well
@@ -106,7 +107,7 @@ struct Pause {
     /// Threads in loops [default: one a processor]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
-    /// Blocks, which alternate with the floor's; with very many threads, one takes minutes
+    /// Blocks, which alternate with the floor's; with a thousand threads a block takes minutes
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     blocks: u32,
     /// Rounds a block [default: 500; fewer with more than 16 threads]
@@ -135,7 +136,7 @@ struct Mark {
     /// MiB of 32-byte objects
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(mark::LARGEST)))]
     mib: u32,
-    /// Threads that mark; more than one are compared with one in the same run
+    /// Threads that mark; several are compared with one in the same run
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     markers: u32,
     /// Collect while a mutator replaces edges and allocates, beside the signal floor
@@ -170,14 +171,13 @@ struct Fragment {
 }
 
 fn main() -> ExitCode {
-    // Whoever reads the output may have seen enough of it (`| head`), which is no reason to panic.
+    // A reader that closes the pipe early (`| head`) is no reason to panic.
     // SAFETY: no handler, and no other thread yet.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors and go to stdout; if that is closed there is nobody
-            // left to tell.
+            // Help and version are no errors and go to stdout, which may be closed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }

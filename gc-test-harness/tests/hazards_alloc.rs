@@ -197,7 +197,7 @@ fn build_stepping() {
     });
     let collections = WANTED.load(SeqCst);
     assert!(collections >= 9 * CELLS as u64, "{collections}");
-    // What a collection has freed by mistake may be found again by the next, as nobody has
+    // A later collection may find again what one has freed by mistake, as no thread has
     // overwritten it yet.
     assert!(!fewer, "a collection has freed a part of the list");
     // The list, and what little the stack may still show of the time before: no chain of long dead

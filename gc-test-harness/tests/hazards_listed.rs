@@ -79,7 +79,7 @@ fn every_hazard_is_listed_and_every_listed_test_and_fault_exists() {
             let planted = format!("planted(\"{fault}\")");
             assert!(
                 code.contains(&listed) || code.contains(&planted),
-                "{number}: nobody plants {fault}"
+                "{number}: no test plants {fault}"
             );
         }
     }

@@ -316,7 +316,7 @@ fn spinlock(lab: &Lab) {
         "no stop met a thread that held the lock"
     );
     assert!(in_loops > 0, "no stop met a loop");
-    // Every holder went on, and nobody else was in there with it.
+    // Every holder went on, and no other thread was in there with it.
     assert_eq!(counter.into_inner(), lab.turns.load(Ordering::SeqCst));
 }
 

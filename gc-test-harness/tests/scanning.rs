@@ -2,8 +2,9 @@
 //! none would be without the rule that finds it.
 //!
 //! The words looked for stand nowhere else: a thread that never saw them takes them out of a slot
-//! that nobody scans, and the test itself keeps only their complements. Each hazard's test runs in
-//! a child twice, as it is and with its rule switched off (`URGE_FAULT`), when it has to fail.
+//! that no collection scans, and the test itself keeps only their complements. Each hazard's test
+//! runs in a child twice, as it is and with its rule switched off (`URGE_FAULT`), when it has to
+//! fail.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;

@@ -238,7 +238,8 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
 }
 
 /// What a graph that is changed takes at most, in times of its objects: the table and free cells
-/// besides, cells that are allocated while it is marked, and what the heap grows by. 4.1 were seen at 1 GiB.
+/// besides, cells that are allocated while it is marked, and what the heap grows by. 4.1 were seen
+/// at 1 GiB.
 const PEAK: u32 = 5;
 
 /// Urge, its heap's memory backed when it is built.

@@ -1,10 +1,11 @@
-//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes the machine's
-//! data file, `RESULTS.md` and its plots.
+//! Urge beside bdwgc, mimalloc, Go, Java and clox, as processes in alternation; writes the
+//! machine's data file, `RESULTS.md` and its plots.
 //!
 //! `cargo bench -p benches --bench peers [-- ROW... --quick --turns N --no-write]`.
-//! [`benches::contenders`] says what the peers need and how they are found. Without rows, all of them
-//! run: some half an hour, for a quiet machine. `--quick` is a trial of two minutes with smaller
-//! work, which writes nothing. Ours is this binary itself, as a child that does what `gclab` does.
+//! [`benches::contenders`] says what the peers need and how they are found. Without rows, all of
+//! them run: some half an hour, for a quiet machine. `--quick` is a trial of two minutes with
+//! smaller work, which writes nothing. Ours is this binary itself, as a child that does what
+//! `gclab` does.
 //!
 //! | row | work | gclab |
 //! |---|---|---|

@@ -1,5 +1,5 @@
-//! The peers: what an embedder would pick instead, built from `benches/programs/`, run in alternation
-//! with Urge, and compared.
+//! The peers: what an embedder would pick instead, built from `benches/programs/`, run in
+//! alternation with Urge, and compared.
 //!
 //! | peer | its programs need | it is looked for |
 //! |---|---|---|
@@ -10,7 +10,7 @@
 //! | clox | craftinginterpreters' `c/`, built with `-O3 -DNDEBUG` | `URGE_CLOX` |
 //!
 //! A peer that cannot be built or run is skipped, and named with the reason, in the table too.
-//! Neither a build of this workspace nor its tests need any of them.
+//! A build of this workspace and its tests need none of them.
 
 pub mod alternate;
 pub mod process;

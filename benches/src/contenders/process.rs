@@ -100,7 +100,7 @@ pub fn run_for(command: Command, expected: &str) -> Result<Used, String> {
 fn wait(child: Child) -> Result<(i32, libc::rusage), String> {
     let pid = child.id().cast_signed();
     let mut status = 0;
-    // SAFETY: plain data, filled by the call; the child is ours, and nobody else waits for it.
+    // SAFETY: plain data, filled by the call; the child is ours, and only this call waits for it.
     let (result, usage) = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         let result = libc::wait4(pid, &mut status, 0, &mut usage);

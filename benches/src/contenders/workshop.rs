@@ -131,7 +131,7 @@ impl Workshop {
             return known.clone();
         }
         let mut command = Command::new(compiler);
-        // Go must neither download another release of itself nor look for a module around its
+        // Go must not download another release of itself, and not look for a module around its
         // sources.
         command
             .current_dir(&self.path)
@@ -291,15 +291,15 @@ mod tests {
         assert_eq!(built, Err("no /nowhere/at/all/cc".to_owned()));
         let peers = vec![
             Peer {
-                name: "somebody".to_owned(),
-                program: Ok(Program::new("somebody")),
+                name: "one".to_owned(),
+                program: Ok(Program::new("one")),
             },
             Peer {
-                name: "nobody".to_owned(),
-                program: built.map(|()| Program::new("nobody")),
+                name: "other".to_owned(),
+                program: built.map(|()| Program::new("other")),
             },
         ];
         let (there, skipped) = installed(peers);
-        assert_eq!((there.len(), skipped), (1, vec!["nobody".to_owned()]));
+        assert_eq!((there.len(), skipped), (1, vec!["other".to_owned()]));
     }
 }

@@ -14,7 +14,7 @@
 //! - **Facts are taken between compilation and `clear_context`** ([`Function`]); afterwards
 //!   Cranelift has forgotten them. The call sites, not the stack maps, are the table's backbone: a
 //!   call with no live reference has no map, and neither has a library call that Cranelift inserted
-//!   on its own. The former means "no references", the latter "nobody knows".
+//!   on its own. The former means "no references", the latter "unknown".
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -82,8 +82,8 @@ impl fmt::Display for CodegenError {
 
 impl std::error::Error for CodegenError {}
 
-/// The memory behind an [`Arena`]: unmapped once neither the arena nor any [`Code`] (nor what
-/// either was given to as an owner) holds it any more.
+/// The memory behind an [`Arena`]. It is unmapped when the arena, every [`Code`] and every
+/// registration that owns it are gone.
 pub struct CodeMemory(Mutex<ArenaMemoryProvider>);
 
 impl CodeMemory {

@@ -1,6 +1,6 @@
 //! Places where a reference can be the only one: each register in turn, each half of each vector
-//! register, the red zone, a stack-passed argument, a caller's register. Hand-written, since no
-//! compiler can be told to.
+//! register, the red zone, a stack-passed argument, a caller's register. The functions are written
+//! in assembly, since no compiler can be told where to keep a value.
 //!
 //! Every function here takes the reference out of a slot in memory, which it clears, keeps it in
 //! its one place with all other general registers zeroed, says so ([`while_held`] waits for that),
@@ -56,8 +56,8 @@ impl Place {
 /// place only.
 ///
 /// `enter` runs on that thread around the function: it may attach the thread to a world. The slot
-/// must be memory that nobody scans, and no stack may still show the reference: take it from a
-/// thread that has ended.
+/// must be memory that no collection scans, and no stack may still show the reference: take it
+/// from a thread that has ended.
 pub fn while_held<R>(
     slot: &mut usize,
     enter: impl FnOnce(&mut dyn FnMut()) + Send,

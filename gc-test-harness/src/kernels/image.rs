@@ -96,8 +96,8 @@ impl Image {
         // Acquire: after the frame's address, its zeroed flags (stores are not reordered among
         // themselves here).
         let flags = flags.load(Ordering::Acquire) as *const AtomicUsize;
-        // SAFETY: null, or two words of a frame that is there until `release`, which whoever holds
-        // the image calls once.
+        // SAFETY: null, or two words of a frame that is there until `release`, which the image's
+        // owner calls once.
         (!flags.is_null()).then(|| unsafe { &*flags.add(at) })
     }
 
@@ -111,7 +111,7 @@ impl Image {
         unsafe { Self::flag(image, 0) }.is_some_and(|held| held.load(Ordering::Acquire) & 1 == 1)
     }
 
-    /// Lets the thread go on that holds it.
+    /// Releases the thread that holds it.
     ///
     /// # Panics
     /// If none does.
@@ -567,7 +567,7 @@ fn registered() {
             };
             // SAFETY: functions of this file, never unloaded, their frames as the maps and the
             // unwind tables say.
-            unsafe { world.register_code(spec) }.expect("code that nobody else has registered")
+            unsafe { world.register_code(spec) }.expect("code that is registered once")
         };
         let start = caller as *const () as usize;
         let function = Function {
@@ -596,7 +596,7 @@ impl Hold {
     /// `below` and, if called, `caller`, until another thread releases it.
     ///
     /// # Safety
-    /// The image is not held by any other thread, and nobody writes to it meanwhile.
+    /// No other thread holds the image or writes to it meanwhile.
     pub unsafe fn hold(self, image: *mut Image) {
         registered();
         // SAFETY: the functions take an image and nothing else; the caller has it for itself, but

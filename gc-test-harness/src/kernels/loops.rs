@@ -1,5 +1,5 @@
-//! Loops without a poll: once entered, such a loop runs to its end unless somebody can stop a
-//! thread at any instruction.
+//! Loops without a poll: such a loop runs to its end unless a stop can take effect at any
+//! instruction.
 //!
 //! None contains a call, a flag load or a load from a guard page; `tests` below reads the generated
 //! instructions to see that, and that declaring references to Cranelift changes not one byte. Each

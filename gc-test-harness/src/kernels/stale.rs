@@ -4,8 +4,8 @@
 //! The managed function builds the list, keeps it across one call in a slot of its frame, looks at
 //! it once more and calls on: the slot is not written again, and for as long as the second call
 //! lasts the dead list's address stands in it. Its stack map at that call does not name the slot.
-//! Who reads the frame by the map frees the list; who takes each word of the frame for a possible
-//! reference keeps all of it.
+//! A collection that reads the frame by its map frees the list. A collection that takes each word
+//! of the frame for a possible reference keeps all of the list.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -136,7 +136,7 @@ unsafe extern "C" fn make(data: *mut c_void) -> usize {
     let mut list = 0usize;
     for left in (0..scene.nodes).rev() {
         // SAFETY: the cell is the new head of the list, which is on this stack and goes back in a
-        // register. It is written before anybody else sees it; it has two words.
+        // register. It is written before another thread sees it; it has two words.
         unsafe {
             let Ok(cell) = scene.mutator.alloc_at(scene.site) else {
                 return 0;

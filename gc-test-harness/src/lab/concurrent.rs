@@ -1,17 +1,16 @@
 //! `gclab mark --concurrent`: a random graph that a mutator changes while it is marked, beside the
 //! signal floor.
 //!
-//! The mutator's turn: an edge of a random cell is replaced; eight cells are allocated with edges
-//! to what was read, and dropped; every sixteenth turn the last of them takes a random cell's place
-//! in the table and its edges, while that one's are cleared. So the live cells stay about as many,
-//! and the program allocates some 100 times what it keeps. Each cell that the mutator reads is
-//! checked: its third word is the complement of its fourth. Collections begin when the pacer says
-//! so. `benches/programs/concurrent.go` does the same.
+//! In each turn the mutator replaces an edge of a random cell and allocates eight cells, which it
+//! drops. Every sixteenth turn it puts the last of them into the table in place of a random cell,
+//! with that cell's edges, and clears the edges of the cell that it replaced. So the number of live
+//! cells stays about the same, and the program allocates some 100 times what it keeps. Each cell
+//! that the mutator reads is checked: its third word is the complement of its fourth. Collections
+//! begin when the pacer says so. `benches/programs/concurrent.go` does the same.
 //!
 //! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator
-//! allocates nothing and no collection is under way. What the mutator had for itself is read
-//! millisecond by millisecond, from what the collector took and from its progress
-//! ([`gauge`](super::gauge)).
+//! allocates nothing and no collection is under way. [`gauge`](super::gauge) measures what the
+//! mutator had of each millisecond.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -38,10 +37,9 @@ const BLOCKS: u32 = 5;
 const ROUNDS: u32 = 100;
 /// Rounds of the floor that decide whether it spins or sleeps.
 const CALIBRATION: u32 = 30;
-/// How often the driver looks at the heap: for a part of the time between two collections, within
-/// these bounds. Where all processors are busy each look interrupts somebody for 20 to 30 us. One
-/// every 0.5 ms met a stop in ten; the floor's rounds, in which the driver itself is the one who
-/// stops, none.
+/// The driver sleeps between two looks at the heap for a part of the time between two collections,
+/// within these bounds. A look takes a processor from the mutator or the collector where all are
+/// busy, so frequent looks lengthen stops (docs/experiments.md).
 const LOOK: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
 const LOOKS: u32 = 8;
 /// Turns between two looks at the clock.
@@ -67,13 +65,13 @@ pub struct Outcome {
     pub floor: Samples,
     /// How the floor waited: the better of the two ways.
     pub wait: Wait,
-    /// What the mutator had of windows of 10 ms.
+    /// Utilisation and progress of the mutator in windows of 10 ms.
     pub windows: Windows,
     /// The mutator's turns, those beside floor rounds not counted.
     pub turns: u64,
     /// How long it took to do them.
     pub turning: Duration,
-    /// Processor time of the collector's threads, and time that the mutator helped, over all
+    /// Processor time of the collector's threads, and the mutator's assist time, over all
     /// collections.
     pub collecting: (Duration, Duration),
     /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep
@@ -269,8 +267,7 @@ impl<'g> Program<'g> {
         let (mut turns, mut turning) = (0, Duration::ZERO);
         let mut since = Instant::now();
         let mut was_quiet = false;
-        // Ordering: Acquire, pairs with the Release of whoever ends it; the flags carry no data
-        // besides.
+        // Ordering: Acquire, pairs with the driver's Release store; the flags carry no data.
         while !signs.over.load(Ordering::Acquire) {
             let quiet = signs.quiet.load(Ordering::Acquire);
             if quiet != was_quiet {
@@ -375,9 +372,8 @@ impl Driver<'_> {
                 .rounds(rounds, wait, |_| self.settle())
                 .map_err(|e| MarkError::Heap(e.to_string()))
         };
-        // When this one is over none is under way: nobody allocates. Nor is the floor measured
-        // beside the sweeping, which has a processor to itself for as long as that takes: of 4 GiB,
-        // longer than all rounds.
+        // After this collection none is under way, since the mutator does not allocate. The floor
+        // is measured after sweeping, which would keep a processor busy meanwhile.
         driven.asked.push(self.heap.collect());
         while self.heap.stats().sweeping && !self.is_over() {
             std::thread::sleep(LOOK[1]);

@@ -183,7 +183,7 @@ impl Progress {
             grouped(outcome.cells_freed),
             grouped(answers),
         );
-        // Nobody to tell is no reason to stop.
+        // A closed standard error is no reason to stop.
         let _ = if self.terminal {
             write!(std::io::stderr(), "\r{line}\x1b[K")
         } else {

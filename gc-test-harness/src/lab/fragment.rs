@@ -1,10 +1,9 @@
 //! Fragmentation: fill with cells of one size, drop nine in ten at random, fill with cells of
 //! another.
 //!
-//! What survives stands in everybody's way, since nothing moves: the room between the survivors
-//! fits the old size only. How much memory that takes at its peak is the figure, beside mimalloc's
-//! for the same sequence (`benches/programs/`). Each cell holds its number in its first and its last
-//! word, and what all survivors add up to is printed.
+//! Cells do not move, so the room between the survivors fits the old size only. The figure is the
+//! peak of memory, beside mimalloc's for the same sequence (`benches/programs/`). Each cell holds
+//! its number in its first and its last word, and what all survivors add up to is printed.
 
 use std::fmt;
 use std::ptr::NonNull;

@@ -1,13 +1,12 @@
 //! How much of each millisecond a program had for itself, by two measures, tick by tick.
 //!
-//! *Utilisation* is what the collector left of a window's time: what is neither a stop nor help
-//! that an allocation gave (Cheng and Blelloch 2001, "A parallel, real-time garbage collector",
-//! whose minimum over all windows is the mmu).
+//! *Utilisation* is the part of a window's time that was neither a stop nor an assist (Cheng and
+//! Blelloch 2001, "A parallel, real-time garbage collector", whose minimum over all windows is the
+//! minimum mutator utilisation).
 //!
-//! *Progress* is stricter. A program that always does the same work counts it; what a window of ten
-//! ticks holds, over what ten ticks hold while no collection is under way, shows also what a
-//! barrier costs, a core that the system takes away, a host's page, and a memory bus that is shared
-//! with whoever marks.
+//! *Progress* is stricter. The program counts pieces of equal work. Its progress in a window is the
+//! count over that of a window without a collection. So progress also shows the cost of barriers,
+//! of a core or a page that the system takes away, and of a memory bus that markers share.
 
 use std::time::{Duration, Instant};
 
@@ -157,7 +156,7 @@ impl Gauge {
         }
     }
 
-    /// The work of a tick without a collection that nobody else disturbs: what one tick in ten
+    /// The work of an undisturbed tick without a collection: what one tick in ten
     /// exceeds. Where collections leave too few of them, all ticks count.
     fn usual(&self, ticks: usize) -> f64 {
         const ENOUGH: usize = 20;

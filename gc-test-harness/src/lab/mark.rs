@@ -38,7 +38,7 @@ pub enum MarkError {
     Damaged,
     /// A marking did not reach what it should.
     Wrong {
-        /// Who marked.
+        /// The collector or the limit program.
         who: &'static str,
         /// Cells found alive.
         found: u64,
@@ -277,8 +277,8 @@ pub struct Outcome {
     pub rounds: Vec<(Round, Marking)>,
     /// Where there are several markers, both by one in the same turns.
     pub single: Vec<(Round, Marking)>,
-    /// Bytes that the heap has ever used, bytes of the tables beside them, and the most bytes in
-    /// the mark queue.
+    /// The most bytes that the heap had in use, its metadata bytes, and the most bytes of its mark
+    /// queue.
     pub memory: [u64; 3],
     /// How long making the graph took.
     pub building: Duration,
@@ -481,7 +481,10 @@ mod tests {
 
     #[test]
     fn a_cell_that_is_missed_is_a_wrong_answer() {
-        let error = right("somebody", 7, 8).expect_err("one is missing");
-        assert!(error.to_string().contains("somebody found 7"), "{error}");
+        let error = right("the collector", 7, 8).expect_err("one is missing");
+        assert!(
+            error.to_string().contains("the collector found 7"),
+            "{error}"
+        );
     }
 }

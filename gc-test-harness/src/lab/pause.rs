@@ -228,7 +228,7 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     })
 }
 
-/// The threads that are stopped, and who stops them.
+/// The threads that are stopped, and what stops them.
 struct Crew<'a> {
     turns: u64,
     expected: u64,
@@ -253,14 +253,14 @@ impl Drop for Over<'_> {
 impl Crew<'_> {
     /// One thread's life: a loop without polls, with a little live data besides.
     fn work(&self, count: CountAloud, place: &AtomicU64) -> Result<(), PauseError> {
-        // However it ends, nobody waits for this thread any more.
+        // However the thread ends, the measurement does not wait for it any more.
         let _over = Over(&self.over);
         let mutator = self.heap.attach().map_err(PauseError::heap)?;
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
         self.working.fetch_add(1, Ordering::Release);
-        // Nobody loops before all are here: a thousand threads would come in one time slice of all
-        // the others after another.
+        // All threads attach before the first one loops: else each of a thousand threads would wait
+        // for a time slice of every other.
         while self.working.load(Ordering::Acquire) < self.places.len() && !self.is_over() {
             mutator.blocking(|| std::thread::sleep(PATIENCE));
         }

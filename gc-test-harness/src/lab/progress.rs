@@ -11,13 +11,13 @@ const EVERY: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
-    /// `None`: nobody looks.
+    /// When the last line was shown. `None`: stderr is no terminal.
     shown: Option<Instant>,
     any: bool,
 }
 
 impl Progress {
-    /// `what` is done with what is counted.
+    /// A line that counts `what`.
     pub fn new(what: &'static str) -> Progress {
         Progress {
             what,

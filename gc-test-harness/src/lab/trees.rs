@@ -142,10 +142,10 @@ pub struct Outcome {
     pub young_collections: u64,
     /// Their pauses together.
     pub pause_total: Duration,
-    /// Bytes that the heap reached, those of its tables, and its mark queue's at their most; of the
-    /// limit program 0.
+    /// The most bytes that the heap had in use, its metadata bytes, and the most bytes of its mark
+    /// queue. All 0 for the limit program.
     pub memory: [u64; 3],
-    /// Cells that they freed, or 0 where nobody counted.
+    /// Cells that the collections freed. 0 for the limit program, which does not count them.
     pub cells_freed: u64,
     /// The process's peak.
     pub peak_rss_bytes: u64,

@@ -3,10 +3,9 @@
 //!
 //! A virtual machine whose kernel reports free pages (virtio-balloon's free page reporting) hands
 //! them to its host some seconds after they were freed, and the first touch of one afterwards stops
-//! the whole virtual processor until the host has found and cleared another: up to 5 ms a 2 MiB
-//! page where this was written, while the same touch takes 0.1 ms once the memory is there. A
-//! program that grows pays for that, and so does every stop that meets it, whatever its collector
-//! does. Where `warm` tells the same time twice there is nothing to wait for.
+//! the whole virtual processor until the host has found and cleared another (docs/experiments.md).
+//! A program that grows pays for that, and so does every stop that meets such a touch. Where `warm`
+//! prints the same time twice, the host had the memory.
 
 use std::fmt;
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
-//! Clears what calls that are over have left on the native stack, and in vector registers.
+//! Clears dead words of the native stack and of vector registers.
 //!
-//! Native frames are scanned word by word, and a frame has words that its function never writes, or
-//! writes late. They hold what was there before: a reference of some call that is over. In a frame
-//! that stands for as long as a loop runs, such a word keeps a list from the node on that it names,
-//! however long the list grows. So the stack below the caller is filled with zeros
+//! Native frames are scanned word by word. A frame has words that its function never writes, or
+//! writes late; they may hold a reference that an earlier call left there. In a frame that stands
+//! for as long as a loop runs, such a word keeps a list from the node on that it names, however
+//! long the list grows. So the stack below the caller is filled with zeros
 //!
 //! * before each native function that begins an activation
 //!   ([`interpret`](super::interpreter::interpret), [`call`], [`invoke`],
@@ -102,7 +102,7 @@ macro_rules! cleared {
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> Value {
             // Writes RAX and XMM0 only, which hold no argument, and memory below SP, which is
-            // nobody's at a function's entry.
+            // dead at a function's entry.
             std::arch::naked_asm!(
                 ".cfi_startproc",
                 "lea rax, [rsp - {bytes}]",

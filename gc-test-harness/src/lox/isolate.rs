@@ -6,9 +6,9 @@
 //! whether interpreted or compiled: at most [`FRAMES_MAX`] are nested, so native recursion is
 //! bounded. The protocol:
 //!
-//! * The caller puts callee (or receiver) and arguments on the value stack, `base` on, below the
-//!   published limit. It checks the number of
-//!   arguments ("Expected %d arguments but got %d." is an error *of the caller's line*).
+//! * The caller puts callee (or receiver) and arguments on the value stack from `base` on, below
+//!   the published limit. It checks the number of arguments ("Expected %d arguments but got %d." is an
+//!   error *of the caller's line*).
 //! * The callee's prologue fails with "Stack overflow." (again on the caller's line: it appends no
 //!   trace line of its own) when [`Vm::frame_count`] is [`FRAMES_MAX`]; otherwise it counts itself,
 //!   and counts down again when it leaves.
@@ -17,23 +17,23 @@
 //!   it leaves it puts the old one back. So each slot below the limit holds a value at any
 //!   instruction (the collector scans `[stack, stack_limit)` precisely), and a slot above it means
 //!   nothing. Compiled code without captured slots need not touch it at all.
-//! * It returns the result, or [`Value::ERROR`] with the message in the isolate. Whoever gets that
-//!   from a call or a helper appends its own line with [`Vm::trace`] and returns it in turn: the
-//!   stack trace grows as the error unwinds, innermost frame first, just as the book's machine
-//!   prints it.
+//! * It returns the result, or [`Value::ERROR`] with the message in the isolate. A function that
+//!   gets that from a call or a helper appends its own line with [`Vm::trace`] and returns
+//!   [`Value::ERROR`] in turn: the stack trace grows as the error unwinds, innermost frame first,
+//!   as the book's machine prints it.
 //!
 //! # For compiled code
 //!
 //! Field offsets are the `VM_*` constants. Helpers that both tiers use are `extern "C"` functions
-//! in [`super::runtime`]. The hooks: an interpreted function counts
-//! [`Proto::calls_left`](super::proto::Proto) and [`Proto::loops_left`](super::proto::Proto)
-//! down; at zero it calls [`Hooks::hot_call`], [`Hooks::hot_loop`]. The former may set the
-//! function's entries. The latter may return an entry that goes on at the loop's head in the same
-//! activation: it takes all slots from the value stack, and returns the function's result if that
-//! ends inside the loop; frame count, limit and the closing of upvalues (`Return` does it) work as
-//! at that place in the interpreter, which afterwards only puts limit and count back. Or it puts
-//! the slots back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns
-//! [`Value::RESUME`]: the interpreter goes on behind the loop.
+//! in [`super::runtime`].
+//!
+//! An interpreted function counts [`Proto::calls_left`] and [`Proto::loops_left`] down, and calls
+//! [`Hooks::hot_call`] or [`Hooks::hot_loop`] at zero. `hot_call` may set the function's entries.
+//! `hot_loop` may return an entry that goes on at the loop's head in the same activation: the entry
+//! takes all slots from the value stack. If the function ends inside the loop, the entry returns
+//! its result, and the interpreter puts limit and count back. Otherwise the entry puts the slots
+//! back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns [`Value::RESUME`]: the
+//! interpreter goes on behind the loop.
 
 use super::bytecode::{Function, Program};
 use super::cells::{LoxHeap, OutOfMemory};

@@ -14,8 +14,8 @@ pub(super) enum Property {
     Missing,
 }
 
-/// A lookup's answer, remembered for all sites together. It names a shape by its id, so it never
-/// needs clearing: a shape's fields and its class's methods are settled before anyone can ask.
+/// A lookup's answer, remembered for all sites together. It names a shape by its id and is never
+/// cleared: a shape's fields and its class's methods do not change after the first lookup.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup {
     pub(super) shape: u32,

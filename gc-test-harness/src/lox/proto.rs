@@ -1,16 +1,16 @@
 //! A function as one isolate runs it, and its inline caches.
 //!
-//! `GetProperty`, `SetProperty`, `GetSuper`, `Invoke`, `SuperInvoke` each have a [`Cache`] of their
-//! own in [`Proto::caches`]. No cell is in it: ids and slots only (ids are never used twice), so it
-//! is neither a root nor ever cleared.
+//! Each `GetProperty`, `SetProperty`, `GetSuper`, `Invoke` and `SuperInvoke` has a [`Cache`] of its
+//! own in [`Proto::caches`]. A cache holds ids and slots and no cells, and ids are never used
+//! twice. So a cache is no root and is never cleared.
 
 use super::bytecode::{Function, Instruction};
 use super::value::Value;
 use std::mem::offset_of;
 use std::sync::Arc;
 
-/// The isolate whose code runs, by its address: [`Vm`](super::isolate::Vm), which refers to
-/// functions and cells. Here it has no content, so that theirs can name it.
+/// The isolate whose code runs: a [`Vm`](super::isolate::Vm), by its address. The type is opaque,
+/// so that functions and cells can name the isolate that contains them.
 pub enum Isolate {}
 
 /// What one property access has seen last. Empty: `id` 0, which no header has where an instance's

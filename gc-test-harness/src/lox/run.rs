@@ -283,10 +283,10 @@ pub struct RunArgs {
     /// Interpret all code
     #[arg(long)]
     pub no_jit: bool,
-    /// Compile what has been called, turned or missed so many times
+    /// Compile a function after N calls or cache misses, and a loop after N turns
     #[arg(long, value_name = "N", conflicts_with = "no_jit")]
     pub jit_after: Option<u32>,
-    /// How much the heap may grow over what lives before it is collected, in percent
+    /// How much the heap may grow over its live bytes before a collection ends, in percent
     #[arg(long, value_name = "P")]
     pub gc_percent: Option<u32>,
     /// The most bytes that the program's data may take
@@ -298,17 +298,17 @@ pub struct RunArgs {
     /// Stop the world so many microseconds after each resume
     #[arg(long, value_name = "MICROS")]
     pub storm: Option<u64>,
-    /// Collect all the time, and keep every phase open until the program has met it
+    /// Collect all the time, and keep each phase open until the program has met it
     #[arg(long)]
     pub continuous: bool,
     /// Stop the program for the whole of each collection
     #[arg(long)]
     pub stw: bool,
-    /// Mark a second time at the end of each collection, and abort with the path to what the first
-    /// has missed
+    /// Mark a second time at the end of each collection, and abort with the path to a cell that the
+    /// first marking missed
     #[arg(long)]
     pub verify: bool,
-    /// Say on stderr what the collector did; with --json, as one JSON object
+    /// Print on stderr what the collector did; with --json, as one JSON object
     #[arg(long)]
     pub stats: bool,
 }
@@ -405,7 +405,7 @@ fn write_stats(out: &mut impl Write, stats: &HeapStats) -> std::io::Result<()> {
     )?;
     writeln!(
         out,
-        "processors:      {:?} of the collector, {:?} of mutators that helped it",
+        "processors:      {:?} of the collector, {:?} of mutators' assists",
         stats.collector_cpu_total, stats.assist_total
     )?;
     writeln!(

@@ -200,8 +200,8 @@ impl Vm {
             // SAFETY: within the old table.
             let hash = unsafe { (*Self::entry(old, from)).hash };
             let mut to = hash as usize & (capacity - 1);
-            // SAFETY: within the new table, which nobody else knows. Cleared entries may already be
-            // among its own.
+            // SAFETY: within the new table, which only this function has. Some of its entries may
+            // have been cleared already.
             while unsafe { (*Self::entry(table, to)).string.0 } != 0 {
                 to = (to + 1) & (capacity - 1);
             }

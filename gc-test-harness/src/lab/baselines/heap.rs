@@ -159,8 +159,8 @@ impl<const CELL: usize> Rest<CELL> {
     /// Words of bits that a run takes at most.
     const RUN_WORDS: usize = if 64 * CELL < RUN { RUN / 64 / CELL } else { 1 };
 
-    /// The next free cells, zeroed: the gap in a word, or up to `RUN_WORDS` words whose cells are all
-    /// free.
+    /// The next free cells, zeroed: the gap in a word, or up to `RUN_WORDS` words whose cells are
+    /// all free.
     fn run(&mut self) -> Option<(usize, usize)> {
         let words = RESERVE / CELL / 64;
         let mut word = self.at;
@@ -308,7 +308,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and the heap's cells are nobody's any more.
+        // SAFETY: mapped by `new`, and no cell of the heap is used any more.
         unsafe { libc::munmap(self.start, self.bytes) };
     }
 }

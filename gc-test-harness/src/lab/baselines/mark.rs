@@ -88,7 +88,7 @@ impl LimitMarker {
     ///
     /// # Safety
     /// Every word of the table and the first two words of every cell are 0 or the address of a cell
-    /// of the graph that this was made for, and nobody writes them meanwhile.
+    /// of the graph that this was made for, and no thread writes them meanwhile.
     pub unsafe fn mark(&mut self, table: &[usize], threads: usize) -> Marking {
         for word in self.marks.iter_mut() {
             *word.get_mut() = 0;
@@ -135,7 +135,7 @@ impl LimitMarker {
     }
 }
 
-/// The table, and what of it is taken.
+/// The table, and how much of it the threads have taken.
 struct Parts<'t> {
     table: &'t [usize],
     next: AtomicUsize,
@@ -143,7 +143,7 @@ struct Parts<'t> {
 
 impl<'t> Parts<'t> {
     fn take(&self) -> Option<&'t [usize]> {
-        // Ordering: Relaxed; the counter alone says whose a part is.
+        // Ordering: Relaxed; the counter alone gives each part to one thread.
         let from = self.next.fetch_add(PART, Ordering::Relaxed);
         let to = self.table.len().min(from + PART);
         self.table.get(from..to).filter(|part| !part.is_empty())
@@ -199,7 +199,8 @@ impl Run<'_> {
     fn mark(&mut self, offset: usize) {
         let word = &self.marks[offset / (64 * GRANULE)];
         let bit = 1 << (offset / GRANULE % 64);
-        // Ordering: Relaxed; a bit says that somebody follows the cell, whose words nobody writes.
+        // Ordering: Relaxed; a set bit says that a thread follows the cell, and no thread writes
+        // the cells' words.
         if word.load(Ordering::Relaxed) & bit != 0
             || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
         {

@@ -1,12 +1,12 @@
 //! The signal floor: threads stopped and resumed in as few instructions as can be, with nothing
 //! done in between.
 //!
-//! What a stop by signal costs at the very least on this machine, so that the library's own times
-//! can be given as ratios. A request is one store and one `tgkill` a thread; the handler stores its
-//! acknowledgement, waits on a futex until the resume's number has come, and returns. Nothing is
-//! recorded of the thread, no context is kept, no code is looked up.
+//! The least that a stop by signal costs on this machine, so that the library's own times can be
+//! given as ratios. A request is one store and one `tgkill` a thread; the handler stores its
+//! acknowledgement, waits on a futex until the resume's number has come, and returns. It keeps no
+//! registers and looks up no code.
 //!
-//! It is honest in two respects that are easy to get wrong. First, at each number of threads the
+//! Two details make it the least. First, at each number of threads the
 //! better of *spinning* and *sleeping* while waiting for the acknowledgements counts ([`Wait`]):
 //! spinning is quicker with a processor to spare and slower when it takes one from a thread that
 //! must still run its handler. Second, a thread that was resumed but has not been scheduled since

@@ -1,10 +1,10 @@
 //! `gclab fuzz`: arbitrary words in arbitrary places over arbitrary heaps, and an exact model of
 //! what they keep alive.
 //!
-//! Nothing reachable may be freed, nothing may be marked but cells of handed-out runs, and nothing
-//! retained but what the words name and what that reaches. The words are valid cells, their
-//! insides, one past their ends, tagged, boxed; free cells, tails of runs and spans, released
-//! memory, the heap's own tables, other heaps, unmapped addresses, and anything.
+//! No reachable cell may be freed. Only allocated cells and runs' tails may be marked. Only the
+//! cells that the words name, and the cells that those reach, may be kept. The words are addresses
+//! of cells, of their interior, one past their ends, tagged, boxed; of free cells, tails of runs
+//! and spans, released memory, the heap's own tables, other heaps, unmapped memory; and any others.
 //!
 //! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing
 //! engine as well, [`threads`] has real threads, stopped and scanned, [`mutate`] has threads that

@@ -9,9 +9,9 @@ use gc_core::{Encoding, Kind, KindId};
 
 use super::choices::Choices;
 
-/// The book's boxes: a quiet NaN with the sign set.
+/// NaN boxes as Lox has them: a quiet NaN with the sign set.
 pub const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
-/// Three tag bits, as many a Lisp has them.
+/// Three tag bits in the lowest places.
 pub const TAGGED: Encoding = Encoding::low_bits(3);
 
 /// A tag that must be there: 01 in the lowest bits.
@@ -305,7 +305,7 @@ impl Model {
     /// A new cell of some kind and size, filled, unless the heap is full.
     ///
     /// # Errors
-    /// If the cell is not what it has to be: zero, and nobody else's.
+    /// If the cell is not zero, or overlaps another.
     pub fn allocate(
         &mut self,
         choices: &mut Choices<'_>,

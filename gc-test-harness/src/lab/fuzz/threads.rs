@@ -1,11 +1,11 @@
 //! The fuzzer's other half: real threads that hold arbitrary words in every place a thread has,
 //! really stopped, in heaps really collected.
 //!
-//! What is kept is compared with the words exactly, so no word may be anywhere by accident. Only a
-//! mutator's stack and registers are scanned, and the fuzzer itself is none: it keeps addresses as
-//! it likes. The workers are mutators. They see addresses of cells only in jobs, and wipe their
-//! stacks after each; while they wait for the next they are in `blocking`, where registers do not
-//! count, in frames that never saw an address.
+//! The cells that a collection keeps must be exactly those that the words name, so no stale word
+//! may be anywhere. Collections scan the stacks and registers of mutators only. The fuzzer's own
+//! thread is no mutator, so it keeps addresses freely. The workers are mutators. They see addresses
+//! of cells only in jobs, and wipe their stacks after each; while they wait for the next they are
+//! in `blocking`, where registers do not count, in frames that never saw an address.
 //!
 //! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows
 //! of a heap is anchored, that is reported by a root callback, but for the time of a check: from
@@ -107,8 +107,7 @@ struct Words([AtomicUsize; ROOT_WORDS]);
 
 impl Words {
     fn fill(&self, mut word: impl FnMut() -> usize) {
-        // Relaxed, as below: whoever reads them was told to by a message since, or stops the world
-        // first.
+        // Relaxed, as below: a reader has received a message since, or has stopped the world.
         self.0
             .iter()
             .for_each(|w| w.store(word(), Ordering::Relaxed));

@@ -8,8 +8,10 @@
 //! clox, where there is one. On a difference the program is shortened ([`shrink`]).
 
 pub mod make;
+mod maker;
 pub mod shrink;
 pub mod tree;
+mod values;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Begins and ends activations.
 //!
-//! Compiled code keeps the isolate's protocol (the head of [`isolate`](crate::lox::isolate)): a function
-//! counts itself, and takes a window of the value stack if closures may capture its variables. A
-//! loop entered from the interpreter has the interpreter's window; it takes the slots over, and
-//! gives them back if it is left without the function's end.
+//! Compiled code keeps the isolate's protocol (the head of [`isolate`](crate::lox::isolate)): a
+//! function counts itself, and takes a window of the value stack if closures may capture its
+//! variables. A loop entered from the interpreter has the interpreter's window; it takes the slots
+//! over, and gives them back if it is left without the function's end.
 //!
 //! The value stack is a root. So a slot whose value compiled code has taken over holds nil while
 //! that code runs: each slot of an interpreted loop ([`Translator::enter_loop`]), and each argument

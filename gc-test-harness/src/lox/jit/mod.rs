@@ -12,8 +12,8 @@
 //! frame is scanned conservatively, its outer ones by the stack maps that go to the heap with each
 //! piece of code.
 //!
-//! [`oracle`] checks those maps against the bytecode; `watch.rs` has compiled code write down what it
-//! needs for that.
+//! [`oracle`] checks those maps against the bytecode. `watch.rs` has compiled code write down which
+//! references are live.
 
 mod access;
 mod analysis;
@@ -175,8 +175,8 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // SAFETY: made by `attach` from a box; by the promise in the type's description nobody
-        // calls the hooks any more.
+        // SAFETY: made by `attach` from a box; by the promise in the type's description the isolate
+        // does not call the hooks any more.
         let jit = unsafe { Box::from_raw(self.jit) };
         if let (Some(oracle), Some(shadow)) = (&jit.config.oracle, &jit.shadow) {
             oracle.forget(shadow);

@@ -1,10 +1,10 @@
 //! How compiled code passes values to compiled code.
 //!
 //! What does not fit into the machine's argument registers goes through
-//! [`Roots::passed`](crate::lox::isolate::Roots), not over the machine's stack. The callee takes it from
-//! there, and leaves nil, before it calls anything. An argument on the machine's stack would live
-//! for as long as the call: the outgoing arguments of a frame are scanned conservatively, and no
-//! callee can clear them.
+//! [`Roots::passed`](crate::lox::isolate::Roots), not over the machine's stack. The callee takes it
+//! from there, and leaves nil, before it calls anything. An argument on the machine's stack would
+//! live for as long as the call: the outgoing arguments of a frame are scanned conservatively, and
+//! no callee can clear them.
 
 use cranelift_codegen::ir::{self, InstBuilder, MemFlagsData, Type, types};
 use cranelift_frontend::FunctionBuilder;

@@ -16,9 +16,8 @@
 //!
 //! # Errors
 //!
-//! A function that fails returns [`Value::ERROR`]; whoever calls tests for it. The cold blocks that
-//! add a line to the trace are one for each line and cause, made when everything else has been
-//! translated.
+//! A function that fails returns [`Value::ERROR`], and its caller tests for it. Each line and cause
+//! has one cold block that adds a line to the trace. The cold blocks are made last.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};

@@ -28,7 +28,7 @@ fn run_thread(world: &World, seed: u64, finalizes: bool) -> Result<Graph<'_>, St
             graph.check_all(&mut choices)?;
         }
         if step % 512 == 0 && choices.one_in(4) {
-            // The roots are declared, whether somebody is attached or not.
+            // The roots stay declared while no thread is attached.
             drop(mutator);
             mutator = attach()?;
         }

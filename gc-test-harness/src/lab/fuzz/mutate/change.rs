@@ -189,7 +189,7 @@ impl Graph<'_> {
         let Some(root) = (unsafe { mutator.raw_root(cell) }) else {
             return Ok(());
         };
-        // Nobody waits: who holds the lock may be stopped.
+        // `try_lock`: the thread that holds the lock may be stopped.
         if let Ok(mut parcels) = self.world.parcels.try_lock()
             && parcels.len() < MOST_PARCELS
         {

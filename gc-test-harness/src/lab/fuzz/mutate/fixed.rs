@@ -20,7 +20,7 @@ pub(super) fn kinds() -> impl Iterator<Item = (Kind, Shape)> {
 }
 
 impl Graph<'_> {
-    /// Whether nobody may store to the cell any more.
+    /// Whether the cell is of an immutable kind.
     pub(super) fn is_fixed(&self, number: Number) -> bool {
         self.world.fixed.contains(&self.objects[&number].shape)
     }
@@ -36,8 +36,8 @@ impl Graph<'_> {
             .collect()
     }
 
-    /// Stores the edges of a cell that nobody but the caller knows. Before anything else is
-    /// allocated, and before the roots and hands change.
+    /// Stores the edges of a new cell that no other thread has: before the next allocation, and
+    /// before the roots and scratch words change.
     pub(super) fn fill(&mut self, number: Number, targets: &[Number], choices: &mut Choices<'_>) {
         for to in targets {
             let Some((word, encoding)) = self.slot_of(number, choices) else {
@@ -45,7 +45,7 @@ impl Graph<'_> {
             };
             let value = encoded(encoding, self.objects[to].address, choices);
             if let Some(object) = self.objects.get_mut(&number) {
-                // SAFETY: a word of a cell that the caller has, and nobody else.
+                // SAFETY: a word of a cell that only the caller has.
                 unsafe { ((object.address + word * WORD) as *mut usize).write_volatile(value) };
                 object.edges.insert(word, (value, *to));
             }

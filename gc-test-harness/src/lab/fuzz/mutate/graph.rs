@@ -13,7 +13,7 @@ use crate::lab::fuzz::model::{Shape, TAGGED, cell_size};
 pub(super) const WORD: usize = size_of::<usize>();
 /// Roots of a thread.
 pub(super) const ROOTS: usize = 12;
-/// What a thread has in its hands.
+/// Scratch words of a thread: the cells that it has in hand.
 pub(super) const SCRATCH: usize = 4;
 /// Cells of a thread's graph beyond which `check_all` cuts it down.
 const MOST_CELLS: usize = 900;
@@ -22,8 +22,8 @@ const MOST_CELLS: usize = 900;
 static STAMP: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn new_stamp() -> usize {
-    // Relaxed: a number that nobody else has. The lowest bits tell it from an edge in each encoding
-    // but one that leads outside of the heap.
+    // Relaxed: each thread gets another number, and orders nothing by it. The lowest bits make it
+    // no edge in any encoding, or one that leads outside of the heap.
     (STAMP.fetch_add(1, Ordering::Relaxed) as usize) << 4 | 5
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Object {
     pub(super) words: usize,
     pub(super) shape: usize,
     pub(super) stamp: usize,
-    /// By word: the word, and whom it leads to. Strong or weak by the shape.
+    /// By word: its content and the cell that it leads to. Strong or weak by the shape.
     pub(super) edges: BTreeMap<usize, (usize, Number)>,
     /// Of a cell of pairs: keys and values.
     pub(super) pairs: BTreeMap<usize, (Number, Number)>,

@@ -22,7 +22,7 @@ fn operate<'w>(world: &'w World, choices: &mut Choices<'_>) -> Result<Graph<'w>,
             // Begins beside the next operations, or finds one under way.
             1..=2 => drop(world.heap.request_collection()),
             3 => {
-                // The roots are declared, whether the thread is attached or not.
+                // The roots stay declared while no thread is attached.
                 drop(mutator);
                 if choices.one_in(2) {
                     world.heap.collect_young();
