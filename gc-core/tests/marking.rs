@@ -10,8 +10,8 @@ mod common;
 
 use common::step::{Record, is_marking};
 use common::{
-    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child,
-    lingering, until, until_its_bare_exit, wipe_stack,
+    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child, lingering,
+    until, until_its_bare_exit, wipe_stack,
 };
 use gc_core::{Bytes, Field, Heap, Mutator, RawRoot, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
