@@ -10,7 +10,7 @@
 //! `cargo run -p gc-core --example jit`
 
 use gc_core::{Encoding, Field, Gc, Heap, Mutator, Trace};
-use gc_preempt::code::FrameRule;
+use gc_preempt::FrameRule;
 use gc_preempt::stackmap::{StackMaps, cranelift};
 use std::error::Error;
 use std::sync::Arc;

@@ -70,7 +70,7 @@ use core::mem::offset_of;
 use std::sync::{Mutex, PoisonError};
 
 use gc_preempt::World;
-use gc_preempt::code::{CodeError, CodeSpec, CodeWhat};
+use gc_preempt::{CodeError, CodeSpec, CodeWhat};
 
 use crate::fault::planted;
 use crate::mutator::record::Context;

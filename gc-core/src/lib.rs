@@ -9,7 +9,7 @@
 //! ```
 //! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
 //! use std::io::Read;
-//! # use gc_preempt::{code::FrameRule, stackmap::StackMaps};
+//! # use gc_preempt::{FrameRule, stackmap::StackMaps};
 //! # use gc_core::Encoding;
 //!
 //! #[derive(Trace, Default)]

@@ -50,8 +50,8 @@ use core::hint::black_box;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use gc_preempt::walk::{RootSink, WalkStats};
 use gc_preempt::{Mutex, MutexGuard};
+use gc_preempt::{RootSink, WalkStats};
 
 use crate::encoding::Encoding;
 use crate::fault::planted;

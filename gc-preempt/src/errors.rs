@@ -1,42 +1,47 @@
-//! Why a world could not be set up, joined or stopped.
+//! The errors of making, joining and stopping a world.
 
 use core::fmt;
+use std::error::Error;
+use std::io;
 
 use crate::code::CodeError;
 use crate::registry::MutatorId;
 use crate::stopper::{HOLDS_A_STOP, HoldsAStop};
 
-/// Why a world could not be set up.
+/// [`World::new`](crate::World::new) has failed.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum SetupError {
-    /// The processor or the system lacks something.
+    /// The processor or the system lacks a feature: which.
     Processor(&'static str),
-    /// The system refused a handler.
-    Signal(std::io::Error),
+    /// The system refused the SIGURG handler or the fork handlers.
+    Signal(io::Error),
     /// Urge's own code ranges could not be registered.
     Code(CodeError),
-    /// The library that Urge is part of could not be kept loaded; see the loader's message.
-    Library(std::io::Error),
+    /// The library that Urge is part of cannot be kept loaded: the loader's message.
+    Library(io::Error),
     /// The calling thread has stopped a world, and has to resume it first.
     HoldsAStop,
 }
 
-/// Why a thread could not attach.
+/// [`World::attach`](crate::World::attach) has failed.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum AttachError {
-    /// It is attached to this world already: use the [`Mutator`](crate::Mutator) that it has.
+    /// The thread is attached to this world already: use its [`Mutator`](crate::Mutator).
     AlreadyAttached,
     /// More threads than the registry has room for (about ten thousand).
     TooManyThreads,
-    /// The system refused the alternate signal stack, or would not say where the thread's stack
-    /// lies.
-    System(&'static str, std::io::Error),
+    /// The system refused a resource, or does not give the bounds of the thread's stack: which, and
+    /// why.
+    System(&'static str, io::Error),
     /// The calling thread has stopped a world, and has to resume it first.
     HoldsAStop,
 }
 
-/// Why a world could not be stopped.
+/// [`World::stop`](crate::World::stop) has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StopError {
     /// A mutator cannot stop itself: have another thread stop the world, and wait for it in
     /// `blocking`.
@@ -46,8 +51,9 @@ pub enum StopError {
     HoldsAStop,
 }
 
-/// Why a handshake failed.
+/// [`World::handshake`](crate::World::handshake) has failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HandshakeError {
     /// No such thread is attached to this world.
     NoSuchMutator(MutatorId),
@@ -100,10 +106,12 @@ impl fmt::Display for SetupError {
 impl fmt::Display for AttachError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::AlreadyAttached => {
-                f.write_str("this thread is attached to this world already: use the Mutator that it has, or drop it first")
+            Self::AlreadyAttached => f.write_str(
+                "this thread is attached to this world already: use its Mutator, or drop it first",
+            ),
+            Self::TooManyThreads => {
+                f.write_str("too many attached threads: detach some, or use a pool")
             }
-            Self::TooManyThreads => f.write_str("too many attached threads: detach some, or use a pool"),
             Self::System(what, e) => write!(f, "{what}: {e}"),
             Self::HoldsAStop => f.write_str(HOLDS_A_STOP),
         }
@@ -129,7 +137,25 @@ impl fmt::Display for HandshakeError {
     }
 }
 
-impl std::error::Error for SetupError {}
-impl std::error::Error for AttachError {}
-impl std::error::Error for StopError {}
-impl std::error::Error for HandshakeError {}
+impl Error for SetupError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Signal(error) | Self::Library(error) => Some(error),
+            Self::Code(error) => Some(error),
+            Self::Processor(_) | Self::HoldsAStop => None,
+        }
+    }
+}
+
+impl Error for AttachError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::System(_, error) => Some(error),
+            Self::AlreadyAttached | Self::TooManyThreads | Self::HoldsAStop => None,
+        }
+    }
+}
+
+impl Error for StopError {}
+
+impl Error for HandshakeError {}

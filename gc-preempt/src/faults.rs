@@ -193,7 +193,7 @@ pub fn steps() -> u64 {
     real::STEPS.load(core::sync::atomic::Ordering::Relaxed)
 }
 
-/// One more of [`steps`]. Async-signal-safe.
+/// Counts one step of a search, for `steps`. Async-signal-safe.
 #[inline(always)]
 pub(crate) fn count_step() {
     #[cfg(feature = "faults")]

@@ -12,7 +12,7 @@ use crate::stop_point::NoPreempt;
 /// Runs `f`. If the running thread is attached to a world, it is not stopped in `f`.
 ///
 /// ```
-/// static LOCK: gc_preempt::Mutex<u32> = gc_preempt::Mutex::new(0);
+/// static LOCK: gc_preempt::sys::Mutex<u32> = gc_preempt::sys::Mutex::new(0);
 /// // No stop waits for this lock, nor is its holder stopped.
 /// gc_preempt::no_preempt_here(|| *LOCK.lock() += 1);
 /// ```

@@ -42,10 +42,10 @@
 //!
 //! | floor | files |
 //! |---|---|
-//! | system | `context`, `clock`, `quiet`, `park`, `signal`, `signal_mask`, `arch`, `thread_key`, `own_stack`, `altstack`, `handler_chain` |
+//! | system | `context`, `clock`, `quiet`, `park`, `signal`, `signal_mask`, `arch`, `thread_key`, `lifeline`, `own_stack`, `altstack`, `handler_chain` |
 //! | one thread's record | `state` (its one word), `stopper`, `stop_number`, `registry` |
-//! | code | [`stackmap`], `unwind`, [`mod@code`] |
-//! | frames | [`walk`] |
+//! | code | `table_error`, `unwind`, [`stackmap`], `code` |
+//! | frames | `walk` |
 //! | one world's threads | `stopped_mutator`, `members` |
 //! | the protocol, a thread's side | `stop_point`, `blocking`, `handler` |
 //! | the protocol, handles | `attach`, `fork`, `mutator`, `here`, `world` |
@@ -90,9 +90,9 @@ mod arch;
 mod attach;
 mod blocking;
 mod clock;
-pub mod code;
+mod code;
 mod config;
-pub mod context;
+mod context;
 mod errors;
 pub mod faults;
 mod fork;
@@ -126,19 +126,17 @@ mod table_error;
 mod text;
 mod thread_key;
 mod unwind;
-pub mod walk;
+mod walk;
 mod watchdog;
 mod world;
 
-pub use code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
+pub use code::{CodeError, CodeGuard, CodeKind, CodeSpec, CodeWhat, FrameRule};
 pub use config::{Config, ConfigError};
 pub use context::{Origin, Registers, Snapshot};
 pub use errors::{AttachError, HandshakeError, SetupError, StopError};
 pub use here::{blocking_here, no_preempt_here};
 pub use members::{ForkHooks, MutatorHooks, World};
 pub use mutator::{InNoPreempt, Mutator, StopHook};
-pub use park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
-pub use quiet::KeepErrno;
 pub use registry::{MutatorId, in_no_preempt_here};
 pub use stop_point::NoPreempt;
 pub use stopped_mutator::StoppedMutator;
@@ -147,6 +145,15 @@ pub use stopper::holds_a_stop;
 pub use strict_allocator::StrictAllocator;
 pub use walk::{RootSink, WalkStats};
 pub use world::{StopReport, Stopped};
+
+/// What a runtime on top of this crate needs of the system: a lock and futexes that work where malloc
+/// must not be called, and a guard that keeps errno.
+pub mod sys {
+    pub use crate::park::{Mutex, MutexGuard, wait as futex_wait, wake as futex_wake};
+    pub use crate::quiet::KeepErrno;
+}
+#[doc(hidden)]
+pub use sys::*;
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]

@@ -97,7 +97,7 @@ const CONTENDED: u32 = 2;
 /// ```compile_fail
 /// // A guard of a `Cell` must not be shared between threads.
 /// fn shared<T: Sync>(_: &T) {}
-/// let lock = gc_preempt::Mutex::new(std::cell::Cell::new(1));
+/// let lock = gc_preempt::sys::Mutex::new(std::cell::Cell::new(1));
 /// shared(&lock.lock());
 /// ```
 ///

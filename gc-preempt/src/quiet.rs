@@ -19,7 +19,7 @@ const PTHREAD_CANCEL_DISABLE: libc::c_int = 1;
 /// ```
 /// use std::io::Error;
 /// let before = Error::last_os_error().raw_os_error();
-/// let kept = gc_preempt::KeepErrno::new();
+/// let kept = gc_preempt::sys::KeepErrno::new();
 /// assert!(std::fs::File::open("/nowhere/to/be/found").is_err());
 /// drop(kept);
 /// assert_eq!(Error::last_os_error().raw_os_error(), before);

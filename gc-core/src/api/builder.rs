@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize}
 use std::time::Duration;
 
 use gc_preempt::World;
-use gc_preempt::code::CodeError;
+use gc_preempt::CodeError;
 
 use crate::api::heap::Heap;
 use crate::barrier;

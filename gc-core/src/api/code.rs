@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::ops::Range;
 
-use gc_preempt::code::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
+use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
 
 use crate::api::heap::Heap;

@@ -1,4 +1,4 @@
-//! Everything that depends on the processor, one file a processor.
+//! Code that depends on the processor, one file for each processor.
 
 #[cfg(not(all(
     target_arch = "x86_64",

@@ -1,19 +1,18 @@
-//! Linux on x86-64: the register file of a signal frame, the red zone, and the three pieces of
-//! hand-written assembly.
+//! Linux on x86-64: signal frames, XSAVE images, the red zone, and the hand-written assembly.
 //!
-//! * [`call_spilled`] pushes the callee-saved registers and calls on, so that everything a thread
-//!   holds at a voluntary stop is in memory above a known stack pointer.
-//! * `urge_async_preempt` is what [`inject`] makes an interrupted instruction call. It saves the
+//! * [`call_spilled`] pushes the callee-saved registers and calls a function, so that all registers of
+//!   a thread at a voluntary stop are in memory above a known stack pointer.
+//! * [`SignalFrame::inject`] makes an interrupted instruction call `urge_async_preempt`. It saves the
 //!   general registers, the flags and the whole XSAVE state on the thread's own stack, calls the
 //!   function that [`define_trampoline`] is given, restores everything and returns to the
 //!   interrupted instruction. `ret 128` steps back over the red zone that `inject` skipped.
 //! * [`thread_pointer`] names the running thread without thread-local storage of our own.
 //!
-//! The trampoline is one unsafe range: a stop that finds a thread in it waits. It has no CFI on
-//! purpose: the walker knows it by address.
+//! The trampoline is an unsafe range: no thread is stopped in it. It has no CFI, since the walker
+//! knows it by its address.
 //!
-//! Why the full XSAVE state: Go saved parts and met corrupt vector registers again and again (its
-//! issues 35326, 46272, 80285, 81209). The header is zeroed before XSAVE, since XRSTOR faults on
+//! The trampoline saves the full XSAVE state. Go saved parts of it, and had corrupt vector registers
+//! (its issues 35326, 46272, 80285, 81209). The header is zeroed before XSAVE, since XRSTOR faults on
 //! reserved bits that XSAVE does not write.
 
 use crate::context::Registers;
@@ -33,12 +32,12 @@ const LEGACY_FPSTATE: usize = 512;
 /// Where the trampoline writes the address of its [`InjectedFrame`] into its image: bytes that
 /// XSAVE leaves to software.
 pub(crate) const INJECTED_REGISTERS: usize = 464;
-/// What of the legacy image holds registers: x87's (or MMX's), then the low halves of the vector
-/// registers.
+/// The parts of the legacy image that hold registers: x87's (or MMX's), then the low halves of the
+/// vector registers.
 const X87: Range<usize> = 32..160;
 const SSE: Range<usize> = 160..416;
-/// Where the header's two masks are: the components in use, and the format (zero: the standard one,
-/// each component at its own place).
+/// The places of the header's two masks: the components in use, and the format. Zero is the standard
+/// format, with each component at its own place.
 const XSTATE_BV: usize = 512;
 const XCOMP_BV: usize = 520;
 
@@ -220,9 +219,9 @@ unsafe extern "C" {
     fn urge_async_preempt_end();
 }
 
-/// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`: the stack pointer below the
-/// spilled registers, the frame pointer and the return address of that call, which together name
-/// the frame from which a walk may start. `f` may unwind.
+/// Spills the callee-saved registers and calls `f(data, sp, fp, pc)`. The stack pointer (below the
+/// spilled registers), the frame pointer and the return address of that call describe a frame from
+/// which a walk may start. `f` may unwind.
 pub(crate) fn call_spilled(f: extern "C-unwind" fn(*mut (), usize, usize, usize), data: *mut ()) {
     // SAFETY: the assembly keeps the System V convention: it saves what it must, and keeps the
     // stack aligned. Its unwind table says where the saved registers are.
@@ -238,8 +237,7 @@ pub(crate) unsafe fn call_on(top: usize, f: extern "C" fn(*mut ()), data: *mut (
     unsafe { urge_call_on(f, data, top) }
 }
 
-/// Where the trampoline goes on once the function that it calls returns: SP is at its XSAVE image
-/// then.
+/// The return address of the trampoline's call. SP is at its XSAVE image there.
 pub(crate) fn trampoline_back() -> usize {
     urge_async_preempt_back as *const () as usize
 }
@@ -258,8 +256,9 @@ pub(crate) struct InjectedFrame {
     pub pc: usize,
 }
 
-/// Where the image of an injected call ends, and its [`InjectedFrame`] lies, as the trampoline has
-/// left word in the image. `word` reads the stack. `None`: that is not what a trampoline leaves.
+/// The address of an injected call's [`InjectedFrame`], which ends its image, and the registers in it.
+/// The trampoline has stored the address in the image. `word` reads the stack. `None`: the words are
+/// not as a trampoline writes them.
 pub(crate) fn injected_frame(
     image: usize,
     word: impl Fn(usize) -> Option<usize>,
@@ -284,7 +283,7 @@ pub(crate) fn xsave_size() -> usize {
     XSAVE_SIZE.load(Ordering::Relaxed)
 }
 
-/// Stack that an injected stop needs besides what its hook uses: frame, XSAVE image, and some Rust
+/// Bytes of stack that an injected stop needs without its hook: frame, XSAVE image, and some Rust
 /// frames.
 pub(crate) fn injection_room() -> usize {
     XSAVE_SIZE.load(Ordering::Relaxed) + 16 * 1024
@@ -314,9 +313,8 @@ pub(crate) fn setup() -> Result<(), &'static str> {
     Ok(())
 }
 
-/// Reports the parts of an XSAVE image that hold a register's content. What its header does not say
-/// to be in use is zero when the state is restored, whatever lies in the image: of the 2.7 KB that
-/// this processor's image has, an integer loop uses 400 bytes.
+/// Reports the parts of an XSAVE image that hold registers in use. A component that the header does
+/// not mark as in use is restored as zero, whatever its bytes in the image are.
 ///
 /// # Safety
 /// `image` is readable: an image that XSAVE, FXSAVE (512 bytes) or the kernel wrote; or it is
@@ -339,7 +337,7 @@ pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(R
     let mask = |at: usize| unsafe { ((image.start + at) as *const u64).read_unaligned() };
     let mut used = mask(XSTATE_BV);
     if mask(XCOMP_BV) != 0 {
-        return part(0, size); // compacted: not a format that anybody hands out, so do not rely on how it would look
+        return part(0, size); // compacted: a format that the kernel does not write into signal frames
     }
     for legacy in [X87, SSE] {
         if used & 1 != 0 {
@@ -351,7 +349,7 @@ pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(R
         if used & 1 != 0 {
             let [offset, bytes] = [0, 1].map(|i| place[i].load(Ordering::Relaxed));
             if offset == 0 {
-                return part(0, size); // not one that the processor has told us of
+                return part(0, size); // a component that CPUID does not describe
             }
             part(offset, bytes);
         }
@@ -392,7 +390,7 @@ const DWARF_TO_GREG: [i32; 16] = [
     libc::REG_R15,
 ];
 
-/// A signal frame, as the handler got it.
+/// The signal frame of a running handler.
 ///
 /// Kept as a raw pointer: glibc's `ucontext_t` is larger than the kernel's, so it must never be
 /// copied whole.
@@ -430,8 +428,8 @@ impl SignalFrame {
         self.greg(libc::REG_RSP)
     }
 
-    /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. The word
-    /// is `uc_link`, which the kernel sets to zero.
+    /// How many of the host's handlers have run for this signal; see `handler_chain.rs`. Kept in
+    /// `uc_link`, which the kernel sets to zero.
     pub(crate) fn handlers_run(self) -> usize {
         // SAFETY: as `greg`.
         unsafe { (&raw const (*self.0).uc_link).read() as usize }
@@ -442,7 +440,7 @@ impl SignalFrame {
         unsafe { (&raw mut (*self.0).uc_link).write(count as *mut libc::ucontext_t) };
     }
 
-    /// Where the kernel has put it.
+    /// Its address.
     pub(crate) fn address(self) -> usize {
         self.0 as usize
     }
@@ -473,8 +471,7 @@ impl SignalFrame {
         }
     }
 
-    /// The XSAVE image that the kernel wrote beside the frame: all of it, whatever features it
-    /// holds.
+    /// The XSAVE image that the kernel wrote beside the frame, with all of its components.
     pub(crate) fn vectors(self) -> Range<usize> {
         // SAFETY: as `greg`; `fpregs` points at the image inside the same signal frame, or is null.
         unsafe {
@@ -508,8 +505,7 @@ impl SignalFrame {
     }
 }
 
-/// Asks for the cache lines of a range: its words will be read soon. Reads nothing, so any address
-/// will do.
+/// Prefetches the cache lines of a range. A prefetch is no access, so any address is allowed.
 pub(crate) fn prefetch(range: Range<usize>) {
     use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     for line in range.step_by(64) {

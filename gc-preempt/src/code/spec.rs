@@ -79,7 +79,7 @@ pub enum CodeWhat {
         frames: FrameRule,
         /// Its stack maps.
         maps: StackMaps,
-        /// Passed to [`RootSink::exact`](crate::walk::RootSink::exact) with each slot. Its meaning is
+        /// Passed to [`RootSink::exact`](crate::RootSink::exact) with each slot. Its meaning is
         /// the caller's.
         encoding: u32,
     },

@@ -32,9 +32,9 @@ use cranelift_jit::{
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
 use gc_core::{Encoding, Heap};
 use gc_preempt::World;
-use gc_preempt::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
+use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 /// Address space of an arena unless another size is asked for: enough for any program here, and far
 /// below the 2 GiB that `call rel32` reaches. Only the pages that hold code cost memory.

@@ -13,9 +13,9 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use gc_preempt::code::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
+use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::{Config, World};
 
 /// Words of an image's innermost frame, and of the frame that calls it.
