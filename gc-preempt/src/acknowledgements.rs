@@ -73,8 +73,8 @@ pub(crate) fn sleep(at_most: Duration) {
     OUTSTANDING.fetch_and(!ASLEEP, Ordering::Relaxed);
 }
 
-/// Stopped threads that still walk their own stacks. A walk reads the code map, so the stopper keeps
-/// the registry lock until this is zero. A futex word.
+/// Stopped threads that still walk their own stacks. A walk reads the code map, so the stopper
+/// keeps the registry lock until this is zero. A futex word.
 static WALKING: AtomicU32 = AtomicU32::new(0);
 
 /// The calling thread is about to acknowledge, and then walks its stack.
@@ -92,8 +92,8 @@ pub(crate) fn end_walk() {
     }
 }
 
-/// Waits until no thread walks its stack any more. The stopper calls it before it gives the registry
-/// lock back; a walk's length is bounded by the stack's depth.
+/// Waits until no thread walks its stack any more. The stopper calls it before it gives the
+/// registry lock back; a walk's length is bounded by the stack's depth.
 pub(crate) fn wait_for_walks() {
     loop {
         // Acquire pairs with the Release in `end_walk`.

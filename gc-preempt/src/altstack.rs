@@ -1,9 +1,9 @@
 //! Alternate signal stacks: the memory that the stop's handler runs on, and its owner.
 //!
 //! # Ownership
-//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and `sigaltstack` returns
-//! it. So the host, and other runtimes in the process (Go's), see Urge's stack, may use it, and may
-//! set it again later. Hence these rules:
+//! The kernel keeps one setting a thread, for all handlers with SA_ONSTACK, and `sigaltstack`
+//! returns it. So the host, and other runtimes in the process (Go's), see Urge's stack, may use it,
+//! and may set it again later. Hence these rules:
 //!
 //! 1. A stack that Urge has set on a thread belongs to that thread until the thread has ended,
 //!    attached or not. No other thread gets it before. A host may set its own stack across a detach
@@ -12,8 +12,8 @@
 //!    thread that had none gets one of the size of its own stack (1 MiB at most, and less where
 //!    addresses are short), since its handlers have had that much room until now.
 //! 3. The last detachment restores the host's stack, if Urge's is still set. If the host had none,
-//!    Urge's stays set until the thread ends: Go's runtime remembers the stack that it has seen, and
-//!    aborts when that is disabled.
+//!    Urge's stays set until the thread ends: Go's runtime remembers the stack that it has seen,
+//!    and aborts when that is disabled.
 //! 4. A stack that the host sets while the thread is attached stays set. SIGURG then comes on that
 //!    stack, or on the thread's own if the host has disabled the alternate stack. The handler needs
 //!    little more of it than the kernel's signal frame, and runs the rest on Urge's stack
@@ -44,8 +44,8 @@ pub(crate) struct AlternateStack {
     size: usize,
     /// The host's setting before. The thread that owns this stack writes and reads it.
     before: UnsafeCell<libc::stack_t>,
-    /// The stack that the same thread had before this one, which the host may have seen; or the next
-    /// stack in the pool.
+    /// The stack that the same thread had before this one, which the host may have seen; or the
+    /// next stack in the pool.
     next: Cell<Option<&'static AlternateStack>>,
     /// How often the owner's key destructor has run.
     rounds: Cell<u32>,
@@ -114,7 +114,8 @@ fn is_set(stack: &libc::stack_t) -> bool {
     stack.ss_flags & libc::SS_DISABLE == 0
 }
 
-/// Sets an alternate stack of Urge's on the running thread, whose own stack has `own_stack` bytes. `key` ties the stack to the thread: its destructor calls [`AlternateStack::end_round`].
+/// Sets an alternate stack of Urge's on the running thread, whose own stack has `own_stack` bytes.
+/// `key` ties the stack to the thread: its destructor calls [`AlternateStack::end_round`].
 pub(crate) fn install(
     pool: &mut Pool,
     key: &ThreadKey,
@@ -275,8 +276,8 @@ impl AlternateStack {
     /// One round of key destructors on a thread that ends. True: the caller gives the stack and the
     /// stacks before it back to the pool. Under the registry lock. `is_attached`: the thread is.
     ///
-    /// True only in the last round (glibc makes four): in earlier rounds other destructors may still
-    /// need the stack, that of Go's runtime among them.
+    /// True only in the last round (glibc makes four): in earlier rounds other destructors may
+    /// still need the stack, that of Go's runtime among them.
     pub(crate) fn end_round(&self, key: &ThreadKey, is_attached: bool) -> bool {
         const ROUNDS: u32 = 4;
         if !self.is_own() {

@@ -85,8 +85,8 @@ pub(crate) fn attach(
     Ok(record)
 }
 
-/// Detaches the running thread. Runs `first` before, while the registry lock is held: no other thread
-/// holds a stop then.
+/// Detaches the running thread. Runs `first` before, while the registry lock is held: no other
+/// thread holds a stop then.
 pub(crate) fn detach(inner: &Arc<Inner>, record: &'static Record, first: impl FnOnce()) {
     let Ok(mut lock) = lock() else {
         if record.is_aside_in(inner) {
@@ -226,7 +226,8 @@ unsafe extern "C" fn at_exit(_: *mut libc::c_void) {
 type Membership = (Arc<Inner>, Option<unsafe fn(*mut ())>, *mut ());
 
 fn any_membership(record: &'static Record) -> Option<Membership> {
-    // A thread that ends with its stop leaked stays attached: no thread can stop or attach any more.
+    // A thread that ends with its stop leaked stays attached: no thread can stop or attach any
+    // more.
     let mut lock = lock().ok()?;
     let all: Vec<_> = worlds(&mut lock).iter().filter_map(Weak::upgrade).collect();
     let found = all.iter().find_map(|inner| {

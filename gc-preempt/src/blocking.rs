@@ -1,4 +1,5 @@
-//! The phase BLOCKED: a stop does not wait for a thread in it. Mutators wait for the registry lock so.
+//! The phase BLOCKED: a stop does not wait for a thread in it. Mutators wait for the registry lock
+//! so.
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
@@ -14,8 +15,8 @@ use crate::stopper::{HoldsAStop, holds_a_stop};
 /// Waits until no signal of ours is on its way to this thread: it would interrupt a system call of
 /// the embedder (H5).
 ///
-/// The signal arrives at the latest when the thread next returns from the kernel. The loop is bounded
-/// for a thread that blocks SIGURG.
+/// The signal arrives at the latest when the thread next returns from the kernel. The loop is
+/// bounded for a thread that blocks SIGURG.
 fn drain_signals(record: &Record) {
     for _ in 0..1000 {
         if record.in_flight.load(Ordering::Relaxed) == 0 {
@@ -36,8 +37,8 @@ pub(crate) fn may_wait(record: &Record) -> Result<(), Obstacle> {
     unsafe { may_stop(record, &point) }.map(drop)
 }
 
-/// Runs `f` in BLOCKED, with the registers spilled and the stack pointer published. A stopper does not
-/// wait for the thread, and does not signal it.
+/// Runs `f` in BLOCKED, with the registers spilled and the stack pointer published. A stopper does
+/// not wait for the thread, and does not signal it.
 ///
 /// # Panics
 /// Inside `no_preempt`, and on a stack that is not the thread's own.
@@ -96,8 +97,8 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
         record.own_stack.holds(sp);
         loop {
             drain_signals(record);
-            // As inside no_preempt: a handler that parked between `publish` and `enter_blocked` would
-            // overwrite the snapshot.
+            // As inside no_preempt: a handler that parked between `publish` and `enter_blocked`
+            // would overwrite the snapshot.
             record.depth.store(seam::depth(), Ordering::Relaxed);
             compiler_fence(Ordering::SeqCst);
             // SAFETY: own thread, RUNNING and not acknowledged: no stopper reads the snapshot.
@@ -134,8 +135,8 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
     }
 }
 
-/// Takes the registry lock. A mutator waits for it in BLOCKED, so that a stop that holds the lock can
-/// complete.
+/// Takes the registry lock. A mutator waits for it in BLOCKED, so that a stop that holds the lock
+/// can complete.
 ///
 /// # Errors
 /// [`HoldsAStop`]: the thread holds the lock with its stop.

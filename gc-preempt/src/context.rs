@@ -1,8 +1,8 @@
 //! The state of a stopped thread: its registers, its vector state, and how it came to stop.
 //!
 //! The thread fills a [`Snapshot`] before it acknowledges a stop, and the walker reads it. A
-//! snapshot does not move while the thread is stopped, so the walker reports the registers to a root
-//! sink as a range of words.
+//! snapshot does not move while the thread is stopped, so the walker reports the registers to a
+//! root sink as a range of words.
 
 use std::ops::Range;
 

@@ -156,7 +156,8 @@ macro_rules! __list_faults {
     ($names:expr) => {};
 }
 
-/// Is the fault with that place in its crate's list planted? For the macro [`faults!`](crate::faults!).
+/// Is the fault with that place in its crate's list planted? For the macro
+/// [`faults!`](crate::faults!).
 #[cfg(feature = "faults")]
 #[doc(hidden)]
 pub fn is_planted(names: &[&str], index: usize) -> bool {

@@ -1,7 +1,7 @@
 //! Fork: the registry lock is held over it, and the child begins with the forking thread alone.
 //!
-//! `fork` waits for a stop under way. The hooks of all worlds ([`ForkHooks`]) run with the lock held
-//! in the parent, and without it in the child.
+//! `fork` waits for a stop under way. The hooks of all worlds ([`ForkHooks`]) run with the lock
+//! held in the parent, and without it in the child.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -24,12 +24,12 @@ static OVER_FORK: OverFork = OverFork(UnsafeCell::new(None));
 
 /// Installs the fork handlers, once a process (H8).
 ///
-/// Prepare handlers run in the reverse order of their registration. A handler of the host may wait for
-/// a lock whose holder allocates, and that allocation may need a lock of ours, or a collection. So our
-/// handlers must be the last to take locks, hence the first that are registered (H42): when the
-/// program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers that were
-/// registered before (by the host of a plugin, say) run with our locks held: they must not wait for a
-/// thread that allocates or that leaves `blocking`.
+/// Prepare handlers run in the reverse order of their registration. A handler of the host may wait
+/// for a lock whose holder allocates, and that allocation may need a lock of ours, or a collection.
+/// So our handlers must be the last to take locks, hence the first that are registered (H42): when
+/// the program, or the library that Urge is part of, is loaded ([`AT_LOAD`]). Handlers that were
+/// registered before (by the host of a plugin, say) run with our locks held: they must not wait for
+/// a thread that allocates or that leaves `blocking`.
 pub(crate) fn install_handlers() -> io::Result<()> {
     static INSTALLED: AtomicBool = AtomicBool::new(false);
     // Keeps the linker from dropping the static.
@@ -38,8 +38,8 @@ pub(crate) fn install_handlers() -> io::Result<()> {
     if INSTALLED.load(Ordering::Relaxed) {
         return Ok(());
     }
-    // SAFETY: the handlers live as long as their module: glibc removes the handlers of a module that
-    // is unloaded.
+    // SAFETY: the handlers live as long as their module: glibc removes the handlers of a module
+    // that is unloaded.
     let error = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     if error != 0 {
         return Err(io::Error::from_raw_os_error(error));
@@ -48,8 +48,8 @@ pub(crate) fn install_handlers() -> io::Result<()> {
     Ok(())
 }
 
-/// Runs when the module is loaded, before constructors without a priority. (101 is the first priority
-/// that compilers leave to programs.)
+/// Runs when the module is loaded, before constructors without a priority. (101 is the first
+/// priority that compilers leave to programs.)
 #[used]
 #[unsafe(link_section = ".init_array.00101")]
 static AT_LOAD: extern "C" fn() = at_load;
@@ -62,7 +62,8 @@ extern "C" fn at_load() {
     }
 }
 
-/// The hooks of all worlds. The first half of the result keeps the worlds alive while the hooks run.
+/// The hooks of all worlds. The first half of the result keeps the worlds alive while the hooks
+/// run.
 fn fork_hooks(lock: &mut RegistryGuard) -> (Vec<Arc<Inner>>, Vec<ForkHooks>) {
     let all: Vec<_> = worlds(lock).iter().filter_map(Weak::upgrade).collect();
     let hooks = all

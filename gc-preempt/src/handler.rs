@@ -40,8 +40,8 @@ pub(crate) fn install() -> std::io::Result<()> {
     handler_chain::install(SIGNAL, handler())
 }
 
-/// Puts our handler on top of one that the host has installed over it. Under the registry lock, by a
-/// stopper before it signals. It costs each stop one system call.
+/// Puts our handler on top of one that the host has installed over it. Under the registry lock, by
+/// a stopper before it signals. It costs each stop one system call.
 pub(crate) fn reinstall() {
     handler_chain::reinstall(SIGNAL, handler());
 }
@@ -74,8 +74,9 @@ extern "C" fn on_signal(signal: i32, info: *mut libc::siginfo_t, ucontext: *mut 
     drop(kept);
 }
 
-/// Runs [`decide`] on the thread's alternate stack of Urge's. The kernel may have put the handler on
-/// the host's alternate stack, which may be small, or on the thread's own stack, which may be full.
+/// Runs [`decide`] on the thread's alternate stack of Urge's. The kernel may have put the handler
+/// on the host's alternate stack, which may be small, or on the thread's own stack, which may be
+/// full.
 fn decide_on_our_stack(record: &'static Record, frame: SignalFrame, from: u64) {
     struct Call(&'static Record, SignalFrame, u64);
     extern "C" fn call(data: *mut ()) {
@@ -102,8 +103,8 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
     }
     let wanted = record.by_signal.load(Ordering::Relaxed);
     if word.phase() != Phase::Running || !word.asked() || resumed() >= number || !wanted {
-        // The thread is stopped or blocked already, or no stop asks for it: a stray, or a signal that
-        // came after the thread had stopped by itself.
+        // The thread is stopped or blocked already, or no stop asks for it: a stray, or a signal
+        // that came after the thread had stopped by itself.
         STRAYS.fetch_add(1, Ordering::Relaxed);
         return;
     }

@@ -13,8 +13,8 @@
 //! A newer handler of the host may call the handler that it found installed, which is ours. So ours
 //! may run more than once for one signal: the first time it passes the signal on to the newest
 //! handler of the chain, the second time to the handler before, and so on; when none is left it
-//! returns. The count lies in the signal frame, in the word `uc_link`, which the kernel sets to zero
-//! and does not read. Thread-local storage cannot hold it: the handler may run on any thread.
+//! returns. The count lies in the signal frame, in the word `uc_link`, which the kernel sets to
+//! zero and does not read. Thread-local storage cannot hold it: the handler may run on any thread.
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};

@@ -6,9 +6,9 @@
 //!
 //! So each attached thread holds a *robust* mutex of its own from attaching to detaching. However a
 //! thread ends, the kernel sets `FUTEX_OWNER_DIED` in the words of the robust mutexes that it holds
-//! (get_robust_list(2)). It does that before it clears the thread's number, for which `pthread_join`
-//! waits: a stack that is freed after a join is freed after the word was set. A stopper reads the
-//! word.
+//! (get_robust_list(2)). It does that before it clears the thread's number, for which
+//! `pthread_join` waits: a stack that is freed after a join is freed after the word was set. A
+//! stopper reads the word.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -35,8 +35,8 @@ impl Lifeline {
     pub(crate) unsafe fn hold(&self) {
         let mutex = self.0.get();
         let mut kind = MaybeUninit::uninit();
-        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex, whose
-        // memory no living thread uses, by the contract.
+        // SAFETY: the calls fill the attributes, which are destroyed once, and then the mutex,
+        // whose memory no living thread uses, by the contract.
         unsafe {
             libc::pthread_mutexattr_init(kind.as_mut_ptr());
             libc::pthread_mutexattr_setrobust(kind.as_mut_ptr(), libc::PTHREAD_MUTEX_ROBUST);

@@ -22,8 +22,8 @@ pub struct World {
 /// Functions that run around a fork. See [`World::on_fork`].
 #[derive(Clone, Copy)]
 pub struct ForkHooks {
-    /// Runs in the parent before the fork, on the forking thread, with the registry lock held: no stop
-    /// is under way. It takes the locks that the child must find free.
+    /// Runs in the parent before the fork, on the forking thread, with the registry lock held: no
+    /// stop is under way. It takes the locks that the child must find free.
     pub prepare: unsafe fn(*mut ()),
     /// Runs in the parent after the fork, with the registry lock held.
     pub parent: unsafe fn(*mut ()),
@@ -34,20 +34,20 @@ pub struct ForkHooks {
     pub data: *mut (),
 }
 
-/// What is done with a mutator's `data` when its thread ends with its [`Mutator`](crate::Mutator) not dropped, and
-/// when it has been set aside. See [`World::attach_with`].
+/// What is done with a mutator's `data` when its thread ends with its [`Mutator`](crate::Mutator)
+/// not dropped, and when it has been set aside. See [`World::attach_with`].
 #[derive(Clone, Copy)]
 pub struct MutatorHooks {
     /// Runs on the thread itself with its thread-local destructors, before it is detached.
     pub at_exit: unsafe fn(*mut ()),
     /// Runs on another thread, when a stop has noticed that the mutator's thread has ended without
-    /// destructors (by the bare `exit` system call). The registry lock is held, and the world may be
-    /// stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
+    /// destructors (by the bare `exit` system call). The registry lock is held, and the world may
+    /// be stopped: no malloc, and no lock that a mutator may hold outside of `no_preempt`.
     pub gone: unsafe fn(*mut ()),
-    /// Runs when a mutator that [`World::set_aside`] has set aside is taken back: on its thread, before
-    /// the thread goes on, or on a thread that makes a handshake with it. The registry lock is held, so
-    /// no other thread holds a stop. No malloc, and no lock that a mutator may hold outside of
-    /// `no_preempt`. `None`: the mutator is never set aside.
+    /// Runs when a mutator that [`World::set_aside`] has set aside is taken back: on its thread,
+    /// before the thread goes on, or on a thread that makes a handshake with it. The registry lock
+    /// is held, so no other thread holds a stop. No malloc, and no lock that a mutator may hold
+    /// outside of `no_preempt`. `None`: the mutator is never set aside.
     pub back: Option<unsafe fn(*mut (), &StoppedMutator<'_>)>,
 }
 
@@ -179,8 +179,8 @@ impl Member {
             && self.record.worlds.load(Ordering::Relaxed) == 1
     }
 
-    /// Does its thread wait for the registry lock? It leaves `blocking` with the lock held, and could not
-    /// take it to be taken back. Asked while ASIDE is set, so the answer does not change.
+    /// Does its thread wait for the registry lock? It leaves `blocking` with the lock held, and
+    /// could not take it to be taken back. Asked while ASIDE is set, so the answer does not change.
     pub(crate) fn awaits_registry(&self) -> bool {
         self.record.awaits_registry.load(Ordering::Relaxed) && seam::spares_waiters()
     }
@@ -196,8 +196,8 @@ impl Members {
         self.list.iter_mut().chain(&mut self.aside)
     }
 
-    /// Adds a member. The list keeps room for the members aside, since they are taken back where malloc
-    /// must not be called.
+    /// Adds a member. The list keeps room for the members aside, since they are taken back where
+    /// malloc must not be called.
     pub(crate) fn add(&mut self, member: Member) {
         self.list.reserve(1 + self.aside.len());
         self.list.push(member);
@@ -256,8 +256,8 @@ impl Members {
         let mut member = self.take_aside(at);
         member.blocked_at = None;
         if let Some(back) = member.hooks.and_then(|hooks| hooks.back) {
-            // SAFETY: `attach_with`'s caller promised that this may be called here. The registry lock
-            // is held.
+            // SAFETY: `attach_with`'s caller promised that this may be called here. The registry
+            // lock is held.
             unsafe { back(member.data, &member.stopped(unwind::NEVER)) };
         }
         // There is room: see `add`.
@@ -287,8 +287,8 @@ pub(crate) fn come_back(record: &'static Record) {
     // A thread that holds a stop holds the registry lock already.
     let lock = (!holds_a_stop() && seam::takes_the_lock()).then(registry::lock_blocked);
     let inner = record.aside.load(Ordering::Relaxed).cast::<Inner>();
-    // SAFETY: null, if a handshake has taken the thread back; otherwise a world of which this thread
-    // is a mutator, so it is alive.
+    // SAFETY: null, if a handshake has taken the thread back; otherwise a world of which this
+    // thread is a mutator, so it is alive.
     if let Some(inner) = unsafe { inner.as_ref() } {
         // SAFETY: the registry lock is held.
         unsafe { (*inner.members.get()).take_back(record) };

@@ -23,8 +23,9 @@ impl std::error::Error for InNoPreempt {}
 
 /// A function that a thread runs after it was stopped, before it goes on.
 ///
-/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only after
-/// stops that found the thread in managed code. It may allocate and block, and it may be stopped.
+/// It runs on the mutator's own stack as if the interrupted instruction had called it, and only
+/// after stops that found the thread in managed code. It may allocate and block, and it may be
+/// stopped.
 #[derive(Clone, Copy)]
 pub struct StopHook {
     /// Called with `data`.
@@ -33,7 +34,8 @@ pub struct StopHook {
     pub data: *mut (),
 }
 
-/// The running thread's attachment to a [`World`]. Its drop detaches the thread. It is not [`Send`].
+/// The running thread's attachment to a [`World`]. Its drop detaches the thread. It is not
+/// [`Send`].
 ///
 /// ```
 /// use gc_preempt::{Config, World};
@@ -70,10 +72,10 @@ impl Mutator {
 
     /// Runs `f`, which must not access the heap, so that stops need not wait for the thread.
     ///
-    /// A stopper does not signal the thread: no system call in `f` ends in EINTR because of a stop, and
-    /// no transfer is cut short. If `f` ends during a stop, the thread waits for the resume. `f` may end
-    /// by a panic, and by the unwinding of `pthread_exit` or a cancellation. errno is as `f` has left
-    /// it. Inside of another `blocking`, `f` just runs.
+    /// A stopper does not signal the thread: no system call in `f` ends in EINTR because of a stop,
+    /// and no transfer is cut short. If `f` ends during a stop, the thread waits for the resume.
+    /// `f` may end by a panic, and by the unwinding of `pthread_exit` or a cancellation. errno is
+    /// as `f` has left it. Inside of another `blocking`, `f` just runs.
     ///
     /// # Panics
     /// Inside [`no_preempt`](Self::no_preempt) (see [`try_blocking`](Self::try_blocking)), and on a
@@ -98,8 +100,8 @@ impl Mutator {
         }
     }
 
-    /// Runs `f`, in which the thread is not stopped. Keep `f` short, since a stop waits for it. The end
-    /// of `f` is a poll.
+    /// Runs `f`, in which the thread is not stopped. Keep `f` short, since a stop waits for it. The
+    /// end of `f` is a poll.
     pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
         let _section = self.no_preempt_guard();
         f()
@@ -137,7 +139,8 @@ impl Mutator {
         }
     }
 
-    /// Sets or unsets the hook that stops run on this thread. See [`StopHook`]. Detaching unsets it.
+    /// Sets or unsets the hook that stops run on this thread. See [`StopHook`]. Detaching unsets
+    /// it.
     ///
     /// # Safety
     /// `hook.f` may be called with `hook.data` on this thread at any instruction of managed code,

@@ -1,16 +1,16 @@
-//! The bounds of a thread's own stack: a walk reads only words between them, and a thread is stopped
-//! only while its SP lies there.
+//! The bounds of a thread's own stack: a walk reads only words between them, and a thread is
+//! stopped only while its SP lies there.
 //!
 //! There are two kinds of stack:
 //!
 //! * A stack that `pthread_create` has mapped, or was given, is mapped as a whole. glibc knows both
 //!   ends.
-//! * The main thread's stack grows down to a limit, which the host may change at any time, and which
-//!   may be infinite. The limit does not say where the stack lies now: other mappings (alternate
-//!   stacks, coroutines' stacks) may lie anywhere below. So the lower end is the lowest page that is
-//!   known to belong to the stack. If SP lies below that page, the kernel is asked whether all pages
-//!   in between are mapped ([`is_mapped`]). The kernel leaves a gap of 1 MiB below a stack that
-//!   grows, so a mapping that touches the stack is part of it.
+//! * The main thread's stack grows down to a limit, which the host may change at any time, and
+//!   which may be infinite. The limit does not say where the stack lies now: other mappings
+//!   (alternate stacks, coroutines' stacks) may lie anywhere below. So the lower end is the lowest
+//!   page that is known to belong to the stack. If SP lies below that page, the kernel is asked
+//!   whether all pages in between are mapped ([`is_mapped`]). The kernel leaves a gap of 1 MiB
+//!   below a stack that grows, so a mapping that touches the stack is part of it.
 //!
 //! glibc reads /proc for the main thread's upper end. Without /proc (in a chroot) that end is known
 //! from SP at the program's start, right below its arguments.
@@ -22,8 +22,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use std::io;
 
 const PAGE: usize = 4096;
-/// The main thread's stack counts as having room for injected calls down to this, whatever its limit
-/// is. The kernel places no mapping into so much, unless the program asks for the address.
+/// The main thread's stack counts as having room for injected calls down to this, whatever its
+/// limit is. The kernel places no mapping into so much, unless the program asks for the address.
 const GROWS_MOST: usize = 128 << 20;
 
 unsafe extern "C" {
@@ -110,9 +110,9 @@ pub(crate) struct StackBounds<'a> {
 const NEAR: usize = 128;
 
 impl StackBounds<'_> {
-    /// Is a frame without caller that ends at `cfa` the outermost of this stack? Otherwise it is the
-    /// outermost frame of another stack that lies inside of this one, a coroutine's say, in a local
-    /// array.
+    /// Is a frame without caller that ends at `cfa` the outermost of this stack? Otherwise it is
+    /// the outermost frame of another stack that lies inside of this one, a coroutine's say, in a
+    /// local array.
     pub(crate) fn is_outermost(&self, cfa: usize) -> bool {
         // Relaxed: walks write it under the registry lock, or on the thread itself.
         let known = self.outermost.fetch_max(cfa, Ordering::Relaxed);

@@ -1,14 +1,14 @@
 //! Panics in a stopped world end the process with a message.
 //!
-//! A panic on the thread that holds a stop must not go its usual way: formatting its message may call
-//! malloc, the standard hook takes the lock of standard error, and unwinding calls malloc. A stopped
-//! thread may hold any of these locks. Two mechanisms end such a panic:
+//! A panic on the thread that holds a stop must not go its usual way: formatting its message may
+//! call malloc, the standard hook takes the lock of standard error, and unwinding calls malloc. A
+//! stopped thread may hold any of these locks. Two mechanisms end such a panic:
 //!
 //! * Our panic hook aborts, with the panic's message. It is put on top of the host's hook when a
 //!   world is made, and when a world is stopped first.
-//! * A hook that the host sets later runs before ours, and the message is formatted before any hook.
-//!   A panic may wait there for a lock that a parked thread holds. So a thread that is parked for
-//!   long signals the stopper (`stopper::ask`), and the stopper's handler aborts if the stopper
+//! * A hook that the host sets later runs before ours, and the message is formatted before any
+//!   hook. A panic may wait there for a lock that a parked thread holds. So a thread that is parked
+//!   for long signals the stopper (`stopper::ask`), and the stopper's handler aborts if the stopper
 //!   panics.
 
 use core::fmt::Write;

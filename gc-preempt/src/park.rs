@@ -53,8 +53,9 @@ pub fn wake(word: &AtomicU32, count: i32) {
     }
 }
 
-/// Does the word at `address` hold `value` now? `false` where nothing is mapped. The kernel reads the
-/// word: it compares before it moves sleepers to another futex, and here it moves none to `unused`.
+/// Does the word at `address` hold `value` now? `false` where nothing is mapped. The kernel reads
+/// the word: it compares before it moves sleepers to another futex, and here it moves none to
+/// `unused`.
 pub(crate) fn is_word(address: usize, value: u32, unused: &AtomicU32) -> bool {
     let _kept = KeepErrno::new();
     // SAFETY: the kernel reads four bytes at the address, if they may be read, and writes nothing.

@@ -1,10 +1,10 @@
 //! Keeps the module that Urge is part of loaded until the process ends.
 //!
 //! The process keeps addresses of that module: the SIGURG handler, the destructors of
-//! thread-specific keys, the fork handlers, the panic hook, and unwind rules that are cached from one
-//! stop to the next. None of these can be removed safely: another handler may be installed over ours
-//! and call it, and a thread may run any of them. So `dlclose` of a plugin with Urge in it must not
-//! unmap the plugin. `RTLD_NODELETE` says that to the loader.
+//! thread-specific keys, the fork handlers, the panic hook, and unwind rules that are cached from
+//! one stop to the next. None of these can be removed safely: another handler may be installed over
+//! ours and call it, and a thread may run any of them. So `dlclose` of a plugin with Urge in it
+//! must not unmap the plugin. `RTLD_NODELETE` says that to the loader.
 
 use core::ffi::CStr;
 use core::mem::MaybeUninit;

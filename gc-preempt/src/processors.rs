@@ -1,12 +1,12 @@
 //! How many processors this process may use, and whether a thread ran on a given one last.
 //!
 //! The second answer is a hint. The kernel writes the processor's number for *restartable
-//! sequences*: to `cpu_id` of the thread's `rseq` area, which glibc 2.35 and later register for each
-//! thread at a fixed distance from the thread pointer. The number is up to date whenever the thread
-//! has returned to its own code on another processor. A thread that ended by the bare `exit` call
-//! may have unmapped its area. So the kernel reads the word, and fails where nothing is mapped. It
-//! does so for a futex compare, which every sandbox around a program with threads permits. A thread
-//! that was made without glibc has any word there.
+//! sequences*: to `cpu_id` of the thread's `rseq` area, which glibc 2.35 and later register for
+//! each thread at a fixed distance from the thread pointer. The number is up to date whenever the
+//! thread has returned to its own code on another processor. A thread that ended by the bare `exit`
+//! call may have unmapped its area. So the kernel reads the word, and fails where nothing is
+//! mapped. It does so for a futex compare, which every sandbox around a program with threads
+//! permits. A thread that was made without glibc has any word there.
 
 use core::sync::atomic::{AtomicIsize, AtomicU32, AtomicUsize, Ordering};
 
@@ -42,8 +42,8 @@ pub(crate) fn was_last_on(thread_pointer: usize, processor: u32) -> bool {
     area != 0 && park::is_word(word, processor, &NOBODY)
 }
 
-/// The processor that the caller is on. Async-signal-safe: glibc reads the thread's rseq area, which
-/// is not allocated lazily, or calls the vDSO.
+/// The processor that the caller is on. Async-signal-safe: glibc reads the thread's rseq area,
+/// which is not allocated lazily, or calls the vDSO.
 pub(crate) fn own() -> Option<u32> {
     // SAFETY: no arguments.
     unsafe { libc::sched_getcpu() }.try_into().ok()

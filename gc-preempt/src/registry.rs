@@ -231,8 +231,8 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     alternates: altstack::Pool::new(),
 });
 
-/// The registry lock. Attaching, detaching and registering code hold it for a moment, and a stop for
-/// as long as it lasts. So stops are one at a time in the process.
+/// The registry lock. Attaching, detaching and registering code hold it for a moment, and a stop
+/// for as long as it lasts. So stops are one at a time in the process.
 ///
 /// A mutator that has to wait for the lock waits in `blocking`: see `blocking.rs`.
 pub(crate) struct RegistryGuard(MutexGuard<'static, Registry>);

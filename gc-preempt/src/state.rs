@@ -7,8 +7,8 @@
 //!
 //! Every change is one compare-and-swap on this word, by the mutator or by the one stopper that
 //! holds the registry lock, and is tried again from a fresh read when it fails. A mark (ASKED,
-//! HELD, PENDING, STOPPED) counts only for the stop whose number is in the same word. Once that stop
-//! has been resumed the mark means nothing, so it need not be removed.
+//! HELD, PENDING, STOPPED) counts only for the stop whose number is in the same word. Once that
+//! stop has been resumed the mark means nothing, so it need not be removed.
 //!
 //! ```text
 //!   RUNNING --stopper asks--> RUNNING+ASKED(n) --handler, poll or trampoline--> STOPPED(n) --after resume(n)--> RUNNING
@@ -20,9 +20,9 @@
 //!
 //! Invariants:
 //! * A thread that was resumed but has not left its park is STOPPED(n), and the next stopper swaps
-//!   n+1 in. If the thread's own swap to RUNNING wins, the stopper sees a running thread and asks it.
-//!   If the stopper's swap wins, the thread's swap fails and it parks again. A thread never runs
-//!   while it counts as stopped.
+//!   n+1 in. If the thread's own swap to RUNNING wins, the stopper sees a running thread and asks
+//!   it. If the stopper's swap wins, the thread's swap fails and it parks again. A thread never
+//!   runs while it counts as stopped.
 //! * A thread enters BLOCKED only from a word without a live ASKED, and after the signals that are
 //!   [in flight](crate::registry::Record) have arrived. So a blocked thread gets no signal from us.
 //! * ASIDE belongs to no stop. The holder of the registry lock sets and removes it, and a thread
@@ -220,8 +220,8 @@ impl<A: AtomicWord> State<A> {
 
     fn swap(&self, from: Word, to: Word) -> Result<(), Word> {
         // AcqRel pairs with itself and with `load`: Release publishes the mutator's snapshot or the
-        // stopper's number, Acquire takes over the other side's. SeqCst is not needed: every decision
-        // of the protocol is made on this one word.
+        // stopper's number, Acquire takes over the other side's. SeqCst is not needed: every
+        // decision of the protocol is made on this one word.
         self.0
             .compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire)
             .map(drop)
@@ -231,8 +231,8 @@ impl<A: AtomicWord> State<A> {
     // ---- the stopper's side, under the registry lock --------------------------------------------
 
     /// Asks a running mutator to stop for stop `number`, and holds one that is blocked or still
-    /// parked from the stop before. `before_asking` runs just before each attempt to ask, so that an
-    /// acknowledgement never arrives uncounted; `unasked` undoes it when the attempt fails.
+    /// parked from the stop before. `before_asking` runs just before each attempt to ask, so that
+    /// an acknowledgement never arrives uncounted; `unasked` undoes it when the attempt fails.
     pub(crate) fn request_or_hold(
         &self,
         number: u64,

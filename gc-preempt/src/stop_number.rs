@@ -20,8 +20,8 @@ pub(crate) fn resumed() -> u64 {
     RESUMED.load(Ordering::Acquire)
 }
 
-/// May a parked thread spin for a moment before it sleeps? Each stop sets it: true if there is a core
-/// for every stopped thread and the stopper.
+/// May a parked thread spin for a moment before it sleeps? Each stop sets it: true if there is a
+/// core for every stopped thread and the stopper.
 pub(crate) static MAY_SPIN: AtomicBool = AtomicBool::new(false);
 
 /// The core that the stopper was on when it asked. A thread that parks on that core sleeps at once.

@@ -17,16 +17,16 @@
 //!
 //! # Handlers of the host
 //! A thread may be in a handler of the host that has interrupted a restart range or an unsafe range
-//! (see `walk/signal_frames.rs`). Only a walk of its stack finds that out. A thread that has a signal
-//! blocked may be in such a handler. Or it belongs to a pool whose signals are always blocked, and
-//! has a deep stack.
+//! (see `walk/signal_frames.rs`). Only a walk of its stack finds that out. A thread that has a
+//! signal blocked may be in such a handler. Or it belongs to a pool whose signals are always
+//! blocked, and has a deep stack.
 //!
-//! * Before it acknowledges, the thread walks [`FRAMES`] frames. Most handlers are within so few, and
-//!   time to stop does not grow with the depth of the stack.
+//! * Before it acknowledges, the thread walks [`FRAMES`] frames. Most handlers are within so few,
+//!   and time to stop does not grow with the depth of the stack.
 //! * The frames further out are walked after the acknowledgement, beside the stop
 //!   ([`acknowledge_and_park`]). That is early enough for restart ranges: the saved PC has to be
-//!   moved before the thread goes on. The walks read the code map, so the stopper keeps the registry
-//!   lock until they end.
+//!   moved before the thread goes on. The walks read the code map, so the stopper keeps the
+//!   registry lock until they end.
 //! * It would be too late for unsafe ranges. If any is registered, the whole walk comes before the
 //!   acknowledgement.
 
@@ -136,8 +136,8 @@ pub(crate) enum How {
 
 /// May the running thread, which is `record`'s, be stopped where it stands, and how?
 ///
-/// If it may, every saved PC inside a restart range has been moved to the range's start, or the walk
-/// that [`How::Park`] asks for moves it.
+/// If it may, every saved PC inside a restart range has been moved to the range's start, or the
+/// walk that [`How::Park`] asks for moves it.
 ///
 /// # Safety
 /// On the record's own thread. The stop of the given number is under way, and the thread has not
@@ -250,8 +250,8 @@ pub(crate) fn park_stopped(record: &Record) {
 /// Acknowledges stop `number` with that snapshot, and parks. False if there was nothing to
 /// acknowledge.
 ///
-/// With `walk`, the thread also moves handlers out of restart ranges further out on its stack, while
-/// the stop goes on.
+/// With `walk`, the thread also moves handlers out of restart ranges further out on its stack,
+/// while the stop goes on.
 ///
 /// # Safety
 /// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot`
@@ -359,7 +359,8 @@ pub(crate) fn poll(record: &'static Record) {
     }
 }
 
-/// A section in which the thread is not stopped. See [`Mutator::no_preempt_guard`](crate::Mutator::no_preempt_guard).
+/// A section in which the thread is not stopped. See
+/// [`Mutator::no_preempt_guard`](crate::Mutator::no_preempt_guard).
 pub struct NoPreempt<'m> {
     record: &'static Record,
     _of_a_mutator: PhantomData<(&'m (), *mut ())>,

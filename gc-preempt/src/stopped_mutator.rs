@@ -51,14 +51,14 @@ impl<'s> StoppedMutator<'s> {
         unsafe { self.record.snapshot() }
     }
 
-    /// The addresses of its own stack, in use or not. Of the main thread's stack, which grows, the known
-    /// part.
+    /// The addresses of its own stack, in use or not. Of the main thread's stack, which grows, the
+    /// known part.
     pub fn stack(&self) -> Range<usize> {
         self.record.stack()
     }
 
-    /// How long the stop before this one held the thread, from its handler's first instruction to its
-    /// last. `None`: the thread was not running at that stop.
+    /// How long the stop before this one held the thread, from its handler's first instruction to
+    /// its last. `None`: the thread was not running at that stop.
     pub fn last_stall(&self) -> Option<Duration> {
         // Acquire pairs with the Release in `note_stall`.
         let of = self.record.stall_of.load(Ordering::Acquire);
@@ -68,9 +68,10 @@ impl<'s> StoppedMutator<'s> {
 
     /// Walks its frames from the innermost outwards.
     ///
-    /// A thread in `blocking` goes on running meanwhile. If it has ended by the bare `exit` system call
-    /// since the stop began, this reports no frames, since its stack may be unmapped. Do not unmap a
-    /// stack on which a mutator ended without detaching while a stop walks it: the walk would crash.
+    /// A thread in `blocking` goes on running meanwhile. If it has ended by the bare `exit` system
+    /// call since the stop began, this reports no frames, since its stack may be unmapped. Do not
+    /// unmap a stack on which a mutator ended without detaching while a stop walks it: the walk
+    /// would crash.
     pub fn walk(&self, sink: &mut dyn RootSink) -> WalkStats {
         if self.record.lifeline.is_cut() {
             return WalkStats::default();

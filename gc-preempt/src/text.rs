@@ -1,7 +1,7 @@
 //! Messages that can be written while other threads are stopped.
 //!
-//! A stopped thread may hold any lock, also malloc's and standard error's. So text is formatted into
-//! a fixed buffer and written with `write(2)`.
+//! A stopped thread may hold any lock, also malloc's and standard error's. So text is formatted
+//! into a fixed buffer and written with `write(2)`.
 
 use core::fmt::{self, Write};
 

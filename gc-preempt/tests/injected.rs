@@ -61,8 +61,8 @@ global_asm!(
     "pop rbp",
     "ret",
     "t_vector_loop_end:",
-    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A restart range of two stores: both words go up together,
-    // or are seen apart.
+    // rdi: *const AtomicBool done, rsi: *mut [u64; 2]. A restart range of two stores: both words go
+    // up together, or are seen apart.
     ".globl t_pair_loop",
     ".globl t_pair_loop_end",
     ".globl t_pair_range",
@@ -319,8 +319,8 @@ extern "C" fn hosts(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontex
     HOSTS_PC.store(0, SeqCst);
 }
 
-/// Runs after each instruction. In the restart range it raises SIGUSR1, which is delivered as it returns: at
-/// that instruction.
+/// Runs after each instruction. In the restart range it raises SIGUSR1, which is delivered as it
+/// returns: at that instruction.
 extern "C" fn step(_: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: the kernel's context of this signal; the signal that is raised has a handler.
     unsafe {

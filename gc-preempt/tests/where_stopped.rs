@@ -252,8 +252,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 beside(
                     &world,
                     |_| {
-                        // SAFETY: a system call; the restart range reads its first argument and writes its
-                        // second.
+                        // SAFETY: a system call; the restart range reads its first argument and
+                        // writes its second.
                         unsafe {
                             thread.store(libc::gettid() as u32, SeqCst);
                             w_range(&raw const over, first.as_ptr());
@@ -273,8 +273,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                                 &stopped.mutators().next().unwrap().snapshot().registers.pc
                             )
                         );
-                        // The next thing that the restart range does, if it does not begin anew, is to see
-                        // that it is over, and end.
+                        // The next thing that the restart range does, if it does not begin anew, is
+                        // to see that it is over, and end.
                         over.store(true, SeqCst);
                         first.store(0, SeqCst);
                         drop(stopped);
@@ -283,7 +283,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                 );
                 range_at_its_start += first.load(SeqCst);
             }
-            // The signal meets the restart range's first instruction at times, which begins anew by itself.
+            // The signal meets the restart range's first instruction at times, which begins anew by
+            // itself.
             assert_eq!(
                 range_at_its_start, 20,
                 "a restart range went on in its middle"

@@ -1,19 +1,19 @@
 //! Linux on x86-64: signal frames, XSAVE images, the red zone, and the hand-written assembly.
 //!
-//! * [`call_spilled`] pushes the callee-saved registers and calls a function, so that all registers of
-//!   a thread at a voluntary stop are in memory above a known stack pointer.
-//! * [`SignalFrame::inject`] makes an interrupted instruction call `urge_async_preempt`. It saves the
-//!   general registers, the flags and the whole XSAVE state on the thread's own stack, calls the
-//!   function that [`define_trampoline`] is given, restores everything and returns to the
+//! * [`call_spilled`] pushes the callee-saved registers and calls a function, so that all registers
+//!   of a thread at a voluntary stop are in memory above a known stack pointer.
+//! * [`SignalFrame::inject`] makes an interrupted instruction call `urge_async_preempt`. It saves
+//!   the general registers, the flags and the whole XSAVE state on the thread's own stack, calls
+//!   the function that [`define_trampoline`] is given, restores everything and returns to the
 //!   interrupted instruction. `ret 128` steps back over the red zone that `inject` skipped.
 //! * [`thread_pointer`] names the running thread without thread-local storage of our own.
 //!
 //! The trampoline is an unsafe range: no thread is stopped in it. It has no CFI, since the walker
 //! knows it by its address.
 //!
-//! The trampoline saves the full XSAVE state. Go saved parts of it, and had corrupt vector registers
-//! (its issues 35326, 46272, 80285, 81209). The header is zeroed before XSAVE, since XRSTOR faults on
-//! reserved bits that XSAVE does not write.
+//! The trampoline saves the full XSAVE state. Go saved parts of it, and had corrupt vector
+//! registers (its issues 35326, 46272, 80285, 81209). The header is zeroed before XSAVE, since
+//! XRSTOR faults on reserved bits that XSAVE does not write.
 
 use crate::context::Registers;
 use core::arch::{asm, global_asm};
@@ -36,8 +36,8 @@ pub(crate) const INJECTED_REGISTERS: usize = 464;
 /// vector registers.
 const X87: Range<usize> = 32..160;
 const SSE: Range<usize> = 160..416;
-/// The places of the header's two masks: the components in use, and the format. Zero is the standard
-/// format, with each component at its own place.
+/// The places of the header's two masks: the components in use, and the format. Zero is the
+/// standard format, with each component at its own place.
 const XSTATE_BV: usize = 512;
 const XCOMP_BV: usize = 520;
 
@@ -104,8 +104,8 @@ macro_rules! define_trampoline {
             ".hidden urge_async_preempt",
             ".type urge_async_preempt,@function",
             "urge_async_preempt:",
-            // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this line may
-            // change them.
+            // [rsp] = the interrupted PC, the red zone above it. Flags first: nothing before this
+            // line may change them.
             "pushfq",
             "lea rsp, [rsp - 128]",
             "mov [rsp + 0x00], rax",
@@ -256,9 +256,9 @@ pub(crate) struct InjectedFrame {
     pub pc: usize,
 }
 
-/// The address of an injected call's [`InjectedFrame`], which ends its image, and the registers in it.
-/// The trampoline has stored the address in the image. `word` reads the stack. `None`: the words are
-/// not as a trampoline writes them.
+/// The address of an injected call's [`InjectedFrame`], which ends its image, and the registers in
+/// it. The trampoline has stored the address in the image. `word` reads the stack. `None`: the
+/// words are not as a trampoline writes them.
 pub(crate) fn injected_frame(
     image: usize,
     word: impl Fn(usize) -> Option<usize>,
@@ -337,7 +337,8 @@ pub(crate) unsafe fn state_in_use(image: &Range<usize>, mut report: impl FnMut(R
     let mask = |at: usize| unsafe { ((image.start + at) as *const u64).read_unaligned() };
     let mut used = mask(XSTATE_BV);
     if mask(XCOMP_BV) != 0 {
-        return part(0, size); // compacted: a format that the kernel does not write into signal frames
+        // Compacted: a format that the kernel does not write into signal frames.
+        return part(0, size);
     }
     for legacy in [X87, SSE] {
         if used & 1 != 0 {

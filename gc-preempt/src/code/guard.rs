@@ -11,8 +11,8 @@ use super::spec::Hex;
 /// Keeps a range of code registered. Its drop begins the removal; see
 /// [`CodeSpec::owner`](crate::CodeSpec::owner).
 ///
-/// After the drop no thread may *begin* to run the code. Threads inside of it may finish, and return
-/// through it.
+/// After the drop no thread may *begin* to run the code. Threads inside of it may finish, and
+/// return through it.
 #[must_use = "dropping the guard removes the code at the next stop"]
 pub struct CodeGuard {
     /// `Some` until the guard is dropped.
@@ -62,9 +62,9 @@ pub(super) struct Key {
     pub(super) start: usize,
 }
 
-/// The marks of guards that were dropped since the list was last taken: a lock-free stack. It is only
-/// taken as a whole, so no mark is pushed again while another thread holds its address, and the ABA
-/// problem does not occur.
+/// The marks of guards that were dropped since the list was last taken: a lock-free stack. It is
+/// only taken as a whole, so no mark is pushed again while another thread holds its address, and
+/// the ABA problem does not occur.
 pub(super) struct Dropped(pub(super) AtomicPtr<Mark>);
 
 impl Dropped {
@@ -74,8 +74,8 @@ impl Dropped {
         loop {
             // SAFETY: this thread alone has the mark, until the exchange succeeds.
             unsafe { (*mark).next.store(head, Ordering::Relaxed) };
-            // Release pairs with the Acquire in `take`: the guard's owner has used the code before its
-            // removal.
+            // Release pairs with the Acquire in `take`: the guard's owner has used the code before
+            // its removal.
             let pushed =
                 self.0
                     .compare_exchange_weak(head, mark, Ordering::Release, Ordering::Relaxed);
@@ -91,8 +91,8 @@ impl Dropped {
         // Acquire pairs with the Release in `push`.
         let mut next = self.0.swap(ptr::null_mut(), Ordering::Acquire);
         std::iter::from_fn(move || {
-            // SAFETY: `push` has made the pointer, once. The mark is on the list that the swap took,
-            // so no other thread takes it.
+            // SAFETY: `push` has made the pointer, once. The mark is on the list that the swap
+            // took, so no other thread takes it.
             let mark = (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })?;
             next = mark.next.load(Ordering::Relaxed);
             Some(mark)

@@ -102,8 +102,8 @@ pub(super) struct Owned {
 /// All registered code.
 pub(super) struct Registered {
     pub(super) managed: Regions,
-    /// Unsafe and restart ranges. Each lies wholly inside of one managed region, or wholly outside of
-    /// all.
+    /// Unsafe and restart ranges. Each lies wholly inside of one managed region, or wholly outside
+    /// of all.
     pub(super) inner: Regions,
     pub(super) worlds: BTreeMap<u64, Owned>,
     /// Regions of worlds that are gone and whose guards are dropped.
@@ -187,8 +187,8 @@ impl CodeMap {
         }
     }
 
-    /// A map for one test or one input of a fuzzer. It is leaked, since guards keep a reference to their
-    /// map.
+    /// A map for one test or one input of a fuzzer. It is leaked, since guards keep a reference to
+    /// their map.
     #[cfg(any(test, feature = "faults"))]
     pub(crate) fn leaked() -> &'static Self {
         Box::leak(Box::new(Self::new()))
@@ -202,8 +202,8 @@ impl CodeMap {
     pub(crate) unsafe fn classify(&self, pc: usize) -> PcClass {
         // SAFETY: nothing changes while the caller's contract holds.
         let registered = unsafe { &*self.registered.get() };
-        // An unsafe or restart range takes precedence over the managed code around it. A thread at the
-        // first instruction of a restart range need not be moved.
+        // An unsafe or restart range takes precedence over the managed code around it. A thread at
+        // the first instruction of a restart range need not be moved.
         if let Some(inner) = at(&registered.inner, pc) {
             let start = inner.range.start;
             match inner.what {

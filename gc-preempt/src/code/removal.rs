@@ -1,7 +1,7 @@
 //! The removal of code.
 //!
-//! 1. The drop of a [`CodeGuard`](super::CodeGuard) pushes a mark to a list, without a lock, since a
-//!    guard may be dropped anywhere.
+//! 1. The drop of a [`CodeGuard`](super::CodeGuard) pushes a mark to a list, without a lock, since
+//!    a guard may be dropped anywhere.
 //! 2. Before the next stop of the code's world, [`CodeMap::take_dropped`] takes the marks from the
 //!    list. It allocates, so it does not run in the stop.
 //! 3. In the stop, [`CodeMap::reap`] looks for words on the world's stacks that point into a marked
@@ -37,8 +37,8 @@ impl Registered {
 }
 
 impl CodeMap {
-    /// Takes the marks of dropped guards from the list, so that the next stop looks whether their code
-    /// is in use.
+    /// Takes the marks of dropped guards from the list, so that the next stop looks whether their
+    /// code is in use.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
@@ -130,8 +130,8 @@ impl CodeMap {
         }
     }
 
-    /// Unlinks the code that the last search found unused, and the code of worlds that are gone whose
-    /// guards were dropped. The owners are dropped with the result.
+    /// Unlinks the code that the last search found unused, and the code of worlds that are gone
+    /// whose guards were dropped. The owners are dropped with the result.
     ///
     /// # Safety
     /// Under the registry lock, with no stop under way.
@@ -178,8 +178,8 @@ impl CodeMap {
         unlinked
     }
 
-    /// A world has no mutators and will have none: its code is removed without a stop, now or when its
-    /// guard is dropped. Another world may be stopped meanwhile: does not allocate or free.
+    /// A world has no mutators and will have none: its code is removed without a stop, now or when
+    /// its guard is dropped. Another world may be stopped meanwhile: does not allocate or free.
     ///
     /// # Safety
     /// Under the registry lock.

@@ -33,8 +33,8 @@ pub struct CodeSpec {
     pub range: Range<usize>,
     /// What the code is.
     pub what: CodeWhat,
-    /// Keeps the code mapped. It is dropped after the guard, once no stack returns into the range, on
-    /// a thread that stops the world or drops it.
+    /// Keeps the code mapped. It is dropped after the guard, once no stack returns into the range,
+    /// on a thread that stops the world or drops it.
     pub owner: Option<Box<dyn Any + Send>>,
 }
 
@@ -42,8 +42,8 @@ pub struct CodeSpec {
 pub(crate) struct Checked(pub(super) CodeSpec);
 
 impl CodeSpec {
-    /// Checks the spec by itself, without the registry lock, since this takes time linear in the stack
-    /// maps.
+    /// Checks the spec by itself, without the registry lock, since this takes time linear in the
+    /// stack maps.
     pub(crate) fn checked(self) -> Result<Checked, CodeError> {
         let range = &self.range;
         if range.is_empty() {
@@ -83,17 +83,17 @@ pub enum CodeWhat {
         /// the caller's.
         encoding: u32,
     },
-    /// A thread is never stopped at an instruction of this range; the stopper signals it again a little
-    /// later. The range must be short and must not wait.
+    /// A thread is never stopped at an instruction of this range; the stopper signals it again a
+    /// little later. The range must be short and must not wait.
     ///
-    /// A thread is also not stopped in a signal handler that has interrupted this range. Only a walk of
-    /// the whole stack finds that out: while an unsafe range is registered, the time to stop a thread
-    /// that has a signal blocked grows with the depth of its stack. [`Restart`](Self::Restart) ranges
-    /// do not have this cost.
+    /// A thread is also not stopped in a signal handler that has interrupted this range. Only a
+    /// walk of the whole stack finds that out: while an unsafe range is registered, the time to
+    /// stop a thread that has a signal blocked grows with the depth of its stack.
+    /// [`Restart`](Self::Restart) ranges do not have this cost.
     Unsafe,
-    /// A thread that is stopped inside this range goes on at the range's first instruction. It must be
-    /// safe to begin the range again from every instruction in it: it keeps its inputs, and only its
-    /// last instruction has an effect.
+    /// A thread that is stopped inside this range goes on at the range's first instruction. It must
+    /// be safe to begin the range again from every instruction in it: it keeps its inputs, and only
+    /// its last instruction has an effect.
     Restart,
 }
 

@@ -1,8 +1,8 @@
 //! Stack maps from Cranelift's facts of compiled functions, in structs that do not depend on a
 //! release of Cranelift.
 //!
-//! The table has an entry for each *call*, not for each of Cranelift's user stack maps. Two kinds of
-//! call have no user stack map: a call across which no reference lives, and a library call that
+//! The table has an entry for each *call*, not for each of Cranelift's user stack maps. Two kinds
+//! of call have no user stack map: a call across which no reference lives, and a library call that
 //! Cranelift has inserted, across which references may live in callee-saved registers. Only the
 //! converter can distinguish them (by the relocation), and does so in [`Site::known`].
 //!
@@ -39,8 +39,8 @@ pub struct Function {
 pub struct Site {
     /// Where the call returns to, in bytes from the function's address.
     pub return_offset: u32,
-    /// Whether `slots` holds all references. False for a call that may be a libcall, which has no map
-    /// although references live across it: then the frame is scanned conservatively.
+    /// Whether `slots` holds all references. False for a call that may be a libcall, which has no
+    /// map although references live across it: then the frame is scanned conservatively.
     pub known: bool,
     /// The references that live across the call, in bytes from SP. A call without a user stack map
     /// has none.
@@ -51,7 +51,8 @@ pub struct Site {
 const MAX_FRAME: u32 = 1 << 30;
 
 impl StackMaps {
-    /// The table of functions that Cranelift compiled; see [`cranelift`](crate::stackmap::cranelift).
+    /// The table of functions that Cranelift compiled; see
+    /// [`cranelift`](crate::stackmap::cranelift).
     ///
     /// # Errors
     /// The facts contradict each other: the error says which and where.

@@ -2,9 +2,9 @@
 //! module.
 //!
 //! The input is untrusted. A cursor checks every read against the section's end. Each count is
-//! compared with the number of bytes that are left before memory is allocated for it. A contradiction
-//! is an error that says what and where. Time and memory are linear in the section's length: a
-//! location makes eight slots at most.
+//! compared with the number of bytes that are left before memory is allocated for it. A
+//! contradiction is an error that says what and where. Time and memory are linear in the section's
+//! length: a location makes eight slots at most.
 //!
 //! # Records
 //!
@@ -15,30 +15,31 @@
 //! - **Indirect**, at an offset from RSP: a slot (with a frame pointer and dynamic allocas, from
 //!   RBP). This is the normal case. A vector of references is one location of several words.
 //! - **in a register** across the call (only with `-fixup-allow-gcptr-in-csr`): a register that
-//!   callees preserve. The reference is in that register, or in the saved registers of a frame further
-//!   in. Both are scanned conservatively, so the pair makes no slot.
-//! - **as a constant** with a constant derived from it, mostly null: no slot. The embedder keeps the
-//!   target of a constant alive.
+//!   callees preserve. The reference is in that register, or in the saved registers of a frame
+//!   further in. Both are scanned conservatively, so the pair makes no slot.
+//! - **as a constant** with a constant derived from it, mostly null: no slot. The embedder keeps
+//!   the target of a constant alive.
 //! - elsewhere, or in more than eight words, which no register has: the frame is scanned
 //!   conservatively.
 //!
 //! **Direct** is the address of an alloca. The record does not give its size, or which of its words
-//! are references, so the frame of such a record is scanned conservatively. (Two such locations side
-//! by side look like a pair.)
+//! are references, so the frame of such a record is scanned conservatively. (Two such locations
+//! side by side look like a pair.)
 //!
-//! Other deopt values are no references of the collector: a live reference among them also appears in
-//! a pair. A record without the shape of a statepoint (`llvm.experimental.stackmap` and `patchpoint`
-//! make such records) gives no references: its frame is scanned conservatively.
+//! Other deopt values are no references of the collector: a live reference among them also appears
+//! in a pair. A record without the shape of a statepoint (`llvm.experimental.stackmap` and
+//! `patchpoint` make such records) gives no references: its frame is scanned conservatively.
 //!
 //! # What a record lacks
 //!
 //! - The distance from SP to the return address: a function's stack size does not include what it
-//!   pushes for one call (LLVM 19 pushes arguments from the seventh on), so a slot may lie above it.
-//!   The walker uses the unwind tables, which include it. A slot outside of the frame that they give
-//!   makes the frame conservative.
+//!   pushes for one call (LLVM 19 pushes arguments from the seventh on), so a slot may lie above
+//!   it. The walker uses the unwind tables, which include it. A slot outside of the frame that they
+//!   give makes the frame conservative.
 //! - The area of outgoing arguments: it lies below every slot of the record, so it is scanned up to
 //!   the lowest slot.
-//! - The registers that the frame saved for its caller: the walker takes them from the unwind tables.
+//! - The registers that the frame saved for its caller: the walker takes them from the unwind
+//!   tables.
 //!
 //! A linker concatenates the tables of several objects; all of them are read.
 
@@ -53,8 +54,8 @@ const DWARF_RBP: u16 = 6;
 const MAX_FRAME: u64 = 1 << 30;
 /// More pushed arguments are an error.
 const MAX_ARGUMENTS: u32 = 1 << 16;
-/// Words of one location that become slots: the largest vector register has eight. Without this bound
-/// the 12 bytes of a location could claim 8,191 words.
+/// Words of one location that become slots: the largest vector register has eight. Without this
+/// bound the 12 bytes of a location could claim 8,191 words.
 const MAX_WORDS: u16 = 8;
 /// Bytes of the smallest table, a header alone.
 const HEADER: usize = 16;

@@ -56,9 +56,9 @@ pub(super) struct SiteRecord {
 /// The layout of a frame during one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
-    /// Bytes from SP up to FP in frames laid out by RBP. In frames of LLVM it is the function's stack
-    /// size without pushed arguments, or `None` with dynamic allocas; only the unwind tables give the
-    /// distance to the return address.
+    /// Bytes from SP up to FP in frames laid out by RBP. In frames of LLVM it is the function's
+    /// stack size without pushed arguments, or `None` with dynamic allocas; only the unwind tables
+    /// give the distance to the return address.
     pub(crate) span: Option<u32>,
     /// Bytes below FP that may hold registers of the frame's caller. Zero for frames with unwind
     /// tables, which give it.
@@ -77,14 +77,14 @@ pub(crate) struct Site<'a> {
 }
 
 impl StackMaps {
-    /// Adds the unwind tables of code that a compiler made in memory: a copy of an `.eh_frame` section
-    /// that lies at `address`, after relocation. It replaces tables that were added before.
+    /// Adds the unwind tables of code that a compiler made in memory: a copy of an `.eh_frame`
+    /// section that lies at `address`, after relocation. It replaces tables that were added before.
     ///
-    /// Reading takes time and memory linear in the section's length. The section ends at an entry of
-    /// length zero, as for the system's unwinder.
+    /// Reading takes time and memory linear in the section's length. The section ends at an entry
+    /// of length zero, as for the system's unwinder.
     ///
-    /// Code with [`FrameRule::Cfi`](crate::FrameRule::Cfi) in a loaded module needs none: the module's
-    /// tables are used.
+    /// Code with [`FrameRule::Cfi`](crate::FrameRule::Cfi) in a loaded module needs none: the
+    /// module's tables are used.
     ///
     /// # Errors
     /// The section is malformed, or two of its entries overlap: the error says where.

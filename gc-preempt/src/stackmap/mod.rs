@@ -1,8 +1,8 @@
 //! Stack maps: for each return address into managed code, the places of the frame's references.
 //!
-//! Each compiler's format has a reader ([`cranelift`], [`llvm`]), and all readers make the same table
-//! ([`StackMaps`]). It is built outside of any stop. The walker searches it in the stopped world;
-//! that allocates nothing and cannot fail.
+//! Each compiler's format has a reader ([`cranelift`], [`llvm`]), and all readers make the same
+//! table ([`StackMaps`]). It is built outside of any stop. The walker searches it in the stopped
+//! world; that allocates nothing and cannot fail.
 //!
 //! A return address *without* an entry may belong to a call that the compiler has inserted, across
 //! which references live. So the walker scans such a frame conservatively. It does the same if an

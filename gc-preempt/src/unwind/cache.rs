@@ -1,12 +1,12 @@
 //! Caches unwind rules, within a stop and from one stop to the next.
 //!
-//! Rules are kept by PC, since the same calling frames are on the stacks at most stops. The innermost
-//! frame's PC differs at each stop, but lies in few functions, in which one row holds for most
-//! instructions. So the last rows are also kept by the range of PCs that they hold for.
+//! Rules are kept by PC, since the same calling frames are on the stacks at most stops. The
+//! innermost frame's PC differs at each stop, but lies in few functions, in which one row holds for
+//! most instructions. So the last rows are also kept by the range of PCs that they hold for.
 //!
-//! A cached rule becomes wrong if its module is unloaded and another one is loaded at its address. A
-//! module stays loaded while a frame on a stopped stack lies in it, so within one stop every rule is
-//! good. From one stop to the next a rule is good only if its module is never unloaded: the
+//! A cached rule becomes wrong if its module is unloaded and another one is loaded at its address.
+//! A module stays loaded while a frame on a stopped stack lies in it, so within one stop every rule
+//! is good. From one stop to the next a rule is good only if its module is never unloaded: the
 //! executable, libc, the loader, the vDSO, and the module that Urge is part of. Every other rule
 //! carries the number of its stop.
 
@@ -26,8 +26,8 @@ const ENTRIES: usize = 512;
 const CACHES: usize = 4;
 /// Instead of a stop's number: the rule is good in every stop.
 const ALWAYS: u64 = u64::MAX;
-/// Instead of a stop's number: the rule is good in no stop. For a walk outside of any stop: its frames,
-/// and their module, may be gone before the next walk.
+/// Instead of a stop's number: the rule is good in no stop. For a walk outside of any stop: its
+/// frames, and their module, may be gone before the next walk.
 pub(crate) const NEVER: u64 = 0;
 
 #[derive(Clone, Copy)]
@@ -125,8 +125,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// For a walk in the stop or handshake of that number, which is unique in the process, or outside
-    /// of any stop ([`NEVER`]).
+    /// For a walk in the stop or handshake of that number, which is unique in the process, or
+    /// outside of any stop ([`NEVER`]).
     pub(crate) fn new(stop: u64) -> Self {
         seam::before_a_walk();
         // Acquire pairs with the Release in `drop`: the entries of the walk before are seen.
@@ -140,8 +140,8 @@ impl Session {
         }
     }
 
-    /// The rule at a PC. For a calling frame `pc` is the return address less one, since the call may be
-    /// the last instruction of its row.
+    /// The rule at a PC. For a calling frame `pc` is the return address less one, since the call
+    /// may be the last instruction of its row.
     ///
     /// `table` was registered with the code at that PC. With it, the loader's modules are not
     /// searched.
@@ -159,7 +159,8 @@ impl Session {
         // Fibonacci hashing: call sites are close together and far from random in their low bits.
         let hash = (pc as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
         let entry = &mut entries[hash as usize % ENTRIES];
-        // A rule from a module is not good at a PC for which code with a table was registered later.
+        // A rule from a module is not good at a PC for which code with a table was registered
+        // later.
         let is_good = entry.stop == ALWAYS && table.is_none()
             || entry.stop == self.stop && self.stop != NEVER;
         if entry.pc != pc || !is_good {
@@ -219,9 +220,9 @@ mod tests {
     use super::super::setup;
     use super::*;
 
-    /// What a row is kept for is what it says: no other rule would have been found for any of its PCs.
-    /// A PLT is among them, which stands at the beginning of a module's code, and whose rule depends on
-    /// the PC.
+    /// What a row is kept for is what it says: no other rule would have been found for any of its
+    /// PCs. A PLT is among them, which stands at the beginning of a module's code, and whose rule
+    /// depends on the PC.
     #[test]
     fn a_kept_row_speaks_of_the_pcs_that_it_holds_for_and_of_no_others() {
         setup();

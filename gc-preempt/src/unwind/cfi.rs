@@ -75,8 +75,8 @@ pub(super) fn rule_of(
     };
     let back = match row.register(Register(RETURN_ADDRESS)) {
         Some(RegisterRule::Offset(-8)) => Back::Address,
-        // Only "undefined" means that there is no caller. A row without a rule for the return address
-        // (assembly under `.cfi_startproc simple`) does not tell.
+        // Only "undefined" means that there is no caller. A row without a rule for the return
+        // address (assembly under `.cfi_startproc simple`) does not tell.
         Some(RegisterRule::Undefined) => Back::Outermost,
         row => seam::without_return_address(row.is_none())?,
     };

@@ -3,9 +3,9 @@
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The return address of a function that runs in a context of `makecontext`. 0: not known. No unwind
-/// table says that the stack ends there: tables are searched for the address before it, which belongs
-/// to no function.
+/// The return address of a function that runs in a context of `makecontext`. 0: not known. No
+/// unwind table says that the stack ends there: tables are searched for the address before it,
+/// which belongs to no function.
 static CONTEXT_END: AtomicUsize = AtomicUsize::new(0);
 
 /// Is this the return address of the outermost frame of a stack that `makecontext` was given?

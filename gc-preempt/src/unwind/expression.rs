@@ -9,8 +9,9 @@ enum Term {
     Value(Value),
 }
 
-/// Evaluates a DWARF expression to a [`Value`], for the few forms that occur in unwind rows. The PLT's says whether PC stands behind its push (`rsp + 8 + ((rip & 15) >= 11) *
-/// 8`), a function that realigns its stack keeps its CFA in memory (`*(rbp - 8)`).
+/// Evaluates a DWARF expression to a [`Value`], for the few forms that occur in unwind rows. The
+/// PLT's says whether PC stands behind its push (`rsp + 8 + ((rip & 15) >= 11) * 8`), a function
+/// that realigns its stack keeps its CFA in memory (`*(rbp - 8)`).
 #[allow(non_upper_case_globals, reason = "the names are DWARF's")]
 pub(super) fn evaluate(code: &[u8], pc: usize, pushed: Option<Value>) -> Option<Value> {
     use gimli::constants::{

@@ -1,18 +1,19 @@
 //! Finds the caller of a native frame, by the unwind tables (CFI) of the module that the frame's PC
 //! lies in.
 //!
-//! The result is a [`Rule`] or `None`. `None` means that no table covers this PC, or that a [`Rule`]
-//! cannot express its row; the walker then scans conservatively. Nothing is guessed from RBP or by
-//! disassembly. The crate framehop was not taken: without a table it follows RBP, and a stale RBP can
-//! lead into a plausible chain of frames; and it needs a list of all modules beforehand.
+//! The result is a [`Rule`] or `None`. `None` means that no table covers this PC, or that a
+//! [`Rule`] cannot express its row; the walker then scans conservatively. Nothing is guessed from
+//! RBP or by disassembly. The crate framehop was not taken: without a table it follows RBP, and a
+//! stale RBP can lead into a plausible chain of frames; and it needs a list of all modules
+//! beforehand.
 //!
 //! # In the stopped world
 //!
-//! A mutator may be stopped inside malloc, or inside `dlopen` with the loader's lock held. So glibc's
-//! `_dl_find_object` (2.35 and later; also for the vDSO) finds the module. It takes no lock: it reads
-//! one of two copies of a sorted table, and does not wait for a writer. [`setup`] looks it up by
-//! `dlsym` outside of any stop; without it no native frame has a rule. gimli parses the tables with
-//! storage on the stack. Nothing here allocates, locks or panics.
+//! A mutator may be stopped inside malloc, or inside `dlopen` with the loader's lock held. So
+//! glibc's `_dl_find_object` (2.35 and later; also for the vDSO) finds the module. It takes no
+//! lock: it reads one of two copies of a sorted table, and does not wait for a writer. [`setup`]
+//! looks it up by `dlsym` outside of any stop; without it no native frame has a rule. gimli parses
+//! the tables with storage on the stack. Nothing here allocates, locks or panics.
 
 mod cache;
 mod cfi;

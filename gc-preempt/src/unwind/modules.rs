@@ -154,8 +154,8 @@ impl Module {
         None
     }
 
-    /// The addresses of the entry (FDE) that may cover `pc`, and of `.eh_frame`: by a binary search in
-    /// `.eh_frame_hdr`, which every linker makes.
+    /// The addresses of the entry (FDE) that may cover `pc`, and of `.eh_frame`: by a binary search
+    /// in `.eh_frame_hdr`, which every linker makes.
     pub(super) fn entry(&self, pc: usize) -> Option<(usize, usize)> {
         /// Version 1; `.eh_frame`'s place relative to the field; a 32-bit count; pairs of 32-bit
         /// offsets from the table's section.

@@ -1,7 +1,7 @@
 //! Unwind tables that are registered with generated code.
 //!
-//! The input is untrusted: an entry that cannot be read is an error that says what and where. Time and
-//! memory are linear in the section's length: each entry is read once, and a CIE has at most
+//! The input is untrusted: an entry that cannot be read is an error that says what and where. Time
+//! and memory are linear in the section's length: each entry is read once, and a CIE has at most
 //! [`MAX_CIE`](crate::table_error::MAX_CIE) bytes, since its instructions are run for each of its
 //! FDEs.
 
@@ -52,7 +52,8 @@ impl Table {
                 }
                 CieOrFde::Fde(entry) => entry,
             };
-            // An FDE names its CIE by the distance back to it, which must lead to a CIE read before.
+            // An FDE names its CIE by the distance back to it, which must lead to a CIE read
+            // before.
             let entry = entry.parse(|_, _, at| {
                 let found = cies.binary_search_by_key(&at.0, |(offset, _)| *offset);
                 let found = found.ok().and_then(|i| cies.get(i));

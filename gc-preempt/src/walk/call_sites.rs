@@ -1,9 +1,9 @@
 //! The call sites that a walk has met last.
 //!
-//! A recursion, or a stack of a few interpreter loops, contains the same return addresses many times.
-//! For frames laid out by RBP, the result of the look-ups and of the checks of a site's slots depends
-//! on the return address alone. So it is kept in a few entries for the duration of the walk. (For
-//! frames with unwind tables `unwind` keeps rules.)
+//! A recursion, or a stack of a few interpreter loops, contains the same return addresses many
+//! times. For frames laid out by RBP, the result of the look-ups and of the checks of a site's
+//! slots depends on the return address alone. So it is kept in a few entries for the duration of
+//! the walk. (For frames with unwind tables `unwind` keeps rules.)
 
 use crate::code::{FrameRule, Managed};
 use crate::stackmap::{BaseRegister, FrameWord, Site};

@@ -79,8 +79,8 @@ impl Frame {
         self.registers[RSP]
     }
 
-    /// The PC to look up in tables. For a calling frame it is inside of the call instruction, which may
-    /// be the last of its function.
+    /// The PC to look up in tables. For a calling frame it is inside of the call instruction, which
+    /// may be the last of its function.
     pub(super) fn inside(&self) -> usize {
         if self.interrupted {
             self.pc
@@ -117,7 +117,8 @@ pub(super) enum Next {
     },
 }
 
-/// The rules. Each returns `None` if it does not know the frame's end, or if that end is impossible.
+/// The rules. Each returns `None` if it does not know the frame's end, or if that end is
+/// impossible.
 impl Stack {
     /// The end of an interrupted frame that is laid out by RBP.
     pub(super) fn by_place(

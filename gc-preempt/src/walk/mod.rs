@@ -1,4 +1,5 @@
-//! Walks a stopped thread's frames from the innermost outwards, and reports where references may be.
+//! Walks a stopped thread's frames from the innermost outwards, and reports where references may
+//! be.
 //!
 //! The walk is *sound by default*: a word is left out only if a stack map says that it holds no
 //! reference, and a frame's end is believed only if a frame rule or an unwind table gives it. From
@@ -10,32 +11,33 @@
 //! The PC of an **interrupted** frame may be any instruction. No stack map describes such a frame,
 //! so its registers, its red zone and all its words up to its CFA are reported word by word. The
 //! innermost frame is interrupted, and so is every frame that a signal handler of the host or an
-//! injected call has interrupted, also if its PC equals a return address. The walk knows the frame of
-//! an injected call by the only return address into the trampoline; that frame holds all registers of
-//! the interrupted frame. There is no list of running hooks: a long jump out of a hook would leave
-//! stale entries in it.
+//! injected call has interrupted, also if its PC equals a return address. The walk knows the frame
+//! of an injected call by the only return address into the trampoline; that frame holds all
+//! registers of the interrupted frame. There is no list of running hooks: a long jump out of a hook
+//! would leave stale entries in it.
 //!
-//! The PC of a **calling** frame is a return address. If it lies in managed code and has an entry in
-//! the stack maps, the frame's slots are exact. Two areas of it are reported word by word all the
-//! same: the arguments of the call, which the callee may not have read yet; and the registers that
-//! the frame saved for its caller, which may hold the only copy of a native caller's reference. A
-//! managed return address without entry may belong to a call that the compiler has inserted, with
-//! references in registers: that frame is reported word by word, and counted.
+//! The PC of a **calling** frame is a return address. If it lies in managed code and has an entry
+//! in the stack maps, the frame's slots are exact. Two areas of it are reported word by word all
+//! the same: the arguments of the call, which the callee may not have read yet; and the registers
+//! that the frame saved for its caller, which may hold the only copy of a native caller's
+//! reference. A managed return address without entry may belong to a call that the compiler has
+//! inserted, with references in registers: that frame is reported word by word, and counted.
 //!
 //! # Where a frame ends
 //!
 //! Code laid out by RBP (Cranelift's): a calling frame ends two words above RBP. For an interrupted
-//! frame the PC decides, since an unwind table would be wrong in the epilogue. Before `push rbp` and
-//! at `ret`, SP is at the return address; after the push, SP is one word below; elsewhere RBP is the
-//! frame's own. Every other frame ends where its unwind table says, see `unwind`.
+//! frame the PC decides, since an unwind table would be wrong in the epilogue. Before `push rbp`
+//! and at `ret`, SP is at the return address; after the push, SP is one word below; elsewhere RBP
+//! is the frame's own. Every other frame ends where its unwind table says, see `unwind`.
 //!
 //! # What a walk changes
 //!
 //! If a host's handler has interrupted a restart range, the walk moves the saved PC to the range's
 //! start (`walk/signal_frames.rs`), and nothing else.
 //!
-//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after its
-//! address was compared with the stack's bounds, and SP grows from frame to frame, so the walk ends.
+//! All this runs in the stopped world: no malloc, no lock, no panic. Each word is read only after
+//! its address was compared with the stack's bounds, and SP grows from frame to frame, so the walk
+//! ends.
 
 mod call_sites;
 mod frame;
@@ -106,8 +108,8 @@ unsafe fn walk_with(
     (walker.stats, walker.behind)
 }
 
-/// For each handler of the host in the `most` innermost frames of the running thread: moves the PC to
-/// which the handler returns to the start of its restart range, if it lies in one.
+/// For each handler of the host in the `most` innermost frames of the running thread: moves the PC
+/// to which the handler returns to the start of its restart range, if it lies in one.
 ///
 /// # Safety
 /// As for [`walk`], but on the thread itself, for a stop that is under way. The

@@ -1,15 +1,16 @@
 //! The signal frames of a host's handlers: finding them, and the PC to which each returns.
 //!
 //! # Why
-//! A host's handler (a profiler's, say) may interrupt a thread in the middle of a restart range, and
-//! a stop may find the thread inside that handler. The handler's own PC is a safe point. The PC to
-//! which it returns is not: the thread would go on in the middle of the range with values that it has
-//! loaded before the stop. So the saved PC is moved to the range's first instruction, as our handler
-//! moves the PC that it has interrupted. If the saved PC lies in an unsafe range, the thread cannot
-//! be stopped yet.
+//! A host's handler (a profiler's, say) may interrupt a thread in the middle of a restart range,
+//! and a stop may find the thread inside that handler. The handler's own PC is a safe point. The PC
+//! to which it returns is not: the thread would go on in the middle of the range with values that
+//! it has loaded before the stop. So the saved PC is moved to the range's first instruction, as our
+//! handler moves the PC that it has interrupted. If the saved PC lies in an unsafe range, the
+//! thread cannot be stopped yet.
 //!
 //! # When
-//! 1. The thread itself walks its stack, if the signal mask to which it returns is not empty ([`move_handlers_out_of_restart_ranges`](super::move_handlers_out_of_restart_ranges)). While
+//! 1. The thread itself walks its stack, if the signal mask to which it returns is not empty
+//!    ([`move_handlers_out_of_restart_ranges`](super::move_handlers_out_of_restart_ranges)). While
 //!    a handler runs its signal is blocked, so an empty mask means that no handler runs, and most
 //!    stops cost one compare. `stop_point.rs` says how many frames it walks before it acknowledges.
 //! 2. Every walk of the thread's stack in the stop does it. That covers two handlers that the mask
@@ -22,9 +23,9 @@
 //! # How a signal frame is found
 //! The unwind tables describe it as one more frame. After the last frame whose end is known, every
 //! word is tested (`Walker::search`): the kernel's `sigcontext` holds the segment selectors in one
-//! word with a value that is rare elsewhere; flags, stack pointer and PC are tested besides. The test
-//! also finds remains of signal frames that are dead. There one word changes that no code reads. An
-//! unsafe range is ignored there, since a stop must not wait for a dead frame.
+//! word with a value that is rare elsewhere; flags, stack pointer and PC are tested besides. The
+//! test also finds remains of signal frames that are dead. There one word changes that no code
+//! reads. An unsafe range is ignored there, since a stop must not wait for a dead frame.
 
 use super::frame::{Frame, Next, Stack, Step};
 use crate::arch::RED_ZONE;
@@ -52,8 +53,9 @@ const SELECTORS: usize = 18;
 const USER_CODE: usize = 0x33;
 
 impl Stack {
-    /// The step over the frame of a signal handler's restorer, which extends from SP to the red zone
-    /// of the interrupted frame and holds all of its registers. Also the address of the saved PC.
+    /// The step over the frame of a signal handler's restorer, which extends from SP to the red
+    /// zone of the interrupted frame and holds all of its registers. Also the address of the saved
+    /// PC.
     pub(super) fn signal_frame(&self, frame: &Frame, limit: usize) -> Option<(Step, usize)> {
         // SAFETY: an unwind table covers the PC, so code is mapped there. The table calls it a
         // restorer, so all nine bytes are mapped, before the PC or after it.
@@ -85,16 +87,16 @@ impl Stack {
         ))
     }
 
-    /// Does the restorer's frame return to a lower address of the same stack? Then the handler ran on
-    /// an alternate stack inside of that stack.
+    /// Does the restorer's frame return to a lower address of the same stack? Then the handler ran
+    /// on an alternate stack inside of that stack.
     pub(super) fn interrupted_below(&self, frame: &Frame) -> bool {
         let sp = frame.sp().checked_add(GREGS + 8 * RSP);
         sp.and_then(|at| self.word(at))
             .is_some_and(|sp| self.0.contains(&sp) && sp <= frame.sp())
     }
 
-    /// The address of the saved PC, if the words around `selectors` look like a signal frame with its
-    /// segment selectors there.
+    /// The address of the saved PC, if the words around `selectors` look like a signal frame with
+    /// its segment selectors there.
     pub(super) fn saved_pc(&self, selectors: usize) -> Option<usize> {
         if self.word(selectors)? & 0xffff_ffff_ffff != USER_CODE {
             return None;

@@ -31,12 +31,12 @@ pub trait RootSink {
     /// eight.
     fn conservative(&mut self, words: Range<usize>);
 
-    /// The word at address `slot` is a reference in the given encoding: the number that the code was
-    /// registered with.
+    /// The word at address `slot` is a reference in the given encoding: the number that the code
+    /// was registered with.
     fn exact(&mut self, slot: usize, encoding: u32);
 
-    /// The word at address `base` is a reference, and the word at address `derived` was computed from
-    /// it. A collector that moves nothing can ignore the second.
+    /// The word at address `base` is a reference, and the word at address `derived` was computed
+    /// from it. A collector that moves nothing can ignore the second.
     fn derived(&mut self, base: usize, derived: usize, encoding: u32);
 }
 
@@ -62,8 +62,8 @@ pub struct WalkStats {
     /// Injected calls whose hooks had not returned. Behind each of them the walk went on at the
     /// interrupted instruction.
     pub injected: u32,
-    /// Whether the end of some frame was not known, so that the rest of the stack up to its base was
-    /// scanned word by word.
+    /// Whether the end of some frame was not known, so that the rest of the stack up to its base
+    /// was scanned word by word.
     pub to_base: bool,
 }
 

@@ -600,7 +600,8 @@ fn warming_up_walks_a_few_frames_of_its_own_and_attaching_all() {
         [warm_up_walks(map, none), warm_unwind_cache(map, frames)]
     };
     drop(lock);
-    // `call_spilled`, five of `walk_from_depth`, and `warm_up_walks`, which may be part of this one.
+    // `call_spilled`, five of `walk_from_depth`, and `warm_up_walks`, which may be part of this
+    // one.
     assert!((6..=8).contains(&few), "{few} frames");
     // `call_spilled` there, and `walk_here` and `call_spilled` here.
     let frames = walk_here().pcs.len() as u32;

@@ -37,8 +37,8 @@ pub(super) struct Walker<'a> {
     pub(super) stats: WalkStats,
     /// The stack of the thread. `None` for a walk of the caller's own frames.
     pub(super) bounds: Option<StackBounds<'a>>,
-    /// Frames of the thread may lie below the innermost frame, which is then on another stack inside
-    /// of the thread's.
+    /// Frames of the thread may lie below the innermost frame, which is then on another stack
+    /// inside of the thread's.
     below: bool,
     /// Frames that may still be walked.
     pub(super) left: u32,
@@ -188,8 +188,8 @@ impl<'a> Walker<'a> {
         let step = match managed.frames {
             FrameRule::Rbp if frame.interrupted => self.stack.by_place(frame, &managed, limit)?,
             FrameRule::Rbp => {
-                // Only functions of the maps are known to keep RBP. Other code in the range may be a
-                // stub.
+                // Only functions of the maps are known to keep RBP. Other code in the range may be
+                // a stub.
                 managed.maps.function(frame.inside())?;
                 self.stack.by_rbp(frame, limit)?
             }
@@ -310,8 +310,8 @@ impl<'a> Walker<'a> {
         step.next
     }
 
-    /// A step into the frame that a handler has interrupted. The PC to which the handler returns lies
-    /// at `saved`.
+    /// A step into the frame that a handler has interrupted. The PC to which the handler returns
+    /// lies at `saved`.
     fn behind_a_handler(&mut self, mut step: Step, saved: usize) -> Step {
         if let Next::Frame(frame) = &mut step.next {
             match self.place(frame.pc) {
@@ -333,8 +333,8 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Looks for signal frames among words whose frames are not known, in as many words as the frames
-    /// that may still be walked have at most.
+    /// Looks for signal frames among words whose frames are not known, in as many words as the
+    /// frames that may still be walked have at most.
     fn search(&mut self, words: &Range<usize>) {
         let first = words.start.next_multiple_of(8);
         let most = (self.left as usize).saturating_mul(8 * WORDS);

@@ -1,8 +1,9 @@
 //! Brings what a walk needs into this processor's caches, before the stop in which it runs.
 //!
 //! A collector's thread that stops the world was busy in the heap before, or slept, and its caches
-//! hold none of the code and the tables of a walk. Beside the running mutators the same cache misses
-//! make no pause longer. So three things are loaded, and no word of a running thread is read:
+//! hold none of the code and the tables of a walk. Beside the running mutators the same cache
+//! misses make no pause longer. So three things are loaded, and no word of a running thread is
+//! read:
 //!
 //! * the code, by a walk of a few frames of the caller;
 //! * the unwind rules that are cached from earlier stops;
@@ -36,8 +37,8 @@ const IMAGE: [u64; 104] = {
     image
 };
 
-/// Loads what walks of these threads need in the next stop. Returns how many of its own frames it has
-/// walked.
+/// Loads what walks of these threads need in the next stop. Returns how many of its own frames it
+/// has walked.
 ///
 /// # Safety
 /// The registry lock is held.

@@ -1,27 +1,28 @@
 //! Mutators that are set aside: they wait in `blocking` for long, and stops pass over them.
 //!
 //! A stop requests or holds every mutator of its list, and its owner scans the stack of each. A
-//! program with a thousand threads that wait for requests would pay for all of them in each stop. So
-//! the owner of a world may set such mutators aside between stops ([`World::set_aside`]): they leave
-//! the list.
+//! program with a thousand threads that wait for requests would pay for all of them in each stop.
+//! So the owner of a world may set such mutators aside between stops ([`World::set_aside`]): they
+//! leave the list.
 //!
 //! # Invariant
 //! A mutator that is aside stands still until it is taken back. It is set aside and taken back with
-//! the registry lock held. So a thread that holds this lock, as every stop does, may look at it as at
-//! a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
+//! the registry lock held. So a thread that holds this lock, as every stop does, may look at it as
+//! at a stopped mutator ([`World::for_each_aside`], [`Stopped::aside`]).
 //!
-//! The state word ensures it: a thread cannot leave BLOCKED while ASIDE is set, and takes the registry
-//! lock to have ASIDE removed (`members::come_back`). Before the thread goes on, its `back` hook
-//! applies to the mutator's record what stops have changed in all other records meanwhile.
+//! The state word ensures it: a thread cannot leave BLOCKED while ASIDE is set, and takes the
+//! registry lock to have ASIDE removed (`members::come_back`). Before the thread goes on, its
+//! `back` hook applies to the mutator's record what stops have changed in all other records
+//! meanwhile.
 //!
 //! # Taking back
-//! A mutator is taken back by its thread, when `blocking` ends or when the thread detaches in it, and
-//! by a handshake with it. If the thread has ended by the bare `exit` system call,
+//! A mutator is taken back by its thread, when `blocking` ends or when the thread detaches in it,
+//! and by a handshake with it. If the thread has ended by the bare `exit` system call,
 //! [`World::for_each_aside`] removes the mutator.
 //!
-//! A mutator is set aside only if it belongs to one world and has a `back` hook. A mutator that waits
-//! for the registry lock is not set aside: it would leave `blocking` with the lock held that it needs
-//! to be taken back.
+//! A mutator is set aside only if it belongs to one world and has a `back` hook. A mutator that
+//! waits for the registry lock is not set aside: it would leave `blocking` with the lock held that
+//! it needs to be taken back.
 
 use super::stopped::Stopped;
 use crate::blocking::lock;
@@ -31,22 +32,22 @@ use crate::unwind;
 use core::sync::atomic::Ordering;
 
 impl World {
-    /// Sets mutators aside that have been in `blocking` since the last call: from now on no stop looks
-    /// at them. Returns how many.
+    /// Sets mutators aside that have been in `blocking` since the last call: from now on no stop
+    /// looks at them. Returns how many.
     ///
-    /// `may` is called for each of them, with the registry lock held and the thread standing still. If
-    /// it returns `false`, the mutator is not set aside. Its changes of the mutator's record happen
-    /// before everything that the thread does after `blocking`. Attaching and stops wait for the lock,
-    /// so `may` must be short; and it must not take a lock that a mutator may hold outside of
-    /// `no_preempt`.
+    /// `may` is called for each of them, with the registry lock held and the thread standing still.
+    /// If it returns `false`, the mutator is not set aside. Its changes of the mutator's record
+    /// happen before everything that the thread does after `blocking`. Attaching and stops wait for
+    /// the lock, so `may` must be short; and it must not take a lock that a mutator may hold
+    /// outside of `no_preempt`.
     ///
-    /// Only mutators that were attached with a [`back`](crate::MutatorHooks::back) hook and belong to
-    /// no other world are set aside. Does nothing on a thread that holds a stop.
+    /// Only mutators that were attached with a [`back`](crate::MutatorHooks::back) hook and belong
+    /// to no other world are set aside. Does nothing on a thread that holds a stop.
     ///
     /// # Safety
-    /// The caller is the owner of the world, and no other part of the program calls this. For a mutator
-    /// that `may` accepts, it does by [`for_each_aside`](Self::for_each_aside), [`Stopped::aside`] or
-    /// the `back` hook what stops do for the others.
+    /// The caller is the owner of the world, and no other part of the program calls this. For a
+    /// mutator that `may` accepts, it does by [`for_each_aside`](Self::for_each_aside),
+    /// [`Stopped::aside`] or the `back` hook what stops do for the others.
     pub unsafe fn set_aside(&self, mut may: impl FnMut(&StoppedMutator<'_>) -> bool) -> usize {
         /// Mutators that are set aside, and that are looked at, under one lock.
         const PIECE: usize = 16;
@@ -81,16 +82,16 @@ impl World {
         }
     }
 
-    /// Calls `f` with `most` mutators that are aside, in places below `from`, under the registry lock.
-    /// Returns the place at which to go on; `None`: there are no more below. The first call passes
-    /// `usize::MAX`.
+    /// Calls `f` with `most` mutators that are aside, in places below `from`, under the registry
+    /// lock. Returns the place at which to go on; `None`: there are no more below. The first call
+    /// passes `usize::MAX`.
     ///
-    /// Places are counted downwards, so that a pass meets every mutator that was aside when the pass
-    /// began and still is. A mutator that is taken back leaves its place to one from further up, which
-    /// the pass has met, and may meet again.
+    /// Places are counted downwards, so that a pass meets every mutator that was aside when the
+    /// pass began and still is. A mutator that is taken back leaves its place to one from further
+    /// up, which the pass has met, and may meet again.
     ///
-    /// Mutators whose threads have ended by the bare `exit` system call are removed; their `gone` hook
-    /// is called. Returns `None` on a thread that holds a stop: see [`Stopped::aside`].
+    /// Mutators whose threads have ended by the bare `exit` system call are removed; their `gone`
+    /// hook is called. Returns `None` on a thread that holds a stop: see [`Stopped::aside`].
     pub fn for_each_aside(
         &self,
         from: usize,

@@ -2,8 +2,9 @@
 //!
 //! * A thread that could not stop where it stood (unsafe code, a foreign stack) is signalled again
 //!   soon, at doubling intervals.
-//! * A signal that no handler has taken is sent again later, at doubling intervals: the kernel loses
-//!   no signal, but a host's `sigwait`, or a handler that it has installed over ours, may take it.
+//! * A signal that no handler has taken is sent again later, at doubling intervals: the kernel
+//!   loses no signal, but a host's `sigwait`, or a handler that it has installed over ours, may
+//!   take it.
 //! * The stopper spins for about as long as it costs to be woken, if a core is free for it. Then a
 //!   stop takes at most twice as long as with the better of the two choices (Karlin et al. 1990,
 //!   "Competitive randomized algorithms for nonuniform problems").

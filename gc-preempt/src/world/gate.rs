@@ -1,9 +1,9 @@
 //! The wait before a stop: the world runs for a while between two stops.
 //!
 //! Stops back to back would take over each thread before it has left its park, or signal it on its
-//! way out of the handler, and the thread would never run an instruction of its own. So a stop begins
-//! when the world has run for as long as the last stop took, and its threads have left their parks,
-//! both within bounds.
+//! way out of the handler, and the thread would never run an instruction of its own. So a stop
+//! begins when the world has run for as long as the last stop took, and its threads have left their
+//! parks, both within bounds.
 //!
 //! The registry lock is free during this wait: a thread that attaches waits for stops only.
 
@@ -28,8 +28,8 @@ pub(super) enum Gate {
 }
 
 impl Gate {
-    /// The wait that is left, for a world that runs since `since` and whose last stop `took` so long.
-    /// `None`: the stop may begin.
+    /// The wait that is left, for a world that runs since `since` and whose last stop `took` so
+    /// long. `None`: the stop may begin.
     ///
     /// The stopper does not wait until every thread has left its park: with more threads than
     /// processors that would take time slices. Half of the time belongs to the world, so a thread

@@ -31,8 +31,8 @@ impl World {
     /// process at a panic in a stopped world.
     ///
     /// # Errors
-    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a thread
-    /// that holds a stop.
+    /// [`SetupError`] if the processor lacks XSAVE or the system refuses the handler, and on a
+    /// thread that holds a stop.
     pub fn new(config: Config) -> Result<Self, SetupError> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if holds_a_stop() {
@@ -70,9 +70,9 @@ impl World {
     /// Attaches the running thread. [`StoppedMutator::data`] returns `data` to a stopper.
     ///
     /// Unblocks SIGURG on this thread; the last detach restores the mask. Gives the thread an
-    /// alternate signal stack that is large enough. The last detach restores the stack that the thread
-    /// had before; if it had none, Urge's stays until the thread ends. A stack that the host sets
-    /// meanwhile stays set.
+    /// alternate signal stack that is large enough. The last detach restores the stack that the
+    /// thread had before; if it had none, Urge's stays until the thread ends. A stack that the host
+    /// sets meanwhile stays set.
     ///
     /// # Errors
     /// [`AttachError`]: the thread is attached to this world already or holds a stop, or the system
@@ -81,16 +81,16 @@ impl World {
         attach::attach(&self.inner, data, None).map(|record| Mutator::new(record, self.clone()))
     }
 
-    /// [`attach`](Self::attach), with hooks for the end of a thread whose [`Mutator`] was leaked, and for
-    /// the end of a time [aside](Self::set_aside).
+    /// [`attach`](Self::attach), with hooks for the end of a thread whose [`Mutator`] was leaked,
+    /// and for the end of a time [aside](Self::set_aside).
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
     ///
     /// # Safety
-    /// Until the `Mutator` is dropped, these may be called with `data`: `hooks.at_exit` when the thread
-    /// runs its thread-local destructors, `hooks.gone` after the thread has ended without, and
-    /// `hooks.back` at any time before.
+    /// Until the `Mutator` is dropped, these may be called with `data`: `hooks.at_exit` when the
+    /// thread runs its thread-local destructors, `hooks.gone` after the thread has ended without,
+    /// and `hooks.back` at any time before.
     pub unsafe fn attach_with(
         &self,
         data: *mut (),
@@ -120,9 +120,9 @@ impl World {
     ///
     /// # Safety
     /// `spec` is true: the range stays mapped until its owner is dropped (for ever without one);
-    /// managed code keeps the System V convention, its frame rule and its stack maps; a restart range
-    /// may be begun again from every instruction in it. A walk does not report words that the maps do
-    /// not name, so a wrong map loses objects.
+    /// managed code keeps the System V convention, its frame rule and its stack maps; a restart
+    /// range may be begun again from every instruction in it. A walk does not report words that the
+    /// maps do not name, so a wrong map loses objects.
     pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         let spec = spec.checked()?;
         let _lock = lock()?;
@@ -130,12 +130,12 @@ impl World {
         unsafe { CODE.register(self.inner.id, spec) }
     }
 
-    /// Stops every mutator of this world, and returns when all stand still. They stay stopped until the
-    /// result is resumed or dropped. Mutators that [`set_aside`](Self::set_aside) has set aside stand
-    /// still already, and the stop does not look at them.
+    /// Stops every mutator of this world, and returns when all stand still. They stay stopped until
+    /// the result is resumed or dropped. Mutators that [`set_aside`](Self::set_aside) has set aside
+    /// stand still already, and the stop does not look at them.
     ///
-    /// Before the stop begins, the mutators run for as long as the last stop has held them, 10 ms at
-    /// most, so that stops back to back leave them half of the time.
+    /// Before the stop begins, the mutators run for as long as the last stop has held them, 10 ms
+    /// at most, so that stops back to back leave them half of the time.
     ///
     /// Until the resume the calling thread must not take a lock that a stopped thread may hold: no
     /// malloc, no printing, no `dl_iterate_phdr`. To attach or to register code returns an error.
@@ -149,8 +149,8 @@ impl World {
 
     /// Loads what the walks of the next stop need into this core's caches, while the mutators run.
     ///
-    /// For a thread that is about to stop the world to walk its stacks, and has worked on other data
-    /// before. It makes the next pause shorter, and changes nothing else.
+    /// For a thread that is about to stop the world to walk its stacks, and has worked on other
+    /// data before. It makes the next pause shorter, and changes nothing else.
     ///
     /// ```
     /// let world = gc_preempt::World::new(gc_preempt::Config::default())?;

@@ -1,15 +1,17 @@
 //! Stopping the mutators of one world: request, wait, retry.
 //!
 //! A stop has a number, one more than the last in the process. All of it happens under the registry
-//! lock. So stops are one at a time in the process, and two heaps cannot park each other's stoppers.
+//! lock. So stops are one at a time in the process, and two heaps cannot park each other's
+//! stoppers.
 //!
 //! 1. Hold each mutator that is blocked, and ask and signal each that runs
 //!    ([`State::request_or_hold`](crate::state::State::request_or_hold)). All are signalled before
 //!    any is waited for, so that their latencies overlap.
-//! 2. Wait until the count of acknowledgements is zero (`wait.rs`). The stopper spins only if a core
-//!    is free for it: otherwise it would keep that core from a thread that has to run its handler.
-//! 3. Resume (`stopped.rs`): one store of the number, one futex wake for all. No thread is signalled
-//!    to go on.
+//! 2. Wait until the count of acknowledgements is zero (`wait.rs`). The stopper spins only if a
+//!    core is free for it: otherwise it would keep that core from a thread that has to run its
+//!    handler.
+//! 3. Resume (`stopped.rs`): one store of the number, one futex wake for all. No thread is
+//!    signalled to go on.
 //!
 //! Before a stop begins, the world runs for as long as its last stop took (`gate.rs`).
 //!
@@ -17,10 +19,10 @@
 //!
 //! # The thread that holds a stop
 //! It holds the registry lock, so it can do nothing else that needs this lock before the resume. An
-//! operation that can fail returns an error ([`lock`] makes each caller handle it): stopping a world,
-//! a handshake, attaching, registering code, a new world. An operation that cannot fail is put off
-//! until the resume (a dropped [`Mutator`](crate::Mutator) stays a member until then), or touches
-//! nothing that a stop reads (dropping the last handle of another world).
+//! operation that can fail returns an error ([`lock`] makes each caller handle it): stopping a
+//! world, a handshake, attaching, registering code, a new world. An operation that cannot fail is
+//! put off until the resume (a dropped [`Mutator`](crate::Mutator) stays a member until then), or
+//! touches nothing that a stop reads (dropping the last handle of another world).
 
 use core::marker::PhantomData;
 use core::sync::atomic::Ordering;
@@ -103,8 +105,8 @@ impl World {
         })
     }
 
-    /// Takes the registry lock for a stop, when the world has run for long enough. A mutator that is
-    /// to be stopped alone is taken back if it is aside.
+    /// Takes the registry lock for a stop, when the world has run for long enough. A mutator that
+    /// is to be stopped alone is taken back if it is aside.
     fn lock_for_stop(&self, only: Option<MutatorId>) -> Result<RegistryGuard, StopError> {
         loop {
             let mut lock = lock()?;
@@ -168,8 +170,8 @@ impl World {
 
 /// Begins a stop of so many threads, and gives it its number. Under the registry lock.
 fn begin(threads: usize) -> u64 {
-    // Relaxed, here and below: BEGUN is read under the registry lock only, and threads get the number
-    // with their state words; the others are hints.
+    // Relaxed, here and below: BEGUN is read under the registry lock only, and threads get the
+    // number with their state words; the others are hints.
     let number = BEGUN.load(Ordering::Relaxed) + 1;
     BEGUN.store(number, Ordering::Relaxed);
     stopper::begin();

@@ -98,8 +98,8 @@ impl Stopped<'_> {
         unsafe { CODE.reap(self.world.inner.id, stacks, words) };
     }
 
-    /// Removes the members whose threads no longer exist, and their records: a new thread may get the
-    /// same control block.
+    /// Removes the members whose threads no longer exist, and their records: a new thread may get
+    /// the same control block.
     fn remove_dead_members(&self, lock: &mut RegistryGuard) {
         let list = &mut self.world.inner.members(lock).list;
         if !list.iter().any(|m| m.dead) {

@@ -95,8 +95,8 @@ impl Wait {
         self.only.is_none_or(|id| r.id() == id)
     }
 
-    /// Signals again each thread that is asked and will not stop by itself, if `which` picks it. How
-    /// many that were.
+    /// Signals again each thread that is asked and will not stop by itself, if `which` picks it.
+    /// How many that were.
     fn send_again(&self, members: &mut [Member], which: impl Fn(&Record) -> bool) -> u32 {
         let mut sent = 0;
         for m in members
