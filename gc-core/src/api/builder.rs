@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use gc_preempt::World;
 use gc_preempt::CodeError;
+use gc_preempt::World;
 
 use crate::api::heap::Heap;
 use crate::barrier;

@@ -3,8 +3,8 @@
 use std::any::Any;
 use std::ops::Range;
 
-use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 use gc_preempt::stackmap::StackMaps;
+use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 use crate::api::heap::Heap;
 use crate::encoding::Encoding;
