@@ -5,6 +5,13 @@
 //! rule serves fields, root ranges, stack-map slots and the words that a conservative scan finds in
 //! registers.
 
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use gc_preempt::Mutex;
+
+use crate::memory::MapError;
+use crate::memory::tables::Mapped;
+
 /// A rule that turns a word into an address, or says that it is none.
 ///
 /// A word `w` is an edge if `w & mask == value` and `w & keep != 0`; it then leads to the address
@@ -77,6 +84,101 @@ impl Default for Encoding {
     }
 }
 
+/// The encodings of one heap's edges. Each has a number, which stack maps name it by.
+///
+/// A number says whose it is: a thread that is a mutator of two heaps has frames of both heaps'
+/// code, and each collector meets all of them.
+pub(crate) struct Encodings {
+    /// Three words an encoding: mask, value, keep.
+    words: Mapped<AtomicUsize>,
+    count: AtomicUsize,
+    adding: Mutex<()>,
+    /// The upper bits of this table's numbers; 0: they are not known again.
+    table: u32,
+}
+
+/// The most encodings of a heap, whose numbers are a number's lower bits. Runtimes have a handful.
+const MOST: usize = 1 << TABLE_SHIFT;
+const TABLE_SHIFT: u32 = 10;
+
+/// Tables that have numbers of their own.
+static TABLES: AtomicU32 = AtomicU32::new(0);
+
+impl Encodings {
+    /// A table that has [`Encoding::RAW`], in which the collector's own tables hold their words.
+    pub(crate) fn new() -> Result<Encodings, MapError> {
+        // Relaxed: a number that is given out once. After the last one, tables have number 0.
+        let table = TABLES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tables| {
+            (tables < u32::MAX >> TABLE_SHIFT).then_some(tables + 1)
+        });
+        let encodings = Encodings {
+            words: Mapped::new(3 * MOST)?,
+            count: AtomicUsize::new(0),
+            adding: Mutex::new(()),
+            table: table.map_or(0, |before| before + 1),
+        };
+        encodings.number(Encoding::RAW);
+        Ok(encodings)
+    }
+
+    #[inline]
+    fn read(words: &[AtomicUsize]) -> Encoding {
+        // Relaxed: the count's Acquire orders them.
+        let [mask, value, keep] = [0, 1, 2].map(|word| words[word].load(Ordering::Relaxed));
+        Encoding { mask, value, keep }
+    }
+
+    /// The encoding of this number. `None`: it is another heap's, or nobody's. In a stop or out of
+    /// it.
+    pub(crate) fn numbered(&self, number: u32) -> Option<Encoding> {
+        if number >> TABLE_SHIFT != self.table || self.table == 0 {
+            return None;
+        }
+        let index = number as usize % MOST;
+        self.all().nth(index)
+    }
+
+    /// All of them.
+    #[inline]
+    pub(crate) fn all(&self) -> impl Iterator<Item = Encoding> + '_ {
+        let words = &self.words[..3 * self.count()];
+        words.chunks_exact(3).map(Encodings::read)
+    }
+
+    fn count(&self) -> usize {
+        // Acquire pairs with the Release in `number`: entries below the count are whole, and do not
+        // change.
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// The number of `encoding`, a new one if it has none. `None`: there are as many as there can
+    /// be. Outside `no_preempt`, which it enters for as long as it holds the lock.
+    pub(crate) fn number(&self, encoding: Encoding) -> Option<u32> {
+        let known = || self.all().position(|known| known == encoding);
+        let index = known().or_else(|| {
+            gc_preempt::no_preempt_here(|| {
+                let _adding = self.adding.lock();
+                known().or_else(|| {
+                    let at = self.count.load(Ordering::Relaxed);
+                    let words = self.words.get(3 * at..3 * at + 3)?;
+                    let Encoding { mask, value, keep } = encoding;
+                    for (to, from) in words.iter().zip([mask, value, keep]) {
+                        to.store(from, Ordering::Relaxed);
+                    }
+                    self.count.store(at + 1, Ordering::Release);
+                    Some(at)
+                })
+            })
+        })?;
+        Some(self.table << TABLE_SHIFT | index as u32)
+    }
+
+    /// Takes the lock, for the child of a fork.
+    pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
+        self.adding.lock()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,5 +207,40 @@ mod tests {
     fn an_encoding_without_address_bits_decodes_nothing() {
         assert_eq!(Encoding::low_bits(64).decode(usize::MAX), None);
         assert_eq!(Encoding::low_bits(0).decode(7), Some(7));
+    }
+
+    #[test]
+    fn an_encoding_has_one_number_and_it_is_its_heaps() {
+        let odd = Encoding {
+            mask: 7,
+            value: 5,
+            keep: !7,
+        };
+        let (one, other) = (Encodings::new().unwrap(), Encodings::new().unwrap());
+        let number = one.number(odd).unwrap();
+        assert_eq!(one.number(odd), Some(number));
+        assert_eq!(one.numbered(number), Some(odd));
+        assert_ne!(one.number(Encoding::low_bits(3)), Some(number));
+        assert_eq!(one.numbered(u32::MAX), None);
+        assert_eq!(one.all().next(), Some(Encoding::RAW));
+        // Another heap has it, too, by a number of its own.
+        let others = other.number(odd).unwrap();
+        assert_eq!((one.numbered(others), other.numbered(number)), (None, None));
+    }
+
+    #[test]
+    fn a_heap_has_a_thousand_encodings_and_no_more() {
+        let encodings = Encodings::new().unwrap();
+        let nth = |n: usize| Encoding {
+            mask: usize::MAX,
+            value: n,
+            keep: 0,
+        };
+        for n in 1..MOST {
+            assert!(encodings.number(nth(n)).is_some());
+        }
+        assert_eq!(encodings.number(nth(MOST)), None);
+        assert!(encodings.number(nth(7)).is_some());
+        assert_eq!(encodings.all().count(), MOST);
     }
 }

@@ -21,7 +21,6 @@ use crate::memory::MapError;
 use crate::mutator::reserve::Memory;
 use crate::mutator::shared::Shared;
 use crate::pacer::{Policy, Vain};
-use crate::roots::encoding_number;
 use crate::stacks::Stacks;
 use crate::stats::Ledger;
 
@@ -343,9 +342,6 @@ impl HeapBuilder {
         })
         .map_err(BuildError::Stops)?;
         barrier::register_units(&world).map_err(BuildError::Code)?;
-        // Cells of the collector's own tables are logged as they are, whatever the kinds'
-        // encodings.
-        encoding_number(Encoding::RAW).expect("a process has less than 1024 encodings");
         let memory = Memory::fitting(&config, &self.conservative, self.past_the_end)?;
         let ledger = Ledger::new(config.trace);
         let policy = Policy {
@@ -359,6 +355,7 @@ impl HeapBuilder {
             world,
             queue: memory.queue,
             weak: memory.weak,
+            encodings: memory.encodings,
             log: memory.log,
             roots: memory.roots,
             stacks: Stacks::new(config.exact),

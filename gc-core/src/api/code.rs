@@ -8,7 +8,6 @@ use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 use crate::api::heap::Heap;
 use crate::encoding::Encoding;
-use crate::roots::encoding_number;
 
 impl Heap {
     /// Registers managed code with its stack maps: frames of it that are stopped at a call are
@@ -31,7 +30,8 @@ impl Heap {
         owner: Option<Box<dyn Any + Send>>,
     ) -> Result<CodeGuard, CodeError> {
         self.shared().stacks.are_used();
-        let encoding = encoding_number(encoding).expect("a process has less than 1024 encodings");
+        let encoding = self.shared().encodings.number(encoding);
+        let encoding = encoding.expect("a heap has less than 1024 encodings");
         let spec = CodeSpec {
             range,
             what: CodeWhat::Managed {

@@ -139,7 +139,7 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     }
     if marking != IDLE && !planted("back-unscanned") {
         let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
-        let mut scanner = Scanner::new(&shared.space, &mut marker, None);
+        let mut scanner = Scanner::new(&shared.space, &shared.encodings, &mut marker, None);
         scan(shared, context, mutator, &mut scanner);
         scanner.finish();
         marker.lay_down();

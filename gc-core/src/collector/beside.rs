@@ -88,7 +88,9 @@ impl Beside {
             return true;
         }
         if self.handles_done {
-            return shared.roots.scan_piece(scanner);
+            return shared
+                .roots
+                .scan_piece(|word| scanner.word(word, Encoding::RAW));
         }
         self.handles_done = !self.scan_handles(shared, scanner);
         true

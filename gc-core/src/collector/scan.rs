@@ -66,7 +66,7 @@ impl Cycle<'_, '_> {
             unreachable!("scanned without a stop")
         };
         let verify = state.verify.as_ref();
-        let mut scanner = Scanner::new(&state.space, &mut self.marker, verify);
+        let mut scanner = Scanner::new(&state.space, &state.encodings, &mut self.marker, verify);
         // All tails before the first word: one that names a free cell then finds it black, and
         // neither counts nor follows it.
         for mutator in stopped.mutators() {
@@ -177,7 +177,7 @@ impl Cycle<'_, '_> {
         let Some(mut beside) = self.beside.take() else {
             return false;
         };
-        let mut scanner = Scanner::new(&self.state.space, &mut self.marker, None);
+        let mut scanner = Scanner::new(&self.state.space, &self.state.encodings, &mut self.marker, None);
         let stopped = self.stopped.as_ref();
         let is_left = beside.scan_piece(self.state, stopped, &mut scanner);
         self.scanned += scanner.finish();

@@ -173,6 +173,7 @@ impl State {
         (
             // First: whoever makes a type's kind takes the locks of other tables meanwhile.
             self.types.lock_for_fork(),
+            self.encodings.lock_for_fork(),
             self.requests.lock(),
             self.contexts.lock(),
             self.roots.lock(),

@@ -127,10 +127,11 @@ impl Cycle<'_, '_> {
 
     /// Marks what words of the heap's log name; their number.
     pub(super) fn take_log(&mut self, most: usize) -> usize {
-        let (space, marker) = (&self.state.space, &mut self.marker);
+        let (space, encodings) = (&self.state.space, &self.state.encodings);
+        let marker = &mut self.marker;
         self.state
             .log
-            .take(most, |word| roots::logged(space, marker, word))
+            .take(most, |word| roots::logged(space, encodings, marker, word))
     }
 
     // ---- stop 2: the world is stopped again, if it was not ... ----------------------------------
@@ -206,10 +207,10 @@ impl Cycle<'_, '_> {
             left -= words.len();
             // Words lead anywhere: their lines come all at a time, not one by one.
             for word in context.logged() {
-                roots::prefetch_logged(&self.state.space, word);
+                roots::prefetch_logged(&self.state.space, &self.state.encodings, word);
             }
             for word in words {
-                roots::logged(&self.state.space, &mut self.marker, word);
+                roots::logged(&self.state.space, &self.state.encodings, &mut self.marker, word);
             }
             context.reset_log();
         }

@@ -254,19 +254,19 @@ impl Context {
         // before.
         let (mut marks, mut tables) = (self.logged(), self.logged());
         for word in marks.by_ref().take(MARKS_AHEAD) {
-            roots::prefetch_logged(&shared.space, word);
+            roots::prefetch_logged(&shared.space, &shared.encodings, word);
         }
         for word in tables.by_ref().take(TABLES_AHEAD) {
-            roots::prefetch_unmarked(&shared.space, word);
+            roots::prefetch_unmarked(&shared.space, &shared.encodings, word);
         }
         for word in self.logged() {
             if let Some(word) = marks.next() {
-                roots::prefetch_logged(&shared.space, word);
+                roots::prefetch_logged(&shared.space, &shared.encodings, word);
             }
             if let Some(word) = tables.next() {
-                roots::prefetch_unmarked(&shared.space, word);
+                roots::prefetch_unmarked(&shared.space, &shared.encodings, word);
             }
-            if roots::names_unmarked(&shared.space, word) {
+            if roots::names_unmarked(&shared.space, &shared.encodings, word) {
                 // SAFETY: the log is this thread's, or its owner is stopped; `n` is not beyond the
                 // word just read.
                 unsafe { first.add(n).write(word) };
@@ -287,7 +287,7 @@ impl Context {
             }
             let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
             for word in words {
-                roots::logged(&shared.space, &mut marker, *word);
+                roots::logged(&shared.space, &shared.encodings, &mut marker, *word);
             }
             shared.log.overflow(marker.marked());
             break;

@@ -7,7 +7,7 @@
 //! the first would leave nothing to the others.
 
 use crate::config::{Config, default_reserve, default_reserve_within};
-use crate::encoding::Encoding;
+use crate::encoding::{Encoding, Encodings};
 use crate::error::SpaceError;
 use crate::fault::planted;
 use crate::finalize::Finalizers;
@@ -28,6 +28,7 @@ pub(crate) struct Memory {
     pub(crate) space: Space,
     pub(crate) queue: MarkQueue,
     pub(crate) weak: WeakWork,
+    pub(crate) encodings: Encodings,
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
     pub(crate) finalizers: Finalizers,
@@ -130,6 +131,7 @@ impl Memory {
         Ok(Memory {
             verify: verify.transpose()?,
             weak: WeakWork::new(&space)?,
+            encodings: Encodings::new()?,
             space,
             queue,
             log: SharedLog::new(log)?,

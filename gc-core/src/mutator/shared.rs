@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use gc_preempt::World;
 
 use crate::dying::Dying;
+use crate::encoding::Encodings;
 use crate::error::{AllocError, SiteError};
 use crate::fault::{planted, protected};
 use crate::finalize::Finalizers;
@@ -16,7 +17,7 @@ use crate::kind::{Kind, KindError, KindId};
 use crate::mark::{MarkQueue, Marker};
 use crate::memory::tables::Slab;
 use crate::mutator::types::{NO_SITE, Sharing, TypeInfo, Types, has_site};
-use crate::roots::{self, Roots, encoding_number};
+use crate::roots::{self, Roots};
 use crate::satb_log::SharedLog;
 use crate::stacks::Stacks;
 use crate::verify::Verify;
@@ -25,6 +26,8 @@ use crate::weak::WeakWork;
 /// A heap, as its mutators and its collector share it.
 pub(crate) struct Shared {
     pub(crate) space: Space,
+    /// How edges are encoded here.
+    pub(crate) encodings: Encodings,
     pub(crate) world: World,
     pub(crate) queue: MarkQueue,
     /// Weak cells and ephemerons that markers meet.
@@ -76,7 +79,7 @@ impl Shared {
                 // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
                 // marking is not over.
                 let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
-                roots::logged(&self.space, &mut marker, word);
+                roots::logged(&self.space, &self.encodings, &mut marker, word);
                 self.log.overflow(marker.marked());
             }
         });
@@ -91,7 +94,7 @@ impl Shared {
     /// Adds a kind of cells.
     pub(crate) fn add_kind(&self, kind: Kind) -> Result<KindId, KindError> {
         for encoding in kind.encodings() {
-            encoding_number(*encoding).ok_or(KindError::TooMany)?;
+            self.encodings.number(*encoding).ok_or(KindError::TooMany)?;
         }
         self.space.add_kind(kind)
     }

@@ -1,0 +1,76 @@
+//! Words of the barrier's log: whether one names a cell that is not marked, and marking that cell.
+//!
+//! A log holds words of cells of any kind, and of roots. It does not say how a word is encoded, so
+//! each word is read in all encodings of its heap.
+
+use crate::encoding::Encodings;
+use crate::fault::planted;
+use crate::heap::{Cell, Space};
+use crate::mark::Marker;
+
+/// Asks for the mark bits of what a word of the barrier's log names: it will be looked at soon.
+pub(crate) fn prefetch_logged(space: &Space, encodings: &Encodings, word: usize) {
+    for offset in encodings
+        .all()
+        .filter_map(|encoding| encoding.decode(word))
+        .filter_map(|address| space.offset(address))
+    {
+        space.marked_bits().prefetch(offset);
+    }
+}
+
+/// Asks for all else that [`names_unmarked`] will want to know of a word, if it names what is not
+/// marked. Its mark bits are there.
+pub(crate) fn prefetch_unmarked(space: &Space, encodings: &Encodings, word: usize) {
+    for address in encodings.all().filter_map(|encoding| encoding.decode(word)) {
+        if space.contains(address) && !names_marked(space, address) {
+            space.prefetch_cell(address);
+        }
+    }
+}
+
+/// Whether an address names a marked cell by its first granule, as most that are logged do: one
+/// look at the heap's tables where [`Space::resolve`] takes three.
+fn names_marked(space: &Space, address: usize) -> bool {
+    space.is_marked(address)
+}
+
+/// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word
+/// of a conservative cell.
+pub(crate) fn logged(space: &Space, encodings: &Encodings, marker: &mut Marker<'_>, word: usize) {
+    for address in encodings.all().filter_map(|encoding| encoding.decode(word)) {
+        if !names_marked(space, address)
+            && let Some(cell) = space.resolve(address)
+        {
+            marker.cell(cell);
+        }
+    }
+    let any = space
+        .encodings()
+        .iter()
+        .filter_map(|encoding| encoding.decode(word))
+        .any(|address| !names_marked(space, address));
+    if any && !planted("log-exact-only") {
+        marker.conservative(word);
+    }
+}
+
+/// Whether a word of the barrier's log names a cell that is not marked, read in any of the ways in
+/// which [`logged`] reads it.
+pub(crate) fn names_unmarked(space: &Space, encodings: &Encodings, word: usize) -> bool {
+    let unmarked = |cell: Cell| !space.is_marked(cell.base);
+    let exact = encodings
+        .all()
+        .filter_map(|encoding| encoding.decode(word))
+        .filter(|address| !names_marked(space, *address))
+        .any(|address| space.resolve(address).is_some_and(unmarked));
+    let conservative = || {
+        space
+            .encodings()
+            .iter()
+            .filter_map(|encoding| encoding.decode(word))
+            .filter(|address| !names_marked(space, *address))
+            .any(|address| space.resolve(address).is_some_and(unmarked))
+    };
+    exact || (!planted("log-exact-only") && conservative())
+}

@@ -1,0 +1,264 @@
+//! The scan: words of stacks, tables and callbacks become marked cells.
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use gc_preempt::{RootSink, WalkStats};
+
+use super::tables::Roots;
+use super::visitor::{RootVisitor, VisitRoots};
+use crate::encoding::{Encoding, Encodings};
+use crate::fault::planted;
+use crate::heap::{PAGE, Space};
+use crate::mark::Marker;
+use crate::memory::prefetch::Ring;
+use crate::verify::{Source, Verify};
+
+/// What a scan of the roots has seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Scanned {
+    /// Frames, as the walker counts them.
+    pub(crate) frames: WalkStats,
+    /// Words that were looked at one by one, as they may be anything.
+    pub(crate) conservative_words: u64,
+    /// Words that a map, a range or a table names.
+    pub(crate) exact_words: u64,
+    /// Cells that a conservative word was the first to reach.
+    pub(crate) conservative_marked: u64,
+    /// Cells that an exact word was the first to reach.
+    pub(crate) exact_marked: u64,
+}
+
+impl Scanned {
+    /// The size of what was scanned: what the pacer counts as roots.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.conservative_words + self.exact_words) * size_of::<usize>() as u64
+    }
+}
+
+impl core::ops::AddAssign for Scanned {
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.conservative_words += other.conservative_words;
+        self.exact_words += other.exact_words;
+        self.conservative_marked += other.conservative_marked;
+        self.exact_marked += other.exact_marked;
+    }
+}
+
+/// Words that wait for what tells of them.
+const WAITING: usize = 32;
+
+/// Marks what roots hold. What it was told of is marked when it ends, not before.
+pub(crate) struct Scanner<'a, 'm> {
+    space: &'a Space,
+    encodings: &'a Encodings,
+    marker: &'a mut Marker<'m>,
+    /// Addresses that words decode to whose lines of the heap's tables have been asked for: those
+    /// that name a cell exactly, and those that may.
+    exact: Ring<WAITING>,
+    any: Ring<WAITING>,
+    verify: Option<&'m Verify>,
+    /// Addresses of all units that were ever in use. Nothing beyond them names a cell, and to look
+    /// there would be the first touch of a page of the heap's tables: a fault of 7 us in the stop,
+    /// for a word that happens to look like an address of the large reserve.
+    used: Range<usize>,
+    /// A conservative word can only be such an address itself: nearly every word is none, and is
+    /// done with in one compare.
+    plain: bool,
+    pub(crate) scanned: Scanned,
+}
+
+impl<'a, 'm> Scanner<'a, 'm> {
+    pub(crate) fn new(
+        space: &'a Space,
+        encodings: &'a Encodings,
+        marker: &'a mut Marker<'m>,
+        verify: Option<&'m Verify>,
+    ) -> Self {
+        marker.record(verify);
+        Self {
+            space,
+            encodings,
+            marker,
+            exact: Ring::new(),
+            any: Ring::new(),
+            verify,
+            used: space.base()..space.base() + space.top() * PAGE,
+            plain: space.encodings() == [Encoding::RAW],
+            scanned: Scanned::default(),
+        }
+    }
+
+    pub(crate) fn space(&self) -> &'a Space {
+        self.space
+    }
+
+    /// What is reported from now on comes from there.
+    pub(crate) fn source(&mut self, source: Source) {
+        if let Some(verify) = self.verify {
+            self.settle();
+            verify.source(source);
+        }
+    }
+
+    /// Marks what waits.
+    fn settle(&mut self) {
+        while let Some(address) = self.exact.pop() {
+            self.name(address);
+        }
+        while let Some(address) = self.any.pop() {
+            self.may_name(address);
+        }
+    }
+
+    /// Marks what waits, and says what was seen.
+    pub(crate) fn finish(mut self) -> Scanned {
+        self.settle();
+        self.scanned
+    }
+
+    /// An address that names a cell, if it does.
+    fn name(&mut self, address: usize) {
+        if let Some(cell) = self.space.resolve(address) {
+            self.scanned.exact_marked += u64::from(self.marker.cell(cell));
+        }
+    }
+
+    /// An address that may name a cell.
+    fn may_name(&mut self, address: usize) {
+        self.scanned.conservative_marked += u64::from(self.marker.interior(address));
+    }
+
+    /// Ranges and callbacks. The world is stopped, so whoever holds the tables' lock is running and
+    /// soon done.
+    pub(crate) fn tables(&mut self, roots: &Roots) {
+        let mut tables = roots.lock();
+        let mut from = 0;
+        while let Some((at, &mut range)) = tables.ranges.next(from) {
+            from = at + 1;
+            let limit = if planted("cached-limit") {
+                range.cached
+            } else {
+                // SAFETY: alive while it is registered, says `Mutator::root_range`. Relaxed: its
+                // writer is stopped.
+                unsafe { (*range.limit).load(Ordering::Relaxed) }
+            };
+            for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
+                // SAFETY: `Mutator::root_range` asks that base to limit be readable at every
+                // instruction.
+                let word = unsafe { (slot as *const usize).read_volatile() };
+                self.word(word, range.encoding);
+            }
+        }
+        let mut from = 0;
+        while let Some((at, callback)) = tables.callbacks.next(from) {
+            from = at + 1;
+            callback(&mut RootVisitor::new(self));
+        }
+    }
+
+    /// Asks for all that tells whether an address names a cell. False: it names none.
+    fn ask(&self, address: usize) -> bool {
+        let is_used = address.wrapping_sub(self.used.start) < self.used.len();
+        is_used && self.space.prefetch_cell(address)
+    }
+
+    /// One exact word.
+    pub(crate) fn word(&mut self, word: usize, encoding: Encoding) {
+        self.scanned.exact_words += 1;
+        let Some(address) = encoding.decode(word) else {
+            return;
+        };
+        if planted("trust-roots") {
+            self.marker.edge(word, encoding);
+        } else if self.ask(address)
+            && let Some(oldest) = self.exact.exchange(address)
+        {
+            self.name(oldest);
+        }
+    }
+
+    /// A word of a slot whose code another heap has registered, or none: its number says nothing
+    /// here. A word that leads to a cell of this heap is encoded as this heap's edges are.
+    #[cold]
+    fn foreign_word(&mut self, word: usize) {
+        let encodings = self.encodings;
+        for encoding in encodings.all() {
+            self.word(word, encoding);
+        }
+        self.any_word(word);
+    }
+
+    /// A word that may be anything.
+    fn any_word(&mut self, word: usize) {
+        let space = self.space;
+        for encoding in space.encodings() {
+            if let Some(address) = encoding.decode(word)
+                && self.ask(address)
+                && let Some(oldest) = self.any.exchange(address)
+            {
+                self.may_name(oldest);
+            }
+        }
+    }
+}
+
+impl Drop for Scanner<'_, '_> {
+    fn drop(&mut self) {
+        self.settle();
+        self.marker.record(None);
+    }
+}
+
+impl RootSink for Scanner<'_, '_> {
+    fn conservative(&mut self, words: Range<usize>) {
+        self.scanned.conservative_words += (words.len() / size_of::<usize>()) as u64;
+        // As in `ask`.
+        let (base, last) = match self.plain {
+            true => (self.used.start, self.used.len().saturating_sub(1)),
+            false => (0, usize::MAX),
+        };
+        for at in words.step_by(size_of::<usize>()) {
+            // SAFETY: the walker hands out ranges of a stopped thread's stack and register file,
+            // which stay mapped while it is stopped. Volatile: the words may be the spilled state
+            // of any code, initialised or not.
+            let word = unsafe { (at as *const usize).read_volatile() };
+            if word.wrapping_sub(base) <= last {
+                self.any_word(word);
+            }
+        }
+    }
+
+    fn exact(&mut self, slot: usize, encoding: u32) {
+        // SAFETY: as above; the slot lies in a frame of the stopped thread.
+        let word = unsafe { (slot as *const usize).read_volatile() };
+        match self.encodings.numbered(encoding) {
+            Some(encoding) => self.word(word, encoding),
+            None => self.foreign_word(word),
+        }
+    }
+
+    fn derived(&mut self, base: usize, _derived: usize, encoding: u32) {
+        self.exact(base, encoding);
+    }
+}
+
+/// Takes what a walk finds, and looks at nothing: see `stacks.rs`.
+pub(crate) struct Unscanned;
+
+impl RootSink for Unscanned {
+    fn conservative(&mut self, _words: Range<usize>) {}
+    fn exact(&mut self, _slot: usize, _encoding: u32) {}
+    fn derived(&mut self, _base: usize, _derived: usize, _encoding: u32) {}
+}
+
+impl VisitRoots for Scanner<'_, '_> {
+    fn exact_word(&mut self, word: usize, encoding: Encoding) {
+        self.word(word, encoding);
+    }
+
+    fn any_words(&mut self, words: Range<usize>) {
+        self.conservative(words);
+    }
+}

@@ -1,0 +1,262 @@
+//! The tables of a heap's roots: handles, root ranges, root callbacks.
+
+use core::hint::black_box;
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use gc_preempt::{Mutex, MutexGuard};
+
+use super::visitor::RootVisitor;
+use crate::encoding::Encoding;
+use crate::memory::MapError;
+use crate::memory::places::Places;
+use crate::memory::tables::{Mapped, Slab};
+
+/// What a heap scans besides stacks.
+pub(crate) struct Roots {
+    slots: Mapped<AtomicUsize>,
+    tables: Mutex<Tables>,
+}
+
+/// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be
+/// called.
+pub(crate) struct Tables {
+    /// Which slots are used.
+    used: Places,
+    /// Slots of the snapshot that have not been scanned.
+    unscanned: Range<usize>,
+    pub(super) ranges: Slab<RangeRoot>,
+    pub(super) callbacks: Slab<Callback>,
+}
+
+/// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so
+/// many handles.
+const MAX_RANGES: usize = 1 << 20;
+const HANDLES_A_RANGE: usize = 16;
+/// Root callbacks a heap can have, in the same way.
+const MAX_CALLBACKS: usize = 1 << 16;
+const HANDLES_A_CALLBACK: usize = 64;
+
+/// An embedder's root callback.
+pub(crate) type Callback = Box<dyn FnMut(&mut RootVisitor<'_>) + Send>;
+
+/// A declared root range.
+#[derive(Clone, Copy)]
+pub(crate) struct RangeRoot {
+    pub(crate) base: *const usize,
+    pub(crate) limit: *const AtomicUsize,
+    pub(crate) encoding: Encoding,
+    /// What the limit was at registration. Only a planted fault looks at it.
+    pub(super) cached: usize,
+}
+
+// SAFETY: the pointers are followed by the collector while the world is stopped, which whoever
+// registered the range has allowed.
+unsafe impl Send for RangeRoot {}
+
+impl RangeRoot {
+    /// # Safety
+    /// See `Mutator::root_range`.
+    pub(crate) unsafe fn new(
+        base: *const usize,
+        limit: *const AtomicUsize,
+        encoding: Encoding,
+    ) -> Self {
+        // SAFETY: the caller passes a live limit word. Relaxed: the caller's own thread writes it.
+        let cached = unsafe { (*limit).load(Ordering::Relaxed) };
+        Self {
+            base,
+            limit,
+            encoding,
+            cached,
+        }
+    }
+}
+
+impl Roots {
+    /// Tables with room for `handles` handles.
+    pub(crate) fn new(handles: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            slots: Mapped::growing(handles)?,
+            tables: Mutex::new(Tables::new(handles)?),
+        })
+    }
+
+    /// The tables, to be changed: inside `no_preempt`, or by a thread that is no mutator.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock()
+    }
+
+    /// Before the stop in which they are scanned, by the collector: has what will be looked at
+    /// brought near its processor. Nothing is believed of what it sees.
+    pub(crate) fn rehearse(&self) {
+        /// What is worth it: a line takes a tenth of a microsecond to come, and 16 us is what a
+        /// stop takes at least.
+        const MOST: usize = 64;
+        let mut tables = self.lock();
+        let mut from = 0;
+        for _ in 0..MOST {
+            let Some((at, range)) = tables.ranges.next(from) else {
+                break;
+            };
+            black_box(range);
+            from = at + 1;
+        }
+    }
+
+    /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there
+    /// can be. Protected as [`Roots::lock`].
+    pub(crate) fn add(&self, address: usize) -> Option<usize> {
+        self.add_locked(&mut self.lock(), address)
+    }
+
+    fn add_locked(&self, tables: &mut Tables, address: usize) -> Option<usize> {
+        let slot = tables.used.take()?;
+        if slot >= self.slots.writable() && self.slots.make_writable(slot + 1).is_err() {
+            tables.used.give(slot);
+            return None;
+        }
+        // Relaxed: the lock orders the slots' use; a handle's own readers have it from its maker.
+        self.slots[slot].store(address, Ordering::Relaxed);
+        Some(slot)
+    }
+
+    /// A second handle on what `slot` holds.
+    pub(crate) fn copy(&self, slot: usize) -> Option<usize> {
+        // Read under the lock: between a look and the lock, another thread could change the slot
+        // and a collection free the cell.
+        let mut tables = self.lock();
+        self.add_locked(&mut tables, self.get(slot))
+    }
+
+    /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it
+    /// held if that is still to be scanned. Protected as [`Roots::lock`].
+    pub(crate) fn change(&self, slot: usize, to: Option<usize>, log: impl FnOnce(usize)) {
+        let mut tables = self.lock();
+        if tables.unscanned.contains(&slot) {
+            let word = self.slots[slot].load(Ordering::Relaxed);
+            if word != 0 {
+                log(word);
+            }
+        }
+        match to {
+            // Release pairs with the Acquire of `get`.
+            Some(address) => self.slots[slot].store(address, Ordering::Release),
+            None => {
+                tables.used.give(slot);
+            }
+        }
+    }
+
+    /// What a handle holds.
+    #[inline]
+    pub(crate) fn get(&self, slot: usize) -> usize {
+        // Acquire pairs with the Release of `set`: the cell's content is seen by whom finds the
+        // cell here.
+        self.slots[slot].load(Ordering::Acquire)
+    }
+
+    /// In stop 1: the slots that are used now are to be scanned; how many. `grows`: those that are
+    /// used later as well, until [`end_snapshot`](Self::end_snapshot).
+    ///
+    /// So it is where stacks are still to be scanned: code inside `blocking` may make a root of
+    /// what a variable of its caller's names, and clear that.
+    pub(crate) fn snapshot(&self, grows: bool) -> usize {
+        let mut tables = self.lock();
+        let end = if grows { usize::MAX } else { tables.used.end() };
+        tables.unscanned = 0..end;
+        tables.used.used()
+    }
+
+    /// All stacks have been scanned: slots beyond those that are used now need not be. Before the
+    /// first piece.
+    pub(crate) fn end_snapshot(&self) {
+        let mut tables = self.lock();
+        tables.unscanned.end = tables.unscanned.end.min(tables.used.end());
+    }
+
+    /// Nothing is to be scanned: in the child of a fork.
+    pub(crate) fn forget_snapshot(&self) {
+        self.lock().unscanned = 0..0;
+    }
+
+    /// Calls `f` with what some more slots of the snapshot hold; `false`: there are no more.
+    pub(crate) fn scan_piece(&self, mut f: impl FnMut(usize)) -> bool {
+        /// Slots under one lock: some microseconds.
+        const PIECE: usize = 1024;
+        let mut tables = self.lock();
+        let Range { start, end } = tables.unscanned.clone();
+        let mut from = start;
+        for _ in 0..PIECE {
+            let Some(slot) = tables.used.next(from, end) else {
+                tables.unscanned = 0..0;
+                return false;
+            };
+            // Relaxed: under the lock.
+            f(self.slots[slot].load(Ordering::Relaxed));
+            from = slot + 1;
+        }
+        tables.unscanned.start = from;
+        true
+    }
+
+    /// Calls `f` with each root of the snapshot. In the stop.
+    pub(crate) fn for_each(&self, mut f: impl FnMut(usize)) {
+        let tables = self.lock();
+        let mut from = 0;
+        while let Some(slot) = tables.used.next(from, usize::MAX) {
+            f(self.slots[slot].load(Ordering::Relaxed));
+            from = slot + 1;
+        }
+    }
+
+    /// Gives back the memory that a peak of roots, ranges and callbacks has left. Outside of stops.
+    pub(crate) fn trim(&self) {
+        let mut from = Some(0);
+        while let Some(at) = from {
+            // SAFETY: whole pages of slots, none of which is used.
+            from = self.lock().used.trim_piece(at, |empty| unsafe {
+                self.slots.discard(empty);
+            });
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.lock().ranges.trim_piece(at);
+        }
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.lock().callbacks.trim_piece(at);
+        }
+    }
+}
+
+impl Tables {
+    fn new(slots: usize) -> Result<Self, MapError> {
+        Ok(Self {
+            used: Places::new(slots)?,
+            unscanned: 0..0,
+            ranges: Slab::new((slots / HANDLES_A_RANGE).clamp(1, MAX_RANGES))?,
+            callbacks: Slab::new((slots / HANDLES_A_CALLBACK).clamp(1, MAX_CALLBACKS))?,
+        })
+    }
+
+    pub(crate) fn add_range(&mut self, range: RangeRoot) -> Option<usize> {
+        self.ranges.add(range).ok()
+    }
+
+    pub(crate) fn remove_range(&mut self, at: usize) {
+        self.ranges.take(at);
+    }
+
+    /// Gives the callback back, to be dropped outside of the lock, if there are as many as there
+    /// can be.
+    pub(crate) fn add_callback(&mut self, callback: Callback) -> Result<usize, Callback> {
+        self.callbacks.add(callback)
+    }
+
+    /// The callback, to be dropped outside of the lock: its drop is the embedder's code.
+    #[must_use]
+    pub(crate) fn take_callback(&mut self, at: usize) -> Option<Callback> {
+        self.callbacks.take(at)
+    }
+}
