@@ -9,7 +9,7 @@ use crate::api::mutator::Mutator;
 use crate::fault::planted;
 use crate::mark::Marker;
 use crate::pacer;
-use crate::stats::thread_cpu;
+use crate::thread::thread_cpu;
 
 /// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where
 /// each is a miss in memory.

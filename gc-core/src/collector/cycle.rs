@@ -17,7 +17,8 @@ use crate::mark::workers::Crew;
 use crate::marked::Marked;
 use crate::pacer::{self, Share};
 use crate::roots::Scanned;
-use crate::stats::{CollectionStats, thread_cpu};
+use crate::stats::CollectionStats;
+use crate::thread::thread_cpu;
 
 /// How long it is believed how many mutators run.
 const SHARE_FOR: Duration = Duration::from_millis(1);

@@ -24,8 +24,7 @@ use crate::fault::planted;
 use crate::heap::Space;
 use crate::marked::Marked;
 use crate::pacer;
-use crate::stats::thread_cpu;
-use crate::thread::Thread;
+use crate::thread::{Thread, thread_cpu};
 use crate::weak::WeakWork;
 
 /// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's

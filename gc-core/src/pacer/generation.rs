@@ -21,7 +21,7 @@
 //! the room. Then there are none after the next whole cycle, none after the next two, three and so
 //! on, up to [`MOST_SHUNNED`]; one that frees enough ends that.
 
-use super::Cycle;
+use super::cycle::Cycle;
 use crate::config::Young;
 
 /// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within

@@ -6,7 +6,9 @@
 //! each the markers mark with the share that they have, and each mutator allocates refill by refill
 //! with what is left, helping when it owes.
 
+use super::plan::MINIMUM;
 use super::*;
+use crate::config::Young;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

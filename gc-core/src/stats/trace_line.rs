@@ -26,7 +26,7 @@
 use core::fmt::{self, Write};
 use core::time::Duration;
 
-use crate::stats::CollectionStats;
+use super::figures::CollectionStats;
 
 /// Room for a line, every number being as long as it can be.
 const LINE: usize = 512;

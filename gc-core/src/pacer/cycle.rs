@@ -1,0 +1,53 @@
+//! What the pacer is told of one cycle.
+
+/// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that
+/// they keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cycle {
+    /// Bytes in use when its snapshot was taken.
+    pub begin: u64,
+    /// Bytes of cells that it marked.
+    pub live: u64,
+    /// Bytes handed out while it marked.
+    pub born: u64,
+    /// Bytes of stacks, root ranges and handles that were scanned.
+    pub roots: u64,
+    /// Bytes of memory outside of the heap, in use at its end.
+    pub external: u64,
+    /// Bytes that the heap takes and no cell does.
+    pub overhead: u64,
+    /// Cells marked by the collector's threads and by mutators, and those that a young cycle
+    /// followed although they were marked.
+    pub marked: u64,
+    /// Of these, by mutators.
+    pub assisted: u64,
+    /// How long it marked while mutators ran, in nanoseconds; 0: all in one stop.
+    pub beside: u64,
+    /// Mutators that wanted to run meanwhile.
+    pub running: u32,
+    /// Time that mutators spent helping, in nanoseconds, all of them together.
+    pub assist: u64,
+    /// Processor time that it took the collector's threads, and what stops took from mutators, in
+    /// nanoseconds.
+    pub cost: u64,
+    /// From the end of the cycle before to the end of this one, in nanoseconds.
+    pub interval: u64,
+    /// Somebody asked for it; it was not the trigger.
+    pub forced: bool,
+    /// It took what was old for alive: `live` has that, `marked` has not.
+    pub young: bool,
+    /// Bytes of spans of cells with edges that a young cycle need not look at.
+    pub settled: u64,
+}
+
+impl Cycle {
+    /// Bytes in use at its end, but for what was born.
+    pub(super) fn old(&self) -> u64 {
+        self.live.saturating_add(self.external)
+    }
+
+    /// Bytes in use at its end.
+    pub(super) fn now(&self) -> u64 {
+        self.old().saturating_add(self.born)
+    }
+}

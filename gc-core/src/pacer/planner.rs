@@ -1,0 +1,330 @@
+//! From the cycles so far to the next plan.
+
+use super::cycle::Cycle;
+use super::generation::{self, Generation};
+use super::limiter::Limiter;
+use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
+use crate::config::Young;
+
+/// Of what was born, the bytes that count as alive where the collector is kept busy; and those that
+/// are allocated at most while it rests. A large heap gets less of a rest: with all that was born
+/// counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
+pub(super) const MOST_BORN: u64 = 64 << 20;
+
+/// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its
+/// soft limit has, and where the limit leaves less than that. See the module's head.
+const OVER_LIMIT: u64 = 10;
+const NEAR_LIMIT: u64 = 64;
+
+/// Cells that the background must have marked for its speed to be believed.
+const ENOUGH_WORK: u64 = 4096;
+
+/// What the embedder asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only
+    /// when asked or at a limit.
+    pub gc_percent: u32,
+    /// Bytes the heap should keep to.
+    pub memory_limit: Option<u64>,
+    /// Bytes the heap may hold.
+    pub hard_limit: Option<u64>,
+    /// Whether a cycle may be a young one.
+    pub young: Young,
+}
+
+/// What the collector remembers from cycle to cycle.
+#[derive(Clone, Debug)]
+pub(crate) struct Pacer {
+    policy: Policy,
+    /// Mutators run while it marks. Otherwise the trigger is the goal: nothing is allocated in
+    /// between.
+    concurrent: bool,
+    limiter: Limiter,
+    /// A limit has lowered the goal.
+    pressed: bool,
+    /// It has, and another cycle like the last would take more than the mutators have left over.
+    limiting: bool,
+    /// Cycles in a row, but for those that were asked for, after which the soft limit left no room
+    /// to speak of.
+    vain: u32,
+    cores: u32,
+    /// Of the last cycle that was not young: what was alive, and the cells that it marked.
+    live: u64,
+    marked: u64,
+    /// Bytes allocated since its snapshot, up to that of the last cycle.
+    allocated: u64,
+    /// What was born in the last cycle.
+    born: u64,
+    generation: Generation,
+    /// Bytes that mutators allocate while the background marks a cell. `None`: not known yet.
+    pub(super) ratio: Option<f64>,
+    /// Bytes that they allocate from the trigger to the snapshot.
+    pub(super) lag: f64,
+    plan: Plan,
+}
+
+impl Pacer {
+    /// A new heap's.
+    pub(crate) fn new(policy: Policy, concurrent: bool, cores: u32) -> Self {
+        let mut pacer = Self {
+            policy,
+            concurrent,
+            limiter: Limiter::new(cores),
+            pressed: false,
+            limiting: false,
+            vain: 0,
+            cores: cores.max(1),
+            live: 0,
+            marked: 0,
+            allocated: 0,
+            born: 0,
+            generation: Generation::default(),
+            ratio: None,
+            lag: 0.0,
+            plan: Plan::default(),
+        };
+        pacer.plan = pacer.plan_after(&Cycle::default(), 0.0, LEAST_GROWTH);
+        // Nothing has been marked yet.
+        pacer.plan.young = false;
+        pacer
+    }
+
+    /// What the present plan is.
+    pub(crate) fn plan(&self) -> Plan {
+        self.plan
+    }
+
+    /// Must mutators not help, and the heap grow instead?
+    pub(crate) fn is_limiting(&self) -> bool {
+        self.limiting
+    }
+
+    /// A cycle has ended: the next one's plan.
+    pub(crate) fn ended(&mut self, cycle: &Cycle) -> Plan {
+        let before = self.plan;
+        // Of the bytes allocated between the two snapshots, how much is alive for good?
+        self.allocated = self
+            .allocated
+            .saturating_add(self.born)
+            .saturating_add(cycle.begin.saturating_sub(before.now));
+        let grown = cycle.live.saturating_sub(self.live);
+        let growing = ratio(grown, self.allocated).min(1.0);
+        if !cycle.forced {
+            self.learn(cycle, before);
+        }
+        // Mutators had what processors they wanted, less what the collector took of those and what
+        // they gave.
+        let running = cycle.running.clamp(1, self.cores);
+        let wanted = cycle.interval.saturating_mul(u64::from(running));
+        let idle = cycle
+            .interval
+            .saturating_mul(u64::from(self.cores - running));
+        let taken = cycle.cost.saturating_sub(idle).saturating_add(cycle.assist);
+        let mutators = wanted.saturating_sub(taken);
+        let cost = cycle.cost.saturating_add(cycle.assist);
+        self.limiter.add(cost, mutators);
+        // Where no limit presses, collecting costs what `gc_percent` says, and a heap that outgrows
+        // it must be helped with.
+        self.limiting = self.pressed && self.limiter.has_no_room_for(cost);
+        // What a limit leaves to grow by at least.
+        let mut breath = LEAST_GROWTH;
+        if self.limiting {
+            let allocated = cycle.begin.saturating_add(cycle.born);
+            let allocated = allocated.saturating_sub(before.now);
+            breath = breath.max(times(cost, ratio(allocated, mutators)));
+        }
+        self.born = cycle.born;
+        if !cycle.young {
+            (self.live, self.marked, self.allocated) = (cycle.live, cycle.marked, 0);
+        }
+        self.plan = if cycle.young {
+            self.plan_within(cycle)
+        } else {
+            self.plan_after(cycle, growing, breath)
+        };
+        self.plan
+    }
+
+    /// Takes from a cycle how fast mutators allocate beside the collector.
+    fn learn(&mut self, cycle: &Cycle, plan: Plan) {
+        // One huge allocation may pass the trigger by any number of bytes; that says nothing about
+        // the next cycle.
+        let lag = cycle.begin.saturating_sub(plan.trigger);
+        let lag = lag.min(plan.goal.saturating_sub(plan.now) / 4) as f64;
+        self.lag = lag.max((self.lag + lag) / 2.0);
+        let background = cycle.marked.saturating_sub(cycle.assisted);
+        let sample = if cycle.beside == 0 {
+            0.0
+        } else if background < ENOUGH_WORK {
+            return;
+        } else {
+            // Without help they would have had more time to allocate in.
+            let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
+            let helped = ratio(cycle.assist, had).min(0.9);
+            ratio(cycle.born, background) / (1.0 - helped)
+        };
+        if cycle.young {
+            // Of its time much went into other things than marking.
+            return;
+        }
+        self.ratio = Some(match self.ratio {
+            None => sample,
+            Some(known) => sample.max((known + sample) / 2.0),
+        });
+    }
+
+    /// The plan after `cycle`, when `growing` of what is allocated stays, and a limit must leave
+    /// `breath` bytes.
+    fn plan_after(&mut self, cycle: &Cycle, growing: f64, breath: u64) -> Plan {
+        let Policy {
+            gc_percent,
+            memory_limit,
+            hard_limit,
+            young,
+        } = self.policy;
+        let now = cycle.now();
+        let base = cycle.old().saturating_add(times(cycle.born, growing));
+        let mut growth = u64::MAX;
+        let mut goal = u64::MAX;
+        if gc_percent != u32::MAX {
+            let minimum = percent(MINIMUM, gc_percent.min(100));
+            growth = percent(base.saturating_add(cycle.roots), gc_percent);
+            growth = growth.max(minimum.saturating_sub(base)).max(LEAST_GROWTH);
+            goal = base.saturating_add(growth);
+            if self.concurrent {
+                let distance = goal.saturating_sub(now);
+                let lead = self.lead(work_after(cycle, growing, distance), distance);
+                // What the heap has grown by past its goal counts for nothing, or it would grow the
+                // more the less it can be kept up with.
+                let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
+                let counted = counted.saturating_add(cycle.roots);
+                let most = percent(counted, gc_percent);
+                goal = goal.max(now.saturating_add(lead.saturating_mul(2).min(most)));
+            }
+            // Where very much was born, there is still half a heap's growth between two cycles.
+            goal = goal.max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
+        }
+        let unlimited = goal;
+        let soft = memory_limit.map(|limit| (limit, breath.max(self.over(limit, cycle, base))));
+        let hard = hard_limit.map(|limit| (limit, breath));
+        for (limit, breath) in [soft, hard].into_iter().flatten() {
+            let cells = limit.saturating_sub(cycle.overhead);
+            let headroom = (cells / 32).min(1 << 20);
+            goal = goal.min((cells - headroom).max(now.saturating_add(breath)));
+        }
+        self.pressed = goal < unlimited;
+        let distance = goal - now;
+        let young = self.concurrent && !self.pressed && self.generation.begins(young, cycle);
+        self.generation.room = goal.saturating_sub(cycle.old());
+        let work = if young {
+            self.generation.work(cycle)
+        } else {
+            work_after(cycle, growing, distance)
+        };
+        self.plan_of(cycle, goal, growth.min(goal), work, young)
+    }
+
+    /// The bytes by which the heap grows until the next cycle although it passes a soft limit with
+    /// that. `base` bytes are alive.
+    fn over(&mut self, limit: u64, cycle: &Cycle, base: u64) -> u64 {
+        let cells = limit.saturating_sub(cycle.overhead);
+        let share = if base.saturating_add(LEAST_GROWTH) > cells {
+            base / OVER_LIMIT
+        } else {
+            base / NEAR_LIMIT
+        };
+        if cells.saturating_sub(base) >= share || crate::fault::planted("vain-cycles") {
+            self.vain = 0;
+            return 0;
+        }
+        let distance = share.min(LEAST_GROWTH << self.vain.min(32));
+        if !cycle.forced {
+            self.vain = self.vain.saturating_add(1);
+        }
+        distance
+    }
+
+    /// The plan to have marked so many cells at the goal, after `cycle`.
+    fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
+        let now = cycle.now();
+        let notes_allocated_black =
+            self.concurrent && generation::might_be(self.policy.young, cycle);
+        let (trigger, growth) = if goal == u64::MAX {
+            (goal, MINIMUM)
+        } else {
+            (goal - self.lead_of(work, goal - now), growth)
+        };
+        Plan {
+            trigger,
+            goal,
+            now,
+            growth,
+            work,
+            young,
+            notes_allocated_black,
+            over_limit: self
+                .policy
+                .memory_limit
+                .is_some_and(|limit| goal.saturating_add(cycle.overhead) > limit),
+        }
+    }
+
+    /// The plan after a young cycle. The goal is what the last whole one left: what has become old
+    /// since may be dead, and is no reason to let the heap grow.
+    fn plan_within(&mut self, cycle: &Cycle) -> Plan {
+        let Plan { goal, growth, .. } = self.plan;
+        let left = goal.saturating_sub(cycle.old());
+        let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
+        // Where all that is young lives on there is still some growth before all cells are looked
+        // at.
+        let goal = goal.max(cycle.now().saturating_add((growth / 4).max(LEAST_GROWTH)));
+        let work = if young {
+            self.generation.work(cycle)
+        } else {
+            self.marked.saturating_add(cycle.marked)
+        };
+        self.plan_of(cycle, goal, growth, work, young)
+    }
+
+    /// What is left to allocate when a cycle of so many cells begins, of a distance to the goal.
+    fn lead_of(&self, work: u64, distance: u64) -> u64 {
+        if !self.concurrent {
+            return 0;
+        }
+        let rest = (distance / 2).min(MOST_BORN);
+        self.lead(work, distance).min(distance - rest)
+    }
+
+    /// What mutators will allocate from the trigger until `work` cells are marked, if the goal is
+    /// so far off.
+    fn lead(&self, work: u64, distance: u64) -> u64 {
+        let runway = match self.ratio {
+            // Nothing is known before the first cycle; an eighth is enough for most.
+            None => distance / 8,
+            Some(known) => times(work, known),
+        };
+        runway.saturating_add(self.lag as u64)
+    }
+}
+
+/// Cells that will be alive when the next snapshot is taken, near a goal that is so far off.
+fn work_after(cycle: &Cycle, growing: f64, distance: u64) -> u64 {
+    let allocated = cycle.born.saturating_add(distance);
+    let larger = 1.0 + growing * ratio(allocated, cycle.live.max(1));
+    times(cycle.marked, larger)
+}
+
+fn percent(bytes: u64, p: u32) -> u64 {
+    (u128::from(bytes) * u128::from(p) / 100).min(u128::from(u64::MAX)) as u64
+}
+
+/// `a / b`; 0 where that is nothing.
+fn ratio(a: u64, b: u64) -> f64 {
+    if b == 0 { 0.0 } else { a as f64 / b as f64 }
+}
+
+/// `a * by`, rounded down; a float's conversion stops at the ends.
+fn times(a: u64, by: f64) -> u64 {
+    (a as f64 * by) as u64
+}
