@@ -177,7 +177,12 @@ impl Cycle<'_, '_> {
         let Some(mut beside) = self.beside.take() else {
             return false;
         };
-        let mut scanner = Scanner::new(&self.state.space, &self.state.encodings, &mut self.marker, None);
+        let mut scanner = Scanner::new(
+            &self.state.space,
+            &self.state.encodings,
+            &mut self.marker,
+            None,
+        );
         let stopped = self.stopped.as_ref();
         let is_left = beside.scan_piece(self.state, stopped, &mut scanner);
         self.scanned += scanner.finish();

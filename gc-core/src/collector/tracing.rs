@@ -210,7 +210,12 @@ impl Cycle<'_, '_> {
                 roots::prefetch_logged(&self.state.space, &self.state.encodings, word);
             }
             for word in words {
-                roots::logged(&self.state.space, &self.state.encodings, &mut self.marker, word);
+                roots::logged(
+                    &self.state.space,
+                    &self.state.encodings,
+                    &mut self.marker,
+                    word,
+                );
             }
             context.reset_log();
         }
