@@ -9,7 +9,8 @@ use benches::bdwgc::{self, Bdwgc};
 use benches::paired::{Block, Paired};
 use benches::{Mode, consume, run_groups, wanted};
 use criterion::{Criterion, Throughput};
-use gc_core::{Encoding, Field, Heap, Kind, Mutator, Site, Trace, keep_alive};
+use gc_core::raw::{Encoding, Kind, Site};
+use gc_core::{Field, Heap, Mutator, Trace, keep_alive};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
 
 /// What the figure is of.

@@ -10,7 +10,8 @@ use std::hint::black_box;
 use benches::paired::{Block, Paired};
 use benches::{Mode, run_groups, wanted};
 use criterion::Criterion;
-use gc_core::{Encoding, Heap, Kind, Mutator};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{Heap, Mutator};
 
 const WORDS: usize = 128;
 

@@ -7,7 +7,8 @@
 use benches::paired::{Block, Paired};
 use benches::{Mode, consume, run_groups, wanted};
 use criterion::Criterion;
-use gc_core::{Encoding, Heap, Mutator};
+use gc_core::raw::Encoding;
+use gc_core::{Heap, Mutator};
 use gc_test_harness::kernels::alloc::{Allocator, node_site, ring};
 use gc_test_harness::kernels::codegen::{Arena, Code};
 use gc_test_harness::kernels::loops::{Loops, chase_oracle, count_oracle};

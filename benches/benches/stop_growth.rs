@@ -14,7 +14,8 @@ use std::sync::{Barrier, mpsc};
 use std::time::Duration;
 
 use benches::{Mode, wanted};
-use gc_core::{Encoding, Field, Heap, Kind, Leaf, Mutator, Root, Trace, Weak};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{Field, Heap, Leaf, Mutator, Root, Trace, Weak};
 
 #[derive(Trace, Default)]
 struct Node {

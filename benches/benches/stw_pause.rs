@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use benches::{Mode, wanted};
 use criterion::{BenchmarkId, Criterion};
-use gc_core::{Encoding, Heap};
+use gc_core::Heap;
+use gc_core::raw::Encoding;
 use gc_test_harness::kernels::codegen::Arena;
 use gc_test_harness::kernels::loops::Loops;
 use gc_test_harness::lab::pause::{Options, measure};

@@ -4,10 +4,10 @@
 
 use std::time::Instant;
 
-use gc_core::alloc::{LocalAllocator, Refill, bump};
-use gc_core::heap::{Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker, WeakWork};
-use gc_core::{Encoding, Kind, Site};
+use gc_core::internals::{LocalAllocator, Refill, bump};
+use gc_core::internals::{MarkQueue, Marker, WeakWork};
+use gc_core::internals::{Space, SpaceConfig};
+use gc_core::raw::{Encoding, Kind, Site};
 use gc_test_harness::lab::baselines::heap::LimitHeap;
 use gc_test_harness::lab::baselines::mark::LimitMarker;
 
@@ -222,7 +222,7 @@ fn groups(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, site: Site
 }
 
 /// Every other cell survives, so that each run is one cell long: the refill's own cost.
-fn comb(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, leaf: gc_core::KindId) {
+fn comb(space: &Space, runs: &LocalAllocator, marking: Marking<'_>, leaf: gc_core::raw::KindId) {
     let site = space.site(leaf, 32).expect("a site");
     let cells: Vec<usize> = (0..1 << 20).map(|_| alloc(space, runs, site)).collect();
     let kept: Vec<usize> = cells.into_iter().step_by(2).collect();

@@ -7,7 +7,8 @@
 //!
 //! `cargo run -p gc-core --example interpreter`
 
-use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, RootRange, Site};
+use gc_core::raw::{Encoding, Kind, RootRange, Site};
+use gc_core::{AllocError, Heap, Mutator};
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -9,7 +9,8 @@
 //!
 //! `cargo run -p gc-core --example jit`
 
-use gc_core::{Encoding, Field, Gc, Heap, Mutator, Trace};
+use gc_core::raw::Encoding;
+use gc_core::{Field, Gc, Heap, Mutator, Trace};
 use gc_preempt::FrameRule;
 use gc_preempt::stackmap::{StackMaps, cranelift};
 use std::error::Error;

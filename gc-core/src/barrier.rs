@@ -32,38 +32,6 @@
 //!
 //! Where words are cleared beside the mutators, the flag is above `MARKING`. A weak load then asks
 //! whether the target is marked, and gives what the word is about to become if it is not (`weak/`).
-//!
-//! # For JITs
-//! Both units follow the System V convention and may be called from managed code like any C
-//! function:
-//!
-//! | unit | address | rdi | rsi | rdx | result | besides these, clobbers |
-//! |---|---|---|---|---|---|---|
-//! | store | [`store_address`] | `*mut Context` | address of the word | new word | none | rax, rcx, flags |
-//! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax | rcx, flags |
-//!
-//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer
-//! registers they need, but vector registers and r8 to r11 are lost on that path, so a JIT must
-//! treat them as calls.
-//!
-//! A code generator that decides the place of every instruction (an assembler, a template JIT) may
-//! have them inline. With `C` the context:
-//! ```text
-//!     start:  cmp  dword ptr [C + CONTEXT_MARKING], 0
-//!             je   store
-//!             mov  t0, [slot]
-//!             mov  t1, [C + CONTEXT_LOG_CURSOR]
-//!             cmp  t1, [C + CONTEXT_LOG_LIMIT]
-//!             je   full                              ; out of line: call the store unit with the same operands, go to `end`
-//!             mov  [t1], t0
-//!             add  t1, 8
-//!             mov  [C + CONTEXT_LOG_CURSOR], t1
-//!     store:  mov  [slot], value
-//!     end:
-//! ```
-//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be
-//! registered as `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none
-//! of this: call the unit.
 
 use core::ffi::c_void;
 use core::mem::offset_of;
@@ -340,7 +308,7 @@ mod tests {
     fn a_full_log_moves_to_the_heap_and_what_finds_no_room_there_is_marked() {
         with_context(|m, context| {
             let heap = m.heap();
-            let leaf = heap.kind(crate::Kind::leaf("leaf")).unwrap();
+            let leaf = heap.kind(crate::raw::Kind::leaf("leaf")).unwrap();
             // SAFETY: no collection happens.
             let cell = || unsafe { m.alloc(leaf, 16) }.unwrap().as_ptr() as usize;
             let cells: Vec<usize> = (0..5 * LOG_WORDS + 3).map(|_| cell()).collect();
@@ -386,18 +354,28 @@ mod tests {
         with_context(|m, context| {
             let heap = m.heap();
             let node = heap
-                .kind(crate::Kind::words_at(
+                .kind(crate::raw::Kind::words_at(
                     "node",
                     &[0],
-                    crate::Encoding::low_bits(1),
+                    crate::raw::Encoding::low_bits(1),
                 ))
                 .unwrap();
             let table = heap
-                .kind(crate::Kind::weak("table", 0, crate::Encoding::RAW, 0))
+                .kind(crate::raw::Kind::weak(
+                    "table",
+                    0,
+                    crate::raw::Encoding::RAW,
+                    0,
+                ))
                 .unwrap();
             const ENTRIES: usize = 64;
             #[inline(never)]
-            fn fill(m: &crate::Mutator, node: crate::KindId, holder: *mut usize, weak: *mut usize) {
+            fn fill(
+                m: &crate::Mutator,
+                node: crate::raw::KindId,
+                holder: *mut usize,
+                weak: *mut usize,
+            ) {
                 // SAFETY: live cells of the sizes asked for.
                 unsafe {
                     m.write(holder, m.alloc(node, 16).unwrap().as_ptr() as usize | 1);

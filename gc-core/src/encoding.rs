@@ -18,7 +18,7 @@ use crate::memory::tables::Mapped;
 /// `w & keep`.
 ///
 /// ```
-/// use gc_core::Encoding;
+/// use gc_core::raw::Encoding;
 /// // Quiet NaN with the sign bit set, as the book's clox boxes its objects.
 /// let boxed = Encoding::nan_box(0xfffc_0000_0000_0000, 0xfffc_0000_0000_0000, 0x0000_ffff_ffff_ffff);
 /// assert_eq!(boxed.decode(0xfffc_0000_dead_bee0), Some(0xdead_bee0));

@@ -113,7 +113,8 @@ impl Kind {
     /// For the raw tier, which is unsafe; types of the safe tier never have such a kind.
     ///
     /// ```
-    /// # use gc_core::{Heap, Kind};
+    /// # use gc_core::raw::Kind;
+    /// # use gc_core::Heap;
     /// let heap = Heap::builder().build()?;
     /// let mutator = heap.attach()?;
     /// let string = heap.kind(Kind::leaf_uninit("string"))?;
@@ -275,7 +276,8 @@ impl Kind {
     /// when their targets die, so for those kinds this says nothing.
     ///
     /// ```
-    /// # use gc_core::{Encoding, Heap, Kind};
+    /// # use gc_core::raw::{Encoding, Kind};
+    /// # use gc_core::Heap;
     /// let heap = Heap::builder().build()?;
     /// let mutator = heap.attach()?;
     /// let pair = heap.kind(Kind::words_at("pair", &[0, 1], Encoding::RAW).immutable())?;
@@ -310,7 +312,8 @@ impl Kind {
     /// stops once more in a cycle in which much dies.
     ///
     /// ```
-    /// # use gc_core::{Encoding, Heap, Kind};
+    /// # use gc_core::raw::{Encoding, Kind};
+    /// # use gc_core::Heap;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let heap = Heap::builder().build()?;
     /// let tracker = heap.kind(Kind::weak("tracker", 0, Encoding::RAW, 0).long())?;
@@ -333,7 +336,8 @@ impl Kind {
     /// It does not look into cells of this kind.
     ///
     /// ```
-    /// # use gc_core::{Encoding, Heap, Kind, Tracer};
+    /// # use gc_core::raw::{Encoding, Kind, Tracer};
+    /// # use gc_core::Heap;
     /// /// A count, and as many edges. What lies above it was popped.
     /// unsafe fn stack(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     ///     // SAFETY: a cell has a word at least; the count is no more than its words.
@@ -396,7 +400,7 @@ impl Kind {
 /// Why a kind was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindError {
-    /// The heap has as many kinds already as its reserve allows: [`MAX_KINDS`] from a reserve of 1
+    /// The heap has as many kinds already as its reserve allows: 65,536 from a reserve of 1
     /// GiB on.
     TooMany,
     /// The system refused memory for the table of kinds.
@@ -684,6 +688,7 @@ impl Kinds {
     }
 
     /// The kind's name, for reports. Mallocs.
+    #[cfg(any(test, feature = "internals"))]
     pub(crate) fn name(&self, kind: KindId) -> Option<String> {
         self.given(kind).map(|k| k.name.clone())
     }

@@ -10,7 +10,7 @@
 //! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
 //! use std::io::Read;
 //! # use gc_preempt::{FrameRule, stackmap::StackMaps};
-//! # use gc_core::Encoding;
+//! # use gc_core::raw::Encoding;
 //!
 //! #[derive(Trace, Default)]
 //! struct Node {
@@ -57,9 +57,9 @@
 //! |---|---|---|---|
 //! | for | a runtime's own structures, natives, an AST interpreter | its hot paths | a VM with tagged words, a JIT |
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
-//! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`] |
+//! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`](crate::raw::Kind) |
 //! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_raw`]: a bump | [`Mutator::alloc_at`], or five instructions of your own |
-//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_raw`] | any word that the kind names, in any [`Encoding`] |
+//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_raw`] | any word that the kind names, in any [`Encoding`](crate::raw::Encoding) |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
 //! All three share one heap, and a cell of one may lead to a cell of another.
@@ -76,19 +76,19 @@
 //!
 //! # Kinds: what the collector knows of a cell
 //!
-//! A cell has no header. Its block knows its size and its [`Kind`]: a leaf, edges at fixed words,
-//! an array of edges from some word on, edges that a function reports, words of which any may be a
-//! pointer, weak words, or ephemerons. So an object of two pointers takes 16 bytes. The derive
-//! makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`], [`WeakArray`],
-//! [`Ephemeron`] and the tables of [`WeakMap`] are shapes of their own.
+//! A cell has no header. Its block knows its size and its [`Kind`](crate::raw::Kind): a leaf, edges
+//! at fixed words, an array of edges from some word on, edges that a function reports, words of
+//! which any may be a pointer, weak words, or ephemerons. So an object of two pointers takes 16
+//! bytes. The derive makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`],
+//! [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] are shapes of their own.
 //!
 //! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a
 //! thread may be stopped between an allocation and the stores that follow, so what the collector
-//! finds half made must be harmless (only in leaves nothing can be found, and [`Kind::leaf_uninit`]
-//! is not cleared). A kind whose function depends on content (a tag, a length) has that written
-//! first. And **an edge is one aligned word at a fixed place**: markers read it while others write
-//! it. Hence no edges in enums, options or vectors; a table that grows is a field to an array,
-//! replaced by one store.
+//! finds half made must be harmless (only in leaves nothing can be found, and
+//! [`Kind::leaf_uninit`](crate::raw::Kind::leaf_uninit) is not cleared). A kind whose function
+//! depends on content (a tag, a length) has that written first. And **an edge is one aligned word
+//! at a fixed place**: markers read it while others write it. Hence no edges in enums, options or
+//! vectors; a table that grows is a field to an array, replaced by one store.
 //!
 //! # Roots: where it looks
 //!
@@ -97,9 +97,9 @@
 //! | registers, vectors, the innermost frame of each thread | word by word: any word that names a cell, or the inside of one, keeps it |
 //! | frames of registered code at a call | by its stack map, exactly |
 //! | frames of native code (Rust, C) | word by word |
-//! | handles of open scopes, [`Root`], [`RawRoot`] | exactly |
-//! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to a limit that is valid at every instruction |
-//! | a [`RootCallback`] | as it reports; it may read only what mutators change inside [`no_preempt`](Mutator::no_preempt) |
+//! | handles of open scopes, [`Root`], [`RawRoot`](crate::raw::RawRoot) | exactly |
+//! | a declared [`RootRange`](crate::raw::RootRange): an interpreter's own stack | exactly, up to a limit that is valid at every instruction |
+//! | a [`RootCallback`](crate::raw::RootCallback) | as it reports; it may read only what mutators change inside [`no_preempt`](Mutator::no_preempt) |
 //!
 //! Word by word costs precision, never soundness: a stale word may keep something too long. Nowhere
 //! else does it look: not in malloc's memory, not in statics, not in thread-locals.
@@ -107,7 +107,7 @@
 //! # Barriers: what a store costs
 //!
 //! An edge of a published cell is changed through the write barrier ([`Field::set`],
-//! [`Mutator::write`], or the unit that [`barrier`] names for machine code): while marking goes on
+//! [`Mutator::write`], or the unit that [`jit`] names for machine code): while marking goes on
 //! beside the program, it keeps the old value, so that the snapshot from which marking began stays
 //! whole. Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy`
 //! and `qsort` must never touch edges. A weak word is loaded by a unit of its own
@@ -143,7 +143,8 @@
 //! a file, a box) waits for [`Mutator::drop_dead_values`] once its cell is dead; weak references to
 //! it are null by then, and so are its own fields, and what these led to may have been freed. The
 //! raw tier's finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all
-//! that it leads to; weak references to it are null, too, unless their kind is [`Kind::long`].
+//! that it leads to; weak references to it are null, too, unless their kind is
+//! [`Kind::long`](crate::raw::Kind::long).
 //!
 //! # Queues and stale words
 //! A word that a compiler has left on a stack or in a register may name a node that a queue has
@@ -176,22 +177,21 @@
 //!
 //! # Young collections
 //!
-//! A cell of a kind that is [`immutable`](Kind::immutable) leads to older cells only, and for ever
-//! to the same. So once a collection has found it alive, the next ones need not look at it: they
-//! take it for alive, and free what was allocated since and is dead. That is a *young* collection.
-//! It is done of itself where most of the heap's cells with edges are of such kinds and most of
-//! what is allocated dies young, and when what has died and is old takes half of the room to grow,
-//! a whole collection follows ([`HeapBuilder::young_collections`], [`Heap::collect_young`]).
-//! Nothing moves, and stores cost what they cost: all old cells of other kinds are looked at each
-//! time.
+//! A cell of a kind that is [`immutable`](crate::raw::Kind::immutable) leads to older cells only,
+//! and for ever to the same. So once a collection has found it alive, the next ones need not look
+//! at it: they take it for alive, and free what was allocated since and is dead. That is a *young*
+//! collection. It is done of itself where most of the heap's cells with edges are of such kinds and
+//! most of what is allocated dies young, and when what has died and is old takes half of the room
+//! to grow, a whole collection follows ([`HeapBuilder::young_collections`],
+//! [`Heap::collect_young`]). Nothing moves, and stores cost what they cost: all old cells of other
+//! kinds are looked at each time.
 //!
 //! # To read on
 //!
 //! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a
-//! worker pool, a foreign call. Then the modules: [`kind`] and [`encoding`] say what a cell and a
-//! word mean, [`mark`] has what a trace function reports to, [`barrier`] is what JITs call, and
-//! [`mutator::record`] is what they find at fixed offsets. In the source, `heap/` holds memory and
-//! answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
+//! worker pool, a foreign call. Then the modules: [`raw`] has what a virtual machine with cells of
+//! its own needs, and [`jit`] what machine code finds and calls. In the source, `heap/` holds
+//! memory and answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
 //! `collector/` is the collector.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
@@ -201,36 +201,28 @@ compile_error!(
 
 extern crate self as gc_core; // what the derives name
 
-// The heap's own rooms take addresses and promises at their word. Harnesses and benches see them by
-// a feature that is not for users.
-#[cfg(not(feature = "internals"))]
 mod alloc;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod alloc;
 mod api;
-pub mod barrier;
+mod barrier;
 mod cgroup;
 mod collector;
 mod config;
 mod dying;
-pub mod encoding;
+mod encoding;
 mod error;
 mod fault;
 mod finalize;
 mod follow;
-#[cfg(not(feature = "internals"))]
 mod heap;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub mod heap;
-pub mod kind;
+pub mod jit;
+mod kind;
 mod limits;
-pub mod mark;
+mod mark;
 mod marked;
 mod memory;
-pub mod mutator;
+mod mutator;
 mod pacer;
+pub mod raw;
 mod roots;
 mod satb_log;
 mod stacks;
@@ -240,10 +232,6 @@ mod tracer;
 mod verify;
 mod weak;
 
-pub use alloc::Run;
-#[cfg(feature = "internals")]
-#[doc(hidden)]
-pub use alloc::{LocalAllocator, Refill};
 pub use api::array::{Array, Bytes};
 pub use api::attach::AttachError;
 pub use api::builder::{BuildError, HeapBuilder};
@@ -253,26 +241,32 @@ pub use api::gc::{Gc, keep_alive};
 pub use api::heap::Heap;
 pub use api::local::{Local, Scope};
 pub use api::mutator::Mutator;
-pub use api::root::{RawRoot, RootCallback, RootRange};
 pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
-pub use encoding::Encoding;
-pub use error::{AllocError, SiteError, SpaceError};
+pub use error::{AllocError, SpaceError};
 pub use gc_derive::{Leaf, Trace};
 /// What [`StopTimes`] consists of.
 pub use hdrhistogram::Histogram;
+pub use heap::POISON;
+pub use memory::MapError;
+pub use stats::{CollectionStats, HeapStats, StopTimes};
+
+/// The heap's own parts, for this workspace's harness and benches. They trust the addresses that
+/// they are given, and change without notice.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
-pub use heap::ColdPages;
-pub use heap::{Cell, MAX_SMALL, POISON, Site};
-pub use kind::{Kind, KindError, KindId, TraceFn};
-pub use memory::MapError;
-pub use mutator::record::Context;
-pub use roots::RootVisitor;
-pub use stats::{CollectionStats, HeapStats, StopTimes};
-pub use tracer::Tracer;
+pub mod internals {
+    pub use crate::alloc::{LocalAllocator, Refill, bump};
+    pub use crate::heap::{
+        ColdPages, GRANULE, LargeReservation, LargeStep, MAX_RESERVE, MIN_RESERVE, PAGE, Space,
+        SpaceConfig,
+    };
+    pub use crate::mark::{MarkQueue, Marker};
+    pub use crate::marked::Marked;
+    pub use crate::weak::WeakWork;
+}
 
 #[cfg(all(test, feature = "faults"))]
 #[global_allocator]

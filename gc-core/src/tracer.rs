@@ -65,7 +65,7 @@ impl Tracer<'_> {
 
     /// Every word of a range of **addresses**, in bytes, from the first word's to one past the last
     /// word's: edges where `encoding` says so. (Not numbers of words, as
-    /// [`Kind::words_at`](crate::Kind::words_at) takes them.)
+    /// [`Kind::words_at`](crate::raw::Kind::words_at) takes them.)
     ///
     /// # Safety
     /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees

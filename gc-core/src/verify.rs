@@ -25,7 +25,7 @@
 //! that names the first byte of a cell which this collection is about to free, in one of the kind's
 //! encodings. Such a word was not reported, and it dangles in a moment. Data that looks like an
 //! address is no false alarm unless it is the very address of a cell that dies now; and a word that
-//! has ceased to be an edge is null by the contract of [`TraceFn`](crate::TraceFn).
+//! has ceased to be an edge is null by the contract of [`TraceFn`](crate::raw::TraceFn).
 //!
 //! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
 

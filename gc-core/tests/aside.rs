@@ -8,7 +8,8 @@ use common::{
     Kinds, bare_exit, check_list, cons, garbage, hazard, kinds, list, sit_idle,
     until_its_bare_exit, wipe_stack,
 };
-use gc_core::{Field, Heap, Kind, Mutator, RawRoot, Trace};
+use gc_core::raw::{Kind, RawRoot};
+use gc_core::{Field, Heap, Mutator, Trace};
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};

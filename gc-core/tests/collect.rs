@@ -3,7 +3,8 @@
 mod common;
 
 use common::{cell, check_list, cons, garbage, hazard, heap, kinds, list, wipe_stack};
-use gc_core::{AllocError, AttachError, BuildError, Encoding, Heap, Kind, Young};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{AllocError, AttachError, BuildError, Heap, Young};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 

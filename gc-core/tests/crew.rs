@@ -4,7 +4,8 @@
 mod common;
 
 use common::{Kinds, hazard, kinds};
-use gc_core::{Heap, Mutator, RawRoot};
+use gc_core::raw::RawRoot;
+use gc_core::{Heap, Mutator};
 
 fn heap(markers: u32) -> (Heap, Kinds) {
     let heap = Heap::builder().reserve(1 << 30).markers(markers);

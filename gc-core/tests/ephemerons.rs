@@ -4,7 +4,8 @@
 mod common;
 
 use common::{garbage, hazard, heap, wipe_stack};
-use gc_core::{Bytes, Encoding, Field, Heap, Kind, Local, Mutator, Root, Scope, Trace, WeakMap};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{Bytes, Field, Heap, Local, Mutator, Root, Scope, Trace, WeakMap};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 #[derive(Trace, Default)]

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{hazard, in_a_child};
-use gc_core::{AllocError, Bytes, Encoding, Field, Heap, Kind, Leaf, Mutator, SiteError, Trace};
+use gc_core::raw::{Encoding, Kind, SiteError};
+use gc_core::{AllocError, Bytes, Field, Heap, Leaf, Mutator, Trace};
 use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;

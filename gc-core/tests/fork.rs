@@ -18,7 +18,7 @@ fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
     drop(root(heap, m, k));
 }
 
-fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::RawRoot> {
+fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::raw::RawRoot> {
     // SAFETY: on the stack.
     unsafe { heap.raw_root(common::cell(list(m, k, 5))) }
 }

@@ -11,7 +11,7 @@ use common::step::{
     Outcome, Over, Record, TARGET, instructions, meets_target, on_step, stepping, that,
 };
 use common::{hazard, heap, is_child, run_child};
-use gc_core::barrier;
+use gc_core::jit;
 use gc_preempt::RootSink;
 use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -172,7 +172,7 @@ fn marking_begins(wait: Wait) {
         record.reset(0);
         Ok(())
     };
-    let n = stop_in_a_handler_at_each(&m, wait, barrier::store_address(), unit, || {
+    let n = stop_in_a_handler_at_each(&m, wait, jit::store_address(), unit, || {
         snapshot.store(slot.load(Relaxed), Relaxed);
         record.marking().store(1, Relaxed);
         Stop::First
@@ -200,7 +200,7 @@ fn marking_ends(wait: Wait) {
         record.reset(0);
         Ok(())
     };
-    let n = stop_in_a_handler_at_each(&m, wait, barrier::load_weak_address(), unit, || {
+    let n = stop_in_a_handler_at_each(&m, wait, jit::load_weak_address(), unit, || {
         if !record.logged(OLD) {
             dead.store(true, Relaxed);
             slot.store(0, Relaxed);

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{check_list, cons, garbage, hazard, heap, list, wipe_stack};
-use gc_core::{Encoding, Heap};
+use gc_core::Heap;
+use gc_core::raw::Encoding;
 use gc_preempt::faults::planted;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
@@ -236,7 +237,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
                     }
                 });
                 let m = heap.attach().unwrap();
-                let leaf = heap.kind(gc_core::Kind::leaf("page")).unwrap();
+                let leaf = heap.kind(gc_core::raw::Kind::leaf("page")).unwrap();
                 allocates.store(true, SeqCst);
                 // The system takes longer for the memory than the thread for all else, so that the
                 // first stops meet it there.

@@ -5,7 +5,8 @@ mod common;
 
 use common::step::Record;
 use common::{Kinds, cell, cons, hazard, hazard_with, heap, kinds, list, wipe_stack};
-use gc_core::{Encoding, Heap, Kind, KindId, Leaf, Mutator};
+use gc_core::raw::{Encoding, Kind, KindId};
+use gc_core::{Heap, Leaf, Mutator};
 use std::sync::atomic::Ordering::Acquire;
 
 const N: usize = 30_000;

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::{backed, hazard, hazard_given, in_a_child, kinds};
-use gc_core::{AllocError, Heap, Kind, Leaf};
+use gc_core::raw::Kind;
+use gc_core::{AllocError, Heap, Leaf};
 
 fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
     let limit = libc::rlimit {
@@ -288,7 +289,7 @@ fn h68_what_idle_threads_have_ready_is_not_missed_at_the_limit() {
 }
 
 /// A heap of 64 MiB of which one cell in 512 is left, and its roots.
-fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::RawRoot>) {
+fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::raw::RawRoot>) {
     let heap = builder.reserve(256 << 20).build().unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
@@ -438,7 +439,7 @@ fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
 
 /// Collections while a program whose alive bytes are 16 MiB allocates so many more, with time for
 /// the collector.
-fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::RawRoot>) {
+fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::raw::RawRoot>) {
     const CELL: usize = 64 << 10;
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();

@@ -8,8 +8,9 @@
 mod common;
 
 use common::{hazard, wipe_stack};
-use gc_core::mark::Tracer;
-use gc_core::{Encoding, Heap, HeapBuilder, Kind, KindId, Mutator, RawRoot};
+use gc_core::raw::Tracer;
+use gc_core::raw::{Encoding, Kind, KindId, RawRoot};
+use gc_core::{Heap, HeapBuilder, Mutator};
 use std::ptr::NonNull;
 
 const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);

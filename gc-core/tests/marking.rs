@@ -13,7 +13,8 @@ use common::{
     Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child, lingering,
     until, until_its_bare_exit, wipe_stack,
 };
-use gc_core::{Bytes, Field, Heap, Mutator, RawRoot, Trace};
+use gc_core::raw::RawRoot;
+use gc_core::{Bytes, Field, Heap, Mutator, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use common::{backed, hazard, kinds, resident, sit_idle};
-use gc_core::{AllocError, Encoding, Heap, Kind};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{AllocError, Heap};
 
 #[test]
 fn a_heap_that_became_small_gives_its_memory_back_without_being_asked() {
@@ -123,7 +124,7 @@ fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
 
 /// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that
 /// the process had before.
-fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::RawRoot>, usize) {
+fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
     const CELL: usize = 4096;
     let before = resident();
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();

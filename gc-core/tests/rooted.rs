@@ -4,7 +4,8 @@
 mod common;
 
 use common::{hazard, hazard_given, in_a_child, resident};
-use gc_core::{Encoding, Field, Heap, Root, Trace};
+use gc_core::raw::Encoding;
+use gc_core::{Field, Heap, Root, Trace};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};

@@ -7,10 +7,12 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use common::hazard;
-use gc_core::alloc::bump;
-use gc_core::heap::{Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker, WeakWork};
-use gc_core::{Encoding, Heap, Kind, KindId, LocalAllocator, Mutator, Refill};
+use gc_core::internals::bump;
+use gc_core::internals::{LocalAllocator, Refill};
+use gc_core::internals::{MarkQueue, Marker, WeakWork};
+use gc_core::internals::{Space, SpaceConfig};
+use gc_core::raw::{Encoding, Kind, KindId};
+use gc_core::{Heap, Mutator};
 
 /// Sites, of which each takes 8 KiB for its run at first: not so many that a collection is due.
 const N: usize = 400;

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use common::hazard;
 use gc_core::AllocError;
-use gc_core::alloc::bump;
-use gc_core::heap::{LargeStep, MAX_SMALL, MIN_RESERVE, Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker, WeakWork};
-use gc_core::{Encoding, Kind, KindId, LocalAllocator, Refill};
+use gc_core::internals::bump;
+use gc_core::internals::{LargeStep, MIN_RESERVE, Space, SpaceConfig};
+use gc_core::internals::{LocalAllocator, Refill};
+use gc_core::internals::{MarkQueue, Marker, WeakWork};
+use gc_core::raw::MAX_SMALL;
+use gc_core::raw::{Encoding, Kind, KindId};
 
 fn space(reserve: u64) -> Space {
     // A world reads which faults are planted; nothing here is stopped by it.

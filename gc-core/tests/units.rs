@@ -11,7 +11,7 @@ use common::step::{
     until_a_stop_is_pending,
 };
 use common::{check_list, garbage, hazard, heap};
-use gc_core::{Heap, barrier};
+use gc_core::{Heap, jit};
 use gc_preempt::Stopped;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -93,7 +93,7 @@ fn h25_marking_that_begins_at_any_instruction_of_a_store_loses_nothing() {
                     record.reset(0);
                     Ok(())
                 };
-                let n = stop_at_each(&heap, barrier::store_address(), unit, |_| {
+                let n = stop_at_each(&heap, jit::store_address(), unit, |_| {
                     snapshot.store(slot.load(Relaxed), Relaxed);
                     record.marking().store(1, Relaxed);
                 });
@@ -137,7 +137,7 @@ fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothi
                 record.reset(0);
                 Ok(())
             };
-            let n = stop_at_each(&heap, barrier::load_weak_address(), unit, |stopped| {
+            let n = stop_at_each(&heap, jit::load_weak_address(), unit, |stopped| {
                 if marking == 0 {
                     // Stop 1: a scan finds what is in rax, where the result is.
                     let rax = |m: gc_preempt::StoppedMutator<'_>| m.snapshot().registers.gpr[0];

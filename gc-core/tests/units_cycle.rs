@@ -11,7 +11,8 @@ use common::step::{
     Over, Record, TARGET, instructions, meets_target, on_step, stepping, until_a_stop_is_pending,
 };
 use common::{Kinds, cell, cons, garbage, hazard, lingering, until, wipe_stack};
-use gc_core::{Heap, Mutator, RawRoot, barrier};
+use gc_core::raw::RawRoot;
+use gc_core::{Heap, Mutator, jit};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -45,7 +46,7 @@ extern "C" fn wait_at_target(
 }
 
 /// A cell with a root.
-fn rooted(m: &Mutator, kind: gc_core::KindId) -> RawRoot {
+fn rooted(m: &Mutator, kind: gc_core::raw::KindId) -> RawRoot {
     // SAFETY: on the stack until it has a root.
     unsafe { m.raw_root(m.alloc(kind, 16).unwrap()).unwrap() }
 }
@@ -92,7 +93,7 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
             // SAFETY: a word of a live cell.
             let unit = || unsafe { m.write(slot, 0) };
             on_step(wait_at_target, &[libc::SIGURG]);
-            let ((), offsets) = instructions(barrier::store_address(), unit);
+            let ((), offsets) = instructions(jit::store_address(), unit);
             assert!(offsets.len() >= 4, "{offsets:?}");
             let (hidden, over) = (AtomicUsize::new(0), AtomicBool::new(false));
             // 1: the cycle is over; 2: what it had to keep is lost.
@@ -119,7 +120,7 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
                         hidden.store(hide(&heap, k, slot), Relaxed);
                         wipe_stack();
                         outcome.store(0, Relaxed);
-                        TARGET.store(barrier::store_address() + offset, Relaxed);
+                        TARGET.store(jit::store_address() + offset, Relaxed);
                         stepping(unit);
                         until(|| outcome.load(SeqCst) != 0);
                         assert_eq!(
@@ -165,7 +166,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
                 // The instructions that are met then: the flag is set by hand, for once.
                 record.reset(at_its_end.into());
                 on_step(wait_at_target, &[libc::SIGURG]);
-                let (_, offsets) = instructions(barrier::load_weak_address(), unit);
+                let (_, offsets) = instructions(jit::load_weak_address(), unit);
                 record.reset(0);
                 let (mut met, mut cleared, mut kept) = (0, 0, 0);
                 for (offset, _) in offsets
@@ -182,7 +183,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
                         });
                         FLAG.store(std::ptr::from_ref(record.marking()) as usize, Relaxed);
                     }
-                    TARGET.store(barrier::load_weak_address() + offset, Relaxed);
+                    TARGET.store(jit::load_weak_address() + offset, Relaxed);
                     let got = stepping(unit);
                     // One that found the flag down again took the other way.
                     let missed = TARGET.swap(0, Relaxed) != 0;

@@ -4,7 +4,8 @@
 mod common;
 
 use common::{check_list, cons, is_child, list, run_child};
-use gc_core::{Encoding, Heap, Kind, KindId, Mutator, WeakMap};
+use gc_core::raw::{Encoding, Kind, KindId};
+use gc_core::{Heap, Mutator, WeakMap};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -236,7 +237,7 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
 }
 
 /// Reports the first word and leaves the second one out.
-unsafe fn forgetful(cell: *const u8, _: usize, tracer: &mut gc_core::Tracer<'_>) {
+unsafe fn forgetful(cell: *const u8, _: usize, tracer: &mut gc_core::raw::Tracer<'_>) {
     let cell = cell as usize;
     // SAFETY: a word of the cell.
     unsafe { tracer.edges(cell..cell + 8, Encoding::RAW) };

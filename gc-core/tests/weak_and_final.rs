@@ -4,7 +4,8 @@
 mod common;
 
 use common::{Kinds, cell, check_list, cons, garbage, hazard, heap, list, wipe_stack};
-use gc_core::{Encoding, Heap, Kind, Mutator};
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{Heap, Mutator};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a

@@ -6,7 +6,8 @@ mod common;
 use common::{
     Kinds, check_list, garbage, hazard, hazard_given, is_child, kinds, run_child, wipe_stack,
 };
-use gc_core::{Encoding, Heap, Kind, KindId, Mutator, Young};
+use gc_core::raw::{Encoding, Kind, KindId};
+use gc_core::{Heap, Mutator, Young};
 
 const WORD: usize = size_of::<usize>();
 

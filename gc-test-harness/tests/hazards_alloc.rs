@@ -16,7 +16,9 @@ mod common;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 
 use common::hazard;
-use gc_core::{Encoding, Heap, Kind, Mutator, Run};
+use gc_core::jit::Run;
+use gc_core::raw::{Encoding, Kind};
+use gc_core::{Heap, Mutator};
 
 /// `fn(run, cells) -> head`: a list of 16-byte cells, each with the next one and its number. Zero
 /// if the run is too short.
@@ -95,7 +97,7 @@ fn wipe_stack() {
 
 /// Cells that are garbage at once, each with an edge and a number.
 #[inline(never)]
-fn garbage(mutator: &Mutator, site: gc_core::Site, cells: usize) {
+fn garbage(mutator: &Mutator, site: gc_core::raw::Site, cells: usize) {
     let mut last = 0;
     for _ in 0..cells {
         // SAFETY: two words, as the kind says; the last cell is on the stack.

@@ -80,7 +80,7 @@ fn trace(input: &DeriveInput) -> Result<Tokens, Error> {
         // compiler check.
         #[automatically_derived]
         unsafe impl #impl_generics ::gc_core::Trace for #name #type_generics #where_clause {
-            const TRACE: ::core::option::Option<::gc_core::kind::TraceFn> = {
+            const TRACE: ::core::option::Option<::gc_core::raw::TraceFn> = {
                 #(#checks)*
                 ::core::option::Option::None
             };

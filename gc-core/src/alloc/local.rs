@@ -65,8 +65,9 @@ impl Default for Listed {
 }
 /// One mutator's runs, one a site, in mapped memory that the stopped collector reads.
 ///
-/// They must be given back with [`Space::retire`]. Where they are dropped without that, no list has
-/// their spans, and the heap never uses these again.
+/// They must be given back with [`LocalAllocator::retire`](crate::alloc::LocalAllocator::retire).
+/// Where they are dropped without that, no list has their spans, and the heap never uses these
+/// again.
 pub struct LocalAllocator {
     pub(super) runs: Table<Run>,
     pub(super) own: Table<Own>,
@@ -101,7 +102,7 @@ impl LocalAllocator {
         unsafe { (*self.own.at(site)).span }
     }
 
-    /// The array that machine code indexes with [`Site::index`].
+    /// The array that machine code indexes with [`Site::index`](crate::raw::Site::index).
     pub fn as_mut_ptr(&self) -> *mut Run {
         self.runs.at(0)
     }

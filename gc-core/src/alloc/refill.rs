@@ -197,7 +197,7 @@ fn look_ahead(space: &Space, own: &mut Own, class: &'static Class) {
 
 /// Makes the free cells whose bits in the bitmap word `word` of the mutator's span are `bits`
 /// the mutator's, the first of them its run; how many. In the same order as
-/// [`install`](Self::install), for the same reasons.
+/// `install`, for the same reasons.
 fn install_gaps(
     space: &Space,
     run: &mut Run,

@@ -15,10 +15,11 @@
 //! Who may give it back:
 //!
 //! * the mutator itself, where it comes by anyway: some sites at each refill, all of them before it
-//!   waits ([`Space::review_piece`]);
+//!   waits ([`LocalAllocator::review_piece`](crate::alloc::LocalAllocator::review_piece));
 //! * in stop 1, the collector, for a mutator that is inside `blocking`, where it is in no
-//!   allocation: half of the list at a time ([`Space::review_idle`]), so that the stop does at most
-//!   some half more than it would without;
+//!   allocation: half of the list at a time
+//!   ([`LocalAllocator::review_idle`](crate::alloc::LocalAllocator::review_idle)), so that the stop
+//!   does at most some half more than it would without;
 //! * nobody else: a mutator that stands elsewhere may be in the middle of the fast path, whose
 //!   first rule is that its runs do not change.
 //!
@@ -161,7 +162,8 @@ impl LocalAllocator {
         sites
     }
 
-    /// Gives back the run, the gaps and the span of one site. As for [`Space::retire_sites`].
+    /// Gives back the run, the gaps and the span of one site. As for
+    /// [`LocalAllocator::retire_sites`](crate::alloc::LocalAllocator::retire_sites).
     fn give_run_back(&self, space: &Space, site: usize) {
         let tails = self.retire_tail(space, site);
         if space.collect_every.is_some() {

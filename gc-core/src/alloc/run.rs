@@ -3,7 +3,7 @@
 use crate::heap::{ColdPages, Site};
 
 /// A stretch of free cells that one mutator owns, zeroed unless their kind is
-/// [`leaf_uninit`](crate::Kind::leaf_uninit). Machine code bumps `cursor` inline.
+/// [`leaf_uninit`](crate::raw::Kind::leaf_uninit). Machine code bumps `cursor` inline.
 ///
 /// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room
 /// for nothing.
@@ -25,8 +25,9 @@ pub enum Refill {
     /// The bounded piece ended without a find: leave `no_preempt`, come again.
     Again,
     /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have
-    /// it backed where no stop waits for it ([`Space::back_taken`]; or do not: then it is when it
-    /// is first touched, and a stop waits until the kernel has cleared it), come again.
+    /// it backed where no stop waits for it ([`Space::back_taken`](crate::heap::Space::back_taken);
+    /// or do not: then it is when it is first touched, and a stop waits until the kernel has
+    /// cleared it), come again.
     Cold(ColdPages),
 }
 /// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so,

@@ -16,7 +16,7 @@ use crate::kind::KindId;
 
 impl Mutator {
     /// A zeroed cell of at least `bytes` bytes; not zeroed, if its kind is
-    /// [`leaf_uninit`](crate::Kind::leaf_uninit).
+    /// [`leaf_uninit`](crate::raw::Kind::leaf_uninit).
     ///
     /// # Errors
     /// [`AllocError`], after a collection has been tried; inside `no_preempt`, at once.

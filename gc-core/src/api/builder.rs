@@ -187,8 +187,8 @@ impl HeapBuilder {
     /// and is the address of no other cell. A request that fills a size class takes the next one:
     /// 32 bytes take 48, 40 take 48 as ever. Were the end of one cell the beginning of another,
     /// each true reference to the second would keep the first, and all that it leads to. The end is
-    /// that of the bytes asked for: code that writes to the end of the size class ([`Site::size`](crate::Site::size))
-    /// asks for as many.
+    /// that of the bytes asked for: code that writes to the end of the size class
+    /// ([`Site::size`](crate::raw::Site::size)) asks for as many.
     ///
     /// A runtime that knows which of its cells such loops run over leaves this off, and asks for a
     /// byte more for those.
@@ -231,12 +231,13 @@ impl HeapBuilder {
     /// and stacks and registers are none.
     ///
     /// By default that is so until the fast tier is used for the first time
-    /// ([`Mutator::alloc_raw`](crate::Mutator::alloc_raw), [`Mutator::alloc`](crate::Mutator::alloc), [`Heap::site`], a `Gc` made of a handle,
-    /// machine code, ...): a heap that is used by scopes alone names all it holds, and no stale
-    /// word of a stack keeps anything. From then on stacks are scanned conservatively. `true`: they
-    /// never are; to allocate by the fast tier is an error
-    /// ([`SiteError::FastTier`](crate::SiteError::FastTier)), and a `Gc` of this heap lives only
-    /// while something else keeps it. `false`: they are from the start.
+    /// ([`Mutator::alloc_raw`](crate::Mutator::alloc_raw),
+    /// [`Mutator::alloc`](crate::Mutator::alloc), [`Heap::site`], a `Gc` made of a handle, machine
+    /// code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a
+    /// stack keeps anything. From then on stacks are scanned conservatively. `true`: they never
+    /// are; to allocate by the fast tier is an error
+    /// ([`SiteError::FastTier`](crate::raw::SiteError::FastTier)), and a `Gc` of this heap lives
+    /// only while something else keeps it. `false`: they are from the start.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -260,8 +261,8 @@ impl HeapBuilder {
     /// Whether a collection that is due may be a *young* one: it takes what earlier ones found
     /// alive for alive, without looking, and frees only what is dead of what was allocated since
     /// the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
-    /// [immutable](crate::Kind::immutable) kinds, and as long as most of what is allocated dies
-    /// young.
+    /// [immutable](crate::raw::Kind::immutable) kinds, and as long as most of what is allocated
+    /// dies young.
     ///
     /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look
     /// at all cells. In the environment `URGE_YOUNG` is `0`, `1` or, for stress, `always`. A heap

@@ -22,9 +22,9 @@ use crate::thread::Thread;
 /// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its
 /// collector's thread and unmaps it.
 ///
-/// [`Mutator`](crate::Mutator)s, [`RawRoot`](crate::RawRoot)s and the other guards keep the heap alive. The last handle may go
-/// anywhere: where its thread may not wait for the collector's, as inside
-/// [`no_preempt`](crate::Mutator::no_preempt), that ends by itself a little later.
+/// [`Mutator`](crate::Mutator)s, [`RawRoot`](crate::raw::RawRoot)s and the other guards keep the
+/// heap alive. The last handle may go anywhere: where its thread may not wait for the collector's,
+/// as inside [`no_preempt`](crate::Mutator::no_preempt), that ends by itself a little later.
 ///
 /// ```
 /// # use gc_core::Heap;
@@ -141,7 +141,7 @@ impl Heap {
     ///
     /// # Errors
     /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site: above
-    /// [`MAX_SMALL`](crate::MAX_SMALL) bytes, or of as many with
+    /// [`MAX_SMALL`](crate::raw::MAX_SMALL) bytes, or of as many with
     /// [`past_the_end`](crate::HeapBuilder::past_the_end).
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.shared().stacks.use_fast_tier()?;
@@ -174,8 +174,8 @@ impl Heap {
 
     /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must
     /// keep to what [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch
-    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not among
-    /// [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
+    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not
+    /// among [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
     /// [`Stopped::aside`](gc_preempt::Stopped::aside).
     ///
     /// # Errors
@@ -211,7 +211,8 @@ impl Heap {
     /// zero. `f` is bound as in [`with_stopped`](Self::with_stopped).
     ///
     /// ```
-    /// use gc_core::{Heap, Kind};
+    /// use gc_core::raw::Kind;
+    /// use gc_core::Heap;
     ///
     /// let heap = Heap::builder().build()?;
     /// let leaf = heap.kind(Kind::leaf("leaf"))?;
@@ -249,7 +250,8 @@ impl Heap {
         })
     }
 
-    /// How many finalizable cells died and wait for [`Mutator::next_finalizer`](crate::Mutator::next_finalizer).
+    /// How many finalizable cells died and wait for
+    /// [`Mutator::next_finalizer`](crate::Mutator::next_finalizer).
     pub fn finalizers_waiting(&self) -> u64 {
         self.shared().finalizers.waiting()
     }

@@ -61,19 +61,19 @@ impl Mutator {
         self.record().thread()
     }
 
-    /// This mutator's record, for machine code: see [`Context`] and [`barrier`].
+    /// This mutator's record, for machine code: see [`jit`](crate::jit).
     #[inline]
     pub fn context(&self) -> *const Context {
         self.heap.shared().stacks.are_used();
         self.context.as_ptr()
     }
 
-    /// The runs, indexed by [`Site::index`](crate::Site::index), for machine code that allocates inline. The address is
-    /// constant while the thread is attached.
+    /// The runs, indexed by [`Site::index`](crate::raw::Site::index), for machine code that
+    /// allocates inline. The address is constant while the thread is attached.
     ///
-    /// Machine code loads `cursor`, adds the site's [`size`](crate::Site::size), compares with `limit`,
-    /// and stores the new cursor before the first word of the cell. It registers these instructions
-    /// as a restart range.
+    /// Machine code loads `cursor`, adds the site's [`size`](crate::raw::Site::size), compares with
+    /// `limit`, and stores the new cursor before the first word of the cell. It registers these
+    /// instructions as a restart range.
     #[inline]
     pub fn runs(&self) -> *mut Run {
         self.heap.shared().stacks.are_used();

@@ -30,8 +30,8 @@ use crate::kind::{Kind, TraceFn};
 /// }
 /// ```
 ///
-/// Each member is a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives `Trace` itself, or a
-/// [`Leaf`].
+/// Each member is a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives
+/// `Trace` itself, or a [`Leaf`].
 ///
 /// # Safety
 /// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every
@@ -44,7 +44,7 @@ use crate::kind::{Kind, TraceFn};
 )]
 pub unsafe trait Trace: Sized + Send + Sync + 'static {
     /// For types whose edges depend on their content: a function that reports them, as for
-    /// [`Kind::traced`](crate::Kind::traced). A type that has one must not need `Drop`.
+    /// [`Kind::traced`](crate::raw::Kind::traced). A type that has one must not need `Drop`.
     const TRACE: Option<TraceFn> = None;
 
     /// Calls `edge` with the byte offset of every edge.
@@ -91,8 +91,8 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
 /// ```
 ///
 /// # Safety
-/// No [`Field`](crate::Field) lies in a value of the type: not in itself, and nowhere that is moved or changed
-/// with it.
+/// No [`Field`](crate::Field) lies in a value of the type: not in itself, and nowhere that is moved
+/// or changed with it.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap like this",
     label = "not known to be free of edges",
@@ -128,7 +128,7 @@ pub(crate) use made_by_the_heap;
 /// # use gc_core::{Heap, Trace};
 /// struct Own(u64);
 /// unsafe impl Trace for Own {
-///     const TRACE: Option<gc_core::kind::TraceFn> = Some(|_, _, _| ());
+///     const TRACE: Option<gc_core::raw::TraceFn> = Some(|_, _, _| ());
 ///     fn edges(_: &mut impl FnMut(usize)) {}
 /// }
 /// #[derive(Trace)]
@@ -150,7 +150,7 @@ pub(crate) use made_by_the_heap;
 /// # use gc_core::{Heap, Trace};
 /// struct Own(String);
 /// unsafe impl Trace for Own {
-///     const TRACE: Option<gc_core::kind::TraceFn> = Some(|_, _, _| ());
+///     const TRACE: Option<gc_core::raw::TraceFn> = Some(|_, _, _| ());
 ///     fn edges(_: &mut impl FnMut(usize)) {}
 /// }
 /// let heap = Heap::builder().build().unwrap();

@@ -32,9 +32,10 @@ impl Mutator {
         unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
     }
 
-    /// Changes a pair of a published ephemeron cell ([`Kind::ephemeron`](crate::Kind::ephemeron)):
-    /// enters one, replaces one by another, or, with the kind's `cleared` and 0, removes one. The
-    /// old value is logged like any overwritten edge.
+    /// Changes a pair of a published ephemeron cell
+    /// ([`Kind::ephemeron`](crate::raw::Kind::ephemeron)): enters one, replaces one by another, or,
+    /// with the kind's `cleared` and 0, removes one. The old value is logged like any overwritten
+    /// edge.
     ///
     /// Not to be stopped in the middle: a collection that found the old key with the new value
     /// would clear both if the old key were dead. Other threads that read the pair meanwhile may

@@ -374,7 +374,8 @@ mod tests {
     use super::*;
     use crate::mark::Marker;
     use crate::mutator::record::Context;
-    use crate::{Encoding, Heap, Kind, KindId, Mutator};
+    use crate::raw::{Encoding, Kind, KindId};
+    use crate::{Heap, Mutator};
 
     const CELLS: u64 = 3000;
 

@@ -1,14 +1,14 @@
 //! How much was handed out to mutators since the bitmaps swapped last: what pacing goes by.
 //!
 //! One count for all would be written at each refill, every 8 KiB, by every mutator, and read at
-//! each one, too: a cache line that travels from processor to processor twice a refill. In
-//! `gclab trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the
-//! two processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come
-//! to something; no time is saved that could be told from the noise where there are two of them
-//! (1.305 s without and 1.29 s with, medians of six pairs), but it would grow with each one more.
-//! What is not reported yet is at most a 1,024th of what may be allocated until the next goal, all
-//! mutators together ([`Space::foresee`]); in small heaps, nothing. Both stops of a cycle have all
-//! of it reported.
+//! each one, too: a cache line that travels from processor to processor twice a refill. In `gclab
+//! trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the two
+//! processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come to
+//! something; no time is saved that could be told from the noise where there are two of them (1.305
+//! s without and 1.29 s with, medians of six pairs), but it would grow with each one more. What is
+//! not reported yet is at most a 1,024th of what may be allocated until the next goal, all mutators
+//! together ([`Space::foresee`](crate::heap::Space::foresee)); in small heaps, nothing. Both stops
+//! of a cycle have all of it reported.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 

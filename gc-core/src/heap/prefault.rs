@@ -5,13 +5,15 @@
 //! growing heap, up to 4.8 ms of a median of 20 us, met such faults. (That machine gives free
 //! memory back to its host, and most of the time is the host's; see `gclab warm`. The kernel's own
 //! is 0.1 ms.) So the collector stays a little ahead of the place up to which pages have ever been
-//! taken. A mutator that comes too close says so ([`Space::must_tell`]), and goes on.
+//! taken. A mutator that comes too close says so
+//! ([`Space::must_tell`](crate::heap::Space::must_tell)), and goes on.
 //!
 //! # Should the collector be late
 //! It marks, say, or the memory has been given back to the system. Then the mutator that takes the
-//! first pages of a chunk has it backed itself ([`Space::back_taken`]): all at once and inside
-//! `blocking`, where no stop waits for it, before it touches any of it. One who takes others
-//! meanwhile waits for that, instead of having the kernel clear a second page in vain.
+//! first pages of a chunk has it backed itself
+//! ([`Space::back_taken`](crate::heap::Space::back_taken)): all at once and inside `blocking`,
+//! where no stop waits for it, before it touches any of it. One who takes others meanwhile waits
+//! for that, instead of having the kernel clear a second page in vain.
 //!
 //! `gclab mark 64 --concurrent`, memory as it comes, five pairs of runs in alternation with the
 //! build before: p99 of a cycle's longest pause 33 66 93 201 4,297 us before, 51 57 61 63 77 after.

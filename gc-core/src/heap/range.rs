@@ -10,7 +10,7 @@ use crate::memory::MapError;
 use crate::memory::os::{Map, Table};
 
 /// The address range and the tables that cover it. All of them are reservations: what is below the
-/// end of [`Spans`] can be written, and so can the tables' parts that tell of it.
+/// end of `Spans` can be written, and so can the tables' parts that tell of it.
 pub(super) struct Range {
     pub(super) memory: Map,
     pub(super) base: usize,
@@ -18,7 +18,8 @@ pub(super) struct Range {
     pub(super) records: Records,
     pub(super) dirty: Dirty,
     pub(super) bits: [Bitmap; 2],
-    /// A byte for each page of the bitmaps: see [`Space::note_bits`].
+    /// A byte for each page of the bitmaps: see
+    /// [`Space::note_bits`](crate::heap::Space::note_bits).
     pub(super) noted_bits: Table<AtomicU8>,
     /// A byte a chunk: has the system been asked to back it since it was given back last, and by
     /// small pages alone?

@@ -1,5 +1,5 @@
 //! Gives free memory back to the system, in the background: first the whole 2 MiB pages that the
-//! system maps as one, then what is free between cells in others, as far as it is [`LEAST_PART`]
+//! system maps as one, then what is free between cells in others, as far as it is `LEAST_PART`
 //! long. Such a page is split first
 //! ([`Map::split_huge_page`](crate::memory::os::Map::split_huge_page)), or nothing would be free
 //! for other programs. And the system is told to map small pages there, until all of it is free or

@@ -270,6 +270,7 @@ impl Space {
     }
 
     /// The name of a kind, for reports. Mallocs: outside `no_preempt`.
+    #[cfg(any(test, feature = "internals"))]
     pub fn kind_name(&self, kind: KindId) -> Option<String> {
         self.kinds.name(kind)
     }
@@ -418,6 +419,7 @@ impl Space {
 
     /// Is the cell with this first byte allocated? False for addresses outside the heap.
     #[inline]
+    #[cfg(any(test, feature = "internals"))]
     pub fn is_allocated(&self, base: usize) -> bool {
         self.offset(base)
             .is_some_and(|offset| self.allocated_bits().test(offset))

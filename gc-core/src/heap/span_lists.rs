@@ -5,12 +5,13 @@
 //! could free nothing; who sweeps it finds it empty and gives it back, or puts it where it belongs.
 //!
 //! A heap may have tens of thousands of sites, so the stop does not move their spans: it counts the
-//! swap ([`Swaps`]), and who takes a site's lock next moves them ([`Space::lists`], which is the
-//! only way to the lists). So this holds for whoever has the lock: a span is in `partial` or `full`
-//! only if it was put there after the last swap, and in `old` only if it was put there after the
-//! last swap that was whole. The sweep looks at each site between two swaps. Should a site miss
-//! some, it is moved once for all of them: what is in `partial` and `full`, and if any of them was
-//! whole, in `old`; nobody has put a span into a list in between.
+//! swap ([`Swaps`]), and who takes a site's lock next moves them
+//! ([`Space::lists`](crate::heap::Space::lists), which is the only way to the lists). So this holds
+//! for whoever has the lock: a span is in `partial` or `full` only if it was put there after the
+//! last swap, and in `old` only if it was put there after the last swap that was whole. The sweep
+//! looks at each site between two swaps. Should a site miss some, it is moved once for all of them:
+//! what is in `partial` and `full`, and if any of them was whole, in `old`; nobody has put a span
+//! into a list in between.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -29,7 +30,7 @@ pub struct Site {
     pub(crate) size: u32,
 }
 impl Site {
-    /// The index of this site's [`Run`] in a mutator's array.
+    /// The index of this site's [`Run`](crate::jit::Run) in a mutator's array.
     pub const fn index(self) -> usize {
         self.index as usize
     }
@@ -168,7 +169,7 @@ impl SpanLists {
 pub(crate) struct Entry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
-    /// See [`Space::lists`].
+    /// See [`Space::lists`](crate::heap::Space::lists).
     pub(super) lists: Mutex<SpanLists>,
 }
 

@@ -14,8 +14,9 @@
 //! # How much
 //! Twice what it claimed before, up to such a page: who allocates little holds little. And all
 //! mutators together no more than a 16th of what the heap uses, nor a 32nd of what the hard limit
-//! leaves. At the end of each collection all claims go back ([`Space::give_back_reserve`]), before whoever
-//! waits for memory tries again, and the next ones are half as long: an idle mutator keeps nothing.
+//! leaves. At the end of each collection all claims go back
+//! ([`Space::give_back_reserve`](crate::heap::Space::give_back_reserve)), before whoever waits for
+//! memory tries again, and the next ones are half as long: an idle mutator keeps nothing.
 //!
 //! # Who owns it
 //! A claimed stretch is in use, and its pages have no words: nothing resolves there. It is one

@@ -12,11 +12,11 @@ use crate::kind::{KindId, Tag};
 use crate::tracer::WORD;
 use crate::weak::{Tie, Wait};
 
-/// As [`load`], for a word that may name a cell which was made while marking is on, if its mark is
+/// As `load`, for a word that may name a cell which was made while marking is on, if its mark is
 /// to be looked at.
 ///
 /// # Safety
-/// As [`load`].
+/// As `load`.
 #[inline(always)]
 unsafe fn load_published(address: usize) -> usize {
     // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release,

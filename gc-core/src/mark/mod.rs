@@ -58,14 +58,7 @@ mod termination;
 mod work_item;
 pub(crate) mod workers;
 
-#[doc(hidden)]
-pub use crate::marked::Marked;
-pub use crate::tracer::Tracer;
-#[doc(hidden)]
-pub use crate::weak::WeakWork;
-#[doc(hidden)]
 pub use marker::Marker;
-#[doc(hidden)]
 pub use queue::MarkQueue;
 pub(crate) use queue::kept_bytes;
 

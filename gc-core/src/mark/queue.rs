@@ -100,7 +100,7 @@ pub struct MarkQueue {
     flagged: AtomicBool,
     /// How often a cell did not fit, for reports and tests.
     overflows: AtomicU64,
-    /// Bytes of large cells that were followed since [`MarkQueue::take_large`](crate::MarkQueue::take_large).
+    /// Bytes of large cells that were followed since `MarkQueue::take_large`.
     large: CachePadded<AtomicU64>,
     /// What helper threads look at.
     pub(super) board: Board,
@@ -167,6 +167,7 @@ impl MarkQueue {
     }
 
     /// How many marked cells did not fit so far. Each was followed all the same.
+    #[cfg(any(test, feature = "internals"))]
     pub fn overflows(&self) -> u64 {
         self.overflows.load(Ordering::Relaxed)
     }

@@ -7,11 +7,13 @@ use proptest::prelude::*;
 
 use super::steps::{CELLS, EDGES};
 use super::work_item::{Entry, PART};
-use super::{MarkQueue, Marked, Marker, Tracer, old};
+use super::{MarkQueue, Marker, old};
 use crate::encoding::Encoding;
 use crate::heap::tests::Toy;
 use crate::heap::{MAX_RESERVE, MAX_SMALL, PAGE, SpaceConfig};
 use crate::kind::{Kind, KindId};
+use crate::marked::Marked;
+use crate::tracer::Tracer;
 use crate::tracer::WORD;
 
 const BOXED: Encoding = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);

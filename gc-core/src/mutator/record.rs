@@ -29,7 +29,7 @@ use crate::weak::{JUDGING, Load, MARKING, judge_load};
 pub struct Context {
     /// The mutator's runs, indexed by site.
     runs: *mut Run,
-    /// Not zero while stores are logged: [`MARKING`](crate::weak::MARKING), or while what died is
+    /// Not zero while stores are logged: [`MARKING`], or while what died is
     /// being cleared, more. Changed by the collector while this mutator is stopped, so a unit reads
     /// it once.
     pub(crate) marking: AtomicU32,

@@ -213,7 +213,8 @@ fn bits_of(id: TypeId) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Encoding, Heap, Kind};
+    use crate::Heap;
+    use crate::raw::{Encoding, Kind};
 
     fn heap() -> Heap {
         Heap::builder().reserve(1 << 28).build().unwrap()

@@ -10,14 +10,14 @@
 //! So a stop costs a bounded number of words, whatever dies. All words to one dead target are
 //! cleared at the same moment, as far as any mutator can see: were one left, an intern table would
 //! hand out a string that another one has already made anew. Either no mutator runs until all are
-//! cleared, or mutators run with [`Context::marking`](crate::mutator::record::Context) at [`JUDGING`] or
-//! [`JUDGING_LONG`], and the weak load's unit gives what `clear_piece` will leave in the word. (ZGC
-//! does it like this, and calls it *resurrection blocked*.)
+//! cleared, or mutators run with [`Context::marking`](crate::mutator::record::Context) at
+//! [`JUDGING`] or [`JUDGING_LONG`], and the weak load's unit gives what `clear_piece` will leave in
+//! the word. (ZGC does it like this, and calls it *resurrection blocked*.)
 //!
 //! # Two stages
 //! A word is *short* as a rule: it is cleared before finalizable cells are queued and marked with
 //! all they lead to ([`Stage::Short`]). So no short word leads to a cell whose finalizer has been
-//! handed out. A word of a kind that is [`long`](crate::Kind::long) is judged after that
+//! handed out. A word of a kind that is [`long`](crate::raw::Kind::long) is judged after that
 //! ([`Stage::All`]), with what marking has met since: tables that only a finalizable cell leads to.
 //! Between the two, while mutators run, a long word may lead to a cell that is not marked and will
 //! be: the load logs it, which marks it.

@@ -213,7 +213,7 @@ impl WeakWork {
 
     /// Beside the mutators, once marking has run out of work, by one thread: finds the weak words
     /// and the ephemerons that will have to be cleared, among those met since the last call. What
-    /// is marked stays marked, so [`WeakWork::clear_dying`] need not look at the others again.
+    /// is marked stays marked, so `WeakWork::clear_dying` need not look at the others again.
     pub fn select_dying(&self, space: &Space) {
         self.look_at_met(space, usize::MAX, |tie| self.note(space, tie));
     }
@@ -254,6 +254,7 @@ impl WeakWork {
     /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and
     /// every ephemeron whose key is not. Gives their number. When more has been marked since, it
     /// may be called again, for what was met meanwhile.
+    #[cfg(any(test, feature = "internals"))]
     pub fn clear_dying(&self, space: &Space) -> u64 {
         self.clear_piece(space, Stage::All, usize::MAX).cleared
     }
@@ -418,9 +419,9 @@ impl WeakWork {
             || self.met_len.load(Ordering::Relaxed) > self.met.capacity()
     }
 
-    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value
-    /// null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether it did.
-    /// Mutators may store another word meanwhile: that stays.
+    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's
+    /// value null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether
+    /// it did. Mutators may store another word meanwhile: that stays.
     fn clear(&self, space: &Space, tie: Tie, always: bool) -> bool {
         let descriptor = space.kinds.get(tie.kind());
         let slot = tie.slot() as *const AtomicUsize;

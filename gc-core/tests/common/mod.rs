@@ -14,7 +14,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use gc_core::{Encoding, Heap, HeapBuilder, Kind, KindId, Mutator};
+use gc_core::raw::{Encoding, Kind, KindId};
+use gc_core::{Heap, HeapBuilder, Mutator};
 use gc_preempt::StrictAllocator;
 
 // ---- the allocator ------------------------------------------------------------------------------

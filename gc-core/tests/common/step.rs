@@ -1,8 +1,9 @@
 //! Single-stepping a thread by its own trap flag, and a mutator's record as the documented offsets
 //! show it.
 
-use gc_core::mutator::record::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
-use gc_core::{Context, Mutator};
+use gc_core::Mutator;
+use gc_core::jit::Context;
+use gc_core::jit::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 

@@ -1,7 +1,8 @@
 //! The heap's own rooms believe what they are told. With the feature that opens them to harnesses, the only door to them is unsafe.
-use gc_core::heap::{Cell, Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker, WeakWork};
-use gc_core::Kind;
+use gc_core::internals::{Space, SpaceConfig};
+use gc_core::raw::Cell;
+use gc_core::internals::{MarkQueue, Marker, WeakWork};
+use gc_core::raw::Kind;
 
 fn main() {
     let space = Space::bare(SpaceConfig::default()).unwrap();

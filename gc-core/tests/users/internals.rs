@@ -2,5 +2,6 @@
 use gc_core::alloc::bump;
 use gc_core::heap::{Cell, Space};
 use gc_core::{Refill, LocalAllocator};
+use gc_core::internals::Marker;
 
 fn main() {}

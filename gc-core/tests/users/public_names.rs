@@ -1,8 +1,8 @@
 //! What the documentation names, by the paths that it names: a kind with a trace function, what
 //! machine code needs, what reports give.
-use gc_core::kind::TraceFn;
-use gc_core::mark::Tracer;
-use gc_core::{Cell, Encoding, Heap, Kind, MAX_SMALL, Run, Site, barrier, context};
+use gc_core::jit::Run;
+use gc_core::raw::{Cell, Encoding, Kind, MAX_SMALL, Site, TraceFn, Tracer};
+use gc_core::{Heap, jit};
 
 unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     let cell = cell as usize;
@@ -19,7 +19,7 @@ fn main() {
     let mutator = heap.attach().unwrap();
     // SAFETY: the mutator's own array, which has a run for each site.
     let run: Run = unsafe { mutator.runs().add(site.index()).read() };
-    let context: *const gc_core::Context = mutator.context();
-    println!("{run:?} {context:p} {}", context::CONTEXT_MARKING + barrier::store_address());
+    let context: *const gc_core::jit::Context = mutator.context();
+    println!("{run:?} {context:p} {}", jit::CONTEXT_MARKING + jit::store_address());
     mutator.blocking(|| heap.for_each_cell(|_: Cell| ()).is_ok());
 }

@@ -8,7 +8,9 @@
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, types};
-use gc_core::{Encoding, Heap, Kind, KindError, Mutator, Run, Site};
+use gc_core::jit::Run;
+use gc_core::raw::{Encoding, Kind, KindError, Site};
+use gc_core::{Heap, Mutator};
 
 use super::codegen::{Arena, Code, CodegenError};
 use super::loops::{NODE_NEXT, NODE_VALUE, params_of};

@@ -30,7 +30,8 @@ use cranelift_jit::{
     ArenaMemoryProvider, BranchProtection, JITBuilder, JITMemoryKind, JITMemoryProvider, JITModule,
 };
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
-use gc_core::{Encoding, Heap};
+use gc_core::Heap;
+use gc_core::raw::Encoding;
 use gc_preempt::World;
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};

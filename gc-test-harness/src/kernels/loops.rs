@@ -380,7 +380,7 @@ mod tests {
         let mut arena = Arena::new().expect("an arena");
         let loops = Loops::compile(&mut arena).expect("compiles");
         let before: Vec<Vec<u8>> = loops.code.iter().map(|c| c.bytes().to_vec()).collect();
-        let register = |code: &Code| code.register_with(&heap, gc_core::Encoding::RAW);
+        let register = |code: &Code| code.register_with(&heap, gc_core::raw::Encoding::RAW);
         let _guards: Vec<_> = loops.code.iter().map(register).collect();
         std::thread::scope(|scope| {
             let counting = scope.spawn(|| {

@@ -11,7 +11,8 @@ use std::ffi::c_void;
 use std::fmt;
 
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, types};
-use gc_core::{Encoding, Heap, Mutator, Site};
+use gc_core::raw::{Encoding, Site};
+use gc_core::{Heap, Mutator};
 
 use super::alloc::node_site;
 use super::codegen::{Arena, Code, CodegenError};

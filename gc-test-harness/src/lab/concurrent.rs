@@ -16,8 +16,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use gc_core::mutator::record::CONTEXT_MARKING;
-use gc_core::{Heap, Mutator, Site};
+use gc_core::jit::CONTEXT_MARKING;
+use gc_core::raw::Site;
+use gc_core::{Heap, Mutator};
 use serde_json::{Value, json};
 
 use super::baselines::signal::{Floor, Wait};

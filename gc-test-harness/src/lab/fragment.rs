@@ -9,7 +9,8 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use gc_core::{AllocError, Encoding, Heap, HeapStats, Kind, KindId, Mutator, RawRoot, Site};
+use gc_core::raw::{Encoding, Kind, KindId, RawRoot, Site};
+use gc_core::{AllocError, Heap, HeapStats, Mutator};
 use serde_json::{Value, json};
 
 use super::random::Random;

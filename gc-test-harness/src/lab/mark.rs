@@ -10,7 +10,8 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use gc_core::{AllocError, Encoding, Heap, HeapBuilder, Kind, Mutator, RawRoot, Site};
+use gc_core::raw::{Encoding, Kind, RawRoot, Site};
+use gc_core::{AllocError, Heap, HeapBuilder, Mutator};
 use serde_json::{Value, json};
 
 use super::baselines::mark::{CELL, LimitMarker, Marking};

@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_utils::CachePadded;
-use gc_core::{Encoding, Heap, Site};
+use gc_core::Heap;
+use gc_core::raw::{Encoding, Site};
 use serde_json::{Value, json};
 
 use super::baselines::signal::{Floor, FloorError, Wait};

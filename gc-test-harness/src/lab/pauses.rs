@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use gc_core::{Heap, RootCallback};
+use gc_core::Heap;
+use gc_core::raw::RootCallback;
 
 use crate::report::Samples;
 

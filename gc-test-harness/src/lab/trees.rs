@@ -16,7 +16,8 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
-use gc_core::{AllocError, Encoding, Heap, Kind, Mutator, Site};
+use gc_core::raw::{Encoding, Kind, Site};
+use gc_core::{AllocError, Heap, Mutator};
 use serde_json::{Value, json};
 
 use super::baselines::heap::{Cells, LimitHeap, Node};

@@ -10,7 +10,8 @@
 
 use super::object::*;
 use super::value::{ADDRESS, REFERENCE};
-use gc_core::{Encoding, Heap, Kind, KindId, Site};
+use gc_core::Heap;
+use gc_core::raw::{Encoding, Kind, KindId, Site};
 use std::sync::Arc;
 
 /// How the collector finds a cell in a boxed word: the value stack, globals, cells' fields and

@@ -5,7 +5,7 @@ use super::isolate::Vm;
 use super::object::*;
 use super::proto::Proto;
 use super::value::Value;
-use gc_core::{KindId, Site};
+use gc_core::raw::{KindId, Site};
 
 /// The makers. Each initialises its cell with plain stores: nothing else refers to it yet.
 impl Vm {

@@ -67,13 +67,13 @@ impl Space {
         self.allocation_count.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes handed out in runs and large objects since [`Space::end_marking`], as far as they are
+    /// Bytes handed out in runs and large objects since `Space::end_marking`, as far as they are
     /// reported.
     pub fn allocated_since(&self) -> u64 {
         self.allocation_count.bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Cells handed out in runs and as large objects since [`Space::end_marking`], less those given
+    /// Cells handed out in runs and as large objects since `Space::end_marking`, less those given
     /// back, as far as they are reported.
     pub fn cells_since(&self) -> i64 {
         self.allocation_count.cells.load(Ordering::Relaxed)

@@ -103,6 +103,7 @@ impl Space {
     }
 
     /// Gives back a reservation that will not be published. Under `no_preempt`.
+    #[cfg(any(test, feature = "internals"))]
     pub fn cancel_large(&self, large: LargeReservation) {
         for distance in 1..large.cleared {
             self.page_table().set(large.first + distance, Page::Free);

@@ -23,6 +23,7 @@ const SITES_PER_PIECE: usize = 256;
 impl Space {
     /// Stop 1, world stopped: from now on refills mark what they hand out. [`Space::ready_to_mark`]
     /// must hold.
+    #[cfg(any(test, feature = "internals"))]
     pub fn begin_marking(&self) {
         self.begin_marking_and(true);
     }
@@ -67,13 +68,14 @@ impl Space {
 
     /// Stop 2, world stopped: the marked cells are now the allocated ones, everything else is free.
     /// O(1).
+    #[cfg(any(test, feature = "internals"))]
     pub fn end_marking(&self) {
         self.swap(false, false);
     }
 
     /// The same, after a collection that was `young` or not; and where `keeps` says so the marks
     /// stay for another. Those of spans that mutators own are to be kept in the same stop, by
-    /// [`Space::keep_owned`].
+    /// `Space::keep_owned`.
     pub(crate) fn swap(&self, young: bool, keeps: bool) {
         self.role.fetch_xor(1, Ordering::Relaxed);
         self.marking.store(false, Ordering::Relaxed);

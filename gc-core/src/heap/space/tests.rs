@@ -17,7 +17,8 @@ use super::*;
 use crate::alloc::{LocalAllocator, Refill, bump};
 use crate::error::AllocError;
 use crate::heap::{CLASS_TABLE, LargeStep};
-use crate::mark::{MarkQueue, Marker, WeakWork};
+use crate::mark::{MarkQueue, Marker};
+use crate::weak::WeakWork;
 
 /// A mutator and a collector in one thread: nothing here needs a real stop.
 pub(crate) struct Toy {
@@ -86,7 +87,7 @@ impl Toy {
         self.try_alloc(kind, bytes, &[]).unwrap()
     }
 
-    pub(crate) fn mark(&mut self, roots: &[usize]) -> crate::mark::Marked {
+    pub(crate) fn mark(&mut self, roots: &[usize]) -> crate::marked::Marked {
         self.weak.begin(&self.space);
         self.space.begin_marking();
         // SAFETY: our own runs.

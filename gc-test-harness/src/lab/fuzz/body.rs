@@ -4,9 +4,10 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use gc_core::heap::{LargeStep, Space, SpaceConfig};
-use gc_core::mark::{MarkQueue, Marker, WeakWork};
-use gc_core::{KindId, LocalAllocator, Refill, alloc};
+use gc_core::internals::{LargeStep, Space, SpaceConfig};
+use gc_core::internals::{LocalAllocator, Refill, bump};
+use gc_core::internals::{MarkQueue, Marker, WeakWork};
+use gc_core::raw::KindId;
 
 use super::choices::Choices;
 use super::counts::Counts;
@@ -81,7 +82,7 @@ impl Toy {
         let site = space.site(kind, bytes).ok()?;
         loop {
             // SAFETY: this thread's own runs, of this space.
-            let cell = unsafe { alloc::bump(runs.as_mut_ptr(), site) };
+            let cell = unsafe { bump(runs.as_mut_ptr(), site) };
             if !cell.is_null() {
                 return Some(cell as usize);
             }

@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use gc_core::mark::Tracer;
-use gc_core::{Encoding, Kind, KindId};
+use gc_core::raw::Tracer;
+use gc_core::raw::{Encoding, Kind, KindId};
 
 use super::choices::Choices;
 
@@ -56,7 +56,7 @@ pub enum Shape {
 /// The edges of [`Shape::Counted`].
 ///
 /// # Safety
-/// As for any [`gc_core::kind::TraceFn`].
+/// As for any [`gc_core::raw::TraceFn`].
 unsafe fn trace_counted(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     // SAFETY: the words of the cell, at least one.
     unsafe {

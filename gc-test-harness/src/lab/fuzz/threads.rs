@@ -20,7 +20,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use gc_core::{Encoding, Heap, Mutator, RawRoot, RootCallback, RootRange};
+use gc_core::raw::{Encoding, RawRoot, RootCallback, RootRange};
+use gc_core::{Heap, Mutator};
 
 use super::choices::Choices;
 use super::counts::{Counts, message};

@@ -35,7 +35,7 @@ fn method_offset(entry: u32) -> i32 {
 struct Predicted {
     id: u32,
     instance_header: u64,
-    site: gc_core::Site,
+    site: gc_core::raw::Site,
     /// `None`: no `init`
     init: Option<*mut Proto>,
 }

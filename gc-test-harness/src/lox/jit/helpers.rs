@@ -146,7 +146,7 @@ fn table() -> [Row; 22] {
         ),
         (
             "store",
-            gc_core::barrier::store_address() as *const u8,
+            gc_core::jit::store_address() as *const u8,
             &[I64, I64],
             false,
         ),

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use gc_core::{Encoding, Heap, Young};
+use gc_core::raw::Encoding;
+use gc_core::{Heap, Young};
 
 use super::graph::{Graph, World};
 use super::{fixed, pairs};

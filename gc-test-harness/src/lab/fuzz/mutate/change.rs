@@ -3,7 +3,8 @@
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
 
-use gc_core::{Encoding, Mutator};
+use gc_core::Mutator;
+use gc_core::raw::Encoding;
 
 use super::graph::{Graph, Number, Parcel, ROOTS, SCRATCH, WORD, new_stamp};
 use crate::lab::fuzz::choices::Choices;

@@ -1,7 +1,7 @@
 //! Cells of immutable kinds: their edges are stored as soon as they are allocated, to cells that
 //! were there before, and stay as they are.
 
-use gc_core::{Encoding, Kind};
+use gc_core::raw::{Encoding, Kind};
 
 use super::graph::{Graph, Number, WORD, encoded};
 use crate::lab::fuzz::choices::Choices;

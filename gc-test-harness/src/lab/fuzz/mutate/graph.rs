@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use gc_core::{Encoding, Heap, KindId, Mutator, RawRoot, RootRange};
+use gc_core::raw::{Encoding, KindId, RawRoot, RootRange};
+use gc_core::{Heap, Mutator};
 
 use crate::lab::fuzz::choices::Choices;
 use crate::lab::fuzz::counts::Counts;

@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
-use gc_core::{Encoding, Kind, Mutator};
+use gc_core::Mutator;
+use gc_core::raw::{Encoding, Kind};
 
 use super::graph::{Graph, Number, ROOTS, SCRATCH, WORD, load};
 use crate::lab::fuzz::choices::Choices;

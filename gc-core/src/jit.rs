@@ -1,0 +1,44 @@
+//! For compilers: what machine code finds at fixed offsets, what it calls, and how it is registered.
+//!
+//! A mutator's record is a [`Context`]; [`Mutator::context`](crate::Mutator::context) gives its
+//! address, which is constant while the thread is attached. Machine code may bake it in or keep it
+//! in a register. It allocates inline from a [`Run`], which
+//! [`Mutator::runs`](crate::Mutator::runs) describes.
+//!
+//! # The write barrier and the weak load
+//! Both units follow the System V convention and may be called from managed code like any C
+//! function:
+//!
+//! | unit | address | rdi | rsi | rdx | result | besides these, clobbers |
+//! |---|---|---|---|---|---|---|
+//! | store | [`store_address`] | `*mut Context` | address of the word | new word | none | rax, rcx, flags |
+//! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax | rcx, flags |
+//!
+//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer
+//! registers they need, but vector registers and r8 to r11 are lost on that path, so a JIT must
+//! treat them as calls.
+//!
+//! A code generator that decides the place of every instruction (an assembler, a template JIT) may
+//! have them inline. With `C` the record:
+//! ```text
+//!     start:  cmp  dword ptr [C + CONTEXT_MARKING], 0
+//!             je   store
+//!             mov  t0, [slot]
+//!             mov  t1, [C + CONTEXT_LOG_CURSOR]
+//!             cmp  t1, [C + CONTEXT_LOG_LIMIT]
+//!             je   full                              ; out of line: call the store unit with the same operands, go to `end`
+//!             mov  [t1], t0
+//!             add  t1, 8
+//!             mov  [C + CONTEXT_LOG_CURSOR], t1
+//!     store:  mov  [slot], value
+//!     end:
+//! ```
+//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be
+//! registered as `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none
+//! of this: call the unit.
+
+pub use crate::alloc::Run;
+pub use crate::barrier::{load_weak_address, store_address};
+pub use crate::mutator::record::{
+    CONTEXT_LOG_CURSOR, CONTEXT_LOG_LIMIT, CONTEXT_MARKING, CONTEXT_RUNS, Context,
+};
