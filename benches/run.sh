@@ -1,9 +1,10 @@
 #!/bin/sh
-# Runs all benches and prints what they measure; wants a quiet machine and an hour. The peers' bench writes
-# RESULTS.md, its plots and this machine's data file on the way. URGE_CLOX=/path/to/clox (craftinginterpreters' c/,
+# Runs all benches and prints what they measure; wants a quiet machine and an hour. It writes this machine's
+# data file, RESULTS.md and its plots on the way. URGE_CLOX=/path/to/clox (craftinginterpreters' c/,
 # built with -O3 -DNDEBUG) adds the Lox peer; src/contenders/mod.rs says what the others need.
 set -eu
 cd "$(dirname "$0")/.."
+export URGE_RESULTS=1
 echo "## Machine"
 date -u +%Y-%m-%d
 grep -m1 'model name' /proc/cpuinfo

@@ -6,7 +6,10 @@
 //! quicker.
 
 use benches::bdwgc::{self, Bdwgc};
-use benches::paired::{Block, Paired};
+use benches::contenders::workshop::EXACT_BDWGC;
+use benches::paired::{Block, Measured, Paired};
+use benches::results::claim::{Beside, Claim, Wanted};
+use benches::results::render::record;
 use benches::{Mode, consume, run_groups, wanted};
 use criterion::{Criterion, Throughput};
 use gc_core::raw::{Encoding, Kind, Site};
@@ -136,6 +139,10 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
         None => println!("{}", bdwgc::MISSING),
     }
     let measured = paired.measure(mode.pick(21, 2));
+    if mode == Mode::Full {
+        let claims = claims(&measured);
+        record(&claims).unwrap_or_else(|why| panic!("{why}"));
+    }
     let after = mutator.heap().stats();
     println!(
         "{}",
@@ -155,6 +162,41 @@ fn table(mutator: &Mutator, site: Site, bdwgc: Option<Bdwgc>, mode: Mode) {
             peer.collections()
         ))
     );
+}
+
+/// The rows of `RESULTS.md`.
+fn claims(measured: &Measured) -> Vec<Claim> {
+    let exact = std::env::var_os("URGE_BENCH_INTERIOR").is_none();
+    let name = if exact { EXACT_BDWGC } else { "bdwgc" };
+    let peer = || Beside::Peer(name.to_owned());
+    let limit = || Beside::Limit("limit program".to_owned());
+    let fast = "allocation of 16 bytes, garbage at once";
+    let safe = "the same in the safe tier, a scope for 64 cells";
+    [
+        (
+            fast,
+            ("alloc_raw", "GC_malloc(16)"),
+            peer(),
+            Wanted::AtLeast(2.0),
+        ),
+        (
+            fast,
+            ("alloc_raw", "limit program"),
+            limit(),
+            Wanted::Nothing,
+        ),
+        (
+            safe,
+            ("safe tier, a scope for 64", "GC_malloc(16)"),
+            peer(),
+            Wanted::Nothing,
+        ),
+    ]
+    .into_iter()
+    .filter_map(|(work, names, beside, wanted)| {
+        Claim::of_times(measured, work, names, beside, wanted)
+    })
+    .collect()
 }
 
 /// Counts what a list of pairs takes: in runs as they are handed out, in cells as the collector

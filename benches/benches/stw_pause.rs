@@ -7,6 +7,9 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use benches::results::claim::{Beside, Claim, Favourable, Ratio, Wanted};
+use benches::results::machine::now;
+use benches::results::render::record;
 use benches::{Mode, wanted};
 use criterion::{BenchmarkId, Criterion};
 use gc_core::Heap;
@@ -39,6 +42,7 @@ fn table(mode: Mode) {
         ..full
     };
     let mut lines = Vec::new();
+    let mut claims = Vec::new();
     for &threads in mode.pick(&THREADS[..], &THREADS[1..2]) {
         let options = Options {
             threads,
@@ -59,6 +63,10 @@ fn table(mode: Mode) {
         ]
         .map(cell);
         lines.push(format!("{threads:>7}{}", cells.concat()));
+        claims.push(claim(threads, options.blocks, &json));
+    }
+    if mode == Mode::Full {
+        record(&claims).unwrap_or_else(|why| panic!("{why}"));
     }
     println!(
         "stw_pause: times the floor's (p99: the median of the blocks' ratios; the floor's spread is its blocks against each other)"
@@ -75,6 +83,29 @@ fn table(mode: Mode) {
         "collect p50"
     );
     println!("{}\n", lines.join("\n"));
+}
+
+/// The row of `RESULTS.md`: the median of the time to stop, over all blocks.
+fn claim(threads: usize, blocks: usize, json: &serde_json::Value) -> Claim {
+    let number = |value: &serde_json::Value| value.as_f64().unwrap_or(f64::NAN);
+    let p50 = number(&json["stop_ratio_p50"]);
+    let figures = ["stop_us", "floor_us"].map(|key| number(&json[key]["p50"]));
+    Claim {
+        work: format!("{threads} threads in poll-free loops"),
+        measure: "time to stop, p50".to_owned(),
+        beside: Beside::Limit("signal floor".to_owned()),
+        figures: Some((figures[0], figures[1], "us".to_owned())),
+        ratio: Ratio {
+            min: p50,
+            p50,
+            p99: p50,
+            max: p50,
+        },
+        favourable: Favourable::Below,
+        wanted: Wanted::AtMost(1.25),
+        turns: blocks,
+        taken: now(),
+    }
 }
 
 /// Time to stop alone, by criterion.

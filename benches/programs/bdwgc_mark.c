@@ -1,4 +1,4 @@
-/* Full markings of a random graph by bdwgc's one marker: MIB; see gclab mark, and src/peers/process.rs for what is read and written.
+/* Full markings of a random graph by bdwgc's one marker: MIB; see gclab mark, and src/contenders/process.rs for what is read and written.
  * cc -O3 bdwgc_mark.c -lgc */
 #include "bdwgc.h"
 

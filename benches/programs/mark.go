@@ -1,4 +1,4 @@
-// Full markings of a random graph in Go: MIB; see gclab mark, and src/peers/process.rs for what is read and written.
+// Full markings of a random graph in Go: MIB; see gclab mark, and src/contenders/process.rs for what is read and written.
 // GOMAXPROCS=1 marks with one marker. What is told is the processor time of marking alone, as the runtime accounts for
 // it: sweeping, which runtime.GC() does as well, is left out.
 package main

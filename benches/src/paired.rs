@@ -210,6 +210,11 @@ impl Measured {
         self
     }
 
+    /// Turns.
+    pub fn turns(&self) -> usize {
+        self.rows.first().map_or(0, |row| row.nanos.len())
+    }
+
     /// The median time a unit of a contender, in nanoseconds.
     pub fn nanos(&self, name: &str) -> Option<f64> {
         self.row(name).map(|row| median(&row.nanos))
@@ -218,7 +223,7 @@ impl Measured {
 
 impl fmt::Display for Measured {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let turns = self.rows.first().map_or(0, |row| row.nanos.len());
+        let turns = self.turns();
         let largest = self.rows.iter().map(|row| median(&row.nanos));
         let (scale, time) = match largest.fold(0.0, f64::max) {
             0.0..1e4 => (1.0, "ns"),

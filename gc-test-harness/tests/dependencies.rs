@@ -1,5 +1,5 @@
-//! The rules of `deny.toml` hold, as far as cargo alone can tell: licences, sources, and one version
-//! of each dependency of the library crates.
+//! The rules of `deny.toml` hold, as far as cargo alone can tell: licences, sources, and one
+//! version of each dependency of the library crates.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -1,10 +1,10 @@
 //! A collection at every single instruction of the allocation's fast path, and what would be lost
 //! without each of the four rules that make it right (H26).
 //!
-//! 1. The collector never changes a stopped mutator's run. 2. At the stop, the unallocated tail of
-//!    every run is marked.
-//! 3. A cell is zero until it is written. 4. The advanced cursor is in memory before the first word
-//!    of the cell is written.
+//! 1. The collector never changes a stopped mutator's run.
+//! 2. At the stop, the unallocated tail of every run is marked.
+//! 3. A cell is zero until it is written.
+//! 4. The advanced cursor is in memory before the first word of the cell is written.
 //!
 //! The sequence is written in assembly, as a compiler of a language would emit it, once right and
 //! once with rule 4 broken. The thread steps through it by the trap flag; after each instruction it

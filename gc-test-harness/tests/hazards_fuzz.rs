@@ -1,5 +1,5 @@
-//! The fuzzer finds what it is for: each fault planted in the scanner or the heap is a wrong answer
-//! to it, and nothing else is.
+//! The fuzzer finds each fault that is planted in the scanner or the heap, and reports none
+//! otherwise.
 //!
 //! Also replays the fuzzing engine's corpora on a stable compiler.
 

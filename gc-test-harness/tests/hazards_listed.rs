@@ -1,5 +1,4 @@
-//! HAZARDS.md tells the truth about names: every test that it lists is there, and every fault is
-//! one that somebody plants.
+//! Every test that HAZARDS.md lists exists, and the code plants every fault that it lists.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Whole collections while threads are where the system is at its meanest: inside malloc, the
-//! loader, stdout's lock, the vDSO and libc's assembly, or of no known module.
+//! Whole collections while threads are in the system's code: inside malloc, the loader, stdout's
+//! lock, the vDSO and libc's assembly, or in code of no known module.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;

@@ -1,7 +1,6 @@
 //! Random Lox programs say the same in both tiers, whatever the collector does meanwhile.
 //!
-//! The programs are those of `gclab fuzz --lox`, which says more about them; this runs the first
-//! ones.
+//! These are the first programs of `gclab fuzz --lox` (`lox::fuzz` describes them).
 
 use std::process::Command;
 

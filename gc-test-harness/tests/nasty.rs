@@ -3,8 +3,8 @@
 //!
 //! Each runs in a child process of its own, one at a time. The child stops the world many times in
 //! alternation with the signal floor, and demands of each stop at most 100 times the floor's
-//! longest in the same run: a bound that says "not hung" on any machine, however slow or busy.
-//! Without signals (the cure taken out) the same children must hang, and do.
+//! longest in the same run: a bound that a stop which does not hang keeps on any machine, however
+//! slow or busy. Without signals, which are the cure here, the same children must hang.
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};

@@ -6,8 +6,9 @@
 //! compute sums that they know, and one thread of Urge calls into both. Every answer must be right,
 //! and every stop end.
 //!
-//! Go comes from `$URGE_GO` or the path, Java from `$JAVA_HOME` or the path; what is missing is
-//! said by name and left out. `URGE_SOAK_STOPS=20000` is the long form, so many stops an order.
+//! Go comes from `$URGE_GO` or the path, Java from `$JAVA_HOME` or the path. The test names a
+//! runtime that is missing, and leaves it out. `URGE_SOAK_STOPS=20000` is the long form, so many
+//! stops an order.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;

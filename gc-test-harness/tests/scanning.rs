@@ -1,10 +1,9 @@
-//! References in the meanest places, in code of Cranelift's and in assembly: each is found, and
-//! none would be without the rule that finds it.
+//! Each place that can hold the only reference to a cell is scanned, in code of Cranelift's and in
+//! assembly. Each has a rule, and the reference is lost without it.
 //!
-//! The words looked for stand nowhere else: a thread that never saw them takes them out of a slot
-//! that no collection scans, and the test itself keeps only their complements. Each hazard's test
-//! runs in a child twice, as it is and with its rule switched off (`URGE_FAULT`), when it has to
-//! fail.
+//! The reference stands in no other place: a thread that never saw it takes it out of a slot that
+//! no collection scans, and the test itself keeps only its complement. Each hazard's test runs in a
+//! child twice: as it is, and with its rule switched off (`URGE_FAULT`), when it has to fail.
 
 #[path = "../../gc-preempt/tests/common/mod.rs"]
 mod common;

@@ -148,8 +148,7 @@ pub fn markers_row(bench: &mut Bench) {
     }
 }
 
-/// What the tables beside the cells take. It is counted, not measured, so one run of each is
-/// enough.
+/// Metadata bytes. They are counted, not measured, so one run of each work is enough.
 pub fn memory_row(bench: &mut Bench) {
     let mib = bench.pick(256, 64, 1);
     for (what, work) in [("graph", "mark json"), ("cache under churn", "churn json")] {
@@ -185,7 +184,7 @@ struct Pauses {
     p50_us: f64,
     p99_us: f64,
     floor_p99_us: f64,
-    /// What stops and help left of the worst window, and of the median.
+    /// Utilisation in the worst window, and in the median one.
     utilisation: [f64; 2],
     /// The program's progress in them.
     progress: [f64; 2],
@@ -237,9 +236,8 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
     })
 }
 
-/// What a graph that is changed takes at most, in times of its objects: the table and free cells
-/// besides, cells that are allocated while it is marked, and what the heap grows by. 4.1 were seen
-/// at 1 GiB.
+/// The most memory that a changing graph takes, in times of its objects: with the table, free cells,
+/// cells that are allocated while it is marked, and the heap's growth.
 const PEAK: u32 = 5;
 
 /// Urge, its heap's memory backed when it is built.
@@ -256,9 +254,9 @@ pub fn pauses_row(bench: &mut Bench) {
     let sizes = bench.pick(&[64, 1024, 4096][..], &[16, 64][..], &[1][..]);
     let mut first: Option<Alternated<Pauses>> = None;
     for &mib in sizes {
-        // A cycle of the largest takes us ten seconds, and Go a minute. The p99 of fewer than a
-        // hundred is their longest, and of more of them a longer one: Go makes as many, or fewer,
-        // which favours it.
+        // Cycles of the largest graph are long, so there are few of them. The p99 of fewer than a
+        // hundred pauses is the longest one, which grows with their number. So Go makes as many
+        // cycles or fewer, which favours it.
         let (cycles, cycles_of_go) = match bench.pick(mib, 16, 1) {
             1 => (5, 5),
             16 => (concurrent::CYCLES, concurrent::CYCLES),

@@ -13,21 +13,21 @@
 //! | `mutators` | the same on two threads over one heap | `gclab trees 20 --mutators 2` |
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
 //! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
-//! | `memory` | bytes of tables beside the cells, over the heap's | `gclab mark 256 --json`, `gclab churn 64 --json` |
-//! | `pauses` | the longest pause of a cycle while the graph is changed, and what is left of 10 ms windows | `gclab mark 64 --concurrent`, `1024`, `4096` |
+//! | `memory` | metadata bytes over the heap's | `gclab mark 256 --json`, `gclab churn 64 --json` |
+//! | `pauses` | the longest pause of a cycle while the graph is changed, and utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
 //! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
 //! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |
 //!
-//! In `trees`, `mutators` and `churn` whole processes are timed from start to end; all must print
-//! the same. Java's start of some 50 ms is in that, and so are the processors that Go's collector
-//! takes beside the program. All run as they come; bdwgc runs a second time as near to Urge as it
-//! can be set (`bdwgc, exact sizes`).
+//! `trees`, `mutators` and `churn` time whole processes from start to end, which must all print the
+//! same. That includes Java's start and the processors that Go's collector takes beside the program.
+//! Each peer runs as it is installed; bdwgc runs a second time as near to Urge as it can be set
+//! (`bdwgc, exact sizes`).
 //!
-//! Before each process as much memory is touched and given back as it will need, so that none waits
-//! for a virtual machine's host to find some (`gclab warm` says more); but not before the runs
-//! whose stops are measured, which wait for quiet instead ([`bench::settle`]). Each row's results
-//! are written when it has ended.
+//! Before each process the bench touches as much memory as the process will need and gives it back,
+//! so that no contender waits for the memory of a virtual machine's host (`gclab warm`). Runs whose
+//! stops are measured wait for quiet instead ([`bench::settle`]). The bench writes the results of a
+//! row when the row has ended.
 
 mod bench;
 mod graphs;

@@ -5,7 +5,8 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-use crate::paired::Spread;
+use super::machine;
+use crate::paired::{Measured, Spread};
 
 /// What the median of a ratio should be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -146,6 +147,29 @@ pub struct Claim {
 }
 
 impl Claim {
+    /// The time of contender `ours` of a table beside that of contender `theirs`. `None`: one of
+    /// them was not there.
+    pub fn of_times(
+        measured: &Measured,
+        work: &str,
+        (ours, theirs): (&str, &str),
+        beside: Beside,
+        wanted: Wanted,
+    ) -> Option<Claim> {
+        let figures = measured.nanos(ours).zip(measured.nanos(theirs));
+        Some(Claim {
+            work: work.to_owned(),
+            measure: "time".to_owned(),
+            beside,
+            figures: figures.map(|(ours, theirs)| (ours, theirs, "ns".to_owned())),
+            ratio: measured.ratio(theirs, ours)?.into(),
+            favourable: Favourable::Above,
+            wanted,
+            turns: measured.turns(),
+            taken: machine::now(),
+        })
+    }
+
     /// Whether the ratio is as wanted; `None` where nothing is wanted.
     pub fn is_reached(&self) -> Option<bool> {
         self.wanted.is_reached(self.ratio.p50)

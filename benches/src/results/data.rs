@@ -62,16 +62,24 @@ impl Data {
     }
 }
 
-/// The data of this machine: its file's claims, if it has one, and the machine as it is now.
+/// The data of this machine: its file's claims, if it has one, and the machine as it is now. A
+/// machine without peers keeps those of its file.
 ///
 /// # Errors
 /// A sentence: the file is not a data file.
-pub fn of(machine: Machine) -> Result<Data, String> {
+pub fn of(mut machine: Machine) -> Result<Data, String> {
     let known = read_all()?;
     let same = known
         .into_iter()
         .find(|data| data.machine.file_name() == machine.file_name());
-    let claims = same.map_or(Vec::new(), |data| data.claims);
+    let mut claims = Vec::new();
+    if let Some(same) = same {
+        claims = same.claims;
+        if machine.peers.is_empty() {
+            machine.peers = same.machine.peers;
+            machine.skipped = same.machine.skipped;
+        }
+    }
     Ok(Data { machine, claims })
 }
 

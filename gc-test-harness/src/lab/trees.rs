@@ -64,7 +64,7 @@ impl fmt::Display for TreesError {
 
 impl std::error::Error for TreesError {}
 
-/// What a line says of.
+/// The trees of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
     /// The first tree, which is only counted.
