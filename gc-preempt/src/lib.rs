@@ -104,6 +104,7 @@ mod handler;
 mod handler_chain;
 mod here;
 mod lifeline;
+mod lock_order;
 mod members;
 mod mutator;
 mod own_stack;

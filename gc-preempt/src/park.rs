@@ -4,6 +4,7 @@
 //! thread-local state that they touch. The lock is the three-state lock of Drepper's "Futexes Are
 //! Tricky".
 
+use crate::lock_order::Class;
 use crate::quiet::KeepErrno;
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -106,6 +107,7 @@ const CONTENDED: u32 = 2;
 /// the stopper may take the lock too.
 pub struct Mutex<T> {
     word: AtomicU32,
+    class: Class,
     value: UnsafeCell<T>,
 }
 
@@ -116,9 +118,11 @@ unsafe impl<T: Send> Send for Mutex<T> {}
 
 impl<T> Mutex<T> {
     /// An unlocked lock.
+    #[track_caller]
     pub const fn new(value: T) -> Self {
         Self {
             word: AtomicU32::new(FREE),
+            class: Class::new(),
             value: UnsafeCell::new(value),
         }
     }
@@ -129,14 +133,12 @@ impl<T> Mutex<T> {
         self.word
             .compare_exchange(FREE, TAKEN, Ordering::Acquire, Ordering::Relaxed)
             .is_ok()
-            .then(|| MutexGuard {
-                lock: self,
-                _value: PhantomData,
-            })
+            .then(|| self.guard())
     }
 
     /// Takes the lock, spinning for a moment, then sleeping.
     pub fn lock(&self) -> MutexGuard<'_, T> {
+        self.class.check();
         for _ in 0..100 {
             if let Some(guard) = self.try_lock() {
                 return guard;
@@ -147,6 +149,12 @@ impl<T> Mutex<T> {
         while self.word.swap(CONTENDED, Ordering::Acquire) != FREE {
             wait(&self.word, CONTENDED, None);
         }
+        self.guard()
+    }
+
+    /// The lock is this thread's.
+    fn guard(&self) -> MutexGuard<'_, T> {
+        self.class.taken();
         MutexGuard {
             lock: self,
             _value: PhantomData,
@@ -154,6 +162,7 @@ impl<T> Mutex<T> {
     }
 
     fn unlock(&self) {
+        self.class.left();
         // Release publishes what was done under the lock to the next Acquire.
         if self.word.swap(FREE, Ordering::Release) == CONTENDED {
             wake(&self.word, 1);

@@ -490,23 +490,20 @@ impl Space {
     /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child
     /// drop them after.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        // No other code takes two of these in another order: what goes back to the system first,
-        // the allocator of pages last.
+        // No other code takes two of these in another order (`gc-preempt/src/lock_order.rs`): the
+        // lock of what goes back to the system comes first, the allocator of pages last. Who has a
+        // chunk backed takes the latter meanwhile.
         let rearranging = self.rearranging.lock();
         let making = self.sites.lock_making();
         let kinds = self.kinds.lock();
         let sites: Vec<_> = (0..self.sites.count())
             .map(|site| self.lists(self.sites.at(site)))
             .collect();
-        (
-            rearranging,
-            making,
-            kinds,
-            sites,
-            self.lock_large(),
-            self.spans.lock(),
-            self.prefault.lock_for_fork(),
-        )
+        let large = self.lock_large();
+        let early = planted("pages-before-backing").then(|| self.spans.lock());
+        let backing = self.prefault.lock_for_fork();
+        let spans = early.unwrap_or_else(|| self.spans.lock());
+        (rearranging, making, kinds, sites, large, backing, spans)
     }
 
     /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over
