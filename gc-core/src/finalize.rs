@@ -38,7 +38,7 @@ use crate::memory::chunked::Chunked;
 
 /// A registration, or a death: the cell and the embedder's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct Registration {
     pub(crate) cell: usize,
     pub(crate) token: usize,
 }
@@ -47,15 +47,15 @@ pub(crate) struct Entry {
 /// for the lock.
 const GAPS_PIECE: usize = 256;
 
-const NONE: Entry = Entry { cell: 0, token: 0 };
+const NONE: Registration = Registration { cell: 0, token: 0 };
 
 /// A heap's finalizers.
 ///
 /// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a
 /// piece. So a thread that holds it is running, and soon done.
 pub(crate) struct Finalizers {
-    registered: Pairs,
-    ready: Pairs,
+    registered: Registrations,
+    ready: Registrations,
     /// Places of registrations whose cells were not marked. The collector's own.
     unmarked: Chunked<AtomicU32>,
     state: Mutex<State>,
@@ -91,10 +91,10 @@ struct State {
     gaps: bool,
 }
 
-/// Pairs of words.
-struct Pairs(Chunked<AtomicUsize>);
+/// Registrations of words.
+struct Registrations(Chunked<AtomicUsize>);
 
-impl Pairs {
+impl Registrations {
     const CHUNK: usize = Chunked::<AtomicUsize>::CHUNK / 2;
 
     fn new(capacity: usize) -> Result<Self, MapError> {
@@ -105,18 +105,18 @@ impl Pairs {
         self.0.capacity() / 2
     }
 
-    fn get(&self, at: usize) -> Entry {
+    fn get(&self, at: usize) -> Registration {
         // Relaxed, here and in `set`: the lock orders everything.
         let [cell, token] =
             [at * 2, at * 2 + 1].map(|word| self.0.get(word).map(|w| w.load(Ordering::Relaxed)));
-        Entry {
+        Registration {
             cell: cell.unwrap_or(0),
             token: token.unwrap_or(0),
         }
     }
 
     /// False: its memory is missing.
-    fn set(&self, at: usize, entry: Entry) -> bool {
+    fn set(&self, at: usize, entry: Registration) -> bool {
         let (Some(cell), Some(token)) = (self.0.get(at * 2), self.0.get(at * 2 + 1)) else {
             return false;
         };
@@ -144,12 +144,12 @@ impl Finalizers {
     pub(crate) fn new(capacity: usize) -> Result<Self, MapError> {
         // Whole chunks: the ring's end is a chunk's end.
         let capacity = capacity
-            .next_multiple_of(Pairs::CHUNK)
-            .min(u32::MAX as usize / 2 / Pairs::CHUNK * Pairs::CHUNK);
+            .next_multiple_of(Registrations::CHUNK)
+            .min(u32::MAX as usize / 2 / Registrations::CHUNK * Registrations::CHUNK);
         Ok(Self {
             // Twice: gaps that deaths leave are closed a moment later.
-            registered: Pairs::new(2 * capacity)?,
-            ready: Pairs::new(capacity)?,
+            registered: Registrations::new(2 * capacity)?,
+            ready: Registrations::new(capacity)?,
             // No fewer: all may die at once.
             unmarked: Chunked::new(2 * capacity)?,
             state: Mutex::new(State::default()),
@@ -158,7 +158,7 @@ impl Finalizers {
     }
 
     /// Registers; `false` if there is no room.
-    pub(crate) fn register(&self, entry: Entry) -> bool {
+    pub(crate) fn register(&self, entry: Registration) -> bool {
         loop {
             match protected(|| self.try_register(entry)) {
                 Attempt::Done => return true,
@@ -173,7 +173,7 @@ impl Finalizers {
         }
     }
 
-    fn try_register(&self, entry: Entry) -> Attempt {
+    fn try_register(&self, entry: Registration) -> Attempt {
         let mut state = self.state.lock();
         if state.registered == self.registered.capacity() {
             return Attempt::Full;
@@ -187,7 +187,7 @@ impl Finalizers {
 
     /// The next death. Under `no_preempt`; what is handed out must be in a register or on the stack
     /// of the calling mutator when that ends.
-    pub(crate) fn next(&self) -> Option<Entry> {
+    pub(crate) fn next(&self) -> Option<Registration> {
         let mut state = self.state.lock();
         if state.taken == state.died {
             return None;
@@ -416,9 +416,9 @@ impl Finalizers {
                 return Some(chunk);
             }
             let capacity = self.ready.capacity();
-            while state.trimmed / Pairs::CHUNK < state.taken / Pairs::CHUNK {
-                let first = state.trimmed / Pairs::CHUNK * Pairs::CHUNK;
-                state.trimmed = first + Pairs::CHUNK;
+            while state.trimmed / Registrations::CHUNK < state.taken / Registrations::CHUNK {
+                let first = state.trimmed / Registrations::CHUNK * Registrations::CHUNK;
+                state.trimmed = first + Registrations::CHUNK;
                 // Else the ring has come round, and the chunk is in use again.
                 if state.dying <= first + capacity
                     && let Some(chunk) = self.ready.0.take_chunk(2 * (first % capacity))
@@ -441,7 +441,7 @@ mod tests {
     use super::*;
 
     fn register(f: &Finalizers, cell: usize) {
-        assert!(f.register(Entry { cell, token: cell }));
+        assert!(f.register(Registration { cell, token: cell }));
     }
 
     /// Judges all, and gives what is to be marked: what was moved, and what was left.
@@ -481,7 +481,7 @@ mod tests {
         for round in 0..3 {
             (1..=n).for_each(|i| register(&f, (round * n + i) * 16));
             if round == 2 {
-                assert!(!f.register(Entry { cell: 16, token: 0 }));
+                assert!(!f.register(Registration { cell: 16, token: 0 }));
             }
             f.begin();
             let [moved, left] = judge(&f, |_| false);
@@ -555,7 +555,7 @@ mod tests {
     #[test]
     fn memory_goes_back_once_a_peak_is_over() {
         let f = Finalizers::new(1 << 20).unwrap();
-        let n = 5 * Pairs::CHUNK;
+        let n = 5 * Registrations::CHUNK;
         let chunks = || [&f.registered.0, &f.ready.0].map(|list| list.chunks());
         for round in 1..=3 {
             (1..=n).for_each(|i| register(&f, i * 16));

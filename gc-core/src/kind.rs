@@ -465,7 +465,7 @@ impl Descriptor {
     }
 
     /// Has it edges, and they never change?
-    pub(crate) fn is_settled(&self) -> bool {
+    pub(crate) fn has_immutable_edges(&self) -> bool {
         self.tag != Tag::Leaf && !self.may_change()
     }
 

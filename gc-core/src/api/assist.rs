@@ -74,7 +74,7 @@ impl Mutator {
             }
             return;
         }
-        if pace.now() < record.respite_until.get() && !pace.is_stressed() {
+        if pace.now() < record.credit_until.get() && !pace.is_stressed() {
             return;
         }
         // Its own time: what the system gives to others meanwhile is no help.
@@ -106,7 +106,7 @@ impl Mutator {
                 if planted("brisk-helpers") {
                     std::thread::sleep(Duration::from_millis(2));
                 }
-                marker.lay_down();
+                marker.publish();
                 pace.help_ends(marker.marked());
                 took += begun.elapsed();
                 dry
@@ -114,9 +114,9 @@ impl Mutator {
         }
         let spent = thread_cpu().saturating_sub(before);
         pace.help_took(spent);
-        let respite = pacer::respite(spent, line.share(used));
+        let assist_credit = pacer::assist_credit(spent, line.share(used));
         let now = pace.now();
-        record.respite_until.set(now + respite);
+        record.credit_until.set(now + assist_credit);
         let mut helped = spent;
         if dry && line.waits(used) {
             self.wait_a_moment(bytes);

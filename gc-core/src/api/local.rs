@@ -30,7 +30,7 @@ use crate::api::trace::{Trace, kind_of};
 use crate::dying::Dying;
 use crate::error::AllocError;
 use crate::fault::planted;
-use crate::finalize::Entry;
+use crate::finalize::Registration;
 use crate::mutator::handles::Chain;
 use crate::mutator::types::{self, Sharing, TypeInfo};
 
@@ -253,7 +253,7 @@ impl Mutator {
     #[cold]
     #[inline(never)]
     fn register_drop<T: Trace>(&self, cell: NonNull<T>) -> Result<(), AllocError> {
-        let entry = Entry {
+        let entry = Registration {
             cell: cell.as_ptr() as usize,
             token: drop_cell::<T> as unsafe fn(&Mutator, *mut u8) as usize,
         };

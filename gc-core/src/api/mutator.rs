@@ -14,7 +14,7 @@ use crate::api::heap::Heap;
 use crate::barrier;
 use crate::error::AllocError;
 use crate::fault::planted;
-use crate::finalize::Entry;
+use crate::finalize::Registration;
 use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
 use crate::mutator::types::TypeCache;
@@ -132,7 +132,7 @@ impl Mutator {
     #[must_use]
     pub unsafe fn register_finalizer(&self, cell: NonNull<u8>, token: usize) -> bool {
         self.heap.shared().stacks.are_used();
-        self.heap.shared().finalizers.register(Entry {
+        self.heap.shared().finalizers.register(Registration {
             cell: cell.as_ptr() as usize,
             token,
         })

@@ -142,7 +142,7 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
         let mut scanner = Scanner::new(&shared.space, &shared.encodings, &mut marker, None);
         scan(shared, context, mutator, &mut scanner);
         scanner.finish();
-        marker.lay_down();
+        marker.publish();
         shared.log.overflow(marker.marked());
     }
     // A unit of the barrier that a handler of the host's has interrupted, and that handler waits:

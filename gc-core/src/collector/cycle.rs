@@ -13,7 +13,7 @@ use super::state::State;
 use super::stress::Stress;
 use crate::mark::Marker;
 use crate::mark::old::Old;
-use crate::mark::workers::Crew;
+use crate::mark::workers::Workers;
 use crate::marked::Marked;
 use crate::pacer::{self, Share};
 use crate::roots::Scanned;
@@ -28,7 +28,7 @@ pub(super) struct Cycle<'h, 'c> {
     pub(super) state: &'h State,
     pub(super) marker: Marker<'h>,
     /// Threads that mark, too.
-    pub(super) crew: &'c mut Crew<'h>,
+    pub(super) workers: &'c mut Workers<'h>,
     pub(super) stopped: Option<Stopped<'h>>,
     pub(super) phase: Phase,
     /// Where the cycle goes on once nothing is grey any more.
@@ -78,24 +78,24 @@ pub(super) struct Cycle<'h, 'c> {
     pub(super) accounts: Option<Accounts>,
     /// Of these, what is linear in sites, as it was before the first stop: for a cycle that does
     /// all in that.
-    pub(super) settled: u64,
+    pub(super) immutable: u64,
 }
 
 /// What the pacer is told in the second stop, and can be found out before it: locks, one for each
 /// site, and system calls.
 pub(super) struct Accounts {
     /// See [`Space::immutable_bytes`](crate::heap::Space::immutable_bytes).
-    pub(super) settled: u64,
+    pub(super) immutable: u64,
     /// See [`Ledger::since_last`](crate::stats::Ledger::since_last).
     pub(super) interval: u64,
     pub(super) cpu: u64,
 }
 
 impl Accounts {
-    pub(super) fn of(state: &State, settled: u64) -> Self {
+    pub(super) fn of(state: &State, immutable: u64) -> Self {
         let (interval, cpu) = state.ledger.since_last();
         Self {
-            settled,
+            immutable,
             interval,
             cpu,
         }
@@ -103,9 +103,9 @@ impl Accounts {
 }
 
 impl<'h, 'c> Cycle<'h, 'c> {
-    pub(super) fn new(state: &'h State, crew: &'c mut Crew<'h>) -> Self {
+    pub(super) fn new(state: &'h State, workers: &'c mut Workers<'h>) -> Self {
         // Mutators are counted when there is more to do than a piece.
-        crew.set_helpers(0, 1000);
+        workers.set_helpers(0, 1000);
         let marker = Marker::new(&state.space, &state.queue, &state.weak);
         let now = Instant::now();
         Self {
@@ -116,7 +116,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             } else {
                 marker.alone()
             },
-            crew,
+            workers,
             stopped: None,
             phase: Phase::Prepare,
             after: Phase::ClearWeak,
@@ -144,7 +144,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             kept: Marked::default(),
             old: Old::default(),
             accounts: None,
-            settled: 0,
+            immutable: 0,
         }
     }
 
@@ -193,7 +193,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.state.drops.begin();
         self.state.queue.take_large_work();
         self.marker.make_ready();
-        self.settled = space.immutable_bytes();
+        self.immutable = space.immutable_bytes();
         let lingers = self.state.requests.linger() && self.state.concurrent;
         self.stress = Stress::new(lingers, self.stats.number);
         Phase::Scan
@@ -240,7 +240,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
             self.share = pacer::share(cores, self.running);
             self.share_until = now + SHARE_FOR;
             let markers = self.state.markers.unwrap_or(self.share.markers);
-            self.crew.set_helpers(markers - 1, self.share.permille);
+            self.workers.set_helpers(markers - 1, self.share.permille);
         }
         if self.share.permille >= 1000 {
             return;
@@ -250,7 +250,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let rest = pacer::rest(busy, elapsed, self.share.permille);
         if rest != 0 {
             // Mutators that are behind find it meanwhile.
-            self.marker.lay_down();
+            self.marker.publish();
             std::thread::sleep(Duration::from_nanos(rest));
         }
     }

@@ -43,20 +43,20 @@ impl Cycle<'_, '_> {
         stats.assist = Duration::from_nanos(help.nanos);
         stats.assist_cells = help.marked.cells;
         stats.bytes_born = born.bytes;
-        let helpers = self.crew.take_work();
+        let helpers = self.workers.take_work();
         stats.markers = 1 + helpers.helpers;
         stats.collector_cpu = Duration::from_nanos(helpers.cpu);
         let external = state.pace.external();
         let accounts = self.accounts.take();
         let Accounts {
-            settled,
+            immutable,
             interval,
             cpu,
-        } = accounts.unwrap_or_else(|| Accounts::of(state, self.settled));
+        } = accounts.unwrap_or_else(|| Accounts::of(state, self.immutable));
         let pauses = (stats.pause_sum + stats.scan).as_nanos() as u64;
         let young_next = state.pace.ended(&pacer::Cycle {
             young: stats.young,
-            settled,
+            immutable,
             begin: stats.begin_bytes,
             live: stats.bytes_live - born.bytes,
             born: born.bytes,

@@ -161,8 +161,8 @@ impl Cycle<'_, '_> {
             self.part_if_long();
         }
         loop {
-            let dry = self.crew.step(&mut self.marker, CELLS_BESIDE);
-            if dry && self.crew.close(&mut self.marker) {
+            let dry = self.workers.step(&mut self.marker, CELLS_BESIDE);
+            if dry && self.workers.close(&mut self.marker) {
                 return;
             }
             self.rest();
@@ -194,7 +194,7 @@ impl Cycle<'_, '_> {
             JUDGING
         });
         // The system may let everybody run but this thread.
-        self.marker.lay_down();
+        self.marker.publish();
         self.resume();
         self.stress.parted();
     }

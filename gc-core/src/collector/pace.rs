@@ -390,7 +390,7 @@ mod tests {
             let cell = unsafe { m.alloc(kind, 16) }.unwrap().as_ptr() as usize;
             marker.cell(shared.space.resolve(cell).unwrap());
         }
-        marker.lay_down();
+        marker.publish();
         pace.line.store(Marking {
             begin: 0,
             goal: 1,

@@ -9,7 +9,7 @@ use super::cycle::Cycle;
 use super::requests::Next;
 use super::state::State;
 use crate::mark::kept_bytes;
-use crate::mark::workers::Crew;
+use crate::mark::workers::Workers;
 use crate::thread::Thread;
 
 /// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's
@@ -61,9 +61,9 @@ fn run(state: &State) {
     state
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
-    // SAFETY: this is the heap's collector, of which there is one at a time; the crew is dropped at
+    // SAFETY: this is the heap's collector, of which there is one at a time; the workers is dropped at
     // the end.
-    let mut crew = unsafe { Crew::new(&state.space, &state.queue, &state.weak) };
+    let mut workers = unsafe { Workers::new(&state.space, &state.queue, &state.weak) };
     let mut surplus = Surplus::default();
     let mut idle = Idle::new(state);
     loop {
@@ -80,7 +80,7 @@ fn run(state: &State) {
             }
             Next::Nothing => {}
             Next::Collection => {
-                Cycle::new(state, &mut crew).run();
+                Cycle::new(state, &mut workers).run();
                 idle.collected();
                 // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and
                 // there is one cycle at a time.

@@ -132,7 +132,7 @@ impl Cycle<'_, '_> {
         if state.concurrent && (!is_small || self.stress.parts_stops() || self.beside.is_some()) {
             state.pace.beside();
             // The system may let everybody run but this thread.
-            self.marker.lay_down();
+            self.marker.publish();
             self.resume();
             return Phase::Mark;
         }

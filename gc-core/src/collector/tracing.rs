@@ -53,17 +53,18 @@ impl Cycle<'_, '_> {
             }
             let roots_left = self.scan_beside();
             self.marker.follow_old(&mut self.old, PIECE_CELLS);
-            let dry =
-                self.crew.step(&mut self.marker, PIECE_CELLS) && !self.old.is_left() && !roots_left;
+            let dry = self.workers.step(&mut self.marker, PIECE_CELLS)
+                && !self.old.is_left()
+                && !roots_left;
             let pace = &self.state.pace;
-            pace.progress(self.marker.marked().cells + self.crew.cells() + self.old.followed());
+            pace.progress(self.marker.marked().cells + self.workers.cells() + self.old.followed());
             if !dry && self.state.queue.has_no_packet() {
                 // So that mutators find something to help with, whoever the system lets run.
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 {
                 self.held = Some(self.state.pace.hold_help());
-                if !self.work_comes_back() && self.crew.close(&mut self.marker) {
+                if !self.work_comes_back() && self.workers.close(&mut self.marker) {
                     self.select();
                     self.account();
                     self.stress.after_tracing();
@@ -87,8 +88,8 @@ impl Cycle<'_, '_> {
 
     /// What the pacer is told is found out before the stop in which it is.
     pub(super) fn account(&mut self) {
-        let settled = self.state.space.immutable_bytes();
-        self.accounts = Some(Accounts::of(self.state, settled));
+        let immutable = self.state.space.immutable_bytes();
+        self.accounts = Some(Accounts::of(self.state, immutable));
     }
 
     /// Waits for mutators that help: what they have in hand they put into the queue in a few

@@ -4,13 +4,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::steps::Core;
-use super::work_item::Entry;
+use super::work_item::WorkItem;
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::heap::GRANULE;
 use crate::kind::{KindId, Tag};
 use crate::tracer::WORD;
-use crate::weak::{Tie, Wait};
+use crate::weak::{Wait, WeakSlot};
 
 /// As `load`, for a word that may name a cell which was made while marking is on, if its mark is
 /// to be looked at.
@@ -39,7 +39,7 @@ impl Core<'_> {
             }
             // Leaves and weak cells, too: following them is looking who waits for them.
             if self.weak.checking() {
-                self.push(Entry::small(offset, kind));
+                self.push(WorkItem::small(offset, kind));
             }
         }
     }
@@ -48,17 +48,17 @@ impl Core<'_> {
     /// this one.
     #[cold]
     #[inline(never)]
-    pub(super) fn wake(&mut self, entry: Entry) {
-        if entry.start() != 0 {
+    pub(super) fn wake(&mut self, item: WorkItem) {
+        if item.start() != 0 {
             return;
         }
-        let (space, weak, key) = (self.space, self.weak, self.base + entry.offset());
-        weak.wake(entry.offset(), |tie| {
-            let encoding = space.kinds.get(tie.kind()).encoding;
-            // SAFETY: ties are made of pairs of marked cells.
+        let (space, weak, key) = (self.space, self.weak, self.base + item.offset());
+        weak.wake(item.offset(), |weak_slot| {
+            let encoding = space.kinds.get(weak_slot.kind()).encoding;
+            // SAFETY: weak slots are made of pairs of marked cells.
             unsafe {
-                if encoding.decode(load_published(tie.slot())) == Some(key) {
-                    self.value(tie.slot(), encoding);
+                if encoding.decode(load_published(weak_slot.address())) == Some(key) {
+                    self.value(weak_slot.address(), encoding);
                 }
             }
         });
@@ -68,12 +68,12 @@ impl Core<'_> {
     /// to look: follows some of them. False: there are none.
     pub(super) fn wake_old(&mut self) -> bool {
         let (space, weak) = (self.space, self.weak);
-        weak.wake_old(|tie| {
-            let encoding = space.kinds.get(tie.kind()).encoding;
+        weak.wake_old(|weak_slot| {
+            let encoding = space.kinds.get(weak_slot.kind()).encoding;
             // SAFETY: as in `wake`.
             unsafe {
-                if !self.waits(tie.slot(), encoding) {
-                    self.value(tie.slot(), encoding);
+                if !self.waits(weak_slot.address(), encoding) {
+                    self.value(weak_slot.address(), encoding);
                 }
             }
         })
@@ -118,7 +118,7 @@ impl Core<'_> {
         };
         match self
             .weak
-            .wait(Tie::new(slot, cell.kind), key.wrapping_sub(self.base))
+            .wait(WeakSlot::new(slot, cell.kind), key.wrapping_sub(self.base))
         {
             // SAFETY: as above.
             Wait::Entered if unsafe { self.waits(slot, encoding) } && !planted("strong-pairs") => {

@@ -60,7 +60,7 @@ impl Core<'_> {
     /// # Safety
     /// A marked cell of this descriptor's kind begins there.
     #[inline(always)]
-    pub(super) unsafe fn follow_near(&mut self, descriptor: &Descriptor, offset: usize) -> usize {
+    pub(super) unsafe fn follow_local(&mut self, descriptor: &Descriptor, offset: usize) -> usize {
         let encoding = descriptor.encoding;
         let cell = self.base + offset;
         let mut slots = descriptor.first_slots;
@@ -95,11 +95,11 @@ impl Core<'_> {
         self.marks.word(index).load(Ordering::Relaxed) & bit == 0
     }
 
-    /// As [`Core::follow_near`], from these slots of the cell on: one of them leads to a cell of
+    /// As [`Core::follow_local`], from these slots of the cell on: one of them leads to a cell of
     /// its unit.
     ///
     /// # Safety
-    /// As for [`Core::follow_near`]; `slots` are the descriptor's last ones. `RAW`: its encoding is
+    /// As for [`Core::follow_local`]; `slots` are the descriptor's last ones. `RAW`: its encoding is
     /// [`Encoding::RAW`]. `TWO`: so it is, and its slots are a [`PAIR`]'s.
     #[inline(never)]
     unsafe fn visit<const RAW: bool, const TWO: bool>(

@@ -3,7 +3,7 @@
 use super::budget::{Budget, Cells, Unbounded, WAKE_OLD_BYTES};
 use super::queue::MarkQueue;
 use super::steps::Core;
-use super::work_item::Entry;
+use super::work_item::WorkItem;
 use crate::encoding::Encoding;
 use crate::heap::{Cell, Space};
 use crate::marked::Marked;
@@ -84,7 +84,7 @@ impl<'a> Marker<'a> {
     pub fn drain_bounded(&mut self, cells: usize) -> bool {
         let mut budget = Cells(cells);
         loop {
-            if !self.core.drain(&mut budget) || self.core.hand.queue().has_flags() {
+            if !self.core.drain(&mut budget) || self.core.local.queue().has_flags() {
                 return false;
             }
             if !self.core.wake_old() {
@@ -94,42 +94,42 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the crew's
-    /// captain.
+    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the workers's
+    /// leader.
     pub(super) fn drain_piece(&mut self, cells: usize) -> bool {
         self.core.drain(&mut Cells(cells))
     }
 
     /// Touches what marking of roots will need, so that the stop does not wait for a page.
     pub(crate) fn make_ready(&mut self) {
-        self.core.hand.make_ready();
+        self.core.local.make_ready();
     }
 
     /// Puts all that it has not followed into the queue, for whoever marks next.
-    pub(crate) fn lay_down(&mut self) {
+    pub(crate) fn publish(&mut self) {
         while let Some(offset) = self.core.edges.pop() {
             self.core.mark_soon(offset);
         }
         self.core.flush();
-        while let Some(entry) = self.core.cells.pop() {
-            self.core.push(Entry(entry));
+        while let Some(item) = self.core.cells.pop() {
+            self.core.push(WorkItem(item));
         }
-        self.core.hand.lay_down();
+        self.core.local.publish();
     }
 
     /// Leaves half of what it has to whoever else marks.
     pub(crate) fn share(&mut self) {
         // In a tree nearly all of it is on its way to the first line.
-        while let Some(entry) = self.core.cells.pop() {
-            self.core.push(Entry(entry));
+        while let Some(item) = self.core.cells.pop() {
+            self.core.push(WorkItem(item));
         }
-        self.core.hand.share();
+        self.core.local.share();
     }
 
     /// The same, if a helper has nothing to do and finds nothing.
-    pub(super) fn share_with_the_hungry(&mut self) {
-        let queue = self.core.hand.queue();
-        if queue.has_no_packet() && queue.board.is_hungry() {
+    pub(super) fn share_with_idle_workers(&mut self) {
+        let queue = self.core.local.queue();
+        if queue.has_no_packet() && queue.workers.has_idle_worker() {
             self.share();
         }
     }
@@ -148,6 +148,6 @@ impl<'a> Marker<'a> {
 
 impl Drop for Marker<'_> {
     fn drop(&mut self) {
-        self.lay_down();
+        self.publish();
     }
 }

@@ -45,7 +45,6 @@
 //! order in memory saves, for prefetching has hidden most of what there was to save.
 
 mod bits;
-mod board;
 mod budget;
 mod dead;
 mod ephemerons;
@@ -56,6 +55,7 @@ mod queue;
 mod steps;
 mod termination;
 mod work_item;
+mod worker_state;
 pub(crate) mod workers;
 
 pub use marker::Marker;

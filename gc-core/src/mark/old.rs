@@ -97,7 +97,7 @@ impl Core<'_> {
                     self.weak.meet(self.base + offset);
                     budget.spend(0);
                 } else {
-                    budget.spend(self.follow(self.entry(offset)));
+                    budget.spend(self.follow(self.item_at(offset)));
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 
 use crossbeam_utils::CachePadded;
 
-use super::board::Board;
+use super::worker_state::WorkerState;
 use crate::fault::planted;
 use crate::heap::{PAGE, Space};
 use crate::marked::BYTES_A_CELL;
@@ -103,7 +103,7 @@ pub struct MarkQueue {
     /// Bytes of large cells that were followed since `MarkQueue::take_large`.
     large: CachePadded<AtomicU64>,
     /// What helper threads look at.
-    pub(super) board: Board,
+    pub(super) workers: WorkerState,
 }
 
 /// Bytes of a queue that stay backed from one cycle to the next where so many are in use in the
@@ -130,7 +130,7 @@ impl MarkQueue {
             flagged: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             large: CachePadded::default(),
-            board: Board::default(),
+            workers: WorkerState::default(),
         })
     }
 
@@ -225,7 +225,7 @@ impl MarkQueue {
         self.free.head.store(0, Ordering::Relaxed);
         self.fresh.store(0, Ordering::Relaxed);
         self.take_flags(|_| ());
-        self.board.forget();
+        self.workers.forget();
     }
 
     fn take_free(&self) -> Option<u32> {
@@ -278,7 +278,7 @@ impl MarkQueue {
 }
 
 /// One marker's end of the queue: the packet that it fills and empties.
-pub(crate) struct Hand<'a> {
+pub(crate) struct LocalQueue<'a> {
     queue: &'a MarkQueue,
     /// The entries of the packet in hand: where they begin, where the next one goes, and where
     /// there is no more room. All null: no packet.
@@ -288,10 +288,10 @@ pub(crate) struct Hand<'a> {
     index: u32,
 }
 
-impl<'a> Hand<'a> {
-    pub(crate) fn new(queue: &'a MarkQueue) -> Hand<'a> {
+impl<'a> LocalQueue<'a> {
+    pub(crate) fn new(queue: &'a MarkQueue) -> LocalQueue<'a> {
         let none = std::ptr::null_mut();
-        Hand {
+        LocalQueue {
             queue,
             first: none,
             next: none,
@@ -343,7 +343,7 @@ impl<'a> Hand<'a> {
     }
 
     /// Puts the packet in hand where others find it.
-    pub(crate) fn lay_down(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if !self.first.is_null() {
             let empty = self.next == self.first;
             self.put_back(if empty {
@@ -380,7 +380,7 @@ impl<'a> Hand<'a> {
             self.next = self.first.add(left);
         }
         self.queue.full.push(&self.queue.packets, free);
-        self.queue.board.call();
+        self.queue.workers.call();
     }
 
     #[cold]
@@ -391,7 +391,7 @@ impl<'a> Hand<'a> {
         };
         if !self.first.is_null() {
             self.put_back(&self.queue.full);
-            self.queue.board.call();
+            self.queue.workers.call();
         }
         self.hold(free, 0);
         true
@@ -432,9 +432,9 @@ impl<'a> Hand<'a> {
     }
 }
 
-impl Drop for Hand<'_> {
+impl Drop for LocalQueue<'_> {
     fn drop(&mut self) {
-        self.lay_down();
+        self.publish();
     }
 }
 
@@ -455,33 +455,33 @@ mod tests {
     #[test]
     fn the_older_half_is_shared() {
         let queue = queue(10 * ENTRIES);
-        let mut hand = Hand::new(&queue);
-        hand.share();
+        let mut local = LocalQueue::new(&queue);
+        local.share();
         assert!(queue.is_empty());
         for entry in 1..=7 {
-            assert!(hand.push(entry));
+            assert!(local.push(entry));
         }
-        hand.share();
-        let mut other = Hand::new(&queue);
+        local.share();
+        let mut other = LocalQueue::new(&queue);
         assert_eq!(
             std::iter::from_fn(|| other.pop()).collect::<Vec<_>>(),
             [3, 2, 1]
         );
         assert_eq!(
-            std::iter::from_fn(|| hand.pop()).collect::<Vec<_>>(),
+            std::iter::from_fn(|| local.pop()).collect::<Vec<_>>(),
             [7, 6, 5, 4]
         );
-        hand.share();
+        local.share();
         assert!(queue.is_empty());
     }
 
     #[test]
     fn all_that_was_pushed_is_popped_once() {
         let queue = queue(10 * ENTRIES);
-        let mut hand = Hand::new(&queue);
+        let mut local = LocalQueue::new(&queue);
         let cells: Vec<usize> = (1..=4000).map(|n| n * 16).collect();
-        assert!(cells.iter().all(|&c| hand.push(c)));
-        let mut popped: Vec<usize> = std::iter::from_fn(|| hand.pop()).collect();
+        assert!(cells.iter().all(|&c| local.push(c)));
+        let mut popped: Vec<usize> = std::iter::from_fn(|| local.pop()).collect();
         popped.sort_unstable();
         assert_eq!(popped, cells);
         assert_eq!(queue.overflows(), 0);
@@ -491,14 +491,14 @@ mod tests {
     fn a_trimmed_queue_is_as_good_as_new() {
         let queue = queue(1000 * ENTRIES);
         for _ in 0..2 {
-            let mut hand = Hand::new(&queue);
-            assert!((1..=100 * ENTRIES).all(|n| hand.push(n)));
+            let mut local = LocalQueue::new(&queue);
+            assert!((1..=100 * ENTRIES).all(|n| local.push(n)));
             assert_eq!(
-                std::iter::from_fn(|| hand.pop()).sum::<usize>(),
+                std::iter::from_fn(|| local.pop()).sum::<usize>(),
                 100 * ENTRIES * (100 * ENTRIES + 1) / 2
             );
-            drop(hand);
-            // SAFETY: the hand is gone.
+            drop(local);
+            // SAFETY: the local is gone.
             unsafe { queue.trim(1 << 20) };
             assert_eq!(queue.fresh.load(Ordering::Relaxed), 100, "below the limit");
             // SAFETY: as above.
@@ -531,21 +531,21 @@ mod tests {
     fn a_hand_that_is_ready_has_its_memory() {
         let queue = queue(10 * ENTRIES);
         assert_eq!(backed(&queue, 10), []);
-        let mut hand = Hand::new(&queue);
-        hand.make_ready();
-        hand.make_ready();
+        let mut local = LocalQueue::new(&queue);
+        local.make_ready();
+        local.make_ready();
         assert_eq!(backed(&queue, 10), [0]);
         assert!(queue.is_empty());
-        assert!(hand.push(16));
-        assert_eq!((hand.pop(), hand.pop()), (Some(16), None));
+        assert!(local.push(16));
+        assert_eq!((local.pop(), local.pop()), (Some(16), None));
     }
 
     #[test]
     fn what_does_not_fit_is_flagged_by_its_unit() {
         let queue = queue(1);
-        let mut hand = Hand::new(&queue);
+        let mut local = LocalQueue::new(&queue);
         for n in 0..2 * ENTRIES + 3 {
-            if !hand.push(16) {
+            if !local.push(16) {
                 queue.flag(n);
             }
         }
@@ -553,7 +553,7 @@ mod tests {
         assert!(queue.take_flags(|unit| units.push(unit)));
         assert_eq!(units, [2 * ENTRIES, 2 * ENTRIES + 1, 2 * ENTRIES + 2]);
         assert!(!queue.take_flags(|_| ()));
-        assert_eq!(std::iter::from_fn(|| hand.pop()).count(), 2 * ENTRIES);
+        assert_eq!(std::iter::from_fn(|| local.pop()).count(), 2 * ENTRIES);
     }
 
     #[test]
@@ -564,11 +564,11 @@ mod tests {
                 .map(|thread| {
                     let queue = &queue;
                     s.spawn(move || {
-                        let (mut hand, mut sum) = (Hand::new(queue), 0);
+                        let (mut local, mut sum) = (LocalQueue::new(queue), 0);
                         for n in 0..20_000 {
-                            assert!(hand.push(1 + thread));
+                            assert!(local.push(1 + thread));
                             if n % 3 == 0 {
-                                sum += hand.pop().unwrap();
+                                sum += local.pop().unwrap();
                             }
                         }
                         sum
@@ -577,8 +577,8 @@ mod tests {
                 .collect();
             workers.into_iter().map(|w| w.join().unwrap()).sum()
         });
-        let mut hand = Hand::new(&queue);
-        let rest: usize = std::iter::from_fn(|| hand.pop()).sum();
+        let mut local = LocalQueue::new(&queue);
+        let rest: usize = std::iter::from_fn(|| local.pop()).sum();
         assert_eq!(queue.overflows(), 0);
         assert_eq!(sum + rest, 20_000 * (1 + 2 + 3));
     }

@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::bits::Bits;
 use super::budget::Budget;
-use super::queue::{Hand, MarkQueue};
-use super::work_item::{Entry, PART};
+use super::queue::{LocalQueue, MarkQueue};
+use super::work_item::{PART, WorkItem};
 use crate::encoding::Encoding;
 use crate::fault::planted;
 use crate::follow::follow;
@@ -35,7 +35,7 @@ pub(crate) struct Core<'a> {
     pub(super) base: usize,
     pub(super) len: usize,
     pub(super) marks: Bits<'a>,
-    pub(super) hand: Hand<'a>,
+    pub(super) local: LocalQueue<'a>,
     pub(super) edges: Ring<EDGES>,
     pub(super) cells: Ring<CELLS>,
     /// Bits of one word of the bitmap that are to be set, and which word it is.
@@ -61,7 +61,7 @@ impl<'a> Core<'a> {
             base: space.base(),
             len: space.len(),
             marks: Bits::new(space.marked_bits()),
-            hand: Hand::new(queue),
+            local: LocalQueue::new(queue),
             edges: Ring::new(),
             cells: Ring::new(),
             grey: 0,
@@ -129,7 +129,7 @@ impl<'a> Core<'a> {
         self.grey |= bit;
         // While ephemerons wait for keys, a cell goes to the queue once its bit is set: see `met`.
         if self.space.kinds.get(kind).tag.is_followed() && !self.weak.checking() {
-            self.push(Entry::small(offset, kind));
+            self.push(WorkItem::small(offset, kind));
         }
     }
 
@@ -161,20 +161,20 @@ impl<'a> Core<'a> {
     }
 
     #[inline(always)]
-    pub(super) fn push(&mut self, entry: Entry) {
-        if !self.hand.push(entry.0) {
-            self.overflow(entry);
+    pub(super) fn push(&mut self, item: WorkItem) {
+        if !self.local.push(item.0) {
+            self.overflow(item);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn overflow(&mut self, entry: Entry) {
+    fn overflow(&mut self, item: WorkItem) {
         // First the bits: whoever takes the flag looks for them.
         if !planted("flag-before-bits") {
             self.flush();
         }
-        self.hand.queue().flag(entry.offset() / PAGE);
+        self.local.queue().flag(item.offset() / PAGE);
     }
 
     /// Step 2 for what is no small cell.
@@ -216,7 +216,7 @@ impl<'a> Core<'a> {
                 self.weak.meet(self.base + offset);
             }
             if tag.is_followed() || self.weak.checking() {
-                self.push(self.entry(offset));
+                self.push(self.item_at(offset));
             }
         }
         true
@@ -234,18 +234,18 @@ impl<'a> Core<'a> {
     #[inline(always)]
     fn drain_rings(&mut self, mut budget: impl Budget) -> bool {
         while budget.is_left() {
-            let ready = match self.hand.pop() {
-                Some(entry) => {
-                    prefetch(match Entry(entry).small_cell() {
+            let ready = match self.local.pop() {
+                Some(item) => {
+                    prefetch(match WorkItem(item).small_cell() {
                         Some((_, offset)) => self.base + offset,
-                        None => self.base + Entry(entry).offset() + Entry(entry).start(),
+                        None => self.base + WorkItem(item).offset() + WorkItem(item).start(),
                     });
-                    self.cells.exchange(entry)
+                    self.cells.exchange(item)
                 }
                 // Nothing to overlap with: what is on the way is taken as it is, cells first, for
                 // they bring new edges.
                 None => match self.cells.pop() {
-                    Some(entry) => Some(entry),
+                    Some(item) => Some(item),
                     None => match self.edges.pop() {
                         Some(offset) => {
                             self.mark_soon(offset);
@@ -260,8 +260,8 @@ impl<'a> Core<'a> {
                     },
                 },
             };
-            if let Some(entry) = ready {
-                budget.spend(self.follow(Entry(entry)));
+            if let Some(item) = ready {
+                budget.spend(self.follow(WorkItem(item)));
             }
         }
         false
@@ -269,37 +269,37 @@ impl<'a> Core<'a> {
 
     /// Step 4; the bytes that it read, or may have read.
     #[inline(always)]
-    pub(super) fn follow(&mut self, entry: Entry) -> usize {
+    pub(super) fn follow(&mut self, item: WorkItem) -> usize {
         // While ephemerons wait for keys, each cell must pass the queue.
-        if let Some((kind, offset)) = entry.small_cell()
+        if let Some((kind, offset)) = item.small_cell()
             && !self.weak.checking()
         {
             let descriptor = self.space.kinds.get(kind);
             if descriptor.tag == Tag::Words && descriptor.slot_words <= 1 {
                 // SAFETY: only offsets that `mark` found a cell of this kind at get here, and
                 // marked cells stay.
-                return unsafe { self.follow_near(descriptor, offset) } * BYTES_A_CELL;
+                return unsafe { self.follow_local(descriptor, offset) } * BYTES_A_CELL;
             }
         }
-        self.follow_other(entry)
+        self.follow_other(item)
     }
 
     /// Step 4 for a cell whose size matters, or that somebody may wait for.
     #[inline(never)]
-    fn follow_other(&mut self, entry: Entry) -> usize {
-        let offset = entry.offset();
+    fn follow_other(&mut self, item: WorkItem) -> usize {
+        let offset = item.offset();
         if self.weak.checking() {
-            self.wake(entry);
+            self.wake(item);
         }
         let Some((kind, size)) = self.space.kind_and_size(offset) else {
             return 0;
         };
         let descriptor = self.space.kinds.get(kind);
         let cell = self.base + offset;
-        let start = cell + entry.start();
+        let start = cell + item.start();
         let mut end = cell + size;
         if end - start > PART * WORD
-            && entry.has_parts()
+            && item.has_parts()
             && match descriptor.tag {
                 Tag::Array | Tag::Conservative | Tag::Ephemeron => true,
                 Tag::Words => !planted("words-whole"),
@@ -307,10 +307,10 @@ impl<'a> Core<'a> {
             }
         {
             end = start + PART * WORD;
-            self.push(entry.next_part());
+            self.push(item.next_part());
         }
-        if entry.has_parts() {
-            self.hand.queue().followed_large(end - start);
+        if item.has_parts() {
+            self.local.queue().followed_large(end - start);
         }
         // SAFETY: only offsets that `mark` found a cell at get here, marked cells stay, and a part
         // is pushed only if it begins inside.
@@ -318,11 +318,11 @@ impl<'a> Core<'a> {
         end - start
     }
 
-    /// The entry of the cell that begins at `offset`.
-    pub(super) fn entry(&self, offset: usize) -> Entry {
+    /// The item of the cell that begins at `offset`.
+    pub(super) fn item_at(&self, offset: usize) -> WorkItem {
         match self.space.page_table().get(offset / PAGE) {
-            Page::Small { kind, .. } => Entry::small(offset, kind),
-            _ => Entry::large(offset),
+            Page::Small { kind, .. } => WorkItem::small(offset, kind),
+            _ => WorkItem::large(offset),
         }
     }
 
@@ -332,13 +332,13 @@ impl<'a> Core<'a> {
         if planted("no-second-look") {
             return false;
         }
-        let queue = self.hand.queue();
+        let queue = self.local.queue();
         queue.take_flags(|unit| {
             for granule in 0..PAGE / GRANULE {
                 let offset = unit * PAGE + granule * GRANULE;
                 // Born cells are marked before they are written: who sees the mark sees the zeroes.
                 if self.marks.test_now(offset) {
-                    self.follow(self.entry(offset));
+                    self.follow(self.item_at(offset));
                 }
             }
         })

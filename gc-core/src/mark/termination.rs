@@ -6,21 +6,21 @@
 //! [ members at work | OPEN ]
 //! ```
 //!
-//! One thread, the *captain* (a heap's collector), marks as long as marking lasts; *members* join
+//! One thread, the *leader* (a heap's collector), marks as long as marking lasts; *members* join
 //! and leave. The rules:
 //!
 //! * A member joins before it takes its first packet, and only while the team is open.
 //! * It leaves when it has found the queue empty with nothing in hand; or with its rest put into
 //!   the queue.
-//! * The captain alone closes the team: when it has found the queue empty with nothing in hand, and
+//! * The leader alone closes the termination: when it has found the queue empty with nothing in hand, and
 //!   in one step from "open, nobody at work".
 //!
-//! Then there is no work. Let the captain have found the queue empty at time *t* and closed the
+//! Then there is no work. Let the leader have found the queue empty at time *t* and closed the
 //! team at *u*. What was put into the queue after *t* was put there by members. Take the last of
 //! them: whoever took it had joined before, and had to find the queue empty once more before it
 //! left; and if nobody took it, its putter itself cannot have found the queue empty afterwards, so
 //! was at work at *u*. A member that joins after *u* is refused. (Threads outside of the team may
-//! put packets in at any time: mutators that mark what they cannot log. For them the captain looks
+//! put packets in at any time: mutators that mark what they cannot log. For them the leader looks
 //! at the queue again in a stop.)
 //!
 //! The orderings that this needs are in the code below and are checked, together with the rules, by
@@ -83,12 +83,12 @@ const MEMBER: u64 = 2;
 
 /// See the module's head.
 #[derive(Default)]
-pub(crate) struct Team<W = AtomicU64>(pub(crate) W);
+pub(crate) struct Termination<W = AtomicU64>(pub(crate) W);
 
-impl<W: AtomicWord> Team<W> {
-    /// Members may join from now on. The captain's.
+impl<W: AtomicWord> Termination<W> {
+    /// Members may join from now on. The leader's.
     pub(crate) fn open(&self) {
-        // Ordering: Release pairs with the Acquire of `join`: a member sees what the captain did
+        // Ordering: Release pairs with the Acquire of `join`: a member sees what the leader did
         // before.
         self.0.fetch_or(OPEN, Ordering::Release);
     }
@@ -117,7 +117,7 @@ impl<W: AtomicWord> Team<W> {
 
     /// One less is, and holds nothing.
     pub(crate) fn leave(&self) {
-        // Ordering: Release pairs with the Acquire of `close`: the captain sees all that members
+        // Ordering: Release pairs with the Acquire of `close`: the leader sees all that members
         // have done.
         self.0.fetch_sub(MEMBER, Ordering::Release);
     }
@@ -132,7 +132,7 @@ impl<W: AtomicWord> Team<W> {
         self.0.load(Ordering::Relaxed) / MEMBER
     }
 
-    /// The captain has found the queue empty, with nothing in hand. True: so have all the others,
+    /// The leader has found the queue empty, with nothing in hand. True: so have all the others,
     /// nobody is at work, and nobody can join. A team that is not open is closed already.
     #[must_use]
     pub(crate) fn close(&self) -> bool {
@@ -149,7 +149,7 @@ impl<W: AtomicWord> Team<W> {
 
 #[cfg(all(test, feature = "loom"))]
 mod model {
-    //! A captain and two members with a stack of packets in one word. A packet is a digit that says
+    //! A leader and two members with a stack of packets in one word. A packet is a digit that says
     //! how many more following it makes.
 
     use super::*;
@@ -159,7 +159,7 @@ mod model {
     atomic_word!(LoomU64);
 
     struct Shared {
-        team: Team<LoomU64>,
+        termination: Termination<LoomU64>,
         /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet
         /// makes.
         stack: LoomU64,
@@ -222,22 +222,22 @@ mod model {
                 match fault {
                     Break::TakeBeforeJoin => {
                         let packet = self.pop();
-                        if self.team.join() {
+                        if self.termination.join() {
                             self.drain(me, packet);
-                            self.team.leave();
+                            self.termination.leave();
                         }
                     }
                     Break::LeaveBeforeLast => {
-                        if self.team.join() {
+                        if self.termination.join() {
                             let packet = self.pop();
-                            self.team.leave();
+                            self.termination.leave();
                             self.drain(me, packet);
                         }
                     }
                     Break::Nothing => {
-                        if self.team.join() {
+                        if self.termination.join() {
                             self.drain(me, self.pop());
-                            self.team.leave();
+                            self.termination.leave();
                         }
                     }
                 }
@@ -250,11 +250,11 @@ mod model {
         model.preemption_bound = Some(3);
         model.check(move || {
             let shared = Arc::new(Shared {
-                team: Team(LoomU64::new(0)),
+                termination: Termination(LoomU64::new(0)),
                 stack: LoomU64::new(0),
                 followed: [const { () }; 3].map(|()| AtomicUsize::new(0)),
             });
-            shared.team.open();
+            shared.termination.open();
             for &packet in packets {
                 shared.push(packet);
             }
@@ -266,7 +266,7 @@ mod model {
                 .collect();
             loop {
                 shared.drain(0, shared.pop());
-                if shared.team.close() {
+                if shared.termination.close() {
                     break;
                 }
                 loom::thread::yield_now();
@@ -278,7 +278,7 @@ mod model {
                 .map(|f| f.load(Ordering::Relaxed))
                 .sum();
             assert_eq!(followed as u64, expected, "the team closed over work");
-            assert!(shared.pop().is_none() && shared.team.at_work() == 0);
+            assert!(shared.pop().is_none() && shared.termination.at_work() == 0);
             for thread in threads {
                 thread.join().unwrap();
             }

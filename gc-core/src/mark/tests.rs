@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::steps::{CELLS, EDGES};
-use super::work_item::{Entry, PART};
+use super::work_item::{PART, WorkItem};
 use super::{MarkQueue, Marker, old};
 use crate::encoding::Encoding;
 use crate::heap::tests::Toy;
@@ -511,13 +511,13 @@ fn an_entry_says_what_was_put_into_it() {
     let last = MAX_RESERVE as usize - PAGE;
     for offset in [0, PAGE, last] {
         for kind in [0, 1, u16::MAX] {
-            let entry = Entry::small(offset + 48, KindId(kind));
+            let entry = WorkItem::small(offset + 48, KindId(kind));
             assert_eq!(
                 (entry.small_cell(), entry.offset(), entry.start()),
                 (Some((KindId(kind), offset + 48)), offset + 48, 0)
             );
         }
-        let entry = Entry::large(offset);
+        let entry = WorkItem::large(offset);
         assert_eq!(
             (entry.small_cell(), entry.offset(), entry.start()),
             (None, offset, 0)
@@ -530,7 +530,7 @@ fn an_entry_says_what_was_put_into_it() {
     }
     // The last part of the largest object.
     let parts = MAX_RESERVE as usize / (PART * WORD);
-    let last = (1..parts).fold(Entry::large(last), |entry, _| entry.next_part());
+    let last = (1..parts).fold(WorkItem::large(last), |entry, _| entry.next_part());
     assert_eq!(last.start(), (parts - 1) * PART * WORD);
     assert_eq!(last.small_cell(), None);
 }

@@ -21,7 +21,7 @@ const _: () = assert!(
 /// ```
 /// A small cell's kind stands in the entry, so that the unit table is asked once a cell.
 #[derive(Clone, Copy)]
-pub(super) struct Entry(pub(super) usize);
+pub(super) struct WorkItem(pub(super) usize);
 
 /// Bits of a granule's number, and of a unit's, in the largest reserve.
 const GRANULE_BITS: u32 = (MAX_RESERVE as usize / GRANULE).ilog2();
@@ -30,15 +30,15 @@ const SMALL: usize = 1 << 63;
 const _: () = assert!(GRANULE_BITS + 16 < 63);
 const _: () = assert!(MAX_RESERVE as usize / (PART * WORD) <= 1 << (63 - UNIT_BITS));
 
-impl Entry {
+impl WorkItem {
     #[inline(always)]
-    pub(super) fn small(offset: usize, kind: KindId) -> Entry {
-        Entry(SMALL | (kind.index() << GRANULE_BITS) | (offset / GRANULE))
+    pub(super) fn small(offset: usize, kind: KindId) -> WorkItem {
+        WorkItem(SMALL | (kind.index() << GRANULE_BITS) | (offset / GRANULE))
     }
 
     #[inline(always)]
-    pub(super) fn large(offset: usize) -> Entry {
-        Entry(offset / PAGE)
+    pub(super) fn large(offset: usize) -> WorkItem {
+        WorkItem(offset / PAGE)
     }
 
     /// A small cell is followed as a whole.
@@ -46,8 +46,8 @@ impl Entry {
         self.0 & SMALL == 0
     }
 
-    pub(super) fn next_part(self) -> Entry {
-        Entry(self.0 + (1 << UNIT_BITS))
+    pub(super) fn next_part(self) -> WorkItem {
+        WorkItem(self.0 + (1 << UNIT_BITS))
     }
 
     /// Of a small cell: its kind, and where it begins.

@@ -1,8 +1,8 @@
 //! Helper threads that mark beside the collector, as many at a time as it asks for.
 //!
 //! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives
-//! half of what it has in hand away. When all of it is done is the matter of [`Team`](super::termination::Team); the
-//! collector is its captain.
+//! half of what it has in hand away. When all of it is done is the matter of [`Termination`](super::termination::Termination); the
+//! collector is its leader.
 //!
 //! A thread is made when it is first needed, and lives as long as the collector's. Between two
 //! markings, and while it finds nothing, it sleeps on a futex. All signals are blocked in it, as in
@@ -49,7 +49,7 @@ pub(crate) struct Work {
 }
 
 /// The helpers of one collector.
-pub(crate) struct Crew<'h> {
+pub(crate) struct Workers<'h> {
     space: &'h Space,
     queue: &'h MarkQueue,
     weak: &'h WeakWork,
@@ -57,18 +57,18 @@ pub(crate) struct Crew<'h> {
     helpers: u32,
 }
 
-impl<'h> Crew<'h> {
-    /// A crew without anybody yet.
+impl<'h> Workers<'h> {
+    /// A workers without anybody yet.
     ///
     /// # Safety
-    /// Nobody else makes a crew of this queue meanwhile. It is dropped before what it borrows, not
+    /// Nobody else makes a workers of this queue meanwhile. It is dropped before what it borrows, not
     /// forgotten: its threads read that.
     pub(crate) unsafe fn new(
         space: &'h Space,
         queue: &'h MarkQueue,
         weak: &'h WeakWork,
-    ) -> Crew<'h> {
-        Crew {
+    ) -> Workers<'h> {
+        Workers {
             space,
             queue,
             weak,
@@ -82,20 +82,20 @@ impl<'h> Crew<'h> {
     pub(crate) fn set_helpers(&mut self, helpers: u32, permille: u32) {
         self.helpers = helpers;
         // Relaxed: hints.
-        let board = &self.queue.board;
-        board.permille.store(permille, Ordering::Relaxed);
-        board.wanted.store(helpers, Ordering::Relaxed);
+        let state = &self.queue.workers;
+        state.permille.store(permille, Ordering::Relaxed);
+        state.wanted.store(helpers, Ordering::Relaxed);
     }
 
     /// Follows about `cells` cells, and sees to it that helpers have something to do. True: there
-    /// seems to be nothing left; ask [`Crew::close`]. Not in a stop: it may make threads.
+    /// seems to be nothing left; ask [`Workers::close`]. Not in a stop: it may make threads.
     pub(crate) fn step(&mut self, marker: &mut Marker<'h>, cells: usize) -> bool {
         let mut dry = marker.drain_piece(cells);
         if dry && self.queue.has_flags() {
             dry = !marker.core.follow_flagged();
         }
-        let team = &self.queue.board.team;
-        if !team.is_open() {
+        let termination = &self.queue.workers.termination;
+        if !termination.is_open() {
             if dry {
                 return !marker.core.wake_old();
             }
@@ -103,11 +103,11 @@ impl<'h> Crew<'h> {
             if self.helpers == 0 || little {
                 return false;
             }
-            self.hire();
-            self.queue.board.team.open();
+            self.start_threads();
+            self.queue.workers.termination.open();
         }
         if !dry {
-            marker.share_with_the_hungry();
+            marker.share_with_idle_workers();
             return false;
         }
         if planted("closed-over-work") {
@@ -115,7 +115,9 @@ impl<'h> Crew<'h> {
         }
         self.wait();
         // Ephemerons' keys come last: before, most of them are still found by the way.
-        self.queue.board.team.at_work() == 0 && self.queue.is_empty() && !marker.core.wake_old()
+        self.queue.workers.termination.at_work() == 0
+            && self.queue.is_empty()
+            && !marker.core.wake_old()
     }
 
     /// After a step that said so, and after whatever else might have made work: is there nothing
@@ -123,43 +125,43 @@ impl<'h> Crew<'h> {
     /// they have marked is in the marker's count.
     #[must_use]
     pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
-        let board = &self.queue.board;
+        let state = &self.queue.workers;
         if planted("closed-over-work") {
             return true;
         }
-        if !board.team.close() {
+        if !state.termination.close() {
             return false;
         }
         // Relaxed: ordered by the team's closing.
         marker.add(Marked {
-            cells: board.cells.swap(0, Ordering::Relaxed),
-            bytes: board.bytes.swap(0, Ordering::Relaxed),
+            cells: state.cells.swap(0, Ordering::Relaxed),
+            bytes: state.bytes.swap(0, Ordering::Relaxed),
         });
-        // Mutators may have put something in, and what did not fit is for the captain.
+        // Mutators may have put something in, and what did not fit is for the leader.
         self.queue.is_empty()
     }
 
     /// Cells that helpers have marked and that are in no marker's count yet.
     pub(crate) fn cells(&self) -> u64 {
-        self.queue.board.cells.load(Ordering::Relaxed)
+        self.queue.workers.cells.load(Ordering::Relaxed)
     }
 
-    /// What helpers did since this was asked last. After [`Crew::close`].
+    /// What helpers did since this was asked last. After [`Workers::close`].
     pub(crate) fn take_work(&self) -> Work {
-        let board = &self.queue.board;
+        let state = &self.queue.workers;
         Work {
-            helpers: board.worked.swap(0, Ordering::Relaxed).count_ones(),
-            cpu: board.cpu.swap(0, Ordering::Relaxed),
+            helpers: state.worked.swap(0, Ordering::Relaxed).count_ones(),
+            cpu: state.cpu.swap(0, Ordering::Relaxed),
         }
     }
 
     /// Waits until there is something in the queue or nobody is at work; but not long.
     fn wait(&self) {
-        let board = &self.queue.board;
+        let state = &self.queue.workers;
         let until = Instant::now() + MOMENT;
         let mut looks = 0;
-        board.waiting.store(true, Ordering::Relaxed);
-        while board.team.at_work() != 0 && self.queue.is_empty() {
+        state.waiting.store(true, Ordering::Relaxed);
+        while state.termination.at_work() != 0 && self.queue.is_empty() {
             looks += 1;
             if looks % 64 == 0 {
                 if Instant::now() > until {
@@ -169,12 +171,12 @@ impl<'h> Crew<'h> {
             }
             std::hint::spin_loop();
         }
-        board.waiting.store(false, Ordering::Relaxed);
+        state.waiting.store(false, Ordering::Relaxed);
     }
 
     /// Makes the threads that are missing. Where the system refuses, those that there are do it.
     #[cold]
-    fn hire(&mut self) {
+    fn start_threads(&mut self) {
         // Threads inherit the mask: the collector's lets SIGURG through, which is nothing to
         // markers.
         let urgent = SigSet::from_iter([Signal::SIGURG]);
@@ -184,16 +186,16 @@ impl<'h> Crew<'h> {
             let (space, queue, weak) = (self.space, self.queue, self.weak);
             let body = move || {
                 let bomb = AbortOnPanic;
-                help(space, queue, weak, number);
+                run_worker(space, queue, weak, number);
                 core::mem::forget(bomb);
             };
-            // SAFETY: the thread is joined when the crew is dropped, which is before what it
+            // SAFETY: the thread is joined when the workers is dropped, which is before what it
             // borrows (`new`).
             let thread = unsafe { Thread::start(&format!("urge-marker-{}", number + 1), body) };
             match thread {
                 Ok(thread) => self.threads.push(thread),
                 Err(_) => {
-                    self.set_helpers(number, self.queue.board.permille.load(Ordering::Relaxed));
+                    self.set_helpers(number, self.queue.workers.permille.load(Ordering::Relaxed));
                 }
             }
         }
@@ -202,15 +204,15 @@ impl<'h> Crew<'h> {
     }
 }
 
-impl Drop for Crew<'_> {
+impl Drop for Workers<'_> {
     fn drop(&mut self) {
-        let board = &self.queue.board;
-        board.ending.store(true, Ordering::SeqCst);
-        board.wake(i32::MAX);
+        let state = &self.queue.workers;
+        state.ending.store(true, Ordering::SeqCst);
+        state.wake(i32::MAX);
         for thread in self.threads.drain(..) {
             thread.join();
         }
-        board.ending.store(false, Ordering::SeqCst);
+        state.ending.store(false, Ordering::SeqCst);
     }
 }
 
@@ -225,49 +227,50 @@ impl Drop for AbortOnPanic {
 }
 
 /// A helper's life.
-fn help(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
-    let board = &queue.board;
+fn run_worker(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
+    let state = &queue.workers;
     let mut looks = 0;
     loop {
         // Ordering: SeqCst, see `wake`. Read before the queue is looked at: a call that comes
         // afterwards is not slept through.
-        let seen = board.calls.load(Ordering::SeqCst);
-        if board.ending.load(Ordering::SeqCst) {
+        let seen = state.calls.load(Ordering::SeqCst);
+        if state.ending.load(Ordering::SeqCst) {
             return;
         }
-        let may_work = || board.team.is_open() && number < board.wanted.load(Ordering::Relaxed);
-        if may_work() && !queue.has_no_packet() && board.team.join() {
+        let may_work =
+            || state.termination.is_open() && number < state.wanted.load(Ordering::Relaxed);
+        if may_work() && !queue.has_no_packet() && state.termination.join() {
             looks = 0;
-            board.joined.fetch_add(1, Ordering::Relaxed);
-            board
+            state.joined.fetch_add(1, Ordering::Relaxed);
+            state
                 .worked
                 .fetch_or(1 << number.min(63), Ordering::Relaxed);
             work(space, queue, weak, number);
-            board.team.leave();
+            state.termination.leave();
         } else if may_work() && looks < LOOKS {
             looks += 1;
             std::hint::spin_loop();
         } else {
             looks = 0;
-            board.sleep(seen);
+            state.sleep(seen);
         }
     }
 }
 
 /// Marks until nothing is left or this helper is not wanted any more.
 fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
-    let board = &queue.board;
+    let state = &queue.workers;
     let mut marker = Marker::new(space, queue, weak);
     let (since, begun) = (Instant::now(), thread_cpu());
     let mut posted = Marked::default();
     let mut dry = false;
-    while !dry && number < board.wanted.load(Ordering::Relaxed) {
+    while !dry && number < state.wanted.load(Ordering::Relaxed) {
         dry = marker.drain_piece(PIECE);
         let marked = marker.marked();
-        board.post(marked, posted);
+        state.post(marked, posted);
         posted = marked;
-        marker.share_with_the_hungry();
-        let permille = board.permille.load(Ordering::Relaxed);
+        marker.share_with_idle_workers();
+        let permille = state.permille.load(Ordering::Relaxed);
         if permille < 1000 {
             let rest = pacer::rest(
                 thread_cpu().saturating_sub(begun),
@@ -280,9 +283,9 @@ fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
         }
     }
     // What it still has goes into the queue, and what it marks on that occasion counts, too.
-    marker.lay_down();
-    board.post(marker.marked(), posted);
-    board
+    marker.publish();
+    state.post(marker.marked(), posted);
+    state
         .cpu
         .fetch_add(thread_cpu().saturating_sub(begun), Ordering::Relaxed);
 }

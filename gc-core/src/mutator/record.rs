@@ -11,7 +11,7 @@ use gc_preempt::StoppedMutator;
 
 use crate::alloc::{LocalAllocator, Run};
 use crate::fault::planted;
-use crate::finalize::{Entry, Finalizers};
+use crate::finalize::{Finalizers, Registration};
 use crate::mark::Marker;
 use crate::mutator::handles::Handles;
 use crate::mutator::shared::{Attached, Shared};
@@ -47,7 +47,7 @@ pub struct Context {
     pub(crate) local: LocalAllocator,
     thread: OnceCell<gc_preempt::Mutator>,
     /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
-    pub(crate) respite_until: Cell<u64>,
+    pub(crate) credit_until: Cell<u64>,
     /// Nanoseconds for which it has helped, and waited after that.
     pub(crate) helped: Cell<u64>,
     /// Inside `blocking`, but it is not idle there.
@@ -108,7 +108,7 @@ impl Context {
             log: UnsafeCell::new([0; LOG_WORDS]),
             local,
             thread: OnceCell::new(),
-            respite_until: Cell::new(0),
+            credit_until: Cell::new(0),
             helped: Cell::new(0),
             is_busy: AtomicBool::new(false),
             scanned_in: AtomicU64::new(0),
@@ -226,7 +226,7 @@ impl Context {
 
     /// The next cell that waits in one of the heap's queues of dead ones, from now on alive as far
     /// as a cycle under way is concerned: the queue was its root.
-    pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Entry> {
+    pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Registration> {
         self.thread().no_preempt(|| {
             let entry = queue.next()?;
             if !planted("taken-unlogged") {

@@ -112,7 +112,7 @@ pub(crate) fn moment(bytes: u64) -> Duration {
 
 /// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths.
 /// Both in the same unit of time.
-pub(crate) fn respite(spent: u64, share: u64) -> u64 {
+pub(crate) fn assist_credit(spent: u64, share: u64) -> u64 {
     let share = share.clamp(1, 1000);
     spent.saturating_mul(1000 - share) / share
 }
@@ -177,9 +177,9 @@ mod tests {
 
     #[test]
     fn a_mutator_that_helped_is_left_alone() {
-        assert_eq!(respite(100, 250), 300);
-        assert_eq!(respite(100, 1000), 0);
-        assert_eq!(respite(100, 0), 99_900);
+        assert_eq!(assist_credit(100, 250), 300);
+        assert_eq!(assist_credit(100, 1000), 0);
+        assert_eq!(assist_credit(100, 0), 99_900);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) struct Cycle {
     /// It took what was old for alive: `live` has that, `marked` has not.
     pub young: bool,
     /// Bytes of spans of cells with edges that a young cycle need not look at.
-    pub settled: u64,
+    pub immutable: u64,
 }
 
 impl Cycle {

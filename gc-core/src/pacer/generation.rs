@@ -112,17 +112,17 @@ pub(super) fn might_be(policy: Young, cycle: &Cycle) -> bool {
 
 /// Need most of what is old not be looked at?
 fn pays(cycle: &Cycle) -> bool {
-    cycle.live >= LEAST && cycle.settled >= cycle.live.saturating_add(cycle.born) / 2
+    cycle.live >= LEAST && cycle.immutable >= cycle.live.saturating_add(cycle.born) / 2
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn cycle(live: u64, settled: u64) -> Cycle {
+    fn cycle(live: u64, immutable: u64) -> Cycle {
         Cycle {
             live,
-            settled,
+            immutable,
             ..Cycle::default()
         }
     }
@@ -138,12 +138,12 @@ mod tests {
 
     #[test]
     fn a_heap_of_cells_that_may_change_has_none() {
-        for (live, settled, pays) in [
+        for (live, immutable, pays) in [
             (100 << 20, 60 << 20, true),
             (100 << 20, 40 << 20, false),
             (100 << 10, 100 << 10, false),
         ] {
-            let cycle = cycle(live, settled);
+            let cycle = cycle(live, immutable);
             let mut generation = used_to(&cycle);
             assert_eq!(generation.begins(Young::WherePays, &cycle), pays);
             assert_eq!(generation.goes_on(Young::WherePays, &cycle, u64::MAX), pays);

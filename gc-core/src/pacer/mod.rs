@@ -80,7 +80,7 @@ mod simulation;
 mod tests;
 mod vain;
 
-pub(crate) use assist::{Marking, moment, respite};
+pub(crate) use assist::{Marking, assist_credit, moment};
 pub(crate) use cycle::Cycle;
 pub(crate) use planner::{Pacer, Policy};
 pub(crate) use share::{Share, rest, share};

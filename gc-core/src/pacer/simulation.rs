@@ -181,8 +181,10 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
                         done += cells;
                         helped += cells;
                         assist += spent;
-                        *free_at =
-                            t + into + spent + respite(spent as u64, marking.share(used)) as f64;
+                        *free_at = t
+                            + into
+                            + spent
+                            + assist_credit(spent as u64, marking.share(used)) as f64;
                         spent
                     });
                     used += bytes;
@@ -246,7 +248,7 @@ fn check_met(seen: &[Seen], within: f64) {
 }
 
 /// Without the cycles in which the heap fills.
-fn settled(seen: &[Seen]) -> &[Seen] {
+fn immutable(seen: &[Seen]) -> &[Seen] {
     assert!(seen.len() >= 12, "only {} cycles", seen.len());
     &seen[8..]
 }
@@ -266,7 +268,7 @@ fn a_steady_program_meets_its_goal_without_help() {
                     policy: HUNDRED,
                 };
                 let seen = run(&Machine { noise, ..TWO }, &program, 60.0 * S, 50_000.0);
-                let seen = settled(&seen);
+                let seen = immutable(&seen);
                 check_met(seen, 0.05);
                 for s in seen {
                     assert!((120 * MIB..137 * MIB).contains(&s.goal), "{s:?}");
@@ -290,7 +292,7 @@ fn the_collector_takes_a_quarter_of_busy_processors() {
             policy: HUNDRED,
         };
         let seen = run(&machine, &program, 60.0 * S, 200_000.0);
-        let seen = settled(&seen);
+        let seen = immutable(&seen);
         check_met(seen, 0.05);
         for s in seen {
             let share = s.collector / (s.beside * f64::from(cores));
@@ -310,7 +312,7 @@ fn a_growing_program_is_followed() {
         policy: HUNDRED,
     };
     let seen = run(&TWO, &program, 20.0 * S, 50_000.0);
-    check_met(settled(&seen), 0.05);
+    check_met(immutable(&seen), 0.05);
     assert!(seen.last().unwrap().live > 800 * MIB);
     // One that keeps all that it makes.
     let program = Program {
@@ -337,8 +339,8 @@ fn a_new_phase_is_learnt_in_four_cycles_and_costs_a_bounded_peak() {
     let seen = run(&TWO, &program, 16.0 * S, 50_000.0);
     for (i, s) in seen.iter().enumerate() {
         assert!(s.met() < 1.6, "{s:?}");
-        let settled = i >= 4 && phase(seen[i - 4].at) == phase(s.at);
-        if settled {
+        let immutable = i >= 4 && phase(seen[i - 4].at) == phase(s.at);
+        if immutable {
             assert!(s.met() < 1.05, "{s:?}");
         }
     }
@@ -367,7 +369,7 @@ fn bursts_do_not_outrun_the_markers() {
         policy: HUNDRED,
     };
     let seen = run(&TWO, &program, 20.0 * S, 50_000.0);
-    for s in settled(&seen) {
+    for s in immutable(&seen) {
         assert!((0.7..1.2).contains(&s.met()), "{s:?}");
     }
 }
@@ -383,9 +385,9 @@ fn a_tiny_heap_collects_at_the_minimum_and_in_one_stop() {
         policy: HUNDRED,
     };
     let seen = run(&TWO, &program, S, 10_000.0);
-    check_met(settled(&seen), 0.05);
+    check_met(immutable(&seen), 0.05);
     assert!(seen.iter().all(|s| s.beside == 0.0 && s.assist == 0.0));
-    assert!(settled(&seen).iter().all(|s| s.goal == MINIMUM));
+    assert!(immutable(&seen).iter().all(|s| s.goal == MINIMUM));
 }
 
 #[test]
@@ -417,7 +419,7 @@ fn a_mutator_keeps_sixty_percent_of_each_window() {
             parallel: true,
             policy: HUNDRED,
         };
-        for s in settled(&run(&TWO, &program, 10.0 * S, 50_000.0)) {
+        for s in immutable(&run(&TWO, &program, 10.0 * S, 50_000.0)) {
             assert!(s.utilisation >= 0.6, "at {rate} bytes/ns: {s:?}");
             assert!(s.met() < 1.3, "at {rate} bytes/ns: {s:?}");
         }
@@ -439,7 +441,7 @@ fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
             policy: HUNDRED,
         };
         let seen = run(&machine, &program, 2.0 * S, 5_000.0);
-        for pair in settled(&seen).windows(2) {
+        for pair in immutable(&seen).windows(2) {
             let (before, s) = (pair[0], pair[1]);
             let share = s.beside / (s.at - before.at);
             assert!(share < 0.55, "at {rate} bytes/ns, marking {share}: {s:?}");
@@ -465,7 +467,7 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
         parallel: true,
         policy: HUNDRED,
     };
-    for s in settled(&run(&machine, &program, 20.0 * S, 20_000.0)) {
+    for s in immutable(&run(&machine, &program, 20.0 * S, 20_000.0)) {
         // 2,655 MiB; 2,944 if all that was born counted.
         assert!(s.end < 2800 * MIB, "{s:?}");
     }
@@ -489,7 +491,7 @@ fn a_large_heap_is_marked_early_enough() {
             policy: HUNDRED,
         };
         let seen = run(&machine, &program, 100.0 * S, 200_000.0);
-        for s in &settled(&seen)[8..] {
+        for s in &immutable(&seen)[8..] {
             assert!((s.met() - 1.0).abs() < 0.05, "at {rate} bytes/ns: {s:?}");
             assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
         }
@@ -531,8 +533,8 @@ fn a_memory_limit_is_kept_where_it_can_be() {
     let seen = run(&TWO, &program, 20.0 * S, 50_000.0);
     // While it learns it may pass the limit by a hundredth.
     assert!(seen.iter().all(|s| s.end <= limit / 100 * 101));
-    check_met(settled(&seen), 0.05);
-    assert!(settled(&seen)[4..].iter().all(|s| s.end <= limit));
+    check_met(immutable(&seen), 0.05);
+    assert!(immutable(&seen)[4..].iter().all(|s| s.end <= limit));
 }
 
 /// Cycles for each time that the program has allocated as much as it has alive, under a soft limit,

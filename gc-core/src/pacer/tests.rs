@@ -96,7 +96,7 @@ fn what_was_born_counts_as_far_as_the_heap_grows() {
 fn what_became_old_is_no_reason_to_grow() {
     let mut pacer = Pacer::new(HUNDRED, true, 2);
     let whole = Cycle {
-        settled: 100 * MIB,
+        immutable: 100 * MIB,
         ..live(100 * MIB)
     };
     // Of 100 MiB that a young cycle had, 10 are alive and old now.
@@ -104,7 +104,7 @@ fn what_became_old_is_no_reason_to_grow() {
         young: true,
         begin: 200 * MIB,
         marked: 1000,
-        settled: live_bytes,
+        immutable: live_bytes,
         ..live(live_bytes)
     };
     assert!(!pacer.ended(&whole).young, "nobody knows how long it lives");
@@ -139,7 +139,7 @@ fn a_limit_that_presses_has_all_cells_looked_at() {
         ..HUNDRED
     };
     let whole = Cycle {
-        settled: 100 * MIB,
+        immutable: 100 * MIB,
         ..live(100 * MIB)
     };
     for (policy, concurrent, young) in [

@@ -58,7 +58,7 @@ mod waiting;
 mod work;
 
 pub(crate) use modes::{IDLE, JUDGING, JUDGING_LONG, MARKING};
-pub(crate) use slot::{Load, Tie, for_each_dead_word, judge_load};
+pub(crate) use slot::{Load, WeakSlot, for_each_dead_word, judge_load};
 pub use work::WeakWork;
 pub(crate) use work::{Stage, Wait};
 

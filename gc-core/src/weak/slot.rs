@@ -12,17 +12,17 @@ use crate::tracer::WORD;
 /// A word of a weak cell, or a pair's first: its address, and above it the cell's kind, which says
 /// how it is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tie(pub(super) usize);
+pub(crate) struct WeakSlot(pub(super) usize);
 
 /// User addresses have 47 bits.
 const KIND_SHIFT: u32 = 48;
 
-impl Tie {
-    pub(crate) fn new(slot: usize, kind: KindId) -> Tie {
-        Tie(slot | kind.index() << KIND_SHIFT)
+impl WeakSlot {
+    pub(crate) fn new(slot: usize, kind: KindId) -> WeakSlot {
+        WeakSlot(slot | kind.index() << KIND_SHIFT)
     }
 
-    pub(crate) fn slot(self) -> usize {
+    pub(crate) fn address(self) -> usize {
         self.0 & ((1 << KIND_SHIFT) - 1)
     }
 
@@ -75,10 +75,10 @@ pub(crate) fn for_each_dead_word(space: &Space, cell: Cell, f: &mut dyn FnMut(Ce
     if !matches!(tag, Tag::Weak | Tag::Ephemeron) {
         return;
     }
-    for tie in (0..).map_while(words_of(space, cell)) {
-        if is_dead(space, tie) {
+    for weak_slot in (0..).map_while(words_of(space, cell)) {
+        if is_dead(space, weak_slot) {
             // SAFETY: a word of an allocated cell.
-            let word = unsafe { (tie.slot() as *const usize).read_volatile() };
+            let word = unsafe { (weak_slot.address() as *const usize).read_volatile() };
             if let Some(target) = encoding.decode(word).and_then(|a| space.resolve(a)) {
                 f(target);
             }
@@ -87,7 +87,7 @@ pub(crate) fn for_each_dead_word(space: &Space, cell: Cell, f: &mut dyn FnMut(Ce
 }
 
 /// The weak words of a cell, or its pairs, by number.
-pub(super) fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option<Tie> + use<> {
+pub(super) fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option<WeakSlot> + use<> {
     let descriptor = space.kinds.get(cell.kind);
     let step = if descriptor.tag == Tag::Ephemeron {
         2 * WORD
@@ -99,17 +99,17 @@ pub(super) fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option
     // A last word without a partner is no pair.
     move |n| {
         let slot = first + n * step;
-        (slot + step <= end).then(|| Tie::new(slot, cell.kind))
+        (slot + step <= end).then(|| WeakSlot::new(slot, cell.kind))
     }
 }
 
 /// Does the word, or the pair's key, lead to a cell that is not marked?
-pub(super) fn is_dead(space: &Space, tie: Tie) -> bool {
+pub(super) fn is_dead(space: &Space, weak_slot: WeakSlot) -> bool {
     // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell
     // known (a release, as every store is on this architecture): whoever finds it here finds it
     // marked, if it was made while marking is on.
-    let word = unsafe { (*(tie.slot() as *const AtomicUsize)).load(Ordering::Acquire) };
-    is_dead_target(space, tie.kind(), word)
+    let word = unsafe { (*(weak_slot.address() as *const AtomicUsize)).load(Ordering::Acquire) };
+    is_dead_target(space, weak_slot.kind(), word)
 }
 
 /// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no

@@ -54,8 +54,8 @@ use crate::memory::tables::{Mapped, Zeroed};
 /// A pair that waits. All zero: not written yet.
 #[repr(C)]
 pub(super) struct Node {
-    /// The pair's place and kind: see [`super::Tie`].
-    tie: AtomicUsize,
+    /// The pair's place and kind: see [`super::WeakSlot`].
+    weak_slot: AtomicUsize,
     /// The next node of the bucket, by index plus one.
     next: AtomicU32,
     /// The bucket, so that it can be emptied again.
@@ -167,11 +167,11 @@ impl Waiting {
     /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks
     /// at the key's mark again afterwards (T). False: there is no room.
     #[must_use]
-    pub(super) fn wait(&self, tie: usize, key: usize) -> bool {
+    pub(super) fn wait(&self, weak_slot: usize, key: usize) -> bool {
         let Some(index) = self.reserve() else {
             return false;
         };
-        self.write(index, tie, key);
+        self.write(index, weak_slot, key);
         self.link(index);
         true
     }
@@ -192,12 +192,12 @@ impl Waiting {
         self.nodes.make(index).is_some().then_some(index)
     }
 
-    fn write(&self, index: usize, tie: usize, key: usize) {
+    fn write(&self, index: usize, weak_slot: usize, key: usize) {
         let node = self.node(index);
         node.bucket
             .store(self.bucket(key) as u32, Ordering::Relaxed);
         // SeqCst: P reads it by its number, without the link.
-        node.tie.store(tie, Ordering::SeqCst);
+        node.weak_slot.store(weak_slot, Ordering::SeqCst);
     }
 
     fn link(&self, index: usize) {
@@ -227,7 +227,7 @@ impl Waiting {
         core::iter::from_fn(move || {
             let node = self.nodes.get((link as usize).checked_sub(1)?)?;
             link = node.next.load(Ordering::Relaxed);
-            Some(node.tie.load(Ordering::Relaxed))
+            Some(node.weak_slot.load(Ordering::Relaxed))
         })
     }
 
@@ -267,8 +267,8 @@ impl Waiting {
     /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its
     /// key itself.
     pub(super) fn at(&self, node: usize) -> Option<usize> {
-        let tie = self.nodes.get(node)?.tie.load(Ordering::SeqCst);
-        (tie != 0).then_some(tie)
+        let weak_slot = self.nodes.get(node)?.weak_slot.load(Ordering::SeqCst);
+        (weak_slot != 0).then_some(weak_slot)
     }
 }
 
@@ -280,7 +280,7 @@ mod orders {
     use super::*;
 
     const KEY: usize = 48 * GRANULE;
-    const TIE: usize = 0x1000;
+    const SLOT: usize = 0x1000;
 
     /// What is done wrong, if anything.
     #[derive(Clone, Copy, Debug, PartialEq)]
@@ -312,7 +312,7 @@ mod orders {
             let w = self.waiting;
             match (thread, step) {
                 (0, 0) => self.index = w.reserve(),
-                (0, 1) => w.write(self.index.expect("there is room"), TIE, KEY),
+                (0, 1) => w.write(self.index.expect("there is room"), SLOT, KEY),
                 (0, 2) if self.fault == Fault::LookFirst => self.followed |= self.marked,
                 (0, 2) => w.link(self.index.expect("there is room")),
                 (0, _) if self.fault == Fault::LookFirst => {
@@ -323,7 +323,9 @@ mod orders {
                 (1, 0) => self.marked = true,
                 (1, 1) if self.fault == Fault::AskFirst => self.marked = true,
                 (1, 1) => self.looks = w.checking(),
-                (1, _) => self.followed |= self.looks && w.waiters(KEY).any(|tie| tie == TIE),
+                (1, _) => {
+                    self.followed |= self.looks && w.waiters(KEY).any(|weak_slot| weak_slot == SLOT)
+                }
                 (_, 0) if self.fault == Fault::CountFirst => w.count_old(),
                 (_, 0) => w.turn_on(),
                 (_, 1) if self.fault == Fault::CountFirst => w.turn_on(),
@@ -336,7 +338,7 @@ mod orders {
         fn go_over(&mut self) {
             while let Some(piece) = self.waiting.piece() {
                 for node in piece {
-                    self.followed |= self.waiting.at(node) == Some(TIE) && self.marked;
+                    self.followed |= self.waiting.at(node) == Some(SLOT) && self.marked;
                 }
             }
         }

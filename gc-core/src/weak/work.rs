@@ -7,7 +7,7 @@ use crossbeam_utils::CachePadded;
 use gc_preempt::{Mutex, MutexGuard};
 
 use super::modes::JUDGING_LONG;
-use super::slot::{Tie, is_dead, is_dead_target, words_of};
+use super::slot::{WeakSlot, is_dead, is_dead_target, words_of};
 use super::waiting::Waiting;
 use crate::fault::planted;
 use crate::heap::{GRANULE, Space};
@@ -51,7 +51,7 @@ const PAIR_LOCKS: usize = 16;
 
 /// The lists of one heap. Markers fill them, one thread (the collector's) selects and clears.
 pub struct WeakWork {
-    /// First bytes of marked weak cells, and ties with [`SINGLE`] set; 0: taken, but not written
+    /// First bytes of marked weak cells, and weak slots with [`SINGLE`] set; 0: taken, but not written
     /// yet.
     met: Chunked<AtomicUsize>,
     /// Places that were asked for, also in vain.
@@ -144,8 +144,8 @@ impl WeakWork {
     }
 
     /// A pair of a marked cell whose key, at offset `key` of the address range, is not marked.
-    pub(crate) fn wait(&self, tie: Tie, key: usize) -> Wait {
-        if self.waiting.wait(tie.0, key) {
+    pub(crate) fn wait(&self, weak_slot: WeakSlot, key: usize) -> Wait {
+        if self.waiting.wait(weak_slot.0, key) {
             Wait::Entered
         } else {
             Wait::NoRoom
@@ -153,14 +153,14 @@ impl WeakWork {
     }
 
     /// Calls `f` for each pair that may wait for the cell at offset `key`.
-    pub(crate) fn wake(&self, key: usize, mut f: impl FnMut(Tie)) {
+    pub(crate) fn wake(&self, key: usize, mut f: impl FnMut(WeakSlot)) {
         if planted("no-wake") {
             return;
         }
         let mut steps = 0;
-        for tie in self.waiting.waiters(key) {
+        for weak_slot in self.waiting.waiters(key) {
             steps += 1;
-            f(Tie(tie));
+            f(WeakSlot(weak_slot));
         }
         if steps != 0 {
             self.waiting.count(steps);
@@ -169,14 +169,14 @@ impl WeakWork {
 
     /// For a marker that has run out of work: calls `f` with a bounded number of pairs, some of
     /// whose keys may have been marked before markers began to look. False: there are none.
-    pub(crate) fn wake_old(&self, mut f: impl FnMut(Tie)) -> bool {
+    pub(crate) fn wake_old(&self, mut f: impl FnMut(WeakSlot)) -> bool {
         let Some(piece) = self.waiting.piece() else {
             return false;
         };
         self.waiting.count(piece.len() as u64);
         for node in piece {
-            if let Some(tie) = self.waiting.at(node) {
-                f(Tie(tie));
+            if let Some(weak_slot) = self.waiting.at(node) {
+                f(WeakSlot(weak_slot));
             }
         }
         true
@@ -215,7 +215,7 @@ impl WeakWork {
     /// and the ephemerons that will have to be cleared, among those met since the last call. What
     /// is marked stays marked, so `WeakWork::clear_dying` need not look at the others again.
     pub fn select_dying(&self, space: &Space) {
-        self.look_at_met(space, usize::MAX, |tie| self.note(space, tie));
+        self.look_at_met(space, usize::MAX, |weak_slot| self.note(space, weak_slot));
     }
 
     /// With nothing left to mark, in a stop or while mutators' flags say that words are being
@@ -269,7 +269,7 @@ impl WeakWork {
 
     /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked
     /// at; their number.
-    fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(Tie)) -> usize {
+    fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(WeakSlot)) -> usize {
         let mut looked = 0;
         // Relaxed throughout: the collector's own.
         let mut at = self.met_seen.load(Ordering::Relaxed);
@@ -279,9 +279,9 @@ impl WeakWork {
             let mut words = words_of_entry(space, entry);
             let mut word = self.met_word.load(Ordering::Relaxed);
             while looked < most
-                && let Some(tie) = words(word)
+                && let Some(weak_slot) = words(word)
             {
-                f(tie);
+                f(weak_slot);
                 (looked, word) = (looked + 1, word + 1);
             }
             // The entry has more words, or its last was looked at just now: then the next call
@@ -297,9 +297,9 @@ impl WeakWork {
         let pairs = self.waiting.len();
         let mut at = self.pairs_seen.load(Ordering::Relaxed);
         while looked < most && at < pairs {
-            // One that found no room has no tie, and is strong.
-            if let Some(tie) = self.waiting.at(at) {
-                f(Tie(tie));
+            // One that found no room has no weak_slot, and is strong.
+            if let Some(weak_slot) = self.waiting.at(at) {
+                f(WeakSlot(weak_slot));
             }
             (looked, at) = (looked + 1, at + 1);
             self.pairs_seen.store(at, Ordering::Relaxed);
@@ -307,27 +307,27 @@ impl WeakWork {
         looked
     }
 
-    fn note(&self, space: &Space, tie: Tie) {
-        if is_dead(space, tie) {
-            self.enter_dying(tie);
+    fn note(&self, space: &Space, weak_slot: WeakSlot) {
+        if is_dead(space, weak_slot) {
+            self.enter_dying(weak_slot);
         }
     }
 
-    fn enter_dying(&self, tie: Tie) {
+    fn enter_dying(&self, weak_slot: WeakSlot) {
         // Relaxed: the collector's own.
         let len = self.dying_len.load(Ordering::Relaxed);
         match self.dying.make(len) {
             Some(place) => {
-                place.store(tie.0, Ordering::Relaxed);
+                place.store(weak_slot.0, Ordering::Relaxed);
                 self.dying_len.store(len + 1, Ordering::Relaxed);
             }
             None => self.spilled.store(true, Ordering::Relaxed),
         }
     }
 
-    fn dying_at(&self, at: usize) -> Tie {
-        let tie = self.dying.get(at).expect("it was entered");
-        Tie(tie.load(Ordering::Relaxed))
+    fn dying_at(&self, at: usize) -> WeakSlot {
+        let weak_slot = self.dying.get(at).expect("it was entered");
+        WeakSlot(weak_slot.load(Ordering::Relaxed))
     }
 
     fn stage(&self) -> Stage {
@@ -360,15 +360,15 @@ impl WeakWork {
             return done;
         }
         let keeps_long = self.stage() == Stage::Short;
-        let is_long = |tie: Tie| space.kinds.get(tie.kind()).long;
+        let is_long = |weak_slot: WeakSlot| space.kinds.get(weak_slot.kind()).long;
         if self.is_lost() {
             // In a stop, all at once: who asks again finds nothing to clear.
             let kinds = &space.kinds;
             for kind in kinds.of_tag(Tag::Weak).chain(kinds.of_tag(Tag::Ephemeron)) {
                 space.for_each_cell_of(kind, &mut |cell, marked| {
                     if marked && !(keeps_long && space.kinds.get(cell.kind).long) {
-                        for tie in (0..).map_while(words_of(space, cell)) {
-                            done.cleared += u64::from(self.clear(space, tie, false));
+                        for weak_slot in (0..).map_while(words_of(space, cell)) {
+                            done.cleared += u64::from(self.clear(space, weak_slot, false));
                         }
                     }
                 });
@@ -378,30 +378,30 @@ impl WeakWork {
         while done.looked < most {
             let at = self.judged.load(Ordering::Relaxed);
             if at < self.dying_len.load(Ordering::Relaxed) {
-                let tie = self.dying_at(at);
+                let weak_slot = self.dying_at(at);
                 done.looked += 1;
-                if keeps_long && is_long(tie) {
+                if keeps_long && is_long(weak_slot) {
                     self.judged.store(at + 1, Ordering::Relaxed);
                     let longs = self.longs.fetch_add(1, Ordering::Relaxed);
                     if let Some(place) = self.dying.get(longs) {
-                        place.store(tie.0, Ordering::Relaxed);
+                        place.store(weak_slot.0, Ordering::Relaxed);
                     }
                     continue;
                 }
                 // Judged twice, should the child of a fork come here in the middle of it; that
                 // clears nothing twice.
-                done.cleared += u64::from(self.clear(space, tie, planted("no-recheck")));
+                done.cleared += u64::from(self.clear(space, weak_slot, planted("no-recheck")));
                 self.judged.store(at + 1, Ordering::Relaxed);
                 continue;
             }
             if planted("met-since-kept") {
                 break;
             }
-            let looked = self.look_at_met(space, most - done.looked, |tie| {
-                if keeps_long && is_long(tie) {
-                    self.note(space, tie);
+            let looked = self.look_at_met(space, most - done.looked, |weak_slot| {
+                if keeps_long && is_long(weak_slot) {
+                    self.note(space, weak_slot);
                 } else {
-                    done.cleared += u64::from(self.clear(space, tie, false));
+                    done.cleared += u64::from(self.clear(space, weak_slot, false));
                 }
             });
             done.looked += looked;
@@ -419,18 +419,19 @@ impl WeakWork {
             || self.met_len.load(Ordering::Relaxed) > self.met.capacity()
     }
 
-    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's
-    /// value null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether
-    /// it did. Mutators may store another word meanwhile: that stays.
-    fn clear(&self, space: &Space, tie: Tie, always: bool) -> bool {
-        let descriptor = space.kinds.get(tie.kind());
-        let slot = tie.slot() as *const AtomicUsize;
+    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value
+    /// null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether it did.
+    /// Mutators may store another word meanwhile: that stays.
+    fn clear(&self, space: &Space, weak_slot: WeakSlot, always: bool) -> bool {
+        let descriptor = space.kinds.get(weak_slot.kind());
+        let slot = weak_slot.address() as *const AtomicUsize;
         // SAFETY: a word of a marked cell.
         let target = unsafe { &*slot };
-        let _whole = (descriptor.tag == Tag::Ephemeron).then(|| self.lock_pair(tie.slot()));
+        let _whole =
+            (descriptor.tag == Tag::Ephemeron).then(|| self.lock_pair(weak_slot.address()));
         // Acquire: as `is_dead`.
         let word = target.load(Ordering::Acquire);
-        if !always && !is_dead_target(space, tie.kind(), word) {
+        if !always && !is_dead_target(space, weak_slot.kind(), word) {
             return false;
         }
         // Relaxed: what it becomes leads nowhere.
@@ -469,9 +470,9 @@ impl WeakWork {
         };
         let pairs = space.kinds.get(cell.kind).tag == Tag::Ephemeron;
         for word in (0..words).step_by(if pairs { 2 } else { 1 }) {
-            let tie = Tie::new(to + word * WORD, cell.kind);
-            if is_dead(space, tie) && !planted("copies-unnoted") {
-                self.enter(tie.0 | SINGLE);
+            let weak_slot = WeakSlot::new(to + word * WORD, cell.kind);
+            if is_dead(space, weak_slot) && !planted("copies-unnoted") {
+                self.enter(weak_slot.0 | SINGLE);
             }
         }
     }
@@ -520,8 +521,8 @@ impl WeakWork {
             let stays = !is_dead || long && mode == JUDGING_LONG;
             at(to + offset).store(if stays { word } else { cleared }, Ordering::Release);
             if is_dead && stays {
-                let tie = Tie::new(to + offset, cell.kind);
-                self.enter(tie.0 | SINGLE);
+                let weak_slot = WeakSlot::new(to + offset, cell.kind);
+                self.enter(weak_slot.0 | SINGLE);
             }
         }
     }
@@ -533,8 +534,8 @@ impl WeakWork {
 }
 
 /// The weak words that an entry of `met` stands for, by number.
-fn words_of_entry(space: &Space, entry: usize) -> impl FnMut(usize) -> Option<Tie> + use<> {
-    let single = (entry & SINGLE != 0).then_some(Tie(entry & !SINGLE));
+fn words_of_entry(space: &Space, entry: usize) -> impl FnMut(usize) -> Option<WeakSlot> + use<> {
+    let single = (entry & SINGLE != 0).then_some(WeakSlot(entry & !SINGLE));
     let cell = match single {
         Some(_) => None,
         None => space.resolve(entry),

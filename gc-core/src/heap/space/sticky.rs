@@ -83,7 +83,7 @@ impl Space {
         let mut bytes = 0;
         for site in 0..self.sites.count() {
             let entry = self.sites.at(site);
-            if self.kinds.get(entry.kind).is_settled() {
+            if self.kinds.get(entry.kind).has_immutable_edges() {
                 let lists = self.lists(entry);
                 let spans: usize = lists.each().iter().map(|list| list.len()).sum();
                 bytes += spans * entry.class().pages as usize * PAGE;

@@ -62,17 +62,17 @@ fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     // SAFETY: our own runs.
     unsafe { toy.runs.blacken_tails(&toy.space) };
     // SAFETY: the only one, dropped below.
-    let mut crew = unsafe { Crew::new(&toy.space, &toy.queue, &toy.weak) };
+    let mut workers = unsafe { Workers::new(&toy.space, &toy.queue, &toy.weak) };
     let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
-    crew.set_helpers(helpers, 1000);
+    workers.set_helpers(helpers, 1000);
     marker.edge(root, Encoding::RAW);
-    while !(crew.step(&mut marker, 1000) && crew.close(&mut marker)) {}
-    assert!(toy.queue.is_empty() && toy.queue.board.team.at_work() == 0);
+    while !(workers.step(&mut marker, 1000) && workers.close(&mut marker)) {}
+    assert!(toy.queue.is_empty() && toy.queue.workers.termination.at_work() == 0);
     let marked = marker.marked();
-    let threads = crew.threads.len();
-    drop((marker, crew));
+    let threads = workers.threads.len();
+    drop((marker, workers));
     toy.finish();
-    let joined = toy.queue.board.joined.swap(0, Ordering::Relaxed);
+    let joined = toy.queue.workers.joined.swap(0, Ordering::Relaxed);
     (marked, joined, threads)
 }
 
@@ -133,24 +133,24 @@ fn a_helper_that_is_not_wanted_any_more_puts_its_work_back() {
     for _ in 0..20 {
         toy.space.begin_marking();
         // SAFETY: as in `mark`.
-        let (_, mut crew) = unsafe {
+        let (_, mut workers) = unsafe {
             (
                 toy.runs.blacken_tails(&toy.space),
-                Crew::new(&toy.space, &toy.queue, &toy.weak),
+                Workers::new(&toy.space, &toy.queue, &toy.weak),
             )
         };
         let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
         marker.edge(root, Encoding::RAW);
         let mut helpers = 2;
         loop {
-            crew.set_helpers(helpers, 1000);
+            workers.set_helpers(helpers, 1000);
             helpers = (helpers + 1) % 3;
-            if crew.step(&mut marker, 500) && crew.close(&mut marker) {
+            if workers.step(&mut marker, 500) && workers.close(&mut marker) {
                 break;
             }
         }
         assert_eq!(marker.marked(), expected);
-        drop((marker, crew));
+        drop((marker, workers));
         toy.finish();
     }
 }

@@ -1,19 +1,19 @@
-//! What a crew's threads tell each other: part of the queue that they share.
+//! What a workers's threads tell each other: part of the queue that they share.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use gc_preempt::{futex_wait, futex_wake};
 
-use super::termination::Team;
+use super::termination::Termination;
 use crate::marked::Marked;
 
-/// What a crew's threads have in common. Part of the queue that they share.
+/// What a workers's threads have in common. Part of the queue that they share.
 #[derive(Default)]
-pub(super) struct Board {
-    pub(super) team: Team,
+pub(super) struct WorkerState {
+    pub(super) termination: Termination,
     /// Helpers that may be at work.
     pub(super) wanted: AtomicU32,
-    /// The captain has nothing to do.
+    /// The leader has nothing to do.
     pub(super) waiting: AtomicBool,
     /// Changes with every call to come and look. Helpers sleep on it.
     pub(super) calls: AtomicU32,
@@ -33,19 +33,19 @@ pub(super) struct Board {
     pub(super) joined: AtomicU64,
 }
 
-impl Board {
-    /// Has a helper, or the captain, nothing to do?
-    pub(super) fn is_hungry(&self) -> bool {
+impl WorkerState {
+    /// Has a helper, or the leader, nothing to do?
+    pub(super) fn has_idle_worker(&self) -> bool {
         // Relaxed: a hint.
-        self.team.is_open()
+        self.termination.is_open()
             && (self.waiting.load(Ordering::Relaxed)
-                || self.team.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
+                || self.termination.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
     }
 
     /// There is a packet for somebody. Wakes a helper if one sleeps that may work.
     #[inline]
     pub(super) fn call(&self) {
-        if self.is_hungry() {
+        if self.has_idle_worker() {
             self.wake(1);
         }
     }
@@ -77,7 +77,7 @@ impl Board {
 
     /// In the child of a fork.
     pub(super) fn forget(&self) {
-        self.team.forget();
+        self.termination.forget();
         // Relaxed: there is one thread.
         self.waiting.store(false, Ordering::Relaxed);
         self.wanted.store(0, Ordering::Relaxed);
