@@ -1,4 +1,4 @@
-//! The mark bits as a marker has them at hand.
+//! The mark bits, by the address of their words.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -6,8 +6,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::heap::{Bitmap, WORDS_PER_PAGE};
 use crate::memory::prefetch::prefetch;
 
-/// A bitmap by the address of its words. Each edge asks for a word and looks at it later; through
-/// the bitmap both were a load more.
+/// A bitmap by the address of its words: a marker prefetches a word for each edge and reads it
+/// later, and through the bitmap each would take another load.
 #[derive(Clone, Copy)]
 pub(super) struct Bits<'a> {
     words: *const AtomicU64,
@@ -25,7 +25,7 @@ impl<'a> Bits<'a> {
     /// See [`Bitmap::word`].
     #[inline(always)]
     pub(super) fn word(&self, index: usize) -> &'a AtomicU64 {
-        // SAFETY: callers pass words of units inside the address range, which the bitmap has as
+        // SAFETY: callers pass words of pages inside the address range, which the bitmap has as
         // long as it lives.
         unsafe { &*self.words.add(index) }
     }
@@ -36,8 +36,8 @@ impl<'a> Bits<'a> {
         prefetch(self.words.wrapping_add(Bitmap::place(offset).0) as usize);
     }
 
-    /// [`Bitmap::test`], in one order with all changes of bits: for those who have just said that
-    /// they wait for one.
+    /// [`Bitmap::test`] in one order with all changes of bits, for a marker that has just linked a
+    /// pair which waits for the bit.
     #[inline(always)]
     pub(super) fn test_now(&self, offset: usize) -> bool {
         let (index, bit) = Bitmap::place(offset);
@@ -45,12 +45,12 @@ impl<'a> Bits<'a> {
         self.word(index).load(Ordering::SeqCst) & bit != 0
     }
 
-    /// Sets bits of a word; those of them that were clear.
+    /// Sets bits of a word; returns those that were clear.
     #[inline(always)]
     pub(super) fn set_word(&self, index: usize, bits: u64) -> u64 {
-        // Ordering: SeqCst, which costs nothing on this architecture: whoever waits for a key looks
-        // at its bit by `test_now`, and whoever sets the bit looks who waits (the argument is in
-        // `weak/waiting.rs`).
+        // Ordering: SeqCst, which costs nothing on this architecture. It pairs with `test_now`: a
+        // marker with a pair tests the key's bit after it has linked the pair, and a marker that
+        // sets the bit looks for waiting pairs afterwards (the argument is in `weak/waiting.rs`).
         bits & !self.word(index).fetch_or(bits, Ordering::SeqCst)
     }
 
@@ -63,16 +63,16 @@ impl<'a> Bits<'a> {
         bits & !before
     }
 
-    /// The bits of a unit, a word after the other: the first granule's number in the unit, and the
+    /// The bits of a page, a word after the other: the first granule's number in the page, and the
     /// bits from there on.
     #[inline]
-    pub(super) fn words_of(&self, unit: usize) -> impl Iterator<Item = (usize, u64)> + use<'a> {
+    pub(super) fn words_of(&self, page: usize) -> impl Iterator<Item = (usize, u64)> + use<'a> {
         let bits = *self;
         (0..WORDS_PER_PAGE).map(move |word| {
-            // Ordering: SeqCst, as in `test_now`: who sees the bit of a born cell sees that it was
-            // cleared.
+            // Ordering: SeqCst, as in `test_now`: a marker that sees the bit of a cell that was
+            // allocated black sees the cell's zeroes.
             let bits = bits
-                .word(unit * WORDS_PER_PAGE + word)
+                .word(page * WORDS_PER_PAGE + word)
                 .load(Ordering::SeqCst);
             (word * 64, bits)
         })

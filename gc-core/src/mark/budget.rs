@@ -1,19 +1,19 @@
-//! How much a marker may do before it looks up.
+//! How much work a marker may do in one call.
 
 use crate::marked::BYTES_A_CELL;
 
-/// What a piece of `Core::wake_old` counts as: its thousand pairs, each looked up in two places,
-/// cost as much as two thousand cells.
+/// The bytes that a piece of `Core::wake_old` counts as: its thousand pairs, each looked up in two
+/// places, cost as much as two thousand cells.
 pub(super) const WAKE_OLD_BYTES: usize = 2048 * BYTES_A_CELL;
 
-/// How long a drain may go on.
+/// Says whether a drain goes on.
 pub(super) trait Budget {
     fn is_left(&self) -> bool;
-    /// A cell, or a part of one, of so many bytes was followed.
+    /// The marker has followed a cell, or a part of one, of so many bytes.
     fn spend(&mut self, bytes: usize);
 }
 
-/// Until the end.
+/// No bound.
 pub(super) struct Unbounded;
 
 impl Budget for Unbounded {

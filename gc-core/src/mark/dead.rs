@@ -1,5 +1,5 @@
-//! Values that need `Drop` and are dead: marked so that their memory stays until they have been
-//! dropped, and not followed.
+//! Values that need `Drop` and are dead: a marker marks them, so that their memory stays until they
+//! have been dropped, and does not follow them.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
@@ -10,9 +10,9 @@ use crate::heap::{Bitmap, Cell};
 use crate::tracer::WORD;
 
 impl Marker<'_> {
-    /// Marks a dead value's cell and makes its edges null: what they led to may be freed before the
-    /// value is dropped, and is, since nothing follows them. The cell's kind has its edges at fixed
-    /// places, or none: no other value needs `Drop`.
+    /// Marks a dead value's cell and makes its edges null: no marker follows them, so the cells
+    /// that they led to may be freed before the value is dropped. The cell's kind has its edges at
+    /// fixed places, or none: no other value needs `Drop`.
     ///
     /// # Safety
     /// `cell` is allocated and not marked; no mutator can reach it before the cycle is over.
@@ -22,11 +22,10 @@ impl Marker<'_> {
             return;
         }
         let core = &mut self.core;
-        // Their bits first: a marker keeps those of one word back.
+        // The bits that the marker keeps back come first.
         core.flush();
         let (index, bit) = Bitmap::place(cell.base - core.base);
-        // Keys that ephemerons wait for are not looked for: the pairs of a dead key have been
-        // cleared.
+        // No pair waits for this cell: the pairs of a dead key have been cleared.
         if core.marks.set_word(index, bit) != 0 {
             core.marked.cells += 1;
             core.marked.bytes += cell.size as u64;

@@ -1,5 +1,4 @@
-//! What markers do with weak cells and with pairs of ephemerons; why it is right that way is told
-//! in `weak/`.
+//! What markers do with weak cells and with ephemerons' pairs; `weak/` says why it is right.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,22 +11,22 @@ use crate::kind::{KindId, Tag};
 use crate::tracer::WORD;
 use crate::weak::{Wait, WeakSlot};
 
-/// As `load`, for a word that may name a cell which was made while marking is on, if its mark is
-/// to be looked at.
+/// As `load`, for a word that may name a cell which was allocated while marking is on, before a
+/// look at its mark.
 ///
 /// # Safety
 /// As `load`.
 #[inline(always)]
 unsafe fn load_published(address: usize) -> usize {
     // SAFETY: forwarded. Ordering: Acquire pairs with the store that published the cell (a release,
-    // as every store is on this architecture): its mark, which was set before, is seen.
+    // as every store is on this architecture): this marker sees its mark, which was set before.
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Acquire) }
 }
 
 impl Core<'_> {
-    /// Bits have been set of cells that are weak, or may be what an ephemeron waits for. Not
-    /// before: whoever waits looks at the bit, and whoever sets it looks who waits (the argument is
-    /// in `weak/waiting.rs`).
+    /// The marker has set bits of cells that are weak, or for which pairs may wait. Not before: a
+    /// marker with a pair tests the bit after it has linked the pair, and a marker that sets the
+    /// bit looks for pairs afterwards (the argument is in `weak/waiting.rs`).
     #[cold]
     #[inline(never)]
     pub(super) fn met(&mut self, kind: KindId, mut newly: u64) {
@@ -37,15 +36,16 @@ impl Core<'_> {
             if self.space.kinds.get(kind).tag == Tag::Weak {
                 self.weak.meet(self.base + offset);
             }
-            // Leaves and weak cells, too: following them is looking who waits for them.
+            // Leaves and weak cells, too: following such a cell means looking for pairs that wait
+            // for it.
             if self.weak.checking() {
                 self.push(WorkItem::small(offset, kind));
             }
         }
     }
 
-    /// A marked cell is followed while ephemerons wait for keys: follows the values that waited for
-    /// this one.
+    /// While pairs wait for keys, a marker follows a marked cell: follows the values of the pairs
+    /// that waited for it.
     #[cold]
     #[inline(never)]
     pub(super) fn wake(&mut self, item: WorkItem) {
@@ -64,8 +64,8 @@ impl Core<'_> {
         });
     }
 
-    /// Nothing is left to follow. Ephemerons may wait whose keys were marked before markers began
-    /// to look: follows some of them. False: there are none.
+    /// Nothing is left to follow. Pairs may wait whose keys were marked before markers began to
+    /// look: follows some of them. False: there are none.
     pub(super) fn wake_old(&mut self) -> bool {
         let (space, weak) = (self.space, self.weak);
         weak.wake_old(|weak_slot| {
@@ -113,7 +113,7 @@ impl Core<'_> {
         // SAFETY: a pair of a marked cell.
         let key = encoding.decode(unsafe { load_published(slot) });
         let Some((key, cell)) = key.zip(self.space.resolve(slot)) else {
-            // It has been removed just now, and its value logged.
+            // A mutator has just removed it, and logged its value.
             return;
         };
         match self
@@ -144,7 +144,7 @@ impl Core<'_> {
         }
     }
 
-    /// A key that will be asked for soon.
+    /// A key whose mark `waits` will test soon.
     #[inline(always)]
     pub(super) fn prefetch_key(&mut self, word: usize, encoding: Encoding) {
         let offset = (word & encoding.keep).wrapping_sub(self.base);

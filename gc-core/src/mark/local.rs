@@ -1,21 +1,15 @@
-//! Cells that lie close together are followed without detours.
+//! Page-local tracing: a marker follows cells that lie close together without queue and rings.
 //!
-//! What a program makes in one go it links together: in a tree that has just been built, half of
-//! all edges lead to the cell beside. Such a cell is of the same kind, for a unit's cells are; its
-//! mark bit and its words lie in lines that are here already, so there is nothing to wait for in a
-//! ring, and nothing to look up. So when a cell of a words kind is followed, edges within its unit
-//! go onto a small stack of their own, and the new mark bits of the unit are kept in four words
-//! until that is empty. Only edges that lead out of the unit go the usual way.
+//! A program links together what it makes in one go: in a tree that has just been built, half of
+//! all edges lead to the neighbouring cell. Such a cell is of the same kind, because all cells of a
+//! page are. Its mark bit and its words lie in cache lines that have arrived already, so it need
+//! not wait in a ring, and the page table need not be asked. So when a marker follows a cell of a
+//! words kind, edges within the cell's page go onto a small stack, and four words keep the new mark
+//! bits of the page until that stack is empty. Edges that lead out of the page take the usual way.
 //!
-//! In binary trees of 16-byte cells, as gclab builds them, that makes marking three times as fast.
-//! There the processor waits for no memory but for itself, for the cell that was just put on the
-//! stack. So the cell found last goes on in a register; both words of a pair are read at once, and
-//! one comparison tells a leaf: 4.73 to 3.31 ns a cell. (`URGE_STW=1 URGE_MARKERS=1 URGE_TRACE=1
-//! gclab trees 20`, the median of 133 cycles' `mark` over their cells, four runs in alternation.
-//! Asking for memory 512 or 1024 bytes ahead instead of 256 changed nothing.) A byte for each
-//! granule instead of its bit, so that no edge waits for the word that the edge before has changed,
-//! came to 0.93 of that, but cost each visit of a unit 10 to 15 ns more: groups of two cells that
-//! lie close together took 25 ns a cell instead of 20 (`heap_speed`'s groups).
+//! In trees of small cells the processor waits for no memory but for the cell that was just put on
+//! the stack. So the cell found last stays in a register, and both words of a pair are read at
+//! once. A byte for each granule instead of its bit lost: docs/experiments.md.
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::Ordering;
@@ -32,30 +26,30 @@ const GRANULES: usize = PAGE / GRANULE;
 /// The slots of a cons cell, and of a node with two children.
 const PAIR: u64 = 0b11;
 
-/// A cell that was made after the cells it leads to lies above them, and the last that was found is
-/// followed first; so the way leads down through memory, and the line that comes in so many bytes
-/// is asked for. (A sixth of the time, in trees. A program that builds from the root down gets
-/// nothing from it, and the processor's own prefetching.)
+/// Bytes below the cell that is followed at which a line is prefetched. A cell that was made after
+/// the cells it leads to lies above them, and the last one found is followed first, so the way
+/// leads down through memory. A program that builds from the root down has the processor's own
+/// prefetching.
 const AHEAD: usize = 256;
 
-// A place in the unit fits a byte.
+// A granule's number in the page fits a byte.
 const _: () = assert!(GRANULES == 256);
 
-/// What is known of a unit while its cells are followed.
+/// A page's state while a marker follows its cells.
 struct Visit {
-    /// The address of the unit's first byte.
+    /// The address of the page's first byte.
     start: usize,
-    /// Its mark bits as they were in the beginning, and those that are to be set.
+    /// The page's mark bits: as they were in the beginning, and the new ones.
     seen: [u64; WORDS_PER_PAGE],
-    /// Granules of cells that are to be followed. Each has got its bit in `seen` before it was put
-    /// here, once, so there are no more of them than granules.
+    /// Granules of cells to follow. A cell's bit is set in `seen` before the cell is pushed, once,
+    /// so there are no more of them than granules.
     stack: [MaybeUninit<u8>; GRANULES],
     top: usize,
 }
 
 impl Core<'_> {
-    /// Follows the cell at `offset`, of a words kind without slots beyond the 64th word, and what
-    /// it leads to within its unit. How many cells that were.
+    /// Follows the cell at `offset`, of a words kind without slots beyond the 64th word, and the
+    /// cells of its page that it leads to. Returns their number.
     ///
     /// # Safety
     /// A marked cell of this descriptor's kind begins there.
@@ -87,7 +81,7 @@ impl Core<'_> {
         1
     }
 
-    /// Not marked, as far as this marker knows from the bitmap.
+    /// Not marked, as the bitmap says.
     #[inline(always)]
     fn is_white(&self, offset: usize) -> bool {
         let (index, bit) = Bitmap::place(offset);
@@ -95,12 +89,12 @@ impl Core<'_> {
         self.marks.word(index).load(Ordering::Relaxed) & bit == 0
     }
 
-    /// As [`Core::follow_local`], from these slots of the cell on: one of them leads to a cell of
-    /// its unit.
+    /// As [`Core::follow_local`], from the cell's slots `slots` on, one of which leads to a cell of
+    /// its page.
     ///
     /// # Safety
-    /// As for [`Core::follow_local`]; `slots` are the descriptor's last ones. `RAW`: its encoding is
-    /// [`Encoding::RAW`]. `TWO`: so it is, and its slots are a [`PAIR`]'s.
+    /// As for [`Core::follow_local`]; `slots` are the descriptor's last ones. `RAW`: its encoding
+    /// is [`Encoding::RAW`]. `TWO`: so it is, and its slots are a [`PAIR`]'s.
     #[inline(never)]
     unsafe fn visit<const RAW: bool, const TWO: bool>(
         &mut self,
@@ -113,10 +107,10 @@ impl Core<'_> {
         } else {
             descriptor.encoding
         };
-        let unit = offset / PAGE;
-        let before = self.marks_of(unit);
+        let page = offset / PAGE;
+        let before = self.marks_of(page);
         let mut visit = Visit {
-            start: self.base + unit * PAGE,
+            start: self.base + page * PAGE,
             seen: before,
             stack: [MaybeUninit::uninit(); GRANULES],
             top: 0,
@@ -127,7 +121,7 @@ impl Core<'_> {
         while let Some(granule) = last.or_else(|| visit.pop()) {
             let cell = visit.start + granule * GRANULE;
             prefetch(cell.wrapping_sub(AHEAD));
-            // SAFETY: an edge of the unit leads to the cell; all cells of a unit are of one kind.
+            // SAFETY: an edge of the page leads to the cell; all cells of a page are of one kind.
             last = unsafe {
                 if TWO {
                     self.follow_two(cell, &mut visit)
@@ -137,27 +131,27 @@ impl Core<'_> {
             };
             cells += 1;
         }
-        self.leave(unit, before, visit.seen);
+        self.leave(page, before, visit.seen);
         cells
     }
 
-    /// The mark bits of a unit.
+    /// The mark bits of a page.
     #[inline(always)]
-    fn marks_of(&self, unit: usize) -> [u64; WORDS_PER_PAGE] {
-        // Ordering: Relaxed, as in `mark_soon`. Bits that others set meanwhile have their cells
-        // followed twice.
+    fn marks_of(&self, page: usize) -> [u64; WORDS_PER_PAGE] {
+        // Ordering: Relaxed, as in `mark_soon`. Where another marker sets a bit meanwhile, both
+        // follow the cell.
         core::array::from_fn(|index| {
-            let word = self.marks.word(unit * WORDS_PER_PAGE + index);
+            let word = self.marks.word(page * WORDS_PER_PAGE + index);
             word.load(Ordering::Relaxed)
         })
     }
 
-    /// The last cell that was found in the unit, by its granule; those before it are on the stack.
-    /// It is on its way in a register, since through the stack it would come later than its own
-    /// words do.
+    /// Returns the granule of the cell of the page that was found last; earlier ones are on the
+    /// stack. The last one stays in a register, since through the stack it would arrive later than
+    /// its own words do.
     ///
     /// # Safety
-    /// The cell lies in the unit and has these slots.
+    /// The cell lies in the page and has these slots.
     #[inline(always)]
     unsafe fn follow_one(
         &mut self,
@@ -195,7 +189,8 @@ impl Core<'_> {
         self.edge_of(visit, second, last)
     }
 
-    /// An edge of the unit's, when `last` was found last and is not on the stack; what is then.
+    /// Follows an edge of a cell of the page. `last` is the cell found last, which is not on the
+    /// stack; returns the one found last now.
     #[inline(always)]
     fn edge_of(&mut self, visit: &mut Visit, target: usize, last: Option<usize>) -> Option<usize> {
         let near = target.wrapping_sub(visit.start);
@@ -220,7 +215,7 @@ impl Core<'_> {
         Some(granule)
     }
 
-    /// As [`Core::found_at`], which is long.
+    /// [`Core::found_at`], not inlined, since it is long.
     #[inline(always)]
     fn found_far(&mut self, offset: usize) {
         #[inline(never)]
@@ -232,11 +227,11 @@ impl Core<'_> {
         }
     }
 
-    /// Leaves the new bits to [`Core::flush`], a word at a time.
+    /// Hands the new bits to [`Core::flush`], a word at a time.
     #[inline]
-    fn leave(&mut self, unit: usize, before: [u64; WORDS_PER_PAGE], after: [u64; WORDS_PER_PAGE]) {
-        let Page::Small { class, kind, .. } = self.space.page_table().get(unit) else {
-            // Cells were followed there, and marked cells stay.
+    fn leave(&mut self, page: usize, before: [u64; WORDS_PER_PAGE], after: [u64; WORDS_PER_PAGE]) {
+        let Page::Small { class, kind, .. } = self.space.page_table().get(page) else {
+            // The page has marked cells, and marked cells stay.
             return;
         };
         for index in 0..WORDS_PER_PAGE {
@@ -244,7 +239,7 @@ impl Core<'_> {
             if new != 0 {
                 self.flush();
                 self.grey = new;
-                self.grey_word = unit * WORDS_PER_PAGE + index;
+                self.grey_word = page * WORDS_PER_PAGE + index;
                 (self.grey_class, self.grey_kind) = (class, kind);
             }
         }

@@ -11,10 +11,9 @@ use crate::tracer::Sink;
 use crate::verify::Verify;
 use crate::weak::WeakWork;
 
-/// One thread that marks. All its memory is mapped before; make it and drop it wherever that is
-/// true of its stack.
+/// A thread's marker. All its memory is mapped beforehand, so a stop may make one and drop it.
 ///
-/// Dropping it leaves what it has not followed in the queue, for the others.
+/// A drop puts the cells that it has not followed into the queue.
 #[doc(hidden)]
 pub struct Marker<'a> {
     pub(super) core: Core<'a>,
@@ -29,14 +28,15 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// Says that while this marker marks no other thread sets mark bits: the world is stopped, and
-    /// there is no other marker.
+    /// The same marker, for a stopped world without another marker: no other thread sets mark bits
+    /// while it marks.
     pub fn alone(mut self) -> Marker<'a> {
         self.core.alone = true;
         self
     }
 
-    /// Has each cell that is marked from now on, by a root's word, written down; or not any more.
+    /// From now on the verifier's list `roots` gets each cell that a root's word names; `None` ends
+    /// that.
     pub(crate) fn record(&mut self, roots: Option<&'a Verify>) {
         self.core.record = roots;
     }
@@ -65,7 +65,7 @@ impl<'a> Marker<'a> {
         self.core.mark(cell.base - self.core.base)
     }
 
-    /// Traces until nothing is left: all edges from everything marked have then been followed.
+    /// Traces until nothing is left: then every edge of every marked cell has been followed.
     pub fn drain(&mut self) {
         loop {
             self.core.drain(Unbounded);
@@ -94,18 +94,18 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// As [`Marker::drain_bounded`], but what did not fit into the queue is left to the workers's
-    /// leader.
+    /// As [`Marker::drain_bounded`], but leaves flagged pages to the leader.
     pub(super) fn drain_piece(&mut self, cells: usize) -> bool {
         self.core.drain(&mut Cells(cells))
     }
 
-    /// Touches what marking of roots will need, so that the stop does not wait for a page.
+    /// Touches the memory that marking of roots will need, so that the stop does not wait for a
+    /// page.
     pub(crate) fn make_ready(&mut self) {
         self.core.local.make_ready();
     }
 
-    /// Puts all that it has not followed into the queue, for whoever marks next.
+    /// Puts all cells that it has not followed into the queue, where other markers take them.
     pub(crate) fn publish(&mut self) {
         while let Some(offset) = self.core.edges.pop() {
             self.core.mark_soon(offset);
@@ -117,16 +117,16 @@ impl<'a> Marker<'a> {
         self.core.local.publish();
     }
 
-    /// Leaves half of what it has to whoever else marks.
+    /// Gives half of its cells to other markers.
     pub(crate) fn share(&mut self) {
-        // In a tree nearly all of it is on its way to the first line.
+        // In a tree nearly all of its cells are in the cell ring.
         while let Some(item) = self.core.cells.pop() {
             self.core.push(WorkItem(item));
         }
         self.core.local.share();
     }
 
-    /// The same, if a helper has nothing to do and finds nothing.
+    /// As [`Marker::share`], if a worker has nothing to do and the queue has no packet.
     pub(super) fn share_with_idle_workers(&mut self) {
         let queue = self.core.local.queue();
         if queue.has_no_packet() && queue.workers.has_idle_worker() {
@@ -134,7 +134,7 @@ impl<'a> Marker<'a> {
         }
     }
 
-    /// Adds to the count what another marker has marked.
+    /// Adds another marker's count.
     pub(super) fn add(&mut self, marked: Marked) {
         self.core.marked.cells += marked.cells;
         self.core.marked.bytes += marked.bytes;

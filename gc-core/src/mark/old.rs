@@ -1,23 +1,23 @@
 //! Old cells that may have changed: a young collection follows them as if it had just marked them.
 //!
-//! An old cell was made before the last collection's stop 1 and found alive by it, and it is marked
-//! when a young collection begins (`heap/sticky.rs`): markers do not look into it. What it leads to
-//! is old as well, unless somebody has changed it since stop 1. So
+//! An old cell was allocated before the last collection's stop 1, and that collection found it
+//! alive. It is marked when a young collection begins (`heap/space/sticky.rs`), so markers do not
+//! look into it. It leads to old cells only, unless a mutator has changed it since stop 1. So
 //!
-//! * all old cells of kinds that may change are followed here, whether they have changed or not.
-//!   There is no write barrier that would tell (stores cost nothing while nothing is marked), and
-//!   no table of cards; so young collections pay only where most of the heap cannot change, and are
-//!   only tried there;
-//! * old cells of an immutable kind are left alone. Such a cell leads to nothing but itself and
-//!   cells that its thread held when it was allocated, which was before stop 1: so they were made
-//!   before stop 1, and found alive, for it leads to them. Should its thread have stood between its
-//!   allocation and its first stores when the roots were scanned, it held these cells then, and
-//!   found they were, too.
+//! * this file follows all old cells of kinds that may change, whether they have changed or not. No
+//!   write barrier records changes (stores cost nothing while nothing is marked), and there is no
+//!   card table. So young collections pay only where most of the heap cannot change, and the pacer
+//!   tries them only there;
+//! * old cells of an immutable kind are left alone. Such a cell leads to itself, or to cells that
+//!   its thread held when it allocated the cell. It was allocated before stop 1, so these cells
+//!   were, too, and the collection found them alive, for the cell leads to them. If its thread
+//!   stood between the allocation and its first stores when the roots were scanned, the thread held
+//!   these cells, and the scan found them.
 //!
-//! Weak cells and ephemerons always belong to those that may change: met here, their words are
-//! cleared if what they lead to dies young.
+//! Weak cells and ephemerons always belong to the kinds that may change: markers note them here,
+//! and their words are cleared if their targets die young.
 //!
-//! This runs beside the mutators, like all marking: what they overwrite meanwhile is logged.
+//! This runs beside the mutators, like all marking: the barrier logs the edges that they overwrite.
 
 use super::budget::{Budget, Cells};
 use super::marker::Marker;
@@ -26,17 +26,17 @@ use crate::fault::planted;
 use crate::heap::{GRANULE, PAGE, Page};
 use crate::kind::Tag;
 
-/// What is left of the heap.
+/// The part of the heap whose old cells are still to be followed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Old {
     next: usize,
     end: usize,
-    /// Cells that were followed.
+    /// Cells that have been followed.
     followed: u64,
 }
 
 impl Old {
-    /// All units before `end`.
+    /// All pages before `end`.
     pub(crate) fn before(end: usize) -> Old {
         Old {
             end,
@@ -44,20 +44,19 @@ impl Old {
         }
     }
 
-    /// Is there any?
+    /// Is a page left?
     pub(crate) fn is_left(&self) -> bool {
         self.next < self.end
     }
 
-    /// How many cells were followed so far: work like that of marking as many.
+    /// Cells that have been followed so far: as much work as marking them.
     pub(crate) fn followed(&self) -> u64 {
         self.followed
     }
 }
 
 impl Marker<'_> {
-    /// Follows about `cells` old cells that may have changed, and what leads on from them is traced
-    /// as ever.
+    /// Follows about `cells` old cells that may have changed. A drain traces what they lead to.
     pub(crate) fn follow_old(&mut self, old: &mut Old, cells: usize) {
         if planted("old-unfollowed") {
             old.next = old.end;
@@ -66,19 +65,19 @@ impl Marker<'_> {
         while old.is_left() && budget.is_left() {
             old.followed += self.core.follow_old_in(old.next, &mut budget);
             old.next += 1;
-            // A unit that is passed over costs something, too.
+            // A page that is passed over counts as a cell.
             budget.spend(0);
         }
     }
 }
 
 impl Core<'_> {
-    /// Follows the marked cells of a unit that may change; how many.
+    /// Follows the marked cells of a page whose kind may change; their number.
     #[inline]
-    fn follow_old_in(&mut self, unit: usize, budget: &mut Cells) -> u64 {
-        let kind = match self.space.page_table().get(unit) {
+    fn follow_old_in(&mut self, page: usize, budget: &mut Cells) -> u64 {
+        let kind = match self.space.page_table().get(page) {
             Page::Small { kind, .. } => kind,
-            Page::Large { distance: 0 } => self.space.large_record(unit).1,
+            Page::Large { distance: 0 } => self.space.large_record(page).1,
             Page::Large { .. } | Page::Free => return 0,
         };
         let descriptor = self.space.kinds.get(kind);
@@ -88,9 +87,9 @@ impl Core<'_> {
         let is_weak = descriptor.tag == Tag::Weak;
         let marks = self.marks;
         let mut followed = 0;
-        for (first, mut bits) in marks.words_of(unit) {
+        for (first, mut bits) in marks.words_of(page) {
             while bits != 0 {
-                let offset = unit * PAGE + (first + bits.trailing_zeros() as usize) * GRANULE;
+                let offset = page * PAGE + (first + bits.trailing_zeros() as usize) * GRANULE;
                 bits &= bits - 1;
                 followed += 1;
                 if is_weak {

@@ -1,12 +1,12 @@
-//! The queue of marked cells whose edges have not been followed yet: packets of addresses in mapped
+//! The queue of marked cells whose edges have not been followed yet: packets of items in mapped
 //! memory.
 //!
-//! A marker fills and empties a packet of its own and exchanges only whole ones, so that many
-//! markers can share the queue. All address space is mapped beforehand; a page is touched only when
-//! it is first used. When the queue is full nothing is lost: the cell is marked, and the unit it
-//! begins in is *flagged*. Once the queue is empty, the marked cells of flagged units are followed
-//! again (Boehm's collector calls it mark stack overflow). That ends, for each round marks at least
-//! one cell or flags nothing.
+//! A marker fills and empties a packet of its own and exchanges only whole packets, so that many
+//! markers can share the queue. All address space is mapped beforehand; a page is touched when it
+//! is first used. A full queue loses nothing: the cell is marked, and the page that it begins in is
+//! *flagged*. Once the queue is empty, a marker follows the marked cells of flagged pages again
+//! (Boehm's collector calls it mark stack overflow). That ends, because each round marks a cell or
+//! flags no page.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -27,13 +27,13 @@ struct Packet {
     /// Index + 1 of the next packet in the stack that this one is in.
     next: AtomicU32,
     len: u32,
-    /// Keeps the entries at a multiple of 16 bytes.
+    /// Keeps the entries aligned to 16 bytes.
     _pad: u64,
     entries: [usize; ENTRIES],
 }
 
-/// A stack of packets by index, Treiber's. The upper half of the word counts changes, so that a
-/// packet which was taken and put back in between is noticed.
+/// A stack of packets by index (Treiber). The upper half of the word counts changes, so that an
+/// exchange fails if a packet was taken and put back meanwhile.
 #[derive(Default)]
 struct Stack {
     head: AtomicU64,
@@ -51,7 +51,7 @@ impl Stack {
                     .store(head as u32, Ordering::Relaxed)
             };
             let new = ((head >> 32).wrapping_add(1) << 32) | (packet as u64 + 1);
-            // Ordering: Release publishes the packet's entries to whoever pops it.
+            // Ordering: Release pairs with the Acquire in `pop`: it publishes the packet's entries.
             match self
                 .head
                 .compare_exchange_weak(head, new, Ordering::Release, Ordering::Relaxed)
@@ -67,8 +67,8 @@ impl Stack {
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             let packet = (head as u32).checked_sub(1)?;
-            // SAFETY: a packet once used stays mapped; a stale `next` is refused by the count in
-            // the exchange below.
+            // SAFETY: a packet once used stays mapped; the count in the exchange below refuses a
+            // stale `next`.
             let next = unsafe { (*packets.at(packet as usize)).next.load(Ordering::Relaxed) };
             let new = ((head >> 32).wrapping_add(1) << 32) | next as u64;
             match self
@@ -89,29 +89,27 @@ impl Stack {
 /// Grey cells, in mapped memory; shared by the markers of one heap.
 pub struct MarkQueue {
     packets: Table<Packet>,
-    /// Packets that were used before; the first `fresh` ones exist.
+    /// Packets that have been used: the first `fresh` ones of the table.
     fresh: AtomicUsize,
-    /// The most there were.
+    /// The most of them so far.
     peak: AtomicUsize,
     free: Stack,
     full: Stack,
-    /// A bit a unit: a cell that begins there was marked but did not fit.
+    /// A bit for each page: a cell that begins there was marked but did not fit.
     flags: Table<AtomicU64>,
     flagged: AtomicBool,
     /// How often a cell did not fit, for reports and tests.
     overflows: AtomicU64,
     /// Bytes of large cells that were followed since `MarkQueue::take_large`.
     large: CachePadded<AtomicU64>,
-    /// What helper threads look at.
+    /// The workers' shared state.
     pub(super) workers: WorkerState,
 }
 
-/// Bytes of a queue that stay backed from one cycle to the next where so many are in use in the
-/// heap: 4 MiB, or what a random graph that fills it may need. A wide graph may need much more,
-/// once.
+/// Bytes of a queue that stay backed from one cycle to the next, of a heap with `heap` bytes in
+/// use: 4 MiB, or what a random graph that fills the heap needs. Giving more back costs page faults
+/// in each cycle, half of them in mutators: docs/experiments.md.
 ///
-/// In a graph of 1 GiB each cycle took 13,000 page faults for the queue when no more than 4 MiB
-/// were kept, and half of them mutators', which stops wait for.
 pub(crate) fn kept_bytes(heap: u64) -> usize {
     (heap / 64).max(4 << 20) as usize
 }
@@ -134,15 +132,14 @@ impl MarkQueue {
         })
     }
 
-    /// So many bytes of a large cell have been followed. Once a part of one, so it costs nothing
-    /// that counts.
+    /// A marker has followed so many bytes of a large cell. It is called once for each part.
     pub(super) fn followed_large(&self, bytes: usize) {
         // Relaxed, here and below: for the pace.
         self.large.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// The work of following large cells so far, in cells: a heap of a few large ones has as much
-    /// to mark as one of many small ones.
+    /// The work of following large cells so far, in cells: a heap of a few large cells has as much
+    /// to mark as a heap of many small ones.
     pub(crate) fn large_work(&self) -> u64 {
         if planted("large-unpaced") {
             return 0;
@@ -157,7 +154,7 @@ impl MarkQueue {
         work
     }
 
-    /// Has what [`kept_bytes`] tells of such a heap backed from the start, if the system can.
+    /// Backs [`kept_bytes`] of such a heap from the start, if the system can.
     pub(crate) fn pre_touch(&self, heap: u64) {
         let packets = kept_bytes(heap) / size_of::<Packet>();
         let packets = packets.min(self.packets.len());
@@ -172,7 +169,7 @@ impl MarkQueue {
         self.overflows.load(Ordering::Relaxed)
     }
 
-    /// Is there no packet of grey cells, and no flagged unit? Markers may still have some in hand.
+    /// Is there no packet of grey cells, and no flagged page? Markers may still have packets.
     pub fn is_empty(&self) -> bool {
         self.has_no_packet() && !self.has_flags()
     }
@@ -183,8 +180,7 @@ impl MarkQueue {
 
     /// Did a cell not fit since [`MarkQueue::take_flags`] last took all that did not?
     pub(crate) fn has_flags(&self) -> bool {
-        // Ordering: Relaxed. Asked by who made the flags, or after what makes their makers' work
-        // visible.
+        // Ordering: Relaxed. The caller has made the flags, or has synchronised with their makers.
         self.flagged.load(Ordering::Relaxed)
     }
 
@@ -196,8 +192,7 @@ impl MarkQueue {
     }
 
     /// Gives the memory of packets back to the system, but for the first `keep` bytes. Not in a
-    /// stop: nor should one meet a page that is not there, which would cost it as much as all of
-    /// its roots.
+    /// stop. A stop that touches a page which has gone back takes twice as long.
     ///
     /// # Safety
     /// No marker of this queue exists.
@@ -210,13 +205,12 @@ impl MarkQueue {
         self.free.head.store(0, Ordering::Relaxed);
         self.fresh.store(0, Ordering::Relaxed);
         let kept = keep / size_of::<Packet>();
-        // SAFETY: no packet is in use: there is no marker, and the stacks are empty now. Should the
-        // kernel refuse, the old contents do no harm, nor do those that are kept: a packet's `next`
-        // and `len` are always set first.
+        // SAFETY: no packet is in use: there is no marker, and the stacks are empty. Old contents
+        // do no harm: a packet's `next` and `len` are always set before they are read.
         unsafe { self.packets.discard(kept, used - kept) };
     }
 
-    /// Forgets all that is in it.
+    /// Empties the queue.
     ///
     /// # Safety
     /// No marker of this queue exists, or its thread does not exist in this process.
@@ -238,25 +232,25 @@ impl MarkQueue {
                 (n < self.packets.len()).then_some(n + 1)
             })
             .ok()?;
-        // Should the system have no memory, the packet is not used until the queue is trimmed.
+        // Where the system has no memory, the packet stays unused until the queue is trimmed.
         let is_there =
             fresh < self.packets.writable() || self.packets.make_writable(fresh + 1).is_ok();
         is_there.then_some(fresh as u32)
     }
 
-    /// A marked cell that begins in `unit` did not fit.
+    /// A marked cell that begins in `page` did not fit.
     #[cold]
-    pub(crate) fn flag(&self, unit: usize) {
+    pub(crate) fn flag(&self, page: usize) {
         self.overflows.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: units of the address range; zeroed memory is a valid AtomicU64.
-        let word = unsafe { &*self.flags.at(unit / 64) };
-        word.fetch_or(1 << (unit % 64), Ordering::Relaxed);
-        // Ordering: Release pairs with the Acquire in `take_flags`: who sees the flag sees the bit,
-        // and the cell's mark.
+        // SAFETY: pages of the address range; zeroed memory is a valid AtomicU64.
+        let word = unsafe { &*self.flags.at(page / 64) };
+        word.fetch_or(1 << (page % 64), Ordering::Relaxed);
+        // Ordering: Release pairs with the Acquire in `take_flags`: a marker that sees the flag
+        // sees the bit, and the cell's mark.
         self.flagged.store(true, Ordering::Release);
     }
 
-    /// Takes all flagged units, if there are any; `f` is called for each.
+    /// Takes all flagged pages, if there are any; `f` is called for each.
     pub(crate) fn take_flags(&self, mut f: impl FnMut(usize)) -> bool {
         if !self.flagged.swap(false, Ordering::Acquire) {
             return false;
@@ -277,11 +271,11 @@ impl MarkQueue {
     }
 }
 
-/// One marker's end of the queue: the packet that it fills and empties.
+/// A marker's local queue: the packet that it fills and empties.
 pub(crate) struct LocalQueue<'a> {
     queue: &'a MarkQueue,
-    /// The entries of the packet in hand: where they begin, where the next one goes, and where
-    /// there is no more room. All null: no packet.
+    /// The packet's entries: where they begin, where the next one goes, and where they end. All
+    /// null: no packet.
     first: *mut usize,
     next: *mut usize,
     end: *mut usize,
@@ -304,12 +298,11 @@ impl<'a> LocalQueue<'a> {
         self.queue
     }
 
-    /// Takes a packet in hand whose memory is there. For who is about to stop the world: the first
+    /// Takes a packet and touches its memory. The collector calls it before a stop, since the first
     /// touch of a page costs more than a shallow stack's scan.
     pub(crate) fn make_ready(&mut self) {
         if self.first.is_null() && self.next_free() {
-            // SAFETY: the packet in hand is this marker's alone, and has room for an entry; it is a
-            // page.
+            // SAFETY: the packet is this marker's alone, and has room for an entry; it is a page.
             unsafe { self.next.write_volatile(0) };
         }
     }
@@ -329,7 +322,7 @@ impl<'a> LocalQueue<'a> {
         true
     }
 
-    /// Takes the entry that was added last, or one of another marker's.
+    /// Takes the entry that was added last, or one of a packet from the shared queue.
     #[inline(always)]
     pub(crate) fn pop(&mut self) -> Option<usize> {
         if self.next == self.first && !self.next_full() {
@@ -342,7 +335,7 @@ impl<'a> LocalQueue<'a> {
         }
     }
 
-    /// Puts the packet in hand where others find it.
+    /// Puts the packet into the shared queue.
     pub(crate) fn publish(&mut self) {
         if !self.first.is_null() {
             let empty = self.next == self.first;
@@ -356,11 +349,11 @@ impl<'a> LocalQueue<'a> {
         }
     }
 
-    /// Puts the older half of what is in hand where others find it: in a tree, what is nearest to
-    /// the root. For a marker that never fills a packet while others have nothing to do.
+    /// Puts the older half of the packet into the shared queue: in a tree, the cells nearest to the
+    /// root. For a marker that never fills a packet while a worker has nothing to do.
     #[cold]
     pub(crate) fn share(&mut self) {
-        // SAFETY: both pointers lie in the packet in hand, or both are null.
+        // SAFETY: both pointers lie in the packet, or both are null.
         let half = unsafe { self.next.offset_from(self.first) } as usize / 2;
         if half == 0 {
             return;
@@ -369,7 +362,7 @@ impl<'a> LocalQueue<'a> {
             return;
         };
         let packet = self.queue.packets.at(free as usize);
-        // SAFETY: the free packet is this marker's alone, and so is the one in hand, which has more
+        // SAFETY: the free packet is this marker's alone, and so is its own packet, which has more
         // than `half` entries.
         unsafe {
             let entries: *mut usize = (&raw mut (*packet).entries).cast();
@@ -413,7 +406,7 @@ impl<'a> LocalQueue<'a> {
     }
 
     fn put_back(&self, stack: &Stack) {
-        // SAFETY: the packet in hand is this marker's alone, and both pointers lie in it.
+        // SAFETY: the packet is this marker's alone, and both pointers lie in it.
         unsafe {
             (*self.queue.packets.at(self.index as usize)).len =
                 self.next.offset_from(self.first) as u32;
@@ -549,9 +542,9 @@ mod tests {
                 queue.flag(n);
             }
         }
-        let mut units = Vec::new();
-        assert!(queue.take_flags(|unit| units.push(unit)));
-        assert_eq!(units, [2 * ENTRIES, 2 * ENTRIES + 1, 2 * ENTRIES + 2]);
+        let mut pages = Vec::new();
+        assert!(queue.take_flags(|page| pages.push(page)));
+        assert_eq!(pages, [2 * ENTRIES, 2 * ENTRIES + 1, 2 * ENTRIES + 2]);
         assert!(!queue.take_flags(|_| ()));
         assert_eq!(std::iter::from_fn(|| local.pop()).count(), 2 * ENTRIES);
     }

@@ -17,9 +17,8 @@ use crate::tracer::{Sink, WORD};
 use crate::verify::Verify;
 use crate::weak::WeakWork;
 
-/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap. Of
-/// a random graph of 512 MiB, marked in random order, 32 in both rings mark 15 % faster than 16 (41
-/// against 49 ns a cell on a virtual machine with two levels of page tables), and 64 no faster.
+/// Edges on the way to their mark words: enough for the second-level cache's misses to overlap.
+/// Twice as many mark no faster: docs/experiments.md.
 pub(super) const EDGES: usize = 32;
 
 /// Cells on the way to their first lines.
@@ -27,8 +26,8 @@ pub(super) const CELLS: usize = 32;
 
 /// A marker's state, shared with the tracers that it lends to traced kinds.
 ///
-/// It keeps the addresses of the tables that each edge needs. They do not change in a cycle: the
-/// bitmaps' roles swap after the last marker is gone.
+/// It keeps the addresses of the tables that each edge needs. They stay the same in a cycle,
+/// because the bitmaps swap their roles after the last marker is dropped.
 pub(crate) struct Core<'a> {
     pub(super) space: &'a Space,
     pub(super) weak: &'a WeakWork,
@@ -38,18 +37,19 @@ pub(crate) struct Core<'a> {
     pub(super) local: LocalQueue<'a>,
     pub(super) edges: Ring<EDGES>,
     pub(super) cells: Ring<CELLS>,
-    /// Bits of one word of the bitmap that are to be set, and which word it is.
+    /// Mark bits of one word of the bitmap that `flush` will set, and that word's index.
     pub(super) grey: u64,
     pub(super) grey_word: usize,
-    /// What its cells are.
+    /// The size class and the kind of these cells.
     pub(super) grey_class: usize,
     pub(super) grey_kind: KindId,
     pub(super) marked: Marked,
     /// See [`Space::is_far`].
     pub(super) far: bool,
-    /// No other thread sets mark bits meanwhile, so an atomic `or` would be wasted.
+    /// No other thread sets mark bits while this marker exists, so it sets them without a locked
+    /// instruction.
     pub(super) alone: bool,
-    /// Where the cells are written down that are marked at once: in stop 1, those that roots name.
+    /// The verifier's list of the cells that roots name, which `mark` fills in stop 1.
     pub(super) record: Option<&'a Verify>,
 }
 
@@ -76,7 +76,7 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Step 1: an edge to a cell's first byte. Words that lead out of the heap are no edges.
+    /// Step 1: an edge to a cell's first byte. A word that leads out of the heap is no edge.
     #[inline(always)]
     pub(super) fn found(&mut self, address: usize) {
         self.found_at(address.wrapping_sub(self.base));
@@ -98,13 +98,13 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Step 2 for an edge. The bit is set together with those of other cells in the same bitmap
-    /// word, by [`Core::flush`].
+    /// Step 2 for an edge. [`Core::flush`] sets the bit, together with the bits of other cells in
+    /// the same bitmap word.
     #[inline(always)]
     pub(super) fn mark_soon(&mut self, offset: usize) {
         let (index, bit) = Bitmap::place(offset);
-        // Ordering: Relaxed. Only what this marker, or one that it got the edge from, did is sure
-        // to be seen; that is enough.
+        // Ordering: Relaxed. A bit that another marker has just set may be missed: then both follow
+        // the cell, and `flush` counts it once.
         if self.marks.word(index).load(Ordering::Relaxed) & bit != 0 {
             return;
         }
@@ -133,9 +133,8 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// Sets the bits that [`Core::mark_soon`] has left. A cell that two markers came upon meanwhile
-    /// is counted by one of them, and followed by both, which costs a little and harms nothing: a
-    /// word's 64 granules at a time.
+    /// Sets the bits that [`Core::mark_soon`] has kept back. Where two markers met a cell
+    /// meanwhile, one of them counts it and both follow it: that costs a little and harms nothing.
     #[inline]
     pub(super) fn flush(&mut self) {
         let grey = core::mem::take(&mut self.grey);
@@ -170,17 +169,17 @@ impl<'a> Core<'a> {
     #[cold]
     #[inline(never)]
     fn overflow(&mut self, item: WorkItem) {
-        // First the bits: whoever takes the flag looks for them.
+        // The bits come first: the marker that takes the flag looks for them.
         if !planted("flag-before-bits") {
             self.flush();
         }
         self.local.queue().flag(item.offset() / PAGE);
     }
 
-    /// Step 2 for what is no small cell.
+    /// Step 2 for an edge that leads to no small cell.
     #[cold]
     fn mark_other(&mut self, offset: usize) {
-        // A large object is marked at once, so that no two markers follow a long array.
+        // A large object's bit is set at once, so that no two markers follow a long array.
         if self.space.kind_and_size(offset).is_some() {
             self.mark(offset);
         } else {
@@ -196,7 +195,7 @@ impl<'a> Core<'a> {
     /// Step 2, at once, for a cell that exists. True: it was not marked before.
     pub(super) fn mark(&mut self, offset: usize) -> bool {
         self.flush();
-        // Marked or not: a young collection finds its old roots marked.
+        // Whether it is marked or not: a young collection finds old roots marked.
         if let Some(verify) = self.record {
             verify.root(offset);
         }
@@ -222,8 +221,8 @@ impl<'a> Core<'a> {
         true
     }
 
-    /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. No bit is left to be
-    /// set.
+    /// Steps 3 and 4, until nothing is left (true) or `budget` is used up. All mark bits are set
+    /// afterwards.
     #[inline(always)]
     pub(super) fn drain(&mut self, budget: impl Budget) -> bool {
         let done = self.drain_rings(budget);
@@ -242,8 +241,8 @@ impl<'a> Core<'a> {
                     });
                     self.cells.exchange(item)
                 }
-                // Nothing to overlap with: what is on the way is taken as it is, cells first, for
-                // they bring new edges.
+                // The queue has nothing to overlap with, so the marker takes what the rings hold:
+                // cells first, for they bring new edges.
                 None => match self.cells.pop() {
                     Some(item) => Some(item),
                     None => match self.edges.pop() {
@@ -251,7 +250,7 @@ impl<'a> Core<'a> {
                             self.mark_soon(offset);
                             None
                         }
-                        // What a flush may bring to the queue is not nothing.
+                        // A flush may bring cells to the queue.
                         None if self.grey != 0 => {
                             self.flush();
                             None
@@ -284,7 +283,7 @@ impl<'a> Core<'a> {
         self.follow_other(item)
     }
 
-    /// Step 4 for a cell whose size matters, or that somebody may wait for.
+    /// Step 4 for a cell whose size matters, or for which an ephemeron's pair may wait.
     #[inline(never)]
     fn follow_other(&mut self, item: WorkItem) -> usize {
         let offset = item.offset();
@@ -326,17 +325,19 @@ impl<'a> Core<'a> {
         }
     }
 
-    /// The queue overflowed: follows the marked cells of the flagged units. True: there were some.
+    /// After the queue has overflowed: follows the marked cells of the flagged pages. True: there
+    /// were such pages.
     #[cold]
     pub(super) fn follow_flagged(&mut self) -> bool {
         if planted("no-second-look") {
             return false;
         }
         let queue = self.local.queue();
-        queue.take_flags(|unit| {
+        queue.take_flags(|page| {
             for granule in 0..PAGE / GRANULE {
-                let offset = unit * PAGE + granule * GRANULE;
-                // Born cells are marked before they are written: who sees the mark sees the zeroes.
+                let offset = page * PAGE + granule * GRANULE;
+                // A cell that is allocated black is marked before it is written: a marker that sees
+                // the mark sees the zeroes.
                 if self.marks.test_now(offset) {
                     self.follow(self.item_at(offset));
                 }

@@ -1,5 +1,4 @@
-//! Who is at work on a queue, and when nobody is: the one word by which several markers know that
-//! marking is over.
+//! When marking is over: the one word by which several markers agree on it.
 //!
 //! ```text
 //! 63            1      0
@@ -9,26 +8,26 @@
 //! One thread, the *leader* (a heap's collector), marks as long as marking lasts; *members* join
 //! and leave. The rules:
 //!
-//! * A member joins before it takes its first packet, and only while the team is open.
-//! * It leaves when it has found the queue empty with nothing in hand; or with its rest put into
-//!   the queue.
-//! * The leader alone closes the termination: when it has found the queue empty with nothing in hand, and
-//!   in one step from "open, nobody at work".
+//! * A member joins before it takes its first packet, and only while the word says open.
+//! * A member leaves when it has found the queue empty and its own packet is empty, or when it has
+//!   put its packet into the queue.
+//! * The leader alone closes. It does so when it has found the queue empty and its own packet is
+//!   empty, and in one step from "open, no member at work".
 //!
-//! Then there is no work. Let the leader have found the queue empty at time *t* and closed the
-//! team at *u*. What was put into the queue after *t* was put there by members. Take the last of
-//! them: whoever took it had joined before, and had to find the queue empty once more before it
-//! left; and if nobody took it, its putter itself cannot have found the queue empty afterwards, so
-//! was at work at *u*. A member that joins after *u* is refused. (Threads outside of the team may
-//! put packets in at any time: mutators that mark what they cannot log. For them the leader looks
-//! at the queue again in a stop.)
+//! Then there is no work. Suppose that the leader found the queue empty at time *t* and closed at
+//! *u*. Only members put packets into the queue after *t*. Consider the last such packet. If a
+//! member took it, that member had joined before, and had to find the queue empty once more before
+//! it left. If no member took it, the member that put it in cannot have found the queue empty
+//! afterwards, so it was at work at *u*. A member that joins after *u* is refused. (Threads that
+//! are no members may put packets in at any time: mutators that mark what they cannot log. For
+//! these the leader looks at the queue again in a stop.)
 //!
-//! The orderings that this needs are in the code below and are checked, together with the rules, by
-//! the model at the end of the file: `cargo test -p gc-core --features loom --lib loom`.
+//! The code below has the orderings that this needs. The model at the end of the file checks them
+//! and the rules: `cargo test -p gc-core --features loom --lib loom`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What the protocol needs of its atomic word, so that loom's can stand in.
+/// The operations of the protocol's atomic word, which loom's type has as well.
 pub(crate) trait AtomicWord {
     fn load(&self, order: Ordering) -> u64;
     fn compare_exchange(
@@ -86,7 +85,7 @@ const MEMBER: u64 = 2;
 pub(crate) struct Termination<W = AtomicU64>(pub(crate) W);
 
 impl<W: AtomicWord> Termination<W> {
-    /// Members may join from now on. The leader's.
+    /// Members may join from now on. The leader calls it.
     pub(crate) fn open(&self) {
         // Ordering: Release pairs with the Acquire of `join`: a member sees what the leader did
         // before.
@@ -98,7 +97,7 @@ impl<W: AtomicWord> Termination<W> {
         self.0.load(Ordering::Relaxed) & OPEN != 0
     }
 
-    /// One more is at work, if the team is open.
+    /// One more member is at work, if it is open.
     #[must_use]
     pub(crate) fn join(&self) -> bool {
         let mut now = self.0.load(Ordering::Relaxed);
@@ -115,14 +114,14 @@ impl<W: AtomicWord> Termination<W> {
         false
     }
 
-    /// One less is, and holds nothing.
+    /// The member is no longer at work, and has no cells.
     pub(crate) fn leave(&self) {
         // Ordering: Release pairs with the Acquire of `close`: the leader sees all that members
         // have done.
         self.0.fetch_sub(MEMBER, Ordering::Release);
     }
 
-    /// In the child of a fork: it is closed, and nobody is at work.
+    /// In the child of a fork: it is closed, and no member is at work.
     pub(crate) fn forget(&self) {
         self.0.fetch_and(0, Ordering::Relaxed);
     }
@@ -132,8 +131,8 @@ impl<W: AtomicWord> Termination<W> {
         self.0.load(Ordering::Relaxed) / MEMBER
     }
 
-    /// The leader has found the queue empty, with nothing in hand. True: so have all the others,
-    /// nobody is at work, and nobody can join. A team that is not open is closed already.
+    /// The leader has found the queue empty, and has no cells. True: no member is at work, and none
+    /// can join. It may be closed already.
     #[must_use]
     pub(crate) fn close(&self) -> bool {
         // Ordering: Acquire, see `leave`.
@@ -163,7 +162,8 @@ mod model {
         /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet
         /// makes.
         stack: LoomU64,
-        /// What each thread has followed. Relaxed: only the team's orderings make it visible.
+        /// The packets that each thread has followed. Relaxed: only the orderings of `Termination`
+        /// make them visible.
         followed: [AtomicUsize; 3],
     }
 
@@ -277,7 +277,7 @@ mod model {
                 .iter()
                 .map(|f| f.load(Ordering::Relaxed))
                 .sum();
-            assert_eq!(followed as u64, expected, "the team closed over work");
+            assert_eq!(followed as u64, expected, "the leader closed over work");
             assert!(shared.pop().is_none() && shared.termination.at_work() == 0);
             for thread in threads {
                 thread.join().unwrap();
@@ -286,19 +286,19 @@ mod model {
     }
 
     #[test]
-    fn loom_a_team_closes_when_all_work_is_done_and_not_before() {
+    fn loom_the_leader_closes_when_all_work_is_done_and_not_before() {
         check(&[1, 2], 1, Break::Nothing);
         check(&[1, 0], 2, Break::Nothing);
     }
 
     #[test]
-    #[should_panic(expected = "the team closed over work")]
+    #[should_panic(expected = "the leader closed over work")]
     fn loom_a_member_that_takes_before_it_joins_is_noticed() {
         check(&[1], 1, Break::TakeBeforeJoin);
     }
 
     #[test]
-    #[should_panic(expected = "the team closed over work")]
+    #[should_panic(expected = "the leader closed over work")]
     fn loom_a_member_that_leaves_before_its_last_packet_is_noticed() {
         check(&[1], 1, Break::LeaveBeforeLast);
     }

@@ -177,7 +177,7 @@ proptest! {
         check_graph(&nodes, &links, &roots, 1 << 16);
     }
 
-    /// Most edges lead to a cell of the same unit.
+    /// Most edges lead to a cell of the same page.
     #[test]
     fn neighbours_are_marked_like_others(
         shape in 0..SHAPES.len(),
@@ -564,7 +564,7 @@ fn old_cells_that_may_change_are_followed_in_pieces_and_counted() {
     }
     marker.drain();
     assert_eq!(old.followed(), 3000, "arrays, and no pairs");
-    // A unit has 64 of these cells.
+    // A page has 64 of these cells.
     assert!((3000 / 164..=31).contains(&pieces), "{pieces} pieces");
     assert!(toy.space.is_marked(young));
     assert_eq!(marker.marked().cells, 1);

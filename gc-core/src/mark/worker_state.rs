@@ -1,4 +1,4 @@
-//! What a workers's threads tell each other: part of the queue that they share.
+//! The state that a heap's marking threads share: who may work, who sleeps, what they have marked.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -7,34 +7,34 @@ use gc_preempt::{futex_wait, futex_wake};
 use super::termination::Termination;
 use crate::marked::Marked;
 
-/// What a workers's threads have in common. Part of the queue that they share.
+/// The workers' shared state, a part of their queue.
 #[derive(Default)]
 pub(super) struct WorkerState {
     pub(super) termination: Termination,
-    /// Helpers that may be at work.
+    /// Workers that may be at work.
     pub(super) wanted: AtomicU32,
     /// The leader has nothing to do.
     pub(super) waiting: AtomicBool,
-    /// Changes with every call to come and look. Helpers sleep on it.
+    /// Changes with every call for workers, which sleep on it.
     pub(super) calls: AtomicU32,
     pub(super) asleep: AtomicU32,
     /// The threads are to end.
     pub(super) ending: AtomicBool,
-    /// Of each helper's time, in thousandths, what it may mark.
+    /// The part of its time, in thousandths, for which a worker may mark.
     pub(super) permille: AtomicU32,
-    /// What helpers have marked and the collector has not added to its own count, and the processor
-    /// time that they needed, in nanoseconds.
+    /// Cells and bytes that workers have marked and the collector has not added to its count, and
+    /// the processor time that workers needed, in nanoseconds.
     pub(super) cells: AtomicU64,
     pub(super) bytes: AtomicU64,
     pub(super) cpu: AtomicU64,
-    /// A bit a helper that has been at work: the highest for all that have no bit of their own.
+    /// A bit for each worker that has been at work; the highest for all from number 63 on.
     pub(super) worked: AtomicU64,
-    /// How often one has joined, for tests.
+    /// How often a worker has joined, for tests.
     pub(super) joined: AtomicU64,
 }
 
 impl WorkerState {
-    /// Has a helper, or the leader, nothing to do?
+    /// Has a worker, or the leader, nothing to do?
     pub(super) fn has_idle_worker(&self) -> bool {
         // Relaxed: a hint.
         self.termination.is_open()
@@ -42,7 +42,7 @@ impl WorkerState {
                 || self.termination.at_work() < u64::from(self.wanted.load(Ordering::Relaxed)))
     }
 
-    /// There is a packet for somebody. Wakes a helper if one sleeps that may work.
+    /// The queue has a packet: wakes a worker that sleeps and may work.
     #[inline]
     pub(super) fn call(&self) {
         if self.has_idle_worker() {
@@ -66,9 +66,9 @@ impl WorkerState {
         self.asleep.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Adds what a helper has marked, less what it has posted of that before.
+    /// Adds the cells that a worker has marked, less those that it has posted before.
     pub(super) fn post(&self, marked: Marked, posted: Marked) {
-        // Relaxed: for the pace; when it counts, the team's closing orders it.
+        // Relaxed: for the pace; `Termination::close` orders it for the final count.
         self.cells
             .fetch_add(marked.cells - posted.cells, Ordering::Relaxed);
         self.bytes

@@ -1,15 +1,15 @@
-//! Helper threads that mark beside the collector, as many at a time as it asks for.
+//! Worker threads that mark beside the collector, as many at a time as it asks for.
 //!
-//! They share a heap's queue, packet by packet; whoever marks while another has nothing to do gives
-//! half of what it has in hand away. When all of it is done is the matter of [`Termination`](super::termination::Termination); the
-//! collector is its leader.
+//! Workers share a heap's queue, packet by packet. A marker gives half of its cells away while a
+//! worker has nothing to do. `termination.rs` says when all work is done; the collector is the
+//! leader.
 //!
-//! A thread is made when it is first needed, and lives as long as the collector's. Between two
-//! markings, and while it finds nothing, it sleeps on a futex. All signals are blocked in it, as in
-//! the collector's thread, which makes it; it is no mutator, so a stop neither waits for it nor
-//! stops it. A heap in which there is little to mark wakes none of them (H33): to wake a thread
-//! costs as much as to mark a thousand cells, and a system that sees many threads run for an
-//! instant spreads them over cold processors.
+//! A worker's thread is made when it is first needed, and lives as long as the collector's. Between
+//! two markings, and while it finds nothing, it sleeps on a futex. It blocks all signals, as the
+//! collector's thread does, which makes it. It is no mutator, so a stop neither waits for it nor
+//! stops it. A heap in which there is little to mark wakes none (H33): waking a thread costs as
+//! much as marking a thousand cells, and a kernel that sees many threads run for an instant spreads
+//! them over cold processors.
 //!
 //! The child of a fork has none of these threads; its collector makes new ones.
 
@@ -27,28 +27,28 @@ use crate::pacer;
 use crate::thread::{Thread, thread_cpu};
 use crate::weak::WeakWork;
 
-/// Cells that the collector marks by itself before it wakes anybody: a quarter of a millisecond's
+/// Cells that the collector marks by itself before it wakes a worker: a quarter of a millisecond's
 /// work.
 const ENOUGH: u64 = 16 << 10;
 
-/// Cells that a helper follows between two looks at who else wants some.
+/// Cells that a worker follows until it asks again whether another worker wants some.
 const PIECE: usize = 512;
 
-/// How often a helper that found nothing looks again before it sleeps: some 20 us.
+/// How often a worker that found nothing looks again before it sleeps: some 20 us.
 const LOOKS: u32 = 1000;
 
-/// How long the collector waits for the others' work before it looks after other things.
+/// How long the collector waits for cells from workers before it does other work.
 const MOMENT: Duration = Duration::from_micros(50);
 
-/// What helpers did for a marking.
+/// What workers did for a marking.
 pub(crate) struct Work {
-    /// How many were at work.
+    /// Workers that were at work.
     pub(crate) helpers: u32,
     /// Nanoseconds of processor time that they needed.
     pub(crate) cpu: u64,
 }
 
-/// The helpers of one collector.
+/// The workers of one collector.
 pub(crate) struct Workers<'h> {
     space: &'h Space,
     queue: &'h MarkQueue,
@@ -58,11 +58,11 @@ pub(crate) struct Workers<'h> {
 }
 
 impl<'h> Workers<'h> {
-    /// A workers without anybody yet.
+    /// No worker yet.
     ///
     /// # Safety
-    /// Nobody else makes a workers of this queue meanwhile. It is dropped before what it borrows, not
-    /// forgotten: its threads read that.
+    /// The queue has no other workers while these exist. They are dropped before what they borrow,
+    /// and not forgotten: their threads read it.
     pub(crate) unsafe fn new(
         space: &'h Space,
         queue: &'h MarkQueue,
@@ -77,8 +77,8 @@ impl<'h> Workers<'h> {
         }
     }
 
-    /// From now on so many helpers may mark, so many thousandths of their time. Those beyond put
-    /// what they have into the queue.
+    /// From now on so many workers may mark, for so many thousandths of their time. The others put
+    /// their cells into the queue.
     pub(crate) fn set_helpers(&mut self, helpers: u32, permille: u32) {
         self.helpers = helpers;
         // Relaxed: hints.
@@ -87,8 +87,8 @@ impl<'h> Workers<'h> {
         state.wanted.store(helpers, Ordering::Relaxed);
     }
 
-    /// Follows about `cells` cells, and sees to it that helpers have something to do. True: there
-    /// seems to be nothing left; ask [`Workers::close`]. Not in a stop: it may make threads.
+    /// Follows about `cells` cells, and gives work to workers. True: there seems to be nothing
+    /// left; ask [`Workers::close`]. Not in a stop: it may make threads.
     pub(crate) fn step(&mut self, marker: &mut Marker<'h>, cells: usize) -> bool {
         let mut dry = marker.drain_piece(cells);
         if dry && self.queue.has_flags() {
@@ -114,15 +114,15 @@ impl<'h> Workers<'h> {
             return true;
         }
         self.wait();
-        // Ephemerons' keys come last: before, most of them are still found by the way.
+        // Ephemerons' keys come last: until then, markers find most of them on other paths.
         self.queue.workers.termination.at_work() == 0
             && self.queue.is_empty()
             && !marker.core.wake_old()
     }
 
-    /// After a step that said so, and after whatever else might have made work: is there nothing
-    /// left? Then no helper holds anything, or can take anything before the next step, and what
-    /// they have marked is in the marker's count.
+    /// After a step that returned true, and after all else that may have made work: is there
+    /// nothing left? Then no worker has a cell or can take one before the next step, and the
+    /// marker's count has all that they marked.
     #[must_use]
     pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
         let state = &self.queue.workers;
@@ -132,21 +132,21 @@ impl<'h> Workers<'h> {
         if !state.termination.close() {
             return false;
         }
-        // Relaxed: ordered by the team's closing.
+        // Relaxed: `Termination::close` orders it.
         marker.add(Marked {
             cells: state.cells.swap(0, Ordering::Relaxed),
             bytes: state.bytes.swap(0, Ordering::Relaxed),
         });
-        // Mutators may have put something in, and what did not fit is for the leader.
+        // Mutators may have put packets in, and flagged pages are the leader's work.
         self.queue.is_empty()
     }
 
-    /// Cells that helpers have marked and that are in no marker's count yet.
+    /// Cells that workers have marked and that are in no marker's count yet.
     pub(crate) fn cells(&self) -> u64 {
         self.queue.workers.cells.load(Ordering::Relaxed)
     }
 
-    /// What helpers did since this was asked last. After [`Workers::close`].
+    /// What workers did since the last call. After [`Workers::close`].
     pub(crate) fn take_work(&self) -> Work {
         let state = &self.queue.workers;
         Work {
@@ -155,7 +155,7 @@ impl<'h> Workers<'h> {
         }
     }
 
-    /// Waits until there is something in the queue or nobody is at work; but not long.
+    /// Waits until the queue has a packet or no worker is at work, for [`MOMENT`] at most.
     fn wait(&self) {
         let state = &self.queue.workers;
         let until = Instant::now() + MOMENT;
@@ -174,11 +174,10 @@ impl<'h> Workers<'h> {
         state.waiting.store(false, Ordering::Relaxed);
     }
 
-    /// Makes the threads that are missing. Where the system refuses, those that there are do it.
+    /// Makes the threads that are missing. Where the system refuses, fewer workers mark.
     #[cold]
     fn start_threads(&mut self) {
-        // Threads inherit the mask: the collector's lets SIGURG through, which is nothing to
-        // markers.
+        // Threads inherit the mask: the collector's lets SIGURG through, and workers block it.
         let urgent = SigSet::from_iter([Signal::SIGURG]);
         let mask = urgent.thread_swap_mask(SigmaskHow::SIG_BLOCK);
         while self.threads.len() < self.helpers as usize {
@@ -189,8 +188,8 @@ impl<'h> Workers<'h> {
                 run_worker(space, queue, weak, number);
                 core::mem::forget(bomb);
             };
-            // SAFETY: the thread is joined when the workers is dropped, which is before what it
-            // borrows (`new`).
+            // SAFETY: the thread is joined when the workers are dropped, which is before what they
+            // borrow (`new`).
             let thread = unsafe { Thread::start(&format!("urge-marker-{}", number + 1), body) };
             match thread {
                 Ok(thread) => self.threads.push(thread),
@@ -199,7 +198,7 @@ impl<'h> Workers<'h> {
                 }
             }
         }
-        // The system refuses neither of the two with sets that are valid.
+        // The system accepts both calls: the sets are valid.
         let _ = mask.and_then(|mask| mask.thread_set_mask());
     }
 }
@@ -216,7 +215,7 @@ impl Drop for Workers<'_> {
     }
 }
 
-/// A marker that panicked holds cells that nobody will follow.
+/// A marker that panicked has cells that no other marker will follow.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
@@ -226,13 +225,13 @@ impl Drop for AbortOnPanic {
     }
 }
 
-/// A helper's life.
+/// The body of a worker's thread.
 fn run_worker(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     let state = &queue.workers;
     let mut looks = 0;
     loop {
-        // Ordering: SeqCst, see `wake`. Read before the queue is looked at: a call that comes
-        // afterwards is not slept through.
+        // Ordering: SeqCst, see `wake`. It is read before the queue, so that the worker does not
+        // sleep through a call that comes afterwards.
         let seen = state.calls.load(Ordering::SeqCst);
         if state.ending.load(Ordering::SeqCst) {
             return;
@@ -257,7 +256,7 @@ fn run_worker(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     }
 }
 
-/// Marks until nothing is left or this helper is not wanted any more.
+/// Marks until nothing is left or this worker is not wanted any more.
 fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
     let state = &queue.workers;
     let mut marker = Marker::new(space, queue, weak);
@@ -282,7 +281,7 @@ fn work(space: &Space, queue: &MarkQueue, weak: &WeakWork, number: u32) {
             }
         }
     }
-    // What it still has goes into the queue, and what it marks on that occasion counts, too.
+    // Its cells go into the queue, and the cells that it marks on that occasion count, too.
     marker.publish();
     state.post(marker.marked(), posted);
     state
