@@ -9,9 +9,9 @@
 //!
 //! `cargo run -p gc-core --example jit`
 
+use gc_core::jit::{CodeSpec, FrameRule};
 use gc_core::raw::Encoding;
 use gc_core::{Field, Gc, Heap, Mutator, Trace};
-use gc_preempt::FrameRule;
 use gc_preempt::stackmap::{StackMaps, cranelift};
 use std::error::Error;
 use std::sync::Arc;
@@ -157,11 +157,9 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     // call is in the slot at [rsp].
     let guard = unsafe {
         heap.register_code(
-            address..address + size,
-            FrameRule::Rbp,
-            maps,
-            Encoding::RAW,
-            Some(Box::new(arena)),
+            CodeSpec::new(address..address + size, FrameRule::Rbp)
+                .stack_maps(maps, Encoding::RAW)
+                .owner(arena),
         )?
     };
 

@@ -34,11 +34,14 @@
 //!     end:
 //! ```
 //! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be
-//! registered as `gc_preempt::CodeWhat::Restart` inside the managed range. Cranelift promises none
+//! a [restart range](CodeSpec::restart_range) of its code. Cranelift promises none
 //! of this: call the unit.
 
 pub use crate::alloc::Run;
+pub use crate::api::code::{CodeError, CodeGuard, CodeSpec};
 pub use crate::barrier::{load_weak_address, store_address};
 pub use crate::mutator::record::{
     CONTEXT_LOG_CURSOR, CONTEXT_LOG_LIMIT, CONTEXT_MARKING, CONTEXT_RUNS, Context,
 };
+pub use gc_preempt::FrameRule;
+pub use gc_preempt::stackmap::StackMaps;

@@ -9,7 +9,7 @@
 //! ```
 //! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
 //! use std::io::Read;
-//! # use gc_preempt::{FrameRule, stackmap::StackMaps};
+//! # use gc_core::jit::{CodeSpec, FrameRule, StackMaps};
 //! # use gc_core::raw::Encoding;
 //!
 //! #[derive(Trace, Default)]
@@ -42,7 +42,8 @@
 //! mutator.no_preempt(|| ());                           // not stopped in here; keep it short
 //!
 //! // A JIT says where the references of its frames are.
-//! let code = unsafe { heap.register_code(range, FrameRule::Rbp, stack_maps, Encoding::RAW, None)? };
+//! let code = CodeSpec::new(range, FrameRule::Rbp).stack_maps(stack_maps, Encoding::RAW);
+//! let code = unsafe { heap.register_code(code)? };
 //!
 //! heap.collect();
 //! mutator.with_scope(|s| assert_eq!(root.next.get(s).unwrap().value, 2));

@@ -9,9 +9,9 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::SeqCst};
 
 use common::{hazard, hazard_with};
+use gc_core::jit::CodeGuard;
 use gc_core::raw::{Encoding, Kind, KindId};
 use gc_core::{Heap, Mutator};
-use gc_preempt::CodeGuard;
 use gc_test_harness::kernels::codegen::Arena;
 use gc_test_harness::kernels::deep::{Frames, deep_oracle};
 use gc_test_harness::kernels::loops::NODE_VALUE;

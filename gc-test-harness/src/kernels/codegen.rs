@@ -31,6 +31,7 @@ use cranelift_jit::{
 };
 use cranelift_module::{FuncId, Linkage, Module, ModuleError, ModuleResult};
 use gc_core::Heap;
+use gc_core::jit;
 use gc_core::raw::Encoding;
 use gc_preempt::World;
 use gc_preempt::stackmap::StackMaps;
@@ -272,13 +273,13 @@ impl Code {
         &self,
         heap: &Heap,
         encoding: Encoding,
-    ) -> Result<CodeGuard, CodegenError> {
-        let owner: Box<dyn std::any::Any + Send> = Box::new(self.memory());
-        let (range, maps) = (self.range(), self.maps()?);
+    ) -> Result<jit::CodeGuard, CodegenError> {
+        let spec = jit::CodeSpec::new(self.range(), FrameRule::Rbp)
+            .stack_maps(self.maps()?, encoding)
+            .owner(self.memory());
         // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
         // mapped.
-        unsafe { heap.register_code(range, FrameRule::Rbp, maps, encoding, Some(owner)) }
-            .map_err(|e| self.refused(&e.to_string()))
+        unsafe { heap.register_code(spec) }.map_err(|e| self.refused(&e.to_string()))
     }
 
     fn refused(&self, why: &str) -> CodegenError {

@@ -15,9 +15,9 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use gc_core::jit::CodeGuard;
 use gc_core::raw::{Encoding, Site};
 use gc_core::{Heap, Mutator};
-use gc_preempt::CodeGuard;
 
 use crate::kernels::alloc::{Allocating, Allocator, Lists, lists_oracle, node_site, ring};
 use crate::kernels::codegen::{Arena, Code};

@@ -36,8 +36,8 @@ use std::io::Write;
 use std::sync::Arc;
 
 use cranelift_codegen::ir::types;
+use gc_core::jit::{CodeError, CodeGuard, CodeSpec, FrameRule};
 use gc_preempt::faults::planted;
-use gc_preempt::{CodeError, CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
 use self::analysis::{Analysis, Type};
 use self::helpers::Helpers;
@@ -568,40 +568,35 @@ impl Jit {
             why: error.to_string(),
         };
         if planted("refuse-code") && code.name.contains("refused") {
-            return Err(refused(CodeError::Empty { range: 0..0 }));
+            return Err(refused(gc_preempt::CodeError::Empty { range: 0..0 }.into()));
         }
         let maps = code.maps()?;
         let bytes = code.bytes();
         // SAFETY: the isolate waits.
         let heap = unsafe { &(*vm).lox.heap };
+        let mut spec = CodeSpec::new(code.range(), FrameRule::Rbp)
+            .stack_maps(maps, BOXED)
+            .owner(code.memory());
         for window in &code.marks {
             let inside = &bytes[window.start as usize..window.end as usize];
-            let what = if windows::can_restart(inside) {
+            let range = windows::addresses(code.range(), window);
+            if windows::can_restart(inside) {
                 self.restart_windows += 1;
-                CodeWhat::Restart
+                spec = spec.restart_range(range);
             } else if inside.len() <= windows::WINDOW_MAX {
-                CodeWhat::Unsafe
+                spec = spec.unsafe_range(range);
             } else {
                 return Err(CodegenError::Compile {
                     function: code.name.clone(),
                     why: "an inline allocation was torn apart".to_owned(),
                 });
-            };
-            let spec = CodeSpec {
-                range: windows::addresses(code.range(), window),
-                what,
-                owner: Some(Box::new(code.memory())),
-            };
-            // SAFETY: `can_restart` has read the range; an unsafe one is a few instructions that do
-            // not wait.
-            let guard = unsafe { heap.world().register_code(spec) }.map_err(refused)?;
-            self.guards.push(guard);
+            }
         }
-        let owner = Some(Box::new(code.memory()) as Box<_>);
         // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
-        // mapped.
-        let guard = unsafe { heap.register_code(code.range(), FrameRule::Rbp, maps, BOXED, owner) };
-        self.guards.push(guard.map_err(refused)?);
+        // mapped. `can_restart` has read the restart ranges; an unsafe one is a few instructions
+        // that do not wait.
+        let guard = unsafe { heap.register_code(spec) }.map_err(refused)?;
+        self.guards.push(guard);
         if std::env::var_os("GCLAB_PERF_MAP").is_some() {
             write_perf_map(code);
         }
