@@ -9,7 +9,7 @@ use crate::registry::{self, Record, RegistryGuard};
 use crate::signal_mask::SignalMask;
 use crate::state::{Kept, Phase};
 use crate::stop_number::{resumed, wait_for_resume};
-use crate::stop_point::{Obstacle, StopPoint, at_call_snapshot, may_stop, stop_here};
+use crate::stop_point::{Obstacle, StopPoint, at_call_snapshot, may_stop, stop_before_waiting};
 use crate::stopper::{HoldsAStop, holds_a_stop};
 
 /// Waits until no signal of ours is on its way to this thread: it would interrupt a system call of
@@ -111,7 +111,7 @@ pub(crate) fn blocked<R>(record: &'static Record, f: impl FnOnce() -> R) -> R {
                 break;
             }
             compiler_fence(Ordering::SeqCst);
-            stop_here(record, false);
+            stop_before_waiting(record);
         }
         let _leave = Leave(record);
         if let Some(f) = call.f.take() {

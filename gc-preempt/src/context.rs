@@ -56,7 +56,7 @@ pub enum Origin {
     /// red zone below SP is alive.
     Signal,
     /// It runs a call to `async_preempt` that a signal pushed. The PC, the registers and the red
-    /// zone are those of the interruption.
+    /// zone are as at the interruption.
     Injected,
     /// It called us: a blocking region, or a poll. The PC is a return address, and SP its value
     /// after that return. The registers that a callee must keep were pushed at or above SP, and

@@ -1,10 +1,10 @@
-//! What a fuzzing engine runs: the readers of stack maps and unwind tables on arbitrary bytes, and
-//! walks by what they make of them.
+//! Entry points for a fuzzing engine: the readers of stack maps and unwind tables on arbitrary
+//! bytes, and walks by the tables that they make.
 //!
 //! Only with the cargo feature `faults`, which the workspace's tests and `gc-test-harness/fuzz`
 //! turn on. Each function panics at the first wrong answer: an error without a place, a table that
-//! is larger than its input allows, a slot outside of its frame, a word of the stack that nobody
-//! looked at.
+//! is larger than its input allows, a slot outside of its frame, a word of the stack that was not
+//! reported.
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
@@ -166,7 +166,7 @@ impl RootSink for Seen {
 }
 
 /// Walks a stack that the input describes, of a thread that called out of the code of these maps.
-/// Nobody reads that code: no frame is an interrupted one.
+/// No frame is interrupted, so the walk does not read that code.
 fn walk_by(maps: StackMaps, frames: FrameRule, input: &mut Input<'_>) {
     let range = 1..usize::MAX;
     let what = CodeWhat::Managed {

@@ -20,7 +20,8 @@ use crate::signal_mask::SignalMask;
 use crate::state::Phase;
 use crate::stop_number::resumed;
 use crate::stop_point::{
-    How, Obstacle, StopPoint, acknowledge_and_park, frame_snapshot, may_stop, poll,
+    How, Obstacle, StopPoint, acknowledge_and_park, acknowledge_walk_and_park, frame_snapshot,
+    may_stop, poll,
 };
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -131,11 +132,17 @@ fn decide(record: &'static Record, frame: SignalFrame, from: u64) {
             // SAFETY: managed code keeps the System V convention; the room was checked.
             unsafe { frame.inject() };
         }
-        Ok(How::Park { walk }) => {
+        Ok(How::ParkAndWalk) => {
             let snapshot = frame_snapshot(frame);
             // SAFETY: own thread; the handler's mask blocks all signals except faults; the signal
             // frame stays as it is until we return.
-            unsafe { acknowledge_and_park(record, number, snapshot, walk) };
+            unsafe { acknowledge_walk_and_park(record, number, snapshot) };
+            record.note_stall(number, from);
+        }
+        Ok(How::Park) => {
+            let snapshot = frame_snapshot(frame);
+            // SAFETY: as above.
+            unsafe { acknowledge_and_park(record, number, snapshot) };
             record.note_stall(number, from);
         }
     }
@@ -166,7 +173,7 @@ extern "C" fn injected_stop(frame: *const InjectedFrame, image: usize) {
                 origin: Origin::Injected,
             };
             // SAFETY: own thread, signals blocked, the frame stays until the trampoline returns.
-            unsafe { acknowledge_and_park(record, number, snapshot, false) };
+            unsafe { acknowledge_and_park(record, number, snapshot) };
             record.note_stall(number, from);
         }
         // SAFETY: the image lies on this stack, in the trampoline's frame.

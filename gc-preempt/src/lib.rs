@@ -39,17 +39,18 @@
 //!
 //! # Floors
 //!
-//! A file uses files that stand before it in this table, and no later ones:
+//! A file uses files that are before it in this list, and no later ones:
 //!
-//! | floor | files |
-//! |---|---|
-//! | system | `context`, `clock`, `quiet`, `park`, `signal`, `signal_mask`, `arch`, `thread_key`, `lifeline`, `own_stack`, `altstack`, `handler_chain` |
-//! | one thread's record | `state` (its one word), `stopper`, `stop_number`, `registry` |
-//! | code | `table_error`, `unwind`, [`stackmap`], `code` |
-//! | frames | `walk` |
-//! | one world's threads | `stopped_mutator`, `members` |
-//! | the protocol, a thread's side | `stop_point`, `blocking`, `handler` |
-//! | the protocol, handles | `attach`, `fork`, `mutator`, `here`, `world` |
+//! 1. System: `faults`, `context`, `config`, `clock`, `text`, `quiet`, `pin`, `signal_mask`,
+//!    `park`, `processors`, `signal`, `thread_key`, `lifeline`, `arch`, `own_stack`, `altstack`,
+//!    `handler_chain`.
+//! 2. One thread's record: `state` (its one word), `stopper`, `stop_number`, `acknowledgements`,
+//!    `registry`, `panics`.
+//! 3. Code: `table_error`, `unwind`, [`stackmap`], `code`.
+//! 4. Frames: `walk`.
+//! 5. One world's threads: `errors`, `stopped_mutator`, `members`.
+//! 6. A thread's side of the protocol: `stop_point`, `blocking`, `handler`, `watchdog`.
+//! 7. Handles: `attach`, `fork`, `here`, `mutator`, `world`.
 //!
 //! # Effects of stops on a host's threads
 //!

@@ -31,7 +31,7 @@ impl Lifeline {
     ///
     /// # Safety
     /// No living thread is tied to it, and it stays where it is for ever. In the child of a fork
-    /// the thread ties itself anew.
+    /// the thread ties itself again.
     pub(crate) unsafe fn hold(&self) {
         let mutex = self.0.get();
         let mut kind = MaybeUninit::uninit();

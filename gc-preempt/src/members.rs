@@ -1,4 +1,4 @@
-//! What the registry lock protects of each world: its members, those that are aside, its hooks.
+//! The state of each world under the registry lock: its members, the members aside, its hooks.
 
 use core::cell::UnsafeCell;
 use core::marker::PhantomData;
@@ -63,6 +63,7 @@ impl MutatorHooks {
     }
 }
 
+/// One thread's membership in a world.
 pub(crate) struct Member {
     pub record: &'static Record,
     pub data: *mut (),
@@ -117,15 +118,17 @@ impl Member {
 
 /// What the registry lock protects of one world.
 pub(crate) struct Members {
-    /// Those that a stop requests or holds.
+    /// Members that a stop requests or holds.
     pub list: Vec<Member>,
-    /// Those that a stop passes over, see `world/aside.rs`.
+    /// Members that a stop passes over, see `world/aside.rs`.
     pub aside: Vec<Member>,
     pub fork_hooks: Option<ForkHooks>,
-    /// When the last stop of all of them ended, and how long it held them.
+    /// When the last stop of all members ended, and how long it held them.
     pub resumed: Option<(Instant, Duration)>,
 }
 
+/// The state of one world, which all of its handles share. Its `Drop` is in `world/mod.rs`, on the
+/// floor that takes the registry lock.
 pub(crate) struct Inner {
     pub id: u64,
     pub config: Config,
@@ -141,6 +144,7 @@ unsafe impl Sync for Inner {}
 unsafe impl Send for Inner {}
 
 impl Inner {
+    /// The members. The guard proves that the registry lock is held.
     #[allow(clippy::mut_from_ref)] // the guard is the proof of exclusiveness
     pub(crate) fn members<'a>(&'a self, _lock: &'a mut RegistryGuard) -> &'a mut Members {
         // SAFETY: the registry lock is held for as long as the result lives.
@@ -167,7 +171,7 @@ impl Inner {
 }
 
 impl Member {
-    /// Is it blocked, and was it so at the last look and ever since?
+    /// Has it been blocked since the last look?
     pub(crate) fn waits_for_long(&mut self) -> bool {
         let returns = self.record.returns.load(Ordering::Relaxed);
         let blocked = self.record.state.load().phase() == Phase::Blocked;
@@ -187,7 +191,7 @@ impl Member {
 }
 
 impl Members {
-    /// All members: first the others, then those aside.
+    /// All members, the members aside last.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Member> {
         self.list.iter().chain(&self.aside)
     }
@@ -237,7 +241,7 @@ impl Members {
         self.aside.push(member);
     }
 
-    /// Takes a member out of the list of those aside. Does not allocate or free.
+    /// Takes a member out of the list of members aside. Does not allocate or free.
     pub(crate) fn take_aside(&mut self, at: usize) -> Member {
         let member = self.aside.swap_remove(at);
         member

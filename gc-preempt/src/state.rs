@@ -11,11 +11,17 @@
 //! stop has been resumed the mark means nothing, so it need not be removed.
 //!
 //! ```text
-//!   RUNNING --stopper asks--> RUNNING+ASKED(n) --handler, poll or trampoline--> STOPPED(n) --after resume(n)--> RUNNING
-//!      |  ^                        |  +PENDING: deferred to the end of no_preempt      |
-//!      v  |                                                                           stopper of n+1 takes it over: STOPPED(n+1)
-//!   BLOCKED --stopper holds--> BLOCKED+HELD(n) --after resume(n)--> RUNNING
-//!   BLOCKED --set aside--> BLOCKED+ASIDE --taken back--> BLOCKED
+//! RUNNING          --stopper asks-->                 RUNNING+ASKED(n)
+//! RUNNING+ASKED(n) --deferred to a section's end-->  RUNNING+ASKED(n)+PENDING
+//! RUNNING+ASKED(n) --handler, poll or trampoline-->  STOPPED(n)
+//! STOPPED(n)       --after resume(n)-->              RUNNING
+//! STOPPED(n)       --stopper of n+1 takes it over--> STOPPED(n+1)
+//! RUNNING          --blocking begins-->              BLOCKED
+//! BLOCKED          --blocking ends-->                RUNNING
+//! BLOCKED          --stopper holds-->                BLOCKED+HELD(n)
+//! BLOCKED+HELD(n)  --after resume(n)-->              RUNNING
+//! BLOCKED          --set aside-->                    BLOCKED+ASIDE
+//! BLOCKED+ASIDE    --taken back-->                   BLOCKED
 //! ```
 //!
 //! Invariants:

@@ -126,10 +126,9 @@ pub(crate) enum StopPoint<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum How {
     /// It parks where it is.
-    Park {
-        /// It walks its own stack after it has acknowledged, see the head of this file.
-        walk: bool,
-    },
+    Park,
+    /// It parks, and walks its own stack after it has acknowledged: see the head of this file.
+    ParkAndWalk,
     /// A call to `async_preempt` is injected.
     Inject,
 }
@@ -137,7 +136,7 @@ pub(crate) enum How {
 /// May the running thread, which is `record`'s, be stopped where it stands, and how?
 ///
 /// If it may, every saved PC inside a restart range has been moved to the range's start, or the
-/// walk that [`How::Park`] asks for moves it.
+/// walk that [`How::ParkAndWalk`] asks for moves it.
 ///
 /// # Safety
 /// On the record's own thread. The stop of the given number is under way, and the thread has not
@@ -171,31 +170,32 @@ pub(crate) unsafe fn may_stop(record: &Record, point: &StopPoint<'_>) -> Result<
             if let PcClass::Restart { start } = place {
                 seam::restart(*frame, start);
             }
-            let walk = frame.mask() != 0
+            let mut how = How::Park;
+            if frame.mask() != 0 {
+                let snapshot = frame_snapshot(*frame);
                 // SAFETY: the caller's contract.
-                && unsafe { look_behind_handlers(record, *number, &frame_snapshot(*frame), false)? };
-            let how = if wants_injection(record, *frame) {
-                How::Inject
-            } else {
-                How::Park { walk }
-            };
-            Ok(how)
+                how = unsafe { look_behind_handlers(record, *number, &snapshot, false)? };
+            }
+            Ok(match wants_injection(record, *frame) {
+                true => How::Inject,
+                false => how,
+            })
         }
         StopPoint::Call {
             number,
             snapshot,
             mask,
             waits,
-        } => Ok(How::Park {
-            walk: *mask != 0
-                // SAFETY: the caller's contract.
-                && unsafe { look_behind_handlers(record, *number, snapshot, *waits)? },
-        }),
-        StopPoint::Wait { .. } => Ok(How::Park { walk: false }),
+        } => match *mask {
+            0 => Ok(How::Park),
+            // SAFETY: the caller's contract.
+            _ => unsafe { look_behind_handlers(record, *number, snapshot, *waits) },
+        },
+        StopPoint::Wait { .. } => Ok(How::Park),
     }
 }
 
-/// Looks for handlers of the host. True: the thread is to walk its stack after it has acknowledged.
+/// Looks for handlers of the host, and says how to stop in view of them.
 ///
 /// # Safety
 /// As for [`may_stop`]. The snapshot is the running thread's.
@@ -204,9 +204,9 @@ unsafe fn look_behind_handlers(
     number: u64,
     snapshot: &Snapshot,
     waits: bool,
-) -> Result<bool, Obstacle> {
+) -> Result<How, Obstacle> {
     if seam::ignores_handlers() {
-        return Ok(false);
+        return Ok(How::Park);
     }
     let walk_first = CODE.any_unsafe() && !waits || seam::walks_all_first();
     let most = if walk_first { u32::MAX } else { FRAMES };
@@ -214,10 +214,10 @@ unsafe fn look_behind_handlers(
     match unsafe {
         walk::move_handlers_out_of_restart_ranges(&CODE, number, snapshot, record.frames(), most)
     } {
-        BehindHandlers::Moved => Ok(false),
-        BehindHandlers::Unsafe if waits => Ok(true),
+        BehindHandlers::Moved => Ok(How::Park),
+        BehindHandlers::Unsafe if waits => Ok(How::ParkAndWalk),
         BehindHandlers::Unsafe => Err(Obstacle::BehindHandler),
-        BehindHandlers::TooDeep => Ok(seam::walks_deep_stacks()),
+        BehindHandlers::TooDeep => Ok(seam::on_deep_stacks()),
     }
 }
 
@@ -247,102 +247,124 @@ pub(crate) fn park_stopped(record: &Record) {
     }
 }
 
-/// Acknowledges stop `number` with that snapshot, and parks. False if there was nothing to
-/// acknowledge.
-///
-/// With `walk`, the thread also moves handlers out of restart ranges further out on its stack,
-/// while the stop goes on.
+/// Acknowledges stop `number` with that snapshot. False if there was nothing to acknowledge.
 ///
 /// # Safety
-/// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot`
-/// true until this returns.
-pub(crate) unsafe fn acknowledge_and_park(
-    record: &Record,
-    number: u64,
-    snapshot: Snapshot,
-    walk: bool,
-) -> bool {
+/// On the record's own thread, with every signal but the synchronous faults blocked. The snapshot
+/// is true until the thread has parked.
+unsafe fn acknowledge(record: &Record, number: u64, snapshot: Snapshot) -> bool {
     // SAFETY: the thread has not acknowledged `number` yet, so no stopper reads the snapshot.
     unsafe { record.publish(snapshot) };
-    if walk {
-        acknowledgements::begin_walk();
-    }
     let acknowledged = record.state.acknowledge(number);
     if acknowledged {
         acknowledgements::done();
     }
-    if walk {
-        if acknowledged {
-            // SAFETY: the thread's own stack. The stopper holds the registry lock until `end_walk`.
-            unsafe {
-                walk::move_handlers_out_of_restart_ranges(
-                    &CODE,
-                    number,
-                    record.snapshot(),
-                    record.frames(),
-                    u32::MAX,
-                );
-            }
-        }
-        acknowledgements::end_walk();
-    }
-    if acknowledged {
-        park_stopped(record);
-    }
     acknowledged
 }
 
-/// Stops here and now for every live stop that asks for this thread.
+/// Acknowledges stop `number` with that snapshot, and parks.
 ///
-/// In a handler that has interrupted an unsafe range, a thread that `may_go_on` goes on. A thread
-/// that is about to wait stops there.
+/// # Safety
+/// On the record's own thread, with every signal but the synchronous faults blocked, and `snapshot`
+/// true until this returns.
+pub(crate) unsafe fn acknowledge_and_park(record: &Record, number: u64, snapshot: Snapshot) {
+    // SAFETY: the caller's contract.
+    if unsafe { acknowledge(record, number, snapshot) } {
+        park_stopped(record);
+    }
+}
+
+/// Acknowledges stop `number` with that snapshot, moves handlers out of restart ranges on the whole
+/// stack while the stop goes on, and parks.
+///
+/// # Safety
+/// As for [`acknowledge_and_park`].
+pub(crate) unsafe fn acknowledge_walk_and_park(record: &Record, number: u64, snapshot: Snapshot) {
+    acknowledgements::begin_walk();
+    // SAFETY: the caller's contract.
+    let acknowledged = unsafe { acknowledge(record, number, snapshot) };
+    if acknowledged {
+        // SAFETY: the thread's own stack. The stopper holds the registry lock until `end_walk`.
+        unsafe {
+            walk::move_handlers_out_of_restart_ranges(
+                &CODE,
+                number,
+                record.snapshot(),
+                record.frames(),
+                u32::MAX,
+            );
+        }
+    }
+    acknowledgements::end_walk();
+    if acknowledged {
+        park_stopped(record);
+    }
+}
+
+/// Stops a thread that polls, for every live stop that asks for it. In a handler that has
+/// interrupted an unsafe range the thread goes on.
 #[cold]
-pub(crate) fn stop_here(record: &'static Record, may_go_on: bool) {
+fn stop_at_poll(record: &'static Record) {
+    stop_called(record, false);
+}
+
+/// Stops a thread that is about to wait, for every live stop that asks for it.
+#[cold]
+pub(crate) fn stop_before_waiting(record: &'static Record) {
+    stop_called(record, true);
+}
+
+fn stop_called(record: &'static Record, waits: bool) {
     struct Call {
         record: &'static Record,
-        may_go_on: bool,
+        waits: bool,
     }
     extern "C-unwind" fn at_call(data: *mut (), sp: usize, fp: usize, pc: usize) {
-        // SAFETY: `stop_here` passes its own Call, alive until this returns.
-        let &Call { record, may_go_on } = unsafe { &*data.cast::<Call>() };
+        // SAFETY: `stop_called` passes its own Call, alive until this returns.
+        let &Call { record, waits } = unsafe { &*data.cast::<Call>() };
         let mask = SignalMask::all_but_faults();
         loop {
             let word = record.state.load();
-            if !word.asked() || resumed() >= word.number() {
+            let number = word.number();
+            if !word.asked() || resumed() >= number {
                 return;
             }
             let from = clock::now();
             let snapshot = at_call_snapshot(sp, fp, pc);
             let point = StopPoint::Call {
-                number: word.number(),
+                number,
                 snapshot: &snapshot,
                 mask: mask.before(),
-                waits: !may_go_on,
+                waits,
             };
             // SAFETY: own thread and stack; the stop that asks is under way, since the word still
             // says so.
             match unsafe { may_stop(record, &point) } {
-                Ok(how) => {
-                    let walk = how == How::Park { walk: true };
-                    // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's
-                    // frame, which stays until we return.
-                    unsafe { acknowledge_and_park(record, word.number(), snapshot, walk) };
-                }
+                // SAFETY: own thread, signals blocked by `mask`; the snapshot names this call's
+                // frame, which stays until we return.
+                Ok(How::ParkAndWalk) => unsafe {
+                    acknowledge_walk_and_park(record, number, snapshot);
+                },
+                // SAFETY: as above. No call is injected into a thread that has called us.
+                Ok(How::Park | How::Inject) => unsafe {
+                    acknowledge_and_park(record, number, snapshot);
+                },
                 Err(obstacle) => {
                     // The stopper signals until the thread has left that place.
-                    record.note_obstacle(word.number(), obstacle);
+                    record.note_obstacle(number, obstacle);
                     record.state.undefer();
                     acknowledgements::retry();
                     return;
                 }
             }
-            record.note_stall(word.number(), from);
+            record.note_stall(number, from);
         }
     }
-    let call = Call { record, may_go_on };
+    let call = Call { record, waits };
     arch::call_spilled(at_call, core::ptr::from_ref(&call).cast_mut().cast());
 }
 
+/// The snapshot of a thread that has called us, from a frame of `arch::call_spilled`.
 pub(crate) fn at_call_snapshot(sp: usize, fp: usize, pc: usize) -> Snapshot {
     Snapshot {
         registers: Registers::at_call(sp, fp, pc),
@@ -355,7 +377,7 @@ pub(crate) fn at_call_snapshot(sp: usize, fp: usize, pc: usize) -> Snapshot {
 #[inline]
 pub(crate) fn poll(record: &'static Record) {
     if record.state.load().asked() {
-        stop_here(record, true);
+        stop_at_poll(record);
     }
 }
 
@@ -401,6 +423,7 @@ impl Drop for NoPreempt<'_> {
 mod seam {
     use core::ops::Range;
 
+    use super::How;
     use crate::arch::{self, SignalFrame};
     use crate::faults::Fault;
     use crate::registry::Record;
@@ -433,8 +456,12 @@ mod seam {
         Fault::WholeWalkFirst.planted()
     }
 
-    pub(super) fn walks_deep_stacks() -> bool {
-        !Fault::DeepHandlersUnmoved.planted()
+    pub(super) fn on_deep_stacks() -> How {
+        if Fault::DeepHandlersUnmoved.planted() {
+            How::Park
+        } else {
+            How::ParkAndWalk
+        }
     }
 
     /// Is there room for an injected call and its hook below the interrupted frame?

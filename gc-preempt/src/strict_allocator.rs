@@ -10,8 +10,8 @@ use crate::stopper::holds_a_stop;
 /// The system's allocator, which aborts where malloc may wait for ever: on a thread that has
 /// stopped a world, and inside `no_preempt`.
 ///
-/// In both cases the lock of malloc may be held by a thread that is stopped, or about to be, and
-/// that nobody resumes until the caller is done. Make it the `#[global_allocator]` of tests.
+/// In both cases a stopped thread may hold the lock of malloc, and is not resumed before the caller
+/// is done. Make it the `#[global_allocator]` of tests.
 ///
 /// ```
 /// use gc_preempt::StrictAllocator;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{bare_thread, hazard, world};
+use common::{bare_thread, hazard, wait_for, world};
 use gc_preempt::{CodeSpec, CodeWhat, Mutator, MutatorHooks, MutatorId, StoppedMutator, World};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -152,9 +152,7 @@ fn h97_one_that_is_aside_does_not_go_on_in_a_stop() {
             let body = |m: Mutator, waits: &dyn Fn()| {
                 m.blocking(|| {
                     waits();
-                    while !ends.load(SeqCst) {
-                        std::thread::yield_now();
-                    }
+                    wait_for(&ends);
                 });
                 runs.store(true, SeqCst);
             };
@@ -257,9 +255,7 @@ fn one_may_come_back_inside_no_preempt_whoever_has_the_registry() {
     let body = |m: Mutator, waits: &dyn Fn()| {
         let section = m.blocking(|| {
             waits();
-            while !ends.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&ends);
             m.no_preempt_guard()
         });
         assert!(m.in_no_preempt());

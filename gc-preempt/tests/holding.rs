@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{beside, hazard, is_child, run_child_for, spin, world};
+use common::{beside, hazard, is_child, run_child_for, spin, wait_for, world};
 use gc_preempt::{
     AttachError, CodeError, CodeSpec, CodeWhat, Config, HandshakeError, SetupError, StopError,
     World,
@@ -11,12 +11,6 @@ use gc_preempt::{
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
-
-fn wait_for(flag: &AtomicBool) {
-    while !flag.load(SeqCst) {
-        std::thread::yield_now();
-    }
-}
 
 #[test]
 fn h37_what_would_wait_for_the_own_stop_is_an_error_value() {

@@ -3,9 +3,9 @@
 
 mod common;
 
-use common::{beside, hazard, hazard_with, is_child, stop_running, world};
+use common::{beside, hazard, hazard_with, is_child, register, stop_running, wait_for, world};
 use gc_preempt::{
-    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
+    CodeGuard, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
 };
 use std::arch::global_asm;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -109,13 +109,8 @@ fn managed(world: &World, range: std::ops::Range<usize>) -> CodeGuard {
         maps: StackMaps::default(),
         encoding: 0,
     };
-    let spec = CodeSpec {
-        range,
-        what,
-        owner: None,
-    };
     // SAFETY: the range is this program's text; the assembly has RBP frames and makes no calls.
-    unsafe { world.register_code(spec) }.unwrap()
+    unsafe { register(world, range, what) }
 }
 
 fn vector_loop_range() -> std::ops::Range<usize> {
@@ -258,13 +253,8 @@ fn pair_is_ever_torn(what: CodeWhat, stops: usize) -> bool {
         t_pair_loop as *const () as usize..at(t_pair_loop_end),
     );
     let range = at(t_pair_range)..at(t_pair_range_end);
-    let spec = CodeSpec {
-        range: range.clone(),
-        what,
-        owner: None,
-    };
-    // SAFETY: the restart range may be begun again from everywhere: its inputs stay as they are.
-    let _unit = unsafe { world.register_code(spec) }.unwrap();
+    // SAFETY: the range may be begun again from everywhere: its inputs stay as they are.
+    let _pair = unsafe { register(&world, range.clone(), what) };
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);
     let mut torn = false;
@@ -357,13 +347,8 @@ fn pair_is_ever_torn_behind_a_handler(what: CodeWhat) -> bool {
     );
     let range = at(t_pair_range)..at(t_pair_range_end);
     let is_unsafe = matches!(what, CodeWhat::Unsafe);
-    let spec = CodeSpec {
-        range: range.clone(),
-        what,
-        owner: None,
-    };
-    // SAFETY: the restart range may be begun again from everywhere: its inputs stay as they are.
-    let _unit = unsafe { world.register_code(spec) }.unwrap();
+    // SAFETY: the range may be begun again from everywhere: its inputs stay as they are.
+    let _pair = unsafe { register(&world, range.clone(), what) };
     let pair = [AtomicU64::new(0), AtomicU64::new(0)];
     let target = AtomicUsize::new((&raw const pair) as usize);
     let (mut torn, mut inside) = (false, 0);
@@ -452,9 +437,7 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
             // SAFETY: as above.
             unsafe { t_vector_loop(&raw const done, bad.load(Relaxed) as *mut u64) };
         });
-        while !ready.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&ready);
         stop_running(&world, 5_000, |stopped| {
             let m = stopped.mutators().next().unwrap();
             stops += 1;
@@ -515,9 +498,7 @@ fn a_stop_is_not_injected_where_the_stack_has_no_room() {
                     });
                     assert_eq!(down(low, done, ready), 0);
                 });
-                while !ready.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(ready);
                 let begun = Instant::now();
                 let mut parked = 0;
                 while parked < 200 && begun.elapsed() < Duration::from_secs(10) {
@@ -594,9 +575,7 @@ fn a_poll_on_another_stack_waits_until_the_thread_is_back_on_its_own() {
                     }
                 }
             });
-            while !ready.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&ready);
             stop_running(&world, 1_000, |stopped| {
                 let m = stopped.mutators().next().unwrap();
                 assert!(m.stack().contains(&m.snapshot().registers.sp()));
@@ -646,9 +625,7 @@ fn a_blocked_thread_is_seen_where_it_entered() {
                         });
                     }
                 });
-                while !ready.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(&ready);
                 let mut held = 0;
                 while held < 2_000 {
                     let stopped = world.stop().unwrap();

@@ -15,7 +15,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use common::hazard;
+use common::{hazard, wait_for};
 use gc_preempt::stackmap::StackMaps;
 use gc_preempt::{
     CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Mutator, RootSink, StopHook, WalkStats, World,
@@ -709,9 +709,7 @@ fn the_walk_passes_a_hook_that_runs_in_an_injected_call() {
                 urge_test_call(library.symbol(c"spin"), o.a, flag, 0, 0, o.rbx);
             }
         });
-        while !READY.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&READY);
         // The hook runs only after a stop that found the thread in managed code.
         while !IN_HOOK.load(SeqCst) {
             world.stop().unwrap().resume();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{is_child, world};
+use common::{is_child, wait_for, world};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -153,9 +153,7 @@ fn stop_while_elsewhere(go_there: impl FnOnce()) {
     let over = AtomicBool::new(false);
     std::thread::scope(|s| {
         let stopper = s.spawn(|| {
-            while !ELSEWHERE.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&ELSEWHERE);
             let stopped = world.stop().unwrap();
             assert!(
                 !ELSEWHERE.load(SeqCst),

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use common::hazard;
+use common::{hazard, wait_for};
 use gc_preempt::{Config, RootSink, WalkStats, World};
 
 /// Looks for one word, given by its complement.
@@ -67,9 +67,7 @@ fn storm(stops: u32, work: fn(u64)) -> Tally {
             black_box(&held);
             drop(mutator);
         });
-        while !begun.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&begun);
         while tally.walks < stops {
             let stopped = world.stop().unwrap();
             for mutator in stopped.mutators() {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{
-    beside, hazard, hazard_with, is_child, spin, stop_running, watchdog_says,
+    beside, hazard, hazard_with, is_child, spin, stop_running, wait_for, watchdog_says,
     watchdog_says_without, world,
 };
 use gc_preempt::World;
@@ -112,9 +112,7 @@ fn h2_a_later_block_is_named_by_the_watchdog() {
                 block_urg(libc::SIG_UNBLOCK);
             })
             .unwrap();
-        while !blocked.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&blocked);
         drop(world.stop().unwrap());
     });
 }
@@ -354,9 +352,7 @@ fn h5_a_blocked_thread_gets_no_signal() {
                         interrupted.fetch_add(u64::from(r != 0), SeqCst);
                     }
                 });
-                while !ready.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(&ready);
                 for _ in 0..2000 {
                     std::thread::sleep(Duration::from_micros(20));
                     drop(world.stop().unwrap());
@@ -490,9 +486,7 @@ fn h9_a_hosts_small_alternate_stack_is_replaced_and_given_back() {
                     );
                     set_alternate_stack(&mut []);
                 });
-                while !ready.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(ready);
                 for _ in 0..100 {
                     drop(world.stop().unwrap());
                 }
@@ -591,9 +585,7 @@ fn h10_a_thread_whose_stack_is_nearly_full_stops() {
                     };
                     use_up_stack(low, 2048, &done);
                 });
-                while !ready.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(&ready);
                 std::thread::sleep(Duration::from_millis(100));
                 for _ in 0..50 {
                     let stopped = world.stop().unwrap();

@@ -3,10 +3,9 @@
 
 mod common;
 
-use common::{beside, hazard, spin, stop_running, world};
+use common::{beside, hazard, register, spin, stop_running, wait_for, world};
 use gc_preempt::{
-    CodeGuard, CodeSpec, CodeWhat, Config, FrameRule, Origin, RootSink, StopHook, World,
-    stackmap::StackMaps,
+    CodeGuard, CodeWhat, Config, FrameRule, Origin, RootSink, StopHook, World, stackmap::StackMaps,
 };
 use std::arch::global_asm;
 use std::mem::MaybeUninit;
@@ -112,17 +111,14 @@ unsafe extern "C" {
 }
 
 fn managed_loop(world: &World) -> CodeGuard {
-    let spec = CodeSpec {
-        range: s_vector_loop as *const () as usize..s_vector_loop_end as *const () as usize,
-        what: CodeWhat::Managed {
-            frames: FrameRule::Rbp,
-            maps: StackMaps::default(),
-            encoding: 0,
-        },
-        owner: None,
+    let range = s_vector_loop as *const () as usize..s_vector_loop_end as *const () as usize;
+    let what = CodeWhat::Managed {
+        frames: FrameRule::Rbp,
+        maps: StackMaps::default(),
+        encoding: 0,
     };
     // SAFETY: this program's text; the loop has an RBP frame and makes no calls.
-    unsafe { world.register_code(spec) }.unwrap()
+    unsafe { register(world, range, what) }
 }
 
 /// What the calling thread has set.
@@ -450,9 +446,7 @@ fn h49_frames_around_a_coroutine_on_a_local_array_are_scanned() {
                         }
                     },
                     || {
-                        while !IN_COROUTINE.load(SeqCst) {
-                            std::thread::yield_now();
-                        }
+                        wait_for(&IN_COROUTINE);
                         let stopped = world.stop().unwrap();
                         let mut find = Find(0);
                         stopped.mutators().next().unwrap().walk(&mut find);
@@ -509,9 +503,7 @@ fn h48_a_stop_hook_that_is_left_by_a_long_jump_leaves_nothing_behind() {
                 );
             }
         });
-        while !ready.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&ready);
         while !AFTER.load(SeqCst) {
             drop(world.stop().unwrap());
             std::thread::yield_now();

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{is_child, run_child, world};
+use common::{is_child, run_child, wait_for, world};
 use gc_preempt::{
     AttachError, Config, HandshakeError, MutatorHooks, MutatorId, Origin, StopError, World,
 };
@@ -129,15 +129,11 @@ fn a_blocked_thread_is_held_without_a_signal_and_waits_at_its_end() {
             let m = world.attach(core::ptr::null_mut()).unwrap();
             m.blocking(|| {
                 entered.store(true, SeqCst);
-                while !leave.load(SeqCst) {
-                    std::thread::yield_now();
-                }
+                wait_for(&leave);
             });
             left.store(true, SeqCst);
         });
-        while !entered.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&entered);
         let stopped = world.stop().unwrap();
         assert_eq!(
             stopped.mutators().next().unwrap().snapshot().origin,
@@ -338,9 +334,7 @@ fn one_thread_in_two_worlds_stops_for_either() {
             }
             drop(mb);
         });
-        while !ready.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&ready);
         for _ in 0..200 {
             assert_eq!(a.stop().unwrap().mutators().count(), 1);
             assert_eq!(b.stop().unwrap().mutators().count(), 1);
@@ -436,9 +430,7 @@ fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
     impl Drop for Slow {
         fn drop(&mut self) {
             GOING.store(true, SeqCst);
-            while !ATTACHED.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&ATTACHED);
             drop(self.0.take());
         }
     }
@@ -451,9 +443,7 @@ fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
     let (finish, wait) = mpsc::channel::<()>();
     let w = world.clone();
     let second = std::thread::spawn(move || {
-        while !GOING.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&GOING);
         let _m = w.attach(core::ptr::null_mut()).unwrap();
         ATTACHED.store(true, SeqCst);
         let _ = wait.recv();
@@ -466,11 +456,6 @@ fn a_mutator_in_a_thread_local_is_dropped_before_its_thread_is_detached() {
 
 #[test]
 fn dropping_the_last_mutator_inside_a_section_leaves_other_threads_alone() {
-    fn wait_for(flag: &AtomicBool) {
-        while !flag.load(SeqCst) {
-            std::thread::yield_now();
-        }
-    }
     let world = world();
     for blocked in [false, true] {
         let flags: Arc<[AtomicBool; 2]> = Arc::default();

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use common::{hazard, world};
+use common::{hazard, register, wait_for, world};
 use gc_preempt::faults::steps;
 use gc_preempt::stackmap::cranelift::Function;
 use gc_preempt::stackmap::{StackMapErrorKind, StackMaps};
@@ -45,9 +45,7 @@ fn walked(world: &World, run: impl FnOnce(&AtomicBool, &AtomicBool) + Send) -> (
             let _m = world.attach(std::ptr::null_mut()).unwrap();
             run(&inside, &done);
         });
-        while !inside.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&inside);
         let mut find = Find::default();
         let stopped = world.stop().unwrap();
         let stats = stopped.mutators().next().unwrap().walk(&mut find);
@@ -150,13 +148,9 @@ fn with_locations(world: &World, deopt: i32, locations: &[Location]) -> (u32, Wa
         maps,
         encoding: 0,
     };
-    let spec = CodeSpec {
-        range: start..(&raw const urge_test_two_end).addr(),
-        what,
-        owner: None,
-    };
+    let range = start..(&raw const urge_test_two_end).addr();
     // SAFETY: the code is this binary's, and its unwind tables are exact.
-    let guard = unsafe { world.register_code(spec) }.unwrap();
+    let guard = unsafe { register(world, range, what) };
     let run = |inside: &AtomicBool, done: &AtomicBool| {
         // SAFETY: its arguments are as it wants them.
         unsafe { urge_test_two(NOT, inside, done) };
@@ -385,9 +379,7 @@ fn h54_what_code_costs_grows_with_the_logarithm_of_what_is_registered() {
                         std::hint::black_box(&words);
                         mutator.blocking(|| {
                             waits.wait();
-                            while !done.load(SeqCst) {
-                                std::thread::yield_now();
-                            }
+                            wait_for(&done);
                         });
                         std::hint::black_box(&words);
                     });

@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::{beside, hazard, is_child, on_stack, run_child, watchdog_says, world};
-use gc_preempt::{CodeSpec, CodeWhat, World};
+use common::{
+    beside, hazard, is_child, on_stack, register, run_child, wait_for, watchdog_says, world,
+};
+use gc_preempt::{CodeWhat, World};
 use std::arch::global_asm;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -49,13 +51,9 @@ fn spin_for(time: Duration) {
 
 /// Registers the loop, the first instruction of which nothing can tell from the rest.
 fn unsafe_loop(world: &World) -> gc_preempt::CodeGuard {
-    let spec = CodeSpec {
-        range: w_loop as *const () as usize..w_loop_end as *const () as usize,
-        what: CodeWhat::Unsafe,
-        owner: None,
-    };
+    let range = w_loop as *const () as usize..w_loop_end as *const () as usize;
     // SAFETY: this program's text.
-    unsafe { world.register_code(spec) }.unwrap()
+    unsafe { register(world, range, CodeWhat::Unsafe) }
 }
 
 /// Stops the thread once it has reached the place where it cannot be, and it stays there for
@@ -66,9 +64,7 @@ fn stop_late(world: &World, place: impl FnOnce(&AtomicBool) + Send) {
         world,
         |_| place(&there),
         || {
-            while !there.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&there);
             std::thread::sleep(Duration::from_millis(20));
             drop(world.stop().unwrap());
         },
@@ -131,9 +127,7 @@ fn h44_a_thread_that_stays_on_a_foreign_stack_is_named_with_that() {
         &world,
         |_| on_stack(&mut stack, stay),
         || {
-            while !THERE.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&THERE);
             drop(world.stop().unwrap());
         },
     );
@@ -172,9 +166,7 @@ fn h44_a_thread_that_stays_in_a_handler_over_unsafe_code_is_named_with_that() {
             }
             std::thread::sleep(Duration::from_millis(20));
             send(thread.load(SeqCst), libc::SIGUSR1);
-            while !THERE.load(SeqCst) {
-                std::thread::yield_now();
-            }
+            wait_for(&THERE);
             over.store(true, SeqCst);
             drop(world.stop().unwrap());
         },
@@ -233,13 +225,8 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
             handle(libc::SIGUSR1, deep_handler);
             let world = world();
             let range = w_range as *const () as usize..w_range_end as *const () as usize;
-            let spec = CodeSpec {
-                range: range.clone(),
-                what: CodeWhat::Restart,
-                owner: None,
-            };
             // SAFETY: the restart range keeps its inputs.
-            let _code = unsafe { world.register_code(spec) }.unwrap();
+            let _code = unsafe { register(&world, range.clone(), CodeWhat::Restart) };
             let mut range_at_its_start = 0;
             for _ in 0..20 {
                 THERE.store(false, SeqCst);
@@ -264,9 +251,7 @@ fn h45_what_a_deep_handler_interrupted_in_a_restart_range_begins_anew() {
                             std::thread::yield_now();
                         }
                         send(thread.load(SeqCst), libc::SIGUSR1);
-                        while !THERE.load(SeqCst) {
-                            std::thread::yield_now();
-                        }
+                        wait_for(&THERE);
                         let stopped = world.stop().unwrap();
                         assert!(
                             !range.contains(
@@ -333,9 +318,7 @@ fn h45_a_thread_with_a_blocked_signal_answers_however_deep_its_stack_is() {
                 });
             })
             .unwrap();
-        while !there.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&there);
         let begun = Instant::now();
         let report = world.stop().unwrap().resume();
         over.store(true, SeqCst);

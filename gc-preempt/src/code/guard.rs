@@ -1,4 +1,4 @@
-//! The guard of a registration, and the list of those that were dropped.
+//! The guard of a registration, and the list of dropped guards.
 
 use std::fmt;
 use std::ops::Range;

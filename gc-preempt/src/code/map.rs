@@ -236,7 +236,7 @@ impl CodeMap {
         }
     }
 
-    /// Is there any unsafe range besides Urge's own?
+    /// Is an unsafe range registered other than Urge's own?
     pub(crate) fn any_unsafe(&self) -> bool {
         self.unsafe_ranges.load(Ordering::Relaxed) != 0
     }
@@ -250,7 +250,7 @@ impl CodeMap {
         world: u64,
         Checked(CodeSpec { range, what, owner }): Checked,
     ) -> Result<CodeGuard, CodeError> {
-        // SAFETY: the registry lock is held, so nobody else touches it.
+        // SAFETY: the registry lock is held, so no other thread accesses it.
         let registered = unsafe { &mut *self.registered.get() };
         let kind = what.kind();
         if let Some(other) = registered.in_the_way(&range, kind) {

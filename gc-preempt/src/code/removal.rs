@@ -43,7 +43,7 @@ impl CodeMap {
     /// # Safety
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn take_dropped(&self) {
-        // SAFETY: the registry lock is held, and nobody reads.
+        // SAFETY: the registry lock is held, and no handler reads.
         let registered = unsafe { &mut *self.registered.get() };
         for mark in self.dropped.take() {
             let Key { managed, start } = mark.key;
@@ -136,7 +136,7 @@ impl CodeMap {
     /// # Safety
     /// Under the registry lock, with no stop under way.
     pub(crate) unsafe fn sweep(&self) -> Vec<Removed> {
-        // SAFETY: the registry lock is held, and nobody reads.
+        // SAFETY: the registry lock is held, and no handler reads.
         let mut registered = unsafe { &mut *self.registered.get() };
         let mut unused = Vec::new();
         if let Some(world) = registered.searched.take()

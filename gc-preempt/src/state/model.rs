@@ -8,9 +8,9 @@ use loom::sync::{Arc, Mutex};
 
 atomic_word!(LoomU64);
 
-/// What is shared besides the state word: the number of the last stop resumed, acknowledgements
-/// to come, and a heap that belongs to the mutator while it runs and to the stopper while it is
-/// stopped. Loom reports an access of both as a race.
+/// Shared by the two threads in addition to the state word: the number of the last stop resumed,
+/// acknowledgements to come, and a heap that belongs to the mutator while it runs and to the
+/// stopper while it is stopped. Loom reports an access of both as a race.
 struct Shared {
     state: State<LoomU64>,
     /// The registry lock, and whether stops pass over the mutator.

@@ -1,4 +1,4 @@
-//! What a walk hands out, and what it counts.
+//! The receiver of a walk's words, and a walk's counts.
 
 use std::ops::Range;
 

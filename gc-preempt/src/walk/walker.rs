@@ -28,6 +28,7 @@ pub(crate) enum BehindHandlers {
     TooDeep,
 }
 
+/// One walk of a stack.
 pub(super) struct Walker<'a> {
     code: &'a CodeMap,
     recent: RecentCallSites<'a>,
@@ -86,6 +87,7 @@ impl<'a> Walker<'a> {
         }
     }
 
+    /// Walks from the innermost frame outwards.
     pub(super) fn run(&mut self, mut frame: Frame) {
         if !self.stack.0.contains(&frame.sp()) {
             // That stack is not known, and any word of the thread's own stack may be alive.

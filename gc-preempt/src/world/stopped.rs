@@ -58,7 +58,7 @@ impl Stopped<'_> {
         unsafe { &(*self.world.inner.members.get()).list }
     }
 
-    /// The stopped mutators: all except those [aside](Self::aside).
+    /// The stopped mutators: all except the mutators [aside](Self::aside).
     pub fn mutators(&self) -> impl Iterator<Item = StoppedMutator<'_>> {
         let only = self.only;
         self.members()
@@ -177,7 +177,7 @@ pub struct StopReport {
     pub time_to_stop: Duration,
     /// From the request until the resume was published.
     pub pause: Duration,
-    /// Mutators that were stopped, without those aside.
+    /// Mutators that were stopped, without the mutators aside.
     pub mutators: u32,
     /// Of these, the mutators that were running and were signalled.
     pub signalled: u32,

@@ -3,9 +3,10 @@
 //! have to fail.
 #![allow(dead_code)] // each test binary uses a part
 
-use gc_preempt::{Config, StrictAllocator, World};
+use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, Config, StrictAllocator, World};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use std::ops::Range;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
@@ -131,9 +132,7 @@ pub fn beside(world: &World, mutator: impl FnOnce(&AtomicBool) + Send, stopper: 
             ready.store(true, SeqCst);
             mutator(&done);
         });
-        while !ready.load(SeqCst) {
-            std::thread::yield_now();
-        }
+        wait_for(&ready);
         stopper();
         done.store(true, SeqCst);
     });
@@ -152,6 +151,27 @@ pub fn stop_running(world: &World, wanted: usize, mut look: impl FnMut(&gc_preem
             std::thread::yield_now();
         }
     }
+}
+
+/// Waits until another thread has set the flag.
+pub fn wait_for(flag: &AtomicBool) {
+    while !flag.load(SeqCst) {
+        std::thread::yield_now();
+    }
+}
+
+/// Registers code without an owner.
+///
+/// # Safety
+/// As for `World::register_code`: this program's text stays mapped, and `what` is true of the range.
+pub unsafe fn register(world: &World, range: Range<usize>, what: CodeWhat) -> CodeGuard {
+    let spec = CodeSpec {
+        range,
+        what,
+        owner: None,
+    };
+    // SAFETY: the caller's contract.
+    unsafe { world.register_code(spec) }.unwrap()
 }
 
 /// Spins until told otherwise, without a poll.
