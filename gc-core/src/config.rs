@@ -1,8 +1,8 @@
-//! What a heap is told when it is built: the builder's values, then the environment's, which win.
+//! A heap's settings: the builder's values, which the environment's override.
 //!
-//! The environment is read once, in `build()`. A variable that is set to something it cannot mean
-//! is an error with the variable's name and what it may be, never silently the default: a switch
-//! that rots unread costs somebody a day.
+//! The environment is read once, in `build()`. A variable with an invalid value is an error that
+//! names the variable and its valid values. It is never silently the default: a setting that has no
+//! effect is hard to find.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -52,7 +52,7 @@ pub enum Young {
     Always,
 }
 
-/// All that can be said about a heap.
+/// All settings of a heap.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) gc_percent: u32,

@@ -84,16 +84,16 @@ impl Default for Encoding {
     }
 }
 
-/// The encodings of one heap's edges. Each has a number, which stack maps name it by.
+/// The encodings of one heap's edges. Each has a number, by which stack maps name it.
 ///
-/// A number says whose it is: a thread that is a mutator of two heaps has frames of both heaps'
+/// A number belongs to one heap: a thread that is a mutator of two heaps has frames of both heaps'
 /// code, and each collector meets all of them.
 pub(crate) struct Encodings {
     /// Three words an encoding: mask, value, keep.
     words: Mapped<AtomicUsize>,
     count: AtomicUsize,
     adding: Mutex<()>,
-    /// The upper bits of this table's numbers; 0: they are not known again.
+    /// The upper bits of this table's numbers; 0: `numbered` knows none of them.
     table: u32,
 }
 
@@ -101,13 +101,13 @@ pub(crate) struct Encodings {
 const MOST: usize = 1 << TABLE_SHIFT;
 const TABLE_SHIFT: u32 = 10;
 
-/// Tables that have numbers of their own.
+/// Tables so far that have upper bits of their own.
 static TABLES: AtomicU32 = AtomicU32::new(0);
 
 impl Encodings {
     /// A table that has [`Encoding::RAW`], in which the collector's own tables hold their words.
     pub(crate) fn new() -> Result<Encodings, MapError> {
-        // Relaxed: a number that is given out once. After the last one, tables have number 0.
+        // Relaxed: each value is given out once. A table that comes after the last one has 0.
         let table = TABLES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tables| {
             (tables < u32::MAX >> TABLE_SHIFT).then_some(tables + 1)
         });
@@ -128,7 +128,7 @@ impl Encodings {
         Encoding { mask, value, keep }
     }
 
-    /// The encoding of this number. `None`: it is another heap's, or nobody's. In a stop or out of
+    /// The encoding of this number. `None`: it is not a number of this heap. In a stop or out of
     /// it.
     pub(crate) fn numbered(&self, number: u32) -> Option<Encoding> {
         if number >> TABLE_SHIFT != self.table || self.table == 0 {

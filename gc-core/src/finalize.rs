@@ -1,31 +1,33 @@
 //! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died.
 //! Values that need `Drop` have such a table, too.
 //!
-//! What the embedder may rely on: a registered cell that is found unreachable is kept (it and
-//! whatever it leads to), moved to the queue once, and handed out by `Mutator::next_finalizer` with
-//! the token it was registered with; after that it is a cell like any other, and may be registered
-//! again. Cells that die in the same cycle are queued in the order of their registration, also when
-//! one leads to the other: a cycle of finalizable cells has no better order. A cell that a mutator
-//! may still reach is never queued. What the embedder must do: drain the queue now and then. No
-//! code of the embedder's ever runs inside the collector, so a finalizer may allocate, lock, and
-//! ask for a collection.
+//! What the embedder may rely on: a registered cell that is found unreachable is kept, with all
+//! that it leads to. It moves to the queue once, and `Mutator::next_finalizer` hands it out with
+//! the token that it was registered with. After that it is a cell like any other, and may be
+//! registered again. Cells that die in the same cycle are queued in the order of their
+//! registration, also when one leads to the other: a cycle of finalizable cells has no better
+//! order. A cell that a mutator may still reach is never queued. What the embedder must do: drain
+//! the queue now and then. No code of the embedder's ever runs inside the collector, so a finalizer
+//! may allocate, lock, and ask for a collection.
 //!
 //! # What a stop costs
 //! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over
-//! them all, nor over all that die. A cycle's steps, each in pieces that take the lock, and each
-//! beside the mutators where it is long (`collector/mod.rs` says when):
+//! all of them, nor over all that die. A cycle has these steps, each in pieces that take the lock,
+//! and each beside the mutators where it is long (`collector/mod.rs` says when):
 //!
 //! ```text
-//!   select_piece   goes over the registrations, closes the gaps that the last deaths have left, and notes which cells are not marked
-//!   judge_piece    of those noted, moves the cells that are not marked to the queue, where no mutator sees them yet
-//!   keep_piece     names what was moved, so that the collector marks it
-//!   publish        O(1), in the last stop: mutators may take what was moved
+//! select_piece   goes over the registrations, closes the holes that the last deaths have left, and
+//!                notes which cells are not marked
+//! judge_piece    moves the noted cells that are still not marked to the queue, where no mutator
+//!                sees them yet
+//! keep_piece     names the moved cells, so that the collector marks them
+//! publish        O(1), in the last stop: mutators may take the moved cells
 //! ```
 //! Marks must not change from the first `judge_piece` to the last: all are judged before any of
-//! them is traced, or the death of a cell would depend on its place in the table. What is
+//! them is traced, or the death of a cell would depend on its place in the table. A cell that is
 //! registered after `select_piece` has come to the end needs no look: its maker held it while
-//! marking was on, so it is marked. A cycle that is abandoned (in the child of a fork) is taken
-//! back by the next `begin`.
+//! marking was on, so it is marked. `begin` takes back a cycle that was abandoned (in the child of
+//! a fork).
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -36,15 +38,15 @@ use crate::fault::protected;
 use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 
-/// A registration, or a death: the cell and the embedder's token.
+/// A registration, or a dead cell in the queue: the cell and the embedder's token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Registration {
     pub(crate) cell: usize,
     pub(crate) token: usize,
 }
 
-/// Registrations that are moved together at a time, to close gaps: a mutator that registers waits
-/// for the lock.
+/// Registrations that one piece moves together to close holes: a mutator that registers waits for
+/// the lock.
 const GAPS_PIECE: usize = 256;
 
 const NONE: Registration = Registration { cell: 0, token: 0 };
@@ -52,42 +54,42 @@ const NONE: Registration = Registration { cell: 0, token: 0 };
 /// A heap's finalizers.
 ///
 /// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a
-/// piece. So a thread that holds it is running, and soon done.
+/// piece. So a thread that holds it runs, and is soon done.
 pub(crate) struct Finalizers {
     registered: Registrations,
     ready: Registrations,
     /// Places of registrations whose cells were not marked. The collector's own.
     unmarked: Chunked<AtomicU32>,
     state: Mutex<State>,
-    /// How many are ready, for those who only want to know.
+    /// Dead cells in the queue, for reports.
     waiting: AtomicU64,
 }
 
 #[derive(Clone, Copy, Default)]
 struct State {
     registered: usize,
-    /// How far this cycle's pass over the registrations is, and how many it has kept: they lie in
-    /// `0..kept`, and those from `seen` on where they were. Both are `registered` when it is done.
+    /// How many registrations this cycle's pass has seen, and how many of them it has kept: these
+    /// lie in `0..kept`, and the ones from `seen` on where they were. Both are `registered` when
+    /// the pass is done.
     seen: usize,
     kept: usize,
-    /// Places in `unmarked`, and how many of these have been judged.
+    /// Places in `unmarked`, and how many of them have been judged.
     unmarked: usize,
     judged: usize,
     /// The pass has come to an end once.
     passed: bool,
-    /// Cells that are dead stay registered, since a list had no room: they are kept until the next
-    /// cycle.
+    /// A list had no room, so dead cells stay registered: they are kept until the next cycle.
     overflowed: bool,
-    /// Deaths are entries `taken..died` of the ring `ready`; those of a cycle that is not over
-    /// follow, up to `dying`.
+    /// Dead cells are entries `taken..died` of the ring `ready`; the dead cells of a cycle that is
+    /// not over follow, up to `dying`.
     taken: usize,
     died: usize,
     dying: usize,
-    /// Of these, and then of the registrations, so many have been named by `keep_piece`.
+    /// `keep_piece` has named so many of these, and then of the registrations.
     named: usize,
-    /// The ring's memory before this entry has been given back.
+    /// The ring's memory before this entry has gone back to the system.
     trimmed: usize,
-    /// Deaths have left gaps among the registrations.
+    /// Deaths have left holes among the registrations.
     gaps: bool,
 }
 
@@ -131,7 +133,7 @@ impl Registrations {
     }
 }
 
-/// What came of an attempt to register.
+/// The result of an attempt to register.
 enum Attempt {
     Done,
     Full,
@@ -147,10 +149,10 @@ impl Finalizers {
             .next_multiple_of(Registrations::CHUNK)
             .min(u32::MAX as usize / 2 / Registrations::CHUNK * Registrations::CHUNK);
         Ok(Self {
-            // Twice: gaps that deaths leave are closed a moment later.
+            // Twice as many: the holes that deaths leave are closed a moment later.
             registered: Registrations::new(2 * capacity)?,
             ready: Registrations::new(capacity)?,
-            // No fewer: all may die at once.
+            // As many: all may die at once.
             unmarked: Chunked::new(2 * capacity)?,
             state: Mutex::new(State::default()),
             waiting: AtomicU64::new(0),
@@ -163,7 +165,7 @@ impl Finalizers {
             match protected(|| self.try_register(entry)) {
                 Attempt::Done => return true,
                 Attempt::Full => return false,
-                // Not inside `no_preempt`: a stop does not wait for the system to map it.
+                // Outside `no_preempt`, so that no stop waits for the system to map it.
                 Attempt::Missing(at) => {
                     if !self.registered.make(at) {
                         return false;
@@ -185,8 +187,8 @@ impl Finalizers {
         Attempt::Done
     }
 
-    /// The next death. Under `no_preempt`; what is handed out must be in a register or on the stack
-    /// of the calling mutator when that ends.
+    /// The next dead cell. Under `no_preempt`; when that ends, the cell must be in a register or on
+    /// the stack of the calling mutator.
     pub(crate) fn next(&self) -> Option<Registration> {
         let mut state = self.state.lock();
         if state.taken == state.died {
@@ -200,14 +202,14 @@ impl Finalizers {
         Some(entry)
     }
 
-    /// How many deaths wait to be taken.
+    /// Dead cells that wait to be taken.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Tells `f` at most `most` of the cells that wait, from the `from`th that ever died on; where
-    /// to go on, if there are more. While mutators run: whoever takes one meanwhile makes sure that
-    /// it is marked.
+    /// Calls `f` with at most `most` of the cells that wait, from the `from`th that ever died on.
+    /// Returns where to go on, if there are more. While mutators run: a mutator that takes a cell
+    /// meanwhile logs it.
     pub(crate) fn ready_piece(
         &self,
         from: usize,
@@ -223,8 +225,8 @@ impl Finalizers {
         (end < state.died).then_some(end)
     }
 
-    /// Before stop 1: no registration has been looked at. What a cycle that was abandoned has left
-    /// half done is taken back.
+    /// Before stop 1: begins a pass over the registrations. It takes back what an abandoned cycle
+    /// has left half done.
     pub(crate) fn begin(&self) {
         let mut state = self.state.lock();
         self.take_back(&mut state);
@@ -241,7 +243,7 @@ impl Finalizers {
         let mut next = state.died;
         for at in 0..state.judged {
             let place = self.unmarked_place(at);
-            // What was moved left its place empty, in the same order.
+            // A moved registration has left its place empty, in the same order.
             if next < state.dying && self.registered.get(place).cell == 0 {
                 let entry = self.ready.get(next % self.ready.capacity());
                 self.registered.set(place, entry);
@@ -262,8 +264,8 @@ impl Finalizers {
         self.state.lock().registered
     }
 
-    /// Looks at `most` registrations and notes those that `marked` denies. True: there are more.
-    /// While mutators run: one that registers waits for the lock.
+    /// Looks at `most` registrations and notes the cells that are not `marked`. True: there are
+    /// more. While mutators run: a mutator that registers waits for the lock.
     pub(crate) fn select_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> bool {
         let mut state = self.state.lock();
         !state.passed && self.pass(&mut state, most, marked)
@@ -301,9 +303,9 @@ impl Finalizers {
         false
     }
 
-    /// Moves those of the next `most` registrations that were noted, and that `marked` still
-    /// denies, to the queue, where mutators do not see them before [`publish`](Self::publish). Of
-    /// cells that the pass has not come to, it looks at all. Says how many it looked at; 0: there
+    /// Of the next `most` noted registrations, moves those whose cells are still not `marked` to
+    /// the queue, where mutators do not see them before [`publish`](Self::publish). It first looks
+    /// at all registrations that the pass has not come to. Returns how many it looked at; 0: there
     /// are no more.
     pub(crate) fn judge_piece(&self, most: usize, marked: impl Fn(usize) -> bool) -> usize {
         let mut state = self.state.lock();
@@ -341,9 +343,9 @@ impl Finalizers {
         state.dying - state.died
     }
 
-    /// Tells `keep` the next `most` of the cells that are to be marked: `true` with those that were
-    /// moved to the queue, in their order, and `false` with those that stay registered although
-    /// they may be dead, since there was no room. Gives their number; 0: there are no more.
+    /// Calls `keep` with the next `most` cells to mark: `true` for cells that were moved to the
+    /// queue, in their order, and `false` for cells that stay registered although they may be dead,
+    /// since there was no room. Returns their number; 0: there are no more.
     pub(crate) fn keep_piece(&self, most: usize, mut keep: impl FnMut(usize, bool)) -> usize {
         let mut state = self.state.lock();
         let moved = state.dying - state.died;
@@ -369,8 +371,8 @@ impl Finalizers {
         named
     }
 
-    /// In the stop that ends the cycle: mutators may take what it has moved to the queue. Gives its
-    /// number.
+    /// In the stop that ends the cycle: mutators may take the cells that it has moved to the queue.
+    /// Returns their number.
     pub(crate) fn publish(&self) -> u64 {
         let mut state = self.state.lock();
         let died = state.dying - state.died;
@@ -383,7 +385,7 @@ impl Finalizers {
         died as u64
     }
 
-    /// Closes the gaps that the cycle has left, and gives back the memory of what is empty. By the
+    /// Closes the holes that the cycle has left, and returns empty memory to the system. By the
     /// collector, outside of stops.
     pub(crate) fn trim(&self) {
         if planted("tables-kept") {

@@ -9,7 +9,7 @@ use crate::tracer::{Sink, Tracer, WORD, load};
 /// Bytes of an ephemeron's pair.
 const PAIR: usize = 2 * WORD;
 
-/// Pairs by which a key's mark is asked for before it is needed.
+/// Pairs by which a key's mark is prefetched before it is needed.
 const KEYS_AHEAD: usize = 8;
 
 /// Reports the edges of a cell. Where a cell's words are independent of each other, only the words
@@ -65,7 +65,7 @@ unsafe fn follow_words<S: Sink>(
     part: Range<usize>,
     sink: &mut S,
 ) {
-    /// Bytes of a cell that a word of the slot bitmap tells of.
+    /// Bytes of a cell that a word of the slot bitmap describes.
     const BYTES: usize = 64 * WORD;
     let encoding = descriptor.encoding;
     let mut words = part.start;
@@ -73,7 +73,7 @@ unsafe fn follow_words<S: Sink>(
     let end = (descriptor.slot_words as usize).min((part.end - cell).div_ceil(BYTES));
     let mut slots = match index {
         0 => descriptor.first_slots,
-        // SAFETY: so many words has the bitmap.
+        // SAFETY: the bitmap has so many words.
         _ if index < end => unsafe { *descriptor.slots.add(index) },
         _ => return,
     };
@@ -89,7 +89,7 @@ unsafe fn follow_words<S: Sink>(
         if index >= end {
             break;
         }
-        // SAFETY: so many words has the bitmap.
+        // SAFETY: the bitmap has so many words.
         slots = unsafe { *descriptor.slots.add(index) };
         words += BYTES;
     }
@@ -128,7 +128,7 @@ unsafe fn follow_pairs<S: Sink>(
 /// The words of a cell that are edges, of a kind that has them at fixed places.
 pub(crate) fn fixed_edges(descriptor: &Descriptor) -> impl Iterator<Item = usize> + '_ {
     (0..descriptor.slot_words as usize).flat_map(|index| {
-        // SAFETY: so many words has the bitmap.
+        // SAFETY: the bitmap has so many words.
         let mut slots = unsafe { *descriptor.slots.add(index) };
         core::iter::from_fn(move || {
             let slot = slots.trailing_zeros() as usize;

@@ -1,8 +1,8 @@
-//! What a cell holds: where its edges are, told once for all cells of a kind.
+//! Kinds: where a cell's edges are, described once for all cells of a kind.
 //!
-//! The descriptors lie in mapped memory and never move or change once published, so that a marker
-//! reads them in a stopped world and beside running mutators alike, without a lock, from nothing
-//! but the kind's number in the unit table.
+//! The descriptors lie in mapped memory and never move or change once published. So a marker reads
+//! them in a stopped world and beside running mutators alike, without a lock, by the kind's number
+//! in the page table.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,9 +42,9 @@ pub const MAX_KINDS: usize = 1 << 16;
 /// allocate, lock, panic or call anything that may.
 ///
 /// Where what a word holds decides which other words are edges (a length, a tag), a mutator may
-/// make it decide for fewer only after it has stored null to the others through the barrier: what
-/// merely ceases to be an edge is not logged, and a marker that comes later would miss what it led
-/// to.
+/// make it decide for fewer only after it has stored null to the others through the barrier: a word
+/// that merely ceases to be an edge is not logged, and a marker that comes later would miss the
+/// cell that it led to.
 pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'_>);
 
 /// A description of cells, given to the heap once.
@@ -104,9 +104,8 @@ impl Kind {
         Kind::of(name, Shape::Leaf { uninit: false })
     }
 
-    /// As [`Kind::leaf`], but its cells are not cleared: they come with whatever lies there, which
-    /// is often what an earlier cell held. For strings and buffers, whose bytes are all written at
-    /// once; a twelfth of the time of `gclab churn 256`, a cache of them (bdwgc's
+    /// As [`Kind::leaf`], but its cells are not cleared: a new cell often holds what an earlier one
+    /// held. For strings and buffers, whose bytes are all written at once (bdwgc's
     /// `GC_malloc_atomic` is the same).
     ///
     /// Reading such a cell before it has been written is what reading any uninitialised memory is.
@@ -156,7 +155,7 @@ impl Kind {
     }
 
     /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never
-    /// written are zero, and zero is no edge, so the length needs no telling.
+    /// written are zero, and zero is no edge, so the kind needs no length.
     pub fn array(name: impl Into<String>, first_word: u32, encoding: Encoding) -> Kind {
         Kind::of(
             name,
@@ -231,8 +230,8 @@ impl Kind {
 
     /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are
     /// alive, the value is; the pair keeps neither its key nor, once the key is dead, its value. A
-    /// pair whose key dies becomes `cleared` and 0. What tables with weak keys are made of; also a
-    /// single ephemeron, as a cell of one pair.
+    /// pair whose key dies becomes `cleared` and 0. Tables with weak keys are made of such cells; a
+    /// single ephemeron is a cell of one pair.
     ///
     /// A value may lead back to its key, and to keys of other pairs: chains of any length take time
     /// in proportion. A key that is no edge, or leads out of the heap, never dies. A last word
@@ -240,8 +239,8 @@ impl Kind {
     ///
     /// A pair of a published cell is changed by
     /// [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key,
-    /// by [`Mutator::write`](crate::Mutator::write). Whoever stores a pair holds both targets
-    /// strongly. A value may be loaded plainly by whoever holds the key; a key is loaded by
+    /// by [`Mutator::write`](crate::Mutator::write). A thread that stores a pair holds both targets
+    /// strongly. A thread that holds the key may load the value plainly; a key is loaded by
     /// [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by
     /// [`Mutator::copy_weak`](crate::Mutator::copy_weak).
     pub fn ephemeron(
@@ -266,7 +265,7 @@ impl Kind {
     /// such a cell again, for what it leads to is older than itself; all other cells with edges it
     /// looks at each time. Leaves are never looked at anyhow.
     ///
-    /// The promise, which `URGE_VERIFY=1` holds against every collection:
+    /// The promise, which `URGE_VERIFY=1` checks in every collection:
     /// - each edge leads to a cell that the thread held before this one was allocated, or to this
     ///   one,
     /// - it is stored before the thread allocates again,
@@ -331,9 +330,9 @@ impl Kind {
     /// anything, such as the rest of a buffer above its count, where removed edges stay. For other
     /// kinds this says nothing.
     ///
-    /// Nothing but [`verify`](crate::HeapBuilder::verify) asks: it takes a word of a traced cell
-    /// that names a dead cell, and was not reported, for an edge that the function has forgotten.
-    /// It does not look into cells of this kind.
+    /// Only [`verify`](crate::HeapBuilder::verify) uses it: it takes a word of a traced cell that
+    /// names a dead cell, and was not reported, for an edge that the function leaves out. It does
+    /// not look into cells of this kind.
     ///
     /// ```
     /// # use gc_core::raw::{Encoding, Kind, Tracer};
@@ -360,9 +359,9 @@ impl Kind {
         self
     }
 
-    /// The words that are edges in plain addresses, a bit each and none beyond the last edge, where
-    /// that is all there is to say of its cells; a leaf has none. Kinds of one such layout differ
-    /// in their names alone.
+    /// The words that are edges in plain addresses, a bit each and none beyond the last edge; a
+    /// leaf has none. `None` for a kind that has other properties: so kinds of one layout differ in
+    /// their names alone.
     pub(crate) fn layout(&self) -> Option<&[u64]> {
         match &self.shape {
             _ if self.immutable || self.long => None,
@@ -397,7 +396,7 @@ impl Kind {
     }
 }
 
-/// Why a kind was not taken.
+/// Why the heap refused a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KindError {
     /// The heap has as many kinds already as its reserve allows: 65,536 from a reserve of 1
@@ -428,7 +427,7 @@ impl fmt::Display for KindError {
 
 impl std::error::Error for KindError {}
 
-/// What a marker reads of a kind. One cache line, plain words only.
+/// The part of a kind that markers read. One cache line, plain words only.
 #[repr(C, align(64))]
 pub(crate) struct Descriptor {
     pub(crate) tag: Tag,
@@ -440,8 +439,8 @@ pub(crate) struct Descriptor {
     pub(crate) long: bool,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
-    /// Words: the slots among the first 64 words, here since most cells are no larger. Weak,
-    /// Ephemeron: see [`Descriptor::cleared`].
+    /// Words: the slots among the first 64 words; most cells are no larger. Weak, Ephemeron: see
+    /// [`Descriptor::cleared`].
     pub(crate) first_slots: u64,
     /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned`
     /// and lives as long.
@@ -453,18 +452,18 @@ pub(crate) struct Descriptor {
 const _: () = assert!(size_of::<Descriptor>() == 64);
 
 impl Descriptor {
-    /// Can a cell that was marked once lead to one that was made since?
+    /// Can a cell that was marked once lead to a cell that was allocated since?
     #[inline(always)]
     pub(crate) fn may_change(&self) -> bool {
         match self.tag {
             Tag::Leaf => false,
-            // A stop writes these, whatever the program has promised.
+            // The collector writes these, whatever the program has promised.
             Tag::Weak | Tag::Ephemeron => true,
             Tag::Words | Tag::Array | Tag::Traced | Tag::Conservative => !self.immutable,
         }
     }
 
-    /// Has it edges, and they never change?
+    /// Has it edges that never change?
     pub(crate) fn has_immutable_edges(&self) -> bool {
         self.tag != Tag::Leaf && !self.may_change()
     }
@@ -479,7 +478,7 @@ impl Descriptor {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Tag {
-    /// Also what a zeroed descriptor says: an unpublished kind has no edges.
+    /// Also the tag of a zeroed descriptor: an unpublished kind has no edges.
     Leaf = 0,
     Words,
     Array,
@@ -501,8 +500,8 @@ impl Tag {
 pub(crate) struct Kinds {
     table: Table<Descriptor>,
     count: AtomicU32,
-    /// What the embedder gave, as many as `count` says. Mapped like the descriptors, since it is
-    /// filled where malloc may not be called.
+    /// The kinds as the embedder gave them, as many as `count` says. Mapped like the descriptors,
+    /// since `add` fills it where malloc may not be called.
     owned: Table<Kind>,
     adding: Mutex<()>,
 }
@@ -615,14 +614,14 @@ impl Kinds {
             if let Err(e) = room.and_then(|()| owned.make_writable(index + 1)) {
                 return Err((kind, KindError::System(e)));
             }
-            // SAFETY: `index` is within the tables and not yet published, so nobody else reads or
-            // writes the entries.
+            // SAFETY: `index` is within the tables and not yet published, so no other thread reads
+            // or writes the entries.
             unsafe {
                 self.table.at(index).write(descriptor);
                 self.owned.at(index).write(kind);
             }
-            // Ordering: Release, so that whoever learns the count or a KindId made from it sees the
-            // descriptor.
+            // Ordering: Release, so that a thread that reads the count, or has a `KindId` made from
+            // it, sees the descriptor.
             self.count.store(index as u32 + 1, Ordering::Release);
             Ok(KindId(index as u16))
         });
@@ -705,7 +704,7 @@ impl Kinds {
 impl Drop for Kinds {
     fn drop(&mut self) {
         for index in 0..*self.count.get_mut() as usize {
-            // SAFETY: written once, dropped once: nobody has the table any more.
+            // SAFETY: written once, dropped once: no other thread has the table any more.
             unsafe { self.owned.at(index).drop_in_place() };
         }
     }

@@ -1,33 +1,32 @@
-//! `URGE_VERIFY=1`: marks a second time, alone and in the stop, what the roots led to, and
-//! compares.
+//! `URGE_VERIFY=1`: marks a second time, alone and in the stop, and compares.
 //!
-//! A collector that frees what lives is found far from the fault, if at all. This finds it in the
-//! cycle that is about to: the roots are written down as stop 1 finds them; in stop 2, when all is
-//! marked and weak words are cleared, and before the bitmaps swap, the graph is walked again from
-//! these roots, as it is now, by a walk that shares no code with the markers but the description of
-//! kinds. What it reaches must be marked. It was reachable when marking began, or was made since.
-//! If something is not, the path to it is printed, and the process aborts, with everything still as
-//! it was.
+//! A collector that frees a live cell shows it far from the fault, if at all. The verifier finds
+//! the fault in the cycle that is about to free the cell. It lists the roots as stop 1 finds them.
+//! In stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, it walks
+//! the graph from these roots, as the graph is then. The walk shares no code with the markers but
+//! the description of kinds. Each cell that it reaches must be marked: the cell was reachable when
+//! marking began, or was allocated since. If a cell is not marked, the verifier prints the path to
+//! it, and aborts the process with everything as it was.
 //!
-//! The roots are those of stop 1, and not looked for again: a second scan of stacks would find
-//! other dead words (and cells that died meanwhile by them). Conservative words of *cells* are
-//! followed where they lead to something marked, and held against nobody where they do not: a
-//! number that was stored a moment ago may look like an address.
+//! The verifier does not scan for roots again: a second scan of stacks would find other dead words,
+//! and cells that died meanwhile by them. The walk follows a conservative word of a *cell* only
+//! where it leads to a marked cell: a number that was stored a moment ago may look like an address.
 //!
 //! # What it costs
-//! The whole marking again, in the stop; and mapped beforehand, 16 bytes of address space for each
-//! 16 of the heap's: for each granule where the walk came from, and as much for its stack. Memory
-//! is taken only as cells are reached. For tests and for finding faults.
+//! The whole marking again, in the stop; and 16 bytes of address space for each 16 bytes of the
+//! heap's, mapped beforehand: for each granule where the walk came from, and as much for its stack.
+//! It takes memory only for cells that it reaches. It is for tests and for finding faults.
 //!
 //! # Trace functions
-//! The second walk asks the kinds' own trace functions, and would miss what they miss. So once all
-//! that was reported is found marked, it looks into each reached cell of a traced kind for a word
-//! that names the first byte of a cell which this collection is about to free, in one of the kind's
-//! encodings. Such a word was not reported, and it dangles in a moment. Data that looks like an
-//! address is no false alarm unless it is the very address of a cell that dies now; and a word that
-//! has ceased to be an edge is null by the contract of [`TraceFn`](crate::raw::TraceFn).
+//! The second walk calls the kinds' own trace functions, and would miss what they miss. So once
+//! every reported cell is found marked, the verifier looks into each reached cell of a traced kind
+//! for a word that names the first byte of a cell which this collection is about to free, in one of
+//! the kind's encodings. No function reported such a word, and it dangles in a moment. Data that
+//! looks like an address is no false alarm unless it is the very address of a cell that dies now;
+//! and a word that has ceased to be an edge is null by the contract of
+//! [`TraceFn`](crate::raw::TraceFn).
 //!
-//! Everything here runs in the stop: no malloc, no lock, and what is printed goes by `write(2)`.
+//! Everything here runs in the stop: no malloc, no lock, and output goes by `write(2)`.
 
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -39,24 +38,24 @@ use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 use crate::weak::for_each_dead_word;
 
-/// Roots that are written down at most; more are not checked. A thread has some hundred.
+/// The most roots that are listed; more are not checked. A thread has some hundred.
 const ROOTS: usize = 1 << 24;
 
-/// In `from`: a root, and the rest says of what sort.
+/// In `from`: the cell is a root's, and the other bits are its source.
 const ROOT: usize = 1 << 63;
 
-/// Cells of a path that are printed at either end.
+/// Cells of a path that the report prints at either end.
 const SHOWN: usize = 12;
 
 /// Where a root was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// On the stack or in the registers of the heap's so-manieth mutator.
+    /// On the stack or in the registers of the heap's mutator of this number.
     Stack(usize),
     /// In an open scope's handles.
     Handles(usize),
-    /// With the so-manieth of the mutators that have waited for long: on its stack, or in its
-    /// handles.
+    /// On the stack or in the handles of the mutator of this number among those that have waited
+    /// for long.
     Aside(usize),
     /// In a handle, a range or a callback of the heap's tables.
     Tables,
@@ -92,14 +91,14 @@ impl fmt::Display for Named {
 
 /// A heap's second marking.
 pub(crate) struct Verify {
-    /// The cells that roots named at stop 1, by granule, and in the next word their sources.
+    /// Two words for each root of stop 1: the granule of its cell, and its source.
     roots: Mapped<AtomicUsize>,
     len: AtomicUsize,
     source: AtomicUsize,
     /// By granule: 0, not reached; the granule of the cell that led here, plus one; or a root's
     /// source, with [`ROOT`].
     from: Mapped<AtomicUsize>,
-    /// Granules of cells that were reached and not followed yet.
+    /// Granules of cells that the walk has reached and not followed yet.
     stack: Mapped<AtomicUsize>,
     /// One past the highest granule reached since `from` was clear.
     top: AtomicUsize,
@@ -118,15 +117,15 @@ impl Verify {
         })
     }
 
-    /// Before stop 1: nothing is written down, nothing reached.
+    /// Before stop 1: empties the list of roots and the tables of the walk.
     pub(crate) fn begin(&self) {
-        // Relaxed, here and everywhere: one thread at a time, the collector's.
+        // Relaxed, here and everywhere: only the collector's thread uses it.
         self.len.store(0, Ordering::Relaxed);
-        // SAFETY: nobody else uses it.
+        // SAFETY: the collector's thread alone uses it.
         unsafe { self.from.zero(self.top.swap(0, Ordering::Relaxed)) };
     }
 
-    /// What is written down from now on comes from there.
+    /// The roots that follow come from `source`.
     pub(crate) fn source(&self, source: Source) {
         self.source.store(source.word(), Ordering::Relaxed);
     }
@@ -142,15 +141,14 @@ impl Verify {
         }
     }
 
-    /// A word that is a root names the cell at its address, if it does: for those that are marked
-    /// later.
+    /// Lists the cell that a root's word names, if it names one: for roots that are marked later.
     pub(crate) fn root_word(&self, space: &Space, word: usize) {
         if let Some(cell) = space.resolve(word) {
             self.root(cell.base - space.base());
         }
     }
 
-    /// In stop 2, before the bitmaps swap: aborts if a cell is reached that is not marked.
+    /// In stop 2, before the bitmaps swap: aborts if the walk reaches a cell that is not marked.
     pub(crate) fn check(&self, space: &Space, collection: u64) {
         let mut walk = Walk {
             all: self,
@@ -213,14 +211,14 @@ impl Walk<'_> {
             self.lost += 1;
             self.first_lost.get_or_insert(cell);
         }
-        // Each cell once, so there is room.
+        // Each cell is pushed once, so there is room.
         self.all.stack[self.depth].store(granule, Ordering::Relaxed);
         self.depth += 1;
     }
 
     /// Looks into the reached cells of traced kinds for a word that names the first byte of a cell
-    /// which is about to be freed. All that their functions have reported is marked by now, so such
-    /// a word was not reported.
+    /// which is about to be freed. Every cell that their functions have reported is marked by now,
+    /// so such a word was not reported.
     fn look_at_tracers(&mut self, collection: u64) {
         for granule in 0..self.all.top.load(Ordering::Relaxed) {
             if self.all.from[granule].load(Ordering::Relaxed) == 0 {
@@ -255,8 +253,8 @@ impl Walk<'_> {
         }
     }
 
-    /// The first word of a cell that names the first byte of one that is about to be freed, and
-    /// that one.
+    /// The first word of a cell that names the first byte of a cell which is about to be freed, and
+    /// that cell.
     fn unreported(&self, cell: Cell) -> Option<(usize, Cell)> {
         (0..cell.size / size_of::<usize>()).find_map(|word| {
             // SAFETY: a word of an allocated cell, while every mutator is stopped.
@@ -277,7 +275,8 @@ impl Walk<'_> {
         Some(self.all.stack[self.depth].load(Ordering::Relaxed))
     }
 
-    /// Prints the way from a root to `lost`. The stack is empty, and serves to turn the way around.
+    /// Prints the path from a root to `lost`. The walk's stack is empty, and serves to reverse the
+    /// path.
     fn report(&self, lost: Cell, collection: u64) {
         let cell_at = |granule: usize| self.space.resolve(self.space.base() + granule * GRANULE);
         let mut line = Line::new();

@@ -90,7 +90,8 @@ impl<'a> Core<'a> {
         }
         self.marks.prefetch(offset);
         if self.far {
-            core::hint::cold_path(); // memory is what such a heap waits for; a small one falls through
+            // Such a heap waits for memory; the code of a small heap falls through.
+            core::hint::cold_path();
             self.space.page_table().prefetch(offset / PAGE);
         }
         if let Some(oldest) = self.edges.exchange(offset) {

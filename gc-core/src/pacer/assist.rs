@@ -1,23 +1,23 @@
-//! What allocating mutators do while a cycle marks, lest it end too late: they help, as much as
-//! they allocate, and within bounds.
+//! Assists: mutators that allocate while a cycle marks do marking, as much as they allocate, within
+//! bounds.
 //!
-//! Marking should be done when the heap reaches its goal. So after each byte that is handed out
+//! Marking should be done when the heap reaches its goal. So after each byte that is handed out,
 //! some of the work should have been done: a line from (bytes at the beginning, no cell) to (goal,
-//! all cells). Go keeps accounts for this: an allocation makes a debt, background markers make
-//! credit that it is paid with, and what is left is paid by marking. We compare with the line
-//! directly: the cells marked so far, by whomever, are the credit, and only while they are *below*
-//! the line does who allocates mark. In steady state the trigger is early enough for the background
-//! to stay above it, and nobody helps.
+//! all cells). Go keeps accounts: an allocation makes a debt, background markers make credit that
+//! pays it, and a mutator pays the rest by marking. This pacer compares with the line directly: the
+//! cells marked so far, by all threads, are the credit, and a mutator that allocates marks only
+//! while they are *below* the line. In steady state the trigger is early enough for the background
+//! to stay above it, and no mutator assists.
 //!
-//! Three bounds keep help from being a pause of another kind:
+//! Three bounds keep an assist from being a pause of another kind:
 //! - of one allocation: at most twice its share of what is left, and a millisecond, done in pieces
-//!   of which each is short enough for a stop to wait for;
-//! - of a mutator's time: a quarter while the heap is below its goal (10 ms windows keep 60 % for
-//!   the program, stops included). Past the goal it rises up to all of it where the heap has grown
-//!   by half as much again as it should: memory is then what there is least of. It rises with the
-//!   fourth power, so that a heap half of the way there has the program run for 70 % still;
-//! - never a wait for somebody else, but past that last bound, and there for a millisecond a run: a
-//!   graph that is one long list cannot be marked by two, so helping is in vain and only waiting
+//!   each of which is short enough for a stop to wait for;
+//! - of a mutator's time: a quarter while the heap is below its goal. Past the goal it rises up to
+//!   all of it where the heap has grown by half as much again as it should: then memory is scarcer
+//!   than time. It rises with the fourth power, so that a heap half of the way there lets the
+//!   program run for 70 % still;
+//! - no wait for another thread, except past that last bound, and there for a millisecond a run:
+//!   two threads cannot mark a graph that is one long list, so assists are in vain and only waiting
 //!   keeps the heap bounded.
 
 use core::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) struct Marking {
     pub begin: u64,
     /// Bytes in use at which marking should be done. More than `begin`.
     pub goal: u64,
-    /// Bytes in use at which mutators do nothing but help. More than `goal`.
+    /// Bytes in use at which mutators only assist. More than `goal`.
     pub hard: u64,
     /// Cells that are expected to be marked.
     pub work: u64,
@@ -37,7 +37,7 @@ pub(crate) struct Marking {
     pub most: u64,
 }
 
-/// Of a mutator's time, in thousandths, while the heap is below its goal.
+/// The part of a mutator's time for assists, in thousandths, while the heap is below its goal.
 const EASY: u64 = 250;
 
 /// Cells that an allocation of a run marks at most: some 50 to 100 us of work.
@@ -50,7 +50,7 @@ const MOST_RUNS: u64 = 16;
 /// Bytes of a run.
 const RUN: u64 = 8 << 10;
 
-/// Cells below which helping is not worth its beginning.
+/// Cells below which an assist is not worth its beginning.
 const LEAST_CELLS: u64 = 64;
 
 impl Marking {
@@ -61,8 +61,8 @@ impl Marking {
         let (mut goal, mut work) = (self.goal, self.work);
         if done > work {
             // More is alive than was expected: the heap has grown, and the next cycle's goal will
-            // be higher anyway. The line goes on at its slope, so that nobody works harder for the
-            // surprise, up to the hard goal (Go's `revise`).
+            // be higher anyway. The line goes on at its slope, so that no mutator works harder for
+            // the surprise, up to the hard goal (Go's `revise`).
             let runway = u128::from(goal - begin) * u128::from(self.most) / u128::from(work.max(1));
             goal = u64::try_from(u128::from(begin) + runway).map_or(hard, |g| g.clamp(goal, hard));
             work = self.most;
@@ -78,8 +78,8 @@ impl Marking {
         let (passed, runway) = (used.saturating_sub(begin), goal - begin);
         let line =
             |cells: u64, of: u64| (u128::from(cells) * u128::from(of) / u128::from(runway)) as u64;
-        // At first the markers have to get going: below the line by a sixteenth, less and less, is
-        // near enough.
+        // Markers need time to begin: at first they may be below the line by a sixteenth, later by
+        // less.
         let due = line(work, passed).saturating_sub(line(work / 16, runway - passed));
         let behind = due.saturating_sub(done);
         if behind == 0 {
@@ -91,7 +91,7 @@ impl Marking {
             .clamp(LEAST_CELLS, most)
     }
 
-    /// Of a mutator's time, in thousandths: how much it may help when `used` bytes are in use.
+    /// The part of a mutator's time for assists, in thousandths, when `used` bytes are in use.
     pub(crate) fn share(&self, used: u64) -> u64 {
         let range = self.hard.saturating_sub(self.goal).max(1);
         let over = used.saturating_sub(self.goal).min(range);
@@ -99,19 +99,19 @@ impl Marking {
         EASY + (1000 - EASY) * over.pow(4) / 1000_u64.pow(4)
     }
 
-    /// Is it time to wait for the markers, when helping was in vain?
+    /// Must a mutator wait for the markers, after assists in vain?
     pub(crate) fn waits(&self, used: u64) -> bool {
         used >= self.hard
     }
 }
 
-/// How long an allocation of `bytes` waits for a collector that is too late, at most.
+/// The longest time for which an allocation of `bytes` waits for a late collector.
 pub(crate) fn moment(bytes: u64) -> Duration {
     Duration::from_millis((bytes / RUN).clamp(1, 1000))
 }
 
-/// How long a mutator that has helped for `spent` is left alone, to keep to `share` thousandths.
-/// Both in the same unit of time.
+/// How long a mutator that has assisted for `spent` allocates without assists, to keep to `share`
+/// thousandths. Both in the same unit of time.
 pub(crate) fn assist_credit(spent: u64, share: u64) -> u64 {
     let share = share.clamp(1, 1000);
     spent.saturating_mul(1000 - share) / share

@@ -1,7 +1,7 @@
-//! What the pacer is told of one cycle.
+//! One cycle's numbers, as the collector tells the pacer.
 
-/// What one cycle was. Bytes in use are those of cells and, as reported, of memory outside that
-/// they keep.
+/// One cycle's numbers. Bytes in use are bytes of cells and, as reported, of memory outside that
+/// cells keep.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cycle {
     /// Bytes in use when its snapshot was taken.
@@ -14,7 +14,7 @@ pub(crate) struct Cycle {
     pub roots: u64,
     /// Bytes of memory outside of the heap, in use at its end.
     pub external: u64,
-    /// Bytes that the heap takes and no cell does.
+    /// Bytes that the heap takes beside its cells.
     pub overhead: u64,
     /// Cells marked by the collector's threads and by mutators, and those that a young cycle
     /// followed although they were marked.
@@ -25,23 +25,23 @@ pub(crate) struct Cycle {
     pub beside: u64,
     /// Mutators that wanted to run meanwhile.
     pub running: u32,
-    /// Time that mutators spent helping, in nanoseconds, all of them together.
+    /// Time that mutators spent in assists, in nanoseconds, all of them together.
     pub assist: u64,
-    /// Processor time that it took the collector's threads, and what stops took from mutators, in
+    /// Processor time of the collector's threads, and the time that stops took from mutators, in
     /// nanoseconds.
     pub cost: u64,
     /// From the end of the cycle before to the end of this one, in nanoseconds.
     pub interval: u64,
-    /// Somebody asked for it; it was not the trigger.
+    /// A request began it, not the trigger.
     pub forced: bool,
-    /// It took what was old for alive: `live` has that, `marked` has not.
+    /// It is a young cycle, which took old cells for alive: `live` has them, `marked` has not.
     pub young: bool,
     /// Bytes of spans of cells with edges that a young cycle need not look at.
     pub immutable: u64,
 }
 
 impl Cycle {
-    /// Bytes in use at its end, but for what was born.
+    /// Bytes in use at its end, without what was born.
     pub(super) fn old(&self) -> u64 {
         self.live.saturating_add(self.external)
     }

@@ -1,54 +1,51 @@
 //! Which cycles are young ones.
 //!
-//! A young cycle frees what was allocated since the last one and is dead; what is old it takes for
-//! alive, and does not mark (`heap/sticky.rs`). So it costs what lives of the young, and a look at
-//! old cells that may have changed. It pays
+//! A young cycle frees what was allocated since the last cycle and is dead. It takes old cells for
+//! alive, and does not mark them (`heap/space/sticky.rs`). So it costs the young cells that live,
+//! and a look at old cells that may have changed. It pays
 //!
-//! * where most cells with edges cannot have changed: by the bytes of their spans, half of the
-//!   heap;
-//! * while most of what is allocated dies young. Whatever of the young is alive becomes old, and
-//!   takes from the room that the last whole cycle left to its goal. When less than half of that
-//!   room is left, a whole cycle follows and finds what has died since;
-//! * where what is old lives on. That a whole cycle tells, by finding about as much alive as the
-//!   one before. Then four young ones may follow, and after each further whole one that says the
-//!   same twice as many, up to [`MOST_IN_A_ROW`]: for what is old and dies meanwhile is not
-//!   noticed. A heap that has grown or shrunk by more than a quarter has none at first. (`gclab
-//!   trees 20` begins with a tree of 64 MiB that it drops. With young cycles upon it, it took 260
-//!   MiB instead of 187 as often as not.)
+//! * where most cells with edges cannot have changed: half of the heap, by the bytes of their
+//!   spans;
+//! * while most of what is allocated dies young. Young cells that live become old, and take from
+//!   the room between what the last whole cycle found alive and its goal. When less than half of
+//!   that room is left, a whole cycle follows and finds what has died since;
+//! * where old cells live on. A whole cycle shows that by finding about as much alive as the one
+//!   before. Then four young ones may follow, and after each further whole one that shows the same
+//!   twice as many, up to [`MOST_IN_A_ROW`]: no young cycle notices an old cell that dies. A heap
+//!   that has grown or shrunk by more than a quarter has none at first.
 //!
 //! A program whose data live for a while and then die, in the order in which they were made, gets
 //! nothing from young cycles but their cost. There the first one after a whole cycle has used up
 //! the room. Then there are none after the next whole cycle, none after the next two, three and so
-//! on, up to [`MOST_SHUNNED`]; one that frees enough ends that.
+//! on, up to [`MOST_SHUNNED`]; a young cycle that frees enough ends that.
 
 use super::cycle::Cycle;
 use crate::config::Young;
 
-/// The least heap that has young cycles, in bytes that are alive. A smaller one is marked within
-/// 0.1 ms.
+/// The least heap that has young cycles, in live bytes. A smaller one is marked in no time.
 const LEAST: u64 = 1 << 20;
 
-/// Young cycles in a row, at first and at most: a whole one of so many costs a small part of what
-/// they save.
+/// Young cycles in a row, at first and at most: one whole cycle after so many costs a small part of
+/// what they save.
 const FIRST_ROW: u32 = 4;
 const MOST_IN_A_ROW: u32 = 32;
 
 /// Whole cycles in a row at most without a young one where these do not pay.
 const MOST_SHUNNED: u32 = 15;
 
-/// What is known of young cycles.
+/// The history of young cycles.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Generation {
     /// Bytes between what the last whole cycle found alive and its goal.
     pub(super) room: u64,
-    /// Bytes that it found alive.
+    /// Bytes that the last whole cycle found alive.
     live: u64,
-    /// Young cycles since, and how many there may be.
+    /// Young cycles since then, and how many there may be.
     since: u32,
     row: u32,
-    /// Cells that the last young one marked.
+    /// Cells that the last young cycle marked.
     marked: Option<u64>,
-    /// Whole cycles that are still to pass without a young one, and how many it was the last time.
+    /// Whole cycles still to pass without a young one, and their number the last time.
     shun: u32,
     shunned: u32,
 }
@@ -89,7 +86,7 @@ impl Generation {
         }
         match policy {
             Young::Never => false,
-            // Every fourth one looks at all cells, or what has died and is old would never go.
+            // Every fourth cycle looks at all cells, or old cells that die would never go.
             Young::Always => self.since < 3,
             Young::WherePays => enough && self.since < self.row && pays(cycle),
         }
@@ -110,7 +107,7 @@ pub(super) fn might_be(policy: Young, cycle: &Cycle) -> bool {
     }
 }
 
-/// Need most of what is old not be looked at?
+/// Can most old cells not have changed?
 fn pays(cycle: &Cycle) -> bool {
     cycle.live >= LEAST && cycle.immutable >= cycle.live.saturating_add(cycle.born) / 2
 }

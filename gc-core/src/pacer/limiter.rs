@@ -2,9 +2,9 @@
 //!
 //! Go's GC CPU limiter (`mgclimit.go`, design 48409), with its bucket: it fills with the time that
 //! collecting takes and drains with the time that mutators have, and while it has no room for
-//! another cycle the heap may grow past its memory limit. So a short spell of hard collecting is
-//! let pass, and over time the mutators have at least half of what both need. It never goes below
-//! empty, lest an idle day pay for a death spiral. Ours is brought up to date once a cycle instead
+//! another cycle the heap may grow past its memory limit. So a short spell of hard collecting
+//! passes, and over time the mutators have at least half of what both need. The bucket never goes
+//! below empty, or an idle day would pay for a death spiral. This one changes once a cycle instead
 //! of every 10 ms, since only a cycle's end decides anything.
 
 /// The leaky bucket. Times in nanoseconds of processor time.
@@ -16,7 +16,7 @@ pub(crate) struct Limiter {
 }
 
 impl Limiter {
-    /// A second of every processor's time may be spent before anything is done about it.
+    /// The bucket holds a second of every processor's time.
     pub(crate) fn new(cores: u32) -> Self {
         Self {
             fill: 0,
@@ -33,8 +33,8 @@ impl Limiter {
             .min(self.capacity);
     }
 
-    /// Must the collector do less, if a cycle costs so much? What runs over is forgotten, so it
-    /// must not come to that.
+    /// Must the collector do less, if a cycle costs so much? The bucket forgets what runs over, so
+    /// the answer comes before it is full.
     pub(crate) fn has_no_room_for(&self, cost: u64) -> bool {
         self.capacity - self.fill < cost.max(1)
     }

@@ -4,37 +4,37 @@ use super::assist::Marking;
 
 /// The least goal, in bytes. Below it a collection costs more in stops than it gives back.
 ///
-/// 4 MiB is Go's figure, measured there to keep a small program under a few collections a second;
-/// it is scaled by `gc_percent` as Go does it, so that a caller who asks for a tight heap gets one.
+/// 4 MiB is Go's figure. `gc_percent` scales it as in Go, so that a caller who asks for a tight
+/// heap gets one.
 pub(super) const MINIMUM: u64 = 4 << 20;
 
 /// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in
 /// bytes: a few runs a mutator.
 pub(super) const LEAST_GROWTH: u64 = 256 << 10;
 
-/// What follows from the cycles so far.
+/// The plan of the next cycle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
     /// Bytes in use at which the next cycle begins.
     pub trigger: u64,
-    /// Bytes in use at which it should have ended.
+    /// Bytes in use at which it should end.
     pub goal: u64,
-    /// Bytes in use after the last one.
+    /// Bytes in use after the last cycle.
     pub(super) now: u64,
     /// Bytes by which the heap is meant to grow over what is alive.
     pub(super) growth: u64,
     /// Cells that the next cycle is expected to mark.
     pub(super) work: u64,
-    /// The next cycle is a young one, unless somebody asks for more.
+    /// The next cycle is a young one, unless a whole one is asked for.
     pub young: bool,
-    /// The one after it might be.
+    /// The cycle after it might be a young one.
     pub notes_allocated_black: bool,
     /// The goal lies beyond the soft limit.
     pub over_limit: bool,
 }
 
 impl Plan {
-    /// Bytes in use at which mutators are to wait for a cycle that was to have begun long since.
+    /// Bytes in use at which mutators wait for a cycle that is late to begin.
     pub(crate) fn hard(&self) -> u64 {
         self.goal.saturating_add(self.growth / 2)
     }
@@ -46,8 +46,8 @@ impl Plan {
 
     /// The line that marking keeps to, from a snapshot with `used` bytes in `cells` cells.
     pub(crate) fn marking(&self, used: u64, cells: u64) -> Marking {
-        // A cycle that was asked for has all the way to the goal; one that is late has the distance
-        // that the latest trigger leaves.
+        // A forced cycle has the whole distance to the goal; a late cycle has the distance that the
+        // latest trigger leaves.
         let least = (self.goal.saturating_sub(self.now) / 16).max(LEAST_GROWTH / 4);
         let goal = self.goal.max(used.saturating_add(least));
         Marking {

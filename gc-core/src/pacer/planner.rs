@@ -6,55 +6,54 @@ use super::limiter::Limiter;
 use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
 
-/// Of what was born, the bytes that count as alive where the collector is kept busy; and those that
-/// are allocated at most while it rests. A large heap gets less of a rest: with all that was born
-/// counted, a graph of 1 GiB that is changed as fast as it is marked took 6 GiB.
+/// Of what was born, the bytes that count as alive where the collector is kept busy; and the bytes
+/// that mutators allocate at most while it rests. So a large heap gets less of a rest.
 pub(super) const MOST_BORN: u64 = 64 << 20;
 
-/// The parts of what is alive by which a heap grows from cycle to cycle where that is more than its
-/// soft limit has, and where the limit leaves less than that. See the module's head.
+/// The parts of what is alive by which a heap grows from cycle to cycle: where more is alive than
+/// its soft limit allows, and where the limit leaves less than the second part. See `mod.rs`.
 const OVER_LIMIT: u64 = 10;
 const NEAR_LIMIT: u64 = 64;
 
-/// Cells that the background must have marked for its speed to be believed.
+/// Cells that the background must have marked before its speed counts.
 const ENOUGH_WORK: u64 = 4096;
 
-/// What the embedder asked for.
+/// The embedder's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// How much the heap may grow over what was live, in percent. `u32::MAX` means: collect only
     /// when asked or at a limit.
     pub gc_percent: u32,
-    /// Bytes the heap should keep to.
+    /// The soft limit, in bytes.
     pub memory_limit: Option<u64>,
-    /// Bytes the heap may hold.
+    /// The hard limit, in bytes.
     pub hard_limit: Option<u64>,
     /// Whether a cycle may be a young one.
     pub young: Young,
 }
 
-/// What the collector remembers from cycle to cycle.
+/// The pacer's state from cycle to cycle.
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
     policy: Policy,
-    /// Mutators run while it marks. Otherwise the trigger is the goal: nothing is allocated in
-    /// between.
+    /// Mutators run while the collector marks. Otherwise the trigger is the goal: mutators allocate
+    /// nothing in between.
     concurrent: bool,
     limiter: Limiter,
     /// A limit has lowered the goal.
     pressed: bool,
-    /// It has, and another cycle like the last would take more than the mutators have left over.
+    /// A limit has lowered the goal, and another cycle like the last would take more time than the
+    /// limiter has left.
     limiting: bool,
-    /// Cycles in a row, but for those that were asked for, after which the soft limit left no room
-    /// to speak of.
+    /// Cycles in a row, without forced ones, after which the soft limit left hardly any room.
     vain: u32,
     cores: u32,
-    /// Of the last cycle that was not young: what was alive, and the cells that it marked.
+    /// Of the last whole cycle: live bytes, and the cells that it marked.
     live: u64,
     marked: u64,
-    /// Bytes allocated since its snapshot, up to that of the last cycle.
+    /// Bytes allocated from its snapshot to the snapshot of the last cycle.
     allocated: u64,
-    /// What was born in the last cycle.
+    /// Bytes born in the last cycle.
     born: u64,
     generation: Generation,
     /// Bytes that mutators allocate while the background marks a cell. `None`: not known yet.
@@ -65,7 +64,7 @@ pub(crate) struct Pacer {
 }
 
 impl Pacer {
-    /// A new heap's.
+    /// The state of a new heap.
     pub(crate) fn new(policy: Policy, concurrent: bool, cores: u32) -> Self {
         let mut pacer = Self {
             policy,
@@ -90,17 +89,17 @@ impl Pacer {
         pacer
     }
 
-    /// What the present plan is.
+    /// The present plan.
     pub(crate) fn plan(&self) -> Plan {
         self.plan
     }
 
-    /// Must mutators not help, and the heap grow instead?
+    /// Must mutators not assist, and the heap grow instead?
     pub(crate) fn is_limiting(&self) -> bool {
         self.limiting
     }
 
-    /// A cycle has ended: the next one's plan.
+    /// A cycle has ended: returns the plan of the next one.
     pub(crate) fn ended(&mut self, cycle: &Cycle) -> Plan {
         let before = self.plan;
         // Of the bytes allocated between the two snapshots, how much is alive for good?
@@ -113,8 +112,8 @@ impl Pacer {
         if !cycle.forced {
             self.learn(cycle, before);
         }
-        // Mutators had what processors they wanted, less what the collector took of those and what
-        // they gave.
+        // Mutators had the processors that they wanted, less what the collector took of these and
+        // less their assists.
         let running = cycle.running.clamp(1, self.cores);
         let wanted = cycle.interval.saturating_mul(u64::from(running));
         let idle = cycle
@@ -124,10 +123,10 @@ impl Pacer {
         let mutators = wanted.saturating_sub(taken);
         let cost = cycle.cost.saturating_add(cycle.assist);
         self.limiter.add(cost, mutators);
-        // Where no limit presses, collecting costs what `gc_percent` says, and a heap that outgrows
-        // it must be helped with.
+        // Where no limit presses, collecting costs what `gc_percent` says, and mutators assist in a
+        // heap that outgrows its goal.
         self.limiting = self.pressed && self.limiter.has_no_room_for(cost);
-        // What a limit leaves to grow by at least.
+        // The least distance that a limit leaves.
         let mut breath = LEAST_GROWTH;
         if self.limiting {
             let allocated = cycle.begin.saturating_add(cycle.born);
@@ -146,7 +145,7 @@ impl Pacer {
         self.plan
     }
 
-    /// Takes from a cycle how fast mutators allocate beside the collector.
+    /// Learns from a cycle how fast mutators allocate beside the collector.
     fn learn(&mut self, cycle: &Cycle, plan: Plan) {
         // One huge allocation may pass the trigger by any number of bytes; that says nothing about
         // the next cycle.
@@ -159,13 +158,13 @@ impl Pacer {
         } else if background < ENOUGH_WORK {
             return;
         } else {
-            // Without help they would have had more time to allocate in.
+            // Without assists they would have had more time to allocate in.
             let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
             let helped = ratio(cycle.assist, had).min(0.9);
             ratio(cycle.born, background) / (1.0 - helped)
         };
         if cycle.young {
-            // Of its time much went into other things than marking.
+            // Much of a young cycle's time is not marking.
             return;
         }
         self.ratio = Some(match self.ratio {
@@ -195,8 +194,8 @@ impl Pacer {
             if self.concurrent {
                 let distance = goal.saturating_sub(now);
                 let lead = self.lead(work_after(cycle, growing, distance), distance);
-                // What the heap has grown by past its goal counts for nothing, or it would grow the
-                // more the less it can be kept up with.
+                // Growth past the goal does not count, or a heap would grow the more, the less the
+                // collector can keep up.
                 let counted = now.min(goal).min(base.saturating_add(MOST_BORN));
                 let counted = counted.saturating_add(cycle.roots);
                 let most = percent(counted, gc_percent);
@@ -245,7 +244,7 @@ impl Pacer {
         distance
     }
 
-    /// The plan to have marked so many cells at the goal, after `cycle`.
+    /// The plan, after `cycle`, by which `work` cells are marked at the goal.
     fn plan_of(&self, cycle: &Cycle, goal: u64, growth: u64, work: u64, young: bool) -> Plan {
         let now = cycle.now();
         let notes_allocated_black =
@@ -270,14 +269,13 @@ impl Pacer {
         }
     }
 
-    /// The plan after a young cycle. The goal is what the last whole one left: what has become old
-    /// since may be dead, and is no reason to let the heap grow.
+    /// The plan after a young cycle. The goal stays as the last whole cycle left it: cells that
+    /// have become old since may be dead, so they do not raise it.
     fn plan_within(&mut self, cycle: &Cycle) -> Plan {
         let Plan { goal, growth, .. } = self.plan;
         let left = goal.saturating_sub(cycle.old());
         let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
-        // Where all that is young lives on there is still some growth before all cells are looked
-        // at.
+        // Where all young cells live on, the heap still grows a little before a whole cycle.
         let goal = goal.max(cycle.now().saturating_add((growth / 4).max(LEAST_GROWTH)));
         let work = if young {
             self.generation.work(cycle)
@@ -287,7 +285,8 @@ impl Pacer {
         self.plan_of(cycle, goal, growth, work, young)
     }
 
-    /// What is left to allocate when a cycle of so many cells begins, of a distance to the goal.
+    /// The bytes from the trigger to the goal, for a cycle of `work` cells and a goal at
+    /// `distance`.
     fn lead_of(&self, work: u64, distance: u64) -> u64 {
         if !self.concurrent {
             return 0;
@@ -296,8 +295,8 @@ impl Pacer {
         self.lead(work, distance).min(distance - rest)
     }
 
-    /// What mutators will allocate from the trigger until `work` cells are marked, if the goal is
-    /// so far off.
+    /// The bytes that mutators will allocate from the trigger until `work` cells are marked, with a
+    /// goal at `distance`.
     fn lead(&self, work: u64, distance: u64) -> u64 {
         let runway = match self.ratio {
             // Nothing is known before the first cycle; an eighth is enough for most.
@@ -308,7 +307,7 @@ impl Pacer {
     }
 }
 
-/// Cells that will be alive when the next snapshot is taken, near a goal that is so far off.
+/// Cells that will be alive at the next snapshot, near a goal at `distance`.
 fn work_after(cycle: &Cycle, growing: f64, distance: u64) -> u64 {
     let allocated = cycle.born.saturating_add(distance);
     let larger = 1.0 + growing * ratio(allocated, cycle.live.max(1));
@@ -319,7 +318,7 @@ fn percent(bytes: u64, p: u32) -> u64 {
     (u128::from(bytes) * u128::from(p) / 100).min(u128::from(u64::MAX)) as u64
 }
 
-/// `a / b`; 0 where that is nothing.
+/// `a / b`; 0 where `b` is 0.
 fn ratio(a: u64, b: u64) -> f64 {
     if b == 0 { 0.0 } else { a as f64 / b as f64 }
 }

@@ -1,10 +1,10 @@
 //! How much of the machine the collector may have beside the program.
 //!
-//! A quarter of the processors, as Go's collector takes ("Go 1.5 GC pacing"), and besides whatever
-//! the mutators leave idle: a marker on a processor that nobody wants costs the program nothing but
-//! a little memory bandwidth, and ends the cycle sooner. A mutator counts as wanting a processor
-//! unless it is in `blocking`; one that waits in a system call without having said so makes the
-//! collector too modest, which is the safe side.
+//! A quarter of the processors, as Go's collector takes ("Go 1.5 GC pacing"), and all processors
+//! that the mutators leave idle: a marker on an idle processor costs the program only a little
+//! memory bandwidth, and ends the cycle sooner. A mutator counts as wanting a processor unless it
+//! is in `blocking`; one that waits in a system call without having said so makes the collector too
+//! modest, which is the safe side.
 
 /// How many threads mark, and how much of its time each does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub(crate) struct Share {
     pub permille: u32,
 }
 
-/// What the collector takes of `cores` processors while `running` mutators want them.
+/// The share of the collector in `cores` processors while `running` mutators want them.
 pub(crate) fn share(cores: u32, running: u32) -> Share {
     let cores = u64::from(cores.max(1));
     let idle = cores.saturating_sub(u64::from(running)) * 1000;
@@ -35,12 +35,12 @@ impl Share {
     }
 }
 
-/// The time by which a marker may be ahead of its share, in nanoseconds: it marks for so long at a
-/// stretch. A time slice of the system's is as long, so a shorter one would cost switches and give
-/// the mutators nothing.
+/// The time by which a marker may exceed its share, in nanoseconds: it marks for so long without a
+/// rest. A time slice of the kernel is as long, so a shorter one would cost switches and give the
+/// mutators nothing.
 const AHEAD: u64 = 1_000_000;
 
-/// The longest rest at a stretch, in nanoseconds: then mutators are counted anew.
+/// The longest rest, in nanoseconds: then the collector counts the mutators again.
 const LONGEST_REST: u64 = 2_000_000;
 
 /// How long a marker has to rest that was busy for `busy` of the `elapsed` nanoseconds since its

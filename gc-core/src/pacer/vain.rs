@@ -1,12 +1,12 @@
 //! Keeps allocations that fail at a hard limit from collecting again and again.
 //!
-//! A request that finds no room collects, since the program may have dropped something. Where it
-//! has not, that is in vain, and so is the next one's: a program that goes on after
-//! [`AllocError`](crate::AllocError) would do nothing but collect. So each collection for room
-//! takes a token of a few, and a request that then finds room gives all of them back. Where there
-//! is none left, requests fail at once. Tokens come back with time, so that what the program drops
-//! later is found: collecting in vain takes a tenth of the time at most, and happens twenty times a
-//! second at most.
+//! A request that finds no room collects, since the program may have dropped something. Otherwise
+//! the collection is in vain, and so is that of the next request: a program that goes on after
+//! [`AllocError`](crate::AllocError) would only collect. So each collection for room takes a token
+//! of a few, and a request that then finds room gives all of them back. Where no token is left,
+//! requests fail at once. Tokens come back with time, so that a later collection finds what the
+//! program has dropped: collecting in vain takes a tenth of the time at most, and happens twenty
+//! times a second at most.
 
 /// Tokens, and how they come back. Times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
@@ -23,8 +23,8 @@ pub(crate) struct Vain {
 /// Four requests that fail.
 const MOST: u32 = 12;
 
-/// A token takes so many times as long to come back as a collection takes, and so many nanoseconds
-/// at least.
+/// A token takes so many times as long to come back as a collection takes, and at least so many
+/// nanoseconds.
 const PART: u64 = 10;
 const LEAST: u64 = 50_000_000;
 

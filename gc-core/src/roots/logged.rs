@@ -8,7 +8,7 @@ use crate::fault::planted;
 use crate::heap::{Cell, Space};
 use crate::mark::Marker;
 
-/// Asks for the mark bits of what a word of the barrier's log names: it will be looked at soon.
+/// Prefetches the mark bits of what a word of the barrier's log names.
 pub(crate) fn prefetch_logged(space: &Space, encodings: &Encodings, word: usize) {
     for offset in encodings
         .all()
@@ -19,8 +19,8 @@ pub(crate) fn prefetch_logged(space: &Space, encodings: &Encodings, word: usize)
     }
 }
 
-/// Asks for all else that [`names_unmarked`] will want to know of a word, if it names what is not
-/// marked. Its mark bits are there.
+/// Prefetches all else that [`names_unmarked`] will read of a word that names an unmarked cell. Its
+/// mark bits have arrived.
 pub(crate) fn prefetch_unmarked(space: &Space, encodings: &Encodings, word: usize) {
     for address in encodings.all().filter_map(|encoding| encoding.decode(word)) {
         if space.contains(address) && !names_marked(space, address) {
@@ -29,8 +29,8 @@ pub(crate) fn prefetch_unmarked(space: &Space, encodings: &Encodings, word: usiz
     }
 }
 
-/// Whether an address names a marked cell by its first granule, as most that are logged do: one
-/// look at the heap's tables where [`Space::resolve`] takes three.
+/// Whether an address names a marked cell by its first granule, as most logged words do: one look
+/// at the heap's tables where [`Space::resolve`] takes three.
 fn names_marked(space: &Space, address: usize) -> bool {
     space.is_marked(address)
 }

@@ -14,14 +14,14 @@ use crate::mark::Marker;
 use crate::memory::prefetch::Ring;
 use crate::verify::{Source, Verify};
 
-/// What a scan of the roots has seen.
+/// The counts of a scan of the roots.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Scanned {
     /// Frames, as the walker counts them.
     pub(crate) frames: WalkStats,
-    /// Words that were looked at one by one, as they may be anything.
+    /// Words that may be anything.
     pub(crate) conservative_words: u64,
-    /// Words that a map, a range or a table names.
+    /// Words of slots that a map, a range or a table names.
     pub(crate) exact_words: u64,
     /// Cells that a conservative word was the first to reach.
     pub(crate) conservative_marked: u64,
@@ -46,25 +46,24 @@ impl core::ops::AddAssign for Scanned {
     }
 }
 
-/// Words that wait for what tells of them.
+/// Words that wait for their lines of the heap's tables.
 const WAITING: usize = 32;
 
-/// Marks what roots hold. What it was told of is marked when it ends, not before.
+/// Marks what roots hold. A word may wait in a ring until the scanner ends.
 pub(crate) struct Scanner<'a, 'm> {
     space: &'a Space,
     encodings: &'a Encodings,
     marker: &'a mut Marker<'m>,
-    /// Addresses that words decode to whose lines of the heap's tables have been asked for: those
-    /// that name a cell exactly, and those that may.
+    /// Addresses that words decode to, whose lines of the heap's tables are prefetched: of exact
+    /// words, and of words that may be anything.
     exact: Ring<WAITING>,
     any: Ring<WAITING>,
     verify: Option<&'m Verify>,
-    /// Addresses of all units that were ever in use. Nothing beyond them names a cell, and to look
-    /// there would be the first touch of a page of the heap's tables: a fault of 7 us in the stop,
-    /// for a word that happens to look like an address of the large reserve.
+    /// Addresses of all units that were ever in use. Nothing beyond them names a cell. A look there
+    /// would touch a page of the heap's tables for the first time: a page fault in the stop, for a
+    /// word that happens to look like an address of the large reserve.
     used: Range<usize>,
-    /// A conservative word can only be such an address itself: nearly every word is none, and is
-    /// done with in one compare.
+    /// The only conservative encoding is RAW: then one compare rules nearly every word out.
     plain: bool,
     pub(crate) scanned: Scanned,
 }
@@ -94,7 +93,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.space
     }
 
-    /// What is reported from now on comes from there.
+    /// The words that follow come from `source`.
     pub(crate) fn source(&mut self, source: Source) {
         if let Some(verify) = self.verify {
             self.settle();
@@ -102,7 +101,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// Marks what waits.
+    /// Marks what waits in the rings.
     fn settle(&mut self) {
         while let Some(address) = self.exact.pop() {
             self.name(address);
@@ -112,7 +111,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// Marks what waits, and says what was seen.
+    /// Marks what waits in the rings, and returns the counts.
     pub(crate) fn finish(mut self) -> Scanned {
         self.settle();
         self.scanned
@@ -130,8 +129,8 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
 
-    /// Ranges and callbacks. The world is stopped, so whoever holds the tables' lock is running and
-    /// soon done.
+    /// Ranges and callbacks. The world is stopped, so a thread that holds the tables' lock is no
+    /// mutator, and soon done.
     pub(crate) fn tables(&mut self, roots: &Roots) {
         let mut tables = roots.lock();
         let mut from = 0;
@@ -140,8 +139,8 @@ impl<'a, 'm> Scanner<'a, 'm> {
             let limit = if planted("cached-limit") {
                 range.cached
             } else {
-                // SAFETY: alive while it is registered, says `Mutator::root_range`. Relaxed: its
-                // writer is stopped.
+                // SAFETY: the limit word lives while the range is registered, as
+                // `Mutator::root_range` demands. Relaxed: its writer is stopped.
                 unsafe { (*range.limit).load(Ordering::Relaxed) }
             };
             for slot in (range.base as usize..limit).step_by(size_of::<usize>()) {
@@ -158,7 +157,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// Asks for all that tells whether an address names a cell. False: it names none.
+    /// Prefetches the lines that tell whether an address names a cell. False: it names none.
     fn ask(&self, address: usize) -> bool {
         let is_used = address.wrapping_sub(self.used.start) < self.used.len();
         is_used && self.space.prefetch_cell(address)
@@ -244,7 +243,7 @@ impl RootSink for Scanner<'_, '_> {
     }
 }
 
-/// Takes what a walk finds, and looks at nothing: see `stacks.rs`.
+/// Ignores what a walk finds: see `stacks.rs`.
 pub(crate) struct Unscanned;
 
 impl RootSink for Unscanned {

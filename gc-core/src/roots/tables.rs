@@ -12,14 +12,14 @@ use crate::memory::MapError;
 use crate::memory::places::Places;
 use crate::memory::tables::{Mapped, Slab};
 
-/// What a heap scans besides stacks.
+/// The roots of a heap besides stacks.
 pub(crate) struct Roots {
     slots: Mapped<AtomicUsize>,
     tables: Mutex<Tables>,
 }
 
-/// Everything here is in mapped memory: it is changed inside `no_preempt`, where malloc may not be
-/// called.
+/// Everything here is in mapped memory: mutators change it inside `no_preempt`, where malloc may
+/// not be called.
 pub(crate) struct Tables {
     /// Which slots are used.
     used: Places,
@@ -29,11 +29,11 @@ pub(crate) struct Tables {
     pub(super) callbacks: Slab<Callback>,
 }
 
-/// Root ranges a heap can have: one or two a mutator. In a heap of few addresses one for each of so
-/// many handles.
+/// The most root ranges of a heap: one or two a mutator. A heap of few addresses has one for each
+/// of so many handles.
 const MAX_RANGES: usize = 1 << 20;
 const HANDLES_A_RANGE: usize = 16;
-/// Root callbacks a heap can have, in the same way.
+/// The most root callbacks of a heap, in the same way.
 const MAX_CALLBACKS: usize = 1 << 16;
 const HANDLES_A_CALLBACK: usize = 64;
 
@@ -46,12 +46,12 @@ pub(crate) struct RangeRoot {
     pub(crate) base: *const usize,
     pub(crate) limit: *const AtomicUsize,
     pub(crate) encoding: Encoding,
-    /// What the limit was at registration. Only a planted fault looks at it.
+    /// The limit at registration. Only a planted fault looks at it.
     pub(super) cached: usize,
 }
 
-// SAFETY: the pointers are followed by the collector while the world is stopped, which whoever
-// registered the range has allowed.
+// SAFETY: the pointers are followed by the collector while the world is stopped, as
+// `Mutator::root_range` demands.
 unsafe impl Send for RangeRoot {}
 
 impl RangeRoot {
@@ -82,16 +82,16 @@ impl Roots {
         })
     }
 
-    /// The tables, to be changed: inside `no_preempt`, or by a thread that is no mutator.
+    /// The tables, for a change: inside `no_preempt`, or by a thread that is no mutator.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock()
     }
 
-    /// Before the stop in which they are scanned, by the collector: has what will be looked at
-    /// brought near its processor. Nothing is believed of what it sees.
+    /// By the collector, before the stop that scans them: brings the ranges into its processor's
+    /// cache. It uses nothing of what it reads.
     pub(crate) fn rehearse(&self) {
-        /// What is worth it: a line takes a tenth of a microsecond to come, and 16 us is what a
-        /// stop takes at least.
+        /// Ranges that are worth it: a line takes a tenth of a microsecond to arrive, and a stop
+        /// takes 16 us at least.
         const MOST: usize = 64;
         let mut tables = self.lock();
         let mut from = 0;
@@ -130,7 +130,7 @@ impl Roots {
     }
 
     /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it
-    /// held if that is still to be scanned. Protected as [`Roots::lock`].
+    /// held if the slot is still to be scanned. Protected as [`Roots::lock`].
     pub(crate) fn change(&self, slot: usize, to: Option<usize>, log: impl FnOnce(usize)) {
         let mut tables = self.lock();
         if tables.unscanned.contains(&slot) {
@@ -151,16 +151,16 @@ impl Roots {
     /// What a handle holds.
     #[inline]
     pub(crate) fn get(&self, slot: usize) -> usize {
-        // Acquire pairs with the Release of `set`: the cell's content is seen by whom finds the
-        // cell here.
+        // Acquire pairs with the Release of `change`: a thread that finds the cell here sees its
+        // content.
         self.slots[slot].load(Ordering::Acquire)
     }
 
-    /// In stop 1: the slots that are used now are to be scanned; how many. `grows`: those that are
-    /// used later as well, until [`end_snapshot`](Self::end_snapshot).
+    /// In stop 1: the slots that are used now are to be scanned; returns their number. `grows`: so
+    /// are slots that are used later, until [`end_snapshot`](Self::end_snapshot).
     ///
-    /// So it is where stacks are still to be scanned: code inside `blocking` may make a root of
-    /// what a variable of its caller's names, and clear that.
+    /// It grows where stacks are still to be scanned: code inside `blocking` may make a root of
+    /// what a variable of its caller names, and clear the variable.
     pub(crate) fn snapshot(&self, grows: bool) -> usize {
         let mut tables = self.lock();
         let end = if grows { usize::MAX } else { tables.used.end() };
@@ -168,8 +168,8 @@ impl Roots {
         tables.used.used()
     }
 
-    /// All stacks have been scanned: slots beyond those that are used now need not be. Before the
-    /// first piece.
+    /// All stacks have been scanned: slots beyond the last one that is used now need no scan.
+    /// Before the first piece.
     pub(crate) fn end_snapshot(&self) {
         let mut tables = self.lock();
         tables.unscanned.end = tables.unscanned.end.min(tables.used.end());
@@ -210,7 +210,8 @@ impl Roots {
         }
     }
 
-    /// Gives back the memory that a peak of roots, ranges and callbacks has left. Outside of stops.
+    /// Returns the memory that a peak of roots, ranges and callbacks has left to the system.
+    /// Outside of stops.
     pub(crate) fn trim(&self) {
         let mut from = Some(0);
         while let Some(at) = from {
@@ -248,8 +249,8 @@ impl Tables {
         self.ranges.take(at);
     }
 
-    /// Gives the callback back, to be dropped outside of the lock, if there are as many as there
-    /// can be.
+    /// Returns the callback, to be dropped outside of the lock, if there are as many as there can
+    /// be.
     pub(crate) fn add_callback(&mut self, callback: Callback) -> Result<usize, Callback> {
         self.callbacks.add(callback)
     }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use crate::encoding::Encoding;
 
-/// What a root callback reports to.
+/// A root callback reports to it.
 ///
 /// The callback runs while the world is stopped: it must not allocate, lock anything that a mutator
 /// may hold, print or panic, and may only read what mutators change inside `no_preempt` (a `Vec`

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use gc_preempt::StopReport;
 use hdrhistogram::Histogram;
 
-/// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. Those of one collection
-/// belong together.
+/// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. All figures of `last` are
+/// of one collection.
 ///
 /// ```
 /// # fn main() -> Result<(), gc_core::BuildError> {
@@ -29,17 +29,17 @@ pub struct HeapStats {
     pub collections: u64,
     /// Of these, young ones.
     pub young_collections: u64,
-    /// What the last one freed is still being looked for, in the background and by whoever
-    /// allocates. In the child of a fork it may be so until the child's first collection.
+    /// The sweep is not finished: the collector and mutators that allocate still look for what the
+    /// last collection freed. In the child of a fork it may be so until the child's first
+    /// collection.
     pub sweeping: bool,
     /// Bytes of spans and large objects in use, now: what the hard limit counts.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.
     pub high_water_bytes: u64,
-    /// Bytes of the tables that tell of these: mark and allocation bits, unit words, records of
-    /// spans, sites.
+    /// Bytes of the heap's tables: mark and allocation bits, page words, records of spans, sites.
     pub metadata_bytes: u64,
-    /// The most bytes that marking has had in its queue.
+    /// The most bytes that the mark queue has had.
     pub queue_peak_bytes: u64,
     /// Bytes handed out to mutators (in runs and large objects) since the last collection.
     pub allocated_since: u64,
@@ -59,7 +59,7 @@ pub struct HeapStats {
     pub pause_total: Duration,
     /// Processor time of the collector's threads, in all collections.
     pub collector_cpu_total: Duration,
-    /// Time that mutators have spent helping to mark.
+    /// Time that mutators have spent in assists.
     pub assist_total: Duration,
     /// How long all stops of all collections took.
     pub stops: Arc<StopTimes>,
@@ -73,7 +73,7 @@ pub struct HeapStats {
 pub struct CollectionStats {
     /// The collection's number; the first has 1.
     pub number: u64,
-    /// It took what earlier ones had marked for alive: see
+    /// It was a young collection, which took old cells for alive: see
     /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
     pub young: bool,
     /// When it came to its end, counted from when the heap was built.
@@ -84,8 +84,8 @@ pub struct CollectionStats {
     pub time_to_stop: Duration,
     /// From the stop's request until the resume was published; of several stops, the longest.
     pub pause: Duration,
-    /// How often it stopped the world: once for a small heap, twice as a rule, oftener where much
-    /// was left to be marked.
+    /// How often it stopped the world: once for a small heap, twice as a rule, more often where
+    /// much was left to mark.
     pub stops: u32,
     /// All its pauses together.
     pub pause_sum: Duration,
@@ -95,24 +95,24 @@ pub struct CollectionStats {
     pub mark: Duration,
     /// Of [`mark`](Self::mark): while mutators ran.
     pub mark_concurrent: Duration,
-    /// Threads that marked, the collector's own among them and mutators not.
+    /// Threads that marked, with the collector's own, without mutators.
     pub markers: u32,
     /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping
     /// included.
     pub collector_cpu: Duration,
-    /// Time that mutators spent helping to mark.
+    /// Time that mutators spent in assists.
     pub assist: Duration,
-    /// Cells that they marked.
+    /// Cells that mutators marked in assists.
     pub assist_cells: u64,
     /// Cells that were marked at the end while the world stood: what logs held back, and all of a
     /// heap that is marked in one stop.
     pub cells_in_stops: u64,
-    /// Weak words, registered cells and deaths that were looked at while the world stood. Where
-    /// there are more than a hundred or two, most are looked at beside the mutators.
+    /// Weak words, registered cells and dead cells that the collector looked at while the world
+    /// stood. Where there are more than some hundred, it looks at most of them beside the mutators.
     pub looked_in_stops: u64,
-    /// Sites of mutators that were looked at while the world stood, by each mutator that has a run
-    /// of theirs. A mutator gives back runs that it has not refilled in the last two collections,
-    /// where it allocates or waits; one that does neither keeps them.
+    /// Sites that stops looked at, counted once for each mutator with a run of the site. A mutator
+    /// that allocates or waits returns runs that it has not refilled in the last two collections; a
+    /// mutator that does neither keeps them.
     pub sites_in_stops: u64,
     /// Processors that this process may use.
     pub cores: u32,
@@ -122,7 +122,7 @@ pub struct CollectionStats {
     pub goal_bytes: u64,
     /// The bytes at which it began.
     pub begin_bytes: u64,
-    /// The bytes at which it came to its end: the heap's peak.
+    /// The bytes at which it ended: the heap's peak.
     pub end_bytes: u64,
     /// What it found alive leaves no room below the soft
     /// [`memory_limit`](crate::HeapBuilder::memory_limit), or collecting took too much time there:
@@ -132,15 +132,15 @@ pub struct CollectionStats {
     pub mutators: u32,
     /// Of these, stopped by a signal.
     pub signalled: u32,
-    /// Of these, held in `blocking`.
+    /// Of these, found in `blocking`.
     pub held: u32,
     /// Besides them, mutators that had been in `blocking` for two collections or more: no stop
     /// looks at them.
     pub aside: u32,
     /// Times a mutator was met where it must not be stopped.
     pub deferrals: u32,
-    /// Stops that were asked for while a mutator helped to mark: they waited until it had put down
-    /// what it had in hand.
+    /// Stops that were requested while a mutator assisted: they waited until its cells were in the
+    /// queue.
     pub stops_on_helpers: u32,
     /// Frames whose references a stack map named.
     pub frames_precise: u32,
@@ -156,12 +156,13 @@ pub struct CollectionStats {
     pub conservative_marked: u64,
     /// Cells that an exact root reached first.
     pub exact_marked: u64,
-    /// Cells alive after it. The unallocated rests of mutators' runs are not counted, but for those
-    /// of runs that were handed out while it marked: nobody has looked how far such a run was used.
+    /// Cells alive after it. The unallocated rests of mutators' runs do not count, except those of
+    /// runs that were handed out while it marked: the collector does not know how far such a run
+    /// was used.
     pub cells_live: u64,
     /// Their bytes.
     pub bytes_live: u64,
-    /// Of these, bytes handed out while it marked, which it keeps without having looked.
+    /// Of these, bytes handed out while it marked, which it keeps without a look.
     pub bytes_born: u64,
     /// Cells freed.
     pub cells_freed: u64,
@@ -212,13 +213,12 @@ pub struct StopTimes {
     pub pause: Histogram<u64>,
 }
 
-/// What is longer than this is entered as this: something is broken then, and the watchdog has said
-/// so.
+/// A longer time is entered as this: then something is broken, and the watchdog has said so.
 const LONGEST: Duration = Duration::from_secs(100);
 
 impl Default for StopTimes {
     fn default() -> Self {
-        // 64 ns is finer than the clock is worth. Some 25 KiB.
+        // 64 ns is about the clock's precision. Some 25 KiB.
         let empty = || {
             Histogram::new_with_bounds(64, LONGEST.as_nanos() as u64, 2)
                 .expect("the bounds are a factor of two apart, and two digits are few")

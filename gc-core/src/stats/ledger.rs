@@ -14,15 +14,15 @@ use crate::thread::thread_cpu;
 /// The figures of a heap, kept under a lock that mutators hold inside `no_preempt` only and the
 /// collector takes outside of any stop.
 ///
-/// Nobody calls malloc under it. So the histograms lie in an `Arc`: readers take a reference, and
-/// the collector, which alone writes, makes a copy of its own, outside of the lock, only if a
+/// No thread calls malloc under it. So the histograms lie in an `Arc`: readers take a reference,
+/// and the collector, which alone writes, makes a copy of its own, outside of the lock, only if a
 /// reader still has the present one.
 pub(crate) struct Ledger {
     all: Mutex<HeapStats>,
     /// When the heap was built.
     built: Instant,
-    /// The collector's thread's processor time at the end of the last collection, in nanoseconds.
-    /// Its own.
+    /// The processor time of the collector's thread at the end of the last collection, in
+    /// nanoseconds. Only the collector uses it.
     cpu_before: AtomicU64,
     /// When that was, in nanoseconds since the heap was built.
     ended: AtomicU64,
@@ -49,8 +49,8 @@ impl Ledger {
         self.cores
     }
 
-    /// How long ago the last collection ended, and what the collector's own thread has needed
-    /// since, in nanoseconds. By the collector.
+    /// The time since the last collection ended, and the processor time of the collector's thread
+    /// since then, in nanoseconds. By the collector.
     pub(crate) fn since_last(&self) -> (u64, u64) {
         let now = self.built.elapsed().as_nanos() as u64;
         // Relaxed: the collector's own.
@@ -81,7 +81,7 @@ impl Ledger {
                     times.record(time_to_stop, pause);
                 }
                 drop(all);
-                // It may be the last one, so it is dropped out here.
+                // It may be the last reference, so it is dropped outside of the lock.
                 drop(read);
                 return;
             }
@@ -95,7 +95,7 @@ impl Ledger {
         }
     }
 
-    /// Enters a collection, and prints it where that is wanted. By the collector, outside of any
+    /// Enters a collection, and prints its line if tracing is on. By the collector, outside of any
     /// stop. When it ended and what the collector's own thread needed is found here;
     /// `last.collector_cpu` is what its helpers did.
     pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {

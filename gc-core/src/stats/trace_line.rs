@@ -1,4 +1,4 @@
-//! `URGE_TRACE=1`: a line a cycle on stderr, made and written without malloc and without anybody's
+//! `URGE_TRACE=1`: a line for each cycle on stderr, made and written without malloc and without a
 //! lock.
 //!
 //! ```text
@@ -28,7 +28,7 @@ use core::time::Duration;
 
 use super::figures::CollectionStats;
 
-/// Room for a line, every number being as long as it can be.
+/// Room for a line with the longest numbers.
 const LINE: usize = 512;
 
 /// A line that is made in place.
@@ -85,9 +85,9 @@ impl Line {
         &self.text[..self.len]
     }
 
-    /// To stderr, past std's lock on it: a thread that holds that may wait for this very cycle.
+    /// To stderr, past std's lock: a thread that holds the lock may wait for this cycle.
     pub(crate) fn write(&self) {
-        // SAFETY: the buffer is ours. What does not get out is lost, and worth no second try.
+        // SAFETY: the buffer is ours. A short write loses the rest.
         let _ = unsafe { libc::write(2, self.bytes().as_ptr().cast(), self.len) };
     }
 }

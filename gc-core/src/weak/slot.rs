@@ -9,8 +9,8 @@ use crate::heap::{Cell, Space};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::tracer::WORD;
 
-/// A word of a weak cell, or a pair's first: its address, and above it the cell's kind, which says
-/// how it is encoded.
+/// A word of a weak cell, or the first word of a pair: its address, and above it the cell's kind,
+/// which says how the word is encoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WeakSlot(pub(super) usize);
 
@@ -34,7 +34,7 @@ impl WeakSlot {
 /// What a weak load gives while words are being cleared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// This word: a live target, or what a dead one becomes.
+    /// This word: a live target, or the kind's cleared word.
     Word(usize),
     /// This word, whose target is not marked and must be logged.
     Open(usize),
@@ -69,7 +69,7 @@ pub(crate) unsafe fn judge_load(space: &Space, slot: usize, mode: u32) -> Load {
 }
 
 /// In a stop, once dying words have been cleared: calls `f` with each target of the cell's weak
-/// words, or of its pairs' keys, that is not marked all the same. There should be none.
+/// words, or of its pairs' keys, that is not marked. There should be none.
 pub(crate) fn for_each_dead_word(space: &Space, cell: Cell, f: &mut dyn FnMut(Cell)) {
     let Descriptor { tag, encoding, .. } = space.kinds.get(cell.kind);
     if !matches!(tag, Tag::Weak | Tag::Ephemeron) {
@@ -106,14 +106,14 @@ pub(super) fn words_of(space: &Space, cell: Cell) -> impl FnMut(usize) -> Option
 /// Does the word, or the pair's key, lead to a cell that is not marked?
 pub(super) fn is_dead(space: &Space, weak_slot: WeakSlot) -> bool {
     // SAFETY: a word of a marked cell. Ordering: Acquire pairs with the store that made a cell
-    // known (a release, as every store is on this architecture): whoever finds it here finds it
-    // marked, if it was made while marking is on.
+    // known (a release, as every store is on this architecture): a cell that was allocated while
+    // marking is on is found marked.
     let word = unsafe { (*(weak_slot.address() as *const AtomicUsize)).load(Ordering::Acquire) };
     is_dead_target(space, weak_slot.kind(), word)
 }
 
-/// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no
-/// cell at all (an immortal object outside of the heap) is not ours to judge.
+/// Does a word of a weak kind's cell lead to a cell that is not marked? A word that names no cell
+/// at all (an immortal object outside of the heap) never dies.
 pub(super) fn is_dead_target(space: &Space, kind: KindId, word: usize) -> bool {
     let Some(address) = space.kinds.get(kind).encoding.decode(word) else {
         return false;

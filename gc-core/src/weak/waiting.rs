@@ -1,47 +1,48 @@
-//! Ephemerons whose keys are not marked yet: which pairs wait for which cell.
+//! Pairs of ephemerons that wait for keys which are not marked yet.
 //!
 //! A pair of a marked ephemeron cell keeps its value only if its key is alive for another reason
 //! (Hayes 1997, "Ephemerons: a new finalization mechanism"). A marker that meets a pair whose key
-//! is not marked puts it here, in a hash by key; whoever follows a cell later looks here who waited
-//! for it. So a pair is handled at most three times (met, taken over, woken) and a chain of a
-//! million pairs, each value leading to the next key, takes a million steps, where going over all
-//! pairs until nothing changes would take their square.
+//! is not marked enters it here, in a hash by key. A marker that follows a cell later looks here
+//! for pairs that wait for the cell. So a pair is handled at most three times (met, taken over,
+//! woken), and a chain of a million pairs, each value leading to the next key, takes a million
+//! steps. Going over all pairs until nothing changes would take the square of that.
 //!
 //! # When markers look
-//! A look costs a cache miss a cell, and most keys are found alive on other paths before anybody
-//! has to ask. So markers do not look until one of them has run out of work while pairs wait. It
-//! then sets `checking`, goes over the pairs that wait already (in pieces, which several markers
-//! share), and from there on each cell that is marked is looked up. (Whippet does it so, too: its
+//! A look costs a cache miss for each cell, and most keys are found alive on other paths. So
+//! markers do not look until one of them has run out of work while pairs wait. That marker sets
+//! `checking` and goes over the pairs that wait already (in pieces, which several markers share).
+//! From then on markers look for each cell that they mark. (Whippet does it so, too: its
 //! `gc-ephemeron.c` and the heap's `check_pending_ephemerons`. What differs: pairs in cells of any
 //! length instead of one object each, nodes beside the heap instead of links inside, and nothing is
 //! unlinked.)
 //!
 //! # Why no pair is missed
-//! Four events, each sequentially consistent, and so in one order for all:
+//! Four events, each sequentially consistent, and so in one order for all threads:
 //! ```text
-//!     a marker with a pair (K, V)         a marker that reaches K             the one that turns checking on
-//!     L: link the pair into K's bucket    M: mark K                           C: checking = true
-//!     T: is K marked? then follow V       R: checking? then look in bucket    P: for each pair linked so far: key marked? follow V
+//! a marker with a pair (K, V)    a marker that reaches K    the one that turns checking on
+//! L: link the pair into          M: mark K                  C: checking = true
+//!    K's bucket                  R: checking? then look     P: for each pair linked so far:
+//! T: K marked? then follow V        into the bucket            key marked? follow V
 //! ```
 //! If T comes after M, the first marker follows V. Otherwise L < T < M < R. If R reads true, it
 //! finds the link. If it reads false, R < C < P, so P sees both the link and the mark, and follows
 //! V. A pair that is linked only after P has gone over the list has C < L < M < R, so R reads true.
 //! A pair may be followed twice; that marks nothing twice.
 //!
-//! A marker sets the bits of a bitmap's word together, so M is that instruction. R is asked right
-//! after it: if it reads true, the cells go to the queue, leaves too, and the look into the bucket
-//! comes when one is taken out.
+//! A marker sets the bits of a bitmap's word together, so M is that instruction. R comes right
+//! after it: if R reads true, the cells go to the queue, leaves too, and the marker looks into the
+//! bucket when it takes a cell out.
 //!
 //! # Mutators
-//! A pair that is entered or changed while marking is on needs no look: whoever stores it holds key
-//! and value, so both are marked in the end; what it overwrites is logged by the barrier, value
-//! first (`Mutator::write_pair`). So it does no harm that a node names the pair's place and not its
-//! words, and that a marker may read the key of one pair and the value of the next.
+//! A pair that a mutator enters or changes while marking is on needs no look: the mutator holds key
+//! and value, so both are marked in the end, and the barrier logs what it overwrites, value first
+//! (`Mutator::write_pair`). So a node may name the pair's place instead of its words, and a marker
+//! may read the key of one pair and the value of the next.
 //!
 //! # A full table
 //! A pair that finds no room is followed as if both its words were strong, in this cycle. Nothing
-//! dangles; too much may be kept. There is room for a pair a cell of the heap, but for no more than
-//! 2^26.
+//! dangles; too much may be kept. There is room for a pair for each cell of the heap, and for 2^26
+//! at most.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -51,21 +52,21 @@ use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 use crate::memory::tables::{Mapped, Zeroed};
 
-/// A pair that waits. All zero: not written yet.
+/// A pair that waits. All zero: the node is not written yet.
 #[repr(C)]
 pub(super) struct Node {
-    /// The pair's place and kind: see [`super::WeakSlot`].
+    /// The pair's address and kind: see [`super::WeakSlot`].
     weak_slot: AtomicUsize,
     /// The next node of the bucket, by index plus one.
     next: AtomicU32,
-    /// The bucket, so that it can be emptied again.
+    /// The bucket, which the next cycle empties.
     bucket: AtomicU32,
 }
 
 // SAFETY: integers; zero is a value of each.
 unsafe impl Zeroed for Node {}
 
-/// Nodes that are gone over at once when markers begin to look: some 20 us.
+/// Nodes of a piece when markers begin to look: some 20 us.
 const PIECE: usize = 1024;
 
 /// The most buckets: with as many pairs as there is room for, 16 share one. A small heap has no
@@ -83,14 +84,13 @@ pub(crate) struct Waiting {
     nodes: Chunked<Node>,
     buckets: Mapped<AtomicU32>,
     bucket_bits: AtomicU32,
-    /// Nodes that were asked for, also in vain.
+    /// Nodes that were asked for, with and without success.
     used: AtomicUsize,
     checking: AtomicBool,
-    /// The nodes that were there when checking began, and how many of them have been handed out to
-    /// be gone over.
+    /// The nodes that were there when checking began, and how many of them pieces have had.
     old: AtomicUsize,
     taken: AtomicUsize,
-    /// Nodes that were looked at, for tests and reports.
+    /// Nodes that markers looked at, for tests and reports.
     steps: AtomicU64,
 }
 
@@ -113,8 +113,8 @@ impl Waiting {
         })
     }
 
-    /// Before stop 1, when no marker is at work: nobody waits. `heap_bytes` says how many buckets
-    /// there will be: one for the least room that a pair and its key can take.
+    /// Before stop 1, when no marker is at work: empties the table. `heap_bytes` decides the number
+    /// of buckets: one for the least room that a pair and its key can take.
     pub(super) fn begin(&self, heap_bytes: u64) {
         // Relaxed throughout: no marker is at work.
         let (used, bits) = (self.len(), self.bucket_bits.load(Ordering::Relaxed));
@@ -141,7 +141,7 @@ impl Waiting {
         self.checking.store(false, Ordering::Relaxed);
     }
 
-    /// How many pairs wait, or have waited in this cycle.
+    /// Pairs that wait, or have waited in this cycle.
     pub(super) fn len(&self) -> usize {
         self.used.load(Ordering::SeqCst).min(self.nodes.capacity())
     }
@@ -152,7 +152,7 @@ impl Waiting {
         self.steps.load(Ordering::Relaxed)
     }
 
-    /// Does whoever marks a cell have to look who waits for it? (R)
+    /// Must a marker that marks a cell look for pairs that wait for it? (R)
     #[inline(always)]
     pub(crate) fn checking(&self) -> bool {
         // Ordering: SeqCst; a plain load on this architecture. See the module's argument.
@@ -164,8 +164,8 @@ impl Waiting {
         ((key / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> (64 - bits)
     }
 
-    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller looks
-    /// at the key's mark again afterwards (T). False: there is no room.
+    /// The pair waits for the cell whose offset in the address range is `key` (L). The caller tests
+    /// the key's mark again afterwards (T). False: there is no room.
     #[must_use]
     pub(super) fn wait(&self, weak_slot: usize, key: usize) -> bool {
         let Some(index) = self.reserve() else {
@@ -188,7 +188,7 @@ impl Waiting {
             return None;
         }
         let index = self.used.fetch_add(1, Ordering::SeqCst);
-        // Where the system has no memory for it, the place stays empty: see `at`.
+        // Where the system has no memory for the node, its place stays empty: see `at`.
         self.nodes.make(index).is_some().then_some(index)
     }
 
@@ -260,12 +260,11 @@ impl Waiting {
     }
 
     fn count_old(&self) {
-        // Two markers may both get here; the pairs between their counts are gone over twice.
+        // Two markers may both get here; then the pairs between their counts are handled twice.
         self.old.fetch_max(self.len(), Ordering::SeqCst);
     }
 
-    /// The pair of a node, or `None` if it has not been written yet; its writer then looks at its
-    /// key itself.
+    /// The pair of a node, or `None` if it has not been written yet: then its writer tests its key.
     pub(super) fn at(&self, node: usize) -> Option<usize> {
         let weak_slot = self.nodes.get(node)?.weak_slot.load(Ordering::SeqCst);
         (weak_slot != 0).then_some(weak_slot)
@@ -273,8 +272,8 @@ impl Waiting {
 }
 
 /// The protocol's steps in every order that there is. (Each step is one sequentially consistent
-/// access, so the orders are all that can happen; loom, which takes such accesses for weaker ones,
-/// would find faults that are none.)
+/// access, so these orders are all that can happen. Loom takes such accesses for weaker ones, and
+/// would report faults that cannot happen.)
 #[cfg(test)]
 mod orders {
     use super::*;

@@ -16,60 +16,59 @@ use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 use crate::tracer::WORD;
 
-/// What came of a pair whose key is not marked.
+/// The result of [`WeakWork::wait`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// It is entered; the key's mark is to be looked at once more.
+    /// The pair is entered. The marker tests the key's mark once more.
     Entered,
     /// There is no room: the pair is strong.
     NoRoom,
 }
 
-/// Which words are cleared.
+/// Which words a stage clears.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Stage {
     /// None: marking is not over.
     None,
-    /// Those of short kinds, and pairs.
+    /// Words of short kinds, and pairs.
     Short,
-    /// All, with those that were met since.
+    /// All words, with those that were met since.
     All,
 }
 
-/// What came of a piece of clearing.
+/// The result of a piece of clearing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cleared {
-    /// Words and pairs that were looked at; 0: there are no more.
+    /// Words and pairs that the piece looked at; 0: there are no more.
     pub(crate) looked: usize,
     pub(crate) cleared: u64,
 }
 
-/// Locks for pairs that are changed while words are being cleared, or by several threads: few, for
+/// Locks of pairs, for changes by several threads and while words are being cleared. A few suffice:
 /// each is held for some nanoseconds.
 const PAIR_LOCKS: usize = 16;
 
 /// The lists of one heap. Markers fill them, one thread (the collector's) selects and clears.
 pub struct WeakWork {
-    /// First bytes of marked weak cells, and weak slots with [`SINGLE`] set; 0: taken, but not written
-    /// yet.
+    /// Entries: first bytes of marked weak cells, and weak slots with [`SINGLE`] set; 0: the place
+    /// is taken, but not written yet.
     met: Chunked<AtomicUsize>,
-    /// Places that were asked for, also in vain.
+    /// Places that were asked for, with and without success.
     met_len: AtomicUsize,
     /// A place had no memory.
     met_lost: AtomicBool,
-    /// How many of them have been looked at, and how many words of the next; and the same for pairs
-    /// that wait.
+    /// Entries of `met` that have been looked at, words of the next entry, and pairs of `waiting`.
     met_seen: AtomicUsize,
     met_word: AtomicUsize,
     pairs_seen: AtomicUsize,
-    /// Ties of words and pairs whose targets were not marked; how many have been judged; and how
-    /// many of these are long, and have been put first.
+    /// Weak slots whose targets were not marked; how many have been judged; and how many of the
+    /// judged ones are long, and have been put first.
     dying: Chunked<AtomicUsize>,
     dying_len: AtomicUsize,
     judged: AtomicUsize,
     longs: AtomicUsize,
-    /// There were more.
+    /// There was no room for another.
     spilled: AtomicBool,
     /// A [`Stage`].
     stage: AtomicU8,
@@ -77,7 +76,7 @@ pub struct WeakWork {
     pub(super) waiting: Waiting,
 }
 
-/// Marks an entry of `met` that is one word or pair, and not a cell.
+/// Set in an entry of `met` that is one word or pair instead of a cell.
 const SINGLE: usize = 1;
 
 /// The most entries of a list. A heap has no more than it has cells.
@@ -212,8 +211,8 @@ impl WeakWork {
     }
 
     /// Beside the mutators, once marking has run out of work, by one thread: finds the weak words
-    /// and the ephemerons that will have to be cleared, among those met since the last call. What
-    /// is marked stays marked, so `WeakWork::clear_dying` need not look at the others again.
+    /// and the pairs to clear, among those met since the last call. A marked target stays marked,
+    /// so `WeakWork::clear_dying` need not look at the other words again.
     pub fn select_dying(&self, space: &Space) {
         self.look_at_met(space, usize::MAX, |weak_slot| self.note(space, weak_slot));
     }
@@ -221,8 +220,7 @@ impl WeakWork {
     /// With nothing left to mark, in a stop or while mutators' flags say that words are being
     /// cleared: looks at about `most` words and pairs, and clears those of `stage` whose targets,
     /// or keys, are not marked. Stages come in their order, and end when a piece has looked at
-    /// none. What more was marked between two stages, and met on that occasion, is looked at in the
-    /// later one.
+    /// none. The later stage also looks at cells that markers met between the two.
     pub(crate) fn clear_piece(&self, space: &Space, stage: Stage, most: usize) -> Cleared {
         self.begin_stage(stage);
         self.clear_some(space, most)
@@ -237,14 +235,13 @@ impl WeakWork {
         self.dying_len.store(longs, Ordering::Relaxed);
     }
 
-    /// Must the world stand while words are cleared? More weak cells have been met than could be
-    /// written down.
+    /// Must the world stand while words are cleared? `met` had no room for a weak cell.
     pub(crate) fn clears_in_stops(&self) -> bool {
         self.is_lost()
     }
 
-    /// In the child of a fork: clears what the parent's collector was about to, if it was. Mutators
-    /// have been told that those targets are dead.
+    /// In the child of a fork: clears the words that the parent's collector had not cleared yet.
+    /// Mutators have seen that their targets are dead.
     pub(crate) fn end_clearing(&self, space: &Space) {
         let stage = self.stage();
         while stage != Stage::None && self.clear_some(space, usize::MAX).looked != 0 {}
@@ -252,15 +249,15 @@ impl WeakWork {
     }
 
     /// In a stop, with nothing left to mark: clears every weak word whose target is not marked, and
-    /// every ephemeron whose key is not. Gives their number. When more has been marked since, it
-    /// may be called again, for what was met meanwhile.
+    /// every ephemeron whose key is not. Returns their number. After more marking it may be called
+    /// again, for cells met meanwhile.
     #[cfg(any(test, feature = "internals"))]
     pub fn clear_dying(&self, space: &Space) -> u64 {
         self.clear_piece(space, Stage::All, usize::MAX).cleared
     }
 
-    /// What was met as the `at`th, if that is written. A place that is not is a marking mutator's,
-    /// who will be done by the next stop.
+    /// The entry `at` of `met`, if it is written. Otherwise a marking mutator is about to write it,
+    /// and has done so by the next stop.
     fn met_entry(&self, at: usize) -> Option<usize> {
         // Ordering: Acquire pairs with the Release in `enter`.
         let entry = self.met.get(at)?.load(Ordering::Acquire);
@@ -268,7 +265,7 @@ impl WeakWork {
     }
 
     /// Calls `f` for each of the next `most` words and pairs that were met and have not been looked
-    /// at; their number.
+    /// at. Returns their number.
     fn look_at_met(&self, space: &Space, most: usize, mut f: impl FnMut(WeakSlot)) -> usize {
         let mut looked = 0;
         // Relaxed throughout: the collector's own.
@@ -284,8 +281,7 @@ impl WeakWork {
                 f(weak_slot);
                 (looked, word) = (looked + 1, word + 1);
             }
-            // The entry has more words, or its last was looked at just now: then the next call
-            // finds it so.
+            // The entry may have more words; the next call finds out.
             if looked == most {
                 self.met_word.store(word, Ordering::Relaxed);
                 return looked;
@@ -297,7 +293,7 @@ impl WeakWork {
         let pairs = self.waiting.len();
         let mut at = self.pairs_seen.load(Ordering::Relaxed);
         while looked < most && at < pairs {
-            // One that found no room has no weak_slot, and is strong.
+            // A pair that found no room has no slot, and is strong.
             if let Some(weak_slot) = self.waiting.at(at) {
                 f(WeakSlot(weak_slot));
             }
@@ -349,7 +345,7 @@ impl WeakWork {
             for count in [&self.met_seen, &self.met_word, &self.pairs_seen] {
                 count.store(0, Ordering::Relaxed);
             }
-            // What is long is looked at in the next stage, all of it.
+            // The next stage looks at all long words.
             self.spilled.store(stage == Stage::Short, Ordering::Relaxed);
         }
     }
@@ -362,7 +358,7 @@ impl WeakWork {
         let keeps_long = self.stage() == Stage::Short;
         let is_long = |weak_slot: WeakSlot| space.kinds.get(weak_slot.kind()).long;
         if self.is_lost() {
-            // In a stop, all at once: who asks again finds nothing to clear.
+            // In a stop, all at once: a second call finds nothing to clear.
             let kinds = &space.kinds;
             for kind in kinds.of_tag(Tag::Weak).chain(kinds.of_tag(Tag::Ephemeron)) {
                 space.for_each_cell_of(kind, &mut |cell, marked| {
@@ -388,8 +384,7 @@ impl WeakWork {
                     }
                     continue;
                 }
-                // Judged twice, should the child of a fork come here in the middle of it; that
-                // clears nothing twice.
+                // The child of a fork may judge it a second time, which clears nothing twice.
                 done.cleared += u64::from(self.clear(space, weak_slot, planted("no-recheck")));
                 self.judged.store(at + 1, Ordering::Relaxed);
                 continue;
@@ -405,7 +400,7 @@ impl WeakWork {
                 }
             });
             done.looked += looked;
-            // What was noted is put first.
+            // `note` has put long words into `dying`, which come first.
             if looked == 0 {
                 break;
             }
@@ -413,15 +408,15 @@ impl WeakWork {
         done
     }
 
-    /// More weak cells were met than could be written down.
+    /// `met` had no room for a weak cell.
     fn is_lost(&self) -> bool {
         self.met_lost.load(Ordering::Relaxed)
             || self.met_len.load(Ordering::Relaxed) > self.met.capacity()
     }
 
-    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's value
-    /// null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether it did.
-    /// Mutators may store another word meanwhile: that stays.
+    /// Makes the word, or the pair's key, what its kind says a dead one becomes, and the pair's
+    /// value null, if it leads to a cell that is not marked; or, for a test, `always`. Says whether
+    /// it did. A word that a mutator stores meanwhile stays.
     fn clear(&self, space: &Space, weak_slot: WeakSlot, always: bool) -> bool {
         let descriptor = space.kinds.get(weak_slot.kind());
         let slot = weak_slot.address() as *const AtomicUsize;
@@ -447,8 +442,8 @@ impl WeakWork {
             return false;
         }
         if descriptor.tag == Tag::Ephemeron {
-            // SAFETY: a pair of a marked cell. Its lock is held, and who stores a value without it
-            // holds the key, which is dead.
+            // SAFETY: a pair of a marked cell. Its lock is held. A thread that stores a value
+            // without the lock holds the key, which is dead.
             unsafe { (*slot.add(1)).store(0, Ordering::Relaxed) };
         }
         true
@@ -533,7 +528,7 @@ impl WeakWork {
     }
 }
 
-/// The weak words that an entry of `met` stands for, by number.
+/// The weak words of an entry of `met`, by number.
 fn words_of_entry(space: &Space, entry: usize) -> impl FnMut(usize) -> Option<WeakSlot> + use<> {
     let single = (entry & SINGLE != 0).then_some(WeakSlot(entry & !SINGLE));
     let cell = match single {
