@@ -1,16 +1,15 @@
-//! The memory that a container lets its processes have: `memory.max` of cgroup v2,
-//! `memory.limit_in_bytes` of v1.
+//! The memory limit of a container: `memory.max` of cgroup v2, `memory.limit_in_bytes` of v1.
 //!
-//! A process is in a cgroup, whose limit holds together with that of each one above it. So the
-//! smallest counts, along the path that `/proc/self/cgroup` names, up to the root. Inside a
-//! container that path is often one of the host's, and the files beside it cannot be seen; the
-//! container's own are then those at the root of what is mounted.
+//! A process is in a cgroup, and the limits of that cgroup and of each one above it hold together.
+//! So the smallest limit counts, along the path that `/proc/self/cgroup` names, up to the root.
+//! Inside a container that path is often one of the host's, and its files cannot be seen. The
+//! container's own files are then at the root of the mount.
 
 use std::fs::read_to_string;
 use std::path::Path;
 
-/// From here on a limit of v1 means none: it is rounded down to pages from the largest signed
-/// number.
+/// A limit of v1 from this value on means that there is no limit: the kernel rounds the largest
+/// signed number down to pages.
 const NO_LIMIT: u64 = i64::MAX as u64 & !0xffff;
 
 /// The memory limit of this process's cgroups, in bytes.
@@ -19,11 +18,11 @@ pub(crate) fn memory_limit() -> Option<u64> {
     limit_in(Path::new("/sys/fs/cgroup"), &groups)
 }
 
-/// The same, where `root` is what is mounted and `groups` what `/proc/self/cgroup` says.
+/// The same, with the mount point and the contents of `/proc/self/cgroup` as arguments.
 fn limit_in(root: &Path, groups: &str) -> Option<u64> {
     let mut limits = Vec::new();
     for line in groups.lines() {
-        // number:controllers:path, and no controllers in v2.
+        // A line is `number:controllers:path`; in v2 the controllers are empty.
         let mut parts = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next())
         else {
@@ -44,7 +43,7 @@ fn limit_in(root: &Path, groups: &str) -> Option<u64> {
     limits.into_iter().min()
 }
 
-/// What a file says; nothing if it is not there, or says `max`.
+/// The limit in a file. `None`: there is no such file, or it says `max`.
 fn limit_of(file: &Path) -> Option<u64> {
     let text = read_to_string(file).ok()?;
     text.trim().parse().ok().filter(|limit| *limit < NO_LIMIT)
@@ -56,7 +55,7 @@ mod tests {
     use std::fs::{create_dir_all, write};
     use std::path::PathBuf;
 
-    /// A directory of its own, with these files.
+    /// A new directory with these files.
     fn root(name: &str, files: &[(&str, &str)]) -> PathBuf {
         let root = std::env::temp_dir().join(format!("urge-{name}-{}", std::process::id()));
         for (file, text) in files {

@@ -1,4 +1,5 @@
-//! The errors of allocation: why there is no cell, no (kind, size class) pair, or no heap.
+//! The errors of allocation: no cell, no site, no heap. Each message says what was wrong and what
+//! would help.
 
 use std::fmt;
 
@@ -8,37 +9,37 @@ use crate::limits::{
 };
 use crate::memory::MapError;
 
-/// Why there is no cell.
+/// Why an allocation gave no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AllocError {
-    /// The heap's hard limit does not allow it.
+    /// The heap's hard limit allows no more.
     HeapLimit {
         /// The limit in bytes.
         limit: u64,
-        /// What was asked for.
+        /// The bytes that were asked for.
         bytes: usize,
     },
-    /// The heap's reserved address range has no free stretch of this length.
+    /// The heap's address range has no free page run of this length.
     Exhausted {
-        /// What was asked for.
+        /// The bytes that were asked for.
         bytes: usize,
     },
     /// The system refused memory.
     System(MapError),
-    /// Cells of this kind and size cannot be.
+    /// There is no site, or no large object, of this kind and size.
     Site(SiteError),
     /// The type cannot have a kind of its own.
     Kind(KindError),
     /// One of the heap's tables is full.
     TableFull {
-        /// What the table holds.
+        /// What the table has: values, roots, kinds.
         table: &'static str,
-        /// What would help.
+        /// What the user can change.
         cure: &'static str,
     },
-    /// No heap of this reserve could ever hold it.
+    /// The request is larger than the heap's whole address range.
     TooLarge {
-        /// What was asked for.
+        /// The bytes that were asked for.
         bytes: usize,
     },
 }
@@ -49,13 +50,13 @@ impl fmt::Display for AllocError {
             AllocError::HeapLimit { limit, bytes } => {
                 write!(
                     f,
-                    "no room for {bytes} bytes under the heap limit of {limit} bytes; raise hard_limit or keep less alive"
+                    "no room for {bytes} bytes under the heap limit of {limit} bytes; raise hard_limit, or keep fewer cells alive"
                 )
             }
             AllocError::Exhausted { bytes } => {
                 write!(
                     f,
-                    "the heap's address range has no free stretch for {bytes} bytes; build it with a larger reserve"
+                    "the heap's address range has no free page run for {bytes} bytes; build the heap with a larger reserve"
                 )
             }
             AllocError::System(e) => write!(f, "{e}"),
@@ -82,26 +83,26 @@ impl From<MapError> for AllocError {
     }
 }
 
-/// Why there is no site for a (kind, size).
+/// Why there is no site for a kind and a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SiteError {
-    /// The kind is not of this heap.
+    /// The kind belongs to another heap.
     UnknownKind(KindId),
-    /// The kind's slots lie beyond a cell of this size.
+    /// The kind has an edge beyond the end of a cell of this size.
     TooSmall {
-        /// The size asked for.
+        /// The bytes that were asked for.
         bytes: usize,
-        /// The least that the kind needs.
+        /// The least size of the kind's cells.
         least: usize,
     },
-    /// Larger than [`MAX_SMALL`]: allocate it as a large object.
+    /// The size is above [`MAX_SMALL`], so the cell is a large object, which has no site.
     Large {
-        /// The size asked for.
+        /// The bytes that were asked for.
         bytes: usize,
     },
-    /// The heap has as many sites as its reserve allows.
+    /// The table of sites is full. The reserve gives its size.
     TooMany,
-    /// The heap does not scan stacks, which the fast tier keeps its cells on: see
+    /// The heap does not scan stacks, and the fast tier keeps its cells there: see
     /// [`HeapBuilder::exact`](crate::HeapBuilder::exact).
     FastTier,
     /// The system refused memory for the table of sites.
@@ -117,21 +118,21 @@ impl fmt::Display for SiteError {
             SiteError::TooSmall { bytes, least } => {
                 write!(
                     f,
-                    "{bytes} bytes are too small for the kind, whose last edge ends at byte {least}"
+                    "a cell of {bytes} bytes is too small for its kind, whose last edge ends at byte {least}"
                 )
             }
             SiteError::Large { bytes } => {
                 write!(
                     f,
-                    "{bytes} bytes are a large object (above {MAX_SMALL} with what past_the_end adds); it has no site"
+                    "a cell of {bytes} bytes is a large object, which has no site (past_the_end adds a byte; above {MAX_SMALL} bytes an object is large)"
                 )
             }
             SiteError::FastTier => f.write_str(
-                "this heap was built with exact(true): it does not scan stacks, so cells are allocated in scopes only",
+                "this heap was built with exact(true), so it does not scan stacks; allocate in a scope, or build the heap without exact(true)",
             ),
             SiteError::TooMany => write!(
                 f,
-                "the heap has as many sites as its reserve allows (at most {}); use fewer kinds, or raise the reserve",
+                "the heap's table of sites is full (a site is a kind and a cell size; at most {}); use fewer kinds, or raise the reserve",
                 MAX_SITES
             ),
             SiteError::System(e) => e.fmt(f),
@@ -141,17 +142,17 @@ impl fmt::Display for SiteError {
 
 impl std::error::Error for SiteError {}
 
-/// Why a heap could not be made.
+/// Why no heap was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpaceError {
     /// The system refused the address space.
     Map(MapError),
     /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
     LimitTooSmall(u64),
-    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above what the heap's
-    /// tables can number (4 TiB).
+    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above the 4 TiB that a
+    /// heap's tables can number.
     Reserve(u64),
-    /// More conservative encodings than eight.
+    /// There are more than eight conservative encodings.
     TooManyEncodings(usize),
 }
 
@@ -162,17 +163,17 @@ impl fmt::Display for SpaceError {
             SpaceError::LimitTooSmall(limit) => {
                 write!(
                     f,
-                    "a hard limit of {limit} bytes is too small for any span; at least {MIN_HARD_LIMIT} are needed"
+                    "a hard limit of {limit} bytes is too small; it must be at least {MIN_HARD_LIMIT} bytes"
                 )
             }
             SpaceError::Reserve(bytes) => write!(
                 f,
-                "a reserve of {bytes} bytes is out of range; between {MIN_RESERVE} and {MAX_RESERVE} are possible"
+                "a reserve of {bytes} bytes is out of range; it must be between {MIN_RESERVE} and {MAX_RESERVE} bytes"
             ),
             SpaceError::TooManyEncodings(n) => {
                 write!(
                     f,
-                    "{n} encodings of conservative words; at most {MAX_ENCODINGS} are possible"
+                    "a heap cannot have {n} conservative encodings; at most {MAX_ENCODINGS} are possible"
                 )
             }
         }

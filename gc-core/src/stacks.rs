@@ -1,53 +1,53 @@
 //! Whether stacks and registers are roots.
 //!
-//! A heap that is used by the safe tier alone has no reason to scan them. Every cell that such a
-//! program can still use is named by a handle of an open scope, by a root, or by an edge of a cell
-//! that is:
+//! A heap that only the safe tier uses need not scan them. Every cell that such a program can still
+//! use is named by a handle of an open scope, by a root, or by an edge of such a cell:
 //!
-//! * a `Local` names its cell, and its handle stays until its scope ends, which no `Local` and no
-//!   reference made of one outlives;
+//! * a `Local` names its cell. Its handle stays until its scope ends, and no `Local`, nor a
+//!   reference made from one, outlives the scope;
 //! * a reference that a `Root` was dereferenced to borrows the root;
 //! * between the instruction that takes a cell (from a run, a field, a weak word) and the one that
-//!   writes its handle, the cell is in a register. For so long the thread's *window* is open
-//!   ([`Context::open_window`](crate::mutator::record::Context::open_window)), and a stop that
-//!   meets it scans the thread as if stacks were roots. No safe function waits in a window: where
-//!   an allocation has to collect, it opens its window afterwards;
-//! * a value whose `Drop` runs is held by nothing else: threads that run one are scanned
+//!   writes its handle, the cell is in a register. The thread's *window* is open meanwhile
+//!   ([`Context::open_window`](crate::mutator::record::Context::open_window)), and a stop in an
+//!   open window scans the thread as if stacks were roots. No safe function waits in a window: an
+//!   allocation that has to collect opens its window afterwards;
+//! * only the thread that runs a value's `Drop` holds the value: a stop scans such a thread
 //!   (`Context::holding`).
 //!
-//! The fast tier breaks the rule: a `Gc` lives in a register or on the stack. Each of its functions
-//! that can hand out a bare cell says so here first, before there is such a cell:
-//! [`Stacks::are_used`]. It never takes that back. A stop reads it with the thread stopped, so
-//! either the stop sees it, or the thread has no bare cell yet. A `Gc` that is made of an address
-//! or a handle knows no heap; it says so for all heaps of the process ([`gc_was_made`]).
+//! The fast tier breaks the rule: a `Gc` lives in a register or on the stack. Each function of the
+//! fast tier that can hand out a bare cell calls [`Stacks::are_used`] before there is such a cell.
+//! The call is never taken back. A stop reads the state with the thread stopped, so either the stop
+//! sees the call, or the thread has no bare cell yet. A `Gc` that is made from an address or a
+//! handle does not know its heap, so [`gc_was_made`] holds for all heaps of the process.
 //!
-//! Stacks are walked all the same, though nothing is looked at: the walk moves a thread that a
-//! host's handler has interrupted inside a unit of the barrier back to the unit's start.
+//! A stop walks stacks even if it scans no word of them: the walk moves a thread that a host's
+//! handler has interrupted inside a restart range of the barrier back to the range's first
+//! instruction.
 //!
-//! A mistake on the other side costs exactness alone: a window that a panic leaves open, a `Gc` in
-//! another heap.
+//! A mistake in the other direction costs exactness alone: a window that a panic leaves open, a
+//! `Gc` in another heap.
 
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::error::SiteError;
 
-/// Not until the fast tier is used.
+/// Stacks become roots when the fast tier is used.
 const UNUSED: u8 = 0;
 const ROOTS: u8 = 1;
-/// Never: so it was asked for.
+/// Stacks are never roots: `exact(true)` asked for it.
 const NEVER: u8 = 2;
 
-/// One heap's answer.
+/// One heap's state.
 pub(crate) struct Stacks(AtomicU8);
 
-/// A `Gc` was made of an address or a handle, in some heap.
+/// A `Gc` was made from an address or a handle, in some heap.
 static GC_MADE: AtomicBool = AtomicBool::new(false);
 
-/// A `Gc` is being made of an address or a handle.
+/// Notes that a `Gc` is made from an address or a handle.
 #[inline(always)]
 pub(crate) fn gc_was_made() {
-    // Relaxed, here and below: read in a stop of the thread that writes it. Looked at first, for a
-    // store would take the line from other threads.
+    // Relaxed, here and below: a stop reads it while the thread that writes it is stopped. The load
+    // comes first, since a store would take the cache line from other threads.
     if !GC_MADE.load(Ordering::Relaxed) {
         GC_MADE.store(true, Ordering::Relaxed);
     }
@@ -62,7 +62,7 @@ impl Stacks {
         }))
     }
 
-    /// The fast tier is about to be used.
+    /// Notes that the fast tier is about to be used.
     #[inline]
     pub(crate) fn are_used(&self) {
         if self.0.load(Ordering::Relaxed) == UNUSED {
@@ -70,7 +70,10 @@ impl Stacks {
         }
     }
 
-    /// It is about to allocate, which a heap whose stacks are never scanned refuses.
+    /// Notes that the fast tier is about to allocate.
+    ///
+    /// # Errors
+    /// [`SiteError::FastTier`]: the heap never scans stacks.
     #[inline]
     pub(crate) fn use_fast_tier(&self) -> Result<(), SiteError> {
         self.are_used();
@@ -80,7 +83,7 @@ impl Stacks {
         }
     }
 
-    /// For the collector, in a stop.
+    /// Whether stacks are roots. For the collector, in a stop.
     pub(crate) fn are_roots(&self) -> bool {
         match self.0.load(Ordering::Relaxed) {
             UNUSED => GC_MADE.load(Ordering::Relaxed),

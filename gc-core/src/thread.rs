@@ -1,10 +1,10 @@
-//! Threads of the heap's own: the collector's and the markers'.
+//! Threads of a heap: the collector's and the markers'.
 //!
 //! They are made by `pthread_create`, not by `std::thread`. A thread of the standard library takes
 //! a process-wide lock of that library when it starts and when it ends (its list of stack guards).
-//! A fork leaves that lock taken in the child where another thread of the parent was starting or
-//! ending, so no thread that `std::thread` makes ever runs in such a child: a collection there
-//! would be waited for without end. glibc's own locks are free in the child.
+//! If a thread of the parent is starting or ending during a fork, the child finds that lock taken.
+//! A thread that `std::thread` makes never runs in such a child, and a collection there would wait
+//! for it without end. glibc's own locks are free in the child.
 
 use std::ffi::CString;
 use std::io;
@@ -15,26 +15,26 @@ use crate::fault::planted;
 /// Bytes of a thread's stack.
 const STACK: usize = 2 << 20;
 
-/// A thread that runs. Where it is dropped without [`Thread::join`], its memory stays until the
-/// process ends.
+/// A running thread. If this value is dropped without [`Thread::join`], the thread's memory stays
+/// until the process ends.
 #[derive(Debug)]
 pub(crate) struct Thread(libc::pthread_t);
 
-/// What a thread is given: its name, and what it does.
+/// A thread's name and its function.
 struct Start<F> {
     name: CString,
     body: F,
 }
 
 impl Thread {
-    /// Starts a thread; its name has at most 15 bytes. It inherits the caller's signal mask. A
+    /// Starts a thread. Its name has at most 15 bytes. It inherits the caller's signal mask. A
     /// panic in `body` ends the process.
     ///
     /// # Errors
-    /// The system has no thread for it.
+    /// The system refused a thread.
     ///
     /// # Safety
-    /// What `body` borrows lives until the thread is joined.
+    /// Everything that `body` borrows lives until the thread is joined.
     pub(crate) unsafe fn start<F: FnOnce() + Send>(name: &str, body: F) -> io::Result<Thread> {
         if planted("threads-of-std") {
             use std::os::unix::thread::JoinHandleExt;
@@ -54,8 +54,8 @@ impl Thread {
         let start = Box::into_raw(Box::new(Start { name, body }));
         let mut attributes = MaybeUninit::uninit();
         let mut thread = MaybeUninit::uninit();
-        // SAFETY: the attributes are initialised by the first call and destroyed by the last. `run`
-        // takes the box that it is given, and only where the thread was made.
+        // SAFETY: the first call initialises the attributes, and the last one destroys them. `run`
+        // takes the box, and only if the thread was made.
         let error = unsafe {
             libc::pthread_attr_init(attributes.as_mut_ptr());
             libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK);
@@ -69,7 +69,7 @@ impl Thread {
             error
         };
         if error != 0 {
-            // SAFETY: no thread was made, so the box is still ours.
+            // SAFETY: no thread was made, so this function still owns the box.
             drop(unsafe { Box::from_raw(start) });
             return Err(io::Error::from_raw_os_error(error));
         }
@@ -77,20 +77,20 @@ impl Thread {
         Ok(Thread(unsafe { thread.assume_init() }))
     }
 
-    /// Is this the calling thread?
+    /// Whether this is the calling thread.
     pub(crate) fn is_current(&self) -> bool {
-        // SAFETY: compares two names of threads, neither of which was joined.
+        // SAFETY: compares two thread names, neither of which was joined.
         unsafe { libc::pthread_equal(self.0, libc::pthread_self()) != 0 }
     }
 
-    /// Waits for the thread's end. By another thread, in the process that started it.
+    /// Waits for the thread's end. By another thread of the process that started it.
     pub(crate) fn join(self) {
         // SAFETY: `start` made the thread joinable, and `self` is the only name of it.
         let error = unsafe { libc::pthread_join(self.0, core::ptr::null_mut()) };
         debug_assert_eq!(error, 0);
     }
 
-    /// Lets the thread's memory go at its end, which no one waits for.
+    /// Lets the system free the thread's memory when it ends. No thread waits for that.
     pub(crate) fn detach(self) {
         // SAFETY: as in `join`.
         let error = unsafe { libc::pthread_detach(self.0) };

@@ -244,9 +244,9 @@ fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
 }
 
 #[test]
-fn a_child_gets_back_what_gone_threads_had_claimed() {
+fn a_child_gets_back_the_span_reserves_of_gone_threads() {
     hazard(
-        "a_child_gets_back_what_gone_threads_had_claimed",
+        "a_child_gets_back_the_span_reserves_of_gone_threads",
         "reserve-lost-in-child",
         || {
             // No collection falls due, so that there are claims at the fork.

@@ -129,19 +129,19 @@ fn h23_h26_cells_allocated_from_a_run_that_a_collection_interrupted_live() {
 }
 
 #[test]
-fn h23_cells_allocated_from_gaps_that_were_taken_before_a_collection_live() {
-    let name = "h23_cells_allocated_from_gaps_that_were_taken_before_a_collection_live";
-    hazard(name, "white-gaps", || {
+fn h23_cells_allocated_from_holes_that_were_taken_before_a_collection_live() {
+    let name = "h23_cells_allocated_from_holes_that_were_taken_before_a_collection_live";
+    hazard(name, "white-holes", || {
         const KEPT: usize = 20_000;
         let (heap, k) = heap();
         let m = heap.attach().unwrap();
-        // Every second cell lives, so that each word of the bitmap has many gaps.
+        // Every second cell lives, so that each word of the bitmap has many holes.
         let kept = (0..KEPT).fold(0, |next, i| {
             cons(&m, k, 0, i);
             cons(&m, k, next, i)
         });
         m.collect();
-        // Each collection meets gaps of which some cells have been allocated and others have not.
+        // Each collection meets holes of which some cells have been allocated and others have not.
         let new = (0..KEPT / 4).fold(0, |next, i| {
             if i % 5 == 0 {
                 m.collect();

@@ -75,9 +75,9 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
 }
 
 #[test]
-fn what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit() {
+fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
     hazard(
-        "what_an_idle_mutator_had_claimed_is_not_missed_at_the_limit",
+        "the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit",
         "reserve-kept",
         || {
             const LIMIT: usize = 128 << 20;

@@ -220,9 +220,9 @@ fn h36_the_rest_of_a_run_is_young() {
 }
 
 #[test]
-fn h36_more_births_than_can_be_written_down_are_noticed() {
+fn h36_more_cells_allocated_black_than_can_be_noted_are_noticed() {
     hazard_given(
-        "h36_more_births_than_can_be_written_down_are_noticed",
+        "h36_more_cells_allocated_black_than_can_be_noted_are_noticed",
         "short-allocated-black",
         "allocated-black-forgotten",
         &[],

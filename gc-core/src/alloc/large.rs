@@ -1,4 +1,4 @@
-//! Large objects, as a mutator takes them.
+//! How a mutator reserves a large object.
 
 use std::sync::atomic::Ordering;
 
@@ -7,11 +7,12 @@ use crate::error::AllocError;
 use crate::heap::{LargeReservation, LargeStep, PAGE, Space};
 use crate::kind::KindId;
 
-/// Pages of a large object before which dead ones are swept, piece by piece.
+/// A request of at least this many pages sweeps dead large objects first, piece by piece.
 const FIRST_SWEPT: usize = (1 << 20) / PAGE;
 
 impl LocalAllocator {
-    /// First step of a large allocation, under `no_preempt`, by the owner of this allocator.
+    /// First step of a large allocation: takes the pages. Under `no_preempt`, by the owner of this
+    /// allocator.
     ///
     /// # Errors
     /// [`AllocError::TooLarge`] and [`AllocError::Site`] for ever; [`AllocError::HeapLimit`] or
@@ -28,8 +29,8 @@ impl LocalAllocator {
         {
             return Ok(LargeStep::Due);
         }
-        // What has died is found first: whoever allocates blocks would take fresh memory meanwhile,
-        // block for block.
+        // Dead objects are swept first. Otherwise a mutator that allocates blocks would take fresh
+        // memory for each block while dead ones wait for the sweep.
         if pages >= FIRST_SWEPT
             && space.unswept.load(Ordering::Acquire) != 0
             && space.sweep_large_piece()

@@ -1,38 +1,38 @@
-//! LocalAllocator: what a mutator allocates from by a bump, and what a refill of one finds.
+//! Runs: what a mutator allocates from by a bump, and what a refill of one returns.
 
 use crate::heap::{ColdPages, Site};
 
-/// A stretch of free cells that one mutator owns, zeroed unless their kind is
+/// Free cells side by side that one mutator owns. They are zero unless their kind is
 /// [`leaf_uninit`](crate::raw::Kind::leaf_uninit). Machine code bumps `cursor` inline.
 ///
-/// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has room
-/// for nothing.
+/// `cursor..limit` are whole cells of one site. A run that was never filled is zero and has no
+/// cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Run {
-    /// The next cell to hand out.
+    /// The next cell to allocate.
     pub cursor: usize,
     /// One past the last cell.
     pub limit: usize,
 }
-/// What a refill found.
+/// The result of a refill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refill {
     /// The site's run has room for at least one cell.
     Ready,
-    /// `collect_every`: collect, then refill again.
+    /// `collect_every` asks for a collection: collect, then refill again.
     Due,
-    /// The bounded piece ended without a find: leave `no_preempt`, come again.
+    /// The bounded piece of work has ended without a run: leave `no_preempt`, then refill again.
     Again,
-    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, have
-    /// it backed where no stop waits for it ([`Space::back_taken`](crate::heap::Space::back_taken);
-    /// or do not: then it is when it is first touched, and a stop waits until the kernel has
-    /// cleared it), come again.
+    /// The next run will lie in memory that the system has not backed yet: leave `no_preempt`, call
+    /// [`Space::back_taken`](crate::heap::Space::back_taken) in a blocking region, then refill
+    /// again. Without that call the memory is backed when it is first touched, and a stop waits
+    /// until the kernel has cleared it.
     Cold(ColdPages),
 }
-/// A run's length at most, in bytes. It is cleared under `no_preempt`, half a microsecond or so,
-/// and should still be in the first-level cache when its cells are written; the shorter it is, the
-/// more often a mutator comes to refill.
+/// The most bytes of a run. A run is cleared under `no_preempt`, in about half a microsecond, and
+/// should still be in the first-level cache when its cells are written. A shorter run would need
+/// more refills.
 pub(crate) const RUN_BYTES: usize = 8 << 10;
 /// The fast path: the next cell of `site`'s run, zeroed, or null if the run is used up.
 ///
@@ -43,10 +43,9 @@ pub unsafe fn bump(runs: *mut Run, site: Site) -> *mut u8 {
     // SAFETY: the caller owns the array, and a site's index is below MAX_SITES.
     unsafe {
         let mut address = runs.add(site.index as usize).expose_provenance();
-        // Emits nothing. It makes the compiler take the run's address once and use it for load,
-        // compare and store alike: processors that forward a store to the next load of the same
-        // address expression without a delay then do so from cell to cell, which halves the time of
-        // a cell (1.3 ns instead of 2.5 where it was measured).
+        // Emits no instruction. It makes the compiler compute the run's address once and use it for
+        // load, compare and store alike. A processor that forwards a store to the next load of the
+        // same address expression then does so from cell to cell (docs/experiments.md).
         std::arch::asm!("/* {0} */", inout(reg) address, options(pure, nomem, nostack, preserves_flags));
         let run = std::ptr::with_exposed_provenance_mut::<Run>(address);
         let cell = (*run).cursor;
@@ -54,14 +53,14 @@ pub unsafe fn bump(runs: *mut Run, site: Site) -> *mut u8 {
         if next > (*run).limit {
             return std::ptr::null_mut();
         }
-        // An empty run is zero and has room for nothing, so this is no null: callers need not test
-        // again.
+        // An empty run is zero and has no cell, so `cell` is not null here, and callers need not
+        // test it again.
         std::hint::assert_unchecked(cell != 0);
         (*run).cursor = next;
         // Rule 4 of the fast path: the advanced cursor is in memory before the first word of the
-        // cell is written. A Release store would not do: two allocations in a row may merge their
-        // cursor stores behind the first cell's initialisation, and a stop in between would see the
-        // first cell as free.
+        // cell is written. A Release store would be too weak: the compiler may merge the cursor
+        // stores of two allocations behind the first cell's initialisation, and a stop in between
+        // would take the first cell for free.
         std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
         cell as *mut u8
     }

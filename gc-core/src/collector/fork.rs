@@ -92,8 +92,8 @@ unsafe fn child(data: *mut ()) {
         drop(contexts);
         state.dying.forked(me);
         abandon_cycle(state, kept);
-        let own_span = |site| kept.map_or(0, |context| context.local.own_span(site));
-        state.space.forked(own_span);
+        let owned_span = |site| kept.map_or(0, |context| context.local.owned_span(site));
+        state.space.forked(owned_span);
     }
 }
 

@@ -1,11 +1,11 @@
-//! Which cells were handed out while a collection marked: its mutators' runs at stop 1, as far as
-//! they were not used up, and what was taken since.
+//! Notes which cells were allocated black: the rest of each mutator's runs at stop 1, and the cells
+//! taken while marking is on.
 //!
-//! They are born marked, since nobody looks at them, and most of them may be dead when marking
-//! ends. So they are written down, and before a young collection marks, their marks are taken back:
-//! old is only what was made before the last collection's stop 1 and was found alive by it. With
-//! them old, the 100 MiB that two mutators allocate while a whole collection of `gclab trees 20`
-//! marks would all have stayed until the next.
+//! Such a cell is marked without a look at it, and most of these cells may be dead when marking
+//! ends. So they are noted, and their marks are cleared before a young collection marks. A cell is
+//! old only if it was made before the last collection's stop 1 and was found alive by it. If cells
+//! that were allocated black became old at once, all that mutators allocate while a whole
+//! collection marks would stay until the next whole one.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -16,33 +16,34 @@ use crate::fault::planted;
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
-/// Bytes of the heap for which there is room for an entry: a run has 8 KiB, but where live and dead
-/// cells are mixed an entry is a kibibyte at most.
+/// Bytes of the heap for each entry that there is room for. A run has 8 KiB; where live and dead
+/// cells are mixed an entry stands for 1 KiB at most.
 const BYTES_AN_ENTRY: usize = 2048;
 
 /// The most entries.
 const MOST: usize = 8 << 20;
 
-/// In an entry's first word: it is a range of granules, and the second word says how many.
-/// Otherwise it is a word of the bitmap, and the second says which bits.
+/// Set in the first word of an entry that is a range of granules; the second word is their number.
+/// Without it the first word is the number of a bitmap word, and the second one has the bits.
 const RANGE: usize = 1;
 
-/// See the module's head. Mutators add to it under `no_preempt` while marking; the collector reads
-/// it in the next cycle.
+/// The notes. Mutators add to them under `no_preempt` while marking; the collector reads them in
+/// the next cycle.
 pub(crate) struct AllocatedBlack {
     entries: Mapped<AtomicUsize>,
-    /// Entries that were asked for, also in vain. Not beside what is read at every refill.
+    /// The number of entries that were asked for, also those that did not fit. It has a cache line
+    /// of its own, since each refill reads the fields beside it.
     len: CachePadded<AtomicUsize>,
     peak: AtomicUsize,
-    /// They are written down: the next collection might be young. Changes in stops.
+    /// Cells are noted, since the next collection might be young. Changes in stops.
     noting: AtomicBool,
 }
 
 impl AllocatedBlack {
-    /// For a heap of so many bytes of addresses.
+    /// Notes for a heap of `heap_bytes` bytes of addresses.
     pub(crate) fn new(heap_bytes: usize) -> Result<AllocatedBlack, MapError> {
         let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
-        // Not a fault: a list that runs full is hard to get otherwise.
+        // A switch for tests, no fault: a list that runs full is hard to get otherwise.
         let entries = if planted("short-allocated-black") {
             3
         } else {
@@ -56,15 +57,15 @@ impl AllocatedBlack {
         })
     }
 
-    /// Stop 1: there were none yet. They are to be written down from now on, or are not.
+    /// Stop 1: begins with no notes. `notes` says whether cells are noted from now on.
     pub(crate) fn begin(&self, notes: bool) {
         self.noting.store(notes, Ordering::Relaxed);
-        // Relaxed, here and below: what one thread writes down another reads after a stop.
+        // Relaxed, here and below: a stop lies between the note and the thread that reads it.
         let len = self.len.swap(0, Ordering::Relaxed);
         self.peak.fetch_max(len, Ordering::Relaxed);
     }
 
-    /// Bytes that it ever took.
+    /// The most bytes that the notes ever took.
     pub(super) fn peak_bytes(&self) -> usize {
         let most = self
             .peak
@@ -73,8 +74,8 @@ impl AllocatedBlack {
         (2 * most).min(self.entries.len()) * size_of::<usize>()
     }
 
-    /// By the collector, between its cycles: gives back what more than `keep` bytes of a longer
-    /// list have left. How many bytes.
+    /// By the collector between cycles: gives the memory of a longer list back, if that is more
+    /// than `keep` bytes. Returns how many bytes.
     pub(crate) fn trim(&self, keep: u64) -> u64 {
         const PAGE: usize = 4096;
         let len = (2 * self.len.load(Ordering::Relaxed)).min(self.entries.len());
@@ -89,13 +90,14 @@ impl AllocatedBlack {
         let elements = kept / size_of::<usize>()..(kept + gone) / size_of::<usize>();
         let elements = elements.start..elements.end.min(self.entries.len());
         self.peak.store(len / 2, Ordering::Relaxed);
-        // SAFETY: whole pages of entries that nobody reads, and none is written before the next
-        // cycle.
+        // SAFETY: whole system pages of entries that no thread reads, and none is written before
+        // the next cycle.
         unsafe { self.entries.discard(elements) };
         gone as u64
     }
 
-    /// Is it written down which cells they are? Not if there were more than there is room for.
+    /// Whether every cell that was allocated black is noted. It is not so if there were more than
+    /// there is room for.
     pub(crate) fn are_known(&self) -> bool {
         let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();
         self.noting.load(Ordering::Relaxed) && (fit || planted("allocated-black-forgotten"))
@@ -114,7 +116,7 @@ impl AllocatedBlack {
             return;
         };
         if at + 2 > self.entries.writable() && self.entries.make_writable(at + 2).is_err() {
-            // No memory: it is not known what they are.
+            // Without memory the notes are not complete, and [`AllocatedBlack::are_known`] says so.
             self.len.fetch_max(self.entries.len(), Ordering::Relaxed);
             return;
         }
@@ -122,8 +124,8 @@ impl AllocatedBlack {
         second.store(how, Ordering::Relaxed);
     }
 
-    /// Takes the marks of all of them back. By one thread, when nobody marks; if they are not too
-    /// many.
+    /// Clears the marks of all noted cells. By one thread, while no thread marks, and only if the
+    /// notes are complete.
     pub(super) fn unmark(&self, marks: &Bitmap) {
         let len = 2 * self.len.load(Ordering::Relaxed);
         let (entries, _) = self.entries[..len.min(self.entries.len())].as_chunks::<2>();

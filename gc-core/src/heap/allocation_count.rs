@@ -1,37 +1,35 @@
-//! How much was handed out to mutators since the bitmaps swapped last: what pacing goes by.
+//! The allocation count: cells and bytes that mutators got since the last swap of the bitmaps. The
+//! pacer reads it.
 //!
-//! One count for all would be written at each refill, every 8 KiB, by every mutator, and read at
-//! each one, too: a cache line that travels from processor to processor twice a refill. In `gclab
-//! trees 20` with two mutators that was 1 to 4 samples of 100, as the host had placed the two
-//! processors. So each mutator keeps its own ([`Unreported`]) and reports it when it has come to
-//! something; no time is saved that could be told from the noise where there are two of them (1.305
-//! s without and 1.29 s with, medians of six pairs), but it would grow with each one more. What is
-//! not reported yet is at most a 1,024th of what may be allocated until the next goal, all mutators
-//! together ([`Space::foresee`](crate::heap::Space::foresee)); in small heaps, nothing. Both stops
-//! of a cycle have all of it reported.
+//! A single count would be written and read by every mutator at each refill, and its cache line
+//! would travel between processors each time. So each mutator has a count of its own
+//! ([`Unreported`]) and reports it when it has grown to some size. All mutators together leave at
+//! most a 1,024th of the bytes that may be allocated until the next goal unreported
+//! ([`Space::foresee`](super::Space::foresee)), and in a small heap none. Both stops of a cycle
+//! report everything.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-/// What was handed out in runs and large objects and was reported, less what was given back. Hints
-/// for pacing and reports: Relaxed.
+/// Cells and bytes that mutators got in runs and as large objects and that are reported, less those
+/// that they gave back. Relaxed: hints for pacing and reports.
 ///
-/// Signed: a tail that was handed out before the last swap may come back after it.
+/// Signed: a mutator may give back a tail after the swap that it got before it.
 #[derive(Debug, Default)]
 pub(super) struct AllocationCount {
     pub(super) cells: AtomicI64,
     pub(super) bytes: AtomicI64,
 }
 
-/// What one mutator was handed and has not reported. Written by it under `no_preempt`, and by the
-/// collector while it is stopped: Relaxed.
+/// What one mutator got and has not reported. Relaxed: the mutator writes it under `no_preempt`,
+/// and the collector while the mutator is stopped.
 #[derive(Debug, Default)]
 pub(crate) struct Unreported {
     pub(super) cells: AtomicU64,
     pub(super) bytes: AtomicU64,
 }
 
-/// Of what may be allocated until the next goal, the part that may be unreported.
+/// The part of the bytes that may be allocated until the next goal that may be unreported.
 pub(super) const PART: u64 = 1024;
 
-/// The most that one mutator does not report.
+/// The most bytes that one mutator leaves unreported.
 pub(super) const MOST: u64 = 256 << 10;

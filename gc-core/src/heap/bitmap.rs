@@ -1,8 +1,8 @@
-//! One bit for each granule of the address range, and what is asked of such bits: set one, set a
-//! run's, find a run.
+//! A bitmap: one bit for each granule of the address range, with operations on one bit, on the bits
+//! of a run, and on the bits of a span.
 //!
-//! A cell is represented by the bit of its first granule only. A page has 256 granules, so a span's
-//! bits begin at a word's first bit.
+//! The bit of a cell is the bit of its first granule. The other bits of a cell are clear. A page
+//! has 256 granules, so the bits of a span begin at the first bit of a word.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,15 +12,15 @@ use crate::memory::os::{MapError, Table};
 /// Bitmap words of a page.
 pub(crate) const WORDS_PER_PAGE: usize = PAGE / GRANULE / 64;
 
-/// Bytes of the heap, from its start on, whose bits lie in pages of the ordinary size. A huge page
-/// has the bits of 256 MiB: a heap of less would have more bits than cells. Beyond this, marking 1
-/// GiB is 3 % faster with huge pages.
+/// Bytes of the heap, from its start on, whose bits lie in system pages. A huge page has the bits
+/// of 256 MiB, so a smaller heap would have more memory in bits than in cells. Beyond this, marking
+/// gains by huge pages (docs/experiments.md).
 const SMALL_PAGES: usize = 512 << 20;
 
-/// Pages whose bits fill a page of a bitmap.
+/// Pages of the heap whose bits fill a bitmap page: a system page of a bitmap.
 pub(crate) const PAGES_PER_BITMAP_PAGE: usize = 4096 / (WORDS_PER_PAGE * size_of::<u64>());
 
-/// A bit a granule, over the whole address range.
+/// One bit for each granule of the address range.
 pub(crate) struct Bitmap {
     words: Table<AtomicU64>,
 }
@@ -48,7 +48,7 @@ impl Bitmap {
         self.words.addresses()
     }
 
-    /// Where the words are.
+    /// The address of the first word.
     pub(crate) fn words(&self) -> *const AtomicU64 {
         self.words.at(0)
     }
@@ -64,18 +64,18 @@ impl Bitmap {
     #[inline(always)]
     pub(crate) fn test(&self, offset: usize) -> bool {
         let granule = offset / GRANULE;
-        // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers that
+        // Ordering: Relaxed. Bits are read in a stop, which orders everything, or by markers, which
         // use them only to skip work.
         self.word(granule / 64).load(Ordering::Relaxed) & (1 << (granule % 64)) != 0
     }
 
-    /// Sets the bit; true if it was clear. Tests before the atomic `or`: most edges lead to marked
-    /// cells, and a locked instruction costs as much as a cache miss.
+    /// Sets the bit. `true`: it was clear. The bit is tested before the atomic `or`, since most
+    /// edges lead to marked cells, and a locked instruction costs as much as a cache miss.
     #[inline(always)]
     pub(crate) fn set(&self, offset: usize) -> bool {
         let granule = offset / GRANULE;
         let (word, bit) = (self.word(granule / 64), 1u64 << (granule % 64));
-        // Ordering: Relaxed, as in `test`; of several markers, exactly one sees the bit change.
+        // Ordering: Relaxed, as in `test`. Of several markers exactly one sees the bit change.
         word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
     }
 
@@ -86,57 +86,57 @@ impl Bitmap {
         (granule / 64, 1 << (granule % 64))
     }
 
-    /// Asks for the cache line of a bit that will be tested soon.
+    /// Prefetches the cache line of a bit.
     #[inline(always)]
     pub(crate) fn prefetch(&self, offset: usize) {
         crate::memory::prefetch::prefetch(self.words.at(offset / GRANULE / 64) as usize);
     }
 
-    /// Clears bits of a word, where nobody else changes it.
+    /// Clears bits of a word that no other thread changes meanwhile.
     pub(crate) fn clear_in(&self, index: usize, bits: u64) {
         let word = self.word(index);
         word.store(word.load(Ordering::Relaxed) & !bits, Ordering::Relaxed);
     }
 
-    /// Makes the bit of the first granule of a page, which is the only one that it can have, what
-    /// `on` says. By who owns the page.
+    /// Sets or clears the bit of the first granule of a page, as `on` says. The page has no other
+    /// cell. By the owner of the page.
     pub(crate) fn write_first(&self, page: usize, on: bool) {
         self.word(page * WORDS_PER_PAGE)
             .store(on.into(), Ordering::Relaxed);
     }
 
-    /// Clears all bits of `count` pages from `first` on, word by word. For bits that nobody else
-    /// changes meanwhile.
+    /// Clears all bits of `count` pages from `first` on, word by word. No other thread changes them
+    /// meanwhile.
     pub(crate) fn clear_pages(&self, first: usize, count: usize) {
         for word in first * WORDS_PER_PAGE..(first + count) * WORDS_PER_PAGE {
             self.word(word).store(0, Ordering::Relaxed);
         }
     }
 
-    /// Gives the bits of `count` pages back to the system, whole pages of them.
+    /// Gives the bits of `count` pages back to the system, as whole bitmap pages.
     ///
     /// # Safety
-    /// All those bits are clear, and nobody sets one meanwhile.
-    pub(crate) unsafe fn discard_units(&self, first: usize, count: usize) {
-        // SAFETY: forwarded; zero before and after, so a refusal changes nothing either.
+    /// All those bits are clear, and no thread sets one meanwhile.
+    pub(crate) unsafe fn discard_pages(&self, first: usize, count: usize) {
+        // SAFETY: forwarded. The bits are zero before and after, also if the system refuses.
         unsafe {
             self.words
                 .discard_part(first * WORDS_PER_PAGE, count * WORDS_PER_PAGE)
         };
     }
 
-    /// As large a heap as this bitmap tells of has its bits in huge pages again, if parts of some
-    /// have gone back.
+    /// Has the system back the bits beyond the first 512 MiB of the heap by huge pages again, where
+    /// parts of them have gone back.
     pub(super) fn use_huge_pages_again(&self) {
         self.words
             .use_huge_pages_again(SMALL_PAGES / PAGE * WORDS_PER_PAGE);
     }
 
-    /// The bits of a span's cells, for asking and changing many at a time.
-    pub(crate) fn span<'a>(&'a self, first_unit: usize, class: &'a Class) -> SpanBits<'a> {
+    /// The bits of a span's cells.
+    pub(crate) fn span<'a>(&'a self, first_page: usize, class: &'a Class) -> SpanBits<'a> {
         SpanBits {
             bitmap: self,
-            first_word: first_unit * WORDS_PER_PAGE,
+            first_word: first_page * WORDS_PER_PAGE,
             class,
         }
     }
@@ -157,13 +157,13 @@ const PATTERNS: [u64; 64] = {
     patterns
 };
 
-/// Takes the first cells without one missing between them out of `bits`, which are cells' bits at
-/// distances of `stride`: their bits.
+/// Takes the first run of neighbouring cells out of `bits`, which are bits of cells at distances of
+/// `stride`. Returns the bits of the run.
 #[inline]
 pub(crate) fn take_first_run(bits: &mut u64, stride: usize) -> u64 {
     let first = bits.trailing_zeros();
     let missing = (PATTERNS[stride] << first) & !*bits;
-    // Nothing missing: the shift is by 64 and all of the rest belongs to it.
+    // If no cell is missing, the shift is by 64, and all remaining bits belong to the run.
     let before = 1u64
         .checked_shl(missing.trailing_zeros())
         .map_or(u64::MAX, |bit| bit - 1);
@@ -172,7 +172,7 @@ pub(crate) fn take_first_run(bits: &mut u64, stride: usize) -> u64 {
     run
 }
 
-/// How much of a span is allocated.
+/// How many of a span's cells are allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Occupancy {
     Empty,
@@ -201,8 +201,8 @@ impl SpanBits<'_> {
         self.class.index_of(bit * GRANULE)
     }
 
-    /// The bits of the cells `[from, to)` in each word that has any: `f(word, mask)`, until it says
-    /// stop.
+    /// Calls `f(word, mask)` for each word that has bits of the cells `[from, to)`, until `f`
+    /// returns `false`.
     #[inline(always)]
     fn masks(&self, from: usize, to: usize, mut f: impl FnMut(usize, u64) -> bool) {
         let stride = self.class.stride();
@@ -219,8 +219,8 @@ impl SpanBits<'_> {
         let mut start = first;
         while start < end {
             let word = start / 64;
-            // `start` is a cell's bit; the pattern from there on has all of its followers in this
-            // word. Bits of cells from `to` on are cut off.
+            // `start` is the bit of a cell, and the pattern has the bits of its followers in this
+            // word. The bits of the cells from `to` on are cut off.
             let mut mask = PATTERNS[stride] << (start % 64);
             if end - word * 64 < 64 {
                 mask &= (1u64 << (end - word * 64)) - 1;
@@ -228,7 +228,7 @@ impl SpanBits<'_> {
             if !f(word, mask) {
                 return;
             }
-            // The first cell's bit at or after the next word's start.
+            // The bit of the first cell at or after the start of the next word.
             start += ((word + 1) * 64 - start).div_ceil(stride) * stride;
         }
     }
@@ -259,9 +259,9 @@ impl SpanBits<'_> {
         found
     }
 
-    /// The first word from the cell `from` on with a clear bit: its number in the span, its clear
-    /// cells' bits, and whether these are all from the first of them to the word's end. For cells
-    /// of which a word has several.
+    /// The first word from the cell `from` on that has a clear bit: its number in the span, the
+    /// bits of its clear cells, and whether every cell of the word from the first of them on is
+    /// clear. For classes with several cells in a word.
     pub(crate) fn next_word_with_clear(&self, from: usize) -> Option<(usize, u64, bool)> {
         let mut found = None;
         self.masks(from, self.class.cells as usize, |word, mask| {
@@ -278,31 +278,30 @@ impl SpanBits<'_> {
         found
     }
 
-    /// The first cell whose bit lies beyond a word.
+    /// The first cell whose bit lies behind a word.
     pub(crate) fn cell_after(&self, word: usize) -> usize {
         ((word + 1) * 64).div_ceil(self.class.stride())
     }
 
-    /// As [`set_cells`](Self::set_cells), cells of one word.
+    /// [`set_cells`](Self::set_cells) for cells of one word.
     pub(crate) fn set_in_word(&self, word: usize, bits: u64) {
         let word = self.bitmap.word(self.first_word + word);
-        // Ordering: Release, as there.
+        // Ordering: Release, as in `set_cells`.
         word.fetch_or(bits, Ordering::Release);
     }
 
-    /// As [`set_cells_alone`](Self::set_cells_alone), cells of one word.
+    /// [`set_cells_alone`](Self::set_cells_alone) for cells of one word.
     pub(crate) fn set_in_word_alone(&self, word: usize, bits: u64) {
         let word = self.bitmap.word(self.first_word + word);
         word.store(word.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
     }
 
-    /// As [`clear_cells_alone`](Self::clear_cells_alone), cells of one word.
+    /// [`clear_cells_alone`](Self::clear_cells_alone) for cells of one word.
     pub(crate) fn clear_in_word_alone(&self, word: usize, bits: u64) {
         self.bitmap.clear_in(self.first_word + word, bits);
     }
 
-    /// Takes over the bits of the same span in another bitmap, where nobody changes either
-    /// meanwhile.
+    /// Copies the bits of the same span from another bitmap. No thread changes either meanwhile.
     pub(crate) fn copy_from(&self, other: &SpanBits<'_>) {
         for word in 0..self.class.pages as usize * WORDS_PER_PAGE {
             let here = self.bitmap.word(self.first_word + word);
@@ -310,7 +309,7 @@ impl SpanBits<'_> {
         }
     }
 
-    /// How many bits are set: none, some or all. To tell that of a mixed span takes a word or two.
+    /// Whether none, some or all bits are set. A mixed span takes a look at a word or two.
     pub(crate) fn occupancy(&self) -> Occupancy {
         let (mut any, mut all) = (false, true);
         self.masks(0, self.class.cells as usize, |word, mask| {
@@ -337,12 +336,13 @@ impl SpanBits<'_> {
         count
     }
 
-    /// Sets the bits of the cells `[from, to)`, which nobody else can find, in a bitmap that other
-    /// threads change, too: mark bits while marking.
+    /// Sets the bits of the cells `[from, to)`, which no other thread can find, in a bitmap that
+    /// other threads change, too: mark bits while marking.
     pub(crate) fn set_cells(&self, from: usize, to: usize) {
         let stride = self.class.stride();
-        // The bits of a word whose cells are all among these: nobody else has a reason to change
-        // it, and so it takes no locked instruction (see `set_cells_alone`).
+        // The mask of a word whose cells are all in `[from, to)`. No other thread has a reason to
+        // change such a word, so a plain store does, which is cheaper than a locked instruction
+        // (see `set_cells_alone`).
         let whole = if stride < 64 && stride.is_power_of_two() {
             PATTERNS[stride]
         } else {
@@ -351,7 +351,7 @@ impl SpanBits<'_> {
         self.masks(from, to, |word, mask| {
             let word = self.bitmap.word(self.first_word + word);
             // Ordering: Release. A marker whose queue overflowed looks for marked cells by their
-            // bits, and must find the cells cleared.
+            // bits, and must then find the cells cleared.
             if mask == whole {
                 word.store(mask, Ordering::Release);
             } else {
@@ -361,21 +361,21 @@ impl SpanBits<'_> {
         });
     }
 
-    /// Sets the bits of the cells `[from, to)`, where nobody else changes a word of this span
-    /// meanwhile: allocated bits, by the span's owner. An atomic `or` would wait for all stores
-    /// before it, and what a refill has cleared are hundreds, to memory that is in no cache: half a
-    /// microsecond a run.
+    /// Sets the bits of the cells `[from, to)`. No other thread changes a word of this span
+    /// meanwhile: these are allocated bits, set by the span's owner. An atomic `or` would wait for
+    /// all stores before it, and a refill that clears cells makes hundreds of stores that miss the
+    /// caches.
     pub(crate) fn set_cells_alone(&self, from: usize, to: usize) {
         self.masks(from, to, |word, mask| {
-            // Ordering: Relaxed. Other threads read the word in a stop, or have got a cell of it
-            // from this one.
+            // Ordering: Relaxed. Another thread reads the word in a stop, or after it has got a
+            // cell of the word from this thread.
             let word = self.bitmap.word(self.first_word + word);
             word.store(word.load(Ordering::Relaxed) | mask, Ordering::Relaxed);
             true
         });
     }
 
-    /// Clears the bits of the cells `[from, to)`, where nobody else changes a word of this span
+    /// Clears the bits of the cells `[from, to)`. No other thread changes a word of this span
     /// meanwhile.
     pub(crate) fn clear_cells_alone(&self, from: usize, to: usize) {
         self.masks(from, to, |word, mask| {
@@ -441,7 +441,7 @@ mod tests {
                     let expected = *before || (start..end).contains(&cell);
                     prop_assert_eq!(bitmap.test(64 * PAGE + cell * class.size as usize), expected);
                 }
-                // Nothing but cells' bits, and nothing outside the span.
+                // Only bits of cells are set, and no bit outside the span.
                 let all: u32 = (0..192 * WORDS_PER_PAGE).map(|w| bitmap.word(w).load(Ordering::Relaxed).count_ones()).sum();
                 prop_assert_eq!(all as usize, bits.count());
                 bits.clear_cells_alone(start, end);

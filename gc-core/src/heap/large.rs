@@ -1,9 +1,9 @@
-//! Objects with pages of their own: taken, cleared and published in three steps, and freed in
-//! pieces.
+//! Large objects: cells with pages of their own. They are taken, cleared and published in three
+//! steps, and freed in pieces.
 //!
-//! Taking and publishing are short and happen under `no_preempt`. Clearing a gigabyte is not: it is
-//! done between them, where the mutator can be stopped, and nothing names the object until it is
-//! over.
+//! Taking and publishing are short and happen under `no_preempt`. Clearing a gigabyte is long: it
+//! happens between the two, where the mutator can be stopped. No address names the object before it
+//! is published.
 
 use std::sync::atomic::AtomicUsize;
 
@@ -11,20 +11,20 @@ use super::span_lists::List;
 use crate::kind::KindId;
 use gc_preempt::Mutex;
 
-/// A large object that is not yet visible to anybody. Clear it outside `no_preempt`, then publish
-/// or cancel it.
+/// A large object that no other thread can find yet. Its owner clears it outside `no_preempt`, then
+/// publishes or cancels it.
 #[derive(Debug)]
 #[must_use = "its memory is in use until it is published or cancelled"]
 pub struct LargeReservation {
     pub(super) first: usize,
     pub(super) pages: usize,
     pub(super) kind: KindId,
-    /// Pages that are cleared.
+    /// The number of its first pages that are cleared.
     pub(super) cleared: usize,
 }
 
 impl LargeReservation {
-    /// Of pages that the caller has just taken.
+    /// A reservation of pages that the caller has just taken.
     pub(crate) fn new(first: usize, pages: usize, kind: KindId) -> LargeReservation {
         LargeReservation {
             first,
@@ -35,14 +35,14 @@ impl LargeReservation {
     }
 }
 
-/// What came of an attempt to reserve a large object.
+/// The result of an attempt to reserve a large object.
 #[derive(Debug)]
 pub enum LargeStep {
-    /// Clear it, then publish it.
+    /// The pages are taken: clear them, then publish the object.
     Reserved(LargeReservation),
-    /// `collect_every`: collect, then try again.
+    /// `collect_every` asks for a collection: collect, then try again.
     Due,
-    /// The bounded piece ended without a find: leave `no_preempt`, come again.
+    /// The bounded piece of work has ended without a result: leave `no_preempt`, then try again.
     Again,
 }
 
@@ -52,7 +52,7 @@ pub(super) struct Lists {
     pub(super) swept: List,
 }
 
-/// A dead object whose page words are being cleared. No pages: there is none.
+/// A dead object whose page-table words are being cleared. `pages` is 0 if there is none.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Freeing {
     pub(super) first: usize,
@@ -62,7 +62,7 @@ pub(super) struct Freeing {
 
 /// The large objects of a heap.
 pub(crate) struct LargeObjects {
-    /// Pages of those that markers look into. For the pace: Relaxed.
+    /// Pages of the large objects whose kinds have edges. Relaxed: a figure for the pacer.
     pub(super) followed: AtomicUsize,
     pub(super) lists: Mutex<Lists>,
     pub(super) freeing: Mutex<Freeing>,

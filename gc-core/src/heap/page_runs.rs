@@ -1,50 +1,52 @@
-//! Which pages are free: stretches of the address range are taken, given back and joined here.
+//! Which pages are free: page runs are taken, given back and joined here.
 //!
-//! Every stretch, free or in use, has its length and state in the records of its first and last
-//! page (Knuth's boundary tags), so that a freed one finds its free neighbours at once. Free
-//! stretches hang in lists by length, as in TLSF (Masmano et al. 2004): the bitmap of filled lists
-//! gives a stretch that is long enough without a search. Beyond `top` nothing has ever been taken.
+//! A page run is a number of neighbouring pages in one state, free or in use. Its length and state
+//! are in the records of its first and last page (Knuth's boundary tags), so that a freed page run
+//! finds its free neighbours at once. Free page runs are in lists by length, as in TLSF (Masmano et
+//! al. 2004): a bitmap of the lists that are not empty leads to a page run that is long enough
+//! without a search. The pages from `top` on were never taken.
 //!
-//! A page that may hold something else than zeros is *dirty*; fresh ones and those given back to
-//! the system are not. The bits of a stretch in use say what it was like before it was taken, and
-//! are set when it comes back.
+//! A page is *dirty* if it may hold something other than zeros. A page that was never taken is
+//! clean, and so is one that was given back to the system. The dirty bits of a page run in use are
+//! as they were before it was taken, and are set when it is freed.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::size_classes::PAGE;
 use crate::memory::os::{MapError, Table};
 
-/// Pages of the 2 MiB that the system maps as one page, and that are given back as one.
+/// Pages of a chunk: 2 MiB, which the system can map as one huge page and which go back to it as
+/// one.
 pub(crate) const CHUNK_PAGES: usize = (2 << 20) / PAGE;
 
-/// Pages of the shortest stretch that is given back where it does not fill a chunk. Large objects
-/// have nine pages at least, and what is free between them may be as short.
+/// Pages of the shortest page run that goes back to the system where no whole chunk does. A large
+/// object has nine pages at least, and a free page run between two of them may be as short.
 pub(super) const LEAST_PART: usize = 4;
 
-/// Lists of one length each, for 1 to this many pages.
+/// The lists for lengths of 1 to this many pages have one length each.
 const EXACT: usize = 64;
-/// Beyond, four lists a doubling, up to 2^30 pages.
+/// For longer page runs, four lists for each doubling, up to 2^30 pages.
 const LISTS: usize = EXACT + 24 * 4 + 1;
 
-/// The state of the stretch that a record is the first or the last of.
+/// The state of the page run that a record is the first or the last of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum State {
-    /// In use by whoever took it; also what the zeroed record of a page says that was never taken.
+    /// In use. The zeroed record of a page that was never taken says so, too.
     InUse = 0,
     Free,
 }
 
-/// What is known of a stretch, in the record of its first page. The last page's has `pages` and
-/// `state`.
+/// What is known of a page run, in the record of its first page. The record of its last page has
+/// `pages` and `state`.
 ///
-/// A stretch in use belongs to whoever took it, record included; free ones belong to the
-/// allocator's lock.
+/// A page run in use belongs to the thread that took it, and so does its record. A free page run
+/// belongs to the lock of [`PageRuns`].
 #[repr(C)]
 pub(crate) struct Record {
     /// Length in pages.
     pub(crate) pages: u32,
-    /// Link in a free list, a site's list or the list of large objects: page + 1, 0 is none.
+    /// Link in a free list, a site's list or the list of large objects: first page + 1; 0: none.
     pub(crate) next: u32,
     /// Link in a free list.
     prev: u32,
@@ -57,21 +59,21 @@ pub(crate) struct Record {
     pub(crate) flags: Flags,
 }
 
-/// What is noted of a span, by who owns it.
+/// What the owner of a span notes of it.
 #[derive(Clone, Copy)]
 pub(crate) struct Flags(u8);
 
 impl Flags {
     const AS_IS: u8 = 1;
-    const BIRTHS: u8 = 2;
+    const ALLOCATED_BLACK: u8 = 2;
 
-    /// A new span's.
+    /// The flags of a new span.
     pub(crate) fn new(as_is: bool) -> Flags {
         Flags(if as_is { Flags::AS_IS } else { 0 })
     }
 
-    /// Are its free cells handed out as they are? Because they are still zero, or of a kind that is
-    /// not cleared.
+    /// Whether its free cells are allocated as they are: they are still zero, or their kind is not
+    /// cleared.
     #[inline(always)]
     pub(crate) fn as_is(self) -> bool {
         self.0 & Flags::AS_IS != 0
@@ -81,15 +83,15 @@ impl Flags {
         self.0 = self.0 & !Flags::AS_IS | Flags::new(on).0;
     }
 
-    /// Cells were handed out while a collection marked.
+    /// Notes that cells of the span were allocated black.
     pub(crate) fn note_allocated_black(&mut self) {
-        self.0 |= Flags::BIRTHS;
+        self.0 |= Flags::ALLOCATED_BLACK;
     }
 
-    /// Whether there were any since this was asked last.
+    /// Whether cells were allocated black since the last call.
     pub(crate) fn take_allocated_black(&mut self) -> bool {
-        let any = self.0 & Flags::BIRTHS != 0;
-        self.0 &= !Flags::BIRTHS;
+        let any = self.0 & Flags::ALLOCATED_BLACK != 0;
+        self.0 &= !Flags::ALLOCATED_BLACK;
         any
     }
 }
@@ -121,24 +123,24 @@ impl Records {
         self.table.addresses()
     }
 
-    /// The record of a page of the address range. Who dereferences it holds what the record belongs
-    /// to.
+    /// The record of a page of the address range. The caller dereferences it while it holds what
+    /// the record belongs to.
     #[inline(always)]
     pub(crate) fn at(&self, page: usize) -> *mut Record {
         self.table.at(page)
     }
 
-    /// Gives the records of free pages back to the system, whole pages only.
+    /// Gives the records of free pages back to the system, as whole system pages.
     ///
     /// # Safety
-    /// All pages lie inside one stretch, neither first nor last of it, and the caller owns it.
+    /// All pages lie inside one page run, neither first nor last of it, and the caller owns it.
     pub(crate) unsafe fn discard(&self, first: usize, count: usize) {
-        // SAFETY: forwarded. Records in the middle of a stretch say nothing.
+        // SAFETY: forwarded. Records in the middle of a page run have no meaning.
         unsafe { self.table.discard_part(first, count) };
     }
 }
 
-/// A bit a page: may it hold something else than zeros?
+/// One bit for each page: it may hold something other than zeros.
 pub(crate) struct Dirty {
     words: Table<AtomicU64>,
 }
@@ -174,15 +176,16 @@ impl Dirty {
 
     pub(crate) fn count(&self, first: usize, count: usize) -> usize {
         let mut dirty = 0;
-        // Ordering: Relaxed here and below. The bits of a stretch change under the allocator's
-        // lock, or by its owner; only bits of other stretches in the same word change beside it.
+        // Ordering: Relaxed here and below. The bits of a page run change under the lock of
+        // [`PageRuns`], or by its owner; beside them only bits of other page runs in the same word
+        // change.
         self.each(first, count, |word, mask| {
             dirty += (word.load(Ordering::Relaxed) & mask).count_ones() as usize
         });
         dirty
     }
 
-    /// The first dirty one of these pages.
+    /// The first dirty page of these.
     pub(crate) fn first(&self, first: usize, count: usize) -> Option<usize> {
         let (mut page, mut found) = (first, None);
         self.each(first, count, |word, mask| {
@@ -208,8 +211,9 @@ impl Dirty {
     }
 }
 
-/// The free stretches. Behind a lock; the tables beside it are passed in.
-pub(crate) struct Spans {
+/// The free page runs, and how many pages are in use. It lies behind a lock; the tables beside it
+/// are arguments.
+pub(crate) struct PageRuns {
     heads: [u32; LISTS],
     tails: [u32; LISTS],
     filled: [u64; LISTS.div_ceil(64)],
@@ -219,22 +223,22 @@ pub(crate) struct Spans {
     end: usize,
     /// Pages in use.
     used: usize,
-    /// The most that were since somebody asked.
+    /// The most pages in use since the last [`PageRuns::take_peak`].
     peak: usize,
-    /// Pages that may be in use at most.
+    /// The most pages that may be in use.
     limit: usize,
-    /// Dirty pages that are free: what could be given back.
+    /// Dirty pages that are free. They could be given back to the system.
     free_dirty: usize,
 }
 
-/// Why a stretch was not given.
+/// Why no page run was taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NoSpan {
-    /// The hard limit.
+pub(crate) enum NoPages {
+    /// The hard limit allows no more.
     Limit,
-    /// There is no stretch of this length.
+    /// The address range has no free page run of this length.
     Exhausted,
-    /// The system has no memory.
+    /// The system refused memory.
     System(MapError),
 }
 
@@ -247,10 +251,11 @@ const fn list_of(pages: usize) -> usize {
     }
 }
 
-impl Spans {
-    /// Pages `first..pages` can be written, and at most `limit` may be in use at a time.
-    pub(crate) fn new(first: usize, pages: usize, limit: usize) -> Spans {
-        Spans {
+impl PageRuns {
+    /// A range whose pages `first..pages` can be written, and of which at most `limit` pages may be
+    /// in use at a time.
+    pub(crate) fn new(first: usize, pages: usize, limit: usize) -> PageRuns {
+        PageRuns {
             heads: [0; LISTS],
             tails: [0; LISTS],
             filled: [0; LISTS.div_ceil(64)],
@@ -271,7 +276,7 @@ impl Spans {
         self.end
     }
 
-    /// More pages can be written.
+    /// Notes that the pages below `end` can be written.
     pub(crate) fn set_end(&mut self, end: usize) {
         debug_assert!(end >= self.end);
         self.end = end;
@@ -281,12 +286,12 @@ impl Spans {
         self.used
     }
 
-    /// Pages that the limit leaves.
+    /// The number of pages that the limit leaves.
     pub(crate) fn room(&self) -> usize {
         self.limit.saturating_sub(self.used)
     }
 
-    /// The most pages in use since this was called last.
+    /// The most pages in use since the last call.
     pub(crate) fn take_peak(&mut self) -> usize {
         std::mem::replace(&mut self.peak, self.used)
     }
@@ -295,29 +300,29 @@ impl Spans {
         self.free_dirty
     }
 
-    /// Takes `pages` pages; the first one of them. Their records' states are set, everything else
-    /// is the caller's.
+    /// Takes `pages` pages and returns the first one. The states in their records are set; all else
+    /// belongs to the caller.
     pub(crate) fn take(
         &mut self,
         records: &Records,
         dirty: &Dirty,
         pages: usize,
-    ) -> Result<usize, NoSpan> {
+    ) -> Result<usize, NoPages> {
         let (first, _) = self.take_some(records, dirty, pages, pages)?;
         Ok(first)
     }
 
-    /// Takes at least `least` pages, and up to `most` if more lie there in one piece and in the
-    /// same chunk, whole multiples of `least`; the first of them and how many.
+    /// Takes a multiple of `least` pages: `least`, and up to `most` if more lie there in one piece
+    /// and in the same chunk. Returns the first page and the number of pages.
     pub(crate) fn take_some(
         &mut self,
         records: &Records,
         dirty: &Dirty,
         least: usize,
         most: usize,
-    ) -> Result<(usize, usize), NoSpan> {
+    ) -> Result<(usize, usize), NoPages> {
         if least > self.room() {
-            return Err(NoSpan::Limit);
+            return Err(NoPages::Limit);
         }
         let most = most.min(self.room());
         let part = |first: usize, whole: usize| {
@@ -341,7 +346,7 @@ impl Spans {
                 self.top += pages;
                 (first, pages)
             }
-            None => return Err(NoSpan::Exhausted),
+            None => return Err(NoPages::Exhausted),
         };
         self.used += pages;
         self.peak = self.peak.max(self.used);
@@ -349,7 +354,7 @@ impl Spans {
         Ok((first, pages))
     }
 
-    /// Gives a stretch back that was not used: its dirty bits say what it is like.
+    /// Gives back a page run that was not used. Its dirty bits say what it is like.
     pub(crate) fn put_back_used(
         &mut self,
         records: &Records,
@@ -361,9 +366,8 @@ impl Spans {
         self.put_back(records, dirty, first, pages);
     }
 
-    /// Frees pages that were never taken: the next ones, of which there are as many. Their dirty
-    /// bits are set already. In one step, so that neither the limit nor the child of a fork meets
-    /// them in between.
+    /// Frees the next `pages` pages that were never taken. Their dirty bits are set already. It is
+    /// one step, so that neither the limit nor the child of a fork sees these pages in use.
     pub(crate) fn free_top(&mut self, records: &Records, dirty: &Dirty, pages: usize) {
         let first = self.top;
         self.top += pages;
@@ -371,17 +375,17 @@ impl Spans {
         self.give(records, dirty, first, pages);
     }
 
-    /// Gives a stretch back and joins it with its free neighbours. Its page words are zero and its
-    /// dirty bits set already, both of which may take long.
+    /// Frees a page run and joins it with its free neighbours. Its page-table words are zero and
+    /// its dirty bits set already; the caller does both, since both may take long.
     pub(crate) fn give(&mut self, records: &Records, dirty: &Dirty, first: usize, pages: usize) {
         self.free_dirty += pages;
         self.used -= pages;
         self.join(records, dirty, first, pages);
     }
 
-    /// Takes a free stretch that has a whole dirty chunk out of the lists, to be given back to the
-    /// system. It does not count as used. Looks at no more than `looks` stretches.
-    pub(crate) fn take_for_release(
+    /// Takes a free page run that has a whole dirty chunk out of the lists, for the scavenger. It
+    /// does not count as used. Looks at no more than `looks` page runs.
+    pub(crate) fn take_to_scavenge(
         &mut self,
         records: &Records,
         dirty: &Dirty,
@@ -392,7 +396,7 @@ impl Spans {
             while link != 0 && looks > 0 {
                 looks -= 1;
                 let first = link as usize - 1;
-                // SAFETY: the stretch is free, so its record is ours under the lock.
+                // SAFETY: the page run is free, so its record belongs to the lock, which the caller holds.
                 let (pages, next) = unsafe {
                     (
                         (*records.at(first)).pages as usize,
@@ -413,9 +417,9 @@ impl Spans {
         None
     }
 
-    /// The same for one without a whole chunk: a long one that has dirty pages. Lists have their
-    /// dirty stretches first, as far as their first [`CHUNK_PAGES`] tell.
-    pub(crate) fn take_part_for_release(
+    /// The same for a page run without a whole chunk: a long one that has dirty pages. Lists have
+    /// their dirty page runs first, as far as the first [`CHUNK_PAGES`] pages of each tell.
+    pub(crate) fn take_part_to_scavenge(
         &mut self,
         records: &Records,
         dirty: &Dirty,
@@ -429,7 +433,7 @@ impl Spans {
             while link != 0 && looks > 0 {
                 looks -= 1;
                 let first = link as usize - 1;
-                // SAFETY: the stretch is free, so its record is ours under the lock.
+                // SAFETY: the page run is free, so its record belongs to the lock, which the caller holds.
                 let record = unsafe { &*records.at(first) };
                 let (pages, next) = (record.pages as usize, record.next);
                 if dirty.count(first, pages) != 0 {
@@ -444,7 +448,8 @@ impl Spans {
         None
     }
 
-    /// Puts back what [`Spans::take_for_release`] gave; its dirty bits say what is left.
+    /// Puts back the page run that [`PageRuns::take_to_scavenge`] took. Its dirty bits say which
+    /// pages have not gone.
     pub(crate) fn put_back(
         &mut self,
         records: &Records,
@@ -458,8 +463,8 @@ impl Spans {
 
     fn join(&mut self, records: &Records, dirty: &Dirty, mut first: usize, mut pages: usize) {
         if first > 0 {
-            // SAFETY: page `first - 1` is the last of its stretch; its record's tag is set under
-            // the lock only.
+            // SAFETY: page `first - 1` is the last of its page run, and the tag in its record
+            // changes under the lock only.
             let before = unsafe { &*records.at(first - 1) };
             if before.state == State::Free {
                 let length = before.pages as usize;
@@ -469,7 +474,7 @@ impl Spans {
             }
         }
         if first + pages < self.top {
-            // SAFETY: as above; `first + pages` is the first of its stretch.
+            // SAFETY: as above; `first + pages` is the first of its page run.
             let after = unsafe { &*records.at(first + pages) };
             if after.state == State::Free {
                 pages += self.unlink(records, first + pages);
@@ -478,7 +483,7 @@ impl Spans {
         self.link(records, dirty, first, pages);
     }
 
-    /// A free stretch of at least `pages`, still in its list.
+    /// A free page run of at least `pages`, still in its list.
     fn find(&self, records: &Records, pages: usize) -> Option<usize> {
         let list = list_of(pages);
         if pages <= EXACT {
@@ -501,8 +506,8 @@ impl Spans {
                 None => break,
             }
         }
-        // Nothing is surely long enough; before more is made writable or refused, every stretch of
-        // about this length is asked.
+        // No list has only page runs that are long enough. Before more is made writable or refused,
+        // the search looks at every page run in the list of this length.
         if pages > EXACT && pages > self.end - self.top {
             self.search(records, list, pages, usize::MAX)
         } else {
@@ -516,7 +521,7 @@ impl Spans {
             if link == 0 {
                 return None;
             }
-            // SAFETY: free stretches' records are ours under the lock.
+            // SAFETY: a free page run's record belongs to the lock, which the caller holds.
             let record = unsafe { &*records.at(link as usize - 1) };
             if record.pages as usize >= pages {
                 return Some(link as usize - 1);
@@ -528,7 +533,7 @@ impl Spans {
 
     fn tag(&self, records: &Records, first: usize, pages: usize, state: State) {
         for page in [first, first + pages - 1] {
-            // SAFETY: both pages belong to the stretch that the caller took or holds under the
+            // SAFETY: both pages belong to the page run that the caller took, or holds under the
             // lock.
             let record = unsafe { &mut *records.at(page) };
             record.pages = pages as u32;
@@ -536,8 +541,8 @@ impl Spans {
         }
     }
 
-    /// Clean stretches go to the list's end, so that memory which the system still backs is used
-    /// first.
+    /// Puts a free page run into its list. A clean one goes to the list's end, so that memory which
+    /// the system still backs is used first.
     fn link(&mut self, records: &Records, dirty: &Dirty, first: usize, pages: usize) {
         self.tag(records, first, pages, State::Free);
         let list = list_of(pages);
@@ -548,7 +553,7 @@ impl Spans {
         } else {
             (0, self.heads[list])
         };
-        // SAFETY: the stretch is free and under the lock, and so are its neighbours in the list.
+        // SAFETY: the page run is free and under the lock, and so are its neighbours in the list.
         unsafe {
             (*records.at(first)).prev = prev;
             (*records.at(first)).next = next;
@@ -564,7 +569,7 @@ impl Spans {
         self.filled[list / 64] |= 1 << (list % 64);
     }
 
-    /// Takes a free stretch out of its list; its length.
+    /// Takes a free page run out of its list and returns its length.
     fn unlink(&mut self, records: &Records, first: usize) -> usize {
         // SAFETY: as in `link`.
         unsafe {
@@ -595,7 +600,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     struct Model {
-        spans: Spans,
+        spans: PageRuns,
         records: Records,
         dirty: Dirty,
         used: BTreeMap<usize, usize>,
@@ -604,7 +609,7 @@ mod tests {
     impl Model {
         fn new(pages: usize, limit: usize) -> Model {
             Model {
-                spans: Spans::new(0, pages, limit),
+                spans: PageRuns::new(0, pages, limit),
                 records: {
                     let records = Records::new(pages).unwrap();
                     records.make_writable(pages).unwrap();
@@ -619,7 +624,7 @@ mod tests {
             }
         }
 
-        fn take(&mut self, pages: usize) -> Result<usize, NoSpan> {
+        fn take(&mut self, pages: usize) -> Result<usize, NoPages> {
             let first = self.spans.take(&self.records, &self.dirty, pages)?;
             let before = self
                 .used
@@ -642,8 +647,8 @@ mod tests {
             self.spans.give(&self.records, &self.dirty, first, pages);
         }
 
-        /// Walks the stretches by their tags: they tile `[0, top)`, no two free ones touch, the
-        /// used ones are ours.
+        /// Walks the page runs by their tags: they tile `[0, top)`, no two free ones are
+        /// neighbours, and the used ones are those of the model.
         fn check(&self) {
             let (mut page, mut was_free, mut used) = (0, false, 0);
             while page < self.spans.top() {
@@ -668,7 +673,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stretches_never_overlap_and_always_join(steps in prop::collection::vec((any::<bool>(), 1usize..600, any::<prop::sample::Index>()), 1..300)) {
+        fn page_runs_never_overlap_and_always_join(steps in prop::collection::vec((any::<bool>(), 1usize..600, any::<prop::sample::Index>()), 1..300)) {
             let mut model = Model::new(8192, usize::MAX);
             for (take, pages, which) in steps {
                 if take || model.used.is_empty() {
@@ -684,7 +689,7 @@ mod tests {
             }
             model.check();
             if model.spans.top() > 0 {
-                // All of it is one stretch again.
+                // All of it is one page run again.
                 let top = model.spans.top();
                 prop_assert_eq!(model.take(top), Ok(0));
             }
@@ -694,17 +699,17 @@ mod tests {
     #[test]
     fn the_limit_and_the_end_are_told_apart() {
         let mut model = Model::new(100, 60);
-        assert_eq!(model.take(61), Err(NoSpan::Limit));
+        assert_eq!(model.take(61), Err(NoPages::Limit));
         assert_eq!(model.take(60), Ok(0));
-        assert_eq!(model.take(1), Err(NoSpan::Limit));
+        assert_eq!(model.take(1), Err(NoPages::Limit));
         let mut model = Model::new(100, 1000);
-        assert_eq!(model.take(101), Err(NoSpan::Exhausted));
+        assert_eq!(model.take(101), Err(NoPages::Exhausted));
         assert_eq!(model.take(100), Ok(0));
-        assert_eq!(model.take(1), Err(NoSpan::Exhausted));
+        assert_eq!(model.take(1), Err(NoPages::Exhausted));
     }
 
     #[test]
-    fn a_stretch_of_just_the_right_length_is_found_when_memory_is_short() {
+    fn a_page_run_of_just_the_right_length_is_found_when_memory_is_short() {
         let mut model = Model::new(71 + 70, usize::MAX);
         let (a, _b) = (model.take(70).unwrap(), model.take(71).unwrap());
         model.give(a);
@@ -721,7 +726,7 @@ mod tests {
         assert_eq!(model.spans.free_dirty(), 3 * CHUNK_PAGES);
         let (first, pages) = model
             .spans
-            .take_for_release(&model.records, &model.dirty, 8)
+            .take_to_scavenge(&model.records, &model.dirty, 8)
             .unwrap();
         model.dirty.clear(first, pages);
         model
@@ -731,7 +736,7 @@ mod tests {
         assert_eq!(
             model
                 .spans
-                .take_for_release(&model.records, &model.dirty, 8),
+                .take_to_scavenge(&model.records, &model.dirty, 8),
             None
         );
         model.check();

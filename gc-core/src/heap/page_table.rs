@@ -7,9 +7,9 @@
 //! large   10 | distance (30)
 //! ```
 //!
-//! `distance` counts pages back to the first one of the span. A word is stored last, after
-//! everything that it leads to (Release), and zeroed first: an address in a span that is not
-//! published names nothing.
+//! `distance` counts the pages back to the first page of the span. A word is stored after
+//! everything that it leads to (Release), and is made zero first. So an address in a span that is
+//! not published names nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -17,24 +17,12 @@ use super::size_classes::PAGE;
 use crate::kind::KindId;
 use crate::memory::os::{MapError, Table};
 
-/// So many pages have 2 MiB of words, more than a core's own cache holds. Of a heap that lies at
-/// random over more, cells are marked sooner when each word is asked for ahead, together with the
-/// mark bit. `gclab mark MIB --concurrent`, seconds that a cycle marks (medians; runs in
-/// alternation), without and with:
-///
-/// | MiB of cells, GiB that they lie on | without | with |
-/// |---|---|---|
-/// | 4,096 on 12 | 12.5 13.0 | 8.0 7.7 |
-/// | 1,024 on 5 | 1.86 1.49 1.74 | 1.48 1.37 1.29 |
-/// | the same in another hour | 1.47 1.27 1.38 | 1.37 1.25 1.29 |
-/// | 256 on 1 | 0.30 0.25 0.34 | 0.24 0.27 0.25 |
-///
-/// Of the two runs of 4 GiB the second had huge pages for these words, which changed nothing. In
-/// small heaps, and where cells lie in the order in which they are met, it costs up to 4 %, some of
-/// which is the code's layout.
+/// Pages whose words fill 2 MiB, about the size of a core's second-level cache. In a heap that
+/// reaches further a marker prefetches each word together with the mark bit; in a smaller one the
+/// prefetch costs more than it gains (docs/experiments.md).
 const FAR: usize = (2 << 30) / PAGE;
 
-/// Do markers ask for words ahead in a heap that reaches so far?
+/// Whether markers prefetch page-table words in a heap of so many pages.
 pub(super) fn are_far(pages: usize) -> bool {
     pages > FAR
 }
@@ -42,7 +30,7 @@ pub(super) fn are_far(pages: usize) -> bool {
 /// What a page's word says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Page {
-    /// Nothing is published here.
+    /// No cell is published here.
     Free,
     /// Part of a span of equal cells.
     Small {
@@ -99,12 +87,12 @@ impl PageTable {
         self.words.make_writable(pages)
     }
 
-    /// Gives the words of free pages back to the system, whole pages of them.
+    /// Gives the words of free pages back to the system, as whole system pages.
     ///
     /// # Safety
     /// The caller owns the pages, and all those words are zero.
     pub(super) unsafe fn discard(&self, first: usize, count: usize) {
-        // SAFETY: forwarded. Who reads a word meanwhile reads zero, before and after.
+        // SAFETY: forwarded. A thread that reads a word meanwhile reads zero, before and after.
         unsafe { self.words.discard_part(first, count) };
     }
 
@@ -125,7 +113,7 @@ impl PageTable {
         unsafe { &*self.words.at(page) }
     }
 
-    /// Asks for a page's word.
+    /// Prefetches a page's word.
     #[inline(always)]
     pub(crate) fn prefetch(&self, page: usize) {
         crate::memory::prefetch::prefetch(self.words.at(page) as usize);
@@ -133,13 +121,13 @@ impl PageTable {
 
     #[inline(always)]
     pub(crate) fn get(&self, page: usize) -> Page {
-        // Ordering: Acquire pairs with the Release in `set`: who sees the word sees the span's
-        // record.
+        // Ordering: Acquire pairs with the Release in `set`: a thread that reads the word can read
+        // the span's record.
         Page::decode(self.word(page).load(Ordering::Acquire))
     }
 
     pub(crate) fn set(&self, page: usize, value: Page) {
-        // Ordering: Release publishes the record and the bitmap words that were prepared before.
+        // Ordering: Release publishes the record and the bitmap words that were written before.
         self.word(page).store(value.encode(), Ordering::Release);
     }
 }

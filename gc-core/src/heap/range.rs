@@ -9,8 +9,9 @@ use super::size_classes::PAGE;
 use crate::memory::MapError;
 use crate::memory::os::{Map, Table};
 
-/// The address range and the tables that cover it. All of them are reservations: what is below the
-/// end of `Spans` can be written, and so can the tables' parts that tell of it.
+/// The address range and the tables that cover it. Each of them is a reservation: the pages below
+/// `end` of [`PageRuns`](super::page_runs::PageRuns) can be written, and so can the parts of the
+/// tables that describe them.
 pub(super) struct Range {
     pub(super) memory: Map,
     pub(super) base: usize,
@@ -18,11 +19,10 @@ pub(super) struct Range {
     pub(super) records: Records,
     pub(super) dirty: Dirty,
     pub(super) bits: [Bitmap; 2],
-    /// A byte for each page of the bitmaps: see
-    /// [`Space::note_bits`](crate::heap::Space::note_bits).
+    /// A byte for each bitmap page: see [`Space::note_bits`](super::Space::note_bits).
     pub(super) noted_bits: Table<AtomicU8>,
-    /// A byte a chunk: has the system been asked to back it since it was given back last, and by
-    /// small pages alone?
+    /// A byte for each chunk: 0 if the system was not asked to back it since it last went back,
+    /// [`SMALL_PAGES`] if the system backs it by system pages alone, 1 otherwise.
     pub(super) backed: Table<AtomicU8>,
 }
 
@@ -45,9 +45,9 @@ impl Range {
         })
     }
 
-    /// Has pages `[from, to)`, whole chunks, and the tables' parts that tell of them, written from
-    /// now on. By one thread at a time, with all below `from` writable. Should the system refuse in
-    /// the middle, what was made writable stays so and is asked for again.
+    /// Makes pages `[from, to)`, whole chunks, and the tables' parts for them writable. By one
+    /// thread at a time, with all pages below `from` writable. If the system refuses in the middle,
+    /// the parts that were made writable stay so, and the next call makes them writable again.
     pub(super) fn make_writable(&self, from: usize, to: usize) -> Result<(), MapError> {
         self.page_table.make_writable(to)?;
         self.records.make_writable(to)?;
@@ -60,21 +60,21 @@ impl Range {
         self.memory.make_writable(from * PAGE, (to - from) * PAGE)
     }
 
-    /// Has so many pages backed, and what the tables say of them. False: the system had not memory
-    /// for all, or is too old to be asked.
+    /// Has the system back `pages` pages and the tables' parts for them. `false`: the system has no
+    /// memory for all of them, or a kernel without `MADV_POPULATE_WRITE`.
     pub(super) fn back(&self, first: usize, pages: usize) -> bool {
         self.memory.back(first * PAGE, pages * PAGE)
             && self.back_tables(first, pages)
             && self.bits.iter().all(|bits| bits.back(first, pages))
     }
 
-    /// Of the tables, those that are written when pages are taken.
+    /// Backs the tables that are written when pages are taken.
     pub(super) fn back_tables(&self, first: usize, pages: usize) -> bool {
         self.page_table.back(first, pages) && self.records.back(first, pages)
     }
 }
 
-/// What [`Range::backed`] says of a chunk that the system backs by small pages.
+/// The value in [`Range::backed`] of a chunk that the system backs by system pages alone.
 const SMALL_PAGES: u8 = 2;
 
 impl Range {
@@ -83,8 +83,8 @@ impl Range {
         unsafe { &*self.backed.at(chunk) }
     }
 
-    /// Was the system asked to back it? Relaxed, here and below: who reads an old value asks for
-    /// nothing, or takes the fault.
+    /// Whether the system was asked to back the chunk. Relaxed, here and below: a thread that reads
+    /// an old value does not ask, or takes the page fault.
     pub(super) fn is_backed(&self, chunk: usize) -> bool {
         self.backed(chunk).load(Ordering::Relaxed) != 0
     }
@@ -93,14 +93,14 @@ impl Range {
         self.backed(chunk).store(is.into(), Ordering::Relaxed);
     }
 
-    /// Does the system back the chunk by small pages alone?
+    /// Whether the system backs the chunk by system pages alone.
     pub(super) fn has_small_pages(&self, chunk: usize) -> bool {
         self.backed(chunk).load(Ordering::Relaxed) == SMALL_PAGES
     }
 
-    /// Has the system back the chunk by small pages alone, or by a huge one again; whether that is
-    /// new. Such a chunk counts as backed: a first touch in it clears 4 KiB. By the thread that
-    /// gives memory back.
+    /// Has the system back the chunk by system pages alone, or by a huge page again. Returns
+    /// whether that is new. A chunk of system pages counts as backed: a first touch in it clears 4
+    /// KiB. By the scavenger.
     pub(super) fn set_small_pages(&self, chunk: usize, small: bool) -> bool {
         let state = self.backed(chunk);
         if self.has_small_pages(chunk) == small {

@@ -1,9 +1,9 @@
-//! Size classes: which cell size a request gets, how long a span of such cells is, and the division
-//! that is none.
+//! Size classes: the size of the cell that a request gets, the length of a span of such cells, and
+//! division by multiplication.
 //!
-//! 16-byte steps up to 128 bytes, then eight classes a doubling up to [`MAX_SMALL`]: a cell is at
-//! most one eighth larger than its request. A span is as long as it takes to hold eight cells and
-//! lose at most 1/64 of itself at its end.
+//! Sizes grow by 16 bytes up to 128 bytes, and then in eight classes for each doubling up to
+//! [`MAX_SMALL`]. So a cell is at most one eighth larger than its request. A span is long enough to
+//! hold eight cells and to lose at most 1/64 of itself at its end.
 
 pub(crate) use crate::limits::MAX_SPAN_PAGES;
 pub use crate::limits::{GRANULE, MAX_SMALL, PAGE};
@@ -11,8 +11,8 @@ pub use crate::limits::{GRANULE, MAX_SMALL, PAGE};
 /// The number of size classes.
 pub(crate) const CLASSES: usize = 8 + 8 * 8;
 
-/// The shortest span in pages. Shorter ones would spend more on their records, longer ones strand
-/// more memory in kinds that have few cells.
+/// The shortest span in pages. Shorter spans would need more records for the same memory; longer
+/// ones would waste more in kinds that have few cells.
 const MIN_SPAN_PAGES: usize = 16;
 
 /// The fewest cells in a span.
@@ -21,15 +21,15 @@ const MIN_CELLS: usize = 8;
 /// The largest shift with which the reciprocal of 16 still fits 32 bits.
 const RECIPROCAL_SHIFT: u32 = 35;
 
-/// What arithmetic needs to know of a size class.
+/// The numbers of a size class.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Class {
     /// Bytes of a cell.
     pub(crate) size: u32,
-    /// `ceil(2^35 / size)`, for a division by multiplication. Its excess over the quotient is below
-    /// 1, so the product's is below `offset / 2^35 < 2^18 / 2^35 = 2^-17` once shifted; a true
-    /// quotient is at least `1 / size >= 2^-15` short of the next integer, so none is ever reached
-    /// too early.
+    /// `ceil(2^35 / size)`, for a division by multiplication. It exceeds `2^35 / size` by less than
+    /// 1, so the shifted product exceeds the quotient by less than `offset / 2^35 < 2^18 / 2^35 =
+    /// 2^-17`. A quotient that is no integer lies at least `1 / size >= 2^-15` below the next
+    /// integer, so the product never reaches that integer.
     pub(crate) reciprocal: u32,
     /// Cells in a span.
     pub(crate) cells: u32,
@@ -44,8 +44,8 @@ impl Class {
         self.size as usize / GRANULE
     }
 
-    /// The number of the cell that byte `offset` of a span lies in. May be `cells` or more: the
-    /// span's tail.
+    /// The number of the cell that byte `offset` of a span lies in. A number of `cells` or more
+    /// stands for the end of the span, which is no cell.
     #[inline(always)]
     pub(crate) const fn index_of(&self, offset: usize) -> usize {
         debug_assert!(offset < MAX_SPAN_PAGES * PAGE);
@@ -62,7 +62,7 @@ const fn size_of_class(class: usize) -> usize {
     }
 }
 
-const fn span_units(size: usize) -> usize {
+const fn span_pages(size: usize) -> usize {
     let mut least = (size * MIN_CELLS).div_ceil(PAGE);
     if least < MIN_SPAN_PAGES {
         least = MIN_SPAN_PAGES;
@@ -93,7 +93,7 @@ pub(crate) static TABLE: [Class; CLASSES] = {
     let mut class = 0;
     while class < CLASSES {
         let size = size_of_class(class);
-        let pages = span_units(size);
+        let pages = span_pages(size);
         table[class] = Class {
             size: size as u32,
             reciprocal: ((1u64 << RECIPROCAL_SHIFT).div_ceil(size as u64)) as u32,

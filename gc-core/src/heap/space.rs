@@ -1,5 +1,5 @@
-//! A heap's memory as one thing: what an address names, what is allocated and what is marked, and
-//! how memory is taken and given back. The folder beside this file has what is done with it.
+//! [`Space`]: its fields, its construction, and what an address names. The folder beside this file
+//! has its other methods.
 
 mod allocated_black;
 mod allocation_count;
@@ -24,21 +24,19 @@ use super::allocated_black::AllocatedBlack;
 use super::allocation_count::AllocationCount;
 use super::bitmap::{Bitmap, PAGES_PER_BITMAP_PAGE, WORDS_PER_PAGE};
 use super::large::LargeObjects;
-use super::page_runs::{CHUNK_PAGES, NoSpan, Record, Records, Spans};
+use super::page_runs::{CHUNK_PAGES, NoPages, PageRuns, Record, Records};
 use super::page_table::{Page, PageTable, are_far};
 use super::prefault::Prefault;
 use super::range::Range;
 use super::scavenge::SmallChunks;
 use super::size_classes::{MAX_SMALL, PAGE, TABLE};
-use super::span_lists::{Entry, Site, Sites, Swaps};
+use super::span_lists::{Site, SiteEntry, SiteTable, Swaps};
 use crate::encoding::Encoding;
 use crate::error::{SiteError, SpaceError};
 use crate::fault::planted;
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::limits::{MAX_ENCODINGS, MAX_RESERVE, MIN_HARD_LIMIT, MIN_RESERVE};
 use crate::memory::prefetch::prefetch;
-
-pub use iterate::POISON;
 
 /// How a heap's memory is laid out and limited.
 #[derive(Debug, Clone)]
@@ -47,14 +45,16 @@ pub struct SpaceConfig {
     pub reserve: u64,
     /// Spans and large objects in use never exceed this many bytes.
     pub hard_limit: Option<u64>,
-    /// What is tried on a conservative word. An empty list means [`Encoding::RAW`] alone.
+    /// The encodings that a conservative word is decoded by. An empty list means [`Encoding::RAW`]
+    /// alone.
     pub conservative: Vec<Encoding>,
-    /// Does a word just past the bytes that were asked for keep their cell alive? Each cell then
-    /// has a spare byte behind them.
+    /// Whether an address one past the end of the bytes that were asked for keeps their cell alive.
+    /// Each cell then has a spare byte at its end.
     pub past_the_end: bool,
-    /// Stress: a mutator is told to collect after this many allocations.
+    /// Stress: each mutator collects after this many allocations.
     pub collect_every: Option<u64>,
-    /// Bytes that the system backs from the start, tables included, and never gets back.
+    /// Bytes of the range that the system backs from the start, with their tables, and never gets
+    /// back.
     pub pre_touch: u64,
 }
 
@@ -78,19 +78,19 @@ pub struct Cell {
     pub base: usize,
     /// Its size in bytes (the size class's, or page-rounded).
     pub size: usize,
-    /// What it holds. Types of the safe tier that have one layout share a kind.
+    /// Its kind. Types of the safe tier that have one layout share a kind.
     pub kind: KindId,
 }
 
-/// Heaps of this process. A figure: Relaxed.
+/// The number of heaps of this process. Relaxed: a figure for reports.
 static HEAPS: AtomicUsize = AtomicUsize::new(0);
 
-/// Heaps that this process has now.
+/// The number of heaps that this process has now.
 pub(crate) fn live_heaps() -> usize {
     HEAPS.load(Ordering::Relaxed)
 }
 
-/// One of [`HEAPS`].
+/// Counts one heap in [`HEAPS`] for as long as it lives.
 struct Counted;
 
 impl Counted {
@@ -112,48 +112,50 @@ pub struct Space {
     _counted: Counted,
     /// Bytes of the address range.
     len: usize,
-    /// Which bitmap says what is allocated; the other one is for marks. Changes only while the
-    /// world is stopped.
+    /// Which of the two bitmaps is the allocated one; the other one takes marks. Changes only while
+    /// the world is stopped.
     pub(crate) role: AtomicUsize,
-    /// Refills mark what they hand out. Changes only while the world is stopped.
+    /// Whether a collection marks, so that new cells are allocated black. Changes only while the
+    /// world is stopped.
     pub(crate) marking: AtomicBool,
-    /// Markers ask for page words ahead. Changes only while the world is stopped.
+    /// Whether markers prefetch page-table words. Changes only while the world is stopped.
     pub(crate) far: AtomicBool,
     pub(crate) kinds: Kinds,
-    pub(crate) sites: Sites,
-    pub(crate) spans: CachePadded<Mutex<Spans>>,
-    /// Held by the collector while it sweeps a piece, and while a stretch that goes back to the
-    /// system is in no list; and by a walk over all cells. No mutator waits for it.
+    pub(crate) sites: SiteTable,
+    pub(crate) page_runs: CachePadded<Mutex<PageRuns>>,
+    /// Held by the collector while it sweeps a piece, and while the page run that it gives back to
+    /// the system is in no list. A walk over all cells holds it, too. No mutator waits for it.
     pub(crate) rearranging: Mutex<()>,
     prefault: Prefault,
-    /// Chunks that are backed by small pages alone, since some of them have gone back. By the
-    /// thread that gives memory back.
+    /// Chunks that the system backs by system pages alone, because a part of each has gone back.
+    /// Written by the scavenger.
     small_chunks: SmallChunks,
-    /// Memory has gone back since huge pages were wanted everywhere. By that thread: Relaxed.
-    has_released: AtomicBool,
-    /// Bytes that stay backed.
+    /// Memory has gone back since the heap last asked for huge pages everywhere. Relaxed: the
+    /// scavenger alone reads and writes it.
+    has_scavenged: AtomicBool,
+    /// Bytes from the start of the range that never go back to the system.
     pub(crate) pre_touched: u64,
     large: LargeObjects,
-    /// What was handed out since the last swap.
+    /// Cells and bytes that mutators got since the last swap.
     allocation_count: CachePadded<AllocationCount>,
-    /// Bytes that a mutator may have been handed and not reported, and how many mutators there are.
-    /// Both change in stops, and may be old.
+    /// Bytes that one mutator may leave unreported, and the number of mutators. A stop writes both;
+    /// a reader may see an old value.
     report_at: AtomicU64,
     mutators: AtomicUsize,
-    /// How often the bitmaps have swapped. Changes only while the world is stopped.
+    /// The number of swaps of the bitmaps. Changes only while the world is stopped.
     pub(crate) swaps: Swaps,
-    /// Large objects that nobody has swept since the last swap, and spans, as far as sites' lists
-    /// have been looked at since: see [`Space::is_swept`].
+    /// Spans and large objects that are not swept since the last swap. A span counts from the
+    /// moment on at which a thread has looked at its site's lists: see [`Space::is_swept`].
     pub(crate) unswept: CachePadded<AtomicUsize>,
-    /// The site that the background sweep is at, and one past the last that it comes to.
+    /// The site that the background sweep is at, and one past the last site that it looks at.
     pub(crate) sweep_site: AtomicUsize,
     pub(crate) sweep_end: AtomicUsize,
-    /// The chunk that the clearing of the spare bitmap is at, and where it ends.
+    /// The chunk at which the spare bitmap is cleared next, and one past the last chunk.
     pub(crate) clear_chunk: AtomicUsize,
     pub(crate) clear_end: AtomicUsize,
-    /// The spare bitmap is not cleared: see `sticky.rs`.
+    /// The spare bitmap keeps the marks of old cells: see `sticky.rs`.
     pub(crate) sticky: AtomicBool,
-    /// What was handed out while marking.
+    /// The cells that were allocated black.
     pub(crate) allocated_black: AllocatedBlack,
     encodings: [Encoding; MAX_ENCODINGS],
     encoding_count: usize,
@@ -161,38 +163,38 @@ pub struct Space {
     hard_limit: Option<u64>,
 }
 
-/// Bytes of a new heap that can be written, and the least by which there become more: a heap's
-/// first collection comes after about as many.
+/// Bytes of a new heap that can be written, and the least step by which this part grows. About as
+/// much is allocated before a heap's first collection.
 const FIRST_STEP: u64 = 4 << 20;
 
-/// The most, and of those that can be written already the part.
+/// The largest step, and the part of the writable bytes that a step has.
 const MOST_STEP: usize = 256 << 20;
 const GROWTH: usize = 4;
 
-/// Bytes of the reserve for which there is room for a kind: a kind that has cells has a span of 64
-/// KiB, but many have none most of the time.
+/// Bytes of the reserve for each kind that the table of kinds has room for. A kind that has cells
+/// has a span of 64 KiB, but many kinds have no cells most of the time.
 const BYTES_A_KIND: u64 = 16 << 10;
 
-/// Kinds that a heap of the least reserve has room for.
+/// The number of kinds that a heap of the least reserve has room for.
 const LEAST_KINDS: usize = 1024;
 
-/// Kinds that a heap of `bytes` of addresses has room for.
+/// The number of kinds that a heap of `bytes` of addresses has room for.
 pub(crate) fn kinds_for(bytes: u64) -> usize {
     ((bytes / BYTES_A_KIND) as usize).clamp(LEAST_KINDS, MAX_KINDS)
 }
 
-/// Pages at the start of the range that hold no cells. The range's own address stands in registers
-/// and on stacks whenever somebody allocates; it must not keep whatever would lie there.
+/// Pages at the start of the range that hold no cells. A mutator that allocates has the range's own
+/// address in a register or on its stack. That address must not keep a cell alive.
 const NEVER_TAKEN: usize = 1;
 
 impl Space {
     /// A space that belongs to no heap, for harnesses and benches.
     ///
     /// # Safety
-    /// The caller answers for all that is done with it, by safe methods too: they take addresses,
-    /// cells, sites, reservations and runs at their word. Each is given back to the space that it
-    /// came from, `LocalAllocator` are used by one thread, markers share a queue made for this
-    /// space, and what a method says of a stopped world holds.
+    /// The methods of the space trust their arguments: addresses, cells, sites, reservations and
+    /// runs. The caller passes each of them to the space that it came from. One thread uses a
+    /// `LocalAllocator`. Markers share a queue that was made for this space. Where a method needs a
+    /// stopped world, no other thread uses the space.
     #[cfg(feature = "internals")]
     pub unsafe fn bare(config: SpaceConfig) -> Result<Space, SpaceError> {
         Space::new(config)
@@ -238,12 +240,12 @@ impl Space {
             marking: AtomicBool::new(false),
             far: AtomicBool::new(false),
             kinds: Kinds::new(most_kinds)?,
-            sites: Sites::new(most_kinds, spare)?,
-            spans: CachePadded::new(Mutex::new(Spans::new(NEVER_TAKEN, writable, limit))),
+            sites: SiteTable::new(most_kinds, spare)?,
+            page_runs: CachePadded::new(Mutex::new(PageRuns::new(NEVER_TAKEN, writable, limit))),
             rearranging: Mutex::new(()),
             prefault,
             small_chunks: SmallChunks::default(),
-            has_released: AtomicBool::new(false),
+            has_scavenged: AtomicBool::new(false),
             pre_touched: pre_touch,
             large: LargeObjects::default(),
             allocation_count: CachePadded::default(),
@@ -264,67 +266,69 @@ impl Space {
         })
     }
 
-    /// Adds a kind. Outside `no_preempt`.
+    /// Adds a kind. The caller is outside `no_preempt`.
     pub fn add_kind(&self, kind: Kind) -> Result<KindId, KindError> {
         self.kinds.add(kind)
     }
 
-    /// The name of a kind, for reports. Mallocs: outside `no_preempt`.
+    /// The name of a kind, for reports. Mallocs: the caller is outside `no_preempt`.
     #[cfg(any(test, feature = "internals"))]
     pub fn kind_name(&self, kind: KindId) -> Option<String> {
         self.kinds.name(kind)
     }
 
-    /// The site of `bytes`-sized cells of `kind`; made at first use, then two loads. Under
-    /// `no_preempt` or from an unattached thread.
+    /// The site of `bytes`-sized cells of `kind`. The first call makes it; a later one takes two
+    /// loads. The caller is under `no_preempt`, or its thread is no mutator.
     #[inline]
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.sites.get(&self.kinds, kind, bytes)
     }
 
-    /// Has a cell for `bytes` bytes pages of its own, and no site?
+    /// Whether a request of `bytes` bytes is a large object, which has no site.
     #[inline(always)]
     pub fn is_large(&self, bytes: usize) -> bool {
         self.sites.room(bytes) > MAX_SMALL
     }
 
-    /// The address range, in bytes. It may be smaller than what was asked for.
+    /// The addresses of the range. It may be smaller than the reserve that was asked for.
     pub fn reserved(&self) -> std::ops::Range<usize> {
         self.range.base..self.range.base + self.len
     }
 
-    /// Are there so many page words that it pays to ask for each one ahead? Takes the heap's lock.
+    /// Whether the heap has so many page-table words that a marker should prefetch each one. Takes
+    /// the heap's lock.
     pub(crate) fn is_far(&self) -> bool {
         are_far(self.top())
     }
 
-    /// Is more than half of what the hard limit allows in use? Takes the heap's lock.
+    /// Whether more than half of the hard limit is in use. Takes the heap's lock.
     pub(crate) fn is_short(&self) -> bool {
         self.hard_limit
             .is_some_and(|limit| self.used_bytes() > limit / 2)
     }
 
-    /// Bytes of spans and large objects in use: what the hard limit counts. Takes the heap's lock.
+    /// Bytes of the spans and large objects in use. The hard limit bounds them. Takes the heap's
+    /// lock.
     pub fn used_bytes(&self) -> u64 {
-        (self.spans.lock().used() * PAGE) as u64
+        (self.page_runs.lock().used() * PAGE) as u64
     }
 
-    /// Bytes that the heap has ever used of its address range, and bytes of the tables beside it
-    /// that tell of them: bitmaps, page words, records, sites, cells allocated black. Where memory
-    /// went back to the system, most of what told of it went back, too, and is still counted. Takes
-    /// the heap's lock.
+    /// The bytes of the address range that the heap has ever used, and the bytes of the tables that
+    /// describe them: bitmaps, page-table words, records, sites, notes of cells allocated black.
+    /// When memory goes back to the system, most of its tables' memory goes back, too; these bytes
+    /// stay counted. Takes the heap's lock.
     pub fn metadata_bytes(&self) -> (u64, u64) {
         const A_PAGE: usize =
             size_of::<AtomicU32>() + size_of::<Record>() + 2 * WORDS_PER_PAGE * size_of::<u64>();
-        let top = self.spans.lock().top();
+        let top = self.page_runs.lock().top();
         let tables = top * A_PAGE + top.div_ceil(8);
         let tables = tables + top.div_ceil(CHUNK_PAGES) + top.div_ceil(PAGES_PER_BITMAP_PAGE);
-        let sites = self.sites.count() * size_of::<Entry>();
+        let sites = self.sites.count() * size_of::<SiteEntry>();
         let tables = tables + sites + self.allocated_black.peak_bytes();
         ((top * PAGE) as u64, tables as u64)
     }
 
-    /// Where those tables lie, but for the sites.
+    /// The addresses of those tables, except for the sites.
     #[cfg(test)]
     fn tables(&self) -> [std::ops::Range<usize>; 7] {
         let range = &self.range;
@@ -347,7 +351,7 @@ impl Space {
         self.hard_limit
     }
 
-    /// The encodings that are tried on a conservative word.
+    /// The encodings that a conservative word is decoded by.
     #[inline(always)]
     pub fn encodings(&self) -> &[Encoding] {
         if planted("no-decoding") {
@@ -356,15 +360,15 @@ impl Space {
         &self.encodings[..self.encoding_count]
     }
 
-    /// Is a cycle marking? Then every new cell is born marked.
+    /// Whether a collection marks. New cells are then allocated black.
     #[inline(always)]
     pub fn is_marking(&self) -> bool {
         // Ordering: Relaxed. It changes only while all mutators are stopped.
         self.marking.load(Ordering::Relaxed)
     }
 
-    /// The cell that `address` lies in, if that cell is allocated (or in a run's tail). Any word
-    /// may be asked.
+    /// The cell that `address` lies in, if that cell is allocated. The cells in a run's tail count
+    /// as allocated. `address` may be any word.
     #[inline]
     pub fn resolve(&self, address: usize) -> Option<Cell> {
         let offset = self.offset(address)?;
@@ -399,7 +403,8 @@ impl Space {
         }
     }
 
-    /// Asks for all that tells whether `address` names a cell. False: it names none.
+    /// Prefetches the words that tell whether `address` names a cell. `false`: the address lies
+    /// outside the heap.
     #[inline]
     pub(crate) fn prefetch_cell(&self, address: usize) -> bool {
         let Some(offset) = self.offset(address) else {
@@ -411,13 +416,13 @@ impl Space {
         true
     }
 
-    /// Does the address lie in the heap's range?
+    /// Whether the address lies in the heap's range.
     #[inline(always)]
     pub fn contains(&self, address: usize) -> bool {
         self.offset(address).is_some()
     }
 
-    /// Is the cell with this first byte allocated? False for addresses outside the heap.
+    /// Whether the cell with this first byte is allocated. `false` for an address outside the heap.
     #[inline]
     #[cfg(any(test, feature = "internals"))]
     pub fn is_allocated(&self, base: usize) -> bool {
@@ -425,7 +430,7 @@ impl Space {
             .is_some_and(|offset| self.allocated_bits().test(offset))
     }
 
-    /// Is the cell with this first byte marked? False for addresses outside the heap.
+    /// Whether the cell with this first byte is marked. `false` for an address outside the heap.
     #[inline]
     pub fn is_marked(&self, base: usize) -> bool {
         self.offset(base)
@@ -469,9 +474,9 @@ impl Space {
         &self.range.bits[!self.role.load(Ordering::Relaxed) & 1]
     }
 
-    /// Notes that the bitmaps' pages for this page may have bits: the allocated one's now, the
-    /// other one's in its time. A page without that note is zero, and is not written when a bitmap
-    /// is cleared: it may have gone back to the system.
+    /// Notes that the bitmap pages of this page may have bits: the allocated bitmap now, the spare
+    /// one after a swap. A bitmap page without the note is zero. Clearing a bitmap does not write
+    /// it, since it may have gone back to the system.
     #[inline(always)]
     pub(crate) fn note_bits(&self, page: usize) {
         let noted = self.noted_bits(page / PAGES_PER_BITMAP_PAGE);
@@ -481,17 +486,17 @@ impl Space {
         }
     }
 
-    /// The note of the bitmaps' page with this number.
+    /// The note of the bitmap page with this number.
     pub(crate) fn noted_bits(&self, bitmap_page: usize) -> &AtomicU8 {
         // SAFETY: pages of the address range; zeroed memory is a valid AtomicU8.
         unsafe { &*self.range.noted_bits.at(bitmap_page) }
     }
 
-    /// All of the heap's locks, for a thread that forks: it takes them before, and parent and child
-    /// drop them after.
+    /// All of the heap's locks. A thread that forks takes them before; parent and child release
+    /// them afterwards.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
-        // No other code takes two of these in another order (`gc-preempt/src/lock_order.rs`): the
-        // lock of what goes back to the system comes first, the allocator of pages last. Who has a
+        // No other code takes two of these locks in another order (`gc-preempt/src/lock_order.rs`).
+        // The scavenger's lock comes first, the one of the free page runs last: a thread that has a
         // chunk backed takes the latter meanwhile.
         let rearranging = self.rearranging.lock();
         let making = self.sites.lock_making();
@@ -500,18 +505,19 @@ impl Space {
             .map(|site| self.lists(self.sites.at(site)))
             .collect();
         let large = self.lock_large();
-        let early = planted("pages-before-backing").then(|| self.spans.lock());
+        let early = planted("pages-before-backing").then(|| self.page_runs.lock());
         let backing = self.prefault.lock_for_fork();
-        let spans = early.unwrap_or_else(|| self.spans.lock());
-        (rearranging, making, kinds, sites, large, backing, spans)
+        let page_runs = early.unwrap_or_else(|| self.page_runs.lock());
+        (rearranging, making, kinds, sites, large, backing, page_runs)
     }
 
-    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were dropped: takes over
-    /// the spans that gone threads owned or were sweeping, and counts anew what is to be swept.
-    /// `kept` gives the span, plus one, that the only thread left owns of a site; 0: none.
+    /// In the child of a fork, after the locks of [`Space::lock_for_fork`] were released: puts the
+    /// spans that threads of the parent owned or swept into lists, and counts anew what is to be
+    /// swept. `kept` gives, for a site, the first page plus one of the span that the child's only
+    /// thread owns; 0: none.
     ///
-    /// The gone threads' runs are not looked at, since they may have been in the middle of filling
-    /// one: the next collection finds the cells in them dead.
+    /// The runs of the other threads are not read, since such a thread may have been filling one.
+    /// The next collection finds the cells in them dead.
     pub(crate) fn forked(&self, kept: impl Fn(usize) -> u32) {
         for site in 0..self.sites.count() {
             let own = kept(site);
@@ -537,21 +543,21 @@ impl Space {
             .sum();
         self.unswept
             .store(spans + self.unswept_large(), Ordering::Relaxed);
-        // The thread that was sweeping may have been at any of them.
+        // The thread that swept in the parent may have been at any site.
         self.sweep_end.store(self.sites.count(), Ordering::Relaxed);
         self.sweep_site.store(0, Ordering::Relaxed);
     }
 
-    /// Has `least` pages that were never taken written from now on, beyond those that can be
-    /// already, and more where the system has them. By the holder of the lock.
-    fn make_writable(&self, spans: &mut Spans, least: usize) -> Result<(), NoSpan> {
+    /// Makes `least` pages beyond `top` writable, and more where the system has them. The caller
+    /// holds the lock.
+    fn make_writable(&self, spans: &mut PageRuns, least: usize) -> Result<(), NoPages> {
         let (from, end) = (spans.end(), self.len / PAGE);
         let wanted = (spans.top() + least).next_multiple_of(CHUNK_PAGES);
         if wanted > end {
-            return Err(NoSpan::Exhausted);
+            return Err(NoPages::Exhausted);
         }
-        // A heap that grows asks seldom; where memory is promised to none twice, it holds a quarter
-        // more than it ever had.
+        // Large steps: a heap that grows asks the system seldom. A quarter at most: where
+        // overcommit is strict, the heap holds no more than a quarter of memory that it never used.
         let mut more = (from / GROWTH).clamp(FIRST_STEP as usize / PAGE, MOST_STEP / PAGE);
         loop {
             let to = (from + more).next_multiple_of(CHUNK_PAGES).min(end);
@@ -560,21 +566,22 @@ impl Space {
                     spans.set_end(to.max(wanted));
                     return Ok(());
                 }
-                Err(e) if to <= wanted => return Err(NoSpan::System(e)),
+                Err(e) if to <= wanted => return Err(NoPages::System(e)),
                 Err(_) => more /= 2,
             }
         }
     }
 
-    /// What `take` finds in the free stretches; where it finds none, with more pages written.
+    /// Calls `take` on the free page runs. If it finds none, makes more pages writable and calls it
+    /// again.
     pub(crate) fn take_with<R>(
         &self,
-        spans: &mut Spans,
+        spans: &mut PageRuns,
         least: usize,
-        mut take: impl FnMut(&mut Spans) -> Result<R, NoSpan>,
-    ) -> Result<R, NoSpan> {
+        mut take: impl FnMut(&mut PageRuns) -> Result<R, NoPages>,
+    ) -> Result<R, NoPages> {
         match take(spans) {
-            Err(NoSpan::Exhausted) => {
+            Err(NoPages::Exhausted) => {
                 self.make_writable(spans, least)?;
                 take(spans)
             }
@@ -582,27 +589,27 @@ impl Space {
         }
     }
 
-    /// Has pages up to `end` written from now on, of those that were never taken.
+    /// Makes the pages up to `end` writable, which were never taken.
     fn writable_up_to(&self, end: usize) -> bool {
-        let mut spans = self.spans.lock();
+        let mut spans = self.page_runs.lock();
         let top = spans.top();
         end <= spans.end() || self.make_writable(&mut spans, end - top).is_ok()
     }
 
-    /// Takes pages for a large object: the first, and whether all of them are known to be zero.
-    pub(crate) fn take_pages(&self, pages: usize) -> Result<(usize, bool), NoSpan> {
+    /// Takes pages for a large object: the first one, and whether all of them are known to be zero.
+    pub(crate) fn take_pages(&self, pages: usize) -> Result<(usize, bool), NoPages> {
         let (records, dirty) = (&self.range.records, &self.range.dirty);
-        let first = self.take_with(&mut self.spans.lock(), pages, |spans| {
+        let first = self.take_with(&mut self.page_runs.lock(), pages, |spans| {
             spans.take(records, dirty, pages)
         })?;
         self.prefault.taken(first + pages);
         Ok((first, self.range.dirty.count(first, pages) == 0))
     }
 
-    /// Gives a span of few pages back whose page words are zero.
+    /// Gives back a span of few pages. Its page-table words are zero.
     pub(crate) fn give_pages(&self, first: usize, pages: usize) {
         self.range.dirty.set(first, pages);
-        self.spans
+        self.page_runs
             .lock()
             .give(&self.range.records, &self.range.dirty, first, pages);
     }

@@ -1,17 +1,21 @@
-//! The sites of a heap: for each (kind, size class) that is in use, the lists of its spans.
+//! The sites of a heap: for each (kind, size class) pair that is in use, the lists of its spans.
 //!
-//! A span is in exactly one place: owned by a mutator that takes runs from it, or in one of four
-//! lists. After stop 2 every listed span is `unswept`, but for those in which a young collection
-//! could free nothing; who sweeps it finds it empty and gives it back, or puts it where it belongs.
+//! A span has one place: a mutator owns it and takes runs from it, or it is in one of four lists.
+//! After stop 2 every listed span is `unswept`, except spans in which a young collection could free
+//! nothing. The thread that sweeps a span gives it back if it is empty, and otherwise puts it into
+//! the list where it belongs.
 //!
-//! A heap may have tens of thousands of sites, so the stop does not move their spans: it counts the
-//! swap ([`Swaps`]), and who takes a site's lock next moves them
-//! ([`Space::lists`](crate::heap::Space::lists), which is the only way to the lists). So this holds
-//! for whoever has the lock: a span is in `partial` or `full` only if it was put there after the
-//! last swap, and in `old` only if it was put there after the last swap that was whole. The sweep
-//! looks at each site between two swaps. Should a site miss some, it is moved once for all of them:
-//! what is in `partial` and `full`, and if any of them was whole, in `old`; nobody has put a span
-//! into a list in between.
+//! A heap may have tens of thousands of sites, so the stop does not move their spans. It counts the
+//! swap ([`Swaps`]), and the next thread that takes a site's lock moves the site's spans
+//! ([`Space::lists`](super::Space::lists)). There is no other way to the lists. So the thread that
+//! holds the lock finds this:
+//!
+//! * a span is in `partial` or `full` only if it was put there after the last swap;
+//! * a span is in `old` only if it was put there after the last swap of a whole collection.
+//!
+//! The sweep looks at each site between two swaps. A site that missed several swaps is moved once
+//! for all of them: `partial` and `full`, and also `old` if one of the swaps was a whole
+//! collection's. No thread has put a span into a list between them.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -23,32 +27,32 @@ use crate::limits::MAX_SITES;
 use crate::memory::os::{MapError, Table};
 use gc_preempt::{Mutex, MutexGuard};
 
-/// A (kind, size class) pair: what an allocation site in machine code needs to know.
+/// A (kind, size class) pair: what machine code needs to know to allocate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Site {
     pub(crate) index: u32,
     pub(crate) size: u32,
 }
 impl Site {
-    /// The index of this site's [`Run`](crate::jit::Run) in a mutator's array.
+    /// The index of this site's [`Run`](crate::alloc::Run) in a mutator's array.
     pub const fn index(self) -> usize {
         self.index as usize
     }
 
-    /// The size of its cells in bytes: how far the cursor moves.
+    /// The size of its cells in bytes. An allocation moves the cursor by as much.
     pub const fn size(self) -> usize {
         self.size as usize
     }
 }
-/// Entries of a kind's row in the index: a power of two that holds all classes.
+/// Elements of a kind's row in the index: a power of two that holds all classes.
 const ROW: usize = 128;
 const _: () = assert!(CLASSES <= ROW);
 
-/// Sites for which there is room for each kind that there is room for. Few kinds have cells of many
+/// The number of sites that the table has room for, for each kind. Few kinds have cells of many
 /// sizes.
 const SITES_A_KIND: usize = 4;
 
-/// A list of spans, linked through their records.
+/// A list of spans, linked through their records. A link is a span's first page + 1; 0: none.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct List {
     head: u32,
@@ -97,7 +101,7 @@ impl List {
         }
     }
 
-    /// Moves all of `other` to the end of this list, at once.
+    /// Moves all spans of `other` to the end of this list, in constant time.
     pub(crate) fn append(&mut self, records: &Records, other: &mut List) {
         if other.head == 0 {
             return;
@@ -113,21 +117,21 @@ impl List {
     }
 }
 
-/// The spans of a site that no mutator owns, and the chain of all its spans.
+/// The spans of a site that no mutator owns, and the chain of all spans of the site.
 #[derive(Debug, Default)]
 pub(crate) struct SpanLists {
-    /// Not looked at since the last collection.
+    /// Spans that are not swept since the last collection.
     pub(crate) unswept: List,
-    /// Has free cells.
+    /// Swept spans that have free cells.
     pub(crate) partial: List,
-    /// Has none: a mutator has filled it.
+    /// Spans that a mutator has filled.
     pub(crate) full: List,
-    /// Has none since it was swept: what is in it was marked by the last collection, and a young
-    /// one has nothing to free there. So it is swept after whole ones only.
+    /// Spans that were full when they were swept. The last collection marked all their cells, so a
+    /// young collection has nothing to free there. They are swept after whole collections only.
     pub(crate) old: List,
-    /// The first of all spans of the site, owned ones too; linked by `all_next`.
+    /// The first of all spans of the site, with those that mutators own; linked by `all_next`.
     pub(crate) all: u32,
-    /// The last swap that the lists tell of.
+    /// The number of the last swap for which the lists were moved.
     pub(super) seen: u64,
 }
 
@@ -164,27 +168,27 @@ impl SpanLists {
     }
 }
 
-/// One site. Two cache lines, so that neighbours do not share the lock's.
+/// One site. Aligned to two cache lines, so that neighbours' locks share none.
 #[repr(C, align(128))]
-pub(crate) struct Entry {
+pub(crate) struct SiteEntry {
     pub(crate) kind: KindId,
     pub(crate) class: u8,
-    /// See [`Space::lists`](crate::heap::Space::lists).
+    /// Read and written through [`Space::lists`](super::Space::lists) alone.
     pub(super) lists: Mutex<SpanLists>,
 }
 
-impl Entry {
+impl SiteEntry {
     pub(crate) fn class(&self) -> &'static Class {
         &size_classes::TABLE[self.class as usize]
     }
 }
 
-/// How often the bitmaps have swapped: what sites are told in a stop. Changes in stops only, so all
-/// loads and stores are Relaxed.
+/// The number of swaps of the bitmaps. Relaxed: it changes in stops only, and a stop orders all
+/// accesses.
 #[derive(Debug, Default)]
 pub(crate) struct Swaps {
     number: AtomicU64,
-    /// The number of the last swap after a collection that was not young.
+    /// The number of the last swap after a whole collection.
     whole: AtomicU64,
 }
 
@@ -195,7 +199,7 @@ impl Swaps {
         self.number.load(Ordering::Relaxed)
     }
 
-    /// Stop 2: counts a swap after a collection that was `young` or not.
+    /// Stop 2: counts the swap of a collection that was `young`, or whole.
     pub(crate) fn count(&self, young: bool) {
         let number = self.number() + 1;
         self.number.store(number, Ordering::Relaxed);
@@ -209,7 +213,8 @@ impl Swaps {
     }
 }
 
-/// Can cells of this kind have this size? Markers read the slots of a cell without asking.
+/// Checks that cells of this kind can have this size. Markers read the slots of a cell without such
+/// a check.
 pub(crate) fn check(
     kinds: &Kinds,
     kind: KindId,
@@ -227,21 +232,21 @@ pub(crate) fn check(
 }
 
 /// All sites of a heap.
-pub(crate) struct Sites {
-    entries: Table<Entry>,
+pub(crate) struct SiteTable {
+    entries: Table<SiteEntry>,
     count: AtomicU32,
-    /// Site index + 1 by kind and class, 0: not made yet.
+    /// By kind and class, the site's index + 1; 0: not made yet.
     index: Table<AtomicU32>,
     making: Mutex<()>,
-    /// Bytes that each cell has beyond those asked for: 1 where a word past their end is to lie in
-    /// their cell.
+    /// Bytes that each cell has beyond those asked for: 1 where an address one past the end is to
+    /// lie in the cell.
     spare: usize,
 }
 
-impl Sites {
-    /// For at most so many kinds.
-    pub(crate) fn new(kinds: usize, spare: usize) -> Result<Sites, MapError> {
-        Ok(Sites {
+impl SiteTable {
+    /// A table for at most `kinds` kinds.
+    pub(crate) fn new(kinds: usize, spare: usize) -> Result<SiteTable, MapError> {
+        Ok(SiteTable {
             spare,
             entries: Table::reserve((SITES_A_KIND * kinds).min(MAX_SITES))?,
             count: AtomicU32::new(0),
@@ -250,7 +255,7 @@ impl Sites {
         })
     }
 
-    /// Bytes that a cell for `bytes` bytes has at least.
+    /// The least size of a cell for `bytes` bytes.
     #[inline(always)]
     pub(crate) fn room(&self, bytes: usize) -> usize {
         bytes.saturating_add(self.spare)
@@ -266,9 +271,9 @@ impl Sites {
     }
 
     #[inline(always)]
-    pub(crate) fn at(&self, site: usize) -> &Entry {
-        // SAFETY: sites are within the table and written before they are counted or indexed; after
-        // that only the lists change, under their lock.
+    pub(crate) fn at(&self, site: usize) -> &SiteEntry {
+        // SAFETY: a site is within the table, and it is written before it is counted or indexed.
+        // Afterwards only its lists change, under their lock.
         unsafe { &*self.entries.at(site) }
     }
 
@@ -286,7 +291,7 @@ impl Sites {
         if room > MAX_SMALL {
             return Err(SiteError::Large { bytes });
         }
-        // Another heap's kind, perhaps.
+        // The kind may be another heap's.
         if kind.index() * ROW >= self.index.len() {
             return Err(SiteError::UnknownKind(kind));
         }
@@ -324,21 +329,21 @@ impl Sites {
             .make_writable(index as usize + 1)
             .and_then(|()| self.index.make_writable((kind.index() + 1) * ROW))
             .map_err(SiteError::System)?;
-        let entry = Entry {
+        let entry = SiteEntry {
             kind,
             class: class as u8,
             lists: Mutex::new(SpanLists::default()),
         };
-        // SAFETY: the entry is not counted yet, so it is only ours.
+        // SAFETY: the site is not counted yet, so no other thread has it.
         unsafe { self.entries.at(index as usize).write(entry) };
-        // Ordering: Release publishes the entry, for `count` and for `get`.
+        // Ordering: Release publishes the site, for the Acquire in `count` and in `get`.
         self.count.store(index + 1, Ordering::Release);
         slot.store(index + 1, Ordering::Release);
         Ok(Site { index, size })
     }
 
     /// The sites of one kind.
-    pub(crate) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = &Entry> {
+    pub(crate) fn of_kind(&self, kind: KindId) -> impl Iterator<Item = &SiteEntry> {
         (0..CLASSES).filter_map(move |class| {
             let index = self.slot(kind, class).load(Ordering::Acquire);
             index.checked_sub(1).map(|index| self.at(index as usize))

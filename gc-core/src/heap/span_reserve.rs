@@ -1,57 +1,57 @@
-//! Stretches of free pages that a mutator has to itself, and cuts its new spans from.
+//! A span reserve: a page run that a mutator has to itself and cuts its next spans from.
 //!
-//! Where mutators take their spans one by one from the same stretch, each gets every other one, 64
-//! KiB of 128, and what it builds lies scattered among what the others build. After the next
-//! collection the free stretches are such single spans, too, and so on. To walk what was just built
-//! takes longer then: in `gclab trees 20` with two mutators, the samples in its counting of trees
-//! were 4,150 to 5,700 of some 14,000 so, and 3,600 to 3,900 where each mutator had a heap of its
-//! own in the same process (ten runs; trees of 8 MiB and more made the difference, those that fit
-//! into the second-level cache none). With claims they are 3,700 to 4,100, and the whole takes 1.29
-//! s (2.45 s of processors) instead of 1.385 s (2.615 s; medians of six pairs). Why the processor
-//! minds is not known: pages, and how many of them, are the same. So a mutator claims what lies
-//! beside its new span, too, as far as the 2 MiB that the system maps as one page go.
+//! If mutators take their spans one by one from the same page run, each gets every other span, and
+//! the objects that one mutator builds lie scattered among those of the others. After the next
+//! collection the free page runs are single spans, too. To walk what was just built takes longer
+//! then (docs/experiments.md). So a mutator reserves the pages beside its new span, too, within the
+//! same chunk.
 //!
 //! # How much
-//! Twice what it claimed before, up to such a page: who allocates little holds little. And all
-//! mutators together no more than a 16th of what the heap uses, nor a 32nd of what the hard limit
-//! leaves. At the end of each collection all claims go back
-//! ([`Space::give_back_reserve`](crate::heap::Space::give_back_reserve)), before whoever waits for
-//! memory tries again, and the next ones are half as long: an idle mutator keeps nothing.
 //!
-//! # Who owns it
-//! A claimed stretch is in use, and its pages have no words: nothing resolves there. It is one
-//! word, which its mutator takes and puts back under `no_preempt` and the collector takes outside
-//! of stops. Whoever took it has the stretch, records included. So the mutator may cut it without
-//! the heap's lock: the boundaries that it makes lie inside, and their neighbours' owners look at
-//! them only after they got the span. What bounds the stretch itself, others may look at meanwhile,
-//! and it is not written. The child of a fork loses what a gone thread had just taken to cut it.
+//! A reserve is twice as long as the mutator's last one, up to a chunk, so a mutator that allocates
+//! little holds little. All reserves together have at most a 16th of the pages in use, and at most
+//! a 32nd of the pages that the hard limit leaves. At the end of each collection all reserves go
+//! back ([`Space::give_back_reserve`](super::Space::give_back_reserve)), before threads that wait
+//! for memory try again. The next reserve may be half as long, so an idle mutator ends up with
+//! none.
+//!
+//! # Which thread owns it
+//!
+//! The reserve counts as in use, and its pages have no page-table words, so nothing resolves there.
+//! It is one word. The mutator takes it and puts it back under `no_preempt`; the collector takes it
+//! outside of stops. The thread that took the word owns the page run and its records, so the
+//! mutator may cut the page run without the heap's lock. The new boundaries lie inside the page
+//! run, and the owners of their neighbours read them only after they got the span. Other threads
+//! may read the records at the ends of the page run meanwhile, and these are not written.
+//!
+//! The child of a fork loses a reserve that a thread of the parent had taken to cut it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// A mutator's stretch. See the module's head.
+/// A mutator's reserve. See the module's head.
 #[derive(Debug, Default)]
 pub(crate) struct SpanReserve {
-    /// The first page in the high half, how many in the low one; 0: none.
-    stretch: AtomicU64,
-    /// Pages that the next one may have at most. A hint: Relaxed.
+    /// The first page in the high half, the number of pages in the low half; 0: none.
+    page_run: AtomicU64,
+    /// The most pages that the next reserve may have. Relaxed: a hint.
     pub(super) most: AtomicU32,
 }
 
 impl SpanReserve {
-    /// Takes the stretch: first page and how many, 0 if there is none.
+    /// Takes the reserve: the first page and the number of pages, 0 if there is none.
     pub(super) fn take(&self) -> (usize, usize) {
-        // Ordering: Acquire pairs with the Release in `put`: the records are as its last owner left
+        // Ordering: Acquire pairs with the Release in `put`: the records are as the last owner left
         // them.
-        let stretch = self.stretch.swap(0, Ordering::Acquire);
-        ((stretch >> 32) as usize, stretch as u32 as usize)
+        let page_run = self.page_run.swap(0, Ordering::Acquire);
+        ((page_run >> 32) as usize, page_run as u32 as usize)
     }
 
-    /// Puts what is left of it back. By the mutator, which took it.
+    /// Puts the rest of the reserve back. By the mutator, which took it.
     pub(super) fn put(&self, first: usize, pages: usize) {
         if pages != 0 {
-            let stretch = (first as u64) << 32 | pages as u64;
+            let page_run = (first as u64) << 32 | pages as u64;
             // Ordering: Release pairs with the Acquire in `take`.
-            self.stretch.store(stretch, Ordering::Release);
+            self.page_run.store(page_run, Ordering::Release);
         }
     }
 }

@@ -1,11 +1,11 @@
-//! Arrays that take memory in chunks as they are filled, and give it back.
+//! Chunked arrays: they take memory in chunks of 256 KiB as they are filled, and give it back.
 //!
-//! A [`Mapped`] table takes address space for all that it could ever hold when the heap is built.
-//! That is too much for lists which may become as long as the heap has cells and are short as a
-//! rule: values that need `Drop`, finalizers, weak words that are dying. Such a list has a
-//! directory, which is address space for a word a chunk, and maps a chunk when its first element is
-//! written. Mapping takes no lock of this process and calls no malloc, so a marker may do it in a
-//! stop. A chunk that the system refuses is a full list, and each list says what it does then.
+//! A [`Mapped`] table reserves addresses for all elements that it could ever hold. That is too much
+//! for a list that may become as long as the heap has cells but is short as a rule: values that
+//! need `Drop`, finalizers, weak words that are dying. A chunked array has a directory, whose
+//! addresses are a word for each chunk, and maps a chunk when its first element is written. Mapping
+//! takes no lock of this process and calls no malloc, so a marker may do it in a stop. If the
+//! system refuses a chunk, the list is full, and each list says what it does then.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -14,12 +14,12 @@ use crate::memory::MapError;
 use crate::memory::os::Map;
 use crate::memory::tables::{Mapped, Zeroed};
 
-/// Bytes of a chunk. A page of it becomes memory at its first touch.
+/// Bytes of a chunk. A system page of it becomes memory when it is first touched.
 const CHUNK: usize = 256 << 10;
 
-/// A zeroed array of `T` of which parts exist.
+/// A zeroed array of `T`, of which only some chunks exist.
 pub(crate) struct Chunked<T: Zeroed> {
-    /// Addresses of chunks; 0: there is none.
+    /// The addresses of the chunks; 0: the chunk does not exist.
     chunks: Mapped<AtomicUsize>,
     capacity: usize,
     /// Chunks from this number on were never mapped.
@@ -27,7 +27,7 @@ pub(crate) struct Chunked<T: Zeroed> {
     of: PhantomData<T>,
 }
 
-/// A chunk that was taken out of its list. Dropping it gives its memory back.
+/// A chunk that was taken out of its array. Dropping it gives its memory back.
 pub(crate) struct Chunk(usize);
 
 impl<T: Zeroed> Chunked<T> {
@@ -47,7 +47,7 @@ impl<T: Zeroed> Chunked<T> {
         })
     }
 
-    /// How many elements it may have.
+    /// The most elements that it may have.
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
@@ -55,16 +55,16 @@ impl<T: Zeroed> Chunked<T> {
     /// An element, if its chunk exists.
     #[inline]
     pub(crate) fn get(&self, at: usize) -> Option<&T> {
-        // Acquire pairs with the Release in `map`: the directory is changed by several threads.
+        // Acquire pairs with the Release in `map`: several threads change the directory.
         let chunk = self.chunks.get(at / Self::CHUNK)?.load(Ordering::Acquire);
-        // SAFETY: a chunk of this many elements, zeroed when it was mapped, which `Zeroed` makes
-        // values; it is unmapped by those who say that no other thread uses it.
+        // SAFETY: a chunk has this many elements and was zeroed when it was mapped, which `Zeroed`
+        // makes values. A caller that unmaps it has said that no other thread uses it.
         (chunk != 0 && at < self.capacity)
             .then(|| unsafe { &*(chunk as *const T).add(at % Self::CHUNK) })
     }
 
-    /// An element, whose chunk is mapped if it does not exist. `None`: beyond the capacity, or the
-    /// system has no memory.
+    /// An element, whose chunk is mapped if it does not exist. `None`: the element is beyond the
+    /// capacity, or the system has no memory.
     #[inline]
     pub(crate) fn make(&self, at: usize) -> Option<&T> {
         self.get(at).or_else(|| {
@@ -85,7 +85,7 @@ impl<T: Zeroed> Chunked<T> {
         let Some(map) = is_ready.then(|| Map::new(CHUNK).ok()).flatten() else {
             return;
         };
-        // Release pairs with the Acquire in `get`. Where another thread was quicker, this chunk is
+        // Release pairs with the Acquire in `get`. If another thread was quicker, this chunk is
         // unmapped again.
         let entered = self.chunks[number].compare_exchange(
             0,
@@ -95,20 +95,20 @@ impl<T: Zeroed> Chunked<T> {
         );
         if entered.is_ok() {
             core::mem::forget(map);
-            // Relaxed, here and below: it says where to look. Who looks too early leaves the chunk
-            // for the next time.
+            // Relaxed, here and below: a bound for the search. A thread that reads an old value
+            // leaves the chunk for the next time.
             self.high.fetch_max(number + 1, Ordering::Relaxed);
         }
     }
 
-    /// Takes the chunk of element `at` out of the list; it is given back when the result is
+    /// Takes the chunk of element `at` out of the array. Its memory goes back when the result is
     /// dropped.
     ///
     /// # Safety
     /// No other thread uses an element of that chunk, and none keeps a reference to one.
     pub(crate) unsafe fn take_chunk(&self, at: usize) -> Option<Chunk> {
         let place = self.chunks.get(at / Self::CHUNK)?;
-        // What has never had a chunk may not be writable.
+        // A directory word that never had a chunk may not be writable.
         if place.load(Ordering::Relaxed) == 0 {
             return None;
         }
@@ -116,8 +116,8 @@ impl<T: Zeroed> Chunked<T> {
         (chunk != 0).then_some(Chunk(chunk))
     }
 
-    /// Takes the last chunk out of the list, if it lies wholly behind the first `kept` elements and
-    /// is not the first one.
+    /// Takes the last chunk out of the array, if it lies wholly behind the first `kept` elements
+    /// and is not the first chunk.
     ///
     /// # Safety
     /// As [`Chunked::take_chunk`], for all elements from `kept` on.
@@ -142,11 +142,11 @@ impl<T: Zeroed> Chunked<T> {
         }
     }
 
-    /// Makes the first `used` elements zero, and gives the chunks behind them back. Of what is
-    /// large the memory is given back as well.
+    /// Makes the first `used` elements zero, and gives the chunks behind them back. The memory of
+    /// chunks that were used as a whole goes back as well.
     ///
     /// # Safety
-    /// No other thread uses the list meanwhile.
+    /// No other thread uses the array meanwhile.
     pub(crate) unsafe fn clear(&self, used: usize) {
         let used = used.min(self.capacity);
         for first in (0..used).step_by(Self::CHUNK) {
@@ -155,7 +155,7 @@ impl<T: Zeroed> Chunked<T> {
                 continue;
             };
             let chunk = place.load(Ordering::Relaxed);
-            // SAFETY: whole pages of a chunk, whose contents the caller says are not used.
+            // SAFETY: whole system pages of a chunk, whose contents the caller says are not used.
             let is_zero = chunk == 0
                 || bytes == CHUNK
                     && unsafe { libc::madvise(chunk as *mut _, CHUNK, libc::MADV_DONTNEED) } == 0;
@@ -170,7 +170,7 @@ impl<T: Zeroed> Chunked<T> {
         }
     }
 
-    /// How many chunks exist.
+    /// The number of chunks that exist.
     #[cfg(test)]
     pub(crate) fn chunks(&self) -> usize {
         let chunks = self.chunks.iter();
@@ -180,14 +180,15 @@ impl<T: Zeroed> Chunked<T> {
 
 impl Drop for Chunk {
     fn drop(&mut self) {
-        // SAFETY: a mapping of this size, which `take_chunk`'s caller says that no thread uses.
+        // SAFETY: a mapping of this size, which the caller of `take_chunk` says that no thread
+        // uses.
         unsafe { libc::munmap(self.0 as *mut _, CHUNK) };
     }
 }
 
 impl<T: Zeroed> Drop for Chunked<T> {
     fn drop(&mut self) {
-        // SAFETY: the list is gone.
+        // SAFETY: the array is dropped, so no thread uses it.
         while let Some(chunk) = unsafe { self.take_last_beyond(0) } {
             drop(chunk);
         }

@@ -1,20 +1,22 @@
-//! Memory taken from the OS: zeroed, lazily backed, typed where it helps.
+//! Mappings: memory from the operating system, zeroed, backed when it is first touched, and typed
+//! where that helps.
 //!
-//! All of the heap and all of its side tables are such mappings. Nothing here mallocs after
-//! construction, and a page costs nothing until it is written.
+//! The whole heap and all its side tables are such mappings. No function here mallocs after
+//! construction, and a system page costs no memory until it is written.
 //!
 //! # Addresses first, memory later
+//!
 //! A heap reserves addresses for all that it may ever hold. A private mapping that can be written
 //! counts in full against `RLIMIT_DATA`, and where overcommit is strict (`vm.overcommit_memory=2`)
-//! against what the whole machine may promise, whether a page of it is ever touched or not, and
-//! whatever `MAP_NORESERVE` says. A mapping that cannot be written counts for neither (proc(5),
-//! `mm/mmap.c`: `accountable_mapping`, `is_data_mapping`). So large mappings begin as reservations
-//! ([`Map::reserve`]), and the part that is about to be written is made writable
-//! ([`Map::make_writable`]). The system may refuse that; then there is no memory, and the caller
-//! says so.
+//! against what the whole machine may promise. It counts whether or not a page of it is ever
+//! touched, and `MAP_NORESERVE` does not change that. A mapping that cannot be written counts for
+//! neither (proc(5), `mm/mmap.c`: `accountable_mapping`, `is_data_mapping`). So a large mapping
+//! begins as a reservation ([`Map::reserve`]), and each part is made writable before it is written
+//! ([`Map::make_writable`]). If the system refuses that, there is no memory, and the caller reports
+//! it.
 //!
-//! `RLIMIT_AS` counts reservations, too. So their sizes follow the heap's reserve, and the whole
-//! heap gives way together.
+//! `RLIMIT_AS` counts reservations, too. So their sizes follow the heap's reserve, and a smaller
+//! reserve makes all of them smaller.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -29,15 +31,15 @@ use nix::sys::resource::{Resource, getrlimit};
 
 const PAGE: usize = 4096;
 
-/// Bytes that the system maps as one page where it can.
+/// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// The OS did not give the memory.
+/// The system refused addresses or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapError {
-    /// How much was asked for.
+    /// The bytes that were asked for.
     pub bytes: usize,
-    /// The OS's error number.
+    /// The system's error number, as in errno(3).
     pub errno: i32,
 }
 
@@ -49,7 +51,7 @@ impl MapError {
         }
     }
 
-    /// What to change, by what limits this process now.
+    /// The settings that would help, by what limits this process now.
     fn cure(self) -> String {
         let limited = |resource, name: &str, option: &str| match getrlimit(resource) {
             Ok((soft, _)) if soft != libc::RLIM_INFINITY => {
@@ -69,7 +71,7 @@ impl MapError {
                 "raise vm.overcommit_ratio or vm.overcommit_kbytes (overcommit is strict here), ";
         }
         if cure.is_empty() {
-            cure += "raise vm.max_map_count, if the process has so many mappings, ";
+            cure += "raise vm.max_map_count (if the process has many mappings), ";
         }
         cure + "or build the heap with a smaller reserve"
     }
@@ -89,10 +91,10 @@ impl fmt::Display for MapError {
 
 impl std::error::Error for MapError {}
 
-/// Bytes of all mappings of the process's heaps. A figure: Relaxed.
+/// Bytes of all mappings of the process's heaps. Relaxed: a figure for reports.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes of addresses that this process's heaps have, tables included.
+/// Bytes of addresses that this process's heaps have, with their tables.
 pub(crate) fn mapped_bytes() -> usize {
     MAPPED.load(Ordering::Relaxed)
 }
@@ -103,12 +105,12 @@ pub(crate) fn addresses() -> Option<u64> {
     (soft != libc::RLIM_INFINITY).then_some(soft)
 }
 
-/// What can be done with a reservation before it is made writable.
+/// What an access to a reservation does before that is made writable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// Nothing: an access is a fault.
+    /// Each access is a fault.
     Nothing,
-    /// It reads as zeros.
+    /// A read gives zero, and a write is a fault.
     Read,
 }
 
@@ -118,16 +120,16 @@ pub(crate) struct Map {
     bytes: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; it is memory reached through raw
-// pointers, and who dereferences them answers for the sharing.
+// SAFETY: a mapping belongs to the process, not to a thread. It is memory reached through raw
+// pointers, and the code that dereferences them is responsible for the sharing.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
 
 impl Drop for Map {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this value's, and nothing refers to it any more. Should the system
-        // refuse, the addresses are lost.
+        // SAFETY: this value owns the mapping, and no reference to it is left. If the system
+        // refuses, the addresses are lost.
         if unsafe { munmap(self.base.cast(), self.bytes) }.is_ok() {
             MAPPED.fetch_sub(self.bytes, Ordering::Relaxed);
         }
@@ -160,7 +162,7 @@ impl Map {
         Map::with(bytes, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
     }
 
-    /// Addresses alone. See the module's head.
+    /// Addresses without memory. See the module's head.
     pub(crate) fn reserve(bytes: usize, before: Before) -> Result<Map, MapError> {
         if crate::fault::planted("all-writable") {
             return Map::new(bytes);
@@ -172,7 +174,8 @@ impl Map {
         Map::with(bytes, access)
     }
 
-    /// Addresses alone, whole pages, which begin at a multiple of `align`, a power of two.
+    /// Addresses without memory, whole system pages, which begin at a multiple of `align`, a power
+    /// of two.
     pub(crate) fn reserve_aligned(bytes: usize, align: usize) -> Result<Map, MapError> {
         debug_assert!(bytes.is_multiple_of(PAGE) && align.is_power_of_two());
         let wide = bytes.checked_add(align);
@@ -180,8 +183,8 @@ impl Map {
         let before = map.base.as_ptr().align_offset(align);
         let after = map.bytes - before - bytes;
         for (offset, spare) in [(before + bytes, after), (0, before)] {
-            // SAFETY: within the mapping, which nobody knows yet. Should the system refuse, these
-            // addresses are lost.
+            // SAFETY: within the mapping, which no other code knows yet. If the system refuses,
+            // these addresses are lost.
             unsafe {
                 let first = NonNull::new_unchecked(map.base.as_ptr().add(offset));
                 if spare != 0 && munmap(first.cast(), spare).is_ok() {
@@ -195,8 +198,8 @@ impl Map {
         Ok(map)
     }
 
-    /// Has `[offset, offset + bytes)` read and written. Takes no lock of this process's: possible
-    /// in a stop, and under `no_preempt`.
+    /// Makes `[offset, offset + bytes)` writable. Takes no lock of this process, so it may be
+    /// called in a stop and under `no_preempt`.
     pub(crate) fn make_writable(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
         debug_assert!(offset.is_multiple_of(PAGE) && offset + bytes <= self.bytes);
         if crate::fault::planted("memory-refused") {
@@ -210,23 +213,23 @@ impl Map {
         }
     }
 
-    /// The first byte. All accesses go through pointers from here; no reference to the whole is
-    /// ever made.
+    /// The first byte. All accesses go through pointers from here; no reference to the whole
+    /// mapping is ever made.
     pub(crate) fn base(&self) -> *mut u8 {
         self.base.as_ptr()
     }
 
-    /// Asks for huge pages from byte `offset` on, if there is anything. A kernel without them says
-    /// no, and that is no error.
+    /// Asks for huge pages from byte `offset` on, if the mapping reaches so far. A kernel without
+    /// huge pages refuses, which is no error.
     pub(crate) fn prefer_huge_pages_from(&self, offset: usize) {
         if let Some(rest @ 1..) = self.bytes.checked_sub(offset) {
             self.advise(offset, rest, libc::MADV_HUGEPAGE);
         }
     }
 
-    /// Says whether the system may make a huge page of these pages, of which it may have some alone
-    /// by now: its thread for that (`khugepaged`) would back all of it. Splits the mapping, of
-    /// which a process may have 65,530.
+    /// Says whether the system may back these bytes by huge pages. Its thread that makes huge pages
+    /// (`khugepaged`) would otherwise back a whole huge page of which only some system pages are in
+    /// use. Splits the mapping; a process may have 65,530 mappings.
     pub(crate) fn allow_huge_pages(&self, offset: usize, bytes: usize, may: bool) -> bool {
         let advice = if may {
             libc::MADV_HUGEPAGE
@@ -236,29 +239,29 @@ impl Map {
         self.advise(offset, bytes, advice)
     }
 
-    /// Has the pages of `[offset, offset + bytes)` backed, as if each were written, and changes
-    /// nothing in them. False: the kernel has no memory, or is older than 5.14, or the range is not
-    /// writable.
+    /// Has the system back `[offset, offset + bytes)`, as if each system page were written, and
+    /// changes no contents. `false`: the kernel has no memory, or is older than 5.14, or the range
+    /// is not writable.
     pub(crate) fn back(&self, offset: usize, bytes: usize) -> bool {
         self.advise(offset, bytes, libc::MADV_POPULATE_WRITE)
     }
 
-    /// Splits the huge page that byte `offset` lies in, if one does, into pages of the ordinary
-    /// size. What is given back of a huge page is free for others only once it is split: without
-    /// that, the process has less memory (`VmRSS`), and the machine has no more, until it runs out
-    /// of it. A page that is advised to be cold is split at once (Linux 5.4 and later), unless
-    /// another process has it, too.
+    /// Splits the huge page that byte `offset` lies in, if one does, into system pages. Memory that
+    /// goes back out of a huge page is free for other programs only once the huge page is split.
+    /// Before that the process has less memory (`VmRSS`), but the machine has no more until it runs
+    /// short. The kernel splits a huge page at once when a system page of it is advised to be cold
+    /// (Linux 5.4 and later), unless another process has the huge page, too.
     pub(crate) fn split_huge_page(&self, offset: usize) {
         if !crate::fault::planted("huge-pages-unsplit") {
             self.advise(offset / PAGE * PAGE, PAGE, libc::MADV_COLD);
         }
     }
 
-    /// Gives the pages of `[offset, offset + bytes)` back; they read as zero afterwards. False: the
-    /// kernel refused, and the contents stand.
+    /// Gives the memory of `[offset, offset + bytes)` back; it reads as zero afterwards. `false`:
+    /// the kernel refused, and the contents stay.
     ///
     /// # Safety
-    /// Page-aligned range inside the mapping, and nobody uses its contents.
+    /// The range is page-aligned and inside the mapping, and no thread uses its contents.
     pub(crate) unsafe fn discard(&self, offset: usize, bytes: usize) -> bool {
         self.advise(offset, bytes, libc::MADV_DONTNEED)
     }
@@ -266,7 +269,7 @@ impl Map {
     fn advise(&self, offset: usize, bytes: usize, advice: i32) -> bool {
         debug_assert!(offset + bytes <= self.bytes);
         // SAFETY: within the mapping. Only `MADV_DONTNEED` changes contents, and the caller of
-        // `discard` has said that they are nobody's.
+        // `discard` has said that no thread uses them.
         unsafe { libc::madvise(self.base.as_ptr().add(offset).cast(), bytes, advice) == 0 }
     }
 }
@@ -275,16 +278,16 @@ impl Map {
 pub(crate) struct Table<T> {
     map: Map,
     len: usize,
-    /// Bytes from the first on that can be written. Only grows.
+    /// Bytes from the first one on that can be written. Only grows.
     writable: AtomicUsize,
-    /// For each huge page: the system is to back it by small pages alone, since a part of it went
-    /// back. Of a reservation.
+    /// For each huge page of a reservation: the system backs it by system pages alone, since a part
+    /// of it went back.
     small_pages: Box<[AtomicBool]>,
     element: PhantomData<*mut T>,
 }
 
-// SAFETY: a table is memory reached through raw pointers; who dereferences them answers for the
-// sharing.
+// SAFETY: a table is memory reached through raw pointers, and the code that dereferences them is
+// responsible for the sharing.
 unsafe impl<T> Send for Table<T> {}
 // SAFETY: as above.
 unsafe impl<T> Sync for Table<T> {}
@@ -311,7 +314,7 @@ impl<T> Table<T> {
     /// A table that reads as zeros. [`Table::make_writable`] comes before the first write.
     pub(crate) fn reserve(len: usize) -> Result<Table<T>, MapError> {
         let map = Map::reserve(Self::bytes(len)?, Before::Read)?;
-        // The first and the last one may be begun only.
+        // The table may have only a part of the first and of the last huge page.
         let huge_pages = map.bytes.div_ceil(HUGE_PAGE) + 1;
         Ok(Table {
             map,
@@ -322,19 +325,21 @@ impl<T> Table<T> {
         })
     }
 
-    /// Elements from the first on that can be written.
+    /// The number of elements from the first one on that can be written.
     #[inline]
     pub(crate) fn writable(&self) -> usize {
-        // Acquire pairs with the Release in `make_writable`, for who writes past a lock.
+        // Acquire pairs with the Release in `make_writable`, for threads that write without a
+        // common lock.
         (self.writable.load(Ordering::Acquire) / size_of::<T>()).min(self.len)
     }
 
-    /// Has at least the first `count` elements written from now on, and some more, so that it need
-    /// not be asked for each. Takes no lock of this process's: possible in a stop, and under
-    /// `no_preempt`. Threads may do it at once: what one makes writable is writable for all.
+    /// Makes at least the first `count` elements writable, and some more, so that it is not called
+    /// for each element. Takes no lock of this process, so it may be called in a stop and under
+    /// `no_preempt`. Several threads may call it at once: an element that one of them makes
+    /// writable is writable for all.
     #[cold]
     pub(crate) fn make_writable(&self, count: usize) -> Result<(), MapError> {
-        /// Steps in which a table grows. A table of huge pages needs a whole one.
+        /// The step in which a table grows. A large table grows by whole huge pages.
         const STEP: usize = 64 << 10;
         let now = self.writable.load(Ordering::Relaxed);
         let wanted = Self::bytes(count)?;
@@ -356,20 +361,20 @@ impl<T> Table<T> {
         self.len
     }
 
-    /// A pointer to element `index`. The bound is checked in debug builds only: this is on the
-    /// marker's path.
+    /// A pointer to element `index`. The bound is checked in debug builds only, since markers call
+    /// this for each edge.
     #[inline(always)]
     pub(crate) fn at(&self, index: usize) -> *mut T {
         debug_assert!(index < self.len, "table index {index} of {}", self.len);
         self.map.base().cast::<T>().wrapping_add(index)
     }
 
-    /// Asks for huge pages from element `first` on, where that is a page's first.
+    /// Asks for huge pages from element `first` on, which is the first of a system page.
     pub(crate) fn prefer_huge_pages_from(&self, first: usize) {
         self.map.prefer_huge_pages_from(first * size_of::<T>());
     }
 
-    /// Has the pages of `count` elements from `first` on backed, as far as there are so many. See
+    /// Has the memory of `count` elements from `first` on backed, as far as the table reaches. See
     /// [`Map::back`].
     pub(crate) fn back(&self, first: usize, count: usize) -> bool {
         let from = first * size_of::<T>() / PAGE * PAGE;
@@ -378,28 +383,28 @@ impl<T> Table<T> {
         from >= to || self.map.back(from, to - from)
     }
 
-    /// Where it lies.
+    /// The addresses of the elements.
     #[cfg(test)]
     pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
         let start = self.map.base() as usize;
         start..start + self.len * size_of::<T>()
     }
 
-    /// Gives the first `bytes` of its bytes back, whole pages. See [`Map::discard`].
+    /// Gives the memory of the first `bytes` bytes back, whole system pages. See [`Map::discard`].
     ///
     /// # Safety
-    /// Inside the table, and nobody uses its contents.
+    /// Inside the table, and no thread uses the contents.
     pub(crate) unsafe fn discard_first(&self, bytes: usize) -> bool {
         // SAFETY: forwarded.
         unsafe { self.map.discard(0, bytes) }
     }
 
-    /// Gives the whole pages inside `[first, first + count)` elements back, of a reservation whose
-    /// other pages stay. A huge page of which only a part goes is split, and no longer wanted
-    /// there: the system's thread that makes huge pages of small ones would back all of it again.
+    /// Gives back the whole system pages inside `[first, first + count)` elements of a reservation
+    /// whose other pages stay. A huge page of which only a part goes is split, and the system may
+    /// not make it a huge page again: its thread for that would back all of it.
     ///
     /// # Safety
-    /// Inside the table; the elements are not written meanwhile, and what they hold is not needed.
+    /// Inside the table; the elements are not written meanwhile, and their values are not needed.
     pub(crate) unsafe fn discard_part(&self, first: usize, count: usize) {
         let from = (first * size_of::<T>()).next_multiple_of(PAGE);
         let to = (first + count) * size_of::<T>() / PAGE * PAGE;
@@ -413,7 +418,7 @@ impl<T> Table<T> {
         unsafe { self.map.discard(from, to - from) };
     }
 
-    /// The huge page that this byte lies in: its number, and which bytes of the table.
+    /// The number of the huge page that this byte lies in, and which bytes of the table it has.
     fn huge_page(&self, offset: usize) -> (usize, Range<usize>) {
         let before = self.map.base() as usize % HUGE_PAGE;
         let number = (before + offset) / HUGE_PAGE;
@@ -424,15 +429,15 @@ impl<T> Table<T> {
 
     fn use_small_pages(&self, offset: usize) {
         let (number, bytes) = self.huge_page(offset);
-        // Relaxed: by the thread that gives memory back.
+        // Relaxed: the scavenger alone changes it.
         if !self.small_pages[number].swap(true, Ordering::Relaxed) {
             self.map.allow_huge_pages(bytes.start, bytes.len(), false);
             self.map.split_huge_page(offset);
         }
     }
 
-    /// Huge pages are wanted again from element `first` on, where that is a page's first, wherever
-    /// [`Table::discard_part`] has stopped that.
+    /// Asks for huge pages again from element `first` on, which is the first of a system page,
+    /// wherever [`Table::discard_part`] has given them up.
     pub(crate) fn use_huge_pages_again(&self, first: usize) {
         let least = first * size_of::<T>();
         for (number, small) in self.small_pages.iter().enumerate() {
@@ -448,10 +453,10 @@ impl<T> Table<T> {
         }
     }
 
-    /// See [`Map::discard`]: whole pages inside `[first, first + count)` elements.
+    /// Gives back the memory of the elements `[first, first + count)`. See [`Map::discard`].
     ///
     /// # Safety
-    /// The range is page-aligned in bytes, inside the table, and nobody uses its contents.
+    /// The range is page-aligned in bytes and inside the table, and no thread uses its contents.
     pub(crate) unsafe fn discard(&self, first: usize, count: usize) -> bool {
         // SAFETY: forwarded.
         unsafe {

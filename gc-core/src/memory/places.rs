@@ -1,52 +1,52 @@
-//! Which places of a table are in use: numbers that come and go, in mapped memory, under a lock of
-//! the owner's.
+//! Which places of a table are in use: numbers that come and go, in mapped memory. The owner's lock
+//! protects it.
 //!
 //! ```text
-//! page, 512 places:  [ a bit a place | how many are used | neighbours in its list ]
+//! group of 512 places:  [ a bit a place | how many are used | neighbours in its list ]
 //!
-//! open:   pages with used and free places      the next place comes from here,
-//! empty:  pages with free places only          or else from here, or else from a page that was never used
-//! full pages are in no list
+//! open:   groups with used and free places     the next place comes from here,
+//! empty:  groups with free places only         or else from here, or else from a group never used
+//! full groups are in no list
 //! ```
-//! What a table costs after a peak is what is left of it: [`Places::trim_piece`] gives the memory
-//! of empty pages back and forgets those beyond the last that is used, so that who walks the table
-//! walks the others. Rejected: links through the free places themselves. A table's free places
-//! would have to be sorted before the table could shrink, and to walk the table would touch each of
-//! them.
+//!
+//! After a peak, a table costs what is left in it. [`Places::trim_piece`] gives the memory of empty
+//! groups back and forgets those beyond the last used place, so a walk over the table looks at the
+//! others alone. Links through the free places themselves lost: the free places would have to be
+//! sorted before the table could shrink, and a walk would touch each of them.
 
 use core::ops::Range;
 
 use crate::memory::os::{MapError, Table};
 
-/// Places of a page: a page of words is a page of memory, and one of any larger element whole
-/// pages.
-pub(crate) const PAGE: usize = 512;
+/// Places of a group. A group of words fills a system page, and a group of larger elements fills
+/// whole system pages.
+pub(crate) const GROUP: usize = 512;
 
-/// Pages that [`Places::trim_piece`] looks at under one lock.
+/// Groups that [`Places::trim_piece`] looks at under one lock.
 const TRIM: usize = 256;
 
-struct Page {
-    used: [u64; PAGE / 64],
+struct Group {
+    used: [u64; GROUP / 64],
     count: u32,
-    /// The pages before and after it in its list, plus one; 0: none.
+    /// The groups before and after it in its list, plus one; 0: none.
     previous: u32,
     next: u32,
-    /// A place of it has been used since its memory was given back last.
+    /// A place of it has been used since the group's memory last went back.
     touched: bool,
 }
 
 /// The places of one table.
 pub(crate) struct Places {
-    /// Zero: an empty page.
-    pages: Table<Page>,
+    /// Zero is an empty group.
+    groups: Table<Group>,
     len: usize,
-    /// Pages from here on are empty, untouched and in no list.
+    /// Groups from here on are empty, untouched and in no list.
     high: usize,
-    /// The lists' first pages, plus one; 0: none.
+    /// The first group of each list, plus one; 0: none.
     open: u32,
     empty: u32,
     used: usize,
-    /// Pages that became empty since the last trim.
+    /// Whether a group became empty since the last trim.
     emptied: bool,
 }
 
@@ -54,7 +54,7 @@ impl Places {
     /// `len` places, all free.
     pub(crate) fn new(len: usize) -> Result<Self, MapError> {
         Ok(Self {
-            pages: Table::new(len.div_ceil(PAGE))?,
+            groups: Table::new(len.div_ceil(GROUP))?,
             len,
             high: 0,
             open: 0,
@@ -64,28 +64,28 @@ impl Places {
         })
     }
 
-    /// How many are used.
+    /// The number of used places.
     pub(crate) fn used(&self) -> usize {
         self.used
     }
 
     /// No place from here on is used.
     pub(crate) fn end(&self) -> usize {
-        (self.high * PAGE).min(self.len)
+        (self.high * GROUP).min(self.len)
     }
 
-    fn page(&self, page: usize) -> &Page {
-        // SAFETY: callers name pages of the table; zeroed memory is an empty page; `self` is
+    fn group(&self, group: usize) -> &Group {
+        // SAFETY: callers pass groups of the table; zeroed memory is an empty group; `self` is
         // borrowed.
-        unsafe { &*self.pages.at(page) }
+        unsafe { &*self.groups.at(group) }
     }
 
-    fn page_mut(&mut self, page: usize) -> &mut Page {
+    fn group_mut(&mut self, group: usize) -> &mut Group {
         // SAFETY: as above, and `self` is borrowed alone.
-        unsafe { &mut *self.pages.at(page) }
+        unsafe { &mut *self.groups.at(group) }
     }
 
-    /// The list that a page with free places is in.
+    /// The list for groups with free places: of empty groups, or of open ones.
     fn list(&mut self, is_empty: bool) -> &mut u32 {
         if is_empty {
             &mut self.empty
@@ -94,97 +94,97 @@ impl Places {
         }
     }
 
-    fn link(&mut self, page: usize) {
-        let is_empty = self.page(page).count == 0;
-        let next = core::mem::replace(self.list(is_empty), page as u32 + 1);
-        (self.page_mut(page).previous, self.page_mut(page).next) = (0, next);
+    fn link(&mut self, group: usize) {
+        let is_empty = self.group(group).count == 0;
+        let next = core::mem::replace(self.list(is_empty), group as u32 + 1);
+        (self.group_mut(group).previous, self.group_mut(group).next) = (0, next);
         if next != 0 {
-            self.page_mut(next as usize - 1).previous = page as u32 + 1;
+            self.group_mut(next as usize - 1).previous = group as u32 + 1;
         }
     }
 
-    /// Takes a page out of its list. Before its count changes.
-    fn unlink(&mut self, page: usize) {
-        let (previous, next) = (self.page(page).previous, self.page(page).next);
-        let is_empty = self.page(page).count == 0;
+    /// Takes a group out of its list. Called before its count changes.
+    fn unlink(&mut self, group: usize) {
+        let (previous, next) = (self.group(group).previous, self.group(group).next);
+        let is_empty = self.group(group).count == 0;
         match previous {
             0 => *self.list(is_empty) = next,
-            previous => self.page_mut(previous as usize - 1).next = next,
+            previous => self.group_mut(previous as usize - 1).next = next,
         }
         if next != 0 {
-            self.page_mut(next as usize - 1).previous = previous;
+            self.group_mut(next as usize - 1).previous = previous;
         }
     }
 
-    /// Places of a page: fewer than [`PAGE`] in the last one.
-    fn room(&self, page: usize) -> usize {
-        PAGE.min(self.len - page * PAGE)
+    /// The number of places of a group: fewer than [`GROUP`] in the last one.
+    fn room(&self, group: usize) -> usize {
+        GROUP.min(self.len - group * GROUP)
     }
 
-    /// A free place, which is used from now on. `None`: there is none.
+    /// Takes a free place. `None`: there is none.
     pub(crate) fn take(&mut self) -> Option<usize> {
         let listed = if self.open != 0 {
             self.open
         } else {
             self.empty
         };
-        let page = match (listed as usize).checked_sub(1) {
-            Some(page) => page,
-            None if self.high * PAGE < self.len => {
+        let group = match (listed as usize).checked_sub(1) {
+            Some(group) => group,
+            None if self.high * GROUP < self.len => {
                 self.high += 1;
                 self.link(self.high - 1);
                 self.high - 1
             }
             None => return None,
         };
-        let words = &self.page(page).used;
+        let words = &self.group(group).used;
         let word = words.iter().position(|word| *word != !0)?;
         let bit = words[word].trailing_ones();
-        let was_empty = self.page(page).count == 0;
+        let was_empty = self.group(group).count == 0;
         if was_empty {
-            self.unlink(page);
+            self.unlink(group);
         }
-        let room = self.room(page);
-        let entry = self.page_mut(page);
+        let room = self.room(group);
+        let entry = self.group_mut(group);
         entry.used[word] |= 1 << bit;
         entry.count += 1;
         entry.touched = true;
         let is_full = entry.count as usize == room;
         if is_full && !was_empty {
-            self.unlink(page);
+            self.unlink(group);
         } else if !is_full && was_empty {
-            self.link(page);
+            self.link(group);
         }
         self.used += 1;
-        Some(page * PAGE + word * 64 + bit as usize)
+        Some(group * GROUP + word * 64 + bit as usize)
     }
 
-    /// Frees a place. `false`: it is free.
+    /// Frees a place. `false`: it was free.
     pub(crate) fn give(&mut self, place: usize) -> bool {
         if !self.is_used(place) {
             return false;
         }
-        let (page, at) = (place / PAGE, place % PAGE);
-        let room = self.room(page);
-        let count = self.page(page).count as usize;
+        let (group, at) = (place / GROUP, place % GROUP);
+        let room = self.room(group);
+        let count = self.group(group).count as usize;
         if count < room && count == 1 {
-            self.unlink(page);
+            self.unlink(group);
         }
-        let entry = self.page_mut(page);
+        let entry = self.group_mut(group);
         entry.used[at / 64] &= !(1 << (at % 64));
         entry.count -= 1;
         if count == room || count == 1 {
-            self.link(page);
+            self.link(group);
         }
         self.emptied |= count == 1;
         self.used -= 1;
         true
     }
 
-    /// Is the place used?
+    /// Whether the place is used.
     pub(crate) fn is_used(&self, place: usize) -> bool {
-        let (page, at) = (place / PAGE, place % PAGE);
-        page < self.high && self.page(page).used[at / 64] & 1 << (at % 64) != 0
+        let (group, at) = (place / GROUP, place % GROUP);
+        group < self.high && self.group(group).used[at / 64] & 1 << (at % 64) != 0
     }
 
     /// The first used place from `from` on, below `end`.
@@ -192,12 +192,12 @@ impl Places {
         let end = end.min(self.end());
         let mut at = from;
         while at < end {
-            let page = self.page(at / PAGE);
-            if page.count == 0 {
-                at = (at / PAGE + 1) * PAGE;
+            let group = self.group(at / GROUP);
+            if group.count == 0 {
+                at = (at / GROUP + 1) * GROUP;
                 continue;
             }
-            let left = page.used[at % PAGE / 64] >> (at % 64);
+            let left = group.used[at % GROUP / 64] >> (at % 64);
             if left != 0 {
                 at += left.trailing_zeros() as usize;
                 return (at < end).then_some(at);
@@ -207,9 +207,9 @@ impl Places {
         None
     }
 
-    /// Gives memory back, of `TRIM` pages from page `from` on: calls `discard` with the places of
-    /// each stretch of pages that are empty. Says where to go on, if that is not the end. Outside
-    /// of stops; the owner's lock may be let go of between two pieces.
+    /// Gives the memory of empty groups among `TRIM` groups back, from group `from` on: calls
+    /// `discard` with the places of each row of empty groups. Returns the group at which to go on,
+    /// if there is one. Outside of stops; the owner may release its lock between two pieces.
     pub(crate) fn trim_piece(
         &mut self,
         from: usize,
@@ -219,24 +219,24 @@ impl Places {
             return None;
         }
         let end = (from + TRIM).min(self.high);
-        let mut page = from;
-        while page < end {
-            let first = page;
-            while page < end && self.page(page).count == 0 && self.page(page).touched {
-                self.page_mut(page).touched = false;
-                page += 1;
+        let mut group = from;
+        while group < end {
+            let first = group;
+            while group < end && self.group(group).count == 0 && self.group(group).touched {
+                self.group_mut(group).touched = false;
+                group += 1;
             }
-            if page > first {
-                discard(first * PAGE..(page * PAGE).min(self.len));
+            if group > first {
+                discard(first * GROUP..(group * GROUP).min(self.len));
             }
-            page += 1;
+            group += 1;
         }
         if end < self.high {
             return Some(end);
         }
         while let Some(last) = self.high.checked_sub(1)
-            && self.page(last).count == 0
-            && !self.page(last).touched
+            && self.group(last).count == 0
+            && !self.group(last).touched
         {
             self.unlink(last);
             self.high = last;
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn places_are_handed_out_once_and_there_are_so_many() {
-        const LEN: usize = 3 * PAGE + 7;
+        const LEN: usize = 3 * GROUP + 7;
         let mut places = Places::new(LEN).unwrap();
         let mut taken: Vec<usize> = (0..LEN).map(|_| places.take().unwrap()).collect();
         assert_eq!(places.take(), None);
@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_random_walk_agrees_with_a_set() {
-        let mut places = Places::new(5 * PAGE).unwrap();
+        let mut places = Places::new(5 * GROUP).unwrap();
         let mut model = std::collections::BTreeSet::new();
         let mut random = 7u64;
         for step in 0..60_000 {
@@ -295,7 +295,7 @@ mod tests {
             if fills {
                 match places.take() {
                     Some(place) => assert!(model.insert(place)),
-                    None => assert_eq!(model.len(), 5 * PAGE),
+                    None => assert_eq!(model.len(), 5 * GROUP),
                 }
             } else if let Some(place) = model.iter().nth(random as usize % model.len().max(1)) {
                 let place = *place;
@@ -319,13 +319,13 @@ mod tests {
             assert!(place == 5000 || places.give(place));
         }
         let given: usize = trim(&mut places).iter().map(|range| range.len()).sum();
-        assert_eq!(given, (1 << 20) - PAGE);
+        assert_eq!(given, (1 << 20) - GROUP);
         assert_eq!(
             (all(&places), places.end()),
-            (vec![5000], (5000 / PAGE + 1) * PAGE)
+            (vec![5000], (5000 / GROUP + 1) * GROUP)
         );
         assert!(trim(&mut places).is_empty(), "it is given back once");
-        // Empty pages below it are used again.
+        // Empty groups below it are used again.
         let again = places.take().unwrap();
         assert!(again < places.end());
     }

@@ -1,7 +1,8 @@
-//! A small FIFO that gives a prefetched cache line the time to arrive.
+//! Prefetches, and a ring that gives prefetched cache lines the time to arrive (Cher, Hosking and
+//! Vitek 2004).
 
-/// Asks for the cache line of an address. Any address may be asked for; an unmapped one does
-/// nothing.
+/// Prefetches the cache line of an address. The address may be any word; an unmapped one does no
+/// harm.
 #[inline(always)]
 pub(crate) fn prefetch(address: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -11,11 +12,11 @@ pub(crate) fn prefetch(address: usize) {
     }
 }
 
-/// What an empty place holds: no offset and no entry of the queue is all ones.
+/// The value of an empty element: no offset and no item of the mark queue is all ones.
 const EMPTY: usize = usize::MAX;
 
-/// Holds up to `N` (a power of two) values, first in first out. One index serves both ends: a value
-/// replaces the oldest.
+/// A FIFO of up to `N` (a power of two) values. One index serves both ends: a new value replaces
+/// the oldest one.
 pub(crate) struct Ring<const N: usize> {
     places: [usize; N],
     next: usize,
@@ -30,7 +31,7 @@ impl<const N: usize> Ring<N> {
         }
     }
 
-    /// Puts one in; the oldest comes out if the ring was full.
+    /// Puts a value in. Returns the oldest one, if the ring was full.
     #[inline(always)]
     pub(crate) fn exchange(&mut self, value: usize) -> Option<usize> {
         let place = &mut self.places[self.next % N];
@@ -40,7 +41,7 @@ impl<const N: usize> Ring<N> {
         if oldest == EMPTY { None } else { Some(oldest) }
     }
 
-    /// Takes the oldest out.
+    /// Takes the oldest value out.
     #[inline]
     pub(crate) fn pop(&mut self) -> Option<usize> {
         for age in 0..N {

@@ -1,12 +1,11 @@
-//! Fixed-capacity tables in memory that was reserved beforehand, for all that is changed while the
-//! world is stopped or may not be.
+//! Tables of fixed capacity in mapped memory, for what is changed in a stop or under `no_preempt`.
 //!
-//! The stopped world may not call malloc: a mutator may have been stopped while it held malloc's
-//! lock. Neither may a mutator inside `no_preempt`: it would wait for one that was stopped a moment
-//! before, and the stop for it. So the tables that the collector and those sections fill
-//! (finalizers, roots, kinds, the barrier's log) are address space reserved when the heap is built,
-//! as much as the heap's reserve may need. A page of it becomes memory at its first touch, which
-//! takes no lock of this process. What was never touched costs nothing.
+//! A stop calls no malloc: a mutator may have been stopped while it held malloc's lock. A mutator
+//! inside `no_preempt` calls none either: it would wait for a thread that was stopped a moment
+//! before, and the stop would wait for it. So the tables that the collector and such sections fill
+//! (finalizers, roots, kinds, the barrier's log) are address space that is reserved when the heap
+//! is built, as much as the heap's reserve may need. A system page of it becomes memory when it is
+//! first touched, which takes no lock of this process.
 
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
@@ -14,8 +13,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use crate::memory::os::{MapError, Table};
 use crate::memory::places::Places;
 
-/// Types for which all-zero bytes are a valid value and which may be shared between threads as they
-/// lie in memory.
+/// Types for which all-zero bytes are a value, and whose values may be shared between threads.
 ///
 /// # Safety
 /// The type has no padding that is read, no niche that zero would violate, and no drop glue.
@@ -40,27 +38,27 @@ impl<T: Zeroed> Mapped<T> {
         })
     }
 
-    /// Addresses for `len` elements. They read as zeros, and [`Mapped::make_writable`] comes before
-    /// the first write. For what is large and seldom full: see the head of `memory/os.rs`.
+    /// An array of `len` elements that reads as zeros. [`Mapped::make_writable`] comes before the
+    /// first write. For large arrays that are seldom full: see the head of `memory/os.rs`.
     pub(crate) fn growing(len: usize) -> Result<Self, MapError> {
         Ok(Self {
             table: Table::reserve(len.max(1))?,
         })
     }
 
-    /// Elements from the first on that can be written.
+    /// The number of elements from the first one on that can be written.
     #[inline]
     pub(crate) fn writable(&self) -> usize {
         self.table.writable()
     }
 
-    /// Has at least the first `count` elements written from now on. See [`Table::make_writable`].
+    /// Makes at least the first `count` elements writable. See [`Table::make_writable`].
     pub(crate) fn make_writable(&self, count: usize) -> Result<(), MapError> {
         self.table.make_writable(count)
     }
 
-    /// Reserves room for `wanted` elements; where the system refuses (an address-space limit), for
-    /// half as many, and so on down to `least`.
+    /// An array of `wanted` elements. If the system refuses it (an address-space limit), of half as
+    /// many, and so on down to `least`.
     pub(crate) fn reserve(wanted: usize, least: usize) -> Result<Self, MapError> {
         let mut len = wanted.max(least).max(1);
         loop {
@@ -72,31 +70,32 @@ impl<T: Zeroed> Mapped<T> {
         }
     }
 
-    /// Gives the memory of whole pages of elements back; they are zero afterwards.
+    /// Gives the memory of these elements back; they are zero afterwards. They fill whole system
+    /// pages.
     ///
     /// # Safety
-    /// The first element is a page's first, and nobody uses these elements.
+    /// The first element is the first of a system page, and no thread uses these elements.
     pub(crate) unsafe fn discard(&self, elements: core::ops::Range<usize>) -> bool {
-        // SAFETY: by the contract.
+        // SAFETY: forwarded.
         unsafe { self.table.discard(elements.start, elements.len()) }
     }
 
-    /// Makes the first `count` elements zero. What is large is given back to the system. Not in a
-    /// stop.
+    /// Makes the first `count` elements zero. The memory of many elements goes back to the system.
+    /// Outside of stops.
     ///
     /// # Safety
-    /// Nobody else uses these elements meanwhile.
+    /// No other thread uses these elements meanwhile.
     pub(crate) unsafe fn zero(&self, count: usize) {
         /// Below this many bytes, clearing them costs less than taking them anew.
         const LARGE: usize = 1 << 20;
         const PAGE: usize = 4096;
         let bytes = count.min(self.table.len()) * size_of::<T>();
         let pages = bytes / PAGE * PAGE;
-        // SAFETY: whole pages from the mapping's beginning, and the caller says that their contents
-        // are nobody's.
+        // SAFETY: whole system pages from the start of the mapping, and the caller says that no
+        // thread uses their contents.
         let given = bytes >= LARGE && unsafe { self.table.discard_first(pages) };
         let first = if given { pages } else { 0 };
-        // SAFETY: within the mapping, and nobody's.
+        // SAFETY: within the mapping, and no thread uses it.
         unsafe {
             let base = self.table.at(0).cast::<u8>();
             base.add(first).write_bytes(0, bytes - first);
@@ -108,16 +107,16 @@ impl<T: Zeroed> Deref for Mapped<T> {
     type Target = [T];
     #[inline]
     fn deref(&self) -> &[T] {
-        // SAFETY: the mapping is page-aligned, holds `len` elements, lives as long as `self`, and
-        // any bytes in it that nobody wrote are zero, which `Zeroed` makes a value. `T` is `Sync`,
+        // SAFETY: the mapping is page-aligned, holds `len` elements and lives as long as `self`.
+        // Bytes of it that no thread wrote are zero, which `Zeroed` makes a value. `T` is `Sync`,
         // and only shared references are given out.
         unsafe { core::slice::from_raw_parts(self.table.at(0), self.table.len()) }
     }
 }
 
-/// Numbered places for values that come and go, under a lock of the owner's.
+/// Values that come and go, at numbered places. The owner's lock protects it.
 pub(crate) struct Slab<T> {
-    /// Those at used places are values.
+    /// The items at used places are values.
     items: Table<T>,
     places: Places,
 }
@@ -135,7 +134,8 @@ impl<T> Slab<T> {
         })
     }
 
-    /// Fills a place; gives the value back if there is none, or no memory for one.
+    /// Puts a value at a free place and returns the place. The value comes back if there is no free
+    /// place, or no memory for one.
     pub(crate) fn add(&mut self, item: T) -> Result<usize, T> {
         let Some(at) = self.places.take() else {
             return Err(item);
@@ -149,33 +149,33 @@ impl<T> Slab<T> {
         Ok(at)
     }
 
-    /// Empties a place.
+    /// Takes the value of a place out, and frees the place.
     pub(crate) fn take(&mut self, at: usize) -> Option<T> {
-        // SAFETY: the place was used, so it is a value, which is the caller's from now on.
+        // SAFETY: the place was used, so it holds a value, which belongs to the caller from now on.
         self.places
             .give(at)
             .then(|| unsafe { self.items.at(at).read() })
     }
 
-    /// What a place holds.
+    /// The value at a place.
     pub(crate) fn get(&mut self, at: usize) -> Option<&mut T> {
-        // SAFETY: the place is used, so it is a value; `self` is borrowed for as long as the
+        // SAFETY: the place is used, so it holds a value; `self` is borrowed for as long as the
         // result.
         self.places
             .is_used(at)
             .then(|| unsafe { &mut *self.items.at(at) })
     }
 
-    /// The first filled place from `from` on.
+    /// The first used place from `from` on, and its value.
     pub(crate) fn next(&mut self, from: usize) -> Option<(usize, &mut T)> {
         let at = self.places.next(from, usize::MAX)?;
         self.get(at).map(|item| (at, item))
     }
 
-    /// Gives memory of empty places back. See [`Places::trim_piece`].
+    /// Gives the memory of free places back. See [`Places::trim_piece`].
     pub(crate) fn trim_piece(&mut self, from: usize) -> Option<usize> {
         let items = &self.items;
-        // SAFETY: whole pages of places, none of which is used.
+        // SAFETY: whole system pages of places, none of which is used.
         self.places.trim_piece(from, |empty| unsafe {
             items.discard(empty.start, empty.len());
         })

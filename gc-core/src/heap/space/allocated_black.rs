@@ -1,14 +1,15 @@
-//! What a space does with its record of the cells that were allocated black.
+//! The methods of [`Space`] on the notes of cells allocated black.
 
 use super::super::bitmap::WORDS_PER_PAGE;
 use super::super::size_classes::{Class, GRANULE, PAGE};
 use super::Space;
 
 impl Space {
-    /// By a span's owner while marking, or in stop 1 for it: the cells `[from, to)` are handed out.
+    /// Notes the cells `[from, to)` of a span. By the span's owner while marking, or for it in stop
+    /// 1.
     pub(crate) fn note_allocated_black(&self, span: usize, class: &Class, from: usize, to: usize) {
         if from < to {
-            // SAFETY: the span is the caller's.
+            // SAFETY: the caller owns the span, and so its record.
             unsafe { (*self.records().at(span)).flags.note_allocated_black() };
             let first = span * PAGE / GRANULE + from * class.stride();
             self.allocated_black
@@ -16,7 +17,7 @@ impl Space {
         }
     }
 
-    /// The same for those whose bits in a word of the span's bitmap are `bits`.
+    /// Notes the cells whose bits in the word `word` of the span's bitmap are `bits`.
     pub(crate) fn note_allocated_black_in_word(&self, span: usize, word: usize, bits: u64) {
         if bits != 0 {
             // SAFETY: as above.
@@ -26,7 +27,8 @@ impl Space {
         }
     }
 
-    /// Before a young collection's stop 1: what was handed out while the last one marked is young.
+    /// Before a young collection's stop 1: makes the cells young that were allocated black while
+    /// the last collection marked.
     pub(crate) fn unmark_allocated_black(&self) {
         debug_assert!(self.keeps_marks() && self.allocated_black.are_known());
         self.allocated_black.unmark(self.marked_bits());

@@ -1,4 +1,4 @@
-//! What a space counts of the cells that mutators were handed.
+//! The methods of [`Space`] on the allocation count.
 
 use std::sync::atomic::Ordering;
 
@@ -7,41 +7,42 @@ use super::Space;
 use crate::fault::planted;
 
 impl Space {
-    /// A mutator was handed so much.
+    /// Counts cells that a mutator got.
     #[inline]
-    pub(crate) fn count_allocated(&self, own: &Unreported, cells: usize, bytes: usize) {
-        let cells = own.cells.load(Ordering::Relaxed) + cells as u64;
-        let bytes = own.bytes.load(Ordering::Relaxed) + bytes as u64;
-        own.cells.store(cells, Ordering::Relaxed);
-        own.bytes.store(bytes, Ordering::Relaxed);
+    pub(crate) fn count_allocated(&self, unreported: &Unreported, cells: usize, bytes: usize) {
+        let cells = unreported.cells.load(Ordering::Relaxed) + cells as u64;
+        let bytes = unreported.bytes.load(Ordering::Relaxed) + bytes as u64;
+        unreported.cells.store(cells, Ordering::Relaxed);
+        unreported.bytes.store(bytes, Ordering::Relaxed);
         if bytes > self.report_at.load(Ordering::Relaxed) {
-            self.report(own);
+            self.report(unreported);
         }
     }
 
-    /// Reports what was not yet. By the mutator under `no_preempt`, or while it is stopped.
-    pub(crate) fn report(&self, own: &Unreported) {
+    /// Reports a mutator's unreported count. By the mutator under `no_preempt`, or while it is
+    /// stopped.
+    pub(crate) fn report(&self, unreported: &Unreported) {
         if planted("unreported-cells") {
             return;
         }
-        let cells = own.cells.load(Ordering::Relaxed);
+        let cells = unreported.cells.load(Ordering::Relaxed);
         if cells != 0 {
-            let bytes = own.bytes.load(Ordering::Relaxed);
-            own.cells.store(0, Ordering::Relaxed);
-            own.bytes.store(0, Ordering::Relaxed);
+            let bytes = unreported.bytes.load(Ordering::Relaxed);
+            unreported.cells.store(0, Ordering::Relaxed);
+            unreported.bytes.store(0, Ordering::Relaxed);
             self.count_at_once(cells as usize, bytes as usize);
         }
     }
 
-    /// In a stop: `room` bytes may be allocated until the next goal, by so many mutators. What each
-    /// may leave unreported follows from that, and what it may reserve.
+    /// In a stop: `room` bytes may be allocated until the next goal, by `mutators` mutators. These
+    /// numbers bound what each mutator leaves unreported and what it reserves.
     pub(crate) fn foresee(&self, room: u64, mutators: usize) {
         let at = (room / PART / mutators.max(1) as u64).min(MOST);
         self.report_at.store(at, Ordering::Relaxed);
         self.mutators.store(mutators, Ordering::Relaxed);
     }
 
-    /// Somebody was handed so much, and it is reported at once.
+    /// Counts cells at once, without a mutator's own count.
     pub(super) fn count_at_once(&self, cells: usize, bytes: usize) {
         self.allocation_count
             .cells
@@ -51,7 +52,7 @@ impl Space {
             .fetch_add(bytes as i64, Ordering::Relaxed);
     }
 
-    /// So much was given back.
+    /// Counts cells that a mutator gave back.
     pub(crate) fn take_back(&self, cells: usize, bytes: usize) {
         self.allocation_count
             .cells
@@ -61,20 +62,20 @@ impl Space {
             .fetch_sub(bytes as i64, Ordering::Relaxed);
     }
 
-    /// In a stop: counts anew.
+    /// In a stop: begins a new count.
     pub(crate) fn reset_allocation_count(&self) {
         self.allocation_count.cells.store(0, Ordering::Relaxed);
         self.allocation_count.bytes.store(0, Ordering::Relaxed);
     }
 
-    /// Bytes handed out in runs and large objects since `Space::end_marking`, as far as they are
-    /// reported.
+    /// Bytes that mutators got in runs and as large objects since [`Space::swap`], as far as
+    /// they are reported.
     pub fn allocated_since(&self) -> u64 {
         self.allocation_count.bytes.load(Ordering::Relaxed).max(0) as u64
     }
 
-    /// Cells handed out in runs and as large objects since `Space::end_marking`, less those given
-    /// back, as far as they are reported.
+    /// Cells that mutators got in runs and as large objects since [`Space::swap`], less
+    /// those given back, as far as they are reported.
     pub fn cells_since(&self) -> i64 {
         self.allocation_count.cells.load(Ordering::Relaxed)
     }
@@ -103,9 +104,9 @@ mod tests {
         space.foresee(ROOM, 2);
         let (mut handed, mut reports) = (8192, 0);
         for _ in 0..1000 {
-            for own in [&one, &two] {
+            for unreported in [&one, &two] {
                 let before = space.allocated_since();
-                space.count_allocated(own, 512, 8192);
+                space.count_allocated(unreported, 512, 8192);
                 handed += 8192;
                 reports += u64::from(space.allocated_since() != before);
                 let missed = handed - space.allocated_since();
@@ -113,8 +114,8 @@ mod tests {
             }
         }
         assert!((250..400).contains(&reports), "{reports} reports of 2,000");
-        for own in [&one, &two, &one] {
-            space.report(own);
+        for unreported in [&one, &two, &one] {
+            space.report(unreported);
         }
         assert_eq!(space.allocated_since(), handed);
         assert_eq!(space.cells_since() as u64, handed / 16);

@@ -1,4 +1,4 @@
-//! What markers and oracles ask of a cell: its edges, its kind, its size.
+//! The methods of [`Space`] on one cell: its edges, its kind, its size.
 
 use super::super::page_table::Page;
 use super::super::size_classes::{PAGE, TABLE as CLASS_TABLE};
@@ -8,7 +8,7 @@ use crate::follow::follow;
 use crate::kind::KindId;
 use crate::tracer::{Sink, WORD, load};
 
-/// Looks at edges instead of marking them.
+/// Reports the targets of edges instead of marking them.
 struct Look<'a> {
     space: &'a Space,
     f: &'a mut dyn FnMut(Cell),
@@ -37,10 +37,10 @@ impl Sink for Look<'_> {
         }
     }
 
-    /// A value is an edge of its pair's cell, as long as the key lives; it does, or the pair would
-    /// have been cleared.
+    /// Reports the value of a pair as an edge of the pair's cell. The key is alive; otherwise the
+    /// pair would have been cleared.
     fn pair(&mut self, slot: usize, encoding: Encoding) {
-        // SAFETY: `follow` names pairs of the cell.
+        // SAFETY: `follow` passes slots of the cell's pairs.
         self.edge(unsafe { load(slot + WORD) }, encoding);
     }
 
@@ -52,7 +52,7 @@ impl Space {
     /// heap snapshots.
     pub fn for_each_edge(&self, cell: Cell, f: &mut dyn FnMut(Cell)) {
         let descriptor = self.kinds.get(cell.kind);
-        // SAFETY: `cell` says what is allocated, and the caller that it still is.
+        // SAFETY: `cell` names an allocated cell, and with the world stopped it stays allocated.
         unsafe {
             follow(
                 descriptor,
@@ -64,7 +64,7 @@ impl Space {
         };
     }
 
-    /// Can a cell begin at `offset` of the address range?
+    /// Whether a cell can begin at `offset` of the address range.
     pub(crate) fn is_first_byte(&self, offset: usize) -> bool {
         match self.page_table().get(offset / PAGE) {
             Page::Small {

@@ -1,10 +1,11 @@
-//! Walks all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators yet.
+//! Walks over all cells, for oracles, fuzzing and reports. The world is stopped, or has no mutators
+//! yet.
 //!
-//! A stop does not stop the collector, which sweeps and gives memory back beside the mutators, in
-//! pieces. A walk holds the lock that each piece takes, so it begins when a piece has ended, and
-//! the next one waits for its end. Otherwise a free stretch could be joined with its neighbours and
-//! its records go back to the system while the walk is on its way to one of them: it would then
-//! step through what is left of older records, and past cells that live.
+//! A stop does not stop the collector's thread, which sweeps and scavenges in pieces beside the
+//! mutators. A walk holds the lock that each piece takes, so the walk begins when a piece has
+//! ended, and the next piece waits for the walk. Otherwise a free page run could be joined with its
+//! neighbours, and its records could go back to the system, while the walk is on its way to it. The
+//! walk would then follow older records, and step over live cells.
 
 use super::super::page_runs::{CHUNK_PAGES, State};
 use super::super::page_table::Page;
@@ -12,18 +13,15 @@ use super::super::size_classes::{self, Class, PAGE};
 use super::{Cell, Space};
 use crate::fault::planted;
 use crate::kind::KindId;
-
-/// What the words of a freed cell are where [`HeapBuilder::poison`](crate::HeapBuilder::poison) is
-/// on. No address of the heap, nor one that a program may read.
-pub const POISON: usize = 0xdead_ce11_dead_ce11;
+use crate::limits::POISON;
 
 impl Space {
-    /// World stopped, all marked, the bitmaps not swapped yet: fills the cells that the swap will
-    /// free.
+    /// World stopped, marking finished, the bitmaps not swapped yet: fills the cells that the swap
+    /// will free.
     pub(crate) fn poison_dead(&self) {
         self.for_each_cell(&mut |cell| {
             if !self.is_marked(cell.base) {
-                // SAFETY: an allocated cell that nothing leads to; whole words of mapped memory.
+                // SAFETY: an allocated cell that no edge leads to; whole words of mapped memory.
                 let words = unsafe {
                     core::slice::from_raw_parts_mut(
                         cell.base as *mut usize,
@@ -35,13 +33,14 @@ impl Space {
         });
     }
 
-    /// World stopped: calls `f` for every allocated cell (run tails too), in address order.
+    /// World stopped: calls `f` for every allocated cell, with those in tails of runs, in address
+    /// order.
     pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
         let _rearranging = (!planted("walk-beside-sweep")).then(|| self.rearranging.lock());
-        let top = self.spans.lock().top();
+        let top = self.page_runs.lock().top();
         let mut page = 0;
         while page < top {
-            // SAFETY: `page` is the first of its stretch, and with the world stopped no stretch
+            // SAFETY: `page` is the first of its page run, and with the world stopped no page run
             // changes.
             let (pages, state) = unsafe {
                 (
@@ -59,21 +58,20 @@ impl Space {
                             f(cell);
                         }
                     }
-                    // Taken, but not published yet.
+                    // The pages are taken, and no word of them is published yet.
                     Page::Free => {}
                 }
             }
             page += pages.max(1);
             if planted("walk-beside-sweep") && pages >= CHUNK_PAGES / 2 {
-                // Between two stretches, where the second may go.
+                // A pause between two page runs, in which the second one may go.
                 std::thread::sleep(std::time::Duration::from_millis(500));
             }
         }
     }
 
-    /// World stopped: calls `f` for every allocated cell of one kind, and whether it is marked.
-    /// Costs the spans of that kind, not the whole heap; except large objects, which are asked one
-    /// by one.
+    /// World stopped: calls `f` for every allocated cell of one kind, and says whether it is
+    /// marked. The cost is the spans of that kind, and all large objects.
     pub fn for_each_cell_of(&self, kind: KindId, f: &mut dyn FnMut(Cell, bool)) {
         for entry in self.sites.of_kind(kind) {
             let mut link = self.lists(entry).all;

@@ -1,4 +1,5 @@
-//! The life of a large object: reserved, cleared, published, swept.
+//! The methods of [`Space`] on large objects: a large object is reserved, cleared, published and
+//! swept.
 
 use std::ptr::NonNull;
 use std::sync::atomic::Ordering;
@@ -15,18 +16,18 @@ use crate::fault::planted;
 use crate::kind::KindId;
 use crate::marked::BYTES_A_CELL;
 
-/// Bytes that one call of [`Space::clear_large`] clears: some 20 us, so that an embedder can do
-/// other things between.
+/// Pages that one call of [`Space::clear_large`] clears: about 20 us, so that an embedder can do
+/// other things between two calls.
 const CLEAR_PAGES: usize = (256 << 10) / PAGE;
 
-/// Pages whose words one piece of the sweep clears, some 10 us.
+/// Pages whose page-table words one piece of the sweep clears: about 10 us.
 const FREE_PAGES: usize = 16 << 10;
 
 impl Space {
-    /// The pages of a large object, which it may have if everything else goes.
+    /// The number of pages of a large object, if the heap could ever hold it.
     ///
     /// # Errors
-    /// What no collection changes.
+    /// Reasons that no collection changes.
     pub(crate) fn large_pages(&self, kind: KindId, bytes: usize) -> Result<usize, AllocError> {
         let pages = self.sites.room(bytes).div_ceil(PAGE).max(1);
         if let Some(limit) = self.hard_limit
@@ -42,27 +43,29 @@ impl Space {
         Ok(pages)
     }
 
-    /// Those pages of a reservation whose first touch would be a fault, if that is to be seen to
-    /// beforehand: what is larger than a page of the system's may be meant to stay untouched.
+    /// The pages of a reservation, if their first touch would be a page fault and they are to be
+    /// backed beforehand. Larger objects than a chunk may be meant to stay untouched, so their
+    /// pages are not.
     pub(crate) fn cold_pages(&self, large: &LargeReservation) -> Option<ColdPages> {
         (large.pages <= CHUNK_PAGES)
             .then(|| self.cold(large.first, large.pages))
             .flatten()
     }
 
-    /// Second step, outside `no_preempt`: clears one bounded piece, except what is known to be
-    /// zero. True: done.
+    /// Second step, outside `no_preempt`: clears one bounded piece, except pages that are known to
+    /// be zero. `true`: all is cleared.
     pub fn clear_large(&self, large: &mut LargeReservation) -> bool {
         let end = (large.cleared + CLEAR_PAGES).min(large.pages);
         let clears = !self.kinds.get(large.kind).uninit;
         for distance in large.cleared..end {
             let page = large.first + distance;
             if clears && self.range.dirty.count(page, 1) != 0 {
-                // SAFETY: the page belongs to this reservation, and nothing names it yet.
+                // SAFETY: the page belongs to this reservation, and no address names a cell in it
+                // yet.
                 unsafe { std::ptr::write_bytes((self.base() + page * PAGE) as *mut u8, 0, PAGE) };
             }
-            // The first page's word is missing until the end, and the others lead to it: they name
-            // nothing yet.
+            // The words of the other pages lead to the first page, whose word is missing until the
+            // end. So they name nothing yet.
             if distance != 0 {
                 self.page_table().set(page, Page::Large { distance });
             }
@@ -71,9 +74,9 @@ impl Space {
         end == large.pages
     }
 
-    /// Third step, under `no_preempt`: the cell becomes visible. Its address must be in the
-    /// caller's hands (a register or the stack) when `no_preempt` ends. What [`Space::clear_large`]
-    /// has not cleared is cleared now.
+    /// Third step, under `no_preempt`: the cell becomes visible. Its address is in a register or on
+    /// the stack of the caller when `no_preempt` ends. Clears first what [`Space::clear_large`] has
+    /// not cleared.
     pub fn publish_large(&self, mut large: LargeReservation) -> NonNull<u8> {
         while !self.clear_large(&mut large) {}
         let LargeReservation {
@@ -84,7 +87,7 @@ impl Space {
             self.page_table().set(first, Page::Large { distance: 0 });
             (0..1000).for_each(|_| std::hint::spin_loop());
         }
-        // SAFETY: the pages were taken for this reservation, so their records are ours.
+        // SAFETY: the pages were taken for this reservation, which owns their records.
         unsafe { (*self.records().at(first)).kind = kind.0 };
         if self.kinds.get(kind).tag.is_followed() {
             self.large.followed.fetch_add(pages, Ordering::Relaxed);
@@ -109,7 +112,7 @@ impl Space {
             self.page_table().set(large.first + distance, Page::Free);
         }
         self.range.dirty.set(large.first, large.pages);
-        self.spans
+        self.page_runs
             .lock()
             .give(self.records(), &self.range.dirty, large.first, large.pages);
     }
@@ -130,19 +133,19 @@ impl Space {
         })
     }
 
-    /// Length and kind of a published large object.
+    /// The length in pages and the kind of a published large object.
     #[inline]
     pub(crate) fn large_record(&self, first: usize) -> (usize, KindId) {
         // SAFETY: the record was written before the page's word was published, and these fields do
-        // not change until it is zero again. Read field by field: the links beside them are
-        // others'.
+        // not change until the word is zero again. They are read field by field, since the links
+        // beside them belong to lists' locks.
         unsafe {
             let record = self.records().at(first);
             ((*record).pages as usize, KindId((*record).kind))
         }
     }
 
-    /// Swaps with the rest of the heap: every large object is unswept now. How many there are.
+    /// Stop 2: every large object becomes unswept. Returns how many there are.
     pub(crate) fn unsweep_large(&self) -> usize {
         let mut lists = self.large.lists.lock();
         let Lists { unswept, swept } = &mut *lists;
@@ -150,7 +153,7 @@ impl Space {
         unswept.len()
     }
 
-    /// The work of following all large cells, in cells.
+    /// The work of following the edges of all large objects, as a number of cells.
     pub(crate) fn large_work(&self) -> u64 {
         let pages = self.large.followed.load(Ordering::Relaxed);
         (pages * PAGE / BYTES_A_CELL) as u64
@@ -160,7 +163,7 @@ impl Space {
         (self.large.freeing.lock(), self.large.lists.lock())
     }
 
-    /// How many large objects nobody has swept: for the child of a fork, which recounts.
+    /// The number of large objects that are not swept. For the child of a fork, which counts anew.
     pub(crate) fn unswept_large(&self) -> usize {
         usize::from(self.large.freeing.lock().pages != 0) + self.large.lists.lock().unswept.len()
     }
@@ -177,7 +180,7 @@ impl Space {
         }
     }
 
-    /// A bounded piece of the large objects' sweep. True: there was something to do.
+    /// Sweeps a bounded piece of the large objects. `true`: there was something to do.
     pub(crate) fn sweep_large_piece(&self) -> bool {
         let mut freeing = self.large.freeing.lock();
         if freeing.pages == 0 {
@@ -190,7 +193,7 @@ impl Space {
             if is_allocated {
                 lists.swept.push(self.records(), first);
                 drop(lists);
-                self.unswept.fetch_sub(1, Ordering::Release);
+                self.count_swept();
                 return true;
             }
             let (pages, kind) = self.large_record(first);
@@ -203,7 +206,8 @@ impl Space {
                 cleared: 0,
             };
         }
-        // The first word goes first: the others lead to it, and then name nothing any more.
+        // The word of the first page is cleared first. The others lead to it, and name nothing from
+        // then on.
         let end = (freeing.cleared + FREE_PAGES).min(freeing.pages);
         for distance in freeing.cleared..end {
             self.page_table().set(freeing.first + distance, Page::Free);
@@ -213,16 +217,14 @@ impl Space {
             .set(freeing.first + freeing.cleared, end - freeing.cleared);
         freeing.cleared = end;
         if end == freeing.pages {
-            self.spans.lock().give(
+            self.page_runs.lock().give(
                 self.records(),
                 &self.range.dirty,
                 freeing.first,
                 freeing.pages,
             );
             *freeing = Freeing::default();
-            // Ordering: Release. Who sees the count at zero finds what was given back (see
-            // `after_sweep`).
-            self.unswept.fetch_sub(1, Ordering::Release);
+            self.count_swept();
         }
         true
     }

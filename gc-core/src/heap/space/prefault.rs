@@ -1,4 +1,4 @@
-//! What a space has backed before a mutator comes to it.
+//! The methods of [`Space`] that have memory backed before a mutator touches it.
 
 use std::sync::atomic::Ordering;
 
@@ -13,28 +13,28 @@ fn chunks(first: usize, pages: usize) -> std::ops::Range<usize> {
 }
 
 impl Space {
-    /// Is the system to back more memory before it is used?
+    /// Whether a mutator asked for more memory to be backed.
     #[inline]
     pub(crate) fn wants_backing(&self) -> bool {
         self.prefault.wanted.load(Ordering::Relaxed)
     }
 
-    /// Should the caller tell the collector so? Once for each time.
+    /// Whether the caller should wake the collector for it. `true` once for each request.
     #[inline]
     pub(crate) fn must_tell(&self) -> bool {
         self.prefault.untold.load(Ordering::Relaxed)
             && self.prefault.untold.swap(false, Ordering::Relaxed)
     }
 
-    /// Outside any stop, by the collector's thread: has one 2 MiB page backed that will be taken
-    /// soon, in a heap that may have `room` bytes in all. False: nobody wants more.
+    /// Outside of stops, by the collector's thread: has one chunk backed that will be taken soon,
+    /// in a heap that may have `room` bytes in all. `false`: no more is wanted.
     pub(crate) fn back_piece(&self, room: u64) -> bool {
         let prefault = &self.prefault;
         if !self.wants_backing() {
             return false;
         }
         let (top, used) = {
-            let spans = self.spans.lock();
+            let spans = self.page_runs.lock();
             (spans.top(), spans.used())
         };
         let room = (room / PAGE as u64) as usize;
@@ -50,8 +50,9 @@ impl Space {
             prefault.backed.store(from + CHUNK_PAGES, Ordering::Relaxed);
             return true;
         }
-        // Half of the way is time enough for the collector to wake. Where there is no room, or the
-        // system refused, a chunk's way.
+        // Mutators ask again when they have taken half of the backed pages, so that the collector
+        // has time to wake. Where there is no room, or the system refused, they ask after half a
+        // chunk at least.
         let half = target.saturating_sub(top) / 2;
         let low_water = top + half.max(CHUNK_PAGES / 2);
         prefault.low_water.store(low_water, Ordering::Relaxed);
@@ -59,31 +60,33 @@ impl Space {
         false
     }
 
-    /// These pages, if their first touch would be a fault in which the kernel clears a large page.
+    /// These pages, if their first touch would be a page fault in which the kernel clears a huge
+    /// page.
     pub(crate) fn cold(&self, first: usize, pages: usize) -> Option<ColdPages> {
         let is_cold = chunks(first, pages).any(|chunk| !self.range.is_backed(chunk));
         is_cold.then_some(ColdPages { first, pages })
     }
 
-    /// Has all chunks of these pages backed, which the caller has taken and not touched. In
-    /// `blocking`, or by a thread that is no mutator: the system takes 0.1 ms for each chunk, and
-    /// some milliseconds if it is a guest whose host has to find the memory.
+    /// Has all chunks of these pages backed, which the caller has taken and not touched. The caller
+    /// is in a blocking region, or its thread is no mutator: the system takes 0.1 ms for each
+    /// chunk, and some milliseconds in a guest whose host has to find the memory.
     pub fn back_taken(&self, cold: ColdPages) {
         for chunk in chunks(cold.first, cold.pages) {
             self.back(chunk * CHUNK_PAGES);
         }
     }
 
-    /// Has the chunk at this page backed, unless it is. It was never taken, or is about to be: what
-    /// a mutator writes meanwhile stays. Where the system cannot, it is not asked again.
+    /// Has the chunk at this page backed, unless it is. The chunk was never taken, or is about to
+    /// be; a value that a mutator writes meanwhile stays. Where the system cannot back it, it is
+    /// not asked again.
     fn back(&self, page: usize) -> bool {
         let chunk = page / CHUNK_PAGES;
         let _one = self.prefault.backing[chunk % LOCKS].lock();
         if self.range.is_backed(chunk) {
             return true;
         }
-        // Who takes the first pages of the next chunk writes tables before anybody can have them
-        // backed.
+        // A mutator that takes the first pages of the next chunk writes tables before it can have
+        // them backed, so they are backed here.
         let next = page + CHUNK_PAGES;
         let pages = CHUNK_PAGES.min(self.len / PAGE - next);
         if !self.writable_up_to(next + pages) && !self.writable_up_to(next) {
@@ -94,20 +97,20 @@ impl Space {
         backed
     }
 
-    /// Outside any stop, by the collector's thread, when memory goes back to the system: makes what
-    /// was backed and never used free memory like any other, so that it goes back, too, if the heap
+    /// Outside of stops, by the collector's thread when it scavenges: makes the pages that were
+    /// backed and never used free, so that they go back to the system, too. It does so if the heap
     /// has become much smaller than it was.
     pub(crate) fn give_up_prefaulted(&self) {
         let prefault = &self.prefault;
         let backed = prefault.backed.load(Ordering::Relaxed);
-        let mut spans = self.spans.lock();
+        let mut spans = self.page_runs.lock();
         let top = spans.top();
         if backed <= top.max(self.pre_touched as usize / PAGE) || spans.used() > top / 2 {
             return;
         }
         self.range.dirty.set(top, backed - top);
         spans.free_top(self.records(), &self.range.dirty, backed - top);
-        // All that was ever taken has to be in use again before more is backed.
+        // All pages below `backed` have to be in use again before more are backed.
         prefault.low_water.store(backed, Ordering::Relaxed);
         prefault.wanted.store(false, Ordering::Relaxed);
     }
@@ -129,7 +132,7 @@ mod tests {
         .unwrap()
     }
 
-    /// Does the system back the page at this byte of the range?
+    /// Whether the system backs the page at this byte of the range.
     fn is_backed(space: &Space, offset: usize) -> bool {
         let mut page = 0u8;
         // SAFETY: a page of the range, which is mapped, and a byte for it.
@@ -138,7 +141,8 @@ mod tests {
         page & 1 != 0
     }
 
-    /// Takes so many bytes, and backs what is wanted then; how many chunks that were.
+    /// Takes `bytes` bytes, and backs all that is wanted then. Returns the number of chunks that
+    /// were backed.
     fn take(space: &Space, bytes: usize, room: u64) -> usize {
         space.take_pages(bytes / PAGE).unwrap();
         std::iter::from_fn(|| space.back_piece(room).then_some(())).count()
@@ -155,13 +159,13 @@ mod tests {
             "a 16th of 64 MiB, of whole chunks"
         );
         assert!(space.must_tell() && !space.must_tell(), "it is told once");
-        let top = space.spans.lock().top() * PAGE;
+        let top = space.page_runs.lock().top() * PAGE;
         assert!(!is_backed(&space, top));
         assert!(is_backed(&space, top.next_multiple_of(CHUNK)));
         assert!(!is_backed(&space, top.next_multiple_of(CHUNK) + CHUNK));
-        // What was backed is taken; and the next is backed before its turn comes.
+        // The backed pages are taken, and the next ones are backed before their turn comes.
         assert!(take(&space, CHUNK, u64::MAX) > 0);
-        assert!(is_backed(&space, space.spans.lock().top() * PAGE));
+        assert!(is_backed(&space, space.page_runs.lock().top() * PAGE));
     }
 
     #[test]
@@ -225,7 +229,7 @@ mod tests {
         let space = space(None);
         let (first, _) = space.take_pages((100 << 20) / PAGE).unwrap();
         assert!(space.back_piece(u64::MAX));
-        let ahead = (space.spans.lock().top() * PAGE).next_multiple_of(CHUNK);
+        let ahead = (space.page_runs.lock().top() * PAGE).next_multiple_of(CHUNK);
         space.give_up_prefaulted();
         assert!(space.back_piece(u64::MAX), "it is as large as ever");
         space.give_pages(first, (100 << 20) / PAGE);

@@ -1,4 +1,4 @@
-//! What a space gives back to the system.
+//! The methods of [`Space`] that give free memory back to the system.
 
 use std::sync::atomic::Ordering;
 
@@ -8,39 +8,38 @@ use super::super::size_classes::PAGE;
 use super::Space;
 use crate::fault::planted;
 
-/// Free stretches that one piece looks at.
+/// Free page runs that one piece looks at.
 const LOOKS: usize = 256;
 
-/// Chunks that one piece gives back: 64 MiB, some milliseconds of the kernel's time.
+/// Chunks that one piece gives back: 64 MiB, some milliseconds in the kernel.
 const CHUNKS_PER_PIECE: usize = 32;
 
 impl Space {
-    /// Outside any stop, by one thread at a time and never by a mutator: returns free memory to the
-    /// system until less than 2 MiB more than `keep` free bytes are still backed; and of 2 MiB that
-    /// are in use in part, until less than `grain` bytes more are. One bounded piece of at most
-    /// `most` bytes; the bytes returned, 0 when nothing is left to do (or the spare bitmap is not
-    /// cleared yet).
+    /// Outside of stops, by one thread at a time and never by a mutator: gives one bounded piece of
+    /// at most `most` bytes of free memory back to the system. Whole free chunks go back while more
+    /// than `keep` bytes plus a chunk are free and backed; free parts of chunks that are in use go
+    /// back while more than `keep` plus `grain` bytes are. Returns the number of bytes; 0: there is
+    /// nothing to do, or the spare bitmap is not cleared yet.
     ///
-    /// Memory that comes back from here is known to be zero, and so is the heap's bookkeeping of
-    /// it.
+    /// Memory that went back is known to be zero, and so are the parts of the tables for it.
     pub fn scavenge_piece(&self, keep: u64, grain: u64, most: u64) -> u64 {
         if self.clear_chunk.load(Ordering::Relaxed) < self.clear_end.load(Ordering::Relaxed) {
             return 0;
         }
-        // A child of a fork must find the stretch in the lists.
+        // A fork takes this lock, so the child finds the page run in its list.
         let _rearranging = self.rearranging.lock();
         let (first, pages, surplus) = {
-            let mut spans = self.spans.lock();
+            let mut spans = self.page_runs.lock();
             let surplus = spans.free_dirty().saturating_sub(keep as usize / PAGE);
             let surplus = surplus.min(most as usize / PAGE);
             let (records, dirty) = (self.records(), &self.range.dirty);
             let mut found = None;
             if surplus >= CHUNK_PAGES {
-                found = spans.take_for_release(records, dirty, LOOKS);
+                found = spans.take_to_scavenge(records, dirty, LOOKS);
             }
-            // A little more than is to stay is not worth a page that the system has to split.
+            // A small surplus is not worth a huge page that the system would split.
             if found.is_none() && surplus >= (grain as usize / PAGE).max(LEAST_PART) {
-                found = spans.take_part_for_release(records, dirty, LOOKS);
+                found = spans.take_part_to_scavenge(records, dirty, LOOKS);
             }
             let Some((first, pages)) = found else {
                 return 0;
@@ -48,45 +47,46 @@ impl Space {
             (first, pages, surplus)
         };
         let most = (surplus / CHUNK_PAGES).min(CHUNKS_PER_PIECE);
-        // The stretch is out of all lists now; the lock is free while the kernel works.
-        let mut released = 0;
+        // The page run is in no list now. The lock is free while the kernel works.
+        let mut scavenged = 0;
         let mut parts = 0;
         let mut chunk = first.next_multiple_of(CHUNK_PAGES);
-        while chunk + CHUNK_PAGES <= first + pages && released < most {
-            if self.range.dirty.count(chunk, CHUNK_PAGES) != 0 && self.release_chunk(chunk) {
-                released += 1;
+        while chunk + CHUNK_PAGES <= first + pages && scavenged < most {
+            if self.range.dirty.count(chunk, CHUNK_PAGES) != 0 && self.scavenge_chunk(chunk) {
+                scavenged += 1;
             }
             chunk += CHUNK_PAGES;
         }
         let mut end = chunk;
-        if released == 0 {
-            parts = self.release_part(first, pages, surplus);
+        if scavenged == 0 {
+            parts = self.scavenge_part(first, pages, surplus);
             end = first + pages;
         }
-        self.release_tables(first, pages, end);
-        self.has_released.store(true, Ordering::Relaxed);
-        self.spans
+        self.scavenge_tables(first, pages, end);
+        self.has_scavenged.store(true, Ordering::Relaxed);
+        self.page_runs
             .lock()
             .put_back(self.records(), &self.range.dirty, first, pages);
-        ((released * CHUNK_PAGES + parts) * PAGE) as u64
+        ((scavenged * CHUNK_PAGES + parts) * PAGE) as u64
     }
 
-    /// Gives pages of a free stretch back that has no whole dirty chunk: what lies beside cells in
-    /// the same 2 MiB. At most so many, from the first dirty one on; how many of them were dirty.
-    fn release_part(&self, first: usize, pages: usize, most: usize) -> usize {
+    /// Gives back pages of a free page run that has no whole dirty chunk: free memory beside cells
+    /// in the same chunk. At most `most` pages from the first dirty one on. Returns how many of
+    /// them were dirty.
+    fn scavenge_part(&self, first: usize, pages: usize, most: usize) -> usize {
         let dirty = &self.range.dirty;
         let Some(from) = dirty.first(first, pages) else {
             return 0;
         };
         let end = (first + pages).min(from + most);
         let count = dirty.count(from, end - from);
-        // What lies before it in the same chunk is zero, and the system backs it all the same if it
-        // does so by a huge page.
+        // The pages before it in the same chunk are zero. The system backs them all the same if it
+        // backs the chunk by a huge page.
         let from = first.max(from / CHUNK_PAGES * CHUNK_PAGES);
         for page in [from, end - 1] {
             self.use_small_pages(page);
         }
-        // SAFETY: only this thread has the stretch, and no cell is in it.
+        // SAFETY: this thread alone has the page run, and no cell is in it.
         if !unsafe { self.range.memory.discard(from * PAGE, (end - from) * PAGE) } {
             return 0;
         }
@@ -94,7 +94,7 @@ impl Space {
         count
     }
 
-    /// Has the system back the chunk of this page by small pages.
+    /// Has the system back the chunk of this page by system pages alone.
     fn use_small_pages(&self, page: usize) {
         let chunk = page / CHUNK_PAGES;
         if self.range.has_small_pages(chunk) {
@@ -106,10 +106,10 @@ impl Space {
         self.range.memory.split_huge_page(page * PAGE);
     }
 
-    /// Of a free stretch that only this thread has, gives back what tables say of the pages below
-    /// `end`, whole pages. It is zero, but for records, which say nothing in the middle of a
-    /// stretch.
-    fn release_tables(&self, first: usize, pages: usize, end: usize) {
+    /// Gives back the tables' parts for the pages below `end` of a free page run that this thread
+    /// alone has, as whole system pages. They are zero, except records, which have no meaning in
+    /// the middle of a page run.
+    fn scavenge_tables(&self, first: usize, pages: usize, end: usize) {
         if planted("tables-kept") {
             return;
         }
@@ -121,32 +121,32 @@ impl Space {
             != 0
         {
             for bits in &self.range.bits {
-                // SAFETY: nothing is allocated here, so one bitmap is clear; and the spare one has
-                // been cleared.
-                unsafe { bits.discard_units(first, end - first) };
+                // SAFETY: no cell is allocated here, so the allocated bitmap is clear; and the
+                // spare one has been cleared.
+                unsafe { bits.discard_pages(first, end - first) };
             }
         }
         let records = first + 1..end.min(first + pages - 1);
-        // SAFETY: strictly inside the stretch.
+        // SAFETY: these pages are neither first nor last of the page run.
         unsafe { self.records().discard(records.start, records.len()) };
         // SAFETY: the words of free pages are zero.
         unsafe { self.range.page_table.discard(first, end - first) };
     }
 
-    /// Outside any stop, by the thread that gives memory back: has huge pages wherever they were
-    /// given up for parts that went back, if the heap is about as full as it ever was.
+    /// Outside of stops, by the scavenger: asks for huge pages again in all chunks that gave them
+    /// up, if the heap is about as full as it ever was.
     pub(crate) fn use_huge_pages_again(&self) {
-        if !self.has_released.load(Ordering::Relaxed) {
+        if !self.has_scavenged.load(Ordering::Relaxed) {
             return;
         }
         let (used, top) = {
-            let spans = self.spans.lock();
+            let spans = self.page_runs.lock();
             (spans.used(), spans.top())
         };
         if used < top - top / 8 {
             return;
         }
-        self.has_released.store(false, Ordering::Relaxed);
+        self.has_scavenged.store(false, Ordering::Relaxed);
         for chunk in 0..top.div_ceil(CHUNK_PAGES) {
             if self.range.set_small_pages(chunk, false) {
                 self.small_chunks.remove(1);
@@ -157,10 +157,10 @@ impl Space {
         }
     }
 
-    /// The bytes in use now, and the most that were in use since this was called last. By one
-    /// thread at a time.
+    /// The bytes in use now, and the most bytes in use since the last call. By one thread at a
+    /// time.
     pub(crate) fn used_lately(&self) -> (u64, u64) {
-        let mut spans = self.spans.lock();
+        let mut spans = self.page_runs.lock();
         (
             (spans.used() * PAGE) as u64,
             (spans.take_peak() * PAGE) as u64,
@@ -169,11 +169,11 @@ impl Space {
 
     /// Bytes of free memory that could go back.
     pub(crate) fn free_backed(&self) -> u64 {
-        (self.spans.lock().free_dirty() * PAGE) as u64
+        (self.page_runs.lock().free_dirty() * PAGE) as u64
     }
 
-    fn release_chunk(&self, chunk: usize) -> bool {
-        // SAFETY: the chunk lies in a stretch that only this thread has, and no cell is in it.
+    fn scavenge_chunk(&self, chunk: usize) -> bool {
+        // SAFETY: the chunk lies in a page run that this thread alone has, and no cell is in it.
         if !unsafe { self.range.memory.discard(chunk * PAGE, CHUNK_PAGES * PAGE) } {
             return false;
         }

@@ -1,37 +1,37 @@
-//! How a mutator's span reserve is filled, cut and given back.
+//! The methods of [`Space`] on a mutator's span reserve: how it is filled, cut and given back.
 
 use std::sync::atomic::Ordering;
 
-use super::super::page_runs::{CHUNK_PAGES, NoSpan, State};
+use super::super::page_runs::{CHUNK_PAGES, NoPages, State};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::fault::planted;
 
-/// Of the pages that are in use, the part that all claims together have at most.
+/// All reserves together have at most this part of the pages in use.
 const PART: usize = 16;
 
-/// Of those that the hard limit leaves.
+/// And at most this part of the pages that the hard limit leaves.
 const PART_OF_ROOM: usize = 32;
 
 impl Space {
-    /// Pages for a new span of the mutator whose claim this is: the first, and whether all of them
-    /// are known to be zero. By the mutator under `no_preempt`.
+    /// Pages for a new span of the mutator that owns the reserve: the first one, and whether all of
+    /// them are known to be zero. By the mutator under `no_preempt`.
     pub(crate) fn take_span(
         &self,
         reserve: &SpanReserve,
         pages: usize,
-    ) -> Result<(usize, bool), NoSpan> {
+    ) -> Result<(usize, bool), NoPages> {
         let (mut first, mut left) = reserve.take();
         if left < pages {
             let records = &self.range.records;
             let dirty = &self.range.dirty;
-            let mut spans = self.spans.lock();
+            let mut spans = self.page_runs.lock();
             if left != 0 {
                 spans.put_back_used(records, dirty, first, left);
             }
             let wanted = reserve.most.load(Ordering::Relaxed) as usize;
             let part = (spans.used() / PART).min(spans.room() / PART_OF_ROOM);
-            // Relaxed: as many as there were in the last cycle's stop.
+            // Relaxed: the number of mutators in the last cycle's stop.
             let mutators = self.mutators.load(Ordering::Relaxed).max(1);
             let most = wanted.min(part / mutators).max(pages);
             (first, left) = self.take_with(&mut spans, pages, |spans| {
@@ -44,8 +44,8 @@ impl Space {
         }
         let end = first + pages;
         if left > pages {
-            // SAFETY: the stretch is the caller's, and so are these records; nobody else reads what
-            // is written of them (see the module's head).
+            // SAFETY: the caller took the page run, so it owns these records. No other thread reads
+            // the fields that are written (see the head of `heap/span_reserve.rs`).
             unsafe {
                 (*self.records().at(first)).pages = pages as u32;
                 (*self.records().at(end - 1)).state = State::InUse;
@@ -57,8 +57,8 @@ impl Space {
         Ok((first, self.range.dirty.count(first, pages) == 0))
     }
 
-    /// Gives back what a mutator has claimed and not used. By the mutator under `no_preempt`, or
-    /// outside of stops.
+    /// Gives back the rest of a mutator's reserve. By the mutator under `no_preempt`, or outside of
+    /// stops.
     pub(crate) fn give_back_reserve(&self, reserve: &SpanReserve) {
         if planted("reserve-kept") {
             return;
@@ -67,9 +67,12 @@ impl Space {
         reserve.most.store(most / 2, Ordering::Relaxed);
         let (first, pages) = reserve.take();
         if pages != 0 {
-            self.spans
-                .lock()
-                .put_back_used(&self.range.records, &self.range.dirty, first, pages);
+            self.page_runs.lock().put_back_used(
+                &self.range.records,
+                &self.range.dirty,
+                first,
+                pages,
+            );
         }
     }
 }

@@ -1,10 +1,9 @@
-//! Tests of the room as a whole: allocate, collect, resolve, against models that need no
-//! cleverness.
+//! Tests of `Space` as a whole: allocate, collect and resolve, against simple models.
 
-mod claims;
-mod gaps;
+mod holes;
 mod memory;
 mod sites;
+mod span_reserve;
 mod sticky;
 mod uninit;
 
@@ -20,7 +19,7 @@ use crate::heap::{CLASS_TABLE, LargeStep};
 use crate::mark::{MarkQueue, Marker};
 use crate::weak::WeakWork;
 
-/// A mutator and a collector in one thread: nothing here needs a real stop.
+/// A mutator and a collector in one thread, so no test needs a real stop.
 pub(crate) struct Toy {
     pub(crate) space: Space,
     pub(crate) runs: LocalAllocator,
@@ -50,7 +49,7 @@ impl Toy {
         })
     }
 
-    /// A cell, collecting with `roots` whenever one is due.
+    /// Allocates a cell, and collects with `roots` whenever a collection is due.
     pub(crate) fn try_alloc(
         &mut self,
         kind: KindId,
@@ -113,14 +112,17 @@ impl Toy {
         self.finish();
     }
 
-    /// The allocated cells but those that the mutator has ready.
+    /// The allocated cells, except those in tails of the mutator.
     pub(crate) fn cells(&self) -> BTreeMap<usize, usize> {
         let mut cells = BTreeMap::new();
         self.space.for_each_cell(&mut |cell| {
             assert!(cells.insert(cell.base, cell.size).is_none());
         });
         let mut take = |cell: usize| {
-            assert!(cells.remove(&cell).is_some(), "no cell of the mutator's");
+            assert!(
+                cells.remove(&cell).is_some(),
+                "a cell that the mutator does not own"
+            );
         };
         // SAFETY: our own runs.
         unsafe { self.runs.for_each_unallocated(&self.space, &mut take) };
@@ -138,7 +140,7 @@ enum Step {
     Collect { keep: u64 },
     Release,
     Retire,
-    Unclaim,
+    GiveBackReserve,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -148,7 +150,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<u64>().prop_map(|keep| Step::Collect { keep }),
         1 => Just(Step::Release),
         1 => Just(Step::Retire),
-        1 => Just(Step::Unclaim),
+        1 => Just(Step::GiveBackReserve),
     ];
     prop::collection::vec(step, 1..400)
 }
@@ -156,12 +158,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Random allocations and collections: cells never overlap, are zero when new, keep their
-    /// contents while they are roots, and what is no root is gone.
+    /// Random allocations and collections: cells never overlap, are zero when new, and keep their
+    /// contents while they are roots. A cell that is no root is freed.
     #[test]
     fn the_heap_is_a_map_of_cells(steps in steps(), every in prop::option::of(1u64..40), large in prop::option::of(1usize..100_000)) {
         let mut toy = Toy::new(SpaceConfig { reserve: 1 << 30, collect_every: every, ..SpaceConfig::default() });
-        // In a heap that is large already, a mutator claims more than it needs.
+        // In a heap that is large already, a mutator reserves more than it needs.
         let before = large.map_or(0, |pages| {
             toy.space.take_pages(pages).unwrap();
             toy.space.used_bytes()
@@ -204,7 +206,7 @@ proptest! {
                 }
                 Step::Release => while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {},
                 Step::Retire => toy.runs.retire(&toy.space),
-                Step::Unclaim => toy.space.give_back_reserve(&toy.runs.span_reserve),
+                Step::GiveBackReserve => toy.space.give_back_reserve(&toy.runs.span_reserve),
             }
             for (base, (size, stamp)) in &model {
                 // SAFETY: the model's cells are alive.
@@ -212,15 +214,15 @@ proptest! {
                 prop_assert!(contents.iter().all(|b| b == stamp), "a live cell changed");
             }
         }
-        // Everything dies: all pages come back, and the range is one free stretch again.
+        // Everything dies: all pages come back, and the range is one free page run again.
         toy.runs.retire(&toy.space);
         toy.collect(&[]);
         prop_assert_eq!(toy.space.used_bytes(), before);
         prop_assert_eq!(toy.cells().len(), 0);
     }
 
-    /// A word resolves to a cell if and only if it lies in one: every address in and around the
-    /// heap's spans is asked.
+    /// A word resolves to a cell if and only if it lies in one: the test resolves every address in
+    /// and around the heap's spans.
     #[test]
     fn every_address_resolves_as_the_cells_say(bytes in 1usize..3000, count in 1usize..200, keep in any::<u64>()) {
         let mut toy = Toy::small();
@@ -265,7 +267,7 @@ fn arbitrary_words_name_nothing() {
 fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
-    // 3 KiB cells leave a tail in their span.
+    // Spans of 3 KiB cells have bytes at their end that are no cell.
     let (a, b) = (toy.alloc(kind, 3072), toy.alloc(kind, 3072));
     toy.runs.retire(&toy.space);
     assert_eq!(
@@ -279,7 +281,7 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     let class = &CLASS_TABLE[size_classes::class_of(3072)];
     let span = a;
     assert!((class.cells * class.size) < class.pages * PAGE as u32);
-    // Even with every bit of the bitmap set, the tail has no cell.
+    // Even with every bit of the bitmap set, the end of the span has no cell.
     for granule in 0..class.pages as usize * PAGE / GRANULE {
         toy.space
             .allocated_bits()
@@ -322,8 +324,8 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
                 Some(b),
                 "{bytes} bytes: the next cell is itself alone"
             );
-            // Whatever the size class, the end of the bytes asked for lies in the cell where that
-            // is asked for.
+            // With `past_the_end`, the address one past the bytes asked for lies in their cell, in
+            // every size class.
             if past_the_end || bytes < cell.size {
                 assert_eq!(named(a + bytes), Some(a), "{bytes} bytes");
             } else {
@@ -384,7 +386,7 @@ fn a_large_object_is_invisible_until_it_is_published() {
         })
     );
     assert_eq!(toy.space.resolve(base + (1 << 20)), None);
-    // And again when it is dead.
+    // The dead object is invisible again.
     toy.collect(&[]);
     nothing(&toy);
     assert_eq!(toy.space.used_bytes(), 0);
@@ -454,8 +456,7 @@ fn a_run_handed_out_while_marking_is_black() {
 
 #[test]
 fn without_blackened_tails_a_new_cell_would_be_free() {
-    // The cure's own test: the same steps without `blacken_tails` lose the cell that is allocated
-    // afterwards.
+    // The same steps without `blacken_tails` lose the cell that is allocated afterwards.
     for cure in [true, false] {
         let mut toy = Toy::small();
         let kind = leaf(&toy);
@@ -778,7 +779,7 @@ fn a_walk_over_all_cells_and_the_collector_s_sweeping_exclude_each_other() {
     let ended = AtomicU32::new(0);
     let end = |n| ended.fetch_add(n, Ordering::Relaxed);
     std::thread::scope(|threads| {
-        // Somebody is at it: the others wait.
+        // A thread that sweeps holds the lock: the others wait.
         let held = space.rearranging.lock();
         threads.spawn(|| {
             space.for_each_cell(&mut |_| ());

@@ -49,7 +49,7 @@ fn what_lies_beside_the_cells_is_at_most_three_in_a_hundred_of_them() {
     let tables: usize = toy.space.tables().map(resident_pages).iter().sum();
     let tables = tables as u64 * 4096;
     assert!(tables * 100 <= backed * 3, "{tables} bytes beside {backed}");
-    // The figure is what the system backs, but for the ends of pages.
+    // The figure is the memory that the system backs, except for the ends of system pages.
     assert!(
         tables.abs_diff(beside) <= 16 * 4096,
         "{tables} bytes, said to be {beside}"
@@ -105,12 +105,12 @@ fn known_zero_memory_is_not_touched_by_a_large_allocation() {
     let kind = leaf(&toy);
     toy.alloc(kind, 64 << 20);
     assert_eq!(resident(&toy.space), 0);
-    // Dirty it, give it back to the system, take it again.
+    // Make the memory dirty, give it back to the system, and take it again.
     toy.collect(&[]);
     while toy.space.scavenge_piece(0, 0, u64::MAX) > 0 {}
     toy.alloc(kind, 64 << 20);
-    // Only whole chunks are given back, so one that it begins in and one that it ends in had to be
-    // cleared.
+    // Only whole chunks go back, so the chunk that the object begins in and the one that it ends in
+    // were cleared.
     assert!(resident(&toy.space) <= 2 * CHUNK_PAGES);
 }
 

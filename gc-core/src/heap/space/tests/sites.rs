@@ -1,5 +1,5 @@
-//! Many sites, of which a mutator uses now these and now those: their lists and its runs, against a
-//! model.
+//! Many sites, of which a mutator uses a few at a time: their lists and the mutator's runs, against
+//! a model.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for()
         lists.old.push(records, old);
         drop(lists);
         let before = toy.space.unswept.load(Ordering::Relaxed);
-        // Nobody sweeps in between: a heap never does this.
+        // No thread sweeps in between. A heap never does this.
         youngs
             .iter()
             .for_each(|young| toy.space.swaps.count(*young));
@@ -69,12 +69,12 @@ fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looke
         for _ in 0..pieces {
             toy.space.sweep_piece();
         }
-        // One thread forks another away that had popped a span to sweep it.
+        // One thread forks while another has popped a span to sweep it.
         let entry = toy.space.sites.at(toy.space.sites.count() - 1);
         let span = toy.space.lists(entry).unswept.pop(toy.space.records());
         assert!(span.is_some());
         drop(toy.space.lock_for_fork());
-        toy.space.forked(|site| toy.runs.own_span(site));
+        toy.space.forked(|site| toy.runs.owned_span(site));
         while toy.space.sweep_piece() {}
         while toy.space.clear_spare_piece() {}
         toy.runs.retire(&toy.space);
@@ -86,7 +86,7 @@ fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looke
 
 const SITES: usize = 40;
 
-/// What a round allocates at which sites, and what of it lives.
+/// The cells that a round allocates, by site, and which of them live.
 #[derive(Debug, Clone)]
 struct Round {
     before: Vec<usize>,
@@ -94,13 +94,13 @@ struct Round {
     allocated_black: Vec<usize>,
     keep: u64,
     whole: bool,
-    /// The collector looks at runs, as in a stop that finds the mutator in `blocking`.
+    /// The collector reviews runs, as in a stop that finds the mutator in `blocking`.
     idle: bool,
 }
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    // Few of the sites in each round, so that runs become stale; and now and then many cells, so
-    // that spans are filled.
+    // A round uses few of the sites, so that runs become stale, and sometimes many cells, so that
+    // spans are filled.
     let cells = || prop::collection::vec(0..SITES * 20, 0..12);
     let round = (cells(), cells(), any::<u64>(), 0..3, any::<bool>()).prop_map(
         |(before, allocated_black, keep, whole, idle)| Round {
@@ -114,7 +114,7 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
     prop::collection::vec(round, 1..16)
 }
 
-/// Allocates at a site what a number says: a cell, or rarely thousands.
+/// Allocates one cell, or rarely thousands, at a site that the number selects.
 fn alloc_at(toy: &mut Toy, kind: KindId, number: usize) -> Vec<usize> {
     let cells = if number / SITES == 0 { 3000 } else { 1 };
     let bytes = 16 + 16 * (number % SITES);
@@ -174,7 +174,7 @@ proptest! {
         while toy.space.sweep_piece() {}
         toy.space.forget_marks();
         while toy.space.clear_spare_piece() {}
-        // What is used no more goes back without anybody's detaching.
+        // Runs that are not used any more go back although the mutator does not detach.
         for _ in 0..8 {
             toy.runs.review_idle(&toy.space);
             toy.collect(&[]);

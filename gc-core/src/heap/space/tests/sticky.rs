@@ -1,18 +1,18 @@
-//! What a young collection finds marked is exactly what was made before the last collection's stop
-//! 1 and found alive.
+//! A young collection finds exactly the old cells marked: those made before the last collection's
+//! stop 1 and found alive by it.
 
 use super::*;
 
-/// What a round allocates, and what of it lives.
+/// The cells that a round allocates, and which of them live.
 #[derive(Debug, Clone)]
 struct Round {
     before: Vec<usize>,
     /// While marking.
     allocated_black: Vec<usize>,
     keep: u64,
-    /// All cells are looked at.
+    /// The collection is a whole one.
     whole: bool,
-    /// The mutator sweeps, and not the collector.
+    /// The mutator sweeps, not the collector.
     lazy: bool,
     retire: bool,
 }
@@ -68,7 +68,7 @@ proptest! {
                 unallocated += usize::from(toy.space.is_marked(cell));
             }) };
             prop_assert_eq!(unallocated, 0, "the rest of a run is old");
-            // What lives: of the cells that are not old, some.
+            // All old cells live, and some of the others.
             let roots: Vec<usize> = cells
                 .iter()
                 .enumerate()
@@ -90,7 +90,7 @@ proptest! {
                 while toy.space.sweep_piece() {}
             }
         }
-        // In the end all goes that is not kept.
+        // In the end all cells die that are not kept.
         toy.runs.retire(&toy.space);
         while toy.space.sweep_piece() {}
         toy.space.forget_marks();

@@ -1,10 +1,10 @@
-//! Leaves that are not cleared: they come as they are, and their memory is clear again for all
-//! others.
+//! Leaves that are not cleared: they are allocated with old contents, and their memory is cleared
+//! again for all other kinds.
 
 use super::*;
 
-/// Fills so many cells, frees them but for those that `lives` names, and says how many of as many
-/// new ones come with old bytes.
+/// Fills `count` cells, frees them except where `lives` says so, and returns how many of as many
+/// new cells have old bytes.
 fn stale(
     toy: &mut Toy,
     kind: KindId,
@@ -36,8 +36,7 @@ fn uninit_leaves_are_not_cleared_and_their_memory_is_for_others() {
             let uninit = toy.space.add_kind(Kind::leaf_uninit("uninit")).unwrap();
             let clear = leaf(&toy);
             assert_eq!(stale(&mut toy, clear, bytes, count, lives), 0);
-            // Two in three are gaps. Of spans that are free as a whole those come first that are
-            // zero.
+            // Two in three cells are holes. Free page runs that are zero are taken first.
             let n = stale(&mut toy, uninit, bytes, count, lives);
             assert!(
                 n >= count / 2 || !lives(1),

@@ -1,11 +1,11 @@
-//! Gaps that are taken together, a bitmap word's at a time: all of them are handed out, each once,
-//! and none that lives.
+//! Holes that are taken together, one bitmap word at a time: each free cell is allocated once, and
+//! no live one.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// A heap whose cells of so many bytes live where `lives` says so, and those cells.
+/// A heap whose cells of `bytes` bytes live where `lives` says so, and those cells.
 fn mixed(bytes: usize, count: usize, lives: impl Fn(usize) -> bool) -> (Toy, KindId, Vec<usize>) {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
@@ -16,13 +16,13 @@ fn mixed(bytes: usize, count: usize, lives: impl Fn(usize) -> bool) -> (Toy, Kin
     }
     let kept = |(i, cell): (usize, &usize)| lives(i).then_some(*cell);
     let live: Vec<usize> = cells.iter().enumerate().filter_map(kept).collect();
-    // Or its last span would be the mutator's until it is full.
+    // Otherwise the mutator would own its last span until it is full.
     toy.runs.retire(&toy.space);
     toy.collect(&live);
     (toy, kind, live)
 }
 
-/// A new cell, which is seen to be zero and is filled.
+/// Allocates a cell, checks that it is zero, and fills it.
 fn alloc(toy: &mut Toy, kind: KindId, bytes: usize) -> usize {
     let cell = toy.alloc(kind, bytes);
     // SAFETY: a cell of ours.
@@ -34,7 +34,7 @@ fn alloc(toy: &mut Toy, kind: KindId, bytes: usize) -> usize {
 
 proptest! {
     #[test]
-    fn every_gap_is_handed_out_once(
+    fn every_hole_is_allocated_once(
         bytes in prop::sample::select(&[16usize, 32, 48, 64, 112, 320, 512, 1024, 1280][..]),
         density in 0.02f64..0.98,
         seed in any::<u64>(),
@@ -47,7 +47,7 @@ proptest! {
         let count = 3 * (64 << 10) / bytes;
         let (mut toy, kind, live) = mixed(bytes, count, |i| random(i) < density);
         let mut all: BTreeSet<usize> = live.iter().copied().collect();
-        // Collections keep all there is, so nothing but what was free at first may come.
+        // Collections keep all cells, so only cells that were free at first may be allocated.
         for n in 0..count - live.len() {
             if n % collect_after == 0 {
                 let roots: Vec<usize> = all.iter().copied().collect();
@@ -61,7 +61,7 @@ proptest! {
 }
 
 #[test]
-fn gaps_of_a_word_are_taken_together_and_counted_once() {
+fn holes_of_a_word_are_taken_together_and_counted_once() {
     let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
     assert_eq!((live.len(), toy.space.cells_since()), (1024, 0));
     for n in 0..64 {
@@ -77,7 +77,7 @@ fn gaps_of_a_word_are_taken_together_and_counted_once() {
 }
 
 #[test]
-fn without_blackened_gaps_a_new_cell_would_be_free() {
+fn without_blackened_holes_a_new_cell_would_be_free() {
     for cure in [true, false] {
         let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
         let first = alloc(&mut toy, kind, 32);
@@ -96,19 +96,19 @@ fn without_blackened_gaps_a_new_cell_would_be_free() {
 }
 
 #[test]
-fn gaps_that_are_given_back_are_free_again() {
+fn holes_that_are_given_back_are_free_again() {
     let (mut toy, kind, live) = mixed(48, 1000, |i| i % 3 == 0);
     let first = alloc(&mut toy, kind, 48);
     toy.runs.retire(&toy.space);
     assert_eq!(toy.space.cells_since(), 1);
     assert_eq!(toy.cells().len(), live.len() + 1);
-    // They come again, in the same order.
+    // The same holes are allocated again, in the same order.
     let second = alloc(&mut toy, kind, 48);
     assert_eq!(second, first + 48);
 }
 
 #[test]
-fn gaps_taken_while_marking_are_black_and_stay_so_when_they_are_given_back() {
+fn holes_taken_while_marking_are_black_and_stay_so_when_they_are_given_back() {
     let (mut toy, kind, live) = mixed(32, 2048, |i| i % 2 == 0);
     toy.mark(&live);
     let first = alloc(&mut toy, kind, 32);
@@ -123,14 +123,14 @@ fn gaps_taken_while_marking_are_black_and_stay_so_when_they_are_given_back() {
     assert!(toy.space.is_marked(first) && spare == taken - 1 && spare > 10);
     toy.runs.retire(&toy.space);
     toy.finish();
-    // Nobody has them, but only the next cycle finds that out.
+    // No program has these cells, and the next cycle finds them dead.
     assert_eq!(toy.cells().len() as i64, live.len() as i64 + taken);
     toy.collect(&live);
     assert_eq!(toy.cells().len(), live.len());
 }
 
 #[test]
-fn collections_that_are_due_by_number_are_so_among_gaps() {
+fn collections_that_are_due_by_number_are_so_among_holes() {
     for every in [1, 2, 7, 16, 33] {
         let mut toy = Toy::new(SpaceConfig {
             reserve: 64 << 20,

@@ -1,4 +1,4 @@
-//! What mutators claim beyond the span that they need: it lies together, and nobody misses it.
+//! Span reserves: the spans of a mutator lie together, and no page of a reserve is lost.
 
 use super::*;
 
@@ -23,7 +23,7 @@ impl Two {
         }
     }
 
-    /// Has one of them take a new span, and use all of it up; where it lies.
+    /// Has one of them take a new span and use it up. Returns the first cell.
     fn span(&self, other: bool) -> Result<usize, AllocError> {
         let runs = if other { &self.other } else { &self.toy.runs };
         let mut first = None;
@@ -49,7 +49,7 @@ fn roomy() -> SpaceConfig {
     }
 }
 
-/// How many of the spans do not begin where the one before ends.
+/// The number of spans that do not begin where the one before ends.
 fn jumps(spans: &[usize]) -> usize {
     let is_jump = |two: &&[usize]| two[0] + SPAN != two[1];
     spans.windows(2).filter(is_jump).count()
@@ -63,7 +63,7 @@ fn the_spans_of_mutators_that_take_turns_lie_together() {
         ours.push(two.span(false).unwrap());
         others.push(two.span(true).unwrap());
     }
-    // One a chunk, and those until a claim is as long.
+    // One jump for each chunk, and those until a reserve is as long as a chunk.
     for spans in [&ours, &others] {
         assert!(
             jumps(spans) <= 16 + 8,
@@ -81,7 +81,7 @@ fn the_spans_of_mutators_that_take_turns_lie_together() {
 }
 
 #[test]
-fn who_allocates_little_claims_little_and_a_small_heap_nothing() {
+fn a_mutator_that_allocates_little_reserves_little_and_a_small_heap_nothing() {
     let two = Two::new(128 << 20, roomy());
     let before = two.toy.space.used_bytes() as usize;
     for spans in 1..100 {
@@ -102,38 +102,38 @@ fn who_allocates_little_claims_little_and_a_small_heap_nothing() {
 }
 
 #[test]
-fn many_mutators_claim_no_more_together_than_two() {
+fn many_mutators_reserve_no_more_together_than_two() {
     let two = Two::new(128 << 20, roomy());
-    let claimed = |mutators| {
+    let reserved = |mutators| {
         two.toy.space.foresee(0, mutators);
         let before = two.toy.space.used_bytes() as usize;
         for _ in 0..40 {
             two.span(false).unwrap();
         }
-        // What is in use beside these is claimed.
+        // The other pages in use are reserved.
         let used = two.toy.space.used_bytes() as usize - before;
         two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
         used.saturating_sub(40 * SPAN)
     };
-    assert!(claimed(2) >= 16 * SPAN);
-    assert_eq!(claimed(1000), 0);
+    assert!(reserved(2) >= 16 * SPAN);
+    assert_eq!(reserved(1000), 0);
 }
 
 #[test]
-fn what_is_given_back_is_as_clean_as_it_was_and_the_next_claim_is_smaller() {
+fn pages_given_back_are_as_clean_as_they_were_and_the_next_reserve_is_smaller() {
     let two = Two::new(128 << 20, roomy());
     let used = || two.toy.space.used_bytes() as usize;
     for _ in 0..40 {
         two.span(false).unwrap();
     }
     let before = used();
-    let dirty = two.toy.space.spans.lock().free_dirty();
+    let dirty = two.toy.space.page_runs.lock().free_dirty();
     two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
-    let claimed = before - used();
-    assert!(claimed > 0);
-    let free = two.toy.space.spans.lock().free_dirty();
-    assert_eq!(free, dirty, "what was never used is not dirty");
-    // An idle mutator's next one is a single span again, some collections later.
+    let reserved = before - used();
+    assert!(reserved > 0);
+    let free = two.toy.space.page_runs.lock().free_dirty();
+    assert_eq!(free, dirty, "a page that was never used is not dirty");
+    // Some collections later an idle mutator takes a single span again.
     (0..12).for_each(|_| two.toy.space.give_back_reserve(&two.toy.runs.span_reserve));
     let before = used();
     two.span(false).unwrap();
@@ -141,7 +141,7 @@ fn what_is_given_back_is_as_clean_as_it_was_and_the_next_claim_is_smaller() {
 }
 
 #[test]
-fn what_one_mutator_claimed_others_have_once_it_is_given_back() {
+fn pages_that_one_mutator_reserved_others_get_once_it_gives_them_back() {
     const LIMIT: usize = 256 << 20;
     let config = SpaceConfig {
         hard_limit: Some(LIMIT as u64),
@@ -154,8 +154,8 @@ fn what_one_mutator_claimed_others_have_once_it_is_given_back() {
     }
     let fill = || std::iter::from_fn(|| two.span(true).ok()).count();
     let first = fill();
-    let claimed = LIMIT - (128 << 20) - (spans + first) * SPAN;
-    assert!(claimed >= SPAN, "{claimed}");
+    let reserved = LIMIT - (128 << 20) - (spans + first) * SPAN;
+    assert!(reserved >= SPAN, "{reserved}");
     two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
-    assert_eq!(fill(), claimed / SPAN);
+    assert_eq!(fill(), reserved / SPAN);
 }
