@@ -147,11 +147,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
 
 #[test]
 fn an_exact_heap_refuses_the_fast_tier() {
-    let heap = Heap::builder()
-        .reserve(1 << 30)
-        .exact(true)
-        .build()
-        .unwrap();
+    let heap = exact_heap();
     let mutator = heap.attach().unwrap();
     let kind = heap.kind(Kind::leaf("leaf")).unwrap();
     let refused = |error| assert_eq!(error, AllocError::Site(SiteError::FastTier));
@@ -164,6 +160,15 @@ fn an_exact_heap_refuses_the_fast_tier() {
     let stale = dead_table(&mutator);
     assert_eq!(live(&heap), 0);
     black_box(&stale);
+}
+
+/// A heap that is scanned exactly.
+fn exact_heap() -> Heap {
+    Heap::builder()
+        .reserve(1 << 30)
+        .exact(true)
+        .build()
+        .unwrap()
 }
 
 /// Collects, for so many collections or some seconds, while others work.
@@ -183,11 +188,7 @@ fn collect_beside(heap: &Heap, done: &AtomicBool) {
 fn h72_a_cell_lives_between_its_allocation_and_its_handle() {
     let name = "h72_a_cell_lives_between_its_allocation_and_its_handle";
     hazard(name, "no-window", || {
-        let heap = &Heap::builder()
-            .reserve(1 << 30)
-            .exact(true)
-            .build()
-            .unwrap();
+        let heap = &exact_heap();
         let done = &AtomicBool::new(false);
         std::thread::scope(|threads| {
             for thread in 0..2usize {
@@ -214,11 +215,7 @@ fn h72_a_cell_lives_between_its_allocation_and_its_handle() {
 fn h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field() {
     let name = "h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field";
     hazard(name, "no-window", || {
-        let heap = &Heap::builder()
-            .reserve(1 << 30)
-            .exact(true)
-            .build()
-            .unwrap();
+        let heap = &exact_heap();
         let done = &AtomicBool::new(false);
         let mutator = heap.attach().unwrap();
         let shared = &mutator.with_scope(|s| heap.root(&s.alloc(big(0)).unwrap()));

@@ -7,9 +7,7 @@
 
 mod common;
 
-use common::step::{
-    Outcome, Over, Record, TARGET, instructions, meets_target, on_step, stepping, that,
-};
+use common::step::{Outcome, Over, Record, at_each, instructions, meets_target, on_step, that};
 use common::{hazard, heap, is_child, run_child};
 use gc_core::jit;
 use gc_preempt::RootSink;
@@ -139,12 +137,7 @@ fn stop_in_a_handler_at_each(
             }
         });
         let _over = Over(&done);
-        for offset in &offsets {
-            TARGET.store(start + offset, Relaxed);
-            stepping(&mut unit).unwrap();
-            let met = TARGET.load(Relaxed) == 0;
-            assert!(met, "the instruction at {offset} was not met again");
-        }
+        at_each(start, &offsets, &mut unit);
     });
     offsets.len()
 }

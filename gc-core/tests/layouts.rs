@@ -94,35 +94,26 @@ trait Made: Trace + Sized + 'static {
     fn edge(&self) -> &Field<Number<0>>;
 }
 
-impl<const N: usize> Made for First<N> {
-    fn made(number: u64) -> Self {
-        Self {
-            number,
-            ..Self::default()
+macro_rules! made {
+    ($($cell:ident)*) => {$(
+        impl<const N: usize> Made for $cell<N> {
+            fn made(number: u64) -> Self {
+                Self {
+                    number,
+                    ..Self::default()
+                }
+            }
+            fn number(&self) -> u64 {
+                self.number
+            }
+            fn edge(&self) -> &Field<Number<0>> {
+                &self.edge
+            }
         }
-    }
-    fn number(&self) -> u64 {
-        self.number
-    }
-    fn edge(&self) -> &Field<Number<0>> {
-        &self.edge
-    }
+    )*};
 }
 
-impl<const N: usize> Made for Second<N> {
-    fn made(number: u64) -> Self {
-        Self {
-            number,
-            ..Self::default()
-        }
-    }
-    fn number(&self) -> u64 {
-        self.number
-    }
-    fn edge(&self) -> &Field<Number<0>> {
-        &self.edge
-    }
-}
+made!(First Second);
 
 /// A rooted cell that leads to a number, which nothing else does.
 fn leading<T: Made>(scope: &Scope<'_>, heap: &Heap, number: u64) -> Root<T> {

@@ -122,6 +122,24 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
     );
 }
 
+/// So many bytes of leaves of `size` bytes, all written and each with a root.
+fn rooted_leaves(
+    m: &gc_core::Mutator,
+    leaf: gc_core::raw::KindId,
+    size: usize,
+    bytes: usize,
+) -> Vec<gc_core::raw::RawRoot> {
+    let cell = |_| {
+        // SAFETY: rooted at once, and as large as what is written.
+        unsafe {
+            let cell = m.alloc(leaf, size).unwrap();
+            cell.as_ptr().write_bytes(1, size);
+            m.raw_root(cell).unwrap()
+        }
+    };
+    (0..bytes / size).map(cell).collect()
+}
+
 /// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that
 /// the process had before.
 fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
@@ -132,16 +150,7 @@ fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
     let m = heap.attach().unwrap();
     let mut roots = Vec::new();
     // The first one lies in a span that the mutator has.
-    let all: Vec<_> = (0..(mib << 20) / CELL)
-        .map(|_| {
-            // SAFETY: rooted at once, and as large as what is written.
-            unsafe {
-                let cell = m.alloc(leaf, CELL).unwrap();
-                cell.as_ptr().write_bytes(1, CELL);
-                m.raw_root(cell).unwrap()
-            }
-        })
-        .collect();
+    let all: Vec<_> = rooted_leaves(&m, leaf, CELL, mib << 20);
     for (n, root) in all.into_iter().enumerate() {
         if n % 512 == 0 {
             roots.push(root);
@@ -226,16 +235,7 @@ fn h94_a_heap_that_allocates_nothing_keeps_no_more_than_it_uses() {
             let heap = Heap::builder().reserve(1 << 30).build().unwrap();
             let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
             let m = heap.attach().unwrap();
-            let mut roots: Vec<_> = (0..(96 << 20) / CELL)
-                .map(|_| {
-                    // SAFETY: rooted at once, and as large as what is written.
-                    unsafe {
-                        let cell = m.alloc(leaf, CELL).unwrap();
-                        cell.as_ptr().write_bytes(1, CELL);
-                        m.raw_root(cell).unwrap()
-                    }
-                })
-                .collect();
+            let mut roots: Vec<_> = rooted_leaves(&m, leaf, CELL, 96 << 20);
             drop(m);
             // A third is alive, so the goal is where the heap was.
             roots.truncate(roots.len() / 3);

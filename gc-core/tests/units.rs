@@ -7,7 +7,7 @@
 mod common;
 
 use common::step::{
-    Outcome, Over, Record, TARGET, instructions, meets_target, on_step, stepping, that,
+    Outcome, Over, Record, at_each, instructions, meets_target, on_step, stepping, that,
     until_a_stop_is_pending,
 };
 use common::{check_list, garbage, hazard, heap};
@@ -51,15 +51,7 @@ fn stop_at_each(
             }
         });
         let _over = Over(&done);
-        for offset in &offsets {
-            TARGET.store(start + offset, Relaxed);
-            stepping(&mut unit).unwrap();
-            assert_eq!(
-                TARGET.load(Relaxed),
-                0,
-                "the instruction at {offset} was not met again"
-            );
-        }
+        at_each(start, &offsets, &mut unit);
     });
     offsets.len()
 }

@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{beside, hazard, spin, world};
-use gc_preempt::{Mutator, MutatorHooks, RootSink, World};
+use common::{Find, beside, hazard, spin, world};
+use gc_preempt::{Mutator, MutatorHooks, World};
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -157,6 +157,17 @@ struct Shared {
     ends: Ends,
 }
 
+impl Shared {
+    fn new(pipe: libc::c_int, ends: Ends) -> Shared {
+        Shared {
+            world: world(),
+            pipe,
+            ready: AtomicU64::new(0),
+            ends,
+        }
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Ends {
     ByExit,
@@ -192,12 +203,7 @@ extern "C-unwind" fn ends_in_blocking(data: *mut c_void) -> *mut c_void {
 fn h40_a_thread_may_end_inside_blocking() {
     hazard("h40_a_thread_may_end_inside_blocking", "caught", || {
         for ends in [Ends::ByExit, Ends::ByCancellation] {
-            let shared = Shared {
-                world: world(),
-                pipe: -1,
-                ready: AtomicU64::new(0),
-                ends,
-            };
+            let shared = Shared::new(-1, ends);
             let done = AtomicBool::new(false);
             std::thread::scope(|s| {
                 s.spawn(|| {
@@ -246,12 +252,7 @@ fn h40_a_cancellation_that_comes_while_a_thread_is_parked_waits_for_the_resume()
         let mut pipe = [0; 2];
         // SAFETY: an array of two.
         assert_eq!(unsafe { libc::pipe(pipe.as_mut_ptr()) }, 0);
-        let shared = Shared {
-            world: world(),
-            pipe: pipe[0],
-            ready: AtomicU64::new(0),
-            ends: Ends::ByCancellation,
-        };
+        let shared = Shared::new(pipe[0], Ends::ByCancellation);
         for round in 1..=100 {
             let thread = start(reads, std::ptr::from_ref(&shared).cast_mut().cast());
             while shared.ready.load(SeqCst) < round {
@@ -302,32 +303,13 @@ const COUNTED: MutatorHooks = MutatorHooks {
     back: None,
 };
 
-/// Reads every word that it is told of.
-struct Sum(usize);
-
-impl RootSink for Sum {
-    fn conservative(&mut self, words: std::ops::Range<usize>) {
-        for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
-            self.0 ^= unsafe { std::ptr::read_volatile(at as *const usize) };
-        }
-    }
-    fn exact(&mut self, _: usize, _: u32) {}
-    fn derived(&mut self, _: usize, _: usize, _: u32) {}
-}
-
 #[test]
 fn h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out() {
     hazard(
         "h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out",
         "no-lifeline",
         || {
-            let shared = Shared {
-                world: world(),
-                pipe: -1,
-                ready: AtomicU64::new(0),
-                ends: Ends::ByExit,
-            };
+            let shared = Shared::new(-1, Ends::ByExit);
             for round in 1..=20 {
                 let mut thread = 0;
                 // Larger than what glibc keeps of stacks, so that joining unmaps it.
@@ -345,10 +327,11 @@ fn h41_a_thread_that_ended_by_the_bare_call_in_blocking_is_left_out() {
                     libc::pthread_attr_destroy(&raw mut kind);
                 }
                 join(thread);
-                let mut sum = Sum(0);
+                // Reads every word that it is told of.
+                let mut find = Find::complement_of(0);
                 let stopped = shared.world.stop().unwrap();
                 for m in stopped.mutators() {
-                    m.walk(&mut sum);
+                    m.walk(&mut find);
                 }
                 assert_eq!(stopped.mutators().count(), 0);
                 assert_eq!(stopped.resume().mutators, 0);
@@ -364,12 +347,7 @@ fn h41_a_new_thread_at_the_same_place_finds_it_gone() {
         "h41_a_new_thread_at_the_same_place_finds_it_gone",
         "no-lifeline",
         || {
-            let shared = Shared {
-                world: world(),
-                pipe: -1,
-                ready: AtomicU64::new(0),
-                ends: Ends::ByExit,
-            };
+            let shared = Shared::new(-1, Ends::ByExit);
             let data = std::ptr::from_ref(&shared).cast_mut().cast();
             join(start(ends_by_the_bare_call, data));
             // glibc gives the new thread the stack and the control block of the one before.

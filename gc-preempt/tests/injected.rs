@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{beside, hazard, hazard_with, is_child, register, stop_running, wait_for, world};
+use common::{
+    Find, beside, hazard, hazard_with, is_child, register, stop_running, wait_for, world,
+};
 use gc_preempt::{
     CodeGuard, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
 };
@@ -189,22 +191,6 @@ fn h13_a_parked_stop_keeps_every_register_and_the_red_zone() {
     stop_the_vector_loop(Config::default(), Origin::Signal, 5_000);
 }
 
-struct Find {
-    what: usize,
-    found: bool,
-}
-
-impl gc_preempt::RootSink for Find {
-    fn conservative(&mut self, words: std::ops::Range<usize>) {
-        for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
-            self.found |= unsafe { std::ptr::read_volatile(at as *const usize) } == self.what;
-        }
-    }
-    fn exact(&mut self, _: usize, _: u32) {}
-    fn derived(&mut self, _: usize, _: usize, _: u32) {}
-}
-
 #[test]
 fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
     hazard(
@@ -229,14 +215,11 @@ fn h13_a_word_only_in_a_vector_registers_high_half_is_found() {
                             continue;
                         }
                         let v = m.snapshot().vectors.clone();
-                        let mut find = Find {
-                            what: 0x0123_4567_89ab_cdef,
-                            found: false,
-                        };
+                        let mut find = Find::complement_of(!0x0123_4567_89ab_cdef);
                         if !v.is_empty() {
                             gc_preempt::RootSink::conservative(&mut find, v);
                         }
-                        assert!(find.found);
+                        assert!(find.count > 0);
                         seen += 1;
                     }
                 },
@@ -441,12 +424,9 @@ fn a_stop_hook_runs_on_the_mutators_own_stack_and_may_be_stopped_itself() {
         stop_running(&world, 5_000, |stopped| {
             let m = stopped.mutators().next().unwrap();
             stops += 1;
-            let mut find = Find {
-                what: 0x0123_4567_89ab_cdef,
-                found: false,
-            };
+            let mut find = Find::complement_of(!0x0123_4567_89ab_cdef);
             nested += u64::from(m.walk(&mut find).injected);
-            walked += u64::from(find.found);
+            walked += u64::from(find.count > 0);
         });
         done.store(true, SeqCst);
     });

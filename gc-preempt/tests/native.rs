@@ -9,27 +9,8 @@ use std::ops::Range;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
-use common::{hazard, wait_for};
-use gc_preempt::{Config, RootSink, WalkStats, World};
-
-/// Looks for one word, given by its complement.
-struct Search {
-    not: usize,
-    found: bool,
-}
-
-impl RootSink for Search {
-    fn conservative(&mut self, words: Range<usize>) {
-        for at in words.step_by(8) {
-            // SAFETY: the walker reports words of the stopped thread's stack and registers.
-            self.found |= unsafe { ptr::read_volatile(at as *const usize) } == !self.not;
-        }
-    }
-
-    fn exact(&mut self, _: usize, _: u32) {}
-
-    fn derived(&mut self, _: usize, _: usize, _: u32) {}
-}
+use common::{Find, hazard, wait_for};
+use gc_preempt::{Config, WalkStats, World};
 
 #[derive(Default)]
 struct Tally {
@@ -71,12 +52,9 @@ fn storm(stops: u32, work: fn(u64)) -> Tally {
         while tally.walks < stops {
             let stopped = world.stop().unwrap();
             for mutator in stopped.mutators() {
-                let mut search = Search {
-                    not: not.load(SeqCst),
-                    found: false,
-                };
+                let mut search = Find::complement_of(not.load(SeqCst));
                 let stats: WalkStats = mutator.walk(&mut search);
-                assert!(search.found, "the word of the outermost frame");
+                assert!(search.count > 0, "the word of the outermost frame");
                 assert_eq!((stats.precise, stats.unknown_sites), (0, 0));
                 let pc = mutator.snapshot().registers.pc;
                 tally.walks += 1;

@@ -3,13 +3,12 @@
 
 mod common;
 
-use common::{beside, hazard, register, spin, stop_running, wait_for, world};
+use common::{Find, beside, hazard, register, spin, stop_running, wait_for, world};
 use gc_preempt::{
-    CodeGuard, CodeWhat, Config, FrameRule, Origin, RootSink, StopHook, World, stackmap::StackMaps,
+    CodeGuard, CodeWhat, Config, FrameRule, Origin, StopHook, World, stackmap::StackMaps,
 };
 use std::arch::global_asm;
 use std::mem::MaybeUninit;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
@@ -365,19 +364,6 @@ fn h47_a_hosts_large_handler_has_room_after_attaching_as_before() {
 /// What is looked for, complemented, so that no other copy of it lies anywhere.
 const ROOT: usize = !0x00ab_cdef_1234_5678;
 
-struct Find(u32);
-
-impl RootSink for Find {
-    fn conservative(&mut self, words: Range<usize>) {
-        for at in words.step_by(8) {
-            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
-            self.0 += u32::from(!unsafe { std::ptr::read_volatile(at as *const usize) } == ROOT);
-        }
-    }
-    fn exact(&mut self, _: usize, _: u32) {}
-    fn derived(&mut self, _: usize, _: usize, _: u32) {}
-}
-
 unsafe extern "C" {
     fn getcontext(context: *mut libc::ucontext_t) -> i32;
     fn makecontext(context: *mut libc::ucontext_t, f: extern "C" fn(), n: i32, ...);
@@ -448,14 +434,14 @@ fn h49_frames_around_a_coroutine_on_a_local_array_are_scanned() {
                     || {
                         wait_for(&IN_COROUTINE);
                         let stopped = world.stop().unwrap();
-                        let mut find = Find(0);
+                        let mut find = Find::complement_of(ROOT);
                         stopped.mutators().next().unwrap().walk(&mut find);
                         drop(stopped);
                         LEAVE.store(true, SeqCst);
                         assert!(
-                            find.0 >= 4,
+                            find.count >= 4,
                             "found {} of 4, further in: {further_in}",
-                            find.0
+                            find.count
                         );
                     },
                 );
@@ -510,11 +496,11 @@ fn h48_a_stop_hook_that_is_left_by_a_long_jump_leaves_nothing_behind() {
         }
         for _ in 0..20 {
             let stopped = world.stop().unwrap();
-            let mut find = Find(0);
+            let mut find = Find::complement_of(ROOT);
             let stats = stopped.mutators().next().unwrap().walk(&mut find);
             drop(stopped);
             assert_eq!(stats.injected, 0);
-            assert!(find.0 >= 8 << 10, "found {}", find.0);
+            assert!(find.count >= 8 << 10, "found {}", find.count);
         }
         done.store(true, SeqCst);
     });

@@ -60,6 +60,17 @@ pub fn instructions<R>(start: usize, unit: impl FnOnce() -> R) -> (R, Vec<usize>
     (result, (0..UNIT).filter(met).collect())
 }
 
+/// Steps through `unit` once for each of these instructions of the unit at `start`, each time with
+/// that one as the target, which must be met.
+pub fn at_each(start: usize, offsets: &[usize], mut unit: impl FnMut() -> Outcome) {
+    for offset in offsets {
+        TARGET.store(start + offset, Relaxed);
+        stepping(&mut unit).unwrap();
+        let met = TARGET.load(Relaxed) == 0;
+        assert!(met, "the instruction at {offset} was not met again");
+    }
+}
+
 /// In a handler whose mask has SIGURG: waits until a stop's signal is pending.
 pub fn until_a_stop_is_pending() {
     // SAFETY: asks for this thread's pending signals.

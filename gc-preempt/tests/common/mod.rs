@@ -181,6 +181,31 @@ pub fn spin(done: &AtomicBool) {
     }
 }
 
+/// Counts the conservative words that are the complement of one: the sink itself does not hold the
+/// word that it looks for.
+pub struct Find {
+    not: usize,
+    pub count: usize,
+}
+
+impl Find {
+    pub fn complement_of(not: usize) -> Find {
+        Find { not, count: 0 }
+    }
+}
+
+impl gc_preempt::RootSink for Find {
+    fn conservative(&mut self, words: std::ops::Range<usize>) {
+        for at in words.step_by(8) {
+            // SAFETY: the walker hands out readable, aligned ranges of a stopped thread.
+            let word = unsafe { std::ptr::read_volatile(at as *const usize) };
+            self.count += usize::from(!word == self.not);
+        }
+    }
+    fn exact(&mut self, _: usize, _: u32) {}
+    fn derived(&mut self, _: usize, _: usize, _: u32) {}
+}
+
 /// Calls `f` on another stack than the thread's.
 pub fn on_stack(stack: &mut [u64], f: extern "C" fn()) {
     let top = stack.as_mut_ptr_range().end as usize & !15;
