@@ -115,6 +115,7 @@ impl Default for Config {
 
 /// A value that is wrong, where it came from, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The environment variable, or the builder's method.
     pub name: &'static str,

@@ -11,6 +11,7 @@ use crate::memory::MapError;
 
 /// Why an allocation gave no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AllocError {
     /// The heap's hard limit allows no more.
     HeapLimit {
@@ -75,7 +76,16 @@ impl fmt::Display for AllocError {
     }
 }
 
-impl std::error::Error for AllocError {}
+impl std::error::Error for AllocError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::System(error) => Some(error),
+            Self::Site(error) => Some(error),
+            Self::Kind(error) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 impl From<MapError> for AllocError {
     fn from(e: MapError) -> AllocError {
@@ -85,6 +95,7 @@ impl From<MapError> for AllocError {
 
 /// Why there is no site for a kind and a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SiteError {
     /// The kind belongs to another heap.
     UnknownKind(KindId),
@@ -140,10 +151,18 @@ impl fmt::Display for SiteError {
     }
 }
 
-impl std::error::Error for SiteError {}
+impl std::error::Error for SiteError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::System(error) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 /// Why no heap was built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpaceError {
     /// The system refused the address space.
     Map(MapError),
@@ -180,7 +199,14 @@ impl fmt::Display for SpaceError {
     }
 }
 
-impl std::error::Error for SpaceError {}
+impl std::error::Error for SpaceError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Map(error) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 impl From<MapError> for SpaceError {
     fn from(e: MapError) -> SpaceError {

@@ -1,9 +1,26 @@
-//! For compilers: what machine code finds at fixed offsets, what it calls, and how it is registered.
+//! For compilers: what machine code finds at fixed offsets, what it calls, and how it is
+//! registered.
 //!
 //! A mutator's record is a [`Context`]; [`Mutator::context`](crate::Mutator::context) gives its
 //! address, which is constant while the thread is attached. Machine code may bake it in or keep it
 //! in a register. It allocates inline from a [`Run`], which
 //! [`Mutator::runs`](crate::Mutator::runs) describes.
+//!
+//! # Allocation
+//! With `R` the address of the site's run, which is that of
+//! [`Mutator::runs`](crate::Mutator::runs) plus [`Site::index`](crate::raw::Site::index) times the
+//! size of a [`Run`], and `size` the site's [`size`](crate::raw::Site::size), an allocation is five
+//! instructions:
+//! ```text
+//!     start:  mov  cell, [R]                         ; the cursor
+//!             lea  next, [cell + size]
+//!             cmp  next, [R + 8]                     ; the limit
+//!             ja   slow                              ; out of line: call what calls Mutator::alloc_at
+//!             mov  [R], next
+//!     end:
+//! ```
+//! `[start, end)` is a [restart range](CodeSpec::restart_range). The first store into the cell
+//! comes after it.
 //!
 //! # The write barrier and the weak load
 //! Both units follow the System V convention and may be called from managed code like any C

@@ -130,7 +130,7 @@ impl Kind {
     }
 
     /// Cells whose edges are the words with a set bit in `slots`; words past its end hold none.
-    pub fn words(
+    pub(crate) fn words(
         name: impl Into<String>,
         mut slots: BitVec<u64, Lsb0>,
         encoding: Encoding,
@@ -142,7 +142,8 @@ impl Kind {
         Kind::of(name, Shape::Words { slots, encoding })
     }
 
-    /// As [`Kind::words`], with the slots given as word numbers.
+    /// Cells whose edges are the words with these numbers; all others hold none. A number may stand
+    /// more than once, in any order.
     pub fn words_at(name: impl Into<String>, words: &[u32], encoding: Encoding) -> Kind {
         let mut slots = BitVec::new();
         for &word in words {
@@ -398,6 +399,7 @@ impl Kind {
 
 /// Why the heap refused a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum KindError {
     /// The heap has as many kinds already as its reserve allows: 65,536 from a reserve of 1
     /// GiB on.
@@ -425,7 +427,14 @@ impl fmt::Display for KindError {
     }
 }
 
-impl std::error::Error for KindError {}
+impl std::error::Error for KindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::System(error) => Some(error),
+            _ => None,
+        }
+    }
+}
 
 /// The part of a kind that markers read. One cache line, plain words only.
 #[repr(C, align(64))]

@@ -59,7 +59,7 @@
 //! | for | a runtime's own structures, natives, an AST interpreter | its hot paths | a VM with tagged words, a JIT |
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
 //! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`](crate::raw::Kind) |
-//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_raw`]: a bump | [`Mutator::alloc_at`], or five instructions of your own |
+//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_raw`]: a bump | [`Mutator::alloc_at`], or the instructions of [`jit`] |
 //! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_raw`] | any word that the kind names, in any [`Encoding`](crate::raw::Encoding) |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
@@ -195,6 +195,8 @@
 //! memory and answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
 //! `collector/` is the collector.
 
+#![deny(missing_docs, rustdoc::broken_intra_doc_links)]
+
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!(
     "gc-core runs on Linux on x86-64 only: it keeps addresses in 47 bits and stops threads with SIGURG"
@@ -248,11 +250,9 @@ pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
 pub use error::{AllocError, SpaceError};
 pub use gc_derive::{Leaf, Trace};
-/// What [`StopTimes`] consists of.
-pub use hdrhistogram::Histogram;
 pub use heap::POISON;
 pub use memory::MapError;
-pub use stats::{CollectionStats, HeapStats, StopTimes};
+pub use stats::{CollectionStats, HeapStats, StopTimes, Times};
 
 /// The heap's own parts, for this workspace's harness and benches. They trust the addresses that
 /// they are given, and change without notice.

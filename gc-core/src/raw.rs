@@ -7,8 +7,8 @@
 //! [`Mutator::write`](crate::Mutator::write), the write barrier. Roots are registers, stacks,
 //! [`RawRoot`]s, [`RootRange`]s and what [`RootCallback`]s report.
 //!
-//! Functions of this tier are unsafe where the collector trusts what it is told: a reference that no
-//! root leads to dangles after the next collection.
+//! Functions of this tier are unsafe where the collector trusts what it is told: a reference that
+//! no root leads to dangles after the next collection.
 //!
 //! ```
 //! use gc_core::Heap;

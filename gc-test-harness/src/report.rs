@@ -117,14 +117,23 @@ pub struct Quantiles {
 impl Quantiles {
     /// Reads them off; all 0 without a sample.
     pub fn of(histogram: &Histogram<u64>) -> Quantiles {
+        let ends = [histogram.min(), histogram.max()];
+        Quantiles::read(ends, |q| histogram.value_at_quantile(q))
+    }
+
+    /// Reads them off a heap's stops; all 0 without one.
+    pub fn of_stops(times: &gc_core::Times) -> Quantiles {
+        Quantiles::read([times.min(), times.max()], |q| times.value_at_quantile(q))
+    }
+
+    fn read([min, max]: [u64; 2], at: impl Fn(f64) -> u64) -> Quantiles {
         let micros = |nanos: u64| nanos as f64 / 1e3;
-        let at = |q| micros(histogram.value_at_quantile(q));
         Quantiles {
-            min: micros(histogram.min()),
-            p50: at(0.50),
-            p90: at(0.90),
-            p99: at(0.99),
-            max: micros(histogram.max()),
+            min: micros(min),
+            p50: micros(at(0.50)),
+            p90: micros(at(0.90)),
+            p99: micros(at(0.99)),
+            max: micros(max),
         }
     }
 

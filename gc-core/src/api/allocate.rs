@@ -50,7 +50,7 @@ impl Mutator {
         unsafe { self.alloc_at_in_window(site) }
     }
 
-    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: eight instructions while the run
+    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: a bump while the run
     /// lasts.
     ///
     /// # Errors

@@ -38,7 +38,14 @@ impl fmt::Display for AttachError {
     }
 }
 
-impl std::error::Error for AttachError {}
+impl std::error::Error for AttachError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Thread(error) => Some(error),
+            Self::Map(error) => Some(error),
+        }
+    }
+}
 
 impl Heap {
     /// Attaches the running thread, which may then allocate until the result is dropped. It does so

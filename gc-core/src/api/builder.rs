@@ -440,7 +440,18 @@ impl fmt::Display for BuildError {
     }
 }
 
-impl std::error::Error for BuildError {}
+impl std::error::Error for BuildError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Map(error) => Some(error),
+            Self::Space(error) => Some(error),
+            Self::Stops(error) => Some(error),
+            Self::Code(error) => Some(error),
+            Self::Thread(error) => Some(error),
+        }
+    }
+}
 
 impl From<ConfigError> for BuildError {
     fn from(e: ConfigError) -> Self {

@@ -22,9 +22,10 @@ impl Heap {
     }
 
     /// Runs a collection as one that is due is run, and waits for it; gives its number. It is a
-    /// young one, if the last one left marks for it: see [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections). For an
-    /// embedder that knows when little is alive of what was allocated lately, as between two frames
-    /// or requests.
+    /// young one, if the last one left marks for it: see
+    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections). For an embedder
+    /// that knows when little is alive of what was allocated lately, as between two frames or
+    /// requests.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
@@ -125,8 +126,8 @@ impl Heap {
     /// memory goes back slowly, beside the program, and what was in use lately is kept for some
     /// seconds.
     ///
-    /// What [`pre_touch`](crate::HeapBuilder::pre_touch) has backed stays, and free memory in pieces of
-    /// less than 16 KiB.
+    /// What [`pre_touch`](crate::HeapBuilder::pre_touch) has backed stays, and free memory in
+    /// pieces of less than 16 KiB.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
@@ -145,8 +146,8 @@ impl Heap {
         })
     }
 
-    /// The bytes that the heap keeps to where it can: [`memory_limit`](crate::HeapBuilder::memory_limit),
-    /// or that of the container.
+    /// The bytes that the heap keeps to where it can:
+    /// [`memory_limit`](crate::HeapBuilder::memory_limit), or that of the container.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().memory_limit(64 << 20).build()?;

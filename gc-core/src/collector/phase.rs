@@ -1,4 +1,5 @@
-//! The phases of a collection, in the order in which they follow each other: see `collector/mod.rs`.
+//! The phases of a collection, in the order in which they follow each other: see
+//! `collector/mod.rs`.
 
 /// Where the collector stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -61,8 +61,8 @@ fn run(state: &State) {
     state
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
-    // SAFETY: this is the heap's collector, of which there is one at a time; the workers is dropped at
-    // the end.
+    // SAFETY: this is the heap's collector, of which there is one at a time; the workers is dropped
+    // at the end.
     let mut workers = unsafe { Workers::new(&state.space, &state.queue, &state.weak) };
     let mut surplus = Surplus::default();
     let mut idle = Idle::new(state);

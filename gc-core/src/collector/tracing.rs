@@ -1,4 +1,5 @@
-//! `Mark` and `Finish`: cells are traced beside the mutators, until a stop finds that nothing is grey.
+//! `Mark` and `Finish`: cells are traced beside the mutators, until a stop finds that nothing is
+//! grey.
 
 use core::time::Duration;
 use std::time::Instant;

@@ -36,6 +36,7 @@ const HUGE_PAGE: usize = 2 << 20;
 
 /// The system refused addresses or memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MapError {
     /// The bytes that were asked for.
     pub bytes: usize,

@@ -59,8 +59,8 @@ pub struct Context {
     pub(crate) place: Cell<usize>,
     /// The thread's end has detached it, under a `Mutator` that is still there.
     pub(crate) gone: Cell<bool>,
-    /// What keeps the heap alive for a `Mutator` that was dropped inside `no_preempt`, where it could
-    /// not detach.
+    /// What keeps the heap alive for a `Mutator` that was dropped inside `no_preempt`, where it
+    /// could not detach.
     pub(crate) left: Cell<Option<Arc<dyn Any + Send + Sync>>>,
     pub(crate) shared: Arc<Shared>,
     /// What the open scopes have rooted.
@@ -345,7 +345,8 @@ impl Attached {
     /// The record.
     ///
     /// # Safety
-    /// The record has not been freed: the heap's records are locked, or this is the child of a fork.
+    /// The record has not been freed: the heap's records are locked, or this is the child of a
+    /// fork.
     pub(crate) unsafe fn context<'c>(&self) -> &'c Context {
         // SAFETY: by the contract.
         unsafe { &*self.as_ptr() }

@@ -5,7 +5,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use gc_preempt::StopReport;
-use hdrhistogram::Histogram;
 
 /// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. All figures of `last` are
 /// of one collection.
@@ -204,13 +203,44 @@ fn share(busy: Duration, wall: Duration, cores: u32) -> f64 {
 }
 
 /// How long stops took, in nanoseconds, each histogram to two significant digits.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StopTimes {
     /// From the request until the last mutator stood.
-    pub time_to_stop: Histogram<u64>,
+    pub time_to_stop: Times,
     /// From the request until the resume was published.
-    pub pause: Histogram<u64>,
+    pub pause: Times,
+}
+
+/// A histogram of times in nanoseconds, to two significant digits.
+#[derive(Clone, PartialEq)]
+pub struct Times(hdrhistogram::Histogram<u64>);
+
+impl Times {
+    /// How many times there are.
+    pub fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The shortest, in nanoseconds; 0 if there is none.
+    pub fn min(&self) -> u64 {
+        self.0.min()
+    }
+
+    /// The longest, in nanoseconds; 0 if there is none.
+    pub fn max(&self) -> u64 {
+        self.0.max()
+    }
+
+    /// The time in nanoseconds that this part of all times do not exceed: 0.5 gives the median.
+    pub fn value_at_quantile(&self, quantile: f64) -> u64 {
+        self.0.value_at_quantile(quantile)
+    }
 }
 
 /// A longer time is entered as this: then something is broken, and the watchdog has said so.
@@ -220,8 +250,8 @@ impl Default for StopTimes {
     fn default() -> Self {
         // 64 ns is about the clock's precision. Some 25 KiB.
         let empty = || {
-            Histogram::new_with_bounds(64, LONGEST.as_nanos() as u64, 2)
-                .expect("the bounds are a factor of two apart, and two digits are few")
+            let bounds = hdrhistogram::Histogram::new_with_bounds(64, LONGEST.as_nanos() as u64, 2);
+            Times(bounds.expect("the bounds are a factor of two apart, and two digits are few"))
         };
         Self {
             time_to_stop: empty(),
@@ -234,28 +264,19 @@ impl StopTimes {
     /// Calls no malloc: the histograms have all their counts from the beginning.
     pub(super) fn record(&mut self, time_to_stop: Duration, pause: Duration) {
         let nanos = |d: Duration| d.min(LONGEST).as_nanos() as u64;
-        self.time_to_stop.saturating_record(nanos(time_to_stop));
-        self.pause.saturating_record(nanos(pause));
+        self.time_to_stop.0.saturating_record(nanos(time_to_stop));
+        self.pause.0.saturating_record(nanos(pause));
     }
 }
 
-impl fmt::Debug for StopTimes {
+impl fmt::Debug for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Quantiles<'a>(&'a Histogram<u64>);
-        impl fmt::Debug for Quantiles<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let at = |q| Duration::from_nanos(self.0.value_at_quantile(q));
-                f.debug_struct("Histogram")
-                    .field("count", &self.0.len())
-                    .field("p50", &at(0.5))
-                    .field("p99", &at(0.99))
-                    .field("max", &Duration::from_nanos(self.0.max()))
-                    .finish()
-            }
-        }
-        f.debug_struct("StopTimes")
-            .field("time_to_stop", &Quantiles(&self.time_to_stop))
-            .field("pause", &Quantiles(&self.pause))
+        let at = |q| Duration::from_nanos(self.value_at_quantile(q));
+        f.debug_struct("Times")
+            .field("count", &self.len())
+            .field("p50", &at(0.5))
+            .field("p99", &at(0.99))
+            .field("max", &Duration::from_nanos(self.max()))
             .finish()
     }
 }

@@ -4,5 +4,5 @@ mod figures;
 mod ledger;
 mod trace_line;
 
-pub use figures::{CollectionStats, HeapStats, StopTimes};
+pub use figures::{CollectionStats, HeapStats, StopTimes, Times};
 pub(crate) use ledger::Ledger;

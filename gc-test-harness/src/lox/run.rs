@@ -362,7 +362,7 @@ impl RunArgs {
     /// error) all its figures are 0.
     fn json(&self, outcome: &Outcome) -> serde_json::Value {
         let stats = outcome.stats.clone().unwrap_or_default();
-        let quantiles = |times| Quantiles::of(times).json();
+        let quantiles = |times| Quantiles::of_stops(times).json();
         serde_json::json!({
             "threads": self.threads,
             "exit_code": outcome.exit_code,
