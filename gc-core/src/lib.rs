@@ -162,7 +162,7 @@
 //! aligned to at most 16 bytes. Linux on x86-64 only.
 //!
 //! A collection stops the world twice, for some microseconds each: to scan roots, and to make an
-//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::concurrent`] turns
+//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::stop_the_world`] turns
 //! that off).
 //!
 //! # Pace
@@ -237,7 +237,7 @@ mod weak;
 
 pub use api::array::{Array, Bytes};
 pub use api::attach::AttachError;
-pub use api::builder::{BuildError, HeapBuilder};
+pub use api::builder::{BuildError, HeapBuilder, Stress};
 pub use api::ephemeron::{Ephemeron, WeakMap};
 pub use api::field::Field;
 pub use api::gc::{Gc, keep_alive};

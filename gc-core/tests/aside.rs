@@ -9,7 +9,7 @@ use common::{
     until_its_bare_exit, wipe_stack,
 };
 use gc_core::raw::{Kind, RawRoot};
-use gc_core::{Field, Heap, Mutator, Trace};
+use gc_core::{Field, Heap, Mutator, Stress, Trace};
 use std::sync::Barrier;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -29,7 +29,7 @@ fn lingering() -> (Heap, Kinds) {
     }));
     let heap = Heap::builder()
         .reserve(1 << 30)
-        .lingering(true)
+        .stress(Stress::PHASES)
         .poison(true)
         .build()
         .unwrap();
@@ -265,7 +265,7 @@ fn h98_what_a_thread_holds_that_waits_for_long_lives() {
 fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops() {
     let name = "h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops";
     hazard(name, "aside-unburied", || {
-        let heap = Heap::builder().reserve(1 << 30).concurrent(false);
+        let heap = Heap::builder().reserve(1 << 30).stop_the_world(true);
         let heap = heap.build().unwrap();
         let (ready, done) = (Barrier::new(2), AtomicBool::new(false));
         std::thread::scope(|s| {

@@ -4,7 +4,7 @@ mod common;
 
 use common::{cell, check_list, cons, garbage, hazard, heap, kinds, list, wipe_stack};
 use gc_core::raw::{Encoding, Kind};
-use gc_core::{AllocError, AttachError, BuildError, Heap, Young};
+use gc_core::{AllocError, AttachError, BuildError, Heap, Stress, Young};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
@@ -284,7 +284,7 @@ fn inside_no_preempt_allocation_neither_collects_nor_waits() {
 fn a_collection_at_every_allocation_loses_nothing() {
     for every in [1, 2, 7] {
         let heap = Heap::builder()
-            .collect_every(Some(every))
+            .stress(Stress::every(every))
             .reserve(1 << 30)
             .build()
             .unwrap();
@@ -546,7 +546,7 @@ fn a_memory_limit_brings_collections_forward_and_never_fails() {
 /// and kept like the rest.
 #[test]
 fn what_mutators_mark_is_alive_and_counted() {
-    let heap = Heap::builder().continuous(true).build().unwrap();
+    let heap = Heap::builder().stress(Stress::CONTINUOUS).build().unwrap();
     let k = common::kinds(&heap);
     let mutator = heap.attach().unwrap();
     let list = list(&mutator, k, 50_000);

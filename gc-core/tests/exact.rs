@@ -5,7 +5,7 @@ mod common;
 
 use common::{hazard, in_a_child};
 use gc_core::raw::{Encoding, Kind, SiteError};
-use gc_core::{AllocError, Bytes, Field, Heap, Leaf, Mutator, Trace};
+use gc_core::{AllocError, Bytes, Field, Heap, Leaf, Mutator, Stress, Trace};
 use std::hint::black_box;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
@@ -319,8 +319,7 @@ fn the_safe_tier_loses_nothing_under_continuous_collection() {
 fn work_for_a_while() {
     let heap = Heap::builder().reserve(1 << 30).exact(true);
     let heap = &heap
-        .lingering(true)
-        .continuous(true)
+        .stress(Stress::CONTINUOUS)
         .verify(true)
         .build()
         .unwrap();

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{check_list, garbage, heap, list};
-use gc_core::Mutator;
+use gc_core::{Mutator, Stress};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -190,7 +190,7 @@ fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
         "unpoisoned",
         || {
             let builder = gc_core::Heap::builder().reserve(1 << 30).poison(true);
-            let heap = builder.collect_every(Some(1)).build().unwrap();
+            let heap = builder.stress(Stress::every(1)).build().unwrap();
             let m = heap.attach().unwrap();
             let k = common::kinds(&heap);
             // In a Vec, where no collector looks; small cells, and some that are large objects.

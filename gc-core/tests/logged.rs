@@ -10,7 +10,7 @@ mod common;
 use common::{hazard, wipe_stack};
 use gc_core::raw::Tracer;
 use gc_core::raw::{Encoding, Kind, KindId, RawRoot};
-use gc_core::{Heap, HeapBuilder, Mutator};
+use gc_core::{Heap, HeapBuilder, Mutator, Stress};
 use std::ptr::NonNull;
 
 const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
@@ -76,7 +76,11 @@ fn put_back(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
 
 /// Moves objects to and fro through at least `collections` collections.
 fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
-    let heap: Heap = heap.continuous(true).reserve(1 << 30).build().unwrap();
+    let heap: Heap = heap
+        .stress(Stress::CONTINUOUS)
+        .reserve(1 << 30)
+        .build()
+        .unwrap();
     let table = heap.kind(table).unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
@@ -141,7 +145,7 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
         let other = Heap::builder().reserve(1 << 30).build().unwrap();
         let elsewhere = other.attach().unwrap();
         let heap = Heap::builder()
-            .continuous(true)
+            .stress(Stress::CONTINUOUS)
             .reserve(1 << 30)
             .build()
             .unwrap();

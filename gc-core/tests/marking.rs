@@ -14,7 +14,7 @@ use common::{
     until, until_its_bare_exit, wipe_stack,
 };
 use gc_core::raw::RawRoot;
-use gc_core::{Bytes, Field, Heap, Mutator, Trace};
+use gc_core::{Bytes, Field, Heap, Mutator, Stress, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
@@ -479,7 +479,7 @@ fn h27_an_intern_table_shared_by_threads_gives_out_whole_cells_only() {
         || {
             let heap = Heap::builder()
                 .reserve(1 << 30)
-                .continuous(true)
+                .stress(Stress::CONTINUOUS)
                 .build()
                 .unwrap();
             const NAMES: usize = 300;

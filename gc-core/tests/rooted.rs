@@ -5,7 +5,7 @@ mod common;
 
 use common::{hazard, hazard_given, in_a_child, resident};
 use gc_core::raw::Encoding;
-use gc_core::{Field, Heap, Root, Trace};
+use gc_core::{Field, Heap, Root, Stress, Trace};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::time::{Duration, Instant};
@@ -19,8 +19,11 @@ struct Node {
 /// A heap that collects all the time and rests between the phases; each cycle compares what it has
 /// marked with the roots of its first stop.
 fn stressed() -> Heap {
-    let heap = Heap::builder().reserve(1 << 30).lingering(true);
-    heap.continuous(true).verify(true).build().unwrap()
+    let heap = Heap::builder().reserve(1 << 30);
+    heap.stress(Stress::CONTINUOUS)
+        .verify(true)
+        .build()
+        .unwrap()
 }
 
 /// Until so many collections have ended, or for some seconds where the machine has other things to
@@ -91,8 +94,12 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
 fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles() {
     let name = "h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles";
     hazard_given(name, "slow-roots", "roots-logged-in-vain", &[], || {
-        let heap = Heap::builder().reserve(1 << 30).concurrent(false);
-        let heap = heap.continuous(true).verify(true).build().unwrap();
+        let heap = Heap::builder().reserve(1 << 30).stop_the_world(true);
+        let heap = heap
+            .stress(Stress::CONTINUOUS)
+            .verify(true)
+            .build()
+            .unwrap();
         // As many as a page of places has, so that the last one moves beyond those that a stop has
         // noted, and back.
         let mut roots = make_roots(&heap, 512);

@@ -5,7 +5,7 @@ mod common;
 
 use common::{check_list, cons, is_child, list, run_child};
 use gc_core::raw::{Encoding, Kind, KindId};
-use gc_core::{Heap, Mutator, WeakMap};
+use gc_core::{Heap, Mutator, Stress, WeakMap};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ fn push_to(
 fn verified() -> Heap {
     Heap::builder()
         .reserve(1 << 30)
-        .continuous(true)
+        .stress(Stress::CONTINUOUS)
         .verify(true)
         .build()
         .unwrap()
@@ -196,8 +196,11 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
     for concurrent in [true, false] {
         let (heap, k) = common::heap_with(|builder| {
             builder
-                .concurrent(concurrent)
-                .continuous(concurrent)
+                .stop_the_world(!concurrent)
+                .stress(Stress {
+                    continuous: concurrent,
+                    ..Stress::default()
+                })
                 .verify(true)
         });
         let loose = heap.kind(Kind::conservative("loose")).unwrap();

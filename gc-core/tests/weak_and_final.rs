@@ -5,7 +5,7 @@ mod common;
 
 use common::{Kinds, cell, check_list, cons, garbage, hazard, heap, list, wipe_stack};
 use gc_core::raw::{Encoding, Kind};
-use gc_core::{Heap, Mutator};
+use gc_core::{Heap, Mutator, Stress};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a
@@ -485,7 +485,7 @@ fn h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_lon
             short_and_long(&heap, 20_000);
             let heap = Heap::builder()
                 .reserve(1 << 30)
-                .continuous(true)
+                .stress(Stress::CONTINUOUS)
                 .build()
                 .unwrap();
             short_and_long(&heap, 200);

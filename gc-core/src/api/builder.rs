@@ -39,6 +39,45 @@ pub struct HeapBuilder {
     past_the_end: bool,
 }
 
+/// Collections that a heap makes though it does not need them, so that tests meet them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stress {
+    /// A full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps a
+    /// young one; 1 collects at every allocation. In the environment `URGE_GC_EVERY`.
+    pub collect_every: Option<u64>,
+    /// Collections keep each of their phases open for some hundred microseconds, however small the
+    /// heap is, so that mutators meet them. In the environment `URGE_LINGERING`.
+    pub phases: bool,
+    /// Collections with such phases follow each other without being asked for. In the environment
+    /// `URGE_CONTINUOUS`.
+    pub continuous: bool,
+}
+
+impl Stress {
+    /// Phases that are kept open.
+    pub const PHASES: Stress = Stress {
+        collect_every: None,
+        phases: true,
+        continuous: false,
+    };
+
+    /// Collections without end.
+    pub const CONTINUOUS: Stress = Stress {
+        collect_every: None,
+        phases: true,
+        continuous: true,
+    };
+
+    /// A collection after so many allocations of a mutator.
+    pub const fn every(allocations: u64) -> Stress {
+        Stress {
+            collect_every: Some(allocations),
+            phases: false,
+            continuous: false,
+        }
+    }
+}
+
 impl HeapBuilder {
     /// How much the heap may grow over what was alive after a collection until the next ends, in
     /// percent. 100 by default; `u32::MAX` collects only when asked or at the limit.
@@ -101,7 +140,7 @@ impl HeapBuilder {
     /// Whether each collection fills the cells that it frees with [`POISON`](crate::POISON), in the
     /// stop that frees them: whatever is read by way of an edge or a root that the collector did
     /// not see is recognised at once, instead of when the cell's next owner has written it.
-    /// Together with [`collect_every`](Self::collect_every)`(Some(1))` a lost root shows at the
+    /// Together with [`Stress::every(1)`](Stress::every) a lost root shows at the
     /// next read. A stop takes as long as the heap is large. Off by default.
     ///
     /// ```
@@ -197,18 +236,12 @@ impl HeapBuilder {
         self
     }
 
-    /// Stress: a full collection after so many allocations of a mutator, or with [`Young::Always`]
-    /// perhaps a young one. For tests; 1 collects at every allocation.
-    pub fn collect_every(mut self, allocations: Option<u64>) -> Self {
-        self.config.collect_every = allocations;
-        self
-    }
-
-    /// Whether mutators run while cells are marked, so that they stop twice a collection for some
-    /// microseconds, whatever the heap's size. On by default; `false` (or `URGE_STW=1`) stops them
-    /// from the first root to the last dead cell, which tells faults of the barrier from others.
-    pub fn concurrent(mut self, on: bool) -> Self {
-        self.config.stop_the_world = !on;
+    /// Whether mutators stay stopped from the first root to the last dead cell of a collection. Off
+    /// by default: they run while cells are marked, and stop twice a collection for some
+    /// microseconds, whatever the heap's size. `true` (or `URGE_STW=1`) tells faults of the barrier
+    /// from others.
+    pub fn stop_the_world(mut self, on: bool) -> Self {
+        self.config.stop_the_world = on;
         self
     }
 
@@ -266,7 +299,7 @@ impl HeapBuilder {
     ///
     /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look
     /// at all cells. In the environment `URGE_YOUNG` is `0`, `1` or, for stress, `always`. A heap
-    /// that is not [`concurrent`](Self::concurrent) has no young collections.
+    /// that [stops the world](Self::stop_the_world) has no young collections.
     ///
     /// ```
     /// use gc_core::{Heap, Young};
@@ -278,17 +311,18 @@ impl HeapBuilder {
         self
     }
 
-    /// Stress: collections keep each of their phases open for some hundred microseconds, however
-    /// small the heap is, so that mutators meet them. For tests.
-    pub fn lingering(mut self, on: bool) -> Self {
-        self.config.lingering = on;
-        self
-    }
-
-    /// Stress: [lingering](Self::lingering) collections follow each other without being asked for.
-    /// For tests.
-    pub fn continuous(mut self, on: bool) -> Self {
-        self.config.continuous = on;
+    /// How the heap is put under stress: more collections than it needs, for tests. Not at all by
+    /// default.
+    ///
+    /// ```
+    /// use gc_core::{Heap, Stress};
+    /// let heap = Heap::builder().stress(Stress::every(1)).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stress(mut self, stress: Stress) -> Self {
+        self.config.collect_every = stress.collect_every;
+        self.config.lingering = stress.phases;
+        self.config.continuous = stress.continuous;
         self
     }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use gc_core::raw::{Encoding, Kind, KindId};
-use gc_core::{Heap, HeapBuilder, Mutator};
+use gc_core::{Heap, HeapBuilder, Mutator, Stress};
 use gc_preempt::StrictAllocator;
 
 // ---- the allocator ------------------------------------------------------------------------------
@@ -62,12 +62,12 @@ pub fn heap_with(set_up: impl FnOnce(HeapBuilder) -> HeapBuilder) -> (Heap, Kind
 
 /// A heap whose cycles linger in each phase.
 pub fn lingering() -> (Heap, Kinds) {
-    heap_with(|builder| builder.lingering(true))
+    heap_with(|builder| builder.stress(Stress::PHASES))
 }
 
 /// A heap whose cycles follow each other.
 pub fn continuous() -> (Heap, Kinds) {
-    heap_with(|builder| builder.continuous(true))
+    heap_with(|builder| builder.stress(Stress::CONTINUOUS))
 }
 
 /// A new node in front of `next`.

@@ -191,10 +191,13 @@ pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Erro
     // `cells.rs`.
     let mut builder = Heap::builder()
         .conservative(&[Encoding::RAW, BOXED])
-        .collect_every(config.gc_every)
+        .stress(gc_core::Stress {
+            collect_every: config.gc_every,
+            phases: config.continuous,
+            continuous: config.continuous,
+        })
         .poison(config.gc_every == Some(1))
-        .continuous(config.continuous)
-        .concurrent(!config.stop_the_world)
+        .stop_the_world(config.stop_the_world)
         .verify(config.verify);
     if let Some(percent) = config.gc_percent {
         builder = builder.gc_percent(percent);

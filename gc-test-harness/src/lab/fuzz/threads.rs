@@ -191,8 +191,11 @@ impl Subject {
             .gc_percent(u32::MAX)
             .conservative(&list)
             .past_the_end(past_the_end)
-            .lingering(choices.one_in(2))
-            .continuous(choices.one_in(4))
+            .stress(gc_core::Stress {
+                phases: choices.one_in(2),
+                continuous: choices.one_in(4),
+                ..gc_core::Stress::default()
+            })
             .build()
             .map_err(|e| e.to_string())?;
         // A heap tries plain addresses in any case.

@@ -113,10 +113,13 @@ impl Plan {
     /// A heap as the plan wants it.
     pub fn heap(&self) -> HeapBuilder {
         Heap::builder()
-            .concurrent(!self.stop_the_world)
+            .stop_the_world(self.stop_the_world)
             .verify(self.verify)
-            .collect_every(self.collect_every)
-            .continuous(self.continuous)
+            .stress(gc_core::Stress {
+                collect_every: self.collect_every,
+                phases: self.continuous,
+                continuous: self.continuous,
+            })
     }
 }
 

@@ -52,9 +52,12 @@ pub(super) fn world(choices: &mut Choices<'_>, beside: bool) -> Result<World, St
     let heap = builder
         .reserve(1 << 30)
         .conservative(encodings)
-        .lingering(choices.one_in(2))
-        .continuous(beside && !choices.one_in(3))
-        .concurrent(!choices.one_in(16))
+        .stress(gc_core::Stress {
+            phases: choices.one_in(2),
+            continuous: beside && !choices.one_in(3),
+            ..gc_core::Stress::default()
+        })
+        .stop_the_world(choices.one_in(16))
         .young_collections([Young::Always, Young::WherePays][choices.below(2)])
         .verify(choices.one_in(4))
         .build()
