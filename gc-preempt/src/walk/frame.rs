@@ -12,6 +12,7 @@ pub(super) struct Stack(pub(super) Range<usize>);
 
 impl Stack {
     /// The word at that address, if the address is a word's on the stack.
+    #[inline]
     pub(super) fn word(&self, address: usize) -> Option<usize> {
         (address.is_multiple_of(8) && self.0.contains(&address)).then(|| {
             // SAFETY: on the stack, which is readable by `walk`'s contract, and aligned. The bounds
@@ -81,6 +82,7 @@ impl Frame {
 
     /// The PC to look up in tables. For a calling frame it is inside of the call instruction, which
     /// may be the last of its function.
+    #[inline]
     pub(super) fn inside(&self) -> usize {
         if self.interrupted {
             self.pc
@@ -90,6 +92,7 @@ impl Frame {
     }
 
     /// Where the frame's own words begin.
+    #[inline]
     pub(super) fn low(&self) -> usize {
         let red_zone = if self.interrupted {
             seam::red_zone()
@@ -158,6 +161,7 @@ impl Stack {
     }
 
     /// The end of a frame laid out by RBP that stands at a call.
+    #[inline]
     pub(super) fn by_rbp(&self, frame: &Frame, limit: usize) -> Option<Step> {
         let rbp = frame.get(RBP)?;
         let cfa = rbp.checked_add(16)?;
@@ -166,6 +170,7 @@ impl Stack {
     }
 
     /// The end of a frame by its unwind rule.
+    #[inline]
     pub(super) fn by_rule(&self, frame: &Frame, rule: &Rule, limit: usize) -> Option<Step> {
         let cfa = self.value(frame, rule.cfa)?;
         if rule.back == Back::Outermost {
@@ -195,6 +200,7 @@ impl Stack {
     }
 
     /// A step over a frame that returns through the word below its CFA.
+    #[inline]
     pub(super) fn step(
         &self,
         frame: &Frame,
@@ -213,6 +219,7 @@ impl Stack {
         })
     }
 
+    #[inline]
     pub(super) fn value(&self, frame: &Frame, value: Value) -> Option<usize> {
         let Value {
             register,
