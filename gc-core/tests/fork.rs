@@ -115,7 +115,7 @@ fn h99_a_child_collects_though_threads_start_and_end_over_the_fork() {
                     });
                 }
                 // One fork of some hundred finds the lock taken.
-                let until = Instant::now() + Duration::from_secs(5);
+                let until = Instant::now() + Duration::from_secs(7);
                 while Instant::now() < until {
                     in_child(|| {
                         let m = heap.attach().unwrap();

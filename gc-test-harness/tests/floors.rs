@@ -4,6 +4,8 @@
 //! An arrow leads from a file to each file that it names by `use` or by a path in its code. Test
 //! code makes no arrows. Method calls make none either, so a type's `impl` blocks stay in the
 //! folder that defines the type.
+//!
+//! The same reading finds what the libraries' code must not name at all.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -470,6 +472,31 @@ fn files_import_downward_only() {
         + &of("gc-preempt", GC_PREEMPT, "")
         + &of("gc-test-harness", GC_TEST_HARNESS, "");
     assert!(all.is_empty(), "{all}");
+}
+
+/// A thread of the standard library cannot be started in every child of a fork (H99).
+#[test]
+fn the_libraries_start_no_threads_of_the_standard_library() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the repository");
+    for member in ["gc-core", "gc-preempt"] {
+        let root = root.join(member).join("src");
+        let mut modules = Crate::new();
+        read_file(&root.join("lib.rs"), &[], &root, &mut modules);
+        let starts = |path: &Vec<String>| {
+            let at = path.iter().position(|name| name == "thread");
+            let name = at.and_then(|at| path.get(at + 1));
+            name.is_some_and(|name| ["spawn", "scope", "Builder"].contains(&name.as_str()))
+        };
+        for module in modules
+            .values()
+            .filter(|module| module.paths.iter().any(starts))
+        {
+            // Its planted fault does.
+            assert_eq!(module.file, "thread.rs", "{member} starts a thread of std");
+        }
+    }
 }
 
 /// A crate of three files on two floors; `extra` is added to the lowest one.
