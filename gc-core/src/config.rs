@@ -18,9 +18,8 @@ pub const DEFAULT_RESERVE: u64 = 256 << 30;
 
 /// The default reserve of a heap in a process that has taken so many bytes of addresses for heaps.
 ///
-/// All heaps of a process together leave it half of its 2^47 bytes: each takes at most a 64th of
-/// what is left of the other half, and a heap that comes when nearly nothing is left of that a
-/// gibibyte, which ten thousand heaps may take without much being missed.
+/// All heaps together leave the process half of its 2^47 bytes. Each takes at most a 64th of what
+/// is left of the other half, and at least a gibibyte, which ten thousand heaps may take.
 pub(crate) fn default_reserve(taken: u64) -> u64 {
     const HALF: u64 = 1 << 46;
     const PART: u64 = 64;
@@ -28,10 +27,10 @@ pub(crate) fn default_reserve(taken: u64) -> u64 {
 }
 
 /// The same where the process may have `limit` bytes of addresses (`RLIMIT_AS`), and has so many
-/// heaps: five sixteenths for the first, and for the nth that by n cubed. So the large ones
-/// together have less than half, and the rest is left for small heaps, and for the program: 64 GiB
-/// are enough for a thousand, of which the small ones take 31 MiB each with their tables and a
-/// thread's stack.
+/// heaps: five sixteenths for the first, and for the nth that by n cubed. So the large heaps
+/// together have less than half, and the rest is left for small heaps and for the program: 64 GiB
+/// are enough for a thousand heaps, since a small one takes 31 MiB with its tables and a thread's
+/// stack.
 pub(crate) fn default_reserve_within(limit: u64, heaps: u64) -> u64 {
     let nth = heaps.min(1 << 16) + 1;
     (limit / 16 * 5 / nth.pow(3)).max(crate::limits::MIN_RESERVE)
@@ -58,9 +57,9 @@ pub(crate) struct Config {
     pub(crate) gc_percent: u32,
     pub(crate) hard_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
-    /// The memory limit is the container's, where that is smaller.
+    /// The control group's limit is the memory limit where it is smaller.
     pub(crate) cgroup: bool,
-    /// How long after the last collection a heap is collected that nobody uses; zero: never.
+    /// How long after the last collection an idle heap is collected; zero: never.
     pub(crate) idle: Duration,
     pub(crate) trace: bool,
     pub(crate) verify: bool,
@@ -119,9 +118,9 @@ impl Default for Config {
 pub struct ConfigError {
     /// The environment variable, or the builder's method.
     pub name: &'static str,
-    /// What it was set to.
+    /// The value that it was set to.
     pub value: String,
-    /// What it may be.
+    /// The valid values.
     pub expected: &'static str,
 }
 
@@ -148,7 +147,7 @@ const YOUNG: &str = "0, 1 or `always`";
 const EVERY: &str = "a number of allocations of at least 1, or `off`";
 
 impl Config {
-    /// Lets the environment have its say.
+    /// Overrides settings by the environment's variables.
     pub(crate) fn with_environment(self) -> Result<Self, ConfigError> {
         self.with(|name| std::env::var_os(name))
     }

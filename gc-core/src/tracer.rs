@@ -1,5 +1,5 @@
-//! What reports a cell's edges, and to whom: the floor between the kinds, which know where edges
-//! lie, and the markers, which follow them.
+//! The sink of a cell's edges: the floor between the kinds, which know where edges lie, and the
+//! markers, which follow them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -43,7 +43,7 @@ pub(crate) trait Sink {
     }
 }
 
-/// What a traced kind's function reports its edges to.
+/// A traced kind's function reports its edges to it.
 pub struct Tracer<'a> {
     sink: &'a mut dyn Sink,
 }
@@ -68,8 +68,8 @@ impl Tracer<'_> {
     /// [`Kind::words_at`](crate::raw::Kind::words_at) takes them.)
     ///
     /// # Safety
-    /// The range is readable and word-aligned: part of the traced cell, or memory that nobody frees
-    /// while it is marked.
+    /// The range is readable and word-aligned: part of the traced cell, or memory that stays
+    /// allocated while the cell is marked.
     pub unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
         // SAFETY: forwarded.
         unsafe { self.sink.edges(words, encoding) };

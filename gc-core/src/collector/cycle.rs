@@ -163,7 +163,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 Phase::ClearWeak => self.clear_weak(),
                 Phase::Resurrect => self.resurrect(),
                 Phase::ClearLong => self.clear_long(),
-                Phase::Condemn => self.condemn(),
+                Phase::QueueForDrop => self.queue_for_drop(),
                 Phase::Flip => self.flip(),
                 Phase::Sweep => self.sweep(),
             };

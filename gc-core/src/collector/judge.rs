@@ -12,7 +12,7 @@
 //!   Resurrect   finalizable cells are judged                marks stay
 //!               those that died are marked, and traced
 //!   ClearLong   long words; what was met since              marks stay
-//!   Condemn     values that need `Drop` are judged, those that died are marked, and their edges made null: nothing is traced
+//!   QueueForDrop     values that need `Drop` are judged, those that died are marked, and their edges made null: nothing is traced
 //! ```
 //! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded,
 //! which logs what they lead to. So there is a `Finish` before that, as ever: logs are taken in a
@@ -43,10 +43,10 @@ const CELLS_BESIDE: usize = 1024;
 impl Cycle<'_, '_> {
     pub(super) fn clear_weak(&mut self) -> Phase {
         if planted("condemn-first") {
-            self.condemn();
+            self.queue_for_drop();
         }
         if planted("finalizers-first") {
-            self.bury();
+            self.enqueue_dead();
             self.trace();
         }
         self.clear(Stage::Short);
@@ -54,7 +54,7 @@ impl Cycle<'_, '_> {
     }
 
     pub(super) fn resurrect(&mut self) -> Phase {
-        self.bury();
+        self.enqueue_dead();
         if self.has_long {
             self.after = Phase::ClearLong;
             return Phase::Finish;
@@ -70,10 +70,10 @@ impl Cycle<'_, '_> {
             self.stop();
         }
         self.clear(Stage::All);
-        Phase::Condemn
+        Phase::QueueForDrop
     }
 
-    pub(super) fn condemn(&mut self) -> Phase {
+    pub(super) fn queue_for_drop(&mut self) -> Phase {
         let (space, drops) = (&self.state.space, &self.state.drops);
         self.pieces(|_, most| drops.judge_piece(most, |cell| space.is_marked(cell)));
         self.pieces(|cycle, most| {
@@ -108,7 +108,7 @@ impl Cycle<'_, '_> {
     }
 
     /// Moves finalizable cells that died to the queue, and marks them.
-    fn bury(&mut self) {
+    fn enqueue_dead(&mut self) {
         let (space, finalizers) = (&self.state.space, &self.state.finalizers);
         // All before the first is marked: see `finalize.rs`.
         self.pieces(|_, most| finalizers.judge_piece(most, |cell| space.is_marked(cell)));

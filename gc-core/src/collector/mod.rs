@@ -2,14 +2,14 @@
 //!
 //! ```text
 //!            request                 resume            stop 2
-//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> ClearWeak ==> Resurrect ==> ClearLong ==> Condemn ==> Flip ---> Sweep --> Idle
+//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> ClearWeak ==> Resurrect ==> ClearLong ==> QueueForDrop ==> Flip ---> Sweep --> Idle
 //!                           stop 1           ^                 |  ^                        |                                       resume
 //!                                            '-----------------'  '------------------------'
 //!                                             too much is left:    long weak words may have been loaded
 //!                                             resume, mark on
 //! ```
 //! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop
-//! is left anywhere from `ClearWeak` to `Condemn`, and `Flip` stops the world again (`judge.rs`).
+//! is left anywhere from `ClearWeak` to `QueueForDrop`, and `Flip` stops the world again (`judge.rs`).
 //! Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990, "Real-time garbage
 //! collection on general-purpose machines"): what was reachable then is marked, and so is what was
 //! allocated since. These things see to that:
@@ -41,7 +41,7 @@
 //! | ClearWeak | no short weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
 //! | Resurrect | every unmarked cell is without a finalizer; what leads to it is unmarked, or a long weak word |
 //! | ClearLong | no weak word at all leads from a marked cell to an unmarked one |
-//! | Condemn | values that need `Drop` and died are queued for it, and marked, with null edges. Nothing leads to them: weak words have been cleared before, so a value that is about to be dropped cannot be found |
+//! | QueueForDrop | values that need `Drop` and died are queued for it, and marked, with null edges. Nothing leads to them: weak words have been cleared before, so a value that is about to be dropped cannot be found |
 //! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
 //! | Sweep | whoever allocates finds them |
 //!

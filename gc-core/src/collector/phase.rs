@@ -13,7 +13,7 @@ pub(crate) enum Phase {
     ClearWeak,
     Resurrect,
     ClearLong,
-    Condemn,
+    QueueForDrop,
     Flip,
     Sweep,
 }

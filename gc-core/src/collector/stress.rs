@@ -108,7 +108,7 @@ mod tests {
     fn a_heap_without_stress_is_left_alone() {
         let mut none = Stress::new(false, 7);
         assert!(!none.parts_stops() && !none.leaves(Phase::ClearWeak));
-        assert!(!none.parts(Phase::ClearWeak) && !none.parts(Phase::Condemn));
+        assert!(!none.parts(Phase::ClearWeak) && !none.parts(Phase::QueueForDrop));
     }
 
     #[test]
@@ -124,7 +124,7 @@ mod tests {
                     stress.parted();
                 }
             }
-            assert!(!stress.parts(Phase::Condemn));
+            assert!(!stress.parts(Phase::QueueForDrop));
         }
         assert_eq!(turns, [20; 3]);
     }

@@ -45,7 +45,7 @@ impl<'a> Bits<'a> {
         self.word(index).load(Ordering::SeqCst) & bit != 0
     }
 
-    /// Sets bits of a word; returns those that were clear.
+    /// Sets bits of a word; returns the bits that were clear.
     #[inline(always)]
     pub(super) fn set_word(&self, index: usize, bits: u64) -> u64 {
         // Ordering: SeqCst, which costs nothing on this architecture. It pairs with `test_now`: a

@@ -65,7 +65,7 @@ impl Core<'_> {
             if word & encoding.mask == encoding.value {
                 let target = (word & encoding.keep).wrapping_sub(self.base);
                 if target / PAGE == offset / PAGE && self.is_white(target) {
-                    // SAFETY: forwarded; the slots are those of the descriptor that are left.
+                    // SAFETY: forwarded; the slots are the descriptor's last ones.
                     return unsafe {
                         match (encoding == Encoding::RAW, descriptor.first_slots) {
                             (true, PAIR) => self.visit::<true, true>(descriptor, offset, slots),
@@ -193,12 +193,12 @@ impl Core<'_> {
     /// stack; returns the one found last now.
     #[inline(always)]
     fn edge_of(&mut self, visit: &mut Visit, target: usize, last: Option<usize>) -> Option<usize> {
-        let near = target.wrapping_sub(visit.start);
-        if near >= PAGE {
+        let distance = target.wrapping_sub(visit.start);
+        if distance >= PAGE {
             self.found_far(target.wrapping_sub(self.base));
             return last;
         }
-        let granule = near / GRANULE;
+        let granule = distance / GRANULE;
         let (seen, bit) = (&mut visit.seen[granule / 64], 1u64 << (granule % 64));
         if *seen & bit != 0 {
             return last;

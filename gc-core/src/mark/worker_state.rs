@@ -66,7 +66,7 @@ impl WorkerState {
         self.asleep.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Adds the cells that a worker has marked, less those that it has posted before.
+    /// Adds the cells that a worker has marked, less the cells that it has posted before.
     pub(super) fn post(&self, marked: Marked, posted: Marked) {
         // Relaxed: for the pace; `Termination::close` orders it for the final count.
         self.cells

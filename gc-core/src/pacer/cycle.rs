@@ -16,8 +16,8 @@ pub(crate) struct Cycle {
     pub external: u64,
     /// Bytes that the heap takes beside its cells.
     pub overhead: u64,
-    /// Cells marked by the collector's threads and by mutators, and those that a young cycle
-    /// followed although they were marked.
+    /// Cells marked by the collector's threads and by mutators, and marked cells that a young cycle
+    /// followed.
     pub marked: u64,
     /// Of these, by mutators.
     pub assisted: u64,

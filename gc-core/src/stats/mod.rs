@@ -1,4 +1,4 @@
-//! What a heap tells of its collections.
+//! The figures of a heap and of its collections.
 
 mod figures;
 mod ledger;

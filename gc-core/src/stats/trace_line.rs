@@ -11,7 +11,7 @@
 //! | `at` | when it ended, counted from the heap's beginning |
 //! | `trigger`, `goal` | the bytes in use at which it was to begin, and to have ended |
 //! | `begin`, `end` | those at which it did |
-//! | `live` | what of its snapshot it found alive |
+//! | `live` | bytes of its snapshot that it found alive |
 //! | `born` | what was handed out while it marked, and is kept |
 //! | `pauses`, `longest` | how long the world stood in all, and in how many stops; the longest of them |
 //! | `stop` | the longest time until the last mutator stood |

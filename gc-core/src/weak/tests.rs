@@ -415,7 +415,7 @@ fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
         }
         toy.mark(&[weak, strong, table]);
         toy.weak.select_dying(&toy.space);
-        // Born black, and met by nobody.
+        // Allocated black, so no marker meets it.
         let (copy, late) = (
             toy.alloc(kinds.weak, 80),
             toy.alloc(kinds.ephemeron, 11 * 8),

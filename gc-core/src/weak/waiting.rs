@@ -220,7 +220,7 @@ impl Waiting {
         }
     }
 
-    /// All pairs that may wait for the cell at offset `key`: those of its bucket.
+    /// All pairs that may wait for the cell at offset `key`: all pairs of its bucket.
     pub(super) fn waiters(&self, key: usize) -> impl Iterator<Item = usize> + '_ {
         // Ordering: SeqCst, the second half of R.
         let mut link = self.buckets[self.bucket(key)].load(Ordering::SeqCst);
@@ -236,7 +236,7 @@ impl Waiting {
     }
 
     /// For a marker that has run out of work: turns checking on if pairs wait (C), and hands out a
-    /// piece of those that waited before (P).
+    /// piece of the pairs that waited before (P).
     pub(super) fn piece(&self) -> Option<Range<usize>> {
         if !self.checking() {
             if self.used.load(Ordering::SeqCst) == 0 {

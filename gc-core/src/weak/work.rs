@@ -33,7 +33,7 @@ pub(crate) enum Stage {
     None,
     /// Words of short kinds, and pairs.
     Short,
-    /// All words, with those that were met since.
+    /// All words, also of cells met since.
     All,
 }
 
@@ -218,9 +218,9 @@ impl WeakWork {
     }
 
     /// With nothing left to mark, in a stop or while mutators' flags say that words are being
-    /// cleared: looks at about `most` words and pairs, and clears those of `stage` whose targets,
-    /// or keys, are not marked. Stages come in their order, and end when a piece has looked at
-    /// none. The later stage also looks at cells that markers met between the two.
+    /// cleared: looks at about `most` words and pairs, and clears the words of `stage` whose
+    /// targets, or keys, are not marked. Stages come in their order, and end when a piece has
+    /// looked at none. The later stage also looks at cells that markers met between the two.
     pub(crate) fn clear_piece(&self, space: &Space, stage: Stage, most: usize) -> Cleared {
         self.begin_stage(stage);
         self.clear_some(space, most)
