@@ -232,7 +232,11 @@ fn ranges_dropped(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -
     let words = [0usize; 4];
     let limit = AtomicUsize::new(words.as_ptr_range().end as usize);
     // SAFETY: words and limit outlive the ranges.
-    let range = |_| unsafe { mutator.root_range(words.as_ptr(), &raw const limit, Encoding::RAW) };
+    let range = |_| unsafe {
+        mutator
+            .root_range(words.as_ptr(), &raw const limit, Encoding::RAW)
+            .expect("room for a range")
+    };
     drop((0..count).map(range).collect::<Vec<_>>());
     ordinary(heap, mutator, rounds)
 }
@@ -275,7 +279,7 @@ fn make_finalizers(
         // SAFETY: the cell is in this thread's registers until it is kept or forgotten.
         unsafe {
             let cell = mutator.alloc(kind, 16).expect("room");
-            assert!(mutator.register_finalizer(cell, i));
+            assert!(mutator.register_finalizer(cell, i).is_ok());
             keep(i, cell.as_ptr() as usize);
         }
     }

@@ -76,7 +76,11 @@ impl<'m> Machine<'m> {
         let base = machine.stack.as_ptr().cast();
         // SAFETY: the stack and the limit are boxes that live as long as the guard, which `drop`
         // drops before them. The limit is always the end of a frame inside the stack.
-        machine.range = Some(unsafe { mutator.root_range(base, &*machine.limit, EDGE) });
+        machine.range = Some(unsafe {
+            mutator
+                .root_range(base, &*machine.limit, EDGE)
+                .expect("room for a range")
+        });
         Ok(machine)
     }
 

@@ -9,6 +9,30 @@ use crate::limits::{
 };
 use crate::memory::MapError;
 
+/// One of a heap's tables has as many entries as it can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TableFull {
+    /// What the table has: values, roots, kinds.
+    pub table: &'static str,
+    /// What the user can change.
+    pub cure: &'static str,
+}
+
+impl fmt::Display for TableFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no room in the table of {}: {}", self.table, self.cure)
+    }
+}
+
+impl std::error::Error for TableFull {}
+
+impl From<TableFull> for AllocError {
+    fn from(e: TableFull) -> AllocError {
+        AllocError::TableFull(e)
+    }
+}
+
 /// Why an allocation gave no cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -32,12 +56,7 @@ pub enum AllocError {
     /// The type cannot have a kind of its own.
     Kind(KindError),
     /// One of the heap's tables is full.
-    TableFull {
-        /// What the table has: values, roots, kinds.
-        table: &'static str,
-        /// What the user can change.
-        cure: &'static str,
-    },
+    TableFull(TableFull),
     /// The request is larger than the heap's whole address range.
     TooLarge {
         /// The bytes that were asked for.
@@ -63,9 +82,7 @@ impl fmt::Display for AllocError {
             AllocError::System(e) => write!(f, "{e}"),
             AllocError::Site(e) => write!(f, "{e}"),
             AllocError::Kind(e) => write!(f, "{e}"),
-            AllocError::TableFull { table, cure } => {
-                write!(f, "no room in the table of {table}: {cure}")
-            }
+            AllocError::TableFull(e) => write!(f, "{e}"),
             AllocError::TooLarge { bytes } => {
                 write!(
                     f,
@@ -82,6 +99,7 @@ impl std::error::Error for AllocError {
             Self::System(error) => Some(error),
             Self::Site(error) => Some(error),
             Self::Kind(error) => Some(error),
+            Self::TableFull(error) => Some(error),
             _ => None,
         }
     }

@@ -248,7 +248,7 @@ pub use api::trace::{Leaf, Trace};
 pub use api::typed_root::Root;
 pub use api::weak::{Weak, WeakArray};
 pub use config::{ConfigError, DEFAULT_RESERVE, MINIMUM_LIMIT, MINIMUM_RESERVE, Young};
-pub use error::{AllocError, SpaceError};
+pub use error::{AllocError, SpaceError, TableFull};
 pub use gc_derive::{Leaf, Trace};
 pub use heap::POISON;
 pub use memory::MapError;

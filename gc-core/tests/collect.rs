@@ -147,11 +147,16 @@ fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
     };
     let m = heap.attach().unwrap();
     // SAFETY: the range and the limit outlive the guard.
-    let guard = unsafe { m.root_range(range.as_ptr().cast(), &limit, tag) };
+    let guard = unsafe {
+        m.root_range(range.as_ptr().cast(), &limit, tag)
+            .expect("room for a range")
+    };
     let theirs = table.clone();
     // SAFETY: reads one atomic word.
-    let callback =
-        unsafe { heap.add_root_callback(move |v| v.word(theirs.load(Relaxed), Encoding::RAW)) };
+    let callback = unsafe {
+        heap.add_root_callback(move |v| v.word(theirs.load(Relaxed), Encoding::RAW))
+            .expect("room for a callback")
+    };
     m.blocking(|| {
         filler(&range[3], 5, 30);
         filler(&range[4], 7, 100);

@@ -120,14 +120,16 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
                     let cell = s.alloc(node(1)).unwrap().next.address();
                     let cell = core::ptr::NonNull::new(cell.cast()).unwrap();
                     // SAFETY: a handle's cell.
-                    assert!(unsafe { heap.raw_root(cell) }.is_some());
+                    assert!(unsafe { heap.raw_root(cell) }.is_ok());
                 });
             }),
             ("root_range", |_, mutator| {
                 let limit = std::sync::atomic::AtomicUsize::new(0);
                 // SAFETY: the range is empty, and is dropped at once.
                 drop(unsafe {
-                    mutator.root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
+                    mutator
+                        .root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
+                        .expect("room for a range")
                 });
             }),
         ];

@@ -20,7 +20,7 @@ fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
 
 fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::raw::RawRoot> {
     // SAFETY: on the stack.
-    unsafe { heap.raw_root(common::cell(list(m, k, 5))) }
+    unsafe { heap.raw_root(common::cell(list(m, k, 5))) }.ok()
 }
 
 #[test]

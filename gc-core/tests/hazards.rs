@@ -39,7 +39,10 @@ fn h22_stale_words_in_a_root_range_mark_nothing() {
             let kept = list(&m, k, 100);
             m.collect();
             // SAFETY: outlived by both.
-            let _guard = unsafe { m.root_range(range.as_ptr().cast(), &limit, Encoding::RAW) };
+            let _guard = unsafe {
+                m.root_range(range.as_ptr().cast(), &limit, Encoding::RAW)
+                    .expect("room for a range")
+            };
             m.collect();
             let live = heap.stats().last.cells_live;
             assert!((100..110).contains(&live), "{live} cells alive");
@@ -327,7 +330,10 @@ fn h34_a_root_range_is_scanned_to_its_limit_of_now() {
             let stack: Box<[AtomicUsize]> = (0..4096).map(|_| AtomicUsize::new(0)).collect();
             let limit = AtomicUsize::new(stack.as_ptr() as usize);
             // SAFETY: outlived by both.
-            let _guard = unsafe { m.root_range(stack.as_ptr().cast(), &limit, Encoding::RAW) };
+            let _guard = unsafe {
+                m.root_range(stack.as_ptr().cast(), &limit, Encoding::RAW)
+                    .expect("room for a range")
+            };
             fn call(
                 m: &gc_core::Mutator,
                 k: common::Kinds,
@@ -377,7 +383,10 @@ fn h35_root_tables_may_change_at_any_time() {
                             unsafe {
                                 let root = m.raw_root(common::cell(kept)).unwrap();
                                 drop(root.try_clone().unwrap());
-                                drop(m.root_range(base.as_ptr().cast(), &limit, Encoding::RAW));
+                                drop(
+                                    m.root_range(base.as_ptr().cast(), &limit, Encoding::RAW)
+                                        .expect("room for a range"),
+                                );
                             }
                             std::hint::black_box(cons(&m, k, kept, 0));
                         }
@@ -420,6 +429,7 @@ fn h35_a_callback_reads_what_is_changed_under_no_preempt() {
                                 let vector = &*theirs.0.get();
                                 v.words(vector, Encoding::RAW);
                             })
+                            .expect("room for a callback")
                         };
                         while !done.load(Relaxed) {
                             for i in 0..200 {

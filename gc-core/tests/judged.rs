@@ -67,7 +67,7 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
         apart(&heap, |m| {
             for at in 0..N {
                 // SAFETY: a live cell.
-                assert!(unsafe { m.register_finalizer(cell(cons(m, k, 0, at)), at) });
+                assert!(unsafe { m.register_finalizer(cell(cons(m, k, 0, at)), at).is_ok() });
             }
         });
         assert_eq!(looked().finalizable, N as u64);
@@ -109,7 +109,7 @@ fn h76_tables_are_as_small_as_before_a_cycle_after_a_peak() {
         fn peak(m: &Mutator, k: Kinds, n: usize) {
             for at in 0..n {
                 // SAFETY: a live cell.
-                assert!(unsafe { m.register_finalizer(cell(cons(m, k, 0, at)), at) });
+                assert!(unsafe { m.register_finalizer(cell(cons(m, k, 0, at)), at).is_ok() });
             }
             let weak = table(m, k, k.weak, n);
             wipe_stack();

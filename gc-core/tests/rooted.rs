@@ -242,8 +242,11 @@ fn peaks() {
     is_over(48 * MANY / 4, |_, mutator| {
         let limit = AtomicUsize::new(0);
         // SAFETY: the range is empty, and the limit outlives it.
-        let range =
-            |_| unsafe { mutator.root_range(core::ptr::null(), &raw const limit, Encoding::RAW) };
+        let range = |_| unsafe {
+            mutator
+                .root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
+                .expect("room for a range")
+        };
         drop((0..MANY / 4).map(range).collect::<Vec<_>>());
     });
 }

@@ -89,6 +89,7 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
                 heap.add_root_callback(move |_| {
                     theirs.store(!(address as *const usize).read_volatile(), Relaxed);
                 })
+                .expect("room for a callback")
             };
             // SAFETY: a word of a live cell.
             let unit = || unsafe { m.write(slot, 0) };

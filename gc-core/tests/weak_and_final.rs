@@ -233,7 +233,7 @@ fn finalizable(m: &Mutator, k: Kinds, n: usize) {
         let cell_ = cons(m, k, if i % 2 == 1 { before } else { 0 }, i);
         before = cell_;
         // SAFETY: a live cell.
-        assert!(unsafe { m.register_finalizer(cell(cell_), i) });
+        assert!(unsafe { m.register_finalizer(cell(cell_), i).is_ok() });
     }
 }
 
@@ -291,7 +291,7 @@ fn what_a_dead_cell_leads_to_is_marked_beside_the_mutators_if_it_is_much() {
     #[inline(never)]
     fn register(m: &Mutator, k: Kinds) {
         // SAFETY: a live cell.
-        assert!(unsafe { m.register_finalizer(cell(list(m, k, N)), 7) });
+        assert!(unsafe { m.register_finalizer(cell(list(m, k, N)), 7).is_ok() });
     }
     register(&m, k);
     wipe_stack();
@@ -326,7 +326,7 @@ fn a_finalizer_may_collect_allocate_and_register_again() {
                 if token < 1000 {
                     again += 1;
                     // SAFETY: alive: it has just been handed out.
-                    assert!(unsafe { m.register_finalizer(dead, token + 1000) });
+                    assert!(unsafe { m.register_finalizer(dead, token + 1000).is_ok() });
                 }
             });
             assert!(n > again && again >= 46, "{n} {again}");
@@ -404,7 +404,7 @@ fn watched(m: &Mutator, k: Kinds, n: usize, short: *mut usize, long: *mut usize)
         unsafe {
             m.write(short.add(i), object);
             m.write(long.add(i), object);
-            assert!(i % 2 == 1 || m.register_finalizer(cell(object), i));
+            assert!(i % 2 == 1 || m.register_finalizer(cell(object), i).is_ok());
         }
     }
 }

@@ -28,7 +28,7 @@ use crate::alloc;
 use crate::api::mutator::{Mutator, in_blocking};
 use crate::api::trace::{Trace, kind_of};
 use crate::dying::Dying;
-use crate::error::AllocError;
+use crate::error::{AllocError, TableFull};
 use crate::fault::planted;
 use crate::finalize::Registration;
 use crate::mutator::handles::Chain;
@@ -260,10 +260,10 @@ impl Mutator {
         if self.heap().shared().drops.register(entry) {
             Ok(())
         } else {
-            Err(AllocError::TableFull {
+            Err(AllocError::TableFull(TableFull {
                 table: "values that need Drop",
                 cure: "call drop_dead_values() more often",
-            })
+            }))
         }
     }
 }

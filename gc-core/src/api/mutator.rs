@@ -12,7 +12,7 @@ use gc_preempt::InNoPreempt;
 use crate::alloc::Run;
 use crate::api::heap::Heap;
 use crate::barrier;
-use crate::error::AllocError;
+use crate::error::{AllocError, TableFull};
 use crate::fault::planted;
 use crate::finalize::Registration;
 use crate::mutator::handles::Handles;
@@ -124,18 +124,31 @@ impl Mutator {
     }
 
     /// Has `cell` queued with `token` once it is found unreachable. It is kept alive for that, with
-    /// all it leads to, and handed out by [`next_finalizer`](Self::next_finalizer). `false`: there
-    /// are as many finalizers as there can be.
+    /// all it leads to, and handed out by [`next_finalizer`](Self::next_finalizer).
+    ///
+    /// # Errors
+    /// [`TableFull`]: there are as many finalizers as there can be.
     ///
     /// # Safety
     /// `cell` is the first byte of a live cell of this heap.
-    #[must_use]
-    pub unsafe fn register_finalizer(&self, cell: NonNull<u8>, token: usize) -> bool {
+    pub unsafe fn register_finalizer(
+        &self,
+        cell: NonNull<u8>,
+        token: usize,
+    ) -> Result<(), TableFull> {
         self.heap.shared().stacks.are_used();
-        self.heap.shared().finalizers.register(Registration {
+        let entry = Registration {
             cell: cell.as_ptr() as usize,
             token,
-        })
+        };
+        if self.heap.shared().finalizers.register(entry) {
+            Ok(())
+        } else {
+            Err(TableFull {
+                table: "finalizers",
+                cure: "call next_finalizer() more often, or build the heap with a larger reserve",
+            })
+        }
     }
 
     /// The next registered cell that died, and its token. What follows is an ordinary place of the

@@ -6,8 +6,15 @@ use core::sync::atomic::AtomicUsize;
 use crate::api::heap::Heap;
 use crate::api::mutator::Mutator;
 use crate::encoding::Encoding;
+use crate::error::TableFull;
 use crate::fault::protected;
 use crate::roots::{RangeRoot, RootVisitor};
+
+/// A heap has as many handles as it can have.
+const FULL: TableFull = TableFull {
+    table: "roots",
+    cure: "drop roots that are no longer needed, or build the heap with a larger reserve",
+};
 
 /// A handle that keeps one cell alive from anywhere: from memory that the collector does not know,
 /// from threads that are not attached.
@@ -20,9 +27,9 @@ pub struct RawRoot {
 }
 
 impl RawRoot {
-    pub(crate) fn new(heap: &Heap, address: usize) -> Option<Self> {
-        let slot = protected(|| heap.shared().roots.add(address))?;
-        Some(Self {
+    pub(crate) fn new(heap: &Heap, address: usize) -> Result<Self, TableFull> {
+        let slot = protected(|| heap.shared().roots.add(address)).ok_or(FULL)?;
+        Ok(Self {
             heap: heap.clone(),
             slot,
         })
@@ -43,11 +50,13 @@ impl RawRoot {
         protected(|| self.heap.shared().change_root(self.slot, Some(address)));
     }
 
-    /// A second handle on the same cell. `None`: the heap has as many handles as it can have.
-    #[must_use]
-    pub fn try_clone(&self) -> Option<Self> {
-        let slot = protected(|| self.heap.shared().roots.copy(self.slot))?;
-        Some(Self {
+    /// A second handle on the same cell.
+    ///
+    /// # Errors
+    /// [`TableFull`]: the heap has as many handles as it can have.
+    pub fn try_clone(&self) -> Result<Self, TableFull> {
+        let slot = protected(|| self.heap.shared().roots.copy(self.slot)).ok_or(FULL)?;
+        Ok(Self {
             heap: self.heap.clone(),
             slot,
         })
@@ -100,12 +109,14 @@ impl Drop for RootCallback {
 }
 
 impl Heap {
-    /// A handle that keeps `cell` alive from anywhere. `None`: there are as many handles as there
-    /// can be.
+    /// A handle that keeps `cell` alive from anywhere.
+    ///
+    /// # Errors
+    /// [`TableFull`]: there are as many handles as there can be.
     ///
     /// # Safety
     /// `cell` is a live cell of this heap.
-    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
         self.shared().stacks.are_used();
         RawRoot::new(self, cell.as_ptr() as usize)
     }
@@ -118,23 +129,23 @@ impl Heap {
     /// outside `no_preempt`, print or panic, and may only read what mutators change inside
     /// `no_preempt`.
     ///
-    /// # Panics
-    /// If the heap has 65536 callbacks already.
-    #[track_caller]
+    /// # Errors
+    /// [`TableFull`]: the heap has 65,536 callbacks already.
     pub unsafe fn add_root_callback(
         &self,
         callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
-    ) -> RootCallback {
+    ) -> Result<RootCallback, TableFull> {
         self.shared().stacks.are_used();
         let callback = Box::new(callback);
         let added = protected(|| self.shared().roots.lock().add_callback(callback));
-        let Ok(at) = added else {
-            panic!("a heap has at most 65536 root callbacks");
-        };
-        RootCallback {
+        let at = added.map_err(|_| TableFull {
+            table: "root callbacks",
+            cure: "drop callbacks that are no longer needed: one may report many roots",
+        })?;
+        Ok(RootCallback {
             heap: self.clone(),
             at,
-        }
+        })
     }
 }
 
@@ -146,35 +157,40 @@ impl Mutator {
     /// word (one that was popped, and names a cell that has died since) keeps something too long at
     /// worst.
     ///
-    /// # Panics
-    /// If the heap has a million ranges already.
+    /// # Errors
+    /// [`TableFull`]: the heap has a million ranges already.
     ///
     /// # Safety
     /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is
     /// every word from `base` to where it points.
-    #[track_caller]
     pub unsafe fn root_range(
         &self,
         base: *const usize,
         limit: *const AtomicUsize,
         encoding: Encoding,
-    ) -> RootRange {
+    ) -> Result<RootRange, TableFull> {
         self.heap.shared().stacks.are_used();
         // SAFETY: forwarded.
         let range = unsafe { RangeRoot::new(base, limit, encoding) };
-        let at = protected(|| self.heap.shared().roots.lock().add_range(range))
-            .expect("a heap has at most 1048576 root ranges");
-        RootRange {
+        let added = protected(|| self.heap.shared().roots.lock().add_range(range));
+        let at = added.ok_or(TableFull {
+            table: "root ranges",
+            cure: "drop ranges that are no longer needed",
+        })?;
+        Ok(RootRange {
             heap: Heap::clone(&self.heap),
             at,
-        }
+        })
     }
 
     /// A handle that keeps `cell` alive from anywhere. See [`Heap::raw_root`].
     ///
+    /// # Errors
+    /// As there.
+    ///
     /// # Safety
     /// `cell` is a live cell of this heap.
-    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Option<RawRoot> {
+    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
         // SAFETY: forwarded.
         unsafe { self.heap.raw_root(cell) }
     }

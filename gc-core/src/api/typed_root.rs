@@ -10,6 +10,7 @@ use crate::api::heap::Heap;
 use crate::api::local::{Local, Scope};
 use crate::api::root::RawRoot;
 use crate::api::trace::{Leaf, Trace};
+use crate::error::TableFull;
 
 /// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads
 /// that are not attached.
@@ -59,10 +60,13 @@ impl Heap {
 
 impl<T: Trace> Root<T> {
     #[track_caller]
-    fn new(raw: Option<RawRoot>) -> Self {
-        Self {
-            raw: raw.expect("a heap has room for 67108864 roots: some are made and never dropped"),
-            _target: PhantomData,
+    fn new(raw: Result<RawRoot, TableFull>) -> Self {
+        match raw {
+            Ok(raw) => Self {
+                raw,
+                _target: PhantomData,
+            },
+            Err(full) => panic!("{full}"),
         }
     }
 

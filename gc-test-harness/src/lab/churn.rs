@@ -134,7 +134,7 @@ impl<'m> Cache<'m> {
         let table = table.map_err(ChurnError::Full)?;
         // SAFETY: allocated just now.
         let root = unsafe { mutator.raw_root(table) };
-        let root = root.ok_or_else(|| error(&"it has no handle left"))?;
+        let root = root.map_err(|full| error(&full))?;
         let sites = (0..=MOST / STEP).map(|step| site(value, step.max(1) * STEP));
         Ok(Cache {
             mutator,

@@ -103,7 +103,7 @@ impl<'m> Cells<'m> {
         let table = table.map_err(FragmentError::Full)?;
         // SAFETY: allocated just now.
         let root = unsafe { mutator.raw_root(table) }
-            .ok_or_else(|| FragmentError::Heap("it has no handle left".to_owned()))?;
+            .map_err(|error| FragmentError::Heap(error.to_string()))?;
         let cells = Cells {
             mutator,
             table: table.cast(),

@@ -133,7 +133,7 @@ impl Graph {
         let table = table.map_err(MarkError::Full)?;
         // SAFETY: allocated just now.
         let root = unsafe { mutator.raw_root(table) }
-            .ok_or_else(|| MarkError::Heap("it has no handle left".to_owned()))?;
+            .map_err(|error| MarkError::Heap(error.to_string()))?;
         let table = table.cast::<usize>();
         let mut random = Random::default();
         for n in 0..cells {

@@ -107,7 +107,10 @@ impl Pauses {
         let (its_heap, its_book) = (heap.clone(), Arc::clone(&book));
         // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold;
         // it reports no roots.
-        let callback = unsafe { heap.add_root_callback(move |_| its_book.enter(&its_heap, true)) };
+        let callback = unsafe {
+            heap.add_root_callback(move |_| its_book.enter(&its_heap, true))
+                .expect("room for a callback")
+        };
         Pauses {
             heap: heap.clone(),
             book,

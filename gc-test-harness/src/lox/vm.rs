@@ -100,26 +100,30 @@ impl Vm {
         // back; every word of it is initialised, and each end stands beside its memory.
         unsafe {
             self.ranges = vec![
-                self.mutator.root_range(
-                    words(self.stack.words),
-                    &raw const self.stack_limit,
-                    BOXED,
-                ),
-                self.mutator.root_range(
-                    words(self.globals),
-                    &raw const *self.globals_memory.end,
-                    BOXED,
-                ),
-                self.mutator.root_range(
-                    words(self.constants.words),
-                    &raw const *self.constants.end,
-                    BOXED,
-                ),
-                self.mutator.root_range(
-                    (&raw const self.roots).cast(),
-                    &raw const *self.roots_end,
-                    BOXED,
-                ),
+                self.mutator
+                    .root_range(words(self.stack.words), &raw const self.stack_limit, BOXED)
+                    .expect("room for a range"),
+                self.mutator
+                    .root_range(
+                        words(self.globals),
+                        &raw const *self.globals_memory.end,
+                        BOXED,
+                    )
+                    .expect("room for a range"),
+                self.mutator
+                    .root_range(
+                        words(self.constants.words),
+                        &raw const *self.constants.end,
+                        BOXED,
+                    )
+                    .expect("room for a range"),
+                self.mutator
+                    .root_range(
+                        (&raw const self.roots).cast(),
+                        &raw const *self.roots_end,
+                        BOXED,
+                    )
+                    .expect("room for a range"),
             ];
         }
     }

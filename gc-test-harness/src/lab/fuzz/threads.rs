@@ -216,6 +216,7 @@ impl Subject {
                 visitor.words(exact, BOXED);
                 visitor.conservative(any);
             })
+            .expect("room for a callback")
         };
         let anchor = Arc::new(Anchor::new());
         let anchored = anchor.clone();
@@ -227,6 +228,7 @@ impl Subject {
                     visitor.word(word.load(Ordering::Relaxed), Encoding::RAW);
                 }
             })
+            .expect("room for a callback")
         };
         let model = Model {
             range: heap.reserved(),
@@ -335,7 +337,9 @@ impl Pool {
             // SAFETY: words and limit are this case's, which outlives the guard: the fuzzer has
             // another handle.
             let guard = unsafe {
-                mutator.root_range(words.start.cast(), &raw const shared.limit, encoding)
+                mutator
+                    .root_range(words.start.cast(), &raw const shared.limit, encoding)
+                    .expect("room for a range")
             };
             own.places[at] = Some((guard, mutator));
             Ok(())
@@ -479,7 +483,7 @@ impl Pool {
             };
             let cell = NonNull::new(base as *mut u8).expect("a cell's address");
             // SAFETY: a living cell of this heap, which is anchored.
-            if let Some(root) = unsafe { subject.heap.raw_root(cell) } {
+            if let Ok(root) = unsafe { subject.heap.raw_root(cell) } {
                 subject.roots.push((base, root));
             }
         }

@@ -187,7 +187,7 @@ impl Graph<'_> {
             return Ok(());
         };
         // SAFETY: in the hands.
-        let Some(root) = (unsafe { mutator.raw_root(cell) }) else {
+        let Ok(root) = (unsafe { mutator.raw_root(cell) }) else {
             return Ok(());
         };
         // `try_lock`: the thread that holds the lock may be stopped.

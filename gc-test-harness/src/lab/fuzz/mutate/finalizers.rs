@@ -19,7 +19,7 @@ impl Graph<'_> {
             && let Some(cell) = NonNull::new(object.address as *mut u8)
         {
             // SAFETY: a cell that lives.
-            object.finalizable = unsafe { mutator.register_finalizer(cell, object.stamp) };
+            object.finalizable = unsafe { mutator.register_finalizer(cell, object.stamp).is_ok() };
         }
     }
 

@@ -96,8 +96,11 @@ impl<'w> Graph<'w> {
         let words = Box::new([const { AtomicUsize::new(0) }; ROOTS + SCRATCH]);
         let limit = Box::new(AtomicUsize::new(words.as_ptr_range().end as usize));
         // SAFETY: both live at their places until after the guard is dropped.
-        let range =
-            unsafe { mutator.root_range(words.as_ptr().cast(), &raw const *limit, Encoding::RAW) };
+        let range = unsafe {
+            mutator
+                .root_range(words.as_ptr().cast(), &raw const *limit, Encoding::RAW)
+                .expect("room for a range")
+        };
         Graph {
             world,
             _range: range,
