@@ -41,7 +41,7 @@ impl OwnedSpan {
 /// The list of the sites that a mutator has spans of. Relaxed: the owner changes it under
 /// `no_preempt`, and the collector in a stop that found the owner inside `blocking`; the stop
 /// orders the two.
-pub(super) struct Listed {
+pub(super) struct SiteList {
     /// The first site + 1, or [`OwnedSpan::LAST`]; the others follow by `OwnedSpan::next`.
     pub(super) first: AtomicU32,
     pub(super) len: AtomicU32,
@@ -50,9 +50,9 @@ pub(super) struct Listed {
     /// The site + 1 after which the review goes on; 0: at the first.
     pub(super) position: AtomicU32,
 }
-impl Default for Listed {
-    fn default() -> Listed {
-        Listed {
+impl Default for SiteList {
+    fn default() -> SiteList {
+        SiteList {
             first: AtomicU32::new(OwnedSpan::LAST),
             len: AtomicU32::new(0),
             reviewed: AtomicU32::new(0),
@@ -70,7 +70,7 @@ pub struct LocalAllocator {
     pub(super) owned: Table<OwnedSpan>,
     /// The sites that the mutator has spans of. A stop looks at these sites alone, however many the
     /// heap has.
-    pub(super) listed: Listed,
+    pub(super) listed: SiteList,
     /// Cells that the mutator took since the last collection that `collect_every` asked for.
     pub(super) taken: AtomicU64,
     /// Cells that the mutator took and has not reported.
@@ -84,7 +84,7 @@ impl LocalAllocator {
         Ok(LocalAllocator {
             runs: Table::new(MAX_SITES)?,
             owned: Table::new(MAX_SITES)?,
-            listed: Listed::default(),
+            listed: SiteList::default(),
             taken: AtomicU64::new(0),
             unreported: Unreported::default(),
             span_reserve: SpanReserve::default(),

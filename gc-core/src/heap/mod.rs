@@ -14,7 +14,8 @@
 //!   of the span, and the allocated bit of that cell is set ([`Space::resolve`]). There is no
 //!   header, no search and no lock. The bit of a free cell is clear, the end of a span that is no
 //!   cell has no bit, and the page of a free page run has no word.
-//! * Memory of a new cell is zero, unless its kind is [`leaf_uninit`](crate::raw::Kind::leaf_uninit).
+//! * Memory of a new cell is zero, unless its kind is
+//!   [`leaf_uninit`](crate::raw::Kind::leaf_uninit).
 //! * A cell never moves, and its kind and size never change.
 //! * Freeing is one step: when marking ends, the two bitmaps swap their roles. The marked cells are
 //!   then the allocated ones, and all others are free ([`Space::swap`]).

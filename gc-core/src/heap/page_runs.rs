@@ -396,7 +396,8 @@ impl PageRuns {
             while link != 0 && looks > 0 {
                 looks -= 1;
                 let first = link as usize - 1;
-                // SAFETY: the page run is free, so its record belongs to the lock, which the caller holds.
+                // SAFETY: the page run is free, so its record belongs to the lock, which the caller
+                // holds.
                 let (pages, next) = unsafe {
                     (
                         (*records.at(first)).pages as usize,
@@ -433,7 +434,8 @@ impl PageRuns {
             while link != 0 && looks > 0 {
                 looks -= 1;
                 let first = link as usize - 1;
-                // SAFETY: the page run is free, so its record belongs to the lock, which the caller holds.
+                // SAFETY: the page run is free, so its record belongs to the lock, which the caller
+                // holds.
                 let record = unsafe { &*records.at(first) };
                 let (pages, next) = (record.pages as usize, record.next);
                 if dirty.count(first, pages) != 0 {

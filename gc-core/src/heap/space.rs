@@ -550,9 +550,9 @@ impl Space {
 
     /// Makes `least` pages beyond `top` writable, and more where the system has them. The caller
     /// holds the lock.
-    fn make_writable(&self, spans: &mut PageRuns, least: usize) -> Result<(), NoPages> {
-        let (from, end) = (spans.end(), self.len / PAGE);
-        let wanted = (spans.top() + least).next_multiple_of(CHUNK_PAGES);
+    fn make_writable(&self, page_runs: &mut PageRuns, least: usize) -> Result<(), NoPages> {
+        let (from, end) = (page_runs.end(), self.len / PAGE);
+        let wanted = (page_runs.top() + least).next_multiple_of(CHUNK_PAGES);
         if wanted > end {
             return Err(NoPages::Exhausted);
         }
@@ -563,7 +563,7 @@ impl Space {
             let to = (from + more).next_multiple_of(CHUNK_PAGES).min(end);
             match self.range.make_writable(from, to.max(wanted)) {
                 Ok(()) => {
-                    spans.set_end(to.max(wanted));
+                    page_runs.set_end(to.max(wanted));
                     return Ok(());
                 }
                 Err(e) if to <= wanted => return Err(NoPages::System(e)),
@@ -576,14 +576,14 @@ impl Space {
     /// again.
     pub(crate) fn take_with<R>(
         &self,
-        spans: &mut PageRuns,
+        page_runs: &mut PageRuns,
         least: usize,
         mut take: impl FnMut(&mut PageRuns) -> Result<R, NoPages>,
     ) -> Result<R, NoPages> {
-        match take(spans) {
+        match take(page_runs) {
             Err(NoPages::Exhausted) => {
-                self.make_writable(spans, least)?;
-                take(spans)
+                self.make_writable(page_runs, least)?;
+                take(page_runs)
             }
             taken => taken,
         }
@@ -591,16 +591,16 @@ impl Space {
 
     /// Makes the pages up to `end` writable, which were never taken.
     fn writable_up_to(&self, end: usize) -> bool {
-        let mut spans = self.page_runs.lock();
-        let top = spans.top();
-        end <= spans.end() || self.make_writable(&mut spans, end - top).is_ok()
+        let mut page_runs = self.page_runs.lock();
+        let top = page_runs.top();
+        end <= page_runs.end() || self.make_writable(&mut page_runs, end - top).is_ok()
     }
 
     /// Takes pages for a large object: the first one, and whether all of them are known to be zero.
     pub(crate) fn take_pages(&self, pages: usize) -> Result<(usize, bool), NoPages> {
         let (records, dirty) = (&self.range.records, &self.range.dirty);
-        let first = self.take_with(&mut self.page_runs.lock(), pages, |spans| {
-            spans.take(records, dirty, pages)
+        let first = self.take_with(&mut self.page_runs.lock(), pages, |page_runs| {
+            page_runs.take(records, dirty, pages)
         })?;
         self.prefault.taken(first + pages);
         Ok((first, self.range.dirty.count(first, pages) == 0))

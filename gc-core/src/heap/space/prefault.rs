@@ -34,8 +34,8 @@ impl Space {
             return false;
         }
         let (top, used) = {
-            let spans = self.page_runs.lock();
-            (spans.top(), spans.used())
+            let page_runs = self.page_runs.lock();
+            (page_runs.top(), page_runs.used())
         };
         let room = (room / PAGE as u64) as usize;
         let limit = self
@@ -103,13 +103,13 @@ impl Space {
     pub(crate) fn give_up_prefaulted(&self) {
         let prefault = &self.prefault;
         let backed = prefault.backed.load(Ordering::Relaxed);
-        let mut spans = self.page_runs.lock();
-        let top = spans.top();
-        if backed <= top.max(self.pre_touched as usize / PAGE) || spans.used() > top / 2 {
+        let mut page_runs = self.page_runs.lock();
+        let top = page_runs.top();
+        if backed <= top.max(self.pre_touched as usize / PAGE) || page_runs.used() > top / 2 {
             return;
         }
         self.range.dirty.set(top, backed - top);
-        spans.free_top(self.records(), &self.range.dirty, backed - top);
+        page_runs.free_top(self.records(), &self.range.dirty, backed - top);
         // All pages below `backed` have to be in use again before more are backed.
         prefault.low_water.store(backed, Ordering::Relaxed);
         prefault.wanted.store(false, Ordering::Relaxed);

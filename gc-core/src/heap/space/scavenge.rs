@@ -29,17 +29,17 @@ impl Space {
         // A fork takes this lock, so the child finds the page run in its list.
         let _rearranging = self.rearranging.lock();
         let (first, pages, surplus) = {
-            let mut spans = self.page_runs.lock();
-            let surplus = spans.free_dirty().saturating_sub(keep as usize / PAGE);
+            let mut page_runs = self.page_runs.lock();
+            let surplus = page_runs.free_dirty().saturating_sub(keep as usize / PAGE);
             let surplus = surplus.min(most as usize / PAGE);
             let (records, dirty) = (self.records(), &self.range.dirty);
             let mut found = None;
             if surplus >= CHUNK_PAGES {
-                found = spans.take_to_scavenge(records, dirty, LOOKS);
+                found = page_runs.take_to_scavenge(records, dirty, LOOKS);
             }
             // A small surplus is not worth a huge page that the system would split.
             if found.is_none() && surplus >= (grain as usize / PAGE).max(LEAST_PART) {
-                found = spans.take_part_to_scavenge(records, dirty, LOOKS);
+                found = page_runs.take_part_to_scavenge(records, dirty, LOOKS);
             }
             let Some((first, pages)) = found else {
                 return 0;
@@ -140,8 +140,8 @@ impl Space {
             return;
         }
         let (used, top) = {
-            let spans = self.page_runs.lock();
-            (spans.used(), spans.top())
+            let page_runs = self.page_runs.lock();
+            (page_runs.used(), page_runs.top())
         };
         if used < top - top / 8 {
             return;
@@ -160,10 +160,10 @@ impl Space {
     /// The bytes in use now, and the most bytes in use since the last call. By one thread at a
     /// time.
     pub(crate) fn used_lately(&self) -> (u64, u64) {
-        let mut spans = self.page_runs.lock();
+        let mut page_runs = self.page_runs.lock();
         (
-            (spans.used() * PAGE) as u64,
-            (spans.take_peak() * PAGE) as u64,
+            (page_runs.used() * PAGE) as u64,
+            (page_runs.take_peak() * PAGE) as u64,
         )
     }
 

@@ -25,19 +25,19 @@ impl Space {
         if left < pages {
             let records = &self.range.records;
             let dirty = &self.range.dirty;
-            let mut spans = self.page_runs.lock();
+            let mut page_runs = self.page_runs.lock();
             if left != 0 {
-                spans.put_back_used(records, dirty, first, left);
+                page_runs.put_back_used(records, dirty, first, left);
             }
             let wanted = reserve.most.load(Ordering::Relaxed) as usize;
-            let part = (spans.used() / PART).min(spans.room() / PART_OF_ROOM);
+            let part = (page_runs.used() / PART).min(page_runs.room() / PART_OF_ROOM);
             // Relaxed: the number of mutators in the last cycle's stop.
             let mutators = self.mutators.load(Ordering::Relaxed).max(1);
             let most = wanted.min(part / mutators).max(pages);
-            (first, left) = self.take_with(&mut spans, pages, |spans| {
-                spans.take_some(records, dirty, pages, most)
+            (first, left) = self.take_with(&mut page_runs, pages, |page_runs| {
+                page_runs.take_some(records, dirty, pages, most)
             })?;
-            drop(spans);
+            drop(page_runs);
             self.prefault.taken(first + left);
             let next = (wanted + left).min(CHUNK_PAGES);
             reserve.most.store(next as u32, Ordering::Relaxed);
