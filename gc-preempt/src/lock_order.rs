@@ -159,18 +159,19 @@ mod checked {
 mod tests {
     use crate::Mutex;
 
-    /// Runs this test binary's test `name` again, with `URGE_LOCKS` set; its exit and its messages.
+    /// Runs this test binary's test `name` again, with `URGE_TEST_CHILD` set; its exit and its
+    /// messages.
     fn again(name: &str) -> std::process::Output {
         std::process::Command::new(std::env::current_exe().unwrap())
             .args([name, "--exact", "--nocapture"])
-            .env("URGE_LOCKS", "1")
+            .env("URGE_TEST_CHILD", "1")
             .output()
             .unwrap()
     }
 
     #[test]
     fn a_circle_of_three_locks_ends_the_process_although_no_thread_waits() {
-        if std::env::var_os("URGE_LOCKS").is_none() {
+        if std::env::var_os("URGE_TEST_CHILD").is_none() {
             let name = "lock_order::tests::a_circle_of_three_locks_ends_the_process_although_no_thread_waits";
             let output = again(name);
             let text = String::from_utf8_lossy(&output.stderr);
