@@ -93,7 +93,7 @@ fn is_known(space: &Space, unit: usize) -> bool {
 }
 
 #[test]
-fn a_word_that_leads_beyond_all_units_in_use_is_not_looked_up() {
+fn a_word_that_leads_beyond_all_pages_in_use_is_not_looked_up() {
     let mut toy = Toy::new(SpaceConfig {
         reserve: 64 << 30,
         ..SpaceConfig::default()
@@ -115,4 +115,40 @@ fn a_word_that_leads_beyond_all_units_in_use_is_not_looked_up() {
     assert_eq!(scanned.conservative_marked, 2);
     assert!(space.is_marked(cells[3]) && space.is_marked(cells[199]));
     assert!(is_known(space, 0) && !is_known(space, (48 << 30) / PAGE));
+}
+
+#[test]
+fn a_slot_of_another_heaps_code_is_read_in_this_heaps_encodings() {
+    let mut toy = Toy::small();
+    let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
+    let cells: Vec<usize> = (0..3).map(|_| toy.alloc(leaf, 16)).collect();
+    let boxed = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
+    let (own, other) = (Encodings::new().unwrap(), Encodings::new().unwrap());
+    let number = own.number(boxed).unwrap();
+    // The other heap has the number that follows RAW's for another encoding.
+    let foreign = other.number(Encoding::low_bits(3)).unwrap();
+    let space = &toy.space;
+    space.begin_marking();
+    let mut marker = Marker::new(space, &toy.queue, &toy.weak);
+    let mut scanner = Scanner::new(space, &own, &mut marker, None);
+    let slots = [
+        cells[0] | 0xfffc << 48,
+        cells[1] | 0xfffc << 48,
+        cells[2],
+        cells[2] | 0xfffd << 48,
+    ];
+    let at = |n: usize| (&raw const slots[n]) as usize;
+    scanner.exact(at(0), number);
+    scanner.exact(at(1), foreign);
+    scanner.exact(at(3), foreign);
+    scanner.finish();
+    let marked = cells.iter().map(|cell| space.is_marked(*cell));
+    assert_eq!(marked.collect::<Vec<_>>(), [true, true, false]);
+    let mut scanner = Scanner::new(space, &own, &mut marker, None);
+    scanner.exact(at(2), foreign);
+    scanner.finish();
+    assert!(
+        space.is_marked(cells[2]),
+        "RAW is an encoding of every heap"
+    );
 }
