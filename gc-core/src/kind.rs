@@ -25,7 +25,7 @@ impl KindId {
     }
 }
 
-/// The most kinds a heap can have. A kind's number must fit the 16 bits that the unit table has for
+/// The most kinds a heap can have. A kind's number must fit the 16 bits that the page table has for
 /// it.
 pub const MAX_KINDS: usize = 1 << 16;
 
@@ -525,7 +525,7 @@ impl Kinds {
     /// A table of at most `most` kinds, which is no more than [`MAX_KINDS`].
     pub(crate) fn new(most: usize) -> Result<Kinds, MapError> {
         Ok(Kinds {
-            // Markers read the descriptor of any number that a unit's word may hold.
+            // Markers read the descriptor of any number that a page's word may hold.
             table: Table::reserve(MAX_KINDS)?,
             count: AtomicU32::new(0),
             owned: Table::reserve(most)?,

@@ -59,7 +59,7 @@ pub(crate) struct Scanner<'a, 'm> {
     exact: Ring<WAITING>,
     any: Ring<WAITING>,
     verify: Option<&'m Verify>,
-    /// Addresses of all units that were ever in use. Nothing beyond them names a cell. A look there
+    /// Addresses of all pages that were ever in use. Nothing beyond them names a cell. A look there
     /// would touch a page of the heap's tables for the first time: a page fault in the stop, for a
     /// word that happens to look like an address of the large reserve.
     used: Range<usize>,

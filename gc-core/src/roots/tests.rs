@@ -82,14 +82,14 @@ fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
     assert_eq!(unmarked, [2500, 2501]);
 }
 
-/// Is the page there that says what this unit holds?
-fn is_known(space: &Space, unit: usize) -> bool {
-    let word = core::ptr::from_ref(space.page_table().word(unit)) as usize;
-    let mut page = 0u8;
+/// Is the memory of the page table mapped in that says what this page holds?
+fn is_known(space: &Space, page: usize) -> bool {
+    let word = core::ptr::from_ref(space.page_table().word(page)) as usize;
+    let mut resident = 0u8;
     // SAFETY: a page of the table, which is mapped, and a byte for it.
-    let result = unsafe { libc::mincore((word & !4095) as *mut _, 1, &raw mut page) };
+    let result = unsafe { libc::mincore((word & !4095) as *mut _, 1, &raw mut resident) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
-    page & 1 != 0
+    resident & 1 != 0
 }
 
 #[test]
