@@ -10,7 +10,7 @@
 //! # Why it must be a unit
 //! ```text
 //!     store(context, slot, value):            a stop here, after the test and before the store, in which the collector turns
-//!         if context.marking { log(*slot) }   marking on, would let the store erase an edge of the snapshot that nobody logged
+//!         if context.marking { log(*slot) }   marking on, would let the store erase an edge of the snapshot that no log has
 //!         *slot = value
 //! ```
 //! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the

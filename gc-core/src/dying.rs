@@ -103,8 +103,8 @@ impl Dying {
         self.values.lock()
     }
 
-    /// In the child of a fork: what other threads were dropping, nobody drops any more. Their cells
-    /// are free, and will hold other values.
+    /// In the child of a fork: what other threads were dropping is not dropped any more. Their
+    /// cells are free, and will hold other values.
     pub(crate) fn forked(&self, me: usize) {
         let mut values = self.values.lock();
         let mut count = 0;

@@ -122,7 +122,7 @@
 //! it. Threads that do not attach may hold and read [`Root`]s. [`Mutator::blocking`] is for
 //! everything that may take long outside of the heap; there the heap is out of bounds, and the safe
 //! tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for
-//! it, so it is short, allocates nothing with malloc, and takes no lock that somebody holds outside
+//! it, so it is short, allocates nothing with malloc, and takes no lock that a thread holds outside
 //! of such a section. A mutator runs on its thread's own stack: while it is on another one (a
 //! coroutine's, a signal handler's alternate stack), a stop waits until it is back, and `blocking`
 //! panics. The collector is a thread of its own. A thread may attach to several heaps. A child of a
@@ -162,8 +162,8 @@
 //! aligned to at most 16 bytes. Linux on x86-64 only.
 //!
 //! A collection stops the world twice, for some microseconds each: to scan roots, and to make an
-//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::stop_the_world`] turns
-//! that off).
+//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::stop_the_world`]
+//! turns that off).
 //!
 //! # Pace
 //!

@@ -15,9 +15,9 @@ pub(crate) const LOG_WORDS: usize = 512;
 /// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many
 /// mutators write and the collector reads meanwhile.
 ///
-/// Places `taken..reserved`, counted without end and taken modulo the length, belong to whoever
-/// reserved them until their word is there; a place that is free or not yet written is zero, and
-/// null words get no place. The collector takes words in order and stops at the first that is
+/// Places `taken..reserved`, counted without end and taken modulo the length, belong to the thread
+/// that reserved them until their word is there; a place that is free or not yet written is zero,
+/// and null words get no place. The collector takes words in order and stops at the first that is
 /// missing: its writer is inside `no_preempt` and will be done by the next stop.
 ///
 /// The collector treats each word as it treats one of a stack, in every encoding of the heap: an
@@ -69,8 +69,8 @@ impl SharedLog {
             }
         }
         for (i, word) in words.iter().enumerate() {
-            // Release pairs with the Acquire in `take`: who sees the word sees the cell it leads
-            // to, initialised.
+            // Release pairs with the Acquire in `take`: a thread that sees the word sees the cell
+            // it leads to, initialised.
             self.place(at + i).store(*word, Ordering::Release);
         }
         true

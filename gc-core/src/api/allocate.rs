@@ -99,7 +99,8 @@ impl Mutator {
         self.record().close_window();
         let thread = self.thread();
         let mut attempts = Attempts::default();
-        // Those of a gap that was taken with the last one are accounted for.
+        // `refill` counts the cells of all holes of a bitmap word when it takes the word, so a run
+        // of the next hole does not count again.
         if thread.no_preempt(|| self.record().local.next_run(&shared.space, site)) {
             let cell = bump();
             if cell.is_some() {
@@ -168,7 +169,7 @@ impl Mutator {
                         self.have_backed(cold);
                     }
                     // Megabytes may have to be cleared: the thread can be stopped meanwhile, since
-                    // nobody sees the cell yet.
+                    // no other thread sees the cell yet.
                     while !shared.space.clear_large(&mut large) {}
                     self.record().open_window();
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
@@ -201,7 +202,8 @@ impl Mutator {
     fn have_backed(&self, cold: ColdPages) {
         let (record, thread) = (self.record(), self.thread());
         if thread.may_block() && !planted("cold-touched") {
-            // Relaxed, here and below: a hint for who counts the threads that want a processor.
+            // Relaxed, here and below: a hint for the collector, which counts the threads that want
+            // a processor.
             record.is_busy.store(true, Ordering::Relaxed);
             let space = &self.heap.shared().space;
             thread.blocking(|| space.back_taken(cold));

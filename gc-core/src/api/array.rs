@@ -216,7 +216,7 @@ impl<'s> Scope<'s> {
     pub fn alloc_array<T: Trace>(&self, len: usize) -> Result<Local<'s, Array<T>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfEdges>(len, WORD)?;
-        // SAFETY: a new cell with room for the length and the fields, which are null; nobody else
+        // SAFETY: a new cell with room for the length and the fields, which are null; no other code
         // knows it.
         unsafe {
             cell.write(len);
@@ -235,7 +235,7 @@ impl<'s> Scope<'s> {
     pub fn alloc_bytes(&self, bytes: &[u8]) -> Result<Local<'s, Bytes>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfBytes>(bytes.len(), 1)?;
-        // SAFETY: a new cell with room for the length and the bytes; nobody else knows it.
+        // SAFETY: a new cell with room for the length and the bytes; no other code knows it.
         unsafe {
             cell.write(bytes.len());
             cell.add(1)

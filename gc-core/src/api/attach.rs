@@ -132,7 +132,7 @@ impl Mutator {
                 })
             }
             Err(error) => {
-                // SAFETY: made above, and nobody has taken it.
+                // SAFETY: made above, and no other code has it.
                 drop(unsafe { Box::from_raw(context) });
                 if matches!(error, gc_preempt::AttachError::AlreadyAttached)
                     && let Some(left) = Self::left_behind(heap)

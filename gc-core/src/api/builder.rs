@@ -42,8 +42,8 @@ pub struct HeapBuilder {
 /// Collections that a heap makes though it does not need them, so that tests meet them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stress {
-    /// A full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps a
-    /// young one; 1 collects at every allocation. In the environment `URGE_GC_EVERY`.
+    /// A full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps
+    /// a young one; 1 collects at every allocation. In the environment `URGE_GC_EVERY`.
     pub collect_every: Option<u64>,
     /// Collections keep each of their phases open for some hundred microseconds, however small the
     /// heap is, so that mutators meet them. In the environment `URGE_LINGERING`.
@@ -194,8 +194,8 @@ impl HeapBuilder {
     ///
     /// A mutator that is stopped while the kernel clears a page for it is stopped when the kernel
     /// is done: 0.1 ms for one of 2 MiB, and milliseconds where a virtual machine has to ask its
-    /// host for the memory. Whoever counts these gives the heap's peak here. It takes a kernel of
-    /// at least 5.14, and does nothing in an older one, or where memory is short.
+    /// host for the memory. A program that counts these gives the heap's peak here. It takes a
+    /// kernel of at least 5.14, and does nothing in an older one, or where memory is short.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().pre_touch(8 << 20).build()?;

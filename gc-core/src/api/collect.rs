@@ -94,12 +94,12 @@ impl Heap {
         protected(|| requests.ask(whole))
     }
 
-    /// Asks for a collection if `used` bytes in use make one due and nobody has asked yet; says
+    /// Asks for a collection if `used` bytes in use make one due and no thread has asked yet; says
     /// whether it has.
     ///
     /// In the child of a fork the collector's thread has to be made anew, which cannot be done
-    /// inside `no_preempt`. Whoever is there does not ask, for a request that nobody hears would
-    /// keep all others from asking: the next allocation outside does.
+    /// inside `no_preempt`. A thread in such a section does not ask: a request without a collector
+    /// would keep all others from asking: the next allocation outside does.
     #[inline]
     pub(crate) fn ask_if_due(&self, used: u64) -> bool {
         let state = self.state();

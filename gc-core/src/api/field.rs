@@ -144,7 +144,7 @@ impl<T> Field<T> {
     fn store(&self, scope: &Scope<'_>, value: usize) {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();
-        // SAFETY: the field is a word of a live cell of this mutator's heap (somebody has a
+        // SAFETY: the field is a word of a live cell of this mutator's heap (the caller has a
         // reference to it), changed by this unit alone.
         unsafe { scope.mutator().write(self.address(), value) };
     }
@@ -165,7 +165,7 @@ impl<T> Field<T> {
     fn load(&self) -> Option<NonNull<T>> {
         // Ordering: Acquire pairs with the store of the barrier unit, which is a release: on this
         // architecture every store is, and the compiler moves nothing across the unit's call. So
-        // whoever finds a cell here finds it initialised.
+        // a thread that loads the cell here finds it initialised.
         NonNull::new(core::ptr::with_exposed_provenance_mut(
             self.word.load(Ordering::Acquire),
         ))

@@ -1,4 +1,4 @@
-//! The fast tier: a bare pointer to a cell, for those who know where the collector looks.
+//! The fast tier: a bare pointer to a cell, for code that knows where the collector looks.
 
 use core::fmt;
 use core::ops::Deref;
@@ -14,7 +14,7 @@ use crate::stacks::{gc_was_made, keep_alive_address};
 /// the cell alive but what the collector scans anyway.
 ///
 /// # What the maker promises
-/// Every function that makes one is unsafe, and whoever calls it answers for all copies: a `Gc` is
+/// Every function that makes one is unsafe, and its caller answers for all copies: a `Gc` is
 /// kept in registers and on the stack of an attached thread, in a [`Field`](crate::Field), in a
 /// [`Root`](crate::Root), in a declared root range or a place that a root callback reports, and
 /// nowhere else. Memory from malloc (a `Vec`, a `Box`, a captured variable of a spawned closure) is
@@ -64,7 +64,7 @@ impl<T> Deref for Gc<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: whoever made it promised that the cell is alive.
+        // SAFETY: its maker promised that the cell is alive.
         unsafe { self.cell.as_ref() }
     }
 }

@@ -42,7 +42,7 @@ pub struct Scope<'s> {
     len: usize,
     dying: &'s Dying,
     handles: Chain<'s>,
-    /// Neither longer nor shorter will do.
+    /// Invariant: a scope's lifetime is neither lengthened nor shortened.
     _exactly: PhantomData<fn(&'s ()) -> &'s ()>,
 }
 
@@ -75,7 +75,7 @@ impl Mutator {
     /// ```
     ///
     /// # Errors
-    /// Those of `f`. For closures that fail otherwise or not at all there is
+    /// The errors of `f`. For closures that fail otherwise or not at all there is
     /// [`with_scope`](Self::with_scope).
     ///
     /// # Panics
@@ -118,7 +118,7 @@ impl Mutator {
         while let Some(entry) = self.record().take_dead(&self.heap().shared().drops) {
             let cell = entry.cell as *mut u8;
             // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's
-            // own type. The entry came out once, and nobody else can reach the cell.
+            // own type. The entry came out once, and no other code can reach the cell.
             unsafe {
                 let drop_cell =
                     core::mem::transmute::<usize, unsafe fn(&Mutator, *mut u8)>(entry.token);
@@ -194,7 +194,7 @@ impl Mutator {
             self.register_drop(cell)?;
             std::thread::sleep(core::time::Duration::from_micros(300));
         }
-        // SAFETY: a cell of at least this size, aligned to 16, that nobody else knows.
+        // SAFETY: a cell of at least this size, aligned to 16, that no other code knows.
         unsafe { cell.write(value) };
         // Afterwards, for the child of a fork drops all that is registered, and the thread that was
         // to write it is not there.
@@ -203,9 +203,9 @@ impl Mutator {
             && let Err(error) = self.register_drop(cell)
         {
             let _holding = self.record().holding();
-            // Its edges are null, and stay so: whoever reads what is left of it finds none.
+            // Its edges are null, and stay so: a thread that reads what is left of it finds none.
             let drop = || {
-                // SAFETY: just written, and nobody else knows it.
+                // SAFETY: just written, and no other code knows it.
                 unsafe { cell.drop_in_place() };
             };
             let first = cell.as_ptr() as usize;
@@ -285,7 +285,7 @@ fn key<T: Trace, const FAST: bool>() -> TypeId {
 /// may be gone.
 ///
 /// # Safety
-/// `cell` holds a `T` that nobody else can reach.
+/// `cell` holds a `T` that no other code can reach.
 unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
     let drop = || {
         // SAFETY: as the caller says. A value that is found again, by a stale word of some stack,
@@ -546,7 +546,7 @@ impl<'s, T> Local<'s, T> {
         reason = "AsRef would tie the reference to the handle, not to the scope"
     )]
     pub fn as_ref(self) -> &'s T {
-        // SAFETY: the cell holds a `T` (whoever made the handle said so), which is rooted while 's
+        // SAFETY: the cell holds a `T` (the handle's maker said so), which is rooted while 's
         // lasts and never changes but by interior mutability.
         unsafe { self.cell.as_ref() }
     }

@@ -27,7 +27,7 @@ impl Shape for OfWeak {
 /// holds like any other.
 ///
 /// It is cleared in the collection that finds its target dead, before a value that needs `Drop` is
-/// queued for it: whoever upgrades gets a whole value, or nothing.
+/// queued for it: an upgrade gives a whole value, or nothing.
 #[repr(C)]
 pub struct Weak<T> {
     words: WeakArray<T>,
@@ -150,8 +150,8 @@ impl<T> WeakArray<T> {
         let word = &self.words()[index];
         scope.check_address(word.as_ptr() as usize, "weak word");
         scope.check_running();
-        // No barrier: a weak word is no path of the snapshot. Release: whoever upgrades finds the
-        // target initialised.
+        // No barrier: a weak word is no path of the snapshot. Release: a thread that upgrades finds
+        // the target initialised.
         word.store(target, Ordering::Release);
     }
 }

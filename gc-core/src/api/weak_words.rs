@@ -110,7 +110,7 @@ impl Mutator {
                 pair.add(1).write_volatile(value);
             }
             self.write(pair.add(1), value);
-            // Release: whoever finds the key finds the value, and both initialised.
+            // Release: a thread that loads the key finds the value, and both initialised.
             (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
         }
     }

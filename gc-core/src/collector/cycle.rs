@@ -63,7 +63,7 @@ pub(super) struct Cycle<'h, 'c> {
     pub(super) share: Share,
     pub(super) share_until: Instant,
     pub(super) running: u32,
-    /// Somebody asked for it; it was not due.
+    /// It was asked for; it was not due.
     pub(super) forced: bool,
     /// Cells allocated before this collection.
     pub(super) cells: u64,
@@ -152,7 +152,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let mut phase = Phase::Prepare;
         while phase != Phase::Idle {
             self.phase = phase;
-            // Relaxed: for those who look at a hung process.
+            // Relaxed: for a debugger that looks at a hung process.
             self.state.phase.store(phase as u8, Ordering::Relaxed);
             phase = match phase {
                 Phase::Idle => break,

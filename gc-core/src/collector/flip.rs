@@ -95,7 +95,7 @@ impl Cycle<'_, '_> {
         stats.exact_marked = self.scanned.exact_marked;
         stats.over_memory_limit = state.pace.is_over_limit();
         state.ledger.enter(self.stats, handed.bytes);
-        // Before those who wait for memory try again.
+        // Before threads that wait for memory try again.
         state.give_back_reserve();
         state.requests.end(self.stats.number);
         Phase::Sweep

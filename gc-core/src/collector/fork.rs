@@ -3,9 +3,9 @@
 //!
 //! A child inherits memory as it was at the fork, locks held by threads that it does not have among
 //! it. gc-preempt's fork handler takes the registry lock first: from then on no world is stopped
-//! and none can be, so no collection is between its stop and its resume, and whoever holds one of
-//! our locks is running and soon done. Then the forking thread takes them all, and both sides give
-//! them back.
+//! and none can be, so no collection is between its stop and its resume, and a thread that holds
+//! one of our locks is running and soon done. Then the forking thread takes them all, and both
+//! sides give them back.
 //!
 //! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in
 //! hand. Nothing has been freed by it, and the next one begins with a clear bitmap. Where it was

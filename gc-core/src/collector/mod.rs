@@ -9,16 +9,16 @@
 //!                                             resume, mark on
 //! ```
 //! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop
-//! is left anywhere from `ClearWeak` to `QueueForDrop`, and `Flip` stops the world again (`judge.rs`).
-//! Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990, "Real-time garbage
-//! collection on general-purpose machines"): what was reachable then is marked, and so is what was
-//! allocated since. These things see to that:
+//! is left anywhere from `ClearWeak` to `QueueForDrop`, and `Flip` stops the world again
+//! (`judge.rs`). Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990, "Real-time
+//! garbage collection on general-purpose machines"): what was reachable then is marked, and so is
+//! what was allocated since. These things see to that:
 //!
-//! * all stacks and ranges are scanned in stop 1, so nobody needs a barrier to change them; those
+//! * all stacks and ranges are scanned in stop 1, so a change of them needs no barrier; those
 //!   of mutators that wait for long stand still, and are scanned later (`aside.rs`);
-//! * roots and handles are scanned beside the mutators, and who ends one that has not been scanned
-//!   yet logs what it held;
-//! * whoever overwrites an edge logs the old one (`barrier.rs`), and whoever loads a weak word logs
+//! * roots and handles are scanned beside the mutators, and a thread that ends one that has not
+//!   been scanned yet logs what it held;
+//! * a store to an edge logs the old one (`barrier.rs`), and a load of a weak word logs
 //!   what it got;
 //! * cells allocated from stop 1 on are black from birth: the rests of runs are marked in stop 1,
 //!   new runs when they are installed;
@@ -36,14 +36,14 @@
 //! |---|---|
 //! | Prepare | every span is swept; the spare bitmap is zero, or in a young collection has the marks of all old cells and no others: marking can begin at any time |
 //! | Scan | every cell that a stack or a range names is marked, and so is what mutators will allocate from their present runs; stores are logged |
-//! | Mark | every cell that a root named in stop 1 is marked or logged; nobody knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
+//! | Mark | every cell that a root named in stop 1 is marked or logged; no marker knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
 //! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
 //! | ClearWeak | no short weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
 //! | Resurrect | every unmarked cell is without a finalizer; what leads to it is unmarked, or a long weak word |
 //! | ClearLong | no weak word at all leads from a marked cell to an unmarked one |
 //! | QueueForDrop | values that need `Drop` and died are queued for it, and marked, with null edges. Nothing leads to them: weak words have been cleared before, so a value that is about to be dropped cannot be found |
-//! | Flip | allocated cells are exactly those that were marked; the others are free, though nobody has found them yet; stores are not logged |
-//! | Sweep | whoever allocates finds them |
+//! | Flip | allocated cells are exactly those that were marked; the others are free, though no sweep has found them yet; stores are not logged |
+//! | Sweep | allocation finds them |
 //!
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor
 //! waited for by a stop. Between a stop and its resume it calls nothing that takes a lock of the

@@ -4,7 +4,7 @@
 //! The arithmetic is in `pacer`, which knows no threads. Here its plan lies in atomics: the trigger
 //! and the goal of the next cycle, the line of the one that marks, and the cells that have been
 //! marked so far. All of them are hints, each read on its own, so all of it is Relaxed: being late
-//! by a refill, or reading one number of the last plan and one of the next, changes when somebody
+//! by a refill, or reading one number of the last plan and one of the next, changes when a mutator
 //! helps and nothing else. Only whether a mutator *may* mark does not hang on them (see
 //! `Mutator::help`), nor whether marking has ended (a stop says that).
 
@@ -17,7 +17,7 @@ use crate::fault::planted;
 use crate::marked::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
-/// The numbers that decide whether a collection is due, and who helps with it.
+/// The numbers that decide whether a collection is due, and which mutators help with it.
 pub(crate) struct Pace {
     /// Mutators help at every refill.
     stress: bool,
@@ -188,7 +188,7 @@ impl Pace {
             .saturating_add(self.external())
     }
 
-    /// Whether a collection is due, and nobody has asked for one yet.
+    /// Whether a collection is due, and no thread has asked for one yet.
     #[inline]
     pub(crate) fn is_due(&self, used: u64) -> bool {
         used >= self.trigger() && !self.asked.load(Ordering::Relaxed)
@@ -247,7 +247,7 @@ impl Pace {
         self.stress
     }
 
-    /// A mutator takes a marker in hand, unless nobody is to begin to help.
+    /// A mutator takes a marker in hand, unless no mutator is to begin to help.
     #[must_use]
     pub(crate) fn help_begins(&self) -> bool {
         // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees
@@ -268,7 +268,8 @@ impl Pace {
         self.work
             .helped_bytes
             .fetch_add(marked.bytes, Ordering::Relaxed);
-        // Release pairs with the Acquire of `hands`: who sees the marker gone sees what it left.
+        // Release pairs with the Acquire of `hands`: a thread that sees the marker gone sees what
+        // it left.
         self.work.hands.fetch_sub(1, Ordering::Release);
     }
 
@@ -309,8 +310,8 @@ impl Pace {
         self.helping.store(!limiting, Ordering::Relaxed);
     }
 
-    /// Marking seems to be over: nobody is to begin to help any more, for a stop would wait for it.
-    /// Whether somebody might have.
+    /// Marking seems to be over: no mutator is to begin to help any more, since a stop would wait
+    /// for it. Whether one might have.
     pub(super) fn hold_help(&self) -> bool {
         if planted("helpers-unheld") {
             return self.is_helping();
@@ -328,8 +329,8 @@ impl Pace {
         self.work.background.store(cells, Ordering::Relaxed);
     }
 
-    /// What mutators have done, in the last stop of a cycle; it is forgotten, and nobody helps any
-    /// more.
+    /// What mutators have done, in the last stop of a cycle; it is forgotten, and no mutator helps
+    /// any more.
     pub(super) fn take_help(&self) -> Help {
         self.helping.store(false, Ordering::Relaxed);
         Help {
@@ -344,7 +345,7 @@ impl Pace {
     /// There is no collection under way, and none that was asked for: in the child of a fork.
     pub(crate) fn abandoned(&self) {
         self.take_help();
-        // Whoever had a marker in hand is gone.
+        // The threads that had a marker in hand are gone.
         self.work.hands.store(0, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
     }

@@ -11,12 +11,13 @@ use super::stress::BREATH;
 ///
 /// Collections have numbers. A request wants one that has not begun yet, so requests that come
 /// while one is under way are all served by the next. The lock is std's: mutators touch it inside
-/// `blocking` or `no_preempt` only, the collector outside of stops, so nobody is stopped with it.
+/// `blocking` or `no_preempt` only, the collector outside of stops, so no thread is stopped with
+/// it.
 #[derive(Default)]
 pub(crate) struct Requests {
     /// The collector's thread exists.
     pub(crate) alive: AtomicBool,
-    /// Stress: collections follow each other, whether somebody asks or not.
+    /// Stress: collections follow each other, whether a thread asks or not.
     continuous: bool,
     /// Stress: they keep their phases open.
     lingering: bool,
@@ -52,7 +53,7 @@ pub(crate) struct Wanted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Collection,
-    /// Its patience is at an end, or it was nudged: nobody wants a collection.
+    /// Its patience is at an end, or it was nudged: no thread wants a collection.
     Nothing,
     /// The heap is gone.
     End,
@@ -230,8 +231,8 @@ impl Requests {
         state.shutdown || state.wanted > state.begun
     }
 
-    /// A collection begins: whoever asks from now on waits for the next. Its number, and whether
-    /// somebody wants all cells looked at.
+    /// A collection begins: a thread that asks from now on waits for the next. Its number, and
+    /// whether all cells are to be looked at.
     pub(super) fn begin(&self) -> (u64, bool) {
         let mut state = self.lock();
         state.begun += 1;
@@ -250,7 +251,7 @@ impl Requests {
         state.forked = true;
         // What was asked for in the parent was answered, or will be, there.
         state.begun = state.begun.max(state.ended);
-        // Whoever waits for it is there, too.
+        // The threads that wait for it are there, too.
         state.trimmed = state.trimmed.max(state.trim);
     }
 

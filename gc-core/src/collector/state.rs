@@ -34,7 +34,7 @@ pub(crate) struct State {
     pub(crate) concurrent: bool,
     /// When collections are young ones.
     pub(crate) young: Young,
-    /// How long after the last collection a heap is collected that nobody uses.
+    /// How long after the last collection a heap is collected that no thread uses.
     pub(crate) idle_after: Option<Duration>,
     /// Collections for room that were in vain.
     pub(crate) vain: gc_preempt::Mutex<Vain>,
@@ -171,7 +171,7 @@ impl State {
     /// All locks of the heap's tables, for a fork.
     pub(crate) fn lock_tables(&self) -> impl Sized + '_ {
         (
-            // First: whoever makes a type's kind takes the locks of other tables meanwhile.
+            // First: a thread that makes a type's kind takes the locks of other tables meanwhile.
             self.types.lock_for_fork(),
             self.encodings.lock_for_fork(),
             self.requests.lock(),

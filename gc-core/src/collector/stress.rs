@@ -59,7 +59,7 @@ impl Stress {
         }
     }
 
-    /// When nobody knows of a grey cell any more.
+    /// When no marker knows of a grey cell any more.
     pub(super) fn after_tracing(&mut self) {
         if self.number != 0 && !core::mem::replace(&mut self.breathed, true) {
             std::thread::sleep(BREATH);

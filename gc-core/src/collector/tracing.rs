@@ -60,7 +60,8 @@ impl Cycle<'_, '_> {
             let pace = &self.state.pace;
             pace.progress(self.marker.marked().cells + self.workers.cells() + self.old.followed());
             if !dry && self.state.queue.has_no_packet() {
-                // So that mutators find something to help with, whoever the system lets run.
+                // So that mutators find something to help with, whatever thread the system lets
+                // run.
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 {

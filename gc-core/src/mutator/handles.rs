@@ -31,7 +31,7 @@
 //!
 //! # Memory
 //! There is no bound but the system's. In each cycle's last stop the collector lowers the height up
-//! to which the owner may go without asking ([`Handles::lower`]); what lies above it is nobody's,
+//! to which the owner may go without asking ([`Handles::lower`]); what lies above it is free,
 //! and goes back to the system after the stop ([`Handles::trim`]).
 
 use core::cell::{Cell, UnsafeCell};
@@ -110,7 +110,7 @@ struct Segment {
     /// Where the memory ends that was touched since it was given back. Under the lock.
     touched: AtomicUsize,
     /// Where the chunks ended when the owner went on to the next segment, and the last one's size
-    /// plus one. For the owner, and for who reads those below the top's.
+    /// plus one. For the owner, and for the reader of the segments below the top's.
     left_at: AtomicUsize,
     left_below: Cell<usize>,
 }
@@ -126,7 +126,7 @@ pub(crate) struct Handles {
     top: AtomicUsize,
     /// The segment that the top is in.
     current: AtomicUsize,
-    /// The collector has yet to read what the table held at stop 1: who ends a scope logs it.
+    /// The collector has yet to read what the table held at stop 1: the end of a scope logs it.
     unread: AtomicBool,
     /// What it has to read: up to there.
     snapshot: [AtomicUsize; 2],
@@ -370,7 +370,7 @@ impl Handles {
         }
     }
 
-    /// Must who ends a scope log its handles?
+    /// Must the end of a scope log its handles?
     #[inline]
     fn is_unread(&self) -> bool {
         // Acquire pairs with the Release of `all_read`: the collector has read the slots before

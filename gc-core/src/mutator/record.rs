@@ -120,7 +120,7 @@ impl Context {
             types: TypeCache::new(),
         });
         let first = context.log.get() as usize;
-        // Relaxed: nobody else knows the record yet.
+        // Relaxed: no other thread knows the record yet.
         context.log_cursor.store(first, Ordering::Relaxed);
         context
             .log_limit
@@ -197,7 +197,7 @@ impl Context {
         let first = self.log.get().cast::<usize>();
         // Relaxed: the owner wrote it, or the stop orders it.
         let n = (self.log_cursor.load(Ordering::Relaxed) - first as usize) / size_of::<usize>();
-        // SAFETY: the cursor stays between the log's first word and its end, and nobody writes
+        // SAFETY: the cursor stays between the log's first word and its end, and no thread writes
         // meanwhile (see above).
         (0..n.min(LOG_WORDS)).map(move |i| unsafe { first.add(i).read() })
     }
@@ -304,7 +304,7 @@ impl Context {
         // A stop may have come since the unit looked, and the next cycle begun: nothing is marked
         // yet, and much lives.
         if mode <= MARKING && !planted("judged-late") {
-            // SAFETY: forwarded. Acquire: who finds a cell finds it initialised.
+            // SAFETY: forwarded. Acquire: a thread that loads a cell finds it initialised.
             let word = unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };
             return if mode == MARKING {
                 Load::Open(word)
@@ -317,11 +317,11 @@ impl Context {
     }
 }
 
-/// A stopped mutator's record. A thread that somebody attached to the heap's world past the heap
+/// A stopped mutator's record. A thread that was attached to the heap's world past the heap
 /// has none; its stack is scanned all the same.
 pub(crate) fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
-    // SAFETY: who attaches with an exit hook vouches for the data; this crate's mutators do, with
-    // their context, which they free only after they have detached. A stopped mutator does not
+    // SAFETY: code that attaches with an exit hook vouches for the data; this crate's mutators do,
+    // with their context, which they free only after they have detached. A stopped mutator does not
     // write it.
     mutator
         .vouched()

@@ -1,7 +1,7 @@
 //! A heap's addresses: how many its reserve gets, and how many each of its tables.
 //!
 //! All tables are sized by the reserve, since what they hold cannot be more than the cells that fit
-//! there, or than anyone has of them. So a small heap is small in all its parts, and where the
+//! there, or than a program has of them. So a small heap is small in all its parts, and where the
 //! system limits addresses (`RLIMIT_AS`) everything is tried together: if one part does not fit,
 //! all of them are given back, and half of the reserve is tried. Were each to take what it gets,
 //! the first would leave nothing to the others.

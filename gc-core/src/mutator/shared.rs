@@ -87,7 +87,7 @@ impl Shared {
 
     /// See [`clearing`](Self::clearing).
     pub(crate) fn is_clearing(&self) -> bool {
-        // Relaxed: who sees it late waits a moment longer, or marks a moment later.
+        // Relaxed: a thread that sees it late waits a moment longer, or marks a moment later.
         self.clearing.load(Ordering::Relaxed)
     }
 
