@@ -54,7 +54,7 @@ fn main() {
 fn alloc_raw(mutator: &Mutator, count: u64) {
     for _ in 0..count {
         // SAFETY: the object is garbage at once.
-        let pair = unsafe { mutator.alloc_raw(Pair::empty()) }.expect("room");
+        let pair = unsafe { mutator.alloc_gc(Pair::empty()) }.expect("room");
         keep_alive(pair);
     }
 }
@@ -211,10 +211,10 @@ fn objects_are_small(mutator: &Mutator, mode: Mode) {
     // SAFETY: each pair is a field of the next one, and the last one is on this stack, which is
     // scanned.
     let list = unsafe {
-        let mut list = mutator.alloc_raw(Pair::empty()).expect("room");
+        let mut list = mutator.alloc_gc(Pair::empty()).expect("room");
         for _ in 1..count {
-            let next = mutator.alloc_raw(Pair::empty()).expect("room");
-            next.0.set_raw(mutator, Some(list));
+            let next = mutator.alloc_gc(Pair::empty()).expect("room");
+            next.0.set_gc(mutator, Some(list));
             list = next;
         }
         list
@@ -249,7 +249,7 @@ fn groups(criterion: &mut Criterion, mutator: &Mutator, site: Site, bdwgc: Optio
     group.bench_function("alloc_raw", |b| {
         b.iter(|| {
             // SAFETY: the object is garbage at once.
-            let pair = unsafe { mutator.alloc_raw(Pair::empty()) };
+            let pair = unsafe { mutator.alloc_gc(Pair::empty()) };
             keep_alive(pair.expect("room"));
         });
     });

@@ -105,7 +105,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
         AtomicU64::new(seed >> 40)
     });
     // SAFETY: the pointer stays on this stack, and in the argument of `sort`.
-    let numbers = unsafe { mutator.alloc_raw(Numbers { all })? };
+    let numbers = unsafe { mutator.alloc_gc(Numbers { all })? };
     sort(&mutator, numbers);
     let sorted = numbers
         .all

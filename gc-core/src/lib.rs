@@ -35,7 +35,7 @@
 //! })?;
 //!
 //! // The fast tier: a bare pointer, for registers, the stack, `Field` and `Root` only.
-//! let raw: Gc<Node> = unsafe { mutator.alloc_raw(Node { value: 3, ..Node::default() })? };
+//! let raw: Gc<Node> = unsafe { mutator.alloc_gc(Node { value: 3, ..Node::default() })? };
 //! assert_eq!(raw.value, 3);
 //!
 //! mutator.blocking(|| socket.read(&mut buf))?;         // the collector neither waits for this thread nor signals it
@@ -59,8 +59,9 @@
 //! | for | a runtime's own structures, natives, an AST interpreter | its hot paths | a VM with tagged words, a JIT |
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
 //! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`](crate::raw::Kind) |
-//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_raw`]: a bump | [`Mutator::alloc_at`], or the instructions of [`jit`] |
-//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_raw`] | any word that the kind names, in any [`Encoding`](crate::raw::Encoding) |
+//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_gc`]: a bump | [`Mutator::alloc_at`], or the instructions of [`jit`] |
+//! | names | [`Scope::alloc`], [`Field::get`], [`Field::set`], [`Heap::root`] | with `_gc`: [`Mutator::alloc_gc`], [`Field::set_gc`], [`Heap::root_gc`] | of cells and words: [`Mutator::alloc`], [`Mutator::write`], [`Heap::raw_root`] |
+//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_gc`] | any word that the kind names, in any [`Encoding`](crate::raw::Encoding) |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
 //! All three share one heap, and a cell of one may lead to a cell of another.
@@ -151,7 +152,7 @@
 //! A word that a compiler has left on a stack or in a register may name a node that a queue has
 //! long let go, and so keep it (raw tier, and native code). Where each node leads to the next, it
 //! keeps *all that came after*: the queue's whole history, for as long as the word is there. So a
-//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_raw`]):
+//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_gc`]):
 //! then a stale word keeps one node.
 //!
 //! # Limits

@@ -75,7 +75,7 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
         let other = Heap::builder().reserve(1 << 30).build().unwrap();
         let others = other.attach().unwrap();
         // SAFETY: on this stack.
-        let raw = unsafe { mutator.alloc_raw(node(7)) }.unwrap();
+        let raw = unsafe { mutator.alloc_gc(node(7)) }.unwrap();
         let stale = (dead_table(&mutator), dead_table(&others));
         assert!(live(&heap) > 1000, "stacks are scanned from now on");
         assert_eq!(live(&other), 0);
@@ -108,11 +108,11 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
                 heap.site(kind, 16).unwrap();
             }),
-            ("alloc_raw", |_, mutator| {
+            ("alloc_gc", |_, mutator| {
                 // The type is known to the mutator's cache, and its run has cells.
                 mutator.with_scope(|s| assert!(s.alloc(node(1)).is_ok()));
                 // SAFETY: it is dropped at once.
-                assert!(unsafe { mutator.alloc_raw(node(1)) }.is_ok());
+                assert!(unsafe { mutator.alloc_gc(node(1)) }.is_ok());
             }),
             ("runs", |_, mutator| assert!(!mutator.runs().is_null())),
             ("raw_root", |heap, mutator| {
@@ -157,7 +157,7 @@ fn an_exact_heap_refuses_the_fast_tier() {
     // SAFETY: they are refused.
     unsafe {
         refused(mutator.alloc(kind, 16).unwrap_err());
-        refused(mutator.alloc_raw(node(1)).unwrap_err());
+        refused(mutator.alloc_gc(node(1)).unwrap_err());
     }
     let stale = dead_table(&mutator);
     assert_eq!(live(&heap), 0);

@@ -653,13 +653,13 @@ fn a_two_word_object_takes_16_bytes() {
     struct Pair(Field<Pair>, Field<Pair>);
     // SAFETY: kept on the stack.
     let (a, b) = unsafe {
-        let a = mutator.alloc_raw(Pair::default()).unwrap();
-        (a, mutator.alloc_raw(Pair::default()).unwrap())
+        let a = mutator.alloc_gc(Pair::default()).unwrap();
+        (a, mutator.alloc_gc(Pair::default()).unwrap())
     };
     assert_eq!(b.cell().as_ptr() as usize - a.cell().as_ptr() as usize, 16);
     // SAFETY: both live.
-    unsafe { a.0.set_raw(&mutator, Some(b)) };
+    unsafe { a.0.set_gc(&mutator, Some(b)) };
     gc_core::keep_alive(a);
     // SAFETY: `a` lives.
-    assert!(unsafe { a.0.get_raw() }.unwrap().same(b));
+    assert!(unsafe { a.0.get_gc() }.unwrap().same(b));
 }

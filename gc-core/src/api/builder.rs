@@ -150,7 +150,7 @@ impl HeapBuilder {
     ///     let make = || {
     ///         let mutator = heap.attach().unwrap();
     ///         // SAFETY: it is not safe: in a Vec it dangles, and this example shows how that is found.
-    ///         (0..100).map(|_| unsafe { mutator.alloc_raw(7u64) }.unwrap()).map(Send).collect::<Vec<_>>()
+    ///         (0..100).map(|_| unsafe { mutator.alloc_gc(7u64) }.unwrap()).map(Send).collect::<Vec<_>>()
     ///     };
     ///     struct Send(Gc<u64>);
     ///     // SAFETY: for this example.
@@ -264,7 +264,7 @@ impl HeapBuilder {
     /// and stacks and registers are none.
     ///
     /// By default that is so until the fast tier is used for the first time
-    /// ([`Mutator::alloc_raw`](crate::Mutator::alloc_raw),
+    /// ([`Mutator::alloc_gc`](crate::Mutator::alloc_gc),
     /// [`Mutator::alloc`](crate::Mutator::alloc), [`Heap::site`], a `Gc` made of a handle, machine
     /// code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a
     /// stack keeps anything. From then on stacks are scanned conservatively. `true`: they never
@@ -283,7 +283,7 @@ impl HeapBuilder {
     /// assert_eq!(heap.stats().last.cells_live, 0); // though this stack still has its address
     /// assert_ne!(stale, 0);
     /// // SAFETY: it is refused.
-    /// assert!(unsafe { mutator.alloc_raw(Node::default()) }.is_err());
+    /// assert!(unsafe { mutator.alloc_gc(Node::default()) }.is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn exact(mut self, on: bool) -> Self {

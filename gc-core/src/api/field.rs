@@ -183,7 +183,7 @@ impl<T> Field<T> {
     /// # Safety
     /// The field lies in a live cell. The result is used as [`Gc`] asks.
     #[inline]
-    pub unsafe fn get_raw(&self) -> Option<Gc<T>> {
+    pub unsafe fn get_gc(&self) -> Option<Gc<T>> {
         // SAFETY: forwarded.
         self.load().map(|cell| unsafe { Gc::from_cell(cell) })
     }
@@ -193,11 +193,11 @@ impl<T> Field<T> {
     /// # Safety
     /// The field lies in a live cell of the mutator's heap. The result is used as [`Gc`] asks.
     #[inline]
-    pub unsafe fn take_raw(&self, mutator: &Mutator) -> Option<Gc<T>> {
+    pub unsafe fn take_gc(&self, mutator: &Mutator) -> Option<Gc<T>> {
         // SAFETY: forwarded.
         unsafe {
-            let taken = self.get_raw()?;
-            self.set_raw(mutator, None);
+            let taken = self.get_gc()?;
+            self.set_gc(mutator, None);
             Some(taken)
         }
     }
@@ -207,7 +207,7 @@ impl<T> Field<T> {
     /// # Safety
     /// The field lies in a live cell of the mutator's heap, and so does what `value` names.
     #[inline]
-    pub unsafe fn set_raw(&self, mutator: &Mutator, value: Option<Gc<T>>) {
+    pub unsafe fn set_gc(&self, mutator: &Mutator, value: Option<Gc<T>>) {
         let value = value.map_or(0, |v| v.cell().as_ptr().expose_provenance());
         // SAFETY: forwarded.
         unsafe { mutator.write(self.address(), value) };

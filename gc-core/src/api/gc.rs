@@ -93,7 +93,7 @@ impl Mutator {
     /// # Safety
     /// The result is used as [`Gc`] asks, and this is not called inside `blocking`.
     #[inline(always)]
-    pub unsafe fn alloc_raw<T: Trace>(&self, value: T) -> Result<Gc<T>, AllocError> {
+    pub unsafe fn alloc_gc<T: Trace>(&self, value: T) -> Result<Gc<T>, AllocError> {
         self.cell_with::<T, true>(value).map(|cell| Gc { cell })
     }
 }
@@ -104,7 +104,7 @@ impl<'s> Scope<'s> {
     /// # Safety
     /// The cell is alive and of this scope's heap.
     #[inline]
-    pub unsafe fn hold_raw<T>(&self, gc: Gc<T>) -> Local<'s, T> {
+    pub unsafe fn hold_gc<T>(&self, gc: Gc<T>) -> Local<'s, T> {
         // SAFETY: forwarded.
         unsafe { self.hold_cell(gc.cell) }
     }

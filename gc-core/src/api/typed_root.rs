@@ -51,7 +51,7 @@ impl Heap {
     /// # Safety
     /// The cell is alive and of this heap.
     #[track_caller]
-    pub unsafe fn root_raw<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
+    pub unsafe fn root_gc<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
         // SAFETY: forwarded.
         let raw = unsafe { self.raw_root(gc.cell().cast()) };
         Root::new(raw)

@@ -6,6 +6,6 @@ fn may_lie_in_a_cell<T: Trace>() {}
 fn main() {
     let heap = Heap::builder().build().unwrap();
     let mutator = heap.attach().unwrap();
-    let all: Vec<Gc<u64>> = vec![mutator.alloc_raw(7u64).unwrap()];
+    let all: Vec<Gc<u64>> = vec![mutator.alloc_gc(7u64).unwrap()];
     may_lie_in_a_cell::<Vec<Gc<u64>>>();
 }
