@@ -40,7 +40,7 @@ use std::sync::{Mutex, PoisonError};
 use gc_preempt::World;
 use gc_preempt::{CodeError, CodeSpec, CodeWhat};
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mutator::record::Context;
 use crate::weak::{Load, MARKING};
 
@@ -195,7 +195,7 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
 pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
     static DONE: Mutex<bool> = Mutex::new(false);
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
-    if *done || planted("no-restart") {
+    if *done || planted(Fault::NoRestart) {
         return Ok(());
     }
     for range in units() {
@@ -232,7 +232,7 @@ unsafe extern "C" fn flush(context: *const Context) {
 unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) -> usize {
     // SAFETY: as in `flush`.
     let context = unsafe { &*context };
-    if planted("judged-late") {
+    if planted(Fault::JudgedLate) {
         // Time for a stop between the unit's look at the flag and the next one.
         std::thread::sleep(core::time::Duration::from_micros(300));
     }

@@ -1,11 +1,149 @@
 //! Whether a test has taken a cure out: gc-preempt's switches, under the name that this crate uses
 //! them by.
 
-pub(crate) use gc_preempt::faults::planted;
+gc_preempt::faults! {
+    /// The faults of this crate, by the folder that has the cure. `gc-test-harness/HAZARDS.md` says which
+    /// test finds which.
+    pub(crate) enum Fault {
+        // alloc
+        NoClear = "no-clear",
+        WhiteRuns = "white-runs",
+        NoRunBits = "no-run-bits",
+        StaleRunsKept = "stale-runs-kept",
+        StaleRunsUnlistedOnly = "stale-runs-unlisted-only",
+        WhiteHoles = "white-holes",
+        OldTails = "old-tails",
+        OwnedUnkept = "owned-unkept",
+        // api
+        ClearInside = "clear-inside",
+        ColdTouched = "cold-touched",
+        BlocksOvershoot = "blocks-overshoot",
+        SlowHelpers = "slow-helpers",
+        BriskHelpers = "brisk-helpers",
+        AttachOnce = "attach-once",
+        AttachedUnmarked = "attached-unmarked",
+        LogKeptAtDetach = "log-kept-at-detach",
+        BlockingStaysAttached = "blocking-stays-attached",
+        RawIfAsked = "raw-if-asked",
+        WaitRunning = "wait-running",
+        AsksTheDead = "asks-the-dead",
+        RegisteredUnwritten = "registered-unwritten",
+        NoWindow = "no-window",
+        StoresWhileDying = "stores-while-dying",
+        DrainLocked = "drain-locked",
+        TriesForEver = "tries-for-ever",
+        PairUnlocked = "pair-unlocked",
+        PairsUnlogged = "pairs-unlogged",
+        JudgedOpen = "judged-open",
+        // barrier
+        NoRestart = "no-restart",
+        JudgedLate = "judged-late",
+        // collector
+        AsideUnburied = "aside-unburied",
+        IdleSpansKept = "idle-spans-kept",
+        AsideUnscanned = "aside-unscanned",
+        BackUnmarked = "back-unmarked",
+        BackUnscanned = "back-unscanned",
+        NeverIdle = "never-idle",
+        HoardsMemory = "hoards-memory",
+        GoalKept = "goal-kept",
+        TouchedGivenBack = "touched-given-back",
+        Unpoisoned = "unpoisoned",
+        RunsTakenBack = "runs-taken-back",
+        LateSweep = "late-sweep",
+        NoForkHandlers = "no-fork-handlers",
+        ReserveLostInChild = "reserve-lost-in-child",
+        CycleGoesOnInChild = "cycle-goes-on-in-child",
+        UnjudgedInChild = "unjudged-in-child",
+        CondemnFirst = "condemn-first",
+        FinalizersFirst = "finalizers-first",
+        NoResurrection = "no-resurrection",
+        JudgedInStop = "judged-in-stop",
+        HelpersUnheld = "helpers-unheld",
+        PrintInStop = "print-in-stop",
+        WhiteTails = "white-tails",
+        HandlesUnscanned = "handles-unscanned",
+        RootsEndEarly = "roots-end-early",
+        SlowRoots = "slow-roots",
+        StoresUnlogged = "stores-unlogged",
+        StopTracesOn = "stop-traces-on",
+        LogsLeft = "logs-left",
+        RootsLoggedInVain = "roots-logged-in-vain",
+        // fault
+        TablesUnprotected = "tables-unprotected",
+        // finalize
+        TablesKept = "tables-kept",
+        // heap
+        ShortAllocatedBlack = "short-allocated-black",
+        AllocatedBlackForgotten = "allocated-black-forgotten",
+        PartsKept = "parts-kept",
+        NoSpareByte = "no-spare-byte",
+        NoDecoding = "no-decoding",
+        InteriorOffByOne = "interior-off-by-one",
+        NoAllocatedBit = "no-allocated-bit",
+        PagesBeforeBacking = "pages-before-backing",
+        SpansLostInChild = "spans-lost-in-child",
+        UnreportedCells = "unreported-cells",
+        WalkBesideSweep = "walk-beside-sweep",
+        TooLargeCollects = "too-large-collects",
+        PublishFirst = "publish-first",
+        ListsStale = "lists-stale",
+        ReserveKept = "reserve-kept",
+        MarksKeptInChild = "marks-kept-in-child",
+        UnsweptUnkept = "unswept-unkept",
+        // mark
+        DropWithEdges = "drop-with-edges",
+        StrongPairs = "strong-pairs",
+        OldUnfollowed = "old-unfollowed",
+        LargeUnpaced = "large-unpaced",
+        FlagBeforeBits = "flag-before-bits",
+        WordsWhole = "words-whole",
+        NoSecondLook = "no-second-look",
+        EndsAreBeginnings = "ends-are-beginnings",
+        WakesForLittle = "wakes-for-little",
+        ClosedOverWork = "closed-over-work",
+        // memory
+        AllWritable = "all-writable",
+        MemoryRefused = "memory-refused",
+        HugePagesUnsplit = "huge-pages-unsplit",
+        // mutator
+        HandlesUnlogged = "handles-unlogged",
+        DropsUnheld = "drops-unheld",
+        TakenUnlogged = "taken-unlogged",
+        LogLost = "log-lost",
+        HalvesAlone = "halves-alone",
+        NoAddressesLeft = "no-addresses-left",
+        SmallLog = "small-log",
+        RootsUnlogged = "roots-unlogged",
+        KindAType = "kind-a-type",
+        // pacer
+        VainCycles = "vain-cycles",
+        // roots
+        LogExactOnly = "log-exact-only",
+        CachedLimit = "cached-limit",
+        TrustRoots = "trust-roots",
+        // thread
+        ThreadsOfStd = "threads-of-std",
+        // verify
+        TracersBelieved = "tracers-believed",
+        // weak
+        NoWake = "no-wake",
+        KeepWeak = "keep-weak",
+        NoRecheck = "no-recheck",
+        MetSinceKept = "met-since-kept",
+        CopiesUnnoted = "copies-unnoted",
+    }
+}
+
+/// Is the fault planted in this process? Constant `false` without the feature `faults`.
+#[inline(always)]
+pub(crate) fn planted(fault: Fault) -> bool {
+    fault.planted()
+}
 
 /// Runs `f`, which changes tables, without being stopped in it.
 pub(crate) fn protected<R>(f: impl FnOnce() -> R) -> R {
-    if planted("tables-unprotected") {
+    if planted(Fault::TablesUnprotected) {
         f()
     } else {
         gc_preempt::no_preempt_here(f)

@@ -33,8 +33,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use gc_preempt::Mutex;
 
-use crate::fault::planted;
 use crate::fault::protected;
+use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::chunked::Chunked;
 
@@ -388,7 +388,7 @@ impl Finalizers {
     /// Closes the holes that the cycle has left, and returns empty memory to the system. By the
     /// collector, outside of stops.
     pub(crate) fn trim(&self) {
-        if planted("tables-kept") {
+        if planted(Fault::TablesKept) {
             return;
         }
         while self.close_gaps_piece() {}

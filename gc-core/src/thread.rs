@@ -10,7 +10,7 @@ use std::ffi::CString;
 use std::io;
 use std::mem::MaybeUninit;
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 
 /// Bytes of a thread's stack.
 const STACK: usize = 2 << 20;
@@ -36,7 +36,7 @@ impl Thread {
     /// # Safety
     /// Everything that `body` borrows lives until the thread is joined.
     pub(crate) unsafe fn start<F: FnOnce() + Send>(name: &str, body: F) -> io::Result<Thread> {
-        if planted("threads-of-std") {
+        if planted(Fault::ThreadsOfStd) {
             use std::os::unix::thread::JoinHandleExt;
             // SAFETY: forwarded.
             let thread = unsafe { std::thread::Builder::new().spawn_unchecked(body) }?;

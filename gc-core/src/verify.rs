@@ -31,7 +31,7 @@
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{Cell, GRANULE, Space};
 use crate::kind::Tag;
 use crate::memory::MapError;
@@ -230,7 +230,7 @@ impl Walk<'_> {
             let kinds = &self.space.kinds;
             let is_traced =
                 kinds.get(cell.kind).tag == Tag::Traced && !kinds.has_spare_words(cell.kind);
-            if !is_traced || planted("tracers-believed") {
+            if !is_traced || planted(Fault::TracersBelieved) {
                 continue;
             }
             if let Some((word, lost)) = self.unreported(cell) {

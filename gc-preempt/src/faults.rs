@@ -171,9 +171,8 @@ pub const fn is_planted(_: &[&str], _: usize) -> bool {
     false
 }
 
-/// Is the fault of that name planted? Async-signal-safe.
-///
-/// To be removed when no crate asks by name: a name that is misspelt is never planted.
+/// Is the fault of that name planted? For tests that plant a fault of their own; code asks its
+/// crate's enum. Async-signal-safe.
 #[cfg(feature = "faults")]
 pub fn planted(name: &str) -> bool {
     real::names().split(',').any(|n| n == name)

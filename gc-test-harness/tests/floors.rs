@@ -385,6 +385,7 @@ const GC_TEST_HARNESS: Floors = &[
         "kernels/",
     ],
     &[
+        "lox/fault.rs",
         "lox/value.rs",
         "lox/scanner.rs",
         "lox/bytecode.rs",

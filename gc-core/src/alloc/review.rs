@@ -29,7 +29,7 @@ use std::sync::atomic::Ordering;
 
 use super::local::{LocalAllocator, OwnedSpan};
 use super::run::Run;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::Space;
 
 /// A run is stale after this many swaps since its last refill.
@@ -111,11 +111,11 @@ impl LocalAllocator {
             };
             // SAFETY: as in `site_after`.
             let refilled = unsafe { (*self.owned.at(site)).refilled };
-            if space.swap_now().wrapping_sub(refilled) < STALE || planted("stale-runs-kept") {
+            if space.swap_now().wrapping_sub(refilled) < STALE || planted(Fault::StaleRunsKept) {
                 after = site as u32 + 1;
                 continue;
             }
-            if !planted("stale-runs-unlisted-only") {
+            if !planted(Fault::StaleRunsUnlistedOnly) {
                 self.give_run_back(space, site);
             }
             self.leave(after, site);

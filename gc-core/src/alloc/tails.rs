@@ -3,7 +3,7 @@
 
 use super::local::LocalAllocator;
 use super::run::Run;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{Class, GRANULE, PAGE, Space};
 use crate::marked::Marked;
 
@@ -96,10 +96,10 @@ impl LocalAllocator {
             };
             let marked = space.marked_bits().span(tail.span, tail.class);
             marked.set_cells(tail.from, tail.to);
-            if tail.holes != 0 && !planted("white-holes") {
+            if tail.holes != 0 && !planted(Fault::WhiteHoles) {
                 marked.set_in_word(tail.word, tail.holes);
             }
-            if !planted("old-tails") {
+            if !planted(Fault::OldTails) {
                 space.note_allocated_black(tail.span, tail.class, tail.from, tail.to);
                 space.note_allocated_black_in_word(tail.span, tail.word, tail.holes);
             }
@@ -139,7 +139,7 @@ impl LocalAllocator {
     pub(crate) unsafe fn keep_owned(&self, space: &Space) {
         for site in self.sites() {
             if let Some(span) = (self.owned_span(site) as usize).checked_sub(1)
-                && !planted("owned-unkept")
+                && !planted(Fault::OwnedUnkept)
             {
                 space.keep_span(span, space.sites.at(site).class());
             }

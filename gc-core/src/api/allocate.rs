@@ -10,7 +10,7 @@ use crate::api::mutator::Mutator;
 use crate::api::room::Attempts;
 use crate::config::Young;
 use crate::error::AllocError;
-use crate::fault::{planted, protected};
+use crate::fault::{Fault, planted, protected};
 use crate::heap::{ColdPages, LargeStep, Site};
 use crate::kind::KindId;
 
@@ -159,7 +159,7 @@ impl Mutator {
             }) {
                 Ok(LargeStep::Reserved(mut large)) => {
                     self.found_room(&attempts);
-                    if planted("clear-inside") {
+                    if planted(Fault::ClearInside) {
                         return Ok(thread.no_preempt(|| {
                             while !shared.space.clear_large(&mut large) {}
                             shared.space.publish_large(large)
@@ -201,7 +201,7 @@ impl Mutator {
     #[cold]
     fn have_backed(&self, cold: ColdPages) {
         let (record, thread) = (self.record(), self.thread());
-        if thread.may_block() && !planted("cold-touched") {
+        if thread.may_block() && !planted(Fault::ColdTouched) {
             // Relaxed, here and below: a hint for the collector, which counts the threads that want
             // a processor.
             record.is_busy.store(true, Ordering::Relaxed);

@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use crate::api::mutator::Mutator;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::pacer;
 use crate::thread::thread_cpu;
@@ -39,7 +39,7 @@ impl Mutator {
         let pace = &state.pace;
         let used = pace.used(state.space.allocated_since().saturating_add(bytes as u64));
         let asks = self.heap.ask_if_due(used);
-        let is_block = bytes >= LARGE && state.concurrent && !planted("blocks-overshoot");
+        let is_block = bytes >= LARGE && state.concurrent && !planted(Fault::BlocksOvershoot);
         if is_block && pace.overshoots(used) {
             // A few of these are as much as the heap may grow by, and are made faster than anything
             // is marked.
@@ -100,10 +100,10 @@ impl Mutator {
                     }
                 };
                 // Longer than the collector waits for it, and shorter.
-                if planted("slow-helpers") {
+                if planted(Fault::SlowHelpers) {
                     std::thread::sleep(Duration::from_millis(30));
                 }
-                if planted("brisk-helpers") {
+                if planted(Fault::BriskHelpers) {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 marker.publish();

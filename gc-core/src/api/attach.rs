@@ -12,7 +12,7 @@ use crate::alloc::LocalAllocator;
 use crate::api::heap::Heap;
 use crate::api::mutator::Mutator;
 use crate::collector;
-use crate::fault::{planted, protected};
+use crate::fault::{Fault, planted, protected};
 use crate::memory::MapError;
 use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
@@ -107,17 +107,17 @@ impl Mutator {
                     // stored here is right, or the second look finds it wrong.
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
-                        if planted("attach-once") {
+                        if planted(Fault::AttachOnce) {
                             std::thread::sleep(Duration::from_millis(1));
                         }
-                        let mode = if planted("attached-unmarked") {
+                        let mode = if planted(Fault::AttachedUnmarked) {
                             IDLE
                         } else {
                             marking
                         };
                         record.marking.store(mode, Ordering::SeqCst);
                         if record.shared.marking.load(Ordering::SeqCst) == marking
-                            || planted("attach-once")
+                            || planted(Fault::AttachOnce)
                         {
                             break;
                         }
@@ -206,7 +206,7 @@ unsafe fn give_back(context: &Context) {
     // thread that has ended inside it.
     context.handles.retire(|word| context.log(word));
     context.local.retire(&context.shared.space);
-    if !planted("log-kept-at-detach") {
+    if !planted(Fault::LogKeptAtDetach) {
         context.flush_log();
     }
 }
@@ -253,7 +253,7 @@ impl Drop for Mutator {
             self.record().left.set(Some(heap.keep()));
             return;
         }
-        if blocking && planted("blocking-stays-attached") {
+        if blocking && planted(Fault::BlockingStaysAttached) {
             return;
         }
         if !gone && !blocking {

@@ -16,7 +16,7 @@ use crate::config::{Config, ConfigError, Young};
 use crate::dying::Dying;
 use crate::encoding::Encoding;
 use crate::error::SpaceError;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::mutator::reserve::Memory;
 use crate::mutator::shared::Shared;
@@ -212,7 +212,7 @@ impl HeapBuilder {
     /// here; at most eight encodings in all.
     pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
         self.conservative = encodings.to_vec();
-        if !encodings.contains(&Encoding::RAW) && !planted("raw-if-asked") {
+        if !encodings.contains(&Encoding::RAW) && !planted(Fault::RawIfAsked) {
             self.conservative.insert(0, Encoding::RAW);
         }
         self

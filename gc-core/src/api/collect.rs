@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crate::api::heap::Heap;
 use crate::collector::Requests;
-use crate::fault::{planted, protected};
+use crate::fault::{Fault, planted, protected};
 
 impl Heap {
     /// Runs a full collection and waits for it; gives its number. Requests of several threads share
@@ -71,7 +71,7 @@ impl Heap {
             self.revive();
             ask_and_wait(&self.state().requests)
         };
-        if planted("wait-running") {
+        if planted(Fault::WaitRunning) {
             ask_and_wait()
         } else {
             gc_preempt::blocking_here(ask_and_wait)
@@ -108,7 +108,7 @@ impl Heap {
         }
         let heard = state.requests.alive.load(Ordering::SeqCst)
             || !gc_preempt::in_no_preempt_here()
-            || planted("asks-the-dead");
+            || planted(Fault::AsksTheDead);
         let asks = heard && state.pace.ask();
         if asks {
             self.request(false);

@@ -29,7 +29,7 @@ use crate::api::mutator::{Mutator, in_blocking};
 use crate::api::trace::{Trace, kind_of};
 use crate::dying::Dying;
 use crate::error::{AllocError, TableFull};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::finalize::Registration;
 use crate::mutator::handles::Chain;
 use crate::mutator::types::{self, Sharing, TypeInfo};
@@ -190,7 +190,7 @@ impl Mutator {
             None => self.cell_slowly::<T, FAST>()?,
         };
         let cell = cell.cast::<T>();
-        if needs_drop::<T>() && planted("registered-unwritten") {
+        if needs_drop::<T>() && planted(Fault::RegisteredUnwritten) {
             self.register_drop(cell)?;
             std::thread::sleep(core::time::Duration::from_micros(300));
         }
@@ -199,7 +199,7 @@ impl Mutator {
         // Afterwards, for the child of a fork drops all that is registered, and the thread that was
         // to write it is not there.
         if needs_drop::<T>()
-            && !planted("registered-unwritten")
+            && !planted(Fault::RegisteredUnwritten)
             && let Err(error) = self.register_drop(cell)
         {
             let _holding = self.record().holding();
@@ -422,7 +422,7 @@ impl<'s> Scope<'s> {
         &self,
         cell: NonNull<T>,
     ) -> Result<Local<'s, T>, AllocError> {
-        if planted("no-window") {
+        if planted(Fault::NoWindow) {
             std::thread::sleep(core::time::Duration::from_micros(100));
         }
         let pushed = self.handles.push(cell.as_ptr() as usize);
@@ -467,7 +467,7 @@ impl<'s> Scope<'s> {
     #[inline]
     #[track_caller]
     pub(crate) fn check_living(&self, address: usize) {
-        if self.dying.has(address) && !planted("stores-while-dying") {
+        if self.dying.has(address) && !planted(Fault::StoresWhileDying) {
             dying();
         }
     }

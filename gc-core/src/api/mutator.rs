@@ -13,7 +13,7 @@ use crate::alloc::Run;
 use crate::api::heap::Heap;
 use crate::barrier;
 use crate::error::{AllocError, TableFull};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::finalize::Registration;
 use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
@@ -169,7 +169,7 @@ impl Mutator {
     pub fn drain_finalizers(&self, mut f: impl FnMut(NonNull<u8>, usize)) -> u64 {
         let mut n = 0;
         while let Some((cell, token)) = self.next_finalizer() {
-            if planted("drain-locked") {
+            if planted(Fault::DrainLocked) {
                 let _locked = self.heap.shared().finalizers.lock_for_fork();
                 f(cell, token);
                 continue;

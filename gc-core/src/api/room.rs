@@ -2,7 +2,7 @@
 
 use crate::alloc::REVIEW_PIECE;
 use crate::api::mutator::Mutator;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use gc_preempt::KeepErrno;
 
 /// How often an allocation that finds the heap full collects before it gives up. More than once,
@@ -40,7 +40,7 @@ impl Mutator {
             return false;
         }
         let may_collect = || shared.vain.lock().may_collect(shared.pace.now());
-        if !thread.no_preempt(may_collect) && !planted("tries-for-ever") {
+        if !thread.no_preempt(may_collect) && !planted(Fault::TriesForEver) {
             return false;
         }
         self.give_runs_back();

@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use crate::api::mutator::Mutator;
 use crate::barrier;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::weak::{IDLE, MARKING};
 
 impl Mutator {
@@ -66,7 +66,7 @@ impl Mutator {
     pub(crate) unsafe fn replace_value(&self, pair: *mut usize, key: usize, value: usize) {
         // SAFETY: forwarded. Relaxed: compared, not followed.
         let is_there = || unsafe { (*pair.cast::<AtomicUsize>()).load(Ordering::Relaxed) } == key;
-        if planted("pair-unlocked") {
+        if planted(Fault::PairUnlocked) {
             let is_there = is_there();
             std::thread::sleep(Duration::from_millis(2));
             if is_there {
@@ -106,7 +106,7 @@ impl Mutator {
     unsafe fn write_both(&self, pair: *mut usize, key: usize, value: usize) {
         // SAFETY: forwarded.
         unsafe {
-            if planted("pairs-unlogged") {
+            if planted(Fault::PairsUnlogged) {
                 pair.add(1).write_volatile(value);
             }
             self.write(pair.add(1), value);
@@ -133,7 +133,7 @@ impl Mutator {
                 let (to, from) = (to.add(first), from.add(first));
                 let mode = self.record().marking.load(Ordering::Relaxed);
                 let (space, weak) = (&self.heap.shared().space, &self.heap.shared().weak);
-                if mode > MARKING && !planted("judged-open") {
+                if mode > MARKING && !planted(Fault::JudgedOpen) {
                     return weak.copy_judged(space, to as usize, from as usize, words, mode);
                 }
                 for word in (0..words).rev() {

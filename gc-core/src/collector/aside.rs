@@ -20,7 +20,7 @@ use core::sync::atomic::Ordering;
 
 use gc_preempt::{Stopped, StoppedMutator};
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::mutator::record::{Context, context_of};
 use crate::mutator::shared::Shared;
@@ -44,7 +44,7 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
     // Where those that are aside were scanned in the stop, nothing has told of threads that
     // have ended.
     let mut from = Some(usize::MAX);
-    while let Some(at) = from.filter(|_| !planted("aside-unburied")) {
+    while let Some(at) = from.filter(|_| !planted(Fault::AsideUnburied)) {
         from = shared.world.for_each_aside(at, BURIED, |_| ());
     }
     let mut lowered = false;
@@ -52,7 +52,7 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
         let Some(context) = context_of(mutator) else {
             return false;
         };
-        if planted("idle-spans-kept") {
+        if planted(Fault::IdleSpansKept) {
             return false;
         }
         // Relaxed: its thread stands still. A record without a place is not met by what reads
@@ -81,7 +81,7 @@ pub(super) fn scan_piece(
 ) -> Option<usize> {
     shared.world.for_each_aside(from, PIECE, |mutator| {
         if let Some(context) = context_of(mutator)
-            && !planted("aside-unscanned")
+            && !planted(Fault::AsideUnscanned)
         {
             scan(shared, context, mutator, scanner);
         }
@@ -133,11 +133,11 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     let shared = &*context.shared;
     // Relaxed: changes in stops of the world, so not while the registry lock is held.
     let marking = shared.marking.load(Ordering::Relaxed);
-    if !planted("back-unmarked") {
+    if !planted(Fault::BackUnmarked) {
         // Relaxed: its own thread goes on after the registry lock was given back.
         context.marking.store(marking, Ordering::Relaxed);
     }
-    if marking != IDLE && !planted("back-unscanned") {
+    if marking != IDLE && !planted(Fault::BackUnscanned) {
         let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         let mut scanner = Scanner::new(&shared.space, &shared.encodings, &mut marker, None);
         scan(shared, context, mutator, &mut scanner);

@@ -5,7 +5,7 @@ use core::time::Duration;
 use std::time::Instant;
 
 use super::state::State;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{CHUNK_PAGES, PAGE, ScavengePace};
 
 /// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
@@ -67,7 +67,7 @@ impl Idle {
 
     /// Is it due?
     pub(super) fn is_due(&self) -> bool {
-        !planted("never-idle") && self.after.is_some_and(|after| self.last.elapsed() >= after)
+        !planted(Fault::NeverIdle) && self.after.is_some_and(|after| self.last.elapsed() >= after)
     }
 
     /// There has been a collection.
@@ -110,7 +110,7 @@ impl Default for Surplus {
 
 impl Surplus {
     pub(super) fn give_back(&mut self, state: &State) {
-        if planted("hoards-memory") {
+        if planted(Fault::HoardsMemory) {
             return;
         }
         let space = &state.space;
@@ -128,14 +128,18 @@ impl Surplus {
         self.allocated = allocated;
         let goal = state.pace.goal();
         let growth = self.trickle.growth(newly, now);
-        let growth = if planted("goal-kept") { goal } else { growth };
+        let growth = if planted(Fault::GoalKept) {
+            goal
+        } else {
+            growth
+        };
         let need = goal
             .saturating_add(goal / 10)
             .min(used.saturating_add(growth));
         // But never more than a memory limit leaves.
         let limit = state.pace.memory_limit();
         let need = need.max(self.trickle.need(peak, now)).min(limit);
-        let touched = if planted("touched-given-back") {
+        let touched = if planted(Fault::TouchedGivenBack) {
             0
         } else {
             space.pre_touched

@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::aside;
 use super::cycle::{Accounts, Cycle};
 use super::phase::Phase;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mutator::record::context_of;
 use crate::pacer;
 use crate::weak::IDLE;
@@ -75,7 +75,7 @@ impl Cycle<'_, '_> {
             interval,
             forced: self.forced,
         });
-        if state.poison && !planted("unpoisoned") {
+        if state.poison && !planted(Fault::Unpoisoned) {
             state.space.poison_dead();
         }
         state.space.swap(self.stats.young, young_next);
@@ -127,7 +127,7 @@ impl Cycle<'_, '_> {
             };
             mutators += 1;
             self.trim_handles |= context.handles.lower();
-            if planted("runs-taken-back") {
+            if planted(Fault::RunsTakenBack) {
                 context.local.retire(&state.space);
             }
             if young_next {
@@ -147,7 +147,7 @@ impl Cycle<'_, '_> {
         self.trim_handles |= aside::set_aside(state);
         state.trim_tables(self.trim_handles);
         // Not a fault: leaves it to mutators.
-        if planted("late-sweep") {
+        if planted(Fault::LateSweep) {
             std::thread::sleep(Duration::from_millis(50));
         }
         for table in [&state.finalizers, &state.drops] {

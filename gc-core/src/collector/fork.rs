@@ -22,13 +22,13 @@ use std::sync::Arc;
 use gc_preempt::ForkHooks;
 
 use super::state::State;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mutator::record::Context;
 use crate::weak::IDLE;
 
 /// Has the heap looked after at forks, for as long as it lives.
 pub(crate) fn enrol(state: &Arc<State>) {
-    if planted("no-fork-handlers") {
+    if planted(Fault::NoForkHandlers) {
         return;
     }
     let data = Arc::as_ptr(state).cast_mut().cast();
@@ -82,7 +82,7 @@ unsafe fn child(data: *mut ()) {
             }
             // Never freed: its thread is gone.
             if let Some(gone) = contexts.take(at)
-                && !planted("reserve-lost-in-child")
+                && !planted(Fault::ReserveLostInChild)
             {
                 state
                     .space
@@ -102,13 +102,13 @@ unsafe fn child(data: *mut ()) {
 /// # Safety
 /// In the child's hook; `kept` is the only thread's, if that is attached.
 unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
-    if planted("cycle-goes-on-in-child") {
+    if planted(Fault::CycleGoesOnInChild) {
         return;
     }
     // Relaxed: there is one thread.
     state.marking.store(IDLE, Ordering::Relaxed);
     state.clearing.store(false, Ordering::Relaxed);
-    if !planted("unjudged-in-child") {
+    if !planted(Fault::UnjudgedInChild) {
         state.weak.end_clearing(&state.space);
     }
     if let Some(context) = kept {

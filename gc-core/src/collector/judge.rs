@@ -22,7 +22,7 @@ use core::sync::atomic::Ordering;
 
 use super::cycle::Cycle;
 use super::phase::Phase;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
@@ -42,10 +42,10 @@ const CELLS_BESIDE: usize = 1024;
 
 impl Cycle<'_, '_> {
     pub(super) fn clear_weak(&mut self) -> Phase {
-        if planted("condemn-first") {
+        if planted(Fault::CondemnFirst) {
             self.queue_for_drop();
         }
-        if planted("finalizers-first") {
+        if planted(Fault::FinalizersFirst) {
             self.enqueue_dead();
             self.trace();
         }
@@ -117,7 +117,7 @@ impl Cycle<'_, '_> {
         self.pieces(|cycle, most| {
             let marker: &mut Marker<'_> = &mut cycle.marker;
             finalizers.keep_piece(most, |cell, _| {
-                if !planted("no-resurrection")
+                if !planted(Fault::NoResurrection)
                     && let Some(cell) = space.resolve(cell)
                 {
                     marker.cell(cell);
@@ -181,7 +181,7 @@ impl Cycle<'_, '_> {
             || !self.state.concurrent
             || !is_long
             || walks
-            || planted("judged-in-stop")
+            || planted(Fault::JudgedInStop)
         {
             return;
         }

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use crossbeam_utils::CachePadded;
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::marked::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
@@ -313,7 +313,7 @@ impl Pace {
     /// Marking seems to be over: no mutator is to begin to help any more, since a stop would wait
     /// for it. Whether one might have.
     pub(super) fn hold_help(&self) -> bool {
-        if planted("helpers-unheld") {
+        if planted(Fault::HelpersUnheld) {
             return self.is_helping();
         }
         self.helping.swap(false, Ordering::SeqCst)

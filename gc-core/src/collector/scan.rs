@@ -10,7 +10,7 @@ use super::aside;
 use super::beside::Beside;
 use super::cycle::Cycle;
 use super::phase::Phase;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mark::old::Old;
 use crate::mutator::record::context_of;
 use crate::roots::{Scanner, Unscanned};
@@ -32,7 +32,7 @@ impl Cycle<'_, '_> {
         self.state.world.warm_up_walks();
         self.stop();
         let begun = Instant::now();
-        if planted("print-in-stop") {
+        if planted(Fault::PrintInStop) {
             drop(std::io::stdout().lock());
         }
         let state = self.state;
@@ -71,7 +71,7 @@ impl Cycle<'_, '_> {
         // neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
-                && !planted("white-tails")
+                && !planted(Fault::WhiteTails)
             {
                 // SAFETY: the runs are those of a stopped mutator of this heap.
                 let tails = unsafe { context.local.blacken_tails(&state.space) };
@@ -90,7 +90,7 @@ impl Cycle<'_, '_> {
             };
             scanner.scanned.frames += frames;
             if let Some(context) = context
-                && !planted("handles-unscanned")
+                && !planted(Fault::HandlesUnscanned)
             {
                 beside.snapshot(context, number, &mut scanner, verify);
             }
@@ -102,9 +102,9 @@ impl Cycle<'_, '_> {
         scanner.tables(&state.roots);
         beside.words += state
             .roots
-            .snapshot(aside != 0 && !planted("roots-end-early"));
+            .snapshot(aside != 0 && !planted(Fault::RootsEndEarly));
         // Not a fault: threads that are no mutators have time to change roots.
-        if planted("slow-roots") {
+        if planted(Fault::SlowRoots) {
             std::thread::sleep(Duration::from_millis(1));
         }
         if let Some(verify) = verify {
@@ -144,7 +144,7 @@ impl Cycle<'_, '_> {
     /// a span for each site that it ever used, for ever.
     pub(super) fn take_idle_spans(&mut self) {
         let state = self.state;
-        if planted("idle-spans-kept") {
+        if planted(Fault::IdleSpansKept) {
             return;
         }
         let blocked = self.stop().mutators().filter(StoppedMutator::is_blocked);
@@ -158,7 +158,7 @@ impl Cycle<'_, '_> {
     /// In the stop, before anything is marked: runs that mutators inside `blocking` no longer
     /// refill go back (`alloc/review.rs`).
     pub(super) fn review_idle(&mut self) {
-        if planted("idle-spans-kept") {
+        if planted(Fault::IdleSpansKept) {
             return;
         }
         let space = &self.state.space;
@@ -196,7 +196,7 @@ impl Cycle<'_, '_> {
         // SeqCst, the heap's before the records': pairs with the second look of a thread that
         // attaches meanwhile (`Mutator::attach`). All others see it through their resumption.
         self.state.marking.store(mode, Ordering::SeqCst);
-        if mode != IDLE && planted("stores-unlogged") {
+        if mode != IDLE && planted(Fault::StoresUnlogged) {
             return;
         }
         for mutator in self.stop().mutators() {

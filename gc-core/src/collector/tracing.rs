@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::cycle::{Accounts, Cycle};
 use super::phase::Phase;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::mutator::record::context_of;
 use crate::roots;
 
@@ -152,7 +152,7 @@ impl Cycle<'_, '_> {
         let end = self.stop().stopped_at() + bound;
         // A mutator that was helping had the last of the work in hand, perhaps half of the heap,
         // and has put it down to be stopped.
-        if mutators_ran && !self.state.queue.is_empty() && !planted("stop-traces-on") {
+        if mutators_ran && !self.state.queue.is_empty() && !planted(Fault::StopTracesOn) {
             self.resume();
             return Phase::Mark;
         }
@@ -160,13 +160,13 @@ impl Cycle<'_, '_> {
             return self.mark_on();
         }
         self.mark_ready();
-        if !planted("logs-left") {
+        if !planted(Fault::LogsLeft) {
             self.take_logs();
         }
         if !self.state.concurrent {
             // Threads that are no mutators run in a stop, and log the roots that they remove before
             // the stop has scanned them.
-            while !planted("roots-logged-in-vain") && self.take_log(LOG_PIECE) != 0 {}
+            while !planted(Fault::RootsLoggedInVain) && self.take_log(LOG_PIECE) != 0 {}
             self.marker.drain();
             return self.after;
         }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crossbeam_utils::CachePadded;
 
 use super::bitmap::Bitmap;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
@@ -44,7 +44,7 @@ impl AllocatedBlack {
     pub(crate) fn new(heap_bytes: usize) -> Result<AllocatedBlack, MapError> {
         let entries = (heap_bytes / BYTES_AN_ENTRY).min(MOST);
         // A switch for tests, no fault: a list that runs full is hard to get otherwise.
-        let entries = if planted("short-allocated-black") {
+        let entries = if planted(Fault::ShortAllocatedBlack) {
             3
         } else {
             entries
@@ -100,7 +100,7 @@ impl AllocatedBlack {
     /// there is room for.
     pub(crate) fn are_known(&self) -> bool {
         let fit = 2 * self.len.load(Ordering::Relaxed) <= self.entries.len();
-        self.noting.load(Ordering::Relaxed) && (fit || planted("allocated-black-forgotten"))
+        self.noting.load(Ordering::Relaxed) && (fit || planted(Fault::AllocatedBlackForgotten))
     }
 
     pub(super) fn note_range(&self, first_granule: usize, granules: usize) {

@@ -13,6 +13,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::size_classes::PAGE;
+use crate::fault::{Fault, planted};
 use crate::memory::os::{MapError, Table};
 
 /// Pages of a chunk: 2 MiB, which the system can map as one huge page and which go back to it as
@@ -426,7 +427,7 @@ impl PageRuns {
         dirty: &Dirty,
         mut looks: usize,
     ) -> Option<(usize, usize)> {
-        if crate::fault::planted("parts-kept") {
+        if planted(Fault::PartsKept) {
             return None;
         }
         for list in (list_of(LEAST_PART)..LISTS).rev() {

@@ -33,7 +33,7 @@ use super::size_classes::{MAX_SMALL, PAGE, TABLE};
 use super::span_lists::{Site, SiteEntry, SiteTable, Swaps};
 use crate::encoding::Encoding;
 use crate::error::{SiteError, SpaceError};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::kind::{Kind, KindError, KindId, Kinds, MAX_KINDS};
 use crate::limits::{MAX_ENCODINGS, MAX_RESERVE, MIN_HARD_LIMIT, MIN_RESERVE};
 use crate::memory::prefetch::prefetch;
@@ -231,7 +231,7 @@ impl Space {
         if pre_touch != 0 {
             prefault.pre_touch(&range, pre_touch as usize / PAGE);
         }
-        let spare = usize::from(config.past_the_end && !planted("no-spare-byte"));
+        let spare = usize::from(config.past_the_end && !planted(Fault::NoSpareByte));
         Ok(Space {
             range,
             _counted: Counted::new(),
@@ -354,7 +354,7 @@ impl Space {
     /// The encodings that a conservative word is decoded by.
     #[inline(always)]
     pub fn encodings(&self) -> &[Encoding] {
-        if planted("no-decoding") {
+        if planted(Fault::NoDecoding) {
             return &[Encoding::RAW];
         }
         &self.encodings[..self.encoding_count]
@@ -383,12 +383,12 @@ impl Space {
                 let class = &TABLE[class];
                 let in_span = distance * PAGE + offset % PAGE;
                 let mut index = class.index_of(in_span);
-                if planted("interior-off-by-one") && in_span != index * class.size as usize {
+                if planted(Fault::InteriorOffByOne) && in_span != index * class.size as usize {
                     index += 1;
                 }
                 let base = offset - in_span + index * class.size as usize;
                 if index < class.cells as usize
-                    && (self.allocated_bits().test(base) || planted("no-allocated-bit"))
+                    && (self.allocated_bits().test(base) || planted(Fault::NoAllocatedBit))
                 {
                     Some(Cell {
                         base: self.range.base + base,
@@ -505,7 +505,7 @@ impl Space {
             .map(|site| self.lists(self.sites.at(site)))
             .collect();
         let large = self.lock_large();
-        let early = planted("pages-before-backing").then(|| self.page_runs.lock());
+        let early = planted(Fault::PagesBeforeBacking).then(|| self.page_runs.lock());
         let backing = self.prefault.lock_for_fork();
         let page_runs = early.unwrap_or_else(|| self.page_runs.lock());
         (rearranging, making, kinds, sites, large, backing, page_runs)
@@ -531,7 +531,7 @@ impl Space {
             }
             let mut link = lists.all;
             while let Some(span) = (link as usize).checked_sub(1) {
-                if link != own && !listed.contains(&span) && !planted("spans-lost-in-child") {
+                if link != own && !listed.contains(&span) && !planted(Fault::SpansLostInChild) {
                     lists.full.push(self.records(), span);
                 }
                 // SAFETY: chain links belong to the site's lock.

@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::marker::Marker;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::follow::fixed_edges;
 use crate::heap::{Bitmap, Cell};
 use crate::tracer::WORD;
@@ -17,7 +17,7 @@ impl Marker<'_> {
     /// # Safety
     /// `cell` is allocated and not marked; no mutator can reach it before the cycle is over.
     pub(crate) unsafe fn strip(&mut self, cell: Cell) {
-        if planted("drop-with-edges") {
+        if planted(Fault::DropWithEdges) {
             self.cell(cell);
             return;
         }

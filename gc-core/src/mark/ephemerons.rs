@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::steps::Core;
 use super::work_item::WorkItem;
 use crate::encoding::Encoding;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::GRANULE;
 use crate::kind::{KindId, Tag};
 use crate::tracer::WORD;
@@ -121,7 +121,9 @@ impl Core<'_> {
             .wait(WeakSlot::new(slot, cell.kind), key.wrapping_sub(self.base))
         {
             // SAFETY: as above.
-            Wait::Entered if unsafe { self.waits(slot, encoding) } && !planted("strong-pairs") => {
+            Wait::Entered
+                if unsafe { self.waits(slot, encoding) } && !planted(Fault::StrongPairs) =>
+            {
                 return;
             }
             Wait::Entered => {}

@@ -22,7 +22,7 @@
 use super::budget::{Budget, Cells};
 use super::marker::Marker;
 use super::steps::Core;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{GRANULE, PAGE, Page};
 use crate::kind::Tag;
 
@@ -58,7 +58,7 @@ impl Old {
 impl Marker<'_> {
     /// Follows about `cells` old cells that may have changed. A drain traces what they lead to.
     pub(crate) fn follow_old(&mut self, old: &mut Old, cells: usize) {
-        if planted("old-unfollowed") {
+        if planted(Fault::OldUnfollowed) {
             old.next = old.end;
         }
         let mut budget = Cells(cells);

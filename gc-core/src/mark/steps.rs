@@ -7,7 +7,7 @@ use super::budget::Budget;
 use super::queue::{LocalQueue, MarkQueue};
 use super::work_item::{PART, WorkItem};
 use crate::encoding::Encoding;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::follow::follow;
 use crate::heap::{Bitmap, CLASS_TABLE, GRANULE, PAGE, Page, Space};
 use crate::kind::{KindId, Tag};
@@ -171,7 +171,7 @@ impl<'a> Core<'a> {
     #[inline(never)]
     fn overflow(&mut self, item: WorkItem) {
         // The bits come first: the marker that takes the flag looks for them.
-        if !planted("flag-before-bits") {
+        if !planted(Fault::FlagBeforeBits) {
             self.flush();
         }
         self.local.queue().flag(item.offset() / PAGE);
@@ -302,7 +302,7 @@ impl<'a> Core<'a> {
             && item.has_parts()
             && match descriptor.tag {
                 Tag::Array | Tag::Conservative | Tag::Ephemeron => true,
-                Tag::Words => !planted("words-whole"),
+                Tag::Words => !planted(Fault::WordsWhole),
                 Tag::Leaf | Tag::Traced | Tag::Weak => false,
             }
         {
@@ -330,7 +330,7 @@ impl<'a> Core<'a> {
     /// were such pages.
     #[cold]
     pub(super) fn follow_flagged(&mut self) -> bool {
-        if planted("no-second-look") {
+        if planted(Fault::NoSecondLook) {
             return false;
         }
         let queue = self.local.queue();
@@ -347,7 +347,7 @@ impl<'a> Core<'a> {
     }
 
     pub(super) fn resolved(&mut self, address: usize) -> bool {
-        if planted("ends-are-beginnings")
+        if planted(Fault::EndsAreBeginnings)
             && let Some(before) = self.space.resolve(address.wrapping_sub(1))
             && before.base + before.size == address
         {

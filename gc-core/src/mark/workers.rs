@@ -20,7 +20,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 
 use super::marker::Marker;
 use super::queue::MarkQueue;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::Space;
 use crate::marked::Marked;
 use crate::pacer;
@@ -99,7 +99,7 @@ impl<'h> Workers<'h> {
             if dry {
                 return !marker.core.wake_old();
             }
-            let little = marker.marked().cells < ENOUGH && !planted("wakes-for-little");
+            let little = marker.marked().cells < ENOUGH && !planted(Fault::WakesForLittle);
             if self.helpers == 0 || little {
                 return false;
             }
@@ -110,7 +110,7 @@ impl<'h> Workers<'h> {
             marker.share_with_idle_workers();
             return false;
         }
-        if planted("closed-over-work") {
+        if planted(Fault::ClosedOverWork) {
             return true;
         }
         self.wait();
@@ -126,7 +126,7 @@ impl<'h> Workers<'h> {
     #[must_use]
     pub(crate) fn close(&mut self, marker: &mut Marker<'h>) -> bool {
         let state = &self.queue.workers;
-        if planted("closed-over-work") {
+        if planted(Fault::ClosedOverWork) {
             return true;
         }
         if !state.termination.close() {

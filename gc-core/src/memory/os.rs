@@ -25,6 +25,7 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use crate::fault::{Fault, planted};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use nix::sys::resource::{Resource, getrlimit};
@@ -165,7 +166,7 @@ impl Map {
 
     /// Addresses without memory. See the module's head.
     pub(crate) fn reserve(bytes: usize, before: Before) -> Result<Map, MapError> {
-        if crate::fault::planted("all-writable") {
+        if planted(Fault::AllWritable) {
             return Map::new(bytes);
         }
         let access = match before {
@@ -203,7 +204,7 @@ impl Map {
     /// called in a stop and under `no_preempt`.
     pub(crate) fn make_writable(&self, offset: usize, bytes: usize) -> Result<(), MapError> {
         debug_assert!(offset.is_multiple_of(PAGE) && offset + bytes <= self.bytes);
-        if crate::fault::planted("memory-refused") {
+        if planted(Fault::MemoryRefused) {
             return Err(MapError::new(bytes, Errno::ENOMEM));
         }
         // SAFETY: within the mapping, whose contents this does not change.
@@ -253,7 +254,7 @@ impl Map {
     /// short. The kernel splits a huge page at once when a system page of it is advised to be cold
     /// (Linux 5.4 and later), unless another process has the huge page, too.
     pub(crate) fn split_huge_page(&self, offset: usize) {
-        if !crate::fault::planted("huge-pages-unsplit") {
+        if !planted(Fault::HugePagesUnsplit) {
             self.advise(offset / PAGE * PAGE, PAGE, libc::MADV_COLD);
         }
     }

@@ -40,7 +40,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, compiler_fence};
 
 use gc_preempt::Mutex;
 
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::os::Map;
 
@@ -375,7 +375,7 @@ impl Handles {
     fn is_unread(&self) -> bool {
         // Acquire pairs with the Release of `all_read`: the collector has read the slots before
         // they are used again.
-        self.unread.load(Ordering::Acquire) && !planted("handles-unlogged")
+        self.unread.load(Ordering::Acquire) && !planted(Fault::HandlesUnlogged)
     }
 
     /// For an owner that detaches: calls `log` with what the collector may not have read yet.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use gc_preempt::StoppedMutator;
 
 use crate::alloc::{LocalAllocator, Run};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::finalize::{Finalizers, Registration};
 use crate::mark::Marker;
 use crate::mutator::handles::Handles;
@@ -136,7 +136,7 @@ impl Context {
     pub(crate) fn open_window(&self) {
         // Relaxed, here and below: a stop of this thread orders it, and the fences keep the
         // compiler from moving the cell's way out of it.
-        if !planted("no-window") {
+        if !planted(Fault::NoWindow) {
             self.window.store(1, Ordering::Relaxed);
         }
         compiler_fence(Ordering::SeqCst);
@@ -163,7 +163,7 @@ impl Context {
     /// stopped.
     pub(crate) fn is_exact(&self) -> bool {
         self.window.load(Ordering::Relaxed) == 0
-            && (self.holding.load(Ordering::Relaxed) == 0 || planted("drops-unheld"))
+            && (self.holding.load(Ordering::Relaxed) == 0 || planted(Fault::DropsUnheld))
     }
 
     /// Keeps the thread's registration: from now on the collector finds this record.
@@ -229,7 +229,7 @@ impl Context {
     pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Registration> {
         self.thread().no_preempt(|| {
             let entry = queue.next()?;
-            if !planted("taken-unlogged") {
+            if !planted(Fault::TakenUnlogged) {
                 self.log(entry.cell);
             }
             Some(entry)
@@ -278,7 +278,7 @@ impl Context {
         // While words are cleared, marks stay as they are. What fills the log are loads of long
         // words, and the clearing ends soon.
         while !shared.log.append(words) {
-            if planted("log-lost") {
+            if planted(Fault::LogLost) {
                 break;
             }
             if self.marking.load(Ordering::Relaxed) != MARKING && shared.is_clearing() {
@@ -303,7 +303,7 @@ impl Context {
         let mode = self.marking.load(Ordering::Relaxed);
         // A stop may have come since the unit looked, and the next cycle begun: nothing is marked
         // yet, and much lives.
-        if mode <= MARKING && !planted("judged-late") {
+        if mode <= MARKING && !planted(Fault::JudgedLate) {
             // SAFETY: forwarded. Acquire: a thread that loads a cell finds it initialised.
             let word = unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };
             return if mode == MARKING {

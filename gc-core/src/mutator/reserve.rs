@@ -9,7 +9,7 @@
 use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::encoding::{Encoding, Encodings};
 use crate::error::SpaceError;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::finalize::Finalizers;
 use crate::heap::{GRANULE, Space, SpaceConfig, kinds_for, live_heaps};
 use crate::limits::MIN_RESERVE;
@@ -83,7 +83,7 @@ impl Memory {
             let any = default_reserve(mapped_bytes() as u64);
             let within = |limit| default_reserve_within(limit, live_heaps() as u64);
             let within = addresses()
-                .filter(|_| !planted("halves-alone") && !planted("no-addresses-left"))
+                .filter(|_| !planted(Fault::HalvesAlone) && !planted(Fault::NoAddressesLeft))
                 .map_or(u64::MAX, within);
             any.min(within)
         };
@@ -101,7 +101,7 @@ impl Memory {
                 // A program that has not said how many addresses it wants for cells wants some for
                 // itself.
                 let left = wanted.map_or(reserve as usize / 2, |_| LEFT);
-                if !planted("no-addresses-left") {
+                if !planted(Fault::NoAddressesLeft) {
                     Map::reserve(left, Before::Nothing)?;
                 }
                 Ok(memory)
@@ -122,7 +122,7 @@ impl Memory {
         }
         let kinds = kinds_for(space.reserved().len() as u64);
         // Not a fault: a log that runs full is hard to get otherwise.
-        let log = if planted("small-log") {
+        let log = if planted(Fault::SmallLog) {
             1024
         } else {
             sizes.log

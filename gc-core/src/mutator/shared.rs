@@ -9,7 +9,7 @@ use gc_preempt::World;
 use crate::dying::Dying;
 use crate::encoding::Encodings;
 use crate::error::{AllocError, SiteError};
-use crate::fault::{planted, protected};
+use crate::fault::{Fault, planted, protected};
 use crate::finalize::Finalizers;
 use crate::heap::Site;
 use crate::heap::Space;
@@ -75,7 +75,7 @@ impl Shared {
     /// mutator.
     pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
         self.roots.change(slot, to, |word| {
-            if !planted("roots-unlogged") && !self.log.append(&[word]) {
+            if !planted(Fault::RootsUnlogged) && !self.log.append(&[word]) {
                 // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
                 // marking is not over.
                 let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
@@ -133,7 +133,7 @@ impl Shared {
     /// shared, or a new one.
     fn type_kind(&self, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
         let layout = match sharing {
-            Sharing::Shared if self.verify.is_none() && !planted("kind-a-type") => kind.layout(),
+            Sharing::Shared if self.verify.is_none() && !planted(Fault::KindAType) => kind.layout(),
             _ => None,
         };
         let Some(layout) = layout.map(<[u64]>::to_vec) else {

@@ -5,6 +5,7 @@ use super::generation::{self, Generation};
 use super::limiter::Limiter;
 use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
+use crate::fault::{Fault, planted};
 
 /// Of what was born, the bytes that count as alive where the collector is kept busy; and the bytes
 /// that mutators allocate at most while it rests. So a large heap gets less of a rest.
@@ -233,7 +234,7 @@ impl Pacer {
         } else {
             base / NEAR_LIMIT
         };
-        if cells.saturating_sub(base) >= share || crate::fault::planted("vain-cycles") {
+        if cells.saturating_sub(base) >= share || planted(Fault::VainCycles) {
             self.vain = 0;
             return 0;
         }

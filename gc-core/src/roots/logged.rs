@@ -4,7 +4,7 @@
 //! each word is read in all encodings of its heap.
 
 use crate::encoding::Encodings;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{Cell, Space};
 use crate::mark::Marker;
 
@@ -50,7 +50,7 @@ pub(crate) fn logged(space: &Space, encodings: &Encodings, marker: &mut Marker<'
         .iter()
         .filter_map(|encoding| encoding.decode(word))
         .any(|address| !names_marked(space, address));
-    if any && !planted("log-exact-only") {
+    if any && !planted(Fault::LogExactOnly) {
         marker.conservative(word);
     }
 }
@@ -72,5 +72,5 @@ pub(crate) fn names_unmarked(space: &Space, encodings: &Encodings, word: usize) 
             .filter(|address| !names_marked(space, *address))
             .any(|address| space.resolve(address).is_some_and(unmarked))
     };
-    exact || (!planted("log-exact-only") && conservative())
+    exact || (!planted(Fault::LogExactOnly) && conservative())
 }

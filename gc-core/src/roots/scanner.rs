@@ -8,7 +8,7 @@ use gc_preempt::{RootSink, WalkStats};
 use super::tables::Roots;
 use super::visitor::{RootVisitor, VisitRoots};
 use crate::encoding::{Encoding, Encodings};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{PAGE, Space};
 use crate::mark::Marker;
 use crate::memory::prefetch::Ring;
@@ -136,7 +136,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         let mut from = 0;
         while let Some((at, &mut range)) = tables.ranges.next(from) {
             from = at + 1;
-            let limit = if planted("cached-limit") {
+            let limit = if planted(Fault::CachedLimit) {
                 range.cached
             } else {
                 // SAFETY: the limit word lives while the range is registered, as
@@ -169,7 +169,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         let Some(address) = encoding.decode(word) else {
             return;
         };
-        if planted("trust-roots") {
+        if planted(Fault::TrustRoots) {
             self.marker.edge(word, encoding);
         } else if self.ask(address)
             && let Some(oldest) = self.exact.exchange(address)

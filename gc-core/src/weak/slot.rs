@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::modes::JUDGING_LONG;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{Cell, Space};
 use crate::kind::{Descriptor, KindId, Tag};
 use crate::tracer::WORD;
@@ -54,7 +54,7 @@ pub(crate) unsafe fn judge_load(space: &Space, slot: usize, mode: u32) -> Load {
     };
     let descriptor = space.kinds.get(cell.kind);
     let first = cell.base + descriptor.first_word as usize * WORD;
-    let is_dead = |word| is_dead_target(space, cell.kind, word) && !planted("judged-open");
+    let is_dead = |word| is_dead_target(space, cell.kind, word) && !planted(Fault::JudgedOpen);
     match descriptor.tag {
         Tag::Weak if !is_dead(word) => Load::Word(word),
         Tag::Weak if descriptor.long && mode == JUDGING_LONG => Load::Open(word),

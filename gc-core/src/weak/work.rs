@@ -9,7 +9,7 @@ use gc_preempt::{Mutex, MutexGuard};
 use super::modes::JUDGING_LONG;
 use super::slot::{WeakSlot, is_dead, is_dead_target, words_of};
 use super::waiting::Waiting;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::heap::{GRANULE, Space};
 use crate::kind::{Descriptor, Tag};
 use crate::memory::MapError;
@@ -153,7 +153,7 @@ impl WeakWork {
 
     /// Calls `f` for each pair that may wait for the cell at offset `key`.
     pub(crate) fn wake(&self, key: usize, mut f: impl FnMut(WeakSlot)) {
-        if planted("no-wake") {
+        if planted(Fault::NoWake) {
             return;
         }
         let mut steps = 0;
@@ -188,7 +188,7 @@ impl WeakWork {
         // Relaxed throughout: no marker is at work.
         let met = self.met_len.swap(0, Ordering::Relaxed);
         let dying = self.dying_len.swap(0, Ordering::Relaxed);
-        if !planted("tables-kept") {
+        if !planted(Fault::TablesKept) {
             // SAFETY: as above.
             unsafe {
                 self.met.clear(met);
@@ -352,7 +352,7 @@ impl WeakWork {
 
     fn clear_some(&self, space: &Space, most: usize) -> Cleared {
         let mut done = Cleared::default();
-        if planted("keep-weak") {
+        if planted(Fault::KeepWeak) {
             return done;
         }
         let keeps_long = self.stage() == Stage::Short;
@@ -385,11 +385,11 @@ impl WeakWork {
                     continue;
                 }
                 // The child of a fork may judge it a second time, which clears nothing twice.
-                done.cleared += u64::from(self.clear(space, weak_slot, planted("no-recheck")));
+                done.cleared += u64::from(self.clear(space, weak_slot, planted(Fault::NoRecheck)));
                 self.judged.store(at + 1, Ordering::Relaxed);
                 continue;
             }
-            if planted("met-since-kept") {
+            if planted(Fault::MetSinceKept) {
                 break;
             }
             let looked = self.look_at_met(space, most - done.looked, |weak_slot| {
@@ -466,7 +466,7 @@ impl WeakWork {
         let pairs = space.kinds.get(cell.kind).tag == Tag::Ephemeron;
         for word in (0..words).step_by(if pairs { 2 } else { 1 }) {
             let weak_slot = WeakSlot::new(to + word * WORD, cell.kind);
-            if is_dead(space, weak_slot) && !planted("copies-unnoted") {
+            if is_dead(space, weak_slot) && !planted(Fault::CopiesUnnoted) {
                 self.enter(weak_slot.0 | SINGLE);
             }
         }

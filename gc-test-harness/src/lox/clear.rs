@@ -23,7 +23,7 @@
 //! This is a matter of space only: no word here is relied on. What a function *has written* to its
 //! frame and needs no more stays, as do its general registers.
 
-use gc_preempt::faults::planted;
+use crate::lox::fault::Fault;
 use std::arch::naked_asm;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -50,7 +50,7 @@ const AVX512: u8 = 3;
 
 /// Finds out which vector registers are to be cleared. Each isolate calls it before it runs code.
 pub fn find_vectors() {
-    let vectors = if planted("stale-vectors") {
+    let vectors = if Fault::StaleVectors.planted() {
         0
     } else if is_x86_feature_detected!("avx512f") {
         AVX512

@@ -9,6 +9,7 @@ mod classes;
 pub mod clear;
 pub mod compiler;
 mod expression;
+pub(crate) mod fault;
 pub mod fuzz;
 pub mod interpreter;
 pub mod isolate;

@@ -9,8 +9,8 @@ use super::lookups::Lookups;
 use super::proto::{Cache, Proto};
 use super::runtime;
 use super::value::Value;
+use crate::lox::fault::Fault;
 use gc_core::AttachError;
-use gc_preempt::faults::planted;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -72,8 +72,8 @@ impl Vm {
             program,
             protos: Vec::new(),
             lookups: Lookups::new(),
-            faulty_limit: planted("cached-stack-top"),
-            faulty_operands: planted("stale-interpreted"),
+            faulty_limit: Fault::CachedStackTop.planted(),
+            faulty_operands: Fault::StaleInterpreted.planted(),
             output,
             message: Vec::new(),
             stack_trace: Vec::new(),
@@ -153,7 +153,7 @@ impl Vm {
             let id = self.new_id()?;
             let caches = self.caches.last_mut().expect("just pushed").as_mut_ptr();
             self.protos.push(Box::new(Proto {
-                entry: if planted("stale-native-stack") {
+                entry: if Fault::StaleNativeStack.planted() {
                     interpret_cleared
                 } else {
                     interpret

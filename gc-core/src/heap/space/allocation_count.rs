@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::super::allocation_count::{MOST, PART, Unreported};
 use super::Space;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 
 impl Space {
     /// Counts cells that a mutator got.
@@ -22,7 +22,7 @@ impl Space {
     /// Reports a mutator's unreported count. By the mutator under `no_preempt`, or while it is
     /// stopped.
     pub(crate) fn report(&self, unreported: &Unreported) {
-        if planted("unreported-cells") {
+        if planted(Fault::UnreportedCells) {
             return;
         }
         let cells = unreported.cells.load(Ordering::Relaxed);

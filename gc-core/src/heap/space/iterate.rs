@@ -11,7 +11,7 @@ use super::super::page_runs::{CHUNK_PAGES, State};
 use super::super::page_table::Page;
 use super::super::size_classes::{self, Class, PAGE};
 use super::{Cell, Space};
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::kind::KindId;
 use crate::limits::POISON;
 
@@ -36,7 +36,7 @@ impl Space {
     /// World stopped: calls `f` for every allocated cell, with those in tails of runs, in address
     /// order.
     pub fn for_each_cell(&self, f: &mut dyn FnMut(Cell)) {
-        let _rearranging = (!planted("walk-beside-sweep")).then(|| self.rearranging.lock());
+        let _rearranging = (!planted(Fault::WalkBesideSweep)).then(|| self.rearranging.lock());
         let top = self.page_runs.lock().top();
         let mut page = 0;
         while page < top {
@@ -63,7 +63,7 @@ impl Space {
                 }
             }
             page += pages.max(1);
-            if planted("walk-beside-sweep") && pages >= CHUNK_PAGES / 2 {
+            if planted(Fault::WalkBesideSweep) && pages >= CHUNK_PAGES / 2 {
                 // A pause between two page runs, in which the second one may go.
                 std::thread::sleep(std::time::Duration::from_millis(500));
             }

@@ -12,7 +12,7 @@ use super::super::size_classes::{GRANULE, PAGE};
 use super::super::span_lists::check;
 use super::{Cell, NEVER_TAKEN, Space};
 use crate::error::AllocError;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use crate::kind::KindId;
 use crate::marked::BYTES_A_CELL;
 
@@ -32,7 +32,7 @@ impl Space {
         let pages = self.sites.room(bytes).div_ceil(PAGE).max(1);
         if let Some(limit) = self.hard_limit
             && pages > limit as usize / PAGE
-            && !planted("too-large-collects")
+            && !planted(Fault::TooLargeCollects)
         {
             return Err(AllocError::HeapLimit { limit, bytes });
         }
@@ -82,7 +82,7 @@ impl Space {
         let LargeReservation {
             first, pages, kind, ..
         } = large;
-        if planted("publish-first") {
+        if planted(Fault::PublishFirst) {
             self.allocated_bits().set(first * PAGE);
             self.page_table().set(first, Page::Large { distance: 0 });
             (0..1000).for_each(|_| std::hint::spin_loop());
@@ -94,7 +94,7 @@ impl Space {
         }
         self.note_bits(first);
         self.allocated_bits().set(first * PAGE);
-        if self.is_marking() && !planted("white-runs") {
+        if self.is_marking() && !planted(Fault::WhiteRuns) {
             self.marked_bits().set(first * PAGE);
             self.allocated_black.note_range(first * PAGE / GRANULE, 1);
         }

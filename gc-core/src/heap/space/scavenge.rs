@@ -6,7 +6,7 @@ use super::super::bitmap::PAGES_PER_BITMAP_PAGE;
 use super::super::page_runs::{CHUNK_PAGES, LEAST_PART};
 use super::super::size_classes::PAGE;
 use super::Space;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 
 /// Free page runs that one piece looks at.
 const LOOKS: usize = 256;
@@ -110,7 +110,7 @@ impl Space {
     /// alone has, as whole system pages. They are zero, except records, which have no meaning in
     /// the middle of a page run.
     fn scavenge_tables(&self, first: usize, pages: usize, end: usize) {
-        if planted("tables-kept") {
+        if planted(Fault::TablesKept) {
             return;
         }
         let bitmap_pages = first.div_ceil(PAGES_PER_BITMAP_PAGE)..end / PAGES_PER_BITMAP_PAGE;

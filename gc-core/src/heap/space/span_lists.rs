@@ -9,7 +9,7 @@ use super::super::span_lists::{SiteEntry, SpanLists};
 use super::super::span_reserve::SpanReserve;
 use super::Space;
 use crate::error::AllocError;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 use gc_preempt::MutexGuard;
 
 impl Space {
@@ -18,7 +18,7 @@ impl Space {
     pub(crate) fn lists<'s>(&self, entry: &'s SiteEntry) -> MutexGuard<'s, SpanLists> {
         let mut guard = entry.lists.lock();
         let lists = &mut *guard;
-        if lists.seen != self.swaps.number() && !planted("lists-stale") {
+        if lists.seen != self.swaps.number() && !planted(Fault::ListsStale) {
             let before = lists.unswept.len();
             lists.unswept.append(self.records(), &mut lists.partial);
             lists.unswept.append(self.records(), &mut lists.full);

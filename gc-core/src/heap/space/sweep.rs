@@ -13,7 +13,7 @@ use super::super::page_table::Page;
 use super::super::size_classes::Class;
 use super::super::span_lists::SpanLists;
 use super::Space;
-use crate::fault::planted;
+use crate::fault::{Fault, planted};
 
 /// Spans that one piece sweeps: about 20 us.
 const SPANS_PER_PIECE: usize = 32;
@@ -47,7 +47,7 @@ impl Space {
     pub(crate) fn abandon_marking(&self) {
         // Marks of old cells do not stay: a thread that the child does not have may have been
         // sweeping.
-        let kept = self.keeps_marks() && !planted("marks-kept-in-child");
+        let kept = self.keeps_marks() && !planted(Fault::MarksKeptInChild);
         if self.marking.swap(false, Ordering::Relaxed) || kept {
             self.keep_marks(false);
         }
@@ -168,7 +168,7 @@ impl Space {
     /// calls [`Space::count_swept`] afterwards.
     pub(super) fn pop_unswept(&self, lists: &mut SpanLists, class: &Class) -> Option<usize> {
         let span = lists.unswept.pop(self.records())?;
-        if !planted("unswept-unkept") {
+        if !planted(Fault::UnsweptUnkept) {
             self.keep_span(span, class);
         }
         Some(span)

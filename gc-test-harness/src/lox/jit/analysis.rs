@@ -23,7 +23,7 @@
 
 use std::ops::Range;
 
-use gc_preempt::faults::planted;
+use crate::lox::fault::Fault;
 
 use crate::lox::bytecode::{Capture, Constant, Function, Instruction, Op};
 
@@ -476,7 +476,7 @@ fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: u
     // A closure may read a captured slot at any time.
     let used = |set: &[u64], slot: usize| {
         set[slot / 64] >> (slot % 64) & 1 == 1
-            || function.is_captured(slot) && !planted("captured-unused")
+            || function.is_captured(slot) && !Fault::CapturedUnused.planted()
     };
     let add = |set: &mut [u64], slot: usize| set[slot / 64] |= 1 << (slot % 64);
     let remove = |set: &mut [u64], slot: usize| set[slot / 64] &= !(1 << (slot % 64));

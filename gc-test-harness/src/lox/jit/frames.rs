@@ -10,9 +10,9 @@
 //! that a function was entered with (`Stub::Enter`). Otherwise the value that the slot had lives
 //! for as long as the activation, whatever is assigned.
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder, types};
-use gc_preempt::faults::planted;
 
 use super::analysis::Type;
 use super::helpers::Helper;
@@ -126,7 +126,7 @@ impl Translator<'_, '_, '_, '_> {
         // The interpreter has cleared the slots above those in use.
         let nil = self.constant(Value::NIL);
         for (slot, kind) in unit.analysis.start.iter().enumerate() {
-            if !self.is_captured(slot) && kind.may_refer() && !planted("stale-loop-slots") {
+            if !self.is_captured(slot) && kind.may_refer() && !Fault::StaleLoopSlots.planted() {
                 self.store(nil, base, 8 * slot as i32);
             }
         }

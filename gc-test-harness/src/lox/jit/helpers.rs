@@ -3,9 +3,9 @@
 //! Nearly all are the interpreter's own, in [`runtime`] (some by way of [`sites`]): both tiers fail
 //! with the same words because the same code says them.
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::{Type, types};
 use cranelift_module::FuncId;
-use gc_preempt::faults::planted;
 
 use super::sites;
 use crate::kernels::codegen::{Arena, CodegenError};
@@ -46,7 +46,7 @@ type Row = (&'static str, *const u8, &'static [Type], bool);
 
 /// The function that clears dead native stack before it goes on in `plain`.
 fn cleared(cleared: *const u8, plain: *const u8) -> *const u8 {
-    if planted("stale-native-stack") {
+    if Fault::StaleNativeStack.planted() {
         plain
     } else {
         cleared

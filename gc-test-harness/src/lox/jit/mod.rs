@@ -35,9 +35,9 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::sync::Arc;
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::types;
 use gc_core::jit::{CodeError, CodeGuard, CodeSpec, FrameRule};
-use gc_preempt::faults::planted;
 
 use self::analysis::{Analysis, Type};
 use self::helpers::Helpers;
@@ -323,7 +323,7 @@ impl Jit {
         let contradicted = unit.contradicted.get();
         let finished = defined
             .and_then(|()| self.conclude(vm, &function, contradicted, Purpose::Function(proto)));
-        if finished.is_err() && first && !planted("keep-refused") {
+        if finished.is_err() && first && !Fault::KeepRefused.planted() {
             // Others must not take it for compiled: they would call it without a closure.
             self.compiled.remove(&proto);
         }
@@ -567,7 +567,7 @@ impl Jit {
             function: code.name.clone(),
             why: error.to_string(),
         };
-        if planted("refuse-code") && code.name.contains("refused") {
+        if Fault::RefuseCode.planted() && code.name.contains("refused") {
             return Err(refused(gc_preempt::CodeError::Empty { range: 0..0 }.into()));
         }
         let maps = code.maps()?;

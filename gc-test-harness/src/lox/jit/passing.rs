@@ -6,9 +6,9 @@
 //! live for as long as the call: the outgoing arguments of a frame are scanned conservatively, and
 //! no callee can clear them.
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::{self, InstBuilder, MemFlagsData, Type, types};
 use cranelift_frontend::FunctionBuilder;
-use gc_preempt::faults::planted;
 
 use crate::lox::isolate::VM_PASSED;
 use crate::lox::value::Value;
@@ -23,7 +23,7 @@ pub(super) fn plain() -> MemFlagsData {
 
 /// How many of `count` values travel in registers, behind `fixed` other arguments.
 fn in_registers(fixed: usize, count: usize) -> usize {
-    if planted("stack-arguments") {
+    if Fault::StackArguments.planted() {
         return count;
     }
     count.min(REGISTERS - fixed)

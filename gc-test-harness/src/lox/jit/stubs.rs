@@ -8,11 +8,11 @@
 
 use std::collections::HashMap;
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, BlockArg, InstBuilder, Signature, types};
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::FuncId;
-use gc_preempt::faults::planted;
 
 use super::helpers::{Helper, Helpers};
 use super::passing::{self, plain};
@@ -294,7 +294,7 @@ impl<'f> Maker<'_, '_, 'f, '_> {
             .collect();
         let proto = self.proto(closure);
         let code = self.load(proto, PROTO_FAST_ENTRY);
-        if !planted("stale-arguments") {
+        if !Fault::StaleArguments.planted() {
             self.clear_from(base);
         }
         let result = self.call_fast(&fast, code, closure, &values);

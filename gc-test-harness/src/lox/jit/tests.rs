@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use gc_preempt::faults::planted;
+use crate::lox::fault::Fault;
 
 use super::oracle::{Oracle, Verdict};
 use super::{JitConfig, attach};
@@ -182,7 +182,7 @@ fn h82_a_translation_that_contradicts_its_analysis_is_not_entered() {
 fn h82_contradictions_are_counted() {
     let outcome = run_source(CAPTURED_COPIES.as_bytes(), &compiled(eager()));
     assert_eq!(text(&outcome).0, "584551\ntrue\ntrue\n5\n");
-    assert_eq!(outcome.contradictions > 0, planted("captured-unused"));
+    assert_eq!(outcome.contradictions > 0, Fault::CapturedUnused.planted());
 }
 
 #[test]

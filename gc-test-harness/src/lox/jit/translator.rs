@@ -23,11 +23,11 @@ use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use crate::lox::fault::Fault;
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, BlockArg, FuncRef, InstBuilder, SigRef, types};
 use cranelift_frontend::FunctionBuilder;
 use cranelift_module::FuncId;
-use gc_preempt::faults::planted;
 
 use super::analysis::{Analysis, Form, Type};
 use super::helpers::{Helper, Helpers};
@@ -250,7 +250,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     fn declared_result(&mut self, value: ir::Value) {
-        if !planted("undeclared-results") {
+        if !Fault::UndeclaredResults.planted() {
             self.declared(value);
         }
     }
@@ -270,7 +270,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
             let zero = self.constant(Value::FALSE);
             self.b().ins().iadd(wide, zero)
         } else {
-            let trusted = planted("dead-operands-nil");
+            let trusted = Fault::DeadOperandsNil.planted();
             self.unit
                 .contradicted
                 .set(self.unit.contradicted.get() || !trusted);
@@ -346,7 +346,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     pub(super) fn drop_top(&mut self) {
         self.stack.pop();
         let slot = self.stack.len();
-        if self.is_captured(slot) && !planted("stale-captured-slots") {
+        if self.is_captured(slot) && !Fault::StaleCapturedSlots.planted() {
             let (base, nil) = (self.window(), self.constant(Value::NIL));
             self.store(nil, base, 8 * slot as i32);
         }

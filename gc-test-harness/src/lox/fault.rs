@@ -1,0 +1,20 @@
+//! The cures of the Lox runtime that a test can take out.
+
+gc_preempt::faults! {
+    /// The faults of this crate. `HAZARDS.md` says which test finds which.
+    pub(crate) enum Fault {
+        StaleVectors = "stale-vectors",
+        CapturedUnused = "captured-unused",
+        StaleLoopSlots = "stale-loop-slots",
+        StaleNativeStack = "stale-native-stack",
+        KeepRefused = "keep-refused",
+        RefuseCode = "refuse-code",
+        StackArguments = "stack-arguments",
+        StaleArguments = "stale-arguments",
+        UndeclaredResults = "undeclared-results",
+        DeadOperandsNil = "dead-operands-nil",
+        StaleCapturedSlots = "stale-captured-slots",
+        CachedStackTop = "cached-stack-top",
+        StaleInterpreted = "stale-interpreted",
+    }
+}
