@@ -120,13 +120,13 @@ impl Core<'_> {
             .weak
             .wait(WeakSlot::new(slot, cell.kind), key.wrapping_sub(self.base))
         {
-            // SAFETY: as above.
-            Wait::Entered
-                if unsafe { self.waits(slot, encoding) } && !planted(Fault::StrongPairs) =>
-            {
-                return;
+            Wait::Entered => {
+                // SAFETY: as above.
+                let waits = unsafe { self.waits(slot, encoding) };
+                if waits && !planted(Fault::StrongPairs) {
+                    return;
+                }
             }
-            Wait::Entered => {}
             Wait::NoRoom => self.found(key),
         }
         // SAFETY: as above.
