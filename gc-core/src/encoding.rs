@@ -130,7 +130,13 @@ impl Encodings {
 
     /// The encoding of this number. `None`: it is not a number of this heap. In a stop or out of
     /// it.
+    ///
+    /// Number 0 is [`Encoding::RAW`] in every heap: code that is registered with a
+    /// [`World`](gc_preempt::World) belongs to no heap.
     pub(crate) fn numbered(&self, number: u32) -> Option<Encoding> {
+        if number == 0 {
+            return Some(Encoding::RAW);
+        }
         if number >> TABLE_SHIFT != self.table || self.table == 0 {
             return None;
         }
@@ -217,6 +223,7 @@ mod tests {
             keep: !7,
         };
         let (one, other) = (Encodings::new().unwrap(), Encodings::new().unwrap());
+        assert_eq!(one.numbered(0), Some(Encoding::RAW));
         let number = one.number(odd).unwrap();
         assert_eq!(one.number(odd), Some(number));
         assert_eq!(one.numbered(number), Some(odd));

@@ -547,7 +547,7 @@ fn managed() -> (HoldFn, Range<usize>) {
 }
 
 /// Registers the managed functions, once and for good. Edges of the calling frame's slots have
-/// encoding 0, whatever that is in a heap: the first it was told.
+/// encoding 0, which is [`Encoding::RAW`](gc_core::raw::Encoding::RAW) in every heap.
 fn registered() {
     static GUARDS: OnceLock<(World, [CodeGuard; 2])> = OnceLock::new();
     GUARDS.get_or_init(|| {

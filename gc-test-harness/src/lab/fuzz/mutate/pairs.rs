@@ -116,6 +116,8 @@ impl Graph<'_> {
         let (pair, key, value) = (*pair, *key, *value);
         let slot = (object.address + 2 * pair * WORD) as *const usize;
         let (expected, place) = (self.objects[&key].address, ROOTS + key % SCRATCH);
+        // What stands in the key's place may be all that leads to the cell of the pair.
+        self.hold(ROOTS + (key + 1) % SCRATCH, Some(at));
         let found = mutator.no_preempt(|| {
             // SAFETY: a key's word of a cell that lives.
             let found = unsafe { mutator.load_weak(slot) };
