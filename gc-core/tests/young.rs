@@ -21,6 +21,7 @@ fn heap_with(young: Young, percent: u32) -> (Heap, Kinds, KindId) {
         .reserve(1 << 30)
         .young_collections(young)
         .gc_percent(percent)
+        .poison(true)
         .build()
         .unwrap();
     let kinds = kinds(&heap);
@@ -177,7 +178,7 @@ fn young_pairs_of_the_rest_of_a_run() {
     let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 64);
-    for _ in 0..20 {
+    for _ in 0..100 {
         // The run that these leave is what is allocated from below. They are more than a run has:
         // one that is not refilled goes back.
         std::hint::black_box(pairs(&m, kind, 520));
@@ -264,7 +265,7 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
             let (heap, k, kind) = heap();
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
-            for _ in 0..20 {
+            for _ in 0..80 {
                 // Spans full of cells, of which all but the first few die while the mutator has
                 // begun to fill the gaps between them.
                 let kept = spread(&m, k, kind);
