@@ -98,6 +98,7 @@ fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cyc
         let heap = heap
             .stress(Stress::CONTINUOUS)
             .verify(true)
+            .poison(true)
             .build()
             .unwrap();
         // As many as a page of places has, so that the last one moves beyond those that a stop has
@@ -105,8 +106,8 @@ fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cyc
         let mut roots = make_roots(&heap, 512);
         let begun = heap.stats().collections;
         // This thread is no mutator, so no stop stops it.
-        while_collecting(&heap, begun + 300, || {
-            std::thread::sleep(Duration::from_micros(200));
+        while_collecting(&heap, begun + 1500, || {
+            std::thread::sleep(Duration::from_micros(60));
             roots[511] = roots[511].clone();
         });
         assert!(heap.stats().collections > begun + 20);
