@@ -24,7 +24,7 @@ pub fn files(all: &[Data]) -> Vec<(PathBuf, String)> {
 /// `URGE_RESULTS` is set.
 ///
 /// # Errors
-/// As for [`write`].
+/// As for `write`.
 pub fn record(claims: &[Claim]) -> Result<(), String> {
     if std::env::var_os(RECORD).is_none() {
         return Ok(());
