@@ -194,7 +194,8 @@
 //! worker pool, a foreign call. Then the modules: [`raw`] has what a virtual machine with cells of
 //! its own needs, and [`jit`] what machine code finds and calls. In the source, `heap/` holds
 //! memory and answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
-//! `collector/` is the collector.
+//! `collector/` is the collector. In the repository, `docs/architecture.md` says how they work
+//! together, and `docs/glossary.md` has the terms, each with its source.
 
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 

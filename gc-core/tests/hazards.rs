@@ -1,5 +1,5 @@
-//! The hazards of DESIGN section 8 that a heap can meet by itself: each is run as it is, and again
-//! with its cure taken out.
+//! The hazards of `gc-test-harness/HAZARDS.md` that a heap can meet by itself: each test runs as it
+//! is, and again with its cure taken out.
 
 mod common;
 

@@ -1,5 +1,4 @@
-//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise
-//! (DESIGN section 10, first item, and 7).
+//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise.
 
 mod common;
 

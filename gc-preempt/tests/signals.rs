@@ -1,4 +1,4 @@
-//! What a host and its system do to signals: hazards H1 to H13 of the design, each with its cure
+//! What a host and its system do to signals: hazards H1 to H13, each with its cure
 //! and without.
 
 mod common;
