@@ -192,7 +192,9 @@ fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
                     s.spawn(|| {
                         let m = heap.attach().unwrap();
                         while !done.load(Relaxed) {
-                            m.with_scope(|s| assert!(s.alloc(Named("a name".into())).is_ok()));
+                            m.with_scope(|s| {
+                                assert_eq!(s.alloc(Named("a name".into())).err(), None)
+                            });
                             m.drop_dead_values();
                         }
                     });
