@@ -129,7 +129,7 @@ impl Registrations {
 
     /// Maps the memory of an entry. False: the system has none.
     fn make(&self, at: usize) -> bool {
-        self.0.make(at * 2).is_some()
+        self.0.ensure(at * 2)
     }
 }
 
@@ -165,7 +165,9 @@ impl Finalizers {
             match protected(|| self.try_register(entry)) {
                 Attempt::Done => return true,
                 Attempt::Full => return false,
-                // Outside `no_preempt`, so that no stop waits for the system to map it.
+                // Outside `no_preempt`, so that no stop waits for the system to map it. And outside
+                // the lock: the collector, which takes back chunks that hold nothing, may take this
+                // one back before it is used. The next attempt maps it again.
                 Attempt::Missing(at) => {
                     if !self.registered.make(at) {
                         return false;
@@ -474,6 +476,31 @@ mod tests {
         assert_eq!(judge(&f, |_| true), [vec![], vec![]]);
         assert_eq!(f.publish(), 0);
         assert_eq!((taken(&f), f.waiting()), (vec![48, 80], 0));
+    }
+
+    #[test]
+    fn an_entry_finds_room_though_its_memory_is_taken_back_before_it_is_used() {
+        const ROUNDS: usize = 1000;
+        let queues: Vec<_> = (0..ROUNDS)
+            .map(|_| Finalizers::new(1 << 9).unwrap())
+            .collect();
+        // The queue that both threads are at.
+        let round = core::sync::atomic::AtomicUsize::new(0);
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while let Some(queue) = queues.get(round.load(Ordering::Relaxed)) {
+                    drop(queue.empty_chunk());
+                }
+            });
+            let mut refused = 0;
+            for queue in &queues {
+                let entry = Registration { cell: 16, token: 0 };
+                refused += usize::from(!queue.register(entry));
+                round.fetch_add(1, Ordering::Relaxed);
+                std::thread::yield_now();
+            }
+            assert_eq!(refused, 0);
+        });
     }
 
     #[test]

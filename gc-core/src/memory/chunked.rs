@@ -73,17 +73,24 @@ impl<T: Zeroed> Chunked<T> {
         })
     }
 
+    /// Maps an element's chunk if it does not exist. `false`: the element is beyond the capacity, or
+    /// the system has no memory. Where chunks are taken out meanwhile, the chunk may be gone again.
+    pub(crate) fn ensure(&self, at: usize) -> bool {
+        self.get(at).is_some() || self.map(at)
+    }
+
+    /// `false`: as for [`Chunked::ensure`].
     #[cold]
     #[inline(never)]
-    fn map(&self, at: usize) {
+    fn map(&self, at: usize) -> bool {
         if at >= self.capacity {
-            return;
+            return false;
         }
         let number = at / Self::CHUNK;
         let is_ready =
             number < self.chunks.writable() || self.chunks.make_writable(number + 1).is_ok();
         let Some(map) = is_ready.then(|| Map::new(CHUNK).ok()).flatten() else {
-            return;
+            return false;
         };
         // Release pairs with the Acquire in `get`. If another thread was quicker, this chunk is
         // unmapped again.
@@ -99,6 +106,7 @@ impl<T: Zeroed> Chunked<T> {
             // leaves the chunk for the next time.
             self.high.fetch_max(number + 1, Ordering::Relaxed);
         }
+        true
     }
 
     /// Takes the chunk of element `at` out of the array. Its memory goes back when the result is
