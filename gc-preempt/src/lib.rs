@@ -138,6 +138,8 @@ pub use config::{Config, ConfigError};
 pub use context::{Origin, Registers, Snapshot};
 pub use errors::{AttachError, HandshakeError, SetupError, StopError};
 pub use here::{blocking_here, no_preempt_here};
+#[doc(hidden)]
+pub use lock_order::forget_held_locks;
 pub use members::{ForkHooks, MutatorHooks, World};
 pub use mutator::{InNoPreempt, Mutator, StopHook};
 pub use registry::{MutatorId, in_no_preempt_here};

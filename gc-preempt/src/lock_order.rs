@@ -11,6 +11,15 @@
 
 #[cfg(feature = "faults")]
 pub(crate) use checked::Class;
+#[cfg(feature = "faults")]
+#[doc(hidden)]
+pub use checked::forget_held as forget_held_locks;
+
+/// Nothing, without the feature.
+#[cfg(not(feature = "faults"))]
+#[doc(hidden)]
+#[inline(always)]
+pub fn forget_held_locks() {}
 
 /// Nothing, without the feature.
 #[cfg(not(feature = "faults"))]
@@ -109,19 +118,26 @@ mod checked {
 
         /// The lock is this thread's.
         pub(crate) fn taken(&self) {
-            self.add(1);
+            self.add(|held| held + 1);
         }
 
         /// The lock is about to be free.
         pub(crate) fn left(&self) {
-            self.add(u32::MAX);
+            // 0 stays 0, after `forget_held`.
+            self.add(|held| held.saturating_sub(1));
         }
 
-        fn add(&self, count: u32) {
+        fn add(&self, count: impl Fn(u32) -> u32) {
             if let Some(own) = self.number() {
-                let _ = HELD.try_with(|held| held[own].set(held[own].get().wrapping_add(count)));
+                let _ = HELD.try_with(|held| held[own].set(count(held[own].get())));
             }
         }
+    }
+
+    /// The locks that this thread holds no longer count: those that it takes next belong to another
+    /// heap, and no other thread holds locks of two heaps.
+    pub fn forget_held() {
+        let _ = HELD.try_with(|held| held.iter().for_each(|count| count.set(0)));
     }
 
     /// Was a lock of the class `to` ever taken under one of `from`, or under others that were?

@@ -51,6 +51,8 @@ unsafe fn prepare(data: *mut ()) {
     unsafe {
         let state: &'static State = &*data.cast();
         *state.over_fork.0.get() = Some(Box::new(state.lock_tables()));
+        // Heaps' locks are taken one heap after another, and by no other thread together.
+        gc_preempt::forget_held_locks();
     }
 }
 
