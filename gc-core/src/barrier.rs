@@ -9,10 +9,13 @@
 //!
 //! # Why it must be a unit
 //! ```text
-//!     store(context, slot, value):            a stop here, after the test and before the store, in which the collector turns
-//!         if context.marking { log(*slot) }   marking on, would let the store erase an edge of the snapshot that no log has
+//!     store(context, slot, value):
+//!         if context.marking { log(*slot) }
 //!         *slot = value
 //! ```
+//! A stop between the test and the store, in which the collector turns marking on, would let the
+//! store erase an edge of the snapshot that no log has.
+//!
 //! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the
 //! first instruction. That is right because the inputs stay intact until the last instruction, and
 //! because that last instruction is the one that takes effect: before it nothing happened (a word

@@ -1,9 +1,8 @@
-//! Whether a test has taken a cure out: gc-preempt's switches, under the name that this crate uses
-//! them by.
+//! The faults that a test can plant in this crate, and tables that are changed without a stop.
 
 gc_preempt::faults! {
-    /// The faults of this crate, by the folder that has the cure. `gc-test-harness/HAZARDS.md` says which
-    /// test finds which.
+    /// The faults of this crate, by the folder that has the cure. `gc-test-harness/HAZARDS.md` says
+    /// which test finds which.
     pub(crate) enum Fault {
         // alloc
         NoClear = "no-clear",

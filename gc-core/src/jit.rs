@@ -15,7 +15,7 @@
 //!     start:  mov  cell, [R]                         ; the cursor
 //!             lea  next, [cell + size]
 //!             cmp  next, [R + 8]                     ; the limit
-//!             ja   slow                              ; out of line: call what calls Mutator::alloc_at
+//!             ja   slow                              ; out of line: call Mutator::alloc_at
 //!             mov  [R], next
 //!     end:
 //! ```
@@ -26,14 +26,13 @@
 //! Both units follow the System V convention and may be called from managed code like any C
 //! function:
 //!
-//! | unit | address | rdi | rsi | rdx | result | besides these, clobbers |
-//! |---|---|---|---|---|---|---|
-//! | store | [`store_address`] | `*mut Context` | address of the word | new word | none | rax, rcx, flags |
-//! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax | rcx, flags |
+//! | unit | address | rdi | rsi | rdx | result |
+//! |---|---|---|---|---|---|
+//! | store | [`store_address`] | `*mut Context` | address of the word | new word | none |
+//! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax |
 //!
-//! In truth they clobber nothing else: where the log is full, they save all caller-saved integer
-//! registers they need, but vector registers and r8 to r11 are lost on that path, so a JIT must
-//! treat them as calls.
+//! A JIT treats them as calls. Their short path clobbers rax, rcx and the flags only. Where the log
+//! is full, the other caller-saved registers are lost as well: r8 to r11, and the vectors.
 //!
 //! A code generator that decides the place of every instruction (an assembler, a template JIT) may
 //! have them inline. With `C` the record:
@@ -43,7 +42,7 @@
 //!             mov  t0, [slot]
 //!             mov  t1, [C + CONTEXT_LOG_CURSOR]
 //!             cmp  t1, [C + CONTEXT_LOG_LIMIT]
-//!             je   full                              ; out of line: call the store unit with the same operands, go to `end`
+//!             je   full                          ; out of line: call the store unit, go to `end`
 //!             mov  [t1], t0
 //!             add  t1, 8
 //!             mov  [C + CONTEXT_LOG_CURSOR], t1

@@ -56,15 +56,21 @@
 //!
 //! | | safe | fast | raw |
 //! |---|---|---|---|
-//! | for | a runtime's own structures, natives, an AST interpreter | its hot paths | a VM with tagged words, a JIT |
+//! | for | a runtime's own structures, an AST interpreter | its hot paths | tagged words, a JIT |
 //! | a reference is | [`Local`] in a [`Scope`], [`Root`] anywhere | [`Gc`] | a word |
-//! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`](crate::raw::Kind) |
-//! | allocation | [`Scope::alloc`]: a bump, and a slot of the handle table | [`Mutator::alloc_gc`]: a bump | [`Mutator::alloc_at`], or the instructions of [`jit`] |
-//! | names | [`Scope::alloc`], [`Field::get`], [`Field::set`], [`Heap::root`] | with `_gc`: [`Mutator::alloc_gc`], [`Field::set_gc`], [`Heap::root_gc`] | of cells and words: [`Mutator::alloc`], [`Mutator::write`], [`Heap::raw_root`] |
-//! | an edge is | [`Field`], [`Array`] of them | the same, [`Field::set_gc`] | any word that the kind names, in any [`Encoding`](crate::raw::Encoding) |
+//! | a cell is described by | `#[derive(Trace)]` | the same | a [`Kind`] |
+//! | an allocation is | a bump, and a slot of the handle table | a bump | a bump |
+//! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_at`], or [`jit`] |
+//! | a store is | [`Field::set`] | [`Field::set_gc`] | [`Mutator::write`], or [`jit`] |
+//! | a root is made by | [`Heap::root`] | [`Heap::root_gc`] | [`Heap::raw_root`] |
+//! | an edge is | [`Field`], [`Array`] of them | the same | a word in any [`Encoding`] |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
-//! All three share one heap, and a cell of one may lead to a cell of another.
+//! The fast tier's names end in `_gc`; the raw tier's speak of cells and words. All three share one
+//! heap, and a cell of one may lead to a cell of another.
+//!
+//! [`Kind`]: crate::raw::Kind
+//! [`Encoding`]: crate::raw::Encoding
 //!
 //! **Safe** means: whatever safe code does, nothing dangles. A [`Local`] is rooted until its scope
 //! ends, so it may lie in a `Vec`; the scope's lifetime keeps it from leaving. Fields check by
@@ -96,15 +102,22 @@
 //!
 //! | what | how it is scanned |
 //! |---|---|
-//! | registers, vectors, the innermost frame of each thread | word by word: any word that names a cell, or the inside of one, keeps it |
+//! | registers, vectors, the innermost frame of each thread | word by word |
 //! | frames of registered code at a call | by its stack map, exactly |
 //! | frames of native code (Rust, C) | word by word |
-//! | handles of open scopes, [`Root`], [`RawRoot`](crate::raw::RawRoot) | exactly |
-//! | a declared [`RootRange`](crate::raw::RootRange): an interpreter's own stack | exactly, up to a limit that is valid at every instruction |
-//! | a [`RootCallback`](crate::raw::RootCallback) | as it reports; it may read only what mutators change inside [`no_preempt`](Mutator::no_preempt) |
+//! | handles of open scopes, [`Root`], [`RawRoot`] | exactly |
+//! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to its limit |
+//! | a [`RootCallback`] | as it reports |
 //!
-//! Word by word costs precision, never soundness: a stale word may keep something too long. Nowhere
-//! else does it look: not in malloc's memory, not in statics, not in thread-locals.
+//! Word by word means: any word that names a cell, or the inside of one, keeps that cell. It costs
+//! precision, never soundness: a stale word may keep a cell too long. A range's limit is valid at
+//! every instruction. A callback reads only what mutators change inside
+//! [`no_preempt`](Mutator::no_preempt). The collector looks nowhere else: not in malloc's memory,
+//! not in statics, not in thread-locals.
+//!
+//! [`RawRoot`]: crate::raw::RawRoot
+//! [`RootRange`]: crate::raw::RootRange
+//! [`RootCallback`]: crate::raw::RootCallback
 //!
 //! # Barriers: what a store costs
 //!

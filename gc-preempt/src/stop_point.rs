@@ -5,12 +5,16 @@
 //! wait call [`may_stop`]. It returns how to stop ([`How`]), or the obstacle ([`Obstacle`]). The
 //! thread's record keeps the last obstacle, and the watchdog names it.
 //!
-//! | obstacle | why a stop there would be wrong | what the stopper does |
-//! |---|---|---|
-//! | [`NoPreempt`](Obstacle::NoPreempt) | the thread changes what the stopper reads, or holds a lock that it takes | nothing: the end of the section polls |
-//! | [`UnsafeCode`](Obstacle::UnsafeCode) | no invariant of its owner holds there | signals again |
-//! | [`ForeignStack`](Obstacle::ForeignStack) | a walk would not find the frames of the thread's own stack | signals again |
-//! | [`BehindHandler`](Obstacle::BehindHandler) | the thread would go on in the middle of an unsafe range when the handler returns | signals again |
+//! Why a stop there would be wrong:
+//! * [`NoPreempt`](Obstacle::NoPreempt): the thread changes what the stopper reads, or holds a lock
+//!   that the stopper takes. The end of the section polls.
+//! * [`UnsafeCode`](Obstacle::UnsafeCode): no invariant of the code's owner holds there.
+//! * [`ForeignStack`](Obstacle::ForeignStack): a walk would not find the frames of the thread's own
+//!   stack.
+//! * [`BehindHandler`](Obstacle::BehindHandler): the thread would go on in the middle of an unsafe
+//!   range when the handler returns.
+//!
+//! For the last three the stopper signals again.
 //!
 //! A call is injected only if the handler runs on the thread's alternate stack. Elsewhere the
 //! signal frame lies below the interrupted SP, and the frame of the call would overwrite it.

@@ -20,7 +20,8 @@ static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 /// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
 const USAGE: u8 = 64;
 
-/// Stops threads at any instruction, scans their stacks, collects, and measures how long that takes.
+/// Stops threads at any instruction, scans their stacks, collects, and measures how long that
+/// takes.
 ///
 /// Without a command it runs the demo: managed threads in poll-free loops beside threads that
 /// allocate. A signal stops them all; their stacks are scanned, the heap is collected, and they are

@@ -236,8 +236,8 @@ fn go_pauses(program: &Program, mib: u32, cycles: u32) -> Result<Pauses, String>
     })
 }
 
-/// The most memory that a changing graph takes, in times of its objects: with the table, free cells,
-/// cells that are allocated while it is marked, and the heap's growth.
+/// The most memory that a changing graph takes, in times of its objects: with the table, free
+/// cells, cells that are allocated while it is marked, and the heap's growth.
 const PEAK: u32 = 5;
 
 /// Urge, its heap's memory backed when it is built.

@@ -14,15 +14,15 @@
 //! | `mark` | full markings of a random graph by one marker | `gclab mark 64`, `256`, `1024` |
 //! | `markers` | the same by two markers | `gclab mark 64 --markers 2`, `1024` |
 //! | `memory` | metadata bytes over the heap's | `gclab mark 256 --json`, `gclab churn 64 --json` |
-//! | `pauses` | the longest pause of a cycle while the graph is changed, and utilisation | `gclab mark 64 --concurrent`, `1024`, `4096` |
+//! | `pauses` | the longest pause beside changes | `gclab mark 64 --concurrent`, `1024`, `4096` |
 //! | `churn` | a cache of 256 MiB with replacement | `gclab churn 256` |
 //! | `fragment` | fill with one size, drop nine in ten, fill with another | `gclab fragment 256` |
 //! | `lox` | Lox programs that allocate, with the JIT | `gclab run FILE.lox` |
 //!
 //! `trees`, `mutators` and `churn` time whole processes from start to end, which must all print the
-//! same. That includes Java's start and the processors that Go's collector takes beside the program.
-//! Each peer runs as it is installed; bdwgc runs a second time as near to Urge as it can be set
-//! (`bdwgc, exact sizes`).
+//! same. That includes Java's start and the processors that Go's collector takes beside the
+//! program. Each peer runs as it is installed; bdwgc runs a second time as near to Urge as it can
+//! be set (`bdwgc, exact sizes`).
 //!
 //! Before each process the bench touches as much memory as the process will need and gives it back,
 //! so that no contender waits for the memory of a virtual machine's host (`gclab warm`). Runs whose

@@ -149,8 +149,9 @@ impl HeapBuilder {
     /// let lost: Vec<Gc<u64>> = std::thread::scope(|s| {
     ///     let make = || {
     ///         let mutator = heap.attach().unwrap();
-    ///         // SAFETY: it is not safe: in a Vec it dangles, and this example shows how that is found.
-    ///         (0..100).map(|_| unsafe { mutator.alloc_gc(7u64) }.unwrap()).map(Send).collect::<Vec<_>>()
+    ///         // SAFETY: none: it dangles in a `Vec`, and the example shows how that is found.
+    ///         let make = |_| Send(unsafe { mutator.alloc_gc(7u64) }.unwrap());
+    ///         (0..100).map(make).collect::<Vec<_>>()
     ///     };
     ///     struct Send(Gc<u64>);
     ///     // SAFETY: for this example.

@@ -8,11 +8,12 @@
 //! until all that depends on them has been decided:
 //!
 //! ```text
-//!   ClearWeak   short words and pairs                       marks stay
-//!   Resurrect   finalizable cells are judged                marks stay
-//!               those that died are marked, and traced
-//!   ClearLong   long words; what was met since              marks stay
-//!   QueueForDrop     values that need `Drop` are judged, those that died are marked, and their edges made null: nothing is traced
+//!   ClearWeak      short words and pairs                       marks stay
+//!   Resurrect      finalizable cells are judged                marks stay
+//!                  dead ones are marked, and traced
+//!   ClearLong      long words; what was met since              marks stay
+//!   QueueForDrop   values that need `Drop` are judged          nothing is traced
+//!                  dead ones are marked, their edges made null
 //! ```
 //! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded,
 //! which logs what they lead to. So there is a `Finish` before that, as ever: logs are taken in a

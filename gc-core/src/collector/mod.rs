@@ -1,12 +1,14 @@
 //! A collection, from the request to the last swept span: the phases as a state machine.
 //!
 //! ```text
-//!            request                 resume            stop 2
-//!     Idle ---------> Prepare ==> Scan ---> Mark -----------> Finish ==> ClearWeak ==> Resurrect ==> ClearLong ==> QueueForDrop ==> Flip ---> Sweep --> Idle
-//!                           stop 1           ^                 |  ^                        |                                       resume
-//!                                            '-----------------'  '------------------------'
-//!                                             too much is left:    long weak words may have been loaded
-//!                                             resume, mark on
+//!     Idle -- request --> Prepare ==> Scan ---> Mark -- stop 2 --> Finish ==> ClearWeak
+//!                              stop 1           ^                  |  ^           ||
+//!                                               '------------------'  |           \/
+//!                                    too much is left: mark on        |       Resurrect
+//!                                                                     |           ||
+//!                                  long weak words were loaded: again '-----------||
+//!                                                                                 \/
+//!     Idle <-- Sweep <-- resume -- Flip <== QueueForDrop <==================  ClearLong
 //! ```
 //! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop
 //! is left anywhere from `ClearWeak` to `QueueForDrop`, and `Flip` stops the world again
@@ -32,18 +34,24 @@
 //! is so small that `Finish` succeeds at once, and little dies that has to be looked at.
 //!
 //! # What each phase leaves behind
-//! | after | it holds that |
-//! |---|---|
-//! | Prepare | every span is swept; the spare bitmap is zero, or in a young collection has the marks of all old cells and no others: marking can begin at any time |
-//! | Scan | every cell that a stack or a range names is marked, and so is what mutators will allocate from their present runs; stores are logged |
-//! | Mark | every cell that a root named in stop 1 is marked or logged; no marker knows of a grey cell, but a mutator may, in its log; old cells that may have changed have been followed |
-//! | Finish | mutators are stopped, and no edge leads from a marked cell to an unmarked one |
-//! | ClearWeak | no short weak word of a marked cell leads to an unmarked cell, and no ephemeron's key is unmarked |
-//! | Resurrect | every unmarked cell is without a finalizer; what leads to it is unmarked, or a long weak word |
-//! | ClearLong | no weak word at all leads from a marked cell to an unmarked one |
-//! | QueueForDrop | values that need `Drop` and died are queued for it, and marked, with null edges. Nothing leads to them: weak words have been cleared before, so a value that is about to be dropped cannot be found |
-//! | Flip | allocated cells are exactly those that were marked; the others are free, though no sweep has found them yet; stores are not logged |
-//! | Sweep | allocation finds them |
+//! * **Prepare**: every span is swept. The spare bitmap is zero, or in a young collection has the
+//!   marks of all old cells and no others. Marking can begin at any time.
+//! * **Scan**: every cell that a stack or a range names is marked, and so is what mutators will
+//!   allocate from their present runs. Stores are logged.
+//! * **Mark**: every cell that a root named in stop 1 is marked or logged. No marker knows of a
+//!   grey cell, but a mutator may, in its log. Old cells that may have changed have been followed.
+//! * **Finish**: mutators are stopped, and no edge leads from a marked cell to an unmarked one.
+//! * **ClearWeak**: no short weak word of a marked cell leads to an unmarked cell, and no
+//!   ephemeron's key is unmarked.
+//! * **Resurrect**: every unmarked cell is without a finalizer; what leads to it is unmarked, or a
+//!   long weak word.
+//! * **ClearLong**: no weak word at all leads from a marked cell to an unmarked one.
+//! * **QueueForDrop**: values that need `Drop` and died are queued for it, and marked, with null
+//!   edges. Nothing leads to them: weak words have been cleared before, so a value that is about to
+//!   be dropped cannot be found.
+//! * **Flip**: allocated cells are exactly those that were marked. The others are free, though no
+//!   sweep has found them yet. Stores are not logged.
+//! * **Sweep**: allocation finds the free cells.
 //!
 //! The collector is a thread of its own and never a mutator, so it can be neither stopped nor
 //! waited for by a stop. Between a stop and its resume it calls nothing that takes a lock of the

@@ -159,7 +159,7 @@ mod tests {
     fn the_bits_of_ranges_and_words_are_cleared_and_no_others() {
         let allocated_black = AllocatedBlack::new(1 << 20).unwrap();
         allocated_black.note_range(5, 1);
-        assert_eq!(allocated_black.peak_bytes(), 0, "nobody wants to know");
+        assert_eq!(allocated_black.peak_bytes(), 0, "cells are not noted yet");
         allocated_black.begin(true);
         let bits = Bitmap::new(8).unwrap();
         bits.make_writable(8).unwrap();

@@ -2,7 +2,7 @@
 //! that turn any word into the cell that it names.
 //!
 //! ```text
-//! address range   | span of 16-byte cells | span of 48-byte cells | large object ... | free | never taken
+//! address range   | span of 16-byte cells | span of 48-byte cells | large object | free | unused
 //! page table      one word per 4 KiB: size class, kind, distance to the span's first page
 //! records         32 bytes per 4 KiB, written at the ends of page runs: length, state, links
 //! two bitmaps     one bit per 16 bytes: which cells are allocated, which are marked

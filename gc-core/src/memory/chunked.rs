@@ -73,8 +73,9 @@ impl<T: Zeroed> Chunked<T> {
         })
     }
 
-    /// Maps an element's chunk if it does not exist. `false`: the element is beyond the capacity, or
-    /// the system has no memory. Where chunks are taken out meanwhile, the chunk may be gone again.
+    /// Maps an element's chunk if it does not exist. `false`: the element is beyond the capacity,
+    /// or the system has no memory. Where chunks are taken out meanwhile, the chunk may be gone
+    /// again.
     pub(crate) fn ensure(&self, at: usize) -> bool {
         self.get(at).is_some() || self.map(at)
     }

@@ -107,7 +107,10 @@ fn what_became_old_is_no_reason_to_grow() {
         immutable: live_bytes,
         ..live(live_bytes)
     };
-    assert!(!pacer.ended(&whole).young, "nobody knows how long it lives");
+    assert!(
+        !pacer.ended(&whole).young,
+        "one cycle does not show how long cells live"
+    );
     let plan = pacer.ended(&whole);
     assert!(plan.young && plan.goal == 200 * MIB);
     for old in [110, 150] {

@@ -17,7 +17,7 @@ use gc_preempt::StopReport;
 /// assert_eq!(stats.last.number, 1);
 /// // Nanoseconds, from the request of a stop until the resume.
 /// println!("99 of 100 pauses took less than {} ns", stats.stops.pause.value_at_quantile(0.99));
-/// println!("the collector has had {:.0} % of the processor lately", stats.last.cpu_share() * 100.0);
+/// println!("the collector's part of the time: {:.0} %", stats.last.cpu_share() * 100.0);
 /// # Ok(())
 /// # }
 /// ```

@@ -163,7 +163,8 @@ pub fn wait_for(flag: &AtomicBool) {
 /// Registers code without an owner.
 ///
 /// # Safety
-/// As for `World::register_code`: this program's text stays mapped, and `what` is true of the range.
+/// As for `World::register_code`: this program's text stays mapped, and `what` is true of the
+/// range.
 pub unsafe fn register(world: &World, range: Range<usize>, what: CodeWhat) -> CodeGuard {
     let spec = CodeSpec {
         range,

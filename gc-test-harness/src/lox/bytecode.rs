@@ -33,7 +33,7 @@
 //! | `Call` | a: arguments | callee arg.. -> v |
 //! | `Invoke` | a: arguments, b: cache, c: symbol | receiver arg.. -> v |
 //! | `SuperInvoke` | a: arguments, b: cache, c: symbol | this arg.. superclass -> v |
-//! | `Closure` | c: index into [`Proto::children`](super::proto::Proto); what it captures: [`Function::captures`] | -> closure |
+//! | `Closure` | c: index into the children of the [`Proto`](super::proto::Proto) | -> closure |
 //! | `CloseUpvalue` | | v -> ; the slot was captured at least once |
 //! | `Return` | | v -> (ends the activation) |
 //! | `Class` | b: name in constants, c: fields that its methods set on `this` | -> class |

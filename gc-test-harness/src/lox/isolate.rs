@@ -7,8 +7,8 @@
 //! bounded. The protocol:
 //!
 //! * The caller puts callee (or receiver) and arguments on the value stack from `base` on, below
-//!   the published limit. It checks the number of arguments ("Expected %d arguments but got %d." is an
-//!   error *of the caller's line*).
+//!   the published limit. It checks the number of arguments ("Expected %d arguments but got %d." is
+//!   an error *of the caller's line*).
 //! * The callee's prologue fails with "Stack overflow." (again on the caller's line: it appends no
 //!   trace line of its own) when [`Vm::frame_count`] is [`FRAMES_MAX`]; otherwise it counts itself,
 //!   and counts down again when it leaves.

@@ -1,11 +1,11 @@
 //! Makes random programs: their functions, classes and statements.
 //!
 //! An expression is made of the type (`Ty`) that its place needs, so that most programs get far;
-//! now and then it is of another type, so that errors are met as well. Most functions are short, and
-//! a variable is read seldom: a compiler mistakes most easily a value that nothing reads any more, or
-//! that only a closure reads. (Programs that read every variable again and again have no dead values.
-//! Such programs missed a copy of a parameter that was captured and a parameter that was dead from
-//! then on.)
+//! now and then it is of another type, so that errors are met as well. Most functions are short,
+//! and a variable is read seldom: a compiler mistakes most easily a value that nothing reads any
+//! more, or that only a closure reads. (Programs that read every variable again and again have no
+//! dead values. Such programs missed a copy of a parameter that was captured and a parameter that
+//! was dead from then on.)
 
 use super::maker::{FIELDS, GLOBALS, Inside, Maker, Signature, Ty, Variable, call, get, word};
 use super::tree::{Expr, Function, Program, Stmt};
