@@ -72,6 +72,7 @@ gc_preempt::faults! {
         TablesUnprotected = "tables-unprotected",
         // finalize
         TablesKept = "tables-kept",
+        TrimmedIsFull = "trimmed-is-full",
         // heap
         ShortAllocatedBlack = "short-allocated-black",
         AllocatedBlackForgotten = "allocated-black-forgotten",

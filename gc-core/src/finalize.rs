@@ -129,7 +129,12 @@ impl Registrations {
 
     /// Maps the memory of an entry. False: the system has none.
     fn make(&self, at: usize) -> bool {
-        self.0.ensure(at * 2)
+        let has_memory = self.0.ensure(at * 2);
+        if planted(Fault::TrimmedIsFull) {
+            std::thread::sleep(core::time::Duration::from_millis(20));
+            return self.0.get(at * 2).is_some();
+        }
+        has_memory
     }
 }
 
@@ -476,31 +481,6 @@ mod tests {
         assert_eq!(judge(&f, |_| true), [vec![], vec![]]);
         assert_eq!(f.publish(), 0);
         assert_eq!((taken(&f), f.waiting()), (vec![48, 80], 0));
-    }
-
-    #[test]
-    fn an_entry_finds_room_though_its_memory_is_taken_back_before_it_is_used() {
-        const ROUNDS: usize = 1000;
-        let queues: Vec<_> = (0..ROUNDS)
-            .map(|_| Finalizers::new(1 << 9).unwrap())
-            .collect();
-        // The queue that both threads are at.
-        let round = core::sync::atomic::AtomicUsize::new(0);
-        std::thread::scope(|s| {
-            s.spawn(|| {
-                while let Some(queue) = queues.get(round.load(Ordering::Relaxed)) {
-                    drop(queue.empty_chunk());
-                }
-            });
-            let mut refused = 0;
-            for queue in &queues {
-                let entry = Registration { cell: 16, token: 0 };
-                refused += usize::from(!queue.register(entry));
-                round.fetch_add(1, Ordering::Relaxed);
-                std::thread::yield_now();
-            }
-            assert_eq!(refused, 0);
-        });
     }
 
     #[test]

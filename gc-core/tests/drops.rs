@@ -5,7 +5,7 @@ mod common;
 
 use common::nodes::{Node, apart, churn, heap, message, node};
 use common::wipe_stack;
-use gc_core::{Field, Heap, Mutator, Trace, WeakMap};
+use gc_core::{Field, Heap, Mutator, Stress, Trace, WeakMap};
 use std::cell::OnceCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -91,6 +91,30 @@ fn a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before() {
         "a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before",
         "drop-with-edges",
         dying_values,
+    );
+}
+
+/// The collector takes back the memory of a table that is empty, also where a thread has just asked
+/// for it and not used it yet.
+#[test]
+fn h101_a_value_finds_room_though_the_tables_memory_is_taken_back_at_that_moment() {
+    common::hazard(
+        "h101_a_value_finds_room_though_the_tables_memory_is_taken_back_at_that_moment",
+        "trimmed-is-full",
+        || {
+            let heap = Heap::builder().reserve(1 << 30).stress(Stress::CONTINUOUS);
+            let heap = heap.build().unwrap();
+            let mutator = heap.attach().unwrap();
+            for _ in 0..5 {
+                // Some pieces of the table are used up, and each new one is empty at first.
+                mutator.with_scope(|s| {
+                    let held: Result<Vec<_>, _> = (0..40_000).map(|n| s.alloc(vec![n])).collect();
+                    assert_eq!(held.err(), None);
+                });
+                churn(&mutator);
+                mutator.drop_dead_values();
+            }
+        },
     );
 }
 
