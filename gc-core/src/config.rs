@@ -83,7 +83,7 @@ pub(crate) struct Config {
     /// Stress: collections without a request.
     pub(crate) continuous: bool,
     /// Stress: collections whose phases last.
-    pub(crate) lingering: bool,
+    pub(crate) stress_phases: bool,
 }
 
 impl Default for Config {
@@ -107,7 +107,7 @@ impl Default for Config {
             young: Young::WherePays,
             exact: None,
             continuous: false,
-            lingering: false,
+            stress_phases: false,
         }
     }
 }
@@ -174,7 +174,13 @@ impl Config {
             switch,
             &mut self.continuous,
         )?;
-        set(&get, "URGE_LINGERING", SWITCH, switch, &mut self.lingering)?;
+        set(
+            &get,
+            "URGE_STRESS_PHASES",
+            SWITCH,
+            switch,
+            &mut self.stress_phases,
+        )?;
         set(&get, "URGE_ASYNC", SWITCH, switch, &mut self.signals)?;
         set(&get, "URGE_INJECT", SWITCH, switch, &mut self.inject)?;
         set(

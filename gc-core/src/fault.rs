@@ -58,7 +58,7 @@ gc_preempt::faults! {
         FinalizersFirst = "finalizers-first",
         NoResurrection = "no-resurrection",
         JudgedInStop = "judged-in-stop",
-        HelpersUnheld = "helpers-unheld",
+        AssistsUnheld = "assists-unheld",
         PrintInStop = "print-in-stop",
         WhiteTails = "white-tails",
         HandlesUnscanned = "handles-unscanned",

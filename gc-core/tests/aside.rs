@@ -22,7 +22,7 @@ struct Node {
 
 /// A heap that fills what it frees, and whose cycles keep each phase open for a moment. A thread
 /// that panics ends the process: the others wait for it.
-fn lingering() -> (Heap, Kinds) {
+fn stress_phases() -> (Heap, Kinds) {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
         std::process::abort();
@@ -56,7 +56,7 @@ const ENOUGH: usize = 60;
 
 /// Has a thread wait until it is aside, and come back while a cycle marks, often.
 fn comes_back(what: &(impl Waits + Sync)) {
-    let (heap, k) = lingering();
+    let (heap, k) = stress_phases();
     let (ends, met) = (AtomicBool::new(false), AtomicUsize::new(0));
     // How many times it may have come back.
     let (go, ready) = (AtomicUsize::new(0), Barrier::new(2));
@@ -224,7 +224,7 @@ fn h98_what_a_thread_holds_that_waits_for_long_lives() {
         "h98_what_a_thread_holds_that_waits_for_long_lives",
         "aside-unscanned",
         || {
-            let (heap, k) = lingering();
+            let (heap, k) = stress_phases();
             let (ready, done) = (Barrier::new(3), AtomicBool::new(false));
             std::thread::scope(|s| {
                 s.spawn(|| {

@@ -10,8 +10,8 @@ mod common;
 
 use common::step::{Record, is_marking};
 use common::{
-    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child, lingering,
-    until, until_its_bare_exit, wipe_stack,
+    Kinds, bare_exit, cell, cons, garbage, hazard, hazard_given, hazard_with, in_child,
+    stress_phases, until, until_its_bare_exit, wipe_stack,
 };
 use gc_core::raw::RawRoot;
 use gc_core::{Bytes, Field, Heap, Mutator, Stress, Trace};
@@ -112,7 +112,7 @@ fn check_pair(pair: usize, i: usize) {
 /// them after it.
 fn takers(threads: usize, rounds: usize) {
     const LEN: usize = 3000;
-    let (heap, k) = lingering();
+    let (heap, k) = stress_phases();
     std::thread::scope(|s| {
         for thread in 0..threads {
             let heap = &heap;
@@ -194,7 +194,7 @@ fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
 #[test]
 fn a_stop_does_not_wait_for_mutators_that_help() {
     let name = "a_stop_does_not_wait_for_mutators_that_help";
-    hazard_given(name, "brisk-helpers", "helpers-unheld", &[], || {
+    hazard_given(name, "brisk-helpers", "assists-unheld", &[], || {
         const CYCLES: u32 = 20;
         let (heap, k) = common::continuous();
         let m = heap.attach().unwrap();
@@ -206,7 +206,7 @@ fn a_stop_does_not_wait_for_mutators_that_help() {
             if last.number > seen {
                 seen = last.number;
                 helped += u32::from(last.assist_cells > 0);
-                waited += u32::from(last.stops_on_helpers > 0);
+                waited += u32::from(last.stops_on_assists > 0);
             }
         }
         shelf.check();
@@ -219,7 +219,7 @@ fn a_stop_does_not_wait_for_mutators_that_help() {
 fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts() {
     let name = "what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts";
     hazard(name, "stores-unlogged", || {
-        let (heap, k) = lingering();
+        let (heap, k) = stress_phases();
         let m = heap.attach().unwrap();
         const LEN: usize = 60_000;
         let (mut from, mut to) = (Shelf::new(&m, k, LEN), Shelf::new(&m, k, LEN));
@@ -249,7 +249,7 @@ fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_
 fn what_is_allocated_while_a_cycle_marks_outlives_it() {
     let name = "what_is_allocated_while_a_cycle_marks_outlives_it";
     hazard(name, "white-runs", || {
-        let (heap, k) = lingering();
+        let (heap, k) = stress_phases();
         let m = heap.attach().unwrap();
         const WORDS: usize = 20_000;
         for round in 0..10 {
@@ -290,7 +290,7 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
 /// A thread that comes and goes while a cycle marks, and hands what it has taken to one that was
 /// there before.
 fn comes_and_goes(ends_by_bare_call: bool) {
-    let (heap, k) = lingering();
+    let (heap, k) = stress_phases();
     let m = heap.attach().unwrap();
     const LEN: usize = 500;
     let shelf = Shelf::new(&m, k, LEN);
@@ -349,7 +349,7 @@ fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
         "h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole",
         "cycle-goes-on-in-child",
         || {
-            let (heap, k) = lingering();
+            let (heap, k) = stress_phases();
             let done = AtomicBool::new(false);
             std::thread::scope(|s| {
                 for _ in 0..2 {
@@ -433,7 +433,7 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
         "h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it",
         "stores-unlogged",
         || {
-            let (heap, k) = lingering();
+            let (heap, k) = stress_phases();
             let m = heap.attach().unwrap();
             const LEN: usize = 800;
             // SAFETY: on the stack until it has a root.
@@ -543,7 +543,7 @@ fn finalizable(m: &Mutator, k: Kinds, n: usize) {
 fn what_finalizers_take_while_a_cycle_marks_lives_on() {
     let name = "what_finalizers_take_while_a_cycle_marks_lives_on";
     hazard(name, "taken-unlogged", || {
-        let (heap, k) = lingering();
+        let (heap, k) = stress_phases();
         let m = heap.attach().unwrap();
         const LEN: usize = 1500;
         let shelf = Shelf::new(&m, k, LEN);
@@ -658,7 +658,7 @@ fn droppable(m: &Mutator, n: u64) {
 fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended() {
     let name = "a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended";
     hazard(name, "taken-unlogged", || {
-        let (heap, k) = lingering();
+        let (heap, k) = stress_phases();
         let done = AtomicBool::new(false);
         std::thread::scope(|s| {
             s.spawn(|| {
@@ -708,8 +708,8 @@ fn h29_heaps_with_common_threads_do_not_wait_for_each_other_while_both_mark() {
         "wait-running",
         &[("URGE_ASYNC", "0"), ("URGE_CONTINUOUS", "1")],
         || {
-            let (a, ka) = lingering();
-            let (b, kb) = lingering();
+            let (a, ka) = stress_phases();
+            let (b, kb) = stress_phases();
             std::thread::scope(|s| {
                 for i in 0..4 {
                     let (a, b) = (&a, &b);

@@ -10,7 +10,7 @@ mod common;
 use common::step::{
     Over, Record, TARGET, instructions, meets_target, on_step, stepping, until_a_stop_is_pending,
 };
-use common::{Kinds, cell, cons, garbage, hazard, lingering, until, wipe_stack};
+use common::{Kinds, cell, cons, garbage, hazard, stress_phases, until, wipe_stack};
 use gc_core::raw::RawRoot;
 use gc_core::{Heap, Mutator, jit};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
         "h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot",
         "no-restart",
         || {
-            let (heap, k) = lingering();
+            let (heap, k) = stress_phases();
             let m = heap.attach().unwrap();
             let root = rooted(&m, k.node);
             let slot = root.get().unwrap().cast::<usize>().as_ptr();
@@ -143,7 +143,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
     let name =
         "h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what_it_gives";
     hazard(name, "no-restart", || {
-        let (heap, k) = lingering();
+        let (heap, k) = stress_phases();
         let m = heap.attach().unwrap();
         let root = rooted(&m, k.weak);
         let slot = root.get().unwrap().cast::<usize>().as_ptr();

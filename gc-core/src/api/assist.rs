@@ -13,7 +13,7 @@ use crate::thread::thread_cpu;
 
 /// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where
 /// each is a miss in memory.
-const HELP_PIECE: usize = 128;
+const ASSIST_PIECE: usize = 128;
 
 /// Bytes of an allocation that waits for a collection under way, if it would take the heap past its
 /// goal.
@@ -21,12 +21,12 @@ const LARGE: usize = 1 << 20;
 
 /// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some
 /// tenths of a microsecond, since what waits in a marker's rings goes back to the queue.
-const HELP_TIME: Duration = Duration::from_micros(8);
+const ASSIST_SLICE: Duration = Duration::from_micros(8);
 
 /// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that
-/// [`Mutator::helped`] is judged by. An allocation of 128 KiB may owe 65,536 cells, and in a heap
+/// [`Mutator::assisted`] is judged by. An allocation of 128 KiB may owe 65,536 cells, and in a heap
 /// of some GiB that lies at random a cell takes 100 ns.
-const HELP_MOST: Duration = Duration::from_millis(1);
+const ASSIST_MOST: Duration = Duration::from_millis(1);
 
 impl Mutator {
     /// Before an allocation of `bytes`: asks for a collection if one is due, and goes on, helping
@@ -48,8 +48,8 @@ impl Mutator {
             if !state.concurrent && !self.thread().in_no_preempt() {
                 self.thread().blocking(|| state.requests.wait_for_last());
             }
-        } else if pace.is_helping() {
-            self.help(used, bytes as u64);
+        } else if pace.may_assist() {
+            self.assist(used, bytes as u64);
         } else if pace.must_wait(used) {
             self.wait_a_moment(bytes as u64);
         }
@@ -59,7 +59,7 @@ impl Mutator {
     }
 
     /// Marks, if marking is behind what has been allocated meanwhile.
-    fn help(&self, used: u64, bytes: u64) {
+    fn assist(&self, used: u64, bytes: u64) {
         let (state, record) = (self.heap.state(), self.record());
         let (pace, line) = (&state.pace, state.pace.line());
         let owed = pace.owed(&line, used, bytes, state.queue.large_work());
@@ -82,20 +82,20 @@ impl Mutator {
         let mut left = owed;
         let mut dry = false;
         let mut took = Duration::ZERO;
-        while left != 0 && !dry && took < HELP_MOST {
+        while left != 0 && !dry && took < ASSIST_MOST {
             // A stop waits for a piece, not for all of it. The mutator's own flag says whether
             // there is anything to mark for: it changes in stops only, so not while the marker
             // lives.
             dry = self.thread().no_preempt(|| {
-                if record.marking.load(Ordering::Relaxed) == 0 || !pace.help_begins() {
+                if record.marking.load(Ordering::Relaxed) == 0 || !pace.begin_assist() {
                     return true;
                 }
                 let begun = Instant::now();
                 let mut marker = Marker::new(&state.space, &state.queue, &state.weak);
                 let dry = loop {
-                    let dry = marker.drain_bounded(HELP_PIECE);
-                    left = left.saturating_sub(HELP_PIECE as u64);
-                    if dry || left == 0 || begun.elapsed() > HELP_TIME {
+                    let dry = marker.drain_bounded(ASSIST_PIECE);
+                    left = left.saturating_sub(ASSIST_PIECE as u64);
+                    if dry || left == 0 || begun.elapsed() > ASSIST_SLICE {
                         break dry;
                     }
                 };
@@ -107,22 +107,22 @@ impl Mutator {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 marker.publish();
-                pace.help_ends(marker.marked());
+                pace.end_assist(marker.marked());
                 took += begun.elapsed();
                 dry
             });
         }
         let spent = thread_cpu().saturating_sub(before);
-        pace.help_took(spent);
+        pace.add_assist_time(spent);
         let assist_credit = pacer::assist_credit(spent, line.share(used));
         let now = pace.now();
         record.credit_until.set(now + assist_credit);
-        let mut helped = spent;
+        let mut assisted = spent;
         if dry && line.waits(used) {
             self.wait_a_moment(bytes);
-            helped += pace.now() - now;
+            assisted += pace.now() - now;
         }
-        record.helped.set(record.helped.get() + helped);
+        record.assisted.set(record.assisted.get() + assisted);
     }
 
     /// How long allocations of this mutator have marked for the collector since it attached,
@@ -133,12 +133,12 @@ impl Mutator {
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
     /// let mutator = heap.attach()?;
-    /// assert!(mutator.helped().is_zero(), "nothing was allocated");
+    /// assert!(mutator.assisted().is_zero(), "nothing was allocated");
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[must_use]
-    pub fn helped(&self) -> Duration {
-        Duration::from_nanos(self.record().helped.get())
+    pub fn assisted(&self) -> Duration {
+        Duration::from_nanos(self.record().assisted.get())
     }
 
     /// Lets the collector get on.

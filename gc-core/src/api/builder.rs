@@ -27,7 +27,7 @@ use crate::stats::Ledger;
 /// Configures a [`Heap`]. Made by [`Heap::builder`].
 ///
 /// The environment overrides what is set here, so that a finished program can be looked into:
-/// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_LINGERING`, `URGE_TRACE`,
+/// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_STRESS_PHASES`, `URGE_TRACE`,
 /// `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`,
 /// `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`,
 /// `URGE_PRE_TOUCH`, `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
@@ -46,7 +46,7 @@ pub struct Stress {
     /// a young one; 1 collects at every allocation. In the environment `URGE_GC_EVERY`.
     pub collect_every: Option<u64>,
     /// Collections keep each of their phases open for some hundred microseconds, however small the
-    /// heap is, so that mutators meet them. In the environment `URGE_LINGERING`.
+    /// heap is, so that mutators meet them. In the environment `URGE_STRESS_PHASES`.
     pub phases: bool,
     /// Collections with such phases follow each other without being asked for. In the environment
     /// `URGE_CONTINUOUS`.
@@ -322,7 +322,7 @@ impl HeapBuilder {
     /// ```
     pub fn stress(mut self, stress: Stress) -> Self {
         self.config.collect_every = stress.collect_every;
-        self.config.lingering = stress.phases;
+        self.config.stress_phases = stress.phases;
         self.config.continuous = stress.continuous;
         self
     }
@@ -407,7 +407,7 @@ impl HeapBuilder {
         });
         let state = Arc::new(State {
             shared: shared.clone(),
-            requests: Requests::new(config.continuous, config.lingering),
+            requests: Requests::new(config.continuous, config.stress_phases),
             over_fork: OverFork::default(),
             collector: AtomicUsize::new(0),
             cells: AtomicU64::new(0),

@@ -81,7 +81,7 @@ const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
 
 /// Bytes of the list of cells that were allocated black beyond its present length that stay until
 /// [`Heap::trim`](crate::Heap::trim).
-const BIRTHS_KEPT: u64 = 1 << 20;
+const ALLOCATED_BLACK_KEPT: u64 = 1 << 20;
 
 /// How long until it is looked again whether a heap still needs what it keeps.
 const LOOK_AGAIN: Duration = Duration::from_millis(256);
@@ -89,7 +89,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(256);
 /// Free memory on its way back to the system, while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
-    trickle: ScavengePace,
+    pace: ScavengePace,
     /// What had been allocated since the last collection when this was looked at last.
     allocated: u64,
     /// How long to wait for a collection before more goes back; none: there is nothing to give
@@ -101,7 +101,7 @@ impl Default for Surplus {
     fn default() -> Self {
         Self {
             begun: Instant::now(),
-            trickle: ScavengePace::default(),
+            pace: ScavengePace::default(),
             allocated: 0,
             patience: None,
         }
@@ -127,7 +127,7 @@ impl Surplus {
         };
         self.allocated = allocated;
         let goal = state.pace.goal();
-        let growth = self.trickle.growth(newly, now);
+        let growth = self.pace.growth(newly, now);
         let growth = if planted(Fault::GoalKept) {
             goal
         } else {
@@ -138,7 +138,7 @@ impl Surplus {
             .min(used.saturating_add(growth));
         // But never more than a memory limit leaves.
         let limit = state.pace.memory_limit();
-        let need = need.max(self.trickle.need(peak, now)).min(limit);
+        let need = need.max(self.pace.need(peak, now)).min(limit);
         let touched = if planted(Fault::TouchedGivenBack) {
             0
         } else {
@@ -154,25 +154,25 @@ impl Surplus {
         } else {
             (keep + need / 16, CHUNK)
         };
-        self.trickle
+        self.pace
             .set_surplus(space.free_backed().saturating_sub(keep));
-        let mut most = self.trickle.allowance(now);
+        let mut most = self.pace.allowance(now);
         // Less is left of what may go back than a page: that is no sign of there being nothing
         // more.
         while most >= CHUNK && !state.requests.is_wanted() {
             let bytes = space.scavenge_piece(keep, grain, most);
             if bytes == 0 {
-                space.allocated_black.trim(BIRTHS_KEPT);
+                space.allocated_black.trim(ALLOCATED_BLACK_KEPT);
                 // Nothing more, or nothing that is whole. Time may change that while more is
                 // remembered than is used, and else a collection.
                 self.patience = (need > used).then_some(LOOK_AGAIN);
                 return;
             }
             space.give_up_prefaulted();
-            self.trickle.spend(bytes);
+            self.pace.spend(bytes);
             // A piece between cells may be longer.
             most = most.saturating_sub(bytes);
         }
-        self.patience = Some(self.trickle.patience());
+        self.patience = Some(self.pace.patience());
     }
 }

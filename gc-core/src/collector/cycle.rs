@@ -1,5 +1,5 @@
 //! One collection: its state, and what each phase needs (stops, resumptions, the collector's share
-//! of the processors). `scan.rs`, `tracing.rs`, `judge.rs` and `flip.rs` have the phases.
+//! of the processors). `scan.rs`, `tracing.rs`, `judge.rs` and `swap_bitmaps.rs` have the phases.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -164,7 +164,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
                 Phase::Resurrect => self.resurrect(),
                 Phase::ClearLong => self.clear_long(),
                 Phase::QueueForDrop => self.queue_for_drop(),
-                Phase::Flip => self.flip(),
+                Phase::SwapBitmaps => self.swap_bitmaps(),
                 Phase::Sweep => self.sweep(),
             };
         }
@@ -202,7 +202,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
     /// Stops the world, unless it stands already.
     pub(super) fn stop(&mut self) -> &Stopped<'h> {
         if self.stopped.is_none() {
-            self.stats.stops_on_helpers += u32::from(self.state.pace.hands() != 0);
+            self.stats.stops_on_assists += u32::from(self.state.pace.assisting() != 0);
             match self.state.world.stop() {
                 Ok(stopped) => {
                     self.looked = 0;

@@ -81,7 +81,7 @@ impl Cycle<'_, '_> {
             let marker = &mut cycle.marker;
             drops.keep_piece(most, |cell, moved| match space.resolve(cell) {
                 // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it
-                // is handed out by `flip`.
+                // is handed out by `swap_bitmaps`.
                 Some(cell) if moved => unsafe { marker.strip(cell) },
                 // There was no room: it stays as it is, and what it leads to.
                 Some(cell) => {
@@ -94,7 +94,7 @@ impl Cycle<'_, '_> {
         if self.stopped.is_none() {
             self.account();
         }
-        Phase::Flip
+        Phase::SwapBitmaps
     }
 
     /// Clears the words of a stage.

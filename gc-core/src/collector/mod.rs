@@ -11,7 +11,7 @@
 //!     Idle <-- Sweep <-- resume -- Flip <== QueueForDrop <==================  ClearLong
 //! ```
 //! Mutators run where the arrow is single; `==>` stays in the stop. Where much has died, the stop
-//! is left anywhere from `ClearWeak` to `QueueForDrop`, and `Flip` stops the world again
+//! is left anywhere from `ClearWeak` to `QueueForDrop`, and `SwapBitmaps` stops the world again
 //! (`judge.rs`). Marking takes a snapshot of the heap as it was in stop 1 (Yuasa 1990, "Real-time
 //! garbage collection on general-purpose machines"): what was reachable then is marked, and so is
 //! what was allocated since. These things see to that:
@@ -30,7 +30,7 @@
 //! `Finish` makes sure, with all mutators stopped, that no log holds a word and no marker a cell.
 //! Whatever it finds is traced right there if that takes some ten microseconds, otherwise beside
 //! the mutators again; each such round marks something that the snapshot had, so there is an end to
-//! them. With `URGE_STW=1` mutators stay stopped from `Scan` to `Flip`; so they do while the heap
+//! them. With `URGE_STW=1` mutators stay stopped from `Scan` to `SwapBitmaps`; so they do while the heap
 //! is so small that `Finish` succeeds at once, and little dies that has to be looked at.
 //!
 //! # What each phase leaves behind
@@ -49,7 +49,7 @@
 //! * **QueueForDrop**: values that need `Drop` and died are queued for it, and marked, with null
 //!   edges. Nothing leads to them: weak words have been cleared before, so a value that is about to
 //!   be dropped cannot be found.
-//! * **Flip**: allocated cells are exactly those that were marked. The others are free, though no
+//! * **SwapBitmaps**: allocated cells are exactly those that were marked. The others are free, though no
 //!   sweep has found them yet. Stores are not logged.
 //! * **Sweep**: allocation finds the free cells.
 //!
@@ -61,7 +61,6 @@ mod aside;
 mod background;
 mod beside;
 mod cycle;
-mod flip;
 mod fork;
 mod judge;
 mod pace;
@@ -71,6 +70,7 @@ mod run;
 mod scan;
 mod state;
 mod stress;
+mod swap_bitmaps;
 mod tracing;
 
 pub(crate) use aside::back;

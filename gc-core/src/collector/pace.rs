@@ -6,7 +6,7 @@
 //! marked so far. All of them are hints, each read on its own, so all of it is Relaxed: being late
 //! by a refill, or reading one number of the last plan and one of the next, changes when a mutator
 //! helps and nothing else. Only whether a mutator *may* mark does not hang on them (see
-//! `Mutator::help`), nor whether marking has ended (a stop says that).
+//! `Mutator::assist`), nor whether marking has ended (a stop says that).
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
@@ -41,7 +41,7 @@ pub(crate) struct Pace {
     /// notices until the bitmaps have swapped.
     asked: AtomicBool,
     /// Mutators are to help where marking is behind.
-    helping: AtomicBool,
+    assists: AtomicBool,
     line: Line,
     /// Not beside what is read at every refill.
     work: CachePadded<Work>,
@@ -57,14 +57,14 @@ pub(crate) struct Pace {
 #[derive(Default)]
 struct Work {
     /// Mutators that have a marker in hand.
-    hands: AtomicU64,
+    assisting: AtomicU64,
     /// Cells that the collector's threads have marked in this cycle.
     background: AtomicU64,
     /// Cells and bytes that mutators have.
-    helped_cells: AtomicU64,
-    helped_bytes: AtomicU64,
+    assist_cells: AtomicU64,
+    assist_bytes: AtomicU64,
     /// Nanoseconds that they needed.
-    help: AtomicU64,
+    assist_nanos: AtomicU64,
 }
 
 /// Cells that a mutator marks at a refill, under stress.
@@ -103,7 +103,7 @@ impl Line {
 
 /// What mutators have done for a cycle.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Help {
+pub(crate) struct Assists {
     pub(crate) marked: Marked,
     pub(crate) nanos: u64,
 }
@@ -124,7 +124,7 @@ impl Pace {
             growth: AtomicU64::new(0),
             external: AtomicI64::new(0),
             asked: AtomicBool::new(false),
-            helping: AtomicBool::new(false),
+            assists: AtomicBool::new(false),
             line: Line::default(),
             work: CachePadded::default(),
             memory_limit: policy.memory_limit.unwrap_or(u64::MAX),
@@ -204,7 +204,7 @@ impl Pace {
     pub(crate) fn must_wait(&self, used: u64) -> bool {
         used >= self.hard.load(Ordering::Relaxed)
             && self.asked.load(Ordering::Relaxed)
-            && !self.is_helping()
+            && !self.may_assist()
     }
 
     /// Is a collection wanted or under way, and has the heap grown by what it is meant to grow over
@@ -220,8 +220,8 @@ impl Pace {
 
     /// Are mutators to help where marking is behind?
     #[inline]
-    pub(crate) fn is_helping(&self) -> bool {
-        self.helping.load(Ordering::Relaxed)
+    pub(crate) fn may_assist(&self) -> bool {
+        self.assists.load(Ordering::Relaxed)
     }
 
     /// The line that marking should keep to.
@@ -238,7 +238,7 @@ impl Pace {
             return STRESS;
         }
         let background = self.work.background.load(Ordering::Relaxed);
-        let done = background + self.work.helped_cells.load(Ordering::Relaxed) + large;
+        let done = background + self.work.assist_cells.load(Ordering::Relaxed) + large;
         line.owed(used, done, bytes)
     }
 
@@ -249,38 +249,38 @@ impl Pace {
 
     /// A mutator takes a marker in hand, unless no mutator is to begin to help.
     #[must_use]
-    pub(crate) fn help_begins(&self) -> bool {
-        // SeqCst, this and the next: pair with `hold_help` and `hands`. Either this thread sees
+    pub(crate) fn begin_assist(&self) -> bool {
+        // SeqCst, this and the next: pair with `hold_assists` and `assisting`. Either this thread sees
         // that help is held, or the collector sees the hand.
-        self.work.hands.fetch_add(1, Ordering::SeqCst);
-        let may = self.helping.load(Ordering::SeqCst);
+        self.work.assisting.fetch_add(1, Ordering::SeqCst);
+        let may = self.assists.load(Ordering::SeqCst);
         if !may {
-            self.work.hands.fetch_sub(1, Ordering::Release);
+            self.work.assisting.fetch_sub(1, Ordering::Release);
         }
         may
     }
 
     /// It has put the marker down, and what it had left into the queue.
-    pub(crate) fn help_ends(&self, marked: Marked) {
+    pub(crate) fn end_assist(&self, marked: Marked) {
         self.work
-            .helped_cells
+            .assist_cells
             .fetch_add(marked.cells, Ordering::Relaxed);
         self.work
-            .helped_bytes
+            .assist_bytes
             .fetch_add(marked.bytes, Ordering::Relaxed);
-        // Release pairs with the Acquire of `hands`: a thread that sees the marker gone sees what
+        // Release pairs with the Acquire of `assisting`: a thread that sees the marker gone sees what
         // it left.
-        self.work.hands.fetch_sub(1, Ordering::Release);
+        self.work.assisting.fetch_sub(1, Ordering::Release);
     }
 
     /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
-    pub(super) fn hands(&self) -> u64 {
-        self.work.hands.load(Ordering::SeqCst)
+    pub(super) fn assisting(&self) -> u64 {
+        self.work.assisting.load(Ordering::SeqCst)
     }
 
     /// It needed so long.
-    pub(crate) fn help_took(&self, nanos: u64) {
-        self.work.help.fetch_add(nanos, Ordering::Relaxed);
+    pub(crate) fn add_assist_time(&self, nanos: u64) {
+        self.work.assist_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
     /// Nanoseconds since the heap was built.
@@ -307,21 +307,21 @@ impl Pace {
     /// than its part of the processors.
     pub(super) fn beside(&self) {
         let limiting = self.pacer.lock().is_limiting();
-        self.helping.store(!limiting, Ordering::Relaxed);
+        self.assists.store(!limiting, Ordering::Relaxed);
     }
 
     /// Marking seems to be over: no mutator is to begin to help any more, since a stop would wait
     /// for it. Whether one might have.
-    pub(super) fn hold_help(&self) -> bool {
-        if planted(Fault::HelpersUnheld) {
-            return self.is_helping();
+    pub(super) fn hold_assists(&self) -> bool {
+        if planted(Fault::AssistsUnheld) {
+            return self.may_assist();
         }
-        self.helping.swap(false, Ordering::SeqCst)
+        self.assists.swap(false, Ordering::SeqCst)
     }
 
-    /// It was not over: as it was before [`hold_help`](Self::hold_help).
-    pub(super) fn help_on(&self, might: bool) {
-        self.helping.store(might, Ordering::Relaxed);
+    /// It was not over: as it was before [`hold_assists`](Self::hold_assists).
+    pub(super) fn restore_assists(&self, might: bool) {
+        self.assists.store(might, Ordering::Relaxed);
     }
 
     /// The collector's threads have marked so many cells by now.
@@ -331,22 +331,22 @@ impl Pace {
 
     /// What mutators have done, in the last stop of a cycle; it is forgotten, and no mutator helps
     /// any more.
-    pub(super) fn take_help(&self) -> Help {
-        self.helping.store(false, Ordering::Relaxed);
-        Help {
+    pub(super) fn take_assists(&self) -> Assists {
+        self.assists.store(false, Ordering::Relaxed);
+        Assists {
             marked: Marked {
-                cells: self.work.helped_cells.swap(0, Ordering::Relaxed),
-                bytes: self.work.helped_bytes.swap(0, Ordering::Relaxed),
+                cells: self.work.assist_cells.swap(0, Ordering::Relaxed),
+                bytes: self.work.assist_bytes.swap(0, Ordering::Relaxed),
             },
-            nanos: self.work.help.swap(0, Ordering::Relaxed),
+            nanos: self.work.assist_nanos.swap(0, Ordering::Relaxed),
         }
     }
 
     /// There is no collection under way, and none that was asked for: in the child of a fork.
     pub(crate) fn abandoned(&self) {
-        self.take_help();
+        self.take_assists();
         // The threads that had a marker in hand are gone.
-        self.work.hands.store(0, Ordering::Relaxed);
+        self.work.assisting.store(0, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
     }
 
@@ -405,25 +405,28 @@ mod tests {
     }
 
     #[test]
-    fn nobody_begins_to_help_while_that_is_held() {
+    fn no_assist_begins_while_they_are_held() {
         let heap = Heap::builder().reserve(1 << 30).build().unwrap();
         let m = heap.attach().unwrap();
         let node = heap.kind(Kind::words_at("node", &[0], Encoding::RAW));
         let filler = heap.kind(Kind::leaf("filler")).unwrap();
         let context = fall_behind(&m, node.unwrap());
         let pace = &heap.state().pace;
-        let helped_for = || {
+        let assist_time = || {
             for _ in 0..100 {
                 // SAFETY: no collection happens.
                 unsafe { m.alloc(filler, 1024) }.unwrap();
             }
-            pace.work.help.swap(0, Ordering::Relaxed)
+            pace.work.assist_nanos.swap(0, Ordering::Relaxed)
         };
-        let might = pace.hold_help();
-        assert_eq!((might, helped_for()), (true, 0));
-        assert!(!pace.help_begins() && pace.hands() == 0, "not even a piece");
-        pace.help_on(might);
-        assert!(helped_for() > 0, "nobody has helped");
+        let might = pace.hold_assists();
+        assert_eq!((might, assist_time()), (true, 0));
+        assert!(
+            !pace.begin_assist() && pace.assisting() == 0,
+            "not even a piece"
+        );
+        pace.restore_assists(might);
+        assert!(assist_time() > 0, "no mutator has assisted");
         context.marking.store(0, Ordering::Relaxed);
     }
 

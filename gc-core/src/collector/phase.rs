@@ -14,6 +14,6 @@ pub(crate) enum Phase {
     Resurrect,
     ClearLong,
     QueueForDrop,
-    Flip,
+    SwapBitmaps,
     Sweep,
 }

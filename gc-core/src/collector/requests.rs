@@ -20,7 +20,7 @@ pub(crate) struct Requests {
     /// Stress: collections follow each other, whether a thread asks or not.
     continuous: bool,
     /// Stress: they keep their phases open.
-    lingering: bool,
+    stress_phases: bool,
     pub(crate) state: Mutex<Wanted>,
     /// The next collection is to take back what mutators inside `blocking` have of the heap and do
     /// not use.
@@ -60,17 +60,17 @@ pub(super) enum Next {
 }
 
 impl Requests {
-    pub(crate) fn new(continuous: bool, lingering: bool) -> Self {
+    pub(crate) fn new(continuous: bool, stress_phases: bool) -> Self {
         Self {
             continuous,
-            lingering: continuous || lingering,
+            stress_phases: continuous || stress_phases,
             ..Self::default()
         }
     }
 
     /// Whether mutators are to meet every phase.
     pub(super) fn linger(&self) -> bool {
-        self.lingering
+        self.stress_phases
     }
 
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, Wanted> {

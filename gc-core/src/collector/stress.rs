@@ -1,4 +1,4 @@
-//! What a `lingering` heap does to its mutators, and a `continuous` one besides collecting all the
+//! What a `stress_phases` heap does to its mutators, and a `continuous` one besides collecting all the
 //! time: it keeps every phase of a cycle open for long enough that they meet it, however small the
 //! heap is.
 //!

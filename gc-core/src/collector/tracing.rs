@@ -50,7 +50,7 @@ impl Cycle<'_, '_> {
         self.mark_ready();
         loop {
             if let Some(might) = self.held.take() {
-                self.state.pace.help_on(might);
+                self.state.pace.restore_assists(might);
             }
             let roots_left = self.scan_beside();
             self.marker.follow_old(&mut self.old, PIECE_CELLS);
@@ -65,7 +65,7 @@ impl Cycle<'_, '_> {
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 {
-                self.held = Some(self.state.pace.hold_help());
+                self.held = Some(self.state.pace.hold_assists());
                 if !self.work_comes_back() && self.workers.close(&mut self.marker) {
                     self.select();
                     self.account();
@@ -99,7 +99,7 @@ impl Cycle<'_, '_> {
     /// meanwhile wants a processor, perhaps this one.
     pub(super) fn work_comes_back(&self) -> bool {
         let begun = Instant::now();
-        while self.state.pace.hands() != 0 && self.state.queue.is_empty() {
+        while self.state.pace.assisting() != 0 && self.state.queue.is_empty() {
             match begun.elapsed() {
                 soon if soon < HANDS_SOON => std::thread::yield_now(),
                 late if late < HANDS => std::thread::sleep(HANDS_SOON),

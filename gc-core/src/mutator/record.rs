@@ -48,8 +48,8 @@ pub struct Context {
     thread: OnceCell<gc_preempt::Mutator>,
     /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
     pub(crate) credit_until: Cell<u64>,
-    /// Nanoseconds for which it has helped, and waited after that.
-    pub(crate) helped: Cell<u64>,
+    /// Nanoseconds for which it has assisted, and waited after that.
+    pub(crate) assisted: Cell<u64>,
     /// Inside `blocking`, but it is not idle there.
     pub(crate) is_busy: AtomicBool,
     /// The collection that has scanned it while it was set aside, by [`Shared::scan`]. Under the
@@ -109,7 +109,7 @@ impl Context {
             local,
             thread: OnceCell::new(),
             credit_until: Cell::new(0),
-            helped: Cell::new(0),
+            assisted: Cell::new(0),
             is_busy: AtomicBool::new(false),
             scanned_in: AtomicU64::new(0),
             place: Cell::new(usize::MAX),

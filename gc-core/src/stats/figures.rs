@@ -140,7 +140,7 @@ pub struct CollectionStats {
     pub deferrals: u32,
     /// Stops that were requested while a mutator assisted: they waited until its cells were in the
     /// queue.
-    pub stops_on_helpers: u32,
+    pub stops_on_assists: u32,
     /// Frames whose references a stack map named.
     pub frames_precise: u32,
     /// Frames that were scanned word by word.

@@ -289,7 +289,10 @@ impl<'g> Program<'g> {
             if !quiet {
                 turns += u64::from(TURNS);
                 // Relaxed: written by the collector while this thread is stopped.
-                gauge.add(marking.load(Ordering::Relaxed) != 0, self.mutator.helped());
+                gauge.add(
+                    marking.load(Ordering::Relaxed) != 0,
+                    self.mutator.assisted(),
+                );
             }
         }
         if !was_quiet {
@@ -501,7 +504,7 @@ impl fmt::Display for Outcome {
         )?;
         writeln!(
             f,
-            "{:.3} s of processors collected in {:.3} s, and the mutator helped for {:.3} s",
+            "{:.3} s of processors collected in {:.3} s, and the mutator assisted for {:.3} s",
             self.collecting.0.as_secs_f64(),
             self.turning.as_secs_f64(),
             self.collecting.1.as_secs_f64(),

@@ -33,7 +33,7 @@ pub struct Gauge {
     held: Vec<u32>,
     flags: Vec<u8>,
     last: usize,
-    helped: Duration,
+    assisted: Duration,
 }
 
 impl Gauge {
@@ -46,7 +46,7 @@ impl Gauge {
             held: vec![0; MOST],
             flags: vec![0; MOST],
             last: 0,
-            helped: Duration::ZERO,
+            assisted: Duration::ZERO,
         }
     }
 
@@ -59,19 +59,19 @@ impl Gauge {
         ((time.as_nanos() / TICK.as_nanos()) as usize).min(MOST - 1)
     }
 
-    /// A piece of work has been done, inside a collection or not, by a program that has `helped`
+    /// A piece of work has been done, inside a collection or not, by a program that has `assisted`
     /// for so long in all.
     #[inline]
-    pub fn add(&mut self, collecting: bool, helped: Duration) {
+    pub fn add(&mut self, collecting: bool, assisted: Duration) {
         let now = self.start.elapsed();
         let tick = Self::tick(now);
         self.work[tick] += 1;
         self.flags[tick] |= u8::from(collecting) * COLLECTING;
         self.last = tick;
-        if helped > self.helped {
-            let help = helped - self.helped;
-            self.hold(now.saturating_sub(help), help);
-            self.helped = helped;
+        if assisted > self.assisted {
+            let assist = assisted - self.assisted;
+            self.hold(now.saturating_sub(assist), assist);
+            self.assisted = assisted;
         }
     }
 
@@ -186,7 +186,7 @@ impl Gauge {
 /// What a program had of its windows, each way.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Windows {
-    /// What stops and help left of them, while a collection was under way.
+    /// What stops and assist left of them, while a collection was under way.
     pub utilisation: Shares,
     /// Its progress meanwhile, over what is usual while none is.
     pub progress: Shares,

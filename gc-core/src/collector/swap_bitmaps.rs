@@ -1,4 +1,4 @@
-//! `Flip` and `Sweep`: the bitmaps swap, mutators go on, and dead cells are found free.
+//! `SwapBitmaps` and `Sweep`: the bitmaps swap, mutators go on, and dead cells are found free.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -12,7 +12,7 @@ use crate::pacer;
 use crate::weak::IDLE;
 
 impl Cycle<'_, '_> {
-    pub(super) fn flip(&mut self) -> Phase {
+    pub(super) fn swap_bitmaps(&mut self) -> Phase {
         let state = self.state;
         self.stop();
         if let Some(verify) = &state.verify {
@@ -27,9 +27,9 @@ impl Cycle<'_, '_> {
         let handed = state.handed();
         // What was handed out during marking is black, whether it has been allocated yet or not.
         let born = handed.less(self.handed);
-        let help = state.pace.take_help();
+        let assists = state.pace.take_assists();
         let logged = state.log.overflowed_marks();
-        let by_mutators = help.marked + logged;
+        let by_mutators = assists.marked + logged;
         let marked = self.marker.marked() + by_mutators;
         let found = self.kept + marked;
         let stats = &mut self.stats;
@@ -40,8 +40,8 @@ impl Cycle<'_, '_> {
         state.cells.store(allocated.cells, Ordering::Relaxed);
         stats.mark = self.marking_since.elapsed();
         stats.end_bytes = state.pace.used(handed.bytes);
-        stats.assist = Duration::from_nanos(help.nanos);
-        stats.assist_cells = help.marked.cells;
+        stats.assist = Duration::from_nanos(assists.nanos);
+        stats.assist_cells = assists.marked.cells;
         stats.bytes_born = born.bytes;
         let helpers = self.workers.take_work();
         stats.markers = 1 + helpers.helpers;
@@ -70,7 +70,7 @@ impl Cycle<'_, '_> {
             assisted: by_mutators.cells,
             beside: stats.mark_concurrent.as_nanos() as u64,
             running: self.running,
-            assist: help.nanos,
+            assist: assists.nanos,
             cost: cpu + helpers.cpu + pauses * u64::from(self.running),
             interval,
             forced: self.forced,
@@ -116,7 +116,7 @@ impl Cycle<'_, '_> {
     pub(super) fn settle_owned(&mut self, young_next: bool) -> usize {
         let state = self.state;
         let Some(stopped) = &self.stopped else {
-            unreachable!("flipped without a stop")
+            unreachable!("the bitmaps swap without a stop")
         };
         // Those that are aside may all come back before the next look, and claim and hand out as
         // much as any other.
