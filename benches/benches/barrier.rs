@@ -36,11 +36,13 @@ fn with_cell<R>(f: impl FnOnce(&Mutator, *mut usize, usize) -> R) -> R {
     // SAFETY: the cells are kept by their handles, and an array needs no least size.
     unsafe {
         let cell = mutator
-            .alloc(kind, WORDS * size_of::<usize>())
+            .alloc_raw(kind, WORDS * size_of::<usize>())
             .expect("room");
-        let _root = mutator.raw_root(cell).expect("a handle");
-        let target = mutator.alloc(kind, 2 * size_of::<usize>()).expect("room");
-        let _target = mutator.raw_root(target).expect("a handle");
+        let _root = mutator.root_raw(cell).expect("a handle");
+        let target = mutator
+            .alloc_raw(kind, 2 * size_of::<usize>())
+            .expect("room");
+        let _target = mutator.root_raw(target).expect("a handle");
         f(&mutator, cell.as_ptr().cast(), target.as_ptr() as usize)
     }
 }

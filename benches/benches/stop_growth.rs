@@ -278,7 +278,7 @@ fn make_finalizers(
     for i in 0..count {
         // SAFETY: the cell is in this thread's registers until it is kept or forgotten.
         unsafe {
-            let cell = mutator.alloc(kind, 16).expect("room");
+            let cell = mutator.alloc_raw(kind, 16).expect("room");
             assert!(mutator.register_finalizer(cell, i).is_ok());
             keep(i, cell.as_ptr() as usize);
         }
@@ -291,8 +291,8 @@ fn finalizers(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Ve
         .expect("a kind");
     // SAFETY: the table is rooted before it is filled, and its cells are its own.
     let stops = unsafe {
-        let table = mutator.alloc(table, 8 * count.max(1)).expect("room");
-        let root = mutator.raw_root(table).expect("a root");
+        let table = mutator.alloc_raw(table, 8 * count.max(1)).expect("room");
+        let root = mutator.root_raw(table).expect("a root");
         let word = table.as_ptr().cast::<usize>();
         make_finalizers(heap, mutator, count, |i, cell| {
             mutator.write(word.add(i), cell)
@@ -355,7 +355,7 @@ fn sites(heap: &Heap, mutator: &Mutator, count: usize, rounds: usize) -> Vec<Dur
             .kind(Kind::leaf(format!("kind {number}")))
             .expect("a kind");
         // SAFETY: the cell is garbage at once.
-        unsafe { mutator.alloc(kind, 16).expect("room") };
+        unsafe { mutator.alloc_raw(kind, 16).expect("room") };
     }
     ordinary(heap, mutator, rounds)
 }

@@ -313,7 +313,7 @@ mod tests {
             let heap = m.heap();
             let leaf = heap.kind(crate::raw::Kind::leaf("leaf")).unwrap();
             // SAFETY: no collection happens.
-            let cell = || unsafe { m.alloc(leaf, 16) }.unwrap().as_ptr() as usize;
+            let cell = || unsafe { m.alloc_raw(leaf, 16) }.unwrap().as_ptr() as usize;
             let cells: Vec<usize> = (0..5 * LOG_WORDS + 3).map(|_| cell()).collect();
             let (space, log) = (&context.shared.space, &context.shared.log);
             context.marking.store(1, Ordering::Relaxed);
@@ -381,18 +381,21 @@ mod tests {
             ) {
                 // SAFETY: live cells of the sizes asked for.
                 unsafe {
-                    m.write(holder, m.alloc(node, 16).unwrap().as_ptr() as usize | 1);
-                    m.write(weak, m.alloc(node, 32).unwrap().as_ptr() as usize);
+                    m.write(holder, m.alloc_raw(node, 16).unwrap().as_ptr() as usize | 1);
+                    m.write(weak, m.alloc_raw(node, 32).unwrap().as_ptr() as usize);
                     for i in 1..ENTRIES {
-                        m.write(weak.add(i), m.alloc(node, 64).unwrap().as_ptr() as usize);
+                        m.write(
+                            weak.add(i),
+                            m.alloc_raw(node, 64).unwrap().as_ptr() as usize,
+                        );
                     }
                 }
             }
             // SAFETY: live cells of the sizes asked for, on this stack.
             unsafe {
-                let holder = m.alloc(node, 16).unwrap().as_ptr().cast::<usize>();
+                let holder = m.alloc_raw(node, 16).unwrap().as_ptr().cast::<usize>();
                 let weak = m
-                    .alloc(table, 8 * ENTRIES)
+                    .alloc_raw(table, 8 * ENTRIES)
                     .unwrap()
                     .as_ptr()
                     .cast::<usize>();

@@ -47,33 +47,18 @@ impl Dying {
         })
     }
 
-    /// Runs `drop`, which drops the value at these addresses.
-    ///
-    /// # Panics
-    /// If 65,536 values are being dropped already.
-    pub(crate) fn during(&self, addresses: Range<usize>, drop: impl FnOnce()) {
-        /// Ends it, also where `drop` panics.
-        struct End<'a>(&'a Dying, usize);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                protected(|| self.0.values.lock().take(self.1));
-                self.0.count.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
+    /// A place for a value that is to be dropped. `None` while 65,536 values are being dropped, or
+    /// where the system has no memory for the table.
+    pub(crate) fn place(&self) -> Option<Place<'_>> {
         // SAFETY: no arguments, no memory.
         let owner = unsafe { libc::pthread_self() } as usize;
+        let addresses = 0..0;
         let value = Value { addresses, owner };
-        let Ok(at) = protected(|| self.values.lock().add(value)) else {
-            panic!(
-                "{AT_ONCE} values are being dropped at once: a Drop drops dead values again and again"
-            );
-        };
+        let at = protected(|| self.values.lock().add(value)).ok()?;
         // Relaxed, here and everywhere: a thread that can reach the value has been handed it by the
         // one that counts it.
         self.count.fetch_add(1, Ordering::Relaxed);
-        let end = End(self, at);
-        drop();
-        core::mem::drop(end);
+        Some(Place { dying: self, at })
     }
 
     /// Whether the `Drop` of the value around `address` runs.
@@ -121,6 +106,32 @@ impl Dying {
     }
 }
 
+/// A place in the table, for one value.
+pub(crate) struct Place<'a> {
+    dying: &'a Dying,
+    at: usize,
+}
+
+impl Place<'_> {
+    /// Runs `drop`, which drops the value at these addresses.
+    pub(crate) fn during(self, addresses: Range<usize>, drop: impl FnOnce()) {
+        protected(|| {
+            if let Some(value) = self.dying.values.lock().get(self.at) {
+                value.addresses = addresses;
+            }
+        });
+        // The place is free again at the end, also where `drop` panics.
+        drop();
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        protected(|| self.dying.values.lock().take(self.at));
+        self.dying.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -130,10 +141,18 @@ mod tests {
     fn a_value_is_dying_while_its_drop_runs_and_no_longer() {
         let dying = Dying::new().unwrap();
         let has = |at| dying.has(at);
-        dying.during(16..48, || {
+        dying.place().unwrap().during(16..48, || {
             assert!([15, 16, 47, 48].map(has) == [false, true, true, false]);
-            dying.during(96..112, || assert!(has(32) && has(100)));
-            let panics = || dying.during(64..80, || panic!("a Drop that panics"));
+            dying
+                .place()
+                .unwrap()
+                .during(96..112, || assert!(has(32) && has(100)));
+            let panics = || {
+                dying
+                    .place()
+                    .unwrap()
+                    .during(64..80, || panic!("a Drop that panics"))
+            };
             assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
             assert!(has(32) && !has(100) && !has(64));
         });
@@ -145,7 +164,7 @@ mod tests {
         let dying = Dying::new().unwrap();
         // SAFETY: no arguments, no memory.
         let me = unsafe { libc::pthread_self() } as usize;
-        dying.during(16..48, || {
+        dying.place().unwrap().during(16..48, || {
             dying.forked(me);
             assert!(dying.has(32));
             dying.forked(me + 1);

@@ -120,7 +120,7 @@ impl Kind {
     /// let text = "not cleared, but copied at once";
     /// // SAFETY: a leaf; all bytes that will be read are written, and the cell is on this stack meanwhile.
     /// unsafe {
-    ///     let cell = mutator.alloc(string, text.len())?;
+    ///     let cell = mutator.alloc_raw(string, text.len())?;
     ///     cell.as_ptr().copy_from_nonoverlapping(text.as_ptr(), text.len());
     /// }
     /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -285,7 +285,7 @@ impl Kind {
     /// unsafe {
     ///     let mut list = 0;
     ///     for _ in 0..1000 {
-    ///         let cell = mutator.alloc(pair, 16)?.cast::<usize>();
+    ///         let cell = mutator.alloc_raw(pair, 16)?.cast::<usize>();
     ///         cell.add(1).write(list);
     ///         list = cell.as_ptr() as usize;
     ///     }

@@ -62,7 +62,7 @@
 //! | an allocation is | a bump, and a slot of the handle table | a bump | a bump |
 //! | it is made by | [`Scope::alloc`] | [`Mutator::alloc_gc`] | [`Mutator::alloc_at`], or [`jit`] |
 //! | a store is | [`Field::set`] | [`Field::set_gc`] | [`Mutator::write`], or [`jit`] |
-//! | a root is made by | [`Heap::root`] | [`Heap::root_gc`] | [`Heap::raw_root`] |
+//! | a root is made by | [`Heap::root`] | [`Heap::root_gc`] | [`Heap::root_raw`] |
 //! | an edge is | [`Field`], [`Array`] of them | the same | a word in any [`Encoding`] |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!

@@ -2,7 +2,7 @@
 //!
 //! A cell is described by a [`Kind`], which [`Heap::kind`](crate::Heap::kind) registers. An edge is
 //! one aligned word in an [`Encoding`]. Cells come from
-//! [`Mutator::alloc`](crate::Mutator::alloc), or by a [`Site`] from
+//! [`Mutator::alloc_raw`](crate::Mutator::alloc_raw), or by a [`Site`] from
 //! [`Mutator::alloc_at`](crate::Mutator::alloc_at). A published cell's edges are changed by
 //! [`Mutator::write`](crate::Mutator::write), the write barrier. Roots are registers, stacks,
 //! [`RawRoot`]s, [`RootRange`]s and what [`RootCallback`]s report.
@@ -20,8 +20,8 @@
 //! let mutator = heap.attach()?;
 //! // SAFETY: the cells are of this heap and large enough; the stack roots them.
 //! unsafe {
-//!     let first = mutator.alloc(pair, 16)?.cast::<usize>();
-//!     let second = mutator.alloc(pair, 16)?.cast::<usize>();
+//!     let first = mutator.alloc_raw(pair, 16)?.cast::<usize>();
+//!     let second = mutator.alloc_raw(pair, 16)?.cast::<usize>();
 //!     mutator.write(first.as_ptr(), second.as_ptr() as usize | 1);
 //!     assert_eq!(first.read(), second.as_ptr() as usize | 1);
 //! }

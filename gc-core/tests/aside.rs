@@ -193,7 +193,7 @@ impl Waits for Roots {
         #[inline(never)]
         fn root(m: &Mutator, kept: &AtomicUsize) -> RawRoot {
             // SAFETY: alive, since the caller's variable names it until it has a root.
-            let root = unsafe { m.heap().raw_root(common::cell(kept.load(SeqCst))) }.unwrap();
+            let root = unsafe { m.heap().root_raw(common::cell(kept.load(SeqCst))) }.unwrap();
             kept.store(0, SeqCst);
             root
         }
@@ -330,7 +330,11 @@ fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
         s.spawn(|| {
             let m = heap.attach().unwrap();
             // SAFETY: on the stack, which is scanned, where they are needed.
-            let alloc = |i: usize| unsafe { m.alloc(kinds[i], 16) }.unwrap().cast::<usize>();
+            let alloc = |i: usize| {
+                unsafe { m.alloc_raw(kinds[i], 16) }
+                    .unwrap()
+                    .cast::<usize>()
+            };
             for i in 0..KINDS {
                 std::hint::black_box(alloc(i));
             }

@@ -105,7 +105,7 @@ fn handles_keep_cells_from_anywhere() {
             let m = heap.attach().unwrap();
             // SAFETY: each list's head is on the stack when it gets its handle.
             (1..=20)
-                .map(|n| unsafe { m.raw_root(cell(list(&m, k, n))).unwrap() })
+                .map(|n| unsafe { m.root_raw(cell(list(&m, k, n))).unwrap() })
                 .collect()
         })
         .join()
@@ -206,7 +206,7 @@ fn large_cells_live_and_die_too() {
     let words = 100_000;
     // SAFETY: the array is on the stack; a node fits each word.
     let array = unsafe {
-        m.alloc(k.array, words * 8)
+        m.alloc_raw(k.array, words * 8)
             .unwrap()
             .as_ptr()
             .cast::<usize>()
@@ -221,7 +221,7 @@ fn large_cells_live_and_die_too() {
     for _ in 0..20 {
         // SAFETY: dies at once.
         unsafe {
-            m.alloc(k.leaf, 3 << 20)
+            m.alloc_raw(k.leaf, 3 << 20)
                 .unwrap()
                 .as_ptr()
                 .write_bytes(0xee, 3 << 20)
@@ -249,7 +249,7 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     let mut head = 0;
     let error = loop {
         // SAFETY: the list is on the stack.
-        match unsafe { m.alloc(k.node, 16) } {
+        match unsafe { m.alloc_raw(k.node, 16) } {
             // SAFETY: a new node.
             Ok(new) => unsafe {
                 new.cast::<usize>().write(head);
@@ -261,7 +261,7 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
     assert!(heap.stats().used_bytes <= 8 << 20);
     // SAFETY: would die at once.
-    assert!(unsafe { m.alloc(k.leaf, 9 << 20) }.is_err());
+    assert!(unsafe { m.alloc_raw(k.leaf, 9 << 20) }.is_err());
     std::hint::black_box(&mut head);
     head = 0;
     std::hint::black_box(&mut head);
@@ -450,7 +450,7 @@ fn the_last_handle_ends_the_collectors_thread() {
     assert_eq!(threads(), before + 1);
     let m = heap.attach().unwrap();
     // SAFETY: on the stack.
-    let root = unsafe { m.raw_root(cell(list(&m, k, 3))).unwrap() };
+    let root = unsafe { m.root_raw(cell(list(&m, k, 3))).unwrap() };
     drop(heap);
     m.collect();
     drop(m);
@@ -591,9 +591,9 @@ fn h39_allocating_and_collecting_keep_errno() {
                             // SAFETY: they die at once.
                             keeps_errno(|| unsafe {
                                 for _ in 0..50 {
-                                    m.alloc(k.leaf, 4096).unwrap();
+                                    m.alloc_raw(k.leaf, 4096).unwrap();
                                 }
-                                m.alloc(k.leaf, 200_000).unwrap();
+                                m.alloc_raw(k.leaf, 200_000).unwrap();
                             });
                         }
                         keeps_errno(|| m.collect());

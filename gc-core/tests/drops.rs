@@ -6,8 +6,10 @@ mod common;
 use common::nodes::{Node, apart, churn, heap, message, node};
 use common::wipe_stack;
 use gc_core::{Field, Heap, Mutator, Stress, Trace, WeakMap};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 static DROPPED: Mutex<Vec<u64>> = Mutex::new(Vec::new());
@@ -384,4 +386,55 @@ fn h79_what_a_dead_value_led_to_is_freed_before_the_value_is_dropped() {
             assert!(heap.stats().last.cells_live < 20);
         }
     });
+}
+
+/// A `Drop` that drops dead values may be as deep as the table of those that are being dropped: the
+/// innermost call returns, and the outer ones drop the rest.
+#[test]
+fn drops_within_drops_wait_where_their_table_is_full() {
+    const COUNT: u64 = 70_000;
+    thread_local! {
+        static MUTATOR: OnceCell<Mutator> = const { OnceCell::new() };
+        static LEVELS: Cell<[u64; 2]> = const { Cell::new([0, 0]) };
+    }
+
+    #[derive(Trace)]
+    struct Deep {
+        id: u64,
+    }
+
+    impl Drop for Deep {
+        fn drop(&mut self) {
+            let [now, most] = LEVELS.get();
+            LEVELS.set([now + 1, most.max(now + 1)]);
+            MUTATOR.with(|m| m.get().unwrap().drop_dead_values());
+            let [_, most] = LEVELS.get();
+            LEVELS.set([now, most]);
+            DEEP.fetch_add(self.id, Relaxed);
+        }
+    }
+
+    static DEEP: AtomicU64 = AtomicU64::new(0);
+    let run = || {
+        let heap = heap();
+        MUTATOR.with(|m| assert!(m.set(heap.attach().unwrap()).is_ok()));
+        MUTATOR.with(|m| {
+            let m = m.get().unwrap();
+            for id in 1..=COUNT {
+                m.with_scope(|s| assert!(s.alloc(Deep { id }).is_ok()));
+            }
+            churn(m);
+            churn(m);
+            wipe_stack();
+            m.collect();
+            // No word of the stack holds many of them.
+            m.drop_dead_values();
+        });
+        let [now, most] = LEVELS.get();
+        assert!(now == 0 && most == 1 << 16, "{now} {most}");
+        let all = COUNT * (COUNT + 1) / 2;
+        assert!(DEEP.load(Relaxed) > all - 10 * COUNT);
+    };
+    let deep = std::thread::Builder::new().stack_size(1 << 30);
+    deep.spawn(run).unwrap().join().unwrap();
 }

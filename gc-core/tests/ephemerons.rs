@@ -196,7 +196,7 @@ fn boxed_pairs_become_what_their_kind_says() {
     }
     let kept = common::list(&m, k, 3);
     // SAFETY: on the stack.
-    let at = unsafe { m.alloc(kind, 128).unwrap().as_ptr().cast::<usize>() };
+    let at = unsafe { m.alloc_raw(kind, 128).unwrap().as_ptr().cast::<usize>() };
     fill(&m, k, at, kept, foreign);
     wipe_stack();
     for _ in 0..3 {
@@ -305,7 +305,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
             for _ in 0..100 {
                 // SAFETY: cells on this stack, as large as they are used.
                 unsafe {
-                    let new = |kind, words: usize| m.alloc(kind, words * 8).unwrap().as_ptr();
+                    let new = |kind, words: usize| m.alloc_raw(kind, words * 8).unwrap().as_ptr();
                     let mut weak = new(k.weak, N).cast::<usize>();
                     let mut table = new(pairs, 2 * N).cast::<usize>();
                     fill(&m, k, weak, table);

@@ -102,7 +102,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
             ("alloc", |heap, mutator| {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
                 // SAFETY: it is dropped at once.
-                assert!(unsafe { mutator.alloc(kind, 16) }.is_ok());
+                assert!(unsafe { mutator.alloc_raw(kind, 16) }.is_ok());
             }),
             ("site", |heap, _| {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
@@ -115,12 +115,12 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
                 assert!(unsafe { mutator.alloc_gc(node(1)) }.is_ok());
             }),
             ("runs", |_, mutator| assert!(!mutator.runs().is_null())),
-            ("raw_root", |heap, mutator| {
+            ("root_raw", |heap, mutator| {
                 mutator.with_scope(|s| {
                     let cell = s.alloc(node(1)).unwrap().next.address();
                     let cell = core::ptr::NonNull::new(cell.cast()).unwrap();
                     // SAFETY: a handle's cell.
-                    assert!(unsafe { heap.raw_root(cell) }.is_ok());
+                    assert!(unsafe { heap.root_raw(cell) }.is_ok());
                 });
             }),
             ("root_range", |_, mutator| {
@@ -156,7 +156,7 @@ fn an_exact_heap_refuses_the_fast_tier() {
     assert_eq!(heap.site(kind, 16), Err(SiteError::FastTier));
     // SAFETY: they are refused.
     unsafe {
-        refused(mutator.alloc(kind, 16).unwrap_err());
+        refused(mutator.alloc_raw(kind, 16).unwrap_err());
         refused(mutator.alloc_gc(node(1)).unwrap_err());
     }
     let stale = dead_table(&mutator);

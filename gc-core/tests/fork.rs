@@ -20,7 +20,7 @@ fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
 
 fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::raw::RawRoot> {
     // SAFETY: on the stack.
-    unsafe { heap.raw_root(common::cell(list(m, k, 5))) }.ok()
+    unsafe { heap.root_raw(common::cell(list(m, k, 5))) }.ok()
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
                         let m = heap.attach().unwrap();
                         for size in (16..2000).step_by(64) {
                             // SAFETY: dies at once.
-                            unsafe { m.alloc(k.leaf, size).unwrap() };
+                            unsafe { m.alloc_raw(k.leaf, size).unwrap() };
                         }
                         sit_idle(&m, &ready, &done);
                     });
@@ -265,7 +265,7 @@ fn a_child_gets_back_the_span_reserves_of_gone_threads() {
                         let m = heap.attach().unwrap();
                         for _ in 0..(20 << 20) / 1024 {
                             // SAFETY: dies at once.
-                            unsafe { m.alloc(k.leaf, 1024).unwrap() };
+                            unsafe { m.alloc_raw(k.leaf, 1024).unwrap() };
                         }
                         sit_idle(&m, &ready, &done);
                     });
@@ -323,7 +323,7 @@ fn h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates() {
                         // As much as makes it wait for collections now and then.
                         for _ in 0..200 {
                             // SAFETY: dies at once.
-                            unsafe { m.alloc(k.leaf, 4096).unwrap() };
+                            unsafe { m.alloc_raw(k.leaf, 4096).unwrap() };
                         }
                         unlock_hosts();
                         std::thread::yield_now();

@@ -199,7 +199,7 @@ fn h29_collections_of_two_heaps_with_common_threads_do_not_wait_for_each_other()
 fn dirty(m: &gc_core::Mutator, k: common::Kinds, bytes: usize, place: &AtomicUsize) -> usize {
     // SAFETY: on the stack until it is filled.
     unsafe {
-        let cell = m.alloc(k.leaf, bytes).unwrap().as_ptr();
+        let cell = m.alloc_raw(k.leaf, bytes).unwrap().as_ptr();
         assert_eq!(cell.add(bytes - 1).read(), 0);
         place.store(0, Relaxed);
         cell.write_bytes(1, bytes);
@@ -249,7 +249,7 @@ fn h30_memory_that_was_never_touched_does_not_hold_up_stops() {
                         break;
                     }
                     // SAFETY: a leaf, which is not kept.
-                    unsafe { m.alloc(leaf, 4096).unwrap().write(1) };
+                    unsafe { m.alloc_raw(leaf, 4096).unwrap().write(1) };
                 }
                 allocates.store(false, SeqCst);
                 done.store(true, Relaxed);
@@ -381,7 +381,7 @@ fn h35_root_tables_may_change_at_any_time() {
                         while !done.load(Relaxed) {
                             // SAFETY: the list is on the stack; the range outlives the guard.
                             unsafe {
-                                let root = m.raw_root(common::cell(kept)).unwrap();
+                                let root = m.root_raw(common::cell(kept)).unwrap();
                                 drop(root.try_clone().unwrap());
                                 drop(
                                     m.root_range(base.as_ptr().cast(), &limit, Encoding::RAW)

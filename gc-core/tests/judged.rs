@@ -30,7 +30,7 @@ fn apart(heap: &Heap, f: impl FnOnce(&Mutator) + Send) {
 fn table(m: &Mutator, k: Kinds, kind: KindId, n: usize) -> usize {
     // SAFETY: on the stack, and as large as it is used.
     unsafe {
-        let table = m.alloc(kind, n * 8).unwrap().as_ptr().cast::<usize>();
+        let table = m.alloc_raw(kind, n * 8).unwrap().as_ptr().cast::<usize>();
         for at in 0..n {
             m.write(table.add(at), cons(m, k, 0, at));
         }
@@ -180,7 +180,7 @@ fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() 
         }
         // SAFETY: on this stack, as large as they are used.
         let [one, two] = [(); 2].map(|()| unsafe {
-            let table = m.alloc(k.weak, WORDS * 8).unwrap();
+            let table = m.alloc_raw(k.weak, WORDS * 8).unwrap();
             table.as_ptr().cast::<usize>()
         });
         let ballast = list(&m, k, 50_000);

@@ -60,9 +60,9 @@ fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
             let spare = vec![1u8; 16 << 20];
             let error = loop {
                 // SAFETY: rooted at once.
-                match unsafe { m.alloc(k.leaf, 1 << 20) } {
+                match unsafe { m.alloc_raw(k.leaf, 1 << 20) } {
                     // SAFETY: a live cell of this heap.
-                    Ok(cell) => roots.push(unsafe { m.raw_root(cell) }.unwrap()),
+                    Ok(cell) => roots.push(unsafe { m.root_raw(cell) }.unwrap()),
                     Err(error) => break error,
                 }
             };
@@ -77,7 +77,7 @@ fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
             roots.clear();
             for _ in 0..1000 {
                 // SAFETY: dies at once.
-                unsafe { m.alloc(k.leaf, 1 << 20) }.unwrap();
+                unsafe { m.alloc_raw(k.leaf, 1 << 20) }.unwrap();
             }
         },
     );
@@ -200,12 +200,12 @@ fn h66_what_can_never_be_is_refused_before_anything_is_collected() {
             let m = heap.attach().unwrap();
             for bytes in [(LIMIT as usize) + 1, 1 << 40] {
                 // SAFETY: there is no cell.
-                let error = unsafe { m.alloc(k.leaf, bytes) }.unwrap_err();
+                let error = unsafe { m.alloc_raw(k.leaf, bytes) }.unwrap_err();
                 assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
             }
             assert_eq!(heap.stats().collections, 0);
             // SAFETY: dies at once.
-            unsafe { m.alloc(k.leaf, LIMIT as usize / 2) }.unwrap();
+            unsafe { m.alloc_raw(k.leaf, LIMIT as usize / 2) }.unwrap();
         },
     );
 }
@@ -221,14 +221,14 @@ fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() 
             let m = heap.attach().unwrap();
             let mut roots = Vec::new();
             // SAFETY: rooted at once.
-            while let Ok(cell) = unsafe { m.alloc(k.leaf, 16 << 10) } {
+            while let Ok(cell) = unsafe { m.alloc_raw(k.leaf, 16 << 10) } {
                 // SAFETY: a live cell of this heap.
-                roots.push(unsafe { m.raw_root(cell) }.unwrap());
+                roots.push(unsafe { m.root_raw(cell) }.unwrap());
             }
             let before = heap.stats().collections;
             for _ in 0..1000 {
                 // SAFETY: there is no cell.
-                assert!(unsafe { m.alloc(k.leaf, 16 << 10) }.is_err());
+                assert!(unsafe { m.alloc_raw(k.leaf, 16 << 10) }.is_err());
             }
             let vain = heap.stats().collections - before;
             assert!(vain < 500, "{vain} collections for 1000 requests");
@@ -236,7 +236,7 @@ fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() 
             roots.truncate(roots.len() / 2);
             common::wipe_stack();
             // SAFETY: dies at once.
-            while unsafe { m.alloc(k.leaf, 16 << 10) }.is_err() {
+            while unsafe { m.alloc_raw(k.leaf, 16 << 10) }.is_err() {
                 m.blocking(|| std::thread::sleep(Duration::from_millis(10)));
             }
         },
@@ -297,9 +297,9 @@ fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::raw::RawRoot
         .map(|_| {
             // SAFETY: rooted at once, and as large as what is written.
             unsafe {
-                let cell = m.alloc(leaf, 4096).unwrap();
+                let cell = m.alloc_raw(leaf, 4096).unwrap();
                 cell.as_ptr().write_bytes(1, 4096);
-                m.raw_root(cell).unwrap()
+                m.root_raw(cell).unwrap()
             }
         })
         .collect();
@@ -391,7 +391,7 @@ fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
                         for _ in 0..300 {
                             // SAFETY: rooted at once.
                             kept.push_back(unsafe {
-                                m.raw_root(m.alloc(k.array, BLOCK).unwrap()).unwrap()
+                                m.root_raw(m.alloc_raw(k.array, BLOCK).unwrap()).unwrap()
                             });
                             if kept.len() > KEPT {
                                 kept.pop_front();
@@ -417,7 +417,7 @@ fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
             // SAFETY: rooted at once.
-            let _root = unsafe { m.raw_root(m.alloc(k.leaf, 5 << 20).unwrap()) }.unwrap();
+            let _root = unsafe { m.root_raw(m.alloc_raw(k.leaf, 5 << 20).unwrap()) }.unwrap();
             let done = std::sync::atomic::AtomicBool::new(false);
             std::thread::scope(|s| {
                 for _ in 0..4 {
@@ -444,9 +444,9 @@ fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::raw::RawRoot>)
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
     // SAFETY: rooted at once, or never used.
-    let alloc = || unsafe { m.alloc(leaf, CELL).unwrap() };
+    let alloc = || unsafe { m.alloc_raw(leaf, CELL).unwrap() };
     // SAFETY: the cell was just allocated.
-    let rooted = |_| unsafe { m.raw_root(alloc()).unwrap() };
+    let rooted = |_| unsafe { m.root_raw(alloc()).unwrap() };
     let roots = (0..256).map(rooted).collect();
     let allocate = |mib: u64| {
         for _ in 0..mib << 20 >> 16 {

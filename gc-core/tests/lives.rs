@@ -198,7 +198,7 @@ fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
             for i in 0..100 {
                 let bytes = if i % 10 == 9 { 100_000 } else { 64 };
                 // SAFETY: it is lost on purpose.
-                let cell = unsafe { m.alloc(k.leaf, bytes) }.unwrap().as_ptr() as usize;
+                let cell = unsafe { m.alloc_raw(k.leaf, bytes) }.unwrap().as_ptr() as usize;
                 // SAFETY: a new cell of at least eight words.
                 unsafe { (cell as *mut usize).add(1).write(i) };
                 lost.push(cell ^ usize::MAX);

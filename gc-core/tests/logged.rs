@@ -39,8 +39,8 @@ fn fill(m: &Mutator, leaf: KindId, table: *mut usize, form: Form) {
         // SAFETY: cells of the sizes asked for; the table is rooted. One between each two, which a
         // word past the end of an object without a spare byte would keep instead.
         unsafe {
-            m.alloc(leaf, BYTES).unwrap();
-            let object = m.alloc(leaf, BYTES).unwrap().as_ptr().cast::<usize>();
+            m.alloc_raw(leaf, BYTES).unwrap();
+            let object = m.alloc_raw(leaf, BYTES).unwrap().as_ptr().cast::<usize>();
             object.write(i + 1);
             m.write(table.add(i), (form.encode)(object as usize));
         }
@@ -85,7 +85,7 @@ fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
     // SAFETY: a live cell, handed to a handle at once.
-    let table = unsafe { m.raw_root(m.alloc(table, OBJECTS * 8).unwrap()) }.unwrap();
+    let table = unsafe { m.root_raw(m.alloc_raw(table, OBJECTS * 8).unwrap()) }.unwrap();
     let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
     for handle in &handles {
         // SAFETY: nothing.
@@ -99,7 +99,12 @@ fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
         wipe_stack();
         for _ in 0..5_000 {
             // SAFETY: dies at once, but for the word that says what it was.
-            unsafe { m.alloc(leaf, BYTES).unwrap().cast::<usize>().write(0xdddd) };
+            unsafe {
+                m.alloc_raw(leaf, BYTES)
+                    .unwrap()
+                    .cast::<usize>()
+                    .write(0xdddd)
+            };
         }
         put_back(&m, words, &handles, form);
         wipe_stack();
@@ -154,7 +159,7 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
         let table = {
             let m = heap.attach().unwrap();
             // SAFETY: a live cell, handed to a handle at once.
-            unsafe { m.raw_root(m.alloc(table, OBJECTS * 8).unwrap()) }.unwrap()
+            unsafe { m.root_raw(m.alloc_raw(table, OBJECTS * 8).unwrap()) }.unwrap()
         };
         let words = table.get().unwrap().as_ptr().cast::<usize>();
         let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
@@ -175,7 +180,12 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
             wipe_stack();
             for _ in 0..20_000 {
                 // SAFETY: dies at once, but for the word that says what it was.
-                unsafe { m.alloc(leaf, BYTES).unwrap().cast::<usize>().write(0xdddd) };
+                unsafe {
+                    m.alloc_raw(leaf, BYTES)
+                        .unwrap()
+                        .cast::<usize>()
+                        .write(0xdddd)
+                };
             }
             put_back(&m, words, &handles, plain);
         }

@@ -50,12 +50,12 @@ impl Shelf {
     fn new(m: &Mutator, k: Kinds, len: usize) -> Self {
         // SAFETY: on the stack; an array of so many words, and pairs on the stack.
         let root = unsafe {
-            let array = m.alloc(k.array, len * 8).unwrap();
+            let array = m.alloc_raw(k.array, len * 8).unwrap();
             for i in 0..len {
                 let tail = cons(m, k, 0, TAIL + i);
                 m.write(array.cast::<usize>().as_ptr().add(i), cons(m, k, tail, i));
             }
-            m.raw_root(array).unwrap()
+            m.root_raw(array).unwrap()
         };
         wipe_stack();
         Self { root, len }
@@ -260,7 +260,7 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
                     std::array::from_fn(|i| common::list(&m, k, 100 * i + round));
                 // SAFETY: an array of so many words, on the stack.
                 let large = unsafe {
-                    let large = m.alloc(k.array, WORDS * 8).unwrap().cast::<usize>();
+                    let large = m.alloc_raw(k.array, WORDS * 8).unwrap().cast::<usize>();
                     for i in 0..WORDS {
                         let tail = cons(&m, k, 0, TAIL + i);
                         m.write(large.as_ptr().add(i), cons(&m, k, tail, i));
@@ -275,7 +275,7 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
             // Its memory would be another's by now.
             // SAFETY: dies at once.
             unsafe {
-                let next = m.alloc(k.leaf, WORDS * 8).unwrap();
+                let next = m.alloc_raw(k.leaf, WORDS * 8).unwrap();
                 next.as_ptr().write_bytes(0x55, WORDS * 8);
                 for i in 0..WORDS {
                     check_pair(large.as_ptr().add(i).read_volatile(), i);
@@ -437,7 +437,7 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
             let m = heap.attach().unwrap();
             const LEN: usize = 800;
             // SAFETY: on the stack until it has a root.
-            let root = unsafe { m.raw_root(m.alloc(k.weak, LEN * 8).unwrap()).unwrap() };
+            let root = unsafe { m.root_raw(m.alloc_raw(k.weak, LEN * 8).unwrap()).unwrap() };
             let table = root.get().unwrap().cast::<usize>().as_ptr();
             let (mut kept, mut lost) = (0, 0);
             for round in 0..40 {

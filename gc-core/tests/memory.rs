@@ -47,10 +47,10 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     // SAFETY: the table is held by its handle, and the cells by the table; both are as large as
     // what is written.
     unsafe {
-        let table = mutator.alloc(table, CELLS * 8).unwrap();
-        let root = mutator.raw_root(table).unwrap();
+        let table = mutator.alloc_raw(table, CELLS * 8).unwrap();
+        let root = mutator.root_raw(table).unwrap();
         for n in 0..CELLS {
-            let cell = mutator.alloc(leaf, 1024).unwrap();
+            let cell = mutator.alloc_raw(leaf, 1024).unwrap();
             cell.cast::<usize>().write(n);
             mutator.write(
                 table.cast::<usize>().add(n).as_ptr(),
@@ -90,7 +90,7 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
                     let m = heap.attach().unwrap();
                     for _ in 0..(2200 << 10) / 1024 {
                         // SAFETY: dies at once.
-                        unsafe { m.alloc(k.leaf, 1024).unwrap() };
+                        unsafe { m.alloc_raw(k.leaf, 1024).unwrap() };
                     }
                     sit_idle(&m, &ready, &done);
                 });
@@ -102,7 +102,7 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
                         m.blocking(|| (ready.wait(), ready.wait()));
                     }
                     // SAFETY: the list's head is on the stack.
-                    match unsafe { m.alloc(k.node, 1024) } {
+                    match unsafe { m.alloc_raw(k.node, 1024) } {
                         // SAFETY: fresh; a cell's first words are an edge and a number.
                         Ok(cell) => unsafe {
                             cell.cast::<usize>().write(list);
@@ -132,9 +132,9 @@ fn rooted_leaves(
     let cell = |_| {
         // SAFETY: rooted at once, and as large as what is written.
         unsafe {
-            let cell = m.alloc(leaf, size).unwrap();
+            let cell = m.alloc_raw(leaf, size).unwrap();
             cell.as_ptr().write_bytes(1, size);
-            m.raw_root(cell).unwrap()
+            m.root_raw(cell).unwrap()
         }
     };
     (0..bytes / size).map(cell).collect()

@@ -200,7 +200,7 @@ fn many_sites(heap: &Heap, m: &Mutator, n: usize) {
     for i in 0..n {
         let kind = heap.kind(Kind::leaf(format!("kind {i}"))).unwrap();
         // SAFETY: dies at once.
-        unsafe { m.alloc(kind, 16) }.unwrap();
+        unsafe { m.alloc_raw(kind, 16) }.unwrap();
     }
 }
 

@@ -48,7 +48,7 @@ extern "C" fn wait_at_target(
 /// A cell with a root.
 fn rooted(m: &Mutator, kind: gc_core::raw::KindId) -> RawRoot {
     // SAFETY: on the stack until it has a root.
-    unsafe { m.raw_root(m.alloc(kind, 16).unwrap()).unwrap() }
+    unsafe { m.root_raw(m.alloc_raw(kind, 16).unwrap()).unwrap() }
 }
 
 /// On a thread that is gone afterwards, with its stack: a new node to which only `slot` leads.

@@ -61,7 +61,7 @@ fn push_to_pairs(heap: &Heap) {
 
 fn new(m: &Mutator, kind: KindId, words: usize) -> *mut usize {
     // SAFETY: callers keep it on their stack.
-    unsafe { m.alloc(kind, words * 8).unwrap().as_ptr().cast() }
+    unsafe { m.alloc_raw(kind, words * 8).unwrap().as_ptr().cast() }
 }
 
 /// Each store hides what the place led to before behind a cell that is born black, and no register
@@ -178,7 +178,7 @@ fn a_weak_word_that_was_left_is_found() {
         let k = common::kinds(&heap);
         let m = heap.attach().unwrap();
         // SAFETY: on the stack, four words.
-        let weak = unsafe { m.alloc(k.weak, 32).unwrap().as_ptr().cast::<usize>() };
+        let weak = unsafe { m.alloc_raw(k.weak, 32).unwrap().as_ptr().cast::<usize>() };
         for number in 0..100 {
             // SAFETY: as above; the new cell is on the stack until it is stored.
             unsafe { m.write(weak.add(number % 4), cons(&m, k, 0, number)) };
@@ -213,7 +213,7 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
             // SAFETY: cells on this stack, as large as they are used.
             unsafe {
                 let cells: Vec<*mut usize> = [loose, k.weak, k.array, pairs]
-                    .map(|kind| m.alloc(kind, 4096).unwrap().as_ptr().cast())
+                    .map(|kind| m.alloc_raw(kind, 4096).unwrap().as_ptr().cast())
                     .into();
                 // A vector is not scanned.
                 let [a, b, c, d] = [cells[0], cells[1], cells[2], cells[3]];
@@ -271,7 +271,7 @@ fn leave_out(heap: &Heap, second: bool) {
                 next.add(4).write(leaf as usize + 8);
                 next.add(5).write(first as usize);
                 next.add(6).write(heap.reserved().end - 4096);
-                m.raw_root(common::cell(first as usize)).unwrap()
+                m.root_raw(common::cell(first as usize)).unwrap()
             }
         };
         let root = s.spawn(make).join().unwrap();

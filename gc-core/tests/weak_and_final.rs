@@ -14,8 +14,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 fn table(m: &Mutator, k: Kinds, n: usize) -> (usize, usize) {
     // SAFETY: both are on the stack, and large enough.
     unsafe {
-        let weak = m.alloc(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
-        let strong = m.alloc(k.array, n * 8).unwrap().as_ptr().cast::<usize>();
+        let weak = m.alloc_raw(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
+        let strong = m
+            .alloc_raw(k.array, n * 8)
+            .unwrap()
+            .as_ptr()
+            .cast::<usize>();
         for i in 0..n {
             let head = list(m, k, 3);
             m.write(weak.add(i), head);
@@ -74,7 +78,7 @@ fn weak_words_keep_tags_hashes_and_strangers() {
     let outside = Box::new(0u64);
     let foreign = 0xfffc << 48 | &raw const *outside as usize;
     // SAFETY: on the stack, eight words.
-    let weak = unsafe { m.alloc(kind, 64).unwrap().as_ptr().cast::<usize>() };
+    let weak = unsafe { m.alloc_raw(kind, 64).unwrap().as_ptr().cast::<usize>() };
     let dying = |m: &Mutator| list(m, k, 3);
     let content = [
         dying(&m),
@@ -114,12 +118,16 @@ fn a_weak_table_is_replaced_as_it_grows() {
     // SAFETY: whatever is needed is on this stack; cells are as large as they are asked to be.
     unsafe {
         let mut n = 8;
-        let mut weak = m.alloc(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
+        let mut weak = m.alloc_raw(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
         let mut filled = 0;
         let mut keep = 0;
         for round in 0..3000 {
             if filled == n {
-                let next = m.alloc(k.weak, n * 16).unwrap().as_ptr().cast::<usize>();
+                let next = m
+                    .alloc_raw(k.weak, n * 16)
+                    .unwrap()
+                    .as_ptr()
+                    .cast::<usize>();
                 m.copy_weak(next, weak, n);
                 (weak, n) = (next, n * 2);
             }
@@ -169,7 +177,7 @@ fn one_target() {
     const N: usize = 256;
     // SAFETY: on this stack, as large as they are used.
     let [one, two, held] = [k.weak, k.weak, k.array]
-        .map(|kind| unsafe { m.alloc(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
+        .map(|kind| unsafe { m.alloc_raw(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
     #[inline(never)]
     fn fill(m: &Mutator, k: Kinds, one: *mut usize, two: *mut usize, held: *mut usize) {
         for at in 0..N {
@@ -417,7 +425,7 @@ fn short_and_long(heap: &Heap, n: usize) {
     let m = heap.attach().unwrap();
     // SAFETY: on this stack, as large as they are used.
     let [short, long] = [k.weak, long]
-        .map(|kind| unsafe { m.alloc(kind, n * 8).unwrap().as_ptr().cast::<usize>() });
+        .map(|kind| unsafe { m.alloc_raw(kind, n * 8).unwrap().as_ptr().cast::<usize>() });
     for round in 0..6 {
         watched(&m, k, n, short, long);
         wipe_stack();

@@ -19,12 +19,12 @@ fn graph(m: &Mutator, k: Kinds, cells: usize) -> RawRoot {
     // SAFETY: arrays of words, the table on the stack until the handle keeps it; `write` is told a
     // word of it and a live cell.
     unsafe {
-        let table = m.alloc(k.array, cells * 8).unwrap();
-        let root = m.raw_root(table).unwrap();
+        let table = m.alloc_raw(k.array, cells * 8).unwrap();
+        let root = m.root_raw(table).unwrap();
         let table = table.cast::<usize>();
         let mut random = 0x9e37_79b9_7f4a_7c15u64;
         for n in 0..cells {
-            let cell = m.alloc(k.array, 32).unwrap().cast::<usize>();
+            let cell = m.alloc_raw(k.array, 32).unwrap().cast::<usize>();
             for word in 0..2 {
                 random ^= random << 13;
                 random ^= random >> 7;

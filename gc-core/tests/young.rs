@@ -35,7 +35,11 @@ fn pair(m: &Mutator, kind: KindId, next: usize, number: usize) -> usize {
     // SAFETY: a new cell of two words, which the caller keeps; its edge is stored at once, and
     // leads to what was there before.
     unsafe {
-        let cell = m.alloc(kind, 2 * WORD).unwrap().as_ptr().cast::<usize>();
+        let cell = m
+            .alloc_raw(kind, 2 * WORD)
+            .unwrap()
+            .as_ptr()
+            .cast::<usize>();
         cell.write(next);
         cell.add(1).write(number);
         cell as usize
@@ -51,7 +55,7 @@ fn pairs(m: &Mutator, kind: KindId, n: usize) -> usize {
 /// A cell of so many words.
 fn words(m: &Mutator, kind: KindId, n: usize) -> *mut usize {
     // SAFETY: the caller keeps it on its stack.
-    unsafe { m.alloc(kind, n * WORD).unwrap().as_ptr().cast() }
+    unsafe { m.alloc_raw(kind, n * WORD).unwrap().as_ptr().cast() }
 }
 
 /// # Safety

@@ -28,7 +28,7 @@ fn heap() -> (Heap, KindId) {
 fn node(mutator: &Mutator, kind: KindId, next: usize, value: u64) -> usize {
     // SAFETY: two words, as the kind says; the caller keeps the cell on its stack.
     unsafe {
-        let cell = mutator.alloc(kind, 16).expect("room").as_ptr();
+        let cell = mutator.alloc_raw(kind, 16).expect("room").as_ptr();
         cell.cast::<usize>().write(next);
         cell.cast::<u64>().add(1).write(value);
         cell as usize

@@ -25,17 +25,17 @@ impl Mutator {
     /// The cell lives only while a root leads to it: this thread's registers and stack, another
     /// cell's edge, a declared range, a handle. `bytes` is large enough for what the kind says of
     /// its cells.
-    pub unsafe fn alloc(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
+    pub unsafe fn alloc_raw(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
         let stacks = &self.heap.shared().stacks;
         stacks.use_fast_tier().map_err(AllocError::Site)?;
         // SAFETY: forwarded.
         unsafe { self.alloc_in_window(kind, bytes) }
     }
 
-    /// [`alloc`](Self::alloc), for the safe tier: the thread's window is open when there is a cell.
+    /// [`alloc_raw`](Self::alloc_raw), for the safe tier: the thread's window is open when there is a cell.
     ///
     /// # Safety
-    /// As [`alloc`](Self::alloc); or the cell is put into a handle, and the window closed.
+    /// As [`alloc_raw`](Self::alloc_raw); or the cell is put into a handle, and the window closed.
     pub(crate) unsafe fn alloc_in_window(
         &self,
         kind: KindId,
@@ -50,14 +50,14 @@ impl Mutator {
         unsafe { self.alloc_at_in_window(site) }
     }
 
-    /// A cell of `site`, zeroed as [`alloc`](Self::alloc)'s are: a bump while the run
+    /// A cell of `site`, zeroed as [`alloc_raw`](Self::alloc_raw)'s are: a bump while the run
     /// lasts.
     ///
     /// # Errors
-    /// As [`alloc`](Self::alloc).
+    /// As [`alloc_raw`](Self::alloc_raw).
     ///
     /// # Safety
-    /// As [`alloc`](Self::alloc); `site` is of this heap.
+    /// As [`alloc_raw`](Self::alloc_raw); `site` is of this heap.
     #[inline(always)]
     pub unsafe fn alloc_at(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
         // SAFETY: the array is this thread's, of the heap that made the site (the caller says).

@@ -266,7 +266,7 @@ impl HeapBuilder {
     ///
     /// By default that is so until the fast tier is used for the first time
     /// ([`Mutator::alloc_gc`](crate::Mutator::alloc_gc),
-    /// [`Mutator::alloc`](crate::Mutator::alloc), [`Heap::site`], a `Gc` made of a handle, machine
+    /// [`Mutator::alloc_raw`](crate::Mutator::alloc_raw), [`Heap::site`], a `Gc` made of a handle, machine
     /// code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a
     /// stack keeps anything. From then on stacks are scanned conservatively. `true`: they never
     /// are; to allocate by the fast tier is an error

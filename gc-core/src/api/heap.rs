@@ -218,7 +218,7 @@ impl Heap {
     /// let leaf = heap.kind(Kind::leaf("leaf"))?;
     /// let mutator = heap.attach()?;
     /// // SAFETY: the cell is used before the next collection only.
-    /// let cell = unsafe { mutator.alloc(leaf, 16)? }.as_ptr() as usize;
+    /// let cell = unsafe { mutator.alloc_raw(leaf, 16)? }.as_ptr() as usize;
     /// let look = || {
     ///     let (mut all, mut ready) = (0, 0);
     ///     heap.for_each_cell(|_| all += 1).unwrap();

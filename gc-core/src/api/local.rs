@@ -27,7 +27,7 @@ use core::ptr::NonNull;
 use crate::alloc;
 use crate::api::mutator::{Mutator, in_blocking};
 use crate::api::trace::{Trace, kind_of};
-use crate::dying::Dying;
+use crate::dying::{Dying, Place};
 use crate::error::{AllocError, TableFull};
 use crate::fault::{Fault, planted};
 use crate::finalize::Registration;
@@ -105,6 +105,9 @@ impl Mutator {
     /// program whose cells hold strings, files or boxes calls this now and then, where that suits
     /// it. What is still alive when the heap goes is not dropped.
     ///
+    /// A `Drop` may call this, too. At 65,536 levels of that, or where the system has no memory for
+    /// another, the innermost call returns, and the outer ones drop the rest.
+    ///
     /// # Panics
     /// Where a value's `Drop` does; the rest waits for the next call.
     #[track_caller]
@@ -115,14 +118,18 @@ impl Mutator {
         let mut n = 0;
         // A value that is dropped is held by nothing but this.
         let _holding = self.record().holding();
-        while let Some(entry) = self.record().take_dead(&self.heap().shared().drops) {
+        let shared = self.heap().shared();
+        // The place comes first: a value that is out of the queue must be dropped.
+        while let Some(place) = shared.dying.place()
+            && let Some(entry) = self.record().take_dead(&shared.drops)
+        {
             let cell = entry.cell as *mut u8;
             // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's
             // own type. The entry came out once, and no other code can reach the cell.
             unsafe {
                 let drop_cell =
-                    core::mem::transmute::<usize, unsafe fn(&Mutator, *mut u8)>(entry.token);
-                drop_cell(self, cell);
+                    core::mem::transmute::<usize, unsafe fn(Place<'_>, *mut u8)>(entry.token);
+                drop_cell(place, cell);
             }
             crate::stacks::keep_alive_address(cell);
             n += 1;
@@ -203,16 +210,13 @@ impl Mutator {
             && let Err(error) = self.register_drop(cell)
         {
             let _holding = self.record().holding();
-            // Its edges are null, and stay so: a thread that reads what is left of it finds none.
-            let drop = || {
-                // SAFETY: just written, and no other code knows it.
-                unsafe { cell.drop_in_place() };
-            };
-            let first = cell.as_ptr() as usize;
-            self.heap()
-                .shared()
-                .dying
-                .during(first..first + size_of::<T>(), drop);
+            // The value is not dropped where the table of values that are being dropped is full,
+            // too.
+            if let Some(place) = self.heap().shared().dying.place() {
+                // SAFETY: just written, and no other code knows it. Its edges are null, and stay
+                // so: a thread that reads what is left of it finds none.
+                unsafe { drop_cell::<T>(place, cell.as_ptr().cast()) };
+            }
             self.record().close_window();
             return Err(error);
         }
@@ -255,7 +259,7 @@ impl Mutator {
     fn register_drop<T: Trace>(&self, cell: NonNull<T>) -> Result<(), AllocError> {
         let entry = Registration {
             cell: cell.as_ptr() as usize,
-            token: drop_cell::<T> as unsafe fn(&Mutator, *mut u8) as usize,
+            token: drop_cell::<T> as unsafe fn(Place<'_>, *mut u8) as usize,
         };
         if self.heap().shared().drops.register(entry) {
             Ok(())
@@ -286,15 +290,14 @@ fn key<T: Trace, const FAST: bool>() -> TypeId {
 ///
 /// # Safety
 /// `cell` holds a `T` that no other code can reach.
-unsafe fn drop_cell<T: Trace>(mutator: &Mutator, cell: *mut u8) {
+unsafe fn drop_cell<T: Trace>(place: Place<'_>, cell: *mut u8) {
     let drop = || {
         // SAFETY: as the caller says. A value that is found again, by a stale word of some stack,
         // has no edges any more.
         unsafe { cell.cast::<T>().drop_in_place() };
     };
     let first = cell as usize;
-    let dying = &mutator.heap().shared().dying;
-    dying.during(first..first + size_of::<T>(), drop);
+    place.during(first..first + size_of::<T>(), drop);
 }
 
 impl<'s> Scope<'s> {

@@ -116,7 +116,7 @@ impl Heap {
     ///
     /// # Safety
     /// `cell` is a live cell of this heap.
-    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
+    pub unsafe fn root_raw(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
         self.shared().stacks.are_used();
         RawRoot::new(self, cell.as_ptr() as usize)
     }
@@ -183,15 +183,15 @@ impl Mutator {
         })
     }
 
-    /// A handle that keeps `cell` alive from anywhere. See [`Heap::raw_root`].
+    /// A handle that keeps `cell` alive from anywhere. See [`Heap::root_raw`].
     ///
     /// # Errors
     /// As there.
     ///
     /// # Safety
     /// `cell` is a live cell of this heap.
-    pub unsafe fn raw_root(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
+    pub unsafe fn root_raw(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
         // SAFETY: forwarded.
-        unsafe { self.heap.raw_root(cell) }
+        unsafe { self.heap.root_raw(cell) }
     }
 }

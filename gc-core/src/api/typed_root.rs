@@ -32,42 +32,89 @@ impl Heap {
     /// A root on what `local` names.
     ///
     /// # Panics
-    /// If the cell lies in another heap, or if there are as many roots as there can be.
+    /// If the cell lies in another heap, or if the table of roots is full.
     #[track_caller]
     pub fn root<T: Trace>(&self, local: &Local<'_, T>) -> Root<T> {
+        or_panic(self.try_root(local))
+    }
+
+    /// [`root`](Self::root), with an error where the table of roots is full.
+    ///
+    /// ```
+    /// # use gc_core::{Field, Heap, Trace};
+    /// # #[derive(Trace, Default)]
+    /// # struct Node { next: Field<Node> }
+    /// let heap = Heap::builder().build()?;
+    /// let mutator = heap.attach()?;
+    /// let root = mutator.scope(|s| Ok(heap.try_root(&s.alloc(Node::default())?)?))?;
+    /// assert!(root.next.is_null());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`TableFull`]: the heap has as many roots as it can have, or the system has no memory for
+    /// another.
+    ///
+    /// # Panics
+    /// If the cell lies in another heap.
+    #[track_caller]
+    pub fn try_root<T: Trace>(&self, local: &Local<'_, T>) -> Result<Root<T>, TableFull> {
         let cell = local.cell().cast::<u8>();
         assert!(
             self.shared().space.contains(cell.as_ptr() as usize),
             "the handle's cell at {cell:p} does not lie in this heap"
         );
-        Root::new(RawRoot::new(self, cell.as_ptr() as usize))
+        RawRoot::new(self, cell.as_ptr() as usize).map(Root::new)
     }
 
     /// A root on what `gc` names.
     ///
     /// # Panics
-    /// If there are as many roots as there can be.
+    /// If the table of roots is full.
     ///
     /// # Safety
     /// The cell is alive and of this heap.
     #[track_caller]
     pub unsafe fn root_gc<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
         // SAFETY: forwarded.
-        let raw = unsafe { self.raw_root(gc.cell().cast()) };
-        Root::new(raw)
+        or_panic(unsafe { self.try_root_gc(gc) })
+    }
+
+    /// [`root_gc`](Self::root_gc), with an error where that panics.
+    ///
+    /// # Errors
+    /// As [`try_root`](Self::try_root).
+    ///
+    /// # Safety
+    /// As [`root_gc`](Self::root_gc).
+    pub unsafe fn try_root_gc<T: Trace>(&self, gc: Gc<T>) -> Result<Root<T>, TableFull> {
+        // SAFETY: forwarded.
+        unsafe { self.root_raw(gc.cell().cast()) }.map(Root::new)
+    }
+}
+
+#[track_caller]
+fn or_panic<T: Trace>(root: Result<Root<T>, TableFull>) -> Root<T> {
+    match root {
+        Ok(root) => root,
+        Err(full) => panic!("{full}"),
     }
 }
 
 impl<T: Trace> Root<T> {
-    #[track_caller]
-    fn new(raw: Result<RawRoot, TableFull>) -> Self {
-        match raw {
-            Ok(raw) => Self {
-                raw,
-                _target: PhantomData,
-            },
-            Err(full) => panic!("{full}"),
+    fn new(raw: RawRoot) -> Self {
+        Self {
+            raw,
+            _target: PhantomData,
         }
+    }
+
+    /// `clone`, with an error where the table of roots is full.
+    ///
+    /// # Errors
+    /// As [`Heap::try_root`].
+    pub fn try_clone(&self) -> Result<Self, TableFull> {
+        self.raw.try_clone().map(Self::new)
     }
 
     fn cell(&self) -> NonNull<T> {
@@ -108,10 +155,10 @@ impl<T: Trace> Deref for Root<T> {
 
 impl<T: Trace> Clone for Root<T> {
     /// # Panics
-    /// If there are as many roots as there can be.
+    /// If the table of roots is full.
     #[track_caller]
     fn clone(&self) -> Self {
-        Self::new(self.raw.try_clone())
+        or_panic(self.try_clone())
     }
 }
 

@@ -388,7 +388,7 @@ mod tests {
         let mut marker = Marker::new(&shared.space, &shared.queue, &shared.weak);
         for _ in 0..CELLS {
             // SAFETY: no collection happens.
-            let cell = unsafe { m.alloc(kind, 16) }.unwrap().as_ptr() as usize;
+            let cell = unsafe { m.alloc_raw(kind, 16) }.unwrap().as_ptr() as usize;
             marker.cell(shared.space.resolve(cell).unwrap());
         }
         marker.publish();
@@ -415,7 +415,7 @@ mod tests {
         let assist_time = || {
             for _ in 0..100 {
                 // SAFETY: no collection happens.
-                unsafe { m.alloc(filler, 1024) }.unwrap();
+                unsafe { m.alloc_raw(filler, 1024) }.unwrap();
             }
             pace.work.assist_nanos.swap(0, Ordering::Relaxed)
         };
@@ -449,7 +449,7 @@ mod tests {
         let pace = &heap.state().pace;
         let owed = pace.owed(&pace.line(), u64::MAX, 1 << 20, 0);
         // SAFETY: no collection happens.
-        unsafe { m.alloc(filler, 1 << 20) }.unwrap();
+        unsafe { m.alloc_raw(filler, 1 << 20) }.unwrap();
         context.marking.store(0, Ordering::Relaxed);
         let traced = TRACED.load(Ordering::Relaxed);
         assert!(

@@ -74,7 +74,7 @@ pub fn continuous() -> (Heap, Kinds) {
 pub fn cons(m: &Mutator, k: Kinds, next: usize, number: usize) -> usize {
     // SAFETY: the caller keeps what it needs on its stack, which is scanned; a node has two words.
     unsafe {
-        let cell = m.alloc(k.node, 16).unwrap().as_ptr().cast::<usize>();
+        let cell = m.alloc_raw(k.node, 16).unwrap().as_ptr().cast::<usize>();
         cell.write(next);
         cell.add(1).write(number);
         cell as usize

@@ -130,10 +130,10 @@ impl<'m> Cache<'m> {
         let entries = ((mib as usize) << 20) / MEAN;
         // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
         // keeps it.
-        let table = unsafe { mutator.alloc(holder, entries * size_of::<usize>()) };
+        let table = unsafe { mutator.alloc_raw(holder, entries * size_of::<usize>()) };
         let table = table.map_err(ChurnError::Full)?;
         // SAFETY: allocated just now.
-        let root = unsafe { mutator.raw_root(table) };
+        let root = unsafe { mutator.root_raw(table) };
         let root = root.map_err(|full| error(&full))?;
         let sites = (0..=MOST / STEP).map(|step| site(value, step.max(1) * STEP));
         Ok(Cache {

@@ -99,10 +99,10 @@ impl<'m> Cells<'m> {
     ) -> Result<Cells<'m>, FragmentError> {
         // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
         // keeps it.
-        let table = unsafe { mutator.alloc(holder, count * size_of::<usize>()) };
+        let table = unsafe { mutator.alloc_raw(holder, count * size_of::<usize>()) };
         let table = table.map_err(FragmentError::Full)?;
         // SAFETY: allocated just now.
-        let root = unsafe { mutator.raw_root(table) }
+        let root = unsafe { mutator.root_raw(table) }
             .map_err(|error| FragmentError::Heap(error.to_string()))?;
         let cells = Cells {
             mutator,

@@ -129,10 +129,10 @@ impl Graph {
         let mutator = heap.attach().map_err(|e| error(&e))?;
         // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
         // keeps it.
-        let table = unsafe { mutator.alloc(holder, cells * size_of::<usize>()) };
+        let table = unsafe { mutator.alloc_raw(holder, cells * size_of::<usize>()) };
         let table = table.map_err(MarkError::Full)?;
         // SAFETY: allocated just now.
-        let root = unsafe { mutator.raw_root(table) }
+        let root = unsafe { mutator.root_raw(table) }
             .map_err(|error| MarkError::Heap(error.to_string()))?;
         let table = table.cast::<usize>();
         let mut random = Random::default();

@@ -21,7 +21,7 @@ impl Vm {
 
     fn cell_of<T>(&mut self, kind: KindId, bytes: usize) -> Result<*mut T, OutOfMemory> {
         // SAFETY: as in `cell_at`.
-        match unsafe { self.mutator.alloc(kind, bytes) } {
+        match unsafe { self.mutator.alloc_raw(kind, bytes) } {
             Ok(cell) => Ok(cell.as_ptr().cast()),
             Err(_) => Err(OutOfMemory),
         }

@@ -687,7 +687,7 @@ fn a_refused_reserve_is_halved() {
         let kind = heap.kind(Kind::leaf("leaf")).unwrap();
         let mutator = heap.attach().unwrap();
         // SAFETY: nothing is collected.
-        let cell = unsafe { mutator.alloc(kind, 1 << 20) }.unwrap();
+        let cell = unsafe { mutator.alloc_raw(kind, 1 << 20) }.unwrap();
         let space = &heap.shared().space;
         assert!(space.resolve(cell.as_ptr() as usize).is_some());
         return;

@@ -440,7 +440,7 @@ impl Pool {
                         mutator.no_preempt(|| {
                             // SAFETY: anchored before anything can be collected; the model says how
                             // large the kind's cells have to be.
-                            let cell = unsafe { mutator.alloc(kind, bytes) }.ok()?;
+                            let cell = unsafe { mutator.alloc_raw(kind, bytes) }.ok()?;
                             anchor.add(cell.as_ptr() as usize);
                             Some(cell.as_ptr() as usize)
                         })
@@ -483,7 +483,7 @@ impl Pool {
             };
             let cell = NonNull::new(base as *mut u8).expect("a cell's address");
             // SAFETY: a living cell of this heap, which is anchored.
-            if let Ok(root) = unsafe { subject.heap.raw_root(cell) } {
+            if let Ok(root) = unsafe { subject.heap.root_raw(cell) } {
                 subject.roots.push((base, root));
             }
         }

@@ -171,7 +171,9 @@ impl Graph<'_> {
         for _ in 0..1 + choices.below(12) {
             // SAFETY: three words; on the stack, or behind what is.
             unsafe {
-                let node = mutator.alloc(*kind, 3 * WORD).map_err(|e| e.to_string())?;
+                let node = mutator
+                    .alloc_raw(*kind, 3 * WORD)
+                    .map_err(|e| e.to_string())?;
                 let (node, stamp) = (node.cast::<usize>().as_ptr(), new_stamp());
                 node.write(head);
                 // As long as the size class, of whose words the last has the stamp.
@@ -187,7 +189,7 @@ impl Graph<'_> {
             return Ok(());
         };
         // SAFETY: in the hands.
-        let Ok(root) = (unsafe { mutator.raw_root(cell) }) else {
+        let Ok(root) = (unsafe { mutator.root_raw(cell) }) else {
             return Ok(());
         };
         // `try_lock`: the thread that holds the lock may be stopped.

@@ -246,7 +246,7 @@ impl<'w> Graph<'w> {
         let bytes = bytes.max(layout.least() + WORD).max(3 * WORD);
         let targets = self.targets(shape, choices);
         // SAFETY: in a register or on the stack until it is in the hands.
-        let cell = unsafe { mutator.alloc(*kind, bytes) }.map_err(|e| e.to_string())?;
+        let cell = unsafe { mutator.alloc_raw(*kind, bytes) }.map_err(|e| e.to_string())?;
         let (address, words) = (cell.as_ptr() as usize, cell_size(bytes) / WORD);
         let number = self.adopt(address, words, shape, new_stamp());
         // SAFETY: the cell is new; it is as long as the model says, or the heap's memory is.
