@@ -390,33 +390,13 @@ impl PageRuns {
         &mut self,
         records: &Records,
         dirty: &Dirty,
-        mut looks: usize,
+        looks: usize,
     ) -> Option<(usize, usize)> {
-        for list in (list_of(CHUNK_PAGES)..LISTS).rev() {
-            let mut link = self.heads[list];
-            while link != 0 && looks > 0 {
-                looks -= 1;
-                let first = link as usize - 1;
-                // SAFETY: the page run is free, so its record belongs to the lock, which the caller
-                // holds.
-                let (pages, next) = unsafe {
-                    (
-                        (*records.at(first)).pages as usize,
-                        (*records.at(first)).next,
-                    )
-                };
-                let chunk = first.next_multiple_of(CHUNK_PAGES);
-                let end = (first + pages) / CHUNK_PAGES * CHUNK_PAGES;
-                if chunk < end && dirty.count(chunk, end - chunk) > 0 {
-                    self.unlink(records, first);
-                    self.tag(records, first, pages, State::InUse);
-                    self.free_dirty -= dirty.count(first, pages);
-                    return Some((first, pages));
-                }
-                link = next;
-            }
-        }
-        None
+        self.take_dirty(records, dirty, CHUNK_PAGES, looks, |first, pages| {
+            let chunk = first.next_multiple_of(CHUNK_PAGES);
+            let end = (first + pages) / CHUNK_PAGES * CHUNK_PAGES;
+            chunk < end && dirty.count(chunk, end - chunk) > 0
+        })
     }
 
     /// The same for a page run without a whole chunk: a long one that has dirty pages. Lists have
@@ -425,12 +405,27 @@ impl PageRuns {
         &mut self,
         records: &Records,
         dirty: &Dirty,
-        mut looks: usize,
+        looks: usize,
     ) -> Option<(usize, usize)> {
         if planted(Fault::PartsKept) {
             return None;
         }
-        for list in (list_of(LEAST_PART)..LISTS).rev() {
+        self.take_dirty(records, dirty, LEAST_PART, looks, |first, pages| {
+            dirty.count(first, pages) != 0
+        })
+    }
+
+    /// Takes the first free page run that is `wanted` out of the lists of those with at least
+    /// `least` pages, longest first. Looks at no more than `looks` page runs.
+    fn take_dirty(
+        &mut self,
+        records: &Records,
+        dirty: &Dirty,
+        least: usize,
+        mut looks: usize,
+        wanted: impl Fn(usize, usize) -> bool,
+    ) -> Option<(usize, usize)> {
+        for list in (list_of(least)..LISTS).rev() {
             let mut link = self.heads[list];
             while link != 0 && looks > 0 {
                 looks -= 1;
@@ -439,7 +434,7 @@ impl PageRuns {
                 // holds.
                 let record = unsafe { &*records.at(first) };
                 let (pages, next) = (record.pages as usize, record.next);
-                if dirty.count(first, pages) != 0 {
+                if wanted(first, pages) {
                     self.unlink(records, first);
                     self.tag(records, first, pages, State::InUse);
                     self.free_dirty -= dirty.count(first, pages);

@@ -19,6 +19,13 @@ use crate::heap::{CLASS_TABLE, LargeStep};
 use crate::mark::{MarkQueue, Marker};
 use crate::weak::WeakWork;
 
+/// The roots of a round: all old cells, and those of the others whose bits are set in `keep`.
+fn kept(cells: &BTreeSet<usize>, old: &BTreeSet<usize>, keep: u64) -> Vec<usize> {
+    let lives = |(n, cell): &(usize, &usize)| old.contains(*cell) || keep >> (n % 64) & 1 != 0;
+    let living = cells.iter().enumerate().filter(lives);
+    living.map(|(_, cell)| *cell).collect()
+}
+
 /// A mutator and a collector in one thread, so no test needs a real stop.
 pub(crate) struct Toy {
     pub(crate) space: Space,
@@ -47,6 +54,18 @@ impl Toy {
             reserve: 64 << 20,
             ..SpaceConfig::default()
         })
+    }
+
+    /// Prepares a collection, as `Cycle::prepare` does: no cell is `old` for a whole one.
+    fn prepare(&mut self, young: bool, old: &mut BTreeSet<usize>) {
+        while self.space.sweep_piece() {}
+        if young {
+            self.space.unmark_allocated_black();
+        } else {
+            self.space.forget_marks();
+            old.clear();
+        }
+        while self.space.clear_spare_piece() {}
     }
 
     /// Allocates a cell, and collects with `roots` whenever a collection is due.

@@ -139,24 +139,12 @@ proptest! {
             }
             let young = !round.whole && !first;
             first = false;
-            while toy.space.sweep_piece() {}
-            if young {
-                toy.space.unmark_allocated_black();
-            } else {
-                toy.space.forget_marks();
-                old.clear();
-            }
-            while toy.space.clear_spare_piece() {}
+            toy.prepare(young, &mut old);
             if round.idle {
                 toy.runs.review_idle(&toy.space);
             }
             prop_assert_eq!(toy.runs.sites().count(), toy.runs.sites_listed());
-            let roots: Vec<usize> = cells
-                .iter()
-                .enumerate()
-                .filter(|(n, cell)| old.contains(*cell) || round.keep >> (n % 64) & 1 != 0)
-                .map(|(_, cell)| *cell)
-                .collect();
+            let roots = kept(&cells, &old, round.keep);
             toy.mark(&roots);
             let mut allocated_black = Vec::new();
             for number in &round.allocated_black {

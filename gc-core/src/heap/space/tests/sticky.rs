@@ -50,15 +50,7 @@ proptest! {
             }
             let young = !round.whole && !first;
             first = false;
-            // As in `Cycle::prepare`.
-            while toy.space.sweep_piece() {}
-            if young {
-                toy.space.unmark_allocated_black();
-            } else {
-                toy.space.forget_marks();
-                old.clear();
-            }
-            while toy.space.clear_spare_piece() {}
+            toy.prepare(young, &mut old);
             for cell in &cells {
                 prop_assert_eq!(toy.space.is_marked(*cell), old.contains(cell));
             }
@@ -68,13 +60,7 @@ proptest! {
                 unallocated += usize::from(toy.space.is_marked(cell));
             }) };
             prop_assert_eq!(unallocated, 0, "the rest of a run is old");
-            // All old cells live, and some of the others.
-            let roots: Vec<usize> = cells
-                .iter()
-                .enumerate()
-                .filter(|(n, cell)| old.contains(*cell) || round.keep >> (n % 64) & 1 != 0)
-                .map(|(_, cell)| *cell)
-                .collect();
+            let roots = kept(&cells, &old, round.keep);
             let marked = toy.mark(&roots);
             prop_assert_eq!(marked.cells as usize, roots.len() - old.len());
             let allocated_black: Vec<usize> = round.allocated_black.iter().map(|bytes| toy.alloc(kind, *bytes)).collect();
