@@ -1,10 +1,10 @@
-//! A garbage-collected heap for people who write languages: it does not move objects, stops threads
-//! at *any* instruction, and costs the code that runs in between nothing.
+//! A garbage-collected heap for language runtimes: it does not move objects, it stops threads at
+//! *any* instruction, and the code between two stops pays nothing for that.
 //!
-//! Loops need no polls. Compiled code needs a stack map for its calls only, not for every
-//! instruction. A thread that spins in an empty loop, sits in libc or stands in the middle of an
-//! allocation is stopped within microseconds, scanned, and resumed where it stood. What stops it is
-//! [`gc_preempt`]; this crate is the heap, the collector, and what you see of them.
+//! Loops need no polls. Compiled code needs stack maps for its calls only, not for every
+//! instruction. A thread is stopped within microseconds wherever it is: in an empty loop, in libc,
+//! or in the middle of an allocation. It is scanned there, and continues there. The crate
+//! [`gc_preempt`] stops threads; this crate is the heap, the collector and their interface.
 //!
 //! ```
 //! use gc_core::{Field, Gc, Heap, Local, Root, Trace};
@@ -14,7 +14,7 @@
 //!
 //! #[derive(Trace, Default)]
 //! struct Node {
-//!     next: Field<Node>, // an edge: born null, changed by one atomic store through the write barrier
+//!     next: Field<Node>, // an edge: null at first, changed by one atomic store with the barrier
 //!     value: u64,
 //! }
 //!
@@ -24,9 +24,9 @@
 //! # let range = machine_code.as_ptr() as usize..machine_code.as_ptr() as usize + 4096;
 //! # let stack_maps = StackMaps::from_cranelift(&[])?;
 //! let heap = Heap::builder().gc_percent(100).hard_limit(1 << 30).build()?;
-//! let mutator = heap.attach()?;                        // !Send; detaches on drop
+//! let mutator = heap.attach()?;                        // !Send; detaches when dropped
 //!
-//! // The safe tier: handles live in a scanned table, and what would dangle does not compile.
+//! // The safe tier: handles are roots, and a handle that outlives its scope does not compile.
 //! let root: Root<Node> = mutator.scope(|s| {
 //!     let node: Local<'_, Node> = s.alloc(Node::default())?;
 //!     let other = s.alloc(Node { value: 2, ..Node::default() })?;
@@ -38,7 +38,7 @@
 //! let raw: Gc<Node> = unsafe { mutator.alloc_gc(Node { value: 3, ..Node::default() })? };
 //! assert_eq!(raw.value, 3);
 //!
-//! mutator.blocking(|| socket.read(&mut buf))?;         // the collector neither waits for this thread nor signals it
+//! mutator.blocking(|| socket.read(&mut buf))?;         // a stop does not wait for this thread
 //! mutator.no_preempt(|| ());                           // not stopped in here; keep it short
 //!
 //! // A JIT says where the references of its frames are.
@@ -66,39 +66,42 @@
 //! | an edge is | [`Field`], [`Array`] of them | the same | a word in any [`Encoding`] |
 //! | what can go wrong | a panic | a dangling pointer | the same |
 //!
-//! The fast tier's names end in `_gc`; the raw tier's speak of cells and words. All three share one
-//! heap, and a cell of one may lead to a cell of another.
+//! The fast tier's names end in `_gc`. The raw tier's names speak of cells and words. The three
+//! tiers share one heap, and a cell of one tier may lead to a cell of another.
 //!
 //! [`Kind`]: crate::raw::Kind
 //! [`Encoding`]: crate::raw::Encoding
 //!
-//! **Safe** means: whatever safe code does, nothing dangles. A [`Local`] is rooted until its scope
-//! ends, so it may lie in a `Vec`; the scope's lifetime keeps it from leaving. Fields check by
-//! address that they and what they are given lie in the scope's heap. What a type holds must be
-//! [`Send`] and [`Sync`], since cells are shared between threads and change by interior mutability
-//! only.
+//! **Safe** means that safe code cannot make a dangling reference. A [`Local`] is a root until its
+//! scope ends, so it may lie in a `Vec`; its lifetime keeps it inside the scope. A field checks by
+//! address that it and its new value lie in the scope's heap. A type's members must be [`Send`] and
+//! [`Sync`], since threads share cells, and a cell changes by interior mutability only.
 //!
-//! **Fast** means: a [`Gc`] is one word, and nothing keeps its cell but what the collector scans
-//! anyway: registers, stacks, fields, roots. In a `Vec` it dangles. [`keep_alive`] says how long a
-//! cell is needed where the compiler or foreign code has only something computed from it.
+//! **Fast** means that a [`Gc`] is one word. Its cell lives only while the collector finds a
+//! reference to it in a register, on a stack, in a field or in a root. A `Gc` in a `Vec` dangles.
+//! Where the compiler or foreign code has only a value computed from the pointer, [`keep_alive`]
+//! keeps the cell alive.
 //!
-//! # Kinds: what the collector knows of a cell
+//! # Kinds: where a cell's edges are
 //!
-//! A cell has no header. Its block knows its size and its [`Kind`](crate::raw::Kind): a leaf, edges
-//! at fixed words, an array of edges from some word on, edges that a function reports, words of
-//! which any may be a pointer, weak words, or ephemerons. So an object of two pointers takes 16
-//! bytes. The derive makes a leaf or fixed words out of a struct; [`Array`], [`Bytes`], [`Weak`],
-//! [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] are shapes of their own.
+//! A cell has no header. The page table gives its size and its [`Kind`](crate::raw::Kind): a leaf,
+//! edges at fixed words, an array of edges from some word on, edges that a function reports, words
+//! that are treated conservatively, weak words, or ephemerons. So an object of two pointers takes
+//! 16 bytes. The derive describes a struct as a leaf or by fixed words. [`Array`], [`Bytes`],
+//! [`Weak`], [`WeakArray`], [`Ephemeron`] and the tables of [`WeakMap`] have kinds of their own.
 //!
-//! Two things hold for every cell. **It is zero until written**, and a zero word is no edge: a
-//! thread may be stopped between an allocation and the stores that follow, so what the collector
-//! finds half made must be harmless (only in leaves nothing can be found, and
-//! [`Kind::leaf_uninit`](crate::raw::Kind::leaf_uninit) is not cleared). A kind whose function
-//! depends on content (a tag, a length) has that written first. And **an edge is one aligned word
-//! at a fixed place**: markers read it while others write it. Hence no edges in enums, options or
-//! vectors; a table that grows is a field to an array, replaced by one store.
+//! Two rules hold for every cell:
 //!
-//! # Roots: where it looks
+//! * **A new cell is zero, and a zero word is no edge.** A thread may be stopped between an
+//!   allocation and the stores that follow, so the collector must be able to trace a
+//!   half-initialised cell. Only a leaf of the kind
+//!   [`Kind::leaf_uninit`](crate::raw::Kind::leaf_uninit) is not zeroed. If a kind's trace function
+//!   depends on content (a tag, a length), the program stores that content first.
+//! * **An edge is one aligned word at a fixed place.** Markers read it while mutators write it.
+//!   Hence enums, options and vectors hold no edges. A table that grows is a field that leads to an
+//!   array, and one store replaces the array.
+//!
+//! # Roots: where the collector looks
 //!
 //! | what | how it is scanned |
 //! |---|---|
@@ -109,11 +112,11 @@
 //! | a declared [`RootRange`]: an interpreter's own stack | exactly, up to its limit |
 //! | a [`RootCallback`] | as it reports |
 //!
-//! Word by word means: any word that names a cell, or the inside of one, keeps that cell. It costs
-//! precision, never soundness: a stale word may keep a cell too long. A range's limit is valid at
-//! every instruction. A callback reads only what mutators change inside
-//! [`no_preempt`](Mutator::no_preempt). The collector looks nowhere else: not in malloc's memory,
-//! not in statics, not in thread-locals.
+//! Word by word means that any word that names a byte of a cell keeps the cell. This costs
+//! precision and never soundness: a stale word may keep a cell too long. A root range's limit must
+//! be valid at every instruction of its thread. A callback may read only memory that mutators
+//! change inside [`no_preempt`](Mutator::no_preempt). The collector scans nothing else: no memory
+//! from malloc, no statics, no thread-locals.
 //!
 //! [`RawRoot`]: crate::raw::RawRoot
 //! [`RootRange`]: crate::raw::RootRange
@@ -121,94 +124,100 @@
 //!
 //! # Barriers: what a store costs
 //!
-//! An edge of a published cell is changed through the write barrier ([`Field::set`],
-//! [`Mutator::write`], or the unit that [`jit`] names for machine code): while marking goes on
-//! beside the program, it keeps the old value, so that the snapshot from which marking began stays
-//! whole. Stores into a new cell, into stacks, handles and root ranges need none. libc's `memcpy`
-//! and `qsort` must never touch edges. A weak word is loaded by a unit of its own
-//! ([`Weak::upgrade`], [`Mutator::load_weak`]), which makes what it loads strong; weak tables that
-//! grow are copied by [`Mutator::copy_weak`], which does not, and an ephemeron's pair is changed by
-//! [`Mutator::write_pair`].
+//! The write barrier changes an edge of a published cell: [`Field::set`], [`Mutator::write`], or
+//! the code that [`jit`] describes for compilers. While marking is on, the barrier logs the old
+//! value, so that marking keeps every cell that was reachable when it began. Stores into a new
+//! cell, into stacks, handles and root ranges need no barrier. libc's `memcpy` and `qsort` must
+//! never move edges. [`Weak::upgrade`] and [`Mutator::load_weak`] load a weak word and make its
+//! target strong. [`Mutator::copy_weak`] copies weak words for tables that grow, without making
+//! their targets strong. [`Mutator::write_pair`] changes a pair of an ephemeron.
 //!
 //! # Threads
 //!
-//! A thread that touches the heap attaches ([`Heap::attach`]) and has a [`Mutator`], which stays on
-//! it. Threads that do not attach may hold and read [`Root`]s. [`Mutator::blocking`] is for
-//! everything that may take long outside of the heap; there the heap is out of bounds, and the safe
-//! tier panics. [`Mutator::no_preempt`] keeps the thread from being stopped: a whole stop waits for
-//! it, so it is short, allocates nothing with malloc, and takes no lock that a thread holds outside
-//! of such a section. A mutator runs on its thread's own stack: while it is on another one (a
-//! coroutine's, a signal handler's alternate stack), a stop waits until it is back, and `blocking`
-//! panics. The collector is a thread of its own. A thread may attach to several heaps. A child of a
-//! fork has the forking thread's heaps whole.
+//! A thread that uses the heap attaches to it ([`Heap::attach`]) and gets a [`Mutator`], which
+//! stays on the thread. A thread that is not attached may hold and read [`Root`]s.
+//!
+//! * [`Mutator::blocking`] is for calls outside of the heap that may take long. A stop does not
+//!   wait for a thread in it. The closure must not use the heap; the safe tier panics there.
+//! * [`Mutator::no_preempt`] keeps the thread from being stopped. A stop of the whole world waits
+//!   for it, so it must be short, must not call malloc, and must not take a lock that another
+//!   thread holds outside of such a section.
+//! * A mutator runs on its thread's own stack. While the thread is on another stack (a coroutine's,
+//!   a signal handler's alternate stack), a stop waits until it is back, and `blocking` panics.
+//! * The collector has a thread of its own. A thread may attach to several heaps. The child of a
+//!   fork has the forking thread's heaps.
 //!
 //! # Signals
 //!
-//! Threads are stopped by SIGURG. A handler that the host had installed before is called for each
-//! of them. System calls are restarted, but some (`poll`, `epoll_wait`, `nanosleep`, timed socket
-//! calls; the list is at [`World`](gc_preempt::World)) end in EINTR all the same, and a `write` or
-//! `read` of many bytes may end with a part of them: make them inside `blocking`, where no signal
-//! comes. errno is kept. A host that blocks SIGURG, or replaces the handler without calling it, is
-//! named on stderr by a watchdog. `URGE_ASYNC=0` does without signals: threads then stop when they
-//! allocate or block, and when `no_preempt` ends.
+//! Threads are stopped by SIGURG. If the host installed a handler for it earlier, that handler is
+//! called for each signal. errno is kept. The kernel restarts most system calls. The others
+//! (`poll`, `epoll_wait`, `nanosleep`, socket calls with a timeout) fail with EINTR, and a `write`
+//! or `read` of many bytes may transfer a part of them; [`World`](gc_preempt::World) has the list.
+//! Make such calls inside `blocking`, where no signal comes. If the host blocks SIGURG, or replaces
+//! the handler without calling it, a watchdog names the thread on stderr. With `URGE_ASYNC=0` no
+//! signals are sent: threads then stop when they allocate or block, and when `no_preempt` ends.
 //!
 //! # Values that need `Drop`, finalizers, weak references
 //!
-//! `Drop` never runs in the sweep, nor on the collector's thread. A value that needs it (a string,
-//! a file, a box) waits for [`Mutator::drop_dead_values`] once its cell is dead; weak references to
-//! it are null by then, and so are its own fields, and what these led to may have been freed. The
-//! raw tier's finalizers ([`Mutator::register_finalizer`]) hand out the dead cell itself, with all
-//! that it leads to; weak references to it are null, too, unless their kind is
-//! [`Kind::long`](crate::raw::Kind::long).
+//! `Drop` runs neither in the sweep nor on the collector's thread. A value that needs it (a string,
+//! a file, a box) waits in a queue after its cell has died, and [`Mutator::drop_dead_values`] drops
+//! it. By then weak references to the value are null, its own fields are null, and the cells that
+//! its fields led to may have been freed.
+//!
+//! The raw tier's finalizers ([`Mutator::register_finalizer`]) give the dead cell itself to the
+//! program, with all cells that it leads to. Weak references to it are null, too, unless their kind
+//! is [`Kind::long`](crate::raw::Kind::long).
 //!
 //! # Queues and stale words
-//! A word that a compiler has left on a stack or in a register may name a node that a queue has
-//! long let go, and so keep it (raw tier, and native code). Where each node leads to the next, it
-//! keeps *all that came after*: the queue's whole history, for as long as the word is there. So a
-//! queue takes the edge out of a node as it takes the node ([`Field::take`], [`Field::take_gc`]):
-//! then a stale word keeps one node.
+//!
+//! A compiler may leave a stale word on a stack or in a register. In the raw tier and in native
+//! code such a word keeps the node of a queue that it names, although the queue has removed the
+//! node. If the node still leads to the next one, the stale word keeps *all later nodes*. So a
+//! queue takes the edge out of a node when it removes the node ([`Field::take`],
+//! [`Field::take_gc`]): then a stale word keeps one node.
 //!
 //! # Limits
 //!
-//! [`HeapBuilder::hard_limit`] bounds the cells' memory; beyond it an allocation collects, and then
-//! is an [`AllocError`], never an abort. A heap reserves 256 GiB of addresses (of the 128 TiB that
-//! a process has; [`HeapBuilder::reserve`] makes it less) and takes memory as it is used. Types are
-//! aligned to at most 16 bytes. Linux on x86-64 only.
+//! [`HeapBuilder::hard_limit`] bounds the memory of cells. An allocation that would exceed it
+//! collects; if that frees too little, it gives an [`AllocError`] and never aborts. A heap reserves
+//! 256 GiB of the 128 TiB of addresses that a process has ([`HeapBuilder::reserve`] changes that),
+//! and takes memory as it is used. Types may be aligned to at most 16 bytes. The crate runs on
+//! Linux on x86-64 only.
 //!
-//! A collection stops the world twice, for some microseconds each: to scan roots, and to make an
-//! end of marking. Marking and sweeping go on beside the program ([`HeapBuilder::stop_the_world`]
-//! turns that off).
+//! As a rule a collection stops the world twice, for some microseconds each: to scan roots, and to
+//! end marking. Marking and sweeping are concurrent ([`HeapBuilder::stop_the_world`] changes that).
 //!
 //! # Pace
 //!
-//! The heap may grow by [`HeapBuilder::gc_percent`] of what is alive; by then a collection should
-//! have ended. It begins as much earlier as the last ones took, and has a quarter of the processors
-//! for itself, or those that no mutator wants. A thread that allocates faster than can be marked
-//! helps to mark: with up to a quarter of its time while the heap is below its goal, with more
-//! beyond it. Where the heap has grown half as much again as it should, allocation waits, a
-//! millisecond for each 8 KiB. [`HeapBuilder::memory_limit`] brings collections forward instead of
-//! failing, until they would take as much time as the program. `URGE_TRACE=1` prints what came of
-//! it, a line a collection; [`Heap::stats`] has the same, and histograms of all stops.
+//! The heap may grow by [`HeapBuilder::gc_percent`] of the bytes that are alive; a collection
+//! should end by then. The pacer starts it early enough, by the time that the last collections
+//! took. The collector uses a quarter of the processors, or those that no mutator wants if they are
+//! more. A thread that allocates faster than the collector marks assists it: with up to a quarter
+//! of its time while the heap is below its goal, with more above the goal. Beyond one and
+//! a half times the growth that it may have, allocation waits, a millisecond for each 8 KiB.
+//! [`HeapBuilder::memory_limit`] makes collections earlier instead of failing, until they would
+//! take as much time as the program. `URGE_TRACE=1` prints one line for each collection.
+//! [`Heap::stats`] has the same figures, and histograms of all stops.
 //!
 //! # Young collections
 //!
-//! A cell of a kind that is [`immutable`](crate::raw::Kind::immutable) leads to older cells only,
-//! and for ever to the same. So once a collection has found it alive, the next ones need not look
-//! at it: they take it for alive, and free what was allocated since and is dead. That is a *young*
-//! collection. It is done of itself where most of the heap's cells with edges are of such kinds and
-//! most of what is allocated dies young, and when what has died and is old takes half of the room
-//! to grow, a whole collection follows ([`HeapBuilder::young_collections`],
-//! [`Heap::collect_young`]). Nothing moves, and stores cost what they cost: all old cells of other
-//! kinds are looked at each time.
+//! A cell of an [`immutable`](crate::raw::Kind::immutable) kind leads only to older cells, and
+//! always to the same ones. So once a collection has found it alive, later ones need not trace it:
+//! they take it for alive, and free the dead among the cells that were allocated since. Such a
+//! collection is *young*. The pacer chooses it while most of the heap's cells with edges are of
+//! immutable kinds and most new cells die young. When dead old cells take half of the room to grow,
+//! a full collection follows ([`HeapBuilder::young_collections`], [`Heap::collect_young`]). Cells
+//! do not move, and stores cost the same as without young collections, because each young
+//! collection traces all old cells of other kinds again.
 //!
-//! # To read on
+//! # Further reading
 //!
-//! `gc-core/examples/`: a small interpreter, a JIT's code, a host with a handler of its own, a
-//! worker pool, a foreign call. Then the modules: [`raw`] has what a virtual machine with cells of
-//! its own needs, and [`jit`] what machine code finds and calls. In the source, `heap/` holds
-//! memory and answers "which cell does this address name?", `alloc/` is a mutator's side of it, and
-//! `collector/` is the collector. In the repository, `docs/architecture.md` says how they work
-//! together, and `docs/glossary.md` has the terms, each with its source.
+//! `gc-core/examples/` has a small interpreter, a JIT's code, a host with a signal handler of its
+//! own, a worker pool, and a foreign call. [`raw`] is for virtual machines with cells of their own,
+//! and [`jit`] for compilers. In the source, `heap/` holds memory and finds the cell that an
+//! address names, `alloc/` has what each mutator allocates from, and `collector/` is the collector.
+//! In the repository, `docs/architecture.md` explains how they work together, and
+//! `docs/glossary.md` has the terms, each with its source.
 
 #![deny(missing_docs, rustdoc::broken_intra_doc_links)]
 

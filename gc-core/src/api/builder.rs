@@ -1,4 +1,4 @@
-//! How a heap is configured and built.
+//! The builder of a heap: its settings, and the errors of building.
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,13 +24,14 @@ use crate::pacer::{Policy, Vain};
 use crate::stacks::Stacks;
 use crate::stats::Ledger;
 
-/// Configures a [`Heap`]. Made by [`Heap::builder`].
+/// Configures and builds a [`Heap`]. [`Heap::builder`] makes one with the defaults.
 ///
-/// The environment overrides what is set here, so that a finished program can be looked into:
+/// The environment overrides these settings, so that a finished program can be examined:
 /// `URGE_ASYNC`, `URGE_INJECT`, `URGE_STW`, `URGE_CONTINUOUS`, `URGE_STRESS_PHASES`, `URGE_TRACE`,
 /// `URGE_POISON` and `URGE_VERIFY` (each `0` or `1`), `URGE_YOUNG`, `URGE_MARKERS`,
 /// `URGE_GC_PERCENT`, `URGE_HEAP_LIMIT`, `URGE_MEMORY_LIMIT`, `URGE_IDLE`, `URGE_RESERVE`,
-/// `URGE_PRE_TOUCH`, `URGE_GC_EVERY`. It is read once, in [`build`](HeapBuilder::build).
+/// `URGE_PRE_TOUCH`, `URGE_GC_EVERY`. [`build`](HeapBuilder::build) reads it once. Sizes are in
+/// bytes, or with `K`, `M` or `G` behind the number.
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `build`"]
 pub struct HeapBuilder {
@@ -39,36 +40,37 @@ pub struct HeapBuilder {
     past_the_end: bool,
 }
 
-/// Collections that a heap makes though it does not need them, so that tests meet them.
+/// Collections that a heap makes without need, so that tests run into them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stress {
-    /// A full collection after so many allocations of a mutator, or with [`Young::Always`] perhaps
-    /// a young one; 1 collects at every allocation. In the environment `URGE_GC_EVERY`.
+    /// Allocations of one mutator from one full collection to the next; 1 collects at every
+    /// allocation. With [`Young::Always`] such a collection may be young. `None` does not collect
+    /// by number. In the environment `URGE_GC_EVERY`.
     pub collect_every: Option<u64>,
-    /// Collections keep each of their phases open for some hundred microseconds, however small the
-    /// heap is, so that mutators meet them. In the environment `URGE_STRESS_PHASES`.
+    /// Whether each collection keeps each of its phases open for some hundred microseconds, in a
+    /// small heap, too, so that mutators run into them. In the environment `URGE_STRESS_PHASES`.
     pub phases: bool,
-    /// Collections with such phases follow each other without being asked for. In the environment
+    /// Whether collections with such phases follow each other without a request. In the environment
     /// `URGE_CONTINUOUS`.
     pub continuous: bool,
 }
 
 impl Stress {
-    /// Phases that are kept open.
+    /// Phases that stay open.
     pub const PHASES: Stress = Stress {
         collect_every: None,
         phases: true,
         continuous: false,
     };
 
-    /// Collections without end.
+    /// Collections one after another, with phases that stay open.
     pub const CONTINUOUS: Stress = Stress {
         collect_every: None,
         phases: true,
         continuous: true,
     };
 
-    /// A collection after so many allocations of a mutator.
+    /// A full collection after each `allocations` allocations of a mutator; must be at least 1.
     pub const fn every(allocations: u64) -> Stress {
         Stress {
             collect_every: Some(allocations),
@@ -79,69 +81,74 @@ impl Stress {
 }
 
 impl HeapBuilder {
-    /// How much the heap may grow over what was alive after a collection until the next ends, in
-    /// percent. 100 by default; `u32::MAX` collects only when asked or at the limit.
+    /// Sets how much the heap may grow from the end of one collection to the end of the next, in
+    /// percent of the bytes that were alive. 100 by default. `u32::MAX` collects only on request or
+    /// at a limit. In the environment `URGE_GC_PERCENT`, where `off` stands for `u32::MAX`.
     ///
-    /// As with Go's `GOGC`, what is allocated while a collection marks is kept by it, and up to 64
-    /// MiB of that count as alive where the collector would otherwise mark without a rest. So a
-    /// program that allocates as fast as it can be marked has a heap of three to four times what is
-    /// alive.
+    /// As with Go's `GOGC`, a collection keeps all cells that were allocated while it marked. Where
+    /// the collector would otherwise mark without a pause, up to 64 MiB of such cells count as
+    /// alive. So the heap of a program that allocates as fast as the collector marks is three to
+    /// four times as large as its live cells.
     pub fn gc_percent(mut self, percent: u32) -> Self {
         self.config.gc_percent = percent;
         self
     }
 
-    /// The most bytes the heap's cells may take. An allocation that would exceed it collects, and
-    /// if that does not help, fails with an [`AllocError`](crate::AllocError). None by default; at
-    /// least 4 MiB.
+    /// Sets the most bytes that the heap's cells may take; at least 4 MiB
+    /// ([`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT)). No limit by default. An allocation that would
+    /// exceed it collects; if that frees too little, the allocation fails with an
+    /// [`AllocError`](crate::AllocError). In the environment `URGE_HEAP_LIMIT`.
     ///
-    /// What a mutator has ready to allocate from counts: a span, 64 KiB as a rule, for each kind
-    /// and size that it used lately. A thread that waits in [`blocking`](crate::Mutator::blocking)
-    /// or allocates gives back what it no longer uses. One that only computes keeps what it had
-    /// when it allocated last: an empty `blocking` now and then gives that back.
+    /// The runs of mutators count: a span, 64 KiB as a rule, for each kind and size that a mutator
+    /// used lately. A thread that allocates or waits in [`blocking`](crate::Mutator::blocking)
+    /// gives back the runs that it no longer uses. A thread that only computes keeps its runs; an
+    /// empty `blocking` now and then gives them back.
     pub fn hard_limit(mut self, bytes: u64) -> Self {
         self.config.hard_limit = Some(bytes);
         self
     }
 
-    /// Bytes that the heap should keep to: its cells, what fragmentation adds to them, and memory
-    /// reported as external. Near it, collections come earlier than `gc_percent` asks for. It is
-    /// soft: where the program cannot do with less, or collecting would cost as much time as the
-    /// program has itself, the heap grows over it. None by default; at least 4 MiB. The idea and
-    /// its safeguard are Go's (design 48409).
+    /// Sets the bytes that the heap should not exceed: its cells, their fragmentation, and memory
+    /// reported by [`report_external`](Heap::report_external). At least 4 MiB; no limit by default.
+    /// In the environment `URGE_MEMORY_LIMIT`. Near the limit, collections come earlier than
+    /// `gc_percent` asks for. The limit is soft: the heap exceeds it if the live cells need more,
+    /// or if collections would take as much time as the program. The limit and this safeguard are
+    /// Go's (design 48409).
     ///
-    /// Where what is alive leaves no room below it, collections cannot help, and they become no
-    /// more frequent than where the heap may grow by a tenth of what is alive.
-    /// [`over_memory_limit`](crate::CollectionStats::over_memory_limit) says so, and `over-limit`
-    /// in the line of `URGE_TRACE=1`. A program that would rather get an error has a
+    /// If the live cells leave no room below the limit, collections become no more frequent than if
+    /// the heap might grow by a tenth of them.
+    /// [`over_memory_limit`](crate::CollectionStats::over_memory_limit) is then set, and the line
+    /// of `URGE_TRACE=1` has `over-limit`. For an error instead, set a
+    /// [`hard_limit`](Self::hard_limit).
     /// [`hard_limit`](Self::hard_limit).
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.config.memory_limit = Some(bytes);
         self
     }
 
-    /// Whether each collection prints a line of its figures on stderr: when it began and was to
-    /// begin, what it found, how long it took. The same figures are [`Heap::stats`]`().last`. Off
-    /// by default.
+    /// Sets whether each collection prints one line of figures on stderr: its trigger and where it
+    /// began, what it found, how long it took. Off by default. [`Heap::stats`]`().last` has the
+    /// same figures. In the environment `URGE_TRACE`.
     pub fn trace(mut self, on: bool) -> Self {
         self.config.trace = on;
         self
     }
 
-    /// Whether each collection marks a second time, alone and in the stop, and aborts with the path
-    /// to an object that it was about to free though it can be reached: for finding a store past
-    /// the barrier, or a tracer that leaves an edge out. Costs a stop as long as a whole marking,
-    /// and as much address space again as the heap reserves. Off by default.
+    /// Sets whether each collection marks a second time in the stop, by a marker of its own, and
+    /// aborts if it was about to free a cell that is reachable. The message has the path to the
+    /// cell. It finds stores without the barrier, and trace functions that leave out an edge. The
+    /// stop lasts as long as a whole marking, and the heap takes twice the address space. Off by
+    /// default. In the environment `URGE_VERIFY`.
     pub fn verify(mut self, on: bool) -> Self {
         self.config.verify = on;
         self
     }
 
-    /// Whether each collection fills the cells that it frees with [`POISON`](crate::POISON), in the
-    /// stop that frees them: whatever is read by way of an edge or a root that the collector did
-    /// not see is recognised at once, instead of when the cell's next owner has written it.
-    /// Together with [`Stress::every(1)`](Stress::every) a lost root shows at the
-    /// next read. A stop takes as long as the heap is large. Off by default.
+    /// Sets whether each collection fills the cells that it frees with [`POISON`](crate::POISON),
+    /// in the stop that frees them. A read through an edge or a root that the collector did not
+    /// find then shows at once, not only after the cell is allocated again. With
+    /// [`Stress::every(1)`](Stress::every) a lost root shows at the next read. The time of a stop
+    /// grows with the size of the heap. Off by default. In the environment `URGE_POISON`.
     ///
     /// ```
     /// use gc_core::{Gc, Heap, POISON};
@@ -149,7 +156,7 @@ impl HeapBuilder {
     /// let lost: Vec<Gc<u64>> = std::thread::scope(|s| {
     ///     let make = || {
     ///         let mutator = heap.attach().unwrap();
-    ///         // SAFETY: none: it dangles in a `Vec`, and the example shows how that is found.
+    ///         // SAFETY: breaks the rule of `Gc` on purpose: in a `Vec` it dangles.
     ///         let make = |_| Send(unsafe { mutator.alloc_gc(7u64) }.unwrap());
     ///         (0..100).map(make).collect::<Vec<_>>()
     ///     };
@@ -167,17 +174,18 @@ impl HeapBuilder {
         self
     }
 
-    /// The addresses to reserve for cells, in bytes; at least 16 MiB. 256 GiB by default; less
-    /// where the process has hundreds of heaps already, or where the system would have no addresses
-    /// for anything else afterwards. Costs no memory, nor what the system counts as promised
-    /// (`RLIMIT_DATA`, strict overcommit), before cells are in it. All tables of the heap are sized
-    /// by it: they take about as many addresses again in a heap of 64 MiB, and a thirtieth in one
-    /// of 256 GiB.
+    /// Sets the addresses to reserve for cells, in bytes; at least 16 MiB
+    /// ([`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE)). In the environment `URGE_RESERVE`. The
+    /// default is 256 GiB ([`DEFAULT_RESERVE`](crate::DEFAULT_RESERVE)), or less in a process that
+    /// has hundreds of heaps. A reserve takes no memory, and the system does not count it as
+    /// promised memory (`RLIMIT_DATA`, strict overcommit) until cells lie in it. The sizes of all
+    /// tables follow from it: they reserve about as many addresses again in a heap of 64 MiB, and a
+    /// thirtieth of them in a heap of 256 GiB.
     ///
-    /// Where the process may have fewer addresses (`RLIMIT_AS`, `ulimit -v`), the first heap's
-    /// default is five sixteenths of them, and the nth heap's that by n cubed, at least 16 MiB.
-    /// Where the system refuses, the reserve is halved until all fits, but not below 16 MiB;
-    /// [`Heap::reserved`] says what it is.
+    /// If `RLIMIT_AS` (`ulimit -v`) limits the addresses of the process, the first heap's default
+    /// is five sixteenths of the limit, and the nth heap's default is that divided by n cubed, at
+    /// least 16 MiB. If the system refuses, the reserve is halved until it fits, but not below 16
+    /// MiB. [`Heap::reserved`] gives the result.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().reserve(64 << 20).build()?;
@@ -189,14 +197,15 @@ impl HeapBuilder {
         self
     }
 
-    /// Bytes that the system is to back when the heap is built, with the tables that belong to
-    /// them, and that it does not get back: no mutator waits for it below that. 0 by default, which
-    /// backs memory as the heap grows. The JVM's name for it is `AlwaysPreTouch`.
+    /// Sets the bytes of the heap that the system backs when the heap is built, with the parts of
+    /// the tables that belong to them. The heap does not give them back, so no mutator waits for
+    /// the kernel there. 0 by default: memory is backed as the heap grows. In the environment
+    /// `URGE_PRE_TOUCH`. The JVM calls this `AlwaysPreTouch`.
     ///
-    /// A mutator that is stopped while the kernel clears a page for it is stopped when the kernel
-    /// is done: 0.1 ms for one of 2 MiB, and milliseconds where a virtual machine has to ask its
-    /// host for the memory. A program that counts these gives the heap's peak here. It takes a
-    /// kernel of at least 5.14, and does nothing in an older one, or where memory is short.
+    /// While the kernel clears a page for a mutator, the mutator cannot be stopped: 0.1 ms for a
+    /// page of 2 MiB, and milliseconds where a virtual machine has to ask its host for memory. A
+    /// program for which that is too long gives the heap's peak here. It needs Linux 5.14 or later,
+    /// and does nothing on an older kernel or where memory is short.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().pre_touch(8 << 20).build()?;
@@ -207,10 +216,11 @@ impl HeapBuilder {
         self
     }
 
-    /// The encodings tried on each word of a frame without a stack map, beside [`Encoding::RAW`],
-    /// which is always tried: the heap's own code and the safe tier keep plain addresses in
-    /// registers and on stacks. A runtime that keeps tagged or boxed words there must name them
-    /// here; at most eight encodings in all.
+    /// Sets the encodings that are tried on each word of a frame without a stack map.
+    /// [`Encoding::RAW`] is always tried as well, because the heap's own code and the safe tier
+    /// keep plain addresses in registers and on stacks. A runtime that keeps tagged or boxed words
+    /// there must name their encodings here. At most eight encodings in all, or
+    /// [`build`](Self::build) fails.
     pub fn conservative(mut self, encodings: &[Encoding]) -> Self {
         self.conservative = encodings.to_vec();
         if !encodings.contains(&Encoding::RAW) && !planted(Fault::RawIfAsked) {
@@ -219,36 +229,38 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether a conservative word that points just past the bytes of a cell keeps it. Off by
-    /// default. Compilers make such pointers in loops over an array, and may keep no other one
-    /// meanwhile.
+    /// Sets whether a conservative word that points one past the end of a cell keeps the cell. Off
+    /// by default. Compilers make such pointers in loops over an array, and may keep no other
+    /// pointer to it meanwhile.
     ///
-    /// Each cell of such a heap has a byte more than was asked for, so that its end lies inside it
-    /// and is the address of no other cell. A request that fills a size class takes the next one:
-    /// 32 bytes take 48, 40 take 48 as ever. Were the end of one cell the beginning of another,
-    /// each true reference to the second would keep the first, and all that it leads to. The end is
-    /// that of the bytes asked for: code that writes to the end of the size class
-    /// ([`Site::size`](crate::raw::Site::size)) asks for as many.
+    /// Each cell of such a heap has one byte more than requested, so that its end lies inside it
+    /// and is the address of no other cell. A request that fills a size class takes the next class:
+    /// 32 bytes take 48; 40 bytes take 48 in any case. If the end of one cell were the beginning of
+    /// another, each reference to the second would keep the first, with all that it leads to. The
+    /// end is that of the requested bytes. Code that writes up to the end of the size class
+    /// ([`Site::size`](crate::raw::Site::size)) must request that many bytes.
     ///
-    /// A runtime that knows which of its cells such loops run over leaves this off, and asks for a
-    /// byte more for those.
+    /// If a runtime can say which of its cells such loops run over, it leaves this off and requests
+    /// one byte more for those cells.
     pub fn past_the_end(mut self, keeps: bool) -> Self {
         self.past_the_end = keeps;
         self
     }
 
-    /// Whether mutators stay stopped from the first root to the last dead cell of a collection. Off
-    /// by default: they run while cells are marked, and stop twice a collection for some
-    /// microseconds, whatever the heap's size. `true` (or `URGE_STW=1`) tells faults of the barrier
-    /// from others.
+    /// Sets whether mutators stay stopped for a whole collection, from the first root to the last
+    /// dead cell. Off by default: mutators run while cells are marked, and stop twice in a
+    /// collection, as a rule, for some microseconds, whatever the size of the heap. A program that
+    /// fails by default and works with `true` has a fault in its barriers. In the environment
+    /// `URGE_STW`.
     pub fn stop_the_world(mut self, on: bool) -> Self {
         self.config.stop_the_world = on;
         self
     }
 
-    /// How many threads mark beside the mutators, the collector's own among them; at least 1. By
-    /// default as many as keep to a quarter of the processors, and besides those that no mutator
-    /// wants. A heap in which there is little to mark makes do with one in any case.
+    /// Sets how many threads mark concurrently with the mutators, the collector's own thread
+    /// included; from 1 to 64. By default as many as a quarter of the processors allows, and those
+    /// that no mutator wants. A heap with little to mark is marked by one thread in any case. In
+    /// the environment `URGE_MARKERS`.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().markers(2).build()?;
@@ -261,17 +273,19 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether handles, [`Root`](crate::Root)s, root ranges and root callbacks are all the roots,
-    /// and stacks and registers are none.
+    /// Sets whether stacks and registers are left out of the roots, so that the roots are handles,
+    /// [`Root`](crate::Root)s, root ranges and root callbacks only.
     ///
-    /// By default that is so until the fast tier is used for the first time
-    /// ([`Mutator::alloc_gc`](crate::Mutator::alloc_gc),
-    /// [`Mutator::alloc_raw`](crate::Mutator::alloc_raw), [`Heap::site`], a `Gc` made of a handle, machine
-    /// code, ...): a heap that is used by scopes alone names all it holds, and no stale word of a
-    /// stack keeps anything. From then on stacks are scanned conservatively. `true`: they never
-    /// are; to allocate by the fast tier is an error
-    /// ([`SiteError::FastTier`](crate::raw::SiteError::FastTier)), and a `Gc` of this heap lives
-    /// only while something else keeps it. `false`: they are from the start.
+    /// * By default they are left out until the program first uses the fast tier: by
+    ///   [`Mutator::alloc_gc`](crate::Mutator::alloc_gc),
+    ///   [`Mutator::alloc_raw`](crate::Mutator::alloc_raw), [`Heap::site`], a `Gc` made of a
+    ///   handle, machine code, and so on. A program that uses only scopes has a handle for each
+    ///   cell that it uses, so no stale word of a stack keeps a cell. From that first use on,
+    ///   stacks are scanned conservatively.
+    /// * `true`: they are never scanned. An allocation by the fast tier is an error
+    ///   ([`SiteError::FastTier`](crate::raw::SiteError::FastTier)), and the cell of a `Gc` lives
+    ///   only while another root leads to it.
+    /// * `false`: they are scanned from the start.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -281,9 +295,9 @@ impl HeapBuilder {
     /// let mutator = heap.attach()?;
     /// let stale = mutator.scope(|s| Ok(s.alloc(Node::default())?.next.address() as usize))?;
     /// mutator.collect();
-    /// assert_eq!(heap.stats().last.cells_live, 0); // though this stack still has its address
+    /// assert_eq!(heap.stats().last.cells_live, 0); // although this stack still has its address
     /// assert_ne!(stale, 0);
-    /// // SAFETY: it is refused.
+    /// // SAFETY: the heap refuses the allocation.
     /// assert!(unsafe { mutator.alloc_gc(Node::default()) }.is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
@@ -292,15 +306,14 @@ impl HeapBuilder {
         self
     }
 
-    /// Whether a collection that is due may be a *young* one: it takes what earlier ones found
-    /// alive for alive, without looking, and frees only what is dead of what was allocated since
-    /// the last. [`Young::WherePays`] by default: where most of the heap's cells with edges are of
-    /// [immutable](crate::raw::Kind::immutable) kinds, and as long as most of what is allocated
-    /// dies young.
+    /// Sets whether a collection that is due may be a *young* one. A young collection takes the
+    /// cells that earlier collections found alive for alive, without tracing them, and frees only
+    /// dead cells that were allocated since the last collection. The default is
+    /// [`Young::WherePays`].
     ///
-    /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always look
-    /// at all cells. In the environment `URGE_YOUNG` is `0`, `1` or, for stress, `always`. A heap
-    /// that [stops the world](Self::stop_the_world) has no young collections.
+    /// [`collect`](Heap::collect) and [`request_collection`](Heap::request_collection) always trace
+    /// all cells. A heap that [stops the world](Self::stop_the_world) has no young collections. In
+    /// the environment `URGE_YOUNG`: `0`, `1`, or `always` for stress.
     ///
     /// ```
     /// use gc_core::{Heap, Young};
@@ -312,7 +325,7 @@ impl HeapBuilder {
         self
     }
 
-    /// How the heap is put under stress: more collections than it needs, for tests. Not at all by
+    /// Puts the heap under stress, for tests: it collects more often than it needs to. No stress by
     /// default.
     ///
     /// ```
@@ -327,9 +340,10 @@ impl HeapBuilder {
         self
     }
 
-    /// How long after the last collection a heap is collected that asks for none, so that what has
-    /// died meanwhile is freed and goes back to the system. Two minutes by default, as in Go; zero:
-    /// never. In the environment `URGE_IDLE`, in seconds.
+    /// Sets the time after the last collection at which a heap is collected that has made no other
+    /// one due. The collection frees the cells that died meanwhile, and their memory goes back to
+    /// the system. Two minutes by default, as in Go; zero turns it off. In the environment
+    /// `URGE_IDLE`, in seconds.
     ///
     /// ```
     /// use std::time::Duration;
@@ -343,12 +357,11 @@ impl HeapBuilder {
         self
     }
 
-    /// Takes the container's limit for the [`memory_limit`](Self::memory_limit): the smallest
-    /// `memory.max` of the process's cgroups (`memory.limit_in_bytes` in the first version), read
-    /// once, in [`build`](Self::build). Where they have none, the heap has none either. A
-    /// `memory_limit` that is set besides counts if it is smaller: set one, if much of the
-    /// container's memory is for something else than the heap. In the environment
-    /// `URGE_MEMORY_LIMIT=cgroup`.
+    /// Uses the container's limit as [`memory_limit`](Self::memory_limit): the smallest
+    /// `memory.max` of the process's cgroups (`memory.limit_in_bytes` in version 1).
+    /// [`build`](Self::build) reads it once. If no cgroup has a limit, it sets none. If a
+    /// `memory_limit` is set as well, the smaller one counts: set one if much of the container's
+    /// memory is for other things than the heap. In the environment `URGE_MEMORY_LIMIT=cgroup`.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().memory_limit_from_cgroup().build()?;
@@ -359,7 +372,8 @@ impl HeapBuilder {
         self
     }
 
-    /// Builds the heap: maps its memory and starts its collector's thread.
+    /// Builds the heap: reserves its address range and starts its collector's thread. The first
+    /// heap of a process also installs the handler of SIGURG.
     ///
     /// # Errors
     /// [`BuildError`] says what was wrong and what would be right.
@@ -434,7 +448,7 @@ impl HeapBuilder {
 }
 
 impl Heap {
-    /// A builder with the defaults.
+    /// A builder with the default settings.
     pub fn builder() -> HeapBuilder {
         HeapBuilder {
             config: Config::default(),
@@ -448,13 +462,13 @@ impl Heap {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BuildError {
-    /// A value that is wrong, of the builder or the environment.
+    /// A setting of the builder or of the environment is invalid.
     Config(ConfigError),
-    /// The system refused address space.
+    /// The system refused address space or memory.
     Map(MapError),
-    /// The heap's memory cannot be laid out as asked.
+    /// The heap's address range cannot be laid out as requested.
     Space(SpaceError),
-    /// Threads cannot be stopped here.
+    /// Threads cannot be stopped in this process.
     Stops(gc_preempt::SetupError),
     /// The barrier's code could not be registered.
     Code(CodeError),

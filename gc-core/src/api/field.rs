@@ -1,4 +1,4 @@
-//! An edge: the one word of a cell by which it leads to another.
+//! An edge: the word of a cell that leads to another cell.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -12,30 +12,29 @@ use crate::api::trace::Trace;
 
 /// An edge from one cell to another, or null.
 ///
-/// Born null, and null it stays until its struct has been moved into a cell: [`set`](Self::set)
-/// refuses a field that does not lie in the heap. Each change is one atomic store with the write
-/// barrier, so it may be read and changed by several threads at once; the last store wins.
+/// A new field is null, and stays null until its struct has been moved into a cell:
+/// [`set`](Self::set) panics for a field outside of the heap. Each change is one atomic store with
+/// the write barrier. So several threads may read and change a field at once; the last store wins.
 ///
-/// A field is neither `Clone` nor `Copy`, and nothing gives out a cell's value by value. A value's
-/// `Drop` alone has it by `&mut`: its fields are null then, and stay so. So an edge never leaves
-/// its place.
+/// A field is neither `Clone` nor `Copy`, and no function returns a cell's value by value. Only a
+/// value's `Drop` has its fields by `&mut`, and they are null then and stay null. So an edge never
+/// leaves its place.
 ///
-/// A field of `T` is no field of another type, not even of a sub- or supertype of `T`: what one of
-/// them stored, the other would load.
+/// A `Field<T>` cannot be used as a field of another type, not even of a subtype or supertype of
+/// `T`: one type's store would be the other type's load.
 #[repr(transparent)]
 pub struct Field<T> {
     word: AtomicUsize,
-    /// Invariant: it is changed by `&self`.
+    /// Invariant in `T`, since `&self` changes it.
     _target: PhantomData<*mut T>,
 }
 
-// SAFETY: the word is atomic; what it leads to is shared between threads, and may be dropped by any
-// of them.
+// SAFETY: the word is atomic. Threads share the target, and any of them may drop it.
 unsafe impl<T: Send + Sync> Send for Field<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for Field<T> {}
 
-// SAFETY: the field is its one word.
+// SAFETY: the field is one word, at offset 0.
 unsafe impl<T: Trace> Trace for Field<T> {
     #[inline(always)]
     fn edges(edge: &mut impl FnMut(usize)) {
@@ -43,7 +42,7 @@ unsafe impl<T: Trace> Trace for Field<T> {
     }
 }
 
-// SAFETY: fields side by side.
+// SAFETY: the fields lie side by side.
 unsafe impl<T: Trace, const N: usize> Trace for [Field<T>; N] {
     #[inline]
     fn edges(edge: &mut impl FnMut(usize)) {
@@ -63,27 +62,28 @@ impl<T> Field<T> {
         }
     }
 
-    /// Where the edge leads, as a handle of `scope`.
-    ///
+    /// The target of the edge, as a handle of `scope`; `None` if the edge is null.
     /// # Panics
+    /// If the field does not lie in the scope's heap, if the system has no memory for another
+    /// handle, and inside `blocking`.
     /// If the field does not lie in the scope's heap, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();
-        // SAFETY: the field lies in this heap, so what it leads to does, and lives while a live
-        // cell's field leads to it; from the load on it is in a register of this thread. Nothing
-        // but a `T` is ever stored.
+        // SAFETY: the field lies in this heap, and so does its target, which lives while the field
+        // of a live cell leads to it. From the load on, the target is in a register of this thread.
+        // A field stores nothing but cells that hold a `T`.
         scope.hold_loaded(|| self.load(), |cell| unsafe { scope.keep(cell) })
     }
 
-    /// Lets the edge lead to `value`.
+    /// Makes the edge lead to `value`.
     ///
     /// # Panics
-    /// If the field or the value does not lie in the scope's heap, if the field belongs to a value
-    /// whose `Drop` runs (its cell is dead, so nothing would keep what the edge leads to), and
-    /// inside `blocking`.
+    /// If the field or the value does not lie in the scope's heap, and inside `blocking`. If the
+    /// field belongs to a value whose `Drop` runs: its cell is dead, so the edge would not keep
+    /// `value` alive.
     #[inline]
     #[track_caller]
     pub fn set(&self, scope: &Scope<'_>, value: &Local<'_, T>) {
@@ -103,10 +103,10 @@ impl<T> Field<T> {
         self.store(scope, 0);
     }
 
-    /// Where the edge leads, and makes it null: what a queue or a list does with the link of a node
-    /// that it takes out. A stale word of some stack that names the node keeps that one then, and
-    /// not all that came after it. Not one unit: of several threads that take from one field, more
-    /// than one may get what it led to.
+    /// Makes the edge null, and returns its former target. A queue or a list takes out a node by
+    /// this: a stale word of a stack that names the node then keeps only the node, not all later
+    /// ones. The load and the store are two steps: if several threads take from one field, more
+    /// than one may get the target.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -133,7 +133,7 @@ impl<T> Field<T> {
         Some(taken)
     }
 
-    /// Whether the edge leads nowhere. A hint, where other threads change it.
+    /// Whether the edge is null. Another thread may change it at once.
     #[inline]
     pub fn is_null(&self) -> bool {
         self.word.load(Ordering::Relaxed) == 0
@@ -144,15 +144,15 @@ impl<T> Field<T> {
     fn store(&self, scope: &Scope<'_>, value: usize) {
         scope.check_address(self.address() as usize, "field");
         scope.check_running();
-        // SAFETY: the field is a word of a live cell of this mutator's heap (the caller has a
-        // reference to it), changed by this unit alone.
+        // SAFETY: the field is a word of a live cell of this mutator's heap, since the caller has a
+        // reference to it. Only the barrier's code changes it.
         unsafe { scope.mutator().write(self.address(), value) };
     }
 
-    /// Stores what `from` holds. The caller's window is open.
+    /// Stores the target of `from` in this field. The caller has opened its window.
     ///
     /// # Safety
-    /// Both are words of live cells of the mutator's heap.
+    /// Both fields lie in live cells of the mutator's heap.
     pub(crate) unsafe fn copy_from(&self, mutator: &Mutator, from: &Self) {
         let word = from
             .load()
@@ -163,35 +163,37 @@ impl<T> Field<T> {
 
     #[inline]
     fn load(&self) -> Option<NonNull<T>> {
-        // Ordering: Acquire pairs with the store of the barrier unit, which is a release: on this
-        // architecture every store is, and the compiler moves nothing across the unit's call. So
-        // a thread that loads the cell here finds it initialised.
+        // Acquire pairs with the barrier's store, which is a release: on x86-64 every store is, and
+        // the compiler moves no access across the call of the barrier. So a thread that loads the
+        // cell here finds it initialised.
         NonNull::new(core::ptr::with_exposed_provenance_mut(
             self.word.load(Ordering::Acquire),
         ))
     }
 
-    /// The word itself, for machine code and the raw tier.
+    /// The address of the word, for machine code and the raw tier.
     #[inline]
     pub fn address(&self) -> *mut usize {
         self.word.as_ptr()
     }
 
-    /// Where the edge leads: the fast tier's [`get`](Self::get), without checks and without a
+    /// The target of the edge: the fast tier's [`get`](Self::get), without checks and without a
     /// handle.
     ///
     /// # Safety
-    /// The field lies in a live cell. The result is used as [`Gc`] asks.
+    /// The field lies in a live cell, and the caller keeps the rules of [`Gc`] for the result.
     #[inline]
     pub unsafe fn get_gc(&self) -> Option<Gc<T>> {
         // SAFETY: forwarded.
         self.load().map(|cell| unsafe { Gc::from_cell(cell) })
     }
 
-    /// The fast tier's [`take`](Self::take), without checks and without a handle.
+    /// Makes the edge null, and returns its former target: the fast tier's [`take`](Self::take),
+    /// without checks and without a handle.
     ///
     /// # Safety
-    /// The field lies in a live cell of the mutator's heap. The result is used as [`Gc`] asks.
+    /// The field lies in a live cell of the mutator's heap, and the caller keeps the rules of
+    /// [`Gc`] for the result. The thread is not inside `blocking`.
     #[inline]
     pub unsafe fn take_gc(&self, mutator: &Mutator) -> Option<Gc<T>> {
         // SAFETY: forwarded.
@@ -202,10 +204,12 @@ impl<T> Field<T> {
         }
     }
 
-    /// The fast tier's [`set`](Self::set), without checks: the barrier's unit and nothing else.
+    /// Makes the edge lead to `value`, or null: the fast tier's [`set`](Self::set), without checks.
+    /// It is the write barrier and nothing else.
     ///
     /// # Safety
-    /// The field lies in a live cell of the mutator's heap, and so does what `value` names.
+    /// The field lies in a live cell of the mutator's heap, and so does `value`. The thread is not
+    /// inside `blocking`.
     #[inline]
     pub unsafe fn set_gc(&self, mutator: &Mutator, value: Option<Gc<T>>) {
         let value = value.map_or(0, |v| v.cell().as_ptr().expose_provenance());
@@ -221,7 +225,7 @@ impl<T> Default for Field<T> {
 }
 
 impl<T> fmt::Debug for Field<T> {
-    /// Says where it leads and no more: the graph may have cycles.
+    /// Prints the target's address only: the graph may have cycles.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.word.load(Ordering::Relaxed) {
             0 => f.write_str("null"),

@@ -1,4 +1,4 @@
-//! The heap as an embedder holds it: what it allocates, its figures, and its inspectors.
+//! The heap as an embedder uses it: its kinds, its figures, and its inspectors.
 
 use std::any::Any;
 use std::fmt;
@@ -19,12 +19,13 @@ use crate::mutator::shared::Shared;
 use crate::stats::HeapStats;
 use crate::thread::Thread;
 
-/// A garbage-collected heap. Clones are handles on the same heap; the last one to go ends its
-/// collector's thread and unmaps it.
+/// A garbage-collected heap. A clone is another handle on the same heap. The drop of the last
+/// handle ends the collector's thread and unmaps the heap.
 ///
-/// [`Mutator`](crate::Mutator)s, [`RawRoot`](crate::raw::RawRoot)s and the other guards keep the
-/// heap alive. The last handle may go anywhere: where its thread may not wait for the collector's,
-/// as inside [`no_preempt`](crate::Mutator::no_preempt), that ends by itself a little later.
+/// A [`Mutator`](crate::Mutator), a [`RawRoot`](crate::raw::RawRoot) and every other guard of the
+/// heap hold a handle. Any thread may drop the last handle, anywhere: where a thread must not wait
+/// for the collector's thread, as inside [`no_preempt`](crate::Mutator::no_preempt), the drop does
+/// not wait, and the heap ends a little later.
 ///
 /// ```
 /// # use gc_core::Heap;
@@ -53,10 +54,12 @@ impl Drop for Handle {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        // The last handle may be an owner's that the collector itself has just dropped: it ends by
-        // itself then. Another heap may want this thread to stop meanwhile, so the wait is a
-        // blocking one. And a collector that waits for the stop of this thread, or for the end of
-        // its `no_preempt`, ends after it.
+        // A thread in `blocking_here` does not hold up a stop: another heap may stop this thread
+        // while it waits here. The collector's thread is not joined but detached in four cases. It
+        // is this thread: the collector has dropped a code owner that held the last handle. This
+        // thread holds a stop, which the collector may wait for. This thread is inside
+        // `no_preempt`, and the collector may wait for the end of it. Or the thread is one that
+        // only the parent of a forked process has. In each case the collector ends by itself.
         let Some(thread) = thread else { return };
         if !thread.is_current()
             && !gc_preempt::holds_a_stop()
@@ -71,7 +74,7 @@ impl Drop for Handle {
 }
 
 impl Heap {
-    /// A heap whose collector's thread runs.
+    /// Wraps a heap whose collector's thread runs.
     pub(crate) fn new(shared: Arc<Shared>, state: Arc<State>, thread: Thread) -> Heap {
         Heap {
             handle: Arc::new(Handle {
@@ -82,18 +85,19 @@ impl Heap {
         }
     }
 
-    /// What keeps the heap alive, for a record that does not know this type.
+    /// The handle as an opaque value: it keeps the heap alive for a record that does not name
+    /// `Heap`.
     pub(crate) fn keep(self) -> Arc<dyn Any + Send + Sync> {
         self.handle
     }
 
-    /// The heap that [`keep`](Self::keep) has kept alive.
+    /// The heap of a handle from [`keep`](Self::keep).
     pub(crate) fn kept(handle: Arc<dyn Any + Send + Sync>) -> Option<Heap> {
         let handle = handle.downcast().ok()?;
         Some(Heap { handle })
     }
 
-    /// What the heap's mutators and its collector share.
+    /// The state that the heap's mutators and its collector share.
     pub(crate) fn shared(&self) -> &Shared {
         &self.handle.shared
     }
@@ -102,13 +106,13 @@ impl Heap {
         &self.handle.shared
     }
 
-    /// The heap's collector.
+    /// The collector's state.
     pub(crate) fn state(&self) -> &State {
         &self.handle.state
     }
 
-    /// In the child of a fork the collector's thread does not exist: starts another.
-    /// Inside `blocking`: it locks and calls malloc.
+    /// Starts a collector's thread in the child of a fork, which has none. Call it inside
+    /// `blocking`: it takes locks and calls malloc.
     pub(super) fn revive(&self) {
         if self.state().requests.alive.load(Ordering::SeqCst) {
             return;
@@ -122,33 +126,38 @@ impl Heap {
             return;
         }
         match collector::spawn(&self.handle.state) {
-            // The parent's thread cannot be joined here.
+            // The old handle names the parent's thread, which the child cannot join.
             Ok(new) => *thread = Some(new),
             Err(error) => panic!("no thread for the collector in the child of a fork: {error}"),
         }
     }
 
-    /// Describes cells to the heap.
+    /// Registers a kind, which describes cells. Any thread may call this outside of
+    /// [`no_preempt`](crate::Mutator::no_preempt). A heap never forgets a kind, so register each
+    /// kind once.
     ///
     /// # Errors
-    /// [`KindError`]: there are as many kinds as there can be, or the encoding cannot match any
-    /// word.
+    /// [`KindError`]: the heap has as many kinds as it can have, or no word can match the kind's
+    /// encoding.
     pub fn kind(&self, kind: Kind) -> Result<KindId, KindError> {
         self.shared().add_kind(kind)
     }
 
-    /// The site that allocates cells of `bytes` bytes of `kind` inline.
+    /// The site of cells of `bytes` bytes of `kind`:
+    /// [`Mutator::alloc_at`](crate::Mutator::alloc_at) and inline code allocate from it. Any thread
+    /// may call this. The site stays valid as long as the heap.
     ///
     /// # Errors
-    /// [`SiteError`]: the kind is unknown, or cells of this size cannot have a site: above
-    /// [`MAX_SMALL`](crate::raw::MAX_SMALL) bytes, or of as many with
-    /// [`past_the_end`](crate::HeapBuilder::past_the_end).
+    /// [`SiteError`]: the kind is not of this heap, its edges lie beyond `bytes`, the table of
+    /// sites is full, the heap was built with [`exact(true)`](crate::HeapBuilder::exact), or the
+    /// size has no site. Sizes above [`MAX_SMALL`](crate::raw::MAX_SMALL) bytes have none; in a
+    /// heap with [`past_the_end`](crate::HeapBuilder::past_the_end), nor has `MAX_SMALL` itself.
     pub fn site(&self, kind: KindId, bytes: usize) -> Result<Site, SiteError> {
         self.shared().stacks.use_fast_tier()?;
         self.shared().site_of(kind, bytes)
     }
 
-    /// The heap's figures.
+    /// Reads the heap's figures. Any thread may call this; it stops no mutator.
     pub fn stats(&self) -> HeapStats {
         let shared = self.state();
         let mut stats = protected(|| shared.ledger.read());
@@ -166,20 +175,21 @@ impl Heap {
         stats
     }
 
-    /// The heap's mutators as `gc-preempt` sees them. A thread attached through it is stopped and
-    /// scanned, but is no mutator of the heap.
+    /// The heap's mutators as a world of `gc-preempt`. A thread that attaches through it is stopped
+    /// and scanned, but is no mutator of the heap.
     pub fn world(&self) -> &World {
         &self.shared().world
     }
 
-    /// Stops the heap's mutators, calls `f`, resumes them. For harnesses and inspectors; `f` must
-    /// keep to what [`World::stop`](gc_preempt::World::stop) says of a stopped world, and not touch
-    /// this heap's roots or finalizers. Mutators that have been in `blocking` for long are not
-    /// among [`Stopped::mutators`](gc_preempt::Stopped::mutators), but
+    /// Stops the heap's mutators, calls `f`, and resumes them. For harnesses and inspectors. `f`
+    /// must follow the rules of [`World::stop`](gc_preempt::World::stop) for a stopped world, and
+    /// must not use this heap's roots or finalizers. A mutator that has been in `blocking` for two
+    /// collections is not among [`Stopped::mutators`](gc_preempt::Stopped::mutators) but among
     /// [`Stopped::aside`](gc_preempt::Stopped::aside).
     ///
     /// # Errors
-    /// If the caller is itself a mutator of this heap.
+    /// [`StopError`](gc_preempt::StopError): the caller is a mutator of this heap, or has stopped a
+    /// world already.
     pub fn with_stopped<R>(
         &self,
         f: impl FnOnce(&Stopped<'_>) -> R,
@@ -190,25 +200,27 @@ impl Heap {
         Ok(result)
     }
 
-    /// The heap's addresses. Whatever lies outside names no cell of it.
+    /// The heap's address range. No word outside of it names a cell of this heap.
     pub fn reserved(&self) -> Range<usize> {
         self.shared().space.reserved()
     }
 
-    /// Stops the heap's mutators and calls `f` with every allocated cell in order of addresses,
-    /// those included that a mutator has ready for its next allocations
-    /// ([`for_each_unallocated`](Self::for_each_unallocated)). For oracles and inspectors; `f` is
-    /// bound as in [`with_stopped`](Self::with_stopped).
+    /// Stops the heap's mutators and calls `f` with every allocated cell, in the order of
+    /// addresses. These include the cells of mutators' tails, which no program has yet (see
+    /// [`for_each_unallocated`](Self::for_each_unallocated)). For oracles and inspectors. `f` must
+    /// follow the rules of [`with_stopped`](Self::with_stopped).
     ///
     /// # Errors
-    /// If the caller is itself a mutator of this heap.
+    /// As [`with_stopped`](Self::with_stopped).
     pub fn for_each_cell(&self, mut f: impl FnMut(Cell)) -> Result<(), gc_preempt::StopError> {
         self.with_stopped(|_| self.shared().space.for_each_cell(&mut f))
     }
 
-    /// Stops the heap's mutators and calls `f` with the address of every cell that one of them has
-    /// ready: [`for_each_cell`](Self::for_each_cell) finds it, but no program has it yet. It is
-    /// zero. `f` is bound as in [`with_stopped`](Self::with_stopped).
+    /// Stops the heap's mutators and calls `f` with the address of every cell in their tails: cells
+    /// that a mutator will allocate next. [`for_each_cell`](Self::for_each_cell) reports such a
+    /// cell, too, but no program has it yet. It is zero, unless its kind is
+    /// [`leaf_uninit`](crate::raw::Kind::leaf_uninit). `f` must follow the rules of
+    /// [`with_stopped`](Self::with_stopped).
     ///
     /// ```
     /// use gc_core::raw::Kind;
@@ -234,7 +246,7 @@ impl Heap {
     /// ```
     ///
     /// # Errors
-    /// If the caller is itself a mutator of this heap.
+    /// As [`with_stopped`](Self::with_stopped).
     pub fn for_each_unallocated(
         &self,
         mut f: impl FnMut(usize),
@@ -250,8 +262,8 @@ impl Heap {
         })
     }
 
-    /// How many finalizable cells died and wait for
-    /// [`Mutator::next_finalizer`](crate::Mutator::next_finalizer).
+    /// The number of dead cells that wait for
+    /// [`Mutator::next_finalizer`](crate::Mutator::next_finalizer). Any thread may call this.
     pub fn finalizers_waiting(&self) -> u64 {
         self.shared().finalizers.waiting()
     }

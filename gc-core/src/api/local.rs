@@ -1,21 +1,22 @@
-//! The safe tier's centre: scopes, and the handles that live in them.
+//! Scopes of the safe tier, and the handles that live in them.
 //!
 //! # Why nothing dangles
-//! * A [`Local`] names its cell directly, and its scope's part of the handle table roots the cell
-//!   until the scope ends. The table is scanned, so a local may be kept anywhere: in a `Vec`, in a
-//!   struct, in a closure.
-//! * The scope's lifetime is a fresh one, which the closure must accept whatever it is. Nothing
-//!   that names it gets out of the closure: no local, and no reference made from one.
-//! * Each scope has handles of its own, so an outer scope may be used while an inner one is open; a
-//!   panic ends a scope like a return.
-//! * Scopes and locals stay on their thread. Inside `blocking` the collector does not wait for this
-//!   thread, so the scope's methods panic there, by whatever way they were reached.
-//! * Two heaps: [`Field`](crate::Field) and [`Root`](crate::Root) check by address that what they
-//!   are given lies in the scope's heap.
 //!
-//! Rejected: a local that names its slot of the table (one more load at every use; needed only by a
-//! collector that moves cells); locals that only the stack holds, found by the conservative scan
-//! (dangling in the first `Vec`).
+//! * A [`Local`] names its cell directly, and a slot of its scope's part of the handle table keeps
+//!   the cell alive until the scope ends. The collector scans the table, so a local may be kept
+//!   anywhere: in a `Vec`, in a struct, in a closure.
+//! * The closure of a scope must accept any lifetime. So no value that names the scope's lifetime
+//!   leaves the closure: no local, and no reference made from one.
+//! * Each scope has slots of its own, so an outer scope may be used while an inner one is open. A
+//!   panic ends a scope like a return.
+//! * Scopes and locals stay on their thread. Inside `blocking` a stop does not wait for the thread,
+//!   so each method of a scope panics there.
+//! * With two heaps: [`Field`](crate::Field) and [`Root`](crate::Root) check by address that a cell
+//!   lies in the scope's heap.
+//!
+//! Two designs lost. A local that names its slot costs one more load at every use, which only a
+//! collector that moves cells needs. A local that only the stack holds, found by the conservative
+//! scan, dangles in a `Vec`.
 
 use core::any::{TypeId, type_name};
 use core::fmt;
@@ -34,7 +35,8 @@ use crate::finalize::Registration;
 use crate::mutator::handles::Chain;
 use crate::mutator::types::{self, Sharing, TypeInfo};
 
-/// An open scope: allocates, and roots what it hands out until it ends. See [`Mutator::scope`].
+/// An open scope: allocates cells, and keeps them alive until it ends. [`Mutator::scope`] opens
+/// one.
 pub struct Scope<'s> {
     mutator: &'s Mutator,
     thread: &'s gc_preempt::Mutator,
@@ -42,18 +44,18 @@ pub struct Scope<'s> {
     len: usize,
     dying: &'s Dying,
     handles: Chain<'s>,
-    /// Invariant: a scope's lifetime is neither lengthened nor shortened.
+    /// Invariant: the compiler neither lengthens nor shortens a scope's lifetime.
     _exactly: PhantomData<fn(&'s ()) -> &'s ()>,
 }
 
 impl Mutator {
-    /// Opens a scope, runs `f` in it, ends it. Handles made in the scope cannot leave it; what is
-    /// to live on is stored in a [`Field`](crate::Field) of something that does, or in a
-    /// [`Root`](crate::Root).
+    /// Opens a scope, runs `f` in it, and ends the scope. Handles that are made in the scope cannot
+    /// leave it. To keep a cell longer, store it in a [`Field`](crate::Field) of a cell that lives
+    /// longer, or in a [`Root`](crate::Root).
     ///
-    /// A loop that allocates opens a scope in its body, since a scope's handles all last until its
-    /// end. A scope is for the thread's own stack: a stop waits for a thread that is on another one
-    /// (a coroutine's) until it is back.
+    /// A scope's handles last until its end, so a loop that allocates opens a scope in its body.
+    /// Use scopes on the thread's own stack: a stop waits until a thread that is on another stack
+    /// (a coroutine's) is back.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -75,8 +77,8 @@ impl Mutator {
     /// ```
     ///
     /// # Errors
-    /// The errors of `f`. For closures that fail otherwise or not at all there is
-    /// [`with_scope`](Self::with_scope).
+    /// Only the errors of `f`. [`with_scope`](Self::with_scope) is for closures with other errors,
+    /// or none.
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -89,7 +91,7 @@ impl Mutator {
         self.with_scope(f)
     }
 
-    /// [`scope`](Self::scope), for closures of any result.
+    /// Runs `f` in a scope, as [`scope`](Self::scope) does, for closures of any result.
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -99,33 +101,35 @@ impl Mutator {
         f(&Scope::open(self))
     }
 
-    /// Drops, in place, the values of cells that have died since: those whose type needs `Drop`.
-    /// Gives their number. Their fields are null by then, what they led to may have been freed, and
-    /// nothing leads to them any more, weak words included. `Drop` never runs anywhere else: a
-    /// program whose cells hold strings, files or boxes calls this now and then, where that suits
-    /// it. What is still alive when the heap goes is not dropped.
+    /// Drops the values of dead cells in place, as far as their types need `Drop`, and returns the
+    /// number of values. The fields of such a value are null, and the cells that they led to may
+    /// have been freed. No edge and no weak word leads to the value any more. `Drop` runs in no
+    /// other place: a program whose cells hold strings, files or boxes calls this from time to
+    /// time, outside of [`no_preempt`](Self::no_preempt). Values that are alive when the heap ends
+    /// are not dropped.
     ///
-    /// A `Drop` may call this, too. At 65,536 levels of that, or where the system has no memory for
-    /// another, the innermost call returns, and the outer ones drop the rest.
+    /// A `Drop` may call this function. If 65,536 calls are nested, or the system has no memory for
+    /// another, the innermost call returns at once, and the outer ones drop the other values.
     ///
     /// # Panics
-    /// Where a value's `Drop` does; the rest waits for the next call.
+    /// Inside `blocking`. If the `Drop` of a value panics; the next call drops the other values.
     #[track_caller]
     pub fn drop_dead_values(&self) -> u64 {
         if self.thread().is_blocking() {
             in_blocking();
         }
         let mut n = 0;
-        // A value that is dropped is held by nothing but this.
+        // While a value is dropped, only this thread's stack leads to it, so a stop scans the
+        // stack.
         let _holding = self.record().holding();
         let shared = self.heap().shared();
-        // The place comes first: a value that is out of the queue must be dropped.
+        // The place comes first: an entry that has left the queue must be dropped.
         while let Some(place) = shared.dying.place()
             && let Some(entry) = self.record().take_dead(&shared.drops)
         {
             let cell = entry.cell as *mut u8;
-            // SAFETY: the token is what `Mutator::register_drop` entered: `drop_cell` of the cell's
-            // own type. The entry came out once, and no other code can reach the cell.
+            // SAFETY: `Mutator::register_drop` stored `drop_cell` of the cell's own type as the
+            // token. The entry left the queue once, and no other code can reach the cell.
             unsafe {
                 let drop_cell =
                     core::mem::transmute::<usize, unsafe fn(Place<'_>, *mut u8)>(entry.token);
@@ -137,7 +141,7 @@ impl Mutator {
         n
     }
 
-    /// How a type's cells are made in this heap.
+    /// The type's entry in this heap: the kind and the site of its cells.
     fn type_info<T: Trace, const FAST: bool>(&self) -> Result<TypeInfo, AllocError> {
         let id = key::<T, FAST>();
         match self.types().get(id) {
@@ -160,13 +164,12 @@ impl Mutator {
         }
     }
 
-    /// A cell that holds `value`, rooted by nothing yet. For the safe tier, the thread's window is
-    /// open; the `FAST` tier's first call for a type has stacks scanned from then on.
+    /// Moves `value` into a new cell, which no root keeps alive yet. In the safe tier the thread's
+    /// window is open on return. In the `FAST` tier the first call for a type makes stacks roots.
     ///
-    /// The order is that of rule 4 of the fast path: the cell is taken, and counts as allocated,
-    /// before the first word of the value is written; until then it is zero, and while it is
-    /// written its edges stay null, since a field is born null. So a marker that reads the cell
-    /// half written finds no edges.
+    /// The cell counts as allocated before the first word of the value is written. Until then the
+    /// cell is zero, and while it is written its edges stay null, because each field of a new value
+    /// is null. So a marker that reads a half-written cell finds no edges.
     #[inline(always)]
     #[track_caller]
     pub(crate) fn cell_with<T: Trace, const FAST: bool>(
@@ -183,9 +186,9 @@ impl Mutator {
                 "a type with a trace function must not need Drop: its cell may be traced after the value was dropped"
             );
         }
-        // A field that is not null has been moved out of a dying cell, by its value's `Drop`: what
-        // it leads to may be dead. Where fields are made on the spot, as nearly always, this folds
-        // to nothing.
+        // A field that is not null was moved out of a dying cell by its value's `Drop`: its target
+        // may be dead. Where the compiler sees how the fields are made, as it does nearly always,
+        // the check folds to nothing.
         T::edges(&mut |offset| {
             // SAFETY: edges are words of the value.
             if unsafe { (&raw const value).byte_add(offset).cast::<usize>().read() } != 0 {
@@ -201,20 +204,21 @@ impl Mutator {
             self.register_drop(cell)?;
             std::thread::sleep(core::time::Duration::from_micros(300));
         }
-        // SAFETY: a cell of at least this size, aligned to 16, that no other code knows.
+        // SAFETY: the cell has at least this size, is aligned to 16 bytes, and no other code has
+        // it.
         unsafe { cell.write(value) };
-        // Afterwards, for the child of a fork drops all that is registered, and the thread that was
-        // to write it is not there.
+        // Register after the write: the child of a fork drops all registered values, and has no
+        // thread that would still write this one.
         if needs_drop::<T>()
             && !planted(Fault::RegisteredUnwritten)
             && let Err(error) = self.register_drop(cell)
         {
             let _holding = self.record().holding();
-            // The value is not dropped where the table of values that are being dropped is full,
-            // too.
+            // If the table of values that are being dropped is full as well, the value is not
+            // dropped.
             if let Some(place) = self.heap().shared().dying.place() {
-                // SAFETY: just written, and no other code knows it. Its edges are null, and stay
-                // so: a thread that reads what is left of it finds none.
+                // SAFETY: the value has just been written, and no other code has it. Its edges are
+                // null and stay null, so a thread that reads the rest of it finds none.
                 unsafe { drop_cell::<T>(place, cell.as_ptr().cast()) };
             }
             self.record().close_window();
@@ -223,7 +227,7 @@ impl Mutator {
         Ok(cell)
     }
 
-    /// The whole of the fast path: the type's site from the cache, and the bump.
+    /// The fast path: the type's site from the cache, and the bump.
     #[inline(always)]
     fn cell_at_once<T: Trace, const FAST: bool>(&self) -> Option<NonNull<u8>> {
         if !types::has_site(size_of::<T>()) {
@@ -233,8 +237,8 @@ impl Mutator {
         if !FAST {
             self.record().open_window();
         }
-        // SAFETY: the runs are this thread's, of the heap that made the site. Until it is rooted,
-        // the cell is in registers or on this thread's stack.
+        // SAFETY: the runs are this thread's, of the heap that made the site. Until a root leads to
+        // the cell, it is in a register or on this thread's stack.
         NonNull::new(unsafe { alloc::bump(self.own_runs(), info.site) })
     }
 
@@ -243,7 +247,7 @@ impl Mutator {
     fn cell_slowly<T: Trace, const FAST: bool>(&self) -> Result<NonNull<u8>, AllocError> {
         self.record().close_window();
         let info = self.type_info::<T, FAST>()?;
-        // SAFETY: site and kind were made for this type, and the rest as in `cell_at_once`.
+        // SAFETY: the site and the kind were made for this type; for the rest see `cell_at_once`.
         unsafe {
             if types::has_site(size_of::<T>()) {
                 self.alloc_at_in_window(info.site)
@@ -253,7 +257,8 @@ impl Mutator {
         }
     }
 
-    /// Has the value dropped once its cell is dead.
+    /// Registers the value, so that [`drop_dead_values`](Self::drop_dead_values) drops it after its
+    /// cell has died.
     #[cold]
     #[inline(never)]
     fn register_drop<T: Trace>(&self, cell: NonNull<T>) -> Result<(), AllocError> {
@@ -272,8 +277,8 @@ impl Mutator {
     }
 }
 
-/// What a mutator's cache knows a type by: for each tier another, so that the first use of the fast
-/// one is met where it is not fast.
+/// The key of a type in a mutator's cache. The fast tier has keys of its own, so that its first use
+/// of a type misses the cache and takes the slow path, which makes stacks roots.
 #[inline(always)]
 fn key<T: Trace, const FAST: bool>() -> TypeId {
     struct Fast<T>(PhantomData<T>);
@@ -284,16 +289,15 @@ fn key<T: Trace, const FAST: bool>() -> TypeId {
     }
 }
 
-/// Drops a dead value. The collector has made its fields null when it found it dead
-/// ([`Marker::strip`](crate::mark::Marker)), so that its `Drop` finds no edges: what they led to
-/// may be gone.
+/// Drops a dead value. The collector made its fields null when it found the cell dead
+/// ([`Marker::strip`](crate::mark::Marker)), since the cells that they led to may have been freed.
 ///
 /// # Safety
 /// `cell` holds a `T` that no other code can reach.
 unsafe fn drop_cell<T: Trace>(place: Place<'_>, cell: *mut u8) {
     let drop = || {
-        // SAFETY: as the caller says. A value that is found again, by a stale word of some stack,
-        // has no edges any more.
+        // SAFETY: as the caller promises. A stale word of a stack may lead a thread to the value;
+        // the value has no edges then.
         unsafe { cell.cast::<T>().drop_in_place() };
     };
     let first = cell as usize;
@@ -305,8 +309,8 @@ impl<'s> Scope<'s> {
     #[track_caller]
     fn open(mutator: &'s Mutator) -> Self {
         let thread = mutator.thread();
-        // Before there is a scope: one that has been looked at is moved to where it stays, which
-        // takes a third as long as all else here.
+        // Checked before the scope exists: once a method has borrowed the scope, the compiler moves
+        // it to its final place, which costs a third of this function.
         if thread.is_blocking() {
             in_blocking();
         }
@@ -323,10 +327,10 @@ impl<'s> Scope<'s> {
         }
     }
 
-    /// Moves a value into a cell of its own.
+    /// Moves a value into a new cell, and returns a handle of it.
     ///
     /// # Errors
-    /// [`AllocError`]: the heap is full, and a collection did not help. The value is dropped.
+    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped.
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -339,7 +343,11 @@ impl<'s> Scope<'s> {
         unsafe { self.try_hold_cell(cell) }
     }
 
-    /// Roots a handle of another scope (an inner one, as a rule) in this one as well.
+    /// Makes a handle of this scope from a handle of another scope, an inner one as a rule.
+    ///
+    /// # Panics
+    /// If the cell does not lie in this scope's heap, if the system has no memory for another
+    /// handle, and inside `blocking`.
     #[inline]
     pub fn hold<T>(&self, local: &Local<'_, T>) -> Local<'s, T> {
         self.check_address(local.cell.as_ptr() as usize, "handle");
@@ -347,7 +355,7 @@ impl<'s> Scope<'s> {
         unsafe { self.hold_cell(local.cell) }
     }
 
-    /// [`hold`](Self::hold), with an error where that panics.
+    /// Does what [`hold`](Self::hold) does, with an error where no memory is left.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -364,7 +372,7 @@ impl<'s> Scope<'s> {
     /// ```
     ///
     /// # Errors
-    /// [`AllocError::System`]: the system has no memory left for handles.
+    /// [`AllocError::System`]: the system has no memory for another handle.
     ///
     /// # Panics
     /// Inside `blocking`, and if the cell does not lie in this scope's heap.
@@ -381,18 +389,18 @@ impl<'s> Scope<'s> {
         self.mutator
     }
 
-    /// Whether a live `local` lies in this scope's heap.
+    /// Whether the cell of `local` lies in this scope's heap.
     pub fn owns<T>(&self, local: &Local<'_, T>) -> bool {
         self.contains(local.cell.as_ptr() as usize)
     }
 
-    /// Roots a cell.
+    /// Makes a handle of a cell.
     ///
     /// # Safety
-    /// A live cell of this heap, which holds a `T`.
+    /// `cell` is a live cell of this heap and holds a `T`.
     ///
     /// # Panics
-    /// If the system has no memory left for handles, and inside `blocking`.
+    /// If the system has no memory for another handle, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub(crate) unsafe fn hold_cell<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
@@ -401,13 +409,13 @@ impl<'s> Scope<'s> {
         unsafe { self.keep(cell) }
     }
 
-    /// [`hold_cell`](Self::hold_cell), where the caller has seen that the thread runs.
+    /// Does what [`hold_cell`](Self::hold_cell) does, without the check that the thread runs.
     ///
     /// # Safety
     /// As [`hold_cell`](Self::hold_cell), and the thread is not inside `blocking`.
     ///
     /// # Panics
-    /// If the system has no memory left for handles.
+    /// If the system has no memory for another handle.
     #[inline]
     #[track_caller]
     pub(crate) unsafe fn keep<T>(&self, cell: NonNull<T>) -> Local<'s, T> {
@@ -437,7 +445,7 @@ impl<'s> Scope<'s> {
         })
     }
 
-    /// Makes what `load` finds a handle, by `hold`; until then the thread's window is open.
+    /// Loads a cell and makes a handle of it by `hold`. The thread's window is open in between.
     #[inline(always)]
     pub(crate) fn hold_loaded<T>(
         &self,
@@ -452,7 +460,7 @@ impl<'s> Scope<'s> {
         loaded.map(hold)
     }
 
-    /// Is the thread where it may touch the heap?
+    /// Panics inside `blocking`, where the thread must not use the heap.
     #[inline]
     #[track_caller]
     pub(crate) fn check_running(&self) {
@@ -466,7 +474,7 @@ impl<'s> Scope<'s> {
         address.wrapping_sub(self.base) < self.len
     }
 
-    /// May an edge be stored at `address`? Not while the `Drop` of the value around it runs.
+    /// Panics if `address` lies in a value whose `Drop` runs: no edge may be stored there.
     #[inline]
     #[track_caller]
     pub(crate) fn check_living(&self, address: usize) {
@@ -475,7 +483,7 @@ impl<'s> Scope<'s> {
         }
     }
 
-    /// Does what is at `address` lie in this scope's heap?
+    /// Panics if `address` does not lie in this scope's heap.
     #[inline]
     #[track_caller]
     pub(crate) fn check_address(&self, address: usize, what: &str) {
@@ -532,25 +540,25 @@ impl fmt::Debug for Scope<'_> {
     }
 }
 
-/// A handle on a cell, valid while its scope is open. As small and as quick as a reference; may be
-/// copied, and kept in any memory.
+/// A handle of a cell, valid while its scope is open. It is one word, and is used like a reference.
+/// It may be copied, and kept in any memory.
 #[repr(transparent)]
 pub struct Local<'s, T> {
     cell: NonNull<T>,
-    /// Names its scope. (The pointer keeps it on its thread.)
+    /// Names the scope. (The pointer above makes the type neither `Send` nor `Sync`.)
     _scope: PhantomData<&'s ()>,
 }
 
 impl<'s, T> Local<'s, T> {
-    /// The value, for as long as the scope is open.
+    /// A reference to the value, for as long as the scope is open.
     #[inline]
     #[allow(
         clippy::should_implement_trait,
         reason = "AsRef would tie the reference to the handle, not to the scope"
     )]
     pub fn as_ref(self) -> &'s T {
-        // SAFETY: the cell holds a `T` (the handle's maker said so), which is rooted while 's
-        // lasts and never changes but by interior mutability.
+        // SAFETY: the cell holds a `T`, as the maker of the handle promised. The handle keeps it
+        // alive while 's lasts, and the value changes by interior mutability only.
         unsafe { self.cell.as_ref() }
     }
 

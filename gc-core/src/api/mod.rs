@@ -1,5 +1,5 @@
-//! What an embedder sees: the raw tier (cells, kinds, mutators, raw roots) and, on top of it, Rust
-//! types in two tiers: safe, by handles in scopes, and fast, by bare pointers.
+//! The interface of an embedder: the raw tier (cells, kinds, mutators, raw roots), and on top of it
+//! Rust types in two tiers: safe, by handles in scopes, and fast, by bare pointers.
 
 pub(crate) mod allocate;
 pub(crate) mod array;

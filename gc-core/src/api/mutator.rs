@@ -1,5 +1,5 @@
-//! One attached thread: its stores, its finalizers, and the sections in which it is or is not
-//! stopped.
+//! One attached thread: its stores, its finalizers, and the sections in which it is not stopped or
+//! need not be.
 
 use core::cell::Cell;
 use core::fmt;
@@ -19,14 +19,15 @@ use crate::mutator::handles::Handles;
 use crate::mutator::record::Context;
 use crate::mutator::types::TypeCache;
 
-/// The running thread's attachment to a [`Heap`]. Stays on its thread; detaches when dropped, or at
-/// the thread's end if it was leaked. If it is dropped inside [`no_preempt`](Mutator::no_preempt),
-/// where it cannot, it detaches when the thread attaches again, or ends.
+/// The attachment of the running thread to a [`Heap`]. It stays on its thread and detaches when it
+/// is dropped, or when the thread ends. A thread cannot detach inside
+/// [`no_preempt`](Mutator::no_preempt): if a mutator is dropped there, the thread detaches when it
+/// next attaches, or ends.
 pub struct Mutator {
     pub(super) runs: *mut Run,
     pub(super) context: NonNull<Context>,
     pub(super) heap: ManuallyDrop<Heap>,
-    /// Why an allocation failed, on its way out of [`alloc_slow`](Self::alloc_slow).
+    /// The error of a failed allocation, on its way out of [`alloc_slow`](Self::alloc_slow).
     pub(super) failure: Cell<Option<AllocError>>,
     pub(super) _on_its_thread: PhantomData<*mut ()>,
 }
@@ -34,75 +35,78 @@ pub struct Mutator {
 impl Mutator {
     #[inline]
     pub(crate) fn record(&self) -> &Context {
-        // SAFETY: lives until `drop`.
+        // SAFETY: the record lives until this mutator is dropped.
         unsafe { self.context.as_ref() }
     }
 
-    /// The heap.
+    /// The heap that this thread is attached to.
     pub fn heap(&self) -> &Heap {
         &self.heap
     }
 
-    /// Where open scopes root what they hand out.
+    /// The handle table of this mutator's open scopes.
     #[inline]
     pub(crate) fn handles(&self) -> &Handles {
         &self.record().handles
     }
 
-    /// What this mutator remembers of its heap's types.
+    /// This mutator's cache of its heap's types.
     #[inline(always)]
     pub(crate) fn types(&self) -> &TypeCache {
         &self.record().types
     }
 
-    /// The thread as `gc-preempt` sees it: its id, its stop hook, its polls.
+    /// The thread as a mutator of `gc-preempt`: its id, its stop hook, its polls.
     #[inline]
     pub fn thread(&self) -> &gc_preempt::Mutator {
         self.record().thread()
     }
 
-    /// This mutator's record, for machine code: see [`jit`](crate::jit).
+    /// The address of this mutator's record, for machine code: see [`jit`](crate::jit). It is
+    /// constant while the thread is attached.
     #[inline]
     pub fn context(&self) -> *const Context {
         self.heap.shared().stacks.are_used();
         self.context.as_ptr()
     }
 
-    /// The runs, indexed by [`Site::index`](crate::raw::Site::index), for machine code that
-    /// allocates inline. The address is constant while the thread is attached.
+    /// The runs of this mutator, indexed by [`Site::index`](crate::raw::Site::index), for machine
+    /// code that allocates inline. The address is constant while the thread is attached.
     ///
-    /// Machine code loads `cursor`, adds the site's [`size`](crate::raw::Site::size), compares with
-    /// `limit`, and stores the new cursor before the first word of the cell. It registers these
-    /// instructions as a restart range.
+    /// Machine code loads `cursor`, adds the site's [`size`](crate::raw::Site::size), compares the
+    /// sum with `limit`, and stores the new cursor before the first word of the cell. These
+    /// instructions must be registered as a restart range: see [`jit`](crate::jit).
     #[inline]
     pub fn runs(&self) -> *mut Run {
         self.heap.shared().stacks.are_used();
         self.runs
     }
 
-    /// The same, for the safe tier.
+    /// The runs, for the safe tier: does not make stacks roots.
     #[inline(always)]
     pub(crate) fn own_runs(&self) -> *mut Run {
         self.runs
     }
 
-    /// Stores an edge into a published cell: the write barrier. Needed wherever a cell is changed
-    /// after it could be reached; not for a new cell's first stores, nor for root ranges and
-    /// stacks.
+    /// Stores `value` as an edge into a word of a published cell, through the write barrier. Every
+    /// change of an edge needs it after another cell or a root leads to the cell. The first stores
+    /// into a new cell need no barrier, nor do stores into root ranges and stacks.
     ///
     /// # Safety
-    /// `slot` is a word of a live cell of this heap.
+    /// `slot` is an aligned word of a live cell of this heap. The thread is not inside
+    /// [`blocking`](Self::blocking).
     #[inline]
     pub unsafe fn write(&self, slot: *mut usize, value: usize) {
-        // SAFETY: forwarded; the context is this thread's.
+        // SAFETY: forwarded; the record is this thread's.
         unsafe { barrier::store(self.context.as_ptr(), slot, value) }
     }
 
-    /// Copies edges, word by word, each through the barrier. Overlapping ranges are copied as by
-    /// `memmove`.
+    /// Copies `words` edges into a published cell, each through the barrier. The ranges may
+    /// overlap, as with `memmove`.
     ///
     /// # Safety
-    /// `from` is readable and `to` lies in a live cell of this heap, `words` words each.
+    /// `words` words are readable at `from`, and lie in a live cell of this heap at `to`. The
+    /// thread is not inside [`blocking`](Self::blocking).
     pub unsafe fn write_words(&self, to: *mut usize, from: *const usize, words: usize) {
         let backwards = (to as usize).wrapping_sub(from as usize) < words * size_of::<usize>();
         for i in 0..words {
@@ -112,10 +116,11 @@ impl Mutator {
         }
     }
 
-    /// Sets words of a published cell to one value (a null, as a rule), each through the barrier.
+    /// Sets `words` edges of a published cell to one value, such as null, each through the barrier.
     ///
     /// # Safety
-    /// `to` lies in a live cell of this heap, `words` words long.
+    /// `words` words at `to` lie in a live cell of this heap. The thread is not inside
+    /// [`blocking`](Self::blocking).
     pub unsafe fn fill_words(&self, to: *mut usize, value: usize, words: usize) {
         for i in 0..words {
             // SAFETY: forwarded.
@@ -123,11 +128,12 @@ impl Mutator {
         }
     }
 
-    /// Has `cell` queued with `token` once it is found unreachable. It is kept alive for that, with
-    /// all it leads to, and handed out by [`next_finalizer`](Self::next_finalizer).
+    /// Registers a finalizer: when a collection finds `cell` dead, it queues the cell with `token`,
+    /// and [`next_finalizer`](Self::next_finalizer) returns both. The queue keeps the cell alive,
+    /// with all cells that it leads to. A cell that is registered several times is queued as often.
     ///
     /// # Errors
-    /// [`TableFull`]: there are as many finalizers as there can be.
+    /// [`TableFull`]: the heap has as many finalizers as it can have.
     ///
     /// # Safety
     /// `cell` is the first byte of a live cell of this heap.
@@ -151,11 +157,12 @@ impl Mutator {
         }
     }
 
-    /// The next registered cell that died, and its token. What follows is an ordinary place of the
-    /// program: it may allocate, store, wait, and ask for a collection.
+    /// Removes the next dead cell with a finalizer from the queue, and returns it with its token.
+    /// The cell lives from then on as long as a root leads to it. The caller may then allocate,
+    /// store, wait, and collect, as at any place of the program.
     ///
     /// # Panics
-    /// Inside `blocking`, where no stop waits for this thread.
+    /// Inside `blocking`, since a stop would not scan the thread's stack.
     #[track_caller]
     pub fn next_finalizer(&self) -> Option<(NonNull<u8>, usize)> {
         if self.thread().is_blocking() {
@@ -165,7 +172,10 @@ impl Mutator {
         Some((NonNull::new(entry.cell as *mut u8)?, entry.token))
     }
 
-    /// Calls `f` for each registered cell that has died so far; gives their number.
+    /// Calls `f` with each dead cell in the queue and its token, and returns the number of cells.
+    ///
+    /// # Panics
+    /// As [`next_finalizer`](Self::next_finalizer).
     pub fn drain_finalizers(&self, mut f: impl FnMut(NonNull<u8>, usize)) -> u64 {
         let mut n = 0;
         while let Some((cell, token)) = self.next_finalizer() {
@@ -180,20 +190,20 @@ impl Mutator {
         n
     }
 
-    /// [`Heap::collect`].
+    /// Runs a full collection and waits for it: [`Heap::collect`].
     ///
     /// # Panics
-    /// Inside `no_preempt`.
+    /// Inside `no_preempt`, and as [`Heap::collect`].
     #[track_caller]
     pub fn collect(&self) -> u64 {
         self.review_runs();
         self.heap.collect()
     }
 
-    /// [`Heap::collect`], with an error where that panics.
+    /// Does what [`collect`](Self::collect) does, with an error inside `no_preempt`.
     ///
     /// # Errors
-    /// Inside `no_preempt`, and nothing has been asked for.
+    /// [`InNoPreempt`]: the thread is inside `no_preempt`. No collection was requested.
     pub fn try_collect(&self) -> Result<u64, InNoPreempt> {
         if self.thread().in_no_preempt() {
             Err(InNoPreempt)
@@ -202,28 +212,28 @@ impl Mutator {
         }
     }
 
-    /// Runs `f`, which promises not to touch the heap: stops do not wait for it, and it is never
-    /// interrupted by a signal of ours.
+    /// Runs `f`, which must not use the heap. Stops do not wait for the thread meanwhile, and send
+    /// it no signal.
     ///
     /// # Panics
-    /// Inside `no_preempt`.
+    /// Inside `no_preempt`, and on a stack that is not the thread's own.
     #[track_caller]
     pub fn blocking<R>(&self, f: impl FnOnce() -> R) -> R {
         self.review_runs();
         self.thread().blocking(f)
     }
 
-    /// Runs `f` without being stopped in it. Keep it short, since a stop waits for its end.
-    /// Allocation in it never collects and never waits; where the heap is at its limit, it fails.
+    /// Runs `f`, in which this thread is not stopped. Keep `f` short: a stop waits for its end. An
+    /// allocation inside `f` neither collects nor waits; it fails where the heap is at its limit.
     ///
-    /// `f` must not wait for anything that a stopped thread may hold, malloc's lock among it: the
-    /// stop would wait for `f`, and `f` for the stopped thread. So make room beforehand, and free
-    /// afterwards.
+    /// `f` must not wait for a lock that a stopped thread may hold. malloc has such locks: the stop
+    /// would wait for `f`, and `f` for the stopped thread. So allocate with malloc before
+    /// `no_preempt`, and free after it.
     pub fn no_preempt<R>(&self, f: impl FnOnce() -> R) -> R {
         self.thread().no_preempt(f)
     }
 
-    /// [`Heap::report_external`].
+    /// Reports memory outside of the heap that cells keep, in bytes: [`Heap::report_external`].
     pub fn report_external(&self, delta: i64) {
         self.heap.report_external(delta);
     }

@@ -1,4 +1,4 @@
-//! A typed root: keeps a cell alive from anywhere, for any thread.
+//! A typed root: keeps a cell alive from any memory and any thread.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -12,24 +12,25 @@ use crate::api::root::RawRoot;
 use crate::api::trace::{Leaf, Trace};
 use crate::error::TableFull;
 
-/// Keeps one cell alive, and its heap: from memory that the collector does not know, from threads
+/// Keeps one cell and its heap alive, from memory that the collector does not scan, and on threads
 /// that are not attached.
 ///
-/// Reading through it costs a load; making, cloning and dropping one takes a lock. A cell that
-/// holds a root to itself, directly or by way of others, is never collected.
+/// To read through a root costs one load. To make, clone or drop one takes a lock. A cell that
+/// holds a root to itself, directly or through other cells, is never collected.
 pub struct Root<T: Trace> {
     raw: RawRoot,
     _target: PhantomData<*const T>,
 }
 
-// SAFETY: the table behind it is shared between threads under a lock; what it leads to may be
-// shared between threads, since `T: Trace` is.
+// SAFETY: a lock protects the table of roots, which threads share. Threads may share the target,
+// since `T: Trace` implies `Send` and `Sync`.
 unsafe impl<T: Trace> Send for Root<T> {}
 // SAFETY: as above.
 unsafe impl<T: Trace> Sync for Root<T> {}
 
 impl Heap {
-    /// A root on what `local` names.
+    /// Makes a root that keeps the cell of `local` alive. Any thread may use, clone and drop the
+    /// root.
     ///
     /// # Panics
     /// If the cell lies in another heap, or if the table of roots is full.
@@ -38,7 +39,7 @@ impl Heap {
         or_panic(self.try_root(local))
     }
 
-    /// [`root`](Self::root), with an error where the table of roots is full.
+    /// Does what [`root`](Self::root) does, with an error where the table of roots is full.
     ///
     /// ```
     /// # use gc_core::{Field, Heap, Trace};
@@ -67,20 +68,20 @@ impl Heap {
         RawRoot::new(self, cell.as_ptr() as usize).map(Root::new)
     }
 
-    /// A root on what `gc` names.
+    /// Makes a root that keeps the cell of `gc` alive.
     ///
     /// # Panics
     /// If the table of roots is full.
     ///
     /// # Safety
-    /// The cell is alive and of this heap.
+    /// The cell is alive and lies in this heap.
     #[track_caller]
     pub unsafe fn root_gc<T: Trace>(&self, gc: Gc<T>) -> Root<T> {
         // SAFETY: forwarded.
         or_panic(unsafe { self.try_root_gc(gc) })
     }
 
-    /// [`root_gc`](Self::root_gc), with an error where that panics.
+    /// Does what [`root_gc`](Self::root_gc) does, with an error where that panics.
     ///
     /// # Errors
     /// As [`try_root`](Self::try_root).
@@ -109,7 +110,8 @@ impl<T: Trace> Root<T> {
         }
     }
 
-    /// `clone`, with an error where the table of roots is full.
+    /// Makes another root of the same cell: `clone`, with an error where the table of roots is
+    /// full.
     ///
     /// # Errors
     /// As [`Heap::try_root`].
@@ -127,7 +129,8 @@ impl<T: Trace> Root<T> {
     /// A handle of `scope` on the same cell.
     ///
     /// # Panics
-    /// If the cell lies in another heap than the scope's, and inside `blocking`.
+    /// If the cell does not lie in the scope's heap, if the system has no memory for another
+    /// handle, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>) -> Local<'s, T> {
@@ -147,7 +150,7 @@ impl<T: Trace> Deref for Root<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: this root keeps the cell and the heap alive, and the cell holds a `T`, which is
+        // SAFETY: this root keeps the cell and the heap alive. The cell holds a `T`, which is
         // `Sync`.
         unsafe { self.cell().as_ref() }
     }
@@ -168,5 +171,6 @@ impl<T: Trace + fmt::Debug> fmt::Debug for Root<T> {
     }
 }
 
-// SAFETY: not an edge but a root. A cell that holds a root to itself lives for ever.
+// SAFETY: a root is not an edge, so the marker need not find it. A cell that holds a root to itself
+// lives as long as the heap.
 unsafe impl<T: Trace> Leaf for Root<T> {}
