@@ -1,4 +1,4 @@
-//! A collection keeps what is reachable, frees the rest, and serves everyone who asked for it.
+//! A collection keeps reachable cells, frees all others, and answers each request for it.
 
 mod common;
 
@@ -8,6 +8,7 @@ use gc_core::{AllocError, AttachError, BuildError, Heap, Stress, Young};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
+/// A list that the stack holds lives through a collection; at most a hundred other cells do.
 #[test]
 fn what_the_stack_holds_stays_and_the_rest_goes() {
     let (heap, k) = heap();
@@ -23,6 +24,7 @@ fn what_the_stack_holds_stays_and_the_rest_goes() {
     check_list(kept, 1000);
 }
 
+/// Cells that collections freed are allocated again: memory in use stays below 4 MiB.
 #[test]
 fn freed_cells_are_handed_out_again() {
     let (heap, k) = heap();
@@ -38,9 +40,10 @@ fn freed_cells_are_handed_out_again() {
     assert_eq!(stats.collections, 50);
 }
 
+/// Once sweeping is over, the bytes of dead cells no longer count as used.
 #[test]
 fn when_sweeping_is_over_what_was_freed_is_free() {
-    // Marks that are cleared afterwards, and marks that stay.
+    // Mark bits that are cleared after a cycle, and sticky mark bits.
     for when in [Young::Never, Young::Always] {
         let heap = Heap::builder().gc_percent(u32::MAX).young_collections(when);
         let heap = heap.build().unwrap();
@@ -59,6 +62,8 @@ fn when_sweeping_is_over_what_was_freed_is_free() {
     }
 }
 
+/// The counts of freed cells and allocated bytes are exact to a few cells. With `unreported-cells`
+/// planted, mutators keep back the cells that they have not reported.
 #[test]
 fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
     hazard(
@@ -69,8 +74,8 @@ fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
             let (k, m) = (kinds(&heap), heap.attach().unwrap());
             let kept = list(&m, k, 20_000);
             m.collect();
-            // Where so much may be allocated until the next collection is due, a mutator need not
-            // report so little.
+            // Mutators may report in larger steps where much may be allocated before the next
+            // collection.
             let before = heap.stats();
             garbage(&m, k, 1000);
             wipe_stack();
@@ -85,6 +90,7 @@ fn a_collection_counts_every_cell_of_a_heap_that_may_grow_large() {
     );
 }
 
+/// A heap collects without a request once it has grown to its goal.
 #[test]
 fn a_heap_collects_by_itself_when_it_has_grown() {
     let (heap, k) = heap();
@@ -97,13 +103,15 @@ fn a_heap_collects_by_itself_when_it_has_grown() {
     check_list(kept, 10_000);
 }
 
+/// Raw roots keep their cells without an attached thread, also after they were cloned, set to
+/// nothing or dropped.
 #[test]
 fn handles_keep_cells_from_anywhere() {
     let (heap, k) = heap();
     let roots: Vec<_> = std::thread::scope(|s| {
         s.spawn(|| {
             let m = heap.attach().unwrap();
-            // SAFETY: each list's head is on the stack when it gets its handle.
+            // SAFETY: each list's head is on the stack when it gets its root.
             (1..=20)
                 .map(|n| unsafe { m.root_raw(cell(list(&m, k, n))).unwrap() })
                 .collect()
@@ -111,7 +119,7 @@ fn handles_keep_cells_from_anywhere() {
         .join()
         .unwrap()
     });
-    // This thread is not attached: handles are all it needs.
+    // This thread is not attached. Roots do not need that.
     heap.collect();
     assert_eq!(heap.stats().last.cells_live, (1..=20).sum::<u64>());
     let copies: Vec<_> = roots.iter().map(|r| r.try_clone().unwrap()).collect();
@@ -120,7 +128,7 @@ fn handles_keep_cells_from_anywhere() {
     for (i, root) in copies.iter().enumerate() {
         check_list(root.get().unwrap().as_ptr() as usize, i + 1);
     }
-    // SAFETY: nothing is stored.
+    // SAFETY: no cell is stored.
     unsafe { copies[19].set(None) };
     assert_eq!(copies[19].get(), None);
     heap.collect();
@@ -130,6 +138,8 @@ fn handles_keep_cells_from_anywhere() {
     assert_eq!(heap.stats().last.cells_live, 0);
 }
 
+/// Words of a root range below its limit, and words that a root callback reports, keep cells until
+/// the guard is dropped.
 #[test]
 fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
     let (heap, k) = heap();
@@ -152,7 +162,7 @@ fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
             .expect("room for a range")
     };
     let theirs = table.clone();
-    // SAFETY: reads one atomic word.
+    // SAFETY: the callback reads one atomic word.
     let callback = unsafe {
         heap.add_root_callback(move |v| v.word(theirs.load(Relaxed), Encoding::RAW))
             .expect("room for a callback")
@@ -162,14 +172,14 @@ fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
         filler(&range[4], 7, 100);
         filler(&table, 0, 50);
     });
-    limit.store(range[4].as_ptr() as usize, Relaxed); // [4] is beyond
+    limit.store(range[4].as_ptr() as usize, Relaxed); // word 4 is beyond the limit
     wipe_stack();
     m.collect();
     assert_eq!(heap.stats().last.cells_live, 80);
     check_list(range[3].load(Relaxed) & !7, 30);
     check_list(table.load(Relaxed), 50);
     drop(callback);
-    drop(m); // and with it what its stack holds by chance
+    drop(m); // the stack of a thread without a mutator is not scanned
     heap.collect();
     assert_eq!(heap.stats().last.cells_live, 30);
     drop(guard);
@@ -177,6 +187,7 @@ fn root_ranges_and_callbacks_are_scanned_while_they_are_declared() {
     assert_eq!(heap.stats().last.cells_live, 0);
 }
 
+/// Collections of one heap leave the cells of another alone, where one thread is attached to both.
 #[test]
 fn two_heaps_on_one_thread_are_collected_apart() {
     let (a, ka) = heap();
@@ -199,12 +210,13 @@ fn two_heaps_on_one_thread_are_collected_apart() {
     check_list(lb, 700);
 }
 
+/// Large cells keep their content while they live, and their memory is used again after they died.
 #[test]
 fn large_cells_live_and_die_too() {
     let (heap, k) = heap();
     let m = heap.attach().unwrap();
     let words = 100_000;
-    // SAFETY: the array is on the stack; a node fits each word.
+    // SAFETY: the array is on the stack, and has `words` words.
     let array = unsafe {
         m.alloc_raw(k.array, words * 8)
             .unwrap()
@@ -212,14 +224,14 @@ fn large_cells_live_and_die_too() {
             .cast::<usize>()
     };
     for i in 0..words {
-        // SAFETY: within the array, which is zeroed and alive.
+        // SAFETY: a word of the array, which is zero at first and alive.
         unsafe {
             assert_eq!(array.add(i).read(), 0);
             m.write(array.add(i), cons(&m, k, 0, i));
         }
     }
     for _ in 0..20 {
-        // SAFETY: dies at once.
+        // SAFETY: the cell is used here only, and has 3 MiB.
         unsafe {
             m.alloc_raw(k.leaf, 3 << 20)
                 .unwrap()
@@ -229,12 +241,14 @@ fn large_cells_live_and_die_too() {
         m.collect();
     }
     for i in 0..words {
-        // SAFETY: as above.
+        // SAFETY: a word of the array, which is alive, and the node that it names.
         unsafe { assert_eq!((array.add(i).read() as *const usize).add(1).read(), i) };
     }
     assert!(heap.stats().used_bytes < 32 << 20, "{:?}", heap.stats());
 }
 
+/// A heap at its hard limit returns an error value, after collections that found no room. Once the
+/// cells are dead, allocation succeeds again.
 #[test]
 fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     let heap = Heap::builder()
@@ -244,13 +258,13 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
         .unwrap();
     let k = common::kinds(&heap);
     let m = heap.attach().unwrap();
-    // Garbage never makes it fail.
+    // Dead cells alone never make an allocation fail.
     garbage(&m, k, 700_000);
     let mut head = 0;
     let error = loop {
         // SAFETY: the list is on the stack.
         match unsafe { m.alloc_raw(k.node, 16) } {
-            // SAFETY: a new node.
+            // SAFETY: a new node of two words.
             Ok(new) => unsafe {
                 new.cast::<usize>().write(head);
                 head = new.as_ptr() as usize;
@@ -260,7 +274,7 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     };
     assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
     assert!(heap.stats().used_bytes <= 8 << 20);
-    // SAFETY: would die at once.
+    // SAFETY: the result is an error, or a cell that is not used.
     assert!(unsafe { m.alloc_raw(k.leaf, 9 << 20) }.is_err());
     std::hint::black_box(&mut head);
     head = 0;
@@ -271,13 +285,15 @@ fn a_full_heap_is_an_error_after_collections_and_good_again_afterwards() {
     check_list(kept, 100);
 }
 
+/// Inside `no_preempt`, an allocation beyond the goal neither runs a collection nor waits for one;
+/// `try_collect` returns an error.
 #[test]
 fn inside_no_preempt_allocation_neither_collects_nor_waits() {
     let (heap, k) = heap();
     let m = heap.attach().unwrap();
     m.no_preempt(|| {
-        garbage(&m, k, 50_000); // 8 MB: over the goal
-        // It may ask for a collection, which waits for the end of this.
+        garbage(&m, k, 50_000); // 8 MB: beyond the goal
+        // The mutator may request a collection, which starts after `no_preempt`.
         assert_eq!(heap.stats().collections, 0);
     });
     assert!(m.no_preempt(|| m.try_collect()).is_err());
@@ -285,6 +301,7 @@ fn inside_no_preempt_allocation_neither_collects_nor_waits() {
     assert!(heap.stats().collections > 0);
 }
 
+/// Under `Stress::every(n)`, a list lives through a collection at each nth allocation.
 #[test]
 fn a_collection_at_every_allocation_loses_nothing() {
     for every in [1, 2, 7] {
@@ -305,6 +322,7 @@ fn a_collection_at_every_allocation_loses_nothing() {
     }
 }
 
+/// One collection answers the requests of several threads, attached or not.
 #[test]
 fn requests_of_many_threads_share_collections() {
     let (heap, k) = heap();
@@ -328,6 +346,7 @@ fn requests_of_many_threads_share_collections() {
     assert!((20..=200).contains(&n), "{n}");
 }
 
+/// Threads that attach, block, detach or end without detaching leave no cell and no mutator behind.
 #[test]
 fn threads_that_come_block_and_go_do_not_disturb_collections() {
     let (heap, k) = heap();
@@ -345,10 +364,10 @@ fn threads_that_come_block_and_go_do_not_disturb_collections() {
                             m.blocking(std::thread::yield_now);
                             check_list(kept, 100 + n % 50);
                             if n % 3 == 0 {
-                                std::mem::forget(m); // detaches at the thread's end
+                                std::mem::forget(m); // the end of the thread detaches it
                             }
                         });
-                        // The scope alone would not wait for the thread's destructors.
+                        // A scope's end does not wait for the thread's destructors; `join` does.
                         thread.join().unwrap();
                     });
                     n += 1;
@@ -364,11 +383,12 @@ fn threads_that_come_block_and_go_do_not_disturb_collections() {
         done.store(true, SeqCst);
     });
     heap.collect();
-    // Leaked mutators have given their runs back: all is free.
+    // The leaked mutators have given their runs back, so no cell is left.
     assert_eq!(heap.stats().last.cells_live, 0);
     assert_eq!(heap.stats().last.mutators, 0);
 }
 
+/// Wrong uses return errors whose text names the fault and the bound.
 #[test]
 fn mistakes_are_error_values_that_say_what_is_wrong() {
     let (heap, _) = heap();
@@ -416,6 +436,7 @@ fn mistakes_are_error_values_that_say_what_is_wrong() {
     assert!(error.contains("64") && error.contains("80"), "{error}");
 }
 
+/// Reported external memory counts towards the goal, so that reports alone bring a collection.
 #[test]
 fn external_memory_counts_towards_the_next_collection() {
     let (heap, k) = heap();
@@ -431,9 +452,10 @@ fn external_memory_counts_towards_the_next_collection() {
     assert_eq!(heap.stats().external_bytes, 0);
 }
 
+/// The collector's thread ends with the last handle to its heap: a heap, a mutator or a root.
 #[test]
 fn the_last_handle_ends_the_collectors_thread() {
-    // Other tests' threads come and go at the same time: count in a child of our own.
+    // A child counts its threads: other tests of this process start and end threads meanwhile.
     if !common::is_child() {
         let out = common::run_child("the_last_handle_ends_the_collectors_thread", "", &[])
             .expect("it hung");
@@ -449,7 +471,7 @@ fn the_last_handle_ends_the_collectors_thread() {
     let (heap, k) = heap();
     assert_eq!(threads(), before + 1);
     let m = heap.attach().unwrap();
-    // SAFETY: on the stack.
+    // SAFETY: the list's head is on the stack.
     let root = unsafe { m.root_raw(cell(list(&m, k, 3))).unwrap() };
     drop(heap);
     m.collect();
@@ -460,7 +482,8 @@ fn the_last_handle_ends_the_collectors_thread() {
     assert_eq!(threads(), before);
 }
 
-/// The trace is written past std's stderr, so a child's is looked at.
+/// `URGE_TRACE=1` prints one line for each collection, with all its fields. A child prints, because
+/// the trace does not go through the standard library's stderr, which the test runner captures.
 #[test]
 fn a_traced_heap_prints_a_line_a_collection() {
     const CHILD: &str = "URGE_TEST_TRACED";
@@ -500,6 +523,7 @@ fn a_traced_heap_prints_a_line_a_collection() {
     }
 }
 
+/// Each stop is counted in both histograms, and the figures of a collection agree with each other.
 #[test]
 fn every_stop_is_in_the_histograms() {
     let heap = Heap::builder().build().unwrap();
@@ -514,8 +538,8 @@ fn every_stop_is_in_the_histograms() {
     assert!((0.0..=1.0).contains(&stats.last.cpu_share()));
 }
 
-/// A soft limit lowers the goal, however much `gc_percent` would allow, and is no error where it
-/// cannot be kept.
+/// A soft limit lowers the goal below what `gc_percent` allows. Where the live bytes exceed the
+/// limit, no allocation fails.
 #[test]
 fn a_memory_limit_brings_collections_forward_and_never_fails() {
     const LIMIT: u64 = 16 << 20;
@@ -542,13 +566,13 @@ fn a_memory_limit_brings_collections_forward_and_never_fails() {
     assert!(free > LIMIT && live < LIMIT - (2 << 20), "{free} {live}");
     let (limited, _) = goal(Some(LIMIT), 700_000);
     assert!(limited <= LIMIT, "{limited}");
-    // What is alive alone is more than the limit.
+    // The live bytes alone exceed the limit.
     let (passed, live) = goal(Some(4 << 20), 700_000);
     assert!(live > 4 << 20 && passed > live, "{passed} {live}");
 }
 
-/// Under stress every refill of a marking heap helps, so what mutators mark themselves is counted
-/// and kept like the rest.
+/// Under stress, each refill of a heap that marks assists. Cells that mutators mark are counted and
+/// kept like all others.
 #[test]
 fn what_mutators_mark_is_alive_and_counted() {
     let heap = Heap::builder().stress(Stress::CONTINUOUS).build().unwrap();
@@ -565,9 +589,9 @@ fn what_mutators_mark_is_alive_and_counted() {
     assert!(last.assist_cells <= last.cells_live && last.bytes_born <= last.bytes_live);
 }
 
-/// Panics if `f` leaves another errno.
+/// Panics if `f` changes errno.
 fn keeps_errno<R>(f: impl FnOnce() -> R) -> R {
-    // SAFETY: errno's address is always valid.
+    // SAFETY: the address of errno is always valid.
     let errno = || unsafe { &mut *libc::__errno_location() };
     *errno() = libc::EBADF;
     let result = f();
@@ -575,6 +599,8 @@ fn keeps_errno<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// Allocating and collecting leave errno unchanged. With `errno-lost` planted, a wait of the
+/// library's own changes it.
 #[test]
 fn h39_allocating_and_collecting_keep_errno() {
     hazard(
@@ -588,7 +614,7 @@ fn h39_allocating_and_collecting_keep_errno() {
                     s.spawn(|| {
                         let m = heap.attach().unwrap();
                         for _ in 0..300 {
-                            // SAFETY: they die at once.
+                            // SAFETY: the cells are not used.
                             keeps_errno(|| unsafe {
                                 for _ in 0..50 {
                                     m.alloc_raw(k.leaf, 4096).unwrap();

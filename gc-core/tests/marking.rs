@@ -1,10 +1,11 @@
-//! Hazards of marking beside mutators: what is unlinked, loaded weakly, taken out of a queue,
-//! allocated, attached, detached or forked while a cycle marks must outlive it. Each test is run as
-//! it is, and again with the cure taken out.
+//! Hazards of marking beside mutators. A cell that a mutator unlinks, loads from a weak word, takes
+//! out of a queue or allocates while a cycle marks outlives that cycle; so does the log of a thread
+//! that attaches, detaches or forks meanwhile. Each hazard runs with its cure and with the cure
+//! switched off.
 //!
-//! Collections of these heaps linger, so that a thread sees that marking is on, does its worst, and
-//! keeps what it has taken where no scan looks any more: on its own stack, which stop 1 has behind
-//! it.
+//! Collections of these heaps stay in each phase for a while. A thread therefore sees that marking
+//! is on, changes the graph, and keeps the cells that it took on its own stack, which stop 1 has
+//! already scanned.
 
 mod common;
 
@@ -18,14 +19,14 @@ use gc_core::{Bytes, Field, Heap, Mutator, Stress, Trace};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
-/// Runs `f` while a cycle marks, then waits until marking is over and has dead cells handed out
-/// again.
+/// Runs `f` while a cycle marks. Then waits until marking is over, and allocates until cells that
+/// the cycle freed are used again.
 #[inline(never)]
 fn while_marking<R>(m: &Mutator, k: Kinds, f: impl FnOnce() -> R) -> R {
     let heap = m.heap();
     let mut asked = 0;
     until(|| {
-        // One that ended before it was looked for is asked for again.
+        // A cycle may end before this thread sees that it marks. Another one is then requested.
         if heap.stats().collections >= asked {
             asked = heap.request_collection();
         }
@@ -37,9 +38,10 @@ fn while_marking<R>(m: &Mutator, k: Kinds, f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// The number of a pair's second node, less the pair's index.
 const TAIL: usize = 1 << 40;
 
-/// An array of pairs of nodes, which nothing else leads to.
+/// An array of pairs of nodes. Only the array leads to the pairs.
 struct Shelf {
     root: RawRoot,
     len: usize,
@@ -48,7 +50,8 @@ struct Shelf {
 impl Shelf {
     #[inline(never)]
     fn new(m: &Mutator, k: Kinds, len: usize) -> Self {
-        // SAFETY: on the stack; an array of so many words, and pairs on the stack.
+        // SAFETY: an array of `len` words, which stays on the stack until it has a root. Each pair
+        // is stored as soon as it is made.
         let root = unsafe {
             let array = m.alloc_raw(k.array, len * 8).unwrap();
             for i in 0..len {
@@ -67,7 +70,7 @@ impl Shelf {
         unsafe { self.root.get().unwrap().cast::<usize>().as_ptr().add(i) }
     }
 
-    /// Takes a pair out: from now on the caller alone has it.
+    /// Takes a pair out of the array. Only the caller has it from then on.
     fn take(&self, m: &Mutator, i: usize) -> usize {
         // SAFETY: a word of a live cell.
         unsafe {
@@ -90,10 +93,10 @@ impl Shelf {
     }
 }
 
-/// Panics unless `pair` is the one of that number.
+/// Panics unless `pair` is a whole pair of the number `i`.
 #[inline(never)]
 fn check_pair(pair: usize, i: usize) {
-    // SAFETY: live nodes, or the test fails.
+    // SAFETY: live nodes; where they are not, the test has found a fault.
     unsafe {
         let (tail, number) = (pair as *const (usize, usize)).read_volatile();
         assert_eq!(number, i, "the first of a pair was lost");
@@ -108,8 +111,8 @@ fn check_pair(pair: usize, i: usize) {
 
 // ---- the barrier, and the end of marking --------------------------------------------------------
 
-/// Threads that take pairs out of their shelves while a cycle marks, faster or slower, and look at
-/// them after it.
+/// Runs threads that take pairs out of their shelves while a cycle marks, at several speeds, and
+/// check the pairs after the cycle.
 fn takers(threads: usize, rounds: usize) {
     const LEN: usize = 3000;
     let (heap, k) = stress_phases();
@@ -119,10 +122,12 @@ fn takers(threads: usize, rounds: usize) {
             s.spawn(move || {
                 let m = heap.attach().unwrap();
                 let shelf = Shelf::new(&m, k, LEN);
-                // On the stack, as another thread may ask for the next cycle.
+                // The pairs are on the stack, and not freed after a cycle, since another thread may
+                // request the next one.
                 let mut taken = [0; LEN];
                 for round in 0..rounds {
-                    // Few and all, at once and so slowly that marking ends meanwhile.
+                    // A few pairs and all of them, at once and so slowly that marking ends
+                    // meanwhile.
                     let most = [LEN, 7, 100, LEN / 2, 700][(round + thread) % 5];
                     let pause = [0, 20, 2000, 200][(round / 2 + thread) % 4];
                     let first = round * 31 % LEN;
@@ -150,6 +155,8 @@ fn takers(threads: usize, rounds: usize) {
     });
 }
 
+/// The last stop of marking takes all logs. With `logs-left` planted, pairs are freed that were
+/// unlinked late.
 #[test]
 fn h28_logs_that_fill_while_marking_ends_are_taken() {
     hazard(
@@ -159,15 +166,18 @@ fn h28_logs_that_fill_while_marking_ends_are_taken() {
     );
 }
 
+/// A mutator marks a logged word itself where the heap's log is full. With `log-lost` planted, such
+/// words are dropped, and their pairs are freed.
 #[test]
 fn h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot() {
     let name = "h28_what_finds_no_room_in_the_heap_s_log_is_marked_on_the_spot";
-    // In 40 rounds of an optimised build, 2 runs of 60 lost nothing that anybody missed.
+    // The loss is a race: with 40 rounds, some runs of an optimised build lose no pair.
     hazard_given(name, "small-log", "log-lost", &[], || takers(3, 160));
 }
 
-/// A mutator that helps has the last of the work in hand when the collector finds none, and puts it
-/// down to be stopped. It is not for the stop to trace that: half of the heap it may be.
+/// A mutator that assists may hold the last marked cells when the collector finds none. It shares
+/// them when it is stopped. The stop does not trace them, since they may lead to half of the heap.
+/// With `stop-traces-on` planted, the stop does.
 #[test]
 fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     let name = "what_a_helper_puts_down_is_marked_beside_the_mutators";
@@ -189,8 +199,9 @@ fn what_a_helper_puts_down_is_marked_beside_the_mutators() {
     });
 }
 
-/// Once marking seems to be over, whoever helps is waited for, and then nobody begins: the stop
-/// meets no help.
+/// Once marking seems to be over, no mutator begins an assist, and the collector waits for those
+/// that are under way. A stop then finds no mutator that assists. With `assists-unheld` planted,
+/// stops wait for assists.
 #[test]
 fn a_stop_does_not_wait_for_mutators_that_help() {
     let name = "a_stop_does_not_wait_for_mutators_that_help";
@@ -210,11 +221,14 @@ fn a_stop_does_not_wait_for_mutators_that_help() {
             }
         }
         shelf.check();
-        // One that the system did not let run for long is not waited for.
+        // The collector does not wait for an assist whose thread the system suspends for long.
         assert!(waited <= CYCLES / 4, "{waited} of {seen} cycles");
     });
 }
 
+/// Large arrays are read in parts. An edge that moves from a part that is not read yet into a part
+/// that is read stays marked, because the barrier logs the overwritten words. Without logging, the
+/// edge is missed.
 #[test]
 fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts() {
     let name = "what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_parts";
@@ -224,7 +238,8 @@ fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_
         const LEN: usize = 60_000;
         let (mut from, mut to) = (Shelf::new(&m, k, LEN), Shelf::new(&m, k, LEN));
         for round in 0..12 {
-            // Backwards and forwards: from parts that nobody has read to such as are done with.
+            // Backwards and forwards, so that edges move from unread parts into parts that are read
+            // already.
             while_marking(&m, k, || {
                 for i in 0..LEN {
                     let i = if round % 2 == 0 { LEN - 1 - i } else { i };
@@ -245,6 +260,8 @@ fn what_moves_between_large_arrays_is_not_missed_by_a_marker_that_reads_them_in_
 
 // ---- what is new --------------------------------------------------------------------------------
 
+/// Cells that are allocated while a cycle marks are black, and outlive it. With `white-runs`
+/// planted, runs that are taken meanwhile are not marked, and the lists are freed.
 #[test]
 fn what_is_allocated_while_a_cycle_marks_outlives_it() {
     let name = "what_is_allocated_while_a_cycle_marks_outlives_it";
@@ -253,12 +270,12 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
         let m = heap.attach().unwrap();
         const WORDS: usize = 20_000;
         for round in 0..10 {
-            // Cells of all sizes, and large ones whose content is new too. The large one is on the
-            // stack, or would be lost in the next cycle.
+            // Cells of the tests' sizes, and large ones with new content. The stack keeps the large
+            // cell: it would not outlive the next cycle otherwise.
             let (lists, large) = while_marking(&m, k, || {
                 let lists: [usize; 50] =
                     std::array::from_fn(|i| common::list(&m, k, 100 * i + round));
-                // SAFETY: an array of so many words, on the stack.
+                // SAFETY: an array of `WORDS` words, which stays on the stack.
                 let large = unsafe {
                     let large = m.alloc_raw(k.array, WORDS * 8).unwrap().cast::<usize>();
                     for i in 0..WORDS {
@@ -272,8 +289,8 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
             for (i, list) in lists.into_iter().enumerate() {
                 common::check_list(list, 100 * i + round);
             }
-            // Its memory would be another's by now.
-            // SAFETY: dies at once.
+            // If the large cell had been freed, this cell would take its memory.
+            // SAFETY: the leaf is used here only, and has `WORDS` words; `large` is on the stack.
             unsafe {
                 let next = m.alloc_raw(k.leaf, WORDS * 8).unwrap();
                 next.as_ptr().write_bytes(0x55, WORDS * 8);
@@ -287,8 +304,8 @@ fn what_is_allocated_while_a_cycle_marks_outlives_it() {
 
 // ---- attach, detach, fork -----------------------------------------------------------------------
 
-/// A thread that comes and goes while a cycle marks, and hands what it has taken to one that was
-/// there before.
+/// A thread attaches while a cycle marks, takes pairs out of a shelf, and ends. It leaves the pairs
+/// to a thread that was attached before the cycle.
 fn comes_and_goes(ends_by_bare_call: bool) {
     let (heap, k) = stress_phases();
     let m = heap.attach().unwrap();
@@ -325,24 +342,32 @@ fn comes_and_goes(ends_by_bare_call: bool) {
     shelf.check();
 }
 
+/// A mutator that detaches while a cycle marks gives its log to the heap. With `log-kept-at-detach`
+/// planted, the log is lost, and the pairs are freed.
 #[test]
 fn a_thread_that_detaches_while_a_cycle_marks_leaves_its_log() {
     let name = "a_thread_that_detaches_while_a_cycle_marks_leaves_its_log";
     hazard(name, "log-kept-at-detach", || comes_and_goes(false));
 }
 
+/// The log of a thread that ends by the bare `exit` call while a cycle marks is taken by the next
+/// stop. With `log-kept-at-detach` planted, it is lost.
 #[test]
 fn h41_a_thread_that_ends_by_the_bare_call_while_a_cycle_marks_leaves_its_log() {
     let name = "h41_a_thread_that_ends_by_the_bare_call_while_a_cycle_marks_leaves_its_log";
     hazard(name, "log-kept-at-detach", || comes_and_goes(true));
 }
 
+/// A mutator that attaches while a cycle marks logs its stores from the start. With
+/// `attached-unmarked` planted, its marking flag is off, and the pairs are freed.
 #[test]
 fn a_thread_that_attaches_while_a_cycle_marks_logs_its_stores() {
     let name = "a_thread_that_attaches_while_a_cycle_marks_logs_its_stores";
     hazard(name, "attached-unmarked", || comes_and_goes(false));
 }
 
+/// The child of a fork abandons a cycle that marks, and its heap is whole. With
+/// `cycle-goes-on-in-child` planted, the child's mutator goes on as if there were a marker.
 #[test]
 fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
     hazard(
@@ -354,7 +379,8 @@ fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
             std::thread::scope(|s| {
                 for _ in 0..2 {
                     s.spawn(|| {
-                        // What is gone in the child, in the middle of a flush perhaps.
+                        // The child does not have this thread, which may be flushing its log at the
+                        // fork.
                         let m = heap.attach().unwrap();
                         let shelf = Shelf::new(&m, k, 2000);
                         while !done.load(Relaxed) {
@@ -374,7 +400,7 @@ fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
                         for (i, pair) in taken.iter_mut().enumerate() {
                             *pair = shelf.take(&m, i);
                         }
-                        // Also when the markers are well under way.
+                        // Later rounds fork when markers have done more of their work.
                         (0..round * 500).for_each(|_| std::hint::spin_loop());
                         in_child(|| child(&m, k, &shelf, &taken));
                     });
@@ -390,8 +416,8 @@ fn h8_a_child_forked_while_a_cycle_marks_has_a_heap_that_is_whole() {
     );
 }
 
-/// What a child does with its heap: old cells get new ones, which must not be lost though the old
-/// ones had been marked in the parent.
+/// The child's work: it stores new cells into cells that were marked in the parent. The new cells
+/// must live through the child's collections.
 fn child(m: &Mutator, k: Kinds, shelf: &Shelf, taken: &[usize]) {
     assert!(!is_marking(m), "there is no marker any more");
     for i in 0..shelf.len {
@@ -417,7 +443,7 @@ fn renew(m: &Mutator, k: Kinds, shelf: &Shelf, i: usize) {
 
 // ---- weak words ---------------------------------------------------------------------------------
 
-/// Fills a weak table with pairs that nothing else leads to.
+/// Fills a weak table with pairs to which only the table leads.
 #[inline(never)]
 fn fill_weak(m: &Mutator, k: Kinds, table: *mut usize, len: usize) {
     for i in 0..len {
@@ -427,6 +453,8 @@ fn fill_weak(m: &Mutator, k: Kinds, table: *mut usize, len: usize) {
     }
 }
 
+/// A cell that a weak load gives while a cycle marks outlives the cycle, and its word stays.
+/// Without logging, the cell is freed.
 #[test]
 fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
     hazard(
@@ -436,7 +464,7 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
             let (heap, k) = stress_phases();
             let m = heap.attach().unwrap();
             const LEN: usize = 800;
-            // SAFETY: on the stack until it has a root.
+            // SAFETY: the cell stays on the stack until it has a root.
             let root = unsafe { m.root_raw(m.alloc_raw(k.weak, LEN * 8).unwrap()).unwrap() };
             let table = root.get().unwrap().cast::<usize>().as_ptr();
             let (mut kept, mut lost) = (0, 0);
@@ -446,7 +474,7 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
                 let mut got = [0; LEN];
                 while_marking(&m, k, || {
                     for (i, got) in got.iter_mut().enumerate().step_by(1 + round % 3) {
-                        // Up to the very end of marking, and beyond it.
+                        // The loads go on until the end of marking, and beyond it in later rounds.
                         (0..round * 20).for_each(|_| std::hint::spin_loop());
                         // SAFETY: a word of a live weak cell.
                         *got = unsafe { m.load_weak(table.add(i)) };
@@ -457,7 +485,7 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
                         check_pair(got, i);
                         kept += 1;
                     }
-                    // SAFETY: as above.
+                    // SAFETY: a word of a live weak cell.
                     let now = unsafe { m.load_weak(table.add(i)) };
                     assert!(
                         got == 0 || now == got,
@@ -471,6 +499,8 @@ fn h27_what_is_loaded_from_a_weak_word_while_a_cycle_marks_outlives_it() {
     );
 }
 
+/// Threads that share an intern table find whole strings only, and a string that one of them holds
+/// stays in the table. Without logging, a string that was found is freed.
 #[test]
 fn h27_an_intern_table_shared_by_threads_gives_out_whole_cells_only() {
     hazard(
@@ -510,7 +540,8 @@ fn h27_an_intern_table_shared_by_threads_gives_out_whole_cells_only() {
                                     }
                                 };
                                 (0..round % 64 * 8).for_each(|_| std::hint::spin_loop());
-                                // Freed, it would be cleared, and another's soon.
+                                // If the string had been freed, its word would be cleared, and
+                                // another string would take its cell.
                                 assert!(table.upgrade(i, s).is_some(), "{name} was freed");
                                 s.alloc_bytes(&[0x55; 22])?;
                                 assert_eq!(known.as_str(), Some(&*name));
@@ -529,7 +560,7 @@ fn h27_an_intern_table_shared_by_threads_gives_out_whole_cells_only() {
 
 // ---- finalizers and values to be dropped --------------------------------------------------------
 
-/// Registers `n` pairs that die at once.
+/// Makes `n` pairs that have a finalizer and die at once.
 #[inline(never)]
 fn finalizable(m: &Mutator, k: Kinds, n: usize) {
     for i in 0..n {
@@ -539,6 +570,8 @@ fn finalizable(m: &Mutator, k: Kinds, n: usize) {
     }
 }
 
+/// A cell that a mutator takes out of the finalizers' queue while a cycle marks outlives the cycle,
+/// because taking it logs it. With `taken-unlogged` planted, it is freed.
 #[test]
 fn what_finalizers_take_while_a_cycle_marks_lives_on() {
     let name = "what_finalizers_take_while_a_cycle_marks_lives_on";
@@ -548,7 +581,7 @@ fn what_finalizers_take_while_a_cycle_marks_lives_on() {
         const LEN: usize = 1500;
         let shelf = Shelf::new(&m, k, LEN);
         let (mut rounds, mut during, mut resurrected) = (0, 0, 0);
-        // Every other cycle traces only after a breath, which one on a busy machine may miss.
+        // Every other cycle traces only after a delay, which a thread on a busy machine may miss.
         while during < 60 * LEN {
             rounds += 1;
             for i in 0..LEN {
@@ -557,8 +590,8 @@ fn what_finalizers_take_while_a_cycle_marks_lives_on() {
             finalizable(&m, k, LEN);
             wipe_stack();
             m.collect();
-            // Some are taken while the queue is being marked; they are put where they can be
-            // reached again.
+            // The loop takes cells while the queue is being marked, and then stores them where the
+            // root leads to them.
             let mut taken = [(0, 0); LEN];
             let n = while_marking(&m, k, || {
                 for (n, taken) in taken.iter_mut().enumerate() {
@@ -591,20 +624,21 @@ fn what_finalizers_take_while_a_cycle_marks_lives_on() {
     });
 }
 
-/// Counts values that were dropped, and such as were not whole then.
+/// Values that were dropped.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+/// Values whose content had changed when they were dropped.
 static BROKEN: AtomicU64 = AtomicU64::new(0);
-/// Values in whose drop a cycle ended.
+/// Values during whose `Drop` a cycle ended.
 static SPANNED: AtomicU64 = AtomicU64::new(0);
-/// Set while a cycle marks.
+/// The address of the mutator's marking flag for which a `Drop` waits; 0 if no `Drop` waits.
 static WAITS: AtomicUsize = AtomicUsize::new(0);
 
-/// Room is to be taken.
+/// True while the second thread allocates cells of the dropped values' type.
 static FILLS: AtomicBool = AtomicBool::new(false);
-/// The number of a value that only takes room.
+/// The number of a value of the second thread.
 const FILLER: u64 = u64::MAX;
 
-/// A value whose `Drop` takes longer than the cycle in which it runs.
+/// A value whose `Drop` waits until the cycle in which it began is over.
 #[derive(Trace)]
 struct Slow {
     number: u64,
@@ -618,7 +652,7 @@ impl Drop for Slow {
         if number == FILLER {
             return;
         }
-        // SAFETY: the record's flag, while its mutator is attached; 0 where no test waits.
+        // SAFETY: the address of the marking flag of an attached mutator, or 0 where no test waits.
         let flag = WAITS.load(Relaxed) as *const std::sync::atomic::AtomicU32;
         // SAFETY: as above.
         if let Some(flag) = unsafe { flag.as_ref() }
@@ -627,7 +661,7 @@ impl Drop for Slow {
         {
             until(|| flag.load(Acquire) == 0);
             SPANNED.fetch_add(1, Relaxed);
-            // Another thread allocates cells like this one now.
+            // The other thread allocates cells of this type from here on.
             FILLS.store(true, Relaxed);
             std::thread::sleep(std::time::Duration::from_millis(5));
             FILLS.store(false, Relaxed);
@@ -635,7 +669,7 @@ impl Drop for Slow {
         let now = std::hint::black_box(&*self);
         if now.number != number || now.text != format!("value {number}") {
             BROKEN.fetch_add(1, Relaxed);
-            // The text is not this value's to be freed.
+            // The text belongs to another value, so it is not freed here.
             std::mem::forget(std::mem::take(&mut self.text));
         }
         DROPPED.fetch_add(1, Relaxed);
@@ -654,6 +688,8 @@ fn droppable(m: &Mutator, n: u64) {
     }
 }
 
+/// The cell of a value whose `Drop` runs while a cycle marks is not used again before that `Drop`
+/// has ended. With `taken-unlogged` planted, the other thread gets the cell.
 #[test]
 fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended() {
     let name = "a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended";
@@ -674,10 +710,11 @@ fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended
                 }
             });
             let m = heap.attach().unwrap();
-            // What is taken when all is traced already was marked as its queue was: every other
-            // cycle traces only after a breath, and one on a busy machine may miss it.
+            // Values that are taken after tracing are marked already, because their queue was
+            // marked. Every other cycle traces only after a delay, which a thread on a busy machine
+            // may miss.
             while SPANNED.load(Relaxed) < 60 && BROKEN.load(Relaxed) == 0 {
-                // Those that only took room would be dropped first.
+                // The values of the other thread would be dropped first otherwise.
                 m.collect();
                 m.drop_dead_values();
                 droppable(&m, 2000);
@@ -701,6 +738,8 @@ fn a_value_that_is_dropped_while_a_cycle_marks_is_whole_until_its_drop_has_ended
 
 // ---- more than one ------------------------------------------------------------------------------
 
+/// Mutators of two heaps that mark at the same time do not wait for each other: a thread that waits
+/// for a collection waits inside `blocking`. With `wait-running` planted, the test hangs.
 #[test]
 fn h29_heaps_with_common_threads_do_not_wait_for_each_other_while_both_mark() {
     hazard_with(

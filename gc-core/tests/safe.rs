@@ -1,4 +1,5 @@
-//! The safe tier keeps what it says: nothing dangles, whatever safe code does. One test a promise.
+//! The promises of the safe tier: whatever safe code does, no reference dangles. One test for each
+//! promise.
 
 mod common;
 
@@ -8,7 +9,7 @@ use gc_core::{Array, Bytes, Field, Heap, Leaf, Local, Mutator, Root, Trace, Weak
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What `f` says when it panics, which it must.
+/// The message of the panic of `f`. Panics itself if `f` returns.
 fn refusal<R>(f: impl FnOnce() -> R) -> String {
     let result = catch_unwind(AssertUnwindSafe(|| {
         f();
@@ -16,7 +17,7 @@ fn refusal<R>(f: impl FnOnce() -> R) -> String {
     message(result.expect_err("must be refused"))
 }
 
-/// A list of `n` nodes that counts down, built from its end.
+/// A list of `n` nodes, whose head has the number `n - 1`. It is built from its end.
 fn list<'s>(s: &gc_core::Scope<'s>, n: u64) -> Local<'s, Node> {
     let head = s.mutator().scope(|inner| {
         let mut head = inner.alloc(node(0))?;
@@ -46,13 +47,15 @@ fn length_from(_: Local<'_, Node>, n: u64, head: &Local<'_, Node>) -> u64 {
     head.value - n
 }
 
-/// Compiles only for types that are not `Send`: for others there are two candidates.
+/// A trait that resolves only for types that are not `Send`: a `Send` type has two candidates.
 trait StaysOnItsThread<Choice> {
     fn check() {}
 }
 impl<T: ?Sized> StaysOnItsThread<()> for T {}
 impl<T: ?Sized + Send> StaysOnItsThread<u8> for T {}
 
+/// `Mutator`, `Scope`, `Local` and `Gc` are not `Send`; `Heap`, `Root` and `Field` are `Send` and
+/// `Sync`.
 #[test]
 fn mutators_scopes_and_handles_stay_on_their_thread_and_roots_do_not() {
     <Mutator as StaysOnItsThread<_>>::check();
@@ -68,6 +71,7 @@ fn mutators_scopes_and_handles_stay_on_their_thread_and_roots_do_not() {
     anywhere::<Field<Node>>();
 }
 
+/// A new field is null. A field outside of the heap refuses loads and stores.
 #[test]
 fn a_field_is_born_null_and_refuses_a_store_before_it_lies_in_the_heap() {
     let heap = heap();
@@ -88,6 +92,7 @@ fn a_field_is_born_null_and_refuses_a_store_before_it_lies_in_the_heap() {
         .unwrap();
 }
 
+/// Fields, scopes and roots refuse values of another heap, with a panic that says so.
 #[test]
 fn a_field_refuses_a_value_and_a_scope_of_another_heap() {
     let (one, two) = (heap(), heap());
@@ -113,6 +118,8 @@ fn a_field_refuses_a_value_and_a_scope_of_another_heap() {
     });
 }
 
+/// Locals that lie in a `Vec` live until their scope ends, and are freed after it. With
+/// `handles-unscanned` planted, they are freed before.
 #[test]
 fn locals_in_malloc_s_memory_live_until_their_scope_ends_and_no_longer() {
     common::hazard(
@@ -141,6 +148,8 @@ fn locals_in_malloc_s_memory_live_until_their_scope_ends_and_no_longer() {
     );
 }
 
+/// A cell that is allocated or held in an outer scope, while an inner scope is open, outlives the
+/// inner scope.
 #[test]
 fn what_an_outer_scope_makes_inside_an_inner_one_outlives_it() {
     let heap = heap();
@@ -171,6 +180,7 @@ fn what_an_outer_scope_makes_inside_an_inner_one_outlives_it() {
         .unwrap();
 }
 
+/// A panic that leaves a scope ends the scope's handles.
 #[test]
 fn a_panic_ends_a_scope_like_a_return() {
     let heap = heap();
@@ -192,6 +202,7 @@ fn a_panic_ends_a_scope_like_a_return() {
     assert!(heap.stats().last.cells_live < 100);
 }
 
+/// A root keeps its cell and its heap, and any thread may read it.
 #[test]
 fn a_root_keeps_its_cell_and_its_heap_and_is_read_from_anywhere() {
     let root: Root<Node> = {
@@ -206,7 +217,7 @@ fn a_root_keeps_its_cell_and_its_heap_and_is_read_from_anywhere() {
         churn(&mutator);
         root
     };
-    // Neither heap nor mutator is left but by way of the root.
+    // Only the root leads to the heap from here on.
     let twin = root.clone();
     drop(root);
     std::thread::spawn(move || {
@@ -223,6 +234,7 @@ fn a_root_keeps_its_cell_and_its_heap_and_is_read_from_anywhere() {
     .unwrap();
 }
 
+/// A mutator keeps its heap alive after the heap's own handle was dropped.
 #[test]
 fn a_mutator_keeps_its_heap_alive() {
     let mutator = heap().attach().unwrap();
@@ -233,6 +245,7 @@ fn a_mutator_keeps_its_heap_alive() {
     });
 }
 
+/// The end of a thread detaches a mutator that was leaked.
 #[test]
 fn a_leaked_mutator_detaches_at_its_thread_s_end() {
     let heap = heap();
@@ -254,6 +267,7 @@ fn a_leaked_mutator_detaches_at_its_thread_s_end() {
     mutator.with_scope(|s| assert_eq!(length(&mutator, &root.get(s)), 50));
 }
 
+/// A mutator in a thread-local variable is detached at the thread's end.
 #[test]
 fn a_mutator_in_a_thread_local_detaches_with_its_thread() {
     thread_local!(static MINE: std::cell::RefCell<Option<Mutator>> = const { std::cell::RefCell::new(None) });
@@ -275,6 +289,8 @@ fn a_mutator_in_a_thread_local_detaches_with_its_thread() {
     assert_eq!(heap.stats().last.mutators, 0);
 }
 
+/// Inside `blocking`, each function that uses the heap panics, also through a mutator in a
+/// thread-local variable. Reading a value is allowed.
 #[test]
 fn the_heap_cannot_be_used_inside_blocking_by_whatever_way() {
     thread_local!(static MINE: std::cell::RefCell<Option<Mutator>> = const { std::cell::RefCell::new(None) });
@@ -318,6 +334,8 @@ struct Table {
     slots: Field<Array<Node>>,
 }
 
+/// A table grows by one store of a larger array while another thread reads it and a third one
+/// collects.
 #[test]
 fn a_table_grows_by_one_store_while_others_read_it() {
     let heap = heap();
@@ -379,6 +397,7 @@ fn a_table_grows_by_one_store_while_others_read_it() {
     });
 }
 
+/// A weak reference gives its target while that lives, and nothing after it died.
 #[test]
 fn a_weak_reference_is_null_once_its_target_died_and_not_before() {
     let heap = heap();
@@ -400,6 +419,8 @@ fn a_weak_reference_is_null_once_its_target_died_and_not_before() {
     let _: &Root<Weak<Node>> = &weak_lost;
 }
 
+/// The fields of a new array are null although its cell was used before. With `no-clear` planted,
+/// they hold old edges.
 #[test]
 fn h23_a_new_array_is_null_though_its_cell_was_used_before() {
     common::hazard(
@@ -465,6 +486,7 @@ fn count(s: &gc_core::Scope<'_>, at: Local<'_, Tree>) -> u64 {
     })
 }
 
+/// Trees are whole although other threads collect at any instruction of their construction.
 #[test]
 fn trees_stay_whole_whatever_instruction_of_their_making_a_collection_meets() {
     let heap = heap();
@@ -492,6 +514,8 @@ fn trees_stay_whole_whatever_instruction_of_their_making_a_collection_meets() {
     });
 }
 
+/// Cells that are allocated from a run after a collection live, although the run was taken before
+/// it: stops mark the tails of runs. With `white-tails` planted, the cells are freed.
 #[test]
 fn h23_locals_from_a_run_that_was_begun_before_a_collection_live() {
     common::hazard(
@@ -510,8 +534,8 @@ fn h23_locals_from_a_run_that_was_begun_before_a_collection_live() {
                         }
                     }
                     wipe_stack();
-                    // Twice: the first time other blocks are used up, the second time this one's
-                    // free cells are found.
+                    // Twice: the first time other runs are used up, the second time the free cells
+                    // of this run's span are found.
                     churn(&mutator);
                     churn(&mutator);
                     assert!((0..).zip(&kept).all(|(i, n)| n.value == i));
@@ -549,6 +573,7 @@ struct Tuple(Field<Node>, u32, Field<Node>);
 #[derive(Trace)]
 struct Unit;
 
+/// Edges in nested, generic and tuple structs are found by the derived `Trace`.
 #[test]
 fn derived_edges_keep_what_they_lead_to_in_nested_generic_and_tuple_structs() {
     let heap = heap();
@@ -602,6 +627,7 @@ struct Big {
     tail: Field<Node>,
 }
 
+/// Edges at both ends of a large object are found.
 #[test]
 fn a_type_larger_than_a_span_s_cells_keeps_its_edges() {
     let heap = heap();
@@ -626,6 +652,7 @@ fn a_type_larger_than_a_span_s_cells_keeps_its_edges() {
     });
 }
 
+/// Byte cells of all sizes keep their content, which was copied at allocation.
 #[test]
 fn bytes_are_copied_and_do_not_change() {
     let heap = heap();
@@ -644,21 +671,22 @@ fn bytes_are_copied_and_do_not_change() {
     }
 }
 
+/// An object of two fields takes 16 bytes: cells have no header.
 #[test]
 fn a_two_word_object_takes_16_bytes() {
     let heap = heap();
     let mutator = heap.attach().unwrap();
     #[derive(Trace, Default)]
     struct Pair(Field<Pair>, Field<Pair>);
-    // SAFETY: kept on the stack.
+    // SAFETY: both cells stay on the stack.
     let (a, b) = unsafe {
         let a = mutator.alloc_gc(Pair::default()).unwrap();
         (a, mutator.alloc_gc(Pair::default()).unwrap())
     };
     assert_eq!(b.cell().as_ptr() as usize - a.cell().as_ptr() as usize, 16);
-    // SAFETY: both live.
+    // SAFETY: both cells are alive.
     unsafe { a.0.set_gc(&mutator, Some(b)) };
     gc_core::keep_alive(a);
-    // SAFETY: `a` lives.
+    // SAFETY: `a` is alive.
     assert!(unsafe { a.0.get_gc() }.unwrap().same(b));
 }

@@ -1,5 +1,5 @@
-//! Weak words and finalizers: what dies is cleared or queued, in the same stop, and nothing else
-//! is.
+//! Weak words and finalizers. A word whose target died is cleared, a dead cell with a finalizer is
+//! queued, each once, and no other word or cell changes.
 
 mod common;
 
@@ -8,11 +8,11 @@ use gc_core::raw::{Encoding, Kind};
 use gc_core::{Heap, Mutator, Stress};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// A weak cell of `n` words, with a list of three nodes behind each; every fourth list is kept by a
-/// strong array.
+/// A weak cell of `n` words, each of which leads to a list of three nodes, and an array that keeps
+/// each fourth list. Returns both.
 #[inline(never)]
 fn table(m: &Mutator, k: Kinds, n: usize) -> (usize, usize) {
-    // SAFETY: both are on the stack, and large enough.
+    // SAFETY: both cells stay on the stack, and have `n` words.
     unsafe {
         let weak = m.alloc_raw(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
         let strong = m
@@ -32,12 +32,14 @@ fn table(m: &Mutator, k: Kinds, n: usize) -> (usize, usize) {
 }
 
 fn words(at: usize, n: usize) -> Vec<usize> {
-    // SAFETY: the caller's cell is alive and has n words.
+    // SAFETY: the caller's cell is alive and has `n` words.
     (0..n)
         .map(|i| unsafe { (at as *const usize).add(i).read() })
         .collect()
 }
 
+/// After a collection the words to dead lists are 0, and the words to kept lists are unchanged.
+/// With `keep-weak` planted, dead targets keep their words.
 #[test]
 fn weak_words_are_cleared_when_their_target_dies() {
     hazard(
@@ -52,7 +54,7 @@ fn weak_words_are_cleared_when_their_target_dies() {
             m.collect();
             let cleared = words(weak, n).iter().filter(|w| **w == 0).count();
             assert_eq!(cleared as u64, heap.stats().last.weak_cleared);
-            // A few may have been on the stack still.
+            // Stale words on the stack may keep a few lists.
             assert!((n * 3 / 4 - 5..=n * 3 / 4).contains(&cleared), "{cleared}");
             for i in (0..n).step_by(4) {
                 // SAFETY: a word of a live weak cell.
@@ -64,12 +66,14 @@ fn weak_words_are_cleared_when_their_target_dies() {
     );
 }
 
+/// Clearing a weak word changes only words that name a dead cell in the kind's encoding: header
+/// words, hashes and addresses outside the heap stay.
 #[test]
 fn weak_words_keep_tags_hashes_and_strangers() {
     let (heap, k) = heap();
     let boxed = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
     const CLEARED: usize = 0x7ff8_0000_0000_0001;
-    // Pairs of a hash and a boxed reference, behind a header of two words.
+    // Pairs of a hash and a boxed reference, after a header of two words.
     let kind = heap
         .kind(Kind::weak("interned", 2, boxed, CLEARED))
         .unwrap();
@@ -77,7 +81,7 @@ fn weak_words_keep_tags_hashes_and_strangers() {
     let kept = list(&m, k, 3);
     let outside = Box::new(0u64);
     let foreign = 0xfffc << 48 | &raw const *outside as usize;
-    // SAFETY: on the stack, eight words.
+    // SAFETY: the cell stays on the stack and has eight words.
     let weak = unsafe { m.alloc_raw(kind, 64).unwrap().as_ptr().cast::<usize>() };
     let dying = |m: &Mutator| list(m, k, 3);
     let content = [
@@ -111,11 +115,13 @@ fn weak_words_keep_tags_hashes_and_strangers() {
     check_list(kept, 3);
 }
 
+/// A weak table that is copied into a larger one at each doubling, with collections in between,
+/// keeps words to live cells only.
 #[test]
 fn a_weak_table_is_replaced_as_it_grows() {
     let (heap, k) = heap();
     let m = heap.attach().unwrap();
-    // SAFETY: whatever is needed is on this stack; cells are as large as they are asked to be.
+    // SAFETY: the tables stay on this stack, and all accesses are within their length.
     unsafe {
         let mut n = 8;
         let mut weak = m.alloc_raw(k.weak, n * 8).unwrap().as_ptr().cast::<usize>();
@@ -133,7 +139,7 @@ fn a_weak_table_is_replaced_as_it_grows() {
             }
             let new = cons(&m, k, 0, round);
             if round % 10 == 0 {
-                keep = cons(&m, k, keep, new); // the number hides the node: weak, then
+                keep = cons(&m, k, keep, new); // `new` is in the number's place, which is no edge
             }
             m.write(weak.add(filled), new);
             filled += 1;
@@ -150,9 +156,10 @@ fn a_weak_table_is_replaced_as_it_grows() {
     assert_eq!(heap.stats().finalizers_waiting, 0);
 }
 
-/// What an intern table relies on: a string that was found stays the only one of its content, so
-/// none of the words to it may be cleared; and once one of them has been, the string is made anew,
-/// so none may be found any more.
+/// An intern table relies on this. A string that was found must stay the only one with its content,
+/// so none of the words to it may be cleared. Once one word to it has been cleared, the string is
+/// made again, so no word may give the old one. Without the second check in the stop, of words that
+/// were chosen for clearing beside the mutators, a word is cleared whose target lives.
 #[test]
 fn words_to_one_target_stay_or_go_together_whenever_they_are_loaded() {
     hazard(
@@ -162,6 +169,8 @@ fn words_to_one_target_stay_or_go_together_whenever_they_are_loaded() {
     );
 }
 
+/// A weak load gives a dead target through no word once one of its words has been cleared. With
+/// `judged-open` planted, loads during the clearing give dead cells.
 #[test]
 fn h77_words_to_one_target_go_together_for_those_who_load_them_while_they_are_cleared() {
     hazard(
@@ -175,7 +184,7 @@ fn one_target() {
     let (heap, k) = common::continuous();
     let m = heap.attach().unwrap();
     const N: usize = 256;
-    // SAFETY: on this stack, as large as they are used.
+    // SAFETY: the cells stay on this stack and have `N` words.
     let [one, two, held] = [k.weak, k.weak, k.array]
         .map(|kind| unsafe { m.alloc_raw(kind, N * 8).unwrap().as_ptr().cast::<usize>() });
     #[inline(never)]
@@ -196,7 +205,7 @@ fn one_target() {
         wipe_stack();
         for at in 0..N {
             if at % 16 == 0 {
-                // Over the cycle in which they die.
+                // The loads go on through the cycle in which the targets die.
                 m.blocking(|| std::thread::sleep(std::time::Duration::from_micros(50)));
             }
             // SAFETY: words of live cells.
@@ -207,8 +216,8 @@ fn one_target() {
                     gone += 1;
                     assert_eq!(second, 0, "one word was cleared and the other one was not");
                 } else {
-                    // The first may have gone with the second still there before, but not the other
-                    // way round.
+                    // The first word may have been cleared while the second was still there, but
+                    // not the other way round.
                     assert_eq!(second, first, "a word was cleared whose target lives");
                     m.write(held.add(at), first);
                     found += 1;
@@ -220,7 +229,7 @@ fn one_target() {
             garbage(&m, k, 5);
         }
         for at in 0..N {
-            // SAFETY: as above.
+            // SAFETY: a word of a live cell, and a cell that `held` keeps.
             unsafe {
                 let cell = held.add(at).read();
                 if cell != 0 {
@@ -233,7 +242,7 @@ fn one_target() {
     }
 }
 
-/// Registers `n` lists of two nodes, of which the odd ones lead to the one before.
+/// Makes `n` nodes with a finalizer. Each odd one leads to the node before it.
 #[inline(never)]
 fn finalizable(m: &Mutator, k: Kinds, n: usize) {
     let mut before = 0;
@@ -245,6 +254,8 @@ fn finalizable(m: &Mutator, k: Kinds, n: usize) {
     }
 }
 
+/// A dead cell is handed out once, in the order of registration, with all cells that it leads to.
+/// Without resurrection its successors are freed.
 #[test]
 fn finalizers_get_their_cell_whole_once_and_in_order() {
     hazard(
@@ -259,18 +270,18 @@ fn finalizers_get_their_cell_whole_once_and_in_order() {
             m.collect();
             let dead = heap.finalizers_waiting();
             assert!(dead >= n as u64 - 4, "{dead}");
-            // They wait for as long as nobody fetches them.
+            // They wait in the queue until a mutator drains it.
             for _ in 0..3 {
                 garbage(&m, k, 2000);
                 m.collect();
             }
             let mut seen = Vec::new();
             m.drain_finalizers(|cell, token| {
-                // SAFETY: a node, alive.
+                // SAFETY: a live node.
                 let (next, number) = unsafe { cell.cast::<(usize, usize)>().read() };
                 assert_eq!(number, token);
                 if token % 2 == 1 {
-                    // SAFETY: as above.
+                    // SAFETY: the successor of a cell that was handed out is alive.
                     assert_eq!(unsafe { (next as *const usize).add(1).read() }, token - 1);
                 }
                 seen.push(token);
@@ -287,13 +298,15 @@ fn finalizers_get_their_cell_whole_once_and_in_order() {
     );
 }
 
+/// The cells behind a dead cell with a finalizer are marked beside the mutators where they are
+/// many: 300,000 here. The cycle then has at least three stops.
 #[test]
 fn what_a_dead_cell_leads_to_is_marked_beside_the_mutators_if_it_is_much() {
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();
     let k = common::kinds(&heap);
     let m = heap.attach().unwrap();
     const N: usize = 300_000;
-    // Enough that lives for the cycle not to be one stop.
+    // Enough live cells that the cycle is not a single stop.
     let ballast = list(&m, k, 20_000);
     m.collect();
     #[inline(never)]
@@ -306,7 +319,8 @@ fn what_a_dead_cell_leads_to_is_marked_beside_the_mutators_if_it_is_much() {
     m.collect();
     let last = heap.stats().last;
     assert_eq!(heap.finalizers_waiting(), 1);
-    // One for the roots, one that finds the cell dead and is left, one that ends the cycle.
+    // The first stop scans roots. The second finds the cell dead, and mutators run again. The third
+    // ends the cycle.
     if std::env::var_os("URGE_STW").is_none() {
         assert!(last.stops >= 3, "{last:?}");
     }
@@ -316,6 +330,8 @@ fn what_a_dead_cell_leads_to_is_marked_beside_the_mutators_if_it_is_much() {
     check_list(ballast, 20_000);
 }
 
+/// A finalizer that is handed out may be followed by allocation, collections and a new registration
+/// of the same cell. If the queue's lock is held meanwhile, the test hangs.
 #[test]
 fn a_finalizer_may_collect_allocate_and_register_again() {
     hazard(
@@ -333,7 +349,7 @@ fn a_finalizer_may_collect_allocate_and_register_again() {
                 m.collect();
                 if token < 1000 {
                     again += 1;
-                    // SAFETY: alive: it has just been handed out.
+                    // SAFETY: the cell is alive: the queue has just handed it out.
                     assert!(unsafe { m.register_finalizer(dead, token + 1000).is_ok() });
                 }
             });
@@ -342,19 +358,22 @@ fn a_finalizer_may_collect_allocate_and_register_again() {
     );
 }
 
+/// Two threads register and two drain, with collections that the drainers ask for.
 #[test]
 fn threads_share_the_queue() {
     let (heap, k) = heap();
     share_the_queue(&heap, k);
 }
 
+/// The same, while one cycle follows another.
 #[test]
 fn threads_share_the_queue_while_cycles_follow_each_other() {
     let (heap, k) = common::continuous();
     share_the_queue(&heap, k);
 }
 
-/// Makers register, takers check what they are handed; each death comes out once.
+/// Two threads register finalizers, and two drain the queue. Each registered cell is handed out
+/// once, with its own token.
 fn share_the_queue(heap: &Heap, k: Kinds) {
     let done = AtomicBool::new(false);
     let (made, got) = std::thread::scope(|s| {
@@ -377,7 +396,7 @@ fn share_the_queue(heap: &Heap, k: Kinds) {
                     let mut n = 0;
                     while !done.load(Relaxed) {
                         n += m.drain_finalizers(|cell, token| {
-                            // SAFETY: a node, alive.
+                            // SAFETY: a live node.
                             assert_eq!(unsafe { cell.cast::<(usize, usize)>().read().1 }, token);
                         });
                         m.collect();
@@ -402,13 +421,13 @@ fn share_the_queue(heap: &Heap, k: Kinds) {
     assert_eq!(heap.stats().last.cells_live, 0);
 }
 
-/// `n` objects with a finalizer and as many without, which nothing but weak words leads to: short
-/// ones and long ones, each pair to one object.
+/// Makes `n` objects, every other one with a finalizer. Only weak words lead to them: the object
+/// `i` has the short word `i` and the long word `i`.
 #[inline(never)]
 fn watched(m: &Mutator, k: Kinds, n: usize, short: *mut usize, long: *mut usize) {
     for i in 0..n {
         let object = cons(m, k, cons(m, k, 0, i), i);
-        // SAFETY: words of live cells, and a live cell.
+        // SAFETY: words of live weak cells, and a live cell.
         unsafe {
             m.write(short.add(i), object);
             m.write(long.add(i), object);
@@ -417,13 +436,14 @@ fn watched(m: &Mutator, k: Kinds, n: usize, short: *mut usize, long: *mut usize)
     }
 }
 
-/// Short words are cleared when a cell is queued for its finalizer, long ones when it is gone.
+/// Checks that short words are cleared when their cell is queued for its finalizer, and long ones
+/// when the cell is freed.
 fn short_and_long(heap: &Heap, n: usize) {
     let k = common::kinds(heap);
     let tracker = Kind::weak("tracker", 0, Encoding::RAW, 0).long();
     let long = heap.kind(tracker).unwrap();
     let m = heap.attach().unwrap();
-    // SAFETY: on this stack, as large as they are used.
+    // SAFETY: the cells stay on this stack and have `n` words.
     let [short, long] = [k.weak, long]
         .map(|kind| unsafe { m.alloc_raw(kind, n * 8).unwrap().as_ptr().cast::<usize>() });
     for round in 0..6 {
@@ -431,10 +451,10 @@ fn short_and_long(heap: &Heap, n: usize) {
         wipe_stack();
         let mut looks = 0;
         while heap.finalizers_waiting() < (n / 2 - 4) as u64 {
-            // Beside a cycle that clears: what a short word does not give any more, a long word
-            // may, and it is whole.
+            // This runs beside a cycle that clears. A long word may still give an object that the
+            // short word no longer gives, and that object is whole.
             for at in (looks % 7..n).step_by(97) {
-                // SAFETY: words of live weak cells, and what they give.
+                // SAFETY: words of live weak cells, and an object that a weak load gave.
                 unsafe {
                     let (first, second) = (m.load_weak(short.add(at)), m.load_weak(long.add(at)));
                     let object = if second == 0 { first } else { second };
@@ -454,12 +474,13 @@ fn short_and_long(heap: &Heap, n: usize) {
         }
         let mut tracked = 0;
         let drained = m.drain_finalizers(|object, i| {
-            // SAFETY: words of live weak cells, and an object that is alive: it has just been
-            // handed out.
+            // SAFETY: words of live weak cells, and an object that is alive: the queue has just
+            // handed it out.
             unsafe {
                 assert_eq!(object.cast::<usize>().add(1).read(), i);
                 let object = object.as_ptr() as usize;
-                // The words of one that a stale word has kept for a round name another one by now.
+                // A stale word may have kept an object from an earlier round. Its weak words then
+                // name a newer object.
                 assert_ne!(
                     m.load_weak(short.add(i)),
                     object,
@@ -481,6 +502,9 @@ fn short_and_long(heap: &Heap, n: usize) {
     }
 }
 
+/// A short weak word does not give an object whose finalizer was handed out; a long one does. With
+/// `finalizers-first` planted, finalizable cells are queued before weak words are cleared, and
+/// short words still give them.
 #[test]
 fn h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_long_one_does() {
     hazard(
@@ -489,7 +513,7 @@ fn h80_a_weak_word_gives_no_object_whose_finalizer_has_been_handed_out_and_a_lon
         || {
             let heap = Heap::builder().reserve(1 << 30).build().unwrap();
             short_and_long(&heap, 200);
-            // So many that they are looked at beside the mutators.
+            // So many objects that weak words are cleared beside the mutators.
             short_and_long(&heap, 20_000);
             let heap = Heap::builder()
                 .reserve(1 << 30)

@@ -1,5 +1,5 @@
-//! What the tests share: an allocator that aborts where malloc may wait for a stopped thread, small
-//! graphs, and hazards run in child processes.
+//! Common code of the tests: an allocator that aborts where malloc may wait for a stopped thread,
+//! small graphs, and hazards that run in child processes.
 #![allow(dead_code)] // each test binary uses a part
 
 pub mod nodes;
@@ -25,16 +25,16 @@ static STRICT: StrictAllocator = StrictAllocator;
 
 // ---- graphs -------------------------------------------------------------------------------------
 
-/// The kinds that the tests use.
+/// The kinds of the tests' cells.
 #[derive(Clone, Copy)]
 pub struct Kinds {
-    /// Two words: an edge and a number.
+    /// A cell of two words: an edge and a number.
     pub node: KindId,
-    /// No edges.
+    /// A cell without edges.
     pub leaf: KindId,
-    /// Every word an edge.
+    /// A cell in which each word is an edge.
     pub array: KindId,
-    /// Every word a weak edge; cleared to 0.
+    /// A cell in which each word is weak and is cleared to 0.
     pub weak: KindId,
 }
 
@@ -53,26 +53,26 @@ pub fn heap() -> (Heap, Kinds) {
     heap_with(|builder| builder)
 }
 
-/// A heap as `set_up` has it.
+/// A heap of 1 GiB of reserve, with the settings that `set_up` adds.
 pub fn heap_with(set_up: impl FnOnce(HeapBuilder) -> HeapBuilder) -> (Heap, Kinds) {
     let heap = set_up(Heap::builder().reserve(1 << 30)).build().unwrap();
     let kinds = kinds(&heap);
     (heap, kinds)
 }
 
-/// A heap whose cycles linger in each phase.
+/// A heap whose cycles stay in each phase for a while.
 pub fn stress_phases() -> (Heap, Kinds) {
     heap_with(|builder| builder.stress(Stress::PHASES))
 }
 
-/// A heap whose cycles follow each other.
+/// A heap in which one cycle follows another without a pause.
 pub fn continuous() -> (Heap, Kinds) {
     heap_with(|builder| builder.stress(Stress::CONTINUOUS))
 }
 
-/// A new node in front of `next`.
+/// A new node that leads to `next`.
 pub fn cons(m: &Mutator, k: Kinds, next: usize, number: usize) -> usize {
-    // SAFETY: the caller keeps what it needs on its stack, which is scanned; a node has two words.
+    // SAFETY: a node has two words, and it stays on the caller's stack, which is scanned.
     unsafe {
         let cell = m.alloc_raw(k.node, 16).unwrap().as_ptr().cast::<usize>();
         cell.write(next);
@@ -81,19 +81,19 @@ pub fn cons(m: &Mutator, k: Kinds, next: usize, number: usize) -> usize {
     }
 }
 
-/// A list of the numbers `0..n`, the last in front.
+/// A list of the numbers `0..n`. Its head has the last number.
 #[inline(never)]
 pub fn list(m: &Mutator, k: Kinds, n: usize) -> usize {
     (0..n).fold(0, |next, i| cons(m, k, next, i))
 }
 
-/// Panics unless `head` is what [`list`] made.
+/// Panics unless `head` is a list that [`list`] made from `n`.
 #[inline(never)]
 pub fn check_list(head: usize, n: usize) {
     let mut at = head as *const usize;
     for i in (0..n).rev() {
         assert!(!at.is_null(), "the list ends before {i}");
-        // SAFETY: a live node, or the test fails in its own way.
+        // SAFETY: a live node; where it is not, the test has found a fault.
         unsafe {
             assert_eq!(at.add(1).read(), i, "a node has been overwritten");
             at = at.read() as *const usize;
@@ -102,7 +102,7 @@ pub fn check_list(head: usize, n: usize) {
     assert!(at.is_null());
 }
 
-/// Makes `n` lists of ten nodes that nothing keeps.
+/// Makes `n` lists of ten nodes, which die at once.
 #[inline(never)]
 pub fn garbage(m: &Mutator, k: Kinds, n: usize) {
     for _ in 0..n {
@@ -110,7 +110,7 @@ pub fn garbage(m: &Mutator, k: Kinds, n: usize) {
     }
 }
 
-/// Says so at `ready`, and does nothing, as a mutator, until `done`.
+/// Waits inside `blocking` until `done` is set. `ready` is passed inside `blocking`.
 pub fn sit_idle(m: &Mutator, ready: &Barrier, done: &AtomicBool) {
     m.blocking(|| {
         ready.wait();
@@ -120,14 +120,14 @@ pub fn sit_idle(m: &Mutator, ready: &Barrier, done: &AtomicBool) {
     });
 }
 
-/// Waits until something is so.
+/// Waits until `reached` returns true.
 pub fn until(mut reached: impl FnMut() -> bool) {
     while !reached() {
         std::thread::yield_now();
     }
 }
 
-/// Overwrites what earlier calls have left on the stack below.
+/// Overwrites the stack below this frame, so that no stale word of earlier calls keeps a cell.
 #[inline(never)]
 pub fn wipe_stack() {
     let mut words = [0usize; 2048];
@@ -157,18 +157,19 @@ pub fn resident() -> usize {
     pages.parse::<usize>().unwrap() * 4096
 }
 
-// ---- threads that end without a word ------------------------------------------------------------
+// // ---- threads that end without detaching
+// ---------------------------------------------------------
 
-/// Runs `f` on a thread of its own and waits for its end, which `f` brings about by [`bare_exit`].
+/// Runs `f` on a new thread and waits until the thread has ended. `f` must end it by [`bare_exit`].
 pub fn until_its_bare_exit<F: FnOnce() + Send>(f: F) {
     extern "C" fn body<F: FnOnce()>(f: *mut libc::c_void) -> *mut libc::c_void {
-        // SAFETY: what is passed below, taken once.
+        // SAFETY: the pointer that `pthread_create` got below. The closure is taken once.
         unsafe { f.cast::<Option<F>>().as_mut().unwrap().take().unwrap()() };
         unreachable!("the thread has ended");
     }
     let mut f = Some(f);
     let mut thread = 0;
-    // SAFETY: the thread is joined before `f` goes, once.
+    // SAFETY: the thread is joined, once, before `f` is dropped.
     unsafe {
         let data = (&raw mut f).cast();
         let made = libc::pthread_create(&raw mut thread, std::ptr::null(), body::<F>, data);
@@ -177,54 +178,54 @@ pub fn until_its_bare_exit<F: FnOnce() + Send>(f: F) {
     }
 }
 
-/// Ends the thread by the system call, without a destructor.
+/// Ends this thread by the `exit` system call. No destructor runs.
 pub fn bare_exit() {
-    // SAFETY: the thread has nothing that others wait for.
+    // SAFETY: no other thread waits for something that this thread would have to do.
     unsafe { libc::syscall(libc::SYS_exit, 0) };
 }
 
 // ---- hazards ------------------------------------------------------------------------------------
 
-/// A child that takes longer than this hangs.
+/// The time after which a child counts as hung.
 const HUNG: Duration = Duration::from_secs(12);
 
-/// A child without its cure runs up to this often, until one fails: many hazards are races, and a
-/// run on a busy machine can miss its race.
+/// How often a child runs without its cure until one run fails. Many hazards are races, and a busy
+/// machine can miss a race.
 const TRIES: usize = 5;
 
-/// Forks; the child runs `body` and ends. Panics in the parent unless the child ends well and in
-/// time.
+/// Forks. The child runs `body` and ends. Panics in the parent unless the child ends with status 0
+/// within 10 s.
 pub fn in_child(body: impl FnOnce()) {
-    // SAFETY: the child calls what this library promises to work there, and malloc, which glibc
-    // keeps working.
+    // SAFETY: the child calls functions of this library that are documented to work there, and
+    // malloc, which glibc keeps usable after a fork.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
-        // SAFETY: system calls. A child that hangs is ended by the alarm.
+        // SAFETY: a system call. The alarm ends a child that hangs.
         unsafe { libc::alarm(10) };
         let code = i32::from(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).is_err());
-        // SAFETY: as above: no destructors of the parent's are run.
+        // SAFETY: a system call, which runs no destructors of the parent's values.
         unsafe { libc::_exit(code) };
     }
     let mut status = 0;
-    // SAFETY: waits for our own child.
+    // SAFETY: waits for the child that was forked above.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     assert_eq!(status, 0, "the child failed");
 }
 
-/// True in the child: run the body.
+/// True in a child of [`run_child`], which runs the body of its test.
 pub fn is_child() -> bool {
     std::env::var_os("URGE_TEST_CHILD").is_some()
 }
 
-/// Runs this test binary's test `name` alone in a child with the cures in `faults` switched off.
-/// `None` if it hung.
+/// Runs the test `name` of this binary alone in a child, with the cures in `faults` switched off.
+/// `None` if the child hung.
 pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Option<Output> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args([name, "--exact", "--nocapture", "--test-threads=1"])
         .env("URGE_TEST_CHILD", "1")
         .env("URGE_FAULT", faults)
-        .env("URGE_ASYNC", "1") // most of these hazards are signals'
+        .env("URGE_ASYNC", "1") // most of these hazards come from signals
         .envs(environment.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -235,11 +236,11 @@ pub fn run_child(name: &str, faults: &str, environment: &[(&str, &str)]) -> Opti
 }
 
 fn finished(child: &mut Child) -> bool {
-    // What a child prints fits into its pipes.
+    // A child's output fits into its pipes, so the child does not wait for a reader.
     let begun = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if begun.elapsed() > HUNG {
-            // With what it forked, which would stay for ever.
+            // The whole process group ends: processes that the child forked would stay.
             killpg(Pid::from_raw(child.id() as i32), Signal::SIGKILL).unwrap();
             child.wait().unwrap();
             return false;
@@ -249,8 +250,8 @@ fn finished(child: &mut Child) -> bool {
     true
 }
 
-/// Runs the test `name`'s `body` in a process of its own: what it changes or measures is the
-/// process's.
+/// Runs the `body` of the test `name` in a process of its own, because it changes or measures state
+/// of the process.
 pub fn in_a_child(name: &str, body: impl FnOnce()) {
     if is_child() {
         return body();
@@ -260,8 +261,8 @@ pub fn in_a_child(name: &str, body: impl FnOnce()) {
     assert!(output.status.success(), "{errors}");
 }
 
-/// In the parent: the child must pass as it is, and fail or hang with the fault planted. In the
-/// child: runs `body`.
+/// In the parent: panics unless the child passes with its cure, and fails or hangs with `fault`
+/// planted. In the child: runs `body`.
 pub fn hazard(name: &str, fault: &str, body: impl FnOnce()) {
     hazard_with(name, fault, &[], body);
 }
@@ -271,7 +272,7 @@ pub fn hazard_with(name: &str, fault: &str, environment: &[(&str, &str)], body: 
     hazard_given(name, "", fault, environment, body);
 }
 
-/// [`hazard_with`] under a condition that is planted as faults are, though it is none.
+/// [`hazard_with`] in which both runs have `given` planted: a condition, not a fault.
 pub fn hazard_given(
     name: &str,
     given: &str,

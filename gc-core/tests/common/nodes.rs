@@ -1,4 +1,4 @@
-//! Lists of the safe tier.
+//! Lists of nodes of the safe tier.
 
 use gc_core::{Field, Heap, Mutator, Trace};
 
@@ -19,8 +19,8 @@ pub fn heap() -> Heap {
     Heap::builder().reserve(1 << 30).build().unwrap()
 }
 
-/// Runs `f` in a scope of a thread of its own, so that no stale word of this stack keeps what it
-/// leaves behind.
+/// Runs `f` in a scope on a new thread. No stale word of the caller's stack then keeps the cells
+/// that `f` leaves behind.
 pub fn apart<R: Send>(
     heap: &Heap,
     f: impl FnOnce(&gc_core::Scope<'_>) -> Result<R, gc_core::AllocError> + Send,
@@ -33,7 +33,7 @@ pub fn apart<R: Send>(
     })
 }
 
-/// Allocates enough to reuse what was freed.
+/// Allocates enough cells that freed cells are used again.
 pub fn churn(mutator: &Mutator) {
     mutator.collect();
     for _ in 0..20 {

@@ -1,5 +1,5 @@
-//! Single-stepping a thread by its own trap flag, and a mutator's record as the documented offsets
-//! show it.
+//! Single-stepping of a thread by its own trap flag, and access to a mutator's record by the
+//! documented offsets.
 
 use gc_core::Mutator;
 use gc_core::jit::Context;
@@ -7,10 +7,10 @@ use gc_core::jit::{CONTEXT_LOG_CURSOR, CONTEXT_MARKING};
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 
-/// Sets or clears the trap flag.
+/// Changes the trap flag by one instruction on the saved flags.
 macro_rules! trap_flag {
     ($instruction:literal) => {
-        // SAFETY: changes nothing but the flag, below the red zone.
+        // SAFETY: changes the trap flag only, and pushes below the red zone.
         unsafe {
             std::arch::asm!(
                 "lea rsp, [rsp - 128]",
@@ -23,21 +23,22 @@ macro_rules! trap_flag {
     };
 }
 
-/// A unit is shorter than this.
+/// An upper bound of a unit's length, in bytes. A unit is a sequence of instructions that a stop
+/// restarts, or the allocation's fast path.
 const UNIT: usize = 64;
-/// Where the unit begins.
+/// The address of the unit that is stepped through.
 static START: AtomicUsize = AtomicUsize::new(0);
-/// A bit for each offset in the unit at which an instruction began.
+/// The offsets in the unit at which an instruction begins, one bit each.
 static SEEN: AtomicU64 = AtomicU64::new(0);
-/// The instruction at which something is to happen; 0 once it has.
+/// The address of the instruction at which the handler acts; 0 once the handler has acted.
 pub static TARGET: AtomicUsize = AtomicUsize::new(0);
 
-/// In a handler of [`on_step`]: notes the instruction, and says whether it is the target, once.
+/// In a handler of [`on_step`]: notes the instruction. Returns true at the target, once.
 ///
 /// # Safety
-/// `context` must be the kernel's of this signal.
+/// `context` is the one that the kernel passed with this signal.
 pub unsafe fn meets_target(context: *mut libc::ucontext_t) -> bool {
-    // SAFETY: the caller's promise.
+    // SAFETY: by this function's contract.
     let pc = unsafe { (*context).uc_mcontext.gregs[libc::REG_RIP as usize] } as usize;
     let start = START.load(Relaxed);
     if (start..start + UNIT).contains(&pc) {
@@ -50,8 +51,8 @@ pub unsafe fn meets_target(context: *mut libc::ucontext_t) -> bool {
     met
 }
 
-/// Steps through `unit`, which runs the unit at `start`: what it gives, and the offsets of the
-/// unit's instructions that it has met.
+/// Steps through `unit`, which runs the code at `start`. Returns its result and the offsets at
+/// which an instruction of the unit began.
 pub fn instructions<R>(start: usize, unit: impl FnOnce() -> R) -> (R, Vec<usize>) {
     START.store(start, Relaxed);
     SEEN.store(0, Relaxed);
@@ -60,8 +61,8 @@ pub fn instructions<R>(start: usize, unit: impl FnOnce() -> R) -> (R, Vec<usize>
     (result, (0..UNIT).filter(met).collect())
 }
 
-/// Steps through `unit` once for each of these instructions of the unit at `start`, each time with
-/// that one as the target, which must be met.
+/// Steps through `unit` once for each offset, with the instruction at `start + offset` as the
+/// target. Panics if a run does not reach its target.
 pub fn at_each(start: usize, offsets: &[usize], mut unit: impl FnMut() -> Outcome) {
     for offset in offsets {
         TARGET.store(start + offset, Relaxed);
@@ -71,7 +72,7 @@ pub fn at_each(start: usize, offsets: &[usize], mut unit: impl FnMut() -> Outcom
     }
 }
 
-/// In a handler whose mask has SIGURG: waits until a stop's signal is pending.
+/// Waits until a stop's signal is pending. For a handler whose mask has SIGURG.
 pub fn until_a_stop_is_pending() {
     // SAFETY: asks for this thread's pending signals.
     unsafe {
@@ -83,7 +84,7 @@ pub fn until_a_stop_is_pending() {
     }
 }
 
-/// Runs `f` with a trap after each instruction.
+/// Runs `f` with a trap after each instruction of this thread.
 pub fn stepping<R>(f: impl FnOnce() -> R) -> R {
     trap_flag!("or qword ptr [rsp], 0x100");
     let result = f();
@@ -91,14 +92,15 @@ pub fn stepping<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// What runs after an instruction.
+/// The function that runs after an instruction.
 pub type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::ucontext_t);
 
-/// Installs what runs after each instruction, with these signals blocked meanwhile: one that it
-/// raises is delivered as it returns, at that instruction.
+/// Installs `handler` to run after each instruction, with the signals of `blocked` blocked. A
+/// blocked signal that the handler raises is delivered when the handler returns, at that
+/// instruction.
 pub fn on_step(handler: Handler, blocked: &[libc::c_int]) {
-    // SAFETY: the handlers here call nothing that is not async-signal-safe, and run on the thread's
-    // own stack.
+    // SAFETY: the handlers of these tests call async-signal-safe functions only, and run on the
+    // thread's own stack.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handler as *const () as usize;
@@ -113,14 +115,14 @@ pub fn on_step(handler: Handler, blocked: &[libc::c_int]) {
     }
 }
 
-/// A mutator's record, as the documented offsets show it.
+/// A mutator's record, seen through the documented offsets.
 #[derive(Clone, Copy)]
 pub struct Record {
     context: *const Context,
     log: usize,
 }
 
-// SAFETY: the words are atomics.
+// SAFETY: the fields lead to atomic words.
 unsafe impl Send for Record {}
 // SAFETY: as above.
 unsafe impl Sync for Record {}
@@ -136,7 +138,7 @@ impl Record {
     }
 
     pub fn marking(&self) -> &AtomicU32 {
-        // SAFETY: the documented offset of a live record.
+        // SAFETY: the documented offset in a live record.
         unsafe { &*self.context.byte_add(CONTEXT_MARKING).cast() }
     }
 
@@ -146,7 +148,8 @@ impl Record {
     }
 
     pub fn logged(&self, word: usize) -> bool {
-        // SAFETY: the log up to its cursor, whose owner stands still or is this thread.
+        // SAFETY: the words of the log up to its cursor. The log's owner is stopped, or is this
+        // thread.
         (self.log..self.cursor().load(Relaxed))
             .step_by(8)
             .any(|at| unsafe { (at as *const usize).read_volatile() } == word)
@@ -158,13 +161,14 @@ impl Record {
     }
 }
 
-/// Whether a cycle marks.
+/// True while a cycle marks, by the mutator's own flag.
 pub fn is_marking(m: &Mutator) -> bool {
-    // Acquire: what a collection did before it cleared the flag.
+    // Acquire: pairs with the store that clears the flag; the reader then sees the results of that
+    // collection.
     Record::of(m).marking().load(Acquire) != 0
 }
 
-/// Sets a flag when dropped, on a panic too: who waits for it ends.
+/// Sets a flag when it is dropped, also on a panic, so that a thread which waits for the flag ends.
 pub struct Over<'a>(pub &'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -173,11 +177,11 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What a stepped unit gives instead of panicking: a panic's backtrace, single-stepped, would take
-/// minutes.
+/// The result of a stepped unit. A unit does not panic: the backtrace of a panic takes minutes
+/// under single-stepping.
 pub type Outcome = Result<(), &'static str>;
 
-/// An [`Outcome`]: all is well if `holds`.
+/// `Ok` if `holds`, else an error with the text `otherwise`.
 pub fn that(holds: bool, otherwise: &'static str) -> Outcome {
     if holds { Ok(()) } else { Err(otherwise) }
 }
