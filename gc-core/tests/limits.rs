@@ -1,5 +1,5 @@
-//! Limits: of addresses and memory that the system sets, and those that the heap is built with. And
-//! memory that goes back.
+//! Limits: of addresses and memory that the system sets, and of the memory that a heap is built
+//! with. Also free memory that goes back to the system.
 
 mod common;
 
@@ -16,11 +16,11 @@ fn limit(resource: libc::__rlimit_resource_t, bytes: u64) {
         rlim_cur: bytes,
         rlim_max: bytes,
     };
-    // SAFETY: a plain system call.
+    // SAFETY: a system call that reads `limit`.
     assert_eq!(unsafe { libc::setrlimit(resource, &raw const limit) }, 0);
 }
 
-/// Allocates and drops, and keeps a little.
+/// Checks that a heap works: it allocates, collects, and keeps a live list.
 fn is_of_use(heap: &Heap) {
     let k = kinds(heap);
     let m = heap.attach().expect("a mutator has its tables");
@@ -30,13 +30,16 @@ fn is_of_use(heap: &Heap) {
     common::check_list(list, 1000);
 }
 
+/// Under `RLIMIT_DATA`, a heap reserves more addresses than the limit has bytes. With
+/// `all-writable` planted, the whole reserve counts, and the heap is halved.
 #[test]
 fn h64_memory_that_is_not_used_is_not_promised() {
     hazard(
         "h64_memory_that_is_not_used_is_not_promised",
         "all-writable",
         || {
-            // What can be written counts in full; so it does where overcommit is strict.
+            // `RLIMIT_DATA` counts writable memory in full, as the system does where overcommit is
+            // strict.
             limit(libc::RLIMIT_DATA, 1 << 30);
             let heap = Heap::builder().reserve(16 << 30).build().unwrap();
             assert_eq!(heap.reserved().len(), 16 << 30, "it was halved");
@@ -45,6 +48,8 @@ fn h64_memory_that_is_not_used_is_not_promised() {
     );
 }
 
+/// Memory that the system refuses is an `AllocError` that names the limit, and the heap works again
+/// once cells have died.
 #[test]
 fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
     in_a_child(
@@ -54,12 +59,12 @@ fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
             let heap = Heap::builder().reserve(16 << 30).build().unwrap();
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
-            // The heap takes all that there is: the test has its own beforehand, and some for its
-            // messages.
+            // The heap takes all memory under the limit. The test reserves what it needs, and some
+            // for messages, beforehand.
             let mut roots = Vec::with_capacity(2000);
             let spare = vec![1u8; 16 << 20];
             let error = loop {
-                // SAFETY: rooted at once.
+                // SAFETY: the cell gets a root at once.
                 match unsafe { m.alloc_raw(k.leaf, 1 << 20) } {
                     // SAFETY: a live cell of this heap.
                     Ok(cell) => roots.push(unsafe { m.root_raw(cell) }.unwrap()),
@@ -76,13 +81,15 @@ fn h64_memory_that_is_refused_later_is_an_error_value_and_may_come_back() {
             assert!(roots.len() > 100, "{} MiB", roots.len());
             roots.clear();
             for _ in 0..1000 {
-                // SAFETY: dies at once.
+                // SAFETY: the cell is not used.
                 unsafe { m.alloc_raw(k.leaf, 1 << 20) }.unwrap();
             }
         },
     );
 }
 
+/// Under `RLIMIT_AS`, a heap halves its reserve until it fits, and leaves half a reserve of
+/// addresses to the program. With `no-addresses-left` planted, the program's own mapping fails.
 #[test]
 fn h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program() {
     hazard(
@@ -95,8 +102,8 @@ fn h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program() 
             let reserve = heap.reserved().len();
             assert!((16 << 20..4 << 30).contains(&reserve), "{reserve}");
             is_of_use(&heap);
-            // As much as half of the reserve, at least.
-            // SAFETY: a new mapping.
+            // Half of the reserve, less what the tables may take.
+            // SAFETY: a new mapping, which is not used.
             let map = unsafe {
                 libc::mmap(
                     core::ptr::null_mut(),
@@ -112,6 +119,8 @@ fn h65_a_heap_that_does_not_fit_is_halved_and_leaves_addresses_to_the_program() 
     );
 }
 
+/// Where no heap fits under `RLIMIT_AS`, the error names the limit, and a heap can be built once
+/// the limit is raised.
 #[test]
 fn h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps() {
     in_a_child(
@@ -121,14 +130,14 @@ fn h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps() {
                 rlim_cur: 0,
                 rlim_max: 0,
             };
-            // SAFETY: plain system calls, with places for what they say.
+            // SAFETY: a system call that writes `now`.
             unsafe { libc::getrlimit(libc::RLIMIT_AS, &raw mut now) };
             let set = |bytes| {
                 let limit = libc::rlimit {
                     rlim_cur: bytes,
                     rlim_max: now.rlim_max,
                 };
-                // SAFETY: as above.
+                // SAFETY: a system call that reads `limit`.
                 assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
             };
             set(32 << 20);
@@ -144,6 +153,7 @@ fn h65_where_nothing_fits_the_error_names_the_limit_and_raising_it_helps() {
     );
 }
 
+/// The process's mapped bytes, open files and threads.
 fn mapped() -> (usize, usize, usize) {
     let read = |file: &str| std::fs::read_to_string(file).unwrap();
     let addresses = read("/proc/self/statm");
@@ -153,6 +163,7 @@ fn mapped() -> (usize, usize, usize) {
     (addresses.parse::<usize>().unwrap() * 4096, files, threads)
 }
 
+/// A thousand heaps that are built and dropped leave no addresses, files or threads behind.
 #[test]
 fn a_thousand_heaps_come_and_go() {
     in_a_child("a_thousand_heaps_come_and_go", || {
@@ -161,7 +172,7 @@ fn a_thousand_heaps_come_and_go() {
             is_of_use(&heap);
             heap
         };
-        // What the process keeps once: arenas, stacks that are used again.
+        // Memory that the process keeps once: malloc's arenas, and stacks that are used again.
         drop([(); 4].map(|()| use_one()));
         let before = mapped();
         for _ in 0..1000 {
@@ -174,6 +185,7 @@ fn a_thousand_heaps_come_and_go() {
     });
 }
 
+/// Three hundred heaps of the default reserve live at once, and work.
 #[test]
 fn hundreds_of_heaps_live_at_once() {
     in_a_child("hundreds_of_heaps_live_at_once", || {
@@ -188,6 +200,8 @@ fn hundreds_of_heaps_live_at_once() {
     });
 }
 
+/// A request above the hard limit is refused without a collection. With `too-large-collects`
+/// planted, collections run.
 #[test]
 fn h66_what_can_never_be_is_refused_before_anything_is_collected() {
     hazard(
@@ -199,17 +213,19 @@ fn h66_what_can_never_be_is_refused_before_anything_is_collected() {
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
             for bytes in [(LIMIT as usize) + 1, 1 << 40] {
-                // SAFETY: there is no cell.
+                // SAFETY: the result is an error.
                 let error = unsafe { m.alloc_raw(k.leaf, bytes) }.unwrap_err();
                 assert!(matches!(error, AllocError::HeapLimit { .. }), "{error}");
             }
             assert_eq!(heap.stats().collections, 0);
-            // SAFETY: dies at once.
+            // SAFETY: the cell is not used.
             unsafe { m.alloc_raw(k.leaf, LIMIT as usize / 2) }.unwrap();
         },
     );
 }
 
+/// A program that goes on allocating when its heap is full does not have a collection for each
+/// request: collections in vain are rationed. With `tries-for-ever` planted, each request collects.
 #[test]
 fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() {
     hazard(
@@ -220,22 +236,22 @@ fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() 
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
             let mut roots = Vec::new();
-            // SAFETY: rooted at once.
+            // SAFETY: the cell gets a root at once.
             while let Ok(cell) = unsafe { m.alloc_raw(k.leaf, 16 << 10) } {
                 // SAFETY: a live cell of this heap.
                 roots.push(unsafe { m.root_raw(cell) }.unwrap());
             }
             let before = heap.stats().collections;
             for _ in 0..1000 {
-                // SAFETY: there is no cell.
+                // SAFETY: the result is an error.
                 assert!(unsafe { m.alloc_raw(k.leaf, 16 << 10) }.is_err());
             }
             let vain = heap.stats().collections - before;
             assert!(vain < 500, "{vain} collections for 1000 requests");
-            // What is dropped is found, if not at once.
+            // Cells that died are found by a later collection.
             roots.truncate(roots.len() / 2);
             common::wipe_stack();
-            // SAFETY: dies at once.
+            // SAFETY: the cell is not used.
             while unsafe { m.alloc_raw(k.leaf, 16 << 10) }.is_err() {
                 m.blocking(|| std::thread::sleep(Duration::from_millis(10)));
             }
@@ -243,10 +259,11 @@ fn h67_a_program_that_goes_on_when_its_heap_is_full_does_not_collect_for_ever() 
     );
 }
 
-/// Types of one size.
+/// A family of types of one size.
 #[derive(Leaf)]
 struct Of<const N: usize>(#[allow(dead_code)] u64);
 
+/// Allocates one value of each of thirty types.
 fn touch(m: &gc_core::Mutator) -> Result<(), AllocError> {
     macro_rules! some {
         ($($n:literal)*) => { $( m.with_scope(|s| s.alloc(Of::<$n>(1)).map(drop))?; )* }
@@ -255,16 +272,18 @@ fn touch(m: &gc_core::Mutator) -> Result<(), AllocError> {
     Ok(())
 }
 
+/// Where memory is short, a stop takes back the spans of mutators inside `blocking`, so a large
+/// request succeeds. With `idle-spans-kept` planted, it fails.
 #[test]
 fn h68_what_idle_threads_have_ready_is_not_missed_at_the_limit() {
-    // The types have one layout; here each has a kind of its own, as types of many layouts would.
+    // These types have one layout. Here each has a kind of its own, as types of many layouts have.
     hazard_given(
         "h68_what_idle_threads_have_ready_is_not_missed_at_the_limit",
         "kind-a-type",
         "idle-spans-kept",
         &[],
         || {
-            // A span of 64 KiB for each thread and type would be 15 MiB.
+            // The spans of all threads and types, of 64 KiB each, would take 15 MiB.
             const LIMIT: u64 = 8 << 20;
             const THREADS: usize = 8;
             let heap = Heap::builder().hard_limit(LIMIT).build().unwrap();
@@ -288,14 +307,15 @@ fn h68_what_idle_threads_have_ready_is_not_missed_at_the_limit() {
     );
 }
 
-/// A heap of 64 MiB of which one cell in 512 is left, and its roots.
+/// A heap in which 64 MiB of cells were allocated and one cell in 512 still has a root; and these
+/// roots.
 fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::raw::RawRoot>) {
     let heap = builder.reserve(256 << 20).build().unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
     let mut roots: Vec<_> = (0..(64 << 20) / 4096)
         .map(|_| {
-            // SAFETY: rooted at once, and as large as what is written.
+            // SAFETY: the cell gets a root at once, and has the 4096 bytes that are written.
             unsafe {
                 let cell = m.alloc_raw(leaf, 4096).unwrap();
                 cell.as_ptr().write_bytes(1, 4096);
@@ -313,6 +333,8 @@ fn a_few_left(builder: gc_core::HeapBuilder) -> (Heap, Vec<gc_core::raw::RawRoot
     (heap, roots)
 }
 
+/// Free pieces of spans go back to the system, not only whole spans. With `parts-kept` planted, the
+/// test hangs.
 #[test]
 fn h69_what_is_free_between_cells_goes_back_too() {
     hazard(
@@ -321,7 +343,7 @@ fn h69_what_is_free_between_cells_goes_back_too() {
         || {
             let (heap, roots) = a_few_left(Heap::builder());
             heap.collect();
-            // No more is asked for. One that does not give back is found to hang.
+            // Nothing else is requested. A heap that gives nothing back makes the test hang.
             while backed(&heap) > 16 << 20 {
                 std::thread::sleep(Duration::from_millis(20));
             }
@@ -330,6 +352,7 @@ fn h69_what_is_free_between_cells_goes_back_too() {
     );
 }
 
+/// `trim` gives free memory back before it returns, and the heap works afterwards.
 #[test]
 fn trim_gives_back_what_is_free_at_once() {
     let (heap, roots) = a_few_left(Heap::builder());
@@ -343,10 +366,12 @@ fn trim_gives_back_what_is_free_at_once() {
     drop(roots);
     heap.trim();
     assert!(backed(&heap) <= 2 << 20, "{}", backed(&heap));
-    // And it is as good as new.
+    // The heap works as a new one does.
     is_of_use(&heap);
 }
 
+/// A heap that no program uses is collected after its idle time. With `never-idle` planted, the
+/// test hangs.
 #[test]
 fn h69_a_heap_that_nobody_uses_is_collected_after_a_while() {
     hazard(
@@ -363,6 +388,7 @@ fn h69_a_heap_that_nobody_uses_is_collected_after_a_while() {
     );
 }
 
+/// With an idle time of zero, an idle heap is not collected.
 #[test]
 fn an_idle_heap_whose_idle_collection_is_off_is_left_alone() {
     let builder = Heap::builder().idle_collection(Duration::ZERO);
@@ -372,6 +398,8 @@ fn an_idle_heap_whose_idle_collection_is_off_is_left_alone() {
     assert_eq!(heap.stats().collections, before);
 }
 
+/// A heap of large blocks stays near its goal: a request that would exceed the goal waits for the
+/// collection. With `blocks-overshoot` planted, the used bytes pass 2.5 times the bytes alive.
 #[test]
 fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
     hazard(
@@ -389,7 +417,7 @@ fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
                         let m = heap.attach().unwrap();
                         let mut kept = std::collections::VecDeque::new();
                         for _ in 0..300 {
-                            // SAFETY: rooted at once.
+                            // SAFETY: the cell gets a root at once.
                             kept.push_back(unsafe {
                                 m.root_raw(m.alloc_raw(k.array, BLOCK).unwrap()).unwrap()
                             });
@@ -407,16 +435,17 @@ fn h66_a_heap_of_large_blocks_keeps_to_its_goal() {
     );
 }
 
+/// A stop that takes spans back may find a thread that is still attaching and has none.
 #[test]
 fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
     in_a_child(
         "h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back",
         || {
-            // More than half of the limit is in use: each stop takes back.
+            // More than half of the limit is in use, so each stop takes spans back.
             let heap = Heap::builder().hard_limit(8 << 20).build().unwrap();
             let k = kinds(&heap);
             let m = heap.attach().unwrap();
-            // SAFETY: rooted at once.
+            // SAFETY: the cell gets a root at once.
             let _root = unsafe { m.root_raw(m.alloc_raw(k.leaf, 5 << 20).unwrap()) }.unwrap();
             let done = std::sync::atomic::AtomicBool::new(false);
             std::thread::scope(|s| {
@@ -437,13 +466,13 @@ fn h68_a_thread_that_is_attaching_has_nothing_to_be_taken_back() {
     );
 }
 
-/// Collections while a program whose alive bytes are 16 MiB allocates so many more, with time for
-/// the collector.
+/// The number of collections while a program with 16 MiB alive allocates `mib` MiB, with pauses
+/// that leave time to the collector. Also the roots of the live cells.
 fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::raw::RawRoot>) {
     const CELL: usize = 64 << 10;
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
-    // SAFETY: rooted at once, or never used.
+    // SAFETY: the cell gets a root at once, or is not used.
     let alloc = || unsafe { m.alloc_raw(leaf, CELL).unwrap() };
     // SAFETY: the cell was just allocated.
     let rooted = |_| unsafe { m.root_raw(alloc()).unwrap() };
@@ -454,13 +483,15 @@ fn collections_under(heap: &Heap, mib: u64) -> (u64, Vec<gc_core::raw::RawRoot>)
             m.blocking(|| std::thread::sleep(Duration::from_micros(500)));
         }
     };
-    // It has become used to the limit.
+    // The pacer has reached a steady state under the limit.
     allocate(16);
     let before = heap.stats().collections;
     allocate(mib);
     (heap.stats().collections - before, roots)
 }
 
+/// With a soft limit below the bytes alive, the distance between collections doubles up to a tenth
+/// of these bytes. With `vain-cycles` planted, the heap collects much more often.
 #[test]
 fn h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_time() {
     hazard(
@@ -471,9 +502,10 @@ fn h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_t
             let (collections, roots) = collections_under(&heap, 64);
             let last = heap.stats().last;
             assert!(last.over_memory_limit, "{last:?}");
-            // A tenth of 16 MiB, or at least half of that: four times ten to twenty.
+            // The distance is a tenth of 16 MiB, or at least half of that: 64 MiB take 40 to 80
+            // cycles.
             assert!((20..=100).contains(&collections), "{collections}");
-            // Once there is room, the limit is kept.
+            // The limit is kept again once the live bytes are below it.
             drop(roots);
             heap.collect();
             let stats = heap.stats();
@@ -482,6 +514,8 @@ fn h95_a_soft_limit_below_what_is_alive_does_not_make_the_heap_collect_all_the_t
     );
 }
 
+/// Under `RLIMIT_AS`, three hundred heaps share 24 GiB of addresses, because each takes a smaller
+/// part of the rest. With `halves-alone` planted, later heaps have none.
 #[test]
 fn h96_hundreds_of_heaps_live_in_few_addresses() {
     hazard(
@@ -501,7 +535,7 @@ fn h96_hundreds_of_heaps_live_in_few_addresses() {
                 })
                 .collect();
             assert!(heaps[0].reserved().len() >= 6 << 30);
-            // One thread in all of them, and the collectors one after another.
+            // This thread is attached to all heaps, and their collectors run one after another.
             let mutators: Vec<_> = heaps.iter().map(|heap| heap.attach().unwrap()).collect();
             for (n, heap) in heaps.iter().enumerate().step_by(100) {
                 let before = heap.stats().collections;
@@ -513,8 +547,8 @@ fn h96_hundreds_of_heaps_live_in_few_addresses() {
     );
 }
 
-/// Threads that used forty sizes once and go on with one: after some collections each holds a span
-/// of that size, and no others.
+/// Threads that used forty sizes once go on with one size. After some collections each holds a span
+/// of that size only. With `stale-runs-kept` planted, the test hangs.
 #[test]
 fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
     hazard(
@@ -543,12 +577,13 @@ fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
                 }
                 ready.wait();
                 let before = heap.stats().used_bytes;
-                // Some share a size class.
+                // Some sizes share a size class.
                 assert!(
                     before as usize >= THREADS * SIZES / 2 * (64 << 10),
                     "{before}"
                 );
-                // Each refill looks at some sites. One that gives nothing back is found to hang.
+                // Each refill reviews some sites. A heap that gives nothing back makes the test
+                // hang.
                 while heap.stats().used_bytes > before / 4 {
                     heap.collect();
                     std::thread::sleep(Duration::from_millis(20));
@@ -559,7 +594,8 @@ fn h90_threads_that_run_do_not_keep_a_span_for_each_size_that_they_used_once() {
     );
 }
 
-/// What counts against `RLIMIT_DATA`, and where overcommit is strict as promised.
+/// The process's writable private bytes: what `RLIMIT_DATA` counts, and what the system promises
+/// where overcommit is strict.
 fn promised() -> usize {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = text
@@ -574,6 +610,8 @@ fn promised() -> usize {
         << 10
 }
 
+/// Building a heap of the default reserve promises at most 40 MiB. With `all-writable` planted, the
+/// whole reserve is promised.
 #[test]
 fn h64_a_heap_of_the_default_reserve_promises_little() {
     hazard(
@@ -583,7 +621,7 @@ fn h64_a_heap_of_the_default_reserve_promises_little() {
             let before = promised();
             let heap = Heap::builder().build().unwrap();
             let after = promised() - before;
-            // Most of it is the table of types, which has places for all that there may be.
+            // Most of it is the table of types, which has a place for each possible type.
             assert!(after <= 40 << 20, "{after}");
             is_of_use(&heap);
         },
