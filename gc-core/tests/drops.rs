@@ -1,5 +1,5 @@
-//! Values that need `Drop` are dropped once, when asked, after nobody can find them any more; and
-//! what their `Drop` does can harm nobody.
+//! Values that need `Drop`. Each is dropped once, when a mutator asks, after no reference leads to
+//! it; and no safe code in a `Drop` can make a reference dangle.
 
 mod common;
 
@@ -37,12 +37,13 @@ fn named(id: u64) -> Named {
     }
 }
 
-/// Cycles of values that need `Drop` die, are found no more, and are dropped once.
+/// Lets a cycle of values that need `Drop` die. Checks that weak references do not give them and
+/// that each is dropped once.
 fn dying_values() {
     let heap = heap();
     let mutator = heap.attach().unwrap();
     let (root, weak) = apart(&heap, |s| {
-        // A cycle, and one that leads into it and lives; a weak reference into the cycle.
+        // A cycle of values; a live value that leads into it; a weak reference into the cycle.
         let all = (0..100)
             .map(|id| s.alloc(named(id)))
             .collect::<Result<Vec<_>, _>>()?;
@@ -51,7 +52,7 @@ fn dying_values() {
         }
         Ok((heap.root(&all[99]), heap.root(&s.alloc_weak(&all[50])?)))
     });
-    // 99 leads to 1, and so to the whole cycle: nothing dies.
+    // The live value 99 leads to 1, and so to the whole cycle: no value dies.
     churn(&mutator);
     assert_eq!(mutator.drop_dead_values(), 0);
     apart(&heap, |s| {
@@ -59,8 +60,8 @@ fn dying_values() {
         root.friend.clear(s);
         Ok(())
     });
-    // The cycle is dead from the first collection on that finds it so; nobody gets at it, though
-    // its values are still whole.
+    // From the first collection that finds the cycle dead, no reference leads to it, although its
+    // values are still whole.
     churn(&mutator);
     churn(&mutator);
     assert!(DROPPED.lock().unwrap().is_empty());
@@ -78,6 +79,8 @@ fn dying_values() {
     assert_eq!(root.name, "number 99");
 }
 
+/// Weak references to dead values are cleared before the values are queued for drop. With
+/// `condemn-first` planted, they give such values.
 #[test]
 fn a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped() {
     common::hazard(
@@ -87,6 +90,8 @@ fn a_weak_reference_never_finds_a_value_that_is_about_to_be_dropped() {
     );
 }
 
+/// The fields of a value are null when its `Drop` runs. With `drop-with-edges` planted, they lead
+/// to values that may have been dropped already.
 #[test]
 fn a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before() {
     common::hazard(
@@ -96,8 +101,9 @@ fn a_value_s_drop_finds_no_edges_to_values_that_were_dropped_before() {
     );
 }
 
-/// The collector takes back the memory of a table that is empty, also where a thread has just asked
-/// for it and not used it yet.
+/// The collector takes back the memory of an empty table, also where a thread has just mapped that
+/// memory and not used it yet. The thread then maps it again. With `trimmed-is-full` planted, the
+/// thread takes the table for full.
 #[test]
 fn h101_a_value_finds_room_though_the_tables_memory_is_taken_back_at_that_moment() {
     common::hazard(
@@ -108,7 +114,7 @@ fn h101_a_value_finds_room_though_the_tables_memory_is_taken_back_at_that_moment
             let heap = heap.build().unwrap();
             let mutator = heap.attach().unwrap();
             for _ in 0..5 {
-                // Some pieces of the table are used up, and each new one is empty at first.
+                // Each round fills several pieces of the table. A new piece is empty at first.
                 mutator.with_scope(|s| {
                     let held: Result<Vec<_>, _> = (0..40_000).map(|n| s.alloc(vec![n])).collect();
                     assert_eq!(held.err(), None);
@@ -122,12 +128,12 @@ fn h101_a_value_finds_room_though_the_tables_memory_is_taken_back_at_that_moment
 
 thread_local!(static MINE: OnceCell<&'static Mutator> = const { OnceCell::new() });
 
-/// This thread's mutator, for a `Drop`, which has no other way to it.
+/// This thread's mutator. A `Drop` has no other way to reach it.
 fn mine() -> &'static Mutator {
     MINE.with(|m| *m.get().unwrap())
 }
 
-/// Makes one value of each kind of thief and lets it die, until its `Drop` has run.
+/// Makes values and lets them die until the `Drop` of one has run.
 fn let_die<T: Trace>(mut make: impl FnMut() -> T) {
     for _ in 0..20 {
         let made: &mut dyn FnMut() = &mut || {
@@ -143,13 +149,14 @@ fn let_die<T: Trace>(mut make: impl FnMut() -> T) {
     panic!("nothing died");
 }
 
-/// What was to be said to each way of storing an edge into a value whose `Drop` runs, and what was.
+/// For each attempt to store an edge into a value whose `Drop` runs: the expected message, and the
+/// message of the panic.
 static REFUSED: Mutex<Vec<(&str, String)>> = Mutex::new(Vec::new());
 
 const DYING: &str = "whose Drop runs";
 const OUTSIDE: &str = "does not lie in the scope's heap";
 
-/// Stores an edge to a new node, and notes how that ended.
+/// Stores an edge to a new node into `edge`, and notes the result.
 fn try_to_store(mutator: &Mutator, edge: &Field<Node>, wanted: &'static str) {
     mutator.with_scope(|s| {
         let target = s.alloc(node(0x1111)).unwrap();
@@ -163,7 +170,7 @@ fn note(wanted: &'static str, store: impl FnOnce()) {
     REFUSED.lock().unwrap().push((wanted, said));
 }
 
-/// Holds an edge in a member with a `Drop` of its own.
+/// A member with an edge and a `Drop` of its own.
 #[derive(Trace)]
 struct Inner(Field<Node>);
 
@@ -173,6 +180,7 @@ impl Drop for Inner {
     }
 }
 
+/// A value whose `Drop` tries each way to store an edge into itself.
 #[derive(Trace)]
 struct Thief {
     edge: Field<Node>,
@@ -186,20 +194,20 @@ impl Drop for Thief {
         let mutator = mine();
         try_to_store(mutator, &self.edge, DYING);
         try_to_store(mutator, &self.many[2], DYING);
-        // A field that was born outside, and lies in the dying value now.
+        // A field that was made outside of the heap and now lies in the dying value.
         self.edge = Field::null();
         try_to_store(mutator, &self.edge, DYING);
-        // What is moved out lies outside of the heap.
+        // A field that is moved out lies outside of the heap.
         let moved = std::mem::take(&mut self.edge);
         try_to_store(mutator, &moved, OUTSIDE);
-        // By another thread.
+        // A store by another thread.
         let (heap, edge) = (mutator.heap(), &self.edge);
         mutator.blocking(|| {
             std::thread::scope(|threads| {
                 threads.spawn(|| try_to_store(&heap.attach().unwrap(), edge, DYING));
             });
         });
-        // While another value is dropped inside of this Drop.
+        // A store after another value was dropped inside of this `Drop`.
         mutator.drop_dead_values();
         try_to_store(mutator, &self.edge, DYING);
         mutator.with_scope(|s| {
@@ -207,13 +215,15 @@ impl Drop for Thief {
             note(DYING, || {
                 self.map.insert(s, &key, &key).unwrap();
             });
-            // To make an edge null is no harm.
+            // Clearing an edge is allowed.
             self.edge.clear(s);
             assert!(self.map.is_empty(s) && self.edge.get(s).is_none());
         });
     }
 }
 
+/// No edge can be stored into a value whose `Drop` runs. With `stores-while-dying` planted, the
+/// stores succeed.
 #[test]
 fn h58_no_edge_is_stored_into_a_value_whose_drop_runs() {
     common::hazard(
@@ -239,7 +249,7 @@ fn h58_no_edge_is_stored_into_a_value_whose_drop_runs() {
     );
 }
 
-/// Carries its edge from one dying value into the next.
+/// A value whose `Drop` takes its edge out, and puts it into the next value that dies.
 #[derive(Trace)]
 struct Courier {
     edge: Field<Node>,
@@ -269,6 +279,8 @@ impl Drop for Courier {
     }
 }
 
+/// No edge is carried from one dying value into another. With `stores-while-dying` planted, the
+/// second value reads a freed cell.
 #[test]
 fn h58_no_edge_is_carried_from_one_dying_value_into_another() {
     common::hazard(
@@ -289,13 +301,14 @@ fn h58_no_edge_is_carried_from_one_dying_value_into_another() {
     );
 }
 
+/// A field that is not null is refused outside of its cell, both in a load and in a new value.
 #[test]
 fn a_field_that_is_not_null_is_of_no_use_outside_of_its_cell() {
     let heap = heap();
     let mutator = heap.attach().unwrap();
     let field = || {
         let node = node(1);
-        // SAFETY: the field is this function's alone. Safe code cannot do this.
+        // SAFETY: only this closure has the field. Safe code cannot do this.
         unsafe { node.next.address().write(mutator.heap().reserved().start) };
         node
     };
@@ -307,6 +320,7 @@ fn a_field_that_is_not_null_is_of_no_use_outside_of_its_cell() {
     });
 }
 
+/// An allocation in a full heap returns an error value and drops the value that it was given.
 #[test]
 fn a_full_heap_is_an_error_value_and_drops_the_value() {
     let heap = Heap::builder()
@@ -336,6 +350,8 @@ fn a_full_heap_is_an_error_value_and_drops_the_value() {
     assert!(Arc::strong_count(&count) < 100);
 }
 
+/// The edges of a dead value that waits for its `Drop` are made null and not followed, so the cells
+/// behind them are freed before the `Drop`. With `drop-with-edges` planted, they are kept.
 #[test]
 fn h79_what_a_dead_value_led_to_is_freed_before_the_value_is_dropped() {
     #[derive(Trace)]
@@ -388,8 +404,8 @@ fn h79_what_a_dead_value_led_to_is_freed_before_the_value_is_dropped() {
     });
 }
 
-/// A `Drop` that drops dead values may be as deep as the table of those that are being dropped: the
-/// innermost call returns, and the outer ones drop the rest.
+/// `drop_dead_values` inside `Drop` nests as deep as the table of running drops. The innermost call
+/// then returns, and the outer calls drop the remaining values.
 #[test]
 fn drops_within_drops_wait_where_their_table_is_full() {
     const COUNT: u64 = 70_000;
@@ -427,7 +443,7 @@ fn drops_within_drops_wait_where_their_table_is_full() {
             churn(m);
             wipe_stack();
             m.collect();
-            // No word of the stack holds many of them.
+            // Stale words on the stack keep a few values at most.
             m.drop_dead_values();
         });
         let [now, most] = LEVELS.get();

@@ -1,5 +1,5 @@
-//! Ephemerons and weak maps: a value lives as long as its key, however long the chain and whoever
-//! runs meanwhile, and no longer.
+//! Ephemerons and weak maps: a value lives exactly as long as its key, for chains of any length and
+//! with any number of threads.
 
 mod common;
 
@@ -24,7 +24,8 @@ fn node<'s>(s: &Scope<'s>, number: u64) -> Local<'s, Node> {
     .unwrap()
 }
 
-/// A map of `n` keys, each with a value that leads back to it, and an array of every third key.
+/// A map of `n` keys, each with a value that leads back to its key, and an array of every third
+/// key.
 #[inline(never)]
 fn filled(m: &Mutator, n: u64) -> (Root<Map>, Root<gc_core::Array<Node>>) {
     m.with_scope(|s| {
@@ -46,6 +47,7 @@ fn filled(m: &Mutator, n: u64) -> (Root<Map>, Root<gc_core::Array<Node>>) {
     })
 }
 
+/// A value that leads to its own key does not keep the key. With `strong-pairs` planted, it does.
 #[test]
 fn a_value_that_leads_to_its_key_does_not_keep_it() {
     hazard(
@@ -81,8 +83,8 @@ fn a_value_that_leads_to_its_key_does_not_keep_it() {
     );
 }
 
-/// `n` maps, in each of which the value is the key of the next; gives the first key, and a root to
-/// all maps.
+/// `n` maps, in each of which the value is the key of the next map. Returns roots of the first key
+/// and of an array of all maps.
 #[inline(never)]
 fn chain(m: &Mutator, n: u64) -> (Root<Node>, Root<gc_core::Array<Map>>) {
     m.with_scope(|s| {
@@ -91,7 +93,8 @@ fn chain(m: &Mutator, n: u64) -> (Root<Node>, Root<gc_core::Array<Map>>) {
         for number in (0..n).rev() {
             first = m.with_scope(|inner| {
                 let map = inner.alloc(Map::new()).unwrap();
-                // In an order that lets every round of going over all find but one.
+                // This order is the worst for going over all maps: each round would find one more
+                // key.
                 maps.set((n - 1 - number) as usize, inner, &map);
                 let key = node(inner, number);
                 map.insert(inner, &key, &first).unwrap();
@@ -102,6 +105,8 @@ fn chain(m: &Mutator, n: u64) -> (Root<Node>, Root<gc_core::Array<Map>>) {
     })
 }
 
+/// A chain of maps lives as long as its first key. With `no-wake` planted, a marker that reaches a
+/// key does not follow its pairs, and values are lost.
 #[test]
 fn a_chain_of_maps_lives_as_long_as_its_first_key() {
     hazard(
@@ -131,14 +136,16 @@ fn a_chain_of_maps_lives_as_long_as_its_first_key() {
             m.collect();
             m.with_scope(|s| {
                 let alive: usize = maps.fields().iter().map(|f| f.get(s).unwrap().len(s)).sum();
-                // A stale word may keep a key, and with it the rest of the chain from there on: not
-                // more than what was on the stack last.
+                // A stale word on the stack may keep a key, and the rest of the chain behind it: no
+                // more than the cells that were on the stack last.
                 assert!(alive <= 8, "{alive} pairs of a dead chain");
             });
         },
     );
 }
 
+/// Key and value of an ephemeron are cleared together, and a value that is set after the key died
+/// is not kept.
 #[test]
 fn an_ephemeron_loses_both_words_at_once() {
     let (heap, _) = heap();
@@ -169,6 +176,8 @@ fn an_ephemeron_loses_both_words_at_once() {
     });
 }
 
+/// Pairs of boxed words get the kind's `cleared` value. A key that is not a reference counts as
+/// alive.
 #[test]
 fn boxed_pairs_become_what_their_kind_says() {
     let (heap, k) = heap();
@@ -183,7 +192,7 @@ fn boxed_pairs_become_what_their_kind_says() {
     #[inline(never)]
     fn fill(m: &Mutator, k: common::Kinds, at: *mut usize, kept: usize, foreign: usize) {
         let cell = || 0xfffc << 48 | common::list(m, k, 3);
-        // SAFETY: pairs of a cell of 16 words, on the caller's stack.
+        // SAFETY: pairs of a cell of 16 words, which is on the caller's stack.
         unsafe {
             at.write(7);
             m.write_pair(at.add(2), 0xfffc << 48 | kept, cell());
@@ -195,7 +204,7 @@ fn boxed_pairs_become_what_their_kind_says() {
         }
     }
     let kept = common::list(&m, k, 3);
-    // SAFETY: on the stack.
+    // SAFETY: the cell stays on the stack.
     let at = unsafe { m.alloc_raw(kind, 128).unwrap().as_ptr().cast::<usize>() };
     fill(&m, k, at, kept, foreign);
     wipe_stack();
@@ -220,7 +229,7 @@ fn boxed_pairs_become_what_their_kind_says() {
     common::check_list(kept, 3);
 }
 
-/// A map's worth of changes, with every answer known.
+/// Makes random changes to a map and its keys. Checks each key's value.
 fn work(heap: &Heap, seed: u64, rounds: u64) {
     let m = heap.attach().unwrap();
     let map = m.with_scope(|s| heap.root(&s.alloc(Map::new()).unwrap()));
@@ -254,6 +263,7 @@ fn work(heap: &Heap, seed: u64, rounds: u64) {
     }
 }
 
+/// Maps of three threads keep the pairs of live keys while a fourth thread collects.
 #[test]
 fn maps_of_many_threads_keep_what_has_keys() {
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();
@@ -272,9 +282,9 @@ fn maps_of_many_threads_keep_what_has_keys() {
     });
 }
 
-/// Copies a weak table and a table of pairs over and over while cycles follow each other, and looks
-/// at what is left: a target that has died behind a copy's back is a cell of somebody else's by
-/// then.
+/// Copies a weak table and a table of pairs repeatedly while cycles follow each other. Then checks
+/// the words that are left: a target that died without the copy being cleared is now another cell.
+/// With `copies-unnoted` planted, copies are not cleared.
 #[test]
 fn a_copied_table_loses_its_words_with_the_old_one() {
     hazard(
@@ -287,7 +297,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
                 .unwrap();
             let m = heap.attach().unwrap();
             const N: usize = 512;
-            // Words of no other list.
+            // A number that no other list has.
             const MAGIC: usize = 0xabcd << 48;
             #[inline(never)]
             fn fill(m: &Mutator, k: common::Kinds, weak: *mut usize, pairs: *mut usize) {
@@ -300,17 +310,17 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
                     }
                 }
             }
-            // Enough for marking to last, and to go on beside this thread.
+            // Enough cells that marking takes a while and goes on beside this thread.
             let ballast = common::list(&m, k, 100_000);
             for _ in 0..100 {
-                // SAFETY: cells on this stack, as large as they are used.
+                // SAFETY: the tables stay on this stack, and accesses are within their length.
                 unsafe {
                     let new = |kind, words: usize| m.alloc_raw(kind, words * 8).unwrap().as_ptr();
                     let mut weak = new(k.weak, N).cast::<usize>();
                     let mut table = new(pairs, 2 * N).cast::<usize>();
                     fill(&m, k, weak, table);
                     wipe_stack();
-                    // Those that were made while marking is on die in the cycle after.
+                    // Cells that were made while marking is on die in the next cycle.
                     let begun = heap.stats().collections;
                     while heap.stats().collections < begun + 3 {
                         let next = new(k.weak, N).cast::<usize>();
@@ -321,7 +331,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
                         table = next;
                         garbage(&m, k, 20);
                     }
-                    // Not before: what is loaded is kept.
+                    // The loads come last, because a weak load keeps its target.
                     for at in 0..N {
                         for word in [weak.add(at), table.add(2 * at), table.add(2 * at + 1)] {
                             let cell = m.load_weak(word);
@@ -338,6 +348,7 @@ fn a_copied_table_loses_its_words_with_the_old_one() {
     );
 }
 
+/// A map grows with its live pairs only: pairs of dead keys make room.
 #[test]
 fn a_map_is_as_large_as_what_lives() {
     let (heap, _) = heap();
@@ -369,6 +380,8 @@ fn a_map_is_as_large_as_what_lives() {
     assert!(heap.stats().used_bytes < 16 << 20);
 }
 
+/// A value that is set while its ephemeron is cleared is removed, or not stored. With
+/// `pair-unlocked` planted, a value without a key is kept.
 #[test]
 fn h78_a_value_set_while_its_ephemeron_is_cleared_is_removed_or_never_there() {
     hazard(

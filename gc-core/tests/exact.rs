@@ -1,5 +1,5 @@
-//! A heap that is used by the safe tier alone: its handles name all roots, and no stale word of a
-//! stack keeps anything.
+//! Heaps that only the safe tier uses: handles name all roots, and stale words on stacks keep no
+//! cell.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn node(number: usize) -> Node {
     }
 }
 
-/// So large that a cell that was freed is soon used again.
+/// A large node, so that a freed cell is soon used again.
 #[derive(Trace)]
 struct Big {
     next: Field<Big>,
@@ -41,7 +41,7 @@ fn big(number: usize) -> Big {
     }
 }
 
-/// The addresses of a table with a thousand nodes and of the first of them, which nothing holds.
+/// The addresses of a table with a thousand nodes and of its first node. No handle holds them.
 #[inline(never)]
 fn dead_table(mutator: &Mutator) -> [usize; 2] {
     mutator.with_scope(|s| {
@@ -59,9 +59,10 @@ fn live(heap: &Heap) -> u64 {
     heap.stats().last.cells_live
 }
 
-/// A way to a bare cell.
+/// A use of the heap that can give out a bare cell.
 type Way = fn(&Heap, &Mutator);
 
+/// Stacks are not scanned until the fast tier is used or a `Gc` is made, for each heap separately.
 #[test]
 fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
     let name = "stale_words_keep_nothing_until_the_fast_tier_is_used";
@@ -71,10 +72,10 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
         let stale = dead_table(&mutator);
         assert_eq!(live(&heap), 0);
         black_box(&stale);
-        // Another heap has its own answer.
+        // Each heap decides separately.
         let other = Heap::builder().reserve(1 << 30).build().unwrap();
         let others = other.attach().unwrap();
-        // SAFETY: on this stack.
+        // SAFETY: the cell is on this stack.
         let raw = unsafe { mutator.alloc_gc(node(7)) }.unwrap();
         let stale = (dead_table(&mutator), dead_table(&others));
         assert!(live(&heap) > 1000, "stacks are scanned from now on");
@@ -84,7 +85,7 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
         let stale = dead_table(&others);
         let kept = others.with_scope(|s| {
             let local = s.alloc(node(8)).unwrap();
-            // SAFETY: it is on this stack.
+            // SAFETY: the cell is on this stack.
             unsafe { local.as_gc() }
         });
         assert!(live(&other) > 1000, "a Gc was made");
@@ -93,7 +94,7 @@ fn stale_words_keep_nothing_until_the_fast_tier_is_used() {
     });
 }
 
-/// The first use of each function that can hand out a bare cell has stacks scanned.
+/// The first use of each function that can give out a bare cell has stacks scanned from then on.
 #[test]
 fn each_way_to_a_bare_cell_has_stacks_scanned() {
     let name = "each_way_to_a_bare_cell_has_stacks_scanned";
@@ -101,7 +102,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
         let ways: [(&str, Way); 6] = [
             ("alloc", |heap, mutator| {
                 let kind = heap.kind(Kind::leaf("leaf")).unwrap();
-                // SAFETY: it is dropped at once.
+                // SAFETY: the cell is not used.
                 assert!(unsafe { mutator.alloc_raw(kind, 16) }.is_ok());
             }),
             ("site", |heap, _| {
@@ -109,9 +110,9 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
                 heap.site(kind, 16).unwrap();
             }),
             ("alloc_gc", |_, mutator| {
-                // The type is known to the mutator's cache, and its run has cells.
+                // The mutator's cache knows the type, and its run has cells.
                 mutator.with_scope(|s| assert!(s.alloc(node(1)).is_ok()));
-                // SAFETY: it is dropped at once.
+                // SAFETY: the cell is not used.
                 assert!(unsafe { mutator.alloc_gc(node(1)) }.is_ok());
             }),
             ("runs", |_, mutator| assert!(!mutator.runs().is_null())),
@@ -125,7 +126,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
             }),
             ("root_range", |_, mutator| {
                 let limit = std::sync::atomic::AtomicUsize::new(0);
-                // SAFETY: the range is empty, and is dropped at once.
+                // SAFETY: the range is empty, and its guard is dropped at once.
                 drop(unsafe {
                     mutator
                         .root_range(core::ptr::null(), &raw const limit, Encoding::RAW)
@@ -147,6 +148,7 @@ fn each_way_to_a_bare_cell_has_stacks_scanned() {
     });
 }
 
+/// A heap that was built exact refuses the fast tier with an error value.
 #[test]
 fn an_exact_heap_refuses_the_fast_tier() {
     let heap = exact_heap();
@@ -154,7 +156,7 @@ fn an_exact_heap_refuses_the_fast_tier() {
     let kind = heap.kind(Kind::leaf("leaf")).unwrap();
     let refused = |error| assert_eq!(error, AllocError::Site(SiteError::FastTier));
     assert_eq!(heap.site(kind, 16), Err(SiteError::FastTier));
-    // SAFETY: they are refused.
+    // SAFETY: the results are errors.
     unsafe {
         refused(mutator.alloc_raw(kind, 16).unwrap_err());
         refused(mutator.alloc_gc(node(1)).unwrap_err());
@@ -164,7 +166,7 @@ fn an_exact_heap_refuses_the_fast_tier() {
     black_box(&stale);
 }
 
-/// A heap that is scanned exactly.
+/// A heap that is built exact: it refuses the fast tier.
 fn exact_heap() -> Heap {
     Heap::builder()
         .reserve(1 << 30)
@@ -173,7 +175,7 @@ fn exact_heap() -> Heap {
         .unwrap()
 }
 
-/// Collects, for so many collections or some seconds, while others work.
+/// Collects beside other threads, 3000 times or for five seconds, and then sets `done`.
 fn collect_beside(heap: &Heap, done: &AtomicBool) {
     let until = Instant::now() + Duration::from_secs(5);
     for _ in 0..3000 {
@@ -186,6 +188,8 @@ fn collect_beside(heap: &Heap, done: &AtomicBool) {
     done.store(true, Relaxed);
 }
 
+/// A cell lives between its allocation and its handle, where only a register names it: a stop that
+/// finds the thread's window open scans its stack. With `no-window` planted, the cell is freed.
 #[test]
 fn h72_a_cell_lives_between_its_allocation_and_its_handle() {
     let name = "h72_a_cell_lives_between_its_allocation_and_its_handle";
@@ -213,6 +217,8 @@ fn h72_a_cell_lives_between_its_allocation_and_its_handle() {
     });
 }
 
+/// A cell that is loaded from a field lives until it has a handle, although another thread changes
+/// the field. With `no-window` planted, it is freed.
 #[test]
 fn h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field() {
     let name = "h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field";
@@ -251,7 +257,7 @@ fn h72_a_cell_lives_between_a_field_and_its_handle_whoever_changes_the_field() {
     });
 }
 
-/// What its `Drop` does, it does while no handle names it.
+/// A value whose `Drop` runs collections and allocations while no handle names the value.
 #[derive(Leaf)]
 struct Dying {
     number: usize,
@@ -290,6 +296,8 @@ impl Drop for Dying {
     }
 }
 
+/// The cell of a value is not freed while its `Drop` runs: the stack of the thread that drops it is
+/// scanned. With `drops-unheld` planted, another value gets the cell.
 #[test]
 fn h73_a_value_lives_while_its_drop_runs() {
     hazard(
@@ -300,7 +308,7 @@ fn h73_a_value_lives_while_its_drop_runs() {
             let heap = HEAP.get_or_init(|| builder.build().unwrap());
             let mutator = heap.attach().unwrap();
             mutator.with_scope(|s| assert!(s.alloc(dying(7, true)).is_ok()));
-            // So that its span is not this mutator's any more: others may allocate there.
+            // The mutator leaves the value's span, so that other mutators may allocate there.
             for number in 10..100 {
                 mutator.with_scope(|s| assert!(s.alloc(dying(number, false)).is_ok()));
             }
@@ -310,8 +318,8 @@ fn h73_a_value_lives_while_its_drop_runs() {
     );
 }
 
-/// All of the safe tier, with everything collected all the time and marked twice. It found a weak
-/// load that was judged when the cycle was over.
+/// All of the safe tier, with continuous collections and a second marking. With `judged-late`
+/// planted, a weak load decides by a state that ends with the cycle, and gives a freed cell.
 #[test]
 fn the_safe_tier_loses_nothing_under_continuous_collection() {
     let name = "the_safe_tier_loses_nothing_under_continuous_collection";

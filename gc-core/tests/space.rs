@@ -1,5 +1,5 @@
-//! The heap's memory under threads: what a mutator gets is its own, zero and whole, whatever the
-//! sweep does beside it. Each test is run as it is, and again with its cure taken out.
+//! The heap's memory under threads. A cell that a mutator gets is its own, zero and whole, beside
+//! the sweep. Each test runs with its cure, and with the cure switched off.
 
 mod common;
 
@@ -16,7 +16,7 @@ use gc_core::raw::MAX_SMALL;
 use gc_core::raw::{Encoding, Kind, KindId};
 
 fn space(reserve: u64) -> Space {
-    // A world reads which faults are planted; nothing here is stopped by it.
+    // A world reads which faults are planted. It stops no thread here.
     drop(gc_preempt::World::new(gc_preempt::Config::default()));
     let config = SpaceConfig {
         reserve,
@@ -61,7 +61,7 @@ fn alloc(
     }
 }
 
-/// A cell and what its owner has filled it with.
+/// A cell, its size, and the byte that its owner filled it with.
 type Owned = (usize, usize, u8);
 
 fn check((cell, size, stamp): Owned) {
@@ -73,9 +73,9 @@ fn check((cell, size, stamp): Owned) {
     );
 }
 
-/// Mutators that hold `stop` for reading while they touch the heap, and a collector that stops them
-/// by holding it for writing. Sweeping, clearing and giving memory back happen beside the running
-/// mutators, as they do in the collector's thread.
+/// Runs mutators that hold `stop` for reading while they use the heap, and a collector that stops
+/// them by holding it for writing. Sweeping, clearing and scavenging run beside the mutators, as in
+/// the collector's thread.
 fn mutators_beside_the_sweep(collections: u32) {
     let space = space(256 << 20);
     let queue = MarkQueue::new(&space, 1 << 16).unwrap();
@@ -123,7 +123,7 @@ fn mutators_beside_the_sweep(collections: u32) {
                 })
             })
             .collect();
-        // Ends the mutators even when something below fails.
+        // Ends the mutators also where an assertion below fails.
         struct Done<'a>(&'a AtomicBool);
         impl Drop for Done<'_> {
             fn drop(&mut self) {
@@ -143,7 +143,7 @@ fn mutators_beside_the_sweep(collections: u32) {
             let mut marker = Marker::new(&space, &queue, &weak);
             let mut live = 0;
             for (runs, owned) in &mutators {
-                // SAFETY: its owner waits for `stop`.
+                // SAFETY: the owner waits for `stop`.
                 unsafe { runs.blacken_tails(&space) };
                 for &(cell, ..) in owned.read().unwrap().iter() {
                     marker.edge(cell, Encoding::RAW);
@@ -167,6 +167,7 @@ fn mutators_beside_the_sweep(collections: u32) {
     }
 }
 
+/// A new cell is zero although its memory was used before. With `no-clear` planted, it is not.
 #[test]
 fn a_new_cell_is_zero_though_its_memory_was_used_before() {
     hazard(
@@ -176,6 +177,8 @@ fn a_new_cell_is_zero_though_its_memory_was_used_before() {
     );
 }
 
+/// The allocated bits of a run are set when the run is taken, so the sweep does not give its cells
+/// to another mutator. With `no-run-bits` planted, two owners share a cell.
 #[test]
 fn cells_of_a_run_are_nobody_elses() {
     hazard("cells_of_a_run_are_nobody_elses", "no-run-bits", || {
@@ -183,6 +186,8 @@ fn cells_of_a_run_are_nobody_elses() {
     });
 }
 
+/// Words that name no allocated cell mark nothing, for each 16 bytes of the range and around it.
+/// With `no-allocated-bit` planted, they mark dead cells.
 #[test]
 fn h22_words_that_name_no_allocated_cell_mark_nothing() {
     hazard(
@@ -214,8 +219,7 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
             space.end_marking();
             while space.sweep_piece() {}
             while space.clear_spare_piece() {}
-            // One conservative cell holds a word for every 16 bytes of the whole range and of what
-            // lies around it.
+            // One word for each 16 bytes of the whole range and of the pages around it.
             space.begin_marking();
             let mut marker = Marker::new(&space, &queue, &weak);
             let range = space.reserved();
@@ -228,6 +232,8 @@ fn h22_words_that_name_no_allocated_cell_mark_nothing() {
     );
 }
 
+/// A large object is found only with its kind and size: the word of the page table is written last.
+/// With `publish-first` planted, the looker finds another object's record.
 #[test]
 fn h24_a_large_object_is_found_only_with_its_record() {
     hazard(
@@ -242,7 +248,8 @@ fn h24_a_large_object_is_found_only_with_its_record() {
                     bytes.next_multiple_of(4096),
                 )
             });
-            // The looker is a marker: it may run while a mutator publishes, never beside the sweep.
+            // The looker acts as a marker: it runs beside a mutator that publishes, and not beside
+            // the sweep.
             let (done, sweeping) = (AtomicBool::new(false), RwLock::new(()));
             let found = AtomicU64::new(0);
             std::thread::scope(|s| {
@@ -262,7 +269,8 @@ fn h24_a_large_object_is_found_only_with_its_record() {
                     }
                     Ok(())
                 });
-                // Until the looker has had its turn, too; one that has failed finds no more.
+                // The loop goes on until the looker has found enough cells. A looker that failed
+                // finds no more.
                 let mut round = 0;
                 while round < 2000 || (found.load(Relaxed) < 1000 && !looker.is_finished()) {
                     round += 1;
@@ -283,6 +291,8 @@ fn h24_a_large_object_is_found_only_with_its_record() {
     );
 }
 
+/// Cells for which the mark queue has no room are found by the flags of their pages. With
+/// `no-second-look` planted, they are not followed.
 #[test]
 fn a_full_queue_loses_nothing() {
     hazard("a_full_queue_loses_nothing", "no-second-look", || {
@@ -302,7 +312,7 @@ fn a_full_queue_loses_nothing() {
                 alloc(&space, &runs, kind, 32).unwrap(),
                 alloc(&space, &runs, kind, 16).unwrap(),
             );
-            // SAFETY: new cells, large enough.
+            // SAFETY: new cells of at least the words that are written.
             unsafe {
                 (root as *mut usize).add(n).write(middle);
                 (middle as *mut usize).write(end);
@@ -317,6 +327,8 @@ fn a_full_queue_loses_nothing() {
     });
 }
 
+/// A large cell of a words kind is followed in pieces. With `words-whole` planted, one step of the
+/// marker follows all its words.
 #[test]
 fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
     hazard(
@@ -330,7 +342,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
                 LocalAllocator::new().unwrap(),
             );
             let weak = WeakWork::new(&space).unwrap();
-            // Every word but the second and each 64th is an edge.
+            // Every word is an edge except the second one and each 64th.
             let is_edge = |word: usize| word != 1 && word % 64 != 63;
             let words: Vec<u32> = (0..SLOTS as u32).filter(|w| is_edge(*w as usize)).collect();
             let kind = Kind::words_at("big", &words, Encoding::RAW);
@@ -339,7 +351,7 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
             let big = alloc(&space, &runs, kind, SLOTS * 8).unwrap();
             for word in 0..SLOTS {
                 let cell = alloc(&space, &runs, leaf, 16).unwrap();
-                // SAFETY: a new cell, large enough.
+                // SAFETY: a word of the new cell `big`.
                 unsafe { (big as *mut usize).add(word).write(cell) };
             }
             runs.retire(&space);
@@ -355,15 +367,18 @@ fn h66_a_large_cell_of_a_words_kind_is_followed_in_pieces() {
     );
 }
 
-/// The large objects lie one after the other, in units of 4 KiB: first `before` and `stale`, and
-/// where they were then `dead`, twice, and `live`. The record of `stale` is left inside of the
-/// second `dead`, and says that the next stretch begins behind `live`.
+/// A walk over all cells excludes the sweep. With `walk-beside-sweep` planted, the walk misses
+/// `live`.
+///
+/// The large objects lie one after another: first `before` and `stale`; later, in the same place,
+/// `dead` twice and `live`. The record of `stale` stays inside of the second `dead`, and says that
+/// the next page run begins after `live`.
 #[test]
 fn h61_a_walk_beside_the_sweep_misses_nothing() {
     let name = "h61_a_walk_beside_the_sweep_misses_nothing";
     hazard(name, "walk-beside-sweep", || {
         const UNIT: usize = 4096;
-        /// Units whose records share a page, which is what goes back.
+        /// Pages whose records share a system page, which goes back as a whole.
         const RECORDS: usize = 128;
         const DEAD: usize = 3 * RECORDS;
         let space = space(256 << 20);
@@ -390,8 +405,8 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
         let other = units(1);
         let begin = other + UNIT;
         let number = (begin - space.reserved().start) / UNIT;
-        // The boundary lies in the last page of the two dead objects' records, which does not go
-        // back since others use it.
+        // The boundary lies in the last system page of the two dead objects' records. That page
+        // does not go back, because other records use it.
         let end = number + 2 * DEAD;
         let boundary = end / RECORDS * RECORDS + (end % RECORDS) / 2;
         let before = units(boundary - number);
@@ -411,7 +426,8 @@ fn h61_a_walk_beside_the_sweep_misses_nothing() {
         std::thread::scope(|threads| {
             threads.spawn(|| {
                 walks.wait();
-                // The fault has the walk pause behind the first dead object for half a second.
+                // With the fault planted, the walk pauses for half a second after the first dead
+                // object.
                 std::thread::sleep(std::time::Duration::from_millis(100));
                 while space.sweep_piece_aside() {}
                 while space.scavenge_piece(0, 0, u64::MAX) > 0 {}

@@ -1,5 +1,5 @@
-//! Young collections: what is old is kept without being looked at, what it may lead to is found all
-//! the same, and what died young is freed.
+//! Young collections. They keep old cells without following immutable ones, find each young cell
+//! that an old cell leads to, and free cells that died young.
 
 mod common;
 
@@ -11,7 +11,7 @@ use gc_core::{Heap, Mutator, Young};
 
 const WORD: usize = size_of::<usize>();
 
-/// A heap that is collected when somebody asks.
+/// A heap that collects on request only.
 fn heap() -> (Heap, Kinds, KindId) {
     heap_with(Young::Always, u32::MAX)
 }
@@ -32,8 +32,8 @@ fn heap_with(young: Young, percent: u32) -> (Heap, Kinds, KindId) {
 
 /// A cell of an immutable kind: an edge and a number.
 fn pair(m: &Mutator, kind: KindId, next: usize, number: usize) -> usize {
-    // SAFETY: a new cell of two words, which the caller keeps; its edge is stored at once, and
-    // leads to what was there before.
+    // SAFETY: a new cell of two words, which the caller keeps. Its edge is stored at once, and
+    // leads to an older cell.
     unsafe {
         let cell = m
             .alloc_raw(kind, 2 * WORD)
@@ -46,39 +46,44 @@ fn pair(m: &Mutator, kind: KindId, next: usize, number: usize) -> usize {
     }
 }
 
-/// A list of such cells, which [`check_list`] knows.
+/// A list of cells of an immutable kind, of the form that [`check_list`] checks.
 #[inline(never)]
 fn pairs(m: &Mutator, kind: KindId, n: usize) -> usize {
     (0..n).fold(0, |next, i| pair(m, kind, next, i))
 }
 
-/// A cell of so many words.
+/// A new cell of `n` words.
 fn words(m: &Mutator, kind: KindId, n: usize) -> *mut usize {
-    // SAFETY: the caller keeps it on its stack.
+    // SAFETY: the caller keeps the cell on its stack.
     unsafe { m.alloc_raw(kind, n * WORD).unwrap().as_ptr().cast() }
 }
 
+/// The word `n` of a cell.
+///
 /// # Safety
-/// A word of a live cell.
+/// `cell` is a live cell of more than `n` words.
 unsafe fn word(cell: *mut usize, n: usize) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: by this function's contract.
     unsafe { cell.add(n).read_volatile() }
 }
 
-/// Runs a young collection, and sees that it was one. What earlier calls had in their frames is
-/// gone.
+/// Runs a young collection, after it has wiped the stack of earlier calls. Panics if the collection
+/// was not a young one.
 fn collect_young(m: &Mutator) {
     wipe_stack();
     m.heap().collect_young();
     assert!(m.heap().stats().last.young, "not a young collection");
 }
 
+/// Runs a whole collection, after it has wiped the stack of earlier calls.
 fn collect(m: &Mutator) {
     wipe_stack();
     m.collect();
     assert!(!m.heap().stats().last.young);
 }
 
+/// Young collections follow old cells of kinds that may change, small and large ones. With
+/// `old-unfollowed` planted, the lists that they lead to are freed.
 #[test]
 fn h36_old_cells_that_may_change_are_followed() {
     hazard(
@@ -119,6 +124,8 @@ fn store_list(m: &Mutator, k: Kinds, cell: *mut usize, at: usize, n: usize) {
     unsafe { m.write(cell.add(at), list) };
 }
 
+/// Young collections clear the weak words and pairs of old cells whose targets or keys died. With
+/// `old-unfollowed` planted, they do not.
 #[test]
 fn h36_weak_words_and_ephemerons_of_old_cells_are_cleared() {
     hazard(
@@ -137,8 +144,8 @@ fn h36_weak_words_and_ephemerons_of_old_cells_are_cleared() {
             fill(&m, k, weak, keys, table, N);
             collect_young(&m);
             garbage(&m, k, 2000);
-            // Every other key lives, and with it the value; a few others may have been on the stack
-            // still.
+            // Every other key lives, and its value with it. Stale words on the stack may keep a few
+            // of the others.
             let mut dead = [0; 2];
             for n in 0..N {
                 // SAFETY: words of live cells.
@@ -147,7 +154,7 @@ fn h36_weak_words_and_ephemerons_of_old_cells_are_cleared() {
                 dead[0] += usize::from(weak == 0);
                 dead[1] += usize::from(key == 0 && value == 0);
                 if n % 2 == 0 {
-                    // SAFETY: as above.
+                    // SAFETY: a word of a live cell.
                     assert_eq!(key, unsafe { word(keys, n) });
                     check_list(key, 3);
                     check_list(value, 5);
@@ -176,15 +183,15 @@ fn fill(m: &Mutator, k: Kinds, weak: *mut usize, keys: *mut usize, table: *mut u
     }
 }
 
-/// Immutable cells whose marks nobody sets are not followed; so where a stale mark makes one look
-/// old, what it leads to is lost.
+/// Checks lists that lie behind immutable cells. An immutable cell that is marked counts as old and
+/// is not followed, so a stale mark on a young one loses its list.
 fn young_pairs_of_the_rest_of_a_run() {
     let (heap, k, kind) = heap();
     let m = heap.attach().unwrap();
     let heads = words(&m, k.array, 64);
     for _ in 0..100 {
-        // The run that these leave is what is allocated from below. They are more than a run has:
-        // one that is not refilled goes back.
+        // The runs that these cells leave serve the allocations below. They are more cells than a
+        // run has: a run that is not refilled goes back.
         std::hint::black_box(pairs(&m, kind, 520));
         collect(&m);
         lead_to_young(&m, k, kind, heads);
@@ -193,7 +200,7 @@ fn young_pairs_of_the_rest_of_a_run() {
         for n in 0..64 {
             // SAFETY: words of live cells.
             let pair = unsafe { word(heads, n) } as *mut usize;
-            // SAFETY: as above.
+            // SAFETY: words of live cells.
             unsafe {
                 assert_eq!(word(pair, 1), n);
                 check_list(word(pair, 0), 5);
@@ -204,8 +211,8 @@ fn young_pairs_of_the_rest_of_a_run() {
 
 #[inline(never)]
 fn lead_to_young(m: &Mutator, k: Kinds, kind: KindId, heads: *mut usize) {
-    // The nodes' own run is used up: what follows is young whatever is thought of the rests of
-    // runs.
+    // The nodes' own run is used up, so the nodes below are young whatever the tails of runs count
+    // as.
     garbage(m, k, 60);
     for n in 0..64 {
         let list = common::list(m, k, 5);
@@ -215,6 +222,8 @@ fn lead_to_young(m: &Mutator, k: Kinds, kind: KindId, heads: *mut usize) {
     }
 }
 
+/// The cells of a run's tail are young although they were marked when the run's mutator was
+/// stopped. With `old-tails` planted, they count as old, and the lists behind them are freed.
 #[test]
 fn h36_the_rest_of_a_run_is_young() {
     hazard(
@@ -224,6 +233,8 @@ fn h36_the_rest_of_a_run_is_young() {
     );
 }
 
+/// A heap that cannot note all cells allocated black makes the next collection a whole one. With
+/// `allocated-black-forgotten` planted, the collection stays young, and lists are freed.
 #[test]
 fn h36_more_cells_allocated_black_than_can_be_noted_are_noticed() {
     hazard_given(
@@ -236,8 +247,8 @@ fn h36_more_cells_allocated_black_than_can_be_noted_are_noticed() {
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             for _ in 0..5 {
-                // Each leaves the rest of a run. They are more than a run has: one that is not
-                // refilled goes back.
+                // Each of these kinds and sizes leaves a tail of a run. They are more cells than a
+                // run has: a run that is not refilled goes back.
                 std::hint::black_box((pairs(&m, kind, 520), common::list(&m, k, 520)));
                 for _ in 0..520 {
                     std::hint::black_box((
@@ -260,6 +271,8 @@ fn h36_more_cells_allocated_black_than_can_be_noted_are_noticed() {
     );
 }
 
+/// Stale mark bits of a span that a mutator owns are replaced before the mutator allocates there.
+/// With `owned-unkept` planted, young cells count as old, and the lists behind them are freed.
 #[test]
 fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
     hazard(
@@ -270,8 +283,8 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
             let m = heap.attach().unwrap();
             let heads = words(&m, k.array, 64);
             for _ in 0..80 {
-                // Spans full of cells, of which all but the first few die while the mutator has
-                // begun to fill the gaps between them.
+                // Spans full of cells. All but the first few die, while the mutator has begun to
+                // fill the holes between them.
                 let kept = spread(&m, k, kind);
                 collect(&m);
                 std::hint::black_box(pairs(&m, kind, 30));
@@ -293,8 +306,8 @@ fn h36_stale_marks_in_a_span_that_is_owned_are_replaced() {
     );
 }
 
-/// Two lists whose cells lie between each other's: the head of the first in word 0 of what comes
-/// back, that of the second in word 1; and as many cells again that are dead.
+/// Two lists whose cells alternate in memory, with a dead cell between each two. Returns an array
+/// with the heads of both.
 #[inline(never)]
 fn spread(m: &Mutator, k: Kinds, kind: KindId) -> *mut usize {
     let heads = words(m, k.array, 2);
@@ -311,6 +324,9 @@ fn spread(m: &Mutator, k: Kinds, kind: KindId) -> *mut usize {
     heads
 }
 
+/// A span that a mutator takes unswept has its stale mark bits replaced first. With
+/// `unswept-unkept` planted, young cells count as old, and the leaves behind them are freed.
+/// `late-sweep` leaves the sweep to the mutator.
 #[test]
 fn h36_a_span_is_swept_by_who_allocates_in_it() {
     hazard_given(
@@ -324,8 +340,8 @@ fn h36_a_span_is_swept_by_who_allocates_in_it() {
             const MANY: usize = 200_000;
             let heads = words(&m, k.array, MANY);
             for _ in 0..4 {
-                // Cells that fill many spans die, but for one in sixteen. Whoever is first to look
-                // at a span finds stale bits there.
+                // Cells that fill many spans die, except one in sixteen. The first thread that
+                // takes such a span finds stale bits.
                 fill_spans(&m, kind, heads, MANY);
                 collect(&m);
                 for n in (0..MANY).filter(|n| n % 16 != 0) {
@@ -336,7 +352,7 @@ fn h36_a_span_is_swept_by_who_allocates_in_it() {
                 for n in (0..MANY).filter(|n| n % 16 != 0).take(MANY / 8) {
                     let leaf = young_leaf(&m, k, n);
                     let pair = pair(&m, kind, leaf, n);
-                    // SAFETY: as above.
+                    // SAFETY: a word of a live cell.
                     unsafe { m.write(heads.add(n), pair) };
                 }
                 collect_young(&m);
@@ -346,7 +362,7 @@ fn h36_a_span_is_swept_by_who_allocates_in_it() {
                 for n in (0..MANY).filter(|n| n % 16 != 0).take(MANY / 8) {
                     // SAFETY: words of live cells.
                     let leaf = unsafe { word(word(heads, n) as *mut usize, 0) };
-                    // SAFETY: as above.
+                    // SAFETY: a word of a live leaf.
                     assert_eq!(unsafe { word(leaf as *mut usize, 0) }, n);
                 }
             }
@@ -364,11 +380,13 @@ fn fill_spans(m: &Mutator, kind: KindId, heads: *mut usize, n: usize) {
 
 fn young_leaf(m: &Mutator, k: Kinds, number: usize) -> usize {
     let leaf = words(m, k.leaf, 2);
-    // SAFETY: a new cell.
+    // SAFETY: a new cell of two words.
     unsafe { leaf.write(number) };
     leaf as usize
 }
 
+/// A young collection frees cells that died young and keeps old dead ones; a whole collection frees
+/// both.
 #[test]
 fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
     let (heap, k, kind) = heap();
@@ -376,19 +394,19 @@ fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
     let heads = words(&m, k.array, 3);
     // SAFETY: words of a live cell.
     unsafe { m.write(heads, pairs(&m, kind, 1000)) };
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     unsafe { m.write(heads.add(1), pairs(&m, kind, 2000)) };
     collect(&m);
     let live = |expected: u64| {
         let live = heap.stats().last.cells_live;
-        // Stale words of the stack may keep a list of ten.
+        // Stale words on the stack may keep a list of ten.
         assert!(
             (expected..expected + 40).contains(&live),
             "{live} cells, not {expected}"
         );
     };
     live(3001);
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     unsafe { m.write(heads.add(1), 0) };
     for _ in 0..2 {
         garbage(&m, k, 1000);
@@ -396,15 +414,15 @@ fn what_dies_young_goes_at_once_and_what_dies_old_when_all_is_looked_at() {
         live(3001);
     }
     assert!(heap.stats().last.cells_freed >= 9_000);
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     unsafe { check_list(word(heads, 0), 1000) };
     collect(&m);
     live(1001);
     assert_eq!(heap.stats().young_collections, 2);
 }
 
-/// How many collections of a program that allocates 200 MiB of cells that die young over 8 MiB that
-/// live were young ones.
+/// The numbers of young and of all collections of a program that allocates 200 MiB of cells which
+/// die young, beside 8 MiB that live.
 fn young_of(young: Young, kind: impl Fn() -> Kind) -> (u64, u64) {
     let (heap, k, _) = heap_with(young, 100);
     let kind = heap.kind(kind()).unwrap();
@@ -415,12 +433,14 @@ fn young_of(young: Young, kind: impl Fn() -> Kind) -> (u64, u64) {
     for _ in 0..200 {
         std::hint::black_box(pairs(&m, kind, 64 << 10));
     }
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     check_list(unsafe { word(root, 0) }, 512 << 10);
     let stats = heap.stats();
     (stats.young_collections, stats.collections)
 }
 
+/// `Young::WherePays` collects young only where most cells are immutable; `Young::Never` never
+/// does.
 #[test]
 fn only_where_most_cells_cannot_change_are_collections_young() {
     let may_change = || Kind::words_at("node", &[0], Encoding::RAW);
@@ -432,6 +452,7 @@ fn only_where_most_cells_cannot_change_are_collections_young() {
     assert!(young == 0 && all > 5, "{young} of {all}");
 }
 
+/// Old cells that die are freed after a bounded number of young collections.
 #[test]
 fn what_was_dropped_when_old_goes_in_the_end() {
     let (heap, k, kind) = heap_with(Young::WherePays, 100);
@@ -442,7 +463,7 @@ fn what_was_dropped_when_old_goes_in_the_end() {
         m.write(root, pairs(&m, kind, 1 << 20));
         m.write(root.add(1), pairs(&m, kind, 100 << 10));
     }
-    // Little of it is alive at a time, so that next to nothing becomes old.
+    // Few of these cells are alive at a time, so almost none become old.
     let counts = || {
         for _ in 0..1000 {
             std::hint::black_box(pairs(&m, kind, 64));
@@ -450,7 +471,7 @@ fn what_was_dropped_when_old_goes_in_the_end() {
         let stats = heap.stats();
         (stats.young_collections, stats.collections)
     };
-    // Until three young ones follow each other.
+    // Runs until three young collections follow each other.
     let (mut young, mut all) = counts();
     while young + 3 != counts().0 {
         let now = counts();
@@ -458,16 +479,18 @@ fn what_was_dropped_when_old_goes_in_the_end() {
             (young, all) = now;
         }
     }
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     unsafe { m.write(root, 0) };
     let (first, _) = counts();
     while heap.stats().last.cells_live > 1 << 20 && counts().0 < first + 1000 {}
     young = heap.stats().young_collections - first;
     assert!(young < 1000, "16 MiB that nobody needs stay");
-    // SAFETY: as above.
+    // SAFETY: a word of a live cell.
     check_list(unsafe { word(root, 1) }, 100 << 10);
 }
 
+/// The first collection of a forked child is a whole one, because the child cannot rely on the
+/// parent's mark bits. With `marks-kept-in-child` planted, it is a young one.
 #[test]
 fn the_child_of_a_fork_looks_at_all_cells_first() {
     hazard(
@@ -480,19 +503,19 @@ fn the_child_of_a_fork_looks_at_all_cells_first() {
             // SAFETY: a word of a live cell.
             unsafe { m.write(root, pairs(&m, kind, 1000)) };
             collect(&m);
-            // SAFETY: this process has the threads that the crate knows of, and the child does
-            // nothing but this.
+            // SAFETY: the crate knows all threads that use the heap, and the child only collects
+            // and ends.
             let child = unsafe { libc::fork() };
             if child == 0 {
                 heap.collect_young();
                 let first = heap.stats().last.young;
                 heap.collect_young();
                 let second = heap.stats().last.young;
-                // SAFETY: as above; ends the child at once.
+                // SAFETY: ends the child at once, without destructors.
                 unsafe { libc::_exit(if !first && second { 0 } else { 1 }) };
             }
             let mut status = 0;
-            // SAFETY: a child of ours.
+            // SAFETY: waits for the child that was forked above.
             assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
             assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 0);
             collect_young(&m);
@@ -500,6 +523,8 @@ fn the_child_of_a_fork_looks_at_all_cells_first() {
     );
 }
 
+/// With `URGE_VERIFY=1`, an immutable cell that was changed is named by the second marking, which
+/// aborts.
 #[test]
 fn an_immutable_cell_that_was_changed_is_named_by_the_second_marking() {
     const CELLS: usize = 50;
@@ -527,7 +552,7 @@ fn an_immutable_cell_that_was_changed_is_named_by_the_second_marking() {
     }
 }
 
-/// Changes what must not be changed: words of old cells.
+/// Breaks the promise of an immutable kind: changes words of old cells.
 #[inline(never)]
 fn change(m: &Mutator, kind: KindId, heads: *mut usize, n: usize) {
     for at in 0..n {
