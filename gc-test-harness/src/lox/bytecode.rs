@@ -1,12 +1,13 @@
-//! What the compiler makes and both tiers execute: instructions, functions, programs.
+//! Bytecode: instructions, functions, programs. The compiler makes it; the interpreter and the JIT
+//! take it.
 //!
 //! # Instructions
 //!
 //! An [`Instruction`] is 8 bytes: an opcode, a small operand `a`, an operand `b`, a wide operand
-//! `c`. A function's code is an array of them, jump targets are indices into it, so a translator
-//! needs no decoding. The code is stack code with a depth that is known at each instruction
-//! ([`Instruction::effect`]); a local variable is the stack slot with its number. Each instruction
-//! has a line.
+//! `c`. A function's code is an array of instructions and jump targets are indices into it, so a
+//! translator needs no decoding. The code is for a stack machine, and the stack's height is the
+//! same each time that an instruction is reached ([`Instruction::effect`]). A local variable is the
+//! stack slot of its number. Each instruction has a line.
 //!
 //! | opcode | operands | stack: before -> after |
 //! |---|---|---|
@@ -40,20 +41,20 @@
 //! | `Inherit` | | superclass class -> superclass |
 //! | `Method` | c: symbol | class closure -> class |
 //!
-//! There is no `>=`, `<=`, `!=`: as in the book, they are `Less Not`, `Greater Not`, `Equal Not`,
-//! which is how they answer for NaN. `JumpIfFalse` is made by `and`, `JumpIfTrue` by `or`; a `Pop`
-//! follows.
+//! As in the book, `>=`, `<=` and `!=` are `Less Not`, `Greater Not` and `Equal Not`, which defines
+//! their results for NaN. The compiler makes `JumpIfFalse` for `and` and `JumpIfTrue` for `or`; a
+//! `Pop` follows.
 //!
 //! # Captured slots
 //!
-//! [`Function::captured`] names each slot that some closure may capture at some time. A slot
-//! outside of it can live in a register; one inside must be on the value stack, where open upvalues
-//! point. Two variables of blocks that follow each other may share a slot.
-//! [`Function::captures_any`] says whether `Return` has anything to close.
+//! [`Function::captured`] has a bit for each slot that some closure may capture. A captured slot
+//! must be on the value stack, because open upvalues point there; any other slot can be in a
+//! register. Variables of successive blocks may share a slot. [`Function::captures_any`] says
+//! whether `Return` must close upvalues.
 
 use std::sync::Arc;
 
-/// What an instruction does. The table is at the head of the file.
+/// An opcode. The table at the head of the file describes each.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the table at the head of the file says it all")]
@@ -103,18 +104,18 @@ pub enum Op {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(C)]
 pub struct Instruction {
-    /// what to do
+    /// the opcode
     pub op: Op,
     /// number of arguments
     pub a: u8,
     /// cache, or constant
     pub b: u16,
-    /// everything else
+    /// wide operand
     pub c: u32,
 }
 
 impl Instruction {
-    /// By how much the stack is higher after the instruction than before.
+    /// The change of the stack's height by the instruction, in slots.
     pub fn effect(self) -> i32 {
         let arguments = i32::from(self.a);
         match self.op {
@@ -159,7 +160,7 @@ impl Instruction {
         }
     }
 
-    /// Where this may go other than to the next instruction.
+    /// The index of the instruction that this one may jump to.
     pub fn target(self) -> Option<usize> {
         matches!(
             self.op,
@@ -168,13 +169,13 @@ impl Instruction {
         .then_some(self.c as usize)
     }
 
-    /// Whether the next instruction is reached only by a jump.
+    /// Whether control never continues at the next instruction, so that only a jump reaches it.
     pub fn ends_block(self) -> bool {
         matches!(self.op, Op::Jump | Op::Loop | Op::Return)
     }
 }
 
-/// A constant as the compiler leaves it; strings become cells when an isolate is made.
+/// A constant. Strings become cells when an isolate is made.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Constant {
     /// a number literal
@@ -183,23 +184,23 @@ pub enum Constant {
     String(Box<[u8]>),
 }
 
-/// What a closure captures when it is made.
+/// The source of one upvalue of a new closure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Capture {
-    /// the slot of the function that makes it
+    /// the slot of this number in the enclosing activation
     Local(u8),
-    /// the upvalue of the function that makes it
+    /// the upvalue of this number in the enclosing closure
     Upvalue(u8),
 }
 
-/// A compiled function: immutable, no cells in it, shared by all isolates that run the same source.
+/// A compiled function: immutable, without cells, shared by all isolates of the program.
 #[derive(Debug)]
 pub struct Function {
     /// `None`: the script
     pub name: Option<Box<[u8]>>,
     /// number of parameters
     pub arity: u32,
-    /// what a closure of it captures
+    /// the sources of a closure's upvalues
     pub captures: Vec<Capture>,
     /// the code
     pub code: Vec<Instruction>,
@@ -209,15 +210,15 @@ pub struct Function {
     pub constants: Vec<Constant>,
     /// the functions declared inside
     pub functions: Vec<Arc<Function>>,
-    /// how many slots an activation needs: callee or `this`, parameters, locals, operands
+    /// slots of an activation: callee or `this`, parameters, locals, operands
     pub max_stack: u32,
-    /// bit n: slot n is captured by some closure made here
+    /// bit n: some closure made in this function may capture slot n
     pub captured: [u64; 4],
     /// number of inline caches
     pub caches: u32,
-    /// is it an `init` method (then it returns `this`, slot 0)?
+    /// whether the function is an `init` method, which returns `this` (slot 0)
     pub is_initializer: bool,
-    /// is slot 0 `this`, not the callee?
+    /// whether slot 0 is `this` rather than the callee
     pub is_method: bool,
 }
 

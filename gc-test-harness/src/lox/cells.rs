@@ -1,12 +1,12 @@
 //! The kinds and sites of Lox's cells in a heap.
 //!
 //! # The end of a cell
-//! A loop over words or bytes may leave a pointer just past the last one as the only one that leads
-//! to a cell. So each cell that Rust code loops over (strings, the captures of a closure, tables)
-//! has `SPARE` bytes behind its last one. The fields of all other cells are reached at constant
-//! offsets, by Rust and by compiled code. The heap's own
-//! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would give the byte to those as well, and
-//! an instance of two fields would take 48 bytes instead of 32.
+//! A loop over words or bytes may keep a pointer one past the end as its only pointer into a cell.
+//! So each cell that Rust code loops over (strings, closures with captures, tables) has `SPARE`
+//! bytes behind its last one, and that pointer is an interior pointer. Rust and compiled code reach
+//! the fields of all other cells at constant offsets. The heap's own
+//! [`past_the_end`](gc_core::HeapBuilder::past_the_end) would add the byte to those cells as well,
+//! and an instance of two fields would take 48 bytes instead of 32.
 
 use super::object::*;
 use super::value::{ADDRESS, REFERENCE};
@@ -14,36 +14,37 @@ use gc_core::Heap;
 use gc_core::raw::{Encoding, Kind, KindId, Site};
 use std::sync::Arc;
 
-/// How the collector finds a cell in a boxed word: the value stack, globals, cells' fields and
-/// stack-map slots.
+/// The encoding of boxed words: in the value stack, in globals, in cells' fields and in stack-map
+/// slots.
 pub const BOXED: Encoding =
     Encoding::nan_box(REFERENCE as usize, REFERENCE as usize, ADDRESS as usize);
 
-/// The most fields that an instance holds in itself; what comes after is in its overflow cell.
+/// The most fields that an instance has inline. Further fields are in its overflow cell.
 pub const INLINE_MAX: u32 = 32;
 
-/// The largest string that is allocated through a site of its own size.
+/// The length in bytes of the longest string that is allocated through a site.
 pub(super) const SHORT_STRING: usize = 256;
 
-/// Bytes behind what a loop runs over: the pointer past its end lies in the cell.
+/// Bytes behind the last element of a cell that Rust code loops over: the pointer past the end lies
+/// in the cell.
 pub(super) const SPARE: usize = 1;
 
-/// No cell could be made: the heap is full, or something grew past what its header can count.
+/// The error of an allocation: the heap is full, or a count is larger than its field in the header.
 #[derive(Clone, Copy, Debug)]
 pub struct OutOfMemory;
 
-/// A heap that knows Lox's cells; shared by all its isolates.
+/// A heap in which Lox's kinds are registered. All isolates on it share it.
 #[derive(Clone)]
 pub struct LoxHeap {
     /// the heap itself
     pub heap: Heap,
-    /// what was registered with it
+    /// the kinds and sites that were registered with it
     pub cells: Arc<Cells>,
 }
 
 /// The kinds and sites of Lox's cells in one heap.
 pub struct Cells {
-    /// the kind of strings, for those without a site
+    /// the kind of strings, for strings longer than the sites are for
     pub string: KindId,
     /// the kind of [`Overflow`]
     pub overflow: KindId,
@@ -72,14 +73,14 @@ pub struct Cells {
 }
 
 impl Cells {
-    /// Where an instance with so many inline slots is allocated.
+    /// The site of instances with `inline_capacity` inline slots.
     pub fn instance_site(&self, inline_capacity: u32) -> Site {
         self.instances[inline_capacity as usize / 2]
     }
 }
 
 impl LoxHeap {
-    /// Registers Lox's kinds of cells with a heap.
+    /// Registers Lox's kinds and sites with a heap.
     pub fn new(heap: Heap) -> Result<LoxHeap, Box<dyn std::error::Error>> {
         let string = heap.kind(Kind::leaf_uninit("lox string"))?;
         let native = heap.kind(Kind::leaf("lox native"))?;

@@ -1,4 +1,5 @@
-//! Classes, shapes and fields: what `instance.name` means, and the inline caches that remember it.
+//! Classes, shapes and fields: the meaning of `instance.name`, and the filling of inline caches
+//! with it.
 
 use super::bytecode::SYMBOL_INIT;
 use super::cells::{INLINE_MAX, OutOfMemory};
@@ -9,14 +10,14 @@ use super::proto::{CACHE_ADD, CACHE_METHOD, CACHE_OVERFLOW, Cache};
 use super::value::Value;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Slots of a first overflow cell; each later one has twice as many.
+/// Slots of an instance's first overflow cell; each further one has twice as many.
 const FIRST_OVERFLOW: u32 = 4;
-/// Shapes that a class has room for at first.
+/// Elements of a class's first array of shapes.
 const FIRST_SHAPES: u32 = 4;
 /// Entries of a class's first method table.
 const FIRST_METHODS: u32 = 8;
 
-/// Where a field is, as [`Cache::slot`] says it.
+/// A field's place, as [`Cache::slot`] encodes it.
 fn cached_place(shape: &Shape, field: u32) -> u32 {
     match field.checked_sub(shape.inline_capacity()) {
         None => field,
@@ -26,7 +27,7 @@ fn cached_place(shape: &Shape, field: u32) -> u32 {
 
 /// Properties.
 impl Vm {
-    /// What `symbol` means for `instance`.
+    /// The meaning of `symbol` for `instance`.
     ///
     /// # Safety
     /// `instance` must refer to a live instance.
@@ -53,7 +54,7 @@ impl Vm {
         property
     }
 
-    /// Fills a cache with what `property` said of the instance's shape.
+    /// Fills a cache with `property` for the instance's shape.
     ///
     /// # Safety
     /// `instance` must refer to a live instance, `cache` must be a function's own.
@@ -78,7 +79,7 @@ impl Vm {
         }
     }
 
-    /// The place of a field.
+    /// The address of a field.
     ///
     /// # Safety
     /// `instance` must refer to a live instance with that field.
@@ -93,7 +94,7 @@ impl Vm {
         }
     }
 
-    /// Gives `instance` the new field `symbol`; the cache learns how where it can.
+    /// Adds the field `symbol` to `instance`. If the field is inline, the cache is filled.
     ///
     /// # Safety
     /// `instance` must refer to a live instance without that field, `cache` must be a function's
@@ -107,14 +108,14 @@ impl Vm {
     ) -> Result<(), OutOfMemory> {
         let cell: *mut Instance = instance.as_cell();
         // SAFETY: the caller's promise, and the invariants of shapes: `fields` is the number of the
-        // next field, an instance whose fields are more than fit has an overflow cell.
+        // next field; an instance with more fields than inline slots has an overflow cell.
         unsafe {
             let old = shape_of(instance);
             let class = class_of(instance);
             let new = self.child_shape(class, old, symbol)?;
             let (number, capacity) = ((*old).fields, (*old).inline_capacity());
             if number < capacity {
-                // The slot is as fresh as the cell was: an initialising store.
+                // The slot holds the zero of a fresh cell: an initialising store.
                 *inline_slot(instance, number) = value;
                 *cache = Cache {
                     id: (*cell).header.id(),
@@ -150,7 +151,7 @@ impl Vm {
 
 /// Shapes.
 impl Vm {
-    /// The shape that instances of `shape` get by a further field.
+    /// The shape of an instance of `shape` after the field `symbol` was added.
     ///
     /// # Safety
     /// `shape` must be a live shape of the live class `class`.
@@ -177,7 +178,7 @@ impl Vm {
         }
     }
 
-    /// A shape with one field more than `parent`; without a parent, one without fields.
+    /// A new shape with one field more than `parent`, or without fields if `parent` is null.
     ///
     /// # Safety
     /// `class` must be a live class, `parent` null or a live shape of it.
@@ -235,8 +236,8 @@ impl Vm {
         }
     }
 
-    /// Lets later instances of the class have `capacity` inline slots. Shapes of different
-    /// capacities make different trees, each with its root.
+    /// Sets the number of inline slots of the class's future instances. Shapes of each capacity
+    /// form a tree of their own, with its own root.
     ///
     /// # Safety
     /// `class` must be a live class.
@@ -250,7 +251,8 @@ impl Vm {
         Ok(())
     }
 
-    /// An instance with room for `capacity` fields needs another: later ones of its class get more.
+    /// Raises the predicted capacity of the class, because an instance with `capacity` inline slots
+    /// needs one field more.
     ///
     /// # Safety
     /// `class` must be a live class.
@@ -271,13 +273,13 @@ impl Vm {
     pub(super) fn new_class(&mut self, name: Value, fields: u32) -> Result<Value, OutOfMemory> {
         let shapes = self.make_array(FIRST_SHAPES)?;
         let class = self.make_class(name, Value::cell(shapes))?;
-        // SAFETY: just made, and held here.
+        // SAFETY: the class was just made, and this function's frame keeps it alive.
         unsafe { self.set_capacity(class, fields.next_multiple_of(2).min(INLINE_MAX))? };
         Ok(Value::cell(class))
     }
 
-    /// Copies the superclass's methods down into a class that has none yet, and expects its fields
-    /// as well.
+    /// Copies the superclass's methods into a class that has none yet, and adds its predicted
+    /// fields.
     ///
     /// # Safety
     /// Both must refer to live classes.
@@ -297,7 +299,7 @@ impl Vm {
                 let old: *mut Methods = (*from).methods.as_cell();
                 let entries = (*old).header.index();
                 let copy = self.make_methods(entries)?;
-                // An entry is two words; a key is no edge, but small.
+                // An entry is two words. A key is a small number, which is no edge.
                 copy_edges(
                     method_entry(old, 0).cast(),
                     method_entry(copy, 0).cast(),
@@ -311,7 +313,7 @@ impl Vm {
         Ok(())
     }
 
-    /// Gives the class a method, in place of any of that name.
+    /// Adds a method to the class, or replaces the method of this name.
     ///
     /// # Safety
     /// `class` must refer to a live class, `method` to a live closure.
@@ -361,16 +363,17 @@ impl Vm {
     }
 }
 
-/// Copies words into a fresh cell, one by one: a marker may have come by way of a register and read
-/// them meanwhile, and what C's library copies by is its own affair.
+/// Copies words into a fresh cell, one store a word. A marker may read the cell during the copy,
+/// because it found the cell's address in a register. It must not read a torn word, and `memcpy`
+/// does not promise to store whole words.
 ///
 /// # Safety
-/// `from` and `to` must have so many words; `to` lies in a cell that nothing in the heap refers to
-/// yet.
+/// `from` and `to` must have `words` words; `to` must lie in a cell to which nothing in the heap
+/// refers yet.
 unsafe fn copy_edges(from: *const Value, to: *mut Value, words: usize) {
     for word in 0..words {
-        // SAFETY: the caller's promise. Relaxed: a marker that reads the zero of a fresh cell
-        // instead has the old cell to go by.
+        // SAFETY: the caller's promise. Relaxed: a marker that reads the zero of the fresh cell
+        // instead follows the same edges from the old cell.
         unsafe {
             let to = AtomicU64::from_ptr(to.add(word).cast());
             to.store((*from.add(word)).0, Ordering::Relaxed);
@@ -378,7 +381,7 @@ unsafe fn copy_edges(from: *const Value, to: *mut Value, words: usize) {
     }
 }
 
-/// The entry where a key that is not in the table goes.
+/// The free entry for a key that is not in the table.
 ///
 /// # Safety
 /// `methods` must be a live table that is not full.

@@ -1,7 +1,7 @@
-//! The cures of the Lox runtime that a test can take out.
+//! The planted faults of the Lox runtime.
 
 gc_preempt::faults! {
-    /// The faults of this crate. `HAZARDS.md` says which test finds which.
+    /// The faults of this crate. `HAZARDS.md` names the test that finds each.
     pub(crate) enum Fault {
         StaleVectors = "stale-vectors",
         CapturedUnused = "captured-unused",

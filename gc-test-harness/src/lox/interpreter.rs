@@ -1,5 +1,5 @@
-//! The interpreter's loop: executes one activation, calling itself (or compiled code) for each call
-//! that is made in it.
+//! The interpreter: executes one activation. For each call in it, it makes a native call of the
+//! callee's entry.
 
 use super::bytecode::{Function, Instruction, Op};
 use super::clear::{self, FRAMES, cleared};
@@ -15,7 +15,7 @@ cleared! {
     interpret(vm: *mut Isolate, closure: Value, base: *mut Value) => interpret_cleared, FRAMES
 }
 
-/// What [`interpret`] goes on with.
+/// The body of [`interpret`], after the stack was cleared.
 ///
 /// # Safety
 /// The protocol at the head of [`super::isolate`].
@@ -26,7 +26,7 @@ pub(super) unsafe extern "C" fn interpret_cleared(
 ) -> Value {
     let vm: *mut Vm = vm.cast();
     // SAFETY: the protocol; protos live as long as the isolate. The isolate is used through its
-    // pointer: what is called from here uses it too.
+    // pointer only, because the functions called from here use it as well.
     unsafe {
         let proto = (*closure.as_cell::<Closure>()).proto;
         let end = base.wrapping_add((*proto).max_stack as usize);
@@ -47,7 +47,7 @@ pub(super) unsafe extern "C" fn interpret_cleared(
         (*vm).frame_count += 1;
         // Relaxed: only this thread writes it.
         let outer_limit = (*vm).stack_limit.load(Ordering::Relaxed);
-        // From the first slot that is no argument on: the caller's operands may have left values
+        // All slots behind the arguments are filled: the caller's operands may have left values
         // there.
         let first = if (*vm).faulty_operands {
             outer_limit as *mut Value
@@ -56,8 +56,8 @@ pub(super) unsafe extern "C" fn interpret_cleared(
         };
         fill(first, end.max(outer_limit as *mut Value));
         if (outer_limit as *mut Value) < end {
-            // Release: the slots are filled before the collector, which reads this while the thread
-            // is stopped, can count them in.
+            // Release: the slots are filled before the limit covers them. The collector reads the
+            // limit in a stop.
             if !(*vm).faulty_limit {
                 (*vm).stack_limit.store(end as usize, Ordering::Release);
             }
@@ -69,10 +69,10 @@ pub(super) unsafe extern "C" fn interpret_cleared(
     }
 }
 
-/// Fills slots with nil, so that they keep nothing alive.
+/// Fills slots with nil, so that they keep no cell alive.
 ///
 /// # Safety
-/// The slots must be the value stack's, and in use by nothing.
+/// The slots must lie in the value stack and not be in use.
 #[inline(always)]
 unsafe fn fill(mut first: *mut Value, end: *mut Value) {
     while first < end {
@@ -84,11 +84,11 @@ unsafe fn fill(mut first: *mut Value, end: *mut Value) {
     }
 }
 
-/// From the first instruction to `Return`, or to an error.
+/// Executes from the first instruction to `Return`, or to an error.
 unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Value) -> Value {
-    // SAFETY: the code is the compiler's: slots, constants, caches, globals and upvalues that it
-    // names exist, jumps stay inside, and the height is at most `max_stack`. Cells on the stack are
-    // alive: the range is a root.
+    // SAFETY: the compiler made the code: the slots, constants, caches, globals and upvalues that
+    // it names exist, jumps stay inside the code, and the height is at most `max_stack`. Cells on
+    // the value stack are alive, because it is a root range.
     unsafe {
         let code = (*proto).code;
         let mut next = code;
@@ -108,7 +108,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 *top
             }};
         }
-        // Hands an error on, with this activation's line.
+        // Returns an error to the caller, after appending this activation's line.
         macro_rules! check {
             ($value:expr) => {{
                 let value: Value = $value;
@@ -241,8 +241,9 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 }
                 Op::Loop => {
                     next = code.add(c as usize);
-                    // What the last turn's operands and locals have left is not to live for as long
-                    // as the loop, in code that takes it over (`hot_loop`) either.
+                    // The slots above `top` hold operands and locals of the last iteration. They
+                    // are cleared so that no cell lives as long as the loop because of them, in the
+                    // interpreter or in the code that `hot_loop` returns.
                     if !(*vm).faulty_operands {
                         fill(top, end);
                     }
@@ -297,9 +298,9 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
                 }
                 Op::Closure => {
                     let child = *(*proto).children.add(c as usize);
-                    // The slots that it captures may be the one it is about to fill: a local
-                    // function that calls itself. The upvalue refers to the slot, so the order does
-                    // not matter.
+                    // One of the captured slots may be the slot that the closure is pushed to: a
+                    // local function that calls itself. The upvalue refers to the slot, so the
+                    // order does not matter.
                     push!(check!(runtime::closure(vm, closure, child, base)));
                 }
                 Op::CloseUpvalue => {
@@ -327,7 +328,7 @@ unsafe fn execute(vm: *mut Vm, proto: *mut Proto, closure: Value, base: *mut Val
     }
 }
 
-/// Adds the line of the instruction before `next` to the stack trace, and hands the error on.
+/// Adds the line of the instruction before `next` to the stack trace, and returns the error.
 #[cold]
 unsafe fn unwind(vm: *mut Vm, proto: *const Proto, next: *const Instruction) -> Value {
     // SAFETY: as in `execute`.

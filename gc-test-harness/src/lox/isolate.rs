@@ -1,39 +1,39 @@
-//! One isolate: the state that both tiers share.
+//! An isolate: the state that the interpreter and compiled code share, and the protocol of calls.
 //!
 //! # Activations
 //!
 //! Each call of a Lox function is one native call of [`Proto::entry`](super::proto::Proto),
-//! whether interpreted or compiled: at most [`FRAMES_MAX`] are nested, so native recursion is
+//! interpreted or compiled. At most [`FRAMES_MAX`] calls are nested, so native recursion is
 //! bounded. The protocol:
 //!
-//! * The caller puts callee (or receiver) and arguments on the value stack from `base` on, below
-//!   the published limit. It checks the number of arguments ("Expected %d arguments but got %d." is
-//!   an error *of the caller's line*).
-//! * The callee's prologue fails with "Stack overflow." (again on the caller's line: it appends no
-//!   trace line of its own) when [`Vm::frame_count`] is [`FRAMES_MAX`]; otherwise it counts itself,
-//!   and counts down again when it leaves.
+//! * The caller puts the callee (or receiver) and the arguments on the value stack from `base` on,
+//!   below the published limit. The caller checks the number of arguments: the error "Expected %d
+//!   arguments but got %d." names *the caller's line*.
+//! * The callee's prologue fails with "Stack overflow." when [`Vm::frame_count`] is [`FRAMES_MAX`].
+//!   It appends no trace line of its own, so this error names the caller's line as well. Otherwise
+//!   the callee increments the count, and decrements it when it returns.
 //! * A callee that uses the value stack beyond its arguments fills the slots from the old limit up
-//!   to its own with nil, then publishes the new limit, which is never lower than the old one; when
-//!   it leaves it puts the old one back. So each slot below the limit holds a value at any
-//!   instruction (the collector scans `[stack, stack_limit)` precisely), and a slot above it means
-//!   nothing. Compiled code without captured slots need not touch it at all.
-//! * It returns the result, or [`Value::ERROR`] with the message in the isolate. A function that
-//!   gets that from a call or a helper appends its own line with [`Vm::trace`] and returns
-//!   [`Value::ERROR`] in turn: the stack trace grows as the error unwinds, innermost frame first,
-//!   as the book's machine prints it.
+//!   to its own with nil. It then publishes the new limit, which is never lower than the old one,
+//!   and restores the old one when it returns. So each slot below the limit holds a value at every
+//!   instruction, and the collector scans `[stack, stack_limit)` exactly. A slot above the limit
+//!   has no meaning. Compiled code without captured slots need not change the limit.
+//! * The callee returns its result, or [`Value::ERROR`] with the message in the isolate. A function
+//!   that gets `ERROR` from a call or a helper appends its own line with [`Vm::trace`] and returns
+//!   [`Value::ERROR`]. So the stack trace grows as the error unwinds, innermost frame first, in the
+//!   order in which clox prints it.
 //!
 //! # For compiled code
 //!
-//! Field offsets are the `VM_*` constants. Helpers that both tiers use are `extern "C"` functions
-//! in [`super::runtime`].
+//! Field offsets are the `VM_*` constants. The helpers that the interpreter and compiled code share
+//! are `extern "C"` functions in [`super::runtime`].
 //!
-//! An interpreted function counts [`Proto::calls_left`] and [`Proto::loops_left`] down, and calls
+//! The interpreter counts [`Proto::calls_left`] and [`Proto::loops_left`] down, and calls
 //! [`Hooks::hot_call`] or [`Hooks::hot_loop`] at zero. `hot_call` may set the function's entries.
-//! `hot_loop` may return an entry that goes on at the loop's head in the same activation: the entry
-//! takes all slots from the value stack. If the function ends inside the loop, the entry returns
-//! its result, and the interpreter puts limit and count back. Otherwise the entry puts the slots
-//! back, writes [`Vm::resume_at`] and [`Vm::resume_height`], and returns [`Value::RESUME`]: the
-//! interpreter goes on behind the loop.
+//! `hot_loop` may return an entry that continues at the loop's head in the same activation: the
+//! entry takes all slots from the value stack. If the function returns inside the loop, the entry
+//! returns its result, and the interpreter restores limit and count. Otherwise the entry writes the
+//! slots back, sets [`Vm::resume_at`] and [`Vm::resume_height`], and returns [`Value::RESUME`]: the
+//! interpreter continues behind the loop.
 
 use super::bytecode::{Function, Program};
 use super::cells::{LoxHeap, OutOfMemory};
@@ -50,53 +50,54 @@ use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-/// How many activations may be nested, the script's included.
+/// The most activations that may be nested, the script's included.
 pub const FRAMES_MAX: u32 = 64;
 
-/// The global variables that exist from the beginning, in this order.
+/// The names of the first global variables, which hold native functions, in this order.
 pub const NATIVES: [&str; 1] = ["clock"];
 
-/// One isolate. At one address for its whole life; only its own thread touches it.
+/// One isolate. Its address never changes, and only its own thread uses it.
 #[repr(C)]
 pub struct Vm {
-    /// End address of the part of the value stack that is scanned. Read by the collector while this
-    /// thread is stopped.
+    /// End address of the scanned part of the value stack. The collector reads it while this thread
+    /// is stopped.
     pub stack_limit: AtomicUsize,
     /// End address of the value stack.
     pub stack_end: usize,
-    /// First global variable; a declared root range, so stores need no barrier.
+    /// Address of the first global variable. The globals are a declared root range, so stores need
+    /// no barrier.
     pub globals: *mut Value,
-    /// This mutator's runs, indexed by site: where compiled code allocates.
+    /// This mutator's runs, indexed by site. Compiled code allocates from them.
     pub runs: *mut Run,
-    /// Nested activations, the script's included.
+    /// Number of nested activations, the script's included.
     pub frame_count: u32,
-    /// After [`Value::RESUME`]: the instruction to go on with.
+    /// After [`Value::RESUME`]: the index of the instruction to continue with.
     pub resume_at: u32,
-    /// After [`Value::RESUME`]: how many slots are in use there.
+    /// After [`Value::RESUME`]: the number of slots in use at that instruction.
     pub resume_height: u32,
-    /// Counts down to the next time that dead native stack is cleared (see [`super::clear`]).
+    /// Calls and loop iterations until dead native stack is cleared again (see [`super::clear`]).
     pub until_cleared: u32,
-    /// The last id given out.
+    /// The last id that was assigned.
     pub(super) last_id: u32,
-    /// Cells that the isolate itself refers to; a declared root range.
+    /// References of the isolate itself; a declared root range.
     pub roots: Roots,
-    /// What the JIT wants to be asked.
+    /// The JIT's functions that the interpreter and compiled code call.
     pub hooks: Hooks,
     /// The heap's kinds and sites.
     pub lox: LoxHeap,
-    /// What runs here; names of globals and properties.
+    /// The program, with the names of globals and properties.
     pub program: Arc<Program>,
-    /// Every function, the script first, then each before those declared inside it.
+    /// Every function: the script first, each function before the functions declared inside it.
     pub protos: Vec<Box<Proto>>,
     pub(super) lookups: Lookups,
-    /// Fault "cached-stack-top": the collector sees the stack only as high as it was at each call.
+    /// Fault "cached-stack-top": the interpreter does not publish its own limit.
     pub(super) faulty_limit: bool,
-    /// Fault "stale-interpreted": the interpreter leaves what it has popped.
+    /// Fault "stale-interpreted": the interpreter does not clear slots that it has popped.
     pub(super) faulty_operands: bool,
     pub(super) output: Output,
     pub(super) message: Vec<u8>,
     pub(super) stack_trace: Vec<u8>,
-    /// Declared ranges; taken back before their memory goes.
+    /// The declared root ranges; withdrawn before their memory is freed.
     pub(super) ranges: Vec<RootRange>,
     pub(super) roots_end: Box<AtomicUsize>,
     pub(super) stack: Memory,
@@ -104,33 +105,34 @@ pub struct Vm {
     pub(super) constants: Memory,
     pub(super) caches: Vec<Box<[Cache]>>,
     pub(super) children: Vec<Box<[*mut Proto]>>,
-    /// This thread's part of the heap.
+    /// This thread's mutator.
     pub mutator: Mutator,
 }
 
-/// The isolate's own references.
+/// The references of the isolate itself.
 #[repr(C)]
 pub struct Roots {
     /// The open upvalue of the highest slot, or nil.
     pub open_upvalues: Value,
     /// boxed [`Interned`]
     pub strings: Value,
-    /// On their way from compiled code to compiled code: the values of a call that do not fit into
-    /// registers. nil between calls.
+    /// The values of a call from compiled code to compiled code that do not fit into registers. nil
+    /// between calls.
     pub passed: [Value; PASSED_MAX],
 }
 
-/// The most values that a call passes: callee or receiver, and 255 arguments.
+/// The most values that a call passes: the callee or receiver, and 255 arguments.
 pub(super) const PASSED_MAX: usize = 256;
 
-/// What the interpreter calls when something is hot. `None` without the JIT.
+/// The functions that ask the JIT for machine code. All are `None` without the JIT.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Hooks {
-    /// A function's `calls_left` reached zero; it is about to run with its arguments at `base`.
+    /// Called when a function's `calls_left` has reached zero, before the interpreter executes this
+    /// call. Its arguments are at `base`.
     pub hot_call: Option<unsafe extern "C" fn(vm: *mut Vm, proto: *mut Proto, base: *mut Value)>,
-    /// A function's `loops_left` reached zero at the back-edge to instruction `target`, slots at
-    /// `base`. The entry to go on with, or none.
+    /// Called when a function's `loops_left` has reached zero, at the back-edge to instruction
+    /// `target`. The function's slots are at `base`. Returns the entry to continue with, or `None`.
     pub hot_loop: Option<
         unsafe extern "C" fn(
             vm: *mut Vm,
@@ -139,25 +141,25 @@ pub struct Hooks {
             base: *mut Value,
         ) -> Option<Entry>,
     >,
-    /// Compiled code met a shape at `place` that it was not compiled for.
+    /// Called when compiled code has found, at the access of cache `place`, a shape that it was not
+    /// compiled for.
     pub missed: Option<unsafe extern "C" fn(vm: *mut Vm, place: *mut Cache)>,
-    /// The JIT's own.
+    /// The JIT's own data.
     pub data: *mut c_void,
 }
 
-/// Where printed text goes.
+/// The destination of printed text.
 pub enum Output {
-    /// Kept until the isolate is done.
+    /// The text is kept until [`Vm::take_output`].
     Kept(Vec<u8>),
-    /// Written to this process's stdout in large pieces.
+    /// The text is written to this process's stdout in large pieces.
     Stdout(Vec<u8>),
 }
 
-/// Size at which [`Output::Stdout`] is written.
+/// Bytes after which [`Output::Stdout`] is written.
 const OUTPUT_PIECE: usize = 1 << 15;
 
-/// Words outside the heap that the collector reads, at one address, with the end of their range
-/// beside them.
+/// The words of a root range at a fixed address, with the range's end address in a word of its own.
 pub(super) struct Memory {
     pub(super) words: *mut Value,
     length: usize,
@@ -176,7 +178,8 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: `new` made it from such a box, and its root range was taken back before.
+        // SAFETY: `new` made the pointer from a box of this length, and its root range was
+        // withdrawn before.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.words, self.length)) });
     }
 }
@@ -203,9 +206,9 @@ pub const VM_OPEN_UPVALUES: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, ope
 /// Byte offset of [`Roots::passed`].
 pub const VM_PASSED: i32 = (offset_of!(Vm, roots) + offset_of!(Roots, passed)) as i32;
 
-/// What running code asks of the isolate.
+/// Ids, errors and output.
 impl Vm {
-    /// An id that nothing had before.
+    /// A fresh id.
     pub(super) fn new_id(&mut self) -> Result<u32, OutOfMemory> {
         self.last_id = self.last_id.checked_add(1).ok_or(OutOfMemory)?;
         Ok(self.last_id)
@@ -217,14 +220,14 @@ impl Vm {
         self.fail_with(message, b"", "")
     }
 
-    /// Begins a runtime error whose message names something.
+    /// Begins a runtime error whose message contains a name.
     #[cold]
     pub fn fail_with(&mut self, before: &str, name: &[u8], after: &str) -> Value {
         self.message = [before.as_bytes(), name, after.as_bytes()].concat();
         Value::ERROR
     }
 
-    /// How many global variables there are.
+    /// The number of global variables.
     pub fn global_count(&self) -> usize {
         self.program.globals.len()
     }
@@ -260,13 +263,13 @@ impl Vm {
         }
     }
 
-    /// Writes what waits for stdout.
+    /// Writes the text that has not been written to stdout yet.
     pub(super) fn flush(&mut self) {
         if let Output::Stdout(text) = &mut self.output {
             let text = std::mem::take(text);
-            // A reader that is slow, or gone as after `| head`: the collector must not wait for it,
-            // and the program goes on, as a C program does that does not look at what printf
-            // returns.
+            // Inside `blocking`, so that the collector does not wait for a slow reader. Errors are
+            // ignored, as in a C program that ignores `printf`'s result: the program continues when
+            // the reader is gone (`| head`).
             self.mutator.blocking(|| {
                 let mut stdout = std::io::stdout().lock();
                 let _ = stdout.write_all(&text).and_then(|()| stdout.flush());
@@ -278,7 +281,7 @@ impl Vm {
 /// Appends a value as `print` shows it.
 ///
 /// # Safety
-/// A reference must be to a live cell.
+/// If `value` is a reference, its cell must be alive.
 unsafe fn write_value(out: &mut Vec<u8>, value: Value) {
     if value.is_number() {
         return write_number(out, value.as_number());
@@ -291,7 +294,7 @@ unsafe fn write_value(out: &mut Vec<u8>, value: Value) {
         });
         return;
     }
-    // SAFETY: the caller's promise; the tag tells the cell's type.
+    // SAFETY: the caller's promise; the tag gives the cell's type.
     unsafe {
         let tag = header(value).tag();
         if tag == Tag::String as u8 {

@@ -1,21 +1,21 @@
-//! The lookups of properties that an isolate remembers.
+//! An isolate's cache of property lookups, shared by all sites.
 
-/// Entries of the isolate's table of remembered lookups, a power of two.
+/// Entries of the isolate's table of lookups, a power of two.
 const LOOKUPS: usize = 512;
 
-/// What a property's name means for instances of one shape.
+/// The meaning of a property's name for instances of one shape.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Property {
     /// the field of this number
     Field(u32),
     /// this entry of the class's method table
     Method(u32),
-    /// nothing: an error to read, a new field to write
+    /// no property: reading it is an error, writing it adds a field
     Missing,
 }
 
-/// A lookup's answer, remembered for all sites together. It names a shape by its id and is never
-/// cleared: a shape's fields and its class's methods do not change after the first lookup.
+/// The result of one lookup. It names a shape by its id and is never cleared: a shape's fields and
+/// its class's methods do not change after the first lookup.
 #[derive(Clone, Copy)]
 pub(super) struct Lookup {
     pub(super) shape: u32,
@@ -23,7 +23,7 @@ pub(super) struct Lookup {
     pub(super) property: Property,
 }
 
-/// Remembered lookups: what sites that see many shapes fall back to.
+/// The table of lookups, which sites that see many shapes fall back to.
 pub(super) struct Lookups(Box<[Lookup; LOOKUPS]>);
 
 impl Lookups {
@@ -37,7 +37,7 @@ impl Lookups {
         ))
     }
 
-    /// Where the lookup of a symbol in a shape is remembered.
+    /// The table's entry for a symbol in a shape. The entry may hold another lookup.
     pub(super) fn place(&mut self, shape: u32, symbol: u32) -> &mut Lookup {
         let mixed = (shape.wrapping_mul(0x9E37_79B9) ^ symbol.wrapping_mul(0x85EB_CA6B)) as usize;
         &mut self.0[(mixed >> 8) % LOOKUPS]

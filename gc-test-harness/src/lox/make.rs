@@ -1,4 +1,5 @@
-//! Makes cells, one function for each sort: the one place where Lox allocates.
+//! Makes cells, with one function for each sort. The runtime allocates nowhere else; compiled code
+//! allocates instances inline.
 
 use super::cells::{OutOfMemory, SHORT_STRING, SPARE};
 use super::isolate::Vm;
@@ -7,12 +8,12 @@ use super::proto::Proto;
 use super::value::Value;
 use gc_core::raw::{KindId, Site};
 
-/// The makers. Each initialises its cell with plain stores: nothing else refers to it yet.
+/// The makers. Each initialises its cell with plain stores, because no other code has the cell yet.
 impl Vm {
     #[inline(always)]
     fn cell_at<T>(&mut self, site: Site) -> Result<*mut T, OutOfMemory> {
-        // SAFETY: the site belongs to this mutator's heap; every kind of ours tolerates the zero
-        // cell, and the maker initialises it.
+        // SAFETY: the site belongs to this mutator's heap; every kind of Lox allows a zero cell,
+        // and the maker initialises it.
         match unsafe { self.mutator.alloc_at(site) } {
             Ok(cell) => Ok(cell.as_ptr().cast()),
             Err(_) => Err(OutOfMemory),
@@ -222,12 +223,11 @@ impl Vm {
         Ok(Value::cell(bound))
     }
 
-    /// Stores a value into a cell that the collector may already know: through the heap's barrier
-    /// unit.
+    /// Stores a value into a cell that other code may have, with the heap's barrier.
     ///
     /// # Safety
-    /// `slot` must be a word of a live cell that its kind traces boxed (or of a root range, where
-    /// it is not needed).
+    /// `slot` must be a word of a live cell that its kind traces boxed, or a word of a root range
+    /// (which needs no barrier).
     #[inline(always)]
     pub(super) unsafe fn store(&mut self, slot: *mut Value, value: Value) {
         // SAFETY: the caller's promise.
@@ -250,8 +250,8 @@ mod tests {
         let lox = make_heap(&RunConfig::default()).expect("a heap");
         let mut vm =
             Vm::new(&lox, Arc::new(program), Output::Kept(Vec::new())).expect("an isolate");
-        // Where each cell begins and where its last word or byte ends. So little is made that
-        // nothing is collected.
+        // The base of each cell and the end of its last word or byte. The cells are few, so no
+        // collection begins.
         let mut ends = Vec::new();
         let mut made = |cell: usize, bytes: usize| ends.push((cell, cell + bytes));
         for length in 0..600 {
@@ -269,7 +269,8 @@ mod tests {
             let table = vm.make_interned(n as usize).expect("room");
             made(table as usize, size_of::<Interned>() + entries);
         }
-        // Nothing may be allocated while the world is stopped.
+        // The room is allocated before the stop: nothing may be allocated while the world is
+        // stopped.
         let mut cells = Vec::with_capacity(1 << 18);
         let mut look = || {
             lox.heap

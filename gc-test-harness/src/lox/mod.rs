@@ -1,7 +1,9 @@
-//! Lox as the book's C implementation runs it, on Urge's heap: bytecode, a virtual machine, a JIT.
+//! Lox on Urge's heap: a bytecode compiler, an interpreter and a JIT. The behaviour is that of
+//! clox, the C implementation in Nystrom's *Crafting Interpreters* ("the book" in this module).
 //!
-//! Source goes through [`scanner`] and [`compiler`] to [`bytecode`], which an isolate ([`vm`]) of a
-//! heap that knows Lox's [`cells`] executes. [`run`] does all of it for a file.
+//! The [`scanner`] and the [`compiler`] turn source into [`bytecode`]. An isolate ([`vm`]) executes
+//! the bytecode, on a heap in which Lox's [`cells`] are registered. [`run`] does all of this for a
+//! file.
 
 pub mod bytecode;
 pub mod cells;

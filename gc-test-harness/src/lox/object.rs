@@ -1,10 +1,10 @@
-//! The layout of every cell that Lox keeps in the heap.
+//! The layout of each sort of cell that Lox has in the heap.
 //!
-//! The virtual machine and the compiled code both read and write cells by what this file says. All
-//! cells are `repr(C)`, 8 bytes a word, and zero when fresh. References inside cells are boxed
-//! [`Value`]s, with one exception: a closure's upvalues are raw addresses, since every access to a
-//! captured variable goes through one. Compiled code that keeps a reference across a call keeps it
-//! **boxed** (one encoding a code range).
+//! The interpreter, the runtime and compiled code read and write cells by these layouts. All cells
+//! are `repr(C)`, consist of words of 8 bytes, and are zero when fresh. References inside cells are
+//! boxed [`Value`]s, with one exception: a closure's upvalues are raw addresses, since every access
+//! to a captured variable follows one. Compiled code keeps a reference across a call **boxed**,
+//! because a code range has one encoding.
 //!
 //! # The header
 //!
@@ -13,41 +13,43 @@
 //! | bits | name | meaning |
 //! |---|---|---|
 //! | 0..8 | tag | what the cell is, [`Tag`] |
-//! | 8..32 | index | instances: number of the shape within its class; closures: upvalues; overflow: slots |
-//! | 32..64 | id | instances: the shape's id; classes: the class's; closures: the function's; all others: 0 |
+//! | 8..32 | index | instance: its shape's index in the class; closure: upvalues; overflow: slots |
+//! | 32..64 | id | instance: its shape's; class: its own; closure: the function's; other cells: 0 |
 //!
-//! Ids of all three sorts come from one counter of the isolate, are never used twice and never 0.
-//! So the one comparison of the 32 bits at [`HEADER_ID`] with a constant tells the type *and* which
-//! shape, class or function. No cache and no compiled code needs to hold a cell to recognise it,
-//! and none can be fooled by a reused address.
+//! Ids of all three sorts come from one counter of the isolate, are never used twice and are never
+//! 0. So one comparison of the 32 bits at [`HEADER_ID`] with a constant decides the type *and* the
+//! shape, class or function. A cache or compiled code that recognises a cell by its id need not
+//! keep the cell alive, and does not mistake a new cell at a reused address for the old one.
 //!
 //! # Instances, classes, shapes
 //!
-//! An instance is its header, one reference, and the inline slots of the first fields. How many
-//! slots there are is a property of the shape (`inline_capacity`), predicted for a class from what
-//! its instances used so far. The reference ([`Instance::class`]) is the class, or, when the fields
-//! outgrew the slots (tag [`Tag::InstanceOverflow`], which the shape's id implies), the
-//! [`Overflow`] cell, which then refers to the class and holds all further fields. When that is
-//! full, a longer copy replaces it by one store.
+//! An instance consists of its header, one reference, and the inline slots of the first fields. The
+//! number of slots is a property of the shape (`inline_capacity`). A class predicts it from the
+//! fields that its instances have used so far. The reference ([`Instance::class`]) is the class
+//! while all fields have inline slots. When there are more fields (tag [`Tag::InstanceOverflow`],
+//! which the shape's id implies), the reference is the [`Overflow`] cell, which refers to the class
+//! and holds the further fields. When the overflow cell is full, one store replaces it by a longer
+//! copy.
 //!
-//! Adding a field within the capacity is two plain stores, in this order: the value into the slot
-//! (its old content was the zero of a fresh cell, no reference, so the store needs no barrier),
-//! then the new shape's [`Shape::instance_header`] over the header. A collector reads no headers:
-//! it takes every word after the first as an edge if it is boxed, so any state in between is good.
+//! Adding a field within the capacity takes two plain stores. The first stores the value into the
+//! slot. It needs no barrier, because the old content is the zero of a fresh cell, which is no
+//! reference. The second stores the new shape's [`Shape::instance_header`] over the header. The
+//! collector reads no headers: it takes every boxed word after the first as an edge. So it may read
+//! the instance between the two stores.
 //!
-//! A class's methods never change once it can be instantiated: the class declaration runs no other
-//! code between its first and its last instruction. So a shape determines what `instance.name` is
-//! for good: a field's slot, or an entry of the class's method table. That is what an inline
-//! [`Cache`](super::proto::Cache) holds.
+//! A class's methods never change after its first instance was made: a class declaration runs no
+//! other code between its first and its last instruction. So the meaning of `instance.name` is
+//! fixed by the shape: a field's slot, or an entry of the class's method table. An inline
+//! [`Cache`](super::proto::Cache) holds this slot or entry.
 //!
-//! Names of properties are *symbols*: small numbers of the isolate, one a name (see
+//! A property's name is a *symbol*: a small number, one for each name of the program (see
 //! [`super::bytecode`]).
 
 use super::proto::{Isolate, Proto};
 use super::value::Value;
 use std::mem::offset_of;
 
-/// What a cell is.
+/// The sort of a cell.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Tag {
@@ -75,11 +77,11 @@ pub enum Tag {
     InstanceOverflow = 17,
 }
 
-/// Clear these bits of a tag and compare with [`Tag::Instance`]: is it an instance, with or without
-/// overflow?
+/// The bits of a tag that are the same for all instances, with and without overflow: a masked tag
+/// of an instance is [`Tag::Instance`].
 pub const INSTANCE_TAG_MASK: u8 = 0xFE;
 
-/// The first word of a cell. See the head of this file.
+/// The first word of a cell, as the module's documentation describes it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
 pub struct Header(pub u64);
@@ -90,7 +92,7 @@ pub const HEADER_TAG: i32 = 0;
 pub const HEADER_ID: i32 = 4;
 
 impl Header {
-    /// Puts a header together. `index` has 24 bits.
+    /// A header of these parts. Only the low 24 bits of `index` are used.
     #[inline(always)]
     pub const fn new(tag: Tag, index: u32, id: u32) -> Header {
         Header(tag as u64 | ((index as u64) << 8 & 0xFFFF_FF00) | (id as u64) << 32)
@@ -120,7 +122,7 @@ impl Header {
         self.tag() & INSTANCE_TAG_MASK == Tag::Instance as u8
     }
 
-    /// Whether the cell is what `tag` says.
+    /// Whether the cell has this tag.
     #[inline(always)]
     pub const fn is(self, tag: Tag) -> bool {
         self.tag() == tag as u8
@@ -137,7 +139,7 @@ pub struct Str {
     pub header: Header,
     /// bytes
     pub length: u32,
-    /// of the bytes, as the intern table computes it
+    /// hash of the bytes, as the intern table computes it
     pub hash: u32,
 }
 
@@ -162,13 +164,13 @@ impl Str {
     }
 }
 
-/// A function of ours that programs can call. Leaf.
+/// A function written in Rust that programs can call. Leaf.
 #[repr(C)]
 pub struct Native {
     /// tag [`Tag::Native`]
     pub header: Header,
-    /// Gets the isolate, the number of arguments, and the address of the first one on the value
-    /// stack.
+    /// The code. Its arguments are the isolate, the number of arguments, and the address of the
+    /// first one on the value stack.
     pub function: NativeFn,
 }
 
@@ -183,7 +185,8 @@ pub struct Closure {
     /// tag [`Tag::Closure`], index: number of upvalues, id: the function's
     /// ([`Proto::id`])
     pub header: Header,
-    /// Not in the heap: lives as long as the isolate.
+    /// The function's state in this isolate. It is outside the heap and lives as long as the
+    /// isolate.
     pub proto: *mut Proto,
 }
 
@@ -193,7 +196,7 @@ pub const CLOSURE_PROTO: i32 = offset_of!(Closure, proto) as i32;
 pub const CLOSURE_UPVALUES: i32 = size_of::<Closure>() as i32;
 
 impl Closure {
-    /// The place of the upvalue numbered `index`.
+    /// The address of the word that holds upvalue `index`.
     ///
     /// # Safety
     /// `closure` must be a live closure with more than `index` upvalues.
@@ -207,10 +210,10 @@ impl Closure {
 /// A captured variable. No header: no value refers to it. Traced from word 1 on.
 #[repr(C)]
 pub struct Upvalue {
-    /// Where the variable is: a slot of the value stack while open, then [`Upvalue::closed`] of
-    /// this very cell.
+    /// The variable's address: a slot of the value stack while the upvalue is open, then
+    /// [`Upvalue::closed`] of this cell.
     pub location: *mut Value,
-    /// The variable, once it has left the stack.
+    /// The variable after the upvalue was closed.
     pub closed: Value,
     /// The open upvalue of the next lower slot, or nil.
     pub next: Value,
@@ -226,11 +229,13 @@ pub const UPVALUE_CLOSED: i32 = offset_of!(Upvalue, closed) as i32;
 pub struct Class {
     /// tag [`Tag::Class`], id: the class's
     pub header: Header,
-    /// The header of a fresh instance. Changes when the prediction does; an older one stays valid.
+    /// The header of a fresh instance. It changes when the predicted capacity changes; older
+    /// headers stay valid.
     pub instance_header: Header,
-    /// Slots that a fresh instance has, even; the cell is `16 + 8 *` that many bytes.
+    /// Inline slots of a fresh instance, an even number. The cell has `16 + 8 * inline_capacity`
+    /// bytes.
     pub inline_capacity: u32,
-    /// How many shapes [`Class::shapes`] holds.
+    /// The number of shapes in [`Class::shapes`].
     pub shape_count: u32,
     /// boxed [`Str`]
     pub name: Value,
@@ -238,7 +243,7 @@ pub struct Class {
     pub methods: Value,
     /// boxed [`Closure`] of `init`, or nil
     pub init: Value,
-    /// boxed [`Array`] of all shapes of this class's instances; a shape's place is its index
+    /// boxed [`Array`] of all shapes of this class's instances, by index
     pub shapes: Value,
 }
 
@@ -254,10 +259,10 @@ pub const CLASS_INIT: i32 = offset_of!(Class, init) as i32;
 /// An instance; its inline slots follow. Traced from word 1 on.
 #[repr(C)]
 pub struct Instance {
-    /// tag [`Tag::Instance`] or [`Tag::InstanceOverflow`], index: the shape's place, id: the
-    /// shape's
+    /// tag [`Tag::Instance`] or [`Tag::InstanceOverflow`], index: the shape's in [`Class::shapes`],
+    /// id: the shape's
     pub header: Header,
-    /// boxed [`Class`], or boxed [`Overflow`] where the tag says so
+    /// boxed [`Class`]; with tag [`Tag::InstanceOverflow`], boxed [`Overflow`]
     pub class: Value,
 }
 
@@ -266,7 +271,7 @@ pub const INSTANCE_CLASS: i32 = offset_of!(Instance, class) as i32;
 /// Byte offset of an instance's first slot.
 pub const INSTANCE_SLOTS: i32 = size_of::<Instance>() as i32;
 
-/// The fields of an instance that have no room in it. Traced from word 1 on.
+/// The fields of an instance that have no inline slot. Traced from word 1 on.
 #[repr(C)]
 pub struct Overflow {
     /// tag [`Tag::Overflow`], index: number of slots
@@ -280,8 +285,8 @@ pub const OVERFLOW_CLASS: i32 = offset_of!(Overflow, class) as i32;
 /// Byte offset of the first slot of an overflow cell.
 pub const OVERFLOW_SLOTS: i32 = size_of::<Overflow>() as i32;
 
-/// Which fields an instance has, in which order they came, and how many of them fit into it.
-/// Immutable but for the list of what it can become. Traced from word 3 on.
+/// The fields of an instance, in the order in which they were added, and its number of inline
+/// slots. Immutable except for the list of children. Traced from word 3 on.
 #[repr(C)]
 pub struct Shape {
     /// tag [`Tag::Shape`], index: inline capacity
@@ -290,7 +295,7 @@ pub struct Shape {
     pub instance_header: Header,
     /// number of fields
     pub fields: u32,
-    /// the name of the field that came last (meaningless without fields)
+    /// the symbol of the field that was added last (meaningless without fields)
     pub symbol: u32,
     /// boxed shape without the last field, or nil
     pub parent: Value,
@@ -301,7 +306,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// How many fields an instance of this shape holds in itself.
+    /// The number of inline slots of an instance of this shape.
     #[inline(always)]
     pub fn inline_capacity(&self) -> u32 {
         self.header.index()
@@ -318,13 +323,14 @@ pub struct Array {
 /// Byte offset of an array's first element.
 pub const ARRAY_ELEMENTS: i32 = size_of::<Array>() as i32;
 
-/// A class's methods: a hash table with open addressing, made anew when it grows. [`MethodEntry`]s
-/// follow. Traced from word 1 on (counts and symbols are small numbers, no edges).
+/// A class's methods: a hash table with open addressing. A table that grows is replaced by a new
+/// one. [`MethodEntry`]s follow. Traced from word 1 on: `count` and the keys are small numbers,
+/// which are no edges.
 #[repr(C)]
 pub struct Methods {
     /// tag [`Tag::Methods`], index: number of entries, a power of two
     pub header: Header,
-    /// how many are used
+    /// number of entries in use
     pub count: u64,
 }
 
@@ -341,7 +347,7 @@ pub struct MethodEntry {
 /// Byte offset of the first [`MethodEntry`].
 pub const METHODS_ENTRIES: i32 = size_of::<Methods>() as i32;
 
-/// A method taken off its instance. Traced from word 1 on.
+/// A method with the instance that it was read from. Traced from word 1 on.
 #[repr(C)]
 pub struct BoundMethod {
     /// tag [`Tag::BoundMethod`]
@@ -357,30 +363,32 @@ pub const BOUND_RECEIVER: i32 = offset_of!(BoundMethod, receiver) as i32;
 /// Byte offset of [`BoundMethod::method`].
 pub const BOUND_METHOD: i32 = offset_of!(BoundMethod, method) as i32;
 
-/// The intern table's cell; [`InternEntry`]s follow. Weak from word 2 on: the strings live only as
-/// long as something else refers to them.
+/// The intern table; [`InternEntry`]s follow. Weak from word 2 on: the table does not keep its
+/// strings alive.
 #[repr(C)]
 pub struct Interned {
     /// number of entries, a power of two
     pub capacity: u64,
-    /// how many are used, cleared ones among them
+    /// number of entries in use, cleared ones included
     pub used: u64,
 }
 
-/// One entry of the intern table. Free: all zero. Cleared by the collector: [`INTERN_CLEARED`].
+/// One entry of the intern table. A free entry is all zero. When the string has died, the collector
+/// writes [`INTERN_CLEARED`] over the reference.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct InternEntry {
-    /// the string's hash, beside it so that most entries that do not match need not be touched
+    /// the string's hash: a search need not read the strings of most entries that do not match
     pub hash: u64,
-    /// boxed [`Str`], read only by the heap's upgrade unit
+    /// boxed [`Str`], a weak word: followed only after
+    /// [`Mutator::load_weak`](gc_core::Mutator::load_weak)
     pub string: Value,
 }
 
-/// What the collector writes over the reference to a dead string.
+/// The value that the collector writes over the reference to a dead string.
 pub const INTERN_CLEARED: Value = Value::FALSE;
 
-/// Everything a cell's first word says about it.
+/// The header of the cell that `value` refers to.
 ///
 /// # Safety
 /// `value` must refer to a live cell.
@@ -407,7 +415,8 @@ pub unsafe fn is(value: Value, tag: Tag) -> bool {
 #[inline(always)]
 pub(super) unsafe fn class_of(instance: Value) -> *mut Class {
     let instance: *mut Instance = instance.as_cell();
-    // SAFETY: the caller's promise; the tag says what the reference is.
+    // SAFETY: the caller's promise; the tag says whether the reference is to a class or to an
+    // overflow cell.
     unsafe {
         if (*instance).header.is(Tag::Instance) {
             (*instance).class.as_cell()
@@ -417,7 +426,7 @@ pub(super) unsafe fn class_of(instance: Value) -> *mut Class {
     }
 }
 
-/// Where the inline slot of that number is.
+/// The address of inline slot `slot`.
 ///
 /// # Safety
 /// `instance` must refer to a live instance with more than `slot` inline slots.
@@ -433,7 +442,7 @@ pub(super) unsafe fn inline_slot(instance: Value, slot: u32) -> *mut Value {
     }
 }
 
-/// Where the slot of that number in the overflow cell is.
+/// The address of slot `slot` of the overflow cell.
 ///
 /// # Safety
 /// `instance` must refer to a live instance with an overflow cell of more than `slot` slots.
@@ -446,7 +455,7 @@ pub(super) unsafe fn overflow_slot(instance: Value, slot: u32) -> *mut Value {
     }
 }
 
-/// The entry of that number in a method table.
+/// The address of entry `index` of a method table.
 ///
 /// # Safety
 /// `methods` must be a live table with more than `index` entries.
@@ -494,11 +503,12 @@ pub(super) unsafe fn find_method(class: *mut Class, symbol: u32) -> Option<u32> 
 /// # Safety
 /// `instance` must refer to a live instance.
 pub(super) unsafe fn shape_of(instance: Value) -> *mut Shape {
-    // SAFETY: the caller's promise; a header's index is the shape's place among its class's shapes.
+    // SAFETY: the caller's promise; an instance's header has the shape's index in the class's array
+    // of shapes.
     unsafe { *shape_slot((*class_of(instance)).shapes, header(instance).index()) }.as_cell()
 }
 
-/// Where the element of that number in a class's array of shapes is.
+/// The address of element `index` of a class's array of shapes.
 ///
 /// # Safety
 /// `shapes` must refer to a live array with more than `index` elements.
@@ -513,7 +523,7 @@ pub(super) unsafe fn shape_slot(shapes: Value, index: u32) -> *mut Value {
     }
 }
 
-/// The number of the field `symbol`, newest first.
+/// The number of the field `symbol`. The search begins at the field that was added last.
 ///
 /// # Safety
 /// `shape` must be a live shape.

@@ -1,8 +1,8 @@
-//! A function as one isolate runs it, and its inline caches.
+//! An isolate's own state of a function ([`Proto`]), and its inline caches.
 //!
 //! Each `GetProperty`, `SetProperty`, `GetSuper`, `Invoke` and `SuperInvoke` has a [`Cache`] of its
-//! own in [`Proto::caches`]. A cache holds ids and slots and no cells, and ids are never used
-//! twice. So a cache is no root and is never cleared.
+//! own in [`Proto::caches`]. A cache holds ids and slots, no cells, so it is no root. Ids are never
+//! used twice, so a cache is never cleared.
 
 use super::bytecode::{Function, Instruction};
 use super::value::Value;
@@ -13,8 +13,8 @@ use std::sync::Arc;
 /// so that functions and cells can name the isolate that contains them.
 pub enum Isolate {}
 
-/// What one property access has seen last. Empty: `id` 0, which no header has where an instance's
-/// or class's stands.
+/// The shape or class that one property access was last used with, and the result of the lookup. An
+/// empty cache has `id` 0, which no instance and no class has.
 ///
 /// `GetProperty`, `SetProperty`, `Invoke`: `id` is the instance's shape. `GetSuper`, `SuperInvoke`:
 /// the superclass's id.
@@ -41,36 +41,39 @@ pub const CACHE_OVERFLOW: u32 = 1 << 29;
 /// The bits of [`Cache::slot`] that are a number.
 pub const CACHE_NUMBER: u32 = CACHE_OVERFLOW - 1;
 
-/// How any function is called: `base[0]` is the callee or receiver, `base[1..]` the arguments,
-/// whose number has been checked; `closure` is the boxed closure. Returns [`Value::ERROR`] after a
-/// runtime error. The callee counts frames and publishes the stack's limit (see
-/// [`super::isolate`]).
+/// The signature of every function's entry. `base[0]` is the callee or receiver, `base[1..]` are
+/// the arguments, whose number the caller has checked, and `closure` is the boxed closure. The
+/// entry returns [`Value::ERROR`] after a runtime error. The callee counts frames and publishes the
+/// stack's limit (see [`super::isolate`]).
 pub type Entry = unsafe extern "C" fn(vm: *mut Isolate, closure: Value, base: *mut Value) -> Value;
 
-/// A function as one isolate runs it: its code, its constants' cells, its caches, its counters, its
-/// machine code. Lives at one address for as long as the isolate; every closure of the function
-/// refers to it.
+/// An isolate's own state of a function: its code, its constants' cells, its caches, its counters
+/// and its machine code. A `Proto` has one address for as long as the isolate lives, and every
+/// closure of the function refers to it.
 #[repr(C)]
 pub struct Proto {
-    /// Never null. The interpreter first; machine code once there is some.
+    /// The entry that callers use, never null: the interpreter's, or the machine code's after the
+    /// function was compiled.
     pub entry: Entry,
-    /// The compiled code's own entry (arguments in registers), or null. Only the JIT writes and
-    /// reads it.
+    /// The compiled code's entry for arguments in registers, or null. Only the JIT writes and reads
+    /// it.
     pub fast_entry: *const u8,
-    /// The constants. Cells among them are roots of the isolate for good: machine code may hold
-    /// their addresses.
+    /// The constants. The cells among them are roots for as long as the isolate lives, because
+    /// machine code may hold their addresses.
     pub constants: *const Value,
     /// The inline caches.
     pub caches: *mut Cache,
     /// The code.
     pub code: *const Instruction,
-    /// The functions declared inside, for `Closure`.
+    /// The functions declared inside this one, for `Closure`.
     pub children: *const *mut Proto,
-    /// Number of calls until the JIT is asked (counts down; the interpreter does it).
+    /// Number of calls until the interpreter calls
+    /// [`Hooks::hot_call`](super::isolate::Hooks::hot_call). The interpreter counts it down.
     pub calls_left: u32,
-    /// Number of back-edges until the JIT is asked (counts down; the interpreter does it).
+    /// Number of back-edges until the interpreter calls
+    /// [`Hooks::hot_loop`](super::isolate::Hooks::hot_loop). The interpreter counts it down.
     pub loops_left: u32,
-    /// what [`header`](super::object::Header) of its closures carries as id
+    /// The id in the [`header`](super::object::Header) of the function's closures.
     pub id: u32,
     /// number of parameters
     pub arity: u32,
@@ -84,7 +87,7 @@ pub struct Proto {
     pub captures_any: bool,
     /// The JIT's own record of this function, or null.
     pub jit: *mut std::ffi::c_void,
-    /// Everything else.
+    /// The compiled function, shared by all isolates of the program.
     pub function: Arc<Function>,
 }
 

@@ -1,4 +1,4 @@
-//! Running a Lox file: what `gclab run` does. Isolates over one heap, each on a thread of its own.
+//! `gclab run`: runs a Lox program in isolates on one heap, each on a thread of its own.
 
 use super::cells::{BOXED, LoxHeap};
 use super::compiler::compile;
@@ -20,37 +20,37 @@ pub const EXIT_UNREADABLE: u8 = 74;
 pub const EXIT_COMPILE_ERROR: u8 = 65;
 /// The exit code for a program that failed.
 pub const EXIT_RUNTIME_ERROR: u8 = 70;
-/// The exit code for options that cannot be.
+/// The exit code for invalid options.
 pub const EXIT_USAGE: u8 = 64;
 
-/// Native stack of an isolate's thread. The compiler's recursion is bounded at
-/// [`NESTING_MAX`](super::compiler) levels, the machine's at 64 activations.
+/// Bytes of native stack of an isolate's thread. The compiler's recursion is bounded by
+/// [`NESTING_MAX`](super::compiler) levels, the interpreter's by 64 activations.
 const THREAD_STACK: usize = 64 << 20;
 
-/// How a program is to be run.
+/// The options of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RunConfig {
-    /// Isolates, each of which runs the whole program.
+    /// Number of isolates, each of which runs the whole program.
     pub threads: usize,
-    /// Whether hot functions become machine code.
+    /// Whether hot functions are compiled to machine code.
     pub jit: bool,
-    /// When they are hot.
+    /// The JIT's options, which say when a function is hot.
     pub hot: JitConfig,
-    /// How much the heap grows between collections, in percent.
+    /// The heap's growth between collections, in percent of its live bytes.
     pub gc_percent: Option<u32>,
     /// The most bytes that cells may take.
     pub heap_limit: Option<u64>,
-    /// A full collection every so many allocations.
+    /// Allocations between full collections, if these are requested.
     pub gc_every: Option<u64>,
-    /// A stop so long after each resume.
+    /// The time from each resume to the next requested stop, if stops are requested.
     pub storm: Option<Duration>,
-    /// Collections follow each other without being asked for, each phase held open.
+    /// Whether collections follow each other without a pause, with each phase held open.
     pub continuous: bool,
-    /// Collections stop the isolates from beginning to end.
+    /// Whether a collection stops the isolates from its beginning to its end.
     pub stop_the_world: bool,
-    /// Each collection marks a second time and compares.
+    /// Whether each collection marks a second time and compares the results.
     pub verify: bool,
-    /// Whether a single isolate may write to this process's stdout as it goes.
+    /// Whether a single isolate may write to this process's stdout while it runs.
     pub stream: bool,
 }
 
@@ -72,23 +72,23 @@ impl Default for RunConfig {
     }
 }
 
-/// What came of it.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What the program printed, isolate by isolate (without what was streamed).
+    /// The printed text of all isolates, in their order, without text that was streamed.
     pub stdout: Vec<u8>,
-    /// Messages, isolate by isolate.
+    /// The messages of all isolates, in their order.
     pub stderr: Vec<u8>,
-    /// The largest of all isolates'; 0, 64, 65, 70 or 74.
+    /// The largest exit code of all isolates: 0, 64, 65, 70 or 74.
     pub exit_code: u8,
     /// The heap's figures at the end, if there was a heap.
     pub stats: Option<HeapStats>,
-    /// Stops that the storm made.
+    /// Number of stops that were requested by [`RunConfig::storm`].
     pub storm_stops: u64,
-    /// Functions and loops that were interpreted because the JIT contradicted itself: always 0, or
-    /// the JIT has a fault.
+    /// Number of functions and loops that were interpreted because the JIT contradicted itself.
+    /// Other than 0, the JIT has a fault.
     pub contradictions: usize,
-    /// From before the source was compiled until the last isolate was done.
+    /// The time from before the source was compiled until the last isolate ended.
     pub took: Duration,
 }
 
@@ -162,7 +162,7 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
                 ),
             })
             .collect();
-        // Relaxed: nothing is handed over by it.
+        // Relaxed: no other data is published by it.
         done.store(true, Ordering::Relaxed);
         if let Some(storm) = storm {
             storm.thread().unpark();
@@ -185,10 +185,10 @@ pub fn run_source(source: &[u8], config: &RunConfig) -> Outcome {
     all
 }
 
-/// A heap as `config` wants it, with Lox's cells.
+/// A heap with the options of `config` and Lox's cells.
 pub fn make_heap(config: &RunConfig) -> Result<LoxHeap, Box<dyn std::error::Error>> {
-    // Boxed words are in registers as often as raw ones. For pointers past the end of a cell, see
-    // `cells.rs`.
+    // Registers hold boxed words as often as raw ones. `cells.rs` says what holds for pointers past
+    // the end of a cell.
     let mut builder = Heap::builder()
         .conservative(&[Encoding::RAW, BOXED])
         .stress(gc_core::Stress {
@@ -240,7 +240,7 @@ fn run_isolate(
             return Outcome::failed(EXIT_RUNTIME_ERROR, format!("{error}\n"));
         }
     };
-    // A host that code cannot be compiled for interprets all of it.
+    // If the JIT has no code generator for this processor, all code is interpreted.
     let compiler = config
         .jit
         .then(|| jit::attach(&mut vm, config.hot.clone()).ok());
@@ -259,10 +259,10 @@ fn run_isolate(
     }
 }
 
-/// Stops the world again and again, `interval` after each resume.
+/// Requests stops until `done`, each `interval` after the last resume.
 fn storm(heap: &Heap, interval: Duration, done: &AtomicBool, stops: &AtomicU64, hot: &JitConfig) {
-    // Relaxed, all three: a stop more or less is no matter, and joining the thread hands over the
-    // count.
+    // Relaxed, all three: one stop more or less does not matter, and joining the thread publishes
+    // the count.
     while !done.load(Ordering::Relaxed) {
         std::thread::park_timeout(interval);
         let look = |stopped: &gc_preempt::Stopped<'_>| {
@@ -287,7 +287,7 @@ pub struct RunArgs {
     /// Interpret all code
     #[arg(long)]
     pub no_jit: bool,
-    /// Compile a function after N calls or cache misses, and a loop after N turns
+    /// Compile a function after N calls or cache misses, and a loop after N iterations
     #[arg(long, value_name = "N", conflicts_with = "no_jit")]
     pub jit_after: Option<u32>,
     /// How much the heap may grow over its live bytes before a collection ends, in percent
@@ -302,7 +302,7 @@ pub struct RunArgs {
     /// Stop the world so many microseconds after each resume
     #[arg(long, value_name = "MICROS")]
     pub storm: Option<u64>,
-    /// Collect all the time, and keep each phase open until the program has met it
+    /// Collect without pause, and keep each phase open until the program has run in it
     #[arg(long)]
     pub continuous: bool,
     /// Stop the program for the whole of each collection
@@ -318,7 +318,7 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// What the options ask for.
+    /// The configuration that the options describe.
     pub fn config(&self) -> RunConfig {
         RunConfig {
             threads: usize::from(self.threads),
@@ -337,12 +337,12 @@ impl RunArgs {
         }
     }
 
-    /// Runs the program, writes what it said, and returns the exit code. The figures go to stderr,
-    /// as stdout is the program's: for people, or as the last line, one JSON object.
+    /// Runs the program, writes its output and messages, and returns the exit code. The figures go
+    /// to stderr, since stdout is the program's: as text, or as one JSON object on the last line.
     pub fn execute(&self, json: bool) -> u8 {
         let outcome = run_file(&self.file, &self.config());
         let mut stdout = std::io::stdout().lock();
-        // As a C program that does not look at what printf returns.
+        // Errors are ignored, as in a C program that ignores `printf`'s result.
         let _ = stdout
             .write_all(&outcome.stdout)
             .and_then(|()| stdout.flush());

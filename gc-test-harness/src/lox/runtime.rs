@@ -1,14 +1,15 @@
-//! What both tiers do out of line. Compiled code calls these; the interpreter too.
+//! The operations that the interpreter and compiled code share, as functions that both call.
 //!
-//! All are `extern "C"`, take the isolate first, and report a runtime error by [`Value::ERROR`],
-//! the message being in the isolate. None appends a line of its caller to the stack trace: the
-//! caller does, with [`trace`]. Each may allocate, so it may be stopped and collected around;
-//! values come in boxed. `base` is where callee or receiver and arguments are on the value stack,
-//! **below the published limit**.
+//! All are `extern "C"` and take the isolate first. A runtime error is the result [`Value::ERROR`],
+//! with the message in the isolate. The caller appends its own line to the stack trace with
+//! [`trace`]. Each function may allocate, so a collection may run during the call. Values are
+//! passed boxed. `base` is the address of the callee or receiver on the value stack; the arguments
+//! follow it, **below the published limit**.
 //!
 //! # Safety
-//! For all of them: `vm` is the isolate of this thread; values refer to live cells; caches belong
-//! to the function whose code runs; what a name says a value is (`closure`, `class`, ..), it is.
+//! For all functions: `vm` is this thread's isolate; values refer to live cells; a cache belongs to
+//! the function whose code runs; a value whose name is a type's (`closure`, `class`, ..) has this
+//! type.
 
 #![expect(
     clippy::missing_safety_doc,
@@ -23,7 +24,7 @@ use super::object::*;
 use super::proto::{CACHE_ADD, CACHE_METHOD, CACHE_NUMBER, CACHE_OVERFLOW, Cache, Isolate, Proto};
 use super::value::{Value, sum};
 
-/// Unwraps a result of the heap's, or fails with "Out of memory.".
+/// Unwraps the result of an allocation, or fails with "Out of memory.".
 macro_rules! heap {
     ($vm:expr, $result:expr) => {
         match $result {
@@ -59,7 +60,8 @@ pub unsafe extern "C" fn operand_error(vm: *mut Vm) -> Value {
     unsafe { &mut *vm }.fail("Operand must be a number.")
 }
 
-/// The error of a 65th activation.
+/// The error of an activation beyond [`FRAMES_MAX`](super::isolate::FRAMES_MAX), or beyond the
+/// value stack.
 pub unsafe extern "C" fn stack_overflow(vm: *mut Vm) -> Value {
     // SAFETY: see the head.
     unsafe { &mut *vm }.fail("Stack overflow.")
@@ -86,14 +88,14 @@ fn undefined_property(vm: &mut Vm, symbol: u32) -> Value {
     )
 }
 
-/// The error of a call with `count` arguments for a closure that wants another number.
+/// The error of a call with `count` arguments of a closure that has another number of parameters.
 pub unsafe extern "C" fn arity_error(vm: *mut Vm, closure: Value, count: u32) -> Value {
     // SAFETY: see the head.
     let (vm, arity) = unsafe { (&mut *vm, (*(*closure.as_cell::<Closure>()).proto).arity) };
     vm.fail(&format!("Expected {arity} arguments but got {count}."))
 }
 
-/// Adds a line to the stack trace of the error under way, for an activation of `proto` at `line`.
+/// Adds a line to the stack trace of the present error, for an activation of `proto` at `line`.
 pub unsafe extern "C" fn trace(vm: *mut Vm, proto: *const Proto, line: u32) {
     // SAFETY: see the head.
     unsafe { (*vm).trace(&(*proto).function, line) }
@@ -106,20 +108,20 @@ pub unsafe extern "C" fn new_instance(vm: *mut Vm, class: Value) -> Value {
     heap!(vm, vm.make_instance(class.as_cell()))
 }
 
-/// What `object.name` is.
+/// The result of a lookup of `object.name`.
 enum Found {
     /// A field's value.
     Value(Value),
     /// A method's closure.
     Method(Value),
-    /// Nothing.
+    /// There is no such property.
     Missing,
 }
 
-/// Finds `object.name`, of an instance, by the cache if that knows the instance's shape.
+/// Looks up `object.name` of an instance, in the cache if it holds the instance's shape.
 #[inline(always)]
 unsafe fn find(vm: &mut Vm, object: Value, cache: *mut Cache, symbol: u32) -> Found {
-    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    // SAFETY: see the head; if the cache's id is the shape's, its slot is valid for this instance.
     unsafe {
         if (*cache).id == header(object).id() {
             let number = (*cache).slot & CACHE_NUMBER;
@@ -168,7 +170,7 @@ pub unsafe extern "C" fn set_property(
     cache: *mut Cache,
     symbol: u32,
 ) -> Value {
-    // SAFETY: see the head; the cache's id says that its slot is right for this instance.
+    // SAFETY: see the head; if the cache's id is the shape's, its slot is valid for this instance.
     unsafe {
         let vm = &mut *vm;
         if !object.is_cell() || !header(object).is_instance() {
@@ -180,7 +182,7 @@ pub unsafe extern "C" fn set_property(
             match slot & !CACHE_NUMBER {
                 0 => vm.store(inline_slot(object, number), value),
                 CACHE_ADD => {
-                    // A slot that no field had yet: an initialising store.
+                    // No field used this slot before: an initialising store.
                     *inline_slot(object, number) = value;
                     (*object.as_cell::<Instance>()).header = Header((*cache).header);
                 }
@@ -194,7 +196,7 @@ pub unsafe extern "C" fn set_property(
                 let place = vm.field(object, field);
                 vm.store(place, value);
             }
-            // A field of a method's name hides it from now on.
+            // A field hides a method of the same name.
             Property::Method(_) | Property::Missing => {
                 heap!(vm, vm.add_field(object, symbol, value, cache))
             }
@@ -221,7 +223,7 @@ pub unsafe extern "C" fn get_super(
     }
 }
 
-/// The superclass's method, by the cache if that knows the class.
+/// The superclass's method, from the cache if it holds the class.
 unsafe fn super_method(superclass: Value, cache: *mut Cache, symbol: u32) -> Option<Value> {
     let class: *mut Class = superclass.as_cell();
     // SAFETY: see the head.
@@ -238,13 +240,13 @@ unsafe fn super_method(superclass: Value, cache: *mut Cache, symbol: u32) -> Opt
     }
 }
 
-/// The isolate's address, as functions pass it on.
+/// The isolate's address as entries and natives take it.
 #[inline(always)]
 fn isolate(vm: &mut Vm) -> *mut Isolate {
     (&raw mut *vm).cast()
 }
 
-/// Calls the closure with `count` arguments on the stack.
+/// Calls `closure` with the `count` arguments behind `base[0]`.
 #[inline(always)]
 unsafe fn call_closure(vm: &mut Vm, closure: Value, base: *mut Value, count: u32) -> Value {
     // SAFETY: see the head.
@@ -257,9 +259,9 @@ unsafe fn call_closure(vm: &mut Vm, closure: Value, base: *mut Value, count: u32
     }
 }
 
-/// Calls whatever `base[0]` is with the `count` arguments behind it.
+/// Calls the value in `base[0]` with the `count` arguments behind it.
 pub unsafe extern "C" fn call(vm: *mut Vm, base: *mut Value, count: u32) -> Value {
-    // SAFETY: see the head; the tag tells the cell's type.
+    // SAFETY: see the head; the tag gives the cell's type.
     unsafe {
         let vm = &mut *vm;
         let callee = *base;
@@ -272,7 +274,7 @@ pub unsafe extern "C" fn call(vm: *mut Vm, base: *mut Value, count: u32) -> Valu
         } else if tag == Tag::Class as u8 {
             let class: *mut Class = callee.as_cell();
             let instance = heap!(vm, vm.make_instance(class));
-            // The class is still referred to by the instance.
+            // The instance refers to the class and keeps it alive.
             *base = instance;
             let init = (*class).init;
             if init.is_cell() {
@@ -341,7 +343,7 @@ pub unsafe extern "C" fn super_invoke(
 }
 
 impl Vm {
-    /// The open upvalue of a slot, made if there is none.
+    /// The open upvalue of a slot. Makes one if there is none.
     ///
     /// # Safety
     /// `slot` must be a slot of the value stack that holds a value.
@@ -349,7 +351,7 @@ impl Vm {
         &mut self,
         slot: *mut Value,
     ) -> Result<*mut Upvalue, OutOfMemory> {
-        // SAFETY: the caller's promise; the list is of live upvalues, highest slot first.
+        // SAFETY: the caller's promise; the list links live upvalues, highest slot first.
         unsafe {
             let mut previous: *mut Upvalue = std::ptr::null_mut();
             let mut next = self.roots.open_upvalues;
@@ -382,8 +384,8 @@ pub unsafe extern "C" fn closure(
     child: *mut Proto,
     base: *mut Value,
 ) -> Value {
-    // SAFETY: see the head. The closure is traced from the first store on: null upvalues are no
-    // edges.
+    // SAFETY: see the head. A marker may trace the closure before all its upvalues are stored: null
+    // words are no edges.
     unsafe {
         let vm = &mut *vm;
         let closure = heap!(vm, vm.make_closure(child));
@@ -395,14 +397,15 @@ pub unsafe extern "C" fn closure(
                     *Closure::upvalue(enclosing.as_cell(), usize::from(outer))
                 }
             };
-            // Initialising: no one else has the closure, and the slot was null.
+            // An initialising store: no other code has the closure, and the word was null.
             *Closure::upvalue(closure, index) = upvalue;
         }
         Value::cell(closure)
     }
 }
 
-/// Moves the captured variables at `from` and above off the stack.
+/// Closes the open upvalues of `from` and of higher slots: moves their variables from the value
+/// stack into the upvalues.
 pub unsafe extern "C" fn close_upvalues(vm: *mut Vm, from: *mut Value) {
     // SAFETY: see the head; open upvalues are linked from the highest slot down.
     unsafe {
@@ -422,8 +425,8 @@ pub unsafe extern "C" fn close_upvalues(vm: *mut Vm, from: *mut Value) {
 
 /// Assigns to a captured variable.
 pub unsafe extern "C" fn set_upvalue(vm: *mut Vm, closure: Value, index: u32, value: Value) {
-    // SAFETY: see the head; the location is a stack slot, a root that needs no barrier, or the
-    // upvalue's own word.
+    // SAFETY: see the head; the location is the upvalue's own word, or a slot of the value stack,
+    // which is a root and needs no barrier.
     unsafe {
         let upvalue = *Closure::upvalue(closure.as_cell(), index as usize);
         if (*upvalue).location == &raw mut (*upvalue).closed {
@@ -434,14 +437,14 @@ pub unsafe extern "C" fn set_upvalue(vm: *mut Vm, closure: Value, index: u32, va
     }
 }
 
-/// A class named by a constant of `proto`.
+/// A new class, named by constant `name` of `proto`.
 pub unsafe extern "C" fn class(vm: *mut Vm, proto: *const Proto, name: u32, fields: u32) -> Value {
     // SAFETY: see the head.
     let (vm, name) = unsafe { (&mut *vm, *(*proto).constants.add(name as usize)) };
     heap!(vm, vm.new_class(name, fields))
 }
 
-/// Lets `class` inherit. Returns anything but an error on success.
+/// Lets `class` inherit from `superclass`. Returns `superclass`, or an error.
 pub unsafe extern "C" fn inherit(vm: *mut Vm, superclass: Value, class: Value) -> Value {
     // SAFETY: see the head.
     unsafe {
@@ -454,7 +457,7 @@ pub unsafe extern "C" fn inherit(vm: *mut Vm, superclass: Value, class: Value) -
     superclass
 }
 
-/// Gives `class` a method. Returns anything but an error on success.
+/// Adds a method to `class`. Returns `class`, or an error.
 pub unsafe extern "C" fn method(vm: *mut Vm, class: Value, closure: Value, symbol: u32) -> Value {
     // SAFETY: see the head.
     unsafe {
@@ -476,8 +479,8 @@ pub unsafe extern "C" fn clock(_: *mut Isolate, _: u32, _: *const Value) -> Valu
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes the time to `time`; that clock always exists.
+    // SAFETY: the call writes the time to `time`; this clock always exists.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    // C's `clock` counts in microseconds.
+    // C's `clock` has a resolution of microseconds.
     Value::number((time.tv_sec * 1_000_000 + time.tv_nsec / 1_000) as f64 / 1e6)
 }

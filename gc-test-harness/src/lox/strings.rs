@@ -1,11 +1,11 @@
-//! Strings: one cell for each content, found through a weak table.
+//! Interned strings: one cell for each content, found through a weak table.
 //!
-//! The table is a weak cell of pairs (hash, string), open addressing, linear probing. The collector
-//! overwrites the reference to a dead string with [`INTERN_CLEARED`], a tombstone that the next new
-//! string on the same way reuses. A string is looked at only after the heap's upgrade unit has
-//! loaded it: a bare load could get a string that the collector is about to clear. When three
-//! quarters are used, tombstones among them, a table of the size that the living need takes the
-//! place of the old one.
+//! The table is a weak cell of pairs (hash, string) with open addressing and linear probing. The
+//! collector overwrites the reference to a dead string with [`INTERN_CLEARED`]. Such an entry does
+//! not end a search, and the next new string whose search passes it reuses it. A string's bytes are
+//! read only after a weak load: a bare load may return a string that the collector is about to
+//! free. When three quarters of the entries are in use, cleared ones included, a new table replaces
+//! the old one. Its size fits the strings that are alive.
 
 use super::cells::OutOfMemory;
 use super::isolate::Vm;
@@ -15,11 +15,11 @@ use super::value::Value;
 /// Entries of a new isolate's table.
 const FIRST_CAPACITY: usize = 64;
 
-/// Concatenations up to this length are put together outside the heap first: most of what a program
-/// builds again and again is short and already there.
+/// The length in bytes up to which a concatenation is built outside the heap first. Most strings
+/// that a program builds again and again are short and in the table already, so no cell is needed.
 const SCRATCH: usize = 512;
 
-/// Hash of a string's bytes, eight at a time. Not proof against chosen keys, as the book's is not.
+/// Hash of a string's bytes, eight at a time. Like the book's hash, it does not resist chosen keys.
 pub fn hash(bytes: &[u8]) -> u32 {
     const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut state = (bytes.len() as u64).wrapping_mul(MULTIPLIER);
@@ -42,7 +42,7 @@ impl Vm {
             return Ok(string);
         }
         let string = self.make_string(bytes.len())?;
-        // SAFETY: the cell was made for so many bytes.
+        // SAFETY: the cell was made for `bytes.len()` bytes.
         unsafe {
             (*string).hash = hash;
             std::ptr::copy_nonoverlapping(
@@ -72,7 +72,7 @@ impl Vm {
             return self.intern(&scratch[..length]);
         }
         let string = self.make_string(length)?;
-        // SAFETY: the cell was made for so many bytes, and is not shared yet.
+        // SAFETY: the cell was made for `length` bytes, and no other code has it yet.
         let bytes = unsafe {
             std::slice::from_raw_parts_mut(string.cast::<u8>().add(STRING_BYTES), length)
         };
@@ -94,7 +94,7 @@ impl Vm {
         Ok(())
     }
 
-    /// How many strings are in the table, and how many entries it has.
+    /// The number of strings in the table, and the number of its entries.
     pub fn interned(&mut self) -> (usize, usize) {
         let table: *mut Interned = self.roots.strings.as_cell();
         // SAFETY: the isolate's table is a live cell.
@@ -110,15 +110,15 @@ impl Vm {
         unsafe { table.add(1).cast::<InternEntry>().add(index) }
     }
 
-    /// What an entry holds, not to be followed: it may be cleared at any time.
+    /// The content of an entry, only for comparison: the string may be dead.
     #[inline]
     fn peek(table: *mut Interned, index: usize) -> Value {
         // SAFETY: within a live table.
         unsafe { (&raw const (*Self::entry(table, index)).string).read_volatile() }
     }
 
-    /// The string of an entry, alive from now on for as long as we hold it; none if free or
-    /// cleared.
+    /// The string of an entry, by a weak load: it is alive while the caller holds it. `None` if the
+    /// entry is free or cleared.
     #[inline]
     fn upgrade(&mut self, table: *mut Interned, index: usize) -> Option<Value> {
         let entry = Self::entry(table, index);
@@ -136,7 +136,8 @@ impl Vm {
         let mut index = hash as usize & mask;
         loop {
             let entry = Self::entry(table, index);
-            // SAFETY: within the table. A bare load of the reference, compared with constants only.
+            // SAFETY: within the table. The bare load of the reference is compared with constants
+            // only.
             let (entry_hash, word) =
                 unsafe { ((*entry).hash, (&raw const (*entry).string).read_volatile()) };
             if word.0 == 0 {
@@ -145,7 +146,7 @@ impl Vm {
             if entry_hash == u64::from(hash)
                 && let Some(string) = self.upgrade(table, index)
             {
-                // SAFETY: upgraded, so alive.
+                // SAFETY: the weak load returned it, so it is alive.
                 if unsafe { Str::bytes(string.as_cell()) } == bytes {
                     return Some(string);
                 }
@@ -154,20 +155,20 @@ impl Vm {
         }
     }
 
-    /// Enters a string whose content is not in the table.
+    /// Enters a string with a content that is not in the table.
     fn insert(&mut self, string: *mut Str, hash: u32) -> Result<Value, OutOfMemory> {
         let mut table: *mut Interned = self.roots.strings.as_cell();
         // SAFETY: the isolate's table is a live cell.
         if unsafe { ((*table).used + 1) * 4 > (*table).capacity * 3 } {
             table = self.rebuild(table)?;
         }
-        // The content is not there, so the first entry without a string is as good as any.
+        // The content is not in the table, so the first entry without a string can take it.
         // SAFETY: as above.
         let (mask, mut index) = unsafe { ((*table).capacity as usize - 1, hash as usize) };
         let entry = loop {
             index &= mask;
             let entry = Self::entry(table, index);
-            // SAFETY: within the table; compared with constants only.
+            // SAFETY: within the table; the word is compared with constants only.
             let word = unsafe { (&raw const (*entry).string).read_volatile() };
             if word.0 == 0 || word == INTERN_CLEARED {
                 // SAFETY: as above.
@@ -192,21 +193,22 @@ impl Vm {
         let old_capacity = unsafe { (*old).capacity } as usize;
         let mut used = 0;
         for from in 0..old_capacity {
-            // Not upgraded: a table that is rebuilt while the collector marks would keep all its
-            // strings.
+            // No weak load: while the collector marks, weak loads would keep all strings of the
+            // table alive.
             if !Self::peek(old, from).is_cell() {
                 continue;
             }
             // SAFETY: within the old table.
             let hash = unsafe { (*Self::entry(old, from)).hash };
             let mut to = hash as usize & (capacity - 1);
-            // SAFETY: within the new table, which only this function has. Some of its entries may
-            // have been cleared already.
+            // SAFETY: within the new table, which only this function has. The collector may have
+            // cleared some of its entries already.
             while unsafe { (*Self::entry(table, to)).string.0 } != 0 {
                 to = (to + 1) & (capacity - 1);
             }
             let (to, from) = (Self::entry(table, to), Self::entry(old, from));
-            // SAFETY: as above; words of two tables, and the new one's is null.
+            // SAFETY: as above; these are weak words of two live tables, and the new table's is
+            // null.
             unsafe {
                 (*to).hash = hash;
                 let (to, from) = (&raw mut (*to).string, &raw const (*from).string);

@@ -1,18 +1,18 @@
 //! A Lox value in one 64-bit word, NaN-boxed.
 //!
-//! A word that is not a quiet NaN with bits 50 to 62 set is a double. The rest is ours:
+//! A word that is not a quiet NaN with bits 50 to 62 set is a double. The other words are:
 //!
 //! | bits | value |
 //! |---|---|
-//! | `0x7FFC_0000_0000_0000` | [`Value::ERROR`]: "a runtime error is under way", never seen by a program |
+//! | `0x7FFC_0000_0000_0000` | [`Value::ERROR`]: a runtime error is being unwound |
 //! | `.. | 1`, `.. | 2`, `.. | 3` | `nil`, `false`, `true` |
-//! | `.. | 4` | [`Value::UNDEFINED`]: a global variable that nothing has defined yet |
-//! | `.. | 5` | [`Value::RESUME`]: a compiled loop has ended, the interpreter goes on; never seen by a program |
+//! | `.. | 4` | [`Value::UNDEFINED`]: a global variable before its definition |
+//! | `.. | 5` | [`Value::RESUME`]: a compiled loop has ended, the interpreter continues |
 //! | `0xFFFC_0000_0000_0000 | address` | a cell of the heap |
 //!
-//! The quiet NaN that x86 arithmetic makes is `0xFFF8_0000_0000_0000`: bit 50 is clear, so it is a
-//! number. References *inside cells* are boxed in the same way, except in closures (see
-//! [`super::object`]).
+//! A program never holds `ERROR` or `RESUME`. The quiet NaN that x86 arithmetic makes is
+//! `0xFFF8_0000_0000_0000`: bit 50 is clear, so it is a number. References *inside cells* are boxed
+//! in the same way, except in closures (see [`super::object`]).
 
 /// Bits that all values other than numbers have set.
 pub const QNAN: u64 = 0x7FFC_0000_0000_0000;
@@ -27,7 +27,7 @@ pub const ADDRESS: u64 = !REFERENCE;
 pub struct Value(pub u64);
 
 impl Value {
-    /// What a function returns when it has failed; the message waits in the isolate.
+    /// The result of a function that failed. The message is in the isolate.
     pub const ERROR: Value = Value(QNAN);
     /// `nil`
     pub const NIL: Value = Value(QNAN | 1);
@@ -38,7 +38,7 @@ impl Value {
     /// The content of a global variable before its definition.
     pub const UNDEFINED: Value = Value(QNAN | 4);
 
-    /// What a compiled loop returns when it has left the loop but not its function.
+    /// The result of a compiled loop when control has left the loop, but not the function.
     pub const RESUME: Value = Value(QNAN | 5);
 
     /// Boxes a number.
@@ -123,8 +123,9 @@ impl std::fmt::Debug for Value {
     }
 }
 
-/// `left + right`. Of two NaNs it is the left one, as for the book's clox (it shows: `nan`,
-/// `-nan`), and as for x86's instruction; but a Rust compiler may exchange the operands.
+/// `left + right`. Of two NaNs the result is the left one, as in clox and as x86's instruction has
+/// it: programs print `nan` or `-nan` accordingly. A plain `+` does not do, since the Rust compiler
+/// may exchange the operands.
 #[inline(always)]
 pub fn sum(left: f64, right: f64) -> f64 {
     let result = left + right;
@@ -159,8 +160,8 @@ fn left_nan(left: f64, right: f64, result: f64) -> f64 {
 
 /// Appends a number as C's `%g` prints it: `nan` and `-nan`, `inf`, `-0`, six digits, `1e+06`.
 ///
-/// The C library does it, so that rounding and the sign of a NaN are the same as clox's; small
-/// integers, which are most of what programs print, go without it.
+/// The C library formats the number, so that rounding and the sign of a NaN are the same as clox's.
+/// Small integers are formatted here, because most numbers that programs print are small integers.
 pub fn write_number(out: &mut Vec<u8>, number: f64) {
     use std::io::Write;
     let integer = number as i32;

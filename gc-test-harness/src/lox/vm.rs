@@ -1,4 +1,4 @@
-//! The life of an isolate: made for a program, run, dropped.
+//! Construction, run and drop of an isolate.
 
 use super::bytecode::{Constant, Function, Program};
 use super::cells::{BOXED, LoxHeap, OutOfMemory};
@@ -14,12 +14,12 @@ use gc_core::AttachError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Slots of the value stack. An activation needs up to 256 locals, its operands, and, where
-/// compiled code calls what is not compiled, up to 256 more for the call; one that would need more
-/// than is left is "Stack overflow." too.
+/// Slots of the value stack. An activation needs up to 256 locals, its operands, and up to 256
+/// slots more where compiled code calls a function that is not compiled. An activation that needs
+/// more slots than are left fails with "Stack overflow." as well.
 const STACK_SLOTS: usize = FRAMES_MAX as usize * 1024;
 
-/// Why there is no isolate.
+/// The reason why an isolate could not be made.
 #[derive(Debug)]
 pub enum StartError {
     /// The thread could not be attached to the heap.
@@ -28,9 +28,9 @@ pub enum StartError {
     OutOfMemory,
 }
 
-/// Life of an isolate.
+/// Construction and run.
 impl Vm {
-    /// An isolate of `program` for this thread, which must be attached to no other of the same
+    /// An isolate of `program` for this thread. The thread must have no other isolate of the same
     /// heap.
     pub fn new(
         lox: &LoxHeap,
@@ -96,8 +96,8 @@ impl Vm {
 
     fn declare_roots(&mut self) {
         let words = |first: *const Value| first.cast::<usize>();
-        // SAFETY: each range is memory that lives at one address until `drop` has taken the ranges
-        // back; every word of it is initialised, and each end stands beside its memory.
+        // SAFETY: each range is memory with a fixed address until `drop` has withdrawn the ranges;
+        // every word of it is initialised, and the word with its end lives as long.
         unsafe {
             self.ranges = vec![
                 self.mutator
@@ -128,7 +128,7 @@ impl Vm {
         }
     }
 
-    /// Makes what the functions need of cells, and the natives.
+    /// Makes the natives, the functions' state, and the cells of their constants.
     fn prepare(&mut self, functions: &[Arc<Function>]) -> Result<(), OutOfMemory> {
         self.make_string_table()?;
         let clock = self.make_native(runtime::clock)?;
@@ -144,7 +144,7 @@ impl Vm {
                     Constant::Number(number) => Value::number(*number),
                     Constant::String(bytes) => self.intern(bytes)?,
                 };
-                // SAFETY: there are as many words as constants.
+                // SAFETY: `constants` has one word for each constant of all functions.
                 unsafe {
                     *constant = value;
                     constant = constant.add(1);
@@ -180,8 +180,8 @@ impl Vm {
     }
 
     fn link_children(&mut self) {
-        // In the order of `list_functions`, a function's first child follows it, and each further
-        // one follows the descendants of the one before.
+        // In the order of `list_functions`, a function's first child follows the function, and each
+        // further child follows the descendants of the child before it.
         let count = self.protos.len();
         let mut sizes = vec![1; count];
         for index in (0..count).rev() {
@@ -205,8 +205,8 @@ impl Vm {
             Ok(closure) => {
                 let closure = Value::cell(closure);
                 let base = self.stack.words;
-                // SAFETY: the stack has room for one slot, and the entry's protocol is kept: the
-                // callee is at `base`, below the limit.
+                // SAFETY: the stack has room for one slot, and the call keeps the entry's protocol:
+                // the callee is at `base`, below the limit.
                 unsafe {
                     *base = closure;
                     self.stack_limit
@@ -243,7 +243,7 @@ impl Drop for Vm {
     }
 }
 
-/// The function, then all inside it, each before its own.
+/// Appends the function, then the functions inside it, each before its own inner functions.
 fn list_functions(function: &Arc<Function>, list: &mut Vec<Arc<Function>>) {
     list.push(function.clone());
     for inner in &function.functions {
@@ -284,13 +284,13 @@ mod tests {
     fn equal_strings_are_one_cell_also_after_the_table_was_made_anew() {
         let mut vm = isolate("", &RunConfig::default());
         let kept = vm.intern(b"kept").expect("room");
-        let mut strings = vec![kept]; // compared with, never looked into
+        let mut strings = vec![kept]; // compared, never followed
         for number in 0..1_000 {
-            // Held by the value stack: a vector is no root.
+            // The value stack keeps the strings alive: a vector is no root.
             let string = vm
                 .intern(format!("string {number}").as_bytes())
                 .expect("room");
-            // SAFETY: the stack has room for so many, and the limit covers them.
+            // SAFETY: the stack has room for 1,000 slots, and the limit covers those in use.
             unsafe {
                 let slot = vm.stack.words.add(number);
                 slot.write(string);
