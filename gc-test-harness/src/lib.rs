@@ -1,5 +1,5 @@
-//! A real language on Urge, machine code as mean as can be, and the laboratory (`gclab`) that
-//! stops, measures and tests both.
+//! A Lox implementation on Urge, kernels of machine code that are hard on a collector, and the
+//! laboratory (`gclab`) that stops, measures and tests both.
 
 pub mod kernels;
 pub mod lab;

@@ -12,25 +12,25 @@ use gc_test_harness::lab::{
 use gc_test_harness::lox::{self, run::RunArgs};
 use gc_test_harness::search::{Count, Options};
 
-/// Under test, malloc aborts where it may wait for a stopped thread.
+/// In tests, malloc aborts where it could wait for a stopped thread.
 #[cfg(feature = "faults")]
 #[global_allocator]
 static STRICT: gc_preempt::StrictAllocator = gc_preempt::StrictAllocator;
 
-/// The exit code of wrong usage (EX_USAGE of sysexits.h), as clox has it.
+/// The exit code for wrong usage (EX_USAGE of sysexits.h), as in clox.
 const USAGE: u8 = 64;
 
 /// Stops threads at any instruction, scans their stacks, collects, and measures how long that
 /// takes.
 ///
-/// Without a command it runs the demo: managed threads in poll-free loops beside threads that
-/// allocate. A signal stops them all; their stacks are scanned, the heap is collected, and they are
-/// resumed. Each thread checks its own answers.
+/// Without a command, gclab runs the demo: managed threads in loops without polls beside threads
+/// that allocate. A signal stops all of them, the collector scans their stacks and collects the
+/// heap, and the threads resume. Each thread checks its own answers.
 #[derive(Debug, Parser)]
 #[command(name = "gclab", version, max_term_width = 100)]
 struct Cli {
-    /// Print one JSON object on stdout instead of a table (`run`: on stderr, as stdout is the
-    /// program's)
+    /// Print one JSON object on stdout instead of a table (`run`: on stderr, because stdout belongs
+    /// to the program)
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -39,9 +39,9 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a Lox program as the book's clox does: its output, its messages, its exit codes
+    /// Run a Lox program with the output, messages and exit codes of the book's clox
     Run(RunArgs),
-    /// Measure the time to stop, pause and stall of threads in poll-free loops, beside the signal
+    /// Measure time to stop, pause and stall of threads in loops without polls, beside the signal
     /// floor
     Pause(Pause),
     /// Run the benchmarks game's binary trees on one or more mutators of one heap
@@ -49,69 +49,72 @@ enum Command {
     /// Measure full markings of a random graph beside the limit program, or the pauses while a
     /// mutator changes the graph
     Mark(Mark),
-    /// Replace the values of a cache: 16 bytes to 4 KiB each
+    /// Replace values of 16 bytes to 4 KiB in a cache
     Churn(Churn),
-    /// Measure peak memory: fill with one size, drop nine in ten at random, fill with another
+    /// Measure peak memory: allocate cells of one size, drop nine in ten at random, allocate cells
+    /// of another size
     Fragment(Fragment),
-    /// Compare arbitrary words over arbitrary heaps with an exact model, or random Lox programs in
-    /// all tiers
+    /// Compare the cells that arbitrary words keep with an exact model, or the output of random Lox
+    /// programs in all tiers
     Fuzz(Fuzz),
-    /// Run everything at once until the time is over or an answer is wrong
+    /// Run all workloads together until the time is over or an answer is wrong
     Soak(Soak),
-    /// Touch memory and give it back, so that the next program does not wait for the memory of a
-    /// virtual machine's host
+    /// Touch memory and free it, so that the next program does not wait for memory of the virtual
+    /// machine's host
     Warm(Warm),
 }
 
 #[derive(Args, Debug)]
 struct Warm {
-    /// MiB to touch: more than the next program needs. The host takes them back some seconds later
+    /// MiB to touch, more than the next program needs; the host takes them back some seconds later
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(warm::LARGEST)))]
     mib: u32,
 }
 
 #[derive(Args, Debug)]
 struct Fuzz {
-    /// Seconds to run for; at least one case runs
+    /// Seconds to run; at least one case runs
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// The first case's seed; the others follow [default: from the clock]
+    /// Seed of the first case; each further case takes the next number [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
     /// Compare the output of random Lox programs in the interpreter, in compiled code and under
     /// collections
     #[arg(long)]
     lox: bool,
-    /// Compare with the book's clox as well
+    /// Compare with the output of the book's clox at PATH, too
     #[arg(long, requires = "lox", value_name = "PATH")]
     clox: Option<PathBuf>,
-    /// Run each program in processes of its own, so that a crash or a hang is shortened too
+    /// Run each program in separate processes, so that a program that crashes or hangs is
+    /// shortened, too
     #[arg(long, requires = "lox")]
     apart: bool,
 }
 
 #[derive(Args, Debug)]
 struct Soak {
-    /// Seconds to run for, in rounds of a few seconds; at least one round runs
+    /// Seconds to run, in rounds of a few seconds; at least one round runs
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// The first round's seed; the others follow [default: from the clock]
+    /// Seed of the first round; each further round takes the next number [default: from the clock]
     #[arg(long)]
     seed: Option<u64>,
-    /// Run the round of that seed in this process
+    /// Run the seed's round in this process
     #[arg(long, hide = true, requires = "seed")]
     round: bool,
 }
 
 #[derive(Args, Debug)]
 struct Pause {
-    /// Threads in loops [default: one a processor]
+    /// Threads in loops [default: one for each processor]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     threads: Option<u32>,
-    /// Blocks, which alternate with the floor's; with a thousand threads a block takes minutes
+    /// Blocks of stops, in alternation with blocks of the signal floor; a block of a thousand
+    /// threads takes minutes
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     blocks: u32,
-    /// Rounds a block [default: 500; fewer with more than 16 threads]
+    /// Rounds in a block [default: 500; fewer with more than 16 threads]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     rounds: Option<u32>,
     /// Microseconds to sleep after each resume
@@ -121,13 +124,13 @@ struct Pause {
 
 #[derive(Args, Debug)]
 struct Trees {
-    /// The long-lived tree's depth; below 6 it is 6
+    /// Depth of the long-lived tree; values below 6 count as 6
     #[arg(value_parser = clap::value_parser!(u32).range(0..=i64::from(trees::DEEPEST)))]
     depth: u32,
-    /// Threads, each of which runs the whole program
+    /// Threads; each runs the whole program
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     mutators: u32,
-    /// Run the limit program instead: a bare bump-and-bitmap heap for one thread
+    /// Run the limit program instead: a bare heap of bump allocation and a bitmap, for one thread
     #[arg(long, conflicts_with = "mutators")]
     limit: bool,
 }
@@ -137,23 +140,23 @@ struct Mark {
     /// MiB of 32-byte objects
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(mark::LARGEST)))]
     mib: u32,
-    /// Threads that mark; several are compared with one in the same run
+    /// Threads that mark; with more than one, the same run measures one thread, too
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     markers: u32,
     /// Collect while a mutator replaces edges and allocates, beside the signal floor
     #[arg(long, conflicts_with = "markers")]
     concurrent: bool,
-    /// Collections at least, with --concurrent
+    /// Least number of collections, with --concurrent
     #[arg(long, requires = "concurrent", default_value_t = concurrent::CYCLES, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     cycles: u32,
 }
 
 #[derive(Args, Debug)]
 struct Churn {
-    /// MiB of values that are live
+    /// MiB of live values
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(churn::LARGEST)))]
     mib: u32,
-    /// How often each value is replaced, on the average
+    /// Times that each value is replaced, on average
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rounds: u32,
 }
@@ -163,22 +166,22 @@ struct Fragment {
     /// MiB of cells of the first size
     #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(fragment::LARGEST)))]
     mib: u32,
-    /// Bytes of the cells that are dropped
+    /// Bytes of each cell of the first size
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(16..=32768))]
     from: u32,
-    /// Bytes of the cells that come after
+    /// Bytes of each cell of the second size
     #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u32).range(16..=32768))]
     to: u32,
 }
 
 fn main() -> ExitCode {
-    // A reader that closes the pipe early (`| head`) is no reason to panic.
-    // SAFETY: no handler, and no other thread yet.
+    // A reader that closes the pipe early (`| head`) must not cause a panic.
+    // SAFETY: SIGPIPE has no handler yet, and there is no other thread.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors and go to stdout, which may be closed.
+            // Help and version are not errors and go to stdout, which may be closed.
             let _ = error.print();
             return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
         }
@@ -247,7 +250,7 @@ fn run_churn(options: &Churn, json: bool) -> ExitCode {
 fn run_fragment(options: &Fragment, json: bool) -> ExitCode {
     let outcome = fragment::run(&fragment::Options {
         mib: options.mib,
-        // In words.
+        // The sizes are whole words.
         from: options.from.next_multiple_of(8),
         to: options.to.next_multiple_of(8),
     });
@@ -299,7 +302,7 @@ fn run_warm(options: &Warm, json: bool) -> ExitCode {
     show(json, warm::warm(options.mib), warm::Outcome::json)
 }
 
-/// Prints what came of a command, for people or as one JSON object; an error, on stderr.
+/// Prints the outcome of a command as text or as one JSON object, and an error on standard error.
 fn show<T, E, J>(json: bool, outcome: Result<T, E>, as_json: impl Fn(&T) -> J) -> ExitCode
 where
     T: Display,

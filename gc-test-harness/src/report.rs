@@ -1,5 +1,4 @@
-//! Times as people and programs read them: histograms, their five numbers, a table's lines and
-//! JSON.
+//! Times for people and programs: histograms, their five quantiles, lines of tables and JSON.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,19 +6,19 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// The longest time that a histogram tells from a longer one.
+/// The largest time that a histogram distinguishes from larger ones.
 const LONGEST: Duration = Duration::from_secs(100);
 
-/// Stops as they were measured: nanoseconds, to three digits.
+/// The times of stops, in nanoseconds with three digits.
 #[derive(Clone, Debug)]
 pub struct Samples {
-    /// From the request until the last thread is stopped.
+    /// From the stop request until the last thread is stopped.
     pub stop: Histogram<u64>,
-    /// From the request until the resume is published.
+    /// From the stop request until the resume is published.
     pub pause: Histogram<u64>,
-    /// What each stopped thread lost by its own clock.
+    /// The stall of each stopped thread, by its own clock.
     pub stall: Histogram<u64>,
-    /// Threads that were running when a stop met them, over all stops.
+    /// Running threads that stops met, over all stops.
     met_running: u64,
 }
 
@@ -30,7 +29,7 @@ impl Default for Samples {
 }
 
 impl Samples {
-    /// No samples yet.
+    /// Samples of no stop.
     pub fn new() -> Samples {
         let empty = histogram();
         Samples {
@@ -41,28 +40,28 @@ impl Samples {
         }
     }
 
-    /// One stop.
+    /// Adds one stop.
     pub fn record(&mut self, stop: Duration, pause: Duration) {
         add(&mut self.stop, stop);
         add(&mut self.pause, pause);
     }
 
-    /// How many threads a stop met running.
+    /// Adds the running threads that a stop met.
     pub fn met(&mut self, running: u32) {
         self.met_running += u64::from(running);
     }
 
-    /// The mean of that over all stops.
+    /// The running threads that a stop met, on average.
     pub fn running(&self) -> f64 {
         self.met_running as f64 / self.stop.len().max(1) as f64
     }
 
-    /// One thread's stall.
+    /// Adds one thread's stall.
     pub fn record_stall(&mut self, stall: Duration) {
         add(&mut self.stall, stall);
     }
 
-    /// Takes another block's samples in.
+    /// Adds the samples of another block.
     pub fn merge(&mut self, other: &Samples) {
         self.met_running += other.met_running;
         for (into, from) in [
@@ -89,8 +88,7 @@ impl fmt::Display for Samples {
 }
 
 fn histogram() -> Histogram<u64> {
-    // The bounds are constants that satisfy the constructor's three conditions; a histogram of one
-    // bucket would at worst lose digits.
+    // The bounds are constants that satisfy the constructor's three conditions, so it cannot fail.
     Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
         .unwrap_or_else(|_| unreachable!("1 ns to 100 s with three digits are valid bounds"))
 }
@@ -99,29 +97,29 @@ fn add(histogram: &mut Histogram<u64>, time: Duration) {
     histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
 }
 
-/// A histogram's five numbers, in microseconds.
+/// The five quantiles of a histogram, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quantiles {
-    /// The least.
+    /// The least time.
     pub min: f64,
     /// The median.
     pub p50: f64,
-    /// Nine in ten are no longer.
+    /// The 90th percentile.
     pub p90: f64,
-    /// 99 in 100 are no longer.
+    /// The 99th percentile.
     pub p99: f64,
-    /// The longest.
+    /// The longest time.
     pub max: f64,
 }
 
 impl Quantiles {
-    /// Reads them off; all 0 without a sample.
+    /// The quantiles of a histogram; all 0 without a sample.
     pub fn of(histogram: &Histogram<u64>) -> Quantiles {
         let ends = [histogram.min(), histogram.max()];
         Quantiles::read(ends, |q| histogram.value_at_quantile(q))
     }
 
-    /// Reads them off a heap's stops; all 0 without one.
+    /// The quantiles of a heap's stops; all 0 without a stop.
     pub fn of_stops(times: &gc_core::Times) -> Quantiles {
         Quantiles::read([times.min(), times.max()], |q| times.value_at_quantile(q))
     }
@@ -137,7 +135,7 @@ impl Quantiles {
         }
     }
 
-    /// Of a few times; all 0 without one.
+    /// The quantiles of a list of times; all 0 of an empty one.
     pub fn of_times(times: impl IntoIterator<Item = Duration>) -> Quantiles {
         let mut all = histogram();
         for time in times {
@@ -146,14 +144,14 @@ impl Quantiles {
         Quantiles::of(&all)
     }
 
-    /// The object under a key that ends in `_us`.
+    /// The JSON object for a key that ends in `_us`.
     pub fn json(&self) -> Value {
         json!({
             "min": self.min, "p50": self.p50, "p90": self.p90, "p99": self.p99, "max": self.max,
         })
     }
 
-    /// The head over [`line`](Quantiles::line)'s columns.
+    /// The heading of a table whose lines [`line`](Quantiles::line) makes.
     pub fn head(label: &str) -> String {
         format!(
             "{label:<24}{:>9}{:>9}{:>9}{:>9}{:>9}",
@@ -161,7 +159,7 @@ impl Quantiles {
         )
     }
 
-    /// A table's line.
+    /// A line of a table.
     pub fn line(&self, label: &str) -> String {
         let cell = |value: f64| {
             if value < 1000.0 {
@@ -175,7 +173,7 @@ impl Quantiles {
     }
 }
 
-/// The middle of a list of numbers; 0 of an empty one.
+/// The median of a list of numbers; 0 of an empty one.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -186,9 +184,9 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The most memory that this process has had resident so far.
+/// The process's peak resident memory so far, in bytes.
 pub fn peak_rss_bytes() -> u64 {
-    // SAFETY: plain data, filled by the call.
+    // SAFETY: zero is a valid rusage, which the call fills.
     let usage = unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         libc::getrusage(libc::RUSAGE_SELF, &mut usage);
@@ -197,18 +195,19 @@ pub fn peak_rss_bytes() -> u64 {
     usage.ru_maxrss.cast_unsigned() * 1024
 }
 
-/// What the process's threads have used of the processors so far.
+/// The processor time of all threads of the process so far.
 pub fn processor_time() -> Duration {
     clock(libc::CLOCK_PROCESS_CPUTIME_ID)
 }
 
-/// What this thread has used of the processors so far.
+/// The processor time of the calling thread so far.
 pub fn thread_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
 fn clock(clock: libc::clockid_t) -> Duration {
-    // SAFETY: plain data, filled by the call, which cannot fail for these clocks.
+    // SAFETY: zero is a valid timespec, which the call fills. The call cannot fail for these
+    // clocks.
     let time = unsafe {
         let mut time: libc::timespec = std::mem::zeroed();
         libc::clock_gettime(clock, &mut time);
@@ -217,7 +216,7 @@ fn clock(clock: libc::clockid_t) -> Duration {
     Duration::new(time.tv_sec.cast_unsigned(), time.tv_nsec as u32)
 }
 
-/// A count with its thousands apart.
+/// A number with its thousands separated.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);

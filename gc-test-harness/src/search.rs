@@ -1,4 +1,4 @@
-//! Random searches for wrong answers: their seeds, what they count, what they report.
+//! Random searches for wrong answers: seeds, counts and reports.
 
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,29 +6,30 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// What to search.
+/// A search's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// For how long. At least one case runs.
+    /// The length of the search. At least one case runs.
     pub time: Duration,
-    /// The first case's seed; the others follow. By default the clock says.
+    /// The first case's seed; each further case takes the next number. By default the clock gives
+    /// it.
     pub seed: Option<u64>,
 }
 
-/// What a search counts.
+/// The counts of a search.
 pub trait Count: AddAssign + Default {
-    /// One JSON object: each count under its name.
+    /// One JSON object with each count under its name.
     fn json(&self) -> Value;
 }
 
-/// A search without a wrong answer.
+/// The report of a search that found no wrong answer.
 #[derive(Clone, Copy, Debug)]
 pub struct Report<C> {
     /// The first case's seed.
     pub seed: u64,
-    /// What was done.
+    /// The counts over all cases.
     pub counts: C,
-    /// How long it took.
+    /// The time that the search took.
     pub time: Duration,
 }
 
@@ -43,7 +44,7 @@ impl<C: Count> Report<C> {
     }
 }
 
-/// Runs cases, each by its seed, until the time is over or one gives a wrong answer.
+/// Runs cases, each with its seed, until the time is over or a case gives a wrong answer.
 pub(crate) fn run<C: Count, E>(
     options: &Options,
     mut case: impl FnMut(u64) -> Result<C, E>,
@@ -65,7 +66,7 @@ pub(crate) fn run<C: Count, E>(
     })
 }
 
-/// Declares a struct of counts, [`Count`] for it, and how JSON becomes one again.
+/// Declares a struct of counts, and implements `AddAssign` and [`Count`] for it.
 macro_rules! counts {
     ($(#[$meta:meta])* pub struct $counts:ident { $($(#[$doc:meta])* $name:ident,)* }) => {
         $(#[$meta])*
@@ -89,23 +90,23 @@ macro_rules! counts {
 }
 pub(crate) use counts;
 
-/// The seed of the case that runs, for [`name_in_crashes`].
+/// The seed of the current case, for [`name_in_crashes`].
 static SEED: AtomicU64 = AtomicU64::new(0);
 
-/// A seed by the clock: another one in each run.
+/// A seed from the clock: each run gets another one.
 fn by_the_clock() -> u64 {
     std::time::SystemTime::UNIX_EPOCH
         .elapsed()
         .map_or(0, |t| t.as_nanos() as u64 >> 8)
 }
 
-/// Notes which case runs, for [`name_in_crashes`].
+/// Notes the seed of the current case, for [`name_in_crashes`].
 fn set(seed: u64) {
     // Relaxed: the crashing thread reads its own store, or prints an older seed.
     SEED.store(seed, Ordering::Relaxed);
 }
 
-/// Has a crash print the seed that repeats it.
+/// Installs a handler that prints the current case's seed when the process crashes.
 pub(crate) fn name_in_crashes() {
     extern "C" fn crashed(signal: libc::c_int) {
         let mut text = *b"gclab: crashed in the case of seed 00000000000000000000\n";
@@ -114,7 +115,8 @@ pub(crate) fn name_in_crashes() {
             *digit = b'0' + (seed % 10) as u8;
             seed /= 10;
         }
-        // SAFETY: writes a buffer of its own; then the signal strikes again, unhandled.
+        // SAFETY: the call writes from a local buffer. The signal is then raised again with its
+        // default action.
         unsafe {
             libc::write(2, text.as_ptr().cast(), text.len());
             libc::signal(signal, libc::SIG_DFL);

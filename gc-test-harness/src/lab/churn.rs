@@ -1,10 +1,10 @@
-//! A cache with replacement: values of 16 bytes to 4 KiB, each under an entry, all entries held by
-//! one table.
+//! `gclab churn`: a cache with replacement. Its values have 16 bytes to 4 KiB, each value has an
+//! entry, and one table holds all entries.
 //!
-//! The table is filled; then each turn replaces the value of a random slot by a new one of another
-//! size, and looks one other up. A value is a leaf cell with its key in its first word and a
-//! pattern behind it, an entry a cell of three words: the value, the key, the size. Every value
-//! that is looked at is compared with its entry, and what all of them add up to is printed: the
+//! The program fills the table. Then each turn replaces the value of a random slot by a new one of
+//! another size, and reads the value of another slot. A value is a leaf cell with its key in the
+//! first word and a pattern behind it. An entry is a cell of three words: value, key, size. The
+//! program compares each value that it reads with its entry, and prints the sum of all of them. The
 //! peers in `benches/programs/` draw the same numbers and must print the same line.
 
 use std::fmt;
@@ -20,28 +20,28 @@ use super::progress::Progress;
 use super::random::Random;
 use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time};
 
-/// The largest cache that can be asked for, in MiB of values.
+/// The largest cache that the options allow, in MiB of values.
 pub const LARGEST: u32 = 64 << 10;
 
 /// Bytes of the average value.
 const MEAN: usize = 765;
-/// Bytes of the largest.
+/// Bytes of the largest value.
 const MOST: usize = 4096;
-/// Sites are made for each multiple of this.
+/// The step of value sizes, in bytes: each multiple has a site.
 const STEP: usize = 16;
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug)]
 pub enum ChurnError {
-    /// The heap could not be built, or the thread not attached.
+    /// The heap could not be built, or the thread could not be attached.
     Heap(String),
     /// The cache does not fit.
     Full(AllocError),
     /// A value is not what was put into the cache.
     Wrong {
-        /// The entry's key.
+        /// The key in the value's entry.
         key: u64,
-        /// What its value holds instead.
+        /// The key that the value holds instead.
         found: u64,
     },
 }
@@ -61,39 +61,39 @@ impl fmt::Display for ChurnError {
 
 impl std::error::Error for ChurnError {}
 
-/// What is asked for.
+/// A measurement's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// MiB of values that are live.
+    /// MiB of live values.
     pub mib: u32,
-    /// How often each is replaced, on the average.
+    /// Times that each value is replaced, on average.
     pub rounds: u32,
 }
 
-/// What was measured.
+/// The figures of a measurement.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was asked for.
+    /// The options of the measurement.
     pub options: Options,
     /// Slots of the cache.
     pub entries: u64,
     /// Values replaced.
     pub replacements: u64,
-    /// Of all values looked at: keys, sizes and last bytes.
+    /// The sum of all values that were read: keys, sizes and last bytes.
     pub sum: u64,
-    /// From before the heap was built until the last look.
+    /// The time from before the heap was built until the last read.
     pub took: Duration,
-    /// Of that: the replacements.
+    /// The time of the replacements.
     pub replacing: Duration,
-    /// The processor time of all threads meanwhile.
+    /// The processor time of all threads in `took`.
     pub processor: Duration,
-    /// Every collection's times.
+    /// The times of all collections.
     pub pauses: Samples,
-    /// Collections.
+    /// The number of collections.
     pub collections: u64,
     /// The heap's figures at the end.
     pub stats: HeapStats,
-    /// The process's peak.
+    /// The process's peak resident memory.
     pub peak_rss_bytes: u64,
 }
 
@@ -110,11 +110,11 @@ struct Cache<'m> {
     table: NonNull<*mut Entry>,
     entries: usize,
     entry: Site,
-    /// By size in steps, rounded up.
+    /// The sites of values, by size in steps, rounded up.
     values: Vec<Site>,
     pattern: Box<[u8; MOST]>,
     random: Random,
-    // Keeps the table.
+    // The root that keeps the table.
     _root: RawRoot,
 }
 
@@ -125,14 +125,15 @@ impl<'m> Cache<'m> {
         let site = |kind, bytes| heap.site(kind, bytes).map_err(|e| error(&e));
         let holder = kind(Kind::array("table", 0, Encoding::RAW))?;
         let entry = kind(Kind::words_at("entry", &[0], Encoding::RAW))?;
-        // Written as a whole at once, so not cleared; nor do the peers in C clear it.
+        // Each value is written as a whole right after its allocation, so its cell need not be
+        // cleared. The peers in C do not clear it, either.
         let value = kind(Kind::leaf_uninit("value"))?;
         let entries = ((mib as usize) << 20) / MEAN;
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // SAFETY: an array of words needs no least size. The cell is on this stack until the handle
         // keeps it.
         let table = unsafe { mutator.alloc_raw(holder, entries * size_of::<usize>()) };
         let table = table.map_err(ChurnError::Full)?;
-        // SAFETY: allocated just now.
+        // SAFETY: the cell is new, and this stack still holds it.
         let root = unsafe { mutator.root_raw(table) };
         let root = root.map_err(|full| error(&full))?;
         let sites = (0..=MOST / STEP).map(|step| site(value, step.max(1) * STEP));
@@ -148,19 +149,19 @@ impl<'m> Cache<'m> {
         })
     }
 
-    /// 16 to 4096 bytes: each of the eight doublings equally often.
+    /// Draws a size of 16 to 4,096 bytes; each of the eight doublings is equally likely.
     fn draw_bytes(&mut self) -> usize {
         let base = 16 << self.random.below(8);
         base + self.random.below(base + 1)
     }
 
-    /// A new value under a new entry. This thread's registers and stack keep both.
+    /// Allocates a new value and its entry. Only this thread's registers and stack keep them.
     #[inline]
     fn entry(&mut self, key: u64) -> Result<NonNull<Entry>, ChurnError> {
         let bytes = self.draw_bytes();
         let site = self.values[bytes.div_ceil(STEP)];
-        // SAFETY: sites of this heap, of leaf cells of at least so many bytes (16 or more) and of
-        // three words; first stores into new cells.
+        // SAFETY: the sites are of this heap, for leaf cells of at least `bytes` bytes (16 or more)
+        // and for cells of three words. The stores are the first to new cells.
         unsafe {
             let value = self.mutator.alloc_at(site).map_err(ChurnError::Full)?;
             let value = value.as_ptr();
@@ -185,11 +186,11 @@ impl<'m> Cache<'m> {
         Ok(())
     }
 
-    /// What a slot's value adds to the sum.
+    /// Reads a slot's value and gives its part of the sum.
     #[inline]
     fn look(&self, slot: usize) -> Result<u64, ChurnError> {
         debug_assert!(slot < self.entries);
-        // SAFETY: the table leads to entries, these to values of so many bytes, and all of them
+        // SAFETY: the table leads to entries and these to values of `bytes` bytes, and all of them
         // live.
         let (entry, found, last) = unsafe {
             let entry = &*self.table.add(slot).read();
@@ -206,13 +207,13 @@ impl<'m> Cache<'m> {
     }
 }
 
-/// Turns between two looks at the clock.
+/// Turns between two reads of the clock.
 const STRIDE: u64 = 1 << 16;
 
 /// Fills the cache and replaces its values.
 ///
 /// # Errors
-/// [`ChurnError`]; of wrong values, the first.
+/// [`ChurnError`]. Of several wrong values, the first.
 pub fn run(options: &Options) -> Result<Outcome, ChurnError> {
     let error = |e: &dyn fmt::Display| ChurnError::Heap(e.to_string());
     let (begun, processor) = (Instant::now(), processor_time());
@@ -261,7 +262,7 @@ pub fn run(options: &Options) -> Result<Outcome, ChurnError> {
 }
 
 impl Outcome {
-    /// The line that every peer prints.
+    /// The line that each peer prints, too.
     pub fn line(&self) -> String {
         let Outcome {
             entries,
@@ -272,7 +273,7 @@ impl Outcome {
         format!("{entries} entries, {replacements} replacements, sum {sum}")
     }
 
-    /// Values replaced a second, the filling not counted.
+    /// Values replaced in a second, without the filling.
     pub fn replacements_per_s(&self) -> f64 {
         self.replacements as f64 / self.replacing.as_secs_f64().max(1e-9)
     }
@@ -335,7 +336,7 @@ mod tests {
     fn the_cache_gives_back_what_was_put_in_and_adds_up_to_what_the_peers_print() {
         let options = Options { mib: 1, rounds: 3 };
         let outcome = run(&options).expect("it fits");
-        // As every program of benches/programs/ prints for `1 3`.
+        // Each program of benches/programs/ prints this line for `1 3`.
         assert_eq!(
             outcome.line(),
             "1370 entries, 4110 replacements, sum 25856621"

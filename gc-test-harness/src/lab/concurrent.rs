@@ -1,16 +1,16 @@
-//! `gclab mark --concurrent`: a random graph that a mutator changes while it is marked, beside the
-//! signal floor.
+//! `gclab mark --concurrent`: a random graph that a mutator changes while the collector marks it,
+//! beside the signal floor.
 //!
 //! In each turn the mutator replaces an edge of a random cell and allocates eight cells, which it
 //! drops. Every sixteenth turn it puts the last of them into the table in place of a random cell,
 //! with that cell's edges, and clears the edges of the cell that it replaced. So the number of live
-//! cells stays about the same, and the program allocates some 100 times what it keeps. Each cell
-//! that the mutator reads is checked: its third word is the complement of its fourth. Collections
-//! begin when the pacer says so. `benches/programs/concurrent.go` does the same.
+//! cells stays about the same, and the program allocates some 100 times what it keeps. The mutator
+//! checks each cell that it reads: the third word is the complement of the fourth. The pacer begins
+//! the collections. `benches/programs/concurrent.go` does the same.
 //!
 //! Blocks of collections alternate with blocks of the signal floor's rounds, in which the mutator
-//! allocates nothing and no collection is under way. [`gauge`](super::gauge) measures what the
-//! mutator had of each millisecond.
+//! allocates nothing and no collection is under way. [`gauge`](super::gauge) measures the mutator's
+//! share of each millisecond.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -29,70 +29,70 @@ use super::progress::Progress;
 use super::random::Random;
 use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes};
 
-/// Collections that are measured at least.
+/// The least number of collections that are measured.
 pub const CYCLES: u32 = 20;
 
-/// Blocks of collections, each followed by one of floor rounds.
+/// Blocks of collections. A block of the floor's rounds follows each.
 const BLOCKS: u32 = 5;
-/// Rounds of the floor a block.
+/// Rounds of the floor in a block.
 const ROUNDS: u32 = 100;
-/// Rounds of the floor that decide whether it spins or sleeps.
+/// Rounds of the floor that decide whether it spins or sleeps, for each of the two.
 const CALIBRATION: u32 = 30;
-/// The driver sleeps between two looks at the heap for a part of the time between two collections,
-/// within these bounds. A look takes a processor from the mutator or the collector where all are
-/// busy, so frequent looks lengthen stops (docs/experiments.md).
+/// The bounds of the time that the driver sleeps between two reads of the heap's figures: a part of
+/// the time between two collections. A read takes a processor from the mutator or the collector
+/// where all are busy, so frequent reads lengthen stops (docs/experiments.md).
 const LOOK: [Duration; 2] = [Duration::from_micros(500), Duration::from_millis(10)];
 const LOOKS: u32 = 8;
-/// Turns between two looks at the clock.
+/// Turns between two reads of the clock.
 const TURNS: u32 = 16;
-/// Cells allocated a turn.
+/// Cells allocated in a turn.
 const CELLS: usize = 8;
 
 /// A cell of the graph: two edges, a number and its complement.
 type Object = [usize; 4];
 
-/// What was measured.
+/// The figures of a measurement.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// MiB of cells that the table holds.
     pub mib: u32,
     /// Cells that the table holds.
     pub objects: u64,
-    /// Every collection.
+    /// All measured collections.
     pub cycles: Vec<Cycle>,
-    /// The mutator's stalls by its own clock, one a collection.
+    /// The mutator's stalls by its own clock, one for each collection.
     pub stalls: Samples,
-    /// The floor's rounds.
+    /// The rounds of the floor.
     pub floor: Samples,
-    /// How the floor waited: the better of the two ways.
+    /// The floor's way to wait: the better of the two.
     pub wait: Wait,
     /// Utilisation and progress of the mutator in windows of 10 ms.
     pub windows: Windows,
-    /// The mutator's turns, those beside floor rounds not counted.
+    /// The mutator's turns, except those beside floor rounds.
     pub turns: u64,
-    /// How long it took to do them.
+    /// The time of these turns.
     pub turning: Duration,
     /// Processor time of the collector's threads, and the mutator's assist time, over all
     /// collections.
     pub collecting: (Duration, Duration),
-    /// Cells found alive by a last collection, and by a walk over the graph. What stale words keep
-    /// is in the first alone.
+    /// Cells that a last collection found alive, and cells that a walk over the graph reached.
+    /// Cells that stale words keep are in the first number only.
     pub alive: (u64, u64),
-    /// How long everything took.
+    /// The time of the whole measurement.
     pub took: Duration,
-    /// The process's peak.
+    /// The process's peak resident memory.
     pub peak_rss_bytes: u64,
 }
 
-/// What the mutator and the driver tell each other.
+/// The words by which the mutator and the driver synchronise.
 struct Signs {
     quiet: AtomicBool,
     over: AtomicBool,
-    /// Blocks of turns done, in any mode: whether the mutator runs.
+    /// Blocks of turns done, in any mode. A change says that the mutator runs.
     place: AtomicU32,
 }
 
-/// Builds the graph and measures at least so many collections.
+/// Builds the graph and measures at least `cycles` collections.
 ///
 /// # Errors
 /// [`MarkError`].
@@ -173,7 +173,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What the mutator does.
+/// The mutator's program.
 struct Program<'g> {
     mutator: &'g Mutator,
     site: Site,
@@ -198,8 +198,8 @@ impl<'g> Program<'g> {
     /// Writes a number and its complement into every cell.
     fn number_all(&mut self) {
         for n in 0..self.cells {
-            // SAFETY: a word of the table, which leads to a live cell of four words; the last two
-            // are no edges.
+            // SAFETY: the index is below the table's length, and the table leads to a live cell of
+            // four words. Its last two words are not edges.
             unsafe {
                 let cell = self.table.add(n).read();
                 (*cell)[2] = n;
@@ -211,7 +211,7 @@ impl<'g> Program<'g> {
     #[inline]
     fn pick(&mut self) -> *mut *mut Object {
         let n = self.random.below(self.cells);
-        // SAFETY: below the table's length.
+        // SAFETY: the index is below the table's length.
         unsafe { self.table.add(n) }
     }
 
@@ -220,9 +220,9 @@ impl<'g> Program<'g> {
         let turn = self.turn;
         self.turn += 1;
         let (a, b) = (self.pick(), self.pick());
-        // SAFETY: the table's words lead to live cells of four words. Those just allocated are kept
-        // by this thread's registers, and their first stores need no barrier; all other stores of
-        // edges go through it.
+        // SAFETY: the table's words lead to live cells of four words. This thread's registers keep
+        // the new cells, whose first stores need no barrier. All other stores of edges use the
+        // barrier.
         unsafe {
             let (a, b) = (a.read(), b.read());
             if (*a)[2] != !(*a)[3] {
@@ -251,9 +251,9 @@ impl<'g> Program<'g> {
         Ok(())
     }
 
-    /// Turns until told that it is over; their number, and how long they took.
+    /// Runs turns until the driver ends it. Gives their number and the time that they took.
     fn run(&mut self, signs: &Signs, gauge: &mut Gauge) -> Result<(u64, Duration), MarkError> {
-        // Whatever ends this, the driver waits no longer.
+        // However this function ends, the driver then stops waiting.
         let _over = Over(&signs.over);
         // SAFETY: the offset is that of an `AtomicU32` in this thread's context, which lives as
         // long as the mutator.
@@ -268,7 +268,7 @@ impl<'g> Program<'g> {
         let (mut turns, mut turning) = (0, Duration::ZERO);
         let mut since = Instant::now();
         let mut was_quiet = false;
-        // Ordering: Acquire, pairs with the driver's Release store; the flags carry no data.
+        // Acquire: pairs with the driver's Release store. The flags carry no data.
         while !signs.over.load(Ordering::Acquire) {
             let quiet = signs.quiet.load(Ordering::Acquire);
             if quiet != was_quiet {
@@ -283,12 +283,13 @@ impl<'g> Program<'g> {
             for _ in 0..TURNS {
                 self.turn(!quiet)?;
             }
-            self.mutator.thread().poll(); // for `URGE_ASYNC=0`, which has no other stops while nothing is allocated
-            // Relaxed: a hint that this thread runs.
+            // with `URGE_ASYNC=0` there is no other stop while nothing is allocated
+            self.mutator.thread().poll();
+            // Relaxed: only a change counts; the word orders nothing.
             signs.place.fetch_add(1, Ordering::Relaxed);
             if !quiet {
                 turns += u64::from(TURNS);
-                // Relaxed: written by the collector while this thread is stopped.
+                // Relaxed: the collector writes the word while this thread is stopped.
                 gauge.add(
                     marking.load(Ordering::Relaxed) != 0,
                     self.mutator.assisted(),
@@ -302,7 +303,7 @@ impl<'g> Program<'g> {
     }
 }
 
-/// The thread that looks on, and measures the floor.
+/// The thread that reads the heap's figures and measures the floor.
 struct Driver<'a> {
     heap: &'a Heap,
     floor: &'a Floor,
@@ -313,8 +314,8 @@ struct Driven {
     stalls: Samples,
     floor: Samples,
     wait: Wait,
-    /// Collections that were asked for before floor rounds, while nothing was allocated: they are
-    /// not measured.
+    /// Collections that the driver requested before floor rounds. They are not measured, because
+    /// the mutator allocated nothing beside them.
     asked: Vec<u64>,
 }
 
@@ -358,7 +359,7 @@ impl Driver<'_> {
         Ok(driven)
     }
 
-    /// One stop more, which tells what the last one cost the mutator by its own clock.
+    /// Stops the world once more, and records the mutator's stall of the stop before.
     fn take_stalls(&self, stalls: &mut Samples) -> Result<(), MarkError> {
         let stopped = self.heap.world().stop();
         let stopped = stopped.map_err(|e| MarkError::Heap(e.to_string()))?;
@@ -376,8 +377,8 @@ impl Driver<'_> {
                 .rounds(rounds, wait, |_| self.settle())
                 .map_err(|e| MarkError::Heap(e.to_string()))
         };
-        // After this collection none is under way, since the mutator does not allocate. The floor
-        // is measured after sweeping, which would keep a processor busy meanwhile.
+        // After this collection none is under way, because the mutator does not allocate. The floor
+        // is measured after sweeping, which would keep a processor busy.
         driven.asked.push(self.heap.collect());
         while self.heap.stats().sweeping && !self.is_over() {
             std::thread::sleep(LOOK[1]);
@@ -394,7 +395,7 @@ impl Driver<'_> {
         Ok(())
     }
 
-    /// Until the mutator was seen to run.
+    /// Waits until the mutator was seen to run.
     fn settle(&self) {
         let seen = self.signs.place.load(Ordering::Relaxed);
         let begun = Instant::now();
@@ -412,13 +413,13 @@ impl Outcome {
         Quantiles::of_times(self.cycles.iter().map(time))
     }
 
-    /// The p99 of all pauses over that of the floor's.
+    /// The p99 of all pauses over the p99 of the floor's pauses.
     pub fn pause_ratio_p99(&self) -> f64 {
         let floor = Quantiles::of(&self.floor.pause).p99;
         self.quantiles(|cycle| cycle.pause).p99 / floor.max(1e-3)
     }
 
-    /// The mutator's turns a second.
+    /// The mutator's turns in a second.
     pub fn turns_per_s(&self) -> f64 {
         self.turns as f64 / self.turning.as_secs_f64().max(1e-9)
     }

@@ -1,14 +1,14 @@
-//! Threads of one heap that compute, again and again, something whose answer is known beforehand.
+//! Threads of one heap that repeatedly compute a value that is known in advance.
 //!
-//! They compute it in compiled kernels, out of registers and objects that a lost root, a bent
+//! They compute it in compiled kernels, from registers and objects that a lost root, a changed
 //! register or a cell freed too early would spoil. The first wrong answer ends the crew.
 //!
-//! | thread | stands at a stop | checks |
+//! | thread | at a stop, it is | checks |
 //! |---|---|---|
-//! | counting | in a loop without memory access | its sum |
-//! | chasing | in a loop over a ring that hangs from a register alone | the ring's sum |
-//! | recursing | in a loop below managed frames that each hold an object | what all of them say |
-//! | allocating | anywhere between an inlined allocation and the collector's own code | each list's sum |
+//! | counting | in a loop without memory access | the loop's sum |
+//! | chasing | in a loop over a ring that only a register keeps | the ring's sum |
+//! | recursing | in a loop below managed frames, each with an object | all frames' objects |
+//! | allocating | anywhere from inlined allocation to the collector's own code | each list's sum |
 
 use std::ffi::c_void;
 use std::fmt;
@@ -24,20 +24,20 @@ use crate::kernels::codegen::{Arena, Code};
 use crate::kernels::deep::{Deep, Frames, deep_oracle};
 use crate::kernels::loops::{Chase, Count, Loops, chase_oracle, count_oracle};
 
-/// How much one call of each kernel does.
+/// The work of one call of each kernel.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
-    /// Turns of the counting loop, and nodes chased.
+    /// Iterations of the counting loop, and nodes that the chasing loop visits.
     pub turns: u64,
-    /// Nodes of the ring that is chased.
+    /// Nodes of the chasing loop's ring.
     pub ring: u64,
     /// Managed frames of the recursion.
     pub depth: u64,
-    /// Lists that are allocated, and nodes of one.
+    /// Lists to allocate, and nodes of one list.
     pub lists: (u64, u64),
 }
 
-/// The kernels' machine code.
+/// The machine code of the kernels.
 pub struct Kernels {
     count: Count,
     chase: Chase,
@@ -47,10 +47,10 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// Compiles them into `arena`, which must outlive all calls.
+    /// Compiles the kernels into `arena`, which must outlive all calls.
     ///
     /// # Errors
-    /// Says what Cranelift or the system refused.
+    /// The refusal of Cranelift or of the system.
     pub fn compile(arena: &mut Arena) -> Result<Kernels, String> {
         let loops = Loops::compile(arena).map_err(|e| e.to_string())?;
         let frames = Frames::compile(arena).map_err(|e| e.to_string())?;
@@ -64,15 +64,15 @@ impl Kernels {
         })
     }
 
-    /// The counting loop: needs neither heap nor attached thread.
+    /// The counting loop. It needs neither a heap nor an attached thread.
     pub fn count(&self) -> Count {
         self.count
     }
 
-    /// Registers the stack maps with a heap, for as long as the guards live.
+    /// Registers the stack maps with a heap until the guards are dropped.
     ///
     /// # Errors
-    /// Says why the heap refused them.
+    /// The heap's refusal.
     pub fn register(&self, heap: &Heap) -> Result<Vec<CodeGuard>, String> {
         let code = self.all.iter().flatten();
         let guards = code.map(|code| code.register_with(heap, Encoding::RAW));
@@ -80,7 +80,7 @@ impl Kernels {
     }
 }
 
-/// What the threads share.
+/// The state that the threads share.
 pub struct Crew<'a> {
     heap: &'a Heap,
     kernels: &'a Kernels,
@@ -92,8 +92,8 @@ pub struct Crew<'a> {
     failure: Mutex<Option<String>>,
 }
 
-/// Ends the crew when dropped, also on an early return: the threads' scope would never end
-/// otherwise.
+/// Ends the crew when dropped, also on an early return. Otherwise the scope of the threads would
+/// never end.
 pub struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -102,14 +102,15 @@ impl Drop for Over<'_> {
     }
 }
 
-/// What a thread does until the crew is told to end.
+/// The work of a thread, which returns after the crew has ended.
 pub type Work<'a> = fn(&Crew<'a>, &Mutator) -> Result<(), String>;
 
 impl<'a> Crew<'a> {
-    /// A crew without threads. The kernels are registered with the heap while it works.
+    /// A crew without threads. The caller keeps the kernels registered with the heap while the crew
+    /// works.
     ///
     /// # Errors
-    /// Says why the heap has no site for nodes.
+    /// The heap's refusal of a site for nodes.
     pub fn new(heap: &'a Heap, kernels: &'a Kernels, sizes: Sizes) -> Result<Crew<'a>, String> {
         Ok(Crew {
             heap,
@@ -128,45 +129,45 @@ impl<'a> Crew<'a> {
         self.heap
     }
 
-    /// Threads that have attached.
+    /// The number of threads that have attached.
     pub fn started(&self) -> usize {
         self.started.load(Ordering::Acquire)
     }
 
-    /// Is the crew to end?
+    /// Whether the crew has ended.
     pub fn is_over(&self) -> bool {
         self.over.load(Ordering::Acquire)
     }
 
-    /// Ends the crew when the result is dropped.
+    /// A guard that ends the crew when it is dropped.
     pub fn until_dropped(&self) -> Over<'_> {
         Over(&self.over)
     }
 
-    /// Answers that were compared with the one known beforehand, and were right.
+    /// Answers that were compared with the known value and were right.
     pub fn answers(&self) -> u64 {
         self.answers.load(Ordering::Relaxed)
     }
 
-    /// Counts one more answer that was right.
+    /// Counts one more right answer.
     pub fn right(&self) {
         self.answers.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The first wrong answer.
+    /// The first wrong answer, if there was one.
     pub fn failure(&self) -> Option<String> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.clone()
     }
 
-    /// Keeps the first wrong answer, which ends the crew.
+    /// Keeps the first wrong answer and ends the crew.
     pub fn fail(&self, why: String) {
         let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
         failure.get_or_insert(why);
         self.over.store(true, Ordering::Release);
     }
 
-    /// One thread's life.
+    /// Attaches the calling thread and runs `work` on it.
     pub fn thread(&self, work: Work<'a>) {
         let worked = self
             .heap
@@ -181,7 +182,7 @@ impl<'a> Crew<'a> {
         }
     }
 
-    /// Calls `compute` until the crew ends; its answers must be as expected.
+    /// Calls `compute` until the crew ends, and compares each answer with `expected`.
     fn check(
         &self,
         mutator: &Mutator,
@@ -197,8 +198,7 @@ impl<'a> Crew<'a> {
                 ));
             }
             self.right();
-            // For `URGE_ASYNC=0`: without signals, here is where a thread stops, after tens of
-            // milliseconds.
+            // With `URGE_ASYNC=0` a thread stops only here, after tens of milliseconds.
             mutator.thread().poll();
         }
         Ok(())
@@ -217,7 +217,7 @@ impl<'a> Crew<'a> {
     pub fn chase(&self, mutator: &Mutator) -> Result<(), String> {
         let allocator = Allocator::new(mutator, self.site);
         let values: Vec<u64> = (0..self.sizes.ring).map(|i| i * i).collect();
-        // On this stack between two calls, in a register during one.
+        // The reference is on this stack between two calls, and in a register during a call.
         let mut slot = ring(&allocator, &values).ok_or("the heap has no room for a ring")?;
         let turns = self.sizes.turns;
         let expected = chase_oracle(&values, turns);
@@ -239,7 +239,7 @@ impl<'a> Crew<'a> {
         let depth = self.sizes.depth;
         let expected = deep_oracle(depth, 1, 2, 3, |depth| depth * 3);
         self.check(mutator, "recursing", expected, || {
-            // SAFETY: `fresh` and `bottom` take what `data` points to, which outlives the call.
+            // SAFETY: `fresh` and `bottom` take a pointer to `Recursion`, which outlives the call.
             unsafe {
                 let outermost = fresh(data, depth + 1);
                 (self.kernels.deep)(depth, fresh, bottom, data, 1, 2, outermost, 3)
@@ -259,17 +259,17 @@ impl<'a> Crew<'a> {
     }
 }
 
-/// What the recursion's callbacks get.
+/// The argument of the recursion's callbacks.
 struct Recursion<'a> {
     allocator: &'a Allocator<'a>,
     count: Count,
     turns: u64,
 }
 
-/// A node that says three times its frame's depth. An exhausted heap ends the process: the frames
-/// above cannot know.
+/// Makes a node whose value is three times its frame's depth. A full heap ends the process, because
+/// the frames above cannot handle it.
 unsafe extern "C" fn fresh(data: *mut c_void, depth: u64) -> usize {
-    // SAFETY: `recurse` passes this.
+    // SAFETY: `recurse` passes a `Recursion` that outlives the call.
     let recursion = unsafe { &*data.cast::<Recursion<'_>>() };
     match ring(recursion.allocator, &[depth * 3]) {
         Some(node) => node,
@@ -280,9 +280,9 @@ unsafe extern "C" fn fresh(data: *mut c_void, depth: u64) -> usize {
     }
 }
 
-/// Stays at the bottom of the recursion for a while, in a loop.
+/// Runs a loop for a while at the bottom of the recursion.
 unsafe extern "C" fn bottom(data: *mut c_void) {
-    // SAFETY: as above.
+    // SAFETY: `recurse` passes a `Recursion` that outlives the call.
     let recursion = unsafe { &*data.cast::<Recursion<'_>>() };
     std::hint::black_box((recursion.count)(1, recursion.turns));
 }

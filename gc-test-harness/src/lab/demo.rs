@@ -1,8 +1,8 @@
-//! `gclab` alone: threads in poll-free loops beside threads that allocate, all stopped, scanned,
-//! collected and resumed, for a few seconds.
+//! `gclab` without a command: threads in loops without polls beside threads that allocate. For a
+//! few seconds all are stopped, scanned, collected and resumed.
 //!
-//! The threads are those of a [`Crew`]: each computes something whose answer it knows, and the demo
-//! fails if one is wrong.
+//! The threads are those of a [`Crew`]: each computes a value that is known in advance, and the
+//! demo fails if one value is wrong.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -16,16 +16,16 @@ use super::crew::{Crew, Kernels, Sizes, Work};
 use crate::kernels::codegen::Arena;
 use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes};
 
-/// How long the demo runs.
+/// The length of the demo.
 const LENGTH: Duration = Duration::from_secs(3);
-/// Collections before the floor is measured a while, and rounds of that.
+/// Collections between two measurements of the floor, and rounds of each measurement.
 const BLOCK: u32 = 10;
-/// Between two collections. Time for the threads to come out of the stop and compute.
+/// The time between two collections, in which the threads leave the stop and compute.
 const GAP: Duration = Duration::from_millis(2);
-/// Between two lines of progress, on a terminal and elsewhere.
+/// The time between two lines of progress, on a terminal and elsewhere.
 const PROGRESS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
-/// Some tens of milliseconds a call of each kernel.
+/// With these sizes one call of a kernel takes some tens of milliseconds.
 const SIZES: Sizes = Sizes {
     turns: 10_000_000,
     ring: 1_000,
@@ -33,7 +33,7 @@ const SIZES: Sizes = Sizes {
     lists: (2_000, 200),
 };
 
-/// Why the demo failed.
+/// The reason why the demo failed.
 #[derive(Debug)]
 pub struct DemoError(String);
 
@@ -51,24 +51,24 @@ impl fmt::Display for DemoError {
 
 impl std::error::Error for DemoError {}
 
-/// What happened.
+/// The demo's figures.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// Time to stop and pause of every collection.
+    /// Time to stop and pause of each collection.
     pub ours: Samples,
-    /// The signal floor, measured in between.
+    /// The signal floor, measured between collections.
     pub floor: Samples,
-    /// Full collections.
+    /// The number of full collections.
     pub collections: u64,
-    /// Cells that they freed.
+    /// The cells that the collections freed.
     pub cells_freed: u64,
     /// Frames that stack maps described.
     pub frames_precise: u64,
     /// Frames that were scanned word by word.
     pub frames_conservative: u64,
-    /// Times that a thread's answer was compared with the one known beforehand.
+    /// Answers of threads that were compared with the known value.
     pub answers: u64,
-    /// How long it took.
+    /// The time that the demo took.
     pub took: Duration,
 }
 
@@ -76,7 +76,7 @@ pub struct Outcome {
 pub fn run() -> Result<Outcome, DemoError> {
     let mut arena = Arena::new().map_err(DemoError::of)?;
     let kernels = Kernels::compile(&mut arena).map_err(DemoError::of)?;
-    // Collections come from here alone, so that the floor is never measured in the middle of one.
+    // The pacer starts no collection, so none is under way while the floor is measured.
     let heap = Heap::builder().gc_percent(u32::MAX).build();
     let heap = heap.map_err(DemoError::of)?;
     let _guards = kernels.register(&heap).map_err(DemoError::of)?;
@@ -119,7 +119,7 @@ pub fn run() -> Result<Outcome, DemoError> {
     }
 }
 
-/// Collects, measures the floor, collects, ..., and says how it goes.
+/// Runs collections and measurements of the floor in alternation, and shows the progress.
 fn conduct(crew: &Crew<'_>, floor: &Floor) -> Result<Outcome, DemoError> {
     let mut outcome = Outcome {
         ours: Samples::new(),
@@ -154,7 +154,7 @@ fn conduct(crew: &Crew<'_>, floor: &Floor) -> Result<Outcome, DemoError> {
     Ok(outcome)
 }
 
-/// The live line: on a terminal it is written over and over, elsewhere once a second.
+/// The progress line: overwritten on a terminal, a new line once a second elsewhere.
 struct Progress {
     terminal: bool,
     last: Option<Duration>,
@@ -183,7 +183,7 @@ impl Progress {
             grouped(outcome.cells_freed),
             grouped(answers),
         );
-        // A closed standard error is no reason to stop.
+        // A closed standard error does not end the demo.
         let _ = if self.terminal {
             write!(std::io::stderr(), "\r{line}\x1b[K")
         } else {

@@ -1,9 +1,10 @@
-//! Fragmentation: fill with cells of one size, drop nine in ten at random, fill with cells of
-//! another.
+//! `gclab fragment`: fragmentation. The program fills the heap with cells of one size, drops nine
+//! in ten at random, and fills it with cells of another size.
 //!
-//! Cells do not move, so the room between the survivors fits the old size only. The figure is the
-//! peak of memory, beside mimalloc's for the same sequence (`benches/programs/`). Each cell holds
-//! its number in its first and its last word, and what all survivors add up to is printed.
+//! Cells do not move, so the space between the surviving cells fits the first size only. The figure
+//! is the peak of memory, beside mimalloc's for the same sequence (`benches/programs/`). Each cell
+//! holds its number in its first and its last word, and the program prints the sum over the
+//! surviving cells.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -16,19 +17,19 @@ use serde_json::{Value, json};
 use super::random::Random;
 use crate::report::{grouped, peak_rss_bytes};
 
-/// The most that can be asked for, in MiB.
+/// The largest amount of cells that the options allow, in MiB.
 pub const LARGEST: u32 = 64 << 10;
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug)]
 pub enum FragmentError {
-    /// The heap could not be built, or the thread not attached.
+    /// The heap could not be built, or the thread could not be attached.
     Heap(String),
     /// The cells do not fit.
     Full(AllocError),
-    /// A survivor's words were not its number.
+    /// The words of a surviving cell are not its number.
     Wrong {
-        /// Its number.
+        /// The cell's number.
         number: usize,
     },
 }
@@ -47,39 +48,39 @@ impl fmt::Display for FragmentError {
 
 impl std::error::Error for FragmentError {}
 
-/// What is asked for.
+/// A measurement's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// MiB of cells of the first size.
     pub mib: u32,
-    /// The first size in bytes.
+    /// The first size, in bytes.
     pub from: u32,
-    /// The second.
+    /// The second size, in bytes.
     pub to: u32,
 }
 
-/// What was measured.
+/// The figures of a measurement.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was asked for.
+    /// The options of the measurement.
     pub options: Options,
-    /// Cells of the first size.
+    /// The number of cells of the first size.
     pub before: u64,
-    /// Of these, dropped.
+    /// The number of those that were dropped.
     pub dropped: u64,
-    /// Cells of the second size.
+    /// The number of cells of the second size.
     pub after: u64,
-    /// Of all survivors, first and last words.
+    /// The sum of the first and last words of all surviving cells.
     pub sum: u64,
-    /// How long it took.
+    /// The time of the measurement.
     pub took: Duration,
     /// The heap's figures at the end.
     pub stats: HeapStats,
-    /// The process's peak.
+    /// The process's peak resident memory.
     pub peak_rss_bytes: u64,
 }
 
-/// Cells of one size, held by a table of their own.
+/// Cells of one size, and the table that holds them.
 struct Cells<'m> {
     mutator: &'m Mutator,
     table: NonNull<usize>,
@@ -89,7 +90,7 @@ struct Cells<'m> {
 }
 
 impl<'m> Cells<'m> {
-    /// So many new cells; the first and the last word of each hold its number.
+    /// Allocates `count` cells. The first and the last word of each hold its number.
     fn fill(
         mutator: &'m Mutator,
         holder: KindId,
@@ -97,11 +98,11 @@ impl<'m> Cells<'m> {
         count: usize,
         bytes: usize,
     ) -> Result<Cells<'m>, FragmentError> {
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // SAFETY: an array of words needs no least size. The cell is on this stack until the handle
         // keeps it.
         let table = unsafe { mutator.alloc_raw(holder, count * size_of::<usize>()) };
         let table = table.map_err(FragmentError::Full)?;
-        // SAFETY: allocated just now.
+        // SAFETY: the cell is new, and this stack still holds it.
         let root = unsafe { mutator.root_raw(table) }
             .map_err(|error| FragmentError::Heap(error.to_string()))?;
         let cells = Cells {
@@ -112,8 +113,8 @@ impl<'m> Cells<'m> {
             _root: root,
         };
         for n in 0..count {
-            // SAFETY: a leaf cell of so many words, stored into first; the table has `count` words
-            // and is kept.
+            // SAFETY: the stores are the first to a leaf cell of that many words. The table has
+            // `count` words, and the handle keeps it.
             unsafe {
                 let cell = mutator.alloc_at(site).map_err(FragmentError::Full)?;
                 let words = cell.cast::<usize>();
@@ -131,11 +132,11 @@ impl<'m> Cells<'m> {
         unsafe { self.mutator.write(self.table.add(n).as_ptr(), 0) };
     }
 
-    /// The sum of the survivors' words.
+    /// The sum of the surviving cells' words.
     fn sum(&self) -> Result<u64, FragmentError> {
         let mut sum = 0;
         for number in 0..self.count {
-            // SAFETY: the table's words are null or live cells of so many words.
+            // SAFETY: the table's words are null or name live cells of that many words.
             let words = unsafe {
                 let cell = self.table.add(number).read() as *const usize;
                 if cell.is_null() {
@@ -155,7 +156,7 @@ impl<'m> Cells<'m> {
 /// Runs the sequence.
 ///
 /// # Errors
-/// [`FragmentError`]; of wrong cells, the first.
+/// [`FragmentError`]. Of several wrong cells, the first.
 pub fn run(options: &Options) -> Result<Outcome, FragmentError> {
     let error = |e: &dyn fmt::Display| FragmentError::Heap(e.to_string());
     let begun = Instant::now();
@@ -192,7 +193,7 @@ pub fn run(options: &Options) -> Result<Outcome, FragmentError> {
 }
 
 impl Outcome {
-    /// The line that every peer prints.
+    /// The line that each peer prints, too.
     pub fn line(&self) -> String {
         let Outcome {
             options,
@@ -253,7 +254,7 @@ mod tests {
             to: 96,
         };
         let outcome = run(&options).expect("it fits");
-        // As benches/programs/mimalloc_fragment.c prints for `1 64 96`.
+        // benches/programs/mimalloc_fragment.c prints this line for `1 64 96`.
         assert_eq!(
             outcome.line(),
             "16384 objects of 64 bytes, 14776 freed, 9850 of 96 bytes, sum 123845040"

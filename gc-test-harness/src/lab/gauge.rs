@@ -1,4 +1,4 @@
-//! How much of each millisecond a program had for itself, by two measures, tick by tick.
+//! A program's share of each millisecond, by two measures.
 //!
 //! *Utilisation* is the part of a window's time that was neither a stop nor an assist (Cheng and
 //! Blelloch 2001, "A parallel, real-time garbage collector", whose minimum over all windows is the
@@ -12,24 +12,25 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// A tick of the clock.
+/// The length of a tick.
 pub const TICK: Duration = Duration::from_millis(1);
 /// Ticks in a window.
 pub const WINDOW: usize = 10;
-/// Ticks that are counted: 17 minutes. What comes later is not.
+/// The number of ticks, 17 minutes. Later work falls into the last tick, which does not count.
 const MOST: usize = 1 << 20;
 
-/// Set: the tick was seen inside a collection.
+/// Flag: a collection was under way in the tick.
 const COLLECTING: u8 = 1;
-/// Set: the program did other work in it than what is counted.
+/// Flag: the program did work in the tick that is not counted.
 const OTHER: u8 = 2;
 
-/// A program's progress. All memory is there from the start.
+/// A program's progress. All memory is allocated at the start, so that a measurement allocates
+/// nothing.
 #[derive(Debug)]
 pub struct Gauge {
     start: Instant,
     work: Vec<u32>,
-    /// Nanoseconds of the tick that the collector had the program stopped, or helping.
+    /// Nanoseconds of each tick in which a stop or an assist held the program.
     held: Vec<u32>,
     flags: Vec<u8>,
     last: usize,
@@ -37,7 +38,7 @@ pub struct Gauge {
 }
 
 impl Gauge {
-    /// The clock starts.
+    /// Starts the clock.
     #[allow(clippy::new_without_default)]
     pub fn new() -> Gauge {
         Gauge {
@@ -50,7 +51,7 @@ impl Gauge {
         }
     }
 
-    /// When tick 0 began.
+    /// The instant at which tick 0 began.
     pub fn start(&self) -> Instant {
         self.start
     }
@@ -59,8 +60,8 @@ impl Gauge {
         ((time.as_nanos() / TICK.as_nanos()) as usize).min(MOST - 1)
     }
 
-    /// A piece of work has been done, inside a collection or not, by a program that has `assisted`
-    /// for so long in all.
+    /// Counts a piece of work. `collecting` says whether a collection is under way, and `assisted`
+    /// is the program's assist time so far.
     #[inline]
     pub fn add(&mut self, collecting: bool, assisted: Duration) {
         let now = self.start.elapsed();
@@ -75,7 +76,7 @@ impl Gauge {
         }
     }
 
-    /// The program was held up then, for so long.
+    /// Notes that a stop or an assist held the program for `time`, from `at` on.
     fn hold(&mut self, at: Duration, time: Duration) {
         let end = at + time;
         for tick in Self::tick(at)..=Self::tick(end) {
@@ -86,15 +87,15 @@ impl Gauge {
         }
     }
 
-    /// The program does something else now.
+    /// Notes that the program has done other work since the last piece.
     pub fn other(&mut self) {
         let tick = Self::tick(self.start.elapsed());
         self.flags[self.last..=tick].fill(OTHER);
         self.last = tick;
     }
 
-    /// A collection began and ended then, and had the program stopped at its beginning and at its
-    /// end, at most for so long each time.
+    /// Notes a collection between `from` and `to`. Its stops at the beginning and at the end each
+    /// took at most `pause`.
     pub fn collected(&mut self, from: Duration, to: Duration, pause: Duration) {
         for at in [from, to.saturating_sub(pause).max(from)] {
             self.hold(at, pause);
@@ -105,12 +106,12 @@ impl Gauge {
         }
     }
 
-    /// What the program had of its windows.
+    /// The utilisation and progress of the windows.
     ///
-    /// Of a collection shorter than a window, the windows that hold it wholly count; of a longer
-    /// one, those that lie in it.
+    /// A collection shorter than a window counts with the windows that contain it, a longer one
+    /// with the windows that lie in it.
     pub fn windows(&self) -> Windows {
-        let ticks = self.last; // the last one is not over
+        let ticks = self.last; // the last tick is not complete
         let (work, flags) = (&self.work[..ticks], &self.flags[..ticks]);
         let usual = self.usual(ticks);
         let progress = |from: usize| {
@@ -156,8 +157,8 @@ impl Gauge {
         }
     }
 
-    /// The work of an undisturbed tick without a collection: what one tick in ten
-    /// exceeds. Where collections leave too few of them, all ticks count.
+    /// The work of a tick that is undisturbed and without a collection: the 90th percentile of such
+    /// ticks. Where collections leave too few of them, all ticks count.
     fn usual(&self, ticks: usize) -> f64 {
         const ENOUGH: usize = 20;
         let of = |unwanted: u8| {
@@ -183,31 +184,31 @@ impl Gauge {
     }
 }
 
-/// What a program had of its windows, each way.
+/// A program's share of its windows, by both measures.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Windows {
-    /// What stops and assist left of them, while a collection was under way.
+    /// The utilisation of windows during a collection.
     pub utilisation: Shares,
-    /// Its progress meanwhile, over what is usual while none is.
+    /// The progress of windows during a collection, over the usual progress without one.
     pub progress: Shares,
-    /// Its progress while none was.
+    /// The progress of windows without a collection.
     pub progress_between: Shares,
 }
 
-/// Parts of windows, 0 to 1.
+/// Shares of windows, from 0 to 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Shares {
     /// The worst window.
     pub min: f64,
-    /// One window in a hundred is no better.
+    /// The first percentile.
     pub p01: f64,
-    /// One in ten is no better.
+    /// The tenth percentile.
     pub p10: f64,
     /// The median.
     pub p50: f64,
     /// The best.
     pub max: f64,
-    /// Windows.
+    /// The number of windows.
     pub windows: usize,
 }
 
@@ -241,7 +242,7 @@ impl Shares {
 mod tests {
     use super::*;
 
-    /// Ticks of so much work each; those that are true are in a collection.
+    /// A gauge with this work in each tick; `true` marks a tick in a collection.
     fn gauge(ticks: &[(u32, bool)]) -> Gauge {
         let mut gauge = Gauge::new();
         for (at, &(work, collecting)) in ticks.iter().enumerate() {
@@ -292,15 +293,15 @@ mod tests {
     #[test]
     fn stops_and_help_are_what_a_window_is_without() {
         let mut gauge = gauge(&[(100, true); 60]);
-        // A stop over a tick's end, and one at the collection's end.
+        // A stop across the boundary of two ticks, and one at the collection's end.
         gauge.collected(20 * TICK - TICK / 4, 59 * TICK, TICK / 2);
         assert_eq!(gauge.held[19], gauge.held[20]);
-        // Help that began two ticks ago.
+        // An assist of two and a half ticks.
         gauge.hold(40 * TICK, 2 * TICK + TICK / 2);
         let found = gauge.windows().utilisation;
         assert!((found.min - 0.75).abs() < 1e-9, "{found:?}");
         assert_eq!((found.windows, found.max), (51, 1.0));
-        // However often something is noted, a tick has no more than itself.
+        // A tick is held for its own length at most, however often something is noted.
         gauge.hold(40 * TICK, TICK);
         assert_eq!(u128::from(gauge.held[40]), TICK.as_nanos());
     }

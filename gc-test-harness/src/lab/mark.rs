@@ -1,10 +1,11 @@
-//! Full markings of a random graph, beside the limit program over the same graph in the same run.
+//! Full markings of a random graph, beside the limit program on the same graph in the same run.
 //!
-//! The graph: cells of 32 bytes, each with two edges to random older ones, all held by one table in
-//! the order in which they were made. The heap's markings and the limit program's alternate, so
-//! that a neighbour's load meets both, and the claim is the ratio within each pair. No mutator runs
-//! meanwhile, but the heap marks as it would beside one. With several markers, a second heap with
-//! one marker and the limit program with one thread take their turns as well.
+//! The graph consists of cells of 32 bytes with two edges each to random older cells. One table
+//! holds all of them in the order of their allocation. The heap's markings and the limit program's
+//! alternate, so that other load on the machine reaches both, and the figure is the ratio within
+//! each pair. No mutator runs beside a marking, but the heap marks as it would beside one. With
+//! several markers, each turn also measures a second heap with one marker and the limit program
+//! with one thread.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -19,31 +20,31 @@ use super::progress::Progress;
 use super::random::Random;
 use crate::report::{Quantiles, grouped, median, peak_rss_bytes};
 
-/// Every cell's address is a multiple of it.
+/// The alignment of cells, in bytes.
 const GRANULE: usize = 16;
 
-/// The largest graph that can be asked for, in MiB.
+/// The largest graph that the options allow, in MiB.
 pub const LARGEST: u32 = 64 << 10;
 
 /// Pairs of markings that are measured, after one to warm up.
 pub const ROUNDS: usize = 9;
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug)]
 pub enum MarkError {
-    /// The heap could not be built, or the thread not attached.
+    /// The heap could not be built, or the thread could not be attached.
     Heap(String),
     /// The graph does not fit.
     Full(AllocError),
     /// A cell that the table leads to does not hold what was written into it.
     Damaged,
-    /// A marking did not reach what it should.
+    /// A marking did not reach the right number of cells.
     Wrong {
         /// The collector or the limit program.
         who: &'static str,
-        /// Cells found alive.
+        /// Cells that the marking found alive.
         found: u64,
-        /// Cells that are.
+        /// Cells that are alive.
         expected: u64,
     },
 }
@@ -70,7 +71,7 @@ impl fmt::Display for MarkError {
 
 impl std::error::Error for MarkError {}
 
-/// What is asked for.
+/// A measurement's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// MiB of cells.
@@ -79,31 +80,31 @@ pub struct Options {
     pub markers: u32,
 }
 
-/// The graph, in a heap of its own; the thread that made it is the heap's mutator.
+/// The graph in a heap of its own. The thread that made the graph is the heap's mutator.
 pub struct Graph {
     heap: Heap,
     mutator: Mutator,
     site: Site,
     table: NonNull<usize>,
     cells: usize,
-    // Keeps the table.
+    // The root that keeps the table.
     _root: RawRoot,
 }
 
-/// One collection of the graph's heap, in which everything lives.
+/// The times of one collection in which all cells are alive.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// From the stop's request until all stood.
+    /// From the stop request until all mutators are stopped.
     pub stop: Duration,
-    /// From the stop's request until the resume.
+    /// From the stop request until the resume.
     pub pause: Duration,
-    /// Of that: marking.
+    /// The marking within the pause.
     pub mark: Duration,
 }
 
 impl Graph {
-    /// Makes it, of so many MiB of cells, to be marked by so many markers. No collection runs
-    /// meanwhile.
+    /// Builds a graph of `mib` MiB of cells, in a heap with `markers` markers. The heap starts no
+    /// collection by itself.
     ///
     /// # Errors
     /// [`MarkError::Heap`] and [`MarkError::Full`].
@@ -111,7 +112,7 @@ impl Graph {
         Graph::with(Heap::builder().gc_percent(u32::MAX).markers(markers), mib)
     }
 
-    /// Makes it in a heap of another kind.
+    /// Builds a graph in a heap with other settings.
     ///
     /// # Errors
     /// [`MarkError::Heap`] and [`MarkError::Full`].
@@ -127,18 +128,18 @@ impl Graph {
             .map_err(|e| error(&e))?;
         let site = heap.site(object, CELL).map_err(|e| error(&e))?;
         let mutator = heap.attach().map_err(|e| error(&e))?;
-        // SAFETY: an array of words needs no least size; the cell is on this stack until the handle
+        // SAFETY: an array of words needs no least size. The cell is on this stack until the handle
         // keeps it.
         let table = unsafe { mutator.alloc_raw(holder, cells * size_of::<usize>()) };
         let table = table.map_err(MarkError::Full)?;
-        // SAFETY: allocated just now.
+        // SAFETY: the cell is new, and this stack still holds it.
         let root = unsafe { mutator.root_raw(table) }
             .map_err(|error| MarkError::Heap(error.to_string()))?;
         let table = table.cast::<usize>();
         let mut random = Random::default();
         for n in 0..cells {
-            // SAFETY: two words in a cell of four, stored first; the table has `cells` words and is
-            // kept by the handle.
+            // SAFETY: the stores are the first to two words of a cell of four words. The table has
+            // `cells` words, and the handle keeps it.
             unsafe {
                 let cell = mutator.alloc_at(site).map_err(MarkError::Full)?;
                 if n > 0 {
@@ -174,13 +175,15 @@ impl Graph {
         self.mutator.collect();
     }
 
-    /// Cells that a collection finds alive, the table not counted, and cells that the table leads
-    /// to: the latter are among the former, each cell's last two words complements.
+    /// Cells that a collection finds alive, without the table, and cells that the table leads to.
+    /// The second number is at most the first. The last two words of each cell that the table leads
+    /// to are checked to be complements.
     pub(super) fn alive(&self) -> Result<(u64, u64), MarkError> {
         self.collect();
         let found = self.heap.stats().last.cells_live - 1;
         let reserved = self.heap.reserved();
-        // A bit for each granule of the reserve: of this much only what is touched becomes memory.
+        // A bit for each granule of the reserve. Only the touched part of the vector becomes
+        // memory.
         let mut seen = vec![0u64; reserved.len() / (64 * GRANULE)];
         let mut reached = 0;
         let mut queue: Vec<usize> = Vec::new();
@@ -197,8 +200,8 @@ impl Graph {
                 }
                 *word |= bit;
                 reached += 1;
-                // SAFETY: the table's words lead to live cells of four words, and so do their
-                // edges.
+                // SAFETY: the table's words lead to live cells of four words, and so do the edges
+                // of these cells.
                 let [left, right, number, complement] = unsafe { *(cell as *const [usize; 4]) };
                 if number != !complement {
                     return Err(MarkError::Damaged);
@@ -209,12 +212,12 @@ impl Graph {
         Ok((found, reached))
     }
 
-    /// Cells of 32 bytes.
+    /// The number of cells in the graph.
     pub fn objects(&self) -> u64 {
         self.cells as u64
     }
 
-    /// Collects, and sees that everything is alive still.
+    /// Collects, and checks that all cells are still alive.
     ///
     /// # Errors
     /// [`MarkError::Wrong`].
@@ -232,12 +235,14 @@ impl Graph {
 
     /// The addresses of all cells.
     pub(super) fn table(&self) -> &[usize] {
-        // SAFETY: so many words, kept by the handle, and written by `build` alone.
+        // SAFETY: the table has that many words. The handle keeps it, and `build` alone writes
+        // them.
         unsafe { std::slice::from_raw_parts(self.table.as_ptr(), self.cells) }
     }
 
     fn mark_bare(&self, limit: &mut LimitMarker, threads: u32) -> Result<Marking, MarkError> {
-        // SAFETY: the table's words and the cells' are as `build` made them; cells do not move.
+        // SAFETY: the words of the table and of the cells are as `build` made them, and cells do
+        // not move.
         let marking = unsafe { limit.mark(self.table(), threads as usize) };
         right("the limit program", marking.cells, self.objects())?;
         Ok(marking)
@@ -248,7 +253,7 @@ fn over(above: Duration, below: Duration) -> f64 {
     above.as_secs_f64() / below.as_secs_f64().max(1e-9)
 }
 
-/// Min, median, max; all 0 of nothing.
+/// Minimum, median and maximum; all 0 of an empty sequence.
 fn spread(ratios: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut ratios: Vec<f64> = ratios.collect();
     ratios.sort_by(f64::total_cmp);
@@ -267,30 +272,31 @@ fn right(who: &'static str, found: u64, expected: u64) -> Result<(), MarkError> 
     })
 }
 
-/// What was measured.
+/// The figures of a measurement.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was asked for.
+    /// The options of the measurement.
     pub options: Options,
-    /// Cells of the graph, the table not counted.
+    /// Cells of the graph, without the table.
     pub objects: u64,
-    /// The heap's markings, each beside the limit program's by as many threads.
+    /// The heap's markings, each with a marking of the limit program by as many threads.
     pub rounds: Vec<(Round, Marking)>,
-    /// Where there are several markers, both by one in the same turns.
+    /// With several markers: markings of the same turns by one marker and by the limit program with
+    /// one thread.
     pub single: Vec<(Round, Marking)>,
-    /// The most bytes that the heap had in use, its metadata bytes, and the most bytes of its mark
-    /// queue.
+    /// The peak of the heap's bytes in use, its metadata bytes, and the peak of its mark queue's
+    /// bytes.
     pub memory: [u64; 3],
-    /// How long making the graph took.
+    /// The time to build the graph.
     pub building: Duration,
-    /// How long everything took.
+    /// The time of the whole measurement.
     pub took: Duration,
-    /// The process's peak with the graph and a collection, before the limit program's tables were
-    /// made.
+    /// The process's peak resident memory after a collection of the graph and before the limit
+    /// program's tables were made.
     pub peak_rss_bytes: u64,
 }
 
-/// Makes the graph and marks it, in alternation with the limit program.
+/// Builds the graph and marks it, in alternation with the limit program.
 ///
 /// # Errors
 /// [`MarkError`].
@@ -298,7 +304,7 @@ pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
     let begun = Instant::now();
     let markers = options.markers;
     let graph = Graph::build(options.mib, markers)?;
-    // A heap's markers are as many as it was built with, so one marker has a graph of its own.
+    // A heap's number of markers is fixed when it is built, so one marker needs a graph of its own.
     let other = (markers > 1).then(|| Graph::build(options.mib, 1));
     let other = other.transpose()?;
     let building = begun.elapsed();
@@ -333,12 +339,12 @@ pub fn measure(options: &Options) -> Result<Outcome, MarkError> {
 }
 
 impl Outcome {
-    /// Objects a second of marking: the median.
+    /// Objects that the heap marks in a second: the median.
     pub fn objects_per_s(&self) -> f64 {
         self.per_second(|round| round.0.mark)
     }
 
-    /// The limit program's.
+    /// Objects that the limit program marks in a second: the median.
     pub fn limit_objects_per_s(&self) -> f64 {
         self.per_second(|round| round.1.time)
     }
@@ -351,8 +357,7 @@ impl Outcome {
         median(&rates.collect::<Vec<_>>())
     }
 
-    /// What part of the limit program's speed the heap's markers have, pair by pair: min, median,
-    /// max.
+    /// The heap's speed over the limit program's, pair by pair: minimum, median, maximum.
     pub fn limit_ratio(&self) -> [f64; 3] {
         spread(
             self.rounds
@@ -361,14 +366,15 @@ impl Outcome {
         )
     }
 
-    /// How many times as fast the markers are as one, turn by turn: min, median, max. All 0 with
-    /// one marker.
+    /// The speed of several markers over that of one, turn by turn: minimum, median, maximum. All 0
+    /// with one marker.
     pub fn markers_ratio(&self) -> [f64; 3] {
         let turns = self.rounds.iter().zip(&self.single);
         spread(turns.map(|(many, one)| over(one.0.mark, many.0.mark)))
     }
 
-    /// The same of the limit program.
+    /// The speed of the limit program with several threads over that with one, as for
+    /// [`markers_ratio`](Outcome::markers_ratio).
     pub fn limit_markers_ratio(&self) -> [f64; 3] {
         let turns = self.rounds.iter().zip(&self.single);
         spread(turns.map(|(many, one)| over(one.1.time, many.1.time)))

@@ -1,5 +1,5 @@
-//! The laboratory behind `gclab`: what stops threads, measures the stops, and tells people and
-//! programs about it.
+//! The laboratory behind `gclab`: programs that stop threads, measure the stops, and report them as
+//! text or JSON.
 
 pub mod baselines;
 pub mod churn;

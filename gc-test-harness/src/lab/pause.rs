@@ -1,12 +1,12 @@
-//! `gclab pause`: time to stop, pause and stall over poll-free managed loops, beside the signal
+//! `gclab pause`: time to stop, pause and stall of managed loops without polls, beside the signal
 //! floor of the same run.
 //!
-//! The threads are the same for both: mutators of a world that are members of the floor as well,
-//! all in the same counting loop, which says in memory how far it is: a round begins when each was
-//! seen to run since the one before. Blocks of rounds alternate, floor, ours, floor, ours, ...,
-//! floor, so that whatever else the machine does meanwhile meets both. Medians are taken over all
-//! rounds. A tail is claimed as the median of the blocks' ratios, since a 99th percentile swings by
-//! several times even for the floor against itself; that swing is reported beside it.
+//! The same threads serve both: each is a mutator of a world and a member of the floor. All run the
+//! same counting loop, which stores its progress in memory. A round begins when each thread was
+//! seen to run since the round before. Blocks of rounds alternate (floor, ours, floor, ours, ...,
+//! floor), so that other load on the machine reaches both. Medians are over all rounds. A tail is
+//! the median of the blocks' ratios, because a 99th percentile varies by several times, even
+//! between two blocks of the floor. That variation is reported, too.
 
 use std::fmt;
 use std::io::{IsTerminal, Write};
@@ -24,45 +24,45 @@ use crate::kernels::codegen::{Arena, CodegenError};
 use crate::kernels::loops::{CountAloud, Loops, count_oracle};
 use crate::report::{Quantiles, Samples, median, peak_rss_bytes};
 
-/// Turns of the counting loop a call, with one thread: some 20 ms, so that nearly every stop meets
-/// the loop and not the Rust around it. Many threads have shorter calls, or it would take a minute
-/// until the last of a thousand has had its first.
+/// Iterations of the counting loop in one call, with one thread: long enough that nearly every stop
+/// meets the loop and not the Rust code around it. Many threads have shorter calls, so that the
+/// last of a thousand threads has its first call soon.
 const TURNS: u64 = 15_000_000;
 const LEAST_TURNS: u64 = 200_000;
-/// The loop's seed; its answer is known before.
+/// The loop's seed. The answer for it is computed in advance.
 const SEED: u64 = 7;
-/// How long a round waits for all threads to run again: a little more than the 4 ms of a common
-/// kernel's tick.
+/// The longest time that a round waits for all threads to run again: a little more than the 4 ms of
+/// a common kernel's tick.
 const PATIENCE: Duration = Duration::from_millis(5);
-/// For no longer than this does a stop let the threads run before it begins.
+/// The longest time that a round lets the threads run after a stop.
 const RUNS_MOST: Duration = Duration::from_millis(10);
-/// Nodes that each thread keeps alive: small live data.
+/// Nodes that each thread keeps alive.
 const LIVE: usize = 100;
-/// A block of collections has one round for so many rounds of stops.
+/// Rounds of stops for each round of collections.
 const COLLECT_EVERY: u32 = 5;
 /// Blocks of rounds that decide whether the floor spins or sleeps, for each of the two.
 const CALIBRATION_BLOCKS: usize = 7;
-/// Rounds of such a block.
+/// Rounds of a calibration block.
 const CALIBRATION: u32 = 30;
 
-/// Rounds a block that end in a minute or so. With many threads beyond the processors a round takes
-/// the square of their number: each must have its turn before it can answer, and so must the
-/// stopper between two of its signals.
+/// Rounds of a block that end in a minute or so. With many more threads than processors, a round's
+/// time grows with the square of their number: each thread waits for its time slice before it can
+/// answer, and the stopper waits for its own between two signals.
 pub fn rounds_for(threads: usize) -> u32 {
     let beyond = (threads.max(16) / 16) as u32;
     (500 / (beyond * beyond)).max(1)
 }
 
-/// What to measure.
+/// A measurement's options.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Threads in loops.
     pub threads: usize,
-    /// Rounds a block.
+    /// Rounds in a block.
     pub rounds: u32,
-    /// Blocks of ours; the floor has one more.
+    /// Blocks of the library's stops; the floor has one block more.
     pub blocks: usize,
-    /// Sleep after each resume, before looking whether all threads have run again.
+    /// The time to sleep after each resume, before the check that all threads have run again.
     pub gap: Duration,
 }
 
@@ -77,20 +77,20 @@ impl Default for Options {
     }
 }
 
-/// Why nothing was measured.
+/// The reason why there is no measurement.
 #[derive(Debug)]
 pub enum PauseError {
     /// The kernels could not be compiled or registered.
     Codegen(CodegenError),
     /// The floor could not be measured.
     Floor(FloorError),
-    /// The heap could not be set up or stopped, or a thread not attached.
+    /// The heap could not be set up or stopped, or a thread could not be attached.
     Heap(String),
     /// A loop gave a wrong answer: a stop changed what a thread computed.
     WrongAnswer {
-        /// What it gave.
+        /// The loop's answer.
         got: u64,
-        /// What it should have given.
+        /// The right answer.
         expected: u64,
     },
 }
@@ -129,33 +129,34 @@ impl From<FloorError> for PauseError {
     }
 }
 
-/// What was measured.
+/// The figures of a measurement.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was asked for.
+    /// The options of the measurement.
     pub options: Options,
-    /// The library's times, over all blocks.
+    /// The library's stops, over all blocks.
     pub ours: Samples,
     /// Full collections with a little live data.
     pub collections: Samples,
-    /// The floor's.
+    /// The floor's rounds, over all blocks.
     pub floor: Samples,
-    /// How the floor waited: the better of the two ways at this number of threads.
+    /// The floor's way to wait: the better of the two at this number of threads.
     pub wait: Wait,
-    /// Each block's p99 over its floor neighbours': time to stop and stall.
+    /// For each block, its p99 over the mean p99 of the floor's blocks before and after it.
     pub tail_ratios: Tails,
-    /// Each floor block's p99 over the one before it, or the reverse, whichever is above 1.
+    /// For each floor block, the ratio of its p99 and that of the floor block before it, or the
+    /// reciprocal if that is above 1.
     pub floor_tail_ratios: Tails,
-    /// How long it took.
+    /// The time of the measurement.
     pub took: Duration,
 }
 
-/// Ratios of 99th percentiles, one a pair of blocks.
+/// Ratios of 99th percentiles, one for each pair of blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Tails {
-    /// Of the time to stop.
+    /// Ratios of the time to stop.
     pub stop: Vec<f64>,
-    /// Of the stall.
+    /// Ratios of the stall.
     pub stall: Vec<f64>,
 }
 
@@ -179,12 +180,12 @@ impl Tails {
     }
 }
 
-/// Measures.
+/// Measures stops, collections and the floor.
 pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     let begun = Instant::now();
     let mut arena = Arena::new()?;
     let loops = Loops::compile(&mut arena)?;
-    // No collections but those that are measured.
+    // The pacer starts no collection, so all collections are measured ones.
     let heap = Heap::builder().gc_percent(u32::MAX).build();
     let heap = heap.map_err(PauseError::heap)?;
     let mut guards = Vec::new();
@@ -208,7 +209,7 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     };
     std::thread::scope(|scope| {
         let crew = &crew;
-        // On every path `over` is set in the end, or the scope would never end.
+        // Every path sets `over`. Otherwise the scope would never end.
         let over = Over(&crew.over);
         let threads: Vec<_> = crew
             .places
@@ -229,7 +230,7 @@ pub fn measure(options: &Options) -> Result<Outcome, PauseError> {
     })
 }
 
-/// The threads that are stopped, and what stops them.
+/// The threads that are stopped, and the means to stop them.
 struct Crew<'a> {
     turns: u64,
     expected: u64,
@@ -239,7 +240,7 @@ struct Crew<'a> {
     floor: &'a Floor,
     working: AtomicUsize,
     over: AtomicBool,
-    /// Where each thread's loop says that it runs.
+    /// The words in which the threads' loops store their progress.
     places: Vec<CachePadded<AtomicU64>>,
 }
 
@@ -252,28 +253,28 @@ impl Drop for Over<'_> {
 }
 
 impl Crew<'_> {
-    /// One thread's life: a loop without polls, with a little live data besides.
+    /// One thread of the crew: a loop without polls, with a few live nodes.
     fn work(&self, count: CountAloud, place: &AtomicU64) -> Result<(), PauseError> {
-        // However the thread ends, the measurement does not wait for it any more.
+        // However the thread ends, the measurement then stops waiting for it.
         let _over = Over(&self.over);
         let mutator = self.heap.attach().map_err(PauseError::heap)?;
         let _member = self.floor.enroll();
         let live = ring(&Allocator::new(&mutator, self.site), &[1; LIVE]);
         self.working.fetch_add(1, Ordering::Release);
-        // All threads attach before the first one loops: else each of a thousand threads would wait
-        // for a time slice of every other.
+        // All threads attach before the first one loops. Otherwise each of a thousand threads would
+        // wait for a time slice of every other.
         while self.working.load(Ordering::Acquire) < self.places.len() && !self.is_over() {
             mutator.blocking(|| std::thread::sleep(PATIENCE));
         }
         while !self.over.load(Ordering::Acquire) {
-            // SAFETY: the place outlives the threads, and all others only read it.
+            // SAFETY: the word outlives the threads, and all other threads only read it.
             let got = unsafe { count(SEED, self.turns, place.as_ptr()) };
             if got != self.expected {
                 let expected = self.expected;
                 return Err(PauseError::WrongAnswer { got, expected });
             }
             std::hint::black_box(&live);
-            mutator.thread().poll(); // for `URGE_ASYNC=0`, which has no other stops
+            mutator.thread().poll(); // with `URGE_ASYNC=0` there is no other stop
         }
         Ok(())
     }
@@ -289,14 +290,14 @@ impl Crew<'_> {
         Ok(())
     }
 
-    /// Gives the threads time until each has been seen to run, so that the next stop meets running
-    /// threads and not such as are still parked, to be taken over where they stand. With more
-    /// threads than processors that could take as many time slices as there are threads, so
-    /// patience has an end; how many were running is counted.
+    /// Waits until each thread was seen to run, so that the next stop meets running threads and not
+    /// threads that are still parked and are taken over where they are. With more threads than
+    /// processors that could take as many time slices as there are threads, so the wait is bounded.
+    /// The number of running threads is reported.
     ///
-    /// The threads run at first for as long as the last stop `took`. A stop sees to that before it
-    /// begins: were it to wait here after the threads were seen to run, other programs could have
-    /// their processors by the time that it asks.
+    /// First the threads run for as long as the last stop `took`. This comes before the check: if
+    /// the wait came after the threads were seen to run, other programs could have the threads'
+    /// processors when the next stop begins.
     fn settle(&self, took: Duration) {
         std::thread::sleep(self.gap.max(took.min(RUNS_MOST)));
         let begun = Instant::now();
@@ -319,7 +320,7 @@ impl Crew<'_> {
         self.floor.rounds(rounds, wait, |took| self.settle(took))
     }
 
-    /// A block of the library's own stops.
+    /// Measures a block of the library's stops.
     fn stops(&self, rounds: u32) -> Result<Samples, PauseError> {
         let mut samples = Samples::new();
         for _ in 0..rounds {
@@ -337,7 +338,7 @@ impl Crew<'_> {
         Ok(samples)
     }
 
-    /// A block of full collections.
+    /// Measures a block of full collections.
     fn collections(&self, rounds: u32) -> Samples {
         let mut samples = Samples::new();
         for _ in 0..rounds {
@@ -350,13 +351,13 @@ impl Crew<'_> {
         samples
     }
 
-    /// Which way for the floor to wait is better here: the one that nine rounds in ten are quicker
-    /// with, in the median of alternating blocks. A median of all rounds would not do: with more
-    /// threads than processors a spinning floor does well at times, when it happens to share its
-    /// processor with none of the threads, and waits for time slices of milliseconds at others.
+    /// The better way for the floor to wait on this machine: the one whose 90th percentile is
+    /// lower, in the median of alternating blocks. The median of all rounds would mislead. With
+    /// more threads than processors, a spinning floor is quick in the rounds in which it shares its
+    /// processor with no thread, and waits for time slices of milliseconds in the others.
     fn better_wait(&self, rounds: u32) -> Result<Wait, FloorError> {
-        // With far more threads than processors it is known: to spin takes one of the processors
-        // from threads that must run, for minutes in all at a thousand.
+        // With far more threads than processors, sleeping is better: a floor that spins takes a
+        // processor from threads that must run, which costs minutes at a thousand threads.
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         if self.places.len() > 8 * processors {
             return Ok(Wait::Sleep);
@@ -407,7 +408,7 @@ impl Crew<'_> {
     }
 }
 
-/// On a terminal, how far it is.
+/// Shows the progress, if standard error is a terminal.
 fn progress(done: usize, blocks: usize) {
     if std::io::stderr().is_terminal() {
         let line = if done < blocks {
@@ -419,13 +420,13 @@ fn progress(done: usize, blocks: usize) {
     }
 }
 
-/// Lets this thread come to its turn quickly after a sleep although the loops use up their time
-/// slices (Linux 6.12 and later; elsewhere the rounds only take longer). What is measured begins
-/// when it is awake.
+/// Asks for short time slices, so that this thread runs soon after a sleep although the loops use
+/// up their slices (Linux 6.12 and later; elsewhere the rounds only take longer). The measurements
+/// begin when this thread is awake.
 pub(super) fn ask_for_short_slices() {
     const SLICE_NANOS: u64 = 100_000;
-    // SAFETY: zero is a valid sched_attr, the call reads as many bytes as its size says, and its
-    // failure is no matter.
+    // SAFETY: zero is a valid sched_attr, and the call reads as many bytes as its size says. A
+    // failure does not matter.
     unsafe {
         let mut attributes: libc::sched_attr = std::mem::zeroed();
         attributes.size = size_of::<libc::sched_attr>() as u32;

@@ -1,8 +1,8 @@
-//! Every collection's pause, written down where all of them pass: in the stopped world.
+//! A record of every collection's pause, written in the stopped world.
 //!
 //! A heap keeps the figures of its last collection only, and a program that allocates fast may
-//! collect between any two looks at them. A root callback runs in every collection; there the
-//! collection before is entered, so none is missed.
+//! collect several times between two reads of them. A root callback runs in each collection and
+//! records the collection before, so none is missed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,25 +13,25 @@ use gc_core::raw::RootCallback;
 
 use crate::report::Samples;
 
-/// Collections that are written down; those beyond are counted only. 1 MiB in all.
+/// The number of collections that are recorded, 2.5 MiB in all. Further ones are only counted.
 const MOST: usize = 1 << 16;
 
-/// One collection, as it is told.
+/// The times of one collection.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cycle {
-    /// Its number in its heap.
+    /// The collection's number in its heap.
     pub number: u64,
-    /// When roots were scanned, by the clock that [`Pauses::since`] was given.
+    /// The time at which roots were scanned, since the instant that [`Pauses::since`] was given.
     pub scanned: Duration,
-    /// Until all stood.
+    /// The time to stop.
     pub stop: Duration,
     /// The pause.
     pub pause: Duration,
-    /// Marking.
+    /// The time of marking.
     pub mark: Duration,
 }
 
-/// One collection, as it is written down: nanoseconds.
+/// The times of one collection as they are recorded, in nanoseconds.
 #[derive(Default)]
 struct Times {
     number: AtomicU64,
@@ -44,25 +44,25 @@ struct Times {
 struct Book {
     start: Instant,
     times: Vec<Times>,
-    /// Number of the last collection that was entered.
+    /// The number of the last collection that was recorded.
     entered: AtomicU64,
-    /// How many were.
+    /// The number of collections since recording began.
     count: AtomicU64,
-    /// When the collection that is under way scanned its roots.
+    /// The time at which the current collection scanned its roots.
     scanned: AtomicU64,
 }
 
 impl Book {
-    /// Enters the heap's last collection, once, and the time at which this one scans its roots.
-    /// Safe in the stopped world: it stores into memory that is there, and the heap's figures are
-    /// locked inside `no_preempt` or by threads that are not stopped.
+    /// Records the heap's last collection once, and the time at which this one scans its roots. It
+    /// may run in the stopped world: it stores into memory that is allocated, and the heap's
+    /// figures are locked only inside `no_preempt` or by threads that are not stopped.
     fn enter(&self, heap: &Heap, scanning: bool) {
         let last = heap.stats().last;
         let scanned = self.start.elapsed().as_nanos() as u64;
         let scanned = scanned * u64::from(scanning);
         let scanned = self.scanned.swap(scanned, Ordering::Relaxed);
-        // Ordering: Relaxed throughout; the collector's thread alone writes, and `finish` runs when
-        // its callback is gone.
+        // Relaxed, here and below: the collector's thread alone writes, and `finish` runs after the
+        // callback is removed.
         if last.number <= self.entered.load(Ordering::Relaxed) {
             return;
         }
@@ -82,7 +82,7 @@ impl Book {
     }
 }
 
-/// Writes down the pauses of a heap from here on.
+/// The recorder of a heap's pauses.
 pub struct Pauses {
     heap: Heap,
     book: Arc<Book>,
@@ -90,12 +90,12 @@ pub struct Pauses {
 }
 
 impl Pauses {
-    /// Collections that have ended are not counted.
+    /// Records the collections of `heap` that end from now on.
     pub fn of(heap: &Heap) -> Pauses {
         Pauses::since(heap, Instant::now())
     }
 
-    /// The same, and times are told as since `start`.
+    /// As [`of`](Pauses::of), with times since `start`.
     pub fn since(heap: &Heap, start: Instant) -> Pauses {
         let book = Arc::new(Book {
             start,
@@ -105,8 +105,8 @@ impl Pauses {
             count: AtomicU64::new(0),
         });
         let (its_heap, its_book) = (heap.clone(), Arc::clone(&book));
-        // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold;
-        // it reports no roots.
+        // SAFETY: `Book::enter` neither allocates nor takes a lock that a stopped thread may hold,
+        // and it reports no roots.
         let callback = unsafe {
             heap.add_root_callback(move |_| its_book.enter(&its_heap, true))
                 .expect("room for a callback")
@@ -118,7 +118,8 @@ impl Pauses {
         }
     }
 
-    /// All of them, and how many there were. No collection may be under way or begin.
+    /// The samples of the recorded collections, and the number of all. No collection may be under
+    /// way or begin.
     pub fn finish(self) -> (Samples, u64) {
         let (cycles, count) = self.finish_cycles();
         let mut samples = Samples::new();
@@ -128,7 +129,8 @@ impl Pauses {
         (samples, count)
     }
 
-    /// Each of them, and how many there were. As for [`finish`](Pauses::finish).
+    /// The recorded collections, and the number of all. As for [`finish`](Pauses::finish), no
+    /// collection may be under way or begin.
     pub fn finish_cycles(self) -> (Vec<Cycle>, u64) {
         drop(self.callback);
         self.book.enter(&self.heap, false);

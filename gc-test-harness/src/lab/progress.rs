@@ -1,5 +1,5 @@
-//! How far a long piece of work is: a line on stderr, where that is a terminal, ten times a second
-//! at most.
+//! The progress of long work: a line on standard error, if that is a terminal, at most ten times a
+//! second.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 /// The least time between two lines.
 const EVERY: Duration = Duration::from_millis(100);
 
-/// The line. Dropping it clears it.
+/// The progress line. Dropping it clears the line.
 #[derive(Debug)]
 pub struct Progress {
     what: &'static str,
-    /// When the last line was shown. `None`: stderr is no terminal.
+    /// The time of the last line. `None`: standard error is no terminal.
     shown: Option<Instant>,
     any: bool,
 }
@@ -26,7 +26,7 @@ impl Progress {
         }
     }
 
-    /// Says that so many of so many are done, unless it has just said so.
+    /// Shows that `done` of `all` are done, unless the last line is more recent than [`EVERY`].
     pub fn show(&mut self, done: u64, all: u64) {
         let Some(shown) = self.shown.filter(|shown| shown.elapsed() >= EVERY) else {
             return;

@@ -1,7 +1,7 @@
-//! The random numbers of the laboratory's programs, which all peers draw as well: Marsaglia's
-//! xorshift64.
+//! Random numbers for the laboratory's programs: Marsaglia's xorshift64. All peers draw the same
+//! numbers.
 
-/// A generator. Two of one seed give the same numbers, here and in `benches/programs/`.
+/// A generator. Equal seeds give equal numbers, here and in `benches/programs/`.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
@@ -29,7 +29,7 @@ mod tests {
     #[test]
     fn the_numbers_are_those_that_the_peers_draw() {
         let mut random = Random::default();
-        // The first three of `below(1000)` in `benches/programs/work.h`.
+        // The first three numbers of `below(1000)` in `benches/programs/work.h`.
         assert_eq!([(); 3].map(|()| random.below(1000)), [859, 394, 480]);
     }
 }

@@ -1,15 +1,15 @@
-//! The benchmarks game's binary trees over the raw tier: perfect trees of 16-byte nodes, built,
-//! counted and dropped.
+//! `gclab trees`: the benchmarks game's binary trees on the raw tier. Perfect trees of 16-byte
+//! nodes are built, counted and dropped.
 //!
 //! The program is that of
 //! <https://benchmarksgame-team.pages.debian.net/benchmarksgame/description/binarytrees.html>: a
-//! tree one deeper than asked for, a long-lived one, and between the two as many short-lived trees
-//! of each depth as give all depths about as many nodes. Nothing but this thread's stack and
-//! registers keeps a tree. With several mutators each runs the whole program over the one heap. The
-//! same program runs over the limit program's heap ([`run_bare`]).
+//! tree one level deeper than the argument, a long-lived tree, and short-lived trees of each depth
+//! between, so many that all depths have about the same number of nodes. Only this thread's stack
+//! and registers keep a tree. With several mutators each runs the whole program on the same heap.
+//! The same program runs on the limit program's heap ([`run_bare`]).
 //!
-//! The two lowest levels of a tree are built and counted without calls. That is what a C compiler
-//! makes of the program by itself, and so what the peers run.
+//! The two lowest levels of a tree are built and counted without calls. A C compiler makes this
+//! change by itself, so the peers run the same code.
 
 use std::cell::Cell;
 use std::fmt;
@@ -24,28 +24,27 @@ use super::baselines::heap::{Cells, LimitHeap, Node};
 use super::pauses::Pauses;
 use crate::report::{Quantiles, Samples, grouped, peak_rss_bytes, processor_time, thread_time};
 
-/// The least depth of the short-lived trees, and two less than the least depth that counts as asked
-/// for.
+/// The least depth of the short-lived trees. The least depth of the long-lived tree is two more.
 const LEAST: u32 = 4;
 
 /// Bytes of a node.
 const NODE: usize = size_of::<Node>();
 
-/// The deepest tree that can be asked for: 2 GiB of nodes.
+/// The largest depth that the options allow: 2 GiB of nodes.
 pub const DEEPEST: u32 = 26;
 
-/// Why there is no result.
+/// The reason why there is no result.
 #[derive(Debug)]
 pub enum TreesError {
-    /// The heap could not be built, or a thread not attached.
+    /// The heap could not be built, or a thread could not be attached.
     Heap(String),
     /// The heap is full.
     Full(AllocError),
-    /// Trees did not have the nodes that they were built with.
+    /// Trees do not have the nodes that they were built with.
     Wrong {
-        /// What was counted.
+        /// The trees and the number of nodes that were counted.
         found: Checked,
-        /// How many nodes there should have been.
+        /// The right number of nodes.
         expected: u64,
     },
 }
@@ -64,25 +63,25 @@ impl fmt::Display for TreesError {
 
 impl std::error::Error for TreesError {}
 
-/// The trees of a line.
+/// The trees that a line of output counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// The first tree, which is only counted.
+    /// The first tree, which is counted and dropped.
     Stretch,
-    /// So many short-lived ones.
+    /// Short-lived trees, and their number.
     Short(u64),
-    /// The one that lives through all of that.
+    /// The tree that lives as long as the program.
     LongLived,
 }
 
-/// Nodes counted: a line of the game's output.
+/// The count of some trees' nodes: a line of the game's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Checked {
-    /// Of which trees.
+    /// The trees that were counted.
     pub which: Which,
-    /// How deep they are.
+    /// The depth of the trees.
     pub depth: u32,
-    /// Nodes in all of them.
+    /// The nodes of all the trees together.
     pub check: u64,
 }
 
@@ -98,7 +97,7 @@ impl fmt::Display for Checked {
 }
 
 impl Checked {
-    /// The nodes that these trees have.
+    /// The number of nodes that these trees have.
     fn expected(&self) -> u64 {
         let trees = match self.which {
             Which::Short(trees) => trees,
@@ -120,39 +119,39 @@ impl Checked {
     }
 }
 
-/// A run of the whole program.
+/// The figures of a run of the whole program.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What was asked for.
+    /// The depth that the options asked for.
     pub depth: u32,
-    /// Threads, each of which ran the program; none: it was the limit program.
+    /// Threads that ran the program; 0 for the limit program.
     pub mutators: usize,
-    /// One program's lines; the others' are the same.
+    /// The lines of one thread's program. Those of the other threads are the same.
     pub checks: Vec<Checked>,
-    /// From before the heap was built until the last tree was counted.
+    /// The time from before the heap was built until the last tree was counted.
     pub took: Duration,
-    /// The processor time of all threads meanwhile.
+    /// The processor time of all threads in `took`.
     pub processor: Duration,
-    /// Of that, the mutators' own.
+    /// The processor time of the mutators in `took`.
     pub mutator_processor: Duration,
-    /// Every collection's times; none of the limit program's.
+    /// The times of all collections; empty for the limit program.
     pub pauses: Samples,
-    /// Collections.
+    /// The number of collections.
     pub collections: u64,
-    /// How many of them were young ones.
+    /// The number of young collections among them.
     pub young_collections: u64,
-    /// Their pauses together.
+    /// The sum of the collections' pauses.
     pub pause_total: Duration,
-    /// The most bytes that the heap had in use, its metadata bytes, and the most bytes of its mark
-    /// queue. All 0 for the limit program.
+    /// The peak of the heap's bytes in use, its metadata bytes, and the peak of its mark queue's
+    /// bytes. All 0 for the limit program.
     pub memory: [u64; 3],
-    /// Cells that the collections freed. 0 for the limit program, which does not count them.
+    /// Cells that the collections freed; 0 for the limit program, which does not count them.
     pub cells_freed: u64,
-    /// The process's peak.
+    /// The process's peak resident memory.
     pub peak_rss_bytes: u64,
 }
 
-/// What the program must print, without building a tree.
+/// The program's right output, computed without trees.
 pub fn answers(depth: u32) -> Vec<Checked> {
     let deepest = depth.max(LEAST + 2);
     let mut lines = vec![(Which::Stretch, deepest + 1)];
@@ -171,15 +170,15 @@ pub fn answers(depth: u32) -> Vec<Checked> {
     checked.collect()
 }
 
-/// Runs the program on so many mutators of one heap.
+/// Runs the program on `mutators` mutators of one heap.
 ///
 /// # Errors
-/// [`TreesError`]; of wrong answers, the first.
+/// [`TreesError`]. Of several wrong answers, the first.
 pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     let heap_error = |e: &dyn fmt::Display| TreesError::Heap(e.to_string());
     let (begun, processor) = (Instant::now(), processor_time());
     let heap = Heap::builder().build().map_err(|e| heap_error(&e))?;
-    // Built from the leaves up, and never changed.
+    // Nodes are built from the leaves up and never change.
     let node = Kind::words_at("node", &[0, 1], Encoding::RAW).immutable();
     let node = heap.kind(node).map_err(|e| heap_error(&e))?;
     let site = heap
@@ -244,10 +243,10 @@ pub fn run(depth: u32, mutators: usize) -> Result<Outcome, TreesError> {
     })
 }
 
-/// Runs the program on the limit program's heap and this thread.
+/// Runs the program on the limit program's heap and the calling thread.
 ///
 /// # Errors
-/// [`TreesError`]: no address space, or wrong answers.
+/// [`TreesError`], if there is no address space or an answer is wrong.
 pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
     let (begun, processor) = (Instant::now(), processor_time());
     let bottom = 0;
@@ -275,7 +274,8 @@ pub fn run_bare(depth: u32) -> Result<Outcome, TreesError> {
     })
 }
 
-/// The program itself. The error is none where there is no room for a node; the heap knows why.
+/// Runs the program. The error is `None` if there is no room for a node; `cells` then has the
+/// reason.
 #[inline(never)]
 fn program<C: Cells>(cells: &C, depth: u32) -> Result<Vec<Checked>, Option<TreesError>> {
     let deepest = depth.max(LEAST + 2);
@@ -310,19 +310,19 @@ fn program<C: Cells>(cells: &C, depth: u32) -> Result<Vec<Checked>, Option<Trees
     Ok(checks)
 }
 
-/// A mutator's nodes.
+/// The nodes of a mutator.
 struct Nodes<'m> {
     mutator: &'m Mutator,
     site: Site,
-    /// Why there was no room.
+    /// The reason why there was no room.
     full: Cell<Option<AllocError>>,
 }
 
 impl Cells for Nodes<'_> {
     #[inline(always)]
     fn node(&self) -> Option<NonNull<Node>> {
-        // SAFETY: the site is of this heap, its cells hold two words; the result stays in registers
-        // and on the stack.
+        // SAFETY: the site is of this heap, and its cells hold two words. The result stays in
+        // registers and on the stack.
         match unsafe { self.mutator.alloc_at(self.site) } {
             Ok(node) => Some(node.cast()),
             Err(why) => {
@@ -334,7 +334,7 @@ impl Cells for Nodes<'_> {
 }
 
 impl Nodes<'_> {
-    /// The program's error, or else that of the allocation that failed.
+    /// The program's error, or the error of the allocation that failed.
     fn why(&self, error: Option<TreesError>) -> TreesError {
         error.unwrap_or_else(|| match self.full.take() {
             Some(why) => TreesError::Full(why),
@@ -343,7 +343,7 @@ impl Nodes<'_> {
     }
 }
 
-/// A perfect tree of that depth. The caller's registers and stack are all that keeps it.
+/// Builds a perfect tree. Only the caller's registers and stack keep it.
 #[inline(never)]
 fn tree<C: Cells>(cells: &C, depth: u32) -> Option<NonNull<Node>> {
     match depth {
@@ -359,24 +359,24 @@ fn tree<C: Cells>(cells: &C, depth: u32) -> Option<NonNull<Node>> {
     }
 }
 
-/// A node over two others.
+/// Allocates a node over two others.
 #[inline(always)]
 fn join<C: Cells>(cells: &C, left: NonNull<Node>, right: NonNull<Node>) -> Option<NonNull<Node>> {
     let node = cells.node()?;
-    // SAFETY: a new cell's first stores, which need no barrier.
+    // SAFETY: these are a new cell's first stores, which need no barrier.
     unsafe { node.write([left.as_ptr() as usize, right.as_ptr() as usize]) };
     Some(node)
 }
 
-/// A node's subtrees.
+/// The subtrees of a node.
 #[inline(always)]
 fn below(tree: NonNull<Node>) -> Option<(NonNull<Node>, NonNull<Node>)> {
-    // SAFETY: a live cell: the caller holds the tree, and nothing changes it.
+    // SAFETY: the cell is live, because the caller holds the tree, and no thread writes to it.
     let [left, right] = unsafe { tree.read() };
     NonNull::new(left as *mut Node).zip(NonNull::new(right as *mut Node))
 }
 
-/// The nodes of a tree.
+/// The number of nodes in a tree.
 #[inline(never)]
 fn count(tree: NonNull<Node>) -> u64 {
     let inner = |tree| match below(tree) {
@@ -390,12 +390,12 @@ fn count(tree: NonNull<Node>) -> u64 {
 }
 
 impl Outcome {
-    /// Nodes allocated by all mutators.
+    /// Nodes that all mutators allocated.
     pub fn objects(&self) -> u64 {
         self.checks.iter().map(|line| line.check).sum::<u64>() * self.mutators.max(1) as u64
     }
 
-    /// Nodes a second, all mutators together.
+    /// Nodes that all mutators together allocated in a second.
     pub fn objects_per_s(&self) -> f64 {
         self.objects() as f64 / self.took.as_secs_f64().max(1e-9)
     }

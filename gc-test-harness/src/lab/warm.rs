@@ -1,11 +1,11 @@
-//! `gclab warm`: touches memory and gives it back, so that what is measured next does not wait for
-//! its host's memory.
+//! `gclab warm`: touches memory and frees it, so that the next measurement does not wait for the
+//! host's memory.
 //!
-//! A virtual machine whose kernel reports free pages (virtio-balloon's free page reporting) hands
-//! them to its host some seconds after they were freed, and the first touch of one afterwards stops
-//! the whole virtual processor until the host has found and cleared another (docs/experiments.md).
-//! A program that grows pays for that, and so does every stop that meets such a touch. Where `warm`
-//! prints the same time twice, the host had the memory.
+//! A virtual machine whose kernel reports free pages (virtio-balloon's free page reporting) returns
+//! them to its host some seconds after they were freed. The next touch of such a page stops the
+//! whole virtual processor until the host has found and cleared another page (docs/experiments.md).
+//! A program that grows waits for that, and so does a stop whose thread is in such a touch. If
+//! `warm` prints the same time twice, the host had the memory.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -13,27 +13,27 @@ use std::time::{Duration, Instant};
 use memmap2::{Advice, MmapMut};
 use serde_json::{Value, json};
 
-/// The most MiB that are touched.
+/// The largest number of MiB that can be touched.
 pub const LARGEST: u32 = 1 << 20;
 
-/// Bytes between two touches: the least page.
+/// Bytes between two touches: the smallest page size.
 const PAGE: usize = 4096;
 
-/// What it took.
+/// The times of both passes.
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     /// MiB touched.
     pub mib: u32,
-    /// The first time.
+    /// The time of the first pass.
     pub first: Duration,
-    /// Once more, after they were given back.
+    /// The time of the second pass, after the memory of the first was freed.
     pub again: Duration,
 }
 
-/// Touches so many MiB and gives them back, twice.
+/// Touches `mib` MiB and frees them, twice.
 ///
 /// # Errors
-/// The system's: there is not so much.
+/// The system does not have so much memory.
 pub fn warm(mib: u32) -> std::io::Result<Outcome> {
     Ok(Outcome {
         mib,
@@ -44,7 +44,7 @@ pub fn warm(mib: u32) -> std::io::Result<Outcome> {
 
 fn touch(mib: u32) -> std::io::Result<Duration> {
     let mut memory = MmapMut::map_anon((mib as usize) << 20)?;
-    // Without huge pages it takes longer.
+    // The advice only makes it faster, so a refusal does not matter.
     let _ = memory.advise(Advice::HugePage);
     let begun = Instant::now();
     for page in memory.chunks_mut(PAGE) {

@@ -1,16 +1,18 @@
-//! The limit program of allocation: a bare bump-and-bitmap heap of cells of one size, for one
-//! thread.
+//! The limit program of allocation: a bare heap with bump allocation and a bitmap, for cells of one
+//! size and one thread.
 //!
-//! It does what any heap of this kind must do and nothing else. The heap finds free cells by their
-//! bits, clears a run of them and bumps through it; the cursor is in memory, as that of every bump
-//! that a signal may interrupt. When as much has been allocated as was live (at least the minimum
-//! in all, as Urge's pacer has it), the thread itself marks, from its registers and its stack word
-//! by word, with a stack of cells and a second bitmap; then the bitmaps swap, and sweeping is
-//! finding the next run. The heap has no other sizes, kinds, spans, threads, signals, barriers or
-//! limits, and keeps memory that was touched. Pages are huge where they can be.
+//! It does the work that any heap of this kind must do and nothing else. The heap finds free cells
+//! by their bits, clears a run of them and allocates from it by moving a cursor. The cursor is in
+//! memory, as for any bump allocation that a signal may interrupt. When as much has been allocated
+//! as was live (but at least the minimum, as in Urge's pacer), the thread itself marks with a stack
+//! of cells and a second bitmap, from its registers and its stack word by word. Then the bitmaps
+//! swap, and sweeping is the search for the next run. The heap has no other sizes, kinds, spans,
+//! threads, signals, barriers or limits, and keeps memory that was touched. Its pages are huge
+//! where possible.
 //!
-//! The order of marking matters more than prefetching here: a tree's node is allocated right after
-//! its second subtree, so marking that subtree first runs through memory downwards.
+//! The order of marking matters more here than prefetching. A tree's node is allocated right after
+//! its second subtree, so a marker that follows the second subtree first walks through memory
+//! downwards.
 
 use std::arch::asm;
 use std::cell::{Cell, RefCell};
@@ -20,37 +22,38 @@ use std::time::Duration;
 
 use crate::report::thread_time;
 
-/// Bytes of cells that a run takes at most, as in Urge; of larger cells, one word of bits.
+/// The largest run, in bytes of cells, as in Urge. Larger cells have runs of one word of bits.
 const RUN: usize = 8 << 10;
-/// Bytes that a heap may hold before it is collected for the first time.
+/// Bytes that are allocated before the first collection.
 const MINIMUM: usize = 4 << 20;
 /// Bytes of address space for cells.
 const RESERVE: usize = 16 << 30;
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
 
-/// What the collections took.
+/// The figures of all collections.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Collections {
-    /// How many there were.
+    /// The number of collections.
     pub count: u64,
-    /// Their processor time.
+    /// The processor time of the collections.
     pub time: Duration,
-    /// The cells that they marked.
+    /// The cells that the collections marked.
     pub marked: u64,
 }
 
-/// A node: the addresses of two others, or twice nothing.
+/// A node: the addresses of two other nodes, or two nulls.
 pub type Node = [usize; 2];
 
-/// Where nodes come from.
+/// The source of nodes.
 pub trait Cells {
-    /// A zeroed cell that lives as long as this thread's stack or registers lead to it. None: there
-    /// is no room.
+    /// Allocates a zeroed cell that lives as long as this thread's stack or registers lead to it.
+    /// `None`: there is no room.
     fn node(&self) -> Option<NonNull<Node>>;
 }
 
-/// The heap, with cells of `CELL` bytes: a multiple of 16, whose first two words are edges.
+/// A heap of cells of `CELL` bytes. `CELL` is a multiple of 16, and a cell's first two words are
+/// edges.
 pub struct LimitHeap<const CELL: usize> {
     cursor: Cell<usize>,
     limit: Cell<usize>,
@@ -61,7 +64,7 @@ struct Rest<const CELL: usize> {
     memory: Mapping,
     allocated: Mapping,
     marked: Mapping,
-    /// The next word of bits to look at.
+    /// The word of bits at which the search for free cells continues.
     at: usize,
     /// One past the last word that was ever used.
     top: usize,
@@ -69,23 +72,23 @@ struct Rest<const CELL: usize> {
     room: usize,
     /// The least `room` of a heap without live cells.
     minimum: usize,
-    /// Cells to be followed.
+    /// Marked cells that are to be followed.
     stack: Vec<usize>,
-    /// The end of the thread's stack, as far as it is scanned.
+    /// The upper end of the thread's stack that is scanned.
     bottom: usize,
     collections: Collections,
 }
 
 impl<const CELL: usize> LimitHeap<CELL> {
-    /// An empty heap for this thread. Of its stack, all is scanned that lies below `bottom`.
+    /// An empty heap for the calling thread. The thread's stack below `bottom` is scanned.
     ///
     /// # Errors
-    /// The system's, if it has no address space for it.
+    /// The system's error if it has no address space for the heap.
     pub fn new(bottom: *const usize) -> std::io::Result<LimitHeap<CELL>> {
         LimitHeap::build(bottom as usize, MINIMUM)
     }
 
-    /// An empty heap without roots: after every `round` bytes all cells count as dead.
+    /// An empty heap without roots. After each `round` bytes all cells are dead.
     ///
     /// # Errors
     /// As for [`new`](LimitHeap::new).
@@ -115,12 +118,12 @@ impl<const CELL: usize> LimitHeap<CELL> {
         })
     }
 
-    /// What all collections took until now.
+    /// The figures of all collections so far.
     pub fn collections(&self) -> Collections {
         self.rest.borrow().collections
     }
 
-    /// A zeroed cell. `None`: the address space is full.
+    /// Allocates a zeroed cell. `None`: the address space is full.
     #[inline(always)]
     pub fn alloc(&self) -> Option<NonNull<u8>> {
         let cell = self.cursor.get();
@@ -130,7 +133,7 @@ impl<const CELL: usize> LimitHeap<CELL> {
         }
         self.cursor.set(next);
         compiler_fence(Ordering::SeqCst);
-        // SAFETY: an empty run has no room, so the cursor is a cell.
+        // SAFETY: an empty run has no room, so the cursor is the address of a cell.
         Some(unsafe { NonNull::new_unchecked(cell as *mut u8) })
     }
 
@@ -156,11 +159,11 @@ impl Cells for LimitHeap<{ size_of::<Node>() }> {
 }
 
 impl<const CELL: usize> Rest<CELL> {
-    /// Words of bits that a run takes at most.
+    /// The largest number of words of bits in a run.
     const RUN_WORDS: usize = if 64 * CELL < RUN { RUN / 64 / CELL } else { 1 };
 
-    /// The next free cells, zeroed: the gap in a word, or up to `RUN_WORDS` words whose cells are
-    /// all free.
+    /// The next free cells, zeroed: the free cells in a word, or up to `RUN_WORDS` words whose
+    /// cells are all free.
     fn run(&mut self) -> Option<(usize, usize)> {
         let words = RESERVE / CELL / 64;
         let mut word = self.at;
@@ -190,7 +193,7 @@ impl<const CELL: usize> Rest<CELL> {
         self.top = self.top.max((first + count).div_ceil(64));
         self.room = self.room.saturating_sub(count);
         let start = self.memory.base() + first * CELL;
-        // SAFETY: free cells of the mapping.
+        // SAFETY: the cells are free and lie in the mapping.
         unsafe { (start as *mut u8).write_bytes(0, count * CELL) };
         Some((start, start + count * CELL))
     }
@@ -203,7 +206,7 @@ impl<const CELL: usize> Rest<CELL> {
 
     #[inline(always)]
     fn set_bits(&mut self, word: usize, bits: u64) {
-        // SAFETY: as above.
+        // SAFETY: callers pass words of the bitmap, and `self` is exclusive.
         unsafe { *(self.allocated.base() as *mut u64).add(word) = bits };
     }
 
@@ -211,8 +214,8 @@ impl<const CELL: usize> Rest<CELL> {
     fn collect(&mut self) {
         let begun = thread_time();
         let mut registers = [0usize; 6];
-        // What a caller may keep in registers over a call.
-        // SAFETY: six stores into an array of six.
+        // These are the registers that a function preserves for its caller.
+        // SAFETY: six stores into an array of six words.
         unsafe {
             asm!(
                 "mov [{0}], rbx", "mov [{0} + 8], rbp", "mov [{0} + 16], r12",
@@ -224,7 +227,7 @@ impl<const CELL: usize> Rest<CELL> {
         let mut live = 0;
         let mut word = registers.as_ptr();
         while (word as usize) < self.bottom {
-            // SAFETY: the array and everything between it and the caller's frame are this thread's
+            // SAFETY: the array, and everything from it to the caller's frame, is this thread's
             // stack.
             let value = unsafe { word.read_volatile() };
             live += self.mark(value);
@@ -238,7 +241,7 @@ impl<const CELL: usize> Rest<CELL> {
         self.collections.marked += live as u64;
     }
 
-    /// Marks what a word leads to, if it names an allocated cell; how many cells that is.
+    /// Marks the cells that a word leads to, if it names an allocated cell. Gives their number.
     fn mark(&mut self, word: usize) -> usize {
         let offset = word.wrapping_sub(self.memory.base());
         if offset >= self.top * 64 * CELL
@@ -249,7 +252,7 @@ impl<const CELL: usize> Rest<CELL> {
         let mut marked = 0;
         self.found(offset / CELL, &mut marked);
         while let Some(cell) = self.stack.pop() {
-            // SAFETY: a marked cell, whose words are null or cells.
+            // SAFETY: the cell is marked, so its words are null or name cells.
             let edges = unsafe { *((self.memory.base() + cell * CELL) as *const Node) };
             for edge in edges {
                 if edge != 0 {
@@ -262,7 +265,7 @@ impl<const CELL: usize> Rest<CELL> {
 
     #[inline(always)]
     fn found(&mut self, cell: usize, marked: &mut usize) {
-        // SAFETY: cells of the mapping have their bits in the bitmap.
+        // SAFETY: a cell of the mapping has its bit in the bitmap.
         let word = unsafe { &mut *(self.marked.base() as *mut u64).add(cell / 64) };
         let bit = 1 << (cell % 64);
         if *word & bit == 0 {
@@ -273,7 +276,7 @@ impl<const CELL: usize> Rest<CELL> {
     }
 }
 
-/// Zeroed address space whose pages are huge where they can be.
+/// Zeroed address space, with huge pages where possible.
 struct Mapping {
     start: *mut libc::c_void,
     bytes: usize,
@@ -282,7 +285,7 @@ struct Mapping {
 impl Mapping {
     fn new(bytes: usize) -> std::io::Result<Mapping> {
         let bytes = bytes + HUGE;
-        // SAFETY: a new anonymous mapping; the advice changes nothing but speed.
+        // SAFETY: the mapping is new and anonymous. The advice changes only speed.
         unsafe {
             let start = libc::mmap(
                 std::ptr::null_mut(),
@@ -308,7 +311,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and no cell of the heap is used any more.
+        // SAFETY: `new` mapped the memory, and no cell of the heap is used any more.
         unsafe { libc::munmap(self.start, self.bytes) };
     }
 }
@@ -325,7 +328,7 @@ mod tests {
             let alloc = |_| heap.alloc().expect("room").cast::<[u64; 2]>();
             let mut cells: Vec<_> = (0..ROUND / 16).map(alloc).collect();
             for cell in &cells {
-                // SAFETY: a cell of 16 bytes, which nothing else has.
+                // SAFETY: a cell of 16 bytes that only this test has.
                 let words = unsafe { cell.replace([1; 2]) };
                 assert_eq!(words, [0; 2]);
             }

@@ -1,16 +1,18 @@
-//! The limit program of marking: a bare prefetching loop over a graph of 32-byte cells whose first
-//! two words are edges.
+//! The limit program of marking: a bare loop with prefetching over a graph of 32-byte cells whose
+//! first two words are edges.
 //!
-//! It does what any marker of this kind must do and nothing else. An edge's mark word is prefetched
-//! and waits in a ring; the bit is tested and then set by an atomic `or`; a newly marked cell's
-//! block is looked up in a table of 16 KiB units, as for its size and kind; its first line is
-//! prefetched and waits in a second ring; its two words are read. The stack is allocated for all
-//! cells before, mark bits and stack lie in huge pages, the shape of cells is known to the loop,
-//! and no kind, large object, queue limit or encoding is provided for.
+//! It does the work that any marker of this kind must do and nothing else. For each edge it
+//! prefetches the mark word, and the edge waits in a ring. Then it tests the bit and sets it with
+//! an atomic `or`. For a newly marked cell it reads the size class from a table of 16 KiB blocks
+//! and prefetches the cell's first line, and the cell waits in a second ring. Then it reads the
+//! cell's two words. The stack is allocated in advance for all cells, mark bits and stack lie in
+//! huge pages, the loop has the shape of cells built in, and there is no kind, large object, queue
+//! limit or encoding.
 //!
-//! The table that holds all cells is taken in parts of 8,192, each followed to its end: what lies
-//! in the second-level cache when it is marked still does when it is followed. Several threads take
-//! parts in turn and share nothing else but the mark bits: a table of everything needs no stealing.
+//! The loop takes the table that holds all cells in parts of 8,192 and follows each part to its
+//! end, so that a cell that is in the second-level cache when it is marked is still there when it
+//! is followed. Several threads take parts in turn and share only the mark bits. The table holds
+//! all cells, so no thread needs to steal work.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -20,29 +22,29 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a cell.
 pub const CELL: usize = 32;
-/// Cells of the table that are marked before what they lead to is followed.
+/// Cells of a part of the table: all of them are marked before their edges are followed.
 const PART: usize = 8192;
-/// Edges, and cells, that wait for their lines.
+/// Length of each ring: edges or cells that wait for their cache lines.
 const AHEAD: usize = 16;
-/// Bytes a mark bit.
+/// Bytes for each mark bit.
 const GRANULE: usize = 16;
-/// Bytes a word of the block table.
+/// Bytes for each word of the block table.
 const UNIT: usize = 16 << 10;
-/// What the block table says of every unit here: class 1.
+/// The entry of every block in the block table: class 1.
 const CLASS: u32 = 1;
-/// The classes' sizes. The loop does not know that all cells are of one.
+/// The sizes of the classes, in bytes. The compiler must not see that all cells have one size.
 const SIZES: [u32; 4] = [16, 32, 48, 64];
-/// An empty place of a ring.
+/// The mark of an empty place in a ring.
 const EMPTY: usize = usize::MAX;
 
-/// What one marking did.
+/// The figures of one marking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Marking {
-    /// How long it took.
+    /// The time of the marking.
     pub time: Duration,
-    /// Cells marked.
+    /// The number of cells marked.
     pub cells: u64,
-    /// Their bytes.
+    /// The bytes of these cells.
     pub bytes: u64,
 }
 
@@ -51,23 +53,24 @@ pub struct LimitMarker {
     base: usize,
     marks: Huge<AtomicU64>,
     units: Huge<u32>,
-    /// One a thread.
+    /// The threads' stacks.
     stacks: Vec<Huge<usize>>,
 }
 
 impl LimitMarker {
-    /// For a graph of these cells, and so many threads.
+    /// Tables for a graph of these cells and for up to `threads` threads.
     pub fn of(cells: &[usize], threads: usize) -> LimitMarker {
         let least = cells.iter().copied().min().unwrap_or(0);
         let most = cells.iter().copied().max().unwrap_or(0);
         LimitMarker::new(least..most + CELL, cells.len(), threads)
     }
 
-    /// For a graph of at most `cells` cells at these addresses, and so many threads.
+    /// Tables for a graph of at most `cells` cells in these addresses and for up to `threads`
+    /// threads.
     fn new(addresses: Range<usize>, cells: usize, threads: usize) -> LimitMarker {
         let base = addresses.start / UNIT * UNIT;
         let len = addresses.end - base;
-        // SAFETY: plain numbers.
+        // SAFETY: all types are plain numbers, for which zeroes are valid.
         let (marks, mut units, stacks) = unsafe {
             (
                 Huge::zeroed(len.div_ceil(64 * GRANULE)),
@@ -84,11 +87,11 @@ impl LimitMarker {
         }
     }
 
-    /// Marks all that `table` leads to, by so many of the threads.
+    /// Marks all cells that `table` leads to, with `threads` threads.
     ///
     /// # Safety
-    /// Every word of the table and the first two words of every cell are 0 or the address of a cell
-    /// of the graph that this was made for, and no thread writes them meanwhile.
+    /// Each word of the table and the first two words of each cell must be 0 or the address of a
+    /// cell of the graph that this marker was made for. No thread may write them during the call.
     pub unsafe fn mark(&mut self, table: &[usize], threads: usize) -> Marking {
         for word in self.marks.iter_mut() {
             *word.get_mut() = 0;
@@ -119,11 +122,11 @@ impl LimitMarker {
             let mut runs = runs.iter_mut();
             let own = runs.next();
             for run in runs {
-                // SAFETY: the caller says what words hold.
+                // SAFETY: the caller says that the words name cells of the graph.
                 scope.spawn(|| unsafe { run.all(&parts) });
             }
             if let Some(run) = own {
-                // SAFETY: as above.
+                // SAFETY: the caller says that the words name cells of the graph.
                 unsafe { run.all(&parts) };
             }
         });
@@ -135,7 +138,7 @@ impl LimitMarker {
     }
 }
 
-/// The table, and how much of it the threads have taken.
+/// The table, and the number of its words that the threads have taken.
 struct Parts<'t> {
     table: &'t [usize],
     next: AtomicUsize,
@@ -143,7 +146,7 @@ struct Parts<'t> {
 
 impl<'t> Parts<'t> {
     fn take(&self) -> Option<&'t [usize]> {
-        // Ordering: Relaxed; the counter alone gives each part to one thread.
+        // Relaxed: the counter alone gives each part to one thread.
         let from = self.next.fetch_add(PART, Ordering::Relaxed);
         let to = self.table.len().min(from + PART);
         self.table.get(from..to).filter(|part| !part.is_empty())
@@ -163,7 +166,7 @@ struct Run<'l> {
 }
 
 impl Run<'_> {
-    /// Parts of the table until there are none left.
+    /// Marks parts of the table until none is left.
     ///
     /// # Safety
     /// As for [`LimitMarker::mark`].
@@ -172,7 +175,7 @@ impl Run<'_> {
             for &cell in part {
                 self.found(cell);
             }
-            // SAFETY: the caller says what words hold.
+            // SAFETY: the caller says that the words name cells of the graph.
             unsafe { self.drain() };
         }
     }
@@ -199,8 +202,8 @@ impl Run<'_> {
     fn mark(&mut self, offset: usize) {
         let word = &self.marks[offset / (64 * GRANULE)];
         let bit = 1 << (offset / GRANULE % 64);
-        // Ordering: Relaxed; a set bit says that a thread follows the cell, and no thread writes
-        // the cells' words.
+        // Relaxed: a set bit says only that a thread follows the cell, and no thread writes the
+        // cells' words.
         if word.load(Ordering::Relaxed) & bit != 0
             || word.fetch_or(bit, Ordering::Relaxed) & bit != 0
         {
@@ -236,7 +239,7 @@ impl Run<'_> {
                 }
             };
             if ready != EMPTY {
-                // SAFETY: a cell of the graph (the caller says), of four words.
+                // SAFETY: the caller says that this is a cell of the graph, and it has four words.
                 let edges = unsafe { *((self.base + ready) as *const [usize; 2]) };
                 for cell in edges {
                     self.found(cell);
@@ -246,7 +249,7 @@ impl Run<'_> {
     }
 }
 
-/// First in, first out; a value replaces the oldest.
+/// A FIFO of fixed length. A new value replaces the oldest one.
 struct Ring {
     places: [usize; AHEAD],
     next: usize,
@@ -280,11 +283,11 @@ impl Ring {
 
 #[inline(always)]
 fn prefetch(address: usize) {
-    // SAFETY: a prefetch accesses nothing as far as the program can tell.
+    // SAFETY: a prefetch has no effect that the program can observe.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(address as *const i8) };
 }
 
-/// Memory in huge pages, where there are any.
+/// Memory in huge pages where possible.
 struct Huge<T> {
     memory: *mut T,
     len: usize,
@@ -293,15 +296,15 @@ struct Huge<T> {
 
 impl<T> Huge<T> {
     /// # Safety
-    /// Zeroed memory is a `T`, and a `T` needs no dropping.
+    /// Zeroed memory must be a valid `T`, and `T` must not need dropping.
     unsafe fn zeroed(len: usize) -> Huge<T> {
         const PAGE: usize = 2 << 20;
         let bytes = (len * size_of::<T>()).max(1).next_multiple_of(PAGE);
         let layout = Layout::from_size_align(bytes, PAGE).unwrap_or_else(|_| {
             unreachable!("a graph's tables are smaller than the address space")
         });
-        // SAFETY: the layout is not empty; the advice changes nothing but speed; all bytes are
-        // written, and zeroes are a `T` (the caller says).
+        // SAFETY: the layout is not empty, and the advice changes only speed. All bytes are
+        // written, and the caller says that zeroes are a valid `T`.
         unsafe {
             let memory = alloc(layout);
             if memory.is_null() {
@@ -323,21 +326,21 @@ impl<T> Deref for Huge<T> {
 
     #[inline(always)]
     fn deref(&self) -> &[T] {
-        // SAFETY: `zeroed` made so many.
+        // SAFETY: `zeroed` made that many values.
         unsafe { std::slice::from_raw_parts(self.memory, self.len) }
     }
 }
 
 impl<T> DerefMut for Huge<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        // SAFETY: `zeroed` made so many, and they are this value's alone.
+        // SAFETY: `zeroed` made that many values, and `self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.memory, self.len) }
     }
 }
 
 impl<T> Drop for Huge<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated with this layout; what is in it needs no dropping.
+        // SAFETY: the memory was allocated with this layout, and the values need no dropping.
         unsafe { dealloc(self.memory.cast(), self.layout) };
     }
 }
@@ -348,11 +351,11 @@ mod tests {
 
     #[test]
     fn what_the_table_leads_to_is_marked_once_and_nothing_else() {
-        // SAFETY: plain numbers.
+        // SAFETY: numbers, for which zeroes are valid.
         let mut cells = unsafe { Huge::<usize>::zeroed(4 * 100) };
         let at = |n: usize, cells: &Huge<usize>| cells[4 * n..].as_ptr() as usize;
-        // Cells 0 to 59 are a list from the last to the first, with an edge to the middle each;
-        // nothing leads to 60 on.
+        // Cells 0 to 59 are a list from the last to the first, and each has an edge to the cell in
+        // the middle. No edge leads to the cells from 60 on.
         for n in 1..60 {
             let edges = [at(n - 1, &cells), at(n / 2, &cells)];
             cells[4 * n..4 * n + 2].copy_from_slice(&edges);
@@ -360,7 +363,7 @@ mod tests {
         let all = at(0, &cells)..at(99, &cells) + 32;
         let mut limit = LimitMarker::new(all, 100, 2);
         for threads in [1, 2, 1] {
-            // SAFETY: the edges above.
+            // SAFETY: the edges are those written above.
             let marking = unsafe { limit.mark(&[at(59, &cells), 0, at(3, &cells)], threads) };
             assert_eq!((marking.cells, marking.bytes), (60, 60 * 32));
         }

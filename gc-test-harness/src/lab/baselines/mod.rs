@@ -1,5 +1,5 @@
-//! The baselines: the least that a heap, a marker and a stop must do on this machine. Each measures
-//! what the library's own times are divided by.
+//! The baselines: the least work of a heap, a marker and a stop on this machine. The library's own
+//! times are divided by theirs.
 
 pub mod heap;
 pub mod mark;

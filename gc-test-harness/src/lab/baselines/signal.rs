@@ -1,20 +1,21 @@
-//! The signal floor: threads stopped and resumed in as few instructions as can be, with nothing
-//! done in between.
+//! The signal floor: threads are stopped and resumed in as few instructions as possible, with no
+//! work in between.
 //!
-//! The least that a stop by signal costs on this machine, so that the library's own times can be
-//! given as ratios. A request is one store and one `tgkill` a thread; the handler stores its
-//! acknowledgement, waits on a futex until the resume's number has come, and returns. It keeps no
-//! registers and looks up no code.
+//! It is the least cost of a stop by signal on this machine, and the library's own times are given
+//! as ratios to it. A request is one store and one `tgkill` for each thread. The handler stores its
+//! acknowledgement, waits on a futex until the resume's number has come, and returns. It publishes
+//! no registers and looks up no code.
 //!
-//! Two details make it the least. First, at each number of threads the
-//! better of *spinning* and *sleeping* while waiting for the acknowledgements counts ([`Wait`]):
-//! spinning is quicker with a processor to spare and slower when it takes one from a thread that
-//! must still run its handler. Second, a thread that was resumed but has not been scheduled since
-//! is taken over for the next round where it stands, as any collector would: on a machine with more
-//! threads than processors, a floor that waited for it to leave and come back would be no floor.
+//! Two details make it the least. First, the floor's side *spins* or *sleeps* while it waits for
+//! the acknowledgements, and the better of the two at each number of threads counts ([`Wait`]).
+//! Spinning is faster if a processor is free, and slower if it takes one from a thread that must
+//! still run its handler. Second, a thread that was resumed but has not been scheduled since is
+//! taken over for the next round where it is, as a collector would do it. On a machine with more
+//! threads than processors, a floor that waited until such a thread had left the handler and come
+//! back would not be the least.
 //!
-//! It uses SIGUSR1 and its own statics: one [`Floor`] a process, and its threads may be mutators of
-//! a world as well.
+//! The floor uses SIGUSR1 and static variables, so a process has one [`Floor`]. Its threads may be
+//! mutators of a world, too.
 
 use std::cell::Cell;
 use std::fmt;
@@ -25,17 +26,17 @@ use std::time::Duration;
 
 use crate::report::Samples;
 
-/// What the collector's side does until the last acknowledgement is in.
+/// The way in which the stopping side waits for the last acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Read the counter over and over.
+    /// Read the counter repeatedly.
     Spin,
-    /// Sleep on the counter; the last handler wakes it.
+    /// Sleep on the counter. The last handler wakes the sleeper.
     Sleep,
 }
 
 impl Wait {
-    /// The word for tables and JSON.
+    /// The name in tables and JSON.
     pub fn name(self) -> &'static str {
         match self {
             Wait::Spin => "spin",
@@ -44,7 +45,7 @@ impl Wait {
     }
 }
 
-/// Why there is no floor to measure.
+/// The reason why the floor cannot be measured.
 #[derive(Debug)]
 pub enum FloorError {
     /// Another [`Floor`] is alive in this process.
@@ -68,54 +69,54 @@ impl std::error::Error for FloorError {}
 
 /// The number of the last request.
 static REQUEST: AtomicU32 = AtomicU32::new(0);
-/// The number of the last resume: the word that parked threads sleep on.
+/// The number of the last resume: the word on which parked threads wait.
 static RESUMED: AtomicU32 = AtomicU32::new(0);
-/// Acknowledgements of this request: the word that a sleeping collector sleeps on.
+/// Acknowledgements of the current request: the word on which a sleeping stopper waits.
 static ACKNOWLEDGED: AtomicU32 = AtomicU32::new(0);
-/// How many acknowledgements a sleeping collector waits for; 0 while it spins.
+/// The number of acknowledgements at which a handler wakes the stopper; 0 while the stopper spins.
 static WAKE_AT: AtomicU32 = AtomicU32::new(0);
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Stalls that a thread can leave behind between two drains; a round adds at most one.
+/// Stalls that a thread can record between two drains. A round adds at most one.
 const STALLS: usize = 64;
 
-/// One thread.
+/// The record of one thread.
 struct Record {
     tid: libc::pid_t,
-    /// 0: running. Else the number of the request it is stopped for.
+    /// The number of the request for which the thread is stopped; 0 while it runs.
     stopped_for: AtomicU32,
     stalls: [AtomicU64; STALLS],
-    /// How many stalls were ever written.
+    /// The number of stalls that were ever written.
     written: AtomicU32,
 }
 
 thread_local! {
-    // Constant and without a destructor: a plain word at a fixed offset from the thread pointer,
-    // safe in a handler.
+    // Constant and without a destructor, so that it is a plain word at a fixed offset from the
+    // thread pointer, which a handler can read.
     static RECORD: Cell<*const Record> = const { Cell::new(std::ptr::null()) };
 }
 
-/// The handler and its threads; dropping it gives the old handler back.
+/// The handler and its threads. Dropping it restores the old handler.
 pub struct Floor {
     threads: Mutex<Vec<Arc<Record>>>,
     previous: libc::sigaction,
 }
 
-/// A thread's membership; it leaves when this is dropped.
+/// A thread's membership, which ends when this is dropped.
 pub struct Member<'f> {
     floor: &'f Floor,
-    /// The record is found through this thread's own storage.
+    /// `!Send`: the record is found through this thread's own storage.
     not_send: PhantomData<*const ()>,
 }
 
-/// What one round took.
+/// The times of one round.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
-    /// From the request until the last acknowledgement.
+    /// From the stop request until the last acknowledgement.
     pub stop: Duration,
-    /// From the request until the resume is published.
+    /// From the stop request until the resume is published.
     pub pause: Duration,
-    /// Threads that were running and had to be signalled.
+    /// Threads that were running and were sent the signal.
     pub signalled: u32,
 }
 
@@ -125,8 +126,8 @@ impl Floor {
         if TAKEN.swap(true, Ordering::AcqRel) {
             return Err(FloorError::Busy);
         }
-        // SAFETY: both structs are plain data that the call reads and fills; the handler is
-        // async-signal-safe.
+        // SAFETY: zero is a valid sigaction, which the call reads, and the call fills the other
+        // one. The handler is async-signal-safe.
         let installed = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_signal as *const () as usize;
@@ -149,7 +150,7 @@ impl Floor {
         }
     }
 
-    /// Makes the calling thread one that rounds stop.
+    /// Adds the calling thread to those that rounds stop.
     pub fn enroll(&self) -> Member<'_> {
         // SAFETY: gettid has no preconditions.
         let tid = unsafe { libc::gettid() };
@@ -177,13 +178,14 @@ impl Floor {
         let number = REQUEST.load(Ordering::Relaxed) + 1;
         ACKNOWLEDGED.store(0, Ordering::Relaxed);
         let start = now();
-        // Release, here and below: pairs with the handler's Acquire load; the counter's reset comes
+        // Release, here and below: pairs with the handler's Acquire load. The counter's reset comes
         // before the request.
         REQUEST.store(number, Ordering::Release);
         let mut waited_for = 0;
         for thread in threads.iter() {
-            // AcqRel: pairs with the thread's own exchange on its way out. Whichever is first
-            // decides: taken over where it stands, or running and signalled.
+            // AcqRel: pairs with the exchange of the thread that leaves the handler. The first of
+            // the two decides whether the thread is taken over where it is, or runs and is sent the
+            // signal.
             let parked = thread.stopped_for.load(Ordering::Relaxed);
             let taken_over = parked != 0
                 && thread
@@ -194,7 +196,7 @@ impl Floor {
                 waited_for += 1;
             }
         }
-        // Release: ordered before the signals by the system call; the handlers read it after their
+        // Release: the system call orders it before the signals, and a handler reads it after its
         // acknowledgement.
         let wake_at = if wait == Wait::Sleep { waited_for } else { 0 };
         WAKE_AT.store(wake_at, Ordering::Release);
@@ -208,7 +210,8 @@ impl Floor {
             }
         }
         loop {
-            // Acquire: pairs with the handlers' additions; what the threads wrote before is seen.
+            // Acquire: pairs with the handlers' additions, so that the threads' writes before them
+            // are visible.
             let seen = ACKNOWLEDGED.load(Ordering::Acquire);
             if seen == waited_for {
                 break;
@@ -230,8 +233,8 @@ impl Floor {
         })
     }
 
-    /// `rounds` rounds, recorded with the threads' own stalls. `between` runs after each: it gives
-    /// the threads time.
+    /// Runs `rounds` rounds and records them with the threads' own stalls. `between` runs after
+    /// each round and gives the threads time to run.
     pub fn rounds(
         &self,
         rounds: u32,
@@ -250,8 +253,7 @@ impl Floor {
             samples.met(round.signalled);
             between(round.pause);
             for (thread, read) in &mut drains {
-                // Acquire: pairs with the handler's Release store, after which the stall is in its
-                // place.
+                // Acquire: pairs with the handler's Release store, which comes after the stall's.
                 let written = thread.written.load(Ordering::Acquire);
                 for i in *read..written {
                     let stall = thread.stalls[i as usize % STALLS].load(Ordering::Relaxed);
@@ -274,7 +276,7 @@ impl fmt::Debug for Floor {
 
 impl Drop for Floor {
     fn drop(&mut self) {
-        // SAFETY: gives back what `new` was given.
+        // SAFETY: restores the action that `new` replaced.
         unsafe { libc::sigaction(libc::SIGUSR1, &self.previous, std::ptr::null_mut()) };
         TAKEN.store(false, Ordering::Release);
     }
@@ -282,8 +284,8 @@ impl Drop for Floor {
 
 impl Drop for Member<'_> {
     fn drop(&mut self) {
-        // A round holds the lock until all its signals are answered, by this thread too, in the
-        // middle of waiting here.
+        // A round holds the lock until all its signals are answered. This thread answers, too,
+        // while it waits for the lock.
         let record = RECORD.get();
         self.floor
             .lock()
@@ -292,19 +294,19 @@ impl Drop for Member<'_> {
     }
 }
 
-/// All that a stopped thread does. It touches atomics, two thread-local words and the futex, and no
-/// errno.
+/// The handler: all that a stopped thread does. It touches atomics, two thread-local words and the
+/// futex, but not errno.
 extern "C" fn on_signal(_: libc::c_int) {
     let start = now();
     let record = RECORD.get();
     if record.is_null() {
         return;
     }
-    // SAFETY: set by `enroll` and cleared before the record goes.
+    // SAFETY: `enroll` has set the pointer, and the pointer is cleared before the record is freed.
     let record = unsafe { &*record };
     let number = REQUEST.load(Ordering::Acquire);
     record.stopped_for.store(number, Ordering::Release);
-    // AcqRel: pairs with the collector's Acquire load of the counter.
+    // AcqRel: pairs with the stopper's Acquire load of the counter.
     let acknowledged = ACKNOWLEDGED.fetch_add(1, Ordering::AcqRel) + 1;
     if acknowledged == WAKE_AT.load(Ordering::Acquire) {
         futex_wake_all(&ACKNOWLEDGED);
@@ -353,13 +355,14 @@ fn signal(tid: libc::pid_t) -> Result<(), FloorError> {
     }
 }
 
-/// The process's own id, asked for once: `getpid` is a system call.
+/// The process's own id, which is read once because `getpid` is a system call.
 static PID: AtomicI32 = AtomicI32::new(0);
 
-/// A bare system call: the handler must leave errno alone, and saving it would cost more than this.
+/// A system call without the libc wrapper. The handler must leave errno alone, and saving it would
+/// cost more.
 fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
-    // SAFETY: the kernel reads the word that the reference keeps alive, and no further argument is
-    // used: no timeout.
+    // SAFETY: the kernel reads the word, which the reference keeps alive. No further argument is
+    // used, because there is no timeout.
     unsafe {
         core::arch::asm!(
             "syscall",
@@ -375,7 +378,7 @@ fn futex(word: &AtomicU32, operation: libc::c_int, value: u32) {
     }
 }
 
-/// Sleeps as long as the word has that value; may return early.
+/// Sleeps while the word has that value. May return early.
 fn futex_wait(word: &AtomicU32, value: u32) {
     futex(word, libc::FUTEX_WAIT, value);
 }

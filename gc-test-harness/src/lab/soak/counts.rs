@@ -1,27 +1,27 @@
-//! What a round counts, and how its process hands that to the soak's.
+//! The counts of a round, and how the soak's process reads them from the round's process.
 
 use serde_json::Value;
 
 use crate::search::counts;
 
 counts! {
-    /// What was done.
+    /// The counts of a round, or of all rounds.
     pub struct Counts {
         /// Rounds.
         rounds,
-        /// Stops of a world by a storm that met a thread running, and those of collections.
+        /// Stops by a storm that met a running thread, and stops by collections.
         stops,
-        /// Stops by a storm that met no thread running.
+        /// Stops by a storm that met no running thread.
         idle_stops,
-        /// Threads that storms stopped while these ran.
+        /// Running threads that storms stopped.
         signalled,
-        /// Threads that storms met blocked, or parked still.
+        /// Threads that storms met in a blocking region, or still parked.
         held,
         /// Collections.
         collections,
-        /// Answers that were compared, and right.
+        /// Answers that were compared and were right.
         answers,
-        /// Threads that came and went.
+        /// Threads that attached, worked and ended.
         threads,
         /// Forks.
         forks,
@@ -31,13 +31,13 @@ counts! {
         cases,
         /// Turns on a coroutine's stack.
         turns,
-        /// Signals of the host's.
+        /// Signals of the host program.
         signals,
     }
 }
 
 impl Counts {
-    /// What [`Count::json`](crate::search::Count::json) wrote.
+    /// Reads the counts from the text that [`Count::json`](crate::search::Count::json) wrote.
     pub fn read(text: &str) -> Option<Counts> {
         let value: Value = serde_json::from_str(text).ok()?;
         let count = |name| value.get(name)?.as_u64();

@@ -1,12 +1,14 @@
-//! `gclab soak`: everything at once, for as long as one likes, until an answer is wrong.
+//! `gclab soak`: all workloads together, for a given time or until an answer is wrong.
 //!
-//! A soak is a row of rounds of a few seconds. Each round is a process of its own, so that a crash
-//! or a hang has the round's seed beside it, and so that each may have another environment. What a
-//! round mixes follows from its seed alone ([`plan`]): kernels, the safe and the raw tier, Lox
-//! programs, threads that come and go, held registers, coroutine stacks, blocking calls, forks, a
-//! host's signals at 1 kHz, verification, several heaps, and storms of stops, parked and injected.
+//! A soak is a sequence of rounds of a few seconds. Each round is a process of its own, so that the
+//! soak knows the seed of a round that crashes or hangs, and so that each round can have its own
+//! environment. The round's seed alone determines its mixture ([`plan`]): kernels, the safe and the
+//! raw tier, Lox programs, threads that attach and end, held registers, coroutine stacks, blocking
+//! regions, forks, a host program's signals at 1 kHz, verification, several heaps, and storms of
+//! stops, parked and injected.
 //!
-//! What a round does is timed by the machine, so a seed repeats the mixture, not the interleaving.
+//! The interleaving of a round depends on the machine's timing. So a seed repeats the mixture, but
+//! not the interleaving.
 
 mod counts;
 pub mod plan;
@@ -28,10 +30,10 @@ pub use work::holds_its_registers;
 use crate::report::grouped;
 use crate::search::{self, Options};
 
-/// A round that takes so many times its length hangs.
+/// A round hangs if it takes this many times its length.
 const HANGS: u32 = 20;
 
-/// A soak without a wrong answer.
+/// The report of a soak without a wrong answer.
 pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
@@ -64,12 +66,12 @@ impl fmt::Display for Report {
     }
 }
 
-/// The first round that went wrong.
+/// The first round with a wrong answer.
 #[derive(Clone, Debug)]
 pub struct Wrong {
-    /// The seed that repeats it.
+    /// The seed that repeats the round.
     pub seed: u64,
-    /// What the round said.
+    /// The round's message.
     pub what: String,
 }
 
@@ -87,10 +89,10 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Runs rounds until the time is over or one goes wrong, with a line of progress on standard error.
+/// Runs rounds until the time is over or an answer is wrong, and shows progress on standard error.
 ///
 /// # Errors
-/// The first round that went wrong.
+/// The first round with a wrong answer.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
     let begun = Instant::now();
     let terminal = std::io::stderr().is_terminal();
@@ -112,7 +114,7 @@ pub fn run(options: &Options) -> Result<Report, Wrong> {
     report
 }
 
-/// A line of progress.
+/// Shows the counts so far on standard error.
 fn tell(counts: &Counts, time: Duration, terminal: bool) {
     let line = format!(
         "{:6.0} s  {} rounds  {} stops  {} collections  {} answers",
@@ -122,7 +124,7 @@ fn tell(counts: &Counts, time: Duration, terminal: bool) {
         grouped(counts.collections),
         grouped(counts.answers)
     );
-    // A closed standard error is no reason to stop.
+    // A closed standard error does not end the soak.
     let _ = if terminal {
         write!(std::io::stderr(), "\r{line}\x1b[K")
     } else {
@@ -130,7 +132,7 @@ fn tell(counts: &Counts, time: Duration, terminal: bool) {
     };
 }
 
-/// Runs one round in a process of its own.
+/// Runs one round in a child process.
 fn child(seed: u64) -> Result<Counts, String> {
     let program = std::env::current_exe().map_err(|e| format!("where is gclab? {e}"))?;
     let mut child = Command::new(program)
@@ -143,7 +145,7 @@ fn child(seed: u64) -> Result<Counts, String> {
         .spawn()
         .map_err(|e| format!("no process for a round: {e}"))?;
     let begun = Instant::now();
-    // What a round prints fits into its pipes.
+    // A round's output fits into the pipes, so the child never waits for a reader.
     loop {
         match child.try_wait() {
             Ok(Some(_)) => break,
@@ -151,8 +153,9 @@ fn child(seed: u64) -> Result<Counts, String> {
                 std::thread::sleep(Duration::from_millis(20));
             }
             Ok(None) => {
-                // SIGABRT: where core dumps are wanted, this leaves one.
-                // SAFETY: a signal to a child of ours that has not been waited for.
+                // SIGABRT leaves a core dump where core dumps are on.
+                // SAFETY: the child is ours and has not been waited for, so its process id is still
+                // its own.
                 unsafe { libc::kill(child.id() as i32, libc::SIGABRT) };
                 let said = said(child);
                 return Err(format!("it hung for {:?}; it said: {said}", ROUND * HANGS));

@@ -1,4 +1,4 @@
-//! What one round of a soak mixes: all of it follows from the round's seed.
+//! The mixture of one round of a soak, which follows from the round's seed.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,39 +7,39 @@ use gc_core::{Heap, HeapBuilder};
 
 use crate::lab::fuzz::choices::Choices;
 
-/// How long one round lasts.
+/// The length of one round.
 pub(super) const ROUND: Duration = Duration::from_secs(4);
 
-/// What a thread of a round does until the round is over.
+/// The work of one thread of a round, which lasts until the round is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A kernel of the [crew](crate::lab::crew).
+    /// The counting kernel of the [crew](crate::lab::crew).
     Count,
-    /// Likewise.
+    /// The crew's chasing kernel.
     Chase,
-    /// Likewise.
+    /// The crew's recursing kernel.
     Recurse,
-    /// Likewise: the raw tier, allocation in compiled code.
+    /// The crew's allocating kernel: the raw tier, with allocation in compiled code.
     Allocate,
     /// The safe tier: lists, roots, weak words, values with `Drop`.
     Safe,
-    /// Threads that attach, work and end, some with their mutator leaked.
+    /// Threads that attach, work and end. Some leak their mutators.
     Churn,
-    /// Registers, vectors and stack that hold arbitrary words over many stops.
+    /// A thread that holds arbitrary words in registers, vectors and stack over many stops.
     Hold,
     /// Turns on a coroutine's stack.
     Coroutine,
-    /// Waits in `blocking`, with handles open.
+    /// Waits in `blocking`, with open handles.
     Block,
     /// Lox programs on heaps of their own.
     Lox,
     /// Cases of `gclab fuzz` on heaps of their own.
     Fuzz,
-    /// Forks, whose child allocates and collects.
+    /// Forks. The child allocates and collects.
     Fork,
 }
 
-/// Of [`KINDS`], those whose threads run all the time.
+/// The number of kinds at the front of [`KINDS`] whose threads run all the time.
 const RUNNING: usize = 5;
 
 const KINDS: [Kind; 12] = [
@@ -57,35 +57,35 @@ const KINDS: [Kind; 12] = [
     Kind::Fork,
 ];
 
-/// What a round mixes.
+/// The mixture of one round.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The seed that it follows from.
+    /// The seed that determines the plan.
     pub seed: u64,
-    /// What each thread does.
+    /// The work of each thread.
     pub threads: Vec<Kind>,
-    /// Between two stops of each storm.
+    /// For each storm, the time between two stops.
     pub storms: Vec<Duration>,
-    /// Signals of the host's a second.
+    /// Signals of the host program in a second.
     pub signals: u32,
-    /// Stops are injected where they can be.
+    /// Whether stops are injected where possible.
     pub inject: bool,
-    /// Collections stop the world from beginning to end.
+    /// Whether collections stop the world from beginning to end.
     pub stop_the_world: bool,
-    /// Each collection marks twice.
+    /// Whether each collection marks twice.
     pub verify: bool,
-    /// A collection every so many allocations.
+    /// The number of allocations between two collections, if allocations trigger them.
     pub collect_every: Option<u64>,
-    /// Collections follow each other without being asked for.
+    /// Whether collections follow each other without requests.
     pub continuous: bool,
 }
 
 impl Plan {
-    /// The plan of a seed.
+    /// The plan for a seed.
     pub fn of(seed: u64) -> Plan {
         let mut choices = Choices::Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let c = &mut choices;
-        // One of them always runs, so that there is something to stop.
+        // At least one thread always runs, so that stops meet a running thread.
         let mut threads = vec![KINDS[c.below(RUNNING)]];
         threads.extend((0..1 + c.below(4)).map(|_| KINDS[c.below(KINDS.len())]));
         let storms = (0..1 + c.below(2))
@@ -105,12 +105,12 @@ impl Plan {
         }
     }
 
-    /// Variables that a round's process gets.
+    /// Environment variables of the round's process.
     pub fn environment(&self) -> [(&'static str, &'static str); 1] {
         [("URGE_INJECT", if self.inject { "1" } else { "0" })]
     }
 
-    /// A heap as the plan wants it.
+    /// A builder for the plan's heap.
     pub fn heap(&self) -> HeapBuilder {
         Heap::builder()
             .stop_the_world(self.stop_the_world)

@@ -1,4 +1,4 @@
-//! One round: threads that work, storms that stop them, and signals of the host's.
+//! One round: threads that work, storms that stop them, and signals of the host program.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::work;
 use crate::kernels::codegen::Arena;
 use crate::lab::crew::{Crew, Kernels, Sizes, Work};
 
-/// Some hundred microseconds a call of each kernel.
+/// With these sizes one call of a kernel takes some hundred microseconds.
 const SIZES: Sizes = Sizes {
     turns: 100_000,
     ring: 200,
@@ -17,10 +17,11 @@ const SIZES: Sizes = Sizes {
     lists: (100, 50),
 };
 
-/// Runs the round of that seed in this process.
+/// Runs the round of a seed in this process.
 ///
 /// # Errors
-/// The first wrong answer. Threads may be in any state then: end the process.
+/// The first wrong answer. The round's threads may then be in any state, so the caller
+/// should end the process.
 pub fn run_round(seed: u64) -> Result<Counts, String> {
     let plan = Plan::of(seed);
     let mut arena = Arena::new().map_err(|e| e.to_string())?;
@@ -73,13 +74,13 @@ pub fn run_round(seed: u64) -> Result<Counts, String> {
 }
 
 impl<'a> Round<'a> {
-    /// A kernel of the crew, which keeps its own first wrong answer.
+    /// Runs a kernel of the crew. The crew itself keeps the first wrong answer.
     fn kernel(&self, work: Work<'a>) -> Result<(), String> {
         self.crew.thread(work);
         Ok(())
     }
 
-    /// One thread's life. A wrong answer, a panic too, ends the round.
+    /// Runs one thread of the round. A wrong answer or a panic ends the round.
     fn thread(&self, kind: Kind, seed: u64) {
         let work = std::panic::AssertUnwindSafe(|| match kind {
             Kind::Count => self.kernel(Crew::count),
@@ -102,7 +103,8 @@ impl<'a> Round<'a> {
         }
     }
 
-    /// Stops the world again and again, `gap` after each resume; now and then one thread alone.
+    /// Stops the world repeatedly, with `gap` after each resume. Every sixteenth turn also stops a
+    /// single thread.
     fn storm(&self, gap: Duration) {
         let world = self.heap.world();
         for turn in 0_u64.. {
@@ -126,7 +128,7 @@ impl<'a> Round<'a> {
             count(&self.tally.held, report.held.into());
             if turn % 16 == 0
                 && let Some(id) = one
-                // One that has ended in the meantime is no error.
+                // A thread that has ended since the stop is not an error.
                 && world.handshake(id, |_| ()).is_ok()
             {
                 count(&self.tally.stops, 1);

@@ -1,4 +1,4 @@
-//! What the threads of a round share.
+//! The state that the threads of a round share.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,7 +6,7 @@ use gc_core::Heap;
 
 use crate::lab::crew::{Crew, Kernels};
 
-/// What the threads of a round share.
+/// The state that the threads of a round share.
 pub(super) struct Round<'a> {
     pub(super) crew: Crew<'a>,
     pub(super) kernels: &'a Kernels,
@@ -14,7 +14,7 @@ pub(super) struct Round<'a> {
     pub(super) tally: Tally,
 }
 
-/// What the threads count; see [`Counts`](super::counts::Counts).
+/// The counters of a round's threads; see [`Counts`](super::counts::Counts).
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) stops: AtomicU64,
@@ -29,7 +29,8 @@ pub(super) struct Tally {
     pub(super) collections: AtomicU64,
 }
 
-/// Adds to one of the [`Tally`]'s counts. Relaxed: joining the threads hands them over.
+/// Adds to a counter of the [`Tally`]. Relaxed: the counters are read after the threads were
+/// joined.
 pub(super) fn count(what: &AtomicU64, more: u64) {
     what.fetch_add(more, Ordering::Relaxed);
 }

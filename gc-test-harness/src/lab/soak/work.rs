@@ -1,4 +1,4 @@
-//! What the threads of a round do beside the kernels, each until the round is over.
+//! The threads' work beside the kernels. Each function runs until the round is over.
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ struct Node {
     value: u64,
 }
 
-/// A value whose `Drop` must run once, after it was found dead.
+/// A value whose `Drop` must run once, after a collection has found it dead.
 #[derive(Leaf)]
 struct Dropped(u64);
 
@@ -35,14 +35,14 @@ impl Drop for Dropped {
     }
 }
 
-/// Nodes of a list.
+/// Nodes in a list.
 const LENGTH: u64 = 60;
 
 fn full(error: AllocError) -> String {
     format!("the heap has no room: {error}")
 }
 
-/// Builds a list, loses half of it, and says what is wrong with the rest.
+/// Builds a list, drops half of its nodes, and reports what is wrong with the rest.
 fn use_lists(mutator: &Mutator) -> Result<(), String> {
     let heap = mutator.heap();
     let root: Root<Node> = mutator
@@ -115,7 +115,8 @@ pub(super) fn churn(round: &Round<'_>, seed: u64) -> Result<(), String> {
         let ended = std::thread::scope(|scope| {
             let life = move || {
                 if idle {
-                    return Ok(()); // never attached: a signal may meet it all the same
+                    // an idle thread never attaches; a signal may reach it all the same
+                    return Ok(());
                 }
                 let mutator = heap.attach().map_err(|e| e.to_string())?;
                 let worked = use_lists(&mutator);
@@ -157,11 +158,13 @@ pub(super) fn block(round: &Round<'_>) -> Result<(), String> {
 
 // ---- registers ----------------------------------------------------------------------------------
 
-/// Has a new thread, which `attach` attaches, hold arbitrary words in every register, vectors and
-/// masks included, in its frame and its red zone, until `meanwhile` returns. Says what has changed.
+/// Checks that stops change nothing of a thread's state.
+///
+/// A new thread, which `attach` attaches, holds arbitrary words in every register (vectors and
+/// masks included), in its frame and in its red zone, until `meanwhile` returns.
 ///
 /// # Errors
-/// What the thread held before and after.
+/// The words of the thread before and after, if they differ.
 pub fn holds_its_registers<M>(
     attach: impl FnOnce() -> M + Send,
     how: Hold,
@@ -187,20 +190,20 @@ pub fn holds_its_registers<M>(
     std::thread::scope(|s| {
         s.spawn(move || {
             let mutator = attach();
-            // SAFETY: the image lives until the scope has ended, and is looked at through its flags
-            // alone until then.
+            // SAFETY: the image lives until the scope has ended. Until then other threads access
+            // its flags only.
             unsafe { how.hold(image as *mut Image) };
             drop(mutator);
         });
-        // SAFETY: as above.
+        // SAFETY: the image lives, and this reads one of its flags.
         while !unsafe { Image::is_held(image as *const Image) } {
             std::thread::yield_now();
         }
         meanwhile();
-        // SAFETY: as above.
+        // SAFETY: the image lives, and this writes one of its flags.
         unsafe { Image::release(image as *const Image) };
     });
-    // SAFETY: the thread has ended.
+    // SAFETY: the thread has ended, so the image is this function's alone.
     let image = unsafe { Box::from_raw(image as *mut Image) };
     if before == (image.after.clone(), image.stack, image.red_zone) {
         return Ok(());
@@ -226,7 +229,7 @@ pub(super) fn hold(round: &Round<'_>, seed: u64) -> Result<(), String> {
 
 // ---- coroutines ---------------------------------------------------------------------------------
 
-/// A stack of its own that a thread takes turns on, by libc's `swapcontext`.
+/// A separate stack that a thread switches to and from, by libc's `swapcontext`.
 struct Coroutine {
     _stack: MmapMut,
     inside: Box<libc::ucontext_t>,
@@ -238,14 +241,14 @@ struct Coroutine {
 
 /// Bytes of a coroutine's stack.
 const STACK: usize = 256 << 10;
-/// Turns of the counting loop a turn on the coroutine's stack: some microseconds.
+/// Iterations of the counting loop in one turn on the coroutine's stack.
 const SLICE: u64 = 10_000;
 
 extern "C" fn coroutine_main(low: u32, high: u32) {
     let this = (u64::from(high) << 32 | u64::from(low)) as *mut Coroutine;
     loop {
-        // SAFETY: `Coroutine::new` passes its own box, which outlives the stack that this runs on;
-        // the thread looks at it only while it is off this stack.
+        // SAFETY: `Coroutine::new` passes its own box, which outlives this stack. The owning thread
+        // reads and writes the box only while it is not on this stack.
         unsafe {
             (*this).answer = ((*this).count)(1, SLICE);
             let (inside, outside) = (&raw mut *(*this).inside, &raw mut *(*this).outside);
@@ -274,7 +277,7 @@ impl Coroutine {
             },
         });
         let address = &raw mut *this as u64;
-        // SAFETY: the context is ours; its stack is the mapping, which `this` keeps.
+        // SAFETY: the context is ours. Its stack is the mapping, which `this` keeps.
         unsafe {
             if libc::getcontext(&raw mut *this.inside) != 0 {
                 return Err(std::io::Error::last_os_error().to_string());
@@ -295,9 +298,9 @@ impl Coroutine {
         Ok(this)
     }
 
-    /// One turn on its stack.
+    /// Switches to the coroutine's stack for one turn, and gives its answer.
     fn turn(&mut self) -> u64 {
-        // SAFETY: both contexts are ours, and `inside` was made or left by a switch.
+        // SAFETY: both contexts are ours. `inside` was made by `makecontext` or saved by a switch.
         unsafe { libc::swapcontext(&raw mut *self.outside, &raw const *self.inside) };
         self.answer
     }
@@ -327,7 +330,7 @@ pub(super) fn coroutine(round: &Round<'_>) -> Result<(), String> {
 
 macro_rules! programs {
     ($($name:literal)*) => {
-        /// Programs and what they print.
+        /// Programs: name, source and expected output.
         const PROGRAMS: &[(&str, &str, &str)] = &[$((
             $name,
             include_str!(concat!("../../../programs/", $name, ".lox")),
@@ -399,11 +402,11 @@ pub(super) fn fuzz(round: &Round<'_>, seed: u64) -> Result<(), String> {
 
 // ---- the host -----------------------------------------------------------------------------------
 
-/// Forks; the child allocates, collects, checks and ends.
+/// Forks repeatedly. Each child allocates, collects, checks and ends.
 pub(super) fn fork(round: &Round<'_>) -> Result<(), String> {
     while !round.crew.is_over() {
-        // SAFETY: the child calls what Urge promises to work there, and malloc, which glibc keeps
-        // working.
+        // SAFETY: the child calls only functions that Urge supports after a fork, and malloc, which
+        // glibc keeps usable.
         let pid = unsafe { libc::fork() };
         if pid < 0 {
             return Err(std::io::Error::last_os_error().to_string());
@@ -411,12 +414,12 @@ pub(super) fn fork(round: &Round<'_>) -> Result<(), String> {
         if pid == 0 {
             let child = std::panic::AssertUnwindSafe(|| in_child(round.heap));
             let right = matches!(std::panic::catch_unwind(child), Ok(Ok(())));
-            // SAFETY: a system call; none of the parent's destructors run.
+            // SAFETY: a system call. The parent's destructors do not run in the child.
             unsafe { libc::_exit(i32::from(!right)) };
         }
         let mut status = 0;
         loop {
-            // SAFETY: waits for our own child.
+            // SAFETY: the call waits for our own child.
             let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
             if waited == pid {
                 break;
@@ -437,7 +440,7 @@ pub(super) fn fork(round: &Round<'_>) -> Result<(), String> {
 }
 
 fn in_child(heap: &Heap) -> Result<(), String> {
-    // SAFETY: a system call. A child that hangs ends by this.
+    // SAFETY: a system call. The alarm ends a child that hangs.
     unsafe { libc::alarm(30) };
     let mutator = heap.attach().map_err(|e| e.to_string())?;
     use_lists(&mutator)?;
@@ -445,13 +448,13 @@ fn in_child(heap: &Heap) -> Result<(), String> {
     use_lists(&mutator)
 }
 
-/// Signals of the host's, as a profiler sends them: to whatever thread runs.
+/// A host program's profiling signals, which the kernel sends to any running thread.
 pub(super) struct HostSignals(());
 
 static SEEN: AtomicU64 = AtomicU64::new(0);
 static SPOILED: AtomicBool = AtomicBool::new(false);
 
-/// Does a little work with vectors, as a handler of any host may.
+/// Computes with vectors for a moment, as a host's handler may.
 extern "C" fn on_profile(_: i32) {
     let mut block = [SEEN.load(Ordering::Relaxed) as f64; 16];
     for word in std::hint::black_box(&mut block) {
@@ -464,7 +467,7 @@ extern "C" fn on_profile(_: i32) {
 }
 
 impl HostSignals {
-    /// Starts so many a second; none for zero.
+    /// Starts `hertz` signals a second, or none if it is zero.
     pub(super) fn start(hertz: u32) -> Result<HostSignals, String> {
         if hertz == 0 {
             return Ok(HostSignals(()));
@@ -491,11 +494,11 @@ impl HostSignals {
             it_interval: time,
             it_value: time,
         };
-        // SAFETY: the timer is valid, and the old one is not asked for.
+        // SAFETY: the timer is valid, and null says that the old one is not wanted.
         unsafe { libc::setitimer(libc::ITIMER_PROF, &raw const timer, std::ptr::null_mut()) == 0 }
     }
 
-    /// Ends them; how many came.
+    /// Ends the signals and gives the number of those that were handled.
     pub(super) fn stop(self) -> u64 {
         Self::every(0);
         assert!(
