@@ -1,19 +1,20 @@
-//! Mutators that wait in `blocking` for long, which stops pass over: the heap's part of
-//! `gc-preempt`'s `World::set_aside`.
+//! Mutators that are aside: the heap's part of `gc-preempt`'s `World::set_aside`.
 //!
-//! What a stop does for a mutator is this: it takes its counts and its log, blackens the rests of
-//! its runs, scans its stack and notes its handles, and writes the marking flag into its record.
-//! None of it is needed in the stop where a mutator stands still from one collection to the next:
+//! A stop does this for a mutator: it takes its counts and its log, blackens the tails of its runs,
+//! scans its stack and notes its handles, and writes the marking flag into its record. A mutator
+//! that stands still from one collection to the next needs none of that in the stop:
 //!
-//! * When it is set aside, after a collection, it has reported its counts, its log is empty, and it
-//!   gives back its runs. While it is aside it has none.
-//! * Its stack and its handles are scanned beside the mutators that run, before marking can end.
-//!   They still hold what they held in stop 1, since it stands still, or a root does that was made
-//!   since (`Roots::snapshot`).
-//! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned it yet,
-//!   `back` does that first. So by the time it runs it is as if stop 1 had met it.
+//! * [`set_aside`] runs after a collection. The mutator has reported its counts, its log is empty,
+//!   and it gives back its runs. While it is aside it has none.
+//! * Its stack and its handles are scanned beside the running mutators, before marking can end.
+//!   They still hold the words that they held in stop 1, since the mutator stands still; or a root
+//!   that was made since holds them (`Roots::snapshot`).
+//! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned the
+//!   mutator yet, `back` scans it first. So when the mutator runs, its state is as if stop 1 had
+//!   processed it.
 //!
-//! All three happen with the registry lock held, so none of them falls into a stop or meets
+//! All three happen with the registry lock held, so none of them overlaps a stop or one of the
+//! others.
 //! another.
 
 use core::sync::atomic::Ordering;
@@ -28,21 +29,21 @@ use crate::roots::{Scanner, Unscanned};
 use crate::weak::IDLE;
 
 /// Mutators that are scanned under one registry lock: some ten microseconds, for which attaching
-/// and other heaps' stops wait.
+/// threads and other heaps' stops wait.
 const PIECE: usize = 16;
 
-/// Mutators that are looked at for their threads' ends under one lock.
+/// Mutators that are checked for the ends of their threads under one registry lock.
 const BURIED: usize = 256;
 
-/// Sites that a mutator may give back when it is set aside: some of them do so under one registry
-/// lock. One with more stays where it is until stops have taken them (`alloc/review.rs`).
+/// The most sites of a mutator that is set aside, since it gives them back under the registry lock.
+/// A mutator with more sites waits until stops have taken them (`alloc/review.rs`).
 const SITES: usize = 128;
 
-/// After a collection: sets the mutators aside that were in `blocking` when the last one ended,
-/// and have been since. True: memory of their handle tables is to be given back.
+/// After a collection: sets aside the mutators that have been in `blocking` since the collection
+/// before ended. True: memory of their handle tables is to be given back.
 pub(super) fn set_aside(shared: &Shared) -> bool {
-    // Where those that are aside were scanned in the stop, nothing has told of threads that
-    // have ended.
+    // If the mutators that are aside were scanned in a stop, no pass beside the mutators has found
+    // threads that have ended.
     let mut from = Some(usize::MAX);
     while let Some(at) = from.filter(|_| !planted(Fault::AsideUnburied)) {
         from = shared.world.for_each_aside(at, BURIED, |_| ());
@@ -55,8 +56,8 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
         if planted(Fault::IdleSpansKept) {
             return false;
         }
-        // Relaxed: its thread stands still. A record without a place is not met by what reads
-        // handles beside the mutators.
+        // Relaxed: its thread stands still. A record without a place in the heap's list is not
+        // found by the scan of handles beside the mutators.
         let may = !context.is_busy.load(Ordering::Relaxed)
             && context.place.get() != usize::MAX
             && context.local.sites_listed() <= SITES;
@@ -66,14 +67,15 @@ pub(super) fn set_aside(shared: &Shared) -> bool {
         }
         may
     };
-    // SAFETY: this is between two collections, so what a stop would take of a mutator is its
-    // runs, its counts and its claim, which `retire` gives back, and its log is empty. Its
-    // stack and handles are scanned by `scan`, and its flag is brought up to date by `back`.
+    // SAFETY: this is between two collections. A stop would take the mutator's runs, counts and
+    // span reserve, which `retire` gives back, and its log, which is empty. `scan` scans its stack
+    // and handles, and `back` brings its flag up to date.
     unsafe { shared.world.set_aside(may) };
     lowered
 }
 
-/// Scans some of those that are aside, below place `from`; where to go on. Not in a stop.
+/// Scans some of the mutators that are aside, below place `from`. Returns the place to go on at.
+/// Not in a stop.
 pub(super) fn scan_piece(
     shared: &Shared,
     from: usize,
@@ -88,7 +90,7 @@ pub(super) fn scan_piece(
     })
 }
 
-/// Scans all of them, in a stop. `None`, as where a pass ends.
+/// Scans all mutators that are aside, in a stop. Returns `None`, as at the end of a pass.
 pub(super) fn scan_all(
     shared: &Shared,
     stopped: &Stopped<'_>,
@@ -102,8 +104,8 @@ pub(super) fn scan_all(
     None
 }
 
-/// Scans the stack of one that is aside, and has its handles read with those of all others, unless
-/// that was done in this cycle. With the registry lock held.
+/// Scans the stack of a mutator that is aside, and has its handles read with those of all others,
+/// unless this cycle has done so. With the registry lock held.
 pub(super) fn scan(
     shared: &Shared,
     context: &Context,
@@ -131,10 +133,10 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
     // SAFETY: by the contract.
     let context = unsafe { &*data.cast::<Context>() };
     let shared = &*context.shared;
-    // Relaxed: changes in stops of the world, so not while the registry lock is held.
+    // Relaxed: it changes in stops of the world only, so not while the registry lock is held.
     let marking = shared.marking.load(Ordering::Relaxed);
     if !planted(Fault::BackUnmarked) {
-        // Relaxed: its own thread goes on after the registry lock was given back.
+        // Relaxed: the mutator's thread goes on after the registry lock is released.
         context.marking.store(marking, Ordering::Relaxed);
     }
     if marking != IDLE && !planted(Fault::BackUnscanned) {
@@ -145,7 +147,7 @@ pub(crate) unsafe fn back(data: *mut (), mutator: &StoppedMutator<'_>) {
         marker.publish();
         shared.log.overflow(marker.marked());
     }
-    // A unit of the barrier that a handler of the host's has interrupted, and that handler waits:
-    // the unit begins anew, for the flag may have changed.
+    // A signal handler of the host may wait inside `blocking` that has interrupted a restart range
+    // of the barrier. The range begins anew, since the flag may have changed.
     mutator.walk(&mut Unscanned);
 }

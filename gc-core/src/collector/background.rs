@@ -1,5 +1,5 @@
-//! What the collector's thread sees to between two collections: memory that is about to be used,
-//! and memory that no longer is.
+//! The work of the collector's thread between two collections: it prefaults memory, scavenges, and
+//! collects a heap that is idle.
 
 use core::time::Duration;
 use std::time::Instant;
@@ -8,22 +8,21 @@ use super::state::State;
 use crate::fault::{Fault, planted};
 use crate::heap::{CHUNK_PAGES, PAGE, ScavengePace};
 
-/// Has memory backed that mutators are about to come to, unless a collection is wanted. Outside of
-/// stops.
+/// Prefaults memory that mutators will use soon, unless a collection is wanted. Outside of stops.
 pub(super) fn back_ahead(state: &State) {
     while state.space.wants_backing() && !state.requests.is_wanted() && back_piece(state) {}
 }
 
-/// A piece of that: 0.1 ms, as a rule.
+/// Prefaults one piece, which takes about 0.1 ms. `false`: no more is wanted.
 fn back_piece(state: &State) -> bool {
-    // A heap ends its cycles about at the goal.
+    // A cycle of the heap ends about at the goal.
     let goal = state.pace.goal();
     let room = goal.saturating_add(goal / 4).min(state.pace.memory_limit());
     state.space.back_piece(room)
 }
 
-/// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim); how many bytes.
-/// Outside of stops, after a collection.
+/// Gives all free memory back at once, for [`Heap::trim`](crate::Heap::trim), and returns the
+/// bytes. Outside of stops, after a collection.
 pub(super) fn give_all_back(state: &State) -> u64 {
     let space = &state.space;
     while space.sweep_piece() {}
@@ -41,12 +40,12 @@ pub(super) fn give_all_back(state: &State) -> u64 {
     gone + space.allocated_black.trim(0)
 }
 
-/// When a heap is collected that asks for nothing: a while after the last collection.
+/// When an idle heap is collected: a fixed time after its last collection.
 ///
-/// Each time anew, as Go does it: what dies because the program drops it, without an allocation, is
-/// noticed by nothing else.
+/// The time starts again with each collection, as in Go. Without such a collection no cell would be
+/// freed that dies because the program drops it and allocates nothing afterwards.
 pub(super) struct Idle {
-    /// Of a heap that is never collected for that: none.
+    /// The time from the last collection to the next; `None`: idle heaps are not collected.
     after: Option<Duration>,
     last: Instant,
 }
@@ -59,40 +58,40 @@ impl Idle {
         }
     }
 
-    /// How long to wait for a request before that is due.
+    /// The time to wait for a request before a collection is due.
     pub(super) fn patience(&self) -> Option<Duration> {
         self.after
             .map(|after| after.saturating_sub(self.last.elapsed()))
     }
 
-    /// Is it due?
+    /// Is a collection due?
     pub(super) fn is_due(&self) -> bool {
         !planted(Fault::NeverIdle) && self.after.is_some_and(|after| self.last.elapsed() >= after)
     }
 
-    /// There has been a collection.
+    /// A collection has ended.
     pub(super) fn collected(&mut self) {
         self.last = Instant::now();
     }
 }
 
-/// Bytes that the system maps as one page.
+/// Bytes of a chunk, which the system maps as one huge page.
 const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
 
-/// Bytes of the list of cells that were allocated black beyond its present length that stay until
+/// Bytes of the allocated-black list beyond its present length that stay until
 /// [`Heap::trim`](crate::Heap::trim).
 const ALLOCATED_BLACK_KEPT: u64 = 1 << 20;
 
-/// How long until it is looked again whether a heap still needs what it keeps.
+/// The time until the scavenger checks again whether a heap still needs the memory that it keeps.
 const LOOK_AGAIN: Duration = Duration::from_millis(256);
 
-/// Free memory on its way back to the system, while no collection is wanted.
+/// The scavenger's state between its pieces of work. It works while no collection is wanted.
 pub(super) struct Surplus {
     begun: Instant,
     pace: ScavengePace,
-    /// What had been allocated since the last collection when this was looked at last.
+    /// The allocation count at the last call, in bytes.
     allocated: u64,
-    /// How long to wait for a collection before more goes back; none: there is nothing to give
+    /// The time to wait for a collection before more goes back; `None`: there is nothing to give
     /// back.
     pub(super) patience: Option<Duration>,
 }
@@ -117,8 +116,9 @@ impl Surplus {
         space.use_huge_pages_again();
         let now = self.begun.elapsed();
         let (used, peak) = space.used_lately();
-        // What the pacer lets the heap grow to and a tenth, as far as it does in some seconds, or
-        // what it needed lately: below that, what is given back would be asked for again at once.
+        // The need is the lesser of two: the pacer's goal and a tenth of it, and what the heap will
+        // grow to in some seconds. A recent peak is the least. Memory below the need would be asked
+        // for again at once.
         let allocated = space.allocated_since();
         let newly = match allocated.checked_sub(self.allocated) {
             Some(newly) => newly,
@@ -136,7 +136,7 @@ impl Surplus {
         let need = goal
             .saturating_add(goal / 10)
             .min(used.saturating_add(growth));
-        // But never more than a memory limit leaves.
+        // At most what the memory limit leaves.
         let limit = state.pace.memory_limit();
         let need = need.max(self.pace.need(peak, now)).min(limit);
         let touched = if planted(Fault::TouchedGivenBack) {
@@ -145,10 +145,10 @@ impl Surplus {
             space.pre_touched
         };
         let keep = need.max(touched).saturating_sub(used);
-        // A heap that needs no more than it has may lose pages that are free in part, until a
-        // sixteenth is left: that is not worth their splitting. One that allocates swings by as
-        // much from collection to collection: without the margin a steady program would give a page
-        // back in each, and take it again.
+        // A heap that needs no more than it has may lose parts of chunks, down to a reserve of a
+        // sixteenth: less than that is not worth splitting chunks. The free memory of a heap that
+        // allocates swings by as much from collection to collection. Without the margin a steady
+        // program would give a chunk back in each, and take it again.
         let (keep, grain) = if need <= used {
             (keep.max(used / 16), 0)
         } else {
@@ -157,20 +157,19 @@ impl Surplus {
         self.pace
             .set_surplus(space.free_backed().saturating_sub(keep));
         let mut most = self.pace.allowance(now);
-        // Less is left of what may go back than a page: that is no sign of there being nothing
-        // more.
+        // The pace may allow less than a chunk now: that does not mean that nothing is left.
         while most >= CHUNK && !state.requests.is_wanted() {
             let bytes = space.scavenge_piece(keep, grain, most);
             if bytes == 0 {
                 space.allocated_black.trim(ALLOCATED_BLACK_KEPT);
-                // Nothing more, or nothing that is whole. Time may change that while more is
-                // remembered than is used, and else a collection.
+                // Nothing is left, or no whole chunk. That changes with time while the remembered
+                // peak is above the use, and otherwise with the next collection.
                 self.patience = (need > used).then_some(LOOK_AGAIN);
                 return;
             }
             space.give_up_prefaulted();
             self.pace.spend(bytes);
-            // A piece between cells may be longer.
+            // A piece between cells may be longer than `most`.
             most = most.saturating_sub(bytes);
         }
         self.patience = Some(self.pace.patience());

@@ -1,10 +1,10 @@
-//! The roots that stop 1 has left to be scanned beside the mutators: mutators that are aside, of
+//! The roots that stop 1 leaves to be scanned beside the mutators: mutators that are aside, of
 //! which there may be thousands, and open handles and root slots, of which there may be millions.
 //!
-//! The first stand still (`aside.rs`). Neither of the others changes but by being ended, and who
-//! ends one logs it while it has not been scanned: `handles.rs` and `roots.rs` say why that is
-//! enough. All are scanned before marking can come to its end, so by stop 2 all that was logged is
-//! in the logs.
+//! A mutator that is aside stands still (`aside.rs`). A handle or a root slot changes only by being
+//! ended, and the thread that ends one that has not been scanned logs its word: `handles.rs` and
+//! `roots.rs` say why that is enough. All are scanned before marking can end, so by stop 2 all such
+//! words are in the logs.
 
 use gc_preempt::Stopped;
 
@@ -15,29 +15,29 @@ use crate::mutator::shared::Shared;
 use crate::roots::Scanner;
 use crate::verify::{Source, Verify};
 
-/// Bytes of a handle table under one lock of the heap's records: some microseconds.
+/// Bytes of a handle table that are read under one lock of the heap's records: some microseconds.
 const PIECE: usize = 16 << 10;
 
-/// Tables that are looked at under one.
+/// Handle tables that are visited under one lock.
 const TABLES: usize = 64;
 
-/// What is left to be scanned.
+/// The roots that are still to be scanned.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Beside {
     /// Words in all tables, about.
     pub(super) words: usize,
-    /// Below which place the mutators that are aside have not been scanned. They come first: what
-    /// they have in handles is read with all others'.
+    /// The place below which the mutators that are aside have not been scanned. They come first,
+    /// since their handles are read with those of all others.
     aside: Option<usize>,
-    /// The record whose handles come next, and how far its table has been read.
+    /// The record whose handles come next, and the position in its table.
     record: usize,
     position: usize,
-    /// All handles have been scanned.
+    /// Whether all handles have been scanned.
     handles_done: bool,
 }
 
 impl Beside {
-    /// In stop 1: a mutator's handles are to be scanned.
+    /// In stop 1: notes that a mutator's handles are to be scanned.
     pub(super) fn snapshot(
         &mut self,
         context: &Context,
@@ -53,7 +53,7 @@ impl Beside {
             scanner.source(Source::Handles(number));
             handles.for_each(|word| verify.root_word(scanner.space(), word));
         }
-        // A record that found no place among the heap's is not met beside the mutators.
+        // A record without a place in the heap's list is not found beside the mutators.
         if context.place.get() == usize::MAX {
             handles.for_each(|word| scanner.word(word, Encoding::RAW));
             handles.all_read();
@@ -62,15 +62,15 @@ impl Beside {
         self.words += handles.bytes_to_read() / size_of::<usize>();
     }
 
-    /// In stop 1: mutators that are aside are to be scanned.
+    /// In stop 1: notes that `count` mutators that are aside are to be scanned.
     pub(super) fn snapshot_aside(&mut self, count: usize) {
-        /// Words that one is taken for: what a shallow stack takes to be scanned.
+        /// Words that a mutator counts as: a shallow stack takes as long to scan.
         const WORDS: usize = 64;
         self.words += WORDS * count;
         self.aside = (count != 0).then_some(usize::MAX);
     }
 
-    /// Scans some more; `false`: nothing is left. `stopped`: the world, if it stands.
+    /// Scans some more; `false`: nothing is left. `stopped`: the present stop, if there is one.
     pub(super) fn scan_piece(
         &mut self,
         shared: &Shared,
@@ -105,8 +105,8 @@ impl Beside {
             if at != self.record {
                 (self.record, self.position) = (at, 0);
             }
-            // SAFETY: a mutator takes its record out, under this lock, before it frees it. What of
-            // it is read here, its owner writes atomically.
+            // SAFETY: a mutator takes its record out, under this lock, before it frees it. Its
+            // owner writes the fields that are read here atomically.
             let handles = unsafe { &attached.context().handles };
             if handles.is_to_be_read() {
                 let read = |word| scanner.word(word, Encoding::RAW);

@@ -1,5 +1,5 @@
-//! One collection: its state, and what each phase needs (stops, resumptions, the collector's share
-//! of the processors). `scan.rs`, `tracing.rs`, `judge.rs` and `swap_bitmaps.rs` have the phases.
+//! One collection: its state, and what all phases need (stops, resumes, the collector's share of
+//! the processors). The phases are in `scan.rs`, `tracing.rs`, `judge.rs` and `swap_bitmaps.rs`.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -20,69 +20,69 @@ use crate::roots::Scanned;
 use crate::stats::CollectionStats;
 use crate::thread::thread_cpu;
 
-/// How long it is believed how many mutators run.
+/// The time for which a count of the running mutators is used before they are counted again.
 const SHARE_FOR: Duration = Duration::from_millis(1);
 
 /// One collection.
 pub(super) struct Cycle<'h, 'c> {
     pub(super) state: &'h State,
     pub(super) marker: Marker<'h>,
-    /// Threads that mark, too.
+    /// The helpers: other threads that mark.
     pub(super) workers: &'c mut Workers<'h>,
     pub(super) stopped: Option<Stopped<'h>>,
     pub(super) phase: Phase,
-    /// Where the cycle goes on once nothing is grey any more.
+    /// The phase that follows `Finish` once nothing is grey.
     pub(super) after: Phase,
-    /// Weak words, registrations and deaths that have been looked at in this stop.
+    /// Weak words, registrations and dead cells that the present stop has looked at.
     pub(super) looked: usize,
-    /// There are weak words that are cleared after finalizable cells have been queued.
+    /// Whether there are weak words that are cleared after the dead were enqueued.
     pub(super) has_long: bool,
-    /// How often `Finish` has failed.
+    /// The number of times that `Finish` has failed.
     pub(super) retries: u32,
-    /// Mutators are kept from helping, since marking seems to be over; whether they would be
-    /// otherwise.
+    /// Set while assists are held, since marking seems to be over: whether they were allowed
+    /// before.
     pub(super) held: Option<bool>,
-    /// What waited to be finalized or dropped has been marked.
+    /// Whether the cells that wait to be finalized or dropped have been marked.
     pub(super) ready_marked: bool,
     pub(super) stress: Stress,
     pub(super) scanned: Scanned,
-    /// Roots that are still to be scanned.
+    /// The roots that stop 1 has left to be scanned; `None`: all have been scanned.
     pub(super) beside: Option<Beside>,
-    /// Memory of handle tables is to be given back.
+    /// Whether memory of handle tables is to be given back.
     pub(super) trim_handles: bool,
     pub(super) stats: CollectionStats,
-    /// When the roots had been scanned.
+    /// The time at which the roots had been scanned.
     pub(super) marking_since: Instant,
-    /// When it began, by the clock and by the thread's processor time in nanoseconds.
+    /// The cycle's begin, by the clock and by the thread's processor time in nanoseconds.
     pub(super) since: Instant,
     pub(super) cpu_since: u64,
-    /// When mutators were resumed last.
+    /// The time of the last resume.
     pub(super) resumed_at: Instant,
-    /// What it may have of the processors, until when that is believed, and the mutators that
-    /// wanted to run then.
+    /// The collector's share of the processors, the time until which it is used, and the number of
+    /// mutators that wanted a processor when it was computed.
     pub(super) share: Share,
     pub(super) share_until: Instant,
     pub(super) running: u32,
-    /// It was asked for; it was not due.
+    /// Whether a request began the cycle, not the trigger.
     pub(super) forced: bool,
-    /// Cells allocated before this collection.
+    /// Cells that were allocated at stop 1.
     pub(super) cells: u64,
-    /// What had been handed out at stop 1 since the last collection.
+    /// The allocation count at stop 1.
     pub(super) handed: Marked,
-    /// What the unallocated rests of runs held then.
+    /// The tails of runs at stop 1.
     pub(super) tails: Marked,
-    /// What a young collection takes for alive, and those of it that it has not looked at yet.
+    /// The old cells, which a young collection keeps, and the part of the heap whose old cells it
+    /// has still to follow.
     pub(super) kept: Marked,
     pub(super) old: Old,
-    /// As they were when marking seemed to be over.
+    /// The accounts as of the time when marking seemed to be over.
     pub(super) accounts: Option<Accounts>,
-    /// Of these, what is linear in sites, as it was before the first stop: for a cycle that does
-    /// all in that.
+    /// `Accounts::immutable` as of the time before stop 1, for a cycle that needs no other stop.
     pub(super) immutable: u64,
 }
 
-/// What the pacer is told in the second stop, and can be found out before it: locks, one for each
-/// site, and system calls.
+/// Numbers for the pacer that the collector computes before the second stop, since they take system
+/// calls and a lock for each site.
 pub(super) struct Accounts {
     /// See [`Space::immutable_bytes`](crate::heap::Space::immutable_bytes).
     pub(super) immutable: u64,
@@ -104,13 +104,13 @@ impl Accounts {
 
 impl<'h, 'c> Cycle<'h, 'c> {
     pub(super) fn new(state: &'h State, workers: &'c mut Workers<'h>) -> Self {
-        // Mutators are counted when there is more to do than a piece.
+        // The mutators are counted once there is more than a piece of work.
         workers.set_helpers(0, 1000);
         let marker = Marker::new(&state.space, &state.queue, &state.weak);
         let now = Instant::now();
         Self {
             state,
-            // Mutators that run mark the runs they are given.
+            // While mutators run, they mark the runs that they are given.
             marker: if state.concurrent {
                 marker
             } else {
@@ -152,7 +152,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let mut phase = Phase::Prepare;
         while phase != Phase::Idle {
             self.phase = phase;
-            // Relaxed: for a debugger that looks at a hung process.
+            // Relaxed: for a debugger that examines a process that hangs.
             self.state.phase.store(phase as u8, Ordering::Relaxed);
             phase = match phase {
                 Phase::Idle => break,
@@ -184,7 +184,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
         while space.clear_spare_piece() {}
         self.state.weak.begin(space);
-        // A kind that is made later has no cell whose words lead to what was there before.
+        // A kind that is made later has no cell whose words lead to cells of the snapshot.
         self.has_long = space.kinds.has_long();
         if let Some(verify) = &self.state.verify {
             verify.begin();
@@ -199,7 +199,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         Phase::Scan
     }
 
-    /// Stops the world, unless it stands already.
+    /// Stops the world, unless it is stopped already.
     pub(super) fn stop(&mut self) -> &Stopped<'h> {
         if self.stopped.is_none() {
             self.stats.stops_on_assists += u32::from(self.state.pace.assisting() != 0);
@@ -220,7 +220,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         }
     }
 
-    /// Lets the mutators go on. What is noted of the stop is noted afterwards.
+    /// Resumes the mutators, and counts the stop afterwards.
     pub(super) fn resume(&mut self) {
         let Some(stopped) = self.stopped.take() else {
             return;
@@ -231,7 +231,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         self.state.ledger.stopped(report.time_to_stop, report.pause);
     }
 
-    /// Rests if the collector has had more of the processors than its share. While mutators run.
+    /// Sleeps if the collector has had more of the processors than its share. Not in a stop.
     pub(super) fn rest(&mut self) {
         let now = Instant::now();
         if now >= self.share_until {
@@ -249,7 +249,7 @@ impl<'h, 'c> Cycle<'h, 'c> {
         let elapsed = (now - self.since).as_nanos() as u64;
         let rest = pacer::rest(busy, elapsed, self.share.permille);
         if rest != 0 {
-            // Mutators that are behind find it meanwhile.
+            // So that mutators which have to assist find the marked cells meanwhile.
             self.marker.publish();
             std::thread::sleep(Duration::from_nanos(rest));
         }

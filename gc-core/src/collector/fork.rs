@@ -1,20 +1,20 @@
-//! Fork: the child, which has only the forking thread, finds its heaps whole and can allocate and
-//! collect.
+//! Fork: the child, which has only the forking thread, finds its heaps consistent and can allocate
+//! and collect.
 //!
-//! A child inherits memory as it was at the fork, locks held by threads that it does not have among
-//! it. gc-preempt's fork handler takes the registry lock first: from then on no world is stopped
-//! and none can be, so no collection is between its stop and its resume, and a thread that holds
-//! one of our locks is running and soon done. Then the forking thread takes them all, and both
-//! sides give them back.
+//! A child inherits memory as it was at the fork, with locks that threads of the parent held.
+//! gc-preempt's fork handler takes the registry lock first. From then on no world is stopped and
+//! none can be. So no collection is between its stop and its resume, and a thread that holds a lock
+//! of a heap runs and releases it soon. Then the forking thread takes all these locks, and both
+//! processes release them.
 //!
-//! A cycle that was marking is abandoned in the child: its markers are gone, with what they had in
-//! hand. Nothing has been freed by it, and the next one begins with a clear bitmap. Where it was
+//! The child abandons a cycle that was marking: its markers are gone, with the cells that they had.
+//! That cycle has freed nothing, and the next one begins with a clear bitmap. If the cycle was
 //! clearing weak words, the child clears the rest first: its program may have seen one of them
 //! cleared, and must not find the others.
 //!
-//! The child knows that its collectors' threads are gone: the next collection starts a new one.
-//! Spans that gone threads owned or were sweeping go back to their sites' lists, and what they had
-//! claimed to the heap; what gone mutators were allocating is found dead by the next collection.
+//! The child has no collector's thread: its next collection starts a new one. Spans that lost
+//! threads owned or were sweeping go back to their sites' lists, and their span reserves to the
+//! heap. The next collection frees the cells of runs that these threads had.
 
 use core::sync::atomic::Ordering;
 use std::sync::Arc;
@@ -26,13 +26,13 @@ use crate::fault::{Fault, planted};
 use crate::mutator::record::Context;
 use crate::weak::IDLE;
 
-/// Has the heap looked after at forks, for as long as it lives.
+/// Sets the fork hooks of the heap, which hold for as long as it lives.
 pub(crate) fn enrol(state: &Arc<State>) {
     if planted(Fault::NoForkHandlers) {
         return;
     }
     let data = Arc::as_ptr(state).cast_mut().cast();
-    // SAFETY: `State`'s drop takes the hooks away before the memory goes.
+    // SAFETY: `State`'s drop removes the hooks before the memory is freed.
     unsafe {
         state.world.on_fork(ForkHooks {
             prepare,
@@ -46,12 +46,13 @@ pub(crate) fn enrol(state: &Arc<State>) {
 /// # Safety
 /// In the prepare hook of the heap at `data`.
 unsafe fn prepare(data: *mut ()) {
-    // SAFETY: the heap is alive, or its hooks would be gone; the guards are dropped by the other
-    // hooks, while it still is.
+    // SAFETY: the heap is alive while its hooks are set; the guards are dropped by the other hooks,
+    // while it is still alive.
     unsafe {
         let state: &'static State = &*data.cast();
         *state.over_fork.0.get() = Some(Box::new(state.lock_tables()));
-        // Heaps' locks are taken one heap after another, and by no other thread together.
+        // A fork takes the locks of one heap after another, and no other thread holds locks of two
+        // heaps.
         gc_preempt::forget_held_locks();
     }
 }
@@ -77,12 +78,12 @@ unsafe fn child(data: *mut ()) {
         let mut from = 0;
         while let Some((at, context)) = contexts.next(from) {
             from = at + 1;
-            // The context of the thread that is left, which is attached.
+            // The context of the child's only thread, if that is attached.
             if context.owner == me {
                 kept = Some(context.context());
                 continue;
             }
-            // Never freed: its thread is gone.
+            // Such a context is never freed: its thread is gone.
             if let Some(gone) = contexts.take(at)
                 && !planted(Fault::ReserveLostInChild)
             {
@@ -99,10 +100,10 @@ unsafe fn child(data: *mut ()) {
     }
 }
 
-/// Makes an end of the marking that the parent's collector was at.
+/// Ends the marking that the parent's collector was doing.
 ///
 /// # Safety
-/// In the child's hook; `kept` is the only thread's, if that is attached.
+/// In the child's hook; `kept` is the context of the only thread, if that is attached.
 unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
     if planted(Fault::CycleGoesOnInChild) {
         return;
@@ -120,8 +121,8 @@ unsafe fn abandon_cycle(state: &State, kept: Option<&Context>) {
     }
     state.roots.forget_snapshot();
     state.log.reset();
-    // SAFETY: the markers' threads are gone, and this one has none: it is not inside a flush, for
-    // it is here.
+    // SAFETY: the markers' threads are gone, and the child's only thread has no marker: it is in
+    // this hook, so it is not inside a flush.
     unsafe { state.queue.forget() };
     state.space.abandon_marking();
     state.pace.abandoned();

@@ -1,23 +1,24 @@
-//! The end of a cycle: what dies is cleared, queued, and kept for its finalizer or its `Drop`.
+//! The end of a cycle: words that lead to dead cells are cleared, and dead cells are queued, and
+//! kept for their finalizers or their `Drop`.
 //!
-//! All of it is linear in what dies, so a stop does a bounded part ([`LOOKS`]), and mutators run
-//! beside the rest. What is dead has been decided by then: `Finish` has found nothing grey in the
-//! stop before, so no mutator can reach a cell that is not marked, but by a weak word. From
-//! `part_if_long` on weak loads refuse these (`weak/`), nothing that is queued is handed out before
-//! the cycle is over, and so marks change by the collector's hand alone. It leaves them as they are
-//! until all that depends on them has been decided:
+//! All of this is linear in what dies, so a stop does a bounded part ([`LOOKS`]), and the rest is
+//! done beside the mutators. Which cells are dead is decided by then: `Finish` has found nothing
+//! grey in the stop before, so a mutator can reach an unmarked cell by a weak word only. From
+//! `part_if_long` on weak loads refuse such cells (`weak/`). Nothing that is queued is given to a
+//! mutator before the cycle is over. So only the collector changes marks, and it leaves them as
+//! they are until all that depends on them is decided:
 //!
 //! ```text
 //!   ClearWeak      short words and pairs                       marks stay
 //!   Resurrect      finalizable cells are judged                marks stay
 //!                  dead ones are marked, and traced
-//!   ClearLong      long words; what was met since              marks stay
+//!   ClearLong      long words; weak cells found since          marks stay
 //!   QueueForDrop   values that need `Drop` are judged          nothing is traced
 //!                  dead ones are marked, their edges made null
 //! ```
-//! A heap with long weak words has one more thing to see to: until `ClearLong` they may be loaded,
-//! which logs what they lead to. So there is a `Finish` before that, as ever: logs are taken in a
-//! stop, and what they bring is traced. Without such words there is nothing in them.
+//! In a heap with long weak words, these may be loaded until `ClearLong`, which logs their targets.
+//! So another `Finish` comes before `ClearLong`: a stop takes the logs, and their words are traced.
+//! Without long weak words the logs hold nothing new.
 
 use core::sync::atomic::Ordering;
 
@@ -27,17 +28,17 @@ use crate::fault::{Fault, planted};
 use crate::mark::Marker;
 use crate::weak::{JUDGING, JUDGING_LONG, Stage};
 
-/// Words, registrations and deaths that are looked at in one stop before mutators run beside the
-/// rest. At some 20 ns each they take 3 us, a third of what the shortest stop takes: with more the
-/// stop would be noticeably longer, with fewer one that is short anyway would become two.
+/// Words, registrations and dead cells that one stop looks at before mutators run beside the rest.
+/// They take a third of the shortest stop. With more the stop would be noticeably longer; with
+/// fewer a stop that is short anyway would become two.
 const LOOKS: usize = 128;
 
-/// As many are looked at at a time in a stop, and beside the mutators, where one that registers
-/// waits for the lock.
+/// Words, registrations and dead cells of one piece, in a stop and beside the mutators, where a
+/// thread that registers a cell waits for the lock meanwhile.
 const PIECE_STOPPED: usize = 64;
 const PIECE_BESIDE: usize = 256;
 
-/// Cells that are traced at a time in a stop, and beside the mutators.
+/// Cells that are traced in one piece, in a stop and beside the mutators.
 const CELLS_STOPPED: usize = 64;
 const CELLS_BESIDE: usize = 1024;
 
@@ -60,13 +61,14 @@ impl Cycle<'_, '_> {
             self.after = Phase::ClearLong;
             return Phase::Finish;
         }
-        // Marks have not changed if there were none.
+        // If there were no dead cells, no mark has changed.
         self.trace();
         Phase::ClearLong
     }
 
     pub(super) fn clear_long(&mut self) -> Phase {
-        // Where words were traced beside the mutators, more were met than fitted.
+        // If the list of weak cells was full while cells were traced beside the mutators, the walk
+        // over all weak cells needs a stop.
         if self.state.weak.clears_in_stops() {
             self.stop();
         }
@@ -80,10 +82,10 @@ impl Cycle<'_, '_> {
         self.pieces(|cycle, most| {
             let marker = &mut cycle.marker;
             drops.keep_piece(most, |cell, moved| match space.resolve(cell) {
-                // SAFETY: it was not marked when it was judged, so no mutator can reach it, and it
-                // is handed out by `swap_bitmaps`.
+                // SAFETY: the cell was not marked when it was judged, so no mutator can reach it,
+                // and mutators are given it by `swap_bitmaps` at the earliest.
                 Some(cell) if moved => unsafe { marker.strip(cell) },
-                // There was no room: it stays as it is, and what it leads to.
+                // The queue had no room: the value stays alive, with all cells that it leads to.
                 Some(cell) => {
                     marker.cell(cell);
                 }
@@ -108,10 +110,10 @@ impl Cycle<'_, '_> {
         weak.end_stage();
     }
 
-    /// Moves finalizable cells that died to the queue, and marks them.
+    /// Enqueues the dead, and marks them.
     fn enqueue_dead(&mut self) {
         let (space, finalizers) = (&self.state.space, &self.state.finalizers);
-        // All before the first is marked: see `finalize.rs`.
+        // All are judged before the first is marked: see `finalize.rs`.
         self.pieces(|_, most| finalizers.judge_piece(most, |cell| space.is_marked(cell)));
         // Relaxed: see `Shared::is_clearing`.
         self.state.clearing.store(false, Ordering::Relaxed);
@@ -127,7 +129,8 @@ impl Cycle<'_, '_> {
         });
     }
 
-    /// Does `piece`, told how much it may look at, until it says that it has looked at nothing.
+    /// Calls `piece` with the number of items that it may look at, until it returns that it has
+    /// looked at none.
     fn pieces(&mut self, mut piece: impl FnMut(&mut Self, usize) -> usize) {
         loop {
             self.part_if_long();
@@ -148,8 +151,8 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// Traces what has just been marked, and all that it leads to. Words that are logged are none
-    /// of its business.
+    /// Traces the cells that were marked just now, and all that they lead to. Takes no words from
+    /// logs.
     fn trace(&mut self) {
         if !self.state.concurrent {
             return self.marker.drain();
@@ -170,12 +173,12 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// In a stop: lets mutators run while the rest of the dead is cleared, queued and kept, if the
-    /// stop has looked at enough.
+    /// In a stop that has looked at enough: lets mutators run while the rest of the dead is
+    /// cleared, queued and kept.
     fn part_if_long(&mut self) {
         let is_long = self.looked >= LOOKS || self.stress.parts(self.phase);
-        // Where more weak cells were met than could be written down, all are walked, which mutators
-        // must not change.
+        // If there were more weak cells than the list has room for, the clearing walks all weak
+        // cells, which mutators must not change meanwhile.
         let walks = matches!(self.phase, Phase::ClearWeak | Phase::ClearLong)
             && self.state.weak.clears_in_stops();
         if self.stopped.is_none()
@@ -194,7 +197,7 @@ impl Cycle<'_, '_> {
         } else {
             JUDGING
         });
-        // The system may let everybody run but this thread.
+        // The system may run every thread but this one.
         self.marker.publish();
         self.resume();
         self.stress.parted();

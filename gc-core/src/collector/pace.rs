@@ -1,12 +1,12 @@
-//! What the pacer's plan is made of, where mutators and the collector meet it: numbers that are
-//! read at every refill.
+//! The pacer's plan as mutators and the collector share it: numbers that are read at every refill.
 //!
-//! The arithmetic is in `pacer`, which knows no threads. Here its plan lies in atomics: the trigger
-//! and the goal of the next cycle, the line of the one that marks, and the cells that have been
-//! marked so far. All of them are hints, each read on its own, so all of it is Relaxed: being late
-//! by a refill, or reading one number of the last plan and one of the next, changes when a mutator
-//! helps and nothing else. Only whether a mutator *may* mark does not hang on them (see
-//! `Mutator::assist`), nor whether marking has ended (a stop says that).
+//! The arithmetic is in `pacer`, which is without threads. Here its plan lies in atomics: the
+//! trigger and the goal of the next cycle, the line of the cycle that marks, and the number of
+//! cells that have been marked. All of them are hints, each read on its own, so all accesses are
+//! Relaxed. A thread that reads a value late by a refill, or one number of the last plan and one of
+//! the next, assists at another time, and nothing else changes. Two decisions do not depend on
+//! these numbers: whether a mutator *may* mark (see `Mutator::assist`), and whether marking has
+//! ended (a stop decides that).
 
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Instant;
@@ -17,60 +17,60 @@ use crate::fault::{Fault, planted};
 use crate::marked::Marked;
 use crate::pacer::{Cycle, Marking, Pacer, Policy};
 
-/// The numbers that decide whether a collection is due, and which mutators help with it.
+/// The numbers that decide whether a collection is due, and which mutators assist it.
 pub(crate) struct Pace {
-    /// Mutators help at every refill.
+    /// Stress: mutators assist at every refill.
     stress: bool,
-    /// The collector's alone, but for a fork.
+    /// Used by the collector alone, and by a fork.
     pacer: gc_preempt::Mutex<Pacer>,
     /// Bytes of cells that the last collection kept.
     kept: AtomicU64,
-    /// Of cells that the last one of all cells found alive.
+    /// Bytes of cells that the last collection of all cells found alive.
     live: AtomicU64,
-    /// The bytes in use at which the next one begins, and should have ended, and at which mutators
-    /// wait for it to begin.
+    /// The bytes in use at which the next collection begins, at which it should end, and at which
+    /// mutators wait for it to begin.
     trigger: AtomicU64,
     goal: AtomicU64,
     hard: AtomicU64,
-    /// Bytes by which the heap is meant to grow over what is alive.
+    /// Bytes by which the heap is meant to grow over its live bytes.
     growth: AtomicU64,
-    /// Memory outside of the heap that cells keep. Signed: a report may be withdrawn on another
-    /// thread than it was made on.
+    /// Bytes outside of the heap that cells keep. Signed: a report may be withdrawn on another
+    /// thread than made it.
     external: AtomicI64,
-    /// A collection has been asked for because it was due, or is under way: from the first who
-    /// notices until the bitmaps have swapped.
+    /// Whether a collection that was due has been asked for or is under way: from the first
+    /// mutator's request until the bitmaps have swapped.
     asked: AtomicBool,
-    /// Mutators are to help where marking is behind.
+    /// Whether mutators assist where marking is behind.
     assists: AtomicBool,
     line: Line,
-    /// Not beside what is read at every refill.
+    /// On cache lines of its own, away from the fields that are read at every refill.
     work: CachePadded<Work>,
-    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
+    /// The soft limit of the heap in bytes; `u64::MAX`: none.
     memory_limit: u64,
-    /// It does not.
+    /// Whether the heap passes the soft limit.
     over_limit: AtomicBool,
-    /// What clocks count from.
+    /// The moment that [`now`](Self::now) counts from.
     epoch: Instant,
 }
 
-/// What is written again and again while a cycle marks.
+/// The counters that threads write while a cycle marks.
 #[derive(Default)]
 struct Work {
-    /// Mutators that have a marker in hand.
+    /// Mutators that have a marker.
     assisting: AtomicU64,
     /// Cells that the collector's threads have marked in this cycle.
     background: AtomicU64,
-    /// Cells and bytes that mutators have.
+    /// Cells and bytes that mutators have marked in this cycle.
     assist_cells: AtomicU64,
     assist_bytes: AtomicU64,
-    /// Nanoseconds that they needed.
+    /// Nanoseconds that mutators have spent in assists in this cycle.
     assist_nanos: AtomicU64,
 }
 
 /// Cells that a mutator marks at a refill, under stress.
 const STRESS: u64 = 300;
 
-/// A [`Marking`] to read while others write it.
+/// A [`Marking`] that other threads may read while the collector writes it.
 #[derive(Default)]
 struct Line {
     begin: AtomicU64,
@@ -101,7 +101,7 @@ impl Line {
     }
 }
 
-/// What mutators have done for a cycle.
+/// The work that mutators have done for a cycle, and its time in nanoseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Assists {
     pub(crate) marked: Marked,
@@ -109,8 +109,8 @@ pub(crate) struct Assists {
 }
 
 impl Pace {
-    /// For a heap that collects beside its mutators, or not; `stress` has these help whatever they
-    /// owe.
+    /// The pace of a heap that marks concurrently, or not. With `stress` its mutators assist at
+    /// every refill, whatever they owe.
     pub(crate) fn new(policy: Policy, concurrent: bool, stress: bool, cores: u32) -> Self {
         let pacer = Pacer::new(policy, concurrent, cores);
         let pace = Self {
@@ -144,7 +144,7 @@ impl Pace {
         self.over_limit.store(plan.over_limit, Ordering::Relaxed);
     }
 
-    /// Does the heap pass its soft limit, since the program cannot do with less?
+    /// Does the heap pass its soft limit, since the program needs more?
     pub(crate) fn is_over_limit(&self) -> bool {
         self.over_limit.load(Ordering::Relaxed)
     }
@@ -175,12 +175,12 @@ impl Pace {
         self.goal.load(Ordering::Relaxed)
     }
 
-    /// Bytes the heap should keep to; `u64::MAX`: as it likes.
+    /// The soft limit of the heap in bytes; `u64::MAX`: none.
     pub(crate) fn memory_limit(&self) -> u64 {
         self.memory_limit
     }
 
-    /// Bytes in use, when `allocated` bytes have been handed out since the last collection.
+    /// Bytes in use, if the allocation count is `allocated` bytes.
     #[inline]
     pub(crate) fn used(&self, allocated: u64) -> u64 {
         self.kept()
@@ -194,7 +194,7 @@ impl Pace {
         used >= self.trigger() && !self.asked.load(Ordering::Relaxed)
     }
 
-    /// Whether the caller is the first to ask.
+    /// Asks for a collection. True: the caller is the first.
     pub(crate) fn ask(&self) -> bool {
         !self.asked.swap(true, Ordering::Relaxed)
     }
@@ -207,8 +207,8 @@ impl Pace {
             && !self.may_assist()
     }
 
-    /// Is a collection wanted or under way, and has the heap grown by what it is meant to grow over
-    /// what was alive?
+    /// Is a collection wanted or under way, and has the heap grown by more than its planned growth
+    /// over its live bytes?
     #[inline]
     pub(crate) fn overshoots(&self, used: u64) -> bool {
         let meant = self.growth.load(Ordering::Relaxed);
@@ -218,7 +218,7 @@ impl Pace {
         used > meant.min(self.goal()) && self.asked.load(Ordering::Relaxed)
     }
 
-    /// Are mutators to help where marking is behind?
+    /// May mutators assist where marking is behind?
     #[inline]
     pub(crate) fn may_assist(&self) -> bool {
         self.assists.load(Ordering::Relaxed)
@@ -230,8 +230,8 @@ impl Pace {
         self.line.load()
     }
 
-    /// How many cells a mutator should mark before it allocates so many bytes, when large ones have
-    /// been followed for the work of `large` cells.
+    /// The number of cells that a mutator owes before it allocates `bytes` bytes. `large`: the work
+    /// on large objects so far, in cells.
     #[inline]
     pub(crate) fn owed(&self, line: &Marking, used: u64, bytes: u64, large: u64) -> u64 {
         if self.stress {
@@ -242,16 +242,16 @@ impl Pace {
         line.owed(used, done, bytes)
     }
 
-    /// Do mutators help at every refill, whatever they owe?
+    /// Do mutators assist at every refill, whatever they owe?
     pub(crate) fn is_stressed(&self) -> bool {
         self.stress
     }
 
-    /// A mutator takes a marker in hand, unless no mutator is to begin to help.
+    /// Counts the calling mutator as assisting. `false`: assists are held.
     #[must_use]
     pub(crate) fn begin_assist(&self) -> bool {
-        // SeqCst, this and the next: pair with `hold_assists` and `assisting`. Either this thread sees
-        // that help is held, or the collector sees the hand.
+        // SeqCst, this and the next: pair with `hold_assists` and `assisting`. Either this thread
+        // sees that assists are held, or the collector sees this mutator in the count.
         self.work.assisting.fetch_add(1, Ordering::SeqCst);
         let may = self.assists.load(Ordering::SeqCst);
         if !may {
@@ -260,7 +260,8 @@ impl Pace {
         may
     }
 
-    /// It has put the marker down, and what it had left into the queue.
+    /// Ends an assist. The mutator has dropped its marker, and put the cells that it had left into
+    /// the queue.
     pub(crate) fn end_assist(&self, marked: Marked) {
         self.work
             .assist_cells
@@ -268,17 +269,17 @@ impl Pace {
         self.work
             .assist_bytes
             .fetch_add(marked.bytes, Ordering::Relaxed);
-        // Release pairs with the Acquire of `assisting`: a thread that sees the marker gone sees what
-        // it left.
+        // Release pairs with the load of `assisting`: a collector that no longer sees this mutator
+        // in the count sees the cells that it put into the queue.
         self.work.assisting.fetch_sub(1, Ordering::Release);
     }
 
-    /// Mutators that have a marker in hand, and with it perhaps cells that are in no queue.
+    /// The number of mutators that have a marker, and so may have cells that are in no queue.
     pub(super) fn assisting(&self) -> u64 {
         self.work.assisting.load(Ordering::SeqCst)
     }
 
-    /// It needed so long.
+    /// Adds the nanoseconds of one assist.
     pub(crate) fn add_assist_time(&self, nanos: u64) {
         self.work.assist_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
@@ -288,8 +289,8 @@ impl Pace {
         self.epoch.elapsed().as_nanos() as u64
     }
 
-    /// A collection begins, in stop 1: `used` bytes in `cells` cells. Says whether it was the
-    /// trigger that asked for it.
+    /// A collection begins, in stop 1, with `used` bytes in `cells` cells. Returns whether it was
+    /// the trigger that asked for it.
     pub(super) fn begun(&self, used: u64, cells: u64) -> bool {
         let pacer = self.pacer.lock();
         self.line.store(pacer.plan().marking(used, cells));
@@ -298,20 +299,20 @@ impl Pace {
         self.asked.swap(true, Ordering::Relaxed)
     }
 
-    /// Is it to be written down what is handed out in the cycle that begins?
+    /// Does the cycle that begins record which cells are allocated black?
     pub(super) fn notes_allocated_black(&self) -> bool {
         self.pacer.lock().plan().notes_allocated_black
     }
 
-    /// Mutators run beside the markers from now on, and may help, unless the collector has had more
-    /// than its part of the processors.
+    /// Mutators run beside the markers from now on. They may assist, unless the collector has had
+    /// more than its part of the processors.
     pub(super) fn beside(&self) {
         let limiting = self.pacer.lock().is_limiting();
         self.assists.store(!limiting, Ordering::Relaxed);
     }
 
-    /// Marking seems to be over: no mutator is to begin to help any more, since a stop would wait
-    /// for it. Whether one might have.
+    /// Marking seems to be over: no further assist begins, since a stop would wait for its end.
+    /// Returns whether assists were allowed before.
     pub(super) fn hold_assists(&self) -> bool {
         if planted(Fault::AssistsUnheld) {
             return self.may_assist();
@@ -319,18 +320,18 @@ impl Pace {
         self.assists.swap(false, Ordering::SeqCst)
     }
 
-    /// It was not over: as it was before [`hold_assists`](Self::hold_assists).
+    /// Marking was not over: undoes [`hold_assists`](Self::hold_assists), which returned `might`.
     pub(super) fn restore_assists(&self, might: bool) {
         self.assists.store(might, Ordering::Relaxed);
     }
 
-    /// The collector's threads have marked so many cells by now.
+    /// Sets the number of cells that the collector's threads have marked in this cycle.
     pub(super) fn progress(&self, cells: u64) {
         self.work.background.store(cells, Ordering::Relaxed);
     }
 
-    /// What mutators have done, in the last stop of a cycle; it is forgotten, and no mutator helps
-    /// any more.
+    /// In the last stop of a cycle: forbids assists, and takes the counts of the work that mutators
+    /// have done.
     pub(super) fn take_assists(&self) -> Assists {
         self.assists.store(false, Ordering::Relaxed);
         Assists {
@@ -342,15 +343,15 @@ impl Pace {
         }
     }
 
-    /// There is no collection under way, and none that was asked for: in the child of a fork.
+    /// In the child of a fork: no collection is under way, and none is asked for.
     pub(crate) fn abandoned(&self) {
         self.take_assists();
-        // The threads that had a marker in hand are gone.
+        // The threads that had a marker exist in the parent only.
         self.work.assisting.store(0, Ordering::Relaxed);
         self.asked.store(false, Ordering::Relaxed);
     }
 
-    /// A cycle has ended. Whether the next may be a young one.
+    /// A cycle has ended. Returns whether the next may be a young one.
     pub(super) fn ended(&self, cycle: &Cycle) -> bool {
         let plan = self.pacer.lock().ended(cycle);
         self.kept.store(cycle.live + cycle.born, Ordering::Relaxed);
@@ -362,7 +363,7 @@ impl Pace {
         plan.young
     }
 
-    /// Takes the lock, for the child of a fork.
+    /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.pacer.lock()
     }
@@ -380,7 +381,7 @@ mod tests {
 
     const CELLS: u64 = 3000;
 
-    /// Makes it seem to `m` that a cycle is past its goal, with as many cells of a kind to follow.
+    /// Makes `m` find a cycle past its goal, with [`CELLS`] cells of the kind to follow.
     fn fall_behind(m: &Mutator, kind: KindId) -> &Context {
         // SAFETY: the context lives as long as the mutator.
         let context = unsafe { &*m.context() };
@@ -430,8 +431,7 @@ mod tests {
         context.marking.store(0, Ordering::Relaxed);
     }
 
-    /// What an allocation owes may take as long as it likes, where a cell does: it is done for a
-    /// millisecond.
+    /// An assist ends after a millisecond, though the cells that it owes would take longer.
     #[test]
     fn one_allocation_helps_for_a_moment_whatever_it_owes() {
         static TRACED: AtomicU64 = AtomicU64::new(0);

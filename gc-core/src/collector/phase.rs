@@ -1,7 +1,6 @@
-//! The phases of a collection, in the order in which they follow each other: see
-//! `collector/mod.rs`.
+//! The phases of a collection, in their order: see `collector/mod.rs`.
 
-/// Where the collector stands.
+/// The phase that the collector is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Phase {

@@ -1,5 +1,5 @@
-//! Who wants a collection, and how far the collector is: where mutators ask and wait, and the
-//! collector's thread looks for work.
+//! The requests for collections, and the numbers of the collections that have begun and ended:
+//! mutators ask and wait here, and the collector's thread waits here for work.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -7,23 +7,22 @@ use std::time::Duration;
 
 use super::stress::BREATH;
 
-/// Who wants a collection, and how far the collector is.
+/// The requests for collections, and how far the collector has come.
 ///
-/// Collections have numbers. A request wants one that has not begun yet, so requests that come
-/// while one is under way are all served by the next. The lock is std's: mutators touch it inside
-/// `blocking` or `no_preempt` only, the collector outside of stops, so no thread is stopped with
-/// it.
+/// Collections have numbers. A request wants one that has not begun yet, so all requests that come
+/// while one is under way are served by the next. The lock is one of std: mutators take it inside
+/// `blocking` or `no_preempt` only, and the collector outside of stops, so no thread is stopped
+/// while it holds the lock.
 #[derive(Default)]
 pub(crate) struct Requests {
-    /// The collector's thread exists.
+    /// Whether the collector's thread exists.
     pub(crate) alive: AtomicBool,
     /// Stress: collections follow each other, whether a thread asks or not.
     continuous: bool,
-    /// Stress: they keep their phases open.
+    /// Stress: each cycle keeps its phases open.
     stress_phases: bool,
     pub(crate) state: Mutex<Wanted>,
-    /// The next collection is to take back what mutators inside `blocking` have of the heap and do
-    /// not use.
+    /// Whether the next collection takes back the spans of mutators inside `blocking`.
     spans_wanted: AtomicBool,
     wake: Condvar,
     done: Condvar,
@@ -32,30 +31,30 @@ pub(crate) struct Requests {
 #[derive(Default)]
 pub(crate) struct Wanted {
     wanted: u64,
-    /// The last collection that is to look at all cells, not only at young ones.
+    /// The last collection that must collect all cells, not only young ones.
     whole: u64,
     begun: u64,
     ended: u64,
-    /// The collector's thread existed in the parent of this process.
+    /// Whether the collector's thread existed in the parent of this process.
     forked: bool,
-    /// There is something else to do than a collection.
+    /// Whether there is work for the collector's thread other than a collection.
     nudged: bool,
-    /// All memory that is free after this collection is to go back to the system, and the last one
-    /// for which that was done.
+    /// The last collection after which all free memory is to go back to the system, and the last
+    /// one after which it did.
     trim: u64,
     trimmed: u64,
-    /// Bytes that went back then.
+    /// Bytes that the last trim gave back.
     gone: u64,
     shutdown: bool,
 }
 
-/// What the collector's thread is to do.
+/// The next task of the collector's thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Collection,
-    /// Its patience is at an end, or it was nudged: no thread wants a collection.
+    /// No thread wants a collection: the wait has timed out, or the thread was nudged.
     Nothing,
-    /// The heap is gone.
+    /// The heap's last handle is dropped.
     End,
 }
 
@@ -68,7 +67,7 @@ impl Requests {
         }
     }
 
-    /// Whether mutators are to meet every phase.
+    /// Whether each phase is to stay open until mutators meet it.
     pub(super) fn linger(&self) -> bool {
         self.stress_phases
     }
@@ -77,8 +76,8 @@ impl Requests {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for a collection that begins after this call, of all cells or perhaps of young ones
-    /// only; gives its number. Does not wait.
+    /// Asks for a collection that begins after this call and returns its number. Does not wait.
+    /// `whole`: of all cells; otherwise the pacer may make it a young one.
     pub(crate) fn ask(&self, whole: bool) -> u64 {
         let mut state = self.lock();
         let number = state.begun + 1;
@@ -90,8 +89,8 @@ impl Requests {
         number
     }
 
-    /// Asks for a collection of all cells after which all free memory goes back to the system;
-    /// gives its number. Does not wait.
+    /// Asks for a collection of all cells after which all free memory goes back to the system, and
+    /// returns its number. Does not wait.
     pub(crate) fn ask_to_trim(&self) -> u64 {
         self.want_spans();
         let number = self.ask(true);
@@ -100,7 +99,7 @@ impl Requests {
         number
     }
 
-    /// Waits until that has been done; the bytes that went back.
+    /// Waits until the trim after collection `number` is done. Returns the bytes that went back.
     pub(crate) fn wait_for_trim(&self, number: u64) -> u64 {
         let mut state = self.lock();
         while state.trimmed < number && !state.shutdown {
@@ -112,13 +111,13 @@ impl Requests {
         state.gone
     }
 
-    /// The collector's: is free memory to go back after the last collection?
+    /// By the collector: is all free memory to go back after the last collection?
     pub(super) fn is_trim_due(&self) -> bool {
         let state = self.lock();
         state.trimmed < state.trim && state.trim <= state.ended
     }
 
-    /// It has.
+    /// By the collector: `gone` bytes have gone back.
     pub(super) fn trimmed(&self, gone: u64) {
         let mut state = self.lock();
         (state.trimmed, state.gone) = (state.ended, gone);
@@ -131,19 +130,19 @@ impl Requests {
         self.spans_wanted.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it does.
+    /// Whether this collection takes them back; clears the request.
     pub(super) fn take_spans_wanted(&self) -> bool {
         self.spans_wanted.swap(false, Ordering::Relaxed)
     }
 
-    /// Has the collector's thread look after what is to be done between collections. Inside
+    /// Wakes the collector's thread for the work that it does between collections. Inside
     /// `no_preempt`.
     pub(crate) fn nudge(&self) {
         self.lock().nudged = true;
         self.wake.notify_one();
     }
 
-    /// Waits until collection `number` has ended: until what it found dead is free.
+    /// Waits until collection `number` has ended, so that the cells that it found dead are free.
     pub(crate) fn wait(&self, number: u64) {
         let mut state = self.lock();
         while state.ended < number && !state.shutdown {
@@ -169,7 +168,8 @@ impl Requests {
             let state = self.lock();
             (state.begun, state.begun > state.ended)
         };
-        // One that was under way when this process was forked off has no thread to end it.
+        // A collection that was under way at the fork that made this process has no thread to end
+        // it.
         let waits = under_way && self.alive.load(Ordering::SeqCst);
         if waits {
             self.wait(present);
@@ -177,7 +177,7 @@ impl Requests {
         waits
     }
 
-    /// As [`wait_for_last`](Self::wait_for_last), but no longer than that.
+    /// As [`wait_for_last`](Self::wait_for_last), but for at most `most`.
     pub(crate) fn wait_for_last_at_most(&self, most: Duration) {
         let state = self.lock();
         let last = state.wanted.max(state.begun);
@@ -186,7 +186,7 @@ impl Requests {
         }
     }
 
-    /// The collector's: waits for work, where there is `patience` no longer than that.
+    /// By the collector: waits for work, and for no longer than `patience` if that is given.
     pub(super) fn next(&self, patience: Option<Duration>) -> Next {
         let patience = if self.continuous {
             Some(BREATH)
@@ -231,8 +231,8 @@ impl Requests {
         state.shutdown || state.wanted > state.begun
     }
 
-    /// A collection begins: a thread that asks from now on waits for the next. Its number, and
-    /// whether all cells are to be looked at.
+    /// A collection begins: a request that comes from now on is served by the next. Returns its
+    /// number, and whether it must collect all cells.
     pub(super) fn begin(&self) -> (u64, bool) {
         let mut state = self.lock();
         state.begun += 1;
@@ -249,14 +249,14 @@ impl Requests {
         let mut state = self.lock();
         self.alive.store(false, Ordering::SeqCst);
         state.forked = true;
-        // What was asked for in the parent was answered, or will be, there.
+        // Requests of the parent's threads are served in the parent.
         state.begun = state.begun.max(state.ended);
-        // The threads that wait for it are there, too.
+        // The threads that wait for a trim are in the parent, too.
         state.trimmed = state.trimmed.max(state.trim);
     }
 
-    /// Whether the collector's thread can be joined: it is not one that only the parent of this
-    /// process has.
+    /// Whether the collector's thread can be joined: it is not a thread that exists in the parent
+    /// only.
     pub(crate) fn can_be_joined(&self) -> bool {
         let state = self.lock();
         self.alive.load(Ordering::SeqCst) || !state.forked

@@ -12,8 +12,8 @@ use crate::mark::kept_bytes;
 use crate::mark::workers::Workers;
 use crate::thread::Thread;
 
-/// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host's
-/// may run there, least of all during a stop. SIGURG is how a parked thread finds out that a root
+/// Starts the collector's thread, with every signal blocked but SIGURG: no handler of the host may
+/// run there, least of all during a stop. A parked thread needs SIGURG to find out that a root
 /// callback's panic waits for a lock.
 pub(crate) fn spawn(state: &Arc<State>) -> std::io::Result<Thread> {
     let state = state.clone();
@@ -34,7 +34,7 @@ pub(crate) fn spawn(state: &Arc<State>) -> std::io::Result<Thread> {
             core::mem::forget(bomb);
         }
     };
-    // SAFETY: the thread owns what it uses.
+    // SAFETY: the thread owns the state that it uses.
     let thread = unsafe { Thread::start("urge-collector", body) };
     // SAFETY: the call above has filled `before`.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut()) };
@@ -44,7 +44,8 @@ pub(crate) fn spawn(state: &Arc<State>) -> std::io::Result<Thread> {
     thread
 }
 
-/// A collector that panicked has left the heap half collected, and every waiter waiting.
+/// Aborts the process if the collector panics: the heap would be half collected, and every thread
+/// that waits for a collection would wait for ever.
 struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
@@ -56,12 +57,12 @@ impl Drop for AbortOnPanic {
 
 /// Runs collections until the heap's last handle is dropped. The body of the collector's thread.
 fn run(state: &State) {
-    // SAFETY: no arguments, no memory. Relaxed: compared by this thread only, to tell itself from
-    // others.
+    // SAFETY: the call has no arguments and writes no memory. Relaxed: only this thread compares
+    // it, to tell itself from others.
     state
         .collector
         .store(unsafe { libc::pthread_self() } as usize, Ordering::Relaxed);
-    // SAFETY: this is the heap's collector, of which there is one at a time; the workers is dropped
+    // SAFETY: this is the heap's collector, of which there is one at a time; `workers` is dropped
     // at the end.
     let mut workers = unsafe { Workers::new(&state.space, &state.queue, &state.weak) };
     let mut surplus = Surplus::default();
@@ -82,7 +83,7 @@ fn run(state: &State) {
             Next::Collection => {
                 Cycle::new(state, &mut workers).run();
                 idle.collected();
-                // SAFETY: the cycle's marker is gone, mutators have theirs while marking only, and
+                // SAFETY: the cycle's marker is gone, mutators have markers while marking only, and
                 // there is one cycle at a time.
                 unsafe { state.queue.trim(kept_bytes(state.space.used_bytes())) };
             }

@@ -1,4 +1,4 @@
-//! `Scan`: stop 1, and the roots that it leaves to be scanned beside the mutators.
+//! `Scan`: stop 1. It leaves some of the roots to be scanned beside the mutators.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -17,11 +17,10 @@ use crate::roots::{Scanner, Unscanned};
 use crate::verify::Source;
 use crate::weak::{IDLE, MARKING};
 
-/// Roots and handles that stop 1 scans itself, if there are no more: some microseconds.
+/// The most roots and handles that stop 1 scans itself, which takes some microseconds.
 const FEW_ROOTS: usize = 256;
 
-/// A heap that has less alive than this, in bytes, is likely to be marked before the stop that
-/// began it would have ended otherwise.
+/// Live bytes of a small heap: marking it takes no longer than the rest of the stop.
 const SMALL: u64 = 64 << 10;
 
 impl Cycle<'_, '_> {
@@ -67,8 +66,8 @@ impl Cycle<'_, '_> {
         };
         let verify = state.verify.as_ref();
         let mut scanner = Scanner::new(&state.space, &state.encodings, &mut self.marker, verify);
-        // All tails before the first word: one that names a free cell then finds it black, and
-        // neither counts nor follows it.
+        // All tails come before the first word: a word that names a free cell then finds it black,
+        // and neither counts nor follows it.
         for mutator in stopped.mutators() {
             if let Some(context) = context_of(&mutator)
                 && !planted(Fault::WhiteTails)
@@ -103,7 +102,7 @@ impl Cycle<'_, '_> {
         beside.words += state
             .roots
             .snapshot(aside != 0 && !planted(Fault::RootsEndEarly));
-        // Not a fault: threads that are no mutators have time to change roots.
+        // Not a planted fault: threads that are no mutators have time to change roots.
         if planted(Fault::SlowRoots) {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -131,7 +130,7 @@ impl Cycle<'_, '_> {
         let is_small = state.pace.kept() <= SMALL && !self.stats.young;
         if state.concurrent && (!is_small || self.stress.parts_stops() || self.beside.is_some()) {
             state.pace.beside();
-            // The system may let everybody run but this thread.
+            // The system may run every thread but this one.
             self.marker.publish();
             self.resume();
             return Phase::Mark;
@@ -139,9 +138,9 @@ impl Cycle<'_, '_> {
         Phase::Finish
     }
 
-    /// In the stop, before anything is marked: what mutators inside `blocking` have of the heap and
-    /// their programs have not goes back, to be found free by the sweep. An idle thread would hold
-    /// a span for each site that it ever used, for ever.
+    /// In the stop, before anything is marked: the spans of mutators inside `blocking` go back, and
+    /// the sweep finds their free cells. Otherwise an idle thread would keep a span for each site
+    /// that it ever used.
     pub(super) fn take_idle_spans(&mut self) {
         let state = self.state;
         if planted(Fault::IdleSpansKept) {
@@ -171,8 +170,8 @@ impl Cycle<'_, '_> {
         self.stats.sites_in_stops += sites;
     }
 
-    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned. What is
-    /// logged meanwhile is theirs, see `roots.rs` and `handles.rs`.
+    /// Scans some more of the roots that stop 1 has left; `false`: all have been scanned.
+    /// `roots.rs` and `handles.rs` say what is logged meanwhile.
     pub(super) fn scan_beside(&mut self) -> bool {
         let Some(mut beside) = self.beside.take() else {
             return false;
@@ -190,11 +189,11 @@ impl Cycle<'_, '_> {
         is_left
     }
 
-    /// Says to mutators, in the stop, whether stores are logged, and whether what is dead has been
+    /// In the stop: writes to all records whether stores are logged, and whether the dead cells are
     /// decided (`weak/`).
     pub(super) fn log_stores(&mut self, mode: u32) {
-        // SeqCst, the heap's before the records': pairs with the second look of a thread that
-        // attaches meanwhile (`Mutator::attach`). All others see it through their resumption.
+        // SeqCst, the heap's before the records': pairs with the second load of a thread that
+        // attaches meanwhile (`Mutator::attach`). All other threads see it through their resume.
         self.state.marking.store(mode, Ordering::SeqCst);
         if mode != IDLE && planted(Fault::StoresUnlogged) {
             return;
@@ -202,8 +201,8 @@ impl Cycle<'_, '_> {
         for mutator in self.stop().mutators() {
             if let Some(context) = context_of(&mutator) {
                 if mode == IDLE {
-                    // Since what is dead was decided, stores have overwritten edges to what is
-                    // marked.
+                    // Since the dead cells were decided, stores have overwritten only edges to
+                    // marked cells.
                     context.reset_log();
                 }
                 context.marking.store(mode, Ordering::SeqCst);

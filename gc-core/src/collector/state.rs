@@ -1,5 +1,5 @@
-//! What the collector and the slow paths of mutators share besides the heap itself: requests, the
-//! pace, the ledger, and what a fork needs.
+//! The state that the collector and the slow paths of mutators share besides the heap itself:
+//! requests, the pace, the ledger, and what a fork needs.
 
 use core::any::Any;
 use core::cell::UnsafeCell;
@@ -27,23 +27,23 @@ pub(crate) struct State {
     /// `pthread_self` of the collector's thread, or 0.
     pub(crate) collector: AtomicUsize,
     pub(crate) ledger: Ledger,
-    /// Cells that are freed are filled.
+    /// Whether cells that are freed are filled with the poison.
     pub(crate) poison: bool,
     pub(crate) pace: Pace,
-    /// Mutators run while cells are marked (not so with `URGE_STW=1`).
+    /// Whether mutators run while cells are marked (`false` with `URGE_STW=1`).
     pub(crate) concurrent: bool,
     /// When collections are young ones.
     pub(crate) young: Young,
-    /// How long after the last collection a heap is collected that no thread uses.
+    /// The time from the last collection to the collection of an idle heap.
     pub(crate) idle_after: Option<Duration>,
-    /// Collections for room that were in vain.
+    /// Collections that were made for lack of memory and freed too little.
     pub(crate) vain: gc_preempt::Mutex<Vain>,
-    /// Threads that mark, where the embedder has said so.
+    /// The number of threads that mark, if the embedder has set it.
     pub(crate) markers: Option<u32>,
     pub(crate) phase: AtomicU8,
-    /// Cells that the last collection left allocated, the rests of runs included.
+    /// Cells that the last collection left allocated, the tails of runs among them.
     pub(crate) cells: AtomicU64,
-    /// Of these, what the next collection finds marked if it is a young one.
+    /// The cells of these that the next collection finds marked if it is a young one.
     pub(crate) old: OldMarks,
 }
 
@@ -56,7 +56,7 @@ impl Deref for State {
     }
 }
 
-/// Cells that are old, and their bytes. The collector's alone.
+/// The number of old cells, and of their bytes. Relaxed: used by the collector alone.
 #[derive(Default)]
 pub(crate) struct OldMarks {
     cells: AtomicU64,
@@ -77,7 +77,8 @@ impl OldMarks {
     }
 }
 
-/// What the forking thread holds of a heap, from the prepare hook to the parent's and the child's.
+/// The locks of a heap that the forking thread holds from the prepare hook to the parent's or the
+/// child's.
 #[derive(Default)]
 pub(crate) struct OverFork(pub(super) UnsafeCell<Option<Box<dyn Any>>>);
 
@@ -92,7 +93,7 @@ impl Drop for State {
     }
 }
 
-/// Ends what `fork::enrol` began: the world may outlive the heap.
+/// Removes the hooks that `fork::enrol` set: the world may outlive the heap.
 fn end_fork_hooks(state: &State) {
     unsafe fn nothing(_: *mut ()) {}
     let hooks = ForkHooks {
@@ -106,7 +107,8 @@ fn end_fork_hooks(state: &State) {
 }
 
 impl State {
-    /// Cells and bytes that mutators were handed since the bitmaps swapped last.
+    /// Cells and bytes of the allocation count: what mutators were given since the last swap of
+    /// bitmaps.
     pub(super) fn handed(&self) -> Marked {
         Marked {
             cells: self.space.cells_since().max(0) as u64,
@@ -114,7 +116,8 @@ impl State {
         }
     }
 
-    /// How many mutators want a processor, up to `most`. By the collector, outside of stops.
+    /// The number of mutators that want a processor, up to `most`. By the collector, outside of
+    /// stops.
     pub(super) fn running(&self, most: u32) -> u32 {
         let mut running = 0;
         let mut contexts = self.contexts.lock();
@@ -124,7 +127,7 @@ impl State {
         {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it; and it
-            // has its thread before it puts it in.
+            // has its thread before it puts the record in.
             let context = unsafe { attached.context() };
             // Relaxed: a hint.
             let is_busy = context.is_busy.load(Ordering::Relaxed);
@@ -133,8 +136,7 @@ impl State {
         running
     }
 
-    /// Gives back what mutators have claimed of the heap and not used. By the collector, outside of
-    /// stops.
+    /// Gives back the span reserves of all mutators. By the collector, outside of stops.
     pub(super) fn give_back_reserve(&self) {
         let mut contexts = self.contexts.lock();
         let mut from = 0;
@@ -146,12 +148,12 @@ impl State {
         }
     }
 
-    /// Gives back the memory of the root tables and of handle tables that a peak has left, and what
-    /// is kept of its size. Outside of stops.
+    /// Gives back memory of the root tables, of the table of records, and with `handles` of handle
+    /// tables, that a peak has left. Outside of stops.
     pub(super) fn trim_tables(&self, handles: bool) {
         self.roots.trim();
         let mut from = 0;
-        // One table at a time: attaching and detaching wait meanwhile.
+        // One table under one lock, so that attaching and detaching threads wait for no more.
         while handles && let Some((at, attached)) = self.contexts.lock().next(from) {
             from = at + 1;
             // SAFETY: a mutator takes its record out, under this lock, before it frees it.
@@ -163,7 +165,7 @@ impl State {
         }
     }
 
-    /// How many cells wait to be finalized or dropped.
+    /// The number of cells that wait to be finalized or dropped.
     pub(super) fn ready(&self) -> u64 {
         self.finalizers.waiting() + self.drops.waiting()
     }
@@ -171,7 +173,8 @@ impl State {
     /// All locks of the heap's tables, for a fork.
     pub(crate) fn lock_tables(&self) -> impl Sized + '_ {
         (
-            // First: a thread that makes a type's kind takes the locks of other tables meanwhile.
+            // First: a thread that makes a type's kind holds this lock while it takes those of
+            // other tables.
             self.types.lock_for_fork(),
             self.encodings.lock_for_fork(),
             self.requests.lock(),

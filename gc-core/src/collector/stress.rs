@@ -1,27 +1,27 @@
-//! What a `stress_phases` heap does to its mutators, and a `continuous` one besides collecting all the
-//! time: it keeps every phase of a cycle open for long enough that they meet it, however small the
-//! heap is.
+//! The stress of a heap with `stress_phases` or `continuous`: every phase of a cycle stays open for
+//! long enough that mutators meet it, however small the heap is. (A `continuous` heap also collects
+//! all the time.)
 //!
-//! A heap of a few hundred cells is marked in the stop that scans its roots, and if it were not,
-//! within microseconds of it: programs that run for milliseconds would never store an edge while
-//! cells are marked. So with stress
+//! A heap of a few hundred cells is marked in the stop that scans its roots, or within microseconds
+//! after it. A program that runs for milliseconds would never store an edge while cells are marked.
+//! So with stress
 //!
-//! * mutators run after every scan, also where the heap is small;
-//! * odd cycles begin to trace only after a breath: until then all that the snapshot has, but for
-//!   the roots' own cells, is unmarked, and only the barrier keeps what is unlinked;
-//! * even cycles breathe when all is traced: logs fill up until the next stop takes them;
-//! * of four cycles, one leaves `Finish` at its first try, though nothing was left, one stops no
-//!   longer than to decide what is dead, and one no longer than to clear weak words, so that
-//!   mutators run between the phases that usually share a stop.
+//! * mutators run after every scan, also if the heap is small;
+//! * odd cycles sleep before they trace: meanwhile only the roots' own cells are marked, and only
+//!   the barrier keeps a cell that is unlinked;
+//! * even cycles sleep when all is traced: logs fill up until the next stop takes them;
+//! * of four cycles, one leaves `Finish` at its first try, though nothing was left, one resumes the
+//!   mutators as soon as it is decided which cells are dead, and one after it has cleared weak
+//!   words. So mutators run between the phases that usually share a stop.
 
 use std::time::Duration;
 
 use super::phase::Phase;
 
-/// Long enough for a mutator to get somewhere, and for a thread that shares a core to get it.
+/// The time that a cycle sleeps: enough for a mutator to run on, also for one that shares a core.
 pub(super) const BREATH: Duration = Duration::from_micros(200);
 
-/// One cycle's stress, or none.
+/// The stress of one cycle, or none.
 #[derive(Default)]
 pub(super) struct Stress {
     /// The cycle's number; 0: no stress.
@@ -32,7 +32,7 @@ pub(super) struct Stress {
 }
 
 impl Stress {
-    /// For cycle `number` of a heap that lingers, or not.
+    /// The stress of cycle `number`; none unless the heap `lingers`.
     pub(super) fn new(lingers: bool, number: u64) -> Self {
         Self {
             number: if lingers { number } else { 0 },
@@ -40,34 +40,34 @@ impl Stress {
         }
     }
 
-    /// Whether mutators run between scan and `Finish`, whatever the heap's size.
+    /// Whether mutators run between `Scan` and `Finish`, whatever the heap's size.
     pub(super) fn parts_stops(&self) -> bool {
         self.number != 0
     }
 
-    /// Whether the roots that are scanned beside the mutators wait for the breath, too: then only
-    /// what is logged keeps those that are gone by then. Where they do not, only what is logged
-    /// keeps cells that are unlinked and then put into a root.
+    /// Whether the roots that are scanned beside the mutators wait for the sleep, too. If they
+    /// wait, only the log keeps the cells of roots that are ended meanwhile. If they do not, only
+    /// the log keeps cells that are unlinked and then put into a root.
     pub(super) fn scans_late(&self) -> bool {
         self.number % 4 == 3
     }
 
-    /// Before anything is traced beside the mutators.
+    /// Sleeps in an odd cycle. Before anything is traced beside the mutators.
     pub(super) fn before_tracing(&mut self) {
         if self.number % 2 == 1 && !core::mem::replace(&mut self.breathed, true) {
             std::thread::sleep(BREATH);
         }
     }
 
-    /// When no marker knows of a grey cell any more.
+    /// Sleeps in an even cycle. When no marker has a grey cell any more.
     pub(super) fn after_tracing(&mut self) {
         if self.number != 0 && !core::mem::replace(&mut self.breathed, true) {
             std::thread::sleep(BREATH);
         }
     }
 
-    /// Whether the first `Finish`, before `after`, is to be left, as if more were grey than a stop
-    /// has time for.
+    /// Whether the first `Finish`, before `after`, is to fail, as if more were grey than a stop has
+    /// time for.
     pub(super) fn leaves(&mut self, after: Phase) -> bool {
         let leaves = self.turn() == Some(1) && after == Phase::ClearWeak && !self.left;
         if leaves {
@@ -77,7 +77,7 @@ impl Stress {
         leaves
     }
 
-    /// Whether mutators are to run from a phase of the cycle's end on, as if more had died than a
+    /// Whether mutators are to run from `phase`, at the cycle's end, on, as if more had died than a
     /// stop has time for.
     pub(super) fn parts(&self, phase: Phase) -> bool {
         let first = match phase {
@@ -87,7 +87,7 @@ impl Stress {
         self.turn() == first && !self.parted
     }
 
-    /// They run.
+    /// Mutators have been resumed: sleeps.
     pub(super) fn parted(&mut self) {
         self.parted = true;
         if self.number != 0 {

@@ -1,4 +1,4 @@
-//! `SwapBitmaps` and `Sweep`: the bitmaps swap, mutators go on, and dead cells are found free.
+//! `SwapBitmaps` and `Sweep`: the bitmaps swap, the mutators are resumed, and dead cells are swept.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -25,7 +25,8 @@ impl Cycle<'_, '_> {
         state.drops.publish();
         self.gather();
         let handed = state.handed();
-        // What was handed out during marking is black, whether it has been allocated yet or not.
+        // Cells that mutators were given during marking are black, whether they are allocated yet
+        // or not.
         let born = handed.less(self.handed);
         let assists = state.pace.take_assists();
         let logged = state.log.overflowed_marks();
@@ -95,13 +96,13 @@ impl Cycle<'_, '_> {
         stats.exact_marked = self.scanned.exact_marked;
         stats.over_memory_limit = state.pace.is_over_limit();
         state.ledger.enter(self.stats, handed.bytes);
-        // Before threads that wait for memory try again.
+        // Before mutators that wait for memory try again.
         state.give_back_reserve();
         state.requests.end(self.stats.number);
         Phase::Sweep
     }
 
-    /// In a stop: has all that was handed out reported.
+    /// In a stop: reports the counts of all mutators to the heap's allocation count.
     pub(super) fn gather(&mut self) {
         let state = self.state;
         for mutator in self.stop().mutators() {
@@ -111,15 +112,15 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// In the stop in which the bitmaps have swapped: sees to the spans that mutators own; how many
-    /// mutators there are.
+    /// In the stop in which the bitmaps have swapped: updates the spans and handle tables of all
+    /// mutators. Returns the number of mutators.
     pub(super) fn settle_owned(&mut self, young_next: bool) -> usize {
         let state = self.state;
         let Some(stopped) = &self.stopped else {
             unreachable!("the bitmaps swap without a stop")
         };
-        // Those that are aside may all come back before the next look, and claim and hand out as
-        // much as any other.
+        // The mutators that are aside count, too: all of them may come back before the next stop,
+        // and reserve and allocate as much as any other.
         let mut mutators = stopped.aside().len();
         for mutator in stopped.mutators() {
             let Some(context) = context_of(&mutator) else {
@@ -139,14 +140,14 @@ impl Cycle<'_, '_> {
         mutators
     }
 
-    /// In the background, beside the mutators' own sweeping when they refill; left off as soon as
-    /// the next collection is wanted, which finishes it in `Prepare`.
+    /// Sweeps in the background; mutators sweep as well, when they refill. Stops as soon as the
+    /// next collection is wanted; its `Prepare` sweeps the rest.
     pub(super) fn sweep(&mut self) -> Phase {
         let state = self.state;
         let space = &state.space;
         self.trim_handles |= aside::set_aside(state);
         state.trim_tables(self.trim_handles);
-        // Not a fault: leaves it to mutators.
+        // Not a planted fault: leaves the sweeping to mutators.
         if planted(Fault::LateSweep) {
             std::thread::sleep(Duration::from_millis(50));
         }

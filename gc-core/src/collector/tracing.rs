@@ -10,35 +10,35 @@ use crate::fault::{Fault, planted};
 use crate::mutator::record::context_of;
 use crate::roots;
 
-/// How long `Finish` traces before it lets the mutators run again. Doubled at each attempt, so that
-/// mutators which log faster than they let themselves be stopped do not keep a cycle from its end.
+/// The time for which `Finish` traces before it resumes the mutators. It doubles at each attempt;
+/// otherwise mutators that log faster than they are stopped would keep the cycle from its end.
 const FINISH: Duration = Duration::from_micros(30);
 
-/// Words that `Finish` takes from mutators' logs into the queue itself. More are moved to the
-/// heap's log, which costs a tenth.
+/// Words that `Finish` takes from mutators' logs into the queue itself. Further words are moved to
+/// the heap's log, which costs a tenth.
 const FINISH_WORDS: usize = 1024;
 
-/// Cells that `Finish` traces between two looks at the clock: a microsecond or two.
+/// Cells that `Finish` traces between two readings of the clock: a microsecond or two.
 const FINISH_CELLS: usize = 64;
 
-/// Cells that are traced between two looks at the clock while mutators run: 15 us or so.
+/// Cells that are traced between two readings of the clock while mutators run: about 15 µs.
 const PIECE_CELLS: usize = 1024;
 
-/// How long `Mark` waits for what mutators have in hand. A stop waits for them, too, but holds the
-/// others up meanwhile; so this is as long as it takes until the system has let everybody run.
+/// The time for which `Mark` waits for assists to end. A stop waits for them, too, but holds all
+/// other mutators up meanwhile. So the time is long enough for the system to run every thread.
 const HANDS: Duration = Duration::from_millis(10);
 
-/// Of that, how long it looks without sleeping.
+/// The part of that time in which `Mark` yields and does not sleep.
 const HANDS_SOON: Duration = Duration::from_micros(50);
 
-/// Words that are taken from the heap's log at a time while mutators run.
+/// Words of one piece of the heap's log, while mutators run.
 const LOG_PIECE: usize = 4096;
 
-/// Registrations that are looked at at a time: mutators that register wait for the lock.
+/// Registrations of one piece: a mutator that registers a cell waits for the lock meanwhile.
 const SELECT_PIECE: usize = 256;
 
-/// Cells that wait to be finalized and are marked at a time: mutators that want one wait for the
-/// lock.
+/// Cells of one piece that wait to be finalized and are marked: a mutator that fetches one waits
+/// for the lock meanwhile.
 const READY_PIECE: usize = 256;
 
 impl Cycle<'_, '_> {
@@ -60,8 +60,7 @@ impl Cycle<'_, '_> {
             let pace = &self.state.pace;
             pace.progress(self.marker.marked().cells + self.workers.cells() + self.old.followed());
             if !dry && self.state.queue.has_no_packet() {
-                // So that mutators find something to help with, whatever thread the system lets
-                // run.
+                // So that mutators find work for assists, whichever thread the system runs.
                 self.marker.share();
             }
             if dry && self.take_log(LOG_PIECE) == 0 {
@@ -77,9 +76,9 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// Finds what will have to be cleared, finalized and dropped, as far as can be seen beside the
-    /// mutators, so that the stop looks at nothing else. Before marking has come to an end it would
-    /// find much that lives.
+    /// Finds the words and cells that will have to be cleared, finalized and dropped, as far as
+    /// that is visible beside the mutators, so that the stop looks at no others. Called once
+    /// marking seems to be over: before that most of what it finds would be alive.
     pub(super) fn select(&self) {
         let space = &self.state.space;
         self.state.weak.select_dying(space);
@@ -88,15 +87,15 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// What the pacer is told is found out before the stop in which it is.
+    /// Computes the pacer's numbers before the stop that needs them.
     pub(super) fn account(&mut self) {
         let immutable = self.state.space.immutable_bytes();
         self.accounts = Some(Accounts::of(self.state, immutable));
     }
 
-    /// Waits for mutators that help: what they have in hand they put into the queue in a few
-    /// microseconds, and a stop would have to wait for them as well. A mutator that is not let run
-    /// meanwhile wants a processor, perhaps this one.
+    /// Waits for assists to end. True: the queue has cells. A mutator puts the cells that it has
+    /// into the queue within microseconds, and a stop would have to wait for it as well. If it is
+    /// not running, it waits for a processor, perhaps for this one, so this thread yields.
     pub(super) fn work_comes_back(&self) -> bool {
         let begun = Instant::now();
         while self.state.pace.assisting() != 0 && self.state.queue.is_empty() {
@@ -109,8 +108,8 @@ impl Cycle<'_, '_> {
         !self.state.queue.is_empty()
     }
 
-    /// Marks what died in an earlier cycle and was not fetched yet, piece by piece. What is fetched
-    /// meanwhile is logged.
+    /// Marks the cells that died in an earlier cycle and were not fetched yet, piece by piece. A
+    /// cell that is fetched meanwhile is logged.
     pub(super) fn mark_ready(&mut self) {
         if core::mem::replace(&mut self.ready_marked, true) {
             return;
@@ -128,7 +127,7 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// Marks what words of the heap's log name; their number.
+    /// Marks the cells that words of the heap's log name, and returns the number of words.
     pub(super) fn take_log(&mut self, most: usize) -> usize {
         let (space, encodings) = (&self.state.space, &self.state.encodings);
         let marker = &mut self.marker;
@@ -150,8 +149,8 @@ impl Cycle<'_, '_> {
         let bound = FINISH * (1 << self.retries.min(10));
         let mutators_ran = self.stopped.is_none();
         let end = self.stop().stopped_at() + bound;
-        // A mutator that was helping had the last of the work in hand, perhaps half of the heap,
-        // and has put it down to be stopped.
+        // A mutator in an assist had the last cells, which may lead to half of the heap, and has
+        // put them into the queue for the stop.
         if mutators_ran && !self.state.queue.is_empty() && !planted(Fault::StopTracesOn) {
             self.resume();
             return Phase::Mark;
@@ -184,14 +183,14 @@ impl Cycle<'_, '_> {
         }
     }
 
-    /// More is left than a stop has time for.
+    /// More is left than a stop has time for: resumes the mutators, and marks on.
     pub(super) fn mark_on(&mut self) -> Phase {
         self.retries += 1;
         self.resume();
         Phase::Mark
     }
 
-    /// Takes what mutators have logged: into the queue, or where that would be much, into the
+    /// Takes the words that mutators have logged into the queue, or if they are many, into the
     /// heap's log.
     pub(super) fn take_logs(&mut self) {
         let Some(stopped) = &self.stopped else {
@@ -208,7 +207,7 @@ impl Cycle<'_, '_> {
                 continue;
             }
             left -= words.len();
-            // Words lead anywhere: their lines come all at a time, not one by one.
+            // The words lead anywhere: all cache lines are fetched at once, not one by one.
             for word in context.logged() {
                 roots::prefetch_logged(&self.state.space, &self.state.encodings, word);
             }
