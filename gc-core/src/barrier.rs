@@ -1,40 +1,42 @@
-//! The write barrier and the weak load: two short pieces of assembly, each one unit against stops.
+//! The write barrier and the weak load: two short assembly routines, each a restart range.
 //!
 //! # What the barrier keeps
-//! Marking takes a snapshot: whatever was reachable when it began is kept. A mutator that
-//! overwrites an edge while marking is on may erase the only path by which the marker would have
-//! found the old target, so it logs the *old* value first (Yuasa 1990, "Real-time garbage
-//! collection on general-purpose machines"). Stores into new cells, onto stacks, handles and root
-//! ranges need no barrier: the former are black from birth, the latter were all scanned in stop 1.
+//! Marking keeps a snapshot: all cells that were reachable when it began. A mutator that overwrites
+//! an edge while marking is on may erase the only path by which a marker would have found the old
+//! target, so it logs the *old* value first (Yuasa 1990, "Real-time garbage collection on
+//! general-purpose machines"). Stores into new cells, onto stacks, and into handles and root ranges
+//! need no barrier: new cells are allocated black, and the others were all scanned in stop 1.
 //!
-//! # Why it must be a unit
+//! # Why a restart range
 //! ```text
 //!     store(context, slot, value):
 //!         if context.marking { log(*slot) }
 //!         *slot = value
 //! ```
-//! A stop between the test and the store, in which the collector turns marking on, would let the
-//! store erase an edge of the snapshot that no log has.
+//! Suppose that a stop came between the test and the store, and the collector turned marking on.
+//! Then the store would erase an edge of the snapshot that no log has.
 //!
-//! Both pieces are therefore *restart ranges*: a thread that is stopped inside continues at the
-//! first instruction. That is right because the inputs stay intact until the last instruction, and
-//! because that last instruction is the one that takes effect: before it nothing happened (a word
-//! logged twice is kept twice), after it the range is left. Rejected: an unsafe range (the
-//! collector would have to retry a thread that stores in a tight loop until it catches it
-//! elsewhere); storing first and logging then, with the old value in a register (needs every stop 2
-//! to scan registers, and what a compiler keeps in a register is its own affair).
+//! So both routines are *restart ranges*: a thread that is stopped inside continues at the first
+//! instruction. This is right for two reasons. The inputs stay intact until the last instruction.
+//! And only the last instruction takes effect: before it nothing has happened (a word that is
+//! logged twice is kept twice), and after it the thread has left the range. Two other designs lost.
+//! With an unsafe range, the collector must retry a thread that stores in a tight loop until it is
+//! elsewhere. With the store first and the log second, the old value is in a register meanwhile, so
+//! every stop 2 must scan registers, and compilers give no promise on what those hold.
 //!
-//! `load_weak` is the same thing the other way round: between loading a weak word and making its
-//! target strong, stop 2 could decide that the target is dead. It logs what it loaded, as if it had
-//! been overwritten: stop 2 drains the logs before it decides. It looks at the flag and the word
-//! again after that, for one case that the range does not cover: a handler of the host's
-//! interrupted the unit and waits in `blocking`, where a stop leaves its thread as it is. Stop 1
-//! walks its stack and moves the interrupted PC back to the start of the range; stop 2 walks no
-//! stacks, and is seen here by what it has changed: the flag, or where it has cleared all words
-//! itself, the word.
+//! `load_weak` is the mirror image: between the load of a weak word and the moment at which its
+//! target is strong, stop 2 could decide that the target is dead. The routine logs the loaded word
+//! as if it had been overwritten, and stop 2 drains the logs before it decides.
 //!
-//! Where words are cleared beside the mutators, the flag is above `MARKING`. A weak load then asks
-//! whether the target is marked, and gives what the word is about to become if it is not (`weak/`).
+//! After that it tests the flag and the word again, for one case that the range does not cover: a
+//! signal handler of the host has interrupted the routine and waits in `blocking`, where a stop
+//! leaves its thread as it is. Stop 1 walks the thread's stack and moves the interrupted PC back to
+//! the start of the range. Stop 2 walks no stacks, but it changes the flag, or if it has cleared
+//! all words itself, the word.
+//!
+//! While words are cleared beside the mutators, the flag is above `MARKING`. A weak load then tests
+//! whether the target is marked. If it is not, the load returns the value that the word is about to
+//! get (`weak/`).
 
 use core::ffi::c_void;
 use core::mem::offset_of;
@@ -69,7 +71,7 @@ core::arch::global_asm!(
     ".hidden urge_gc_core_store_end",
     "urge_gc_core_store_end:",
     "    ret",
-    // The log is full. Nothing has happened yet, so: flush, and begin again.
+    // The log is full. Nothing has taken effect yet: flush it, and begin again.
     "4:  push    rdi",
     ".cfi_adjust_cfa_offset 8",
     "    push    rsi",
@@ -103,7 +105,7 @@ core::arch::global_asm!(
     "    mov     qword ptr [rcx], rax",
     "    add     rcx, 8",
     "    mov     qword ptr [rdi + {cursor}], rcx",
-    // Still marking, and still there, so what was logged was logged in time.
+    // Marking is still on and the word has not changed, so the word was logged in time.
     "    cmp     dword ptr [rdi + {marking}], {on}",
     "    jne     urge_gc_core_load_weak_start",
     "    cmp     rax, qword ptr [rsi]",
@@ -128,7 +130,7 @@ core::arch::global_asm!(
     "    pop     rdi",
     ".cfi_adjust_cfa_offset -8",
     "    jmp     urge_gc_core_load_weak_start",
-    // What is dead has been decided, and its words are being cleared.
+    // The dead cells are decided, and their words are being cleared.
     "6:  sub     rsp, 8",
     ".cfi_adjust_cfa_offset 8",
     "    call    {judged}",
@@ -153,10 +155,10 @@ unsafe extern "C" {
     fn urge_gc_core_load_weak_end();
 }
 
-/// Stores an edge.
+/// Stores an edge with the write barrier.
 ///
 /// # Safety
-/// `context` is the calling thread's; `slot` is a word of a live cell of its heap (or of any
+/// `context` is the calling thread's record; `slot` is a word of a live cell of its heap (or of any
 /// memory, if the old value need not be kept).
 #[inline]
 pub(crate) unsafe fn store(context: *const Context, slot: *mut usize, value: usize) {
@@ -174,13 +176,15 @@ pub(crate) unsafe fn load_weak(context: *const Context, slot: *const usize) -> u
     unsafe { urge_gc_core_load_weak_start(context.cast(), slot) }
 }
 
-/// Where the store unit begins, for JIT code that calls it; see the module's table.
+/// Returns the address of the write barrier's store, for JIT code that calls it. The table in
+/// [`jit`](crate::jit) has its arguments.
 #[must_use]
 pub fn store_address() -> usize {
     urge_gc_core_store_start as *const () as usize
 }
 
-/// Where the weak load begins, for JIT code that calls it; see the module's table.
+/// Returns the address of the weak load, for JIT code that calls it. The table in
+/// [`jit`](crate::jit) has its arguments.
 #[must_use]
 pub fn load_weak_address() -> usize {
     urge_gc_core_load_weak_start as *const () as usize
@@ -194,7 +198,7 @@ pub(crate) fn units() -> [core::ops::Range<usize>; 2] {
     ]
 }
 
-/// Registers the barrier's units, once a process.
+/// Registers the two restart ranges, once in a process.
 pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
     static DONE: Mutex<bool> = Mutex::new(false);
     let mut done = DONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -207,28 +211,29 @@ pub(crate) fn register_units(world: &World) -> Result<(), CodeError> {
             what: CodeWhat::Restart,
             owner: None,
         };
-        // SAFETY: the units are text of this program, and made to be begun again from every
-        // instruction: see `barrier.rs`.
+        // SAFETY: the ranges are text of this program, and may be restarted from every instruction:
+        // see the module's head.
         let guard = unsafe { world.register_code(spec) }?;
-        // The units are part of this crate's text: they are never unregistered.
+        // The ranges are part of this crate's text: they are never unregistered.
         core::mem::forget(guard);
     }
     *done = true;
     Ok(())
 }
 
-/// What the units call when a mutator's log is full: moves it to the heap's, and where that has no
-/// room either, marks what it names.
+/// Called by the routines when a mutator's log is full: moves it to the heap's log, or if that is
+/// full too, marks the cells that its words name.
 ///
 /// # Safety
 /// `context` is the calling thread's.
 unsafe extern "C" fn flush(context: *const Context) {
-    // SAFETY: the unit was entered with this thread's own context, which outlives the call.
+    // SAFETY: the routine was called with this thread's own record, which outlives the call.
     let context = unsafe { &*context };
     context.thread().no_preempt(|| context.flush_log());
 }
 
-/// What the weak load is while words are being cleared: the word, or what a dead one becomes.
+/// The weak load while words are being cleared: returns the word, or for a dead target the value
+/// that the word gets.
 ///
 /// # Safety
 /// As for [`load_weak`].
@@ -236,10 +241,10 @@ unsafe extern "C" fn load_judged(context: *const Context, slot: *const usize) ->
     // SAFETY: as in `flush`.
     let context = unsafe { &*context };
     if planted(Fault::JudgedLate) {
-        // Time for a stop between the unit's look at the flag and the next one.
+        // Time for a stop between the routine's test of the flag and the next one.
         std::thread::sleep(core::time::Duration::from_micros(300));
     }
-    // What is given is in a register when a stop is possible again, and the flag does not change
+    // When this thread can be stopped again, the word is in a register. The flag does not change
     // before.
     context.thread().no_preempt(|| {
         // SAFETY: forwarded.
@@ -265,7 +270,7 @@ mod tests {
         all
     }
 
-    /// A heap's thread with a word to store to, and marking switched by hand.
+    /// Calls `f` on a heap's thread, with its record; the test sets the marking flag itself.
     fn with_context(f: impl FnOnce(&crate::Mutator, &Context)) {
         let heap = crate::Heap::builder().reserve(1 << 30).build().unwrap();
         let mutator = heap.attach().unwrap();
@@ -325,19 +330,19 @@ mod tests {
                 }
             };
             store_all();
-            // The first word that was overwritten is null, which is no use to anybody; the last is
-            // not overwritten yet.
+            // The first overwritten word is null, which is not logged; the last word is not
+            // overwritten yet.
             let mut all = all_of(log);
             assert_eq!(all.len(), 5 * LOG_WORDS - 1);
             all.extend(context.logged());
             assert_eq!(all, cells[..cells.len() - 1]);
             context.reset_log();
 
-            // No room: nothing is lost.
+            // If the heap's log is full, nothing is lost.
             while log.append(&[1; LOG_WORDS]) {}
             store_all();
             let marked = log.overflowed_marks();
-            // What was overwritten first is the last of before.
+            // The first overwritten word is the last one of the round before.
             assert_eq!(marked.cells, 5 * LOG_WORDS as u64);
             assert_eq!(marked.bytes, 16 * marked.cells);
             assert!(
@@ -345,7 +350,7 @@ mod tests {
                     .iter()
                     .all(|cell| space.is_marked(*cell))
             );
-            // And what is marked is not worth a place.
+            // Words that name marked cells do not go into the heap's log.
             log.reset();
             store_all();
             assert!(all_of(log).len() <= 3);
@@ -408,9 +413,9 @@ mod tests {
                 context.marking.store(0, Ordering::Relaxed);
                 core::hint::black_box([0usize; 1024]);
                 m.collect();
-                // Kept: both, the overwritten one and the one loaded, which the log names; not
-                // those only the table knows, but for one or two that a stale word of this thread's
-                // stack may name.
+                // The overwritten cell and the loaded cell are kept, since the log names them.
+                // Cells that only the table names are not kept, except one or two that a stale word
+                // of this thread's stack may name.
                 assert_eq!(weak.read(), !complement);
                 let stale = (1..ENTRIES).filter(|&i| weak.add(i).read() != 0).count();
                 assert!(
@@ -419,7 +424,7 @@ mod tests {
                 );
                 let last = heap.stats().last;
                 assert_eq!(last.cells_live, 4 + stale as u64, "{last:?}");
-                // Both are needed until here, and so on the stack.
+                // Both cells are used here, so they stay on the stack until here.
                 core::hint::black_box((holder, weak));
             }
         });

@@ -1,15 +1,16 @@
 //! Values whose `Drop` runs: no edge may be stored into them.
 //!
 //! A value that needs `Drop` is dropped in its cell, after nothing leads to it any more. `Drop` has
-//! `&mut self`, so it can take a member out of the value, and put one in, by plain moves that no
-//! barrier sees. What holds: **a field that safe code has by `&mut` is null**. Fields are born
-//! null, [`Field`](crate::Field) refuses a store outside of the heap, a value's fields are null
-//! before its `Drop` begins, and while that runs a store of an edge into the value is refused, on
-//! whatever thread. Otherwise an edge could leave a dead cell in a variable, where the collector
-//! does not look, and be read again from another dead cell once its target has been freed.
+//! `&mut self`, so it can move a member out of the value, and another in, without a barrier. The
+//! invariant: **a field that safe code has by `&mut` is null**. New fields are null,
+//! [`Field`](crate::Field) refuses a store outside of the heap, a value's fields are null before
+//! its `Drop` begins, and while that runs a store of an edge into the value is refused, on any
+//! thread. Otherwise `Drop` could move an edge out of a dead cell into a variable, which the
+//! collector does not scan. Another dead cell could read the edge again after its target has been
+//! freed.
 //!
-//! `Drop` may hand `&self` to other threads, and may call `drop_dead_values` itself. So the table
-//! is the heap's, and has as many values as are being dropped at once.
+//! `Drop` may pass `&self` to other threads, and may call `drop_dead_values` itself. So the table
+//! belongs to the heap, and has an entry for each value that is being dropped.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -20,8 +21,8 @@ use crate::fault::protected;
 use crate::memory::MapError;
 use crate::memory::tables::Slab;
 
-/// Values that are being dropped at once: as many levels of `Drop` in `Drop` as the threads' stacks
-/// have room for.
+/// The most values that are being dropped at once: the threads' stacks have room for no more levels
+/// of `Drop` in `Drop`.
 const AT_ONCE: usize = 1 << 16;
 
 /// A value whose `Drop` runs.
@@ -33,7 +34,7 @@ struct Value {
 
 /// A heap's values whose `Drop` runs.
 pub(crate) struct Dying {
-    /// How many there are. Nearly always none, and then a store looks no further.
+    /// The number of values. It is nearly always 0, and then a store does not search the table.
     count: AtomicUsize,
     /// Changed and read inside `no_preempt`.
     values: Mutex<Slab<Value>>,
@@ -47,16 +48,16 @@ impl Dying {
         })
     }
 
-    /// A place for a value that is to be dropped. `None` while 65,536 values are being dropped, or
-    /// where the system has no memory for the table.
+    /// A place for a value that is to be dropped. `None` while [`AT_ONCE`] values are being
+    /// dropped, or if the system has no memory for the table.
     pub(crate) fn place(&self) -> Option<Place<'_>> {
-        // SAFETY: no arguments, no memory.
+        // SAFETY: the call has no arguments and writes no memory.
         let owner = unsafe { libc::pthread_self() } as usize;
         let addresses = 0..0;
         let value = Value { addresses, owner };
         let at = protected(|| self.values.lock().add(value)).ok()?;
-        // Relaxed, here and everywhere: a thread that can reach the value has been handed it by the
-        // one that counts it.
+        // Relaxed, here and everywhere: a thread that can reach the value got it from the thread
+        // that counts it.
         self.count.fetch_add(1, Ordering::Relaxed);
         Some(Place { dying: self, at })
     }
@@ -88,8 +89,8 @@ impl Dying {
         self.values.lock()
     }
 
-    /// In the child of a fork: what other threads were dropping is not dropped any more. Their
-    /// cells are free, and will hold other values.
+    /// In the child of a fork: removes the values that other threads were dropping, since no thread
+    /// drops them any more. Their cells are free, and will hold other values.
     pub(crate) fn forked(&self, me: usize) {
         let mut values = self.values.lock();
         let mut count = 0;
@@ -120,7 +121,7 @@ impl Place<'_> {
                 value.addresses = addresses;
             }
         });
-        // The place is free again at the end, also where `drop` panics.
+        // The place becomes free at the end, even if `drop` panics.
         drop();
     }
 }
@@ -169,7 +170,7 @@ mod tests {
             assert!(dying.has(32));
             dying.forked(me + 1);
             assert!(!dying.has(32));
-            // What the guard takes away at its end.
+            // The guard subtracts one at its end.
             dying.count.store(1, Ordering::Relaxed);
         });
         assert_eq!(dying.count.load(Ordering::Relaxed), 0);

@@ -1,19 +1,19 @@
-//! Finalizers: cells whose death an embedder wants to hear of, and the queue of those that died.
-//! Values that need `Drop` have such a table, too.
+//! Finalizers: the registrations of cells that an embedder wants to get when they have died, and
+//! the queue of the dead ones. Values that need `Drop` have such a table, too.
 //!
 //! What the embedder may rely on: a registered cell that is found unreachable is kept, with all
-//! that it leads to. It moves to the queue once, and `Mutator::next_finalizer` hands it out with
-//! the token that it was registered with. After that it is a cell like any other, and may be
-//! registered again. Cells that die in the same cycle are queued in the order of their
-//! registration, also when one leads to the other: a cycle of finalizable cells has no better
-//! order. A cell that a mutator may still reach is never queued. What the embedder must do: drain
-//! the queue now and then. No code of the embedder's ever runs inside the collector, so a finalizer
-//! may allocate, lock, and ask for a collection.
+//! that it leads to. It moves to the queue once, and `Mutator::next_finalizer` returns it with the
+//! token that it was registered with. After that it is a cell like any other, and may be registered
+//! again. Cells that die in the same cycle are queued in the order of their registration, also when
+//! one leads to the other: a cycle of finalizable cells has no better order. A cell that a mutator
+//! may still reach is never queued. What the embedder must do: drain the queue now and then. No
+//! code of the embedder runs inside the collector, so a finalizer may allocate, lock, and ask for a
+//! collection.
 //!
 //! # What a stop costs
-//! Every value that needs `Drop` is registered, so there may be millions, and no stop may go over
-//! all of them, nor over all that die. A cycle has these steps, each in pieces that take the lock,
-//! and each beside the mutators where it is long (`collector/mod.rs` says when):
+//! Every value that needs `Drop` is registered, so there may be millions of registrations. No stop
+//! may go over all of them, nor over all that die. A cycle has these steps. Each works in pieces
+//! that take the lock, and a long step runs beside the mutators (`collector/mod.rs` says when):
 //!
 //! ```text
 //! select_piece   goes over the registrations, closes the holes that the last deaths have left, and
@@ -24,10 +24,10 @@
 //! publish        O(1), in the last stop: mutators may take the moved cells
 //! ```
 //! Marks must not change from the first `judge_piece` to the last: all are judged before any of
-//! them is traced, or the death of a cell would depend on its place in the table. A cell that is
-//! registered after `select_piece` has come to the end needs no look: its maker held it while
-//! marking was on, so it is marked. `begin` takes back a cycle that was abandoned (in the child of
-//! a fork).
+//! them is traced. Otherwise the death of a cell would depend on its place in the table. A cell
+//! that is registered after `select_piece` has come to the end is not looked at: its maker held it
+//! while marking was on, so it is marked. `begin` takes back a cycle that was abandoned (in the
+//! child of a fork).
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -45,20 +45,20 @@ pub(crate) struct Registration {
     pub(crate) token: usize,
 }
 
-/// Registrations that one piece moves together to close holes: a mutator that registers waits for
-/// the lock.
+/// Registrations that one piece moves together to close holes: a mutator that registers a cell
+/// waits for the lock meanwhile.
 const GAPS_PIECE: usize = 256;
 
 const NONE: Registration = Registration { cell: 0, token: 0 };
 
-/// A heap's finalizers.
+/// The registrations and the queue of a heap.
 ///
 /// Mutators change it under its lock and inside `no_preempt`; the collector takes the lock for a
-/// piece. So a thread that holds it runs, and is soon done.
+/// piece. So a thread that holds the lock runs, and soon releases it.
 pub(crate) struct Finalizers {
     registered: Registrations,
     ready: Registrations,
-    /// Places of registrations whose cells were not marked. The collector's own.
+    /// Places of registrations whose cells were not marked. Used by the collector alone.
     unmarked: Chunked<AtomicU32>,
     state: Mutex<State>,
     /// Dead cells in the queue, for reports.
@@ -68,28 +68,29 @@ pub(crate) struct Finalizers {
 #[derive(Clone, Copy, Default)]
 struct State {
     registered: usize,
-    /// How many registrations this cycle's pass has seen, and how many of them it has kept: these
-    /// lie in `0..kept`, and the ones from `seen` on where they were. Both are `registered` when
-    /// the pass is done.
+    /// The registrations that this cycle's pass has seen, and how many of them it has kept. The
+    /// kept ones lie in `0..kept`, and those from `seen` on have not moved. Both are `registered`
+    /// when the pass is done.
     seen: usize,
     kept: usize,
     /// Places in `unmarked`, and how many of them have been judged.
     unmarked: usize,
     judged: usize,
-    /// The pass has come to an end once.
+    /// Whether the pass has come to its end.
     passed: bool,
-    /// A list had no room, so dead cells stay registered: they are kept until the next cycle.
+    /// Whether a list had no room, so that dead cells stay registered: they are kept until the next
+    /// cycle.
     overflowed: bool,
-    /// Dead cells are entries `taken..died` of the ring `ready`; the dead cells of a cycle that is
+    /// Dead cells are entries `taken..died` of the ring `ready`. The dead cells of a cycle that is
     /// not over follow, up to `dying`.
     taken: usize,
     died: usize,
     dying: usize,
-    /// `keep_piece` has named so many of these, and then of the registrations.
+    /// The number of these cells, and then of registrations, that `keep_piece` has named.
     named: usize,
     /// The ring's memory before this entry has gone back to the system.
     trimmed: usize,
-    /// Deaths have left holes among the registrations.
+    /// Whether deaths have left holes among the registrations.
     gaps: bool,
 }
 
@@ -117,7 +118,7 @@ impl Registrations {
         }
     }
 
-    /// False: its memory is missing.
+    /// Writes an entry. False: its memory is not mapped.
     fn set(&self, at: usize, entry: Registration) -> bool {
         let (Some(cell), Some(token)) = (self.0.get(at * 2), self.0.get(at * 2 + 1)) else {
             return false;
@@ -154,25 +155,25 @@ impl Finalizers {
             .next_multiple_of(Registrations::CHUNK)
             .min(u32::MAX as usize / 2 / Registrations::CHUNK * Registrations::CHUNK);
         Ok(Self {
-            // Twice as many: the holes that deaths leave are closed a moment later.
+            // Twice as many, since the holes that deaths leave are closed a moment later.
             registered: Registrations::new(2 * capacity)?,
             ready: Registrations::new(capacity)?,
-            // As many: all may die at once.
+            // As many, since all cells may die at once.
             unmarked: Chunked::new(2 * capacity)?,
             state: Mutex::new(State::default()),
             waiting: AtomicU64::new(0),
         })
     }
 
-    /// Registers; `false` if there is no room.
+    /// Registers a cell; `false`: there is no room.
     pub(crate) fn register(&self, entry: Registration) -> bool {
         loop {
             match protected(|| self.try_register(entry)) {
                 Attempt::Done => return true,
                 Attempt::Full => return false,
                 // Outside `no_preempt`, so that no stop waits for the system to map it. And outside
-                // the lock: the collector, which takes back chunks that hold nothing, may take this
-                // one back before it is used. The next attempt maps it again.
+                // of the lock, so the collector, which takes back empty chunks, may take this one
+                // back before it is used. The next attempt maps it again.
                 Attempt::Missing(at) => {
                     if !self.registered.make(at) {
                         return false;
@@ -214,9 +215,9 @@ impl Finalizers {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Calls `f` with at most `most` of the cells that wait, from the `from`th that ever died on.
-    /// Returns where to go on, if there are more. While mutators run: a mutator that takes a cell
-    /// meanwhile logs it.
+    /// Calls `f` with at most `most` of the cells that wait, from the `from`th dead cell of all on.
+    /// Returns the number to go on at, if there are more. While mutators run: a mutator that takes
+    /// a cell meanwhile logs it.
     pub(crate) fn ready_piece(
         &self,
         from: usize,
@@ -232,8 +233,8 @@ impl Finalizers {
         (end < state.died).then_some(end)
     }
 
-    /// Before stop 1: begins a pass over the registrations. It takes back what an abandoned cycle
-    /// has left half done.
+    /// Before stop 1: begins a pass over the registrations. Takes back the changes of an abandoned
+    /// cycle.
     pub(crate) fn begin(&self) {
         let mut state = self.state.lock();
         self.take_back(&mut state);
@@ -245,7 +246,7 @@ impl Finalizers {
         (state.passed, state.overflowed) = (false, false);
     }
 
-    /// Registers again what was moved to the queue by a cycle that did not come to its end.
+    /// Registers the cells again that an abandoned cycle has moved to the queue.
     fn take_back(&self, state: &mut State) {
         let mut next = state.died;
         for at in 0..state.judged {
@@ -265,7 +266,7 @@ impl Finalizers {
         place.map_or(0, |place| place.load(Ordering::Relaxed) as usize)
     }
 
-    /// How many cells are registered, those included that were found dead last.
+    /// The number of registrations, with those of the cells that were found dead last.
     #[cfg(test)]
     fn registered(&self) -> usize {
         self.state.lock().registered
@@ -343,7 +344,7 @@ impl Finalizers {
         looked
     }
 
-    /// How many cells this cycle has moved to the queue so far.
+    /// The number of cells that this cycle has moved to the queue so far.
     #[cfg(test)]
     fn dying(&self) -> usize {
         let state = self.state.lock();
@@ -399,7 +400,8 @@ impl Finalizers {
             return;
         }
         while self.close_gaps_piece() {}
-        // A chunk at a time: a mutator that registers waits for the lock, and not for the system.
+        // One chunk under one lock, so that a mutator that registers waits for the lock, and not
+        // for the system.
         while let Some(chunk) = self.empty_chunk() {
             drop(chunk);
         }
@@ -416,8 +418,7 @@ impl Finalizers {
 
     fn empty_chunk(&self) -> Option<crate::memory::chunked::Chunk> {
         let mut state = self.state.lock();
-        // SAFETY: elements behind those in use are used under the lock only, as all of these lists'
-        // are.
+        // SAFETY: elements behind those in use are used under the lock only, in all of these lists.
         unsafe {
             let places = state.unmarked;
             let behind = self.registered.0.take_last_beyond(2 * state.registered);
@@ -428,7 +429,7 @@ impl Finalizers {
             while state.trimmed / Registrations::CHUNK < state.taken / Registrations::CHUNK {
                 let first = state.trimmed / Registrations::CHUNK * Registrations::CHUNK;
                 state.trimmed = first + Registrations::CHUNK;
-                // Else the ring has come round, and the chunk is in use again.
+                // Otherwise the ring has come round, and the chunk is in use again.
                 if state.dying <= first + capacity
                     && let Some(chunk) = self.ready.0.take_chunk(2 * (first % capacity))
                 {
@@ -439,7 +440,7 @@ impl Finalizers {
         None
     }
 
-    /// Takes the lock, for the child of a fork.
+    /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.state.lock()
     }
@@ -453,7 +454,7 @@ mod tests {
         assert!(f.register(Registration { cell, token: cell }));
     }
 
-    /// Judges all, and gives what is to be marked: what was moved, and what was left.
+    /// Judges all, and returns the cells to mark: those that were moved, and those that were left.
     fn judge(f: &Finalizers, marked: impl Fn(usize) -> bool) -> [Vec<usize>; 2] {
         while f.judge_piece(7, &marked) != 0 {}
         let mut kept = [vec![], vec![]];
@@ -528,7 +529,7 @@ mod tests {
         f.publish();
         let dead = taken(&f);
         assert!(dead.is_sorted() && dead == died);
-        // All that are left are there once, in the order in which they came, whether a pass is
+        // All that are left are there once, in the order of their registration, whether a pass is
         // abandoned or not.
         f.begin();
         assert!(f.select_piece(20, |_| false));

@@ -1,4 +1,4 @@
-//! A heap's log of overwritten edges: what a snapshot at the beginning keeps (`barrier.rs`).
+//! A heap's log of overwritten edges, which the snapshot at the beginning needs (`barrier.rs`).
 
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -8,27 +8,27 @@ use crate::marked::Marked;
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
-/// Words a mutator logs before it flushes. Go's write barrier buffer has as many: a flush each 512
-/// words costs nothing a word, and 4 KiB a thread is cheap.
+/// Words of a mutator's log. Go's write barrier buffer has as many. With 512 words the cost of a
+/// flush is negligible for each word, and the log takes 4 KiB for each thread.
 pub(crate) const LOG_WORDS: usize = 512;
 
-/// The heap's log: what mutators' logs held when they ran full. A ring in mapped memory that many
-/// mutators write and the collector reads meanwhile.
+/// The heap's log: it takes the words of mutators' logs that were full. A ring in mapped memory
+/// that many mutators write while the collector reads.
 ///
-/// Places `taken..reserved`, counted without end and taken modulo the length, belong to the thread
-/// that reserved them until their word is there; a place that is free or not yet written is zero,
-/// and null words get no place. The collector takes words in order and stops at the first that is
-/// missing: its writer is inside `no_preempt` and will be done by the next stop.
+/// The words at `taken..reserved` (counted without end, and taken modulo the length) belong to the
+/// thread that reserved them until it has written them. A word that is free or not yet written is
+/// zero, and null words are not appended. The collector takes words in order and stops at the first
+/// zero: its writer is inside `no_preempt`, and has written it by the next stop.
 ///
-/// The collector treats each word as it treats one of a stack, in every encoding of the heap: an
-/// overwritten word may be of any kind, and may be no edge at all.
+/// The collector decodes each word as it decodes a word of a stack, in every encoding of the heap:
+/// an overwritten word may be of any kind, and may be no edge at all.
 pub(crate) struct SharedLog {
     words: Mapped<AtomicUsize>,
-    /// Ever reserved by mutators.
+    /// The number of words that mutators have ever reserved.
     reserved: CachePadded<AtomicUsize>,
-    /// Ever taken by the collector.
+    /// The number of words that the collector has ever taken.
     taken: CachePadded<AtomicUsize>,
-    /// What mutators have marked themselves, since there was no room.
+    /// Cells and bytes that mutators have marked themselves, since the log was full.
     overflowed: CachePadded<[AtomicU64; 2]>,
 }
 
@@ -47,14 +47,14 @@ impl SharedLog {
         &self.words[at % self.words.len()]
     }
 
-    /// Appends words, none of them null: all, or where there is no room, none: `false`. Under
+    /// Appends words, none of them null. `false`: there is no room, and none is appended. Under
     /// `no_preempt`, or in a stop.
     pub(crate) fn append(&self, words: &[usize]) -> bool {
         let n = words.len();
-        // Relaxed: what is in the places is ordered by themselves.
+        // Relaxed: the words order their own contents.
         let mut at = self.reserved.load(Ordering::Relaxed);
         loop {
-            // Acquire pairs with the Release in `take`: places before it are zero again.
+            // Acquire pairs with the Release in `take`: words before `taken` are zero again.
             if at + n > self.taken.load(Ordering::Acquire) + self.words.len() {
                 return false;
             }
@@ -69,14 +69,15 @@ impl SharedLog {
             }
         }
         for (i, word) in words.iter().enumerate() {
-            // Release pairs with the Acquire in `take`: a thread that sees the word sees the cell
-            // it leads to, initialised.
+            // Release pairs with the Acquire in `take`: a thread that sees the word finds its cell
+            // initialised.
             self.place(at + i).store(*word, Ordering::Release);
         }
         true
     }
 
-    /// Hands words to `f`, `most` of them at most; says how many. Only the collector's thread.
+    /// Calls `f` with at most `most` words, and returns their number. By the collector's thread
+    /// only.
     pub(crate) fn take(&self, most: usize, mut f: impl FnMut(usize)) -> usize {
         // Relaxed: only this thread writes it.
         let first = self.taken.load(Ordering::Relaxed);
@@ -97,7 +98,7 @@ impl SharedLog {
         n
     }
 
-    /// Forgets everything: in the child of a fork, whose only thread is in no `append`.
+    /// Drops all words: in the child of a fork, whose only thread is in no `append`.
     pub(crate) fn reset(&self) {
         let (taken, reserved) = (
             self.taken.load(Ordering::Relaxed),
@@ -110,14 +111,14 @@ impl SharedLog {
         self.overflowed_marks();
     }
 
-    /// Adds to what mutators have marked themselves.
+    /// Adds to the count of what mutators have marked themselves.
     pub(crate) fn overflow(&self, marked: Marked) {
         // Relaxed: read in a stop.
         self.overflowed[0].fetch_add(marked.cells, Ordering::Relaxed);
         self.overflowed[1].fetch_add(marked.bytes, Ordering::Relaxed);
     }
 
-    /// What mutators have marked themselves, and forgets it.
+    /// Returns the count of what mutators have marked themselves, and resets it.
     pub(crate) fn overflowed_marks(&self) -> Marked {
         Marked {
             cells: self.overflowed[0].swap(0, Ordering::Relaxed),

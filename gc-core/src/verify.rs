@@ -3,27 +3,28 @@
 //! A collector that frees a live cell shows it far from the fault, if at all. The verifier finds
 //! the fault in the cycle that is about to free the cell. It lists the roots as stop 1 finds them.
 //! In stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, it walks
-//! the graph from these roots, as the graph is then. The walk shares no code with the markers but
-//! the description of kinds. Each cell that it reaches must be marked: the cell was reachable when
+//! the graph from these roots, as the graph is then. The walk and the markers share only the
+//! description of kinds. Each cell that it reaches must be marked: the cell was reachable when
 //! marking began, or was allocated since. If a cell is not marked, the verifier prints the path to
-//! it, and aborts the process with everything as it was.
+//! it, and aborts the process without a change to the heap.
 //!
 //! The verifier does not scan for roots again: a second scan of stacks would find other dead words,
 //! and cells that died meanwhile by them. The walk follows a conservative word of a *cell* only
 //! where it leads to a marked cell: a number that was stored a moment ago may look like an address.
 //!
 //! # What it costs
-//! The whole marking again, in the stop; and 16 bytes of address space for each 16 bytes of the
-//! heap's, mapped beforehand: for each granule where the walk came from, and as much for its stack.
-//! It takes memory only for cells that it reaches. It is for tests and for finding faults.
+//! The whole marking again, in the stop. The tables take 16 bytes of address space for each 16
+//! bytes of the heap, mapped beforehand: 8 for the cell from which the walk reached a granule, and
+//! 8 for the walk's stack. They take memory only for cells that the walk reaches. The verifier is
+//! for tests and for finding faults.
 //!
 //! # Trace functions
 //! The second walk calls the kinds' own trace functions, and would miss what they miss. So once
 //! every reported cell is found marked, the verifier looks into each reached cell of a traced kind
 //! for a word that names the first byte of a cell which this collection is about to free, in one of
 //! the kind's encodings. No function reported such a word, and it dangles in a moment. Data that
-//! looks like an address is no false alarm unless it is the very address of a cell that dies now;
-//! and a word that has ceased to be an edge is null by the contract of
+//! looks like an address raises a false alarm only if it is the very address of a cell that dies
+//! now. A word that has ceased to be an edge is null by the contract of
 //! [`TraceFn`](crate::raw::TraceFn).
 //!
 //! Everything here runs in the stop: no malloc, no lock, and output goes by `write(2)`.
@@ -38,24 +39,23 @@ use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 use crate::weak::for_each_dead_word;
 
-/// The most roots that are listed; more are not checked. A thread has some hundred.
+/// The most roots that are listed; further roots are not checked. A thread has some hundred.
 const ROOTS: usize = 1 << 24;
 
-/// In `from`: the cell is a root's, and the other bits are its source.
+/// Set in an element of `from`: the cell is a root's, and the other bits are its source.
 const ROOT: usize = 1 << 63;
 
 /// Cells of a path that the report prints at either end.
 const SHOWN: usize = 12;
 
-/// Where a root was found.
+/// The place in which a root was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
     /// On the stack or in the registers of the heap's mutator of this number.
     Stack(usize),
-    /// In an open scope's handles.
+    /// In the handles of the open scopes of the heap's mutator of this number.
     Handles(usize),
-    /// On the stack or in the handles of the mutator of this number among those that have waited
-    /// for long.
+    /// On the stack or in the handles of the mutator of this number among those that are aside.
     Aside(usize),
     /// In a handle, a range or a callback of the heap's tables.
     Tables,
@@ -72,7 +72,7 @@ impl Source {
     }
 }
 
-/// Writes a [`Source::word`].
+/// Displays a [`Source::word`].
 struct Named(usize);
 
 impl fmt::Display for Named {
@@ -89,7 +89,7 @@ impl fmt::Display for Named {
     }
 }
 
-/// A heap's second marking.
+/// The verifier of a heap.
 pub(crate) struct Verify {
     /// Two words for each root of stop 1: the granule of its cell, and its source.
     roots: Mapped<AtomicUsize>,
@@ -216,7 +216,7 @@ impl Walk<'_> {
         self.depth += 1;
     }
 
-    /// Looks into the reached cells of traced kinds for a word that names the first byte of a cell
+    /// Searches the reached cells of traced kinds for a word that names the first byte of a cell
     /// which is about to be freed. Every cell that their functions have reported is marked by now,
     /// so such a word was not reported.
     fn look_at_tracers(&mut self, collection: u64) {
@@ -342,7 +342,7 @@ impl Walk<'_> {
     }
 }
 
-/// Text without malloc, cut off at the buffer's end.
+/// A line of text without malloc, cut off at the buffer's end.
 struct Line {
     bytes: [u8; 512],
     len: usize,
@@ -356,7 +356,7 @@ impl Line {
         }
     }
 
-    /// Writes to standard error, past every lock, and begins anew.
+    /// Writes the line to standard error without a lock, and empties it.
     fn print(&mut self) {
         // SAFETY: the bytes are initialised; a short or failed write loses a line, nothing else.
         unsafe { libc::write(2, self.bytes.as_ptr().cast(), self.len) };

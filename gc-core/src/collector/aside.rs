@@ -15,7 +15,6 @@
 //!
 //! All three happen with the registry lock held, so none of them overlaps a stop or one of the
 //! others.
-//! another.
 
 use core::sync::atomic::Ordering;
 

@@ -1,37 +1,41 @@
-//! A mutator's handle table: where the cells of its open scopes are rooted.
+//! A mutator's handle table: it roots the cells of the mutator's open scopes.
 //!
 //! ```text
-//! segment 0, 64 KiB:  [ chunk of a | chunk of b | hole | chunk of a |          ]     the table: a stack of chunks, in segments that double in size
+//! segment 0, 64 KiB:  [ chunk of a | chunk of b | hole | chunk of a |          ]
 //! segment 1, 128 KiB: ...                                           ^ top
 //!
-//! chunk:  [ header | slot | slot | slot ]         4 words; a scope's second chunk has 16, and all others 64
+//! chunk:  [ header | slot | slot | slot ]
 //! ```
+//!
+//! The table is a stack of chunks, in segments that double in size. A scope's first chunk has 4
+//! words, its second 16, and each further one 64.
+//!
 //! Each scope has chunks of its own, so that an outer scope may be used while an inner one is open,
-//! and scopes may end in any order (those of coroutines do). A scope takes its first chunk with its
-//! first handle. As a rule scopes end innermost first, and the stack shrinks by what they had; a
-//! chunk that others lie above becomes a hole, which the next scope that wants one of its size
-//! takes. When all scopes have ended, the stack is empty.
+//! and scopes may end in any order (as those of coroutines do). A scope takes its first chunk with
+//! its first handle. As a rule scopes end innermost first, and the stack shrinks by their chunks. A
+//! chunk that does not lie at the top becomes a hole, which the next scope that needs a chunk of
+//! its size takes. When all scopes have ended, the stack is empty.
 //!
-//! Rejected: one stack of handles with a mark per scope. A handle that the outer scope makes while
-//! an inner one is open would lie above the inner one's mark, and die with it. And chunks of one
-//! size: a scope in each level of a recursion would cost 512 bytes for the handle or two that it
-//! has.
+//! Two simpler designs lost. One stack of handles with a mark for each scope: a handle that the
+//! outer scope makes while an inner one is open lies above the inner scope's mark, and ends with
+//! it. Chunks of one size: a scope in each level of a recursion, with a handle or two, takes 512
+//! bytes.
 //!
-//! # Who reads it
-//! The owner writes the table; the collector reads it *beside* the owner. In stop 1 it notes how
-//! high the stack is ([`Handles::snapshot`]), and no more. A slot below that does not change until
-//! its scope ends: what the owner pushes later it has got from the snapshot's graph, or it was born
-//! black, and need not be seen. The end of a scope while the table is still to be read hands each
-//! of its handles to the owner's log, as the barrier does an edge that is overwritten. So the stop
-//! costs the same whatever the table holds.
+//! # Reading beside the owner
+//! The owner writes the table, and the collector reads it *beside* the owner. Stop 1 only notes the
+//! height of the stack ([`Handles::begin_reading`]). A slot below that height does not change until
+//! its scope ends. A handle that the owner pushes later need not be read: its cell is in the
+//! snapshot, or was allocated black. If a scope ends before the table is read, its handles go to
+//! the owner's log, as an edge does that the barrier overwrites. So the stop costs the same
+//! whatever the table holds.
 //!
-//! Every word is a cell's address, zero, or odd: a header, or the links of a hole. So a reader
-//! needs no structure to read by. Slots are zero from a chunk's beginning until they are pushed, so
-//! no word of an earlier scope is taken for a handle.
+//! Every word is a cell's address, zero, or odd: a header, or a link of a hole. So a reader needs
+//! no structure to read by. Slots are zero from a chunk's beginning until they are pushed, so no
+//! word of an earlier scope is taken for a handle.
 //!
 //! # Memory
-//! There is no bound but the system's. In each cycle's last stop the collector lowers the height up
-//! to which the owner may go without asking ([`Handles::lower`]); what lies above it is free,
+//! The system alone bounds the table. In each cycle's last stop the collector lowers the limit up
+//! to which the owner pushes without the lock ([`Handles::lower`]). The memory above it is free,
 //! and goes back to the system after the stop ([`Handles::trim`]).
 
 use core::cell::{Cell, UnsafeCell};
@@ -44,26 +48,26 @@ use crate::fault::{Fault, planted};
 use crate::memory::MapError;
 use crate::memory::os::Map;
 
-/// Words of a chunk, by its size's number. The first holds what most scopes make, at 8 bytes of
-/// header.
+/// Words of a chunk, by the number of its size. The first size holds the handles of most scopes,
+/// with a header of 8 bytes.
 const SIZES: [usize; 3] = [4, 16, 64];
-/// Bytes of the first segment; each has twice as many as the one before.
+/// Bytes of the first segment; each further one has twice as many as the one before.
 const FIRST: usize = 64 << 10;
-/// Together a tebibyte and more: as good as no bound.
+/// Segments of a table: together more than a tebibyte, which no program fills.
 const SEGMENTS: usize = 25;
-/// Bytes by which the owner's bound rises when it asks.
+/// Bytes by which the owner's limit rises at a time.
 const STEP: usize = 256 << 10;
-/// Bytes above the top that are kept: they are wanted again soon.
+/// Bytes above the top that are kept, since the owner soon needs them again.
 const SLACK: usize = 32 << 10;
 const PAGE: usize = 4096;
-/// Chunks given back in one piece, between two places at which a stop can come in, and chunks whose
-/// handles are logged as well.
+/// Chunks that are given back under one `no_preempt`, and the same for chunks whose handles are
+/// logged as well.
 const PIECE: usize = 64;
 const LOGGED_PIECE: usize = 4;
 
 const WORD: usize = size_of::<usize>();
 
-/// What the first word of a chunk says. Odd, as no cell's address is.
+/// The first word of a chunk. It is odd, as no cell's address is.
 ///
 /// ```text
 /// 63        20   7..5      4..2       1      0
@@ -73,8 +77,8 @@ const WORD: usize = size_of::<usize>();
 struct Header(usize);
 
 impl Header {
-    /// Of a scope's chunk: `below` is the size of the chunk under it, or there is none in its
-    /// segment; `link` is the address of the scope's chunk before.
+    /// The header of a scope's chunk. `below`: the size of the chunk under it in its segment, if
+    /// there is one. `link`: the address of the scope's chunk before, or 0.
     fn new(size: usize, below: Option<usize>, link: usize) -> Self {
         Self(1 | size << 2 | below.map_or(0, |below| below + 1) << 5 | (link / WORD) << 20)
     }
@@ -100,17 +104,17 @@ impl Header {
     }
 }
 
-/// A stretch of the table. Addresses; zero: not mapped.
+/// A segment of the table. All words are addresses; zero: not mapped.
 #[derive(Default)]
 struct Segment {
     base: AtomicUsize,
-    /// How far the owner may go without taking the lock. The collector lowers it in stops; the
-    /// owner raises it under the lock.
+    /// The end of the memory that the owner uses without the lock. The collector lowers it in
+    /// stops; the owner raises it under the lock.
     limit: AtomicUsize,
-    /// Where the memory ends that was touched since it was given back. Under the lock.
+    /// The end of the memory that was touched since it was given back. Under the lock.
     touched: AtomicUsize,
-    /// Where the chunks ended when the owner went on to the next segment, and the last one's size
-    /// plus one. For the owner, and for the reader of the segments below the top's.
+    /// The end of the chunks when the owner went on to the next segment, and the last chunk's size
+    /// plus one. Read by the owner, and by the collector for segments below the top's.
     left_at: AtomicUsize,
     left_below: Cell<usize>,
 }
@@ -119,29 +123,30 @@ fn segment_bytes(segment: usize) -> usize {
     FIRST << segment
 }
 
-/// One mutator's handles.
+/// The handles of one mutator.
 pub(crate) struct Handles {
-    /// Where the next chunk goes. Relaxed, here and in this whole file where nothing else is said:
-    /// one thread writes, and its stop orders the collector's reads.
+    /// The address of the next chunk. Relaxed, here and in this whole file unless a comment says
+    /// otherwise: one thread writes, and its stop orders the collector's reads.
     top: AtomicUsize,
     /// The segment that the top is in.
     current: AtomicUsize,
-    /// The collector has yet to read what the table held at stop 1: the end of a scope logs it.
+    /// Whether the collector has still to read the handles of stop 1: then the end of a scope logs
+    /// its handles.
     unread: AtomicBool,
-    /// What it has to read: up to there.
+    /// The height of the stack at stop 1: the segment, and the top.
     snapshot: [AtomicUsize; 2],
-    /// The size of the chunk under the top, plus one; 0: there is none in the segment. For the
-    /// owner, as what follows.
+    /// The size of the chunk under the top, plus one; 0: there is none in the segment. Used by the
+    /// owner alone, as `holes`.
     below: Cell<usize>,
-    /// The first hole of each size; 0: none. A hole's second and third word link it to the next and
-    /// to the one before.
+    /// The first hole of each size; 0: none. A hole's second and third word link it to the next
+    /// hole and to the previous one.
     holes: [Cell<usize>; SIZES.len()],
     segments: [Segment; SEGMENTS],
     /// Memory of the segments. Changed under the lock.
     maps: UnsafeCell<[Option<Map>; SEGMENTS]>,
     /// Held by the owner while it goes beyond a limit, under `no_preempt`, and by the collector
-    /// while it gives memory back, which happens under the lock of the heap's records: so a fork
-    /// finds it free.
+    /// while it gives memory back. The collector then also holds the lock of the heap's records, so
+    /// a fork finds this lock free.
     growing: Mutex<()>,
 }
 
@@ -150,8 +155,8 @@ pub(crate) struct Handles {
 /// # Safety
 /// `address` is one of a mapped segment.
 unsafe fn word<'a>(address: usize) -> &'a AtomicUsize {
-    // SAFETY: by the contract; mapped memory is aligned and initialised, and the owner of the
-    // reference does not outlive the table.
+    // SAFETY: by the contract; mapped memory is aligned and initialised, and the reference does not
+    // outlive the table.
     unsafe { &*core::ptr::with_exposed_provenance::<AtomicUsize>(address) }
 }
 
@@ -174,7 +179,7 @@ impl Handles {
         Ok(handles)
     }
 
-    /// Maps a segment. Under the lock, or alone.
+    /// Maps a segment. Under the lock, or before the table is shared.
     fn map(&self, at: usize) -> Result<(), MapError> {
         let map = Map::new(segment_bytes(at))?;
         let base = map.base().expose_provenance();
@@ -183,14 +188,14 @@ impl Handles {
         segment.base.store(base, Ordering::Relaxed);
         segment.limit.store(limit, Ordering::Relaxed);
         segment.touched.store(limit, Ordering::Relaxed);
-        // SAFETY: under the lock, or alone.
+        // SAFETY: under the lock, or before the table is shared.
         unsafe { (*self.maps.get())[at] = Some(map) };
         Ok(())
     }
 
     // ---- the owner's side, under `no_preempt` ---------------------------------------------------
 
-    /// A chunk for a scope whose last one is at `link` (0: none): all slots are zero.
+    /// Takes a chunk for a scope whose last chunk is at `link` (0: none). All its slots are zero.
     fn take(&self, size: usize, link: usize) -> Result<usize, MapError> {
         let hole = self.holes[size].get();
         if hole != 0 {
@@ -211,13 +216,14 @@ impl Handles {
             self.raise(bytes)?;
         }
         let chunk = self.top.load(Ordering::Relaxed);
-        // SAFETY: below the limit of a mapped segment, and above all chunks: the owner's.
+        // SAFETY: the chunk lies below the limit of a mapped segment and above all other chunks, so
+        // the owner alone uses it.
         unsafe {
             let header = Header::new(size, self.below.get().checked_sub(1), link);
             word(chunk).store(header.0, Ordering::Relaxed);
             if size == 0 {
-                // Three stores: `memset` takes longer than all else here, and most scopes have this
-                // chunk alone.
+                // Three stores: `memset` takes longer than the rest of this function, and most
+                // scopes have this chunk alone.
                 for slot in 1..SIZES[0] {
                     word(chunk + slot * WORD).store(0, Ordering::Relaxed);
                 }
@@ -268,7 +274,7 @@ impl Handles {
         Ok(())
     }
 
-    /// Gives one chunk back; the one before it of its scope, or 0.
+    /// Gives one chunk back. Returns the chunk before it of its scope, or 0.
     fn give(&self, chunk: usize) -> usize {
         // SAFETY: a scope's chunk, of the table.
         let header = Header(unsafe { word(chunk) }.load(Ordering::Relaxed));
@@ -281,8 +287,8 @@ impl Handles {
         header.link()
     }
 
-    /// Lowers the top to `chunk`, which lies under it, and on to the last chunk that is none of the
-    /// holes.
+    /// Lowers the top to `chunk`, the chunk below the top, and further over all holes that lie
+    /// below it.
     fn pop(&self, mut chunk: usize, mut header: Header) {
         loop {
             let Some(below) = header.below() else {
@@ -321,10 +327,10 @@ impl Handles {
         self.below.set(below);
     }
 
-    /// The chunk of that size that ends at `end`.
+    /// The chunk of this size that ends at `end`.
     fn under(&self, end: usize, size: usize) -> (usize, Header) {
         let chunk = end - SIZES[size] * WORD;
-        // SAFETY: a chunk of the table: its neighbour, or its segment, says so.
+        // SAFETY: a chunk of the table: the header above it, or its segment, gives its size.
         (
             chunk,
             Header(unsafe { word(chunk) }.load(Ordering::Relaxed)),
@@ -334,7 +340,7 @@ impl Handles {
     fn make_hole(&self, chunk: usize, header: Header) {
         let size = header.size();
         let next = self.holes[size].replace(chunk);
-        // SAFETY: a scope's chunk that has ended, and a hole.
+        // SAFETY: the chunk of a scope that has ended, and a hole.
         unsafe {
             word(chunk).store(header.free().0, Ordering::Relaxed);
             for slot in 3..SIZES[size] {
@@ -373,12 +379,13 @@ impl Handles {
     /// Must the end of a scope log its handles?
     #[inline]
     fn is_unread(&self) -> bool {
-        // Acquire pairs with the Release of `all_read`: the collector has read the slots before
-        // they are used again.
+        // Acquire pairs with the Release of `all_read`: the owner uses the slots again after the
+        // collector has read them.
         self.unread.load(Ordering::Acquire) && !planted(Fault::HandlesUnlogged)
     }
 
-    /// For an owner that detaches: calls `log` with what the collector may not have read yet.
+    /// By an owner that detaches: calls `log` with each handle that the collector may not have read
+    /// yet.
     pub(crate) fn retire(&self, log: impl FnMut(usize)) {
         if self.is_unread() {
             self.note(false);
@@ -389,7 +396,7 @@ impl Handles {
 
     // ---- the collector's side -------------------------------------------------------------------
 
-    /// In stop 1: what the table holds now is to be read. `false`: nothing.
+    /// In stop 1: the handles that are in the table now are to be read. `false`: there are none.
     pub(crate) fn begin_reading(&self) -> bool {
         self.note(true)
     }
@@ -408,14 +415,15 @@ impl Handles {
         !is_empty
     }
 
-    /// Bytes that are to be read, at most.
+    /// The number of bytes that are to be read, at most.
     pub(crate) fn bytes_to_read(&self) -> usize {
         let [current, top] = [0, 1].map(|at| self.snapshot[at].load(Ordering::Relaxed));
         top - self.segments[current].base.load(Ordering::Relaxed) + segment_bytes(current) - FIRST
     }
 
-    /// Beside the owner: calls `f` with each handle in `most` bytes of the snapshot from `from` on
-    /// (at first 0), and others that were pushed since. Where to go on.
+    /// Beside the owner: calls `f` with each handle in `most` bytes of the snapshot, from position
+    /// `from` on (at first 0). Among them may be handles that were pushed since. Returns the
+    /// position to go on at.
     pub(crate) fn read_piece(
         &self,
         from: usize,
@@ -423,7 +431,7 @@ impl Handles {
         mut f: impl FnMut(usize),
     ) -> Option<usize> {
         let [last, top] = [0, 1].map(|at| self.snapshot[at].load(Ordering::Relaxed));
-        // Positions count the bytes of all segments before.
+        // A position counts the bytes of all segments before it.
         let segment = (0..last)
             .find(|at| from < segment_bytes(at + 1) - FIRST)
             .unwrap_or(last);
@@ -431,15 +439,15 @@ impl Handles {
         let base = self.segments[segment].base.load(Ordering::Relaxed);
         let end = match segment {
             at if at == last => top,
-            // It may be another by now: the chunks beyond are those of scopes that have ended, and
-            // logged.
+            // `left_at` may have changed since: chunks beyond it belonged to scopes that have
+            // ended, and were logged.
             at => self.segments[at].left_at.load(Ordering::Relaxed),
         };
         let first = base + (from - before);
         let stop = end.min(first + most);
         for address in (first..stop).step_by(WORD) {
-            // SAFETY: words of a segment, which stays mapped until `trim`, which does not run while
-            // there is something to read.
+            // SAFETY: a word of a segment. The segment stays mapped until `trim`, which does not
+            // run while handles are to be read.
             let handle = unsafe { word(address) }.load(Ordering::Relaxed);
             if handle != 0 && handle & 1 == 0 {
                 f(handle);
@@ -451,7 +459,7 @@ impl Handles {
         }
     }
 
-    /// All of the snapshot has been read: scopes end without logging again.
+    /// All of the snapshot has been read: the ends of scopes no longer log.
     pub(crate) fn all_read(&self) {
         // Release pairs with the Acquire of `is_unread`.
         self.unread.store(false, Ordering::Release);
@@ -462,7 +470,7 @@ impl Handles {
         self.unread.load(Ordering::Relaxed)
     }
 
-    /// Calls `f` with each handle of the snapshot. For the owner, or the collector.
+    /// Calls `f` with each handle of the snapshot. By the owner, or by the collector.
     pub(crate) fn for_each(&self, mut f: impl FnMut(usize)) {
         let mut from = Some(0);
         while let Some(at) = from {
@@ -470,8 +478,8 @@ impl Handles {
         }
     }
 
-    /// In a stop: takes the memory well above the top from the owner. `true`: there is some, so
-    /// [`trim`](Self::trim) is to come.
+    /// In a stop: lowers the owner's limit to a little above the top. `true`: there is memory above
+    /// it, so a [`trim`](Self::trim) must follow.
     pub(crate) fn lower(&self) -> bool {
         let current = self.current.load(Ordering::Relaxed);
         let segment = &self.segments[current];
@@ -484,11 +492,11 @@ impl Handles {
             || above.is_some_and(|above| above.base.load(Ordering::Relaxed) != 0)
     }
 
-    /// Gives the memory above the owner's bound back. Outside of stops, when nothing is to be read;
-    /// under the lock of the heap's records.
+    /// Gives the memory above the owner's limit back. Outside of stops, when no handles are to be
+    /// read; under the lock of the heap's records.
     pub(crate) fn trim(&self) {
         let _growing = self.growing.lock();
-        // The owner leaves a segment upwards under this lock only.
+        // The owner goes on to a higher segment under this lock only.
         let current = self.current.load(Ordering::Relaxed);
         let segment = &self.segments[current];
         let limit = segment.limit.load(Ordering::Relaxed);
@@ -499,8 +507,8 @@ impl Handles {
             && let Some(map) = &maps[current]
         {
             let Range { start, end } = limit.next_multiple_of(PAGE)..touched;
-            // SAFETY: whole pages of the mapping, beyond the owner's bound, which it raises under
-            // this lock.
+            // SAFETY: whole pages of the mapping, beyond the owner's limit, which the owner raises
+            // under this lock only.
             if start < end && unsafe { map.discard(start - map.base() as usize, end - start) } {
                 segment.touched.store(limit, Ordering::Relaxed);
             }
@@ -512,15 +520,15 @@ impl Handles {
     }
 }
 
-/// One scope's handles. Who makes it ends it, see [`Chain::end`].
+/// The chunks of one scope. The scope that makes a chain must end it, see [`Chain::end`].
 pub(crate) struct Chain<'m> {
     handles: &'m Handles,
     thread: &'m gc_preempt::Mutator,
-    /// Where the next handle goes, and the end of the chunk that is being filled. At first both
-    /// null.
+    /// The next handle's slot, and the end of the chunk that is being filled. Both are null at
+    /// first.
     cursor: Cell<*const AtomicUsize>,
     limit: Cell<*const AtomicUsize>,
-    /// That chunk; 0: none.
+    /// The chunk that is being filled; 0: none.
     chunk: Cell<usize>,
 }
 
@@ -539,7 +547,7 @@ impl<'m> Chain<'m> {
     /// Roots a cell until the chain ends.
     ///
     /// # Errors
-    /// The system refused memory, and nothing has been rooted.
+    /// The system refused memory, and the cell is not rooted.
     #[inline]
     pub(crate) fn push(&self, address: usize) -> Result<(), MapError> {
         let slot = self.cursor.get();
@@ -548,8 +556,8 @@ impl<'m> Chain<'m> {
         }
         // SAFETY: a slot of the chain's last chunk, in a table that outlives the chain.
         unsafe { (*slot).store(address, Ordering::Relaxed) };
-        // From here on the slot has it, as this thread's stops see it; until then it is in a
-        // register.
+        // From here on the slot roots the cell, as a stop of this thread sees it. Before, the cell
+        // is in a register.
         compiler_fence(Ordering::SeqCst);
         self.cursor.set(slot.wrapping_add(1));
         Ok(())
@@ -573,8 +581,8 @@ impl<'m> Chain<'m> {
         self.push(address)
     }
 
-    /// Ends the scope: its handles root nothing any more. Hands them to `log` where the collector
-    /// has not read them yet.
+    /// Ends the scope: its handles no longer root their cells. Calls `log` with each handle if the
+    /// collector has not read them yet.
     #[inline]
     pub(crate) fn end(&self, log: impl FnMut(usize)) {
         if self.chunk.get() != 0 {
@@ -607,7 +615,7 @@ fn log_chunk(chunk: usize, log: &mut impl FnMut(usize)) {
     // SAFETY: a scope's chunk, of the table.
     let size = Header(unsafe { word(chunk) }.load(Ordering::Relaxed)).size();
     for slot in 1..SIZES[size] {
-        // SAFETY: a slot of it.
+        // SAFETY: a slot of the chunk.
         let handle = unsafe { word(chunk + slot * WORD) }.load(Ordering::Relaxed);
         if handle != 0 {
             log(handle);
@@ -619,7 +627,7 @@ fn log_chunk(chunk: usize, log: &mut impl FnMut(usize)) {
 mod tests {
     use super::*;
 
-    /// What a collector that begins to read now finds.
+    /// The handles that a collector finds if it begins to read now.
     fn all(handles: &Handles) -> Vec<usize> {
         handles.begin_reading();
         let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! What the heap keeps for each attached thread: its record, its handles and its types.
+//! The state of each attached thread: its record, its handles and its cache of types.
 
 pub(crate) mod handles;
 pub mod record;

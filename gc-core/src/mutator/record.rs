@@ -1,5 +1,5 @@
-//! One mutator's record in its heap: what its fast paths read, at fixed offsets, so that assembly
-//! and JIT code can read it too.
+//! One mutator's record in its heap. The fields that its fast paths read are at fixed offsets, so
+//! that assembly and JIT code can read them too.
 
 use core::any::Any;
 use core::cell::{Cell, OnceCell, UnsafeCell};
@@ -23,49 +23,50 @@ use crate::weak::{JUDGING, Load, MARKING, judge_load};
 /// A mutator's record. Its address is constant while the mutator is attached: a JIT may bake it in,
 /// or keep it in a register.
 ///
-/// Only the offsets below are for others: [`CONTEXT_RUNS`], [`CONTEXT_MARKING`],
+/// Code outside of this crate may use these offsets only: [`CONTEXT_RUNS`], [`CONTEXT_MARKING`],
 /// [`CONTEXT_LOG_CURSOR`], [`CONTEXT_LOG_LIMIT`].
 #[repr(C)]
 pub struct Context {
     /// The mutator's runs, indexed by site.
     runs: *mut Run,
-    /// Not zero while stores are logged: [`MARKING`], or while what died is
-    /// being cleared, more. Changed by the collector while this mutator is stopped, so a unit reads
-    /// it once.
+    /// Not zero while stores are logged: [`MARKING`], or a greater value while words are being
+    /// cleared. The collector changes it while this mutator is stopped, so a restart range reads it
+    /// once.
     pub(crate) marking: AtomicU32,
-    /// Not zero: this thread holds a cell that only its registers and stack know yet, see
+    /// Not zero while this thread holds a cell that only its registers and stack name, see
     /// [`Context::open_window`].
     window: AtomicU32,
-    /// How many calls need its stack scanned whatever tier the heap is used by, see
+    /// The number of open calls that need a scan of the thread's stack in any tier, see
     /// [`Context::holding`].
     holding: AtomicU32,
-    /// Where the next logged word goes.
+    /// The address of the next word in the log.
     pub(crate) log_cursor: AtomicUsize,
     /// The end of the log.
     pub(crate) log_limit: AtomicUsize,
     log: UnsafeCell<[usize; LOG_WORDS]>,
     pub(crate) local: LocalAllocator,
     thread: OnceCell<gc_preempt::Mutator>,
-    /// Until then the mutator need not help to mark: nanoseconds on the pace's clock.
+    /// The end of the mutator's assist credit, in nanoseconds on the pace's clock.
     pub(crate) credit_until: Cell<u64>,
-    /// Nanoseconds for which it has assisted, and waited after that.
+    /// Nanoseconds that the mutator has spent in assists, and waited after them.
     pub(crate) assisted: Cell<u64>,
-    /// Inside `blocking`, but it is not idle there.
+    /// Whether the mutator uses a processor inside `blocking`, while the system backs memory for
+    /// it.
     pub(crate) is_busy: AtomicBool,
-    /// The collection that has scanned it while it was set aside, by [`Shared::scan`]. Under the
-    /// registry lock.
+    /// The last collection that scanned the mutator while it was aside, by [`Shared::scan`]. Under
+    /// the registry lock.
     pub(crate) scanned_in: AtomicU64,
-    /// Its number among the heap's records.
+    /// The record's place in the heap's list of records; `usize::MAX`: none.
     pub(crate) place: Cell<usize>,
-    /// The thread's end has detached it, under a `Mutator` that is still there.
+    /// Whether the thread's end has detached the mutator, though its `Mutator` still exists.
     pub(crate) gone: Cell<bool>,
-    /// What keeps the heap alive for a `Mutator` that was dropped inside `no_preempt`, where it
-    /// could not detach.
+    /// A reference to the heap for a `Mutator` that was dropped inside `no_preempt`, where it could
+    /// not detach.
     pub(crate) left: Cell<Option<Arc<dyn Any + Send + Sync>>>,
     pub(crate) shared: Arc<Shared>,
-    /// What the open scopes have rooted.
+    /// The handles of the open scopes.
     pub(crate) handles: Handles,
-    /// Where the mutator has found its types.
+    /// The mutator's cache of types.
     pub(crate) types: TypeCache,
 }
 
@@ -90,8 +91,8 @@ pub const CONTEXT_LOG_CURSOR: usize = offset_of!(Context, log_cursor);
 /// Offset in [`Context`] of the log's end.
 pub const CONTEXT_LOG_LIMIT: usize = offset_of!(Context, log_limit);
 
-/// How many words ahead of the one that is looked at a flush asks for mark bits, and for the heap's
-/// tables if those are clear.
+/// Words by which a flush prefetches mark bits ahead of the word that it handles, and the heap's
+/// tables if the mark bits are clear.
 const MARKS_AHEAD: usize = 24;
 const TABLES_AHEAD: usize = 12;
 
@@ -120,7 +121,7 @@ impl Context {
             types: TypeCache::new(),
         });
         let first = context.log.get() as usize;
-        // Relaxed: no other thread knows the record yet.
+        // Relaxed: no other thread has the record yet.
         context.log_cursor.store(first, Ordering::Relaxed);
         context
             .log_limit
@@ -128,29 +129,29 @@ impl Context {
         context
     }
 
-    /// This thread is about to have a cell that only its registers and stack know: in a heap whose
-    /// stacks are not scanned, a stop scans them in this thread until the window is closed. The
-    /// safe tier's part of it is a few instructions. A window that a panic leaves open costs
-    /// exactness, and nothing else.
+    /// Opens the window: this thread is about to have a cell that only its registers and stack
+    /// name. In a heap whose stacks are not scanned, a stop scans them in this thread until the
+    /// window is closed. The safe tier keeps it open for a few instructions. A window that a panic
+    /// leaves open costs exactness, and nothing else.
     #[inline(always)]
     pub(crate) fn open_window(&self) {
         // Relaxed, here and below: a stop of this thread orders it, and the fences keep the
-        // compiler from moving the cell's way out of it.
+        // compiler from moving the cell's uses out of the window.
         if !planted(Fault::NoWindow) {
             self.window.store(1, Ordering::Relaxed);
         }
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// All cells that this thread has are in handles, or nowhere.
+    /// Closes the window: handles name all cells that this thread has.
     #[inline(always)]
     pub(crate) fn close_window(&self) {
         compiler_fence(Ordering::SeqCst);
         self.window.store(0, Ordering::Relaxed);
     }
 
-    /// Has this thread's stack scanned until the result is dropped: it has cells there that no
-    /// handle names, while it runs code of the embedder's.
+    /// Has stops scan this thread's stack until the result is dropped. The thread has cells there
+    /// that no handle names, while it runs code of the embedder.
     pub(crate) fn holding(&self) -> Holding<'_> {
         // Relaxed: as in `open_window`.
         let depth = self.holding.load(Ordering::Relaxed);
@@ -172,7 +173,7 @@ impl Context {
         debug_assert!(set.is_ok());
     }
 
-    /// The registration, to be dropped: its drop detaches.
+    /// Takes the registration, whose drop detaches the thread.
     pub(crate) fn detach(&mut self) -> Option<gc_preempt::Mutator> {
         self.thread.take()
     }
@@ -191,7 +192,7 @@ impl Context {
         self.runs
     }
 
-    /// The words logged since the last flush. For the owner under `no_preempt`, or the collector
+    /// The words logged since the last flush. By the owner under `no_preempt`, or by the collector
     /// while the owner is stopped.
     pub(crate) fn logged(&self) -> impl ExactSizeIterator<Item = usize> + '_ {
         let first = self.log.get().cast::<usize>();
@@ -202,14 +203,14 @@ impl Context {
         (0..n.min(LOG_WORDS)).map(move |i| unsafe { first.add(i).read() })
     }
 
-    /// Empties the log. As for [`Context::logged`].
+    /// Empties the log. By the same threads as [`Context::logged`].
     pub(crate) fn reset_log(&self) {
         self.log_cursor
             .store(self.log.get() as usize, Ordering::Relaxed);
     }
 
-    /// Logs a word if marking is on, as the units do: its target is strong from now on. By the
-    /// owner under `no_preempt`.
+    /// Logs a word if marking is on, as the barrier does: the cell that it names is strong from now
+    /// on. By the owner under `no_preempt`.
     pub(crate) fn log(&self, word: usize) {
         if self.marking.load(Ordering::Relaxed) == 0 {
             return;
@@ -224,8 +225,8 @@ impl Context {
             .store(cursor + size_of::<usize>(), Ordering::Relaxed);
     }
 
-    /// The next cell that waits in one of the heap's queues of dead ones, from now on alive as far
-    /// as a cycle under way is concerned: the queue was its root.
+    /// Takes the next cell from one of the heap's queues of dead cells. The queue was its root, so
+    /// the cell is logged: a cycle under way must keep it.
     pub(crate) fn take_dead(&self, queue: &Finalizers) -> Option<Registration> {
         self.thread().no_preempt(|| {
             let entry = queue.next()?;
@@ -236,22 +237,22 @@ impl Context {
         })
     }
 
-    /// Moves the log into the heap's: those words that name something unmarked, so that mutators
-    /// which log over and over what is marked already give the collector nothing to do. Where the
-    /// heap's log is full, the mutator marks what its own names itself: nothing is ever lost. Under
-    /// `no_preempt`, or in a stop.
+    /// Moves the log's words that name unmarked cells into the heap's log. The others are dropped:
+    /// a mutator that logs marked cells again and again makes no work for the collector. If the
+    /// heap's log is full, the mutator marks the cells that its words name, so no word is lost.
+    /// Under `no_preempt`, or in a stop.
     pub(crate) fn flush_log(&self) {
         let shared = &*self.shared;
-        // Relaxed: changed while this mutator is stopped.
+        // Relaxed: it changes while this mutator is stopped only.
         if self.marking.load(Ordering::Relaxed) == JUDGING {
-            // All that lives is marked. What names something else was no edge, and would bring back
-            // what is being cleared.
+            // All live cells are marked. A word that names an unmarked cell was no edge, and would
+            // keep a cell whose words are being cleared.
             return self.reset_log();
         }
         let first = self.log.get().cast::<usize>();
         let mut n = 0;
-        // Edges that are overwritten lead anywhere: what tells of a word is asked for some words
-        // before.
+        // Overwritten edges lead anywhere, so the tables' lines for a word are prefetched some
+        // words before it is handled.
         let (mut marks, mut tables) = (self.logged(), self.logged());
         for word in marks.by_ref().take(MARKS_AHEAD) {
             roots::prefetch_logged(&shared.space, &shared.encodings, word);
@@ -275,8 +276,8 @@ impl Context {
         }
         // SAFETY: the log's first words, written above and before.
         let words = unsafe { core::slice::from_raw_parts(first, n) };
-        // While words are cleared, marks stay as they are. What fills the log are loads of long
-        // words, and the clearing ends soon.
+        // While words are being cleared, marks must not change. Only loads of long words fill the
+        // log then, and the clearing ends soon.
         while !shared.log.append(words) {
             if planted(Fault::LogLost) {
                 break;
@@ -295,16 +296,17 @@ impl Context {
         self.reset_log();
     }
 
-    /// What a weak load gives while words are being cleared. Under `no_preempt`.
+    /// The result of a weak load while words are being cleared. Under `no_preempt`.
     ///
     /// # Safety
     /// `slot` is readable.
     pub(crate) unsafe fn judge_load(&self, slot: usize) -> Load {
         let mode = self.marking.load(Ordering::Relaxed);
-        // A stop may have come since the unit looked, and the next cycle begun: nothing is marked
-        // yet, and much lives.
+        // A stop may have come since the weak load read the flag, and the next cycle begun: then
+        // nothing is marked yet, and most targets live.
         if mode <= MARKING && !planted(Fault::JudgedLate) {
-            // SAFETY: forwarded. Acquire: a thread that loads a cell finds it initialised.
+            // SAFETY: forwarded. Acquire pairs with the Release of the store of the cell: a thread
+            // that loads a cell finds it initialised.
             let word = unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };
             return if mode == MARKING {
                 Load::Open(word)
@@ -317,11 +319,11 @@ impl Context {
     }
 }
 
-/// A stopped mutator's record. A thread that was attached to the heap's world past the heap
+/// A stopped mutator's record. A thread that was attached to the heap's world, but not to the heap,
 /// has none; its stack is scanned all the same.
 pub(crate) fn context_of<'a>(mutator: &'a StoppedMutator<'_>) -> Option<&'a Context> {
-    // SAFETY: code that attaches with an exit hook vouches for the data; this crate's mutators do,
-    // with their context, which they free only after they have detached. A stopped mutator does not
+    // SAFETY: code that attaches with an exit hook guarantees its data. The mutators of this crate
+    // pass their record, and free it only after they have detached. A stopped mutator does not
     // write it.
     mutator
         .vouched()

@@ -1,10 +1,10 @@
-//! A heap's addresses: how many its reserve gets, and how many each of its tables.
+//! A heap's address space: the size of its reserve, and the sizes of its tables.
 //!
-//! All tables are sized by the reserve, since what they hold cannot be more than the cells that fit
-//! there, or than a program has of them. So a small heap is small in all its parts, and where the
-//! system limits addresses (`RLIMIT_AS`) everything is tried together: if one part does not fit,
-//! all of them are given back, and half of the reserve is tried. Were each to take what it gets,
-//! the first would leave nothing to the others.
+//! The reserve gives the size of each table, since no table has more entries than cells fit into
+//! the reserve, or than a program has of them. So a small heap is small in all its parts. If the
+//! system limits addresses (`RLIMIT_AS`), all parts are mapped together: if one part does not fit,
+//! all of them are unmapped, and half of the reserve is tried. If each part took the largest size
+//! that fits, the first would leave nothing to the others.
 
 use crate::config::{Config, default_reserve, default_reserve_within};
 use crate::encoding::{Encoding, Encodings};
@@ -23,7 +23,7 @@ use crate::satb_log::{LOG_WORDS, SharedLog};
 use crate::verify::Verify;
 use crate::weak::WeakWork;
 
-/// What is mapped for a heap.
+/// The mappings of a heap.
 pub(crate) struct Memory {
     pub(crate) space: Space,
     pub(crate) queue: MarkQueue,
@@ -38,19 +38,20 @@ pub(crate) struct Memory {
     pub(crate) verify: Option<Verify>,
 }
 
-/// How many entries the tables of a heap have, by its reserve.
+/// The numbers of entries of a heap's tables, by its reserve.
 struct Sizes {
     /// Handles that can be open at once.
     handles: usize,
-    /// Finalizers that can be registered, and as many that wait: no more than there can be cells.
-    /// Their tables grow.
+    /// Finalizers that can be registered, and as many that wait: at most one for each cell. Their
+    /// tables grow.
     finalizers: usize,
-    /// Words of the barrier's log, at most 2 MiB: several milliseconds of a thread that does
-    /// nothing but overwrite edges that are not marked yet.
+    /// Words of the heap's log, at most 2 MiB: a thread that only overwrites edges to unmarked
+    /// cells fills it in several milliseconds.
     log: usize,
-    /// Entries of the mark queue. A graph that needs more is marked all the same, by looking again.
+    /// Entries of the mark queue. A graph that needs more is marked all the same, by mark queue
+    /// overflow.
     queue: usize,
-    /// Mutators whose records a forked child can find.
+    /// Mutators whose records the child of a fork can find.
     mutators: usize,
 }
 
@@ -66,12 +67,12 @@ impl Sizes {
     }
 }
 
-/// Addresses that are left to the process besides a heap of an explicit reserve: the collector's
+/// Bytes of addresses that a heap of an explicit reserve leaves to the process: for the collector's
 /// stack and a mutator's tables.
 const LEFT: usize = 8 << 20;
 
 impl Memory {
-    /// The memory of a heap of the reserve that `config` says, or of as much of it as the system
+    /// The memory of a heap of the reserve in `config`, or of as large a part of it as the system
     /// has addresses for.
     pub(crate) fn fitting(
         config: &Config,
@@ -98,7 +99,7 @@ impl Memory {
                 pre_touch: config.pre_touch,
             };
             let memory = Memory::new(config, space).and_then(|memory| {
-                // A program that has not said how many addresses it wants for cells wants some for
+                // A program that has not said how many addresses its cells take needs some for
                 // itself.
                 let left = wanted.map_or(reserve as usize / 2, |_| LEFT);
                 if !planted(Fault::NoAddressesLeft) {
@@ -121,7 +122,7 @@ impl Memory {
             queue.pre_touch(space.pre_touched);
         }
         let kinds = kinds_for(space.reserved().len() as u64);
-        // Not a fault: a log that runs full is hard to get otherwise.
+        // Not a planted fault: the tests of a full log need a small one.
         let log = if planted(Fault::SmallLog) {
             1024
         } else {

@@ -1,5 +1,5 @@
-//! A heap, as its mutators and its collector share it: its memory, its roots, its logs, and the
-//! flags that a collection sets.
+//! The part of a heap that its mutators and its collector share: its memory, its roots, its logs,
+//! and the flags that a collection sets.
 
 use core::any::TypeId;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -23,38 +23,38 @@ use crate::stacks::Stacks;
 use crate::verify::Verify;
 use crate::weak::WeakWork;
 
-/// A heap, as its mutators and its collector share it.
+/// The part of a heap that its mutators and its collector share.
 pub(crate) struct Shared {
     pub(crate) space: Space,
-    /// How edges are encoded here.
+    /// The encodings of the heap's edges.
     pub(crate) encodings: Encodings,
     pub(crate) world: World,
     pub(crate) queue: MarkQueue,
-    /// Weak cells and ephemerons that markers meet.
+    /// Weak cells and ephemerons that markers find.
     pub(crate) weak: WeakWork,
     pub(crate) log: SharedLog,
     pub(crate) roots: Roots,
     /// Whether stacks and registers are roots.
     pub(crate) stacks: Stacks,
     pub(crate) finalizers: Finalizers,
-    /// Values that need `Drop`: whose cells they lie in, and which of them have died.
+    /// The registrations of values that need `Drop`, and the queue of those that died.
     pub(crate) drops: Finalizers,
-    /// Values whose `Drop` runs.
+    /// Values whose `Drop` runs at the moment.
     pub(crate) dying: Dying,
-    /// The Rust types that have cells here.
+    /// The Rust types that have cells in this heap.
     pub(crate) types: Types,
-    /// The records of all mutators. Changed inside `no_preempt`.
+    /// The records of all mutators. Used inside `no_preempt`, or by the collector outside of stops.
     pub(crate) contexts: gc_preempt::Mutex<Slab<Attached>>,
-    /// The second marking, if it was asked for.
+    /// The verifier, if the heap has one.
     pub(crate) verify: Option<Verify>,
-    /// Whether mutators' stores are logged, and whether what is dead has been decided: see `weak/`.
-    /// Changes in stops only. Each mutator has a copy in its record, so that a unit's test is one
-    /// compare.
+    /// The collector's mode: whether stores are logged, and whether the dead cells are decided (see
+    /// `weak/`). Changes in stops only. Each mutator has a copy in its record, so that the barrier
+    /// tests it by one compare.
     pub(crate) marking: AtomicU32,
     /// The number of the last scan of the roots, from 1 on. Changes in stops.
     pub(crate) scan: AtomicU64,
-    /// Marks must not change: while mutators run, it is being decided by them what is cleared and
-    /// queued.
+    /// Set while mutators run and the collector decides by the marks which words it clears and
+    /// which cells it queues: marks must not change.
     pub(crate) clearing: AtomicBool,
 }
 
@@ -66,8 +66,8 @@ pub(crate) struct Attached {
     pub(super) record: *const (),
 }
 
-// SAFETY: the record is read under the lock of the heap's records, or in the child of a fork by the
-// thread that is left; what is read of it is atomic, or its owner is stopped.
+// SAFETY: a record is read under the lock of the heap's records, or in the child of a fork by the
+// only thread. The fields that are read are atomic, or the record's owner is stopped.
 unsafe impl Send for Attached {}
 
 impl Shared {
@@ -76,7 +76,7 @@ impl Shared {
     pub(crate) fn change_root(&self, slot: usize, to: Option<usize>) {
         self.roots.change(slot, to, |word| {
             if !planted(Fault::RootsUnlogged) && !self.log.append(&[word]) {
-                // As in `Context::flush_log`. The snapshot of the roots is not read to its end, so
+                // As in `Context::flush_log`. Not all roots of the snapshot have been scanned, so
                 // marking is not over.
                 let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
                 roots::logged(&self.space, &self.encodings, &mut marker, word);
@@ -87,7 +87,7 @@ impl Shared {
 
     /// See [`clearing`](Self::clearing).
     pub(crate) fn is_clearing(&self) -> bool {
-        // Relaxed: a thread that sees it late waits a moment longer, or marks a moment later.
+        // Relaxed: a thread that reads an old value waits a moment longer, or marks a moment later.
         self.clearing.load(Ordering::Relaxed)
     }
 
@@ -104,11 +104,11 @@ impl Shared {
         protected(|| self.space.site(kind, bytes))
     }
 
-    /// The type's entry, made if there is none. `kind` describes its cells; `bytes` is their size
-    /// (0: of all sorts, and no site).
+    /// The type's entry, which is made if there is none. `kind` describes the type's cells; `bytes`
+    /// is their size (0: they have several sizes, and no site).
     ///
-    /// Two threads that meet a type, or a layout, for the first time at once may both describe it;
-    /// the first one's kind is the type's.
+    /// Two threads that look up a new type, or a new layout, at the same time may both describe it.
+    /// The type gets the kind that is entered first.
     pub(crate) fn type_info(
         &self,
         id: TypeId,
@@ -129,8 +129,8 @@ impl Shared {
             .ok_or(AllocError::Kind(KindError::TooMany))
     }
 
-    /// The kind of cells that `kind` describes: that of another type of this layout, if it may be
-    /// shared, or a new one.
+    /// The kind of cells that `kind` describes. If the kind may be shared, this is the kind of the
+    /// other types of this layout.
     fn type_kind(&self, sharing: Sharing, kind: Kind) -> Result<KindId, AllocError> {
         let layout = match sharing {
             Sharing::Shared if self.verify.is_none() && !planted(Fault::KindAType) => kind.layout(),

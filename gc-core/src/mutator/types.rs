@@ -1,18 +1,18 @@
-//! Which kind and site a Rust type has in a heap: made at the type's first allocation, then found
-//! in a few instructions.
+//! The kind and the site of each Rust type in a heap: made at the type's first allocation, then
+//! found in a few instructions.
 //!
-//! A heap has one table, under a lock; each mutator has a small cache of it that only its thread
-//! touches. A cache line's place and its comparison come from the type's `TypeId`, which is a
+//! A heap has one table, under a lock. Each mutator has a small cache of it that only its thread
+//! uses. The index of a cache line and its comparison come from the type's `TypeId`, which is a
 //! constant, so a hit is two compares and a load.
 //!
 //! # Types of one layout share a kind
-//! A kind has spans of its own for each size of its cells, and each mutator that allocates of it
-//! has one of them: 64 KiB for a single cell. So types whose cells the collector treats alike have
-//! one kind: all leaves, and all types with edges at the same offsets. Nothing but the kind's
-//! layout is known by the kind: handles and fields are typed by the compiler, and a value that
-//! needs `Drop` is registered with its own function.
+//! A kind has spans of its own for each size of its cells, and each mutator that allocates cells of
+//! the kind has one of these spans: 64 KiB for a single cell. So types whose cells the collector
+//! treats alike share one kind: all leaves, and all types with edges at the same offsets. A kind
+//! says nothing but the layout: the compiler types handles and fields, and a value that needs
+//! `Drop` is registered with its own function.
 //!
-//! A type has a kind of its own where
+//! A type has a kind of its own if
 //! - it has a trace function, which cannot be compared,
 //! - it needs `Drop`,
 //! - the heap verifies ([`HeapBuilder::verify`](crate::HeapBuilder::verify)): reports name a cell's
@@ -29,26 +29,26 @@ use crate::memory::MapError;
 use crate::memory::os::Table;
 use gc_preempt::Mutex;
 
-/// A type's kind and, where its cells are small, its site.
+/// A type's kind and, if its cells are small, its site.
 #[derive(Clone, Copy)]
 pub(crate) struct TypeInfo {
     pub(crate) kind: KindId,
-    /// Means nothing for types that have none ([`has_site`]).
+    /// Without meaning for types that have no site ([`has_site`]).
     pub(crate) site: Site,
 }
 
 pub(super) const NO_SITE: Site = Site { index: 0, size: 0 };
 
-/// Do values of so many bytes have a site in every heap? Of [`MAX_SMALL`] bytes they have none in a
+/// Do values of this size have a site in every heap? Values of [`MAX_SMALL`] bytes have none in a
 /// heap whose cells have a spare byte.
 pub(crate) const fn has_site(bytes: usize) -> bool {
     bytes < MAX_SMALL
 }
 
-/// A place of the table; all zero bytes: empty.
+/// An entry of the table; all zero bytes: empty.
 struct Entry {
     used: bool,
-    /// Set once `used` is.
+    /// Initialised if `used` is set.
     line: MaybeUninit<Line>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) enum Sharing {
 }
 
 impl Types {
-    /// Room for every kind twice, so that probing stays short.
+    /// A table with room for every kind twice, so that probing stays short.
     pub(crate) fn new(kinds: usize) -> Result<Self, MapError> {
         Ok(Self {
             lock: Mutex::new(()),
@@ -84,7 +84,7 @@ impl Types {
         self.lock.lock()
     }
 
-    /// The kind that types of this layout share; if there is none, it is `new` from now on.
+    /// The kind that types of this layout share. If there is none, `new` becomes that kind.
     pub(super) fn find_shared(
         &self,
         kinds: &Kinds,
@@ -118,7 +118,7 @@ impl Types {
         None
     }
 
-    /// What the table says of `id`; if nothing, it says `new` from now on.
+    /// The table's entry for `id`. If there is none, `new` is entered.
     pub(super) fn find(&self, id: TypeId, new: Option<TypeInfo>) -> Option<TypeInfo> {
         let _lock = self.lock.lock();
         let first = bits_of(id) as usize;
@@ -142,7 +142,7 @@ impl Types {
     }
 }
 
-/// Lines of a cache: an interpreter allocates a few dozen types, and 3 KiB a thread is cheap.
+/// Lines of a cache: an interpreter allocates a few dozen types, and a cache takes 3 KiB.
 const LINES: usize = 64;
 
 #[derive(Clone, Copy)]
@@ -151,12 +151,12 @@ struct Line {
     info: TypeInfo,
 }
 
-/// What one mutator remembers of its heap's types.
+/// One mutator's cache of its heap's types.
 pub(crate) struct TypeCache([Cell<Line>; LINES]);
 
 impl TypeCache {
     pub(crate) fn new() -> Self {
-        /// Is never asked for, so an empty line never answers.
+        /// A type that no mutator allocates, so an empty line never matches.
         struct Nothing;
         let empty = Line {
             id: TypeId::of::<Nothing>(),
@@ -179,7 +179,7 @@ impl TypeCache {
     }
 }
 
-/// Folds to a constant where `id` is one.
+/// The cache line of a type: a constant if `id` is one.
 #[inline(always)]
 fn line_of(id: TypeId) -> usize {
     bits_of(id) as usize % LINES
@@ -187,7 +187,7 @@ fn line_of(id: TypeId) -> usize {
 
 #[inline(always)]
 fn bits_of(id: TypeId) -> u64 {
-    /// Keeps the bits that a `TypeId` hands over: they are a hash already.
+    /// Keeps the bits that a `TypeId` passes: they are a hash already.
     struct Bits(u64);
     impl Hasher for Bits {
         #[inline(always)]
@@ -242,7 +242,8 @@ mod tests {
         ($($n:literal)*) => { [$(TypeId::of::<[u8; $n]>()),*] };
     }
 
-    /// The kinds that a heap gives to types of these descriptions, each time to another type.
+    /// The kinds that a heap gives to types of these descriptions, each description to another
+    /// type.
     fn kinds<const N: usize>(heap: &Heap, described: [(Sharing, Kind); N]) -> [KindId; N] {
         let shared = heap.shared();
         let mut ids = ids!(1 2 3 4 5 6 7 8 9 10 11 12).into_iter();
@@ -283,7 +284,7 @@ mod tests {
         all.dedup();
         assert_eq!(all.len(), 9, "the others have kinds of their own");
 
-        // A report names types by their kinds.
+        // A heap that verifies names types by their kinds.
         let heap = Heap::builder()
             .reserve(1 << 28)
             .verify(true)
