@@ -1,5 +1,5 @@
-//! The errors of allocation: no cell, no site, no heap. Each message says what was wrong and what
-//! would help.
+//! The errors of allocation: no cell, no site, no heap. Each message says what is wrong and what
+//! would cure it.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ use crate::limits::{
 };
 use crate::memory::MapError;
 
-/// One of a heap's tables has as many entries as it can have.
+/// A table of a heap has as many entries as it can have, or the system has no memory for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TableFull {
-    /// What the table has: values, roots, kinds.
+    /// The table's entries, as a plural noun: roots, root ranges, finalizers.
     pub table: &'static str,
-    /// What the user can change.
+    /// The cure: what the program can do.
     pub cure: &'static str,
 }
 
@@ -33,33 +33,33 @@ impl From<TableFull> for AllocError {
     }
 }
 
-/// Why an allocation gave no cell.
+/// An allocation failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AllocError {
-    /// The heap's hard limit allows no more.
+    /// The heap's hard limit leaves no room.
     HeapLimit {
         /// The limit in bytes.
         limit: u64,
-        /// The bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
     /// The heap's address range has no free page run of this length.
     Exhausted {
-        /// The bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
     /// The system refused memory.
     System(MapError),
-    /// There is no site, or no large object, of this kind and size.
+    /// There is no site, and no large object, of this kind and size.
     Site(SiteError),
-    /// The type cannot have a kind of its own.
+    /// The type's kind could not be registered.
     Kind(KindError),
     /// One of the heap's tables is full.
     TableFull(TableFull),
-    /// The request is larger than the heap's whole address range.
+    /// The request is larger than the heap's address range.
     TooLarge {
-        /// The bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
 }
@@ -111,7 +111,7 @@ impl From<MapError> for AllocError {
     }
 }
 
-/// Why there is no site for a kind and a size.
+/// There is no site for a kind and a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SiteError {
@@ -119,19 +119,19 @@ pub enum SiteError {
     UnknownKind(KindId),
     /// The kind has an edge beyond the end of a cell of this size.
     TooSmall {
-        /// The bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
-        /// The least size of the kind's cells.
+        /// The least bytes of the kind's cells.
         least: usize,
     },
-    /// The size is above [`MAX_SMALL`], so the cell is a large object, which has no site.
+    /// The size is above [`MAX_SMALL`]: the cell is a large object, which has no site.
     Large {
-        /// The bytes that were asked for.
+        /// The requested bytes.
         bytes: usize,
     },
-    /// The table of sites is full. The reserve gives its size.
+    /// The table of sites is full. Its length depends on the reserve.
     TooMany,
-    /// The heap does not scan stacks, and the fast tier keeps its cells there: see
+    /// The heap does not scan stacks, where the fast tier keeps its cells: see
     /// [`HeapBuilder::exact`](crate::HeapBuilder::exact).
     FastTier,
     /// The system refused memory for the table of sites.
@@ -178,7 +178,7 @@ impl std::error::Error for SiteError {
     }
 }
 
-/// Why no heap was built.
+/// The heap's address range could not be laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SpaceError {
@@ -186,8 +186,8 @@ pub enum SpaceError {
     Map(MapError),
     /// The hard limit is below [`MINIMUM_LIMIT`](crate::MINIMUM_LIMIT).
     LimitTooSmall(u64),
-    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above the 4 TiB that a
-    /// heap's tables can number.
+    /// The reserve is below [`MINIMUM_RESERVE`](crate::MINIMUM_RESERVE), or above 4 TiB, the most
+    /// that a heap's tables can number.
     Reserve(u64),
     /// There are more than eight conservative encodings.
     TooManyEncodings(usize),

@@ -1,14 +1,14 @@
 //! The raw tier: for virtual machines with cells and tagged words of their own.
 //!
-//! A cell is described by a [`Kind`], which [`Heap::kind`](crate::Heap::kind) registers. An edge is
-//! one aligned word in an [`Encoding`]. Cells come from
-//! [`Mutator::alloc_raw`](crate::Mutator::alloc_raw), or by a [`Site`] from
-//! [`Mutator::alloc_at`](crate::Mutator::alloc_at). A published cell's edges are changed by
-//! [`Mutator::write`](crate::Mutator::write), the write barrier. Roots are registers, stacks,
-//! [`RawRoot`]s, [`RootRange`]s and what [`RootCallback`]s report.
+//! A [`Kind`] describes cells, and [`Heap::kind`](crate::Heap::kind) registers it. An edge is one
+//! aligned word in an [`Encoding`]. [`Mutator::alloc_raw`](crate::Mutator::alloc_raw) allocates a
+//! cell of a kind; [`Mutator::alloc_at`](crate::Mutator::alloc_at) allocates one of a [`Site`],
+//! which is faster. [`Mutator::write`](crate::Mutator::write), the write barrier, changes an edge
+//! of a published cell. Roots are registers, stacks, [`RawRoot`]s, [`RootRange`]s and the words
+//! that [`RootCallback`]s report.
 //!
-//! Functions of this tier are unsafe where the collector trusts what it is told: a reference that
-//! no root leads to dangles after the next collection.
+//! Most functions of this tier are unsafe, because the collector trusts their arguments. A
+//! reference that is neither in a root nor in a live cell dangles after the next collection.
 //!
 //! ```
 //! use gc_core::Heap;
@@ -18,7 +18,7 @@
 //! // Two words, both edges; the lowest bit of a word is a tag.
 //! let pair = heap.kind(Kind::words_at("pair", &[0, 1], Encoding::low_bits(1)))?;
 //! let mutator = heap.attach()?;
-//! // SAFETY: the cells are of this heap and large enough; the stack roots them.
+//! // SAFETY: the cells are of this heap and large enough, and this stack leads to them.
 //! unsafe {
 //!     let first = mutator.alloc_raw(pair, 16)?.cast::<usize>();
 //!     let second = mutator.alloc_raw(pair, 16)?.cast::<usize>();

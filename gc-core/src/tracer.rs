@@ -1,5 +1,4 @@
-//! The sink of a cell's edges: the floor between the kinds, which know where edges lie, and the
-//! markers, which follow them.
+//! The interface between kinds, which find the edges of a cell, and markers, which follow them.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,35 +14,36 @@ pub(crate) const WORD: usize = size_of::<usize>();
 /// `address` is word-aligned and readable.
 #[inline(always)]
 pub(crate) unsafe fn load(address: usize) -> usize {
-    // SAFETY: forwarded. Ordering: Relaxed; the stop orders what a snapshot at the beginning must
-    // see, and later values lead to cells that were allocated black.
+    // SAFETY: forwarded. Relaxed: the stop that begins marking orders all earlier stores before
+    // this load, and a later value leads to a cell that was allocated black.
     unsafe { (*(address as *const AtomicUsize)).load(Ordering::Relaxed) }
 }
 
-/// Receives the edges of cells: a marker, or an oracle that only looks at them.
+/// Receives the edges of cells. A marker follows them; an oracle only reads them.
 pub(crate) trait Sink {
-    /// A word that may be an edge: an edge of the heap leads to a cell's first byte.
+    /// A word that may be an edge. An edge leads to a cell's first byte.
     fn edge(&mut self, word: usize, encoding: Encoding);
-    /// A word that may be anything.
+    /// A word of unknown meaning: it is treated conservatively.
     fn conservative(&mut self, word: usize);
-    /// A pair of an ephemeron cell, by its first word's address.
+    /// A pair of an ephemeron cell; `slot` is the address of its first word.
     fn pair(&mut self, slot: usize, encoding: Encoding);
-    /// A key that a later [`Sink::pair`] will ask for.
+    /// The key of a pair that a later call of [`Sink::pair`] will report, for a prefetch.
     fn key_ahead(&mut self, word: usize, encoding: Encoding);
 
-    /// Words of memory, each as by [`Sink::edge`].
+    /// Each word of a range of addresses, as by [`Sink::edge`].
     ///
     /// # Safety
     /// The range is readable and word-aligned.
     unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
         for word in words.step_by(WORD) {
-            // SAFETY: the caller says so.
+            // SAFETY: forwarded.
             self.edge(unsafe { load(word) }, encoding);
         }
     }
 }
 
-/// A traced kind's function reports its edges to it.
+/// Receives the edges that a traced kind's function reports
+/// ([`Kind::traced`](crate::raw::Kind::traced)).
 pub struct Tracer<'a> {
     sink: &'a mut dyn Sink,
 }
@@ -55,7 +55,7 @@ impl<'a> Tracer<'a> {
 }
 
 impl Tracer<'_> {
-    /// One word of the cell: an edge if `encoding` says so.
+    /// Reports one word of the cell: an edge if `encoding` says so. Any word may be passed.
     #[inline]
     pub fn edge(&mut self, word: usize, encoding: Encoding) {
         if encoding.decode(word).is_some() {
@@ -63,19 +63,20 @@ impl Tracer<'_> {
         }
     }
 
-    /// Every word of a range of **addresses**, in bytes, from the first word's to one past the last
-    /// word's: edges where `encoding` says so. (Not numbers of words, as
-    /// [`Kind::words_at`](crate::raw::Kind::words_at) takes them.)
+    /// Reports every word of a range of **addresses**, from the first word's address to one past
+    /// the last word: each is an edge if `encoding` says so. (These are byte addresses, not numbers
+    /// of words as in [`Kind::words_at`](crate::raw::Kind::words_at).)
     ///
     /// # Safety
-    /// The range is readable and word-aligned: part of the traced cell, or memory that stays
-    /// allocated while the cell is marked.
+    /// The range is readable and word-aligned. It is part of the traced cell, or memory that stays
+    /// allocated while the cell is traced.
     pub unsafe fn edges(&mut self, words: Range<usize>, encoding: Encoding) {
         // SAFETY: forwarded.
         unsafe { self.sink.edges(words, encoding) };
     }
 
-    /// A word that may be anything: the cell it names, if it names one, is an edge.
+    /// Reports a word of unknown meaning: if it names a cell, the cell is kept. The heap's
+    /// conservative encodings apply.
     pub fn conservative(&mut self, word: usize) {
         self.sink.conservative(word);
     }

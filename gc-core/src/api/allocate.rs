@@ -1,4 +1,4 @@
-//! Allocation by kind or by site, and what it does where the mutator's run is used up.
+//! Allocation by kind or by site, and its slow path, which refills the mutator's run.
 
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -15,16 +15,18 @@ use crate::heap::{ColdPages, LargeStep, Site};
 use crate::kind::KindId;
 
 impl Mutator {
-    /// A zeroed cell of at least `bytes` bytes; not zeroed, if its kind is
-    /// [`leaf_uninit`](crate::raw::Kind::leaf_uninit).
+    /// Allocates a zeroed cell of at least `bytes` bytes. If the kind is
+    /// [`leaf_uninit`](crate::raw::Kind::leaf_uninit), the cell is not zeroed.
     ///
     /// # Errors
-    /// [`AllocError`], after a collection has been tried; inside `no_preempt`, at once.
+    /// [`AllocError`]: the heap has no room, after a collection as well; inside `no_preempt`
+    /// without a collection. Or the cell is smaller than its kind demands, or the heap was built
+    /// with [`exact(true)`](crate::HeapBuilder::exact).
     ///
     /// # Safety
-    /// The cell lives only while a root leads to it: this thread's registers and stack, another
-    /// cell's edge, a declared range, a handle. `bytes` is large enough for what the kind says of
-    /// its cells.
+    /// The cell lives only while a root or a live cell leads to it: a register or the stack of this
+    /// thread, an edge, a root range, a raw root. `bytes` is large enough for all words that the
+    /// kind describes. The thread is not inside `blocking`.
     pub unsafe fn alloc_raw(&self, kind: KindId, bytes: usize) -> Result<NonNull<u8>, AllocError> {
         let stacks = &self.heap.shared().stacks;
         stacks.use_fast_tier().map_err(AllocError::Site)?;
@@ -32,10 +34,12 @@ impl Mutator {
         unsafe { self.alloc_in_window(kind, bytes) }
     }
 
-    /// [`alloc_raw`](Self::alloc_raw), for the safe tier: the thread's window is open when there is a cell.
+    /// Does what [`alloc_raw`](Self::alloc_raw) does, for the safe tier: on success the thread's
+    /// window is open.
     ///
     /// # Safety
-    /// As [`alloc_raw`](Self::alloc_raw); or the cell is put into a handle, and the window closed.
+    /// As [`alloc_raw`](Self::alloc_raw), or the caller makes a handle of the cell and closes the
+    /// window.
     pub(crate) unsafe fn alloc_in_window(
         &self,
         kind: KindId,
@@ -50,17 +54,18 @@ impl Mutator {
         unsafe { self.alloc_at_in_window(site) }
     }
 
-    /// A cell of `site`, zeroed as [`alloc_raw`](Self::alloc_raw)'s are: a bump while the run
-    /// lasts.
+    /// Allocates a cell of `site`: a bump while the mutator's run lasts. It is zeroed as in
+    /// [`alloc_raw`](Self::alloc_raw).
     ///
     /// # Errors
     /// As [`alloc_raw`](Self::alloc_raw).
     ///
     /// # Safety
-    /// As [`alloc_raw`](Self::alloc_raw); `site` is of this heap.
+    /// As [`alloc_raw`](Self::alloc_raw), and `site` is of this heap.
     #[inline(always)]
     pub unsafe fn alloc_at(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
-        // SAFETY: the array is this thread's, of the heap that made the site (the caller says).
+        // SAFETY: the runs are this thread's, and belong to the heap that made the site, as the
+        // caller promises.
         let cell = NonNull::new(unsafe { alloc::bump(self.runs, site) });
         match cell.or_else(|| self.alloc_slow(site)) {
             Some(cell) => Ok(cell),
@@ -68,10 +73,11 @@ impl Mutator {
         }
     }
 
-    /// [`alloc_at`](Self::alloc_at), as [`alloc_in_window`](Self::alloc_in_window) is.
+    /// Does what [`alloc_at`](Self::alloc_at) does, for the safe tier: on success the thread's
+    /// window is open.
     ///
     /// # Safety
-    /// As there.
+    /// As [`alloc_in_window`](Self::alloc_in_window), and `site` is of this heap.
     #[inline]
     pub(crate) unsafe fn alloc_at_in_window(&self, site: Site) -> Result<NonNull<u8>, AllocError> {
         self.record().open_window();
@@ -79,9 +85,10 @@ impl Mutator {
         unsafe { self.alloc_at(site) }
     }
 
-    /// None: [`why_none`](Self::why_none) says why. No window is open while this waits, and one is
-    /// when it gives a cell. An error is larger than what a call returns in registers, so that the
-    /// fast path would have to store its cell for nothing but to be where the slow path's is.
+    /// Refills the run and allocates. `None`: [`why_none`](Self::why_none) returns the error. No
+    /// window is open while this function waits, and the window is open when it returns a cell. It
+    /// does not return the error itself: a result that is larger than two registers would make the
+    /// fast path store its cell in memory.
     #[cold]
     #[inline(never)]
     fn alloc_slow(&self, site: Site) -> Option<NonNull<u8>> {
@@ -99,8 +106,8 @@ impl Mutator {
         self.record().close_window();
         let thread = self.thread();
         let mut attempts = Attempts::default();
-        // `refill` counts the cells of all holes of a bitmap word when it takes the word, so a run
-        // of the next hole does not count again.
+        // `refill` takes all holes of a bitmap word at once and counts all their cells. So a run
+        // from the next hole is not counted again.
         if thread.no_preempt(|| self.record().local.next_run(&shared.space, site)) {
             let cell = bump();
             if cell.is_some() {
@@ -132,7 +139,7 @@ impl Mutator {
         }
     }
 
-    /// Why [`alloc_slow`](Self::alloc_slow) gave nothing.
+    /// The error of an [`alloc_slow`](Self::alloc_slow) that returned `None`.
     #[cold]
     #[inline(never)]
     fn why_none(&self) -> AllocError {
@@ -148,7 +155,7 @@ impl Mutator {
         let shared = self.heap.state();
         let thread = self.thread();
         let mut attempts = Attempts::default();
-        // What can never be is refused before anything is collected for it.
+        // A request that can never succeed is refused before it makes a collection due.
         thread.no_preempt(|| shared.space.large_pages(kind, bytes))?;
         self.keep_pace(bytes);
         loop {
@@ -168,8 +175,8 @@ impl Mutator {
                     if let Some(cold) = shared.space.cold_pages(&large) {
                         self.have_backed(cold);
                     }
-                    // Megabytes may have to be cleared: the thread can be stopped meanwhile, since
-                    // no other thread sees the cell yet.
+                    // There may be megabytes to clear. The thread may be stopped meanwhile: no
+                    // other thread finds the cell yet.
                     while !shared.space.clear_large(&mut large) {}
                     self.record().open_window();
                     return Ok(thread.no_preempt(|| shared.space.publish_large(large)));
@@ -187,7 +194,7 @@ impl Mutator {
         }
     }
 
-    /// Collects, unless inside `no_preempt`, where nothing may wait.
+    /// Collects, except inside `no_preempt`, where a thread must not wait.
     fn collect_if_allowed(&self, whole: bool) -> bool {
         !self.thread().in_no_preempt() && {
             self.review_runs();
@@ -196,8 +203,8 @@ impl Mutator {
         }
     }
 
-    /// Has the system back what the next cells will lie in, where no stop waits for it. Where that
-    /// cannot be, nothing is done: the first touch will do it.
+    /// Has the system back the next cells' memory inside `blocking`, where no stop waits for the
+    /// kernel. If the thread must not block here, the first touch of the memory does it.
     #[cold]
     fn have_backed(&self, cold: ColdPages) {
         let (record, thread) = (self.record(), self.thread());

@@ -4,9 +4,9 @@
 //! Array<T>      [ length | field | field | ... ]       every word after the first is an edge
 //! Bytes         [ length | the bytes ...       ]       a leaf
 //! ```
-//! The collector needs no length: words that were never written are zero, and zero is no edge. So
-//! an array that was stopped in the middle of being made is as good as any (its length is written
-//! last, and for Rust alone).
+//! The collector does not read the length: words that were never written are zero, and zero is no
+//! edge. So it may trace an array at any moment of its construction. The length is for Rust code
+//! only, and is written last.
 
 use core::any::TypeId;
 use core::fmt;
@@ -26,7 +26,7 @@ use crate::mutator::types::Sharing;
 
 const WORD: usize = size_of::<usize>();
 
-/// An array of edges in a cell of its own. Made by [`Scope::alloc_array`], all null.
+/// An array of edges in a cell. [`Scope::alloc_array`] makes one; all its edges are null.
 ///
 /// A table that grows is a `Field<Array<T>>`: make a longer array with [`grown`](Array::grown), and
 /// replace the old one by one store.
@@ -37,7 +37,7 @@ pub struct Array<T> {
 }
 
 impl<T> Array<T> {
-    /// How many edges.
+    /// The number of edges.
     #[inline]
     #[allow(
         clippy::len_without_is_empty,
@@ -52,12 +52,12 @@ impl<T> Array<T> {
     pub fn fields(&self) -> &[Field<T>] {
         let first = (&raw const *self).expose_provenance() + WORD;
         // SAFETY: an `Array` exists in the heap only, in a cell with room for `len` words after the
-        // length; fields are words of any value that is zero or was stored by `Field`. The cell's
-        // address is exposed, so the pointer may be made anew for all of it.
+        // length. Each word is zero or was stored by `Field`. The cell's address is exposed, so a
+        // new pointer may cover all of it.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
-    /// [`Field::get`] of one edge.
+    /// The target of edge `index`: [`Field::get`].
     ///
     /// # Panics
     /// If `index` is out of range, and as [`Field::get`].
@@ -67,7 +67,7 @@ impl<T> Array<T> {
         self.fields()[index].get(scope)
     }
 
-    /// [`Field::set`] of one edge.
+    /// Makes edge `index` lead to `value`: [`Field::set`].
     ///
     /// # Panics
     /// If `index` is out of range, and as [`Field::set`].
@@ -79,13 +79,14 @@ impl<T> Array<T> {
 }
 
 impl<T: Trace> Array<T> {
-    /// A new array of `len` edges that begins with this one's (as many as fit).
+    /// Makes an array of `len` edges, and copies this array's edges to its beginning, as many as
+    /// fit.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`Scope::alloc`].
     ///
     /// # Panics
-    /// As [`Field::get`].
+    /// If this array does not lie in the scope's heap, and inside `blocking`.
     #[track_caller]
     pub fn grown<'s>(
         &self,
@@ -95,8 +96,8 @@ impl<T: Trace> Array<T> {
         let new = scope.alloc_array::<T>(len)?;
         scope.check_address((&raw const *self) as usize, "array");
         for (to, from) in new.fields().iter().zip(self.fields()) {
-            // SAFETY: both lie in live cells of this heap; what is loaded is in a register until it
-            // is stored.
+            // SAFETY: both fields lie in live cells of this heap. The loaded cell is in a register
+            // until it is stored, and the window is open.
             unsafe {
                 let record = scope.mutator().record();
                 record.open_window();
@@ -123,8 +124,7 @@ impl<T> fmt::Debug for Array<T> {
     }
 }
 
-/// Bytes in a cell of their own: a string's text, a buffer, code. Made by [`Scope::alloc_bytes`],
-/// and not changed any more.
+/// Immutable bytes in a cell: a string's text, a buffer, code. [`Scope::alloc_bytes`] makes one.
 #[repr(C)]
 pub struct Bytes {
     len: usize,
@@ -135,14 +135,14 @@ impl Deref for Bytes {
     #[inline]
     fn deref(&self) -> &[u8] {
         let first = (&raw const *self).expose_provenance() + WORD;
-        // SAFETY: as `Array::fields`; the bytes were written before anybody knew the cell, and do
-        // not change.
+        // SAFETY: as in `Array::fields`. The bytes were written before any other code had the cell,
+        // and do not change.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 }
 
 impl Bytes {
-    /// The bytes as text, if they are UTF-8.
+    /// The bytes as text; `None` if they are not UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         core::str::from_utf8(self).ok()
     }
@@ -154,7 +154,8 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// The shapes that types of any length share, one kind of each a heap.
+/// A layout of cells of any length, with one kind in each heap, which all types of the layout
+/// share.
 pub(crate) trait Shape: 'static {
     fn kind() -> Kind;
 }
@@ -185,8 +186,8 @@ impl Mutator {
         Ok(info.kind)
     }
 
-    /// A zeroed cell of a shape, in an open window: a length, and room for `len` elements of
-    /// `element` bytes.
+    /// Makes a zeroed cell of a shape, with room for a length and `len` elements of `element`
+    /// bytes. The thread's window is open on return.
     pub(crate) fn cell_of_shape<S: Shape>(
         &self,
         len: usize,
@@ -198,17 +199,17 @@ impl Mutator {
             .filter(|bytes| *bytes <= isize::MAX as usize - GRANULE)
             .ok_or(AllocError::TooLarge { bytes: usize::MAX })?;
         let kind = self.shape::<S>()?;
-        // SAFETY: the shape's kind says nothing of the cell's size, but that its first word is no
-        // edge. The caller roots the cell.
+        // SAFETY: the shape's kind demands no size of the cell beyond its first word, which is no
+        // edge. The caller makes a handle of the cell.
         Ok(unsafe { self.alloc_in_window(kind, bytes) }?.cast())
     }
 }
 
 impl<'s> Scope<'s> {
-    /// An array of `len` null edges.
+    /// Makes an array of `len` null edges.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -216,18 +217,18 @@ impl<'s> Scope<'s> {
     pub fn alloc_array<T: Trace>(&self, len: usize) -> Result<Local<'s, Array<T>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfEdges>(len, WORD)?;
-        // SAFETY: a new cell with room for the length and the fields, which are null; no other code
-        // knows it.
+        // SAFETY: a new cell with room for the length and the fields, which are null. No other code
+        // has the cell.
         unsafe {
             cell.write(len);
             self.try_hold_cell(cell.cast())
         }
     }
 
-    /// A cell that holds a copy of `bytes`.
+    /// Makes a cell that holds a copy of `bytes`.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -235,7 +236,7 @@ impl<'s> Scope<'s> {
     pub fn alloc_bytes(&self, bytes: &[u8]) -> Result<Local<'s, Bytes>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfBytes>(bytes.len(), 1)?;
-        // SAFETY: a new cell with room for the length and the bytes; no other code knows it.
+        // SAFETY: a new cell with room for the length and the bytes. No other code has the cell.
         unsafe {
             cell.write(bytes.len());
             cell.add(1)

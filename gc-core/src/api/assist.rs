@@ -1,5 +1,5 @@
-//! What an allocation does for the collector: it asks for a collection that is due, marks where
-//! marking is behind, and waits where the collector is late.
+//! The part of an allocation that serves the collector: it requests a collection that is due,
+//! assists marking that is behind, and waits for a collector that is late.
 
 use core::sync::atomic::Ordering;
 use core::time::Duration;
@@ -11,28 +11,29 @@ use crate::mark::Marker;
 use crate::pacer;
 use crate::thread::thread_cpu;
 
-/// Cells that a mutator marks between two looks at the clock: a microsecond's work, or ten where
-/// each is a miss in memory.
+/// Number of cells that a mutator marks between two readings of the clock: a microsecond of work,
+/// or ten if each cell is a cache miss.
 const ASSIST_PIECE: usize = 128;
 
-/// Bytes of an allocation that waits for a collection under way, if it would take the heap past its
-/// goal.
+/// Bytes from which an allocation waits for the current collection if it would take the heap past
+/// its goal.
 const LARGE: usize = 1 << 20;
 
-/// How long a mutator marks at a time. A stop waits for its end; and each beginning costs some
-/// tenths of a microsecond, since what waits in a marker's rings goes back to the queue.
+/// The longest time that a mutator marks without a stop. A stop waits for its end. Each beginning
+/// costs some tenths of a microsecond, because the words in a marker's prefetch ring go back to the
+/// queue.
 const ASSIST_SLICE: Duration = Duration::from_micros(8);
 
-/// How long one allocation marks at most, whatever it owes: a tenth of the 10 ms that
-/// [`Mutator::assisted`] is judged by. An allocation of 128 KiB may owe 65,536 cells, and in a heap
-/// of some GiB that lies at random a cell takes 100 ns.
+/// The longest time that one allocation marks, whatever its share is: a tenth of 10 ms, the window
+/// over which utilisation is judged. An allocation of 128 KiB may have a share of 65,536 cells, and
+/// a cell takes 100 ns in a heap of some GiB whose cells lie at random.
 const ASSIST_MOST: Duration = Duration::from_millis(1);
 
 impl Mutator {
-    /// Before an allocation of `bytes`: asks for a collection if one is due, and goes on, helping
-    /// the one that is under way where that is behind. Waits only where collections stop the world,
-    /// or where the collector is so late that the heap would grow without bound; and then for a
-    /// moment an allocation, not until something has come to pass.
+    /// Called before an allocation of `bytes`: requests a collection if one is due, and assists the
+    /// current one if it is behind. The thread waits only if collections stop the world, or if the
+    /// collector is so late that the heap would grow without bound. Then it waits for a bounded
+    /// time for each allocation, not for an event.
     #[inline]
     pub(super) fn keep_pace(&self, bytes: usize) {
         let state = self.heap.state();
@@ -41,8 +42,8 @@ impl Mutator {
         let asks = self.heap.ask_if_due(used);
         let is_block = bytes >= LARGE && state.concurrent && !planted(Fault::BlocksOvershoot);
         if is_block && pace.overshoots(used) {
-            // A few of these are as much as the heap may grow by, and are made faster than anything
-            // is marked.
+            // A few blocks of this size take the heap past its goal, and they are allocated faster
+            // than the collector marks.
             self.wait_a_moment(bytes as u64);
         } else if asks {
             if !state.concurrent && !self.thread().in_no_preempt() {
@@ -58,7 +59,7 @@ impl Mutator {
         }
     }
 
-    /// Marks, if marking is behind what has been allocated meanwhile.
+    /// Marks, if marking is behind the bytes that were allocated meanwhile.
     fn assist(&self, used: u64, bytes: u64) {
         let (state, record) = (self.heap.state(), self.record());
         let (pace, line) = (&state.pace, state.pace.line());
@@ -67,7 +68,7 @@ impl Mutator {
             return;
         }
         if owed == 0 {
-            // All that was expected is marked, and more turns up: the heap does not grow without
+            // The expected cells are marked, but marking finds more. The heap must not grow without
             // bound meanwhile.
             if line.waits(used) {
                 self.wait_a_moment(bytes);
@@ -77,14 +78,15 @@ impl Mutator {
         if pace.now() < record.credit_until.get() && !pace.is_stressed() {
             return;
         }
-        // Its own time: what the system gives to others meanwhile is no help.
+        // Processor time of this thread: time that the system gives to other threads does not count
+        // as an assist.
         let before = thread_cpu();
         let mut left = owed;
         let mut dry = false;
         let mut took = Duration::ZERO;
         while left != 0 && !dry && took < ASSIST_MOST {
-            // A stop waits for a piece, not for all of it. The mutator's own flag says whether
-            // there is anything to mark for: it changes in stops only, so not while the marker
+            // A stop waits for one slice, not for the whole assist. The record's flag says whether
+            // marking is on. It changes in stops only, so it does not change while the marker
             // lives.
             dry = self.thread().no_preempt(|| {
                 if record.marking.load(Ordering::Relaxed) == 0 || !pace.begin_assist() {
@@ -99,7 +101,7 @@ impl Mutator {
                         break dry;
                     }
                 };
-                // Longer than the collector waits for it, and shorter.
+                // Longer, and shorter, than the collector waits for an assist.
                 if planted(Fault::SlowHelpers) {
                     std::thread::sleep(Duration::from_millis(30));
                 }
@@ -125,10 +127,10 @@ impl Mutator {
         record.assisted.set(record.assisted.get() + assisted);
     }
 
-    /// How long allocations of this mutator have marked for the collector since it attached,
-    /// because it was behind, in processor time, and waited for it where the heap was beyond all
-    /// bounds. What the collector takes of a thread's time is this and the stops
-    /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)).
+    /// The time that assists of this mutator have taken since it attached: processor time in which
+    /// allocations marked because the collector was behind, and time in which they waited because
+    /// the heap was beyond all bounds. The collector takes this time and that of the stops
+    /// ([`HeapStats::pause_total`](crate::HeapStats::pause_total)) from the thread.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
@@ -141,7 +143,7 @@ impl Mutator {
         Duration::from_nanos(self.record().assisted.get())
     }
 
-    /// Lets the collector get on.
+    /// Waits for the current collection, for a bounded time.
     #[cold]
     fn wait_a_moment(&self, bytes: u64) {
         if !self.thread().in_no_preempt() {

@@ -1,4 +1,5 @@
-//! How a thread attaches to a heap, and how it detaches: by its [`Mutator`]'s drop, or at its end.
+//! How a thread attaches to a heap, and how it detaches: when its [`Mutator`] is dropped, or when
+//! the thread ends.
 
 use core::cell::Cell;
 use core::fmt;
@@ -19,13 +20,13 @@ use crate::mutator::record::Context;
 use crate::mutator::shared::Attached;
 use crate::weak::IDLE;
 
-/// Why a thread could not attach.
+/// A thread could not attach to a heap.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum AttachError {
-    /// It is attached already, or the system refused what a stop needs.
+    /// The thread is attached already, or the system refused a resource that stops need.
     Thread(gc_preempt::AttachError),
-    /// The system refused memory for its runs.
+    /// The system refused memory for the thread's runs.
     Map(MapError),
 }
 
@@ -48,13 +49,13 @@ impl std::error::Error for AttachError {
 }
 
 impl Heap {
-    /// Attaches the running thread, which may then allocate until the result is dropped. It does so
-    /// on its own stack: a stop waits for a thread that is on another one (a coroutine's) until it
-    /// is back.
+    /// Attaches the running thread to the heap until the result is dropped. The thread must run on
+    /// its own stack: a stop waits until a thread that is on another stack (a coroutine's) is back.
+    /// A thread may attach to several heaps.
     ///
     /// # Errors
-    /// [`AttachError`]: the thread is attached to this heap already, or the system refused what it
-    /// needs.
+    /// [`AttachError`]: the thread is attached to this heap already, or the system refused a
+    /// resource.
     pub fn attach(&self) -> Result<Mutator, AttachError> {
         Mutator::attach(self)
     }
@@ -73,26 +74,25 @@ impl Mutator {
         );
         let runs = context.runs();
         let context = Box::into_raw(context);
-        // SAFETY: the context is freed only after the thread has detached, by `drop`; where that
-        // never comes, at the thread's end, it is leaked and may be used for as long as the thread
-        // lives.
+        // SAFETY: the record is freed by `drop` only, after the thread has detached. If the mutator
+        // is never dropped, the record is leaked.
         let attached = unsafe { heap.world().attach_with(context.cast(), HOOKS) };
         match attached {
             Ok(thread) => {
-                // SAFETY: made above. Other threads (the collector) read it, but not the part that
-                // is set here.
+                // SAFETY: made above. The collector reads the record, but not the part that is set
+                // here.
                 let context = unsafe { NonNull::new_unchecked(context) };
                 // SAFETY: as above.
                 let record = unsafe { context.as_ref() };
                 record.attach(thread);
-                // A collector changes the flag in a stop only, so it does not change here. Relaxed:
-                // the stop orders it.
+                // A collector changes the record's flag in a stop only, so it does not change here.
+                // Relaxed: the stop orders it.
                 record.thread().no_preempt(|| {
                     // SAFETY: no arguments, no memory.
                     let owner = unsafe { libc::pthread_self() } as usize;
                     let context = context.as_ptr().cast_const();
-                    // With more than a million mutators, a child's spans of the last ones are never
-                    // used again.
+                    // If the table is full (a million mutators), the child of a fork never reuses
+                    // the spans of this mutator.
                     if let Ok(at) = record
                         .shared
                         .contexts
@@ -101,10 +101,11 @@ impl Mutator {
                     {
                         record.place.set(at);
                     }
-                    // A thread that attaches inside `blocking` of another heap is held by a stop
-                    // without being waited for: marking may begin between the two lines. SeqCst:
-                    // the collector changes the heap's flag first and the records' then, so what is
-                    // stored here is right, or the second look finds it wrong.
+                    // A stop does not wait for a thread that attaches inside `blocking` of another
+                    // heap, so marking may begin between the load and the store. SeqCst pairs with
+                    // the collector's SeqCst: it changes the heap's flag first and the records'
+                    // flags after it. So either the stored flag is right, or the second load finds
+                    // it wrong.
                     loop {
                         let marking = record.shared.marking.load(Ordering::SeqCst);
                         if planted(Fault::AttachOnce) {
@@ -145,7 +146,7 @@ impl Mutator {
         }
     }
 
-    /// The mutator that this thread has dropped where it could not detach, if it can now.
+    /// The mutator that this thread dropped inside `no_preempt` and that can detach now.
     fn left_behind(heap: &Heap) -> Option<Self> {
         if gc_preempt::in_no_preempt_here() {
             return None;
@@ -160,8 +161,8 @@ impl Mutator {
                 if attached.owner != me {
                     continue;
                 }
-                // SAFETY: this thread's own record, which is freed after it was taken out of the
-                // slab.
+                // SAFETY: this thread's own record, which is freed only after it has been removed
+                // from the slab.
                 if let Some(heap) = unsafe { attached.context().left.take() } {
                     return Some((NonNull::new(attached.as_ptr().cast_mut())?, heap));
                 }
@@ -180,15 +181,15 @@ impl Mutator {
     }
 }
 
-/// Gives back what a mutator has: its runs and its log.
+/// Gives back the mutator's runs and log, and removes its record from the heap.
 fn retire(context: &Context) {
-    // SAFETY: on its own thread, which is not stopped in it.
+    // SAFETY: on the mutator's own thread, which is not stopped meanwhile.
     context
         .thread()
         .no_preempt(|| unsafe { give_back(context) });
 }
 
-/// Takes a record out of the heap's.
+/// Removes a record from the heap's table.
 fn strike_off(context: &Context) {
     context
         .shared
@@ -197,13 +198,15 @@ fn strike_off(context: &Context) {
         .take(context.place.replace(usize::MAX));
 }
 
+/// Removes the record, ends its open scopes, and gives back its runs and its log.
+///
 /// # Safety
 /// On the mutator's own thread inside `no_preempt`, or with the registry lock held after the thread
 /// has ended.
 unsafe fn give_back(context: &Context) {
     strike_off(context);
-    // The collector does not meet the record any more. A scope that is open still is one of a
-    // thread that has ended inside it.
+    // The collector no longer finds the record. A scope that is still open belongs to a thread that
+    // has ended inside it.
     context.handles.retire(|word| context.log(word));
     context.local.retire(&context.shared.space);
     if !planted(Fault::LogKeptAtDetach) {
@@ -211,30 +214,30 @@ unsafe fn give_back(context: &Context) {
     }
 }
 
-/// What becomes of a mutator's record where its [`Mutator`] is not dropped, and where it has been
-/// set aside.
+/// Hooks for a mutator whose [`Mutator`] is not dropped, and for one that returns after it was set
+/// aside.
 const HOOKS: gc_preempt::MutatorHooks = gc_preempt::MutatorHooks {
     at_exit,
     gone,
     back: Some(collector::back),
 };
 
-/// A thread has ended without running any destructor. What it had logged was overwritten in the
-/// snapshot of a cycle under way, so it must not be lost.
+/// A thread has ended without running its destructors. Its log has words that were overwritten
+/// while marking was on, which marking still needs.
 ///
 /// # Safety
-/// `data` is the context of a mutator whose thread has ended, with the registry lock held.
+/// `data` is the record of a mutator whose thread has ended, and the registry lock is held.
 unsafe fn gone(data: *mut ()) {
-    // SAFETY: by the contract; contexts of threads that end so are never freed.
+    // SAFETY: by the contract; the record of a thread that ends so is never freed.
     unsafe { give_back(&*data.cast::<Context>()) };
 }
 
-/// The end of a thread whose [`Mutator`] was leaked.
+/// A thread ends whose [`Mutator`] was leaked.
 ///
 /// # Safety
-/// `data` is the context of the calling thread, still attached.
+/// `data` is the record of the calling thread, which is still attached.
 unsafe fn at_exit(data: *mut ()) {
-    // SAFETY: by the contract; contexts of leaked mutators are never freed.
+    // SAFETY: by the contract; the record of a leaked mutator is never freed.
     let context = unsafe { &*data.cast::<Context>() };
     retire(context);
     context.gone.set(true);
@@ -246,9 +249,9 @@ impl Drop for Mutator {
         let gone = record.gone.get();
         let blocking = !gone && record.thread().is_blocking();
         if !gone && record.thread().in_no_preempt() {
-            // It cannot wait for the registry here. It stays attached until the thread attaches to
-            // the heap again, or ends.
-            // SAFETY: taken once: this is the drop, and what follows does not use it.
+            // The thread must not wait for the registry lock here. It stays attached until it
+            // attaches to the heap again, or ends.
+            // SAFETY: taken once, here: this is the drop, and the rest of it does not use the heap.
             let heap = unsafe { ManuallyDrop::take(&mut self.heap) };
             self.record().left.set(Some(heap.keep()));
             return;
@@ -259,22 +262,22 @@ impl Drop for Mutator {
         if !gone && !blocking {
             retire(record);
         } else if blocking {
-            // The collector meets the record no more when it has no thread.
+            // The collector does not find the record any more once the record is out of the table.
             gc_preempt::no_preempt_here(|| strike_off(record));
         }
-        // SAFETY: the thread's registration goes first, so that no collector has the context when
-        // it is freed; the heap's handle last, since it may be the last one.
+        // SAFETY: the thread detaches first, so no collector has the record when it is freed. The
+        // heap's handle is dropped last, since it may be the last one.
         unsafe {
             let mut context = Box::from_raw(self.context.as_ptr());
             let thread = context.detach();
             if gone {
-                // A thread-local that is dropped after the one that detached this thread: its
-                // record may be another thread's by now.
+                // A thread-local that is dropped after the thread has detached: the thread's record
+                // of `gc-preempt` may belong to another thread by now.
                 core::mem::forget(thread);
             } else if let Some(thread) = thread {
                 if blocking {
-                    // A stop takes this thread for stopped already: what it reads changes only
-                    // where no stop is.
+                    // A stop takes this thread for stopped already, so the data that stops read may
+                    // change only while no stop is under way.
                     let section = || gc_preempt::no_preempt_here(|| give_back(&context));
                     thread.detach_after(section);
                 } else {

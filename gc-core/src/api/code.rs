@@ -1,5 +1,4 @@
-//! Machine code that an embedder has made: its frames are scanned by stack maps, and its units are
-//! begun again or left alone by stops.
+//! Machine code of an embedder: its stack maps, its restart ranges and its unsafe ranges.
 
 use std::any::Any;
 use std::fmt;
@@ -12,7 +11,7 @@ use gc_preempt::{CodeWhat, FrameRule};
 use crate::api::heap::Heap;
 use crate::encoding::Encoding;
 
-/// A piece of machine code, for [`Heap::register_code`].
+/// A description of machine code, for [`Heap::register_code`].
 ///
 /// ```
 /// use gc_core::jit::{CodeSpec, FrameRule};
@@ -34,8 +33,8 @@ pub struct CodeSpec {
 }
 
 impl CodeSpec {
-    /// The code at these addresses, with frames laid out by `frames`, and without stack maps: no
-    /// slot of its frames holds a reference at a call.
+    /// Describes the code at the addresses of `range`, whose frames have the layout of `frames`.
+    /// Without [`stack_maps`](Self::stack_maps), no slot of its frames holds a reference at a call.
     pub fn new(range: Range<usize>, frames: FrameRule) -> CodeSpec {
         CodeSpec {
             range,
@@ -48,28 +47,31 @@ impl CodeSpec {
         }
     }
 
-    /// The stack maps of its calls. The slots that they name hold edges of `encoding`.
+    /// Sets the stack maps of the code's calls. The slots that they name hold edges of `encoding`.
     pub fn stack_maps(mut self, maps: StackMaps, encoding: Encoding) -> CodeSpec {
         (self.maps, self.encoding) = (maps, encoding);
         self
     }
 
-    /// Addresses inside the code that are a restart range: a thread that is stopped there goes on
-    /// at the first of them. An inline allocation or barrier is one.
+    /// Adds a restart range inside the code: a thread that is stopped in it continues at its first
+    /// address. An inline allocation and an inline barrier are restart ranges. Any number of them
+    /// may be added.
     pub fn restart_range(mut self, range: Range<usize>) -> CodeSpec {
         self.restart.push(range);
         self
     }
 
-    /// Addresses inside the code at which no thread is ever stopped. They must be few, and must not
-    /// wait: a stop signals such a thread again and again until it has left them.
+    /// Adds an unsafe range inside the code: no thread is stopped in it. It must be short and must
+    /// not wait, since a stop sends its signal again and again until the thread has left the range.
+    /// Any number of them may be added.
     pub fn unsafe_range(mut self, range: Range<usize>) -> CodeSpec {
         self.uninterrupted.push(range);
         self
     }
 
-    /// What keeps the code mapped. It is dropped once the guard is gone and no stack returns into
-    /// the code. Without an owner the code stays mapped for as long as the process lives.
+    /// Sets the owner of the code's memory. It is dropped after the guard has been dropped and no
+    /// stack returns into the code. Without an owner the code must stay mapped as long as the
+    /// process lives.
     pub fn owner(mut self, owner: impl Any + Send) -> CodeSpec {
         self.owner = Some(Box::new(owner));
         self
@@ -91,8 +93,8 @@ impl fmt::Debug for CodeSpec {
     }
 }
 
-/// Keeps machine code registered. Its drop ends that: no thread may begin to run the code after it;
-/// threads inside of it may finish, and return through it.
+/// Keeps machine code registered. Its drop ends the registration: no thread may enter the code
+/// after that, but threads inside of it may finish it, and return into it.
 #[must_use = "dropping the guard removes the code at the next stop"]
 #[derive(Debug)]
 pub struct CodeGuard {
@@ -107,14 +109,14 @@ impl CodeGuard {
     }
 }
 
-/// Why code could not be registered.
+/// Code could not be registered.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum CodeError {
-    /// One of its ranges is empty, overlaps other code, or does not hold what the stack maps
-    /// describe.
+    /// A range is empty, overlaps other code, or does not contain the return addresses of its stack
+    /// maps.
     Range(gc_preempt::CodeError),
-    /// The heap has as many encodings as it can have.
+    /// The heap has as many encodings as it can have (1024).
     TooManyEncodings,
 }
 
@@ -145,32 +147,36 @@ impl From<gc_preempt::CodeError> for CodeError {
 }
 
 impl Heap {
-    /// Registers machine code. Frames of it that are stopped at a call are scanned exactly, by its
-    /// stack maps; its restart and unsafe ranges hold from now on. Dropping the guard ends that
-    /// once no stack returns into the code any more.
+    /// Registers machine code. A frame of the code at a call is scanned exactly, by its stack maps.
+    /// Restart and unsafe ranges take effect at once. The drop of the guard ends the registration
+    /// after no stack returns into the code. From this call on, stacks are roots, unless the heap
+    /// was built with [`exact(true)`](crate::HeapBuilder::exact). Call it outside of
+    /// [`no_preempt`](crate::Mutator::no_preempt).
     ///
     /// # Errors
     /// [`CodeError`]: a range is empty or overlaps other code, or the heap has too many encodings.
-    /// Nothing is registered then.
+    /// Nothing is registered.
     ///
     /// # Safety
-    /// The code stays mapped until the owner is dropped. It keeps the System V convention and the
-    /// frame rule. At each call every reference that lives across it stands in a slot that the
-    /// stack maps name. A restart range may be begun again from every instruction in it: it keeps
-    /// its inputs, and only its last instruction has an effect.
+    /// * The code stays mapped until the owner is dropped.
+    /// * The code follows the System V convention and the frame rule.
+    /// * At each call, every reference that is used after it is in a slot that the stack maps name.
+    /// * A restart range may begin again after any of its instructions: it does not change its
+    ///   inputs, and only its last instruction has an effect.
     pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         let shared = self.shared();
         shared.stacks.are_used();
         let encoding = shared.encodings.number(spec.encoding);
         let encoding = encoding.ok_or(CodeError::TooManyEncodings)?;
-        // Each range keeps the code mapped until its own registration has ended.
+        // Each range is a registration of its own, and each keeps the code mapped until it has
+        // ended.
         let owner = spec.owner.map(|owner| Arc::new(Mutex::new(owner)));
         let register = |range, what| {
             let owner = owner
                 .clone()
                 .map(|owner| Box::new(owner) as Box<dyn Any + Send>);
             let spec = gc_preempt::CodeSpec { range, what, owner };
-            // SAFETY: the caller's contract.
+            // SAFETY: forwarded.
             unsafe { shared.world.register_code(spec) }
         };
         let mut guards = Vec::with_capacity(1 + spec.restart.len() + spec.uninterrupted.len());

@@ -1,4 +1,4 @@
-//! Collections that a program asks for, and those that an allocation makes due.
+//! Collections that a program requests, and those that an allocation makes due.
 
 use std::sync::atomic::Ordering;
 
@@ -7,25 +7,24 @@ use crate::collector::Requests;
 use crate::fault::{Fault, planted, protected};
 
 impl Heap {
-    /// Runs a full collection and waits for it; gives its number. Requests of several threads share
-    /// one collection where one serves all.
-    ///
-    /// From a mutator it waits in `blocking`: what only registers and stack hold is scanned as
-    /// ever.
+    /// Runs a full collection, waits for it, and returns its number. One collection may serve
+    /// requests of several threads. Any thread may call this; a mutator waits in `blocking`, and
+    /// its registers and stack are scanned as in any collection.
     ///
     /// # Panics
-    /// Inside `no_preempt`, in a root callback, and on a thread that holds a stop
-    /// ([`Heap::with_stopped`]), where waiting would be for ever. See [`Heap::request_collection`].
+    /// Inside `no_preempt`, in a root callback or the drop of a code owner, and on a thread that
+    /// holds a stop ([`Heap::with_stopped`]): the wait would not end. Use
+    /// [`Heap::request_collection`] there. In the child of a fork, if the system refuses the
+    /// collector's thread.
     #[track_caller]
     pub fn collect(&self) -> u64 {
         self.collect_now(true)
     }
 
-    /// Runs a collection as one that is due is run, and waits for it; gives its number. It is a
-    /// young one, if the last one left marks for it: see
-    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections). For an embedder
-    /// that knows when little is alive of what was allocated lately, as between two frames or
-    /// requests.
+    /// Runs a collection such as allocation makes due, waits for it, and returns its number. It is
+    /// young if the last collection left its mark bits set (see
+    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)). For an embedder
+    /// at a moment when few of the new cells are alive, as between two frames or two requests.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().build()?;
@@ -41,7 +40,8 @@ impl Heap {
         self.collect_now(false)
     }
 
-    /// Collects all cells, or perhaps young ones only, and waits for it.
+    /// Runs a collection and waits for it. With `whole` it traces all cells; otherwise it may be
+    /// young.
     #[track_caller]
     pub(crate) fn collect_now(&self, whole: bool) -> u64 {
         self.on_collectors_thread(|requests| {
@@ -51,7 +51,8 @@ impl Heap {
         })
     }
 
-    /// Has the collector's thread do what `ask_and_wait` asks for, and waits in `blocking`.
+    /// Runs `ask_and_wait`, which gives the collector's thread an order and waits for it, in
+    /// `blocking`.
     #[track_caller]
     pub(super) fn on_collectors_thread(&self, ask_and_wait: impl FnOnce(&Requests) -> u64) -> u64 {
         let _kept = gc_preempt::KeepErrno::new();
@@ -78,12 +79,13 @@ impl Heap {
         }
     }
 
-    /// Asks for a full collection and does not wait for it; gives its number.
+    /// Requests a full collection without waiting for it, and returns its number. Mutators may call
+    /// this inside `no_preempt`, and root callbacks may, too.
     pub fn request_collection(&self) -> u64 {
         self.request(true)
     }
 
-    /// Asks for a collection: of all cells, or one that may be young.
+    /// Requests a collection: of all cells, or one that may be young.
     fn request(&self, whole: bool) -> u64 {
         let _kept = gc_preempt::KeepErrno::new();
         let requests = &self.state().requests;
@@ -94,12 +96,13 @@ impl Heap {
         protected(|| requests.ask(whole))
     }
 
-    /// Asks for a collection if `used` bytes in use make one due and no thread has asked yet; says
-    /// whether it has.
+    /// Requests a collection if `used` bytes in use make one due and no thread has requested it
+    /// yet. Returns whether it did.
     ///
-    /// In the child of a fork the collector's thread has to be made anew, which cannot be done
-    /// inside `no_preempt`. A thread in such a section does not ask: a request without a collector
-    /// would keep all others from asking: the next allocation outside does.
+    /// In the child of a fork the collector's thread must be started first, which cannot be done
+    /// inside `no_preempt`. A thread in such a section requests nothing, because its request would
+    /// keep other threads from starting the collector. The next allocation outside of `no_preempt`
+    /// requests it.
     #[inline]
     pub(crate) fn ask_if_due(&self, used: u64) -> bool {
         let state = self.state();
@@ -121,12 +124,12 @@ impl Heap {
         self.state().collector.load(Ordering::Relaxed) == unsafe { libc::pthread_self() } as usize
     }
 
-    /// Collects, gives all free memory back to the system at once, and waits for both; the bytes
-    /// that went back. For a program that knows that it will need less for a while. Without it
-    /// memory goes back slowly, beside the program, and what was in use lately is kept for some
+    /// Runs a full collection, gives all free memory back to the system, waits for both, and
+    /// returns the bytes given back. For a program that will need less memory for a while. Without
+    /// a call, the scavenger gives memory back slowly, and keeps recently used memory for some
     /// seconds.
     ///
-    /// What [`pre_touch`](crate::HeapBuilder::pre_touch) has backed stays, and free memory in
+    /// Memory that [`pre_touch`](crate::HeapBuilder::pre_touch) has backed is kept, and so are free
     /// pieces of less than 16 KiB.
     ///
     /// ```
@@ -146,8 +149,9 @@ impl Heap {
         })
     }
 
-    /// The bytes that the heap keeps to where it can:
-    /// [`memory_limit`](crate::HeapBuilder::memory_limit), or that of the container.
+    /// The bytes that the heap should not exceed:
+    /// [`memory_limit`](crate::HeapBuilder::memory_limit), or the container's limit. `None` without
+    /// a limit.
     ///
     /// ```
     /// let heap = gc_core::Heap::builder().memory_limit(64 << 20).build()?;
@@ -159,8 +163,9 @@ impl Heap {
         (limit != u64::MAX).then_some(limit)
     }
 
-    /// Reports memory outside of the heap that cells keep (`delta` may be negative when it is
-    /// freed): it counts towards the next collection as if it were in the heap.
+    /// Adds `delta` bytes to the memory outside of the heap that cells keep; `delta` is negative
+    /// when such memory is freed. The pacer counts these bytes as if they were in the heap. Any
+    /// thread may call this.
     pub fn report_external(&self, delta: i64) {
         let state = self.state();
         state.pace.report(delta);

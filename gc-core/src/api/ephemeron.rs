@@ -1,16 +1,16 @@
-//! Ephemerons and maps with weak keys: a value that lives as long as its key does, and no reason
-//! longer.
+//! Ephemerons, and maps with weak keys: a value lives as long as its key.
 //!
 //! ```text
 //! Ephemeron<K, V>   [ 1 | key | value ]
-//! Pairs<K, V>       [ n | key | value | key | value | ... ]      a map's table; open addressing, linear probing
+//! Pairs<K, V>       [ n | key | value | key | value | ... ]      a map's table
 //! WeakMap<K, V>     a struct: a field to its pairs
 //! ```
-//! What a weak word cannot do: `map[key] = value` with a value that leads back to its key. Were the
-//! value held strongly, the key would never die. An ephemeron's value counts only once its key has
-//! been reached in another way.
+//! A map whose words are weak or strong cannot hold a value that leads back to its key: a strong
+//! value would keep the key alive for ever, and a weak value would die at once. An ephemeron's
+//! value is followed only after its key has been reached in another way (Hayes 1997).
 //!
-//! Cells do not move, so a cell's address is its hash for life.
+//! A map's table is an open-addressing hash table with linear probing. Its hash is the address of a
+//! cell, which never changes, since cells do not move.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -28,8 +28,8 @@ use crate::kind::Kind;
 
 const WORD: usize = size_of::<usize>();
 
-/// The key of a pair that was removed, or whose key died: not null, so that a search goes on behind
-/// it.
+/// The key of a pair that was removed, or whose key died. It is not null, so that a search
+/// continues behind it.
 const GONE: usize = 1;
 
 struct OfPairs;
@@ -39,8 +39,9 @@ impl Shape for OfPairs {
     }
 }
 
-/// A key and a value that lives while the key and the ephemeron do: a cell of its own, which a
-/// [`Field`] or a [`Root`](crate::Root) holds like any other. It does not keep its key.
+/// A key and a value. The value lives while the key and the ephemeron live. The ephemeron does not
+/// keep its key alive. It is a cell, which a [`Field`] or a [`Root`](crate::Root) holds like any
+/// other. [`Scope::alloc_ephemeron`] makes one.
 ///
 /// ```
 /// # use gc_core::{Bytes, Heap};
@@ -62,16 +63,17 @@ pub struct Ephemeron<K, V> {
 }
 
 impl<K: Trace, V: Trace> Ephemeron<K, V> {
-    /// The key, as a handle of `scope`, or `None` once it has died.
+    /// The key, as a handle of `scope`; `None` after it has died or was removed.
     ///
     /// # Panics
-    /// If this does not lie in the scope's heap, and inside `blocking`.
+    /// If this cell does not lie in the scope's heap, if the system has no memory for another
+    /// handle, and inside `blocking`.
     #[track_caller]
     pub fn key<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, K>> {
         self.pairs.key(0, scope)
     }
 
-    /// The value, as a handle of `scope`, or `None` once the key has died.
+    /// The value, as a handle of `scope`; `None` after the key has died or was removed.
     ///
     /// # Panics
     /// As [`key`](Self::key).
@@ -80,7 +82,7 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
         self.pairs.value(0, scope)
     }
 
-    /// Replaces the value, unless the key has died or been removed.
+    /// Replaces the value. Does nothing if the key has died or was removed.
     ///
     /// # Panics
     /// As [`key`](Self::key), and if the value does not lie in the scope's heap.
@@ -91,8 +93,8 @@ impl<K: Trace, V: Trace> Ephemeron<K, V> {
         }
     }
 
-    /// Removes key and value. A [`set_value`](Self::set_value) of another thread comes wholly
-    /// before, and is removed too, or does nothing.
+    /// Removes key and value. If another thread calls [`set_value`](Self::set_value) at the same
+    /// time, its value is removed as well, or is not stored.
     ///
     /// # Panics
     /// As [`key`](Self::key).
@@ -108,26 +110,26 @@ impl<K, V> fmt::Debug for Ephemeron<K, V> {
     }
 }
 
-/// A table of pairs. Only maps see it.
+/// A table of pairs, which is part of a map or an ephemeron.
 #[repr(C)]
 pub struct Pairs<K, V> {
     len: usize,
-    /// Invariant: its words are changed by `&self`.
+    /// Invariant in `K` and `V`, since `&self` changes the words.
     _pairs: PhantomData<*mut (K, V)>,
 }
 
-// SAFETY: its words are atomic; what they lead to may be shared between threads.
+// SAFETY: the words are atomic, and threads may share the targets.
 unsafe impl<K: Send + Sync, V: Send + Sync> Send for Pairs<K, V> {}
 // SAFETY: as above.
 unsafe impl<K: Send + Sync, V: Send + Sync> Sync for Pairs<K, V> {}
 
-/// What a search for a key came to.
+/// The result of a search for a key.
 enum Place {
-    /// The key's pair.
+    /// The key is in this pair.
     Found(usize),
-    /// A pair that may be used for it.
+    /// The key is not there, and this pair is free for it.
     Free(usize),
-    /// There is none.
+    /// The key is not there, and no pair is free.
     Full,
 }
 
@@ -136,46 +138,47 @@ impl<K, V> Pairs<K, V> {
     fn pairs(&self) -> &[[AtomicUsize; 2]] {
         let first = (&raw const *self).expose_provenance() + WORD;
         // SAFETY: `Pairs` exist in the heap only, in a cell with room for `len` pairs after the
-        // length, whose address is exposed.
+        // length. The cell's address is exposed.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
-    /// Makes what a word leads to a handle.
+    /// Makes a handle of a word's target.
     ///
     /// # Safety
-    /// The word holds nothing but null, `GONE` or cells with a `T`.
+    /// The word holds null, `GONE`, or a cell with a `T`.
     #[inline]
     #[track_caller]
     unsafe fn load<'s, T>(word: &AtomicUsize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         scope.check_address(word.as_ptr() as usize, "pair");
         scope.check_running();
-        // SAFETY: a word of a live ephemeron cell of this heap. The unit makes what it loads
-        // strong, so it is of no importance whether this thread holds the key.
+        // SAFETY: a word of a live ephemeron cell of this heap. The weak load makes its target
+        // strong, so this thread need not hold the key.
         let load = || {
-            // SAFETY: as said above.
+            // SAFETY: as above.
             let target = unsafe { scope.mutator().load_weak_word(word.as_ptr()) };
             NonNull::new(core::ptr::with_exposed_provenance_mut(target))
                 .filter(|target: &NonNull<T>| target.as_ptr() as usize != GONE)
         };
-        // SAFETY: not null and not cleared, so alive; the rest is the caller's promise.
+        // SAFETY: the word is neither null nor `GONE`, so its target is alive; the caller promises
+        // that it is a `T`.
         scope.hold_loaded(load, |target| unsafe { scope.hold_cell(target) })
     }
 
     #[inline]
     #[track_caller]
     fn key<'s>(&self, at: usize, scope: &Scope<'s>) -> Option<Local<'s, K>> {
-        // SAFETY: keys are stored by `enter` only.
+        // SAFETY: only `enter` stores keys.
         unsafe { Self::load(&self.pairs()[at][0], scope) }
     }
 
     #[inline]
     #[track_caller]
     fn value<'s>(&self, at: usize, scope: &Scope<'s>) -> Option<Local<'s, V>> {
-        // SAFETY: values are stored by `enter` and `set_value` only.
+        // SAFETY: only `enter` and `set_value` store values.
         unsafe { Self::load(&self.pairs()[at][1], scope) }
     }
 
-    /// The first word of a pair that may be changed.
+    /// The address of a pair's first word, checked for a change.
     #[track_caller]
     fn pair(&self, at: usize, scope: &Scope<'_>) -> *mut usize {
         let pair = self.pairs()[at].as_ptr().cast::<AtomicUsize>() as *mut usize;
@@ -187,18 +190,19 @@ impl<K, V> Pairs<K, V> {
     #[track_caller]
     fn enter(&self, at: usize, scope: &Scope<'_>, key: &Local<'_, K>, value: &Local<'_, V>) {
         let (key, value) = (address(key, scope), address(value, scope));
-        // SAFETY: a pair of a live cell of this heap; the caller holds key and value by handles.
+        // SAFETY: a pair of a live cell of this heap; handles of the caller hold the key and the
+        // value.
         unsafe { scope.mutator().write_pair(self.pair(at, scope), key, value) };
     }
 
-    /// Copies a pair, whose key and value need not be held, to a place of a new table.
+    /// Copies a pair to a null pair of a new table. No handle need hold its key and value.
     #[track_caller]
     fn copy(&self, at: usize, scope: &Scope<'_>, from: &Self, from_at: usize) {
         let to = self.pairs()[at][0].as_ptr();
         let from = from.pairs()[from_at][0].as_ptr();
         scope.check_running();
-        // SAFETY: pairs of live cells of this heap and of one kind; the one that is copied to is
-        // null.
+        // SAFETY: both pairs lie in live cells of this heap and of one kind, and the pair at `to`
+        // is null.
         unsafe { scope.mutator().copy_weak(to, from, 2) };
     }
 
@@ -208,7 +212,7 @@ impl<K, V> Pairs<K, V> {
         unsafe { scope.mutator().remove_pair(self.pair(at, scope), GONE) };
     }
 
-    /// For a key that the caller holds, if it is still there.
+    /// Replaces the value of a key that the caller holds, if the pair still has that key.
     #[track_caller]
     fn set_value(&self, at: usize, scope: &Scope<'_>, key: &Local<'_, K>, value: &Local<'_, V>) {
         let (key, value) = (address(key, scope), address(value, scope));
@@ -220,7 +224,7 @@ impl<K, V> Pairs<K, V> {
         };
     }
 
-    /// Where a key is, or could be. The caller holds it.
+    /// Finds the pair of a key that the caller holds, or a pair for it.
     fn find(&self, key: usize) -> Place {
         let pairs = self.pairs();
         let mask = pairs.len() - 1;
@@ -228,7 +232,7 @@ impl<K, V> Pairs<K, V> {
         let mut at = hash(key);
         for _ in 0..pairs.len() {
             at &= mask;
-            // Relaxed: compared, not followed.
+            // Relaxed: the key is compared, not followed.
             match pairs[at][0].load(Ordering::Relaxed) {
                 0 => return Place::Free(free.unwrap_or(at)),
                 GONE => free = free.or(Some(at)),
@@ -241,8 +245,8 @@ impl<K, V> Pairs<K, V> {
     }
 }
 
-/// Neighbouring cells get neighbouring places; multiplied, so that those of one size class do not
-/// share them.
+/// A multiplicative hash of the cell's granule: the cells of one size class lie a fixed distance
+/// apart, and would share few places without the multiplication.
 #[inline]
 fn hash(address: usize) -> usize {
     ((address / GRANULE) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) as usize >> 20
@@ -256,11 +260,12 @@ fn address<T>(local: &Local<'_, T>, scope: &Scope<'_>) -> usize {
     address
 }
 
-/// A map from cells, by identity, to cells. A pair is gone once its key has died; the map keeps no
-/// key, and a value only while its key lives, even if the value leads back to its key.
+/// A map from cells to cells; keys are compared by identity. The map keeps no key alive, and a
+/// value only while its key lives, even if the value leads back to the key. When a key dies, its
+/// pair is removed.
 ///
-/// It is a struct, to be allocated by [`Scope::alloc`], or a member of another one that derives
-/// [`Trace`](derive@crate::Trace).
+/// The map is a struct: allocate it by [`Scope::alloc`], or make it a member of a struct that
+/// derives [`Trace`](derive@crate::Trace).
 ///
 /// ```
 /// # use gc_core::{Bytes, Heap, WeakMap};
@@ -278,27 +283,26 @@ fn address<T>(local: &Local<'_, T>, scope: &Scope<'_>) -> usize {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Like Java's `WeakHashMap` it is for one thread at a time. Threads that share one bring a lock of
-/// their own; if they do not, what one of them enters may be lost, or be found under the other's
-/// key, but nothing dangles.
+/// One thread at a time may use the map, as with Java's `WeakHashMap`. Threads that share it need a
+/// lock. Without a lock an entry may be lost, or be found under another key, but nothing dangles.
 pub struct WeakMap<K, V> {
     pairs: Field<Pairs<K, V>>,
-    /// Pairs that are not null: also those that are gone.
+    /// Pairs whose key is not null: those of live keys, and those that are `GONE`.
     used: AtomicUsize,
 }
 
-// SAFETY: the field is at its place; the other member is no edge.
+// SAFETY: the field is at the offset that is given, and the other member is no edge.
 unsafe impl<K: Trace, V: Trace> Trace for WeakMap<K, V> {
     fn edges(edge: &mut impl FnMut(usize)) {
         edge(core::mem::offset_of!(Self, pairs));
     }
 }
 
-/// Pairs of a map's first table.
+/// Number of pairs of a map's first table.
 const FIRST: usize = 8;
 
 impl<K: Trace, V: Trace> WeakMap<K, V> {
-    /// An empty map, to be moved into a cell.
+    /// An empty map, for [`Scope::alloc`] or a struct.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -307,10 +311,11 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         }
     }
 
-    /// The value of `key`.
+    /// The value of `key`, as a handle of `scope`.
     ///
     /// # Panics
-    /// If the map or the key does not lie in the scope's heap, and inside `blocking`.
+    /// If the map or the key does not lie in the scope's heap, if the system has no memory for
+    /// another handle, and inside `blocking`.
     #[track_caller]
     pub fn get<'s>(&self, scope: &Scope<'s>, key: &Local<'_, K>) -> Option<Local<'s, V>> {
         let pairs = self.pairs.get(scope)?;
@@ -329,10 +334,10 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         self.get(scope, key).is_some()
     }
 
-    /// Enters a value for `key`, in place of the one that was there. True: there was none.
+    /// Sets the value of `key`. Returns whether the map had no value for `key`.
     ///
     /// # Errors
-    /// [`AllocError`], where the table had to grow; the map is as before.
+    /// [`AllocError`]: the table had to grow, and the heap has no room. The map is unchanged.
     ///
     /// # Panics
     /// As [`get`](Self::get), and if the value does not lie in the scope's heap.
@@ -355,7 +360,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
                     return Ok(false);
                 }
                 Place::Free(at) => {
-                    // Relaxed: a count for one thread at a time.
+                    // Relaxed: one thread at a time changes the count.
                     let used = self.used.load(Ordering::Relaxed);
                     let new = pairs.pairs()[at][0].load(Ordering::Relaxed) == 0;
                     if new && (used + 1) * 4 > pairs.len * 3 {
@@ -371,7 +376,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         }
     }
 
-    /// Removes the value of `key`. True: there was one.
+    /// Removes the pair of `key`. Returns whether the map had one.
     ///
     /// # Panics
     /// As [`get`](Self::get).
@@ -389,7 +394,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         }
     }
 
-    /// Removes all.
+    /// Removes all pairs.
     ///
     /// # Panics
     /// If the map does not lie in the scope's heap, and inside `blocking`.
@@ -399,10 +404,10 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         self.used.store(0, Ordering::Relaxed);
     }
 
-    /// Calls `f` with each key that is alive, and its value, in no order, until it has seen all.
+    /// Calls `f` with each live key and its value, in any order.
     ///
     /// # Panics
-    /// As [`clear`](Self::clear).
+    /// As [`get`](Self::get).
     #[track_caller]
     pub fn for_each<'s>(&self, scope: &Scope<'s>, mut f: impl FnMut(Local<'s, K>, Local<'s, V>)) {
         let Some(pairs) = self.pairs.get(scope) else {
@@ -417,10 +422,11 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         }
     }
 
-    /// How many pairs there are whose keys are not known to be dead. Goes over the whole table.
+    /// The number of pairs, without those of keys that a collection found dead. It reads the whole
+    /// table.
     ///
     /// # Panics
-    /// As [`clear`](Self::clear).
+    /// As [`get`](Self::get).
     #[track_caller]
     pub fn len(&self, scope: &Scope<'_>) -> usize {
         self.pairs.get(scope).map_or(0, |pairs| pairs.alive())
@@ -429,13 +435,13 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
     /// Whether [`len`](Self::len) is 0.
     ///
     /// # Panics
-    /// As [`clear`](Self::clear).
+    /// As [`get`](Self::get).
     #[track_caller]
     pub fn is_empty(&self, scope: &Scope<'_>) -> bool {
         self.len(scope) == 0
     }
 
-    /// Moves all pairs into a table of the size that those alive need.
+    /// Copies all pairs to a new table, whose size fits the number of live keys.
     #[cold]
     #[track_caller]
     fn rebuilt<'s>(&self, scope: &Scope<'s>) -> Result<Local<'s, Pairs<K, V>>, AllocError> {
@@ -445,8 +451,8 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
         let mut used = 0;
         if let Some(old) = old {
             for at in 0..old.len {
-                // Relaxed: it is hashed, not followed. If it is cleared meanwhile, what is copied
-                // is a pair that is gone.
+                // Relaxed: the key is hashed, not followed. If the collector clears the pair
+                // meanwhile, the copy is a removed pair.
                 let key = old.pairs()[at][0].load(Ordering::Relaxed);
                 if !matches!(key, 0 | GONE)
                     && let Place::Free(to) = new.find(key)
@@ -465,7 +471,7 @@ impl<K: Trace, V: Trace> WeakMap<K, V> {
 impl<K, V> Pairs<K, V> {
     fn alive(&self) -> usize {
         let keys = self.pairs().iter();
-        // Relaxed: counted, not followed.
+        // Relaxed: the keys are counted, not followed.
         keys.filter(|[key, _]| !matches!(key.load(Ordering::Relaxed), 0 | GONE))
             .count()
     }
@@ -484,13 +490,13 @@ impl<K, V> fmt::Debug for WeakMap<K, V> {
 }
 
 impl<'s> Scope<'s> {
-    /// An ephemeron: `value` lives while `key` and the ephemeron do.
+    /// Makes an ephemeron: `value` lives while `key` and the ephemeron live.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///
     /// # Panics
-    /// If key or value do not lie in this scope's heap, and inside `blocking`.
+    /// If the key or the value does not lie in this scope's heap, and inside `blocking`.
     #[track_caller]
     pub fn alloc_ephemeron<K: Trace, V: Trace>(
         &self,
@@ -499,17 +505,17 @@ impl<'s> Scope<'s> {
     ) -> Result<Local<'s, Ephemeron<K, V>>, AllocError> {
         let pairs = self.alloc_pairs::<K, V>(1)?;
         pairs.enter(0, self, key, value);
-        // SAFETY: a live cell of this heap, which an ephemeron is laid out as.
+        // SAFETY: a live cell of this heap, with the layout of an ephemeron.
         unsafe { self.try_hold_cell(pairs.cell().cast()) }
     }
 
-    /// `len` pairs of nulls.
+    /// Makes a table of `len` null pairs.
     #[track_caller]
     fn alloc_pairs<K, V>(&self, len: usize) -> Result<Local<'s, Pairs<K, V>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfPairs>(len, 2 * WORD)?;
-        // SAFETY: a new cell with room for the length and the pairs, which are null; nobody else
-        // knows it.
+        // SAFETY: a new cell with room for the length and the pairs, which are null. No other code
+        // has the cell.
         unsafe {
             cell.write(len);
             self.try_hold_cell(cell.cast())

@@ -1,4 +1,4 @@
-//! The fast tier: a bare pointer to a cell, for code that knows where the collector looks.
+//! The fast tier: a bare pointer to a cell, for code that keeps it only where the collector scans.
 
 use core::fmt;
 use core::ops::Deref;
@@ -10,35 +10,42 @@ use crate::api::trace::Trace;
 use crate::error::AllocError;
 use crate::stacks::{gc_was_made, keep_alive_address};
 
-/// A pointer to a cell, without a handle: one word, one instruction to use, and nothing that keeps
-/// the cell alive but what the collector scans anyway.
+/// A pointer to a cell, without a handle. It is one word. Its cell lives only while the collector
+/// finds a reference to it in a root or in a live cell.
 ///
-/// # What the maker promises
-/// Every function that makes one is unsafe, and its caller answers for all copies: a `Gc` is
-/// kept in registers and on the stack of an attached thread, in a [`Field`](crate::Field), in a
-/// [`Root`](crate::Root), in a declared root range or a place that a root callback reports, and
-/// nowhere else. Memory from malloc (a `Vec`, a `Box`, a captured variable of a spawned closure) is
-/// not scanned: there it dangles after the next collection. So does one that is used after its
-/// thread has detached.
+/// # Rules of a `Gc`
 ///
-/// An optimiser may keep only a pointer into the middle of a cell, which roots it as well. Where it
-/// keeps only what was computed from the pointer (an index, a pointer past the end), or what a
-/// foreign function was given, [`keep_alive`] says how long the cell is needed.
+/// Every function that makes a `Gc` is unsafe, and its caller answers for all copies. A `Gc` may be
+/// kept only:
+///
+/// * in registers and on the stack of a thread that is attached,
+/// * in a [`Field`](crate::Field) or a [`Root`](crate::Root),
+/// * in a declared root range, or in a place that a root callback reports.
+///
+/// The collector does not scan memory from malloc (a `Vec`, a `Box`, a captured variable of a
+/// spawned closure): a `Gc` there dangles after the next collection. So does a `Gc` that is used
+/// after its thread has detached.
+///
+/// An optimiser may keep only a pointer to a byte inside the cell; that keeps the cell alive as
+/// well. If it keeps only a value computed from the pointer (an index, a pointer one past the end),
+/// or if only foreign code has the pointer, call [`keep_alive`] after the last use.
 #[repr(transparent)]
 pub struct Gc<T> {
     cell: NonNull<T>,
 }
 
 impl<T> Gc<T> {
+    /// Makes a `Gc` of a cell's address.
+    ///
     /// # Safety
-    /// A live cell that holds a `T`; the caller answers for what [`Gc`] asks.
+    /// `cell` is a live cell that holds a `T`, and the caller keeps the rules of [`Gc`].
     #[inline]
     pub unsafe fn from_cell(cell: NonNull<T>) -> Self {
         gc_was_made();
         Self { cell }
     }
 
-    /// The cell.
+    /// The cell's address.
     #[inline]
     pub fn cell(self) -> NonNull<T> {
         self.cell
@@ -64,7 +71,7 @@ impl<T> Deref for Gc<T> {
     type Target = T;
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: its maker promised that the cell is alive.
+        // SAFETY: the maker of the `Gc` promised that the cell is alive.
         unsafe { self.cell.as_ref() }
     }
 }
@@ -75,23 +82,24 @@ impl<T> fmt::Debug for Gc<T> {
     }
 }
 
-/// Keeps the cell alive up to here: the pointer itself is in a register of this thread when
-/// execution passes this point, and memory accesses before it stay before it. Costs no instruction
-/// beyond what keeping a value costs.
+/// Keeps the cell alive up to this call: the pointer is in a register of this thread here, and the
+/// compiler moves no earlier memory access behind this point. The call itself is no instruction.
 #[inline(always)]
 pub fn keep_alive<T>(gc: Gc<T>) {
     keep_alive_address(gc.cell.as_ptr().cast());
 }
 
 impl Mutator {
-    /// Moves a value into a cell of its own: a bump through this thread's run, and the stores of
-    /// the value.
+    /// Moves a value into a new cell: a bump through this thread's run, and the stores of the
+    /// value.
     ///
     /// # Errors
-    /// [`AllocError`]: the heap is full, and a collection did not help. The value is dropped.
+    /// [`AllocError`]: the heap has no room, after a collection as well. The value is dropped.
+    /// [`SiteError::FastTier`](crate::raw::SiteError::FastTier) in a heap with
+    /// [`exact(true)`](crate::HeapBuilder::exact).
     ///
     /// # Safety
-    /// The result is used as [`Gc`] asks, and this is not called inside `blocking`.
+    /// The caller keeps the rules of [`Gc`] for the result. The thread is not inside `blocking`.
     #[inline(always)]
     pub unsafe fn alloc_gc<T: Trace>(&self, value: T) -> Result<Gc<T>, AllocError> {
         self.cell_with::<T, true>(value).map(|cell| Gc { cell })
@@ -99,10 +107,13 @@ impl Mutator {
 }
 
 impl<'s> Scope<'s> {
-    /// A handle on what `gc` names.
+    /// Makes a handle of the cell of `gc`.
+    ///
+    /// # Panics
+    /// If the system has no memory for another handle, and inside `blocking`.
     ///
     /// # Safety
-    /// The cell is alive and of this scope's heap.
+    /// The cell is alive and lies in this scope's heap.
     #[inline]
     pub unsafe fn hold_gc<T>(&self, gc: Gc<T>) -> Local<'s, T> {
         // SAFETY: forwarded.
@@ -111,10 +122,10 @@ impl<'s> Scope<'s> {
 }
 
 impl<T> Local<'_, T> {
-    /// The bare pointer.
+    /// The cell as a bare pointer.
     ///
     /// # Safety
-    /// It is used as [`Gc`] asks once the scope has ended.
+    /// Once the scope has ended, the caller keeps the rules of [`Gc`].
     #[inline]
     pub unsafe fn as_gc(self) -> Gc<T> {
         gc_was_made();

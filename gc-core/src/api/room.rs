@@ -1,31 +1,30 @@
-//! An allocation that finds no room: what it waits for, and when it gives up.
+//! An allocation that finds no room: which collections it waits for, and when it fails.
 
 use crate::alloc::REVIEW_PIECE;
 use crate::api::mutator::Mutator;
 use crate::fault::{Fault, planted};
 use gc_preempt::KeepErrno;
 
-/// How often an allocation that finds the heap full collects before it gives up. More than once,
-/// since what a collection frees may be taken by other mutators before this one wakes.
+/// The most collections that an allocation waits for before it fails. More than one, since other
+/// mutators may take the freed cells before this one wakes.
 const TRIES: u32 = 3;
 
-/// What an allocation has done to find room.
+/// The attempts of one allocation to find room.
 #[derive(Default)]
 pub(super) struct Attempts {
     tries: u32,
-    /// It has waited for a collection of all cells that began after it had found none.
+    /// The allocation has waited for a full collection that began after it found no room.
     collected: bool,
 }
 
 impl Mutator {
-    /// The heap has no room for `bytes`: waits for what a collection frees. At first the one under
-    /// way will do, if there is one, though it keeps what has died since it began. `false`: there
-    /// is no use in trying again. Inside `no_preempt` nothing may wait; what was found alive may
-    /// leave no room; or collections for room were in vain again and again lately
-    /// (`pacer/vain.rs`).
+    /// The heap has no room for `bytes`: waits for a collection, and returns whether to try again.
+    /// The first attempt waits for the current collection, if there is one, although that keeps
+    /// cells that died after it began. `false` if a further attempt is useless: inside
+    /// `no_preempt`, where a thread must not wait; if the live cells leave no room; or if such
+    /// collections freed too little several times lately (`pacer/vain.rs`).
     ///
-    /// This mutator's runs are given back first: of its cells that are ready, all may be of other
-    /// sizes.
+    /// The mutator gives its runs back first: all its free cells may be of other sizes.
     pub(super) fn make_room(&self, attempts: &mut Attempts, bytes: usize) -> bool {
         let shared = self.heap().state();
         let (requests, thread) = (&shared.requests, self.thread());
@@ -53,7 +52,7 @@ impl Mutator {
         true
     }
 
-    /// An allocation has succeeded after so many attempts to make room.
+    /// An allocation has found room, after these attempts.
     pub(super) fn found_room(&self, attempts: &Attempts) {
         if attempts.collected {
             self.thread()
@@ -61,8 +60,8 @@ impl Mutator {
         }
     }
 
-    /// Does what the last collection of all cells found alive leave room for so many bytes under
-    /// the hard limit?
+    /// Whether the cells that the last full collection found alive leave room for `bytes` bytes
+    /// under the hard limit.
     fn leaves_room(&self, bytes: usize) -> bool {
         let shared = self.heap().state();
         shared
@@ -71,8 +70,8 @@ impl Mutator {
             .is_none_or(|limit| shared.pace.live().saturating_add(bytes as u64) <= limit)
     }
 
-    /// Where this mutator is about to wait: gives back the runs that it no longer refills, so that
-    /// no stop looks at them (`alloc/review.rs`).
+    /// Gives back the runs that this mutator no longer refills, so that stops do not visit them
+    /// (`alloc/review.rs`). Called where the mutator is about to wait.
     #[inline]
     pub(super) fn review_runs(&self) {
         let space = &self.heap().shared().space;
@@ -94,7 +93,7 @@ impl Mutator {
         while thread.no_preempt(piece) {}
     }
 
-    /// Gives all runs and spans back, a bounded number at a time.
+    /// Gives back all runs and spans, a bounded number at a time.
     fn give_runs_back(&self) {
         let (record, thread) = (self.record(), self.thread());
         let space = &self.heap().shared().space;

@@ -1,4 +1,4 @@
-//! Roots that an embedder declares: handles, ranges of its own stacks, and callbacks.
+//! Roots that an embedder declares: raw roots, ranges of its own stacks, and callbacks.
 
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicUsize;
@@ -10,17 +10,16 @@ use crate::error::TableFull;
 use crate::fault::protected;
 use crate::roots::{RangeRoot, RootVisitor};
 
-/// A heap has as many handles as it can have.
+/// The error of a full table of roots.
 const FULL: TableFull = TableFull {
     table: "roots",
     cure: "drop roots that are no longer needed, or build the heap with a larger reserve",
 };
 
-/// A handle that keeps one cell alive from anywhere: from memory that the collector does not know,
-/// from threads that are not attached.
+/// Keeps one cell and its heap alive, from memory that the collector does not scan, and on threads
+/// that are not attached.
 ///
-/// It also keeps the heap alive. Cheap, but not free: making and dropping one takes a lock. Reading
-/// it does not.
+/// To make or drop a root takes a lock; to read it does not. Any thread may use and drop it.
 pub struct RawRoot {
     heap: Heap,
     slot: usize,
@@ -35,25 +34,26 @@ impl RawRoot {
         })
     }
 
-    /// The cell, or `None` if the handle holds nothing.
+    /// The cell, or `None` if the root holds none.
     #[inline]
     pub fn get(&self) -> Option<NonNull<u8>> {
         NonNull::new(self.heap.shared().roots.get(self.slot) as *mut u8)
     }
 
-    /// Lets the handle hold another cell, or nothing.
+    /// Makes the root hold another cell, or none.
     ///
     /// # Safety
-    /// The cell is alive, and one of this handle's heap.
+    /// The cell is alive and lies in this root's heap.
     pub unsafe fn set(&self, cell: Option<NonNull<u8>>) {
         let address = cell.map_or(0, |c| c.as_ptr() as usize);
         protected(|| self.heap.shared().change_root(self.slot, Some(address)));
     }
 
-    /// A second handle on the same cell.
+    /// Makes another root of the same cell.
     ///
     /// # Errors
-    /// [`TableFull`]: the heap has as many handles as it can have.
+    /// [`TableFull`]: the heap has as many roots as it can have, or the system has no memory for
+    /// another.
     pub fn try_clone(&self) -> Result<Self, TableFull> {
         let slot = protected(|| self.heap.shared().roots.copy(self.slot)).ok_or(FULL)?;
         Ok(Self {
@@ -80,8 +80,8 @@ impl core::fmt::Debug for RawRoot {
     }
 }
 
-/// A declared root range; dropping it ends the declaration. See
-/// [`Mutator::root_range`](crate::Mutator::root_range).
+/// A declared root range. Its drop ends the declaration.
+/// [`Mutator::root_range`](crate::Mutator::root_range) makes one.
 #[must_use = "the range is scanned only while this guard lives"]
 pub struct RootRange {
     heap: Heap,
@@ -94,7 +94,8 @@ impl Drop for RootRange {
     }
 }
 
-/// A root callback; dropping it ends the calls. See [`Heap::add_root_callback`].
+/// A registered root callback. Its drop removes the callback. [`Heap::add_root_callback`] makes
+/// one.
 #[must_use = "the callback is called only while this guard lives"]
 pub struct RootCallback {
     heap: Heap,
@@ -109,10 +110,11 @@ impl Drop for RootCallback {
 }
 
 impl Heap {
-    /// A handle that keeps `cell` alive from anywhere.
+    /// Makes a root that keeps `cell` alive.
     ///
     /// # Errors
-    /// [`TableFull`]: there are as many handles as there can be.
+    /// [`TableFull`]: the heap has as many roots as it can have, or the system has no memory for
+    /// another.
     ///
     /// # Safety
     /// `cell` is a live cell of this heap.
@@ -121,16 +123,16 @@ impl Heap {
         RawRoot::new(self, cell.as_ptr() as usize)
     }
 
-    /// Has `callback` report roots at every collection, until the guard is dropped.
+    /// Registers `callback`, which reports roots in every collection, until the guard is dropped.
     ///
     /// # Safety
-    /// The callback runs on the collector's thread while every mutator is stopped, perhaps in the
-    /// middle of anything. It must not allocate with malloc, take a lock that a mutator may hold
-    /// outside `no_preempt`, print or panic, and may only read what mutators change inside
+    /// The callback runs on the collector's thread while every mutator is stopped, at any
+    /// instruction. It must not call malloc, take a lock that a mutator may hold outside of
+    /// `no_preempt`, print, or panic. It may read only memory that mutators change inside
     /// `no_preempt`.
     ///
     /// # Errors
-    /// [`TableFull`]: the heap has 65,536 callbacks already.
+    /// [`TableFull`]: the heap has 65,536 callbacks, or the system has no memory for another.
     pub unsafe fn add_root_callback(
         &self,
         callback: impl FnMut(&mut RootVisitor<'_>) + Send + 'static,
@@ -150,19 +152,20 @@ impl Heap {
 }
 
 impl Mutator {
-    /// Declares the words from `base` up to the address in `*limit` roots, edges of `encoding`,
-    /// until the guard is dropped. Meant for an interpreter's stack: the limit is read in the stop,
-    /// so let it be the end of the deepest frame, changed on call and return only, and not a top of
-    /// stack that lives in a register in between. Stores into the range need no barrier. A stale
-    /// word (one that was popped, and names a cell that has died since) keeps something too long at
-    /// worst.
+    /// Declares the words from `base` up to the address in `*limit` as roots, until the guard is
+    /// dropped. The words are edges of `encoding`. Stores into the range need no barrier.
+    ///
+    /// It is meant for an interpreter's stack. The collector reads the limit in the stop. So the
+    /// limit should be the end of the deepest frame and change on calls and returns only, not a top
+    /// of stack that lives in a register in between. A popped word below the limit keeps the cell
+    /// that it names, which costs precision only.
     ///
     /// # Errors
-    /// [`TableFull`]: the heap has a million ranges already.
+    /// [`TableFull`]: the heap has a million ranges, or the system has no memory for another.
     ///
     /// # Safety
-    /// While the guard lives, at every instruction of this thread: `limit` is readable, and so is
-    /// every word from `base` to where it points.
+    /// While the guard lives, and at every instruction of this thread, `limit` is readable, and so
+    /// is every word from `base` up to the address in `*limit`.
     pub unsafe fn root_range(
         &self,
         base: *const usize,
@@ -183,13 +186,13 @@ impl Mutator {
         })
     }
 
-    /// A handle that keeps `cell` alive from anywhere. See [`Heap::root_raw`].
+    /// Makes a root that keeps `cell` alive: [`Heap::root_raw`].
     ///
     /// # Errors
-    /// As there.
+    /// As [`Heap::root_raw`].
     ///
     /// # Safety
-    /// `cell` is a live cell of this heap.
+    /// As [`Heap::root_raw`].
     pub unsafe fn root_raw(&self, cell: NonNull<u8>) -> Result<RawRoot, TableFull> {
         // SAFETY: forwarded.
         unsafe { self.heap.root_raw(cell) }

@@ -1,14 +1,14 @@
-//! What a Rust type must say of itself to lie in a cell: where its edges are, or that it has none.
+//! Which Rust types may lie in a cell, and where their edges are.
 //!
-//! Markers read cells while mutators write them, and a mutator may be stopped in the middle of
-//! anything. So an edge must be one word that changes by one store, at an offset that never
-//! changes: a [`Field`](crate::Field), or a heap-allocated [`Array`](crate::Array) of them. An
-//! `Option`, an enum, a `Vec` or a `Mutex` around a field would move or hide it under a marker's
-//! eyes. Types say which they are:
+//! Markers read cells while mutators write them, and a mutator may be stopped at any instruction.
+//! So an edge must be one word that changes by one store, at a fixed offset: a
+//! [`Field`](crate::Field), or a field of an [`Array`](crate::Array). An `Option`, an enum, a `Vec`
+//! or a `Mutex` around a field would move or hide it while a marker reads. Two traits describe
+//! types:
 //!
-//! * [`Trace`]: may lie in a cell. Derive it for structs with edges.
-//! * [`Leaf`]: holds no edges, at any depth. Derive it for structs and enums without any. A leaf
-//!   may lie in a cell, and in a `Vec`, `Mutex`, `Option` or `HashMap` in a cell.
+//! * [`Trace`]: a type that may lie in a cell. Derive it for structs with edges.
+//! * [`Leaf`]: a type without edges, at any depth. Derive it for structs and enums without edges. A
+//!   leaf may lie in a cell, and in a `Vec`, `Mutex`, `Option` or `HashMap` in a cell.
 
 use core::any::type_name;
 
@@ -17,7 +17,7 @@ use bitvec::prelude::{BitVec, Lsb0};
 use crate::encoding::Encoding;
 use crate::kind::{Kind, TraceFn};
 
-/// May lie in a cell of the heap.
+/// A type whose values may lie in a cell of the heap. Derive it: [`Trace`](derive@crate::Trace).
 ///
 /// ```
 /// use gc_core::{Field, Trace};
@@ -30,32 +30,34 @@ use crate::kind::{Kind, TraceFn};
 /// }
 /// ```
 ///
-/// Each member is a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives
-/// `Trace` itself, or a [`Leaf`].
+/// Each member must be a [`Field`](crate::Field), an array `[Field<T>; N]`, a struct that derives
+/// `Trace`, or a [`Leaf`].
 ///
 /// # Safety
-/// `edges` names every word of the type that holds an edge, and no other; or `TRACE` reports every
-/// edge. Nothing in the type lets safe code move a field out of its place, or write an edge by
-/// anything but [`Field`](crate::Field)'s methods.
+/// `edges` names every word of the type that holds an edge, and no other word; or `TRACE` reports
+/// every edge. Safe code cannot move a field of the type out of its place, and can write an edge by
+/// [`Field`](crate::Field)'s methods only.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap",
     label = "neither an edge (`Field<T>`, `[Field<T>; N]`) nor a type that is known to hold none",
     note = "derive it: `#[derive(Trace)]` for a struct with edges, `#[derive(Leaf)]` for a struct or enum without any"
 )]
 pub unsafe trait Trace: Sized + Send + Sync + 'static {
-    /// For types whose edges depend on their content: a function that reports them, as for
-    /// [`Kind::traced`](crate::raw::Kind::traced). A type that has one must not need `Drop`.
+    /// A function that reports the edges of a cell, for types whose edges depend on their content;
+    /// its contract is that of [`Kind::traced`](crate::raw::Kind::traced). A type with such a
+    /// function must not need `Drop`.
     const TRACE: Option<TraceFn> = None;
 
-    /// Calls `edge` with the byte offset of every edge.
+    /// Calls `edge` with the byte offset of each edge.
     fn edges(edge: &mut impl FnMut(usize));
 }
 
-/// The kind of a type's cells: by its edges at fixed offsets, a leaf if it has none, or by its own
-/// function.
+/// The kind of a type's cells: traced by the type's own function, with edges at fixed offsets, or a
+/// leaf.
 pub(crate) fn kind_of<T: Trace>() -> Kind {
     if let Some(trace) = T::TRACE {
-        // SAFETY: an implementer of `Trace` answers for its function.
+        // SAFETY: the implementation of the unsafe trait `Trace` promises the contract of its
+        // function.
         return unsafe { Kind::traced(type_name::<T>(), trace) };
     }
     let mut slots = BitVec::<u64, Lsb0>::new();
@@ -78,7 +80,7 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
     }
 }
 
-/// Holds no edges, at any depth.
+/// A type that holds no edges, at any depth. Derive it: [`Leaf`](derive@crate::Leaf).
 ///
 /// ```
 /// use gc_core::Leaf;
@@ -91,8 +93,8 @@ pub(crate) fn kind_of<T: Trace>() -> Kind {
 /// ```
 ///
 /// # Safety
-/// No [`Field`](crate::Field) lies in a value of the type: not in itself, and nowhere that is moved
-/// or changed with it.
+/// No [`Field`](crate::Field) lies in a value of the type, or in memory that is moved or changed
+/// with the value.
 #[diagnostic::on_unimplemented(
     message = "a `{Self}` cannot lie in a cell of the heap like this",
     label = "not known to be free of edges",
@@ -107,12 +109,12 @@ unsafe impl<T: Leaf> Trace for T {
     fn edges(_: &mut impl FnMut(usize)) {}
 }
 
-/// For cells that only the heap makes: no value of these types exists outside of one, and their
-/// kinds know their edges.
+/// Implements `Trace` for types whose values exist only in cells that the heap makes, with kinds of
+/// their own.
 macro_rules! made_by_the_heap {
     ($($(#[$why:meta])* [$($generics:tt)*] $type:ty),* $(,)?) => {$(
-        // SAFETY: safe code has no value of it, so it is never a member of another type nor
-        // allocated by its `Trace`.
+        // SAFETY: safe code has no value of the type, so the type is never a member of another one,
+        // and no cell is allocated by this `Trace`.
         unsafe impl<$($generics)*> $crate::api::trace::Trace for $type {
             fn edges(_: &mut impl FnMut(usize)) {}
         }
@@ -121,7 +123,7 @@ macro_rules! made_by_the_heap {
 
 pub(crate) use made_by_the_heap;
 
-/// What the compiler finds when it makes code for a type, later than a check does.
+/// Errors that the compiler finds when it generates code for a type, later than `cargo check`.
 ///
 /// A member's trace function would be lost:
 /// ```compile_fail,E0080
@@ -136,7 +138,7 @@ pub(crate) use made_by_the_heap;
 /// let heap = Heap::builder().build().unwrap();
 /// heap.attach().unwrap().with_scope(|s| s.alloc(Outer(Own(1))).is_ok());
 /// ```
-/// A cell is not aligned as the type asks:
+/// A cell cannot have the alignment of the type:
 /// ```compile_fail,E0080
 /// # use gc_core::{Heap, Leaf};
 /// #[derive(Leaf)]
@@ -161,7 +163,7 @@ struct FoundLate;
 
 macro_rules! leaves {
     ($($({$($generics:tt)*})? $type:ty),* $(,)?) => {$(
-        // SAFETY: what it holds are bits, or leaves.
+        // SAFETY: a value consists of plain bits, or of leaves.
         unsafe impl$(<$($generics)*>)? Leaf for $type {}
     )*};
 }
@@ -196,10 +198,10 @@ mod implementations {
     );
 
     leaves!(
-        // What is shared lies in malloc's memory, where a field stays null: it refuses every store
-        // outside of the heap.
+        // The shared value lies outside of the heap, where a field stays null: it refuses every
+        // store.
         {T: Send + Sync + ?Sized + 'static} Arc<T>, {T: Send + Sync + ?Sized + 'static} &'static T,
-        // A type, not a value.
+        // A type without a value.
         {T: Send + Sync + ?Sized + 'static} PhantomData<T>,
     );
 }

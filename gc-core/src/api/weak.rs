@@ -1,5 +1,5 @@
-//! Weak references and weak tables: words that do not keep their targets alive, and are null once
-//! those have died.
+//! Weak references and weak tables: words that do not keep their targets alive, and are null after
+//! the targets have died.
 
 use core::fmt;
 use core::marker::PhantomData;
@@ -23,21 +23,23 @@ impl Shape for OfWeak {
     }
 }
 
-/// A weak reference: a cell of its own, which a [`Field`](crate::Field) or a [`Root`](crate::Root)
-/// holds like any other.
+/// A weak reference: a cell that does not keep its target alive. A [`Field`](crate::Field) or a
+/// [`Root`](crate::Root) holds it like any other cell. [`Scope::alloc_weak`] makes one.
 ///
-/// It is cleared in the collection that finds its target dead, before a value that needs `Drop` is
-/// queued for it: an upgrade gives a whole value, or nothing.
+/// The collection that finds the target dead clears the reference. If the target's type needs
+/// `Drop`, the reference is cleared before the value is queued for drop. So
+/// [`upgrade`](Self::upgrade) returns an undropped value, or `None`.
 #[repr(C)]
 pub struct Weak<T> {
     words: WeakArray<T>,
 }
 
 impl<T: Trace> Weak<T> {
-    /// The target, as a handle of `scope`, or `None` once it has died.
+    /// The target, as a handle of `scope`; `None` after it has died.
     ///
     /// # Panics
-    /// If this does not lie in the scope's heap, and inside `blocking`.
+    /// If this cell does not lie in the scope's heap, if the system has no memory for another
+    /// handle, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn upgrade<'s>(&self, scope: &Scope<'s>) -> Option<Local<'s, T>> {
@@ -51,8 +53,8 @@ impl<T> fmt::Debug for Weak<T> {
     }
 }
 
-/// An array of weak words: what an intern table or a cache is made of. Made by
-/// [`Scope::alloc_weak_array`], all null.
+/// An array of weak words, for intern tables and caches. [`Scope::alloc_weak_array`] makes one; all
+/// its words are null.
 ///
 /// ```
 /// # use gc_core::{Heap, Bytes, WeakArray};
@@ -63,7 +65,7 @@ impl<T> fmt::Debug for Weak<T> {
 ///     let name = s.alloc_bytes(b"name")?;
 ///     table.set(7, s, &name);
 ///     mutator.collect();
-///     assert_eq!(table.upgrade(7, s).unwrap().as_str(), Some("name")); // `name` is a handle: it keeps it
+///     assert_eq!(table.upgrade(7, s).unwrap().as_str(), Some("name")); // `name` is a handle
 ///     Ok(())
 /// })?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -71,17 +73,17 @@ impl<T> fmt::Debug for Weak<T> {
 #[repr(C)]
 pub struct WeakArray<T> {
     len: usize,
-    /// Invariant: its words are changed by `&self`.
+    /// Invariant in `T`, since `&self` changes the words.
     _targets: PhantomData<*mut T>,
 }
 
-// SAFETY: its words are atomic; what they lead to may be shared between threads.
+// SAFETY: the words are atomic, and threads may share the targets.
 unsafe impl<T: Send + Sync> Send for WeakArray<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for WeakArray<T> {}
 
 impl<T> WeakArray<T> {
-    /// How many words.
+    /// The number of words.
     #[inline]
     #[allow(
         clippy::len_without_is_empty,
@@ -95,36 +97,39 @@ impl<T> WeakArray<T> {
     fn words(&self) -> &[AtomicUsize] {
         let first = (&raw const *self).expose_provenance() + WORD;
         // SAFETY: a `WeakArray` exists in the heap only, in a cell with room for `len` words after
-        // the length, whose address is exposed.
+        // the length. The cell's address is exposed.
         unsafe { core::slice::from_raw_parts(core::ptr::with_exposed_provenance(first), self.len) }
     }
 
-    /// The target of one word, as a handle of `scope`, or `None` if it has died, or never was.
+    /// The target of word `index`, as a handle of `scope`; `None` if the word is null or its target
+    /// has died.
     ///
     /// # Panics
-    /// If `index` is out of range, if this does not lie in the scope's heap, and inside `blocking`.
+    /// If `index` is out of range, if this cell does not lie in the scope's heap, if the system has
+    /// no memory for another handle, and inside `blocking`.
     #[inline]
     #[track_caller]
     pub fn upgrade<'s>(&self, index: usize, scope: &Scope<'s>) -> Option<Local<'s, T>> {
         let word = self.words()[index].as_ptr();
         scope.check_address(word as usize, "weak word");
         scope.check_running();
-        // SAFETY: a word of a live weak cell of this heap. The unit makes what it loads strong: for
-        // a collector that marks meanwhile by logging it, for one that stops us from here on by
-        // having it in a register.
+        // SAFETY: a word of a live weak cell of this heap. The weak load makes the target strong: a
+        // collection that is marking finds it in the log, and a later stop finds it in a register
+        // of this thread.
         let load = || {
-            // SAFETY: as said above.
+            // SAFETY: as above.
             let target = unsafe { scope.mutator().load_weak_word(word) };
             NonNull::new(core::ptr::with_exposed_provenance_mut(target))
         };
-        // SAFETY: not null, so not cleared: a live cell, which holds a `T` since `set` stored it.
+        // SAFETY: the word is not null, so it names a live cell, which holds a `T`, since `set`
+        // stored it.
         scope.hold_loaded(load, |cell| unsafe { scope.hold_cell(cell) })
     }
 
-    /// Lets one word name `target`.
+    /// Makes word `index` name `target`.
     ///
     /// # Panics
-    /// If `index` is out of range, if this or the target does not lie in the scope's heap, and
+    /// If `index` is out of range, if this cell or the target does not lie in the scope's heap, and
     /// inside `blocking`.
     #[inline]
     #[track_caller]
@@ -134,10 +139,11 @@ impl<T> WeakArray<T> {
         self.store(index, scope, target);
     }
 
-    /// Makes one word null.
+    /// Makes word `index` null.
     ///
     /// # Panics
-    /// As [`set`](Self::set).
+    /// If `index` is out of range, if this cell does not lie in the scope's heap, and inside
+    /// `blocking`.
     #[inline]
     #[track_caller]
     pub fn clear(&self, index: usize, scope: &Scope<'_>) {
@@ -150,8 +156,8 @@ impl<T> WeakArray<T> {
         let word = &self.words()[index];
         scope.check_address(word.as_ptr() as usize, "weak word");
         scope.check_running();
-        // No barrier: a weak word is no path of the snapshot. Release: a thread that upgrades finds
-        // the target initialised.
+        // No barrier: no marker reaches a cell through a weak word. Release pairs with the weak
+        // load's Acquire: a thread that upgrades the word finds the target initialised.
         word.store(target, Ordering::Release);
     }
 }
@@ -163,10 +169,10 @@ impl<T> fmt::Debug for WeakArray<T> {
 }
 
 impl<'s> Scope<'s> {
-    /// A weak reference to `target`.
+    /// Makes a weak reference to `target`.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///
     /// # Panics
     /// If the target does not lie in this scope's heap, and inside `blocking`.
@@ -179,8 +185,8 @@ impl<'s> Scope<'s> {
         let target = target.cell().as_ptr().expose_provenance();
         self.check_address(target, "target");
         let cell = self.mutator().cell_of_shape::<OfWeak>(1, WORD)?;
-        // SAFETY: a new cell with room for the length and one word; nobody else knows it, and the
-        // target lives.
+        // SAFETY: a new cell with room for the length and one word. No other code has the cell, and
+        // the target is alive.
         unsafe {
             cell.write(1);
             cell.add(1).write(target);
@@ -188,10 +194,10 @@ impl<'s> Scope<'s> {
         }
     }
 
-    /// An array of `len` null weak words.
+    /// Makes an array of `len` null weak words.
     ///
     /// # Errors
-    /// [`AllocError`].
+    /// [`AllocError`]: as for [`alloc`](Self::alloc).
     ///
     /// # Panics
     /// Inside `blocking`.
@@ -202,7 +208,7 @@ impl<'s> Scope<'s> {
     ) -> Result<Local<'s, WeakArray<T>>, AllocError> {
         self.check_running();
         let cell = self.mutator().cell_of_shape::<OfWeak>(len, WORD)?;
-        // SAFETY: as `alloc_weak`; the words are null.
+        // SAFETY: as in `alloc_weak`; the words are null.
         unsafe {
             cell.write(len);
             self.try_hold_cell(cell.cast())

@@ -10,11 +10,12 @@ use crate::weak::{IDLE, MARKING};
 
 impl Mutator {
     /// Loads a word of a weak cell and makes its target strong: the result may be kept like any
-    /// reference. The word comes as it is, tags and all; the kind's `cleared` value says that the
+    /// reference. The word is returned with its tags. The kind's `cleared` value means that the
     /// target is dead.
     ///
     /// # Safety
-    /// `slot` is a word of a live weak cell of this heap.
+    /// `slot` is a word of a live weak or ephemeron cell of this heap. The thread is not inside
+    /// `blocking`.
     #[inline]
     pub unsafe fn load_weak(&self, slot: *const usize) -> usize {
         self.heap.shared().stacks.are_used();
@@ -22,32 +23,33 @@ impl Mutator {
         unsafe { self.load_weak_word(slot) }
     }
 
-    /// The same, for the safe tier, in an open window.
+    /// Does what [`load_weak`](Self::load_weak) does, for the safe tier: the caller's window is
+    /// open.
     ///
     /// # Safety
     /// As [`load_weak`](Self::load_weak).
     #[inline]
     pub(crate) unsafe fn load_weak_word(&self, slot: *const usize) -> usize {
-        // SAFETY: forwarded; the context is this thread's.
+        // SAFETY: forwarded; the record is this thread's.
         unsafe { barrier::load_weak(self.context.as_ptr(), slot) }
     }
 
     /// Changes a pair of a published ephemeron cell
-    /// ([`Kind::ephemeron`](crate::raw::Kind::ephemeron)): enters one, replaces one by another, or,
-    /// with the kind's `cleared` and 0, removes one. The old value is logged like any overwritten
-    /// edge.
+    /// ([`Kind::ephemeron`](crate::raw::Kind::ephemeron)): enters a pair, replaces it, or removes
+    /// it (with the kind's `cleared` as key and 0 as value). The barrier logs the old value.
     ///
-    /// Not to be stopped in the middle: a collection that found the old key with the new value
-    /// would clear both if the old key were dead. Other threads that read the pair meanwhile may
-    /// find one word old and one new; tables that several threads change need a lock of their own.
+    /// The thread is not stopped between the two stores: if a collection found the new value beside
+    /// the old key, and the old key were dead, it would clear both. Other threads may see one old
+    /// and one new word meanwhile, so a table that several threads change needs a lock.
     ///
     /// # Safety
-    /// `pair` is the first word of a pair of a live ephemeron cell of this heap, and `key` and
-    /// `value` are null or targets that this thread holds strongly, in the kind's encoding.
+    /// `pair` is the first word of a pair of a live ephemeron cell of this heap. `key` and `value`
+    /// are in the kind's encoding, and are null or targets that this thread holds strongly. The
+    /// thread is not inside `blocking`.
     #[inline]
     pub unsafe fn write_pair(&self, pair: *mut usize, key: usize, value: usize) {
         self.thread().no_preempt(|| {
-            // The collector may be clearing the pair that is replaced.
+            // While the collector clears weak words, it may be clearing this very pair.
             let clearing = self.record().marking.load(Ordering::Relaxed) > MARKING;
             let weak = &self.heap.shared().weak;
             let _whole = clearing.then(|| weak.lock_pair(pair as usize));
@@ -56,15 +58,15 @@ impl Mutator {
         });
     }
 
-    /// Replaces a pair's value, if its key is still `key`. One unit with
-    /// [`remove_pair`](Self::remove_pair): between the look and the store no thread removes the
-    /// pair, which would leave the value in a pair without a key, to be kept for as long as the
-    /// pair's cell.
+    /// Replaces a pair's value if the pair's key is still `key`. The lock makes the comparison and
+    /// the store one step for [`remove_pair`](Self::remove_pair): otherwise a removal in between
+    /// would leave the value in a pair without a key, which would keep it as long as the pair's
+    /// cell lives.
     ///
     /// # Safety
     /// As [`write_pair`](Self::write_pair).
     pub(crate) unsafe fn replace_value(&self, pair: *mut usize, key: usize, value: usize) {
-        // SAFETY: forwarded. Relaxed: compared, not followed.
+        // SAFETY: forwarded. Relaxed: the key is compared, not followed.
         let is_there = || unsafe { (*pair.cast::<AtomicUsize>()).load(Ordering::Relaxed) } == key;
         if planted(Fault::PairUnlocked) {
             let is_there = is_there();
@@ -85,7 +87,7 @@ impl Mutator {
     }
 
     /// Removes a pair: its key becomes `cleared`, its value null. See
-    /// [`replace_value`](Self::replace_value).
+    /// [`replace_value`](Self::replace_value) for the lock.
     ///
     /// # Safety
     /// As [`write_pair`](Self::write_pair).
@@ -97,11 +99,11 @@ impl Mutator {
         });
     }
 
-    /// Writes a pair's words, the value first, through the barrier: a marker that finds the key
-    /// gone must find the value logged.
+    /// Writes the words of a pair through the barrier, the value first: when a marker finds the old
+    /// key gone, the old value must be in the log.
     ///
     /// # Safety
-    /// As [`write_pair`](Self::write_pair); under `no_preempt`.
+    /// As [`write_pair`](Self::write_pair). The thread is inside `no_preempt`.
     #[inline]
     unsafe fn write_both(&self, pair: *mut usize, key: usize, value: usize) {
         // SAFETY: forwarded.
@@ -110,25 +112,27 @@ impl Mutator {
                 pair.add(1).write_volatile(value);
             }
             self.write(pair.add(1), value);
-            // Release: a thread that loads the key finds the value, and both initialised.
+            // Release pairs with the Acquire of a weak load: a thread that loads the key finds the
+            // value, and both initialised.
             (*pair.cast::<AtomicUsize>()).store(key, Ordering::Release);
         }
     }
 
-    /// Copies words of a weak cell, or whole pairs of an ephemeron's, to another cell of the kind,
-    /// without making what they lead to strong: for tables that grow. Each word may be cleared
-    /// while it is copied, as any weak word may at any time.
+    /// Copies words of a weak cell, or whole pairs of an ephemeron cell, to another cell of the
+    /// same kind, without making their targets strong. For tables that grow. The collector may
+    /// clear a word while it is copied.
     ///
     /// # Safety
-    /// `from` and `to` lie in live cells of this heap and of the same kind, `words` words each,
-    /// from a pair's first word on. No word of `to` is an edge yet.
+    /// `from` and `to` lie in live cells of this heap and of the same kind, with `words` words
+    /// each; in ephemeron cells both begin at the first word of a pair. All words at `to` are null
+    /// or `cleared`. The thread is not inside `blocking`.
     pub unsafe fn copy_weak(&self, to: *mut usize, from: *const usize, words: usize) {
-        /// Words that are copied without a stop in between: less than a microsecond.
+        /// Words that are copied between two stops: less than a microsecond.
         const PIECE: usize = 64;
         for first in (0..words).step_by(PIECE) {
             let words = PIECE.min(words - first);
-            // SAFETY: forwarded. Volatile: neither the compiler nor libc is to copy in pieces that
-            // are not words. Backwards, so that a marker which finds a key finds its value.
+            // SAFETY: forwarded. Volatile, so that the compiler and libc copy whole words.
+            // Backwards, so that a marker that finds a key finds its value.
             self.thread().no_preempt(|| unsafe {
                 let (to, from) = (to.add(first), from.add(first));
                 let mode = self.record().marking.load(Ordering::Relaxed);
