@@ -1,5 +1,5 @@
-//! Mutators that wait in `blocking` for long: no stop looks at them, and still nothing that they
-//! hold is lost, whenever they come back.
+//! Mutators that are aside, because they wait in `blocking` for long. No stop visits them, and no
+//! cell that they hold is lost, whenever they return.
 
 mod common;
 
@@ -20,8 +20,8 @@ struct Node {
     number: usize,
 }
 
-/// A heap that fills what it frees, and whose cycles keep each phase open for a moment. A thread
-/// that panics ends the process: the others wait for it.
+/// A heap that fills freed cells, and whose cycles stay in each phase for a while. A panic of a
+/// thread ends the process, because other threads wait for that thread.
 fn stress_phases() -> (Heap, Kinds) {
     std::panic::set_hook(Box::new(|panic| {
         eprintln!("{panic}");
@@ -37,28 +37,28 @@ fn stress_phases() -> (Heap, Kinds) {
     (heap, kinds)
 }
 
-/// Collects until `threads` mutators are aside. The caller's is the only other one.
+/// Collects until `threads` mutators are aside. Only the caller's mutator is not.
 fn until_aside(m: &Mutator, threads: u32) {
     while m.heap().stats().last.aside != threads {
         m.collect();
     }
 }
 
-/// What the thread that waits, and comes back while a cycle marks, does before it waits, and after.
+/// The work of a thread that waits until it is aside and returns while a cycle marks.
 trait Waits {
-    /// Whether all is as it was, asked once marking is over and dead cells have been handed out
-    /// again.
+    /// Makes cells, calls `waits`, uses the heap, calls `until_marked`, and checks the cells.
+    /// `until_marked` returns once marking is over and freed cells have been used again.
     fn wait(&self, m: &Mutator, k: Kinds, waits: &dyn Fn(), until_marked: &dyn Fn());
 }
 
-/// How many times the thread has come back while a cycle marked.
+/// How often the thread must return while a cycle marks.
 const ENOUGH: usize = 60;
 
-/// Has a thread wait until it is aside, and come back while a cycle marks, often.
+/// Has a thread wait until it is aside and return while a cycle marks, `ENOUGH` times.
 fn comes_back(what: &(impl Waits + Sync)) {
     let (heap, k) = stress_phases();
     let (ends, met) = (AtomicBool::new(false), AtomicUsize::new(0));
-    // How many times it may have come back.
+    // How often the thread may have returned so far.
     let (go, ready) = (AtomicUsize::new(0), Barrier::new(2));
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -104,7 +104,7 @@ fn comes_back(what: &(impl Waits + Sync)) {
     assert!(met.load(SeqCst) >= ENOUGH);
 }
 
-/// Holds a list on its stack.
+/// Holds a list on the stack.
 struct OnStack;
 
 impl Waits for OnStack {
@@ -118,7 +118,7 @@ impl Waits for OnStack {
     }
 }
 
-/// Holds a list by a handle, and moves it to another one while a cycle marks.
+/// Holds a list by a handle, and moves its rest to another handle while a cycle marks.
 struct InScope;
 
 impl Waits for InScope {
@@ -150,7 +150,7 @@ impl Waits for InScope {
     }
 }
 
-/// Takes a node out of another while a cycle marks, and holds it on its stack.
+/// Takes a node out of another one while a cycle marks, and holds it on the stack.
 struct Unlinks;
 
 impl Waits for Unlinks {
@@ -172,7 +172,7 @@ impl Waits for Unlinks {
             tail
         };
         until_marked();
-        // SAFETY: live nodes, or the test fails in its own way.
+        // SAFETY: live nodes; where they are not, the test has found a fault.
         unsafe {
             assert_eq!((head as *const usize).add(1).read(), 7);
             assert_eq!((tail as *const usize).add(1).read(), 1 << 40, "freed");
@@ -180,7 +180,8 @@ impl Waits for Unlinks {
     }
 }
 
-/// Inside `blocking`, makes a root of what a variable of its caller's names, and clears that.
+/// Inside `blocking`, makes a root of the cell that a variable of the caller names, and clears the
+/// variable.
 struct Roots;
 
 impl Waits for Roots {
@@ -192,7 +193,7 @@ impl Waits for Roots {
         }
         #[inline(never)]
         fn root(m: &Mutator, kept: &AtomicUsize) -> RawRoot {
-            // SAFETY: alive, since the caller's variable names it until it has a root.
+            // SAFETY: the cell is alive, since the caller's variable names it until it has a root.
             let root = unsafe { m.heap().root_raw(common::cell(kept.load(SeqCst))) }.unwrap();
             kept.store(0, SeqCst);
             root
@@ -209,6 +210,8 @@ impl Waits for Roots {
     }
 }
 
+/// A cell that a thread roots while it is aside lives. With `roots-end-early` planted, the scan of
+/// the roots ends before the new one.
 #[test]
 fn h98_what_a_thread_roots_where_it_waits_lives() {
     hazard(
@@ -218,6 +221,8 @@ fn h98_what_a_thread_roots_where_it_waits_lives() {
     );
 }
 
+/// The cells that a mutator holds while it is aside live: the collector scans its stack and handles
+/// beside the program. With `aside-unscanned` planted, they are freed.
 #[test]
 fn h98_what_a_thread_holds_that_waits_for_long_lives() {
     hazard(
@@ -261,6 +266,8 @@ fn h98_what_a_thread_holds_that_waits_for_long_lives() {
     );
 }
 
+/// The end of a thread that is aside is found also where mutators that are aside are scanned in
+/// stops. With `aside-unburied` planted, the mutator stays aside.
 #[test]
 fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops() {
     let name = "h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stops";
@@ -291,6 +298,8 @@ fn h97_a_thread_that_ends_where_it_waits_is_forgotten_where_scans_fall_into_stop
     });
 }
 
+/// A mutator that returns while a cycle marks is scanned first, so the cells on its stack live.
+/// With `back-unscanned` planted, they are freed.
 #[test]
 fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives() {
     hazard(
@@ -300,6 +309,7 @@ fn h98_what_a_thread_has_on_its_stack_that_comes_back_while_a_cycle_marks_lives(
     );
 }
 
+/// The same for a cell in a handle of a scope.
 #[test]
 fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() {
     hazard(
@@ -309,6 +319,8 @@ fn h98_what_a_thread_has_in_a_scope_that_comes_back_while_a_cycle_marks_lives() 
     );
 }
 
+/// A mutator that returns while a cycle marks has its marking flag set first, so it logs the cell
+/// that it unlinks. With `back-unmarked` planted, that cell is freed.
 #[test]
 fn h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives() {
     hazard(
@@ -318,6 +330,7 @@ fn h98_what_a_thread_unlinks_that_comes_back_while_a_cycle_marks_lives() {
     );
 }
 
+/// A mutator that is set aside has no span, and allocates again after it returned.
 #[test]
 fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
     const KINDS: usize = 100;
@@ -329,7 +342,7 @@ fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
     std::thread::scope(|s| {
         s.spawn(|| {
             let m = heap.attach().unwrap();
-            // SAFETY: on the stack, which is scanned, where they are needed.
+            // SAFETY: cells that are used later stay on the stack, which is scanned.
             let alloc = |i: usize| {
                 unsafe { m.alloc_raw(kinds[i], 16) }
                     .unwrap()
@@ -348,7 +361,7 @@ fn a_thread_that_is_set_aside_has_no_span_and_allocates_again() {
             });
             m.collect();
             for (i, cell) in cells.into_iter().enumerate() {
-                // SAFETY: alive, since it is on the stack.
+                // SAFETY: the cell is alive, since it is on the stack.
                 assert_eq!(unsafe { cell.read() }, i);
             }
         });

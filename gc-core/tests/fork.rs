@@ -1,5 +1,5 @@
-//! H8: the child of a multi-threaded parent allocates and collects, whatever the parent's other
-//! threads were in the middle of.
+//! H8: the child of a process with several threads allocates and collects, whatever the other
+//! threads were doing at the fork.
 
 mod common;
 
@@ -19,10 +19,12 @@ fn use_it(heap: &Heap, m: &gc_core::Mutator, k: Kinds) {
 }
 
 fn root(heap: &Heap, m: &gc_core::Mutator, k: Kinds) -> Option<gc_core::raw::RawRoot> {
-    // SAFETY: on the stack.
+    // SAFETY: the list is on the stack.
     unsafe { heap.root_raw(common::cell(list(m, k, 5))) }.ok()
 }
 
+/// A forked child allocates and collects, whether the forking thread is a mutator or not. Without
+/// the fork handlers, the child hangs or crashes.
 #[test]
 fn h8_a_forked_child_allocates_and_collects() {
     hazard(
@@ -37,7 +39,7 @@ fn h8_a_forked_child_allocates_and_collects() {
                     s.spawn(move || {
                         let m = heap.attach().unwrap();
                         while !done.load(Relaxed) {
-                            // Handles, refills and collections: whatever takes a lock.
+                            // Roots, refills and collections: all that takes locks.
                             let roots: Vec<_> = (0..20).map(|_| root(heap, &m, k)).collect();
                             garbage(&m, k, 100);
                             if i == 0 {
@@ -49,7 +51,7 @@ fn h8_a_forked_child_allocates_and_collects() {
                 }
                 for round in 0..40 {
                     if round % 2 == 0 {
-                        // The forking thread is a mutator, and is one in the child.
+                        // The forking thread is a mutator, also in the child.
                         let m = heap.attach().unwrap();
                         let before = list(&m, k, 100);
                         in_child(|| {
@@ -77,8 +79,10 @@ fn h8_a_forked_child_allocates_and_collects() {
     );
 }
 
-/// The thread that forks takes all locks of a heap. One that has memory backed holds a lock of
-/// those while it takes another one.
+/// A fork takes all locks of a heap in the order of all other threads. A thread that has memory
+/// backed takes the lock of the free pages while it holds the lock of what is being backed. With
+/// `pages-before-backing` planted, the fork takes them in the opposite order, and the check of the
+/// lock order ends the process.
 #[test]
 fn h100_a_fork_takes_locks_in_the_order_of_all_others() {
     hazard(
@@ -94,8 +98,9 @@ fn h100_a_fork_takes_locks_in_the_order_of_all_others() {
     );
 }
 
-/// A thread of the standard library takes a lock of that library when it starts and when it ends.
-/// The collector's thread of a child must not need it, for the fork may have left it taken.
+/// A thread of the standard library takes a lock of that library when it starts and when it ends,
+/// and a fork may leave that lock taken. The child's collector must not need it, so Urge's threads
+/// are made by `pthread_create`. With `threads-of-std` planted, a child hangs.
 #[test]
 fn h99_a_child_collects_though_threads_start_and_end_over_the_fork() {
     hazard(
@@ -114,7 +119,7 @@ fn h99_a_child_collects_though_threads_start_and_end_over_the_fork() {
                         }
                     });
                 }
-                // One fork of some hundred finds the lock taken.
+                // About one fork in some hundred finds the lock taken.
                 let until = Instant::now() + Duration::from_secs(7);
                 while Instant::now() < until {
                     in_child(|| {
@@ -130,6 +135,8 @@ fn h99_a_child_collects_though_threads_start_and_end_over_the_fork() {
     );
 }
 
+/// A child gets back the spans from which threads that do not exist in it were allocating. With
+/// `spans-lost-in-child` planted, they stay in use.
 #[test]
 fn a_child_gets_back_what_gone_threads_were_allocating_from() {
     hazard(
@@ -143,7 +150,7 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
                     s.spawn(|| {
                         let m = heap.attach().unwrap();
                         for size in (16..2000).step_by(64) {
-                            // SAFETY: dies at once.
+                            // SAFETY: the cell is not used.
                             unsafe { m.alloc_raw(k.leaf, size).unwrap() };
                         }
                         sit_idle(&m, &ready, &done);
@@ -169,7 +176,7 @@ fn a_child_gets_back_what_gone_threads_were_allocating_from() {
     );
 }
 
-/// A value that knows whether it is one.
+/// A value that checks in its `Drop` that it was written.
 #[derive(Leaf)]
 struct Named(String);
 
@@ -179,6 +186,8 @@ impl Drop for Named {
     }
 }
 
+/// A value is registered for its `Drop` after it was written, so a child does not drop a cell that
+/// a missing thread was about to write. With `registered-unwritten` planted, it does.
 #[test]
 fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
     hazard(
@@ -200,8 +209,7 @@ fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
                     });
                 }
                 let forks = std::panic::AssertUnwindSafe(|| {
-                    // Fewer on a machine that has much else to do: each child has a heap's worth of
-                    // pages to copy.
+                    // Fewer forks on a busy machine: each child copies the pages of a heap.
                     let end = Instant::now() + Duration::from_secs(4);
                     for _ in (0..20).take_while(|n| *n < 6 || Instant::now() < end) {
                         std::thread::sleep(Duration::from_millis(1));
@@ -220,6 +228,9 @@ fn a_child_does_not_drop_what_gone_threads_were_about_to_write() {
     );
 }
 
+/// A child that passes its goal inside `no_preempt`, where its collector cannot be started, starts
+/// a collection at a later allocation. With `asks-the-dead` planted, a request is noted that no
+/// collector answers.
 #[test]
 fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
     hazard(
@@ -229,10 +240,10 @@ fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
             let (heap, k) = heap();
             let m = heap.attach().unwrap();
             in_child(|| {
-                // Past the goal, where nobody may start a thread.
+                // The heap passes its goal where no thread may be started.
                 m.no_preempt(|| garbage(&m, k, 40_000));
                 let before = heap.stats().collections;
-                // Allocation outside has one begin. It is asked for by nothing else.
+                // A later allocation starts the collection. Nothing else requests one.
                 for _ in 0..2_000 {
                     garbage(&m, k, 100);
                     if heap.stats().collections > before {
@@ -245,13 +256,15 @@ fn a_child_that_first_needs_a_collection_inside_no_preempt_gets_one_later() {
     );
 }
 
+/// A child gets back the span reserves of threads that do not exist in it. With
+/// `reserve-lost-in-child` planted, they stay in use.
 #[test]
 fn a_child_gets_back_the_span_reserves_of_gone_threads() {
     hazard(
         "a_child_gets_back_the_span_reserves_of_gone_threads",
         "reserve-lost-in-child",
         || {
-            // No collection falls due, so that there are claims at the fork.
+            // No collection falls due, so mutators have span reserves at the fork.
             let heap = Heap::builder().gc_percent(100_000).build().unwrap();
             let k = kinds(&heap);
             let (ready, done) = (std::sync::Barrier::new(5), AtomicBool::new(false));
@@ -264,7 +277,7 @@ fn a_child_gets_back_the_span_reserves_of_gone_threads() {
                     s.spawn(|| {
                         let m = heap.attach().unwrap();
                         for _ in 0..(20 << 20) / 1024 {
-                            // SAFETY: dies at once.
+                            // SAFETY: the cell is not used.
                             unsafe { m.alloc_raw(k.leaf, 1024).unwrap() };
                         }
                         sit_idle(&m, &ready, &done);
@@ -289,11 +302,11 @@ fn a_child_gets_back_the_span_reserves_of_gone_threads() {
     );
 }
 
-/// A lock of the host's that is held over forks, as an allocator's or a logger's is.
+/// A lock of the host's that its fork handlers hold over a fork, as allocators and loggers do.
 static mut HOSTS: libc::pthread_mutex_t = libc::PTHREAD_MUTEX_INITIALIZER;
 
 extern "C" fn lock_hosts() {
-    // SAFETY: a mutex, which is touched by pthread functions only.
+    // SAFETY: a mutex that only pthread functions use.
     unsafe { libc::pthread_mutex_lock(&raw mut HOSTS) };
 }
 
@@ -302,14 +315,16 @@ extern "C" fn unlock_hosts() {
     unsafe { libc::pthread_mutex_unlock(&raw mut HOSTS) };
 }
 
+/// A fork handler of the host's may wait for a lock whose holder waits for a collection: Urge's
+/// handlers run after it before the fork. With `fork-handlers-late` planted, the fork hangs.
 #[test]
 fn h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates() {
     hazard(
         "h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates",
         "fork-handlers-late",
         || {
-            // Before any heap exists.
-            // SAFETY: the handlers only lock and unlock.
+            // The handlers are registered before a heap exists.
+            // SAFETY: the handlers lock and unlock a mutex only.
             unsafe {
                 libc::pthread_atfork(Some(lock_hosts), Some(unlock_hosts), Some(unlock_hosts));
             }
@@ -320,9 +335,9 @@ fn h42_a_fork_handler_of_the_hosts_may_wait_for_a_thread_that_allocates() {
                     let m = heap.attach().unwrap();
                     while !done.load(Relaxed) {
                         lock_hosts();
-                        // As much as makes it wait for collections now and then.
+                        // So many cells that the thread waits for collections now and then.
                         for _ in 0..200 {
-                            // SAFETY: dies at once.
+                            // SAFETY: the cell is not used.
                             unsafe { m.alloc_raw(k.leaf, 4096).unwrap() };
                         }
                         unlock_hosts();

@@ -1,5 +1,5 @@
-//! Types of one layout share a kind, and with it spans: many small types take no more memory than
-//! one, and each cell is traced by its own edges.
+//! Types of one layout share a kind, and so they share spans: many small types take no more memory
+//! than one, and each cell is traced by its own edges.
 
 mod common;
 
@@ -9,7 +9,7 @@ use gc_core::{Field, Heap, Leaf, Root, Scope, Trace};
 #[derive(Leaf)]
 struct Number<const N: usize>(u64);
 
-/// As large as `Second`, with its edge elsewhere.
+/// A type of the size of `Second`, with its edge at another offset.
 #[derive(Trace, Default)]
 struct First<const N: usize> {
     edge: Field<Number<0>>,
@@ -22,7 +22,7 @@ struct Second<const N: usize> {
     edge: Field<Number<0>>,
 }
 
-/// Calls the macro with each number below forty.
+/// Calls the macro `$do` with each number below forty.
 macro_rules! forty {
     ($do:ident) => {
         forty!($do: 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19
@@ -35,7 +35,7 @@ fn heap() -> Heap {
     Heap::builder().reserve(1 << 30).build().unwrap()
 }
 
-/// Bytes of the spans that `fill` takes in a heap of its own.
+/// The bytes of the spans that `fill` takes in a heap of its own.
 fn taken(fill: impl FnOnce(&Scope<'_>)) -> u64 {
     let heap = heap();
     let mutator = heap.attach().unwrap();
@@ -44,6 +44,8 @@ fn taken(fill: impl FnOnce(&Scope<'_>)) -> u64 {
     heap.stats().used_bytes - before
 }
 
+/// Forty types of one layout take the spans of one type. With `kind-a-type` planted, each takes its
+/// own.
 #[test]
 fn h92_forty_types_of_one_layout_take_the_spans_of_one() {
     let name = "h92_forty_types_of_one_layout_take_the_spans_of_one";
@@ -61,7 +63,7 @@ fn h92_forty_types_of_one_layout_take_the_spans_of_one() {
             forty!(alloc);
         });
         assert_eq!(leaves, one);
-        // Leaves share their kind, whatever their size; its cells of another size have spans of
+        // All leaves share a kind, whatever their size. Cells of another size class have spans of
         // their own.
         let sizes = taken(|scope| {
             scope.alloc(Number::<0>(0)).unwrap();
@@ -87,7 +89,7 @@ fn h92_forty_types_of_one_layout_take_the_spans_of_one() {
     });
 }
 
-/// A cell with a number in the word where the other type has its edge.
+/// A cell with an edge, and with a number in the word where the other type has its edge.
 trait Made: Trace + Sized + 'static {
     fn made(number: u64) -> Self;
     fn number(&self) -> u64;
@@ -115,7 +117,7 @@ macro_rules! made {
 
 made!(First Second);
 
-/// A rooted cell that leads to a number, which nothing else does.
+/// A rooted cell that leads to a number to which nothing else leads.
 fn leading<T: Made>(scope: &Scope<'_>, heap: &Heap, number: u64) -> Root<T> {
     let cell = scope.alloc(T::made(number)).unwrap();
     cell.edge()
@@ -123,7 +125,7 @@ fn leading<T: Made>(scope: &Scope<'_>, heap: &Heap, number: u64) -> Root<T> {
     heap.root(&cell)
 }
 
-/// Looks at two cells.
+/// Checks two cells.
 type Look = dyn Fn(&Scope<'_>);
 
 fn look<T: Made>(scope: &Scope<'_>, root: &Root<T>, number: u64) {
@@ -132,6 +134,8 @@ fn look<T: Made>(scope: &Scope<'_>, root: &Root<T>, number: u64) {
     assert_eq!(cell.edge().get(scope).expect("it leads on").0, !number);
 }
 
+/// Cells of types with different edge offsets keep what they lead to, and number words are not
+/// taken for edges.
 #[test]
 fn cells_of_a_shared_kind_are_traced_by_their_own_edges() {
     let heap = heap();
@@ -166,7 +170,7 @@ fn cells_of_a_shared_kind_are_traced_by_their_own_edges() {
             "round {round}"
         );
         mutator.with_scope(|scope| looks.iter().for_each(|look| look(scope)));
-        // Half of them die.
+        // Half of the cells die.
         looks.truncate(looks.len() / 2);
     }
 }

@@ -1,5 +1,5 @@
-//! Mutators that end in unusual ways and places: at the thread's end, late in it, inside sections,
-//! and some that are none.
+//! Mutators that end at unusual places: at the end of their thread, late in it, or inside sections;
+//! and threads that are attached to a world without a mutator.
 
 mod common;
 
@@ -8,8 +8,8 @@ use gc_core::{Mutator, Stress};
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// Threads that attach, use the heap, and check that a stop sees as many mutators as there are,
-/// while `end` ends others.
+/// Runs threads that attach, use the heap and check that a stop finds their mutators, while `end`
+/// ends mutators on other threads.
 fn beside(end: impl Fn(&gc_core::Heap) + Sync) {
     let (heap, k) = heap();
     let done = AtomicBool::new(false);
@@ -44,23 +44,28 @@ fn beside(end: impl Fn(&gc_core::Heap) + Sync) {
     heap.collect();
 }
 
+/// The end of a thread detaches a mutator that was leaked, and no other mutator.
 #[test]
 fn a_leaked_mutator_takes_only_its_own_thread_along() {
     beside(|heap| std::mem::forget(heap.attach().unwrap()));
 }
 
+/// The same for a mutator in a thread-local variable that is destroyed after the thread has
+/// detached.
 #[test]
 fn a_mutator_in_a_thread_local_takes_only_its_own_thread_along() {
     thread_local! {
         static LATE: RefCell<Option<Mutator>> = const { RefCell::new(None) };
     }
     beside(|heap| {
-        // The cell's destructor is registered before the one that attaching registers, and so runs
-        // after it.
+        // The cell's destructor is registered before the one that attaching registers, so it runs
+        // after that one.
         LATE.with(|late| *late.borrow_mut() = Some(heap.attach().unwrap()));
     });
 }
 
+/// A mutator that is dropped inside `blocking` is detached there. One that is dropped inside
+/// `no_preempt` is detached by the next attach, or at the thread's end.
 #[test]
 fn a_mutator_dropped_inside_a_section_detaches_there_or_at_the_next_attach_or_the_threads_end() {
     beside(|heap| {
@@ -79,6 +84,8 @@ fn a_mutator_dropped_inside_a_section_detaches_there_or_at_the_next_attach_or_th
     });
 }
 
+/// A thread that is attached to the heap's world without a mutator is stopped and scanned, and its
+/// null data are not taken for a record.
 #[test]
 fn a_thread_attached_past_the_heap_is_stopped_and_its_data_not_believed() {
     let (heap, k) = heap();
@@ -103,6 +110,8 @@ fn a_thread_attached_past_the_heap_is_stopped_and_its_data_not_believed() {
     });
 }
 
+/// Requests that do not wait are allowed at any place: in a mutator, inside `no_preempt`, and in
+/// reports of external memory.
 #[test]
 fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
     let (heap, k) = heap();
@@ -121,13 +130,14 @@ fn requests_that_do_not_wait_come_from_anywhere_at_any_time() {
             });
         }
     });
-    // On a busy machine the collector may not have had its turn yet; what was asked for comes all
-    // the same.
+    // On a busy machine the collector may not have run yet. The requested collection comes.
     while heap.stats().collections == 0 {
         std::thread::yield_now();
     }
 }
 
+/// A mutator that is dropped inside `blocking` of another heap gives its runs back and is detached.
+/// With `blocking-stays-attached` planted, it stays attached.
 #[test]
 fn h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached() {
     common::hazard(
@@ -136,7 +146,7 @@ fn h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached() {
         || {
             let (a, b) = (common::heap(), common::heap());
             let outer = a.0.attach().unwrap();
-            // Cycles of the other heap meet each of these at any place.
+            // Cycles of the second heap run at any place of this loop.
             let done = std::sync::atomic::AtomicBool::new(false);
             std::thread::scope(|s| {
                 s.spawn(|| {
@@ -155,7 +165,7 @@ fn h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached() {
                     let kept = common::list(&inner, b.1, 1000);
                     outer.blocking(|| ());
                     common::check_list(kept, 1000);
-                    // What it has allocated from goes back while it is taken for stopped.
+                    // The runs go back while the thread counts as stopped.
                     outer.blocking(|| drop(inner));
                 }
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -166,6 +176,7 @@ fn h60_a_mutator_that_is_dropped_inside_blocking_of_another_heap_is_detached() {
     );
 }
 
+/// A mutator that is dropped inside `no_preempt` is detached by the next attach to its heap.
 #[test]
 fn h60_a_mutator_that_is_dropped_inside_no_preempt_is_detached_by_the_next_attach() {
     let (a, b) = (common::heap(), common::heap());
@@ -183,6 +194,8 @@ fn h60_a_mutator_that_is_dropped_inside_no_preempt_is_detached_by_the_next_attac
     assert!(b.0.attach().is_err(), "one is attached");
 }
 
+/// With `poison(true)`, freed cells are filled, so a read through a lost root shows. Without the
+/// filling (`unpoisoned`), the old content is still there.
 #[test]
 fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
     common::hazard(
@@ -193,11 +206,11 @@ fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
             let heap = builder.stress(Stress::every(1)).build().unwrap();
             let m = heap.attach().unwrap();
             let k = common::kinds(&heap);
-            // In a Vec, where no collector looks; small cells, and some that are large objects.
+            // The vector is not scanned. Most cells are small, and some are large objects.
             let mut lost = Vec::new();
             for i in 0..100 {
                 let bytes = if i % 10 == 9 { 100_000 } else { 64 };
-                // SAFETY: it is lost on purpose.
+                // SAFETY: the cell is lost on purpose.
                 let cell = unsafe { m.alloc_raw(k.leaf, bytes) }.unwrap().as_ptr() as usize;
                 // SAFETY: a new cell of at least eight words.
                 unsafe { (cell as *mut usize).add(1).write(i) };
@@ -206,7 +219,7 @@ fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
             common::wipe_stack();
             m.collect();
             let found = |cell: &&usize| {
-                // SAFETY: memory of the heap, which is never unmapped.
+                // SAFETY: memory of the heap's range, which stays mapped.
                 let word = unsafe {
                     ((*cell ^ usize::MAX) as *const usize)
                         .add(1)
@@ -214,7 +227,7 @@ fn h63_a_lost_root_shows_at_the_next_read_where_freed_cells_are_filled() {
                 };
                 word == gc_core::POISON
             };
-            // The last ones stand on the stack still.
+            // Stale words on the stack may keep the last cells.
             let filled = lost.iter().filter(found).count();
             assert!(filled > 80, "{filled} of 100");
         },

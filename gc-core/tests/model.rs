@@ -1,8 +1,8 @@
-//! Random safe code against a model of it: what the model says is reachable is there and whole, and
-//! what a weak reference has lost is not.
+//! Random safe code against a model of it. Cells that are reachable in the model are there and
+//! whole, and a weak reference is null only if its target is unreachable.
 //!
-//! Threads play for themselves (nested scopes, edges, roots, weak references), and collect at
-//! times, while another collects all the time. `URGE_SEED=n` repeats a run.
+//! Three threads make nested scopes, edges, roots and weak references, and collect at times, while
+//! a fourth one collects all the time. `URGE_SEED=n` repeats a run.
 
 mod common;
 
@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const EDGES: usize = 3;
-/// Scopes inside each other.
+/// The most scopes that are open inside each other.
 const DEPTH: usize = 5;
 
 #[derive(Trace, Default)]
@@ -21,7 +21,7 @@ struct Node {
     complement: usize,
 }
 
-/// A small generator (Marsaglia's xorshift), so that a seed says everything.
+/// A small generator (Marsaglia's xorshift), so that a seed determines a thread's steps.
 struct Random(u64);
 
 impl Random {
@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// What one thread believes.
+/// One thread's model of its part of the heap.
 struct Model<'m> {
     mutator: &'m Mutator,
     random: Random,
@@ -45,12 +45,12 @@ struct Model<'m> {
 type Handle<'s> = (Local<'s, Node>, usize);
 
 impl Model<'_> {
-    /// Some thousand steps inside `scope`, given the handles of the scopes around it.
+    /// Takes `steps` random steps inside `scope`, with the handles of the scopes around it.
     fn play(&mut self, scope: &Scope<'_>, around: &[Handle<'_>], depth: usize, steps: usize) {
         let mut handles: Vec<Handle<'_>> = around.to_vec();
         for _ in 0..steps {
-            // The other thread's collections do not come while this one plays, if the machine has
-            // no processor for it.
+            // Where the machine has no processor for the collecting thread, no other collection
+            // falls into these steps.
             if self.random.below(200) == 0 {
                 self.mutator.collect();
             }
@@ -103,7 +103,7 @@ impl Model<'_> {
                 }
                 _ => self.check(scope, &handles),
             }
-            // Handles of this scope alone may be forgotten; the cells live until it ends.
+            // Handles of this scope may be forgotten. Their cells live until the scope ends.
             if handles.len() > around.len() + 40 {
                 handles.truncate(around.len() + 10);
             }
@@ -149,7 +149,7 @@ impl Model<'_> {
         seen
     }
 
-    /// Walks all that is reachable, in the heap and in the model.
+    /// Walks all reachable nodes, in the heap and in the model, and compares them.
     fn check(&self, scope: &Scope<'_>, handles: &[Handle<'_>]) {
         scope.mutator().with_scope(|inner| {
             let mut seen = HashSet::new();
@@ -171,6 +171,7 @@ impl Model<'_> {
     }
 }
 
+/// Random safe code finds what its model has. With `handles-unscanned` planted, it does not.
 #[test]
 fn random_safe_code_finds_what_its_model_has() {
     common::hazard(
@@ -204,8 +205,8 @@ fn random_safe_code_finds_what_its_model_has() {
                 threads.spawn(|| {
                     while !done.load(Relaxed) {
                         heap.collect();
-                        // Without a pause the threads would be taken over in their parks and hardly
-                        // run.
+                        // Without a pause, the threads would be stopped again while they are
+                        // parked, and hardly run.
                         std::thread::sleep(std::time::Duration::from_micros(200));
                     }
                 });

@@ -1,5 +1,5 @@
-//! H14, H15: a thousand threads; a profiler's timers at 1 kHz; a debugger that single-steps a
-//! mutator; all beside stops and collections.
+//! H14, H15: a thousand threads, a profiler's timers at 1 kHz, and a debugger that single-steps a
+//! mutator, each beside stops and collections.
 
 mod common;
 
@@ -12,29 +12,32 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
-/// The world is stopped.
+/// True while the world is stopped.
 static STOPPED: AtomicBool = AtomicBool::new(false);
-/// Runs of the profiler's handler, and such as began on a mutator while the world was stopped.
+/// Runs of the profiler's handler on a running mutator.
 static TICKS: AtomicU64 = AtomicU64::new(0);
+/// Those runs that began while the world was stopped.
 static IN_STOPS: AtomicU64 = AtomicU64::new(0);
-/// Runs that the stop found the thread in: begun before, ended after.
+/// Those runs that began before a stop and ended after it.
 static ACROSS: AtomicU64 = AtomicU64::new(0);
+/// Stops so far.
 static STOPS: AtomicU64 = AtomicU64::new(0);
 thread_local! {
-    // Constant and without a destructor, in an executable: a plain word, safe in a handler.
+    // A constant without a destructor: in an executable it is a plain word, which a handler may
+    // read.
     static THREAD: Cell<*const gc_preempt::Mutator> = const { Cell::new(std::ptr::null()) };
 }
 
-/// A profiler's handler: reads, counts, allocates nothing, and takes a tenth of its period.
+/// The profiler's handler. It reads and counts, allocates nothing, and takes a tenth of its period.
 extern "C" fn sample(_: libc::c_int) {
     let thread = THREAD.get();
     if thread.is_null() {
-        return; // the process's timer meets other threads as well
+        return; // the process's timer also signals other threads
     }
-    // SAFETY: null, or the running thread's own attachment, which is taken out before it ends.
+    // SAFETY: null, or the running thread's own attachment, which is removed before it ends.
     let held = unsafe { (*thread).is_blocking() };
     if held {
-        return; // waits for a collection: host's code may run
+        return; // the thread waits for a collection, where the host's code may run
     }
     IN_STOPS.fetch_add(u64::from(STOPPED.load(SeqCst)), Relaxed);
     let stops = STOPS.load(SeqCst);
@@ -50,13 +53,13 @@ const MILLISECOND: libc::timespec = libc::timespec {
     tv_nsec: 1_000_000,
 };
 
-/// A timer of this thread's own, as profilers make them; it ends with the process.
+/// Starts a timer of this thread's own, as profilers do. It ends with the process.
 fn profile_this_thread() {
     let every = libc::itimerspec {
         it_interval: MILLISECOND,
         it_value: MILLISECOND,
     };
-    // SAFETY: zero is a valid sigevent; the calls read and fill what they are given.
+    // SAFETY: zero is a valid sigevent, and the calls use the given structures only.
     unsafe {
         let mut event: libc::sigevent = std::mem::zeroed();
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -69,7 +72,7 @@ fn profile_this_thread() {
     }
 }
 
-/// The process's timer of the old kind.
+/// Starts the process's profiling timer (`ITIMER_PROF`) and installs the handler.
 fn profile_the_process() {
     let millisecond = libc::timeval {
         tv_sec: 0,
@@ -79,7 +82,7 @@ fn profile_the_process() {
         it_interval: millisecond,
         it_value: millisecond,
     };
-    // SAFETY: the handler is async-signal-safe; the calls read what they are given.
+    // SAFETY: the handler is async-signal-safe, and the calls read the given structures only.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = sample as *const () as usize;
@@ -89,6 +92,8 @@ fn profile_the_process() {
     }
 }
 
+/// A profiler's signals at 1 kHz do not disturb stops, and its handler does not run on a parked
+/// mutator, which has all signals blocked. With `parked-open` planted, it does.
 #[test]
 fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
     let name = "h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them";
@@ -132,15 +137,15 @@ fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
                     STOPS.fetch_add(1, SeqCst);
                     if number.is_multiple_of(2) && all.mutators().any(|m| !m.is_blocked()) {
                         long.fetch_add(1, Relaxed);
-                        // SAFETY: reads and writes nothing of ours.
+                        // SAFETY: a system call without memory.
                         unsafe { libc::usleep(3_000) };
                     }
                     STOPPED.store(false, SeqCst);
                 })
                 .unwrap();
                 heap.collect();
-                // SAFETY: reads and writes nothing of ours. (Rust's sleep begins anew when a signal
-                // interrupts it.)
+                // SAFETY: a system call without memory. (The standard library's sleep starts again
+                // after a signal.)
                 unsafe { libc::usleep(500) };
             }
             assert!(
@@ -158,6 +163,7 @@ fn h15_a_profiler_at_1_khz_neither_disturbs_stops_nor_runs_in_them() {
 
 // ---- many threads -------------------------------------------------------------------------------
 
+/// A thousand threads attach, are collected and leave, and no cell stays.
 #[test]
 fn h14_a_thousand_threads_attach_are_collected_and_leave() {
     const THREADS: u64 = 1_000;
@@ -170,7 +176,7 @@ fn h14_a_thousand_threads_attach_are_collected_and_leave() {
                 let m = heap.attach().unwrap();
                 let head = list(&m, k, 20);
                 attached.fetch_add(1, SeqCst);
-                // Some are held, some run, some are on their way from one to the other.
+                // Some threads are held in `blocking`, some run, some change from one to the other.
                 while !done.load(Relaxed) {
                     garbage(&m, k, 2);
                     m.blocking(|| std::thread::sleep(Duration::from_millis(20)));
@@ -197,10 +203,10 @@ fn h14_a_thousand_threads_attach_are_collected_and_leave() {
 
 // ---- a debugger ---------------------------------------------------------------------------------
 
-/// Collections that the mutator, single-stepped, has to live through and that signal it.
+/// The collections that have to signal the single-stepped mutator.
 const COLLECTIONS: u64 = 20;
 
-/// The child: a mutator that works while another thread collects.
+/// The child's work: a mutator allocates while another thread collects.
 fn debugged() {
     let (heap, k) = heap();
     let done = AtomicBool::new(false);
@@ -226,9 +232,9 @@ fn debugged() {
     });
 }
 
-/// `ptrace` on a thread that takes no address.
+/// Calls `ptrace` with a request that uses no address.
 fn ptrace(request: libc::c_uint, tid: libc::pid_t, data: libc::c_int) -> std::io::Result<()> {
-    // SAFETY: requests that read and write no memory of this process.
+    // SAFETY: these requests read and write no memory of this process.
     let result = unsafe { libc::ptrace(request, tid, 0usize, data as usize) };
     match result {
         -1 => Err(std::io::Error::last_os_error()),
@@ -236,6 +242,8 @@ fn ptrace(request: libc::c_uint, tid: libc::pid_t, data: libc::c_int) -> std::io
     }
 }
 
+/// A thread that a debugger single-steps is stopped and keeps its state. The test is skipped where
+/// the system forbids tracing.
 #[test]
 fn h15_a_thread_that_a_debugger_single_steps_is_stopped_and_keeps_its_state() {
     if is_child() {
@@ -266,13 +274,14 @@ fn h15_a_thread_that_a_debugger_single_steps_is_stopped_and_keeps_its_state() {
     let begun = Instant::now();
     loop {
         let mut status = 0;
-        // SAFETY: the call fills the status.
+        // SAFETY: the call writes `status`.
         let waited = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) };
         if waited != tid || !libc::WIFSTOPPED(status) {
             break; // the thread has ended
         }
         assert!(begun.elapsed() < Duration::from_secs(30), "it hangs");
-        // What a debugger does: a step's trap is its own, every other signal is the thread's.
+        // As a debugger does: the trap of a step is the debugger's own, every other signal the
+        // thread's.
         let signal = match libc::WSTOPSIG(status) {
             libc::SIGTRAP => 0,
             signal => signal,

@@ -1,5 +1,5 @@
-//! Roots and handles by the million: scanned beside the program, logged where they end before that,
-//! and gone without a trace when they are gone.
+//! Roots and handles in large numbers. They are scanned beside the program, and logged if they end
+//! before the scan. Their tables shrink again after a peak.
 
 mod common;
 
@@ -16,8 +16,8 @@ struct Node {
     number: usize,
 }
 
-/// A heap that collects all the time and rests between the phases; each cycle compares what it has
-/// marked with the roots of its first stop.
+/// A heap that collects all the time and stays in each phase for a while. Each cycle compares its
+/// marks with the roots of its first stop.
 fn stressed() -> Heap {
     let heap = Heap::builder().reserve(1 << 30);
     heap.stress(Stress::CONTINUOUS)
@@ -26,8 +26,7 @@ fn stressed() -> Heap {
         .unwrap()
 }
 
-/// Until so many collections have ended, or for some seconds where the machine has other things to
-/// do.
+/// Repeats `f` until `collections` collections have ended, or for four seconds on a busy machine.
 fn while_collecting(heap: &Heap, collections: u64, mut f: impl FnMut()) {
     let until = Instant::now() + Duration::from_secs(4);
     while heap.stats().collections < collections && Instant::now() < until {
@@ -68,14 +67,16 @@ fn check_roots(heap: &Heap, roots: &[Root<Node>]) {
     }
 }
 
+/// A thread that is no mutator moves roots while a cycle scans them: each root that is dropped
+/// before its scan is logged. With `roots-unlogged` planted, cells are freed.
 #[test]
 fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives() {
     let name = "h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives";
     hazard(name, "roots-unlogged", || {
         let heap = stressed();
         let mut roots = make_roots(&heap, 20_000);
-        // No mutator: no stop holds this thread up, nor does one scan its stack. Each goes to the
-        // place of the one before: forwards, or back to where the scan has been already.
+        // This thread is no mutator: no stop stops it, and its stack is not scanned. Each clone
+        // takes a free place of the table, in front of the scan or behind it.
         let mut random = 7usize;
         while_collecting(&heap, 200, || {
             for _ in 0..1000 {
@@ -90,6 +91,8 @@ fn h70_a_root_that_is_moved_by_an_unattached_thread_before_it_is_scanned_lives()
     });
 }
 
+/// The same in a heap that marks in a stop: the stop takes the words that such threads log. With
+/// `roots-logged-in-vain` planted, it does not. `slow-roots` gives the thread time to move roots.
 #[test]
 fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles() {
     let name = "h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cycles";
@@ -101,8 +104,8 @@ fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cyc
             .poison(true)
             .build()
             .unwrap();
-        // As many as a page of places has, so that the last one moves beyond those that a stop has
-        // noted, and back.
+        // The roots fill a page of places, so that the last one moves beyond the places that a stop
+        // has noted, and back.
         let mut roots = make_roots(&heap, 512);
         let begun = heap.stats().collections;
         // This thread is no mutator, so no stop stops it.
@@ -115,6 +118,8 @@ fn h70_a_root_that_is_moved_in_a_stop_lives_where_mutators_do_not_run_beside_cyc
     });
 }
 
+/// The handles of a scope that ends before its scan are logged. With `handles-unlogged` planted, a
+/// node that moved from a handle into a field is freed.
 #[test]
 fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_field() {
     let name = "h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_field";
@@ -135,10 +140,10 @@ fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_fie
                         s.alloc(node).unwrap()
                     };
                     let nodes: Vec<_> = (0..table.len()).map(node).collect();
-                    // Time for a stop: the nodes are in handles alone.
+                    // Time for a stop, while the nodes are in handles only.
                     std::thread::sleep(Duration::from_micros(50));
-                    // Every other time they are in handles alone to the end, and the next scope's
-                    // are written over them.
+                    // In every other round, the nodes stay in handles only to the end, and the
+                    // handles of the next scope overwrite them.
                     for (number, node) in nodes.iter().enumerate() {
                         if round % 2 == 0 {
                             table.set(number, s, node);
@@ -156,6 +161,7 @@ fn h71_what_only_a_scope_held_that_ended_before_it_was_scanned_lives_on_in_a_fie
     });
 }
 
+/// Scopes and roots of threads that attach and detach lose no cell.
 #[test]
 fn scopes_and_roots_of_threads_that_come_and_go_lose_nothing() {
     let heap = &stressed();
@@ -183,8 +189,8 @@ fn scopes_and_roots_of_threads_that_come_and_go_lose_nothing() {
     check_roots(heap, roots);
 }
 
-/// What a peak of `bytes` bytes of tables leaves behind: a collection later nothing is scanned for
-/// it, and its memory is back.
+/// Checks that after a peak of `bytes` bytes of tables and a collection, no words of the peak are
+/// scanned, and the memory has gone back.
 fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
     let heap = Heap::builder().reserve(1 << 30).build().unwrap();
     let mutator = heap.attach().unwrap();
@@ -193,7 +199,7 @@ fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
     let before = resident();
     peak(&heap, &mutator);
     mutator.collect();
-    // This one begins when the one before is done with giving back.
+    // This collection begins after the tables of the one before have been trimmed.
     mutator.collect();
     assert!(
         heap.stats().last.exact_words <= words + 100,
@@ -204,6 +210,7 @@ fn is_over(bytes: usize, peak: impl FnOnce(&Heap, &gc_core::Mutator)) {
     assert!(kept < bytes / 4, "{kept} of {bytes} bytes are still there");
 }
 
+/// After peaks of handles, roots and root ranges, the tables' memory goes back.
 #[test]
 fn nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges() {
     let name = "nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges";
@@ -211,8 +218,8 @@ fn nothing_is_left_of_a_peak_of_handles_of_roots_and_of_ranges() {
 }
 
 fn peaks() {
-    // SAFETY: no memory of ours. Vectors that are gone are not to count: malloc gives all large
-    // ones back.
+    // SAFETY: a call without memory. Dropped vectors must not count as resident memory: malloc
+    // gives large blocks back at once.
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20) };
     const MANY: usize = 2_000_000;
     is_over(8 * MANY, |heap, mutator| {
@@ -252,6 +259,7 @@ fn peaks() {
     });
 }
 
+/// 600,000 scopes may be open inside each other.
 #[test]
 fn scopes_nest_as_deep_as_the_stack() {
     fn nest(mutator: &gc_core::Mutator, depth: usize) -> Result<(), gc_core::AllocError> {
@@ -267,7 +275,7 @@ fn scopes_nest_as_deep_as_the_stack() {
             Ok(())
         })
     }
-    const DEPTH: usize = 600_000; // a table of 512 bytes a scope was full before
+    const DEPTH: usize = 600_000; // more than a table of 512 bytes for each scope would allow
     let thread = std::thread::Builder::new().stack_size(2 << 30);
     let body = || {
         let heap = Heap::builder().reserve(1 << 30).build().unwrap();
@@ -279,6 +287,8 @@ fn scopes_nest_as_deep_as_the_stack() {
     thread.spawn(body).unwrap().join().unwrap();
 }
 
+/// Where the system has no memory for handles, `try_hold` returns an error value, and the heap
+/// works afterwards.
 #[test]
 fn where_the_system_has_no_memory_for_handles_that_is_an_error_value() {
     let name = "where_the_system_has_no_memory_for_handles_that_is_an_error_value";
@@ -291,9 +301,9 @@ fn where_the_system_has_no_memory_for_handles_that_is_an_error_value() {
             rlim_cur: (pages * 4096) + (64 << 20),
             rlim_max: libc::RLIM_INFINITY,
         };
-        // SAFETY: a valid limit, in a process of the test's own.
+        // SAFETY: the call reads `bound`, in a child of the test's own.
         assert_eq!(
-            // SAFETY: a bound for this process, which is a child.
+            // SAFETY: a limit for this process, which is a child.
             unsafe { libc::setrlimit(libc::RLIMIT_AS, &raw const bound) },
             0
         );
@@ -309,7 +319,7 @@ fn where_the_system_has_no_memory_for_handles_that_is_an_error_value() {
         });
         assert!(held > 1_000_000, "{held}");
         assert!(matches!(error, gc_core::AllocError::System(_)), "{error}");
-        // And on.
+        // The heap works afterwards.
         mutator.with_scope(|s| assert!(s.alloc(Node::default()).is_ok()));
         mutator.collect();
     });

@@ -1,5 +1,6 @@
-//! H88 to H90: what a stop does for sites is what has changed. Lists are brought up to date at the
-//! next look, and runs that nobody refills go back.
+//! H88 to H90: a stop's work for sites grows with the sites that changed. A site's lists are
+//! brought up to date by the next thread that takes its lock, and runs that are not refilled go
+//! back.
 
 mod common;
 
@@ -14,18 +15,18 @@ use gc_core::internals::{Space, SpaceConfig};
 use gc_core::raw::{Encoding, Kind, KindId};
 use gc_core::{Heap, Mutator};
 
-/// Sites, of which each takes 8 KiB for its run at first: not so many that a collection is due.
+/// The number of sites of a mutator. The first run of each takes 8 KiB, so no collection is due.
 const N: usize = 400;
 
-/// A stop looks at few sites: those that are still in use.
+/// The most sites that a stop may visit once the unused ones have gone back.
 const FEW: u64 = 20;
 
-/// Are the two cells in one span? Of the smallest cells that has 64 KiB.
+/// True if both cells may lie in one span. A span of the smallest cells has 64 KiB.
 fn share_a_span(a: usize, b: usize) -> bool {
     a.abs_diff(b) < 64 << 10
 }
 
-/// A heap's memory, one mutator's runs, and a collector on the same thread.
+/// A heap's memory with one local allocator and a collector on the same thread.
 struct Bare {
     space: Space,
     runs: LocalAllocator,
@@ -35,7 +36,7 @@ struct Bare {
 
 impl Bare {
     fn new() -> Bare {
-        // A world reads which faults are planted; nothing here is stopped by it.
+        // A world reads which faults are planted. It stops no thread here.
         drop(gc_preempt::World::new(gc_preempt::Config::default()));
         let config = SpaceConfig {
             reserve: 1 << 30,
@@ -76,7 +77,7 @@ impl Bare {
     fn begin(&self, roots: &[usize]) {
         self.weak.begin(&self.space);
         self.space.begin_marking();
-        // SAFETY: our own runs.
+        // SAFETY: this thread's runs, of this space.
         unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
         roots.iter().for_each(|r| marker.edge(*r, Encoding::RAW));
@@ -95,6 +96,8 @@ impl Bare {
     }
 }
 
+/// All spans of all sites are swept although no stop moves them between lists. With `lists-stale`
+/// planted, spans of dead cells stay in use.
 #[test]
 fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
     let name = "h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them";
@@ -110,7 +113,8 @@ fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
             bare.runs.retire(&bare.space);
             let before = bare.space.used_bytes();
             bare.collect(&kept);
-            // Of each site's three, two are free; and the third's cells are handed out again.
+            // Of the three spans of each site, two are free, and the free cells of the third are
+            // used again.
             let after = bare.space.used_bytes();
             assert_eq!(3 * after, before);
             for (kind, kept) in kinds.iter().zip(&kept) {
@@ -125,6 +129,8 @@ fn h88_all_spans_of_all_sites_are_swept_though_no_stop_moves_them() {
     });
 }
 
+/// A run that went back gives no cell before a refill has entered its site in the list again. With
+/// `stale-runs-unlisted-only` planted, it gives cells that are not marked.
 #[test]
 fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
     let name = "h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled";
@@ -134,15 +140,15 @@ fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
         let busy = bare.kinds(1)[0];
         let mut kept: Vec<usize> = kinds.iter().map(|kind| bare.alloc(*kind)).collect();
         for _ in 0..4 {
-            // A refill looks for runs that were not refilled lately.
+            // These refills review runs that were not refilled lately.
             let all: Vec<usize> = (0..10_000).map(|_| bare.alloc(busy)).collect();
             std::hint::black_box(all);
             bare.collect(&kept);
         }
         let before = kept.clone();
         bare.begin(&kept);
-        // Born marked, by whatever way the mutator got them: the collector has looked at its runs
-        // already.
+        // Cells are allocated black in each case, since the collector has already visited the
+        // mutator's runs.
         for (kind, first) in kinds.iter().zip(before) {
             let cell = bare.alloc(*kind);
             assert!(bare.space.is_marked(cell), "a cell was born white");
@@ -157,6 +163,7 @@ fn h89_a_run_that_went_back_gives_no_cell_before_it_is_refilled() {
     });
 }
 
+/// A site that is refilled in each cycle is never given back; a site that was used once is.
 #[test]
 fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
     let bare = Bare::new();
@@ -164,13 +171,13 @@ fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
     let (often, once, busy) = (kinds[0], kinds[1], kinds[2]);
     let room = |kind| {
         let site = bare.space.site(kind, 16).unwrap();
-        // SAFETY: this thread's runs.
+        // SAFETY: this thread's runs, and the site's index in them.
         let run = unsafe { *bare.runs.as_mut_ptr().add(site.index()) };
         run.limit - run.cursor
     };
     bare.alloc(once);
     for round in 0..10 {
-        // One refill a cycle, now before the marking and now in the middle of it.
+        // One refill in each cycle, before marking and during it in turn.
         let refill = || {
             while room(often) != 0 {
                 bare.alloc(often);
@@ -185,7 +192,7 @@ fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
             refill();
         }
         bare.finish();
-        // Another refill, which looks for stale runs.
+        // Refills of another site, which review stale runs.
         for _ in 0..10_000 {
             bare.alloc(busy);
         }
@@ -199,13 +206,13 @@ fn a_site_that_is_refilled_in_each_cycle_is_never_given_back() {
 fn many_sites(heap: &Heap, m: &Mutator, n: usize) {
     for i in 0..n {
         let kind = heap.kind(Kind::leaf(format!("kind {i}"))).unwrap();
-        // SAFETY: dies at once.
+        // SAFETY: the cell is not used.
         unsafe { m.alloc_raw(kind, 16) }.unwrap();
     }
 }
 
-/// Collects, by this thread, which is no mutator, until stops look at few sites, and the spans of
-/// the others are free; does that ever come?
+/// True if, after at most 200 collections by this thread, which is no mutator, stops visit few
+/// sites and the spans of the other sites are free.
 fn comes_to_few(heap: &Heap) -> bool {
     (0..200).any(|_| {
         heap.collect();
@@ -214,6 +221,8 @@ fn comes_to_few(heap: &Heap) -> bool {
     })
 }
 
+/// Two collections after its last refill, a site is not visited by stops. With `stale-runs-kept`
+/// planted, each stop visits all sites.
 #[test]
 fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once() {
     let name = "h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once";
@@ -228,7 +237,7 @@ fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once()
         m.collect();
         let stats = heap.stats();
         assert!(stats.last.sites_in_stops <= FEW, "{:?}", stats.last);
-        // Again, from where they were.
+        // The same again, for the same sites.
         many_sites(&heap, &m, N);
         m.collect();
         m.collect();
@@ -237,6 +246,8 @@ fn h90_two_collections_later_a_stop_does_not_look_at_sites_that_were_used_once()
     });
 }
 
+/// The sites of a mutator that waits inside `blocking` go back in stops. With `stale-runs-kept`
+/// planted, they stay.
 #[test]
 fn h90_sites_of_a_mutator_that_waits_go_back_in_stops() {
     let name = "h90_sites_of_a_mutator_that_waits_go_back_in_stops";
@@ -246,7 +257,7 @@ fn h90_sites_of_a_mutator_that_waits_go_back_in_stops() {
         std::thread::scope(|s| {
             s.spawn(|| {
                 let m = heap.attach().unwrap();
-                // More than a mutator may have that is set aside.
+                // More sites than a mutator may have when it is set aside.
                 many_sites(&heap, &m, 5 * N);
                 common::sit_idle(&m, &ready, &done);
             });
@@ -258,6 +269,7 @@ fn h90_sites_of_a_mutator_that_waits_go_back_in_stops() {
     });
 }
 
+/// A mutator that allocates in one site gives its other sites back in its refills.
 #[test]
 fn sites_of_a_mutator_that_allocates_elsewhere_go_back_as_it_goes() {
     let (heap, k) = common::heap();

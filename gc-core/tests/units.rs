@@ -1,8 +1,9 @@
-//! H25, H26, H27: stops at every instruction of the barrier, of the weak load and of an allocation.
+//! H25, H26, H27: stops at each instruction of the barrier's store, of the weak load and of an
+//! allocation.
 //!
-//! The thread under test single-steps itself by the trap flag. Where a stop is to hit a certain
-//! instruction, the trap's handler lets another thread ask for it and returns once SIGURG is
-//! pending: it is then delivered at exactly that instruction.
+//! The thread under test single-steps itself by the trap flag. Where a stop must hit a certain
+//! instruction, the trap's handler has another thread request the stop, and returns once SIGURG is
+//! pending. The kernel then delivers SIGURG at exactly that instruction.
 
 mod common;
 
@@ -16,6 +17,7 @@ use gc_preempt::Stopped;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 
+/// True if a stop is requested.
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn stop_at_target(
@@ -30,7 +32,8 @@ extern "C" fn stop_at_target(
     }
 }
 
-/// Runs `unit` once for each of its instructions, with a stop there in which `stopped` runs.
+/// Runs `unit` once for each of its instructions, with a stop at that instruction in which
+/// `stopped` runs. Returns the number of instructions.
 fn stop_at_each(
     heap: &Heap,
     start: usize,
@@ -59,6 +62,8 @@ fn stop_at_each(
 const OLD: usize = 0x5a5a_0000_0000_0101;
 const NEW: usize = 0x5a5a_0000_0000_0202;
 
+/// A store that marking interrupts at any instruction is logged or not in the snapshot: the store
+/// is a restart range. Without the restart, an old value is lost.
 #[test]
 fn h25_marking_that_begins_at_any_instruction_of_a_store_loses_nothing() {
     hazard(
@@ -75,7 +80,7 @@ fn h25_marking_that_begins_at_any_instruction_of_a_store_loses_nothing() {
                     record.reset(marking);
                     slot.store(OLD, Relaxed);
                     snapshot.store(if marking == 1 { OLD } else { NEW }, Relaxed);
-                    // SAFETY: a word of ours.
+                    // SAFETY: a word of this test, which the store treats as a word of a cell.
                     unsafe { m.write(slot.as_ptr(), NEW) };
                     that(slot.load(Relaxed) == NEW, "not stored")?;
                     that(
@@ -95,6 +100,8 @@ fn h25_marking_that_begins_at_any_instruction_of_a_store_loses_nothing() {
     );
 }
 
+/// A weak load that the beginning or end of marking interrupts at any instruction gives a value
+/// that the scan found or the log has, or nothing. Without the restart, it gives a dead cell.
 #[test]
 fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothing() {
     let name = "h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothing";
@@ -110,9 +117,9 @@ fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothi
                 slot.store(OLD, Relaxed);
                 dead.store(false, Relaxed);
                 found.store(false, Relaxed);
-                // SAFETY: no arguments. What rax holds from here on is not the word.
+                // SAFETY: a system call without arguments. RAX then does not hold the word.
                 std::hint::black_box(unsafe { libc::getpid() });
-                // SAFETY: a word of ours.
+                // SAFETY: a word of this test, which the load treats as a word of a weak cell.
                 let got = unsafe { m.load_weak(slot.as_ptr()) };
                 that(got == 0 || got == OLD, "a word that was never there")?;
                 that(
@@ -131,7 +138,7 @@ fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothi
             };
             let n = stop_at_each(&heap, jit::load_weak_address(), unit, |stopped| {
                 if marking == 0 {
-                    // Stop 1: a scan finds what is in rax, where the result is.
+                    // Stop 1: a scan would find the word in RAX, where the result is.
                     let rax = |m: gc_preempt::StoppedMutator<'_>| m.snapshot().registers.gpr[0];
                     found.store(stopped.mutators().map(rax).any(|word| word == OLD), Relaxed);
                     record.marking().store(1, Relaxed);
@@ -150,19 +157,21 @@ fn h27_marking_that_begins_or_ends_at_any_instruction_of_a_weak_load_loses_nothi
 
 // ---- allocation ---------------------------------------------------------------------------------
 
+/// The number of the last collection that was requested.
 static WANTED: AtomicU64 = AtomicU64::new(0);
+/// The number of the last collection that is done.
 static DONE: AtomicU64 = AtomicU64::new(0);
-/// Instructions in `blocking`.
+/// Instructions inside `blocking`.
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
-/// The stepping thread's attachment.
+/// The address of the stepping thread's attachment.
 static STEPPING: AtomicUsize = AtomicUsize::new(0);
 
-/// Has a whole collection done after each instruction, unless the thread may not be stopped there.
-/// In `blocking` (to have the system back memory) after each 64th: it leaves that only when no stop
-/// comes between some ten of its instructions. The thread is stopped in this handler: what the
-/// interrupted code holds is found behind it.
+/// Requests a whole collection after each instruction, except where the thread must not be stopped.
+/// Inside `blocking`, where the system backs memory, only each 64th instruction counts: the thread
+/// can leave it only if no stop falls between some ten of its instructions. The thread is stopped
+/// in this handler, and the walk finds the interrupted code's registers behind it.
 extern "C" fn collect_at_each(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::ucontext_t) {
-    // SAFETY: set before stepping begins, alive until it ends.
+    // SAFETY: the address is set before stepping begins, and valid until it ends.
     let thread = unsafe { &*(STEPPING.load(Relaxed) as *const gc_preempt::Mutator) };
     if thread.in_no_preempt() {
         return;
@@ -170,7 +179,7 @@ extern "C" fn collect_at_each(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut l
     if thread.is_blocking() && !BLOCKED.fetch_add(1, Relaxed).is_multiple_of(64) {
         return;
     }
-    // SAFETY: lets the collection's signal through, which `on_step` holds back.
+    // SAFETY: unblocks the collection's signal, which `on_step` has blocked.
     unsafe {
         let mut urg: libc::sigset_t = std::mem::zeroed();
         libc::sigaddset(&raw mut urg, libc::SIGURG);
@@ -178,11 +187,13 @@ extern "C" fn collect_at_each(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut l
     }
     let number = WANTED.fetch_add(1, SeqCst) + 1;
     while DONE.load(SeqCst) < number {
-        // SAFETY: a system call; the thread that is waited for may need this core.
+        // SAFETY: a system call. The collecting thread may need this processor.
         unsafe { libc::sched_yield() };
     }
 }
 
+/// A list whose cells are allocated with a collection at each instruction is whole. With
+/// `white-tails` planted, cells are freed.
 #[test]
 fn h26_a_collection_at_every_instruction_of_an_allocation_loses_nothing() {
     let name = "h26_a_collection_at_every_instruction_of_an_allocation_loses_nothing";
@@ -207,7 +218,7 @@ fn h26_a_collection_at_every_instruction_of_an_allocation_loses_nothing() {
             });
             let head = stepping(|| {
                 (0..CELLS).fold(0, |head, i| {
-                    // SAFETY: a node has two words; the list is on the stack.
+                    // SAFETY: a node has two words, and the list is on the stack.
                     unsafe {
                         let cell = m.alloc_at(site).unwrap().as_ptr().cast::<usize>();
                         cell.write(head);

@@ -1,5 +1,5 @@
-//! The second marking: silent over a sound heap, whatever it holds; and over one with a fault, it
-//! names the lost object and the way to it, and aborts.
+//! The second marking. It is silent over a sound heap with cells of every kind. With a fault
+//! planted, it names the lost cell and a path to it, and aborts.
 
 mod common;
 
@@ -9,15 +9,15 @@ use gc_core::{Heap, Mutator, Stress, WeakMap};
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-/// Lists whose heads stand in an array.
+/// The number of lists whose heads are in an array.
 const LISTS: usize = 256;
 
-/// Cells of a list that is given up: more turns than there are in a cycle, or what was hidden would
-/// be given up with what hides it.
+/// The length at which a list is given up. It is more than the turns of a cycle: otherwise a lost
+/// cell would be given up together with the cell that leads to it.
 const LONG: usize = 400;
 
-/// Puts cells in front of lists whose heads stand in an array. With a pause after each turn, a
-/// cycle's stores fit into the thread's own log.
+/// Puts cells in front of lists whose heads are in an array, with a pause after each turn. With a
+/// pause, a cycle's stores fit into the thread's own log.
 fn push(heap: &Heap, pause: Duration) {
     let k = common::kinds(heap);
     let m = heap.attach().unwrap();
@@ -34,7 +34,7 @@ fn push(heap: &Heap, pause: Duration) {
     );
 }
 
-/// The same with the heads as values of pairs, whose keys live.
+/// The same, with the heads as values of pairs whose keys live.
 fn push_to_pairs(heap: &Heap) {
     let k = common::kinds(heap);
     let pairs = heap
@@ -60,12 +60,12 @@ fn push_to_pairs(heap: &Heap) {
 }
 
 fn new(m: &Mutator, kind: KindId, words: usize) -> *mut usize {
-    // SAFETY: callers keep it on their stack.
+    // SAFETY: callers keep the cell on their stack.
     unsafe { m.alloc_raw(kind, words * 8).unwrap().as_ptr().cast() }
 }
 
-/// Each store hides what the place led to before behind a cell that is born black, and no register
-/// has held it since the last turn.
+/// Puts a cell in front of each list in turn. Each store hides the list's old head behind a cell
+/// that is allocated black, and no register has held that head since the last turn.
 fn push_to(
     heap: &Heap,
     m: &Mutator,
@@ -100,7 +100,8 @@ fn verified() -> Heap {
         .unwrap()
 }
 
-/// The test `name` in a child with the fault planted: it must abort, and say why.
+/// Runs the test `name` in a child without a fault, which must pass, and with `fault` planted,
+/// which must abort. Returns the message.
 fn aborts(name: &str, fault: &str) -> String {
     let sound = run_child(name, "", &[]).expect("a sound child hangs");
     assert!(
@@ -114,7 +115,8 @@ fn aborts(name: &str, fault: &str) -> String {
     said
 }
 
-/// The path must lead from a root by way of cells of the test's kinds to one that is not marked.
+/// Panics unless the message has a path from a root over cells of the test's kinds to a cell that
+/// is not marked.
 fn check_path(said: &str) {
     let from = said.find("urge: verify: collection").expect(said);
     let mut lines = said[from..].lines().skip(1);
@@ -135,6 +137,8 @@ fn check_path(said: &str) {
     }
 }
 
+/// With `stores-unlogged` planted, the second marking finds a cell that the barrier did not log,
+/// and prints the path to it.
 #[test]
 fn a_barrier_that_does_not_log_is_found_with_the_path_to_what_it_lost() {
     let name = "a_barrier_that_does_not_log_is_found_with_the_path_to_what_it_lost";
@@ -144,6 +148,8 @@ fn a_barrier_that_does_not_log_is_found_with_the_path_to_what_it_lost() {
     check_path(&aborts(name, "stores-unlogged"));
 }
 
+/// With `logs-left` planted, the second marking finds a cell whose log entry was not taken before
+/// the swap of bitmaps, and prints the path to it.
 #[test]
 fn a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost() {
     let name = "a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost";
@@ -153,6 +159,7 @@ fn a_flip_without_draining_logs_is_found_with_the_path_to_what_it_lost() {
     check_path(&aborts(name, "logs-left"));
 }
 
+/// With `pairs-unlogged` planted, the second marking finds a pair's old value that was not logged.
 #[test]
 fn a_pairs_old_value_that_is_not_logged_is_found() {
     let name = "a_pairs_old_value_that_is_not_logged_is_found";
@@ -161,8 +168,8 @@ fn a_pairs_old_value_that_is_not_logged_is_found() {
     }
     let said = aborts(name, "pairs-unlogged");
     check_path(&said);
-    // A word on the stack may name a cell that was free and has been born since, whose edge leads
-    // to what was lost. Otherwise the way is through the pairs.
+    // A word on the stack may name a cell that was free and has been allocated since, whose edge
+    // leads to the lost cell. Otherwise the path leads through the pairs.
     let from_stack = "  root: the stack or a register of mutator 0\n";
     let born = said
         .split_once(from_stack)
@@ -170,6 +177,7 @@ fn a_pairs_old_value_that_is_not_logged_is_found() {
     assert!(born || said.contains("\"pairs\""), "{said}");
 }
 
+/// With `keep-weak` planted, the second marking finds a weak word that still names a dead cell.
 #[test]
 fn a_weak_word_that_was_left_is_found() {
     let name = "a_weak_word_that_was_left_is_found";
@@ -177,10 +185,10 @@ fn a_weak_word_that_was_left_is_found() {
         let heap = verified();
         let k = common::kinds(&heap);
         let m = heap.attach().unwrap();
-        // SAFETY: on the stack, four words.
+        // SAFETY: the cell stays on the stack and has four words.
         let weak = unsafe { m.alloc_raw(k.weak, 32).unwrap().as_ptr().cast::<usize>() };
         for number in 0..100 {
-            // SAFETY: as above; the new cell is on the stack until it is stored.
+            // SAFETY: a word of the live cell; the new cell is on the stack until it is stored.
             unsafe { m.write(weak.add(number % 4), cons(&m, k, 0, number)) };
             common::wipe_stack();
             m.collect();
@@ -191,6 +199,7 @@ fn a_weak_word_that_was_left_is_found() {
     assert!(said.contains("\"weak\", 32 bytes, word "), "{said}");
 }
 
+/// The second marking is silent over a sound heap with cells of every kind, concurrent or not.
 #[test]
 fn a_sound_heap_of_every_kind_of_cell_passes() {
     for concurrent in [true, false] {
@@ -210,12 +219,12 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
         let m = heap.attach().unwrap();
         let root = m.with_scope(|s| heap.root(&s.alloc(WeakMap::<u64, u64>::new()).unwrap()));
         for round in 0..100 {
-            // SAFETY: cells on this stack, as large as they are used.
+            // SAFETY: the cells stay on this stack, and accesses are within their length.
             unsafe {
                 let cells: Vec<*mut usize> = [loose, k.weak, k.array, pairs]
                     .map(|kind| m.alloc_raw(kind, 4096).unwrap().as_ptr().cast())
                     .into();
-                // A vector is not scanned.
+                // The vector is not scanned.
                 let [a, b, c, d] = [cells[0], cells[1], cells[2], cells[3]];
                 for word in 0..256 {
                     let head = list(&m, k, 3);
@@ -239,18 +248,19 @@ fn a_sound_heap_of_every_kind_of_cell_passes() {
     }
 }
 
-/// Reports the first word and leaves the second one out.
+/// A trace function that reports the first word and leaves the others out.
 unsafe fn forgetful(cell: *const u8, _: usize, tracer: &mut gc_core::raw::Tracer<'_>) {
     let cell = cell as usize;
     // SAFETY: a word of the cell.
     unsafe { tracer.edges(cell..cell + 8, Encoding::RAW) };
 }
 
-/// A cell of a kind with that function leads, by way of another, to a leaf that nothing else does;
-/// and it has numbers that look like addresses: of a place where no cell begins, of a live cell, of
-/// a free one.
+/// Makes two cells of a kind with that trace function. The first leads to the second, and with
+/// `second` set, a word of the second that is not reported leads to a leaf to which nothing else
+/// leads. The second also has numbers that look like addresses: inside a live leaf, of a live cell,
+/// and of a free place.
 fn leave_out(heap: &Heap, second: bool) {
-    // SAFETY: on purpose, it does not report every edge.
+    // SAFETY: the function leaves edges out on purpose.
     let mut kind = unsafe { Kind::traced("forgetful", forgetful) };
     if gc_preempt::faults::planted("words-are-spare") {
         kind = kind.spare_words();
@@ -283,6 +293,8 @@ fn leave_out(heap: &Heap, second: bool) {
     drop(root);
 }
 
+/// An edge that a trace function leaves out is found, with its word: the second marking looks into
+/// cells of traced kinds for words that name a cell which is about to be freed.
 #[test]
 fn h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word() {
     const NAME: &str = "h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word";
@@ -300,8 +312,8 @@ fn h62_an_edge_that_a_trace_function_leaves_out_is_found_with_its_word() {
     assert_eq!(output.status.signal(), Some(libc::SIGABRT), "{said}");
     assert!(said.contains("\"forgetful\" leaves out word 3"), "{said}");
     assert!(said.contains("root: a handle"), "{said}");
-    // Numbers that look like addresses are no edges; nothing else looks for the edge; and a kind
-    // may say that such words are none.
+    // No error is reported where the numbers are no edges, where the second marking asks the trace
+    // function alone (`tracers-believed`), and where the kind declares its other words spare.
     for fault in ["tracer-is-sound", "tracers-believed", "words-are-spare"] {
         let output = run_child(NAME, fault, &[]).expect("it hung");
         let said = String::from_utf8_lossy(&output.stderr);

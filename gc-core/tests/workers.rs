@@ -1,5 +1,5 @@
-//! Several markers over one heap: nothing is lost however their work ends, nobody is woken for
-//! little, and their threads keep out of the way.
+//! Several markers over one heap: no cell is lost at the end of marking, a small heap wakes no
+//! helper, and the helpers' threads block signals and end with their heap.
 
 mod common;
 
@@ -14,10 +14,11 @@ fn heap(markers: u32) -> (Heap, Kinds) {
     (heap, kinds)
 }
 
-/// A table of `cells` arrays with edges to two cells of the table each, and its handle.
+/// A table of `cells` arrays, each with edges to two older cells of the table, and the table's
+/// root.
 fn graph(m: &Mutator, k: Kinds, cells: usize) -> RawRoot {
-    // SAFETY: arrays of words, the table on the stack until the handle keeps it; `write` is told a
-    // word of it and a live cell.
+    // SAFETY: arrays of as many words as are used. The table is on the stack until its root keeps
+    // it; `write` gets a word of a live cell and a live cell.
     unsafe {
         let table = m.alloc_raw(k.array, cells * 8).unwrap();
         let root = m.root_raw(table).unwrap();
@@ -38,10 +39,10 @@ fn graph(m: &Mutator, k: Kinds, cells: usize) -> RawRoot {
     }
 }
 
-/// Collects until helpers have taken part `times` times; each time all of `cells` must be alive.
+/// Collects until helpers have marked in `times` collections. Checks each time that all cells live.
 fn collect_with_helpers(heap: &Heap, m: &Mutator, cells: u64, times: u32) {
     let mut helped = 0;
-    // On a busy machine they may come too late.
+    // On a busy machine the helpers may come too late.
     for _ in 0..1000 {
         m.collect();
         let last = heap.stats().last;
@@ -58,6 +59,8 @@ fn collect_with_helpers(heap: &Heap, m: &Mutator, cells: u64, times: u32) {
     panic!("helpers took part {helped} times: the test tests nothing");
 }
 
+/// Marking does not end while a helper has marked cells in its local queue. With `closed-over-work`
+/// planted, cells are lost.
 #[test]
 fn h28_marking_does_not_end_while_a_helper_has_work() {
     hazard(
@@ -72,7 +75,7 @@ fn h28_marking_does_not_end_while_a_helper_has_work() {
     );
 }
 
-/// Of each marker's thread of this process: which signals it blocks.
+/// The signal masks of this process's marker threads.
 fn marker_threads() -> Vec<u64> {
     let mut masks = Vec::new();
     for task in std::fs::read_dir("/proc/self/task").unwrap() {
@@ -92,6 +95,7 @@ fn marker_threads() -> Vec<u64> {
     masks
 }
 
+/// A heap of few cells wakes no helper. With `wakes-for-little` planted, it does.
 #[test]
 fn h33_a_small_heap_wakes_nobody() {
     hazard("h33_a_small_heap_wakes_nobody", "wakes-for-little", || {
@@ -106,9 +110,10 @@ fn h33_a_small_heap_wakes_nobody() {
     });
 }
 
+/// Marker threads block all signals that a program may use, and end with their heap.
 #[test]
 fn markers_block_all_signals_and_end_with_their_heap() {
-    // In a child: other tests' heaps have markers, too.
+    // The test runs in a child: heaps of other tests have markers, too.
     if !common::is_child() {
         let name = "markers_block_all_signals_and_end_with_their_heap";
         let output = common::run_child(name, "", &[]).expect("it hung");
@@ -124,7 +129,7 @@ fn markers_block_all_signals_and_end_with_their_heap() {
     let _root = graph(&m, k, 100_000);
     collect_with_helpers(&heap, &m, 100_001, 1);
     let mut masks = marker_threads();
-    // A thread names itself when it first runs.
+    // A thread sets its name when it first runs.
     while masks.len() < 2 {
         std::thread::sleep(std::time::Duration::from_millis(1));
         masks = marker_threads();
@@ -146,30 +151,31 @@ fn markers_block_all_signals_and_end_with_their_heap() {
     assert_eq!(marker_threads().len(), 0);
 }
 
+/// A forked child marks with helpers of its own, also when the fork falls into marking.
 #[test]
 fn a_forked_child_marks_with_helpers_of_its_own() {
     let (heap, k) = heap(3);
     let m = heap.attach().unwrap();
     let _root = graph(&m, k, 100_000);
     collect_with_helpers(&heap, &m, 100_001, 1);
-    // Cycles that nobody waits for, so that some forks meet markers at work.
+    // Cycles that no thread waits for, so that some forks fall into marking.
     for _ in 0..5 {
         heap.request_collection();
-        // SAFETY: the child calls what this library promises to work there, and ends without
-        // destructors.
+        // SAFETY: the child calls functions of this library that are documented to work there, and
+        // ends without destructors.
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0);
         if pid == 0 {
-            // SAFETY: system calls. A child that hangs is ended by the alarm.
+            // SAFETY: a system call. The alarm ends a child that hangs.
             unsafe { libc::alarm(10) };
             let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 collect_with_helpers(&heap, &m, 100_001, 2);
             }));
-            // SAFETY: as above.
+            // SAFETY: a system call, which runs no destructors.
             unsafe { libc::_exit(i32::from(ran.is_err())) };
         }
         let mut status = 0;
-        // SAFETY: waits for our own child.
+        // SAFETY: waits for the child that was forked above.
         assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
         assert_eq!(status, 0, "the child failed");
     }
