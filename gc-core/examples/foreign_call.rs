@@ -1,10 +1,10 @@
-//! Foreign code that holds a reference: for the length of a call, and beyond it.
+//! Foreign code that holds a reference, during a call and beyond it.
 //!
-//! * For the length of a call, `keep_alive` after it is enough: the frame of the foreign function
-//!   is scanned like every other, but this function's own copy could be gone while the callee works
-//!   with a pointer that it computed.
-//! * Beyond it, where the foreign side keeps the pointer in memory of its own (a `void *data` of a
-//!   callback, a thread's argument), it gets a `Root`.
+//! - During a call, `keep_alive` after the call is enough. The frame of the foreign function is
+//!   scanned like every other frame, but the caller's own copy could be gone while the callee uses
+//!   a pointer that it computed.
+//! - Beyond the call, where the foreign side keeps the pointer in memory of its own (the `void
+//!   *data` of a callback, a thread's argument), it gets a `Root`.
 //!
 //! `cargo run -p gc-core --example foreign_call`
 
@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 const NUMBERS: usize = 500;
 
-/// Numbers in a cell, which C's `qsort` is to sort in place. Atomic, since what lies in a cell
-/// changes by interior mutability only.
+/// Numbers in a cell, which C's `qsort` sorts in place. They are atomic, since the content of a
+/// cell changes by interior mutability only.
 #[derive(Trace)]
 struct Numbers {
     all: [AtomicU64; NUMBERS],
@@ -35,11 +35,11 @@ thread_local! {
     static COMPARED: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Called by C, in the middle of its work: makes garbage, and now and then collects it.
+/// The comparison that C calls while it sorts. It allocates, and collects at times.
 extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
-    // SAFETY: qsort passes pointers to two of the elements.
+    // SAFETY: `qsort` passes pointers to two elements.
     let (a, b) = unsafe { (*a.cast::<u64>(), *b.cast::<u64>()) };
-    // SAFETY: `sort` has set it, to a mutator of this very thread that outlives the call.
+    // SAFETY: `sort` has set the pointer to a mutator of this thread that outlives the call.
     let mutator = unsafe { &*MUTATOR.get() };
     let made = mutator.scope(|s| s.alloc(Node::default()).map(drop));
     let compared = COMPARED.get() + 1;
@@ -53,9 +53,9 @@ extern "C" fn compare(a: *const c_void, b: *const c_void) -> c_int {
 
 fn sort(mutator: &Mutator, numbers: Gc<Numbers>) {
     MUTATOR.set(mutator);
-    // SAFETY: the elements are words of the cell, which `keep_alive` keeps; no other thread uses
-    // them meanwhile. It holds no edges, so C may move its words about: libc's copies must never
-    // touch edges, which change by the barrier only.
+    // SAFETY: the elements are words of the cell, which `keep_alive` keeps, and no other thread
+    // uses them during the call. The cell has no edges, so C may move its words: edges change by
+    // the barrier only, and libc's copies must never touch them.
     unsafe {
         libc::qsort(
             numbers.all.as_ptr().cast_mut().cast(),
@@ -64,20 +64,20 @@ fn sort(mutator: &Mutator, numbers: Gc<Numbers>) {
             Some(compare),
         );
     }
-    // Without this the compiler may forget `numbers` once it has computed the pointer to the first
-    // element, and C's frame, in its turn, may have nothing but a pointer past the end.
+    // Without this, the compiler may drop `numbers` once it has computed the pointer to the first
+    // element, and C's frame may hold nothing but a pointer past the end.
     keep_alive(numbers);
 }
 
-/// What the foreign side gets for its `void *`: a root in malloc's memory.
+/// The foreign side's `void *`: a root in malloc's memory.
 struct Message {
     list: Root<Node>,
 }
 
-/// A thread that the foreign side started. It was never attached; it reads through the root, and
-/// attaches to do more.
+/// The function of a thread that the foreign side starts. The thread reads through the root without
+/// a mutator, and attaches to do more.
 extern "C" fn thread(data: *mut c_void) -> *mut c_void {
-    // SAFETY: the pointer comes from `Box::into_raw` in `main`, and is given to this thread alone.
+    // SAFETY: the pointer comes from `Box::into_raw` in `main`, and only this thread gets it.
     let message = unsafe { Box::from_raw(data.cast::<Message>()) };
     let mut sum = message.list.value;
     let Ok(mutator) = message.list.heap().attach() else {
@@ -94,7 +94,7 @@ extern "C" fn thread(data: *mut c_void) -> *mut c_void {
     sum as *mut c_void
 }
 
-/// Sorts in C, and hands a list to a thread of C's.
+/// Sorts in C, and passes a list to a thread that C starts.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let heap = Heap::builder().build()?;
     let mutator = heap.attach()?;
@@ -136,8 +136,9 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     mutator.collect(); // the list's only root is in memory that C holds
     let mut id = 0;
     let mut sum = null_mut();
-    // SAFETY: the thread's function takes what it is given, and is joined here. A mutator that
-    // waits does so in `blocking`, or the thread's collection would wait for it to come back.
+    // SAFETY: the thread's function takes the pointer that it gets, and the thread is joined here.
+    // A mutator waits inside `blocking`: otherwise the thread's collection would wait for this
+    // mutator.
     let error = mutator.blocking(|| unsafe {
         match libc::pthread_create(&mut id, std::ptr::null(), thread, data.cast()) {
             0 => libc::pthread_join(id, &mut sum),

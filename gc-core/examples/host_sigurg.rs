@@ -1,11 +1,11 @@
-//! A host with a SIGURG handler of its own: both work.
+//! A host that has a SIGURG handler of its own beside the collector's.
 //!
-//! The collector stops threads with SIGURG, the signal that the kernel also sends when urgent data
-//! arrives on a socket. Signals that arrive together are merged, so a handler that was installed
-//! before the heap was built is called for each one, the collector's own included. It must look for
-//! its reason anyway, as SIGURG has always asked. A handler that is installed *after* the heap, in
-//! place of Urge's, has to call the one that it replaces: else no thread stops any more, and after
-//! a second the watchdog says so on stderr.
+//! The collector stops threads by SIGURG, the signal that the kernel also sends when urgent data
+//! arrive on a socket. Signals that arrive together are merged. A handler that was installed before
+//! the heap was built is therefore called for each signal, the collector's included, and must check
+//! its own condition, as SIGURG always required. A handler that is installed *after* the heap, in
+//! place of Urge's, should call the one that it replaces. The next stop installs Urge's handler on
+//! top again; where that fails, the watchdog names the handler on stderr after a second.
 //!
 //! `cargo run -p gc-core --example host_sigurg`
 
@@ -16,9 +16,9 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-/// How often the host's handler ran.
+/// Calls of the host's handler.
 static CALLS: AtomicU64 = AtomicU64::new(0);
-/// It may be worth looking at the socket.
+/// True if urgent data may have arrived.
 static URGENT: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn on_sigurg(_: c_int) {
@@ -34,10 +34,10 @@ fn checked(result: c_int) -> std::io::Result<c_int> {
     }
 }
 
-/// Takes the urgent byte, if one has come.
+/// Receives the urgent byte, if one has arrived.
 fn take_urgent(socket: &TcpStream) -> Option<u8> {
     let mut byte = 0u8;
-    // SAFETY: one byte of ours is written, if any.
+    // SAFETY: the call writes at most one byte, into `byte`.
     let n = unsafe {
         libc::recv(
             socket.as_raw_fd(),
@@ -51,9 +51,8 @@ fn take_urgent(socket: &TcpStream) -> Option<u8> {
 
 /// Receives urgent data while a mutator loops and is stopped a thousand times.
 pub fn main() -> Result<(), Box<dyn Error>> {
-    // The host is here first. (A socket library would do this.)
-    // SAFETY: the action is filled in whole before it is installed; the handler is
-    // async-signal-safe.
+    // The host installs its handler first, as a socket library would.
+    // SAFETY: the action is complete when it is installed, and the handler is async-signal-safe.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = on_sigurg as extern "C" fn(c_int) as usize;
@@ -63,7 +62,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let sender = TcpStream::connect(listener.local_addr()?)?;
     let (receiver, _) = listener.accept()?;
-    // SAFETY: asks the kernel to tell this process of urgent data.
+    // SAFETY: asks the kernel to signal this process for urgent data.
     checked(unsafe { libc::fcntl(receiver.as_raw_fd(), libc::F_SETOWN, libc::getpid()) })?;
 
     let heap = Heap::builder().build()?;
@@ -84,7 +83,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             std::thread::yield_now();
         }
         for byte in b"urgent" {
-            // SAFETY: sends one byte of ours.
+            // SAFETY: sends one byte, from `byte`.
             let sent = unsafe {
                 libc::send(
                     sender.as_raw_fd(),
@@ -127,7 +126,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Ends the loop also when something fails.
+/// Ends the loop also when an operation fails.
 struct Done<'a>(&'a AtomicBool);
 
 impl Drop for Done<'_> {

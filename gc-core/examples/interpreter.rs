@@ -1,9 +1,9 @@
 //! A small stack machine on the raw tier: tagged words, pairs of 16 bytes, and a value stack that
-//! is a declared root range.
+//! is a root range.
 //!
-//! The machine's values are words: odd ones are numbers, even ones pairs, zero is the empty list.
-//! The stack lies in malloc's memory, so the collector is told where it is, and how a word of it
-//! becomes a cell. Beside that, the interpreter is written as if there were no collector.
+//! The machine's values are words: an odd word is a number, an even one a pair, and zero the empty
+//! list. The stack is in malloc's memory, so the collector gets its addresses and the encoding of
+//! its words. The rest of the interpreter does nothing for the collector.
 //!
 //! `cargo run -p gc-core --example interpreter`
 
@@ -12,7 +12,7 @@ use gc_core::{AllocError, Heap, Mutator};
 use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// A word is an edge if it is even; then all of it is the address.
+/// A word is an edge if it is even. The whole word is then the address.
 const EDGE: Encoding = Encoding::nan_box(1, 0, !1);
 const NIL: usize = 0;
 
@@ -54,9 +54,9 @@ struct Machine<'m> {
     mutator: &'m Mutator,
     pair: Site,
     stack: Box<[AtomicUsize]>,
-    /// Where the deepest frame ends. It changes when a frame is entered or left, not with each
-    /// push: a collection may come at any instruction, so what it reads must be right at each.
-    /// Slots above the present top are stale or zero, and do no harm.
+    /// The end of the deepest frame. It changes when a frame is entered or left, not with each
+    /// push: a collection may come at any instruction, so the limit must be right at each. Slots
+    /// above the present top are stale or zero, and do no harm.
     limit: Box<AtomicUsize>,
     range: Option<RootRange>,
 }
@@ -74,8 +74,8 @@ impl<'m> Machine<'m> {
             range: None,
         };
         let base = machine.stack.as_ptr().cast();
-        // SAFETY: the stack and the limit are boxes that live as long as the guard, which `drop`
-        // drops before them. The limit is always the end of a frame inside the stack.
+        // SAFETY: the stack and the limit are boxes that outlive the guard, which `drop` drops
+        // first. The limit is always the end of a frame inside the stack.
         machine.range = Some(unsafe {
             mutator
                 .root_range(base, &*machine.limit, EDGE)
@@ -85,13 +85,13 @@ impl<'m> Machine<'m> {
     }
 
     fn cons(&self, head: usize, tail: usize) -> Result<usize, AllocError> {
-        // SAFETY: the cell goes into a stack slot, and is in a register or on our own stack until
-        // then. Head and tail are rooted by the slots that they came from: popping does not clear
-        // them.
+        // SAFETY: the cell goes into a stack slot, and is in a register or on this thread's stack
+        // until then. Head and tail are rooted by the slots that they came from, since popping does
+        // not clear them.
         let cell = unsafe { self.mutator.alloc_at(self.pair)? }
             .cast::<usize>()
             .as_ptr();
-        // SAFETY: a new cell of two words: its first stores need no barrier.
+        // SAFETY: a new cell of two words, whose first stores need no barrier.
         unsafe {
             cell.write(head);
             cell.add(1).write(tail);
@@ -176,11 +176,12 @@ impl Drop for Machine<'_> {
     }
 }
 
-/// Slots 0 to 3 are the program's variables.
+/// The number of the program's variables, which are slots 0 to 3.
 const LOCALS: usize = 4;
 const LENGTH: i64 = 1000;
 
-/// Makes the list of `LENGTH` numbers, then one of their squares, and adds those up.
+/// A program that makes the list of `LENGTH` numbers, then a list of their squares, and adds these
+/// up.
 fn sum_of_squares() -> Function {
     use Op::{Add, Cons, Head, Jump, JumpIfNil, JumpIfZero, Less, Load, Multiply, Nil, Push};
     use Op::{Return, Store, Tail};
@@ -243,7 +244,7 @@ fn sum_of_squares() -> Function {
     }
 }
 
-/// Runs the program a few thousand times over a heap that holds a few runs of it.
+/// Runs the program 2000 times in a heap with room for a few runs.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let heap = Heap::builder().hard_limit(8 << 20).build()?;
     let mutator = heap.attach()?;

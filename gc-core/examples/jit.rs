@@ -1,11 +1,11 @@
-//! Registering a JIT's code: machine code in an arena of its own, with a stack map, an inline loop
-//! without polls, and a call.
+//! Registers a JIT's code: machine code in an arena, with a stack map, a loop without polls, and a
+//! call.
 //!
-//! The "compiler" is an assembler template that is copied into the arena, so that the example needs
-//! no code generator. What it says of the function is what a JIT knows of each: where it lies, how
-//! its frame is laid out, where its calls return to, and in which slots of the frame references
-//! live across them. With Cranelift these come from `MachBufferFinalized::user_stack_maps` and the
-//! frame layout; LLVM writes them into `.llvm_stackmaps`, which `StackMaps::from_llvm` reads.
+//! The "compiler" copies an assembler template into the arena, so the example needs no code
+//! generator. It describes the function as a JIT does: its addresses, the layout of its frame, the
+//! return addresses of its calls, and the frame's slots that hold references across them. With
+//! Cranelift, these come from `MachBufferFinalized::user_stack_maps` and the frame layout. LLVM
+//! writes them into `.llvm_stackmaps`, which `StackMaps::from_llvm` reads.
 //!
 //! `cargo run -p gc-core --example jit`
 
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 // fn(head, helper, data, calls) -> sum: calls helper(data) `calls` times, then adds up the list.
 //
-// The frame: [rsp] the list's head, a reference; [rsp + 8] to [rsp + 24] plain words.
+// The frame: [rsp] holds the list's head, a reference; [rsp + 8] to [rsp + 24] hold plain words.
 std::arch::global_asm!(
     ".pushsection .text.jit_template,\"ax\",@progbits",
     ".globl jit_template",
@@ -38,8 +38,8 @@ std::arch::global_asm!(
     "jit_template_return:",
     "    dec     qword ptr [rsp + 24]",
     "    jnz     2b",
-    // No poll in this loop: a thread in it is stopped by the signal, wherever it is, and the list
-    // is found in its registers.
+    // This loop has no poll. A signal stops a thread in it at any instruction, and the scan finds
+    // the list in the thread's registers.
     "    mov     rcx, [rsp]",
     "    mov     qword ptr [rsp], 0",
     "    xor     eax, eax",
@@ -61,7 +61,7 @@ unsafe extern "C" {
     fn jit_template_end();
 }
 
-/// The layout is part of the machine code, so it is C's.
+/// A node whose layout is part of the machine code, hence `repr(C)`.
 #[derive(Trace, Default)]
 #[repr(C)]
 struct Node {
@@ -76,9 +76,9 @@ type Compiled = unsafe extern "C" fn(
     u64,
 ) -> u64;
 
-/// What compiled code calls: allocates, and collects.
+/// The function that compiled code calls. It allocates and collects.
 unsafe extern "C" fn helper(mutator: *const Mutator) {
-    // SAFETY: the compiled code hands on what `main` gave it.
+    // SAFETY: the compiled code passes on the pointer that `main` gave it.
     let mutator = unsafe { &*mutator };
     let made = mutator.scope(|s| {
         for _ in 0..100 {
@@ -90,7 +90,7 @@ unsafe extern "C" fn helper(mutator: *const Mutator) {
     mutator.collect();
 }
 
-/// The arena: executable memory, freed when no stack returns into it any more.
+/// Executable memory, which is freed once no stack returns into it.
 struct Arena {
     code: memmap2::Mmap,
     freed: Arc<AtomicBool>,
@@ -102,7 +102,7 @@ impl Drop for Arena {
     }
 }
 
-/// Builds a list, and forgets it but for the result.
+/// Builds a list. Only the result leads to it.
 #[inline(never)]
 fn list(mutator: &Mutator, n: u64) -> Result<Gc<Node>, gc_core::AllocError> {
     mutator.scope(|s| {
@@ -115,12 +115,12 @@ fn list(mutator: &Mutator, n: u64) -> Result<Gc<Node>, gc_core::AllocError> {
             node.next.set(s, &head);
             head = node;
         }
-        // SAFETY: kept on the stack, and in the frame of the compiled function.
+        // SAFETY: the list stays on the stack, and in the frame of the compiled function.
         Ok(unsafe { head.as_gc() })
     })
 }
 
-/// Compiles, registers, runs, unregisters.
+/// Compiles, registers, runs and unregisters a function.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let heap = Heap::builder().build()?;
     let mutator = heap.attach()?;
@@ -130,8 +130,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     let size = jit_template_end as *const () as usize - template;
     let return_offset = jit_template_return as *const () as usize - template;
     let mut code = memmap2::MmapMut::map_anon(size)?;
-    // SAFETY: the template's bytes are text of this program, and use no address but relative to
-    // themselves.
+    // SAFETY: the template's bytes are code of this program, and use addresses relative to
+    // themselves only.
     code.copy_from_slice(unsafe { std::slice::from_raw_parts(template as *const u8, size) });
     let freed = Arc::new(AtomicBool::new(false));
     let arena = Arena {
@@ -140,7 +140,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     };
     let address = arena.code.as_ptr() as usize;
 
-    // Say what it is.
+    // Describe the code.
     let maps = StackMaps::from_cranelift(&[cranelift::Function {
         address,
         size: size as u32,
@@ -153,8 +153,8 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             slots: vec![0],
         }],
     }])?;
-    // SAFETY: the maps are true of the code: frames follow RBP, and the only reference across the
-    // call is in the slot at [rsp].
+    // SAFETY: the map describes the code: frames follow RBP, and the only reference across the call
+    // is in the slot at [rsp].
     let guard = unsafe {
         heap.register_code(
             CodeSpec::new(address..address + size, FrameRule::Rbp)
@@ -182,7 +182,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
     assert_eq!(sum, N * (N - 1) / 2);
     assert!(stats.last.frames_precise >= 1 && stats.collections >= CALLS);
 
-    // Throw it away. The arena is freed by the first stop that finds no word of a stack in it; this
+    // Unregister the code. The first stop that finds no word of a stack in the arena frees it. This
     // function still has its address, so it detaches first.
     drop(guard);
     drop(mutator);

@@ -1,9 +1,9 @@
-//! A pool of workers over one heap: each attaches for itself, and waits for its input inside
+//! A pool of workers over one heap. Each worker attaches itself, and waits for its input inside
 //! `blocking`.
 //!
-//! A collection stops every attached thread, but it does not wait for one inside `blocking`, nor
-//! send it a signal: its system calls never end in EINTR because of the collector. So whatever may
-//! take long outside of the heap (reads, locks, channels, sleeps) goes in there.
+//! A collection stops every attached thread. It neither waits for a thread inside `blocking` nor
+//! signals it, so the collector makes no system call of such a thread end in EINTR. Operations
+//! outside of the heap that may take long (reads, locks, channels, sleeps) belong there.
 //!
 //! `cargo run -p gc-core --example worker_pool`
 
@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 const WORKERS: usize = 4;
 const LINES: usize = 400;
 
-/// A binary search tree of words, shared by all workers under no lock but each bucket's own worker.
+/// A node of a binary search tree of words. All workers' trees are in one array; each worker
+/// changes its own tree only, so no lock is needed.
 #[derive(Trace)]
 struct Word {
     text: Field<Bytes>,
@@ -25,13 +26,13 @@ struct Word {
     more: Field<Word>,
 }
 
-/// Each worker's tree.
+/// The trees of all workers, by the worker's number.
 #[derive(Trace, Default)]
 struct Results {
     trees: Field<Array<Word>>,
 }
 
-/// Counts one word in the tree below `at`.
+/// Counts one word in the tree at `at`.
 fn count(s: &Scope<'_>, at: &Field<Word>, text: &str) -> Result<(), gc_core::AllocError> {
     let Some(word) = at.get(s) else {
         let word = s.alloc(Word {
@@ -41,7 +42,7 @@ fn count(s: &Scope<'_>, at: &Field<Word>, text: &str) -> Result<(), gc_core::All
             more: Field::null(),
         })?;
         word.text.set(s, &s.alloc_bytes(text.as_bytes())?);
-        at.set(s, &word); // from here on it is part of the tree
+        at.set(s, &word); // the word is part of the tree from here on
         return Ok(());
     };
     let own = word.text.get(s);
@@ -67,7 +68,7 @@ fn total(s: &Scope<'_>, at: &Field<Word>) -> (u64, u64) {
     )
 }
 
-/// One worker: reads lines until the other end is closed.
+/// The work of one worker: reads lines until the other end is closed.
 fn work(
     mutator: &Mutator,
     results: &Root<Results>,
@@ -82,7 +83,8 @@ fn work(
             return Ok(());
         }
         for text in line.split_whitespace() {
-            // A scope a word: what a loop allocates is garbage as soon as its scope has ended.
+            // A scope for each word: the cells of a turn are garbage as soon as its scope has
+            // ended.
             mutator.scope(|s| match results.trees.get(s) {
                 Some(trees) => count(s, &trees[number], text),
                 None => Ok(()),
@@ -91,7 +93,7 @@ fn work(
     }
 }
 
-/// Feeds the workers through sockets, collects all the while, and adds up what they counted.
+/// Sends lines to the workers through sockets, collects meanwhile, and adds up the counts.
 pub fn main() -> Result<(), Box<dyn Error>> {
     let heap = Heap::builder().build()?;
     let results = heap.attach()?.scope(|s| {
@@ -109,7 +111,7 @@ pub fn main() -> Result<(), Box<dyn Error>> {
             let (heap, results) = (&heap, &results);
             workers.push(threads.spawn(move || work(&heap.attach()?, results, number, input)));
         }
-        // This thread is not attached: it may wait wherever it likes.
+        // This thread is not attached, so it may wait anywhere.
         for line in 0..LINES {
             let text = format!("line {} of {LINES} goes round and round\n", line % 50);
             outputs[line % WORKERS].write_all(text.as_bytes())?;

@@ -1,5 +1,5 @@
-//! What the derives take: `Self` in members, generics, tuples, packed and empty types, macros and
-//! aliases for types.
+//! Types that the derives accept: `Self` in members, generics, tuples, packed and empty types, and
+//! macros and aliases in place of types.
 #![deny(warnings)]
 #![allow(dead_code)]
 use gc_core::{Array, Field, Heap, Leaf, Trace, WeakMap};

@@ -1,5 +1,5 @@
-//! Each example runs, and finds its own answer right: in a child of its own, since one of them
-//! installs a signal handler.
+//! Each example runs and checks its own result, in a child of its own, because one of them installs
+//! a signal handler.
 
 mod common;
 

@@ -1,9 +1,9 @@
-//! A host's handler interrupts a unit (H25, H27), and the stop finds the thread inside that
+//! H25, H27: a host's handler interrupts a restart range, and the stop finds the thread inside that
 //! handler.
 //!
-//! The thread under test single-steps itself. At the instruction that is meant, the trap's handler
-//! raises SIGUSR1, which is then delivered at exactly that instruction; its handler, the host's,
-//! does what [`Wait`] says until a stop has come and gone.
+//! The thread under test single-steps itself. At the target instruction, the trap's handler raises
+//! SIGUSR1, which the kernel then delivers at exactly that instruction. The host's handler of
+//! SIGUSR1 waits as [`Wait`] says until a stop is over.
 
 mod common;
 
@@ -15,32 +15,35 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-/// How the host's handler waits for the stop to be over.
+/// How the host's handler waits until the stop is over.
 #[derive(Clone, Copy, PartialEq)]
 enum Wait {
-    /// It spins, and is stopped by the signal.
+    /// The handler spins, and is stopped by the signal.
     Spin,
-    /// The same, installed with SA_NODEFER: the mask is empty while it runs.
+    /// The same, installed with SA_NODEFER: no signal is blocked while the handler runs.
     SpinNodefer,
-    /// In `blocking`: it is held without a signal.
+    /// The handler waits in `blocking`, and is held without a signal.
     Block,
-    /// In `no_preempt` sections, at whose ends it parks.
+    /// The handler runs `no_preempt` sections, and parks at the end of one.
     Poll,
 }
 
-/// Which of a cycle's stops it was.
+/// The stop of a cycle that a test stands for.
 #[derive(PartialEq)]
 enum Stop {
-    /// Marking began: stacks are walked.
+    /// The stop that begins marking and walks stacks.
     First,
-    /// Marking ended: they are not.
+    /// The stop that ends marking and does not walk stacks.
     Second,
 }
 
+/// True if a stop is requested.
 static ASKED: AtomicBool = AtomicBool::new(false);
+/// True once the stop is over.
 static OVER: AtomicBool = AtomicBool::new(false);
+/// The [`Wait`] of the host's handler.
 static WAIT: AtomicUsize = AtomicUsize::new(0);
-/// The attachment of the thread under test.
+/// The address of the attachment of the thread under test.
 static THREAD: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn raise_at_target(
@@ -50,20 +53,21 @@ extern "C" fn raise_at_target(
 ) {
     // SAFETY: the kernel's context of this signal.
     if unsafe { meets_target(context) } {
-        // SAFETY: a signal with a handler to this thread; it is blocked until this handler returns.
+        // SAFETY: sends this thread a signal that has a handler. It is blocked until this handler
+        // returns.
         unsafe { libc::raise(libc::SIGUSR1) };
     }
 }
 
 extern "C" fn hosts(_: libc::c_int) {
-    // SAFETY: set before, alive until the test ends.
+    // SAFETY: the address is set before the handler is installed, and valid until the test ends.
     let thread = unsafe { &*(THREAD.load(Relaxed) as *const gc_preempt::Mutator) };
     let spin = |turns: u32| {
         for _ in 0..turns {
             if OVER.load(SeqCst) {
                 break;
             }
-            // SAFETY: a system call; the stopper may need this core.
+            // SAFETY: a system call. The stopper may need this processor.
             unsafe { libc::sched_yield() };
         }
     };
@@ -89,8 +93,8 @@ impl RootSink for Nothing {
     fn derived(&mut self, _: usize, _: usize, _: u32) {}
 }
 
-/// Runs `unit` once for each of its instructions, with the host's handler there, and a stop in that
-/// in which `stopped` runs. Gives the number of instructions.
+/// Runs `unit` once for each of its instructions. At that instruction the host's handler runs, and
+/// a stop in the handler runs `stopped`. Returns the number of instructions.
 fn stop_in_a_handler_at_each(
     m: &gc_core::Mutator,
     wait: Wait,
@@ -101,7 +105,7 @@ fn stop_in_a_handler_at_each(
     let heap = m.heap();
     THREAD.store(std::ptr::from_ref(m.thread()) as usize, Relaxed);
     WAIT.store(wait as usize, Relaxed);
-    // SAFETY: the handler is async-signal-safe here: what it interrupts is a unit, or the test's
+    // SAFETY: the handler is async-signal-safe here: it interrupts a restart range or the test's
     // own loop.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
@@ -121,8 +125,8 @@ fn stop_in_a_handler_at_each(
             while !done.load(Relaxed) {
                 if ASKED.swap(false, SeqCst) {
                     heap.with_stopped(|all| {
-                        // A thread that could settle what it has interrupted has done so: no walk
-                        // is needed.
+                        // A thread that could move its handlers out of restart ranges has done so
+                        // before it acknowledged, and needs no walk.
                         let walked = matches!(wait, Wait::SpinNodefer | Wait::Block);
                         if stopped() == Stop::First && walked {
                             for mutator in all.mutators() {
@@ -145,6 +149,7 @@ fn stop_in_a_handler_at_each(
 const OLD: usize = 0x5a5a_0000_0000_0101;
 const NEW: usize = 0x5a5a_0000_0000_0202;
 
+/// Stops the thread in a handler that interrupted a store, and begins marking in that stop.
 fn marking_begins(wait: Wait) {
     let (heap, _) = heap();
     let m = heap.attach().unwrap();
@@ -155,7 +160,7 @@ fn marking_begins(wait: Wait) {
         record.reset(0);
         slot.store(OLD, Relaxed);
         snapshot.store(NEW, Relaxed);
-        // SAFETY: a word of ours.
+        // SAFETY: a word of this test, which the store treats as a word of a cell.
         unsafe { m.write(slot.as_ptr(), NEW) };
         that(slot.load(Relaxed) == NEW, "not stored")?;
         that(
@@ -173,6 +178,7 @@ fn marking_begins(wait: Wait) {
     assert!(n >= 4, "{n} instructions");
 }
 
+/// Stops the thread in a handler that interrupted a weak load, and ends marking in that stop.
 fn marking_ends(wait: Wait) {
     let (heap, _) = heap();
     let m = heap.attach().unwrap();
@@ -183,7 +189,7 @@ fn marking_ends(wait: Wait) {
         record.reset(1);
         slot.store(OLD, Relaxed);
         dead.store(false, Relaxed);
-        // SAFETY: a word of ours.
+        // SAFETY: a word of this test, which the load treats as a word of a weak cell.
         let got = unsafe { m.load_weak(slot.as_ptr()) };
         that(got == 0 || got == OLD, "a word that was never there")?;
         that(
@@ -204,12 +210,16 @@ fn marking_ends(wait: Wait) {
     assert!(n >= 10, "{n} instructions");
 }
 
+/// A thread that is stopped in a handler moves the store that the handler interrupted to its start.
+/// With `handlers-unmoved` planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_handler_that_interrupted_a_store_loses_nothing";
     hazard(name, "handlers-unmoved", || marking_begins(Wait::Spin));
 }
 
+/// The same where the handler runs with an empty mask: the stopper's walk moves the store. With
+/// `no-outer-restart` planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing";
@@ -218,6 +228,7 @@ fn h25_a_stop_in_a_handler_without_a_mask_that_interrupted_a_store_loses_nothing
     });
 }
 
+/// The walk finds a signal frame also where no unwind table leads to it.
 #[test]
 fn h25_a_signal_frame_is_found_where_no_table_leads_to_it() {
     let name = "h25_a_signal_frame_is_found_where_no_table_leads_to_it";
@@ -233,20 +244,24 @@ fn h25_a_signal_frame_is_found_where_no_table_leads_to_it() {
     }
 }
 
+/// The same where the handler waits in `blocking`. With `no-outer-restart` planted, an overwritten
+/// value is lost.
 #[test]
 fn h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_in_a_blocking_handler_that_interrupted_a_store_loses_nothing";
     hazard(name, "no-outer-restart", || marking_begins(Wait::Block));
 }
 
+/// The same where the handler parks at the end of a `no_preempt` section. With `handlers-unmoved`
+/// planted, an overwritten value is lost.
 #[test]
 fn h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing() {
     let name = "h25_a_stop_at_a_poll_of_a_handler_that_interrupted_a_store_loses_nothing";
     hazard(name, "handlers-unmoved", || marking_begins(Wait::Poll));
 }
 
-/// Without the second look of the unit at its word, each of these fails. It cannot be switched off:
-/// it is assembly.
+/// A weak load that a handler interrupted reads its word again after it has logged it. Without that
+/// second read, each of these cases fails. No fault can switch it off, because it is assembly.
 #[test]
 fn h27_a_stop_in_a_handler_that_interrupted_a_weak_load_loses_nothing() {
     for wait in [Wait::Spin, Wait::SpinNodefer, Wait::Block, Wait::Poll] {

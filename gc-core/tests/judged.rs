@@ -1,5 +1,5 @@
-//! H76, H81: what dies is cleared, queued and kept beside the mutators where it is much, and
-//! nothing of it is half done where they see it.
+//! H76, H81: weak words are cleared, and dead cells queued or kept, beside the mutators where there
+//! are many of them. Mutators see none of this half done.
 
 mod common;
 
@@ -18,17 +18,17 @@ fn has_concurrent_cycles() -> bool {
     std::env::var_os("URGE_STW").is_none()
 }
 
-/// Makes `N` of something that dies at once, in a thread of its own, so that no stale word of this
-/// stack keeps it.
+/// Runs `f` as a mutator of a new thread, so that no stale word of this stack keeps the cells that
+/// it leaves behind.
 fn apart(heap: &Heap, f: impl FnOnce(&Mutator) + Send) {
     std::thread::scope(|threads| {
         threads.spawn(|| f(&heap.attach().unwrap()));
     });
 }
 
-/// A weak cell, or one of pairs, of `n` words, each of which leads to a cell of its own.
+/// A weak cell or an ephemeron cell of `n` words. Each word leads to a cell of its own.
 fn table(m: &Mutator, k: Kinds, kind: KindId, n: usize) -> usize {
-    // SAFETY: on the stack, and as large as it is used.
+    // SAFETY: the cell stays on the stack and has `n` words.
     unsafe {
         let table = m.alloc_raw(kind, n * 8).unwrap().as_ptr().cast::<usize>();
         for at in 0..n {
@@ -38,6 +38,8 @@ fn table(m: &Mutator, k: Kinds, kind: KindId, n: usize) -> usize {
     }
 }
 
+/// A stop visits a bounded number of dying values, finalizers, weak words and pairs; the rest is
+/// done beside the mutators. With `judged-in-stop` planted, stops visit all of them.
 #[test]
 fn h76_a_stop_looks_at_no_more_whatever_dies() {
     let name = "h76_a_stop_looks_at_no_more_whatever_dies";
@@ -53,7 +55,7 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
         let looked = || {
             m.collect();
             let last = heap.stats().last;
-            // More than twice what one stop looks at: there may be two.
+            // More than two stops may visit.
             assert!(last.looked_in_stops < 512, "{last:?}");
             last
         };
@@ -82,26 +84,28 @@ fn h76_a_stop_looks_at_no_more_whatever_dies() {
             wipe_stack();
             let words_a_target = if kind == pairs { 2 } else { 1 };
             let cleared = looked().weak_cleared as usize;
-            // A stale word of this stack may keep the last one.
+            // A stale word on this stack may keep the last one.
             assert!((N / words_a_target - 3..=N).contains(&cleared), "{cleared}");
             std::hint::black_box(words);
         }
     });
 }
 
-/// Pages of address space that this process has.
+/// The process's address space, in system pages.
 fn pages() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').next().unwrap().parse().unwrap()
 }
 
+/// The tables of finalizers and weak words are as small after a peak as before it. With
+/// `tables-kept` planted, they keep their addresses.
 #[test]
 fn h76_tables_are_as_small_as_before_a_cycle_after_a_peak() {
     let name = "h76_tables_are_as_small_as_before_a_cycle_after_a_peak";
-    // An arena of malloc's takes 64 MiB of addresses.
+    // An arena of malloc takes 64 MiB of addresses.
     let environment = [("MALLOC_ARENA_MAX", "1")];
     hazard_with(name, "tables-kept", &environment, || {
-        // All of its addresses are mapped when it is built, but for these tables.
+        // The heap maps all its addresses when it is built, except those of these tables.
         let heap = Heap::builder().reserve(1 << 28).build().unwrap();
         let k = kinds(&heap);
         let m = heap.attach().unwrap();
@@ -116,7 +120,7 @@ fn h76_tables_are_as_small_as_before_a_cycle_after_a_peak() {
             m.collect();
             std::hint::black_box(weak);
         }
-        // What the heap and libc map at first use.
+        // Maps what the heap and libc map at their first use.
         peak(&m, k, 10);
         let before = pages();
         peak(&m, k, 400_000);
@@ -127,9 +131,9 @@ fn h76_tables_are_as_small_as_before_a_cycle_after_a_peak() {
             wipe_stack();
             m.collect();
         }
-        // The collector gives memory back after the collection that was waited for.
+        // The collector gives memory back after it has answered the request for the collection.
         let begun = std::time::Instant::now();
-        // A marker's thread may have come, whose stack has 512.
+        // A marker's thread may have been made, whose stack takes 512 pages.
         while pages() > before + 1500 {
             assert!(begun.elapsed().as_secs() < 5, "{before} {}", pages());
             std::thread::yield_now();
@@ -137,24 +141,26 @@ fn h76_tables_are_as_small_as_before_a_cycle_after_a_peak() {
     });
 }
 
-/// Forks; whether the child has ended well.
+/// Forks. The child runs `body` and ends. True if the child ended with status 0.
 fn in_child(body: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child calls what this library promises to work there.
+    // SAFETY: the child calls functions of this library that are documented to work there.
     let pid = unsafe { libc::fork() };
     assert!(pid >= 0);
     if pid == 0 {
-        // SAFETY: system calls. A child that hangs is ended by the alarm.
+        // SAFETY: a system call. The alarm ends a child that hangs.
         unsafe { libc::alarm(20) };
         let well = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(false);
-        // SAFETY: as above: no destructors of the parent's are run.
+        // SAFETY: a system call, which runs no destructors of the parent's values.
         unsafe { libc::_exit(i32::from(!well)) };
     }
     let mut status = 0;
-    // SAFETY: waits for our own child.
+    // SAFETY: waits for the child that was forked above.
     assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
     status == 0
 }
 
+/// A child that is forked while weak words are being cleared finds all words to a target or none:
+/// it clears the remaining words first. With `unjudged-in-child` planted, it finds one of two.
 #[test]
 fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() {
     let name = "h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s";
@@ -172,13 +178,13 @@ fn h81_a_child_forked_while_words_are_cleared_finds_all_or_none_of_a_target_s() 
                 // SAFETY: words of live cells.
                 unsafe {
                     m.write(one.add(at), cell);
-                    // From the other end: half of the words are cleared before the first target has
-                    // lost both.
+                    // In reverse order, so that half of the words are cleared before a target has
+                    // lost both of its words.
                     m.write(two.add(WORDS - 1 - at), cell);
                 }
             }
         }
-        // SAFETY: on this stack, as large as they are used.
+        // SAFETY: the cells stay on this stack and have `WORDS` words.
         let [one, two] = [(); 2].map(|()| unsafe {
             let table = m.alloc_raw(k.weak, WORDS * 8).unwrap();
             table.as_ptr().cast::<usize>()

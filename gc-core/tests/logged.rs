@@ -1,9 +1,9 @@
-//! Words that are overwritten while a cycle marks are kept, however their kind means them: boxed,
-//! past the end, or reported by a tracer.
+//! Words that are overwritten while a cycle marks keep their cells, in each encoding: boxed words,
+//! words past the end, and words that a trace function reports.
 //!
-//! A mutator moves objects from a table into handles and back, over and over, while collections
-//! follow each other. Whatever lies in a handle when roots are scanned is black; what is moved out
-//! of the table later is known by the barrier's log alone.
+//! A mutator moves objects from a table into handles and back while one collection follows another.
+//! A handle that was scanned does not lead the marker to an object that is put into it later. Only
+//! the barrier's log has that object.
 
 mod common;
 
@@ -17,7 +17,7 @@ const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) 
 const OBJECTS: usize = 256;
 const BYTES: usize = 32;
 
-/// How a table keeps an object's address.
+/// How a word of the table encodes an object's address.
 #[derive(Clone, Copy)]
 struct Form {
     encode: fn(usize) -> usize,
@@ -36,8 +36,8 @@ const ITS_END: Form = Form {
 #[inline(never)]
 fn fill(m: &Mutator, leaf: KindId, table: *mut usize, form: Form) {
     for i in 0..OBJECTS {
-        // SAFETY: cells of the sizes asked for; the table is rooted. One between each two, which a
-        // word past the end of an object without a spare byte would keep instead.
+        // SAFETY: cells of the requested sizes; the table has a root. A cell lies between each two
+        // objects: without a spare byte, a word past the end would keep that cell.
         unsafe {
             m.alloc_raw(leaf, BYTES).unwrap();
             let object = m.alloc_raw(leaf, BYTES).unwrap().as_ptr().cast::<usize>();
@@ -47,7 +47,7 @@ fn fill(m: &Mutator, leaf: KindId, table: *mut usize, form: Form) {
     }
 }
 
-/// From the table into the handles, and the table's words away.
+/// Moves each object from the table into its handle, and clears the table's word.
 #[inline(never)]
 fn take(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
     for (i, handle) in handles.iter().enumerate() {
@@ -60,12 +60,12 @@ fn take(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
     }
 }
 
-/// Back again, each looked at.
+/// Moves each object back into the table, and checks it.
 #[inline(never)]
 fn put_back(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
     for (i, handle) in handles.iter().enumerate() {
         let object = handle.get().unwrap().as_ptr().cast::<usize>();
-        // SAFETY: a live object, or the test fails.
+        // SAFETY: a live object; where it is not, the test has found a fault.
         unsafe {
             assert_eq!(object.read(), i + 1, "object {i} was lost");
             m.write(table.add(i), (form.encode)(object as usize));
@@ -74,7 +74,7 @@ fn put_back(m: &Mutator, table: *mut usize, handles: &[RawRoot], form: Form) {
     }
 }
 
-/// Moves objects to and fro through at least `collections` collections.
+/// Moves objects between the table and the handles until `collections` collections have ended.
 fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
     let heap: Heap = heap
         .stress(Stress::CONTINUOUS)
@@ -84,11 +84,11 @@ fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
     let table = heap.kind(table).unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
-    // SAFETY: a live cell, handed to a handle at once.
+    // SAFETY: a live cell, which gets a root at once.
     let table = unsafe { m.root_raw(m.alloc_raw(table, OBJECTS * 8).unwrap()) }.unwrap();
     let handles: Vec<RawRoot> = (0..OBJECTS).map(|_| table.try_clone().unwrap()).collect();
     for handle in &handles {
-        // SAFETY: nothing.
+        // SAFETY: no cell is stored.
         unsafe { handle.set(None) };
     }
     let words = table.get().unwrap().as_ptr().cast::<usize>();
@@ -98,7 +98,7 @@ fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
         take(&m, words, &handles, form);
         wipe_stack();
         for _ in 0..5_000 {
-            // SAFETY: dies at once, but for the word that says what it was.
+            // SAFETY: the cell is used here only. Its word shows where it was taken for an object.
             unsafe {
                 m.alloc_raw(leaf, BYTES)
                     .unwrap()
@@ -111,6 +111,8 @@ fn moved(heap: HeapBuilder, table: Kind, form: Form, collections: u64) {
     }
 }
 
+/// A boxed word of a conservative cell is logged by all encodings of the heap. With
+/// `log-exact-only` planted, its object is freed.
 #[test]
 fn h25_boxed_words_of_a_conservative_cell_are_kept() {
     let name = "h25_boxed_words_of_a_conservative_cell_are_kept";
@@ -120,6 +122,8 @@ fn h25_boxed_words_of_a_conservative_cell_are_kept() {
     });
 }
 
+/// A word past the end of an object keeps the object, because of the spare byte. With
+/// `no-spare-byte` planted, it keeps the next cell.
 #[test]
 fn h25_words_past_the_end_are_kept() {
     let name = "h25_words_past_the_end_are_kept";
@@ -129,20 +133,24 @@ fn h25_words_past_the_end_are_kept() {
     });
 }
 
-/// # Safety
-/// As for any tracer.
+/// Reports each word of a cell as boxed.
+///
+/// # Safety By the contract of `Kind::traced`.
 unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
-    // SAFETY: the whole cell.
+    // SAFETY: the words of the whole cell.
     unsafe { tracer.edges(cell as usize..cell as usize + size, BOXED) }
 }
 
+/// A boxed word of a traced kind is logged in the encoding that the kind names.
 #[test]
 fn h25_boxed_words_of_a_traced_cell_are_kept() {
-    // SAFETY: reports every word, in the encoding that is named.
+    // SAFETY: the function reports every word, in the encoding that the kind names.
     let kind = unsafe { Kind::traced_with("traced", trace, &[BOXED]) };
     moved(Heap::builder(), kind, IN_A_BOX, 100);
 }
 
+/// A mutator that attaches inside `blocking` of another heap has its marking flag set, so it logs
+/// its stores. With `attach-once` planted, it does not, and objects are freed.
 #[test]
 fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() {
     let name = "h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores";
@@ -158,7 +166,7 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
         let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
         let table = {
             let m = heap.attach().unwrap();
-            // SAFETY: a live cell, handed to a handle at once.
+            // SAFETY: a live cell, which gets a root at once.
             unsafe { m.root_raw(m.alloc_raw(table, OBJECTS * 8).unwrap()) }.unwrap()
         };
         let words = table.get().unwrap().as_ptr().cast::<usize>();
@@ -169,7 +177,7 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
         };
         for _ in 0..200 {
             for handle in &handles {
-                // SAFETY: nothing.
+                // SAFETY: no cell is stored.
                 unsafe { handle.set(None) };
             }
             fill(&heap.attach().unwrap(), leaf, words, plain);
@@ -179,7 +187,8 @@ fn h25_a_thread_that_attaches_inside_blocking_of_another_heap_logs_its_stores() 
             take(&m, words, &handles, plain);
             wipe_stack();
             for _ in 0..20_000 {
-                // SAFETY: dies at once, but for the word that says what it was.
+                // SAFETY: the cell is used here only. Its word shows where it was taken for an
+                // object.
                 unsafe {
                     m.alloc_raw(leaf, BYTES)
                         .unwrap()

@@ -1,4 +1,4 @@
-//! What a heap keeps of the system's memory when nobody uses it any more.
+//! The memory of the system that a heap keeps after its cells have died.
 
 mod common;
 
@@ -10,6 +10,8 @@ use common::{backed, hazard, kinds, resident, sit_idle};
 use gc_core::raw::{Encoding, Kind};
 use gc_core::{AllocError, Heap};
 
+/// A heap that became small gives memory back without a request. With `hoards-memory` planted, the
+/// test hangs.
 #[test]
 fn a_heap_that_became_small_gives_its_memory_back_without_being_asked() {
     hazard(
@@ -19,6 +21,8 @@ fn a_heap_that_became_small_gives_its_memory_back_without_being_asked() {
     );
 }
 
+/// Memory that was touched beforehand (`pre_touch`) stays. With `touched-given-back` planted, it
+/// goes back.
 #[test]
 fn a_heap_that_became_small_keeps_what_was_touched_beforehand() {
     hazard(
@@ -27,7 +31,8 @@ fn a_heap_that_became_small_keeps_what_was_touched_beforehand() {
         || {
             const TOUCHED: usize = 24 << 20;
             let heap = becomes_small(TOUCHED as u64, TOUCHED + (4 << 20));
-            // A while longer, at a chunk each some ten milliseconds.
+            // Long enough for the scavenger to give back more, at one chunk every ten milliseconds
+            // or so.
             std::thread::sleep(Duration::from_secs(1));
             let backed = backed(&heap);
             assert!(backed >= TOUCHED, "{backed} bytes of {TOUCHED}");
@@ -35,8 +40,8 @@ fn a_heap_that_became_small_keeps_what_was_touched_beforehand() {
     );
 }
 
-/// A heap of 40 MiB whose cells have died, once the system has so much of its memory back that
-/// `most` bytes are left.
+/// A heap of 40 MiB whose cells have died, after all but `most` bytes of its memory went back to
+/// the system.
 fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     const CELLS: usize = 40_000;
     let heap = Heap::builder().reserve(256 << 20).pre_touch(pre_touch);
@@ -44,8 +49,8 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     let table = heap.kind(Kind::array("table", 0, Encoding::RAW)).unwrap();
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let mutator = heap.attach().unwrap();
-    // SAFETY: the table is held by its handle, and the cells by the table; both are as large as
-    // what is written.
+    // SAFETY: a root keeps the table, and the table keeps the cells. Both have the words that are
+    // written.
     unsafe {
         let table = mutator.alloc_raw(table, CELLS * 8).unwrap();
         let root = mutator.root_raw(table).unwrap();
@@ -65,8 +70,8 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
         drop(root);
     }
     heap.collect();
-    // No collection is asked for: the collector gives back in its own time. One that does not is
-    // found to hang.
+    // No collection is requested: the scavenger gives memory back in its own time. A heap that
+    // gives none back makes the test hang.
     while backed(&heap) > most {
         mutator.blocking(|| std::thread::sleep(Duration::from_millis(20)));
     }
@@ -74,6 +79,8 @@ fn becomes_small(pre_touch: u64, most: usize) -> Heap {
     heap
 }
 
+/// At the hard limit, the span reserve of a mutator that waits goes back to the heap. With
+/// `reserve-kept` planted, an allocation fails too early.
 #[test]
 fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
     hazard(
@@ -89,7 +96,7 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
                     ready.wait();
                     let m = heap.attach().unwrap();
                     for _ in 0..(2200 << 10) / 1024 {
-                        // SAFETY: dies at once.
+                        // SAFETY: the cell is not used.
                         unsafe { m.alloc_raw(k.leaf, 1024).unwrap() };
                     }
                     sit_idle(&m, &ready, &done);
@@ -97,13 +104,14 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
                 let m = heap.attach().unwrap();
                 let (mut list, mut cells) = (0usize, 0usize);
                 let error = loop {
-                    // In a heap of some size one claims more than it needs.
+                    // In a heap of this size, a mutator takes a reserve of more spans than it
+                    // needs.
                     if cells == LIMIT / 2 / 1024 {
                         m.blocking(|| (ready.wait(), ready.wait()));
                     }
                     // SAFETY: the list's head is on the stack.
                     match unsafe { m.alloc_raw(k.node, 1024) } {
-                        // SAFETY: fresh; a cell's first words are an edge and a number.
+                        // SAFETY: a new cell, whose first two words are an edge and a number.
                         Ok(cell) => unsafe {
                             cell.cast::<usize>().write(list);
                             list = cell.as_ptr() as usize;
@@ -122,7 +130,7 @@ fn the_span_reserve_of_an_idle_mutator_is_not_missed_at_the_limit() {
     );
 }
 
-/// So many bytes of leaves of `size` bytes, all written and each with a root.
+/// Leaves of `size` bytes, `bytes` bytes in all, which are written and have a root each.
 fn rooted_leaves(
     m: &gc_core::Mutator,
     leaf: gc_core::raw::KindId,
@@ -130,7 +138,7 @@ fn rooted_leaves(
     bytes: usize,
 ) -> Vec<gc_core::raw::RawRoot> {
     let cell = |_| {
-        // SAFETY: rooted at once, and as large as what is written.
+        // SAFETY: the cell gets a root at once, and has the `size` bytes that are written.
         unsafe {
             let cell = m.alloc_raw(leaf, size).unwrap();
             cell.as_ptr().write_bytes(1, size);
@@ -140,8 +148,8 @@ fn rooted_leaves(
     (0..bytes / size).map(cell).collect()
 }
 
-/// A heap of so many MiB of which one cell of 512 is alive: one in each 2 MiB. And the bytes that
-/// the process had before.
+/// A heap in which `mib` MiB were allocated and one cell of 512 has a root: one in each 2 MiB. Also
+/// these roots, and the process's resident bytes before.
 fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
     const CELL: usize = 4096;
     let before = resident();
@@ -149,7 +157,7 @@ fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
     let leaf = heap.kind(Kind::leaf("leaf")).unwrap();
     let m = heap.attach().unwrap();
     let mut roots = Vec::new();
-    // The first one lies in a span that the mutator has.
+    // The first cell lies in a span that the mutator owns.
     let all: Vec<_> = rooted_leaves(&m, leaf, CELL, mib << 20);
     for (n, root) in all.into_iter().enumerate() {
         if n % 512 == 0 {
@@ -160,6 +168,8 @@ fn one_of_each_page(mib: usize) -> (Heap, Vec<gc_core::raw::RawRoot>, usize) {
     (heap, roots, before)
 }
 
+/// The system pages of the tables that describe free memory go back with that memory. With
+/// `tables-kept` planted, they stay.
 #[test]
 fn h94_what_the_tables_say_of_free_memory_goes_back_with_it() {
     hazard(
@@ -170,7 +180,7 @@ fn h94_what_the_tables_say_of_free_memory_goes_back_with_it() {
             heap.trim();
             let (used, now) = (heap.stats().used_bytes as usize, resident() - before);
             assert!(now <= used + used / 2, "{now} bytes for {used}");
-            // Nor does the next collection touch any of it.
+            // The next collections touch none of these pages.
             heap.collect();
             heap.collect();
             let now = resident() - before;
@@ -180,8 +190,8 @@ fn h94_what_the_tables_say_of_free_memory_goes_back_with_it() {
     );
 }
 
-/// Pages of the heap that belong to a huge page, as the system has it; `None`: it does not say so
-/// to this user.
+/// System pages of the heap that are part of a huge page. `None` where the system does not show
+/// this to the user.
 fn parts_of_huge_pages(heap: &Heap) -> Option<usize> {
     use std::os::unix::fs::FileExt;
     /// `KPF_COMPOUND_HEAD` and `KPF_COMPOUND_TAIL`, see `Documentation/admin-guide/mm/pagemap.rst`.
@@ -201,6 +211,8 @@ fn parts_of_huge_pages(heap: &Heap) -> Option<usize> {
     Some(found)
 }
 
+/// A huge page is split before a part of it goes back. With `huge-pages-unsplit` planted, the
+/// system keeps it whole. The test needs a system that has huge pages and shows them.
 #[test]
 fn h94_a_huge_page_of_which_a_part_goes_back_is_split() {
     let parts = || {
@@ -211,7 +223,7 @@ fn h94_a_huge_page_of_which_a_part_goes_back_is_split() {
         drop(roots);
         (before, after)
     };
-    // A system without huge pages, or one that does not show them, cannot tell.
+    // A system without huge pages, or one that does not show them, cannot be tested.
     if !matches!(parts(), (Some(1..), _)) {
         return;
     }
@@ -225,6 +237,8 @@ fn h94_a_huge_page_of_which_a_part_goes_back_is_split() {
     );
 }
 
+/// A heap that allocates nothing keeps little more than its live cells, and not what it would need
+/// up to its goal. With `goal-kept` planted, the test hangs.
 #[test]
 fn h94_a_heap_that_allocates_nothing_keeps_no_more_than_it_uses() {
     hazard(
@@ -237,10 +251,10 @@ fn h94_a_heap_that_allocates_nothing_keeps_no_more_than_it_uses() {
             let m = heap.attach().unwrap();
             let mut roots: Vec<_> = rooted_leaves(&m, leaf, CELL, 96 << 20);
             drop(m);
-            // A third is alive, so the goal is where the heap was.
+            // A third of the cells is alive, so the goal is as large as the heap was.
             roots.truncate(roots.len() / 3);
             heap.collect();
-            // One that keeps more is found to hang.
+            // A heap that keeps more makes the test hang.
             while backed(&heap) > (32 << 20) + (4 << 20) {
                 std::thread::sleep(Duration::from_millis(20));
             }

@@ -1,6 +1,6 @@
-//! What would dangle does not compile, and the compiler says why.
+//! Programs that could make a reference dangle do not compile, and the compiler says why.
 //!
-//! The messages are those of the Rust version that the workspace asks for. To write them anew:
+//! The messages are those of the Rust version that the workspace asks for. To write them again:
 //! `TRYBUILD=overwrite cargo test -p gc-core --test ui`.
 
 use gc_preempt::StrictAllocator;

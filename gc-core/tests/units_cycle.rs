@@ -1,9 +1,9 @@
-//! H25, H27: whole cycles whose first stop meets each instruction of the barrier's store, or whose
-//! last meets each of the weak load.
+//! H25, H27: whole cycles whose first stop falls on each instruction of the barrier's store, or
+//! whose last stop falls on each instruction of the weak load.
 //!
-//! `units.rs` steps through the units with the flag changed by hand; here a real cycle does it, and
-//! what it frees is looked at. Collections linger, so that what the thread does next is done before
-//! anything is traced.
+//! `units.rs` steps through the same code with a flag that is changed by hand. Here a real cycle
+//! changes it, and the test checks which cells the cycle frees. Collections stay in each phase for
+//! a while, so the thread's next steps come before any tracing.
 
 mod common;
 
@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
-/// Cycles for each instruction: of the odd ones, the markers begin late.
+/// Cycles for each instruction. In every other cycle the markers begin late.
 const ROUNDS: usize = 8;
 
-/// A collection is to begin.
+/// True if a collection is requested.
 static ASKED: AtomicBool = AtomicBool::new(false);
-/// The stepping mutator's flag, where the stop that is waited for comes only while it is set.
+/// The address of the stepping mutator's marking flag, where the awaited stop comes only while the
+/// flag is set; otherwise 0.
 static FLAG: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn wait_at_target(
@@ -37,22 +38,22 @@ extern "C" fn wait_at_target(
     let flag = FLAG.load(Relaxed) as *const std::sync::atomic::AtomicU32;
     if flag.is_null() {
         ASKED.store(true, SeqCst);
-    // SAFETY: the stepping mutator's own record.
+    // SAFETY: the flag of the stepping mutator's own record.
     } else if unsafe { (*flag).load(Relaxed) } == 0 {
-        // Too late: the last stop of the cycle is over.
+        // The last stop of the cycle is over already.
         return;
     }
     until_a_stop_is_pending();
 }
 
-/// A cell with a root.
+/// A new cell with a root.
 fn rooted(m: &Mutator, kind: gc_core::raw::KindId) -> RawRoot {
-    // SAFETY: on the stack until it has a root.
+    // SAFETY: the cell stays on the stack until it has a root.
     unsafe { m.root_raw(m.alloc_raw(kind, 16).unwrap()).unwrap() }
 }
 
-/// On a thread that is gone afterwards, with its stack: a new node to which only `slot` leads.
-/// Gives its complement.
+/// Makes a node to which only `slot` leads, on a thread that has ended on return, so that no stack
+/// names the node. Returns the complement of its address.
 fn hide(heap: &Heap, k: Kinds, slot: *mut usize) -> usize {
     let slot = slot as usize;
     std::thread::scope(|s| {
@@ -68,8 +69,12 @@ fn hide(heap: &Heap, k: Kinds, slot: *mut usize) -> usize {
     })
 }
 
+/// The number of a hidden node.
 const NUMBER: usize = 0x5a5a_0000_0000_0101;
 
+/// A store that the first stop of a cycle interrupts at any instruction keeps the snapshot: an old
+/// value that the scan of the roots would have found lives through the cycle. Without the restart,
+/// it is freed.
 #[test]
 fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
     hazard(
@@ -81,10 +86,10 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
             let root = rooted(&m, k.node);
             let slot = root.get().unwrap().cast::<usize>().as_ptr();
             let address = slot as usize;
-            // What the slot held when the roots were scanned, complemented.
+            // The complement of the word that the slot held when the roots were scanned.
             let snapshot = Arc::new(AtomicUsize::new(0));
             let theirs = snapshot.clone();
-            // SAFETY: reads a word of a cell that is kept; reports nothing.
+            // SAFETY: the callback reads a word of a cell that a root keeps, and reports nothing.
             let _callback = unsafe {
                 heap.add_root_callback(move |_| {
                     theirs.store(!(address as *const usize).read_volatile(), Relaxed);
@@ -97,7 +102,7 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
             let ((), offsets) = instructions(jit::store_address(), unit);
             assert!(offsets.len() >= 4, "{offsets:?}");
             let (hidden, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-            // 1: the cycle is over; 2: what it had to keep is lost.
+            // 1: the cycle is over. 2: the cycle has also freed a node of the snapshot.
             let outcome = AtomicUsize::new(0);
             std::thread::scope(|s| {
                 let _over = Over(&over);
@@ -138,6 +143,8 @@ fn h25_a_cycle_that_begins_at_any_instruction_of_a_store_keeps_its_snapshot() {
     );
 }
 
+/// A weak load that the first or last stop of a cycle interrupts at any instruction gives a node
+/// that lives, or nothing. Without the restart, it gives a freed one.
 #[test]
 fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what_it_gives() {
     let name =
@@ -164,7 +171,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
                 }
             });
             for at_its_end in [false, true] {
-                // The instructions that are met then: the flag is set by hand, for once.
+                // The offsets of the path of this case. The flag is set by hand to record them.
                 record.reset(at_its_end.into());
                 on_step(wait_at_target, &[libc::SIGURG]);
                 let (_, offsets) = instructions(jit::load_weak_address(), unit);
@@ -186,7 +193,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
                     }
                     TARGET.store(jit::load_weak_address() + offset, Relaxed);
                     let got = stepping(unit);
-                    // One that found the flag down again took the other way.
+                    // A load that found the flag clear again took the other path.
                     let missed = TARGET.swap(0, Relaxed) != 0;
                     FLAG.store(0, Relaxed);
                     met += usize::from(!missed);
@@ -201,7 +208,7 @@ fn h27_a_cycle_that_begins_or_ends_at_any_instruction_of_a_weak_load_leaves_what
                         continue;
                     }
                     kept += 1;
-                    // SAFETY: a live node, or the test fails.
+                    // SAFETY: a live node; where it is not, the test has found a fault.
                     let number = unsafe { cell(got).cast::<usize>().add(1).read() };
                     assert_eq!(number, NUMBER, "a weak load gave what was freed");
                 }

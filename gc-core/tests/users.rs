@@ -1,8 +1,8 @@
-//! What another crate sees of this one when it is built as users build it: without the features
+//! What another crate can use of this one when it is built as users build it: without the features
 //! that the workspace's own tests turn on.
 //!
-//! Each file of `tests/users/` is a program of such a crate. The crate is written into cargo's
-//! directory for tests, and checked there.
+//! Each file of `tests/users/` is a program of such a crate. The test writes the crate into cargo's
+//! directory for tests, and checks it there.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -13,10 +13,10 @@ use gc_preempt::StrictAllocator;
 #[global_allocator]
 static STRICT: StrictAllocator = StrictAllocator;
 
-/// Programs that compile.
+/// Programs that must compile.
 const ACCEPTED: &[&str] = &["public_names"];
 
-/// Programs that do not compile, and what the compiler says of each.
+/// Programs that must not compile, and the compiler's messages for each.
 const REFUSED: &[(&str, &[&str])] = &[
     (
         "internals",
@@ -48,7 +48,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Writes the crate; where it is.
+/// Writes the user's crate, and returns its directory.
 fn user_crate() -> PathBuf {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("users");
@@ -65,7 +65,7 @@ fn user_crate() -> PathBuf {
     }
     std::fs::create_dir_all(&root).unwrap();
     std::fs::write(root.join("Cargo.toml"), manifest).unwrap();
-    // A crate with an attribute macro, since no other kind of crate may have one.
+    // A proc-macro crate: only such a crate can define an attribute macro.
     let below = root.join("below");
     std::fs::create_dir_all(&below).unwrap();
     let path = ours.join("tests/users/below.rs");
@@ -74,12 +74,12 @@ fn user_crate() -> PathBuf {
          [lib]\nproc-macro = true\npath = {path:?}\n"
     );
     std::fs::write(below.join("Cargo.toml"), manifest).unwrap();
-    // The versions that are on this machine.
+    // The lock file makes cargo use the versions that are on this machine.
     std::fs::copy(ours.join("../Cargo.lock"), root.join("Cargo.lock")).unwrap();
     root
 }
 
-/// Whether a program compiles, and what the compiler says.
+/// True if the program compiles; and the compiler's messages.
 fn check(root: &Path, name: &str) -> (bool, String) {
     let output = Command::new(env!("CARGO"))
         .args([
@@ -100,6 +100,8 @@ fn check(root: &Path, name: &str) -> (bool, String) {
     )
 }
 
+/// A user reaches the documented names, and none of the heap's private modules. A member that an
+/// attribute macro adds or changes below a derive is refused by the compiler.
 #[test]
 fn users_reach_what_is_documented_and_none_of_the_heap_s_own_rooms() {
     let root = user_crate();

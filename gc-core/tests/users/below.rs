@@ -1,7 +1,7 @@
-//! An attribute macro that puts another type in place of the one that it stands on.
+//! An attribute macro that replaces the item below it.
 use proc_macro::TokenStream;
 
-/// The type is the attribute's argument.
+/// Replaces the item by the attribute's argument.
 #[proc_macro_attribute]
 pub fn becomes(other: TokenStream, _: TokenStream) -> TokenStream {
     other

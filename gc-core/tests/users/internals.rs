@@ -1,4 +1,4 @@
-//! The heap's own rooms believe the addresses that they are given: no program of a user gets there.
+//! The heap's private modules take addresses on trust. No program of a user reaches them.
 use gc_core::alloc::bump;
 use gc_core::heap::{Cell, Space};
 use gc_core::{Refill, LocalAllocator};

@@ -1,4 +1,4 @@
-//! An attribute macro below a derive adds members that the derive has not seen: their edges would
+//! An attribute macro below a derive adds members that the derive does not see. Their edges would
 //! be lost.
 use below::becomes;
 use gc_core::{Field, Leaf, Trace};

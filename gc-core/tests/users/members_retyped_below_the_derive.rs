@@ -1,4 +1,4 @@
-//! An attribute macro below a derive gives members other types than the derive has seen.
+//! An attribute macro below a derive gives members types that the derive does not see.
 use below::becomes;
 use gc_core::{Field, Leaf, Trace};
 

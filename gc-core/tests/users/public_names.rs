@@ -1,19 +1,19 @@
-//! What the documentation names, by the paths that it names: a kind with a trace function, what
-//! machine code needs, what reports give.
+//! The names of the documentation, by their documented paths: a kind with a trace function, the
+//! items for machine code, and the items that reports give.
 use gc_core::jit::Run;
 use gc_core::raw::{Cell, Encoding, Kind, MAX_SMALL, Site, TraceFn, Tracer};
 use gc_core::{Heap, jit};
 
 unsafe fn trace(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     let cell = cell as usize;
-    // SAFETY: the cell's words.
+    // SAFETY: the words of the cell.
     unsafe { tracer.edges(cell..cell + size, Encoding::RAW) };
 }
 
 fn main() {
     let heap = Heap::builder().build().unwrap();
     let own: TraceFn = trace;
-    // SAFETY: it reports every word.
+    // SAFETY: the function reports every word.
     let kind = heap.kind(unsafe { Kind::traced("own", own) }).unwrap();
     let site: Site = heap.site(kind, MAX_SMALL).unwrap();
     let mutator = heap.attach().unwrap();
