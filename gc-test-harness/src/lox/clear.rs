@@ -1,27 +1,27 @@
-//! Clears dead words of the native stack and of vector registers.
+//! Clears dead words of the native stack and of vector registers, so that they keep no cells alive.
 //!
-//! Native frames are scanned word by word. A frame has words that its function never writes, or
-//! writes late; they may hold a reference that an earlier call left there. In a frame that stands
-//! for as long as a loop runs, such a word keeps a list from the node on that it names, however
-//! long the list grows. So the stack below the caller is filled with zeros
+//! Native frames are scanned conservatively. A frame contains words that its function never writes,
+//! or writes late. Such a word may hold a reference that an earlier call left there. If the frame
+//! exists for as long as a loop runs, the word keeps a list alive from the node that it names to
+//! the list's end, however long the list grows. So the stack below SP is filled with zeros
 //!
 //! * before each native function that begins an activation
-//!   ([`interpret`](super::interpreter::interpret), [`call`], [`invoke`],
-//!   [`super_invoke`]): its frame stands for as long as that activation;
+//!   ([`interpret`](super::interpreter::interpret), [`call`], [`invoke`], [`super_invoke`]): its
+//!   frame exists for as long as the activation;
 //! * before a native function that allocates, at every [`EVERY`]th call from compiled code
-//!   ([`add`], [`closure`], [`get_property`]; [`new_instance`], which is called once a run, at
-//!   each): its frame stands in the same place each time that a loop calls it, so a word that is
-//!   left there once is found by each collection;
-//! * at every [`EVERY`]th turn of an interpreted loop ([`dead_stack`]).
+//!   ([`add`], [`closure`], [`get_property`]), and at every call of [`new_instance`], which is
+//!   called once a run: a loop calls the function with its frame at the same address each time, so
+//!   each collection finds a word that was left there once;
+//! * at every [`EVERY`]th iteration of interpreted loops ([`dead_stack`]).
 //!
-//! At all of these but the first the vector registers are cleared as well. Compilers move pairs of
-//! words through them, and C's library copies memory through the sixteen that only AVX-512 has. The
-//! next such move may use another register, so a word stays where it is for as long as a loop runs,
-//! and a stop scans all registers. At a function's entry a vector register holds an argument or
-//! nothing that is needed, and these functions have no arguments there.
+//! In the second and third case the vector registers are cleared as well. Compilers move pairs of
+//! words through them, and the C library copies memory through the sixteen that only AVX-512 has.
+//! The next such move may use another register, so a word may stay in a register for as long as a
+//! loop runs, and a stop scans all registers. At a function's entry all vector registers are dead
+//! except arguments, and these functions have no arguments in vector registers.
 //!
-//! This is a matter of space only: no word here is relied on. What a function *has written* to its
-//! frame and needs no more stays, as do its general registers.
+//! Clearing only reduces the memory in use; correctness does not depend on it. It does not reach
+//! dead words that a function *has written* to its frame, and general registers.
 
 use crate::lox::fault::Fault;
 use std::arch::naked_asm;
@@ -32,23 +32,24 @@ use super::proto::{Cache, Proto};
 use super::runtime;
 use super::value::Value;
 
-/// Of so many calls that allocate, or turns of a loop, one clears the stack.
+/// One of `EVERY` calls that allocate, or loop iterations, clears the stack.
 pub const EVERY: u32 = 64;
 
-/// Bytes that a function which begins an activation may have in its frame, and those that it calls
-/// before that.
+/// Bytes that are cleared at the beginning of an activation: the frames of the function that begins
+/// it and of the functions that it calls before it executes code.
 pub(super) const FRAMES: usize = if cfg!(debug_assertions) { 1536 } else { 384 };
 
-/// Bytes that the calls of a loop's turn have below it, but for their own activations.
+/// Bytes that are cleared for a loop: the frames of the native functions that an iteration calls,
+/// without the activations that these begin.
 const BELOW: usize = 2048;
 
-/// Which vector registers the processor has: [`SSE`], [`AVX`] or [`AVX512`]. 0: none is cleared.
+/// The processor's vector registers: [`SSE`], [`AVX`] or [`AVX512`]. 0: none are cleared.
 static VECTORS: AtomicU8 = AtomicU8::new(0);
 const SSE: u8 = 1;
 const AVX: u8 = 2;
 const AVX512: u8 = 3;
 
-/// Finds out which vector registers are to be cleared. Each isolate calls it before it runs code.
+/// Detects the processor's vector registers. Each isolate calls it before it runs code.
 pub fn find_vectors() {
     let vectors = if Fault::StaleVectors.planted() {
         0
@@ -59,11 +60,11 @@ pub fn find_vectors() {
     } else {
         SSE
     };
-    // Relaxed: all threads write the same, and a thread that reads the zero clears nothing.
+    // Relaxed: all threads write the same value, and a thread that still reads 0 clears nothing.
     VECTORS.store(vectors, Ordering::Relaxed);
 }
 
-/// Clears all vector registers, and changes no other ones.
+/// Clears all vector registers, and changes no other registers.
 #[unsafe(naked)]
 unsafe extern "C" fn clear_vectors() {
     naked_asm!(
@@ -72,7 +73,7 @@ unsafe extern "C" fn clear_vectors() {
         "jb 3f",
         "vzeroall",
         "je 2f",
-        // The registers that VZEROALL leaves out.
+        // The registers that VZEROALL does not clear.
         ".irp n, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31",
         "vpxord zmm\\n, zmm\\n, zmm\\n",
         ".endr",
@@ -92,7 +93,8 @@ unsafe extern "C" fn clear_vectors() {
     )
 }
 
-/// A function that clears so many bytes of dead stack and goes on in another of the same signature.
+/// Defines a function that clears `$bytes` bytes of dead stack and jumps to a function of the same
+/// signature.
 macro_rules! cleared {
     ($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) => $target:path, $bytes:expr) => {
         $(#[$doc])*
@@ -101,8 +103,8 @@ macro_rules! cleared {
         /// As the function after which it is named.
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name($($arg: $ty),*) -> Value {
-            // Writes RAX and XMM0 only, which hold no argument, and memory below SP, which is
-            // dead at a function's entry.
+            // The code writes only RAX and XMM0, which hold no arguments, and memory below SP,
+            // which is dead at a function's entry.
             std::arch::naked_asm!(
                 ".cfi_startproc",
                 "lea rax, [rsp - {bytes}]",
@@ -122,7 +124,8 @@ macro_rules! cleared {
 }
 pub(super) use cleared;
 
-/// A function that clears the vector registers and goes on in another of the same signature.
+/// Defines a function that clears the vector registers and jumps to a function of the same
+/// signature.
 macro_rules! vectors_cleared {
     ($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) => $target:path) => {
         $(#[$doc])*
@@ -143,7 +146,8 @@ macro_rules! vectors_cleared {
     };
 }
 
-/// The same at every [`EVERY`]th call.
+/// Defines a function that clears both at every [`EVERY`]th call, and jumps to a function of the
+/// same signature.
 macro_rules! cleared_at_times {
     ($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) => $target:path) => {
         $(#[$doc])*
@@ -152,7 +156,7 @@ macro_rules! cleared_at_times {
         /// As the function after which it is named.
         #[unsafe(naked)]
         pub unsafe extern "C" fn $name(vm: *mut Vm, $($arg: $ty),*) -> Value {
-            // As above; RDI is the isolate, which only this thread writes.
+            // As in `cleared`. RDI is the isolate, which only this thread writes.
             naked_asm!(
                 ".cfi_startproc",
                 "dec dword ptr [rdi + {until}]",
@@ -194,11 +198,11 @@ cleared! {
         => runtime::super_invoke, FRAMES
 }
 cleared! {
-    /// What [`new_instance`] goes on with.
+    /// The second part of [`new_instance`].
     new_instance_on_stack(vm: *mut Vm, class: Value) => runtime::new_instance, BELOW
 }
 vectors_cleared! {
-    /// A fresh instance of a class, where the inline allocation found its run used up.
+    /// A fresh instance of a class, for compiled code whose inline allocation has used up its run.
     new_instance(vm: *mut Vm, class: Value) => new_instance_on_stack
 }
 cleared_at_times! {
@@ -218,11 +222,11 @@ extern "C" fn nothing() -> Value {
     Value::NIL
 }
 cleared! {
-    /// What [`dead_stack`] goes on with.
+    /// The second part of [`dead_stack`].
     dead_stack_alone() => nothing, BELOW
 }
 vectors_cleared! {
-    /// Nothing but that.
+    /// Clears the vector registers and the dead stack.
     dead_stack() => dead_stack_alone
 }
 
@@ -231,13 +235,13 @@ mod tests {
     use super::*;
     use std::arch::asm;
 
-    /// The registers 0, 15 and, where there are so many, 31 after [`dead_stack`]; a word in each
-    /// lane before.
+    /// The vector registers 0, 15 and 31 after [`dead_stack`], which each had a word in every lane
+    /// before.
     #[target_feature(enable = "avx512f")]
     fn after_clearing_with_avx512() -> [u64; 24] {
         let mut left = [u64::MAX; 24];
-        // SAFETY: the function has no arguments; all that a call may change is named, and the
-        // inputs are in none of it.
+        // SAFETY: the function has no arguments. The clobber list names all registers that a call
+        // may change, and the inputs are in none of these.
         unsafe {
             asm!(
                 "vpbroadcastq zmm0, r12",
@@ -256,7 +260,7 @@ mod tests {
         left
     }
 
-    /// The registers 0 to 15 of 16 bytes, for any processor.
+    /// The low 16 bytes of the vector registers 0 and 15 after [`dead_stack`], for any processor.
     fn after_clearing() -> [u64; 4] {
         let mut left = [u64::MAX; 4];
         // SAFETY: as above.
@@ -281,7 +285,7 @@ mod tests {
         let has_avx512 = is_x86_feature_detected!("avx512f");
         if has_avx512 {
             find_vectors();
-            // SAFETY: the processor has it.
+            // SAFETY: the processor has AVX-512.
             assert_eq!(unsafe { after_clearing_with_avx512() }, [0; 24]);
         }
         for vectors in [SSE, AVX] {

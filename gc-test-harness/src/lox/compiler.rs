@@ -1,12 +1,13 @@
-//! Source text to bytecode in one pass: the compiler's state, its messages, its code, its
-//! variables. Declarations and statements are in `statement.rs`, expressions in `expression.rs`.
+//! Compiles source text to bytecode in one pass. This file has the compiler's state, its messages,
+//! the emission of code, and variables; `statement.rs` has declarations and statements, and
+//! `expression.rs` has expressions.
 //!
-//! Grammar, messages, their order, and the limits are those of the book's C compiler, to the
-//! letter. Some of its limits are about the size of *its* bytecode (constants in a function, bytes
-//! to jump over); ours differs, so each function also keeps the book's account (`book_bytes`,
-//! `book_constants`): `emit` is told what the book emits.
+//! The grammar, the messages, their order and the limits are exactly those of clox. Some limits of
+//! clox are about the size of *its* bytecode (constants of a function, bytes of a jump), which
+//! differs from the bytecode here. So each function also counts the bytes and constants that clox
+//! would emit (`book_bytes`, `book_constants`): callers of `emit_full` pass these bytes.
 //!
-//! The compiler uses no heap: names and literals are bytes until an isolate is made.
+//! The compiler allocates no cells: names and literals are bytes until an isolate is made.
 
 use super::bytecode::{Capture, Constant, Function, Instruction, Op, Program};
 use super::scanner::{Kind, Scanner, Token};
@@ -14,15 +15,15 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::Arc;
 
-/// Nested blocks, functions and operands. The book's compiler has no such limit: it runs out of C
-/// stack. A level takes at most about 2 KiB of native stack in a debug build; the compiler's caller
-/// sees to it (see [`super::run`]).
+/// The most nested blocks, functions and operands. clox has no such limit: it overflows the C
+/// stack. A level takes at most about 2 KiB of native stack in a debug build, and the compiler's
+/// caller provides the stack (see [`super::run`]).
 pub(super) const NESTING_MAX: u32 = 10_000;
 
-/// Slots that instructions can name; the book's UINT8_COUNT.
+/// The number of slots that instructions can name: clox's `UINT8_COUNT`.
 const SLOTS: usize = 256;
 
-/// Which sort of function is being compiled.
+/// The sort of the function that is compiled.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum FunctionKind {
     Script,
@@ -33,7 +34,7 @@ pub(super) enum FunctionKind {
 
 pub(super) struct Local<'s> {
     name: &'s [u8],
-    /// `None` until its initializer is done
+    /// the depth of its block; `None` until its initializer was compiled
     depth: Option<u32>,
     captured: bool,
 }
@@ -58,44 +59,45 @@ pub(super) struct Scope<'s> {
     book_constants: usize,
 }
 
-/// One class declaration under way.
+/// The state of one class declaration.
 pub(super) struct ClassScope {
     pub(super) has_superclass: bool,
     /// symbols of the fields that its methods set on `this`
     pub(super) fields: Vec<u32>,
 }
 
-/// A forward jump whose target is not known yet.
+/// A forward jump that has no target yet.
 pub(super) struct Patch {
     pub(super) instruction: usize,
     book_bytes: usize,
 }
 
-/// The place where a loop begins.
+/// The place of a loop's first instruction.
 #[derive(Clone, Copy)]
 pub(super) struct LoopStart {
     pub(super) instruction: usize,
     book_bytes: usize,
 }
 
-/// A `for` loop's increment: it stands before the body in the source and behind it in the code.
+/// The instructions of a `for` loop's increment, which is before the body in the source and behind
+/// it in the code.
 pub(super) struct Cut {
     code: Vec<Instruction>,
     lines: Vec<u32>,
     from: LoopStart,
 }
 
-/// The compiler's state; one for a source.
+/// The compiler's state for one source.
 pub(super) struct Compiler<'s> {
     scanner: Scanner<'s>,
     pub(super) current: Token<'s>,
     pub(super) previous: Token<'s>,
     had_error: bool,
     pub(super) panicking: bool,
-    /// no message after this one
+    /// whether no further messages are written
     gave_up: bool,
     messages: Vec<u8>,
-    /// the innermost function is the last one
+    /// the functions around the present place, innermost last
     pub(super) scopes: Vec<Scope<'s>>,
     pub(super) classes: Vec<ClassScope>,
     pub(super) globals: Names,
@@ -103,7 +105,7 @@ pub(super) struct Compiler<'s> {
     pub(super) nesting: u32,
 }
 
-/// Names and the numbers they got.
+/// Names and their numbers.
 pub(super) struct Names {
     numbers: HashMap<Box<[u8]>, u32>,
     names: Vec<Box<[u8]>>,
@@ -133,8 +135,11 @@ impl Names {
     }
 }
 
-/// Compiles a source. `natives` are the names of the first global variables. The error is what goes
-/// to stderr.
+/// Compiles a source. `natives` are the names of the first global variables.
+///
+/// # Errors
+///
+/// The messages, as they are written to stderr.
 pub fn compile(source: &[u8], natives: &[&str]) -> Result<Program, Vec<u8>> {
     let nothing = Token {
         kind: Kind::End,
@@ -235,8 +240,9 @@ impl<'s> Compiler<'s> {
         found
     }
 
-    /// Runs `inner` one level deeper. Where there are too many levels, the source ends here: what
-    /// called this may be a loop that relies on `inner` to take tokens.
+    /// Runs `inner` one level deeper. At [`NESTING_MAX`] levels, `inner` does not run and the rest
+    /// of the source is dropped: otherwise a caller that loops until `inner` has taken a token
+    /// would not end.
     pub(super) fn nested(&mut self, inner: impl FnOnce(&mut Self)) {
         if self.nesting == NESTING_MAX {
             self.error("Too much nesting.");
@@ -259,7 +265,7 @@ impl<'s> Compiler<'s> {
             .expect("the script's scope is there until the end")
     }
 
-    /// Appends an instruction for which the book has `book_bytes` bytes.
+    /// Appends an instruction for which clox emits `book_bytes` bytes.
     pub(super) fn emit_full(&mut self, op: Op, a: u8, b: u16, c: u32, book_bytes: usize) {
         let line = self.previous.line;
         let instruction = Instruction { op, a, b, c };
@@ -271,22 +277,22 @@ impl<'s> Compiler<'s> {
         scope.max_height = scope.max_height.max(scope.height);
     }
 
-    /// An instruction that is one byte in the book.
+    /// Appends an instruction that is one byte in clox.
     pub(super) fn emit(&mut self, op: Op) {
         self.emit_full(op, 0, 0, 0, 1);
     }
 
-    /// An instruction that is opcode and operand in the book.
+    /// Appends an instruction that is an opcode and an operand in clox.
     pub(super) fn emit_with(&mut self, op: Op, c: u32) {
         self.emit_full(op, 0, 0, c, 2);
     }
 
-    /// Counts what the book has and we do not need.
+    /// Counts bytes that clox emits and this compiler does not.
     pub(super) fn skip_book(&mut self, bytes: usize) {
         self.scope().book_bytes += bytes;
     }
 
-    /// Counts one of the book's constants; it never uses one twice.
+    /// Counts one of clox's constants. clox never uses a constant twice.
     pub(super) fn count_constant(&mut self) {
         let scope = self.scope();
         scope.book_constants += 1;
@@ -317,7 +323,8 @@ impl<'s> Compiler<'s> {
     pub(super) fn cache(&mut self) -> u16 {
         let caches = &mut self.scope().caches;
         *caches += 1;
-        // At most one for each of the 256 constants, or an error has been reported.
+        // A function has at most one cache for each of its 256 constants; beyond that, an error was
+        // reported.
         (*caches - 1) as u16
     }
 
@@ -339,7 +346,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// The same jump where the book has `bytes` more before the place that it jumps from.
+    /// The same jump, when clox emits `bytes` more bytes before the place that it jumps from.
     pub(super) fn after_book(&mut self, patch: Patch, bytes: usize) -> Patch {
         self.skip_book(bytes);
         Patch {
@@ -367,7 +374,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// Takes out the instructions from `begins` on.
+    /// Removes the instructions from `begins` on and returns them.
     pub(super) fn cut(&mut self, begins: LoopStart) -> Cut {
         let scope = self.scope();
         Cut {
@@ -377,7 +384,8 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// Appends what was cut; the book's account is not touched. Returns where the book has it.
+    /// Appends the instructions of `cut` without counting clox's bytes again. Returns their place
+    /// in clox's code.
     pub(super) fn paste(&mut self, cut: Cut) -> LoopStart {
         let scope = self.scope();
         let moved = scope.code.len() - cut.from.instruction;
@@ -544,7 +552,7 @@ impl<'s> Compiler<'s> {
         self.add_local(name);
     }
 
-    /// Takes the variable's name. For a global one, its index.
+    /// Parses and declares a variable's name. Returns the index of a global variable.
     pub(super) fn parse_variable(&mut self, message: &str) -> Option<u32> {
         self.consume(Kind::Identifier, message);
         self.declare_variable();
@@ -572,7 +580,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// Reads the variable `name`, or assigns to it where an `=` follows and may.
+    /// Compiles a read of the variable `name`, or an assignment if `can_assign` and an `=` follows.
     pub(super) fn named_variable(&mut self, name: &[u8], can_assign: bool) {
         let innermost = self.scopes.len() - 1;
         let (get, set, index) = if let Some(slot) = self.resolve_local(innermost, name) {
@@ -596,8 +604,8 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// Checks what both tiers rely on: heights that do not depend on the way, and operands that
-    /// exist.
+    /// Checks the properties that the interpreter and the JIT rely on: the stack's height at an
+    /// instruction is the same on each path, and operands exist.
     fn verify(function: &Function, program: &Program) {
         let code = &function.code;
         assert_eq!(code.len(), function.lines.len());

@@ -1,10 +1,10 @@
-//! The compiler's second half: expressions, by precedence climbing (Pratt).
+//! The compiler: expressions, by precedence climbing (Pratt 1973).
 
 use super::bytecode::{Constant, Op};
 use super::compiler::{Compiler, FunctionKind};
 use super::scanner::Kind;
 
-/// How tightly an operator binds, loosest first.
+/// The precedence of an operator, lowest first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Precedence {
     None,
@@ -20,7 +20,7 @@ enum Precedence {
 }
 
 impl Precedence {
-    /// Of the token as an operator between or behind operands.
+    /// The precedence of the token as an infix or postfix operator.
     fn of(kind: Kind) -> Precedence {
         match kind {
             Kind::Or => Precedence::Or,
@@ -38,12 +38,12 @@ impl Precedence {
 }
 
 impl Compiler<'_> {
-    /// Any expression.
+    /// Compiles any expression.
     pub(super) fn expression(&mut self) {
         self.parse(Precedence::Assignment);
     }
 
-    /// An expression of operators that bind at least as tightly as `precedence`.
+    /// Compiles an expression whose operators have at least this precedence.
     fn parse(&mut self, precedence: Precedence) {
         self.advance();
         let can_assign = precedence <= Precedence::Assignment;
@@ -62,7 +62,8 @@ impl Compiler<'_> {
         });
     }
 
-    /// What the token just taken begins; `false` if no expression begins so.
+    /// Compiles the prefix expression that `previous` begins. `false` if no expression begins with
+    /// this token.
     fn prefix(&mut self, can_assign: bool) -> bool {
         let text = self.previous.text;
         match self.previous.kind {
@@ -84,8 +85,8 @@ impl Compiler<'_> {
                 self.emit_with(Op::Constant, index);
             }
             Kind::Number => {
-                // Digits, perhaps a point and digits: always a number; too large a one is infinite,
-                // as for strtod.
+                // The scanner took digits, perhaps with a point and digits: this always parses. A
+                // number that is too large is infinite, as for `strtod`.
                 let number = std::str::from_utf8(text)
                     .ok()
                     .and_then(|text| text.parse().ok())
@@ -109,7 +110,7 @@ impl Compiler<'_> {
         true
     }
 
-    /// What the operator just taken does with the operand before it.
+    /// Compiles the operator `previous`, whose left operand is compiled already.
     fn infix(&mut self, can_assign: bool) {
         let kind = self.previous.kind;
         match kind {
@@ -126,7 +127,7 @@ impl Compiler<'_> {
             }
             Kind::Or => {
                 let end = self.emit_jump(Op::JumpIfTrue);
-                // The book jumps twice.
+                // clox emits two jumps.
                 let end = self.after_book(end, 3);
                 self.emit(Op::Pop);
                 self.parse(Precedence::Or);
@@ -137,7 +138,7 @@ impl Compiler<'_> {
     }
 
     fn binary(&mut self, operator: Kind) {
-        // Left-associative: the right operand binds more tightly than the operator.
+        // Left-associative: the right operand has a higher precedence than the operator.
         self.parse(match Precedence::of(operator) {
             Precedence::Equality => Precedence::Comparison,
             Precedence::Comparison => Precedence::Term,
@@ -199,8 +200,8 @@ impl Compiler<'_> {
         }
     }
 
-    /// Remembers that a method of the class sets this field on `this`, to predict how many its
-    /// instances will have.
+    /// Notes that a method of the class sets this field on `this`. The number of such fields
+    /// predicts the number of inline slots.
     fn note_field(&mut self, symbol: u32) {
         let scope = self.scope();
         let on_this = matches!(scope.kind, FunctionKind::Method | FunctionKind::Initializer)

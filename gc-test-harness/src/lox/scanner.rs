@@ -1,9 +1,9 @@
-//! Source text to tokens, one at a time.
+//! Splits source text into tokens, one at a time.
 //!
-//! The source is bytes: a NUL ends it, as it does in the book's C, and what is outside ASCII is
-//! allowed in strings and comments only.
+//! The source consists of bytes. As in clox, a NUL ends it, and bytes outside ASCII are allowed in
+//! strings and comments only.
 
-/// What a token is.
+/// The sort of a token.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Kind {
@@ -45,7 +45,7 @@ pub enum Kind {
     True,
     Var,
     While,
-    /// Not a token: the text is the message.
+    /// An error; the token's text is the message.
     Error,
     End,
 }
@@ -53,7 +53,7 @@ pub enum Kind {
 /// A piece of the source.
 #[derive(Clone, Copy, Debug)]
 pub struct Token<'s> {
-    /// what it is
+    /// its sort
     pub kind: Kind,
     /// its text, or the message of an error
     pub text: &'s [u8],
@@ -61,7 +61,7 @@ pub struct Token<'s> {
     pub line: u32,
 }
 
-/// Cuts the source into tokens.
+/// The scanner's state: the source and the place in it.
 pub struct Scanner<'s> {
     source: &'s [u8],
     start: usize,
@@ -70,7 +70,7 @@ pub struct Scanner<'s> {
 }
 
 impl<'s> Scanner<'s> {
-    /// Begins at the first line.
+    /// A scanner at the beginning of `source`.
     pub fn new(source: &'s [u8]) -> Scanner<'s> {
         let end = source
             .iter()
@@ -84,7 +84,7 @@ impl<'s> Scanner<'s> {
         }
     }
 
-    /// The next token; at the end, [`Kind::End`] again and again.
+    /// The next token. At the end of the source, every further call returns [`Kind::End`].
     pub fn next_token(&mut self) -> Token<'s> {
         self.skip_blanks();
         self.start = self.current;

@@ -1,4 +1,4 @@
-//! The compiler's middle part: declarations and statements.
+//! The compiler: declarations and statements.
 
 use super::bytecode::{Constant, Op};
 use super::compiler::{ClassScope, Compiler, FunctionKind, Patch};
@@ -22,7 +22,7 @@ impl<'s> Compiler<'s> {
         }
     }
 
-    /// Skips to where a statement seems to begin.
+    /// After an error, skips tokens up to the probable beginning of a statement.
     fn synchronize(&mut self) {
         self.panicking = false;
         while !self.check(Kind::End) {
@@ -127,7 +127,7 @@ impl<'s> Compiler<'s> {
                 }
                 let global = self.parse_variable("Expect parameter name.");
                 self.define_variable(global);
-                // An argument is on the stack without an instruction that puts it there.
+                // An argument is on the stack at the function's entry: no instruction pushes it.
                 let scope = self.scope();
                 scope.height += 1;
                 scope.max_height = scope.max_height.max(scope.height);
@@ -201,7 +201,7 @@ impl<'s> Compiler<'s> {
         self.emit(Op::Pop);
     }
 
-    /// Pops the condition and jumps when it is false. The book pops on both ways.
+    /// Pops the condition and jumps if it is false. clox has a `Pop` on both paths instead.
     fn emit_condition(&mut self) -> Patch {
         let patch = self.emit_jump(Op::PopJumpIfFalse);
         self.skip_book(1);
@@ -262,8 +262,7 @@ impl<'s> Compiler<'s> {
         }
         let mut increment = None;
         if !self.matches(Kind::RightParen) {
-            // The book leaves the increment here and jumps around it: a jump before it, a loop
-            // after it.
+            // clox has the increment here, with a jump before it and a `Loop` after it.
             self.skip_book(3);
             let begins = self.loop_start();
             self.expression();
@@ -274,7 +273,7 @@ impl<'s> Compiler<'s> {
             increment = Some(self.cut(begins));
         }
         self.statement();
-        // In the book, the loop's body ends by going back to the increment, if there is one.
+        // In clox, the loop's body ends with a `Loop` to the increment, if there is one.
         let book_start = match increment {
             None => start,
             Some(increment) => self.paste(increment),

@@ -19,7 +19,7 @@ const FIRST_CAPACITY: usize = 64;
 /// that a program builds again and again are short and in the table already, so no cell is needed.
 const SCRATCH: usize = 512;
 
-/// Hash of a string's bytes, eight at a time. Like the book's hash, it does not resist chosen keys.
+/// Hash of a string's bytes, eight at a time. Like clox's hash, it does not resist chosen keys.
 pub fn hash(bytes: &[u8]) -> u32 {
     const MULTIPLIER: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut state = (bytes.len() as u64).wrapping_mul(MULTIPLIER);

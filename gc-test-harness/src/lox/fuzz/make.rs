@@ -1,16 +1,15 @@
-//! Makes random programs: their functions, classes and statements.
+//! Makes the functions, classes and statements of random programs.
 //!
-//! An expression is made of the type (`Ty`) that its place needs, so that most programs get far;
-//! now and then it is of another type, so that errors are met as well. Most functions are short,
-//! and a variable is read seldom: a compiler mistakes most easily a value that nothing reads any
-//! more, or that only a closure reads. (Programs that read every variable again and again have no
-//! dead values. Such programs missed a copy of a parameter that was captured and a parameter that
-//! was dead from then on.)
+//! An expression has the type (`Ty`) that its context needs, so that most programs run far.
+//! Sometimes it has another type, so that errors occur as well. Most functions are short, and
+//! variables are read seldom, because a compiler's likely mistakes are about values that no
+//! instruction reads any more, or that only a closure reads. Programs that read every variable
+//! again and again have no such values.
 
 use super::maker::{FIELDS, GLOBALS, Inside, Maker, Signature, Ty, Variable, call, get, word};
 use super::tree::{Expr, Function, Program, Stmt};
 
-/// The program of a seed.
+/// The program for a seed.
 pub fn program(seed: u64) -> Program {
     Maker::new(seed).program()
 }
@@ -89,7 +88,7 @@ impl Maker {
         }
     }
 
-    /// A part: beside some statements, it shows what functions and methods return.
+    /// A part: it executes some statements and prints results of functions and methods.
     fn part(&mut self, number: usize) -> Function {
         let mut part = self.function(
             &Signature {
@@ -131,7 +130,7 @@ impl Maker {
         part
     }
 
-    /// A value of a type, made of almost nothing: what a function without fuel returns.
+    /// A simple value of a type: the result of a function that has no fuel left.
     fn default(ty: Ty) -> Expr {
         word(match ty {
             Ty::Number => "2",
@@ -164,8 +163,8 @@ impl Maker {
         Stmt::Class(name.into(), superclass, methods)
     }
 
-    /// `init(a, b)`: gives an instance its fields, in an order of its class's own. Now and then one
-    /// is missing.
+    /// `init(a, b)`: sets an instance's fields, in an order that differs from class to class.
+    /// Sometimes a field is missing.
     fn initialiser(&mut self, has_super: bool) -> Function {
         let outer = self.scope.len();
         for name in ["a", "b"] {
@@ -258,7 +257,7 @@ impl Maker {
         }
     }
 
-    /// A function that can be held by a variable of that type.
+    /// A function that a variable of this type can hold.
     fn closure(&mut self, ty: Ty) -> Function {
         let params = if ty == Ty::Map {
             vec![Ty::Number]
@@ -386,7 +385,7 @@ impl Maker {
         self.nesting -= 1;
     }
 
-    /// A variable; often a copy of another, and often captured at once.
+    /// A variable, often a copy of another, and often captured at once.
     fn declaration(&mut self, out: &mut Vec<Stmt>) {
         let ty = self.some_type();
         let copied = self.chance(40).then(|| self.variable(ty)).flatten();
@@ -403,8 +402,8 @@ impl Maker {
         });
     }
 
-    /// A variable, a closure over it (and over what else is near), and a call of that: with nothing
-    /// else in between.
+    /// A variable, a closure over it (and over other variables in scope), and a call of the
+    /// closure, with nothing between them.
     fn capture(&mut self, out: &mut Vec<Stmt>) {
         if self.nesting > 4 || self.function.is_none_or(|f| f.initialiser) {
             return self.declaration(out);
@@ -445,8 +444,8 @@ impl Maker {
     }
 
     fn turns(&mut self) -> u32 {
-        // A loop inside a loop, or one that calls, is not to take long; the parts are called often
-        // enough.
+        // Few iterations, so that nested loops and loops with calls do not take long. The parts are
+        // called often enough.
         [0, 1, 2, 3, 4, 6, 9][self.below(7)]
     }
 }

@@ -1,11 +1,11 @@
-//! The state of a program under construction: what is in reach, and random choices.
+//! The state of a program under construction: the names in scope, and random choices.
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::tree::Expr;
 
-/// What an expression is meant to be.
+/// The intended type of an expression.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Ty {
     Number,
@@ -13,22 +13,22 @@ pub(super) enum Ty {
     Bool,
     /// an instance of any of the classes
     Object,
-    /// a function of no parameters, or a method that is bound; returns a number
+    /// a function without parameters, or a bound method; returns a number
     Thunk,
-    /// the same of one number
+    /// the same with one parameter, a number
     Map,
 }
 
-/// A variable in reach.
+/// A variable in scope.
 #[derive(Clone, Debug)]
 pub(super) struct Variable {
     pub(super) name: String,
     pub(super) ty: Ty,
-    /// the counter of a loop, or a function by its name: nothing assigns to it
+    /// whether nothing assigns to it: a loop's counter, or a declared function
     pub(super) fixed: bool,
 }
 
-/// A function that can be called by its name only.
+/// A declared function or method.
 #[derive(Clone, Debug)]
 pub(super) struct Signature {
     pub(super) name: String,
@@ -59,7 +59,7 @@ pub(super) const NUMBERS: [&str; 8] = ["0", "1", "2", "3.5", "10", "100", "(0/0)
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Inside {
     pub(super) result: Ty,
-    /// inside a method: `this` is there
+    /// inside a method, where `this` exists
     pub(super) this: bool,
     /// inside a method of a class with a superclass
     pub(super) has_super: bool,
@@ -72,7 +72,7 @@ pub(super) struct Maker {
     pub(super) scope: Vec<Variable>,
     pub(super) callable: Vec<Signature>,
     pub(super) methods: Vec<Signature>,
-    /// methods with smaller numbers only are called
+    /// number of methods that may be called now: those with smaller numbers
     pub(super) usable_methods: usize,
     pub(super) classes: u32,
     pub(super) names: u32,
@@ -99,7 +99,7 @@ pub(super) fn get(object: Expr, name: &str) -> Expr {
 }
 
 impl Maker {
-    /// Nothing made yet.
+    /// A maker before the first construct.
     pub(super) fn new(seed: u64) -> Maker {
         Maker {
             random: StdRng::seed_from_u64(seed),

@@ -1,11 +1,11 @@
-//! `gclab fuzz --lox`: random programs say the same in every tier, whenever code is compiled,
-//! whatever the collector does.
+//! `gclab fuzz --lox`: checks that random programs have the same result interpreted and compiled,
+//! at each compilation threshold, and with frequent collections.
 //!
-//! A program ([`make`]) comes in two lengths. The short one runs with code compiled at once or
-//! nearly so, and with a collection at every allocation; the long one is hot enough for the default
-//! thresholds, in functions and in the middle of loops. What is compared is all that a user sees:
-//! output, message, stack trace, exit code. The interpreter says what is right, and the book's
-//! clox, where there is one. On a difference the program is shortened ([`shrink`]).
+//! Each program ([`make`]) runs in two lengths. Short runs compile code at once or nearly at once;
+//! one of them collects at every allocation. Long runs are hot enough for the default thresholds,
+//! in functions and in the middle of loops. The output, the message, the stack trace and the exit
+//! code are compared. The interpreter's result is the expected one; if clox is given, its result is
+//! compared as well. A program with a difference is shortened ([`shrink`]).
 
 pub mod make;
 mod maker;
@@ -23,30 +23,31 @@ use super::jit::JitConfig;
 use super::run::{EXIT_RUNTIME_ERROR, RunConfig, run_source};
 use crate::search::{self, counts};
 
-/// What to search.
+/// The options of a search.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// For how long. At least one program runs.
+    /// The time of the search. At least one program runs.
     pub time: Duration,
-    /// The first program's seed; the others follow. By default the clock says.
+    /// The first program's seed; the others follow it. By default, the seed is taken from the
+    /// clock.
     pub seed: Option<u64>,
-    /// The book's clox, to be compared with as well.
+    /// The path of a clox to compare with.
     pub clox: Option<PathBuf>,
-    /// Run each program in processes of its own: slower, but a crash or a hang is a difference like
-    /// others.
+    /// Whether each run has a process of its own. This is slower, but a crash or a hang is then a
+    /// difference.
     pub apart: bool,
 }
 
 /// Calls of each part in the short program.
 const SHORT: u32 = 6;
-/// Calls of each part in the long program: more than the default threshold, and its loop's turns
-/// pass that of loops.
+/// Calls of each part in the long program: more than the default threshold of calls. The iterations
+/// of its loop exceed the threshold of loops.
 const LONG: u32 = 420;
-/// No program needs that much.
+/// The heap limit in bytes. No program needs as much.
 const HEAP_LIMIT: u64 = 64 << 20;
-/// How long a difference may be shortened.
+/// The longest time that a program is shortened.
 const SHRINK_TIME: Duration = Duration::from_secs(30);
-/// A process that takes longer hangs.
+/// The time after which a process counts as hung.
 const HANGS: Duration = Duration::from_secs(20);
 
 /// One way to run a program.
@@ -60,9 +61,9 @@ pub struct Way {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Tier {
     Interpreter,
-    /// compiled after so many calls or turns
+    /// compiled after this number of calls or iterations
     After(u32),
-    /// compiled after as many as by default
+    /// compiled at the default thresholds
     Default,
 }
 
@@ -77,7 +78,7 @@ impl Way {
         if self.long { LONG } else { SHORT }
     }
 
-    /// What its outcome is compared with.
+    /// The way whose result is the expected one.
     fn reference(self) -> Way {
         Way {
             tier: Tier::Interpreter,
@@ -113,7 +114,7 @@ impl Way {
     }
 }
 
-/// The ways to run the program of a seed.
+/// The ways to run the program for a seed.
 fn ways(seed: u64) -> Vec<Way> {
     let way = |long, tier, gc_every| Way {
         long,
@@ -132,26 +133,27 @@ fn ways(seed: u64) -> Vec<Way> {
     } else {
         ways.push(way(true, Tier::Default, Some(50 + seed % 97)));
     }
-    // Those with one reference follow each other.
+    // Ways with the same reference follow each other.
     ways.sort_by_key(|way| way.long);
     ways
 }
 
-/// What a run showed.
+/// The visible result of a run.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Seen {
     /// its output
     pub stdout: String,
     /// its messages
     pub stderr: String,
-    /// its exit code; `None`: it crashed or hung
+    /// its exit code; `None`: the process crashed or hung
     pub code: Option<i32>,
-    /// functions whose translation contradicted its analysis
+    /// number of functions whose translation contradicted its analysis
     pub contradictions: usize,
 }
 
 impl Seen {
-    /// Whether the program ran out of memory, which it may do sooner in one tier.
+    /// Whether the program ran out of memory, which may happen at different places in different
+    /// ways.
     fn is_full(&self) -> bool {
         self.stderr.starts_with("Out of memory.")
     }
@@ -169,14 +171,14 @@ fn run_here(source: &str, way: Way) -> Seen {
     }
 }
 
-/// Runs a program on a file in a process of its own.
+/// Runs `program` on a file with the source, in a process of its own.
 fn run_program(program: &Path, arguments: &[String], source: &str) -> std::io::Result<Seen> {
     let file = |extension: &str| {
         std::env::temp_dir().join(format!("urge-fuzz-{}.{extension}", std::process::id()))
     };
     let (lox, out, err) = (file("lox"), file("out"), file("err"));
     std::fs::write(&lox, source)?;
-    // Into files: a program that prints much does not wait for its reader.
+    // The output goes to files, so that a process that prints much does not wait for a reader.
     let mut child = Command::new(program)
         .args(arguments)
         .arg(&lox)
@@ -211,7 +213,7 @@ fn run_program(program: &Path, arguments: &[String], source: &str) -> std::io::R
     Ok(seen)
 }
 
-/// Compares a program's ways.
+/// Compares the ways to run a program.
 #[derive(Clone, Debug)]
 pub struct Judge {
     /// See [`Options::clox`].
@@ -223,22 +225,22 @@ pub struct Judge {
 /// Two runs that differ.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    /// the way that was wrong; `None`: the interpreter was, by clox
+    /// the way with a wrong result; `None`: the interpreter's differs from clox's
     pub way: Option<Way>,
-    /// what the interpreter, or clox, said
+    /// the expected result, of the interpreter or of clox
     pub right: Seen,
-    /// what this way said
+    /// this way's result
     pub wrong: Seen,
 }
 
 counts! {
-    /// What was done.
+    /// The counts of a search.
     pub struct Counts {
         /// programs
         programs,
-        /// runs, of all ways together
+        /// runs in all ways
         runs,
-        /// programs that ended well
+        /// programs that ended without an error
         good,
         /// programs that ended by a runtime error
         failed,
@@ -256,10 +258,10 @@ impl Judge {
         }
     }
 
-    /// The first difference between those ways and the interpreter.
+    /// The first difference between these ways and the interpreter.
     ///
     /// # Errors
-    /// A process could not be run.
+    /// The error of a process that could not be run.
     pub fn differs(
         &self,
         program: &Program,
@@ -314,7 +316,8 @@ impl Judge {
         let Some(clox) = &self.clox else {
             return Ok(None);
         };
-        // clox collects by its own figures only, so the long program would show nothing new.
+        // clox has one tier and one pace of collections, so the long program would test nothing
+        // more.
         if way.long || ours.is_full() {
             return Ok(None);
         }
@@ -331,11 +334,11 @@ impl Judge {
 /// The first program whose ways differ.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// its seed
+    /// the program's seed
     pub seed: u64,
     /// the shortened program's source
     pub source: String,
-    /// how it differs
+    /// the difference
     pub difference: Difference,
 }
 
@@ -399,7 +402,7 @@ impl fmt::Display for Report {
 /// Searches until the time is over or a program differs.
 ///
 /// # Errors
-/// [`Found`], or that a process could not be run.
+/// [`Found`], or the error of a process that could not be run.
 pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
     search::name_in_crashes();
     let judge = Judge {
@@ -419,10 +422,10 @@ pub fn run(options: &Options) -> Result<Report, Box<dyn std::error::Error>> {
     })
 }
 
-/// Runs the program of a seed in all ways; a difference is shortened.
+/// Runs the program for a seed in all ways. If a way differs, the program is shortened.
 ///
 /// # Errors
-/// A process could not be run.
+/// The error of a process that could not be run.
 pub fn check(
     judge: &Judge,
     seed: u64,
@@ -432,7 +435,8 @@ pub fn check(
     let Some(difference) = judge.differs(&program, &ways(seed), counts)? else {
         return Ok(None);
     };
-    // The way that differed shows it most cheaply; without one it is clox, which is asked for any.
+    // Shortening runs only the way that differed. If the difference is from clox, any way will do,
+    // as clox runs beside each.
     let way = difference.way.unwrap_or(Way {
         long: false,
         tier: Tier::Interpreter,

@@ -1,15 +1,15 @@
-//! Shortens a program as long as it shows the same sort of fault.
+//! Shortens a program that shows a fault, as long as it shows the same sort of fault.
 //!
-//! A step takes statements out of a list, puts a statement's inner statements in its place, or an
-//! expression's inner expression, or a literal. A program that is no longer right (it names a
-//! variable that is gone) fails alike in all tiers, so it shows no fault and the step is taken
-//! back.
+//! A step removes statements from a list, replaces a statement by its inner statements, or replaces
+//! an expression by an inner expression or a literal. If a step breaks the program (it names a
+//! variable that was removed), the program fails in the same way in all tiers. So it shows no
+//! fault, and the step is undone.
 
 use std::time::Instant;
 
 use super::tree::{Expr, Function, Program, Stmt};
 
-/// Shortens until no step is left, or the time is over.
+/// Shortens until no step is left, or until the time is over.
 pub fn shrink(
     program: &Program,
     until: Instant,
@@ -32,8 +32,7 @@ pub fn shrink(
                         break;
                     }
                 }
-                // What stands at this place now is new if a step was taken, but not worth more than
-                // a further round.
+                // If a step was taken, this place now has a new statement. The next round tries it.
                 place += 1;
             }
         }
@@ -43,8 +42,8 @@ pub fn shrink(
     }
 }
 
-/// The program without some statements of its list number `place`, or with those inside them.
-/// `None`: there is no such list.
+/// The program without some statements of its list number `place`, or with their inner statements
+/// instead. `None`: there is no such list.
 fn lists(program: &Program, place: usize) -> Option<Vec<Program>> {
     let mut length = None;
     edit_list(&mut program.clone(), place, &mut |list| {
@@ -79,7 +78,7 @@ fn lists(program: &Program, place: usize) -> Option<Vec<Program>> {
     Some(candidates)
 }
 
-/// What may stand in a statement's place.
+/// The replacements to try for a statement.
 fn variants(stmt: &Stmt) -> Vec<Vec<Stmt>> {
     match stmt {
         Stmt::Block(body) => vec![body.clone()],
@@ -123,8 +122,8 @@ fn parts(program: &Program, place: usize) -> Option<Vec<Program>> {
     Some(vec![candidate])
 }
 
-/// The program with something shorter for its expression number `place`. `None`: there is no such
-/// expression.
+/// The program with a shorter expression for its expression number `place`. `None`: there is no
+/// such expression.
 fn expressions(program: &Program, place: usize) -> Option<Vec<Program>> {
     let mut found = None;
     edit_expr(&mut program.clone(), place, &mut |expr| {
@@ -154,7 +153,7 @@ fn expressions(program: &Program, place: usize) -> Option<Vec<Program>> {
 
 type Edit<'e, T> = &'e mut dyn FnMut(&mut T);
 
-/// Counts places down to the one that is wanted, and edits that.
+/// Counts places down to the given one, and edits it.
 struct Editor<'e> {
     left: usize,
     list: Option<Edit<'e, Vec<Stmt>>>,

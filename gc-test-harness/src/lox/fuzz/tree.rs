@@ -1,8 +1,8 @@
-//! Lox programs as trees, so that they can be made and shortened. `Display` is the source.
+//! Lox programs as trees, which can be made and shortened. `Display` writes the source.
 //!
-//! Every tree is a program that ends: a loop's counter is part of its node, and nothing else
-//! assigns to it; a function that calls others begins with a test of the global variable `fuel`. So
-//! no shortening makes a program that runs for ever.
+//! Every tree is a program that ends, and stays one when it is shortened. A loop's counter is part
+//! of the loop's node, and no statement assigns to it. A function that calls others begins with a
+//! test of the global variable `fuel`.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -36,7 +36,7 @@ pub struct Function {
     pub name: String,
     /// its parameters
     pub params: Vec<String>,
-    /// what it returns when the fuel is used up; without it, it does not look
+    /// its result when no fuel is left; `None`: the function does not test the fuel
     pub fuel: Option<Expr>,
     /// its statements
     pub body: Vec<Stmt>,
@@ -67,19 +67,19 @@ pub enum Stmt {
     Class(String, Option<String>, Vec<Function>),
 }
 
-/// A program. Its parts are called again and again, `turns` times.
+/// A program. Its source calls each part `turns` times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Program {
-    /// what comes before the parts: globals, classes, functions
+    /// the declarations before the parts: globals, classes, functions
     pub prelude: Vec<Stmt>,
-    /// functions of one number
+    /// functions with one parameter, a number
     pub parts: Vec<Function>,
-    /// how much fuel each call of a part has
+    /// the fuel for each call of a part
     pub fuel: u32,
 }
 
 impl Program {
-    /// The source of the program whose parts are called so many times.
+    /// The source of the program whose parts are called `turns` times.
     pub fn source(&self, turns: u32) -> String {
         let mut out = String::from("var fuel = 50;\n");
         for stmt in &self.prelude {

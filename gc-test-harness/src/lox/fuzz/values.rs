@@ -1,4 +1,4 @@
-//! Makes random expressions, of what is in reach.
+//! Makes random expressions from the names in scope.
 
 use super::maker::{
     FIELDS, Maker, NUMBERS, Signature, Ty, Variable, WORDS, binary, call, get, word,
@@ -6,7 +6,7 @@ use super::maker::{
 use super::tree::Expr;
 
 impl Maker {
-    /// A variable of that type. One declared last is likelier.
+    /// A variable of this type. Those declared last are likelier.
     pub(super) fn variable(&mut self, ty: Ty) -> Option<String> {
         let found: Vec<usize> = (0..self.scope.len())
             .filter(|&index| self.scope[index].ty == ty)
@@ -63,7 +63,7 @@ impl Maker {
         {
             return called;
         }
-        // An initialiser's `this` has few fields yet.
+        // In an initialiser, `this` has few fields yet.
         if self.chance(8) && self.function.is_none_or(|f| !f.initialiser) {
             let found: Vec<&str> = FIELDS
                 .iter()
@@ -86,7 +86,7 @@ impl Maker {
         match ty {
             Ty::Number => self.number(inner),
             Ty::Text => {
-                // Not two variables: a text that is doubled in a loop fills any heap.
+                // Not two variables: a text that doubles in each iteration fills any heap.
                 let piece = word(self.one(&WORDS));
                 let text = self.expr(Ty::Text, inner);
                 if self.chance(50) {
@@ -126,7 +126,7 @@ impl Maker {
         Expr::Assign(name, value.into())
     }
 
-    /// Something that holds no variable.
+    /// An expression without variables.
     pub(super) fn value(&mut self, ty: Ty) -> Expr {
         match ty {
             Ty::Number => word(self.one(&NUMBERS)),
@@ -138,7 +138,7 @@ impl Maker {
         }
     }
 
-    /// A call that has a result of that type.
+    /// A call with a result of this type.
     pub(super) fn call(&mut self, ty: Ty, depth: u32) -> Option<Expr> {
         if self.function.is_none_or(|f| f.initialiser) {
             return None;

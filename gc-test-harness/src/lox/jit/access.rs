@@ -1,16 +1,16 @@
-//! Globals, captured variables, properties.
+//! Translates accesses to globals, captured variables and properties.
 //!
-//! An access to a property is compiled for what has been seen there
-//! ([`Sites`](super::sites::Sites)): the 32-bit id in the receiver's header is compared with
-//! constants, and the field is read or written in place. All else is asked of the runtime.
+//! A property access is compiled for the shapes that it has seen ([`Sites`](super::sites::Sites)):
+//! the code compares the 32-bit id in the receiver's header with constants, and reads or writes the
+//! field directly. For any other receiver it calls the runtime.
 //!
 //! # Stores
 //!
-//! The barrier keeps the *old* value of a field. Where the field holds no reference there is
-//! nothing to keep, whatever the collector is doing, so the store is done in place; a reference is
-//! overwritten by the barrier's unit. Only this thread writes the isolate's cells: the old value
-//! cannot change between the look and the store. A store that adds a field initialises its slot and
-//! needs no barrier.
+//! The barrier logs the *old* value of a field. If the old value is no reference, there is nothing
+//! to log in any phase of the collector, so the code stores directly. If it is a reference, the
+//! code calls the heap's barrier. Only this thread writes the isolate's cells, so the old value
+//! does not change between the test and the store. A store that adds a field initialises its slot
+//! and needs no barrier.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder, types};
@@ -29,10 +29,10 @@ use crate::lox::value::{REFERENCE, Value};
 impl Translator<'_, '_, '_, '_> {
     // ---- globals ----
 
-    /// What a global variable holds while this is compiled.
+    /// The present value of a global variable, at the time of compilation.
     pub(super) fn global_now(&self, global: u32) -> Value {
-        // SAFETY: the isolate waits for this compilation on the same thread, and has so many
-        // globals.
+        // SAFETY: the isolate waits for this compilation on the same thread, and the compiler's
+        // globals exist in it.
         unsafe { *(*self.unit.vm).globals.add(global as usize) }
     }
 
@@ -42,7 +42,8 @@ impl Translator<'_, '_, '_, '_> {
         self.word(address as u64)
     }
 
-    /// Fails if the variable is undefined. Once defined, it stays so.
+    /// Fails if the variable is undefined. A variable that is defined now stays defined and is not
+    /// tested.
     fn demand_defined(&mut self, global: u32, value: ir::Value) {
         if self.global_now(global) == Value::UNDEFINED {
             let undefined = self.icmp(IntCC::Equal, value, Value::UNDEFINED.0);
@@ -91,7 +92,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().switch_to_block(done);
     }
 
-    /// Stores, through the barrier's unit if the old value is a reference, and goes to `done`.
+    /// Stores a field, with the heap's barrier if the old value is a reference, and jumps to
+    /// `done`.
     fn store_field(&mut self, value: ir::Value, cell: ir::Value, offset: i32, done: ir::Block) {
         let old = self.load(cell, offset);
         let reference = self.icmp(IntCC::UnsignedGreaterThanOrEqual, old, REFERENCE);
@@ -100,7 +102,7 @@ impl Translator<'_, '_, '_, '_> {
         self.store(value, cell, offset);
         self.b().ins().jump(done, &[]);
         self.b().switch_to_block(through_unit);
-        // SAFETY: the isolate lives, and waits.
+        // SAFETY: the isolate is alive and waits.
         let context = unsafe { (*self.unit.vm).mutator.context() };
         let context = self.word(context as u64);
         let place = self.b().ins().iadd_imm_s(cell, i64::from(offset));
@@ -113,16 +115,15 @@ impl Translator<'_, '_, '_, '_> {
 
     // ---- properties ----
 
-    /// The cache of an instruction, as the runtime takes it, and what has been seen there until
-    /// now.
+    /// The address of an instruction's cache, and the shapes that the access has seen so far.
     pub(super) fn cache(&mut self, instruction: Instruction) -> (ir::Value, Vec<Cache>) {
-        // SAFETY: the function's caches are as many as the compiler counted.
+        // SAFETY: the function has as many caches as the compiler counted.
         let cache = unsafe { (*self.unit.proto).caches.add(usize::from(instruction.b)) };
         (self.word(cache as u64), self.unit.sites.seen(cache))
     }
 
-    /// Which of two native functions to ask after a miss: one that takes note of it, as long as
-    /// that may be of use.
+    /// The native function to call after a miss: `watched`, which notes the miss, while the
+    /// function may be compiled again.
     fn on_miss(&self, watched: Helper, plain: Helper) -> Helper {
         if self.unit.sites.watches(self.unit.proto) {
             watched
@@ -131,8 +132,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// Goes on in `hit` for each of the shapes, given the address of the instance; where none fits,
-    /// control goes to `miss`.
+    /// Compares the receiver with each of the shapes. `hit` generates the code for one shape, given
+    /// the instance's address. If no shape fits, control goes to `miss`.
     pub(super) fn for_each_shape(
         &mut self,
         operand: &Operand,
@@ -160,8 +161,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// Goes on with the address of the cell if `operand` is one whose header has this id, otherwise
-    /// to `away`.
+    /// The address of the cell if `operand` is a reference to one with this id. Otherwise control
+    /// goes to `away`.
     pub(super) fn demand_id(&mut self, operand: &Operand, id: u32, away: ir::Block) -> ir::Value {
         let word = self.boxed(operand);
         self.demand_cell(operand, word, away);
@@ -173,7 +174,8 @@ impl Translator<'_, '_, '_, '_> {
         address
     }
 
-    /// Goes on with the address of the cell if `operand` is one with this tag, otherwise to `away`.
+    /// The address of the cell if `operand` is a reference to one with this tag. Otherwise control
+    /// goes to `away`.
     pub(super) fn demand_tag(&mut self, operand: &Operand, tag: Tag, away: ir::Block) -> ir::Value {
         let word = self.boxed(operand);
         self.demand_cell(operand, word, away);
@@ -244,7 +246,7 @@ impl Translator<'_, '_, '_, '_> {
             let done = self.b().create_block();
             self.for_each_shape(&object, &shapes, miss, |t, shape, instance| {
                 if shape.slot & CACHE_ADD != 0 {
-                    // First the value, then the header that lets it be seen.
+                    // First the value, then the header with the shape that has the field.
                     let offset = INSTANCE_SLOTS + 8 * (shape.slot & CACHE_NUMBER) as i32;
                     t.store(word, instance, offset);
                     let header = t.word(shape.header);

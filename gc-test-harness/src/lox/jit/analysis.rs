@@ -1,25 +1,26 @@
-//! What is known of a function before it is translated: depths, blocks, live slots, types.
+//! Analyses a function's bytecode before its translation: stack heights, blocks, live slots, types.
 //!
-//! Everything here comes from the bytecode. The translation relies on the types (a slot that is
-//! always a number travels in a floating-point register), and the tests' oracle on the live slots,
-//! which owe nothing to Cranelift.
+//! The analyses use the bytecode only. The translation relies on the types: a slot that is always a
+//! number is in a floating-point register. The tests' oracle relies on the live slots, which do not
+//! depend on Cranelift.
 //!
 //! # Types
 //!
-//! A forward analysis over the slots, by sets of what a value may be ([`Type`]), from below to the
-//! least fixpoint, so that `i` in `for (var i = 0; i < n; i = i + 1)` is a number although its loop
-//! adds to it. What an operation demands it also proves: after `n < 2` the slot that `n` was read
-//! from holds a number. [`Types::step`] is one instruction's effect; the translation keeps its own
-//! values in step with it.
+//! A forward analysis over the slots computes the set of types that a value may have ([`Type`]). It
+//! begins with empty sets and reaches the least fixpoint. So the counter of `for (var i = 0; i < n;
+//! i = i + 1)` is a number, although the loop adds to it. An operation that demands a type also
+//! proves it: after `n < 2`, the slot that `n` was read from holds a number. [`Types::step`] is the
+//! effect of one instruction. The translation must give its operands the same types.
 //!
 //! # Liveness
 //!
-//! A backward analysis over the slots, operands included. A copy (`GetLocal`, `SetLocal`) and an
-//! operation without effect (`Equal`, `Not`, `Pop`) use their operand only if their result is used.
+//! A backward analysis over the slots, operands included, computes the live slots. A copy
+//! (`GetLocal`, `SetLocal`) and an operation without side effect (`Equal`, `Not`, `Pop`) use their
+//! operand only if their result is used.
 //!
-//! A result in a captured slot is always used: a closure may read it, by an instruction of another
-//! function. So the instruction that writes a captured slot uses its operands, whatever this
-//! function reads afterwards.
+//! A result in a captured slot is always used, because an instruction of another function may read
+//! it through a closure. So the instruction that writes a captured slot uses its operands, whether
+//! this function reads the slot or not.
 
 use std::ops::Range;
 
@@ -27,7 +28,7 @@ use crate::lox::fault::Fault;
 
 use crate::lox::bytecode::{Capture, Constant, Function, Instruction, Op};
 
-/// A set of sorts of value.
+/// A set of the types that a value may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Type(u8);
 
@@ -42,32 +43,32 @@ impl Type {
     pub(super) const INSTANCE: Type = Type(8);
     /// any other cell
     pub(super) const CELL: Type = Type(16);
-    /// a string or a number: what `+` makes
+    /// a string or a number: the result of `+`
     pub(super) const SUM: Type = Type(1 | 16);
-    /// anything
+    /// any value
     pub(super) const ANY: Type = Type(31);
 
-    /// Either of both.
+    /// The union of both sets.
     pub(super) fn join(self, other: Type) -> Type {
         Type(self.0 | other.0)
     }
 
-    /// Whether it can be nothing but `other`.
+    /// Whether each type of this set is in `other`.
     pub(super) fn is(self, other: Type) -> bool {
         self.0 & !other.0 == 0
     }
 
-    /// Whether it can be one of `other`.
+    /// Whether some type of this set is in `other`.
     pub(super) fn may_be(self, other: Type) -> bool {
         self.0 & other.0 != 0
     }
 
-    /// Whether it may be a reference.
+    /// Whether the value may be a reference.
     pub(super) fn may_refer(self) -> bool {
         self.may_be(Type(8 | 16))
     }
 
-    /// How a value of this type travels from block to block.
+    /// The representation of a value of this type as a block parameter.
     pub(super) fn form(self) -> Form {
         if self == Type::NUMBER {
             Form::Number
@@ -79,7 +80,7 @@ impl Type {
     }
 }
 
-/// The machine's representation of a slot.
+/// The machine representation of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Form {
     /// a double
@@ -106,7 +107,7 @@ impl SlotSets {
         }
     }
 
-    /// Whether the set of instruction `at` has the slot.
+    /// Whether the set of instruction `at` contains the slot.
     pub(super) fn has(&self, at: usize, slot: usize) -> bool {
         self.bits[at * self.words + slot / 64] >> (slot % 64) & 1 == 1
     }
@@ -116,11 +117,11 @@ impl SlotSets {
     }
 }
 
-/// The types of all slots at one place.
+/// The types of all slots at one instruction.
 #[derive(Clone, Debug)]
 pub(super) struct Types {
     slots: Vec<Type>,
-    /// which local variable a slot is an unchanged copy of
+    /// the local variable of which the slot is an unchanged copy
     origins: Vec<Option<u32>>,
 }
 
@@ -141,14 +142,14 @@ impl Types {
         self.origins.push(origin.filter(|_| !captured));
     }
 
-    /// Pops an operand that the instruction demands to be a number.
+    /// Pops an operand that must be a number.
     fn pop_number(&mut self) {
         if let (_, Some(origin)) = self.pop() {
             self.slots[origin as usize] = Type::NUMBER;
         }
     }
 
-    /// What the instruction does to the types.
+    /// Applies the instruction's effect to the types.
     pub(super) fn step(&mut self, function: &Function, instruction: Instruction) {
         let c = instruction.c;
         let count = usize::from(instruction.a);
@@ -256,7 +257,8 @@ impl Types {
     }
 }
 
-/// The type of `left + right`, if it does not fail: a number next to anything makes a number.
+/// The type of `left + right` if it does not fail: with a number as one operand, the result is a
+/// number.
 pub(super) fn sum_type(left: Type, right: Type) -> Type {
     if left.is(Type::NUMBER) || right.is(Type::NUMBER) {
         Type::NUMBER
@@ -267,20 +269,21 @@ pub(super) fn sum_type(left: Type, right: Type) -> Type {
     }
 }
 
-/// All that is known of a function entered at one place.
+/// The result of the analyses of a function that is entered at one instruction.
 #[derive(Debug)]
 pub(super) struct Analysis {
-    /// the types that it was analysed for
+    /// the types of the slots at the entry
     pub(super) start: Vec<Type>,
-    /// slots whose value may still matter before each instruction
+    /// the live slots before each instruction
     pub(super) live: SlotSets,
-    /// for each instruction that begins a block: the types of its slots
+    /// the types of the slots at each instruction that begins a block
     pub(super) entry: Vec<Option<Vec<Type>>>,
 }
 
 impl Analysis {
-    /// Analyses what can be reached from instruction `start` within `region` when the slots there
-    /// are of these types. A block outside that can be entered from inside gets its types, too.
+    /// Analyses the code that can be reached from instruction `start` within `region`, with these
+    /// types of the slots at `start`. A block outside `region` that is entered from inside gets its
+    /// types as well.
     pub(super) fn new(
         function: &Function,
         start: usize,
@@ -323,31 +326,31 @@ impl Analysis {
     }
 }
 
-/// How many slots are in use before an instruction that can be reached.
+/// The number of slots in use before instruction `at`, or `None` if it cannot be reached.
 pub(super) fn depth_at(function: &Function, at: usize) -> Option<u32> {
     depths(function, 0, function.arity + 1)[at]
 }
 
-/// Stands for the running closure in sets of slots.
+/// The number that stands for the running closure in sets of slots.
 pub(super) fn closure_slot(function: &Function) -> usize {
     function.max_stack as usize
 }
 
-/// Whether a function declared inside captures an upvalue of the one around it.
+/// Whether child function `child` captures an upvalue of `function`.
 pub(super) fn hands_upvalues_on(function: &Function, child: usize) -> bool {
     let mut captures = function.functions[child].captures.iter();
     captures.any(|capture| matches!(capture, Capture::Upvalue(_)))
 }
 
-/// The outermost loop around an instruction, from its first to behind its last instruction.
+/// The range of instructions of the outermost loop around instruction `at`.
 pub(super) fn loop_nest(function: &Function, at: usize) -> Range<usize> {
     let mut nest = at..at + 1;
     loop {
         let before = nest.clone();
         for (last, instruction) in function.code.iter().enumerate() {
             let first = instruction.c as usize;
-            // Loops nest, but for the two back-edges of a `for`, of which each begins inside the
-            // other's range.
+            // Two loops are nested or disjoint, except for the two back-edges of a `for`, whose
+            // ranges overlap.
             if instruction.op == Op::Loop && first < nest.end && last >= nest.start {
                 nest = nest.start.min(first)..nest.end.max(last + 1);
             }
@@ -358,7 +361,7 @@ pub(super) fn loop_nest(function: &Function, at: usize) -> Range<usize> {
     }
 }
 
-/// How much code a function would make, in blocks' parameters: what Cranelift's work grows with.
+/// The number of block parameters of the function's code, which Cranelift's work grows with.
 pub(super) fn weight(analysis: &Analysis) -> usize {
     let entries = analysis.entry.iter().enumerate();
     entries
@@ -385,7 +388,7 @@ pub(super) fn parameter_types(function: &Function) -> Vec<Type> {
         .collect()
 }
 
-/// Joins the types into those at a block's entry; a block that changed is looked at again.
+/// Joins the types into those at a block's entry. A block whose types changed is analysed again.
 fn flow(entry: &mut Option<Vec<Type>>, types: &Types, block: usize, work: &mut Vec<usize>) {
     match entry {
         None => {
@@ -406,7 +409,7 @@ fn flow(entry: &mut Option<Vec<Type>>, types: &Types, block: usize, work: &mut V
     }
 }
 
-/// Which instructions begin a block.
+/// For each instruction, whether it begins a block.
 fn leaders(function: &Function, start: usize) -> Vec<bool> {
     let mut leaders = vec![false; function.code.len() + 1];
     leaders[start] = true;
@@ -471,7 +474,7 @@ fn add(set: &mut [u64], other: &[u64]) {
     }
 }
 
-/// Turns what is live after an instruction into what is live before it.
+/// Turns the set of slots that are live after an instruction into the set before it.
 fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: usize) {
     // A closure may read a captured slot at any time.
     let used = |set: &[u64], slot: usize| {
@@ -482,7 +485,7 @@ fn uses(function: &Function, set: &mut [u64], instruction: Instruction, depth: u
     let remove = |set: &mut [u64], slot: usize| set[slot / 64] &= !(1 << (slot % 64));
     let c = instruction.c as usize;
     let count = usize::from(instruction.a);
-    // So many operands are used and replaced by a result in the lowest one's slot.
+    // Uses `operands` operands and puts a result into the slot of the lowest.
     let replace = |set: &mut [u64], operands: usize| {
         remove(set, depth - operands);
         for slot in depth - operands..depth {

@@ -1,9 +1,9 @@
-//! Numbers, comparisons, truth.
+//! Translates arithmetic, comparisons and conditions.
 //!
 //! All values other than numbers are quiet NaNs as doubles, and arithmetic on a NaN makes a NaN. So
-//! an operation is carried out first and its *result* is tested: if that is no NaN, both operands
-//! were numbers. Only if it is one does cold code look at the operands, finds that they were
-//! numbers after all (`0/0`), or fails.
+//! an operation is executed first and its *result* is tested: if the result is no NaN, both
+//! operands were numbers. If it is a NaN, cold code tests the operands: either both are numbers
+//! (`0/0`), or the operation fails.
 
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::{self, InstBuilder};
@@ -19,7 +19,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().ins().fcmp(condition, left, right)
     }
 
-    /// Fails if one of the operands is no number; `unordered` says whether it is worth looking.
+    /// Fails if one of the operands is no number. The operands are tested only if the flag
+    /// `unordered` is set.
     fn demand_numbers(&mut self, unordered: ir::Value, operands: &[Operand], cause: Cause) {
         let unknown: Vec<&Operand> = operands
             .iter()
@@ -79,8 +80,8 @@ impl Translator<'_, '_, '_, '_> {
         let number = self.double(&operand);
         let unordered = self.fcmp(FloatCC::Unordered, number, number);
         self.demand_numbers(unordered, &[operand], Cause::Operand);
-        // Not `fneg`: Cranelift makes x * x of -x * -x, which shows when x is a NaN, whose sign is
-        // printed.
+        // Not `fneg`: Cranelift turns -x * -x into x * x. If x is a NaN, its sign is then wrong,
+        // and programs print it.
         let sign = self.b().ins().f64const(-0.0);
         let result = self.b().ins().bxor(number, sign);
         self.push(Operand::number(result));
@@ -91,7 +92,7 @@ impl Translator<'_, '_, '_, '_> {
         let left = self.pop();
         let kind = sum_type(left.kind, right.kind);
         if kind == Type::NUMBER {
-            // A string next to a number fails with other words than in `-`.
+            // The error of a string next to a number has another message than that of `-`.
             self.add_numbers(left, right);
             return;
         }
@@ -163,7 +164,7 @@ impl Translator<'_, '_, '_, '_> {
             return self.push(Operand::dead(Type::BOOLEAN));
         }
         let flag = if left.kind.is(Type::NUMBER) || right.kind.is(Type::NUMBER) {
-            // Whatever is no number is a NaN, which equals nothing.
+            // A word that is no number is a NaN, which equals no double.
             let (l, r) = (self.double(&left), self.double(&right));
             self.fcmp(FloatCC::Equal, l, r)
         } else if let (Some(l), Some(r)) = (left.flag, right.flag) {
@@ -204,7 +205,7 @@ impl Translator<'_, '_, '_, '_> {
         self.push(Operand::flag(flag));
     }
 
-    /// Whether a condition holds, or the flag that says so.
+    /// Whether a condition holds: known now, or as a flag at run time.
     pub(super) fn truth(&mut self, operand: &Operand) -> Result<bool, ir::Value> {
         let truth = self.plain_truth(operand);
         let Some(always) = self.always() else {
@@ -224,12 +225,13 @@ impl Translator<'_, '_, '_, '_> {
         if operand.kind.is(Type::NIL) {
             return Ok(false);
         }
-        // The oracle takes a tested reference for live until the test, so then it is tested indeed.
+        // The oracle takes a tested reference for live until the test, so with an oracle the test
+        // is generated.
         let watched = self.unit.shadow.is_some() && operand.kind.may_refer();
         if !operand.kind.may_be(Type::NIL.join(Type::BOOLEAN)) && !watched {
             return Ok(true);
         }
-        // nil and false are neighbours.
+        // `nil` and `false` are adjacent words.
         let word = self.boxed(operand);
         let nil = self.constant(Value::NIL);
         let distance = self.b().ins().isub(word, nil);

@@ -1,10 +1,10 @@
-//! Calls.
+//! Translates calls.
 //!
-//! What a call site calls is predicted while it is compiled: from the global variable that the
-//! callee is read from, and from what the interpreter's cache has seen. The prediction is guarded
-//! by one comparison of a header's id. Then the callee's code is known: its code is called by way
-//! of its function's entry, with arguments in registers. A method's closure is not even loaded if
-//! its code has no use for it. Everything else goes through a [`Stub`].
+//! The compiler predicts the callee of a call site from the global variable that the callee is read
+//! from, and from the interpreter's cache. One comparison of a header's id guards the prediction.
+//! If it holds, the callee's function is known: its entry is called with arguments in registers,
+//! and a method's closure is not loaded if the method's code does not use it. All other calls go
+//! through a [`Stub`].
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, AbiParam, InstBuilder, Signature, types};
@@ -24,14 +24,14 @@ use crate::lox::object::{
 use crate::lox::proto::{CACHE_METHOD, CACHE_NUMBER, Cache, PROTO_ARITY, PROTO_FAST_ENTRY, Proto};
 use crate::lox::value::{REFERENCE, Value};
 
-/// Byte offset of an entry's closure within a method table.
+/// Byte offset of the closure of entry `entry` within a method table.
 fn method_offset(entry: u32) -> i32 {
     METHODS_ENTRIES
         + (entry as usize * size_of::<MethodEntry>() + std::mem::offset_of!(MethodEntry, method))
             as i32
 }
 
-/// A class as a call site takes it to stay.
+/// The predicted class of a call site.
 struct Predicted {
     id: u32,
     instance_header: u64,
@@ -41,12 +41,12 @@ struct Predicted {
 }
 
 impl Translator<'_, '_, '_, '_> {
-    // ---- predictions; they read cells, but keep none ----
+    // ---- predictions: they read cells, but keep no reference ----
 
     fn predicted_closure(&self, callee: &Operand, count: usize) -> Option<*mut Proto> {
         let now = self.global_now(callee.global?);
-        // SAFETY: global variables hold live values, and this thread does not let go of them
-        // meanwhile.
+        // SAFETY: global variables hold live values, and this thread, which alone assigns to them,
+        // is here.
         unsafe {
             if !is(now, Tag::Closure) {
                 return None;
@@ -79,11 +79,11 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// The function behind an entry of a method table, given the id of the class or of one of its
-    /// shapes, and where an instance of that shape has its class. Known as long as a global
-    /// variable holds the class.
+    /// The function of entry `entry` of a method table, and the tag that says where an instance has
+    /// its class. `id` is the class's or that of one of its shapes. The class is found only if a
+    /// global variable holds it.
     fn predicted_method(&self, id: u32, entry: u32, count: usize) -> Option<(*mut Proto, Tag)> {
-        // SAFETY: as above; a class's shapes and methods are what its fields say.
+        // SAFETY: as above; a class's fields refer to its shapes and methods.
         unsafe {
             let vm = self.unit.vm;
             for global in 0..(*vm).global_count() {
@@ -110,9 +110,9 @@ impl Translator<'_, '_, '_, '_> {
         None
     }
 
-    // ---- the calls themselves ----
+    // ---- calls ----
 
-    /// Calls a known function. `closure` makes its closure, where one is needed.
+    /// Calls a known function. `closure` makes the closure's value if the callee needs it.
     fn call_known(
         &mut self,
         proto: *mut Proto,
@@ -120,8 +120,8 @@ impl Translator<'_, '_, '_, '_> {
         this: Option<ir::Value>,
         args: &[ir::Value],
     ) -> ir::Value {
-        // Code that is there uses its closure for upvalues only; the interpreter takes its function
-        // from it.
+        // Compiled code uses its closure for upvalues only. The interpreter takes the function from
+        // the closure.
         let compiled = self.unit.compiled.contains(&proto);
         // SAFETY: functions live as long as the isolate.
         let upvalues = unsafe { (*proto).upvalues };
@@ -139,7 +139,7 @@ impl Translator<'_, '_, '_, '_> {
         self.call_entry(place, &all)
     }
 
-    /// Calls the code of a function, given its address; leaves if it fails.
+    /// Calls the code of the function `proto`. Ends the activation if the call fails.
     fn call_entry(&mut self, proto: ir::Value, args: &[ir::Value]) -> ir::Value {
         let (vm, values) = (self.vm, &args[1..]);
         let code = self.load(proto, PROTO_FAST_ENTRY);
@@ -167,8 +167,8 @@ impl Translator<'_, '_, '_, '_> {
         result
     }
 
-    /// Calls a value of which nothing is known: in place if it is a closure with as many parameters
-    /// as there are arguments.
+    /// Calls a value without a prediction: directly if it is a closure with the right number of
+    /// parameters, or else through a stub.
     fn call_any(&mut self, callee: &Operand, words: &[ir::Value]) -> ir::Value {
         let count = words.len() - 1;
         let other = self.cold_block();
@@ -188,7 +188,8 @@ impl Translator<'_, '_, '_, '_> {
         result
     }
 
-    /// Calls a stub with its fixed arguments and the values of the call, and leaves if it fails.
+    /// Calls a stub with its fixed arguments and the values of the call. Ends the activation if the
+    /// call fails.
     fn call_stub(
         &mut self,
         stub: Stub,
@@ -249,7 +250,8 @@ impl Translator<'_, '_, '_, '_> {
         self.push(Operand::boxed(Type::ANY, result));
     }
 
-    /// `operands`, as `words`: a class that is the predicted one, then the arguments.
+    /// Makes an instance of the predicted class and calls its `init`. `operands`, and their boxed
+    /// `words`, are the class and the arguments.
     fn instantiate(
         &mut self,
         class: &Predicted,
@@ -269,8 +271,8 @@ impl Translator<'_, '_, '_, '_> {
         let refill = self.cold_block();
         let (ready, instance) = self.join_block();
         self.leave_if(used_up, refill);
-        // The advanced cursor is in memory before the first word of the cell is written: the heap's
-        // rule.
+        // The heap demands that the advanced cursor is in memory before the first word of the cell
+        // is written.
         self.store(next, runs, run);
         self.body.mark(None);
         let header = self.word(class.instance_header);
@@ -355,7 +357,7 @@ impl Translator<'_, '_, '_, '_> {
         self.push(Operand::boxed(Type::ANY, result));
     }
 
-    /// The closure in an entry of the method table of an instance's class.
+    /// The closure in entry `entry` of the method table of an instance's class.
     fn load_method_of(&mut self, instance: ir::Value, tag: Tag, entry: u32) -> ir::Value {
         let instance = self.address(instance);
         let mut class = self.load(instance, INSTANCE_CLASS);
@@ -366,7 +368,7 @@ impl Translator<'_, '_, '_, '_> {
         self.load_method(class, entry)
     }
 
-    /// The closure in an entry of a class's method table.
+    /// The closure in entry `entry` of a class's method table.
     fn load_method(&mut self, class: ir::Value, entry: u32) -> ir::Value {
         let class = self.address(class);
         let methods = self.load(class, CLASS_METHODS);
@@ -410,12 +412,12 @@ impl Translator<'_, '_, '_, '_> {
     }
 }
 
-/// What instances of the shape with this id are tagged, if the shape belongs to the class.
+/// The tag of instances of the shape with this id, if the shape belongs to the class.
 ///
 /// # Safety
 /// `class` must be live.
 unsafe fn shape_tag(class: *const Class, id: u32) -> Option<Tag> {
-    // SAFETY: a class's array holds its shapes, as many as it says.
+    // SAFETY: a class's array holds `shape_count` shapes.
     unsafe {
         let shapes = (*class).shapes;
         if !shapes.is_cell() {

@@ -1,14 +1,14 @@
-//! Begins and ends activations.
+//! Generates the beginning and the end of an activation.
 //!
-//! Compiled code keeps the isolate's protocol (the head of [`isolate`](crate::lox::isolate)): a
-//! function counts itself, and takes a window of the value stack if closures may capture its
-//! variables. A loop entered from the interpreter has the interpreter's window; it takes the slots
-//! over, and gives them back if it is left without the function's end.
+//! Compiled code keeps the protocol of [`isolate`](crate::lox::isolate): a function increments the
+//! frame count, and takes a window of the value stack if closures may capture its variables. A loop
+//! that is entered from the interpreter uses the interpreter's window. Its code takes over the
+//! slots, and writes them back if control leaves the loop without leaving the function.
 //!
 //! The value stack is a root. So a slot whose value compiled code has taken over holds nil while
 //! that code runs: each slot of an interpreted loop ([`Translator::enter_loop`]), and each argument
-//! that a function was entered with (`Stub::Enter`). Otherwise the value that the slot had lives
-//! for as long as the activation, whatever is assigned.
+//! that a function was entered with (`Stub::Enter`). Otherwise the slot would keep its old value
+//! alive for as long as the activation, even after an assignment to the variable.
 
 use crate::lox::fault::Fault;
 use cranelift_codegen::ir::condcodes::IntCC;
@@ -48,7 +48,7 @@ impl Translator<'_, '_, '_, '_> {
         let more = self.b().ins().iadd_imm_s(count, 1);
         self.b().ins().store(plain(), more, vm, VM_FRAME_COUNT);
 
-        // Slot 0 of a function is its closure, of a method the receiver.
+        // Slot 0 of a function is its closure. Slot 0 of a method is the receiver.
         let mut slots = values;
         if !function.is_method {
             slots.insert(0, self.closure);
@@ -75,8 +75,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().ins().return_(&[result]);
     }
 
-    /// Takes slots above the published limit for those that closures capture. They hold nil before
-    /// they are published.
+    /// Takes a window above the published limit, for the slots that closures capture. The slots
+    /// hold nil before they are published.
     fn open_window(&mut self, overflow: ir::Block) {
         let slots = 256
             - self
@@ -105,8 +105,8 @@ impl Translator<'_, '_, '_, '_> {
         self.base = Some(base);
     }
 
-    /// Goes on at a loop's head where the interpreter is now. Its window stays the activation's
-    /// own.
+    /// Begins at a loop's head that the interpreter has reached. The interpreter's window stays the
+    /// activation's window.
     pub(super) fn enter_loop(&mut self, base: ir::Value) {
         self.base = Some(base);
         self.open_frame();
@@ -134,8 +134,8 @@ impl Translator<'_, '_, '_, '_> {
         self.b().ins().jump(block, &args);
     }
 
-    /// Ends the activation. A callee undoes its count and its window; code entered in a loop leaves
-    /// that to the interpreter.
+    /// Ends the activation. A function's code restores the frame count and the limit; after a
+    /// loop's code, the interpreter does.
     pub(super) fn leave(&mut self, result: ir::Value) {
         let vm = self.vm;
         self.close_frame();
@@ -174,7 +174,7 @@ impl Translator<'_, '_, '_, '_> {
         self.leave(result);
     }
 
-    /// Leaves a loop's code: the interpreter goes on at an instruction outside.
+    /// Leaves a loop's code: the interpreter continues at instruction `target` outside the loop.
     pub(super) fn resume_at(&mut self, target: usize) {
         let (vm, base) = (self.vm, self.window());
         for slot in 0..self.stack.len() {

@@ -1,7 +1,7 @@
 //! The native functions that compiled code calls.
 //!
-//! Nearly all are the interpreter's own, in [`runtime`] (some by way of [`sites`]): both tiers fail
-//! with the same words because the same code says them.
+//! Most are the functions of [`runtime`], which the interpreter calls as well (some through
+//! [`sites`]). So interpreted and compiled code fail with the same messages.
 
 use crate::lox::fault::Fault;
 use cranelift_codegen::ir::{Type, types};
@@ -12,7 +12,7 @@ use crate::kernels::codegen::{Arena, CodegenError};
 use crate::lox::clear;
 use crate::lox::runtime;
 
-/// Names the native functions.
+/// The native functions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Helper {
     Add,
@@ -32,7 +32,7 @@ pub(super) enum Helper {
     Method,
     Print,
     NewInstance,
-    /// The barrier's unit: the context takes the isolate's place.
+    /// The heap's barrier. Its first argument is the mutator's context, not the isolate.
     Store,
     WatchedGetProperty,
     WatchedSetProperty,
@@ -40,11 +40,12 @@ pub(super) enum Helper {
     WatchedSuperInvoke,
 }
 
-/// Name, address, parameters after the isolate, whether it returns a value: in the order of
-/// [`Helper`].
+/// A function's name, address, parameters behind the isolate, and whether it returns a value. The
+/// rows are in the order of [`Helper`].
 type Row = (&'static str, *const u8, &'static [Type], bool);
 
-/// The function that clears dead native stack before it goes on in `plain`.
+/// `cleared`, the function that clears dead native stack and jumps to `plain`; with the planted
+/// fault, `plain`.
 fn cleared(cleared: *const u8, plain: *const u8) -> *const u8 {
     if Fault::StaleNativeStack.planted() {
         plain
@@ -177,12 +178,12 @@ fn table() -> [Row; 22] {
     ]
 }
 
-/// The native functions, as an arena knows them.
+/// The native functions as an arena's imports.
 #[derive(Clone, Debug)]
 pub(super) struct Helpers(Vec<FuncId>);
 
 impl Helpers {
-    /// Makes them known to the arena.
+    /// Imports the functions into the arena.
     pub(super) fn import(arena: &mut Arena) -> Result<Helpers, CodegenError> {
         let mut ids = Vec::new();
         for (name, address, params, returns) in table() {
@@ -196,7 +197,7 @@ impl Helpers {
         Ok(Helpers(ids))
     }
 
-    /// One of them.
+    /// The import of a function.
     pub(super) fn id(&self, helper: Helper) -> FuncId {
         self.0[helper as usize]
     }

@@ -1,19 +1,19 @@
-//! Machine code for hot functions and hot loops.
+//! The JIT: machine code for hot functions and hot loops.
 //!
-//! [`attach`] makes an isolate ask for code when a function has been called, or a loop has turned,
-//! so many times. A function's code takes its arguments in registers and is called by other code
-//! directly; a loop's code is entered from the interpreter in the middle of an activation, whose
-//! slots it takes over for good. Both come from the same translation (`translate.rs`), which
-//! specialises them to what is known at that moment: types by inference (`analysis.rs`), and what
-//! the caches and the global variables hold, guarded (`access.rs`, `calls.rs`). What cannot be
-//! compiled is interpreted.
+//! [`attach`] makes an isolate request code after a number of calls of a function or of iterations
+//! of its loops. A function's code takes its arguments in registers and is called by other code
+//! directly. A loop's code is entered from the interpreter in the middle of an activation, and
+//! takes over all slots of the activation. The same translation (`translate.rs`) makes both. It
+//! specialises the code to inferred types (`analysis.rs`) and, with guards, to the present contents
+//! of caches and global variables (`access.rs`, `calls.rs`). Functions that cannot be compiled are
+//! interpreted.
 //!
-//! No loop polls. A thread in compiled code is stopped by a signal wherever it is; its innermost
-//! frame is scanned conservatively, its outer ones by the stack maps that go to the heap with each
-//! piece of code.
+//! No loop polls. A signal stops a thread at any instruction of compiled code. The innermost frame
+//! is scanned conservatively, the outer frames exactly, by the stack maps that are registered with
+//! each piece of code.
 //!
-//! [`oracle`] checks those maps against the bytecode. `watch.rs` has compiled code write down which
-//! references are live.
+//! [`oracle`] checks the stack maps against the bytecode's liveness. For it, `watch.rs` makes
+//! compiled code record its live references.
 
 mod access;
 mod analysis;
@@ -52,24 +52,26 @@ use super::proto::{Cache, Entry, Proto};
 use super::value::Value;
 use crate::kernels::codegen::{Arena, Code, CodegenError};
 
-/// When code is compiled.
+/// The JIT's thresholds.
 #[derive(Clone, Debug)]
 pub struct JitConfig {
     /// Calls of a function until it is compiled; 0: at its first call.
     pub calls: u32,
-    /// Turns of a function's loops until it is compiled in the middle of one; 0: at the first.
+    /// Iterations of a function's loops until the present loop is compiled; 0: at the first.
     pub loops: u32,
     /// Misses of a function's inline caches until it is compiled again.
     pub misses: u32,
-    /// Watches the compiled code, for tests.
+    /// The oracle that checks the stack maps, in tests.
     pub oracle: Option<Arc<Oracle>>,
 }
 
-/// Compiling a small function takes about as long as interpreting it some hundred times.
+/// Calls until a function is compiled. Compiling a small function takes about as long as
+/// interpreting it some hundred times.
 const CALLS: u32 = 200;
-/// A turn of a loop is shorter than a call of a function.
+/// Iterations until a loop is compiled. An iteration is shorter than a call.
 const LOOPS: u32 = 1000;
-/// A miss costs about as much as interpreting some instructions.
+/// Misses until a function is compiled again. A miss costs about as much as interpreting some
+/// instructions.
 const MISSES: u32 = 500;
 
 impl Default for JitConfig {
@@ -84,7 +86,7 @@ impl Default for JitConfig {
 }
 
 impl JitConfig {
-    /// Compiles after so many calls, turns and misses each; 0: at once.
+    /// Thresholds of `times` calls, iterations and misses; 0: code is compiled at once.
     pub fn after(times: u32) -> JitConfig {
         JitConfig {
             calls: times,
@@ -103,18 +105,18 @@ impl PartialEq for JitConfig {
 
 impl Eq for JitConfig {}
 
-/// A loop that was compiled, and the types of the slots that its code expects.
+/// A compiled loop, and the types of the slots that its code expects.
 struct LoopCode {
     types: Vec<Type>,
     entry: Entry,
 }
 
-/// What a piece of code under construction will be.
+/// The use of a piece of code under construction.
 enum Purpose {
     Stub(Stub, usize),
     Function(*mut Proto),
     Loop(*mut Proto, u32, Vec<Type>),
-    /// Nothing: its translation contradicted its analysis.
+    /// No use: the translation contradicted its analysis.
     Discarded,
 }
 
@@ -128,29 +130,29 @@ pub struct Jit {
     compiled: HashSet<*mut Proto>,
     loops: HashMap<(*mut Proto, u32), LoopCode>,
     sites: Sites,
-    /// The first cache of each function that has any, ascending.
+    /// The first cache of each function that has caches, in ascending order.
     owners: Vec<(*mut Cache, *mut Proto)>,
     under_construction: Vec<Purpose>,
     guards: Vec<CodeGuard>,
-    /// How many inline allocations are restart ranges.
+    /// Number of inline allocations that are restart ranges.
     restart_windows: usize,
     config: JitConfig,
     shadow: Option<Arc<Shadow>>,
-    /// Numbers the pieces of code: names must differ.
+    /// Number of pieces of code, which makes their names distinct.
     pieces: u32,
-    /// Whether every function can be called from compiled code.
+    /// Whether each function has an entry for compiled code.
     linked: bool,
-    /// How many translations contradicted their analyses.
+    /// Number of translations that contradicted their analyses.
     contradictions: usize,
 }
 
-/// Keeps an isolate's compiler. Drop it before the isolate, and not while that runs.
+/// Owns an isolate's JIT. It must be dropped before the isolate, and not while the isolate runs.
 pub struct Attached {
     jit: *mut Jit,
 }
 
 impl Attached {
-    /// How many functions and loops have been compiled until now.
+    /// The number of functions and loops that have been compiled.
     pub fn compiled(&self) -> usize {
         // SAFETY: made by `attach`, freed by `drop`; used by this thread only.
         let jit = unsafe { &*self.jit };
@@ -159,14 +161,14 @@ impl Attached {
 }
 
 impl Attached {
-    /// How many functions and loops are interpreted because their translation needed a value that
-    /// their analysis takes for dead. Other than 0, it is a fault of the analysis.
+    /// The number of functions and loops that are interpreted because their translation needed a
+    /// value that their analysis takes for dead. Other than 0, the analysis has a fault.
     pub fn contradictions(&self) -> usize {
         // SAFETY: as in `compiled`.
         unsafe { (*self.jit).contradictions }
     }
 
-    /// How many inline allocations can be begun again; all others are unsafe ranges.
+    /// The number of inline allocations that are restart ranges. All others are unsafe ranges.
     pub fn restart_windows(&self) -> usize {
         // SAFETY: as in `compiled`.
         unsafe { (*self.jit).restart_windows }
@@ -175,8 +177,8 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        // SAFETY: made by `attach` from a box; by the promise in the type's description the isolate
-        // does not call the hooks any more.
+        // SAFETY: `attach` made the pointer from a box. As the type's documentation demands, the
+        // isolate does not run, so it does not call the hooks.
         let jit = unsafe { Box::from_raw(self.jit) };
         if let (Some(oracle), Some(shadow)) = (&jit.config.oracle, &jit.shadow) {
             oracle.forget(shadow);
@@ -184,7 +186,7 @@ impl Drop for Attached {
     }
 }
 
-/// Lets an isolate that has not run yet compile what gets hot.
+/// Attaches a JIT to an isolate that has not run yet.
 pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> {
     let mut arena = Arena::new()?;
     let helpers = Helpers::import(&mut arena)?;
@@ -218,16 +220,16 @@ pub fn attach(vm: &mut Vm, config: JitConfig) -> Result<Attached, CodegenError> 
     Ok(Attached { jit })
 }
 
-/// A function has been called often.
+/// [`Hooks::hot_call`](crate::lox::isolate::Hooks::hot_call).
 unsafe extern "C" fn hot_call(vm: *mut Vm, proto: *mut Proto, _: *mut Value) {
     // SAFETY: the interpreter's promise; `attach` set the data. The isolate waits for this call to
     // return.
     let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
-    // What cannot be compiled goes on being interpreted.
+    // A function that cannot be compiled stays interpreted.
     let _ = jit.compile_function(vm, proto);
 }
 
-/// A loop has turned often.
+/// [`Hooks::hot_loop`](crate::lox::isolate::Hooks::hot_loop).
 unsafe extern "C" fn hot_loop(
     vm: *mut Vm,
     proto: *mut Proto,
@@ -239,19 +241,19 @@ unsafe extern "C" fn hot_loop(
     jit.compile_loop(vm, proto, target, base).ok().flatten()
 }
 
-/// Compiled code has met a shape that it was not compiled for.
+/// [`Hooks::missed`](crate::lox::isolate::Hooks::missed).
 unsafe extern "C" fn missed(vm: *mut Vm, place: *mut Cache) {
     // SAFETY: as above; compiled code does not run inside of the compiler.
     let jit = unsafe { &mut *(*vm).hooks.data.cast::<Jit>() };
     let patience = jit.config.misses.max(1);
     let proto = jit.owner_of(place);
     if jit.sites.note(proto, place, patience) {
-        // What fails to compile stays as it is.
+        // If this fails, the present code stays in use.
         let _ = jit.compile_again(vm, proto);
     }
 }
 
-/// What a value is, as the translation tells values apart.
+/// The type of a value in the analysis.
 fn type_of(value: Value) -> Type {
     match value {
         value if value.is_number() => Type::NUMBER,
@@ -261,7 +263,8 @@ fn type_of(value: Value) -> Type {
     }
 }
 
-/// Functions that would take Cranelift longer than they are worth are not compiled.
+/// The largest [`analysis::weight`] plus code length of a function that is compiled. Beyond it,
+/// Cranelift takes longer than the machine code saves.
 const WEIGHT_MAX: usize = 12_000;
 
 fn within_limit(function: &Function, analysis: &Analysis) -> Result<(), CodegenError> {
@@ -280,8 +283,8 @@ fn not_compiled(function: &Function, why: &str) -> CodegenError {
 
 impl Jit {
     fn compile_function(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
-        // SAFETY: functions live as long as the isolate; the reference to this one's immutable part
-        // outlives no call.
+        // SAFETY: functions live as long as the isolate, and the clone keeps the immutable part
+        // alive.
         let function = unsafe { Arc::clone(&(*proto).function) };
         let count = function.arity as usize;
         let enter = if function.is_method {
@@ -324,7 +327,7 @@ impl Jit {
         let finished = defined
             .and_then(|()| self.conclude(vm, &function, contradicted, Purpose::Function(proto)));
         if finished.is_err() && first && !Fault::KeepRefused.planted() {
-            // Others must not take it for compiled: they would call it without a closure.
+            // Other functions must not take it for compiled: they would call it without a closure.
             self.compiled.remove(&proto);
         }
         finished
@@ -348,7 +351,7 @@ impl Jit {
             .map(|slot| match slot {
                 _ if function.is_captured(slot) => Type::ANY,
                 0 if function.is_method => Type::INSTANCE,
-                // SAFETY: the activation's slots stand from `base` on.
+                // SAFETY: the activation's slots begin at `base`.
                 _ => type_of(unsafe { *base.add(slot) }),
             })
             .collect();
@@ -401,8 +404,8 @@ impl Jit {
         Ok(self.loops.get(&(proto, target)).map(|code| code.entry))
     }
 
-    /// Makes the code that was just defined what it was compiled for, unless its translation
-    /// contradicted its analysis.
+    /// Records the use of the code that was just defined, unless its translation contradicted its
+    /// analysis.
     fn conclude(
         &mut self,
         vm: *mut Vm,
@@ -426,8 +429,8 @@ impl Jit {
         Ok(())
     }
 
-    /// Compiles a function again with what its places have seen since; a loop, when it is entered
-    /// again.
+    /// Compiles a function again with the shapes that its accesses have seen since. Its loops are
+    /// compiled again when they are entered.
     fn compile_again(&mut self, vm: *mut Vm, proto: *mut Proto) -> Result<(), CodegenError> {
         self.loops.retain(|&(other, _), _| other != proto);
         if self.compiled.contains(&proto) {
@@ -476,8 +479,8 @@ impl Jit {
         Ok(())
     }
 
-    /// Makes every function callable with arguments in registers: until it is compiled, by way of
-    /// its interpretation.
+    /// Gives every function an entry with arguments in registers. Until the function is compiled,
+    /// this entry calls the interpreter.
     fn link(&mut self, vm: *mut Vm) -> Result<(), CodegenError> {
         if self.linked {
             return Ok(());
@@ -523,7 +526,8 @@ impl Jit {
         Ok(())
     }
 
-    /// Makes all that was defined executable, tells the heap of it, and lets the isolate use it.
+    /// Makes the defined code executable, registers it with the heap, and installs it in the
+    /// isolate.
     fn finish(&mut self, vm: *mut Vm) -> Result<(), CodegenError> {
         let codes = self.arena.finish()?;
         let purposes = std::mem::take(&mut self.under_construction);
@@ -536,7 +540,7 @@ impl Jit {
                 }
                 Purpose::Function(proto) => {
                     // SAFETY: functions live as long as the isolate, the code as long as `self`.
-                    // The stub takes what an `Entry` takes.
+                    // The stub has the signature of an `Entry`.
                     unsafe {
                         (*proto).fast_entry = code.entry();
                         let function = &(*proto).function;
@@ -592,9 +596,9 @@ impl Jit {
                 });
             }
         }
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
-        // mapped. `can_restart` has read the restart ranges; an unsafe one is a few instructions
-        // that do not wait.
+        // SAFETY: Cranelift made the range and the maps for this function, and the owner keeps the
+        // code mapped. `can_restart` has checked the restart ranges. An unsafe range is a few
+        // instructions that do not wait.
         let guard = unsafe { heap.register_code(spec) }.map_err(refused)?;
         self.guards.push(guard);
         if std::env::var_os("GCLAB_PERF_MAP").is_some() {
@@ -604,7 +608,7 @@ impl Jit {
     }
 }
 
-/// Tells `perf` the code's name.
+/// Writes the code's name into the map file of `perf`.
 fn write_perf_map(code: &Code) {
     let path = format!("/tmp/perf-{}.map", std::process::id());
     if let Ok(mut file) = std::fs::OpenOptions::new()
@@ -613,7 +617,7 @@ fn write_perf_map(code: &Code) {
         .open(path)
     {
         let range = code.range();
-        // A profile without a name is no reason to fail.
+        // An error is ignored: it only costs a name in a profile.
         let _ = writeln!(file, "{:x} {:x} {}", range.start, range.len(), code.name);
     }
 }

@@ -1,22 +1,24 @@
-//! The tests' knowledge of which references are live, kept apart from everything that it judges.
+//! Checks, in tests, that a stop finds every live reference of compiled code. Liveness comes from
+//! the bytecode, not from the code generator that is tested.
 //!
-//! While a test watches, compiled code writes before each call which of its slots hold references
-//! that are live across it: by the *bytecode's* liveness (`analysis.rs`), never by Cranelift's. The
-//! words are complemented, so that they root nothing. A stop at a random moment ([`Oracle::check`])
-//! then demands that the walker finds every one of them, in a slot that a stack map names or in a
-//! word that is scanned conservatively, and counts what the maps name beyond them.
+//! With an oracle, compiled code records before each call the references in its slots that are live
+//! across the call, by the *bytecode's* liveness (`analysis.rs`) and not by Cranelift's. The words
+//! are complemented, so that they keep no cells alive. A stop at a random time ([`Oracle::check`])
+//! demands that the walker finds each of these references, in a slot that a stack map names or in a
+//! word that is scanned conservatively. It also counts the references that stack maps name and the
+//! bytecode takes for dead.
 //!
 //! Each activation of compiled code has a frame in its isolate's [`Shadow`]:
 //!
 //! | word | content |
 //! |---|---|
 //! | 0 | the frame's length in words |
-//! | 1 | low half: how many references follow, 0 outside of calls; high half: the instruction that calls |
+//! | 1 | low half: number of references, 0 outside calls; high half: the call instruction's index |
 //! | 2.. | the references, complemented |
 //!
-//! A frame's references are written before its count, and its count is 0 again after the call: at
-//! any instruction each frame says the truth. Captured variables are not in it: they are on the
-//! value stack, a declared root range.
+//! A frame's references are written before its count, and the count is set to 0 after the call, so
+//! each frame is right at every instruction. Captured variables are not in the frame: they are on
+//! the value stack, a declared root range.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -27,20 +29,20 @@ use gc_preempt::{RootSink, Stopped};
 use crate::lox::isolate::FRAMES_MAX;
 use crate::lox::value::{ADDRESS, REFERENCE};
 
-/// The longest frame that is kept; larger activations go unwatched.
+/// The words of the longest frame. Larger activations have no frame.
 pub(super) const FRAME_MAX: usize = 1024;
-/// Words of a shadow: room for every activation.
+/// Words of a shadow, with room for every activation.
 const WORDS: usize = FRAMES_MAX as usize * FRAME_MAX;
 /// Words before a frame's references.
 pub(super) const HEAD: usize = 2;
 
-/// One isolate's frames of live references.
+/// The frames of live references of one isolate.
 #[derive(Debug)]
 pub struct Shadow {
     /// Address of the first free word.
     pub(super) top: AtomicUsize,
     words: Box<[AtomicU64]>,
-    /// Some address on the stack of the isolate's thread.
+    /// An address on the stack of the isolate's thread.
     thread: usize,
 }
 
@@ -55,9 +57,11 @@ impl Shadow {
         }
     }
 
-    /// Calls `f` with each live reference: the instruction that calls, the cell's address.
+    /// Calls `f` with each live reference: the index of the call instruction, and the cell's
+    /// address.
     fn each(&self, mut f: impl FnMut(u32, usize)) {
-        // Relaxed, all of them: the isolate's thread is stopped, which orders everything.
+        // Relaxed, all of them: the isolate's thread is stopped, and the stop orders its writes
+        // before these reads.
         let used = (self.top.load(Ordering::Relaxed) - self.words.as_ptr() as usize) / 8;
         let word = |index: usize| self.words[index].load(Ordering::Relaxed);
         let mut frame = 0;
@@ -74,12 +78,12 @@ impl Shadow {
     }
 }
 
-/// Watches the isolates that were started with it.
+/// Checks the stack maps of the isolates whose JIT was attached with it.
 #[derive(Debug)]
 pub struct Oracle {
     shadows: Mutex<Vec<Arc<Shadow>>>,
-    /// What the walker found in the stop under way. Its memory is there beforehand: a stop
-    /// allocates nothing.
+    /// The words that the walker found in the present stop. The memory is allocated beforehand,
+    /// because a stop may not allocate.
     found: Mutex<Found>,
     checks: AtomicU64,
     references: AtomicU64,
@@ -89,20 +93,20 @@ pub struct Oracle {
     first_missing: AtomicU64,
 }
 
-/// What an [`Oracle`] has seen.
+/// The result of an [`Oracle`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Stops in which some live reference was looked for.
+    /// Number of stops that had a live reference to find.
     pub checks: u64,
-    /// Live references looked for, all stops together.
+    /// Number of live references in all stops.
     pub references: u64,
-    /// References in slots that stack maps name.
+    /// Number of references in slots that stack maps name.
     pub exact: u64,
-    /// Of those, the ones that no frame takes for live.
+    /// Number of those that are in no frame's record.
     pub beyond: u64,
-    /// Live references that the walker did not find. Must be 0.
+    /// Number of live references that the walker did not find. It must be 0.
     pub missing: u64,
-    /// The call, by its instruction, across which the first one missing was live.
+    /// The index of the call instruction across which the first missing reference was live.
     pub first_missing: u64,
 }
 
@@ -113,7 +117,7 @@ struct Found {
     overflow: bool,
 }
 
-/// Room for the words of one thread's stack.
+/// The most words that are kept for one thread's stack.
 const FOUND_MAX: usize = 1 << 16;
 
 fn note(list: &mut Vec<usize>, overflow: &mut bool, word: usize) {
@@ -176,7 +180,7 @@ impl Default for Oracle {
 }
 
 impl Oracle {
-    /// Begins to watch the isolate of the calling thread.
+    /// Adds the isolate of the calling thread.
     pub(super) fn watch(&self) -> Arc<Shadow> {
         let shadow = Arc::new(Shadow::new());
         let mut shadows = self.shadows.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,20 +188,21 @@ impl Oracle {
         shadow
     }
 
-    /// Ends watching one.
+    /// Removes an isolate.
     pub(super) fn forget(&self, shadow: &Arc<Shadow>) {
         let mut shadows = self.shadows.lock().unwrap_or_else(PoisonError::into_inner);
         shadows.retain(|other| !Arc::ptr_eq(other, shadow));
     }
 
-    /// Looks at all watched isolates of the stopped world. Only one thread may do so.
+    /// Checks all isolates of the stopped world that were added. Only one thread at a time may call
+    /// it.
     pub fn check(&self, stopped: &Stopped<'_>) {
-        // A stopped isolate may be about to be watched, and hold the lock: then it has run no
-        // compiled code yet.
+        // A thread that was stopped while it adds its isolate holds the lock. It has run no
+        // compiled code yet, so the check is skipped.
         let (Ok(shadows), Ok(mut found)) = (self.shadows.try_lock(), self.found.try_lock()) else {
             return;
         };
-        // Relaxed, all counters: statistics, read after the threads are gone.
+        // Relaxed, all counters: statistics, read after the threads have ended.
         let add = |counter: &AtomicU64, by: u64| counter.fetch_add(by, Ordering::Relaxed);
         for mutator in stopped.mutators() {
             let stack = mutator.stack();
@@ -234,7 +239,7 @@ impl Oracle {
         }
     }
 
-    /// What was seen until now.
+    /// The result up to now.
     pub fn verdict(&self) -> Verdict {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Verdict {

@@ -1,10 +1,10 @@
-//! How compiled code passes values to compiled code.
+//! The passing of values from compiled code to compiled code.
 //!
-//! What does not fit into the machine's argument registers goes through
-//! [`Roots::passed`](crate::lox::isolate::Roots), not over the machine's stack. The callee takes it
-//! from there, and leaves nil, before it calls anything. An argument on the machine's stack would
-//! live for as long as the call: the outgoing arguments of a frame are scanned conservatively, and
-//! no callee can clear them.
+//! Values that do not fit into the machine's argument registers are passed in
+//! [`Roots::passed`](crate::lox::isolate::Roots), not on the machine's stack. The callee takes them
+//! and writes nil over them before it calls any function. A value on the machine's stack would live
+//! for as long as the call: the outgoing arguments of a frame are scanned conservatively, and a
+//! callee cannot clear them.
 
 use crate::lox::fault::Fault;
 use cranelift_codegen::ir::{self, InstBuilder, MemFlagsData, Type, types};
@@ -13,15 +13,15 @@ use cranelift_frontend::FunctionBuilder;
 use crate::lox::isolate::VM_PASSED;
 use crate::lox::value::Value;
 
-/// Machine arguments that travel in registers.
+/// The number of machine arguments in registers.
 const REGISTERS: usize = 6;
 
-/// Plain memory access that cannot fail.
+/// The flags of an aligned memory access that cannot trap.
 pub(super) fn plain() -> MemFlagsData {
     MemFlagsData::trusted()
 }
 
-/// How many of `count` values travel in registers, behind `fixed` other arguments.
+/// The number of the `count` values that are passed in registers, behind `fixed` other arguments.
 fn in_registers(fixed: usize, count: usize) -> usize {
     if Fault::StackArguments.planted() {
         return count;
@@ -34,7 +34,8 @@ pub(super) fn params(fixed: usize, count: usize) -> Vec<Type> {
     vec![types::I64; fixed + in_registers(fixed, count)]
 }
 
-/// Passes values: returns the ones for registers. To be done right before the call.
+/// Stores the values that are not passed in registers and returns the others. The call must follow
+/// directly.
 pub(super) fn pass<'v>(
     b: &mut FunctionBuilder<'_>,
     vm: ir::Value,
@@ -48,8 +49,8 @@ pub(super) fn pass<'v>(
     registers
 }
 
-/// Takes `count` passed values. `params` are all of the code's machine parameters. To be done
-/// before anything else.
+/// Takes `count` passed values. `params` are all machine parameters of the code. This must be the
+/// first thing that the callee does.
 pub(super) fn take(
     b: &mut FunctionBuilder<'_>,
     vm: ir::Value,

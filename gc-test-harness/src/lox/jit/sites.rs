@@ -1,9 +1,9 @@
-//! What property accesses see beyond the one shape that an inline cache remembers.
+//! The shapes that property accesses have seen, beyond the one shape that an inline cache holds.
 //!
-//! Where compiled code meets a shape that it was not compiled for, it asks the runtime by way of
-//! the functions here. They note the shape, and after some such misses the function is compiled
-//! again, for up to [`SHAPES_MAX`] shapes at each place. That is done at most [`AGAIN_MAX`] times a
-//! function; after that its misses go to the runtime directly.
+//! When compiled code finds a shape that it was not compiled for (a miss), it calls the runtime
+//! through the functions here, which note the shape. After a number of misses, the function is
+//! compiled again, for up to [`SHAPES_MAX`] shapes at each access. A function is compiled again at
+//! most [`AGAIN_MAX`] times. After that its misses call the runtime directly.
 
 use std::collections::HashMap;
 
@@ -13,12 +13,12 @@ use crate::lox::proto::{Cache, Proto};
 use crate::lox::runtime;
 use crate::lox::value::Value;
 
-/// How many shapes one place is compiled for.
+/// The most shapes that one access is compiled for.
 const SHAPES_MAX: usize = 4;
-/// How often a function is compiled again.
+/// The most times that a function is compiled again.
 const AGAIN_MAX: u32 = 3;
 
-/// The places that have missed.
+/// The accesses that have missed, by their caches.
 #[derive(Debug, Default)]
 pub(super) struct Sites {
     seen: HashMap<*mut Cache, Vec<Cache>>,
@@ -27,7 +27,7 @@ pub(super) struct Sites {
 }
 
 impl Sites {
-    /// What a place has seen: what missed there, and what its cache holds.
+    /// The shapes that an access has seen: those that missed, and the one that its cache holds.
     pub(super) fn seen(&self, place: *mut Cache) -> Vec<Cache> {
         let mut seen = self.seen.get(&place).cloned().unwrap_or_default();
         // SAFETY: caches live as long as the isolate, which waits.
@@ -38,12 +38,12 @@ impl Sites {
         seen
     }
 
-    /// Whether a function's misses are still of interest.
+    /// Whether the function may be compiled again, so that its misses are to be noted.
     pub(super) fn watches(&self, proto: *mut Proto) -> bool {
         self.again.get(&proto).copied().unwrap_or(0) < AGAIN_MAX
     }
 
-    /// Notes a miss; whether the function should be compiled again.
+    /// Notes a miss. Returns whether the function should be compiled again.
     pub(super) fn note(&mut self, proto: *mut Proto, place: *mut Cache, patience: u32) -> bool {
         if !self.watches(proto) {
             return false;
@@ -66,12 +66,12 @@ impl Sites {
     }
 }
 
-/// Tells the compiler of a miss.
+/// Reports a miss to the JIT.
 ///
 /// # Safety
-/// Called by compiled code of the isolate: `place` is one of its caches.
+/// Only compiled code of the isolate may call this; `place` must be one of its caches.
 unsafe fn missed(vm: *mut Vm, place: *mut Cache) {
-    // SAFETY: the caller's promise; compiled code runs only while the compiler is attached, which
+    // SAFETY: the caller's promise; compiled code runs only while the JIT is attached, and `attach`
     // has set the hook.
     unsafe {
         if let Some(missed) = (*vm).hooks.missed {
@@ -80,7 +80,7 @@ unsafe fn missed(vm: *mut Vm, place: *mut Cache) {
     }
 }
 
-/// Functions of the runtime for compiled code, which tell the compiler of each call.
+/// Defines functions for compiled code that call the runtime and report the miss to the JIT.
 macro_rules! watched {
     ($(
         $(#[$doc:meta])*

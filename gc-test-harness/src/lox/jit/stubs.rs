@@ -1,10 +1,9 @@
-//! Small compiled functions between compiled code, the interpreter and the runtime, shared by all
-//! that need them.
+//! Stubs: small compiled functions between compiled code, the interpreter and the runtime.
 //!
 //! Compiled functions pass arguments in registers ([`passing`]); the interpreter and the runtime
-//! take them from the value stack. The stubs translate. Those that put arguments on the value stack
-//! first fill the slots above the limit with nil, then publish them, then store: whenever the
-//! thread is stopped, each published slot holds a value.
+//! take them from the value stack. Stubs convert one into the other. A stub that puts arguments on
+//! the value stack first fills the slots above the limit with nil, then publishes the limit, then
+//! stores the arguments. So each slot below the limit holds a value at every instruction.
 
 use std::collections::HashMap;
 
@@ -22,10 +21,10 @@ use crate::lox::object::{CLOSURE_PROTO, HEADER_TAG, Tag};
 use crate::lox::proto::{PROTO_ARITY, PROTO_ENTRY, PROTO_FAST_ENTRY};
 use crate::lox::value::{ADDRESS, REFERENCE, Value};
 
-/// Names a stub, together with its number of arguments.
+/// The sort of a stub. A stub is identified by its sort and its number of arguments.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Stub {
-    /// `(vm, callee, argument..)`: calls whatever the callee is.
+    /// `(vm, callee, argument..)`: calls a callee of any type.
     Call,
     /// `(vm, cache, symbol, receiver, argument..)`
     Invoke,
@@ -35,23 +34,23 @@ pub(super) enum Stub {
     Enter,
     /// The same for a method.
     EnterMethod,
-    /// From registers to the [`Entry`](crate::lox::proto::Entry) of a function: what
-    /// `fast_entry` is before there is compiled code.
+    /// From registers to the [`Entry`](crate::lox::proto::Entry) of a function. `fast_entry` points
+    /// to it until the function is compiled.
     Interpret,
     /// The same for a method.
     InterpretMethod,
 }
 
-/// The stubs made so far.
+/// The stubs that exist.
 #[derive(Debug, Default)]
 pub(super) struct Stubs(HashMap<(Stub, usize), FuncId>);
 
-/// What compiled code takes before the values (receiver if it is a method, arguments): isolate,
-/// closure.
+/// The number of machine parameters of compiled code before the values: the isolate and the
+/// closure. The values are the receiver of a method, and the arguments.
 pub(super) const FAST_FIXED: usize = 2;
 
 impl Stub {
-    /// How many machine parameters come before the values.
+    /// The number of machine parameters before the values.
     pub(super) fn fixed(self) -> usize {
         match self {
             Stub::Call => 1,
@@ -62,7 +61,7 @@ impl Stub {
         }
     }
 
-    /// How many values it takes, given the number of arguments.
+    /// The number of values that the stub takes, for this number of arguments.
     fn values(self, count: usize) -> usize {
         match self {
             Stub::Enter | Stub::EnterMethod => 0,
@@ -73,12 +72,12 @@ impl Stub {
 }
 
 impl Stubs {
-    /// One that was made before.
+    /// A stub that exists.
     pub(super) fn get(&self, stub: Stub, count: usize) -> Option<FuncId> {
         self.0.get(&(stub, count)).copied()
     }
 
-    /// Makes a stub unless it is there.
+    /// Makes a stub unless it exists.
     pub(super) fn make(
         &mut self,
         arena: &mut Arena,
@@ -196,8 +195,8 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().inst_results(call)[0]
     }
 
-    /// Puts slot 0 and the arguments on the value stack, above what is published, and takes them
-    /// off afterwards.
+    /// Puts slot 0 and the arguments on the value stack, above the published limit, for the
+    /// duration of `call`.
     fn through_stack(
         &mut self,
         slots: &[ir::Value],
@@ -231,8 +230,8 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().ins().return_(&[error]);
     }
 
-    /// A closure with compiled code and as many parameters as there are arguments is called at
-    /// once.
+    /// Calls the callee: directly if it is a closure with the right number of parameters, or else
+    /// through the runtime.
     fn call(&mut self, slots: &[ir::Value], fast: Signature) {
         let callee = slots[0];
         let other = self.b().create_block();
@@ -273,7 +272,7 @@ impl<'f> Maker<'_, '_, 'f, '_> {
         self.b().switch_to_block(next);
     }
 
-    /// Calls compiled code with values.
+    /// Calls compiled code with `values`.
     fn call_fast(
         &mut self,
         signature: &Signature,
@@ -302,7 +301,7 @@ impl<'f> Maker<'_, '_, 'f, '_> {
     }
 
     /// Fills the value stack from `first` to the published limit with nil: the arguments, which are
-    /// in registers now, and what the caller's operands have left above them.
+    /// in registers now, and old operands of the caller above them.
     fn clear_from(&mut self, first: ir::Value) {
         let limit = self.load(self.vm, VM_STACK_LIMIT);
         let nil = self.word(Value::NIL.0);

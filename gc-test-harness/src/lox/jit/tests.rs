@@ -1,4 +1,5 @@
-//! Both tiers say the same, and the walker finds what the bytecode takes for live.
+//! Interpreted and compiled code give the same output, and the walker finds each reference that is
+//! live in the bytecode.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ fn text(outcome: &Outcome) -> (String, String, u8) {
     )
 }
 
-/// Runs a program in every way and demands the same of all.
+/// Runs a program in every configuration and demands the same result of all.
 fn agree(source: &str) -> (String, String, u8) {
     let interpreted = RunConfig {
         jit: false,
@@ -128,7 +129,7 @@ fn captured_variables_are_one_in_both_tiers() {
     assert_eq!(output(&source), "10\n10\n14\n24\n15\nsq\n");
 }
 
-/// Copies into captured slots of what nothing else reads: each is all that its closure sees.
+/// Copies into captured slots. Only the closure reads each copy.
 const CAPTURED_COPIES: &str = "
     fun parameter(n) { var g = n; fun h() { return g; } return h(); }
     fun assigned(n) { var g = 0; fun h() { return g; } g = n; return h(); }
@@ -168,8 +169,8 @@ fn h82_an_analysis_without_captured_uses_gives_wrong_answers() {
     fails_with("captured-unused,dead-operands-nil", test, "assertion");
 }
 
-/// A translation that needs a value of which the analysis says that nothing uses it is refused: the
-/// function is interpreted, which is right.
+/// A translation that needs a value that is dead by its analysis is discarded, and the function is
+/// interpreted.
 #[test]
 fn h82_a_translation_that_contradicts_its_analysis_is_not_entered() {
     let test = "h82_a_copy_that_only_a_closure_reads_is_kept";
@@ -324,8 +325,8 @@ fn many_arguments_travel_on_the_stack() {
     assert_eq!(output(source), "abcdefghijj\nyx\n");
 }
 
-/// Allocates, calls through several levels, and keeps references of many sorts across calls, in
-/// `many` more than there are callee-saved registers.
+/// Allocates, calls through several levels, and keeps references of many types across calls. `many`
+/// keeps more than there are callee-saved registers.
 const BUSY: &str = "
     class Node { init(left, right) { this.left = left; this.right = right; }
         count() { if (this.left == nil) return 1; var l = this.left; var r = this.right; return l.count() + r.count() + 1; } }
@@ -337,7 +338,8 @@ const BUSY: &str = "
     for (var i = 0; i < 60; i = i + 1) { var t = tree(6); text = join(\"x\", \"y\"); total = total + t.count(); t.left = tree(2); many(1); total = total + t.count(); }
     print total; print text;";
 
-/// Runs a test of this file in a child, with faults planted. Whether it passed, and what it said.
+/// Runs a test of this file in a child process with planted faults. Returns whether it passed, and
+/// its output.
 fn with_faults(faults: &str, test: &str) -> (bool, String) {
     let program = std::env::current_exe().expect("a test has a path");
     let child = std::process::Command::new(program)
@@ -353,7 +355,7 @@ fn with_faults(faults: &str, test: &str) -> (bool, String) {
     (child.status.success(), said)
 }
 
-/// Demands that a test fails with these words once a cure is switched off.
+/// Demands that a test fails with these words in its output when the faults are planted.
 fn fails_with(faults: &str, test: &str, words: &str) {
     let (passed, said) = with_faults(faults, test);
     assert!(!passed && said.contains(words), "{faults}: {said}");
@@ -387,8 +389,8 @@ fn results_that_are_not_declared_are_missed() {
     fails_with("undeclared-results", test, "references are missing");
 }
 
-/// Two lists that do not fit into the heap together, the first dropped inside the loop that makes
-/// the second.
+/// Two lists that do not fit into the heap together. The first is dropped inside the loop that
+/// makes the second.
 const LISTS: &str = "
     class Node { init(next) { this.next = next; this.more = nil; } }
     fun list(n) { var all = nil; for (var i = 0; i < n; i = i + 1) all = Node(all); return all; }

@@ -1,15 +1,14 @@
 //! Translates one function's bytecode into Cranelift's intermediate code.
 //!
-//! The operand stack is executed abstractly (`translator.rs`), and code is made only where an
-//! instruction computes. At the entry of a block each live slot is a block parameter in the form
-//! that its type has there ([`Type::form`]): numbers travel as doubles. Slots that some closure may
-//! capture are the exception: they are always in the activation's window of the value stack, so
-//! that open upvalues work as they do in the interpreter.
+//! The operand stack is executed abstractly (`translator.rs`), and only instructions that compute
+//! generate code. At a block's entry each live slot is a block parameter, in the form of its type
+//! there ([`Type::form`]): numbers are doubles. Captured slots are the exception: they are always
+//! in the activation's window of the value stack, so that open upvalues work as in the interpreter.
 //!
-//! A captured slot that is popped holds nil from then on: the window is a root for the whole
+//! A captured slot that is popped is set to nil, because the window is a root for the whole
 //! activation.
 //!
-//! A loop's back-edge is a jump and nothing else.
+//! A loop's back-edge is only a jump.
 
 use cranelift_codegen::ir::{self, BlockArg, InstBuilder, types};
 
@@ -72,7 +71,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         block
     }
 
-    /// The block that begins at an instruction, and what to pass to it from here.
+    /// The block that begins at an instruction, and the arguments for it from here.
     pub(super) fn edge(&mut self, target: usize) -> (ir::Block, Vec<BlockArg>) {
         let block = self.block_at(target);
         let unit = self.unit;
@@ -91,7 +90,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         (block, args)
     }
 
-    /// Switches to a block and takes its slots over.
+    /// Switches to a block. Its parameters become the slots.
     fn begin_block(&mut self, start: usize) {
         let block = self.block_at(start);
         self.b().switch_to_block(block);
@@ -244,7 +243,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
     }
 
     fn push_constant(&mut self, index: u32) {
-        // SAFETY: the function's constants are as many as the compiler counted.
+        // SAFETY: the function has as many constants as the compiler counted.
         let value = unsafe { *(*self.unit.proto).constants.add(index as usize) };
         let operand = if value.is_number() {
             let number = self.b().ins().f64const(value.as_number());
@@ -286,7 +285,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         } else {
             self.constant(Value::NIL)
         };
-        // SAFETY: the function's children are as many as the compiler counted.
+        // SAFETY: the function has as many children as the compiler counted.
         let child = unsafe { *(*self.unit.proto).children.add(child as usize) };
         let child = self.word(child as u64);
         let base = self.window();

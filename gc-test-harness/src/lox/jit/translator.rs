@@ -1,23 +1,24 @@
-//! The state of a translation, and what it is made of: machine values, operands, calls.
+//! The state of a translation, and its parts: machine values, operands, calls.
 //!
-//! The operand stack is executed abstractly: each slot is an [`Operand`], which knows the machine
-//! values that hold it.
+//! The operand stack is executed abstractly: each slot is an [`Operand`], which names the machine
+//! values that hold the slot's value.
 //!
-//! An [`Operand`] without a machine value is dead: liveness says that nothing uses it. A
-//! translation that needs its word all the same contradicts its analysis; [`Unit::contradicted`]
-//! notes it, and the code is never entered.
+//! An [`Operand`] without a machine value is dead: by the liveness analysis, no instruction uses
+//! it. If a translation needs its word, the translation contradicts its analysis: it sets
+//! [`Unit::contradicted`], and the code is never entered.
 //!
 //! # References
 //!
 //! Each machine value that may be a boxed reference is declared to Cranelift
-//! ([`Translator::declared`]). Addresses computed from one are used at once: none is live across a
-//! call. Cells in the constants are roots of the isolate for as long as the code exists, so they
-//! are immediate operands and not declared.
+//! ([`Translator::declared`]). Addresses computed from a reference are used at once: none is live
+//! across a call. The cells among the constants are roots of the isolate for as long as the code
+//! exists, so they are immediate operands and are not declared.
 //!
 //! # Errors
 //!
-//! A function that fails returns [`Value::ERROR`], and its caller tests for it. Each line and cause
-//! has one cold block that adds a line to the trace. The cold blocks are made last.
+//! A function that fails returns [`Value::ERROR`], and its caller tests for it. For each line and
+//! cause there is one cold block, which adds a line to the stack trace. The cold blocks are
+//! generated last.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -42,22 +43,22 @@ use crate::lox::object::{CLOSURE_UPVALUES, UPVALUE_LOCATION};
 use crate::lox::proto::Proto;
 use crate::lox::value::{QNAN, REFERENCE, Value};
 
-/// What a translation needs and does not change.
+/// The inputs of a translation.
 pub(super) struct Unit<'a> {
     /// The isolate that the code is for.
     pub(super) vm: *mut Vm,
     pub(super) proto: *mut Proto,
     pub(super) function: &'a Function,
     pub(super) analysis: Analysis,
-    /// Where execution begins: 0, or the head of a loop that the interpreter is in.
+    /// The instruction where execution begins: 0, or the head of a loop.
     pub(super) start: usize,
-    /// What is translated: all, or the loop nest around `start`.
+    /// The instructions that are translated: all, or the loop nest around `start`.
     pub(super) region: Range<usize>,
-    /// Entered from the interpreter at a loop's head?
+    /// Whether the code is entered from the interpreter at a loop's head.
     pub(super) osr: bool,
     pub(super) helpers: &'a Helpers,
     pub(super) stubs: &'a Stubs,
-    /// The functions that need not be interpreted, this one among them.
+    /// The functions that have machine code, this one included.
     pub(super) compiled: &'a HashSet<*mut Proto>,
     pub(super) sites: &'a Sites,
     pub(super) shadow: Option<&'a Shadow>,
@@ -65,7 +66,8 @@ pub(super) struct Unit<'a> {
     pub(super) contradicted: Cell<bool>,
 }
 
-/// What is known of a slot, and the machine values that hold it (any number of them, all equal).
+/// The type of a slot, and the machine values that hold it. There may be several, which are equal,
+/// or none.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Operand {
     pub(super) kind: Type,
@@ -76,7 +78,7 @@ pub(super) struct Operand {
     pub(super) origin: Option<u32>,
     /// The global variable that this was read from.
     pub(super) global: Option<u32>,
-    /// Whether it is a constant, so that no map needs to keep it.
+    /// Whether the value is a constant, which no stack map needs to name.
     pub(super) constant: bool,
 }
 
@@ -105,7 +107,7 @@ impl Operand {
         }
     }
 
-    /// An operand of which liveness says that nothing uses it.
+    /// An operand that is dead by the liveness analysis.
     pub(super) fn dead(kind: Type) -> Operand {
         Operand {
             kind,
@@ -118,10 +120,10 @@ impl Operand {
     }
 }
 
-/// Why an activation ends with an error.
+/// The cause of an error that ends an activation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Cause {
-    /// A call has failed and said why.
+    /// A call has failed, and its callee has set the message.
     Callee,
     /// "Operands must be numbers."
     Operands,
@@ -139,7 +141,7 @@ pub(super) struct Translator<'a, 'b, 'm, 'f> {
     pub(super) body: &'b mut Body<'m, 'f>,
     /// The isolate.
     pub(super) vm: ir::Value,
-    /// The closure that runs.
+    /// The running closure.
     pub(super) closure: ir::Value,
     /// The activation's window of the value stack, if it has one.
     pub(super) base: Option<ir::Value>,
@@ -150,11 +152,11 @@ pub(super) struct Translator<'a, 'b, 'm, 'f> {
     failures: HashMap<(u32, Cause), ir::Block>,
     callees: HashMap<FuncId, FuncRef>,
     pub(super) signatures: HashMap<usize, SigRef>,
-    /// How many inline allocations there are.
+    /// The number of inline allocations.
     pub(super) windows: u32,
-    /// The oracle's frame, while a test watches.
+    /// The activation's frame in the oracle's shadow, in tests.
     pub(super) frame: Option<ir::Value>,
-    /// Operands of the instruction that it still needs after the call that it is about to make.
+    /// The instruction's operands that it needs after its next call.
     pub(super) pending: Vec<Operand>,
 }
 
@@ -205,7 +207,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.b().ins().store(plain(), value, address, offset);
     }
 
-    /// Says of a machine value that it may be a boxed reference.
+    /// Declares to Cranelift that a machine value may be a boxed reference.
     pub(super) fn declared(&mut self, value: ir::Value) -> ir::Value {
         self.b().declare_value_needs_stack_map(value);
         value
@@ -222,14 +224,16 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         block
     }
 
-    /// Goes on in a new block if the condition does not hold, to `away` if it does.
+    /// Branches to `away` if the condition holds, and else to a new block, in which translation
+    /// continues.
     pub(super) fn leave_if(&mut self, condition: ir::Value, away: ir::Block) {
         let next = self.b().create_block();
         self.b().ins().brif(condition, away, &[], next, &[]);
         self.b().switch_to_block(next);
     }
 
-    /// Goes on in a new block if the condition holds, to `away` if not.
+    /// Branches to a new block, in which translation continues, if the condition holds, and else to
+    /// `away`.
     pub(super) fn stay_if(&mut self, condition: ir::Value, away: ir::Block) {
         let next = self.b().create_block();
         self.b().ins().brif(condition, next, &[], away, &[]);
@@ -241,7 +245,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.b().ins().jump(block, &[BlockArg::Value(value)]);
     }
 
-    /// A new block to go on in, with a parameter that may be a reference.
+    /// A new block in which control joins, with a parameter that may be a reference.
     pub(super) fn join_block(&mut self) -> (ir::Block, ir::Value) {
         let block = self.b().create_block();
         let value = self.b().append_block_param(block, types::I64);
@@ -257,7 +261,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
 
     // ---- operands ----
 
-    /// The operand's word.
+    /// The operand's boxed word.
     pub(super) fn boxed(&mut self, operand: &Operand) -> ir::Value {
         if let Some(value) = operand.boxed {
             value
@@ -278,7 +282,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         }
     }
 
-    /// The operand's word taken for a double: meaningless, and a NaN, unless it is a number.
+    /// The operand's word as a double: a NaN without meaning if the operand is no number.
     pub(super) fn double(&mut self, operand: &Operand) -> ir::Value {
         if let Some(number) = operand.number {
             return number;
@@ -307,7 +311,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.unit.function.is_captured(slot)
     }
 
-    /// Where a captured slot is. Every function that captures has a window.
+    /// The address of the activation's window. Every function with captured slots has one.
     pub(super) fn window(&mut self) -> ir::Value {
         match self.base {
             Some(base) => base,
@@ -325,7 +329,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.stack.push(operand);
     }
 
-    /// A slot's operand, read from memory if that is where it lives.
+    /// A slot's operand. A captured slot is read from memory.
     pub(super) fn read(&mut self, slot: usize) -> Operand {
         if !self.is_captured(slot) {
             return self.stack[slot];
@@ -342,7 +346,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         top
     }
 
-    /// Takes the topmost slot off the stack, unread.
+    /// Drops the topmost slot without reading it.
     pub(super) fn drop_top(&mut self) {
         self.stack.pop();
         let slot = self.stack.len();
@@ -364,8 +368,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         operands
     }
 
-    /// From here on the operand is known to be a number, and so is the variable that it was read
-    /// from.
+    /// Records that the operand, and the variable that it was read from, is a number from here on.
     pub(super) fn proven_number(&mut self, operand: &Operand) {
         if let Some(origin) = operand.origin {
             let mut local = self.stack[origin as usize];
@@ -388,7 +391,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         }
     }
 
-    /// Calls a function of the module; its result, if it has one, may be a reference.
+    /// Calls a function of the module. Its result, if it has one, may be a reference.
     pub(super) fn call(&mut self, id: FuncId, args: &[ir::Value]) -> Option<ir::Value> {
         self.watch();
         let callee = self.callee(id);
@@ -396,7 +399,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.result(call)
     }
 
-    /// Calls what a register points to.
+    /// Calls the code at an address in a register.
     pub(super) fn call_address(
         &mut self,
         signature: SigRef,
@@ -441,14 +444,14 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         result
     }
 
-    /// Leaves this activation if a call has failed.
+    /// Ends this activation if `result` is an error.
     pub(super) fn check(&mut self, result: ir::Value) {
         let failed = self.icmp(IntCC::Equal, result, Value::ERROR.0);
         let away = self.failure(Cause::Callee);
         self.leave_if(failed, away);
     }
 
-    /// The block that ends this activation with an error of the current instruction's line.
+    /// The block that ends this activation with an error on the present instruction's line.
     pub(super) fn failure(&mut self, cause: Cause) -> ir::Block {
         let line = self.unit.function.lines[self.at];
         if let Some(&block) = self.failures.get(&(line, cause)) {
@@ -475,7 +478,7 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
                 Cause::Operands => Some(Helper::OperandsError),
                 Cause::Operand => Some(Helper::OperandError),
                 Cause::Sum => {
-                    // Two nils cannot be added, which is the message wanted.
+                    // The addition of two nils fails with the right message.
                     let nil = self.constant(Value::NIL);
                     args.extend([nil, nil]);
                     Some(Helper::Add)
@@ -504,20 +507,20 @@ impl<'a, 'b, 'm, 'f> Translator<'a, 'b, 'm, 'f> {
         self.b().ins().iconst(types::I32, i64::from(number))
     }
 
-    /// The address of the variable behind an upvalue: to be used at once.
+    /// The address of the variable of an upvalue, to be used at once.
     pub(super) fn upvalue_location(&mut self, index: u32) -> ir::Value {
         let closure = self.address(self.closure);
         let upvalue = self.load(closure, CLOSURE_UPVALUES + 8 * index as i32);
         self.load(upvalue, UPVALUE_LOCATION)
     }
 
-    /// The address in a boxed reference: to be used at once.
+    /// The address in a boxed reference, to be used at once.
     pub(super) fn address(&mut self, reference: ir::Value) -> ir::Value {
         let mask = self.word(!REFERENCE);
         self.b().ins().band(reference, mask)
     }
 
-    /// Whether a word is a number: 1 or 0.
+    /// A flag: whether the word is a number.
     pub(super) fn is_number(&mut self, word: ir::Value) -> ir::Value {
         let mask = self.word(QNAN);
         let bits = self.b().ins().band(word, mask);

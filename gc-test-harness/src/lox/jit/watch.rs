@@ -1,5 +1,5 @@
-//! What compiled code writes down for the [oracle](super::oracle) while a test watches: before each
-//! call, the references that are live across it.
+//! Makes compiled code record, for the [oracle](super::oracle) of a test, the references that are
+//! live across each call.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{self, InstBuilder};
@@ -8,14 +8,14 @@ use super::analysis::{Type, closure_slot};
 use super::oracle::{FRAME_MAX, HEAD};
 use super::translator::{Operand, Translator};
 
-/// What a translation adds while a test watches.
+/// The code that a translation adds for the oracle.
 impl Translator<'_, '_, '_, '_> {
-    /// Begins the activation's frame.
+    /// Begins the activation's frame in the shadow.
     pub(super) fn open_frame(&mut self) {
         let Some(shadow) = self.unit.shadow else {
             return;
         };
-        // Live slots, and the operands of one call.
+        // The live slots, and the operands of one call.
         let length = HEAD as u64 + u64::from(self.unit.function.max_stack) + 256;
         if length > FRAME_MAX as u64 {
             return;
@@ -31,7 +31,7 @@ impl Translator<'_, '_, '_, '_> {
         self.frame = Some(frame);
     }
 
-    /// Ends the activation's frame.
+    /// Ends the activation's frame in the shadow.
     pub(super) fn close_frame(&mut self) {
         if let (Some(shadow), Some(frame)) = (self.unit.shadow, self.frame) {
             let top = self.word(&raw const shadow.top as u64);
@@ -39,8 +39,8 @@ impl Translator<'_, '_, '_, '_> {
         }
     }
 
-    /// While a test watches: a flag that is always 1, which Cranelift cannot know. What depends on
-    /// it is not dead code, as the bytecode's liveness takes all code for reachable.
+    /// With an oracle: a flag that is always 1, which Cranelift cannot infer. Code that depends on
+    /// it is not removed as dead, since the bytecode's liveness takes all code for reachable.
     pub(super) fn always(&mut self) -> Option<ir::Value> {
         let shadow = self.unit.shadow?;
         let top = self.word(&raw const shadow.top as u64);
@@ -48,11 +48,11 @@ impl Translator<'_, '_, '_, '_> {
         Some(self.icmp(IntCC::NotEqual, top, 0))
     }
 
-    /// Before a call: writes down what is live across it.
+    /// Before a call: records the references that are live across it.
     pub(super) fn watch(&mut self) {
         let Some(frame) = self.frame else { return };
         let mut count = 0;
-        // A call within `Return` is the activation's last.
+        // No slot is live after a call within `Return`.
         let ends = self.unit.function.code[self.at].ends_block();
         let after = |slot: usize| !ends && self.unit.analysis.live.has(self.at + 1, slot);
         let mut live: Vec<Operand> = (0..self.stack.len())
@@ -76,7 +76,7 @@ impl Translator<'_, '_, '_, '_> {
         self.store(state, frame, 8);
     }
 
-    /// After a call.
+    /// After a call: empties the frame's record.
     pub(super) fn unwatch(&mut self) {
         if let Some(frame) = self.frame {
             let zero = self.word(0);

@@ -1,35 +1,36 @@
 //! Inline allocations as restart ranges.
 //!
-//! Between loading a run's cursor and storing the advanced one, no hook may run on this thread: if
-//! it allocated from the same run, both would get one cell. So these few instructions are a restart
-//! range within the managed code. Cranelift does not promise that they can be begun again;
-//! therefore each compiled window is *read*. It is a restart range only if every instruction is one
-//! of the few below, none writes a register that the window reads before it has written it (the
-//! window's inputs), and none writes memory but the last, which stores the cursor. Any other window
-//! is an unsafe range: a stop is put off until the thread has left it.
+//! Between the load of a run's cursor and the store of the advanced cursor (the *window*), no stop
+//! hook may run on this thread: if the hook allocated from the same run, it and the interrupted
+//! code would get the same cell. So these few instructions are a restart range within the managed
+//! code. Cranelift does not promise that they can be restarted, so the bytes of each compiled
+//! window are decoded. The window is a restart range if and only if each instruction is one of
+//! those below, no instruction writes a register that the window reads before it has written it
+//! (the window's inputs), and only the last instruction writes memory: it stores the cursor. Any
+//! other window is an unsafe range: a stop is deferred until the thread has left it.
 
 use std::ops::Range;
 
-/// No window is longer than this: five instructions with 32-bit displacements take less than half
-/// of it.
+/// The most bytes of a window. Five instructions with 32-bit displacements take less than half of
+/// them.
 pub(super) const WINDOW_MAX: usize = 96;
 
-/// What a decoded instruction does.
+/// The effects of a decoded instruction.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 struct Decoded {
     length: usize,
-    /// Registers read, one bit each.
+    /// The registers that are read, one bit each.
     reads: u16,
-    /// Registers written, one bit each.
+    /// The registers that are written, one bit each.
     writes: u16,
-    /// Register that the address is based on, where memory is read or written.
+    /// The base register of the address, if memory is read or written.
     base: Option<u8>,
-    /// Does it write memory?
+    /// Whether the instruction writes memory.
     stores: bool,
 }
 
-/// Whether the instructions, the last of which stores the cursor, can be begun again from anywhere
-/// among them.
+/// Whether the window `code`, whose last instruction stores the cursor, can be restarted from any
+/// of its instructions.
 pub(super) fn can_restart(code: &[u8]) -> bool {
     let mut rest = code;
     let mut cursor_base = None;
@@ -59,8 +60,8 @@ pub(super) fn can_restart(code: &[u8]) -> bool {
     }
 }
 
-/// Decodes one of: `mov` between registers or from or to memory, `lea`, `add` and `cmp` of
-/// registers or with an immediate, `ja`.
+/// Decodes one instruction: `mov` between registers, from memory or to memory; `lea`; `add` and
+/// `cmp` of registers or with an immediate; `ja`.
 fn decode(code: &[u8]) -> Option<Decoded> {
     let (rex, at) = match code.first()? {
         rex @ 0x40..=0x4F => (*rex, 1),
@@ -77,7 +78,7 @@ fn decode(code: &[u8]) -> Option<Decoded> {
     let (mode, low) = (modrm >> 6, modrm & 7);
     let register = (modrm >> 3 & 7) | (rex & 4) << 1;
     let operand = low | (rex & 1) << 3;
-    // A scaled index, or an address relative to RIP, is not what the cursor's address looks like.
+    // The cursor's address has no scaled index and is not relative to RIP.
     if mode != 3 && low == 4 || mode == 0 && low == 5 {
         return None;
     }
