@@ -1,4 +1,5 @@
-//! The faults that a test can plant in this crate, and tables that are changed without a stop.
+//! The faults that a test can plant in this crate, and the protection of tables that mutators
+//! change.
 
 gc_preempt::faults! {
     /// The faults of this crate, by the folder that has the cure. `gc-test-harness/HAZARDS.md` says
@@ -141,7 +142,7 @@ pub(crate) fn planted(fault: Fault) -> bool {
     fault.planted()
 }
 
-/// Runs `f`, which changes tables, without being stopped in it.
+/// Runs `f`, which changes tables. No stop comes in between.
 pub(crate) fn protected<R>(f: impl FnOnce() -> R) -> R {
     if planted(Fault::TablesUnprotected) {
         f()

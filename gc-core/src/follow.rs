@@ -1,5 +1,4 @@
-//! The edges of one cell, reported to a [`Sink`]: the only place that knows how each kind holds its
-//! edges.
+//! The edges of one cell, reported to a [`Sink`]. No other file interprets the layouts of kinds.
 
 use std::ops::Range;
 
@@ -12,8 +11,8 @@ const PAIR: usize = 2 * WORD;
 /// Pairs by which a key's mark is prefetched before it is needed.
 const KEYS_AHEAD: usize = 8;
 
-/// Reports the edges of a cell. Where a cell's words are independent of each other, only the words
-/// in `part`.
+/// Reports the edges of a cell. If the cell's words are independent of each other, only those in
+/// `part`.
 ///
 /// # Safety
 /// `cell` is an allocated cell of `size` bytes and of this descriptor's kind; `part` lies in it.
@@ -57,7 +56,7 @@ pub(crate) unsafe fn follow<S: Sink>(
 ///
 /// # Safety
 /// `cell` is an allocated cell of this descriptor's kind, which is a words kind; `part` lies in it,
-/// and begins where a word of the slot bitmap does.
+/// and begins at a multiple of 64 words from the cell's start.
 #[inline(always)]
 unsafe fn follow_words<S: Sink>(
     descriptor: &Descriptor,
@@ -73,7 +72,7 @@ unsafe fn follow_words<S: Sink>(
     let end = (descriptor.slot_words as usize).min((part.end - cell).div_ceil(BYTES));
     let mut slots = match index {
         0 => descriptor.first_slots,
-        // SAFETY: the bitmap has so many words.
+        // SAFETY: `index` is below the bitmap's length.
         _ if index < end => unsafe { *descriptor.slots.add(index) },
         _ => return,
     };
@@ -89,7 +88,7 @@ unsafe fn follow_words<S: Sink>(
         if index >= end {
             break;
         }
-        // SAFETY: the bitmap has so many words.
+        // SAFETY: `index` is below the bitmap's length.
         slots = unsafe { *descriptor.slots.add(index) };
         words += BYTES;
     }
@@ -125,10 +124,10 @@ unsafe fn follow_pairs<S: Sink>(
     }
 }
 
-/// The words of a cell that are edges, of a kind that has them at fixed places.
+/// The numbers of a cell's words that are edges, for a kind that has them at fixed places.
 pub(crate) fn fixed_edges(descriptor: &Descriptor) -> impl Iterator<Item = usize> + '_ {
     (0..descriptor.slot_words as usize).flat_map(|index| {
-        // SAFETY: the bitmap has so many words.
+        // SAFETY: `index` is below the bitmap's length.
         let mut slots = unsafe { *descriptor.slots.add(index) };
         core::iter::from_fn(move || {
             let slot = slots.trailing_zeros() as usize;

@@ -36,6 +36,6 @@ pub const MIN_HARD_LIMIT: u64 = (MAX_SPAN_PAGES * PAGE) as u64;
 /// The most encodings that a conservative word is decoded by.
 pub const MAX_ENCODINGS: usize = 8;
 
-/// The value of each word of a freed cell where [`HeapBuilder::poison`](crate::HeapBuilder::poison)
-/// is on. It is no address of a heap, nor one that a program may read.
+/// The value of each word of a freed cell if [`HeapBuilder::poison`](crate::HeapBuilder::poison) is
+/// on. It is no address of a heap, and no address that a program may read.
 pub const POISON: usize = 0xdead_ce11_dead_ce11;

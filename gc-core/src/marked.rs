@@ -1,12 +1,12 @@
-//! Cells and bytes: what was marked, or handed out, as numbers that add up.
+//! Counts of cells and of their bytes.
 
 use std::ops::Add;
 
-/// Bytes whose following counts as the work of one cell more, so that the parts of a large array,
-/// each word of which may be an edge, are not one cell each.
+/// Bytes of a followed cell that count as the work of one more cell. Otherwise a large array, each
+/// word of which may be an edge, would count as one cell.
 pub(crate) const BYTES_A_CELL: usize = 128;
 
-/// What has been marked.
+/// A number of cells, and of their bytes: marked cells, or cells that mutators were given.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Marked {
     /// Cells.
@@ -27,7 +27,7 @@ impl Add for Marked {
 }
 
 impl Marked {
-    /// Without `other`; nothing where that is more.
+    /// Subtracts `other`; 0 where `other` is more.
     pub(crate) fn less(self, other: Marked) -> Marked {
         Marked {
             cells: self.cells.saturating_sub(other.cells),

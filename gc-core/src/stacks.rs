@@ -31,16 +31,16 @@ use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::error::SiteError;
 
-/// Stacks become roots when the fast tier is used.
+/// Stacks become roots when the fast tier is first used.
 const UNUSED: u8 = 0;
 const ROOTS: u8 = 1;
 /// Stacks are never roots: `exact(true)` asked for it.
 const NEVER: u8 = 2;
 
-/// One heap's state.
+/// The state of one heap.
 pub(crate) struct Stacks(AtomicU8);
 
-/// A `Gc` was made from an address or a handle, in some heap.
+/// Whether a `Gc` was made from an address or a handle, in some heap.
 static GC_MADE: AtomicBool = AtomicBool::new(false);
 
 /// Notes that a `Gc` is made from an address or a handle.

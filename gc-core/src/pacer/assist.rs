@@ -1,22 +1,22 @@
-//! Assists: mutators that allocate while a cycle marks do marking, as much as they allocate, within
-//! bounds.
+//! Assists: mutators that allocate while a cycle marks do marking, in proportion to the bytes that
+//! they allocate, within bounds.
 //!
-//! Marking should be done when the heap reaches its goal. So after each byte that is handed out,
-//! some of the work should have been done: a line from (bytes at the beginning, no cell) to (goal,
-//! all cells). Go keeps accounts: an allocation makes a debt, background markers make credit that
-//! pays it, and a mutator pays the rest by marking. This pacer compares with the line directly: the
-//! cells marked so far, by all threads, are the credit, and a mutator that allocates marks only
-//! while they are *below* the line. In steady state the trigger is early enough for the background
-//! to stay above it, and no mutator assists.
+//! Marking should be done when the heap reaches its goal. So after each allocated byte, some of the
+//! work should have been done: a line from (bytes at the beginning, no cell) to (goal, all cells).
+//! Go keeps accounts: an allocation makes a debt, background markers make credit that pays it, and
+//! a mutator pays the rest by marking. This pacer compares with the line directly: the cells marked
+//! so far, by all threads, are the credit, and a mutator that allocates marks only while they are
+//! *below* the line. In steady state the trigger is early enough for the background to stay above
+//! the line, and no mutator assists.
 //!
 //! Three bounds keep an assist from being a pause of another kind:
-//! - of one allocation: at most twice its share of what is left, and a millisecond, done in pieces
-//!   each of which is short enough for a stop to wait for;
-//! - of a mutator's time: a quarter while the heap is below its goal. Past the goal it rises up to
-//!   all of it where the heap has grown by half as much again as it should: then memory is scarcer
-//!   than time. It rises with the fourth power, so that a heap half of the way there lets the
-//!   program run for 70 % still;
-//! - no wait for another thread, except past that last bound, and there for a millisecond a run:
+//! - The work of one allocation: at most twice its share of what is left, and at most a
+//!   millisecond, in pieces that are short enough for a stop to wait for.
+//! - A mutator's time: a quarter while the heap is below its goal. Past the goal it rises up to all
+//!   of it, when the heap has grown by half as much again as it should: then memory is scarcer than
+//!   time. It rises with the fourth power, so that the program still runs for 70 % of the time when
+//!   the heap is half of the way there.
+//! - No wait for another thread, except past that last bound, and there for a millisecond a run:
 //!   two threads cannot mark a graph that is one long list, so assists are in vain and only waiting
 //!   keeps the heap bounded.
 
@@ -29,7 +29,7 @@ pub(crate) struct Marking {
     pub begin: u64,
     /// Bytes in use at which marking should be done. More than `begin`.
     pub goal: u64,
-    /// Bytes in use at which mutators only assist. More than `goal`.
+    /// Bytes in use from which on mutators spend all their time in assists. More than `goal`.
     pub hard: u64,
     /// Cells that are expected to be marked.
     pub work: u64,
@@ -40,29 +40,29 @@ pub(crate) struct Marking {
 /// The part of a mutator's time for assists, in thousandths, while the heap is below its goal.
 const EASY: u64 = 250;
 
-/// Cells that an allocation of a run marks at most: some 50 to 100 us of work.
+/// The most cells that an allocation of a run marks: some 50 to 100 µs of work.
 const MOST_CELLS: u64 = 4096;
 
-/// By how much more at most an allocation of many runs' bytes marks: one or two milliseconds of a
-/// window of ten.
+/// The factor by which an allocation of many runs' bytes may mark more: one or two milliseconds in
+/// a window of ten.
 const MOST_RUNS: u64 = 16;
 
 /// Bytes of a run.
 const RUN: u64 = 8 << 10;
 
-/// Cells below which an assist is not worth its beginning.
+/// The least cells of an assist: fewer are not worth its fixed cost.
 const LEAST_CELLS: u64 = 64;
 
 impl Marking {
-    /// How many cells an allocation of `bytes` should mark, when `used` bytes are in use and `done`
-    /// cells are marked.
+    /// The number of cells that an allocation of `bytes` bytes should mark, when `used` bytes are
+    /// in use and `done` cells are marked.
     pub(crate) fn owed(&self, used: u64, done: u64, bytes: u64) -> u64 {
         let Self { begin, hard, .. } = *self;
         let (mut goal, mut work) = (self.goal, self.work);
         if done > work {
             // More is alive than was expected: the heap has grown, and the next cycle's goal will
-            // be higher anyway. The line goes on at its slope, so that no mutator works harder for
-            // the surprise, up to the hard goal (Go's `revise`).
+            // be higher anyway. The line goes on at its slope up to the hard goal, so that no
+            // mutator works harder because of a wrong prediction (Go's `revise`).
             let runway = u128::from(goal - begin) * u128::from(self.most) / u128::from(work.max(1));
             goal = u64::try_from(u128::from(begin) + runway).map_or(hard, |g| g.clamp(goal, hard));
             work = self.most;
@@ -78,8 +78,8 @@ impl Marking {
         let (passed, runway) = (used.saturating_sub(begin), goal - begin);
         let line =
             |cells: u64, of: u64| (u128::from(cells) * u128::from(of) / u128::from(runway)) as u64;
-        // Markers need time to begin: at first they may be below the line by a sixteenth, later by
-        // less.
+        // Markers need time to begin: at the beginning they may be a sixteenth below the line, and
+        // less towards the goal.
         let due = line(work, passed).saturating_sub(line(work / 16, runway - passed));
         let behind = due.saturating_sub(done);
         if behind == 0 {
@@ -110,8 +110,8 @@ pub(crate) fn moment(bytes: u64) -> Duration {
     Duration::from_millis((bytes / RUN).clamp(1, 1000))
 }
 
-/// How long a mutator that has assisted for `spent` allocates without assists, to keep to `share`
-/// thousandths. Both in the same unit of time.
+/// The time for which a mutator that has assisted for `spent` allocates without assists, so that
+/// assists take `share` thousandths of its time. In the unit of `spent`.
 pub(crate) fn assist_credit(spent: u64, share: u64) -> u64 {
     let share = share.clamp(1, 1000);
     spent.saturating_mul(1000 - share) / share
@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn a_heap_that_turns_out_larger_keeps_the_slope() {
-        // All that was expected is marked at the goal, and more is found: the line is three times
-        // as long.
+        // All of the expected work is marked at the goal, and more cells are found: the line is
+        // three times as long.
         assert_eq!(M.owed(M.goal, 1_000_001, 8192), 0);
         assert_eq!(M.owed(139_000_000, 2_000_000, 8192), 0);
         assert!(M.owed(179_000_000, 2_000_000, 8192) > 0);

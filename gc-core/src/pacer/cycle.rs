@@ -1,14 +1,14 @@
-//! One cycle's numbers, as the collector tells the pacer.
+//! One cycle's numbers, as the collector passes them to the pacer.
 
-/// One cycle's numbers. Bytes in use are bytes of cells and, as reported, of memory outside that
-/// cells keep.
+/// One cycle's numbers. Bytes in use are the bytes of cells, and of the memory outside of the heap
+/// that cells keep, as reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Cycle {
     /// Bytes in use when its snapshot was taken.
     pub begin: u64,
     /// Bytes of cells that it marked.
     pub live: u64,
-    /// Bytes handed out while it marked.
+    /// Bytes that mutators were given while it marked.
     pub born: u64,
     /// Bytes of stacks, root ranges and handles that were scanned.
     pub roots: u64,

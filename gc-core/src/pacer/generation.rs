@@ -1,51 +1,50 @@
-//! Which cycles are young ones.
+//! The decision which cycles are young ones.
 //!
-//! A young cycle frees what was allocated since the last cycle and is dead. It takes old cells for
-//! alive, and does not mark them (`heap/space/sticky.rs`). So it costs the young cells that live,
-//! and a look at old cells that may have changed. It pays
+//! A young cycle frees the dead cells among those that were allocated since the last cycle. It
+//! takes old cells for alive, and does not mark them (`heap/space/sticky.rs`). So its cost is the
+//! young cells that live, and the old cells that may have changed. It pays
 //!
-//! * where most cells with edges cannot have changed: half of the heap, by the bytes of their
-//!   spans;
-//! * while most of what is allocated dies young. Young cells that live become old, and take from
-//!   the room between what the last whole cycle found alive and its goal. When less than half of
-//!   that room is left, a whole cycle follows and finds what has died since;
-//! * where old cells live on. A whole cycle shows that by finding about as much alive as the one
-//!   before. Then four young ones may follow, and after each further whole one that shows the same
-//!   twice as many, up to [`MOST_IN_A_ROW`]: no young cycle notices an old cell that dies. A heap
-//!   that has grown or shrunk by more than a quarter has none at first.
+//! * if most cells with edges cannot have changed: half of the heap, by the bytes of their spans;
+//! * while most of what is allocated dies young. Young cells that live become old, and use up the
+//!   room between the last whole cycle's live bytes and its goal. When less than half of that room
+//!   is left, a whole cycle follows and finds the old cells that have died since;
+//! * if old cells live on. A whole cycle shows that by finding about as much alive as the one
+//!   before. Then four young cycles may follow, and after each further whole cycle that shows the
+//!   same, twice as many, up to [`MOST_IN_A_ROW`]: no young cycle notices an old cell that dies. A
+//!   heap that has grown or shrunk by more than a quarter has no young cycle at first.
 //!
-//! A program whose data live for a while and then die, in the order in which they were made, gets
-//! nothing from young cycles but their cost. There the first one after a whole cycle has used up
-//! the room. Then there are none after the next whole cycle, none after the next two, three and so
-//! on, up to [`MOST_SHUNNED`]; a young cycle that frees enough ends that.
+//! For a program whose data live for a while and then die in the order of their allocation, young
+//! cycles are only a cost. In such a program the first young cycle after a whole one uses up the
+//! room. Then there is none after the next whole cycle, none after the next two, three and so on,
+//! up to [`MOST_SHUNNED`]. A young cycle that frees enough ends that.
 
 use super::cycle::Cycle;
 use crate::config::Young;
 
-/// The least heap that has young cycles, in live bytes. A smaller one is marked in no time.
+/// The least live bytes of a heap that has young cycles. A smaller heap is marked very fast.
 const LEAST: u64 = 1 << 20;
 
-/// Young cycles in a row, at first and at most: one whole cycle after so many costs a small part of
-/// what they save.
+/// The number of young cycles in a row, at first and at most. One whole cycle after so many costs a
+/// small part of what they save.
 const FIRST_ROW: u32 = 4;
 const MOST_IN_A_ROW: u32 = 32;
 
-/// Whole cycles in a row at most without a young one where these do not pay.
+/// The most whole cycles in a row without a young one while these do not pay.
 const MOST_SHUNNED: u32 = 15;
 
 /// The history of young cycles.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Generation {
-    /// Bytes between what the last whole cycle found alive and its goal.
+    /// Bytes between the last whole cycle's live bytes and its goal.
     pub(super) room: u64,
     /// Bytes that the last whole cycle found alive.
     live: u64,
-    /// Young cycles since then, and how many there may be.
+    /// Young cycles since then, and the most that there may be.
     since: u32,
     row: u32,
     /// Cells that the last young cycle marked.
     marked: Option<u64>,
-    /// Whole cycles still to pass without a young one, and their number the last time.
+    /// Whole cycles that are still to pass without a young one, and the number of the last time.
     shun: u32,
     shunned: u32,
 }
@@ -72,8 +71,8 @@ impl Generation {
         }
     }
 
-    /// A young cycle has ended, and there are so many bytes between what is old and the goal: may
-    /// the next be young, too?
+    /// A young cycle has ended, with `left` bytes between the old cells and the goal: may the next
+    /// be young, too?
     pub(super) fn goes_on(&mut self, policy: Young, cycle: &Cycle, left: u64) -> bool {
         self.since += 1;
         self.marked = Some(cycle.marked);
@@ -86,7 +85,7 @@ impl Generation {
         }
         match policy {
             Young::Never => false,
-            // Every fourth cycle looks at all cells, or old cells that die would never go.
+            // Every fourth cycle is a whole one, since only those free old cells.
             Young::Always => self.since < 3,
             Young::WherePays => enough && self.since < self.row && pays(cycle),
         }
@@ -124,7 +123,7 @@ mod tests {
         }
     }
 
-    /// As after some whole cycles like `cycle`.
+    /// The state after several whole cycles like `cycle`.
     fn used_to(cycle: &Cycle) -> Generation {
         let mut generation = Generation::default();
         for _ in 0..10 {
@@ -159,7 +158,7 @@ mod tests {
         assert!(generation.goes_on(Young::WherePays, &cycle, 80));
         assert!(generation.goes_on(Young::WherePays, &cycle, 50));
         assert!(!generation.goes_on(Young::WherePays, &cycle, 49));
-        // The room was used up bit by bit, which is what it is for.
+        // The room was used up slowly, as it is meant to be.
         assert!(generation.begins(Young::WherePays, &cycle));
     }
 
@@ -187,7 +186,7 @@ mod tests {
         );
         // A quarter less or more is about as much.
         assert_eq!(rows(&mut generation, live * 4 / 5, 2), [32, 32]);
-        // It has died, or as much again has come.
+        // Most cells have died, or as many again were allocated.
         assert_eq!(rows(&mut generation, live / 4, 3), [0, 4, 8]);
         assert_eq!(rows(&mut generation, live, 3), [0, 4, 8]);
     }
@@ -212,7 +211,7 @@ mod tests {
         assert_eq!(gaps[..6], [0, 1, 2, 3, 4, 5]);
         assert_eq!(*gaps.iter().max().unwrap(), MOST_SHUNNED);
         assert_eq!(gaps.last(), Some(&MOST_SHUNNED));
-        // A success ends that.
+        // A young cycle that pays ends that.
         while !generation.begins(Young::WherePays, &cycle) {}
         assert!(generation.goes_on(Young::WherePays, &cycle, 90));
         assert!(generation.begins(Young::WherePays, &cycle));

@@ -1,22 +1,22 @@
 //! Keeps collections from taking more time than the program has itself.
 //!
-//! Go's GC CPU limiter (`mgclimit.go`, design 48409), with its bucket: it fills with the time that
-//! collecting takes and drains with the time that mutators have, and while it has no room for
-//! another cycle the heap may grow past its memory limit. So a short spell of hard collecting
-//! passes, and over time the mutators have at least half of what both need. The bucket never goes
-//! below empty, or an idle day would pay for a death spiral. This one changes once a cycle instead
-//! of every 10 ms, since only a cycle's end decides anything.
+//! This is Go's GC CPU limiter (`mgclimit.go`, design 48409), with its bucket. The bucket fills
+//! with the time that collecting takes and drains with the time that mutators have. While it has no
+//! room for another cycle the heap may grow past its memory limit. So a short spell of hard
+//! collecting passes, and over time the mutators have at least half of the time that both need. The
+//! bucket never drains below empty, or an idle day would pay for a spell without end. This bucket
+//! changes once a cycle instead of every 10 ms, since only a cycle's end decides anything.
 
 /// The leaky bucket. Times in nanoseconds of processor time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limiter {
-    /// At most `capacity`.
+    /// The time in the bucket; at most `capacity`.
     fill: u64,
     capacity: u64,
 }
 
 impl Limiter {
-    /// The bucket holds a second of every processor's time.
+    /// An empty bucket that holds a second of every processor's time.
     pub(crate) fn new(cores: u32) -> Self {
         Self {
             fill: 0,
@@ -24,7 +24,8 @@ impl Limiter {
         }
     }
 
-    /// Collecting took `collector`, and mutators had `mutators` meanwhile and since the last time.
+    /// Adds the time that collecting took, and subtracts the time that mutators had since the last
+    /// call.
     pub(crate) fn add(&mut self, collector: u64, mutators: u64) {
         self.fill = self
             .fill
@@ -33,8 +34,8 @@ impl Limiter {
             .min(self.capacity);
     }
 
-    /// Must the collector do less, if a cycle costs so much? The bucket forgets what runs over, so
-    /// the answer comes before it is full.
+    /// Must the collector do less, if a cycle takes `cost`? A full bucket loses the time that does
+    /// not fit, so the answer has to come before it is full.
     pub(crate) fn has_no_room_for(&self, cost: u64) -> bool {
         self.capacity - self.fill < cost.max(1)
     }

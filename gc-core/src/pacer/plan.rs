@@ -1,4 +1,4 @@
-//! What follows from the cycles so far: the trigger and the goal of the next one.
+//! The plan that follows from the cycles so far: the trigger and the goal of the next one.
 
 use super::assist::Marking;
 
@@ -8,8 +8,8 @@ use super::assist::Marking;
 /// heap gets one.
 pub(super) const MINIMUM: u64 = 4 << 20;
 
-/// Even at `gc_percent(0)`, and at a limit, a heap may grow by this much between collections, in
-/// bytes: a few runs a mutator.
+/// Bytes by which a heap may grow between collections even at `gc_percent(0)` and at a limit: a few
+/// runs a mutator.
 pub(super) const LEAST_GROWTH: u64 = 256 << 10;
 
 /// The plan of the next cycle.
@@ -25,11 +25,11 @@ pub(crate) struct Plan {
     pub(super) growth: u64,
     /// Cells that the next cycle is expected to mark.
     pub(super) work: u64,
-    /// The next cycle is a young one, unless a whole one is asked for.
+    /// Whether the next cycle is a young one, unless a whole one is asked for.
     pub young: bool,
-    /// The cycle after it might be a young one.
+    /// Whether the cycle after it might be a young one, so that allocated black cells are recorded.
     pub notes_allocated_black: bool,
-    /// The goal lies beyond the soft limit.
+    /// Whether the goal lies beyond the soft limit.
     pub over_limit: bool,
 }
 

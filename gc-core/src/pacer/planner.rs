@@ -1,4 +1,4 @@
-//! From the cycles so far to the next plan.
+//! The planner: computes the next plan from the cycles so far.
 
 use super::cycle::Cycle;
 use super::generation::{self, Generation};
@@ -7,16 +7,17 @@ use super::plan::{LEAST_GROWTH, MINIMUM, Plan};
 use crate::config::Young;
 use crate::fault::{Fault, planted};
 
-/// Of what was born, the bytes that count as alive where the collector is kept busy; and the bytes
-/// that mutators allocate at most while it rests. So a large heap gets less of a rest.
+/// The most born bytes that count as alive while the collector is kept busy, and the most bytes
+/// that mutators allocate while it rests. So a large heap gets less of a rest.
 pub(super) const MOST_BORN: u64 = 64 << 20;
 
-/// The parts of what is alive by which a heap grows from cycle to cycle: where more is alive than
-/// its soft limit allows, and where the limit leaves less than the second part. See `mod.rs`.
+/// Divisors of the live bytes: the heap grows by these parts of them from cycle to cycle, if more
+/// is alive than its soft limit allows, and if the limit leaves less than the second part. See
+/// `mod.rs`.
 const OVER_LIMIT: u64 = 10;
 const NEAR_LIMIT: u64 = 64;
 
-/// Cells that the background must have marked before its speed counts.
+/// The least cells that the background must have marked before its speed counts.
 const ENOUGH_WORK: u64 = 4096;
 
 /// The embedder's settings.
@@ -37,19 +38,19 @@ pub(crate) struct Policy {
 #[derive(Clone, Debug)]
 pub(crate) struct Pacer {
     policy: Policy,
-    /// Mutators run while the collector marks. Otherwise the trigger is the goal: mutators allocate
-    /// nothing in between.
+    /// Whether mutators run while the collector marks. If not, the trigger is the goal, since
+    /// mutators allocate nothing in between.
     concurrent: bool,
     limiter: Limiter,
-    /// A limit has lowered the goal.
+    /// Whether a limit has lowered the goal.
     pressed: bool,
-    /// A limit has lowered the goal, and another cycle like the last would take more time than the
-    /// limiter has left.
+    /// Whether a limit has lowered the goal, and another cycle like the last would take more time
+    /// than the limiter has left.
     limiting: bool,
     /// Cycles in a row, without forced ones, after which the soft limit left hardly any room.
     vain: u32,
     cores: u32,
-    /// Of the last whole cycle: live bytes, and the cells that it marked.
+    /// Live bytes of the last whole cycle, and the cells that it marked.
     live: u64,
     marked: u64,
     /// Bytes allocated from its snapshot to the snapshot of the last cycle.
@@ -57,9 +58,10 @@ pub(crate) struct Pacer {
     /// Bytes born in the last cycle.
     born: u64,
     generation: Generation,
-    /// Bytes that mutators allocate while the background marks a cell. `None`: not known yet.
+    /// Bytes that mutators allocate while the background marks a cell. `None`: no cycle has shown
+    /// it yet.
     pub(super) ratio: Option<f64>,
-    /// Bytes that they allocate from the trigger to the snapshot.
+    /// Bytes that mutators allocate from the trigger to the snapshot.
     pub(super) lag: f64,
     plan: Plan,
 }
@@ -85,7 +87,7 @@ impl Pacer {
             plan: Plan::default(),
         };
         pacer.plan = pacer.plan_after(&Cycle::default(), 0.0, LEAST_GROWTH);
-        // Nothing has been marked yet.
+        // No cell has been marked yet.
         pacer.plan.young = false;
         pacer
     }
@@ -103,7 +105,8 @@ impl Pacer {
     /// A cycle has ended: returns the plan of the next one.
     pub(crate) fn ended(&mut self, cycle: &Cycle) -> Plan {
         let before = self.plan;
-        // Of the bytes allocated between the two snapshots, how much is alive for good?
+        // `growing`: the part of the bytes allocated between the two snapshots by which the heap
+        // has grown.
         self.allocated = self
             .allocated
             .saturating_add(self.born)
@@ -113,8 +116,8 @@ impl Pacer {
         if !cycle.forced {
             self.learn(cycle, before);
         }
-        // Mutators had the processors that they wanted, less what the collector took of these and
-        // less their assists.
+        // The time of mutators: the processors that they wanted, less the collector's part of
+        // these, less their assists.
         let running = cycle.running.clamp(1, self.cores);
         let wanted = cycle.interval.saturating_mul(u64::from(running));
         let idle = cycle
@@ -124,7 +127,7 @@ impl Pacer {
         let mutators = wanted.saturating_sub(taken);
         let cost = cycle.cost.saturating_add(cycle.assist);
         self.limiter.add(cost, mutators);
-        // Where no limit presses, collecting costs what `gc_percent` says, and mutators assist in a
+        // If no limit presses, collecting costs what `gc_percent` says, and mutators assist in a
         // heap that outgrows its goal.
         self.limiting = self.pressed && self.limiter.has_no_room_for(cost);
         // The least distance that a limit leaves.
@@ -146,10 +149,10 @@ impl Pacer {
         self.plan
     }
 
-    /// Learns from a cycle how fast mutators allocate beside the collector.
+    /// Takes from a cycle how fast mutators allocate beside the collector.
     fn learn(&mut self, cycle: &Cycle, plan: Plan) {
-        // One huge allocation may pass the trigger by any number of bytes; that says nothing about
-        // the next cycle.
+        // One huge allocation may pass the trigger by any number of bytes, which does not predict
+        // the next cycle. So the lag is bounded.
         let lag = cycle.begin.saturating_sub(plan.trigger);
         let lag = lag.min(plan.goal.saturating_sub(plan.now) / 4) as f64;
         self.lag = lag.max((self.lag + lag) / 2.0);
@@ -159,7 +162,7 @@ impl Pacer {
         } else if background < ENOUGH_WORK {
             return;
         } else {
-            // Without assists they would have had more time to allocate in.
+            // Without assists the mutators would have had more time to allocate in.
             let had = cycle.beside.saturating_mul(u64::from(cycle.running.max(1)));
             let helped = ratio(cycle.assist, had).min(0.9);
             ratio(cycle.born, background) / (1.0 - helped)
@@ -174,8 +177,8 @@ impl Pacer {
         });
     }
 
-    /// The plan after `cycle`, when `growing` of what is allocated stays, and a limit must leave
-    /// `breath` bytes.
+    /// The plan after `cycle`, if the part `growing` of the allocated bytes stays alive, and a
+    /// limit must leave `breath` bytes.
     fn plan_after(&mut self, cycle: &Cycle, growing: f64, breath: u64) -> Plan {
         let Policy {
             gc_percent,
@@ -202,7 +205,7 @@ impl Pacer {
                 let most = percent(counted, gc_percent);
                 goal = goal.max(now.saturating_add(lead.saturating_mul(2).min(most)));
             }
-            // Where very much was born, there is still half a heap's growth between two cycles.
+            // If very much was born, there is still half a heap's growth between two cycles.
             goal = goal.max(now.saturating_add((growth / 2).max(LEAST_GROWTH)));
         }
         let unlimited = goal;
@@ -225,7 +228,7 @@ impl Pacer {
         self.plan_of(cycle, goal, growth.min(goal), work, young)
     }
 
-    /// The bytes by which the heap grows until the next cycle although it passes a soft limit with
+    /// The bytes by which the heap grows until the next cycle although it passes a soft limit by
     /// that. `base` bytes are alive.
     fn over(&mut self, limit: u64, cycle: &Cycle, base: u64) -> u64 {
         let cells = limit.saturating_sub(cycle.overhead);
@@ -276,7 +279,7 @@ impl Pacer {
         let Plan { goal, growth, .. } = self.plan;
         let left = goal.saturating_sub(cycle.old());
         let young = !self.pressed && self.generation.goes_on(self.policy.young, cycle, left);
-        // Where all young cells live on, the heap still grows a little before a whole cycle.
+        // If all young cells live on, the heap still grows a little before a whole cycle.
         let goal = goal.max(cycle.now().saturating_add((growth / 4).max(LEAST_GROWTH)));
         let work = if young {
             self.generation.work(cycle)
@@ -300,7 +303,7 @@ impl Pacer {
     /// goal at `distance`.
     fn lead(&self, work: u64, distance: u64) -> u64 {
         let runway = match self.ratio {
-            // Nothing is known before the first cycle; an eighth is enough for most.
+            // No cycle has been measured yet; an eighth is enough for most programs.
             None => distance / 8,
             Some(known) => times(work, known),
         };

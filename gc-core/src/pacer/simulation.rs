@@ -1,10 +1,9 @@
-//! Programs that do not exist, paced: what the pacer promises, shown over seconds of simulated
-//! time.
+//! Simulated programs, paced: what the pacer promises, over seconds of simulated time.
 //!
 //! A program is a rate of allocation and a number of live bytes, both functions of time, on some
-//! mutators. A machine is processors and how fast one of them marks. Time goes in small steps; in
-//! each the markers mark with the share that they have, and each mutator allocates refill by refill
-//! with what is left, helping when it owes.
+//! mutators. A machine is a number of processors and the speed at which one of them marks. Time
+//! goes in small steps. In each step the markers mark with the share that they have, and each
+//! mutator allocates run by run in the time that is left, and assists when it owes.
 
 use super::plan::MINIMUM;
 use super::*;
@@ -18,10 +17,10 @@ const S: f64 = 1e9;
 
 /// Bytes of one refill.
 const RUN: u64 = 8 << 10;
-/// From the trigger to the snapshot, and from the last cell to the resume, in nanoseconds.
+/// Nanoseconds from the trigger to the snapshot, and from the last cell to the resume.
 const WAKE: f64 = 60_000.0;
 const STOP: f64 = 40_000.0;
-/// Cells that a heap may have to be marked in one stop.
+/// The most cells of a heap that is marked in one stop.
 const TINY: u64 = 4096;
 
 struct Program<'a> {
@@ -32,7 +31,7 @@ struct Program<'a> {
     live: &'a dyn Fn(f64) -> u64,
     /// Bytes of a cell.
     cell: u64,
-    /// Whether mutators find anything to help with.
+    /// Whether assists find cells to mark.
     parallel: bool,
     policy: Policy,
 }
@@ -41,7 +40,7 @@ struct Machine {
     cores: u32,
     /// Cells that one processor marks in a nanosecond.
     marks: f64,
-    /// By how much its speed differs from cycle to cycle.
+    /// The factor by which its speed may differ from cycle to cycle.
     noise: f64,
 }
 
@@ -64,18 +63,18 @@ struct Seen {
     goal: u64,
     end: u64,
     live: u64,
-    /// While it marked beside the mutators: how long, and the collector's processor time.
+    /// The time for which it marked beside the mutators, and the collector's processor time.
     beside: f64,
     collector: f64,
     assist: f64,
-    /// The least part of a window of 10 ms that a mutator had, while marking went on.
+    /// The least part of a window of 10 ms that a mutator had while marking went on.
     utilisation: f64,
-    /// What mutators had since the last one.
+    /// The mutators' processor time since the cycle before.
     mutators: f64,
 }
 
 impl Seen {
-    /// Where the heap ended, to where it was to end.
+    /// The bytes at which the cycle ended, as a part of its goal.
     fn met(&self) -> f64 {
         self.end as f64 / self.goal as f64
     }
@@ -84,7 +83,7 @@ impl Seen {
 struct Lcg(u64);
 
 impl Lcg {
-    /// From -1 to 1.
+    /// A number from -1 to 1.
     fn next(&mut self) -> f64 {
         self.0 = self
             .0
@@ -94,7 +93,7 @@ impl Lcg {
     }
 }
 
-/// Runs the program for so long; gives its cycles.
+/// Runs the program for `nanos` nanoseconds, and returns its cycles.
 fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<Seen> {
     let mut pacer = Pacer::new(program.policy, true, machine.cores);
     let mut plan = pacer.plan();
@@ -103,8 +102,8 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
     let (mut t, mut used, mut ended) = (0.0, 0u64, 0.0);
     let n = f64::from(program.mutators);
     let cores = f64::from(machine.cores);
-    // Allocates for a step of `time` for each mutator; `help` says how long it helps after a
-    // refill.
+    // Allocates for a step of `time` for each mutator; `help` returns the time of the assist after
+    // a refill.
     let allocate =
         |t: f64, time: f64, debt: &mut f64, help: &mut dyn FnMut(f64, u64) -> f64| -> u64 {
             let per_run = RUN as f64 / (program.rate)(t).max(1e-9);
@@ -121,11 +120,11 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
     while t < nanos {
         // Between cycles.
         let speed = (cores / n).min(1.0);
-        // What mutators have had of processors in this cycle, and since the one before.
+        // The processor time of mutators in this cycle, and since the one before.
         let mut ran = 0.0;
         let mut wake = f64::MAX;
         while t < nanos && t < wake {
-            // Large steps as long as the trigger is far.
+            // The steps are large while the trigger is far.
             let far = plan.trigger.saturating_sub(used) as f64 / ((program.rate)(t) * n) / 2.0;
             let step = far.clamp(WAKE / 2.0, 2.0 * MS);
             for debt in &mut debts {
@@ -172,7 +171,8 @@ fn run(machine: &Machine, program: &Program<'_>, nanos: f64, step: f64) -> Vec<S
                             return 0.0;
                         }
                         if !program.parallel {
-                            // Nothing found: it waits only where the heap is far too large.
+                            // There are no cells to mark: a mutator waits only if the heap is far
+                            // too large.
                             waits |= marking.waits(used);
                             return if marking.waits(used) { MS } else { 0.0 };
                         }
@@ -247,7 +247,7 @@ fn check_met(seen: &[Seen], within: f64) {
     }
 }
 
-/// Without the cycles in which the heap fills.
+/// All cycles but those in which the heap fills.
 fn immutable(seen: &[Seen]) -> &[Seen] {
     assert!(seen.len() >= 12, "only {} cycles", seen.len());
     &seen[8..]
@@ -260,7 +260,7 @@ fn a_steady_program_meets_its_goal_without_help() {
             for noise in [0.0, 0.1] {
                 let program = Program {
                     mutators,
-                    // Two mutators leave the collector half of what one leaves it.
+                    // Two mutators leave the collector half of the time that one leaves it.
                     rate: &|_| rate / f64::from(mutators * mutators),
                     live: &|_| 64 * MIB,
                     cell: 32,
@@ -314,7 +314,7 @@ fn a_growing_program_is_followed() {
     let seen = run(&TWO, &program, 20.0 * S, 50_000.0);
     check_met(immutable(&seen), 0.05);
     assert!(seen.last().unwrap().live > 800 * MIB);
-    // One that keeps all that it makes.
+    // A program that keeps all that it makes.
     let program = Program {
         live: &|_| u64::MAX,
         ..program
@@ -426,8 +426,8 @@ fn a_mutator_keeps_sixty_percent_of_each_window() {
     }
 }
 
-/// The binary trees' numbers: 3 ns a cell, and while 32 MiB are marked nearly as much is allocated
-/// as the heap may grow by.
+/// The binary trees' numbers: a cell takes 3 ns, and while 32 MiB are marked mutators allocate
+/// nearly as much as the heap may grow by.
 #[test]
 fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
     let machine = Machine { marks: 0.3, ..TWO };
@@ -446,7 +446,7 @@ fn a_collector_that_is_kept_busy_rests_as_long_as_it_marks() {
             let share = s.beside / (s.at - before.at);
             assert!(share < 0.55, "at {rate} bytes/ns, marking {share}: {s:?}");
             assert!(s.assist < 0.05 * s.beside, "at {rate} bytes/ns: {s:?}");
-            // No further than if all that was born before were alive.
+            // The goal is no further off than if all cells that were born before were alive.
             assert!(
                 s.goal <= 2 * (before.end - before.goal / 2 + 32 * MIB),
                 "{before:?} {s:?}"
@@ -473,8 +473,8 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
     }
 }
 
-/// 1 GiB of cells that lie at random: 80 ns each. Two thirds to all of what the heap may grow by is
-/// allocated while they are marked.
+/// 1 GiB of cells that lie at random: 80 ns each. While they are marked, mutators allocate two
+/// thirds to all of the bytes by which the heap may grow.
 #[test]
 fn a_large_heap_is_marked_early_enough() {
     let machine = Machine {
@@ -531,18 +531,18 @@ fn a_memory_limit_is_kept_where_it_can_be() {
         },
     };
     let seen = run(&TWO, &program, 20.0 * S, 50_000.0);
-    // While it learns it may pass the limit by a hundredth.
+    // In the first cycles it may pass the limit by a hundredth.
     assert!(seen.iter().all(|s| s.end <= limit / 100 * 101));
     check_met(immutable(&seen), 0.05);
     assert!(immutable(&seen)[4..].iter().all(|s| s.end <= limit));
 }
 
-/// Cycles for each time that the program has allocated as much as it has alive, under a soft limit,
-/// when the first hundred are over; and the heap's peak.
+/// The number of cycles for each time that the program allocates as many bytes as it has alive,
+/// under a soft limit, after the first hundred; and the heap's peak.
 fn cycles_under(limit: u64, live: u64) -> (f64, u64) {
     let program = Program {
         mutators: 1,
-        // So slow that collecting takes a small share of the time, whatever it does.
+        // So slow that collecting always takes a small share of the time.
         rate: &|_| 0.001,
         live: &|_| live,
         cell: 32,
@@ -567,7 +567,7 @@ fn h95_a_limit_below_what_is_alive_costs_a_bounded_number_of_cycles() {
         (4 * MIB, 16 * MIB),
     ] {
         let (cycles, peak) = cycles_under(limit, live);
-        // Each begins half of a tenth after the one before, at least.
+        // Each cycle begins at least half of a tenth after the one before.
         assert!(cycles <= 21.0, "{cycles} for {limit} of {live}");
         assert!(peak <= live + live / 8, "{peak} for {limit} of {live}");
     }
@@ -605,7 +605,7 @@ fn at_the_limit_the_program_keeps_half_of_the_time() {
                 spent <= 1.1 * had,
                 "{live} MiB: {spent} ns of collecting for {had} ns"
             );
-            // The heap passes its limit for that, but not by more than without one.
+            // The heap passes its limit for that, but by no more than without one.
             for s in &late {
                 assert!(s.end <= 2 * live * MIB, "{s:?}");
             }

@@ -17,7 +17,7 @@ fn goal(policy: Policy, cycle: Cycle) -> u64 {
     Pacer::new(policy, true, 2).ended(&cycle).goal
 }
 
-/// A cycle that found so much alive, in one stop.
+/// A cycle that found `live` bytes alive, in one stop.
 fn live(live: u64) -> Cycle {
     Cycle {
         live,
@@ -82,7 +82,7 @@ fn what_was_born_counts_as_far_as_the_heap_grows() {
     let mut pacer = Pacer::new(HUNDRED, true, 2);
     pacer.ended(&live(100 * MIB));
     assert_eq!(pacer.ended(&cycle).goal, 200 * MIB);
-    // One that only builds: all that was allocated since is alive.
+    // A program that only builds: all that was allocated since is alive.
     let mut pacer = Pacer::new(HUNDRED, true, 2);
     pacer.ended(&live(50 * MIB));
     let cycle = Cycle {
@@ -99,7 +99,7 @@ fn what_became_old_is_no_reason_to_grow() {
         immutable: 100 * MIB,
         ..live(100 * MIB)
     };
-    // Of 100 MiB that a young cycle had, 10 are alive and old now.
+    // Of 100 MiB of young cells, 10 MiB are alive and old now.
     let young = |live_bytes: u64| Cycle {
         young: true,
         begin: 200 * MIB,
@@ -122,15 +122,14 @@ fn what_became_old_is_no_reason_to_grow() {
             "{old}: {plan:?}"
         );
     }
-    // Half of the room is gone: all cells are looked at. There is room for that, whatever is
-    // left.
+    // Half of the room is gone: a whole cycle follows. It has room, whatever is left.
     for old in [151, 199, 230] {
         let plan = pacer.clone().ended(&young(old * MIB));
         assert!(!plan.young, "{old}: {plan:?}");
         assert_eq!(plan.goal, (200 * MIB).max((old + 25) * MIB));
     }
-    // What lives for good is counted from one whole cycle to the next, so most of what was old
-    // is not taken for growth.
+    // Growth is counted from one whole cycle to the next, so most cells that became old are not
+    // taken for growth.
     pacer.ended(&young(160 * MIB));
     assert_eq!(pacer.ended(&whole).goal, 200 * MIB);
 }
@@ -179,7 +178,7 @@ fn limits_lower_the_goal() {
             ),
             120 * MIB
         );
-        // No room: still some way to go.
+        // There is no room below the limit: a distance is left even so.
         assert_eq!(goal(policy, live(128 * MIB)), 128 * MIB + LEAST_GROWTH);
     }
 }
@@ -198,7 +197,7 @@ fn a_limit_that_is_passed_in_vain_gives_way_and_is_kept_again_when_it_can_be() {
         assert_eq!(plan.goal, 160 * MIB + distance);
         assert!(plan.over_limit);
     }
-    // One that was asked for says nothing, and is no step.
+    // A forced cycle says nothing, and is no step.
     let mut other = Pacer::new(policy, true, 2);
     for _ in 0..10 {
         let forced = Cycle {
@@ -207,7 +206,7 @@ fn a_limit_that_is_passed_in_vain_gives_way_and_is_kept_again_when_it_can_be() {
         };
         assert_eq!(other.ended(&forced).goal, 160 * MIB + LEAST_GROWTH);
     }
-    // It was the program's peak.
+    // The program's peak is over.
     let plan = pacer.ended(&live(90 * MIB));
     assert!(plan.goal == 99 * MIB && !plan.over_limit);
     assert_eq!(pacer.ended(&above).goal, 160 * MIB + LEAST_GROWTH);

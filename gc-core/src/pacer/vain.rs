@@ -1,30 +1,31 @@
 //! Keeps allocations that fail at a hard limit from collecting again and again.
 //!
-//! A request that finds no room collects, since the program may have dropped something. Otherwise
-//! the collection is in vain, and so is that of the next request: a program that goes on after
-//! [`AllocError`](crate::AllocError) would only collect. So each collection for room takes a token
-//! of a few, and a request that then finds room gives all of them back. Where no token is left,
-//! requests fail at once. Tokens come back with time, so that a later collection finds what the
-//! program has dropped: collecting in vain takes a tenth of the time at most, and happens twenty
-//! times a second at most.
+//! A request that finds no room collects, since the program may have dropped cells. If the
+//! collection frees none, it is in vain, and so is that of the next request: a program that goes on
+//! after [`AllocError`](crate::AllocError) would only collect. So each collection for room takes a
+//! token, and a request that then finds room gives all tokens back. While no token is left,
+//! requests fail at once. Tokens come back with time, so that a later collection finds the cells
+//! that the program has dropped. So collecting in vain takes at most a tenth of the time, and
+//! happens at most twenty times a second.
 
-/// Tokens, and how they come back. Times in nanoseconds.
+/// The tokens of a heap. Times in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vain {
     tokens: u32,
-    /// When the last one came back, or the first was taken.
+    /// The time when the last token came back, or the first was taken.
     since: u64,
-    /// How long one takes to come back.
+    /// The time that a token takes to come back.
     interval: u64,
-    /// The last collection that took one: several threads may have waited for it.
+    /// The number of the last collection that took a token. Several threads may have waited for it,
+    /// and only one token is taken.
     last: u64,
 }
 
-/// Four requests that fail.
+/// The most tokens: enough for four requests that fail.
 const MOST: u32 = 12;
 
-/// A token takes so many times as long to come back as a collection takes, and at least so many
-/// nanoseconds.
+/// The time that a token takes to come back: this many times the last collection's time, and at
+/// least this many nanoseconds.
 const PART: u64 = 10;
 const LEAST: u64 = 50_000_000;
 
@@ -51,7 +52,7 @@ impl Vain {
         self.tokens != 0
     }
 
-    /// Collection `number` was for room, and took so long.
+    /// Collection `number`, which was for room, took `took` nanoseconds: takes a token.
     pub(crate) fn collected(&mut self, now: u64, number: u64, took: u64) {
         if number <= self.last {
             return;
@@ -64,7 +65,7 @@ impl Vain {
         self.interval = took.saturating_mul(PART).max(LEAST);
     }
 
-    /// There was room afterwards.
+    /// The request found room after a collection: gives all tokens back.
     pub(crate) fn found_room(&mut self) {
         self.tokens = MOST;
     }
@@ -76,8 +77,8 @@ mod tests {
 
     const MS: u64 = 1_000_000;
 
-    /// Collections within so many milliseconds of a program that asks each of them, where each
-    /// takes `took`.
+    /// The number of collections in `ms` milliseconds of a program that always asks, if each takes
+    /// `took` nanoseconds.
     fn collections(vain: &mut Vain, from: u64, ms: u64, took: u64) -> u64 {
         let mut number = vain.last;
         let before = number;

@@ -1,14 +1,14 @@
-//! Words of the barrier's log: whether one names a cell that is not marked, and marking that cell.
+//! Words of the barrier's log: whether a word names an unmarked cell, and the marking of that cell.
 //!
 //! A log holds words of cells of any kind, and of roots. It does not say how a word is encoded, so
-//! each word is read in all encodings of its heap.
+//! each word is decoded in all encodings of its heap.
 
 use crate::encoding::Encodings;
 use crate::fault::{Fault, planted};
 use crate::heap::{Cell, Space};
 use crate::mark::Marker;
 
-/// Prefetches the mark bits of what a word of the barrier's log names.
+/// Prefetches the mark bits of the cells that a word of the barrier's log may name.
 pub(crate) fn prefetch_logged(space: &Space, encodings: &Encodings, word: usize) {
     for offset in encodings
         .all()
@@ -19,8 +19,8 @@ pub(crate) fn prefetch_logged(space: &Space, encodings: &Encodings, word: usize)
     }
 }
 
-/// Prefetches all else that [`names_unmarked`] will read of a word that names an unmarked cell. Its
-/// mark bits have arrived.
+/// Prefetches the other tables that [`names_unmarked`] reads for a word that names an unmarked
+/// cell. The mark bits have arrived.
 pub(crate) fn prefetch_unmarked(space: &Space, encodings: &Encodings, word: usize) {
     for address in encodings.all().filter_map(|encoding| encoding.decode(word)) {
         if space.contains(address) && !names_marked(space, address) {
@@ -29,14 +29,14 @@ pub(crate) fn prefetch_unmarked(space: &Space, encodings: &Encodings, word: usiz
     }
 }
 
-/// Whether an address names a marked cell by its first granule, as most logged words do: one look
-/// at the heap's tables where [`Space::resolve`] takes three.
+/// Whether an address names a marked cell by its first granule, as most logged words do. This reads
+/// the heap's tables once, and [`Space::resolve`] three times.
 fn names_marked(space: &Space, address: usize) -> bool {
     space.is_marked(address)
 }
 
-/// Marks what one word of the barrier's log names: an edge in an encoding of some kind, or a word
-/// of a conservative cell.
+/// Marks the cells that one word of the barrier's log names: an edge in an encoding of some kind,
+/// or a word of a conservative cell.
 pub(crate) fn logged(space: &Space, encodings: &Encodings, marker: &mut Marker<'_>, word: usize) {
     for address in encodings.all().filter_map(|encoding| encoding.decode(word)) {
         if !names_marked(space, address)
@@ -55,8 +55,8 @@ pub(crate) fn logged(space: &Space, encodings: &Encodings, marker: &mut Marker<'
     }
 }
 
-/// Whether a word of the barrier's log names a cell that is not marked, read in any of the ways in
-/// which [`logged`] reads it.
+/// Whether a word of the barrier's log names an unmarked cell, in any encoding in which [`logged`]
+/// decodes it.
 pub(crate) fn names_unmarked(space: &Space, encodings: &Encodings, word: usize) -> bool {
     let unmarked = |cell: Cell| !space.is_marked(cell.base);
     let exact = encodings

@@ -1,10 +1,10 @@
-//! Roots: the collector turns what stacks, root ranges, handles and the embedder's callbacks hold
-//! into marked cells.
+//! Roots: the collector scans stacks, root ranges, handles and the words of the embedder's
+//! callbacks, and marks the cells that they name.
 //!
-//! The scan believes no root. A word of a stack, a stale slot beyond an interpreter's top, a handle
-//! that an unattached thread has just freed: the scan looks each up in the heap's tables, and a
-//! word that names no allocated cell marks nothing. That costs a few loads a word, and a wrong root
-//! keeps too much at worst.
+//! The scan trusts no root. It looks up each word in the heap's tables, whether it comes from a
+//! stack, from a stale slot beyond an interpreter's top, or from a handle that an unattached thread
+//! has just freed. A word that names no allocated cell marks nothing. A look-up costs a few loads,
+//! and a wrong root keeps too much at worst.
 //!
 //! # The collector scans
 //! The collector scans one stack after the other, once all threads are stopped. Threads that scan
@@ -15,18 +15,18 @@
 //! # One wait for all look-ups
 //! The heap's tables are in no cache while the heap is marked. A word that may name a cell needs
 //! three lines of them (page, allocated bit, mark bit), and all three follow from the word alone.
-//! So the scanner prefetches them when it meets the word, and the word waits in a ring (`Ring`).
+//! So the scanner prefetches them when it finds the word, and the word waits in a ring (`Ring`).
 //!
 //! # Slots are scanned beside the program
-//! A program may hold roots by the million, so stop 1 looks at none of them. It notes, under the
-//! tables' lock, which slots there are ([`Roots::snapshot`]), and the collector scans these slots
+//! A program may hold roots by the million, so stop 1 scans none of them. It notes, under the
+//! tables' lock, which slots are used ([`Roots::snapshot`]), and the collector scans these slots
 //! piece by piece while mutators run. A thread that frees or changes a slot of the snapshot which
-//! has not been scanned logs what the slot held, under the same lock, as the barrier does with an
-//! edge that is overwritten. A new root needs nothing: what it names was reachable when marking
-//! began, or was allocated black. So a copy needs nothing either; if its source is freed before the
-//! scan, the source is logged.
+//! has not been scanned logs the slot's word, under the same lock, as the barrier does with an edge
+//! that is overwritten. A new root needs nothing: its cell was reachable when marking began, or was
+//! allocated black. So a copy needs nothing either; if its source is freed before the scan, the
+//! source is logged.
 //!
-//! The stop scans ranges and callbacks: what they name changes at any instruction, without a
+//! The stop scans ranges and callbacks, since their words change at any instruction, without a
 //! barrier.
 //!
 //! # Who may change the tables

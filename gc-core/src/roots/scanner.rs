@@ -19,7 +19,7 @@ use crate::verify::{Source, Verify};
 pub(crate) struct Scanned {
     /// Frames, as the walker counts them.
     pub(crate) frames: WalkStats,
-    /// Words that may be anything.
+    /// Words without a known meaning.
     pub(crate) conservative_words: u64,
     /// Words of slots that a map, a range or a table names.
     pub(crate) exact_words: u64,
@@ -30,7 +30,7 @@ pub(crate) struct Scanned {
 }
 
 impl Scanned {
-    /// The size of what was scanned: what the pacer counts as roots.
+    /// Bytes of the scanned words, which the pacer counts as roots.
     pub(crate) fn bytes(&self) -> u64 {
         (self.conservative_words + self.exact_words) * size_of::<usize>() as u64
     }
@@ -46,24 +46,24 @@ impl core::ops::AddAssign for Scanned {
     }
 }
 
-/// Words that wait for their lines of the heap's tables.
+/// The most words that wait for their lines of the heap's tables.
 const WAITING: usize = 32;
 
-/// Marks what roots hold. A word may wait in a ring until the scanner ends.
+/// Marks the cells that roots name. A word may wait in a ring until the scanner ends.
 pub(crate) struct Scanner<'a, 'm> {
     space: &'a Space,
     encodings: &'a Encodings,
     marker: &'a mut Marker<'m>,
-    /// Addresses that words decode to, whose lines of the heap's tables are prefetched: of exact
-    /// words, and of words that may be anything.
+    /// Addresses that words decode to, whose lines of the heap's tables are prefetched: those of
+    /// exact words, and those of conservative words.
     exact: Ring<WAITING>,
     any: Ring<WAITING>,
     verify: Option<&'m Verify>,
-    /// Addresses of all pages that were ever in use. Nothing beyond them names a cell. A look there
-    /// would touch a page of the heap's tables for the first time: a page fault in the stop, for a
-    /// word that happens to look like an address of the large reserve.
+    /// Addresses of all pages that were ever in use. No word beyond them names a cell. To look up
+    /// such a word would touch a page of the heap's tables for the first time: a page fault in the
+    /// stop, for a word that happens to look like an address of the large reserve.
     used: Range<usize>,
-    /// The only conservative encoding is RAW: then one compare rules nearly every word out.
+    /// Whether the only conservative encoding is RAW: then one compare rules nearly every word out.
     plain: bool,
     pub(crate) scanned: Scanned,
 }
@@ -93,7 +93,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.space
     }
 
-    /// The words that follow come from `source`.
+    /// Notes that the words that follow come from `source`.
     pub(crate) fn source(&mut self, source: Source) {
         if let Some(verify) = self.verify {
             self.settle();
@@ -101,7 +101,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// Marks what waits in the rings.
+    /// Marks the cells of the words that wait in the rings.
     fn settle(&mut self) {
         while let Some(address) = self.exact.pop() {
             self.name(address);
@@ -111,26 +111,26 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// Marks what waits in the rings, and returns the counts.
+    /// Marks the cells of the words that wait in the rings, and returns the counts.
     pub(crate) fn finish(mut self) -> Scanned {
         self.settle();
         self.scanned
     }
 
-    /// An address that names a cell, if it does.
+    /// Marks the cell that an exact word's address names, if it names one.
     fn name(&mut self, address: usize) {
         if let Some(cell) = self.space.resolve(address) {
             self.scanned.exact_marked += u64::from(self.marker.cell(cell));
         }
     }
 
-    /// An address that may name a cell.
+    /// Marks the cell that a conservative word's address names, if it names one.
     fn may_name(&mut self, address: usize) {
         self.scanned.conservative_marked += u64::from(self.marker.interior(address));
     }
 
-    /// Ranges and callbacks. The world is stopped, so a thread that holds the tables' lock is no
-    /// mutator, and soon done.
+    /// Scans ranges and callbacks. The world is stopped, so a thread that holds the tables' lock is
+    /// no mutator, and soon releases it.
     pub(crate) fn tables(&mut self, roots: &Roots) {
         let mut tables = roots.lock();
         let mut from = 0;
@@ -163,7 +163,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         is_used && self.space.prefetch_cell(address)
     }
 
-    /// One exact word.
+    /// Scans one exact word.
     pub(crate) fn word(&mut self, word: usize, encoding: Encoding) {
         self.scanned.exact_words += 1;
         let Some(address) = encoding.decode(word) else {
@@ -178,8 +178,9 @@ impl<'a, 'm> Scanner<'a, 'm> {
         }
     }
 
-    /// A word of a slot whose code another heap has registered, or none: its number says nothing
-    /// here. A word that leads to a cell of this heap is encoded as this heap's edges are.
+    /// Scans a word of a slot whose code another heap has registered, or no heap: the encoding's
+    /// number has no meaning here. A word that leads to a cell of this heap has an encoding of this
+    /// heap.
     #[cold]
     fn foreign_word(&mut self, word: usize) {
         let encodings = self.encodings;
@@ -189,7 +190,7 @@ impl<'a, 'm> Scanner<'a, 'm> {
         self.any_word(word);
     }
 
-    /// A word that may be anything.
+    /// Scans one conservative word.
     fn any_word(&mut self, word: usize) {
         let space = self.space;
         for encoding in space.encodings() {
@@ -219,9 +220,9 @@ impl RootSink for Scanner<'_, '_> {
             false => (0, usize::MAX),
         };
         for at in words.step_by(size_of::<usize>()) {
-            // SAFETY: the walker hands out ranges of a stopped thread's stack and register file,
-            // which stay mapped while it is stopped. Volatile: the words may be the spilled state
-            // of any code, initialised or not.
+            // SAFETY: the walker passes ranges of a stopped thread's stack and register file, which
+            // stay mapped while it is stopped. Volatile: any code may have left its words there,
+            // initialised or not.
             let word = unsafe { (at as *const usize).read_volatile() };
             if word.wrapping_sub(base) <= last {
                 self.any_word(word);
@@ -243,7 +244,7 @@ impl RootSink for Scanner<'_, '_> {
     }
 }
 
-/// Ignores what a walk finds: see `stacks.rs`.
+/// Ignores the words that a walk finds: see `stacks.rs`.
 pub(crate) struct Unscanned;
 
 impl RootSink for Unscanned {

@@ -18,10 +18,10 @@ pub(crate) struct Roots {
     tables: Mutex<Tables>,
 }
 
-/// Everything here is in mapped memory: mutators change it inside `no_preempt`, where malloc may
-/// not be called.
+/// The tables behind the lock. All of them are in mapped memory: mutators change them inside
+/// `no_preempt`, where malloc may not be called.
 pub(crate) struct Tables {
-    /// Which slots are used.
+    /// The slots that are used.
     used: Places,
     /// Slots of the snapshot that have not been scanned.
     unscanned: Range<usize>,
@@ -29,8 +29,8 @@ pub(crate) struct Tables {
     pub(super) callbacks: Slab<Callback>,
 }
 
-/// The most root ranges of a heap: one or two a mutator. A heap of few addresses has one for each
-/// of so many handles.
+/// The most root ranges of a heap: one or two a mutator. A heap of few addresses has one range for
+/// this many handles.
 const MAX_RANGES: usize = 1 << 20;
 const HANDLES_A_RANGE: usize = 16;
 /// The most root callbacks of a heap, in the same way.
@@ -46,11 +46,11 @@ pub(crate) struct RangeRoot {
     pub(crate) base: *const usize,
     pub(crate) limit: *const AtomicUsize,
     pub(crate) encoding: Encoding,
-    /// The limit at registration. Only a planted fault looks at it.
+    /// The limit at registration. Only a planted fault uses it.
     pub(super) cached: usize,
 }
 
-// SAFETY: the pointers are followed by the collector while the world is stopped, as
+// SAFETY: only the collector follows the pointers, while the world is stopped, as
 // `Mutator::root_range` demands.
 unsafe impl Send for RangeRoot {}
 
@@ -82,16 +82,17 @@ impl Roots {
         })
     }
 
-    /// The tables, for a change: inside `no_preempt`, or by a thread that is no mutator.
+    /// Locks the tables, to read or change them: inside `no_preempt`, or by a thread that is no
+    /// mutator.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock()
     }
 
-    /// By the collector, before the stop that scans them: brings the ranges into its processor's
-    /// cache. It uses nothing of what it reads.
+    /// By the collector, before the stop that scans them: brings the ranges into the cache of its
+    /// processor, and does not use their contents.
     pub(crate) fn rehearse(&self) {
-        /// Ranges that are worth it: a line takes a tenth of a microsecond to arrive, and a stop
-        /// takes 16 us at least.
+        /// The most ranges that are read: a cache line takes a tenth of a microsecond to arrive,
+        /// and a stop takes more than a hundred times as long.
         const MOST: usize = 64;
         let mut tables = self.lock();
         let mut from = 0;
@@ -104,8 +105,8 @@ impl Roots {
         }
     }
 
-    /// A handle on the cell at `address` (or on nothing: zero). `None`: there are as many as there
-    /// can be. Protected as [`Roots::lock`].
+    /// Makes a handle on the cell at `address` (or on nothing: zero). `None`: the table is full.
+    /// Protected as [`Roots::lock`].
     pub(crate) fn add(&self, address: usize) -> Option<usize> {
         self.add_locked(&mut self.lock(), address)
     }
@@ -116,21 +117,22 @@ impl Roots {
             tables.used.give(slot);
             return None;
         }
-        // Relaxed: the lock orders the slots' use; a handle's own readers have it from its maker.
+        // Relaxed: the lock orders the slots' use, and a thread that reads the handle got it from
+        // its maker.
         self.slots[slot].store(address, Ordering::Relaxed);
         Some(slot)
     }
 
-    /// A second handle on what `slot` holds.
+    /// Makes a second handle on the cell that `slot` names.
     pub(crate) fn copy(&self, slot: usize) -> Option<usize> {
-        // Read under the lock: between a look and the lock, another thread could change the slot
-        // and a collection free the cell.
+        // Read under the lock: between a read before it and the lock, another thread could change
+        // the slot and a collection free the cell.
         let mut tables = self.lock();
         self.add_locked(&mut tables, self.get(slot))
     }
 
-    /// Frees a handle, or lets it hold something else. Calls `log`, under the lock, with what it
-    /// held if the slot is still to be scanned. Protected as [`Roots::lock`].
+    /// Frees a handle, or lets it name another cell. If the slot is still to be scanned, calls
+    /// `log` with its old word, under the lock. Protected as [`Roots::lock`].
     pub(crate) fn change(&self, slot: usize, to: Option<usize>, log: impl FnOnce(usize)) {
         let mut tables = self.lock();
         if tables.unscanned.contains(&slot) {
@@ -148,19 +150,20 @@ impl Roots {
         }
     }
 
-    /// What a handle holds.
+    /// The word of a handle: a cell's address, or zero.
     #[inline]
     pub(crate) fn get(&self, slot: usize) -> usize {
-        // Acquire pairs with the Release of `change`: a thread that finds the cell here sees its
-        // content.
+        // Acquire pairs with the Release of `change`: a thread that gets the cell here sees its
+        // contents.
         self.slots[slot].load(Ordering::Acquire)
     }
 
-    /// In stop 1: the slots that are used now are to be scanned; returns their number. `grows`: so
-    /// are slots that are used later, until [`end_snapshot`](Self::end_snapshot).
+    /// In stop 1: notes that the slots that are used now are to be scanned, and returns their
+    /// number. `grows`: so are slots that are used later, until
+    /// [`end_snapshot`](Self::end_snapshot).
     ///
-    /// It grows where stacks are still to be scanned: code inside `blocking` may make a root of
-    /// what a variable of its caller names, and clear the variable.
+    /// The snapshot grows while stacks are still to be scanned: code inside `blocking` may make a
+    /// root of a cell that a variable of its caller names, and clear the variable.
     pub(crate) fn snapshot(&self, grows: bool) -> usize {
         let mut tables = self.lock();
         let end = if grows { usize::MAX } else { tables.used.end() };
@@ -169,20 +172,20 @@ impl Roots {
     }
 
     /// All stacks have been scanned: slots beyond the last one that is used now need no scan.
-    /// Before the first piece.
+    /// Called before the first piece.
     pub(crate) fn end_snapshot(&self) {
         let mut tables = self.lock();
         tables.unscanned.end = tables.unscanned.end.min(tables.used.end());
     }
 
-    /// Nothing is to be scanned: in the child of a fork.
+    /// Notes that no slot is to be scanned: in the child of a fork.
     pub(crate) fn forget_snapshot(&self) {
         self.lock().unscanned = 0..0;
     }
 
-    /// Calls `f` with what some more slots of the snapshot hold; `false`: there are no more.
+    /// Calls `f` with the words of some more slots of the snapshot; `false`: there are no more.
     pub(crate) fn scan_piece(&self, mut f: impl FnMut(usize)) -> bool {
-        /// Slots under one lock: some microseconds.
+        /// Slots that are scanned under one lock: some microseconds.
         const PIECE: usize = 1024;
         let mut tables = self.lock();
         let Range { start, end } = tables.unscanned.clone();
@@ -200,7 +203,7 @@ impl Roots {
         true
     }
 
-    /// Calls `f` with each root of the snapshot. In the stop.
+    /// Calls `f` with the word of each slot. In the stop.
     pub(crate) fn for_each(&self, mut f: impl FnMut(usize)) {
         let tables = self.lock();
         let mut from = 0;
@@ -210,8 +213,7 @@ impl Roots {
         }
     }
 
-    /// Returns the memory that a peak of roots, ranges and callbacks has left to the system.
-    /// Outside of stops.
+    /// Returns the memory of the tables that a peak has left to the system. Outside of stops.
     pub(crate) fn trim(&self) {
         let mut from = Some(0);
         while let Some(at) = from {
@@ -249,13 +251,14 @@ impl Tables {
         self.ranges.take(at);
     }
 
-    /// Returns the callback, to be dropped outside of the lock, if there are as many as there can
-    /// be.
+    /// Adds a callback. If the table is full, it returns the callback, to be dropped outside of the
+    /// lock.
     pub(crate) fn add_callback(&mut self, callback: Callback) -> Result<usize, Callback> {
         self.callbacks.add(callback)
     }
 
-    /// The callback, to be dropped outside of the lock: its drop is the embedder's code.
+    /// Removes a callback and returns it, to be dropped outside of the lock: its drop is the
+    /// embedder's code.
     #[must_use]
     pub(crate) fn take_callback(&mut self, at: usize) -> Option<Callback> {
         self.callbacks.take(at)

@@ -82,7 +82,7 @@ fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
     assert_eq!(unmarked, [2500, 2501]);
 }
 
-/// Is the memory of the page table mapped in that says what this page holds?
+/// Is the memory of the page table mapped in that holds the word of this page?
 fn is_known(space: &Space, page: usize) -> bool {
     let word = core::ptr::from_ref(space.page_table().word(page)) as usize;
     let mut resident = 0u8;
@@ -125,7 +125,7 @@ fn a_slot_of_another_heaps_code_is_read_in_this_heaps_encodings() {
     let boxed = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
     let (own, other) = (Encodings::new().unwrap(), Encodings::new().unwrap());
     let number = own.number(boxed).unwrap();
-    // The other heap has the number that follows RAW's for another encoding.
+    // The other heap has another encoding at the number that follows RAW's.
     let foreign = other.number(Encoding::low_bits(3)).unwrap();
     let space = &toy.space;
     space.begin_marking();

@@ -1,4 +1,4 @@
-//! What a heap has done so far, in numbers: totals, the last collection, and how long stops took.
+//! The figures of a heap: totals, the last collection, and the times of stops.
 
 use core::fmt;
 use core::time::Duration;
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use gc_preempt::StopReport;
 
-/// A heap's figures, as [`Heap::stats`](crate::Heap::stats) gives them. All figures of `last` are
-/// of one collection.
+/// The figures of a heap, as [`Heap::stats`](crate::Heap::stats) returns them. All figures of
+/// [`last`](Self::last) are of one collection.
 ///
 /// ```
 /// # fn main() -> Result<(), gc_core::BuildError> {
@@ -24,119 +24,120 @@ use gc_preempt::StopReport;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct HeapStats {
-    /// Collections that have come to their end.
+    /// The number of collections that have ended.
     pub collections: u64,
-    /// Of these, young ones.
+    /// The number of young collections among them.
     pub young_collections: u64,
-    /// The sweep is not finished: the collector and mutators that allocate still look for what the
-    /// last collection freed. In the child of a fork it may be so until the child's first
-    /// collection.
+    /// Whether the sweep is unfinished: the collector and mutators that allocate are still finding
+    /// the cells that the last collection freed. In the child of a fork it may stay unfinished
+    /// until the child's first collection.
     pub sweeping: bool,
-    /// Bytes of spans and large objects in use, now: what the hard limit counts.
+    /// Bytes of spans and large objects in use now. The hard limit bounds them.
     pub used_bytes: u64,
     /// Bytes of the address range that were ever in use.
     pub high_water_bytes: u64,
-    /// Bytes of the heap's tables: mark and allocation bits, page words, records of spans, sites.
+    /// Bytes of the heap's tables: bitmaps, page words, records of spans, sites.
     pub metadata_bytes: u64,
     /// The most bytes that the mark queue has had.
     pub queue_peak_bytes: u64,
-    /// Bytes handed out to mutators (in runs and large objects) since the last collection.
+    /// Bytes that mutators were given (in runs and large objects) since the last collection.
     pub allocated_since: u64,
-    /// Bytes handed out since the heap was built.
+    /// Bytes that mutators were given since the heap was built.
     pub allocated_total: u64,
-    /// Memory outside of the heap that cells keep, as reported, in bytes.
+    /// Bytes of memory outside of the heap that cells keep, as reported.
     pub external_bytes: u64,
     /// The bytes (live, external and newly allocated) at which the next collection begins.
     pub trigger_bytes: u64,
-    /// The bytes at which it is meant to have come to its end.
+    /// The bytes (live, external and newly allocated) at which the next collection should end.
     pub goal_bytes: u64,
-    /// Finalizable cells that died and wait to be drained.
+    /// The number of dead finalizable cells that wait to be drained.
     pub finalizers_waiting: u64,
-    /// Cells freed by all collections.
+    /// The number of cells that all collections have freed.
     pub cells_freed: u64,
-    /// Time stopped by all collections.
+    /// The sum of the pauses of all collections.
     pub pause_total: Duration,
-    /// Processor time of the collector's threads, in all collections.
+    /// Processor time of the collector's threads in all collections.
     pub collector_cpu_total: Duration,
-    /// Time that mutators have spent in assists.
+    /// Time that mutators have spent in assists in all collections.
     pub assist_total: Duration,
-    /// How long all stops of all collections took.
+    /// The times of all stops of all collections.
     pub stops: Arc<StopTimes>,
-    /// The last collection.
+    /// The figures of the last collection.
     pub last: CollectionStats,
 }
 
-/// One collection's figures.
+/// The figures of one collection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CollectionStats {
     /// The collection's number; the first has 1.
     pub number: u64,
-    /// It was a young collection, which took old cells for alive: see
+    /// Whether it was a young collection, which takes old cells for alive: see
     /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
     pub young: bool,
-    /// When it came to its end, counted from when the heap was built.
+    /// The time of its end, since the heap was built.
     pub ended_at: Duration,
-    /// From the end of the collection before (or the heap's beginning) to the end of this one.
+    /// The time from the end of the collection before (or from the building of the heap) to its
+    /// end.
     pub interval: Duration,
-    /// From the stop's request until the last mutator stood; of several stops, the longest.
+    /// The time from a stop's request until the last mutator was stopped; of several stops, the
+    /// longest.
     pub time_to_stop: Duration,
-    /// From the stop's request until the resume was published; of several stops, the longest.
+    /// The time from a stop's request until the resume was published; of several stops, the
+    /// longest.
     pub pause: Duration,
-    /// How often it stopped the world: once for a small heap, twice as a rule, more often where
-    /// much was left to mark.
+    /// The number of its stops: one for a small heap, two as a rule, more if much was left to mark.
     pub stops: u32,
-    /// All its pauses together.
+    /// The sum of its pauses.
     pub pause_sum: Duration,
-    /// Of the first pause: looking at stacks, ranges, handles and callbacks.
+    /// The part of the first pause that scanned stacks, ranges, handles and callbacks.
     pub scan: Duration,
-    /// From the first marked cell to the last: beside the mutators, and in stops.
+    /// The time from the first marked cell to the last, beside the mutators and in stops.
     pub mark: Duration,
-    /// Of [`mark`](Self::mark): while mutators ran.
+    /// The part of [`mark`](Self::mark) in which mutators ran.
     pub mark_concurrent: Duration,
-    /// Threads that marked, with the collector's own, without mutators.
+    /// The number of the collector's threads that marked.
     pub markers: u32,
-    /// Processor time of the collector's threads in [`interval`](Self::interval), sweeping
-    /// included.
+    /// Processor time of the collector's threads in [`interval`](Self::interval), with sweeping.
     pub collector_cpu: Duration,
     /// Time that mutators spent in assists.
     pub assist: Duration,
     /// Cells that mutators marked in assists.
     pub assist_cells: u64,
-    /// Cells that were marked at the end while the world stood: what logs held back, and all of a
-    /// heap that is marked in one stop.
+    /// Cells that were marked in stops at the end: what logs held back, and all cells of a heap
+    /// that is marked in one stop.
     pub cells_in_stops: u64,
-    /// Weak words, registered cells and dead cells that the collector looked at while the world
-    /// stood. Where there are more than some hundred, it looks at most of them beside the mutators.
+    /// Weak words, registered cells and dead cells that the collector looked at in stops. If there
+    /// are more than some hundred, it looks at most of them beside the mutators.
     pub looked_in_stops: u64,
     /// Sites that stops looked at, counted once for each mutator with a run of the site. A mutator
     /// that allocates or waits returns runs that it has not refilled in the last two collections; a
     /// mutator that does neither keeps them.
     pub sites_in_stops: u64,
-    /// Processors that this process may use.
+    /// The number of processors that this process may use.
     pub cores: u32,
     /// The bytes (live, external and newly allocated) at which it was to begin.
     pub trigger_bytes: u64,
-    /// The bytes at which it was meant to come to its end.
+    /// The bytes (live, external and newly allocated) at which it was to end.
     pub goal_bytes: u64,
-    /// The bytes at which it began.
+    /// The bytes (live, external and newly allocated) at which it began.
     pub begin_bytes: u64,
-    /// The bytes at which it ended: the heap's peak.
+    /// The bytes (live, external and newly allocated) at which it ended: the heap's peak.
     pub end_bytes: u64,
-    /// What it found alive leaves no room below the soft
-    /// [`memory_limit`](crate::HeapBuilder::memory_limit), or collecting took too much time there:
-    /// until the next collection the heap may pass the limit.
+    /// Whether the heap may pass the soft [`memory_limit`](crate::HeapBuilder::memory_limit) until
+    /// the next collection: its live cells leave no room below the limit, or collecting there took
+    /// too much time.
     pub over_memory_limit: bool,
-    /// Mutators that the first stop stopped, or found in `blocking`.
+    /// The number of mutators that the first stop stopped, or found in `blocking`.
     pub mutators: u32,
-    /// Of these, stopped by a signal.
+    /// The number of these that a signal stopped.
     pub signalled: u32,
-    /// Of these, found in `blocking`.
+    /// The number of these that were in `blocking`.
     pub held: u32,
-    /// Besides them, mutators that had been in `blocking` for two collections or more: no stop
-    /// looks at them.
+    /// The number of further mutators that had been in `blocking` for two collections or more:
+    /// stops pass over them.
     pub aside: u32,
-    /// Times a mutator was met where it must not be stopped.
+    /// The number of times that a stop found a mutator where it must not be stopped.
     pub deferrals: u32,
     /// Stops that were requested while a mutator assisted: they waited until its cells were in the
     /// queue.
@@ -145,34 +146,35 @@ pub struct CollectionStats {
     pub frames_precise: u32,
     /// Frames that were scanned word by word.
     pub frames_conservative: u32,
-    /// Of those, managed frames at a return address that no stack map names.
+    /// The number of these that were managed frames at a return address that no stack map names.
     pub unknown_sites: u32,
-    /// Words that may have been anything and were looked up.
+    /// Words without a known meaning that were looked up.
     pub conservative_words: u64,
     /// Words that a stack map, a range, a handle or a callback named.
     pub exact_words: u64,
-    /// Cells that a conservative word reached first.
+    /// Cells that a conservative word was the first to reach.
     pub conservative_marked: u64,
-    /// Cells that an exact root reached first.
+    /// Cells that an exact root was the first to reach.
     pub exact_marked: u64,
-    /// Cells alive after it. The unallocated rests of mutators' runs do not count, except those of
-    /// runs that were handed out while it marked: the collector does not know how far such a run
-    /// was used.
+    /// Cells alive after it. The tails of mutators' runs do not count, except the tails of runs
+    /// that mutators were given while it marked, since the collector cannot tell them from
+    /// allocated cells.
     pub cells_live: u64,
-    /// Their bytes.
+    /// Bytes of these cells.
     pub bytes_live: u64,
-    /// Of these, bytes handed out while it marked, which it keeps without a look.
+    /// Bytes of these cells that mutators were given while it marked: it keeps them without marking
+    /// through them.
     pub bytes_born: u64,
-    /// Cells freed.
+    /// Cells that it freed.
     pub cells_freed: u64,
-    /// Weak words cleared.
+    /// Weak words that it cleared.
     pub weak_cleared: u64,
-    /// Finalizable cells that died.
+    /// Finalizable cells that it found dead.
     pub finalizable: u64,
 }
 
 impl CollectionStats {
-    /// Enters one of its stops.
+    /// Enters one of the collection's stops.
     pub(crate) fn stopped(&mut self, report: &StopReport) {
         if self.stops == 0 {
             self.mutators = report.mutators;
@@ -186,8 +188,8 @@ impl CollectionStats {
         self.pause_sum += report.pause;
     }
 
-    /// What collecting took of all processors over [`interval`](Self::interval), assists included:
-    /// 0 to 1.
+    /// Returns the part of all processors that collecting took over [`interval`](Self::interval),
+    /// with assists: 0 to 1.
     pub fn cpu_share(&self) -> f64 {
         share(self.collector_cpu + self.assist, self.interval, self.cores)
     }
@@ -202,13 +204,13 @@ fn share(busy: Duration, wall: Duration, cores: u32) -> f64 {
     }
 }
 
-/// How long stops took, in nanoseconds, each histogram to two significant digits.
+/// The times of a heap's stops, in nanoseconds.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct StopTimes {
-    /// From the request until the last mutator stood.
+    /// Times from a stop's request until its last mutator was stopped.
     pub time_to_stop: Times,
-    /// From the request until the resume was published.
+    /// Times from a stop's request until its resume was published.
     pub pause: Times,
 }
 
@@ -217,38 +219,40 @@ pub struct StopTimes {
 pub struct Times(hdrhistogram::Histogram<u64>);
 
 impl Times {
-    /// How many times there are.
+    /// Returns the number of times.
     pub fn len(&self) -> u64 {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there are no times.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The shortest, in nanoseconds; 0 if there is none.
+    /// Returns the shortest time in nanoseconds; 0 if there is none.
     pub fn min(&self) -> u64 {
         self.0.min()
     }
 
-    /// The longest, in nanoseconds; 0 if there is none.
+    /// Returns the longest time in nanoseconds; 0 if there is none.
     pub fn max(&self) -> u64 {
         self.0.max()
     }
 
-    /// The time in nanoseconds that this part of all times do not exceed: 0.5 gives the median.
+    /// Returns the time in nanoseconds that the part `quantile` of all times does not exceed: 0.5
+    /// gives the median.
     pub fn value_at_quantile(&self, quantile: f64) -> u64 {
         self.0.value_at_quantile(quantile)
     }
 }
 
-/// A longer time is entered as this: then something is broken, and the watchdog has said so.
+/// The longest time that is entered as it is. A longer stop means a fault, which the watchdog has
+/// reported.
 const LONGEST: Duration = Duration::from_secs(100);
 
 impl Default for StopTimes {
     fn default() -> Self {
-        // 64 ns is about the clock's precision. Some 25 KiB.
+        // 64 ns is about the clock's precision. A histogram takes some 25 KiB.
         let empty = || {
             let bounds = hdrhistogram::Histogram::new_with_bounds(64, LONGEST.as_nanos() as u64, 2);
             Times(bounds.expect("the bounds are a factor of two apart, and two digits are few"))
@@ -261,7 +265,8 @@ impl Default for StopTimes {
 }
 
 impl StopTimes {
-    /// Calls no malloc: the histograms have all their counts from the beginning.
+    /// Enters one stop. Calls no malloc, since the histograms have all their counts from the
+    /// beginning.
     pub(super) fn record(&mut self, time_to_stop: Duration, pause: Duration) {
         let nanos = |d: Duration| d.min(LONGEST).as_nanos() as u64;
         self.time_to_stop.0.saturating_record(nanos(time_to_stop));

@@ -1,4 +1,4 @@
-//! The figures of a heap, as the collector enters them and others read them.
+//! The ledger of a heap's figures: the collector enters them, and any thread reads them.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
@@ -19,16 +19,16 @@ use crate::thread::thread_cpu;
 /// reader still has the present one.
 pub(crate) struct Ledger {
     all: Mutex<HeapStats>,
-    /// When the heap was built.
+    /// The time at which the heap was built.
     built: Instant,
-    /// The processor time of the collector's thread at the end of the last collection, in
-    /// nanoseconds. Only the collector uses it.
+    /// Nanoseconds of processor time of the collector's thread at the end of the last collection.
+    /// Used by the collector alone.
     cpu_before: AtomicU64,
-    /// When that was, in nanoseconds since the heap was built.
+    /// Nanoseconds from the heap's building to that end.
     ended: AtomicU64,
     /// Processors that this process may use.
     cores: u32,
-    /// Print a line a cycle.
+    /// Whether to print a line for each cycle.
     trace: bool,
 }
 
@@ -53,19 +53,19 @@ impl Ledger {
     /// since then, in nanoseconds. By the collector.
     pub(crate) fn since_last(&self) -> (u64, u64) {
         let now = self.built.elapsed().as_nanos() as u64;
-        // Relaxed: the collector's own.
+        // Relaxed: used by the collector alone.
         (
             now.saturating_sub(self.ended.load(Ordering::Relaxed)),
             thread_cpu().saturating_sub(self.cpu_before.load(Ordering::Relaxed)),
         )
     }
 
-    /// Inside `no_preempt`, or by a thread that is no mutator.
+    /// Copies the figures. Inside `no_preempt`, or by a thread that is no mutator.
     pub(crate) fn read(&self) -> HeapStats {
         self.all.lock().clone()
     }
 
-    /// Takes the lock, for the child of a fork.
+    /// Takes the lock, for a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.all.lock()
     }
@@ -96,12 +96,12 @@ impl Ledger {
     }
 
     /// Enters a collection, and prints its line if tracing is on. By the collector, outside of any
-    /// stop. When it ended and what the collector's own thread needed is found here;
-    /// `last.collector_cpu` is what its helpers did.
+    /// stop. The function finds the end time and the processor time of the collector's own thread
+    /// itself. `last.collector_cpu` has the time of the helpers.
     pub(crate) fn enter(&self, mut last: CollectionStats, allocated: u64) {
         let cpu = thread_cpu();
-        // Relaxed, here and below: the collector's own. A forked child's collector is a new thread,
-        // whose clock begins anew.
+        // Relaxed, here and below: used by the collector alone. The collector of a fork's child is
+        // a new thread, whose processor time begins at 0.
         let before = self.cpu_before.swap(cpu, Ordering::Relaxed);
         last.collector_cpu += Duration::from_nanos(cpu.saturating_sub(before));
         last.cores = self.cores;
@@ -189,7 +189,8 @@ mod tests {
         );
         let max = Duration::from_nanos(ledger.read().stops.time_to_stop.max());
         assert!((9000..9200).contains(&max.as_nanos()), "{max:?}");
-        // The copy that both readers gave up is the collector's own again.
+        // When the readers have dropped their copies, the collector uses its histograms again
+        // without a copy.
         drop((first, second));
         let at = Arc::as_ptr(&ledger.read().stops);
         enter(&ledger, 10, 0);

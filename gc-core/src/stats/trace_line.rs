@@ -1,37 +1,40 @@
-//! `URGE_TRACE=1`: a line for each cycle on stderr, made and written without malloc and without a
-//! lock.
+//! `URGE_TRACE=1`: a line for each cycle on stderr (wrapped here), made and written without malloc
+//! and without a lock.
 //!
 //! ```text
-//! urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us collector=23690us cpu=12%
+//! urge: gc=12 kind=whole at=1.234s trigger=12.0M goal=14.2M begin=12.1M end=14.1M live=7.1M
+//!       born=2.0M pauses=115us/2 longest=80us stop=15us mark=4210us beside=4100us assist=310us
+//!       collector=23690us cpu=12%
 //! ```
-//! | field | is |
+//!
+//! | field | meaning |
 //! |---|---|
 //! | `gc` | the cycle's number |
-//! | `kind` | `young`: it took what earlier ones had found alive for alive; `whole`: it did not |
-//! | `at` | when it ended, counted from the heap's beginning |
-//! | `trigger`, `goal` | the bytes in use at which it was to begin, and to have ended |
-//! | `begin`, `end` | those at which it did |
+//! | `kind` | `young`: old cells counted as alive; `whole`: all cells were marked |
+//! | `at` | the time of its end, since the heap was built |
+//! | `trigger`, `goal` | the planned bytes in use at its begin and at its end |
+//! | `begin`, `end` | the bytes in use at its begin and at its end |
 //! | `live` | bytes of its snapshot that it found alive |
-//! | `born` | what was handed out while it marked, and is kept |
-//! | `pauses`, `longest` | how long the world stood in all, and in how many stops; the longest of them |
-//! | `stop` | the longest time until the last mutator stood |
-//! | `mark`, `beside` | how long it marked, and how long of that beside the mutators |
-//! | `assist` | time that mutators spent helping |
-//! | `collector` | processor time of its threads since the cycle before ended |
-//! | `cpu` | what that and assists are of all processors |
-//! | `over-limit` | said where the heap may pass its soft memory limit until the next cycle, since what is alive leaves no room |
+//! | `born` | bytes that mutators were given while it marked, and that it keeps |
+//! | `pauses`, `longest` | the sum and the number of its pauses; the longest of them |
+//! | `stop` | the longest time from a stop's request until the last mutator was stopped |
+//! | `mark`, `beside` | the time of marking, and of that the time beside the mutators |
+//! | `assist` | the time that mutators spent in assists |
+//! | `collector` | processor time of the collector's threads since the cycle before ended |
+//! | `cpu` | the part of all processors that `collector` and `assist` took |
+//! | `over-limit` | present if the heap may pass its soft memory limit until the next cycle |
 //!
-//! A thread that reads its figures in the program uses [`Heap::stats`](crate::Heap::stats) instead.
+//! The program itself reads its figures by [`Heap::stats`](crate::Heap::stats).
 
 use core::fmt::{self, Write};
 use core::time::Duration;
 
 use super::figures::CollectionStats;
 
-/// Room for a line with the longest numbers.
+/// Bytes of a line with the longest numbers.
 const LINE: usize = 512;
 
-/// A line that is made in place.
+/// A line of text in a fixed buffer.
 pub(crate) struct Line {
     text: [u8; LINE],
     len: usize,
@@ -85,7 +88,8 @@ impl Line {
         &self.text[..self.len]
     }
 
-    /// To stderr, past std's lock: a thread that holds the lock may wait for this cycle.
+    /// Writes the line to stderr without std's lock: a thread that holds the lock may wait for this
+    /// cycle.
     pub(crate) fn write(&self) {
         // SAFETY: the buffer is ours. A short write loses the rest.
         let _ = unsafe { libc::write(2, self.bytes().as_ptr().cast(), self.len) };
@@ -101,7 +105,7 @@ impl Write for Line {
     }
 }
 
-/// Bytes, as a person reads them; `none` where there is no bound.
+/// Displays bytes in MiB, and `none` for no bound.
 struct Mebibytes(u64);
 
 impl fmt::Display for Mebibytes {
