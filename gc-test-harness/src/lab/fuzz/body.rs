@@ -1,5 +1,5 @@
-//! The fuzzer's functional half: a heap without threads, words, and what they mark. What a fuzzing
-//! engine runs, too.
+//! Fuzz cases without threads: a heap, words, and the cells that they mark. A fuzzing engine runs
+//! these cases, too.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use super::choices::Choices;
 use super::counts::Counts;
 use super::model::{BOXED, Model, Shape, encodings};
 
-/// A heap and its mutators, all in one thread.
+/// A heap and two local allocators, all in one thread.
 struct Toy {
     space: Space,
     runs: [LocalAllocator; 2],
@@ -32,14 +32,14 @@ impl Toy {
             past_the_end,
             ..SpaceConfig::default()
         };
-        // SAFETY: the toy has one thread, its runs and queue are made for this space, and it gives
-        // nothing to another one.
+        // SAFETY: the toy has one thread, its local allocators and queue are made for this space,
+        // and it gives nothing to another thread.
         let space = unsafe { Space::bare(config) }.map_err(|e| e.to_string())?;
         let queue =
             MarkQueue::new(&space, 64 << (4 * choices.below(2))).map_err(|e| e.to_string())?;
         let weak = WeakWork::new(&space).map_err(|e| e.to_string())?;
         let mut shapes = Vec::new();
-        // Weak words are cleared by the cycle, which is not here.
+        // The collector clears weak words, and a bare space has no collector.
         for shape in Shape::all()
             .into_iter()
             .filter(|s| !matches!(s, Shape::Weak(..)))
@@ -81,7 +81,7 @@ impl Toy {
         }
         let site = space.site(kind, bytes).ok()?;
         loop {
-            // SAFETY: this thread's own runs, of this space.
+            // SAFETY: the local allocator is this thread's own and belongs to this space.
             let cell = unsafe { bump(runs.as_mut_ptr(), site) };
             if !cell.is_null() {
                 return Some(cell as usize);
@@ -92,7 +92,7 @@ impl Toy {
         }
     }
 
-    /// The cells that are handed out, to the program or to its runs.
+    /// Compares the allocated cells and the tails of runs with the model.
     fn check_cells(&self) -> Result<(), String> {
         let mut cells = Vec::new();
         self.space
@@ -100,7 +100,7 @@ impl Toy {
         let mut spare = BTreeSet::new();
         for runs in &self.runs {
             let mut note = |cell| spare.extend([cell]);
-            // SAFETY: this thread's own runs.
+            // SAFETY: the local allocator is this thread's own.
             unsafe { runs.for_each_unallocated(&self.space, &mut note) };
         }
         self.model.check_cells(&cells, &spare)
@@ -135,7 +135,7 @@ impl Toy {
             };
             let at = choices.below(model.objects[&base].size / 8);
             let word = model.content(choices, base, at, others, false);
-            // SAFETY: a word of a living cell, which no other thread knows.
+            // SAFETY: a word of a living cell that no other thread has.
             unsafe { ((base + at * 8) as *mut usize).write(word) };
             model.note(base, at, word);
         }
@@ -165,7 +165,7 @@ impl Toy {
 
         space.begin_marking();
         for runs in runs.iter() {
-            // SAFETY: this thread's own runs.
+            // SAFETY: the local allocator is this thread's own.
             unsafe { runs.blacken_tails(space) };
         }
         let mut marker = Marker::new(space, queue, weak);
@@ -173,7 +173,7 @@ impl Toy {
             marker.conservative(*word);
         }
         for word in &exact {
-            // As the scanner does it with what an embedder says is an edge.
+            // The collector's scanner does the same with an edge that an embedder reports.
             if let Some(cell) = BOXED
                 .decode(*word)
                 .and_then(|address| space.resolve(address))
@@ -209,12 +209,13 @@ impl Toy {
         counts.collections += 1;
         model.collected(&live);
         self.check_cells()?;
-        // SAFETY: what the model lists is allocated, as was checked, and no other thread knows it.
+        // SAFETY: the cells in the model are allocated, as was checked above, and no other thread
+        // has them.
         unsafe { self.model.check_contents() }
     }
 }
 
-/// Runs one input: heaps, what is in them, words, and several collections.
+/// Runs one case: builds heaps, fills them, places words, and collects several times.
 ///
 /// # Errors
 /// The first wrong answer.
@@ -239,7 +240,7 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
     Ok(counts)
 }
 
-/// Runs one input of a fuzzing engine.
+/// Runs one input of a fuzzing engine without threads.
 ///
 /// # Panics
 /// At the first wrong answer.

@@ -1,12 +1,12 @@
-//! Where a fuzzer's decisions come from: the bytes that a fuzzing engine mutates, or a seed.
+//! The source of a fuzzer's decisions: the bytes that a fuzzing engine mutates, or a seed.
 
-/// A source of decisions. One that has run dry decides zero for ever, so every prefix of an input
-/// is an input.
+/// A source of decisions. A source whose bytes are used up decides zero, so every prefix of an
+/// input is an input.
 #[derive(Clone, Debug)]
 pub enum Choices<'a> {
     /// The bytes of an input.
     Bytes(&'a [u8]),
-    /// The state of a generator (SplitMix64, by Steele, Lea and Flood).
+    /// The state of a generator: SplitMix64 by Steele, Lea and Flood.
     Seeded(u64),
 }
 
@@ -31,7 +31,7 @@ impl Choices<'_> {
         out
     }
 
-    /// A number below `n`, which is at least 1.
+    /// A number below `n`. `n` must be at least 1.
     pub fn below(&mut self, n: usize) -> usize {
         if n <= 1 << 8 {
             self.bytes::<1>()[0] as usize % n
@@ -42,7 +42,7 @@ impl Choices<'_> {
         }
     }
 
-    /// True once in `n` times.
+    /// True with a chance of one in `n`.
     pub fn one_in(&mut self, n: usize) -> bool {
         self.below(n) == 1 % n
     }
@@ -52,7 +52,7 @@ impl Choices<'_> {
         u64::from_le_bytes(self.bytes()) as usize
     }
 
-    /// An input that has run dry.
+    /// Whether the bytes of the input are used up.
     pub fn is_spent(&self) -> bool {
         matches!(self, Choices::Bytes([]))
     }

@@ -1,28 +1,28 @@
-//! What the fuzzer's cases report: counts, and what a panic said.
+//! The counts of the fuzzer's cases, and the text of a panic.
 
 use std::any::Any;
 
 use crate::search::counts;
 
 counts! {
-    /// What was done.
+    /// The counts of a case, or of all cases.
     pub struct Counts {
         /// Cases.
         cases,
         /// Cells that were allocated.
         objects,
-        /// Words that were placed somewhere.
+        /// Words that were placed in cells, roots, registers or stacks.
         words,
         /// Collections.
         collections,
-        /// Cells that a collection kept, as it had to.
+        /// Cells that collections kept and had to keep.
         kept,
-        /// Cells that a collection freed, as it had to.
+        /// Cells that collections freed and had to free.
         freed,
     }
 }
 
-/// What a panic said.
+/// The text of a panic.
 pub(super) fn message(panic: &Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

@@ -1,15 +1,16 @@
 //! `gclab fuzz`: arbitrary words in arbitrary places over arbitrary heaps, and an exact model of
-//! what they keep alive.
+//! the cells that they keep alive.
 //!
-//! No reachable cell may be freed. Only allocated cells and runs' tails may be marked. Only the
-//! cells that the words name, and the cells that those reach, may be kept. The words are addresses
-//! of cells, of their interior, one past their ends, tagged, boxed; of free cells, tails of runs
-//! and spans, released memory, the heap's own tables, other heaps, unmapped memory; and any others.
+//! No collection may free a reachable cell. Markers may mark only allocated cells and tails of
+//! runs. A collection may keep only the cells that the words name, and the cells that those reach.
+//! The words are addresses of cells, of their interior, or one past their ends, plain, tagged or
+//! boxed; addresses of free cells, of tails of runs and spans, of memory given back, of the heap's
+//! own tables, of other heaps or of unmapped memory; or any other words.
 //!
-//! Each case is one of three sorts: [`body`] has no threads and takes its decisions from a fuzzing
-//! engine as well, [`threads`] has real threads, stopped and scanned, [`mutate`] has threads that
-//! change their graphs while cycles mark them; a fuzzing engine decides for one of them in
-//! [`operations`].
+//! There are three sorts of cases. A case of [`body`] has no threads. A case of [`threads`] has
+//! real threads, which are stopped and scanned. A case of [`mutate`] has threads that change their
+//! graphs while the collector marks. A fuzzing engine runs cases of `body`, and cases of `mutate`
+//! with one thread ([`operations`]).
 
 pub mod body;
 pub mod choices;
@@ -29,7 +30,7 @@ pub use mutate::operations;
 
 use crate::search::{self, Options};
 
-/// A run without a wrong answer.
+/// The report of a search without a wrong answer.
 pub type Report = search::Report<Counts>;
 
 impl fmt::Display for Report {
@@ -52,9 +53,9 @@ impl fmt::Display for Report {
 /// The first wrong answer.
 #[derive(Clone, Debug)]
 pub struct Wrong {
-    /// The seed that repeats it.
+    /// The seed that repeats the case.
     pub seed: u64,
-    /// What was wrong.
+    /// The difference between the heap and the model.
     pub what: String,
 }
 
@@ -70,17 +71,15 @@ impl fmt::Display for Wrong {
 
 impl std::error::Error for Wrong {}
 
-/// Of so many cases one has threads that are scanned; those without threads are a few hundred times
-/// cheaper.
+/// One case in this many has threads that are scanned. Cases without threads are much cheaper.
 const THREADS_EVERY: u64 = 4;
-/// Of so many one has threads that change their graphs, which take some hundred times as long
-/// again.
+/// One case in this many has threads that change their graphs. Such a case takes much longer still.
 const MUTATE_EVERY: u64 = 12;
 
-/// Fuzzes until the time is over or an answer is wrong.
+/// Runs cases until the time is over or an answer is wrong.
 ///
 /// # Errors
-/// The first wrong answer, after which threads may be in any state: end the process.
+/// The first wrong answer. Threads may then be in any state, so the caller should end the process.
 pub fn run(options: &Options) -> Result<Report, Wrong> {
     search::name_in_crashes();
     let pool = threads::Pool::new().map_err(|e| Wrong {

@@ -1,5 +1,5 @@
-//! The exact model: what is alive, computed from the words themselves by sorted maps and arithmetic
-//! that shares nothing with the heap's.
+//! The exact model of a heap. It computes the live cells from the words themselves, with sorted
+//! maps and arithmetic that share nothing with the heap's code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -9,12 +9,12 @@ use gc_core::raw::{Encoding, Kind, KindId};
 
 use super::choices::Choices;
 
-/// NaN boxes as Lox has them: a quiet NaN with the sign set.
+/// The NaN boxes of Lox: a quiet NaN with the sign set.
 pub const BOXED: Encoding = Encoding::nan_box(0xfffc << 48, 0xfffc << 48, (1 << 48) - 1);
-/// Three tag bits in the lowest places.
+/// An encoding with three tag bits in the lowest bits.
 pub const TAGGED: Encoding = Encoding::low_bits(3);
 
-/// A tag that must be there: 01 in the lowest bits.
+/// An encoding with a fixed tag: 01 in the lowest bits.
 const ODD: Encoding = Encoding {
     mask: 3,
     value: 1,
@@ -23,7 +23,7 @@ const ODD: Encoding = Encoding {
 
 const WORD: usize = size_of::<usize>();
 
-/// The encodings that a heap may try on a conservative word.
+/// Encodings that a heap tries on conservative words.
 pub(super) fn encodings(choices: &mut Choices<'_>) -> Vec<Encoding> {
     let lists: [&[Encoding]; 6] = [
         &[Encoding::RAW],
@@ -36,29 +36,29 @@ pub(super) fn encodings(choices: &mut Choices<'_>) -> Vec<Encoding> {
     lists[choices.below(lists.len())].to_vec()
 }
 
-/// Where a kind's edges are.
+/// The places of a kind's edges.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// Nowhere.
+    /// No word is an edge.
     Leaf,
-    /// In these words.
+    /// These words are edges.
     Words(Vec<u32>, Encoding),
-    /// From this word on.
+    /// All words from this one on are edges.
     Array(u32, Encoding),
-    /// As many words behind the first as the first says.
+    /// The first word says how many of the words behind it are edges.
     Counted,
-    /// Anywhere.
+    /// Any word may be an edge.
     Conservative,
-    /// From this word on, but they keep nothing; a dead one becomes the last.
+    /// All words from this one on are weak. A word whose target has died becomes the last value.
     Weak(u32, Encoding, usize),
 }
 
-/// The edges of [`Shape::Counted`].
+/// Reports the edges of [`Shape::Counted`].
 ///
 /// # Safety
 /// As for any [`gc_core::raw::TraceFn`].
 unsafe fn trace_counted(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
-    // SAFETY: the words of the cell, at least one.
+    // SAFETY: the words lie in the cell, which has at least one.
     unsafe {
         let count = cell.cast::<usize>().read_volatile().min(size / WORD - 1);
         let first = cell as usize + WORD;
@@ -67,7 +67,7 @@ unsafe fn trace_counted(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
 }
 
 impl Shape {
-    /// A set of kinds that has each shape and each encoding. The first has [`Encoding::RAW`].
+    /// Shapes of all sorts, with all encodings. The first has [`Encoding::RAW`].
     pub fn all() -> [Shape; 10] {
         [
             Shape::Words(vec![0], Encoding::RAW),
@@ -83,14 +83,14 @@ impl Shape {
         ]
     }
 
-    /// The kind, for the heap.
+    /// The heap's kind for this shape.
     pub fn kind(&self) -> Kind {
         match self {
             Shape::Leaf => Kind::leaf("leaf"),
             Shape::Words(words, encoding) => Kind::words_at("words", words, *encoding),
             Shape::Array(first, encoding) => Kind::array("array", *first, *encoding),
-            // SAFETY: reports the words that the model takes for the edges, whatever state the cell
-            // is in.
+            // SAFETY: the function reports the words that the model takes for edges, in any state
+            // of the cell.
             Shape::Counted => unsafe {
                 Kind::traced_with("counted", trace_counted, &[TAGGED]).spare_words()
             },
@@ -101,7 +101,7 @@ impl Shape {
         }
     }
 
-    /// The least bytes of a cell.
+    /// The least size of a cell, in bytes.
     pub(super) fn least(&self) -> usize {
         match self {
             Shape::Words(words, _) => (words.iter().max().map_or(0, |w| *w as usize + 1)) * WORD,
@@ -109,7 +109,7 @@ impl Shape {
         }
     }
 
-    /// The encoding by which a cell's word keeps something alive, if it is one that does.
+    /// The encoding of the edge in a cell's word, if the word is an edge.
     pub(super) fn edge(&self, word: usize, count: usize) -> Option<Encoding> {
         match self {
             Shape::Words(words, encoding) => words.contains(&(word as u32)).then_some(*encoding),
@@ -120,8 +120,8 @@ impl Shape {
     }
 }
 
-/// What a request of so many bytes gets: steps of 16 to 128, eight sizes a doubling to 32 KiB, then
-/// pages.
+/// The cell size for a request, in bytes: steps of 16 up to 128, then eight sizes for each doubling
+/// up to 32 KiB, then whole pages.
 pub fn cell_size(bytes: usize) -> usize {
     let step = match bytes {
         0..=128 => 16,
@@ -131,47 +131,47 @@ pub fn cell_size(bytes: usize) -> usize {
     bytes.max(1).next_multiple_of(step)
 }
 
-/// A cell. Words that are not listed are zero.
+/// A cell. Words that are not in the map are zero.
 #[derive(Clone, Debug)]
 pub struct Object {
-    /// Bytes.
+    /// The size of the cell, in bytes.
     pub size: usize,
-    /// Bytes that were asked for.
+    /// The bytes that were requested.
     pub asked: usize,
-    /// Index into the model's shapes.
+    /// The index of its shape in the model.
     pub shape: usize,
-    /// Its words.
+    /// Its words by index.
     pub words: BTreeMap<usize, usize>,
 }
 
-/// One heap as it has to be.
+/// The right state of one heap.
 #[derive(Debug)]
 pub struct Model {
-    /// The heap's addresses.
+    /// The heap's address range.
     pub range: Range<usize>,
-    /// Tried on conservative words.
+    /// The encodings that the heap tries on conservative words.
     pub encodings: Vec<Encoding>,
-    /// Does a word just past the bytes of a cell keep it? Then each cell has a byte more.
+    /// Whether a word one past the end of a cell keeps the cell. Each cell then has one byte more.
     pub past_the_end: bool,
-    /// The heap's kinds.
+    /// The heap's kinds and their shapes.
     pub shapes: Vec<(KindId, Shape)>,
-    /// Cells by their first byte.
+    /// The cells, by the address of their first byte.
     pub objects: BTreeMap<usize, Object>,
-    /// Where cells were that have died, the last ones: first byte and size.
+    /// The cells that died last: first byte and size.
     pub dead: Vec<(usize, usize)>,
 }
 
-/// How many dead cells are remembered.
+/// The number of dead cells that the model remembers.
 const DEAD: usize = 512;
 
 impl Model {
-    /// The cell that an address lies in.
+    /// The cell that contains an address.
     pub fn resolve(&self, address: usize) -> Option<usize> {
         let (base, object) = self.objects.range(..=address).next_back()?;
         (address - base < object.size).then_some(*base)
     }
 
-    /// The cells that a word which may be anything names.
+    /// Adds the cells that a conservative word names.
     pub fn named(&self, word: usize, named: &mut BTreeSet<usize>) {
         for encoding in &self.encodings {
             let Some(address) = encoding.decode(word) else {
@@ -181,12 +181,12 @@ impl Model {
         }
     }
 
-    /// The cell that a word of a root range, a handle or a slot names.
+    /// The cell that an exact word names: of a root range, a handle or a slot.
     pub fn exact(&self, word: usize, encoding: Encoding) -> Option<usize> {
         self.resolve(encoding.decode(word)?)
     }
 
-    /// Everything that is reachable from `roots`, themselves included.
+    /// All cells that are reachable from `roots`, including the roots.
     pub fn reachable(&self, roots: &BTreeSet<usize>) -> BTreeSet<usize> {
         let mut seen = roots.clone();
         let mut work: Vec<usize> = roots.iter().copied().collect();
@@ -199,8 +199,8 @@ impl Model {
                 if *shape == Shape::Conservative {
                     self.named(*word, &mut found);
                 } else if let Some(encoding) = shape.edge(*at, count) {
-                    // An edge leads to a cell's first byte or to nothing of this heap: so they are
-                    // made.
+                    // An edge names the first byte of a cell or nothing in this heap, because the
+                    // fuzzer makes no other edges.
                     found.extend(
                         encoding
                             .decode(*word)
@@ -213,7 +213,8 @@ impl Model {
         seen
     }
 
-    /// What a collection has to leave: weak words to the dead are cleared, the dead are gone.
+    /// Does the work of a collection in the model: clears weak words whose targets are dead, and
+    /// removes dead cells.
     pub fn collected(&mut self, live: &BTreeSet<usize>) {
         let mut cleared = Vec::new();
         for base in live {
@@ -246,14 +247,14 @@ impl Model {
         self.dead.drain(..old);
     }
 
-    /// Compares every listed word of every cell with memory.
+    /// Compares all words of the model with memory.
     ///
     /// # Safety
-    /// The objects are allocated, and no thread writes to them.
+    /// The cells must be allocated, and no thread may write to them.
     pub unsafe fn check_contents(&self) -> Result<(), String> {
         for (base, object) in &self.objects {
             for (at, expected) in &object.words {
-                // SAFETY: a word of an allocated cell, says the caller.
+                // SAFETY: the caller says that the cell is allocated.
                 let found = unsafe { ((base + at * WORD) as *const usize).read_volatile() };
                 if found != *expected {
                     return Err(format!(
@@ -266,8 +267,7 @@ impl Model {
         Ok(())
     }
 
-    /// Compares the set of allocated cells with what has to be there: the objects and the tails of
-    /// runs.
+    /// Compares the allocated cells of the heap with the model's cells and the tails of runs.
     pub fn check_cells(
         &self,
         cells: &[(usize, usize)],
@@ -302,10 +302,10 @@ impl Model {
         }
     }
 
-    /// A new cell of some kind and size, filled, unless the heap is full.
+    /// Allocates a cell of some kind and size and fills it. `None`: the heap is full.
     ///
     /// # Errors
-    /// If the cell is not zero, or overlaps another.
+    /// The cell is not zero, overlaps another cell, or lies outside of the heap.
     pub fn allocate(
         &mut self,
         choices: &mut Choices<'_>,
@@ -343,8 +343,8 @@ impl Model {
                 object.size
             ));
         }
-        // SAFETY: the heap's memory from there to the end of what such a cell has to be, still
-        // mapped should it be less.
+        // SAFETY: the words lie in the heap's memory, which is mapped even if the cell is smaller
+        // than the model says.
         let words = unsafe { std::slice::from_raw_parts(base as *const usize, size / WORD) };
         if let Some(at) = words.iter().position(|word| *word != 0) {
             return Err(format!(
@@ -383,8 +383,8 @@ impl Model {
         }
     }
 
-    /// Something to write to a cell's word, which keeps what the kind promises of it; `new` while
-    /// nothing was collected since the cell was made.
+    /// A word to write into a cell that keeps what the cell's kind promises. `new` says that no
+    /// collection has run since the cell was allocated.
     pub fn content(
         &self,
         choices: &mut Choices<'_>,
@@ -396,7 +396,8 @@ impl Model {
         let object = &self.objects[&base];
         let shape = &self.shapes[object.shape].1;
         if *shape == Shape::Counted && at == 0 {
-            // Once it is not new any more, what did not count so far may have died.
+            // In a cell that is not new, the targets of words beyond the count may have died. So
+            // the count stays.
             let count = object.words.get(&0).copied().unwrap_or(0);
             return if new {
                 choices.below(object.size / WORD + 2)
@@ -404,7 +405,7 @@ impl Model {
                 count
             };
         }
-        // A word that does not count yet may count soon.
+        // A word beyond the count may become an edge later.
         match shape.edge(at, usize::MAX) {
             None => self.any(choices, others),
             Some(encoding) => {
@@ -424,7 +425,7 @@ impl Model {
         }
     }
 
-    /// Any cell.
+    /// Some cell.
     pub fn pick(&self, choices: &mut Choices<'_>) -> Option<usize> {
         let (low, high) = (
             *self.objects.first_key_value()?.0,
@@ -434,7 +435,7 @@ impl Model {
         self.objects.range(near..).next().map(|(base, _)| *base)
     }
 
-    /// Any word: one that may name a cell in some way, or looks as if, or does not.
+    /// Some word: one that names a cell, one that nearly does, or another.
     pub fn any(&self, choices: &mut Choices<'_>, others: &[Range<usize>]) -> usize {
         let (base, size) = match self.pick(choices) {
             Some(base) if !choices.one_in(4) => (base, self.objects[&base].size),
@@ -450,7 +451,7 @@ impl Model {
             },
             7 => base + size - 1,
             8 => base.wrapping_sub(1 + choices.below(16)),
-            // The tail of a run or of a span, the next unit, free memory.
+            // The tail of a run or of a span, the next page, or free memory.
             9 => base + size * (1 + choices.below(64)),
             10 => (base & !4095) + 4096 * choices.below(64) + choices.below(4096),
             11 => self.range.start + choices.below(self.range.len()),

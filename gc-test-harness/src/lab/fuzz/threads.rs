@@ -1,16 +1,17 @@
-//! The fuzzer's other half: real threads that hold arbitrary words in every place a thread has,
-//! really stopped, in heaps really collected.
+//! Fuzz cases with threads: real threads hold arbitrary words in all places of a thread, while the
+//! heaps stop and scan them.
 //!
-//! The cells that a collection keeps must be exactly those that the words name, so no stale word
-//! may be anywhere. Collections scan the stacks and registers of mutators only. The fuzzer's own
-//! thread is no mutator, so it keeps addresses freely. The workers are mutators. They see addresses
-//! of cells only in jobs, and wipe their stacks after each; while they wait for the next they are
-//! in `blocking`, where registers do not count, in frames that never saw an address.
+//! A collection must keep exactly the cells that the words name, so no stale word may be in a
+//! scanned place. Collections scan the stacks and registers of mutators only. The fuzzer's own
+//! thread is not a mutator, so it keeps addresses freely. The workers are mutators. They have
+//! addresses of cells only in jobs, and wipe their stacks and registers after each job. While they
+//! wait for the next job, they are in `blocking`, where registers are not scanned, in frames that
+//! never had an address.
 //!
-//! Collections may come at any time: some of the heaps collect all the time. What the fuzzer knows
-//! of a heap is anchored, that is reported by a root callback, but for the time of a check: from
-//! before the collection whose result is compared until that has been done. The threads change
-//! nothing meanwhile. (Graphs that change while cells are marked are those of `mutate`.)
+//! Collections may come at any time, because some heaps collect continuously. A root callback
+//! reports all cells of a heap's model, except during a check: from before the collection whose
+//! result is compared until the comparison is done. The threads change nothing during a check. (In
+//! the cases of `mutate`, graphs change while the collector marks.)
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -30,17 +31,17 @@ use crate::kernels::image::{
     ARGUMENT_WORDS, FRAME_WORDS, Hold, Image, SAVED_WORDS, SLOTS, wipe_registers,
 };
 
-/// Worker threads. More than processors, so that some are stopped while they are not running.
+/// Worker threads: more than processors, so that some stops meet threads that are not running.
 const WORKERS: usize = 3;
-/// Words of a root range, and of what a root callback reports.
+/// Words of a root range, and words that a root callback reports.
 const ROOT_WORDS: usize = 16;
-/// Cells that a heap may have at a check.
+/// The most cells that a heap may have at a check.
 const MOST_CELLS: usize = 1 << 16;
 
 type Outcome = Result<(), String>;
 type Job = Box<dyn FnOnce(&mut Own) -> Outcome + Send>;
 
-/// What a worker has of its own: its place in each heap.
+/// A worker's own state: its mutator in each heap.
 #[derive(Default)]
 struct Own {
     places: Vec<Option<(RootRange, Mutator)>>,
@@ -93,8 +94,8 @@ fn perform(job: Job, own: &mut Own) -> Outcome {
     catch_unwind(AssertUnwindSafe(|| job(own))).unwrap_or_else(|panic| Err(message(&panic)))
 }
 
-/// Clears what jobs have left below, and in registers: the thread may be stopped before it waits
-/// for the next.
+/// Clears the stack below this frame, and registers. Jobs have left words there, and a stop may
+/// come before the thread waits for the next job.
 #[inline(never)]
 fn wipe() {
     let mut words = [0usize; 16 << 10];
@@ -102,13 +103,14 @@ fn wipe() {
     wipe_registers();
 }
 
-/// Words that are shared with a stopped world.
+/// Words that the collector reads in a stopped world.
 #[derive(Default)]
 struct Words([AtomicUsize; ROOT_WORDS]);
 
 impl Words {
     fn fill(&self, mut word: impl FnMut() -> usize) {
-        // Relaxed, as below: a reader has received a message since, or has stopped the world.
+        // Relaxed, as below: a reader has since received a message from the writer, or has stopped
+        // the world.
         self.0
             .iter()
             .for_each(|w| w.store(word(), Ordering::Relaxed));
@@ -119,14 +121,14 @@ impl Words {
     }
 }
 
-/// A mutator of one heap, as the fuzzer sees it.
+/// A mutator of one heap, as the fuzzer's thread has it.
 struct Place {
     worker: usize,
     range: Arc<RootArray>,
     encoding: Encoding,
 }
 
-/// A root range's words and where they end.
+/// The words of a root range, and their end.
 #[derive(Default)]
 struct RootArray {
     words: Words,
@@ -147,17 +149,18 @@ impl Anchor {
         }
     }
 
-    /// Keeps one more. By a mutator inside `no_preempt`, or while other roots keep the cell.
+    /// Keeps one more cell. The caller is a mutator inside `no_preempt`, or other roots keep the
+    /// cell.
     fn add(&self, cell: usize) {
         let at = self.count.load(Ordering::Relaxed);
         if let Some(word) = self.words.get(at) {
             word.store(cell, Ordering::Relaxed);
-            // Release pairs with the Acquire in `get`: the words before it are there.
+            // Release: pairs with the Acquire load in `get`, so that the word is visible.
             self.count.store(at + 1, Ordering::Release);
         }
     }
 
-    /// Keeps nothing any more, from the next collection on.
+    /// Keeps no cell from the next collection on.
     fn clear(&self) {
         self.count.store(0, Ordering::Release);
     }
@@ -167,9 +170,9 @@ impl Anchor {
     }
 }
 
-/// A heap and what is known of it.
+/// A heap and its model.
 struct Subject {
-    // Dropped in this order: guards, then the heap.
+    // The fields are dropped in this order: the guards before the heap.
     roots: Vec<(usize, RawRoot)>,
     _callbacks: [RootCallback; 2],
     reported: Arc<Words>,
@@ -179,7 +182,7 @@ struct Subject {
     heap: Heap,
 }
 
-/// The words that a root callback reports as edges of [`BOXED`]; the others may be anything.
+/// The number of reported words that are edges of [`BOXED`]. The other words may be anything.
 const REPORTED_EXACT: usize = 6;
 
 impl Subject {
@@ -198,7 +201,7 @@ impl Subject {
             })
             .build()
             .map_err(|e| e.to_string())?;
-        // A heap tries plain addresses in any case.
+        // A heap always tries plain addresses, too.
         if !list.contains(&Encoding::RAW) {
             list.push(Encoding::RAW);
         }
@@ -220,8 +223,8 @@ impl Subject {
         };
         let anchor = Arc::new(Anchor::new());
         let anchored = anchor.clone();
-        // SAFETY: as above. Who changes the anchor meanwhile is the fuzzer's own thread, which
-        // makes sure that it does not matter.
+        // SAFETY: the callback reads atomics and reports them. The fuzzer's own thread may change
+        // the anchor during a collection; it does so only where the outcome is the same.
         let keeps = unsafe {
             heap.add_root_callback(move |visitor| {
                 for word in anchored.get() {
@@ -254,22 +257,22 @@ impl Subject {
     }
 }
 
-/// What a worker holds: nothing, or an image.
+/// The image that a worker holds.
 struct Held {
     how: Hold,
     image: *mut Image,
 }
 
-/// The workers.
+/// The worker threads.
 pub struct Pool {
     workers: Vec<Worker>,
 }
 
 impl Pool {
-    /// Starts them.
+    /// Starts the workers.
     ///
     /// # Errors
-    /// If the system has no threads left.
+    /// The system has no threads left.
     pub fn new() -> std::io::Result<Pool> {
         Ok(Pool {
             workers: (0..WORKERS).map(Worker::start).collect::<Result<_, _>>()?,
@@ -279,8 +282,8 @@ impl Pool {
     /// Runs one case.
     ///
     /// # Errors
-    /// The first wrong answer. The pool may not be used after it: workers may hold something for
-    /// ever.
+    /// The first wrong answer. The pool must not be used after an error, because workers may hold
+    /// images forever.
     pub fn check(&self, choices: &mut Choices<'_>) -> Result<Counts, String> {
         let mut counts = Counts {
             cases: 1,
@@ -332,10 +335,10 @@ impl Pool {
         self.workers[worker].run(move |own| {
             let mutator = heap.attach().map_err(|e| e.to_string())?;
             let words = shared.words.0.as_ptr_range();
-            // Relaxed, as all here: the job's end is a message.
+            // Relaxed, as for all these words: the message at the job's end orders them.
             shared.limit.store(words.end as usize, Ordering::Relaxed);
-            // SAFETY: words and limit are this case's, which outlives the guard: the fuzzer has
-            // another handle.
+            // SAFETY: words and limit belong to this case, and the fuzzer's own reference keeps
+            // them for longer than the guard lives.
             let guard = unsafe {
                 mutator
                     .root_range(words.start.cast(), &raw const shared.limit, encoding)
@@ -373,11 +376,12 @@ impl Pool {
             *held = Some(Held { how, image });
             let address = image as usize;
             self.workers[worker].begin(move |_| {
-                // SAFETY: the image is the worker's until it is released and the job has ended.
+                // SAFETY: the worker has the image until the image is released and the job has
+                // ended.
                 unsafe { how.hold(address as *mut Image) };
                 Ok(())
             });
-            // SAFETY: alive until it is dropped below.
+            // SAFETY: the image lives until it is dropped below.
             while !unsafe { Image::is_held(image) } {
                 std::hint::spin_loop();
             }
@@ -386,11 +390,12 @@ impl Pool {
         for subject in subjects.iter_mut() {
             outcome = outcome.and_then(|()| collect(subject, &held, counts));
         }
-        // Also after a wrong answer, so that what follows is about that and not about a thread that
-        // spins.
+        // Images are released after a wrong answer, too, so that a later message is about the wrong
+        // answer and not about a thread that spins.
         for (worker, held) in held.into_iter().enumerate() {
             let Some(held) = held else { continue };
-            // SAFETY: held, and alive until it is dropped here, when the job has ended.
+            // SAFETY: the image is held, and it lives until it is dropped here, after the job has
+            // ended.
             let image = unsafe {
                 let before = ((*held.image).stack, (*held.image).red_zone);
                 Image::release(held.image);
@@ -414,7 +419,7 @@ impl Pool {
         outcome
     }
 
-    /// Lets the heap's mutators allocate and write, and draws its roots.
+    /// Lets the heap's mutators allocate and write, and chooses the heap's roots.
     fn fill(
         &self,
         subject: &mut Subject,
@@ -438,8 +443,8 @@ impl Pool {
                 for _ in 0..count {
                     let cell = model.allocate(&mut choices, &others, &mut |kind, bytes| {
                         mutator.no_preempt(|| {
-                            // SAFETY: anchored before anything can be collected; the model says how
-                            // large the kind's cells have to be.
+                            // SAFETY: the anchor keeps the cell before a collection can begin. The
+                            // model says how large the kind's cells must be.
                             let cell = unsafe { mutator.alloc_raw(kind, bytes) }.ok()?;
                             anchor.add(cell.as_ptr() as usize);
                             Some(cell.as_ptr() as usize)
@@ -482,7 +487,7 @@ impl Pool {
                 break;
             };
             let cell = NonNull::new(base as *mut u8).expect("a cell's address");
-            // SAFETY: a living cell of this heap, which is anchored.
+            // SAFETY: a living cell of this heap, which the anchor keeps.
             if let Ok(root) = unsafe { subject.heap.root_raw(cell) } {
                 subject.roots.push((base, root));
             }
@@ -491,7 +496,8 @@ impl Pool {
     }
 }
 
-/// Words for every place that a thread has. Most are zero, or everything would be alive.
+/// Chooses words for all places of a thread. Most words are zero, because otherwise all cells would
+/// be alive.
 fn draw(subjects: &[Subject], choices: &mut Choices<'_>, others: &[Range<usize>]) -> Box<Image> {
     let models: Vec<_> = subjects.iter().map(Subject::model).collect();
     let density = 1 + choices.below(40);
@@ -526,7 +532,7 @@ fn draw(subjects: &[Subject], choices: &mut Choices<'_>, others: &[Range<usize>]
     image
 }
 
-/// Collects one heap while the images are held, and checks what is left.
+/// Collects one heap while the images are held, and compares the result with the model.
 fn collect(
     subject: &mut Subject,
     held: &[Option<Held>],
@@ -546,7 +552,7 @@ fn collect(
         let Some(Held { how, image }) = &held[place.worker] else {
             continue;
         };
-        // SAFETY: the image is held: its thread only reads, until it is released.
+        // SAFETY: the image is held, so its thread only reads it until it is released.
         let image = unsafe { &**image };
         for word in image
             .register_words()
@@ -587,7 +593,8 @@ fn collect(
     model.collected(&live);
 
     let mut overflow = false;
-    // Before the cells: a mutator on its way into `blocking` may give runs back between the two.
+    // Tails are read before cells: a mutator that enters `blocking` may give runs back between the
+    // two.
     let mut spare = Vec::with_capacity(MOST_CELLS);
     let all = subject.heap.for_each_unallocated(|cell| {
         overflow |= spare.len() == MOST_CELLS;
@@ -611,16 +618,16 @@ fn collect(
         return Err(format!("more than {MOST_CELLS} cells are allocated"));
     }
     model.check_cells(&cells, &spare.into_iter().collect())?;
-    // What was found is found still, until the images are released.
+    // The cells that were found are kept until the images are released.
     model
         .objects
         .keys()
         .for_each(|base| subject.anchor.add(*base));
-    // SAFETY: they were just seen to be allocated, and all that could write to them waits.
+    // SAFETY: the cells were found allocated above, and all threads that could write to them wait.
     unsafe { model.check_contents() }
 }
 
-/// All that is mapped in this process: side tables, stacks, code.
+/// The mapped ranges of this process: side tables, stacks, code and others.
 fn mapped() -> Vec<Range<usize>> {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let parse = |line: &str| {

@@ -1,4 +1,5 @@
-//! A case: a heap with all kinds, threads that change their graphs, and what must be left of them.
+//! One case: a heap with all kinds, threads that change their graphs, and the check of the cells
+//! that are left.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -12,12 +13,12 @@ use crate::lab::fuzz::choices::Choices;
 use crate::lab::fuzz::counts::{Counts, message};
 use crate::lab::fuzz::model::{BOXED, Shape, TAGGED};
 
-/// Steps of a thread: some cycles long.
+/// Steps of a thread; they last for several cycles.
 const STEPS: usize = 12_000;
-/// A thread compares its whole graph with the model after so many steps.
+/// Steps between two comparisons of a thread's whole graph with the model.
 const CHECK_EVERY: usize = 400;
 
-/// Runs a thread's part.
+/// Runs one thread of a case.
 fn run_thread(world: &World, seed: u64, finalizes: bool) -> Result<Graph<'_>, String> {
     let mut choices = Choices::Seeded(seed);
     let attach = || world.heap.attach().map_err(|e| e.to_string());
@@ -38,7 +39,7 @@ fn run_thread(world: &World, seed: u64, finalizes: bool) -> Result<Graph<'_>, St
     Ok(graph)
 }
 
-/// A heap with all kinds, set up by the choices.
+/// A heap with all kinds. The choices determine its settings.
 pub(super) fn world(choices: &mut Choices<'_>, beside: bool) -> Result<World, String> {
     let encodings = [
         &[Encoding::RAW][..],
@@ -64,7 +65,8 @@ pub(super) fn world(choices: &mut Choices<'_>, beside: bool) -> Result<World, St
         .map_err(|e| e.to_string())?;
     let mut kinds = Vec::new();
     for shape in Shape::all() {
-        // What decides which words count may not change in a cell that others know.
+        // A word that decides which other words are edges must not change in a cell that other
+        // threads have.
         if shape != Shape::Counted {
             kinds.push((heap.kind(shape.kind()).map_err(|e| e.to_string())?, shape));
         }
@@ -111,7 +113,7 @@ pub fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
     outcome(&world, &graphs)
 }
 
-/// What the threads have done; what their models reach must be left, and nothing else.
+/// Adds up the counts, and checks that exactly the cells that the models reach are left.
 pub(super) fn outcome(world: &World, graphs: &[Graph<'_>]) -> Result<Counts, String> {
     let mut counts = Counts {
         cases: 1,
@@ -129,15 +131,16 @@ pub(super) fn outcome(world: &World, graphs: &[Graph<'_>]) -> Result<Counts, Str
     Ok(counts)
 }
 
-/// With all threads gone: `left` must be there, and nothing else. Gives the number of cells that
-/// have been freed.
+/// Checks that exactly the cells `left` are there, after all threads have ended. Gives the number
+/// of cells that were freed.
 fn nothing_else(world: &World, left: &BTreeSet<usize>) -> Result<u64, String> {
     let parcels = world
         .parcels
         .lock()
         .map(|mut parcels| std::mem::take(&mut *parcels));
     drop(parcels);
-    // Queues of the dead are roots, too. On a thread of its own, as its stack is one.
+    // The finalizer queues are roots, so they must be drained. A separate thread drains them,
+    // because an attached thread's stack is a root.
     for _ in 0..3 {
         world.heap.collect();
         std::thread::scope(|scope| {

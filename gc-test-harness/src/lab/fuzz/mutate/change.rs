@@ -10,13 +10,14 @@ use super::graph::{Graph, Number, Parcel, ROOTS, SCRATCH, WORD, new_stamp};
 use crate::lab::fuzz::choices::Choices;
 use crate::lab::fuzz::model::{Shape, cell_size};
 
-/// The kind of the lists that change hands, by its place in [`World::kinds`](super::graph::World).
+/// The kind of the lists that go from one thread to another: an index into
+/// [`World::kinds`](super::graph::World).
 const LIST: usize = 0;
-/// Lists on the way from one thread to another.
+/// The most lists that wait for a receiver.
 const MOST_PARCELS: usize = 8;
 
 impl Graph<'_> {
-    /// One change.
+    /// Makes one change.
     pub(super) fn step(
         &mut self,
         mutator: &Mutator,
@@ -55,7 +56,7 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// A new cell with some edges, put somewhere.
+    /// Allocates a cell with some edges, and stores it in a root or another cell.
     fn grow(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
         let new = self.allocate(mutator, choices)?;
         for _ in 0..choices.below(4) {
@@ -74,7 +75,8 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Takes a cell out of another, keeps it in the hands for a while, and puts it elsewhere.
+    /// Takes an edge's target out of a cell, holds it in a scratch word for a while, and stores it
+    /// in another cell.
     fn carry(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
         let may_change = |from: &Number| !self.is_weak(*from) && !self.is_fixed(*from);
         let Some(from) = self.walk(choices).filter(may_change) else {
@@ -99,7 +101,7 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Makes an edge null.
+    /// Sets an edge to null.
     fn cut(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
         if let Some(from) = self.walk(choices)
             && let Some((word, _)) = self.slot(from, choices)
@@ -109,7 +111,7 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Loads a weak word, and puts what it gives somewhere.
+    /// Loads a weak word, and holds its target in a scratch word.
     fn weakly(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
         let Some(from) = self.walk(choices).filter(|from| self.is_weak(*from)) else {
             return Ok(());
@@ -127,8 +129,8 @@ impl Graph<'_> {
         let (word, expected, target) = (*word, *expected, *target);
         let slot = (object.address + word * WORD) as *const usize;
         let (place, address) = (ROOTS + target % SCRATCH, self.objects[&target].address);
-        // Into the hands at once: in a register, a boxed word would be nothing to heaps that look
-        // for addresses only.
+        // The target's address goes into a scratch word at once. In a register, a boxed word would
+        // keep nothing in a heap that tries plain addresses only.
         let found = mutator.no_preempt(|| {
             // SAFETY: a word of a weak cell that lives.
             let found = unsafe { mutator.load_weak(slot) };
@@ -169,18 +171,19 @@ impl Graph<'_> {
         let (kind, _) = &self.world.kinds[LIST];
         let (mut nodes, mut head) = (Vec::new(), 0);
         for _ in 0..1 + choices.below(12) {
-            // SAFETY: three words; on the stack, or behind what is.
+            // SAFETY: the cell has three words. A scratch word or this stack keeps the list.
             unsafe {
                 let node = mutator
                     .alloc_raw(*kind, 3 * WORD)
                     .map_err(|e| e.to_string())?;
                 let (node, stamp) = (node.cast::<usize>().as_ptr(), new_stamp());
                 node.write(head);
-                // As long as the size class, of whose words the last has the stamp.
+                // The cell is as long as its size class, and its last word has the stamp.
                 node.add(cell_size(3 * WORD) / WORD - 1).write(stamp);
                 head = node as usize;
                 nodes.insert(0, (head, stamp));
-                // The vector is no root, and the compiler might keep the head nowhere else.
+                // The vector is not a root, and the compiler might keep the list's head in no other
+                // place.
                 self.words[ROOTS].store(head, Ordering::Relaxed);
                 self.held[ROOTS] = None;
             }
@@ -188,7 +191,7 @@ impl Graph<'_> {
         let Some(cell) = NonNull::new(head as *mut u8) else {
             return Ok(());
         };
-        // SAFETY: in the hands.
+        // SAFETY: a scratch word keeps the cell.
         let Ok(root) = (unsafe { mutator.root_raw(cell) }) else {
             return Ok(());
         };
@@ -202,7 +205,7 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Takes a list that another thread has made into the graph.
+    /// Adds a list of another thread to the graph.
     fn receive(&mut self, mutator: &Mutator, choices: &mut Choices<'_>) -> Result<(), String> {
         let parcel = match self.world.parcels.try_lock() {
             Ok(mut parcels) => parcels.pop_front(),

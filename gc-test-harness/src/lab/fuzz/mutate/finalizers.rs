@@ -1,5 +1,4 @@
-//! Finalizers among the cells that the threads of `graph.rs` change: what has died comes back, and
-//! may live on.
+//! Finalizers in the graphs of `graph.rs`: a dead cell comes back, and may live on.
 
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -18,12 +17,12 @@ impl Graph<'_> {
             && !object.finalizable
             && let Some(cell) = NonNull::new(object.address as *mut u8)
         {
-            // SAFETY: a cell that lives.
+            // SAFETY: the cell lives.
             object.finalizable = unsafe { mutator.register_finalizer(cell, object.stamp).is_ok() };
         }
     }
 
-    /// Takes what has died with a finalizer, and brings it back to life, perhaps.
+    /// Takes dead cells out of the finalizer queue, and stores some of them in roots.
     pub(super) fn take_finalizable(
         &mut self,
         mutator: &Mutator,
@@ -62,16 +61,16 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Takes out of the model the weak words and pairs that the collector has cleared before it
-    /// queued a cell which is back now: those whose target or key nothing in `before` has led to.
-    /// They may be there still, if a stale word has kept the target. All cells that are remembered
-    /// are looked at, for a weak word may bring one back later.
+    /// Removes from the model the weak words and pairs that the collector cleared before it queued
+    /// a cell that is back now: those whose target or key was not reachable in `before`. If a stale
+    /// word kept the target, they may still be there. The function checks all cells that the model
+    /// remembers, because a weak word may bring one back later.
     fn forget_cleared(&mut self, before: &BTreeSet<Number>) {
         loop {
             let reached = self.reached();
             let back = |number: &Number| reached.contains(number) && !before.contains(number);
             let cleared = self.objects.iter().find_map(|(at, object)| {
-                // SAFETY: the heap's memory, also where the cell is gone.
+                // SAFETY: the address lies in the heap's memory, even if the cell was freed.
                 let word = |word| unsafe { load(object.address, word) };
                 let place = if let Shape::Weak(_, _, gone) = *self.shape(*at) {
                     let mut edges = object.edges.iter();
@@ -88,7 +87,8 @@ impl Graph<'_> {
                 };
                 place.map(|place| (*at, place))
             });
-            // One at a time: a pair's value may have been reachable by that pair alone.
+            // One at a time, because a pair's value may have been reachable through that pair
+            // alone.
             let Some((at, place)) = cleared else {
                 return;
             };

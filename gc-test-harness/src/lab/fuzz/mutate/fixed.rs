@@ -1,5 +1,5 @@
-//! Cells of immutable kinds: their edges are stored as soon as they are allocated, to cells that
-//! were there before, and stay as they are.
+//! Cells of immutable kinds. Their edges are stored right after their allocation, lead to older
+//! cells, and never change.
 
 use gc_core::raw::{Encoding, Kind};
 
@@ -7,7 +7,7 @@ use super::graph::{Graph, Number, WORD, encoded};
 use crate::lab::fuzz::choices::Choices;
 use crate::lab::fuzz::model::{BOXED, Shape, TAGGED};
 
-/// The shapes that come as immutable kinds, besides.
+/// The shapes that exist as immutable kinds, too.
 pub(super) fn kinds() -> impl Iterator<Item = (Kind, Shape)> {
     [
         Shape::Words(vec![0, 1], Encoding::RAW),
@@ -20,13 +20,13 @@ pub(super) fn kinds() -> impl Iterator<Item = (Kind, Shape)> {
 }
 
 impl Graph<'_> {
-    /// Whether the cell is of an immutable kind.
+    /// Whether the cell has an immutable kind.
     pub(super) fn is_fixed(&self, number: Number) -> bool {
         self.world.fixed.contains(&self.objects[&number].shape)
     }
 
-    /// What a cell of that shape will lead to, if it is immutable. All of it is held by the roots
-    /// or the hands until they change.
+    /// The targets of a new cell of this shape, if the shape is immutable. Roots or scratch words
+    /// keep the targets until they change.
     pub(super) fn targets(&self, shape: usize, choices: &mut Choices<'_>) -> Vec<Number> {
         if !self.world.fixed.contains(&shape) {
             return Vec::new();
@@ -36,8 +36,8 @@ impl Graph<'_> {
             .collect()
     }
 
-    /// Stores the edges of a new cell that no other thread has: before the next allocation, and
-    /// before the roots and scratch words change.
+    /// Stores the edges of a new cell that no other thread has. This comes before the next
+    /// allocation and before a change of roots or scratch words.
     pub(super) fn fill(&mut self, number: Number, targets: &[Number], choices: &mut Choices<'_>) {
         for to in targets {
             let Some((word, encoding)) = self.slot_of(number, choices) else {

@@ -1,4 +1,4 @@
-//! One thread's graph and its model: cells by number, what they hold, what reaches them.
+//! One thread's graph and its model: the cells by number, their content, and their reachability.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Mutex;
@@ -12,49 +12,50 @@ use crate::lab::fuzz::counts::Counts;
 use crate::lab::fuzz::model::{Shape, TAGGED, cell_size};
 
 pub(super) const WORD: usize = size_of::<usize>();
-/// Roots of a thread.
+/// The number of a thread's roots.
 pub(super) const ROOTS: usize = 12;
-/// Scratch words of a thread: the cells that it has in hand.
+/// The number of a thread's scratch words. They keep the cells that a change is working on.
 pub(super) const SCRATCH: usize = 4;
-/// Cells of a thread's graph beyond which `check_all` cuts it down.
+/// The number of cells from which on `check_all` makes a graph smaller.
 const MOST_CELLS: usize = 900;
 
-/// A stamp is a small odd number: no address in any encoding.
+/// The source of stamps. A stamp is a small odd number, which is no address in any encoding.
 static STAMP: AtomicU64 = AtomicU64::new(0);
 
 pub(super) fn new_stamp() -> usize {
-    // Relaxed: each thread gets another number, and orders nothing by it. The lowest bits make it
-    // no edge in any encoding, or one that leads outside of the heap.
+    // Relaxed: each call gets another number, and no memory is ordered by it. The lowest bits make
+    // the stamp no edge in any encoding, or an edge that leads out of the heap.
     (STAMP.fetch_add(1, Ordering::Relaxed) as usize) << 4 | 5
 }
 
 pub(super) type Number = usize;
 
-/// A cell, as its thread knows it.
+/// A cell in its thread's model.
 pub(super) struct Object {
     pub(super) address: usize,
     pub(super) words: usize,
     pub(super) shape: usize,
     pub(super) stamp: usize,
-    /// By word: its content and the cell that it leads to. Strong or weak by the shape.
+    /// By index of the word: its content and its target. The shape says whether the edge is strong
+    /// or weak.
     pub(super) edges: BTreeMap<usize, (usize, Number)>,
-    /// Of a cell of pairs: keys and values.
+    /// In a cell of pairs, by index of the pair: key and value.
     pub(super) pairs: BTreeMap<usize, (Number, Number)>,
-    /// Registered with a finalizer that has not come out yet.
+    /// Whether the cell has a finalizer that was not taken out of the queue yet.
     pub(super) finalizable: bool,
 }
 
-/// A list on its way: nodes by address and stamp, from the head on.
+/// A list that waits for a receiver: its nodes by address and stamp, from the head on.
 pub(super) struct Parcel {
     pub(super) root: RawRoot,
     pub(super) nodes: Vec<(usize, usize)>,
 }
 
-/// What the threads of one case share.
+/// The state that the threads of a case share.
 pub(super) struct World {
     pub(super) heap: Heap,
     pub(super) kinds: Vec<(KindId, Shape)>,
-    /// Of these, the immutable ones.
+    /// The range of the immutable kinds in `kinds`.
     pub(super) fixed: std::ops::Range<usize>,
     pub(super) parcels: Mutex<VecDeque<Parcel>>,
 }
@@ -62,20 +63,20 @@ pub(super) struct World {
 /// One thread's graph.
 pub(super) struct Graph<'w> {
     pub(super) world: &'w World,
-    // Before the words that it declares.
+    // The range is dropped before the words that it declares.
     _range: RootRange,
     pub(super) words: Box<[AtomicUsize; ROOTS + SCRATCH]>,
     _limit: Box<AtomicUsize>,
     pub(super) held: [Option<Number>; ROOTS + SCRATCH],
     pub(super) objects: BTreeMap<Number, Object>,
     pub(super) next: Number,
-    /// The case's thread that registers cells with finalizers and takes them when they have died:
-    /// they come out in one queue.
+    /// Whether this is the thread that registers cells with finalizers and takes them from the
+    /// queue. A heap has one queue, so a case has one such thread.
     pub(super) finalizes: bool,
     pub(super) counts: Counts,
 }
 
-/// The word of an edge to `address`.
+/// A word for an edge to `address`.
 pub(super) fn encoded(encoding: Encoding, address: usize, choices: &mut Choices<'_>) -> usize {
     if encoding == TAGGED {
         address | choices.below(8)
@@ -85,9 +86,9 @@ pub(super) fn encoded(encoding: Encoding, address: usize, choices: &mut Choices<
 }
 
 /// # Safety
-/// A word of a cell that lives.
+/// The word must belong to a living cell.
 pub(super) unsafe fn load(cell: usize, word: usize) -> usize {
-    // SAFETY: the caller's promise. Relaxed: one thread writes it.
+    // SAFETY: the caller promises a living cell. Relaxed: only one thread writes the word.
     unsafe { AtomicUsize::from_ptr((cell + word * WORD) as *mut usize) }.load(Ordering::Relaxed)
 }
 
@@ -95,7 +96,7 @@ impl<'w> Graph<'w> {
     pub(super) fn new(world: &'w World, mutator: &Mutator, finalizes: bool) -> Graph<'w> {
         let words = Box::new([const { AtomicUsize::new(0) }; ROOTS + SCRATCH]);
         let limit = Box::new(AtomicUsize::new(words.as_ptr_range().end as usize));
-        // SAFETY: both live at their places until after the guard is dropped.
+        // SAFETY: words and limit stay where they are until the guard was dropped.
         let range = unsafe {
             mutator
                 .root_range(words.as_ptr().cast(), &raw const *limit, Encoding::RAW)
@@ -122,24 +123,24 @@ impl<'w> Graph<'w> {
         matches!(self.shape(number), Shape::Weak(..))
     }
 
-    /// Lets a root or a scratch word hold a cell, or nothing. Needs no barrier.
+    /// Stores a cell or null in a root or a scratch word. Such a store needs no barrier.
     pub(super) fn hold(&mut self, place: usize, number: Option<Number>) {
         let address = number.map_or(0, |number| self.objects[&number].address);
         self.words[place].store(address, Ordering::Relaxed);
         self.held[place] = number;
     }
 
-    /// Takes a cell into the hands, before it leaves the place where it was found.
+    /// Stores a cell in a scratch word, before it is removed from the place where it was found.
     pub(super) fn take(&mut self, number: Number) {
         let place = ROOTS + number % SCRATCH;
         self.hold(place, Some(number));
     }
 
-    /// Looks at a cell's stamp.
+    /// Checks a cell's stamp.
     pub(super) fn look(&self, number: Number) -> Result<(), String> {
         let object = &self.objects[&number];
-        // SAFETY: the model says that it lives; should it not, it is the heap's memory all the
-        // same.
+        // SAFETY: the model says that the cell lives. If it does not, the address still lies in the
+        // heap's memory.
         let found = unsafe { load(object.address, object.words - 1) };
         if found == object.stamp {
             return Ok(());
@@ -150,7 +151,7 @@ impl<'w> Graph<'w> {
         ))
     }
 
-    /// Some cell that is reachable: a random way from a random root.
+    /// Some reachable cell: the end of a random path from a random root.
     pub(super) fn walk(&self, choices: &mut Choices<'_>) -> Option<Number> {
         let first = choices.below(self.held.len());
         let mut at =
@@ -168,7 +169,7 @@ impl<'w> Graph<'w> {
         Some(at)
     }
 
-    /// Some word of a cell that can become another edge, and its encoding.
+    /// Some word of a cell whose edge may change, and its encoding.
     pub(super) fn slot(
         &self,
         number: Number,
@@ -178,7 +179,7 @@ impl<'w> Graph<'w> {
             .filter(|_| !self.is_fixed(number))
     }
 
-    /// Some word of a cell that can be an edge, and its encoding.
+    /// Some word of a cell that may be an edge, and its encoding.
     pub(super) fn slot_of(
         &self,
         number: Number,
@@ -200,7 +201,7 @@ impl<'w> Graph<'w> {
         }
     }
 
-    /// Overwrites a word of a cell, through the barrier unless the cell is new.
+    /// Overwrites a word of a cell through the barrier.
     pub(super) fn write(
         &mut self,
         mutator: &Mutator,
@@ -213,14 +214,14 @@ impl<'w> Graph<'w> {
             encoded(encoding, self.objects[&to].address, choices)
         });
         if let (Shape::Conservative, Some(to)) = (self.shape(from), to) {
-            // Into the cell, as well as at its beginning.
+            // A conservative word may name the interior of a cell, too.
             let words = self.objects[&to].words;
             value += choices.below(2) * choices.below(words * WORD);
         }
         let Some(object) = self.objects.get_mut(&from) else {
             return;
         };
-        // SAFETY: a word of a cell that lives.
+        // SAFETY: a word of a living cell.
         unsafe { mutator.write((object.address + word * WORD) as *mut usize, value) };
         match to {
             Some(to) => object.edges.insert(word, (value, to)),
@@ -229,7 +230,7 @@ impl<'w> Graph<'w> {
         self.counts.words += 1;
     }
 
-    /// A new cell, in the hands.
+    /// Allocates a cell, which a scratch word keeps.
     pub(super) fn allocate(
         &mut self,
         mutator: &Mutator,
@@ -245,11 +246,12 @@ impl<'w> Graph<'w> {
         };
         let bytes = bytes.max(layout.least() + WORD).max(3 * WORD);
         let targets = self.targets(shape, choices);
-        // SAFETY: in a register or on the stack until it is in the hands.
+        // SAFETY: the cell is in a register or on the stack until a scratch word has it.
         let cell = unsafe { mutator.alloc_raw(*kind, bytes) }.map_err(|e| e.to_string())?;
         let (address, words) = (cell.as_ptr() as usize, cell_size(bytes) / WORD);
         let number = self.adopt(address, words, shape, new_stamp());
-        // SAFETY: the cell is new; it is as long as the model says, or the heap's memory is.
+        // SAFETY: the cell is new. If it is shorter than the model says, the words still lie in the
+        // heap's memory.
         unsafe {
             for word in (0..words.min(16)).chain(words - words.min(16)..words) {
                 let found = load(address, word);
@@ -276,7 +278,7 @@ impl<'w> Graph<'w> {
         Ok(number)
     }
 
-    /// A cell that lies where `number` does, in the model.
+    /// A cell of the model that overlaps the cell `number`.
     pub(super) fn overlapped(&self, number: Number) -> Option<Number> {
         let range = |object: &Object| object.address..object.address + object.words * WORD;
         let new = range(&self.objects[&number]);
@@ -311,7 +313,7 @@ impl<'w> Graph<'w> {
         number
     }
 
-    /// All that the roots and hands reach, looked at.
+    /// The cells that roots and scratch words reach, each compared with the model.
     pub(super) fn reachable(&self) -> Result<BTreeSet<Number>, String> {
         let seen = self.reached();
         seen.iter().try_for_each(|at| self.check(*at))?;
@@ -319,7 +321,7 @@ impl<'w> Graph<'w> {
         Ok(seen)
     }
 
-    /// All that the roots and hands reach by the model, which nothing is compared with.
+    /// The cells that roots and scratch words reach in the model. Memory is not read.
     pub(super) fn reached(&self) -> BTreeSet<Number> {
         let mut seen: BTreeSet<Number> = self.held.iter().flatten().copied().collect();
         let mut work: Vec<Number> = seen.iter().copied().collect();
@@ -336,8 +338,8 @@ impl<'w> Graph<'w> {
         seen
     }
 
-    /// `reachable`, and what a weak word or a finalizer may bring back, which is not looked at: it
-    /// may be gone.
+    /// `reachable`, and the cells that a weak word or a finalizer may bring back. The latter may
+    /// have been freed, so they are not compared.
     pub(super) fn remembered(&self, reachable: &BTreeSet<Number>) -> BTreeSet<Number> {
         let mut seen = reachable.clone();
         let finalizable = self.objects.iter().filter(|(_, object)| object.finalizable);
@@ -369,7 +371,7 @@ impl<'w> Graph<'w> {
         }
         let object = &self.objects[&at];
         for (word, (expected, _)) in &object.edges {
-            // SAFETY: the stamp is right, so the cell lives.
+            // SAFETY: the stamp was right, so the cell lives.
             let found = unsafe { load(object.address, *word) };
             if found != *expected {
                 return Err(format!(
@@ -381,7 +383,8 @@ impl<'w> Graph<'w> {
         Ok(())
     }
 
-    /// Looks at everything, forgets what is gone, and cuts the graph down.
+    /// Compares all reachable cells, removes the others from the model, and makes a large graph
+    /// smaller.
     pub(super) fn check_all(&mut self, choices: &mut Choices<'_>) -> Result<(), String> {
         let reachable = self.reachable()?;
         let remembered = self.remembered(&reachable);

@@ -1,15 +1,16 @@
-//! The fuzzer's third sort of case: threads that change their graphs while cycles mark them, each
-//! against a model of its own.
+//! Fuzz cases with threads that change their graphs while the collector marks. Each thread has a
+//! model of its own.
 //!
-//! A thread knows its cells by number. Each cell has a *stamp* in its last word, which is no edge,
-//! and edges of its kind's encoding. Every cell that a thread's model reaches must hold at any time
-//! what the model says. A cell that a weak word or a finalizer gives must be whole.
+//! A thread's model identifies cells by numbers. Each cell has a *stamp* in its last word, which is
+//! not an edge, and edges in its kind's encoding. Every cell that a thread's model reaches must
+//! have the model's content at any time. A cell that a weak word or a finalizer gives must be
+//! intact.
 //!
-//! The model's addresses lie in malloc's memory, which no collection scans. A cell lives by the
-//! graph, by the thread's roots, or by its scratch words, whose content counts at a cycle's first
-//! stop only. So a cell that the barrier, the marker or the allocator forgets is freed soon, and
-//! another cell takes its memory. When the threads are gone, only the cells that the models reach
-//! may be left.
+//! The model's addresses lie in malloc's memory, which no collection scans. The graph, the thread's
+//! roots or its scratch words keep a cell. The content of scratch words counts only at the first
+//! stop of a cycle. So a cell that the barrier, the marker or the allocator misses is freed soon,
+//! and another cell takes its memory. When the threads have ended, only the cells that the models
+//! reach may be left.
 
 mod case;
 mod change;

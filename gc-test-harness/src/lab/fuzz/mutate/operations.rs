@@ -1,12 +1,12 @@
-//! One thread's operations on a heap, as a fuzzing engine decides: what it gives, keeps and frees
-//! is compared with the model of `graph.rs`.
+//! One thread's operations on a heap, which a fuzzing engine chooses. The cells are compared with
+//! the model of `graph.rs`.
 
 use super::case::{outcome, world};
 use super::graph::{Graph, World};
 use crate::lab::fuzz::choices::Choices;
 use crate::lab::fuzz::counts::{Counts, message};
 
-/// Operations of one input at most: the graph is looked at as a whole after each collection.
+/// The most operations of one input. The whole graph is compared after each collection.
 const MOST: usize = 4_000;
 
 fn operate<'w>(world: &'w World, choices: &mut Choices<'_>) -> Result<Graph<'w>, String> {
@@ -19,7 +19,7 @@ fn operate<'w>(world: &'w World, choices: &mut Choices<'_>) -> Result<Graph<'w>,
         }
         match choices.below(64) {
             0 => drop(mutator.collect()),
-            // Begins beside the next operations, or finds one under way.
+            // A requested collection runs beside the next operations, or one is under way already.
             1..=2 => drop(world.heap.request_collection()),
             3 => {
                 // The roots stay declared while no thread is attached.
@@ -48,7 +48,7 @@ fn operate<'w>(world: &'w World, choices: &mut Choices<'_>) -> Result<Graph<'w>,
 /// The first wrong answer.
 fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
     let world = world(choices, false)?;
-    // On a thread of its own, as its stack is a root while it is attached.
+    // A separate thread runs the operations, because an attached thread's stack is a root.
     let graph = std::thread::scope(|scope| {
         let thread = scope.spawn(|| operate(&world, choices));
         thread.join().unwrap_or_else(|panic| Err(message(&panic)))
@@ -56,7 +56,7 @@ fn check(choices: &mut Choices<'_>) -> Result<Counts, String> {
     outcome(&world, &[graph])
 }
 
-/// Runs one input of a fuzzing engine.
+/// Runs one input of a fuzzing engine that changes a graph.
 ///
 /// # Panics
 /// At the first wrong answer.

@@ -1,5 +1,5 @@
-//! Ephemerons among the cells that the threads of `graph.rs` change: a value is reachable while
-//! its key and the cell of their pair are.
+//! Ephemerons in the graphs of `graph.rs`: a value is reachable while its key and the cell of their
+//! pair are reachable.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -10,18 +10,18 @@ use gc_core::raw::{Encoding, Kind};
 use super::graph::{Graph, Number, ROOTS, SCRATCH, WORD, load};
 use crate::lab::fuzz::choices::Choices;
 
-/// The kind of cells of pairs.
+/// The kind of a cell of pairs.
 pub(super) fn kind() -> Kind {
     Kind::ephemeron("pairs", 0, Encoding::RAW, 0)
 }
 
 impl Graph<'_> {
-    /// Whether this is a cell of pairs: their kind is the last.
+    /// Whether the cell is a cell of pairs. Their kind is the last one.
     pub(super) fn has_pairs(&self, number: Number) -> bool {
         self.objects[&number].shape + 1 == self.world.kinds.len()
     }
 
-    /// The values that the pairs of `reached` cells add to what is reachable, once each.
+    /// The values that become reachable by the pairs of `reached` cells.
     pub(super) fn values(&self, reached: &BTreeSet<Number>) -> Vec<Number> {
         let pairs = reached
             .iter()
@@ -33,7 +33,7 @@ impl Graph<'_> {
             .collect()
     }
 
-    /// Compares the pairs of reachable keys with the model.
+    /// Compares the pairs with reachable keys with the model.
     pub(super) fn check_pairs(&self, reached: &BTreeSet<Number>) -> Result<(), String> {
         for at in reached.iter().filter(|at| self.has_pairs(**at)) {
             let object = &self.objects[at];
@@ -55,21 +55,21 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Some cell of pairs that is reachable, and one of its pairs.
+    /// Some reachable cell of pairs, and the index of a pair in it.
     fn some_pair(&self, choices: &mut Choices<'_>) -> Option<(Number, usize)> {
         let at = (0..4).find_map(|_| self.walk(choices).filter(|at| self.has_pairs(*at)))?;
         let pairs = (self.objects[&at].words - 1) / 2;
         Some((at, choices.below(pairs.min(6))))
     }
 
-    /// Enters a pair, or removes one.
+    /// Stores a pair, or removes one.
     pub(super) fn set_pair(
         &mut self,
         mutator: &Mutator,
         choices: &mut Choices<'_>,
     ) -> Result<(), String> {
-        // First the value, which nothing else leads to, as a rule: making it may let go of what was
-        // in the hands.
+        // The value comes first, and usually nothing else leads to it. Its allocation may change
+        // the scratch words, so a key or a cell that was chosen before could be lost.
         let value = if choices.one_in(3) {
             self.walk(choices)
         } else {
@@ -85,7 +85,8 @@ impl Graph<'_> {
         let Some(object) = self.objects.get_mut(&at) else {
             return Ok(());
         };
-        // SAFETY: a pair of a cell that lives; the thread's roots and hands lead to key and value.
+        // SAFETY: a pair of a living cell. The thread's roots and scratch words lead to key and
+        // value.
         unsafe {
             let slot = (object.address + 2 * pair * WORD) as *mut usize;
             mutator.write_pair(slot, key, value);
@@ -98,7 +99,7 @@ impl Graph<'_> {
         Ok(())
     }
 
-    /// Looks a key up, and puts it and its value somewhere.
+    /// Looks up a key, and stores the key and its value in scratch words.
     pub(super) fn look_up(
         &mut self,
         mutator: &Mutator,
@@ -116,10 +117,11 @@ impl Graph<'_> {
         let (pair, key, value) = (*pair, *key, *value);
         let slot = (object.address + 2 * pair * WORD) as *const usize;
         let (expected, place) = (self.objects[&key].address, ROOTS + key % SCRATCH);
-        // What stands in the key's place may be all that leads to the cell of the pair.
+        // The scratch word for the key may be the only word that leads to the cell of the pair. So
+        // another scratch word takes that cell.
         self.hold(ROOTS + (key + 1) % SCRATCH, Some(at));
         let found = mutator.no_preempt(|| {
-            // SAFETY: a key's word of a cell that lives.
+            // SAFETY: a key's word of a living cell.
             let found = unsafe { mutator.load_weak(slot) };
             if found == expected {
                 self.words[place].store(found, Ordering::Relaxed);
@@ -144,7 +146,7 @@ impl Graph<'_> {
         }
         self.take(key);
         self.look(key).map_err(|what| format!("{what} (a key)"))?;
-        // SAFETY: the cell of the pair lives; the key is held, and so the value lives, too.
+        // SAFETY: the cell of the pair lives. The key is kept, so the value lives, too.
         let found = unsafe { load(self.objects[&at].address, 2 * pair + 1) };
         self.take(value);
         self.look(value)
