@@ -1,4 +1,4 @@
-//! Unwind tables out of arbitrary bytes.
+//! Reads unwind tables from arbitrary bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| gc_preempt::fuzz::eh_frame(data));

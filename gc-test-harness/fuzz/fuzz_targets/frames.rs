@@ -1,4 +1,4 @@
-//! A walk of an arbitrary stack, by a stack map and unwind tables out of arbitrary bytes.
+//! Walks an arbitrary stack with a stack map and unwind tables from arbitrary bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| gc_preempt::fuzz::frames(data));

@@ -1,10 +1,10 @@
-//! Allocation as machine code does it: a bump through the mutator's run, inlined, and a call when
-//! the run is used up.
+//! Allocation in machine code: inlined bump allocation from the mutator's run, and a call when the
+//! run is used up.
 //!
-//! The loop builds linked lists, walks each one when it is complete and adds up what its nodes say,
-//! then lets go of it. Every node was written once, just after it was allocated: a cell that two
-//! owners got, one that was freed too early, or one whose first stores came before the cursor's
-//! shows in the sum.
+//! The loop builds linked lists. When a list is complete, the loop walks it, adds up the values of
+//! its nodes, and drops it. Each node is written once, right after its allocation. So the sum shows
+//! a cell that was allocated twice, a cell that was freed too early, and a cell whose first stores
+//! came before the cursor's store.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{InstBuilder, MemFlagsData, types};
@@ -15,10 +15,10 @@ use gc_core::{Heap, Mutator};
 use super::codegen::{Arena, Code, CodegenError};
 use super::loops::{NODE_NEXT, NODE_VALUE, params_of};
 
-/// Bytes of a node: a reference and a number.
+/// Bytes of a node: a reference and a value.
 pub const NODE_BYTES: usize = 16;
 
-/// What the loop's slow path is given: whose run is used up, and what it was for.
+/// The argument of the loop's slow path: the mutator whose run is used up, and the site.
 #[derive(Debug)]
 pub struct Allocator<'m> {
     mutator: &'m Mutator,
@@ -26,12 +26,12 @@ pub struct Allocator<'m> {
 }
 
 impl<'m> Allocator<'m> {
-    /// For one mutator and the site of its nodes.
+    /// An allocator for one mutator and the site of its nodes.
     pub fn new(mutator: &'m Mutator, site: Site) -> Allocator<'m> {
         Allocator { mutator, site }
     }
 
-    /// The run that the loop bumps.
+    /// The run that the loop allocates from.
     pub fn run(&self) -> *mut Run {
         // SAFETY: the mutator's array holds a run for each site of its heap.
         unsafe { self.mutator.runs().add(self.site.index()) }
@@ -43,49 +43,49 @@ pub fn node_kind() -> Kind {
     Kind::words_at("node", &[0], Encoding::RAW)
 }
 
-/// The site of a heap's nodes; the kind is made anew by each call.
+/// The site of a heap's nodes. Each call makes a new kind.
 pub fn node_site(heap: &Heap) -> Result<Site, KindError> {
     let kind = heap.kind(node_kind())?;
     heap.site(kind, NODE_BYTES)
         .map_err(|error| unreachable!("16 bytes are a small cell: {error:?}"))
 }
 
-/// `fn(allocator, run, lists, length) -> sum of all values, or 0 if the heap is full`; neither
+/// `fn(allocator, run, lists, length) -> the sum of all values, or 0 if the heap is full`. Neither
 /// number may be 0.
 pub type Lists = unsafe extern "C" fn(*const Allocator<'_>, *mut Run, u64, u64) -> u64;
 
 /// The compiled loop.
 #[derive(Clone, Debug)]
 pub struct Allocating {
-    /// Builds and forgets lists.
+    /// Builds and drops lists.
     pub lists: Lists,
-    /// For registration.
+    /// The functions to register.
     pub code: Vec<Code>,
 }
 
 impl Allocating {
-    /// Compiles it into the arena.
+    /// Compiles the loop into the arena.
     pub fn compile(arena: &mut Arena) -> Result<Allocating, CodegenError> {
         lists(arena)?;
         let code = arena.finish()?;
-        // SAFETY: compiled just now with this signature; `code` keeps the memory.
+        // SAFETY: the function was compiled with this signature above, and `code` keeps the memory.
         let lists =
             unsafe { std::mem::transmute::<*const u8, Lists>(Code::entry_of(&code, "lists")?) };
         Ok(Allocating { lists, code })
     }
 }
 
-/// What [`Allocating::lists`] returns: the nodes of a list of `length` say `length`, `length - 1`,
+/// The result of [`Allocating::lists`]: the nodes of a list have the values `length`, `length - 1`,
 /// ..., 1.
 pub fn lists_oracle(lists: u64, length: u64) -> u64 {
     lists.wrapping_mul(length * (length + 1) / 2)
 }
 
-/// The slow path: native code that may stop, collect and wait. 0 if there is no room.
+/// The slow path: native code that may stop, collect and wait. Gives 0 if there is no room.
 unsafe extern "C" fn refill(allocator: *const Allocator<'_>) -> usize {
-    // SAFETY: the loop passes on what it was given, which outlives it.
+    // SAFETY: the loop passes its own argument, which outlives it.
     let allocator = unsafe { &*allocator };
-    // SAFETY: the cell is returned in a register, and the loop stores it or keeps it in one.
+    // SAFETY: the cell is returned in a register, and the loop stores it or keeps it in a register.
     let cell = unsafe { allocator.mutator.alloc_at(allocator.site) };
     cell.map_or(0, |cell| cell.as_ptr() as usize)
 }
@@ -136,8 +136,8 @@ fn lists(arena: &mut Arena) -> Result<(), CodegenError> {
         b.ins().brif(over, used_up, &[], fast, &[]);
 
         b.switch_to_block(fast);
-        // The cursor's store comes before the cell's first one, here as in the machine code:
-        // Cranelift keeps stores in their order, and x86-64 does.
+        // The cursor's store comes before the cell's first store, here and in the machine code:
+        // neither Cranelift nor x86-64 reorders stores.
         b.ins().store(flags, next_free, run, cursor);
         b.ins().jump(cell_made, &params_of(&[free]));
 
@@ -182,28 +182,27 @@ fn lists(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// A ring of nodes with these values, made through the mutator's own allocation; gives its first
-/// node.
+/// Allocates a ring of nodes with these values through the mutator, and gives its first node.
 ///
-/// The caller keeps the reference where the collector looks: in a local variable or a register.
+/// The caller must keep the reference where the collector scans: in a local variable or a register.
 pub fn ring(allocator: &Allocator<'_>, values: &[u64]) -> Option<usize> {
     let mutator = allocator.mutator;
     let mut first = 0;
     let mut last = 0;
     for &value in values {
-        // SAFETY: the cell goes into the chain that `first` holds, on this stack.
+        // SAFETY: the cell becomes part of the chain that `first` holds, on this stack.
         let cell = unsafe { mutator.alloc_at(allocator.site) }.ok()?.as_ptr();
         // SAFETY: a new cell of two words.
         unsafe { cell.cast::<usize>().add(1).write(value as usize) };
         if last == 0 {
             first = cell as usize;
         } else {
-            // SAFETY: the node before, live through `first`; its first word is the reference.
+            // SAFETY: the node before is live through `first`, and its first word is the reference.
             unsafe { mutator.write(last as *mut usize, cell as usize) };
         }
         last = cell as usize;
     }
-    // SAFETY: as above.
+    // SAFETY: the last node is live through `first`, and its first word is the reference.
     unsafe { mutator.write(last as *mut usize, first) };
     Some(first)
 }

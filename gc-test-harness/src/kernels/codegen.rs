@@ -1,20 +1,20 @@
-//! Cranelift plumbing: compiles functions into one arena and says of each what a stack walker must
-//! know.
+//! A layer over Cranelift: compiles functions into one arena and gives the facts that a stack
+//! walker needs of each.
 //!
-//! Both the kernels beside this file and the Lox JIT compile through [`Arena`]. What is particular
-//! to running under a collector that stops threads anywhere, and why:
+//! The kernels beside this file and the Lox JIT compile through [`Arena`]. A collector that stops
+//! threads at any instruction requires these settings:
 //!
-//! - **System V calling convention, RBP frames, never `tail`.** The walker follows RBP and finds a
-//!   frame's SP as `FP - span`. The `tail` convention moves RBP, the return address and the
-//!   arguments in the middle of a frame.
-//! - **One arena a module**, reserved at once and filled from its start, so that calls between
-//!   functions reach by `call rel32` and all code lies in one range.
-//! - **No stack probes.** A frame is a few hundred bytes, far from a guard page's 4 KiB, and an
-//!   inline probe would move RSP in the middle of the prologue.
-//! - **Facts are taken between compilation and `clear_context`** ([`Function`]); afterwards
-//!   Cranelift has forgotten them. The call sites, not the stack maps, are the table's backbone: a
-//!   call with no live reference has no map, and neither has a library call that Cranelift inserted
-//!   on its own. The former means "no references", the latter "unknown".
+//! - **System V calling convention, RBP frames, never `tail`.** The walker follows RBP and
+//!   computes a frame's SP as `FP - span`. The `tail` convention moves RBP, the return address and
+//!   the arguments within a frame.
+//! - **One arena for a module**, reserved at once and filled from its start, so that `call rel32`
+//!   reaches every function and all code lies in one range.
+//! - **No stack probes.** A frame has a few hundred bytes, much less than a guard page's 4 KiB,
+//!   and an inline probe would move RSP in the middle of the prologue.
+//! - **Facts are read between compilation and `clear_context`** ([`Function`]), because Cranelift
+//!   discards them there. The table has an entry for each call site, not for each stack map. A call
+//!   without live references has no map, and neither has a library call that Cranelift inserted by
+//!   itself. The first means "no references", the second "unknown".
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,29 +38,29 @@ use gc_preempt::stackmap::StackMaps;
 use gc_preempt::stackmap::cranelift::{Function, Site};
 use gc_preempt::{CodeGuard, CodeSpec, CodeWhat, FrameRule};
 
-/// Address space of an arena unless another size is asked for: enough for any program here, and far
-/// below the 2 GiB that `call rel32` reaches. Only the pages that hold code cost memory.
+/// The default address space of an arena, in bytes: enough for each program here, and much less
+/// than the 2 GiB that `call rel32` reaches. Only pages that hold code take memory.
 pub const ARENA_BYTES: usize = 64 << 20;
 
-/// Why code could not be compiled.
+/// The reason why code could not be compiled.
 #[derive(Debug)]
 pub enum CodegenError {
     /// Cranelift cannot generate code for this machine.
     Host(String),
-    /// The arena's address space could not be reserved, or is used up.
+    /// The arena's address space could not be reserved, or is full.
     Arena(String),
     /// Cranelift refused a declaration or a function's body.
     Compile {
         /// The function's name.
         function: String,
-        /// Cranelift's own words.
+        /// Cranelift's message.
         why: String,
     },
     /// A compiled function could not be registered as managed code.
     Register {
         /// The function's name.
         function: String,
-        /// What was wrong with its stack maps or its range.
+        /// The fault in its stack maps or its range.
         why: String,
     },
 }
@@ -84,22 +84,22 @@ impl fmt::Display for CodegenError {
 
 impl std::error::Error for CodegenError {}
 
-/// The memory behind an [`Arena`]. It is unmapped when the arena, every [`Code`] and every
-/// registration that owns it are gone.
+/// The memory of an [`Arena`]. It is unmapped when the arena, all of its [`Code`] and all
+/// registrations that own it are gone.
 pub struct CodeMemory(Mutex<ArenaMemoryProvider>);
 
 impl CodeMemory {
     fn lock(&self) -> MutexGuard<'_, ArenaMemoryProvider> {
         // A panic inside the provider leaves it as it was before the call, so a poisoned lock is
-        // still good.
+        // usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for CodeMemory {
     fn drop(&mut self) {
-        // SAFETY: the last owner is gone: no `Code` that could be called, and no registration whose
-        // guard still waits for a stack to return from the code.
+        // SAFETY: this is the last owner. No `Code` can be called any more, and no registration's
+        // guard waits for a stack to return from the code.
         unsafe { self.lock().free_memory() };
     }
 }
@@ -110,7 +110,7 @@ impl fmt::Debug for CodeMemory {
     }
 }
 
-/// What `JITModule` sees of [`CodeMemory`]; the module never frees it.
+/// The provider through which `JITModule` uses [`CodeMemory`]. The module never frees the memory.
 struct SharedProvider(Arc<CodeMemory>);
 
 impl JITMemoryProvider for SharedProvider {
@@ -130,8 +130,8 @@ impl JITMemoryProvider for SharedProvider {
     }
 }
 
-/// Reads what a walker must know of a function that was just compiled; `None` if a part is missing
-/// or contradicts another, which no released Cranelift does.
+/// Reads the facts that a walker needs of a function that was just compiled. `None`: a fact is
+/// missing or contradicts another, which no released Cranelift causes.
 fn facts_of(compiled: &CompiledCode, func: &ir::Function) -> Option<Function> {
     let buffer = &compiled.buffer;
     let layout = buffer.frame_layout()?;
@@ -201,17 +201,17 @@ fn facts_of(compiled: &CompiledCode, func: &ir::Function) -> Option<Function> {
     })
 }
 
-/// A compiled function, ready to be called; it keeps its memory mapped.
+/// A compiled function that is ready to be called. It keeps its memory mapped.
 #[derive(Clone, Debug)]
 pub struct Code {
-    /// The name it was declared under.
+    /// The name under which it was declared.
     pub name: String,
-    /// What a walker must know of it.
+    /// The facts that a walker needs.
     pub facts: Function,
-    /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] asked for that.
+    /// Its instructions as Cranelift prints them, if [`Arena::keep_listings`] was called.
     pub listing: Option<String>,
-    /// The ranges marked by [`Body::mark`], as offsets from its start: from a mark's first
-    /// instruction to behind its last.
+    /// The ranges marked by [`Body::mark`], as offsets from the function's start: from the first
+    /// instruction with a mark to the end of the last one.
     pub marks: Vec<Range<u32>>,
     memory: Arc<CodeMemory>,
 }
@@ -222,7 +222,7 @@ impl Code {
         self.facts.address as *const u8
     }
 
-    /// The entry of the function of that name among several.
+    /// The entry of the function with this name.
     pub fn entry_of(all: &[Code], name: &str) -> Result<*const u8, CodegenError> {
         let found = all.iter().find(|code| code.name == name);
         found.map(Code::entry).ok_or_else(|| CodegenError::Compile {
@@ -231,12 +231,12 @@ impl Code {
         })
     }
 
-    /// The addresses it occupies.
+    /// The addresses of its instructions.
     pub fn range(&self) -> Range<usize> {
         self.facts.address..self.facts.address + self.facts.size as usize
     }
 
-    /// Its bytes, relocations applied.
+    /// Its bytes after relocation.
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: the arena wrote `size` bytes at `address`, made them read-only and executable,
         // and stays mapped as long as `self.memory` lives.
@@ -251,8 +251,9 @@ impl Code {
             .map_err(|e| self.refused(&e.to_string()))
     }
 
-    /// Registers it with a world as managed code, to be kept mapped for as long as a stack returns
-    /// into it. `encoding` is what the world's heap understands by it.
+    /// Registers the function with a world as managed code. The registration keeps it mapped while
+    /// a stack may return into it. `encoding` is the number of the references' encoding in the
+    /// world's heap.
     pub fn register(&self, world: &World, encoding: u32) -> Result<CodeGuard, CodegenError> {
         let spec = CodeSpec {
             range: self.range(),
@@ -263,12 +264,11 @@ impl Code {
             },
             owner: Some(Box::new(self.memory())),
         };
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
-        // mapped.
+        // SAFETY: Cranelift made range and maps of this function, and the owner keeps it mapped.
         unsafe { world.register_code(spec) }.map_err(|e| self.refused(&e.to_string()))
     }
 
-    /// Registers it with a heap, whose edges in this code's stack maps have that encoding.
+    /// Registers the function with a heap. `encoding` is that of the edges in its stack maps.
     pub fn register_with(
         &self,
         heap: &Heap,
@@ -277,8 +277,7 @@ impl Code {
         let spec = jit::CodeSpec::new(self.range(), FrameRule::Rbp)
             .stack_maps(self.maps()?, encoding)
             .owner(self.memory());
-        // SAFETY: range and maps are what Cranelift made of this function, and the owner keeps it
-        // mapped.
+        // SAFETY: Cranelift made range and maps of this function, and the owner keeps it mapped.
         unsafe { heap.register_code(spec) }.map_err(|e| self.refused(&e.to_string()))
     }
 
@@ -289,7 +288,7 @@ impl Code {
         }
     }
 
-    /// The memory it lies in: the owner value to give to a code registration.
+    /// The memory of the function, which is the owner for a code registration.
     pub fn memory(&self) -> Arc<CodeMemory> {
         Arc::clone(&self.memory)
     }
@@ -297,7 +296,7 @@ impl Code {
 
 /// The body of a function under construction.
 pub struct Body<'a, 'f> {
-    /// Cranelift's builder. Blocks left unsealed are sealed at the end.
+    /// Cranelift's builder. Blocks that are not sealed are sealed at the end.
     pub builder: FunctionBuilder<'f>,
     module: &'a mut JITModule,
 }
@@ -308,14 +307,13 @@ impl Body<'_, '_> {
         self.module.declare_func_in_func(id, self.builder.func)
     }
 
-    /// Marks the instructions made from here on with a number, or, with `None`, no longer: see
-    /// [`Code::marks`].
+    /// Marks the following instructions with a number; `None` ends the mark. See [`Code::marks`].
     pub fn mark(&mut self, number: Option<u32>) {
         let place = number.map_or_else(SourceLoc::default, SourceLoc::new);
         self.builder.set_srcloc(place);
     }
 
-    /// Creates the entry block with the function's parameters and switches to it; returns the
+    /// Creates the entry block with the function's parameters, switches to it and gives the
     /// parameters.
     pub fn enter(&mut self) -> Vec<ir::Value> {
         let block = self.builder.create_block();
@@ -351,7 +349,7 @@ impl Arena {
         Arena::with_size(ARENA_BYTES)
     }
 
-    /// An arena of so many bytes of address space.
+    /// An arena of `bytes` bytes of address space.
     pub fn with_size(bytes: usize) -> Result<Arena, CodegenError> {
         Arena::for_isa(bytes, host_isa(true)?)
     }
@@ -383,8 +381,7 @@ impl Arena {
         })
     }
 
-    /// From now on each [`Code`] carries its instructions as text: for tests that read them, and
-    /// for people.
+    /// From now on each [`Code`] has its instructions as text, for tests and for readers.
     pub fn keep_listings(&mut self) {
         self.context.set_disasm(true);
     }
@@ -406,10 +403,11 @@ impl Arena {
         signature
     }
 
-    /// Makes native code at `address` callable under `name`. An import is called as
-    /// `movabs; call reg`.
+    /// Makes native code at `address` callable under `name`. An import is called by `movabs; call
+    /// reg`.
     ///
-    /// A name is bound once; importing it again with another address is an error.
+    /// # Errors
+    /// The name is bound to another address already, or Cranelift refuses the declaration.
     pub fn import(
         &mut self,
         name: &str,
@@ -432,15 +430,15 @@ impl Arena {
             .map_err(|e| refused(name, &e))
     }
 
-    /// Declares a function of this module, so that others (and it itself) can call it before it is
-    /// defined.
+    /// Declares a function of this module, so that other functions and the function itself can call
+    /// it before it is defined.
     pub fn declare(&mut self, name: &str, signature: &Signature) -> Result<FuncId, CodegenError> {
         self.module
             .declare_function(name, Linkage::Export, signature)
             .map_err(|e| refused(name, &e))
     }
 
-    /// Compiles the body of a declared function. It may be called after the next
+    /// Compiles the body of a declared function, which can be called after the next
     /// [`finish`](Arena::finish).
     pub fn define<R>(
         &mut self,
@@ -480,7 +478,7 @@ impl Arena {
         Ok(result)
     }
 
-    /// Declares and defines at once.
+    /// Declares and defines a function.
     pub fn function<R>(
         &mut self,
         name: &str,
@@ -491,8 +489,8 @@ impl Arena {
         self.define(id, body)
     }
 
-    /// Links all that was defined since the last call and makes it executable, in the order of
-    /// definition.
+    /// Links all functions defined since the last call, in the order of definition, and makes them
+    /// executable.
     pub fn finish(&mut self) -> Result<Vec<Code>, CodegenError> {
         self.module
             .finalize_definitions()
@@ -514,7 +512,7 @@ impl Arena {
     }
 }
 
-/// From each mark's first instruction to behind its last.
+/// For each mark, the range from its first instruction to the end of its last.
 fn marks_of(compiled: &CompiledCode) -> Vec<Range<u32>> {
     let mut marks: BTreeMap<u32, Range<u32>> = BTreeMap::new();
     for piece in compiled.buffer.get_srclocs_sorted() {
@@ -548,8 +546,8 @@ fn refused(function: &str, error: &ModuleError) -> CodegenError {
     }
 }
 
-/// What Cranelift calls where the host lacks an instruction (rounding before SSE4.1, FMA), by the
-/// names of libm. A Rust program need not have libm among its dynamic symbols, and `JITModule`
+/// The functions that Cranelift calls where the host lacks an instruction (rounding before SSE4.1,
+/// FMA), by their names in libm. A Rust program may lack libm's dynamic symbols, and `JITModule`
 /// panics on a name that it cannot resolve.
 fn library_calls() -> [(&'static str, usize); 10] {
     macro_rules! shim {
@@ -574,8 +572,8 @@ fn library_calls() -> [(&'static str, usize); 10] {
     ]
 }
 
-/// The host's target with the settings that this file's head argues for; without `extensions`, the
-/// oldest x86-64.
+/// The host's target with the settings of this file's head. Without `extensions`, it is the oldest
+/// x86-64.
 fn host_isa(extensions: bool) -> Result<OwnedTargetIsa, CodegenError> {
     let mut flags = settings::builder();
     for (name, value) in [
@@ -585,7 +583,7 @@ fn host_isa(extensions: bool) -> Result<OwnedTargetIsa, CodegenError> {
         ("is_pic", "false"),
         ("use_colocated_libcalls", "false"),
         ("enable_probestack", "false"),
-        // 16 bytes, as every C compiler aligns functions.
+        // 16 bytes, as C compilers align functions.
         ("log2_min_function_alignment", "4"),
         (
             "enable_verifier",
@@ -619,7 +617,8 @@ mod tests {
         code.expect("was defined").facts
     }
 
-    /// `fn(reference) -> reference`, with two calls: the reference is live across the first only.
+    /// `fn(reference) -> reference` with two calls. The reference is live across the first call
+    /// only.
     fn one_live_call(arena: &mut Arena, library: bool) {
         let void = arena.signature(&[], &[]);
         let callee = arena
@@ -698,7 +697,7 @@ mod tests {
             .expect("compiles");
         let code = arena.finish().expect("links").remove(0);
         drop(arena); // the code keeps the memory
-        // SAFETY: compiled just above with this signature.
+        // SAFETY: the function was compiled with this signature above.
         let second: extern "C" fn(i64) -> i64 = unsafe { std::mem::transmute(code.entry()) };
         assert_eq!(second(20), 42);
     }
@@ -718,7 +717,7 @@ mod tests {
 
     fn is_mapped(address: usize) -> bool {
         let mut resident = 0_u8;
-        // SAFETY: mincore only looks at the page tables and writes one byte per page.
+        // SAFETY: mincore reads only the page tables and writes one byte for each page.
         let status = unsafe { libc::mincore((address & !4095) as *mut _, 4096, &mut resident) };
         status == 0
     }

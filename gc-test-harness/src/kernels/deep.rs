@@ -1,5 +1,5 @@
-//! Managed frames for a walker to find its way through: deep recursion, and callers that keep a
-//! reference in mean places.
+//! Managed frames for a stack walker: a deep recursion, and callers that keep a reference in
+//! unusual places.
 
 use std::ffi::c_void;
 
@@ -8,45 +8,45 @@ use cranelift_codegen::ir::{InstBuilder, MemFlagsData, types};
 use super::codegen::{Arena, Code, CodegenError};
 use super::loops::{NODE_VALUE, params_of};
 
-/// `fn(data, depth) -> a new cell`: what a frame of [`Frames::deep`] holds on to.
+/// `fn(data, depth) -> a new cell`: makes the cell that a frame of [`Frames::deep`] keeps.
 pub type Fresh = unsafe extern "C" fn(*mut c_void, u64) -> usize;
-/// `fn(data)`: called by the innermost frame.
+/// `fn(data)`: the innermost frame calls it.
 pub type Bottom = unsafe extern "C" fn(*mut c_void);
-/// `fn(depth, fresh, bottom, data, a, b, stacked, c) -> checksum`; the last two are passed on the
-/// stack.
+/// `fn(depth, fresh, bottom, data, a, b, stacked, c) -> checksum`. The last two arguments are
+/// passed on the stack.
 pub type Deep = unsafe extern "C" fn(u64, Fresh, Bottom, *mut c_void, u64, u64, usize, u64) -> u64;
-/// `fn(slot, callee)`: takes the reference out of the slot, calls the callee with it as its only
-/// stack-passed argument and puts what that returns back into the slot.
+/// `fn(slot, callee)`: takes the reference out of the slot, calls `callee` with it as the only
+/// argument on the stack, and stores the result in the slot.
 pub type StackArgument = unsafe extern "C" fn(*mut usize, StackArgumentCallee);
-/// Takes six numbers in registers and a reference on the stack, and returns the reference.
+/// Takes six numbers in registers and a reference on the stack, and gives the reference.
 pub type StackArgumentCallee = unsafe extern "C" fn(u64, u64, u64, u64, u64, u64, usize) -> usize;
-/// `fn(numbers, callee, data) -> checksum`: keeps eight numbers across a call of `callee(data)`,
-/// for which it must save all callee-saved registers of its own caller.
+/// `fn(numbers, callee, data) -> checksum`: keeps eight numbers across a call of `callee(data)`, so
+/// it must save all callee-saved registers of its own caller.
 pub type SavesRegisters = unsafe extern "C" fn(*const [u64; 8], Bottom, *mut c_void) -> u64;
 
 /// The compiled functions.
 #[derive(Clone, Debug)]
 pub struct Frames {
-    /// A recursion in which each frame holds a reference of its own, declared, and one that was
+    /// A recursion in which each frame keeps two declared references: its own, and one that was
     /// passed on the stack.
     pub deep: Deep,
     /// A caller whose outgoing argument is the only root.
     pub stack_argument: StackArgument,
     /// A frame whose saved registers may be the only copy of a reference of its caller.
     pub saves_registers: SavesRegisters,
-    /// All of them, for registration.
+    /// The functions to register.
     pub code: Vec<Code>,
 }
 
 impl Frames {
-    /// Compiles all of them into the arena.
+    /// Compiles all functions into the arena.
     pub fn compile(arena: &mut Arena) -> Result<Frames, CodegenError> {
         deep(arena)?;
         stack_argument(arena)?;
         saves_registers(arena)?;
         let code = arena.finish()?;
         let entry = |name: &str| Code::entry_of(&code, name);
-        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps
+        // SAFETY: each function was compiled above with the signature of its type, and `code` keeps
         // the memory.
         unsafe {
             Ok(Frames {
@@ -63,8 +63,8 @@ impl Frames {
     }
 }
 
-/// See [`deep_oracle`] for what it computes. Live across its inner call are both references, in
-/// declared slots, and four numbers, in callee-saved registers.
+/// [`deep_oracle`] says what the function computes. Two references in declared slots and four
+/// numbers in callee-saved registers are live across the inner call.
 fn deep(arena: &mut Arena) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64; 8], &[types::I64]);
     let fresh = arena.signature(&[types::I64; 2], &[types::I64]);
@@ -116,7 +116,7 @@ fn deep(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// What [`Frames::deep`] returns if the cell made for depth `d` has the value `value(d)`, and the
+/// The result of [`Frames::deep`] if the cell made for depth `d` has the value `value(d)`, and the
 /// first `stacked` cell the value `value(depth + 1)`.
 pub fn deep_oracle(depth: u64, a: u64, b: u64, c: u64, value: impl Fn(u64) -> u64) -> u64 {
     let mut frames = Vec::new();
@@ -134,8 +134,8 @@ pub fn deep_oracle(depth: u64, a: u64, b: u64, c: u64, value: impl Fn(u64) -> u6
     })
 }
 
-/// The reference is dead after the call, so the call's map does not name it: it stands in the
-/// outgoing arguments alone.
+/// The reference is dead after the call, so the call's map does not name it. Only the outgoing
+/// arguments hold it.
 fn stack_argument(arena: &mut Arena) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64; 2], &[]);
     let callee = arena.signature(&[types::I64; 7], &[types::I64]);
@@ -162,7 +162,8 @@ fn saves_registers(arena: &mut Arena) -> Result<(), CodegenError> {
     arena.function("saves_registers", &signature, |body| {
         let params = body.enter();
         let b = &mut body.builder;
-        // Loads, since a sum or a product would be computed after the call, where it is wanted.
+        // Loads, because Cranelift would compute a sum or a product after the call, where its value
+        // is needed.
         let flags = MemFlagsData::trusted();
         let mut kept = Vec::new();
         for i in 0..8 {
@@ -179,7 +180,7 @@ fn saves_registers(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// What [`Frames::saves_registers`] returns.
+/// The result of [`Frames::saves_registers`].
 pub fn saves_registers_oracle(numbers: &[u64; 8]) -> u64 {
     let rest = numbers[1..].iter();
     rest.fold(numbers[0], |sum, number| (sum ^ number).wrapping_mul(7))
@@ -201,14 +202,14 @@ mod tests {
     }
 
     unsafe extern "C" fn fresh(cells: *mut c_void, depth: u64) -> usize {
-        // SAFETY: the caller below hands over a vector that it leaves alone meanwhile.
+        // SAFETY: the caller below passes a vector and does not use it during the call.
         let cells = unsafe { &mut *cells.cast::<Vec<Box<[u64; 2]>>>() };
         cells.push(Box::new([0, depth * 11]));
         cells[cells.len() - 1].as_ptr() as usize
     }
 
     unsafe extern "C" fn bottom(cells: *mut c_void) {
-        // SAFETY: as in `fresh`.
+        // SAFETY: the argument is the one that `fresh` expects.
         unsafe { fresh(cells, 1 << 40) };
     }
 
@@ -218,7 +219,7 @@ mod tests {
         let mut cells: Vec<Box<[u64; 2]>> = vec![Box::new([0, 101 * 11])];
         let first = cells[0].as_ptr() as usize;
         let data = (&raw mut cells).cast();
-        // SAFETY: `data` is what `fresh` and `bottom` expect, and outlives the call.
+        // SAFETY: `data` is what `fresh` and `bottom` expect, and it outlives the call.
         let sum = unsafe { (frames.deep)(100, fresh, bottom, data, 3, 4, first, 5) };
         assert_eq!(sum, deep_oracle(100, 3, 4, 5, |depth| depth * 11));
         assert_eq!(cells.len(), 103);
@@ -250,7 +251,7 @@ mod tests {
         let numbers = [3, 1, 4, 1, 5, 9, 2, 6];
         let mut cells: Vec<Box<[u64; 2]>> = Vec::new();
         let data = (&raw mut cells).cast();
-        // SAFETY: `data` is what `bottom` expects, and outlives the call.
+        // SAFETY: `data` is what `bottom` expects, and it outlives the call.
         let sum = unsafe { (frames.saves_registers)(&numbers, bottom, data) };
         assert_eq!(sum, saves_registers_oracle(&numbers));
     }

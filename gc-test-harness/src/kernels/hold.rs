@@ -1,14 +1,15 @@
-//! Places where a reference can be the only one: each register in turn, each half of each vector
-//! register, the red zone, a stack-passed argument, a caller's register. The functions are written
-//! in assembly, since no compiler can be told where to keep a value.
+//! Places that can hold the only reference to a cell: each general register, each half of a vector
+//! register, the red zone, an argument on the stack, a caller's register. The functions are written
+//! in assembly, because no compiler lets a program choose where a value is kept.
 //!
-//! Every function here takes the reference out of a slot in memory, which it clears, keeps it in
-//! its one place with all other general registers zeroed, says so ([`while_held`] waits for that),
-//! spins until released, and puts it back into the slot. The flags are statics, addressed relative
-//! to RIP: their addresses must not occupy a register.
+//! Each function takes the reference out of a slot in memory and clears the slot. It keeps the
+//! reference in its one place and zeroes all other general registers. Then it announces that it
+//! holds the reference ([`while_held`] waits for that), spins until it is released, and stores the
+//! reference in the slot again. The flags are statics that are addressed relative to RIP, because
+//! their addresses must not occupy a register.
 //!
-//! The functions keep an RBP frame as Cranelift's do (but the one that holds the reference *in*
-//! RBP), so that a test can register [`Place::range`] as managed code as well as leave it native.
+//! Except for the function that holds the reference *in* RBP, the functions keep an RBP frame as
+//! Cranelift's do, so that a test can register [`Place::range`] as managed code or leave it native.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,18 +18,18 @@ use std::time::Duration;
 
 static READY: AtomicBool = AtomicBool::new(false);
 static RELEASE: AtomicBool = AtomicBool::new(false);
-/// One reference is held at a time, since there is one pair of flags.
+/// There is one pair of flags, so one reference is held at a time.
 static HOLDING: Mutex<()> = Mutex::new(());
 
 /// `fn(slot)`: holds the slot's reference until it is released.
 pub type Hold = unsafe extern "C" fn(*mut usize);
 
-/// A place and the function that holds a reference in it.
+/// A place, and the function that holds a reference in it.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// The register's name, or the place's.
+    /// The name of the register or of the place.
     pub name: &'static str,
-    /// Holds the reference that it finds in the slot.
+    /// Holds the slot's reference in the place.
     pub hold: Hold,
     /// The first address behind the function.
     end: *const u8,
@@ -36,7 +37,7 @@ pub struct Place {
 
 // SAFETY: a place is two addresses of code.
 unsafe impl Send for Place {}
-// SAFETY: as above; nothing is ever written through them.
+// SAFETY: a place is two addresses of code, and no thread writes through them.
 unsafe impl Sync for Place {}
 
 impl Place {
@@ -45,19 +46,18 @@ impl Place {
         self.hold as usize..self.end as usize
     }
 
-    /// Whether the function keeps Cranelift's kind of frame, so that it may be registered as
+    /// Whether the function keeps a frame as Cranelift's do, so that it may be registered as
     /// managed code.
     pub fn has_frame(&self) -> bool {
         self.name != "rbp"
     }
 }
 
-/// Runs `held` while another thread, started here, keeps the reference that is in `slot` in that
-/// place only.
+/// Runs `held` while a new thread keeps the reference from `slot` in one place only.
 ///
-/// `enter` runs on that thread around the function: it may attach the thread to a world. The slot
-/// must be memory that no collection scans, and no stack may still show the reference: take it
-/// from a thread that has ended.
+/// `enter` runs on that thread around the function, and may attach the thread to a world. No
+/// collection may scan the slot's memory, and no stack may still hold the reference: the caller
+/// should take it from a thread that has ended.
 pub fn while_held<R>(
     slot: &mut usize,
     enter: impl FnOnce(&mut dyn FnMut()) + Send,
@@ -67,7 +67,7 @@ pub fn while_held<R>(
     let _one = HOLDING.lock().unwrap_or_else(PoisonError::into_inner);
     READY.store(false, Ordering::SeqCst);
     RELEASE.store(false, Ordering::SeqCst);
-    /// Releases also when `held` panics, or the scope would wait for ever.
+    /// Releases the thread also when `held` panics. Otherwise the scope would wait forever.
     struct Release;
     impl Drop for Release {
         fn drop(&mut self) {
@@ -94,11 +94,11 @@ pub fn while_held<R>(
     })
 }
 
-/// For managed kernels' callbacks: says that the place is taken and waits for the release, like
-/// every function here.
+/// The callback of managed kernels: announces that the place is taken and waits for the release, as
+/// all functions here do.
 ///
 /// # Safety
-/// Only to be called within [`while_held`].
+/// Only [`while_held`] may run it.
 #[unsafe(naked)]
 pub unsafe extern "C" fn wait_for_release(_: *mut std::ffi::c_void) {
     core::arch::naked_asm!(
@@ -115,10 +115,10 @@ pub unsafe extern "C" fn wait_for_release(_: *mut std::ffi::c_void) {
 }
 
 /// Keeps its seventh argument where the caller put it, in the caller's outgoing area, and returns
-/// it in the end. Its unwind tables are exact, so that as native code it hides nothing.
+/// it at the end. Its unwind tables are exact, so that as native code it hides no frame.
 ///
 /// # Safety
-/// Only to be called within [`while_held`].
+/// Only [`while_held`] may run it.
 #[unsafe(naked)]
 pub unsafe extern "C" fn hold_stack_argument(
     _: u64,
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn hold_stack_argument(
     )
 }
 
-/// The addresses of [`hold_stack_argument`], which keeps Cranelift's kind of frame: a test may
+/// The addresses of [`hold_stack_argument`]. It keeps a frame as Cranelift's do, so a test may
 /// register it as managed code.
 pub fn hold_stack_argument_range() -> Range<usize> {
     unsafe extern "C" {
@@ -162,8 +162,8 @@ pub fn hold_stack_argument_range() -> Range<usize> {
     hold_stack_argument as *const () as usize..&raw const END as usize
 }
 
-/// The frame around every place: RBP, the callee-saved registers and the slot's address; then the
-/// reference is in RAX alone and the slot is empty.
+/// The prologue of each place: pushes RBP, the callee-saved registers and the slot's address. Then
+/// only RAX has the reference, and the slot is empty.
 macro_rules! enter {
     () => {
         "push rbp
@@ -192,7 +192,7 @@ macro_rules! enter {
     };
 }
 
-/// Announces and spins, touching no register.
+/// Announces the reference and spins, without a change of registers.
 macro_rules! spin {
     () => {
         "mov byte ptr [rip + {ready}], 1
@@ -202,7 +202,7 @@ macro_rules! spin {
     };
 }
 
-/// Expects the reference in RAX again.
+/// The epilogue of each place. The reference is in RAX again.
 macro_rules! leave {
     () => {
         "pop rdi
@@ -217,8 +217,8 @@ macro_rules! leave {
     };
 }
 
-/// Defines one place: `$put` moves the reference from RAX to it and clears RAX, `$get` moves it
-/// back.
+/// Defines the functions of some places. `$put` moves the reference from RAX to the place and
+/// clears RAX, and `$get` moves it back.
 macro_rules! places {
     ($list:ident, $count:literal, $doc:literal: $($name:ident $put:literal $get:literal,)*) => {
         #[doc = $doc]
@@ -295,20 +295,20 @@ places! { RED_ZONE, 2, "The red zone's first and last word, below the stack poin
     red_zone_last "mov [rsp - 128], rax; xor eax, eax" "mov rax, [rsp - 128]",
 }
 
-/// A callee-saved register and the function that keeps a reference in it across a call.
+/// A callee-saved register, and the function that keeps a reference in it across a call.
 #[derive(Clone, Copy, Debug)]
 pub struct CallerPlace {
-    /// The register.
+    /// The register's name.
     pub name: &'static str,
-    /// Keeps the slot's reference in it and calls `callee(first, second, third)`.
+    /// Keeps the slot's reference in the register and calls `callee(first, second, third)`.
     pub call: unsafe extern "C" fn(*mut usize, *const u8, usize, usize, usize),
 }
 
 macro_rules! caller_places {
     ($($name:ident $number:literal,)*) => {
-        /// The callee-saved registers, each holding the only reference while its function calls
-        /// another. The unwind tables of these functions are exact, so that the caller's frame
-        /// shows nothing more than it must.
+        /// The callee-saved registers. Each holds the only reference while its function calls
+        /// another one. The unwind tables of these functions are exact, so that no more of the
+        /// caller's frame is scanned than necessary.
         pub static CALLER_REGISTERS: [CallerPlace; 5] = [$({
             #[unsafe(naked)]
             unsafe extern "C" fn call(_: *mut usize, _: *const u8, _: usize, _: usize, _: usize) {
@@ -357,7 +357,8 @@ mod tests {
     use crate::kernels::codegen::Arena;
     use crate::kernels::deep::{Frames, saves_registers_oracle};
 
-    /// While it is held the slot is empty; afterwards the reference is back, so it was somewhere.
+    /// While the reference is held, the slot is empty. Afterwards the reference is back in the
+    /// slot.
     fn survives(name: &str, run: impl FnOnce(*mut usize) + Send) {
         let mut slot = 0x1234_5678_9abc_def0;
         let address = &raw mut slot as usize;
@@ -366,7 +367,8 @@ mod tests {
             |run| run(),
             run,
             || {
-                // SAFETY: the word lives in this frame; the holder is spinning and leaves it alone.
+                // SAFETY: the word lives in this frame, and the holder spins and does not access
+                // it.
                 unsafe { (address as *const usize).read_volatile() }
             },
         );
@@ -399,8 +401,8 @@ mod tests {
                 &raw const numbers as usize,
                 wait_for_release as *const () as usize,
             ];
-            // SAFETY: the callee is `saves_registers` with its three arguments; the slot is a word
-            // of the frame above.
+            // SAFETY: the callee is `saves_registers` with its three arguments, and the slot is a
+            // word of the frame above.
             survives(place.name, |slot| unsafe {
                 (place.call)(slot, callee as *const u8, words[0], words[1], 0);
             });

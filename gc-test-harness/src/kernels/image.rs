@@ -1,13 +1,13 @@
-//! A thread's whole state, word for word as a fuzzer wants it: every register, the stack, the red
-//! zone and what is dead below it.
+//! A thread's whole state, with words that a fuzzer chooses: each register, the stack, the red
+//! zone, and the dead words below it.
 //!
-//! [`Hold::Native`] and its siblings load an [`Image`], say so, spin until they are released, and
-//! then write down what they still see, so that a stop that loses a bit is noticed too. Before they
-//! return they wipe all that they have put anywhere, registers and dead stack included: a thread
-//! may hold one image after another, and no word of the first shows during the second.
+//! The functions behind [`Hold`] load an [`Image`], announce it, spin until they are released, and
+//! then store what the registers and the stack hold, so that a test sees a stop that lost a bit.
+//! Before they return they wipe everything that they wrote, including registers and dead stack. So
+//! a thread may hold one image after another, and no word of the first is left during the second.
 //!
-//! The flags are words of the spinning frame itself, so that no register is needed to find them and
-//! several threads can hold at once. All unwind tables are exact.
+//! The flags are words of the spinning frame, so that no register is needed to address them and
+//! several threads can hold images at once. All unwind tables are exact.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -24,19 +24,19 @@ pub const FRAME_WORDS: usize = 32;
 pub const RED_ZONE_WORDS: usize = 16;
 /// The slots that the calling frame's stack map names, in words from its SP.
 pub const SLOTS: [usize; 3] = [6, 10, 17];
-/// Words at the calling frame's bottom that are arguments of its call.
+/// Words at the bottom of the calling frame that are arguments of its call.
 pub const ARGUMENT_WORDS: usize = 4;
-/// Words at the calling frame's top that are registers saved for its caller.
+/// Words at the top of the calling frame that are registers saved for its caller.
 pub const SAVED_WORDS: usize = 5;
 
-/// Registers that may hold anything.
+/// The registers, each with any content.
 #[repr(C)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registers {
-    /// ZMM0 to ZMM31, each as eight words, of which the processor may have the first two or four
-    /// only, and the first 16 registers.
+    /// ZMM0 to ZMM31, eight words each. The processor may have only the first two or four words,
+    /// and only the first 16 registers.
     pub vectors: [[usize; 8]; 32],
-    /// RAX, RDX, RCX, RBX, RSI, RDI, RBP, (RSP, which is not ours to set,) R8 to R15.
+    /// RAX, RDX, RCX, RBX, RSI, RDI, RBP, RSP (which is never set), R8 to R15.
     pub gpr: [usize; 16],
     /// MM0 to MM7.
     pub mmx: [usize; 8],
@@ -44,7 +44,7 @@ pub struct Registers {
     pub masks: [usize; 8],
 }
 
-/// What a thread is to hold, and what it held in the end.
+/// The words that a thread is to hold, and the words that it held at the end.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Image {
@@ -52,17 +52,17 @@ pub struct Image {
     pub registers: Registers,
     /// The innermost frame, from SP upwards.
     pub stack: [usize; FRAME_WORDS],
-    /// From SP - 128 upwards.
+    /// The red zone, from SP - 128 upwards.
     pub red_zone: [usize; RED_ZONE_WORDS],
-    /// From SP - 256 to SP - 128: dead.
+    /// The dead words from SP - 256 to SP - 128.
     pub below: [usize; RED_ZONE_WORDS],
-    /// The calling frame, from SP upwards, where there is one.
+    /// The calling frame, from SP upwards, if there is one.
     pub caller: [usize; FRAME_WORDS],
-    /// What was in the registers after the release.
+    /// The registers after the release.
     pub after: Registers,
     /// The address of the spinning frame's two flags: held, release.
     flags: AtomicUsize,
-    /// What the registers are wiped with.
+    /// The zeros that wipe the registers.
     zeros: [[usize; 8]; 32],
 }
 
@@ -91,44 +91,46 @@ impl Image {
     /// # Safety
     /// As [`Image::is_held`].
     unsafe fn flag<'a>(image: *const Self, at: usize) -> Option<&'a AtomicUsize> {
-        // SAFETY: the image is alive, says the caller, and this word of it is an atomic.
+        // SAFETY: the caller says that the image is alive, and this word of it is an atomic.
         let flags = unsafe { &(*image).flags };
-        // Acquire: after the frame's address, its zeroed flags (stores are not reordered among
-        // themselves here).
+        // Acquire: pairs with the spinning frame's store of its address, after which its zeroed
+        // flags are visible (the assembly's stores are not reordered on x86-64).
         let flags = flags.load(Ordering::Acquire) as *const AtomicUsize;
-        // SAFETY: null, or two words of a frame that is there until `release`, which the image's
+        // SAFETY: null, or two words of a frame that exists until `release`, which the image's
         // owner calls once.
         (!flags.is_null()).then(|| unsafe { &*flags.add(at) })
     }
 
-    /// Does a thread hold it by now?
+    /// Whether a thread holds the image.
     ///
     /// # Safety
-    /// The image is alive; a thread that was told to hold it has not been released.
+    /// The image must be alive, and a thread that was started to hold it must not have been
+    /// released.
     pub unsafe fn is_held(image: *const Self) -> bool {
-        // Acquire: the image has been loaded before.
-        // SAFETY: forwarded.
+        // Acquire: pairs with the holder's store of the flag, which comes after all loads of the
+        // image.
+        // SAFETY: the caller's promise is the one that `flag` needs.
         unsafe { Self::flag(image, 0) }.is_some_and(|held| held.load(Ordering::Acquire) & 1 == 1)
     }
 
-    /// Releases the thread that holds it.
+    /// Releases the thread that holds the image.
     ///
     /// # Panics
-    /// If none does.
+    /// If no thread holds it.
     ///
     /// # Safety
-    /// As [`Image::is_held`].
+    /// As for [`Image::is_held`].
     pub unsafe fn release(image: *const Self) {
-        // SAFETY: forwarded.
+        // SAFETY: the caller's promise is the one that `is_held` and `flag` need.
         unsafe {
             assert!(Self::is_held(image), "an image that no thread holds");
             let release = Self::flag(image, 1).expect("is held");
-            // Release: whatever was read of the thread's stack was read before.
+            // Release: all reads of the thread's stack come before it.
             release.store(1, Ordering::Release);
         }
     }
 
-    /// Which of the registers' words this processor has.
+    /// Clears the words that this processor's registers do not have.
     fn mask(registers: &mut Registers) {
         let (count, words) = match isa() {
             Isa::Sse => (16, 2),
@@ -145,12 +147,12 @@ impl Image {
         registers.gpr[7] = 0;
     }
 
-    /// Clears what this processor cannot hold.
+    /// Clears the words that this processor cannot hold.
     pub fn trim(&mut self) {
         Self::mask(&mut self.registers);
     }
 
-    /// Every register's words.
+    /// The words of all registers.
     pub fn register_words(&self) -> impl Iterator<Item = usize> + '_ {
         let r = &self.registers;
         let vectors = r.vectors.iter().flatten();
@@ -175,33 +177,33 @@ fn isa() -> Isa {
     }
 }
 
-/// How an image is held.
+/// The way in which an image is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// By native code.
+    /// Native code holds it.
     Native,
-    /// By managed code that is interrupted, its frame described by unwind tables.
+    /// Managed code that is interrupted holds it. Unwind tables describe the frame.
     Managed,
-    /// By native code that managed code has called: the calling frame has a stack map that names
-    /// [`SLOTS`].
+    /// Native code that managed code has called holds it. The calling frame has a stack map that
+    /// names [`SLOTS`].
     Called,
 }
 
-/// Frees the red zone's neighbourhood of whatever a stop has left there (an injected call's frame,
-/// the largest thing).
+/// Bytes of dead stack that are wiped. They contain everything that a stop may leave there, of
+/// which an injected call's frame is the largest.
 const WIPED: usize = 48 << 10;
-/// The spinning frame: the image's words, the image's address, two flags, the scratch word for RAX,
-/// and one to keep SP aligned.
+/// Bytes of the spinning frame: the image's words, the image's address, two flags, the scratch word
+/// for RAX, and a word that keeps SP aligned.
 const FRAME: usize = FRAME_WORDS * 8 + 40;
 
-/// An instruction for each register: from word `$scale` times its number of a part of the image.
+/// One load for each register `$n`, from word `$scale * $n` of a part of the image.
 macro_rules! loads {
     ($operation:literal $part:literal $scale:literal: $($n:literal)*) => {
         concat!($($operation, $n, ", [rdx + {", $part, "} + ", $scale, "*", $n, "]\n"),*)
     };
 }
 
-/// The other way round.
+/// One store for each register `$n`, to word `$scale * $n` of a part of the image.
 macro_rules! stores {
     ($operation:literal $part:literal $scale:literal $register:literal: $($n:literal)*) => {
         concat!($($operation, " [rdx + {", $part, "} + ", $scale, "*", $n, "], ", $register, $n, "\n"),*)
@@ -270,7 +272,7 @@ macro_rules! hold {
         #[unsafe(naked)]
         unsafe extern "C" fn $name(_: *mut Image) {
             core::arch::naked_asm!(
-                // Not every variant has every part.
+                // This comment of the assembly uses the operands that a variant may lack.
                 "# {masks} {after_masks} {zeros}",
                 ".cfi_startproc",
                 "push rbp",
@@ -334,7 +336,7 @@ macro_rules! hold {
                 "2: pause",
                 "cmp byte ptr [rsp + {own} + 16], 0",
                 "je 2b",
-                // What is left of it.
+                // The image was released: the registers are stored.
                 "mov [rsp + {own} + 24], rax",
                 "mov rax, [rsp + {own}]",
                 "mov [rax + {after_gpr} + 8], rdx",
@@ -356,8 +358,7 @@ macro_rules! hold {
                 "mov [rdx + {after_gpr}], rax",
                 $store!(),
                 stores!("movq" "after_mmx" 8 "mm": 0 1 2 3 4 5 6 7),
-                // The stack and the red zone are compared in place, by moving them back into the
-                // image.
+                // Stack and red zone are moved into the image, where the test compares them.
                 "cld",
                 "lea rdi, [rdx + {stack}]",
                 "mov rsi, rsp",
@@ -367,7 +368,7 @@ macro_rules! hold {
                 "lea rsi, [rsp - 128]",
                 "mov ecx, 16",
                 "rep movsq",
-                // Nothing of it stays anywhere.
+                // No word of the image stays on the stack or in registers.
                 "mov qword ptr [rdx + {flags}], 0",
                 "lea rdi, [rsp - {wiped}]",
                 "mov ecx, ({wiped} + {frame}) / 8",
@@ -441,7 +442,7 @@ hold! { managed_sse MANAGED_SSE_END "urge_image_managed_sse_end", load_sse store
 hold! { managed_avx MANAGED_AVX_END "urge_image_managed_avx_end", load_avx store_avx wipe_avx }
 hold! { managed_avx512 MANAGED_AVX512_END "urge_image_managed_avx512_end", load_avx512 store_avx512 wipe_avx512 }
 
-/// What registers are wiped with.
+/// The zeros that wipe registers.
 static ZEROS: [usize; 32 * 8] = [0; 32 * 8];
 
 macro_rules! wipe {
@@ -475,19 +476,19 @@ wipe! { wipe_registers_sse wipe_sse }
 wipe! { wipe_registers_avx wipe_avx }
 wipe! { wipe_registers_avx512 wipe_avx512 }
 
-/// Clears every register that a callee may change, vectors and all, of what earlier calls have left
-/// in them.
+/// Clears all registers that a callee may change, including vectors, of words that earlier calls
+/// left.
 pub fn wipe_registers() {
     let wipe = match isa() {
         Isa::Sse => wipe_registers_sse,
         Isa::Avx => wipe_registers_avx,
         Isa::Avx512 => wipe_registers_avx512,
     };
-    // SAFETY: changes registers that any function may change.
+    // SAFETY: the function changes only registers that any function may change.
     unsafe { wipe(ZEROS.as_ptr()) }
 }
 
-/// A frame as Cranelift lays them out, filled from the image, that calls `hold(image)`.
+/// A frame in Cranelift's layout, filled from the image, that calls `hold(image)`.
 #[unsafe(naked)]
 unsafe extern "C" fn caller(_: *mut Image, _: HoldFn) {
     core::arch::naked_asm!(
@@ -546,8 +547,8 @@ fn managed() -> (HoldFn, Range<usize>) {
     (hold, hold as usize..end as usize)
 }
 
-/// Registers the managed functions, once and for good. Edges of the calling frame's slots have
-/// encoding 0, which is [`Encoding::RAW`](gc_core::raw::Encoding::RAW) in every heap.
+/// Registers the managed functions once for the whole process. Edges of the calling frame's slots
+/// have encoding 0, which is [`Encoding::RAW`](gc_core::raw::Encoding::RAW) in every heap.
 fn registered() {
     static GUARDS: OnceLock<(World, [CodeGuard; 2])> = OnceLock::new();
     GUARDS.get_or_init(|| {
@@ -565,8 +566,8 @@ fn registered() {
                 what,
                 owner: None,
             };
-            // SAFETY: functions of this file, never unloaded, their frames as the maps and the
-            // unwind tables say.
+            // SAFETY: the functions are in this file and never unloaded. Their frames are as the
+            // maps and the unwind tables say.
             unsafe { world.register_code(spec) }.expect("code that is registered once")
         };
         let start = caller as *const () as usize;
@@ -592,15 +593,15 @@ fn registered() {
 }
 
 impl Hold {
-    /// Holds the image on this thread, with all that was in `registers`, `stack`, `red_zone`,
-    /// `below` and, if called, `caller`, until another thread releases it.
+    /// Holds the image on this thread until another thread releases it: `registers`, `stack`,
+    /// `red_zone`, `below` and, for [`Hold::Called`], `caller`.
     ///
     /// # Safety
-    /// No other thread holds the image or writes to it meanwhile.
+    /// During the call no other thread may hold the image or write to it.
     pub unsafe fn hold(self, image: *mut Image) {
         registered();
-        // SAFETY: the functions take an image and nothing else; the caller has it for itself, but
-        // for the flags, which are atomic.
+        // SAFETY: the functions take only an image. The caller has the image to itself, except for
+        // the flags, which are atomic.
         unsafe {
             (*image).trim();
             match self {
@@ -647,10 +648,11 @@ mod tests {
             let before = (image.registers.clone(), image.stack, image.red_zone);
             let pointer = &raw mut *image as usize;
             std::thread::scope(|scope| {
-                // SAFETY: the image is this test's and is looked at through its flags alone until
-                // the thread has ended.
+                // SAFETY: the image is this test's. Until the thread has ended, the test accesses
+                // only its flags.
                 let holder = scope.spawn(move || unsafe { hold.hold(pointer as *mut Image) });
-                // SAFETY: as above.
+                // SAFETY: the image is alive, and its holder is not released before the call of
+                // `release`.
                 unsafe {
                     while !Image::is_held(pointer as *const Image) {
                         std::thread::yield_now();

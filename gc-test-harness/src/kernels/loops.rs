@@ -1,51 +1,51 @@
-//! Loops without a poll: such a loop runs to its end unless a stop can take effect at any
-//! instruction.
+//! Loops without a poll: such a loop runs to its end unless a stop takes effect at any instruction.
 //!
-//! None contains a call, a flag load or a load from a guard page; `tests` below reads the generated
-//! instructions to see that, and that declaring references to Cranelift changes not one byte. Each
-//! loop but the empty one gives back an answer that its Rust counterpart (`*_oracle`) knows
-//! beforehand, so a register that a stop lost or bent shows at once.
+//! No loop contains a call, a load of a flag or a load from a guard page. `tests` below reads the
+//! generated instructions and checks that, and that declared references change no byte of the code.
+//! Each loop except the empty one gives an answer that its Rust counterpart (`*_oracle`) computes,
+//! too, so a register that a stop lost or changed shows at once.
 
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::{BlockArg, InstBuilder, MemFlagsData, types};
 
 use super::codegen::{Arena, Code, CodegenError};
 
-/// O'Neill's 32-bit PCG multiplier. Any odd number of this size would do; a larger one Cranelift
-/// would keep in memory behind the code, and this loop is to load nothing.
+/// O'Neill's 32-bit PCG multiplier. Any odd number of this size would do. Cranelift would load a
+/// larger one from memory behind the code, but this loop must not load.
 const MULTIPLIER: u64 = 747_796_405;
 
-/// Offset of a node's link in [`Loops::chase`]'s ring; the node's value follows it.
+/// The offset of a node's reference in [`Loops::chase`]'s ring. The node's value follows it.
 pub const NODE_NEXT: i32 = 0;
-/// Offset of a node's value.
+/// The offset of a node's value.
 pub const NODE_VALUE: i32 = 8;
 
-/// `fn(seed, rounds) -> checksum`; `rounds` must not be 0.
+/// `fn(seed, rounds) -> checksum`. `rounds` must not be 0.
 pub type Count = extern "C" fn(u64, u64) -> u64;
-/// `fn(seed, rounds, place) -> checksum`: as [`Count`], storing the rounds left at `place` in each
-/// turn, so that others see it run.
+/// `fn(seed, rounds, place) -> checksum`: as [`Count`], but each turn stores the rounds left in
+/// `place`, so that other threads see the progress.
 pub type CountAloud = unsafe extern "C" fn(u64, u64, *mut u64) -> u64;
 /// `fn() -> !`.
 pub type Empty = extern "C" fn();
-/// `fn(slot, steps) -> sum of the values passed`; takes the reference out of the slot and puts one
-/// back at the end.
+/// `fn(slot, steps) -> the sum of the values on the way`: takes the reference out of the slot, and
+/// stores a reference there at the end.
 pub type Chase = unsafe extern "C" fn(*mut usize, u64) -> u64;
-/// `fn(text, text length, output, table) -> bytes written`; the length a multiple of 4 and not 0.
+/// `fn(text, text length, output, table) -> bytes written`. The length must be a multiple of 4 and
+/// not 0.
 pub type Base64 = unsafe extern "C" fn(*const u8, usize, *mut u8, *const u8) -> usize;
-/// `fn(lock, counter, times, hold)`: takes the lock, holds it for `hold` turns of an empty loop,
-/// adds 1 to the counter, `times` over; neither number may be 0.
+/// `fn(lock, counter, times, hold)`: `times` times, takes the lock, holds it for `hold` turns of an
+/// empty loop and adds 1 to the counter. Neither number may be 0.
 pub type Spinlock = unsafe extern "C" fn(*mut u64, *mut u64, u64, u64);
-/// `fn(ready, release)`: sets `*ready`, then waits for `*release` to be set.
+/// `fn(ready, release)`: sets `*ready`, then waits until `*release` is set.
 pub type Wait = unsafe extern "C" fn(*mut u8, *const u8);
 
 /// The compiled loops.
 #[derive(Clone, Debug)]
 pub struct Loops {
-    /// The tight counting loop.
+    /// The counting loop.
     pub count: Count,
-    /// The same loop with a store in it.
+    /// The counting loop with a store.
     pub count_aloud: CountAloud,
-    /// The loop `jmp self`; leaves only with its process.
+    /// The loop `jmp self`, which ends only with its process.
     pub empty: Empty,
     /// Follows a ring of heap nodes whose only root is a register.
     pub chase: Chase,
@@ -53,9 +53,9 @@ pub struct Loops {
     pub base64: Base64,
     /// Contends for a spinlock without back-off, yield or poll.
     pub spinlock: Spinlock,
-    /// Waits for a byte in memory to change: for tests that need a thread to stay where it is.
+    /// Waits for a change of a byte in memory, for tests that need a thread to stay in place.
     pub wait: Wait,
-    /// All of them, for registration.
+    /// The functions to register.
     pub code: Vec<Code>,
 }
 
@@ -71,7 +71,7 @@ impl Loops {
         wait(arena)?;
         let code = arena.finish()?;
         let entry = |name: &str| Code::entry_of(&code, name);
-        // SAFETY: each function was compiled just now with the signature of its type; `code` keeps
+        // SAFETY: each function was compiled above with the signature of its type, and `code` keeps
         // the memory.
         unsafe {
             Ok(Loops {
@@ -89,7 +89,7 @@ impl Loops {
 }
 
 /// `acc = acc * MULTIPLIER + i` for `i` from `rounds` down to 1: a multiply, an add and a decrement
-/// a turn.
+/// in each turn.
 fn count(arena: &mut Arena, aloud: bool) -> Result<(), CodegenError> {
     let params = &[types::I64; 3][..if aloud { 3 } else { 2 }];
     let signature = arena.signature(params, &[types::I64]);
@@ -117,7 +117,7 @@ fn count(arena: &mut Arena, aloud: bool) -> Result<(), CodegenError> {
     })
 }
 
-/// What [`Loops::count`] and [`Loops::count_aloud`] return.
+/// The result of [`Loops::count`] and [`Loops::count_aloud`].
 pub fn count_oracle(seed: u64, rounds: u64) -> u64 {
     (1..=rounds).rev().fold(seed, |sum, left| {
         sum.wrapping_mul(MULTIPLIER).wrapping_add(left)
@@ -136,8 +136,8 @@ fn empty(arena: &mut Arena) -> Result<(), CodegenError> {
     })
 }
 
-/// Two loads and an add a turn. The slot is emptied first: while the loop runs, the ring hangs from
-/// a register alone.
+/// Two loads and an add in each turn. The slot is emptied first, so that only a register keeps the
+/// ring while the loop runs.
 pub(crate) fn chase(arena: &mut Arena, declare: bool) -> Result<(), CodegenError> {
     let signature = arena.signature(&[types::I64, types::I64], &[types::I64]);
     arena.function("chase", &signature, |body| {
@@ -171,7 +171,7 @@ pub(crate) fn chase(arena: &mut Arena, declare: bool) -> Result<(), CodegenError
     })
 }
 
-/// What [`Loops::chase`] returns for a ring that holds these values in this order.
+/// The result of [`Loops::chase`] for a ring with these values in this order.
 pub fn chase_oracle(values: &[u64], steps: u64) -> u64 {
     let all: u64 = values.iter().copied().fold(0, u64::wrapping_add);
     let length = values.len() as u64;
@@ -224,7 +224,7 @@ fn base64(arena: &mut Arena) -> Result<(), CodegenError> {
 pub const BASE64_ALPHABET: &[u8; 64] =
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The table that [`Loops::base64`] reads: a letter's six bits.
+/// The table that [`Loops::base64`] reads: the six bits of each letter.
 pub fn base64_table() -> [u8; 256] {
     let mut table = [0; 256];
     for (bits, &letter) in BASE64_ALPHABET.iter().enumerate() {
@@ -233,8 +233,8 @@ pub fn base64_table() -> [u8; 256] {
     table
 }
 
-/// Encodes what [`Loops::base64`] decodes; the length must be a multiple of 3, so that no padding
-/// is needed.
+/// Encodes bytes for [`Loops::base64`]. The length must be a multiple of 3, so that no padding is
+/// needed.
 pub fn base64_encode(bytes: &[u8]) -> Vec<u8> {
     let groups = bytes.as_chunks::<3>().0.iter();
     groups
@@ -313,8 +313,8 @@ pub(crate) fn params_of(values: &[cranelift_codegen::ir::Value]) -> Vec<BlockArg
 mod tests {
     use super::*;
 
-    /// Compiles one kernel in an arena of its own and gives its code with the instructions as
-    /// Cranelift prints them.
+    /// Compiles one kernel in its own arena, and gives its code and the instructions as Cranelift
+    /// prints them.
     fn listed(kernel: impl Fn(&mut Arena) -> Result<(), CodegenError>) -> (Code, Vec<String>) {
         let mut arena = Arena::new().expect("an arena");
         arena.keep_listings();
@@ -325,7 +325,8 @@ mod tests {
         (code, lines)
     }
 
-    /// The instructions from a loop's head to its backward jump: the only ones that repeat.
+    /// The instructions from a loop's head to its backward jump, which are the only ones that
+    /// repeat.
     fn loop_of(lines: &[String]) -> &[String] {
         for (end, line) in lines.iter().enumerate() {
             let Some(target) = line.strip_prefix("jmp     label") else {
@@ -419,7 +420,7 @@ mod tests {
         let text = base64_encode(&bytes);
         let mut decoded = vec![0; bytes.len()];
         let table = base64_table();
-        // SAFETY: text, output and table are as long as the kernel asks for.
+        // SAFETY: text, output and table are as long as the kernel requires.
         let written = unsafe {
             (loops.base64)(
                 text.as_ptr(),
@@ -438,7 +439,8 @@ mod tests {
         let words = [&raw mut lock as usize, &raw mut counter as usize];
         std::thread::scope(|scope| {
             for _ in 0..2 {
-                // SAFETY: both words outlive the scope, and only the kernel touches them meanwhile.
+                // SAFETY: both words outlive the scope, and only the kernel accesses them
+                // meanwhile.
                 scope.spawn(|| unsafe {
                     (loops.spinlock)(words[0] as *mut u64, words[1] as *mut u64, 500, 20);
                 });

@@ -1,11 +1,11 @@
-//! Precision as a count: a large dead list whose first node is named by a stale slot of an outer
-//! frame, and by nothing else.
+//! Precision as a count of cells: only a stale slot of an outer frame names the first node of a
+//! large dead list.
 //!
-//! The managed function builds the list, keeps it across one call in a slot of its frame, looks at
-//! it once more and calls on: the slot is not written again, and for as long as the second call
-//! lasts the dead list's address stands in it. Its stack map at that call does not name the slot.
-//! A collection that reads the frame by its map frees the list. A collection that takes each word
-//! of the frame for a possible reference keeps all of the list.
+//! The managed function builds the list, keeps it in a slot of its frame across one call, reads it
+//! once more, and makes a second call. The slot is not written again, so it holds the dead list's
+//! address during the second call. The stack map at that call does not name the slot. A collection
+//! that reads the frame by its map frees the list. A collection that scans each word of the frame
+//! conservatively keeps the whole list.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -23,29 +23,29 @@ type Make = unsafe extern "C" fn(*mut c_void) -> usize;
 /// `fn(data)`.
 type Call = unsafe extern "C" fn(*mut c_void);
 /// `fn(make, first, second, data) -> the list's first value`: makes the list, calls `first` while
-/// it is alive and `second` when only a stale slot names it.
+/// the list is alive, and `second` when only a stale slot names it.
 type Stale = unsafe extern "C" fn(Make, Call, Call, *mut c_void) -> u64;
 
-/// What the first node of the list says.
+/// The value of the list's first node.
 const FIRST: u64 = 77;
 
-/// What was alive at the two calls, in cells.
+/// The cells that were kept at the two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retained {
-    /// While the list was alive.
+    /// Cells kept while the list was alive.
     pub alive: u64,
-    /// When only the stale slot named it.
+    /// Cells kept while only the stale slot named the list.
     pub dead: u64,
-    /// Frames that the second collection read by their stack maps.
+    /// Frames that the second collection scanned by their stack maps.
     pub precise_frames: u32,
 }
 
-/// Why there is no count.
+/// The reason why there is no count.
 #[derive(Debug)]
 pub enum StaleError {
     /// The function could not be compiled or registered.
     Codegen(CodegenError),
-    /// There was no heap, or no room in it.
+    /// The heap could not be built, or was full.
     Heap(String),
 }
 
@@ -66,9 +66,9 @@ impl From<CodegenError> for StaleError {
     }
 }
 
-/// Runs the function over a list of so many nodes, in a heap and on a thread of its own. With
-/// `maps`, it is registered with its stack maps; without, the collector knows nothing of it and
-/// reads the whole stack word by word.
+/// Runs the function with a list of `nodes` nodes, in its own heap and on its own thread. With
+/// `maps`, the function is registered with its stack maps. Otherwise it is native code for the
+/// collector, which scans the whole stack word by word.
 pub fn retained(nodes: u64, maps: bool) -> Result<Retained, StaleError> {
     std::thread::scope(|scope| {
         let count = scope.spawn(|| on_this_thread(nodes, maps)).join();
@@ -80,9 +80,9 @@ fn on_this_thread(nodes: u64, maps: bool) -> Result<Retained, StaleError> {
     let mut arena = Arena::new()?;
     stale(&mut arena)?;
     let code = arena.finish()?;
-    // SAFETY: compiled just now with this signature; `code` keeps the memory.
+    // SAFETY: the function was compiled with this signature above, and `code` keeps the memory.
     let stale = unsafe { std::mem::transmute::<*const u8, Stale>(Code::entry_of(&code, "stale")?) };
-    // No collections but those two.
+    // The pacer starts no collection, so the two of the callbacks are the only ones.
     let heap = Heap::builder().gc_percent(u32::MAX).build();
     let heap = heap.map_err(|e| StaleError::Heap(e.to_string()))?;
     let mut guards = Vec::new();
@@ -100,7 +100,7 @@ fn on_this_thread(nodes: u64, maps: bool) -> Result<Retained, StaleError> {
         nodes,
         counts: Vec::new(),
     };
-    // SAFETY: the callbacks take what `data` points to, and it outlives the call.
+    // SAFETY: the callbacks take a pointer to a `Scene`, which outlives the call.
     let first = unsafe { stale(make, count, count, (&raw mut scene).cast()) };
     match scene.counts[..] {
         [(alive, _), (dead, precise_frames)] if first == FIRST => Ok(Retained {
@@ -114,17 +114,17 @@ fn on_this_thread(nodes: u64, maps: bool) -> Result<Retained, StaleError> {
     }
 }
 
-/// What the callbacks share.
+/// The data that the callbacks share.
 struct Scene<'m> {
     mutator: &'m Mutator,
     site: Site,
     nodes: u64,
-    /// Cells alive and frames read by a map, one a collection.
+    /// For each collection, the cells alive and the frames scanned by a stack map.
     counts: Vec<(u64, u32)>,
 }
 
-/// Overwrites what earlier calls left below the caller's frame, so that no stale word of native
-/// frames is counted.
+/// Overwrites the words that earlier calls left below the caller's frame, so that no stale word of
+/// native frames keeps cells.
 #[inline(never)]
 fn wipe_stack() {
     let mut words = [0usize; 4096];
@@ -132,12 +132,12 @@ fn wipe_stack() {
 }
 
 unsafe extern "C" fn make(data: *mut c_void) -> usize {
-    // SAFETY: `on_this_thread` passes a scene that it leaves alone meanwhile.
+    // SAFETY: `on_this_thread` passes a scene and does not use it during the call.
     let scene = unsafe { &*data.cast::<Scene<'_>>() };
     let mut list = 0usize;
     for left in (0..scene.nodes).rev() {
-        // SAFETY: the cell is the new head of the list, which is on this stack and goes back in a
-        // register. It is written before another thread sees it; it has two words.
+        // SAFETY: the cell is the new head of the list, which is on this stack and is returned in a
+        // register. It has two words, and is written before another thread has it.
         unsafe {
             let Ok(cell) = scene.mutator.alloc_at(scene.site) else {
                 return 0;
@@ -153,7 +153,7 @@ unsafe extern "C" fn make(data: *mut c_void) -> usize {
 
 unsafe extern "C" fn count(data: *mut c_void) {
     wipe_stack();
-    // SAFETY: as in `make`.
+    // SAFETY: `on_this_thread` passes a scene and does not use it during the call.
     let scene = unsafe { &mut *data.cast::<Scene<'_>>() };
     scene.mutator.collect();
     let last = scene.mutator.heap().stats().last;
