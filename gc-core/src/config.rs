@@ -1,53 +1,58 @@
-//! A heap's settings: the builder's values, which the environment's override.
+//! A heap's settings: the builder's values, overridden by the environment.
 //!
-//! The environment is read once, in `build()`. A variable with an invalid value is an error that
-//! names the variable and its valid values. It is never silently the default: a setting that has no
-//! effect is hard to find.
+//! `build()` reads the environment once. A variable with an invalid value is an error that names
+//! the variable and its valid values. It is never replaced by the default, since a setting without
+//! effect is hard to notice.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::time::Duration;
 
-/// The least hard limit, in bytes: one span of the largest shared size for each of a handful of
-/// kinds, below which even an empty program fails.
+/// The least [hard limit](crate::HeapBuilder::hard_limit), in bytes. Below it even a small program
+/// fails, since each kind and size of cells takes a span.
 pub const MINIMUM_LIMIT: u64 = 4 << 20;
 
-/// The default reserve of addresses, in bytes, of the first heaps of a process. It costs no memory;
-/// hundreds of such heaps fit the 47 bits that a process has.
+/// The default [reserve](crate::HeapBuilder::reserve), in bytes of addresses, of the first heaps of
+/// a process. It takes no memory. The 47 bits of addresses of a process have room for hundreds of
+/// such heaps.
 pub const DEFAULT_RESERVE: u64 = 256 << 30;
 
-/// The default reserve of a heap in a process that has taken so many bytes of addresses for heaps.
+/// The default reserve of a heap in a process whose heaps have reserved `taken` bytes.
 ///
-/// All heaps together leave the process half of its 2^47 bytes. Each takes at most a 64th of what
-/// is left of the other half, and at least a gibibyte, which ten thousand heaps may take.
+/// All heaps together leave the process half of its 2^47 bytes. Each takes at most a 64th of the
+/// rest of the other half, and at least 1 GiB, which ten thousand heaps may take.
 pub(crate) fn default_reserve(taken: u64) -> u64 {
     const HALF: u64 = 1 << 46;
     const PART: u64 = 64;
     (HALF.saturating_sub(taken) / PART).clamp(1 << 30, DEFAULT_RESERVE)
 }
 
-/// The same where the process may have `limit` bytes of addresses (`RLIMIT_AS`), and has so many
-/// heaps: five sixteenths for the first, and for the nth that by n cubed. So the large heaps
-/// together have less than half, and the rest is left for small heaps and for the program: 64 GiB
-/// are enough for a thousand heaps, since a small one takes 31 MiB with its tables and a thread's
-/// stack.
+/// The default reserve, if the process may have `limit` bytes of addresses (`RLIMIT_AS`) and has
+/// `heaps` heaps: five sixteenths of the limit for the first heap, and that divided by n cubed for
+/// the nth. So the large heaps together take less than half of the addresses, and small heaps and
+/// the program have the rest. 64 GiB suffice for a thousand heaps, since a small heap takes 31 MiB
+/// with its tables and a thread's stack.
 pub(crate) fn default_reserve_within(limit: u64, heaps: u64) -> u64 {
     let nth = heaps.min(1 << 16) + 1;
     (limit / 16 * 5 / nth.pow(3)).max(crate::limits::MIN_RESERVE)
 }
 
-/// The least reserve, in bytes.
+/// The least [reserve](crate::HeapBuilder::reserve), in bytes of addresses.
 pub const MINIMUM_RESERVE: u64 = 16 << 20;
 
-/// When a heap has young collections.
+/// When a heap's collections may be young: see
+/// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Young {
-    /// Each collection looks at all cells.
+    /// Each collection traces all cells. In the environment `URGE_YOUNG=0`.
     Never,
-    /// Where they are likely to cost less than they save.
+    /// Collections are young while most of the heap's cells with edges are of
+    /// [immutable](crate::raw::Kind::immutable) kinds, and most new cells die young. In the
+    /// environment `URGE_YOUNG=1`.
     #[default]
     WherePays,
-    /// Stress: three of four that are due, whatever the heap holds.
+    /// Three of four due collections are young, whatever the heap holds. For stress tests. In the
+    /// environment `URGE_YOUNG=always`.
     Always,
 }
 
@@ -57,32 +62,32 @@ pub(crate) struct Config {
     pub(crate) gc_percent: u32,
     pub(crate) hard_limit: Option<u64>,
     pub(crate) memory_limit: Option<u64>,
-    /// The control group's limit is the memory limit where it is smaller.
+    /// Whether the control group's limit lowers the memory limit.
     pub(crate) cgroup: bool,
-    /// How long after the last collection an idle heap is collected; zero: never.
+    /// The time after the last collection at which an idle heap is collected; zero means never.
     pub(crate) idle: Duration,
     pub(crate) trace: bool,
     pub(crate) verify: bool,
-    /// Fill the cells that a collection frees.
+    /// Whether collections fill the cells that they free.
     pub(crate) poison: bool,
-    /// None: as [`default_reserve`] says.
+    /// The bytes of addresses to reserve; `None` means [`default_reserve`].
     pub(crate) reserve: Option<u64>,
-    /// Bytes that are backed from the start.
+    /// The bytes that the system backs from the start.
     pub(crate) pre_touch: u64,
     pub(crate) collect_every: Option<u64>,
     pub(crate) signals: bool,
     pub(crate) inject: bool,
-    /// Mutators stay stopped while cells are marked.
+    /// Whether mutators stay stopped while cells are marked.
     pub(crate) stop_the_world: bool,
-    /// Threads that mark; none: as many as there is room for.
+    /// The number of threads that mark; `None` means as many as the pacer allows.
     pub(crate) markers: Option<u32>,
-    /// Whether a collection may be a young one.
+    /// When a collection may be young.
     pub(crate) young: Young,
-    /// Whether stacks are left out of the roots; none: until the fast tier is used.
+    /// Whether stacks are left out of the roots; `None` means until the fast tier is used.
     pub(crate) exact: Option<bool>,
-    /// Stress: collections without a request.
+    /// Stress: whether collections follow each other without a request.
     pub(crate) continuous: bool,
-    /// Stress: collections whose phases last.
+    /// Stress: whether collections keep their phases open.
     pub(crate) stress_phases: bool,
 }
 
@@ -112,13 +117,13 @@ impl Default for Config {
     }
 }
 
-/// A value that is wrong, where it came from, and what would be right.
+/// A setting has an invalid value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigError {
     /// The environment variable, or the builder's method.
     pub name: &'static str,
-    /// The value that it was set to.
+    /// The invalid value.
     pub value: String,
     /// The valid values.
     pub expected: &'static str,
@@ -147,7 +152,7 @@ const YOUNG: &str = "0, 1 or `always`";
 const EVERY: &str = "a number of allocations of at least 1, or `off`";
 
 impl Config {
-    /// Overrides settings by the environment's variables.
+    /// Overrides these settings by the environment's variables, and checks the result.
     pub(crate) fn with_environment(self) -> Result<Self, ConfigError> {
         self.with(|name| std::env::var_os(name))
     }

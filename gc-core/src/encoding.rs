@@ -1,9 +1,8 @@
-//! How a word becomes an edge: which bits say "this is a pointer", and which bits of it are the
-//! address.
+//! Encodings: which words are edges, and which of their bits are the address.
 //!
-//! A runtime may keep its pointers raw, with tags in the low bits, or NaN-boxed. The same small
-//! rule serves fields, root ranges, stack-map slots and the words that a conservative scan finds in
-//! registers.
+//! A runtime may keep plain pointers, tag their low bits, or box them in NaNs. One rule of three
+//! masks describes all of these. It applies to words of cells, root ranges, slots of stack maps,
+//! and conservative words.
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -12,15 +11,16 @@ use gc_preempt::Mutex;
 use crate::memory::MapError;
 use crate::memory::tables::Mapped;
 
-/// A rule that turns a word into an address, or says that it is none.
+/// A rule that says which words are edges, and where an edge leads.
 ///
-/// A word `w` is an edge if `w & mask == value` and `w & keep != 0`; it then leads to the address
+/// A word `w` is an edge if `w & mask == value` and `w & keep != 0`. It leads to the address
 /// `w & keep`.
 ///
 /// ```
 /// use gc_core::raw::Encoding;
-/// // Quiet NaN with the sign bit set, as the book's clox boxes its objects.
-/// let boxed = Encoding::nan_box(0xfffc_0000_0000_0000, 0xfffc_0000_0000_0000, 0x0000_ffff_ffff_ffff);
+/// // A quiet NaN with the sign bit set, as clox boxes its objects.
+/// let tag = 0xfffc_0000_0000_0000;
+/// let boxed = Encoding::nan_box(tag, tag, 0x0000_ffff_ffff_ffff);
 /// assert_eq!(boxed.decode(0xfffc_0000_dead_bee0), Some(0xdead_bee0));
 /// assert_eq!(boxed.decode(1.5f64.to_bits() as usize), None);
 /// assert_eq!(Encoding::low_bits(3).decode(0x1005), Some(0x1000));
@@ -31,23 +31,22 @@ use crate::memory::tables::Mapped;
 pub struct Encoding {
     /// The bits that are compared with `value`.
     pub mask: usize,
-    /// What the masked bits are in an edge.
+    /// The value of the masked bits in an edge.
     pub value: usize,
-    /// The bits of an edge that are its address.
+    /// The bits of an edge that make up its address.
     pub keep: usize,
 }
 
 impl Encoding {
-    /// The word is the address; zero is null.
+    /// Plain addresses; zero is null.
     pub const RAW: Encoding = Encoding {
         mask: 0,
         value: 0,
         keep: usize::MAX,
     };
 
-    /// The word is the address plus a tag in its `bits` lowest bits, whatever the tag says.
-    ///
-    /// `bits` above 63 leave no address: such an encoding decodes nothing.
+    /// Addresses with a tag in their `bits` lowest bits; the tag may have any value. With `bits`
+    /// above 63 no address is left, and no word is an edge.
     pub const fn low_bits(bits: u32) -> Encoding {
         let keep = if bits >= usize::BITS {
             0
@@ -61,12 +60,13 @@ impl Encoding {
         }
     }
 
-    /// The word is an edge if its `mask` bits are `value`; its `keep` bits are the address.
+    /// Words whose `mask` bits are `value`; their `keep` bits are the address. `value` must not
+    /// have bits outside of `mask`, or [`Heap::kind`](crate::Heap::kind) refuses the encoding.
     pub const fn nan_box(mask: usize, value: usize, keep: usize) -> Encoding {
         Encoding { mask, value, keep }
     }
 
-    /// The address that `word` leads to, or `None` for null and for words that are no edge.
+    /// The address that `word` leads to; `None` if it is null or no edge.
     #[inline(always)]
     pub const fn decode(self, word: usize) -> Option<usize> {
         let address = word & self.keep;
@@ -84,30 +84,32 @@ impl Default for Encoding {
     }
 }
 
-/// The encodings of one heap's edges. Each has a number, by which stack maps name it.
+/// The encodings of one heap's edges. Each has a number, by which stack maps refer to it.
 ///
-/// A number belongs to one heap: a thread that is a mutator of two heaps has frames of both heaps'
-/// code, and each collector meets all of them.
+/// A number belongs to one heap: a thread that is attached to two heaps has frames of both heaps'
+/// code, and each of the two collectors walks all of them.
 pub(crate) struct Encodings {
-    /// Three words an encoding: mask, value, keep.
+    /// Three words for each encoding: mask, value, keep.
     words: Mapped<AtomicUsize>,
     count: AtomicUsize,
     adding: Mutex<()>,
-    /// The upper bits of this table's numbers; 0: `numbered` knows none of them.
+    /// The upper bits of this table's numbers. With 0, `numbered` finds none of them.
     table: u32,
 }
 
-/// The most encodings of a heap, whose numbers are a number's lower bits. Runtimes have a handful.
+/// The most encodings of a heap. A number's lower bits are the index; runtimes have a handful.
 const MOST: usize = 1 << TABLE_SHIFT;
 const TABLE_SHIFT: u32 = 10;
 
-/// Tables so far that have upper bits of their own.
+/// The number of tables so far that have upper bits of their own.
 static TABLES: AtomicU32 = AtomicU32::new(0);
 
 impl Encodings {
-    /// A table that has [`Encoding::RAW`], in which the collector's own tables hold their words.
+    /// A table whose first encoding is [`Encoding::RAW`], in which the collector's own tables hold
+    /// their words.
     pub(crate) fn new() -> Result<Encodings, MapError> {
-        // Relaxed: each value is given out once. A table that comes after the last one has 0.
+        // Relaxed: each value is given to one table. When the values are used up, further tables
+        // have 0.
         let table = TABLES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tables| {
             (tables < u32::MAX >> TABLE_SHIFT).then_some(tables + 1)
         });
@@ -123,13 +125,12 @@ impl Encodings {
 
     #[inline]
     fn read(words: &[AtomicUsize]) -> Encoding {
-        // Relaxed: the count's Acquire orders them.
+        // Relaxed: the Acquire of the count orders these loads.
         let [mask, value, keep] = [0, 1, 2].map(|word| words[word].load(Ordering::Relaxed));
         Encoding { mask, value, keep }
     }
 
-    /// The encoding of this number. `None`: it is not a number of this heap. In a stop or out of
-    /// it.
+    /// The encoding of a number; `None` if the number is not of this heap. May be called in a stop.
     ///
     /// Number 0 is [`Encoding::RAW`] in every heap: code that is registered with a
     /// [`World`](gc_preempt::World) belongs to no heap.
@@ -144,7 +145,7 @@ impl Encodings {
         self.all().nth(index)
     }
 
-    /// All of them.
+    /// All encodings of the heap.
     #[inline]
     pub(crate) fn all(&self) -> impl Iterator<Item = Encoding> + '_ {
         let words = &self.words[..3 * self.count()];
@@ -152,13 +153,13 @@ impl Encodings {
     }
 
     fn count(&self) -> usize {
-        // Acquire pairs with the Release in `number`: entries below the count are whole, and do not
-        // change.
+        // Acquire pairs with the Release in `number`: entries below the count are complete, and do
+        // not change.
         self.count.load(Ordering::Acquire)
     }
 
-    /// The number of `encoding`, a new one if it has none. `None`: there are as many as there can
-    /// be. Outside `no_preempt`, which it enters for as long as it holds the lock.
+    /// The number of `encoding`, which is added if it has none. `None` if the table is full. Call
+    /// it outside of `no_preempt`, which it enters while it holds the lock.
     pub(crate) fn number(&self, encoding: Encoding) -> Option<u32> {
         let known = || self.all().position(|known| known == encoding);
         let index = known().or_else(|| {
@@ -179,7 +180,7 @@ impl Encodings {
         Some(self.table << TABLE_SHIFT | index as u32)
     }
 
-    /// Takes the lock, for the child of a fork.
+    /// Takes the lock, so that no thread holds it during a fork.
     pub(crate) fn lock_for_fork(&self) -> impl Sized + '_ {
         self.adding.lock()
     }
@@ -230,7 +231,7 @@ mod tests {
         assert_ne!(one.number(Encoding::low_bits(3)), Some(number));
         assert_eq!(one.numbered(u32::MAX), None);
         assert_eq!(one.all().next(), Some(Encoding::RAW));
-        // Another heap has it, too, by a number of its own.
+        // The other heap has the encoding, too, under a number of its own.
         let others = other.number(odd).unwrap();
         assert_eq!((one.numbered(others), other.numbered(number)), (None, None));
     }

@@ -1,16 +1,20 @@
-//! For compilers: what machine code finds at fixed offsets, what it calls, and how it is
-//! registered.
+//! For compilers: the offsets that machine code uses, the routines that it calls, and its
+//! registration.
 //!
-//! A mutator's record is a [`Context`]; [`Mutator::context`](crate::Mutator::context) gives its
-//! address, which is constant while the thread is attached. Machine code may bake it in or keep it
-//! in a register. It allocates inline from a [`Run`], which
-//! [`Mutator::runs`](crate::Mutator::runs) describes.
+//! [`CodeSpec`] describes machine code, and [`Heap::register_code`](crate::Heap::register_code)
+//! registers it.
+//!
+//! A mutator's record is a [`Context`]. [`Mutator::context`](crate::Mutator::context) gives its
+//! address, which is constant while the thread is attached, so machine code may have it as a
+//! constant or in a register. Machine code allocates inline from a [`Run`] of
+//! [`Mutator::runs`](crate::Mutator::runs).
 //!
 //! # Allocation
-//! With `R` the address of the site's run, which is that of
-//! [`Mutator::runs`](crate::Mutator::runs) plus [`Site::index`](crate::raw::Site::index) times the
-//! size of a [`Run`], and `size` the site's [`size`](crate::raw::Site::size), an allocation is five
-//! instructions:
+//!
+//! Let `R` be the address of the site's run: [`Mutator::runs`](crate::Mutator::runs) plus
+//! [`Site::index`](crate::raw::Site::index) times the size of a [`Run`]. Let `size` be the site's
+//! [`size`](crate::raw::Site::size) in bytes. An allocation is five instructions:
+//!
 //! ```text
 //!     start:  mov  cell, [R]                         ; the cursor
 //!             lea  next, [cell + size]
@@ -19,39 +23,43 @@
 //!             mov  [R], next
 //!     end:
 //! ```
-//! `[start, end)` is a [restart range](CodeSpec::restart_range). The first store into the cell
-//! comes after it.
+//!
+//! `[start, end)` must be registered as a [restart range](CodeSpec::restart_range). The first store
+//! into the cell comes after it.
 //!
 //! # The write barrier and the weak load
-//! Both units follow the System V convention and may be called from managed code like any C
+//!
+//! Both routines follow the System V convention, and managed code may call them like any C
 //! function:
 //!
-//! | unit | address | rdi | rsi | rdx | result |
+//! | routine | address | rdi | rsi | rdx | result |
 //! |---|---|---|---|---|---|
 //! | store | [`store_address`] | `*mut Context` | address of the word | new word | none |
 //! | weak load | [`load_weak_address`] | `*mut Context` | address of the word | | rax |
 //!
-//! A JIT treats them as calls. Their short path clobbers rax, rcx and the flags only. Where the log
-//! is full, the other caller-saved registers are lost as well: r8 to r11, and the vectors.
+//! A JIT treats them as calls. Their short path changes rax, rcx and the flags only. If the log is
+//! full, they change the other caller-saved registers as well: r8 to r11, and the vector registers.
 //!
-//! A code generator that decides the place of every instruction (an assembler, a template JIT) may
-//! have them inline. With `C` the record:
+//! A code generator that places every instruction itself (an assembler, a template JIT) may emit
+//! the store inline. With `C` the address of the record:
+//!
 //! ```text
 //!     start:  cmp  dword ptr [C + CONTEXT_MARKING], 0
 //!             je   store
 //!             mov  t0, [slot]
 //!             mov  t1, [C + CONTEXT_LOG_CURSOR]
 //!             cmp  t1, [C + CONTEXT_LOG_LIMIT]
-//!             je   full                          ; out of line: call the store unit, go to `end`
+//!             je   full                          ; out of line: call the store routine, then `end`
 //!             mov  [t1], t0
 //!             add  t1, 8
 //!             mov  [C + CONTEXT_LOG_CURSOR], t1
 //!     store:  mov  [slot], value
 //!     end:
 //! ```
-//! `[start, end)` must be contiguous, must keep `C`, `slot` and `value` in place, and must be
-//! a [restart range](CodeSpec::restart_range) of its code. Cranelift promises none
-//! of this: call the unit.
+//!
+//! `[start, end)` must be contiguous, must leave `C`, `slot` and `value` unchanged, and must be
+//! registered as a [restart range](CodeSpec::restart_range). Cranelift guarantees none of this, so
+//! its code calls the routine.
 
 pub use crate::alloc::Run;
 pub use crate::api::code::{CodeError, CodeGuard, CodeSpec};

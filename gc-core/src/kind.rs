@@ -1,8 +1,8 @@
-//! Kinds: where a cell's edges are, described once for all cells of a kind.
+//! Kinds: where the edges of cells are, described once for all cells of a kind.
 //!
-//! The descriptors lie in mapped memory and never move or change once published. So a marker reads
-//! them in a stopped world and beside running mutators alike, without a lock, by the kind's number
-//! in the page table.
+//! A descriptor lies in mapped memory, and neither moves nor changes after it was published. So
+//! markers read it by the kind's number from the page table without a lock, in stops and beside
+//! mutators.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -14,47 +14,48 @@ use crate::memory::os::{MapError, Table};
 use crate::tracer::Tracer;
 use gc_preempt::Mutex;
 
-/// A kind's number in its heap.
+/// The number of a kind in its heap. [`Heap::kind`](crate::Heap::kind) returns it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KindId(pub(crate) u16);
 
 impl KindId {
-    /// The number itself, for tables beside the heap.
+    /// The number as an index, for an embedder's own tables.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// The most kinds a heap can have. A kind's number must fit the 16 bits that the page table has for
-/// it.
+/// The most kinds of a heap: the page table has 16 bits for a kind's number.
 pub const MAX_KINDS: usize = 1 << 16;
 
-/// Reports every edge of one cell to the tracer.
+/// A function that reports every edge of one cell to the tracer.
 ///
-/// The first argument is the cell's first byte, the second its size in bytes (the size class's, not
-/// the request's).
+/// The first argument is the address of the cell, the second the cell's size in bytes: that of its
+/// size class, not the requested size.
 ///
 /// # Safety
-/// The tracer runs while mutators are stopped anywhere, also in the middle of initialising this
-/// cell, and it runs beside mutators that write the cell: it must accept any state that an
-/// interrupted store order can leave, the all-zero cell above all, and read each word once, by
-/// [`Tracer::edges`], an atomic or a volatile load. Several threads may run it at once. It must not
-/// allocate, lock, panic or call anything that may.
+/// The function runs on the collector's threads, and on mutators that assist; several threads may
+/// run it at once. It runs while mutators are stopped at any instruction, also while they
+/// initialise this cell, and beside mutators that write the cell. So:
 ///
-/// Where what a word holds decides which other words are edges (a length, a tag), a mutator may
-/// make it decide for fewer only after it has stored null to the others through the barrier: a word
-/// that merely ceases to be an edge is not logged, and a marker that comes later would miss the
-/// cell that it led to.
+/// * It accepts every state that an interrupted sequence of stores can leave, the all-zero cell in
+///   particular.
+/// * It reads each word once, by [`Tracer::edges`], an atomic load or a volatile load.
+/// * It does not allocate, lock or panic, nor call anything that may.
+///
+/// If one word of a cell (a length, a tag) decides which other words are edges, a mutator must
+/// store null to a word through the barrier before that word ceases to be an edge. Otherwise no log
+/// has the old edge, and a later marker would miss the cell that it led to.
 pub type TraceFn = unsafe fn(cell: *const u8, size: usize, tracer: &mut Tracer<'_>);
 
-/// A description of cells, given to the heap once.
+/// A description of cells. [`Heap::kind`](crate::Heap::kind) registers it.
 #[derive(Debug, Clone)]
 pub struct Kind {
     name: String,
     shape: Shape,
     immutable: bool,
     long: bool,
-    /// Words that a trace function leaves out mean nothing.
+    /// Words that the trace function does not report may hold anything.
     spare_words: bool,
 }
 
@@ -104,12 +105,11 @@ impl Kind {
         Kind::of(name, Shape::Leaf { uninit: false })
     }
 
-    /// As [`Kind::leaf`], but its cells are not cleared: a new cell often holds what an earlier one
-    /// held. For strings and buffers, whose bytes are all written at once (bdwgc's
-    /// `GC_malloc_atomic` is the same).
+    /// Cells without edges that are not zeroed: a new cell may hold the content of a dead one. For
+    /// strings and buffers whose bytes are all written at once, like `GC_malloc_atomic` of Boehm's
+    /// collector. For the raw tier only.
     ///
-    /// Reading such a cell before it has been written is what reading any uninitialised memory is.
-    /// For the raw tier, which is unsafe; types of the safe tier never have such a kind.
+    /// To read such a cell before it was written is to read uninitialised memory.
     ///
     /// ```
     /// # use gc_core::raw::Kind;
@@ -117,8 +117,8 @@ impl Kind {
     /// let heap = Heap::builder().build()?;
     /// let mutator = heap.attach()?;
     /// let string = heap.kind(Kind::leaf_uninit("string"))?;
-    /// let text = "not cleared, but copied at once";
-    /// // SAFETY: a leaf; all bytes that will be read are written, and the cell is on this stack meanwhile.
+    /// let text = "not zeroed, but copied at once"; // SAFETY: a leaf; all bytes are written, and
+    /// the cell is on this stack meanwhile.
     /// unsafe {
     ///     let cell = mutator.alloc_raw(string, text.len())?;
     ///     cell.as_ptr().copy_from_nonoverlapping(text.as_ptr(), text.len());
@@ -129,21 +129,22 @@ impl Kind {
         Kind::of(name, Shape::Leaf { uninit: true })
     }
 
-    /// Cells whose edges are the words with a set bit in `slots`; words past its end hold none.
+    /// Cells whose edges are the words with a set bit in `slots`; words beyond its end are no
+    /// edges.
     pub(crate) fn words(
         name: impl Into<String>,
         mut slots: BitVec<u64, Lsb0>,
         encoding: Encoding,
     ) -> Kind {
-        // A vector cut out of another one may begin inside a word and have stale bits behind its
-        // end; markers read whole words.
+        // Markers read whole words of the bit vector. A vector that was cut out of another one may
+        // begin inside a word, and may have stale bits behind its end.
         slots.force_align();
         slots.set_uninitialized(false);
         Kind::of(name, Shape::Words { slots, encoding })
     }
 
-    /// Cells whose edges are the words with these numbers; all others hold none. A number may stand
-    /// more than once, in any order.
+    /// Cells whose edges are the words with the numbers `words`, counted from 0 at the cell's first
+    /// byte; other words are no edges. A number may occur more than once, in any order.
     pub fn words_at(name: impl Into<String>, words: &[u32], encoding: Encoding) -> Kind {
         let mut slots = BitVec::new();
         for &word in words {
@@ -155,8 +156,8 @@ impl Kind {
         Kind::words(name, slots, encoding)
     }
 
-    /// Cells whose every word from `first_word` to the cell's end may be an edge. Words never
-    /// written are zero, and zero is no edge, so the kind needs no length.
+    /// Cells in which every word from number `first_word` to the cell's end may be an edge. The
+    /// kind needs no length: words that were never written are zero, and zero is no edge.
     pub fn array(name: impl Into<String>, first_word: u32, encoding: Encoding) -> Kind {
         Kind::of(
             name,
@@ -167,7 +168,7 @@ impl Kind {
         )
     }
 
-    /// Cells whose edges a function of the embedder reports: plain addresses, or words reported by
+    /// Cells whose edges `trace` reports: plain addresses, or words reported by
     /// [`Tracer::conservative`].
     ///
     /// # Safety
@@ -177,12 +178,11 @@ impl Kind {
         unsafe { Kind::traced_with(name, trace, &[Encoding::RAW]) }
     }
 
-    /// Cells whose edges a function of the embedder reports, in one of several encodings: the
-    /// barrier logs the words that such edges overwrite, and the collector must know how to read
-    /// them.
+    /// Cells whose edges `trace` reports in several encodings. The collector decodes logged words
+    /// by all encodings of the heap, so it must have those that `trace` uses.
     ///
     /// # Safety
-    /// `trace` must keep the contract of [`TraceFn`] and report every edge of the cell, in one of
+    /// `trace` keeps the contract of [`TraceFn`], and reports every edge of the cell in one of
     /// `encodings`.
     pub unsafe fn traced_with(
         name: impl Into<String>,
@@ -198,21 +198,23 @@ impl Kind {
         )
     }
 
-    /// Cells whose every word is taken for a pointer if it names a cell, by the heap's conservative
-    /// encodings.
+    /// Cells in which every word is treated conservatively: it is an edge if it names a cell in one
+    /// of the heap's conservative encodings
+    /// ([`HeapBuilder::conservative`](crate::HeapBuilder::conservative)).
     pub fn conservative(name: impl Into<String>) -> Kind {
         Kind::of(name, Shape::Conservative)
     }
 
-    /// Cells whose words from `first_word` on do not keep their targets alive. A word whose target
-    /// dies becomes `cleared`; one whose target is queued for its finalizer as well, unless the
-    /// kind is [`long`](Self::long).
+    /// Cells whose words from number `first_word` on do not keep their targets alive. When a target
+    /// dies, the collector sets the word to `cleared`. It does so as well when the target is queued
+    /// for its finalizer, unless the kind is [`long`](Self::long). A weak load finds either all
+    /// words that name one target cleared, or none.
     ///
-    /// A word is loaded by [`Mutator::load_weak`](crate::Mutator::load_weak); a plain load may see
-    /// the address of what is dead already. A mutator that stores a word, by a plain store or by
-    /// [`Mutator::write`](crate::Mutator::write), holds its target strongly; weak words are copied
-    /// by [`Mutator::copy_weak`](crate::Mutator::copy_weak), and never like other memory. All words
-    /// that lead to one target are cleared at the same moment, as far as weak loads can tell.
+    /// [`Mutator::load_weak`](crate::Mutator::load_weak) loads such a word; a plain load may give
+    /// the address of a dead cell. A mutator stores a word by a plain store or by
+    /// [`Mutator::write`](crate::Mutator::write), while it holds the target strongly.
+    /// [`Mutator::copy_weak`](crate::Mutator::copy_weak) copies weak words; plain copies are not
+    /// allowed.
     pub fn weak(
         name: impl Into<String>,
         first_word: u32,
@@ -229,21 +231,21 @@ impl Kind {
         )
     }
 
-    /// Cells of pairs, from `first_word` on: a key and a value. While the cell and the key are
-    /// alive, the value is; the pair keeps neither its key nor, once the key is dead, its value. A
-    /// pair whose key dies becomes `cleared` and 0. Tables with weak keys are made of such cells; a
-    /// single ephemeron is a cell of one pair.
+    /// Cells of pairs, from word number `first_word` on: a key and a value. While the cell and the
+    /// key are alive, the value is alive. The pair keeps neither its key alive, nor its value after
+    /// the key has died. When the key dies, the collector sets the pair to `cleared` and 0. A table
+    /// with weak keys is such a cell; a single ephemeron is a cell of one pair.
     ///
-    /// A value may lead back to its key, and to keys of other pairs: chains of any length take time
-    /// in proportion. A key that is no edge, or leads out of the heap, never dies. A last word
-    /// without a partner is nothing.
+    /// A value may lead back to its key, and to the keys of other pairs: marking takes time in
+    /// proportion to the pairs, for chains of any length. A key that is no edge, or leads out of
+    /// the heap, never dies. A last word without a partner is ignored.
     ///
-    /// A pair of a published cell is changed by
-    /// [`Mutator::write_pair`](crate::Mutator::write_pair), or its value alone, for the same key,
-    /// by [`Mutator::write`](crate::Mutator::write). A thread that stores a pair holds both targets
-    /// strongly. A thread that holds the key may load the value plainly; a key is loaded by
-    /// [`Mutator::load_weak`](crate::Mutator::load_weak), and pairs are copied by
-    /// [`Mutator::copy_weak`](crate::Mutator::copy_weak).
+    /// * [`Mutator::write_pair`](crate::Mutator::write_pair) changes a pair of a published cell.
+    ///   [`Mutator::write`](crate::Mutator::write) may change the value alone, for the same key.
+    ///   The thread holds both targets strongly.
+    /// * [`Mutator::load_weak`](crate::Mutator::load_weak) loads a key. A thread that holds the key
+    ///   may load the value plainly.
+    /// * [`Mutator::copy_weak`](crate::Mutator::copy_weak) copies pairs.
     pub fn ephemeron(
         name: impl Into<String>,
         first_word: u32,
@@ -260,20 +262,22 @@ impl Kind {
         )
     }
 
-    /// Says that the edges of such a cell never change once they are there: pairs of a list,
-    /// closures, the nodes of a tree that is built from its leaves up. A young collection (see
-    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)) need not look at
-    /// such a cell again, for what it leads to is older than itself; all other cells with edges it
-    /// looks at each time. Leaves are never looked at anyhow.
+    /// Declares the edges of such a cell immutable, as in the pairs of a list, closures, and the
+    /// nodes of a tree that is built from its leaves up. A young collection does not trace an old
+    /// cell of such a kind again, because the cell leads to older cells only. It traces old cells
+    /// of other kinds with edges each time (see
+    /// [`HeapBuilder::young_collections`](crate::HeapBuilder::young_collections)). Leaves are never
+    /// traced.
     ///
-    /// The promise, which `URGE_VERIFY=1` checks in every collection:
-    /// - each edge leads to a cell that the thread held before this one was allocated, or to this
-    ///   one,
-    /// - it is stored before the thread allocates again,
-    /// - and never after.
+    /// The embedder promises three things, which `URGE_VERIFY=1` checks in every collection:
     ///
-    /// An edge may stay null. What is no edge may change. Weak words and pairs of ephemerons change
-    /// when their targets die, so for those kinds this says nothing.
+    /// * Each edge leads to a cell that the thread held before it allocated this cell, or to this
+    ///   cell itself.
+    /// * The thread stores each edge before it allocates again.
+    /// * The edge does not change after that.
+    ///
+    /// An edge may stay null, and words that are no edges may change. For weak kinds and ephemerons
+    /// the declaration has no effect, since their words change when targets die.
     ///
     /// ```
     /// # use gc_core::raw::{Encoding, Kind};
@@ -281,7 +285,7 @@ impl Kind {
     /// let heap = Heap::builder().build()?;
     /// let mutator = heap.attach()?;
     /// let pair = heap.kind(Kind::words_at("pair", &[0, 1], Encoding::RAW).immutable())?;
-    /// // SAFETY: the list is on this stack; a cell's edges are stored at once, and lead to what was there before.
+    /// // SAFETY: the list is on this stack. Edges are stored at once, and lead to older cells.
     /// unsafe {
     ///     let mut list = 0;
     ///     for _ in 0..1000 {
@@ -298,18 +302,19 @@ impl Kind {
         self
     }
 
-    /// Says that the words of such a weak cell are *long*: they are cleared when their target's
-    /// memory is about to be freed, and not when it is queued for its finalizer. A word of any
-    /// other weak kind, and the key of an ephemeron's pair, is cleared once its target cannot be
-    /// reached but by weak words and by finalizers
-    /// ([`Mutator::register_finalizer`](crate::Mutator::register_finalizer)), before those cells
-    /// are queued: so it never leads to a cell whose finalizer has run. A long word may; it leads
-    /// to the cell for as long as the cell is there, be it that the finalizer brings it back for
-    /// good. (.NET has both, under these names; Java's `PhantomReference` is a long one that cannot
-    /// be loaded.) A value that needs `Drop` is found by neither once it has been queued.
+    /// Makes the words of a weak kind *long*: the collector clears such a word when its target is
+    /// freed, not when the target is queued for its finalizer.
     ///
-    /// For kinds that are not [`weak`](Self::weak) this says nothing. A heap that has such a kind
-    /// stops once more in a cycle in which much dies.
+    /// A short weak word, and the key of an ephemeron's pair, is cleared once only weak words and
+    /// finalizers ([`Mutator::register_finalizer`](crate::Mutator::register_finalizer)) lead to its
+    /// target, before the target is queued. So it never leads to a cell whose finalizer has run. A
+    /// long word may: it leads to the cell as long as the cell exists, also if the finalizer makes
+    /// the cell reachable again. .NET has both under these names; Java's `PhantomReference` is a
+    /// long one that cannot be loaded. Neither leads to a value that needs `Drop` once the value is
+    /// queued for drop.
+    ///
+    /// For other kinds than [`weak`](Self::weak) it has no effect. A heap with such a kind stops
+    /// once more in a collection in which many cells die.
     ///
     /// ```
     /// # use gc_core::raw::{Encoding, Kind};
@@ -327,20 +332,20 @@ impl Kind {
         self
     }
 
-    /// Says of a [traced](Self::traced) kind that words which its function does not report may hold
-    /// anything, such as the rest of a buffer above its count, where removed edges stay. For other
-    /// kinds this says nothing.
+    /// Declares that words which a [traced](Self::traced) kind's function does not report may hold
+    /// anything, as in a buffer above its count, where removed edges stay. For other kinds it has
+    /// no effect.
     ///
-    /// Only [`verify`](crate::HeapBuilder::verify) uses it: it takes a word of a traced cell that
-    /// names a dead cell, and was not reported, for an edge that the function leaves out. It does
-    /// not look into cells of this kind.
+    /// Only [`verify`](crate::HeapBuilder::verify) uses this. In a traced cell it takes an
+    /// unreported word that names a dead cell for an edge that the function leaves out. It does not
+    /// check cells of this kind.
     ///
     /// ```
     /// # use gc_core::raw::{Encoding, Kind, Tracer};
     /// # use gc_core::Heap;
-    /// /// A count, and as many edges. What lies above it was popped.
+    /// /// A count, and that many edges. The words above them were popped.
     /// unsafe fn stack(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
-    ///     // SAFETY: a cell has a word at least; the count is no more than its words.
+    ///     // SAFETY: a cell has at least one word, and the count is less than its words.
     ///     let count = unsafe { cell.cast::<usize>().read_volatile() }.min(size / 8 - 1);
     ///     let first = cell as usize + 8;
     ///     // SAFETY: words of the cell.
@@ -360,9 +365,9 @@ impl Kind {
         self
     }
 
-    /// The words that are edges in plain addresses, a bit each and none beyond the last edge; a
-    /// leaf has none. `None` for a kind that has other properties: so kinds of one layout differ in
-    /// their names alone.
+    /// A bit for each word, set if the word is an edge in plain addresses, without words beyond the
+    /// last edge; empty for a leaf. `None` if the kind has other properties. Kinds with equal
+    /// layouts differ in their names only.
     pub(crate) fn layout(&self) -> Option<&[u64]> {
         match &self.shape {
             _ if self.immutable || self.long => None,
@@ -379,7 +384,7 @@ impl Kind {
         }
     }
 
-    /// The encodings of its edges. Conservative words are read in the heap's.
+    /// The encodings of the kind's edges. Conservative words have the heap's encodings.
     pub(crate) fn encodings(&self) -> &[Encoding] {
         match &self.shape {
             Shape::Words { encoding, .. }
@@ -391,22 +396,21 @@ impl Kind {
         }
     }
 
-    /// The name that reports and error messages use.
+    /// The name, for reports and error messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-/// Why the heap refused a kind.
+/// The heap could not register a kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KindError {
-    /// The heap has as many kinds already as its reserve allows: 65,536 from a reserve of 1
-    /// GiB on.
+    /// The heap has as many kinds as its reserve allows: 65,536 with a reserve of 1 GiB or more.
     TooMany,
     /// The system refused memory for the table of kinds.
     System(MapError),
-    /// The encoding's `value` has bits outside its `mask`: no word could ever be an edge.
+    /// The encoding's `value` has bits outside its `mask`, so no word would be an edge.
     Encoding(Encoding),
 }
 
@@ -436,23 +440,22 @@ impl std::error::Error for KindError {
     }
 }
 
-/// The part of a kind that markers read. One cache line, plain words only.
+/// The part of a kind that markers read: one cache line of plain words.
 #[repr(C, align(64))]
 pub(crate) struct Descriptor {
     pub(crate) tag: Tag,
-    /// Leaf: its cells are not cleared.
+    /// Leaf: whether the kind's cells are not zeroed.
     pub(crate) uninit: bool,
-    /// Its cells have edges that never change.
+    /// Whether the cells' edges never change.
     pub(crate) immutable: bool,
-    /// Weak: its words are cleared after finalizable cells have been queued.
+    /// Weak: whether the words are long, that is, cleared after finalizers have been queued.
     pub(crate) long: bool,
     pub(crate) first_word: u32,
     pub(crate) encoding: Encoding,
-    /// Words: the slots among the first 64 words; most cells are no larger. Weak, Ephemeron: see
-    /// [`Descriptor::cleared`].
+    /// Words: the edges among the first 64 words, a bit for each word; most cells have no more.
+    /// Weak, Ephemeron: see [`Descriptor::cleared`].
     pub(crate) first_slots: u64,
-    /// Words: all of the slot bitmap's words and how many there are. It belongs to `Kinds::owned`
-    /// and lives as long.
+    /// Words: the address of all words of the bit vector, which `Kinds::owned` owns.
     pub(crate) slots: *const u64,
     pub(crate) slot_words: u32,
     pub(crate) trace: Option<TraceFn>,
@@ -461,33 +464,33 @@ pub(crate) struct Descriptor {
 const _: () = assert!(size_of::<Descriptor>() == 64);
 
 impl Descriptor {
-    /// Can a cell that was marked once lead to a cell that was allocated since?
+    /// Whether an old cell can lead to a cell that was allocated later.
     #[inline(always)]
     pub(crate) fn may_change(&self) -> bool {
         match self.tag {
             Tag::Leaf => false,
-            // The collector writes these, whatever the program has promised.
+            // The collector writes these words, whatever the embedder has declared.
             Tag::Weak | Tag::Ephemeron => true,
             Tag::Words | Tag::Array | Tag::Traced | Tag::Conservative => !self.immutable,
         }
     }
 
-    /// Has it edges that never change?
+    /// Whether the kind has edges, and they never change.
     pub(crate) fn has_immutable_edges(&self) -> bool {
         self.tag != Tag::Leaf && !self.may_change()
     }
 
-    /// Weak, Ephemeron: what a word becomes whose target dies.
+    /// Weak, Ephemeron: the value of a word whose target has died.
     pub(crate) fn cleared(&self) -> usize {
         self.first_slots as usize
     }
 }
 
-/// Which of the shapes a descriptor has.
+/// The shape of a descriptor's kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Tag {
-    /// Also the tag of a zeroed descriptor: an unpublished kind has no edges.
+    /// Also the tag of a zeroed descriptor: a kind that is not published has no edges.
     Leaf = 0,
     Words,
     Array,
@@ -498,7 +501,7 @@ pub(crate) enum Tag {
 }
 
 impl Tag {
-    /// Do markers look into cells of this shape?
+    /// Whether markers trace the edges of such a cell.
     #[inline(always)]
     pub(crate) fn is_followed(self) -> bool {
         !matches!(self, Tag::Leaf | Tag::Weak)
@@ -509,23 +512,23 @@ impl Tag {
 pub(crate) struct Kinds {
     table: Table<Descriptor>,
     count: AtomicU32,
-    /// The kinds as the embedder gave them, as many as `count` says. Mapped like the descriptors,
-    /// since `add` fills it where malloc may not be called.
+    /// The kinds as the embedder gave them; `count` is their number. In mapped memory, since `add`
+    /// writes it where it must not call malloc.
     owned: Table<Kind>,
     adding: Mutex<()>,
 }
 
-// SAFETY: descriptors are written once, before their number is published, and hold only plain
-// words, function pointers and pointers into `owned`, which lives as long as the table.
+// SAFETY: a descriptor is written once, before its number is published. It holds plain words,
+// function pointers, and pointers into `owned`, which lives as long as the table.
 unsafe impl Send for Kinds {}
-// SAFETY: as above; writers are serialised by the lock.
+// SAFETY: as above; the lock allows one writer at a time.
 unsafe impl Sync for Kinds {}
 
 impl Kinds {
-    /// A table of at most `most` kinds, which is no more than [`MAX_KINDS`].
+    /// Makes a table of at most `most` kinds, which is at most [`MAX_KINDS`].
     pub(crate) fn new(most: usize) -> Result<Kinds, MapError> {
         Ok(Kinds {
-            // Markers read the descriptor of any number that a page's word may hold.
+            // Markers read the descriptor of any number that a word of the page table may hold.
             table: Table::reserve(MAX_KINDS)?,
             count: AtomicU32::new(0),
             owned: Table::reserve(most)?,
@@ -533,8 +536,8 @@ impl Kinds {
         })
     }
 
-    /// Adds a kind. Called outside `no_preempt`, which it enters for as long as it holds the lock:
-    /// a kind that is not taken is freed.
+    /// Adds a kind. Call it outside of `no_preempt`, because a kind that is not added is freed; it
+    /// enters `no_preempt` while it holds the lock.
     pub(crate) fn add(&self, kind: Kind) -> Result<KindId, KindError> {
         if let Shape::Words { encoding, .. }
         | Shape::Array { encoding, .. }
@@ -565,8 +568,7 @@ impl Kinds {
                 tag: Tag::Words,
                 encoding: *encoding,
                 first_slots: slots.as_raw_slice().first().copied().unwrap_or(0),
-                // The vector's heap block stays where it is when the vector itself moves into
-                // `owned`.
+                // The vector's memory does not move when the vector itself moves into `owned`.
                 slots: slots.as_raw_slice().as_ptr(),
                 slot_words: slots.as_raw_slice().len() as u32,
                 ..none
@@ -623,14 +625,14 @@ impl Kinds {
             if let Err(e) = room.and_then(|()| owned.make_writable(index + 1)) {
                 return Err((kind, KindError::System(e)));
             }
-            // SAFETY: `index` is within the tables and not yet published, so no other thread reads
-            // or writes the entries.
+            // SAFETY: `index` lies within the tables and is not published yet, so no other thread
+            // reads or writes the entries.
             unsafe {
                 self.table.at(index).write(descriptor);
                 self.owned.at(index).write(kind);
             }
-            // Ordering: Release, so that a thread that reads the count, or has a `KindId` made from
-            // it, sees the descriptor.
+            // Release pairs with the Acquire in `contains` and `of_tag`: a thread that reads the
+            // count, or has a `KindId` made from it, sees the descriptor.
             self.count.store(index as u32 + 1, Ordering::Release);
             Ok(KindId(index as u16))
         });
@@ -643,18 +645,18 @@ impl Kinds {
 
     /// The kind as the embedder gave it.
     fn given(&self, kind: KindId) -> Option<&Kind> {
-        // SAFETY: entries below the count were written before it, never change, and live as long as
-        // `self`.
+        // SAFETY: entries below the count were written before the count, never change, and live as
+        // long as `self`.
         self.contains(kind)
             .then(|| unsafe { &*self.owned.at(kind.index()) })
     }
 
-    /// See [`Kind::spare_words`].
+    /// Whether [`Kind::spare_words`] was declared.
     pub(crate) fn has_spare_words(&self, kind: KindId) -> bool {
         self.given(kind).is_some_and(|kind| kind.spare_words)
     }
 
-    /// See [`Kind::layout`].
+    /// The kind's [`Kind::layout`].
     pub(crate) fn layout(&self, kind: KindId) -> Option<&[u64]> {
         self.given(kind)?.layout()
     }
@@ -662,46 +664,46 @@ impl Kinds {
     /// The descriptor of a kind of this heap.
     #[inline(always)]
     pub(crate) fn get(&self, kind: KindId) -> &Descriptor {
-        // SAFETY: every KindId(u16) is within the table; entries are written once before their
-        // KindId exists, and a zeroed entry is a valid Leaf descriptor.
+        // SAFETY: every `u16` is an index of the table. An entry is written once, before its
+        // `KindId` exists, and a zeroed entry is a valid descriptor of a leaf.
         unsafe { &*self.table.at(kind.index()) }
     }
 
     pub(crate) fn contains(&self, kind: KindId) -> bool {
-        // Ordering: Acquire pairs with the Release in `add`.
+        // Acquire pairs with the Release in `add`.
         kind.index() < self.count.load(Ordering::Acquire) as usize
     }
 
-    /// Is there a weak kind whose words are cleared last?
+    /// Whether the heap has a weak kind with long words.
     pub(crate) fn has_long(&self) -> bool {
         self.of_tag(Tag::Weak).any(|kind| self.get(kind).long)
     }
 
-    /// All kinds of a shape.
+    /// The numbers of all kinds of a shape.
     pub(crate) fn of_tag(&self, tag: Tag) -> impl Iterator<Item = KindId> + '_ {
-        // Ordering: Acquire pairs with the Release in `add`.
+        // Acquire pairs with the Release in `add`.
         (0..self.count.load(Ordering::Acquire))
             .map(|index| KindId(index as u16))
             .filter(move |kind| self.get(*kind).tag == tag)
     }
 
-    /// The kind's name, as it lies in the table: for reports in a stop.
+    /// The kind's name, borrowed from the table, for reports in a stop.
     pub(crate) fn borrowed_name(&self, kind: KindId) -> Option<&str> {
         self.given(kind).map(Kind::name)
     }
 
-    /// The encodings of a kind's edges, as they lie in the table: for reports in a stop.
+    /// The encodings of the kind's edges, borrowed from the table, for reports in a stop.
     pub(crate) fn encodings(&self, kind: KindId) -> &[Encoding] {
         self.given(kind).map_or(&[], Kind::encodings)
     }
 
-    /// The kind's name, for reports. Mallocs.
+    /// A copy of the kind's name, for reports outside of stops: it calls malloc.
     #[cfg(any(test, feature = "internals"))]
     pub(crate) fn name(&self, kind: KindId) -> Option<String> {
         self.given(kind).map(|k| k.name.clone())
     }
 
-    /// The bytes that a cell of this kind must have at least for its slots to lie inside.
+    /// The least bytes of a cell of this kind: up to its last edge.
     pub(crate) fn least_bytes(&self, kind: KindId) -> usize {
         match self.given(kind).map(|k| &k.shape) {
             Some(Shape::Words { slots, .. }) => slots.last_one().map_or(0, |last| (last + 1) * 8),
@@ -713,7 +715,7 @@ impl Kinds {
 impl Drop for Kinds {
     fn drop(&mut self) {
         for index in 0..*self.count.get_mut() as usize {
-            // SAFETY: written once, dropped once: no other thread has the table any more.
+            // SAFETY: written once and dropped once; no other thread has the table any more.
             unsafe { self.owned.at(index).drop_in_place() };
         }
     }

@@ -161,8 +161,9 @@ impl Heap {
     /// * The code stays mapped until the owner is dropped.
     /// * The code follows the System V convention and the frame rule.
     /// * At each call, every reference that is used after it is in a slot that the stack maps name.
-    /// * A restart range may begin again after any of its instructions: it does not change its
-    ///   inputs, and only its last instruction has an effect.
+    /// * A restart range may begin again after any of its instructions. It does not change its
+    ///   inputs, and only its last instruction has an effect, except for effects that may be
+    ///   repeated, such as a second log of a word.
     pub unsafe fn register_code(&self, spec: CodeSpec) -> Result<CodeGuard, CodeError> {
         let shared = self.shared();
         shared.stacks.are_used();
