@@ -31,8 +31,8 @@
 //! After that it tests the flag and the word again, for one case that the range does not cover: a
 //! signal handler of the host has interrupted the routine and waits in `blocking`, where a stop
 //! leaves its thread as it is. Stop 1 walks the thread's stack and moves the interrupted PC back to
-//! the start of the range. Stop 2 walks no stacks, but it changes the flag, or if it has cleared
-//! all words itself, the word.
+//! the start of the range. Stop 2 walks no stacks, but the second test finds what it has changed:
+//! the flag, or if it has cleared all words itself, the word.
 //!
 //! While words are cleared beside the mutators, the flag is above `MARKING`. A weak load then tests
 //! whether the target is marked. If it is not, the load returns the value that the word is about to

@@ -15,10 +15,10 @@
 //!   (`Context::holding`).
 //!
 //! The fast tier breaks the rule: a `Gc` lives in a register or on the stack. Each function of the
-//! fast tier that can hand out a bare cell calls [`Stacks::are_used`] before there is such a cell.
-//! The call is never taken back. A stop reads the state with the thread stopped, so either the stop
-//! sees the call, or the thread has no bare cell yet. A `Gc` that is made from an address or a
-//! handle does not know its heap, so [`gc_was_made`] holds for all heaps of the process.
+//! fast tier that can return a bare cell calls [`Stacks::are_used`] before there is such a cell.
+//! The effect of the call is permanent. A stop reads the state with the thread stopped, so either
+//! the stop sees the call, or the thread has no bare cell yet. A `Gc` that is made from an address
+//! or a handle does not name its heap, so [`gc_was_made`] counts for all heaps of the process.
 //!
 //! A stop walks stacks even if it scans no word of them: the walk moves a thread that a host's
 //! handler has interrupted inside a restart range of the barrier back to the range's first

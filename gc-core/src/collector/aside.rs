@@ -10,7 +10,7 @@
 //!   They still hold the words that they held in stop 1, since the mutator stands still; or a root
 //!   that was made since holds them (`Roots::snapshot`).
 //! * When it is taken back, [`back`] writes the flag. If the present cycle has not scanned the
-//!   mutator yet, `back` scans it first. So when the mutator runs, its state is as if stop 1 had
+//!   mutator yet, `back` also scans it. So when the mutator runs, its state is as if stop 1 had
 //!   processed it.
 //!
 //! All three happen with the registry lock held, so none of them overlaps a stop or one of the

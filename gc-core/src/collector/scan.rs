@@ -20,7 +20,8 @@ use crate::weak::{IDLE, MARKING};
 /// The most roots and handles that stop 1 scans itself, which takes some microseconds.
 const FEW_ROOTS: usize = 256;
 
-/// Live bytes of a small heap: marking it takes no longer than the rest of the stop.
+/// The live bytes below which a heap is small: it is likely to be marked before a resume of the
+/// mutators would be done.
 const SMALL: u64 = 64 << 10;
 
 impl Cycle<'_, '_> {

@@ -305,8 +305,9 @@ impl Context {
         // A stop may have come since the weak load read the flag, and the next cycle begun: then
         // nothing is marked yet, and most targets live.
         if mode <= MARKING && !planted(Fault::JudgedLate) {
-            // SAFETY: forwarded. Acquire pairs with the Release of the store of the cell: a thread
-            // that loads a cell finds it initialised.
+            // SAFETY: forwarded. Acquire pairs with the release by which the cell was stored (each
+            // store of the barrier is one on x86-64): a thread that loads a cell finds it
+            // initialised.
             let word = unsafe { (*(slot as *const AtomicUsize)).load(Ordering::Acquire) };
             return if mode == MARKING {
                 Load::Open(word)

@@ -19,29 +19,30 @@ pub(crate) struct Cycle {
     /// Cells marked by the collector's threads and by mutators, and marked cells that a young cycle
     /// followed.
     pub marked: u64,
-    /// Of these, by mutators.
+    /// Cells among these that mutators marked.
     pub assisted: u64,
-    /// How long it marked while mutators ran, in nanoseconds; 0: all in one stop.
+    /// The time for which it marked while mutators ran, in nanoseconds; 0: it marked in one stop.
     pub beside: u64,
-    /// Mutators that wanted to run meanwhile.
+    /// The number of mutators that wanted to run meanwhile.
     pub running: u32,
-    /// Time that mutators spent in assists, in nanoseconds, all of them together.
+    /// The time that all mutators together spent in assists, in nanoseconds.
     pub assist: u64,
     /// Processor time of the collector's threads, and the time that stops took from mutators, in
     /// nanoseconds.
     pub cost: u64,
-    /// From the end of the cycle before to the end of this one, in nanoseconds.
+    /// The time from the end of the cycle before to its end, in nanoseconds.
     pub interval: u64,
-    /// A request began it, not the trigger.
+    /// Whether a request began it, not the trigger.
     pub forced: bool,
-    /// It is a young cycle, which took old cells for alive: `live` has them, `marked` has not.
+    /// Whether it is a young cycle. Then `live` has the old cells, and `marked` has not.
     pub young: bool,
-    /// Bytes of spans of cells with edges that a young cycle need not look at.
+    /// Bytes of spans of cells with edges that are immutable, so a young cycle does not follow
+    /// them.
     pub immutable: u64,
 }
 
 impl Cycle {
-    /// Bytes in use at its end, without what was born.
+    /// Bytes in use at its end, without the born ones.
     pub(super) fn old(&self) -> u64 {
         self.live.saturating_add(self.external)
     }

@@ -21,7 +21,7 @@ pub(crate) struct Plan {
     pub goal: u64,
     /// Bytes in use after the last cycle.
     pub(super) now: u64,
-    /// Bytes by which the heap is meant to grow over what is alive.
+    /// Bytes by which the heap is meant to grow over its live bytes.
     pub(super) growth: u64,
     /// Cells that the next cycle is expected to mark.
     pub(super) work: u64,
@@ -39,7 +39,7 @@ impl Plan {
         self.goal.saturating_add(self.growth / 2)
     }
 
-    /// Bytes by which the heap is meant to grow over what is alive.
+    /// Bytes by which the heap is meant to grow over its live bytes.
     pub(crate) fn growth(&self) -> u64 {
         self.growth
     }

@@ -468,7 +468,7 @@ fn what_is_born_in_a_large_heap_counts_for_little() {
         policy: HUNDRED,
     };
     for s in immutable(&run(&machine, &program, 20.0 * S, 20_000.0)) {
-        // 2,655 MiB; 2,944 if all that was born counted.
+        // The end is at 2,655 MiB; it would be at 2,944 if all born cells counted as alive.
         assert!(s.end < 2800 * MIB, "{s:?}");
     }
 }

@@ -96,7 +96,7 @@ pub struct CollectionStats {
     pub mark: Duration,
     /// The part of [`mark`](Self::mark) in which mutators ran.
     pub mark_concurrent: Duration,
-    /// The number of the collector's threads that marked.
+    /// The number of threads that marked: the collector's own and its helpers, without mutators.
     pub markers: u32,
     /// Processor time of the collector's threads in [`interval`](Self::interval), with sweeping.
     pub collector_cpu: Duration,
