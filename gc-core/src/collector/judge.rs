@@ -197,7 +197,8 @@ impl Cycle<'_, '_> {
         } else {
             JUDGING
         });
-        // The system may run every thread but this one.
+        // The system may run every thread but this one, so the marker's cells go into the
+        // queue, where other threads find them.
         self.marker.publish();
         self.resume();
         self.stress.parted();

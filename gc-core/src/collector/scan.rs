@@ -131,7 +131,8 @@ impl Cycle<'_, '_> {
         let is_small = state.pace.kept() <= SMALL && !self.stats.young;
         if state.concurrent && (!is_small || self.stress.parts_stops() || self.beside.is_some()) {
             state.pace.beside();
-            // The system may run every thread but this one.
+            // The system may run every thread but this one, so the marker's cells go into the
+            // queue, where other threads find them.
             self.marker.publish();
             self.resume();
             return Phase::Mark;

@@ -52,14 +52,14 @@ impl Stress {
         self.number % 4 == 3
     }
 
-    /// Sleeps in an odd cycle. Before anything is traced beside the mutators.
+    /// Sleeps in an odd cycle, once. Before anything is traced beside the mutators.
     pub(super) fn before_tracing(&mut self) {
         if self.number % 2 == 1 && !core::mem::replace(&mut self.breathed, true) {
             std::thread::sleep(BREATH);
         }
     }
 
-    /// Sleeps in an even cycle. When no marker has a grey cell any more.
+    /// Sleeps, unless the cycle has slept before. When no marker has a grey cell any more.
     pub(super) fn after_tracing(&mut self) {
         if self.number != 0 && !core::mem::replace(&mut self.breathed, true) {
             std::thread::sleep(BREATH);

@@ -15,7 +15,7 @@ use crate::roots;
 const FINISH: Duration = Duration::from_micros(30);
 
 /// Words that `Finish` takes from mutators' logs into the queue itself. Further words are moved to
-/// the heap's log, which costs a tenth.
+/// the heap's log, which takes a tenth of the time.
 const FINISH_WORDS: usize = 1024;
 
 /// Cells that `Finish` traces between two readings of the clock: a microsecond or two.
