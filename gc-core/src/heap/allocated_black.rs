@@ -155,6 +155,7 @@ mod tests {
     use super::super::size_classes::{GRANULE, PAGE};
     use super::*;
 
+    /// `unmark` clears exactly the bits of the ranges and words that were noted.
     #[test]
     fn the_bits_of_ranges_and_words_are_cleared_and_no_others() {
         let allocated_black = AllocatedBlack::new(1 << 20).unwrap();
@@ -189,6 +190,7 @@ mod tests {
         assert_eq!(allocated_black.peak_bytes(), 7 * 16);
     }
 
+    /// A record that is full says that cells are unknown, until the next cycle begins.
     #[test]
     fn more_than_there_is_room_for_are_noticed() {
         let allocated_black = AllocatedBlack::new(8 * BYTES_AN_ENTRY).unwrap();

@@ -392,6 +392,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// The first run of clear cells from `from` on, cell by cell.
     fn naive(class: &Class, set: &[bool], from: usize) -> Option<(usize, usize)> {
         let start = (from..class.cells as usize).find(|&c| !set[c])?;
         let end = (start..class.cells as usize)
@@ -401,6 +402,8 @@ mod tests {
     }
 
     proptest! {
+        /// Searches, counts and changes of a span's bits agree with a search cell by cell, for
+        /// every size class, and change no other bit.
         #[test]
         fn runs_are_the_naive_ones(
             class in 0..TABLE.len(),
@@ -441,7 +444,7 @@ mod tests {
                     let expected = *before || (start..end).contains(&cell);
                     prop_assert_eq!(bitmap.test(64 * PAGE + cell * class.size as usize), expected);
                 }
-                // Only bits of cells are set, and no bit outside the span.
+                // The set bits are those of cells, and none lies outside the span.
                 let all: u32 = (0..192 * WORDS_PER_PAGE).map(|w| bitmap.word(w).load(Ordering::Relaxed).count_ones()).sum();
                 prop_assert_eq!(all as usize, bits.count());
                 bits.clear_cells_alone(start, end);

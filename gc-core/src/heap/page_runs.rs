@@ -597,6 +597,7 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeMap;
 
+    /// Page runs with a map of those in use.
     struct Model {
         spans: PageRuns,
         records: Records,
@@ -645,8 +646,8 @@ mod tests {
             self.spans.give(&self.records, &self.dirty, first, pages);
         }
 
-        /// Walks the page runs by their tags: they tile `[0, top)`, no two free ones are
-        /// neighbours, and the used ones are those of the model.
+        /// Walks the page runs by their tags. They tile `[0, top)`, no two free ones are
+        /// neighbours, and those in use are those of the map.
         fn check(&self) {
             let (mut page, mut was_free, mut used) = (0, false, 0);
             while page < self.spans.top() {
@@ -670,6 +671,7 @@ mod tests {
     }
 
     proptest! {
+        /// Page runs never overlap, and free neighbours are joined.
         #[test]
         fn page_runs_never_overlap_and_always_join(steps in prop::collection::vec((any::<bool>(), 1usize..600, any::<prop::sample::Index>()), 1..300)) {
             let mut model = Model::new(8192, usize::MAX);
@@ -687,13 +689,14 @@ mod tests {
             }
             model.check();
             if model.spans.top() > 0 {
-                // All of it is one page run again.
+                // All pages are one page run again.
                 let top = model.spans.top();
                 prop_assert_eq!(model.take(top), Ok(0));
             }
         }
     }
 
+    /// A request that exceeds the limit and one that finds no pages give different errors.
     #[test]
     fn the_limit_and_the_end_are_told_apart() {
         let mut model = Model::new(100, 60);
@@ -706,16 +709,19 @@ mod tests {
         assert_eq!(model.take(1), Err(NoPages::Exhausted));
     }
 
+    /// A free page run of exactly the requested length is found although it is in a list of mixed
+    /// lengths.
     #[test]
     fn a_page_run_of_just_the_right_length_is_found_when_memory_is_short() {
         let mut model = Model::new(71 + 70, usize::MAX);
         let (a, _b) = (model.take(70).unwrap(), model.take(71).unwrap());
         model.give(a);
-        // 70 shares its list with lengths from 64 to 79, so the list alone does not say that it is
-        // long enough.
+        // The list of 70 has lengths from 64 to 79, so the list alone does not say that a page run
+        // is long enough.
         assert_eq!(model.take(70), Ok(a));
     }
 
+    /// A scavenged page run is clean, and is not taken a second time.
     #[test]
     fn released_chunks_are_clean_and_are_taken_once() {
         let mut model = Model::new(4 * CHUNK_PAGES, usize::MAX);

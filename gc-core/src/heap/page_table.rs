@@ -136,6 +136,7 @@ impl PageTable {
 mod tests {
     use super::*;
 
+    /// A word of the page table decodes to the page that was encoded.
     #[test]
     fn words_say_what_was_stored() {
         for page in [

@@ -166,6 +166,7 @@ impl ScavengePace {
 mod tests {
     use super::*;
 
+    /// A large surplus goes back faster, so that any surplus is gone within seconds.
     #[test]
     fn what_is_much_goes_back_faster_and_all_of_it_within_seconds() {
         const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
@@ -179,7 +180,7 @@ mod tests {
                 left -= most;
                 now += pace.patience();
             }
-            // The rest goes more slowly, down to the ordinary pace.
+            // The rest goes back more slowly, down to the ordinary pace.
             let took = (now - Duration::from_secs(100)).as_secs();
             assert!(
                 took <= 5 + 4 * (surplus >> 29).max(1).ilog2() as u64,
@@ -191,6 +192,8 @@ mod tests {
         assert!(pace.pace >= TIME_PER_CHUNK * 9 / 10, "{:?}", pace.pace);
     }
 
+    /// A program keeps as much memory as it allocates in `GROWTH_TIME`; an idle one keeps none for
+    /// growth.
     #[test]
     fn a_program_keeps_what_it_is_going_to_allocate_and_an_idle_one_does_not() {
         let mut pace = ScavengePace::default();
@@ -206,6 +209,7 @@ mod tests {
         assert!(pace.growth(0, now) < 1 << 20);
     }
 
+    /// Memory goes back at its pace, in pieces of `BURST` chunks at most.
     #[test]
     fn memory_goes_back_at_its_pace_and_never_in_a_flood() {
         const CHUNK: u64 = (CHUNK_PAGES * PAGE) as u64;
@@ -222,16 +226,17 @@ mod tests {
         }
         let fair = 5000 / TIME_PER_CHUNK.as_millis() as u64;
         assert!((fair..=fair + BURST as u64).contains(&(gone / CHUNK)));
-        // An allowance that was not used does not add up.
+        // An unused allowance does not add up.
         now += Duration::from_secs(3600);
         assert_eq!(pace.allowance(now), BURST as u64 * CHUNK);
     }
 
+    /// Memory that was in use lately is kept, and the peak is forgotten within seconds.
     #[test]
     fn what_was_in_use_lately_is_kept_and_forgotten_within_seconds() {
         let mut pace = ScavengePace::default();
         let mut now = Duration::from_secs(1);
-        // The use swings, as from collection to collection.
+        // The bytes in use go up and down, as from collection to collection.
         assert_eq!(pace.need(300, now), 300);
         for _ in 0..1000 {
             now += Duration::from_millis(10);
@@ -239,7 +244,7 @@ mod tests {
             now += Duration::from_millis(10);
             assert_eq!(pace.need(300, now), 300);
         }
-        // The heap is idle, and the pace is asked often, or once.
+        // The heap is idle, and `need` is called often, or once.
         for _ in 0..100 {
             now += Duration::from_millis(100);
             pace.need(50, now);

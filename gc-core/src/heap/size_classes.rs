@@ -122,6 +122,7 @@ pub(crate) const fn class_of(bytes: usize) -> usize {
 mod tests {
     use super::*;
 
+    /// Each request gets the smallest size class that holds it.
     #[test]
     fn every_request_gets_the_smallest_class_that_holds_it() {
         for bytes in 0..=MAX_SMALL {
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!(TABLE[CLASSES - 1].size as usize, MAX_SMALL);
     }
 
+    /// A cell wastes less than 16 bytes up to 128 bytes, and at most an eighth of its size above.
     #[test]
     fn a_cell_wastes_at_most_an_eighth_above_128_bytes_and_15_bytes_below() {
         for bytes in 1..=MAX_SMALL {
@@ -153,6 +155,7 @@ mod tests {
         }
     }
 
+    /// A span has at least eight cells, and at most a 64th of it is unused at its end.
     #[test]
     fn a_span_holds_eight_cells_and_loses_at_most_a_64th_at_its_end() {
         for class in &TABLE {
@@ -167,6 +170,7 @@ mod tests {
         }
     }
 
+    /// The multiplication by a class's reciprocal divides each offset of a span exactly.
     #[test]
     fn the_reciprocal_divides_every_offset_of_every_span() {
         for class in &TABLE {

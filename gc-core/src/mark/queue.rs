@@ -445,6 +445,7 @@ mod tests {
         MarkQueue::new(&space, cells).unwrap()
     }
 
+    /// `share` moves the older half of a local queue to the shared one.
     #[test]
     fn the_older_half_is_shared() {
         let queue = queue(10 * ENTRIES);
@@ -468,6 +469,7 @@ mod tests {
         assert!(queue.is_empty());
     }
 
+    /// Each item that was pushed is popped once.
     #[test]
     fn all_that_was_pushed_is_popped_once() {
         let queue = queue(10 * ENTRIES);
@@ -480,6 +482,7 @@ mod tests {
         assert_eq!(queue.overflows(), 0);
     }
 
+    /// After a trim, a queue works as a new one does, and keeps memory up to the given size.
     #[test]
     fn a_trimmed_queue_is_as_good_as_new() {
         let queue = queue(1000 * ENTRIES);
@@ -491,7 +494,7 @@ mod tests {
                 100 * ENTRIES * (100 * ENTRIES + 1) / 2
             );
             drop(local);
-            // SAFETY: the local is gone.
+            // SAFETY: no local queue exists.
             unsafe { queue.trim(1 << 20) };
             assert_eq!(queue.fresh.load(Ordering::Relaxed), 100, "below the limit");
             // SAFETY: as above.
@@ -501,6 +504,7 @@ mod tests {
         }
     }
 
+    /// `pre_touch` has the memory of the first packets backed.
     #[test]
     fn a_queue_that_is_touched_beforehand_is_backed() {
         let queue = queue(2000 * ENTRIES);
@@ -509,17 +513,18 @@ mod tests {
         assert_eq!(backed(&queue, 1100), Vec::from_iter(0..1024), "4 MiB");
     }
 
-    /// Which of the first packets have memory.
+    /// The packets among the first `packets` ones whose memory is backed.
     fn backed(queue: &MarkQueue, packets: usize) -> Vec<usize> {
         let mut there = vec![0u8; packets];
         let first = queue.packets.at(0).cast::<libc::c_void>();
-        // SAFETY: a mapped range of so many pages, a byte for each.
+        // SAFETY: a mapped range of `packets` system pages, with one byte for each.
         let result =
             unsafe { libc::mincore(first, packets * size_of::<Packet>(), there.as_mut_ptr()) };
         assert_eq!(result, 0);
         (0..packets).filter(|&n| there[n] & 1 != 0).collect()
     }
 
+    /// `make_ready` backs the memory of a local queue's first packet, and adds no item.
     #[test]
     fn a_hand_that_is_ready_has_its_memory() {
         let queue = queue(10 * ENTRIES);
@@ -533,6 +538,7 @@ mod tests {
         assert_eq!((local.pop(), local.pop()), (Some(16), None));
     }
 
+    /// An item for which there is no room is flagged by its page, and each flag is taken once.
     #[test]
     fn what_does_not_fit_is_flagged_by_its_unit() {
         let queue = queue(1);
@@ -549,6 +555,7 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| local.pop()).count(), 2 * ENTRIES);
     }
 
+    /// Threads that push and pop packets beside each other lose none.
     #[test]
     fn hands_exchange_packets_without_losing_one() {
         let queue = queue(128 * ENTRIES);

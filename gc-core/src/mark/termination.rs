@@ -148,8 +148,8 @@ impl<W: AtomicWord> Termination<W> {
 
 #[cfg(all(test, feature = "loom"))]
 mod model {
-    //! A leader and two members with a stack of packets in one word. A packet is a digit that says
-    //! how many more following it makes.
+    //! A model of a leader and two members with a stack of packets in one word. A packet is a
+    //! digit: the number of packets that following it makes.
 
     use super::*;
     use loom::sync::Arc;
@@ -159,15 +159,15 @@ mod model {
 
     struct Shared {
         termination: Termination<LoomU64>,
-        /// Packets, a base-8 digit each, the last one lowest; digits are one above what the packet
-        /// makes.
+        /// The packets, a base-8 digit each, the last one lowest. A digit is one more than the
+        /// number of packets that its packet makes.
         stack: LoomU64,
         /// The packets that each thread has followed. Relaxed: only the orderings of `Termination`
-        /// make them visible.
+        /// make the counts visible to the leader.
         followed: [AtomicUsize; 3],
     }
 
-    /// A rule to break, to see that the model would notice.
+    /// A rule that a member breaks, to show that the model finds it.
     #[derive(Clone, Copy, PartialEq)]
     enum Break {
         Nothing,
@@ -178,7 +178,7 @@ mod model {
     impl Shared {
         fn push(&self, packet: u64) {
             let mut now = self.stack.load(Ordering::Relaxed);
-            // Orderings as in `queue::Stack`.
+            // Ordering: Release pairs with the Acquire of `pop`, as in `queue::Stack`.
             while let Err(changed) = self.stack.compare_exchange(
                 now,
                 now * 8 + packet + 1,
@@ -205,7 +205,7 @@ mod model {
             None
         }
 
-        /// Follows a packet and all that comes of it but what others take.
+        /// Follows a packet and all packets that come of it, except those that other threads take.
         fn drain(&self, me: usize, mut packet: Option<u64>) {
             while let Some(makes) = packet {
                 for _ in 0..makes {
@@ -245,6 +245,7 @@ mod model {
         }
     }
 
+    /// Runs the model for `packets` and `members`, in all orders with at most three preemptions.
     fn check(packets: &'static [u64], members: usize, fault: Break) {
         let mut model = loom::model::Builder::new();
         model.preemption_bound = Some(3);
@@ -285,18 +286,21 @@ mod model {
         });
     }
 
+    /// The leader closes once all packets are followed, and not before.
     #[test]
     fn loom_the_leader_closes_when_all_work_is_done_and_not_before() {
         check(&[1, 2], 1, Break::Nothing);
         check(&[1, 0], 2, Break::Nothing);
     }
 
+    /// A member that takes a packet before it joins is found: the leader closes over that packet.
     #[test]
     #[should_panic(expected = "the leader closed over work")]
     fn loom_a_member_that_takes_before_it_joins_is_noticed() {
         check(&[1], 1, Break::TakeBeforeJoin);
     }
 
+    /// A member that leaves before its last packet is followed is found.
     #[test]
     #[should_panic(expected = "the leader closed over work")]
     fn loom_a_member_that_leaves_before_its_last_packet_is_noticed() {

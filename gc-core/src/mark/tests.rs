@@ -1,5 +1,5 @@
-//! Tests of marking: what is reachable is marked, nothing else is, for every kind of cell and
-//! however short the queue.
+//! Tests of marking: exactly the reachable cells are marked, for every kind of cell and any length
+//! of the queue.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::tracer::WORD;
 
 const BOXED: Encoding = Encoding::nan_box(0xffff << 48, 0xfffc << 48, (1 << 48) - 1);
 
-/// Reports words 1 and 3, as a program's own tracer would.
+/// Reports words 1 and 3, as an embedder's trace function would.
 unsafe fn trace_odd(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     for word in [1, 3] {
         if word * 8 < size {
@@ -31,7 +31,7 @@ unsafe fn trace_odd(cell: *const u8, size: usize, tracer: &mut Tracer<'_>) {
     }
 }
 
-/// What a node of the model is, and in which word its `n`th edge lies, how encoded.
+/// A node's kind in the model. It determines the words and the encoding of the node's edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shape {
     Leaf,
@@ -63,8 +63,8 @@ impl Shape {
             Shape::Pair => Kind::words_at("pair", &[0, 1], Encoding::RAW),
             Shape::BoxedPair => Kind::words_at("boxed pair", &[0, 1], BOXED),
             Shape::BoxedArray => Kind::array("boxed", 1, BOXED),
-            // SAFETY: `trace_odd` reads two words of the cell and reports what the test calls its
-            // edges.
+            // SAFETY: `trace_odd` reads two words of the cell, and reports the words in which the
+            // model has edges.
             Shape::Traced => unsafe {
                 Kind::traced_with("traced", trace_odd, &[Encoding::low_bits(3)])
             },
@@ -73,7 +73,7 @@ impl Shape {
         }
     }
 
-    /// Stores edge `n` (0 or 1) of a cell, and says if it keeps its target alive.
+    /// Stores edge `n` (0 or 1) of a cell. True if the edge keeps its target alive.
     fn store(self, cell: usize, n: usize, target: usize) -> bool {
         let (word, value, strong) = match self {
             Shape::Leaf => (n, target, false),
@@ -82,11 +82,11 @@ impl Shape {
             Shape::BoxedPair => (n, target | 0xfffc << 48, true),
             Shape::BoxedArray => (1 + n, target | 0xfffc << 48, true),
             Shape::Traced => (1 + 2 * n, target | 5, true),
-            // An interior word.
+            // An interior pointer.
             Shape::Conservative => (n, target + 9, true),
             Shape::Weak => (n, target, false),
         };
-        // SAFETY: the cell is a live one of the test's, of at least 32 bytes.
+        // SAFETY: a live cell of this test, of at least 32 bytes.
         unsafe { (cell as *mut usize).add(word).write(value) };
         strong
     }
@@ -103,6 +103,8 @@ fn reachable(edges: &BTreeMap<usize, Vec<usize>>, roots: &[usize]) -> BTreeSet<u
     seen
 }
 
+/// Builds the graph in a heap with a mark queue of `queue_cells` cells. Checks the edges of each
+/// cell, the marks, and the cells that are left after the sweep, against the model.
 fn check_graph(
     nodes: &[(usize, usize)],
     links: &[(prop::sample::Index, prop::sample::Index, usize)],
@@ -168,6 +170,7 @@ fn check_graph(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
+    /// The marked cells are the reachable ones, for random graphs of all kinds.
     #[test]
     fn exactly_the_reachable_cells_are_marked(
         nodes in prop::collection::vec((0..SHAPES.len(), prop_oneof![9 => 32usize..200, 1 => MAX_SMALL..80_000]), 1..300),
@@ -177,7 +180,7 @@ proptest! {
         check_graph(&nodes, &links, &roots, 1 << 16);
     }
 
-    /// Most edges lead to a cell of the same page.
+    /// The same where most edges lead to a cell of the same page, which page-local tracing follows.
     #[test]
     fn neighbours_are_marked_like_others(
         shape in 0..SHAPES.len(),
@@ -193,10 +196,11 @@ proptest! {
     }
 }
 
+/// A full queue flags the pages of marked cells, and no cell is missed.
 #[test]
 fn a_full_queue_loses_nothing() {
-    // An array of arrays: one cell's edges alone overflow the two packets that the smallest queue
-    // has.
+    // An array of arrays: the edges of one cell alone overflow the two packets that the smallest
+    // queue has.
     let mut toy = Toy::new(SpaceConfig {
         reserve: 256 << 20,
         ..SpaceConfig::default()
@@ -211,7 +215,7 @@ fn a_full_queue_loses_nothing() {
     let mut expected = 1;
     for n in 0..FAN {
         let (middle, end) = (toy.alloc(kind, 32), toy.alloc(kind, 16));
-        // SAFETY: cells of ours, large enough.
+        // SAFETY: cells of this test, of at least the words that are written.
         unsafe {
             (root as *mut usize).add(n).write(middle);
             (middle as *mut usize).write(end);
@@ -229,6 +233,7 @@ fn a_full_queue_loses_nothing() {
     assert_eq!(toy.cells().len() as u64, expected);
 }
 
+/// A large array takes little room in the queue, because it is followed in parts.
 #[test]
 fn a_table_of_many_cells_needs_little_queue() {
     let mut toy = Toy::new(SpaceConfig {
@@ -249,7 +254,7 @@ fn a_table_of_many_cells_needs_little_queue() {
         let table = toy.alloc(kind, (CELLS + 3) * 8);
         for n in 0..CELLS {
             let cell = toy.alloc(kinds[0], 32);
-            // SAFETY: a word of a cell of ours.
+            // SAFETY: a word of a cell of this test.
             unsafe { (table as *mut usize).add(3 + n).write(cell) };
         }
         assert_eq!(toy.mark(&[table]).cells, CELLS as u64 + 1);
@@ -259,6 +264,7 @@ fn a_table_of_many_cells_needs_little_queue() {
     }
 }
 
+/// A marker that is built for one thread (`alone`) marks the same cells as one of several.
 #[test]
 fn a_marker_alone_marks_as_one_among_many() {
     let mut toy = Toy::small();
@@ -268,12 +274,12 @@ fn a_marker_alone_marks_as_one_among_many() {
         .unwrap();
     let cells: Vec<usize> = (0..1000).map(|_| toy.alloc(kind, 32)).collect();
     for pair in cells.windows(2) {
-        // SAFETY: a cell of ours.
+        // SAFETY: a cell of this test.
         unsafe { (pair[0] as *mut [usize; 2]).write([pair[1], cells[0]]) };
     }
     for alone in [false, true] {
         toy.space.begin_marking();
-        // SAFETY: our own runs.
+        // SAFETY: this test's own runs.
         unsafe { toy.runs.blacken_tails(&toy.space) };
         let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
         if alone {
@@ -287,6 +293,7 @@ fn a_marker_alone_marks_as_one_among_many() {
     }
 }
 
+/// Marking a long list does not recurse.
 #[test]
 fn a_long_list_needs_no_stack() {
     let mut toy = Toy::small();
@@ -297,7 +304,7 @@ fn a_long_list_needs_no_stack() {
     let mut head = 0;
     for _ in 0..200_000 {
         let node = toy.alloc(kind, 16);
-        // SAFETY: a cell of ours.
+        // SAFETY: a cell of this test.
         unsafe { (node as *mut usize).write(head) };
         head = node;
     }
@@ -305,6 +312,7 @@ fn a_long_list_needs_no_stack() {
     toy.finish();
 }
 
+/// A weak word does not mark its target.
 #[test]
 fn a_weak_cells_words_keep_nothing_alive() {
     let mut toy = Toy::small();
@@ -314,12 +322,13 @@ fn a_weak_cells_words_keep_nothing_alive() {
         .unwrap();
     let leaf = toy.space.add_kind(Kind::leaf("leaf")).unwrap();
     let (table, target) = (toy.alloc(weak, 16), toy.alloc(leaf, 16));
-    // SAFETY: a cell of ours.
+    // SAFETY: a cell of this test.
     unsafe { (table as *mut usize).write(target) };
     toy.mark(&[table]);
     assert!(toy.space.is_marked(table) && !toy.space.is_marked(target));
 }
 
+/// A conservative word is decoded by each configured encoding, and by no other.
 #[test]
 fn conservative_words_are_tried_in_every_configured_encoding() {
     for encodings in [
@@ -354,13 +363,15 @@ fn conservative_words_are_tried_in_every_configured_encoding() {
             );
             assert!(!marker.conservative(word), "only the first finds it");
             drop(marker);
-            // Keep the cell for the next round.
+            // Marks the cell, so that the next round finds it.
             Marker::new(&toy.space, &toy.queue, &toy.weak).cell(toy.space.resolve(cell).unwrap());
             toy.finish();
         }
     }
 }
 
+/// With `past_the_end`, a word at the end of a cell's bytes marks that cell, and a word at a cell's
+/// start marks only that cell.
 #[test]
 fn a_word_past_the_end_marks_its_cell_and_one_at_a_start_that_cell_alone() {
     let mut toy = Toy::new(SpaceConfig {
@@ -384,6 +395,7 @@ fn a_word_past_the_end_marks_its_cell_and_one_at_a_start_that_cell_alone() {
     assert_eq!(marked(&toy), [true, true, false]);
 }
 
+/// Words that name free cells, cells of another heap or addresses outside mark nothing.
 #[test]
 fn words_of_free_cells_and_other_heaps_mark_nothing() {
     let (mut toy, mut other) = (Toy::small(), Toy::small());
@@ -405,7 +417,7 @@ fn words_of_free_cells_and_other_heaps_mark_nothing() {
         toy.space.reserved().end,
     ] {
         assert!(!marker.conservative(word) && !marker.interior(word));
-        // A precise edge out of the heap (a static object of the embedder's) is no edge.
+        // An exact edge out of the heap (to an embedder's static object) is no edge.
         if word == foreign {
             marker.edge(word, Encoding::RAW);
         }
@@ -414,6 +426,7 @@ fn words_of_free_cells_and_other_heaps_mark_nothing() {
     assert_eq!(marker.marked(), Marked::default());
 }
 
+/// A marker that is dropped leaves its local queue to the other markers.
 #[test]
 fn a_dropped_marker_leaves_its_work_to_the_others() {
     let mut toy = Toy::small();
@@ -422,7 +435,7 @@ fn a_dropped_marker_leaves_its_work_to_the_others() {
         .add_kind(Kind::words_at("node", &[0], Encoding::RAW))
         .unwrap();
     let (a, b) = (toy.alloc(kind, 16), toy.alloc(kind, 16));
-    // SAFETY: a cell of ours.
+    // SAFETY: a cell of this test.
     unsafe { (a as *mut usize).write(b) };
     toy.space.begin_marking();
     Marker::new(&toy.space, &toy.queue, &toy.weak).edge(a, Encoding::RAW);
@@ -431,7 +444,7 @@ fn a_dropped_marker_leaves_its_work_to_the_others() {
     assert!(toy.space.is_marked(b) && toy.queue.is_empty());
 }
 
-/// A chain of arrays, each with edges to `FAN` leaves besides: the cells are `LENGTH * (FAN + 1)`.
+/// A chain of `length` arrays, each with edges to `fan` leaves too: `length * (fan + 1)` cells.
 fn chain(toy: &mut Toy, length: usize, fan: usize) -> usize {
     let array = toy
         .space
@@ -442,16 +455,17 @@ fn chain(toy: &mut Toy, length: usize, fan: usize) -> usize {
         let link = toy.alloc(array, (fan + 1) * 8);
         for n in 0..fan {
             let end = toy.alloc(array, 16);
-            // SAFETY: a cell of ours.
+            // SAFETY: a cell of this test.
             unsafe { (link as *mut usize).add(1 + n).write(end) };
         }
-        // SAFETY: a cell of ours.
+        // SAFETY: a cell of this test.
         unsafe { (link as *mut usize).write(head) };
         head = link;
     }
     head
 }
 
+/// A bounded drain ends near its bound, and the next one goes on where it ended.
 #[test]
 fn a_bounded_drain_stops_early_and_goes_on_later() {
     let mut toy = Toy::small();
@@ -462,7 +476,7 @@ fn a_bounded_drain_stops_early_and_goes_on_later() {
     let mut pieces = 0;
     while !marker.drain_bounded(10) {
         pieces += 1;
-        // Ten followed, and what waits in the rings beside.
+        // Ten followed cells each time, and the contents of the prefetch rings.
         assert!(marker.marked().cells <= 4 * 10 * pieces + (EDGES + CELLS) as u64);
     }
     assert!(pieces >= 300, "{pieces} pieces");
@@ -475,6 +489,7 @@ fn a_bounded_drain_stops_early_and_goes_on_later() {
     toy.finish();
 }
 
+/// A bounded drain counts a large cell by its words.
 #[test]
 fn a_bounded_drain_counts_a_large_cell_as_many() {
     let mut toy = Toy::small();
@@ -490,6 +505,7 @@ fn a_bounded_drain_counts_a_large_cell_as_many() {
     toy.finish();
 }
 
+/// A bounded drain does not follow flagged pages; an unbounded one does.
 #[test]
 fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
     let mut toy = Toy::small();
@@ -506,6 +522,7 @@ fn a_bounded_drain_leaves_an_overflowed_queue_to_an_unbounded_one() {
     toy.finish();
 }
 
+/// A work item gives back the cell, kind and part that it was made of.
 #[test]
 fn an_entry_says_what_was_put_into_it() {
     let last = MAX_RESERVE as usize - PAGE;
@@ -535,6 +552,8 @@ fn an_entry_says_what_was_put_into_it() {
     assert_eq!(last.small_cell(), None);
 }
 
+/// A young collection follows old cells that may change in pieces, and does not follow old
+/// immutable cells.
 #[test]
 fn old_cells_that_may_change_are_followed_in_pieces_and_counted() {
     let mut toy = Toy::small();
@@ -548,9 +567,9 @@ fn old_cells_that_may_change_are_followed_in_pieces_and_counted() {
     let mut cells: Vec<usize> = (0..3000).map(|_| toy.alloc(array, 64)).collect();
     cells.extend((0..3000).map(|_| toy.alloc(pair, 64)));
     let young = toy.alloc(leaf, 64);
-    // SAFETY: a word of a cell of ours.
+    // SAFETY: a word of a cell of this test.
     unsafe { (cells[2999] as *mut usize).write(young) };
-    // All but the leaf are old.
+    // All cells but the leaf are old.
     toy.space.begin_marking();
     for cell in &cells {
         toy.space.marked_bits().set(cell - toy.space.base());

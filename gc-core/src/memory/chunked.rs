@@ -212,6 +212,7 @@ mod tests {
 
     type Words = Chunked<AtomicUsize>;
 
+    /// An element exists once it was made, and is zero at first.
     #[test]
     fn elements_exist_once_they_are_made_and_are_zero_at_first() {
         let words = Words::new(3 * Words::CHUNK + 1).unwrap();
@@ -227,6 +228,7 @@ mod tests {
         assert_eq!(words.chunks(), 3);
     }
 
+    /// A cleared list is zero, and keeps the chunks that it used.
     #[test]
     fn a_cleared_list_is_zero_and_keeps_no_more_than_it_used() {
         let words = Words::new(8 * Words::CHUNK).unwrap();
@@ -234,7 +236,7 @@ mod tests {
             for at in 0..used {
                 words.make(at).unwrap().store(1, Ordering::Relaxed);
             }
-            // SAFETY: ours alone.
+            // SAFETY: only this test has the list.
             unsafe { words.clear(used) };
             assert_eq!(words.chunks(), used.div_ceil(Words::CHUNK).max(1));
             let mut left = (0..words.capacity()).filter_map(|at| words.get(at));
@@ -242,6 +244,7 @@ mod tests {
         }
     }
 
+    /// Threads that make one chunk at once share it.
     #[test]
     fn threads_that_make_one_chunk_at_once_share_it() {
         for _ in 0..50 {

@@ -472,6 +472,7 @@ impl<T> Table<T> {
 mod tests {
     use super::*;
 
+    /// A length that no system has is an error value.
     #[test]
     fn an_absurd_length_is_an_error_value() {
         assert!(Table::<u64>::new(usize::MAX / 4).is_err());
@@ -480,6 +481,7 @@ mod tests {
         assert!(Map::reserve(usize::MAX, Before::Nothing).is_err());
     }
 
+    /// An aligned reservation has the requested length and alignment, and all of it can be written.
     #[test]
     fn aligned_addresses_are_as_many_as_were_asked_for() {
         const ALIGN: usize = 2 << 20;
@@ -487,7 +489,7 @@ mod tests {
             let map = Map::reserve_aligned(bytes, ALIGN).unwrap();
             assert!((map.base() as usize).is_multiple_of(ALIGN) && map.bytes == bytes);
             map.make_writable(0, bytes).unwrap();
-            // SAFETY: our own mapping, written from its first byte to its last.
+            // SAFETY: this test's own mapping, from its first byte to its last.
             unsafe {
                 map.base().write(1);
                 map.base().add(bytes - 1).write(2);
@@ -496,10 +498,11 @@ mod tests {
         assert!(Map::reserve_aligned(usize::MAX / PAGE * PAGE, ALIGN).is_err());
     }
 
+    /// Discarded memory reads as zero.
     #[test]
     fn discarded_memory_reads_as_zero() {
         let map = Map::new(1 << 16).unwrap();
-        // SAFETY: our own fresh mapping.
+        // SAFETY: this test's own new mapping.
         unsafe {
             map.base().add(4096).write(7);
             assert!(map.discard(4096, 4096));
@@ -507,11 +510,13 @@ mod tests {
         }
     }
 
+    /// A reserved table reads as zero, and can be written as far as it was made writable.
     #[test]
     fn a_reserved_table_reads_as_zero_and_is_written_as_far_as_it_was_made_writable() {
         let table = Table::<u64>::reserve(1 << 20).unwrap();
         assert_eq!(table.writable(), 0);
-        // SAFETY: our own table: all of it can be read, and what is written was made writable.
+        // SAFETY: this test's own table. All of it can be read, and the written part was made
+        // writable.
         unsafe {
             assert_eq!(table.at((1 << 20) - 1).read(), 0);
             table.make_writable(1).unwrap();
@@ -525,6 +530,7 @@ mod tests {
         }
     }
 
+    /// The error of a refused mapping names the bytes and the remedy.
     #[test]
     fn a_refusal_names_what_to_change() {
         let text = MapError::new(1 << 40, Errno::ENOMEM).to_string();

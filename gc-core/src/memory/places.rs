@@ -268,6 +268,7 @@ mod tests {
         given
     }
 
+    /// Each place is given out once, and no more than there are.
     #[test]
     fn places_are_handed_out_once_and_there_are_so_many() {
         const LEN: usize = 3 * GROUP + 7;
@@ -281,6 +282,7 @@ mod tests {
         assert_eq!((places.take(), places.take()), (Some(700), None));
     }
 
+    /// Random takes and returns agree with a set, and a trim gives back unused places only.
     #[test]
     fn a_random_walk_agrees_with_a_set() {
         let mut places = Places::new(5 * GROUP).unwrap();
@@ -290,7 +292,7 @@ mod tests {
             random = random
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
-            // Phases in which the table fills and empties.
+            // Phases in which the table fills, and in which it empties.
             let fills = random >> 33 & 7 < if step / 6_000 % 2 == 0 { 6 } else { 2 };
             if fills {
                 match places.take() {
@@ -310,6 +312,7 @@ mod tests {
         }
     }
 
+    /// The places of a peak are trimmed once, and are no longer walked.
     #[test]
     fn what_a_peak_left_is_given_back_and_not_walked_any_more() {
         let mut places = Places::new(1 << 20).unwrap();
@@ -325,7 +328,7 @@ mod tests {
             (vec![5000], (5000 / GROUP + 1) * GROUP)
         );
         assert!(trim(&mut places).is_empty(), "it is given back once");
-        // Empty groups below it are used again.
+        // Empty groups below are used again.
         let again = places.take().unwrap();
         assert!(again < places.end());
     }

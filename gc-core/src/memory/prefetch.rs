@@ -58,6 +58,7 @@ impl<const N: usize> Ring<N> {
 mod tests {
     use super::*;
 
+    /// The ring is first in, first out, and loses no element.
     #[test]
     fn first_in_is_first_out_and_nothing_is_lost() {
         let mut ring = Ring::<4>::new();

@@ -197,6 +197,7 @@ mod tests {
     use super::*;
     use core::sync::atomic::Ordering::Relaxed;
 
+    /// Elements that were not written are zero.
     #[test]
     fn untouched_elements_are_zero() {
         let m = Mapped::<AtomicUsize>::reserve(1 << 20, 1).unwrap();
@@ -204,24 +205,27 @@ mod tests {
         assert_eq!((m[5].load(Relaxed), m[m.len() - 1].load(Relaxed)), (7, 0));
     }
 
+    /// `zero(count)` clears the first `count` elements only.
     #[test]
     fn zeroed_elements_are_zero_and_no_others() {
         let m = Mapped::<AtomicUsize>::reserve(1 << 20, 1).unwrap();
         for count in [0, 1, 513, (1 << 17) + 3, 1 << 19] {
             m.iter().for_each(|word| word.store(1, Relaxed));
-            // SAFETY: ours alone.
+            // SAFETY: only this test has the table.
             unsafe { m.zero(count) };
             assert!(m[..count].iter().all(|word| word.load(Relaxed) == 0));
             assert!(m[count..].iter().all(|word| word.load(Relaxed) == 1));
         }
     }
 
+    /// A reservation that the system refuses is halved until it fits.
     #[test]
     fn a_refused_reservation_is_halved() {
         let m = Mapped::<AtomicU64>::reserve(1 << 59, 8).unwrap();
         assert!(m.len() >= 8 && m.len() < 1 << 59);
     }
 
+    /// A slab drops items that are taken and items that are left, and uses free places again.
     #[test]
     fn a_slab_drops_what_is_taken_and_what_is_left() {
         let kept = std::sync::Arc::new(());
@@ -237,6 +241,7 @@ mod tests {
         assert_eq!(std::sync::Arc::strong_count(&kept), 1);
     }
 
+    /// Items of a slab outlive a trim.
     #[test]
     fn a_slab_s_items_outlive_a_trim() {
         let mut slab = Slab::new(1 << 16).unwrap();

@@ -654,6 +654,8 @@ mod tests {
         chain.end(|word| panic!("{word:#x} is logged though nothing is to be read"));
     }
 
+    /// The handles of a scope are read until it ends, whether it ends before or after an inner one,
+    /// and holes are filled.
     #[test]
     fn a_scope_s_handles_are_read_until_it_ends_in_whatever_order() {
         with_table(|thread, handles| {
@@ -661,8 +663,8 @@ mod tests {
             push(&outer, 1);
             let inner = Chain::new(handles, thread);
             (0..1000).for_each(|i| push(&inner, 1000 + i));
-            // Made while the inner scope is open, and alive after it; enough of them to need chunks
-            // above the inner one's.
+            // These handles are made while the inner scope is open, and live after it. They need
+            // chunks above those of the inner scope.
             (0..200).for_each(|i| push(&outer, 100 + i));
             assert_eq!(all(handles).len(), 1201);
             end(inner);
@@ -684,6 +686,7 @@ mod tests {
         });
     }
 
+    /// Scopes that open and end in random order keep their handles, and leave an empty table.
     #[test]
     fn scopes_that_come_and_go_at_random_keep_what_they_hold_and_leave_nothing() {
         with_table(|thread, handles| {
@@ -697,7 +700,7 @@ mod tests {
                 match choice % 8 {
                     0 => open.push((Chain::new(handles, thread), Vec::new())),
                     1 if !open.is_empty() => {
-                        // Innermost first as a rule.
+                        // Innermost first in most cases.
                         let at = if choice.is_multiple_of(5) {
                             choice % open.len()
                         } else {
@@ -729,6 +732,7 @@ mod tests {
         });
     }
 
+    /// An empty scope takes no chunk, and a scope with one handle takes four words.
     #[test]
     fn an_empty_scope_takes_no_chunk_and_one_handle_four_words() {
         with_table(|thread, handles| {
@@ -742,6 +746,7 @@ mod tests {
         });
     }
 
+    /// The memory of a peak goes back, and can be mapped again.
     #[test]
     fn a_peak_s_memory_goes_back_and_can_be_had_again() {
         with_table(|thread, handles| {
@@ -767,6 +772,8 @@ mod tests {
         });
     }
 
+    /// The handles of a scope that ends before the collector has read them are logged. Those of a
+    /// scope that ends later are not.
     #[test]
     fn a_scope_that_ends_before_it_was_read_is_logged_and_later_ones_are_not() {
         with_table(|thread, handles| {
@@ -775,7 +782,7 @@ mod tests {
             let inner = Chain::new(handles, thread);
             (0..100).for_each(|i| push(&inner, 100 + i));
             assert!(handles.begin_reading());
-            let mut logged = Vec::with_capacity(200); // no malloc in there
+            let mut logged = Vec::with_capacity(200); // the closure must not call malloc
             inner.end(|word| logged.push(word));
             logged.sort_unstable();
             assert_eq!(logged, (100..200).map(|i| i * 16).collect::<Vec<_>>());

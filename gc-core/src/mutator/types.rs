@@ -220,6 +220,7 @@ mod tests {
         Heap::builder().reserve(1 << 28).build().unwrap()
     }
 
+    /// A type has one kind in a heap, and a site for its size.
     #[test]
     fn a_type_has_one_kind_and_a_site_for_its_size() {
         let heap = heap();
@@ -242,8 +243,8 @@ mod tests {
         ($($n:literal)*) => { [$(TypeId::of::<[u8; $n]>()),*] };
     }
 
-    /// The kinds that a heap gives to types of these descriptions, each description to another
-    /// type.
+    /// The kinds that a heap gives to types of these descriptions, each description with a type of
+    /// its own.
     fn kinds<const N: usize>(heap: &Heap, described: [(Sharing, Kind); N]) -> [KindId; N] {
         let shared = heap.shared();
         let mut ids = ids!(1 2 3 4 5 6 7 8 9 10 11 12).into_iter();
@@ -257,6 +258,8 @@ mod tests {
         Kind::words_at(name, words, Encoding::RAW)
     }
 
+    /// Types of one layout share a kind. Types with other edges, another encoding, `Drop` or
+    /// immutable edges do not, nor any types of a heap that verifies.
     #[test]
     fn types_of_one_layout_share_a_kind_and_others_do_not() {
         use Sharing::{Own, Shared};
@@ -296,6 +299,7 @@ mod tests {
         assert_eq!(all.len(), 12);
     }
 
+    /// Threads that use a layout for the first time at once get the same kind.
     #[test]
     fn threads_that_meet_a_layout_at_once_share_its_kind() {
         for _ in 0..20 {

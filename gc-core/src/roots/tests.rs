@@ -1,4 +1,4 @@
-//! Tests of the tables and of the scan.
+//! Tests of the tables of roots and of the scan.
 
 use gc_preempt::RootSink;
 
@@ -9,6 +9,7 @@ use crate::heap::{PAGE, Space, SpaceConfig};
 use crate::kind::Kind;
 use crate::mark::Marker;
 
+/// Places of dropped roots are used again, the lowest first.
 #[test]
 fn freed_handles_are_used_again() {
     let roots = Roots::new(1 << 12).unwrap();
@@ -29,6 +30,7 @@ fn freed_handles_are_used_again() {
     assert_eq!(roots.get(b), 0x6000);
 }
 
+/// A table that is full returns nothing, until a root is dropped.
 #[test]
 fn the_last_handle_is_followed_by_none() {
     let roots = Roots::new(1 << 12).unwrap();
@@ -40,6 +42,8 @@ fn the_last_handle_is_followed_by_none() {
     assert_eq!(roots.add(16), Some(7));
 }
 
+/// A root that is dropped or changed before its scan is logged. One that was scanned, or made after
+/// the snapshot beyond its places, is not.
 #[test]
 fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
     let mut toy = Toy::small();
@@ -82,16 +86,17 @@ fn a_root_that_goes_before_it_was_scanned_is_logged_and_no_other() {
     assert_eq!(unmarked, [2500, 2501]);
 }
 
-/// Is the memory of the page table mapped in that holds the word of this page?
+/// True if the system page of the page table that describes `page` is resident.
 fn is_known(space: &Space, page: usize) -> bool {
     let word = core::ptr::from_ref(space.page_table().word(page)) as usize;
     let mut resident = 0u8;
-    // SAFETY: a page of the table, which is mapped, and a byte for it.
+    // SAFETY: a page of the table, which is mapped, with one byte for it.
     let result = unsafe { libc::mincore((word & !4095) as *mut _, 1, &raw mut resident) };
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
     resident & 1 != 0
 }
 
+/// A word beyond all pages in use is not looked up, so it makes no page of the page table resident.
 #[test]
 fn a_word_that_leads_beyond_all_pages_in_use_is_not_looked_up() {
     let mut toy = Toy::new(SpaceConfig {
@@ -117,6 +122,7 @@ fn a_word_that_leads_beyond_all_pages_in_use_is_not_looked_up() {
     assert!(is_known(space, 0) && !is_known(space, (48 << 30) / PAGE));
 }
 
+/// A slot of code that another heap registered is read in all encodings of this heap.
 #[test]
 fn a_slot_of_another_heaps_code_is_read_in_this_heaps_encodings() {
     let mut toy = Toy::small();

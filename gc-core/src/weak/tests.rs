@@ -1,5 +1,5 @@
-//! Tests of the lists: what is cleared and what is not, with room and without, against a model, by
-//! several markers, and in linear time.
+//! Tests of weak words and ephemerons: which words are cleared, with lists that have room and lists
+//! that are full, against a model, by several markers, and in linear time.
 
 use std::collections::BTreeSet;
 
@@ -31,7 +31,7 @@ fn toy(reserve: u64) -> (Toy, Kinds) {
     let kinds = Kinds {
         leaf: add(Kind::leaf("leaf")),
         array: add(Kind::array("array", 0, Encoding::RAW)),
-        // Followed in other ways than arrays are.
+        // Markers follow words kinds in another way than arrays.
         words: add(Kind::words_at(
             "words",
             &core::array::from_fn::<u32, 40, _>(|word| word as u32),
@@ -45,7 +45,7 @@ fn toy(reserve: u64) -> (Toy, Kinds) {
 }
 
 fn set(cell: usize, word: usize, value: usize) {
-    // SAFETY: the tests' cells are as large as they use them.
+    // SAFETY: the tests' cells have the words that are used.
     unsafe { (cell as *mut usize).add(word).write(value) };
 }
 
@@ -63,7 +63,7 @@ fn pair(table: usize, pair: usize) -> (usize, usize) {
     (get(table, 1 + 2 * pair), get(table, 2 + 2 * pair))
 }
 
-/// A weak cell of `n` words to leaves of their own, and an array that keeps every second leaf.
+/// A weak cell of `n` words, each to a leaf of its own, and an array that keeps every other leaf.
 fn half_dead(toy: &mut Toy, kinds: &Kinds, n: usize) -> (usize, usize) {
     let (weak, strong) = (toy.alloc(kinds.weak, n * 8), toy.alloc(kinds.array, n * 8));
     for word in 0..n {
@@ -87,6 +87,7 @@ fn check_half(weak: usize, strong: usize, n: usize) {
     }
 }
 
+/// Exactly the words of marked weak cells whose targets are dead are cleared, once.
 #[test]
 fn only_words_of_marked_cells_with_dead_targets_are_cleared() {
     for select in [false, true] {
@@ -115,6 +116,8 @@ fn only_words_of_marked_cells_with_dead_targets_are_cleared() {
     }
 }
 
+/// A word that was chosen for clearing stays if its target is marked later, and a cell that a
+/// marker finds later is cleared too.
 #[test]
 fn what_was_dying_and_is_found_alive_stays_and_what_is_met_later_is_cleared() {
     let (mut toy, kinds) = toy(64 << 20);
@@ -134,6 +137,8 @@ fn what_was_dying_and_is_found_alive_stays_and_what_is_met_later_is_cleared() {
     toy.finish();
 }
 
+/// Where a list is full, the clearing walks all weak cells, or all words of those that markers
+/// found, with the same result.
 #[test]
 fn lists_that_are_full_change_nothing() {
     for (met, pairs, dying) in [(2, 1024, 1024), (1024, 1024, 3), (1, 1024, 1)] {
@@ -151,6 +156,7 @@ fn lists_that_are_full_change_nothing() {
     }
 }
 
+/// Pairs that find no room to wait count as strong in this cycle, and no live cell is freed.
 #[test]
 fn pairs_without_room_are_strong_and_come_to_no_harm() {
     let (mut toy, kinds) = toy(64 << 20);
@@ -162,8 +168,7 @@ fn pairs_without_room_are_strong_and_come_to_no_harm() {
         let (key, value) = (toy.alloc(kinds.leaf, 16), toy.alloc(kinds.leaf, 32));
         set_pair(table, at, key, value);
     }
-    // Of those that find room, all die in the first cycle; of the rest, as many in the next, and so
-    // on.
+    // The pairs that find room die in the first cycle, as many of the rest in the next, and so on.
     for left in [n, n - room, n - 2 * room, 0] {
         let alive = (0..n)
             .filter(|at| pair(table, *at) != (CLEARED, 0))
@@ -180,7 +185,8 @@ fn pairs_without_room_are_strong_and_come_to_no_harm() {
     }
 }
 
-/// What is alive: `pairs` of cells, `edges` between cells, and `tables` that hold pairs, by number.
+/// The cells that are alive, by number: from `roots` over `edges`, and over the pairs (table, key,
+/// value) whose table and key are alive.
 fn fixpoint(
     roots: &BTreeSet<usize>,
     edges: &[(usize, usize)],
@@ -208,6 +214,8 @@ fn fixpoint(
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
+    /// For random graphs with tables of pairs, exactly the least fixpoint is alive, with one marker
+    /// and with two.
     #[test]
     fn exactly_the_least_fixpoint_is_alive(
         cells in 2usize..60,
@@ -217,7 +225,7 @@ proptest! {
         markers in 1usize..3,
     ) {
         let (mut toy, kinds) = toy(64 << 20);
-        // The first half are tables of pairs, whose cells are keys and values, too.
+        // The first half of the cells are tables of pairs. Their cells may be keys and values too.
         let tables = cells / 2;
         let of: Vec<usize> = (0..cells)
             .map(|n| match n {
@@ -276,8 +284,8 @@ proptest! {
     }
 }
 
-/// One table of pairs (key, next key), in an order that makes rounds of going over it find one more
-/// each; the first key is a root.
+/// Checks one table of pairs (key, next key), in the order in which going over all pairs would find
+/// one more pair each time. The first key is a root. Returns the steps.
 fn chain_in_a_table(n: usize) -> u64 {
     let (mut toy, kinds) = toy(256 << 20);
     let table = toy.alloc(kinds.ephemeron, (1 + 2 * n) * 8);
@@ -288,7 +296,7 @@ fn chain_in_a_table(n: usize) -> u64 {
         set_pair(table, at, key, next);
         key = next;
     }
-    // Some that die.
+    // Pairs that die.
     let dead = toy.alloc(kinds.ephemeron, 33 * 8);
     for at in 0..16 {
         let (key, value) = (toy.alloc(kinds.leaf, 16), toy.alloc(kinds.leaf, 16));
@@ -302,7 +310,8 @@ fn chain_in_a_table(n: usize) -> u64 {
     toy.weak.waiting.steps()
 }
 
-/// Cells of one pair each, whose values hold the next cell and its key.
+/// Checks a chain of cells of one pair each, whose values hold the next cell and its key. Returns
+/// the steps.
 fn chain_of_cells(n: usize) -> u64 {
     let (mut toy, kinds) = toy(512 << 20);
     let mut next = (0, 0);
@@ -317,31 +326,34 @@ fn chain_of_cells(n: usize) -> u64 {
         set_pair(ephemeron, 0, key, value);
         next = (ephemeron, key);
     }
-    // The first key is found late, by way of an array.
+    // A marker finds the first key late, through an array.
     let late = toy.alloc(kinds.array, 16);
     set(late, 0, next.1);
     assert_eq!(toy.mark(&[next.0, late]).cells, 3 * n as u64 + 1);
     toy.weak.waiting.steps()
 }
 
+/// The steps for a chain of ephemerons grow linearly with its length.
 #[test]
 fn a_chain_of_ephemerons_takes_time_in_proportion_to_its_length() {
     for chain in [chain_in_a_table, chain_of_cells] {
         for n in [100_000, 1_000_000] {
             let steps = chain(n);
-            // Gone over once, woken once, and now and then a stranger in the same bucket.
+            // Each pair is gone over once and woken once, and at times another key is in the same
+            // bucket.
             assert!(steps <= 4 * n as u64, "{steps} steps for a chain of {n}");
         }
     }
 }
 
+/// A leaf that is a key is checked for waiting pairs also where the queue has no room for it.
 #[test]
 fn a_leaf_that_is_a_key_is_found_alive_with_the_queue_full() {
     let (mut toy, kinds) = toy(256 << 20);
     toy.queue = crate::mark::MarkQueue::new(&toy.space, 1).unwrap();
     let n = 20_000;
     let table = toy.alloc(kinds.ephemeron, (1 + 2 * n) * 8);
-    // Each key leads to 3 leaves, of which one is a key of the next pair.
+    // Each key leads to three leaves, one of which is the key of the next pair.
     let first = toy.alloc(kinds.array, 32);
     let mut key = first;
     let mut cells = 2;
@@ -364,9 +376,10 @@ fn a_leaf_that_is_a_key_is_found_alive_with_the_queue_full() {
     toy.finish();
 }
 
+/// Two markers, one with the pairs and one with the keys, miss no pair.
 #[test]
 fn markers_that_share_a_chain_miss_no_pair() {
-    // Short chains from many tables, so that links and marks meet in time; two markers each time.
+    // Short chains from many tables, so that links and marks happen at the same time.
     let (mut toy, kinds) = toy(256 << 20);
     for round in 0..200 {
         let n = 64 + round;
@@ -402,6 +415,7 @@ fn markers_that_share_a_chain_miss_no_pair() {
     }
 }
 
+/// A word that was copied is cleared together with the word that it was copied from.
 #[test]
 fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
     for (met, select) in [(1024, true), (1024, false), (1, true)] {
@@ -415,7 +429,7 @@ fn a_copied_word_is_cleared_with_the_one_it_was_copied_from() {
         }
         toy.mark(&[weak, strong, table]);
         toy.weak.select_dying(&toy.space);
-        // Allocated black, so no marker meets it.
+        // These cells are allocated black, so no marker finds them.
         let (copy, late) = (
             toy.alloc(kinds.weak, 80),
             toy.alloc(kinds.ephemeron, 11 * 8),

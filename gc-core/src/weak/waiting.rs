@@ -271,9 +271,9 @@ impl Waiting {
     }
 }
 
-/// The protocol's steps in every order that there is. (Each step is one sequentially consistent
-/// access, so these orders are all that can happen. Loom takes such accesses for weaker ones, and
-/// would report faults that cannot happen.)
+/// Runs the protocol's steps in every possible order. Each step is one sequentially consistent
+/// access, so no other executions exist. (Loom treats such accesses as weaker ones, and would
+/// report faults that cannot happen.)
 #[cfg(test)]
 mod orders {
     use super::*;
@@ -281,15 +281,15 @@ mod orders {
     const KEY: usize = 48 * GRANULE;
     const SLOT: usize = 0x1000;
 
-    /// What is done wrong, if anything.
+    /// The order of steps that a thread gets wrong.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Fault {
         None,
-        /// The waiter looks at the key's mark before it links.
+        /// The waiter tests the key's mark before it links.
         LookFirst,
-        /// The one that marks asks whether it has to look before it marks.
+        /// The thread that marks reads `checking` before it marks.
         AskFirst,
-        /// The one that turns checking on counts the old pairs before.
+        /// The thread that turns checking on counts the old pairs before.
         CountFirst,
     }
 
@@ -303,8 +303,8 @@ mod orders {
     }
 
     impl Model<'_> {
-        /// Three threads: one with a pair, one that marks its key, one that turns checking on; and
-        /// how many steps each has.
+        /// The steps of three threads: one with a pair, one that marks its key, one that turns
+        /// checking on.
         const STEPS: [usize; 3] = [4, 3, 3];
 
         fn step(&mut self, thread: usize, step: usize) {
@@ -333,7 +333,7 @@ mod orders {
             }
         }
 
-        /// What every marker does when it has run out of work.
+        /// The work of each marker that has run out of cells.
         fn go_over(&mut self) {
             while let Some(piece) = self.waiting.piece() {
                 for node in piece {
@@ -343,8 +343,8 @@ mod orders {
         }
     }
 
-    /// Runs every order that continues `order`; gives how many there were, and how many lost the
-    /// pair.
+    /// Runs every order that continues `order`. Returns the number of orders, and of those that
+    /// lost the pair.
     fn all(waiting: &Waiting, fault: Fault, done: [usize; 3], order: &mut Vec<usize>) -> [u64; 2] {
         let mut counts = [0, 0];
         let mut last = true;
@@ -380,6 +380,7 @@ mod orders {
         [1, u64::from(!model.followed)]
     }
 
+    /// No order of the steps loses a pair, and each wrong order of two steps does.
     #[test]
     fn no_order_of_the_steps_loses_a_pair_and_each_step_has_its_place() {
         let waiting = Waiting::new(1 << 10, 1 << 20).unwrap();

@@ -94,6 +94,8 @@ mod tests {
         Space::new(config).unwrap()
     }
 
+    /// The allocation count is exact in a small heap, and misses at most a 1024th of the room in a
+    /// large one.
     #[test]
     fn a_small_heap_knows_all_and_a_large_one_misses_a_thousandth() {
         let space = space();

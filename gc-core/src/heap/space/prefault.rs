@@ -132,22 +132,23 @@ mod tests {
         .unwrap()
     }
 
-    /// Whether the system backs the page at this byte of the range.
+    /// True if the system backs the page at byte `offset` of the range.
     fn is_backed(space: &Space, offset: usize) -> bool {
         let mut page = 0u8;
-        // SAFETY: a page of the range, which is mapped, and a byte for it.
+        // SAFETY: a page of the range, which is mapped, with one byte for it.
         let result = unsafe { libc::mincore((space.base() + offset) as *mut _, 1, &raw mut page) };
         assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
         page & 1 != 0
     }
 
-    /// Takes `bytes` bytes, and backs all that is wanted then. Returns the number of chunks that
-    /// were backed.
+    /// Takes `bytes` bytes of pages, and backs all chunks that are wanted then. Returns their
+    /// number.
     fn take(space: &Space, bytes: usize, room: u64) -> usize {
         space.take_pages(bytes / PAGE).unwrap();
         std::iter::from_fn(|| space.back_piece(room).then_some(())).count()
     }
 
+    /// A heap above 32 MiB that grows has the next chunks backed before a mutator touches them.
     #[test]
     fn a_heap_that_grows_finds_its_memory_backed() {
         let space = space(None);
@@ -163,11 +164,13 @@ mod tests {
         assert!(!is_backed(&space, top));
         assert!(is_backed(&space, top.next_multiple_of(CHUNK)));
         assert!(!is_backed(&space, top.next_multiple_of(CHUNK) + CHUNK));
-        // The backed pages are taken, and the next ones are backed before their turn comes.
+        // The backed pages are taken, and the next ones are backed before they are needed.
         assert!(take(&space, CHUNK, u64::MAX) > 0);
         assert!(is_backed(&space, space.page_runs.lock().top() * PAGE));
     }
 
+    /// Memory that is touched beforehand is backed with its tables, up to the hard limit, and stays
+    /// so.
     #[test]
     fn what_is_touched_beforehand_is_backed_and_stays_so() {
         let config = SpaceConfig {
@@ -192,6 +195,7 @@ mod tests {
         );
     }
 
+    /// Taken pages are cold until they were backed, and again after they went back.
     #[test]
     fn what_is_taken_is_cold_until_it_was_backed_and_again_when_it_went_back() {
         let space = space(None);
@@ -216,6 +220,7 @@ mod tests {
         assert!(is_cold(CHUNK_PAGES, 1) && !is_backed(&space, CHUNK));
     }
 
+    /// No chunk is backed that a hard limit or the given room excludes.
     #[test]
     fn nothing_is_backed_that_the_heap_may_not_have() {
         let tight = space(Some(65 << 20));
@@ -224,6 +229,7 @@ mod tests {
         assert_eq!(take(&roomy, 64 << 20, 65 << 20), 0);
     }
 
+    /// A heap that became small gives its prefaulted chunks up.
     #[test]
     fn a_heap_that_became_small_keeps_nothing_ahead() {
         let space = space(None);

@@ -1,4 +1,4 @@
-//! Tests of `Space` as a whole: allocate, collect and resolve, against simple models.
+//! Tests of `Space` as a whole: allocation, collections and `resolve`, against simple models.
 
 mod holes;
 mod memory;
@@ -26,7 +26,7 @@ fn kept(cells: &BTreeSet<usize>, old: &BTreeSet<usize>, keep: u64) -> Vec<usize>
     living.map(|(_, cell)| *cell).collect()
 }
 
-/// A mutator and a collector in one thread, so no test needs a real stop.
+/// A mutator and a collector on one thread, so that no test needs a real stop.
 pub(crate) struct Toy {
     pub(crate) space: Space,
     pub(crate) runs: LocalAllocator,
@@ -89,7 +89,7 @@ impl Toy {
         }
         let site = self.space.site(kind, bytes).unwrap();
         loop {
-            // SAFETY: our own runs, of this space.
+            // SAFETY: this test's own runs, of this space.
             let cell = unsafe { bump(self.runs.as_mut_ptr(), site) };
             if !cell.is_null() {
                 return Ok(cell as usize);
@@ -105,10 +105,11 @@ impl Toy {
         self.try_alloc(kind, bytes, &[]).unwrap()
     }
 
+    /// Marks from `roots`, as a stop and a marker would.
     pub(crate) fn mark(&mut self, roots: &[usize]) -> crate::marked::Marked {
         self.weak.begin(&self.space);
         self.space.begin_marking();
-        // SAFETY: our own runs.
+        // SAFETY: this test's own runs.
         unsafe { self.runs.blacken_tails(&self.space) };
         let mut marker = Marker::new(&self.space, &self.queue, &self.weak);
         for &root in roots {
@@ -118,6 +119,7 @@ impl Toy {
         marker.marked()
     }
 
+    /// Ends the collection and sweeps all of it.
     pub(crate) fn finish(&mut self) {
         self.space.end_marking();
         self.collections += 1;
@@ -131,7 +133,7 @@ impl Toy {
         self.finish();
     }
 
-    /// The allocated cells, except those in tails of the mutator.
+    /// The allocated cells with their sizes, except those of the tails of the mutator's runs.
     pub(crate) fn cells(&self) -> BTreeMap<usize, usize> {
         let mut cells = BTreeMap::new();
         self.space.for_each_cell(&mut |cell| {
@@ -143,7 +145,7 @@ impl Toy {
                 "a cell that the mutator does not own"
             );
         };
-        // SAFETY: our own runs.
+        // SAFETY: this test's own runs.
         unsafe { self.runs.for_each_unallocated(&self.space, &mut take) };
         cells
     }
@@ -177,12 +179,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Random allocations and collections: cells never overlap, are zero when new, and keep their
-    /// contents while they are roots. A cell that is no root is freed.
+    /// Random allocations and collections. Cells never overlap, are zero when they are new, and
+    /// keep their content while they are roots. A cell that is no root is freed.
     #[test]
     fn the_heap_is_a_map_of_cells(steps in steps(), every in prop::option::of(1u64..40), large in prop::option::of(1usize..100_000)) {
         let mut toy = Toy::new(SpaceConfig { reserve: 1 << 30, collect_every: every, ..SpaceConfig::default() });
-        // In a heap that is large already, a mutator reserves more than it needs.
+        // In a heap that is large already, a mutator takes a span reserve.
         let before = large.map_or(0, |pages| {
             toy.space.take_pages(pages).unwrap();
             toy.space.used_bytes()
@@ -204,7 +206,7 @@ proptest! {
                     if let Some((after, _)) = model.range(base..).next() {
                         prop_assert!(base + cell.size <= *after, "overlaps the cell after");
                     }
-                    // SAFETY: the cell is ours and of this size.
+                    // SAFETY: a cell of this test, of this size.
                     let contents = unsafe { std::slice::from_raw_parts_mut(base as *mut u8, cell.size) };
                     prop_assert!(contents.iter().all(|b| *b == 0), "a new cell is zero");
                     stamp = stamp % 255 + 1;
@@ -233,15 +235,15 @@ proptest! {
                 prop_assert!(contents.iter().all(|b| b == stamp), "a live cell changed");
             }
         }
-        // Everything dies: all pages come back, and the range is one free page run again.
+        // All cells die: all pages come back, and the range is one free page run again.
         toy.runs.retire(&toy.space);
         toy.collect(&[]);
         prop_assert_eq!(toy.space.used_bytes(), before);
         prop_assert_eq!(toy.cells().len(), 0);
     }
 
-    /// A word resolves to a cell if and only if it lies in one: the test resolves every address in
-    /// and around the heap's spans.
+    /// A word resolves to a cell if and only if it lies in one, for each address in and around the
+    /// heap's spans.
     #[test]
     fn every_address_resolves_as_the_cells_say(bytes in 1usize..3000, count in 1usize..200, keep in any::<u64>()) {
         let mut toy = Toy::small();
@@ -262,6 +264,7 @@ proptest! {
     }
 }
 
+/// Arbitrary words resolve to nothing in an empty heap.
 #[test]
 fn arbitrary_words_name_nothing() {
     let toy = Toy::small();
@@ -282,11 +285,13 @@ fn arbitrary_words_name_nothing() {
     }
 }
 
+/// Words that name a freed cell, a cell beyond a retired run's cursor, or the unused end of a span
+/// resolve to nothing.
 #[test]
 fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
-    // Spans of 3 KiB cells have bytes at their end that are no cell.
+    // Spans of 3 KiB cells have bytes at their end that are part of no cell.
     let (a, b) = (toy.alloc(kind, 3072), toy.alloc(kind, 3072));
     toy.runs.retire(&toy.space);
     assert_eq!(
@@ -300,7 +305,7 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     let class = &CLASS_TABLE[size_classes::class_of(3072)];
     let span = a;
     assert!((class.cells * class.size) < class.pages * PAGE as u32);
-    // Even with every bit of the bitmap set, the end of the span has no cell.
+    // The end of the span has no cell even where every bit of the bitmap is set.
     for granule in 0..class.pages as usize * PAGE / GRANULE {
         toy.space
             .allocated_bits()
@@ -313,6 +318,8 @@ fn a_freed_cell_a_free_cell_and_a_spans_tail_name_nothing() {
     );
 }
 
+/// With `past_the_end`, the address one past the requested bytes names the cell, in each size
+/// class. Without it, only addresses inside the cell do.
 #[test]
 fn a_word_past_the_end_names_its_cell_only_where_configured() {
     for past_the_end in [false, true] {
@@ -343,8 +350,7 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
                 Some(b),
                 "{bytes} bytes: the next cell is itself alone"
             );
-            // With `past_the_end`, the address one past the bytes asked for lies in their cell, in
-            // every size class.
+            // With `past_the_end`, the address one past the requested bytes lies in their cell.
             if past_the_end || bytes < cell.size {
                 assert_eq!(named(a + bytes), Some(a), "{bytes} bytes");
             } else {
@@ -356,6 +362,7 @@ fn a_word_past_the_end_names_its_cell_only_where_configured() {
     }
 }
 
+/// Markers prefetch words of the page table once the heap spans some GiB.
 #[test]
 fn page_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
     let mut toy = Toy::new(SpaceConfig {
@@ -365,12 +372,13 @@ fn page_words_are_asked_for_ahead_in_a_heap_of_some_gib() {
     let kind = leaf(&toy);
     toy.collect(&[]);
     assert!(!toy.space.far.load(Ordering::Relaxed));
-    // Its memory is not touched.
+    // The object's memory is not touched.
     toy.runs.reserve_large(&toy.space, kind, 2 << 30).unwrap();
     toy.mark(&[]);
     assert!(toy.space.far.load(Ordering::Relaxed));
 }
 
+/// A large object resolves to nothing before it is published and after it died.
 #[test]
 fn a_large_object_is_invisible_until_it_is_published() {
     let mut toy = Toy::small();
@@ -405,12 +413,13 @@ fn a_large_object_is_invisible_until_it_is_published() {
         })
     );
     assert_eq!(toy.space.resolve(base + (1 << 20)), None);
-    // The dead object is invisible again.
+    // The dead object resolves to nothing again.
     toy.collect(&[]);
     nothing(&toy);
     assert_eq!(toy.space.used_bytes(), 0);
 }
 
+/// A large object that is cancelled before it is published leaves no pages in use.
 #[test]
 fn a_cancelled_reservation_leaves_nothing() {
     let toy = Toy::small();
@@ -430,13 +439,14 @@ fn a_cancelled_reservation_leaves_nothing() {
     );
 }
 
+/// A large object in dirty memory is zero.
 #[test]
 fn a_large_object_that_reuses_dirty_memory_is_zero() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
     for _ in 0..3 {
         let base = toy.alloc(kind, 1 << 20);
-        // SAFETY: the cell is ours.
+        // SAFETY: a cell of this test.
         let contents = unsafe { std::slice::from_raw_parts_mut(base as *mut u8, 1 << 20) };
         assert!(contents.iter().all(|b| *b == 0));
         contents.fill(0xa5);
@@ -444,13 +454,14 @@ fn a_large_object_that_reuses_dirty_memory_is_zero() {
     }
 }
 
+/// A run and its tail stay a mutator's own through a collection.
 #[test]
 fn runs_survive_a_collection_with_their_tails() {
     let mut toy = Toy::small();
     let kind = leaf(&toy);
     let a = toy.alloc(kind, 48);
     let site = toy.space.site(kind, 48).unwrap();
-    // SAFETY: our own runs.
+    // SAFETY: this test's own runs.
     let run = unsafe { *toy.runs.as_mut_ptr().add(site.index()) };
     assert!(run.limit - run.cursor > 48);
     toy.collect(&[a]);
@@ -461,6 +472,8 @@ fn runs_survive_a_collection_with_their_tails() {
     assert!(others.iter().all(|o| *o != a && *o != run.cursor));
 }
 
+/// A run and a large object that are taken while marking is on are marked, and live through the
+/// cycle.
 #[test]
 fn a_run_handed_out_while_marking_is_black() {
     let mut toy = Toy::small();
@@ -473,9 +486,11 @@ fn a_run_handed_out_while_marking_is_black() {
     assert!(toy.space.resolve(small).is_some() && toy.space.resolve(large).is_some());
 }
 
+/// A cell that is allocated after the stop from a run that was taken before it lives, because the
+/// stop marks the run's tail. Without `blacken_tails`, the cell is freed.
 #[test]
 fn without_blackened_tails_a_new_cell_would_be_free() {
-    // The same steps without `blacken_tails` lose the cell that is allocated afterwards.
+    // The second round leaves `blacken_tails` out.
     for cure in [true, false] {
         let mut toy = Toy::small();
         let kind = leaf(&toy);
@@ -483,7 +498,7 @@ fn without_blackened_tails_a_new_cell_would_be_free() {
         toy.alloc(kind, 32);
         toy.space.begin_marking();
         if cure {
-            // SAFETY: our own runs.
+            // SAFETY: this test's own runs.
             unsafe { toy.runs.blacken_tails(&toy.space) };
         }
         // SAFETY: as above; the run has room.
@@ -493,6 +508,8 @@ fn without_blackened_tails_a_new_cell_would_be_free() {
     }
 }
 
+/// At the hard limit, allocation returns an error once all of the limit is in use, and succeeds
+/// again after a collection.
 #[test]
 fn the_hard_limit_is_an_error_and_a_collection_lifts_it() {
     let mut toy = Toy::new(SpaceConfig {
@@ -525,6 +542,7 @@ fn the_hard_limit_is_an_error_and_a_collection_lifts_it() {
     assert!(toy.try_alloc(kind, 100_000, &[]).is_ok());
 }
 
+/// An allocation at the limit sweeps the unswept spans before it fails.
 #[test]
 fn an_allocation_at_the_limit_sweeps_before_it_gives_up() {
     let mut toy = Toy::new(SpaceConfig {
@@ -536,11 +554,13 @@ fn an_allocation_at_the_limit_sweeps_before_it_gives_up() {
     while toy.try_alloc(kind, 64, &[]).is_ok() {}
     toy.mark(&[]);
     toy.space.end_marking();
-    // Nothing is swept: the other size's first cell needs a span that only the sweep can free.
+    // No span is swept yet. The first cell of another size needs a span that only the sweep can
+    // free.
     assert!(toy.try_alloc(kind, 1000, &[]).is_ok());
     assert!(toy.try_alloc(kind, 500_000, &[]).is_ok());
 }
 
+/// A request that is larger than the range is `TooLarge`; one that finds no pages is `Exhausted`.
 #[test]
 fn the_end_of_the_range_is_an_error() {
     let mut toy = Toy::new(SpaceConfig {
@@ -564,6 +584,7 @@ fn the_end_of_the_range_is_an_error() {
     ));
 }
 
+/// Bad configurations, kinds and sizes are error values that name the bad value.
 #[test]
 fn bad_configurations_are_error_values() {
     let with = |f: fn(&mut SpaceConfig)| {
@@ -609,6 +630,7 @@ fn bad_configurations_are_error_values() {
     );
 }
 
+/// A large object must hold all words that its kind names.
 #[test]
 fn a_large_object_too_small_for_its_kinds_slots_is_refused() {
     let mut toy = Toy::small();
@@ -628,6 +650,7 @@ fn a_large_object_too_small_for_its_kinds_slots_is_refused() {
     assert_eq!(toy.try_alloc(KindId(9), 100_000, &[]), Err(unknown));
 }
 
+/// `collect_every` has a collection due after exactly that many allocations.
 #[test]
 fn collect_every_is_due_after_exactly_that_many_allocations() {
     for every in [1, 2, 7] {
@@ -637,7 +660,7 @@ fn collect_every_is_due_after_exactly_that_many_allocations() {
             ..SpaceConfig::default()
         });
         let kind = leaf(&toy);
-        // Sizes alternate, so that several runs have tails; every tenth object is large.
+        // Sizes alternate, so that several runs have tails. Every tenth object is large.
         for n in 0..200u64 {
             toy.alloc(
                 kind,
@@ -656,6 +679,7 @@ fn collect_every_is_due_after_exactly_that_many_allocations() {
     }
 }
 
+/// A heap resolves words of its own cells only.
 #[test]
 fn several_heaps_know_their_own_cells_only() {
     let (mut one, mut two) = (Toy::small(), Toy::small());
@@ -667,6 +691,7 @@ fn several_heaps_know_their_own_cells_only() {
     assert!(two.space.resolve(b).is_some());
 }
 
+/// The walk over the cells of one kind gives each cell with its mark.
 #[test]
 fn cells_of_one_kind_are_found_with_their_marks() {
     let mut toy = Toy::small();
@@ -686,16 +711,17 @@ fn cells_of_one_kind_are_found_with_their_marks() {
     toy.finish();
 }
 
+/// A reserve that the system refuses is halved until it fits.
 #[test]
 fn a_refused_reserve_is_halved() {
-    // In a child: the limit would starve the other tests.
+    // The test runs in a child, because the limit would fail other tests.
     const CHILD: &str = "URGE_TEST_HALVES";
     if std::env::var_os(CHILD).is_some() {
         let limit = libc::rlimit {
             rlim_cur: 4 << 30,
             rlim_max: 4 << 30,
         };
-        // SAFETY: a plain system call.
+        // SAFETY: a system call that reads `limit`.
         assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
         let heap = crate::Heap::builder().build().unwrap();
         let reserved = heap.reserved();
@@ -705,7 +731,7 @@ fn a_refused_reserve_is_halved() {
         );
         let kind = heap.kind(Kind::leaf("leaf")).unwrap();
         let mutator = heap.attach().unwrap();
-        // SAFETY: nothing is collected.
+        // SAFETY: no collection runs.
         let cell = unsafe { mutator.alloc_raw(kind, 1 << 20) }.unwrap();
         let space = &heap.shared().space;
         assert!(space.resolve(cell.as_ptr() as usize).is_some());
@@ -727,6 +753,7 @@ fn a_refused_reserve_is_halved() {
     );
 }
 
+/// Mutators that allocate in parallel never share a cell, and the walk finds all their cells.
 #[test]
 fn mutators_in_parallel_never_share_a_cell() {
     let space = Space::new(SpaceConfig {
@@ -779,9 +806,10 @@ fn mutators_in_parallel_never_share_a_cell() {
     assert_eq!(walked, all);
 }
 
+/// The first page of the range has no cell, so the range's own address keeps nothing alive.
 #[test]
 fn the_address_of_the_range_names_no_cell() {
-    // Allocators keep it in registers and on stacks, where a conservative scan finds it.
+    // An allocator has the address in registers and on stacks, where a conservative scan finds it.
     let mut toy = Toy::small();
     let kind = toy.space.add_kind(Kind::conservative("any")).unwrap();
     let first = toy.alloc(kind, 16);
@@ -790,6 +818,7 @@ fn the_address_of_the_range_names_no_cell() {
     assert!((base..base + PAGE).all(|word| toy.space.resolve(word).is_none()));
 }
 
+/// A walk over all cells and the collector's sweep exclude each other by one lock.
 #[test]
 fn a_walk_over_all_cells_and_the_collector_s_sweeping_exclude_each_other() {
     use std::sync::atomic::AtomicU32;
@@ -798,7 +827,7 @@ fn a_walk_over_all_cells_and_the_collector_s_sweeping_exclude_each_other() {
     let ended = AtomicU32::new(0);
     let end = |n| ended.fetch_add(n, Ordering::Relaxed);
     std::thread::scope(|threads| {
-        // A thread that sweeps holds the lock: the others wait.
+        // This thread holds the lock, as a thread that sweeps does, so both others wait.
         let held = space.rearranging.lock();
         threads.spawn(|| {
             space.for_each_cell(&mut |_| ());

@@ -1,5 +1,5 @@
-//! Tests of marking with helpers: every cell once, whatever the graph and however short the queue,
-//! and nobody woken for little.
+//! Tests of marking with helpers: each cell is marked once for any graph and any length of the
+//! queue, and a small heap makes no helper.
 
 use super::*;
 use crate::encoding::Encoding;
@@ -19,7 +19,7 @@ fn toy(queue: usize) -> (Toy, KindId) {
 }
 
 fn set(cell: usize, word: usize, to: usize) {
-    // SAFETY: a word of a cell of the test's.
+    // SAFETY: a word of a cell of this test.
     unsafe { (cell as *mut usize).add(word).write(to) };
 }
 
@@ -33,7 +33,7 @@ fn tree(toy: &mut Toy, kind: KindId, depth: u32) -> usize {
     cell
 }
 
-/// A table of `cells` cells with two edges to any others each, every thousandth of them large.
+/// A table of `cells` cells, each with two edges to random cells. Every thousandth cell is large.
 fn graph(toy: &mut Toy, kind: KindId, cells: usize) -> usize {
     let table = toy.alloc(kind, cells * 8);
     let all: Vec<usize> = (0..cells)
@@ -55,13 +55,13 @@ fn graph(toy: &mut Toy, kind: KindId, cells: usize) -> usize {
     table
 }
 
-/// Marks with so many helpers; says what was marked, how often helpers joined, and how many threads
-/// there are.
+/// Marks with `helpers` helpers. Returns the marked cells, how often helpers joined, and the number
+/// of threads.
 fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     toy.space.begin_marking();
-    // SAFETY: our own runs.
+    // SAFETY: this test's own runs.
     unsafe { toy.runs.blacken_tails(&toy.space) };
-    // SAFETY: the only one, dropped below.
+    // SAFETY: the only `Workers` of this queue, dropped below.
     let mut workers = unsafe { Workers::new(&toy.space, &toy.queue, &toy.weak) };
     let mut marker = Marker::new(&toy.space, &toy.queue, &toy.weak);
     workers.set_helpers(helpers, 1000);
@@ -76,6 +76,8 @@ fn mark(toy: &mut Toy, root: usize, helpers: u32) -> (Marked, u64, usize) {
     (marked, joined, threads)
 }
 
+/// Marks the graph of `make` with three helpers until they have joined more than three times.
+/// Checks that exactly all cells are marked each time, and whether the queue overflowed.
 fn check(queue: usize, make: impl Fn(&mut Toy, KindId) -> usize, overflows: bool) {
     let (mut toy, kind) = toy(queue);
     let root = make(&mut toy, kind);
@@ -85,7 +87,7 @@ fn check(queue: usize, make: impl Fn(&mut Toy, KindId) -> usize, overflows: bool
         bytes: before.values().sum::<usize>() as u64,
     };
     let mut joined = 0;
-    // On a machine that is busy, helpers may come too late every time but once.
+    // On a busy machine, the helpers may come too late in most rounds.
     for round in 0..1000 {
         let (marked, joins, threads) = mark(&mut toy, root, 3);
         assert_eq!(marked, expected, "round {round}");
@@ -100,21 +102,25 @@ fn check(queue: usize, make: impl Fn(&mut Toy, KindId) -> usize, overflows: bool
     assert_eq!(toy.queue.overflows() > 0, overflows);
 }
 
+/// A tree is shared between workers although its cells never fill a packet.
 #[test]
 fn a_tree_is_shared_though_it_never_fills_a_packet() {
     check(1 << 20, |toy, kind| tree(toy, kind, 16), false);
 }
 
+/// A graph is marked by several workers, each cell once.
 #[test]
 fn a_graph_is_marked_by_several() {
     check(1 << 20, |toy, kind| graph(toy, kind, 50_000), false);
 }
 
+/// A full queue of several workers loses no cell.
 #[test]
 fn a_full_queue_of_several_markers_loses_nothing() {
     check(6 * 510, |toy, kind| graph(toy, kind, 50_000), true);
 }
 
+/// A heap of few cells makes no helper threads, a larger one does, and a limit of none makes none.
 #[test]
 fn h33_a_small_heap_makes_no_threads_and_a_large_one_does() {
     for (cells, threads) in [(5_000, 0), (100_000, 3)] {
@@ -125,6 +131,7 @@ fn h33_a_small_heap_makes_no_threads_and_a_large_one_does() {
     }
 }
 
+/// A helper that is no longer wanted puts its local queue back, and no cell is lost.
 #[test]
 fn a_helper_that_is_not_wanted_any_more_puts_its_work_back() {
     let (mut toy, kind) = toy(1 << 20);

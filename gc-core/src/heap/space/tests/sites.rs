@@ -1,8 +1,9 @@
-//! Many sites, of which a mutator uses a few at a time: their lists and the mutator's runs, against
-//! a model.
+//! Many sites, of which a mutator uses a few at a time: the sites' lists and the mutator's runs,
+//! against a model.
 
 use super::*;
 
+/// A swap of bitmaps visits no site: it is counted, and the sweep brings the lists up to date.
 #[test]
 fn a_swap_looks_at_no_site() {
     let mut toy = Toy::small();
@@ -27,6 +28,8 @@ fn a_swap_looks_at_no_site() {
     assert_eq!(toy.space.used_bytes(), 0);
 }
 
+/// The lists of a site that missed several swaps move once: by the last whole swap if there was one
+/// among them.
 #[test]
 fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for() {
     let toy = Toy::small();
@@ -41,7 +44,7 @@ fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for()
         lists.old.push(records, old);
         drop(lists);
         let before = toy.space.unswept.load(Ordering::Relaxed);
-        // No thread sweeps in between. A heap never does this.
+        // No thread sweeps between the swaps. In a heap, a thread always does.
         youngs
             .iter()
             .for_each(|young| toy.space.swaps.count(*young));
@@ -54,6 +57,8 @@ fn a_site_that_missed_several_swaps_has_moved_what_the_last_whole_one_asks_for()
     }
 }
 
+/// The child of a fork finds the spans of sites whose lists no thread had brought up to date, and
+/// the span that another thread was sweeping.
 #[test]
 fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looked_at() {
     for pieces in [0, 1, 2] {
@@ -69,7 +74,7 @@ fn the_child_of_a_fork_finds_what_a_swap_has_left_at_sites_that_nobody_had_looke
         for _ in 0..pieces {
             toy.space.sweep_piece();
         }
-        // One thread forks while another has popped a span to sweep it.
+        // One thread forks after another has taken a span to sweep it.
         let entry = toy.space.sites.at(toy.space.sites.count() - 1);
         let span = toy.space.lists(entry).unswept.pop(toy.space.records());
         assert!(span.is_some());
@@ -90,17 +95,17 @@ const SITES: usize = 40;
 #[derive(Debug, Clone)]
 struct Round {
     before: Vec<usize>,
-    /// While marking.
+    /// Cells that are allocated while marking is on.
     allocated_black: Vec<usize>,
     keep: u64,
     whole: bool,
-    /// The collector reviews runs, as in a stop that finds the mutator in `blocking`.
+    /// True if the collector reviews the runs, as in a stop that finds the mutator in `blocking`.
     idle: bool,
 }
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    // A round uses few of the sites, so that runs become stale, and sometimes many cells, so that
-    // spans are filled.
+    // A round uses few of the sites, so that runs become stale, and sometimes allocates many cells,
+    // so that spans are filled.
     let cells = || prop::collection::vec(0..SITES * 20, 0..12);
     let round = (cells(), cells(), any::<u64>(), 0..3, any::<bool>()).prop_map(
         |(before, allocated_black, keep, whole, idle)| Round {
@@ -114,7 +119,7 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
     prop::collection::vec(round, 1..16)
 }
 
-/// Allocates one cell, or rarely thousands, at a site that the number selects.
+/// Allocates one cell, or rarely thousands, at the site that `number` selects.
 fn alloc_at(toy: &mut Toy, kind: KindId, number: usize) -> Vec<usize> {
     let cells = if number / SITES == 0 { 3000 } else { 1 };
     let bytes = 16 + 16 * (number % SITES);
@@ -124,6 +129,8 @@ fn alloc_at(toy: &mut Toy, kind: KindId, number: usize) -> Vec<usize> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
+    /// Runs that are taken and given back lose no cell and give none twice, through young and whole
+    /// collections.
     #[test]
     fn runs_that_come_and_go_lose_no_cell_and_give_none_twice(rounds in rounds()) {
         let mut toy = Toy::new(SpaceConfig { reserve: 256 << 20, ..SpaceConfig::default() });
@@ -152,7 +159,7 @@ proptest! {
             }
             prop_assert!(allocated_black.iter().all(|cell| toy.space.is_marked(*cell)));
             toy.space.swap(young, true);
-            // SAFETY: our own runs.
+            // SAFETY: this test's own runs.
             unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
             cells = roots.into_iter().chain(allocated_black).collect();
@@ -162,7 +169,7 @@ proptest! {
         while toy.space.sweep_piece() {}
         toy.space.forget_marks();
         while toy.space.clear_spare_piece() {}
-        // Runs that are not used any more go back although the mutator does not detach.
+        // Runs that are no longer used go back although the mutator does not detach.
         for _ in 0..8 {
             toy.runs.review_idle(&toy.space);
             toy.collect(&[]);

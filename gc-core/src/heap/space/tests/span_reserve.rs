@@ -1,10 +1,10 @@
-//! Span reserves: the spans of a mutator lie together, and no page of a reserve is lost.
+//! Span reserves: the spans of a mutator lie side by side, and no page of a reserve is lost.
 
 use super::*;
 
 const SPAN: usize = 64 << 10;
 
-/// A heap in which `used` bytes are in use already, at its start, and two mutators of it.
+/// A heap with `used` bytes in use at its start, and two mutators.
 struct Two {
     toy: Toy,
     other: LocalAllocator,
@@ -23,12 +23,12 @@ impl Two {
         }
     }
 
-    /// Has one of them take a new span and use it up. Returns the first cell.
+    /// Has one mutator take a new span and use it up. Returns the first cell.
     fn span(&self, other: bool) -> Result<usize, AllocError> {
         let runs = if other { &self.other } else { &self.toy.runs };
         let mut first = None;
         loop {
-            // SAFETY: our own runs, of this space.
+            // SAFETY: this test's own runs, of this space.
             let cell = unsafe { bump(runs.as_mut_ptr(), self.site) } as usize;
             if cell == 0 {
                 runs.refill(&self.toy.space, self.site)?;
@@ -49,12 +49,13 @@ fn roomy() -> SpaceConfig {
     }
 }
 
-/// The number of spans that do not begin where the one before ends.
+/// The number of spans that do not begin where the span before them ends.
 fn jumps(spans: &[usize]) -> usize {
     let is_jump = |two: &&[usize]| two[0] + SPAN != two[1];
     spans.windows(2).filter(is_jump).count()
 }
 
+/// The spans of two mutators that allocate in turn lie side by side for each mutator.
 #[test]
 fn the_spans_of_mutators_that_take_turns_lie_together() {
     let two = Two::new(128 << 20, roomy());
@@ -63,7 +64,7 @@ fn the_spans_of_mutators_that_take_turns_lie_together() {
         ours.push(two.span(false).unwrap());
         others.push(two.span(true).unwrap());
     }
-    // One jump for each chunk, and those until a reserve is as long as a chunk.
+    // One jump for each chunk, and some until a reserve is as long as a chunk.
     for spans in [&ours, &others] {
         assert!(
             jumps(spans) <= 16 + 8,
@@ -80,6 +81,7 @@ fn the_spans_of_mutators_that_take_turns_lie_together() {
     );
 }
 
+/// A reserve is no longer than the spans that its mutator has used, and a small heap has none.
 #[test]
 fn a_mutator_that_allocates_little_reserves_little_and_a_small_heap_nothing() {
     let two = Two::new(128 << 20, roomy());
@@ -101,6 +103,7 @@ fn a_mutator_that_allocates_little_reserves_little_and_a_small_heap_nothing() {
     }
 }
 
+/// The reserves of many mutators together are no longer than those of two.
 #[test]
 fn many_mutators_reserve_no_more_together_than_two() {
     let two = Two::new(128 << 20, roomy());
@@ -110,7 +113,7 @@ fn many_mutators_reserve_no_more_together_than_two() {
         for _ in 0..40 {
             two.span(false).unwrap();
         }
-        // The other pages in use are reserved.
+        // The other pages in use are the reserve.
         let used = two.toy.space.used_bytes() as usize - before;
         two.toy.space.give_back_reserve(&two.toy.runs.span_reserve);
         used.saturating_sub(40 * SPAN)
@@ -119,6 +122,7 @@ fn many_mutators_reserve_no_more_together_than_two() {
     assert_eq!(reserved(1000), 0);
 }
 
+/// The unused pages of a reserve go back clean, and an idle mutator's next reserves are smaller.
 #[test]
 fn pages_given_back_are_as_clean_as_they_were_and_the_next_reserve_is_smaller() {
     let two = Two::new(128 << 20, roomy());
@@ -133,13 +137,14 @@ fn pages_given_back_are_as_clean_as_they_were_and_the_next_reserve_is_smaller() 
     assert!(reserved > 0);
     let free = two.toy.space.page_runs.lock().free_dirty();
     assert_eq!(free, dirty, "a page that was never used is not dirty");
-    // Some collections later an idle mutator takes a single span again.
+    // After some collections, an idle mutator takes a single span at a time again.
     (0..12).for_each(|_| two.toy.space.give_back_reserve(&two.toy.runs.span_reserve));
     let before = used();
     two.span(false).unwrap();
     assert_eq!(used() - before, SPAN);
 }
 
+/// Pages of one mutator's reserve are free for other mutators once it is given back.
 #[test]
 fn pages_that_one_mutator_reserved_others_get_once_it_gives_them_back() {
     const LIMIT: usize = 256 << 20;

@@ -1,5 +1,5 @@
-//! A young collection finds exactly the old cells marked: those made before the last collection's
-//! stop 1 and found alive by it.
+//! In a young collection exactly the old cells are marked at the start: the cells that were made
+//! before the last collection's stop 1 and that it found alive.
 
 use super::*;
 
@@ -7,12 +7,12 @@ use super::*;
 #[derive(Debug, Clone)]
 struct Round {
     before: Vec<usize>,
-    /// While marking.
+    /// Cells that are allocated while marking is on.
     allocated_black: Vec<usize>,
     keep: u64,
-    /// The collection is a whole one.
+    /// True if the collection is a whole one.
     whole: bool,
-    /// The mutator sweeps, not the collector.
+    /// True if the mutator sweeps, and not the collector.
     lazy: bool,
     retire: bool,
 }
@@ -36,11 +36,13 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
+    /// Random rounds of allocation and of young and whole collections: the marks are those of the
+    /// old cells, and exactly the dead cells are freed.
     #[test]
     fn old_is_what_was_found_alive_and_nothing_else(rounds in rounds()) {
         let mut toy = Toy::new(SpaceConfig { reserve: 256 << 20, ..SpaceConfig::default() });
         let kind = leaf(&toy);
-        // All cells that were not found dead yet.
+        // The cells that no collection has found dead.
         let mut cells: BTreeSet<usize> = BTreeSet::new();
         let mut old: BTreeSet<usize> = BTreeSet::new();
         let mut first = true;
@@ -55,7 +57,7 @@ proptest! {
                 prop_assert_eq!(toy.space.is_marked(*cell), old.contains(cell));
             }
             let mut unallocated = 0;
-            // SAFETY: our own runs.
+            // SAFETY: this test's own runs.
             unsafe { toy.runs.for_each_unallocated(&toy.space, &mut |cell| {
                 unallocated += usize::from(toy.space.is_marked(cell));
             }) };
@@ -68,7 +70,7 @@ proptest! {
                 toy.runs.retire(&toy.space);
             }
             toy.space.swap(young, true);
-            // SAFETY: our own runs.
+            // SAFETY: this test's own runs.
             unsafe { toy.runs.keep_owned(&toy.space) };
             old = roots.iter().copied().collect();
             cells = roots.into_iter().chain(allocated_black).collect();
@@ -76,7 +78,7 @@ proptest! {
                 while toy.space.sweep_piece() {}
             }
         }
-        // In the end all cells die that are not kept.
+        // In the end all cells die.
         toy.runs.retire(&toy.space);
         while toy.space.sweep_piece() {}
         toy.space.forget_marks();
@@ -87,6 +89,7 @@ proptest! {
     }
 }
 
+/// A span that was filled while marking was on is swept again in the next cycle.
 #[test]
 fn a_span_that_was_filled_while_marking_is_swept_again() {
     let mut toy = Toy::small();

@@ -1,10 +1,10 @@
-//! Leaves that are not cleared: they are allocated with old contents, and their memory is cleared
-//! again for all other kinds.
+//! Leaves that are not cleared. They are allocated with old content, and their memory is cleared
+//! before it is used for another kind.
 
 use super::*;
 
-/// Fills `count` cells, frees them except where `lives` says so, and returns how many of as many
-/// new cells have old bytes.
+/// Fills `count` cells and frees those that `lives` does not select. Allocates as many new cells,
+/// and returns how many of them have old bytes.
 fn stale(
     toy: &mut Toy,
     kind: KindId,
@@ -13,7 +13,7 @@ fn stale(
     lives: fn(usize) -> bool,
 ) -> usize {
     let content = |cell: usize| {
-        // SAFETY: a cell of ours, of so many bytes.
+        // SAFETY: a cell of this test, of `bytes` bytes.
         unsafe { std::slice::from_raw_parts_mut(cell as *mut u8, bytes) }
     };
     let cells: Vec<usize> = (0..count).map(|_| toy.alloc(kind, bytes)).collect();
@@ -28,6 +28,7 @@ fn stale(
     again.filter(|cell| content(*cell).contains(&0xa5)).count()
 }
 
+/// Cells of a `leaf_uninit` kind keep old bytes; cells of other kinds in the same memory are zero.
 #[test]
 fn uninit_leaves_are_not_cleared_and_their_memory_is_for_others() {
     for (bytes, count) in [(16, 9000), (320, 2000), (4096, 200), (100_000, 20)] {
@@ -36,7 +37,7 @@ fn uninit_leaves_are_not_cleared_and_their_memory_is_for_others() {
             let uninit = toy.space.add_kind(Kind::leaf_uninit("uninit")).unwrap();
             let clear = leaf(&toy);
             assert_eq!(stale(&mut toy, clear, bytes, count, lives), 0);
-            // Two in three cells are holes. Free page runs that are zero are taken first.
+            // Two in three cells are holes. Page runs that are zero are taken first.
             let n = stale(&mut toy, uninit, bytes, count, lives);
             assert!(
                 n >= count / 2 || !lives(1),
