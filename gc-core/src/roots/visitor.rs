@@ -9,6 +9,32 @@ use crate::encoding::Encoding;
 /// The callback runs while the world is stopped. It must not allocate, lock a lock that a mutator
 /// may hold, print or panic. Of the data that mutators change, it may read only what they change
 /// inside `no_preempt`: a `Vec` that was stopped in the middle of growing has no valid state.
+///
+/// ```
+/// use gc_core::Heap;
+/// use gc_core::raw::{Encoding, Kind};
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+///
+/// let heap = Heap::builder().build()?;
+/// let leaf = heap.kind(Kind::leaf("leaf"))?;
+/// let global = Arc::new(AtomicUsize::new(0));
+/// let root = global.clone();
+/// // SAFETY: the callback reads one atomic word.
+/// let _guard = unsafe {
+///     heap.add_root_callback(move |roots| roots.word(root.load(Relaxed), Encoding::RAW))
+/// }?;
+/// let mutator = heap.attach()?;
+/// // SAFETY: the cell has 16 bytes, and the callback reports it.
+/// unsafe {
+///     let cell = mutator.alloc_raw(leaf, 16)?.cast::<usize>();
+///     cell.write(7);
+///     global.store(cell.as_ptr() as usize, Relaxed);
+///     heap.collect();
+///     assert_eq!(cell.read(), 7);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RootVisitor<'s> {
     scanner: &'s mut (dyn VisitRoots + 's),
 }
