@@ -4,9 +4,10 @@
 //! the fault in the cycle that is about to free the cell. It lists the roots as stop 1 finds them.
 //! In stop 2, when all is marked and weak words are cleared, and before the bitmaps swap, it walks
 //! the graph from these roots, as the graph is then. The walk and the markers share only the
-//! description of kinds. Each cell that it reaches must be marked: the cell was reachable when
-//! marking began, or was allocated since. If a cell is not marked, the verifier prints the path to
-//! it, and aborts the process without a change to the heap.
+//! look-up of a word ([`Space::resolve`]) and the edges of each kind (`follow.rs`). Each cell that
+//! the walk reaches must be marked: the cell was reachable when marking began, or was allocated
+//! since. If a cell is not marked, the verifier prints the path to it, and aborts the process
+//! without a change to the heap.
 //!
 //! The verifier does not scan for roots again: a second scan of stacks would find other dead words,
 //! and cells that died meanwhile by them. The walk follows a conservative word of a *cell* only
